@@ -1,0 +1,47 @@
+"""Clone your voice once, own it forever, use it anywhere.
+
+    import afterwords as aw
+
+    voice = aw.clone("me.wav", name="me", consent="self")
+    aw.say("Hello", voice=voice).save("hello.wav")
+
+Names load when first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from afterwords import errors
+    from afterwords.audio import Audio
+    from afterwords.errors import AfterwordsError
+    from afterwords.models import Job, Voice
+    from afterwords.studio import clone, say, stream, voices
+
+_HOMES = {
+    "AfterwordsError": "afterwords.errors",
+    "Audio": "afterwords.audio",
+    "Job": "afterwords.models",
+    "Voice": "afterwords.models",
+    "clone": "afterwords.studio",
+    "say": "afterwords.studio",
+    "stream": "afterwords.studio",
+    "voices": "afterwords.studio",
+}
+__all__ = ["AfterwordsError", "Audio", "Job", "Voice", "__version__", "clone", "errors", "say", "stream", "voices"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "errors":
+        return import_module("afterwords.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'afterwords' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,118 @@
+"""What an engine is: the protocol every plug-in under `afterwords.engines` keeps, and the types it speaks in.
+
+Engines are found by the registry, prepared and driven by the studio here and by workers on servers. They
+know nothing of files, libraries or requests: a reference in, a prompt out; a task in, chunks out.
+`afterwords.testing.EngineContract` holds an engine to all that stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from afterwords.models import SpeechTask
+
+Progress = Callable[[float, str], None]
+"""Told how far long work is: a fraction in [0, 1] and what is being done, in a few words."""
+
+
+def ignore_progress(fraction: float, step: str) -> None:
+    """The Progress of a caller who does not look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The prepared recording that a voice is made from.
+
+    Attributes:
+        samples: shape (n_samples,), float32 mono in [-1, 1].
+        sample_rate: in Hz.
+        text: transcript of exactly these samples; None where it is not known.
+        lang: two letters.
+    """
+
+    samples: NDArray[np.float32] = field(repr=False)
+    sample_rate: int
+    text: str | None = field(default=None, repr=False)
+    lang: str = "en"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of speech: samples of shape (n_samples,), float32 mono in [-1, 1], at the engine's rate."""
+
+    samples: NDArray[np.float32] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Available:
+    """The engine can run here. `note` is one line on what it will use, for example the device."""
+
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """The engine can't run here: why, and the command or action that mends it."""
+
+    reason: str
+    fix: str
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A plug-in that speaks one or more backends on this machine.
+
+    Attributes:
+        name: of the engine, for example "lite".
+        backends: public ids of the models it runs.
+        sample_rate: of every chunk, in Hz.
+        max_concurrent: utterances it speaks at once; further calls wait.
+        prompt_version: changes whenever prompts made before must be made again.
+    """
+
+    name: str
+    backends: tuple[str, ...]
+    sample_rate: int
+    max_concurrent: int
+    prompt_version: str
+
+    def languages(self, backend: str) -> frozenset[str]:
+        """Which languages a backend speaks, as two-letter codes. Needs no weights."""
+        ...
+
+    def availability(self) -> Available | Unavailable:
+        """Whether it can run here. Quick: loads no weights, raises nothing."""
+        ...
+
+    def prepare(self, reference: Reference, progress: Progress = ignore_progress, *, fast: bool = False) -> bytes:
+        """Make the prompt of a voice, once. It is a cache that can be made again, never the voice itself.
+
+        Args:
+            reference: the prepared recording.
+            progress: told how far it is.
+            fast: give up likeness for time, where the engine has such a choice.
+
+        Raises:
+            UnvoicedReferenceError: too little of it is a voice.
+        """
+        ...
+
+    def synthesize(self, task: SpeechTask) -> Iterator[Chunk]:
+        """Speak one utterance, yielding chunks as they are ready.
+
+        May be called from several threads. Closing the iterator cancels this utterance alone.
+
+        Raises:
+            SynthesisError: it could not speak.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back memory and threads. A closed engine may be used again; it loads anew."""
+        ...

@@ -1,0 +1,81 @@
+"""The settings of the person at this machine: environment first, then `config.toml` in the home folder.
+
+Read when asked, never at import. Servers have settings of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from afterwords.errors import InvalidOptionError, UnreadableFileError
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What was set.
+
+    Attributes:
+        home: the folder of voices and models.
+        backends: the only backends offered, in this order; None offers all but `tone`.
+        whisper: folder or name of a faster-whisper model for transcripts.
+        kokoro_onnx: a Kokoro-82M ONNX file to use in place of the packaged one.
+        is_testing: whether the fault words of the `tone` engine work.
+    """
+
+    home: Path
+    backends: tuple[str, ...] | None = None
+    whisper: str | None = None
+    kokoro_onnx: Path | None = None
+    is_testing: bool = False
+
+
+def load_config(environ: Mapping[str, str] | None = None) -> Config:
+    """Read the settings: `AFTERWORDS_HOME`, `_BACKENDS`, `_WHISPER`, `_KOKORO_ONNX`, `_TESTING`, or the same in lower
+    case, without the prefix, in `config.toml` in the home folder.
+
+    Raises:
+        UnreadableFileError: config.toml is there but is not TOML.
+        InvalidOptionError: a setting has the wrong type.
+    """
+    env = os.environ if environ is None else environ
+    home = _home(env)
+    file = _read_toml(home / "config.toml")
+
+    def setting(key: str) -> str | None:
+        value = env.get(f"AFTERWORDS_{key.upper()}") or file.get(key)
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            value = ",".join(value)
+        if value is not None and not isinstance(value, str):
+            raise InvalidOptionError(f"config.toml: {key}", value=value, allowed="a string")
+        return value or None
+
+    backends = setting("backends")
+    kokoro_onnx = setting("kokoro_onnx")
+    return Config(
+        home=home,
+        backends=tuple(part.strip() for part in backends.split(",") if part.strip()) if backends else None,
+        whisper=setting("whisper"),
+        kokoro_onnx=Path(kokoro_onnx).expanduser() if kokoro_onnx else None,
+        is_testing=env.get("AFTERWORDS_TESTING") == "1",
+    )
+
+
+def _home(env: Mapping[str, str]) -> Path:
+    if env.get("AFTERWORDS_HOME"):
+        return Path(env["AFTERWORDS_HOME"]).expanduser().absolute()
+    from platformdirs import user_data_path
+
+    return user_data_path("afterwords", appauthor=False)
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UnreadableFileError(path, why=f"{error}") from error

@@ -1,0 +1,509 @@
+"""Every error that afterwords raises on purpose.
+
+One class a cause. A class takes facts, writes its own one-sentence message, and carries what each face of
+the product needs: `code` for the API, `http_status` for the server, `exit_code` for the shell, `hint` for
+the person. No message repeats text, a transcript or a key.
+
+    AfterwordsError
+    ├── InvalidInputError                  what was given can't be used (exit 5)
+    │   ├── RecordingError
+    │   │   ├── UnsupportedAudioError · NoAudioError · ReferenceTooShortError · ReferenceTooLongError
+    │   │   ├── FileTooLargeError · SilentAudioError · NonFiniteAudioError · UnvoicedReferenceError
+    │   │   └── MalformedWavError
+    │   │       ├── NotWavError · MissingFormatError · TruncatedWavError · EmptyDataError · TooManyChunksError
+    │   │       └── BadChannelsError · BadSampleRateError · BadBitsError · BadBlockAlignError · UnsupportedEncodingError
+    │   ├── TextError
+    │   │   └── EmptyTextError · ControlCharacterError · InvalidUnicodeError · TextTooLongError
+    │   ├── UnsupportedLangError · InvalidBackendError · InvalidNameError · InvalidOptionError
+    │   ├── ConsentRequiredError · VoiceRequiredError · VoiceExistsError
+    │   └── UnreadableFileError · UnwritableOutputError · UnmarkableFormatError
+    ├── VoiceNotFoundError                 no such voice (exit 4)
+    ├── UnavailableError                   this machine lacks something (exit 1)
+    │   └── MissingExtraError · BackendUnavailableError · AudioDeviceError · TranscriberError
+    ├── SynthesisError                     an engine could not speak (exit 7)
+    ├── ModelFileError                     a weight file is missing or altered (exit 1)
+    └── LibraryError                       the voices on this disk (exit 1)
+        └── CorruptVoiceError · NewerLibraryError · LibraryBusyError · StorageFullError
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+
+class AfterwordsError(Exception):
+    """The root: catch it to catch everything that afterwords raises on purpose."""
+
+    code: ClassVar[str] = "error"
+    http_status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+# -- what was given -----------------------------------------------------------------------------------------
+
+
+class InvalidInputError(AfterwordsError):
+    """What was given can't be used."""
+
+    code = "invalid_input"
+    http_status = 422
+    exit_code = 5
+
+
+class RecordingError(InvalidInputError):
+    """A recording can't be used."""
+
+    code = "invalid_audio"
+
+
+class UnsupportedAudioError(RecordingError):
+    """No decoder knows the file."""
+
+    code = "unsupported_audio"
+
+    def __init__(self, source: str) -> None:
+        super().__init__(
+            f"{source} is not audio that any decoder here knows.",
+            hint="give a wav, flac, mp3, ogg, opus, m4a, aac or webm file.",
+        )
+
+
+class NoAudioError(RecordingError):
+    """The file is known but holds no sound: an empty file, or a container without an audio track."""
+
+    code = "empty_data"
+
+    def __init__(self, source: str) -> None:
+        super().__init__(f"{source} holds no audio.", hint="record it again, or give another file.")
+
+
+class ReferenceTooShortError(RecordingError):
+    code = "too_short"
+
+    def __init__(self, source: str, *, duration_s: float, minimum_s: float) -> None:
+        super().__init__(
+            f"{source} lasts {duration_s:.2f} s, but a reference must last at least {minimum_s:g} s.",
+            hint="record a longer sample, or join clips into one.",
+        )
+
+
+class ReferenceTooLongError(RecordingError):
+    code = "too_long"
+
+    def __init__(self, source: str, *, duration_s: float, maximum_s: float) -> None:
+        super().__init__(
+            f"{source} lasts {duration_s:.2f} s, but a reference may last at most {maximum_s:g} s.",
+            hint="cut it to the part where the voice is clearest.",
+        )
+
+
+class FileTooLargeError(RecordingError):
+    code = "file_too_large"
+
+    def __init__(self, source: str, *, size_bytes: int, maximum_bytes: int) -> None:
+        super().__init__(
+            f"{source} has {size_bytes:,} bytes, but at most {maximum_bytes:,} are taken.",
+            hint="cut the recording, or save it as 16-bit mono.",
+        )
+
+
+class SilentAudioError(RecordingError):
+    code = "silent_audio"
+
+    def __init__(self, source: str, *, peak_db: float) -> None:
+        super().__init__(
+            f"{source} is silent: its sound peaks at {peak_db:.0f} dBFS once any constant offset is removed.",
+            hint="check the microphone and record again.",
+        )
+
+
+class NonFiniteAudioError(RecordingError):
+    code = "non_finite_audio"
+
+    def __init__(self, source: str) -> None:
+        super().__init__(
+            f"{source} holds samples that are not numbers (NaN or infinity).",
+            hint="export it again as 16-bit PCM.",
+        )
+
+
+class UnvoicedReferenceError(RecordingError):
+    """Too little of the recording is a voice for an engine to learn from."""
+
+    code = "no_voice"
+
+    def __init__(self, source: str, *, voiced_s: float, minimum_s: float) -> None:
+        super().__init__(
+            f"{source} holds {voiced_s:.1f} s of voiced speech, but {minimum_s:g} s are needed.",
+            hint="record at least 10 s of one person speaking, near the microphone and without music.",
+        )
+
+
+class MalformedWavError(RecordingError):
+    """The file is a WAV, but its structure is wrong."""
+
+    code = "malformed_wav"
+
+    def __init__(self, source: str, problem: str = "its chunks are out of order or cut") -> None:
+        super().__init__(
+            f"{source} is not a well-formed WAV file: {problem}.", hint="export it again as a 16-bit PCM WAV."
+        )
+
+
+class NotWavError(MalformedWavError):
+    code = "not_wav"
+
+    def __init__(self, source: str, *, found: str) -> None:
+        super().__init__(source, f"it begins as {found}, not RIFF/WAVE")
+
+
+class MissingFormatError(MalformedWavError):
+    code = "no_fmt"
+
+    def __init__(self, source: str) -> None:
+        super().__init__(source, "it has no fmt chunk")
+
+
+class TruncatedWavError(MalformedWavError):
+    code = "truncated"
+
+    def __init__(self, source: str, *, declared_bytes: int, present_bytes: int) -> None:
+        super().__init__(source, f"it declares {declared_bytes:,} bytes of sound and holds {present_bytes:,}")
+
+
+class EmptyDataError(MalformedWavError):
+    code = "empty_data"
+
+    def __init__(self, source: str) -> None:
+        super().__init__(source, "its data chunk declares no sound")
+
+
+class TooManyChunksError(MalformedWavError):
+    code = "too_many_chunks"
+
+    def __init__(self, source: str, *, maximum: int) -> None:
+        super().__init__(source, f"it has more than {maximum} chunks")
+
+
+class BadChannelsError(MalformedWavError):
+    code = "bad_channels"
+
+    def __init__(self, source: str, *, channels: int) -> None:
+        super().__init__(source, f"it declares {channels:,} channels, and 1 or 2 are taken")
+
+
+class BadSampleRateError(MalformedWavError):
+    code = "bad_sample_rate"
+
+    def __init__(self, source: str, *, sample_rate: int, minimum: int, maximum: int) -> None:
+        super().__init__(
+            source, f"it declares a sample rate of {sample_rate:,} Hz, and {minimum:,} to {maximum:,} Hz are taken"
+        )
+
+
+class BadBitsError(MalformedWavError):
+    code = "bad_bits"
+
+    def __init__(self, source: str, *, bits: int) -> None:
+        super().__init__(source, f"it declares {bits} bits a sample, and 8, 16, 24 or 32 are taken")
+
+
+class BadBlockAlignError(MalformedWavError):
+    code = "bad_block_align"
+
+    def __init__(self, source: str, *, block_align: int, expected: int) -> None:
+        super().__init__(source, f"it declares {block_align} bytes a frame, and its format needs {expected}")
+
+
+class UnsupportedEncodingError(MalformedWavError):
+    code = "unsupported_encoding"
+
+    def __init__(self, source: str, *, encoding: str) -> None:
+        super().__init__(source, f"its sound is encoded as {encoding}, and PCM or 32-bit float is taken")
+
+
+class TextError(InvalidInputError):
+    """A text can't be spoken. The message never repeats the text."""
+
+    code = "invalid_text"
+
+
+class EmptyTextError(TextError):
+    code = "empty_text"
+
+    def __init__(self) -> None:
+        super().__init__("The text holds nothing that can be spoken.", hint="give at least one letter or digit.")
+
+
+class ControlCharacterError(TextError):
+    code = "control_character"
+
+    def __init__(self, *, codepoint: int, position: int) -> None:
+        super().__init__(
+            f"The text holds the control character U+{codepoint:04X} at position {position}; "
+            "only newline and tab are taken.",
+            hint="remove it; text copied from a terminal often carries some.",
+        )
+
+
+class InvalidUnicodeError(TextError):
+    code = "invalid_unicode"
+
+    def __init__(self, *, position: int) -> None:
+        super().__init__(
+            f"The text is not valid Unicode at position {position}.", hint="save or send the text as UTF-8."
+        )
+
+
+class TextTooLongError(TextError):
+    code = "text_too_long"
+
+    def __init__(self, *, length: int, maximum: int) -> None:
+        super().__init__(
+            f"The text has {length:,} characters, and at most {maximum:,} are taken at once.",
+            hint="split it and speak the parts one by one.",
+        )
+
+
+class UnsupportedLangError(InvalidInputError):
+    code = "unsupported_lang"
+
+    def __init__(self, lang: str, *, supported: Iterable[str], backend: str = "", others: Sequence[str] = ()) -> None:
+        who = f"The backend {backend}" if backend else "afterwords"
+        spoken = ", ".join(sorted(supported))
+        super().__init__(
+            f"{who} does not speak {lang!a}; it speaks {spoken}.",
+            hint=f"use --backend {others[0]}, which speaks it." if others else f"choose one of: {spoken}.",
+        )
+
+
+class InvalidBackendError(InvalidInputError):
+    code = "invalid_backend"
+
+    def __init__(self, backend: str, *, offered: Iterable[str]) -> None:
+        names = ", ".join(offered) or "none"
+        super().__init__(
+            f"There is no backend {backend!a} here; offered: {names}.", hint="`afterwords backends` lists them."
+        )
+
+
+class InvalidNameError(InvalidInputError):
+    code = "invalid_name"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"A voice can't have that name: {problem}.", hint="use 1 to 200 letters, digits, spaces or punctuation."
+        )
+
+
+class InvalidOptionError(InvalidInputError):
+    code = "invalid_option"
+
+    def __init__(self, option: str, *, value: object, allowed: str) -> None:
+        super().__init__(f"{option} is {value!a}, and must be {allowed}.", hint=f"give {option} as {allowed}.")
+
+
+class ConsentRequiredError(InvalidInputError):
+    code = "consent_required"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Whose voice this is, and that they agree, has not been stated.",
+            hint="add --consent self (it is your own voice), granted (the speaker agreed), "
+            "public-domain or synthetic.",
+        )
+
+
+class VoiceRequiredError(InvalidInputError):
+    code = "voice_required"
+    exit_code = 2
+
+    def __init__(self, *, names: Sequence[str]) -> None:
+        if names:
+            super().__init__(
+                f"There are {len(names)} voices and none was named.",
+                hint=f"add --voice NAME ({', '.join(ascii(n)[1:-1] for n in names[:5])}), "
+                "or choose one for good with `afterwords voices default NAME`.",
+            )
+        else:
+            super().__init__(
+                "There is no voice yet.", hint="make one: afterwords clone me.wav --name me (or try `afterwords demo`)."
+            )
+
+
+class VoiceExistsError(InvalidInputError):
+    code = "voice_exists"
+    http_status = 409
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"There is already a voice named {name!a}.", hint="choose another --name, or add --replace to overwrite it."
+        )
+
+
+class UnreadableFileError(InvalidInputError):
+    code = "unreadable_file"
+
+    def __init__(self, path: Path | str, *, why: str) -> None:
+        super().__init__(f"{_shown(path)} can't be read: {why}.", hint="check the path and its permissions.")
+
+
+class UnwritableOutputError(InvalidInputError):
+    code = "unwritable_output"
+
+    def __init__(self, path: Path | str, *, why: str) -> None:
+        super().__init__(
+            f"{_shown(path)} can't be written: {why}.", hint="name a file in a folder that exists and is yours."
+        )
+
+
+class UnmarkableFormatError(InvalidInputError):
+    """A file format is not known, by its name or its ending."""
+
+    code = "invalid_format"
+
+    def __init__(self, given: str, *, formats: Iterable[str]) -> None:
+        names = ", ".join(formats)
+        super().__init__(f"{given!a} is not a format that can be written; known: {names}.", hint="add --format wav.")
+
+
+# -- what is not there ---------------------------------------------------------------------------------------
+
+
+class VoiceNotFoundError(AfterwordsError):
+    code = "voice_not_found"
+    http_status = 404
+    exit_code = 4
+
+    def __init__(self, name: str, *, nearest: Sequence[str] = ()) -> None:
+        near = " or ".join(ascii(n) for n in nearest)
+        super().__init__(
+            f"There is no voice {name!a}.",
+            hint=f"did you mean {near}?" if near else "`afterwords voices list` shows what there is.",
+        )
+
+
+class UnavailableError(AfterwordsError):
+    """This machine lacks something that the work needs."""
+
+    code = "unavailable"
+    http_status = 503
+
+
+class MissingExtraError(UnavailableError):
+    code = "missing_extra"
+
+    def __init__(self, extra: str, *, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the extra {extra!a}, which is not installed.",
+            hint=f'pip install "afterwords[{extra}]"',
+        )
+
+
+class BackendUnavailableError(UnavailableError):
+    code = "backend_unavailable"
+
+    def __init__(self, backend: str, *, reason: str, fix: str) -> None:
+        super().__init__(f"The backend {backend} can't run here: {reason}.", hint=fix)
+
+
+class AudioDeviceError(UnavailableError):
+    code = "no_audio_device"
+
+    def __init__(self, purpose: str, *, why: str) -> None:
+        super().__init__(
+            f"{purpose} needs a sound device, and none answers ({why}).",
+            hint="write to a file instead: -o hello.wav."
+            if purpose == "Playing"
+            else "give a recorded file instead of --record.",
+        )
+
+
+class TranscriberError(UnavailableError):
+    code = "transcriber_unavailable"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"The recording could not be transcribed: {why}.",
+            hint="type the transcript with --text, or point AFTERWORDS_WHISPER at a faster-whisper model folder.",
+        )
+
+
+class SynthesisError(AfterwordsError):
+    code = "synthesis_failed"
+    exit_code = 7
+
+    def __init__(self, backend: str, *, why: str) -> None:
+        super().__init__(
+            f"The backend {backend} could not speak: {why}.",
+            hint="try a shorter text or another --seed; --debug shows where it failed.",
+        )
+
+
+class ModelFileError(AfterwordsError):
+    code = "model_file"
+
+    def __init__(self, name: str, *, why: str, hint: str) -> None:
+        super().__init__(f"The model file {name} {why}.", hint=hint)
+
+
+# -- the voices on this disk ---------------------------------------------------------------------------------
+
+
+class LibraryError(AfterwordsError):
+    """The voices on this disk can't be used as they are."""
+
+    code = "library"
+
+
+class CorruptVoiceError(LibraryError):
+    code = "corrupt_voice"
+
+    def __init__(self, entry: Path, *, why: str) -> None:
+        super().__init__(
+            f"The voice in {_shown(entry)} is damaged: {why}.",
+            hint="restore that folder from a backup, or move it away; the other voices are not affected.",
+        )
+
+
+class NewerLibraryError(LibraryError):
+    code = "newer_library"
+
+    def __init__(self, home: Path, *, found: int, known: int) -> None:
+        super().__init__(
+            f"The library in {_shown(home)} has schema {found}, and this version knows up to {known}.",
+            hint="pip install --upgrade afterwords",
+        )
+
+
+class LibraryBusyError(LibraryError):
+    code = "library_busy"
+    http_status = 503
+
+    def __init__(self, home: Path, *, waited_s: float) -> None:
+        super().__init__(
+            f"Another process has held the library in {_shown(home)} for {waited_s:g} s.",
+            hint="wait for it to end, then try again.",
+        )
+
+
+class StorageFullError(LibraryError):
+    code = "storage_full"
+    http_status = 507
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(
+            f"The disk that holds {_shown(path)} is full.", hint="free some space; nothing was changed or lost."
+        )
+
+
+def _shown(path: Path | str) -> str:
+    """A path as it may be printed: escapes stand for what a terminal would act on."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))

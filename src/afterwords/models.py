@@ -1,0 +1,215 @@
+"""The types that the SDK, the command line, the server and the engines share.
+
+All are frozen, every field is described (the text becomes API documentation), times are aware and in UTC.
+A Voice has no owner and no key, so it cannot leak one; text and transcripts stay out of every repr.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any
+from uuid import uuid4
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+
+NAME_MAX_CHARS = 200
+
+
+def new_id() -> str:
+    """Make an identifier: a random UUID in its usual form."""
+    return str(uuid4())
+
+
+def now() -> datetime:
+    """The present moment, aware, in UTC, cut to the millisecond that the API shows."""
+    moment = datetime.now(UTC)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+UtcTime = Annotated[
+    AwareDatetime,
+    AfterValidator(lambda moment: moment.astimezone(UTC)),
+    PlainSerializer(_iso, when_used="json"),
+]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Model(BaseModel):
+    """The base of all: immutable, closed to unknown fields, and silent about the values it refuses."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class ConsentKind(StrEnum):
+    """By what right a voice may be cloned."""
+
+    SELF = "self"
+    GRANTED = "granted"
+    PUBLIC_DOMAIN = "public-domain"
+    SYNTHETIC = "synthetic"
+
+
+class Consent(Model):
+    """The statement that a voice may be cloned."""
+
+    kind: ConsentKind = Field(description="By what right: one's own voice, leave given, public domain, or no person.")
+    stated_at: UtcTime = Field(description="When it was stated, UTC.")
+
+
+class ReferenceInfo(Model):
+    """What is known of the recording that a voice speaks from, without the recording."""
+
+    sha256: Sha256 = Field(description="SHA-256 of the prepared reference, a canonical WAV file.")
+    duration_s: float = Field(gt=0, description="Length of the prepared reference in seconds.")
+    sample_rate: int = Field(gt=0, description="Sample rate of the prepared reference in Hz.")
+    grade: str = Field(pattern=r"^[A-F]$", description="How good it is for cloning: A (best) to F.")
+
+
+class Provenance(Model):
+    """Where a voice came from: enough to tell later that nothing was exchanged."""
+
+    original_sha256: Sha256 = Field(description="SHA-256 of the untouched original recording.")
+    window_start_s: float = Field(ge=0, description="Where in the original the reference begins, in seconds.")
+    software: str = Field(description="The program and version that prepared the voice.")
+    sealed_at: UtcTime = Field(description="When the reference and the consent were bound together, UTC.")
+    seal: Sha256 = Field(description="SHA-256 over reference, original, consent and time: a change in any is found.")
+
+
+class Voice(Model):
+    """A voice: a name, a reference recording, its transcript and language, and the right to use it."""
+
+    voice_id: str = Field(default_factory=new_id, description="Identifier of the voice, a UUID.")
+    name: str = Field(min_length=1, max_length=NAME_MAX_CHARS, description="What its owner calls it.")
+    backend: str = Field(description="The backend that speaks it unless another is asked for.")
+    lang: str = Field(default="en", description="Language of the reference, two letters.")
+    ref_text: str | None = Field(default=None, repr=False, description="Transcript of the reference, if known.")
+    family: str | None = Field(default=None, description="Groups voices of one speaker, for example by language.")
+    reference: ReferenceInfo = Field(description="The prepared reference recording.")
+    consent: Consent | None = Field(default=None, description="The statement that it may be cloned.")
+    provenance: Provenance | None = Field(default=None, description="Where it came from.")
+    created_at: UtcTime = Field(default_factory=now, description="When it was made, UTC.")
+    metadata: dict[str, Any] = Field(default_factory=dict, repr=False, description="Free fields of its owner.")
+
+
+class NewVoice(Model):
+    """What has to be said to make a voice; the recording travels beside it."""
+
+    name: str = Field(min_length=1, max_length=NAME_MAX_CHARS, description="What its owner calls it.")
+    backend: str | None = Field(default=None, description="The backend that speaks it; absent: the best one offered.")
+    lang: str = Field(default="en", description="Language of the reference, two letters.")
+    ref_text: str | None = Field(default=None, repr=False, description="Transcript of the reference, if known.")
+    family: str | None = Field(default=None, description="Groups voices of one speaker, for example by language.")
+    consent: ConsentKind | None = Field(default=None, description="By what right the voice may be cloned.")
+
+
+class JobStatus(StrEnum):
+    """Where a job stands. All but `pending` are final."""
+
+    PENDING = "pending"
+    READY = "ready"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self is not JobStatus.PENDING
+
+
+class Job(Model):
+    """One request to speak that a server accepted."""
+
+    job_id: str = Field(description="Identifier of the job, a UUID.")
+    voice_id: str | None = Field(default=None, description="The voice that speaks.")
+    status: JobStatus = Field(description="Where the job stands.")
+    audio_url: str | None = Field(default=None, description="Where the audio is, once the job is ready.")
+    error: str | None = Field(default=None, description="Why the job failed, if it did.")
+    created_at: UtcTime | None = Field(default=None, description="When it was accepted, UTC.")
+    completed_at: UtcTime | None = Field(default=None, description="When it reached its final state, UTC.")
+    char_count: int | None = Field(default=None, ge=0, description="Characters that were charged.")
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Job:
+        if self.audio_url is not None and self.status is not JobStatus.READY:
+            raise ValueError("only a ready job has audio")
+        if self.error is not None and self.status is not JobStatus.FAILED:
+            raise ValueError("only a failed job has an error")
+        return self
+
+
+class SpeechFormat(StrEnum):
+    """The audio formats that speech is written in; `pcm` is raw little-endian 16-bit mono."""
+
+    WAV = "wav"
+    MP3 = "mp3"
+    OPUS = "opus"
+    FLAC = "flac"
+    PCM = "pcm"
+
+
+SPEED_MIN, SPEED_MAX = 0.25, 4.0
+Speed = Annotated[float, Field(ge=SPEED_MIN, le=SPEED_MAX, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class SpeechRequest(Model):
+    """What a caller asks for."""
+
+    voice_id: str = Field(description="The voice that shall speak.")
+    text: str = Field(min_length=1, repr=False, description="What it shall say.")
+    lang: str | None = Field(default=None, description="Language of the text; absent: the voice's.")
+    backend: str | None = Field(default=None, description="The backend to use; absent: the voice's.")
+    speed: Speed = Field(default=1.0, description="Speaking rate, 1 = as the voice speaks; the pitch is kept.")
+    seed: Seed | None = Field(default=None, description="Makes a sampled result repeatable.")
+    response_format: SpeechFormat = Field(default=SpeechFormat.WAV, description="Format of the audio.")
+
+
+class SpeechTask(Model):
+    """What an engine is given: everything decided, one utterance."""
+
+    text: str = Field(min_length=1, repr=False, description="What to say, already checked.")
+    lang: str = Field(description="Language of the text, two letters, one that the backend speaks.")
+    backend: str = Field(description="Which of the engine's backends speaks.")
+    voice_id: str = Field(description="The voice, for logs and caches.")
+    prompt: bytes = Field(repr=False, description="What the engine's own `prepare` made of the reference.")
+    seed: Seed | None = Field(default=None, description="Makes a sampled result repeatable.")
+
+
+class SpeechResult(Model):
+    """What came of a task, without the audio."""
+
+    backend: str = Field(description="The backend that spoke.")
+    sample_rate: int = Field(gt=0, description="Sample rate of the audio in Hz.")
+    duration_s: float = Field(ge=0, description="Length of the audio in seconds.")
+    synth_ms: int = Field(ge=0, description="Time that synthesis took, in milliseconds.")
+    first_audio_ms: int | None = Field(default=None, ge=0, description="Time to first audio, in milliseconds.")
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of work for each second of audio; below 1 is faster than speech."""
+        return self.synth_ms / 1000 / self.duration_s if self.duration_s else float("inf")
+
+
+class Usage(Model):
+    """Characters spoken in a billing period."""
+
+    characters: int = Field(ge=0, description="Characters charged in the period.")
+    limit: int | None = Field(default=None, ge=0, description="Characters allowed in the period; absent: no limit.")
+    period_start: UtcTime = Field(description="First moment of the period, UTC.")
+    period_end: UtcTime = Field(description="First moment after the period, UTC.")
+
+
+class ApiKey(Model):
+    """An API key as it may be shown: never the key itself."""
+
+    key_id: str = Field(description="Identifier of the key, a UUID.")
+    label: str | None = Field(default=None, description="What its owner calls it.")
+    scopes: tuple[str, ...] = Field(default=(), description="What it may do; empty: everything.")
+    created_at: UtcTime = Field(description="When it was made, UTC.")
+    expires_at: UtcTime | None = Field(default=None, description="When it stops working; absent: never.")
+    revoked_at: UtcTime | None = Field(default=None, description="When it was revoked, if it was.")
+    character_limit: int | None = Field(default=None, ge=0, description="Characters it may spend in a period.")
