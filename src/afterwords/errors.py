@@ -174,8 +174,11 @@ class MissingFormatError(MalformedWavError):
 class TruncatedWavError(MalformedWavError):
     code = "truncated"
 
-    def __init__(self, source: str, *, declared_bytes: int, present_bytes: int) -> None:
-        super().__init__(source, f"it declares {declared_bytes:,} bytes of sound and holds {present_bytes:,}")
+    def __init__(self, source: str, *, declared_bytes: int | None, present_bytes: int) -> None:
+        if declared_bytes is None:
+            super().__init__(source, "it ends before its sound begins")
+        else:
+            super().__init__(source, f"it declares {declared_bytes:,} bytes of sound and holds {present_bytes:,}")
 
 
 class EmptyDataError(MalformedWavError):

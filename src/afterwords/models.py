@@ -67,7 +67,9 @@ class ReferenceInfo(Model):
     sha256: Sha256 = Field(description="SHA-256 of the prepared reference, a canonical WAV file.")
     duration_s: float = Field(gt=0, description="Length of the prepared reference in seconds.")
     sample_rate: int = Field(gt=0, description="Sample rate of the prepared reference in Hz.")
-    grade: str = Field(pattern=r"^[A-F]$", description="How good it is for cloning: A (best) to F.")
+    grade: str | None = Field(
+        default=None, pattern=r"^[A-F]$", description="How good it is for cloning: A (best) to F; absent: not graded."
+    )
 
 
 class Provenance(Model):

@@ -7,7 +7,7 @@ know nothing of files, libraries or requests: a reference in, a prompt out; a ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -103,7 +103,11 @@ class Engine(Protocol):
         """
         ...
 
-    def synthesize(self, task: SpeechTask) -> Iterator[Chunk]:
+    def describe(self, prompt: bytes) -> dict[str, float | str]:
+        """What is known of a prompt and worth telling its owner, for example how alike it sounds; may be empty."""
+        ...
+
+    def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
         """Speak one utterance, yielding chunks as they are ready.
 
         May be called from several threads. Closing the iterator cancels this utterance alone.

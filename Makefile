@@ -1,0 +1,38 @@
+# Two commands set everything up: `make demo` makes a cloned voice speak, `make test` passes the tests.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.lite
+	$(BIN)/afterwords demo --out hello.wav
+
+test: $(VENV)/.dev lint
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/run.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.lite: pyproject.toml $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet ".[lite]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml scripts/system-packages $(VENV)/bin/python
+	scripts/system-packages
+	$(BIN)/python -m pip install --quiet --editable ".[lite,play,transcribe]" --group dev
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

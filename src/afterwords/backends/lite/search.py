@@ -1,0 +1,249 @@
+"""The search for the style that sounds like a speaker.
+
+Speaking costs a second, so most of the search runs on a surrogate: kernel ridge regression from a point of the
+style space to the speaker embedding, pitch and quality of its voice, fitted on a shipped table of generated
+voices. An evolution strategy climbs on it from several starts, the proposals are spoken and heard, and what was
+heard joins the table of the next round.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterwords.backends.lite.data import read_data
+from afterwords.backends.lite.styles import LIMIT
+
+PHRASE: Final = "The boy was there when the sun rose early."
+"""What every voice of the table says, and every proposal."""
+ROUNDS: Final = 3
+PROPOSALS: Final = 7
+_FIRST_STARTS: Final = (0, 1, 2, 3, 5, 8, 12)
+_PAD: Final = 720  # samples kept around speech when it is trimmed: 30 ms at 24 kHz
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """What the search aims at: the speaker's embedding (256,) and log of the median pitch in Hz."""
+
+    embedding: NDArray[np.float32]
+    log_pitch: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Heard:
+    """How a point sounded: its embedding (256,) and the log of its own pitch in Hz."""
+
+    embedding: NDArray[np.float32]
+    log_pitch: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """A point that was spoken, what it is worth, and the quality (DNSMOS) predicted for it."""
+
+    point: Array = field(repr=False)
+    similarity: float
+    worth: float
+    quality: float
+
+
+class Hear(Protocol):
+    """Speak PHRASE at a point of the style space and listen."""
+
+    def __call__(self, point: Array) -> Heard: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """Generated voices and how they sound: points (n, 45), embeddings (n, 256), log pitch (n,), DNSMOS (n,)."""
+
+    points: Array
+    embeddings: Array
+    log_pitch: Array
+    quality: Array
+
+
+@cache
+def voice_table() -> Table:
+    """The shipped table; its first rows are the stock voices."""
+    with np.load(io.BytesIO(read_data("table.npz")), allow_pickle=False) as stored:
+        return Table(**{name: stored[name].astype(np.float64) for name in stored.files})
+
+
+def trim(samples: NDArray[np.float32], threshold: float = 0.01) -> NDArray[np.float32]:
+    """Cut silence before and after speech, but for 30 ms."""
+    loud = np.flatnonzero(np.abs(samples) > threshold)
+    return samples[max(0, loud[0] - _PAD) : loud[-1] + _PAD] if len(loud) else samples
+
+
+class Ridge:
+    """Kernel ridge regression with a Gaussian and a weak linear kernel."""
+
+    LENGTH: Final = 5.0
+    LINEAR: Final = 0.03
+
+    def __init__(self, points: Array, values: Array, *, penalty: float) -> None:
+        self._points, self._centre = points, points.mean(axis=0)
+        self._mean = values.mean(axis=0)
+        kernel = self._kernel(points)
+        kernel[np.diag_indices_from(kernel)] += penalty
+        self._weights = np.linalg.solve(kernel, values - self._mean)
+
+    def __call__(self, points: Array) -> Array:
+        """Predict the values at points (n, d): shape (n, n_values)."""
+        return self._kernel(points) @ self._weights + self._mean
+
+    def _kernel(self, points: Array) -> Array:
+        near = np.exp(-squared_distances(points, self._points) / (2 * self.LENGTH**2))
+        return near + self.LINEAR * (points - self._centre) @ (self._points - self._centre).T
+
+
+def squared_distances(a: Array, b: Array) -> Array:
+    """Squared Euclidean distances between the rows of a and of b."""
+    return np.maximum(0, (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T)
+
+
+class Surrogate:
+    """What points are expected to be worth, from all voices heard so far."""
+
+    def __init__(self, table: Table, target: Target) -> None:
+        self._target = target
+        self._table = table
+        self._quality = Ridge(table.points, table.quality[:, None], penalty=1.0)
+        self._points, self._embeddings, self._log_pitch = table.points, table.embeddings, table.log_pitch
+        self._fit()
+
+    def _fit(self) -> None:
+        values = np.concatenate([self._embeddings, self._log_pitch[:, None]], axis=1)
+        self._sound = Ridge(self._points, values, penalty=0.2)
+
+    def add(self, points: Array, heard: list[Heard]) -> None:
+        """Learn from points that were spoken."""
+        self._points = np.concatenate([self._points, points])
+        self._embeddings = np.concatenate([self._embeddings, [h.embedding for h in heard]])
+        self._log_pitch = np.concatenate([self._log_pitch, [h.log_pitch for h in heard]])
+        self._fit()
+
+    def quality(self, points: Array) -> Array:
+        """The DNSMOS predicted for points, shape (n,)."""
+        return self._quality(points)[:, 0]
+
+    def expected(self, points: Array) -> Array:
+        """The worth predicted for points; doubtful far from all that was heard."""
+        sound = self._sound(points)
+        similarity = _cosine(sound[:, :-1], self._target.embedding)
+        distance = np.sqrt(squared_distances(points, self._points).min(axis=1))
+        return self.worth(points, similarity, sound[:, -1]) - 0.02 * np.maximum(0, distance - 2.6)
+
+    def worth(self, points: Array, similarity: Array, log_pitch: Array) -> Array:
+        """Likeness less what makes a voice sound poor or unnatural once its pitch is moved. Shapes (n,)."""
+        off_st = 12 / np.log(2) * np.abs(log_pitch - self._target.log_pitch)
+        worth: Array = (
+            similarity
+            - 0.1 * np.maximum(0, 3.0 - self.quality(points))
+            - 0.01 * np.maximum(0, off_st - 3)
+            - 0.006 * np.maximum(0, np.linalg.norm(points, axis=1) - 6.0)
+        )
+        return worth
+
+    def best(self, count: int) -> Array:
+        """The points heard so far of the greatest worth, best first."""
+        similarity = _cosine(self._embeddings, self._target.embedding)
+        order = np.argsort(-self.worth(self._points, similarity, self._log_pitch))
+        return self._points[order[:count]]
+
+
+def _cosine(embeddings: Array, target: NDArray[np.float32]) -> Array:
+    return embeddings @ target / np.maximum(np.linalg.norm(embeddings, axis=1), 1e-9)
+
+
+def search(
+    target: Target,
+    hear: Hear,
+    *,
+    rounds: int = ROUNDS,
+    on_trial: Callable[[int, int], None] = lambda _done, _total: None,
+    seed: int = 0,
+) -> list[Trial]:
+    """Find points that sound like the target: `rounds` × PROPOSALS spoken trials, the most worth first.
+
+    Args:
+        target: the speaker.
+        hear: speaks a point and listens; about a second each.
+        rounds: of proposing, speaking and learning.
+        on_trial: told how many of how many trials are done.
+        seed: of the evolution strategy; the same seed finds the same points.
+    """
+    surrogate = Surrogate(voice_table(), target)
+    random = np.random.default_rng(seed)
+    trials: list[Trial] = []
+    for number in range(rounds):
+        best = surrogate.best(max(_FIRST_STARTS) + 1)
+        starts = best[list(_FIRST_STARTS)] if number == 0 else best[:PROPOSALS]
+        proposals = np.array([evolve(surrogate.expected, start, random=random) for start in starts])
+        heard = []
+        for point in proposals:
+            heard.append(hear(point))
+            on_trial(len(trials) + len(heard), rounds * PROPOSALS)
+        similarity = _cosine(np.array([h.embedding for h in heard]), target.embedding)
+        worth = surrogate.worth(proposals, similarity, np.array([h.log_pitch for h in heard]))
+        quality = surrogate.quality(proposals)
+        trials += [
+            Trial(p, float(s), float(w), float(q))
+            for p, s, w, q in zip(proposals, similarity, worth, quality, strict=True)
+        ]
+        surrogate.add(proposals, heard)
+    return sorted(trials, key=lambda trial: -trial.worth)
+
+
+def evolve(
+    objective: Callable[[Array], Array],
+    start: Array,
+    *,
+    random: np.random.Generator,
+    population: int = 12,
+    iterations: int = 15,
+    step: float = 0.4,
+) -> Array:
+    """Climb from a start by covariance matrix adaptation; returns the last mean, clipped to the style space.
+
+    Source: N. Hansen (2016), "The CMA evolution strategy: a tutorial", equations and defaults of its appendix A.
+    """
+    size, parents = len(start), population // 2
+    weights = np.log(parents + 0.5) - np.log(np.arange(1, parents + 1))
+    weights /= weights.sum()
+    effective = 1 / np.sum(weights**2)
+    c_step = (effective + 2) / (size + effective + 5)
+    damping = 1 + 2 * max(0.0, np.sqrt((effective - 1) / (size + 1)) - 1) + c_step
+    c_path = (4 + effective / size) / (size + 4 + 2 * effective / size)
+    c_one = 2 / ((size + 1.3) ** 2 + effective)
+    c_rank = min(1 - c_one, 2 * (effective - 2 + 1 / effective) / ((size + 2) ** 2 + effective))
+    expected_norm = np.sqrt(size) * (1 - 1 / (4 * size) + 1 / (21 * size**2))
+
+    mean, covariance = start.astype(np.float64), np.eye(size)
+    step_path, path = np.zeros(size), np.zeros(size)
+    for iteration in range(iterations):
+        values, axes = np.linalg.eigh(covariance)
+        spread = np.sqrt(np.maximum(values, 1e-20))
+        moves = random.standard_normal((population, size)) * spread @ axes.T
+        order = np.argsort(-objective(mean + step * moves))[:parents]
+        move = weights @ moves[order]
+        mean = mean + step * move
+        step_path = (1 - c_step) * step_path
+        step_path += np.sqrt(c_step * (2 - c_step) * effective) * (axes @ ((axes.T @ move) / spread))
+        length = np.linalg.norm(step_path) / np.sqrt(1 - (1 - c_step) ** (2 * (iteration + 1))) / expected_norm
+        is_steady = length < 1.4 + 2 / (size + 1)
+        path = (1 - c_path) * path + is_steady * np.sqrt(c_path * (2 - c_path) * effective) * move
+        covariance = (1 - c_one - c_rank) * covariance + c_one * np.outer(path, path)
+        covariance += c_rank * (weights * moves[order].T) @ moves[order]
+        step *= float(np.exp(c_step / damping * (np.linalg.norm(step_path) / expected_norm - 1)))
+    return np.clip(mean, -LIMIT, LIMIT)

@@ -1,0 +1,105 @@
+"""Who speaks: the GE2E speaker encoder in numpy, the timbre of a voice, and how alike two of them are.
+
+A three-layer LSTM over mel frames, of unit-length embeddings whose cosine says how alike two speakers are.
+Source: L. Wan et al. (2018), "Generalized end-to-end loss for speaker verification"; weights of Resemblyzer.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterwords.acoustics import cosine_basis, decibels, keep_speech, mel_filters, power_spectrum
+from afterwords.audio import resample
+from afterwords.backends.lite.data import read_data
+
+RATE: Final = 16_000
+_WINDOW: Final = 160  # frames of 10 ms: what the encoder was trained on
+_STEP: Final = 77  # frames between windows: 1.3 a second
+_LEVEL_DB: Final = -30.0
+_HIDDEN: Final = 256
+
+Array = NDArray[np.float32]
+
+
+def embed(samples: Array, sample_rate: int) -> Array:
+    """The embedding of a voice: the mean over its windows of 1.6 s, of unit length, shape (256,)."""
+    heard = speech(samples, sample_rate)
+    mel = power_spectrum(heard, 400, 160) @ mel_filters(RATE, 400, 40, 0.0, RATE / 2).T
+    last = max(0, len(mel) - _WINDOW)
+    starts = [*range(0, last + 1, _STEP)]
+    if last - starts[-1] > _STEP // 2:
+        starts.append(last)
+    mel = np.pad(mel, ((0, max(0, _WINDOW - len(mel))), (0, 0)))
+    mean = _encode(np.stack([mel[start : start + _WINDOW] for start in starts])).mean(axis=0)
+    return _unit(mean)
+
+
+def speech(samples: Array, sample_rate: int) -> Array:
+    """The speech of a recording at 16 kHz, pauses cut, raised to -30 dBFS where it is softer."""
+    heard = resample(samples, sample_rate, RATE)
+    level = float(decibels(np.array([np.mean(np.square(heard))]))[0])
+    if level < _LEVEL_DB:
+        heard = heard * np.float32(10 ** ((_LEVEL_DB - level) / 20))
+    spoken = keep_speech(heard, RATE)
+    return spoken if len(spoken) >= RATE // 2 else heard
+
+
+def timbre(samples: Array, sample_rate: int) -> Array:
+    """Mean and log spread of mel cepstra 1 to 19 over the louder speech frames, shape (38,)."""
+    heard = speech(samples, sample_rate)
+    power = power_spectrum(heard, 512, 160)
+    bands = decibels(power @ mel_filters(RATE, 512, 40, 60.0, 7600.0).T)
+    bands = np.maximum(bands, bands.max() - 70)
+    level = decibels(power.sum(axis=1))
+    cepstra = bands[level > np.percentile(level, 95) - 35] @ cosine_basis(19, 40).T
+    return np.concatenate([cepstra.mean(axis=0), np.log(np.maximum(cepstra.std(axis=0), 1e-3))])
+
+
+def divergence(a: Array, b: Array) -> float:
+    """How far two timbres lie apart: symmetric Kullback-Leibler divergence of Gaussians, mean over the cepstra."""
+    apart = np.square(a[:19] - b[:19])
+    var_a, var_b = np.exp(2 * a[19:]), np.exp(2 * b[19:])
+    return float(np.mean(((var_a + apart) / var_b + (var_b + apart) / var_a - 2) / 2))
+
+
+def _encode(mel: Array) -> Array:
+    """Embed windows of mel power: (n_windows, 160, 40) → (n_windows, 256) of unit length."""
+    weights = _weights()
+    x = mel.astype(np.float32)
+    for layer in range(3):
+        into = x @ weights[f"lstm.weight_ih_l{layer}"].T + weights[f"lstm.bias_l{layer}"]
+        recurrent = weights[f"lstm.weight_hh_l{layer}"].T
+        state = np.zeros((len(x), _HIDDEN), np.float32)
+        cell = np.zeros_like(state)
+        x = np.empty((*mel.shape[:2], _HIDDEN), np.float32)
+        for t in range(mel.shape[1]):
+            gates = into[:, t] + state @ recurrent
+            keep = _sigmoid(gates[:, : 2 * _HIDDEN])
+            new = np.tanh(gates[:, 2 * _HIDDEN : 3 * _HIDDEN])
+            cell = keep[:, _HIDDEN:] * cell + keep[:, :_HIDDEN] * new
+            state = _sigmoid(gates[:, 3 * _HIDDEN :]) * np.tanh(cell)
+            x[:, t] = state
+    return _unit(np.maximum(x[:, -1] @ weights["linear.weight"].T + weights["linear.bias"], 0))
+
+
+def _sigmoid(x: Array) -> Array:
+    return 0.5 + 0.5 * np.tanh(0.5 * x)
+
+
+def _unit(x: Array) -> Array:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-9)
+
+
+@cache
+def _weights() -> dict[str, Array]:
+    with np.load(io.BytesIO(read_data("speaker.npz")), allow_pickle=False) as stored:
+        weights = {name: stored[name].astype(np.float32) for name in stored.files}
+    for layer in range(3):
+        weights[f"lstm.bias_l{layer}"] = weights.pop(f"lstm.bias_ih_l{layer}") + weights.pop(f"lstm.bias_hh_l{layer}")
+        weights[f"lstm.weight_hh_l{layer}"] = np.ascontiguousarray(weights[f"lstm.weight_hh_l{layer}"])
+    return weights

@@ -1,0 +1,109 @@
+"""The `tone` engine, for tests: a tone instead of a voice, the same for the same text, with exact timing.
+
+Pitch comes from the text's hash, length from its characters. Offered only when `AFTERWORDS_BACKENDS` names it.
+With `AFTERWORDS_TESTING=1` a fault word in the text makes it fail in that way, so that what lies above an engine
+can be tested against every end an engine comes to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Final
+
+from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress
+from afterwords.config import load_config
+from afterwords.errors import SynthesisError
+from afterwords.text import LANGS
+
+if TYPE_CHECKING:
+    from afterwords.models import SpeechTask
+
+SECONDS_PER_CHARACTER: Final = 0.06
+CHUNK_S: Final = 0.24
+SAMPLE_RATE: Final = 24_000
+
+
+class ToneEngine:
+    """Speaks every language as a tone between 200 and 800 Hz, 60 ms a character."""
+
+    name = "tone"
+    backends = ("tone",)
+    sample_rate = SAMPLE_RATE
+    max_concurrent = 16
+    prompt_version = "1"
+
+    def languages(self, backend: str) -> frozenset[str]:  # noqa: ARG002 - one backend
+        return frozenset(LANGS)
+
+    def availability(self) -> Available | Unavailable:
+        return Available("a tone, for tests")
+
+    def prepare(
+        self,
+        reference: Reference,
+        progress: Progress = ignore_progress,
+        *,
+        fast: bool = False,  # noqa: ARG002 - nothing to hasten
+    ) -> bytes:
+        digest = hashlib.sha256(reference.samples.tobytes()).digest()
+        progress(1.0, "done")
+        return digest
+
+    def describe(self, prompt: bytes) -> dict[str, float | str]:  # noqa: ARG002 - nothing is known of a tone
+        return {}
+
+    def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
+        import numpy as np
+
+        is_testing = load_config().is_testing
+        length = round(SECONDS_PER_CHARACTER * len(task.text) * SAMPLE_RATE)
+        frequency = 200 + int.from_bytes(hashlib.sha256(task.text.encode()).digest()[:2], "big") % 600
+        step = round(CHUNK_S * SAMPLE_RATE)
+        for start in range(0, length, step):
+            if is_testing and start:
+                _fail_as_told(task.text)
+            time_s = np.arange(start, min(start + step, length)) / SAMPLE_RATE
+            yield Chunk((0.2 * np.sin(2 * np.pi * frequency * time_s)).astype(np.float32))
+
+    def close(self) -> None:
+        pass
+
+
+def _fail_as_told(text: str) -> None:
+    for word, fault in FAULTS.items():
+        if word in text:
+            fault()
+
+
+def _crash() -> None:
+    os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+
+
+def _raise_typed() -> None:
+    raise SynthesisError("tone", why="it was told to fail")
+
+
+def _raise_foreign() -> None:
+    raise ValueError("it was told to fail in a way nobody expected")
+
+
+def _exhaust_memory() -> None:
+    raise MemoryError("it was told to run out of memory")
+
+
+def _hang() -> None:
+    threading.Event().wait()
+
+
+FAULTS: Final[dict[str, Callable[[], None]]] = {
+    "fault-fail": _raise_typed,
+    "fault-error": _raise_foreign,
+    "fault-memory": _exhaust_memory,
+    "fault-hang": _hang,
+    "fault-crash": _crash,
+}
+"""What a word in the text does after the first chunk, when testing."""

@@ -1,0 +1,115 @@
+"""`afterwords say`: a text becomes speech, in a file, in a pipe or aloud."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from afterwords.cli import output
+
+if TYPE_CHECKING:
+    from afterwords.audio import AudioWriter
+    from afterwords.riff import Samples
+    from afterwords.studio import Speech
+
+
+def complete_voice(incomplete: str) -> list[str]:
+    """Names of voices, for the shell."""
+    from afterwords.studio import voices
+
+    return [voice.name for voice in voices() if voice.name.startswith(incomplete)]
+
+
+def say(
+    text: Annotated[str | None, typer.Argument(help="What to say; - reads stdin.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Say what is in a text file.")] = None,
+    voice: Annotated[
+        str | None, typer.Option("--voice", "-v", help="Who speaks.", autocompletion=complete_voice)
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="File to write; - writes to stdout.")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="wav | mp3 | opus | flac | pcm.")] = None,
+    speed: Annotated[float, typer.Option("--speed", help="0.25 to 4; the pitch is kept.")] = 1.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Makes sampling engines repeat themselves.")] = None,
+    lang: Annotated[str | None, typer.Option("--lang", help="Language of the text.")] = None,
+    backend: Annotated[str | None, typer.Option("--backend", help="What shall speak.")] = None,
+    play: Annotated[bool | None, typer.Option("--play/--no-play", help="Play it; without -o that is so.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    """Say something with a voice."""
+    if (text is None) == (file is None):
+        raise typer.BadParameter("give a text, or - for stdin, or --file.")
+    is_heard = (out is None) if play is None else play
+    if out is None and not is_heard:
+        raise typer.BadParameter("give -o FILE, or leave --no-play away.")
+    if out == "-" and sys.stdout.isatty():
+        raise typer.BadParameter("a terminal can't take audio; pipe it on, or name a file.")
+    if out == "-" and as_json:
+        raise typer.BadParameter("stdout can't carry both audio and JSON.")
+    from afterwords import studio
+
+    words = _words(text, file)
+    with output.progress_bar() as progress, ExitStack() as stack:
+        speech = studio.stream(
+            words, voice=voice, lang=lang, backend=backend, speed=speed, seed=seed, progress=progress
+        )
+        writer = stack.enter_context(_writer(out, format, speech)) if out is not None else None
+        pieces = _written(speech, writer)
+        if is_heard:
+            from afterwords.audio import play as play_aloud
+
+            play_aloud(pieces, speech.sample_rate)
+        else:
+            for _ in pieces:
+                pass
+    _tell(speech, out, as_json=as_json)
+
+
+def _words(text: str | None, file: Path | None) -> str:
+    from afterwords.text import read_text
+
+    if file is not None:
+        return read_text(file)
+    return read_text(sys.stdin.buffer.read()) if text == "-" else str(text)
+
+
+def _writer(out: str, format: str | None, speech: Speech) -> AudioWriter:
+    from afterwords.audio import AudioWriter
+
+    if out == "-":
+        return AudioWriter(sys.stdout.buffer, format=format or "wav", sample_rate=speech.sample_rate, tags=speech.tags)
+    return AudioWriter(Path(out), format=format, sample_rate=speech.sample_rate, tags=speech.tags)
+
+
+def _written(speech: Speech, writer: AudioWriter | None) -> Iterator[Samples]:
+    """The speech, each chunk written before it is passed on."""
+    for chunk in speech:
+        if writer is not None:
+            writer.write(chunk.samples)
+        yield chunk.samples
+
+
+def _tell(speech: Speech, out: str | None, *, as_json: bool) -> None:
+    done = speech.result
+    assert done is not None, "the speech was read to its end"
+    if as_json:
+        output.result_json(
+            {
+                "voice": speech.voice.name,
+                "voice_id": speech.voice.voice_id,
+                "file": None if out in (None, "-") else out,
+                "real_time_factor": round(done.real_time_factor, 3),
+                **done.model_dump(mode="json"),
+            }
+        )
+    where = "" if out in (None, "-") else f"{output.shown(str(out))}: "
+    output.note(
+        f"[bold green]✓[/bold green] {where}{done.duration_s:.1f} s in the voice {output.shown(speech.voice.name)} "
+        f"({done.backend}, {done.real_time_factor:.2f} s of work a second of speech)"
+    )
+    if speech.backend != speech.voice.backend:
+        output.note(f"  {done.backend} spoke: {output.shown(speech.reason)}")

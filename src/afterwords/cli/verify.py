@@ -1,0 +1,33 @@
+"""`afterwords verify`: whether a file says that it is synthetic speech, and whose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from afterwords.cli import output
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(help="An audio file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Read the mark that `say` leaves in a file. Exit code 1 if there is none.
+
+    The mark is plain metadata: who removes it leaves no trace, so a file without one proves nothing.
+    """
+    from afterwords import provenance
+
+    mark = provenance.verify(file)
+    if as_json:
+        output.result_json({"is_marked": mark is not None, **(mark.model_dump(mode="json") if mark else {})})
+    elif mark is not None:
+        output.result("synthetic speech")
+        for field in ("generator", "backend", "voice_name", "voice_id", "made_at"):
+            output.result(f"  {field:<11} {output.plain(str(getattr(mark, field) or 'not stated'))}")
+    else:
+        output.result("no mark of afterwords: that proves nothing either way")
+    if mark is None:
+        raise typer.Exit(1)

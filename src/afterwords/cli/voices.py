@@ -1,0 +1,114 @@
+"""`afterwords voices`: what is in the library."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from afterwords.cli import output
+from afterwords.cli.say import complete_voice
+
+app = typer.Typer(help="List, show, rename and remove voices.", invoke_without_command=True)
+
+Name = Annotated[str, typer.Argument(help="Name or id of a voice.", autocompletion=complete_voice)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def voices(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_voices(as_json=False)
+
+
+@app.command("list")
+def list_voices(as_json: AsJson = False) -> None:
+    """List all voices."""
+    from afterwords.studio import library
+
+    shelf = library()
+    found, damaged = shelf.scan()
+    default = shelf.default()
+    for error in damaged:
+        output.note(f"[red]{output.shown(error.message)}[/red]\n  Fix: {output.shown(error.hint)}")
+    if as_json:
+        output.result_json([voice.model_dump(mode="json") for voice in found])
+    elif found:
+        rows = [
+            (
+                f"{voice.name}{' *' if default and voice.voice_id == default.voice_id else ''}",
+                voice.lang,
+                voice.backend,
+                voice.reference.grade or "-",
+                f"{voice.reference.duration_s:.1f} s",
+                voice.consent.kind.value if voice.consent else "not stated",
+                f"{voice.created_at:%Y-%m-%d}",
+            )
+            for voice in found
+        ]
+        output.result_table(("name", "lang", "backend", "grade", "length", "consent", "made"), rows)
+    elif not damaged:
+        output.note("No voices yet. Make one: afterwords clone me.wav --name me (or try `afterwords demo`).")
+
+
+@app.command()
+def show(name: Name, as_json: AsJson = False) -> None:
+    """Show all that is known of a voice."""
+    from afterwords.provenance import verify_seal
+    from afterwords.studio import library, likeness
+
+    shelf = library()
+    voice = shelf.get(name)
+    shelf.reference(voice)
+    original = shelf.original_path(voice)
+    facts = {
+        **voice.model_dump(mode="json"),
+        "original": str(original) if original else None,
+        "is_sealed": verify_seal(voice),
+        "likeness": likeness(voice),
+    }
+    if as_json:
+        output.result_json(facts)
+        return
+    for key, value in facts.items():
+        told = "  ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
+        if told not in (None, ""):
+            output.result(f"{key:<12} {output.plain(str(told))}")
+
+
+@app.command()
+def rename(name: Name, new: Annotated[str, typer.Argument(help="The new name.")]) -> None:
+    """Call a voice something else."""
+    from afterwords.studio import library
+
+    output.result(output.plain(library().rename(name, new).name))
+
+
+@app.command()
+def rm(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+    """Remove a voice: its recordings, transcript and everything made of them."""
+    from afterwords.studio import library
+
+    shelf = library()
+    if not yes:
+        if not output.is_terminal():
+            raise typer.BadParameter("add --yes: there is nobody to ask.")
+        if output.ask(f"Remove {name} and its recordings for good? Type yes") != "yes":
+            raise typer.Exit(1)
+    shelf.remove(name)
+    output.note(f"[bold green]✓[/bold green] {output.shown(name)} is gone.")
+
+
+@app.command()
+def default(
+    name: Annotated[str | None, typer.Argument(help="Name or id of a voice.", autocompletion=complete_voice)] = None,
+) -> None:
+    """Show or choose the voice that speaks when none is named."""
+    from afterwords.studio import library
+
+    shelf = library()
+    voice = shelf.set_default(name) if name is not None else shelf.default()
+    if voice is None:
+        output.note("No default is chosen: afterwords voices default NAME")
+    else:
+        output.result(output.plain(voice.name))

@@ -1,0 +1,126 @@
+"""Private files on this disk: for their owner alone, and written whole or not at all.
+
+Apart because every change to a library must survive a crash and a full disk in the same way. Knows nothing of voices;
+the library, its folders and its migrations call it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from afterwords.errors import StorageFullError, UnreadableFileError, UnwritableOutputError
+
+BLOCK_BYTES = 1 << 20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Give a failed write its name.
+
+    Raises:
+        StorageFullError: the disk, the quota or the size limit is used up.
+        UnwritableOutputError: whatever else the system refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageFullError(path) from error
+        raise UnwritableOutputError(path, why=error.strerror or str(error)) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that only its owner may enter (0700); one that is there is left as it is."""
+    with storing(path):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def write(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file that only its owner may read (0600), beside its place and then into it.
+
+    Raises:
+        StorageFullError, UnwritableOutputError: what stood there before still stands there.
+    """
+    part = path.with_name(f"{path.name}.part")
+    with storing(path):
+        try:
+            part.unlink(missing_ok=True)
+            # The mode is given at creation: between open and a later chmod, others could read.
+            with open(part, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                for piece in pieces:
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            sync_folder(path.parent)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def read_pieces(path: Path) -> Iterator[bytes]:
+    """Read a file block by block.
+
+    Raises:
+        UnreadableFileError: it is no file, or can't be read.
+    """
+    if not path.is_file():  # a FIFO would block for ever
+        raise UnreadableFileError(path, why="it is not a file" if path.exists() else "there is no such file")
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(BLOCK_BYTES):
+                yield piece
+    except OSError as error:
+        raise UnreadableFileError(path, why=error.strerror or str(error)) from error
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder with all that is in it, for its owner alone. Links to folders stay links."""
+    make_folder(target)
+    for entry in sorted(source.iterdir()):
+        copy = target / entry.name
+        if entry.is_file():
+            write(copy, read_pieces(entry))
+        elif entry.is_symlink():
+            with storing(copy):
+                copy.symlink_to(entry.readlink())
+        elif entry.is_dir():
+            copy_folder(entry, copy)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename within one disk, for good."""
+    with storing(target):
+        source.rename(target)
+        sync_folder(target.parent)
+        if source.parent != target.parent:
+            sync_folder(source.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a folder: gone from its place at once, from the disk right after."""
+    trash = path.with_name(f".trash-{uuid4()}")
+    move(path, trash)
+    with storing(trash):
+        shutil.rmtree(trash)
+
+
+def sync_folder(path: Path) -> None:
+    """Make a rename in this folder survive a power cut; Windows offers no such call and journals instead."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a network disk that can't, for example SMB
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,230 @@
+"""One pass over a recording: level, speech, pitch and clipping of each 10 ms, which everything else reads.
+
+Apart because grading, choosing and levelling look at the same frames, and pitch is too slow to be found twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterwords import acoustics
+from afterwords.acoustics import HOP_S, Samples
+from afterwords.audio import Audio, resample
+from afterwords.errors import NoAudioError
+from afterwords.transcribe import Word
+
+Flags = NDArray[np.bool_]
+
+DIGITAL_SILENCE_DB: Final = -90.0  # dBFS; a room is never this still, a muted stretch or padding is
+_ANALYSIS_RATE = 16_000  # Hz: 10 ms are a whole number of samples, whatever the file's own rate
+_PITCH_RATE = 8_000  # Hz: enough for 500 Hz, and half the work
+_PITCH_BLOCK_S = 60  # bounds the memory of half an hour
+_CLIPPED_RUN = 3  # samples; natural peaks touch their highest value once
+_CLIPPED_NEAR = 0.99  # of the peak; room for the ripple of a lossy codec
+_CLIPPED_STEP = 0.002  # of the peak, between neighbours in a flat run
+_NOISE_FRAMES_MIN = 30  # 0.3 s of pauses give a background that can be trusted
+_SPECTRUM_S = 0.032
+_SPECTRUM_FRAMES = 3000  # of a long recording, evenly spread: half a minute of speech
+_BAND_HZ = 250
+_BAND_RANGE_DB = 60.0  # below the strongest band nothing is heard beside speech
+_BAND_OVER_NOISE_DB = 3.0  # speech and background together twice the background: as strong as it
+
+
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """A recording and what each of its 10 ms frames is.
+
+    Attributes:
+        samples: shape (n_samples,), float32 mono, any constant offset removed.
+        sample_rate: in Hz, the file's own.
+        level_db: dBFS RMS, shape (n_frames,), as all that follow.
+        is_speech: by level over the background.
+        pitch_hz: 0 where the sound is not voiced speech.
+        is_clipped: holds samples in a flat run at the peak.
+        clipped_share: of all samples, in [0, 1].
+    """
+
+    samples: Samples = field(repr=False)
+    sample_rate: int
+    level_db: NDArray[np.float32] = field(repr=False)
+    is_speech: Flags = field(repr=False)
+    pitch_hz: NDArray[np.float64] = field(repr=False)
+    is_clipped: Flags = field(repr=False)
+    clipped_share: float
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.samples) / self.sample_rate
+
+    @property
+    def speech_s(self) -> float:
+        return float(np.count_nonzero(self.is_speech)) * HOP_S
+
+    @property
+    def voiced_s(self) -> float:
+        return float(np.count_nonzero(self.pitch_hz)) * HOP_S
+
+    def speech_span(self) -> tuple[float, float]:
+        """Where speech begins and ends, in seconds; the whole recording where there is none."""
+        where = np.flatnonzero(self.is_speech)
+        return (float(where[0]) * HOP_S, float(where[-1] + 1) * HOP_S) if len(where) else (0.0, self.duration_s)
+
+    def pauses(self, minimum_s: float) -> list[tuple[float, float]]:
+        """Stretches without speech of at least `minimum_s`, in seconds, those at the edges included."""
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], (~self.is_speech).astype(np.int8), [0]))))
+        stretches = [(float(start) * HOP_S, float(end) * HOP_S) for start, end in edges.reshape(-1, 2)]
+        return [(start, end) for start, end in stretches if end - start >= minimum_s - HOP_S / 2]
+
+    def speech_power(self) -> float:
+        """Mean square of the speech; 0 where there is none."""
+        return _mean_power(self.level_db[self.is_speech])
+
+    def peak(self) -> float:
+        return float(np.abs(self.samples).max(initial=0.0))
+
+    def background_power(self) -> float:
+        """Mean square of what lies under the speech: of the pauses, else of its weakest twentieth.
+
+        Muted stretches are left out: they say nothing of the room.
+        """
+        is_live = self.level_db > DIGITAL_SILENCE_DB
+        pauses = self.level_db[is_live & ~self.is_speech]
+        if len(pauses) >= _NOISE_FRAMES_MIN:
+            return float(10 ** (np.median(pauses) / 10))
+        live = self.level_db[is_live]
+        return float(10 ** (np.percentile(live, 5) / 10)) if len(live) else 0.0
+
+    def bandwidth_hz(self) -> float:
+        """The highest frequency with real energy in speech: within 60 dB of the strongest band, over the background."""
+        n_fft = int(2 ** np.ceil(np.log2(self.sample_rate * _SPECTRUM_S)))
+        speech = self._spectrum(self.is_speech, n_fft)
+        if speech is None:
+            return 0.0
+        background = self._spectrum(~self.is_speech & (self.level_db > DIGITAL_SILENCE_DB), n_fft)
+        is_real = speech > speech.max() - _BAND_RANGE_DB
+        if background is not None:
+            is_real &= speech > background + _BAND_OVER_NOISE_DB
+        bands = np.flatnonzero(is_real)
+        return min(float(bands[-1] + 1) * _BAND_HZ, self.sample_rate / 2) if len(bands) else 0.0
+
+    def pitch(self) -> tuple[float, float]:
+        """Median in Hz and spread in semitones (standard deviation), octave errors left out; zeros if unvoiced.
+
+        Source: C. De Looze and D. Hirst (2008): 0.72 × the first quartile to 1.9 × the third.
+        """
+        voiced = self.pitch_hz[self.pitch_hz > 0]
+        if len(voiced) == 0:
+            return 0.0, 0.0
+        first, third = np.percentile(voiced, [25, 75])
+        kept = voiced[(voiced >= 0.72 * first) & (voiced <= 1.9 * third)]
+        return float(np.median(kept)), float(np.std(12 * np.log2(kept)))
+
+    def holds(self, word: Word, start_s: float, end_s: float) -> bool:
+        """Whether a word lies between two times, by its speech: Whisper's word edges reach into pauses.
+
+        A word that was placed in a pause altogether belongs to the speech nearest to its start.
+        """
+        speech, inside = self._speech_in(word, 0.0, self.duration_s), self._speech_in(word, start_s, end_s)
+        if speech == 0:
+            return start_s <= self._nearest_speech(word.start_s) < end_s
+        return 2 * inside > speech
+
+    def splits(self, word: Word, cut_s: float) -> bool:
+        """Whether a cut would leave more than a third of a word's speech on either side."""
+        before, after = self._speech_in(word, 0.0, cut_s), self._speech_in(word, cut_s, self.duration_s)
+        return min(before, after) * 3 > before + after
+
+    def _nearest_speech(self, moment_s: float) -> float:
+        where = np.flatnonzero(self.is_speech) * HOP_S
+        return float(where[np.argmin(np.abs(where - moment_s))]) if len(where) else moment_s
+
+    def _speech_in(self, word: Word, start_s: float, end_s: float) -> int:
+        first, last = (round(time_s / HOP_S) for time_s in (max(start_s, word.start_s), min(end_s, word.end_s)))
+        return int(np.count_nonzero(self.is_speech[max(first, 0) : max(last, 0)]))
+
+    def _spectrum(self, chosen: Flags, n_fft: int) -> NDArray[np.float32] | None:
+        """Level of each 250 Hz in dB, the 95th percentile over the chosen frames, so that an s counts; None if few."""
+        centres = np.flatnonzero(chosen) * HOP_S * self.sample_rate
+        starts = (centres - n_fft / 2).astype(np.int64)
+        starts = starts[(starts >= 0) & (starts + n_fft <= len(self.samples))]
+        if len(starts) < _NOISE_FRAMES_MIN:
+            return None
+        starts = starts[:: 1 + len(starts) // _SPECTRUM_FRAMES]
+        cut = np.lib.stride_tricks.sliding_window_view(self.samples, n_fft)[starts] * acoustics.hann(n_fft)
+        power = np.abs(np.fft.rfft(cut, axis=1)) ** 2
+        band = (np.fft.rfftfreq(n_fft, 1 / self.sample_rate)[:-1] // _BAND_HZ).astype(np.int64)
+        first_bins = np.flatnonzero(np.diff(band, prepend=-1))
+        widths = np.diff(np.append(first_bins, len(band)))
+        bands = np.add.reduceat(power[:, :-1], first_bins, axis=1) / widths
+        return acoustics.decibels(np.percentile(bands, 95, axis=0))
+
+
+def listen(audio: Audio) -> Hearing:
+    """Measure a recording, once.
+
+    Raises:
+        NoAudioError: it has no samples.
+    """
+    if len(audio.samples) == 0:
+        raise NoAudioError("the recording")
+    samples = audio.samples - np.float32(np.mean(audio.samples, dtype=np.float64))
+    common = resample(samples, audio.sample_rate, _ANALYSIS_RATE)
+    level_db = acoustics.levels_db(common, _ANALYSIS_RATE)
+    is_speech = acoustics.speech_mask(common, _ANALYSIS_RATE)[: len(level_db)]
+    is_flat = _flat_runs(samples)
+    frame = np.minimum(np.flatnonzero(is_flat) / audio.sample_rate / HOP_S, len(level_db) - 1).astype(np.int64)
+    is_clipped = np.zeros(len(level_db), bool)
+    is_clipped[frame] = True
+    return Hearing(
+        samples=samples,
+        sample_rate=audio.sample_rate,
+        level_db=level_db,
+        is_speech=is_speech,
+        pitch_hz=np.where(is_speech, _pitch(samples, audio.sample_rate, len(level_db)), 0.0),
+        is_clipped=is_clipped,
+        clipped_share=float(is_flat.mean()) if len(is_flat) else 0.0,
+    )
+
+
+def level_over_time(audio: Audio, columns: int) -> list[float]:
+    """Level of a recording in dBFS RMS, no lower than -120, in `columns` equal stretches, to be drawn."""
+    edges = np.linspace(0, len(audio.samples), columns + 1).astype(np.int64)
+    parts = [audio.samples[start:end] for start, end in pairwise(edges)]
+    power = np.array([float(np.mean(np.square(part), dtype=np.float64)) if len(part) else 0.0 for part in parts])
+    return [float(level) for level in acoustics.decibels(power)]
+
+
+def _pitch(samples: Samples, sample_rate: int, n_frames: int) -> NDArray[np.float64]:
+    slow = resample(samples, sample_rate, _PITCH_RATE)
+    block = _PITCH_BLOCK_S * _PITCH_RATE
+    lead = round(1.5 / acoustics.PITCH_FLOOR_HZ / HOP_S)  # the first pitch frame is centred this many hops in
+    track = np.zeros(n_frames)
+    for start in range(0, len(slow), block):
+        found = acoustics.pitch_track(slow[start : start + block], _PITCH_RATE)
+        first = round(start / _PITCH_RATE / HOP_S) + lead
+        found = found[: max(0, n_frames - first)]
+        track[first : first + len(found)] = found
+    return track
+
+
+def _flat_runs(samples: Samples) -> Flags:
+    """Which samples lie in a flat run at the highest or lowest value; clipping cuts the two off on their own."""
+    flat = np.zeros(len(samples), bool)
+    for signed in (samples, -samples):
+        peak = float(signed.max(initial=0.0))
+        is_near = signed >= _CLIPPED_NEAR * max(peak, 1e-6)
+        is_level = np.abs(np.diff(signed)) <= _CLIPPED_STEP * peak
+        joined = is_near[1:] & is_near[:-1] & is_level
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], joined.astype(np.int8), [0])))).reshape(-1, 2)
+        for start, end in edges[edges[:, 1] - edges[:, 0] >= _CLIPPED_RUN - 1]:
+            flat[start : end + 1] = True
+    return flat
+
+
+def _mean_power(level_db: NDArray[np.float32]) -> float:
+    return float(np.mean(10 ** (level_db.astype(np.float64) / 10))) if len(level_db) else 0.0

@@ -1,0 +1,446 @@
+"""The use-cases on this machine: clone a voice, say something with it, stream it.
+
+The command line and `import afterwords` both call these, and nothing else decides here: a recording becomes a
+voice in the library, a text becomes speech that carries its mark. Nothing leaves the machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from afterwords.audio import Audio, change_speed, decode
+from afterwords.backends import registry
+from afterwords.backends.base import Chunk, Engine, Progress, Reference, ignore_progress
+from afterwords.config import Config, load_config
+from afterwords.errors import (
+    AfterwordsError,
+    ConsentRequiredError,
+    InvalidOptionError,
+    MissingExtraError,
+    SynthesisError,
+    TranscriberError,
+    UnsupportedLangError,
+    VoiceExistsError,
+    VoiceNotFoundError,
+)
+from afterwords.library import Library
+from afterwords.models import (
+    SPEED_MAX,
+    SPEED_MIN,
+    Consent,
+    ConsentKind,
+    ReferenceInfo,
+    SpeechResult,
+    SpeechTask,
+    Voice,
+    now,
+)
+from afterwords.provenance import mark_tags, seal
+from afterwords.reference import Prepared, prepare
+from afterwords.riff import read_wav
+from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text, normalise_lang
+
+if TYPE_CHECKING:
+    from afterwords.backends.registry import Backend
+    from afterwords.transcribe import Transcript, Word
+
+EXPECTED_SECONDS_PER_CHARACTER: Final = 0.068
+"""How long speech lasts, for progress alone; English read aloud."""
+
+Confirm = Callable[["Transcript"], str]
+"""Shown what was heard, returns the transcript as its owner wants it."""
+
+
+def library(config: Config | None = None) -> Library:
+    """The voices on this disk."""
+    return Library((config or load_config()).home)
+
+
+def voices() -> list[Voice]:
+    """All voices on this disk, by name. Damaged ones are left out; `library().scan()` names them."""
+    return library().list()
+
+
+# -- clone ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Cloned:
+    """What came of cloning.
+
+    Attributes:
+        voice: as it stands in the library.
+        prepared: the window that was taken from the recording, with its grade and what was found.
+        backend: the one that was prepared for.
+        notices: what the owner should know, a sentence each.
+    """
+
+    voice: Voice
+    prepared: Prepared
+    backend: str
+    notices: tuple[str, ...] = ()
+
+
+def clone(
+    source: Path | str | bytes | BinaryIO,
+    *,
+    name: str,
+    consent: ConsentKind | str | None = None,
+    text: str | None = None,
+    lang: str = "en",
+    backend: str = "auto",
+    fast: bool = False,
+    replace: bool = False,
+    progress: Progress = ignore_progress,
+) -> Voice:
+    """Make a voice from a recording and keep it in the library.
+
+    Args:
+        source: a file, its bytes, or an open binary file; any format the audio reader knows, 5 s to 30 min.
+        name: what to call it.
+        consent: by what right: "self", "granted", "public-domain" or "synthetic".
+        text: transcript of the recording. Where it is missing and faster-whisper is installed, it is written down
+            here; without one, engines that need a transcript fall back to the sound alone.
+        lang: language of the recording.
+        backend: that shall speak with it; "auto" takes the best one here.
+        fast: prepare in less time, for less likeness.
+        replace: take the place of the voice of that name.
+        progress: told how far it is.
+
+    Raises:
+        ConsentRequiredError: consent was not stated.
+        VoiceExistsError: the name is taken and `replace` is not set.
+        RecordingError: the recording can't be used.
+        UnavailableError: no engine can run here.
+    """
+    return make_voice(
+        source,
+        name=name,
+        consent=consent,
+        text=text,
+        lang=lang,
+        backend=backend,
+        fast=fast,
+        replace=replace,
+        progress=progress,
+    ).voice
+
+
+def make_voice(
+    source: Path | str | bytes | BinaryIO,
+    *,
+    name: str,
+    consent: ConsentKind | str | None,
+    text: str | None = None,
+    lang: str = "en",
+    backend: str = "auto",
+    fast: bool = False,
+    replace: bool = False,
+    progress: Progress = ignore_progress,
+    confirm: Confirm | None = None,
+) -> Cloned:
+    """As `clone`, and tell all that was found on the way; `confirm` lets a person correct the transcript."""
+    name, lang = check_name(name), normalise_lang(lang)
+    stated = Consent(kind=_consent_kind(consent), stated_at=now())
+    shelf = library()
+    if not replace and any(voice.name == name for voice in shelf.list()):
+        raise VoiceExistsError(name)
+    chosen = registry.choose(backend, lang=lang)
+    progress(0.0, "reading")
+    original, shown = _original(source)
+    audio = decode(original, name=shown)
+    text = check_text(text, max_chars=MAX_LOCAL_CHARS) if text else None
+    words, text, notices = _transcript(audio, text, lang, confirm, progress)
+    prepared = prepare(audio, source=shown, transcript=text, words=words)
+    if prepared.transcript_was_cut_away:
+        notices.append(
+            "The recording is longer than the window that is kept, and without word times the transcript could not "
+            'be cut with it, so it was left out; pip install "afterwords[transcribe]" mends that.'
+        )
+    reference_sha256 = sha256(prepared.wav).hexdigest()
+    voice = Voice(
+        name=name,
+        backend=chosen.name,
+        lang=lang,
+        ref_text=prepared.text,
+        reference=ReferenceInfo(
+            sha256=reference_sha256,
+            duration_s=round(len(prepared.samples) / prepared.sample_rate, 3),
+            sample_rate=prepared.sample_rate,
+            grade=prepared.report.grade,
+        ),
+        consent=stated,
+        provenance=seal(
+            reference_sha256=reference_sha256,
+            original_sha256=_sha256(original),
+            window_start_s=prepared.window.start_s,
+            consent=stated,
+        ),
+    )
+    engine = registry.engine_for(chosen)
+    prompt = _known_prompt(shelf, voice, _prompt_key(engine, chosen.name, fast=fast))
+    if prompt is None:
+        reference = Reference(prepared.samples, prepared.sample_rate, prepared.text, lang)
+        prompt = engine.prepare(reference, progress, fast=fast)
+    suffix = Path(shown).suffix
+    voice = shelf.save(voice, reference_wav=prepared.wav, original=original, original_suffix=suffix, replace=replace)
+    shelf.save_prompt(voice, _prompt_key(engine, chosen.name, fast=fast), prompt)
+    return Cloned(voice, prepared, chosen.name, tuple(notices))
+
+
+def _consent_kind(consent: ConsentKind | str | None) -> ConsentKind:
+    if consent is None:
+        raise ConsentRequiredError
+    try:
+        return ConsentKind(consent)
+    except ValueError:
+        raise InvalidOptionError("consent", value=consent, allowed=", ".join(ConsentKind)) from None
+
+
+def _original(source: Path | str | bytes | BinaryIO) -> tuple[Path | bytes, str]:
+    """Where a recording is, or its bytes; and what to call it in a message."""
+    if isinstance(source, bytes):
+        return source, "the recording"
+    if isinstance(source, (str, Path)):
+        return Path(source), Path(source).name
+    return source.read(), Path(str(getattr(source, "name", "the recording"))).name
+
+
+def _sha256(original: Path | bytes) -> str:
+    if isinstance(original, bytes):
+        return sha256(original).hexdigest()
+    with original.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _transcript(
+    audio: Audio, text: str | None, lang: str, confirm: Confirm | None, progress: Progress
+) -> tuple[Sequence[Word] | None, str | None, list[str]]:
+    """The words with their times, the transcript, and notices, as far as this machine can tell them."""
+    from afterwords.transcribe import match_words, transcribe
+
+    try:
+        progress(0.0, "transcribing")
+        heard = transcribe(audio, lang=lang)
+    except MissingExtraError:
+        return None, text, []
+    except TranscriberError as error:
+        return (
+            None,
+            text,
+            [f"{error.message} The voice is made without a transcript." if text is None else error.message],
+        )
+    if text is None:
+        text = confirm(heard) if confirm else heard.text
+        text = check_text(text, max_chars=MAX_LOCAL_CHARS) if text.strip() else None
+    return match_words(text, heard.words) if text else None, text, []
+
+
+# -- say ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class Speech:
+    """Speech that is made while it is read: iterate over it once to get its chunks.
+
+    Attributes:
+        voice: who speaks.
+        backend: the backend that speaks, and `reason`, why it is this one.
+        sample_rate: of the chunks, in Hz.
+        tags: the mark that files of this speech carry.
+        result: what came of it, once all was read.
+    """
+
+    voice: Voice
+    backend: str
+    reason: str
+    sample_rate: int
+    tags: dict[str, str]
+    _chunks: Generator[Chunk, None, None] = field(repr=False)
+    result: SpeechResult | None = None
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self._timed()
+
+    def audio(self) -> Audio:
+        """Read all of it."""
+        import numpy as np
+
+        parts = [chunk.samples for chunk in self]
+        return Audio(np.concatenate(parts) if parts else np.zeros(0, np.float32), self.sample_rate, self.tags)
+
+    def _timed(self) -> Iterator[Chunk]:
+        started = time.perf_counter()
+        first_ms: int | None = None
+        n_samples = 0
+        waited_s = 0.0
+        try:
+            for chunk in self._chunks:
+                ready = time.perf_counter()
+                if first_ms is None:
+                    first_ms = round((ready - started) * 1000)
+                n_samples += len(chunk.samples)
+                yield chunk
+                waited_s += time.perf_counter() - ready
+        finally:
+            self._chunks.close()
+        self.result = SpeechResult(
+            backend=self.backend,
+            sample_rate=self.sample_rate,
+            duration_s=n_samples / self.sample_rate,
+            synth_ms=round((time.perf_counter() - started - waited_s) * 1000),
+            first_audio_ms=first_ms,
+        )
+
+
+def say(
+    text: str,
+    *,
+    voice: Voice | str | None = None,
+    lang: str | None = None,
+    backend: str | None = None,
+    speed: float = 1.0,
+    seed: int | None = None,
+    progress: Progress = ignore_progress,
+) -> Audio:
+    """Speak a text with a voice of the library, and return all of it.
+
+    Args:
+        text: up to 100,000 characters; long ones are spoken sentence by sentence.
+        voice: a Voice, its name or its id; None takes the default, or the only one.
+        lang: of the text; None takes the voice's.
+        backend: None takes the voice's, or the best one here where that can't run.
+        speed: 0.25 to 4, 1 = as the voice speaks; the pitch is kept.
+        seed: makes engines that sample repeat themselves.
+        progress: told how far it is.
+
+    Raises:
+        TextError: the text can't be spoken.
+        VoiceNotFoundError, VoiceRequiredError: which voice is not clear.
+        UnsupportedLangError: the backend does not speak the language.
+        UnavailableError: no engine can run here.
+        SynthesisError: the engine failed.
+    """
+    return stream(text, voice=voice, lang=lang, backend=backend, speed=speed, seed=seed, progress=progress).audio()
+
+
+def stream(
+    text: str,
+    *,
+    voice: Voice | str | None = None,
+    lang: str | None = None,
+    backend: str | None = None,
+    speed: float = 1.0,
+    seed: int | None = None,
+    progress: Progress = ignore_progress,
+) -> Speech:
+    """As `say`, but the speech is made while it is read: iterate over the result for its chunks.
+
+    All that can be refused is refused here, before the first chunk.
+    """
+    text = check_text(text, max_chars=MAX_LOCAL_CHARS)
+    if not SPEED_MIN <= speed <= SPEED_MAX:
+        raise InvalidOptionError("speed", value=speed, allowed=f"a number from {SPEED_MIN:g} to {SPEED_MAX:g}")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise InvalidOptionError("seed", value=seed, allowed="a whole number from 0 to 2^63 - 1")
+    shelf = library()
+    who = shelf.get(voice.voice_id) if isinstance(voice, Voice) else shelf.choose(voice)
+    lang = normalise_lang(lang or who.lang)
+    chosen, reason = _backend_for(who, backend, lang)
+    engine = registry.engine_for(chosen)
+    prompt = _prompt(shelf, who, engine, chosen.name, progress)
+    task = SpeechTask(text=text, lang=lang, backend=chosen.name, voice_id=who.voice_id, prompt=prompt, seed=seed)
+    tags = mark_tags(backend=chosen.name, voice_name=who.name, voice_id=who.voice_id, made_at=now())
+    chunks = _spoken(engine, task, speed, progress)
+    return Speech(who, chosen.name, reason, engine.sample_rate, tags, chunks)
+
+
+def _backend_for(voice: Voice, name: str | None, lang: str) -> tuple[Backend, str]:
+    """The backend that speaks, and why it is this one."""
+    if name is not None:
+        return registry.choose(name, lang=lang), "the best one here" if name == "auto" else "as asked"
+    try:
+        return registry.choose(voice.backend, lang=lang), "the voice's own"
+    except UnsupportedLangError:
+        raise
+    except AfterwordsError as error:
+        return registry.choose("auto", lang=lang), f"the voice's own, {voice.backend}, can't run here: {error.message}"
+
+
+def _spoken(engine: Engine, task: SpeechTask, speed: float, progress: Progress) -> Generator[Chunk, None, None]:
+    """The chunks of a task at a speed; whatever an engine raises unforeseen becomes a SynthesisError."""
+    expected_s = len(task.text) * EXPECTED_SECONDS_PER_CHARACTER
+    spoken_s = 0.0
+    chunks = engine.synthesize(task)
+
+    def as_spoken() -> Iterator[Chunk]:
+        nonlocal spoken_s
+        for chunk in chunks:
+            spoken_s += len(chunk.samples) / engine.sample_rate
+            progress(min(0.99, spoken_s / expected_s), "speaking")
+            yield chunk
+
+    try:
+        samples = (chunk.samples for chunk in as_spoken())
+        for piece in change_speed(samples, engine.sample_rate, speed):
+            yield Chunk(piece)
+    except (AfterwordsError, OSError):
+        raise
+    except Exception as error:
+        raise SynthesisError(task.backend, why=f"{type(error).__name__}: {error}") from error
+    finally:
+        chunks.close()
+    progress(1.0, "done")
+
+
+def likeness(voice: Voice) -> dict[str, float | str]:
+    """What the engine of a voice says of the prompt it keeps, for example how alike it sounds; empty if nothing."""
+    for backend in registry.backends():
+        if backend.name == voice.backend and backend.engine is not None:
+            shelf = library()
+            for key in _prompt_keys(backend.engine, backend.name):
+                if (kept := shelf.prompt(voice, key)) is not None:
+                    return backend.engine.describe(kept)
+    return {}
+
+
+# -- prompts --------------------------------------------------------------------------------------------------
+
+
+def _prompt_key(engine: Engine, backend: str, *, fast: bool) -> str:
+    return f"{backend}-{engine.prompt_version}-{'fast' if fast else 'full'}"
+
+
+def _prompt_keys(engine: Engine, backend: str) -> tuple[str, str]:
+    """Under which keys a prompt may be kept, the better one first."""
+    return _prompt_key(engine, backend, fast=False), _prompt_key(engine, backend, fast=True)
+
+
+def _prompt(shelf: Library, voice: Voice, engine: Engine, backend: str, progress: Progress) -> bytes:
+    """What the engine made of the voice's reference: kept from before, or made and kept now."""
+    keys = _prompt_keys(engine, backend)
+    for key in keys:
+        if (kept := shelf.prompt(voice, key)) is not None:
+            return kept
+    prompt = _known_prompt(shelf, voice, keys[0])
+    if prompt is None:
+        samples, sample_rate = read_wav(shelf.reference(voice), source=f"the reference of {voice.name}")
+        prompt = engine.prepare(Reference(samples, sample_rate, voice.ref_text, voice.lang), progress)
+    shelf.save_prompt(voice, keys[0], prompt)
+    return prompt
+
+
+def _known_prompt(shelf: Library, voice: Voice, key: str) -> bytes | None:
+    """A prompt that was made of the very same reference for another voice, or for this one before."""
+    for other in shelf.list():
+        if other.reference.sha256 == voice.reference.sha256 and other.ref_text == voice.ref_text:
+            try:
+                return shelf.prompt(other, key)
+            except VoiceNotFoundError:
+                continue
+    return None

@@ -1,0 +1,105 @@
+"""For those who write an engine: the contract that every engine keeps, as tests to inherit.
+
+from afterwords.testing import EngineContract
+
+class TestMyEngine(EngineContract):
+    @pytest.fixture(scope="class")
+    def engine(self):
+        return MyEngine()
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from afterwords.backends.base import Available, Chunk, Engine, Reference, Unavailable
+from afterwords.models import SpeechTask
+from afterwords.text import LANGS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TEXT = "The quick brown fox jumps over the lazy dog. Then it sleeps, for a while, in the sun."
+
+
+class EngineContract:
+    """Inherit it, give a fixture `engine`, and, where the engine needs real speech, a fixture `reference`."""
+
+    @pytest.fixture(scope="class")
+    def reference(self) -> Reference:
+        """Eight seconds of a buzzing voice with pauses; override it with real speech if the engine listens closely."""
+        time_s = np.arange(8 * 24_000) / 24_000
+        buzz = sum(np.sin(2 * np.pi * 120 * harmonic * time_s) / harmonic for harmonic in range(1, 30))
+        syllables = np.clip(np.sin(2 * np.pi * 2.5 * time_s), 0, 1)
+        return Reference((0.1 * buzz * syllables).astype(np.float32), 24_000, "a test of the reference", "en")
+
+    @pytest.fixture(scope="class")
+    def prompt(self, engine: Engine, reference: Reference) -> bytes:
+        return engine.prepare(reference, fast=True)
+
+    def task(self, engine: Engine, prompt: bytes, *, text: str = TEXT, seed: int | None = 7) -> SpeechTask:
+        backend = engine.backends[0]
+        lang = "en" if "en" in engine.languages(backend) else sorted(engine.languages(backend))[0]
+        return SpeechTask(text=text, lang=lang, backend=backend, voice_id="contract", prompt=prompt, seed=seed)
+
+    def speak(self, engine: Engine, task: SpeechTask) -> NDArray[np.float32]:
+        return np.concatenate([chunk.samples for chunk in engine.synthesize(task)])
+
+    def test_it_is_an_engine_with_names_and_limits(self, engine: Engine) -> None:
+        assert isinstance(engine, Engine)
+        assert engine.name
+        assert engine.backends
+        assert 8_000 <= engine.sample_rate <= 48_000
+        assert engine.max_concurrent >= 1
+        assert engine.prompt_version
+
+    def test_it_tells_whether_it_can_run(self, engine: Engine) -> None:
+        state = engine.availability()
+        assert isinstance(state, Available) or (isinstance(state, Unavailable) and state.reason and state.fix)
+
+    def test_every_backend_speaks_a_known_language(self, engine: Engine) -> None:
+        for backend in engine.backends:
+            assert engine.languages(backend)
+            assert engine.languages(backend) <= set(LANGS)
+
+    def test_preparing_reports_progress_up_to_the_end(self, engine: Engine, reference: Reference) -> None:
+        fractions: list[float] = []
+        assert isinstance(engine.prepare(reference, lambda done, _: fractions.append(done), fast=True), bytes)
+        assert fractions == sorted(fractions)
+        assert fractions[-1] == 1.0
+
+    def test_chunks_are_mono_float32_within_one(self, engine: Engine, prompt: bytes) -> None:
+        chunks = list(engine.synthesize(self.task(engine, prompt)))
+        assert chunks
+        for chunk in chunks:
+            assert isinstance(chunk, Chunk)
+            assert chunk.samples.dtype == np.float32
+            assert chunk.samples.ndim == 1
+            assert np.isfinite(chunk.samples).all()
+            assert np.abs(chunk.samples).max(initial=0) <= 1.0
+
+    def test_speech_lasts_as_long_as_its_text_and_can_be_heard(self, engine: Engine, prompt: bytes) -> None:
+        samples = self.speak(engine, self.task(engine, prompt))
+        assert 0.03 * len(TEXT) < len(samples) / engine.sample_rate < 0.3 * len(TEXT)
+        assert float(np.sqrt(np.mean(samples**2))) > 0.005
+
+    def test_the_same_seed_says_the_same(self, engine: Engine, prompt: bytes) -> None:
+        first, second = (self.speak(engine, self.task(engine, prompt)) for _ in range(2))
+        np.testing.assert_allclose(first, second, atol=1e-4)
+
+    def test_an_utterance_given_up_leaves_the_next_unharmed(self, engine: Engine, prompt: bytes) -> None:
+        started = engine.synthesize(self.task(engine, prompt))
+        assert list(islice(started, 1))
+        started.close()
+        assert len(self.speak(engine, self.task(engine, prompt)))
+
+    def test_one_character_is_spoken(self, engine: Engine, prompt: bytes) -> None:
+        assert len(self.speak(engine, self.task(engine, prompt, text="A"))) > 0
+
+    def test_a_closed_engine_speaks_again(self, engine: Engine, prompt: bytes) -> None:
+        engine.close()
+        assert len(self.speak(engine, self.task(engine, prompt))) > 0

@@ -1,0 +1,299 @@
+"""What may be spoken, and how it is cut."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afterwords.errors import (
+    ControlCharacterError,
+    EmptyTextError,
+    InvalidNameError,
+    InvalidUnicodeError,
+    TextTooLongError,
+    UnsupportedLangError,
+)
+from afterwords.text import (
+    LANGS,
+    MAX_REQUEST_CHARS,
+    TINY_CHARS,
+    check_name,
+    check_text,
+    chunks,
+    is_speakable,
+    normalise_lang,
+    printable,
+    sentences,
+)
+
+# Made of what the rules look at, so that hypothesis meets their seams.
+PROSE = st.lists(
+    st.sampled_from(
+        [*"aZ5.!?…。！？,;:—、\"'”»«()「」 \n\t\r\u00a0\u2028\u2029と中가́", "Mr.", "U.S.", "\n\n", "3.14", "e.g."]
+    )
+).map("".join)
+
+
+def without_space(text: str) -> str:
+    return "".join(text.split())
+
+
+# -- what may be spoken --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["hello", "a\tb\nc", "5", "😀", "€", "你好", "e\u0301"])
+def test_text_that_can_be_spoken_comes_back_as_it_is(text: str) -> None:
+    assert check_text(text) == text
+
+
+def test_line_ends_become_newlines_and_a_byte_order_mark_is_dropped() -> None:
+    assert check_text("\ufeffone\r\ntwo\rthree\n") == "one\ntwo\nthree\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["", " \n\t", "\u200b\u200d\u2060", "\ufeff", "\u0301\u0301", "...", "!?", "—", "\u3164"]
+)
+def test_text_with_nothing_to_say_is_refused(text: str) -> None:
+    with pytest.raises(EmptyTextError):
+        check_text(text)
+
+
+@pytest.mark.parametrize("character", ["\0", "\x07", "\x1b", "\x0b", "\x0c", "\x1f", "\x7f", "\x85", "\x9f"])
+def test_control_character_is_refused_with_its_place(character: str) -> None:
+    with pytest.raises(ControlCharacterError, match=f"U\\+{ord(character):04X} at position 4"):
+        check_text(f"a\r\nb{character}c")
+
+
+def test_half_a_character_is_refused_before_anything_else() -> None:
+    with pytest.raises(InvalidUnicodeError, match="position 1"):
+        check_text("\0\ud800" + "a" * MAX_REQUEST_CHARS)
+
+
+def test_control_character_is_refused_before_the_length() -> None:
+    with pytest.raises(ControlCharacterError):
+        check_text("a" * MAX_REQUEST_CHARS + "\x1b")
+
+
+def test_length_is_counted_in_code_points() -> None:
+    assert check_text("😀" * 5_000) == "😀" * 5_000
+    with pytest.raises(TextTooLongError, match="5,001 characters"):
+        check_text("😀" * 5_001)
+
+
+def test_ten_thousand_combining_marks_are_too_long_rather_than_empty() -> None:
+    with pytest.raises(TextTooLongError):
+        check_text("\u0301" * 10_000)
+
+
+@given(st.text(max_size=60))
+def test_checked_text_passes_again_unchanged(text: str) -> None:
+    try:
+        checked = check_text(text)
+    except (EmptyTextError, ControlCharacterError, InvalidUnicodeError):
+        return
+    assert check_text(checked) == checked
+
+
+# -- names and languages -------------------------------------------------------------------------------------
+
+
+def test_name_is_composed_and_stripped() -> None:
+    assert check_name("  Rene\u0301 — 声 ") == "René — 声"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "  ",
+        "a" * 201,
+        "a\nb",
+        "a\x1b[31m",
+        "\u202eevil",
+        "a\u200bb",
+        "a\ud800",
+        "a\u2028b",
+        "\u3164",
+        "\u0301",
+        "\0",
+    ],
+)
+def test_name_that_hides_something_is_refused(name: str) -> None:
+    with pytest.raises(InvalidNameError):
+        check_name(name)
+
+
+def test_name_of_two_hundred_characters_is_taken() -> None:
+    assert check_name("声" * 200) == "声" * 200
+
+
+@pytest.mark.parametrize(("lang", "code"), [("en", "en"), ("en-US", "en"), ("EN_us", "en"), (" zh-Hans-CN ", "zh")])
+def test_language_tag_is_cut_to_its_language(lang: str, code: str) -> None:
+    assert normalise_lang(lang) == code
+
+
+@pytest.mark.parametrize("lang", ["", "tlh", "english", "e", "\x1b[31m", "x" * 60_000])
+def test_unknown_language_is_refused_in_one_short_line(lang: str) -> None:
+    with pytest.raises(UnsupportedLangError) as refused:
+        normalise_lang(lang)
+    assert refused.value.message.isprintable()
+    assert len(refused.value.message) < 300
+    assert all(code in refused.value.message for code in LANGS)
+
+
+def test_what_a_terminal_would_act_on_is_shown_as_escapes() -> None:
+    assert printable("Zoë 声\x1b[2J\u202e\n😀") == "Zoë 声\\x1b[2J\\u202e\\n😀"
+
+
+# -- sentences -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        ["Mr. Smith met Dr. Jones, e.g. at St. Paul's.", "They left."],
+        ["J. R. R. Tolkien wrote it.", "J. A. Smith read it."],
+        ["I live in the U.S.", "He does not."],
+        ["The U.S. Army came at 5 p.m. on Monday."],
+        ["Take plan B.", "Then go."],
+        ["No. 5 is alive.", "No.", "I won't."],
+        ["It cost 3.14 at 10.30 on example.com.", "Good."],
+        ["It was 1999.", "The war ended."],
+        ["Well...", "I think so.", "It was... odd.", "Wait… what?"],
+        ["What?!", "No!!", "Really?"],
+        ['"Stop!" she cried.', "He said “no.”", "(See above.)", "'Fine.'", "Good."],
+        ["Bonjour !", "« Oui ! » dit-il.", "« Non. »", "Bien."],
+        ["Er ging.", "»Warum?« fragte sie.", "Am 3. Mai kam er, z. B. um zehn."],
+        ["¿Qué?", "¡No!", "El Sr. García llegó.", "Sí."],
+        ["Привет.", "А. С. Пушкин родился в Москве.", "Да!"],
+        ["안녕하세요.", "반갑습니다!"],
+        ["i like it.", "mr. smith does too.", "ok?", "yes."],
+        ["🎉 Done!", "🎉 Next."],
+    ],
+)
+def test_sentences_end_where_a_reader_breathes(expected: list[str]) -> None:
+    assert sentences(" ".join(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        ["你好。", "我很好！", "你呢？", "真的吗?", "我不信……是吗？！"],
+        ["「行く。」と言った。", "「はい。」", "次です。"],
+    ],
+)
+def test_chinese_and_japanese_stops_need_no_space(expected: list[str]) -> None:
+    assert sentences("".join(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a line that\nis wrapped", ["a line that is wrapped"]),
+        ("It ended.\nthen more", ["It ended.", "then more"]),
+        ("He met Mr.\nSmith", ["He met Mr. Smith"]),
+        ("A title\n\nThe body", ["A title", "The body"]),
+        ("A title\r\n \r\nThe body", ["A title", "The body"]),
+        ("You need:\nflour", ["You need:", "flour"]),
+        ("1. Eggs\n2. Milk\n- Tea", ["1. Eggs", "2. Milk", "- Tea"]),
+        ("一行\n続き", ["一行続き"]),
+        ("", []),
+        (" \n\n ", []),
+        ("...", ["..."]),
+    ],
+)
+def test_lines_are_joined_unless_they_look_ended(text: str, expected: list[str]) -> None:
+    assert sentences(text) == expected
+
+
+@given(PROSE | st.text())
+def test_sentences_lose_nothing_but_space(text: str) -> None:
+    assert without_space("".join(sentences(text))) == without_space(text)
+
+
+@given(PROSE | st.text())
+def test_no_sentence_is_empty_or_holds_a_line_end(text: str) -> None:
+    assert all(sentence == " ".join(sentence.split()) != "" for sentence in sentences(text))
+
+
+# -- chunks --------------------------------------------------------------------------------------------------
+
+
+def test_each_sentence_is_a_chunk_of_its_own() -> None:
+    text = "The first sentence stands alone. The second one does as well."
+    assert chunks(text, max_chars=200) == ["The first sentence stands alone.", "The second one does as well."]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Yes. That is how it was done.", ["Yes. That is how it was done."]),
+        ("That is how it was done. Yes.", ["That is how it was done. Yes."]),
+        ("はい。そうです。", ["はい。そうです。"]),
+        ("... That is how it was done.", ["... That is how it was done."]),
+        (
+            "That is how it was done.\n\n* * *\n\nAnd that is all of it.",
+            ["That is how it was done. * * *", "And that is all of it."],
+        ),
+    ],
+)
+def test_tiny_sentences_and_bare_punctuation_join_a_neighbour(text: str, expected: list[str]) -> None:
+    assert chunks(text, max_chars=100) == expected
+
+
+def test_tiny_sentence_stays_alone_where_both_do_not_fit() -> None:
+    assert chunks("Yes. That is how it was done.", max_chars=25) == ["Yes.", "That is how it was done."]
+
+
+def test_long_sentence_is_cut_at_clause_marks_near_its_middle() -> None:
+    text = "When the rain had stopped, and the sun came out, we all went home, where it was warm."
+    assert chunks(text, max_chars=60) == [
+        "When the rain had stopped, and the sun came out,",
+        "we all went home, where it was warm.",
+    ]
+
+
+def test_long_clause_is_cut_at_a_space_and_a_long_word_anywhere() -> None:
+    assert chunks("one two three four five", max_chars=12) == ["one two", "three four", "five"]
+    assert chunks("a" * 25, max_chars=10) == ["a" * 10, "a" * 10, "a" * 5]
+
+
+def test_numbers_are_not_cut_at_their_comma() -> None:
+    text = "It was about 1,000,000 of them at 10:30"
+    assert chunks(text, max_chars=20) == ["It was about", "1,000,000 of", "them at 10:30"]
+
+
+def test_forced_cut_keeps_a_character_with_its_marks() -> None:
+    family = "👨\u200d👩\u200d👧"
+    assert chunks("e\u0301" * 6, max_chars=5) == ["e\u0301" * 2] * 3
+    assert chunks(family * 3, max_chars=7) == [family] * 3
+
+
+def test_first_chunk_ends_early_at_a_clause_mark() -> None:
+    text = "Once the night had come, they lit the lamps and sat down to eat. Then they slept until the day."
+    early = chunks(text, max_chars=200, first_max_chars=30)
+    assert early[:2] == ["Once the night had come,", "they lit the lamps and sat down to eat."]
+    assert chunks(text, max_chars=200, first_max_chars=10) == chunks(text, max_chars=200)
+
+
+@given(PROSE | st.text(), st.integers(1, 60), st.none() | st.integers(1, 30))
+def test_every_chunk_fits_and_has_something_to_say(text: str, max_chars: int, first_max_chars: int | None) -> None:
+    found = chunks(text, max_chars=max_chars, first_max_chars=first_max_chars)
+    assert all(1 <= len(chunk) <= max_chars and is_speakable(chunk) for chunk in found)
+
+
+@given(PROSE | st.text(), st.integers(1, 60), st.none() | st.integers(1, 30))
+def test_chunks_lose_no_letter(text: str, max_chars: int, first_max_chars: int | None) -> None:
+    def spoken(part: str) -> str:
+        return "".join(c for c in part if unicodedata.category(c)[0] in "LNS" and is_speakable(c))
+
+    found = chunks(text, max_chars=max_chars, first_max_chars=first_max_chars)
+    assert spoken("".join(found)) == spoken(text)
+
+
+def test_no_two_neighbours_are_tiny_where_they_would_fit() -> None:
+    found = chunks("Yes. No. Oh! Ah. " * 20, max_chars=80)
+    assert all(len(chunk) > TINY_CHARS for chunk in found)
