@@ -62,6 +62,9 @@ def subclasses(model: type[Model]) -> Iterator[type[Model]]:
         yield from subclasses(sub)
 
 
+MODELS = sorted(subclasses(Model), key=name_of)
+
+
 def test_every_model_here_and_in_provenance_has_an_example() -> None:
     at_home = {
         model for model in subclasses(Model) if model.__module__ in ("afterwords.models", "afterwords.provenance")
@@ -69,7 +72,7 @@ def test_every_model_here_and_in_provenance_has_an_example() -> None:
     assert {type(example) for example in EXAMPLES} == at_home
 
 
-@pytest.mark.parametrize("model", sorted(subclasses(Model), key=name_of))
+@pytest.mark.parametrize("model", MODELS, ids=name_of)
 def test_every_field_is_described_in_a_sentence(model: type[Model]) -> None:
     for name, field in model.model_fields.items():
         assert field.description, name

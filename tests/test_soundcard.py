@@ -19,8 +19,10 @@ from afterwords.errors import AudioDeviceError, MissingExtraError
 RATE = 24_000
 
 # ALSA's file plug-in: what is played goes to one file, what is recorded comes from another, in float32 and at once.
-CARD = 'pcm.!default {{ type file slave.pcm {{ type null }} file "{played}" format raw infile "{heard}" }}\n'
+CARD = 'pcm.!default { type file slave.pcm { type null } file "played.raw" format raw infile "heard.raw" }\n'
 NO_CARD = "pcm.!default { type hw card 31 }\n"
+
+Done = subprocess.CompletedProcess[str]
 
 HEAD = """
 import threading
@@ -46,18 +48,18 @@ needs_alsa = pytest.mark.skipif(
 )
 
 
-def run(program: str, tmp_path: Path, card: str = CARD) -> subprocess.CompletedProcess[str]:
-    config = tmp_path / "asoundrc"
-    config.write_text(
-        card.format(played=tmp_path / "played.raw", heard=tmp_path / "heard.raw") if card is CARD else card
-    )
+def run(program: str, tmp_path: Path, card: str = CARD, heard: Samples | None = None) -> Done:
+    """Run a program with `played.raw` for a loudspeaker and `heard` before the microphone."""
+    (tmp_path / "asoundrc").write_text(card)
+    (tmp_path / "heard.raw").write_bytes(b"" if heard is None else heard.tobytes())
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", HEAD + program],
-        env={**os.environ, "ALSA_CONFIG_PATH": str(config)},
+        env={**os.environ, "ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
+        cwd=tmp_path,
     )
 
 
@@ -89,19 +91,18 @@ def test_audio_plays_itself(tmp_path: Path) -> None:
 @needs_alsa
 def test_first_chunk_sounds_while_the_second_is_still_being_made(tmp_path: Path) -> None:
     program = """
-import os, sys, time
+import time
+from pathlib import Path
 def chunks():
     yield sine(0.5)
     deadline = time.monotonic() + 20
-    while not os.path.exists(sys.argv[0] or PLAYED) or os.path.getsize(PLAYED) < 10_000:
+    while not Path("played.raw").exists() or not Path("played.raw").stat().st_size:
         assert time.monotonic() < deadline, "nothing was played while the second chunk was made"
     print("heard")
     yield sine(0.5)
 play(chunks(), 24_000)
 """
-    done = run(
-        f"PLAYED = {str(tmp_path / 'played.raw')!r}\n{program.replace('sys.argv[0] or PLAYED', 'PLAYED')}", tmp_path
-    )
+    done = run(program, tmp_path)
 
     assert (done.stdout, done.stderr, done.returncode) == ("heard\n", "", 0)
 
@@ -132,13 +133,12 @@ except {failure} as error:
 
 @needs_alsa
 def test_microphone_is_recorded_until_the_time_is_over(tmp_path: Path) -> None:
-    (tmp_path / "heard.raw").write_bytes((0.5 * np.ones(200_000, np.float32)).tobytes())
     program = """
 levels = []
 audio = record(stop=threading.Event(), max_duration_s=1.23, on_level=lambda *level: levels.append(level))
 print(audio, audio.samples.dtype, set(audio.samples.tolist()), len(levels), levels[-1])
 """
-    done = run(program, tmp_path)
+    done = run(program, tmp_path, heard=np.full(200_000, 0.5, np.float32))
 
     assert done.stdout == "Audio(1.23 s, 48000 Hz) float32 {0.5} 25 (1.23, 0.5)\n"
     assert done.stderr == ""
@@ -146,12 +146,12 @@ print(audio, audio.samples.dtype, set(audio.samples.tolist()), len(levels), leve
 
 @needs_alsa
 def test_recording_ends_when_it_is_told_to(tmp_path: Path) -> None:
-    (tmp_path / "heard.raw").write_bytes((0.5 * np.ones(200_000, np.float32)).tobytes())
     program = """
 stop = threading.Event()
-print(record(stop=stop, max_duration_s=60, sample_rate=16_000, on_level=lambda seconds, _: seconds > 0.9 and stop.set()))
+on_level = lambda seconds, peak: seconds > 0.9 and stop.set()
+print(record(stop=stop, max_duration_s=60, sample_rate=16_000, on_level=on_level))
 """
-    done = run(program, tmp_path)
+    done = run(program, tmp_path, heard=np.full(200_000, 0.5, np.float32))
 
     assert (done.stdout, done.stderr) == ("Audio(0.95 s, 16000 Hz)\n", "")
 

@@ -124,8 +124,7 @@ def _device_rate(sounddevice: Any, kind: str, sample_rate: int) -> int:
 
 def _play_waiting(stream: Any, waiting: SimpleQueue[Samples | None], is_stopped: Event, *, block: int) -> None:
     """Play what is put into `waiting`, until None comes or `is_stopped` is set."""
-    blocks = (chunk[i : i + block] for chunk in iter(waiting.get, None) for i in range(0, len(chunk), block))
-    for samples in blocks:
+    for samples in _blocks(waiting, block):
         if is_stopped.is_set():
             break
         if not stream.active:
@@ -135,6 +134,12 @@ def _play_waiting(stream: Any, waiting: SimpleQueue[Samples | None], is_stopped:
         stream.abort()
     elif stream.active:
         stream.stop()  # waits until all has been heard
+
+
+def _blocks(waiting: SimpleQueue[Samples | None], size: int) -> Iterator[Samples]:
+    while (chunk := waiting.get()) is not None:
+        for start in range(0, len(chunk), size):
+            yield chunk[start : start + size]
 
 
 def _at_rate(chunks: Iterable[Samples], from_rate: int, to_rate: int) -> Iterator[Samples]:

@@ -4,7 +4,8 @@ from afterwords.testing import EngineContract
 
 class TestMyEngine(EngineContract):
     @pytest.fixture(scope="class")
-    def engine(self):
+    @classmethod
+    def engine(cls):
         return MyEngine()
 """
 
@@ -30,7 +31,8 @@ class EngineContract:
     """Inherit it, give a fixture `engine`, and, where the engine needs real speech, a fixture `reference`."""
 
     @pytest.fixture(scope="class")
-    def reference(self) -> Reference:
+    @classmethod
+    def reference(cls) -> Reference:
         """Eight seconds of a buzzing voice with pauses; override it with real speech if the engine listens closely."""
         time_s = np.arange(8 * 24_000) / 24_000
         buzz = sum(np.sin(2 * np.pi * 120 * harmonic * time_s) / harmonic for harmonic in range(1, 30))
@@ -38,7 +40,8 @@ class EngineContract:
         return Reference((0.1 * buzz * syllables).astype(np.float32), 24_000, "a test of the reference", "en")
 
     @pytest.fixture(scope="class")
-    def prompt(self, engine: Engine, reference: Reference) -> bytes:
+    @classmethod
+    def prompt(cls, engine: Engine, reference: Reference) -> bytes:
         return engine.prepare(reference, fast=True)
 
     def task(self, engine: Engine, prompt: bytes, *, text: str = TEXT, seed: int | None = 7) -> SpeechTask:

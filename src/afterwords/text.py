@@ -1,7 +1,8 @@
 """Text before it is spoken: checked, cut into sentences, packed into chunks.
 
 Apart because every door (command line, library, server) must refuse and cut the same text in the same way. Pure
-functions over strings but for `read_text`: no engine. The studio and the workers call `chunks`, all callers `check_text`.
+functions over strings but for `read_text`: no engine. The studio and the workers call `chunks`, all callers
+`check_text`.
 """
 
 from __future__ import annotations

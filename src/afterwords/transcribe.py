@@ -95,7 +95,6 @@ def transcribe(audio: Audio, *, lang: str | None = None, model: str | None = Non
 def _load(name: str) -> WhisperModel:
     try:
         from faster_whisper import WhisperModel
-        from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
         raise MissingExtraError("transcribe", purpose="Transcribing") from error
     folder = Path(name).expanduser()
@@ -107,7 +106,7 @@ def _load(name: str) -> WhisperModel:
     try:
         try:
             return WhisperModel(place, local_files_only=True, **settings)  # no call home for a model that is here
-        except LocalEntryNotFoundError:
+        except (OSError, RuntimeError):  # not here yet, or its download was broken off
             return WhisperModel(place, **settings)
     except Exception as error:
         raise TranscriberError(f"the model {name} can't be loaded ({_first_line(error)})") from error

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from afterwords.transcribe import Word
 
 Flags = NDArray[np.bool_]
 
-DIGITAL_SILENCE_DB: Final = -90.0  # dBFS; a room is never this still, a muted stretch or padding is
+_MUTED_DB = -90.0  # dBFS, less any constant offset; about the lowest step of 16 bits
 _ANALYSIS_RATE = 16_000  # Hz: 10 ms are a whole number of samples, whatever the file's own rate
 _PITCH_RATE = 8_000  # Hz: enough for 500 Hz, and half the work
 _PITCH_BLOCK_S = 60  # bounds the memory of half an hour
@@ -43,6 +42,7 @@ class Hearing:
         samples: shape (n_samples,), float32 mono, any constant offset removed.
         sample_rate: in Hz, the file's own.
         level_db: dBFS RMS, shape (n_frames,), as all that follow.
+        is_live: not muted: a room is never quite still, padding and a closed gate are.
         is_speech: by level over the background.
         pitch_hz: 0 where the sound is not voiced speech.
         is_clipped: holds samples in a flat run at the peak.
@@ -52,6 +52,7 @@ class Hearing:
     samples: Samples = field(repr=False)
     sample_rate: int
     level_db: NDArray[np.float32] = field(repr=False)
+    is_live: Flags = field(repr=False)
     is_speech: Flags = field(repr=False)
     pitch_hz: NDArray[np.float64] = field(repr=False)
     is_clipped: Flags = field(repr=False)
@@ -92,11 +93,10 @@ class Hearing:
 
         Muted stretches are left out: they say nothing of the room.
         """
-        is_live = self.level_db > DIGITAL_SILENCE_DB
-        pauses = self.level_db[is_live & ~self.is_speech]
+        pauses = self.level_db[self.is_live & ~self.is_speech]
         if len(pauses) >= _NOISE_FRAMES_MIN:
             return float(10 ** (np.median(pauses) / 10))
-        live = self.level_db[is_live]
+        live = self.level_db[self.is_live]
         return float(10 ** (np.percentile(live, 5) / 10)) if len(live) else 0.0
 
     def bandwidth_hz(self) -> float:
@@ -105,7 +105,7 @@ class Hearing:
         speech = self._spectrum(self.is_speech, n_fft)
         if speech is None:
             return 0.0
-        background = self._spectrum(~self.is_speech & (self.level_db > DIGITAL_SILENCE_DB), n_fft)
+        background = self._spectrum(self.is_live & ~self.is_speech, n_fft)
         is_real = speech > speech.max() - _BAND_RANGE_DB
         if background is not None:
             is_real &= speech > background + _BAND_OVER_NOISE_DB
@@ -176,6 +176,8 @@ def listen(audio: Audio) -> Hearing:
     common = resample(samples, audio.sample_rate, _ANALYSIS_RATE)
     level_db = acoustics.levels_db(common, _ANALYSIS_RATE)
     is_speech = acoustics.speech_mask(common, _ANALYSIS_RATE)[: len(level_db)]
+    hop = round(HOP_S * _ANALYSIS_RATE)
+    is_live = acoustics.decibels(np.var(acoustics.frames(common, hop, hop), axis=1)) > _MUTED_DB
     is_flat = _flat_runs(samples)
     frame = np.minimum(np.flatnonzero(is_flat) / audio.sample_rate / HOP_S, len(level_db) - 1).astype(np.int64)
     is_clipped = np.zeros(len(level_db), bool)
@@ -184,6 +186,7 @@ def listen(audio: Audio) -> Hearing:
         samples=samples,
         sample_rate=audio.sample_rate,
         level_db=level_db,
+        is_live=is_live,
         is_speech=is_speech,
         pitch_hz=np.where(is_speech, _pitch(samples, audio.sample_rate, len(level_db)), 0.0),
         is_clipped=is_clipped,

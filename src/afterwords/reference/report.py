@@ -117,10 +117,10 @@ RULES: Final = {
         "%", "turn the microphone down and record again; cut tops can't be brought back",
         at_most=(0.01, 0.05, 0.5, 2), digits=2,
     ),
-    # 7 kHz is wideband telephony (ITU-T G.722), 3.4 kHz the old telephone (G.712); an s reaches past 10 kHz.
+    # Wideband telephony ends at 7 kHz (ITU-T G.722), the old telephone at 3.4 (G.712); an s reaches past 10.
     "bandwidth": Rule(
         "kHz", "use the original file, recorded at 44.1 or 48 kHz, rather than a call or a compressed copy",
-        at_least=(10, 7, 5, 3), digits=1,
+        at_least=(10, 6.5, 5, 3), digits=1,
     ),
     # Levelling mends it, but at -50 dBFS a 16-bit file has 7 bits left for the voice.
     "level": Rule("dBFS", "come nearer to the microphone or turn it up", at_least=(-35, -42, -50, -58), mercy=1),

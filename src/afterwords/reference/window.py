@@ -98,9 +98,10 @@ def choose_window(
 def _worth(hearing: Hearing, untold: Sequence[Word]) -> NDArray[np.float64]:
     """What each frame adds to a window, in seconds of voice."""
     voiced = (hearing.pitch_hz > 0).astype(np.float64)
+    can_avoid_clipping = 2 * np.count_nonzero(hearing.is_clipped) < np.count_nonzero(voiced)
     for word in untold:
         voiced[round(word.start_s / HOP_S) : round(word.end_s / HOP_S)] *= -1
-    return (voiced - _CLIPPED_COST * hearing.is_clipped) * HOP_S
+    return (voiced - _CLIPPED_COST * (hearing.is_clipped & can_avoid_clipping)) * HOP_S
 
 
 def _pause_cuts(hearing: Hearing, words: Sequence[Word] | None) -> tuple[list[float], list[float]]:

@@ -1,0 +1,93 @@
+"""The registry, with plug-ins that are really installed: a distribution in a folder on the path."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from afterwords.backends import registry
+from afterwords.config import Config
+from afterwords.errors import BackendUnavailableError, InvalidBackendError, UnsupportedLangError
+
+GOOD = """
+from afterwords.backends.tone import ToneEngine
+class Parrot(ToneEngine):
+    name = "parrot"
+    backends = ("parrot-large", "parrot-small")
+    def languages(self, backend):
+        return frozenset({"fr"})
+"""
+
+
+def config(home: Path, *names: str) -> Config:
+    return Config(home=home, backends=names or None)
+
+
+def install(folder: Path, name: str, code: str, entry: str) -> None:
+    """Lay a distribution with one engine into a folder."""
+    (folder / f"{name}.py").write_text(code, "utf-8")
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", "utf-8")
+    (info / "entry_points.txt").write_text(f"[afterwords.engines]\n{name} = {entry}\n", "utf-8")
+
+
+def listed(folder: Path) -> dict[str, dict[str, object]]:
+    """What `afterwords backends --json` shows in a process that has the folder on its path."""
+    env = {**os.environ, "PYTHONPATH": str(folder), "AFTERWORDS_HOME": str(folder / "home")}
+    command = [sys.executable, "-m", "afterwords", "backends", "--json"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
+    return {row["backend"]: row for row in json.loads(done.stdout)}
+
+
+def test_a_plug_in_is_offered_with_all_its_backends(tmp_path: Path) -> None:
+    install(tmp_path, "parrot", GOOD, "parrot:Parrot")
+    rows = listed(tmp_path)
+    assert rows["parrot-large"]["is_available"]
+    assert rows["parrot-small"]["languages"] == ["fr"]
+    assert rows["lite"]["is_auto"]
+
+
+@pytest.mark.parametrize("code", ["import nonsense_that_is_nowhere", "class Parrot:\n  def __init__(self): 1/0", "x = 1"])
+def test_a_broken_plug_in_is_listed_with_the_reason_and_hides_no_other(tmp_path: Path, code: str) -> None:
+    install(tmp_path, "parrot", code, "parrot:Parrot")
+    rows = listed(tmp_path)
+    assert not rows["parrot"]["is_available"]
+    assert "could not be loaded" in str(rows["parrot"]["reason"])
+    assert rows["lite"]["is_available"]
+
+
+def test_tone_is_offered_only_by_name(tmp_path: Path) -> None:
+    assert "tone" not in [backend.name for backend in registry.backends(config(tmp_path))]
+    assert [backend.name for backend in registry.backends(config(tmp_path, "tone"))] == ["tone"]
+
+
+def test_auto_never_takes_tone_where_another_can_run(tmp_path: Path) -> None:
+    assert registry.choose("auto", lang="en", config=config(tmp_path, "tone", "lite")).name == "lite"
+
+
+def test_a_name_that_is_not_offered_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(InvalidBackendError, match="offered: lite"):
+        registry.choose("gpt-9", config=config(tmp_path, "lite"))
+
+
+def test_a_language_that_the_backend_lacks_is_refused_with_one_that_has_it(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedLangError) as refused:
+        registry.choose("lite", lang="de", config=config(tmp_path, "lite", "tone"))
+    assert "tone" in refused.value.hint
+
+
+def test_no_engine_at_all_says_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(BackendUnavailableError) as refused:
+        registry.choose("auto", config=config(tmp_path, "nothing-of-the-kind"))
+    assert 'pip install "afterwords[lite]"' in refused.value.hint
+
+
+def test_an_engine_is_made_once_a_process(tmp_path: Path) -> None:
+    first, second = (registry.choose("tone", config=config(tmp_path, "tone")) for _ in range(2))
+    assert registry.engine_for(first) is registry.engine_for(second)
