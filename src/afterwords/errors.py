@@ -34,16 +34,19 @@ from typing import ClassVar
 
 
 class AfterwordsError(Exception):
-    """The root: catch it to catch everything that afterwords raises on purpose."""
+    """The root: catch it to catch everything that afterwords raises on purpose.
+
+    The message is safe to print: what a terminal would act on is escaped, wherever it came from.
+    """
 
     code: ClassVar[str] = "error"
     http_status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _printable(message)
+        self.hint = _printable(hint)
+        super().__init__(self.message)
 
 
 # -- what was given -----------------------------------------------------------------------------------------
@@ -319,8 +322,7 @@ class ConsentRequiredError(InvalidInputError):
     def __init__(self) -> None:
         super().__init__(
             "Whose voice this is, and that they agree, has not been stated.",
-            hint="add --consent self (it is your own voice), granted (the speaker agreed), "
-            "public-domain or synthetic.",
+            hint="add --consent self (it is your own voice), granted (the speaker agreed), public-domain or synthetic.",
         )
 
 
@@ -347,7 +349,8 @@ class VoiceExistsError(InvalidInputError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"There is already a voice named {name!a}.", hint="choose another --name, or add --replace to overwrite it."
+            f"There is already a voice named {name!a}.",
+            hint="choose another name, or let `afterwords clone --replace` take its place.",
         )
 
 
@@ -355,16 +358,14 @@ class UnreadableFileError(InvalidInputError):
     code = "unreadable_file"
 
     def __init__(self, path: Path | str, *, why: str) -> None:
-        super().__init__(f"{_shown(path)} can't be read: {why}.", hint="check the path and its permissions.")
+        super().__init__(f"{path} can't be read: {why}.", hint="check the path and its permissions.")
 
 
 class UnwritableOutputError(InvalidInputError):
     code = "unwritable_output"
 
     def __init__(self, path: Path | str, *, why: str) -> None:
-        super().__init__(
-            f"{_shown(path)} can't be written: {why}.", hint="name a file in a folder that exists and is yours."
-        )
+        super().__init__(f"{path} can't be written: {why}.", hint="name a file in a folder that exists and is yours.")
 
 
 class UnmarkableFormatError(InvalidInputError):
@@ -471,7 +472,7 @@ class CorruptVoiceError(LibraryError):
 
     def __init__(self, entry: Path, *, why: str) -> None:
         super().__init__(
-            f"The voice in {_shown(entry)} is damaged: {why}.",
+            f"The voice in {entry} is damaged: {why}.",
             hint="restore that folder from a backup, or move it away; the other voices are not affected.",
         )
 
@@ -481,7 +482,7 @@ class NewerLibraryError(LibraryError):
 
     def __init__(self, home: Path, *, found: int, known: int) -> None:
         super().__init__(
-            f"The library in {_shown(home)} has schema {found}, and this version knows up to {known}.",
+            f"The library in {home} has schema {found}, and this version knows up to {known}.",
             hint="pip install --upgrade afterwords",
         )
 
@@ -492,7 +493,7 @@ class LibraryBusyError(LibraryError):
 
     def __init__(self, home: Path, *, waited_s: float) -> None:
         super().__init__(
-            f"Another process has held the library in {_shown(home)} for {waited_s:g} s.",
+            f"Another process has held the library in {home} for {waited_s:g} s.",
             hint="wait for it to end, then try again.",
         )
 
@@ -502,11 +503,9 @@ class StorageFullError(LibraryError):
     http_status = 507
 
     def __init__(self, path: Path | str) -> None:
-        super().__init__(
-            f"The disk that holds {_shown(path)} is full.", hint="free some space; nothing was changed or lost."
-        )
+        super().__init__(f"The disk that holds {path} is full.", hint="free some space; nothing was changed or lost.")
 
 
-def _shown(path: Path | str) -> str:
-    """A path as it may be printed: escapes stand for what a terminal would act on."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+def _printable(text: str) -> str:
+    """Text as it may be printed: escapes stand for what a terminal would act on."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -7,8 +7,8 @@ voice in the library, a text becomes speech that carries its mark. Nothing leave
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -20,6 +20,7 @@ from afterwords.config import Config, load_config
 from afterwords.errors import (
     AfterwordsError,
     ConsentRequiredError,
+    FileTooLargeError,
     InvalidOptionError,
     MissingExtraError,
     SynthesisError,
@@ -47,10 +48,13 @@ from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text, normalise_l
 
 if TYPE_CHECKING:
     from afterwords.backends.registry import Backend
-    from afterwords.transcribe import Transcript, Word
+    from afterwords.transcribe import Transcript
 
 EXPECTED_SECONDS_PER_CHARACTER: Final = 0.068
 """How long speech lasts, for progress alone; English read aloud."""
+
+MAX_STREAM_BYTES: Final = 512 * 2**20
+"""The most that is read from a pipe: half an hour of 48 kHz stereo in 24 bits."""
 
 Confirm = Callable[["Transcript"], str]
 """Shown what was heard, returns the transcript as its owner wants it."""
@@ -155,13 +159,7 @@ def make_voice(
     original, shown = _original(source)
     audio = decode(original, name=shown)
     text = check_text(text, max_chars=MAX_LOCAL_CHARS) if text else None
-    words, text, notices = _transcript(audio, text, lang, confirm, progress)
-    prepared = prepare(audio, source=shown, transcript=text, words=words)
-    if prepared.transcript_was_cut_away:
-        notices.append(
-            "The recording is longer than the window that is kept, and without word times the transcript could not "
-            'be cut with it, so it was left out; pip install "afterwords[transcribe]" mends that.'
-        )
+    prepared, notices = _prepared(audio, shown, text, lang, confirm, progress)
     reference_sha256 = sha256(prepared.wav).hexdigest()
     voice = Voice(
         name=name,
@@ -208,7 +206,11 @@ def _original(source: Path | str | bytes | BinaryIO) -> tuple[Path | bytes, str]
         return source, "the recording"
     if isinstance(source, (str, Path)):
         return Path(source), Path(source).name
-    return source.read(), Path(str(getattr(source, "name", "the recording"))).name
+    content = source.read(MAX_STREAM_BYTES + 1)
+    if len(content) > MAX_STREAM_BYTES:
+        raise FileTooLargeError("The recording", size_bytes=len(content), maximum_bytes=MAX_STREAM_BYTES)
+    name = getattr(source, "name", None)
+    return content, Path(name).name if isinstance(name, str) and Path(name).suffix else "the recording"
 
 
 def _sha256(original: Path | bytes) -> str:
@@ -218,27 +220,42 @@ def _sha256(original: Path | bytes) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
-def _transcript(
-    audio: Audio, text: str | None, lang: str, confirm: Confirm | None, progress: Progress
-) -> tuple[Sequence[Word] | None, str | None, list[str]]:
-    """The words with their times, the transcript, and notices, as far as this machine can tell them."""
-    from afterwords.transcribe import match_words, transcribe
+def _prepared(
+    audio: Audio, shown: str, text: str | None, lang: str, confirm: Confirm | None, progress: Progress
+) -> tuple[Prepared, list[str]]:
+    """The reference, its transcript as far as this machine can tell it, and notices.
 
-    try:
-        progress(0.0, "transcribing")
-        heard = transcribe(audio, lang=lang)
-    except MissingExtraError:
-        return None, text, []
-    except TranscriberError as error:
-        return (
-            None,
-            text,
-            [f"{error.message} The voice is made without a transcript." if text is None else error.message],
-        )
+    A transcript that was given is held against what is heard and cut with the recording; without one, what is heard in
+    the chosen window is written down.
+    """
     if text is None:
-        text = confirm(heard) if confirm else heard.text
-        text = check_text(text, max_chars=MAX_LOCAL_CHARS) if text.strip() else None
-    return match_words(text, heard.words) if text else None, text, []
+        prepared = prepare(audio, source=shown, transcript=None)
+        heard, notices = _heard(Audio(prepared.samples, prepared.sample_rate), lang, progress)
+        if heard is None:
+            return prepared, notices
+        written = (confirm(heard) if confirm else heard.text).strip()
+        return replace(prepared, text=check_text(written, max_chars=MAX_LOCAL_CHARS) if written else None), notices
+    heard, notices = _heard(audio, lang, progress)
+    prepared = prepare(audio, source=shown, transcript=text, words=heard.words if heard else None)
+    if prepared.transcript_was_cut_away:
+        notices.append(
+            "The transcript could not be cut to the window that is kept, so it was left out: "
+            + ("it does not match what is said there." if heard else 'pip install "afterwords[transcribe]" mends that.')
+        )
+    return prepared, notices
+
+
+def _heard(audio: Audio, lang: str, progress: Progress) -> tuple[Transcript | None, list[str]]:
+    """What is said in a recording, where something here can listen; and a notice where that fails."""
+    from afterwords.transcribe import transcribe
+
+    progress(0.0, "transcribing")
+    try:
+        return transcribe(audio, lang=lang), []
+    except MissingExtraError:
+        return None, []
+    except TranscriberError as error:
+        return None, [error.message]
 
 
 # -- say ------------------------------------------------------------------------------------------------------

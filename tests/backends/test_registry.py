@@ -53,7 +53,9 @@ def test_a_plug_in_is_offered_with_all_its_backends(tmp_path: Path) -> None:
     assert rows["lite"]["is_auto"]
 
 
-@pytest.mark.parametrize("code", ["import nonsense_that_is_nowhere", "class Parrot:\n  def __init__(self): 1/0", "x = 1"])
+@pytest.mark.parametrize(
+    "code", ["import nonsense_that_is_nowhere", "class Parrot:\n  def __init__(self): 1/0", "x = 1"]
+)
 def test_a_broken_plug_in_is_listed_with_the_reason_and_hides_no_other(tmp_path: Path, code: str) -> None:
     install(tmp_path, "parrot", code, "parrot:Parrot")
     rows = listed(tmp_path)

@@ -39,7 +39,14 @@ def test_every_block_of_the_page_runs(page: Path, tmp_path: Path) -> None:
     for lang, code in blocks(page):
         command = ["sh", "-euc", code] if lang == "sh" else [sys.executable, "-c", code]
         done = subprocess.run(
-            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL
+            command,
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
 

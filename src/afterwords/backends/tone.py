@@ -31,7 +31,7 @@ class ToneEngine:
     """Speaks every language as a tone between 200 and 800 Hz, 60 ms a character."""
 
     name = "tone"
-    backends = ("tone",)
+    backends: tuple[str, ...] = ("tone",)
     sample_rate = SAMPLE_RATE
     max_concurrent = 16
     prompt_version = "1"

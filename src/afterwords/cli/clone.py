@@ -53,7 +53,7 @@ def clone(
         text = read_text(text_file)
     if consent is None and output.is_terminal():
         consent = output.ask("By what right may this voice be cloned?", choices=CONSENT)
-    source = _record() if record else sys.stdin.buffer.read() if recording == "-" else Path(str(recording))
+    source = _record() if record else sys.stdin.buffer if recording == "-" else Path(str(recording))
     with output.progress_bar() as progress:
         cloned = make_voice(
             source,

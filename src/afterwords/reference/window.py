@@ -107,7 +107,7 @@ def _worth(hearing: Hearing, untold: Sequence[Word]) -> NDArray[np.float64]:
 def _pause_cuts(hearing: Hearing, words: Sequence[Word] | None) -> tuple[list[float], list[float]]:
     """Where a window may start and where it may end: EDGE_S into a pause, or at its middle where it is short."""
     starts, ends = [], []
-    for first_s, last_s in hearing.pauses(PAUSE_S) or ():
+    for first_s, last_s in hearing.pauses(PAUSE_S):
         if any(hearing.splits(word, (first_s + last_s) / 2) for word in _near(words, first_s, last_s)):
             continue
         edge_s = min(EDGE_S, (last_s - first_s) / 2)

@@ -30,7 +30,7 @@ class LiteEngine:
     """Kokoro-82M in a style found for the speaker. English only; resembles a voice, and is not its identity."""
 
     name = "lite"
-    backends = ("lite",)
+    backends: tuple[str, ...] = ("lite",)
     sample_rate = 24_000
     max_concurrent = 1
     prompt_version = "1"

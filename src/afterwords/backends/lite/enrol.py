@@ -34,7 +34,7 @@ CALIBRATION: Final = (
 """Harvard sentences (IEEE, 1969): phonetically balanced, never the text that is spoken later."""
 MIN_VOICED_S: Final = 3.0
 STRENGTHS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
-_RANGE_LIMITS: Final = (0.5, 1.35)  # of the factor on the pitch range; beyond, speech sounds flat or theatrical
+_RANGE_LIMITS: Final = (0.7, 1.2)  # of the factor on the pitch range; beyond, speech sounds flat or theatrical
 
 Array = NDArray[np.float32]
 
@@ -123,7 +123,10 @@ def enrol(reference: Reference, kokoro: Kokoro, progress: Progress, *, fast: boo
 def _found(
     speaker: Speaker, space: StyleSpace, kokoro: Kokoro, surrogate: Surrogate, progress: Progress, *, fast: bool
 ) -> list[NDArray[np.float64]]:
-    """The two most promising points of the style space; in fast mode, one that was never heard."""
+    """The most promising points of the style space; in fast mode, one that was never heard.
+
+    One short phrase judges a point roughly: so three go on to the calibration sentences, and what they have in common.
+    """
     if fast:
         start = surrogate.best(1)[0]
         return [evolve(surrogate.expected, start, random=np.random.default_rng(0))]
@@ -136,7 +139,8 @@ def _found(
         return Heard(embed(trim(said.samples), SAMPLE_RATE), float(np.log(raw_hz)))
 
     trials = search(speaker.target, hear, on_trial=lambda done, total: progress(0.7 * done / total, "searching"))
-    return [trial.point for trial in trials[:2]]
+    best = [trial.point for trial in trials[:3]]
+    return [*best, np.mean(best, axis=0)]
 
 
 def _nearest_stock(target: Target, space: StyleSpace) -> int:
@@ -154,7 +158,8 @@ def _calibrate(style: Array, quality: float, speaker: Speaker, kokoro: Kokoro) -
     moved = PitchTarget(speaker.pitch.median_hz)
     said = [kokoro.speak(ids, style[len(ids) - 1], moved) for ids in _calibration_tokens()]
     source_hz, spread_st = pitch_stats(np.concatenate([utterance.raw_pitch for utterance in said]))
-    scale = float(np.clip(speaker.pitch.spread_st / max(spread_st, 0.5), *_RANGE_LIMITS))
+    # Half the way in log frequency: the two spreads are measured in unlike ways, and the full way sounds worse.
+    scale = float(np.clip(np.sqrt(speaker.pitch.spread_st / max(spread_st, 0.5)), *_RANGE_LIMITS))
     spoken = np.concatenate([trim(utterance.samples) for utterance in said])
     pitch = PitchTarget(speaker.pitch.median_hz, source_hz or None, scale)
     return Candidate(style, quality, spoken, pitch, equaliser_db(spoken, speaker.samples))

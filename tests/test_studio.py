@@ -1,0 +1,215 @@
+"""Cloning and speaking on this machine, with the tone engine: all but the sound."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.conftest import READER
+
+import afterwords as aw
+from afterwords import provenance, studio
+from afterwords.audio import decode
+from afterwords.backends.base import Reference
+from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER, ToneEngine
+from afterwords.errors import (
+    ConsentRequiredError,
+    InvalidOptionError,
+    ReferenceTooShortError,
+    SynthesisError,
+    UnsupportedLangError,
+    VoiceExistsError,
+    VoiceNotFoundError,
+    VoiceRequiredError,
+)
+
+pytestmark = pytest.mark.usefixtures("tone")
+
+
+def clone(name: str = "me", **options: object) -> aw.Voice:
+    return aw.clone(READER, name=name, consent="self", **options)  # type: ignore[arg-type]
+
+
+def test_a_clone_keeps_recording_consent_and_provenance() -> None:
+    voice = clone()
+    shelf = studio.library()
+    original = shelf.original_path(voice)
+    assert original is not None
+    assert original.read_bytes() == READER.read_bytes()
+    assert voice.consent is not None
+    assert voice.consent.kind == "self"
+    assert provenance.verify_seal(voice)
+    assert 5 <= voice.reference.duration_s <= 15
+
+
+def test_bytes_and_open_files_clone_like_a_path() -> None:
+    by_path = clone("path")
+    by_bytes = aw.clone(READER.read_bytes(), name="bytes", consent="self")
+    by_file = aw.clone(BytesIO(READER.read_bytes()), name="file", consent="self")
+    assert by_path.reference.sha256 == by_bytes.reference.sha256 == by_file.reference.sha256
+
+
+def test_consent_has_to_be_stated() -> None:
+    with pytest.raises(ConsentRequiredError):
+        aw.clone(READER, name="me")
+    with pytest.raises(InvalidOptionError, match="consent"):
+        aw.clone(READER, name="me", consent="whatever")
+    assert aw.voices() == []
+
+
+def test_a_name_in_use_is_refused_before_any_work() -> None:
+    clone()
+    told: list[str] = []
+    with pytest.raises(VoiceExistsError):
+        aw.clone(READER, name="me", consent="self", progress=lambda _, step: told.append(step))
+    assert told == []
+
+
+def test_replacing_leaves_one_voice_with_the_new_recording(tmp_path: Path) -> None:
+    first = clone()
+    other = tmp_path / "other.wav"
+    audio = aw.Audio(np.ascontiguousarray(decode(READER).samples[: 16_000 * 9]), 16_000)
+    second = aw.clone(audio.save(other), name="me", consent="self", replace=True)
+    assert [voice.voice_id for voice in aw.voices()] == [second.voice_id]
+    assert first.reference.sha256 != second.reference.sha256
+
+
+def test_a_recording_that_is_too_short_leaves_nothing_behind(home: Path, tmp_path: Path) -> None:
+    short = aw.Audio(decode(READER).samples[: 16_000 * 3], 16_000).save(tmp_path / "short.wav")
+    with pytest.raises(ReferenceTooShortError, match=r"3\.00 s"):
+        aw.clone(short, name="me", consent="self")
+    assert aw.voices() == []
+    assert not [path for path in home.rglob("*") if path.is_file() and path.name != ".lock"]
+
+
+@pytest.mark.usefixtures("whisper")
+def test_a_transcript_is_written_down_where_something_can_listen() -> None:
+    voice = clone()
+    assert voice.ref_text is not None
+    assert "amiable" in voice.ref_text.lower()
+
+
+@pytest.mark.usefixtures("whisper")
+def test_a_given_transcript_is_cut_with_the_window() -> None:
+    text = (READER.parent / "reader.txt").read_text("utf-8")
+    voice = clone(text=text)
+    assert voice.ref_text
+    assert len(voice.ref_text) < 0.8 * len(text)
+    assert voice.ref_text.split()[-1] in text
+
+
+def test_a_transcript_that_cannot_be_cut_is_left_out_and_said() -> None:
+    text = (READER.parent / "reader.txt").read_text("utf-8")
+    cloned = studio.make_voice(READER, name="me", consent="self", text=text)
+    assert cloned.voice.ref_text is None
+    assert any("left out" in notice for notice in cloned.notices)
+
+
+@pytest.mark.usefixtures("whisper")
+def test_the_transcript_can_be_corrected() -> None:
+    cloned = studio.make_voice(READER, name="me", consent="self", confirm=lambda heard: f"{heard.text} Amen.")
+    assert str(cloned.voice.ref_text).endswith("Amen.")
+
+
+def test_speech_lasts_as_its_text_and_carries_the_mark(tmp_path: Path) -> None:
+    voice = clone()
+    audio = aw.say("Hello there", voice=voice)
+    assert audio.sample_rate == SAMPLE_RATE
+    assert audio.duration_s == pytest.approx(SECONDS_PER_CHARACTER * len("Hello there"))
+    mark = provenance.verify(audio.save(tmp_path / "hello.flac"))
+    assert mark is not None
+    assert (mark.backend, mark.voice_name, mark.voice_id) == ("tone", "me", voice.voice_id)
+
+
+def test_one_voice_needs_no_name_and_two_do() -> None:
+    clone()
+    assert aw.say("Hello").duration_s > 0
+    clone("you")
+    with pytest.raises(VoiceRequiredError):
+        aw.say("Hello")
+    studio.library().set_default("you")
+    assert aw.stream("Hello").voice.name == "you"
+
+
+def test_an_unknown_voice_is_answered_with_those_near() -> None:
+    clone("grandmother")
+    with pytest.raises(VoiceNotFoundError) as refused:
+        aw.say("Hello", voice="grandmohter")
+    assert "grandmother" in refused.value.hint
+
+
+@pytest.mark.parametrize("speed", [0.5, 2.0])
+def test_speed_changes_the_length_and_keeps_the_pitch(speed: float) -> None:
+    clone()
+    text = "the speed of this is changed"
+    plain, changed = aw.say(text), aw.say(text, speed=speed)
+    assert changed.duration_s == pytest.approx(plain.duration_s / speed, rel=0.02)
+    peaks = [np.abs(np.fft.rfft(a.samples)).argmax() / a.duration_s for a in (plain, changed)]
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.01)
+
+
+@pytest.mark.parametrize("option", [{"speed": 0.1}, {"speed": float("nan")}, {"seed": -1}])
+def test_options_out_of_bounds_are_refused(option: dict[str, float]) -> None:
+    clone()
+    with pytest.raises(InvalidOptionError):
+        aw.say("Hello", **option)  # type: ignore[arg-type]
+
+
+def test_a_language_that_nothing_here_speaks_is_refused() -> None:
+    clone()
+    with pytest.raises(UnsupportedLangError):
+        aw.say("Hello", lang="tlh")
+
+
+def test_streaming_yields_the_same_speech_in_chunks_and_then_its_result() -> None:
+    clone()
+    text = "this is long enough for several chunks"
+    speech = aw.stream(text)
+    chunks = [chunk.samples for chunk in speech]
+    assert len(chunks) > 3
+    np.testing.assert_array_equal(np.concatenate(chunks), aw.say(text).samples)
+    assert speech.result is not None
+    assert speech.result.duration_s == pytest.approx(SECONDS_PER_CHARACTER * len(text))
+
+
+@pytest.mark.parametrize("fault", ["fault-fail", "fault-error", "fault-memory"])
+def test_whatever_an_engine_raises_is_a_synthesis_error(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_TESTING", "1")
+    clone()
+    with pytest.raises(SynthesisError):
+        aw.say(f"this text has the word {fault} in it")
+
+
+def test_a_prompt_is_made_once_for_the_same_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bytes] = []
+    prepare = ToneEngine.prepare
+
+    def counted(self: ToneEngine, reference: Reference, *rest: Any, **options: Any) -> bytes:
+        made.append(prepare(self, reference, *rest, **options))
+        return made[-1]
+
+    # Counting calls needs a patch: nothing outside shows how often an engine was asked.
+    monkeypatch.setattr(ToneEngine, "prepare", counted)
+    clone("one")
+    clone("two")
+    aw.say("Hello", voice="two")
+    assert len(made) == 1
+
+
+def test_a_lost_prompt_is_made_again(home: Path) -> None:
+    voice = clone()
+    (prompt,) = (home / "voices" / voice.voice_id / "prompts").iterdir()
+    prompt.write_bytes(b"damaged")
+    assert aw.say("Hello").duration_s > 0
+    assert prompt.read_bytes() != b"damaged"
+
+
+def test_progress_runs_from_start_to_end() -> None:
+    clone()
+    told: list[float] = []
+    aw.say("a text of some length, spoken in chunks", progress=lambda done, _: told.append(done))
+    assert told == sorted(told)
+    assert told[-1] == 1.0
