@@ -76,7 +76,8 @@ def whisper_features(samples: Array, sample_rate: int) -> Array:
     mel = whisper.feature_extractor(heard)[:, :3000]
     mel = np.pad(mel, ((0, 0), (0, 3000 - mel.shape[1])))
     encoded: Array = np.array(whisper.encode(mel), np.float32)[0]
-    return encoded[: max(1, len(heard) // 320)].mean(axis=0)
+    mean: Array = encoded[: max(1, len(heard) // 320)].mean(axis=0)
+    return mean
 
 
 class WhisperLikeness:
@@ -96,12 +97,9 @@ class WhisperLikeness:
         self._said, self._heard = of_said.mean(axis=0), of_heard.mean(axis=0)
         self._spread = np.sqrt(of_said.var(axis=0) + of_heard.var(axis=0))
 
-    def __call__(
-        self, said: Array, said_rate: int, heard: Array, heard_rate: int, *, same_words: bool = False
-    ) -> float:
-        """The cosine of two speakers; with `same_words` both say what the recording says."""
-        content = self._heard if same_words else self._said
-        one = (whisper_features(said, said_rate) - content) / self._spread
+    def __call__(self, said: Array, said_rate: int, heard: Array, heard_rate: int) -> float:
+        """The cosine of two speakers."""
+        one = (whisper_features(said, said_rate) - self._said) / self._spread
         other = (whisper_features(heard, heard_rate) - self._heard) / self._spread
         return cosine(one, other)
 

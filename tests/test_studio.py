@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.conftest import READER
 
 import afterwords as aw
 from afterwords import provenance, studio
@@ -25,6 +24,7 @@ from afterwords.errors import (
     VoiceNotFoundError,
     VoiceRequiredError,
 )
+from tests.conftest import READER
 
 pytestmark = pytest.mark.usefixtures("tone")
 

@@ -10,10 +10,8 @@ Names load when first used, so that importing the package costs nothing.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
+TYPE_CHECKING = False  # as type checkers know it; `typing` would double the time that importing takes
 
 if TYPE_CHECKING:
     from afterwords import errors
@@ -36,6 +34,8 @@ __all__ = ["AfterwordsError", "Audio", "Job", "Voice", "__version__", "clone", "
 
 
 def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     if name == "errors":
         return import_module("afterwords.errors")
     if name not in _HOMES:

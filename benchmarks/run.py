@@ -1,0 +1,18 @@
+"""Print every benchmark as Markdown."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+from benchmarks import likeness, speed, startup
+
+
+def main() -> None:
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    for title, module in (("Start-up", startup), ("lite: speed", speed), ("lite: likeness", likeness)):
+        print(f"### {title}\n", *module.table(), "", sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

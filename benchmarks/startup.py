@@ -1,0 +1,65 @@
+"""How long nothing takes: `afterwords --help` and `import afterwords`, as ratios to the least that could be.
+
+The peers are a typer program of two commands that do nothing, and an interpreter that only starts. Runs alternate, so
+that a machine that slows down slows both.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+RUNS = 15
+SMALL_PROGRAM = """
+import typer
+app = typer.Typer()
+@app.command()
+def one(name: str = "x"): "Do one thing."
+@app.command()
+def two(name: str = "x"): "Do another."
+app()
+"""
+
+
+def seconds(command: Sequence[str]) -> float:
+    """Wall time of a command."""
+    started = time.perf_counter()
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - started
+
+
+def ratio(ours: Sequence[str], theirs: Sequence[str]) -> tuple[float, float, float]:
+    """Median of the ratios of paired runs, and both medians in seconds."""
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(RUNS + 1)][1:]
+    own, other = zip(*pairs, strict=True)
+    return statistics.median(a / b for a, b in pairs), statistics.median(own), statistics.median(other)
+
+
+def table() -> list[str]:
+    """The figures as Markdown."""
+    lines = ["| what | ours | peer | ratio (median of pairs) | to reach |", "|---|---|---|---|---|"]
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "small.py"
+        program.write_text(SMALL_PROGRAM, "utf-8")
+        cases = (
+            (
+                "`afterwords --help` / a two-command typer app",
+                ["-m", "afterwords", "--help"],
+                [str(program), "--help"],
+                1.5,
+            ),
+            ("`import afterwords` / a bare interpreter", ["-c", "import afterwords"], ["-c", "pass"], 2.0),
+        )
+        for name, ours, theirs, goal in cases:
+            median, own, other = ratio([sys.executable, *ours], [sys.executable, *theirs])
+            lines.append(f"| {name} | {own * 1000:.0f} ms | {other * 1000:.0f} ms | {median:.2f} | ≤ {goal:g} |")
+    return lines
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))
