@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from afterwords.models import Voice
 
 READER = Path(str(files("afterwords") / "data" / "reader.wav"))
 
@@ -26,6 +29,29 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the tone engine is offered: everything but the sound is as with a real one."""
     monkeypatch.setenv("AFTERWORDS_BACKENDS", "tone")
+
+
+@pytest.fixture(scope="session")
+def _shelf_with_me(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home folder with one voice, made once."""
+    from afterwords import studio
+
+    folder = tmp_path_factory.mktemp("shelf") / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFTERWORDS_HOME", str(folder))
+        patch.setenv("AFTERWORDS_BACKENDS", "tone")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        studio.clone(READER, name="me", consent="self")
+    return folder
+
+
+@pytest.fixture
+def me(_shelf_with_me: Path, home: Path, tone: None) -> Voice:
+    """The one voice in the library: the reader's, called me, for the tone engine."""
+    from afterwords import studio
+
+    shutil.copytree(_shelf_with_me, home)
+    return studio.library().get("me")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -85,29 +86,33 @@ class LiteEngine:
             self._kokoro = None
 
     def _loaded(self) -> Kokoro:
+        """The network; loaded when it is first needed, and the dictionaries in the same half second."""
         if self._kokoro is None:
+            from afterwords.backends.lite.g2p import load_dictionaries
             from afterwords.backends.lite.kokoro import Kokoro, model_file
 
             config = load_config()
-            self._kokoro = Kokoro(model_file(config.home / "models", config.kokoro_onnx))
+            with ThreadPoolExecutor(1) as beside:
+                dictionaries = beside.submit(load_dictionaries)
+                kokoro = Kokoro(model_file(config.home / "models", config.kokoro_onnx))
+                dictionaries.result()
+            self._kokoro = kokoro
         return self._kokoro
 
     def _speak(self, piece: str, profile: Profile) -> NDArray[np.float32]:
         """Speak one piece in the voice of the profile and add the pause that its punctuation asks for."""
         import numpy as np
 
-        from afterwords.backends.lite.g2p import tokens
-        from afterwords.backends.lite.kokoro import MAX_TOKENS
+        from afterwords.backends.lite.g2p import has_sound, lines, tokens
         from afterwords.backends.lite.search import trim
         from afterwords.backends.lite.shaping import equalise, limit
 
-        ids = tokens(piece)
         kokoro = self._loaded()
-        parts = [ids[start : start + MAX_TOKENS] for start in range(0, len(ids), MAX_TOKENS)]
-        said = [trim(kokoro.speak(part, profile.style[len(part) - 1], profile.pitch).samples) for part in parts]
-        if not said:
+        ids = tokens(piece)
+        if not has_sound(ids):
             return np.zeros(0, np.float32)
-        samples = np.concatenate(said)
+        said = [kokoro.speak(line, profile.style[len(line) - 1], profile.pitch).samples for line in lines(ids)]
+        samples = np.concatenate([_faded(trim(part)) for part in said])
         if not np.isfinite(samples).all():
             raise SynthesisError("lite", why="the network gave samples that are not numbers")
         samples = profile.cepstra.apply(equalise(samples, profile.equaliser_db))

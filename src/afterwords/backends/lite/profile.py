@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterwords.backends.lite.kokoro import PitchTarget
-from afterwords.backends.lite.shaping import CepstralMap
+from afterwords.backends.lite.shaping import CEPSTRA, TAPS, CepstralMap
+from afterwords.backends.lite.styles import ROWS, WIDTH
 
 VERSION: Final = "1"
 """Goes up whenever a change in enrolment makes older profiles worth making again."""
@@ -72,14 +73,7 @@ class Profile:
         Raises:
             ValueError: these bytes are not a profile of this version.
         """
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-                facts: dict[str, Any] = json.loads(stored["facts"].tobytes())
-                arrays = {name: stored[name].astype(np.float32) for name in ("style", "equaliser_db", "cepstra")}
-        except Exception as error:
-            raise ValueError("not a profile") from error
-        if facts.get("version") != VERSION:
-            raise ValueError(f"a profile of version {facts.get('version')}, not {VERSION}")
+        facts, arrays = _read(content)
         return cls(
             style=arrays["style"],
             pitch=PitchTarget(*facts["pitch"]),
@@ -92,4 +86,23 @@ class Profile:
         )
 
 
+def _read(content: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The facts and the arrays in a profile, each as it should be."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            facts: dict[str, Any] = json.loads(stored["facts"].tobytes())
+            version = facts["version"]
+            arrays = {name: stored[name].astype(np.float32) for name in _SHAPES}
+    except Exception as error:  # a plug-in's reader at the edge: foreign bytes fail in many ways
+        raise ValueError("not a profile") from error
+    if version != VERSION:
+        raise ValueError(f"a profile of version {version}, not {VERSION}")
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if shapes != _SHAPES or not facts.keys() >= _FACTS or not all(np.isfinite(a).all() for a in arrays.values()):
+        raise ValueError("a damaged profile")
+    return facts, arrays
+
+
+_SHAPES: Final = {"style": (ROWS, WIDTH), "equaliser_db": (TAPS // 2 + 1,), "cepstra": (4, CEPSTRA)}
+_FACTS: Final = {"pitch", "gain", "similarity", "baseline", "nearest_stock"}
 _CEPSTRAL_FIELDS: Final = ("spoken_mean", "spoken_std", "speaker_mean", "speaker_std")

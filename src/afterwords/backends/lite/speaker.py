@@ -22,9 +22,9 @@ _WINDOW: Final = 160  # frames of 10 ms: what the encoder was trained on
 _STEP: Final = 77  # frames between windows: 1.3 a second
 _LEVEL_DB: Final = -30.0
 _HIDDEN: Final = 256
-# A product of more than about a million multiplications is shared among threads that spin while they wait, which on a
-# busy machine makes each of these 480 steps 50 times slower. Eight windows, a gate at a time, stay below.
-_BATCH: Final = 8
+# OpenBLAS shares a product of more than 400,000 multiplications among threads that spin while they wait, which on a
+# busy machine makes each of these 480 steps 200 times slower. Four windows, a gate at a time, stay well below.
+_BATCH: Final = 4
 
 Array = NDArray[np.float32]
 

@@ -1,0 +1,80 @@
+"""The real network, and one fast enrolment of the reader, made once and shared by all tests and their processes."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from afterwords.audio import Audio, decode
+from afterwords.backends.base import Reference
+from afterwords.backends.lite.engine import LiteEngine
+from afterwords.backends.lite.kokoro import Kokoro, model_file
+from tests.conftest import READER
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """The prompt of the reader's first half, and the fractions that were reported while it was made."""
+
+    prompt: bytes
+    fractions: list[float]
+
+
+@pytest.fixture(scope="session")
+def reader() -> Audio:
+    return decode(READER)
+
+
+@pytest.fixture(scope="session")
+def first_half(reader: Audio) -> Reference:
+    return Reference(reader.samples[: len(reader.samples) // 2], reader.sample_rate)
+
+
+@pytest.fixture(scope="session")
+def second_half(reader: Audio) -> Reference:
+    """What the enrolled voice never heard."""
+    return Reference(reader.samples[len(reader.samples) // 2 :], reader.sample_rate)
+
+
+@pytest.fixture(scope="session")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home for the session; test processes that run side by side have it in common."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "lite"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(shared_home: Path) -> Path:
+    return model_file(shared_home / "models")
+
+
+@pytest.fixture(scope="session")
+def kokoro(model: Path) -> Kokoro:
+    return Kokoro(model)
+
+
+@pytest.fixture(scope="session")
+def enrolment(shared_home: Path, model: Path, first_half: Reference) -> Enrolment:
+    prompt, progress = shared_home / "prompt.bin", shared_home / "progress.json"
+    with FileLock(shared_home / "enrolment.lock"), pytest.MonkeyPatch.context() as patch:
+        if not progress.exists():
+            patch.setenv("AFTERWORDS_HOME", str(shared_home))
+            fractions: list[float] = []
+            prompt.write_bytes(LiteEngine().prepare(first_half, lambda done, _: fractions.append(done), fast=True))
+            progress.write_text(json.dumps(fractions))
+        return Enrolment(prompt.read_bytes(), json.loads(progress.read_text()))
+
+
+@pytest.fixture(autouse=True)
+def home(home: Path, model: Path) -> Path:
+    """A home of the test's own, with the network in it: to make it anew each time would take longer than most tests."""
+    home.mkdir()
+    (home / "models").symlink_to(model.parent)
+    return home

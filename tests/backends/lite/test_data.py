@@ -1,0 +1,83 @@
+"""The shipped data: whole, as listed, noticed when changed, and made from generated voices alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from afterwords.backends.lite import data
+from afterwords.backends.lite.data import read_data
+from afterwords.backends.lite.search import voice_table
+from afterwords.backends.lite.styles import LIMIT, SIZE, style_space
+from afterwords.errors import ModelFileError
+
+FOLDER = Path(data.__file__).parent
+HASHES: dict[str, str] = json.loads((FOLDER / "hashes.json").read_text("utf-8"))
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The shipped files in a place where they may be damaged."""
+    for path in FOLDER.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    # Patched, because the installed files must stay whole.
+    monkeypatch.setattr(data, "files", lambda _: tmp_path)
+    data._hashes.cache_clear()
+    yield tmp_path
+    data._hashes.cache_clear()
+
+
+def test_every_data_file_is_listed_and_every_listed_file_is_there() -> None:
+    shipped = {path.name for path in FOLDER.iterdir() if path.suffix in {".json", ".xz", ".npz", ".bin"}}
+    assert shipped - {"hashes.json"} == set(HASHES)
+
+
+@pytest.mark.parametrize("name", sorted(HASHES))
+def test_a_file_has_the_hash_it_is_listed_with(name: str) -> None:
+    assert hashlib.sha256(read_data(name)).hexdigest() == HASHES[name]
+
+
+@pytest.mark.parametrize("name", sorted(HASHES))
+def test_one_changed_byte_is_noticed(name: str, copied: Path) -> None:
+    content = bytearray((copied / name).read_bytes())
+    content[len(content) // 3] ^= 1
+    (copied / name).write_bytes(content)
+    with pytest.raises(ModelFileError, match="SHA-256") as caught:
+        read_data(name)
+    assert "pip install" in caught.value.hint
+
+
+def test_a_missing_file_is_named(copied: Path) -> None:
+    (copied / "table.npz").unlink()
+    with pytest.raises(ModelFileError, match=r"table\.npz is missing"):
+        read_data("table.npz")
+
+
+def test_a_file_that_is_not_listed_is_not_read(copied: Path) -> None:
+    (copied / "more.bin").write_bytes(b"more")
+    with pytest.raises(ModelFileError):
+        read_data("more.bin")
+
+
+def test_the_table_begins_with_the_stock_voices_and_holds_points_of_their_space() -> None:
+    table, space = voice_table(), style_space()
+    np.testing.assert_allclose(table.points[:54], space.coordinates, atol=2e-3)  # kept as half floats
+    assert np.abs(table.points[54:]).max() <= LIMIT + 2e-3
+
+
+def test_the_table_has_for_each_voice_what_was_heard() -> None:
+    table = voice_table()
+    count = len(table.points)
+    assert count >= 500
+    assert table.points.shape == (count, SIZE)
+    assert table.embeddings.shape == (count, 256)
+    np.testing.assert_allclose(np.linalg.norm(table.embeddings, axis=1), 1, atol=5e-3)
+    assert table.log_pitch.shape == table.quality.shape == (count,)
+    assert ((np.exp(table.log_pitch) > 50) & (np.exp(table.log_pitch) < 500)).all()
+    assert ((table.quality > 1) & (table.quality < 5)).all()

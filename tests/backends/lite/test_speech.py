@@ -1,0 +1,128 @@
+"""What is heard in the end: a passage in the voice of a fast enrolment, judged as a listener would judge it."""
+
+from __future__ import annotations
+
+from difflib import SequenceMatcher
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from afterwords.acoustics import keep_speech, measure_pitch
+from afterwords.audio import Audio
+from afterwords.backends.base import Reference
+from afterwords.backends.lite.engine import CLAUSE_PAUSE_S, SENTENCE_PAUSE_S, LiteEngine
+from afterwords.backends.lite.g2p import tokens
+from afterwords.backends.lite.kokoro import Kokoro
+from afterwords.backends.lite.profile import Profile
+from afterwords.backends.lite.speaker import embed
+from afterwords.backends.lite.styles import style_space
+from afterwords.models import SpeechTask
+from afterwords.transcribe import transcribe
+from tests.backends.lite.conftest import Enrolment
+
+TEXT = (
+    "The old farmer, who lived alone, walked to the market with his dog. "
+    "He bought some bread, a dozen apples, and a bottle of milk from the woman at the corner. "
+    "On the way home it began to rain, so they waited under a tree until the sun came out again and the road was dry. "
+    "Was he glad?"
+)
+RATE = LiteEngine.sample_rate
+Array = NDArray[np.float32]
+
+
+def say(text: str, prompt: bytes) -> list[Array]:
+    task = SpeechTask(text=text, lang="en", backend="lite", voice_id="1", prompt=prompt)
+    return [chunk.samples for chunk in ENGINE.synthesize(task)]
+
+
+ENGINE = LiteEngine()
+
+
+@pytest.fixture(scope="module")
+def chunks(enrolment: Enrolment, shared_home: Path) -> list[Array]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFTERWORDS_HOME", str(shared_home))
+        return say(TEXT, enrolment.prompt)
+
+
+@pytest.fixture(scope="module")
+def passage(chunks: list[Array]) -> Array:
+    return np.concatenate(chunks)
+
+
+def words(text: str) -> list[str]:
+    return [word.strip(".,!?").lower() for word in text.split()]
+
+
+def test_a_passage_is_understood(passage: Array, whisper: Path) -> None:
+    heard = transcribe(Audio(samples=passage, sample_rate=RATE), lang="en").text
+    said, understood = words(TEXT), words(heard)
+    changes = SequenceMatcher(None, said, understood, autojunk=False).get_opcodes()
+    errors = sum(max(b - a, d - c) for tag, a, b, c, d in changes if tag != "equal")
+    assert errors / len(said) <= 0.2, heard
+
+
+def test_it_is_nearer_to_the_speaker_than_the_nearest_stock_voice(
+    passage: Array, enrolment: Enrolment, second_half: Reference, kokoro: Kokoro
+) -> None:
+    ids, space = tokens(TEXT[:150]), style_space()
+    stock = space.voices[space.names.index(Profile.from_bytes(enrolment.prompt).nearest_stock)]
+    target = embed(second_half.samples, second_half.sample_rate)
+    plain = embed(kokoro.speak(ids, stock[len(ids) - 1]).samples, RATE) @ target
+    assert embed(passage, RATE) @ target > plain + 0.05
+
+
+def test_its_pitch_is_the_speaker_s(passage: Array, first_half: Reference) -> None:
+    own = measure_pitch(first_half.samples, first_half.sample_rate).median_hz
+    assert abs(12 * np.log2(measure_pitch(passage, RATE).median_hz / own)) < 2
+
+
+def test_its_loudness_is_that_of_speech(passage: Array) -> None:
+    loudness = 20 * np.log10(np.sqrt(np.mean(np.square(keep_speech(passage, RATE)))))
+    assert -26 < loudness < -18
+    assert np.abs(passage).max() <= 0.97
+
+
+def test_a_long_text_comes_in_pieces_the_first_one_short(chunks: list[Array]) -> None:
+    assert len(chunks) >= 5
+    assert len(chunks[0]) < 3.5 * RATE
+    assert max(len(chunk) for chunk in chunks) < 12 * RATE
+
+
+def test_pieces_join_without_a_click(chunks: list[Array]) -> None:
+    for left, right in pairwise(chunks):
+        joint = np.concatenate([left[-200:], right[:40]])
+        assert np.abs(np.diff(joint)).max() < 0.01
+        assert right[0] == 0
+
+
+def test_a_sentence_ends_in_a_pause_and_a_clause_in_a_shorter_one(chunks: list[Array]) -> None:
+    def silence_s(chunk: Array) -> float:
+        return (len(chunk) - 1 - int(np.flatnonzero(chunk)[-1])) / RATE
+
+    assert silence_s(chunks[0]) == pytest.approx(CLAUSE_PAUSE_S, abs=0.002)  # "The old farmer, who lived alone,"
+    assert silence_s(chunks[1]) == pytest.approx(SENTENCE_PAUSE_S, abs=0.002)
+    assert silence_s(chunks[-1]) == pytest.approx(SENTENCE_PAUSE_S, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("The train leaves at 12:30 from platform 4.", "12"),
+        ("Wait… what?! (No — really; it's “true”.)", "what"),
+        ("Hello, Zoë! Is the café open? 🙂", "hello"),
+    ],
+)
+def test_digits_marks_and_emoji_do_not_stop_it(text: str, word: str, enrolment: Enrolment, whisper: Path) -> None:
+    samples = np.concatenate(say(text, enrolment.prompt))
+    heard = transcribe(Audio(samples=samples, sample_rate=RATE), lang="en").text
+    assert word in heard.lower().replace("twelve", "12")
+
+
+def test_a_question_of_one_word_is_spoken(enrolment: Enrolment) -> None:
+    samples = np.concatenate(say("Really?", enrolment.prompt))
+    assert 0.3 * RATE < len(samples) < 2 * RATE
+    assert measure_pitch(samples, RATE).voiced_s > 0.2
