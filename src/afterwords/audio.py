@@ -21,7 +21,7 @@ from afterwords.models import SPEED_MAX, SPEED_MIN, SpeechFormat
 from afterwords.reader import read_sound, read_tags
 from afterwords.riff import Samples
 from afterwords.soundcard import capture, play
-from afterwords.writer import AudioWriter, format_of, parse_format
+from afterwords.writer import AudioWriter, check_output, format_of, parse_format
 
 __all__ = [
     "DURATION_MAX_S",
@@ -29,6 +29,7 @@ __all__ = [
     "AudioWriter",
     "Samples",
     "change_speed",
+    "check_output",
     "decode",
     "format_of",
     "parse_format",

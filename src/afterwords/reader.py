@@ -118,9 +118,13 @@ class _Face:
 @contextmanager
 def _opened(source: Path | bytes | BinaryIO, name: str) -> Iterator[_Face]:
     with _open(source, name) as file:
-        if not file.seek(0, SEEK_END):
+        try:
+            size_bytes = file.seek(0, SEEK_END)
+            file.seek(0)
+        except OSError as error:
+            raise UnreadableFileError(name, why=_reason(error)) from error
+        if not size_bytes:
             raise NoAudioError(name)
-        file.seek(0)
         face = _Face(file)
         try:
             yield face

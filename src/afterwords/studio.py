@@ -135,6 +135,19 @@ def clone(
     ).voice
 
 
+def check_clone(name: str, *, lang: str = "en", backend: str = "auto", replace: bool = False) -> Backend:
+    """Refuse what can be refused of cloning before there is a recording; returns the backend that it would be for.
+
+    Raises:
+        InvalidNameError, VoiceExistsError: it can't be called so.
+        UnsupportedLangError, InvalidBackendError, BackendUnavailableError: nothing here would speak with it.
+    """
+    name = check_name(name)
+    if not replace and any(voice.name == name for voice in voices()):
+        raise VoiceExistsError(name)
+    return registry.choose(backend, lang=normalise_lang(lang))
+
+
 def make_voice(
     source: Path | str | bytes | BinaryIO,
     *,
@@ -151,14 +164,12 @@ def make_voice(
     """As `clone`, and tell all that was found on the way; `confirm` lets a person correct the transcript."""
     name, lang = check_name(name), normalise_lang(lang)
     stated = Consent(kind=_consent_kind(consent), stated_at=now())
+    text = check_text(text, max_chars=MAX_LOCAL_CHARS) if text is not None else None
     shelf = library()
-    if not replace and any(voice.name == name for voice in shelf.list()):
-        raise VoiceExistsError(name)
-    chosen = registry.choose(backend, lang=lang)
+    chosen = check_clone(name, lang=lang, backend=backend, replace=replace)
     progress(0.0, "reading")
     original, shown = _original(source)
     audio = decode(original, name=shown)
-    text = check_text(text, max_chars=MAX_LOCAL_CHARS) if text else None
     prepared, notices = _prepared(audio, shown, text, lang, confirm, progress)
     reference_sha256 = sha256(prepared.wav).hexdigest()
     voice = Voice(

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
+from typing import BinaryIO
 
 from afterwords.errors import (
     ControlCharacterError,
@@ -32,6 +33,9 @@ MAX_REQUEST_CHARS = 5_000
 
 MAX_LOCAL_CHARS = 100_000
 """Code points in one text spoken on this machine: about two hours of speech."""
+
+_MAX_BYTES = 4 * MAX_LOCAL_CHARS + 3
+"""No text that is taken has more: four bytes a character, and a byte order mark."""
 
 TINY_CHARS = 12
 """A chunk of at most this length joins its neighbour: alone, "Yes." sounds clipped and costs a whole pass."""
@@ -301,23 +305,28 @@ def _cut_early(chunk: str, first_max_chars: int) -> list[str]:
     return [chunk]
 
 
-def read_text(source: Path | bytes) -> str:
-    """Read a text file, or the bytes of one, as UTF-8.
+def read_text(source: Path | BinaryIO) -> str:
+    """Read a text file, by its path or an open one, as UTF-8.
 
     Raises:
         UnreadableFileError: it is not a file, or can't be read.
+        TextTooLongError: it is longer than anything that is spoken here; not all of it was read.
         InvalidUnicodeError: it is not UTF-8.
     """
+    content = _content(source) if isinstance(source, Path) else source.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise TextTooLongError(length=len(content.decode("utf-8", "replace")), maximum=MAX_LOCAL_CHARS)
     try:
-        return (_content(source) if isinstance(source, Path) else source).decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidUnicodeError(position=error.start) from error
 
 
 def _content(path: Path) -> bytes:
-    if path.exists() and not path.is_file():
-        raise UnreadableFileError(path, why="it is a folder" if path.is_dir() else "it is not a regular file")
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UnreadableFileError(path, why=(error.strerror or "unknown reason").lower()) from error
+        if path.exists() and not path.is_file():  # a FIFO would wait for somebody to write into it
+            raise UnreadableFileError(path, why="it is a folder" if path.is_dir() else "it is not a regular file")
+        with path.open("rb") as file:
+            return file.read(_MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UnreadableFileError(path, why=(getattr(error, "strerror", None) or str(error)).lower()) from error

@@ -61,6 +61,22 @@ def parse_format(name: str) -> SpeechFormat:
         raise UnmarkableFormatError(name, formats=SpeechFormat) from None
 
 
+def check_output(path: Path | None, *, format: SpeechFormat | str | None = None) -> None:
+    """Refuse, before any work, what `AudioWriter` would refuse on entering; None is a stream.
+
+    Raises:
+        UnmarkableFormatError: the format is not known.
+        UnwritableOutputError: the folder is missing or closed to writing, or the path is a folder.
+        StorageFullError: the disk is full.
+    """
+    if format is not None:
+        parse_format(format)
+    elif path is not None:
+        format_of(path)
+    if path is not None and _is_file(path):
+        _PartFile(path).discard()
+
+
 class AudioWriter:
     """Write mono sound chunk by chunk; use it in a `with` block.
 
@@ -235,17 +251,20 @@ class _Stream:
 
 
 def _open_output(target: Path | BinaryIO) -> _Output:
-    if not isinstance(target, Path):
-        return _Stream(target)
+    return _PartFile(target) if isinstance(target, Path) and _is_file(target) else _Stream(target)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file or can become one; else it is a pipe or a device."""
     try:
-        mode = target.stat().st_mode
+        mode = path.stat().st_mode
     except FileNotFoundError:
-        return _PartFile(target)
+        return True
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UnwritableOutputError(target, why=_reason(error, target.parent)) from error
+        raise UnwritableOutputError(path, why=_reason(error, path.parent)) from error
     if stat.S_ISDIR(mode):
-        raise UnwritableOutputError(target, why="it is a folder")
-    return _PartFile(target) if stat.S_ISREG(mode) else _Stream(target)
+        raise UnwritableOutputError(path, why="it is a folder")
+    return stat.S_ISREG(mode)
 
 
 def _reason(error: Exception, folder: Path | None = None) -> str:

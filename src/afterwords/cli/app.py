@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
+from io import BytesIO, TextIOWrapper
 from typing import Annotated
 
 import typer
 
-from afterwords.cli import backends, clone, demo, doctor, say, verify, voices
+from afterwords.cli import backends, clone, demo, doctor, output, say, verify, voices
 from afterwords.errors import AfterwordsError
+
+INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended: 128 + SIGINT
 
 app = typer.Typer(
     name="afterwords",
     help="Clone your voice once, own it forever, use it anywhere.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -23,14 +27,14 @@ app = typer.Typer(
 def _show_version(is_asked: bool) -> None:
     if is_asked:
         from afterwords import __version__
-        from afterwords.cli.output import result
 
-        result(f"afterwords {__version__}")
+        output.result(f"afterwords {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
     version: Annotated[  # noqa: ARG001 - handled by its callback
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
@@ -38,6 +42,9 @@ def options(
 ) -> None:
     if debug:
         os.environ["AFTERWORDS_DEBUG"] = "1"
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)
+        raise typer.Exit(output.UsageError.exit_code)
 
 
 app.command("clone")(clone.clone)
@@ -51,35 +58,73 @@ app.command("demo")(demo.demo)
 
 def main() -> None:
     """Run the command line; exits with the code of what happened."""
+    if sys.stdout is None:  # the shell closed it: `>&-`
+        sys.stdout = TextIOWrapper(BytesIO())
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a result never fails for what an encoding lacks
+    code = _run()
+    if code:
+        # What a failed output still holds can't be written: Python would try once more at exit, and complain.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
-        app()
-    except AfterwordsError as error:
-        _fail(error)
-        sys.exit(error.exit_code)
+        code: int | None = app(prog_name="afterwords", standalone_mode=False)
+        output.flush()
     except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read our output has left. Python would complain once more at exit, so stdout goes nowhere now.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        code = INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has left
+        code = 1
     except Exception as error:
-        if os.environ.get("AFTERWORDS_DEBUG"):
+        told = _told(error)
+        if told is None:
             raise
-        _fail(
-            AfterwordsError(
-                f"Something went wrong that afterwords did not foresee ({type(error).__name__}).",
-                hint="run it again as `afterwords --debug …` and report what it shows.",
-            )
-        )
-        sys.exit(1)
+        return _failed(told)
+    if code == INTERRUPTED:
+        output.note("Stopped.")
+    return code or 0
 
 
-def _fail(error: AfterwordsError) -> None:
-    from afterwords.cli.output import console, shown
+_CallError = typer.BadParameter.__mro__[1]
+"""What typer raises of a wrong call: click's UsageError, which has no public name in typer."""
 
+
+def _told(error: Exception) -> AfterwordsError | None:
+    """What happened, for the person; None where only a traceback can tell."""
+    if isinstance(error, AfterwordsError):
+        return error
+    if isinstance(error, _CallError):
+        return _usage_error(error)
+    if isinstance(error, typer.Abort):
+        return output.UsageError("The input ended before the question was answered.", hint="answer it.")
     if os.environ.get("AFTERWORDS_DEBUG"):
-        console().print_exception()
-    name = type(error).__name__
-    console().print(f"[bold red]{name}[/bold red]: {shown(error.message)}")
+        return None
+    if isinstance(error, OSError) and error.strerror:
+        hint = "see that the disk has space and the folders are yours, then run it again."
+        return AfterwordsError(f"The system refused: {error.strerror.lower()}.", hint=hint)
+    return AfterwordsError(
+        f"Something went wrong that afterwords did not foresee ({type(error).__name__}).",
+        hint="run it again as `afterwords --debug …` and report what it shows.",
+    )
+
+
+def _usage_error(error: Exception) -> AfterwordsError:
+    context: typer.Context | None = getattr(error, "ctx", None)
+    see = f"see {context.command_path if context else 'afterwords'} --help."
+    message = str(getattr(error, "format_message", error.__str__)()).strip()
+    if message.startswith("Got unexpected extra argument"):  # it would repeat them: words of a text, most likely
+        return output.UsageError("There are more arguments than it takes.", hint=f"put a text in quotes; {see}")
+    return output.UsageError(message if message.endswith((".", "?")) else f"{message}.", hint=see)
+
+
+def _failed(error: AfterwordsError) -> int:
+    """Say what went wrong in one line, and the fix; returns the exit code."""
+    if os.environ.get("AFTERWORDS_DEBUG"):
+        output.console().print_exception()
+    output.note(f"[bold red]{type(error).__name__}[/bold red]: {output.shown(error.message)}")
     if error.hint:
-        console().print(f"  [bold]Fix:[/bold] {shown(error.hint)}")
+        output.note(f"  [bold]Fix:[/bold] {output.shown(error.hint)}")
+    return error.exit_code

@@ -37,6 +37,11 @@ def backends(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")
             ]
         )
         return
+    if not offered:
+        output.note(
+            'No backend is offered here.\n  Fix: pip install "afterwords\\[lite]", and clear AFTERWORDS_BACKENDS.'
+        )
+        return
     rows = []
     for backend in offered:
         state = backend.state

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -20,10 +22,6 @@ CONSENT = {
     "public-domain": "the recording is in the public domain",
     "synthetic": "no person has this voice",
 }
-READ_ALOUD = (
-    "When the sunlight strikes raindrops in the air, they act as a prism and form a rainbow. "
-    "People look, but no one ever finds it. I am reading this for my own voice, and I agree to that."
-)
 
 
 def clone(
@@ -40,21 +38,23 @@ def clone(
     as_json: Annotated[bool, typer.Option("--json", help="Print the voice as JSON.")] = False,
 ) -> None:
     """Make a voice from a recording."""
-    if record == (recording is not None):
-        raise typer.BadParameter("give a recording, or - for stdin, or --record.")
-    if not name:
-        raise typer.BadParameter("give the voice a name: --name me.")
-    if text is not None and text_file is not None:
-        raise typer.BadParameter("give --text or --text-file, not both.")
-    from afterwords.studio import make_voice
+    _check_call(recording, name, record=record, has_two_texts=text is not None and text_file is not None)
+    from afterwords.cli.microphone import kept_on_failure, record_aloud
+    from afterwords.studio import check_clone, make_voice
     from afterwords.text import read_text
 
     if text_file is not None:
         text = read_text(text_file)
+    check_clone(name, lang=lang, backend=backend, replace=replace)
     if consent is None and output.is_terminal():
         consent = output.ask("By what right may this voice be cloned?", choices=CONSENT)
-    source = _record() if record else sys.stdin.buffer if recording == "-" else Path(str(recording))
-    with output.progress_bar() as progress:
+    with ExitStack() as stack:
+        source: Path | bytes | BinaryIO = sys.stdin.buffer if recording == "-" else Path(str(recording))
+        if record:
+            recorded = record_aloud()
+            stack.enter_context(kept_on_failure(recorded, name))
+            source = recorded.to_bytes("wav")
+        bar = stack.enter_context(output.progress_bar())
         cloned = make_voice(
             source,
             name=name,
@@ -64,42 +64,37 @@ def clone(
             backend=backend,
             fast=fast,
             replace=replace,
-            progress=progress,
-            confirm=_confirm if output.is_terminal() else None,
+            progress=bar,
+            confirm=_confirm_in(bar) if output.is_terminal() else None,
         )
     _tell(cloned, as_json=as_json)
 
 
-def _confirm(heard: Transcript) -> str:
-    """Let the person correct what was heard."""
-    output.note(f"Heard (? marks what is doubtful):\n  {output.shown(heard.marked())}")
-    return output.ask("Press Enter if that is right, or type what is said", default=heard.text)
+def _check_call(recording: str | None, name: str, *, record: bool, has_two_texts: bool) -> None:
+    if record == (recording is not None):
+        raise output.UsageError(
+            "A voice is made from one recording.", hint="give a file, or - for stdin, or --record for the microphone."
+        )
+    if not name:
+        raise output.UsageError("The voice has no name.", hint="add --name me.")
+    if has_two_texts:
+        raise output.UsageError("There are two transcripts.", hint="give --text or --text-file, not both.")
+    if record and not output.is_terminal():
+        raise output.UsageError(
+            "--record needs a terminal, where Enter ends the recording.", hint="give a recorded file instead."
+        )
+    if recording == "-" and (sys.stdin is None or sys.stdin.isatty()):
+        raise output.UsageError("Nothing is piped in.", hint="pipe a recording in, name a file, or add --record.")
 
 
-def _record() -> bytes:
-    """Record until Enter is pressed, and give the bytes of a WAV file."""
-    import threading
+def _confirm_in(bar: output.Bar) -> Callable[[Transcript], str]:
+    def confirm(heard: Transcript) -> str:
+        """Let the person correct what was heard."""
+        with bar.hidden():
+            output.note(f"Heard (? marks what is doubtful):\n  {output.shown(heard.marked())}")
+            return output.correct("Correct it if need be, then press Enter:", heard.text)
 
-    from rich.live import Live
-
-    from afterwords.audio import record
-
-    target = output.console()
-    target.print(f"Read this aloud, then press Enter:\n\n  [bold]{READ_ALOUD}[/bold]\n")
-    stop = threading.Event()
-
-    def wait_for_enter() -> None:
-        sys.stdin.readline()
-        stop.set()
-
-    threading.Thread(target=wait_for_enter, daemon=True).start()
-    with Live(console=target, transient=True, refresh_per_second=10) as live:
-
-        def meter(elapsed_s: float, peak: float) -> None:
-            live.update(f"[red]●[/red] {elapsed_s:5.1f} s  {'█' * round(40 * min(peak, 1)):<40}")
-
-        taken = record(stop=stop, max_duration_s=300, on_level=meter)
-    return taken.to_bytes("wav")
+    return confirm
 
 
 def _tell(cloned: Cloned, *, as_json: bool) -> None:
@@ -116,7 +111,7 @@ def _tell(cloned: Cloned, *, as_json: bool) -> None:
         f"[bold green]✓[/bold green] {output.shown(voice.name)}: grade {report.grade}, "
         f"{window.start_s:.1f} to {window.end_s:.1f} s of the recording, backend {cloned.backend}"
     )
-    if facts:
+    if "similarity" in facts:
         output.note(
             f"  likeness {facts['similarity']:.2f} (nearest stock voice {facts['baseline']:.2f}, "
             "the same person again ≈ 0.92, another person ≈ 0.58)"
@@ -126,10 +121,4 @@ def _tell(cloned: Cloned, *, as_json: bool) -> None:
             output.note(f"  {finding.grade}  {output.shown(finding.reason)} {output.shown(finding.advice)}")
     for notice in cloned.notices:
         output.note(f"  [yellow]{output.shown(notice)}[/yellow]")
-    output.note(f'Next: afterwords say "Hello, this is my voice." --voice {_quoted(voice.name)}')
-
-
-def _quoted(name: str) -> str:
-    import shlex
-
-    return output.shown(shlex.quote(name))
+    output.note(f'Next: afterwords say "Hello, this is my voice." --voice {output.quoted(voice.name)}')

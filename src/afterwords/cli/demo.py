@@ -21,7 +21,9 @@ def demo(
 ) -> None:
     """Clone the shipped voice of a LibriVox reader and say a sentence into hello.wav."""
     from afterwords import studio
+    from afterwords.audio import check_output
 
+    check_output(out)
     data = files("afterwords") / "data"
     recording, transcript = (data / "reader.wav").read_bytes(), (data / "reader.txt").read_text("utf-8").strip()
     known = {voice.name for voice in studio.voices()}
@@ -49,7 +51,7 @@ def demo(
         )
         return
     output.result(f"{output.plain(str(out))}: {done.duration_s:.1f} s of speech in the voice of the reader")
-    if facts:
+    if "similarity" in facts:
         output.result(
             f"  likeness          {facts['similarity']:.2f}  "
             "(GE2E cosine; the same person again ≈ 0.92, another person ≈ 0.58)"

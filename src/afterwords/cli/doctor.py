@@ -11,7 +11,9 @@ from afterwords.cli import output
 
 if TYPE_CHECKING:
     from afterwords.audio import Audio
-    from afterwords.reference import Window
+    from afterwords.errors import RecordingError
+    from afterwords.reference import Prepared, Report, Window
+    from afterwords.transcribe import Word
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _COLUMNS = 72
@@ -21,44 +23,81 @@ _BOTTOM_DB, _TOP_DB = -60.0, -6.0
 def doctor(
     recording: Annotated[Path, typer.Argument(help="A recording, 5 s to 30 min.")],
     text: Annotated[str | None, typer.Option("--text", help="What is said in it.")] = None,
+    lang: Annotated[str, typer.Option("--lang", help="Language of the recording.")] = "en",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Grade a recording A to F, with reasons."""
+    """Grade a recording A to F, with reasons, and show the part that `clone` would take."""
     from afterwords.audio import decode
-    from afterwords.reference import best_window, examine
+    from afterwords.errors import RecordingError
+    from afterwords.reference import examine, prepare
+    from afterwords.text import MAX_LOCAL_CHARS, check_text, normalise_lang
 
+    lang = normalise_lang(lang)
+    text = check_text(text, max_chars=MAX_LOCAL_CHARS) if text is not None else None
     audio = decode(recording)
-    report = examine(audio, transcript=text)
-    window = best_window(audio)
+    words = _heard(audio, lang) if text is not None else None
+    report = examine(audio, transcript=text, words=words)
+    taken: Prepared | RecordingError
+    try:
+        taken = prepare(audio, source=recording.name, transcript=text, words=words)
+    except RecordingError as error:
+        taken = error
     if as_json:
-        output.result_json(
-            {**report.to_dict(), "window": {"start_s": round(window.start_s, 3), "end_s": round(window.end_s, 3)}}
-        )
-        return
-    output.result(f"{output.plain(recording.name)}: grade {report.grade}")
-    output.result("")
-    for line in _drawing(audio, window):
+        output.result_json({**report.to_dict(), **_verdict(taken)})
+    else:
+        output.result(f"{output.plain(recording.name)}: grade {report.grade}\n")
+        _show(audio, report, taken)
+    if not isinstance(taken, RecordingError):
+        output.note(f"Next: afterwords clone {output.quoted(str(recording))} --name me")
+
+
+def _verdict(taken: Prepared | RecordingError) -> dict[str, object]:
+    """What `clone` would do, in plain types."""
+    if isinstance(taken, Exception):
+        return {"window": None, "refusal": {"code": taken.code, "message": taken.message}}
+    start_s, end_s = taken.window.start_s, taken.window.end_s
+    return {"window": {"start_s": start_s, "end_s": end_s, "grade": taken.report.grade}, "refusal": None}
+
+
+def _show(audio: Audio, report: Report, taken: Prepared | RecordingError) -> None:
+    for line in _drawing(audio, None if isinstance(taken, Exception) else taken.window):
         output.result(line)
-    output.result("")
+    if isinstance(taken, Exception):
+        output.result(f"  clone would refuse it: {output.plain(taken.message)} Fix: {output.plain(taken.hint)}\n")
+    else:
+        window = taken.window
+        output.result(
+            f"  ━ what clone takes: {window.start_s:.1f} to {window.end_s:.1f} s, grade {taken.report.grade}\n"
+        )
     for finding in report.findings:
         advice = f" → {finding.advice}" if finding.advice else ""
         output.result(f"  {finding.grade or ' '}  {finding.measure:<12} {finding.reason}{advice}")
 
 
-def _drawing(audio: Audio, window: Window) -> list[str]:
+def _heard(audio: Audio, lang: str) -> tuple[Word, ...] | None:
+    """What `clone` would hold the transcript against, where something here can listen."""
+    from afterwords.errors import MissingExtraError, TranscriberError
+    from afterwords.transcribe import transcribe
+
+    try:
+        return transcribe(audio, lang=lang).words
+    except MissingExtraError:
+        return None
+    except TranscriberError as error:
+        output.note(output.shown(error.message))
+        return None
+
+
+def _drawing(audio: Audio, window: Window | None) -> list[str]:
     """The level over time, and under it the window that would be used."""
     from afterwords.reference import level_over_time
 
     levels = level_over_time(audio, _COLUMNS)
     scale = (len(_BARS) - 1) / (_TOP_DB - _BOTTOM_DB)
-    bars = "".join(_BARS[round(min(max(level, _BOTTOM_DB), _TOP_DB) * scale - _BOTTOM_DB * scale)] for level in levels)
-    start = round(window.start_s / audio.duration_s * _COLUMNS)
-    end = max(start + 1, round(window.end_s / audio.duration_s * _COLUMNS))
-    used = " " * start + "━" * (end - start)
-    seconds = f"0 s{f'{audio.duration_s:.1f} s':>{_COLUMNS - 3}}"
-    return [
-        f"  {bars}",
-        f"  {used}",
-        f"  {seconds}",
-        f"  ━ the window that is used: {window.start_s:.1f} to {window.end_s:.1f} s",
-    ]
+    bars = "".join(_BARS[round((min(max(level, _BOTTOM_DB), _TOP_DB) - _BOTTOM_DB) * scale)] for level in levels)
+    lines = [bars]
+    if window is not None:
+        start, end = (round(time_s / audio.duration_s * _COLUMNS) for time_s in (window.start_s, window.end_s))
+        lines.append(" " * min(start, _COLUMNS - 1) + "━" * max(1, end - start))
+    lines.append(f"0 s{f'{audio.duration_s:.1f} s':>{_COLUMNS - 3}}")
+    return [f"  {line}" for line in lines]

@@ -7,17 +7,74 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 
+from afterwords.errors import AfterwordsError, UnwritableOutputError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+class UsageError(AfterwordsError):
+    """The command was called in a way that it can't be."""
+
+    code = "usage"
+    exit_code = 2
+
+
+# -- results --------------------------------------------------------------------------------------------------
+
+
+def result(line: str) -> None:
+    """Print a line of the result."""
+    with _stdout_errors():
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+
+def result_json(value: Any) -> None:
+    """Print the result as JSON, in ASCII: no terminal acts on it, and every encoding can carry it."""
+    result(json.dumps(value, indent=2))
+
+
+def result_table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a table: aligned columns, no frame, so that it can be read and cut alike."""
+    from rich.cells import cell_len
+
+    cells = [headers, *(tuple(plain(cell) for cell in row) for row in rows)]
+    widths = [max(cell_len(row[column]) for row in cells) for column in range(len(headers))]
+    for row in cells:
+        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        result("  ".join(padded).rstrip())
+
+
+def flush() -> None:
+    """See that what others have printed, such as the help, has reached its reader."""
+    with _stdout_errors():
+        sys.stdout.flush()
+
+
+@contextmanager
+def _stdout_errors() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UnwritableOutputError("The output", why=(error.strerror or str(error)).lower()) from error
+
+
+# -- notices --------------------------------------------------------------------------------------------------
+
 
 def console() -> Console:
     """The terminal, by stderr."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def note(message: str) -> None:
@@ -37,58 +94,78 @@ def shown(text: str) -> str:
     return escape(plain(text))
 
 
-def result(line: str) -> None:
-    """Print a line of the result."""
-    sys.stdout.write(f"{line}\n")
+def quoted(text: str) -> str:
+    """As `shown`, for a command that the person may copy."""
+    import shlex
+
+    return shown(shlex.quote(text))
 
 
-def result_json(value: Any) -> None:
-    """Print the result as JSON."""
-    result(json.dumps(value, ensure_ascii=False, indent=2))
+class Bar:
+    """A progress bar: call it with how far the work is, from 0 to 1, and with what is being done."""
 
+    def __init__(self, bar: Progress | None) -> None:
+        self._bar = bar
+        self._task = bar.add_task("", total=1.0) if bar else None
 
-def result_table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a table: aligned columns, no frame, so that it can be read and cut alike."""
-    from afterwords.text import printable
+    def __call__(self, fraction: float, step: str) -> None:
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=fraction, description=shown(step))
 
-    cells = [headers, *(tuple(printable(cell) for cell in row) for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
-    for row in cells:
-        result("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def is_terminal() -> bool:
-    """Whether a person can be asked: both stdin and stderr are terminals."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Take it off the terminal while a person is asked."""
+        if self._bar is None:
+            yield
+            return
+        self._bar.stop()
+        yield
+        self._bar.start()
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[float, str], None]]:
+def progress_bar() -> Iterator[Bar]:
     """A progress bar on stderr; on anything but a terminal, nothing."""
-    target = console()
-    if not target.is_terminal:
-        yield lambda _fraction, _step: None
+    if not (sys.stderr and sys.stderr.isatty()):
+        yield Bar(None)
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(*columns, TimeElapsedColumn(), console=target, transient=True) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda fraction, step: bar.update(task, completed=fraction, description=step)
+    bar = Progress(
+        *columns, TimeElapsedColumn(), console=console(), transient=True, redirect_stdout=False, redirect_stderr=False
+    )
+    with bar:
+        yield Bar(bar)
 
 
-def ask(question: str, *, choices: dict[str, str] | None = None, default: str | None = None) -> str:
+# -- questions ------------------------------------------------------------------------------------------------
+
+
+def is_terminal() -> bool:
+    """Whether a person can be asked: both stdin and stderr are terminals."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+
+def ask(question: str, *, choices: dict[str, str] | None = None) -> str:
     """Ask the person at the terminal; by stderr, so that stdout stays the result's."""
     from rich.prompt import Prompt
 
     target = console()
     for choice, meaning in (choices or {}).items():
         target.print(f"  [bold]{escape(choice)}[/bold]  {escape(meaning)}")
-    answer = Prompt.ask(
-        escape(question),
-        console=target,
-        choices=list(choices) if choices else None,
-        default=default,
-        show_default=False,
-    )
-    return answer or ""
+    return Prompt.ask(shown(question), console=target, choices=list(choices) if choices else None, default="") or ""
+
+
+def correct(question: str, text: str) -> str:
+    """Let the person edit a text in its line; where the terminal can't, Enter takes it and a new text replaces it."""
+    note(shown(question))
+    try:
+        import readline
+    except ImportError:  # Windows
+        return input() or text
+    readline.set_startup_hook(lambda: readline.insert_text(text))
+    try:
+        return input() or text
+    finally:
+        readline.set_startup_hook(None)

@@ -19,10 +19,16 @@ if TYPE_CHECKING:
 
 
 def complete_voice(incomplete: str) -> list[str]:
-    """Names of voices, for the shell."""
-    from afterwords.studio import voices
+    """Names of voices, for the shell; none where the library can't be read, since a shell can't show why."""
+    from afterwords.config import load_config
+    from afterwords.errors import AfterwordsError
+    from afterwords.library import Library
 
-    return [voice.name for voice in voices() if voice.name.startswith(incomplete)]
+    try:
+        names = [voice.name for voice in Library(load_config().home).list()]
+    except AfterwordsError:
+        return []
+    return [name for name in names if name.startswith(incomplete) and output.plain(name) == name]
 
 
 def say(
@@ -42,17 +48,20 @@ def say(
 ) -> None:
     """Say something with a voice."""
     if (text is None) == (file is None):
-        raise typer.BadParameter("give a text, or - for stdin, or --file.")
+        raise output.UsageError("One text can be said.", hint="give it in quotes, or - for stdin, or --file FILE.")
     is_heard = (out is None) if play is None else play
     if out is None and not is_heard:
-        raise typer.BadParameter("give -o FILE, or leave --no-play away.")
+        raise output.UsageError("The speech would go nowhere.", hint="add -o FILE, or leave --no-play away.")
     if out == "-" and sys.stdout.isatty():
-        raise typer.BadParameter("a terminal can't take audio; pipe it on, or name a file.")
+        raise output.UsageError("A terminal can't take audio.", hint="pipe it on, or name a file: -o hello.wav.")
     if out == "-" and as_json:
-        raise typer.BadParameter("stdout can't carry both audio and JSON.")
+        raise output.UsageError("stdout can't carry both audio and JSON.", hint="name a file: -o hello.wav.")
     from afterwords import studio
+    from afterwords.audio import check_output
 
     words = _words(text, file)
+    if out is not None:
+        check_output(None if out == "-" else Path(out), format=format)
     with output.progress_bar() as progress, ExitStack() as stack:
         speech = studio.stream(
             words, voice=voice, lang=lang, backend=backend, speed=speed, seed=seed, progress=progress
@@ -74,7 +83,7 @@ def _words(text: str | None, file: Path | None) -> str:
 
     if file is not None:
         return read_text(file)
-    return read_text(sys.stdin.buffer.read()) if text == "-" else str(text)
+    return read_text(sys.stdin.buffer) if text == "-" else str(text)
 
 
 def _writer(out: str, format: str | None, speech: Speech) -> AudioWriter:
@@ -113,3 +122,5 @@ def _tell(speech: Speech, out: str | None, *, as_json: bool) -> None:
     )
     if speech.backend != speech.voice.backend:
         output.note(f"  {done.backend} spoke: {output.shown(speech.reason)}")
+    if where:
+        output.note(f"Next: afterwords verify {output.quoted(str(out))}")

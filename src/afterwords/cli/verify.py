@@ -24,7 +24,7 @@ def verify(
     if as_json:
         output.result_json({"is_marked": mark is not None, **(mark.model_dump(mode="json") if mark else {})})
     elif mark is not None:
-        output.result("synthetic speech")
+        output.result("synthetic speech" if mark.is_synthetic else "marked, but not as synthetic speech")
         for field in ("generator", "backend", "voice_name", "voice_id", "made_at"):
             output.result(f"  {field:<11} {output.plain(str(getattr(mark, field) or 'not stated'))}")
     else:

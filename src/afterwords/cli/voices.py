@@ -87,16 +87,23 @@ def rename(name: Name, new: Annotated[str, typer.Argument(help="The new name.")]
 @app.command()
 def rm(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
     """Remove a voice: its recordings, transcript and everything made of them."""
+    from afterwords.errors import CorruptVoiceError
     from afterwords.studio import library
 
     shelf = library()
+    try:
+        shown = output.shown(shelf.get(name).name)
+    except CorruptVoiceError:  # goes by its identifier
+        shown = f"the damaged voice {output.shown(name)}"
     if not yes:
         if not output.is_terminal():
-            raise typer.BadParameter("add --yes: there is nobody to ask.")
-        if output.ask(f"Remove {name} and its recordings for good? Type yes") != "yes":
+            raise output.UsageError("There is nobody to ask whether that is meant.", hint="add --yes.")
+        output.note(f"This removes {shown} with its recordings, for good.")
+        if output.ask("Type yes to go on").strip().lower() != "yes":
+            output.note("Nothing was removed.")
             raise typer.Exit(1)
     shelf.remove(name)
-    output.note(f"[bold green]✓[/bold green] {output.shown(name)} is gone.")
+    output.note(f"[bold green]✓[/bold green] {shown} is gone.")
 
 
 @app.command()

@@ -1,0 +1,162 @@
+"""The program as a whole: help, version, completion, and how whatever goes wrong is told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import afterwords as aw
+from afterwords.models import Voice
+from tests.cli.program import COMMAND, environment, run
+from tests.conftest import READER
+
+COMMANDS = ("clone", "say", "doctor", "verify", "backends", "demo", "voices")
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_names_every_command(option: str) -> None:
+    done = run(option)
+
+    assert (done.code, done.err) == (0, "")
+    assert all(f"│ {command} " in done.out for command in COMMANDS)
+
+
+def test_call_without_a_command_shows_the_help_and_is_a_usage_error() -> None:
+    done = run()
+
+    assert (done.code, done.err) == (2, "")
+    assert "Commands" in done.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    done = run(command, "--help")
+
+    assert (done.code, done.err) == (0, "")
+    assert f"Usage: afterwords {command}" in done.out
+
+
+def test_installed_program_tells_its_version() -> None:
+    program = Path(sys.executable).with_name("afterwords")
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, env=environment())
+
+    assert (done.stdout, done.stderr) == (f"afterwords {aw.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("nope",), "No such command 'nope'"),
+        (("\x1b[2J",), r"\x1b[2J"),
+        (("--nope",), "No such option: --nope"),
+        (("verify",), "Missing argument"),
+        (("voices", "nope"), "No such command 'nope'"),
+        (("backends", "\x1b[2J"), "more arguments than it takes"),
+    ],
+)
+def test_wrong_call_is_told_in_one_line_with_where_to_look(args: tuple[str, ...], told: str) -> None:
+    done = run(*args)
+
+    assert told in done.refused(2, "UsageError")
+    assert "see afterwords" in done.err
+
+
+PLANTED = "import runpy, afterwords.studio as s; s.library = lambda: {}['canary']; "
+UNFORESEEN = PLANTED + "runpy.run_module('afterwords', run_name='__main__')"
+
+
+def test_error_that_nobody_foresaw_is_told_in_one_line() -> None:
+    done = run("voices", python=UNFORESEEN)
+
+    assert "did not foresee (KeyError)" in done.refused(1, "AfterwordsError")
+    assert "afterwords --debug" in done.err
+    assert "canary" not in done.err
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", UNFORESEEN, "--debug", "voices"]
+    foreign = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    command = [*COMMAND, "--debug", "verify", str(tmp_path / "missing.wav")]
+    typed = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+
+    assert (foreign.returncode, typed.returncode) == (1, 5)
+    assert "Traceback" in foreign.stderr
+    assert "KeyError: 'canary'" in foreign.stderr
+    assert "Traceback" in typed.stderr
+    assert "FileNotFoundError" in typed.stderr
+    assert "UnreadableFileError: " in typed.stderr.splitlines()[-2]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full: Linux's")
+@pytest.mark.parametrize("args", [("--help",), ("--version",), ("doctor", str(READER))], ids=lambda args: args[0])
+def test_full_output_is_told_in_one_line(args: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([*COMMAND, *args], stdout=full, stderr=subprocess.PIPE, check=False, env=environment())
+
+    line, fix = done.stderr.decode().splitlines()
+    assert done.returncode in {1, 5}
+    assert "no space left on device" in line
+    assert fix.startswith("  Fix: ")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sh")
+@pytest.mark.parametrize("shell", ["{} --help | true", "{} voices | true", "{} --version >&-", "{} voices <&-"])
+def test_closed_stream_is_met_in_silence(shell: str, me: Voice) -> None:
+    command = shell.format(" ".join(COMMAND))
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, env=environment())
+
+    assert done.stderr == ""
+
+
+def test_result_survives_an_encoding_that_lacks_its_signs(me: Voice) -> None:
+    done = run("doctor", READER, env={"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"})
+
+    assert done.code == 0
+    assert r"\u2501 what clone takes" in done.out
+
+
+def test_settings_that_are_no_toml_are_refused(home: Path) -> None:
+    home.mkdir()
+    (home / "config.toml").write_text("backends = [")
+
+    assert "config.toml" in run("voices").refused(5, "UnreadableFileError")
+
+
+# -- completion -----------------------------------------------------------------------------------------------
+
+
+def completed(line: str) -> list[str]:
+    """What the shell offers at the end of a line."""
+    place = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    done = run(env={"_AFTERWORDS_COMPLETE": "complete_bash", **place})
+    assert done.err == ""
+    return done.out.split()
+
+
+def test_shell_completes_commands_options_and_voices(me: Voice) -> None:
+    assert completed("afterwords voi") == ["voices"]
+    assert completed("afterwords say --spe") == ["--speed"]
+    assert completed("afterwords say --voice m") == ["me"]
+    assert completed("afterwords voices rename ") == ["me"]
+
+
+def test_completion_offers_nothing_that_a_shell_would_act_on(home: Path, me: Voice) -> None:
+    file = home / "voices" / me.voice_id / "voice.json"
+    file.write_text(file.read_text().replace('"me"', r'"\u001b[2J"'))
+
+    assert completed("afterwords say --voice ") == []
+
+
+def test_completion_stays_silent_where_the_library_cannot_be_read(home: Path) -> None:
+    home.mkdir()
+    (home / "config.toml").write_text("backends = [")
+
+    assert completed("afterwords say --voice ") == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script_can_be_had_for_every_shell(shell: str) -> None:
+    assert "_AFTERWORDS_COMPLETE=complete_" in run(env={"_AFTERWORDS_COMPLETE": f"source_{shell}"}).out

@@ -1,0 +1,54 @@
+"""`afterwords backends`, as a process, with the engines that are here and with plug-ins that fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.program import run
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> str:
+    """A folder for PYTHONPATH with an engine that can't be loaded."""
+    folder = tmp_path / "plugins"
+    (folder / "broken-1.0.dist-info").mkdir(parents=True)
+    (folder / "broken-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (folder / "broken-1.0.dist-info" / "entry_points.txt").write_text("[afterwords.engines]\nbroken = broken:Engine\n")
+    (folder / "broken.py").write_text("raise RuntimeError('\\x1b[2J no driver')\n")
+    return str(folder)
+
+
+@pytest.mark.usefixtures("tone")
+def test_list_says_what_speaks_here() -> None:
+    done = run("backends")
+
+    head, row = done.out.splitlines()
+    assert head.split() == ["backend", "runs", "languages", "about"]
+    assert row.split()[:4] == ["tone", "auto", "de", "en"]
+    assert (done.code, done.err) == (0, "")
+
+
+def test_plug_in_that_fails_is_listed_with_its_reason_and_hides_no_other(broken: str) -> None:
+    settings = {"PYTHONPATH": broken, "AFTERWORDS_BACKENDS": "tone,broken"}
+
+    rows = run("backends", env=settings).out.splitlines()
+
+    assert [row.split()[:2] for row in rows[1:]] == [["tone", "yes"], ["broken", "no"]]
+    assert r"(RuntimeError: \x1b[2J no driver); fix: reinstall or remove broken" in rows[2]
+    facts = json.loads(run("backends", "--json", env=settings).out)
+    assert [(fact["backend"], fact["is_available"], fact["is_auto"]) for fact in facts] == [
+        ("tone", True, False),
+        ("broken", False, False),
+    ]
+    assert facts[1]["fix"] == "reinstall or remove broken"
+
+
+def test_machine_that_offers_nothing_says_what_to_install() -> None:
+    done = run("backends", env={"AFTERWORDS_BACKENDS": "nope"})
+
+    assert (done.code, done.out) == (0, "")
+    assert 'pip install "afterwords[lite]"' in done.err
+    assert run("backends", "--json", env={"AFTERWORDS_BACKENDS": "nope"}).out == "[]\n"

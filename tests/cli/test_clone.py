@@ -1,0 +1,235 @@
+"""`afterwords clone`, as a process: what becomes a voice, what is refused, and that nothing is left of the refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import afterwords as aw
+from afterwords.audio import decode
+from afterwords.models import Voice
+from tests.cli.program import files_in, run
+from tests.conftest import READER
+
+pytestmark = pytest.mark.usefixtures("tone")
+
+RATE = 16_000
+SELF = ("--name", "me", "--consent", "self")
+
+
+def wav(data: bytes, *, format: int = 1, channels: int = 1, rate: int = RATE, bits: int = 16, size: int = -1) -> bytes:
+    """A WAV file as its parts are stated, however wrong."""
+    align = channels * bits // 8
+    fmt = struct.pack("<HHIIHH", format, channels, rate, rate * align % 2**32, align, bits)
+    size = len(data) if size < 0 else size
+    body = b"WAVEfmt " + struct.pack("<I", len(fmt)) + fmt + b"data" + struct.pack("<I", size) + data
+    return b"RIFF" + struct.pack("<I", len(body) % 2**32) + body
+
+
+def speech(duration_s: float) -> bytes:
+    """The beginning of the shipped recording, 16-bit."""
+    return (decode(READER).samples[: round(duration_s * RATE)] * 32767).astype("<i2").tobytes()
+
+
+def constant(value: float, duration_s: float = 6.0) -> bytes:
+    return np.full(round(duration_s * RATE), value, "<f4").tobytes()
+
+
+def sine(duration_s: float) -> bytes:
+    wave = np.sin(2 * np.pi * 5_000 * np.arange(round(duration_s * RATE)) / RATE)
+    return (0.3 * wave * 32767).astype("<i2").tobytes()
+
+
+BAD: dict[str, tuple[Callable[[], bytes], str, str]] = {
+    "empty": (lambda: b"", "NoAudioError", "holds no audio"),
+    "text": (lambda: b"not a recording, but a letter\n" * 99, "UnsupportedAudioError", "not audio"),
+    "png": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(999), "UnsupportedAudioError", "not audio"),
+    "gzip": (lambda: b"\x1f\x8b\x08" + bytes(999), "UnsupportedAudioError", "not audio"),
+    "riff-only": (lambda: b"RIFF", "UnsupportedAudioError", "not audio"),
+    "cut-in-fmt": (lambda: wav(speech(6))[:20], "UnsupportedAudioError", "not audio"),
+    "no-channels": (lambda: wav(speech(6), channels=0), "NoAudioError", "holds no audio"),
+    "cut-at-data": (lambda: wav(speech(6))[:44], "NoAudioError", "holds no audio"),
+    "cut-at-half": (lambda: wav(speech(6))[: 44 + 6 * RATE], "ReferenceTooShortError", "3.00 s"),
+    "three-seconds": (lambda: wav(speech(3)), "ReferenceTooShortError", "must last at least 5 s"),
+    "just-too-short": (lambda: wav(speech(4.99)), "ReferenceTooShortError", "4.99 s"),
+    "too-long": (lambda: wav(bytes(1801 * 8_000), rate=8_000, bits=8), "ReferenceTooLongError", "1801.00 s, but"),
+    "zeros": (lambda: wav(bytes(12 * RATE)), "SilentAudioError", "-120 dBFS"),
+    "full-scale": (lambda: wav(constant(1), format=3, bits=32), "SilentAudioError", "is silent"),
+    "nan": (lambda: wav(constant(np.nan), format=3, bits=32), "NonFiniteAudioError", "NaN"),
+    "infinity": (lambda: wav(constant(np.inf), format=3, bits=32), "NonFiniteAudioError", "infinity"),
+    "no-voice": (lambda: wav(sine(6)), "UnvoicedReferenceError", "s of voiced speech, but 2 s are needed"),
+    "slow-rate": (lambda: wav(speech(6), rate=7_999), "BadSampleRateError", "7,999 Hz"),
+    "fast-rate": (lambda: wav(speech(6), rate=768_000), "BadSampleRateError", "768,000 Hz"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_recording_that_cannot_be_used_is_refused_and_leaves_nothing(kind: str, home: Path, tmp_path: Path) -> None:
+    make, error, told = BAD[kind]
+    (tmp_path / "bad.wav").write_bytes(make())
+
+    done = run("clone", "bad.wav", *SELF, cwd=tmp_path)
+
+    assert told in done.refused(5, error)
+    assert "bad.wav" in done.err
+    assert files_in(home) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no FIFO")
+def test_fifo_is_refused_without_waiting_for_a_writer(home: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+
+    done = run("clone", tmp_path / "pipe.wav", *SELF)
+
+    assert "pipe.wav can't be read: it is a pipe" in done.refused(5, "UnreadableFileError")
+    assert files_in(home) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [(".", "it is a folder"), ("missing.wav", "there is no such file"), ("file.wav/x.wav", "there is no such file")],
+)
+def test_place_without_a_file_is_refused(place: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "file.wav").write_bytes(b"")
+
+    assert why in run("clone", tmp_path / place, *SELF).refused(5, "UnreadableFileError")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that even root can't read: Linux's")
+def test_file_that_cannot_be_read_is_refused(home: Path) -> None:
+    assert "can't be read" in run("clone", "/proc/self/mem", *SELF).refused(5, "UnreadableFileError")
+    assert files_in(home) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions don't bind root")
+def test_file_of_someone_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "me.wav").write_bytes(wav(speech(6)))
+    (tmp_path / "me.wav").chmod(0)
+
+    assert "not allowed to read" in run("clone", tmp_path / "me.wav", *SELF).refused(5, "UnreadableFileError")
+
+
+def test_escape_sequence_in_a_file_name_reaches_no_terminal(tmp_path: Path) -> None:
+    done = run("clone", "\x1b]0;owned\x07[bold]\u202e.wav", *SELF, cwd=tmp_path)
+
+    assert r"\x1b]0;owned\x07[bold]\u202e.wav" in done.refused(5, "UnreadableFileError")
+
+
+def test_clone_prints_the_name_alone_and_says_what_comes_next() -> None:
+    done = run("clone", READER, "--name", "my voice", "--consent", "self")
+
+    assert (done.code, done.out) == (0, "my voice\n")
+    assert "✓ my voice: grade B, 10.2 to 24.5 s of the recording, backend tone" in done.err
+    assert done.err.endswith("""Next: afterwords say "Hello, this is my voice." --voice 'my voice'\n""")
+    assert "%" not in done.err  # no progress where nobody looks
+    (voice,) = aw.voices()
+    assert voice.consent is not None
+    assert (voice.name, voice.consent.kind) == ("my voice", "self")
+
+
+def test_json_is_the_voice_and_nothing_else() -> None:
+    done = run("clone", READER, "--name", "Zoë", "--consent", "public-domain", "--json")
+
+    facts = json.loads(done.out)
+    assert done.out.isascii()
+    (voice,) = aw.voices()
+    assert (facts["name"], facts["voice_id"]) == ("Zoë", voice.voice_id)
+    assert facts["consent"]["kind"] == "public-domain"
+
+
+@pytest.mark.parametrize("ending", ["cut", "streamed"])
+def test_recording_from_a_pipe_counts_by_what_is_there(ending: str) -> None:
+    recording = wav(speech(14), size=2**32 - 1) if ending == "streamed" else wav(speech(14))[: 44 + 20 * RATE]
+
+    done = run("clone", "-", *SELF, stdin=recording)
+
+    assert (done.code, done.out) == (0, "me\n")
+    assert aw.voices()[0].reference.duration_s > 5
+
+
+def test_consent_must_be_given_where_nobody_can_be_asked(home: Path) -> None:
+    done = run("clone", READER, "--name", "me")
+
+    assert "--consent self" in done.refused(5, "ConsentRequiredError")
+    assert files_in(home) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        (("--consent", "maybe"), "InvalidOptionError", "self, granted, public-domain, synthetic"),
+        (("--consent", "self", "--lang", "tlh"), "UnsupportedLangError", "'tlh'"),
+        (("--consent", "self", "--backend", "nope"), "InvalidBackendError", "offered: tone"),
+        (("--consent", "self", "--name", "a\x1b[2Jb"), "InvalidNameError", "U+001B"),
+        (("--consent", "self", "--text", ""), "EmptyTextError", "nothing that can be spoken"),
+        (("--consent", "self", "--text-file", "missing.txt"), "UnreadableFileError", "missing.txt"),
+    ],
+)
+def test_option_that_cannot_be_is_refused(options: tuple[str, ...], error: str, told: str, home: Path) -> None:
+    assert told in run("clone", READER, "--name", "me", *options).refused(5, error)
+    assert files_in(home) == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--name", "me"),
+        (READER, "--record", "--name", "me"),
+        (READER,),
+        (READER, "--name", "me", "--text", "a", "--text-file", "b"),
+        ("--record", "--name", "me"),
+        (READER, READER, "--name", "me"),
+    ],
+    ids=["nothing", "both", "nameless", "two-texts", "record-without-a-terminal", "two-recordings"],
+)
+def test_call_that_cannot_be_is_a_usage_error(args: tuple[str, ...]) -> None:
+    run("clone", *args).refused(2, "UsageError")
+
+
+def test_transcript_stays_out_of_what_an_error_says(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("the canary sings\x07")
+
+    for given in (("--text", "the canary sings\x07"), ("--text-file", "words.txt")):
+        done = run("clone", READER, *SELF, *given, cwd=tmp_path)
+        assert "canary" not in done.refused(5, "ControlCharacterError")
+
+
+def test_name_in_use_is_kept_unless_it_is_to_be_replaced(me: Voice) -> None:
+    run("clone", READER, *SELF).refused(5, "VoiceExistsError")
+    assert [voice.voice_id for voice in aw.voices()] == [me.voice_id]
+
+    done = run("clone", READER, *SELF, "--replace")
+
+    assert (done.code, done.out) == (0, "me\n")
+    (voice,) = aw.voices()
+    assert voice.voice_id != me.voice_id
+
+
+def test_given_transcript_that_cannot_be_cut_is_left_out_and_said(tmp_path: Path) -> None:
+    text = (READER.parent / "reader.txt").read_text("utf-8")
+    (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+
+    done = run("clone", READER, *SELF, "--text-file", tmp_path / "words.txt")
+
+    assert done.code == 0
+    assert "it was left out" in done.err
+    assert text.split()[0] not in done.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on file sizes")
+def test_full_disk_leaves_no_half_voice(home: Path) -> None:
+    limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))"
+    program = f"{limited}; runpy.run_module('afterwords', run_name='__main__')"
+
+    done = run("clone", READER, *SELF, python=program)
+
+    done.refused(1, "StorageFullError")
+    assert aw.voices() == []
+    assert files_in(home) == ["library.json"]

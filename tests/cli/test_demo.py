@@ -1,0 +1,33 @@
+"""`afterwords demo`, as a process, with the tone engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import afterwords as aw
+from afterwords.provenance import verify
+from tests.cli.program import files_in, run
+
+pytestmark = pytest.mark.usefixtures("tone")
+
+
+def test_demo_clones_the_reader_and_speaks(tmp_path: Path) -> None:
+    done = run("demo", cwd=tmp_path)
+
+    assert done.code == 0
+    assert done.out.startswith("hello.wav: ")
+    assert "Next: afterwords clone me.wav --name me" in done.err
+    assert verify(tmp_path / "hello.wav") is not None
+    (voice,) = aw.voices()
+    facts = json.loads(run("demo", "-o", "again.mp3", "--json", cwd=tmp_path).out)
+    assert (facts["file"], facts["voice"]) == ("again.mp3", "reader")
+    assert aw.voices() == [voice]
+
+
+def test_output_that_cannot_be_written_is_refused_before_any_work(home: Path, tmp_path: Path) -> None:
+    run("demo", "-o", "missing/hello.wav", cwd=tmp_path).refused(5, "UnwritableOutputError")
+
+    assert files_in(home) == []

@@ -1,0 +1,264 @@
+"""`afterwords say`, as a process: files, pipes, and what is left when it fails half-way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import afterwords as aw
+from afterwords.audio import decode
+from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
+from afterwords.models import Voice
+from afterwords.provenance import verify
+from afterwords.studio import library
+from tests.cli.program import COMMAND, environment, files_in, run
+
+pytestmark = pytest.mark.usefixtures("me")
+
+TEXT = "Hello, this is my voice."
+
+
+@pytest.mark.parametrize("ending", ["wav", "mp3", "opus", "flac"])
+def test_speech_is_written_in_the_format_of_the_ending(ending: str, tmp_path: Path) -> None:
+    done = run("say", TEXT, "-o", f"hello.{ending}", cwd=tmp_path)
+
+    assert (done.code, done.out) == (0, "")
+    assert f"✓ hello.{ending}: 1.4 s in the voice me (tone" in done.err
+    assert done.err.endswith(f"Next: afterwords verify hello.{ending}\n")
+    assert decode(tmp_path / f"hello.{ending}").duration_s == pytest.approx(1.44, abs=0.1)
+    assert files_in(tmp_path).count(f"hello.{ending}") == 1
+    assert not [name for name in files_in(tmp_path) if name.endswith(".part")]
+    mark = verify(tmp_path / f"hello.{ending}")
+    assert mark is not None
+    assert mark.voice_name == "me"
+
+
+def test_text_comes_from_a_pipe_and_speech_goes_into_one() -> None:
+    done = run("say", "-", "-o", "-", stdin=TEXT.encode())
+
+    assert done.code == 0
+    np.testing.assert_array_equal(decode(done.stdout).samples, decode(aw.say(TEXT).to_bytes()).samples)
+
+
+def test_text_from_a_file_is_spoken_as_raw_samples(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+
+    done = run("say", "--file", tmp_path / "words.txt", "-o", "-", "--format", "pcm")
+
+    assert done.code == 0
+    assert len(done.stdout) == 2 * round(len(TEXT) * SECONDS_PER_CHARACTER * SAMPLE_RATE)
+
+
+def test_speed_makes_it_shorter(tmp_path: Path) -> None:
+    assert run("say", TEXT, "-o", "fast.wav", "--speed", "2", "--seed", "7", "--lang", "fr", cwd=tmp_path).code == 0
+    assert decode(tmp_path / "fast.wav").duration_s == pytest.approx(0.72, abs=0.01)
+
+
+def test_json_tells_what_was_done(tmp_path: Path, me: Voice) -> None:
+    done = run("say", TEXT, "-o", "hello.wav", "--json", cwd=tmp_path)
+
+    facts = json.loads(done.out)
+    assert (facts["voice"], facts["voice_id"], facts["file"]) == ("me", me.voice_id, "hello.wav")
+    assert facts["duration_s"] == pytest.approx(1.44)
+
+
+def test_reader_that_leaves_early_meets_no_traceback() -> None:
+    with subprocess.Popen(
+        [*COMMAND, "say", "word " * 4_000, "-o", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(4) == b"RIFF"
+        process.stdout.close()
+        err = process.stderr.read()
+
+    assert (process.returncode, err) == (1, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full: Linux's")
+def test_full_output_is_said_in_one_line() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "say", TEXT, "-o", "-"], stdout=full, stderr=subprocess.PIPE, env=environment(), check=False
+        )
+
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines() == [
+        "StorageFullError: The disk that holds <stdout> is full.",
+        "  Fix: free some space; nothing was changed or lost.",
+    ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on file sizes")
+def test_full_disk_keeps_the_file_that_was_there(tmp_path: Path) -> None:
+    (tmp_path / "hello.wav").write_bytes(b"kept")
+    limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))"
+    program = f"{limited}; runpy.run_module('afterwords', run_name='__main__')"
+
+    run("say", TEXT * 9, "-o", "hello.wav", cwd=tmp_path, python=program).refused(1, "StorageFullError")
+
+    assert (tmp_path / "hello.wav").read_bytes() == b"kept"
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("fault", ["fail", "error", "memory"])
+def test_engine_that_fails_keeps_the_file_that_was_there(fault: str, tmp_path: Path) -> None:
+    (tmp_path / "hello.wav").write_bytes(b"kept")
+
+    done = run(
+        "say", f"the canary says fault-{fault} aloud", "-o", "hello.wav", cwd=tmp_path, env={"AFTERWORDS_TESTING": "1"}
+    )
+
+    assert "canary" not in done.refused(7, "SynthesisError")
+    assert (tmp_path / "hello.wav").read_bytes() == b"kept"
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_engine_that_dies_keeps_the_file_that_was_there(tmp_path: Path) -> None:
+    (tmp_path / "hello.wav").write_bytes(b"kept")
+
+    done = run(
+        "say", "this is a fault-crash in a text", "-o", "hello.wav", cwd=tmp_path, env={"AFTERWORDS_TESTING": "1"}
+    )
+
+    assert done.code == -signal.SIGKILL
+    assert (tmp_path / "hello.wav").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "told"),
+    [
+        ("missing/hello.wav", "UnwritableOutputError", "there is no folder missing"),
+        ("file.txt/hello.wav", "UnwritableOutputError", "there is no folder file.txt"),
+        ("folder.wav", "UnwritableOutputError", "it is a folder"),
+        ("hello.xyz", "UnmarkableFormatError", "'.xyz' is not a format"),
+        ("hello", "UnmarkableFormatError", "--format wav"),
+        ("\x1b[2J/\x07.wav", "UnwritableOutputError", r"\x1b[2J/\x07.wav can't be written"),
+    ],
+)
+def test_output_that_cannot_be_written_is_refused_before_any_work(
+    out: str, error: str, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file.txt").touch()
+    (tmp_path / "folder.wav").mkdir()
+
+    done = run("say", "fault-crash, were it spoken", "-o", out, cwd=tmp_path, env={"AFTERWORDS_TESTING": "1"})
+
+    assert told in done.refused(5, error)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions don't bind root")
+def test_read_only_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "shut").mkdir(mode=0o500)
+
+    assert "not allowed" in run("say", TEXT, "-o", tmp_path / "shut" / "a.wav").refused(5, "UnwritableOutputError")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "told"),
+    [
+        (b"", "EmptyTextError", "at least one letter"),
+        ("\u200b \n\u200b".encode(), "EmptyTextError", "at least one letter"),
+        (b"?!...", "EmptyTextError", "at least one letter"),
+        (b"canary\0", "ControlCharacterError", "U+0000 at position 6"),
+        (b"canary\x1b[31m", "ControlCharacterError", "U+001B at position 6"),
+        (b"canary\xff", "InvalidUnicodeError", "position 6"),
+        (b"canary\xed\xa0\x80", "InvalidUnicodeError", "position 6"),
+        (b"canary " * 15_000, "TextTooLongError", "105,000 characters, and at most 100,000"),
+        (b"canary " * 1_000_000, "TextTooLongError", "at most 100,000"),
+    ],
+    ids=["empty", "blank", "marks", "nul", "escape", "not-utf8", "surrogate", "long", "huge"],
+)
+def test_text_that_cannot_be_spoken_is_refused_and_not_repeated(text: bytes, error: str, told: str) -> None:
+    done = run("say", "-", "-o", "-", stdin=text)
+
+    assert told in done.refused(5, error)
+    assert "canary" not in done.err
+
+
+@pytest.mark.parametrize("text", ["<speak>Hi</speak>", "{{ 7 * 7 }} $(id) `id`", "🙂" * 50, "a" + "\u0301" * 9_000])
+def test_text_in_other_tongues_than_speech_is_only_spoken(text: str) -> None:
+    assert len(run("say", "-", "-o", "-", stdin=text.encode()).stdout) > 44
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "error", "told"),
+    [
+        (("--voice", "mee"), 4, "VoiceNotFoundError", "did you mean 'me'?"),
+        (("--voice", "\x1b[2J"), 4, "VoiceNotFoundError", r"\x1b[2J"),
+        (("--lang", "tlh"), 5, "UnsupportedLangError", "'tlh'"),
+        (("--backend", "nope"), 5, "InvalidBackendError", "offered: tone"),
+        (("--speed", "9"), 5, "InvalidOptionError", "speed is 9.0, and must be a number from 0.25 to 4"),
+        (("--speed", "nan"), 5, "InvalidOptionError", "speed is nan"),
+        (("--seed", "-1"), 5, "InvalidOptionError", "seed is -1"),
+        (("--format", "aiff"), 5, "UnmarkableFormatError", "known: wav, mp3, opus, flac, pcm"),
+        (("--speed", "fast"), 2, "UsageError", "--speed"),
+        (("--nope",), 2, "UsageError", "No such option: --nope"),
+        (("and more words",), 2, "UsageError", "put a text in quotes"),
+        (("--file", "words.txt"), 2, "UsageError", "give it in quotes, or - for stdin, or --file FILE."),
+        (("--json",), 2, "UsageError", "can't carry both audio and JSON"),
+    ],
+)
+def test_option_that_cannot_be_is_refused(options: tuple[str, ...], code: int, error: str, told: str) -> None:
+    assert told in run("say", "the canary sings", "-o", "-", *options).refused(code, error)
+
+
+@pytest.mark.parametrize("args", [(), (TEXT, "--no-play")], ids=["no-text", "nowhere-to-go"])
+def test_call_that_cannot_be_is_a_usage_error(args: tuple[str, ...]) -> None:
+    run("say", *args).refused(2, "UsageError")
+
+
+def test_text_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    assert "it is a folder" in run("say", "--file", tmp_path, "-o", "-").refused(5, "UnreadableFileError")
+    assert "no such file" in run("say", "--file", tmp_path / "x", "-o", "-").refused(5, "UnreadableFileError")
+
+
+def test_several_voices_need_a_name_or_a_default(me: Voice) -> None:
+    aw.clone(library().reference(me), name="you", consent="self")
+    assert "--voice NAME (me, you)" in run("say", TEXT, "-o", "-").refused(2, "VoiceRequiredError")
+
+    assert run("voices", "default", "you").out == "you\n"
+
+    assert "in the voice you" in run("say", TEXT, "-o", "-").err
+
+
+def test_library_without_voices_says_how_to_make_one(tmp_path: Path) -> None:
+    done = run("say", TEXT, "-o", "-", env={"AFTERWORDS_HOME": str(tmp_path / "empty")})
+
+    assert "afterwords clone me.wav --name me" in done.refused(2, "VoiceRequiredError")
+    assert not (tmp_path / "empty").exists()
+
+
+def test_missing_extra_is_named_with_its_pip_line(tmp_path: Path) -> None:
+    absent = "import sys, runpy; sys.modules['sounddevice'] = None; runpy.run_module('afterwords', run_name='__main__')"
+
+    done = run("say", TEXT, python=absent)
+
+    assert 'Fix: pip install "afterwords[play]"' in done.refused(1, "MissingExtraError")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ALSA is Linux's")
+def test_machine_without_a_sound_device_says_what_to_do_instead(tmp_path: Path) -> None:
+    pytest.importorskip("sounddevice")
+    (tmp_path / "asoundrc").write_text("pcm.!default { type hw card 31 }\n")
+
+    done = run("say", TEXT, env={"ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")})
+
+    assert "-o hello.wav" in done.refused(1, "AudioDeviceError")
+
+
+def test_voice_whose_recording_was_changed_is_refused(home: Path, me: Voice) -> None:
+    folder = home / "voices" / me.voice_id
+    (folder / "reference.wav").write_bytes(b"RIFF")
+    for prompt in (folder / "prompts").iterdir():
+        prompt.unlink()
+
+    run("say", TEXT, "-o", "-").refused(1, "CorruptVoiceError")

@@ -1,0 +1,129 @@
+"""`afterwords voices`, as a process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import afterwords as aw
+from afterwords.models import Voice
+from afterwords.studio import library
+from tests.cli.program import files_in, run
+
+
+def test_empty_library_says_how_to_make_a_voice(home: Path) -> None:
+    done = run("voices")
+
+    assert (done.code, done.out) == (0, "")
+    assert "afterwords clone me.wav --name me" in done.err
+    assert not home.exists()
+    assert run("voices", "list", "--json").out == "[]\n"
+
+
+@pytest.mark.parametrize("args", [("voices",), ("voices", "list")])
+def test_list_is_a_table_with_a_star_at_the_default(args: tuple[str, ...], me: Voice) -> None:
+    library().set_default("me")
+
+    done = run(*args)
+
+    head, row = done.out.splitlines()
+    assert head.split() == ["name", "lang", "backend", "grade", "length", "consent", "made"]
+    assert row.split()[:8] == ["me", "*", "en", "tone", "B", "14.3", "s", "self"]
+    assert head.index("lang") == row.index("en")
+    assert (done.code, done.err) == (0, "")
+
+
+def test_columns_stand_under_each_other_whatever_the_script(me: Voice) -> None:
+    library().rename("me", "声")  # one sign, two columns of a terminal
+
+    head, row = run("voices").out.splitlines()
+
+    assert head.index("lang") == row.index("en") + 1
+
+
+def test_json_list_is_what_the_library_holds(me: Voice) -> None:
+    (voice,) = json.loads(run("voices", "list", "--json").out)
+    assert Voice.model_validate(voice) == me
+
+
+def test_damaged_voice_hides_no_other(home: Path, me: Voice) -> None:
+    lost = home / "voices" / "00000000-0000-4000-8000-000000000000"
+    lost.mkdir()
+    (lost / "voice.json").write_text("{")
+
+    done = run("voices", "list")
+
+    assert done.code == 0
+    assert "me" in done.out
+    assert f"{lost} is damaged: voice.json is not JSON.\n  Fix: " in done.err
+    assert run("voices", "rm", lost.name, "--yes").code == 0
+    assert run("voices", "list").err == ""
+
+
+def test_name_that_was_edited_by_hand_reaches_no_terminal(home: Path, me: Voice) -> None:
+    file = home / "voices" / me.voice_id / "voice.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"name": "\x1b]0;owned\x07\u202e"}))
+
+    for args in (("list",), ("list", "--json"), ("show", me.voice_id), ("default", me.voice_id), ("show", "nobody")):
+        done = run("voices", *args)
+        assert not set("\x1b\x07\u202e") & set(done.out + done.err)
+    assert r"\x1b]0;owned\x07\u202e" in run("voices", "list").out
+    assert r"\x1b]0;owned\x07\u202e is gone" in run("voices", "rm", me.voice_id, "-y").err
+
+
+def test_show_tells_all_that_is_known(home: Path, me: Voice) -> None:
+    facts = json.loads(run("voices", "show", "me", "--json").out)
+
+    assert facts["voice_id"] == me.voice_id
+    assert facts["is_sealed"] is True
+    assert facts["original"] == str(home / "voices" / me.voice_id / "original.wav")
+    shown = run("voices", "show", "me").out.splitlines()
+    assert f"voice_id     {me.voice_id}" in shown
+    assert "is_sealed    True" in shown
+
+
+def test_voice_whose_recording_was_changed_is_not_shown_as_whole(home: Path, me: Voice) -> None:
+    (home / "voices" / me.voice_id / "reference.wav").write_bytes(b"RIFF")
+
+    assert "its recording was changed" in run("voices", "show", "me").refused(1, "CorruptVoiceError")
+
+
+@pytest.mark.parametrize("args", [("show",), ("rename", "x"), ("rm", "--yes"), ("rm",), ("default",)])
+def test_unknown_voice_is_answered_with_the_nearest(args: tuple[str, ...], me: Voice) -> None:
+    command, *rest = args
+    assert "did you mean 'me'?" in run("voices", command, "mee", *rest).refused(4, "VoiceNotFoundError")
+
+
+def test_rename_gives_a_free_name_only(me: Voice) -> None:
+    assert run("voices", "rename", "me", " you ").out == "you\n"
+    assert [voice.name for voice in aw.voices()] == ["you"]
+    run("voices", "rename", "you", "a\x07").refused(5, "InvalidNameError")
+    run("voices", "rename", "you").refused(2, "UsageError")
+
+
+def test_removal_without_a_person_needs_yes(home: Path, me: Voice) -> None:
+    assert "add --yes" in run("voices", "rm", "me").refused(2, "UsageError")
+    assert aw.voices() == [me]
+
+    done = run("voices", "rm", "me", "--yes")
+
+    assert (done.code, done.out, done.err) == (0, "", "✓ me is gone.\n")
+    assert files_in(home) == ["library.json"]
+
+
+def test_default_is_none_until_one_is_chosen(me: Voice) -> None:
+    none = run("voices", "default")
+    assert (none.code, none.out) == (0, "")
+    assert "afterwords voices default NAME" in none.err
+    assert run("voices", "default", "me").out == "me\n"
+    assert run("voices", "default").out == "me\n"
+
+
+def test_library_of_a_later_version_is_left_alone(home: Path, me: Voice) -> None:
+    (home / "library.json").write_text('{"schema": 99, "default": null}')
+
+    assert "pip install --upgrade afterwords" in run("voices").refused(1, "NewerLibraryError")
+    assert "99" in run("voices", "rm", "me", "-y").refused(1, "NewerLibraryError")
+    assert (home / "voices" / me.voice_id).exists()

@@ -1,0 +1,100 @@
+"""A program at a terminal of its own, as a person sits before it: what it shows is awaited, keys are typed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.cli.program import COMMAND, environment
+
+DEADLINE_S = 60.0
+CTRL_C, CTRL_U = "\x03", "\x15"
+_ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[=>])")
+
+# The program must own the terminal, or Ctrl-C would reach nobody; a fork would do it, but not among pytest's threads.
+_OWN = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+class Terminal:
+    """Runs `afterwords` with a terminal for stdin, stderr and, unless a file is given, stdout."""
+
+    def __init__(
+        self,
+        *args: str | Path,
+        cwd: Path | None = None,
+        stdout: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self._screen, inside = os.openpty()
+        fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 400, 0, 0))
+        out = os.open(stdout, os.O_CREAT | os.O_WRONLY, 0o600) if stdout else os.dup(inside)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _OWN, *COMMAND, *args],
+            stdin=inside,
+            stdout=out,
+            stderr=inside,
+            cwd=cwd,
+            env=environment(env),
+            start_new_session=True,
+        )
+        os.close(inside)
+        os.close(out)
+        self.raw = ""
+        self._seen = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        os.close(self._screen)
+
+    @property
+    def text(self) -> str:
+        """All that was shown, without what steers the terminal."""
+        return _ESCAPES.sub("", self.raw).replace("\r", "")
+
+    def expect(self, wanted: str) -> None:
+        """Wait until this is shown, after what was awaited before."""
+        deadline = time.monotonic() + DEADLINE_S
+        while (found := self.text.find(wanted, self._seen)) < 0:
+            assert self._read(deadline), f"{wanted!r} did not come; the last shown was:\n{self.text[-1500:]}"
+        self._seen = found + len(wanted)
+
+    def type(self, keys: str) -> None:
+        os.write(self._screen, keys.encode())
+
+    def end(self) -> int:
+        """Wait until the program has ended, and give its exit code."""
+        deadline = time.monotonic() + DEADLINE_S
+        while self._read(deadline):
+            pass
+        code = self._process.wait(timeout=max(0.1, deadline - time.monotonic()))
+        assert "Traceback" not in self.text
+        return code
+
+    def _read(self, deadline: float) -> bool:
+        """Read what there is; False at the end, or when the time is over."""
+        if not select.select([self._screen], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            return False
+        try:
+            shown = os.read(self._screen, 65536)
+        except OSError:  # Linux says so when the program has gone
+            return False
+        self.raw += shown.decode(errors="replace")
+        return bool(shown)
