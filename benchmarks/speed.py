@@ -33,7 +33,7 @@ def clone_seconds(home: Path, *options: str) -> float:
     """Wall time of `afterwords clone`, all in."""
     command, env = program(home)
     started = time.perf_counter()
-    asked = ["clone", str(READER), "--name", f"reader{'-'.join(options)}", "--consent", "public-domain", "--text", " "]
+    asked = ["clone", str(READER), "--name", f"reader{'-'.join(options)}", "--consent", "public-domain"]
     subprocess.run([*command, *asked, *options], env=env, check=True, capture_output=True)
     return time.perf_counter() - started
 

@@ -6,16 +6,15 @@ voice in the library, a text becomes speech that carries its mark. Nothing leave
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from afterwords.audio import Audio, change_speed, decode
+from afterwords.audio import Audio, decode
 from afterwords.backends import registry
-from afterwords.backends.base import Chunk, Engine, Progress, Reference, ignore_progress
+from afterwords.backends.base import Engine, Progress, Reference, ignore_progress
 from afterwords.config import Config, load_config
 from afterwords.errors import (
     AfterwordsError,
@@ -23,7 +22,6 @@ from afterwords.errors import (
     FileTooLargeError,
     InvalidOptionError,
     MissingExtraError,
-    SynthesisError,
     TranscriberError,
     UnsupportedLangError,
     VoiceExistsError,
@@ -36,7 +34,6 @@ from afterwords.models import (
     Consent,
     ConsentKind,
     ReferenceInfo,
-    SpeechResult,
     SpeechTask,
     Voice,
     now,
@@ -44,14 +41,12 @@ from afterwords.models import (
 from afterwords.provenance import mark_tags, seal
 from afterwords.reference import Prepared, prepare
 from afterwords.riff import read_wav
+from afterwords.speech import Speech, speak
 from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text, normalise_lang
 
 if TYPE_CHECKING:
     from afterwords.backends.registry import Backend
     from afterwords.transcribe import Transcript
-
-EXPECTED_SECONDS_PER_CHARACTER: Final = 0.068
-"""How long speech lasts, for progress alone; English read aloud."""
 
 MAX_STREAM_BYTES: Final = 512 * 2**20
 """The most that is read from a pipe: half an hour of 48 kHz stereo in 24 bits."""
@@ -272,60 +267,6 @@ def _heard(audio: Audio, lang: str, progress: Progress) -> tuple[Transcript | No
 # -- say ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True, eq=False)
-class Speech:
-    """Speech that is made while it is read: iterate over it once to get its chunks.
-
-    Attributes:
-        voice: who speaks.
-        backend: the backend that speaks, and `reason`, why it is this one.
-        sample_rate: of the chunks, in Hz.
-        tags: the mark that files of this speech carry.
-        result: what came of it, once all was read.
-    """
-
-    voice: Voice
-    backend: str
-    reason: str
-    sample_rate: int
-    tags: dict[str, str]
-    _chunks: Generator[Chunk, None, None] = field(repr=False)
-    result: SpeechResult | None = None
-
-    def __iter__(self) -> Iterator[Chunk]:
-        return self._timed()
-
-    def audio(self) -> Audio:
-        """Read all of it."""
-        import numpy as np
-
-        parts = [chunk.samples for chunk in self]
-        return Audio(np.concatenate(parts) if parts else np.zeros(0, np.float32), self.sample_rate, self.tags)
-
-    def _timed(self) -> Iterator[Chunk]:
-        started = time.perf_counter()
-        first_ms: int | None = None
-        n_samples = 0
-        waited_s = 0.0
-        try:
-            for chunk in self._chunks:
-                ready = time.perf_counter()
-                if first_ms is None:
-                    first_ms = round((ready - started) * 1000)
-                n_samples += len(chunk.samples)
-                yield chunk
-                waited_s += time.perf_counter() - ready
-        finally:
-            self._chunks.close()
-        self.result = SpeechResult(
-            backend=self.backend,
-            sample_rate=self.sample_rate,
-            duration_s=n_samples / self.sample_rate,
-            synth_ms=round((time.perf_counter() - started - waited_s) * 1000),
-            first_audio_ms=first_ms,
-        )
-
-
 def say(
     text: str,
     *,
@@ -384,7 +325,7 @@ def stream(
     prompt = _prompt(shelf, who, engine, chosen.name, progress)
     task = SpeechTask(text=text, lang=lang, backend=chosen.name, voice_id=who.voice_id, prompt=prompt, seed=seed)
     tags = mark_tags(backend=chosen.name, voice_name=who.name, voice_id=who.voice_id, made_at=now())
-    chunks = _spoken(engine, task, speed, progress)
+    chunks = speak(engine, task, speed, progress)
     return Speech(who, chosen.name, reason, engine.sample_rate, tags, chunks)
 
 
@@ -398,32 +339,6 @@ def _backend_for(voice: Voice, name: str | None, lang: str) -> tuple[Backend, st
         raise
     except AfterwordsError as error:
         return registry.choose("auto", lang=lang), f"the voice's own, {voice.backend}, can't run here: {error.message}"
-
-
-def _spoken(engine: Engine, task: SpeechTask, speed: float, progress: Progress) -> Generator[Chunk, None, None]:
-    """The chunks of a task at a speed; whatever an engine raises unforeseen becomes a SynthesisError."""
-    expected_s = len(task.text) * EXPECTED_SECONDS_PER_CHARACTER
-    spoken_s = 0.0
-    chunks = engine.synthesize(task)
-
-    def as_spoken() -> Iterator[Chunk]:
-        nonlocal spoken_s
-        for chunk in chunks:
-            spoken_s += len(chunk.samples) / engine.sample_rate
-            progress(min(0.99, spoken_s / expected_s), "speaking")
-            yield chunk
-
-    try:
-        samples = (chunk.samples for chunk in as_spoken())
-        for piece in change_speed(samples, engine.sample_rate, speed):
-            yield Chunk(piece)
-    except (AfterwordsError, OSError):
-        raise
-    except Exception as error:
-        raise SynthesisError(task.backend, why=f"{type(error).__name__}: {error}") from error
-    finally:
-        chunks.close()
-    progress(1.0, "done")
 
 
 def likeness(voice: Voice) -> dict[str, float | str]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -262,3 +263,19 @@ def test_voice_whose_recording_was_changed_is_refused(home: Path, me: Voice) -> 
         prompt.unlink()
 
     run("say", TEXT, "-o", "-").refused(1, "CorruptVoiceError")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGTERM is POSIX's")
+def test_sigterm_leaves_the_old_file_and_no_part(me: Voice, tmp_path: Path) -> None:
+    out = tmp_path / "hello.wav"
+    out.write_bytes(b"old")
+    command = [*COMMAND, "say", "this will fault-hang half-way", "-v", me.name, "-o", str(out)]
+    with subprocess.Popen(command, env=environment({"AFTERWORDS_TESTING": "1"}), stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("*.part")) and time.monotonic() < deadline:
+            time.sleep(0.05)  # looked at until the deadline: the part file is the sign that it speaks
+        process.terminate()
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert out.read_bytes() == b"old"
+    assert files_in(tmp_path).count("hello.wav") == 1
+    assert not list(tmp_path.glob("*.part"))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import suppress
 from io import BytesIO, TextIOWrapper
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -62,12 +64,18 @@ def main() -> None:
         sys.stdout = TextIOWrapper(BytesIO())
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a result never fails for what an encoding lacks
+    signal.signal(signal.SIGTERM, _stop)
     code = _run()
     if code:
         # What a failed output still holds can't be written: Python would try once more at exit, and complain.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
+    """End in order, so that no part of a file is left."""
+    sys.exit(128 + signum)
 
 
 def _run() -> int:

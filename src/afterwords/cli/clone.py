@@ -113,8 +113,8 @@ def _tell(cloned: Cloned, *, as_json: bool) -> None:
     )
     if "similarity" in facts:
         output.note(
-            f"  likeness {facts['similarity']:.2f} (nearest stock voice {facts['baseline']:.2f}, "
-            "the same person again ≈ 0.92, another person ≈ 0.58)"
+            f"  likeness to this recording {facts['similarity']:.2f} (nearest stock voice {facts['baseline']:.2f}, "
+            "the same person again ≈ 0.92, another person ≈ 0.58; to other recordings it is about 0.05 less)"
         )
     for finding in report.findings:
         if finding.grade and finding.grade > "B":

@@ -54,7 +54,7 @@ def demo(
     if "similarity" in facts:
         output.result(
             f"  likeness          {facts['similarity']:.2f}  "
-            "(GE2E cosine; the same person again ≈ 0.92, another person ≈ 0.58)"
+            "(GE2E cosine to this recording; the same person again ≈ 0.92, another person ≈ 0.58)"
         )
         output.result(f"  baseline          {facts['baseline']:.2f}  (nearest stock voice, {facts['nearest_stock']})")
     output.result(f"  real-time factor  {done.real_time_factor:.2f}  (seconds of work a second of speech)")

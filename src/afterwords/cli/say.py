@@ -15,7 +15,7 @@ from afterwords.cli import output
 if TYPE_CHECKING:
     from afterwords.audio import AudioWriter
     from afterwords.riff import Samples
-    from afterwords.studio import Speech
+    from afterwords.speech import Speech
 
 
 def complete_voice(incomplete: str) -> list[str]:

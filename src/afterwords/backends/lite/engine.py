@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from afterwords.backends.lite.profile import Profile
     from afterwords.models import SpeechTask
 
-PIECE_CHARS: Final = 120
-"""Longest piece spoken at once: about 8 s. Memory grows by 30 MB a second of speech."""
+PIECE_CHARS: Final = 100
+"""Longest piece spoken at once: about 7 s. Memory grows by 30 MB a second of speech."""
 FIRST_PIECE_CHARS: Final = 60
 SENTENCE_PAUSE_S: Final = 0.22
 CLAUSE_PAUSE_S: Final = 0.06
