@@ -255,9 +255,8 @@ def _heard(audio: Audio, lang: str, progress: Progress) -> tuple[Transcript | No
     """What is said in a recording, where something here can listen; and a notice where that fails."""
     from afterwords.transcribe import transcribe
 
-    progress(0.0, "transcribing")
     try:
-        return transcribe(audio, lang=lang), []
+        return transcribe(audio, lang=lang, progress=progress), []
     except MissingExtraError:
         return None, []
     except TranscriberError as error:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from functools import lru_cache
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,13 @@ class Transcript:
         return join_words(f"{word.text}?" if word.confidence < DOUBT_BELOW else word.text for word in self.words)
 
 
-def transcribe(audio: Audio, *, lang: str | None = None, model: str | None = None) -> Transcript:
+def transcribe(
+    audio: Audio,
+    *,
+    lang: str | None = None,
+    model: str | None = None,
+    progress: Callable[[float, str], None] = lambda _fraction, _step: None,
+) -> Transcript:
     """Write down what is said in a recording, with the time of every word. The same audio gives the same text.
 
     Args:
@@ -67,12 +74,14 @@ def transcribe(audio: Audio, *, lang: str | None = None, model: str | None = Non
         lang: two letters; None lets the model tell.
         model: folder or hub name of a faster-whisper model; None takes the setting `whisper`, else DEFAULT_MODEL, which
             is downloaded when it is first needed. It stays loaded for the life of the process.
+        progress: told how far the download is, if there is one, and that the listening has begun.
 
     Raises:
         MissingExtraError: faster-whisper is not installed.
         TranscriberError: the model can't be had or does not know the language, or it failed.
     """
-    whisper = _load(model or load_config().whisper or DEFAULT_MODEL)
+    whisper = _model(model or load_config().whisper or DEFAULT_MODEL, progress)
+    progress(0.0, "transcribing")
     if lang not in (None, "en") and not whisper.model.is_multilingual:
         raise TranscriberError(f"the Whisper model knows English only, and {lang!a} was asked for")
     if len(audio.samples) == 0:
@@ -91,25 +100,52 @@ def transcribe(audio: Audio, *, lang: str | None = None, model: str | None = Non
     return Transcript(join_words(word.text for word in words), words, info.language)
 
 
+def _model(name: str, progress: Callable[[float, str], None]) -> WhisperModel:
+    """The model of that name or in that folder, downloaded if it is not here."""
+    folder = Path(name).expanduser()
+    if (folder.is_absolute() or name.startswith(".")) and not folder.is_dir():
+        raise TranscriberError(f"there is no model folder {name}")
+    try:
+        if folder.is_dir():
+            return _load(str(folder))
+        try:
+            return _load(name)
+        except (OSError, RuntimeError):  # not here yet, or its download was broken off
+            return _load(_download(name, progress))
+    except MissingExtraError:
+        raise
+    except Exception as error:
+        raise TranscriberError(f"the model {name} can't be loaded ({_first_line(error)})") from error
+
+
 @lru_cache(maxsize=1)
-def _load(name: str) -> WhisperModel:
+def _load(place: str) -> WhisperModel:
     try:
         from faster_whisper import WhisperModel
     except ImportError as error:
         raise MissingExtraError("transcribe", purpose="Transcribing") from error
-    folder = Path(name).expanduser()
-    if (folder.is_absolute() or name.startswith(".")) and not folder.is_dir():
-        raise TranscriberError(f"there is no model folder {name}")
-    place = str(folder) if folder.is_dir() else name
-    # int8 on the CPU: runs everywhere, and gives the same text everywhere
-    settings: dict[str, Any] = {"device": "cpu", "compute_type": "int8"}
-    try:
-        try:
-            return WhisperModel(place, local_files_only=True, **settings)  # no call home for a model that is here
-        except (OSError, RuntimeError):  # not here yet, or its download was broken off
-            return WhisperModel(place, **settings)
-    except Exception as error:
-        raise TranscriberError(f"the model {name} can't be loaded ({_first_line(error)})") from error
+    # Local files only: no call home for a model that is here. int8 on the CPU runs everywhere, and gives the same text.
+    return WhisperModel(place, local_files_only=True, device="cpu", compute_type="int8")
+
+
+def _download(name: str, progress: Callable[[float, str], None]) -> str:
+    """Fetch a model from the hub, going on where an earlier try broke off, and return its folder."""
+    from huggingface_hub import snapshot_download
+    from tqdm import tqdm
+
+    class Reported(tqdm):  # type: ignore[misc]  # tqdm has no types
+        """A progress bar of the hub's client, told to `progress` and printed nowhere."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": False, "file": StringIO()})
+
+        def display(self, *_args: Any, **_options: Any) -> None:
+            if self.unit == "B" and self.total and self.n:
+                progress(min(1.0, self.n / self.total), "downloading")
+
+    files = ["config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*"]
+    repository = name if "/" in name else f"Systran/faster-whisper-{name}"
+    return str(snapshot_download(repository, allow_patterns=files, tqdm_class=Reported))
 
 
 def _first_line(error: Exception) -> str:

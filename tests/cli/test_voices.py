@@ -127,3 +127,12 @@ def test_library_of_a_later_version_is_left_alone(home: Path, me: Voice) -> None
     assert "pip install --upgrade afterwords" in run("voices").refused(1, "NewerLibraryError")
     assert "99" in run("voices", "rm", "me", "-y").refused(1, "NewerLibraryError")
     assert (home / "voices" / me.voice_id).exists()
+
+
+def test_json_tells_what_a_change_left(me: Voice) -> None:
+    renamed = json.loads(run("voices", "rename", "me", "myself", "--json").out)
+    assert (renamed["name"], renamed["voice_id"]) == ("myself", me.voice_id)
+    assert json.loads(run("voices", "default", "--json").out) is None
+    assert json.loads(run("voices", "default", "myself", "--json").out)["name"] == "myself"
+    assert json.loads(run("voices", "rm", "myself", "--yes", "--json").out) == {"removed": "myself"}
+    assert library().list() == []

@@ -80,7 +80,8 @@ def _heard(audio: Audio, lang: str) -> tuple[Word, ...] | None:
     from afterwords.transcribe import transcribe
 
     try:
-        return transcribe(audio, lang=lang).words
+        with output.progress_bar() as progress:
+            return transcribe(audio, lang=lang, progress=progress).words
     except MissingExtraError:
         return None
     except TranscriberError as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from afterwords.cli import output
 from afterwords.cli.say import complete_voice
+
+if TYPE_CHECKING:
+    from afterwords.models import Voice
 
 app = typer.Typer(help="List, show, rename and remove voices.", invoke_without_command=True)
 
@@ -77,15 +80,19 @@ def show(name: Name, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def rename(name: Name, new: Annotated[str, typer.Argument(help="The new name.")]) -> None:
+def rename(name: Name, new: Annotated[str, typer.Argument(help="The new name.")], as_json: AsJson = False) -> None:
     """Call a voice something else."""
     from afterwords.studio import library
 
-    output.result(output.plain(library().rename(name, new).name))
+    _tell(library().rename(name, new), as_json=as_json)
 
 
 @app.command()
-def rm(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+def rm(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Remove a voice: its recordings, transcript and everything made of them."""
     from afterwords.errors import CorruptVoiceError
     from afterwords.studio import library
@@ -103,19 +110,31 @@ def rm(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not
             output.note("Nothing was removed.")
             raise typer.Exit(1)
     shelf.remove(name)
+    if as_json:
+        output.result_json({"removed": name})
     output.note(f"[bold green]✓[/bold green] {shown} is gone.")
 
 
 @app.command()
 def default(
     name: Annotated[str | None, typer.Argument(help="Name or id of a voice.", autocompletion=complete_voice)] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show or choose the voice that speaks when none is named."""
     from afterwords.studio import library
 
     shelf = library()
     voice = shelf.set_default(name) if name is not None else shelf.default()
-    if voice is None:
-        output.note("No default is chosen: afterwords voices default NAME")
+    if voice is not None:
+        _tell(voice, as_json=as_json)
+        return
+    if as_json:
+        output.result_json(None)
+    output.note("No default is chosen: afterwords voices default NAME")
+
+
+def _tell(voice: Voice, *, as_json: bool) -> None:
+    if as_json:
+        output.result_json(voice.model_dump(mode="json"))
     else:
         output.result(output.plain(voice.name))
