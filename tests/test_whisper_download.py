@@ -128,7 +128,7 @@ def test_a_model_that_is_not_here_is_downloaded_with_progress(hub: Hub, tmp_path
     assert "amiable" in text.lower()
     downloading = [fraction for fraction, step in told if step == "downloading"]
     assert downloading == sorted(downloading)
-    assert downloading[-1] > 0.9
+    assert downloading[-1] > 0.5
     assert told[-1] == [0.0, "transcribing"]
     assert "%" not in done.stderr
 

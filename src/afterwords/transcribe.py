@@ -133,6 +133,8 @@ def _download(name: str, progress: Callable[[float, str], None]) -> str:
     from huggingface_hub import snapshot_download
     from tqdm import tqdm
 
+    reached = 0.0  # the total grows while files are found, and a bar must not run backwards
+
     class Reported(tqdm):  # type: ignore[misc]  # tqdm has no types
         """A progress bar of the hub's client, told to `progress` and printed nowhere."""
 
@@ -141,7 +143,9 @@ def _download(name: str, progress: Callable[[float, str], None]) -> str:
 
         def display(self, *_args: Any, **_options: Any) -> None:
             if self.unit == "B" and self.total and self.n:
-                progress(min(1.0, self.n / self.total), "downloading")
+                nonlocal reached
+                reached = max(reached, min(1.0, self.n / self.total))
+                progress(reached, "downloading")
 
     files = ["config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*"]
     repository = name if "/" in name else f"Systran/faster-whisper-{name}"
