@@ -58,6 +58,7 @@ EXAMPLES: list[AfterwordsError] = [
     errors.AudioDeviceError("Recording", why="none was found"),
     errors.TranscriberError("no model was found"),
     errors.SynthesisError("lite", why="it ran out of memory"),
+    errors.SpeechReadError(),
     errors.ModelFileError("kokoro.onnx", why="was altered", hint="reinstall it."),
     errors.CorruptVoiceError(Path(HOSTILE), why="voice.json is not JSON"),
     errors.NewerLibraryError(Path(HOSTILE), found=3, known=2),

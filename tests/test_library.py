@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from afterwords import disk
 from afterwords.errors import (
     CorruptVoiceError,
     InvalidNameError,
@@ -714,3 +715,10 @@ def test_library_whose_lock_cannot_be_taken_is_still_read(library: Library) -> N
     with pytest.raises(UnwritableOutputError):
         library.remove("me")
     assert library.list() == [voice]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_every_folder_that_is_made_on_the_way_is_its_owners_alone(tmp_path: Path) -> None:
+    disk.make_folder(tmp_path / "a" / "b" / "models")
+    for folder in (tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "models"):
+        assert folder.stat().st_mode & 0o777 == 0o700

@@ -18,6 +18,7 @@ from afterwords.errors import (
     ConsentRequiredError,
     InvalidOptionError,
     ReferenceTooShortError,
+    SpeechReadError,
     SynthesisError,
     UnsupportedLangError,
     VoiceExistsError,
@@ -213,3 +214,40 @@ def test_progress_runs_from_start_to_end() -> None:
     aw.say("a text of some length, spoken in chunks", progress=lambda done, _: told.append(done))
     assert told == sorted(told)
     assert told[-1] == 1.0
+
+
+def test_speech_is_read_once() -> None:
+    clone()
+    speech = aw.stream("a text of some length, spoken in chunks")
+    done = speech.audio()
+    assert done.duration_s > 0
+    with pytest.raises(SpeechReadError):
+        speech.audio()
+    assert speech.result is not None
+    assert speech.result.duration_s == pytest.approx(done.duration_s)
+
+
+def test_an_error_in_a_progress_callback_is_its_own() -> None:
+    clone()
+
+    def fail(_fraction: float, _step: str) -> None:
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        aw.say("Hello", progress=fail)
+
+
+def test_a_foreign_error_is_named_by_its_kind_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_TESTING", "1")
+    clone()
+    with pytest.raises(SynthesisError) as failed:
+        aw.say("this text has the word fault-error in it")
+    assert "ValueError" in failed.value.message
+    assert "told to" not in failed.value.message
+
+
+def test_a_voice_that_was_removed_is_named() -> None:
+    voice = clone()
+    studio.library().remove("me")
+    with pytest.raises(VoiceNotFoundError, match="me"):
+        aw.say("Hello", voice=voice)

@@ -1,5 +1,5 @@
 """`python -m afterwords` is the program `afterwords`."""
 
-from afterwords.cli.app import main
+from afterwords.cli import main
 
 main()

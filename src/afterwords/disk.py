@@ -39,7 +39,9 @@ def storing(path: Path) -> Iterator[None]:
 def make_folder(path: Path) -> None:
     """Make a folder that only its owner may enter (0700); one that is there is left as it is."""
     with storing(path):
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in [*reversed(path.parents), path]:  # `parents=True` would give the mode to the last alone
+            if not folder.is_dir():
+                folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def write(path: Path, pieces: Iterable[bytes]) -> None:

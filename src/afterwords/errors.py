@@ -21,6 +21,7 @@ the person. No message repeats text, a transcript or a key.
     ├── UnavailableError                   this machine lacks something (exit 1)
     │   └── MissingExtraError · BackendUnavailableError · AudioDeviceError · TranscriberError
     ├── SynthesisError                     an engine could not speak (exit 7)
+    ├── SpeechReadError                    a Speech was read twice
     ├── ModelFileError                     a weight file is missing or altered (exit 1)
     └── LibraryError                       the voices on this disk (exit 1)
         └── CorruptVoiceError · NewerLibraryError · LibraryBusyError · StorageFullError
@@ -448,6 +449,18 @@ class SynthesisError(AfterwordsError):
         super().__init__(
             f"The backend {backend} could not speak: {why}.",
             hint="try a shorter text or another --seed; --debug shows where it failed.",
+        )
+
+
+class SpeechReadError(AfterwordsError):
+    """A Speech was read a second time."""
+
+    code = "speech_read"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This speech was read before, and what was read is not kept.",
+            hint="call stream again, or keep say's Audio.",
         )
 
 

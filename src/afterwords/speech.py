@@ -12,8 +12,9 @@ from typing import Final
 
 from afterwords.audio import Audio, change_speed
 from afterwords.backends.base import Chunk, Engine, Progress
-from afterwords.errors import AfterwordsError, SynthesisError
+from afterwords.errors import AfterwordsError, SpeechReadError, SynthesisError
 from afterwords.models import SpeechResult, SpeechTask, Voice
+from afterwords.riff import Samples
 
 EXPECTED_SECONDS_PER_CHARACTER: Final = 0.068
 """How long speech lasts, for progress alone; English read aloud."""
@@ -21,7 +22,9 @@ EXPECTED_SECONDS_PER_CHARACTER: Final = 0.068
 
 @dataclass(slots=True, eq=False)
 class Speech:
-    """Speech that is made while it is read: iterate over it once to get its chunks.
+    """Speech that is made while it is read: iterate over it, once, to get its chunks.
+
+    Reading it a second time raises SpeechReadError: what was read is not kept.
 
     Attributes:
         voice: who speaks.
@@ -39,7 +42,12 @@ class Speech:
     _chunks: Generator[Chunk, None, None] = field(repr=False)
     result: SpeechResult | None = None
 
+    _is_begun: bool = field(default=False, init=False, repr=False)
+
     def __iter__(self) -> Iterator[Chunk]:
+        if self._is_begun:
+            raise SpeechReadError
+        self._is_begun = True
         return self._timed()
 
     def audio(self) -> Audio:
@@ -79,21 +87,29 @@ def speak(engine: Engine, task: SpeechTask, speed: float, progress: Progress) ->
     spoken_s = 0.0
     chunks = engine.synthesize(task)
 
-    def as_spoken() -> Iterator[Chunk]:
+    def as_spoken() -> Iterator[Samples]:
         nonlocal spoken_s
-        for chunk in chunks:
+        while (chunk := _next(chunks, task.backend)) is not None:
             spoken_s += len(chunk.samples) / engine.sample_rate
             progress(min(0.99, spoken_s / expected_s), "speaking")
-            yield chunk
+            yield chunk.samples
 
     try:
-        samples = (chunk.samples for chunk in as_spoken())
-        for piece in change_speed(samples, engine.sample_rate, speed):
-            yield Chunk(piece)
-    except (AfterwordsError, OSError):
-        raise
-    except Exception as error:
-        raise SynthesisError(task.backend, why=f"{type(error).__name__}: {error}") from error
+        for samples in change_speed(as_spoken(), engine.sample_rate, speed):
+            yield Chunk(samples)
     finally:
         chunks.close()
     progress(1.0, "done")
+
+
+def _next(chunks: Generator[Chunk, None, None], backend: str) -> Chunk | None:
+    """The next chunk of an engine, None at its end.
+
+    What a foreign engine says in its error may hold the text, so the message names its kind alone; `--debug` shows all.
+    """
+    try:
+        return next(chunks, None)
+    except AfterwordsError:
+        raise
+    except Exception as error:
+        raise SynthesisError(backend, why=f"it raised {type(error).__name__}") from error

@@ -317,7 +317,7 @@ def stream(
     if seed is not None and not 0 <= seed < 2**63:
         raise InvalidOptionError("seed", value=seed, allowed="a whole number from 0 to 2^63 - 1")
     shelf = library()
-    who = shelf.get(voice.voice_id) if isinstance(voice, Voice) else shelf.choose(voice)
+    who = _kept(shelf, voice) if isinstance(voice, Voice) else shelf.choose(voice)
     lang = normalise_lang(lang or who.lang)
     chosen, reason = _backend_for(who, backend, lang)
     engine = registry.engine_for(chosen)
@@ -326,6 +326,14 @@ def stream(
     tags = mark_tags(backend=chosen.name, voice_name=who.name, voice_id=who.voice_id, made_at=now())
     chunks = speak(engine, task, speed, progress)
     return Speech(who, chosen.name, reason, engine.sample_rate, tags, chunks)
+
+
+def _kept(shelf: Library, voice: Voice) -> Voice:
+    """The voice as the library has it now."""
+    try:
+        return shelf.get(voice.voice_id)
+    except VoiceNotFoundError:
+        raise VoiceNotFoundError(voice.name) from None
 
 
 def _backend_for(voice: Voice, name: str | None, lang: str) -> tuple[Backend, str]:

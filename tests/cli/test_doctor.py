@@ -27,7 +27,8 @@ def test_recording_is_graded_and_drawn() -> None:
     assert taken == "  ━ what clone takes: 10.2 to 24.5 s, grade B"
     # under the bars of these seconds, to the column
     assert (window.index("━") - 2, len(window) - 2) == (round(10.17 / 24.7 * 72), round(24.51 / 24.7 * 72))
-    assert any(line.startswith("  B  noise") and "→ record in a quiet room" in line for line in findings)
+    noise = next(number for number, line in enumerate(findings) if line.startswith("  B  noise"))
+    assert findings[noise + 1].strip().startswith("→ record in a quiet room")
     assert done.err == f"Next: afterwords clone {READER} --name me\n"
 
 

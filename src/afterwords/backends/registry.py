@@ -19,6 +19,10 @@ from afterwords.errors import BackendUnavailableError, InvalidBackendError, Unsu
 GROUP: Final = "afterwords.engines"
 PREFERENCE: Final = ("qwen3-1.7b", "qwen3-0.6b", "lite")
 """What `auto` takes first; other backends follow in order of their names."""
+_NOTHING: Final = Unavailable(
+    "no installed engine offers a backend that is wanted",
+    'pip install "afterwords[lite]", and see that AFTERWORDS_BACKENDS, if set, names what `afterwords backends` lists',
+)
 HIDDEN: Final = frozenset({"tone"})
 
 
@@ -72,7 +76,7 @@ def choose(name: str = "auto", *, lang: str | None = None, config: Config | None
             raise InvalidBackendError(name, offered=[backend.name for backend in offered])
     usable = [backend for backend in wanted if backend.is_available]
     if not usable:
-        state = wanted[0].state if wanted else Unavailable("no engine is installed", 'pip install "afterwords[lite]"')
+        state = wanted[0].state if wanted else _NOTHING
         assert isinstance(state, Unavailable)
         raise BackendUnavailableError(wanted[0].name if wanted else name, reason=state.reason, fix=state.fix)
     speaks = [backend for backend in usable if lang is None or lang in backend.languages]

@@ -58,12 +58,13 @@ app.command("backends")(backends.backends)
 app.command("demo")(demo.demo)
 
 
-def main() -> None:
+def run() -> None:
     """Run the command line; exits with the code of what happened."""
     if sys.stdout is None:  # the shell closed it: `>&-`
         sys.stdout = TextIOWrapper(BytesIO())
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a result never fails for what an encoding lacks
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _stop)
     code = _run()
     if code:
@@ -124,7 +125,11 @@ def _usage_error(error: Exception) -> AfterwordsError:
     see = f"see {context.command_path if context else 'afterwords'} --help."
     message = str(getattr(error, "format_message", error.__str__)()).strip()
     if message.startswith("Got unexpected extra argument"):  # it would repeat them: words of a text, most likely
-        return output.UsageError("There are more arguments than it takes.", hint=f"put a text in quotes; {see}")
+        return output.UsageError(
+            "There are more arguments than it takes.", hint=f"put a text in quotes, and options before it; {see}"
+        )
+    if message.startswith("No such option"):
+        see = f"a text or name that begins with - goes last, after -- ; {see}"
     return output.UsageError(message if message.endswith((".", "?")) else f"{message}.", hint=see)
 
 

@@ -70,8 +70,9 @@ def _show(audio: Audio, report: Report, taken: Prepared | RecordingError) -> Non
             f"  ━ what clone takes: {window.start_s:.1f} to {window.end_s:.1f} s, grade {taken.report.grade}\n"
         )
     for finding in report.findings:
-        advice = f" → {finding.advice}" if finding.advice else ""
-        output.result(f"  {finding.grade or ' '}  {finding.measure:<12} {finding.reason}{advice}")
+        output.result_wrapped(f"  {finding.grade or ' '}  {finding.measure:<12} {finding.reason}", indent=18)
+        if finding.advice:
+            output.result_wrapped(f"{'':16}→ {finding.advice}", indent=18)
 
 
 def _heard(audio: Audio, lang: str) -> tuple[Word, ...] | None:

@@ -37,6 +37,18 @@ def result(line: str) -> None:
         sys.stdout.flush()
 
 
+def result_wrapped(line: str, *, indent: int) -> None:
+    """Print a line of the result; on a terminal, broken between words at its width."""
+    if not sys.stdout.isatty():
+        result(line)
+        return
+    import shutil
+    import textwrap
+
+    width = shutil.get_terminal_size().columns
+    result("\n".join(textwrap.wrap(line, width, subsequent_indent=" " * indent)))
+
+
 def result_json(value: Any) -> None:
     """Print the result as JSON, in ASCII: no terminal acts on it, and every encoding can carry it."""
     result(json.dumps(value, indent=2))
@@ -154,7 +166,12 @@ def ask(question: str, *, choices: dict[str, str] | None = None) -> str:
     target = console()
     for choice, meaning in (choices or {}).items():
         target.print(f"  [bold]{escape(choice)}[/bold]  {escape(meaning)}")
-    return Prompt.ask(shown(question), console=target, choices=list(choices) if choices else None, default="") or ""
+    return (
+        Prompt.ask(
+            shown(question), console=target, choices=list(choices) if choices else None, default="", show_default=False
+        )
+        or ""
+    )
 
 
 def correct(question: str, text: str) -> str:

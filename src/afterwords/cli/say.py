@@ -75,7 +75,7 @@ def say(
         else:
             for _ in pieces:
                 pass
-    _tell(speech, out, as_json=as_json)
+    _tell(speech, out, format, as_json=as_json)
 
 
 def _words(text: str | None, file: Path | None) -> str:
@@ -102,7 +102,7 @@ def _written(speech: Speech, writer: AudioWriter | None) -> Iterator[Samples]:
         yield chunk.samples
 
 
-def _tell(speech: Speech, out: str | None, *, as_json: bool) -> None:
+def _tell(speech: Speech, out: str | None, format: str | None, *, as_json: bool) -> None:
     done = speech.result
     assert done is not None, "the speech was read to its end"
     if as_json:
@@ -122,5 +122,5 @@ def _tell(speech: Speech, out: str | None, *, as_json: bool) -> None:
     )
     if speech.backend != speech.voice.backend:
         output.note(f"  {done.backend} spoke: {output.shown(speech.reason)}")
-    if where:
-        output.note(f"Next: afterwords verify {output.quoted(str(out))}")
+    if where and not str(out).endswith((".pcm", ".raw")) and format != "pcm":  # raw samples can't carry the mark
+        output.note(f"Next: afterwords verify {output.quoted(f'./{out}' if str(out).startswith('-') else str(out))}")

@@ -21,12 +21,13 @@ def verify(
     from afterwords import provenance
 
     mark = provenance.verify(file)
+    facts = mark.model_dump(mode="json") if mark else {}
     if as_json:
-        output.result_json({"is_marked": mark is not None, **(mark.model_dump(mode="json") if mark else {})})
+        output.result_json({"is_marked": mark is not None, **facts})
     elif mark is not None:
         output.result("synthetic speech" if mark.is_synthetic else "marked, but not as synthetic speech")
         for field in ("generator", "backend", "voice_name", "voice_id", "made_at"):
-            output.result(f"  {field:<11} {output.plain(str(getattr(mark, field) or 'not stated'))}")
+            output.result(f"  {field:<11} {output.plain(str(facts[field] or 'not stated'))}")
     else:
         output.result("no mark of afterwords: that proves nothing either way")
     if mark is None:

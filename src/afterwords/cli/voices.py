@@ -35,7 +35,8 @@ def list_voices(as_json: AsJson = False) -> None:
     for error in damaged:
         output.note(f"[red]{output.shown(error.message)}[/red]\n  Fix: {output.shown(error.hint)}")
     if as_json:
-        output.result_json([voice.model_dump(mode="json") for voice in found])
+        chosen = default.voice_id if default else None
+        output.result_json([{**v.model_dump(mode="json"), "is_default": v.voice_id == chosen} for v in found])
     elif found:
         rows = [
             (

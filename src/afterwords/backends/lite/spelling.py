@@ -46,7 +46,7 @@ _SAYABLE_DIGITS: Final = 15  # longer numbers are read digit by digit: nobody co
 
 def spell(text: str) -> str:
     """Write out what has no pronunciation of its own; what is no English has none, and is left out."""
-    text = _plain(_FRACTION.sub(_fraction, text))
+    text = _plain(_FRACTION.sub(_fraction, _SLASHED.sub(lambda found: _SLASHES[found[0]], text)))
     for pattern, said in _RULES:
         text = pattern.sub(said, text)
     return text
@@ -102,7 +102,11 @@ def _digits(found: re.Match[str]) -> str:
 
 
 _FRACTION: Final = re.compile(r"(?P<whole>\d+)?\s?(?P<sign>[½¼¾⅓⅔])")
-_HALVES: Final = {"a": "A M", "p": "P M"}
+_SLASHES: Final = {"1/2": "½", "1/4": "¼", "3/4": "¾", "1/3": "⅓", "2/3": "⅔"}
+_SLASHED: Final = re.compile(r"(?<![\d/.])(?:1/2|1/3|1/4|2/3|3/4)(?![\d/])")
+_MANY: Final = {"k": "thousand", "m": "million", "mn": "million", "b": "billion", "bn": "billion"}
+_MANY_WORDS: Final = ("thousand", "million", "billion", "trillion")
+_HALVES: Final = {"a": "a.m.", "p": "p.m."}  # as the dictionaries have them; "A" alone is an article
 _NUMBER = r"(?P<number>\d+(?:[.,]\d+)*)"
 _SYMBOLS: Final = {
     "°": " degrees ",
@@ -111,27 +115,51 @@ _SYMBOLS: Final = {
     "÷": " divided by ",
     "±": " plus or minus ",
     "^": " to the power of ",
+    "≤": " at most ",
+    "≥": " at least ",
+    "→": " to ",
 }
 _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (
     (re.compile(r"https?://|[*`_|]+"), " "),
     (re.compile(r"\bwww\."), "w w w dot "),
+    (re.compile(r"[~≈](?=\s?\d)"), " about "),
+    (re.compile(r"<(?=\s?\d)"), " less than "),
+    (re.compile(r">(?=\s?\d)"), " more than "),
+    (re.compile(r"[-−](?=[$£€]\d)"), "minus "),
+    (re.compile(r"%\s?[–-]\s?(?=\d)"), " percent to "),
+    (re.compile(r"(?<=\d)\s?¢"), " cents"),
+    (re.compile(r";(?=\S)"), "; "),
     (
         re.compile(
             r"(?<![\d:.])(?P<hour>[01]?\d|2[0-4]):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?(?![\d:])"
-            r"(?:\s?(?P<half>[AaPp]\.?[Mm]\b))?"
+            r"(?:\s?(?P<half>[AaPp]\.?[Mm]\b\.?))?"
         ),
         _time,
     ),
-    (re.compile(r"(?<=\d)\s?(?P<half>[ap])\.?m\b", re.IGNORECASE), lambda found: " " + _HALVES[found["half"].lower()]),
+    (
+        re.compile(r"(?<=\d)\s?(?P<half>[ap])\.?m\b\.?", re.IGNORECASE),
+        lambda found: " " + _HALVES[found["half"].lower()],
+    ),
     (re.compile(r"(?<=\d):(?=\d)"), " "),
     (re.compile(r"(?<=\d)['’](?=\d{3}(?!\d))"), ""),
     (re.compile(r"(?<=\d)\s?[–‒—]\s?(?=\d)"), " to "),
+    (re.compile(r"(?<![\d-])(\d{1,3})-(\d{1,3})(?![\d-])"), r"\1 to \2"),  # longer ones may be telephone numbers
     (re.compile(r"(?<=\d)-(?=\d)|(?<=[A-Za-z])–(?=[A-Za-z])"), " "),
     (re.compile(r"(?<=\d),(?=\d)(?!\d{3}(?!\d))"), ", "),  # a list; what groups thousands stays
     (
-        re.compile(r"(?P<sign>[$£€¥₹₽₩])\s?(?P<number>\d+(?:\.\d+)?)\s(?P<much>thousand|million|billion|trillion)\b"),
-        lambda found: f"{found['number']} {found['much']} {_MONEY[found['sign']]}",
+        re.compile(
+            rf"(?P<sign>[$£€¥₹₽₩])\s?{_NUMBER}\s?(?P<much>{'|'.join(_MANY_WORDS)}|bn|mn|k|m|b)\b", re.IGNORECASE
+        ),
+        lambda found: (
+            f"{found['number']} {_MANY.get(found['much'].lower(), found['much'].lower())} {_MONEY[found['sign']]}"
+        ),
     ),
+    (
+        re.compile(rf"(?P<sign>[$£€])\s?{_NUMBER}\s(?P<range>to\s\d+(?:[.,]\d+)*)\b"),
+        lambda found: f"{found['number']} {found['range']} {_MONEY[found['sign']]}",
+    ),
+    (re.compile(r"(?<=\d)\$(?!\d)"), " dollars"),
+    (re.compile(r"([$£€]\d+(?:,\d{3})*\.\d)(?!\d)"), r"\g<1>0"),  # 1,234.5 is fifty cents, not five
     (re.compile(rf"(?P<sign>[¥₹₽₩])\s?{_NUMBER}"), lambda found: f"{found['number']} {_MONEY[found['sign']]}"),
     (re.compile(rf"{_NUMBER}\s?(?P<sign>[€£¥₹₽₩])"), lambda found: f"{found['number']} {_MONEY[found['sign']]}"),
     (re.compile(r"°\s?C\b"), " degrees Celsius"),
@@ -147,5 +175,7 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
     (re.compile(r"(?<=\d)(?=[A-Za-z])(?!(?:st|nd|rd|th|s)\b)|(?<=[A-Za-z])(?=\d)"), " "),
     (re.compile(r"(?<![\d.,])\d[\d,]*\d(?!\d)"), _digits),
     (re.compile("[" + re.escape("".join(_SYMBOLS)) + "]"), lambda found: _SYMBOLS[found[0]]),
+    # The dictionaries drop a whole word for one sign in it that they don't know, and a number with it.
+    (re.compile(r"[^A-Za-z0-9\s.,:;!?'\"()%&$£€@+#/…“”‘’—–-]"), " "),
     (re.compile(r"\s+"), " "),
 )
