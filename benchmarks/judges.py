@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from afterwords.acoustics import decibels, keep_speech, mel_filters, power_spectrum
+from afterwords.acoustics import cosine_basis, decibels, keep_speech, mel_filters, power_spectrum
 from afterwords.audio import Audio, resample
 from afterwords.transcribe import transcribe
 
@@ -114,8 +114,7 @@ def mfcc_stats(samples: Array, sample_rate: int) -> tuple[Array, Array]:
     heard = keep_speech(resample(samples, sample_rate, RATE), RATE)
     bands = decibels(power_spectrum(heard, 512, 160) @ mel_filters(RATE, 512, 26, 0.0, 8000.0).T)
     bands = np.maximum(bands, bands.max() - 60)
-    rows = np.arange(1, 13)[:, None]
-    cepstra = bands @ (np.cos(np.pi * rows * (np.arange(26) + 0.5) / 26) * np.sqrt(2 / 26)).T
+    cepstra = bands @ cosine_basis(12, 26).T
     return cepstra.mean(axis=0), cepstra.std(axis=0)
 
 

@@ -31,9 +31,12 @@ def storing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise StorageFullError(path) from error
-        raise UnwritableOutputError(path, why=error.strerror or str(error)) from error
+        raise refusal(error, path, why=error.strerror or str(error)) from error
+
+
+def refusal(error: OSError, path: Path | str, *, why: str) -> StorageFullError | UnwritableOutputError:
+    """The name of a failed write: a disk, quota or size limit used up, or `why`."""
+    return StorageFullError(path) if error.errno in _FULL else UnwritableOutputError(path, why=why)
 
 
 def make_folder(path: Path) -> None:

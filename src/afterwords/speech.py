@@ -41,7 +41,6 @@ class Speech:
     tags: dict[str, str]
     _chunks: Generator[Chunk, None, None] = field(repr=False)
     result: SpeechResult | None = None
-
     _is_begun: bool = field(default=False, init=False, repr=False)
 
     def __iter__(self) -> Iterator[Chunk]:

@@ -236,12 +236,12 @@ def _prepared(
     """
     if text is None:
         prepared = prepare(audio, source=shown, transcript=None)
-        heard, notices = _heard(Audio(prepared.samples, prepared.sample_rate), lang, progress)
+        heard, notices = heard_in(Audio(prepared.samples, prepared.sample_rate), lang, progress)
         if heard is None:
             return prepared, notices
         written = (confirm(heard) if confirm else heard.text).strip()
         return replace(prepared, text=check_text(written, max_chars=MAX_LOCAL_CHARS) if written else None), notices
-    heard, notices = _heard(audio, lang, progress)
+    heard, notices = heard_in(audio, lang, progress)
     prepared = prepare(audio, source=shown, transcript=text, words=heard.words if heard else None)
     if prepared.transcript_was_cut_away:
         notices.append(
@@ -251,7 +251,7 @@ def _prepared(
     return prepared, notices
 
 
-def _heard(audio: Audio, lang: str, progress: Progress) -> tuple[Transcript | None, list[str]]:
+def heard_in(audio: Audio, lang: str, progress: Progress) -> tuple[Transcript | None, list[str]]:
     """What is said in a recording, where something here can listen; and a notice where that fails."""
     from afterwords.transcribe import transcribe
 
@@ -352,10 +352,8 @@ def likeness(voice: Voice) -> dict[str, float | str]:
     """What the engine of a voice says of the prompt it keeps, for example how alike it sounds; empty if nothing."""
     for backend in registry.backends():
         if backend.name == voice.backend and backend.engine is not None:
-            shelf = library()
-            for key in _prompt_keys(backend.engine, backend.name):
-                if (kept := shelf.prompt(voice, key)) is not None:
-                    return backend.engine.describe(kept)
+            kept = _kept_prompt(library(), voice, backend.engine, backend.name)
+            return {} if kept is None else backend.engine.describe(kept)
     return {}
 
 
@@ -366,22 +364,24 @@ def _prompt_key(engine: Engine, backend: str, *, fast: bool) -> str:
     return f"{backend}-{engine.prompt_version}-{'fast' if fast else 'full'}"
 
 
-def _prompt_keys(engine: Engine, backend: str) -> tuple[str, str]:
-    """Under which keys a prompt may be kept, the better one first."""
-    return _prompt_key(engine, backend, fast=False), _prompt_key(engine, backend, fast=True)
+def _kept_prompt(shelf: Library, voice: Voice, engine: Engine, backend: str) -> bytes | None:
+    """The prompt that is kept with a voice, the better one first; None if there is none."""
+    for fast in (False, True):
+        if (kept := shelf.prompt(voice, _prompt_key(engine, backend, fast=fast))) is not None:
+            return kept
+    return None
 
 
 def _prompt(shelf: Library, voice: Voice, engine: Engine, backend: str, progress: Progress) -> bytes:
     """What the engine made of the voice's reference: kept from before, or made and kept now."""
-    keys = _prompt_keys(engine, backend)
-    for key in keys:
-        if (kept := shelf.prompt(voice, key)) is not None:
-            return kept
-    prompt = _known_prompt(shelf, voice, keys[0])
+    if (kept := _kept_prompt(shelf, voice, engine, backend)) is not None:
+        return kept
+    key = _prompt_key(engine, backend, fast=False)
+    prompt = _known_prompt(shelf, voice, key)
     if prompt is None:
         samples, sample_rate = read_wav(shelf.reference(voice), source=f"the reference of {voice.name}")
         prompt = engine.prepare(Reference(samples, sample_rate, voice.ref_text, voice.lang), progress)
-    shelf.save_prompt(voice, keys[0], prompt)
+    shelf.save_prompt(voice, key, prompt)
     return prompt
 
 

@@ -6,7 +6,6 @@ this in `audio`.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import tempfile
@@ -18,11 +17,11 @@ from typing import BinaryIO, Protocol, Self
 
 import numpy as np
 
+from afterwords.disk import refusal
 from afterwords.encoders import make_encoder
 from afterwords.errors import (
     InvalidOptionError,
     NonFiniteAudioError,
-    StorageFullError,
     UnmarkableFormatError,
     UnwritableOutputError,
 )
@@ -34,7 +33,6 @@ _ENDINGS = {f".{format}": format for format in SpeechFormat} | {
     ".ogg": SpeechFormat.OPUS,
     ".raw": SpeechFormat.PCM,
 }
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def format_of(path: Path) -> SpeechFormat:
@@ -165,9 +163,7 @@ class AudioWriter:
             raise
         except OSError as error:
             shown = self._target if isinstance(self._target, Path) else str(getattr(self._target, "name", "the output"))
-            if error.errno in _DISK_FULL:
-                raise StorageFullError(shown) from error
-            raise UnwritableOutputError(shown, why=_reason(error)) from error
+            raise refusal(error, shown, why=_reason(error)) from error
 
 
 def _clean_tags(tags: Mapping[str, str]) -> dict[str, str]:

@@ -88,9 +88,9 @@ def choose(name: str = "auto", *, lang: str | None = None, config: Config | None
 
 def engine_for(backend: Backend) -> Engine:
     """The engine of an available backend; one instance a process, shared by all its backends."""
-    if backend.engine is None or isinstance(backend.state, Unavailable):
-        state = backend.state if isinstance(backend.state, Unavailable) else Unavailable("it did not load", "")
-        raise BackendUnavailableError(backend.name, reason=state.reason, fix=state.fix)
+    if isinstance(backend.state, Unavailable):
+        raise BackendUnavailableError(backend.name, reason=backend.state.reason, fix=backend.state.fix)
+    assert backend.engine is not None, "only what did not load has no engine, and that is unavailable"
     return backend.engine
 
 

@@ -77,17 +77,13 @@ def _show(audio: Audio, report: Report, taken: Prepared | RecordingError) -> Non
 
 def _heard(audio: Audio, lang: str) -> tuple[Word, ...] | None:
     """What `clone` would hold the transcript against, where something here can listen."""
-    from afterwords.errors import MissingExtraError, TranscriberError
-    from afterwords.transcribe import transcribe
+    from afterwords.studio import heard_in
 
-    try:
-        with output.progress_bar() as progress:
-            return transcribe(audio, lang=lang, progress=progress).words
-    except MissingExtraError:
-        return None
-    except TranscriberError as error:
-        output.note(output.shown(error.message))
-        return None
+    with output.progress_bar() as progress:
+        heard, notices = heard_in(audio, lang, progress)
+    for notice in notices:
+        output.note(output.shown(notice))
+    return heard.words if heard else None
 
 
 def _drawing(audio: Audio, window: Window | None) -> list[str]:

@@ -75,7 +75,7 @@ def say(
         else:
             for _ in pieces:
                 pass
-    _tell(speech, out, format, as_json=as_json)
+    _tell(speech, out, is_marked=writer is not None and writer.format != "pcm", as_json=as_json)
 
 
 def _words(text: str | None, file: Path | None) -> str:
@@ -89,9 +89,8 @@ def _words(text: str | None, file: Path | None) -> str:
 def _writer(out: str, format: str | None, speech: Speech) -> AudioWriter:
     from afterwords.audio import AudioWriter
 
-    if out == "-":
-        return AudioWriter(sys.stdout.buffer, format=format or "wav", sample_rate=speech.sample_rate, tags=speech.tags)
-    return AudioWriter(Path(out), format=format, sample_rate=speech.sample_rate, tags=speech.tags)
+    target = sys.stdout.buffer if out == "-" else Path(out)
+    return AudioWriter(target, format=format, sample_rate=speech.sample_rate, tags=speech.tags)
 
 
 def _written(speech: Speech, writer: AudioWriter | None) -> Iterator[Samples]:
@@ -102,7 +101,7 @@ def _written(speech: Speech, writer: AudioWriter | None) -> Iterator[Samples]:
         yield chunk.samples
 
 
-def _tell(speech: Speech, out: str | None, format: str | None, *, as_json: bool) -> None:
+def _tell(speech: Speech, out: str | None, *, is_marked: bool, as_json: bool) -> None:
     done = speech.result
     assert done is not None, "the speech was read to its end"
     if as_json:
@@ -122,5 +121,5 @@ def _tell(speech: Speech, out: str | None, format: str | None, *, as_json: bool)
     )
     if speech.backend != speech.voice.backend:
         output.note(f"  {done.backend} spoke: {output.shown(speech.reason)}")
-    if where and not str(out).endswith((".pcm", ".raw")) and format != "pcm":  # raw samples can't carry the mark
+    if where and is_marked:
         output.note(f"Next: afterwords verify {output.quoted(f'./{out}' if str(out).startswith('-') else str(out))}")

@@ -157,7 +157,7 @@ def told() -> list[tuple[int, int]]:
 
 @pytest.fixture(scope="module")
 def trials(world: World, told: list[tuple[int, int]]) -> list[Trial]:
-    return search(world.target, world.hear, on_trial=lambda done, total: told.append((done, total)))
+    return search(Surrogate(TABLE, world.target), world.hear, on_trial=lambda done, total: told.append((done, total)))
 
 
 def test_the_search_finds_a_voice_more_alike_than_any_of_the_table(world: World, trials: list[Trial]) -> None:
@@ -184,7 +184,7 @@ def test_what_one_round_hears_guides_the_next(world: World) -> None:
         points.append(point)
         return Heard(world.target.embedding, world.target.log_pitch)
 
-    search(world.target, hear, rounds=2)
+    search(Surrogate(TABLE, world.target), hear, rounds=2)
     first, second = np.array(points[:PROPOSALS]), np.array(points[PROPOSALS:])
     to_first = np.sqrt(squared_distances(second, first).min(axis=1))
     to_table = np.sqrt(squared_distances(second, TABLE.points).min(axis=1))
@@ -192,7 +192,7 @@ def test_what_one_round_hears_guides_the_next(world: World) -> None:
 
 
 def test_the_same_seed_finds_the_same_voices(world: World) -> None:
-    one, other = (search(world.target, world.hear, rounds=1, seed=9) for _ in range(2))
+    one, other = (search(Surrogate(TABLE, world.target), world.hear, rounds=1, seed=9) for _ in range(2))
     for left, right in zip(one, other, strict=True):
         np.testing.assert_array_equal(left.point, right.point)
 

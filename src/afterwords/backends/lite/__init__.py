@@ -5,3 +5,6 @@ It matches pitch and timbre: it resembles a speaker and is not their identity. F
 `styles` is the space of voices · `speaker` hears who speaks · `search` finds the style of a voice · `shaping` brings
 its spectrum nearer · `enrol` puts these together and keeps the result in a `profile` · `engine` is the plug-in.
 """
+
+PROMPT_VERSION = "1"
+"""Goes up whenever a change in enrolment makes older profiles worth making again."""

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress
+from afterwords.backends.lite import PROMPT_VERSION
 from afterwords.config import load_config
 from afterwords.errors import EmptyTextError, SynthesisError
 
@@ -34,7 +35,7 @@ class LiteEngine:
     backends: tuple[str, ...] = ("lite",)
     sample_rate = 24_000
     max_concurrent = 1
-    prompt_version = "1"
+    prompt_version = PROMPT_VERSION
 
     def __init__(self) -> None:
         self._kokoro: Kokoro | None = None

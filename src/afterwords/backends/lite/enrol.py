@@ -138,7 +138,7 @@ def _found(
         raw_hz = pitch_stats(said.raw_pitch)[0] or speaker.pitch.median_hz
         return Heard(embed(trim(said.samples), SAMPLE_RATE), float(np.log(raw_hz)))
 
-    trials = search(speaker.target, hear, on_trial=lambda done, total: progress(0.7 * done / total, "searching"))
+    trials = search(surrogate, hear, on_trial=lambda done, total: progress(0.7 * done / total, "searching"))
     best = [trial.point for trial in trials[:3]]
     return [*best, np.mean(best, axis=0)]
 

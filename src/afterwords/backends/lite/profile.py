@@ -13,12 +13,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from afterwords.backends.lite import PROMPT_VERSION
 from afterwords.backends.lite.kokoro import PitchTarget
 from afterwords.backends.lite.shaping import CEPSTRA, TAPS, CepstralMap
 from afterwords.backends.lite.styles import ROWS, WIDTH
-
-VERSION: Final = "1"
-"""Goes up whenever a change in enrolment makes older profiles worth making again."""
 
 Array = NDArray[np.float32]
 
@@ -49,7 +47,7 @@ class Profile:
 
     def to_bytes(self) -> bytes:
         facts = {
-            "version": VERSION,
+            "version": PROMPT_VERSION,
             "pitch": [self.pitch.target_hz, self.pitch.source_hz, self.pitch.range_scale],
             "gain": self.gain,
             "similarity": round(self.similarity, 4),
@@ -95,8 +93,8 @@ def _read(content: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
             arrays = {name: stored[name].astype(np.float32) for name in _SHAPES}
     except Exception as error:  # a plug-in's reader at the edge: foreign bytes fail in many ways
         raise ValueError("not a profile") from error
-    if version != VERSION:
-        raise ValueError(f"a profile of version {version}, not {VERSION}")
+    if version != PROMPT_VERSION:
+        raise ValueError(f"a profile of version {version}, not {PROMPT_VERSION}")
     shapes = {name: array.shape for name, array in arrays.items()}
     if shapes != _SHAPES or not facts.keys() >= _FACTS or not all(np.isfinite(a).all() for a in arrays.values()):
         raise ValueError("a damaged profile")

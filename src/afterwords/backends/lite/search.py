@@ -116,8 +116,7 @@ class Surrogate:
     """What points are expected to be worth, from all voices heard so far."""
 
     def __init__(self, table: Table, target: Target) -> None:
-        self._target = target
-        self._table = table
+        self.target = target
         self._quality = Ridge(table.points, table.quality[:, None], penalty=1.0)
         self._points, self._embeddings, self._log_pitch = table.points, table.embeddings, table.log_pitch
         self._fit()
@@ -140,13 +139,13 @@ class Surrogate:
     def expected(self, points: Array) -> Array:
         """The worth predicted for points; doubtful far from all that was heard."""
         sound = self._sound(points)
-        similarity = _cosine(sound[:, :-1], self._target.embedding)
+        similarity = _cosine(sound[:, :-1], self.target.embedding)
         distance = np.sqrt(squared_distances(points, self._points).min(axis=1))
         return self.worth(points, similarity, sound[:, -1]) - 0.02 * np.maximum(0, distance - 2.6)
 
     def worth(self, points: Array, similarity: Array, log_pitch: Array) -> Array:
         """Likeness less what makes a voice sound poor or unnatural once its pitch is moved. Shapes (n,)."""
-        off_st = 12 / np.log(2) * np.abs(log_pitch - self._target.log_pitch)
+        off_st = 12 / np.log(2) * np.abs(log_pitch - self.target.log_pitch)
         worth: Array = (
             similarity
             - 0.1 * np.maximum(0, 3.0 - self.quality(points))
@@ -157,7 +156,7 @@ class Surrogate:
 
     def best(self, count: int) -> Array:
         """The points heard so far of the greatest worth, best first."""
-        similarity = _cosine(self._embeddings, self._target.embedding)
+        similarity = _cosine(self._embeddings, self.target.embedding)
         order = np.argsort(-self.worth(self._points, similarity, self._log_pitch))
         return self._points[order[:count]]
 
@@ -167,7 +166,7 @@ def _cosine(embeddings: Array, target: NDArray[np.float32]) -> Array:
 
 
 def search(
-    target: Target,
+    surrogate: Surrogate,
     hear: Hear,
     *,
     rounds: int = ROUNDS,
@@ -177,13 +176,12 @@ def search(
     """Find points that sound like the target: `rounds` × PROPOSALS spoken trials, the most worth first.
 
     Args:
-        target: the speaker.
+        surrogate: what is known of the speaker and of voices so far; it learns from every trial.
         hear: speaks a point and listens; about a second each.
         rounds: of proposing, speaking and learning.
         on_trial: told how many of how many trials are done.
         seed: of the evolution strategy; the same seed finds the same points.
     """
-    surrogate = Surrogate(voice_table(), target)
     random = np.random.default_rng(seed)
     trials: list[Trial] = []
     for number in range(rounds):
@@ -194,7 +192,7 @@ def search(
         for point in proposals:
             heard.append(hear(point))
             on_trial(len(trials) + len(heard), rounds * PROPOSALS)
-        similarity = _cosine(np.array([h.embedding for h in heard]), target.embedding)
+        similarity = _cosine(np.array([h.embedding for h in heard]), surrogate.target.embedding)
         worth = surrogate.worth(proposals, similarity, np.array([h.log_pitch for h in heard]))
         quality = surrogate.quality(proposals)
         trials += [
