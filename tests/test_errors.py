@@ -64,13 +64,50 @@ EXAMPLES: list[AfterwordsError] = [
     errors.NewerLibraryError(Path(HOSTILE), found=3, known=2),
     errors.LibraryBusyError(Path(HOSTILE), waited_s=10),
     errors.StorageFullError(Path(HOSTILE)),
+    errors.ServiceError(),
+    errors.MissingFieldError("text"),
+    errors.InvalidJsonError(),
+    errors.InvalidMultipartError(why="it has no boundary"),
+    errors.InvalidHostError(),
+    errors.InvalidFieldError("speed", rule="it must be 0.25 to 4"),
+    errors.BadContentTypeError(allowed="audio/wav"),
+    errors.InvalidWebhookUrlError(why="its host is not public"),
+    errors.InvalidBundleError(why="it holds no voice.json"),
+    errors.RequestTooLargeError(maximum_bytes=131_072),
+    errors.RequestTimeoutError(waited_s=15),
+    errors.RouteNotFoundError(),
+    errors.MethodNotAllowedError(allowed=["GET"]),
+    errors.RangeNotSatisfiableError(size_bytes=44),
+    errors.UnauthorizedError(),
+    errors.InsufficientScopeError("synthesize"),
+    errors.LimitError("The limit of 3 is reached.", hint="wait.", limit=3, retry_after_s=1),
+    errors.RateLimitedError(limit=600, retry_after_s=1),
+    errors.TooManyConcurrentRequestsError(limit=100),
+    errors.QueueFullError(limit=1_000),
+    errors.QuotaExceededError(limit=1_000, used=990, asked=11, retry_after_s=86_400),
+    errors.JobNotFoundError(),
+    errors.JobNotReadyError("pending"),
+    errors.KeyNotFoundError(),
+    errors.IdempotencyConflictError(),
+    errors.JobFinalError("ready"),
+    errors.StaleAttemptError(),
+    errors.VoiceDeletedError(),
+    errors.RunawayAudioError(duration_s=90, maximum_s=20),
+    errors.LostAudioError(),
+    errors.LostReferenceError(),
+    errors.ServiceUnavailableError(),
+    errors.DatabaseUnavailableError(),
+    errors.StorageUnavailableError(),
+    errors.InsecureServerError(HOSTILE, minimum=32),
+    errors.AddressInUseError(HOSTILE, 7860, why="it is in use"),
+    errors.NewerDatabaseError(found="9", known="1"),
 ]
 
 
 def tree(root: type[AfterwordsError] = AfterwordsError) -> Iterator[type[AfterwordsError]]:
     yield root
     for sub in root.__subclasses__():
-        if sub.__module__ == errors.__name__:
+        if sub.__module__.startswith(errors.__name__):
             yield from tree(sub)
 
 

@@ -1,0 +1,240 @@
+"""Every error that afterwords raises on purpose.
+
+One class a cause. A class takes facts, writes its own one-sentence message, and carries what each face of
+the product needs: `code` for the API, `http_status` for the server, `exit_code` for the shell, `hint` for
+the person. No message repeats text, a transcript or a key.
+
+    AfterwordsError
+    ├── InvalidInputError                  what was given can't be used (exit 5)
+    │   ├── RecordingError
+    │   │   ├── UnsupportedAudioError · NoAudioError · ReferenceTooShortError · ReferenceTooLongError
+    │   │   ├── FileTooLargeError · SilentAudioError · NonFiniteAudioError · UnvoicedReferenceError
+    │   │   └── MalformedWavError
+    │   │       ├── NotWavError · MissingFormatError · TruncatedWavError · EmptyDataError · TooManyChunksError
+    │   │       └── BadChannelsError · BadSampleRateError · BadBitsError · BadBlockAlignError · UnsupportedEncodingError
+    │   ├── TextError
+    │   │   └── EmptyTextError · ControlCharacterError · InvalidUnicodeError · TextTooLongError
+    │   ├── UnsupportedLangError · InvalidBackendError · InvalidNameError · InvalidOptionError
+    │   ├── ConsentRequiredError · VoiceRequiredError · VoiceExistsError
+    │   └── UnreadableFileError · UnwritableOutputError · UnmarkableFormatError
+    ├── VoiceNotFoundError                 no such voice (exit 4)
+    ├── UnavailableError                   this machine lacks something (exit 1)
+    │   └── MissingExtraError · BackendUnavailableError · AudioDeviceError · TranscriberError
+    ├── SynthesisError                     an engine could not speak (exit 7)
+    ├── SpeechReadError                    a Speech was read twice
+    ├── ModelFileError                     a weight file is missing or altered (exit 1)
+    ├── LibraryError                       the voices on this disk (exit 1)
+    │   └── CorruptVoiceError · NewerLibraryError · LibraryBusyError · StorageFullError
+    ├── ServiceError                       a server refused, or failed (exit 8)
+    │   ├── BadRequestError
+    │   │   └── MissingFieldError · InvalidJsonError · InvalidMultipartError · InvalidHostError
+    │   ├── InvalidFieldError · BadContentTypeError · InvalidWebhookUrlError · InvalidBundleError
+    │   ├── RequestTooLargeError · RequestTimeoutError · RangeNotSatisfiableError
+    │   ├── UnauthorizedError · InsufficientScopeError
+    │   ├── LimitError
+    │   │   └── RateLimitedError · TooManyConcurrentRequestsError · QueueFullError · QuotaExceededError
+    │   ├── RouteNotFoundError · MethodNotAllowedError · JobNotFoundError · JobNotReadyError · KeyNotFoundError
+    │   ├── ConflictError
+    │   │   └── IdempotencyConflictError · JobFinalError · StaleAttemptError
+    │   ├── VoiceDeletedError · RunawayAudioError · LostAudioError · LostReferenceError
+    │   └── ServiceUnavailableError
+    │       └── DatabaseUnavailableError · StorageUnavailableError
+    └── ServerSetupError                   a server can't start like this (exit 2)
+        └── InsecureServerError · AddressInUseError · NewerDatabaseError
+"""
+
+from __future__ import annotations
+
+from afterwords.errors.given import (
+    BadBitsError,
+    BadBlockAlignError,
+    BadChannelsError,
+    BadSampleRateError,
+    ConsentRequiredError,
+    ControlCharacterError,
+    EmptyDataError,
+    EmptyTextError,
+    FileTooLargeError,
+    InvalidBackendError,
+    InvalidInputError,
+    InvalidNameError,
+    InvalidOptionError,
+    InvalidUnicodeError,
+    MalformedWavError,
+    MissingFormatError,
+    NoAudioError,
+    NonFiniteAudioError,
+    NotWavError,
+    RecordingError,
+    ReferenceTooLongError,
+    ReferenceTooShortError,
+    SilentAudioError,
+    TextError,
+    TextTooLongError,
+    TooManyChunksError,
+    TruncatedWavError,
+    UnmarkableFormatError,
+    UnreadableFileError,
+    UnsupportedAudioError,
+    UnsupportedEncodingError,
+    UnsupportedLangError,
+    UnvoicedReferenceError,
+    UnwritableOutputError,
+    VoiceExistsError,
+    VoiceRequiredError,
+)
+from afterwords.errors.machine import (
+    AudioDeviceError,
+    BackendUnavailableError,
+    CorruptVoiceError,
+    LibraryBusyError,
+    LibraryError,
+    MissingExtraError,
+    ModelFileError,
+    NewerLibraryError,
+    SpeechReadError,
+    StorageFullError,
+    SynthesisError,
+    TranscriberError,
+    UnavailableError,
+    VoiceNotFoundError,
+)
+from afterwords.errors.root import (
+    AfterwordsError,
+)
+from afterwords.errors.service import (
+    AddressInUseError,
+    BadContentTypeError,
+    BadRequestError,
+    ConflictError,
+    DatabaseUnavailableError,
+    IdempotencyConflictError,
+    InsecureServerError,
+    InsufficientScopeError,
+    InvalidBundleError,
+    InvalidFieldError,
+    InvalidHostError,
+    InvalidJsonError,
+    InvalidMultipartError,
+    InvalidWebhookUrlError,
+    JobFinalError,
+    JobNotFoundError,
+    JobNotReadyError,
+    KeyNotFoundError,
+    LimitError,
+    LostAudioError,
+    LostReferenceError,
+    MethodNotAllowedError,
+    MissingFieldError,
+    NewerDatabaseError,
+    QueueFullError,
+    QuotaExceededError,
+    RangeNotSatisfiableError,
+    RateLimitedError,
+    RequestTimeoutError,
+    RequestTooLargeError,
+    RouteNotFoundError,
+    RunawayAudioError,
+    ServerSetupError,
+    ServiceError,
+    ServiceUnavailableError,
+    StaleAttemptError,
+    StorageUnavailableError,
+    TooManyConcurrentRequestsError,
+    UnauthorizedError,
+    VoiceDeletedError,
+)
+
+__all__ = [
+    "AddressInUseError",
+    "AfterwordsError",
+    "AudioDeviceError",
+    "BackendUnavailableError",
+    "BadBitsError",
+    "BadBlockAlignError",
+    "BadChannelsError",
+    "BadContentTypeError",
+    "BadRequestError",
+    "BadSampleRateError",
+    "ConflictError",
+    "ConsentRequiredError",
+    "ControlCharacterError",
+    "CorruptVoiceError",
+    "DatabaseUnavailableError",
+    "EmptyDataError",
+    "EmptyTextError",
+    "FileTooLargeError",
+    "IdempotencyConflictError",
+    "InsecureServerError",
+    "InsufficientScopeError",
+    "InvalidBackendError",
+    "InvalidBundleError",
+    "InvalidFieldError",
+    "InvalidHostError",
+    "InvalidInputError",
+    "InvalidJsonError",
+    "InvalidMultipartError",
+    "InvalidNameError",
+    "InvalidOptionError",
+    "InvalidUnicodeError",
+    "InvalidWebhookUrlError",
+    "JobFinalError",
+    "JobNotFoundError",
+    "JobNotReadyError",
+    "KeyNotFoundError",
+    "LibraryBusyError",
+    "LibraryError",
+    "LimitError",
+    "LostAudioError",
+    "LostReferenceError",
+    "MalformedWavError",
+    "MethodNotAllowedError",
+    "MissingExtraError",
+    "MissingFieldError",
+    "MissingFormatError",
+    "ModelFileError",
+    "NewerDatabaseError",
+    "NewerLibraryError",
+    "NoAudioError",
+    "NonFiniteAudioError",
+    "NotWavError",
+    "QueueFullError",
+    "QuotaExceededError",
+    "RangeNotSatisfiableError",
+    "RateLimitedError",
+    "RecordingError",
+    "ReferenceTooLongError",
+    "ReferenceTooShortError",
+    "RequestTimeoutError",
+    "RequestTooLargeError",
+    "RouteNotFoundError",
+    "RunawayAudioError",
+    "ServerSetupError",
+    "ServiceError",
+    "ServiceUnavailableError",
+    "SilentAudioError",
+    "SpeechReadError",
+    "StaleAttemptError",
+    "StorageFullError",
+    "StorageUnavailableError",
+    "SynthesisError",
+    "TextError",
+    "TextTooLongError",
+    "TooManyChunksError",
+    "TooManyConcurrentRequestsError",
+    "TranscriberError",
+    "TruncatedWavError",
+    "UnauthorizedError",
+    "UnavailableError",
+    "UnmarkableFormatError",
+    "UnreadableFileError",
+    "UnsupportedAudioError",
+    "UnsupportedEncodingError",
+    "UnsupportedLangError",
+    "UnvoicedReferenceError",
+    "UnwritableOutputError",
+    "VoiceDeletedError",
+    "VoiceExistsError",
+    "VoiceNotFoundError",
+    "VoiceRequiredError",
+]

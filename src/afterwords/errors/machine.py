@@ -1,0 +1,145 @@
+"""What this machine lacks, what an engine could not do, and the voices on its disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from afterwords.errors.root import AfterwordsError
+
+
+class VoiceNotFoundError(AfterwordsError):
+    code = "voice_not_found"
+    http_status = 404
+    exit_code = 4
+
+    def __init__(self, name: str | None = None, *, nearest: Sequence[str] = ()) -> None:
+        near = " or ".join(ascii(n) for n in nearest)
+        super().__init__(
+            "There is no such voice." if name is None else f"There is no voice {name!a}.",
+            hint=f"did you mean {near}?" if near else "`afterwords voices list` shows what there is.",
+        )
+
+
+class UnavailableError(AfterwordsError):
+    """This machine lacks something that the work needs."""
+
+    code = "unavailable"
+    http_status = 503
+
+
+class MissingExtraError(UnavailableError):
+    code = "missing_extra"
+
+    def __init__(self, extra: str, *, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the extra {extra!a}, which is not installed.",
+            hint=f'pip install "afterwords[{extra}]"',
+        )
+
+
+class BackendUnavailableError(UnavailableError):
+    code = "backend_unavailable"
+
+    def __init__(self, backend: str, *, reason: str, fix: str) -> None:
+        super().__init__(f"The backend {backend} can't run here: {reason}.", hint=fix)
+
+
+class AudioDeviceError(UnavailableError):
+    code = "no_audio_device"
+
+    def __init__(self, purpose: str, *, why: str) -> None:
+        super().__init__(
+            f"{purpose} needs a sound device, and none answers ({why}).",
+            hint="write to a file instead: -o hello.wav."
+            if purpose == "Playing"
+            else "give a recorded file instead of --record.",
+        )
+
+
+class TranscriberError(UnavailableError):
+    code = "transcriber_unavailable"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"The recording could not be transcribed: {why}.",
+            hint="type the transcript with --text, or point AFTERWORDS_WHISPER at a faster-whisper model folder.",
+        )
+
+
+class SynthesisError(AfterwordsError):
+    code = "synthesis_failed"
+    exit_code = 7
+
+    def __init__(self, backend: str, *, why: str) -> None:
+        super().__init__(
+            f"The backend {backend} could not speak: {why}.",
+            hint="try a shorter text or another --seed; --debug shows where it failed.",
+        )
+
+
+class SpeechReadError(AfterwordsError):
+    """A Speech was read a second time."""
+
+    code = "speech_read"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This speech was read before, and what was read is not kept.",
+            hint="call stream again, or keep say's Audio.",
+        )
+
+
+class ModelFileError(AfterwordsError):
+    code = "model_file"
+
+    def __init__(self, name: str, *, why: str, hint: str) -> None:
+        super().__init__(f"The model file {name} {why}.", hint=hint)
+
+
+# -- the voices on this disk ---------------------------------------------------------------------------------
+
+
+class LibraryError(AfterwordsError):
+    """The voices on this disk can't be used as they are."""
+
+    code = "library"
+
+
+class CorruptVoiceError(LibraryError):
+    code = "corrupt_voice"
+
+    def __init__(self, entry: Path, *, why: str) -> None:
+        super().__init__(
+            f"The voice in {entry} is damaged: {why}.",
+            hint="restore that folder from a backup, or move it away; the other voices are not affected.",
+        )
+
+
+class NewerLibraryError(LibraryError):
+    code = "newer_library"
+
+    def __init__(self, home: Path, *, found: int, known: int) -> None:
+        super().__init__(
+            f"The library in {home} has schema {found}, and this version knows up to {known}.",
+            hint="pip install --upgrade afterwords",
+        )
+
+
+class LibraryBusyError(LibraryError):
+    code = "library_busy"
+    http_status = 503
+
+    def __init__(self, home: Path, *, waited_s: float) -> None:
+        super().__init__(
+            f"Another process has held the library in {home} for {waited_s:g} s.",
+            hint="wait for it to end, then try again.",
+        )
+
+
+class StorageFullError(LibraryError):
+    code = "storage_full"
+    http_status = 507
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(f"The disk that holds {path} is full.", hint="free some space; nothing was changed or lost.")

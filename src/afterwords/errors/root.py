@@ -1,0 +1,26 @@
+"""The root of the tree: what every error of afterwords carries."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AfterwordsError(Exception):
+    """The root: catch it to catch everything that afterwords raises on purpose.
+
+    The message is safe to print: what a terminal would act on is escaped, wherever it came from.
+    """
+
+    code: ClassVar[str] = "error"
+    http_status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        self.message = _printable(message)
+        self.hint = _printable(hint)
+        super().__init__(self.message)
+
+
+def _printable(text: str) -> str:
+    """Text as it may be printed: escapes stand for what a terminal would act on."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
