@@ -1,0 +1,1 @@
+"""The audio bytes: a folder or an S3 bucket, through obstore."""

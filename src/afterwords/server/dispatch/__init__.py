@@ -1,0 +1,1 @@
+"""Where jobs are spoken: engines in supervised processes of this machine."""

@@ -1,0 +1,598 @@
+"""All that the services know of what lies outside them: rows, blobs, a clock, and where jobs are spoken.
+
+Records are frozen; every method of a port is one whole step that either happened or did not. Adapters live in
+`store/`, `blobs/` and `dispatch/`, and are held to this page by the contracts under tests/contracts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Protocol
+
+from afterwords.models import ApiKey, Consent, JobStatus, Provenance, SpeechFormat, Usage
+
+
+class Clock(Protocol):
+    """The time. Tests bring their own."""
+
+    def now(self) -> datetime:
+        """What the wall shows, aware, UTC, in whole milliseconds."""
+        ...
+
+    def steady(self) -> float:
+        """Seconds since the epoch that never jump while the process lives, whatever is done to the wall clock."""
+        ...
+
+
+# -- who asks ------------------------------------------------------------------------------------------------
+
+
+class Scope(StrEnum):
+    """What a key may do; a key without scopes may do everything."""
+
+    VOICES_READ = "voices:read"
+    VOICES_WRITE = "voices:write"
+    SYNTHESIZE = "synthesize"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The key that a request came with. Its account owns what it makes.
+
+    Attributes:
+        spending_id: under which its characters are counted; rotation keeps it, so that a limit can't be rotated away.
+        character_limit: characters that it may spend in a calendar month; None: any number.
+    """
+
+    account_id: str
+    key_id: str
+    spending_id: str
+    scopes: frozenset[str] = frozenset()
+    character_limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key to be stored: never the key itself, only its SHA-256. Without an account it gets one of its own."""
+
+    sha256: bytes = field(repr=False)
+    label: str | None = None
+    scopes: tuple[str, ...] = ()
+    character_limit: int | None = None
+    account_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """That a request may be repeated: the caller's own key for it, and a digest of what was asked."""
+
+    account_id: str
+    route: str
+    key: str
+    body_sha256: str
+
+
+# -- voices --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVoice:
+    """A voice as the store keeps it."""
+
+    voice_id: str
+    account_id: str
+    name: str
+    backend: str
+    lang: str
+    ref_audio_key: str
+    ref_sha256: str
+    ref_duration_s: float
+    ref_sample_rate: int
+    created_at: datetime
+    ref_text: str | None = field(default=None, repr=False)
+    family: str | None = None
+    consent: Consent | None = None
+    provenance: Provenance | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceChanges:
+    """What shall become of a voice; None leaves a field as it is."""
+
+    name: str | None = None
+    backend: str | None = None
+    lang: str | None = None
+    ref_text: str | None = field(default=None, repr=False)
+    family: str | None = None
+    metadata: Mapping[str, Any] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """A piece of speech that can be given again."""
+
+    voice_id: str
+    cache_key: str
+    sha256: str
+    size_bytes: int
+    synth_ms: int
+
+
+# -- jobs ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to be accepted, everything decided.
+
+    Attributes:
+        flight_key: two pending jobs of a voice with the same one are the same job.
+        char_count: what it costs.
+    """
+
+    job_id: str
+    account_id: str
+    voice_id: str
+    key_id: str
+    spending_id: str
+    text: str = field(repr=False)
+    lang: str
+    backend: str
+    cache_key: str
+    flight_key: str
+    char_count: int
+    speed: float = 1.0
+    seed: int | None = None
+    response_format: SpeechFormat = SpeechFormat.WAV
+    webhook_url: str | None = None
+    character_limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    """A job as the store keeps it; its text is gone once it is final.
+
+    Attributes:
+        attempt: how often it was claimed; 0 while it never was.
+        lease_expires: by the steady clock; None while nobody works on it.
+        error: an error code of the API, if it failed.
+    """
+
+    job_id: str
+    account_id: str
+    voice_id: str
+    status: JobStatus
+    lang: str
+    backend: str
+    cache_key: str
+    char_count: int
+    speed: float
+    seed: int | None
+    response_format: SpeechFormat
+    attempt: int
+    lease_expires: float | None
+    audio_key: str | None
+    audio_sha256: str | None
+    audio_bytes: int | None
+    synth_ms: int | None
+    error: str | None
+    created_at: datetime
+    completed_at: datetime | None
+    text: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A job that was accepted; `is_new` is False where a pending one, or the answer to a repeated request, stood in."""
+
+    job: StoredJob
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many jobs may wait."""
+
+    pending: int
+    pending_per_account: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that a worker holds for one attempt."""
+
+    job: StoredJob
+    voice: StoredVoice
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended: audio that lies in storage already, or an error code of the API.
+
+    Attributes:
+        is_cacheable: whether the audio may be given again.
+    """
+
+    audio_key: str | None = None
+    audio_sha256: str | None = None
+    audio_bytes: int | None = None
+    synth_ms: int | None = None
+    error: str | None = None
+
+
+class Finished(StrEnum):
+    """What the store made of an outcome."""
+
+    DONE = "done"  # the job was pending with this attempt, and is final now
+    ALREADY = "already"  # it was final before: nothing changed
+    STALE = "stale"  # another attempt holds it, or its lease is over
+    GONE = "gone"  # the row is gone
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """What came of looking at dead leases: ids of jobs that wait again, and of jobs that failed."""
+
+    requeued: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookCall:
+    """A webhook that is due. `signing_key` is what its signature is made with."""
+
+    job: StoredJob
+    url: str
+    tries: int
+    signing_key: bytes = field(repr=False)
+
+
+# -- the ports -----------------------------------------------------------------------------------------------
+
+
+class Store(Protocol):
+    """The rows. Every method is one transaction; what it raises left nothing behind.
+
+    All raise DatabaseUnavailableError within 2 s where the database does not answer or is locked, and
+    StorageFullError where its disk is full. What belongs to another account is as if it were not there.
+    """
+
+    async def open(self) -> bool:
+        """Connect, and bring the schema up to date under a lock; True if the database was new."""
+        ...
+
+    async def close(self) -> None: ...
+
+    async def check(self) -> None:
+        """See that it can be read and written now."""
+        ...
+
+    async def secret(self) -> bytes:
+        """32 random bytes, made with the database: worker tokens are signed with them."""
+        ...
+
+    # keys
+
+    async def add_key(self, key: NewKey) -> ApiKey:
+        """Keep a key; with no account, make one for it."""
+        ...
+
+    async def caller(self, sha256: bytes) -> Caller | None:
+        """Whose key has this digest, if it is valid now: not revoked, not expired."""
+        ...
+
+    async def keys(self, *, account_id: str | None) -> list[ApiKey]:
+        """The keys of an account, or of all; oldest first."""
+        ...
+
+    async def revoke_key(self, key_id: str, *, account_id: str | None) -> bool:
+        """Revoke a key; False if there is no such key. Doing it again changes nothing."""
+        ...
+
+    async def rotate_key(
+        self, key_id: str, *, account_id: str | None, sha256: bytes, overlap_s: float
+    ) -> ApiKey | None:
+        """Put a new key in place of a valid one, which expires after the overlap; None if there is no such key.
+
+        The new one has the old one's label, scopes, limit, account and spending_id.
+        """
+        ...
+
+    async def usage(self, caller: Caller) -> Usage:
+        """Characters spent this calendar month (UTC): by the key where it has a limit, else by its account."""
+        ...
+
+    # voices
+
+    async def add_voice(self, voice: StoredVoice, *, idempotency: Idempotency | None = None) -> StoredVoice:
+        """Keep a voice; a repeated request gets the voice that the first one made.
+
+        Raises:
+            IdempotencyConflictError: the key came before with another body.
+        """
+        ...
+
+    async def replayed_voice(self, idempotency: Idempotency) -> StoredVoice | None:
+        """The voice that this request made before, if it did.
+
+        Raises:
+            IdempotencyConflictError: the key came before with another body.
+        """
+        ...
+
+    async def voice(self, voice_id: str, *, account_id: str) -> StoredVoice | None: ...
+
+    async def voices(self, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
+        """The voices of an account, oldest first; `after` is the id of the last one seen."""
+        ...
+
+    async def update_voice(self, voice_id: str, changes: VoiceChanges, *, account_id: str) -> StoredVoice | None:
+        """Change a voice. Another transcript or language drops what was cached of it."""
+        ...
+
+    async def delete_voice(self, voice_id: str, *, account_id: str) -> list[str] | None:
+        """Remove a voice with its jobs, cache and idempotency rows, leave a tombstone; None if there is none.
+
+        Gives back what its pending jobs reserved. Returns the paths of its jobs' audio; its other blobs lie under
+        `voice_prefix`.
+        """
+        ...
+
+    async def purge_due(self) -> list[tuple[str, list[str]]]:
+        """Deleted voices whose blobs may not be gone yet: (voice_id, paths of its jobs' audio)."""
+        ...
+
+    async def purged(self, voice_id: str) -> None:
+        """Remember that nothing of a deleted voice is left; only id and times stay, until the sweep."""
+        ...
+
+    # cache
+
+    async def cached(self, voice_id: str, cache_key: str) -> CacheEntry | None: ...
+
+    async def uncache(self, entry: CacheEntry) -> None:
+        """Drop an entry, unless another has taken its place."""
+        ...
+
+    # jobs
+
+    async def submit(self, job: NewJob, *, limits: Limits, idempotency: Idempotency | None = None) -> Submitted:
+        """Accept a job and reserve its characters, in one transaction.
+
+        A repeated request gets the job that it made before; a pending job of the same voice with the same
+        `flight_key` stands in for a new one. Neither is charged.
+
+        Raises:
+            VoiceNotFoundError: the voice is gone.
+            QuotaExceededError, TooManyConcurrentRequestsError, QueueFullError: a limit is reached.
+            IdempotencyConflictError: the key came before with another body.
+        """
+        ...
+
+    async def remember(self, idempotency: Idempotency) -> str | None:
+        """Note that a request was answered without a job; returns the job it made before, if it did.
+
+        Raises:
+            IdempotencyConflictError: the key came before with another body.
+        """
+        ...
+
+    async def job(self, job_id: str, *, account_id: str | None = None) -> StoredJob | None:
+        """A job, of any account where none is named."""
+        ...
+
+    async def jobs(
+        self, *, account_id: str, status: JobStatus | None, limit: int | None, after: str | None
+    ) -> list[StoredJob]:
+        """The jobs of an account, newest first; `after` is the id of the last one seen."""
+        ...
+
+    async def claim(self, *, backends: Sequence[str], lease_s: float, worker: str) -> Claim | None:
+        """Take the next waiting job of one of these backends for a new attempt.
+
+        Accounts take turns: the one that was served longest ago comes first, its oldest job before its others.
+        No job is claimed twice at once, by however many processes.
+        """
+        ...
+
+    async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float) -> bool:
+        """Renew a lease; False if the job is not this attempt's any more, and work on it shall stop."""
+        ...
+
+    async def finish(self, job_id: str, attempt: int | None, outcome: Outcome) -> Finished:
+        """End a job by one conditional UPDATE (`status = pending AND attempt = :attempt`), with all that follows.
+
+        Ready: the audio is named, and the cache gets its entry. Failed: the charge is given back. Either: the text is
+        removed, a webhook becomes due. None stands for the current attempt. A lease that is over makes it STALE.
+        """
+        ...
+
+    async def cancel(self, job_id: str, *, account_id: str) -> StoredJob | None:
+        """Cancel a pending job and give its charge back; returns the job as it is now, None if there is none."""
+        ...
+
+    async def give_back(self, job_id: str, attempt: int) -> bool:
+        """Let a job wait again, as if this attempt had not been: its worker stops in good order."""
+        ...
+
+    async def retry(self, job_id: str, attempt: int, *, error: str, max_attempts: int) -> JobStatus | None:
+        """Let a job wait for its next attempt at once; once they are used up it fails with the code.
+
+        Returns its state now; None where the job is not this attempt's.
+        """
+        ...
+
+    async def reap(self, *, max_attempts: int) -> Reaped:
+        """Let jobs wait again whose lease is over, and fail those without attempts left (`worker_lost`).
+
+        A lease that ends further ahead than it ever lasted (the clock was set back between starts) is over too.
+        """
+        ...
+
+    async def lost(self, job_id: str) -> None:
+        """Fail a ready job whose audio is gone or altered (`audio_lost`)."""
+        ...
+
+    # webhooks and sweeping
+
+    async def webhooks_due(self, *, limit: int) -> list[WebhookCall]:
+        """Take webhooks that are due; each comes again later unless it is settled."""
+        ...
+
+    async def webhook_done(self, job_id: str, *, delivered: bool) -> None:
+        """Settle a webhook: delivered, or given up."""
+        ...
+
+    async def known_paths(self, paths: Sequence[str]) -> set[str]:
+        """Those of the paths that some row names: references, job audio, cache entries; prompts of known voices."""
+        ...
+
+    async def forget_old(self) -> None:
+        """Remove idempotency rows older than a day, tombstones of purged voices older than 30 days, and the like."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """A blob as a listing shows it."""
+
+    path: str
+    size_bytes: int
+    modified_at: datetime
+
+
+class Blobs(Protocol):
+    """The audio bytes, by path. Paths are made of `[a-z0-9/.-]` and never leave the root.
+
+    All raise StorageUnavailableError where the storage does not answer, StorageFullError where it is full.
+    """
+
+    async def put(self, path: str, data: bytes, *, is_durable: bool = True) -> None:
+        """Write a blob, whole or not at all; a durable one survives a power cut once this returns."""
+        ...
+
+    async def get(self, path: str, *, sha256: str | None = None) -> bytes | None:
+        """Read a blob; None if it is missing, or is not what the digest says."""
+        ...
+
+    async def delete(self, *paths: str) -> None:
+        """Remove blobs; those that are not there are no error."""
+        ...
+
+    async def delete_all(self, prefix: str) -> None:
+        """Remove everything below a folder (`voices/…/`), and the folder."""
+        ...
+
+    def listing(self, prefix: str = "") -> AsyncIterator[list[BlobInfo]]:
+        """Everything below a folder, unfinished writes included, in batches."""
+        ...
+
+    async def check(self) -> None:
+        """See that it can be written now."""
+        ...
+
+
+class Desk(Protocol):
+    """Where a dispatcher gets its work and brings its results; the services behind it keep all the rules."""
+
+    async def claim(self, *, backends: Sequence[str], worker: str) -> Claim | None:
+        """The next job, if one waits."""
+        ...
+
+    async def heartbeat(self, claim: Claim) -> bool:
+        """Say that it is being worked on; False: stop, it was cancelled or is another's."""
+        ...
+
+    async def reference(self, voice: StoredVoice) -> bytes:
+        """The reference recording, a canonical WAV.
+
+        Raises:
+            LostReferenceError: it is missing or altered.
+        """
+        ...
+
+    async def prompt(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
+        """What an engine made of the reference before, if it is kept."""
+        ...
+
+    async def keep_prompt(self, voice: StoredVoice, *, backend: str, version: str, prompt: bytes) -> None: ...
+
+    async def complete(self, job_id: str, attempt: int | None, wav: bytes, *, synth_ms: int | None = None) -> None:
+        """Bring the audio of an attempt.
+
+        Raises:
+            RecordingError, RunawayAudioError: it is no speech for this text; the attempt has failed.
+            StaleAttemptError, VoiceDeletedError: the job is not this attempt's any more; nothing was kept.
+        """
+        ...
+
+    async def fail(self, job_id: str, attempt: int, *, error: str) -> None:
+        """End a job that can't be spoken, with a code of the API."""
+        ...
+
+    async def retry(self, job_id: str, attempt: int, *, error: str, max_attempts: int | None = None) -> None:
+        """Have a job tried again whose worker was lost; with no attempt left it fails with the code."""
+        ...
+
+    async def give_back(self, job_id: str, attempt: int) -> None:
+        """Return a job unspoken, because the worker stops."""
+        ...
+
+
+class Dispatcher(Protocol):
+    """Where jobs are spoken. It claims them at the desk for itself."""
+
+    @property
+    def backends(self) -> Mapping[str, frozenset[str]]:
+        """What it speaks, best first, with the languages of each."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a job would be begun now."""
+        ...
+
+    @property
+    def state(self) -> str:
+        """What it is doing, in a few words, for people: "loading lite, 40 %"."""
+        ...
+
+    async def start(self) -> None:
+        """Begin; models load in the background."""
+        ...
+
+    def wake(self) -> None:
+        """A job waits."""
+        ...
+
+    def listen(self, job_id: str) -> Listener | None:
+        """Hear a job that is about to be submitted while it is spoken; None where it can't stream."""
+        ...
+
+    def cancel(self, job_id: str) -> None:
+        """Stop speaking a job, if it is spoken here."""
+        ...
+
+    async def stop(self, *, grace_s: float) -> None:
+        """Take no more, finish what was begun within the grace, give the rest back."""
+        ...
+
+
+class Listener(Protocol):
+    """The sound of one job while it is made."""
+
+    async def begun(self) -> int | None:
+        """The sample rate in Hz, once the first sound is there; None if it will not be heard here."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """16-bit little-endian mono PCM as it comes; raises SynthesisError where the speech breaks off."""
+        ...
+
+    def close(self) -> None:
+        """Listen no more."""
+        ...

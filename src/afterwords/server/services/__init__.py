@@ -1,0 +1,1 @@
+"""The rules: what a request may do and what becomes of a job. Knows ports only."""

@@ -1,0 +1,140 @@
+"""What whoever runs a server can set: environment first (`AFTERWORDS_…`), then `config.toml` in the home folder.
+
+Nothing is read at import. Every setting has a default that works on a laptop.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from afterwords.config import load_config
+from afterwords.errors import InsecureServerError, InvalidOptionError
+
+ADMIN_SECRET_MIN_CHARS: Final = 32
+LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+Names = Annotated[tuple[str, ...], NoDecode]
+"""In the environment, names are separated by commas."""
+
+
+class Settings(BaseSettings):
+    """The settings of one server process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="AFTERWORDS_", extra="ignore", frozen=True, hide_input_in_errors=True, env_ignore_empty=True
+    )
+
+    home: Path = Field(default_factory=lambda: load_config().home, description="The data folder.")
+    host: str = Field(default="127.0.0.1", description="The address to listen on.")
+    port: int = Field(default=7860, ge=0, le=65535, description="The port to listen on; 0 takes a free one.")
+    admin_secret: SecretStr | None = Field(default=None, description="Opens the admin routes.")
+    callback_secret: SecretStr | None = Field(default=None, description="A secret that all workers share, if any.")
+    public_url: str | None = Field(default=None, description="How others reach this server, for links in answers.")
+    allowed_hosts: Names = Field(default=(), description="Further names in the Host header; * takes any.")
+    database_url: str | None = Field(default=None, description="Absent: SQLite in the data folder.")
+    storage_url: str | None = Field(default=None, description="Absent: a folder in the data folder.")
+    backends: Names | None = Field(default=None, description="The only backends offered, best first.")
+
+    workers: int = Field(default=1, ge=0, le=64, description="Processes that speak; 0: this server only accepts.")
+    recycle_after: int = Field(default=500, ge=1, description="Jobs after which such a process is replaced.")
+    worker_memory_mb: int | None = Field(default=None, ge=64, description="Its memory cap; absent: half the machine's.")
+    start_allowance_s: float = Field(default=300, gt=0, description="Time to load a model and prepare a voice.")
+    stall_s: float = Field(default=120, gt=0, description="A process that is silent for longer while speaking hangs.")
+    lease_s: float = Field(default=15, gt=0, description="A job whose worker is silent for longer is given to another.")
+    max_attempts: int = Field(default=3, ge=1, description="Attempts before a job fails.")
+    drain_s: float = Field(default=20, ge=0, description="Time to finish what was begun when told to stop.")
+
+    rate_limit: int = Field(default=6000, ge=0, description="Requests a minute and key; 0: any number.")
+    processes: int = Field(default=1, ge=1, description="Server processes that share the rate limit.")
+    max_pending_jobs: int = Field(default=1000, ge=1, description="Jobs that may wait.")
+    max_pending_jobs_per_account: int = Field(default=200, ge=1, description="Jobs of one account that may wait.")
+    body_timeout_s: float = Field(default=15, gt=0, description="A request body that stays away for longer is refused.")
+
+    reap_interval_s: float = Field(default=1, gt=0, description="How often leases are looked at.")
+    sweep_interval_s: float = Field(default=600, gt=0, description="How often storage is swept.")
+    sweep_grace_s: float = Field(default=3600, ge=0, description="Age at which what no row names is removed.")
+
+    @field_validator("allowed_hosts", "backends", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("an http(s):// address without query")
+        return value.rstrip("/")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - a .env beside the program is not ours to read
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = TomlConfigSettingsSource(settings_cls, load_config().home / "config.toml")
+        return init_settings, env_settings, file
+
+    @property
+    def folder(self) -> Path:
+        """Where the server keeps its own: database and blobs, unless they are set to lie elsewhere."""
+        return self.home / "server"
+
+    @property
+    def base_url(self) -> str:
+        """The address in links: the public one if there is one."""
+        host = "localhost" if self.host in ("0.0.0.0", "::") else self.host
+        return self.public_url or f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the address."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def check_is_safe(self) -> None:
+        """Refuse to be reached from outside without a strong admin secret, and any weak one.
+
+        Raises:
+            InsecureServerError: the address is not loopback, and the secret is missing or short.
+        """
+        secret = self.admin_secret.get_secret_value() if self.admin_secret else ""
+        if not self.is_loopback and len(secret) < ADMIN_SECRET_MIN_CHARS:
+            raise InsecureServerError(self.host, minimum=ADMIN_SECRET_MIN_CHARS)
+
+
+def load_settings(**given: object) -> Settings:
+    """Read the settings; `given` wins over environment and file.
+
+    Raises:
+        InvalidOptionError: one can't be used.
+        UnreadableFileError: config.toml is there but is not TOML.
+    """
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = "AFTERWORDS_" + "_".join(str(part) for part in first["loc"][:1]).upper()
+        raise InvalidOptionError(name, value="what it is", allowed=first["msg"]) from None

@@ -1,0 +1,1 @@
+"""The rows: SQLAlchemy Core over SQLite, one writer with group commit."""
