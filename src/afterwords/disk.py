@@ -47,13 +47,19 @@ def make_folder(path: Path) -> None:
                 folder.mkdir(mode=0o700, exist_ok=True)
 
 
-def write(path: Path, pieces: Iterable[bytes]) -> None:
+def write(path: Path, pieces: Iterable[bytes], *, part: Path | None = None, is_durable: bool = True) -> None:
     """Write a file that only its owner may read (0600), beside its place and then into it.
+
+    Args:
+        path: where it shall stand.
+        pieces: what it holds, in order.
+        part: where it grows; a name of its own lets several write the same file at once.
+        is_durable: whether it survives a power cut once this returns.
 
     Raises:
         StorageFullError, UnwritableOutputError: what stood there before still stands there.
     """
-    part = path.with_name(f"{path.name}.part")
+    part = part or path.with_name(f"{path.name}.part")
     with storing(path):
         try:
             part.unlink(missing_ok=True)
@@ -62,9 +68,11 @@ def write(path: Path, pieces: Iterable[bytes]) -> None:
                 for piece in pieces:
                     file.write(piece)
                 file.flush()
-                os.fsync(file.fileno())
+                if is_durable:
+                    os.fsync(file.fileno())
             part.replace(path)
-            sync_folder(path.parent)
+            if is_durable:
+                sync_folder(path.parent)
         except BaseException:
             part.unlink(missing_ok=True)
             raise

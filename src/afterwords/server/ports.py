@@ -479,6 +479,10 @@ class Blobs(Protocol):
         """Read a blob; None if it is missing, or is not what the digest says."""
         ...
 
+    async def exists(self, path: str) -> bool:
+        """Whether there is such a blob, whole or not."""
+        ...
+
     async def delete(self, *paths: str) -> None:
         """Remove blobs; those that are not there are no error."""
         ...

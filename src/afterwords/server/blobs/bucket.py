@@ -1,0 +1,156 @@
+"""Blobs in a bucket that speaks S3 (Amazon, Cloudflare R2, MinIO), or in memory: whatever obstore reaches.
+
+Its blocking calls run in threads of our own. Its asynchronous ones end in threads of Rust that enter the interpreter,
+and abort the process if it is just then on its way out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
+from uuid import uuid4
+
+import obstore
+from obstore.exceptions import BaseError, NotFoundError
+from obstore.store import MemoryStore, S3Store
+
+from afterwords.errors import StorageFullError, StorageUnavailableError
+from afterwords.server.blobs.paths import INLINE_MAX_BYTES, check_path, check_prefix, is_path, is_what_it_was
+from afterwords.server.ports import BlobInfo
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Config
+
+_THREADS: Final = 32  # calls at once; they wait for the network
+_BATCH: Final = 500
+
+_SILENCE: Final = "3s"
+_SILENCE_AFTER_MUCH: Final = "15s"
+"""The time to send counts as silence: enough for the longest audio at 1 MB/s."""
+
+_RETRY: Final[RetryConfig] = {
+    "max_retries": 2,
+    "retry_timeout": timedelta(seconds=2.5),
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(milliseconds=500), "base": 2},
+}
+_NO_BUCKET: Final = "NoSuchBucket"
+_FULL: Final = re.compile("507 Insufficient Storage|StorageFull|QuotaExceeded")
+
+T = TypeVar("T")
+
+
+def open_memory() -> Bucket:
+    """Make storage that lives as long as it is held."""
+    store = MemoryStore()
+    return Bucket(store, store)
+
+
+def open_bucket(bucket: str, *, prefix: str = "", endpoint: str | None = None, region: str | None = None) -> Bucket:
+    """Use a bucket; nothing is sent yet.
+
+    Raises:
+        ValueError: the settings name no bucket.
+    """
+    if endpoint is not None and not endpoint.startswith(("https://", "http://")):
+        raise ValueError("an endpoint begins with https://")
+    config: S3Config = {}
+    if endpoint:
+        config["endpoint"] = endpoint
+    if region:
+        config["region"] = region
+
+    def store(silence: str) -> S3Store:
+        client: ClientConfig = {
+            "allow_http": endpoint is not None and endpoint.startswith("http://"),
+            "connect_timeout": "2s",
+            "read_timeout": silence,
+            "timeout": "60s",
+        }
+        return S3Store(bucket, prefix=prefix or None, config=config, client_options=client, retry_config=_RETRY)
+
+    try:
+        return Bucket(store(_SILENCE), store(_SILENCE_AFTER_MUCH))
+    except BaseError as error:
+        raise ValueError(str(error)) from error
+
+
+class Bucket:
+    """The port `Blobs` on an object store, where every write is whole and durable, and there are no folders."""
+
+    def __init__(self, store: ObjectStore, patient_store: ObjectStore) -> None:
+        self._store = store
+        self._patient_store = patient_store  # the same one, for what takes long to send
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="storage")
+
+    async def put(self, path: str, data: bytes, *, is_durable: bool = True) -> None:  # noqa: ARG002 - always durable
+        """Write an object by one request: parts that were sent alone would stay behind, unlisted, after a crash."""
+        store = self._patient_store if len(data) > INLINE_MAX_BYTES else self._store
+        await self._call(partial(obstore.put, store, check_path(path), data, use_multipart=False))
+
+    async def get(self, path: str, *, sha256: str | None = None) -> bytes | None:
+        """Read an object."""
+        return await self._call(partial(self._get, check_path(path), sha256))
+
+    async def exists(self, path: str) -> bool:
+        """Ask for the head of an object."""
+        return await self._call(partial(self._exists, check_path(path)))
+
+    async def delete(self, *paths: str) -> None:
+        """Remove objects."""
+        await self._call(partial(obstore.delete, self._store, [check_path(path) for path in paths]))
+
+    async def delete_all(self, prefix: str) -> None:
+        """Remove all objects with a prefix."""
+        async for batch in self.listing(check_prefix(prefix)):
+            await self.delete(*(blob.path for blob in batch))
+
+    async def listing(self, prefix: str = "") -> AsyncIterator[list[BlobInfo]]:
+        """List objects by name, those alone whose name is the path of a blob."""
+        below = check_prefix(prefix) if prefix else None
+        found = iter(obstore.list(self._store, below, chunk_size=_BATCH))
+        while (batch := await self._call(lambda: next(found, None))) is not None:
+            if blobs := [BlobInfo(o["path"], o["size"], o["last_modified"]) for o in batch if is_path(o["path"])]:
+                yield blobs
+
+    async def check(self) -> None:
+        """Write a small object, and remove it."""
+        probe = f"probe-{uuid4()}"
+        await self.put(probe, b"probe")
+        await self.delete(probe)
+
+    # -- in a thread -----------------------------------------------------------------------------------------
+
+    def _get(self, path: str, digest: str | None) -> bytes | None:
+        try:
+            data = obstore.get(self._store, path).bytes().to_bytes()
+        except (NotFoundError, FileNotFoundError) as error:
+            if _NO_BUCKET in str(error):
+                raise
+            return None
+        return data if is_what_it_was(data, digest) else None
+
+    def _exists(self, path: str) -> bool:
+        try:
+            obstore.head(self._store, path)
+        except (NotFoundError, FileNotFoundError):  # an answer to HEAD can't say whether the bucket is there
+            return self._get(path, None) is not None
+        return True
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        with _named():
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Give what the store refused its name in the API; what it said, with its addresses, stays in the cause."""
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        raise StorageFullError("the storage") if _FULL.search(str(error)) else StorageUnavailableError() from error

@@ -1,0 +1,216 @@
+"""Blobs as files below one folder of this disk, for their owner alone.
+
+obstore's folders are not used: they can be read by others, are not written through to the disk, hide their unfinished
+files from a listing, and cost 460 us for a read that takes 11 here. Changes run in threads, since they wait for the
+disk; small reads don't leave the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from errno import EEXIST, ENOTEMPTY
+from itertools import islice
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from afterwords import disk
+from afterwords.errors import StorageFullError, StorageUnavailableError, UnwritableOutputError
+from afterwords.server.blobs.paths import INLINE_MAX_BYTES, check_path, check_prefix, is_path, is_what_it_was
+from afterwords.server.ports import BlobInfo
+
+_BATCH: Final = 500
+_TRIES: Final = 20
+"""How often a write makes its folder again that a deletion, which found it empty, has just removed."""
+
+_NO_FILE: Final = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def open_folder(root: Path) -> Folder:
+    """Use a folder, which is made if it is not there.
+
+    Raises:
+        StorageFullError, StorageUnavailableError: it can't be made.
+    """
+    with _named():
+        disk.make_folder(root)
+    return Folder(root)
+
+
+class Folder:
+    """The port `Blobs` on a folder. One that vanishes is a fault of the storage, not an empty one: it is not remade."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._base = str(root)
+        self._making = threading.Lock()
+
+    async def put(self, path: str, data: bytes, *, is_durable: bool = True) -> None:
+        """Write a file aside and rename it into place."""
+        await asyncio.to_thread(self._put, check_path(path), data, is_durable)
+
+    async def get(self, path: str, *, sha256: str | None = None) -> bytes | None:
+        """Read a file: here if it is small, in a thread if it is large."""
+        file = f"{self._base}/{check_path(path)}"
+        try:
+            if os.stat(file).st_size > INLINE_MAX_BYTES:  # noqa: PTH116 - a Path costs as much as the read
+                return await asyncio.to_thread(_read, file, sha256)
+            return _read(file, sha256)
+        except _NO_FILE:
+            self._check_root()
+            return None
+        except OSError as error:
+            raise _refusal(error) from error
+
+    async def exists(self, path: str) -> bool:
+        """Ask whether the file is there."""
+        with _named():
+            if (self._root / check_path(path)).is_file():
+                return True
+        self._check_root()
+        return False
+
+    async def delete(self, *paths: str) -> None:
+        """Remove files, and the folders that they leave empty."""
+        await asyncio.to_thread(self._delete, [check_path(path) for path in paths])
+
+    async def delete_all(self, prefix: str) -> None:
+        """Remove a folder. A link in it is removed, and where it leads is left alone."""
+        await asyncio.to_thread(self._delete_all, check_prefix(prefix))
+
+    async def listing(self, prefix: str = "") -> AsyncIterator[list[BlobInfo]]:
+        """Walk a folder; the names of unfinished files end in `.part`."""
+        files = self._walk(f"{self._base}/{check_prefix(prefix)}" if prefix else self._base)
+        self._check_root()
+        with _named():
+            while batch := await asyncio.to_thread(lambda: list(islice(files, _BATCH))):
+                yield batch
+
+    async def check(self) -> None:
+        """Write a small file through to the disk, and remove it."""
+        probe = f"probe-{uuid4()}"
+        await self.put(probe, b"probe")
+        await self.delete(probe)
+
+    # -- in a thread -----------------------------------------------------------------------------------------
+
+    def _put(self, path: str, data: bytes, is_durable: bool) -> None:
+        target = self._root / path
+        part = target.with_name(f"{target.name}.{uuid4().hex}.part")
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                with _named():
+                    self._check_inside(target.parent)
+                    self._make_folder(target.parent)
+                    disk.write(target, [data], part=part, is_durable=is_durable)
+            except StorageUnavailableError as error:
+                if not tries_left or not isinstance(error.__cause__, FileNotFoundError) or not self._root.is_dir():
+                    raise
+            else:
+                return
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
+        with self._making:  # else another thread could trust a folder whose name is not on the disk yet
+            for new in [*reversed(folder.relative_to(self._root).parents), folder.relative_to(self._root)]:
+                path = self._root / new
+                if path != self._root and not path.is_dir():
+                    path.mkdir(mode=0o700, exist_ok=True)
+                    disk.sync_folder(path.parent)
+
+    def _delete(self, paths: list[str]) -> None:
+        with _named():
+            self._check_root()
+            for path in paths:
+                target = self._root / path
+                self._check_inside(target.parent)
+                with suppress(*_NO_FILE):
+                    target.unlink()
+                self._prune(target.parent)
+
+    def _delete_all(self, prefix: str) -> None:
+        top = self._root / prefix
+        with _named():
+            self._check_root()
+            self._check_inside(top.parent)
+            if top.is_symlink():
+                top.unlink(missing_ok=True)
+            for folder, folders, files in os.walk(top, topdown=False, onerror=_raise_unless_gone):
+                for name in files:
+                    Path(folder, name).unlink(missing_ok=True)
+                for name in folders:
+                    _remove_folder(Path(folder, name))
+            self._prune(top)
+
+    def _prune(self, folder: Path) -> None:
+        """Remove a folder and those above it as long as they are empty; the root stays."""
+        while folder != self._root and _remove_folder(folder):
+            folder = folder.parent
+
+    def _walk(self, folder: str) -> Iterator[BlobInfo]:
+        """What lies below a folder; what vanishes meanwhile, or is no blob by its name, is left out."""
+        for where, folders, files in os.walk(folder, onerror=_raise_unless_gone):
+            folders[:] = filter(is_path, folders)
+            for name in filter(is_path, files):
+                file = Path(where, name)
+                with suppress(FileNotFoundError):
+                    stat = file.lstat()
+                    modified_at = datetime.fromtimestamp(stat.st_mtime, UTC)
+                    yield BlobInfo(file.relative_to(self._root).as_posix(), stat.st_size, modified_at)
+
+    def _check_inside(self, folder: Path) -> None:
+        if not folder.resolve().is_relative_to(self._root.resolve()):
+            raise ValueError("a link in the storage leads out of it")
+
+    def _check_root(self) -> None:
+        if not self._root.is_dir():
+            raise StorageUnavailableError
+
+
+def _read(file: str, digest: str | None) -> bytes | None:
+    with open(file, "rb", buffering=0) as opened:  # noqa: PTH123 - as above
+        data = opened.read()
+    return data if is_what_it_was(data, digest) else None
+
+
+def _remove_folder(folder: Path) -> bool:
+    """Remove an empty folder, or a link to any; False if it is not empty."""
+    try:
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in (ENOTEMPTY, EEXIST):
+            raise
+        return False
+    return True
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, _NO_FILE):
+        raise error
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Give what the system refused its name in the API, which shows nobody a path of this machine."""
+    try:
+        yield
+    except (StorageFullError, UnwritableOutputError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        raise _refusal(cause) from cause
+
+
+def _refusal(cause: BaseException | None) -> StorageFullError | StorageUnavailableError:
+    storage = "the storage"
+    is_full = isinstance(cause, OSError) and isinstance(disk.refusal(cause, storage, why=""), StorageFullError)
+    return StorageFullError(storage) if is_full else StorageUnavailableError()

@@ -1,0 +1,213 @@
+"""Forms with a file, read into memory once and never into a temporary file.
+
+Apart because the framework's own form parser keeps what it reads, names its limits in parts and answers in its own
+words. Here every limit is in bytes, and everything that is wrong is an error of the API. The routes that take a file
+call `read_form`, after the guard has seen who asks and how much is announced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import TYPE_CHECKING, Final
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from afterwords.errors import BadContentTypeError, FileTooLargeError, InvalidMultipartError, RequestTooLargeError
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+BESIDE_FILE_MAX_BYTES: Final = 64 * 1024
+"""What a form may hold besides the content of its file: text fields, headers, boundaries."""
+
+AUDIO_TYPES: Final = ("audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave", "application/octet-stream")
+
+_PARTS_MAX: Final = 32
+_HEADER_MAX_BYTES: Final = 8 * 1024  # of one part
+_PLAIN_ENCODINGS: Final = (b"binary", b"8bit", b"7bit")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What was sent. `content_type` is what the file was said to be, if anything."""
+
+    fields: dict[str, str] = field(repr=False)
+    file: bytes | None = field(repr=False)
+    content_type: str | None = None
+
+
+async def read_form(request: Request, *, max_file_bytes: int, file_field: str, fields: Collection[str]) -> Form:
+    """Read a multipart form with some text fields and one file; other parts are passed over.
+
+    Args:
+        request: whose body nobody has read yet.
+        max_file_bytes: that the file may have.
+        file_field: the name of the file's field; what its sender calls the file is not looked at.
+        fields: names of text fields.
+
+    Raises:
+        InvalidMultipartError: it is no such form, or is not whole.
+        BadContentTypeError: the file is said to be something else than audio that is taken.
+        FileTooLargeError, RequestTooLargeError: the file, or all else together, is too large.
+        ClientDisconnect: the caller left.
+    """
+    reading = _Reading(file_field, fields, max_file_bytes)
+    try:
+        parser = MultipartParser(_boundary(request), reading.callbacks())
+        async for chunk in request.stream():
+            parser.write(chunk)
+            reading.check_size(len(chunk))
+    except FormParserError:  # its message quotes what was sent
+        raise InvalidMultipartError(why="it is malformed") from None
+    return reading.form()
+
+
+def _boundary(request: Request) -> bytes:
+    kinds = request.headers.getlist("content-type")
+    kind, options = parse_options_header(kinds[0]) if len(kinds) == 1 else (b"", {})
+    if kind != b"multipart/form-data":
+        raise InvalidMultipartError(why="its content type is not multipart/form-data")
+    if not (boundary := options.get(b"boundary")):
+        raise InvalidMultipartError(why="its content type names no boundary")
+    return boundary
+
+
+@dataclass(slots=True)
+class _Part:
+    """A part half-read. `content` stays None where nobody wants it."""
+
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    header_bytes: int = 0
+    header_name: bytes = b""
+    header_value: bytes = b""
+    name: str | None = None
+    content: BytesIO | None = None
+
+
+class _Reading:
+    """A form half-read; the parser calls it with every piece that it finds."""
+
+    def __init__(self, file_field: str, fields: Collection[str], max_file_bytes: int) -> None:
+        self._file_field = file_field
+        self._text_fields = frozenset(fields)
+        self._max_file_bytes = max_file_bytes
+        self._part = _Part()
+        self._n_parts = 0
+        self._parts: dict[str, BytesIO] = {}
+        self._content_type: str | None = None
+        self._n_read = self._n_file = 0  # bytes
+        self._is_whole = False
+
+    def callbacks(self) -> MultipartCallbacks:
+        """What the parser shall call."""
+        return {
+            "on_part_begin": self._begin_part,
+            "on_header_field": self._read_header_name,
+            "on_header_value": self._read_header_value,
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._judge_part,
+            "on_part_data": self._read_content,
+            "on_part_end": self._end_part,
+            "on_end": self._end,
+        }
+
+    def check_size(self, n_bytes: int) -> None:
+        """Count what was read; a file that is too large is read on for a little, since its end tells its size."""
+        self._n_read += n_bytes
+        if self._n_read - self._n_file > BESIDE_FILE_MAX_BYTES:
+            raise RequestTooLargeError(maximum_bytes=BESIDE_FILE_MAX_BYTES)
+        if self._n_read > self._max_file_bytes + BESIDE_FILE_MAX_BYTES:
+            raise self._too_large()
+
+    def form(self) -> Form:
+        """What was read, once there is no more."""
+        if not self._is_whole:
+            raise InvalidMultipartError(why="it ends before its last boundary")
+        file = self._parts.pop(self._file_field, None)
+        texts = {name: _decoded(name, content) for name, content in self._parts.items()}
+        # A BytesIO hands over what it holds without a copy.
+        return Form(texts, None if file is None else file.getvalue(), self._content_type)
+
+    # -- headers ---------------------------------------------------------------------------------------------
+
+    def _begin_part(self) -> None:
+        self._part = _Part()
+        self._n_parts += 1
+        if self._n_parts > _PARTS_MAX:
+            raise InvalidMultipartError(why=f"it has more than {_PARTS_MAX} parts")
+
+    def _read_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._count_header(end - start)
+        self._part.header_name += data[start:end]
+
+    def _read_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._count_header(end - start)
+        self._part.header_value += data[start:end]
+
+    def _count_header(self, n_bytes: int) -> None:
+        self._part.header_bytes += n_bytes
+        if self._part.header_bytes > _HEADER_MAX_BYTES:
+            raise InvalidMultipartError(why=f"a part has more than {_HEADER_MAX_BYTES:,} bytes of headers")
+
+    def _end_header(self) -> None:
+        part = self._part
+        name = part.header_name.lower()
+        if name in part.headers:
+            raise InvalidMultipartError(why="a part has a header twice")
+        part.headers[name] = part.header_value
+        part.header_name = part.header_value = b""
+
+    def _judge_part(self) -> None:
+        """See what this part is, before any of it is kept."""
+        headers = self._part.headers
+        kind, options = parse_options_header(headers.get(b"content-disposition"))
+        if kind != b"form-data" or b"name" not in options:
+            raise InvalidMultipartError(why="a part has no name")
+        if headers.get(b"content-transfer-encoding", b"binary").strip().lower() not in _PLAIN_ENCODINGS:
+            raise InvalidMultipartError(why="a part has a transfer encoding")
+        name = options[b"name"].decode("latin-1")
+        content_type = parse_options_header(headers.get(b"content-type"))[0].decode("latin-1")
+        if name == self._file_field:
+            if b"filename" not in options and not content_type:
+                raise InvalidMultipartError(why=f"{name} is text, not a file")
+            if content_type not in ("", *AUDIO_TYPES):
+                raise BadContentTypeError(allowed=", ".join(AUDIO_TYPES))
+            self._content_type = content_type or None
+        elif name not in self._text_fields:
+            return
+        if name in self._parts:
+            raise InvalidMultipartError(why=f"{name} is there twice")
+        self._part.name = name
+        self._part.content = self._parts[name] = BytesIO()
+
+    # -- content ---------------------------------------------------------------------------------------------
+
+    def _read_content(self, data: bytes, start: int, end: int) -> None:
+        part = self._part
+        if part.name == self._file_field:
+            self._n_file += end - start
+            if self._n_file > self._max_file_bytes:
+                part.content = None
+        if part.content is not None:
+            part.content.write(memoryview(data)[start:end])
+
+    def _end_part(self) -> None:
+        if self._part.name == self._file_field and self._n_file > self._max_file_bytes:
+            raise self._too_large()
+
+    def _end(self) -> None:
+        self._is_whole = True
+
+    def _too_large(self) -> FileTooLargeError:
+        return FileTooLargeError(self._file_field, size_bytes=self._n_file, maximum_bytes=self._max_file_bytes)
+
+
+def _decoded(name: str, content: BytesIO) -> str:
+    try:
+        return content.getvalue().decode()
+    except UnicodeDecodeError:
+        raise InvalidMultipartError(why=f"{name} is not UTF-8") from None

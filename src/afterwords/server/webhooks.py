@@ -1,0 +1,265 @@
+"""Webhooks: which URLs may be called, and one call, signed as Standard Webhooks says.
+
+Apart because it is the one place where a server fetches what a user named. The name is looked up here, once; every
+address that it has must be public, and the connection goes to one of them and nowhere else: no redirects, no proxies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from typing import Final
+
+import httpx
+from pydantic import Field
+from standardwebhooks import Webhook
+
+from afterwords import __version__
+from afterwords.errors import InvalidWebhookUrlError
+from afterwords.models import JobStatus, Model, UtcTime
+from afterwords.server.ports import Clock, WebhookCall
+
+log = logging.getLogger("afterwords.server")
+
+URL_MAX_CHARS: Final = 2_000
+TIMEOUT_S: Final = 5.0
+"""For one call, from looking up the name to the status line."""
+
+_CONNECT_S: Final = 2.0  # so that a name whose first address is dead has time for the next
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+
+_AUTHORITY = re.compile(r"https://([^/?]*)", re.IGNORECASE)
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})+")
+_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")  # what WHATWG's URL standard reads as an IPv4 address
+_PRIVATE_NAMES: Final = ("localhost", "local", "localdomain", "internal", "intranet", "lan", "home.arpa")
+
+# IANA, "IPv4 Special-Purpose Address Registry" and "IPv6 …"; the last but one is the metadata service of Azure
+_V4_SPECIAL: Final = tuple(
+    IPv4Network(network)
+    for network in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+        *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
+        *("203.0.113.0/24", "224.0.0.0/4", "168.63.129.16/32", "240.0.0.0/4"),
+    )
+)
+_V6_GLOBAL: Final = IPv6Network("2000::/3")
+_V6_SPECIAL: Final = tuple(IPv6Network(n) for n in ("2001::/23", "2001:db8::/32", "3fff::/20"))
+_V6_MAPPED, _NAT64, _6TO4 = IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"), IPv6Network("2002::/16")
+
+
+# -- which URLs ----------------------------------------------------------------------------------------------
+
+
+def check_url(url: str) -> str:
+    """Return a URL that may be called later, as far as can be told without looking its name up.
+
+    Raises:
+        InvalidWebhookUrlError: it is not https, names no public host, or carries credentials or a fragment.
+    """
+    _parse(url)
+    return url
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one that anybody on the internet may have: global, and of one machine.
+
+    An IPv4 address in IPv6 clothes (mapped, NAT64, 6to4) is judged as what it hides.
+    """
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(ip, IPv4Address):
+        return not any(ip in network for network in _V4_SPECIAL)
+    if ip.scope_id is not None:
+        return False
+    if ip in _V6_MAPPED or ip in _NAT64:
+        return is_public(str(IPv4Address(int(ip) & 0xFFFFFFFF)))
+    if ip in _6TO4:
+        return is_public(str(IPv4Address(int(ip) >> 80 & 0xFFFFFFFF)))
+    return ip in _V6_GLOBAL and not any(ip in network for network in _V6_SPECIAL)
+
+
+def _parse(url: str) -> httpx.URL:
+    if len(url) > URL_MAX_CHARS:
+        raise InvalidWebhookUrlError(why=f"it has more than {URL_MAX_CHARS:,} characters")
+    if any(c.isspace() or not c.isprintable() or c == "\\" for c in url):
+        raise InvalidWebhookUrlError(why="it holds a space, a control character or a backslash")
+    authority = _AUTHORITY.match(url)
+    if authority is None:
+        raise InvalidWebhookUrlError(why="it does not begin with https://")
+    if "@" in authority[1]:
+        raise InvalidWebhookUrlError(why="it holds credentials")
+    if "#" in url:
+        raise InvalidWebhookUrlError(why="it has a fragment")
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        raise InvalidWebhookUrlError(why="it is not a URL") from None
+    if parsed.port is not None and not 1 <= parsed.port <= 65_535:
+        raise InvalidWebhookUrlError(why="its port is not 1 to 65535")
+    _check_host(_host(parsed))
+    return parsed
+
+
+def _host(url: httpx.URL) -> str:
+    """The host as certificates and resolvers know it: ASCII, without the dot of the root, an IPv6 without brackets."""
+    return url.raw_host.decode("ascii").lower().removesuffix(".")
+
+
+def _check_host(host: str) -> None:
+    if not host:
+        raise InvalidWebhookUrlError(why="it names no host")
+    if ":" in host or _NUMBER.fullmatch(host):
+        if not is_public(host):  # ip_address knows one spelling alone: 127.1, 0x7f.1 and 2130706433 are none
+            raise InvalidWebhookUrlError(why="its address is not a public one")
+    elif len(host) > 253 or not _NAME.fullmatch(host) or f".{host}".endswith(tuple(f".{n}" for n in _PRIVATE_NAMES)):
+        raise InvalidWebhookUrlError(why="its host is not the name of a public one")
+
+
+# -- one call ------------------------------------------------------------------------------------------------
+
+
+async def resolve(host: str, port: int) -> Sequence[str]:
+    """Look a name up with this machine's resolver.
+
+    A thread of its own does it: a name whose servers don't answer holds it for half a minute, and must not keep what
+    else waits for a thread, nor the end of the process.
+
+    Raises:
+        OSError, UnicodeError: there is no such name, or it can't be one.
+    """
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[str]] = loop.create_future()
+
+    def tell(addresses: list[str], error: Exception | None) -> None:
+        if found.cancelled():
+            return
+        if error is not None:
+            found.set_exception(error)
+        else:
+            found.set_result(addresses)
+
+    def look() -> None:
+        addresses, failure = [], None
+        try:
+            entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = [str(entry[4][0]) for entry in entries]
+        except (OSError, UnicodeError) as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, addresses, failure)
+
+    threading.Thread(target=look, name="webhook-resolver", daemon=True).start()
+    return await found
+
+
+async def deliver(
+    call: WebhookCall,
+    *,
+    clock: Clock,
+    resolve: Resolve = resolve,
+    may_reach: Callable[[str], bool] = is_public,
+    tls: ssl.SSLContext | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> bool:
+    """Call a webhook once; whether it was taken. Trouble on the way is an answer, and never raised.
+
+    Args:
+        call: what is due.
+        clock: for the signature's time.
+        resolve: gives the addresses of a host; asked once.
+        may_reach: judges each of them; if one is refused, none is called.
+        tls: whom to trust; None trusts the public authorities.
+        timeout_s: for all of it.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            status = await _call(call, clock, resolve, may_reach, tls or _public_tls())
+    except (httpx.HTTPError, httpx.InvalidURL, InvalidWebhookUrlError, OSError, ValueError) as error:
+        log.info(
+            "the webhook of job %s failed: %s", call.job.job_id, type(error).__name__
+        )  # a message may hold the URL
+        return False
+    if not 200 <= status < 300:
+        log.info("the webhook of job %s was answered with %d", call.job.job_id, status)
+        return False
+    return True
+
+
+async def _call(
+    call: WebhookCall, clock: Clock, resolve: Resolve, may_reach: Callable[[str], bool], tls: ssl.SSLContext
+) -> int:
+    url = _parse(call.url)
+    host = _host(url)
+    is_address = ":" in host or _NUMBER.fullmatch(host)
+    addresses = [host] if is_address else list(dict.fromkeys(await resolve(host, url.port or 443)))
+    if not addresses or not all(map(may_reach, addresses)):
+        raise InvalidWebhookUrlError(why="its host is not public")
+    body, headers = _message(call, clock)
+    headers["host"] = (f"[{host}]" if ":" in host else host) + (f":{url.port}" if url.port else "")
+    refusal: httpx.HTTPError | None = None
+    for address in addresses:
+        try:
+            return await _post(url.copy_with(host=address), host, body, headers, tls)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # nothing was sent: the next may be tried
+            refusal = error
+    raise refusal or httpx.ConnectError("no address answered")
+
+
+async def _post(url: httpx.URL, host: str, body: str, headers: dict[str, str], tls: ssl.SSLContext) -> int:
+    """Send it to the address in the URL, which must prove that it is the host; nothing is read beyond the headers."""
+    timeout = httpx.Timeout(TIMEOUT_S, connect=_CONNECT_S)
+    async with (
+        httpx.AsyncClient(verify=tls, trust_env=False, follow_redirects=False, timeout=timeout) as client,
+        client.stream("POST", url, content=body, headers=headers, extensions={"sni_hostname": host}) as response,
+    ):
+        return response.status_code
+
+
+class WebhookData(Model):
+    """The job that a webhook tells of."""
+
+    job_id: str = Field(description="Identifier of the job, a UUID.")
+    voice_id: str = Field(description="The voice that speaks.")
+    status: JobStatus = Field(description="Where the job stands, for good.")
+    error: str | None = Field(description="Why the job failed, if it did: an error code.")
+
+
+class WebhookMessage(Model):
+    """The body of a webhook. Source: Standard Webhooks 1.0.0."""
+
+    type: str = Field(description="job.ready, job.failed or job.cancelled.")
+    timestamp: UtcTime = Field(description="When the job came to its end, UTC.")
+    data: WebhookData = Field(description="The job.")
+
+
+def _message(call: WebhookCall, clock: Clock) -> tuple[str, dict[str, str]]:
+    """The body and the headers that sign it; all but the time is the same each time that it is tried."""
+    job, now = call.job, clock.now()
+    data = WebhookData(job_id=job.job_id, voice_id=job.voice_id, status=job.status, error=job.error)
+    message = WebhookMessage(type=f"job.{job.status}", timestamp=job.completed_at or now, data=data)
+    message_id, body = f"msg_{job.job_id}", message.model_dump_json()
+    return body, {
+        "content-type": "application/json",
+        "user-agent": f"afterwords/{__version__}",
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": Webhook(call.signing_key).sign(message_id, now, body),
+    }
+
+
+@cache
+def _public_tls() -> ssl.SSLContext:
+    return httpx.create_ssl_context(trust_env=False)

@@ -1,0 +1,140 @@
+"""What every storage of audio bytes owes: inherited by the tests of each adapter, which bring the fixture `blobs`."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+
+import pytest
+
+from afterwords.server.ports import BlobInfo, Blobs
+
+VOICE, OTHER = "voices/0c6f2f0e", "voices/0c6f2f0e-2"
+AUDIO = bytes(range(256)) * 600  # 150 KB
+LARGE = bytes(range(256)) * 8192  # 2 MiB: read in another way by some
+
+
+async def everything(blobs: Blobs, prefix: str = "") -> dict[str, BlobInfo]:
+    return {blob.path: blob async for batch in blobs.listing(prefix) for blob in batch}
+
+
+@pytest.mark.anyio
+class BlobsContract:
+    """Two blobs share no folder of these tests unless a test puts them there."""
+
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "asyncio"
+
+    @pytest.mark.parametrize("data", [b"", b"x", AUDIO, LARGE], ids=["empty", "byte", "audio", "large"])
+    @pytest.mark.parametrize("is_durable", [True, False])
+    async def test_what_was_put_is_got(self, blobs: Blobs, data: bytes, is_durable: bool) -> None:
+        await blobs.put(f"{VOICE}/ref.wav", data, is_durable=is_durable)
+        assert await blobs.get(f"{VOICE}/ref.wav") == data
+        assert await blobs.get(f"{VOICE}/ref.wav", sha256=sha256(data).hexdigest()) == data
+
+    async def test_what_was_never_put_is_missing(self, blobs: Blobs) -> None:
+        assert await blobs.get("jobs/1.wav") is None
+        assert not await blobs.exists("jobs/1.wav")
+
+    async def test_a_folder_is_no_blob(self, blobs: Blobs) -> None:
+        await blobs.put(f"{VOICE}/ref.wav", b"x")
+        assert await blobs.get(VOICE) is None
+        assert not await blobs.exists(VOICE)
+        await blobs.delete(VOICE)
+        assert await blobs.exists(f"{VOICE}/ref.wav")
+
+    async def test_nothing_lies_below_a_blob(self, blobs: Blobs) -> None:
+        await blobs.put("jobs/1.wav", b"x")
+        assert await blobs.get("jobs/1.wav/2.wav") is None
+        assert not await blobs.exists("jobs/1.wav/2.wav")
+        assert await everything(blobs, "jobs/1.wav/") == {}
+
+    @pytest.mark.parametrize("data", [AUDIO, LARGE], ids=["audio", "large"])
+    async def test_blob_that_is_not_what_the_digest_says_is_missing(self, blobs: Blobs, data: bytes) -> None:
+        await blobs.put("jobs/1.wav", data)
+        digest = sha256(data).hexdigest()
+        for altered in (data[:-1], data[:99] + b"\0" + data[100:], b""):
+            await blobs.put("jobs/1.wav", altered)
+            assert await blobs.get("jobs/1.wav", sha256=digest) is None
+            assert await blobs.exists("jobs/1.wav")
+
+    async def test_put_again_replaces(self, blobs: Blobs) -> None:
+        await blobs.put("jobs/1.wav", AUDIO)
+        await blobs.put("jobs/1.wav", b"short")
+        assert await blobs.get("jobs/1.wav") == b"short"
+        assert list(await everything(blobs)) == ["jobs/1.wav"]
+
+    async def test_blob_written_many_times_at_once_is_one_of_them_whole(self, blobs: Blobs) -> None:
+        written = [bytes([number]) * 100_000 for number in range(20)]
+        await asyncio.gather(*(blobs.put("voices/a/cache/b.wav", data) for data in written))
+        assert await blobs.get("voices/a/cache/b.wav") in written
+        assert list(await everything(blobs)) == ["voices/a/cache/b.wav"]
+
+    async def test_writes_hold_out_against_deletions_beside_them(self, blobs: Blobs) -> None:
+        puts = [blobs.put(f"jobs/{number}.wav", b"x") for number in range(20)]
+        deletions = [blobs.delete(f"jobs/{number}-2.wav") for number in range(20)]
+        await asyncio.gather(*(step for pair in zip(puts, deletions, strict=True) for step in pair))
+        assert len(await everything(blobs)) == 20
+
+    async def test_deleted_blobs_are_gone_and_others_stay(self, blobs: Blobs) -> None:
+        for name in "abc":
+            await blobs.put(f"jobs/{name}.wav", b"x")
+        await blobs.delete("jobs/a.wav", "jobs/b.wav")
+        assert list(await everything(blobs)) == ["jobs/c.wav"]
+
+    async def test_deleting_what_is_not_there_is_no_error(self, blobs: Blobs) -> None:
+        await blobs.delete()
+        await blobs.delete("jobs/1.wav", "jobs/deep/er/2.wav")
+        await blobs.delete_all("voices/none/")
+        assert await everything(blobs) == {}
+
+    async def test_delete_all_removes_the_folder_and_not_its_neighbour(self, blobs: Blobs) -> None:
+        for path in (f"{VOICE}/ref.wav", f"{VOICE}/cache/a.wav", f"{VOICE}/prompts/b.bin", f"{OTHER}/ref.wav"):
+            await blobs.put(path, b"x")
+        await blobs.delete_all(f"{VOICE}/")
+        assert list(await everything(blobs)) == [f"{OTHER}/ref.wav"]
+
+    async def test_listing_shows_all_below_a_folder_with_size_and_time(self, blobs: Blobs) -> None:
+        await blobs.put(f"{VOICE}/cache/a.wav", AUDIO)
+        await blobs.put(f"{OTHER}/ref.wav", b"x")
+        found = await everything(blobs, f"{VOICE}/")
+        assert {path: blob.size_bytes for path, blob in found.items()} == {f"{VOICE}/cache/a.wav": len(AUDIO)}
+        modified_at = found[f"{VOICE}/cache/a.wav"].modified_at
+        assert modified_at.utcoffset() == timedelta(0)
+        assert abs(datetime.now(UTC) - modified_at) < timedelta(minutes=1)
+
+    async def test_listing_comes_in_batches_and_may_be_left_early(self, blobs: Blobs) -> None:
+        await asyncio.gather(*(blobs.put(f"jobs/{number}.wav", b"", is_durable=False) for number in range(510)))
+        sizes = [len(batch) async for batch in blobs.listing()]
+        assert sum(sizes) == 510
+        assert len(sizes) > 1
+        async for batch in blobs.listing("jobs"):
+            await blobs.delete(*(blob.path for blob in batch))
+            break
+        assert 0 < len(await everything(blobs)) < 510
+
+    async def test_check_leaves_nothing_behind(self, blobs: Blobs) -> None:
+        await blobs.check()
+        assert await everything(blobs) == {}
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            *("/", "/etc/passwd", "a//b", "a/", "..", "../a", "a/../b", "a/..", "a..b", ".", "a/./b"),
+            *("A", "ä", "１", "a\\b", "a#1", "a_b", "~", "a%2fb", "", "a b", "a\0", "a\n", "\ud800"),
+        ],
+    )
+    async def test_path_that_breaks_the_rule_is_a_bug_and_nothing_happens(self, blobs: Blobs, path: str) -> None:
+        await blobs.put("a", b"x")
+        for step in (blobs.put(path, b""), blobs.get(path), blobs.exists(path), blobs.delete("a", path)):
+            with pytest.raises(ValueError, match="not the path"):
+                await step
+        if path != "a/":  # a folder may end in a slash
+            with pytest.raises(ValueError, match="not the path"):
+                await blobs.delete_all(path)
+            if path:
+                with pytest.raises(ValueError, match="not the path"):
+                    await everything(blobs, path)
+        assert list(await everything(blobs)) == ["a"]

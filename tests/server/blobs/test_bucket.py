@@ -1,0 +1,211 @@
+"""A bucket as storage: it keeps the contract on a server that speaks S3, and one that is down is no empty one."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from uuid import uuid4
+
+import pytest
+
+from afterwords.errors import StorageFullError, StorageUnavailableError
+from afterwords.server.blobs import open_blobs
+from afterwords.server.ports import Blobs
+from tests.contracts.blobs_contract import BlobsContract, everything
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def request(port: int, method: str, path: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[int]:
+    """The port of a server that speaks S3."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            deadline = time.monotonic() + 30
+            while True:
+                try:
+                    request(port, "GET", "/moto-api/")
+                    break
+                except OSError:
+                    assert server.poll() is None
+                    assert time.monotonic() < deadline
+            yield port
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+def bucket(s3: int) -> str:
+    """The URL of a bucket of its own."""
+    name = f"b-{uuid4()}"
+    assert request(s3, "PUT", f"/{name}") == 200
+    return f"s3://{name}/pre/fix?endpoint=http://127.0.0.1:{s3}&region=auto"
+
+
+@pytest.fixture
+def blobs(bucket: str) -> Blobs:
+    return open_blobs(bucket)
+
+
+class TestBucket(BlobsContract):
+    pass
+
+
+async def test_another_prefix_of_the_bucket_is_another_storage(blobs: Blobs, bucket: str) -> None:
+    beside = open_blobs(bucket.replace("pre/fix", "pre/fix-2"))
+    await beside.put("jobs/1.wav", b"x")
+    assert await everything(blobs) == {}
+    assert await blobs.get("jobs/1.wav") is None
+
+
+async def refusals(blobs: Blobs, error: type[Exception]) -> None:
+    for step in (
+        blobs.get("jobs/1.wav"),
+        blobs.exists("jobs/1.wav"),
+        blobs.put("jobs/1.wav", b"x"),
+        blobs.delete("jobs/1.wav"),
+        blobs.delete_all("jobs/"),
+        everything(blobs),
+        blobs.check(),
+    ):
+        with pytest.raises(error) as refused:
+            await step
+        assert "127.0.0.1" not in str(refused.value)
+
+
+async def test_bucket_that_is_gone_is_a_fault_and_not_an_empty_one(s3: int) -> None:
+    await refusals(open_blobs(f"s3://none?endpoint=http://127.0.0.1:{s3}&region=auto"), StorageUnavailableError)
+
+
+async def test_server_that_is_down_is_a_fault_that_is_soon_told() -> None:
+    blobs = open_blobs(f"s3://bucket?endpoint=http://127.0.0.1:{free_port()}&region=auto")
+    async with asyncio.timeout(10):
+        await refusals(blobs, StorageUnavailableError)
+
+
+async def test_server_that_never_answers_is_given_up_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # the system takes the connection, nobody the request
+        blobs = open_blobs(f"s3://bucket?endpoint=http://127.0.0.1:{listening.getsockname()[1]}&region=auto")
+        async with asyncio.timeout(5):
+            with pytest.raises(StorageUnavailableError):
+                await blobs.check()
+
+
+@contextmanager
+def answering(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """A server that gives every request the same answer; yields the URL of a bucket there."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def __getattr__(self, name: str) -> object:
+            if name.startswith("do_"):
+                return lambda: answer(self)
+            raise AttributeError(name)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"s3://bucket?endpoint=http://127.0.0.1:{server.server_port}&region=auto"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def status(code: int, body: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        handler.send_response(code)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(b"" if handler.command == "HEAD" else body)
+
+    return answer
+
+
+@pytest.mark.parametrize("code", [301, 400, 401, 403, 500])
+async def test_whatever_else_the_server_answers_is_a_fault(code: int) -> None:
+    with answering(status(code, b"<Error><Code>Other</Code></Error>")) as url:
+        blobs = open_blobs(url)
+        for step in (blobs.get("jobs/1.wav"), blobs.put("jobs/1.wav", b"x"), blobs.check()):
+            with pytest.raises(StorageUnavailableError):
+                await step
+
+
+@pytest.mark.parametrize(
+    ("code", "body"),
+    [(507, b""), (403, b"<Error><Code>QuotaExceeded</Code></Error>"), (507, b"<Code>XMinioStorageFull")],
+)
+async def test_server_that_is_full_says_so(code: int, body: bytes) -> None:
+    with answering(status(code, body)) as url, pytest.raises(StorageFullError, match="holds the storage"):
+        await open_blobs(url).put("jobs/1.wav", b"x")
+
+
+async def test_download_that_breaks_off_is_a_fault_and_not_a_short_blob() -> None:
+    def cut(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        for name, value in (
+            ("Content-Length", "100"),
+            ("ETag", '"1"'),
+            ("Last-Modified", "Sun, 22 Nov 2026 12:00:00 GMT"),
+        ):
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(b"x" * 50)
+        handler.close_connection = True
+
+    with answering(cut) as url, pytest.raises(StorageUnavailableError):
+        await open_blobs(url).get("jobs/1.wav")
+
+
+def test_process_that_used_a_bucket_ends_in_order() -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from afterwords.errors import StorageUnavailableError\n"
+        "from afterwords.server.blobs import open_blobs\n"
+        "try: asyncio.run(open_blobs(sys.argv[1]).get('jobs/1.wav'))\n"
+        "except StorageUnavailableError: print('told')\n"
+    )
+    url = f"s3://bucket?endpoint=http://127.0.0.1:{free_port()}&region=auto"
+    command = [sys.executable, "-W", "error", "-c", code, url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (0, "told\n"), done.stderr
