@@ -24,6 +24,7 @@ from afterwords.text import (
     check_text,
     chunks,
     is_speakable,
+    longest_speech_s,
     normalise_lang,
     printable,
     sentences,
@@ -98,6 +99,13 @@ def test_checked_text_passes_again_unchanged(text: str) -> None:
 
 
 # -- names and languages -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "speed", "seconds"), [("", 1.0, 10), ("a" * 100, 1.0, 70), ("a" * 100, 2.0, 35), ("a" * 100, 0.5, 140)]
+)
+def test_speech_may_last_so_long_and_no_longer(text: str, speed: float, seconds: float) -> None:
+    assert longest_speech_s(text, speed=speed) == pytest.approx(seconds)
 
 
 def test_name_is_composed_and_stripped() -> None:

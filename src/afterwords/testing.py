@@ -69,6 +69,15 @@ class EngineContract:
             assert engine.languages(backend)
             assert engine.languages(backend) <= set(LANGS)
 
+    def test_loading_ahead_reports_progress_up_to_the_end(self, engine: Engine, prompt: bytes) -> None:
+        fractions: list[float] = []
+        for _ in range(2):
+            fractions.clear()
+            engine.load(engine.backends[0], lambda done, _: fractions.append(done))
+            assert fractions == sorted(fractions)
+            assert fractions[-1] == 1.0
+        assert len(self.speak(engine, self.task(engine, prompt)))
+
     def test_preparing_reports_progress_up_to_the_end(self, engine: Engine, reference: Reference) -> None:
         fractions: list[float] = []
         assert isinstance(engine.prepare(reference, lambda done, _: fractions.append(done), fast=True), bytes)

@@ -90,6 +90,18 @@ class Engine(Protocol):
         """Whether it can run here. Quick: loads no weights, raises nothing."""
         ...
 
+    def load(self, backend: str, progress: Progress = ignore_progress) -> None:
+        """Load the weights now, so that the first utterance does not wait for them.
+
+        Args:
+            backend: one of the engine's own. Loading it again changes nothing.
+            progress: told how far it is.
+
+        Raises:
+            ModelFileError: a weight file is missing or altered.
+        """
+        ...
+
     def prepare(self, reference: Reference, progress: Progress = ignore_progress, *, fast: bool = False) -> bytes:
         """Make the prompt of a voice, once. It is a cache that can be made again, never the voice itself.
 

@@ -2,7 +2,9 @@
 
 Pitch comes from the text's hash, length from its characters. Offered only when `AFTERWORDS_BACKENDS` names it.
 With `AFTERWORDS_TESTING=1` a fault word in the text makes it fail in that way, so that what lies above an engine
-can be tested against every end an engine comes to.
+can be tested against every end an engine comes to. From the second chunk on, at each chunk: `fault-fail` raises a
+SynthesisError, `fault-error` what nobody expects, `fault-memory` a MemoryError; `fault-hang` never returns;
+`fault-crash` kills the process; `fault-slow` takes 50 ms; `fault-leak` takes 50 ms, and 16 MB for good.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import hashlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 SECONDS_PER_CHARACTER: Final = 0.06
 CHUNK_S: Final = 0.24
 SAMPLE_RATE: Final = 24_000
+SLOW_S: Final = 0.05
+LEAK_BYTES: Final = 16 * 1024 * 1024
 
 
 class ToneEngine:
@@ -41,6 +46,11 @@ class ToneEngine:
 
     def availability(self) -> Available | Unavailable:
         return Available("a tone, for tests")
+
+    def load(self, backend: str, progress: Progress = ignore_progress) -> None:  # noqa: ARG002 - one backend
+        import numpy  # noqa: F401 - all there is to load
+
+        progress(1.0, "done")
 
     def prepare(
         self,
@@ -99,11 +109,24 @@ def _hang() -> None:
     threading.Event().wait()
 
 
+def _dawdle() -> None:
+    time.sleep(SLOW_S)
+
+
+def _leak() -> None:
+    time.sleep(SLOW_S)
+    _leaked.append(b"\1" * LEAK_BYTES)
+
+
+_leaked: list[bytes] = []
+
 FAULTS: Final[dict[str, Callable[[], None]]] = {
     "fault-fail": _raise_typed,
     "fault-error": _raise_foreign,
     "fault-memory": _exhaust_memory,
     "fault-hang": _hang,
     "fault-crash": _crash,
+    "fault-slow": _dawdle,
+    "fault-leak": _leak,
 }
-"""What a word in the text does after the first chunk, when testing."""
+"""What a word in the text does at each chunk after the first, when testing."""

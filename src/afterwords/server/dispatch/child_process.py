@@ -1,0 +1,344 @@
+"""A speaking process as the server sees it: started, spoken to, watched, and ended.
+
+`child` is the other side. Here nothing is known of jobs: whoever wants something spoken gets an Utterance to read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from afterwords.backends.base import Progress
+from afterwords.server.dispatch import frames, memory
+from afterwords.server.dispatch.changes import Changes
+from afterwords.server.dispatch.frames import BrokenFrameError, Frame
+from afterwords.worker import Work
+
+_log = logging.getLogger(__name__)
+
+COMMAND: Final = (
+    sys.executable,
+    "-P",
+    "-m",
+    "afterwords.server.dispatch.child",
+)  # -P: no module of the folder it is in
+TICK_S: Final = 0.1
+NEAR_THE_CAP: Final = 0.9
+"""A process that dies while it holds this part of its cap is taken to have died of it."""
+FAR_BEYOND_THE_CAP: Final = 1.5
+_PIPE_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a process may take.
+
+    Attributes:
+        start_allowance_s: for loading, and for making a prompt.
+        stall_s: a silence that is longer, while speaking, means that it hangs.
+        memory_bytes: beyond it the process takes no more work; far beyond it, it is killed.
+        recycle_after: utterances after which it takes no more.
+    """
+
+    start_allowance_s: float
+    stall_s: float
+    memory_bytes: int
+    recycle_after: int
+
+
+class ChildLostError(Exception):
+    """The process died, or was killed."""
+
+    def __init__(self, *, is_out_of_memory: bool) -> None:
+        super().__init__("it ran out of memory" if is_out_of_memory else "it died")
+        self.is_out_of_memory = is_out_of_memory
+
+
+class ChildFailedError(Exception):
+    """The process lives, and could not do what it was asked.
+
+    Attributes:
+        code: of the API.
+        kind: the name of the error's class.
+    """
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        self.code: str = facts["error"]
+        self.kind: str = facts["error_kind"]
+        self.is_out_of_memory: bool = facts["is_out_of_memory"]
+        super().__init__(facts["words"] or self.kind)
+
+
+@dataclass(slots=True, eq=False)
+class Utterance:
+    """Something that is spoken in a process, from the asking to its last frame.
+
+    Attributes:
+        engine: that speaks; only so many at once.
+        limit_s: the longest that it may take in all.
+        patience_s: the longest that it may be silent now.
+    """
+
+    number: int
+    engine: str
+    limit_s: float
+    patience_s: float
+    age_s: float = 0.0
+    silent_s: float = 0.0
+    is_over: bool = False
+    synth_ms: int | None = None
+    _arrived: asyncio.Queue[Frame | Exception | None] = field(default_factory=asyncio.Queue)
+
+    async def next(self) -> Frame | None:
+        """The next frame: `speaking`, with the prompt if it is new, then `sound` after `sound`; None at the end.
+
+        Raises:
+            ChildFailedError: it could not be spoken.
+            ChildLostError: the process is gone.
+        """
+        arrived = await self._arrived.get()
+        if isinstance(arrived, Exception):
+            raise arrived
+        return arrived
+
+    def put(self, arrived: Frame | Exception | None) -> None:
+        """Hand on what came: a frame, a failure, or the end."""
+        self._arrived.put_nowait(arrived)
+
+
+@dataclass(slots=True, eq=False)
+class _Loading:
+    """A backend that is being loaded."""
+
+    progress: Progress
+    done: asyncio.Future[None]
+    age_s: float = 0.0
+
+
+class Child:
+    """One speaking process.
+
+    Attributes:
+        changes: told whenever it can do more than before, or is gone.
+        room: utterances at once, of each engine that is loaded.
+        utterances: those not over yet, cancelled ones among them.
+        is_spent: it shall take no more work.
+        is_lost: it is dead, or about to be.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, limits: Limits) -> None:
+        self.changes = Changes()
+        self.room: dict[str, int] = {}
+        self.loaded: set[str] = set()
+        self.utterances: dict[int, Utterance] = {}
+        self.is_spent = False
+        self.is_lost = False
+        self._process = process
+        self._limits = limits
+        self._loadings: dict[str, _Loading] = {}
+        self._n_begun = 0
+        self._memory_bytes = 0
+        self._reading = asyncio.create_task(self._read())
+        self._watching = asyncio.create_task(self._watch())
+
+    @classmethod
+    async def start(cls, limits: Limits, environment: Mapping[str, str]) -> Child:
+        """Start a process. What it prints is dropped: a library may print what it was given to speak.
+
+        Raises:
+            OSError: the system starts no more processes.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env=environment,
+            limit=_PIPE_BYTES,
+            start_new_session=True,  # Ctrl-C is for the server, and what the process starts can be killed with it
+        )
+        return cls(process, limits)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.utterances or self._loadings)
+
+    async def load(self, backend: str, progress: Progress) -> None:
+        """Load a backend; callers who come meanwhile wait for the same.
+
+        Raises:
+            ChildFailedError, ChildLostError: it is not loaded.
+        """
+        if backend in self.loaded:
+            return
+        if backend not in self._loadings:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            done.add_done_callback(lambda future: future.exception())  # asked for, even if nobody waits any more
+            self._loadings[backend] = _Loading(progress, done)
+            self._send(frames.pack("load", backend=backend))
+            self.changes.tell()
+        await asyncio.shield(self._loadings[backend].done)
+
+    def speak(self, work: Work, *, engine: str, limit_s: float) -> Utterance:
+        """Have something spoken, by a backend that is loaded."""
+        self._n_begun += 1
+        self.is_spent = self.is_spent or self._n_begun >= self._limits.recycle_after
+        utterance = Utterance(self._n_begun, engine, limit_s, self._limits.start_allowance_s)
+        self.utterances[utterance.number] = utterance
+        facts = asdict(work)
+        prompt, reference = facts.pop("prompt"), facts.pop("reference")
+        body, name = (reference, "reference") if prompt is None else (prompt, "prompt")
+        self._send(frames.pack("speak", body, number=utterance.number, work=facts, body_is=name))
+        self.changes.tell()
+        return utterance
+
+    def cancel(self, utterance: Utterance) -> None:
+        """Stop an utterance; the others go on. It is over when the process says so."""
+        if not utterance.is_over:
+            self._send(frames.pack("cancel", number=utterance.number))
+
+    def retire(self) -> None:
+        """Give it no more work."""
+        self.is_spent = True
+        self.changes.tell()
+
+    def kill(self) -> None:
+        """Kill it, with all that it started."""
+        self.is_lost = True
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                if sys.platform == "win32":
+                    self._process.kill()
+                else:
+                    os.killpg(self.pid, signal.SIGKILL)
+
+    async def end(self) -> None:
+        """Make sure that it is gone, and nothing of it left."""
+        self._watching.cancel()
+        self.kill()
+        await asyncio.wait([self._reading, self._watching])
+
+    def _kill_for(self, why: str) -> None:
+        if not self.is_lost:
+            _log.warning("speaking process %d is killed: %s", self.pid, why)
+            self.kill()
+
+    def _send(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        if not self.is_lost:  # whoever waits for an answer is told when it is gone
+            self._process.stdin.write(data)
+
+    # -- what it says
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        assert self._process.stdin is not None
+        try:
+            while (frame := await frames.receive(self._process.stdout)) is not None:
+                self._take(frame)
+        except (BrokenFrameError, LookupError, TypeError, ValueError):
+            self._kill_for("it speaks no frames")
+        self.kill()  # one that closed its output and lives is of no use
+        self._process.stdin.close()
+        status = await self._process.wait()
+        with suppress(OSError):
+            await self._process.stdin.wait_closed()
+        is_out_of_memory = self._memory_bytes >= NEAR_THE_CAP * self._limits.memory_bytes
+        _log.info("speaking process %d ended with status %d", self.pid, status)
+        self._lose(ChildLostError(is_out_of_memory=is_out_of_memory))
+
+    def _lose(self, error: ChildLostError) -> None:
+        for loading in self._loadings.values():
+            if not loading.done.done():
+                loading.done.set_exception(error)
+        self._loadings.clear()
+        for number in list(self.utterances):
+            self._end(number, error)
+        self.changes.tell()
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind in ("loading", "loaded", "load-failed"):
+            self._take_loading(frame)
+            return
+        utterance = self.utterances[frame.facts["number"]]
+        utterance.silent_s = 0.0
+        if frame.kind == "ended":
+            self._take_end(utterance, frame)
+        elif frame.kind != "preparing":
+            utterance.patience_s = self._limits.stall_s
+            utterance.put(frame)
+
+    def _take_loading(self, frame: Frame) -> None:
+        facts = frame.facts
+        backend: str = facts["backend"]
+        if frame.kind == "loading":
+            self._loadings[backend].progress(facts["fraction"], facts["step"])
+            return
+        loading = self._loadings.pop(backend)
+        if frame.kind == "loaded":
+            self.loaded.add(backend)
+            self.room[facts["engine"]] = facts["max_concurrent"]
+            self._measure(facts["peak"])
+            loading.done.set_result(None)
+        else:
+            loading.done.set_exception(ChildFailedError(facts))
+        self.changes.tell()
+
+    def _take_end(self, utterance: Utterance, frame: Frame) -> None:
+        self._measure(frame.facts["peak"])
+        failure = ChildFailedError(frame.facts) if "error" in frame.facts else None
+        if failure and failure.is_out_of_memory:
+            self.is_spent = True
+        utterance.synth_ms = frame.facts.get("synth_ms")
+        self._end(utterance.number, failure)
+        self.changes.tell()
+
+    def _end(self, number: int, failure: Exception | None) -> None:
+        utterance = self.utterances.pop(number)
+        utterance.is_over = True
+        utterance.put(failure)
+
+    # -- what it takes
+
+    async def _watch(self) -> None:
+        while True:
+            await self.changes.until(lambda: self.is_busy)
+            await asyncio.sleep(TICK_S)
+            self._measure(None)
+            self._look_at_clocks()
+
+    def _measure(self, peak_bytes: int | None) -> None:
+        measured = memory.resident_bytes(self.pid) or peak_bytes
+        if measured is None:
+            return
+        self._memory_bytes = measured
+        if measured > self._limits.memory_bytes:
+            self.is_spent = True
+            if measured > FAR_BEYOND_THE_CAP * self._limits.memory_bytes and self.is_busy:
+                self._kill_for("it takes too much memory")
+
+    def _look_at_clocks(self) -> None:
+        """Count a tick of silence for each, and kill the process if one waited too long.
+
+        Ticks are counted, not time: a server that was itself held up must not blame its children.
+        """
+        for loading in self._loadings.values():
+            loading.age_s += TICK_S
+            if loading.age_s > self._limits.start_allowance_s:
+                self._kill_for("a model loads for too long")
+        for utterance in self.utterances.values():
+            utterance.age_s += TICK_S
+            utterance.silent_s += TICK_S
+            if utterance.silent_s > utterance.patience_s or utterance.age_s > utterance.limit_s:
+                self._kill_for("an utterance hangs")

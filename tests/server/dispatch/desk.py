@@ -1,0 +1,200 @@
+"""A desk in memory: the whole port, with jobs that can be watched, and outages on demand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+
+from afterwords.errors import EmptyDataError, RunawayAudioError, StaleAttemptError
+from afterwords.models import JobStatus, SpeechFormat, new_id, now
+from afterwords.riff import read_wav
+from afterwords.server.ports import Claim, StoredJob, StoredVoice
+from afterwords.text import longest_speech_s
+from tests.conftest import READER
+
+PATIENCE_S = 30
+MAX_ATTEMPTS = 3
+
+
+@dataclass
+class Desk:
+    """Implements the port Desk.
+
+    Attributes:
+        refusals: what a method raises while it is set, by the method's name; "all" stands for every one.
+        calls: (method, job id or voice id), in order.
+        beside: for each job, those that were being spoken when it was claimed.
+    """
+
+    jobs: dict[str, StoredJob] = field(default_factory=dict)
+    wavs: dict[str, bytes] = field(default_factory=dict)
+    prompts: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
+    references: dict[str, bytes] = field(default_factory=dict)
+    refusals: dict[str, Exception] = field(default_factory=dict)
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    claimed: set[str] = field(default_factory=set)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    # -- what a test does and sees
+
+    def submit(
+        self, text: str, *, voice: str = "me", backend: str = "tone", speed: float = 1.0, attempt: int = 0
+    ) -> str:
+        """Put a job on the desk that was tried so often before."""
+        job_id = new_id()
+        self.references.setdefault(voice, READER.read_bytes())
+        self.jobs[job_id] = StoredJob(
+            job_id=job_id,
+            account_id="account",
+            voice_id=voice,
+            status=JobStatus.PENDING,
+            lang="en",
+            backend=backend,
+            cache_key="",
+            char_count=len(text),
+            speed=speed,
+            seed=None,
+            response_format=SpeechFormat.WAV,
+            attempt=attempt,
+            lease_expires=None,
+            audio_key=None,
+            audio_sha256=None,
+            audio_bytes=None,
+            synth_ms=None,
+            error=None,
+            created_at=now(),
+            completed_at=None,
+            text=text,
+        )
+        return job_id
+
+    def cancel(self, job_id: str) -> None:
+        self._end(job_id, status=JobStatus.CANCELLED)
+
+    def requeue(self, job_id: str) -> None:
+        """Do what the reaper does when a lease is over."""
+        self.claimed.discard(job_id)
+
+    def is_final(self, job_id: str) -> bool:
+        return self.jobs[job_id].status is not JobStatus.PENDING
+
+    def outcome(self, job_id: str) -> str:
+        """How it ended: "ready", "cancelled", or the error."""
+        return self.jobs[job_id].error or str(self.jobs[job_id].status)
+
+    def said_of(self, job_id: str) -> list[str]:
+        """The calls that were made for a job, heartbeats aside."""
+        return [call for call, name in self.calls if name == job_id and call != "heartbeat"]
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait, with a deadline, until something is so that calls at the desk bring about."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not is_so():
+                await self._changed.wait()
+
+    async def ended(self, *job_ids: str) -> list[str]:
+        """Wait until these jobs are final; returns how they ended."""
+        await self.until(lambda: all(self.is_final(job_id) for job_id in job_ids))
+        return [self.outcome(job_id) for job_id in job_ids]
+
+    # -- the port
+
+    async def claim(self, *, backends: Sequence[str], worker: str) -> Claim | None:
+        self._note("claim", worker)
+        for job in self.jobs.values():
+            if job.status is JobStatus.PENDING and job.job_id not in self.claimed and job.backend in backends:
+                self.claimed.add(job.job_id)
+                self.jobs[job.job_id] = replace(job, attempt=job.attempt + 1)
+                self._note("claimed", job.job_id)
+                return Claim(self.jobs[job.job_id], self._voice(job.voice_id))
+        return None
+
+    async def heartbeat(self, claim: Claim) -> bool:
+        self._note("heartbeat", claim.job.job_id)
+        return self._holds(claim.job.job_id, claim.job.attempt)
+
+    async def reference(self, voice: StoredVoice) -> bytes:
+        self._note("reference", voice.voice_id)
+        return self.references[voice.voice_id]
+
+    async def prompt(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
+        self._note("prompt", voice.voice_id)
+        return self.prompts.get((voice.voice_id, backend, version))
+
+    async def keep_prompt(self, voice: StoredVoice, *, backend: str, version: str, prompt: bytes) -> None:
+        self._note("keep_prompt", voice.voice_id)
+        self.prompts[voice.voice_id, backend, version] = prompt
+
+    async def complete(self, job_id: str, attempt: int | None, wav: bytes, *, synth_ms: int | None = None) -> None:
+        self._note("complete", job_id)
+        job = self.jobs[job_id]
+        if attempt is None or not self._holds(job_id, attempt):
+            raise StaleAttemptError
+        try:
+            samples, sample_rate = read_wav(wav)
+        except EmptyDataError:
+            self._end(job_id, status=JobStatus.FAILED, error="empty_data")
+            raise
+        longest_s = longest_speech_s(job.text or "", speed=job.speed)
+        if len(samples) / sample_rate > longest_s:
+            self._end(job_id, status=JobStatus.FAILED, error="runaway_audio")
+            raise RunawayAudioError(duration_s=len(samples) / sample_rate, maximum_s=longest_s)
+        self.wavs[job_id] = wav
+        self._end(job_id, status=JobStatus.READY, synth_ms=synth_ms)
+
+    async def fail(self, job_id: str, attempt: int, *, error: str) -> None:
+        self._note("fail", job_id)
+        if self._holds(job_id, attempt):
+            self._end(job_id, status=JobStatus.FAILED, error=error)
+
+    async def retry(self, job_id: str, attempt: int, *, error: str, max_attempts: int | None = None) -> None:
+        self._note("retry", job_id)
+        if not self._holds(job_id, attempt):
+            return
+        if attempt >= (max_attempts or MAX_ATTEMPTS):
+            self._end(job_id, status=JobStatus.FAILED, error=error)
+        else:
+            self.claimed.discard(job_id)
+
+    async def give_back(self, job_id: str, attempt: int) -> None:
+        self._note("give_back", job_id)
+        if self._holds(job_id, attempt):
+            self.claimed.discard(job_id)
+            self.jobs[job_id] = replace(self.jobs[job_id], attempt=attempt - 1)
+
+    # -- inside
+
+    def _holds(self, job_id: str, attempt: int) -> bool:
+        job = self.jobs[job_id]
+        return job.status is JobStatus.PENDING and job_id in self.claimed and job.attempt == attempt
+
+    def _end(self, job_id: str, *, status: JobStatus, error: str | None = None, synth_ms: int | None = None) -> None:
+        self.jobs[job_id] = replace(self.jobs[job_id], status=status, error=error, synth_ms=synth_ms)
+        self._tell()
+
+    def _note(self, call: str, name: str) -> None:
+        self.calls.append((call, name))
+        self._tell()
+        if refusal := self.refusals.get(call, self.refusals.get("all")):
+            raise refusal
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _voice(self, voice_id: str) -> StoredVoice:
+        reference = self.references[voice_id]
+        return StoredVoice(
+            voice_id=voice_id,
+            account_id="account",
+            name=voice_id,
+            backend="tone",
+            lang="en",
+            ref_audio_key=f"voices/{voice_id}/reference.wav",
+            ref_sha256=sha256(reference).hexdigest(),
+            ref_duration_s=10.0,
+            ref_sample_rate=24_000,
+            created_at=now(),
+        )

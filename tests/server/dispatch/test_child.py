@@ -1,0 +1,159 @@
+"""A speaking process by itself, as the server sees it: what it outlives, what ends it, and what it never lets out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from afterwords.backends.base import ignore_progress
+from afterwords.config import load_config
+from afterwords.server.dispatch import frames
+from afterwords.server.dispatch.child_process import COMMAND, Child, ChildFailedError, ChildLostError, Limits, Utterance
+from afterwords.server.dispatch.inprocess import environment_for
+from afterwords.worker import Work
+from tests.conftest import READER
+from tests.server.dispatch.desk import PATIENCE_S
+from tests.server.dispatch.dispatching import ENDLESS, eventually, install_odd
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = Limits(start_allowance_s=60, stall_s=60, memory_bytes=1 << 30, recycle_after=100)
+
+
+@asynccontextmanager
+async def child_of(backend: str, limits: Limits = LIMITS) -> AsyncIterator[Child]:
+    child = await Child.start(limits, {**environment_for(load_config(), os.environ), "AFTERWORDS_BACKENDS": backend})
+    try:
+        await child.load(backend, ignore_progress)
+        yield child
+    finally:
+        await child.end()
+
+
+def say(child: Child, text: str, *, limit_s: float = 60, backend: str = "tone") -> Utterance:
+    work = Work(text=text, lang="en", backend=backend, voice_id="me", prompt=b"")
+    return child.speak(work, engine=backend, limit_s=limit_s)
+
+
+def prepare(child: Child, transcript: str) -> Utterance:
+    """Have the odd engine make a prompt, which takes it over two seconds."""
+    work = Work(
+        text="hello",
+        lang="en",
+        backend="odd",
+        voice_id="me",
+        reference=READER.read_bytes(),
+        ref_text=transcript,
+    )
+    return child.speak(work, engine="odd", limit_s=60)
+
+
+async def heard(utterance: Utterance) -> bytes:
+    pcm = b""
+    while (frame := await utterance.next()) is not None:
+        pcm += frame.body if frame.kind == "sound" else b""
+    return pcm
+
+
+async def test_what_libraries_print_gets_in_nobodys_way(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_odd(home, monkeypatch)
+    async with child_of("odd") as child:
+        assert len(await heard(say(child, "hello", backend="odd"))) == 2 * 5 * 24_000 * 6 // 100
+
+
+async def test_a_cancelled_utterance_ends_within_two_chunks_and_the_other_goes_on() -> None:
+    async with child_of("tone") as child:
+        cancelled, other = say(child, ENDLESS), say(child, "fault-slow and some more")
+        assert await cancelled.next()
+        child.cancel(cancelled)
+        further = len(await heard(cancelled)) / 2 / 24_000 / 0.24
+        assert further <= 3  # one that was on its way, and two
+        assert len(await heard(other)) == 2 * 24 * 24_000 * 6 // 100
+        assert not child.is_lost
+
+
+async def test_making_a_prompt_can_be_cancelled(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_odd(home, monkeypatch)
+    async with child_of("odd") as child:
+        utterance = prepare(child, "chatty")
+        await eventually((home / "odd.log").exists)
+        child.cancel(utterance)
+        assert await utterance.next() is None
+        assert (home / "odd.log").read_text().split() == ["prepare"]
+
+
+async def test_progress_while_a_prompt_is_made_is_a_sign_of_life(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_odd(home, monkeypatch)
+    async with child_of("odd", Limits(1.8, 1.8, 1 << 30, 100)) as child:
+        assert await heard(prepare(child, "chatty"))
+        with pytest.raises(ChildLostError):
+            await heard(prepare(child, "silent"))
+
+
+async def test_what_takes_too_long_in_all_is_killed() -> None:
+    async with child_of("tone") as child:
+        with pytest.raises(ChildLostError):
+            await heard(say(child, ENDLESS, limit_s=0.3))
+
+
+async def test_a_backend_that_is_not_there_is_refused() -> None:
+    async with child_of("tone") as child:
+        with pytest.raises(ChildFailedError, match="no backend 'nothing'") as failed:
+            await child.load("nothing", ignore_progress)
+        assert failed.value.code == "invalid_backend"
+
+
+async def test_what_is_spoken_to_a_dead_process_is_lost() -> None:
+    async with child_of("tone") as child:
+        utterance = say(child, ENDLESS)
+        child.kill()
+        with pytest.raises(ChildLostError):
+            await heard(utterance)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+async def test_signals_to_everybody_are_for_the_server(name: str) -> None:
+    async with child_of("tone") as child:
+        os.kill(child.pid, getattr(signal, name))
+        assert await heard(say(child, "hello"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of others has no such score")
+async def test_the_kernel_takes_it_before_the_server() -> None:
+    async with child_of("tone") as child:
+        assert Path(f"/proc/{child.pid}/oom_score_adj").read_text() == "1000\n"
+
+
+@pytest.mark.parametrize("text", [ENDLESS, "now fault-hang"], ids=["speaking", "hanging"])
+def test_it_ends_when_its_input_does_and_says_nothing_on_stderr(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_BACKENDS", "tone")
+    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        work = {"text": text, "lang": "en", "backend": "tone", "voice_id": "me"}
+        process.stdin.write(frames.pack("speak", b"prompt", number=1, work=work, body_is="prompt"))
+        process.stdin.flush()
+        for kind in ("speaking", "sound"):
+            frame = frames.read(process.stdout)  # type: ignore[arg-type]
+            assert frame is not None
+            assert frame.kind == kind
+        process.stdin.close()
+        assert process.wait(PATIENCE_S) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+async def test_a_process_that_ended_leaves_no_zombie() -> None:
+    async with child_of("tone") as child:
+        process = psutil.Process(child.pid)
+        process.kill()
+        await eventually(lambda: not process.is_running())
+        assert child.is_lost
