@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from afterwords.cli import backends, clone, demo, doctor, output, say, verify, voices
+from afterwords.cli import backends, clone, demo, doctor, keys, output, say, serve, verify, voices
 from afterwords.errors import AfterwordsError
 
 INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended: 128 + SIGINT
@@ -56,6 +56,8 @@ app.command("doctor")(doctor.doctor)
 app.command("verify")(verify.verify)
 app.command("backends")(backends.backends)
 app.command("demo")(demo.demo)
+app.command("serve")(serve.serve)
+app.add_typer(keys.app, name="keys")
 
 
 def run() -> None:

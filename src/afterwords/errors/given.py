@@ -237,11 +237,13 @@ class TextTooLongError(TextError):
 class UnsupportedLangError(InvalidInputError):
     code = "unsupported_lang"
 
-    def __init__(self, lang: str, *, supported: Iterable[str], backend: str = "", others: Sequence[str] = ()) -> None:
+    def __init__(
+        self, lang: str | None, *, supported: Iterable[str], backend: str = "", others: Sequence[str] = ()
+    ) -> None:
         who = f"The backend {backend}" if backend else "afterwords"
         spoken = ", ".join(sorted(supported))
         super().__init__(
-            f"{who} does not speak {lang!a}; it speaks {spoken}.",
+            f"{who} does not speak {'that language' if lang is None else ascii(lang)}; it speaks {spoken}.",
             hint=f"use --backend {others[0]}, which speaks it." if others else f"choose one of: {spoken}.",
         )
 
@@ -249,11 +251,10 @@ class UnsupportedLangError(InvalidInputError):
 class InvalidBackendError(InvalidInputError):
     code = "invalid_backend"
 
-    def __init__(self, backend: str, *, offered: Iterable[str]) -> None:
+    def __init__(self, backend: str | None, *, offered: Iterable[str]) -> None:
         names = ", ".join(offered) or "none"
-        super().__init__(
-            f"There is no backend {backend!a} here; offered: {names}.", hint="`afterwords backends` lists them."
-        )
+        which = "such backend" if backend is None else f"backend {backend!a}"
+        super().__init__(f"There is no {which} here; offered: {names}.", hint="`afterwords backends` lists them.")
 
 
 class InvalidNameError(InvalidInputError):

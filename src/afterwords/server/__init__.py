@@ -1,1 +1,31 @@
-"""The server: the /v1 API, the job pipeline and the store, to be run by `afterwords serve` or embedded."""
+"""The server: the whole /v1 API, to be run by `afterwords serve` or embedded in a program of one's own.
+
+    from afterwords.server import create_app, load_settings
+
+    app = create_app(load_settings(port=8000))
+
+Needs the extra `server`. `create_app` is a program, `router` a part of one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from afterwords.server.app import create_app, router
+    from afterwords.server.settings import Settings, load_settings
+
+__all__ = ["Settings", "create_app", "load_settings", "router"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the web framework only when something of it is asked for: workers import this package too."""
+    if name in ("create_app", "router"):
+        from afterwords.server import app
+
+        return getattr(app, name)
+    if name in ("Settings", "load_settings"):
+        from afterwords.server import settings
+
+        return getattr(settings, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -99,10 +99,15 @@ class Settings(BaseSettings):
         return self.home / "server"
 
     @property
+    def local_url(self) -> str:
+        """The address that it listens on, as this machine can reach it."""
+        host = "localhost" if self.host in ("0.0.0.0", "::") else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
     def base_url(self) -> str:
         """The address in links: the public one if there is one."""
-        host = "localhost" if self.host in ("0.0.0.0", "::") else self.host
-        return self.public_url or f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return self.public_url or self.local_url
 
     @property
     def is_loopback(self) -> bool:

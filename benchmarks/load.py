@@ -1,0 +1,71 @@
+"""A load generator: sixteen keep-alive connections that ask as fast as they are answered.
+
+Written on bare asyncio streams of bytes, since a full HTTP client would be slower than what it measures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+CLIENTS = 16
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a round of requests took."""
+
+    requests_per_s: float
+    latencies_ms: list[float]
+
+    def percentile(self, share: float) -> float:
+        """The latency that this share of requests stayed below, in milliseconds."""
+        ordered = sorted(self.latencies_ms)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def request(url: str, method: str = "GET", *, body: bytes = b"", key: str = "") -> bytes:
+    """The bytes of a request."""
+    parts = urlsplit(url)
+    lines = [f"{method} {parts.path}{'?' + parts.query if parts.query else ''} HTTP/1.1", f"Host: {parts.netloc}"]
+    if key:
+        lines.append(f"Authorization: Bearer {key}")
+    if body:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def load(url: str, make: Callable[[int], bytes], *, n: int, expect: int, clients: int = CLIENTS) -> Load:
+    """Send `n` requests, `make(i)` each, over so many connections; every answer must have the status `expect`."""
+    return asyncio.run(_load(url, make, n=n, expect=expect, clients=clients))
+
+
+async def _load(url: str, make: Callable[[int], bytes], *, n: int, expect: int, clients: int) -> Load:
+    parts = urlsplit(url)
+    numbers = iter(range(n))
+    latencies: list[float] = []
+    started = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(clients):
+            group.create_task(_client(str(parts.hostname), parts.port or 80, numbers, make, expect, latencies))
+    return Load(n / (time.perf_counter() - started), latencies)
+
+
+async def _client(
+    host: str, port: int, numbers: Iterator[int], make: Callable[[int], bytes], expect: int, latencies: list[float]
+) -> None:
+    reader, writer = await asyncio.open_connection(host, port, limit=1 << 22)
+    status_line = f"HTTP/1.1 {expect} ".encode()
+    for number in numbers:
+        asked = time.perf_counter()
+        writer.write(make(number))
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0])
+        body = await reader.readexactly(length)
+        latencies.append(1000 * (time.perf_counter() - asked))
+        if not head.startswith(status_line):
+            raise AssertionError(f"{head.splitlines()[0]!r}: {body[:300]!r}")
+    writer.close()

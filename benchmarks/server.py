@@ -1,0 +1,207 @@
+"""How fast the server is: against a bare FastAPI route that returns the same bytes, in one run on one machine.
+
+Both are real processes with the same uvicorn, event loop and parser; rounds alternate, and medians are printed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from afterwords.errors import AfterwordsError
+from afterwords.riff import check_reference_wav
+from benchmarks.load import Load, load, request
+from tests.e2e.served import final, register, serving, speak
+
+ROUNDS = 5
+REQUESTS = 2_000
+BACKLOG = 1_000  # jobs that wait at the end of a round: the default limit of a server
+TEXT = "The harbour was quiet when they arrived."
+STATIC = """
+import sys, uvicorn
+from fastapi import FastAPI, Response
+app = FastAPI()
+AUDIO = open(sys.argv[1], "rb").read()
+@app.post("/audio")
+async def audio(): return Response(AUDIO, media_type="audio/wav")
+@app.post("/json", status_code=202)
+async def submit(): return {"job_id": "00000000-0000-4000-8000-000000000000", "status": "pending"}
+@app.get("/json")
+async def poll(): return {"job_id": "00000000-0000-4000-8000-000000000000", "status": "ready", "audio_url": None}
+print("ready", flush=True)
+uvicorn.run(app, port=int(sys.argv[2]), log_level="error", access_log=False)
+"""
+LIMITS = {
+    "AFTERWORDS_RATE_LIMIT": "0",
+    "AFTERWORDS_MAX_PENDING_JOBS": "10000000",
+    "AFTERWORDS_MAX_PENDING_JOBS_PER_ACCOUNT": "10000000",
+}
+
+
+@contextmanager
+def static(audio: Path) -> Iterator[str]:
+    """The peer: a process that answers the same bytes from memory."""
+    port = _free_port()
+    process = subprocess.Popen([sys.executable, "-c", STATIC, str(audio), str(port)], stdout=subprocess.PIPE)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(200):
+            try:
+                httpx.get(f"{url}/json")
+                break
+            except httpx.ConnectError:
+                time.sleep(0.05)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def compared(ours: Callable[[], Load], theirs: Callable[[], Load]) -> tuple[Load, Load, float]:
+    """Median rounds of both, in turn, and the median of the ratios of their requests per second."""
+    pairs = [(ours(), theirs()) for _ in range(ROUNDS + 1)][1:]  # the first round warms both up
+    ratio = statistics.median(mine.requests_per_s / peer.requests_per_s for mine, peer in pairs)
+    middle = sorted(pairs, key=lambda pair: pair[0].requests_per_s / pair[1].requests_per_s)[len(pairs) // 2]
+    return *middle, ratio
+
+
+def row(name: str, mine: Load, peer: Load, ratio: float, reach: str) -> str:
+    return (
+        f"| {name} | {mine.requests_per_s:,.0f}/s | {peer.requests_per_s:,.0f}/s | {ratio:.2f} "
+        f"| {mine.percentile(0.99):.1f} ms ({mine.percentile(0.99) / peer.percentile(0.99):.1f} ×) | {reach} |"
+    )
+
+
+def against_static(folder: Path) -> list[str]:
+    """Cache hits, durable submits and polls."""
+    with serving(folder / "speaking", LIMITS) as served, served.client() as client:
+        voice_id = register(client)
+        job_id = speak(client, voice_id, TEXT)
+        final(client, job_id)
+        ask = json.dumps({"voice_id": voice_id, "text": TEXT}).encode()
+        audio = folder / "audio.wav"
+        audio.write_bytes(client.post("/v1/synthesize", content=ask, headers=_JSON).content)
+        hit = request(f"{served.url}/v1/synthesize", "POST", body=ask, key=served.key)
+        poll = request(f"{served.url}/v1/jobs/{job_id}", key=served.key)
+        with static(audio) as peer:
+            same = request(f"{peer}/audio", "POST")
+            same_json = request(f"{peer}/json")
+            hits = compared(
+                lambda: load(served.url, lambda _: hit, n=REQUESTS, expect=200),
+                lambda: load(peer, lambda _: same, n=REQUESTS, expect=200),
+            )
+            polls = compared(
+                lambda: load(served.url, lambda _: poll, n=REQUESTS, expect=200),
+                lambda: load(peer, lambda _: same_json, n=REQUESTS, expect=200),
+            )
+    submits = _submits(folder, audio)
+    size = f"{audio.stat().st_size / 1000:.0f} kB"
+    return [
+        "| what | ours | static | ratio | p99 (of static's) | to reach |",
+        "|---|---|---|---|---|---|",
+        row(f"cache hit, {size} of audio", *hits, "≥ 0.50 (aim 0.70), p99 ≤ 3 ×"),
+        row("durable submit", *submits, "≥ 0.30, p99 ≤ 150 ms"),
+        row("poll", *polls, "≥ 0.50"),
+    ]
+
+
+def _submits(folder: Path, audio: Path) -> tuple[Load, Load, float]:
+    """Jobs that are accepted and kept through a power cut; nobody speaks them, so each round begins with a new voice."""
+    serial = itertools.count()
+    with serving(folder / "accepting", {**LIMITS, "AFTERWORDS_WORKERS": "0"}) as served, served.client() as client:
+
+        def round_of_submits() -> Load:
+            voice_id = register(client)
+
+            def ask(_: int) -> bytes:
+                body = json.dumps({"voice_id": voice_id, "text": f"{TEXT} {next(serial)}"}).encode()
+                return request(f"{served.url}/v1/synthesize", "POST", body=body, key=served.key)
+
+            done = load(served.url, ask, n=BACKLOG, expect=202)
+            assert client.delete(f"/v1/voices/{voice_id}").status_code == 204
+            return done
+
+        with static(audio) as peer:
+            body = json.dumps({"voice_id": "0" * 36, "text": TEXT}).encode()
+            same = request(f"{peer}/json", "POST", body=body)
+            return compared(round_of_submits, lambda: load(peer, lambda _: same, n=REQUESTS, expect=202))
+
+
+def latency(folder: Path) -> list[str]:
+    """From submit to ready with an engine that takes no time, one job after the other."""
+    taken: list[float] = []
+    with serving(folder / "latency", LIMITS) as served, served.client() as client:
+        voice_id = register(client)
+        for number in range(220):
+            started = time.perf_counter()
+            job_id = speak(client, voice_id, f"Job number {number}.")
+            while client.get(f"/v1/jobs/{job_id}", params={"wait": 10}).json()["status"] == "pending":
+                pass
+            taken.append(1000 * (time.perf_counter() - started))
+    taken = sorted(taken[20:])
+    return [
+        "| submit → ready, engine `tone` | measured | to reach |",
+        "|---|---|---|",
+        f"| p50 | {statistics.median(taken):.1f} ms | ≤ 50 ms |",
+        f"| p99 | {taken[int(0.99 * len(taken))]:.1f} ms | ≤ 250 ms |",
+    ]
+
+
+def memory(folder: Path) -> list[str]:
+    """Resident memory of the server process, idle, after a voice and a job; engines live in processes of their own."""
+    with serving(folder / "idle") as served, served.client() as client:
+        final(client, speak(client, register(client), TEXT))
+        assert served.process is not None
+        resident = psutil.Process(served.process.pid).memory_info().rss / 2**20
+    return [f"| server process, idle | {resident:.0f} MB | ≤ 150 MB |"]
+
+
+def judging() -> list[str]:
+    """The slowest of the bad uploads, beyond 5 ms a megabyte."""
+    from tests.test_riff import BAD
+
+    worst = 0.0
+    for _, make in BAD.values():
+        data = make()
+        started = time.perf_counter()
+        with suppress(AfterwordsError):
+            check_reference_wav(data)
+        worst = max(worst, 1000 * (time.perf_counter() - started) - 5 * len(data) / 1e6)
+    return [f"| worst of the bad WAV files, less 5 ms/MB | {worst:.1f} ms | ≤ 50 ms |"]
+
+
+def table() -> list[str]:
+    """The figures as Markdown."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rest = ["| what | measured | to reach |", "|---|---|---|"]
+        return [*against_static(folder), "", *latency(folder), "", *rest, *memory(folder), *judging()]
+
+
+_JSON: dict[str, Any] = {"Content-Type": "application/json"}
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    print(os.cpu_count(), "cores")
+    print(*table(), sep="\n")

@@ -1,0 +1,185 @@
+"""Who may come in: what a route needs, and whether what a request brings is that.
+
+Credentials are compared as digests, in constant time; a key is looked up by its digest.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+from pydantic import SecretStr
+
+from afterwords.errors import InsufficientScopeError, InvalidHostError, RateLimitedError, UnauthorizedError
+from afterwords.server import ports
+from afterwords.server.services.keys import Keys
+from afterwords.server.services.signing import read_worker_token
+from afterwords.server.settings import LOCAL_NAMES, Settings
+
+JSON_MAX_BYTES: Final = 128 * 1024
+_BEARER: Final = re.compile(r"[Bb]earer +([\x21-\x7e]{1,512})")
+
+E = TypeVar("E", bound=Callable[..., Any])
+
+
+class Credential(StrEnum):
+    """Who may use a route."""
+
+    PUBLIC = "public"
+    USER = "user"
+    ADMIN = "admin"
+    USER_OR_ADMIN = "user or admin"
+    WORKER = "worker token"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a route asks of a request.
+
+    Attributes:
+        scope: that a user's key must have.
+        max_body_bytes: of the body; None where the route counts by itself.
+        is_upload: whether too large a body is an upload that is too large (422), as the hosted contract has it.
+    """
+
+    credential: Credential
+    scope: ports.Scope | None = None
+    max_body_bytes: int | None = JSON_MAX_BYTES
+    is_upload: bool = False
+
+
+def needs(
+    credential: Credential,
+    scope: ports.Scope | None = None,
+    *,
+    max_body_bytes: int | None = JSON_MAX_BYTES,
+    is_upload: bool = False,
+) -> Callable[[E], E]:
+    """Say what a route needs; every endpoint carries it."""
+
+    def declare(endpoint: E) -> E:
+        endpoint.needs = Needs(credential, scope, max_body_bytes, is_upload)  # type: ignore[attr-defined]
+        return endpoint
+
+    return declare
+
+
+class Gate:
+    """Who comes in: the settings, keys and limits that the guard asks."""
+
+    def __init__(self, settings: Settings, keys: Keys, worker_secret: bytes) -> None:
+        self.settings = settings
+        self._keys = keys
+        self._worker_secret = worker_secret
+        self._admin = _digest_of(settings.admin_secret)
+        self._callback = _digest_of(settings.callback_secret)
+        self._hosts = _hosts(settings)
+        self._rate = max(1, settings.rate_limit // settings.processes) if settings.rate_limit else 0
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._item = RateLimitItemPerMinute(max(1, self._rate))
+
+    def check_host(self, header: bytes) -> None:
+        """Refuse a request that was sent to another name: a page elsewhere may have pointed its own name here.
+
+        Raises:
+            InvalidHostError: the Host header names none of this server's.
+        """
+        host = header.decode("latin-1").lower().rsplit("@")[-1]
+        name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
+        if "*" in self._hosts or name in self._hosts:
+            return
+        if not self.settings.is_loopback and _is_address(name):
+            return
+        raise InvalidHostError
+
+    async def admit(self, needed: Needs, authorization: list[bytes], job_id: str | None) -> Admitted:
+        """Find out who asks.
+
+        Raises:
+            UnauthorizedError: what came opens nothing here.
+            InsufficientScopeError: the key is good, and this is not among what it may do.
+            RateLimitedError: the key has asked too often.
+        """
+        if needed.credential is Credential.PUBLIC:
+            return Admitted()
+        secret = _bearer(authorization)
+        if needed.credential is Credential.WORKER:
+            return self._worker(secret, job_id or "")
+        if needed.credential is not Credential.USER and self._is_admin(secret):
+            return Admitted(is_admin=True)
+        caller = None if needed.credential is Credential.ADMIN else await self._keys.caller(secret)
+        if caller is None:
+            raise UnauthorizedError
+        if needed.scope and caller.scopes and needed.scope not in caller.scopes:
+            raise InsufficientScopeError(needed.scope)
+        self._count(caller.spending_id)
+        return Admitted(caller=caller)
+
+    def _is_admin(self, secret: str) -> bool:
+        return self._admin is not None and hmac.compare_digest(self._admin, sha256(secret.encode()).digest())
+
+    def _worker(self, token: str, job_id: str) -> Admitted:
+        attempt = read_worker_token(self._worker_secret, job_id, token)
+        if attempt is not None:
+            return Admitted(attempt=attempt)
+        if self._callback is not None and hmac.compare_digest(self._callback, sha256(token.encode()).digest()):
+            return Admitted()
+        raise UnauthorizedError
+
+    def _count(self, spending_id: str) -> None:
+        if self._rate and not self._limiter.hit(self._item, spending_id):
+            reset_at = self._limiter.get_window_stats(self._item, spending_id).reset_time
+            raise RateLimitedError(limit=self._rate, retry_after_s=max(1, round(reset_at - time.time() + 0.5)))
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Who asks: a caller, the admin, or a worker with its attempt."""
+
+    caller: ports.Caller | None = None
+    is_admin: bool = False
+    attempt: int | None = None
+
+    @property
+    def account_id(self) -> str | None:
+        """Whose rows may be seen; None stands for everyone's, and only the admin has it."""
+        return self.caller.account_id if self.caller else None
+
+
+def _bearer(authorization: list[bytes]) -> str:
+    if len(authorization) != 1:
+        raise UnauthorizedError
+    given = _BEARER.fullmatch(authorization[0].decode("latin-1").strip())
+    if given is None:
+        raise UnauthorizedError
+    return given[1]
+
+
+def _digest_of(secret: SecretStr | None) -> bytes | None:
+    value = secret.get_secret_value() if secret else ""
+    return sha256(value.encode()).digest() if value else None
+
+
+def _hosts(settings: Settings) -> frozenset[str]:
+    public = urlsplit(settings.public_url or "").hostname
+    names = {*settings.allowed_hosts, settings.host, *([public] if public else []), *LOCAL_NAMES}
+    return frozenset(name.lower() for name in names)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

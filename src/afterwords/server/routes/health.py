@@ -1,0 +1,44 @@
+"""Is it there, and can it speak."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from afterwords import __version__
+from afterwords.errors import AfterwordsError
+from afterwords.server.gate import Credential, needs
+from afterwords.server.guard import GuardedRoute
+from afterwords.server.routes.answers import house_of, json_response
+from afterwords.server.routes.shapes import Health
+
+router = APIRouter(route_class=GuardedRoute)
+
+
+@router.get("/v1/health", tags=["service"], responses={200: {"model": Health}})
+@needs(Credential.PUBLIC)
+async def health(request: Request) -> Response:
+    """Tell that the service answers, and which backends can be asked for."""
+    return json_response(Health(status="ok", backends=list(house_of(request).dispatcher.backends), version=__version__))
+
+
+@router.get("/healthz", include_in_schema=False)
+@needs(Credential.PUBLIC)
+async def healthz() -> Response:
+    """The process is alive."""
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/readyz", include_in_schema=False)
+@needs(Credential.PUBLIC)
+async def readyz(request: Request) -> Response:
+    """Whether a request would be served in full: database, storage and a backend; 503 says what is not ready."""
+    house = house_of(request)
+    state = {"database": "ok", "storage": "ok", "backend": house.dispatcher.state}
+    is_ready = house.dispatcher.is_ready
+    for name, part in (("database", house.store), ("storage", house.blobs)):
+        try:
+            await part.check()
+        except AfterwordsError as error:
+            state[name], is_ready = error.code, False
+    return JSONResponse({"status": "ready" if is_ready else "not ready", **state}, 200 if is_ready else 503)

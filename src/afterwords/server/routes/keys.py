@@ -1,0 +1,87 @@
+"""Keys and what they have spent."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Request
+from fastapi.responses import JSONResponse, Response
+
+from afterwords.errors import KeyNotFoundError
+from afterwords.models import ApiKey, Usage
+from afterwords.server.gate import Credential, needs
+from afterwords.server.guard import GuardedRoute
+from afterwords.server.routes.answers import COMMON, admitted_to, caller_of, errors, house_of, is_id, json_response
+from afterwords.server.routes.shapes import KeyCreated, NewKeyBody, RotateBody
+from afterwords.server.services.keys import MintedKey, digest
+from afterwords.server.services.signing import signing_secret
+
+router = APIRouter(route_class=GuardedRoute, tags=["keys"])
+FIELDS = errors(_422="invalid_field")
+
+
+@router.post("/v1/keys", status_code=201, responses={201: {"model": KeyCreated}, **COMMON, **FIELDS})
+@needs(Credential.ADMIN)
+async def create_key(request: Request, body: Annotated[NewKeyBody | None, Body()] = None) -> Response:
+    """Make a key with an account of its own. It is shown this once."""
+    wanted = body or NewKeyBody()
+    minted = await house_of(request).keys.create(
+        label=wanted.label, scopes=tuple(wanted.scopes), character_limit=wanted.character_limit
+    )
+    return _shown_once(minted)
+
+
+@router.get("/v1/keys", responses={200: {"model": list[ApiKey]}, **COMMON})
+@needs(Credential.USER_OR_ADMIN)
+async def list_keys(request: Request) -> Response:
+    """List the keys of the asking key's account; for the admin, all. Oldest first."""
+    keys = await house_of(request).keys.list(account_id=admitted_to(request).account_id)
+    return JSONResponse([key.model_dump(mode="json") for key in keys], headers={"Cache-Control": "no-store"})
+
+
+@router.delete("/v1/keys/{key_id}", status_code=204, responses={**COMMON, **errors(_404="key_not_found")})
+@needs(Credential.USER_OR_ADMIN)
+async def revoke_key(request: Request, key_id: str) -> Response:
+    """Make a key useless at once."""
+    await house_of(request).keys.revoke(_checked(key_id), account_id=admitted_to(request).account_id)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/v1/keys/{key_id}/rotate",
+    status_code=201,
+    responses={201: {"model": KeyCreated}, **COMMON, **FIELDS, **errors(_404="key_not_found")},
+)
+@needs(Credential.USER_OR_ADMIN)
+async def rotate_key(request: Request, key_id: str, body: Annotated[RotateBody | None, Body()] = None) -> Response:
+    """Put a new key in the place of one, which stays valid for `overlap_s` seconds."""
+    minted = await house_of(request).keys.rotate(
+        _checked(key_id),
+        account_id=admitted_to(request).account_id,
+        overlap_s=(body or RotateBody()).overlap_s,
+    )
+    return _shown_once(minted)
+
+
+@router.get("/v1/usage", responses={200: {"model": Usage}, **COMMON})
+@needs(Credential.USER)
+async def usage(request: Request) -> Response:
+    """Tell what was spent this calendar month, UTC: by the key if it has a limit of its own, else by its account."""
+    return json_response(await house_of(request).keys.usage(caller_of(request)))
+
+
+def _checked(key_id: str) -> str:
+    if not is_id(key_id):
+        raise KeyNotFoundError
+    return key_id
+
+
+def _shown_once(minted: MintedKey) -> Response:
+    created = KeyCreated(
+        api_key=minted.secret,
+        label=minted.key.label,
+        created_at=minted.key.created_at,
+        key_id=minted.key.key_id,
+        webhook_secret=signing_secret(digest(minted.secret)),
+    )
+    return json_response(created, 201)

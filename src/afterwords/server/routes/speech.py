@@ -1,0 +1,256 @@
+"""Speech: ask for it, follow the job, fetch the audio; and the door where workers bring theirs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Body, Header, Query, Request
+from fastapi.responses import Response, StreamingResponse
+
+from afterwords.errors import JobFinalError, JobNotFoundError, SynthesisError, VoiceNotFoundError
+from afterwords.models import JobStatus
+from afterwords.provenance import mark_tags
+from afterwords.server.gate import Credential, needs
+from afterwords.server.guard import GuardedRoute
+from afterwords.server.ports import Listener, Scope, StoredJob
+from afterwords.server.routes.answers import (
+    COMMON,
+    MEDIA_TYPES,
+    IdempotencyKey,
+    audio_content,
+    audio_response,
+    caller_of,
+    encoded_stream,
+    errors,
+    house_of,
+    idempotency_key,
+    is_id,
+    json_response,
+    list_response,
+)
+from afterwords.server.routes.shapes import JobAccepted, JobListed, JobShown, SynthesizeBody
+from afterwords.server.services.synthesis import Accepted, Ask, Hit
+from afterwords.server.webhooks import check_url
+
+router = APIRouter(route_class=GuardedRoute, tags=["speech"])
+
+WAIT_MAX_S: Final = 60
+STREAM_WAIT_S: Final = 3600.0
+"""How long a stream waits for its turn; a client that leaves ends it sooner."""
+_WAIT: Final = re.compile(r"\s*wait\s*=\s*(\d{1,6})\s*", re.IGNORECASE)
+NOT_FOUND: Final = errors(_404="job_not_found")
+FORBIDDEN: Final = errors(_403="insufficient_scope")
+Wait = Annotated[int, Query(ge=0, le=WAIT_MAX_S, description="Seconds to wait for the job to become final.")]
+
+
+@router.post(
+    "/v1/synthesize",
+    status_code=202,
+    responses={
+        200: {"content": audio_content(), "description": "The audio: cached, waited for, or streamed."},
+        202: {"model": JobAccepted, "description": "A job that was accepted."},
+        **COMMON,
+        **FORBIDDEN,
+        **errors(
+            _400="missing_field, invalid_json, bad_request, invalid_host",
+            _404="voice_not_found",
+            _409="idempotency_conflict",
+            _422="empty_text, text_too_long, control_character, invalid_unicode, invalid_backend, unsupported_lang, "
+            "invalid_field, invalid_webhook_url",
+            _429="rate_limited, too_many_concurrent_requests, queue_full, quota_exceeded",
+            _500="reference_missing, synthesis_failed, internal_error",
+        ),
+    },
+)
+@needs(Credential.USER, Scope.SYNTHESIZE)
+async def synthesize(
+    request: Request,
+    body: Annotated[SynthesizeBody, Body()],
+    repeat: IdempotencyKey = None,
+    prefer: Annotated[str | None, Header(description="`wait=N`: answer with the audio if it is ready by then.")] = None,
+) -> Response:
+    """Speak a text: audio at once where it was spoken before, else a job to follow."""
+    house, caller = house_of(request), caller_of(request)
+    if not is_id(body.voice_id):
+        raise VoiceNotFoundError
+    ask = Ask(
+        **body.model_dump(exclude={"stream", "webhook_url"}),
+        webhook_url=check_url(body.webhook_url) if body.webhook_url else None,
+    )
+    answer = await house.synthesis.submit(caller, ask, idempotency_key=idempotency_key(repeat), listen=body.stream)
+    if isinstance(answer, Hit):
+        entry = answer.entry
+        headers = _about(ask.voice_id, answer.backend, cache="HIT", synth_ms=entry.synth_ms)
+        return await audio_response(request, answer.wav, ask.response_format, etag=entry.sha256, headers=headers)
+    if body.stream:
+        return await _streamed(request, answer)
+    job = answer.job
+    if wait_s := _wait_of(prefer):
+        job = await house.synthesis.job(caller, job.job_id, wait_s=wait_s)
+        if job.status is JobStatus.READY:
+            return await _audio_of(request, job, _about_job(job))
+    headers = _about(job.voice_id, job.backend, cache="MISS", synth_ms=-1)
+    return json_response(JobAccepted(job_id=job.job_id, status=job.status), 202, headers)
+
+
+@router.get(
+    "/v1/jobs",
+    responses={200: {"model": list[JobListed]}, **COMMON, **FORBIDDEN, **errors(_422="invalid_field")},
+)
+@needs(Credential.USER, Scope.SYNTHESIZE)
+async def list_jobs(
+    request: Request,
+    status: Annotated[JobStatus | None, Query(description="Only jobs that stand so.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="The most that are listed at once.")] = 100,
+    after: Annotated[str | None, Query(max_length=64, description="Begin after this job_id.")] = None,
+) -> Response:
+    """List the account's jobs, newest first. A Link header leads to the next page."""
+    jobs = await house_of(request).synthesis.jobs(caller_of(request), status=status, limit=limit, after=after)
+    items = [_listed(request, job).model_dump(mode="json") for job in jobs]
+    return list_response(items, request=request, limit=limit, last_id=jobs[-1].job_id if jobs else None)
+
+
+@router.get(
+    "/v1/jobs/{job_id}",
+    responses={200: {"model": JobShown}, **COMMON, **NOT_FOUND, **FORBIDDEN, **errors(_422="invalid_field")},
+)
+@needs(Credential.USER, Scope.SYNTHESIZE)
+async def show_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
+    """Tell where a job stands."""
+    job = await house_of(request).synthesis.job(caller_of(request), _checked(job_id), wait_s=wait)
+    return json_response(_shown(request, job))
+
+
+@router.get(
+    "/v1/jobs/{job_id}/audio",
+    responses={
+        200: {"content": audio_content(), "description": "The audio."},
+        206: {"content": audio_content(), "description": "A part of the audio."},
+        **COMMON,
+        **FORBIDDEN,
+        **errors(_404="job_not_found, job_not_ready", _416="range_not_satisfiable", _500="audio_lost, internal_error"),
+    },
+)
+@needs(Credential.USER, Scope.SYNTHESIZE)
+async def job_audio(request: Request, job_id: str) -> Response:
+    """Give the audio of a job that is ready."""
+    job = await house_of(request).synthesis.job(caller_of(request), _checked(job_id))
+    return await _audio_of(request, job, {"X-Job-Id": job.job_id})
+
+
+@router.delete(
+    "/v1/jobs/{job_id}",
+    responses={200: {"model": JobShown}, **COMMON, **NOT_FOUND, **FORBIDDEN, **errors(_409="job_final")},
+)
+@needs(Credential.USER, Scope.SYNTHESIZE)
+async def cancel_job(request: Request, job_id: str) -> Response:
+    """Cancel a pending job; what it reserved is given back."""
+    return json_response(
+        _shown(request, await house_of(request).synthesis.cancel(caller_of(request), _checked(job_id)))
+    )
+
+
+# -- audio ----------------------------------------------------------------------------------------------------
+
+
+async def _audio_of(request: Request, job: StoredJob, headers: dict[str, str]) -> Response:
+    wav = await house_of(request).synthesis.audio(job)
+    return await audio_response(request, wav, job.response_format, etag=job.audio_sha256 or "", headers=headers)
+
+
+async def _streamed(request: Request, accepted: Accepted) -> Response:
+    """The audio while it is made; where it can't be heard from here, all of it once it is ready."""
+    house, caller, job = house_of(request), caller_of(request), accepted.job
+    listener = accepted.listener
+    try:
+        sample_rate = await house.synthesis.first_sound(job, listener, wait_s=STREAM_WAIT_S) if listener else None
+        if sample_rate is None or listener is None:
+            job = await house.synthesis.job(caller, job.job_id, wait_s=STREAM_WAIT_S)
+            if job.status is JobStatus.READY:
+                return await _audio_of(request, job, _about_job(job))
+            if job.status is JobStatus.CANCELLED:
+                raise JobFinalError(job.status)
+            raise SynthesisError(job.backend, why=job.error or "it took too long")
+    except BaseException:
+        if listener:
+            listener.close()
+        raise
+    headers = {**_about_job(job), "Cache-Control": "private, no-store", "Accept-Ranges": "none"}
+    return StreamingResponse(
+        _sound(request, job, listener, sample_rate), 200, headers, MEDIA_TYPES[job.response_format]
+    )
+
+
+async def _sound(request: Request, job: StoredJob, listener: Listener, sample_rate: int) -> AsyncIterator[bytes]:
+    """Pass the sound on; a client that leaves has its job cancelled."""
+    house, caller = house_of(request), caller_of(request)
+    voice = await house.voices.get(caller, job.voice_id)
+    tags = mark_tags(backend=job.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=job.created_at)
+    is_whole = False
+    try:
+        async for piece in encoded_stream(aiter(listener), sample_rate, job.response_format, tags):
+            yield piece
+        is_whole = True
+    finally:
+        listener.close()
+        if not is_whole:
+            await house.synthesis.abandon(caller, job.job_id)
+
+
+# -- shapes ---------------------------------------------------------------------------------------------------
+
+
+def _wait_of(prefer: str | None) -> int:
+    """Seconds of `Prefer: wait=N`; other preferences are not ours to know."""
+    for preference in (prefer or "").split(","):
+        if wanted := _WAIT.fullmatch(preference):
+            return min(int(wanted[1]), WAIT_MAX_S)
+    return 0
+
+
+def _checked(job_id: str) -> str:
+    if not is_id(job_id):
+        raise JobNotFoundError
+    return job_id
+
+
+def _about(voice_id: str, backend: str, *, cache: str, synth_ms: int) -> dict[str, str]:
+    return {
+        "X-Cache": cache,
+        "X-Voice-Id": voice_id,
+        "X-Backend": backend,
+        "X-Synthesis-Time-Ms": str(synth_ms),
+    }
+
+
+def _about_job(job: StoredJob) -> dict[str, str]:
+    synth_ms = -1 if job.synth_ms is None else job.synth_ms
+    return {**_about(job.voice_id, job.backend, cache="MISS", synth_ms=synth_ms), "X-Job-Id": job.job_id}
+
+
+def _shown(request: Request, job: StoredJob) -> JobShown:
+    return JobShown(
+        job_id=job.job_id,
+        status=job.status,
+        audio_url=_audio_url(request, job),
+        error=job.error,
+    )
+
+
+def _listed(request: Request, job: StoredJob) -> JobListed:
+    return JobListed(
+        **_shown(request, job).model_dump(),
+        voice_id=job.voice_id,
+        created_at=job.created_at,
+        completed_at=job.completed_at,
+        char_count=job.char_count,
+    )
+
+
+def _audio_url(request: Request, job: StoredJob) -> str | None:
+    """Made from configuration, never from what a request says of itself."""
+    if job.status is not JobStatus.READY:
+        return None
+    return f"{house_of(request).settings.base_url}/v1/jobs/{job.job_id}/audio"

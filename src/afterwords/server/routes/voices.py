@@ -1,0 +1,235 @@
+"""Voices: register, list, show, change, carry away, bring, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Body, Query, Request
+from fastapi.responses import Response
+
+from afterwords.errors import InvalidFieldError, MissingFieldError, VoiceNotFoundError
+from afterwords.models import ConsentKind
+from afterwords.riff import REFERENCE_MAX_BYTES
+from afterwords.server.gate import Credential, needs
+from afterwords.server.guard import SLACK_BYTES, GuardedRoute
+from afterwords.server.ports import Scope, StoredVoice, VoiceChanges
+from afterwords.server.routes.answers import (
+    COMMON,
+    IdempotencyKey,
+    caller_of,
+    errors,
+    house_of,
+    idempotency_key,
+    is_id,
+    json_response,
+    list_response,
+)
+from afterwords.server.routes.shapes import CONSENTS, VoiceCreated, VoiceListed, VoicePatch, VoiceShown
+from afterwords.server.routes.uploads import Form, read_form
+from afterwords.server.services.voices import VoiceFields
+
+router = APIRouter(route_class=GuardedRoute, tags=["voices"])
+
+BUNDLE_TYPE: Final = "application/vnd.afterwords.voice+zip"
+FORM_MAX_BYTES: Final = REFERENCE_MAX_BYTES + SLACK_BYTES
+TEXT_FIELDS: Final = ("name", "backend", "ref_text", "lang", "family", "consent")
+NOT_FOUND: Final = errors(_404="voice_not_found")
+RECORDING: Final = (
+    "file_too_large, too_short, too_long, silent_audio, non_finite_audio, not_wav, malformed_wav, no_fmt, truncated, "
+    "empty_data, too_many_chunks, bad_channels, bad_sample_rate, bad_bits, bad_block_align, unsupported_encoding, "
+    "bad_content_type"
+)
+TEXTS: Final = "empty_text, text_too_long, control_character, invalid_unicode"
+UPLOAD: Final = errors(
+    _400="missing_field, invalid_multipart, bad_request, invalid_host",
+    _403="insufficient_scope",
+    _409="idempotency_conflict",
+    _422=f"{RECORDING}, invalid_name, invalid_field, invalid_backend, unsupported_lang, {TEXTS}",
+)
+_FORM: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["name", "ref_audio"],
+                    "properties": {
+                        "name": {"type": "string", "maxLength": 200, "description": "What to call the voice."},
+                        "ref_audio": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "WAV, 5 to 60 s, at most 20 MiB.",
+                        },
+                        "ref_text": {"type": "string", "description": "Transcript of the recording."},
+                        "backend": {"type": "string", "description": "The backend that speaks it; absent: the best."},
+                        "lang": {"type": "string", "default": "en", "description": "Language of the recording."},
+                        "family": {"type": "string", "description": "Groups voices of one speaker."},
+                        "consent": {"type": "string", "enum": list(ConsentKind), "description": "By what right."},
+                    },
+                }
+            }
+        },
+    }
+}
+_BUNDLE: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {BUNDLE_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+@router.post(
+    "/v1/voices",
+    status_code=201,
+    responses={201: {"model": VoiceCreated}, **COMMON, **UPLOAD},
+    openapi_extra=_FORM,
+)
+@needs(Credential.USER, Scope.VOICES_WRITE, max_body_bytes=FORM_MAX_BYTES, is_upload=True)
+async def create_voice(request: Request, repeat: IdempotencyKey = None) -> Response:
+    """Register a voice from a recording; the recording is kept as mono 16-bit WAV, and what was sent is discarded."""
+    key = idempotency_key(repeat)
+    house = house_of(request)
+    async with house.uploading:
+        form = await read_form(request, max_file_bytes=REFERENCE_MAX_BYTES, file_field="ref_audio", fields=TEXT_FIELDS)
+        fields, wav = _read(form)
+        voice = await house.voices.register(caller_of(request), fields, wav, idempotency_key=key)
+    return json_response(_created(voice), 201)
+
+
+@router.get(
+    "/v1/voices",
+    responses={200: {"model": list[VoiceListed]}, **COMMON, **errors(_403="insufficient_scope", _422="invalid_field")},
+)
+@needs(Credential.USER, Scope.VOICES_READ)
+async def list_voices(
+    request: Request,
+    limit: Annotated[int | None, Query(ge=1, le=1000, description="The most that are listed at once.")] = None,
+    after: Annotated[str | None, Query(max_length=64, description="Begin after this voice_id.")] = None,
+) -> Response:
+    """List the account's voices, oldest first. With a limit, a Link header leads to the next page."""
+    voices = await house_of(request).voices.list(caller_of(request), limit=limit, after=after)
+    items = [VoiceListed(**_created(voice).model_dump(), lang=voice.lang).model_dump(mode="json") for voice in voices]
+    return list_response(items, request=request, limit=limit, last_id=voices[-1].voice_id if voices else None)
+
+
+@router.get(
+    "/v1/voices/{voice_id}",
+    responses={200: {"model": VoiceShown}, **COMMON, **NOT_FOUND, **errors(_403="insufficient_scope")},
+)
+@needs(Credential.USER, Scope.VOICES_READ)
+async def show_voice(request: Request, voice_id: str) -> Response:
+    """Show all that is kept of a voice but its owner."""
+    return json_response(_shown(await house_of(request).voices.get(caller_of(request), _checked(voice_id))))
+
+
+@router.patch(
+    "/v1/voices/{voice_id}",
+    responses={
+        200: {"model": VoiceShown},
+        **COMMON,
+        **NOT_FOUND,
+        **errors(
+            _403="insufficient_scope", _422=f"invalid_field, invalid_name, invalid_backend, unsupported_lang, {TEXTS}"
+        ),
+    },
+)
+@needs(Credential.USER, Scope.VOICES_WRITE)
+async def change_voice(request: Request, voice_id: str, body: Annotated[VoicePatch, Body()]) -> Response:
+    """Change what is said about a voice. What was cached is dropped if its transcript or language changes."""
+    changes = VoiceChanges(**body.model_dump())
+    changed = await house_of(request).voices.change(caller_of(request), _checked(voice_id), changes)
+    return json_response(_shown(changed))
+
+
+@router.delete(
+    "/v1/voices/{voice_id}", status_code=204, responses={**COMMON, **NOT_FOUND, **errors(_403="insufficient_scope")}
+)
+@needs(Credential.USER, Scope.VOICES_WRITE)
+async def delete_voice(request: Request, voice_id: str) -> Response:
+    """Delete a voice, its recording, its jobs and all audio that was made with it."""
+    await house_of(request).voices.delete(caller_of(request), _checked(voice_id))
+    return Response(status_code=204)
+
+
+@router.get(
+    "/v1/voices/{voice_id}/export",
+    responses={
+        200: {"content": {BUNDLE_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
+        **COMMON,
+        **NOT_FOUND,
+        **errors(_403="insufficient_scope", _500="reference_missing, internal_error"),
+    },
+)
+@needs(Credential.USER, Scope.VOICES_READ)
+async def export_voice(request: Request, voice_id: str) -> Response:
+    """Give the voice as one portable file: recording, transcript, consent and their hashes."""
+    data = await house_of(request).voices.carry_away(caller_of(request), _checked(voice_id))
+    name = f'attachment; filename="{voice_id}.afterwords"'
+    return Response(data, media_type=BUNDLE_TYPE, headers={"Content-Disposition": name, "Cache-Control": "no-store"})
+
+
+@router.post(
+    "/v1/voices/import",
+    status_code=201,
+    responses={
+        201: {"model": VoiceCreated},
+        **COMMON,
+        **UPLOAD,
+        **errors(_422=f"invalid_bundle, unsupported_lang, invalid_name, invalid_field, file_too_large, {TEXTS}"),
+    },
+    openapi_extra=_BUNDLE,
+)
+@needs(Credential.USER, Scope.VOICES_WRITE, max_body_bytes=FORM_MAX_BYTES, is_upload=True)
+async def import_voice(request: Request, repeat: IdempotencyKey = None) -> Response:
+    """Make a voice of a portable file that `export` gave, here or elsewhere."""
+    key = idempotency_key(repeat)
+    house = house_of(request)
+    async with house.uploading:
+        voice = await house.voices.take_in(caller_of(request), await request.body(), idempotency_key=key)
+    return json_response(_created(voice), 201)
+
+
+def _read(form: Form) -> tuple[VoiceFields, bytes]:
+    if "name" not in form.fields:
+        raise MissingFieldError("name")
+    if form.file is None:
+        raise MissingFieldError("ref_audio")
+    stated = form.fields.get("consent") or None
+    if stated is not None and stated not in set(ConsentKind):
+        raise InvalidFieldError("consent", rule=f"it must be one of {CONSENTS}")
+    return VoiceFields(
+        name=form.fields["name"],
+        backend=form.fields.get("backend"),
+        lang=form.fields.get("lang") or "en",
+        ref_text=form.fields.get("ref_text"),
+        family=form.fields.get("family"),
+        consent=ConsentKind(stated) if stated else None,
+    ), form.file
+
+
+def _checked(voice_id: str) -> str:
+    if not is_id(voice_id):
+        raise VoiceNotFoundError
+    return voice_id
+
+
+def _created(voice: StoredVoice) -> VoiceCreated:
+    return VoiceCreated(voice_id=voice.voice_id, name=voice.name, backend=voice.backend, created_at=voice.created_at)
+
+
+def _shown(voice: StoredVoice) -> VoiceShown:
+    return VoiceShown(
+        **_created(voice).model_dump(),
+        lang=voice.lang,
+        ref_text=voice.ref_text,
+        family=voice.family,
+        ref_audio_key=voice.ref_audio_key,
+        metadata=dict(voice.metadata),
+        ref_sha256=voice.ref_sha256,
+        ref_duration_s=voice.ref_duration_s,
+        ref_sample_rate=voice.ref_sample_rate,
+        consent=voice.consent,
+        provenance=voice.provenance,
+    )

@@ -1,0 +1,152 @@
+"""Where workers bring what became of a job: JSON as the hosted service has it, or the audio itself."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from hashlib import sha256
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Header, Request
+from fastapi.responses import Response
+from pydantic import ValidationError
+
+from afterwords.errors import (
+    EmptyDataError,
+    InvalidFieldError,
+    InvalidJsonError,
+    JobNotFoundError,
+    MissingFieldError,
+    RequestTooLargeError,
+    RunawayAudioError,
+)
+from afterwords.server.gate import JSON_MAX_BYTES, Credential, needs
+from afterwords.server.guard import GuardedRoute
+from afterwords.server.ports import StoredJob
+from afterwords.server.routes.answers import COMMON, admitted_to, errors, house_of, is_id, json_response
+from afterwords.server.routes.shapes import CompleteBody, Completed
+from afterwords.text import longest_speech_s
+
+router = APIRouter(route_class=GuardedRoute, tags=["workers"])
+
+BYTES_PER_SECOND: Final = 2 * 48_000
+"""The most that speech takes as 16-bit mono."""
+RESULT: Final = {
+    **COMMON,
+    **errors(
+        _400="missing_field, invalid_json, bad_request, invalid_host",
+        _404="job_not_found",
+        _409="stale_attempt",
+        _410="voice_deleted",
+        _422="invalid_field, runaway_audio, empty_data, not_wav, malformed_wav, no_fmt, truncated, too_many_chunks, "
+        "bad_channels, bad_sample_rate, bad_bits, bad_block_align, unsupported_encoding, non_finite_audio",
+    ),
+}
+
+
+@router.post(
+    "/v1/jobs/{job_id}/complete",
+    responses={200: {"model": Completed}, **RESULT},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": CompleteBody.model_json_schema()}},
+        }
+    },
+)
+@needs(Credential.WORKER, max_body_bytes=None)
+async def complete(request: Request, job_id: str) -> Response:
+    """Bring the result of a job, in JSON. The first that arrives wins; a second changes nothing."""
+    job = await _open(request, job_id)
+    content = await _body(request, job, expansion=4 / 3)
+    try:
+        body = CompleteBody.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        if not first["loc"]:
+            raise InvalidJsonError from None
+        if first["type"] == "missing":
+            raise MissingFieldError(str(first["loc"][0])) from None
+        raise InvalidFieldError(str(first["loc"][0]), rule=first["msg"].lower()) from None
+    if body.job_id != job_id:
+        raise InvalidFieldError("job_id", rule="it must be the job of the path")
+    if job is None:
+        return _taken()
+    completion = house_of(request).completion
+    if body.error is not None:
+        await completion.fail(job_id, job.attempt, error="synthesis_failed")
+        return _taken()
+    if not body.wav_b64:
+        await completion.reject(job, EmptyDataError("the audio"))
+    try:
+        wav = base64.b64decode(body.wav_b64 or "", validate=True)
+    except binascii.Error:
+        await completion.reject(job, InvalidFieldError("wav_b64", rule="it must be base64"))
+    await completion.complete(job_id, job.attempt, wav)
+    return _taken()
+
+
+@router.put(
+    "/v1/jobs/{job_id}/audio",
+    responses={200: {"model": Completed}, **RESULT},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"audio/wav": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
+@needs(Credential.WORKER, max_body_bytes=None)
+async def put_audio(
+    request: Request,
+    job_id: str,
+    digest: Annotated[
+        str | None, Header(alias="X-Content-SHA256", description="SHA-256 of the body in hex; required.")
+    ] = None,
+    synth_ms: Annotated[
+        int | None, Header(alias="X-Synthesis-Time-Ms", ge=0, le=2**31, description="What synthesis took.")
+    ] = None,
+) -> Response:
+    """Bring the audio of a job as it is, a WAV file. The same rules as for the form in JSON."""
+    job = await _open(request, job_id)
+    if digest is None:
+        raise MissingFieldError("X-Content-SHA256")
+    wav = await _body(request, job)
+    if sha256(wav).hexdigest() != digest.lower():
+        raise InvalidFieldError("X-Content-SHA256", rule="it must be the SHA-256 of the body")
+    if job is not None:
+        await house_of(request).completion.complete(job_id, job.attempt, wav, synth_ms=synth_ms)
+    return _taken()
+
+
+async def _open(request: Request, job_id: str) -> StoredJob | None:
+    """The job that waits for this result; None if it has come before. Asked before the body is read."""
+    if not is_id(job_id):
+        raise JobNotFoundError
+    return await house_of(request).completion.open_job(job_id, admitted_to(request).attempt)
+
+
+async def _body(request: Request, job: StoredJob | None, *, expansion: float = 1) -> bytes:
+    """The body, as far as it may go: no longer than the longest speech of the text, and a header.
+
+    Raises:
+        RunawayAudioError: it is longer; the job has failed.
+        RequestTooLargeError: it is longer, and for nothing.
+    """
+    longest_s = longest_speech_s(job.text or "", speed=job.speed) if job else 0
+    maximum = JSON_MAX_BYTES + round(expansion * longest_s * BYTES_PER_SECOND)
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > maximum and job is None:
+            raise RequestTooLargeError(maximum_bytes=maximum)
+        if len(body) > maximum and job is not None:
+            at_least_s = len(body) / expansion / BYTES_PER_SECOND
+            await house_of(request).completion.reject(
+                job, RunawayAudioError(duration_s=at_least_s, maximum_s=longest_s)
+            )
+    return bytes(body)
+
+
+def _taken() -> Response:
+    return json_response(Completed(status="ok"))

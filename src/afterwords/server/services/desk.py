@@ -1,0 +1,75 @@
+"""The desk where dispatchers get their work: claims with leases, references, prompts, and what became of an attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+from afterwords.cachekey import prompt_path
+from afterwords.errors import LostReferenceError
+from afterwords.models import JobStatus
+from afterwords.server.ports import Blobs, Claim, Store, StoredVoice
+from afterwords.server.services.completion import Completion
+from afterwords.server.services.news import News
+
+_DIGEST_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class JobDesk:
+    """What the services hand a dispatcher; it implements the port Desk."""
+
+    store: Store
+    blobs: Blobs
+    news: News
+    completion: Completion
+    lease_s: float
+    max_attempts: int
+
+    async def claim(self, *, backends: Sequence[str], worker: str) -> Claim | None:
+        return await self.store.claim(backends=backends, lease_s=self.lease_s, worker=worker)
+
+    async def heartbeat(self, claim: Claim) -> bool:
+        return await self.store.heartbeat(claim.job.job_id, claim.job.attempt, lease_s=self.lease_s)
+
+    async def reference(self, voice: StoredVoice) -> bytes:
+        wav = await self.blobs.get(voice.ref_audio_key, sha256=voice.ref_sha256)
+        if wav is None:
+            raise LostReferenceError
+        return wav
+
+    async def prompt(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
+        kept = await self.blobs.get(_prompt_path(voice, backend, version))
+        if kept is None or sha256(kept[_DIGEST_BYTES:]).digest() != kept[:_DIGEST_BYTES]:
+            return None
+        return kept[_DIGEST_BYTES:]
+
+    async def keep_prompt(self, voice: StoredVoice, *, backend: str, version: str, prompt: bytes) -> None:
+        """Keep a prompt beside the voice, its digest before it: a prompt has no row that could hold one."""
+        path = _prompt_path(voice, backend, version)
+        await self.blobs.put(path, sha256(prompt).digest() + prompt, is_durable=False)
+        if await self.store.voice(voice.voice_id, account_id=voice.account_id) is None:
+            await self.blobs.delete(path)  # it was deleted while the prompt was made
+
+    async def complete(self, job_id: str, attempt: int | None, wav: bytes, *, synth_ms: int | None = None) -> None:
+        await self.completion.complete(job_id, attempt, wav, synth_ms=synth_ms)
+
+    async def fail(self, job_id: str, attempt: int, *, error: str) -> None:
+        await self.completion.fail(job_id, attempt, error=error)
+
+    async def retry(self, job_id: str, attempt: int, *, error: str, max_attempts: int | None = None) -> None:
+        status = await self.store.retry(
+            job_id, attempt, error=error, max_attempts=min(max_attempts or self.max_attempts, self.max_attempts)
+        )
+        if status is not None and status is not JobStatus.PENDING:
+            self.news.tell(job_id)
+
+    async def give_back(self, job_id: str, attempt: int) -> None:
+        await self.store.give_back(job_id, attempt)
+
+
+def _prompt_path(voice: StoredVoice, backend: str, version: str) -> str:
+    facts = "\0".join([backend, version, voice.ref_sha256, voice.lang, voice.ref_text or ""])
+    return prompt_path(voice.voice_id, sha256(facts.encode()).hexdigest())

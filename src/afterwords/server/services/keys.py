@@ -1,0 +1,116 @@
+"""API keys: made once, shown once, kept as a digest."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+from afterwords.errors import InvalidFieldError, KeyNotFoundError
+from afterwords.models import ApiKey, Usage
+from afterwords.server.ports import Caller, NewKey, Scope, Store
+
+PREFIX: Final = "aw_"
+OVERLAP_MAX_S: Final = 30 * 86_400
+SEEN_S: Final = 0.5
+"""How long a key that was looked up counts as valid."""
+SEEN_MAX: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class MintedKey:
+    """A key in the one moment when it is known: `secret` is the key itself."""
+
+    secret: str
+    key: ApiKey
+
+    def __repr__(self) -> str:
+        return f"MintedKey({self.key!r})"
+
+
+def digest(secret: str) -> bytes:
+    """What is kept of a key. A plain SHA-256 is enough: 256 random bits can't be guessed."""
+    return sha256(secret.encode()).digest()
+
+
+class Keys:
+    """The use-cases of keys. `account_id` None stands for the admin, who sees all."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._seen: dict[bytes, tuple[Caller, float]] = {}
+
+    async def create(
+        self,
+        *,
+        label: str | None = None,
+        scopes: tuple[Scope, ...] = (),
+        character_limit: int | None = None,
+    ) -> MintedKey:
+        """Make a key with an account of its own."""
+        secret = _mint()
+        new = NewKey(
+            sha256=digest(secret),
+            label=label,
+            scopes=tuple(sorted({scope.value for scope in scopes})),
+            character_limit=character_limit,
+        )
+        return MintedKey(secret, await self._store.add_key(new))
+
+    async def caller(self, secret: str) -> Caller | None:
+        """Whose key this is, if it is valid now. One that was revoked by another process may pass for half a second."""
+        if not secret.startswith(PREFIX):
+            return None
+        sha256, now = digest(secret), time.monotonic()
+        seen = self._seen.get(sha256)
+        if seen and now < seen[1]:
+            return seen[0]
+        caller = await self._store.caller(sha256)
+        if caller is None:
+            self._seen.pop(sha256, None)
+            return None
+        if len(self._seen) >= SEEN_MAX:
+            self._seen.clear()
+        self._seen[sha256] = caller, now + SEEN_S
+        return caller
+
+    async def list(self, *, account_id: str | None) -> list[ApiKey]:
+        """The keys of an account, or all, oldest first."""
+        return await self._store.keys(account_id=account_id)
+
+    async def revoke(self, key_id: str, *, account_id: str | None) -> None:
+        """Make a key useless at once.
+
+        Raises:
+            KeyNotFoundError: there is no such key.
+        """
+        is_there = await self._store.revoke_key(key_id, account_id=account_id)
+        self._seen.clear()
+        if not is_there:
+            raise KeyNotFoundError
+
+    async def rotate(self, key_id: str, *, account_id: str | None, overlap_s: float = 0) -> MintedKey:
+        """Put a new key in the place of one, which stays valid for the overlap (seconds).
+
+        Raises:
+            KeyNotFoundError: there is no such key, or it is not valid any more.
+            InvalidFieldError: the overlap is negative or longer than 30 days.
+        """
+        if not 0 <= overlap_s <= OVERLAP_MAX_S:
+            raise InvalidFieldError("overlap_s", rule=f"it must be 0 to {OVERLAP_MAX_S:,} seconds")
+        secret = _mint()
+        key = await self._store.rotate_key(key_id, account_id=account_id, sha256=digest(secret), overlap_s=overlap_s)
+        self._seen.clear()
+        if key is None:
+            raise KeyNotFoundError
+        return MintedKey(secret, key)
+
+    async def usage(self, caller: Caller) -> Usage:
+        """What was spent this calendar month, UTC."""
+        return await self._store.usage(caller)
+
+
+def _mint() -> str:
+    return PREFIX + secrets.token_urlsafe(32)

@@ -1,0 +1,277 @@
+"""Speech on request: a cached piece at once, or a job that is waited for, heard, or cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Final
+
+from afterwords.cachekey import cache_key, cache_path
+from afterwords.errors import (
+    JobFinalError,
+    JobNotFoundError,
+    JobNotReadyError,
+    LostAudioError,
+    LostReferenceError,
+    StorageUnavailableError,
+    VoiceNotFoundError,
+)
+from afterwords.models import JobStatus, SpeechFormat, new_id
+from afterwords.server.failpoints import reach
+from afterwords.server.ports import (
+    Blobs,
+    CacheEntry,
+    Caller,
+    Clock,
+    Dispatcher,
+    Idempotency,
+    Limits,
+    Listener,
+    NewJob,
+    Store,
+    StoredJob,
+    StoredVoice,
+    Submitted,
+)
+from afterwords.server.services.hot import HotAudio
+from afterwords.server.services.news import News
+from afterwords.server.services.offer import Offer
+from afterwords.text import check_text
+
+LOOK_AGAIN_S: Final = 0.5
+"""How often those who wait look at the row: another process may have ended the job."""
+INLINE_BYTES: Final = 1 << 20
+"""Up to this size a WAV is checked where the request is; beyond, in a thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a caller wants spoken, as it came."""
+
+    voice_id: str
+    text: str = field(repr=False)
+    lang: str | None = None
+    backend: str | None = None
+    speed: float = 1.0
+    seed: int | None = None
+    response_format: SpeechFormat = SpeechFormat.WAV
+    webhook_url: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that was asked."""
+        facts = [
+            self.voice_id,
+            self.text,
+            self.lang,
+            self.backend,
+            float(self.speed),
+            self.seed,
+            self.response_format,
+            self.webhook_url,
+        ]
+        return sha256(json.dumps(facts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """Speech that was made before: a WAV file."""
+
+    wav: bytes = field(repr=False)
+    entry: CacheEntry
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A job, and, where it was asked for and can be had, its sound while it is made."""
+
+    job: StoredJob
+    is_new: bool
+    listener: Listener | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Synthesis:
+    """The use-cases of those who ask."""
+
+    store: Store
+    blobs: Blobs
+    clock: Clock
+    offer: Offer
+    limits: Limits
+    dispatcher: Dispatcher
+    news: News
+    hot: HotAudio
+
+    # -- asking ----------------------------------------------------------------------------------------------
+
+    async def submit(
+        self, caller: Caller, ask: Ask, *, idempotency_key: str | None = None, listen: bool = False
+    ) -> Hit | Accepted:
+        """Answer from the cache, or accept a job.
+
+        Raises:
+            VoiceNotFoundError, TextError, InvalidBackendError, UnsupportedLangError: it can't be spoken.
+            LostReferenceError: the voice has lost its recording.
+            LimitError: a limit of use is reached.
+            IdempotencyConflictError: the idempotency key came before with another request.
+        """
+        text = check_text(ask.text)
+        voice = await self.store.voice(ask.voice_id, account_id=caller.account_id)
+        if voice is None:
+            raise VoiceNotFoundError
+        backend, lang = self.offer.for_speech(ask.backend, ask.lang, voice_backend=voice.backend, voice_lang=voice.lang)
+        key = cache_key(text, lang=lang, backend=backend, speed=ask.speed, seed=ask.seed)
+        idempotency = (
+            Idempotency(caller.account_id, "synthesize", idempotency_key, ask.digest) if idempotency_key else None
+        )
+        if hit := await self._cached(voice, key):
+            entry, wav = hit
+            job_id = await self.store.remember(idempotency) if idempotency else None
+            job = await self.store.job(job_id, account_id=caller.account_id) if job_id else None
+            return Accepted(job, is_new=False) if job else Hit(wav, entry, backend)
+        if not await self.blobs.exists(voice.ref_audio_key):
+            raise LostReferenceError
+        new = NewJob(
+            job_id=new_id(),
+            account_id=caller.account_id,
+            voice_id=voice.voice_id,
+            key_id=caller.key_id,
+            spending_id=caller.spending_id,
+            text=text,
+            lang=lang,
+            backend=backend,
+            cache_key=key,
+            flight_key=_flight_key(key, ask),
+            char_count=len(text),
+            speed=ask.speed,
+            seed=ask.seed,
+            response_format=ask.response_format,
+            webhook_url=ask.webhook_url,
+            character_limit=caller.character_limit,
+        )
+        return await self._accept(new, idempotency, listen=listen)
+
+    async def _accept(self, new: NewJob, idempotency: Idempotency | None, *, listen: bool) -> Accepted:
+        listener = self.dispatcher.listen(new.job_id) if listen else None
+        try:
+            submitted: Submitted = await self.store.submit(new, limits=self.limits, idempotency=idempotency)
+        except BaseException:
+            if listener:
+                listener.close()
+            raise
+        reach("job-committed")
+        if listener and not submitted.is_new:  # it is another's job that stands in: too late to hear it from the start
+            listener.close()
+            listener = None
+        self.dispatcher.wake()
+        return Accepted(submitted.job, submitted.is_new, listener)
+
+    async def _cached(self, voice: StoredVoice, key: str) -> tuple[CacheEntry, bytes] | None:
+        """A kept piece, if it is whole; one that is not is dropped, and a storage that is down is a miss."""
+        entry = await self.store.cached(voice.voice_id, key)
+        if entry is None:
+            return None
+        if wav := self.hot.get(voice.voice_id, entry.sha256):
+            return entry, wav
+        path = cache_path(voice.voice_id, key)
+        try:
+            wav = await self.blobs.get(path, sha256=entry.sha256)
+            if wav is None:
+                await self.store.uncache(entry)
+                await self.blobs.delete(path)
+                return None
+        except StorageUnavailableError:
+            return None
+        self.hot.keep(voice.voice_id, entry.sha256, wav)
+        return entry, wav
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    async def job(self, caller: Caller, job_id: str, *, wait_s: float = 0) -> StoredJob:
+        """One job; waits until it is final, at most `wait_s` seconds.
+
+        Raises:
+            JobNotFoundError: there is none, or it is another's.
+        """
+        job = await self.store.job(job_id, account_id=caller.account_id)
+        if job is not None and wait_s > 0 and not job.status.is_final:
+            job = await self._final(job, wait_s)
+        if job is None:
+            raise JobNotFoundError
+        return job
+
+    async def jobs(
+        self, caller: Caller, *, status: JobStatus | None, limit: int | None, after: str | None
+    ) -> list[StoredJob]:
+        """The jobs of the caller's account, newest first."""
+        return await self.store.jobs(account_id=caller.account_id, status=status, limit=limit, after=after)
+
+    async def _final(self, job: StoredJob, wait_s: float) -> StoredJob | None:
+        deadline = self.clock.steady() + wait_s
+        with self.news.of(job.job_id) as told:
+            while True:
+                seen = await self.store.job(job.job_id, account_id=job.account_id)
+                left = deadline - self.clock.steady()
+                if seen is None or seen.status.is_final or left <= 0 or self.news.is_closed:
+                    return seen
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(told.wait(), min(left, LOOK_AGAIN_S))
+
+    async def first_sound(self, job: StoredJob, listener: Listener, *, wait_s: float) -> int | None:
+        """The sample rate in Hz of a job that is heard, once it sounds; None if it ends without being heard here."""
+        began = asyncio.ensure_future(listener.begun())
+        ended = asyncio.ensure_future(self._final(job, wait_s))
+        try:
+            await asyncio.wait({began, ended}, return_when=asyncio.FIRST_COMPLETED)
+            return began.result() if began.done() else None
+        finally:
+            began.cancel()
+            ended.cancel()
+
+    async def abandon(self, caller: Caller, job_id: str) -> None:
+        """Cancel a job whose listener has left; one that is final by then stays what it is."""
+        with contextlib.suppress(JobNotFoundError, JobFinalError):
+            await self.cancel(caller, job_id)
+
+    async def audio(self, job: StoredJob) -> bytes:
+        """The WAV file of a job.
+
+        Raises:
+            JobNotReadyError: it has none.
+            LostAudioError: it is gone or altered; the job has failed with that, and answers so once.
+        """
+        if job.status is not JobStatus.READY or job.audio_key is None:
+            raise JobNotReadyError(job.status)
+        wav = await self.blobs.get(job.audio_key, sha256=job.audio_sha256)
+        if wav is None:
+            await self.store.lost(job.job_id)
+            raise LostAudioError
+        return wav
+
+    async def cancel(self, caller: Caller, job_id: str) -> StoredJob:
+        """Cancel a job that is pending; what it reserved is given back.
+
+        Raises:
+            JobNotFoundError: there is none.
+            JobFinalError: it is ready, or has failed.
+        """
+        job = await self.store.cancel(job_id, account_id=caller.account_id)
+        if job is None:
+            raise JobNotFoundError
+        if job.status is not JobStatus.CANCELLED:
+            raise JobFinalError(job.status)
+        self.dispatcher.cancel(job_id)
+        self.news.tell(job_id)
+        return job
+
+
+def _flight_key(key: str, ask: Ask) -> str:
+    """Two requests fly together if all that is theirs is the same."""
+    if ask.response_format is SpeechFormat.WAV and ask.webhook_url is None:
+        return key
+    return sha256("\0".join([key, ask.response_format, ask.webhook_url or ""]).encode()).hexdigest()

@@ -1,0 +1,280 @@
+"""Voices: registered, shown, changed, carried away, deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Final
+
+from afterwords.bundle import pack, unpack
+from afterwords.cachekey import reference_path, voice_prefix
+from afterwords.errors import InvalidFieldError, LostReferenceError, ServiceError, VoiceNotFoundError
+from afterwords.models import Consent, ConsentKind, Provenance, ReferenceInfo, Voice, new_id
+from afterwords.riff import canonical_wav, check_reference_wav
+from afterwords.server.failpoints import reach
+from afterwords.server.ports import Blobs, Caller, Clock, Idempotency, Store, StoredVoice, VoiceChanges
+from afterwords.server.services.hot import HotAudio
+from afterwords.server.services.offer import Offer
+from afterwords.text import check_name, check_text
+
+RATE_MAX: Final = 48_000  # Hz; nothing a voice needs lies above
+METADATA_MAX_BYTES: Final = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceFields:
+    """What is said about a new voice, as it came."""
+
+    name: str
+    backend: str | None = None
+    lang: str = "en"
+    ref_text: str | None = field(default=None, repr=False)
+    family: str | None = None
+    consent: ConsentKind | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Voices:
+    """The use-cases of voices. Another account's voice is as if it were not there."""
+
+    store: Store
+    blobs: Blobs
+    clock: Clock
+    offer: Offer
+    decoding: asyncio.Semaphore
+    hot: HotAudio
+
+    async def register(
+        self, caller: Caller, fields: VoiceFields, wav: bytes, *, idempotency_key: str | None = None
+    ) -> StoredVoice:
+        """Make a voice of an uploaded recording.
+
+        Raises:
+            InvalidInputError: a field or the recording can't be used.
+            IdempotencyConflictError: the idempotency key came before with another upload.
+        """
+        fields = self._checked(fields)
+        backend, lang = self.offer.for_voice(fields.backend, fields.lang)
+        asked = json.dumps(_facts(fields))
+        idempotency = _idempotency(caller, idempotency_key, asked.encode(), sha256(wav).digest())
+        if idempotency and (known := await self.store.replayed_voice(idempotency)):
+            return known
+        consent = Consent(kind=fields.consent, stated_at=self.clock.now()) if fields.consent else None
+        async with self.decoding:
+            canonical, sample_rate, duration_s = await asyncio.to_thread(_judged, wav)
+        return await self._keep(
+            caller,
+            canonical,
+            ReferenceInfo(sha256=sha256(canonical).hexdigest(), duration_s=duration_s, sample_rate=sample_rate),
+            idempotency,
+            name=fields.name,
+            backend=backend,
+            lang=lang,
+            ref_text=fields.ref_text,
+            family=fields.family,
+            consent=consent,
+        )
+
+    async def take_in(self, caller: Caller, data: bytes, *, idempotency_key: str | None = None) -> StoredVoice:
+        """Make a voice of a bundle, with an id of its own; consent and provenance come along.
+
+        Raises:
+            InvalidBundleError: it is no bundle, or was altered.
+            RecordingError, UnsupportedLangError: what is in it can't be used here.
+        """
+        idempotency = _idempotency(caller, idempotency_key, b"bundle", sha256(data).digest())
+        if idempotency and (known := await self.store.replayed_voice(idempotency)):
+            return known
+        async with self.decoding:
+            voice, wav = await asyncio.to_thread(unpack, data)
+        wanted = voice.backend if voice.backend in self.offer.backends else None
+        backend, lang = self.offer.for_voice(wanted, voice.lang)
+        return await self._keep(
+            caller,
+            wav,
+            voice.reference,
+            idempotency,
+            name=check_name(voice.name),
+            backend=backend,
+            lang=lang,
+            ref_text=_checked_transcript(voice.ref_text),
+            family=voice.family,
+            consent=voice.consent,
+            provenance=voice.provenance,
+            metadata=voice.metadata,
+        )
+
+    async def get(self, caller: Caller, voice_id: str) -> StoredVoice:
+        """One voice.
+
+        Raises:
+            VoiceNotFoundError: there is none, or it is another's.
+        """
+        voice = await self.store.voice(voice_id, account_id=caller.account_id)
+        if voice is None:
+            raise VoiceNotFoundError
+        return voice
+
+    async def list(self, caller: Caller, *, limit: int | None, after: str | None) -> list[StoredVoice]:
+        """The voices of the caller's account, oldest first."""
+        return await self.store.voices(account_id=caller.account_id, limit=limit, after=after)
+
+    async def change(self, caller: Caller, voice_id: str, changes: VoiceChanges) -> StoredVoice:
+        """Change what is said about a voice; the recording stays.
+
+        Another transcript or language makes what was spoken or prepared before wrong, so that is dropped.
+
+        Raises:
+            VoiceNotFoundError, InvalidInputError: no such voice, or no such value.
+        """
+        before = await self.get(caller, voice_id)
+        changes = self._checked_changes(changes, before)
+        after = await self.store.update_voice(voice_id, changes, account_id=caller.account_id)
+        if after is None:
+            raise VoiceNotFoundError
+        if (after.ref_text, after.lang) != (before.ref_text, before.lang):
+            await self.blobs.delete_all(f"{voice_prefix(voice_id)}cache/")
+            await self.blobs.delete_all(f"{voice_prefix(voice_id)}prompts/")
+        return after
+
+    async def carry_away(self, caller: Caller, voice_id: str) -> bytes:
+        """The voice as one portable file.
+
+        Raises:
+            VoiceNotFoundError: there is none.
+            LostReferenceError: its recording is missing or was altered.
+        """
+        stored = await self.get(caller, voice_id)
+        wav = await self.blobs.get(stored.ref_audio_key, sha256=stored.ref_sha256)
+        if wav is None:
+            raise LostReferenceError
+        return await asyncio.to_thread(pack, as_voice(stored), wav)
+
+    async def delete(self, caller: Caller, voice_id: str) -> None:
+        """Remove a voice and all that was made of it: recording, cache, prompts, jobs and their audio.
+
+        Raises:
+            VoiceNotFoundError: there is none.
+        """
+        paths = await self.store.delete_voice(voice_id, account_id=caller.account_id)
+        if paths is None:
+            raise VoiceNotFoundError
+        reach("voice-tombstoned")
+        await self.purge(voice_id, paths)
+
+    async def purge(self, voice_id: str, paths: Sequence[str]) -> None:
+        """Remove the audio of a deleted voice; what fails here the reaper does again."""
+        self.hot.forget(voice_id)
+        await self.blobs.delete(*paths)
+        await self.blobs.delete_all(voice_prefix(voice_id))
+        await self.store.purged(voice_id)
+
+    async def _keep(
+        self,
+        caller: Caller,
+        wav: bytes,
+        reference: ReferenceInfo,
+        idempotency: Idempotency | None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        provenance: Provenance | None = None,
+        **fields: Any,
+    ) -> StoredVoice:
+        """The blob first, then the row: a voice that is listed has its recording."""
+        voice_id = new_id()
+        path = reference_path(voice_id)
+        voice = StoredVoice(
+            voice_id=voice_id,
+            account_id=caller.account_id,
+            ref_audio_key=path,
+            ref_sha256=reference.sha256,
+            ref_duration_s=reference.duration_s,
+            ref_sample_rate=reference.sample_rate,
+            created_at=self.clock.now(),
+            metadata=metadata or {},
+            provenance=provenance,
+            **fields,
+        )
+        await self.blobs.put(path, wav)
+        reach("reference-stored")
+        try:
+            kept = await self.store.add_voice(voice, idempotency=idempotency)
+        except ServiceError:
+            await self.blobs.delete(path)
+            raise
+        if kept.voice_id != voice_id:
+            await self.blobs.delete(path)
+        reach("voice-committed")
+        return kept
+
+    def _checked(self, fields: VoiceFields) -> VoiceFields:
+        return VoiceFields(
+            name=check_name(fields.name),
+            backend=fields.backend or None,
+            lang=fields.lang,
+            ref_text=_checked_transcript(fields.ref_text),
+            family=check_name(fields.family) if fields.family and fields.family.strip() else None,
+            consent=fields.consent,
+        )
+
+    def _checked_changes(self, changes: VoiceChanges, voice: StoredVoice) -> VoiceChanges:
+        backend, lang = changes.backend, changes.lang
+        if backend is not None or lang is not None:
+            backend, lang = self.offer.for_speech(backend, lang, voice_backend=voice.backend, voice_lang=voice.lang)
+        if changes.metadata is not None and len(json.dumps(changes.metadata).encode()) > METADATA_MAX_BYTES:
+            raise InvalidFieldError("metadata", rule=f"it may have {METADATA_MAX_BYTES:,} bytes as JSON")
+        return VoiceChanges(
+            name=None if changes.name is None else check_name(changes.name),
+            backend=backend,
+            lang=lang,
+            ref_text=None if changes.ref_text is None else check_text(changes.ref_text),
+            family=None if changes.family is None else check_name(changes.family),
+            metadata=changes.metadata,
+        )
+
+
+def as_voice(stored: StoredVoice) -> Voice:
+    """The voice as everyone else knows it: without owner and storage."""
+    return Voice(
+        voice_id=stored.voice_id,
+        name=stored.name,
+        backend=stored.backend,
+        lang=stored.lang,
+        ref_text=stored.ref_text,
+        family=stored.family,
+        reference=ReferenceInfo(
+            sha256=stored.ref_sha256, duration_s=stored.ref_duration_s, sample_rate=stored.ref_sample_rate
+        ),
+        consent=stored.consent,
+        provenance=stored.provenance,
+        created_at=stored.created_at,
+        metadata=dict(stored.metadata),
+    )
+
+
+def _judged(wav: bytes) -> tuple[bytes, int, float]:
+    """The canonical WAV of an upload, its sample rate in Hz and its length in seconds."""
+    samples, sample_rate = check_reference_wav(wav)
+    if sample_rate > RATE_MAX:
+        from afterwords.audio import resample
+
+        samples, sample_rate = resample(samples, sample_rate, RATE_MAX), RATE_MAX
+    return canonical_wav(samples, sample_rate), sample_rate, len(samples) / sample_rate
+
+
+def _checked_transcript(text: str | None) -> str | None:
+    return check_text(text) if text and text.strip() else None
+
+
+def _facts(fields: VoiceFields) -> list[str | None]:
+    return [fields.name, fields.backend, fields.lang, fields.ref_text, fields.family, fields.consent]
+
+
+def _idempotency(caller: Caller, key: str | None, *parts: bytes) -> Idempotency | None:
+    if key is None:
+        return None
+    asked = sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).hexdigest()
+    return Idempotency(account_id=caller.account_id, route="voices", key=key, body_sha256=asked)

@@ -1,0 +1,184 @@
+"""A server as a process: the socket, the signals, the log, and connections that never finish their first line."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Final, cast
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from afterwords.backends import registry
+from afterwords.errors import AddressInUseError
+from afterwords.server.app import create_app
+from afterwords.server.services.keys import Keys, MintedKey
+from afterwords.server.settings import Settings
+from afterwords.server.wiring import House, open_store
+
+HEADER_TIMEOUT_S: Final = 10.0
+HEADER_MAX_BYTES: Final = 64 * 1024
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long a thread may keep the interpreter: the default of 5 ms is a long wait for a request beside the writer."""
+
+
+def serve(
+    settings: Settings,
+    *,
+    on_first_key: Callable[[MintedKey], None],
+    on_listening: Callable[[Settings], None],
+) -> int | None:
+    """Serve until a signal says otherwise, and return the signal.
+
+    Args:
+        on_first_key: given the first key, where the database is new and the address is loopback.
+        on_listening: given the settings with the port that was taken, once requests are answered.
+
+    Raises:
+        InsecureServerError, AddressInUseError, NewerDatabaseError: it can't start like this.
+        BackendUnavailableError: nothing here can speak.
+    """
+    settings.check_is_safe()
+    registry.choose()
+    os.umask(0o077)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    with _bound(settings) as bound:
+        settings = settings.model_copy(update={"port": bound.getsockname()[1]})
+        if key := asyncio.run(_first_key(settings)):
+            on_first_key(key)
+        config = uvicorn.Config(
+            create_app(settings),
+            http=_Protocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        )
+        server = _Server(config, lambda: on_listening(settings))
+        server.run([bound])
+        return server.signal
+
+
+def configure_log() -> None:
+    """One line an event, to stderr. Uvicorn speaks up only where something is wrong."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    ours = logging.getLogger("afterwords.server")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    theirs = logging.getLogger("uvicorn")
+    theirs.addHandler(handler)
+    theirs.addFilter(_without_traceback)
+    theirs.setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(_without_traceback)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """A traceback shows what was thrown, and that may hold what a request said."""
+    record.exc_info = record.exc_text = None
+    return True
+
+
+async def _first_key(settings: Settings) -> MintedKey | None:
+    """Bring the database up to date; if it was new and only this machine can reach it, make a key."""
+    store = open_store(settings)
+    try:
+        is_new = await store.open()
+        return await Keys(store).create(label="first key") if is_new and settings.is_loopback else None
+    finally:
+        await store.close()
+
+
+def _bound(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((settings.host, settings.port))
+        bound.listen(2048)
+    except OSError as error:
+        bound.close()
+        why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+        raise AddressInUseError(settings.host, settings.port, why=why) from None
+    bound.setblocking(False)
+    return bound
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, which leaves with the signal's meaning and not by the signal itself."""
+
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_listening = on_listening
+        self.signal: int | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()  # or they would be raised again at the end, and kill us
+        self.signal = sig
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_listening()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Those who wait for a job get their answer now, or they would hold the door open."""
+        house = cast("House | None", self.lifespan.state.get("afterwords"))
+        if house is not None:
+            house.synthesis.news.close()
+        await super().shutdown(sockets)
+
+
+class _Protocol(HttpToolsProtocol):
+    """HTTP/1.1 for clients in a hurry: headers that do not come, or do not end, close the connection."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _n_header_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._got_headers()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._timer is not None:
+            self._n_header_bytes += len(data)
+            if self._n_header_bytes > HEADER_MAX_BYTES:
+                self.transport.close()
+
+    def on_message_begin(self) -> None:
+        self._expect_headers()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._got_headers()
+        super().on_headers_complete()
+
+    def _expect_headers(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.close)
+            self._n_header_bytes = 0
+
+    def _got_headers(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+EXIT_BY_SIGNAL: Final[dict[int | None, int]] = {signal.SIGINT: 130}
+"""What the shell is told; a server that was asked to stop by SIGTERM has done well."""

@@ -1,0 +1,59 @@
+"""Webhooks that are due. Taking one puts it off, so that a crash delivers it later and two servers not both at once."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Final
+
+from sqlalchemy import Connection, bindparam, delete, or_, select, update
+
+from afterwords.server.ports import StoredJob, WebhookCall
+from afterwords.server.store.jobs import JOB
+from afterwords.server.store.schema import jobs, keys, webhooks
+
+PAUSES_S: Final = (5, 30, 120, 600, 3600, 6 * 3600)
+"""After each try but the last; a day is the most that Standard Webhooks advises, and most receivers are back sooner."""
+MAX_TRIES: Final = len(PAUSES_S) + 1
+SIGNED_FOR: Final = b"afterwords webhook v1"
+
+_IS_DUE = or_(
+    webhooks.c.next_at <= bindparam("steady"),
+    webhooks.c.next_at > bindparam("steady") + PAUSES_S[-1],  # the clock was set back between starts
+)
+_ANY = select(webhooks.c.job_id).where(_IS_DUE).limit(1)
+_DUE = (
+    select(webhooks.c.url, webhooks.c.tries, keys.c.sha256, *JOB)
+    .join(jobs, jobs.c.job_id == webhooks.c.job_id)
+    .join(keys, keys.c.key_id == jobs.c.key_id)
+    .where(_IS_DUE)
+    .order_by(webhooks.c.next_at, jobs.c.seq)
+    .limit(bindparam("most"))
+)
+_EXHAUSTED = delete(webhooks).where(_IS_DUE, webhooks.c.tries >= MAX_TRIES)
+_PUT_OFF = (
+    update(webhooks)
+    .where(webhooks.c.job_id == bindparam("which"))
+    .values(tries=bindparam("number"), next_at=bindparam("later"))
+)
+
+
+def is_any_due(connection: Connection, *, steady: float) -> bool:
+    return connection.execute(_ANY, {"steady": steady}).first() is not None
+
+
+def due(connection: Connection, *, limit: int, steady: float) -> list[WebhookCall]:
+    connection.execute(_EXHAUSTED, {"steady": steady})
+    calls = []
+    for url, tries, sha256, *job in connection.execute(_DUE, {"steady": steady, "most": limit}).all():
+        stored = StoredJob(*job)
+        pause_s = PAUSES_S[min(tries, len(PAUSES_S) - 1)]
+        facts = {"which": stored.job_id, "number": tries + 1, "later": steady + pause_s}
+        connection.execute(_PUT_OFF, facts)
+        key = hmac.digest(sha256, SIGNED_FOR, hashlib.sha256)
+        calls.append(WebhookCall(stored, url, tries + 1, signing_key=key))
+    return calls
+
+
+def settle(connection: Connection, job_id: str) -> None:
+    connection.execute(delete(webhooks).where(webhooks.c.job_id == job_id))

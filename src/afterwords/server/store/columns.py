@@ -1,0 +1,99 @@
+"""How values that SQL has no word for lie in a column: UTC times, enums, models, and text that must vanish.
+
+Apart because the schema and nothing else chooses them; every statement gets and gives Python values.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final, Generic, TypeVar
+
+from pydantic import BaseModel
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Integer, LargeBinary, String, TypeDecorator
+
+PAGE_BYTES: Final = 4096
+MARGIN_BYTES: Final = PAGE_BYTES - 35
+"""The most of a row that SQLite keeps within a table's leaf page (sqlite.org/fileformat2.html, 1.6, "U-35")."""
+
+ID: Final = String(36)
+SEQUENCE: Final = BigInteger().with_variant(Integer(), "sqlite")
+"""Only INTEGER counts up by itself in SQLite; it has 64 bits there."""
+
+E = TypeVar("E", bound=StrEnum)
+M = TypeVar("M", bound=BaseModel)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A moment of the wall clock: aware, UTC, whole milliseconds."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        if value is None:
+            return None
+        moment = value.astimezone(UTC)
+        return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Word(TypeDecorator[E], Generic[E]):
+    """A member of an enum, by its value."""
+
+    impl = String(16)
+    cache_ok = True
+
+    def __init__(self, kind: type[E]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def process_bind_param(self, value: E | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> E | None:  # noqa: ARG002
+        return None if value is None else self.kind(value)
+
+
+class Document(TypeDecorator[M], Generic[M]):
+    """A model as JSON."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def __init__(self, kind: type[M]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def process_bind_param(self, value: M | None, dialect: Dialect) -> Any:  # noqa: ARG002
+        return None if value is None else value.model_dump(mode="json")
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> M | None:  # noqa: ARG002
+        return None if value is None else self.kind.model_validate(value)
+
+
+class VanishingText(TypeDecorator[str]):
+    """Text of which no byte is left in the file once it is removed.
+
+    SQLite's secure_delete zeroes what is freed, but not the copies that stay in the unused part of a page when rows
+    move to another one. Rows move, overflow pages don't: a margin before the text pushes all of it to pages of its
+    own, which are zeroed as a whole when they are freed.
+
+    Source: tests/server/store/test_deletion.py, which finds such copies without the margin.
+    """
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> bytes | None:  # noqa: ARG002
+        return None if value is None else _MARGIN + value.encode()
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        return None if value is None else value[MARGIN_BYTES:].decode()
+
+
+_MARGIN: Final = bytes(MARGIN_BYTES)

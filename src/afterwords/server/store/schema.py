@@ -1,0 +1,204 @@
+"""The tables. What stands here and what the migrations make is the same; a test sees to it.
+
+`seq` orders rows and is never used twice; `created_at` alone could not order two rows of one millisecond.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    literal_column,
+    text,
+)
+
+from afterwords.models import Consent, JobStatus, Provenance, SpeechFormat
+from afterwords.server.store.columns import ID, SEQUENCE, Document, UtcTime, VanishingText, Word
+
+metadata: Final = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+server: Final = Table(
+    "server",
+    metadata,
+    Column("server_id", Integer, primary_key=True),
+    Column("secret", LargeBinary, nullable=False),
+    Column("checked_at", UtcTime),
+)
+
+accounts: Final = Table(
+    "accounts",
+    metadata,
+    Column("account_id", ID, primary_key=True),
+    Column("created_at", UtcTime, nullable=False),
+    Column("turn", BigInteger, nullable=False, server_default="0", index=True),  # counts up with every claim of a job
+)
+
+keys: Final = Table(
+    "keys",
+    metadata,
+    Column("seq", SEQUENCE, primary_key=True),
+    Column("key_id", ID, nullable=False, unique=True),
+    Column("account_id", ForeignKey("accounts.account_id"), nullable=False, index=True),
+    Column("sha256", LargeBinary, nullable=False, unique=True),
+    Column("label", Text),
+    Column("scopes", Text, nullable=False),  # separated by spaces
+    Column("character_limit", BigInteger),
+    Column("spending_id", ID, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
+    Column("revoked_at", UtcTime),
+    sqlite_autoincrement=True,
+)
+
+voices: Final = Table(
+    "voices",
+    metadata,
+    Column("seq", SEQUENCE, primary_key=True),
+    Column("voice_id", ID, nullable=False, unique=True),
+    Column("account_id", ForeignKey("accounts.account_id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("backend", Text, nullable=False),
+    Column("lang", Text, nullable=False),
+    Column("family", Text),
+    Column("ref_audio_key", Text, nullable=False),
+    Column("ref_sha256", String(64), nullable=False),
+    Column("ref_duration_s", Float, nullable=False),
+    Column("ref_sample_rate", Integer, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("consent", Document(Consent)),
+    Column("provenance", Document(Provenance)),
+    Column("metadata", JSON, nullable=False),
+    Column("ref_text", VanishingText),
+    Index(None, "account_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+jobs: Final = Table(
+    "jobs",
+    metadata,
+    Column("seq", SEQUENCE, primary_key=True),
+    Column("job_id", ID, nullable=False, unique=True),
+    Column("account_id", ForeignKey("accounts.account_id"), nullable=False),
+    Column("voice_id", ForeignKey("voices.voice_id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("key_id", ForeignKey("keys.key_id"), nullable=False),
+    Column("status", Word(JobStatus), nullable=False),
+    Column("lang", Text, nullable=False),
+    Column("backend", Text, nullable=False),
+    Column("cache_key", String(64), nullable=False),
+    Column("flight_key", String(64)),  # NULL: its result is its own, since the voice was changed under it
+    Column("speed", Float, nullable=False),
+    Column("seed", BigInteger),
+    Column("response_format", Word(SpeechFormat), nullable=False),
+    Column("webhook_url", Text),
+    Column("char_count", Integer, nullable=False),
+    Column("spending_id", ID, nullable=False),
+    Column("period", String(7), nullable=False),  # in which it was charged
+    Column("attempt", Integer, nullable=False, server_default="0"),  # how often it was claimed; only grows
+    Column("returned", Integer, nullable=False, server_default="0"),  # attempts given back, which don't count
+    Column("worker", Text),
+    Column("lease_s", Float),
+    Column("lease_expires", Float),  # by the steady clock; NULL: it waits
+    Column("audio_key", Text),
+    Column("audio_sha256", String(64)),
+    Column("audio_bytes", BigInteger),
+    Column("synth_ms", BigInteger),
+    Column("error", Text),
+    Column("created_at", UtcTime, nullable=False),
+    Column("completed_at", UtcTime),
+    Column("text", VanishingText),
+    Index(None, "account_id", "seq"),
+    Index(None, "account_id", "status", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# Written out, since SQLite takes a partial index only where it sees the same words in the statement.
+IS_PENDING: Final = jobs.c.status == literal_column("'pending'")
+_PENDING = text("status = 'pending'")
+
+pending_jobs: Final = Index(
+    "ix_jobs_pending",
+    jobs.c.lease_expires,
+    jobs.c.account_id,
+    jobs.c.backend,
+    jobs.c.status,  # or SQLite looks it up in the table, row by row
+    sqlite_where=_PENDING,
+    postgresql_where=_PENDING,
+)
+flights: Final = Index(
+    "ix_jobs_flight",
+    jobs.c.voice_id,
+    jobs.c.flight_key,
+    unique=True,
+    sqlite_where=_PENDING,
+    postgresql_where=_PENDING,
+)
+
+cache: Final = Table(
+    "cache",
+    metadata,
+    Column("voice_id", ForeignKey("voices.voice_id", ondelete="CASCADE"), primary_key=True),
+    Column("cache_key", String(64), primary_key=True),
+    Column("sha256", String(64), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("synth_ms", BigInteger, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+usage: Final = Table(
+    "usage",
+    metadata,
+    Column("spending_id", ID, primary_key=True),
+    Column("period", String(7), primary_key=True),  # a calendar month, UTC: 2026-01
+    Column("account_id", ForeignKey("accounts.account_id"), nullable=False),
+    Column("characters", BigInteger, nullable=False),
+    Index(None, "account_id", "period"),
+)
+
+idempotency: Final = Table(
+    "idempotency",
+    metadata,
+    Column("account_id", ForeignKey("accounts.account_id"), primary_key=True),
+    Column("route", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("body_sha256", String(64), nullable=False),
+    Column("voice_id", ForeignKey("voices.voice_id", ondelete="CASCADE"), index=True),
+    Column("job_id", ForeignKey("jobs.job_id", ondelete="CASCADE"), index=True),
+    Column("created_at", UtcTime, nullable=False, index=True),
+)
+
+webhooks: Final = Table(
+    "webhooks",
+    metadata,
+    Column("job_id", ForeignKey("jobs.job_id", ondelete="CASCADE"), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("next_at", Float, nullable=False, index=True),  # by the steady clock
+)
+
+tombstones: Final = Table(
+    "tombstones",
+    metadata,
+    Column("voice_id", ID, primary_key=True),
+    Column("deleted_at", UtcTime, nullable=False),
+    Column("purged_at", UtcTime),  # NULL: blobs may be left
+    Column("audio_paths", JSON(none_as_null=True)),
+)

@@ -1,0 +1,251 @@
+"""The port Store over a database: every method is one unit of work, and the time it happens at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from afterwords.errors import InvalidOptionError
+from afterwords.models import ApiKey, JobStatus, Usage
+from afterwords.server.ports import (
+    CacheEntry,
+    Caller,
+    Claim,
+    Clock,
+    Finished,
+    Idempotency,
+    Limits,
+    NewJob,
+    NewKey,
+    Outcome,
+    Reaped,
+    StoredJob,
+    StoredVoice,
+    Submitted,
+    VoiceChanges,
+    WebhookCall,
+)
+from afterwords.server.store import attempts, calls, jobs, keys, periods, repeats, sweeping, voices
+from afterwords.server.store.database import Database
+
+SHORT_LIST: Final = 100
+"""Rows that may be read while the event loop waits: well under 10 ms."""
+
+
+class SqlStore:
+    """Rows in SQLite.
+
+    Args:
+        url: `sqlite:///name.db`, within the folder unless the name is absolute.
+        clock: the time.
+        folder: the server's own.
+
+    Raises:
+        InvalidOptionError: the URL is none, or not of a SQLite file.
+    """
+
+    def __init__(self, url: str, *, clock: Clock, folder: Path) -> None:
+        self._clock = clock
+        self._database = Database(folder / _file_name(url))
+
+    async def open(self) -> bool:
+        """Connect, and bring the schema up to date; True if the database was new.
+
+        Raises:
+            NewerDatabaseError: a later version has changed the schema.
+        """
+        return await self._database.open()
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def check(self) -> None:
+        await self._database.check(partial(sweeping.touch, now=self._clock.now()))
+
+    async def secret(self) -> bytes:
+        return self._database.secret
+
+    # -- keys ------------------------------------------------------------------------------------------------
+
+    async def add_key(self, key: NewKey) -> ApiKey:
+        return await self._database.write(partial(keys.add, key=key, now=self._clock.now()))
+
+    async def caller(self, sha256: bytes) -> Caller | None:
+        return await self._database.read(partial(keys.caller, sha256=sha256, now=self._clock.now()))
+
+    async def keys(self, *, account_id: str | None) -> list[ApiKey]:
+        return await self._database.read_long(partial(keys.all_of, account_id=account_id))
+
+    async def revoke_key(self, key_id: str, *, account_id: str | None) -> bool:
+        return await self._database.write(
+            partial(keys.revoke, key_id=key_id, account_id=account_id, now=self._clock.now())
+        )
+
+    async def rotate_key(
+        self, key_id: str, *, account_id: str | None, sha256: bytes, overlap_s: float
+    ) -> ApiKey | None:
+        return await self._database.write(
+            partial(
+                keys.rotate,
+                key_id=key_id,
+                account_id=account_id,
+                sha256=sha256,
+                overlap_s=overlap_s,
+                now=self._clock.now(),
+            )
+        )
+
+    async def usage(self, caller: Caller) -> Usage:
+        return await self._database.read(partial(periods.spent, caller=caller, now=self._clock.now()))
+
+    # -- voices and what is cached of them -------------------------------------------------------------------
+
+    async def add_voice(self, voice: StoredVoice, *, idempotency: Idempotency | None = None) -> StoredVoice:
+        return await self._database.write(partial(voices.add, voice=voice, asked=idempotency, now=self._clock.now()))
+
+    async def replayed_voice(self, idempotency: Idempotency) -> StoredVoice | None:
+        return await self._database.read(partial(voices.replayed, asked=idempotency))
+
+    async def voice(self, voice_id: str, *, account_id: str) -> StoredVoice | None:
+        return await self._database.read(partial(voices.get, voice_id=voice_id, account_id=account_id))
+
+    async def voices(self, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
+        read = self._database.read if limit is not None and limit <= SHORT_LIST else self._database.read_long
+        return await read(partial(voices.page, account_id=account_id, limit=limit, after=after))
+
+    async def update_voice(self, voice_id: str, changes: VoiceChanges, *, account_id: str) -> StoredVoice | None:
+        work = partial(voices.change, voice_id=voice_id, changes=changes, account_id=account_id)
+        voice = await self._database.write(work)
+        if changes.ref_text is not None:
+            await self._database.scrub()
+        return voice
+
+    async def delete_voice(self, voice_id: str, *, account_id: str) -> list[str] | None:
+        work = partial(voices.remove, voice_id=voice_id, account_id=account_id, now=self._clock.now())
+        paths = await self._database.write(work, is_freeing=True)
+        if paths is not None:
+            await self._database.scrub()
+        return paths
+
+    async def purge_due(self) -> list[tuple[str, list[str]]]:
+        return await self._database.read(voices.unpurged)
+
+    async def purged(self, voice_id: str) -> None:
+        work = partial(voices.purged, voice_id=voice_id, now=self._clock.now())
+        await self._database.write(work, is_freeing=True)
+        await self._database.scrub_if_due()
+
+    async def cached(self, voice_id: str, cache_key: str) -> CacheEntry | None:
+        return await self._database.read(partial(voices.cached, voice_id=voice_id, cache_key=cache_key))
+
+    async def uncache(self, entry: CacheEntry) -> None:
+        await self._database.write(partial(voices.uncache, entry=entry))
+
+    # -- jobs, for those who ask -----------------------------------------------------------------------------
+
+    async def submit(self, job: NewJob, *, limits: Limits, idempotency: Idempotency | None = None) -> Submitted:
+        return await self._database.write(
+            partial(jobs.submit, job=job, limits=limits, asked=idempotency, now=self._clock.now())
+        )
+
+    async def remember(self, idempotency: Idempotency) -> str | None:
+        return await self._database.write(partial(repeats.remember, asked=idempotency, now=self._clock.now()))
+
+    async def job(self, job_id: str, *, account_id: str | None = None) -> StoredJob | None:
+        return await self._database.read(partial(jobs.get, job_id=job_id, account_id=account_id))
+
+    async def jobs(
+        self, *, account_id: str, status: JobStatus | None, limit: int | None, after: str | None
+    ) -> list[StoredJob]:
+        read = self._database.read if limit is not None and limit <= SHORT_LIST else self._database.read_long
+        return await read(partial(jobs.page, account_id=account_id, status=status, limit=limit, after=after))
+
+    async def cancel(self, job_id: str, *, account_id: str) -> StoredJob | None:
+        now, steady = self._clock.now(), self._clock.steady()
+        return await self._database.write(
+            partial(jobs.cancel, job_id=job_id, account_id=account_id, now=now, steady=steady)
+        )
+
+    async def lost(self, job_id: str) -> None:
+        await self._database.write(partial(jobs.lose, job_id=job_id))
+
+    # -- jobs, for those who speak them ----------------------------------------------------------------------
+
+    async def claim(self, *, backends: Sequence[str], lease_s: float, worker: str) -> Claim | None:
+        if not await self._database.read(partial(attempts.is_any_waiting, backends=backends)):
+            return None
+        steady = self._clock.steady()
+        return await self._database.write(
+            partial(attempts.claim, backends=backends, lease_s=lease_s, worker=worker, steady=steady)
+        )
+
+    async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float) -> bool:
+        steady = self._clock.steady()
+        return await self._database.write(
+            partial(attempts.heartbeat, job_id=job_id, attempt=attempt, lease_s=lease_s, steady=steady)
+        )
+
+    async def finish(self, job_id: str, attempt: int | None, outcome: Outcome) -> Finished:
+        now, steady = self._clock.now(), self._clock.steady()
+        return await self._database.write(
+            partial(attempts.finish, job_id=job_id, attempt=attempt, outcome=outcome, now=now, steady=steady)
+        )
+
+    async def give_back(self, job_id: str, attempt: int) -> bool:
+        return await self._database.write(partial(attempts.give_back, job_id=job_id, attempt=attempt))
+
+    async def retry(self, job_id: str, attempt: int, *, error: str, max_attempts: int) -> JobStatus | None:
+        return await self._database.write(
+            partial(
+                attempts.retry,
+                job_id=job_id,
+                attempt=attempt,
+                error=error,
+                max_attempts=max_attempts,
+                now=self._clock.now(),
+                steady=self._clock.steady(),
+            )
+        )
+
+    async def reap(self, *, max_attempts: int) -> Reaped:
+        await self._database.scrub_if_due()
+        now, steady = self._clock.now(), self._clock.steady()
+        if not await self._database.read(partial(attempts.is_any_dead, steady=steady)):
+            return Reaped()
+        return await self._database.write(partial(attempts.reap, max_attempts=max_attempts, now=now, steady=steady))
+
+    # -- webhooks and sweeping -------------------------------------------------------------------------------
+
+    async def webhooks_due(self, *, limit: int) -> list[WebhookCall]:
+        steady = self._clock.steady()
+        if not await self._database.read(partial(calls.is_any_due, steady=steady)):
+            return []
+        return await self._database.write(partial(calls.due, limit=limit, steady=steady))
+
+    async def webhook_done(self, job_id: str, *, delivered: bool) -> None:  # noqa: ARG002 - either way it is over
+        await self._database.write(partial(calls.settle, job_id=job_id))
+
+    async def known_paths(self, paths: Sequence[str]) -> set[str]:
+        return await self._database.read_long(partial(sweeping.known_paths, paths=paths))
+
+    async def forget_old(self) -> None:
+        await self._database.write(partial(sweeping.forget_old, now=self._clock.now()), is_freeing=True)
+        await self._database.scrub()
+
+
+def _file_name(url: str) -> str:
+    """The file of a SQLite URL."""
+    allowed = "sqlite:/// and the name of a file"
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise InvalidOptionError("AFTERWORDS_DATABASE_URL", value="no URL", allowed=allowed) from None
+    if parsed.get_backend_name() != "sqlite" or parsed.query or parsed.database in (None, "", ":memory:"):
+        shown = parsed.set(password=None, query={}).render_as_string()
+        raise InvalidOptionError("AFTERWORDS_DATABASE_URL", value=shown, allowed=allowed)
+    return str(parsed.database)

@@ -1,0 +1,67 @@
+"""What the sweeper asks: which blobs belong to some row, and which rows are old enough to go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import Final
+
+from sqlalchemy import Connection, bindparam, delete, select, update
+
+from afterwords.cachekey import cache_path, voice_prefix
+from afterwords.server.store.schema import cache, idempotency, jobs, server, tombstones, voices
+
+IDEMPOTENCY_AGE: Final = timedelta(days=1)
+TOMBSTONE_AGE: Final = timedelta(days=30)
+CHUNK: Final = 500
+"""Names in one statement; SQLite takes 32,766 of them, but plans longer."""
+
+_JOBS = select(jobs.c.audio_key).where(jobs.c.job_id.in_(bindparam("ids", expanding=True)))
+_VOICES = select(voices.c.voice_id, voices.c.ref_audio_key).where(
+    voices.c.voice_id.in_(bindparam("ids", expanding=True))
+)
+_CACHE = select(cache.c.voice_id, cache.c.cache_key).where(
+    cache.c.voice_id.in_(bindparam("ids", expanding=True)), cache.c.cache_key.in_(bindparam("keys", expanding=True))
+)
+
+
+def known_paths(connection: Connection, paths: Sequence[str]) -> set[str]:
+    known: set[str] = set()
+    for chunk in _chunks(paths):
+        known |= set(chunk) & _named_by_rows(connection, chunk)
+    return known
+
+
+def _named_by_rows(connection: Connection, paths: Sequence[str]) -> set[str]:
+    parts = [PurePosixPath(path).parts for path in paths]
+    of_voices = [part for part in parts if len(part) > 2 and part[0] == "voices"]
+    voice_ids = sorted({part[1] for part in of_voices})
+    prompts = {"/".join(part) for part in of_voices if part[2] == "prompts"}
+    cache_keys = sorted({PurePosixPath(part[-1]).stem for part in of_voices if part[2] == "cache"})
+    stems = {PurePosixPath(part[1]).stem for part in parts if len(part) == 2 and part[0] == "jobs"}
+    job_ids = sorted(stems | {stem.rpartition("-")[0] for stem in stems})  # a later attempt's name ends in its number
+    known = {audio_key for (audio_key,) in connection.execute(_JOBS, {"ids": job_ids})}
+    for voice_id, ref_audio_key in connection.execute(_VOICES, {"ids": voice_ids}):
+        known.add(ref_audio_key)
+        known.update(prompt for prompt in prompts if prompt.startswith(voice_prefix(voice_id)))
+    for voice_id, cache_key in connection.execute(_CACHE, {"ids": voice_ids, "keys": cache_keys}):
+        known.add(cache_path(voice_id, cache_key))
+    return known
+
+
+def forget_old(connection: Connection, *, now: datetime) -> None:
+    connection.execute(delete(idempotency).where(idempotency.c.created_at < now - IDEMPOTENCY_AGE))
+    connection.execute(delete(tombstones).where(tombstones.c.purged_at < now - TOMBSTONE_AGE))
+
+
+def touch(connection: Connection, *, now: datetime) -> None:
+    """Write something that nobody reads, to see whether it can be written."""
+    connection.execute(update(server).values(checked_at=now))
+
+
+def _chunks(paths: Iterable[str]) -> Iterator[list[str]]:
+    left = iter(paths)
+    while chunk := list(islice(left, CHUNK)):
+        yield chunk

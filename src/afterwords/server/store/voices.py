@@ -1,0 +1,136 @@
+"""Voices, what is cached of them, and what is left of them once they are deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from afterwords.cachekey import job_path
+from afterwords.server.ports import CacheEntry, Idempotency, StoredVoice, VoiceChanges
+from afterwords.server.store import periods, repeats
+from afterwords.server.store.schema import IS_PENDING, cache, jobs, tombstones, voices
+
+_NAMES = [field.name for field in fields(StoredVoice)]
+_CHANGEABLE = [field.name for field in fields(VoiceChanges)]
+VOICE = [voices.c[name] for name in _NAMES]
+_BY_ID = select(*VOICE).where(voices.c.voice_id == bindparam("voice_id"))
+_OWN = _BY_ID.where(voices.c.account_id == bindparam("account_id"))
+_KEEP = insert(voices).inline()
+_CACHED = select(*[cache.c[field.name] for field in fields(CacheEntry)]).where(
+    cache.c.voice_id == bindparam("voice_id"), cache.c.cache_key == bindparam("cache_key")
+)
+
+
+def add(connection: Connection, voice: StoredVoice, *, asked: Idempotency | None = None, now: datetime) -> StoredVoice:
+    if asked and (before := replayed(connection, asked)):
+        return before
+    connection.execute(_KEEP, {name: getattr(voice, name) for name in _NAMES} | {"metadata": dict(voice.metadata)})
+    if asked:
+        repeats.keep(connection, asked, now=now, voice_id=voice.voice_id)
+    return voice
+
+
+def replayed(connection: Connection, asked: Idempotency) -> StoredVoice | None:
+    before = repeats.find(connection, asked)
+    return by_id(connection, before.voice_id) if before and before.voice_id else None
+
+
+def by_id(connection: Connection, voice_id: str) -> StoredVoice | None:
+    """A voice of any account."""
+    return _stored(connection.execute(_BY_ID, {"voice_id": voice_id}).first())
+
+
+def get(connection: Connection, voice_id: str, *, account_id: str) -> StoredVoice | None:
+    return _stored(connection.execute(_OWN, {"voice_id": voice_id, "account_id": account_id}).first())
+
+
+def page(connection: Connection, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
+    statement = select(*VOICE).where(voices.c.account_id == account_id).order_by(voices.c.seq).limit(limit)
+    if after is not None:  # an unknown one is NULL, after which nothing comes
+        seen = select(voices.c.seq).where(voices.c.voice_id == after, voices.c.account_id == account_id)
+        statement = statement.where(voices.c.seq > seen.scalar_subquery())
+    return [StoredVoice(*row) for row in connection.execute(statement)]
+
+
+def change(connection: Connection, voice_id: str, changes: VoiceChanges, *, account_id: str) -> StoredVoice | None:
+    before = get(connection, voice_id, account_id=account_id)
+    wanted = {name: value for name in _CHANGEABLE if (value := getattr(changes, name)) is not None}
+    if before is None or not wanted:
+        return before
+    if "metadata" in wanted:
+        wanted["metadata"] = dict(wanted["metadata"])
+    connection.execute(update(voices).where(voices.c.voice_id == voice_id).values(wanted))
+    after = get(connection, voice_id, account_id=account_id)
+    if after and (after.ref_text, after.lang) != (before.ref_text, before.lang):
+        _forget_spoken(connection, voice_id)
+    return after
+
+
+def _forget_spoken(connection: Connection, voice_id: str) -> None:
+    """Drop the cache; what is being spoken the old way is neither cached nor given to others."""
+    connection.execute(delete(cache).where(cache.c.voice_id == voice_id))
+    connection.execute(update(jobs).where(jobs.c.voice_id == voice_id, IS_PENDING).values(flight_key=None))
+
+
+def remove(connection: Connection, voice_id: str, *, account_id: str, now: datetime) -> list[str] | None:
+    """Delete a voice, and by its foreign keys all rows that belong to it; returns where its jobs' audio may lie."""
+    if get(connection, voice_id, account_id=account_id) is None:
+        return None
+    paths = _job_paths(connection, voice_id)
+    connection.execute(insert(tombstones).values(voice_id=voice_id, deleted_at=now, audio_paths=paths))
+    reserved = (
+        select(jobs.c.spending_id, jobs.c.period, func.sum(jobs.c.char_count))
+        .where(jobs.c.voice_id == voice_id, IS_PENDING)
+        .group_by(jobs.c.spending_id, jobs.c.period)
+    )
+    for spending_id, period, characters in connection.execute(reserved).all():
+        periods.give_back(connection, spending_id=spending_id, period=period, characters=characters)
+    connection.execute(delete(voices).where(voices.c.voice_id == voice_id))
+    return paths
+
+
+def _job_paths(connection: Connection, voice_id: str) -> list[str]:
+    """Of every attempt: one that was cut off may have written its audio, too."""
+    rows = connection.execute(
+        select(jobs.c.job_id, jobs.c.attempt, jobs.c.audio_key).where(jobs.c.voice_id == voice_id)
+    )
+    paths: set[str] = set()
+    for job_id, attempt, audio_key in rows:
+        paths.update(job_path(job_id, number) for number in range(1, max(1, attempt) + 1))
+        paths.update({audio_key} if audio_key else ())
+    return sorted(paths)
+
+
+def unpurged(connection: Connection) -> list[tuple[str, list[str]]]:
+    rows = connection.execute(
+        select(tombstones.c.voice_id, tombstones.c.audio_paths)
+        .where(tombstones.c.purged_at.is_(None))
+        .order_by(tombstones.c.deleted_at)
+    )
+    return [(voice_id, paths or []) for voice_id, paths in rows]
+
+
+def purged(connection: Connection, voice_id: str, *, now: datetime) -> None:
+    connection.execute(
+        update(tombstones)
+        .where(tombstones.c.voice_id == voice_id, tombstones.c.purged_at.is_(None))
+        .values(purged_at=now, audio_paths=None)
+    )
+
+
+def cached(connection: Connection, voice_id: str, cache_key: str) -> CacheEntry | None:
+    row = connection.execute(_CACHED, {"voice_id": voice_id, "cache_key": cache_key}).first()
+    return CacheEntry(*row) if row else None
+
+
+def uncache(connection: Connection, entry: CacheEntry) -> None:
+    is_it = [cache.c[field.name] == getattr(entry, field.name) for field in fields(CacheEntry)]
+    connection.execute(delete(cache).where(*is_it))
+
+
+def _stored(row: Sequence[Any] | None) -> StoredVoice | None:
+    return StoredVoice(*row) if row else None

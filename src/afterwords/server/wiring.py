@@ -1,0 +1,120 @@
+"""The one place that knows every adapter: it joins services to rows, blobs, engines and the post."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from afterwords.server.blobs import open_blobs
+from afterwords.server.clock import SystemClock
+from afterwords.server.dispatch import InProcessDispatcher
+from afterwords.server.gate import Gate
+from afterwords.server.ports import Blobs, Dispatcher, Limits, Store
+from afterwords.server.services.completion import Completion
+from afterwords.server.services.desk import JobDesk
+from afterwords.server.services.hot import HotAudio
+from afterwords.server.services.housekeeping import Housekeeping
+from afterwords.server.services.keys import Keys
+from afterwords.server.services.news import News
+from afterwords.server.services.offer import Offer
+from afterwords.server.services.synthesis import Synthesis
+from afterwords.server.services.voices import Voices
+from afterwords.server.settings import Settings
+from afterwords.server.store import SqlStore
+from afterwords.server.webhooks import deliver
+
+DECODING_AT_ONCE: Final = 2
+ENCODING_AT_ONCE: Final = 2
+UPLOADS_AT_ONCE: Final = 4
+"""Uploads held in memory at once; others wait in their connections."""
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """A server, ready to be asked."""
+
+    settings: Settings
+    gate: Gate
+    keys: Keys
+    voices: Voices
+    synthesis: Synthesis
+    completion: Completion
+    store: Store
+    blobs: Blobs
+    dispatcher: Dispatcher
+    housekeeping: Housekeeping
+    encoding: asyncio.Semaphore
+    uploading: asyncio.Semaphore
+
+
+def open_store(settings: Settings) -> SqlStore:
+    """The rows of a server; not yet connected."""
+    url = settings.database_url or f"sqlite:///{settings.folder / 'afterwords.db'}"
+    return SqlStore(url, clock=SystemClock(), folder=settings.folder)
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[House]:
+    """Open a server: the database is brought up to date, models load in the background, housekeeping begins.
+
+    On leaving, what was begun is finished within `drain_s`, and the rest given back.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        store = open_store(settings)
+        await store.open()
+        stack.push_async_callback(store.close)
+        house = _joined(settings, store, await store.secret())
+        await house.dispatcher.start()
+        stack.push_async_callback(house.dispatcher.stop, grace_s=settings.drain_s)
+        stack.callback(house.synthesis.news.close)
+        keeping = asyncio.create_task(house.housekeeping.run())
+        stack.push_async_callback(_stopped, keeping)
+        yield house
+
+
+def _joined(settings: Settings, store: Store, secret: bytes) -> House:
+    blobs = open_blobs(settings.storage_url or str(settings.folder / "blobs"))
+    clock, news, hot = SystemClock(), News(), HotAudio()
+    completion = Completion(store, blobs, clock, news)
+    desk = JobDesk(store, blobs, news, completion, settings.lease_s, settings.max_attempts)
+    dispatcher: Dispatcher = InProcessDispatcher(settings, desk)
+    offer = Offer(dispatcher.backends)
+    keys = Keys(store)
+    voices = Voices(store, blobs, clock, offer, asyncio.Semaphore(DECODING_AT_ONCE), hot)
+    limits = Limits(settings.max_pending_jobs, settings.max_pending_jobs_per_account)
+    return House(
+        settings=settings,
+        gate=Gate(settings, keys, secret),
+        keys=keys,
+        voices=voices,
+        synthesis=Synthesis(store, blobs, clock, offer, limits, dispatcher, news, hot),
+        completion=completion,
+        store=store,
+        blobs=blobs,
+        dispatcher=dispatcher,
+        housekeeping=Housekeeping(
+            store=store,
+            blobs=blobs,
+            clock=clock,
+            voices=voices,
+            dispatcher=dispatcher,
+            news=news,
+            deliver=lambda call: deliver(call, clock=clock),
+            max_attempts=settings.max_attempts,
+            reap_interval_s=settings.reap_interval_s,
+            sweep_interval_s=settings.sweep_interval_s,
+            sweep_grace_s=settings.sweep_grace_s,
+        ),
+        encoding=asyncio.Semaphore(ENCODING_AT_ONCE),
+        uploading=asyncio.Semaphore(UPLOADS_AT_ONCE),
+    )
+
+
+async def _stopped(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

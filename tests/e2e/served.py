@@ -1,0 +1,171 @@
+"""`afterwords serve` as a real process on loopback, and a client that knows its key."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+READER = Path(str(files("afterwords") / "data" / "reader.wav"))
+ADMIN_SECRET = "an-admin-secret-for-tests-0123456789"
+DEADLINE_S = 30.0
+
+T = TypeVar("T")
+
+
+def until(look: Callable[[], T | None], *, deadline_s: float = DEADLINE_S, what: str = "it") -> T:
+    """Look again and again until there is something to see."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        if seen := look():
+            return seen
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not come within {deadline_s:g} s")
+
+
+class Served:
+    """A server process. Start it again after it died: the home folder stays."""
+
+    def __init__(self, home: Path, settings: Mapping[str, str] | None = None) -> None:
+        self.home = home
+        self.settings = dict(settings or {})
+        self.log = home.parent / f"{home.name}.server.log"
+        self.key = ""
+        self.url = ""
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, **more: str) -> Served:
+        """Start it on a free port and wait until it answers."""
+        env = {
+            **os.environ,
+            "AFTERWORDS_HOME": str(self.home),
+            "AFTERWORDS_BACKENDS": "tone",
+            "AFTERWORDS_TESTING": "1",
+            "AFTERWORDS_ADMIN_SECRET": ADMIN_SECRET,
+            "PYTHONUNBUFFERED": "1",
+            **self.settings,
+            **more,
+        }
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "afterwords", "serve", "--port", "0"],
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("aw_"):
+                self.key = line.strip()
+            elif line.startswith("http"):
+                self.url = line.strip()
+                return self
+        raise AssertionError(f"it did not start ({self.process.wait(10)}):\n{self.log.read_text()}")
+
+    def ready(self) -> Served:
+        """Wait until its engine is loaded."""
+        until(lambda: httpx.get(f"{self.url}/readyz").status_code == 200, what="readiness")
+        return self
+
+    def stop(self, sig: int = signal.SIGTERM) -> int:
+        """Stop it in order; returns its exit code."""
+        assert self.process is not None
+        self.process.send_signal(sig)
+        return self._ended()
+
+    def kill(self) -> None:
+        """Kill it without notice."""
+        assert self.process is not None
+        self.process.kill()
+        self._ended()
+
+    def died(self) -> int:
+        """Wait until it has ended by itself; returns its exit code."""
+        return self._ended()
+
+    def _ended(self) -> int:
+        assert self.process is not None
+        try:
+            return self.process.wait(40)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+            if self.process.stdout:
+                self.process.stdout.close()
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def client(self, key: str | None = None, **headers: str) -> httpx.Client:
+        """A client with a key: the first one, unless another is given."""
+        return httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key or self.key}", **headers},
+            timeout=60,
+            trust_env=False,
+        )
+
+    @property
+    def admin(self) -> httpx.Client:
+        return self.client(ADMIN_SECRET)
+
+    def new_key(self, **body: Any) -> str:
+        """Make a key with an account of its own."""
+        with self.admin as admin:
+            answer = admin.post("/v1/keys", json=body)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["api_key"])
+
+
+@contextmanager
+def serving(home: Path, settings: Mapping[str, str] | None = None) -> Iterator[Served]:
+    """A server that is ready, and gone in the end."""
+    served = Served(home, settings)
+    try:
+        yield served.start().ready()
+    finally:
+        if served.is_running:
+            with suppress(Exception):
+                served.stop()
+        if served.is_running:
+            served.kill()
+
+
+def register(client: httpx.Client, *, name: str = "me", wav: bytes | None = None, **fields: str) -> str:
+    """Register a voice and return its id."""
+    answer = client.post(
+        "/v1/voices",
+        data={"name": name, **fields},
+        files={"ref_audio": ("me.wav", wav or READER.read_bytes(), "audio/wav")},
+    )
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["voice_id"])
+
+
+def speak(client: httpx.Client, voice_id: str, text: str, **fields: Any) -> str:
+    """Ask for speech and return the job's id."""
+    answer = client.post("/v1/synthesize", json={"voice_id": voice_id, "text": text, **fields})
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["job_id"])
+
+
+def final(client: httpx.Client, job_id: str, *, deadline_s: float = DEADLINE_S) -> dict[str, Any]:
+    """The job, once it is final."""
+
+    def look() -> dict[str, Any] | None:
+        answer = client.get(f"/v1/jobs/{job_id}", params={"wait": 5})
+        assert answer.status_code == 200, answer.text
+        return answer.json() if answer.json()["status"] != "pending" else None
+
+    return until(look, deadline_s=deadline_s, what="the end of the job")

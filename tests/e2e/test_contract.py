@@ -1,0 +1,616 @@
+"""The contract of the hosted service, row by row, and what ours adds on top: against a real server process."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from afterwords.cachekey import cache_key
+from afterwords.riff import canonical_wav, read_wav
+from tests.e2e.served import ADMIN_SECRET, READER, Served, final, register, serving, speak
+
+CALLBACK_SECRET = "a-callback-secret-that-workers-share"
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+NOBODY = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    settings = {"AFTERWORDS_CALLBACK_SECRET": CALLBACK_SECRET, "AFTERWORDS_PUBLIC_URL": "https://voice.example"}
+    with serving(tmp_path_factory.mktemp("contract") / "home", settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def accepting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that only accepts jobs: workers elsewhere speak them."""
+    settings = {"AFTERWORDS_CALLBACK_SECRET": CALLBACK_SECRET, "AFTERWORDS_WORKERS": "0"}
+    with serving(tmp_path_factory.mktemp("accepting") / "home", settings) as running:
+        yield running
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[httpx.Client]:
+    with served.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def voice_id(served: Served) -> str:
+    with served.client() as client:
+        return register(client, ref_text="What was read aloud.", family="readers")
+
+
+def code_of(answer: httpx.Response) -> str:
+    """The error code of an answer, whose shape is checked."""
+    error = answer.json()["error"]
+    assert set(error) == {"code", "message", "type", "param", "request_id"}
+    assert error["request_id"] == answer.headers["x-request-id"]
+    return str(error["code"])
+
+
+class TestHealth:
+    def test_it_needs_no_key_and_names_the_backends(self, served: Served) -> None:
+        answer = httpx.get(f"{served.url}/v1/health")
+        assert answer.status_code == 200
+        assert (answer.json()["status"], answer.json()["backends"]) == ("ok", ["tone"])
+
+    def test_every_answer_has_a_request_id_of_its_own(self, served: Served) -> None:
+        ids = {httpx.get(f"{served.url}/v1/health").headers["x-request-id"] for _ in range(3)}
+        assert len(ids) == 3
+
+
+class TestKeys:
+    @pytest.mark.parametrize("body", [None, {}, {"label": "mine"}])
+    def test_the_admin_makes_a_key(self, served: Served, body: dict[str, str] | None) -> None:
+        with served.admin as admin:
+            answer = admin.post("/v1/keys", json=body) if body is not None else admin.post("/v1/keys")
+        made = answer.json()
+        assert answer.status_code == 201
+        assert made["api_key"].startswith("aw_")
+        assert made["label"] == (body or {}).get("label")
+        assert TIME.fullmatch(made["created_at"])
+
+    def test_a_users_key_makes_none(self, client: httpx.Client) -> None:
+        answer = client.post("/v1/keys", json={})
+        assert (answer.status_code, code_of(answer)) == (401, "unauthorized")
+
+    def test_a_key_is_stored_as_its_sha256_only(self, served: Served) -> None:
+        key = served.new_key()
+        kept = b"".join(path.read_bytes() for path in (served.home / "server").glob("afterwords.db*"))
+        assert key.encode() not in kept
+        assert sha256(key.encode()).digest() in kept
+
+    def test_a_users_key_sees_the_keys_of_its_account_and_the_admin_all(self, served: Served) -> None:
+        mine = served.new_key(label="mine")
+        with served.client(mine) as user, served.admin as admin:
+            seen = user.get("/v1/keys").json()
+            all_of_them = admin.get("/v1/keys").json()
+        assert [key["label"] for key in seen] == ["mine"]
+        assert len(all_of_them) > 1
+
+    def test_a_revoked_key_opens_nothing(self, served: Served) -> None:
+        mine = served.new_key()
+        with served.client(mine) as user:
+            key_id = user.get("/v1/keys").json()[0]["key_id"]
+            assert user.delete(f"/v1/keys/{key_id}").status_code == 204
+            assert user.get("/v1/voices").status_code == 401
+
+    def test_a_rotated_key_stays_valid_for_the_overlap(self, served: Served) -> None:
+        old = served.new_key()
+        with served.client(old) as user:
+            key_id = user.get("/v1/keys").json()[0]["key_id"]
+            rotated = user.post(f"/v1/keys/{key_id}/rotate", json={"overlap_s": 60})
+            assert rotated.status_code == 201
+            assert user.get("/v1/voices").status_code == 200
+        with served.client(rotated.json()["api_key"]) as user:
+            assert user.get("/v1/voices").status_code == 200
+
+    def test_a_key_rotated_without_overlap_is_useless_at_once(self, served: Served) -> None:
+        old = served.new_key()
+        with served.client(old) as user:
+            key_id = user.get("/v1/keys").json()[0]["key_id"]
+            assert user.post(f"/v1/keys/{key_id}/rotate").status_code == 201
+            assert user.get("/v1/voices").status_code == 401
+
+    def test_scopes_limit_what_a_key_may_do(self, served: Served) -> None:
+        with served.client(served.new_key(scopes=["voices:read"])) as user:
+            assert user.get("/v1/voices").status_code == 200
+            answer = user.post("/v1/synthesize", json={"voice_id": NOBODY, "text": "hi"})
+        assert (answer.status_code, code_of(answer)) == (403, "insufficient_scope")
+
+
+class TestVoices:
+    def test_registering_answers_what_the_contract_says(self, client: httpx.Client) -> None:
+        answer = client.post(
+            "/v1/voices", data={"name": "me"}, files={"ref_audio": ("x", READER.read_bytes(), "audio/wav")}
+        )
+        made = answer.json()
+        assert answer.status_code == 201
+        assert set(made) == {"voice_id", "name", "backend", "created_at"}
+        assert UUID.fullmatch(made["voice_id"])
+        assert (made["name"], made["backend"]) == ("me", "tone")
+        assert TIME.fullmatch(made["created_at"])
+
+    @pytest.mark.parametrize("missing", ["name", "ref_audio"])
+    def test_a_missing_field_is_named(self, client: httpx.Client, missing: str) -> None:
+        data = {} if missing == "name" else {"name": "me"}
+        files: dict[str, Any] = {"ref_audio": ("x.wav", READER.read_bytes(), "audio/wav")}
+        if missing == "ref_audio":
+            files = {"other": ("x.wav", b"", "audio/wav")}
+        answer = client.post("/v1/voices", data=data, files=files)
+        assert (answer.status_code, code_of(answer)) == (400, "missing_field")
+        assert answer.json()["error"]["param"] == missing
+
+    @pytest.mark.parametrize(
+        ("fields", "code"),
+        [
+            ({"backend": "nobody"}, "invalid_backend"),
+            ({"lang": "xx"}, "unsupported_lang"),
+            ({"name": "\u202e"}, "invalid_name"),
+            ({"name": "n" * 201}, "invalid_name"),
+            ({"consent": "perhaps"}, "invalid_field"),
+        ],
+    )
+    def test_a_wrong_field_is_refused(self, client: httpx.Client, fields: dict[str, str], code: str) -> None:
+        answer = client.post(
+            "/v1/voices",
+            data={"name": "me", **fields},
+            files={"ref_audio": ("x.wav", READER.read_bytes(), "audio/wav")},
+        )
+        assert (answer.status_code, code_of(answer)) == (422, code)
+        assert not any(value in answer.text for value in fields.values())
+
+    def test_the_stored_reference_is_canonical_and_canonical_stays_as_it_is(
+        self, served: Served, client: httpx.Client
+    ) -> None:
+        canonical = canonical_wav(*read_wav(READER.read_bytes()))
+        made = register(client, wav=canonical)
+        kept = served.home / "server" / "blobs" / "voices" / made / "ref.wav"
+        assert kept.read_bytes() == canonical
+
+    def test_a_list_has_five_fields_a_voice_and_the_own_voices_only(self, served: Served) -> None:
+        with served.client(served.new_key()) as user:
+            assert user.get("/v1/voices").json() == []
+            made = register(user, name="only")
+            listed = user.get("/v1/voices").json()
+        assert [set(voice) for voice in listed] == [{"voice_id", "name", "backend", "lang", "created_at"}]
+        assert listed[0]["voice_id"] == made
+
+    def test_a_list_comes_in_pages(self, served: Served) -> None:
+        with served.client(served.new_key()) as user:
+            made = [register(user, name=f"voice {n}") for n in range(3)]
+            first = user.get("/v1/voices", params={"limit": 2})
+            link = re.fullmatch(r"<https://voice\.example(/v1/voices\?[^>]+)>; rel=\"next\"", first.headers["link"])
+            assert link is not None
+            second = user.get(link[1])
+        assert [voice["voice_id"] for voice in first.json() + second.json()] == made
+        assert "link" not in second.headers
+
+    def test_a_voice_shows_every_column_but_its_owner(self, client: httpx.Client, voice_id: str) -> None:
+        shown = client.get(f"/v1/voices/{voice_id}").json()
+        assert set(shown) >= {
+            "voice_id", "name", "backend", "ref_text", "lang", "family", "ref_audio_key", "created_at", "metadata",
+        }  # fmt: skip
+        assert shown["ref_audio_key"] == f"voices/{voice_id}/ref.wav"
+        assert not any("account" in column or "owner" in column for column in shown)
+
+    def test_consent_is_stored(self, client: httpx.Client) -> None:
+        made = register(client, consent="self")
+        assert client.get(f"/v1/voices/{made}").json()["consent"]["kind"] == "self"
+
+    def test_deleting_leaves_nothing(self, served: Served, client: httpx.Client) -> None:
+        made = register(client)
+        job_id = speak(client, made, "This will be deleted.")
+        final(client, job_id)
+        assert client.delete(f"/v1/voices/{made}").status_code == 204
+        blobs = served.home / "server" / "blobs"
+        assert client.get(f"/v1/voices/{made}").status_code == 404
+        assert client.get(f"/v1/jobs/{job_id}").status_code == 404
+        assert not (blobs / "voices" / made).exists()
+        assert not list(blobs.rglob(f"{job_id}*"))
+
+    def test_a_voice_that_is_not_there_is_404_whatever_is_asked(self, client: httpx.Client) -> None:
+        answers = [
+            client.get(f"/v1/voices/{NOBODY}"),
+            client.delete(f"/v1/voices/{NOBODY}"),
+            client.patch(f"/v1/voices/{NOBODY}", json={"name": "you"}),
+            client.get(f"/v1/voices/{NOBODY}/export"),
+            client.post("/v1/synthesize", json={"voice_id": NOBODY, "text": "hi"}),
+        ]
+        assert {(answer.status_code, code_of(answer)) for answer in answers} == {(404, "voice_not_found")}
+
+    def test_a_change_keeps_what_is_not_named_and_drops_what_was_cached_of_another_transcript(
+        self, client: httpx.Client
+    ) -> None:
+        made = register(client, ref_text="before", family="readers")
+        final(client, speak(client, made, "Cached once."))
+        changed = client.patch(f"/v1/voices/{made}", json={"name": "you", "ref_text": "after", "metadata": {"a": 1}})
+        assert changed.status_code == 200
+        assert {key: changed.json()[key] for key in ("name", "ref_text", "family", "metadata")} == {
+            "name": "you", "ref_text": "after", "family": "readers", "metadata": {"a": 1},
+        }  # fmt: skip
+        again = client.post("/v1/synthesize", json={"voice_id": made, "text": "Cached once."})
+        assert again.headers["x-cache"] == "MISS"
+
+    def test_a_voice_is_carried_away_and_brought_back_whole(self, served: Served, client: httpx.Client) -> None:
+        made = register(client, ref_text="What was read.", consent="granted", family="readers")
+        bundle = client.get(f"/v1/voices/{made}/export")
+        assert bundle.status_code == 200
+        with served.client(served.new_key()) as other:
+            brought = other.post("/v1/voices/import", content=bundle.content)
+            assert brought.status_code == 201, brought.text
+            there = other.get(f"/v1/voices/{brought.json()['voice_id']}").json()
+        here = client.get(f"/v1/voices/{made}").json()
+        for field in ("name", "ref_text", "family", "ref_sha256", "consent", "lang"):
+            assert there[field] == here[field]
+
+    def test_a_changed_bundle_is_refused(self, client: httpx.Client, voice_id: str) -> None:
+        bundle = bytearray(client.get(f"/v1/voices/{voice_id}/export").content)
+        bundle[len(bundle) // 2] ^= 1
+        answer = client.post("/v1/voices/import", content=bytes(bundle))
+        assert (answer.status_code, code_of(answer)) == (422, "invalid_bundle")
+
+
+class TestSynthesize:
+    def test_a_miss_is_a_job_and_a_hit_is_audio(self, client: httpx.Client, voice_id: str) -> None:
+        ask = {"voice_id": voice_id, "text": "A miss, and then a hit."}
+        miss = client.post("/v1/synthesize", json=ask)
+        assert (miss.status_code, set(miss.json()), miss.json()["status"]) == (202, {"job_id", "status"}, "pending")
+        about = ("x-cache", "x-voice-id", "x-backend", "x-synthesis-time-ms")
+        assert [miss.headers[name] for name in about] == ["MISS", voice_id, "tone", "-1"]
+        assert final(client, miss.json()["job_id"])["status"] == "ready"
+        hit = client.post("/v1/synthesize", json=ask)
+        assert (hit.status_code, hit.headers["content-type"], hit.headers["x-cache"]) == (200, "audio/wav", "HIT")
+        assert int(hit.headers["x-synthesis-time-ms"]) >= 0
+        assert read_wav(hit.content)[1] == 24_000
+
+    @pytest.mark.parametrize("missing", ["voice_id", "text"])
+    def test_a_missing_field_is_named(self, client: httpx.Client, voice_id: str, missing: str) -> None:
+        ask = {"voice_id": voice_id, "text": "hi"}
+        del ask[missing]
+        answer = client.post("/v1/synthesize", json=ask)
+        assert (answer.status_code, code_of(answer), answer.json()["error"]["param"]) == (400, "missing_field", missing)
+
+    @pytest.mark.parametrize(
+        ("fields", "code"),
+        [
+            ({"text": ""}, "empty_text"),
+            ({"text": " \u200b\t"}, "empty_text"),
+            ({"text": "a\u0000b"}, "control_character"),
+            ({"text": "a\u001bb"}, "control_character"),
+            ({"text": "e\u0301" * 5_000}, "text_too_long"),
+            ({"backend": "nobody"}, "invalid_backend"),
+            ({"lang": "xx"}, "unsupported_lang"),
+            ({"speed": 5}, "invalid_field"),
+            ({"seed": -1}, "invalid_field"),
+            ({"response_format": "aac"}, "invalid_field"),
+            ({"webhook_url": "http://example.com/"}, "invalid_webhook_url"),
+            ({"webhook_url": "https://127.0.0.1/"}, "invalid_webhook_url"),
+        ],
+    )
+    def test_a_wrong_field_is_refused(
+        self, client: httpx.Client, voice_id: str, fields: dict[str, Any], code: str
+    ) -> None:
+        answer = client.post("/v1/synthesize", json={"voice_id": voice_id, "text": "hi", **fields})
+        assert (answer.status_code, code_of(answer)) == (422, code)
+
+    def test_five_thousand_emoji_are_a_text(self, accepting: Served) -> None:
+        with accepting.client() as client:
+            speak(client, register(client), "\U0001f600" * 5_000)
+
+    def test_a_language_tag_is_its_language(self, client: httpx.Client, voice_id: str) -> None:
+        final(client, speak(client, voice_id, "One language.", lang="en-US"))
+        hit = client.post("/v1/synthesize", json={"voice_id": voice_id, "text": "One language.", "lang": "en"})
+        assert hit.headers["x-cache"] == "HIT"
+
+    def test_a_reference_that_is_gone_is_told(self, served: Served, client: httpx.Client) -> None:
+        made = register(client)
+        (served.home / "server" / "blobs" / "voices" / made / "ref.wav").unlink()
+        answer = client.post("/v1/synthesize", json={"voice_id": made, "text": "hi"})
+        assert (answer.status_code, code_of(answer)) == (500, "reference_missing")
+
+    def test_the_cache_lies_where_the_hosted_service_has_it(
+        self, served: Served, client: httpx.Client, voice_id: str
+    ) -> None:
+        job_id = speak(client, voice_id, "Where does it lie?")
+        final(client, job_id)
+        blobs = served.home / "server" / "blobs"
+        key = sha256(b"Where does it lie?\0en\0tone").hexdigest()
+        assert key == cache_key("Where does it lie?", lang="en", backend="tone")
+        assert (blobs / "voices" / voice_id / "cache" / f"{key}.wav").is_file()
+        assert (blobs / "jobs" / f"{job_id}.wav").is_file()
+
+    def test_speed_and_seed_are_pieces_of_their_own(self, client: httpx.Client, voice_id: str) -> None:
+        texts = {"text": "As fast as it goes.", "voice_id": voice_id}
+        lengths = {}
+        for speed in (1.0, 2.0):
+            answer = client.post("/v1/synthesize", json={**texts, "speed": speed}, headers={"Prefer": "wait=30"})
+            assert answer.headers["x-cache"] == "MISS"
+            lengths[speed] = len(read_wav(answer.content)[0])
+        assert lengths[2.0] == pytest.approx(lengths[1.0] / 2, rel=0.02)
+        assert client.post("/v1/synthesize", json={**texts, "seed": 7}).headers["x-cache"] == "MISS"
+
+    def test_waiting_gives_the_audio(self, client: httpx.Client, voice_id: str) -> None:
+        ask = {"voice_id": voice_id, "text": "I can wait for it."}
+        answer = client.post("/v1/synthesize", json=ask, headers={"Prefer": "wait=30"})
+        assert (answer.status_code, answer.headers["x-cache"]) == (200, "MISS")
+        assert UUID.fullmatch(answer.headers["x-job-id"])
+        assert len(read_wav(answer.content)[0]) > 0
+
+    @pytest.mark.parametrize(
+        ("name", "media_type", "magic"),
+        [("mp3", "audio/mpeg", b""), ("opus", "audio/ogg", b"OggS"), ("flac", "audio/flac", b"fLaC"),
+         ("pcm", "audio/pcm", b""), ("wav", "audio/wav", b"RIFF")],
+    )  # fmt: skip
+    def test_audio_comes_in_the_format_that_was_asked_for(
+        self, client: httpx.Client, voice_id: str, name: str, media_type: str, magic: bytes
+    ) -> None:
+        ask = {"voice_id": voice_id, "text": "In many formats.", "response_format": name}
+        answer = client.post("/v1/synthesize", json=ask, headers={"Prefer": "wait=30"})
+        assert (answer.status_code, answer.headers["content-type"]) == (200, media_type)
+        assert answer.content.startswith(magic)
+        assert len(answer.content) > 1000
+
+    def test_a_stream_is_the_same_sound(self, client: httpx.Client, voice_id: str) -> None:
+        ask = {"voice_id": voice_id, "text": "Streamed while it is spoken.", "response_format": "pcm"}
+        with client.stream("POST", "/v1/synthesize", json={**ask, "stream": True}) as answer:
+            streamed = b"".join(answer.iter_raw())
+        assert answer.status_code == 200
+        final(client, answer.headers["x-job-id"])
+        assert client.post("/v1/synthesize", json=ask).content == streamed
+
+    def test_the_same_idempotency_key_gives_the_same_job_and_another_body_a_conflict(
+        self, client: httpx.Client, voice_id: str
+    ) -> None:
+        repeat = {"Idempotency-Key": "once-and-once-only"}
+        ask = {"voice_id": voice_id, "text": "Once and once only."}
+        first = client.post("/v1/synthesize", json=ask, headers=repeat)
+        final(client, first.json()["job_id"])
+        second = client.post("/v1/synthesize", json=ask, headers=repeat)
+        assert second.json()["job_id"] == first.json()["job_id"]
+        other = client.post("/v1/synthesize", json={**ask, "text": "Twice."}, headers=repeat)
+        assert (other.status_code, code_of(other)) == (409, "idempotency_conflict")
+
+    def test_the_same_idempotency_key_registers_one_voice(self, served: Served) -> None:
+        with served.client(served.new_key(), **{"Idempotency-Key": "one voice"}) as user:
+            answer = user.get("/v1/voices")
+            user.headers["Idempotency-Key"] = "one-voice"
+            ids = {register(user) for _ in range(2)}
+            assert len(ids) == 1
+            conflict = user.post(
+                "/v1/voices", data={"name": "you"}, files={"ref_audio": ("x", READER.read_bytes(), "audio/wav")}
+            )
+        assert answer.status_code == 200
+        assert (conflict.status_code, code_of(conflict)) == (409, "idempotency_conflict")
+
+
+class TestJobs:
+    def test_a_ready_job_names_its_audio_by_the_public_url(self, client: httpx.Client, voice_id: str) -> None:
+        job_id = speak(client, voice_id, "Where is my audio?")
+        assert final(client, job_id) == {
+            "job_id": job_id,
+            "status": "ready",
+            "audio_url": f"https://voice.example/v1/jobs/{job_id}/audio",
+            "error": None,
+        }
+
+    def test_a_failed_job_says_why(self, client: httpx.Client, voice_id: str) -> None:
+        job = final(client, speak(client, voice_id, "fault-fail, it was told to"))
+        assert (job["status"], job["error"], job["audio_url"]) == ("failed", "synthesis_failed", None)
+
+    def test_the_audio_can_be_had_whole_and_in_parts(self, client: httpx.Client, voice_id: str) -> None:
+        job_id = speak(client, voice_id, "In parts, if you like.")
+        final(client, job_id)
+        url = f"/v1/jobs/{job_id}/audio"
+        whole = client.get(url)
+        assert (whole.status_code, whole.headers["content-type"], whole.headers["x-job-id"]) == (
+            200, "audio/wav", job_id,
+        )  # fmt: skip
+        part = client.get(url, headers={"Range": "bytes=10-19"})
+        assert (part.status_code, part.content) == (206, whole.content[10:20])
+        assert part.headers["content-range"] == f"bytes 10-19/{len(whole.content)}"
+        assert client.get(url, headers={"Range": "bytes=-5"}).content == whole.content[-5:]
+        many = client.get(url, headers={"Range": "bytes=" + ",".join(["0-1"] * 200)})
+        assert (many.status_code, code_of(many)) == (416, "range_not_satisfiable")
+
+    def test_a_pending_job_has_no_audio(self, accepting: Served) -> None:
+        with accepting.client() as client:
+            job_id = speak(client, register(client), "Nobody speaks here.")
+            answer = client.get(f"/v1/jobs/{job_id}/audio")
+            assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "pending"
+        assert (answer.status_code, code_of(answer)) == (404, "job_not_ready")
+
+    def test_audio_that_was_altered_is_never_served(self, served: Served, client: httpx.Client, voice_id: str) -> None:
+        job_id = speak(client, voice_id, "A flipped byte.")
+        final(client, job_id)
+        kept = served.home / "server" / "blobs" / "jobs" / f"{job_id}.wav"
+        data = bytearray(kept.read_bytes())
+        data[100] ^= 1
+        kept.write_bytes(data)
+        once = client.get(f"/v1/jobs/{job_id}/audio")
+        assert (once.status_code, code_of(once)) == (500, "audio_lost")
+        assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "failed"
+        assert client.get(f"/v1/jobs/{job_id}/audio").status_code == 404
+
+    def test_a_cache_entry_that_was_altered_is_made_again(
+        self, served: Served, client: httpx.Client, voice_id: str
+    ) -> None:
+        final(client, speak(client, voice_id, "A flipped cache."))
+        key = cache_key("A flipped cache.", lang="en", backend="tone")
+        kept = served.home / "server" / "blobs" / "voices" / voice_id / "cache" / f"{key}.wav"
+        kept.write_bytes(kept.read_bytes()[:-2])
+        final(client, speak(client, voice_id, "A flipped cache."))
+        assert client.post("/v1/synthesize", json={"voice_id": voice_id, "text": "A flipped cache."}).status_code == 200
+
+    def test_an_unknown_job_is_404(self, client: httpx.Client) -> None:
+        answers = [
+            client.get(f"/v1/jobs/{NOBODY}"),
+            client.get(f"/v1/jobs/{NOBODY}/audio"),
+            client.delete(f"/v1/jobs/{NOBODY}"),
+            client.get("/v1/jobs/nonsense"),
+        ]
+        assert {(answer.status_code, code_of(answer)) for answer in answers} == {(404, "job_not_found")}
+
+    def test_jobs_are_listed_by_state_and_in_pages(self, accepting: Served) -> None:
+        with accepting.client(accepting.new_key()) as user:
+            voice = register(user)
+            made = [speak(user, voice, f"Job {n}.") for n in range(3)]
+            first = user.get("/v1/jobs", params={"status": "pending", "limit": 2})
+            second = user.get(first.links["next"]["url"])
+            none = user.get("/v1/jobs", params={"status": "ready"}).json()
+        assert [job["job_id"] for job in first.json() + second.json()] == made[::-1]
+        assert none == []
+
+    def test_a_cancelled_job_costs_nothing(self, accepting: Served) -> None:
+        with accepting.client(accepting.new_key()) as user:
+            job_id = speak(user, register(user), "Never mind.")
+            assert user.get("/v1/usage").json()["characters"] == 11
+            assert user.delete(f"/v1/jobs/{job_id}").json()["status"] == "cancelled"
+            assert user.get("/v1/usage").json()["characters"] == 0
+
+    def test_a_final_job_can_not_be_cancelled(self, client: httpx.Client, voice_id: str) -> None:
+        job_id = speak(client, voice_id, "Done already.")
+        final(client, job_id)
+        answer = client.delete(f"/v1/jobs/{job_id}")
+        assert (answer.status_code, code_of(answer)) == (409, "job_final")
+
+
+class TestUsage:
+    def test_it_counts_characters_of_the_calendar_month(self, served: Served) -> None:
+        with served.client(served.new_key()) as user:
+            voice = register(user)
+            final(user, speak(user, voice, "Twelve chars"))
+            user.post("/v1/synthesize", json={"voice_id": voice, "text": "Twelve chars"})
+            final(user, speak(user, voice, "fault-fail costs nothing"))
+            usage = user.get("/v1/usage").json()
+        assert (usage["characters"], usage["limit"]) == (12, None)
+        assert usage["period_start"].endswith("-01T00:00:00.000Z")
+        assert usage["period_end"].endswith("-01T00:00:00.000Z")
+
+    def test_a_limit_of_characters_is_kept(self, served: Served) -> None:
+        with served.client(served.new_key(character_limit=20)) as user:
+            voice = register(user)
+            final(user, speak(user, voice, "Fifteen letters"))
+            answer = user.post("/v1/synthesize", json={"voice_id": voice, "text": "Six more"})
+            assert user.get("/v1/usage").json()["limit"] == 20
+        assert (answer.status_code, code_of(answer)) == (429, "quota_exceeded")
+        assert int(answer.headers["retry-after"]) > 0
+        assert answer.headers["ratelimit-limit"] == "20"
+
+
+class TestCompletion:
+    """The hosted callback, with the secret that all workers share."""
+
+    WAV = base64.b64encode(canonical_wav(read_wav(READER.read_bytes())[0][:24_000], 24_000)).decode()
+
+    @pytest.fixture
+    def pending(self, accepting: Served) -> Iterator[tuple[httpx.Client, str]]:
+        with accepting.client() as client:
+            job_id = speak(client, register(client), "Spoken elsewhere.")
+        with accepting.client(CALLBACK_SECRET) as worker:
+            yield worker, job_id
+
+    def test_audio_makes_the_job_ready_and_a_second_delivery_changes_nothing(
+        self, accepting: Served, pending: tuple[httpx.Client, str]
+    ) -> None:
+        worker, job_id = pending
+        body = {"job_id": job_id, "voice_id": "ignored", "cache_key": "../ignored", "wav_b64": self.WAV, "error": None}
+        for _ in range(2):
+            assert worker.post(f"/v1/jobs/{job_id}/complete", json=body).status_code == 200
+        late = worker.post(f"/v1/jobs/{job_id}/complete", json={"job_id": job_id, "wav_b64": None, "error": "late"})
+        assert late.status_code == 200
+        with accepting.client() as client:
+            assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "ready"
+            assert len(read_wav(client.get(f"/v1/jobs/{job_id}/audio").content)[0]) == 24_000
+
+    def test_an_error_fails_the_job(self, accepting: Served, pending: tuple[httpx.Client, str]) -> None:
+        worker, job_id = pending
+        body = {"job_id": job_id, "wav_b64": None, "error": "CUDA said no, and the text was: secret"}
+        assert worker.post(f"/v1/jobs/{job_id}/complete", json=body).status_code == 200
+        with accepting.client() as client:
+            assert client.get(f"/v1/jobs/{job_id}").json()["error"] == "synthesis_failed"
+
+    @pytest.mark.parametrize("secret", ["wrong", "aw_something", ADMIN_SECRET])
+    def test_another_secret_is_401_and_the_job_untouched(
+        self, accepting: Served, pending: tuple[httpx.Client, str], secret: str
+    ) -> None:
+        _, job_id = pending
+        with accepting.client(secret) as wrong, accepting.client() as client:
+            answer = wrong.post(f"/v1/jobs/{job_id}/complete", json={"job_id": job_id, "wav_b64": self.WAV})
+            assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "pending"
+        assert (answer.status_code, code_of(answer)) == (401, "unauthorized")
+
+    def test_a_body_about_another_job_is_refused(self, pending: tuple[httpx.Client, str]) -> None:
+        worker, job_id = pending
+        answer = worker.post(f"/v1/jobs/{job_id}/complete", json={"job_id": NOBODY, "wav_b64": self.WAV})
+        assert (answer.status_code, code_of(answer)) == (422, "invalid_field")
+
+    def test_a_job_that_is_gone_is_410(self, accepting: Served) -> None:
+        with accepting.client() as client, accepting.client(CALLBACK_SECRET) as worker:
+            voice = register(client)
+            job_id = speak(client, voice, "Deleted in the meantime.")
+            client.delete(f"/v1/voices/{voice}")
+            answer = worker.post(f"/v1/jobs/{job_id}/complete", json={"job_id": job_id, "wav_b64": self.WAV})
+        assert (answer.status_code, code_of(answer)) == (410, "voice_deleted")
+
+    @pytest.mark.parametrize(
+        ("wav_b64", "code"),
+        [("", "empty_data"), ("bm8gd2F2", "not_wav"), ("%%%", "invalid_field")],
+    )
+    def test_bad_audio_is_422_and_fails_the_job(
+        self, accepting: Served, pending: tuple[httpx.Client, str], wav_b64: str, code: str
+    ) -> None:
+        worker, job_id = pending
+        answer = worker.post(f"/v1/jobs/{job_id}/complete", json={"job_id": job_id, "wav_b64": wav_b64})
+        assert (answer.status_code, code_of(answer)) == (422, code)
+        with accepting.client() as client:
+            assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "failed"
+
+    def test_a_runaway_is_failed_and_never_billed(self, accepting: Served) -> None:
+        with accepting.client(accepting.new_key()) as user, accepting.client(CALLBACK_SECRET) as worker:
+            job_id = speak(user, register(user), "Hi.")
+            wav = canonical_wav(read_wav(READER.read_bytes())[0][:24_000].repeat(40), 24_000)
+            answer = worker.put(
+                f"/v1/jobs/{job_id}/audio", content=wav, headers={"X-Content-SHA256": sha256(wav).hexdigest()}
+            )
+            assert user.get(f"/v1/jobs/{job_id}").json()["error"] == "runaway_audio"
+            assert user.get("/v1/usage").json()["characters"] == 0
+        assert (answer.status_code, code_of(answer)) == (422, "runaway_audio")
+
+    def test_the_binary_form_wants_the_hash_of_what_it_brings(
+        self, accepting: Served, pending: tuple[httpx.Client, str]
+    ) -> None:
+        worker, job_id = pending
+        wav = base64.b64decode(self.WAV)
+        url = f"/v1/jobs/{job_id}/audio"
+        assert code_of(worker.put(url, content=wav)) == "missing_field"
+        assert code_of(worker.put(url, content=wav, headers={"X-Content-SHA256": "0" * 64})) == "invalid_field"
+        right = {"X-Content-SHA256": sha256(wav).hexdigest()}
+        assert worker.put(url, content=wav, headers=right).status_code == 200
+        with accepting.client() as client:
+            assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "ready"
+
+
+def test_what_is_not_there_has_the_shape_of_every_error(served: Served) -> None:
+    answer = httpx.get(f"{served.url}/v1/nothing")
+    assert (answer.status_code, code_of(answer)) == (404, "not_found")
+
+
+def test_another_method_is_told_which_there_are(client: httpx.Client) -> None:
+    answer = client.put("/v1/synthesize")
+    assert (answer.status_code, code_of(answer), answer.headers["allow"]) == (405, "method_not_allowed", "POST")
+
+
+def test_the_operators_routes_need_no_key(served: Served, tmp_path: Path) -> None:
+    assert httpx.get(f"{served.url}/healthz").status_code == 200
+    ready = httpx.get(f"{served.url}/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (200, "ready")
