@@ -119,7 +119,7 @@ def against_static(folder: Path) -> list[str]:
 
 
 def _submits(folder: Path, audio: Path) -> tuple[Load, Load, float]:
-    """Jobs that are accepted and kept through a power cut; nobody speaks them, so each round begins with a new voice."""
+    """Jobs that are accepted and kept through a power cut; nobody speaks them, and each round has its own voice."""
     serial = itertools.count()
     with serving(folder / "accepting", {**LIMITS, "AFTERWORDS_WORKERS": "0"}) as served, served.client() as client:
 

@@ -159,7 +159,7 @@ class Exchange:
         if self.status:
             raise ConnectionAbortedError("the answer broke off") from None
         response = error_response(error, self.request_id)
-        if self._is_unread:
+        if self._is_unread or isinstance(error, RequestTimeoutError):
             response.headers["Connection"] = "close"  # or the rest of a large body would be read, for nothing
         await response(self.scope, self._receive, self.send)
 

@@ -24,6 +24,8 @@ from afterwords.errors import (
 )
 
 JSON_TYPES: Final = ("application/json", "+json")
+_LONE_SURROGATE: Final = ("surrogate", "end of hex escape")
+"""How pydantic's JSON parser speaks of an escape that stands for half a character."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +104,8 @@ def refusal(invalid: ValidationError, *, param: str = "") -> AfterwordsError:
     """The first thing that is wrong with what came, without the value that is."""
     first = invalid.errors(include_input=False, include_url=False, include_context=False)[0]
     param = param or ".".join(str(part) for part in first["loc"])
-    if "surrogate" in first["msg"] or first["type"] == "string_unicode":
-        return InvalidUnicodeError(position=0)
+    if first["type"] == "string_unicode" or any(sign in first["msg"] for sign in _LONE_SURROGATE):
+        return InvalidUnicodeError()
     if not param or first["type"] == "json_invalid":
         return InvalidJsonError()
     if first["type"] == "missing":

@@ -71,6 +71,7 @@ def serve(
 
 def configure_log() -> None:
     """One line an event, to stderr. Uvicorn speaks up only where something is wrong."""
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # looked up for each line otherwise
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     ours = logging.getLogger("afterwords.server")

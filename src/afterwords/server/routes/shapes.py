@@ -23,7 +23,7 @@ from afterwords.server.ports import Scope
 class Taken(BaseModel):
     """A body that is taken. Fields of other versions of the API are ignored, and no error shows a value."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", hide_input_in_errors=True)
 
 
 class Given(BaseModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from hashlib import sha256
 from typing import Annotated, Final
 
@@ -80,7 +79,7 @@ async def complete(request: Request, job_id: str) -> Response:
         await completion.reject(job, EmptyDataError("the audio"))
     try:
         wav = base64.b64decode(body.wav_b64 or "", validate=True)
-    except binascii.Error:
+    except ValueError:  # of base64, or of what is not even ASCII
         await completion.reject(job, InvalidFieldError("wav_b64", rule="it must be base64"))
     await completion.complete(job_id, job.attempt, wav)
     return _taken()

@@ -224,8 +224,8 @@ class Voices:
         backend, lang = changes.backend, changes.lang
         if backend is not None or lang is not None:
             backend, lang = self.offer.for_speech(backend, lang, voice_backend=voice.backend, voice_lang=voice.lang)
-        if changes.metadata is not None and len(json.dumps(changes.metadata).encode()) > METADATA_MAX_BYTES:
-            raise InvalidFieldError("metadata", rule=f"it may have {METADATA_MAX_BYTES:,} bytes as JSON")
+        if changes.metadata is not None:
+            _check_metadata(changes.metadata)
         return VoiceChanges(
             name=None if changes.name is None else check_name(changes.name),
             backend=backend,
@@ -267,6 +267,17 @@ def _judged(wav: bytes) -> tuple[bytes, int, float]:
 
 def _checked_transcript(text: str | None) -> str | None:
     return check_text(text) if text and text.strip() else None
+
+
+def _check_metadata(metadata: Mapping[str, Any]) -> None:
+    try:
+        plain = json.dumps(metadata, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise InvalidFieldError("metadata", rule="its numbers must be finite") from None
+    if _NUL.search(plain):
+        raise InvalidFieldError("metadata", rule="it may hold no NUL")  # nor may a bundle, which carries it on
+    if len(plain.encode()) > METADATA_MAX_BYTES:
+        raise InvalidFieldError("metadata", rule=f"it may have {METADATA_MAX_BYTES:,} bytes as JSON")
 
 
 def _facts(fields: VoiceFields) -> list[str | None]:

@@ -20,28 +20,32 @@ from afterwords.server.ports import Idempotency, Limits, NewJob, StoredJob, Subm
 from afterwords.server.store import endings, periods, repeats
 from afterwords.server.store.periods import period_of, seconds_left
 from afterwords.server.store.schema import IS_PENDING, jobs, usage, voices
+from afterwords.server.store.sqlite import Lookup
 
 _NAMES = [field.name for field in fields(StoredJob)]
 _ASKED = [field.name for field in fields(NewJob) if field.name != "character_limit"]
 JOB = [jobs.c[name] for name in _NAMES]
-_BY_ID = select(*JOB).where(jobs.c.job_id == bindparam("job_id"))
-_OWN = _BY_ID.where(jobs.c.account_id == bindparam("account_id"))
+_ANY = select(*JOB).where(jobs.c.job_id == bindparam("job_id"))
+_BY_ID = Lookup(_ANY)
+_OWN = Lookup(_ANY.where(jobs.c.account_id == bindparam("account_id")))
 _KEEP = insert(jobs).inline()
-_STANDING = select(
-    select(literal(1))
-    .where(voices.c.voice_id == bindparam("voice_id"), voices.c.account_id == bindparam("account_id"))
-    .scalar_subquery(),
-    select(jobs.c.job_id)
-    .where(jobs.c.voice_id == bindparam("voice_id"), jobs.c.flight_key == bindparam("flight_key"), IS_PENDING)
-    .scalar_subquery(),
-    select(usage.c.characters)
-    .where(usage.c.spending_id == bindparam("spending_id"), usage.c.period == bindparam("period"))
-    .scalar_subquery(),
-    select(func.count())
-    .select_from(jobs)
-    .where(jobs.c.account_id == bindparam("account_id"), IS_PENDING)
-    .scalar_subquery(),
-    select(func.count()).select_from(jobs).where(IS_PENDING).scalar_subquery(),
+_STANDING = Lookup(
+    select(
+        select(literal(1))
+        .where(voices.c.voice_id == bindparam("voice_id"), voices.c.account_id == bindparam("account_id"))
+        .scalar_subquery(),
+        select(jobs.c.job_id)
+        .where(jobs.c.voice_id == bindparam("voice_id"), jobs.c.flight_key == bindparam("flight_key"), IS_PENDING)
+        .scalar_subquery(),
+        select(usage.c.characters)
+        .where(usage.c.spending_id == bindparam("spending_id"), usage.c.period == bindparam("period"))
+        .scalar_subquery(),
+        select(func.count())
+        .select_from(jobs)
+        .where(jobs.c.account_id == bindparam("account_id"), IS_PENDING)
+        .scalar_subquery(),
+        select(func.count()).select_from(jobs).where(IS_PENDING).scalar_subquery(),
+    )
 )
 """Everything that decides whether a job is accepted: the voice, a twin under way, what is spent, what waits."""
 
@@ -72,7 +76,7 @@ def _twin(connection: Connection, job: NewJob, limits: Limits, *, period: str, n
         "spending_id": job.spending_id,
         "period": period,
     }
-    has_voice, twin, used, n_own, n_all = connection.execute(_STANDING, facts).one()
+    has_voice, twin, used, n_own, n_all = _STANDING(connection, **facts) or (None,) * 5
     if not has_voice:
         raise VoiceNotFoundError
     if twin is not None:
@@ -127,8 +131,8 @@ def _accepted(job: NewJob, now: datetime) -> StoredJob:
 
 def get(connection: Connection, job_id: str, *, account_id: str | None = None) -> StoredJob | None:
     if account_id is None:
-        return _stored(connection.execute(_BY_ID, {"job_id": job_id}).first())
-    return _stored(connection.execute(_OWN, {"job_id": job_id, "account_id": account_id}).first())
+        return _stored(_BY_ID(connection, job_id=job_id))
+    return _stored(_OWN(connection, job_id=job_id, account_id=account_id))
 
 
 def page(

@@ -11,18 +11,21 @@ from sqlalchemy import Connection, Row, bindparam, insert, select, update
 from afterwords.models import ApiKey, new_id
 from afterwords.server.ports import Caller, NewKey
 from afterwords.server.store.schema import accounts, keys
+from afterwords.server.store.sqlite import Lookup
 
 _SHOWN = [keys.c[name] for name in ApiKey.model_fields]
-_BY_DIGEST = select(
-    keys.c.sha256,
-    keys.c.revoked_at,
-    keys.c.expires_at,
-    keys.c.account_id,
-    keys.c.key_id,
-    keys.c.spending_id,
-    keys.c.scopes,
-    keys.c.character_limit,
-).where(keys.c.sha256 == bindparam("sha256"))
+_BY_DIGEST = Lookup(
+    select(
+        keys.c.sha256,
+        keys.c.revoked_at,
+        keys.c.expires_at,
+        keys.c.account_id,
+        keys.c.key_id,
+        keys.c.spending_id,
+        keys.c.scopes,
+        keys.c.character_limit,
+    ).where(keys.c.sha256 == bindparam("sha256"))
+)
 _KEEP = insert(keys).inline()
 
 
@@ -36,7 +39,7 @@ def add(connection: Connection, key: NewKey, *, now: datetime) -> ApiKey:
 
 
 def caller(connection: Connection, sha256: bytes, *, now: datetime) -> Caller | None:
-    row = connection.execute(_BY_DIGEST, {"sha256": sha256}).first()
+    row = _BY_DIGEST(connection, sha256=sha256)
     if row is None or not compare_digest(row[0], sha256) or not _is_valid(row[1], row[2], now):
         return None
     return Caller(row[3], row[4], row[5], frozenset(row[6].split()), row[7])

@@ -13,15 +13,19 @@ from afterwords.cachekey import job_path
 from afterwords.server.ports import CacheEntry, Idempotency, StoredVoice, VoiceChanges
 from afterwords.server.store import periods, repeats
 from afterwords.server.store.schema import IS_PENDING, cache, jobs, tombstones, voices
+from afterwords.server.store.sqlite import Lookup
 
 _NAMES = [field.name for field in fields(StoredVoice)]
 _CHANGEABLE = [field.name for field in fields(VoiceChanges)]
 VOICE = [voices.c[name] for name in _NAMES]
-_BY_ID = select(*VOICE).where(voices.c.voice_id == bindparam("voice_id"))
-_OWN = _BY_ID.where(voices.c.account_id == bindparam("account_id"))
+_ANY = select(*VOICE).where(voices.c.voice_id == bindparam("voice_id"))
+_BY_ID = Lookup(_ANY)
+_OWN = Lookup(_ANY.where(voices.c.account_id == bindparam("account_id")))
 _KEEP = insert(voices).inline()
-_CACHED = select(*[cache.c[field.name] for field in fields(CacheEntry)]).where(
-    cache.c.voice_id == bindparam("voice_id"), cache.c.cache_key == bindparam("cache_key")
+_CACHED = Lookup(
+    select(*[cache.c[field.name] for field in fields(CacheEntry)]).where(
+        cache.c.voice_id == bindparam("voice_id"), cache.c.cache_key == bindparam("cache_key")
+    )
 )
 
 
@@ -41,11 +45,11 @@ def replayed(connection: Connection, asked: Idempotency) -> StoredVoice | None:
 
 def by_id(connection: Connection, voice_id: str) -> StoredVoice | None:
     """A voice of any account."""
-    return _stored(connection.execute(_BY_ID, {"voice_id": voice_id}).first())
+    return _stored(_BY_ID(connection, voice_id=voice_id))
 
 
 def get(connection: Connection, voice_id: str, *, account_id: str) -> StoredVoice | None:
-    return _stored(connection.execute(_OWN, {"voice_id": voice_id, "account_id": account_id}).first())
+    return _stored(_OWN(connection, voice_id=voice_id, account_id=account_id))
 
 
 def page(connection: Connection, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
@@ -123,7 +127,7 @@ def purged(connection: Connection, voice_id: str, *, now: datetime) -> None:
 
 
 def cached(connection: Connection, voice_id: str, cache_key: str) -> CacheEntry | None:
-    row = connection.execute(_CACHED, {"voice_id": voice_id, "cache_key": cache_key}).first()
+    row = _CACHED(connection, voice_id=voice_id, cache_key=cache_key)
     return CacheEntry(*row) if row else None
 
 

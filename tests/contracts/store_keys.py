@@ -1,0 +1,158 @@
+"""What every store promises of accounts, keys and what they spend."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from afterwords.errors import QuotaExceededError
+from afterwords.server.ports import NewKey
+from tests.contracts.store_world import MANY, START, TEXT, World, audio, digest
+
+
+class KeyClaims:
+    """Keys: kept by their digest, shown without it."""
+
+    async def test_key_is_known_by_its_digest_alone(self, world: World) -> None:
+        shown = await world.store.add_key(
+            NewKey(digest("k"), label="laptop", scopes=("voices:read", "synthesize"), character_limit=100)
+        )
+
+        caller = await world.store.caller(digest("k"))
+
+        assert caller is not None
+        assert (caller.key_id, caller.spending_id) == (shown.key_id, shown.key_id)
+        assert (caller.scopes, caller.character_limit) == (frozenset({"voices:read", "synthesize"}), 100)
+        assert (shown.label, shown.scopes, shown.created_at) == ("laptop", ("voices:read", "synthesize"), START)
+        assert await world.store.caller(digest("another")) is None
+
+    async def test_key_without_an_account_gets_one_of_its_own(self, world: World) -> None:
+        ann, bob = await world.caller("ann"), await world.caller("bob")
+        again = await world.caller("again", account_id=ann.account_id)
+
+        assert ann.account_id == again.account_id
+        assert ann.account_id != bob.account_id
+
+    async def test_keys_are_listed_oldest_first_for_one_account_or_for_all(self, world: World) -> None:
+        names = ["ann", "bob", "eve"]
+        callers = [await world.caller(name) for name in names]
+
+        everyone = await world.store.keys(account_id=None)
+        bobs = await world.store.keys(account_id=callers[1].account_id)
+
+        assert [key.key_id for key in everyone] == [caller.key_id for caller in callers]
+        assert [key.key_id for key in bobs] == [callers[1].key_id]
+
+    async def test_revoked_key_is_nobodys_and_revoking_again_changes_nothing(self, world: World) -> None:
+        ann = await world.caller("ann")
+        assert await world.store.revoke_key(ann.key_id, account_id=ann.account_id)
+        world.clock.pass_s(60)
+        assert await world.store.revoke_key(ann.key_id, account_id=None)
+
+        [key] = await world.store.keys(account_id=ann.account_id)
+
+        assert await world.store.caller(digest("ann")) is None
+        assert key.revoked_at == START
+
+    async def test_key_of_another_account_is_as_if_it_were_not_there(self, world: World) -> None:
+        ann, bob = await world.caller("ann"), await world.caller("bob")
+
+        assert not await world.store.revoke_key(ann.key_id, account_id=bob.account_id)
+        assert not await world.store.revoke_key("no such key", account_id=None)
+        rotated = await world.store.rotate_key(ann.key_id, account_id=bob.account_id, sha256=digest("x"), overlap_s=0)
+        assert rotated is None
+        assert await world.store.caller(digest("ann")) == ann
+
+    async def test_rotated_key_takes_over_all_but_the_digest(self, world: World) -> None:
+        ann = await world.caller("ann", label="mine", scopes=("synthesize",), character_limit=70)
+
+        new = await world.store.rotate_key(ann.key_id, account_id=ann.account_id, sha256=digest("new"), overlap_s=10)
+
+        heir = await world.store.caller(digest("new"))
+        assert new is not None
+        assert heir is not None
+        assert (heir.key_id, heir.account_id, heir.spending_id) == (new.key_id, ann.account_id, ann.spending_id)
+        assert (new.label, heir.scopes, heir.character_limit) == ("mine", frozenset({"synthesize"}), 70)
+
+    async def test_rotated_key_works_until_the_overlap_is_over(self, world: World) -> None:
+        ann = await world.caller("ann")
+        await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("new"), overlap_s=10)
+
+        world.clock.pass_s(9.999)
+        assert await world.store.caller(digest("ann")) == ann
+        world.clock.pass_s(0.001)
+        assert await world.store.caller(digest("ann")) is None
+        again = await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("newer"), overlap_s=10)
+        assert again is None
+
+    async def test_second_rotation_does_not_prolong_the_overlap(self, world: World) -> None:
+        ann = await world.caller("ann")
+        await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("b"), overlap_s=5)
+        await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("c"), overlap_s=500)
+
+        world.clock.pass_s(6)
+
+        assert await world.store.caller(digest("ann")) is None
+        assert await world.store.caller(digest("c")) is not None
+
+    async def test_usage_is_counted_by_calendar_month(self, world: World) -> None:
+        await world.job()
+        january = await world.store.usage(await world.caller())
+        world.clock.pass_s(12 * 3600)
+        february = await world.store.usage(await world.caller())
+
+        assert (january.characters, january.limit) == (len(TEXT), None)
+        assert (january.period_start, january.period_end) == (
+            datetime(2026, 1, 1, tzinfo=UTC),
+            datetime(2026, 2, 1, tzinfo=UTC),
+        )
+        assert (february.characters, february.period_start) == (0, datetime(2026, 2, 1, tzinfo=UTC))
+
+    async def test_december_ends_with_the_year(self, world: World) -> None:
+        world.clock.wall = datetime(2026, 12, 31, 23, 59, 59, 999000, tzinfo=UTC)
+
+        usage = await world.store.usage(await world.caller())
+
+        assert usage.period_end == datetime(2027, 1, 1, tzinfo=UTC)
+
+    async def test_usage_is_the_keys_where_it_has_a_limit_and_else_its_accounts(self, world: World) -> None:
+        ann = await world.caller("ann")
+        capped = await world.caller("capped", account_id=ann.account_id, character_limit=500)
+        voice = await world.voice(ann)
+        await world.job(ann, voice, char_count=30)
+        await world.job(capped, voice, char_count=4)
+
+        assert (await world.store.usage(ann)).characters == 34
+        assert (await world.store.usage(capped)).characters == 4
+
+    async def test_limit_of_characters_holds_to_the_last_one_and_across_rotation(self, world: World) -> None:
+        ann = await world.caller("ann", character_limit=50)
+        voice = await world.voice(ann)
+        await world.job(ann, voice, char_count=30)
+        await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("new"), overlap_s=0)
+        heir = await world.store.caller(digest("new"))
+        assert heir is not None
+
+        with pytest.raises(QuotaExceededError, match="30 of its 50") as refused:
+            await world.store.submit(world.job_of(heir, voice, char_count=21), limits=MANY)
+        await world.job(heir, voice, char_count=20)
+
+        assert (await world.store.usage(heir)).characters == 50
+        assert refused.value.retry_after_s == 12 * 3600
+
+    async def test_charge_goes_back_to_the_month_it_came_from(self, world: World) -> None:
+        ann = await world.caller("ann", character_limit=60)
+        voice = await world.voice(ann)
+        await world.job(ann, voice, char_count=50)
+        world.clock.pass_s(12 * 3600)
+        await world.job(ann, voice, char_count=7)
+        claim = await world.claim()
+        assert claim is not None
+
+        await world.store.finish(claim.job.job_id, 1, audio())
+        await world.store.lost(claim.job.job_id)
+
+        assert await world.spent() == 7
+        world.clock.wall = START
+        assert await world.spent() == 0

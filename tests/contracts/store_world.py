@@ -1,0 +1,146 @@
+"""What a store's tests share: a clock that they set, and rows with everything that does not matter filled in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any
+
+from afterwords.models import Consent, ConsentKind, new_id
+from afterwords.server.ports import (
+    Caller,
+    Claim,
+    Idempotency,
+    Limits,
+    NewJob,
+    NewKey,
+    Outcome,
+    Store,
+    StoredJob,
+    StoredVoice,
+)
+
+START = datetime(2026, 1, 31, 12, tzinfo=UTC)
+MANY = Limits(pending=10_000, pending_per_account=10_000)
+TEXT = "What is said here is nobody's business."
+
+
+@dataclass
+class SetClock:
+    """A clock that stands still until a test moves it."""
+
+    wall: datetime = START
+    steady_s: float = START.timestamp()
+
+    def now(self) -> datetime:
+        return self.wall
+
+    def steady(self) -> float:
+        return self.steady_s
+
+    def pass_s(self, seconds: float) -> None:
+        """Let time go by."""
+        self.wall += timedelta(seconds=seconds)
+        self.steady_s += seconds
+
+
+def digest(word: str) -> bytes:
+    return sha256(word.encode()).digest()
+
+
+def audio(path: str = "jobs/one.wav", *, content: str = "audio") -> Outcome:
+    """An attempt that ended with audio."""
+    return Outcome(audio_key=path, audio_sha256=digest(content).hex(), audio_bytes=4800, synth_ms=120)
+
+
+@dataclass
+class World:
+    """A store, its clock, and short words for what fills it."""
+
+    store: Store
+    clock: SetClock
+
+    async def caller(self, name: str = "ann", **facts: Any) -> Caller:
+        """The key of this name, made when it is first asked for, with an account of its own."""
+        found = await self.store.caller(digest(name))
+        if found is None:
+            await self.store.add_key(NewKey(digest(name), **facts))
+            found = await self.store.caller(digest(name))
+        assert found is not None
+        return found
+
+    def voice_of(self, caller: Caller, **facts: Any) -> StoredVoice:
+        """A voice that is nowhere yet."""
+        voice_id = new_id()
+        plain = StoredVoice(
+            voice_id=voice_id,
+            account_id=caller.account_id,
+            name="me",
+            backend="tone",
+            lang="en",
+            ref_audio_key=f"voices/{voice_id}/ref.wav",
+            ref_sha256=digest("reference").hex(),
+            ref_duration_s=12.5,
+            ref_sample_rate=24000,
+            created_at=self.clock.now(),
+            ref_text="a quiet morning by the sea",
+            consent=Consent(kind=ConsentKind.SELF, stated_at=self.clock.now()),
+            metadata={"mood": "calm", "takes": [1, 2]},
+        )
+        return replace(plain, **facts)
+
+    async def voice(self, caller: Caller | None = None, **facts: Any) -> StoredVoice:
+        return await self.store.add_voice(self.voice_of(caller or await self.caller(), **facts))
+
+    def job_of(self, caller: Caller, voice: StoredVoice, **facts: Any) -> NewJob:
+        """A job that is nowhere yet, unlike any other."""
+        job_id = new_id()
+        key = digest(job_id).hex()
+        plain = NewJob(
+            job_id=job_id,
+            account_id=caller.account_id,
+            voice_id=voice.voice_id,
+            key_id=caller.key_id,
+            spending_id=caller.spending_id,
+            text=TEXT,
+            lang="en",
+            backend="tone",
+            cache_key=key,
+            flight_key=key,
+            char_count=len(TEXT),
+            character_limit=caller.character_limit,
+        )
+        return replace(plain, **facts)
+
+    async def job(self, caller: Caller | None = None, voice: StoredVoice | None = None, **facts: Any) -> StoredJob:
+        """A job that waits."""
+        caller = caller or await self.caller()
+        voice = voice or await self.voice(caller)
+        submitted = await self.store.submit(self.job_of(caller, voice, **facts), limits=MANY)
+        return submitted.job
+
+    async def claim(self, *, lease_s: float = 15) -> Claim | None:
+        return await self.store.claim(backends=["tone"], lease_s=lease_s, worker="w1")
+
+    async def claimed(self, **facts: Any) -> StoredJob:
+        """A job in its first attempt."""
+        await self.job(**facts)
+        claim = await self.claim()
+        assert claim is not None
+        return claim.job
+
+    async def seen(self, job: StoredJob) -> StoredJob:
+        """A job as it is now."""
+        found = await self.store.job(job.job_id)
+        assert found is not None
+        return found
+
+    async def spent(self, name: str = "ann") -> int:
+        """Characters charged to the account of this key, this month."""
+        return (await self.store.usage(await self.caller(name))).characters
+
+
+def request(caller: Caller, *, key: str = "once", body: str = "same", route: str = "synthesize") -> Idempotency:
+    """A request that may be repeated."""
+    return Idempotency(caller.account_id, route, key, digest(body).hex())

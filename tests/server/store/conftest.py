@@ -1,0 +1,42 @@
+"""A SQL store on a file of its own, open."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from afterwords.server.ports import Store
+from afterwords.server.store import SqlStore
+from tests.contracts.store_world import SetClock, World
+from tests.server.store.other import NAME
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the server keeps its own; it is not there yet."""
+    return tmp_path / "home" / "server"
+
+
+@pytest.fixture
+async def store(folder: Path, clock: SetClock) -> AsyncIterator[Store]:
+    store: Store = SqlStore(f"sqlite:///{NAME}", clock=clock, folder=folder)
+    await store.open()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def world(store: Store, clock: SetClock) -> World:
+    return World(store, clock)

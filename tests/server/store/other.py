@@ -1,0 +1,225 @@
+"""Another process on the same database: what it does is its first argument, where the second.
+
+It says one line when it is ready or has done something, and waits for a line before it goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from afterwords.errors import StorageFullError
+from afterwords.server.clock import SystemClock
+from afterwords.server.store import SqlStore
+from tests.contracts.store_world import MANY, SetClock, World
+
+ROOT = Path(__file__).parents[3]
+NAME = "afterwords.db"
+
+
+class Other:
+    """The process as the test sees it."""
+
+    def __init__(self, *args: str | Path, before: Sequence[str] = ()) -> None:
+        self._process = subprocess.Popen(
+            [*before, sys.executable, "-m", "tests.server.store.other", *map(str, args)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    def line(self) -> str:
+        """The next line it says; empty once it has ended."""
+        assert self._process.stdout
+        return self._process.stdout.readline().strip()
+
+    def go_on(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def end(self) -> str:
+        """All that it still says."""
+        out, _ = self._process.communicate(timeout=60)
+        return out.strip()
+
+
+@contextmanager
+def other(*args: str | Path, before: Sequence[str] = ()) -> Iterator[Other]:
+    """Start it; it does not outlive the test."""
+    process = Other(*args, before=before)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.end()
+
+
+def store_in(folder: Path) -> SqlStore:
+    return SqlStore(f"sqlite:///{NAME}", clock=SystemClock(), folder=folder)
+
+
+def _say(words: object) -> None:
+    sys.stdout.write(f"{words}\n")
+    sys.stdout.flush()
+
+
+def _hold(folder: Path, *, is_exclusive: bool = False) -> None:
+    """Keep the database locked: for writing, or altogether."""
+    connection = sqlite3.connect(folder / NAME, isolation_level=None)
+    if is_exclusive:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("UPDATE server SET checked_at = NULL")
+    _say("held")
+    sys.stdin.readline()
+    connection.execute("ROLLBACK")
+    connection.close()
+    _say("released")
+
+
+def _read(folder: Path) -> None:
+    """Keep a snapshot, so that the log can't be emptied."""
+    connection = sqlite3.connect(folder / NAME, isolation_level=None)
+    connection.execute("BEGIN")
+    connection.execute("SELECT count(*) FROM voices").fetchone()
+    _say("reading")
+    sys.stdin.readline()
+    connection.close()
+    _say("done")
+
+
+async def _open(folder: Path) -> None:
+    """Open the database when told to, and say whether it was new."""
+    store = store_in(folder)
+    _say("ready")
+    sys.stdin.readline()
+    is_new = await store.open()
+    await store.check()
+    _say(f"{is_new} {(await store.secret()).hex()}")
+    await store.close()
+
+
+async def _claim(folder: Path) -> None:
+    """Claim jobs until there are none, and say which."""
+    store = store_in(folder)
+    await store.open()
+    _say("ready")
+    sys.stdin.readline()
+    found = []
+    while claim := await store.claim(backends=["tone"], lease_s=600, worker=str(os.getpid())):
+        found.append(claim.job.job_id)
+    await store.close()
+    _say(" ".join(found))
+
+
+async def _submit(folder: Path) -> None:
+    """Submit jobs without end, and say each that was accepted."""
+    store = store_in(folder)
+    await store.open()
+    world = World(store, SetClock())
+    ann = await world.caller()
+    voice = await world.voice(ann)
+
+    async def one() -> None:
+        while True:
+            submitted = await store.submit(world.job_of(ann, voice), limits=MANY)
+            _say(submitted.job.job_id)
+
+    await asyncio.gather(*[one() for _ in range(8)])
+
+
+async def _fill(folder: Path, limit: Callable[[], None], relief: Callable[[], None]) -> None:
+    """Submit jobs until there is no room, then do what must work without; say each step."""
+    store = store_in(folder)
+    await store.open()
+    world = World(store, SetClock())
+    ann = await world.caller()
+    small, another, large = [await world.voice(ann) for _ in range(3)]
+    limit()
+
+    async def tried(name: str, work: Awaitable[object]) -> None:
+        try:
+            await work
+            _say(f"{name}: done")
+        except StorageFullError:
+            _say(f"{name}: full")
+
+    n_accepted = 0
+    try:
+        while True:
+            await store.submit(world.job_of(ann, large, text="x" * 5000), limits=MANY)
+            n_accepted += 1
+    except StorageFullError:
+        _say("submit: full")
+    jobs = await store.jobs(account_id=ann.account_id, status=None, limit=None, after=None)
+    _say(f"read: {len(jobs) == n_accepted > 0}")
+    await tried("delete", store.delete_voice(small.voice_id, account_id=ann.account_id))
+    await tried("purged", store.purged(small.voice_id))
+    relief()
+    await tried("delete", store.delete_voice(another.voice_id, account_id=ann.account_id))
+    await tried("purged", store.purged(another.voice_id))
+    await tried("submit", store.submit(world.job_of(ann, large), limits=MANY))
+    await store.close()
+    with sqlite3.connect(folder / NAME) as connection:
+        _say(connection.execute("PRAGMA integrity_check").fetchone()[0])
+
+
+async def _fill_file(folder: Path) -> None:
+    """With a limit on the size of files."""
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    await _fill(
+        folder,
+        limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, hard)),
+        relief=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard)),
+    )
+
+
+async def _fill_disk(folder: Path) -> None:
+    """With blobs that leave no room on the disk."""
+    blob = folder / "blob"
+
+    def limit() -> None:
+        with blob.open("wb", buffering=0) as file:
+            room = os.statvfs(folder)
+            file.write(bytes((room.f_bavail - 40) * room.f_bsize))
+
+    await _fill(folder, limit=limit, relief=blob.unlink)
+
+
+def main() -> None:
+    what, folder = sys.argv[1], Path(sys.argv[2])
+    match what:
+        case "hold":
+            _hold(folder)
+        case "hold-all":
+            _hold(folder, is_exclusive=True)
+        case "read":
+            _read(folder)
+        case "open":
+            asyncio.run(_open(folder))
+        case "claim":
+            asyncio.run(_claim(folder))
+        case "submit":
+            asyncio.run(_submit(folder))
+        case "fill-file":
+            asyncio.run(_fill_file(folder))
+        case "fill-disk":
+            asyncio.run(_fill_disk(folder))
+
+
+if __name__ == "__main__":
+    main()

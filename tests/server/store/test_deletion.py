@@ -1,0 +1,121 @@
+"""What is deleted is gone from the file and its log, byte by byte."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from afterwords.server.ports import VoiceChanges
+from tests.contracts.store_world import World, audio
+from tests.server.store.other import other
+
+pytestmark = pytest.mark.anyio
+
+
+def left_of(folder: Path, *words: str) -> set[str]:
+    """Those of the words that stand in any file."""
+    files = b"".join(path.read_bytes() for path in folder.iterdir())
+    return {word for word in words if word.encode() in files}
+
+
+async def test_transcript_of_a_deleted_voice_is_gone_from_file_and_log(world: World, folder: Path) -> None:
+    voice = await world.voice(ref_text="CANARY-TRANSCRIPT")
+    job = await world.job(voice=voice, text="CANARY-WAITING")
+    assert left_of(folder, "CANARY-TRANSCRIPT", "CANARY-WAITING") == {"CANARY-TRANSCRIPT", "CANARY-WAITING"}
+
+    await world.store.delete_voice(voice.voice_id, account_id=voice.account_id)
+
+    assert left_of(folder, "CANARY-TRANSCRIPT", "CANARY-WAITING", job.job_id + "-") == set()
+
+
+async def test_transcript_that_was_replaced_is_gone(world: World, folder: Path) -> None:
+    voice = await world.voice(ref_text="CANARY-TRANSCRIPT")
+
+    changes = VoiceChanges(ref_text="ANOTHER-TRANSCRIPT")
+    await world.store.update_voice(voice.voice_id, changes, account_id=voice.account_id)
+
+    assert left_of(folder, "CANARY-TRANSCRIPT", "ANOTHER-TRANSCRIPT") == {"ANOTHER-TRANSCRIPT"}
+
+
+async def test_text_of_a_job_that_is_over_is_gone_with_the_next_sweep(world: World, folder: Path) -> None:
+    job = await world.claimed(text="CANARY-TEXT")
+    await world.store.finish(job.job_id, 1, audio())
+
+    await world.store.forget_old()
+
+    assert left_of(folder, "CANARY-TEXT") == set()
+
+
+async def test_log_that_another_process_reads_is_emptied_later(world: World, folder: Path) -> None:
+    voice = await world.voice(ref_text="CANARY-TRANSCRIPT")
+    with other("read", folder) as reader:
+        assert reader.line() == "reading"
+        await world.store.delete_voice(voice.voice_id, account_id=voice.account_id)
+        assert left_of(folder, "CANARY-TRANSCRIPT")
+        reader.go_on()
+        assert reader.line() == "done"
+
+    await world.store.reap(max_attempts=3)
+
+    assert left_of(folder, "CANARY-TRANSCRIPT") == set()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_no_byte_of_any_removed_text_is_left_while_rows_come_and_go(
+    world: World, folder: Path, seed: int
+) -> None:
+    """Rows that move between pages leave copies behind, which secure_delete does not find."""
+    chance = random.Random(seed)
+    ann = await world.caller()
+    keeper = await world.voice(ann, ref_text=None)
+    alive: dict[str, str] = {}
+    gone: set[str] = set()
+    for number in range(120):
+        word = f"CANARY{seed}-{number:04}!"
+        words = word * chance.choice([1, 2, 10, 100, 300])
+        if chance.random() < 0.5:
+            alive[(await world.job(ann, keeper, text=words)).job_id] = word
+        else:
+            alive[(await world.voice(ann, ref_text=words)).voice_id] = word
+        while len(alive) > 20:
+            name = chance.choice(sorted(alive))
+            if await world.store.cancel(name, account_id=ann.account_id) is None:
+                await world.store.delete_voice(name, account_id=ann.account_id)
+            gone.add(alive.pop(name))
+    await world.store.forget_old()
+
+    assert left_of(folder, *gone) == set()
+    assert left_of(folder, *alive.values()) == set(alive.values())
+
+
+def test_secure_delete_alone_leaves_copies_of_rows_that_moved(tmp_path: Path) -> None:
+    """Why texts lie on pages of their own. If this fails, SQLite has learnt to clean up and the margin can go."""
+    assert any(copies_left(tmp_path / f"{seed}", random.Random(seed)) for seed in range(60))
+
+
+def copies_left(folder: Path, chance: random.Random) -> set[str]:
+    """Removed texts that stand in the file, after some hundred came and went."""
+    folder.mkdir()
+    connection = sqlite3.connect(folder / "plain.db", isolation_level=None)
+    for setting in ("secure_delete = ON", "synchronous = OFF"):
+        connection.execute(f"PRAGMA {setting}")
+    connection.execute("CREATE TABLE texts (seq INTEGER PRIMARY KEY AUTOINCREMENT, status TEXT, text BLOB)")
+    alive: dict[int, str] = {}
+    gone: set[str] = set()
+    for number in range(1, 300):
+        word = f"CANARY-{number:04}!"
+        text = word.encode() * chance.choice([1, 2, 10, 100, 400])
+        connection.execute("INSERT INTO texts VALUES (?, 'pending', ?)", [number, text])
+        alive[number] = word
+        if chance.random() < 0.7:
+            seq = chance.choice(sorted(alive))
+            if chance.random() < 0.5:
+                connection.execute("UPDATE texts SET text = NULL, status = 'ready' WHERE seq = ?", [seq])
+            else:
+                connection.execute("DELETE FROM texts WHERE seq = ?", [seq])
+            gone.add(alive.pop(seq))
+    connection.close()
+    return left_of(folder, *gone)

@@ -1,0 +1,42 @@
+"""A disk that is full: 507 for what needs room, reads and deletions as ever, and no harm done."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.server.store.other import other
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limits")
+OWN_MOUNTS = ("unshare", "--user", "--map-root-user", "--mount")
+
+
+def test_limit_on_the_size_of_files_is_a_full_disk(folder: Path) -> None:
+    with other("fill-file", folder) as process:
+        said = process.end().splitlines()
+
+    assert said[:2] == ["submit: full", "read: True"]
+    assert said[2:] == [*said[2:4], "delete: done", "purged: done", "submit: done", "ok"]  # once there is room again
+
+
+def can_mount(folder: Path) -> bool:
+    try:
+        done = subprocess.run([*OWN_MOUNTS, "mount", "-t", "tmpfs", "x", folder], capture_output=True, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+def test_full_disk_still_lets_a_voice_be_deleted(tmp_path: Path) -> None:
+    if not can_mount(tmp_path):
+        pytest.skip("no mounts of one's own here")
+    mounted = ("sh", "-c", 'mount -t tmpfs -o size=1m x "$0" && exec "$@"', str(tmp_path))
+
+    with other("fill-disk", tmp_path, before=[*OWN_MOUNTS, *mounted]) as process:
+        said = process.end().splitlines()
+
+    full = ["submit: full", "read: True", "delete: done", "purged: done"]
+    assert said == [*full, "delete: done", "purged: done", "submit: done", "ok"]

@@ -1,0 +1,127 @@
+"""A database file that is moved, replaced or broken: refused, never made anew, and back as soon as it is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from afterwords.errors import DatabaseUnavailableError
+from tests.contracts.store_world import SetClock, World, digest
+from tests.server.store.other import NAME, store_in
+
+pytestmark = pytest.mark.anyio
+
+
+async def assert_is_refused(world: World) -> None:
+    """Neither read nor written."""
+    with pytest.raises(DatabaseUnavailableError):
+        await world.store.caller(digest("ann"))
+    with pytest.raises(DatabaseUnavailableError):
+        await world.store.keys(account_id=None)
+    with pytest.raises(DatabaseUnavailableError):
+        await world.caller("bob")
+    with pytest.raises(DatabaseUnavailableError):
+        await world.store.check()
+
+
+async def assert_is_back(world: World) -> None:
+    """With all that it had, and one more."""
+    ann = await world.caller("ann")
+    voice = await world.voice(ann)
+    assert await world.store.voice(voice.voice_id, account_id=ann.account_id) == voice
+    assert len(await world.store.keys(account_id=None)) == 1
+    await world.store.check()
+
+
+async def test_file_that_was_moved_away_is_refused_until_it_is_back(world: World, folder: Path) -> None:
+    await world.caller("ann")
+    (folder / NAME).rename(folder / "elsewhere")
+
+    await assert_is_refused(world)
+    assert not (folder / NAME).exists()
+    (folder / "elsewhere").rename(folder / NAME)
+
+    await assert_is_back(world)
+
+
+async def test_folder_that_was_moved_away_is_refused_until_it_is_back(world: World, folder: Path) -> None:
+    await world.caller("ann")
+    folder.rename(folder.with_name("elsewhere"))
+
+    await assert_is_refused(world)
+    assert not folder.exists()
+    folder.with_name("elsewhere").rename(folder)
+
+    await assert_is_back(world)
+
+
+async def test_copy_in_its_place_is_taken_up_by_the_next_start_only(world: World, folder: Path) -> None:
+    """A backup, for example: the log that still lies there is not its own."""
+    ann = await world.caller("ann")
+    (folder / NAME).rename(folder / "elsewhere")
+    shutil.copy(folder / "elsewhere", folder / NAME)
+    await assert_is_refused(world)
+    await world.store.close()
+
+    await world.store.open()
+    assert await world.store.caller(digest("ann")) == ann
+
+
+async def test_other_database_in_its_place_is_left_alone(world: World, folder: Path, tmp_path: Path) -> None:
+    await world.caller("ann")
+    stranger = store_in(tmp_path / "stranger")
+    await stranger.open()
+    await stranger.close()
+    (folder / NAME).rename(folder / "elsewhere")
+    content = (tmp_path / "stranger" / NAME).read_bytes()
+    (tmp_path / "stranger" / NAME).rename(folder / NAME)
+
+    await assert_is_refused(world)
+    assert (folder / NAME).read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database " * 1000], ids=["empty", "noise"])
+async def test_file_that_is_no_database_is_refused_and_left_as_it_is(
+    world: World, folder: Path, content: bytes
+) -> None:
+    await world.caller("ann")
+    (folder / NAME).rename(folder / "elsewhere")
+    (folder / NAME).write_bytes(content)
+
+    await assert_is_refused(world)
+    assert (folder / NAME).read_bytes() == content
+    (folder / "elsewhere").rename(folder / NAME)
+
+    await assert_is_back(world)
+
+
+async def test_noise_can_not_be_opened(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / NAME).write_bytes(b"not a database " * 1000)
+
+    with pytest.raises(DatabaseUnavailableError):
+        await store_in(folder).open()
+    assert (folder / NAME).read_bytes() == b"not a database " * 1000
+
+
+async def test_only_its_owner_can_read_it(world: World, folder: Path) -> None:
+    await world.caller("ann")
+
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+
+    assert {NAME, f"{NAME}-wal", f"{NAME}-shm"} <= set(modes)
+    assert set(modes.values()) == {0o600}
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+async def test_store_that_is_not_open_is_unavailable(folder: Path, clock: SetClock) -> None:
+    store = store_in(folder)
+    for _ in range(2):
+        await assert_is_refused(World(store, clock))
+        await store.close()
+        await store.open()
+        await store.check()
+        assert await store.keys(account_id=None) == []
+        await store.close()

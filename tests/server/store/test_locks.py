@@ -1,0 +1,84 @@
+"""A database that another process keeps locked: an answer within 2 s, nothing done behind anyone's back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from pathlib import Path
+
+import pytest
+
+from afterwords.errors import DatabaseUnavailableError
+from tests.contracts.store_world import MANY, World
+from tests.server.store.other import other, store_in
+
+pytestmark = pytest.mark.anyio
+DEADLINE_S = 2
+
+
+async def refusal(work: Awaitable[object]) -> DatabaseUnavailableError:
+    """How it is refused, in time."""
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(DatabaseUnavailableError) as refused:
+            await work
+    return refused.value
+
+
+async def test_writes_are_refused_in_time_while_reads_go_on_and_none_is_done_later(world: World, folder: Path) -> None:
+    ann = await world.caller()
+    voice = await world.voice(ann)
+    with other("hold", folder) as holder:
+        assert holder.line() == "held"
+        many = [world.store.submit(world.job_of(ann, voice), limits=MANY) for _ in range(20)]
+        refusals = await asyncio.gather(*map(refusal, many), refusal(world.store.check()))
+        assert await world.store.voice(voice.voice_id, account_id=ann.account_id) == voice
+        holder.go_on()
+        assert holder.line() == "released"
+
+    accepted = await world.job(ann, voice)
+
+    seen = await world.store.jobs(account_id=ann.account_id, status=None, limit=None, after=None)
+    assert [job.job_id for job in seen] == [accepted.job_id]
+    assert {(error.code, error.http_status) for error in refusals} == {("database_unavailable", 503)}
+
+
+async def test_write_that_waits_is_done_when_the_lock_goes(world: World, folder: Path) -> None:
+    ann = await world.caller()
+    with other("hold", folder) as holder:
+        assert holder.line() == "held"
+        waiting = asyncio.create_task(world.voice(ann))
+        await asyncio.sleep(0)
+        holder.go_on()
+        voice = await waiting
+
+    assert await world.store.voice(voice.voice_id, account_id=ann.account_id) == voice
+
+
+async def test_write_whose_caller_has_left_is_never_done(world: World, folder: Path) -> None:
+    ann = await world.caller()
+    with other("hold", folder) as holder:
+        assert holder.line() == "held"
+        leaving = asyncio.create_task(world.voice(ann))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        holder.go_on()
+        kept = await world.voice(ann)
+
+    assert await world.store.voices(account_id=ann.account_id, limit=None, after=None) == [kept]
+
+
+async def test_reads_of_a_database_that_is_locked_altogether_are_refused_in_time_and_work_after(folder: Path) -> None:
+    store = store_in(folder)
+    await store.open()
+    with other("hold-all", folder) as holder:
+        assert holder.line() == "held"
+        await asyncio.gather(*[refusal(store.caller(bytes(32))) for _ in range(20)], refusal(store.check()))
+        waiting = asyncio.create_task(store.caller(bytes(32)))
+        holder.go_on()
+        assert await waiting is None
+        assert holder.line() == "released"
+
+    await store.check()
+    await store.close()

@@ -1,0 +1,116 @@
+"""Opening: the schema is brought up to date once, by one process, and nothing is done where nothing has to be."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine
+
+from afterwords.errors import NewerDatabaseError
+from afterwords.server.store.migrate import HEAD, MIGRATIONS
+from afterwords.server.store.schema import metadata
+from tests.server.store.other import NAME, other, store_in
+
+
+@pytest.mark.anyio
+async def test_only_the_first_opening_finds_the_database_new(folder: Path) -> None:
+    store = store_in(folder)
+
+    assert await store.open()
+    secret = await store.secret()
+    await store.close()
+    assert not await store.open()
+    assert await store.secret() == secret
+    await store.close()
+
+
+def test_ten_processes_that_open_at_once_all_serve_and_one_made_the_database(folder: Path) -> None:
+    with ExitStack() as stack:
+        processes = [stack.enter_context(other("open", folder)) for _ in range(10)]
+        assert {process.line() for process in processes} == {"ready"}
+        for process in processes:
+            process.go_on()
+        said = [process.end().split() for process in processes]
+
+    assert sorted(is_new for is_new, _ in said) == ["False"] * 9 + ["True"]
+    assert len({secret for _, secret in said}) == 1
+
+
+@pytest.mark.anyio
+async def test_schema_is_what_the_migrations_make(folder: Path) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    store = store_in(folder)
+    await store.open()
+    await store.close()
+    with create_engine("sqlite://").connect() as plain:
+        metadata.create_all(plain)
+        wanted = ddl(plain.connection.dbapi_connection)
+    with create_engine(f"sqlite:///{folder / NAME}").connect() as migrated:
+        assert compare_metadata(MigrationContext.configure(migrated), metadata) == []
+        found = ddl(migrated.connection.dbapi_connection)
+
+    found.pop("alembic_version")
+    assert found == wanted
+
+
+def ddl(connection: object) -> dict[str, frozenset[str]]:
+    """Every table and index, as the parts of the statement that makes it: their order may differ."""
+    assert isinstance(connection, sqlite3.Connection)
+    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
+    return {name: frozenset(part.strip(" \t,)") for part in sql.splitlines()) for name, sql in rows}
+
+
+def test_head_is_that_of_the_migrations() -> None:
+    from alembic.script import ScriptDirectory
+
+    assert ScriptDirectory(str(MIGRATIONS)).get_current_head() == HEAD
+
+
+@pytest.mark.anyio
+async def test_database_of_a_newer_version_is_refused_and_left_as_it_is(folder: Path) -> None:
+    store = store_in(folder)
+    await store.open()
+    await store.close()
+    with closing(sqlite3.connect(folder / NAME)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+
+    with pytest.raises(NewerDatabaseError, match=f"9999.*{HEAD}"):
+        await store.open()
+
+    with closing(sqlite3.connect(folder / NAME)) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
+
+
+@pytest.mark.anyio
+async def test_first_opening_that_was_cut_off_is_begun_again(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / NAME).touch(0o600)
+    store = store_in(folder)
+
+    assert await store.open()
+    await store.check()
+    await store.close()
+
+
+@pytest.mark.anyio
+async def test_opening_a_database_in_order_loads_no_migrations(folder: Path) -> None:
+    store = store_in(folder)
+    await store.open()
+    await store.close()
+    code = (
+        "import asyncio, pathlib, sys; from tests.server.store.other import store_in\n"
+        "store = store_in(pathlib.Path(sys.argv[1])); assert not asyncio.run(store.open())\n"
+        "print('alembic' in sys.modules)"
+    )
+
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, cwd=root, check=True)
+
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,35 @@
+"""The SQL store on SQLite: all that every store owes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from afterwords.errors import InvalidOptionError
+from afterwords.server.clock import SystemClock
+from afterwords.server.store import SqlStore
+from tests.contracts.store_contract import StoreContract
+
+
+class TestSqlStore(StoreContract):
+    """The fixture `store` is that of all tests here."""
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hunter2@example.org/afterwords",
+        "mysql://example.org/x?password=hunter2",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite:///file.db?mode=memory",
+        "afterwords.db",
+        "",
+    ],
+)
+def test_what_is_no_sqlite_file_is_refused_without_telling_its_password(url: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidOptionError, match="AFTERWORDS_DATABASE_URL") as refused:
+        SqlStore(url, clock=SystemClock(), folder=tmp_path)
+
+    assert "hunter2" not in str(refused.value)

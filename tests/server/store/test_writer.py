@@ -1,0 +1,84 @@
+"""One writer for all: what one of them does wrong is nobody else's concern."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from afterwords.errors import VoiceNotFoundError
+from afterwords.server.ports import Submitted
+from tests.contracts.store_world import MANY, TEXT, World
+from tests.server.store.other import NAME
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_failed_writes_leave_nothing_behind_and_take_no_others_with_them(world: World) -> None:
+    ann = await world.caller()
+    voice, nobody = await world.voice(ann), world.voice_of(ann)
+    first = await world.job(ann, voice)
+    good = [world.job_of(ann, voice) for _ in range(30)]
+    bad = [world.job_of(ann, nobody) for _ in range(30)]
+    twice = [replace(world.job_of(ann, voice), job_id=first.job_id) for _ in range(30)]
+    mixed = [job for three in zip(good, bad, twice, strict=True) for job in three]
+
+    ends = await asyncio.gather(*[world.store.submit(job, limits=MANY) for job in mixed], return_exceptions=True)
+
+    assert {type(end) for end in ends[0::3]} == {Submitted}
+    assert {type(end) for end in ends[1::3]} == {VoiceNotFoundError}
+    assert {type(end) for end in ends[2::3]} == {IntegrityError}
+    assert await world.spent() == 31 * len(TEXT)
+
+
+async def test_error_of_the_database_does_not_tell_what_was_written(world: World) -> None:
+    first = await world.job()
+    ann = await world.caller()
+    with pytest.raises(IntegrityError) as refused:
+        await world.job(ann, await world.voice(ann), job_id=first.job_id)
+
+    assert TEXT not in f"{refused.value} {refused.value!r}"
+
+
+async def test_writes_that_come_together_are_committed_together(world: World, folder: Path) -> None:
+    def pages() -> int:
+        return (folder / f"{NAME}-wal").stat().st_size // 4096
+
+    ann = await world.caller()
+    await world.voice(ann)
+    before = pages()
+    await world.voice(ann)
+    alone = pages() - before
+
+    await asyncio.gather(*[world.voice(ann) for _ in range(20)])
+
+    assert pages() - before - alone < 20 * alone / 2
+
+
+async def test_what_was_answered_is_on_disk(world: World, folder: Path) -> None:
+    """Seen by a connection that shares nothing with the store's."""
+    ann = await world.caller()
+    jobs = await asyncio.gather(*[world.job(ann) for _ in range(10)])
+
+    connection = sqlite3.connect(folder / NAME)
+    rows = connection.execute("SELECT job_id FROM jobs").fetchall()
+    settings = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "page_size")]
+    connection.close()
+
+    assert {job_id for (job_id,) in rows} == {job.job_id for job in jobs}
+    assert settings == ["wal", 4096]
+
+
+async def test_store_serves_one_event_loop_after_another(world: World) -> None:
+    ann = await world.caller()
+
+    def elsewhere() -> str:
+        return asyncio.run(world.voice(ann)).voice_id
+
+    voice_id = await asyncio.to_thread(elsewhere)
+
+    assert await world.store.voice(voice_id, account_id=ann.account_id) is not None
