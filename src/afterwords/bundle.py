@@ -184,9 +184,14 @@ def _read_manifest(data: bytes) -> tuple[_Manifest, dict[str, Any]]:
         plain.encode()  # a lone surrogate has no bytes
     except (ValueError, RecursionError):  # their messages quote what they were given
         raise InvalidBundleError(why=f"its {_MANIFEST} is not one") from None
-    if _NUL.search(plain):
+    if holds_nul(plain):
         raise InvalidBundleError(why=f"its {_MANIFEST} holds a NUL")
     return manifest, manifest.voice
+
+
+def holds_nul(stated: str) -> bool:
+    """Whether there is a NUL in JSON, which not every database takes."""
+    return _NUL.search(stated) is not None
 
 
 def _is_newer(version: object) -> bool:

@@ -121,6 +121,15 @@ class TestKeys:
             assert user.post(f"/v1/keys/{key_id}/rotate").status_code == 201
             assert user.get("/v1/voices").status_code == 401
 
+    def test_a_narrow_key_may_replace_itself_and_no_other(self, served: Served) -> None:
+        narrow = served.new_key(scopes=["synthesize"])
+        with served.client(narrow) as user, served.admin as admin:
+            own = user.get("/v1/keys").json()[0]["key_id"]
+            other = next(key["key_id"] for key in admin.get("/v1/keys").json() if key["key_id"] != own)
+            refused = user.delete(f"/v1/keys/{other}")
+            assert user.post(f"/v1/keys/{own}/rotate").status_code == 201
+        assert (refused.status_code, code_of(refused)) == (403, "insufficient_scope")
+
     def test_scopes_limit_what_a_key_may_do(self, served: Served) -> None:
         with served.client(served.new_key(scopes=["voices:read"])) as user:
             assert user.get("/v1/voices").status_code == 200

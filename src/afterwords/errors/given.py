@@ -218,10 +218,9 @@ class ControlCharacterError(TextError):
 class InvalidUnicodeError(TextError):
     code = "invalid_unicode"
 
-    def __init__(self, *, position: int) -> None:
-        super().__init__(
-            f"The text is not valid Unicode at position {position}.", hint="save or send the text as UTF-8."
-        )
+    def __init__(self, *, position: int | None = None) -> None:
+        where = "" if position is None else f" at position {position}"
+        super().__init__(f"The text is not valid Unicode{where}.", hint="save or send the text as UTF-8.")
 
 
 class TextTooLongError(TextError):

@@ -7,15 +7,28 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from afterwords import __version__
-from afterwords.server.guard import not_found_response
+from afterwords.server.gate import Credential, Needs, needs
+from afterwords.server.guard import GuardedRoute, not_found_response
 from afterwords.server.routes import health, keys, speech, voices, workers
 from afterwords.server.settings import Settings, load_settings
 from afterwords.server.wiring import House, opened
 
 DESCRIPTION: Final = "Register a voice once and speak with it from anywhere."
+SCHEMES: Final = {
+    "key": "A key: `aw_…`.",
+    "admin": "The admin secret.",
+    "worker": "The token of one attempt at one job, or the secret that all workers share.",
+}
+OPENED_BY: Final = {
+    Credential.PUBLIC: (),
+    Credential.USER: ("key",),
+    Credential.ADMIN: ("admin",),
+    Credential.USER_OR_ADMIN: ("key", "admin"),
+    Credential.WORKER: ("worker",),
+}
 
 
 def router(settings: Settings | None = None) -> APIRouter:
@@ -44,20 +57,57 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     Args:
         settings: None reads environment and config file when it starts.
     """
-    app = FastAPI(
+    app = _Program(
         title="afterwords",
         version=__version__,
         description=DESCRIPTION,
+        openapi_url=None,  # served below, behind the guard
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         license_info={"name": "Apache-2.0"},
     )
     whole = router(settings)
     app.router.routes.extend(whole.routes)
     app.router.lifespan_context = whole.lifespan_context
 
+    @needs(Credential.PUBLIC)
+    async def openapi() -> Response:
+        """This API as an OpenAPI document."""
+        return JSONResponse(app.openapi())
+
+    app.router.routes.append(GuardedRoute("/openapi.json", openapi, methods=["GET"], include_in_schema=False))
+
     @app.exception_handler(404)
     async def not_found(request: Request, error: Exception) -> Response:  # noqa: ARG001 - the protocol gives them
         return not_found_response()
 
     return app
+
+
+class _Program(FastAPI):
+    """The application, whose documentation says what each route needs."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            document = super().openapi()
+            components = document["components"]
+            components["securitySchemes"] = {
+                name: {"type": "http", "scheme": "bearer", "description": words} for name, words in SCHEMES.items()
+            }
+            for name in ("HTTPValidationError", "ValidationError"):  # the framework's own 422, which nobody gets
+                components["schemas"].pop(name, None)
+            for route in self.routes:
+                if isinstance(route, GuardedRoute) and route.include_in_schema:
+                    for method in route.methods or ():
+                        _document(document["paths"][route.path_format][method.lower()], route.needs)
+        assert self.openapi_schema is not None
+        return self.openapi_schema
+
+
+def _document(operation: dict[str, Any], needed: Needs) -> None:
+    scopes = [needed.scope.value] if needed.scope else []
+    operation["security"] = [{name: scopes if name == "key" else []} for name in OPENED_BY[needed.credential]]
+    responses = operation["responses"]
+    if "HTTPValidationError" in str(responses.get("422")):
+        del responses["422"]

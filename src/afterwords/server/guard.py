@@ -20,6 +20,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
 from afterwords.errors import (
@@ -65,7 +66,7 @@ class GuardedRoute(APIRoute):
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
         self._read = Reader(endpoint, set(self.param_convertors))
-        self._needs = cast("_Declared", endpoint).needs
+        self.needs = cast("_Declared", endpoint).needs
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Guard one request, and answer for whatever goes wrong with it."""
@@ -73,13 +74,14 @@ class GuardedRoute(APIRoute):
         try:
             gate = cast("House", scope["state"]["afterwords"]).gate
             headers = _headers(scope)
-            gate.check_host(headers.get(b"host", [b""])[-1])
+            hosts = headers.get(b"host", [])
+            gate.check_host(hosts[0] if len(hosts) == 1 else b"")
             if scope["method"] not in (self.methods or ()):
-                raise MethodNotAllowedError(allowed=sorted(self.methods or ()))
+                raise MethodNotAllowedError(allowed=_methods_at(scope))
             exchange.admitted = await gate.admit(
-                self._needs, headers.get(b"authorization", []), scope["path_params"].get("job_id")
+                self.needs, headers.get(b"authorization", []), scope["path_params"].get("job_id")
             )
-            exchange.limit_body(self._needs, headers, gate.settings.body_timeout_s)
+            exchange.limit_body(self.needs, headers, gate.settings.body_timeout_s)
             scope["state"]["admitted"] = exchange.admitted
             scope["state"]["request_id"] = exchange.request_id
             request = Request(scope, exchange.receive)
@@ -94,6 +96,12 @@ class GuardedRoute(APIRoute):
             await exchange.answer(ServiceError())
         finally:
             exchange.log()
+
+
+def _methods_at(scope: Scope) -> list[str]:
+    """The methods that an address takes, each of which may be a route of its own."""
+    routes = [route for route in scope["router"].routes if isinstance(route, APIRoute)]
+    return sorted({method for route in routes if route.matches(scope)[0] is not Match.NONE for method in route.methods})
 
 
 @dataclass(slots=True)
@@ -241,8 +249,17 @@ def _headers_of(error: AfterwordsError) -> dict[str, str]:
 
 def not_found_response() -> Response:
     """The answer at an address where nothing is."""
+    return _response_to_none(RouteNotFoundError())
+
+
+def not_http_response() -> Response:
+    """The answer to what is no request."""
+    return _response_to_none(BadRequestError("The request is not valid HTTP/1.1.", hint="use an HTTP client."))
+
+
+def _response_to_none(error: AfterwordsError) -> Response:
     request_id = str(uuid4())
-    response = error_response(RouteNotFoundError(), request_id)
+    response = error_response(error, request_id)
     response.headers["X-Request-Id"] = request_id
     return response
 

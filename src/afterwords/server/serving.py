@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from afterwords.backends import registry
 from afterwords.errors import AddressInUseError
 from afterwords.server.app import create_app
+from afterwords.server.guard import not_http_response
 from afterwords.server.services.keys import Keys, MintedKey
 from afterwords.server.settings import Settings
 from afterwords.server.wiring import House, open_store
@@ -70,7 +71,8 @@ def serve(
 
 
 def configure_log() -> None:
-    """One line an event, to stderr. Uvicorn speaks up only where something is wrong."""
+    """One line an event, to stderr. Uvicorn speaks up only where something is wrong, and of what other libraries say
+    only the name is written: they quote what was sent."""
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # looked up for each line otherwise
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -82,7 +84,13 @@ def configure_log() -> None:
     theirs.addHandler(handler)
     theirs.addFilter(_without_traceback)
     theirs.setLevel(logging.WARNING)
+    theirs.propagate = False
     logging.getLogger("uvicorn.error").addFilter(_without_traceback)
+    others = logging.StreamHandler()
+    others.setFormatter(logging.Formatter("%(asctime)s %(levelname)s failed in=%(name)s"))
+    others.setLevel(logging.ERROR)
+    others.addFilter(_without_traceback)
+    logging.getLogger().addHandler(others)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -164,11 +172,25 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._expect_headers()
+        self._n_header_bytes = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._got_headers()
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """What is left of a body that was refused may not take longer than headers may."""
+        super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body:
+            self._expect_headers()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - our own words are in the shape of all errors
+        response = not_http_response()
+        headers = [*response.raw_headers, (b"connection", b"close")]
+        lines = [b"HTTP/1.1 400 Bad Request", *(b": ".join(header) for header in headers), b"", bytes(response.body)]
+        self.transport.write(b"\r\n".join(lines))
+        self.transport.close()
 
     def _expect_headers(self) -> None:
         if self._timer is None:

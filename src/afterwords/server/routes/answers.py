@@ -81,12 +81,14 @@ def json_response(body: BaseModel, status: int = 200, headers: Mapping[str, str]
     )
 
 
-def list_response(items: list[dict[str, Any]], *, request: Request, limit: int | None, last_id: str | None) -> Response:
-    """A page of a list; where there may be more, a Link header leads on."""
+def list_response(
+    items: list[dict[str, Any]], *, request: Request, path: str, limit: int | None, last_id: str | None
+) -> Response:
+    """A page of the list at this path; where there may be more, a Link header leads on."""
     response = JSONResponse(items, headers={"Cache-Control": "no-store"})
     if limit is not None and len(items) == limit and last_id is not None:
         query = request.url.include_query_params(after=last_id).query
-        response.headers["Link"] = f'<{house_of(request).settings.base_url}{request.url.path}?{query}>; rel="next"'
+        response.headers["Link"] = f'<{house_of(request).settings.base_url}{path}?{query}>; rel="next"'
     return response
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import JSONResponse, Response
 
-from afterwords.errors import KeyNotFoundError
+from afterwords.errors import InsufficientScopeError, KeyNotFoundError
 from afterwords.models import ApiKey, Usage
 from afterwords.server.gate import Credential, needs
 from afterwords.server.guard import GuardedRoute
@@ -39,24 +39,33 @@ async def list_keys(request: Request) -> Response:
     return JSONResponse([key.model_dump(mode="json") for key in keys], headers={"Cache-Control": "no-store"})
 
 
-@router.delete("/v1/keys/{key_id}", status_code=204, responses={**COMMON, **errors(_404="key_not_found")})
+@router.delete(
+    "/v1/keys/{key_id}",
+    status_code=204,
+    responses={**COMMON, **errors(_403="insufficient_scope", _404="key_not_found")},
+)
 @needs(Credential.USER_OR_ADMIN)
 async def revoke_key(request: Request, key_id: str) -> Response:
     """Make a key useless at once."""
-    await house_of(request).keys.revoke(_checked(key_id), account_id=admitted_to(request).account_id)
+    await house_of(request).keys.revoke(_own(request, key_id), account_id=admitted_to(request).account_id)
     return Response(status_code=204)
 
 
 @router.post(
     "/v1/keys/{key_id}/rotate",
     status_code=201,
-    responses={201: {"model": KeyCreated}, **COMMON, **FIELDS, **errors(_404="key_not_found")},
+    responses={
+        201: {"model": KeyCreated},
+        **COMMON,
+        **FIELDS,
+        **errors(_403="insufficient_scope", _404="key_not_found"),
+    },
 )
 @needs(Credential.USER_OR_ADMIN)
 async def rotate_key(request: Request, key_id: str, body: Annotated[RotateBody | None, Body()] = None) -> Response:
     """Put a new key in the place of one, which stays valid for `overlap_s` seconds."""
     minted = await house_of(request).keys.rotate(
-        _checked(key_id),
+        _own(request, key_id),
         account_id=admitted_to(request).account_id,
         overlap_s=(body or RotateBody()).overlap_s,
     )
@@ -70,9 +79,13 @@ async def usage(request: Request) -> Response:
     return json_response(await house_of(request).keys.usage(caller_of(request)))
 
 
-def _checked(key_id: str) -> str:
+def _own(request: Request, key_id: str) -> str:
+    """A key that the asking one may change: itself, or, if it is not narrowed, any of its account."""
     if not is_id(key_id):
         raise KeyNotFoundError
+    caller = admitted_to(request).caller
+    if caller and caller.scopes and caller.key_id != key_id:
+        raise InsufficientScopeError("of a key without scopes")
     return key_id
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Final
 
+import anyio
 from fastapi import APIRouter, Body, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
@@ -109,7 +110,9 @@ async def list_jobs(
     """List the account's jobs, newest first. A Link header leads to the next page."""
     jobs = await house_of(request).synthesis.jobs(caller_of(request), status=status, limit=limit, after=after)
     items = [_listed(request, job).model_dump(mode="json") for job in jobs]
-    return list_response(items, request=request, limit=limit, last_id=jobs[-1].job_id if jobs else None)
+    return list_response(
+        items, request=request, path="/v1/jobs", limit=limit, last_id=jobs[-1].job_id if jobs else None
+    )
 
 
 @router.get(
@@ -196,7 +199,8 @@ async def _sound(request: Request, job: StoredJob, listener: Listener, sample_ra
     finally:
         listener.close()
         if not is_whole:
-            await house.synthesis.abandon(caller, job.job_id)
+            with anyio.CancelScope(shield=True):  # whoever left has had this very task cancelled
+                await house.synthesis.abandon(caller, job.job_id)
 
 
 # -- shapes ---------------------------------------------------------------------------------------------------

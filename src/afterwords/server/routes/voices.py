@@ -111,7 +111,9 @@ async def list_voices(
     """List the account's voices, oldest first. With a limit, a Link header leads to the next page."""
     voices = await house_of(request).voices.list(caller_of(request), limit=limit, after=after)
     items = [VoiceListed(**_created(voice).model_dump(), lang=voice.lang).model_dump(mode="json") for voice in voices]
-    return list_response(items, request=request, limit=limit, last_id=voices[-1].voice_id if voices else None)
+    return list_response(
+        items, request=request, path="/v1/voices", limit=limit, last_id=voices[-1].voice_id if voices else None
+    )
 
 
 @router.get(

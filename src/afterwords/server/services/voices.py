@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final
 
-from afterwords.bundle import pack, unpack
+from afterwords.bundle import holds_nul, pack, unpack
 from afterwords.cachekey import reference_path, voice_prefix
-from afterwords.errors import InvalidFieldError, LostReferenceError, ServiceError, VoiceNotFoundError
+from afterwords.errors import AfterwordsError, InvalidFieldError, LostReferenceError, VoiceNotFoundError
 from afterwords.models import Consent, ConsentKind, Provenance, ReferenceInfo, Voice, new_id
 from afterwords.riff import canonical_wav, check_reference_wav
 from afterwords.server.failpoints import reach
@@ -136,8 +137,9 @@ class Voices:
         if after is None:
             raise VoiceNotFoundError
         if (after.ref_text, after.lang) != (before.ref_text, before.lang):
-            await self.blobs.delete_all(f"{voice_prefix(voice_id)}cache/")
-            await self.blobs.delete_all(f"{voice_prefix(voice_id)}prompts/")
+            with suppress(AfterwordsError):  # no row leads there any more
+                await self.blobs.delete_all(f"{voice_prefix(voice_id)}cache/")
+                await self.blobs.delete_all(f"{voice_prefix(voice_id)}prompts/")
         return after
 
     async def carry_away(self, caller: Caller, voice_id: str) -> bytes:
@@ -202,8 +204,9 @@ class Voices:
         reach("reference-stored")
         try:
             kept = await self.store.add_voice(voice, idempotency=idempotency)
-        except ServiceError:
-            await self.blobs.delete(path)
+        except AfterwordsError:
+            with suppress(AfterwordsError):  # the sweeper finds what can't be removed now
+                await self.blobs.delete(path)
             raise
         if kept.voice_id != voice_id:
             await self.blobs.delete(path)
@@ -274,7 +277,7 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
         plain = json.dumps(metadata, ensure_ascii=False, allow_nan=False)
     except ValueError:
         raise InvalidFieldError("metadata", rule="its numbers must be finite") from None
-    if _NUL.search(plain):
+    if holds_nul(plain):
         raise InvalidFieldError("metadata", rule="it may hold no NUL")  # nor may a bundle, which carries it on
     if len(plain.encode()) > METADATA_MAX_BYTES:
         raise InvalidFieldError("metadata", rule=f"it may have {METADATA_MAX_BYTES:,} bytes as JSON")

@@ -38,7 +38,7 @@ def _named_by_rows(connection: Connection, paths: Sequence[str]) -> set[str]:
     parts = [PurePosixPath(path).parts for path in paths]
     of_voices = [part for part in parts if len(part) > 2 and part[0] == "voices"]
     voice_ids = sorted({part[1] for part in of_voices})
-    prompts = {"/".join(part) for part in of_voices if part[2] == "prompts"}
+    prompts = {"/".join(part) for part in of_voices if part[2] == "prompts" and part[-1].endswith(".bin")}
     cache_keys = sorted({PurePosixPath(part[-1]).stem for part in of_voices if part[2] == "cache"})
     stems = {PurePosixPath(part[1]).stem for part in parts if len(part) == 2 and part[0] == "jobs"}
     job_ids = sorted(stems | {stem.rpartition("-")[0] for stem in stems})  # a later attempt's name ends in its number
