@@ -20,12 +20,16 @@ from afterwords.backends import registry
 from afterwords.errors import AddressInUseError
 from afterwords.server.app import create_app
 from afterwords.server.guard import not_http_response
+from afterwords.server.ports import Dispatcher
 from afterwords.server.services.keys import Keys, MintedKey
 from afterwords.server.settings import Settings
 from afterwords.server.wiring import House, open_store
 
+log = logging.getLogger("afterwords.server")
+
 HEADER_TIMEOUT_S: Final = 10.0
 HEADER_MAX_BYTES: Final = 64 * 1024
+TELL_INTERVAL_S: Final = 0.5
 SWITCH_INTERVAL_S: Final = 0.0005
 """How long a thread may keep the interpreter: the default of 5 ms is a long wait for a request beside the writer."""
 
@@ -124,6 +128,16 @@ def _bound(settings: Settings) -> socket.socket:
     return bound
 
 
+async def _tell_loading(dispatcher: Dispatcher) -> None:
+    """Write down how far the models are, until they are there."""
+    told = ""
+    while not dispatcher.is_ready:
+        if dispatcher.state != told:
+            told = dispatcher.state
+            log.info("%s", told)
+        await asyncio.sleep(TELL_INTERVAL_S)
+
+
 class _Server(uvicorn.Server):
     """Uvicorn, which leaves with the signal's meaning and not by the signal itself."""
 
@@ -131,6 +145,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._on_listening = on_listening
         self.signal: int | None = None
+        self._telling: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
@@ -140,12 +155,15 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_listening()
+        self._telling = asyncio.create_task(_tell_loading(self.lifespan.state["afterwords"].dispatcher))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Those who wait for a job get their answer now, or they would hold the door open."""
         house = cast("House | None", self.lifespan.state.get("afterwords"))
         if house is not None:
             house.synthesis.news.close()
+        if self._telling is not None:
+            self._telling.cancel()
         await super().shutdown(sockets)
 
 
