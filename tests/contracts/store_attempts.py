@@ -60,7 +60,8 @@ class AttemptClaims:
     async def test_thousand_jobs_of_one_account_do_not_delay_anothers_single_job(self, world: World) -> None:
         ann, bob = await world.caller("ann"), await world.caller("bob")
         hers, his = await world.voice(ann), await world.voice(bob)
-        await asyncio.gather(*[world.job(ann, hers) for _ in range(1000)])
+        for _ in range(20):
+            await asyncio.gather(*[world.job(ann, hers) for _ in range(50)])
         await world.claim()
         single = await world.job(bob, his)
 

@@ -228,6 +228,7 @@ class VoiceClaims:
         }
 
         assert await world.store.known_paths(sorted(named | orphans)) == named
+        assert {path for each in named for path in await world.store.known_paths([each])} == named
         await world.store.delete_voice(voice.voice_id, account_id=voice.account_id)
         assert await world.store.known_paths(sorted(named)) == set()
         assert await world.store.known_paths([]) == set()

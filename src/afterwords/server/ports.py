@@ -211,11 +211,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt ended: audio that lies in storage already, or an error code of the API.
-
-    Attributes:
-        is_cacheable: whether the audio may be given again.
-    """
+    """How an attempt ended: audio that lies in storage already, or an error code of the API."""
 
     audio_key: str | None = None
     audio_sha256: str | None = None

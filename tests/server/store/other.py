@@ -12,15 +12,18 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Final, TypeVar
 
-from afterwords.errors import StorageFullError
+from afterwords.errors import DatabaseUnavailableError, StorageFullError
 from afterwords.server.clock import SystemClock
 from afterwords.server.store import SqlStore
 from tests.contracts.store_world import MANY, SetClock, World
 
-ROOT = Path(__file__).parents[3]
-NAME = "afterwords.db"
+T = TypeVar("T")
+ROOT: Final = Path(__file__).parents[3]
+NAME: Final = "afterwords.db"
 
 
 class Other:
@@ -100,13 +103,22 @@ def _read(folder: Path) -> None:
     _say("done")
 
 
+async def _insist(work: Callable[[], Awaitable[T]]) -> T:
+    """Try again where the machine was too busy to answer in time."""
+    while True:
+        try:
+            return await work()
+        except DatabaseUnavailableError:
+            continue
+
+
 async def _open(folder: Path) -> None:
     """Open the database when told to, and say whether it was new."""
     store = store_in(folder)
     _say("ready")
     sys.stdin.readline()
     is_new = await store.open()
-    await store.check()
+    await _insist(store.check)
     _say(f"{is_new} {(await store.secret()).hex()}")
     await store.close()
 
@@ -118,7 +130,7 @@ async def _claim(folder: Path) -> None:
     _say("ready")
     sys.stdin.readline()
     found = []
-    while claim := await store.claim(backends=["tone"], lease_s=600, worker=str(os.getpid())):
+    while claim := await _insist(partial(store.claim, backends=["tone"], lease_s=600, worker=str(os.getpid()))):
         found.append(claim.job.job_id)
     await store.close()
     _say(" ".join(found))
@@ -134,8 +146,9 @@ async def _submit(folder: Path) -> None:
 
     async def one() -> None:
         while True:
-            submitted = await store.submit(world.job_of(ann, voice), limits=MANY)
-            _say(submitted.job.job_id)
+            job = world.job_of(ann, voice)
+            await _insist(partial(store.submit, job, limits=MANY))
+            _say(job.job_id)
 
     await asyncio.gather(*[one() for _ in range(8)])
 
@@ -149,9 +162,9 @@ async def _fill(folder: Path, limit: Callable[[], None], relief: Callable[[], No
     small, another, large = [await world.voice(ann) for _ in range(3)]
     limit()
 
-    async def tried(name: str, work: Awaitable[object]) -> None:
+    async def tried(name: str, work: Callable[[], Awaitable[object]]) -> None:
         try:
-            await work
+            await _insist(work)
             _say(f"{name}: done")
         except StorageFullError:
             _say(f"{name}: full")
@@ -159,18 +172,19 @@ async def _fill(folder: Path, limit: Callable[[], None], relief: Callable[[], No
     n_accepted = 0
     try:
         while True:
-            await store.submit(world.job_of(ann, large, text="x" * 5000), limits=MANY)
+            job = world.job_of(ann, large, text="x" * 5000)
+            await _insist(partial(store.submit, job, limits=MANY))
             n_accepted += 1
     except StorageFullError:
         _say("submit: full")
     jobs = await store.jobs(account_id=ann.account_id, status=None, limit=None, after=None)
     _say(f"read: {len(jobs) == n_accepted > 0}")
-    await tried("delete", store.delete_voice(small.voice_id, account_id=ann.account_id))
-    await tried("purged", store.purged(small.voice_id))
+    await tried("delete", partial(store.delete_voice, small.voice_id, account_id=ann.account_id))
+    await tried("purged", partial(store.purged, small.voice_id))
     relief()
-    await tried("delete", store.delete_voice(another.voice_id, account_id=ann.account_id))
-    await tried("purged", store.purged(another.voice_id))
-    await tried("submit", store.submit(world.job_of(ann, large), limits=MANY))
+    await tried("delete", partial(store.delete_voice, another.voice_id, account_id=ann.account_id))
+    await tried("purged", partial(store.purged, another.voice_id))
+    await tried("submit", partial(store.submit, world.job_of(ann, large), limits=MANY))
     await store.close()
     with sqlite3.connect(folder / NAME) as connection:
         _say(connection.execute("PRAGMA integrity_check").fetchone()[0])

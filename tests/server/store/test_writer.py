@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from afterwords.errors import VoiceNotFoundError
-from afterwords.server.ports import Submitted
-from tests.contracts.store_world import MANY, TEXT, World
+from afterwords.errors import DatabaseUnavailableError, VoiceNotFoundError
+from afterwords.server.ports import NewKey, StoredVoice, Submitted
+from afterwords.server.store.database import Database
+from tests.contracts.store_world import MANY, TEXT, World, digest
 from tests.server.store.other import NAME
 
 pytestmark = pytest.mark.anyio
@@ -35,13 +38,24 @@ async def test_failed_writes_leave_nothing_behind_and_take_no_others_with_them(w
     assert await world.spent() == 31 * len(TEXT)
 
 
+async def test_write_that_fails_half_way_is_undone_to_its_beginning(world: World, folder: Path) -> None:
+    """A key without an account makes one first."""
+    ann = await world.caller("ann")
+    many = [world.store.add_key(NewKey(digest("ann"))) for _ in range(10)]
+    ends = await asyncio.gather(*many, world.voice(ann), return_exceptions=True)
+
+    with closing(sqlite3.connect(folder / NAME)) as connection:
+        assert connection.execute("SELECT count(*) FROM accounts").fetchone() == (1,)
+    assert [type(end) for end in ends] == [IntegrityError] * 10 + [StoredVoice]
+
+
 async def test_error_of_the_database_does_not_tell_what_was_written(world: World) -> None:
     first = await world.job()
     ann = await world.caller()
     with pytest.raises(IntegrityError) as refused:
-        await world.job(ann, await world.voice(ann), job_id=first.job_id)
+        await world.job(ann, await world.voice(ann), job_id=first.job_id, webhook_url="https://canary.example/")
 
-    assert TEXT not in f"{refused.value} {refused.value!r}"
+    assert "canary" not in f"{refused.value} {refused.value!r}"
 
 
 async def test_writes_that_come_together_are_committed_together(world: World, folder: Path) -> None:
@@ -64,13 +78,31 @@ async def test_what_was_answered_is_on_disk(world: World, folder: Path) -> None:
     ann = await world.caller()
     jobs = await asyncio.gather(*[world.job(ann) for _ in range(10)])
 
-    connection = sqlite3.connect(folder / NAME)
-    rows = connection.execute("SELECT job_id FROM jobs").fetchall()
-    settings = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "page_size")]
-    connection.close()
+    with closing(sqlite3.connect(folder / NAME)) as connection:
+        rows = connection.execute("SELECT job_id FROM jobs").fetchall()
+        settings = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "page_size")]
 
     assert {job_id for (job_id,) in rows} == {job.job_id for job in jobs}
     assert settings == ["wal", 4096]
+
+
+async def test_write_behind_one_that_hangs_is_refused_in_time_and_never_done(folder: Path) -> None:
+    database = Database(folder / NAME)
+    await database.open()
+    done: list[str] = []
+    let_go = threading.Event()
+    hanging = asyncio.create_task(database.write(lambda _: let_go.wait(60)))
+    await asyncio.sleep(0)
+
+    async with asyncio.timeout(2):
+        with pytest.raises(DatabaseUnavailableError):
+            await database.write(lambda _: done.append("behind"))
+    let_go.set()
+    assert await hanging
+    await database.write(lambda _: done.append("after"))
+    await database.close()
+
+    assert done == ["after"]
 
 
 async def test_store_serves_one_event_loop_after_another(world: World) -> None:

@@ -13,7 +13,7 @@ from afterwords.server.store.jobs import JOB
 from afterwords.server.store.schema import jobs, keys, webhooks
 
 PAUSES_S: Final = (5, 30, 120, 600, 3600, 6 * 3600)
-"""After each try but the last; a day is the most that Standard Webhooks advises, and most receivers are back sooner."""
+"""After each try; the last pause is also how long a webhook that was tried for the last time may still be settled."""
 MAX_TRIES: Final = len(PAUSES_S) + 1
 SIGNED_FOR: Final = b"afterwords webhook v1"
 
