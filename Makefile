@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench openapi data clean
+.PHONY: demo test lint soak bench openapi data clean
 
 demo: $(VENV)/.lite
 	$(BIN)/afterwords demo --out hello.wav
@@ -17,6 +17,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m scripts.make_reliability
 
 DNSMOS := speechmos==0.0.1.1 # for its weights; its code, which needs much more, is not used
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
@@ -35,8 +35,11 @@ def until(look: Callable[[], T | None], *, deadline_s: float = DEADLINE_S, what:
 class Served:
     """A server process. Start it again after it died: the home folder stays."""
 
-    def __init__(self, home: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, home: Path, settings: Mapping[str, str] | None = None, *, before: Sequence[str | Path] = ()
+    ) -> None:
         self.home = home
+        self.before = before  # a command that runs the server
         self.settings = dict(settings or {})
         self.log = home.parent / f"{home.name}.server.log"
         self.key = ""
@@ -57,7 +60,7 @@ class Served:
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "afterwords", "serve", "--port", "0"],
+                [*self.before, sys.executable, "-m", "afterwords", "serve", "--port", "0"],
                 env=env,
                 stdout=subprocess.PIPE,
                 stderr=log,

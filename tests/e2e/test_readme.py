@@ -1,4 +1,4 @@
-"""The server's page, as a new user does it: serve in one terminal, the lines of curl in another, on the lite engine."""
+"""The README's lines about the server, as a new user does it: serve in one terminal, the lines of curl in another, on the lite engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from afterwords.provenance import verify
 from afterwords.transcribe import transcribe
 from tests.e2e.served import READER, serving
 
-PAGE = Path(__file__).parents[2] / "docs" / "server.md"
+PAGE = Path(__file__).parents[2] / "README.md"
 
 
 def lines_of_curl() -> str:

@@ -27,13 +27,18 @@ def create(
     scope: Annotated[
         list[str] | None, typer.Option(help="voices:read, voices:write or synthesize; absent: everything.")
     ] = None,
-    character_limit: Annotated[int | None, typer.Option(min=0, help="Characters it may spend in a month.")] = None,
+    character_limit: Annotated[
+        int | None, typer.Option(min=0, max=2**53 - 1, help="Characters it may spend in a month.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a key with an account of its own. It is shown this once."""
     from afterwords.errors import InvalidOptionError
+    from afterwords.models import NAME_MAX_CHARS
     from afterwords.server.ports import Scope
 
+    if label and len(label) > NAME_MAX_CHARS:
+        raise InvalidOptionError("--label", value=f"{label[:20]}…", allowed=f"at most {NAME_MAX_CHARS} characters")
     known = set(Scope)
     for name in scope or ():
         if name not in known:

@@ -48,6 +48,9 @@ def router(settings: Settings | None = None) -> APIRouter:
     whole = APIRouter(lifespan=lifespan)
     for part in (speech, health, voices, keys, workers):  # what is asked most often is found first
         whole.routes.extend(part.router.routes)  # as they are: routers within routers are looked through one by one
+    ours = [route for route in whole.routes if isinstance(route, GuardedRoute)]
+    for route in ours:
+        route.allowed = sorted({m for other in ours if other.path == route.path for m in other.methods or ()})
     return whole
 
 

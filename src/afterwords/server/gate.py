@@ -29,6 +29,7 @@ from afterwords.server.settings import LOCAL_NAMES, Settings
 
 JSON_MAX_BYTES: Final = 128 * 1024
 _BEARER: Final = re.compile(r"[Bb]earer +([\x21-\x7e]{1,512})")
+_HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^][:@/]*))(?::[0-9]{0,5})?")
 
 E = TypeVar("E", bound=Callable[..., Any])
 
@@ -95,8 +96,8 @@ class Gate:
         Raises:
             InvalidHostError: the Host header names none of this server's.
         """
-        host = header.decode("latin-1").lower().rsplit("@")[-1]
-        name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
+        given = _HOST.fullmatch(header.decode("latin-1").lower())
+        name = (given[1] or given[2]) if given else ""
         if "*" in self._hosts or name in self._hosts:
             return
         if not self.settings.is_loopback and _is_address(name):

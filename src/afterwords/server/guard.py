@@ -20,7 +20,6 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
 from afterwords.errors import (
@@ -61,12 +60,17 @@ class _Declared(Protocol):
 
 
 class GuardedRoute(APIRoute):
-    """A route that lets in what it should, and answers every error in one shape."""
+    """A route that lets in what it should, and answers every error in one shape.
+
+    Attributes:
+        allowed: the methods of its address, each of which may be a route of its own.
+    """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
         self._read = Reader(endpoint, set(self.param_convertors))
         self.needs = cast("_Declared", endpoint).needs
+        self.allowed = sorted(self.methods or ())
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Guard one request, and answer for whatever goes wrong with it."""
@@ -77,7 +81,7 @@ class GuardedRoute(APIRoute):
             hosts = headers.get(b"host", [])
             gate.check_host(hosts[0] if len(hosts) == 1 else b"")
             if scope["method"] not in (self.methods or ()):
-                raise MethodNotAllowedError(allowed=_methods_at(scope))
+                raise MethodNotAllowedError(allowed=self.allowed)
             exchange.admitted = await gate.admit(
                 self.needs, headers.get(b"authorization", []), scope["path_params"].get("job_id")
             )
@@ -96,12 +100,6 @@ class GuardedRoute(APIRoute):
             await exchange.answer(ServiceError())
         finally:
             exchange.log()
-
-
-def _methods_at(scope: Scope) -> list[str]:
-    """The methods that an address takes, each of which may be a route of its own."""
-    routes = [route for route in scope["router"].routes if isinstance(route, APIRoute)]
-    return sorted({method for route in routes if route.matches(scope)[0] is not Match.NONE for method in route.methods})
 
 
 @dataclass(slots=True)

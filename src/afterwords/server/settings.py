@@ -6,6 +6,8 @@ Nothing is read at import. Every setting has a default that works on a laptop.
 from __future__ import annotations
 
 import ipaddress
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import urlsplit
@@ -27,6 +29,7 @@ LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 Names = Annotated[tuple[str, ...], NoDecode]
 """In the environment, names are separated by commas."""
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -50,21 +53,21 @@ class Settings(BaseSettings):
     workers: int = Field(default=1, ge=0, le=64, description="Processes that speak; 0: this server only accepts.")
     recycle_after: int = Field(default=500, ge=1, description="Jobs after which such a process is replaced.")
     worker_memory_mb: int | None = Field(default=None, ge=64, description="Its memory cap; absent: half the machine's.")
-    start_allowance_s: float = Field(default=300, gt=0, description="Time to load a model and prepare a voice.")
-    stall_s: float = Field(default=120, gt=0, description="A process that is silent for longer while speaking hangs.")
-    lease_s: float = Field(default=15, gt=0, description="A job whose worker is silent for longer is given to another.")
+    start_allowance_s: Seconds = Field(default=300, gt=0, description="Time to load a model and prepare a voice.")
+    stall_s: Seconds = Field(default=120, gt=0, description="A process that is silent for longer while speaking hangs.")
+    lease_s: Seconds = Field(default=15, gt=0, description="A job whose worker is silent for longer goes to another.")
     max_attempts: int = Field(default=3, ge=1, description="Attempts before a job fails.")
-    drain_s: float = Field(default=20, ge=0, description="Time to finish what was begun when told to stop.")
+    drain_s: Seconds = Field(default=20, ge=0, description="Time to finish what was begun when told to stop.")
 
     rate_limit: int = Field(default=6000, ge=0, description="Requests a minute and key; 0: any number.")
     processes: int = Field(default=1, ge=1, description="Server processes that share the rate limit.")
     max_pending_jobs: int = Field(default=1000, ge=1, description="Jobs that may wait.")
     max_pending_jobs_per_account: int = Field(default=200, ge=1, description="Jobs of one account that may wait.")
-    body_timeout_s: float = Field(default=15, gt=0, description="A request body that stays away for longer is refused.")
+    body_timeout_s: Seconds = Field(default=15, gt=0, description="A body that stays away for longer is refused.")
 
-    reap_interval_s: float = Field(default=1, gt=0, description="How often leases are looked at.")
-    sweep_interval_s: float = Field(default=600, gt=0, description="How often storage is swept.")
-    sweep_grace_s: float = Field(default=3600, ge=0, description="Age at which what no row names is removed.")
+    reap_interval_s: Seconds = Field(default=1, gt=0, description="How often leases are looked at.")
+    sweep_interval_s: Seconds = Field(default=600, gt=0, description="How often storage is swept.")
+    sweep_grace_s: Seconds = Field(default=3600, ge=0, description="Age at which what no row names is removed.")
 
     @field_validator("allowed_hosts", "backends", mode="before")
     @classmethod
@@ -140,6 +143,14 @@ def load_settings(**given: object) -> Settings:
     try:
         return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        name = "AFTERWORDS_" + "_".join(str(part) for part in first["loc"][:1]).upper()
-        raise InvalidOptionError(name, value="what it is", allowed=first["msg"]) from None
+        raise _refusal(error, given) from None
+
+
+def _refusal(invalid: ValidationError, given: Mapping[str, object]) -> InvalidOptionError:
+    """The first setting that can't be used, named as it was set; a secret is not shown."""
+    first = invalid.errors(include_url=False)[0]
+    field = str(first["loc"][0])
+    variable = f"AFTERWORDS_{field.upper()}"
+    name = field if field in given else variable if os.environ.get(variable) else f"config.toml: {field}"
+    rule = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable")[0]
+    return InvalidOptionError(name, value="***" if field.endswith("secret") else first["input"], allowed=rule)

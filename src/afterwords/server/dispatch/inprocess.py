@@ -41,6 +41,8 @@ SECRETS: Final = (
     "AFTERWORDS_DATABASE_URL",
     "AFTERWORDS_STORAGE_URL",
     "AFTERWORDS_STRIPE_",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
 )
 """Beginnings of what an engine, or a plug-in beside it, has no business to know."""
 

@@ -9,13 +9,13 @@ from afterwords import __version__
 from afterwords.errors import AfterwordsError
 from afterwords.server.gate import Credential, needs
 from afterwords.server.guard import GuardedRoute
-from afterwords.server.routes.answers import house_of, json_response
+from afterwords.server.routes.answers import errors, house_of, json_response
 from afterwords.server.routes.shapes import Health
 
 router = APIRouter(route_class=GuardedRoute)
 
 
-@router.get("/v1/health", tags=["service"], responses={200: {"model": Health}})
+@router.get("/v1/health", tags=["service"], responses={200: {"model": Health}, **errors(_400="invalid_host")})
 @needs(Credential.PUBLIC)
 async def health(request: Request) -> Response:
     """Tell that the service answers, and which backends can be asked for."""

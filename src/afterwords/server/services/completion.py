@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final, NoReturn
+from weakref import WeakValueDictionary
 
 from afterwords.cachekey import cache_path, job_path
 from afterwords.errors import (
@@ -36,6 +37,8 @@ class Completion:
     blobs: Blobs
     clock: Clock
     news: News
+    _turns: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary, init=False, repr=False)
+    """Two deliveries of one attempt write the same blob, and the one that came second may bring other audio."""
 
     async def open_job(self, job_id: str, attempt: int | None) -> StoredJob | None:
         """The job that a result may be brought for; None if this attempt has brought it already.
@@ -51,19 +54,24 @@ class Completion:
             raise StaleAttemptError
         if job.status.is_final:
             return None
-        if job.lease_expires is not None and job.lease_expires <= self.clock.steady():
+        is_held = job.lease_expires is not None and job.lease_expires > self.clock.steady()
+        if job.attempt and not is_held:  # 0: brought though nobody claimed it, as the hosted dispatch form does
             raise StaleAttemptError
         return job
 
     async def complete(self, job_id: str, attempt: int | None, wav: bytes, *, synth_ms: int | None = None) -> None:
         """Take the audio of an attempt: check it, write the blobs, end the job by one conditional UPDATE.
 
-        A second delivery changes nothing.
+        A second delivery changes nothing, even one that comes at the same time.
 
         Raises:
             RecordingError, RunawayAudioError: it is no speech for this text; the job has failed.
             VoiceDeletedError, StaleAttemptError: as `open_job`; nothing is kept.
         """
+        async with self._turns.setdefault(job_id, asyncio.Lock()):
+            await self._complete(job_id, attempt, wav, synth_ms)
+
+    async def _complete(self, job_id: str, attempt: int | None, wav: bytes, synth_ms: int | None) -> None:
         job = await self.open_job(job_id, attempt)
         if job is None:
             return

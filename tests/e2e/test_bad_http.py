@@ -1,0 +1,268 @@
+"""Requests that are wrong as HTTP: credentials, lengths, hosts, ranges, and clients that take their time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+import httpx
+import pytest
+
+from tests.e2e.served import Served, final, register, serving, speak
+from tests.e2e.wire import Answer, ask, connected, head, read
+
+JSON = ("Content-Type", "application/json")
+CHUNKED = ("Transfer-Encoding", "chunked")
+BODY_TIMEOUT_S = 1.0
+HEADER_TIMEOUT_S = 10.0  # as `serving` has it
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    settings = {"AFTERWORDS_BODY_TIMEOUT_S": f"{BODY_TIMEOUT_S:g}", "AFTERWORDS_ALLOWED_HOSTS": "voice.example, other"}
+    with serving(tmp_path_factory.mktemp("http") / "home", settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def key(served: Served) -> tuple[str, str]:
+    return "Authorization", f"Bearer {served.key}"
+
+
+class TestAuthorization:
+    @pytest.mark.parametrize(
+        "values",
+        [
+            [],
+            [b""],
+            [b"Bearer"],
+            [b"Bearer "],
+            [b"Basic dXNlcjpwYXNz"],
+            [b"%s"],
+            [b"Token %s"],
+            [b"Bearer %s", b"Bearer %s"],
+            [b"Bearer %s", b""],
+            [b"Bearer %s, Bearer %s"],
+            [b"Bearer %s x"],
+            [b"Bearer %s\xff"],
+            ["Bearer aw_ключ".encode()],
+            [b"Bearer aw_\xfc"],
+            [b"Bearer " + b"a" * 8_192],
+            [b"Bearer aw_" + b"a" * 43],
+            [b"Bearer " + b"a" * 60_000],
+        ],
+        ids=lambda values: repr(values)[:30],
+    )
+    def test_what_opens_nothing_is_401(self, served: Served, values: list[bytes]) -> None:
+        given = [("Authorization", value.replace(b"%s", served.key.encode())) for value in values]
+        answer = ask(served, "GET", "/v1/voices", given)
+        assert (answer.status, answer.code, answer.headers["www-authenticate"]) == (401, "unauthorized", "Bearer")
+
+    @pytest.mark.parametrize("value", ["Bearer {}", "bearer {}", "Bearer   {}"])
+    def test_the_word_bearer_may_be_written_as_clients_do(self, served: Served, value: str) -> None:
+        assert ask(served, "GET", "/v1/voices", [("Authorization", value.format(served.key))]).status == 200
+
+    @pytest.mark.parametrize("length", ["99999999999", "200000000"])
+    def test_it_is_asked_for_before_the_size_of_the_body(self, served: Served, length: str) -> None:
+        answer = ask(served, "POST", "/v1/synthesize", [JSON, ("Content-Length", length)])
+        assert (answer.status, answer.code, answer.headers["connection"]) == (401, "unauthorized", "close")
+
+    def test_nobody_is_asked_to_go_on_without_it(self, served: Served) -> None:
+        asking = [("Expect", "100-continue"), ("Content-Length", "1000")]
+        assert ask(served, "POST", "/v1/voices", asking).status == 401
+
+
+class TestLengths:
+    @pytest.mark.parametrize(
+        "lengths", [["2", "3"], ["2", "2"], ["-1"], ["+2"], ["abc"], ["1e3"], ["0x2"], ["2, 2"], ["9" * 30], ["2 2"]]
+    )
+    def test_a_length_that_is_not_one_number_is_refused(
+        self, served: Served, key: tuple[str, str], lengths: list[str]
+    ) -> None:
+        given = [("Content-Length", length) for length in lengths]
+        answer = ask(served, "POST", "/v1/synthesize", [key, JSON, *given], b"{}")
+        assert (answer.status, answer.code) == (400, "bad_request")
+
+    @pytest.mark.parametrize(
+        ("headers", "body"),
+        [
+            ([CHUNKED, ("Content-Length", "2")], b"2\r\n{}\r\n0\r\n\r\n"),
+            ([("Transfer-Encoding", "gzip")], b"2\r\n{}\r\n0\r\n\r\n"),
+            ([("Transfer-Encoding", "chunked, gzip")], b"2\r\n{}\r\n0\r\n\r\n"),
+            ([CHUNKED], b"zz\r\n{}\r\n0\r\n\r\n"),
+            ([CHUNKED], b"-2\r\n{}\r\n0\r\n\r\n"),
+            ([CHUNKED], b"fffffffffffffffff\r\n{}\r\n0\r\n\r\n"),
+            ([CHUNKED], b"2\r\n{}zz\r\n0\r\n\r\n"),
+        ],
+    )
+    def test_a_body_whose_end_is_not_clear_is_refused(
+        self, served: Served, key: tuple[str, str], headers: list[tuple[str, str]], body: bytes
+    ) -> None:
+        answer = ask(served, "POST", "/v1/synthesize", [key, JSON, *headers], body)
+        assert (answer.status, answer.code) == (400, "bad_request")
+
+    @pytest.mark.parametrize(
+        "line", [b"BREW /v1/health HTTP/1.1", b"GET /v1/health HTTP/9.9", b"GET  HTTP/1.1", b"\x16\x03\x01\x02",
+                 b"GET /v1/voices/\xff HTTP/1.1", b"GET /" + b"a" * 70_000 + b" HTTP/1.1"],
+        ids=lambda line: repr(line)[:30],
+    )  # fmt: skip
+    def test_what_is_no_request_is_refused_in_the_shape_of_every_error(self, served: Served, line: bytes) -> None:
+        with connected(served) as wire:
+            wire.sendall(line + b"\r\nHost: 127.0.0.1\r\n\r\n")
+            answer = read(wire)
+        assert (answer.status, answer.code) == (400, "bad_request")
+        assert answer.error["request_id"] == answer.headers["x-request-id"]
+
+
+class TestHosts:
+    WRONG = ("evil.example", "127.0.0.1.evil.example", "", "localhost.evil", "[::1].evil", "8.8.8.8", "127.0.0.2", "*")
+
+    @pytest.mark.parametrize("host", WRONG)
+    @pytest.mark.parametrize("path", ["/v1/health", "/healthz", "/readyz", "/openapi.json", "/v1/voices"])
+    def test_a_name_that_is_not_the_servers_is_refused_also_where_no_key_is_needed(
+        self, served: Served, key: tuple[str, str], path: str, host: str
+    ) -> None:
+        answer = ask(served, "GET", path, [("Host", host), key])
+        assert (answer.status, answer.code) == (400, "invalid_host")
+        assert host not in answer.error["message"] or not host.isalpha()
+
+    @pytest.mark.parametrize("hosts", [["127.0.0.1", "evil.example"], ["evil.example", "127.0.0.1"]])
+    def test_two_names_are_refused(self, served: Served, hosts: list[str]) -> None:
+        answer = ask(served, "GET", "/v1/health", [("Host", host) for host in hosts])
+        assert (answer.status, answer.code) == (400, "invalid_host")
+
+    @pytest.mark.parametrize(
+        "host", ["127.0.0.1", "localhost", "LOCALHOST:1234", "[::1]:80", "[::1]", "voice.example", "other:443"]
+    )
+    def test_names_of_the_server_are_taken(self, served: Served, host: str) -> None:
+        assert ask(served, "GET", "/v1/health", [("Host", host)]).status == 200
+
+
+class TestMethods:
+    @pytest.mark.parametrize(
+        ("method", "path", "allowed"),
+        [
+            ("PUT", "/v1/voices", "GET, POST"),
+            ("OPTIONS", "/v1/synthesize", "POST"),
+            ("HEAD", "/v1/health", "GET"),
+            ("TRACE", "/v1/jobs/x/audio", "GET, PUT"),
+            ("POST", "/v1/voices/x", "DELETE, GET, PATCH"),
+        ],
+    )
+    def test_another_method_is_told_all_that_there_are(
+        self, served: Served, method: str, path: str, allowed: str
+    ) -> None:
+        answer = ask(served, method, path)
+        assert (answer.status, answer.headers["allow"]) == (405, allowed)
+
+    def test_a_slash_at_the_end_is_another_address(self, served: Served, key: tuple[str, str]) -> None:
+        answer = ask(served, "GET", "/v1/voices/", [key])
+        assert (answer.status, answer.code) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    ["bytes=" + ",".join(["0-1"] * 200), "bytes=0-0,1-1", "bytes=99999999-", "bytes=5-2", "bytes=-0", "bytes=-",
+     "lines=1-2", "bytes=" + "9" * 30 + "-", "bytes=a-b", b"bytes=\xb2-\xb3"],
+    ids=lambda value: repr(value)[:20],
+)  # fmt: skip
+def test_ranges_that_are_not_one_within_the_audio_are_refused(
+    audio_url: str, served: Served, key: tuple[str, str], ranges: str | bytes
+) -> None:
+    answer = ask(served, "GET", audio_url, [key, ("Range", ranges)])
+    assert (answer.status, answer.code) == (416, "range_not_satisfiable")
+    assert answer.headers["content-range"].startswith("bytes */")
+
+
+@pytest.fixture(scope="module")
+def audio_url(served: Served) -> str:
+    with served.client() as client:
+        job_id = speak(client, register(client), "In parts.")
+        final(client, job_id)
+    return f"/v1/jobs/{job_id}/audio"
+
+
+@contextmanager
+def dripping(drop: Callable[[], object], *, every_s: float) -> Iterator[None]:
+    """Do something again and again in the background, until it fails or the block ends."""
+    ended = threading.Event()
+
+    def drip() -> None:
+        with suppress(OSError):
+            while not ended.wait(every_s):
+                drop()
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+class TestSlowClients:
+    @pytest.mark.parametrize(
+        ("headers", "start", "drip"),
+        [
+            ([("Content-Length", "50000")], b"", b""),
+            ([("Content-Length", "50000")], b"{", b" "),
+            ([CHUNKED], b"2\r\n{}\r\n", b""),
+            ([CHUNKED], b"2\r\n{}\r\n", b"1\r\n \r\n"),
+            ([CHUNKED], b"2\r\n{}\r\n0\r\n", b"a: b\r\n"),
+        ],
+        ids=["nothing", "drop by drop", "chunks without end", "chunk by chunk", "trailers"],
+    )
+    def test_a_body_that_does_not_come_is_given_up(
+        self, served: Served, key: tuple[str, str], headers: list[tuple[str, str]], start: bytes, drip: bytes
+    ) -> None:
+        with connected(served) as wire:
+            wire.sendall(head("POST", "/v1/synthesize", [key, JSON, *headers]) + start)
+            with dripping(lambda: wire.sendall(drip), every_s=BODY_TIMEOUT_S / 4):
+                answer = read(wire)
+        assert (answer.status, answer.code, answer.headers["connection"]) == (408, "request_timeout", "close")
+
+    def test_connections_that_are_held_open_are_closed_and_nobody_waits_for_them(self, served: Served) -> None:
+        bodies = ("Content-Length", "60000")
+        holds: dict[str, tuple[bytes, bytes]] = {
+            "nothing": (b"", b""),
+            "half a line": (b"GET /v1/he", b""),
+            "headers": (b"GET /v1/health HTTP/1.1\r\n", b"X-A: b\r\n"),
+            "a body nobody reads": (head("POST", "/v1/voices", [bodies]), b"a"),
+            "a body beside GET": (head("GET", "/v1/health", [bodies]), b"a"),
+            "a second request": (head("GET", "/v1/health") + b"GET /v1/health HTTP/1.1\r\n", b"X-A: b\r\n"),
+        }
+        began = time.monotonic()
+        with ExitStack() as stack:
+            wires = {}
+            for name, (start, drip) in holds.items():
+                wires[name] = wire = stack.enter_context(connected(served))
+                wire.sendall(start)
+                stack.enter_context(dripping(lambda wire=wire, drip=drip: wire.sendall(drip), every_s=0.25))  # type: ignore[misc]
+            with served.client() as client:
+                assert all(client.get("/v1/voices").elapsed.total_seconds() < 2 for _ in range(20))
+            for name, wire in wires.items():
+                wire.settimeout(HEADER_TIMEOUT_S + 5)
+                with suppress(ConnectionError):
+                    while wire.recv(65_536):
+                        pass
+                assert time.monotonic() - began < HEADER_TIMEOUT_S + 5, name
+
+    def test_a_client_that_is_slow_but_steady_is_heard(self, served: Served, key: tuple[str, str]) -> None:
+        body = b" " * 100_000 + b'{"voice_id": "x", "text": "hi"}'
+        with connected(served) as wire:
+            wire.sendall(head("POST", "/v1/synthesize", [key, JSON, ("Content-Length", str(len(body)))]))
+            ended = threading.Event()
+            for start in range(0, len(body), 10_000):
+                ended.wait(BODY_TIMEOUT_S / 6)
+                wire.sendall(body[start : start + 10_000])
+            answer = read(wire)
+        assert (answer.status, answer.code) == (404, "voice_not_found")
+
+
+def test_an_answer_at_a_wrong_address_has_the_shape_of_every_error(served: Served) -> None:
+    answer: Answer = ask(served, "GET", "//v1//voices")
+    assert (answer.status, answer.code) == (404, "not_found")
+    assert httpx.get(f"{served.url}/v1/nothing").headers["x-request-id"]

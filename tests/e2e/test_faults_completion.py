@@ -1,0 +1,221 @@
+"""What workers far away may bring: twice, too late, for another's job, for none. The first that is right wins."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from uuid import uuid4
+
+import httpx
+import numpy as np
+import pytest
+
+from afterwords.riff import canonical_wav, read_wav
+from afterwords.server.clock import SystemClock
+from afterwords.server.services.signing import worker_token
+from afterwords.server.store import SqlStore
+from tests.e2e.invariants import SWEEPING, attempts_of, blob_folder, blobs, invariants, one, rows
+from tests.e2e.served import Served, final, register, serving, speak, until
+
+CALLBACK_SECRET = "a-callback-secret-that-workers-share"
+SAMPLE_RATE = 24_000
+TEXT = "Spoken elsewhere, by somebody."
+NOBODY = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    settings = {
+        **SWEEPING,
+        "AFTERWORDS_CALLBACK_SECRET": CALLBACK_SECRET,
+        "AFTERWORDS_WORKERS": "0",
+        "AFTERWORDS_RATE_LIMIT": "0",
+        "AFTERWORDS_REAP_INTERVAL_S": "0.1",
+    }
+    with serving(tmp_path_factory.mktemp("completion") / "home", settings) as running:
+        yield running
+        with running.client() as client:
+            for job in client.get("/v1/jobs", params={"status": "pending"}).json():
+                client.delete(f"/v1/jobs/{job['job_id']}")
+        invariants(running, is_deleted_counted=True)
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[httpx.Client]:
+    with served.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def voice_id(served: Served) -> str:
+    with served.client() as client:
+        return register(client)
+
+
+@pytest.fixture
+def job_id(client: httpx.Client, voice_id: str) -> Iterator[str]:
+    job_id = speak(client, voice_id, f"{TEXT} {uuid4()}")
+    yield job_id
+    client.delete(f"/v1/jobs/{job_id}")  # the next test claims the next job
+
+
+def sound(frequency: float = 440) -> bytes:
+    time_s = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    return canonical_wav((0.2 * np.sin(2 * np.pi * frequency * time_s)).astype(np.float32), SAMPLE_RATE)
+
+
+def bring(served: Served, job_id: str, token: str, wav: bytes) -> httpx.Response:
+    """Bring the audio of a job, as a worker with this token."""
+    with served.client(token) as worker:
+        return worker.put(
+            f"/v1/jobs/{job_id}/audio", content=wav, headers={"X-Content-SHA256": sha256(wav).hexdigest()}
+        )
+
+
+def token_for(served: Served, job_id: str, attempt: int) -> str:
+    """The token of an attempt, as the server would make it."""
+    return worker_token(one(served, "SELECT secret FROM server"), job_id, attempt)
+
+
+def claim(served: Served, *, lease_s: float) -> str:
+    """Claim the next job as another dispatcher on the same database would; returns its id."""
+
+    async def claimed() -> str:
+        store = SqlStore("sqlite:///afterwords.db", clock=SystemClock(), folder=served.home / "server")
+        await store.open()
+        claim = await store.claim(backends=["tone"], lease_s=lease_s, worker="elsewhere")
+        await store.close()
+        assert claim is not None
+        return claim.job.job_id
+
+    return asyncio.run(claimed())
+
+
+def code_of(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+class TestTwice:
+    @pytest.mark.parametrize("differ", [False, True], ids=["equal", "different"])
+    def test_fifty_deliveries_at_once_are_one_change_and_one_charge(self, served: Served, differ: bool) -> None:
+        with served.client(served.new_key()) as user, ThreadPoolExecutor(50) as pool:
+            job_id = speak(user, register(user), TEXT)
+            sounds = [sound(300 + 10 * number * differ) for number in range(50)]
+            answers = list(pool.map(lambda wav: bring(served, job_id, CALLBACK_SECRET, wav), sounds))
+            heard = user.get(f"/v1/jobs/{job_id}/audio")
+            again = user.get(f"/v1/jobs/{job_id}/audio")
+            hit = user.post(
+                "/v1/synthesize", json={"voice_id": user.get("/v1/voices").json()[0]["voice_id"], "text": TEXT}
+            )
+            assert {answer.status_code for answer in answers} == {200}
+            assert read_wav(heard.content)[0].tobytes() in {read_wav(wav)[0].tobytes() for wav in sounds}
+            assert heard.content == again.content == hit.content
+            assert user.get("/v1/usage").json()["characters"] == len(TEXT)
+
+    def test_a_failure_and_audio_at_once_end_the_job_in_one_way(self, served: Served) -> None:
+        with served.client(served.new_key()) as user, served.client(CALLBACK_SECRET) as worker:
+            voice_id = register(user)
+            for number in range(10):
+                job_id = speak(user, voice_id, f"{TEXT} {number}")
+                failure = {"job_id": job_id, "wav_b64": None, "error": "it failed"}
+                with ThreadPoolExecutor(2) as pool:
+                    failing = pool.submit(worker.post, f"/v1/jobs/{job_id}/complete", json=failure)
+                    bringing = pool.submit(bring, served, job_id, CALLBACK_SECRET, sound())
+                assert {failing.result().status_code, bringing.result().status_code} <= {200, 409}
+                status = final(user, job_id)["status"]
+                assert user.get(f"/v1/jobs/{job_id}/audio").status_code == (200 if status == "ready" else 404)
+
+
+class TestAttempts:
+    def test_the_token_of_an_attempt_brings_its_audio(self, served: Served, client: httpx.Client, job_id: str) -> None:
+        assert claim(served, lease_s=60) == job_id
+        assert bring(served, job_id, token_for(served, job_id, 1), sound()).status_code == 200
+        assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "ready"
+
+    def test_an_attempt_whose_lease_is_over_brings_nothing(
+        self, served: Served, client: httpx.Client, job_id: str
+    ) -> None:
+        claim(served, lease_s=0.1)
+        until(lambda: rows(served, "SELECT 1 FROM jobs WHERE job_id = ? AND worker IS NULL", job_id), what="the reaper")
+        for secret in (token_for(served, job_id, 1), CALLBACK_SECRET):
+            assert code_of(bring(served, job_id, secret, sound())) == (409, "stale_attempt")
+            assert not [path for path in blobs(served) if job_id in path]
+        assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "pending"
+
+    def test_an_attempt_that_another_has_replaced_brings_nothing(
+        self, served: Served, client: httpx.Client, job_id: str
+    ) -> None:
+        claim(served, lease_s=0.1)
+        until(lambda: rows(served, "SELECT 1 FROM jobs WHERE job_id = ? AND worker IS NULL", job_id), what="the reaper")
+        claim(served, lease_s=60)
+        assert attempts_of(served, job_id) == 2
+        assert code_of(bring(served, job_id, token_for(served, job_id, 1), sound(300))) == (409, "stale_attempt")
+        assert not [path for path in blobs(served) if job_id in path]
+        assert bring(served, job_id, token_for(served, job_id, 2), sound(440)).status_code == 200
+        assert code_of(bring(served, job_id, token_for(served, job_id, 1), sound(300))) == (409, "stale_attempt")
+        heard = client.get(f"/v1/jobs/{job_id}/audio").content
+        assert np.array_equal(read_wav(heard)[0], read_wav(sound(440))[0])
+
+    @pytest.mark.parametrize("kind", ["another job's", "another server's", "shortened", "a user's key"])
+    def test_another_token_is_no_token(self, served: Served, client: httpx.Client, job_id: str, kind: str) -> None:
+        tokens = {
+            "another job's": token_for(served, NOBODY, 0),
+            "another server's": worker_token(b"another server's secret", job_id, 0),
+            "shortened": token_for(served, job_id, 0)[:-1],
+            "a user's key": served.key,
+        }
+        assert code_of(bring(served, job_id, tokens[kind], sound())) == (401, "unauthorized")
+        assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "pending"
+        assert not [path for path in blobs(served) if job_id in path]
+
+
+class TestDeleted:
+    def test_audio_for_a_deleted_voice_is_refused_and_nothing_is_written(
+        self, served: Served, client: httpx.Client
+    ) -> None:
+        voice_id = register(client)
+        job_id = speak(client, voice_id, TEXT)
+        token = token_for(served, job_id, 0)
+        client.delete(f"/v1/voices/{voice_id}")
+        for secret in (token, CALLBACK_SECRET):
+            assert code_of(bring(served, job_id, secret, sound())) == (410, "voice_deleted")
+        assert not [path for path in blobs(served) if job_id in path or voice_id in path]
+
+    def test_a_deletion_that_races_with_the_audio_leaves_nothing(self, served: Served, client: httpx.Client) -> None:
+        with ThreadPoolExecutor(2) as pool:
+            for _ in range(20):
+                voice_id = register(client)
+                job_id = speak(client, voice_id, TEXT)
+                bringing = pool.submit(bring, served, job_id, CALLBACK_SECRET, sound())
+                assert client.delete(f"/v1/voices/{voice_id}").status_code == 204
+                assert bringing.result().status_code in (200, 410)
+                assert client.get(f"/v1/voices/{voice_id}").status_code == 404
+                assert client.get(f"/v1/jobs/{job_id}").status_code == 404
+                assert not [path for path in blobs(served) if job_id in path or voice_id in path]
+
+
+class TestBadAudio:
+    def test_samples_that_are_no_numbers_fail_the_job(self, served: Served, client: httpx.Client, job_id: str) -> None:
+        samples = np.full(SAMPLE_RATE, np.nan, np.float32).tobytes()
+        chunk = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, SAMPLE_RATE, 4 * SAMPLE_RATE, 4, 32)
+        data = struct.pack("<4sI", b"data", len(samples)) + samples
+        wav = struct.pack("<4sI4s", b"RIFF", 4 + len(chunk) + len(data), b"WAVE") + chunk + data
+        assert code_of(bring(served, job_id, CALLBACK_SECRET, wav)) == (422, "non_finite_audio")
+        assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "failed"
+
+    def test_while_storage_is_down_the_worker_is_asked_to_come_again(
+        self, served: Served, client: httpx.Client, job_id: str
+    ) -> None:
+        away = blob_folder(served).with_name("away")
+        blob_folder(served).rename(away)
+        try:
+            answer = bring(served, job_id, CALLBACK_SECRET, sound())
+        finally:
+            away.rename(blob_folder(served))
+        assert code_of(answer) == (503, "storage_unavailable")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert bring(served, job_id, CALLBACK_SECRET, sound()).status_code == 200
+        assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "ready"

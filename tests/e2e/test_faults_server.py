@@ -1,0 +1,224 @@
+"""What may befall the server itself: killed at every place where that matters, stopped, started many times over."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from afterwords.server import failpoints
+from tests.e2e.invariants import SWEEPING, attempts_of, blobs, gone, invariants, is_speech_of, one, rows, speakers
+from tests.e2e.served import READER, Served, final, register, serving, speak, until
+
+SETTINGS = {**SWEEPING, "AFTERWORDS_LEASE_S": "1", "AFTERWORDS_REAP_INTERVAL_S": "0.2", "AFTERWORDS_RATE_LIMIT": "0"}
+TEXT = "Accepted before the server died."
+LONG = f"fault-slow, {'so that it lasts a second, ' * 3}"
+ONCE = {"Idempotency-Key": "asked-once"}
+PENDING_S = 1 + 5
+"""A job is taken up again within its lease and a few seconds."""
+IN_UPLOADS = ("reference-stored", "voice-committed")
+IN_JOBS = ("job-committed", "job-claimed", "audio-stored", "job-finished")
+IN_DELETIONS = ("voice-tombstoned",)
+
+
+def upload(client: httpx.Client) -> httpx.Response:
+    audio = {"ref_audio": ("me.wav", READER.read_bytes(), "audio/wav")}
+    return client.post("/v1/voices", data={"name": "me"}, files=audio, headers=ONCE)
+
+
+def synthesize(client: httpx.Client, voice_id: str) -> httpx.Response:
+    return client.post("/v1/synthesize", json={"voice_id": voice_id, "text": TEXT}, headers=ONCE)
+
+
+@contextmanager
+def mortal(place: str, home: Path) -> Iterator[Served]:
+    """A server that dies where it is told to, unless it is started again."""
+    served = Served(home, SETTINGS)
+    try:
+        yield served.start(AFTERWORDS_FAILPOINT=place).ready()
+    finally:
+        end(served)
+
+
+def end(served: Served) -> None:
+    if served.is_running:
+        served.kill()
+
+
+def dies(served: Served, ask: Callable[[httpx.Client], object]) -> None:
+    """Ask for what kills the server; the answer may come before the end, and no child stays."""
+    children = speakers(served)
+    with served.client() as client, suppress(httpx.TransportError):
+        ask(client)
+    assert served.died() == -signal.SIGKILL
+    gone(*children)
+
+
+def references(served: Served) -> list[str]:
+    return [path for path in blobs(served) if path.endswith("ref.wav")]
+
+
+class TestKilled:
+    def test_every_place_is_tried(self) -> None:
+        assert {*IN_UPLOADS, *IN_JOBS, *IN_DELETIONS} == set(failpoints.PLACES)
+
+    @pytest.mark.parametrize("place", IN_UPLOADS)
+    def test_in_an_upload_the_retry_makes_one_voice_and_no_recording_is_left_over(
+        self, place: str, tmp_path: Path
+    ) -> None:
+        with mortal(place, tmp_path / "home") as served:
+            dies(served, upload)
+            assert len(references(served)) == 1
+            served.start()
+            with served.client() as client:
+                listed = [voice["voice_id"] for voice in client.get("/v1/voices").json()]
+                assert len(listed) == (1 if place == "voice-committed" else 0)
+                invariants(served)
+                assert len(references(served)) == len(listed)
+                made = {upload(client).json()["voice_id"] for _ in range(2)}
+                assert len(made) == 1
+                assert set(listed) <= made
+                assert len(client.get("/v1/voices").json()) == 1
+            invariants(served)
+
+    @pytest.mark.parametrize("place", IN_JOBS)
+    def test_in_a_job_it_is_spoken_unasked_and_paid_for_once(self, place: str, tmp_path: Path) -> None:
+        with mortal(place, tmp_path / "home") as served:
+            with served.client() as client:
+                voice_id = register(client)
+            dies(served, lambda client: synthesize(client, voice_id))
+            [(job_id, status)] = rows(served, "SELECT job_id, status FROM jobs")
+            assert status == ("ready" if place == "job-finished" else "pending")
+            served.start()
+            until(
+                lambda: rows(served, "SELECT job_id FROM jobs WHERE status = 'ready'"),
+                deadline_s=PENDING_S,
+                what="the end of a job that was accepted",
+            )
+            with served.client() as client:
+                assert synthesize(client, voice_id).json()["job_id"] == job_id
+                assert is_speech_of(client.get(f"/v1/jobs/{job_id}/audio").content, TEXT)
+                assert client.get("/v1/usage").json()["characters"] == len(TEXT)
+            assert attempts_of(served, job_id) == (2 if place in ("job-claimed", "audio-stored") else 1)
+            assert one(served, "SELECT count(*) FROM jobs") == 1
+            invariants(served)
+
+    @pytest.mark.parametrize("place", IN_DELETIONS)
+    def test_in_a_deletion_the_voice_is_gone_at_once_and_its_blobs_soon(self, place: str, tmp_path: Path) -> None:
+        with mortal(place, tmp_path / "home") as served:
+            with served.client() as client:
+                voice_id = register(client)
+                job_id = speak(client, voice_id, TEXT)
+                final(client, job_id)
+            dies(served, lambda client: client.delete(f"/v1/voices/{voice_id}"))
+            assert references(served)
+            served.start()
+            with served.client() as client:
+                assert client.get(f"/v1/voices/{voice_id}").status_code == 404
+                assert client.get(f"/v1/jobs/{job_id}").status_code == 404
+            until(lambda: not blobs(served), deadline_s=5, what="the end of the blobs")
+            invariants(served, is_deleted_counted=True)
+
+    def test_while_it_speaks_all_is_spoken_after_the_next_start(self, tmp_path: Path) -> None:
+        with mortal("", tmp_path / "home") as served:
+            with served.client() as client:
+                voice_id = register(client)
+                jobs = [speak(client, voice_id, f"{LONG} {number}") for number in range(3)]
+            until(lambda: one(served, "SELECT sum(attempt) FROM jobs"), what="the first attempts")
+            children = speakers(served)
+            served.kill()
+            gone(*children)
+            served.start()
+            with served.client() as client:
+                assert {final(client, job_id)["status"] for job_id in jobs} == {"ready"}
+            invariants(served)
+
+
+class TestStopped:
+    def test_what_was_begun_is_finished_and_no_process_stays(self, tmp_path: Path) -> None:
+        with serving(tmp_path / "home", SETTINGS) as served:
+            with served.client() as client:
+                job_id = speak(client, register(client), LONG)
+            until(lambda: attempts_of(served, job_id), what="the first attempt")
+            children = speakers(served)
+            assert served.stop() == 0
+            gone(*children)
+            assert rows(served, "SELECT status, attempt FROM jobs") == [("ready", 1)]
+            served.start()
+            invariants(served)
+
+    def test_what_does_not_end_in_time_is_given_back_and_spoken_after_the_next_start(self, tmp_path: Path) -> None:
+        settings = {**SETTINGS, "AFTERWORDS_LEASE_S": "60", "AFTERWORDS_DRAIN_S": "0.2"}
+        with serving(tmp_path / "home", settings) as served:
+            with served.client() as client:
+                voice_id = register(client)
+                jobs = [speak(client, voice_id, f"{LONG} {number}") for number in range(2)]
+            until(lambda: one(served, "SELECT min(attempt) FROM jobs"), what="the first attempts")
+            children = speakers(served)
+            assert served.stop() == 0
+            gone(*children)
+            assert rows(served, "SELECT DISTINCT status, lease_expires, returned FROM jobs") == [("pending", None, 1)]
+            served.start()
+            with served.client() as client:
+                assert {final(client, job_id)["status"] for job_id in jobs} == {"ready"}
+            invariants(served)
+
+    def test_who_waits_for_a_job_is_answered(self, tmp_path: Path) -> None:
+        with serving(tmp_path / "home", {**SETTINGS, "AFTERWORDS_DRAIN_S": "0.2"}) as served, served.client() as client:
+            job_id = speak(client, register(client), LONG * 4)
+            with ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(client.get, f"/v1/jobs/{job_id}", params={"wait": 50})
+                until(lambda: attempts_of(served, job_id), what="the first attempt")
+                assert served.stop() == 0
+                assert waiting.result().json()["status"] == "pending"
+
+
+class TestSeveral:
+    def test_two_servers_on_one_home_speak_every_job_once(self, tmp_path: Path) -> None:
+        with serving(tmp_path / "home", SETTINGS) as first:
+            second = Served(first.home, SETTINGS)
+            with serving_too(second), first.client() as client, second.client(first.key) as other:
+                voice_id = register(client)
+                asked = [(client, other)[number % 2] for number in range(60)]
+                jobs = [speak(ask, voice_id, f"fault-slow, {number}") for number, ask in enumerate(asked)]
+                assert {final(ask, job_id)["status"] for ask, job_id in zip(asked[::-1], jobs, strict=True)} == {
+                    "ready"
+                }
+                assert client.get("/v1/usage").json() == other.get("/v1/usage").json()
+                workers = {worker for (worker,) in rows(first, "SELECT DISTINCT worker FROM jobs")}
+                assert workers == {f"inprocess-{served.process.pid}" for served in (first, second) if served.process}
+                assert rows(first, "SELECT DISTINCT attempt FROM jobs") == [(1,)]
+            invariants(first)
+
+    def test_ten_servers_that_start_at_once_on_a_new_database_all_serve(self, tmp_path: Path) -> None:
+        many = [Served(tmp_path / "home", {**SETTINGS, "AFTERWORDS_WORKERS": "0"}) for _ in range(10)]
+        for number, served in enumerate(many):
+            served.log = tmp_path / f"{number}.log"
+        with ExitStack() as stack, ThreadPoolExecutor(10) as pool:
+            for served in many:
+                stack.callback(end, served)
+            list(pool.map(Served.start, many))
+            [key] = [served.key for served in many if served.key]
+            assert {httpx.get(f"{served.url}/readyz").status_code for served in many} == {200}
+            voice_id = ""
+            for served in many:
+                with served.client(key) as client:
+                    voice_id = voice_id or register(client)
+                    assert client.get(f"/v1/voices/{voice_id}").status_code == 200
+            assert one(many[0], "PRAGMA integrity_check") == "ok"
+
+
+@contextmanager
+def serving_too(served: Served) -> Iterator[Served]:
+    """A further server on a home that has one."""
+    served.log = served.home.parent / "second.log"
+    try:
+        yield served.start().ready()
+    finally:
+        if served.is_running:
+            served.stop()

@@ -1,0 +1,317 @@
+"""What may befall database, storage and disk under a running server: it says so in time, loses nothing, recovers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from afterwords.cachekey import cache_key, cache_path
+from tests.e2e.invariants import (
+    SWEEPING,
+    attempts_of,
+    blob_folder,
+    blobs,
+    database,
+    invariants,
+    is_speech_of,
+    orphans,
+)
+from tests.e2e.served import READER, Served, final, register, serving, speak, until
+
+ANSWER_S = 2.0
+SLOW = "fault-slow, so that it is still spoken when the fault comes"
+UPLOAD: dict[str, Any] = {
+    "data": {"name": "me"},
+    "files": {"ref_audio": ("me.wav", READER.read_bytes(), "audio/wav")},
+}
+LONG = "This is far too long for the room that is left. " * 20
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("storage") / "home", SWEEPING) as running:
+        yield running
+        invariants(running, is_deleted_counted=True)
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[httpx.Client]:
+    with served.client(served.new_key()) as client:
+        yield client
+    until(lambda: httpx.get(f"{served.url}/readyz").status_code == 200, what="recovery")
+
+
+@pytest.fixture
+def voice_id(client: httpx.Client) -> str:
+    return register(client)
+
+
+def refused(client: httpx.Client, method: str, url: str, *, status: int, code: str, **request: Any) -> None:
+    """Ask for something, which must be refused in time and in the one shape."""
+    asked = time.monotonic()
+    answer = client.request(method, url, **request)
+    assert time.monotonic() - asked < ANSWER_S + 0.5, "what the machine itself may take stands beside the deadline"
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    if status == 503:
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+def is_alive_but_not_ready(served: Served, part: str, code: str) -> None:
+    assert httpx.get(f"{served.url}/healthz").status_code == 200
+    ready = httpx.get(f"{served.url}/readyz")
+    assert (ready.status_code, ready.json()[part]) == (503, code)
+
+
+@contextmanager
+def moved_away(path: Path) -> Iterator[None]:
+    """Take a file or folder from its place, and put it back."""
+    away = path.with_name(f"{path.name}.away")
+    path.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(path)
+
+
+class TestDatabase:
+    @contextmanager
+    def locked(self, served: Served) -> Iterator[None]:
+        """Hold the database as another process would: each connection of this process stands for itself."""
+        with closing(sqlite3.connect(database(served), isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield
+            connection.execute("ROLLBACK")
+
+    def test_while_another_process_locks_it_writes_are_refused_and_nothing_is_lost(
+        self, served: Served, client: httpx.Client, voice_id: str
+    ) -> None:
+        ready = speak(client, voice_id, "Ready before it.")
+        final(client, ready)
+        spoken_meanwhile = speak(client, voice_id, SLOW)
+        until(lambda: attempts_of(served, spoken_meanwhile), what="the first attempt")
+        with self.locked(served):
+            began = time.monotonic()
+            while time.monotonic() - began < 5:
+                ask = {"voice_id": voice_id, "text": "Asked for under the lock."}
+                refused(client, "POST", "/v1/synthesize", json=ask, status=503, code="database_unavailable")
+                is_alive_but_not_ready(served, "database", "database_unavailable")
+                assert client.get(f"/v1/jobs/{ready}").json()["status"] == "ready"
+                assert client.get(f"/v1/jobs/{ready}/audio").status_code == 200
+        assert final(client, spoken_meanwhile)["status"] == "ready"
+        assert len(client.get("/v1/jobs").json()) == 2
+        assert final(client, speak(client, voice_id, "Asked for after it."))["status"] == "ready"
+
+    def test_an_upload_under_a_lock_leaves_no_recording(self, served: Served, client: httpx.Client) -> None:
+        with self.locked(served):
+            refused(client, "POST", "/v1/voices", **UPLOAD, status=503, code="database_unavailable")
+            assert orphans(served) == set()
+        assert client.get("/v1/voices").json() == []
+
+    def test_while_its_file_is_away_all_is_refused_and_nothing_is_lost(
+        self, served: Served, client: httpx.Client, voice_id: str
+    ) -> None:
+        spoken_meanwhile = speak(client, voice_id, SLOW)
+        until(lambda: attempts_of(served, spoken_meanwhile), what="the first attempt")
+        with moved_away(database(served)):
+            refused(client, "GET", "/v1/voices", status=503, code="database_unavailable")
+            refused(client, "POST", "/v1/voices", **UPLOAD, status=503, code="database_unavailable")
+            is_alive_but_not_ready(served, "database", "database_unavailable")
+            assert not database(served).exists(), "an empty one must not pass for the lost one"
+        until(lambda: client.get("/v1/voices").status_code == 200, what="recovery")
+        assert final(client, spoken_meanwhile)["status"] == "ready"
+
+
+class TestBlobs:
+    def test_while_their_folder_is_away_what_needs_them_is_refused_and_nothing_is_lost(
+        self, served: Served, client: httpx.Client, voice_id: str
+    ) -> None:
+        ready = speak(client, voice_id, "Ready before they went.")
+        final(client, ready)
+        spoken_meanwhile = speak(client, voice_id, SLOW)
+        until(lambda: attempts_of(served, spoken_meanwhile), what="the first attempt")
+        with moved_away(blob_folder(served)):
+            again, new = (
+                {"voice_id": voice_id, "text": text} for text in ("Ready before they went.", "Something new.")
+            )
+            for ask in (again, new):
+                refused(client, "POST", "/v1/synthesize", json=ask, status=503, code="storage_unavailable")
+            refused(client, "GET", f"/v1/jobs/{ready}/audio", status=503, code="storage_unavailable")
+            refused(client, "POST", "/v1/voices", **UPLOAD, status=503, code="storage_unavailable")
+            is_alive_but_not_ready(served, "storage", "storage_unavailable")
+            assert client.get(f"/v1/jobs/{ready}").json()["status"] == "ready"
+            assert not blob_folder(served).exists(), "an empty one must not pass for the lost one"
+        assert is_speech_of(client.get(f"/v1/jobs/{ready}/audio").content, "Ready before they went.")
+        assert client.post("/v1/synthesize", json=again).headers["x-cache"] == "HIT"
+        assert final(client, spoken_meanwhile)["status"] == "ready"
+        assert attempts_of(served, spoken_meanwhile) == 1
+
+    def test_a_cache_that_can_not_be_read_is_a_miss(self, served: Served, client: httpx.Client, voice_id: str) -> None:
+        final(client, speak(client, voice_id, "Kept, and out of reach."))
+        unreadable(cached(served, voice_id, "Kept, and out of reach."))
+        job_id = speak(client, voice_id, "Kept, and out of reach.")
+        assert final(client, job_id)["status"] == "ready"
+        hit = client.post("/v1/synthesize", json={"voice_id": voice_id, "text": "Kept, and out of reach."})
+        assert hit.headers["x-cache"] == "HIT"
+        assert is_speech_of(hit.content, "Kept, and out of reach.")
+
+    @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
+    def test_a_cache_entry_that_is_not_what_it_was_is_made_again(
+        self, served: Served, client: httpx.Client, voice_id: str, damage: str
+    ) -> None:
+        text = f"A cache entry, {damage}."
+        final(client, speak(client, voice_id, text))
+        spoil(cached(served, voice_id, text), damage)
+        assert final(client, speak(client, voice_id, text))["status"] == "ready"
+        assert is_speech_of(client.post("/v1/synthesize", json={"voice_id": voice_id, "text": text}).content, text)
+
+    @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
+    def test_audio_that_is_not_what_it_was_is_never_served_and_costs_nothing(
+        self, served: Served, client: httpx.Client, voice_id: str, damage: str
+    ) -> None:
+        job_id = speak(client, voice_id, f"Audio, {damage}.")
+        final(client, job_id)
+        spoil(blob_folder(served) / "jobs" / f"{job_id}.wav", damage)
+        url = f"/v1/jobs/{job_id}/audio"
+        refused(client, "GET", url, status=500, code="audio_lost")
+        assert client.get(f"/v1/jobs/{job_id}").json()["error"] == "audio_lost"
+        refused(client, "GET", url, status=404, code="job_not_ready")
+        assert client.get("/v1/usage").json()["characters"] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the files of a running process")
+class TestFullDisk:
+    """A limit on the size of files, which is a disk with so much room to a server that writes its files whole."""
+
+    @contextmanager
+    def room(self, served: Served, n_bytes: int) -> Iterator[None]:
+        assert served.process is not None
+        process = psutil.Process(served.process.pid)
+        process.rlimit(psutil.RLIMIT_FSIZE, (n_bytes, psutil.RLIM_INFINITY))
+        try:
+            yield
+        finally:
+            process.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+
+    def test_an_upload_is_refused_and_leaves_nothing_while_all_else_goes_on(
+        self, served: Served, client: httpx.Client, voice_id: str
+    ) -> None:
+        with self.room(served, READER.stat().st_size // 2):
+            before = blobs(served)
+            refused(client, "POST", "/v1/voices", **UPLOAD, status=507, code="storage_full")
+            assert blobs(served) <= before
+            assert [voice["voice_id"] for voice in client.get("/v1/voices").json()] == [voice_id]
+            assert client.delete(f"/v1/voices/{voice_id}").status_code == 204
+        assert client.post("/v1/voices", **UPLOAD).status_code == 201
+
+    def test_speech_waits_for_room_and_is_kept_once_there_is(
+        self, served: Served, client: httpx.Client, voice_id: str
+    ) -> None:
+        ready = speak(client, voice_id, "There was room for this.")
+        final(client, ready)
+        with self.room(served, READER.stat().st_size // 2):
+            job_id = speak(client, voice_id, LONG)
+            until(lambda: attempts_of(served, job_id), what="the first attempt")
+            assert client.get(f"/v1/jobs/{job_id}", params={"wait": 1}).json()["status"] == "pending"
+            assert not [path for path in blobs(served) if job_id in path and not path.endswith(".part")]
+            assert client.get(f"/v1/jobs/{ready}/audio").status_code == 200
+        assert final(client, job_id)["status"] == "ready"
+        assert is_speech_of(client.get(f"/v1/jobs/{job_id}/audio").content, LONG)
+
+    def test_a_job_is_refused_while_the_database_has_no_room_for_it(
+        self, served: Served, client: httpx.Client, voice_id: str
+    ) -> None:
+        ready = speak(client, voice_id, "There was room for this row.")
+        final(client, ready)
+        with self.room(served, database(served).stat().st_size + (1 << 16)):
+            fill(client, voice_id)
+            assert client.get(f"/v1/jobs/{ready}").json()["status"] == "ready"
+            assert client.get(f"/v1/jobs/{ready}/audio").status_code == 200
+        assert final(client, speak(client, voice_id, "Room again."))["status"] == "ready"
+        assert {final(client, job["job_id"])["status"] for job in client.get("/v1/jobs").json()} == {"ready"}
+
+
+OWN_MOUNTS = ("unshare", "--user", "--map-root-user", "--mount")
+
+
+def can_mount(folder: Path) -> bool:
+    try:
+        done = subprocess.run([*OWN_MOUNTS, "mount", "-t", "tmpfs", "x", folder], capture_output=True, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+def test_on_a_disk_without_any_room_all_can_be_read_and_a_voice_can_be_deleted(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    if not can_mount(home):
+        pytest.skip("no mounts of one's own here")
+    mounted = ("sh", "-c", 'mount -t tmpfs -o size=16m x "$0" && exec "$@"', home)
+    served = Served(home, before=[*OWN_MOUNTS, *mounted])
+    try:
+        served.start().ready()
+        assert served.process is not None
+        served.home = Path(f"/proc/{served.process.pid}/root{home}")  # as it looks from in there
+        with served.client() as client:
+            kept, deleted = register(client), register(client)
+            ready = speak(client, kept, "There was room for this.")
+            final(client, ready)
+            without_room(served.home / "filler")
+            fill(client, kept)
+            refused(client, "POST", "/v1/voices", **UPLOAD, status=507, code="storage_full")
+            is_alive_but_not_ready(served, "storage", "storage_full")
+            assert is_speech_of(client.get(f"/v1/jobs/{ready}/audio").content, "There was room for this.")
+            assert client.delete(f"/v1/voices/{deleted}").status_code == 204
+            (served.home / "filler").unlink()
+            assert final(client, speak(client, kept, "Room again."))["status"] == "ready"
+            assert {final(client, job["job_id"])["status"] for job in client.get("/v1/jobs").json()} == {"ready"}
+        shutil.copytree(served.home, tmp_path / "copy")  # SQLite follows no link into there
+        invariants(Served(tmp_path / "copy"))
+    finally:
+        if served.is_running:
+            served.kill()
+
+
+def without_room(filler: Path) -> None:
+    """Leave no room on the disk that a file is on, but a few pages."""
+    with filler.open("wb", buffering=0) as file:
+        room = os.statvfs(filler)
+        file.write(bytes((room.f_bavail - 10) * room.f_bsize))
+
+
+def fill(client: httpx.Client, voice_id: str) -> None:
+    """Submit jobs until there is no room for another."""
+    for number in range(1000):
+        answer = client.post("/v1/synthesize", json={"voice_id": voice_id, "text": f"{number} {'x' * 4990}"})
+        if answer.status_code != 202:
+            break
+    assert (answer.status_code, answer.json()["error"]["code"]) == (507, "storage_full")
+
+
+def cached(served: Served, voice_id: str, text: str) -> Path:
+    return blob_folder(served) / cache_path(voice_id, cache_key(text, lang="en", backend="tone"))
+
+
+def unreadable(file: Path) -> None:
+    """Put something in a file's place that nobody can open, whoever they are: a link to itself."""
+    file.unlink()
+    file.symlink_to(file)
+
+
+def spoil(file: Path, damage: str) -> None:
+    data = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        file.write_bytes(data[: len(data) // 2] if damage == "truncated" else data[:-1] + bytes([data[-1] ^ 1]))

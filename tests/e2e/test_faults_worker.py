@@ -1,0 +1,237 @@
+"""What may befall those who speak, and those who ask: the server goes on, every job ends, each is paid for once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.e2e.invariants import (
+    SWEEPING,
+    attempts_of,
+    blobs,
+    invariants,
+    is_speech_of,
+    one,
+    rows,
+    speaker,
+    speakers,
+)
+from tests.e2e.served import Served, final, register, serving, speak, until
+
+SLOW = "fault-slow, four characters every 50 ms, so that this lasts about two seconds: " + "and on " * 12
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    settings = {**SWEEPING, "AFTERWORDS_STALL_S": "1", "AFTERWORDS_LEASE_S": "3", "AFTERWORDS_RATE_LIMIT": "0"}
+    with serving(tmp_path_factory.mktemp("worker") / "home", settings) as running:
+        yield running
+        invariants(running, is_deleted_counted=True)
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[httpx.Client]:
+    """A client with an account of its own, whose voice is `voice_id`."""
+    with served.client(served.new_key()) as client:
+        yield client
+
+
+@pytest.fixture
+def voice_id(client: httpx.Client) -> str:
+    return register(client)
+
+
+def begun(served: Served, job_id: str) -> None:
+    """Wait until a job is claimed."""
+    until(lambda: attempts_of(served, job_id), what="the first attempt")
+
+
+def kill_speaker(served: Served) -> None:
+    """Kill the process that speaks, and wait until another has taken its place."""
+    before = speaker(served)
+    before.kill()
+    until(lambda: [new for new in speakers(served) if new.pid != before.pid], what="another speaking process")
+
+
+def characters(client: httpx.Client) -> int:
+    return int(client.get("/v1/usage").json()["characters"])
+
+
+class TestKilled:
+    def test_a_process_killed_before_it_speaks_costs_no_attempt(
+        self, served: Served, client: httpx.Client, voice_id: str
+    ) -> None:
+        kill_speaker(served)
+        job_id = speak(client, voice_id, "Nobody notices.")
+        assert final(client, job_id)["status"] == "ready"
+        assert attempts_of(served, job_id) == 1
+
+    def test_a_process_killed_while_it_speaks_costs_an_attempt_and_nothing_else(
+        self, served: Served, client: httpx.Client, voice_id: str
+    ) -> None:
+        job_id = speak(client, voice_id, SLOW)
+        begun(served, job_id)
+        kill_speaker(served)
+        assert final(client, job_id)["status"] == "ready"
+        assert attempts_of(served, job_id) == 2
+        assert is_speech_of(client.get(f"/v1/jobs/{job_id}/audio").content, SLOW)
+        assert characters(client) == len(SLOW)
+
+    def test_a_process_killed_after_it_spoke_takes_nothing_along(
+        self, served: Served, client: httpx.Client, voice_id: str
+    ) -> None:
+        job_id = speak(client, voice_id, "Spoken and kept.")
+        final(client, job_id)
+        kill_speaker(served)
+        assert is_speech_of(client.get(f"/v1/jobs/{job_id}/audio").content, "Spoken and kept.")
+
+    def test_after_three_kills_the_job_fails_and_costs_nothing(
+        self, served: Served, client: httpx.Client, voice_id: str
+    ) -> None:
+        job_id = speak(client, voice_id, SLOW)
+        for attempt in (1, 2, 3):
+            until(lambda attempt=attempt: attempts_of(served, job_id) == attempt, what="the next attempt")  # type: ignore[misc]
+            kill_speaker(served)
+        job = final(client, job_id)
+        assert (job["status"], job["error"]) == ("failed", "worker_lost")
+        assert (attempts_of(served, job_id), characters(client)) == (3, 0)
+
+
+class TestEngineFaults:
+    def test_poison_fails_after_three_attempts_and_those_beside_it_are_ready(
+        self, client: httpx.Client, served: Served, voice_id: str
+    ) -> None:
+        innocents = [speak(client, voice_id, f"fault-slow, innocent {number}") for number in range(5)]
+        poison = speak(client, voice_id, "now fault-crash")
+        job = final(client, poison)
+        assert (job["status"], job["error"], attempts_of(served, poison)) == ("failed", "worker_lost", 3)
+        assert {final(client, job_id)["status"] for job_id in innocents} == {"ready"}
+        assert characters(client) == 5 * len("fault-slow, innocent 0")
+
+    def test_an_engine_that_hangs_is_killed_and_replaced(
+        self, served: Served, client: httpx.Client, voice_id: str
+    ) -> None:
+        first = speaker(served)
+        hanging = speak(client, voice_id, "now fault-hang")
+        others = [speak(client, voice_id, f"Not harmed {number}.") for number in range(3)]
+        job = final(client, hanging)
+        assert (job["status"], job["error"], attempts_of(served, hanging)) == ("failed", "worker_lost", 3)
+        assert {final(client, job_id)["status"] for job_id in others} == {"ready"}
+        assert first not in speakers(served)
+
+    def test_out_of_memory_is_tried_once_more_in_a_fresh_process(
+        self, served: Served, client: httpx.Client, voice_id: str
+    ) -> None:
+        first = speaker(served)
+        greedy = speak(client, voice_id, "now fault-memory")
+        job = final(client, greedy)
+        assert (job["status"], job["error"], attempts_of(served, greedy)) == ("failed", "out_of_memory", 2)
+        assert final(client, speak(client, voice_id, "The next one."))["status"] == "ready"
+        assert first not in speakers(served)
+
+    def test_an_error_that_nobody_foresaw_fails_its_job_alone(self, client: httpx.Client, voice_id: str) -> None:
+        failing, beside = speak(client, voice_id, "now fault-error"), speak(client, voice_id, "Beside it.")
+        assert final(client, failing)["error"] == "synthesis_failed"
+        assert final(client, beside)["status"] == "ready"
+
+
+class TestAskedTwice:
+    def test_twenty_equal_requests_at_once_are_one_job(
+        self, served: Served, client: httpx.Client, voice_id: str
+    ) -> None:
+        ask = {"voice_id": voice_id, "text": f"All at once. {SLOW}"}
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(lambda _: client.post("/v1/synthesize", json=ask), range(20)))
+        [job_id] = {answer.json()["job_id"] for answer in answers}
+        assert final(client, job_id)["status"] == "ready"
+        assert one(served, "SELECT count(*) FROM jobs WHERE voice_id = ?", voice_id) == 1
+        assert (attempts_of(served, job_id), characters(client)) == (1, len(ask["text"]))
+
+    def test_a_client_that_gave_up_waiting_gets_the_same_job_by_its_key(
+        self, served: Served, client: httpx.Client, voice_id: str
+    ) -> None:
+        ask = {"voice_id": voice_id, "text": SLOW}
+        headers = {"Idempotency-Key": str(uuid4()), "Prefer": "wait=30"}
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/synthesize", json=ask, headers=headers, timeout=0.5)
+        answer = client.post("/v1/synthesize", json=ask, headers=headers)
+        assert answer.status_code == 200
+        assert is_speech_of(answer.content, SLOW)
+        assert rows(served, "SELECT job_id, attempt FROM jobs WHERE voice_id = ?", voice_id) == [
+            (answer.headers["x-job-id"], 1)
+        ]
+
+    def test_a_stream_that_is_cut_cancels_its_job(self, client: httpx.Client, voice_id: str) -> None:
+        ask = {"voice_id": voice_id, "text": SLOW, "stream": True}
+        with client.stream("POST", "/v1/synthesize", json=ask) as answer:
+            job_id = answer.headers["x-job-id"]
+            next(answer.iter_raw())
+        assert final(client, job_id)["status"] == "cancelled"
+        assert characters(client) == 0
+
+
+class TestDeleted:
+    @pytest.mark.parametrize("text", ["Raced by a deletion.", f"fault-slow, {'raced while it is spoken' * 4}"])
+    def test_a_deletion_that_races_with_speech_leaves_nothing(
+        self, served: Served, client: httpx.Client, text: str
+    ) -> None:
+        with ThreadPoolExecutor(2) as pool, served.client(str(client.headers["authorization"]).split()[1]) as other:
+            for number in range(12):
+                voice_id = register(client)
+                ask = {"voice_id": voice_id, "text": f"{text} {number}"}
+                if number % 2:  # it is spoken, or done, when the deletion comes
+                    begun(served, speak(client, voice_id, ask["text"]))
+                asked = pool.submit(other.post, "/v1/synthesize", json=ask)
+                assert client.delete(f"/v1/voices/{voice_id}").status_code == 204
+                assert asked.result().status_code in (200, 202, 404)
+                assert client.get(f"/v1/voices/{voice_id}").status_code == 404
+                assert other.post("/v1/synthesize", json=ask).status_code == 404
+                if job_id := asked.result().headers.get("x-cache") == "MISS" and asked.result().json()["job_id"]:
+                    assert client.get(f"/v1/jobs/{job_id}").status_code == 404
+        until(lambda: not of_nobody(served), deadline_s=5, what="the end of all that was spoken")
+        assert rows(served, "SELECT job_id FROM jobs WHERE voice_id NOT IN (SELECT voice_id FROM voices)") == []
+
+
+def of_nobody(served: Served) -> set[str]:
+    """Blobs of voices and jobs that are not there."""
+    known = {f"voices/{voice_id}" for (voice_id,) in rows(served, "SELECT voice_id FROM voices")}
+    jobs = {job_id for (job_id,) in rows(served, "SELECT job_id FROM jobs")}
+    return {
+        path for path in blobs(served) if (path[:43] if path.startswith("voices/") else path[5:41]) not in known | jobs
+    }
+
+
+class TestBacklog:
+    def test_a_second_tenant_does_not_wait_behind_the_first_ones_backlog(self, served: Served) -> None:
+        with served.client(served.new_key()) as first, served.client(served.new_key()) as second:
+            voice, other = register(first), register(second)
+            many = [speak(first, voice, f"fault-slow, a backlog that lasts {number}") for number in range(150)]
+            alone = speak(second, other, "fault-slow, one job that comes last")
+            assert final(second, alone)["status"] == "ready"
+            before = "SELECT count(*) FROM jobs WHERE voice_id = ? AND status = 'ready'"
+            n_served_before = one(served, before, voice)
+            assert {final(first, job_id)["status"] for job_id in many} == {"ready"}
+        assert n_served_before < 3 * 16 + len(many) // 3, "16 speak at once; it waits for two job times at most"
+
+
+def test_beyond_the_limits_jobs_are_refused_with_a_time_to_come_back(tmp_path: Path) -> None:
+    settings = {
+        "AFTERWORDS_WORKERS": "0",
+        "AFTERWORDS_MAX_PENDING_JOBS": "5",
+        "AFTERWORDS_MAX_PENDING_JOBS_PER_ACCOUNT": "3",
+    }
+    with serving(tmp_path / "home", settings) as served, served.client() as one, served.client(served.new_key()) as two:
+        voices = {one: register(one), two: register(two)}
+        for client, n_accepted, code in ((one, 3, "too_many_concurrent_requests"), (two, 2, "queue_full")):
+            jobs = [speak(client, voices[client], f"Job {number}.") for number in range(n_accepted)]
+            answer = client.post("/v1/synthesize", json={"voice_id": voices[client], "text": "One too many."})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (429, code)
+            assert int(answer.headers["retry-after"]) >= 1
+            assert characters(client) == len("Job 0.") * n_accepted
+        client.delete(f"/v1/jobs/{jobs[0]}")
+        speak(two, voices[two], "There is room again.")

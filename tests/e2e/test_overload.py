@@ -1,0 +1,91 @@
+"""What large uploads may cost a server: little memory, no temporary file, and nobody else's time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+
+from tests.e2e.flood import MIB, flood, watched
+from tests.e2e.served import Served, register, serving
+from tests.e2e.wire import ask
+
+HUGE = 200_000_000
+BOUNDARY = b'--b\r\nContent-Disposition: form-data; name="ref_audio"; filename="x"\r\n\r\n'
+FORM = ("Content-Type", "multipart/form-data; boundary=b")
+
+
+@pytest.fixture(scope="module")
+def temp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("temp")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, temp: Path) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("overload") / "home", {"TMPDIR": str(temp)}) as running:
+        with running.client() as client:
+            register(client)  # what an upload needs is loaded by the first
+        yield running
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+@pytest.mark.parametrize(("has_key", "status", "code"), [(False, 401, "unauthorized"), (True, 422, "file_too_large")])
+def test_an_upload_of_200_mb_is_refused_without_being_kept(
+    served: Served, temp: Path, is_announced: bool, has_key: bool, status: int, code: str
+) -> None:
+    body = BOUNDARY + bytes(HUGE)
+    headers = [FORM, ("Authorization", f"Bearer {served.key}" if has_key else "Bearer aw_nobody")]
+    headers += [("Content-Length", str(len(body)))] if is_announced else [("Transfer-Encoding", "chunked")]
+    if not is_announced:
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    seen: set[Path] = set()
+
+    with watched(served, look=lambda: seen.update(temp.iterdir())) as memory:
+        answer = ask(served, "POST", "/v1/voices", headers, body, deadline_s=30)
+
+    assert (answer.status, answer.code) == (status, code)
+    assert memory.growth_bytes < 64 * MIB
+    assert not seen
+
+
+def test_an_hour_of_flac_is_refused_without_being_decoded(served: Served) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(3600 * 16_000, np.int16), 16_000, format="FLAC")
+    with watched(served) as memory, served.client() as client:
+        files = {"ref_audio": ("me.wav", file.getvalue(), "audio/wav")}
+        answer = client.post("/v1/voices", data={"name": "me"}, files=files)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "not_wav")
+    assert memory.growth_bytes < 64 * MIB
+
+
+def test_uploads_at_once_take_turns_and_the_server_stays_awake(served: Served, temp: Path) -> None:
+    seen: set[Path] = set()
+
+    with watched(served, look=lambda: seen.update(temp.iterdir())):
+        done = flood(served, 16)
+
+    assert set(done.statuses) == {201}
+    assert done.memory.growth_bytes < 300 * MIB
+    assert max(done.healthz_s) < 2
+    assert not seen
+
+
+def test_a_client_that_leaves_takes_its_upload_along(served: Served) -> None:
+    with served.client() as client:
+        before = client.get("/v1/voices").json()
+        for _ in range(20):
+            with pytest.raises(httpx.HTTPError):
+                client.post("/v1/voices", content=leaving(), headers=dict([FORM]))
+        assert client.get("/v1/voices").json() == before
+        assert register(client)
+
+
+def leaving() -> Iterator[bytes]:
+    """The begin of an upload whose client breaks off."""
+    yield BOUNDARY + bytes(MIB)
+    raise httpx.WriteError("gone")

@@ -1,0 +1,223 @@
+"""What is said to a server stays there as long as it must: not in logs, not in errors, not after deletion."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from afterwords.riff import canonical_wav
+from tests.e2e.served import ADMIN_SECRET, Served, final, register, serving, speak, until
+from tests.e2e.wire import ask
+
+CALLBACK_SECRET: Final = "a-callback-secret-that-workers-share"
+STORAGE_SECRET: Final = "a-storage-secret-of-whoever-runs-it"
+NOISE: Final = np.random.default_rng(1).uniform(-0.5, 0.5, 48_000).astype(np.float32)
+WAV: Final = canonical_wav(NOISE, 8_000)
+CANARY: Final = "canary7f3a"
+GONE_WITHIN_S: Final = 5
+
+
+@pytest.fixture(scope="module")
+def temp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("temp")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, temp: Path) -> Iterator[Served]:
+    """A server that was started by someone who lets everyone read everything."""
+    settings = {
+        "AFTERWORDS_CALLBACK_SECRET": CALLBACK_SECRET,
+        "AWS_SECRET_ACCESS_KEY": STORAGE_SECRET,
+        "TMPDIR": str(temp),
+        "AFTERWORDS_MAX_ATTEMPTS": "1",
+        "AFTERWORDS_BODY_TIMEOUT_S": "1",
+    }
+    before = os.umask(0)
+    try:
+        with serving(tmp_path_factory.mktemp("privacy") / "home", settings) as running:
+            os.umask(before)
+            yield running
+    finally:
+        os.umask(before)
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[httpx.Client]:
+    with served.client() as client:
+        yield client
+
+
+def kept(served: Served, temp: Path) -> dict[Path, bytes]:
+    """Everything that the server has written anywhere, byte by byte."""
+    files = [served.log, *(path for folder in (served.home, temp) for path in folder.rglob("*"))]
+    found = {}
+    for path in files:
+        try:
+            found[path] = path.read_bytes() if path.is_file() else b""
+        except FileNotFoundError:  # it went while we looked
+            continue
+    return found
+
+
+def places(parts: list[bytes], served: Served, temp: Path) -> set[str]:
+    """The names of files that hold one of these."""
+    return {path.name for path, data in kept(served, temp).items() if any(part in data for part in parts)}
+
+
+def test_deleting_a_voice_leaves_nothing_that_was_said_or_recorded(
+    served: Served, client: httpx.Client, temp: Path
+) -> None:
+    said = [f"{CANARY} {word}".encode() for word in ("transcript", "text", "slow", "name", "family", "metadata")]
+    windows = [WAV[start : start + 64] for start in range(44, len(WAV) - 64, 1_000)]
+    voice = register(
+        client, wav=WAV, name=f"{CANARY} name", ref_text=f"{CANARY} transcript.", family=f"{CANARY} family"
+    )
+    client.patch(f"/v1/voices/{voice}", json={"metadata": {"note": f"{CANARY} metadata"}})
+    final(client, speak(client, voice, f"{CANARY} text"))
+    client.post("/v1/synthesize", json={"voice_id": voice, "text": f"{CANARY} text"})
+    pending = speak(client, voice, f"{CANARY} slow, fault-slow" + "." * 2_000)
+    client.get(f"/v1/voices/{voice}/export")
+    assert {"afterwords.db", "ref.wav"} <= {name.removesuffix("-wal") for name in places(said + windows, served, temp)}
+
+    assert client.delete(f"/v1/voices/{voice}").status_code == 204
+
+    assert client.get(f"/v1/jobs/{pending}").status_code == 404
+    until(lambda: not places(said + windows, served, temp), deadline_s=GONE_WITHIN_S, what="the end of all traces")
+    assert not list((served.home / "server" / "blobs").rglob(f"*{pending}*"))
+
+
+def test_the_row_of_a_job_that_is_over_has_no_text(served: Served, client: httpx.Client) -> None:
+    voice = register(client, wav=WAV)
+    for fault in ("", "fault-fail ", "fault-error "):
+        final(client, speak(client, voice, f"{fault}{CANARY} passing by"))
+    client.delete(f"/v1/jobs/{speak(client, voice, f'fault-slow {CANARY} passing by' + '.' * 2_000)}")
+    with contextlib.closing(sqlite3.connect(served.home / "server" / "afterwords.db")) as rows:
+        texts = rows.execute("SELECT text FROM jobs WHERE voice_id = ?", [voice]).fetchall()
+    assert texts == [(None,)] * 4
+
+
+def test_what_is_said_or_secret_is_in_no_error_and_no_log(served: Served, client: httpx.Client) -> None:
+    answers = list(mistakes(served, client))
+    assert {answer.status_code for answer in answers} >= {400, 401, 404, 409, 413, 416, 422, 500, 503}
+    secrets = [CANARY, served.key, ADMIN_SECRET, CALLBACK_SECRET, STORAGE_SECRET]
+    for answer in answers:
+        assert set(answer.json()["error"]) == {"code", "message", "type", "param", "request_id"}
+        shown = f"{answer.headers} {answer.text}"
+        assert not [secret for secret in secrets if secret in shown], shown
+    log = served.log.read_text()
+    assert "GET /v1/voices/{voice_id} 404 " in log
+    assert "fault" not in log
+    assert "Traceback" not in log
+    assert not [secret for secret in secrets if secret in log]
+
+
+def mistakes(served: Served, client: httpx.Client) -> Iterator[httpx.Response]:
+    """Everything that can be done wrong, with a canary in it."""
+    json = {"Content-Type": "application/json"}
+    voice = register(client, wav=WAV, name=f"me {CANARY}", ref_text=f"{CANARY}.")
+    files = {"ref_audio": (f"{CANARY}.wav", WAV, "audio/wav")}
+    for fields in ({"lang": CANARY}, {"backend": CANARY}, {"consent": CANARY}, {"name": f"\u202e{CANARY}"},
+                   {"ref_text": f"\0{CANARY}"}):  # fmt: skip
+        yield client.post("/v1/voices", data={"name": CANARY, **fields}, files=files)
+    yield client.post("/v1/voices", data={"name": CANARY}, files={CANARY: WAV})
+    yield client.post("/v1/voices", data={"name": CANARY}, files={"ref_audio": (CANARY, CANARY.encode(), "audio/wav")})
+    yield client.post("/v1/voices", data={"name": CANARY}, files={"ref_audio": (CANARY, WAV, CANARY)})
+    yield client.post("/v1/voices", content=CANARY, headers={"Content-Type": f"multipart/form-data; boundary={CANARY}"})
+    yield client.post("/v1/voices/import", content=client.get(f"/v1/voices/{voice}/export").content[:-1])
+    for fields in ({"lang": CANARY}, {"backend": CANARY}, {"response_format": CANARY}, {"speed": CANARY},
+                   {"webhook_url": f"https://{CANARY}@x.example/"}, {"text": f"\x1b{CANARY}"},
+                   {"text": CANARY * 1_000}, {"voice_id": CANARY}):  # fmt: skip
+        yield client.post("/v1/synthesize", json={"voice_id": voice, "text": CANARY, **fields})
+    for body in (f"{CANARY}", f'{{"{CANARY}": ', f'{{"text": "\\ud800{CANARY}"}}', f'["{CANARY}"]', CANARY * 20_000):
+        yield client.post("/v1/synthesize", content=body, headers=json)
+        yield client.patch(f"/v1/voices/{voice}", content=body, headers=json)
+    yield client.get(f"/v1/voices/{CANARY}")
+    yield client.get(f"/v1/{CANARY}/{served.key}")
+    yield client.put(f"/v1/voices/{CANARY}")
+    yield client.get("/v1/jobs", params={"status": CANARY})
+    yield client.get("/v1/voices", params={"limit": CANARY})
+    yield client.post(
+        "/v1/synthesize", json={"voice_id": voice, "text": "x"}, headers={b"Idempotency-Key": f"{CANARY}é".encode()}
+    )
+    for text in ("one", "two"):
+        repeated = client.post(
+            "/v1/synthesize", json={"voice_id": voice, "text": f"{CANARY} {text}"}, headers={"Idempotency-Key": CANARY}
+        )
+    yield repeated
+    for secret in (CANARY, served.key + CANARY, f"{ADMIN_SECRET}x", f"{CALLBACK_SECRET}x"):
+        with served.client(secret) as stranger:
+            yield stranger.get("/v1/voices")
+            yield stranger.post("/v1/keys", json={"label": CANARY})
+    yield client.get("/v1/health", headers={"Host": CANARY})
+    with served.client(CALLBACK_SECRET) as worker:
+        results: list[dict[str, Any]] = [
+            {"wav_b64": f"{CANARY}é"},
+            {"wav_b64": 5, "error": CANARY},
+            {"job_id": CANARY},
+            {"wav_b64": base64.b64encode(CANARY.encode()).decode()},
+        ]
+        for number, result in enumerate(results):
+            job = speak(client, voice, f"{CANARY}, fault-slow {number}" + "." * 1_000)
+            yield worker.post(f"/v1/jobs/{job}/complete", json={"job_id": job, **result})
+            client.delete(f"/v1/jobs/{job}")
+        job = speak(client, voice, f"{CANARY}, fault-slow" + "." * 1_000)
+        yield worker.put(f"/v1/jobs/{job}/audio", content=CANARY, headers={"X-Content-SHA256": CANARY})
+        client.delete(f"/v1/jobs/{job}")
+    for fault in ("fault-fail", "fault-error", "fault-memory", "fault-crash"):
+        assert final(client, speak(client, voice, f"{fault} {CANARY}"))["status"] == "failed"
+    spoken = speak(client, voice, f"{CANARY} spoken")
+    final(client, spoken)
+    yield client.get(f"/v1/jobs/{spoken}/audio", headers={"Range": f"{CANARY}=0-1"})
+    ask(served, "GET", f"/{CANARY}", [("X-Bad", f"\x00{CANARY}")])
+    blobs = served.home / "server" / "blobs"
+    aside = blobs.with_name("aside")
+    blobs.rename(aside)
+    blobs.write_text(CANARY)
+    yield client.get(f"/v1/jobs/{spoken}/audio")
+    yield client.post("/v1/voices", data={"name": CANARY}, files=files)
+    blobs.unlink()
+    aside.rename(blobs)
+    (blobs / "jobs" / f"{spoken}.wav").write_text(CANARY)
+    yield client.get(f"/v1/jobs/{spoken}/audio")
+    (blobs / "voices" / voice / "ref.wav").write_text(CANARY)
+    yield client.get(f"/v1/voices/{voice}/export")
+
+
+def test_what_is_kept_is_its_owners_alone(served: Served, client: httpx.Client) -> None:
+    final(client, speak(client, register(client, wav=WAV), "Written with care."))
+    open_to_others = {
+        str(path.relative_to(served.home)): oct(path.stat().st_mode)
+        for path in [served.home, *served.home.rglob("*")]
+        if not path.is_symlink() and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    }
+    assert open_to_others == {}
+    assert len([path for path in served.home.rglob("*.wav") if stat.S_IMODE(path.stat().st_mode) == 0o600]) > 2
+
+
+def test_a_speaking_process_knows_no_secret(served: Served) -> None:
+    assert served.process is not None
+    children = psutil.Process(served.process.pid).children(recursive=True)
+    environments = [child.environ() for child in children]
+    assert any(environment.get("AFTERWORDS_HOME") for environment in environments)
+    for environment in environments:
+        assert not {ADMIN_SECRET, CALLBACK_SECRET, STORAGE_SECRET} & set(environment.values())
+    assert all(ADMIN_SECRET not in " ".join(child.cmdline()) for child in children)
+
+
+def test_what_a_server_leaves_when_it_stops_holds_no_key_and_no_text(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as served:
+        with served.client() as client:
+            final(client, speak(client, register(client, wav=WAV, name="me"), f"{CANARY} passing by"))
+        assert served.stop() == 0
+    assert not places([CANARY.encode(), served.key.encode()], served, tmp_path)

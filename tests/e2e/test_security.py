@@ -1,0 +1,333 @@
+"""Who may do what: every route with every credential, every tenant with every id, keys from birth to revocation."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+
+from afterwords.riff import canonical_wav
+from afterwords.server import create_app
+from afterwords.server.gate import Credential, Needs
+from afterwords.server.guard import GuardedRoute
+from afterwords.server.ports import Scope
+from afterwords.server.services.signing import worker_token
+from tests.cli.program import run
+from tests.e2e.served import ADMIN_SECRET, Served, final, register, serving, speak, until
+from tests.test_riff import RATE, tone
+
+CALLBACK_SECRET: Final = "a-callback-secret-that-workers-share"
+NOBODY: Final = "00000000-0000-4000-8000-000000000000"
+WAV: Final = canonical_wav(tone(5), RATE)
+ROUTES: Final = [route for route in create_app().routes if isinstance(route, APIRoute)]
+CALLS: Final = [(method, route.path_format) for route in ROUTES for method in sorted(route.methods or ())]
+PUBLIC: Final = {"/v1/health", "/healthz", "/readyz", "/openapi.json"}
+
+
+def needs_of(method: str, path: str) -> Needs:
+    route = next(route for route in ROUTES if route.path_format == path and method in (route.methods or ()))
+    assert isinstance(route, GuardedRoute)
+    assert isinstance(route.needs, Needs)
+    return route.needs
+
+
+GUARDED: Final = [call for call in CALLS if needs_of(*call).credential is not Credential.PUBLIC]
+OF_USERS: Final = [
+    call for call in GUARDED if needs_of(*call).credential in (Credential.USER, Credential.USER_OR_ADMIN)
+]
+WITH_ID: Final = [call for call in OF_USERS if "{" in call[1]]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    settings = {"AFTERWORDS_CALLBACK_SECRET": CALLBACK_SECRET, "AFTERWORDS_RATE_LIMIT": "0"}
+    with serving(tmp_path_factory.mktemp("security") / "home", settings) as running:
+        yield running
+
+
+def call(client: httpx.Client, method: str, path: str, **ids: str) -> httpx.Response:
+    """Call a route with what it needs to get as far as the row that an id names."""
+    url = path.format(**{"voice_id": NOBODY, "job_id": NOBODY, "key_id": NOBODY, **ids})
+    body: dict[str, Any] = {}
+    if method == "PATCH":
+        body = {"json": {"name": "changed"}}
+    elif path == "/v1/synthesize":
+        body = {"json": {"voice_id": ids.get("voice_id", NOBODY), "text": "hi"}}
+    return client.request(method, url, **body)
+
+
+def without_request(answer: httpx.Response) -> tuple[int, dict[str, str], str]:
+    """An answer, byte by byte, but for the id and time of the request."""
+    headers = {name: value for name, value in answer.headers.items() if name not in ("x-request-id", "date")}
+    return answer.status_code, headers, answer.text.replace(answer.headers["x-request-id"], "")
+
+
+# -- routes ---------------------------------------------------------------------------------------------------
+
+
+def test_every_route_of_the_server_is_guarded_and_says_what_it_needs() -> None:
+    assert all(isinstance(route, GuardedRoute) for route in create_app().routes)
+    assert {path for method, path in CALLS if (method, path) not in GUARDED} == PUBLIC
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+def test_a_guarded_route_opens_for_no_other_credential(served: Served, method: str, path: str) -> None:
+    needed = needs_of(method, path).credential
+    with served.client() as client:
+        key_id = client.get("/v1/keys").json()[0]["key_id"]
+    wrong = ["aw_", "aw_" + "a" * 43, served.key[:-1], served.key + "a", served.key.upper(), key_id, "None", "null"]
+    if needed not in (Credential.USER, Credential.USER_OR_ADMIN):
+        wrong.append(served.key)
+    if needed not in (Credential.ADMIN, Credential.USER_OR_ADMIN):
+        wrong.append(ADMIN_SECRET)
+    if needed is not Credential.WORKER:
+        wrong += [CALLBACK_SECRET, worker_token(secret_of(served), NOBODY, 1)]
+    with httpx.Client(base_url=served.url) as client:
+        answers = [call(client, method, path)]
+        for secret in wrong:
+            client.headers["Authorization"] = f"Bearer {secret}"
+            answers.append(call(client, method, path))
+    assert {without_request(answer)[0] for answer in answers} == {401}
+    assert len({without_request(answer)[2] for answer in answers}) == 1
+
+
+@pytest.mark.parametrize(("method", "path"), [call for call in OF_USERS if needs_of(*call).scope])
+def test_a_scope_opens_its_routes_and_no_other(served: Served, method: str, path: str) -> None:
+    scope = needs_of(method, path).scope
+    others = [other.value for other in Scope if other is not scope]
+    with served.client(served.new_key(scopes=others)) as client:
+        answer = call(client, method, path)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "insufficient_scope")
+    with served.client(served.new_key(scopes=[scope])) as client:
+        assert call(client, method, path).status_code not in (401, 403)
+
+
+def test_admin_routes_stay_shut_where_no_admin_secret_is_set(tmp_path: Path) -> None:
+    with serving(tmp_path / "home", {"AFTERWORDS_ADMIN_SECRET": "", "AFTERWORDS_WORKERS": "0"}) as served:
+        for secret in ("", " ", "None", "null", served.key, ADMIN_SECRET, CALLBACK_SECRET):
+            answer = httpx.post(f"{served.url}/v1/keys", headers={"Authorization": f"Bearer {secret}".strip()})
+            assert answer.status_code == 401
+        wav = httpx.put(f"{served.url}/v1/jobs/{NOBODY}/audio", headers={"Authorization": "Bearer None"})
+        assert wav.status_code == 401
+
+
+def secret_of(served: Served) -> bytes:
+    """What the server signs tokens with."""
+    with contextlib.closing(sqlite3.connect(served.home / "server" / "afterwords.db")) as rows:
+        return bytes(rows.execute("SELECT secret FROM server").fetchone()[0])
+
+
+# -- tenants --------------------------------------------------------------------------------------------------
+
+
+class Tenant:
+    """An account with one of everything."""
+
+    def __init__(self, served: Served) -> None:
+        self.client = served.client(served.new_key())
+        self.voice_id = register(self.client, wav=WAV)
+        self.job_id = speak(self.client, self.voice_id, "Mine.")
+        final(self.client, self.job_id)
+        self.key_id = self.client.get("/v1/keys").json()[0]["key_id"]
+
+    def __enter__(self) -> Tenant:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+
+    @property
+    def ids(self) -> dict[str, str]:
+        return {"voice_id": self.voice_id, "job_id": self.job_id, "key_id": self.key_id}
+
+
+@pytest.fixture(scope="module")
+def first(served: Served) -> Iterator[Tenant]:
+    with Tenant(served) as tenant:
+        yield tenant
+
+
+@pytest.fixture(scope="module")
+def second(served: Served) -> Iterator[Tenant]:
+    with Tenant(served) as tenant:
+        yield tenant
+
+
+@pytest.fixture(scope="module")
+def gone(served: Served) -> Iterator[Tenant]:
+    """Of a voice that was deleted, and its key revoked."""
+    with Tenant(served) as tenant:
+        tenant.client.delete(f"/v1/voices/{tenant.voice_id}")
+        tenant.client.delete(f"/v1/keys/{tenant.key_id}")
+        yield tenant
+
+
+IDS: Final = [*WITH_ID, ("POST", "/v1/synthesize")]
+
+
+@pytest.mark.parametrize(("method", "path"), IDS)
+def test_what_is_anothers_or_deleted_is_exactly_as_if_it_was_never_there(
+    first: Tenant, second: Tenant, gone: Tenant, method: str, path: str
+) -> None:
+    missing = call(second.client, method, path, voice_id=str(uuid4()), job_id=str(uuid4()), key_id=str(uuid4()))
+    assert missing.status_code == 404
+    for tenant in (first, gone):
+        assert without_request(call(second.client, method, path, **tenant.ids)) == without_request(missing)
+
+
+@pytest.mark.parametrize(("method", "path"), IDS)
+def test_what_is_ones_own_is_there(served: Served, method: str, path: str) -> None:
+    with Tenant(served) as own:
+        answer = call(own.client, method, path, **own.ids)
+    if (method, path) == ("DELETE", "/v1/jobs/{job_id}"):
+        assert answer.json()["error"]["code"] == "job_final"
+    else:
+        assert answer.is_success, answer.text
+
+
+@pytest.mark.parametrize(("method", "path"), IDS)
+def test_a_revoked_key_opens_nothing_not_even_its_own(gone: Tenant, first: Tenant, method: str, path: str) -> None:
+    answers = {without_request(call(gone.client, method, path, **tenant.ids))[0] for tenant in (gone, first)}
+    assert answers == {401}
+
+
+def test_lists_show_ones_own_only_and_what_was_tried_changed_nothing(first: Tenant, second: Tenant) -> None:
+    for method, path in IDS:
+        call(second.client, method, path, **first.ids)
+    shown = first.client.get(f"/v1/voices/{first.voice_id}").json()
+    assert shown["name"] == "me"
+    assert first.client.get(f"/v1/jobs/{first.job_id}").json()["status"] == "ready"
+    assert [each["voice_id"] for each in second.client.get("/v1/voices").json()] == [second.voice_id]
+    assert {each["job_id"] for each in second.client.get("/v1/jobs").json()} == {second.job_id}
+    assert {each["key_id"] for each in second.client.get("/v1/keys").json()} == {second.key_id}
+    after = second.client.get("/v1/voices", params={"after": first.voice_id, "limit": 5}).json()
+    assert first.voice_id not in {each["voice_id"] for each in after}
+
+
+def test_an_idempotency_key_is_ones_own(first: Tenant, second: Tenant) -> None:
+    repeat = {"Idempotency-Key": "the-same-for-both"}
+    ids = {
+        tenant.client.post(
+            "/v1/synthesize", json={"voice_id": tenant.voice_id, "text": "Same key."}, headers=repeat
+        ).json()["job_id"]
+        for tenant in (first, second)
+    }
+    assert len(ids) == 2
+
+
+def test_the_token_of_a_worker_opens_one_attempt_at_one_job(served: Served, first: Tenant, second: Tenant) -> None:
+    secret = secret_of(served)
+    for job_id, attempt, status in ((second.job_id, 1, 401), (first.job_id, 2, 409), (first.job_id, 1, 200)):
+        with served.client(worker_token(secret, job_id, attempt)) as worker:
+            url = f"/v1/jobs/{first.job_id}"
+            assert worker.post(f"{url}/complete", json={"job_id": first.job_id, "error": "x"}).status_code == status
+    assert first.client.get(f"/v1/jobs/{first.job_id}").json()["status"] == "ready"
+
+
+# -- keys -----------------------------------------------------------------------------------------------------
+
+
+def test_a_key_has_256_random_bits_and_stays_nowhere(served: Served) -> None:
+    keys = [served.key, *(served.new_key(label=f"key {n}") for n in range(4))]
+    assert len(set(keys)) == 5
+    assert all(key.startswith("aw_") and len(key) == 3 + 43 for key in keys)
+    for key in keys:
+        with served.client(key) as client:
+            voice_id = register(client, wav=WAV)
+            final(client, speak(client, voice_id, "A key speaks."))
+            client.get(f"/v1/voices/{key}")
+            client.get("/v1/voices", params={"after": key, key: "x"})
+            client.post("/v1/synthesize", json={"voice_id": key, "text": "x"})
+    kept = [served.log, *(path for path in served.home.rglob("*") if path.is_file())]
+    assert any(path.suffix == ".db" for path in kept)
+    for path, key in itertools.product(kept, keys):
+        assert key[3:].encode() not in path.read_bytes(), path
+
+
+def test_a_key_that_is_revoked_by_another_process_opens_nothing_within_a_second(served: Served) -> None:
+    with served.client(served.new_key()) as client:
+        key_id = client.get("/v1/keys").json()[0]["key_id"]
+        done = run("keys", "revoke", key_id, env={"AFTERWORDS_HOME": str(served.home)})
+        assert done.code == 0, done.err
+        until(lambda: client.get("/v1/voices").status_code == 401, deadline_s=1, what="the revocation")
+
+
+def test_a_rotated_key_has_the_scopes_and_the_account_of_the_old(served: Served) -> None:
+    with served.client(served.new_key(scopes=["voices:read"])) as client:
+        key_id = client.get("/v1/keys").json()[0]["key_id"]
+        key = client.post(f"/v1/keys/{key_id}/rotate").json()["api_key"]
+        assert client.get("/v1/keys").status_code == 401
+    with served.client(key) as client:
+        assert client.post("/v1/synthesize", json={"voice_id": NOBODY, "text": "x"}).status_code == 403
+        assert client.post(f"/v1/keys/{key_id}/rotate").status_code == 403  # a narrow key may replace itself alone
+
+
+# -- starting, limits, addresses -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("host", "secret"), [("0.0.0.0", ""), ("::", "a-secret-that-is-31-bytes-short")])
+def test_a_server_that_others_can_reach_does_not_start_without_a_strong_secret(
+    tmp_path: Path, host: str, secret: str
+) -> None:
+    env = {"AFTERWORDS_HOME": str(tmp_path / "home"), "AFTERWORDS_ADMIN_SECRET": secret, "AFTERWORDS_BACKENDS": "tone"}
+    done = run("serve", "--host", host, "--port", "0", env=env)
+    told = done.refused(2, "InsecureServerError")
+    assert "32 characters" in told
+    assert not (tmp_path / "home" / "server").exists()
+
+
+def test_a_server_that_others_can_reach_shows_no_first_key(tmp_path: Path) -> None:
+    served = Served(tmp_path / "home", {"AFTERWORDS_HOST": "0.0.0.0", "AFTERWORDS_WORKERS": "0"})
+    try:
+        served.start()
+        assert served.key == ""
+        assert httpx.get(f"{served.url}/v1/health").status_code == 200
+        with served.admin as admin:
+            assert admin.get("/v1/keys").json() == []
+    finally:
+        served.kill()
+
+
+def test_requests_beyond_the_rate_are_told_when_to_come_back(tmp_path: Path) -> None:
+    with serving(tmp_path / "home", {"AFTERWORDS_RATE_LIMIT": "5", "AFTERWORDS_WORKERS": "0"}) as served:
+        with served.client() as client:
+            answers = [client.get("/v1/voices") for _ in range(12)]  # two minutes may meet within
+            limited = [answer for answer in answers if answer.status_code == 429]
+        with served.client(served.new_key()) as other:
+            assert other.get("/v1/voices").status_code == 200
+    assert len(limited) >= 2
+    for answer in limited:
+        assert answer.json()["error"]["code"] == "rate_limited"
+        assert answer.json()["error"]["type"] == "rate_limit_error"
+        assert 1 <= int(answer.headers["retry-after"]) <= 61
+        limits = [answer.headers[f"ratelimit-{name}"] for name in ("limit", "remaining", "reset")]
+        assert limits == ["5", "0", answer.headers["retry-after"]]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://93.184.216.34/", "ftp://93.184.216.34/", "//93.184.216.34/", "file:///etc/passwd", "gopher://x/",
+        "https://127.0.0.1/", "https://127.1/", "https://0x7f.1/", "https://0177.0.0.1/", "https://2130706433/",
+        "https://[::1]/", "https://[::ffff:127.0.0.1]/", "https://[::ffff:7f00:1]/", "https://[::]/", "https://0/",
+        "https://169.254.169.254/latest/meta-data/", "https://100.64.0.1/", "https://100.127.255.254/",
+        "https://10.0.0.1/", "https://172.16.0.1/", "https://192.168.0.1/", "https://0.0.0.0/", "https://224.0.0.1/",
+        "https://[fe80::1]/", "https://[fc00::1]/", "https://[fd00::1]/", "https://[64:ff9b::7f00:1]/",
+        "https://[2002:7f00:1::]/", "https://localhost/", "https://user:secret@93.184.216.34/",
+        "https://93.184.216.34:0/", "https://93.184.216.34/\r\nX-Evil: 1", "https://\u2488\u2488\u2488/", "https://",
+    ],
+)  # fmt: skip
+def test_a_webhook_that_is_not_https_to_a_public_address_is_refused(second: Tenant, url: str) -> None:
+    ask = {"voice_id": second.voice_id, "text": "hi", "webhook_url": url}
+    answer = second.client.post("/v1/synthesize", json=ask)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_webhook_url")
+    assert answer.json()["error"]["param"] == "webhook_url"
+    assert url not in answer.text

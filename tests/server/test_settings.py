@@ -1,0 +1,133 @@
+"""Where settings come from, which win, and what is said of one that can't be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from afterwords.errors import InsecureServerError, InvalidOptionError, UnreadableFileError
+from afterwords.server import Settings, load_settings
+
+STRONG = "x" * 32
+
+
+@pytest.fixture
+def config(home: Path) -> Path:
+    home.mkdir()
+    return home / "config.toml"
+
+
+def test_nothing_has_to_be_set(home: Path) -> None:
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.home) == ("127.0.0.1", 7860, home)
+    assert settings.admin_secret is None
+    assert settings.is_loopback
+    settings.check_is_safe()
+
+
+def test_what_is_given_wins_over_the_environment_and_that_over_the_file(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text('port = 1\nhost = "localhost"\nworkers = 7\nallowed_hosts = ["a.example", "b.example"]')
+    monkeypatch.setenv("AFTERWORDS_PORT", "2")
+    monkeypatch.setenv("AFTERWORDS_HOST", "::1")
+    settings = load_settings(port=3)
+    assert (settings.port, settings.host, settings.workers) == (3, "::1", 7)
+    assert settings.allowed_hosts == ("a.example", "b.example")
+
+
+def test_an_empty_variable_is_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_ADMIN_SECRET", "")
+    monkeypatch.setenv("AFTERWORDS_PORT", "")
+    assert load_settings().admin_secret is None
+    assert load_settings().port == 7860
+
+
+def test_names_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_BACKENDS", "tone, lite,")
+    assert load_settings().backends == ("tone", "lite")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "rule"),
+    [
+        ("PORT", "abc", "a valid integer"),
+        ("PORT", "65536", "less than or equal to 65535"),
+        ("PORT", "-1", "greater than or equal to 0"),
+        ("WORKERS", "1.5", "a valid integer"),
+        ("LEASE_S", "soon", "a valid number"),
+        ("LEASE_S", "0", "greater than 0"),
+        ("BODY_TIMEOUT_S", "nan", "a finite number"),
+        ("DRAIN_S", "inf", "a finite number"),
+        ("RATE_LIMIT", "-5", "greater than or equal to 0"),
+        ("PUBLIC_URL", "voice.example", "an http(s):// address"),
+        ("PUBLIC_URL", "ftp://voice.example", "an http(s):// address"),
+        ("PUBLIC_URL", "https://voice.example/?a=b", "an http(s):// address"),
+    ],
+)
+def test_a_variable_that_can_not_be_used_is_named_with_its_rule(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, rule: str
+) -> None:
+    monkeypatch.setenv(f"AFTERWORDS_{variable}", value)
+    with pytest.raises(InvalidOptionError) as caught:
+        load_settings()
+    assert caught.value.message.startswith(f"AFTERWORDS_{variable} is '{value}', and must be {rule}")
+    assert rule in caught.value.hint
+
+
+def test_a_line_of_the_file_that_can_not_be_used_is_named(config: Path) -> None:
+    config.write_text("port = 70000")
+    with pytest.raises(InvalidOptionError, match=r"^config\.toml: port is 70000, and must be less than"):
+        load_settings()
+
+
+def test_what_was_given_is_named_as_it_was_given() -> None:
+    with pytest.raises(InvalidOptionError, match=r"^port is 70000, and must be less than"):
+        load_settings(port=70_000)
+
+
+def test_a_secret_that_can_not_be_used_is_not_shown(config: Path) -> None:
+    config.write_text("admin_secret = 123456789")
+    with pytest.raises(InvalidOptionError) as caught:
+        load_settings()
+    assert "123456789" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_a_file_that_is_no_toml_is_told(config: Path) -> None:
+    config.write_text("port = ")
+    with pytest.raises(UnreadableFileError, match=r"config\.toml"):
+        load_settings()
+
+
+def test_secrets_are_not_in_a_repr() -> None:
+    settings = Settings(admin_secret=STRONG, callback_secret="another-secret")  # type: ignore[arg-type]
+    assert STRONG not in f"{settings!r} {settings}"
+    assert "another-secret" not in f"{settings!r} {settings}"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.5.5.5", "::1", "localhost"])
+def test_a_loopback_address_needs_no_secret(host: str) -> None:
+    load_settings(host=host).check_is_safe()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "voice.example", "", "localhost.evil.example"])
+@pytest.mark.parametrize("secret", [None, "", "x" * 31])
+def test_any_other_address_needs_a_strong_secret(host: str, secret: str | None) -> None:
+    with pytest.raises(InsecureServerError, match="at least 32 characters"):
+        load_settings(host=host, admin_secret=secret).check_is_safe()
+    load_settings(host=host, admin_secret=STRONG).check_is_safe()
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:5"),
+        ("::1", "http://[::1]:5"),
+        ("0.0.0.0", "http://localhost:5"),
+        ("::", "http://localhost:5"),
+    ],
+)
+def test_links_lead_to_its_own_address_unless_another_is_public(host: str, url: str) -> None:
+    assert load_settings(host=host, port=5).base_url == url
+    assert load_settings(host=host, public_url="https://voice.example/").base_url == "https://voice.example"
