@@ -1,4 +1,4 @@
-"""The README's lines about the server, as a new user does it: serve in one terminal, the lines of curl in another, on the lite engine."""
+"""The README's lines about the server, as a new user types them: one terminal serves, the other has curl, on `lite`."""
 
 from __future__ import annotations
 
