@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterwords import __version__
 from afterwords.server.gate import Credential, Needs, needs
@@ -81,15 +82,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app.router.routes.append(GuardedRoute("/openapi.json", openapi, methods=["GET"], include_in_schema=False))
 
-    @app.exception_handler(404)
-    async def not_found(request: Request, error: Exception) -> Response:  # noqa: ARG001 - the protocol gives them
-        return not_found_response()
-
+    app.router.default = _not_found
     return app
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    await not_found_response()(scope, receive, send)
 
 
 class _Program(FastAPI):
     """The application, whose documentation says what each route needs."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Go to the routes at once, unless middleware was added: they answer for every error by themselves."""
+        return super().build_middleware_stack() if self.user_middleware else self.router
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:

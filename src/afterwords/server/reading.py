@@ -14,6 +14,8 @@ from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
 from fastapi import Request
 from fastapi.params import Body, Header, Query
 from pydantic import TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from afterwords.errors import (
     AfterwordsError,
@@ -88,7 +90,7 @@ def _value(given: str | None, parameter: _Parameter) -> Any:
 
 
 async def _body(request: Request, parameter: _Parameter) -> Any:
-    content = await request.body()
+    content = await _content(request.receive)
     if not content and parameter.default is not inspect.Parameter.empty:
         return parameter.default
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -98,6 +100,18 @@ async def _body(request: Request, parameter: _Parameter) -> Any:
         return parameter.adapter.validate_json(content)
     except ValidationError as error:
         raise refusal(error) from None
+
+
+async def _content(receive: Receive) -> bytes:
+    """The body; most come in one message."""
+    pieces: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def refusal(invalid: ValidationError, *, param: str = "") -> AfterwordsError:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Final, cast
@@ -79,7 +81,7 @@ def configure_log() -> None:
     only the name is written: they quote what was sent."""
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # looked up for each line otherwise
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Line())
     ours = logging.getLogger("afterwords.server")
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
@@ -95,6 +97,21 @@ def configure_log() -> None:
     others.setLevel(logging.ERROR)
     others.addFilter(_without_traceback)
     logging.getLogger().addHandler(others)
+
+
+class _Line(logging.Formatter):
+    """Time, level, message; the time is written out once a second, since there may be thousands of lines in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._second = 0
+        self._stamp = ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        second = int(record.created)
+        if second != self._second:
+            self._second, self._stamp = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        return f"{self._stamp},{int(record.msecs):03d} {record.levelname} {record.getMessage()}"
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -154,6 +171,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: looking through it again and again took a tenth of the time
         self._on_listening()
         self._telling = asyncio.create_task(_tell_loading(self.lifespan.state["afterwords"].dispatcher))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,15 @@ async def test_store_that_is_not_open_is_unavailable(folder: Path, clock: SetClo
         await store.check()
         assert await store.keys(account_id=None) == []
         await store.close()
+
+
+async def test_what_is_remembered_of_a_read_stands_until_anybody_writes(world: World, folder: Path) -> None:
+    ann = await world.caller("ann")
+    voice = await world.voice(ann)
+    for name in ("first", "second"):
+        assert await world.store.voice(voice.voice_id, account_id=ann.account_id) is not None
+        with closing(sqlite3.connect(folder / NAME)) as elsewhere, elsewhere:
+            elsewhere.execute("UPDATE voices SET name = ?", (name,))
+        seen = await world.store.voice(voice.voice_id, account_id=ann.account_id)
+        assert seen is not None
+        assert seen.name == name

@@ -34,7 +34,7 @@ async def test_failed_writes_leave_nothing_behind_and_take_no_others_with_them(w
 
     assert {type(end) for end in ends[0::3]} == {Submitted}
     assert {type(end) for end in ends[1::3]} == {VoiceNotFoundError}
-    assert {type(end) for end in ends[2::3]} == {IntegrityError}
+    assert {type(end) for end in ends[2::3]} == {sqlite3.IntegrityError}
     assert await world.spent() == 31 * len(TEXT)
 
 
@@ -52,7 +52,7 @@ async def test_write_that_fails_half_way_is_undone_to_its_beginning(world: World
 async def test_error_of_the_database_does_not_tell_what_was_written(world: World) -> None:
     first = await world.job()
     ann = await world.caller()
-    with pytest.raises(IntegrityError) as refused:
+    with pytest.raises(sqlite3.IntegrityError) as refused:
         await world.job(ann, await world.voice(ann), job_id=first.job_id, webhook_url="https://canary.example/")
 
     assert "canary" not in f"{refused.value} {refused.value!r}"

@@ -30,6 +30,7 @@ SCRUB_DEADLINE_S: Final = 0.1
 LOCK_SLICE_S: Final = 0.05
 """How long the writer waits for a lock before it looks whether anybody still wants it to."""
 N_READ_THREADS: Final = 4
+MEMORY_MAX: Final = 4096
 
 
 class Database:
@@ -48,6 +49,8 @@ class Database:
         self._writer: Writer | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._is_scrub_due = False
+        self._memory: dict[tuple[str, ...], Any] = {}
+        self._version: tuple[Connection, Any] | None = None
 
     @property
     def secret(self) -> bytes:
@@ -92,13 +95,18 @@ class Database:
         await self.read(lambda connection: raw(connection).execute("SELECT 1 FROM server").fetchone())
         await self.write(work)
 
-    async def read(self, work: Work[T]) -> T:
-        """Read at once; where that is not possible, in a thread that waits."""
+    async def read(self, work: Work[T], *, memo: tuple[str, ...] | None = None) -> T:
+        """Read at once; where that is not possible, in a thread that waits.
+
+        With a `memo`, what was read under that name stands as long as nobody, here or elsewhere, has written anything:
+        SQLite counts that, and asking it costs a tenth of the reading.
+        """
         reader = self._reader
         if reader is None:
             raise DatabaseUnavailableError
         try:
-            return work(reader.connection())
+            connection = reader.connection()
+            return work(connection) if memo is None else self._remembered(connection, work, memo)
         except Exception as error:
             if is_busy(error):
                 pass
@@ -111,6 +119,16 @@ class Database:
             return await asyncio.wait_for(self.read_long(work), WRITE_DEADLINE_S)
         except TimeoutError:
             raise DatabaseUnavailableError from None
+
+    def _remembered(self, connection: Connection, work: Work[T], memo: tuple[str, ...]) -> T:
+        version = (connection, raw(connection).execute("PRAGMA data_version").fetchone())
+        if version != self._version or len(self._memory) >= MEMORY_MAX:
+            self._version = version
+            self._memory.clear()
+        if memo not in self._memory:
+            self._memory[memo] = work(connection)
+        found: T = self._memory[memo]
+        return found
 
     async def read_long(self, work: Work[T]) -> T:
         """Read what may take a while, without holding up the event loop."""

@@ -20,7 +20,7 @@ from afterwords.server.ports import Idempotency, Limits, NewJob, StoredJob, Subm
 from afterwords.server.store import endings, periods, repeats
 from afterwords.server.store.periods import period_of, seconds_left
 from afterwords.server.store.schema import IS_PENDING, jobs, usage, voices
-from afterwords.server.store.sqlite import Lookup
+from afterwords.server.store.sqlite import Lookup, Put
 
 _NAMES = [field.name for field in fields(StoredJob)]
 _ASKED = [field.name for field in fields(NewJob) if field.name != "character_limit"]
@@ -28,7 +28,7 @@ JOB = [jobs.c[name] for name in _NAMES]
 _ANY = select(*JOB).where(jobs.c.job_id == bindparam("job_id"))
 _BY_ID = Lookup(_ANY)
 _OWN = Lookup(_ANY.where(jobs.c.account_id == bindparam("account_id")))
-_KEEP = insert(jobs).inline()
+_KEEP = Put(insert(jobs).values({name: bindparam(name) for name in [*_ASKED, "status", "period", "created_at"]}))
 _STANDING = Lookup(
     select(
         select(literal(1))
@@ -76,7 +76,7 @@ def _twin(connection: Connection, job: NewJob, limits: Limits, *, period: str, n
         "spending_id": job.spending_id,
         "period": period,
     }
-    has_voice, twin, used, n_own, n_all = _STANDING(connection, **facts) or (None,) * 5
+    has_voice, twin, used, n_own, n_all = _STANDING(connection, **facts) or [None] * 5
     if not has_voice:
         raise VoiceNotFoundError
     if twin is not None:
@@ -93,7 +93,7 @@ def _twin(connection: Connection, job: NewJob, limits: Limits, *, period: str, n
 
 def _keep(connection: Connection, job: NewJob, *, period: str, now: datetime) -> None:
     facts: dict[str, Any] = {name: getattr(job, name) for name in _ASKED}
-    connection.execute(_KEEP, facts | {"status": JobStatus.PENDING, "period": period, "created_at": now})
+    _KEEP(connection, facts | {"status": JobStatus.PENDING, "period": period, "created_at": now})
     periods.charge(
         connection,
         spending_id=job.spending_id,

@@ -11,12 +11,14 @@ from sqlalchemy import BigInteger, Connection, bindparam, case, func, select, up
 from afterwords.models import Usage
 from afterwords.server.ports import Caller
 from afterwords.server.store.schema import usage
-from afterwords.server.store.sqlite import upsert
+from afterwords.server.store.sqlite import Put, upsert
 
-_NEW = upsert(usage)
-_CHARGE = _NEW.on_conflict_do_update(
-    index_elements=[usage.c.spending_id, usage.c.period],
-    set_={"characters": usage.c.characters + _NEW.excluded.characters},
+_NEW = upsert(usage).values({name: bindparam(name) for name in ("spending_id", "account_id", "period", "characters")})
+_CHARGE = Put(
+    _NEW.on_conflict_do_update(
+        index_elements=[usage.c.spending_id, usage.c.period],
+        set_={"characters": usage.c.characters + _NEW.excluded.characters},
+    )
 )
 _SPENT: Final = bindparam("char_count", type_=BigInteger)
 _REFUND = (
@@ -50,7 +52,7 @@ def seconds_left(moment: datetime) -> int:
 
 def charge(connection: Connection, *, spending_id: str, account_id: str, period: str, characters: int) -> None:
     facts = {"spending_id": spending_id, "account_id": account_id, "period": period, "characters": characters}
-    connection.execute(_CHARGE, facts)
+    _CHARGE(connection, facts)
 
 
 def give_back(connection: Connection, *, spending_id: str, period: str, characters: int) -> None:

@@ -112,7 +112,9 @@ class SqlStore:
         return await self._database.read(partial(voices.replayed, asked=idempotency))
 
     async def voice(self, voice_id: str, *, account_id: str) -> StoredVoice | None:
-        return await self._database.read(partial(voices.get, voice_id=voice_id, account_id=account_id))
+        return await self._database.read(
+            partial(voices.get, voice_id=voice_id, account_id=account_id), memo=("voice", voice_id, account_id)
+        )
 
     async def voices(self, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
         read = self._database.read if limit is not None and limit <= SHORT_LIST else self._database.read_long
@@ -141,7 +143,9 @@ class SqlStore:
         await self._database.scrub_if_due()
 
     async def cached(self, voice_id: str, cache_key: str) -> CacheEntry | None:
-        return await self._database.read(partial(voices.cached, voice_id=voice_id, cache_key=cache_key))
+        return await self._database.read(
+            partial(voices.cached, voice_id=voice_id, cache_key=cache_key), memo=("cached", voice_id, cache_key)
+        )
 
     async def uncache(self, entry: CacheEntry) -> None:
         await self._database.write(partial(voices.uncache, entry=entry))
@@ -157,7 +161,9 @@ class SqlStore:
         return await self._database.write(partial(repeats.remember, asked=idempotency, now=self._clock.now()))
 
     async def job(self, job_id: str, *, account_id: str | None = None) -> StoredJob | None:
-        return await self._database.read(partial(jobs.get, job_id=job_id, account_id=account_id))
+        return await self._database.read(
+            partial(jobs.get, job_id=job_id, account_id=account_id), memo=("job", job_id, account_id or "")
+        )
 
     async def jobs(
         self, *, account_id: str, status: JobStatus | None, limit: int | None, after: str | None

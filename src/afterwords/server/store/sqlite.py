@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Select, create_engine
+from sqlalchemy import Connection, Engine, Insert, Select, create_engine
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.exc import DBAPIError
@@ -24,7 +24,7 @@ from afterwords import disk
 from afterwords.errors import DatabaseUnavailableError, StorageFullError
 from afterwords.server.store.columns import PAGE_BYTES
 
-__all__ = ["Line", "Lookup", "connect", "engine_for", "is_busy", "named", "raw", "upsert"]
+__all__ = ["Line", "Lookup", "Put", "connect", "engine_for", "is_busy", "named", "raw", "upsert"]
 
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _UNAVAILABLE: Final = _BUSY | {
@@ -79,6 +79,9 @@ def raw(connection: Connection) -> sqlite3.Connection:
     return found
 
 
+_DIALECT: Final = SQLiteDialect_pysqlite(paramstyle="named")
+
+
 class Lookup:
     """A query for one row that is asked at every request.
 
@@ -86,19 +89,39 @@ class Lookup:
     """
 
     def __init__(self, statement: Select[Any]) -> None:
-        dialect = SQLiteDialect_pysqlite(paramstyle="named")
-        compiled = statement.compile(dialect=dialect)
+        compiled = statement.compile(dialect=_DIALECT)
         self._sql = str(compiled)
         self._constants = {name: value for name, value in compiled.params.items() if value is not None}
-        types = [column.type.dialect_impl(dialect) for column in statement.selected_columns]
-        self._readers = [kind.result_processor(dialect, None) for kind in types]
+        types = [column.type.dialect_impl(_DIALECT) for column in statement.selected_columns]
+        readers = [kind.result_processor(_DIALECT, None) for kind in types]
+        self._readers = [(place, read) for place, read in enumerate(readers) if read is not None]
 
-    def __call__(self, connection: Connection, **values: Any) -> tuple[Any, ...] | None:
+    def __call__(self, connection: Connection, **values: Any) -> list[Any] | None:
         """The row, its values as the columns' types give them; None if there is none."""
         row = raw(connection).execute(self._sql, self._constants | values).fetchone()
         if row is None:
             return None
-        return tuple(read(value) if read is not None else value for read, value in zip(self._readers, row, strict=True))
+        found = list(row)
+        for place, read in self._readers:
+            found[place] = read(found[place])
+        return found
+
+
+class Put:
+    """A row that is written at every request: compiled once, as a Lookup is."""
+
+    def __init__(self, statement: Insert) -> None:
+        compiled = statement.compile(dialect=_DIALECT)
+        self._sql = str(compiled)
+        kinds = {name: bind.type.dialect_impl(_DIALECT) for name, bind in compiled.binds.items()}
+        processors = {name: kind.bind_processor(_DIALECT) for name, kind in kinds.items()}
+        self._writers = {name: write for name, write in processors.items() if write is not None}
+
+    def __call__(self, connection: Connection, values: dict[str, Any]) -> None:
+        """Write it; `values` has one for every column that the statement names."""
+        for name, write in self._writers.items():
+            values[name] = write(values[name])
+        raw(connection).execute(self._sql, values)
 
 
 @dataclass(frozen=True, slots=True)
