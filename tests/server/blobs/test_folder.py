@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from errno import EDQUOT, EFBIG, EIO, ENOSPC
 from hashlib import sha256
 from pathlib import Path
@@ -92,6 +93,20 @@ async def test_listing_shows_no_file_that_is_not_ours(blobs: Blobs, root: Path) 
     (root / "lost+found" / "1.wav").touch()
     (root / ".DS_Store").touch()
     assert await everything(blobs) == {}
+
+
+async def test_listing_does_not_hold_a_large_folder_in_memory(blobs: Blobs, root: Path) -> None:
+    (root / "jobs").mkdir()
+    for number in range(10_000):
+        (root / "jobs" / f"{number:036}.wav").touch()
+    tracemalloc.start()
+    try:
+        n_listed = sum([len(batch) async for batch in blobs.listing()])
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert n_listed == 10_000
+    assert peak_bytes < 600_000, "the names alone are more"
 
 
 async def test_durable_write_reaches_the_disk_with_every_folder_it_made(
