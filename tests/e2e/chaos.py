@@ -141,6 +141,8 @@ class Chaos:
                 if number % 2 == 0:
                     asked.append(pool.submit(self._come_and_go))
                 self._kill()
+            while sum(self.report.kills.values()) < self._n_kills:  # some have found nobody
+                self._kill()
             self._start_for_good()
             for future in asked:
                 future.result()

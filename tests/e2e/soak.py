@@ -35,7 +35,7 @@ SETTINGS = {
     "AFTERWORDS_RATE_LIMIT": "0",
     "AFTERWORDS_MAX_PENDING_JOBS": "100000",
     "AFTERWORDS_MAX_PENDING_JOBS_PER_ACCOUNT": "100000",
-    "AFTERWORDS_SWEEP_INTERVAL_S": "5",
+    "AFTERWORDS_SWEEP_INTERVAL_S": "10",
     "AFTERWORDS_SWEEP_GRACE_S": "30",
 }
 MAY_GROW_BY = {"memory, MB": 12.0, "descriptors": 4, "threads": 2, "temporary files": 0, "speaking processes": 0}
