@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import closing
 from hashlib import sha256
@@ -48,9 +49,9 @@ def blob_folder(served: Served) -> Path:
 
 
 def blobs(served: Served) -> set[str]:
-    """The paths of all blobs, unfinished ones among them."""
+    """The paths of all blobs, unfinished ones among them; what vanishes meanwhile is left out."""
     root = blob_folder(served)
-    return {file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()}
+    return {Path(folder, name).relative_to(root).as_posix() for folder, _, names in os.walk(root) for name in names}
 
 
 def orphans(served: Served) -> set[str]:
