@@ -101,6 +101,16 @@ EXAMPLES: list[AfterwordsError] = [
     errors.InsecureServerError(HOSTILE, minimum=32),
     errors.AddressInUseError(HOSTILE, 7860, why="it is in use"),
     errors.NewerDatabaseError(found="9", known="1"),
+    errors.UnreachableError(HOSTILE, why="the name is not known"),
+    errors.ConnectionLostError(HOSTILE),
+    errors.ServerSilentError(HOSTILE, waited_s=60),
+    errors.StrangeAnswerError("it is HTML"),
+    errors.UnsupportedByServerError("exporting a voice"),
+    errors.NotLoggedInError(HOSTILE),
+    errors.RemoteJobError("The job is gone.", job_id="1", hint="ask again."),
+    errors.JobFailedError("1", reason=HOSTILE),
+    errors.JobCancelledError("1"),
+    errors.JobTimeoutError("1", waited_s=600),
 ]
 
 

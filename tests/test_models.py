@@ -13,9 +13,11 @@ from afterwords.models import (
     ApiKey,
     Consent,
     ConsentKind,
+    Health,
     Job,
     JobStatus,
     Model,
+    NewApiKey,
     NewVoice,
     Provenance,
     ReferenceInfo,
@@ -47,6 +49,8 @@ EXAMPLES: list[Model] = [
     SpeechResult(backend="lite", sample_rate=24_000, duration_s=2, synth_ms=500),
     Usage(characters=1, period_start=NOON, period_end=NOON),
     ApiKey(key_id="1", created_at=NOON),
+    NewApiKey(api_key=CANARY, created_at=NOON, webhook_secret=CANARY),
+    Health(status="ok", backends=("lite",)),
     Mark(is_synthetic=True),
 ]
 

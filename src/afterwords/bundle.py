@@ -79,7 +79,7 @@ def pack(voice: Voice, reference_wav: bytes) -> bytes:
     Raises:
         ValueError: the recording is not the one that the voice states.
     """
-    if sha256(reference_wav).hexdigest() != voice.reference.sha256:
+    if sha256(reference_wav).hexdigest() != voice.ref_sha256:
         raise ValueError("the recording is not the one that the voice states")
     others = {_REFERENCE: reference_wav}
     if voice.ref_text:
@@ -232,7 +232,8 @@ def _check_recording(voice: Voice, reference_wav: bytes) -> None:
         raise InvalidBundleError(why=f"its recording can't be used ({error.code})") from error
     facts = voice.reference
     if (
-        facts.sha256 != sha256(reference_wav).hexdigest()
+        facts is None
+        or facts.sha256 != sha256(reference_wav).hexdigest()
         or facts.sample_rate != sample_rate
         or abs(facts.duration_s - len(samples) / sample_rate) > _DURATION_SLACK_S
     ):

@@ -91,11 +91,19 @@ class Voice(Model):
     lang: str = Field(default="en", description="Language of the reference, two letters.")
     ref_text: str | None = Field(default=None, repr=False, description="Transcript of the reference, if known.")
     family: str | None = Field(default=None, description="Groups voices of one speaker, for example by language.")
-    reference: ReferenceInfo = Field(description="The prepared reference recording.")
+    reference: ReferenceInfo | None = Field(
+        default=None,
+        description="The prepared reference recording; absent: a server did not tell. At home it is known.",
+    )
     consent: Consent | None = Field(default=None, description="The statement that it may be cloned.")
     provenance: Provenance | None = Field(default=None, description="Where it came from.")
     created_at: UtcTime = Field(default_factory=now, description="When it was made, UTC.")
     metadata: dict[str, Any] = Field(default_factory=dict, repr=False, description="Free fields of its owner.")
+
+    @property
+    def ref_sha256(self) -> str | None:
+        """SHA-256 of the prepared reference, where it is known: voices that share it are the same voice."""
+        return self.reference.sha256 if self.reference else None
 
 
 class NewVoice(Model):
@@ -125,7 +133,9 @@ class JobStatus(StrEnum):
 class Job(Model):
     """One request to speak that a server accepted."""
 
-    job_id: str = Field(description="Identifier of the job, a UUID.")
+    job_id: str | None = Field(
+        default=None, description="Identifier of the job, a UUID; absent: it was spoken before, so no job was needed."
+    )
     voice_id: str | None = Field(default=None, description="The voice that speaks.")
     status: JobStatus = Field(description="Where the job stands.")
     audio_url: str | None = Field(default=None, description="Where the audio is, once the job is ready.")
@@ -140,6 +150,8 @@ class Job(Model):
             raise ValueError("only a ready job has audio")
         if self.error is not None and self.status is not JobStatus.FAILED:
             raise ValueError("only a failed job has an error")
+        if self.job_id is None and self.status is not JobStatus.READY:
+            raise ValueError("only speech that was made before needs no job")
         return self
 
 
@@ -215,3 +227,23 @@ class ApiKey(Model):
     expires_at: UtcTime | None = Field(default=None, description="When it stops working; absent: never.")
     revoked_at: UtcTime | None = Field(default=None, description="When it was revoked, if it was.")
     character_limit: int | None = Field(default=None, ge=0, description="Characters it may spend in a period.")
+
+
+class NewApiKey(Model):
+    """An API key just made: the one time that it is shown."""
+
+    api_key: str = Field(repr=False, description="The key. It is not kept, and can't be shown again.")
+    label: str | None = Field(default=None, description="What its owner calls it.")
+    created_at: UtcTime = Field(description="When it was made, UTC.")
+    key_id: str | None = Field(default=None, description="Identifier of the key; absent: the server does not tell.")
+    webhook_secret: str | None = Field(
+        default=None, repr=False, description="What webhooks of its jobs are signed with (Standard Webhooks)."
+    )
+
+
+class Health(Model):
+    """That a server answers, and what it speaks."""
+
+    status: str = Field(description="`ok`.")
+    backends: tuple[str, ...] = Field(description="Backends that can be asked for, best first.")
+    version: str | None = Field(default=None, description="Version of afterwords; absent: the hosted service.")

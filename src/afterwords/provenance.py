@@ -58,7 +58,7 @@ def verify_seal(voice: Voice) -> bool:
 
     Compares what the voice states. That the recording has the stated SHA-256 is checked where it is read.
     """
-    if voice.provenance is None or voice.consent is None:
+    if voice.provenance is None or voice.consent is None or voice.reference is None:
         return False
     return voice.provenance.seal == _digest(voice.provenance, voice.reference.sha256, voice.consent)
 

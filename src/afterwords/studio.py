@@ -388,7 +388,7 @@ def _prompt(shelf: Library, voice: Voice, engine: Engine, backend: str, progress
 def _known_prompt(shelf: Library, voice: Voice, key: str) -> bytes | None:
     """A prompt that was made of the very same reference for another voice, or for this one before."""
     for other in shelf.list():
-        if other.reference.sha256 == voice.reference.sha256 and other.ref_text == voice.ref_text:
+        if other.ref_sha256 == voice.ref_sha256 and other.ref_text == voice.ref_text:
             try:
                 return shelf.prompt(other, key)
             except VoiceNotFoundError:

@@ -76,7 +76,7 @@ class VoiceFolder:
             UnreadableFileError: the original can't be read.
             StorageFullError, UnwritableOutputError: it can't be stored.
         """
-        if sha256(reference_wav).hexdigest() != voice.reference.sha256:
+        if sha256(reference_wav).hexdigest() != voice.ref_sha256:
             raise CorruptVoiceError(self.path, why="its recording is not the one that it states")
         disk.make_folder(self.path)
         if original is not None:
@@ -105,6 +105,8 @@ class VoiceFolder:
             fields = ", ".join(sorted({str(e["loc"][0]) for e in error.errors() if e["loc"]}))
             why = f"voice.json has wrong or unknown fields ({fields})" if fields else "voice.json is not JSON"
             raise CorruptVoiceError(self.path, why=why) from error
+        if voice.reference is None:
+            raise CorruptVoiceError(self.path, why="voice.json has wrong or unknown fields (reference)")
         if voice.voice_id != voice_id:
             raise CorruptVoiceError(self.path, why="voice.json is that of another voice")
         if not (self.path / "reference.wav").is_file():
@@ -124,7 +126,7 @@ class VoiceFolder:
             if not self.path.exists():
                 raise VoiceNotFoundError(voice.name) from error
             raise CorruptVoiceError(self.path, why=f"its recording can't be read ({error.strerror})") from error
-        if sha256(recording).hexdigest() != voice.reference.sha256:
+        if sha256(recording).hexdigest() != voice.ref_sha256:
             raise CorruptVoiceError(self.path, why="its recording was changed")
         return recording
 

@@ -43,8 +43,8 @@ def list_voices(as_json: AsJson = False) -> None:
                 f"{voice.name}{' *' if default and voice.voice_id == default.voice_id else ''}",
                 voice.lang,
                 voice.backend,
-                voice.reference.grade or "-",
-                f"{voice.reference.duration_s:.1f} s",
+                (voice.reference and voice.reference.grade) or "-",
+                f"{voice.reference.duration_s:.1f} s" if voice.reference else "-",
                 voice.consent.kind.value if voice.consent else "not stated",
                 f"{voice.created_at:%Y-%m-%d}",
             )

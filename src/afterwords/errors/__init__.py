@@ -39,6 +39,12 @@ the person. No message repeats text, a transcript or a key.
     │   ├── VoiceDeletedError · RunawayAudioError · LostAudioError · LostReferenceError
     │   └── ServiceUnavailableError
     │       └── DatabaseUnavailableError · StorageUnavailableError
+    ├── RemoteError                        something on the way to a server, or back (exit 8)
+    │   ├── UnreachableError · StrangeAnswerError · UnsupportedByServerError · NotLoggedInError
+    │   └── ConnectionLostError
+    │       └── ServerSilentError
+    ├── RemoteJobError                     a job on a server has no audio (exit 7, or 9 while it is pending)
+    │   └── JobFailedError · JobCancelledError · JobTimeoutError
     └── ServerSetupError                   a server can't start like this (exit 2)
         └── InsecureServerError · AddressInUseError · NewerDatabaseError
 """
@@ -99,6 +105,19 @@ from afterwords.errors.machine import (
     UnavailableError,
     VoiceNotFoundError,
 )
+from afterwords.errors.remote import (
+    ConnectionLostError,
+    JobCancelledError,
+    JobFailedError,
+    JobTimeoutError,
+    NotLoggedInError,
+    RemoteError,
+    RemoteJobError,
+    ServerSilentError,
+    StrangeAnswerError,
+    UnreachableError,
+    UnsupportedByServerError,
+)
 from afterwords.errors.root import (
     AfterwordsError,
 )
@@ -157,6 +176,7 @@ __all__ = [
     "BadRequestError",
     "BadSampleRateError",
     "ConflictError",
+    "ConnectionLostError",
     "ConsentRequiredError",
     "ControlCharacterError",
     "CorruptVoiceError",
@@ -178,9 +198,12 @@ __all__ = [
     "InvalidOptionError",
     "InvalidUnicodeError",
     "InvalidWebhookUrlError",
+    "JobCancelledError",
+    "JobFailedError",
     "JobFinalError",
     "JobNotFoundError",
     "JobNotReadyError",
+    "JobTimeoutError",
     "KeyNotFoundError",
     "LibraryBusyError",
     "LibraryError",
@@ -197,6 +220,7 @@ __all__ = [
     "NewerLibraryError",
     "NoAudioError",
     "NonFiniteAudioError",
+    "NotLoggedInError",
     "NotWavError",
     "QueueFullError",
     "QuotaExceededError",
@@ -205,11 +229,14 @@ __all__ = [
     "RecordingError",
     "ReferenceTooLongError",
     "ReferenceTooShortError",
+    "RemoteError",
+    "RemoteJobError",
     "RequestTimeoutError",
     "RequestTooLargeError",
     "RouteNotFoundError",
     "RunawayAudioError",
     "ServerSetupError",
+    "ServerSilentError",
     "ServiceError",
     "ServiceUnavailableError",
     "SilentAudioError",
@@ -217,6 +244,7 @@ __all__ = [
     "StaleAttemptError",
     "StorageFullError",
     "StorageUnavailableError",
+    "StrangeAnswerError",
     "SynthesisError",
     "TextError",
     "TextTooLongError",
@@ -227,8 +255,10 @@ __all__ = [
     "UnauthorizedError",
     "UnavailableError",
     "UnmarkableFormatError",
+    "UnreachableError",
     "UnreadableFileError",
     "UnsupportedAudioError",
+    "UnsupportedByServerError",
     "UnsupportedEncodingError",
     "UnsupportedLangError",
     "UnvoicedReferenceError",

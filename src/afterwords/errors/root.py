@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class AfterwordsError(Exception):
     """The root: catch it to catch everything that afterwords raises on purpose.
@@ -11,9 +9,11 @@ class AfterwordsError(Exception):
     The message is safe to print: what a terminal would act on is escaped, wherever it came from.
     """
 
-    code: ClassVar[str] = "error"
-    http_status: ClassVar[int] = 500
-    exit_code: ClassVar[int] = 1
+    code: str = "error"
+    http_status: int = 500
+    exit_code: int = 1
+    request_id: str | None = None
+    """What a server calls the request that it refused, in its log."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         self.message = _printable(message)

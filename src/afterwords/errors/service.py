@@ -7,7 +7,6 @@ a key. `retry_after_s` becomes the header of that name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from afterwords.errors.root import AfterwordsError
 
@@ -135,6 +134,7 @@ class RouteNotFoundError(ServiceError):
 
 class MethodNotAllowedError(ServiceError):
     code = "method_not_allowed"
+    allowed: str = ""
     http_status = 405
     exit_code = 5
 
@@ -146,6 +146,7 @@ class MethodNotAllowedError(ServiceError):
 
 class RangeNotSatisfiableError(ServiceError):
     code = "range_not_satisfiable"
+    size_bytes: int | None = None
     http_status = 416
     exit_code = 5
 
@@ -183,6 +184,7 @@ class LimitError(ServiceError):
     code = "limit_reached"
     http_status = 429
     exit_code = 6
+    limit: int | None = None
 
     def __init__(self, message: str, *, hint: str, limit: int, retry_after_s: int) -> None:
         super().__init__(message, hint=hint)
@@ -374,7 +376,7 @@ class ServerSetupError(AfterwordsError):
 
     code = "server_setup"
     exit_code = 2
-    http_status: ClassVar[int] = 500
+    http_status = 500
 
 
 class InsecureServerError(ServerSetupError):

@@ -7,10 +7,10 @@ from fastapi.responses import JSONResponse, Response
 
 from afterwords import __version__
 from afterwords.errors import AfterwordsError
+from afterwords.models import Health
 from afterwords.server.gate import Credential, needs
 from afterwords.server.guard import GuardedRoute
 from afterwords.server.routes.answers import errors, house_of, json_response
-from afterwords.server.routes.shapes import Health
 
 router = APIRouter(route_class=GuardedRoute)
 
@@ -19,7 +19,9 @@ router = APIRouter(route_class=GuardedRoute)
 @needs(Credential.PUBLIC)
 async def health(request: Request) -> Response:
     """Tell that the service answers, and which backends can be asked for."""
-    return json_response(Health(status="ok", backends=list(house_of(request).dispatcher.backends), version=__version__))
+    return json_response(
+        Health(status="ok", backends=tuple(house_of(request).dispatcher.backends), version=__version__)
+    )
 
 
 @router.get("/healthz", include_in_schema=False)

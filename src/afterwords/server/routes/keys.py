@@ -8,11 +8,11 @@ from fastapi import APIRouter, Body, Request
 from fastapi.responses import JSONResponse, Response
 
 from afterwords.errors import InsufficientScopeError, KeyNotFoundError
-from afterwords.models import ApiKey, Usage
+from afterwords.models import ApiKey, NewApiKey, Usage
 from afterwords.server.gate import Credential, needs
 from afterwords.server.guard import GuardedRoute
 from afterwords.server.routes.answers import COMMON, admitted_to, caller_of, errors, house_of, is_id, json_response
-from afterwords.server.routes.shapes import KeyCreated, NewKeyBody, RotateBody
+from afterwords.server.routes.shapes import NewKeyBody, RotateBody
 from afterwords.server.services.keys import MintedKey, digest
 from afterwords.server.services.signing import signing_secret
 
@@ -20,7 +20,7 @@ router = APIRouter(route_class=GuardedRoute, tags=["keys"])
 FIELDS = errors(_422="invalid_field")
 
 
-@router.post("/v1/keys", status_code=201, responses={201: {"model": KeyCreated}, **COMMON, **FIELDS})
+@router.post("/v1/keys", status_code=201, responses={201: {"model": NewApiKey}, **COMMON, **FIELDS})
 @needs(Credential.ADMIN)
 async def create_key(request: Request, body: Annotated[NewKeyBody | None, Body()] = None) -> Response:
     """Make a key with an account of its own. It is shown this once."""
@@ -55,7 +55,7 @@ async def revoke_key(request: Request, key_id: str) -> Response:
     "/v1/keys/{key_id}/rotate",
     status_code=201,
     responses={
-        201: {"model": KeyCreated},
+        201: {"model": NewApiKey},
         **COMMON,
         **FIELDS,
         **errors(_403="insufficient_scope", _404="key_not_found"),
@@ -90,7 +90,7 @@ def _own(request: Request, key_id: str) -> str:
 
 
 def _shown_once(minted: MintedKey) -> Response:
-    created = KeyCreated(
+    created = NewApiKey(
         api_key=minted.secret,
         label=minted.key.label,
         created_at=minted.key.created_at,

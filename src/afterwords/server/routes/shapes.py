@@ -48,14 +48,6 @@ class ErrorBody(Given):
     error: ErrorDetail = Field(description="What went wrong.")
 
 
-class Health(Given):
-    """That the service answers, and what it speaks."""
-
-    status: str = Field(description="`ok`.")
-    backends: list[str] = Field(description="Backends that can be asked for, best first.")
-    version: str = Field(description="Version of the server.")
-
-
 class NewKeyBody(Taken):
     """What a key shall be."""
 
@@ -64,16 +56,6 @@ class NewKeyBody(Taken):
     character_limit: int | None = Field(
         default=None, ge=0, lt=2**53, description="Characters it may spend in a calendar month; absent: any number."
     )
-
-
-class KeyCreated(Given):
-    """A new key, shown this once."""
-
-    api_key: str = Field(description="The key. It is not kept, and can't be shown again.")
-    label: str | None = Field(description="What its owner calls it.")
-    created_at: UtcTime = Field(description="When it was made, UTC.")
-    key_id: str = Field(description="Identifier of the key, a UUID, to revoke or rotate it by.")
-    webhook_secret: str = Field(description="What webhooks of its jobs are signed with (Standard Webhooks).")
 
 
 class RotateBody(Taken):

@@ -91,6 +91,7 @@ class Voices:
             return known
         async with self.decoding:
             voice, wav = await asyncio.to_thread(unpack, data)
+        assert voice.reference is not None, "unpack sees to it"
         wanted = voice.backend if voice.backend in self.offer.backends else None
         backend, lang = self.offer.for_voice(wanted, voice.lang)
         return await self._keep(

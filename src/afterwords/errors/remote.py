@@ -1,0 +1,134 @@
+"""A server could not be reached, or what it answered can't be believed; and what becomes of jobs there."""
+
+from __future__ import annotations
+
+from afterwords.errors.root import AfterwordsError
+
+
+class RemoteError(AfterwordsError):
+    """Something between here and a server went wrong."""
+
+    code = "remote"
+    http_status = 502
+    exit_code = 8
+
+
+class UnreachableError(RemoteError):
+    """Nothing was sent: no connection came about."""
+
+    code = "unreachable"
+    http_status = 503
+
+    def __init__(self, url: str, *, why: str) -> None:
+        super().__init__(
+            f"There is no connection to {url}: {why}.",
+            hint="see that the address is right and the server runs; `afterwords whoami` shows which one is asked.",
+        )
+
+
+class ConnectionLostError(RemoteError):
+    """The connection ended before the answer did. Whether the server did what was asked is not known."""
+
+    code = "connection_lost"
+
+    def __init__(self, url: str, *, why: str = "it was closed", hint: str = "") -> None:
+        super().__init__(
+            f"The connection to {url} was lost: {why}.",
+            hint=hint or "look whether it was done (`afterwords jobs list`), then try again.",
+        )
+
+
+class ServerSilentError(ConnectionLostError):
+    code = "server_silent"
+    http_status = 504
+    exit_code = 9
+
+    def __init__(self, url: str, *, waited_s: float) -> None:
+        super().__init__(url, why=f"nothing came for {waited_s:g} s", hint="try again, or give it more time.")
+
+
+class StrangeAnswerError(RemoteError):
+    """What came is no answer of the API, or not the bytes that were meant."""
+
+    code = "strange_answer"
+
+    def __init__(self, why: str, *, hint: str = "") -> None:
+        super().__init__(
+            f"The server's answer can't be used: {why}.",
+            hint=hint or "see that the address is that of an afterwords server, and that no proxy answers for it.",
+        )
+
+
+class UnsupportedByServerError(RemoteError):
+    """The hosted service has no such thing; a server of one's own has."""
+
+    code = "unsupported_by_server"
+    http_status = 501
+    exit_code = 5
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"This server does not know {what}.", hint="ask a server of your own (`afterwords serve`), or do without."
+        )
+
+
+class NotLoggedInError(RemoteError):
+    code = "not_logged_in"
+    http_status = 401
+    exit_code = 3
+
+    def __init__(self, url: str, *, what: str = "key") -> None:
+        names = {"key": ("AFTERWORDS_API_KEY", "afterwords login"), "admin secret": ("AFTERWORDS_ADMIN_SECRET", "")}
+        variable, command = names[what]
+        super().__init__(
+            f"There is no {what} for {url}.", hint=f"{f'{command}, or ' if command else ''}set {variable}."
+        )
+
+
+class RemoteJobError(AfterwordsError):
+    """A job on a server did not come to its audio; it is not lost. `job_id` says which."""
+
+    code = "job_error"
+    exit_code = 7
+
+    def __init__(self, message: str, *, job_id: str | None, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.job_id = job_id
+
+
+class JobFailedError(RemoteJobError):
+    """`reason` is the server's code for why."""
+
+    code = "job_failed"
+
+    def __init__(self, job_id: str | None, *, reason: str) -> None:
+        super().__init__(
+            f"The job {job_id} failed: {reason}.",
+            job_id=job_id,
+            hint="nothing was charged; try again, and if it stays tell who runs the server.",
+        )
+        self.reason = reason
+
+
+class JobCancelledError(RemoteJobError):
+    code = "job_cancelled"
+
+    def __init__(self, job_id: str | None) -> None:
+        super().__init__(
+            f"The job {job_id} was cancelled.", job_id=job_id, hint="nothing was charged; ask again if you want it."
+        )
+
+
+class JobTimeoutError(RemoteJobError):
+    """The job goes on."""
+
+    code = "job_timeout"
+    http_status = 504
+    exit_code = 9
+
+    def __init__(self, job_id: str | None, *, waited_s: float) -> None:
+        super().__init__(
+            f"The job {job_id} is still pending after {waited_s:g} s.",
+            job_id=job_id,
+            hint=f"it goes on; wait for it again: afterwords jobs wait {job_id}",
+        )
