@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint soak bench openapi data clean
+.PHONY: demo test lint soak bench client openapi data clean
 
 demo: $(VENV)/.lite
 	$(BIN)/afterwords demo --out hello.wav
@@ -26,6 +26,9 @@ DNSMOS := speechmos==0.0.1.1 # for its weights; its code, which needs much more,
 bench: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-deps $(DNSMOS)
 	$(BIN)/python -m benchmarks.run
+
+client: $(VENV)/.dev
+	$(BIN)/python -m scripts.make_client
 
 openapi: $(VENV)/.dev
 	$(BIN)/python -m scripts.make_openapi

@@ -165,7 +165,8 @@ def test_recording_that_is_not_the_stated_one_is_refused(library: Library) -> No
 def test_original_that_changed_since_it_was_sealed_is_refused(library: Library, tmp_path: Path) -> None:
     consent = Consent(kind=ConsentKind.SELF, stated_at=now())
     voice = voice_of("me", consent=consent)
-    sealed = seal(reference_sha256=voice.reference.sha256, original_sha256="0" * 64, window_start_s=0, consent=consent)
+    assert voice.ref_sha256
+    sealed = seal(reference_sha256=voice.ref_sha256, original_sha256="0" * 64, window_start_s=0, consent=consent)
     (tmp_path / "me.wav").write_bytes(b"not what was sealed")
     with pytest.raises(UnreadableFileError, match="changed"):
         library.save(voice.model_copy(update={"provenance": sealed}), reference_wav=WAV, original=tmp_path / "me.wav")
@@ -656,6 +657,7 @@ def test_older_profile_becomes_a_voice_without_invented_facts(library: Library) 
     recording = (library.home / "voices" / "me.wav").read_bytes()
     voice = library.get("me")
     assert (voice.backend, voice.lang, voice.ref_text) == ("lite", "en", "I said this.")
+    assert voice.reference
     assert (voice.consent, voice.provenance, voice.reference.grade) == (None, None, None)
     assert (voice.reference.duration_s, voice.reference.sample_rate) == (6.0, 24_000)
     assert voice.metadata == {"source_url": "https://example.com/v", "segment_start_s": "12.5"}

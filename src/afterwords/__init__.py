@@ -16,13 +16,16 @@ TYPE_CHECKING = False  # as type checkers know it; `typing` would double the tim
 if TYPE_CHECKING:
     from afterwords import errors
     from afterwords.audio import Audio
+    from afterwords.client import AsyncClient, Client
     from afterwords.errors import AfterwordsError
     from afterwords.models import Job, Voice
     from afterwords.studio import clone, say, stream, voices
 
 _HOMES = {
     "AfterwordsError": "afterwords.errors",
+    "AsyncClient": "afterwords.client.aio",
     "Audio": "afterwords.audio",
+    "Client": "afterwords.client.sync",
     "Job": "afterwords.models",
     "Voice": "afterwords.models",
     "clone": "afterwords.studio",
@@ -30,7 +33,20 @@ _HOMES = {
     "stream": "afterwords.studio",
     "voices": "afterwords.studio",
 }
-__all__ = ["AfterwordsError", "Audio", "Job", "Voice", "__version__", "clone", "errors", "say", "stream", "voices"]
+__all__ = [
+    "AfterwordsError",
+    "AsyncClient",
+    "Audio",
+    "Client",
+    "Job",
+    "Voice",
+    "__version__",
+    "clone",
+    "errors",
+    "say",
+    "stream",
+    "voices",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -151,7 +151,9 @@ def test_recording_from_a_pipe_counts_by_what_is_there(ending: str) -> None:
     done = run("clone", "-", *SELF, stdin=recording)
 
     assert (done.code, done.out) == (0, "me\n")
-    assert aw.voices()[0].reference.duration_s > 5
+    reference = aw.voices()[0].reference
+    assert reference
+    assert reference.duration_s > 5
 
 
 def test_consent_must_be_given_where_nobody_can_be_asked(home: Path) -> None:

@@ -13,11 +13,13 @@ class VoiceNotFoundError(AfterwordsError):
     http_status = 404
     exit_code = 4
 
-    def __init__(self, name: str | None = None, *, nearest: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str | None = None, *, nearest: Sequence[str] = (), where: str = "`afterwords voices list`"
+    ) -> None:
         near = " or ".join(ascii(n) for n in nearest)
         super().__init__(
             "There is no such voice." if name is None else f"There is no voice {name!a}.",
-            hint=f"did you mean {near}?" if near else "`afterwords voices list` shows what there is.",
+            hint=f"did you mean {near}?" if near else f"{where} shows what there is.",
         )
 
 

@@ -103,7 +103,7 @@ class JobFailedError(RemoteJobError):
 
     def __init__(self, job_id: str | None, *, reason: str) -> None:
         super().__init__(
-            f"The job {job_id} failed: {reason}.",
+            f"The job {job_id} failed: {reason.rstrip('.')}.",
             job_id=job_id,
             hint="nothing was charged; try again, and if it stays tell who runs the server.",
         )

@@ -1,0 +1,37 @@
+"""A server's voices from any program: `Client`, and `AsyncClient` to be awaited.
+
+    requests    how one request is made to succeed: retries, refusals, downloads
+    operations  every call of the API, once, as generators that do no I/O
+    aio · sync  the two that carry them out; `sync` is made from `aio`
+
+The rest is what they share: drive (httpx), shapes (JSON into models), sound (bytes into samples), files (in and out).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from afterwords.client.aio import AsyncClient
+    from afterwords.client.aio_speech import AsyncRemoteJob, AsyncRemoteSpeech
+    from afterwords.client.sync import Client
+    from afterwords.client.sync_speech import RemoteJob, RemoteSpeech
+
+_HOMES = {
+    "AsyncClient": "aio",
+    "AsyncRemoteJob": "aio_speech",
+    "AsyncRemoteSpeech": "aio_speech",
+    "Client": "sync",
+    "RemoteJob": "sync_speech",
+    "RemoteSpeech": "sync_speech",
+}
+__all__ = ["AsyncClient", "AsyncRemoteJob", "AsyncRemoteSpeech", "Client", "RemoteJob", "RemoteSpeech"]
+
+
+def __getattr__(name: str) -> object:
+    """Load only the one that is asked for: a command line has no use for asyncio."""
+    from importlib import import_module
+
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,234 @@
+"""Jobs of a server and speech while it is made, to be awaited. `sync_speech` is made from this by `make client`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import httpx
+from pydantic import PrivateAttr
+
+from afterwords.client.drive import named
+from afterwords.client.files import status_named, written
+from afterwords.client.operations import JOB_TIMEOUT_S, PAGE_MAX
+from afterwords.client.shapes import Sound
+from afterwords.errors import JobNotReadyError, SpeechReadError
+from afterwords.models import Job, JobStatus, Voice
+
+if TYPE_CHECKING:
+    from afterwords.audio import Audio
+    from afterwords.backends.base import Chunk
+    from afterwords.client.aio import AsyncClient
+    from afterwords.riff import Samples
+
+
+class AsyncJobs:
+    """The jobs of a server: `client.jobs`."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._operations = client._operations
+
+    async def get(self, job_id: str) -> AsyncRemoteJob:
+        """Ask where a job stands.
+
+        Raises:
+            JobNotFoundError: there is none.
+        """
+        return AsyncRemoteJob.of(self._client, await self._client._run(self._operations.get_job(job_id)))
+
+    def list(self, *, status: JobStatus | str | None = None, page_size: int = 100) -> AsyncIterator[AsyncRemoteJob]:
+        """Go through the jobs, newest first; pages are fetched as they are needed."""
+        limit, wanted = max(1, min(page_size, PAGE_MAX)), status_named(status)
+        jobs = self._client._pages(lambda after: self._operations.jobs_page(after, status=wanted, limit=limit))
+        return (AsyncRemoteJob.of(self._client, job) async for job in jobs)
+
+    async def wait(self, job_id: str, *, timeout_s: float = JOB_TIMEOUT_S) -> AsyncRemoteJob:
+        """Follow a job until it is ready.
+
+        Raises:
+            JobFailedError, JobCancelledError: it has no audio.
+            JobTimeoutError: it is pending still, and goes on.
+        """
+        job = await self._client._run(self._operations.wait_for_job(job_id, timeout_s=timeout_s))
+        return AsyncRemoteJob.of(self._client, job)
+
+    async def cancel(self, job_id: str) -> AsyncRemoteJob:
+        """Cancel a pending job; what it reserved is given back.
+
+        Raises:
+            JobFinalError: it is final already.
+        """
+        return AsyncRemoteJob.of(self._client, await self._client._run(self._operations.cancel_job(job_id)))
+
+    async def audio(self, job_id: str) -> Audio:
+        """Fetch the audio of a job that is ready.
+
+        Raises:
+            JobNotReadyError: it is not.
+        """
+        from afterwords.client.sound import decoded
+
+        data = await self._client._run(self._operations.job_audio(job_id))
+        return decoded(Sound(data, None, None, job_id))
+
+    async def download(self, job_id: str, path: Path | str) -> Path:
+        """Write the audio of a job into a file as it is on the server, whole or not at all, for its owner alone."""
+        return await asyncio.to_thread(written, await self._client._run(self._operations.job_audio(job_id)), path)
+
+
+class AsyncRemoteJob(Job):
+    """A job, and the way to its audio."""
+
+    _client: AsyncClient = PrivateAttr()
+    _sound: Sound | None = PrivateAttr(default=None)
+
+    @classmethod
+    def of(cls, client: AsyncClient, job: Job, sound: Sound | None = None) -> AsyncRemoteJob:
+        remote = cls.model_validate(job.model_dump())
+        remote._client, remote._sound = client, sound
+        return remote
+
+    async def wait(self, *, timeout_s: float = JOB_TIMEOUT_S) -> AsyncRemoteJob:
+        """Follow it until it is ready, and return it as it is then.
+
+        Raises:
+            JobFailedError, JobCancelledError: it has no audio.
+            JobTimeoutError: it is pending still, and goes on.
+        """
+        if self.status is JobStatus.READY:
+            return self
+        job = await self._client._run(self._client._operations.wait_for_job(self._id(), timeout_s=timeout_s))
+        return AsyncRemoteJob.of(self._client, job.model_copy(update={"voice_id": self.voice_id}))
+
+    async def audio(self) -> Audio:
+        """Fetch its audio.
+
+        Raises:
+            JobNotReadyError: it has none yet.
+        """
+        from afterwords.client.sound import decoded
+
+        return decoded(Sound(await self._data(), self.voice_id, None, self.job_id))
+
+    async def download(self, path: Path | str) -> Path:
+        """Write its audio into a file as it is on the server, whole or not at all, for its owner alone."""
+        return await asyncio.to_thread(written, await self._data(), path)
+
+    async def cancel(self) -> AsyncRemoteJob:
+        """Cancel it; what it reserved is given back.
+
+        Raises:
+            JobFinalError: it is final already.
+        """
+        return await self._client.jobs.cancel(self._id())
+
+    async def _data(self) -> bytes:
+        if self._sound is not None:
+            return self._sound.data
+        return await self._client._run(self._client._operations.job_audio(self._id()))
+
+    def _id(self) -> str:
+        if self.job_id is None:
+            raise JobNotReadyError(self.status)
+        return self.job_id
+
+
+class AsyncRemoteSpeech:
+    """Speech while a server makes it: iterate over it, once, to get its chunks.
+
+    Attributes:
+        voice_id: who speaks.
+        backend: what speaks.
+        job_id: the job; None if it was spoken before.
+        is_cached: whether it was spoken before.
+        sample_rate: of the chunks, in Hz.
+        tags: the mark that files of this speech carry.
+    """
+
+    def __init__(self, client: AsyncClient, sound: Sound, voice: Voice | str) -> None:
+        from afterwords.client.sound import WavStream
+
+        self.voice_id = sound.voice_id
+        self.backend = sound.backend
+        self.job_id = sound.job_id
+        self.is_cached = sound.is_cached
+        self.sample_rate = 0
+        self.tags: dict[str, str] = {}
+        self._client = client
+        self._sound = sound
+        self._voice = voice
+        self._response: httpx.Response = sound.stream
+        self._pieces = self._response.aiter_bytes()
+        self._wav = WavStream()
+        self._first: Samples | None = None
+        self._is_begun = False
+
+    def __repr__(self) -> str:
+        return f"AsyncRemoteSpeech({self.sample_rate} Hz, backend={self.backend!r})"
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        if self._is_begun:
+            raise SpeechReadError
+        self._is_begun = True
+        return self._chunks()
+
+    async def audio(self) -> Audio:
+        """Read all of it."""
+        from afterwords.client.sound import joined
+
+        return joined([chunk.samples async for chunk in self], self.sample_rate, self.tags)
+
+    async def close(self) -> None:
+        """Stop listening; a job that is not done is cancelled."""
+        await self._response.aclose()
+
+    async def __aenter__(self) -> AsyncRemoteSpeech:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def begun(self) -> AsyncRemoteSpeech:
+        """Read up to where the sound begins: from then on the sample rate is known."""
+        from afterwords.client.sound import marked
+
+        while not self._wav.sample_rate:
+            piece = await self._piece()
+            if piece is None:
+                self._wav.end()
+            else:
+                self._first = self._wav.feed(piece)
+        self.sample_rate = self._wav.sample_rate
+        self.tags = marked(self._wav.tags, self._sound, self._voice)
+        return self
+
+    async def _piece(self) -> bytes | None:
+        """The next bytes; None at the end."""
+        try:
+            with named(self._client._access, self._response.request):
+                piece = await anext(self._pieces, None)
+        except BaseException:
+            await self._response.aclose()
+            raise
+        if piece is None:
+            await self._response.aclose()
+        return piece
+
+    async def _chunks(self) -> AsyncIterator[Chunk]:
+        from afterwords.backends.base import Chunk
+
+        try:
+            if self._first is not None:
+                yield Chunk(self._first)
+            while (piece := await self._piece()) is not None:
+                if (samples := self._wav.feed(piece)) is not None:
+                    yield Chunk(samples)
+            self._wav.end()
+        finally:
+            await self._response.aclose()

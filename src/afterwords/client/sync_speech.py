@@ -1,0 +1,233 @@
+"""Jobs of a server, and speech while it is made. Made from `aio_speech` by `make client`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import httpx
+from pydantic import PrivateAttr
+
+from afterwords.client.drive import named
+from afterwords.client.files import status_named, written
+from afterwords.client.operations import JOB_TIMEOUT_S, PAGE_MAX
+from afterwords.client.shapes import Sound
+from afterwords.errors import JobNotReadyError, SpeechReadError
+from afterwords.models import Job, JobStatus, Voice
+
+if TYPE_CHECKING:
+    from afterwords.audio import Audio
+    from afterwords.backends.base import Chunk
+    from afterwords.client.sync import Client
+    from afterwords.riff import Samples
+
+
+class Jobs:
+    """The jobs of a server: `client.jobs`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._operations = client._operations
+
+    def get(self, job_id: str) -> RemoteJob:
+        """Ask where a job stands.
+
+        Raises:
+            JobNotFoundError: there is none.
+        """
+        return RemoteJob.of(self._client, self._client._run(self._operations.get_job(job_id)))
+
+    def list(self, *, status: JobStatus | str | None = None, page_size: int = 100) -> Iterator[RemoteJob]:
+        """Go through the jobs, newest first; pages are fetched as they are needed."""
+        limit, wanted = max(1, min(page_size, PAGE_MAX)), status_named(status)
+        jobs = self._client._pages(lambda after: self._operations.jobs_page(after, status=wanted, limit=limit))
+        return (RemoteJob.of(self._client, job) for job in jobs)
+
+    def wait(self, job_id: str, *, timeout_s: float = JOB_TIMEOUT_S) -> RemoteJob:
+        """Follow a job until it is ready.
+
+        Raises:
+            JobFailedError, JobCancelledError: it has no audio.
+            JobTimeoutError: it is pending still, and goes on.
+        """
+        job = self._client._run(self._operations.wait_for_job(job_id, timeout_s=timeout_s))
+        return RemoteJob.of(self._client, job)
+
+    def cancel(self, job_id: str) -> RemoteJob:
+        """Cancel a pending job; what it reserved is given back.
+
+        Raises:
+            JobFinalError: it is final already.
+        """
+        return RemoteJob.of(self._client, self._client._run(self._operations.cancel_job(job_id)))
+
+    def audio(self, job_id: str) -> Audio:
+        """Fetch the audio of a job that is ready.
+
+        Raises:
+            JobNotReadyError: it is not.
+        """
+        from afterwords.client.sound import decoded
+
+        data = self._client._run(self._operations.job_audio(job_id))
+        return decoded(Sound(data, None, None, job_id))
+
+    def download(self, job_id: str, path: Path | str) -> Path:
+        """Write the audio of a job into a file as it is on the server, whole or not at all, for its owner alone."""
+        return written(self._client._run(self._operations.job_audio(job_id)), path)
+
+
+class RemoteJob(Job):
+    """A job, and the way to its audio."""
+
+    _client: Client = PrivateAttr()
+    _sound: Sound | None = PrivateAttr(default=None)
+
+    @classmethod
+    def of(cls, client: Client, job: Job, sound: Sound | None = None) -> RemoteJob:
+        remote = cls.model_validate(job.model_dump())
+        remote._client, remote._sound = client, sound
+        return remote
+
+    def wait(self, *, timeout_s: float = JOB_TIMEOUT_S) -> RemoteJob:
+        """Follow it until it is ready, and return it as it is then.
+
+        Raises:
+            JobFailedError, JobCancelledError: it has no audio.
+            JobTimeoutError: it is pending still, and goes on.
+        """
+        if self.status is JobStatus.READY:
+            return self
+        job = self._client._run(self._client._operations.wait_for_job(self._id(), timeout_s=timeout_s))
+        return RemoteJob.of(self._client, job.model_copy(update={"voice_id": self.voice_id}))
+
+    def audio(self) -> Audio:
+        """Fetch its audio.
+
+        Raises:
+            JobNotReadyError: it has none yet.
+        """
+        from afterwords.client.sound import decoded
+
+        return decoded(Sound(self._data(), self.voice_id, None, self.job_id))
+
+    def download(self, path: Path | str) -> Path:
+        """Write its audio into a file as it is on the server, whole or not at all, for its owner alone."""
+        return written(self._data(), path)
+
+    def cancel(self) -> RemoteJob:
+        """Cancel it; what it reserved is given back.
+
+        Raises:
+            JobFinalError: it is final already.
+        """
+        return self._client.jobs.cancel(self._id())
+
+    def _data(self) -> bytes:
+        if self._sound is not None:
+            return self._sound.data
+        return self._client._run(self._client._operations.job_audio(self._id()))
+
+    def _id(self) -> str:
+        if self.job_id is None:
+            raise JobNotReadyError(self.status)
+        return self.job_id
+
+
+class RemoteSpeech:
+    """Speech while a server makes it: iterate over it, once, to get its chunks.
+
+    Attributes:
+        voice_id: who speaks.
+        backend: what speaks.
+        job_id: the job; None if it was spoken before.
+        is_cached: whether it was spoken before.
+        sample_rate: of the chunks, in Hz.
+        tags: the mark that files of this speech carry.
+    """
+
+    def __init__(self, client: Client, sound: Sound, voice: Voice | str) -> None:
+        from afterwords.client.sound import WavStream
+
+        self.voice_id = sound.voice_id
+        self.backend = sound.backend
+        self.job_id = sound.job_id
+        self.is_cached = sound.is_cached
+        self.sample_rate = 0
+        self.tags: dict[str, str] = {}
+        self._client = client
+        self._sound = sound
+        self._voice = voice
+        self._response: httpx.Response = sound.stream
+        self._pieces = self._response.iter_bytes()
+        self._wav = WavStream()
+        self._first: Samples | None = None
+        self._is_begun = False
+
+    def __repr__(self) -> str:
+        return f"RemoteSpeech({self.sample_rate} Hz, backend={self.backend!r})"
+
+    def __iter__(self) -> Iterator[Chunk]:
+        if self._is_begun:
+            raise SpeechReadError
+        self._is_begun = True
+        return self._chunks()
+
+    def audio(self) -> Audio:
+        """Read all of it."""
+        from afterwords.client.sound import joined
+
+        return joined([chunk.samples for chunk in self], self.sample_rate, self.tags)
+
+    def close(self) -> None:
+        """Stop listening; a job that is not done is cancelled."""
+        self._response.close()
+
+    def __enter__(self) -> RemoteSpeech:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def begun(self) -> RemoteSpeech:
+        """Read up to where the sound begins: from then on the sample rate is known."""
+        from afterwords.client.sound import marked
+
+        while not self._wav.sample_rate:
+            piece = self._piece()
+            if piece is None:
+                self._wav.end()
+            else:
+                self._first = self._wav.feed(piece)
+        self.sample_rate = self._wav.sample_rate
+        self.tags = marked(self._wav.tags, self._sound, self._voice)
+        return self
+
+    def _piece(self) -> bytes | None:
+        """The next bytes; None at the end."""
+        try:
+            with named(self._client._access, self._response.request):
+                piece = next(self._pieces, None)
+        except BaseException:
+            self._response.close()
+            raise
+        if piece is None:
+            self._response.close()
+        return piece
+
+    def _chunks(self) -> Iterator[Chunk]:
+        from afterwords.backends.base import Chunk
+
+        try:
+            if self._first is not None:
+                yield Chunk(self._first)
+            while (piece := self._piece()) is not None:
+                if (samples := self._wav.feed(piece)) is not None:
+                    yield Chunk(samples)
+            self._wav.end()
+        finally:
+            self._response.close()
