@@ -1,0 +1,35 @@
+"""The example projects pass their own tests, each in a pytest of its own, as they would anywhere else."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.parametrize("project", sorted(path.parent.name for path in EXAMPLES.glob("*/pyproject.toml")))
+def test_the_example_passes_its_tests(project: str) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider"],  # -B: nothing is left in the sources
+        cwd=EXAMPLES / project,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    passed = re.search(r"^(\d+) passed in", done.stdout, re.M)  # none failed, none was skipped
+    assert passed, done.stdout
+    assert int(passed[1]) > 0
+
+
+def test_there_is_an_example() -> None:
+    assert (EXAMPLES / "podcast" / "pyproject.toml").is_file()

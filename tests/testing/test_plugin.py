@@ -1,0 +1,176 @@
+"""The fixtures that a project gets by installing afterwords beside pytest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import httpx
+import pytest
+
+import afterwords.testing
+from afterwords.errors import JobFailedError, MissingExtraError
+from afterwords.testing import Fault, FaultyServer, RunningServer
+
+if TYPE_CHECKING:
+    from afterwords import Client, Voice
+
+PLUGIN: Final = "afterwords.testing.plugin"
+
+
+def ask(server: RunningServer, path: str, secret: str = "nothing") -> httpx.Response:
+    return httpx.get(f"{server.url}{path}", headers={"Authorization": f"Bearer {secret}"}, trust_env=False)
+
+
+def run_pytest(folder: Path, *options: str, **env: str) -> str:
+    """What pytest says in a project of its own, where warnings are errors and ours is the only plug-in."""
+    options = ("-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", ".", *options)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options],
+        cwd=folder,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": PLUGIN, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+class TestServer:
+    def test_it_is_the_real_server_with_a_tone_for_a_voice(self, afterwords_server: RunningServer) -> None:
+        assert ask(afterwords_server, "/v1/health").json()["backends"] == ["tone"]
+        assert ask(afterwords_server, "/readyz").status_code == 200
+
+    def test_its_secrets_open_what_they_should(self, afterwords_server: RunningServer) -> None:
+        assert ask(afterwords_server, "/v1/voices", afterwords_server.api_key).json() == []
+        assert ask(afterwords_server, "/v1/voices", afterwords_server.new_key()).json() == []
+        assert ask(afterwords_server, "/v1/keys", afterwords_server.admin_secret).status_code == 200
+        assert ask(afterwords_server, "/v1/voices", "aw_guessed").status_code == 401
+
+    def test_a_key_can_be_given_a_limit(self, afterwords_server: RunningServer) -> None:
+        key = afterwords_server.new_key(label="poor", character_limit=10)
+        assert ask(afterwords_server, "/v1/usage", key).json()["limit"] == 10
+
+    def test_a_key_that_can_not_be_made_is_told(self, afterwords_server: RunningServer) -> None:
+        with pytest.raises(ValueError, match="invalid_field"):
+            afterwords_server.new_key(character_limit=-1)
+
+    def test_stopped_it_is_gone_and_leaves_nothing_open(self, tmp_path: Path) -> None:
+        with RunningServer(tmp_path) as server:
+            assert (tmp_path / "server" / "afterwords.db").is_file()
+        with pytest.raises(httpx.ConnectError):
+            ask(server, "/v1/health")
+        assert not (tmp_path / "server" / "afterwords.db-wal").exists()
+
+    def test_one_that_can_not_start_says_so(self, tmp_path: Path) -> None:
+        (tmp_path / "server").write_text("a file where its folder belongs")
+        with pytest.raises(RuntimeError, match=r"the log of uvicorn\.error says why"):
+            RunningServer(tmp_path).start()
+
+    def test_without_the_extra_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        # patched, since a machine without the extra can't run the other tests
+        monkeypatch.setattr("afterwords.testing.running.find_spec", lambda _: None)
+        with pytest.raises(MissingExtraError, match="A server for tests needs the extra 'server'") as caught:
+            RunningServer(tmp_path)
+        assert caught.value.hint == 'pip install "afterwords[server]"'
+
+
+class TestClient:
+    def test_it_speaks(self, afterwords_client: Client, afterwords_voice: Voice) -> None:
+        audio = afterwords_client.say("A tone lasts sixty milliseconds a character.", voice=afterwords_voice)
+        assert audio.duration_s == pytest.approx(44 * 0.06)
+
+    @pytest.mark.parametrize("_turn", [1, 2])
+    def test_every_test_has_an_account_of_its_own(
+        self, afterwords_client: Client, afterwords_voice: Voice, _turn: int
+    ) -> None:
+        assert [voice.voice_id for voice in afterwords_client.voices.list()] == [afterwords_voice.voice_id]
+
+    def test_a_fault_befalls_only_the_client_that_asks_through_the_proxy(
+        self,
+        afterwords_client: Client,
+        afterwords_faulty_client: Client,
+        afterwords_faults: FaultyServer,
+        afterwords_voice: Voice,
+    ) -> None:
+        afterwords_faults.inject(Fault.ANSWER, status=401, times=9)
+        with pytest.raises(afterwords.errors.UnauthorizedError):
+            afterwords_faulty_client.say("Hello.", voice=afterwords_voice)
+        assert afterwords_client.say("Hello.", voice=afterwords_voice).duration_s > 0
+        afterwords_faults.clear()
+        assert afterwords_faulty_client.say("Hello.", voice=afterwords_voice).duration_s > 0
+
+    @pytest.mark.parametrize(
+        ("word", "reason"),
+        [
+            ("fault-fail", "synthesis_failed"),
+            ("fault-error", "synthesis_failed"),
+            ("fault-memory", "out_of_memory"),
+            ("fault-crash", "worker_lost"),
+            ("fault-hang", "worker_lost"),
+        ],
+    )
+    def test_a_fault_word_makes_the_job_fail(
+        self, afterwords_client: Client, afterwords_voice: Voice, word: str, reason: str
+    ) -> None:
+        with pytest.raises(JobFailedError) as caught:
+            afterwords_client.say(f"Then {word} comes.", voice=afterwords_voice)
+        assert caught.value.reason == reason
+        assert afterwords_client.say("The next is spoken.", voice=afterwords_voice).duration_s > 0
+
+
+class TestElsewhere:
+    def test_neither_side_reads_the_settings_of_the_other(self, tmp_path: Path) -> None:
+        (tmp_path / "test_it.py").write_text("""
+import os, httpx
+
+def settings():
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+BEFORE = settings()
+
+def test_it(afterwords_server):
+    assert settings() == BEFORE
+    assert httpx.get(afterwords_server.url + "/v1/health", trust_env=False).json()["backends"] == ["tone"]
+""")
+        home = tmp_path / "home"
+        theirs = {"HOME": str(home), "DATABASE_URL": "sqlite:////nowhere/db", "PORT": "x", "BACKENDS": "lite"}
+        said = run_pytest(tmp_path, **{f"AFTERWORDS_{name}": value for name, value in theirs.items()})
+        assert "1 passed" in said, said
+        assert not home.exists()
+
+    def test_a_run_that_uses_no_fixture_loads_nothing_but_pytest(self, tmp_path: Path) -> None:
+        (tmp_path / "test_it.py").write_text("""
+import sys
+
+def test_it():
+    ours = {name for name in sys.modules if name.startswith("afterwords")}
+    assert ours == {"afterwords", "afterwords.testing", "afterwords.testing.plugin"}
+    assert not {"numpy", "pydantic", "httpx", "fastapi", "uvicorn", "sqlalchemy"} & sys.modules.keys()
+""")
+        said = run_pytest(tmp_path)
+        assert "1 passed" in said, said
+
+    def test_pytest_tells_what_the_fixtures_are(self, tmp_path: Path) -> None:
+        lines = run_pytest(tmp_path, "--fixtures").splitlines()
+        ours = {n: line for n, line in enumerate(lines) if line.startswith("afterwords_")}
+        assert len(ours) == 6
+        assert all(lines[n + 1].startswith("    ") and "no docstring" not in lines[n + 1] for n in ours)
+
+
+def test_every_public_name_can_be_had() -> None:
+    assert all(getattr(afterwords.testing, name) is not None for name in afterwords.testing.__all__)
+    assert set(afterwords.testing.__all__) == set(dir(afterwords.testing))
+    with pytest.raises(AttributeError, match="no attribute 'TestServer'"):
+        afterwords.testing.TestServer  # noqa: B018 - asking for it is the test
+
+
+def test_pytest_finds_the_plug_in() -> None:
+    (point,) = entry_points(group="pytest11", name="afterwords")
+    assert point.value == PLUGIN
+    assert point.load().__name__ == PLUGIN
