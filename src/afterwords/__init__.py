@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from afterwords.errors import AfterwordsError
     from afterwords.models import Job, Voice
     from afterwords.studio import clone, say, stream, voices
+    from afterwords.travel import pull, push, sync
 
 _HOMES = {
     "AfterwordsError": "afterwords.errors",
@@ -29,8 +30,11 @@ _HOMES = {
     "Job": "afterwords.models",
     "Voice": "afterwords.models",
     "clone": "afterwords.studio",
+    "pull": "afterwords.travel",
+    "push": "afterwords.travel",
     "say": "afterwords.studio",
     "stream": "afterwords.studio",
+    "sync": "afterwords.travel",
     "voices": "afterwords.studio",
 }
 __all__ = [
@@ -43,8 +47,11 @@ __all__ = [
     "__version__",
     "clone",
     "errors",
+    "pull",
+    "push",
     "say",
     "stream",
+    "sync",
     "voices",
 ]
 

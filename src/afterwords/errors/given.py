@@ -303,10 +303,10 @@ class VoiceExistsError(InvalidInputError):
     code = "voice_exists"
     http_status = 409
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, where: str = "`afterwords clone --replace`") -> None:
         super().__init__(
-            f"There is already a voice named {name!a}.",
-            hint="choose another name, or let `afterwords clone --replace` take its place.",
+            f"There is already another voice named {name!a}.",
+            hint=f"choose another name, or let {where} take its place.",
         )
 
 
