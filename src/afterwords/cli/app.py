@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from afterwords.cli import backends, clone, demo, doctor, keys, output, say, serve, verify, voices
+from afterwords.cli import backends, clone, demo, doctor, keys, output, say, serve, travel, verify, voices
 from afterwords.errors import AfterwordsError
 
 INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended: 128 + SIGINT
@@ -57,6 +57,9 @@ app.command("verify")(verify.verify)
 app.command("backends")(backends.backends)
 app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
+app.command("push")(travel.push)
+app.command("pull")(travel.pull)
+app.command("sync")(travel.sync)
 app.add_typer(keys.app, name="keys")
 
 
