@@ -97,7 +97,7 @@ class JobClaims:
         with pytest.raises(IdempotencyConflictError):
             await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=other)
         with pytest.raises(IdempotencyConflictError):
-            await world.store.remember(other)
+            await world.store.replayed_job(other)
         assert await world.spent() == len(TEXT)
 
     async def test_repeated_request_of_a_stand_in_gets_the_same_stand_in(self, world: World) -> None:
@@ -112,17 +112,16 @@ class JobClaims:
 
         assert (again.is_new, again.job.job_id) == (False, first.job_id)
 
-    async def test_request_answered_without_a_job_is_remembered_and_may_get_one_later(self, world: World) -> None:
+    async def test_the_job_of_a_request_is_found_again_and_one_without_leaves_no_trace(self, world: World) -> None:
         ann = await world.caller()
         voice = await world.voice(ann)
         asked = request(ann)
-        assert await world.store.remember(asked) is None
-        assert await world.store.remember(asked) is None
+        assert await world.store.replayed_job(asked) is None
+        assert await world.store.replayed_job(request(ann, body="other")) is None
 
         made = await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=asked)
 
-        assert made.is_new
-        assert await world.store.remember(asked) == made.job.job_id
+        assert await world.store.replayed_job(asked) == made.job.job_id
 
     async def test_refused_request_leaves_its_idempotency_key_free(self, world: World) -> None:
         ann = await world.caller()
@@ -221,14 +220,15 @@ class JobClaims:
     async def test_old_idempotency_keys_and_tombstones_are_forgotten(self, world: World) -> None:
         ann = await world.caller()
         voice = await world.voice(ann)
-        await world.store.remember(request(ann))
+        old = await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=request(ann))
         world.clock.pass_s(24 * 3600 + 1)
-        await world.store.remember(request(ann, key="young"))
-        await world.store.delete_voice(voice.voice_id, account_id=ann.account_id)
+        await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=request(ann, key="young"))
 
         await world.store.forget_old()
 
-        assert await world.store.remember(request(ann, body="other")) is None
+        assert await world.store.replayed_job(request(ann, body="other")) is None
+        assert old.is_new
         with pytest.raises(IdempotencyConflictError):
-            await world.store.remember(request(ann, key="young", body="other"))
+            await world.store.replayed_job(request(ann, key="young", body="other"))
+        await world.store.delete_voice(voice.voice_id, account_id=ann.account_id)
         assert [voice_id for voice_id, _ in await world.store.purge_due()] == [voice.voice_id]

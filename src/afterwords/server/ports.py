@@ -369,8 +369,8 @@ class Store(Protocol):
         """
         ...
 
-    async def remember(self, idempotency: Idempotency) -> str | None:
-        """Note that a request was answered without a job; returns the job it made before, if it did.
+    async def replayed_job(self, idempotency: Idempotency) -> str | None:
+        """The job that the same request made before; None if it made none: an answer from the cache leaves no trace.
 
         Raises:
             IdempotencyConflictError: the key came before with another body.

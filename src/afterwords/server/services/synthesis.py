@@ -131,7 +131,7 @@ class Synthesis:
         )
         if hit := await self._cached(voice, key):
             entry, wav = hit
-            job_id = await self.store.remember(idempotency) if idempotency else None
+            job_id = await self.store.replayed_job(idempotency) if idempotency else None
             job = await self.store.job(job_id, account_id=caller.account_id) if job_id else None
             return Accepted(job, is_new=False) if job else Hit(wav, entry, backend)
         if not await self.blobs.exists(voice.ref_audio_key):

@@ -64,16 +64,14 @@ def keep(
 
 
 def name_job(connection: Connection, asked: Idempotency, job_id: str) -> None:
-    """Note the job of a request that was answered without one at first."""
+    """Note another job for a request whose first one is gone."""
     connection.execute(_NAME_JOB, {**_name(asked), "job": job_id})
 
 
-def remember(connection: Connection, asked: Idempotency, *, now: datetime) -> str | None:
+def job_of(connection: Connection, asked: Idempotency) -> str | None:
+    """The job that the same request made before."""
     before = find(connection, asked)
-    if before is None:
-        keep(connection, asked, now=now)
-        return None
-    return before.job_id
+    return before.job_id if before else None
 
 
 def _name(asked: Idempotency) -> dict[str, Any]:

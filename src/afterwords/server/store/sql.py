@@ -157,8 +157,8 @@ class SqlStore:
             partial(jobs.submit, job=job, limits=limits, asked=idempotency, now=self._clock.now())
         )
 
-    async def remember(self, idempotency: Idempotency) -> str | None:
-        return await self._database.write(partial(repeats.remember, asked=idempotency, now=self._clock.now()))
+    async def replayed_job(self, idempotency: Idempotency) -> str | None:
+        return await self._database.read(partial(repeats.job_of, asked=idempotency))
 
     async def job(self, job_id: str, *, account_id: str | None = None) -> StoredJob | None:
         return await self._database.read(
