@@ -13,9 +13,10 @@ from typing import Any, Final
 import httpx
 
 from afterwords import __version__
-from afterwords.client.requests import Answer, Ask
+from afterwords.client.requests import Answer, Ask, is_audio
 from afterwords.errors import (
     ConnectionLostError,
+    InvalidInputError,
     NotLoggedInError,
     ServerSilentError,
     StrangeAnswerError,
@@ -46,6 +47,7 @@ def request_for(http: httpx.Client | httpx.AsyncClient, ask: Ask, access: Access
 
     Raises:
         NotLoggedInError: there is none.
+        InvalidInputError: what was given has no form that can be sent.
     """
     headers = dict(ask.headers)
     if ask.idempotency_key is not None:
@@ -59,15 +61,20 @@ def request_for(http: httpx.Client | httpx.AsyncClient, ask: Ask, access: Access
         parts = {"content": ask.body}
     elif ask.json is not None:
         parts = {"json": ask.json}
-    return http.build_request(
-        ask.method,
-        f"{access.base_url}{ask.path}",
-        params=dict(ask.params) or None,
-        headers=headers,
-        # waiting for a connection of the pool is no failure of the server
-        timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, read=timeout_s + ask.wait_s, pool=None),
-        **parts,
-    )
+    try:
+        return http.build_request(
+            ask.method,
+            f"{access.base_url}{ask.path}",
+            params=dict(ask.params) or None,
+            headers=headers,
+            # waiting for a connection of the pool is no failure of the server
+            timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, read=timeout_s + ask.wait_s, pool=None),
+            **parts,
+        )
+    except (ValueError, httpx.InvalidURL):  # its message would quote what was given
+        raise InvalidInputError(
+            "What was given can't be sent: it holds a number that is none, or half a character.", hint="give another."
+        ) from None
 
 
 def _secret(ask: Ask, access: Access) -> str:
@@ -90,6 +97,8 @@ def named(access: Access, request: httpx.Request) -> Iterator[None]:
         raise ServerSilentError(url, waited_s=request.extensions["timeout"]["read"]) from error
     except httpx.TransportError as error:
         raise ConnectionLostError(url, why=_why(error)) from error
+    except httpx.DecodingError as error:
+        raise StrangeAnswerError("it is compressed, and was altered on the way") from error
 
 
 def _why(error: httpx.TransportError) -> str:
@@ -114,8 +123,8 @@ def answer_of(response: httpx.Response, body: bytes, *, is_whole: bool) -> Answe
 
 
 def is_left_open(ask: Ask, response: httpx.Response) -> bool:
-    """Whether the body is for who asked to read."""
-    return ask.is_stream and response.status_code == 200
+    """Whether the body is for who asked to read: audio. Nobody would close another."""
+    return ask.is_stream and response.status_code == 200 and is_audio(opened_of(response))
 
 
 def opened_of(response: httpx.Response) -> Answer:
@@ -124,7 +133,7 @@ def opened_of(response: httpx.Response) -> Answer:
 
 
 def _headers_of(response: httpx.Response) -> dict[str, str]:
-    return {name.lower(): value for name, value in response.headers.items()}
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
 
 
 class Body:

@@ -10,13 +10,14 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from afterwords.errors import IdempotencyConflictError
 from afterwords.server.ports import Idempotency
 from afterwords.server.store.schema import idempotency
+from afterwords.server.store.sqlite import Lookup
 
 _IS_IT = (
     idempotency.c.account_id == bindparam("account"),
     idempotency.c.route == bindparam("path"),
     idempotency.c.key == bindparam("name"),
 )
-_FIND = select(idempotency.c.body_sha256, idempotency.c.voice_id, idempotency.c.job_id).where(*_IS_IT)
+_FIND = Lookup(select(idempotency.c.body_sha256, idempotency.c.voice_id, idempotency.c.job_id).where(*_IS_IT))
 _KEEP = insert(idempotency).inline()
 _NAME_JOB = update(idempotency).where(*_IS_IT).values(job_id=bindparam("job"))
 
@@ -34,12 +35,13 @@ def find(connection: Connection, asked: Idempotency) -> Repeat | None:
     Raises:
         IdempotencyConflictError: the key came before with another body.
     """
-    row = connection.execute(_FIND, _name(asked)).first()
+    row = _FIND(connection, **_name(asked))
     if row is None:
         return None
-    if row.body_sha256 != asked.body_sha256:
+    body_sha256, voice_id, job_id = row
+    if body_sha256 != asked.body_sha256:
         raise IdempotencyConflictError
-    return Repeat(row.voice_id, row.job_id)
+    return Repeat(voice_id, job_id)
 
 
 def keep(
