@@ -79,7 +79,7 @@ def find_access(
         base_url: goes before a profile that is named, that before AFTERWORDS_BASE_URL, that before the chosen profile;
             in the end, this machine.
         api_key: None takes AFTERWORDS_API_KEY, or the profile's, each only for the address that it belongs to.
-        admin_secret: None takes AFTERWORDS_ADMIN_SECRET.
+        admin_secret: None takes AFTERWORDS_ADMIN_SECRET, which is not for another address than AFTERWORDS_BASE_URL.
         profile: one that `afterwords login` made.
 
     Raises:
@@ -94,13 +94,14 @@ def find_access(
     elif base_url is None and env_url is None:
         kept = profiles.chosen(env.get("AFTERWORDS_PROFILE") or None)
     else:
-        kept = next((p for p in profiles.all() if p.url == check_url(base_url or str(env_url))), None)
+        kept = profiles.at(check_url(base_url or str(env_url)))
     url = check_url(base_url or (kept.url if profile is not None and kept else None) or env_url or _url_of(kept))
-    if api_key is None and profile is None and (env_url is None or check_url(env_url) == url):
+    is_of_env = env_url is None or check_url(env_url) == url
+    if api_key is None and profile is None and is_of_env:
         api_key = env.get("AFTERWORDS_API_KEY") or None
     if api_key is None and kept is not None and kept.url == url:
         api_key = profiles.key_of(kept)
-    secret = admin_secret or env.get("AFTERWORDS_ADMIN_SECRET") or None
+    secret = admin_secret or (env.get("AFTERWORDS_ADMIN_SECRET") if is_of_env else None) or None
     return Access(
         url,
         api_key=None if api_key is None else check_secret(api_key, "the API key"),
@@ -134,6 +135,17 @@ def check_url(url: str) -> str:
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     standard = {"http": 80, "https": 443}[parts.scheme]
     return f"{parts.scheme}://{host}{'' if port in (None, standard) else f':{port}'}{parts.path.rstrip('/')}"
+
+
+def check_profile(name: str) -> str:
+    """The name of a profile.
+
+    Raises:
+        InvalidOptionError: it can't be called so.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidOptionError("the profile", value=name[:40], allowed="letters, digits, dot, hyphen, underscore")
+    return name
 
 
 def _bad_url(why: str) -> InvalidInputError:
@@ -184,6 +196,12 @@ class Profiles:
         name = name or self._read()["chosen"]
         return None if name is None else self.get(name)
 
+    def at(self, url: str) -> Profile | None:
+        """The profile of an address: the one that was chosen, where several have it."""
+        chosen = self.chosen()
+        known = ([chosen] if chosen else []) + self.all()
+        return next((profile for profile in known if profile.url == url), None)
+
     def key_of(self, profile: Profile) -> str | None:
         """Its key, wherever that is kept."""
         return profile.api_key or _from_keyring(profile)
@@ -194,13 +212,15 @@ class Profiles:
         Raises:
             InvalidOptionError: it can't be called so.
         """
-        if not _NAME.fullmatch(name):
-            raise InvalidOptionError("the profile", value=name[:40], allowed="letters, digits, dot, hyphen, underscore")
-        profile = Profile(name, check_url(url), check_secret(api_key, "the API key"))
+        profile = Profile(check_profile(name), check_url(url), check_secret(api_key, "the API key"))
+        known = self._read()
         is_in_keyring = _to_keyring(profile)
         kept = {"url": profile.url} if is_in_keyring else {"url": profile.url, "api_key": profile.api_key}
-        known = self._read()
         self._write({"chosen": name, "profiles": {**known["profiles"], name: kept}})
+        if name in known["profiles"]:
+            before = self._profile(name, known["profiles"][name])
+            if before.url != profile.url or not is_in_keyring:  # or it would lie there for ever
+                _drop_from_keyring(before)
         return is_in_keyring
 
     def choose(self, name: str) -> Profile:
@@ -225,7 +245,10 @@ class Profiles:
         try:
             known = json.loads(self.path.read_bytes())
             chosen, profiles = known["chosen"], known["profiles"]
-            if not isinstance(chosen, str | None) or not all(isinstance(p["url"], str) for p in profiles.values()):
+            is_whole = isinstance(chosen, str | None) and all(
+                isinstance(p["url"], str) and isinstance(p.get("api_key"), str | None) for p in profiles.values()
+            )
+            if not is_whole:
                 raise TypeError
         except FileNotFoundError:
             return {"chosen": None, "profiles": {}}

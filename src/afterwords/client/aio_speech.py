@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import httpx
 from pydantic import PrivateAttr
 
+from afterwords.client import drive
 from afterwords.client.drive import named
 from afterwords.client.files import status_named, written
 from afterwords.client.operations import JOB_TIMEOUT_S, PAGE_MAX
 from afterwords.client.shapes import Sound
-from afterwords.errors import JobNotReadyError, SpeechReadError
+from afterwords.errors import JobFinalError, SpeechReadError
 from afterwords.models import Job, JobStatus, Voice
 
 if TYPE_CHECKING:
@@ -72,12 +73,19 @@ class AsyncJobs:
         """
         from afterwords.client.sound import decoded
 
-        data = await self._client._run(self._operations.job_audio(job_id))
-        return decoded(Sound(data, None, None, job_id))
+        return await asyncio.to_thread(decoded, Sound(await self.data(job_id), None, None, job_id))
 
     async def download(self, job_id: str, path: Path | str) -> Path:
         """Write the audio of a job into a file as it is on the server, whole or not at all, for its owner alone."""
-        return await asyncio.to_thread(written, await self._client._run(self._operations.job_audio(job_id)), path)
+        return await asyncio.to_thread(written, await self.data(job_id), path)
+
+    async def data(self, job_id: str) -> bytes:
+        """Fetch the audio of a job that is ready as it is on the server: the bytes of a file.
+
+        Raises:
+            JobNotReadyError: it is not.
+        """
+        return await self._client._run(self._operations.job_audio(job_id))
 
 
 class AsyncRemoteJob(Job):
@@ -85,12 +93,25 @@ class AsyncRemoteJob(Job):
 
     _client: AsyncClient = PrivateAttr()
     _sound: Sound | None = PrivateAttr(default=None)
+    _backend: str | None = PrivateAttr(default=None)
 
     @classmethod
-    def of(cls, client: AsyncClient, job: Job, sound: Sound | None = None) -> AsyncRemoteJob:
+    def of(
+        cls, client: AsyncClient, job: Job, sound: Sound | None = None, *, backend: str | None = None
+    ) -> AsyncRemoteJob:
         remote = cls.model_validate(job.model_dump())
-        remote._client, remote._sound = client, sound
+        remote._client, remote._sound, remote._backend = client, sound, backend
         return remote
+
+    @property
+    def backend(self) -> str | None:
+        """What speaks; None where the server did not tell."""
+        return self._backend
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether it was spoken before, so that nothing was charged."""
+        return self._sound is not None and self._sound.is_cached
 
     async def wait(self, *, timeout_s: float = JOB_TIMEOUT_S) -> AsyncRemoteJob:
         """Follow it until it is ready, and return it as it is then.
@@ -102,7 +123,8 @@ class AsyncRemoteJob(Job):
         if self.status is JobStatus.READY:
             return self
         job = await self._client._run(self._client._operations.wait_for_job(self._id(), timeout_s=timeout_s))
-        return AsyncRemoteJob.of(self._client, job.model_copy(update={"voice_id": self.voice_id}))
+        job = job.model_copy(update={"voice_id": self.voice_id or job.voice_id})
+        return AsyncRemoteJob.of(self._client, job, backend=self._backend)
 
     async def audio(self) -> Audio:
         """Fetch its audio.
@@ -112,11 +134,12 @@ class AsyncRemoteJob(Job):
         """
         from afterwords.client.sound import decoded
 
-        return decoded(Sound(await self._data(), self.voice_id, None, self.job_id))
+        sound = Sound(await self.data(), self.voice_id, self._backend, self.job_id)
+        return await asyncio.to_thread(decoded, sound)
 
     async def download(self, path: Path | str) -> Path:
         """Write its audio into a file as it is on the server, whole or not at all, for its owner alone."""
-        return await asyncio.to_thread(written, await self._data(), path)
+        return await asyncio.to_thread(written, await self.data(), path)
 
     async def cancel(self) -> AsyncRemoteJob:
         """Cancel it; what it reserved is given back.
@@ -126,14 +149,19 @@ class AsyncRemoteJob(Job):
         """
         return await self._client.jobs.cancel(self._id())
 
-    async def _data(self) -> bytes:
+    async def data(self) -> bytes:
+        """Fetch its audio as it is on the server: the bytes of a file.
+
+        Raises:
+            JobNotReadyError: it has none yet.
+        """
         if self._sound is not None:
             return self._sound.data
-        return await self._client._run(self._client._operations.job_audio(self._id()))
+        return await self._client.jobs.data(self._id())
 
     def _id(self) -> str:
-        if self.job_id is None:
-            raise JobNotReadyError(self.status)
+        if self.job_id is None:  # spoken before, so there is no job
+            raise JobFinalError(self.status)
         return self.job_id
 
 
@@ -162,7 +190,7 @@ class AsyncRemoteSpeech:
         self._sound = sound
         self._voice = voice
         self._response: httpx.Response = sound.stream
-        self._pieces = self._response.aiter_bytes()
+        self._pieces = drive.aiter_bytes(self._response)
         self._wav = WavStream()
         self._first: Samples | None = None
         self._is_begun = False
@@ -184,7 +212,8 @@ class AsyncRemoteSpeech:
 
     async def close(self) -> None:
         """Stop listening; a job that is not done is cancelled."""
-        await self._response.aclose()
+        self._is_begun = True
+        await drive.aclose(self._response)
 
     async def __aenter__(self) -> AsyncRemoteSpeech:
         return self
@@ -198,27 +227,24 @@ class AsyncRemoteSpeech:
         """Read up to where the sound begins: from then on the sample rate is known."""
         from afterwords.client.sound import marked
 
-        while not self._wav.sample_rate:
-            piece = await self._piece()
-            if piece is None:
-                self._wav.end()
-            else:
-                self._first = self._wav.feed(piece)
+        try:
+            while not self._wav.sample_rate:
+                piece = await self._piece()
+                if piece is None:
+                    self._wav.end()
+                else:
+                    self._first = self._wav.feed(piece)
+        except BaseException:
+            await drive.aclose(self._response)
+            raise
         self.sample_rate = self._wav.sample_rate
         self.tags = marked(self._wav.tags, self._sound, self._voice)
         return self
 
     async def _piece(self) -> bytes | None:
         """The next bytes; None at the end."""
-        try:
-            with named(self._client._access, self._response.request):
-                piece = await anext(self._pieces, None)
-        except BaseException:
-            await self._response.aclose()
-            raise
-        if piece is None:
-            await self._response.aclose()
-        return piece
+        with named(self._client._access, self._response.request):
+            return await anext(self._pieces, None)
 
     async def _chunks(self) -> AsyncIterator[Chunk]:
         from afterwords.backends.base import Chunk
@@ -231,4 +257,4 @@ class AsyncRemoteSpeech:
                     yield Chunk(samples)
             self._wav.end()
         finally:
-            await self._response.aclose()
+            await drive.aclose(self._response)

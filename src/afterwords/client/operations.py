@@ -90,6 +90,11 @@ class Speech:
     seed: int | None = None
 
 
+def patience(left_s: float) -> int:
+    """How long one request waits for a job that may take so long, in whole seconds."""
+    return max(0, round(min(WAIT_S, left_s)))
+
+
 class Operations:
     """The calls, with what was learned of the server on the way."""
 
@@ -152,10 +157,11 @@ class Operations:
             form=form,
             file=wav,
             is_repeatable=False,
-            idempotency_key=idempotency_key or once(),
+            idempotency_key=once(idempotency_key),
         )
         answer = yield from sent(ask, self._known)
-        return self._seen(voice_of({"lang": lang, "ref_text": ref_text, "family": family, **object_of(answer)}, answer))
+        facts = {"lang": lang, "ref_text": ref_text, "family": family, **object_of(answer)}
+        return self._made(voice_of(facts, answer))
 
     def import_voice(self, bundle: bytes, *, idempotency_key: str | None) -> Operation[Voice]:
         ask = Ask(
@@ -164,10 +170,10 @@ class Operations:
             body=bundle,
             headers={"Content-Type": BUNDLE_TYPE},
             is_repeatable=False,
-            idempotency_key=idempotency_key or once(),
+            idempotency_key=once(idempotency_key),
         )
         answer = yield from self._own(ask, "importing a voice")
-        return self._seen(voice_of(object_of(answer), answer))
+        return self._made(voice_of(object_of(answer), answer))
 
     def export_voice(self, voice: Voice | str) -> Operation[bytes]:
         def export(voice_id: str) -> Operation[bytes]:
@@ -179,13 +185,13 @@ class Operations:
 
     def voices_page(self, after: str | None, *, limit: int) -> Operation[Page[Voice]]:
         answer = yield from self._get("/v1/voices", **given(limit=limit, after=after))
-        voices = [self._seen(voice_of(item, answer)) for item in array_of(answer)]
+        voices = [voice_of(item, answer) for item in array_of(answer)]
         return Page(voices, voices[-1].voice_id if voices and has_next(answer) else None)
 
     def get_voice(self, voice: Voice | str) -> Operation[Voice]:
         def get(voice_id: str) -> Operation[Voice]:
             answer = yield from self._get(path_of("/v1/voices", voice_id), missing="voice_not_found")
-            return self._seen(voice_of(object_of(answer), answer))
+            return voice_of(object_of(answer), answer)
 
         return (yield from self._with_voice(voice, get))
 
@@ -193,13 +199,15 @@ class Operations:
         def update(voice_id: str) -> Operation[Voice]:
             ask = Ask("PATCH", path_of("/v1/voices", voice_id), json=given(**changes), missing="voice_not_found")
             answer = yield from self._own(ask, "changing a voice")
-            return self._seen(voice_of(object_of(answer), answer))
+            self._forget(voice_id)  # it may have another name now
+            return voice_of(object_of(answer), answer)
 
         return (yield from self._with_voice(voice, update))
 
     def delete_voice(self, voice: Voice | str) -> Operation[None]:
         def delete(voice_id: str) -> Operation[None]:
-            yield from sent(Ask("DELETE", path_of("/v1/voices", voice_id), missing="voice_not_found"), self._known)
+            path = path_of("/v1/voices", voice_id)
+            yield from sent(Ask("DELETE", path, missing="voice_not_found", gone_is_done=True), self._known)
             self._forget(voice_id)
 
         yield from self._with_voice(voice, delete)
@@ -209,7 +217,7 @@ class Operations:
     def say(self, speech: Speech, *, timeout_s: float) -> Operation[Sound]:
         """All of the audio: at once where it was spoken before, else as soon as it is ready."""
         ends = time.monotonic() + timeout_s
-        done = yield from self.submit(speech, wait_s=min(WAIT_S, int(timeout_s)))
+        done = yield from self.submit(speech, wait_s=patience(timeout_s))
         if done.sound is not None:
             return done.sound
         yield from self.wait_for_job(str(done.job.job_id), timeout_s=max(0.0, ends - time.monotonic()))
@@ -230,7 +238,7 @@ class Operations:
             response_format=None if response_format is SpeechFormat.WAV else response_format.value,
             webhook_url=webhook_url,
         )
-        key = idempotency_key or once()
+        key = once(idempotency_key)
 
         def ask(voice_id: str) -> Operation[Submitted]:
             asked = self._asked(speech, voice_id, more, key, wait_s=wait_s)
@@ -249,7 +257,7 @@ class Operations:
             asked = self._asked(speech, voice_id, {"stream": True}, once(), is_stream=True)
             answer = yield from sent(asked, self._known)
             if answer.status == 200:
-                check_audio(answer)
+                check_audio(answer)  # what is none was not left open
                 return sound_of(answer, voice_id)
             done = accepted(answer, voice_id)
             job_id = str(done.job.job_id)
@@ -280,12 +288,12 @@ class Operations:
         pause_s = POLL_MIN_S
         while True:
             began = time.monotonic()
-            job = yield from self.get_job(job_id, wait_s=max(0, min(WAIT_S, round(ends - began))))
+            job = yield from self.get_job(job_id, wait_s=patience(ends - began))
             if job.status is not JobStatus.PENDING:
                 return ready(job)
             left_s = ends - time.monotonic()
             if left_s <= 0:
-                raise JobTimeoutError(job_id, waited_s=timeout_s)
+                raise JobTimeoutError(job_id, waited_s=round(timeout_s, 1))
             if time.monotonic() - began < 1.0:  # this server does not wait
                 yield Pause(min(pause_s, left_s))
                 pause_s = min(POLL_MAX_S, pause_s * 1.5)
@@ -387,24 +395,30 @@ class Operations:
                 return (yield from use(known))
             except VoiceNotFoundError:
                 self._forget(known)
-        yield from self._look_up()
-        if (found := self._known.voices.get(name)) is None:
-            near = get_close_matches(name[:NAME_MAX_CHARS], self._known.voices)
+        voices = yield from self._look_up()
+        if (found := voices.get(name)) is None:
+            near = get_close_matches(name[:NAME_MAX_CHARS], voices)
             raise VoiceNotFoundError(voice[:NAME_MAX_CHARS], nearest=near, where="`afterwords voices --remote`")
         return (yield from use(found))
 
-    def _look_up(self) -> Operation[None]:
-        """Learn every name; of two voices with one name, the newer has it."""
+    def _look_up(self) -> Operation[dict[str, str]]:
+        """Learn every name; the list begins with the oldest, so of two voices with one name the newer has it."""
+        voices: dict[str, str] = {}
         after: str | None = None
         while True:
             page = yield from self.voices_page(after, limit=PAGE_MAX)
+            voices.update((voice.name, voice.voice_id) for voice in page.items)
             if page.after is None or page.after == after:
-                return
+                break
             after = page.after
+        self._known.voices = dict(voices)  # the one that is returned is nobody else's: threads share this
+        return voices
 
-    def _seen(self, voice: Voice) -> Voice:
+    def _made(self, voice: Voice) -> Voice:
         self._known.voices[voice.name] = voice.voice_id
         return voice
 
     def _forget(self, voice_id: str) -> None:
-        self._known.voices = {name: known for name, known in self._known.voices.items() if known != voice_id}
+        for name, known in list(self._known.voices.items()):
+            if known == voice_id:
+                self._known.voices.pop(name, None)

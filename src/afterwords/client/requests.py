@@ -20,9 +20,14 @@ from afterwords.errors import (
     AfterwordsError,
     BadRequestError,
     ConnectionLostError,
+    InvalidOptionError,
     LimitError,
+    RemoteError,
+    RemoteJobError,
+    ServerSetupError,
     ServiceError,
     StrangeAnswerError,
+    UnreachableError,
 )
 
 T = TypeVar("T")
@@ -58,7 +63,12 @@ _HINTS: Final = {
     "quota_exceeded": "`afterwords usage` shows when the next period begins; or ask for a higher limit.",
 }
 _DIGEST: Final = re.compile(r'"([0-9a-f]{64})"')
+_LENGTH_UNKNOWN: Final = 0xFFFFFFFF
+"""What a WAV file says that was written while it was made."""
 _PART: Final = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})")
+_KEY: Final = re.compile(r"[!-~]{1,255}")
+_WORD: Final = re.compile(r"[!-~]{1,80}")
+"""What a code, a request id and the name of a field look like; whoever tells of an error prints them."""
 _MESSAGE_MAX_CHARS: Final = 500
 
 
@@ -73,6 +83,7 @@ class Ask:
         is_admin: whether the admin secret opens it.
         is_public: whether it needs no key.
         missing: the code of a 404 that has none.
+        gone_is_done: a 404 means that an attempt before, whose answer was lost, did it.
         is_stream: the body of a good answer is left to be read by whoever asked.
         is_download: the body may be long, and a part of it is of use.
         wait_s: how long the server may be silent on purpose, beyond the client's timeout.
@@ -91,6 +102,7 @@ class Ask:
     is_admin: bool = False
     is_public: bool = False
     missing: str = "not_found"
+    gone_is_done: bool = False
     is_stream: bool = False
     is_download: bool = False
     wait_s: float = 0.0
@@ -145,9 +157,11 @@ class Pause:
 Operation = Generator[Ask | Pause, Answer | None, T]
 
 
-def once() -> str:
-    """A key that makes repeating a request safe."""
-    return str(uuid4())
+def once(key: str | None = None) -> str:
+    """A key that makes repeating a request safe: the one that was given, or a new one."""
+    if key is not None and not _KEY.fullmatch(key):
+        raise InvalidOptionError("the idempotency key", value=key[:40], allowed="1 to 255 visible ASCII characters")
+    return key or str(uuid4())
 
 
 # -- sending --------------------------------------------------------------------------------------------------
@@ -161,36 +175,50 @@ def sent(ask: Ask, known: Known) -> Operation[Answer]:
         UnreachableError, ConnectionLostError: there was no answer, or not a whole one.
         StrangeAnswerError: what came is no answer of the API.
     """
+    may_be_done = False
     for attempt in range(RETRIES + 1):
         answer = None
         try:
             answer = yield ask
             assert answer is not None, "a request is answered"
-            if answer.status < 300 and (answer.is_whole or ask.is_download):
-                return answer
-            error = refusal(answer, ask) if answer.is_whole else ConnectionLostError("the server", why=_CUT)
+            if answer.status < 300 and (answer.is_whole or (ask.is_download and answer.status in (200, 206))):
+                return answer  # of a 202 no half is of use
+            error = refusal(answer, ask) if answer.is_whole else _cut(answer)
         except AfterwordsError as failed:  # the driver throws in what became of the request
             error = failed
-        if answer is not None and attempt and ask.method == "DELETE" and answer.status == 404:
-            return Answer(204, {}, b"")  # the attempt before, whose answer was lost, did it
+        if answer is not None and answer.status == 404 and ask.gone_is_done and may_be_done:
+            return Answer(204, {}, b"")
         if attempt == RETRIES or not _may_pass(answer, error):
             raise error
-        if not (ask.is_repeatable or _was_not_done(answer, error) or (yield from _is_known(ask, known))):
-            raise error
+        if not _was_not_done(answer, error):
+            may_be_done = True
+            if not (ask.is_repeatable or (yield from _is_known(ask, known))):
+                raise error
         yield Pause(_pause_s(attempt, error))
     raise AssertionError("the last attempt returns or raises")
 
 
 def _may_pass(answer: Answer | None, error: AfterwordsError) -> bool:
-    """Whether it may go well next time."""
-    if isinstance(error, StrangeAnswerError):
-        return False
-    return answer is None or not answer.is_whole or (answer.status in _PASSING and error.code not in _LASTING)
+    """Whether it may go well next time, if that is soon enough."""
+    if answer is None:
+        return isinstance(error, UnreachableError | ConnectionLostError)
+    if not answer.is_whole:
+        return True
+    is_soon = (_retry_after(answer) or 0) <= RETRY_AFTER_MAX_S
+    return answer.status in _PASSING and error.code not in _LASTING and is_soon
 
 
 def _was_not_done(answer: Answer | None, error: AfterwordsError) -> bool:
     """Whether it is certain that nothing came of the request."""
-    return not isinstance(error, ConnectionLostError) if answer is None else answer.status in _NOTHING_DONE
+    return isinstance(error, UnreachableError) if answer is None else answer.status in _NOTHING_DONE
+
+
+def _cut(answer: Answer | None = None) -> ConnectionLostError:
+    """The error that half an answer is."""
+    error = ConnectionLostError("the server", why="it ended within the answer")
+    if answer is not None:
+        error.request_id = _word(answer.request_id)
+    return error
 
 
 def _is_known(ask: Ask, known: Known) -> Operation[bool]:
@@ -212,14 +240,11 @@ def is_own(known: Known) -> Operation[bool]:
     return known.is_own
 
 
-_CUT: Final = "it ended within the answer"
-
-
 def _pause_s(attempt: int, error: AfterwordsError) -> float:
-    """As long as the server wishes, within reason, else twice as long each time; never all clients at once."""
+    """As long as the server wishes, else twice as long each time; never all clients at once."""
     wish = getattr(error, "retry_after_s", None)
     if wish is not None:
-        return float(min(wish, RETRY_AFTER_MAX_S)) + random.uniform(0.0, 0.25)
+        return float(wish) + random.uniform(0.0, BACKOFF_S)
     return random.uniform(0.5, 1.0) * min(BACKOFF_MAX_S, BACKOFF_S * 2.0**attempt)
 
 
@@ -237,16 +262,16 @@ def refusal(answer: Answer, ask: Ask) -> AfterwordsError:
         else:
             return strange(answer, f"it has status {answer.status} and is not JSON")
     told = told or {}
-    code = str(told.get("code") or _CODES.get(answer.status) or (ask.missing if answer.status == 404 else ""))
+    code = _word(told.get("code")) or _CODES.get(answer.status) or (ask.missing if answer.status == 404 else "")
     kind = _classes().get(code) or (BadRequestError if 400 <= answer.status < 500 else ServiceError)
     error = kind.__new__(kind)
-    error.request_id = str(told.get("request_id") or answer.request_id or "") or None
+    error.request_id = _word(told.get("request_id")) or _word(answer.request_id)
     message = str(told.get("message") or f"The server answered with status {answer.status}.")[:_MESSAGE_MAX_CHARS]
     AfterwordsError.__init__(error, message, hint=_hint(code, answer, error.request_id))
-    error.code = code[:80] or kind.code
+    error.code = code or kind.code
     error.http_status = answer.status
     if isinstance(error, ServiceError):
-        error.param = str(told["param"])[:80] if told.get("param") else None
+        error.param = _word(told.get("param"))
         error.retry_after_s = _retry_after(answer)
     if isinstance(error, LimitError):
         limit = answer.headers.get("ratelimit-limit", "")
@@ -260,11 +285,15 @@ def _told(answer: Answer) -> dict[str, Any] | None:
         told = json.loads(answer.body)["error"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return told if isinstance(told, dict) else {"message": str(told)}
+    return told if isinstance(told, dict) else {"message": told if isinstance(told, str) else ""}
+
+
+def _word(told: object) -> str | None:
+    return told if isinstance(told, str) and _WORD.fullmatch(told) else None
 
 
 def _is_json(answer: Answer) -> bool:
-    return "json" in answer.headers.get("content-type", "")
+    return "json" in _type_of(answer)
 
 
 def _hint(code: str, answer: Answer, request_id: str | None) -> str:
@@ -284,12 +313,12 @@ def _retry_after(answer: Answer) -> int | None:
 
 @cache
 def _classes() -> dict[str, type[AfterwordsError]]:
-    """Every class by its code."""
+    """Every class of what a server may say, by its code."""
     found: dict[str, type[AfterwordsError]] = {}
 
     def add(kind: type[AfterwordsError]) -> None:
         for sub in kind.__subclasses__():
-            if sub.__module__.startswith("afterwords.errors."):
+            if sub.__module__.startswith("afterwords.errors.") and sub not in _NOT_TOLD:
                 found.setdefault(sub.code, sub)
                 add(sub)
 
@@ -297,9 +326,13 @@ def _classes() -> dict[str, type[AfterwordsError]]:
     return found
 
 
+_NOT_TOLD: Final = (RemoteError, RemoteJobError, ServerSetupError)
+"""What is found out here, and no server's to say."""
+
+
 def strange(answer: Answer, why: str) -> StrangeAnswerError:
     error = StrangeAnswerError(why)
-    error.request_id, error.http_status = answer.request_id, answer.status
+    error.request_id, error.http_status = _word(answer.request_id), answer.status
     return error
 
 
@@ -326,18 +359,25 @@ def check_audio(answer: Answer) -> None:
     Raises:
         StrangeAnswerError: it is something else.
     """
-    if not answer.headers.get("content-type", "").startswith("audio/"):
+    if not is_audio(answer):
         raise strange(answer, f"it is {_type_of(answer)} where audio belongs")
 
 
+def is_audio(answer: Answer) -> bool:
+    return _type_of(answer).startswith("audio/")
+
+
 def _type_of(answer: Answer) -> str:
-    return answer.headers.get("content-type", "of no type").partition(";")[0][:60]
+    return answer.headers.get("content-type", "of no type").partition(";")[0].lower()[:60]
 
 
 def is_damaged(answer: Answer) -> bool:
-    """Whether a whole body is not the one that its ETag, a SHA-256, states."""
+    """Whether a whole body is not the one that its ETag, a SHA-256, states, or is a WAV file shorter than it says."""
     stated = _DIGEST.fullmatch(answer.headers.get("etag", ""))
-    return stated is not None and sha256(answer.body).hexdigest() != stated[1]
+    if stated is not None:
+        return sha256(answer.body).hexdigest() != stated[1]
+    length = int.from_bytes(answer.body[4:8], "little")
+    return answer.body.startswith(b"RIFF") and length != _LENGTH_UNKNOWN and len(answer.body) < 8 + length
 
 
 # -- downloads ------------------------------------------------------------------------------------------------
@@ -350,19 +390,27 @@ def fetched(ask: Ask, known: Known) -> Operation[Answer]:
         StrangeAnswerError: it comes altered every time.
         ConnectionLostError: it kept breaking off.
     """
-    have = Answer(0, {}, b"")
+    have = _NOTHING
     for attempt in range(RETRIES + 1):
-        got = yield from sent(_resumed(ask, have), known)
-        have = _joined(have, got)
+        try:
+            have = _joined(have, (yield from sent(_resumed(ask, have), known)))
+        except AfterwordsError as refused:
+            if refused.http_status != 416 or not have.body:
+                raise
+            have = _NOTHING  # all of it was there but the sign that it had ended
+        error: RemoteError = _cut()
         if have.is_whole:
             if not is_damaged(have):
                 return have
-            have = Answer(0, {}, b"")
-        if attempt < RETRIES:
-            yield Pause(_pause_s(attempt, StrangeAnswerError("")))
-    if have.body:
-        raise ConnectionLostError("the server", why=_CUT)
-    raise StrangeAnswerError("its bytes are not those that its SHA-256 states", hint="something on the way alters it.")
+            error = strange(have, "its bytes are not those that it states; something on the way alters or cuts it")
+            have = _NOTHING
+        if attempt == RETRIES:
+            raise error
+        yield Pause(_pause_s(attempt, error))
+    raise AssertionError("the last attempt returns or raises")
+
+
+_NOTHING: Final = Answer(0, {}, b"", is_whole=False)
 
 
 def _resumed(ask: Ask, have: Answer) -> Ask:
@@ -379,9 +427,9 @@ def _joined(have: Answer, got: Answer) -> Answer:
     """What there is, with what came; another body than before begins anew."""
     if got.status != 206:
         can_resume = got.is_whole or got.headers.get("accept-ranges") != "none"
-        return got if can_resume else Answer(got.status, got.headers, b"", is_whole=False)
+        return got if can_resume else _NOTHING
     part = _PART.fullmatch(got.headers.get("content-range", ""))
     if part is None or int(part[1]) != len(have.body):
-        return Answer(0, {}, b"", is_whole=False)
+        return _NOTHING
     body = have.body + got.body
     return Answer(200, have.headers, body, is_whole=got.is_whole and len(body) == int(part[2]))

@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
-from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -21,6 +20,7 @@ from afterwords.models import Job, JobStatus, Model, Voice
 
 M = TypeVar("M", bound=Model)
 
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _NEXT: Final = re.compile(r'>\s*;\s*rel="?next"?')
 
 
@@ -56,8 +56,8 @@ def given(**fields: Any) -> dict[str, Any]:
 
 
 def path_of(folder: str, identifier: str) -> str:
-    """The address of one item; an identifier never leads elsewhere."""
-    return f"{folder}/{quote(identifier, safe='').replace('.', '%2E') or '-'}"
+    """The address of one item; what is no identifier is asked for as one that nobody has, and leads nowhere else."""
+    return f"{folder}/{identifier if _ID.fullmatch(identifier) else '-'}"
 
 
 def has_next(answer: Answer) -> bool:
@@ -114,7 +114,7 @@ def _metadata(told: Any) -> dict[str, Any]:
     if isinstance(told, str):
         try:
             told = json.loads(told)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
     return told if isinstance(told, dict) else {}
 

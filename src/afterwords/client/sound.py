@@ -80,6 +80,8 @@ class WavStream:
         Raises:
             StrangeAnswerError: it is no 16-bit WAV file.
         """
+        if self._left == 0:
+            return None  # what comes after the sound
         self._pending += piece
         if not self.sample_rate and not self._has_begun():
             return None
@@ -120,7 +122,7 @@ class WavStream:
             offset += 8
             if name == b"data":
                 if not sample_rate:
-                    break
+                    raise StrangeAnswerError("its audio does not say how it is written")
                 self.tags = read_info(BytesIO(head[:offset]), source="the audio")
                 self.sample_rate, self._pending = sample_rate, head[offset:]
                 self._left = None if size in (0, UNKNOWN_SIZE) else size

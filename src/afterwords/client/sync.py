@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
 import httpx
 
+from afterwords.client import drive
 from afterwords.client.drive import Body, answer_of, is_left_open, named, opened_of, request_for, settings_for
 from afterwords.client.files import bytes_of, consent_of, format_named, wav_of
 from afterwords.client.operations import JOB_TIMEOUT_S, PAGE_MAX, Operations, Page, Speech
@@ -46,9 +47,11 @@ class Client:
         timeout_s: how long the server may be silent, in seconds.
         transport: in place of the network, for tests and proxies.
 
-    Raises, from every method that asks the server:
-        ServiceError: it refused; the class says why, `request_id` which request it was.
-        RemoteError: it could not be reached, or what it answered can't be believed.
+    Raises:
+        InvalidInputError: the address, a secret or the profile can't be used.
+        ServiceError: from every method that asks the server: it refused. The class says why, `request_id` which request
+            it was.
+        RemoteError: from every such method: it could not be reached, or what it answered can't be believed.
     """
 
     def __init__(
@@ -171,7 +174,7 @@ class Client:
                 idempotency_key=idempotency_key,
             )
         )
-        return RemoteJob.of(self, submitted.job, submitted.sound)
+        return RemoteJob.of(self, submitted.job, submitted.sound, backend=submitted.backend)
 
     # -- the service -----------------------------------------------------------------------------------------
 
@@ -207,16 +210,16 @@ class Client:
         request = request_for(self._http, step, self._access, self._timeout_s)
         with named(self._access, request):
             response = self._http.send(request, stream=True)
-        if is_left_open(step, response):
-            return opened_of(response)
-        body = Body(step)
-        try:
-            for piece in response.iter_bytes():
-                body.add(piece)
-        except httpx.TransportError:
-            return answer_of(response, body.all(), is_whole=False)
-        finally:
-            response.close()
+            if is_left_open(step, response):
+                return opened_of(response)
+            body = Body(step)
+            try:
+                for piece in drive.iter_bytes(response):
+                    body.add(piece)
+            except httpx.TransportError:
+                return answer_of(response, body.all(), is_whole=False)
+            finally:
+                drive.close(response)
         return answer_of(response, body.all(), is_whole=True)
 
     def _pages(self, page: Callable[[str | None], Operation[Page[T]]]) -> Iterator[T]:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import httpx
 from pydantic import PrivateAttr
 
+from afterwords.client import drive
 from afterwords.client.drive import named
 from afterwords.client.files import status_named, written
 from afterwords.client.operations import JOB_TIMEOUT_S, PAGE_MAX
 from afterwords.client.shapes import Sound
-from afterwords.errors import JobNotReadyError, SpeechReadError
+from afterwords.errors import JobFinalError, SpeechReadError
 from afterwords.models import Job, JobStatus, Voice
 
 if TYPE_CHECKING:
@@ -71,12 +72,19 @@ class Jobs:
         """
         from afterwords.client.sound import decoded
 
-        data = self._client._run(self._operations.job_audio(job_id))
-        return decoded(Sound(data, None, None, job_id))
+        return decoded(Sound(self.data(job_id), None, None, job_id))
 
     def download(self, job_id: str, path: Path | str) -> Path:
         """Write the audio of a job into a file as it is on the server, whole or not at all, for its owner alone."""
-        return written(self._client._run(self._operations.job_audio(job_id)), path)
+        return written(self.data(job_id), path)
+
+    def data(self, job_id: str) -> bytes:
+        """Fetch the audio of a job that is ready as it is on the server: the bytes of a file.
+
+        Raises:
+            JobNotReadyError: it is not.
+        """
+        return self._client._run(self._operations.job_audio(job_id))
 
 
 class RemoteJob(Job):
@@ -84,12 +92,23 @@ class RemoteJob(Job):
 
     _client: Client = PrivateAttr()
     _sound: Sound | None = PrivateAttr(default=None)
+    _backend: str | None = PrivateAttr(default=None)
 
     @classmethod
-    def of(cls, client: Client, job: Job, sound: Sound | None = None) -> RemoteJob:
+    def of(cls, client: Client, job: Job, sound: Sound | None = None, *, backend: str | None = None) -> RemoteJob:
         remote = cls.model_validate(job.model_dump())
-        remote._client, remote._sound = client, sound
+        remote._client, remote._sound, remote._backend = client, sound, backend
         return remote
+
+    @property
+    def backend(self) -> str | None:
+        """What speaks; None where the server did not tell."""
+        return self._backend
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether it was spoken before, so that nothing was charged."""
+        return self._sound is not None and self._sound.is_cached
 
     def wait(self, *, timeout_s: float = JOB_TIMEOUT_S) -> RemoteJob:
         """Follow it until it is ready, and return it as it is then.
@@ -101,7 +120,8 @@ class RemoteJob(Job):
         if self.status is JobStatus.READY:
             return self
         job = self._client._run(self._client._operations.wait_for_job(self._id(), timeout_s=timeout_s))
-        return RemoteJob.of(self._client, job.model_copy(update={"voice_id": self.voice_id}))
+        job = job.model_copy(update={"voice_id": self.voice_id or job.voice_id})
+        return RemoteJob.of(self._client, job, backend=self._backend)
 
     def audio(self) -> Audio:
         """Fetch its audio.
@@ -111,11 +131,12 @@ class RemoteJob(Job):
         """
         from afterwords.client.sound import decoded
 
-        return decoded(Sound(self._data(), self.voice_id, None, self.job_id))
+        sound = Sound(self.data(), self.voice_id, self._backend, self.job_id)
+        return decoded(sound)
 
     def download(self, path: Path | str) -> Path:
         """Write its audio into a file as it is on the server, whole or not at all, for its owner alone."""
-        return written(self._data(), path)
+        return written(self.data(), path)
 
     def cancel(self) -> RemoteJob:
         """Cancel it; what it reserved is given back.
@@ -125,14 +146,19 @@ class RemoteJob(Job):
         """
         return self._client.jobs.cancel(self._id())
 
-    def _data(self) -> bytes:
+    def data(self) -> bytes:
+        """Fetch its audio as it is on the server: the bytes of a file.
+
+        Raises:
+            JobNotReadyError: it has none yet.
+        """
         if self._sound is not None:
             return self._sound.data
-        return self._client._run(self._client._operations.job_audio(self._id()))
+        return self._client.jobs.data(self._id())
 
     def _id(self) -> str:
-        if self.job_id is None:
-            raise JobNotReadyError(self.status)
+        if self.job_id is None:  # spoken before, so there is no job
+            raise JobFinalError(self.status)
         return self.job_id
 
 
@@ -161,7 +187,7 @@ class RemoteSpeech:
         self._sound = sound
         self._voice = voice
         self._response: httpx.Response = sound.stream
-        self._pieces = self._response.iter_bytes()
+        self._pieces = drive.iter_bytes(self._response)
         self._wav = WavStream()
         self._first: Samples | None = None
         self._is_begun = False
@@ -183,7 +209,8 @@ class RemoteSpeech:
 
     def close(self) -> None:
         """Stop listening; a job that is not done is cancelled."""
-        self._response.close()
+        self._is_begun = True
+        drive.close(self._response)
 
     def __enter__(self) -> RemoteSpeech:
         return self
@@ -197,27 +224,24 @@ class RemoteSpeech:
         """Read up to where the sound begins: from then on the sample rate is known."""
         from afterwords.client.sound import marked
 
-        while not self._wav.sample_rate:
-            piece = self._piece()
-            if piece is None:
-                self._wav.end()
-            else:
-                self._first = self._wav.feed(piece)
+        try:
+            while not self._wav.sample_rate:
+                piece = self._piece()
+                if piece is None:
+                    self._wav.end()
+                else:
+                    self._first = self._wav.feed(piece)
+        except BaseException:
+            drive.close(self._response)
+            raise
         self.sample_rate = self._wav.sample_rate
         self.tags = marked(self._wav.tags, self._sound, self._voice)
         return self
 
     def _piece(self) -> bytes | None:
         """The next bytes; None at the end."""
-        try:
-            with named(self._client._access, self._response.request):
-                piece = next(self._pieces, None)
-        except BaseException:
-            self._response.close()
-            raise
-        if piece is None:
-            self._response.close()
-        return piece
+        with named(self._client._access, self._response.request):
+            return next(self._pieces, None)
 
     def _chunks(self) -> Iterator[Chunk]:
         from afterwords.backends.base import Chunk
@@ -230,4 +254,4 @@ class RemoteSpeech:
                     yield Chunk(samples)
             self._wav.end()
         finally:
-            self._response.close()
+            drive.close(self._response)

@@ -1,0 +1,187 @@
+"""Which server is asked, with which key: what was given, else the environment, else a profile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from afterwords.errors import InvalidInputError, InvalidOptionError, UnreadableFileError
+from afterwords.profiles import LOCAL_URL, Access, Profiles, check_url, find_access
+
+A, B = "https://a.example", "https://b.example"
+
+
+@pytest.fixture
+def profiles(home: Path, monkeypatch: pytest.MonkeyPatch) -> Profiles:
+    """Two profiles, of which `b` is chosen; keys lie in the file."""
+    # patched, since whether a machine has a keyring that works is no matter of these tests
+    monkeypatch.setattr("afterwords.profiles._keyring", lambda: None)
+    known = Profiles(home)
+    known.save("a", A, "aw_of-a")
+    known.save("b", B, "aw_of-b")
+    return known
+
+
+def found(home: Path, base_url: str | None = None, *, env: dict[str, str] | None = None, **given: str) -> Access:
+    environ = {"AFTERWORDS_HOME": str(home), **{f"AFTERWORDS_{name}": value for name, value in (env or {}).items()}}
+    return find_access(base_url, environ=environ, **given)
+
+
+class TestAccess:
+    def test_without_anything_it_is_this_machine(self, home: Path) -> None:
+        access = found(home)
+        assert (access.base_url, access.api_key, access.profile, access.is_loopback) == (LOCAL_URL, None, None, True)
+
+    @pytest.mark.parametrize(
+        ("base_url", "given", "env", "expected"),
+        [
+            (None, {}, {}, (B, "aw_of-b", "b")),
+            (None, {}, {"PROFILE": "a"}, (A, "aw_of-a", "a")),
+            (None, {"profile": "a"}, {}, (A, "aw_of-a", "a")),
+            (None, {"profile": "a"}, {"PROFILE": "b", "BASE_URL": B, "API_KEY": "aw_env"}, (A, "aw_of-a", "a")),
+            (None, {}, {"BASE_URL": A}, (A, "aw_of-a", "a")),
+            (None, {}, {"BASE_URL": A, "API_KEY": "aw_env"}, (A, "aw_env", "a")),
+            (None, {}, {"BASE_URL": "https://c.example"}, ("https://c.example", None, None)),
+            (None, {}, {"API_KEY": "aw_env"}, (B, "aw_env", "b")),
+            (A, {}, {}, (A, "aw_of-a", "a")),
+            (A, {"api_key": "aw_given"}, {"API_KEY": "aw_env"}, (A, "aw_given", "a")),
+            (A, {}, {"API_KEY": "aw_env"}, (A, "aw_env", "a")),
+            (A, {}, {"BASE_URL": B, "API_KEY": "aw_env"}, (A, "aw_of-a", "a")),
+            ("https://c.example", {}, {"BASE_URL": B, "API_KEY": "aw_env"}, ("https://c.example", None, None)),
+            ("https://c.example", {"profile": "a"}, {}, ("https://c.example", None, None)),
+            ("HTTPS://A.example:443/", {}, {}, (A, "aw_of-a", "a")),
+            ("http://a.example", {}, {}, ("http://a.example", None, None)),
+            ("https://a.example.evil.example", {}, {}, ("https://a.example.evil.example", None, None)),
+            ("https://a.example:8443", {}, {}, ("https://a.example:8443", None, None)),
+        ],
+    )
+    @pytest.mark.usefixtures("profiles")
+    def test_a_key_goes_to_its_own_address_alone(
+        self,
+        home: Path,
+        base_url: str | None,
+        given: dict[str, str],
+        env: dict[str, str],
+        expected: tuple[str, str | None, str | None],
+    ) -> None:
+        access = found(home, base_url, env=env, **given)
+        assert (access.base_url, access.api_key, access.profile) == expected
+
+    @pytest.mark.parametrize(
+        ("base_url", "env", "is_sent"),
+        [(None, {}, True), (A, {}, True), (B, {"BASE_URL": B}, True), (A, {"BASE_URL": B}, False)],
+    )
+    def test_the_admin_secret_of_one_server_does_not_go_to_another(
+        self, home: Path, base_url: str | None, env: dict[str, str], is_sent: bool
+    ) -> None:
+        access = found(home, base_url, env={**env, "ADMIN_SECRET": "of-this-server"})
+        assert (access.admin_secret == "of-this-server") is is_sent
+        assert found(home, base_url, env=env, admin_secret="given").admin_secret == "given"
+
+    def test_of_two_accounts_with_one_server_the_chosen_one_asks(self, home: Path, profiles: Profiles) -> None:
+        profiles.save("z", A, "aw_of-z")
+        assert found(home, A).api_key == "aw_of-z"
+        profiles.choose("a")
+        assert found(home, A).api_key == "aw_of-a"
+
+    @pytest.mark.parametrize(
+        ("given", "standard"),
+        [
+            (" https://A.Example/ ", A),
+            ("https://a.example:443", A),
+            ("http://a.example:80/", "http://a.example"),
+            ("http://a.example:8080//", "http://a.example:8080"),
+            ("https://a.example/api/", f"{A}/api"),
+            ("http://[::1]:7860", "http://[::1]:7860"),
+        ],
+    )
+    def test_an_address_has_one_form(self, given: str, standard: str) -> None:
+        assert check_url(given) == standard
+
+    @pytest.mark.parametrize(
+        ("url", "is_loopback", "is_private"),
+        [
+            ("http://127.0.0.1:1", True, True),
+            ("http://127.9.9.9", True, True),
+            ("http://localhost", True, True),
+            ("http://[::1]:1", True, True),
+            ("http://localhost.evil.example", False, False),
+            ("http://127.0.0.1.evil.example", False, False),
+            ("https://evil.example", False, True),
+        ],
+    )
+    def test_it_is_known_whether_others_can_read_along(self, url: str, is_loopback: bool, is_private: bool) -> None:
+        assert (Access(url).is_loopback, Access(url).is_private) == (is_loopback, is_private)
+
+    @pytest.mark.usefixtures("profiles")
+    def test_a_profile_that_is_not_there_is_named(self, home: Path) -> None:
+        for options in ({"profile": "c"}, {"env": {"PROFILE": "c"}}):
+            with pytest.raises(InvalidOptionError, match="a, b"):
+                found(home, **options)
+
+
+class TestProfiles:
+    def test_the_file_is_for_its_owner_alone(self, home: Path, profiles: Profiles) -> None:
+        assert profiles.path.stat().st_mode & 0o777 == 0o600
+        assert home.stat().st_mode & 0o777 == 0o700
+        assert [entry.name for entry in home.iterdir()] == ["profiles.json"]
+
+    def test_the_last_that_was_saved_is_used_until_another_is_chosen(self, profiles: Profiles) -> None:
+        assert [profile.name for profile in profiles.all()] == ["a", "b"]
+        assert getattr(profiles.chosen(), "name", None) == "b"
+        profiles.choose("a")
+        assert getattr(profiles.chosen(), "name", None) == "a"
+
+    def test_saved_again_it_is_replaced(self, profiles: Profiles) -> None:
+        assert profiles.save("a", f"{A}/", "aw_new") is False  # whether a keyring has it
+        assert profiles.key_of(profiles.get("a")) == "aw_new"
+        assert len(profiles.all()) == 2
+
+    def test_removed_it_is_gone_with_its_key(self, profiles: Profiles) -> None:
+        profiles.remove("b")
+        assert "aw_of-b" not in profiles.path.read_text()
+        assert getattr(profiles.chosen(), "name", None) == "a"
+        profiles.remove("a")
+        assert (profiles.chosen(), profiles.all()) == (None, [])
+        with pytest.raises(InvalidOptionError):
+            profiles.remove("a")
+
+    @pytest.mark.parametrize("name", ["", ".hidden", "two words", "../up", "x" * 65, "ключ"])
+    def test_a_name_that_makes_trouble_is_refused(self, profiles: Profiles, name: str) -> None:
+        with pytest.raises(InvalidOptionError):
+            profiles.save(name, A, "aw_x")
+
+    def test_what_can_not_be_used_is_not_kept(self, profiles: Profiles) -> None:
+        for url, key in (("https://me:pw@a.example", "aw_x"), (A, "aw_two words"), (A, "")):
+            with pytest.raises(InvalidInputError):
+                profiles.save("c", url, key)
+        assert len(profiles.all()) == 2
+
+    @pytest.mark.parametrize(
+        "damaged",
+        [
+            b"",
+            b"{",
+            b"[]",
+            b"null",
+            b"\xff",
+            b'{"chosen": null}',
+            b'{"chosen": 7, "profiles": {}}',
+            b'{"chosen": null, "profiles": []}',
+            b'{"chosen": null, "profiles": {"a": []}}',
+            b'{"chosen": null, "profiles": {"a": {"url": 7}}}',
+            b'{"chosen": "a", "profiles": {"a": {"url": "https://a.example", "api_key": 7}}}',
+        ],
+    )
+    def test_a_damaged_file_is_named_and_left_as_it_is(self, home: Path, profiles: Profiles, damaged: bytes) -> None:
+        profiles.path.write_bytes(damaged)
+        for use in (profiles.all, lambda: found(home), lambda: profiles.save("c", A, "aw_x")):
+            with pytest.raises(UnreadableFileError):
+                use()
+        assert profiles.path.read_bytes() == damaged
+
+    def test_a_choice_that_is_gone_is_none(self, home: Path, profiles: Profiles) -> None:
+        profiles.path.write_text(json.dumps({"chosen": "gone", "profiles": {}}))
+        assert found(home).base_url == LOCAL_URL

@@ -1,0 +1,247 @@
+"""Audio that comes whole, or not at all: length, digest, and going on where the connection broke off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from afterwords import Client, Voice
+from afterwords.client.requests import RETRIES, Answer, Ask, Known, Operation, Pause, fetched
+from afterwords.errors import (
+    AfterwordsError,
+    ConnectionLostError,
+    JobNotReadyError,
+    RangeNotSatisfiableError,
+    StrangeAnswerError,
+)
+from afterwords.riff import canonical_wav
+from afterwords.testing import Fault, FaultyServer, Seen
+from tests.client.answering import answering
+from tests.client.front import Either, n_busy
+from tests.e2e.served import READER
+from tests.hosted.service import HostedService
+from tests.hosted.wire import Answer as Page
+
+TEXT = "Half of this is lost on the way, and nobody who hears it will know."
+WAV = canonical_wav(np.sin(np.arange(4_800, dtype=np.float32) / 9) * np.float32(0.3), 24_000)
+AUDIO = {"content-type": "audio/wav"}
+
+
+@pytest.fixture
+def job_id(direct: Client, voice: Voice) -> str:
+    return str(direct.synthesize(TEXT, voice=voice).wait().job_id)
+
+
+def fetches(faults: FaultyServer) -> list[Seen]:
+    return [seen for seen in faults.seen if seen.path.endswith("/audio")]
+
+
+class TestRange:
+    @pytest.mark.parametrize("times", [1, 2, 3])
+    def test_half_a_body_is_gone_on_with(
+        self, faulty: Client, faults: FaultyServer, direct: Client, job_id: str, times: int
+    ) -> None:
+        whole = direct.jobs.data(job_id)
+        faults.inject(Fault.HALF_BODY, path="/v1/jobs", times=times)
+        assert faulty.jobs.data(job_id) == whole
+        first, *rest = fetches(faults)
+        assert first.headers["Range"] is None
+        have = 0
+        for seen in rest:
+            have += (len(whole) - have) // 2
+            assert seen.headers["Range"] == f"bytes={have}-"
+            assert len(seen.headers["If-Range"].strip('"')) == 64
+
+    def test_a_download_is_whole_and_for_its_owner_alone(
+        self, faulty: Client, faults: FaultyServer, direct: Client, job_id: str, tmp_path: Path
+    ) -> None:
+        faults.inject(Fault.HALF_BODY, path="/v1/jobs")
+        path = faulty.jobs.download(job_id, tmp_path / "speech.wav")
+        assert path.read_bytes() == direct.jobs.data(job_id)
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert [entry.name for entry in tmp_path.glob("speech*")] == ["speech.wav"]
+
+    def test_what_stood_there_stays_where_it_fails(
+        self, faulty: Client, faults: FaultyServer, job_id: str, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "speech.wav"
+        path.write_bytes(b"before")
+        faults.inject(Fault.WRONG_BYTES, times=99)
+        with pytest.raises(StrangeAnswerError):
+            faulty.jobs.download(job_id, path)
+        assert path.read_bytes() == b"before"
+
+    @pytest.mark.parametrize("form", ["mp3", "opus", "flac", "pcm"])
+    def test_what_is_made_anew_each_time_is_fetched_from_its_beginning(
+        self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice, form: str
+    ) -> None:
+        job = direct.synthesize(TEXT, voice=voice, format=form).wait()
+        faults.inject(Fault.HALF_BODY, path="/v1/jobs")
+        assert len(faulty.jobs.data(str(job.job_id))) == len(job.data())
+        assert [seen.headers["Range"] for seen in fetches(faults)] == [None, None]
+
+    def test_a_bundle_is_fetched_whole(
+        self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice
+    ) -> None:
+        faults.inject(Fault.HALF_BODY, path="/v1/voices")
+        made = direct.voices.import_(faulty.voices.export(voice))
+        assert direct.voices.get(made).ref_sha256 == direct.voices.get(voice).ref_sha256
+
+    def test_a_connection_that_keeps_breaking_off_is_named(
+        self, faulty: Client, faults: FaultyServer, job_id: str
+    ) -> None:
+        faults.inject(Fault.HALF_BODY, path="/v1/jobs", times=99)
+        with pytest.raises(ConnectionLostError):
+            faulty.jobs.data(job_id)
+        assert len(fetches(faults)) == RETRIES + 1
+        assert n_busy(faulty) == 0
+
+
+class TestDigest:
+    @pytest.mark.parametrize("fault", [Fault.WRONG_BYTES, Fault.SHORT_LENGTH])
+    def test_what_came_altered_is_fetched_again(
+        self, faulty: Client, faults: FaultyServer, direct: Client, job_id: str, fault: Fault
+    ) -> None:
+        faults.inject(fault, path="/v1/jobs", times=2)
+        assert faulty.jobs.data(job_id) == direct.jobs.data(job_id)
+        assert [seen.headers["Range"] for seen in fetches(faults)] == [None] * 3
+
+    @pytest.mark.parametrize("fault", [Fault.WRONG_BYTES, Fault.SHORT_LENGTH])
+    def test_what_always_comes_altered_is_refused(
+        self, faulty: Client, faults: FaultyServer, job_id: str, fault: Fault
+    ) -> None:
+        faults.inject(fault, path="/v1/jobs", times=99)
+        with pytest.raises(StrangeAnswerError) as caught:
+            faulty.jobs.data(job_id)
+        assert caught.value.request_id
+        assert len(fetches(faults)) == RETRIES + 1
+
+    def test_the_second_half_of_something_else_is_found(
+        self, faulty: Client, faults: FaultyServer, direct: Client, job_id: str
+    ) -> None:
+        faults.inject(Fault.HALF_BODY, path="/v1/jobs")
+        faults.inject(Fault.WRONG_BYTES, path="/v1/jobs")
+        assert faulty.jobs.data(job_id) == direct.jobs.data(job_id)
+        assert [seen.headers["Range"] is not None for seen in fetches(faults)] == [False, True, False]
+
+    @pytest.mark.parametrize("fault", [Fault.HALF_BODY, Fault.WRONG_BYTES, Fault.SHORT_LENGTH])
+    def test_a_hit_that_came_broken_is_fetched_again_and_costs_nothing(
+        self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice, fault: Fault
+    ) -> None:
+        first = direct.say(TEXT, voice=voice)
+        faults.inject(fault, method="POST")
+        assert np.array_equal(faulty.say(TEXT, voice=voice).samples, first.samples)
+        assert (direct.usage().characters, len(list(direct.jobs.list()))) == (len(TEXT), 1)
+
+    @pytest.mark.parametrize("fault", [Fault.HALF_BODY, Fault.WRONG_BYTES])
+    def test_speech_that_came_broken_with_its_job_is_fetched_from_the_job(
+        self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice, fault: Fault
+    ) -> None:
+        faults.inject(fault, method="POST")
+        assert faulty.say(TEXT, voice=voice).duration_s == pytest.approx(len(TEXT) * 0.06)
+        assert [seen.method for seen in faults.seen] == ["POST", "GET"]
+        assert len(list(direct.jobs.list())) == 1
+
+
+class TestHosted:
+    """The hosted service states no digest; a WAV file says itself how long it is."""
+
+    @pytest.mark.parametrize("fault", [Fault.HALF_BODY, Fault.SHORT_LENGTH])
+    def test_what_came_short_is_fetched_again(self, either: Either, fault: Fault) -> None:
+        with HostedService(pending_looks=0) as hosted, FaultyServer(hosted.url) as faults:
+            client = either(faults.url, hosted.api_key)
+            job = client.synthesize(TEXT, voice=client.voices.create(READER, name="me")).wait()
+            whole = job.data()
+            faults.inject(fault, path=f"/v1/jobs/{job.job_id}/audio")
+            assert job.data() == whole
+            faults.inject(fault, method="POST")
+            assert client.synthesize(TEXT, voice="me").data() == whole
+
+    def test_what_always_comes_short_is_refused(self, either: Either) -> None:
+        with HostedService(pending_looks=0) as hosted, FaultyServer(hosted.url) as faults:
+            client = either(faults.url, hosted.api_key)
+            job = client.synthesize(TEXT, voice=client.voices.create(READER, name="me")).wait()
+            faults.inject(Fault.SHORT_LENGTH, path="/v1/jobs", times=99)
+            with pytest.raises(StrangeAnswerError):
+                job.audio()
+
+
+class TestLimits:
+    def test_a_body_that_is_too_long_is_refused(
+        self, client: Client, job_id: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("afterwords.client.requests.AUDIO_MAX_BYTES", 1_000)  # the real one is half a gigabyte
+        with pytest.raises(StrangeAnswerError, match="more than 1,000 bytes"):
+            client.jobs.data(job_id)
+        assert n_busy(client) == 0
+
+    def test_json_that_is_too_long_is_refused(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("afterwords.client.requests.JSON_MAX_BYTES", 10)  # the real one is 16 MB
+        with pytest.raises(StrangeAnswerError, match="more than 10 bytes"):
+            client.health()
+
+    def test_audio_of_a_job_that_is_pending_is_not_there(self, client: Client, voice: Voice) -> None:
+        job = client.synthesize(f"fault-slow {TEXT * 5}", voice=voice)
+        with pytest.raises(JobNotReadyError):
+            client.jobs.audio(str(job.job_id))
+        job.cancel()
+
+    @pytest.mark.parametrize(
+        "body",
+        [WAV[:-100], b"RIFF", b"", b"no sound", WAV[:20] + b"\xff" * 30],
+        ids=["cut", "head", "none", "text", "?"],
+    )
+    def test_audio_that_is_none_is_refused_though_it_came_whole(self, either: Either, body: bytes) -> None:
+        with answering(Page(200, body, "audio/wav")) as (url, _), pytest.raises(StrangeAnswerError):
+            either(url, "aw_x").jobs.audio("some-job")
+
+
+class TestJoining:
+    """Parts as no real server sends them: the operation alone."""
+
+    def fetched(self, *answers: Answer | AfterwordsError) -> bytes:
+        left = list(answers)
+        operation: Operation[Answer] = fetched(Ask("GET", "/audio", is_download=True), Known())
+        step = next(operation)
+        while True:
+            try:
+                if isinstance(step, Pause):
+                    step = operation.send(None)
+                elif isinstance(outcome := left.pop(0), AfterwordsError):
+                    step = operation.throw(outcome)
+                else:
+                    step = operation.send(outcome)
+            except StopIteration as done:
+                return bytes(done.value.body)
+
+    @pytest.mark.parametrize(
+        "second",
+        [
+            Answer(206, {**AUDIO, "content-range": "bytes 0-9/10"}, b"other half"),
+            Answer(206, {**AUDIO, "content-range": "bytes 0-4/10"}, b"other"),
+            Answer(206, {**AUDIO, "content-range": "bytes 5-9/10, and more"}, b"other"),
+            Answer(206, AUDIO, b"other"),
+            Answer(416, {"content-type": "application/json"}, b"{}"),
+            Answer(416, {}, b""),
+        ],
+    )
+    def test_a_part_that_does_not_fit_is_thrown_away(self, second: Answer) -> None:
+        half = Answer(200, AUDIO, b"whole", is_whole=False)
+        assert self.fetched(half, second, Answer(200, AUDIO, b"all of it!")) == b"all of it!"
+
+    def test_a_part_shorter_than_asked_for_is_gone_on_with(self) -> None:
+        half = Answer(200, AUDIO, b"abc", is_whole=False)
+        parts = [Answer(206, {"content-range": f"bytes {n}-{n}/5"}, b"de"[n - 3 :][:1]) for n in (3, 4)]
+        assert self.fetched(half, *parts) == b"abcde"
+
+    def test_a_server_that_gives_all_of_it_again_is_taken_at_its_word(self) -> None:
+        half = Answer(200, AUDIO, b"abc", is_whole=False)
+        assert self.fetched(half, Answer(200, AUDIO, b"abcde")) == b"abcde"
+
+    def test_a_range_that_was_never_asked_for_is_no_reason_to_begin_anew(self) -> None:
+        with pytest.raises(RangeNotSatisfiableError):
+            self.fetched(
+                *[Answer(416, {"content-type": "application/json"}, b'{"error":{"code":"range_not_satisfiable"}}')] * 9
+            )

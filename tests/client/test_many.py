@@ -1,0 +1,122 @@
+"""Many at once: two hundred calls, none of which fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from afterwords import AsyncClient, Client, Voice
+from tests.client.front import n_busy
+from tests.e2e.served import READER, Served
+
+N = 200
+
+
+@pytest.fixture(autouse=True)
+def real_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("afterwords.client.requests.BACKOFF_S", 0.25)  # back to what it is: a crowd needs it
+
+
+def text_of(n: int) -> str:
+    return f"Number {n}." + "!" * (n % 10)
+
+
+def test_two_hundred_calls_of_one_client_all_succeed(server: Served, key: str, voice: Voice) -> None:
+    async def main() -> tuple[list[float], int]:
+        async with AsyncClient(server.url, api_key=key) as client:
+            said = await asyncio.gather(*(client.say(text_of(n), voice="me") for n in range(N)))
+            return [audio.duration_s for audio in said], n_busy(client)
+
+    durations, busy = asyncio.run(main())
+    assert durations == pytest.approx([0.06 * len(text_of(n)) for n in range(N)])
+    assert busy == 0
+
+
+def test_two_hundred_clients_all_succeed(server: Served, key: str, voice: Voice) -> None:
+    async def one(n: int) -> float:
+        async with AsyncClient(server.url, api_key=key) as client:
+            return (await client.say(text_of(n), voice=voice)).duration_s
+
+    async def main() -> list[float]:
+        return await asyncio.gather(*map(one, range(N)))
+
+    assert asyncio.run(main()) == pytest.approx([0.06 * len(text_of(n)) for n in range(N)])
+
+
+def test_two_hundred_streams_of_one_client_all_come(server: Served, key: str, voice: Voice) -> None:
+    async def main() -> list[float]:
+        async with AsyncClient(server.url, api_key=key) as client:
+
+            async def one(n: int) -> float:
+                async with await client.stream(text_of(n), voice=voice) as speech:
+                    return (await speech.audio()).duration_s
+
+            return await asyncio.gather(*(one(n) for n in range(N)))
+
+    assert asyncio.run(main()) == pytest.approx([0.06 * len(text_of(n)) for n in range(N)])
+
+
+def test_threads_may_share_a_client(server: Served, key: str, direct: Client) -> None:
+    """While names come and go: what one thread learns of them does not trip another."""
+    for n in range(8):
+        direct.voices.create(READER, name=f"voice {n}")
+    with Client(server.url, api_key=key) as client, ThreadPoolExecutor(8) as pool:
+
+        def work(n: int) -> float:
+            if n % 10 == 0:
+                client.voices.delete(client.voices.create(READER, name=f"guest {n}"))
+            return client.say(text_of(n), voice=f"voice {n % 8}").duration_s
+
+        durations = list(pool.map(work, range(60)))
+        assert n_busy(client) == 0
+    assert durations == pytest.approx([0.06 * len(text_of(n)) for n in range(60)])
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.002, 0.01, 0.05])
+def test_calls_that_are_cancelled_hold_nothing(server: Served, key: str, voice: Voice, after_s: float) -> None:
+    async def main() -> int:
+        async with AsyncClient(server.url, api_key=key) as client:
+            calls = [client.say(f"{text_of(n)} {after_s}", voice=voice) for n in range(10)]
+            streams = [client.stream(f"fault-slow {n} {after_s}", voice=voice) for n in range(10)]
+            tasks = [asyncio.ensure_future(call) for call in [*calls, *streams]]
+            await asyncio.wait(tasks, timeout=after_s)
+            for task in tasks:
+                task.cancel()
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                if not isinstance(outcome, BaseException) and hasattr(outcome, "close"):
+                    await outcome.close()  # it had begun
+            assert (await client.say("And then one more.", voice=voice)).duration_s > 0
+            return n_busy(client)
+
+    assert asyncio.run(main()) == 0
+
+
+def test_a_call_cancelled_while_its_answer_is_closed_gives_its_connection_back() -> None:
+    async def main() -> None:
+        closing, go_on, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        class Body(httpx.AsyncByteStream):
+            async def __aiter__(self) -> AsyncIterator[bytes]:
+                yield b"[]"
+
+            async def aclose(self) -> None:
+                closing.set()
+                await go_on.wait()
+                closed.set()
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, headers={"Content-Type": "application/json"}, stream=Body())
+
+        async with AsyncClient("http://127.0.0.1:9", api_key="aw_x", transport=httpx.MockTransport(answer)) as client:
+            call = asyncio.ensure_future(client.keys.list())
+            await closing.wait()
+            call.cancel()
+            assert isinstance((await asyncio.gather(call, return_exceptions=True))[0], asyncio.CancelledError)
+            go_on.set()
+            await asyncio.wait_for(closed.wait(), 10)
+
+    asyncio.run(main())

@@ -1,0 +1,212 @@
+"""Speech that is heard while a server makes it: piece by piece, to its end or to where somebody leaves."""
+
+from __future__ import annotations
+
+import struct
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afterwords import Client, Voice
+from afterwords.client.sound import WavStream
+from afterwords.errors import (
+    ConnectionLostError,
+    SpeechReadError,
+    StrangeAnswerError,
+    VoiceNotFoundError,
+)
+from afterwords.provenance import read_mark
+from afterwords.riff import Samples, pcm16, wav_header
+from afterwords.testing import Fault, FaultyServer
+from tests.client.answering import answering
+from tests.client.front import Either, n_busy
+from tests.e2e.served import READER, until
+from tests.hosted.client import NOBODY
+from tests.hosted.service import HostedService
+from tests.hosted.wire import Answer
+
+TEXT = "This is heard while the rest of it is still being made."
+LONG = f"fault-slow {'and so on, ' * 100}"
+SOUND = np.round(np.sin(np.arange(50) / 5) * 9_000).astype(np.float32) / np.float32(32_768)
+MONO = wav_header(24_000, n_frames=len(SOUND), tags={"title": "me"}) + pcm16(SOUND)
+
+
+def heard(*pieces: bytes) -> Samples:
+    wav = WavStream()
+    parts = [samples for piece in pieces if (samples := wav.feed(piece)) is not None]
+    wav.end()
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def wav(data: bytes, *, n_channels: int = 1, encoding: int = 1, bits: int = 16, size: int | None = None) -> bytes:
+    block = n_channels * bits // 8
+    fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, encoding, n_channels, 8_000, 8_000 * block, block, bits)
+    return b"RIFF\xff\xff\xff\xffWAVE" + fmt + struct.pack("<4sI", b"data", len(data) if size is None else size) + data
+
+
+class TestWav:
+    @pytest.mark.parametrize("at", range(1, len(MONO)))
+    def test_it_may_be_cut_anywhere(self, at: int) -> None:
+        assert np.array_equal(heard(MONO[:at], MONO[at:]), SOUND)
+
+    @given(st.lists(st.integers(0, len(MONO)), max_size=12))
+    def test_it_may_come_in_pieces_of_any_length(self, cuts: list[int]) -> None:
+        ends = [0, *sorted(cuts), len(MONO)]
+        assert np.array_equal(heard(*(MONO[a:b] for a, b in pairwise(ends))), SOUND)
+
+    def test_byte_by_byte_is_the_same(self) -> None:
+        assert np.array_equal(heard(*(MONO[n : n + 1] for n in range(len(MONO)))), SOUND)
+
+    def test_its_rate_and_tags_are_known_once_the_sound_begins(self) -> None:
+        stream = WavStream()
+        assert (stream.feed(MONO[:40]), stream.sample_rate) == (None, 0)
+        stream.feed(MONO[40:])
+        assert (stream.sample_rate, stream.tags) == (24_000, {"title": "me"})
+
+    @pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+    def test_its_length_may_be_unknown(self, size: int) -> None:
+        assert np.array_equal(heard(wav(pcm16(SOUND), size=size)), SOUND)
+
+    @pytest.mark.parametrize("at", [1, 44, 45, 46, 47, 48, 60])
+    def test_channels_are_averaged(self, at: int) -> None:
+        stereo = wav(struct.pack("<8h", 100, 300, -100, -300, 0, 2, 7, 7), n_channels=2)
+        assert np.array_equal(heard(stereo[:at], stereo[at:]) * 32_768, [200, -200, 1, 7])
+
+    def test_what_follows_the_sound_is_no_sound(self) -> None:
+        assert np.array_equal(heard(MONO, b"LIST\4\0\0\0INFO", b"\7" * 1_000), SOUND)
+
+    @pytest.mark.parametrize("missing", [1, 2, 99])
+    def test_one_that_ends_too_early_was_cut(self, missing: int) -> None:
+        with pytest.raises(ConnectionLostError):
+            heard(MONO[:-missing])
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"",
+            MONO[:30],
+            b"<!doctype html><title>Welcome</title>",
+            b"RIFF\0\0\0\0AVI " + MONO[12:],
+            wav(b"\0" * 8, encoding=3, bits=32),
+            wav(b"\0" * 8, bits=24),
+            wav(b"\0" * 8, n_channels=0),
+            MONO[:12] + b"data\4\0\0\0\1\2\3\4",
+            MONO[:12] + (b"junk" + struct.pack("<I", 70_000) + b"\0" * 70_000) * 2,
+            MONO[:12] + b"junk\0\0\0\0" * 20_000,
+            MONO[:12] + b"junk\xff\xff\xff\x7f" + b"\0" * 30,
+        ],
+    )
+    def test_what_is_none_is_refused(self, data: bytes) -> None:
+        with pytest.raises(StrangeAnswerError):
+            heard(data)
+
+
+class TestStream:
+    def test_a_slow_stream_comes_as_it_is_made(self, client: Client, direct: Client, voice: Voice) -> None:
+        with client.stream(LONG, voice=voice) as speech:
+            chunks = iter(speech)
+            assert len(next(chunks).samples) > 0
+            assert [job.job_id for job in direct.jobs.list(status="pending")] == [speech.job_id]
+
+    def test_a_slow_network_gives_what_has_arrived(self, faulty: Client, faults: FaultyServer, voice: Voice) -> None:
+        faults.inject(Fault.SLOW, method="POST", delay_s=0.2)
+        began = time.monotonic()
+        with faulty.stream(TEXT, voice=voice) as speech:
+            times = [time.monotonic() - began for _ in speech]
+        assert len(times) >= 4
+        assert times[-1] - times[0] >= 0.4  # at least: that the first did not wait for the last is what is claimed
+
+    def test_all_of_it_can_be_had_at_once(self, client: Client, voice: Voice) -> None:
+        audio = client.stream(TEXT, voice="me").audio()
+        assert audio.duration_s == pytest.approx(len(TEXT) * 0.06)
+        mark = read_mark(audio.tags)
+        assert mark is not None
+        assert mark.voice_id == voice.voice_id
+        assert n_busy(client) == 0
+
+    @pytest.mark.parametrize(
+        ("fault", "is_cached"), [(Fault.HALF_BODY, False), (Fault.HALF_BODY, True), (Fault.SHORT_LENGTH, True)]
+    )
+    def test_one_that_breaks_off_gives_what_came_and_then_says_so(
+        self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice, fault: Fault, is_cached: bool
+    ) -> None:
+        whole = direct.say(TEXT, voice=voice if is_cached else direct.voices.create(READER, name="you")).samples
+        faults.inject(fault, method="POST")
+        speech = faulty.stream(TEXT, voice=voice)
+        samples: list[Samples] = []
+        assert speech.is_cached is is_cached
+        with pytest.raises(ConnectionLostError):
+            samples.extend(chunk.samples for chunk in speech)
+        came = np.concatenate(samples)
+        assert 0.4 < len(came) / len(whole) < 0.6
+        assert np.array_equal(came, whole[: len(came)])
+        assert n_busy(faulty) == 0
+
+    @pytest.mark.parametrize("fault", [Fault.DROP_BEFORE, Fault.DROP_AFTER])
+    def test_one_that_never_began_is_asked_for_again(
+        self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice, fault: Fault
+    ) -> None:
+        faults.inject(fault, method="POST")
+        assert faulty.stream(TEXT, voice=voice).audio().duration_s == pytest.approx(len(TEXT) * 0.06)
+        assert len(list(direct.jobs.list())) == 1
+
+    def test_leaving_it_cancels_the_job(self, client: Client, direct: Client, voice: Voice) -> None:
+        with client.stream(LONG, voice=voice) as speech:
+            for _ in speech:
+                break
+        until(lambda: direct.jobs.get(str(speech.job_id)).status == "cancelled", what="the end of the job")
+        assert n_busy(client) == 0
+
+    def test_it_is_read_once(self, client: Client, voice: Voice) -> None:
+        speech = client.stream(TEXT, voice=voice)
+        speech.audio()
+        with pytest.raises(SpeechReadError):
+            list(speech)
+
+    def test_one_that_was_closed_is_not_read(self, client: Client, voice: Voice) -> None:
+        speech = client.stream(TEXT, voice=voice)
+        speech.close()
+        with pytest.raises(SpeechReadError):
+            speech.audio()
+
+    def test_one_that_is_closed_while_it_is_read_ends(self, client: Client, voice: Voice) -> None:
+        speech = client.stream(LONG, voice=voice)
+        chunks = iter(speech)
+        next(chunks)
+        speech.close()
+        with pytest.raises(ConnectionLostError):
+            for _ in chunks:
+                pass
+
+    def test_a_voice_that_is_not_there_is_not_found(self, client: Client) -> None:
+        with pytest.raises(VoiceNotFoundError):
+            client.stream(TEXT, voice="nobody")
+
+    def test_a_server_that_can_not_stream_gives_it_once_it_is_ready(self, either: Either) -> None:
+        with HostedService() as hosted:
+            client = either(hosted.url, hosted.api_key)
+            client.voices.create(READER, name="me")
+            first, again = (client.stream(TEXT, voice="me") for _ in range(2))
+            assert (first.is_cached, first.backend, first.job_id is None) == (False, "qwen3-1.7b", False)
+            assert np.array_equal(first.audio().samples, again.audio().samples)
+            assert again.is_cached
+
+    @pytest.mark.parametrize(
+        "page",
+        [
+            Answer(200, b"<!doctype html>", "text/html"),
+            Answer(200, b"<!doctype html>", "audio/wav"),
+            Answer(200, b"", "audio/wav"),
+            Answer(200, b"no gzip", "audio/wav", {"Content-Encoding": "gzip"}),
+        ],
+    )
+    def test_what_is_no_sound_is_refused_and_its_connection_given_back(self, either: Either, page: Answer) -> None:
+        with answering(page) as (url, _):
+            client = either(url, "aw_x")
+            with pytest.raises(StrangeAnswerError):
+                client.stream(TEXT, voice=NOBODY)
+            assert n_busy(client) == 0
