@@ -11,6 +11,16 @@ import pytest
 
 from afterwords.models import Voice
 
+CLEARED = (
+    "BACKENDS",
+    "WHISPER",
+    "KOKORO_ONNX",
+    "TESTING",
+    "BASE_URL",
+    "API_KEY",
+    "ADMIN_SECRET",
+    "PROFILE",
+)
 READER = Path(str(files("afterwords") / "data" / "reader.wav"))
 
 
@@ -20,8 +30,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     monkeypatch.setenv("AFTERWORDS_HOME", str(folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for name in ("AFTERWORDS_BACKENDS", "AFTERWORDS_WHISPER", "AFTERWORDS_KOKORO_ONNX", "AFTERWORDS_TESTING"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")  # never the developer's own
+    for name in CLEARED:
+        monkeypatch.delenv(f"AFTERWORDS_{name}", raising=False)
     return folder
 
 

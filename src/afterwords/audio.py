@@ -1,6 +1,6 @@
 """Sound, and the one door to it: from a file or a microphone, to a file, a pipe or a loudspeaker.
 
-`reader`, `writer` and `soundcard` do the work; what others need of them is named here again.
+`reader`, `writer` (with `destination`) and `soundcard` do the work; what others need of them is named here again.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import BinaryIO
 
 import numpy as np
 
+from afterwords.destination import check_output, format_of, parse_format
 from afterwords.errors import InvalidOptionError, NoAudioError
 from afterwords.models import SPEED_MAX, SPEED_MIN, SpeechFormat
 from afterwords.reader import read_sound, read_tags
 from afterwords.riff import Samples
 from afterwords.soundcard import capture, play
-from afterwords.writer import AudioWriter, check_output, format_of, parse_format
+from afterwords.writer import AudioWriter
 
 __all__ = [
     "DURATION_MAX_S",

@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -69,6 +70,11 @@ class Terminal:
         """All that was shown, without what steers the terminal."""
         return _ESCAPES.sub("", self.raw).replace("\r", "")
 
+    @property
+    def is_echoing(self) -> bool:
+        """Whether what is typed is shown."""
+        return bool(termios.tcgetattr(self._screen)[3] & termios.ECHO)
+
     def expect(self, wanted: str) -> None:
         """Wait until this is shown, after what was awaited before."""
         deadline = time.monotonic() + DEADLINE_S
@@ -78,6 +84,21 @@ class Terminal:
 
     def type(self, keys: str) -> None:
         os.write(self._screen, keys.encode())
+
+    def type_until_end(self, keys: str) -> int:
+        """Type this until the program ends, and give its exit code.
+
+        Python's `input` loses a Ctrl-C that comes after the question and before it waits for keys: a machine is that
+        fast, on a busy processor about every tenth time, and a person presses it again.
+        """
+        deadline = time.monotonic() + DEADLINE_S
+        while self._process.poll() is None and time.monotonic() < deadline:
+            self.type(keys)
+            while self._read(time.monotonic() + 1.0):
+                pass
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=0.5)
+        return self.end()
 
     def end(self) -> int:
         """Wait until the program has ended, and give its exit code."""

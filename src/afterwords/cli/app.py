@@ -12,7 +12,21 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from afterwords.cli import backends, clone, demo, doctor, keys, output, say, serve, travel, verify, voices
+from afterwords.cli import (
+    account,
+    backends,
+    clone,
+    demo,
+    doctor,
+    jobs,
+    keys,
+    output,
+    say,
+    serve,
+    travel,
+    verify,
+    voices,
+)
 from afterwords.errors import AfterwordsError
 
 INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended: 128 + SIGINT
@@ -60,6 +74,12 @@ app.command("serve")(serve.serve)
 app.command("push")(travel.push)
 app.command("pull")(travel.pull)
 app.command("sync")(travel.sync)
+app.command("login")(account.login)
+app.command("logout")(account.logout)
+app.command("whoami")(account.whoami)
+app.command("usage")(account.usage)
+app.add_typer(account.profiles_app, name="profiles")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from typer import Exit
 
 from afterwords.errors import AfterwordsError, UnwritableOutputError
 
@@ -52,6 +53,14 @@ def result_wrapped(line: str, *, indent: int) -> None:
 def result_json(value: Any) -> None:
     """Print the result as JSON, in ASCII: no terminal acts on it, and every encoding can carry it."""
     result(json.dumps(value, indent=2))
+
+
+def result_facts(facts: Mapping[str, Any]) -> None:
+    """Print what is known of one thing, a line for each fact that there is."""
+    for name, value in facts.items():
+        told = "  ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
+        if told not in (None, ""):
+            result(f"{name:<12} {plain(str(told))}")
 
 
 def result_table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -151,6 +160,21 @@ def progress_bar() -> Iterator[Bar]:
         yield Bar(bar)
 
 
+@contextmanager
+def waiting(step: str) -> Iterator[None]:
+    """Show that something is waited for, and how long it has been; on anything but a terminal, nothing."""
+    if not (sys.stderr and sys.stderr.isatty()):
+        yield
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    bar = Progress(*columns, console=console(), transient=True, redirect_stdout=False, redirect_stderr=False)
+    with bar:
+        bar.add_task(shown(step), total=None)
+        yield
+
+
 # -- questions ------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +196,28 @@ def ask(question: str, *, choices: dict[str, str] | None = None) -> str:
         )
         or ""
     )
+
+
+def ask_hidden(question: str) -> str:
+    """Ask the person at the terminal for a secret, which is not shown."""
+    from getpass import getpass
+
+    return getpass(f"{plain(question)} ", stream=sys.stderr)  # which asks once nothing is shown any more
+
+
+def confirm_removal(warning: str) -> None:
+    """Ask the person at the terminal whether a removal is meant; the warning is markup.
+
+    Raises:
+        UsageError: there is nobody to ask.
+        Exit: it is not meant.
+    """
+    if not is_terminal():
+        raise UsageError("There is nobody to ask whether that is meant.", hint="add --yes.")
+    note(warning)
+    if ask("Type yes to go on").strip().lower() != "yes":
+        note("Nothing was removed.")
+        raise Exit(1)
 
 
 def correct(question: str, text: str) -> str:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from afterwords.cli import output
+from afterwords.cli.remote import Profile, Remote, Timeout, is_remote, patience_s
 
 if TYPE_CHECKING:
     from afterwords.audio import AudioWriter
+    from afterwords.cli.delivery import Place
     from afterwords.riff import Samples
     from afterwords.speech import Speech
 
@@ -44,29 +46,39 @@ def say(
     lang: Annotated[str | None, typer.Option("--lang", help="Language of the text.")] = None,
     backend: Annotated[str | None, typer.Option("--backend", help="What shall speak.")] = None,
     play: Annotated[bool | None, typer.Option("--play/--no-play", help="Play it; without -o that is so.")] = None,
+    remote: Remote = False,
+    profile: Profile = None,
+    timeout: Timeout = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    """Say something with a voice."""
+    """Say something with a voice, here or on a server."""
     if (text is None) == (file is None):
         raise output.UsageError("One text can be said.", hint="give it in quotes, or - for stdin, or --file FILE.")
     is_heard = (out is None) if play is None else play
     if out is None and not is_heard:
         raise output.UsageError("The speech would go nowhere.", hint="add -o FILE, or leave --no-play away.")
-    if out == "-" and sys.stdout.isatty():
-        raise output.UsageError("A terminal can't take audio.", hint="pipe it on, or name a file: -o hello.wav.")
     if out == "-" and as_json:
         raise output.UsageError("stdout can't carry both audio and JSON.", hint="name a file: -o hello.wav.")
-    from afterwords import studio
-    from afterwords.audio import check_output
+    if timeout is not None and not is_remote(remote, profile):
+        raise output.UsageError("This machine waits for its own engine.", hint="--timeout goes with --remote.")
+    from afterwords.cli.delivery import place_for
 
     words = _words(text, file)
-    if out is not None:
-        check_output(None if out == "-" else Path(out), format=format)
+    place = place_for(out, format) if out is not None else None
+    if is_remote(remote, profile):
+        from afterwords.cli.say_remote import Order, say_remote
+
+        how = {"lang": lang, "backend": backend, "speed": speed, "seed": seed}
+        order = Order(words, voice, how, patience_s(timeout), profile)
+        say_remote(order, place, is_heard=is_heard, as_json=as_json)
+        return
+    from afterwords import studio
+
     with output.progress_bar() as progress, ExitStack() as stack:
         speech = studio.stream(
             words, voice=voice, lang=lang, backend=backend, speed=speed, seed=seed, progress=progress
         )
-        writer = stack.enter_context(_writer(out, format, speech)) if out is not None else None
+        writer = stack.enter_context(_writer(place, speech)) if place is not None else None
         pieces = _written(speech, writer)
         if is_heard:
             from afterwords.audio import play as play_aloud
@@ -86,11 +98,10 @@ def _words(text: str | None, file: Path | None) -> str:
     return read_text(sys.stdin.buffer) if text == "-" else str(text)
 
 
-def _writer(out: str, format: str | None, speech: Speech) -> AudioWriter:
+def _writer(place: Place, speech: Speech) -> AudioWriter:
     from afterwords.audio import AudioWriter
 
-    target = sys.stdout.buffer if out == "-" else Path(out)
-    return AudioWriter(target, format=format, sample_rate=speech.sample_rate, tags=speech.tags)
+    return AudioWriter(place.target, format=place.format, sample_rate=speech.sample_rate, tags=speech.tags)
 
 
 def _written(speech: Speech, writer: AudioWriter | None) -> Iterator[Samples]:

@@ -1,4 +1,4 @@
-"""`afterwords voices`: what is in the library."""
+"""`afterwords voices`: what is in the library, or with --remote on a server."""
 
 from __future__ import annotations
 
@@ -6,27 +6,38 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from afterwords.cli import output
+from afterwords.cli import output, portable
+from afterwords.cli.remote import Profile, Remote, is_remote
 from afterwords.cli.say import complete_voice
 
 if TYPE_CHECKING:
     from afterwords.models import Voice
 
-app = typer.Typer(help="List, show, rename and remove voices.", invoke_without_command=True)
+app = typer.Typer(help="List, show, rename, remove, export and import voices.", invoke_without_command=True)
 
 Name = Annotated[str, typer.Argument(help="Name or id of a voice.", autocompletion=complete_voice)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback()
-def voices(context: typer.Context) -> None:
+def voices(context: typer.Context, remote: Remote = False, profile: Profile = None) -> None:
     if context.invoked_subcommand is None:
-        list_voices(as_json=False)
+        list_voices(remote=remote, profile=profile, as_json=False)
+    elif is_remote(remote, profile):
+        raise output.UsageError(
+            "--remote and --profile go last here.",
+            hint=f"afterwords voices {context.invoked_subcommand} … --remote.",
+        )
 
 
 @app.command("list")
-def list_voices(as_json: AsJson = False) -> None:
+def list_voices(remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
     """List all voices."""
+    if is_remote(remote, profile):
+        from afterwords.cli import voices_remote
+
+        voices_remote.list_voices(profile, as_json=as_json)
+        return
     from afterwords.studio import library
 
     shelf = library()
@@ -56,8 +67,13 @@ def list_voices(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def show(name: Name, as_json: AsJson = False) -> None:
+def show(name: Name, remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
     """Show all that is known of a voice."""
+    if is_remote(remote, profile):
+        from afterwords.cli import voices_remote
+
+        voices_remote.show(name, profile, as_json=as_json)
+        return
     from afterwords.provenance import verify_seal
     from afterwords.studio import library, likeness
 
@@ -74,15 +90,23 @@ def show(name: Name, as_json: AsJson = False) -> None:
     if as_json:
         output.result_json(facts)
         return
-    for key, value in facts.items():
-        told = "  ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
-        if told not in (None, ""):
-            output.result(f"{key:<12} {output.plain(str(told))}")
+    output.result_facts(facts)
 
 
 @app.command()
-def rename(name: Name, new: Annotated[str, typer.Argument(help="The new name.")], as_json: AsJson = False) -> None:
+def rename(
+    name: Name,
+    new: Annotated[str, typer.Argument(help="The new name.")],
+    remote: Remote = False,
+    profile: Profile = None,
+    as_json: AsJson = False,
+) -> None:
     """Call a voice something else."""
+    if is_remote(remote, profile):
+        from afterwords.cli import voices_remote
+
+        _tell(voices_remote.renamed(name, new, profile), as_json=as_json)
+        return
     from afterwords.studio import library
 
     _tell(library().rename(name, new), as_json=as_json)
@@ -92,9 +116,16 @@ def rename(name: Name, new: Annotated[str, typer.Argument(help="The new name.")]
 def rm(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    remote: Remote = False,
+    profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
     """Remove a voice: its recordings, transcript and everything made of them."""
+    if is_remote(remote, profile):
+        from afterwords.cli import voices_remote
+
+        voices_remote.remove(name, profile, is_meant=yes, as_json=as_json)
+        return
     from afterwords.errors import CorruptVoiceError
     from afterwords.studio import library
 
@@ -104,12 +135,7 @@ def rm(
     except CorruptVoiceError:  # goes by its identifier
         shown = f"the damaged voice {output.shown(name)}"
     if not yes:
-        if not output.is_terminal():
-            raise output.UsageError("There is nobody to ask whether that is meant.", hint="add --yes.")
-        output.note(f"This removes {shown} with its recordings, for good.")
-        if output.ask("Type yes to go on").strip().lower() != "yes":
-            output.note("Nothing was removed.")
-            raise typer.Exit(1)
+        output.confirm_removal(f"This removes {shown} with its recordings, for good.")
     shelf.remove(name)
     if as_json:
         output.result_json({"removed": name})
@@ -132,6 +158,10 @@ def default(
     if as_json:
         output.result_json(None)
     output.note("No default is chosen: afterwords voices default NAME")
+
+
+app.command("export")(portable.export)
+app.command("import")(portable.import_)
 
 
 def _tell(voice: Voice, *, as_json: bool) -> None:

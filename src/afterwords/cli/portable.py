@@ -1,0 +1,204 @@
+"""`afterwords voices export` and `import`: a voice as one file, from this library or a server, and into either.
+
+A file is judged here, whatever it is for: a byte that was changed on the way is found before anything else is done.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from afterwords.cli import output
+from afterwords.cli.remote import Profile, Remote, command, is_remote, option_value, server, told_if_stopped
+from afterwords.cli.say import complete_voice
+
+if TYPE_CHECKING:
+    from afterwords.client import Client
+    from afterwords.library import Library
+    from afterwords.models import Voice
+
+ENDING: Final = ".afterwords"
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+# -- export ---------------------------------------------------------------------------------------------------
+
+
+def export(
+    name: Annotated[str, typer.Argument(help="Name or id of a voice.", autocompletion=complete_voice)],
+    out: Annotated[str | None, typer.Option("--out", "-o", help="File to write; - writes to stdout.")] = None,
+    remote: Remote = False,
+    profile: Profile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a voice into one file, which speaks wherever it is imported. Whoever has it can clone the speaker."""
+    from afterwords.destination import check_place, write_whole
+
+    if out == "-" and (as_json or sys.stdout.isatty()):
+        raise output.UsageError("A voice is no text for stdout here.", hint="pipe it on, or name a file: -o FILE.")
+    if out not in (None, "-"):
+        check_place(Path(str(out)))
+    voice, data = _packed_there(name, profile) if is_remote(remote, profile) else _packed_here(name)
+    path = _path_of(voice) if out is None else Path(out)
+    write_whole(sys.stdout.buffer if out == "-" else path, data)
+    if out == "-":
+        return
+    if as_json:
+        facts = {"name": voice.name, "voice_id": voice.voice_id}
+        output.result_json({"file": str(path), "size_bytes": len(data), **facts})
+    else:
+        output.result(output.plain(str(path)))
+    output.note(
+        f"[bold green]✓[/bold green] {output.shown(voice.name)} is in {output.shown(str(path))}. "
+        "Whoever has it can clone the speaker: treat it like the recording."
+    )
+    output.note(f"Next, on another machine: afterwords voices import {output.quoted(option_value(str(path)))}")
+
+
+def _packed_here(name: str) -> tuple[Voice, bytes]:
+    from afterwords.bundle import pack
+    from afterwords.studio import library
+
+    shelf = library()
+    voice = shelf.get(name)
+    return voice, pack(voice, shelf.reference(voice))
+
+
+def _packed_there(name: str, profile: str | None) -> tuple[Voice, bytes]:
+    from afterwords.bundle import unpack
+
+    with output.waiting("fetching the voice"), server(profile) as client:
+        data = client.voices.export(name)
+    return unpack(data)[0], data
+
+
+def _path_of(voice: Voice) -> Path:
+    """A file named after the voice; one that is there already is kept."""
+    from afterwords.errors import UnwritableOutputError
+
+    path = Path((re.sub(r"[^\w-]+", "-", voice.name)[:60].strip("-") or "voice") + ENDING)
+    if path.exists():
+        raise UnwritableOutputError(path, why="it is there already, and -o was not given")
+    return path
+
+
+# -- import ---------------------------------------------------------------------------------------------------
+
+
+def import_(
+    file: Annotated[str, typer.Argument(help="A file that `voices export` wrote; - reads stdin.")],
+    name: Annotated[str | None, typer.Option("--name", "-n", help="What to call the voice.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of the voice of that name.")] = False,
+    remote: Remote = False,
+    profile: Profile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a voice out of a file. It is refused if one byte of it was changed."""
+    from afterwords.bundle import unpack
+    from afterwords.text import check_name
+
+    voice, wav = unpack(_read(file))
+    if name is not None:
+        voice = voice.model_copy(update={"name": check_name(name)})
+    if is_remote(remote, profile):
+        with server(profile) as client:
+            kept = _kept_there(client, voice, wav, replace=replace, profile=profile)
+    else:
+        kept = _kept_here(voice, wav, replace=replace)
+    if as_json:
+        output.result_json(kept.model_dump(mode="json", exclude_none=True))
+    else:
+        output.result(output.plain(kept.name))
+    there = ("--remote",) if is_remote(remote, profile) and profile is None else ()
+    say = command("say", "Hello, this is my voice.", "--voice", kept.name, *there, profile=profile)
+    output.note(f"[bold green]✓[/bold green] {output.shown(kept.name)} can speak.\nNext: {output.shown(say)}")
+
+
+def _read(file: str) -> bytes:
+    """A file up to the length that a voice can have, and a byte more, which tells that it is none."""
+    from afterwords.bundle import BUNDLE_MAX_BYTES
+    from afterwords.disk import read_pieces
+
+    if file == "-":
+        if sys.stdin is None or sys.stdin.isatty():
+            raise output.UsageError("Nothing is piped in.", hint="pipe a file in, or name one.")
+        return sys.stdin.buffer.read(BUNDLE_MAX_BYTES + 1)
+    data = bytearray()
+    for piece in read_pieces(Path(file)):
+        data += piece
+        if len(data) > BUNDLE_MAX_BYTES:
+            break
+    return bytes(data)
+
+
+def _kept_here(voice: Voice, wav: bytes, *, replace: bool) -> Voice:
+    from afterwords.errors import VoiceExistsError
+    from afterwords.studio import library
+
+    shelf = library()
+    taken = [other for other in shelf.list() if other.name == voice.name or other.voice_id == voice.voice_id]
+    if voice in taken:
+        return voice
+    if len(taken) > 1:
+        error = VoiceExistsError(voice.name)
+        error.hint = "the voice in the file is here under another name; rename or remove one of the two first."
+        raise error
+    if taken and not replace:
+        replace = _may_replace(voice, taken[0], where="here")
+    original = _original(shelf, voice, taken)
+    return shelf.save(
+        voice,
+        reference_wav=wav,
+        original=original,
+        original_suffix=original.suffix if original else "",
+        replace=replace,
+    )
+
+
+def _original(shelf: Library, voice: Voice, taken: list[Voice]) -> Path | None:
+    """The untouched recording, which no file carries, where this very voice has been here all along."""
+    for other in taken:
+        if other.voice_id == voice.voice_id and other.provenance == voice.provenance:
+            return shelf.original_path(other)
+    return None
+
+
+def _kept_there(client: Client, voice: Voice, wav: bytes, *, replace: bool, profile: str | None) -> Voice:
+    """Bring a voice to a server; what has its name there goes, once it has arrived."""
+    from afterwords.bundle import pack
+
+    with output.waiting("asking the server"):
+        taken = [client.voices.get(other) for other in client.voices.list() if other.name == voice.name]
+    if same := [other for other in taken if other.ref_sha256 == voice.ref_sha256 and other.ref_sha256 is not None]:
+        return same[0]
+    if taken and not replace:
+        _may_replace(voice, taken[0], where=f"on {client.base_url}")
+    listed = command("voices", "list", "--remote", profile=profile)
+    with told_if_stopped("The server may have taken it all the same. See what it has:", listed):
+        with output.waiting("sending the voice"):
+            kept = client.voices.import_(pack(voice, wav))
+        for other in taken:
+            client.voices.delete(other)
+        return client.voices.get(kept)  # what an import answers is short
+
+
+def _may_replace(voice: Voice, other: Voice, *, where: str) -> bool:
+    """Ask the person at the terminal whether a voice may take the place of another.
+
+    Raises:
+        VoiceExistsError: there is nobody to ask.
+        Exit: it may not.
+    """
+    from afterwords.errors import VoiceExistsError
+
+    if not output.is_terminal():
+        raise VoiceExistsError(voice.name, where="`afterwords voices import --replace`")
+    output.note(f"There is a voice called {output.shown(other.name)} {output.shown(where)} already.")
+    if output.ask("Type yes to replace it, for good").strip().lower() != "yes":
+        output.note("Nothing was changed.")
+        raise typer.Exit(1)
+    return True

@@ -1,0 +1,241 @@
+"""`afterwords login`, `logout`, `whoami`, `usage` and `profiles`, as processes, with the twin of the hosted service."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.program import COMMAND, Done, environment, files_in, run
+from tests.hosted.service import HostedService
+
+WRONG = "aw_this-key-is-not-known-anywhere"
+
+
+@pytest.fixture(scope="module")
+def hosted() -> Iterator[HostedService]:
+    with HostedService() as service:
+        yield service
+
+
+@pytest.fixture
+def elsewhere(hosted: HostedService) -> str:
+    """The same service under another name."""
+    return hosted.url.replace("127.0.0.1", "localhost")
+
+
+@pytest.fixture
+def keyring(tmp_path: Path) -> dict[str, str]:
+    """Settings for a real keyring that keeps what it is given in a folder."""
+    return {
+        "PYTHON_KEYRING_BACKEND": "keyrings.alt.file.PlaintextKeyring",
+        "XDG_DATA_HOME": str(tmp_path / "keyring"),
+    }
+
+
+def login(url: str, *args: str, key: str, env: dict[str, str] | None = None) -> Done:
+    return run("login", url, *args, stdin=f"{key}\n".encode(), env=env)
+
+
+# -- login ----------------------------------------------------------------------------------------------------
+
+
+def test_login_keeps_the_key_in_a_file_of_its_owner_where_there_is_no_keyring(
+    hosted: HostedService, home: Path
+) -> None:
+    done = login(hosted.url + "/", key=f"  {hosted.api_key}  ")
+
+    assert (done.code, done.out) == (0, "")
+    assert f"Logged in to {hosted.url} as default." in done.err
+    assert f"The key is in {home / 'profiles.json'}, which you alone may read." in done.err
+    assert done.err.endswith("Next: afterwords whoami\n")
+    assert hosted.api_key not in done.err
+    assert (home / "profiles.json").stat().st_mode & 0o777 == (0o600 if os.name == "posix" else 0o666)
+    assert json.loads(run("whoami", "--json").out) == {
+        "server": hosted.url,
+        "profile": "default",
+        "key_from": str(home / "profiles.json"),
+        "version": "hosted",
+        "backends": ["qwen3-1.7b", "qwen3-0.6b"],
+        "characters": 0,
+        "limit": None,
+        "period": json.loads(run("usage", "--json").out)["period"],
+    }
+
+
+def test_login_keeps_the_key_in_the_keyring_where_there_is_one(
+    hosted: HostedService, home: Path, keyring: dict[str, str], tmp_path: Path
+) -> None:
+    done = login(hosted.url, key=hosted.api_key, env=keyring)
+
+    assert (done.code, done.out) == (0, "")
+    assert "The key is in the keyring of this system." in done.err
+    assert hosted.api_key not in (home / "profiles.json").read_text()
+    assert json.loads(run("whoami", "--json", env=keyring).out)["key_from"] == "keyring"
+    assert json.loads(run("profiles", "list", "--json", env=keyring).out)[0]["key_in"] == "keyring"
+    kept = tmp_path / "keyring" / "python_keyring" / "keyring_pass.cfg"
+    before = kept.read_text()
+
+    assert run("logout", env=keyring).code == 0
+
+    assert len(kept.read_text()) < len(before)
+    run("whoami", env=keyring).refused(3, "NotLoggedInError")
+
+
+def test_key_of_a_server_that_was_left_does_not_stay_in_the_keyring(
+    hosted: HostedService, elsewhere: str, keyring: dict[str, str], tmp_path: Path
+) -> None:
+    for url in (hosted.url, elsewhere):
+        assert login(url, "--profile", "work", key=hosted.api_key, env=keyring).code == 0
+
+    kept = (tmp_path / "keyring" / "python_keyring" / "keyring_pass.cfg").read_text()
+    assert len([line for line in kept.splitlines() if "work" in line]) == 1
+
+
+def test_wrong_key_changes_nothing(hosted: HostedService, home: Path) -> None:
+    login(hosted.url, key=WRONG).refused(3, "UnauthorizedError")
+    assert not files_in(home)
+    login(hosted.url, key=hosted.api_key)
+    before = (home / "profiles.json").read_bytes()
+
+    told = login(hosted.url, key=WRONG).refused(3, "UnauthorizedError")
+
+    assert WRONG not in told
+    assert (home / "profiles.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("key", ["", "a\x1b[2J schlüssel"], ids=ascii)
+def test_key_that_can_be_none_is_refused_and_not_repeated(key: str, hosted: HostedService, home: Path) -> None:
+    asked = len(hosted.requests)
+
+    told = login(hosted.url, key=key).refused(5, "InvalidInputError")
+
+    assert "The API key" in told
+    assert not key or key not in told
+    assert len(hosted.requests) == asked
+    assert not files_in(home)
+
+
+def test_key_is_taken_by_no_option_and_shown_by_no_traceback(hosted: HostedService) -> None:
+    run("login", hosted.url, "--key", WRONG, stdin=b"x\n").refused(2, "UsageError")
+    command = [*COMMAND, "--debug", "login", hosted.url]
+    done = subprocess.run(
+        command, input=WRONG, text=True, capture_output=True, check=False, env=environment(), timeout=60
+    )
+
+    assert done.returncode == 3
+    assert "Traceback" in done.stderr
+    assert WRONG not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("ftp://voices.example.com", "does not begin with https://"),
+        ("https://me:canary@voices.example.com", "a user or a password"),
+    ],
+)
+def test_address_that_is_none_is_refused_and_not_repeated(url: str, told: str) -> None:
+    done = login(url, key="aw_key")
+
+    assert told in done.refused(5, "InvalidInputError")
+    assert "canary" not in done.err
+
+
+def test_nobody_to_ask_for_the_address_is_a_usage_error() -> None:
+    assert "afterwords login https://" in run("login", stdin=b"aw_key\n").refused(2, "UsageError")
+
+
+def test_address_is_the_one_that_is_set_up(hosted: HostedService) -> None:
+    env = {"AFTERWORDS_BASE_URL": hosted.url}
+    done = run("login", stdin=f"{hosted.api_key}\n".encode(), env=env)
+    assert f"Logged in to {hosted.url} as default." in done.err
+    assert "AFTERWORDS_BASE_URL is set, and goes before it." in done.err
+
+    again = run("login", stdin=f"{hosted.api_key}\n".encode())
+
+    assert f"Logged in to {hosted.url} as default." in again.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there 0.0.0.0 leads to this machine")
+def test_open_line_is_warned_of(hosted: HostedService) -> None:
+    done = login(hosted.url.replace("127.0.0.1", "0.0.0.0"), key=hosted.api_key, env={"NO_PROXY": "*"})
+
+    assert done.code == 0
+    assert "http://" in done.err.splitlines()[0]
+    assert "can read the key" in done.err.splitlines()[0]
+
+
+# -- several servers ------------------------------------------------------------------------------------------
+
+
+def test_profiles_are_listed_chosen_and_forgotten(hosted: HostedService, elsewhere: str) -> None:
+    assert "afterwords login" in run("profiles").err
+    login(hosted.url, key=hosted.api_key)
+    login(elsewhere, "-p", "work", key=hosted.api_key)
+
+    assert [line.split()[:3] for line in run("profiles").out.splitlines()[1:]] == [
+        ["default", hosted.url, run("profiles").out.splitlines()[1].split()[2]],
+        ["work", "*", elsewhere],
+    ]
+    assert json.loads(run("whoami", "--json").out)["profile"] == "work"
+    assert json.loads(run("whoami", "--json", "--profile", "default").out)["server"] == hosted.url
+    assert json.loads(run("whoami", "--json", env={"AFTERWORDS_PROFILE": "default"}).out)["server"] == hosted.url
+
+    assert run("profiles", "use", "default").out == "default\n"
+
+    assert json.loads(run("whoami", "--json").out)["profile"] == "default"
+    assert f"In use from now on: work, {elsewhere}" in run("logout").err
+    assert [kept["profile"] for kept in json.loads(run("profiles", "list", "--json").out)] == ["work"]
+
+
+def test_login_elsewhere_takes_no_name_unasked(hosted: HostedService, elsewhere: str, home: Path) -> None:
+    login(hosted.url, key=hosted.api_key)
+    before = (home / "profiles.json").read_bytes()
+
+    assert "--profile NAME" in login(elsewhere, key=hosted.api_key).refused(2, "UsageError")
+
+    assert (home / "profiles.json").read_bytes() == before
+
+
+def test_profile_that_is_not_there_or_can_not_be_is_named(hosted: HostedService) -> None:
+    for command in (("whoami",), ("usage",), ("logout",), ("voices",), ("jobs", "list")):
+        told = run(*command, "--profile", "a\x1b[2J").refused(5, "InvalidOptionError")
+        assert r"a\x1b[2J" in told
+    run("profiles", "use", "nobody").refused(5, "InvalidOptionError")
+    login(hosted.url, "--profile", "a b", key=hosted.api_key).refused(5, "InvalidOptionError")
+
+
+# -- who is asked ---------------------------------------------------------------------------------------------
+
+
+def test_without_a_key_it_says_how_to_get_one() -> None:
+    assert "afterwords login" in run("whoami").refused(3, "NotLoggedInError")
+    assert run("logout").err == "There is no login to forget.\n"
+
+
+def test_server_that_is_not_there_is_exit_code_8() -> None:
+    env = {"AFTERWORDS_BASE_URL": "http://127.0.0.1:1", "AFTERWORDS_API_KEY": "aw_key"}
+
+    assert "http://127.0.0.1:1" in run("whoami", env=env).refused(8, "UnreachableError")
+
+
+def test_key_from_the_environment_is_said_to_be(hosted: HostedService) -> None:
+    env = {"AFTERWORDS_BASE_URL": hosted.url, "AFTERWORDS_API_KEY": hosted.api_key}
+    facts = [line.split(maxsplit=1) for line in run("whoami", env=env).out.splitlines()]
+
+    assert ["key_from", "AFTERWORDS_API_KEY"] in facts
+    assert ["server", hosted.url] in facts
+    assert not [fact for fact in facts if hosted.api_key in fact]
+
+
+def test_damaged_profiles_are_told_in_one_line(home: Path) -> None:
+    home.mkdir()
+    (home / "profiles.json").write_text('{"profiles": 7}')
+
+    assert "profiles.json" in run("whoami").refused(5, "UnreadableFileError")

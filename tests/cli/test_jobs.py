@@ -1,0 +1,147 @@
+"""`afterwords jobs`, as a process, against a real server and the twin of the hosted service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from afterwords.audio import decode
+from afterwords.provenance import verify
+from tests.cli.program import run
+from tests.e2e.served import Served, final, register, serving, speak
+from tests.hosted.service import HostedService
+
+NOBODY = "00000000-0000-4000-8000-000000000000"
+TEXT = "Hello, this is my voice."
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("jobs") / "server") as server:
+        yield server
+
+
+@pytest.fixture
+def client(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
+    """The server is asked with an account that nothing else uses; this client has it too."""
+    key = served.new_key()
+    monkeypatch.setenv("AFTERWORDS_BASE_URL", served.url)
+    monkeypatch.setenv("AFTERWORDS_API_KEY", key)
+    with served.client(key) as client:
+        yield client
+
+
+@pytest.fixture
+def hosted(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostedService]:
+    with HostedService(pending_s=600) as service:
+        monkeypatch.setenv("AFTERWORDS_BASE_URL", service.url)
+        monkeypatch.setenv("AFTERWORDS_API_KEY", service.api_key)
+        yield service
+
+
+def done_job(client: httpx.Client, text: str = TEXT, **fields: str) -> str:
+    """Have something said; returns the job."""
+    job_id = speak(client, register(client), text, **fields)
+    final(client, job_id)
+    return job_id
+
+
+def pending_job(service: HostedService) -> str:
+    headers = {"Authorization": f"Bearer {service.api_key}"}
+    with httpx.Client(base_url=service.url, headers=headers) as client:
+        return speak(client, register(client), TEXT)
+
+
+def test_list_has_the_newest_first_and_what_became_of_each(client: httpx.Client) -> None:
+    empty = run("jobs", "list")
+    assert (empty.code, empty.out) == (0, "")
+    assert "--remote" in empty.err
+    older, newer = done_job(client), done_job(client, "the canary sings")
+
+    head, *rows = run("jobs", "list").out.splitlines()
+
+    assert head.split()[:3] == ["id", "status", "characters"]
+    assert [row.split()[:3] for row in rows] == [[newer, "ready", "16"], [older, "ready", str(len(TEXT))]]
+    assert [job["job_id"] for job in json.loads(run("jobs", "list", "--limit", "1", "--json").out)] == [newer]
+    assert json.loads(run("jobs", "list", "--status", "failed", "--json").out) == []
+    assert "canary" not in run("jobs", "show", newer, "--json").out
+    run("jobs", "list", "--status", "lost").refused(5, "InvalidOptionError")
+
+
+def test_audio_is_fetched_as_it_is_or_in_another_format(client: httpx.Client, tmp_path: Path) -> None:
+    job_id = done_job(client)
+
+    named = run("jobs", "download", job_id, cwd=tmp_path)
+    assert (named.code, named.out) == (0, f"{job_id}.wav\n")
+    assert (tmp_path / f"{job_id}.wav").read_bytes() == run("jobs", "download", job_id, "-o", "-").stdout
+    told = json.loads(run("jobs", "download", job_id, "-o", "a.mp3", "--json", cwd=tmp_path).out)
+    assert (told["job_id"], told["file"], told["duration_s"]) == (job_id, "a.mp3", pytest.approx(1.44))
+    assert decode(tmp_path / "a.mp3").duration_s == pytest.approx(1.44, abs=0.1)
+    assert verify(tmp_path / "a.mp3") is not None
+
+
+def test_file_that_was_not_named_is_kept(client: httpx.Client, tmp_path: Path) -> None:
+    job_id = done_job(client)
+    (tmp_path / f"{job_id}.wav").write_bytes(b"kept")
+
+    run("jobs", "download", job_id, cwd=tmp_path).refused(5, "UnwritableOutputError")
+
+    assert (tmp_path / f"{job_id}.wav").read_bytes() == b"kept"
+
+
+def test_raw_samples_are_fetched_as_such(client: httpx.Client, tmp_path: Path) -> None:
+    job_id = done_job(client, response_format="pcm")
+
+    told = run("jobs", "download", job_id, cwd=tmp_path).refused(8, "StrangeAnswerError")
+
+    assert "--format pcm" in told
+    assert run("jobs", "download", job_id, "--format", "pcm", cwd=tmp_path).out == f"{job_id}.pcm\n"
+
+
+def test_job_that_is_final_is_shown_waited_for_and_not_cancelled(client: httpx.Client) -> None:
+    job_id = done_job(client)
+
+    assert f"job_id       {job_id}" in run("jobs", "show", job_id).out.splitlines()
+    waited = run("jobs", "wait", job_id, "--json")
+    assert json.loads(waited.out)["status"] == "ready"
+    assert waited.err.endswith(f"Next: afterwords jobs download {job_id}\n")
+    run("jobs", "cancel", job_id).refused(5, "JobFinalError")
+
+
+def test_pending_job_is_cancelled_and_then_not_waited_for(client: httpx.Client) -> None:
+    job_id = speak(client, register(client), "this will fault-hang")
+
+    assert json.loads(run("jobs", "cancel", job_id, "--json").out)["status"] == "cancelled"
+
+    run("jobs", "wait", job_id).refused(7, "JobCancelledError")
+    run("jobs", "download", job_id, "-o", "-").refused(7, "JobCancelledError")
+
+
+@pytest.mark.parametrize("command", ["show", "wait", "cancel", "download"])
+@pytest.mark.usefixtures("client")
+def test_unknown_job_is_exit_code_4(command: str) -> None:
+    assert "jobs list" in run("jobs", command, NOBODY).refused(4, "JobNotFoundError")
+
+
+@pytest.mark.usefixtures("client")
+def test_id_that_is_none_leads_nowhere_else() -> None:
+    run("jobs", "show", "../usage").refused(4, "JobNotFoundError")
+
+
+@pytest.mark.parametrize("command", ["wait", "download"])
+def test_time_that_is_over_leaves_the_job(command: str, hosted: HostedService, tmp_path: Path) -> None:
+    job_id = pending_job(hosted)
+
+    told = run("jobs", command, job_id, "--timeout", "0.1", cwd=tmp_path).refused(9, "JobTimeoutError")
+
+    assert f"afterwords jobs {command} {job_id}" in told
+    assert "status       pending" in run("jobs", "show", job_id).out.splitlines()
+
+
+def test_what_the_server_does_not_know_is_exit_code_5(hosted: HostedService) -> None:
+    run("jobs", "list").refused(5, "UnsupportedByServerError")
+    run("jobs", "cancel", pending_job(hosted)).refused(5, "UnsupportedByServerError")

@@ -1,0 +1,95 @@
+"""`afterwords keys --remote`, as a process, against a real server and the twin of the hosted service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cli.program import run
+from tests.e2e.served import ADMIN_SECRET, Served
+from tests.hosted.service import HostedService
+
+NOBODY = "00000000-0000-4000-8000-000000000000"
+ADMIN = {"AFTERWORDS_ADMIN_SECRET": ADMIN_SECRET}
+LABEL = "a\x1b[2Jb\u202e"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = Served(tmp_path_factory.mktemp("keys") / "server", {"AFTERWORDS_WORKERS": "0"})
+    yield served.start()
+    served.kill()
+
+
+@pytest.fixture
+def key(served: Served, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A key with an account of its own, which is the one that is used."""
+    key = served.new_key(label=LABEL)
+    monkeypatch.setenv("AFTERWORDS_BASE_URL", served.url)
+    monkeypatch.setenv("AFTERWORDS_API_KEY", key)
+    return key
+
+
+@pytest.mark.usefixtures("key")
+def test_admin_makes_a_key_that_works(served: Served) -> None:
+    done = run("keys", "create", "--remote", "--label", "new", "--scope", "voices:read", env=ADMIN)
+
+    assert done.code == 0, done.err
+    assert "shown this once" in done.err
+    with served.client(done.out.strip()) as client:
+        assert client.get("/v1/voices").status_code == 200
+    listed = json.loads(run("keys", "list", "--remote", "--json", env=ADMIN).out)
+    assert "new" in {key["label"] for key in listed}
+    assert ADMIN_SECRET not in done.out + done.err
+
+
+@pytest.mark.usefixtures("key")
+def test_without_the_admin_secret_no_key_is_made() -> None:
+    told = run("keys", "create", "--remote").refused(3, "NotLoggedInError")
+    assert "AFTERWORDS_ADMIN_SECRET" in told
+    wrong = "another-secret-that-opens-nothing-at-all"
+    assert wrong not in run("keys", "create", "--remote", env={"AFTERWORDS_ADMIN_SECRET": wrong}).refused(
+        3, "UnauthorizedError"
+    )
+
+
+def test_own_keys_are_listed_rotated_and_revoked_without_it(key: str) -> None:
+    head, row = run("keys", "list", "--remote").out.splitlines()
+    assert head.split() == ["id", "label", "scopes", "state", "created"]
+    key_id, *rest = row.split()
+    assert rest[:3] == ["a\\x1b[2Jb\\u202e", "all", "valid"]
+
+    rotated = run("keys", "rotate", key_id, "--overlap", "60", "--remote", "--json")
+
+    new = json.loads(rotated.out)
+    assert "afterwords login" in rotated.err
+    assert new["api_key"] != key
+    assert run("keys", "revoke", new["key_id"], "--remote").err == "Revoked.\n"
+    run("usage", env={"AFTERWORDS_API_KEY": new["api_key"]}).refused(3, "UnauthorizedError")
+
+
+@pytest.mark.parametrize("command", ["revoke", "rotate"])
+@pytest.mark.usefixtures("key")
+def test_unknown_id_is_not_found(command: str) -> None:
+    assert "keys list --remote" in run("keys", command, NOBODY, "--remote").refused(4, "KeyNotFoundError")
+
+
+@pytest.mark.usefixtures("key")
+def test_what_a_key_can_not_be_is_told() -> None:
+    run("keys", "create", "--remote", "--scope", "everything", env=ADMIN).refused(5, "InvalidFieldError")
+
+
+def test_hosted_service_makes_keys_and_can_do_no_more() -> None:
+    with HostedService() as hosted:
+        env = {
+            "AFTERWORDS_BASE_URL": hosted.url,
+            "AFTERWORDS_API_KEY": hosted.api_key,
+            "AFTERWORDS_ADMIN_SECRET": hosted.admin_secret,
+        }
+        made = run("keys", "create", "--remote", "--label", "new", env=env)
+        assert (made.code, made.err) == (0, "A key, shown this once:\n")
+        assert run("usage", env={**env, "AFTERWORDS_API_KEY": made.out.strip()}).code == 0
+        run("keys", "list", "--remote", env=env).refused(5, "UnsupportedByServerError")
+        run("keys", "create", "--remote", "--character-limit", "5", env=env).refused(5, "UnsupportedByServerError")

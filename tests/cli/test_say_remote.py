@@ -1,0 +1,273 @@
+"""`afterwords say --remote`, as a process, against a real server and the twin of the hosted service."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import httpx
+import pytest
+
+from afterwords.audio import decode
+from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
+from afterwords.profiles import Profiles
+from afterwords.provenance import verify
+from tests.cli.program import files_in, run
+from tests.e2e.served import Served, register, serving
+from tests.hosted.service import HostedService
+from tests.test_soundcard import CARD, needs_alsa
+
+TEXT = "Hello, this is my voice."
+HEAVY = "numpy av soundfile soxr fastapi sqlalchemy asyncio"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("say") / "server") as server:
+        with server.client() as client:
+            register(client)
+        yield server
+
+
+@pytest.fixture
+def server(served: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
+    """The server is the one that is asked; its only voice is called me."""
+    monkeypatch.setenv("AFTERWORDS_BASE_URL", served.url)
+    monkeypatch.setenv("AFTERWORDS_API_KEY", served.key)
+    return served
+
+
+@pytest.fixture
+def hosted(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostedService]:
+    with HostedService(pending_looks=0) as service:
+        monkeypatch.setenv("AFTERWORDS_BASE_URL", service.url)
+        monkeypatch.setenv("AFTERWORDS_API_KEY", service.api_key)
+        _register(service)
+        yield service
+
+
+def _register(service: HostedService, name: str = "me") -> None:
+    with httpx.Client(base_url=service.url, headers={"Authorization": f"Bearer {service.api_key}"}) as client:
+        register(client, name=name)
+
+
+# -- into a file ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["wav", "mp3", "flac"])
+@pytest.mark.usefixtures("server")
+def test_speech_is_written_in_the_format_of_the_ending_with_its_mark(ending: str, tmp_path: Path) -> None:
+    done = run("say", TEXT, "--remote", "-o", f"hello.{ending}", cwd=tmp_path)
+
+    assert (done.code, done.out) == (0, "")
+    assert f"✓ hello.{ending}: " in done.err
+    assert done.err.endswith(f"Next: afterwords verify hello.{ending}\n")
+    assert decode(tmp_path / f"hello.{ending}").duration_s == pytest.approx(1.44, abs=0.1)
+    mark = verify(tmp_path / f"hello.{ending}")
+    assert mark is not None
+    assert (mark.is_synthetic, mark.voice_name) == (True, "me")
+    assert not [name for name in files_in(tmp_path) if name.endswith(".part")]
+
+
+@pytest.mark.usefixtures("server")
+def test_json_tells_what_was_done_and_whether_it_was_spoken_before(tmp_path: Path) -> None:
+    words = ("say", "This is said twice.", "--remote", "--voice", "me", "-o", "a.wav", "--json")
+    first, again = (json.loads(run(*words, cwd=tmp_path).out) for _ in range(2))
+
+    assert (first["file"], first["voice"], first["backend"], first["cached"]) == ("a.wav", "me", "tone", False)
+    assert first["job_id"]
+    assert (again["job_id"], again["cached"]) == (None, True)
+    length = len("This is said twice.") * SECONDS_PER_CHARACTER
+    assert first["duration_s"] == again["duration_s"] == pytest.approx(length)
+
+
+@pytest.mark.usefixtures("server")
+def test_text_comes_from_a_pipe_or_a_file_and_speech_goes_into_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+
+    piped = run("say", "-", "--remote", "-o", "-", stdin=TEXT.encode())
+    raw = run("say", "--file", tmp_path / "words.txt", "--remote", "-o", "-", "--format", "pcm")
+
+    assert decode(piped.stdout).duration_s == pytest.approx(1.44)
+    assert len(raw.stdout) == 2 * round(len(TEXT) * SECONDS_PER_CHARACTER * SAMPLE_RATE)
+
+
+@pytest.mark.usefixtures("server")
+def test_every_option_reaches_the_server(tmp_path: Path) -> None:
+    options = ("--speed", "2", "--seed", "7", "--lang", "fr", "--backend", "tone", "--timeout", "30")
+
+    assert run("say", TEXT, "--remote", *options, "-o", "fast.wav", cwd=tmp_path).code == 0
+
+    assert decode(tmp_path / "fast.wav").duration_s == pytest.approx(0.72, abs=0.01)
+
+
+def test_naming_a_profile_is_enough_to_ask_its_server(served: Served, home: Path) -> None:
+    Profiles(home).save("work", served.url, served.key)
+    Profiles(home).save("other", "http://127.0.0.1:1", "aw_other")
+
+    assert run("say", TEXT, "-p", "work", "-o", "-").code == 0
+    assert run("say", TEXT, "--remote", "-o", "-", env={"AFTERWORDS_PROFILE": "work"}).code == 0
+
+
+@pytest.mark.usefixtures("server")
+def test_writing_what_came_loads_nothing_that_decodes(tmp_path: Path) -> None:
+    told = "print('loaded', *sorted(set(sys.argv[0].split()) & set(sys.modules)), file=sys.stderr)"
+    program = f"import atexit, runpy, sys; atexit.register(lambda: {told.replace('sys.argv[0]', repr(HEAVY))}); "
+
+    done = run(
+        "say",
+        TEXT,
+        "--remote",
+        "-o",
+        "hello.wav",
+        cwd=tmp_path,
+        python=program + "runpy.run_module('afterwords', run_name='__main__')",
+    )
+
+    assert done.code == 0
+    assert done.err.splitlines()[-1] == "loaded"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "error", "told"),
+    [
+        (("--voice", "mee"), 4, "VoiceNotFoundError", "did you mean 'me'?"),
+        (("--voice", "\x1b[2J"), 4, "VoiceNotFoundError", r"\x1b[2J"),
+        (("--lang", "tlh"), 5, "UnsupportedLangError", ""),
+        (("--speed", "9"), 5, "InvalidFieldError", "speed"),
+        (("--speed", "nan"), 5, "InvalidInputError", "a number that is none"),
+        (("--json",), 2, "UsageError", "can't carry both audio and JSON"),
+        (("--profile", "nobody"), 5, "InvalidOptionError", "nobody"),
+    ],
+)
+@pytest.mark.usefixtures("server")
+def test_option_that_cannot_be_is_refused(options: tuple[str, ...], code: int, error: str, told: str) -> None:
+    done = run("say", "the canary sings", "--remote", "-o", "-", *options)
+
+    assert told in done.refused(code, error)
+    assert "canary" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [(b"canary\x1b[2J", "ControlCharacterError"), (b"canary " * 800, "TextTooLongError")],
+    ids=["escape", "long"],
+)
+def test_text_that_no_server_takes_is_not_sent(text: bytes, error: str) -> None:
+    nowhere = {"AFTERWORDS_BASE_URL": "http://127.0.0.1:1", "AFTERWORDS_API_KEY": "aw_key"}
+    done = run("say", "-", "--remote", "-o", "-", stdin=text, env=nowhere)
+
+    assert "canary" not in done.refused(5, error)
+
+
+def test_timeout_goes_with_a_server() -> None:
+    assert "--remote" in run("say", TEXT, "-o", "-", "--timeout", "1").refused(2, "UsageError")
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "error"),
+    [
+        ({"character_limit": 3}, 6, "QuotaExceededError"),
+        ({"scopes": ["voices:read", "voices:write"]}, 3, "InsufficientScopeError"),
+    ],
+    ids=["quota", "scope"],
+)
+def test_key_that_may_not_speak_has_an_exit_code_of_its_own(
+    limits: dict[str, object], code: int, error: str, server: Served, tmp_path: Path
+) -> None:
+    (tmp_path / "a.wav").write_bytes(b"kept")
+    key = server.new_key(**limits)
+    with server.client(key) as client:
+        register(client)
+
+    run("say", TEXT, "--remote", "-o", "a.wav", cwd=tmp_path, env={"AFTERWORDS_API_KEY": key}).refused(code, error)
+
+    assert (tmp_path / "a.wav").read_bytes() == b"kept"
+
+
+def test_server_without_a_voice_or_with_several_says_what_to_do(server: Served, hosted: HostedService) -> None:
+    empty = {"AFTERWORDS_BASE_URL": server.url, "AFTERWORDS_API_KEY": server.new_key()}
+    assert "afterwords push" in run("say", TEXT, "--remote", "-o", "-", env=empty).refused(2, "UsageError")
+    _register(hosted, name="you\u202e")
+
+    told = run("say", TEXT, "--remote", "-o", "-").refused(2, "UsageError")
+
+    assert r"--voice NAME (me, you\u202e)" in told
+
+
+# -- the hosted service ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["wav", "mp3"])
+def test_what_comes_without_a_mark_gets_one(ending: str, hosted: HostedService, tmp_path: Path) -> None:
+    done = run("say", TEXT, "--remote", "--voice", "me", "-o", f"a.{ending}", "--json", cwd=tmp_path)
+
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["duration_s"] == pytest.approx(1.44, abs=0.1)
+    mark = verify(tmp_path / f"a.{ending}")
+    assert mark is not None
+    assert (mark.voice_name, mark.backend) == ("me", "qwen3-1.7b")
+
+
+def test_what_the_server_does_not_know_is_refused(hosted: HostedService) -> None:
+    run("say", TEXT, "--remote", "-o", "-", "--speed", "2").refused(5, "UnsupportedByServerError")
+
+
+def test_job_that_fails_is_exit_code_7(hosted: HostedService, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"kept")
+
+    told = run("say", "canary words that fail", "--remote", "-o", "a.wav", cwd=tmp_path).refused(7, "JobFailedError")
+
+    assert "canary" not in told
+    assert (tmp_path / "a.wav").read_bytes() == b"kept"
+
+
+def test_time_that_is_over_leaves_the_job_and_says_how_to_fetch_it(
+    hosted: HostedService, home: Path, tmp_path: Path
+) -> None:
+    hosted.pending_s = 1.5
+    Profiles(home).save("work", hosted.url, hosted.api_key)
+    out = tmp_path / "it's here.wav"
+
+    told = run("say", TEXT, "-p", "work", "--timeout", "0.1", "-o", out).refused(9, "JobTimeoutError")
+
+    program, *again = shlex.split(told.partition("fetch its audio with: ")[2])
+    assert (program, again[:2]) == ("afterwords", ["jobs", "download"])
+    assert run(*again, env=_nowhere()).code == 0
+    assert decode(out).duration_s == pytest.approx(1.44, abs=0.01)
+
+
+def _nowhere() -> Mapping[str, str]:
+    """Settings under which only the profile leads anywhere."""
+    return {"AFTERWORDS_BASE_URL": "http://127.0.0.1:1"}
+
+
+# -- aloud ----------------------------------------------------------------------------------------------------
+
+
+@needs_alsa
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("options", [(), ("-o", "hello.mp3", "--play")], ids=["played", "played-and-written"])
+def test_speech_is_played_while_it_comes(options: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "asoundrc").write_text(CARD)
+    (tmp_path / "heard.raw").touch()
+
+    done = run(
+        "say", TEXT, "--remote", *options, "--json", cwd=tmp_path, env={"ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")}
+    )
+
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["duration_s"] == pytest.approx(1.44)
+    assert (tmp_path / "played.raw").stat().st_size >= 4 * 1.4 * SAMPLE_RATE
+    assert not options or verify(tmp_path / "hello.mp3") is not None
+
+
+@pytest.mark.usefixtures("server")
+def test_missing_extra_is_named_with_its_pip_line() -> None:
+    absent = "import sys, runpy; sys.modules['sounddevice'] = None; runpy.run_module('afterwords', run_name='__main__')"
+
+    told = run("say", TEXT, "--remote", python=absent).refused(1, "MissingExtraError")
+
+    assert 'pip install "afterwords[play]"' in told

@@ -1,0 +1,161 @@
+"""`afterwords voices … --remote`, as a process, against a real server and the twin of the hosted service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from afterwords.library import Library
+from afterwords.models import Voice
+from tests.cli.program import run
+from tests.e2e.served import Served, register, serving
+from tests.hosted.service import HostedService
+
+HOSTILE = "\x1b]0;owned\x07\u202e"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("voices") / "server") as server:
+        yield server
+
+
+@pytest.fixture
+def client(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
+    """The server is asked with an account that nothing else uses; this client has it too."""
+    key = served.new_key()
+    monkeypatch.setenv("AFTERWORDS_BASE_URL", served.url)
+    monkeypatch.setenv("AFTERWORDS_API_KEY", key)
+    with served.client(key) as client:
+        yield client
+
+
+@pytest.fixture
+def hosted(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostedService]:
+    with HostedService() as service:
+        monkeypatch.setenv("AFTERWORDS_BASE_URL", service.url)
+        monkeypatch.setenv("AFTERWORDS_API_KEY", service.api_key)
+        yield service
+
+
+@pytest.mark.parametrize("args", [("voices", "--remote"), ("voices", "list", "--remote")], ids=len)
+def test_list_is_that_of_the_server(args: tuple[str, ...], client: httpx.Client) -> None:
+    assert "afterwords push" in run(*args).err
+    voice_id = register(client)
+
+    head, row = run(*args).out.splitlines()
+
+    assert head.split() == ["name", "lang", "backend", "made", "id"]
+    assert (row.split()[:3], row.split()[-1]) == (["me", "en", "tone"], voice_id)
+    assert [voice["voice_id"] for voice in json.loads(run("voices", "list", "--remote", "--json").out)] == [voice_id]
+
+
+def test_option_before_the_command_is_not_ignored() -> None:
+    assert "voices list … --remote" in run("voices", "--remote", "list").refused(2, "UsageError")
+
+
+def test_show_tells_what_the_server_knows(client: httpx.Client) -> None:
+    register(client, ref_text="The canary sings.", consent="self")
+
+    facts = json.loads(run("voices", "show", "me", "--remote", "--json").out)
+
+    assert (facts["name"], facts["consent"]["kind"], facts["ref_text"]) == ("me", "self", "The canary sings.")
+    assert "lang         en" in run("voices", "show", facts["voice_id"], "--remote").out.splitlines()
+    assert "did you mean 'me'?" in run("voices", "show", "mee", "--remote").refused(4, "VoiceNotFoundError")
+
+
+def test_name_from_a_server_reaches_no_terminal(hosted: HostedService) -> None:
+    with httpx.Client(base_url=hosted.url, headers={"Authorization": f"Bearer {hosted.api_key}"}) as client:
+        voice_id = register(client, name=HOSTILE)
+
+    for args in (("list",), ("list", "--json"), ("show", voice_id), ("show", "nobody"), ("rm", voice_id, "-y")):
+        done = run("voices", *args, "--remote")
+        assert not set("\x1b\x07\u202e") & set(done.out + done.err)
+        assert args != ("list",) or r"\x1b]0;owned\x07\u202e" in done.out
+
+
+def test_rename_gives_another_name(client: httpx.Client) -> None:
+    register(client)
+
+    assert run("voices", "rename", "me", " you ", "--remote").out == "you\n"
+
+    assert client.get("/v1/voices").json()[0]["name"] == "you"
+    run("voices", "rename", "you", "a\x07", "--remote").refused(5, "InvalidNameError")
+    run("voices", "rename", "me", "x", "--remote").refused(4, "VoiceNotFoundError")
+
+
+def test_removal_without_a_person_needs_yes(client: httpx.Client) -> None:
+    voice_id = register(client)
+    assert "add --yes" in run("voices", "rm", "me", "--remote").refused(2, "UsageError")
+    assert len(client.get("/v1/voices").json()) == 1
+
+    done = run("voices", "rm", "me", "--remote", "--yes")
+
+    assert (done.code, done.err) == (0, f"✓ me ({voice_id}) is gone.\n")
+    assert client.get("/v1/voices").json() == []
+
+
+def test_voice_leaves_a_server_as_a_file_and_speaks_at_home(client: httpx.Client, home: Path, tmp_path: Path) -> None:
+    register(client, consent="self")
+
+    assert run("voices", "export", "me", "--remote", cwd=tmp_path).out == "me.afterwords\n"
+    assert run("voices", "import", tmp_path / "me.afterwords", "--name", "home").out == "home\n"
+
+    assert Library(home).get("home").consent is not None
+    said = run("say", "Hello.", "-o", tmp_path / "a.wav", env={"AFTERWORDS_BACKENDS": "tone"})
+    assert (said.code, (tmp_path / "a.wav").exists()) == (0, True)
+
+
+def test_voice_comes_to_a_server_as_a_file(client: httpx.Client, me: Voice, tmp_path: Path) -> None:
+    run("voices", "export", "me", "-o", "it", cwd=tmp_path)
+
+    done = run("voices", "import", "it", "--remote", "--json", cwd=tmp_path)
+
+    assert json.loads(done.out)["reference"]["sha256"] == me.ref_sha256
+    assert done.err.endswith("--voice me --remote\n")
+    again = json.loads(run("voices", "import", "it", "--remote", "--json", cwd=tmp_path).out)
+    assert again["voice_id"] == json.loads(done.out)["voice_id"]
+    assert len(client.get("/v1/voices").json()) == 1
+
+
+def test_voice_of_that_name_stays_on_the_server_unless_replacing_is_asked_for(
+    client: httpx.Client, me: Voice, tmp_path: Path
+) -> None:
+    old = register(client)
+    run("voices", "export", "me", "-o", "it", cwd=tmp_path)
+
+    run("voices", "import", "it", "--remote", cwd=tmp_path).refused(5, "VoiceExistsError")
+    assert [voice["voice_id"] for voice in client.get("/v1/voices").json()] == [old]
+    assert run("voices", "import", "it", "--remote", "--replace", cwd=tmp_path).out == "me\n"
+
+    (voice,) = client.get("/v1/voices").json()
+    assert voice["voice_id"] != old
+
+
+def test_changed_byte_is_found_before_anything_is_sent(client: httpx.Client, me: Voice, tmp_path: Path) -> None:
+    run("voices", "export", "me", "-o", "it", cwd=tmp_path)
+    data = bytearray((tmp_path / "it").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "it").write_bytes(data)
+
+    run("voices", "import", "it", "--remote", cwd=tmp_path).refused(5, "InvalidBundleError")
+
+    assert client.get("/v1/voices").json() == []
+
+
+def test_what_the_server_does_not_know_is_exit_code_5(hosted: HostedService, me: Voice, tmp_path: Path) -> None:
+    with httpx.Client(base_url=hosted.url, headers={"Authorization": f"Bearer {hosted.api_key}"}) as client:
+        register(client, name="there")
+    run("voices", "export", "me", "-o", "it", cwd=tmp_path)
+
+    run("voices", "import", "it", "--remote", cwd=tmp_path).refused(5, "UnsupportedByServerError")
+    run("voices", "export", "there", "--remote", cwd=tmp_path).refused(5, "UnsupportedByServerError")
+    run("voices", "rename", "there", "x", "--remote").refused(5, "UnsupportedByServerError")
+
+
+def test_server_in_the_way_of_none_is_named_with_its_exit_code() -> None:
+    run("voices", "--remote").refused(3, "NotLoggedInError")

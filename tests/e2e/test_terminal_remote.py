@@ -1,0 +1,228 @@
+"""The command line before a person, with a server: hidden questions, and Ctrl-C wherever something is waited for.
+
+A proxy in front of a real server makes it slow where a test wants to stop: what is stopped here goes on there.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+if sys.platform == "win32":
+    pytest.skip("Windows has no pseudo-terminals that Python can open", allow_module_level=True)
+
+import afterwords as aw
+from afterwords.audio import decode
+from afterwords.models import Voice
+from afterwords.profiles import Profiles
+from afterwords.studio import library
+from afterwords.testing import Fault, FaultyServer
+from tests.cli.program import files_in, run
+from tests.e2e.served import ADMIN_SECRET, Served, final, register, serving, speak, until
+from tests.e2e.terminal import CTRL_C, Terminal
+from tests.test_soundcard import CARD, needs_alsa
+
+TEXT = "Hello, this is my voice."
+LONG_S = 600.0  # longer than any test; it ends with the proxy
+CURSOR_HIDDEN, CURSOR_SHOWN = "\x1b[?25l", "\x1b[?25h"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("terminal") / "server") as server:
+        with server.client() as client:
+            register(client)
+        yield server
+
+
+@pytest.fixture
+def slow(served: Served, home: Path) -> Iterator[FaultyServer]:
+    """The server, through a proxy that can be slow, as the profile `work`."""
+    with FaultyServer(served.url) as proxy:
+        Profiles(home).save("work", proxy.url, served.key)
+        yield proxy
+
+
+def shown_command(terminal: Terminal) -> list[str]:
+    """The last command that was shown to be copied, without the name of the program."""
+    (*_, line) = [line for line in terminal.text.splitlines() if line.startswith("  afterwords ")]
+    return shlex.split(line)[1:]
+
+
+def held(slow: FaultyServer) -> None:
+    """Wait until the proxy keeps a request waiting."""
+    until(lambda: [seen for seen in slow.seen if seen.fault], what="the request")
+
+
+def stopped(terminal: Terminal) -> None:
+    """Press Ctrl-C, and see that it ends as it should, with the terminal as it was."""
+    terminal.type(CTRL_C)
+    assert terminal.end() == 130
+    assert terminal.text.rstrip().endswith("Stopped.")
+    assert terminal.raw.rfind(CURSOR_HIDDEN) <= terminal.raw.rfind(CURSOR_SHOWN)
+
+
+# -- Ctrl-C ---------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_while_a_job_is_waited_for_leaves_it_running(slow: FaultyServer, served: Served, tmp_path: Path) -> None:
+    (tmp_path / "my hello.wav").write_bytes(b"kept")
+    slow.inject(Fault.SLOW, path="/v1/jobs/", delay_s=LONG_S)
+    with Terminal("say", TEXT, "-p", "work", "--voice", "me", "-o", "my hello.wav", cwd=tmp_path) as terminal:
+        terminal.expect("waiting for the speech; Ctrl-C leaves the job running")
+        held(slow)
+        stopped(terminal)
+
+    assert "The job goes on." in terminal.text
+    assert (tmp_path / "my hello.wav").read_bytes() == b"kept"
+    words = shown_command(terminal)
+    assert (words[:2], words[3:]) == (["jobs", "download"], ["-o", "my hello.wav", "--profile", "work"])
+    with served.client() as client:
+        assert final(client, words[2])["status"] == "ready"
+    assert run(*words, cwd=tmp_path).code == 0
+    assert decode(tmp_path / "my hello.wav").duration_s == pytest.approx(1.44)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_ctrl_c_while_it_downloads_keeps_the_file_that_was_there(
+    slow: FaultyServer, served: Served, tmp_path: Path
+) -> None:
+    (tmp_path / "a.wav").write_bytes(b"kept")
+    with served.client() as client:
+        job_id = speak(client, client.get("/v1/voices").json()[0]["voice_id"], "The canary is fetched.")
+        final(client, job_id)
+    slow.inject(Fault.SLOW, path=f"/v1/jobs/{job_id}/audio", delay_s=LONG_S)
+    with Terminal("jobs", "download", job_id, "-o", "a.wav", "-p", "work", cwd=tmp_path) as terminal:
+        terminal.expect("downloading")
+        held(slow)
+        stopped(terminal)
+
+    assert (tmp_path / "a.wav").read_bytes() == b"kept"
+    assert not list(tmp_path.glob("*.part"))
+    assert run(*shown_command(terminal), cwd=tmp_path).code == 0
+    assert decode(tmp_path / "a.wav").duration_s > 1
+
+
+def test_ctrl_c_before_the_server_has_answered_says_that_it_may_have_taken_it(
+    slow: FaultyServer, tmp_path: Path
+) -> None:
+    slow.inject(Fault.SLOW, path="/v1/synthesize", delay_s=LONG_S)
+    words = "Nobody waits for the canary."
+    with Terminal("say", words, "--remote", "--voice", "me", "-o", "a.wav", cwd=tmp_path) as terminal:
+        terminal.expect("asking the server")
+        held(slow)
+        stopped(terminal)
+
+    assert "may have taken it all the same" in terminal.text
+    assert "afterwords jobs list" in terminal.text
+    assert "canary" not in terminal.text
+    assert files_in(tmp_path) == ["profiles.json"]
+
+
+def test_ctrl_c_while_a_voice_is_sent_says_that_it_may_have_been_taken(
+    me: Voice, slow: FaultyServer, tmp_path: Path
+) -> None:
+    run("voices", "export", "me", "-o", "it", cwd=tmp_path)
+    slow.inject(Fault.SLOW, path="/v1/voices/import", delay_s=LONG_S)
+    with Terminal("voices", "import", "it", "--name", "sent", "--remote", cwd=tmp_path) as terminal:
+        terminal.expect("sending the voice")
+        held(slow)
+        stopped(terminal)
+
+    assert "afterwords voices list --remote" in terminal.text
+
+
+def test_ctrl_c_at_the_question_for_a_key_keeps_nothing(served: Served, home: Path) -> None:
+    with Terminal("login", served.url) as terminal:
+        terminal.expect("API key for http://127.0.0.1")
+        terminal.type("aw_half-of-a-ke")
+        assert terminal.type_until_end(CTRL_C) == 130
+        assert terminal.is_echoing
+
+    assert files_in(home) == []
+    assert "half-of" not in terminal.text
+
+
+@pytest.mark.parametrize("keys", [CTRL_C, "no\n"], ids=["ctrl-c", "no"])
+def test_voice_is_kept_where_replacing_it_is_not_confirmed(keys: str, me: Voice, tmp_path: Path) -> None:
+    aw.clone(library().reference(me), name="you", consent="synthetic")
+    run("voices", "export", "you", "-o", "it", cwd=tmp_path)
+    run("voices", "rm", "you", "--yes")
+    before = aw.voices()
+    with Terminal("voices", "import", "it", "--name", "me", cwd=tmp_path) as terminal:
+        terminal.expect("There is a voice called me here already.")
+        terminal.expect("Type yes to replace it, for good")
+        assert terminal.type_until_end(keys) == (130 if keys == CTRL_C else 1)
+
+    assert aw.voices() == before
+
+
+@needs_alsa
+def test_ctrl_c_while_it_plays_cancels_the_job(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "asoundrc").write_text(CARD)
+    account = {"AFTERWORDS_BASE_URL": served.url, "AFTERWORDS_API_KEY": served.key}
+    env = {**account, "ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")}
+    words = "This is heard at once. " * 3 + "Then it will fault-hang for a long while."
+    with Terminal("say", words, "--remote", "--voice", "me", cwd=tmp_path, env=env) as terminal:
+        terminal.expect("playing; Ctrl-C stops it, and the job")
+        stopped(terminal)
+
+    with served.client() as client:
+        newest = client.get("/v1/jobs", params={"limit": 1}).json()[0]
+        assert final(client, newest["job_id"])["status"] == "cancelled"
+
+
+# -- questions ------------------------------------------------------------------------------------------------
+
+
+def test_login_asks_for_the_address_and_for_the_key_which_is_not_shown(served: Served, home: Path) -> None:
+    with Terminal("login") as terminal:
+        terminal.expect("Address of the server")
+        terminal.type(f"{served.url}\n")
+        terminal.expect("(it is not shown):")
+        terminal.type(f"{served.key}\n")
+        terminal.expect("Logged in to")
+        assert terminal.end() == 0
+
+    assert served.key not in terminal.text
+    assert [profile.url for profile in Profiles(home).all()] == [served.url]
+
+
+def test_replacing_a_voice_is_asked_for(me: Voice, tmp_path: Path) -> None:
+    other = aw.clone(library().reference(me), name="you", consent="synthetic")
+    run("voices", "export", "you", "-o", "it", cwd=tmp_path)
+    run("voices", "rm", "you", "--yes")
+    with Terminal("voices", "import", "it", "--name", "me", cwd=tmp_path) as terminal:
+        terminal.expect("Type yes to replace it, for good")
+        terminal.type("yes\n")
+        assert terminal.end() == 0
+
+    assert [voice.voice_id for voice in aw.voices()] == [other.voice_id]
+
+
+def test_admin_secret_is_asked_for_and_not_shown(slow: FaultyServer, served: Served, tmp_path: Path) -> None:
+    with Terminal("keys", "create", "--remote", stdout=tmp_path / "out") as terminal:
+        terminal.expect("Admin secret of http://127.0.0.1")
+        terminal.type(f"{ADMIN_SECRET}\n")
+        terminal.expect("shown this once")
+        assert terminal.end() == 0
+
+    assert ADMIN_SECRET not in terminal.text
+    with served.client((tmp_path / "out").read_text().strip()) as client:
+        assert client.get("/v1/usage").status_code == 200
+
+
+def test_removal_from_a_server_is_asked_for(slow: FaultyServer, served: Served) -> None:
+    env = {"AFTERWORDS_BASE_URL": served.url, "AFTERWORDS_API_KEY": served.new_key()}
+    with served.client(env["AFTERWORDS_API_KEY"]) as client:
+        register(client, name="gone")
+        for answer, code, n_left in (("no", 1, 1), ("yes", 0, 0)):
+            with Terminal("voices", "rm", "gone", "--remote", env=env) as terminal:
+                terminal.expect("all that it has spoken")
+                terminal.type(f"{answer}\n")
+                assert terminal.end() == code
+            assert len(client.get("/v1/voices").json()) == n_left
