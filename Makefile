@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint soak bench client openapi data clean
+.PHONY: demo test lint docs soak bench client openapi data clean
 
 demo: $(VENV)/.lite
 	$(BIN)/afterwords demo --out hello.wav
@@ -17,6 +17,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m scripts.make_reliability
@@ -48,8 +51,8 @@ $(VENV)/.lite: pyproject.toml $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml scripts/system-packages $(VENV)/bin/python
 	scripts/system-packages
-	$(BIN)/python -m pip install --quiet --editable ".[lite,play,transcribe,server]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[lite,play,transcribe,server]" --group dev --group docs
 	touch $@
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) dist build site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

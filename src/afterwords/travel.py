@@ -51,6 +51,7 @@ class Trip:
 
     Attributes:
         name: what it is called.
+        outcome: what became of it.
         voice: as it stands where it was brought; None if it was not.
         error: why it failed.
     """

@@ -1,23 +1,36 @@
 """Every block of the README and the docs is run, as a reader would: in order, in one folder, with one home.
 
 A block opens with its language: `sh` runs in a shell, `python` in an interpreter, `console` and `text` are shown only.
-A line `<!-- not run: why -->` above a block leaves it out, and the reason stands for all to read.
+A line `<!-- not run: why -->` above a block leaves it out, and the reason stands for all to read. A page with the line
+`<!-- with a server -->` finds a server in its environment, with an account of its own; both speak as tones. A block of
+Python that begins with `# name.py` is also kept under that name, for the blocks and tests that come after it.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+
+import afterwords
+from afterwords.testing import Fault, FaultyServer
+from tests.e2e.served import Served, serving
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COOKBOOK = ROOT / "docs" / "cookbook.md"
+WITH_A_SERVER = "\n<!-- with a server -->\n"
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?^```(?P<lang>\w+)\n(?P<code>.*?)^```$", re.S | re.M)
+FILE = re.compile(r"# (\w+\.py)\n")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 
 
@@ -26,17 +39,41 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return [(m["lang"], m["code"]) for m in found if m["lang"] in {"sh", "python"}]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_every_block_of_the_page_runs(page: Path, tmp_path: Path) -> None:
-    shutil.copy(ROOT / "src" / "afterwords" / "data" / "reader.wav", tmp_path / "me.wav")
-    env = {
+def keep_file(code: str, folder: Path) -> None:
+    if name := FILE.match(code):
+        (folder / name[1]).write_text(code, "utf-8")
+
+
+def environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
+    return {
         **os.environ,
-        "AFTERWORDS_HOME": str(tmp_path / "home"),
+        "AFTERWORDS_HOME": str(folder / "home"),
         "AFTERWORDS_WHISPER": "",
         "HF_HUB_OFFLINE": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **more,
     }
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("docs") / "home") as served:
+        yield served
+
+
+@pytest.fixture
+def account(server: Served) -> dict[str, str]:
+    """What a reader sets to speak on a server: its address, and a key with an account that is new."""
+    return {"AFTERWORDS_BASE_URL": server.url, "AFTERWORDS_API_KEY": server.new_key(), "AFTERWORDS_BACKENDS": "tone"}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_every_block_of_the_page_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    shutil.copy(ROOT / "src" / "afterwords" / "data" / "reader.wav", tmp_path / "me.wav")
+    has_server = WITH_A_SERVER in page.read_text("utf-8")
+    env = environment(tmp_path, request.getfixturevalue("account") if has_server else {})
     for lang, code in blocks(page):
+        keep_file(code, tmp_path)
         command = ["sh", "-euc", code] if lang == "sh" else [sys.executable, "-c", code]
         done = subprocess.run(
             command,
@@ -55,3 +92,89 @@ def test_every_block_of_the_page_runs(page: Path, tmp_path: Path) -> None:
 def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text("utf-8")):
         assert (page.parent / target).exists(), target
+
+
+# -- what the cookbook's programs do -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipes(tmp_path: Path) -> Path:
+    """The folder with the programs of the cookbook."""
+    for _, code in blocks(COOKBOOK):
+        keep_file(code, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def say(recipes: Path) -> Any:
+    """The patient `say` of the cookbook."""
+    return runpy.run_path(str(recipes / "patient.py"))["say"]
+
+
+def test_the_web_app_streams_to_a_browser(
+    recipes: Path, account: dict[str, str], me: afterwords.Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in account.items():
+        monkeypatch.setenv(name, value)
+    afterwords.push(me)
+    app = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "web:app", "--port", "0", "--no-access-log"],
+        cwd=recipes,
+        env=environment(recipes, account),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert app.stderr is not None
+        url = next(found[0] for line in app.stderr if (found := re.search(r"http://[\d.:]+", line)))
+        with httpx.stream("GET", f"{url}/speech", params={"text": "Hello."}, trust_env=False) as answer:
+            pieces = list(answer.iter_raw())
+        refused = httpx.get(f"{url}/speech", params={"text": ""}, trust_env=False)
+    finally:
+        app.terminate()
+        app.communicate(timeout=20)
+    assert b"".join(pieces).startswith(b"RIFF")
+    assert len(b"".join(pieces)) > 24_000 * 2 * 6 * 0.06
+    assert (refused.status_code, refused.json()) == (422, {"error": "empty_text"})
+
+
+def test_the_patient_say_pushes_a_voice_that_is_missing(
+    say: Any, account: dict[str, str], me: afterwords.Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in account.items():
+        monkeypatch.setenv(name, value)
+    with afterwords.Client() as client:
+        assert say(client, "Hello.", "me").duration_s == pytest.approx(0.36)
+
+
+def test_the_patient_say_waits_for_a_job_that_is_late(
+    say: Any, afterwords_client: afterwords.Client, afterwords_voice: afterwords.Voice
+) -> None:
+    audio = say(afterwords_client, "It is a fault-slow day.", afterwords_voice.name, timeout_s=0)
+    assert audio.duration_s == pytest.approx(23 * 0.06)
+
+
+def test_the_patient_say_comes_back_after_limits_and_lost_connections(
+    say: Any,
+    afterwords_faults: FaultyServer,
+    afterwords_faulty_client: afterwords.Client,
+    afterwords_voice: afterwords.Voice,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(say.__globals__["time"], "sleep", waits.append)  # ten seconds are long in a test
+    afterwords_faults.inject(Fault.ANSWER, path="/v1/synthesize", status=429, code="rate_limited", retry_after_s=3600)
+    afterwords_faults.inject(Fault.HTML, path="/v1/synthesize")
+    assert say(afterwords_faulty_client, "Hello.", afterwords_voice.name).duration_s == pytest.approx(0.36)
+    assert waits == [3600, 10]
+
+
+def test_the_patient_say_gives_up_when_nothing_is_left_to_spend(
+    say: Any,
+    afterwords_faults: FaultyServer,
+    afterwords_faulty_client: afterwords.Client,
+    afterwords_voice: afterwords.Voice,
+) -> None:
+    afterwords_faults.inject(Fault.ANSWER, path="/v1/synthesize", status=429, code="quota_exceeded")
+    with pytest.raises(SystemExit, match="0 characters are spent, until 01"):
+        say(afterwords_faulty_client, "Hello.", afterwords_voice.name)

@@ -1,0 +1,110 @@
+"""The site that `make docs` builds: without a warning, with every public name, and with nothing from another host."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import afterwords
+from afterwords import errors
+from afterwords.client import Client, RemoteJob, RemoteSpeech
+from afterwords.client.sync import Keys, Voices
+from afterwords.client.sync_speech import Jobs
+
+ROOT = Path(__file__).parents[2]
+CLASSES = {
+    "afterwords.Audio": afterwords.Audio,
+    "afterwords.Client": Client,
+    "afterwords.client.RemoteJob": RemoteJob,
+    "afterwords.client.RemoteSpeech": RemoteSpeech,
+    "afterwords.client.sync.Keys": Keys,
+    "afterwords.client.sync.Voices": Voices,
+    "afterwords.client.sync_speech.Jobs": Jobs,
+}
+NOT_FOR_CALLERS = {"afterwords.client.RemoteJob.of", "afterwords.client.RemoteSpeech.begun"}
+LOADING_RELS = {"stylesheet", "icon", "preload", "prefetch", "preconnect", "dns-prefetch", "manifest", "modulepreload"}
+ELSEWHERE = re.compile(r"\s*(?:https?:|wss?:)?//")
+
+
+class Page(HTMLParser):
+    """The ids of a page, its text, and the addresses that a browser loads to show it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.loaded: list[str] = []
+        self.text = ""
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.ids.add(given.get("id", ""))
+        self.loaded += [given[name] for name in ("src", "srcset", "poster", "data") if name in given]
+        self.loaded += re.findall(r"url\([\"']?([^)]+)", given.get("style", ""))
+        if tag == "link" and LOADING_RELS & set(given.get("rel", "").split()):
+            self.loaded.append(given["href"])
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of the site, and what was said while it was built."""
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def reference(built: tuple[Path, str]) -> Page:
+    return Page(built[0] / "reference.html")
+
+
+def test_the_site_is_built_without_a_warning(built: tuple[Path, str]) -> None:
+    assert "WARNING" not in built[1]
+    assert "ERROR" not in built[1]
+
+
+def test_every_public_name_is_in_the_reference(reference: Page) -> None:
+    missing = {name for name in afterwords.__all__ if f"afterwords.{name}" not in reference.ids}
+    assert missing == {"__version__"}
+    assert "__version__" in reference.text
+
+
+def test_every_public_method_of_the_client_is_in_the_reference(reference: Page) -> None:
+    names = {f"{path}.{name}" for path, one in CLASSES.items() for name in vars(one) if is_shown(one, name)}
+    assert {"afterwords.Client.say", "afterwords.client.sync.Voices.import_", "afterwords.Audio.play"} <= names
+    assert names - reference.ids == NOT_FOR_CALLERS
+
+
+def is_shown(one: type, name: str) -> bool:
+    member = getattr(one, name, None)
+    return not name.startswith(("_", "model_")) and (callable(member) or isinstance(member, property))
+
+
+def test_every_error_is_in_the_reference(reference: Page) -> None:
+    assert {f"afterwords.errors.{name}" for name in errors.__all__} <= reference.ids
+
+
+def test_nothing_is_loaded_from_another_host(built: tuple[Path, str]) -> None:
+    pages = {path: Page(path).loaded for path in built[0].rglob("*.html")}
+    for path in built[0].rglob("*.css"):
+        pages[path] = re.findall(r"(?:url\(|@import)\s*[\"']?([^)\"']+)", path.read_text("utf-8"))
+    assert sum(map(len, pages.values())) > 50, "the site loads its own scripts and styles"
+    assert [(path.name, url) for path, urls in pages.items() for url in urls if ELSEWHERE.match(url)] == []
