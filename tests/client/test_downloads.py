@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from afterwords import Client, Voice
-from afterwords.client.requests import RETRIES, Answer, Ask, Known, Operation, Pause, fetched
+from afterwords.client.downloads import fetched
+from afterwords.client.requests import RETRIES, Answer, Ask, Known, Operation, Pause
 from afterwords.errors import (
     AfterwordsError,
     ConnectionLostError,

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from afterwords.cli import output
+from afterwords.cli.remote import Profile, command, server
 from afterwords.cli.say import complete_voice
 
 if TYPE_CHECKING:
     from afterwords.client import Client
     from afterwords.travel import Trip
 
-Profile = Annotated[str | None, typer.Option("--profile", "-p", help="The server to ask; see `afterwords profiles`.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Take the place of another voice of that name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -30,7 +30,7 @@ def push(
     """Bring a voice to a server. Doing it again changes nothing."""
     from afterwords import travel
 
-    with _server(profile) as client:
+    with _asked(profile) as client:
         trip = _unless_taken(
             f"{client.base_url} has another voice named {name}.",
             lambda instead: travel.send(name, client=client, replace=instead),
@@ -38,8 +38,8 @@ def push(
         )
     _tell(trip, client.base_url, as_json=as_json)
     if trip.voice is not None:
-        where = f" --profile {output.quoted(profile)}" if profile else ""
-        output.note(f'Next: afterwords say "Hello from anywhere." --voice {output.quoted(trip.name)} --remote{where}')
+        say = command("say", "Hello from anywhere.", "--voice", trip.name, "--remote", profile=profile)
+        output.note(f"Next: {output.shown(say)}")
 
 
 def pull(
@@ -51,7 +51,7 @@ def pull(
     """Bring a voice from a server into this library. Doing it again changes nothing."""
     from afterwords import travel
 
-    with _server(profile) as client:
+    with _asked(profile) as client:
         trip = _unless_taken(
             f"There is another voice named {name} here.",
             lambda instead: travel.fetch(name, client=client, replace=instead),
@@ -69,7 +69,7 @@ def sync(
     """Bring each side the voices that it lacks. Nothing is removed or overwritten."""
     from afterwords import travel
 
-    with _server(profile) as client:
+    with _asked(profile) as client:
         trips = travel.sync(client=client, is_dry=dry_run)
     if as_json:
         output.result_json([_facts(trip) for trip in trips])
@@ -83,10 +83,8 @@ def sync(
 
 
 @contextmanager
-def _server(profile: str | None) -> Iterator[Client]:
-    from afterwords.client.sync import Client
-
-    with Client(profile=profile) as client:
+def _asked(profile: str | None) -> Iterator[Client]:
+    with server(profile) as client:
         try:
             yield client
         except KeyboardInterrupt:

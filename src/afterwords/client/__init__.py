@@ -1,6 +1,6 @@
 """A server's voices from any program: `Client`, and `AsyncClient` to be awaited.
 
-    requests    how one request is made to succeed: retries, refusals, downloads
+    requests    how one request is made to succeed: retries, refusals; downloads: to the last byte
     operations  every call of the API, once, as generators that do no I/O
     aio · sync  the two that carry them out; `sync` is made from `aio`
 

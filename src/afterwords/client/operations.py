@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Final, Generic, TypeVar
 
+from afterwords.client.downloads import fetched
 from afterwords.client.requests import (
     Answer,
     Ask,
@@ -20,7 +21,6 @@ from afterwords.client.requests import (
     Operation,
     Pause,
     check_audio,
-    fetched,
     is_damaged,
     is_own,
     once,

@@ -10,7 +10,7 @@ import json
 import random
 import re
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
 from typing import Any, Final, TypeVar
@@ -65,7 +65,6 @@ _HINTS: Final = {
 _DIGEST: Final = re.compile(r'"([0-9a-f]{64})"')
 _LENGTH_UNKNOWN: Final = 0xFFFFFFFF
 """What a WAV file says that was written while it was made."""
-_PART: Final = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})")
 _KEY: Final = re.compile(r"[!-~]{1,255}")
 _WORD: Final = re.compile(r"[!-~]{1,80}")
 """What a code, a request id and the name of a field look like; whoever tells of an error prints them."""
@@ -183,7 +182,7 @@ def sent(ask: Ask, known: Known) -> Operation[Answer]:
             assert answer is not None, "a request is answered"
             if answer.status < 300 and (answer.is_whole or (ask.is_download and answer.status in (200, 206))):
                 return answer  # of a 202 no half is of use
-            error = refusal(answer, ask) if answer.is_whole else _cut(answer)
+            error = refusal(answer, ask) if answer.is_whole else cut(answer)
         except AfterwordsError as failed:  # the driver throws in what became of the request
             error = failed
         if answer is not None and answer.status == 404 and ask.gone_is_done and may_be_done:
@@ -194,7 +193,7 @@ def sent(ask: Ask, known: Known) -> Operation[Answer]:
             may_be_done = True
             if not (ask.is_repeatable or (yield from _is_known(ask, known))):
                 raise error
-        yield Pause(_pause_s(attempt, error))
+        yield Pause(pause_s(attempt, error))
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -213,7 +212,7 @@ def _was_not_done(answer: Answer | None, error: AfterwordsError) -> bool:
     return isinstance(error, UnreachableError) if answer is None else answer.status in _NOTHING_DONE
 
 
-def _cut(answer: Answer | None = None) -> ConnectionLostError:
+def cut(answer: Answer | None = None) -> ConnectionLostError:
     """The error that half an answer is."""
     error = ConnectionLostError("the server", why="it ended within the answer")
     if answer is not None:
@@ -240,7 +239,7 @@ def is_own(known: Known) -> Operation[bool]:
     return known.is_own
 
 
-def _pause_s(attempt: int, error: AfterwordsError) -> float:
+def pause_s(attempt: int, error: AfterwordsError) -> float:
     """As long as the server wishes, else twice as long each time; never all clients at once."""
     wish = getattr(error, "retry_after_s", None)
     if wish is not None:
@@ -378,58 +377,3 @@ def is_damaged(answer: Answer) -> bool:
         return sha256(answer.body).hexdigest() != stated[1]
     length = int.from_bytes(answer.body[4:8], "little")
     return answer.body.startswith(b"RIFF") and length != _LENGTH_UNKNOWN and len(answer.body) < 8 + length
-
-
-# -- downloads ------------------------------------------------------------------------------------------------
-
-
-def fetched(ask: Ask, known: Known) -> Operation[Answer]:
-    """Fetch a body to its last byte: go on where the connection breaks off, begin again where it came altered.
-
-    Raises:
-        StrangeAnswerError: it comes altered every time.
-        ConnectionLostError: it kept breaking off.
-    """
-    have = _NOTHING
-    for attempt in range(RETRIES + 1):
-        try:
-            have = _joined(have, (yield from sent(_resumed(ask, have), known)))
-        except AfterwordsError as refused:
-            if refused.http_status != 416 or not have.body:
-                raise
-            have = _NOTHING  # all of it was there but the sign that it had ended
-        error: RemoteError = _cut()
-        if have.is_whole:
-            if not is_damaged(have):
-                return have
-            error = strange(have, "its bytes are not those that it states; something on the way alters or cuts it")
-            have = _NOTHING
-        if attempt == RETRIES:
-            raise error
-        yield Pause(_pause_s(attempt, error))
-    raise AssertionError("the last attempt returns or raises")
-
-
-_NOTHING: Final = Answer(0, {}, b"", is_whole=False)
-
-
-def _resumed(ask: Ask, have: Answer) -> Ask:
-    """The request for what is missing still."""
-    if not have.body:
-        return ask
-    headers = {"Range": f"bytes={len(have.body)}-"}
-    if etag := have.headers.get("etag"):
-        headers["If-Range"] = etag
-    return replace(ask, headers={**ask.headers, **headers})
-
-
-def _joined(have: Answer, got: Answer) -> Answer:
-    """What there is, with what came; another body than before begins anew."""
-    if got.status != 206:
-        can_resume = got.is_whole or got.headers.get("accept-ranges") != "none"
-        return got if can_resume else _NOTHING
-    part = _PART.fullmatch(got.headers.get("content-range", ""))
-    if part is None or int(part[1]) != len(have.body):
-        return _NOTHING
-    body = have.body + got.body
-    return Answer(200, have.headers, body, is_whole=got.is_whole and len(body) == int(part[2]))
