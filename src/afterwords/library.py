@@ -252,13 +252,23 @@ class Library:
 
     # -- finding, without a lock -----------------------------------------------------------------------------
 
-    def _folders(self) -> _Folders:
+    def _names(self) -> set[str]:
+        """What lies in the voices folder: listed until two lists agree, since one misses what is renamed meanwhile."""
+        before: set[str] | None = None
         try:
-            names = [path.name for path in self._voices.iterdir()]
+            for _ in range(_LOOKS):
+                names = {path.name for path in self._voices.iterdir()}
+                if names == before:
+                    break
+                before = names
         except FileNotFoundError:
-            names = []
+            return set()
         except OSError as error:
             raise UnreadableFileError(self._voices, why=error.strerror or str(error)) from error
+        return names
+
+    def _folders(self) -> _Folders:
+        names = self._names()
         by_id = {n: VoiceFolder(self._voices / n) for n in names if _VOICE_ID.fullmatch(n)}
         replaced_by: dict[str, str] = {}
         for found in filter(None, map(_REPLACED.fullmatch, names)):

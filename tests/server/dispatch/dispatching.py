@@ -86,7 +86,16 @@ async def eventually(is_so: Callable[[], bool]) -> None:
 
 def children() -> list[psutil.Process]:
     """The processes that this one started, dead ones that nobody asked about among them."""
-    return psutil.Process().children()
+    return [child for child in psutil.Process().children() if child not in _others]
+
+
+_others: set[psutil.Process] = set()
+
+
+def leave_out_others() -> None:
+    """Leave out the children that there are now: servers of other tests in this process."""
+    _others.clear()
+    _others.update(psutil.Process().children())
 
 
 def install_odd(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
