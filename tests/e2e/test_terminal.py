@@ -77,8 +77,7 @@ def test_consent_is_asked_until_it_is_one_that_is_known(tmp_path: Path) -> None:
 def test_question_that_is_not_answered_ends_it(keys: str, code: int, home: Path) -> None:
     with Terminal("clone", READER, "--name", "me") as terminal:
         terminal.expect("By what right may this voice be cloned?")
-        terminal.type(keys)
-        assert terminal.end() == code
+        assert terminal.type_until_end(keys) == code
 
     assert files_in(home) == []
 

@@ -156,4 +156,4 @@ async def test_a_process_that_ended_leaves_no_zombie() -> None:
         process = psutil.Process(child.pid)
         process.kill()
         await eventually(lambda: not process.is_running())
-        assert child.is_lost
+        await eventually(lambda: child.is_lost)
