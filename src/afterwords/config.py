@@ -23,6 +23,8 @@ class Config:
         backends: the only backends offered, in this order; None offers all but `tone`.
         whisper: folder or name of a faster-whisper model for transcripts.
         kokoro_onnx: a Kokoro-82M ONNX file to use in place of the packaged one.
+        models: a folder with one folder of weights for each backend; None keeps them in `models` in the home folder.
+        is_offline: whether nothing may be downloaded.
         is_testing: whether the fault words of the `tone` engine work.
     """
 
@@ -30,12 +32,15 @@ class Config:
     backends: tuple[str, ...] | None = None
     whisper: str | None = None
     kokoro_onnx: Path | None = None
+    models: Path | None = None
+    is_offline: bool = False
     is_testing: bool = False
 
 
 def load_config(environ: Mapping[str, str] | None = None) -> Config:
-    """Read the settings: `AFTERWORDS_HOME`, `_BACKENDS`, `_WHISPER`, `_KOKORO_ONNX`, `_TESTING`, or the same in lower
-    case, without the prefix, in `config.toml` in the home folder.
+    """Read the settings: `AFTERWORDS_HOME`, `_BACKENDS`, `_WHISPER`, `_KOKORO_ONNX`, `_MODELS`, `_OFFLINE`, `_TESTING`,
+    or the same in lower case, without the prefix, in `config.toml` in the home folder. `HF_HUB_OFFLINE` counts as
+    `AFTERWORDS_OFFLINE`.
 
     Raises:
         UnreadableFileError: config.toml is there but is not TOML.
@@ -55,13 +60,20 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
 
     backends = setting("backends")
     kokoro_onnx = setting("kokoro_onnx")
+    models = setting("models")
     return Config(
         home=home,
         backends=tuple(part.strip() for part in backends.split(",") if part.strip()) if backends else None,
         whisper=setting("whisper"),
         kokoro_onnx=Path(kokoro_onnx).expanduser() if kokoro_onnx else None,
+        models=Path(models).expanduser().absolute() if models else None,
+        is_offline=any(_is_yes(told) for told in (setting("offline"), env.get("HF_HUB_OFFLINE"))),
         is_testing=env.get("AFTERWORDS_TESTING") == "1",
     )
+
+
+def _is_yes(told: str | None) -> bool:
+    return (told or "").lower() in {"1", "on", "yes", "true"}  # what the hub's own client takes
 
 
 def _home(env: Mapping[str, str]) -> Path:

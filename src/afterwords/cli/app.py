@@ -20,6 +20,7 @@ from afterwords.cli import (
     doctor,
     jobs,
     keys,
+    models,
     output,
     say,
     serve,
@@ -81,6 +82,7 @@ app.command("usage")(account.usage)
 app.add_typer(account.profiles_app, name="profiles")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
+app.add_typer(models.app, name="models")
 
 
 def run() -> None:

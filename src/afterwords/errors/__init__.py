@@ -19,7 +19,10 @@ the person. No message repeats text, a transcript or a key.
     │   └── UnreadableFileError · UnwritableOutputError · UnmarkableFormatError
     ├── VoiceNotFoundError                 no such voice (exit 4)
     ├── UnavailableError                   this machine lacks something (exit 1)
-    │   └── MissingExtraError · BackendUnavailableError · AudioDeviceError · TranscriberError
+    │   ├── MissingExtraError · BackendUnavailableError · AudioDeviceError · TranscriberError
+    │   └── ModelNotHereError · OfflineError · ModelBusyError
+    ├── UnknownModelError                  no such model can be pulled (exit 4)
+    ├── ForeignModelError                  a folder of weights that a person brought here (exit 1)
     ├── SynthesisError                     an engine could not speak (exit 7)
     ├── SpeechReadError                    a Speech was read twice
     ├── ModelFileError                     a weight file is missing or altered (exit 1)
@@ -41,8 +44,10 @@ the person. No message repeats text, a transcript or a key.
     │       └── DatabaseUnavailableError · StorageUnavailableError
     ├── RemoteError                        something on the way to a server, or back (exit 8)
     │   ├── UnreachableError · StrangeAnswerError · UnsupportedByServerError · NotLoggedInError
-    │   └── ConnectionLostError
-    │       └── ServerSilentError
+    │   ├── ConnectionLostError
+    │   │   └── ServerSilentError
+    │   └── HubError                       the hub of models: refused (exit 3), missing (4), busy (6)
+    │       └── HubUnreachableError · HubRefusedError · HubMissingError · HubBusyError
     ├── RemoteJobError                     a job on a server has no audio (exit 7, or 9 while it is pending)
     │   └── JobFailedError · JobCancelledError · JobTimeoutError
     └── ServerSetupError                   a server can't start like this (exit 2)
@@ -93,20 +98,30 @@ from afterwords.errors.machine import (
     AudioDeviceError,
     BackendUnavailableError,
     CorruptVoiceError,
+    ForeignModelError,
     LibraryBusyError,
     LibraryError,
     MissingExtraError,
+    ModelBusyError,
     ModelFileError,
+    ModelNotHereError,
     NewerLibraryError,
+    OfflineError,
     SpeechReadError,
     StorageFullError,
     SynthesisError,
     TranscriberError,
     UnavailableError,
+    UnknownModelError,
     VoiceNotFoundError,
 )
 from afterwords.errors.remote import (
     ConnectionLostError,
+    HubBusyError,
+    HubError,
+    HubMissingError,
+    HubRefusedError,
+    HubUnreachableError,
     JobCancelledError,
     JobFailedError,
     JobTimeoutError,
@@ -184,6 +199,12 @@ __all__ = [
     "EmptyDataError",
     "EmptyTextError",
     "FileTooLargeError",
+    "ForeignModelError",
+    "HubBusyError",
+    "HubError",
+    "HubMissingError",
+    "HubRefusedError",
+    "HubUnreachableError",
     "IdempotencyConflictError",
     "InsecureServerError",
     "InsufficientScopeError",
@@ -215,13 +236,16 @@ __all__ = [
     "MissingExtraError",
     "MissingFieldError",
     "MissingFormatError",
+    "ModelBusyError",
     "ModelFileError",
+    "ModelNotHereError",
     "NewerDatabaseError",
     "NewerLibraryError",
     "NoAudioError",
     "NonFiniteAudioError",
     "NotLoggedInError",
     "NotWavError",
+    "OfflineError",
     "QueueFullError",
     "QuotaExceededError",
     "RangeNotSatisfiableError",
@@ -254,6 +278,7 @@ __all__ = [
     "TruncatedWavError",
     "UnauthorizedError",
     "UnavailableError",
+    "UnknownModelError",
     "UnmarkableFormatError",
     "UnreachableError",
     "UnreadableFileError",

@@ -69,6 +69,53 @@ class TranscriberError(UnavailableError):
         )
 
 
+class ModelNotHereError(UnavailableError):
+    """Its weights were not pulled, or not to the end."""
+
+    code = "model_not_here"
+
+    def __init__(self, name: str, *, why: str = "is not on this machine") -> None:
+        super().__init__(f"The model {name} {why}.", hint=f"afterwords models pull {name}")
+
+
+class OfflineError(UnavailableError):
+    code = "offline"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The model {name} is not pulled: AFTERWORDS_OFFLINE or HF_HUB_OFFLINE forbids it.",
+            hint=f"unset it, or put the files into the folder {name} below AFTERWORDS_MODELS.",
+        )
+
+
+class ModelBusyError(UnavailableError):
+    code = "model_busy"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Another process is pulling the model {name}.", hint="wait for it to end, or end it.")
+
+
+class UnknownModelError(AfterwordsError):
+    code = "unknown_model"
+    http_status = 404
+    exit_code = 4
+
+    def __init__(self, name: str, *, known: Sequence[str]) -> None:
+        super().__init__(f"There is no model {name!a} to pull.", hint=f"choose one of: {', '.join(known)}.")
+
+
+class ForeignModelError(AfterwordsError):
+    """Only what was pulled is changed or removed."""
+
+    code = "foreign_model"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"The model in {path} was not pulled by afterwords, and is left alone.",
+            hint="change or remove that folder yourself.",
+        )
+
+
 class SynthesisError(AfterwordsError):
     code = "synthesis_failed"
     exit_code = 7
@@ -143,5 +190,10 @@ class StorageFullError(LibraryError):
     code = "storage_full"
     http_status = 507
 
-    def __init__(self, path: Path | str) -> None:
-        super().__init__(f"The disk that holds {path} is full.", hint="free some space; nothing was changed or lost.")
+    def __init__(self, path: Path | str, *, needed_bytes: int | None = None, free_bytes: int = 0) -> None:
+        lacks = (
+            "is full"
+            if needed_bytes is None
+            else f"has {free_bytes / 1e9:.1f} GB free, and {needed_bytes / 1e9:.1f} GB are needed"
+        )
+        super().__init__(f"The disk that holds {path} {lacks}.", hint="free some space; nothing was changed or lost.")

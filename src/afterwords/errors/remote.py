@@ -85,6 +85,66 @@ class NotLoggedInError(RemoteError):
         )
 
 
+class HubError(RemoteError):
+    """The hub of models answered with what can't be used."""
+
+    code = "hub"
+
+    def __init__(self, url: str, *, why: str, hint: str = "") -> None:
+        super().__init__(
+            f"The model hub {url} {why}.",
+            hint=hint or "try again; if it stays, see that HF_ENDPOINT, if set, is a whole mirror.",
+        )
+
+
+class HubUnreachableError(HubError):
+    """No connection, or none that lasts."""
+
+    code = "hub_unreachable"
+    http_status = 503
+
+    def __init__(self, url: str, *, why: str) -> None:
+        hint = "see that there is a network and pull again, it goes on where it was; HF_ENDPOINT names a mirror."
+        super().__init__(url, why=f"can't be reached: {why}", hint=hint)
+
+
+class HubRefusedError(HubError):
+    code = "hub_refused"
+    exit_code = 3
+
+    def __init__(self, url: str, *, what: str, has_token: bool) -> None:
+        hint = (
+            "see that HF_TOKEN is valid and may read it, or unset it."
+            if has_token
+            else "set HF_TOKEN to a token that may read it."
+        )
+        super().__init__(url, why=f"does not hand out {what}", hint=hint)
+
+
+class HubMissingError(HubError):
+    code = "hub_missing"
+    http_status = 404
+    exit_code = 4
+
+    def __init__(self, url: str, *, what: str) -> None:
+        hint = "see that HF_ENDPOINT, if set, is a whole mirror; `--update` takes another revision."
+        super().__init__(url, why=f"has no {what}", hint=hint)
+
+
+class HubBusyError(HubError):
+    """It asks for patience, more than a program should have without being told."""
+
+    code = "hub_busy"
+    http_status = 503
+    exit_code = 6
+
+    def __init__(self, url: str, *, retry_after_s: int | None) -> None:
+        wait = "later" if retry_after_s is None else f"in {retry_after_s} s"
+        super().__init__(
+            url, why="gets too many requests from here", hint=f"pull again {wait}; HF_TOKEN raises the limit."
+        )
+
+
 class RemoteJobError(AfterwordsError):
     """A job on a server did not come to its audio; it is not lost. `job_id` says which."""
 

@@ -1,0 +1,165 @@
+"""`afterwords models`: the weights that engines need and that are not in the package."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from afterwords.cli import output
+
+if TYPE_CHECKING:
+    from afterwords.checkpoints import Progress, Standing
+
+app = typer.Typer(help="List, pull and remove the weights of engines.", invoke_without_command=True)
+
+
+def complete_model(incomplete: str) -> list[str]:
+    from afterwords.checkpoints import CHECKPOINTS
+
+    return [name for name in CHECKPOINTS if name.startswith(incomplete)]
+
+
+Name = Annotated[str, typer.Argument(help="A model, as `models list` names it.", autocompletion=complete_model)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def models(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_models(as_json=False)
+
+
+@app.command("list")
+def list_models(as_json: AsJson = False) -> None:
+    """List the models that can be pulled, and what of them is here."""
+    from afterwords.checkpoints import listing
+
+    found = listing()
+    if as_json:
+        output.result_json([_facts(standing) for standing in found])
+        return
+    rows = [
+        (
+            standing.checkpoint.name,
+            standing.state.value,
+            _size_told(standing),
+            standing.checkpoint.repository,
+            standing.revision[:12] if standing.revision else "-",
+            str(standing.path or "-"),
+        )
+        for standing in found
+    ]
+    output.result_table(("name", "state", "size", "repository", "revision", "where"), rows)
+    for standing in found:
+        if standing.problem is not None:
+            output.note(f"{output.shown(standing.problem.message)}\n  Fix: {output.shown(standing.problem.hint)}")
+
+
+@app.command()
+def pull(
+    name: Name,
+    update: Annotated[bool, typer.Option("--update", help="Take the newest revision, if there is another.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Read what is here, and fetch what was altered.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a model to this machine: resumed where it broke off, checked against the hub's hashes."""
+    from afterwords.checkpoints import standing
+    from afterwords.pulling import pull as bring
+
+    with output.progress_bar() as bar:
+        path = bring(name, is_update=update, is_repair=repair, progress=_told_to(bar))
+    if as_json:
+        output.result_json(_facts(standing(name)))
+    else:
+        output.result(str(path))
+    output.note(f"[bold green]✓[/bold green] {output.shown(name)} is here. See what can speak: afterwords backends")
+
+
+@app.command()
+def path(name: Name, as_json: AsJson = False) -> None:
+    """Print the folder of a model, if it is here whole."""
+    from afterwords.checkpoints import locate
+
+    folder = locate(name)
+    if as_json:
+        output.result_json({"name": name, "path": str(folder)})
+    else:
+        output.result(str(folder))
+
+
+@app.command()
+def verify(name: Name, as_json: AsJson = False) -> None:
+    """Read every file of a model, and see that it has the hash it was pulled with."""
+    from afterwords.checkpoints import verify as check
+
+    with output.progress_bar() as bar:
+        standing = check(name, progress=_told_to(bar))
+    if as_json:
+        output.result_json(_facts(standing))
+    else:
+        output.result(str(standing.path))
+    what = (
+        "every file has its hash" if standing.is_pulled else "no file is cut; hashes are known only of what was pulled"
+    )
+    output.note(f"[bold green]✓[/bold green] {output.shown(name)}: {what}.")
+
+
+@app.command()
+def rm(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what was pulled of a model."""
+    from afterwords.checkpoints import remove, standing
+
+    found = standing(name)
+    if found.is_pulled and not yes:
+        if not output.is_terminal():
+            raise output.UsageError("There is nobody to ask whether that is meant.", hint="add --yes.")
+        output.note(f"This removes {output.shown(str(found.path))}: {_sized(found.present_bytes)}.")
+        if output.ask("Type yes to go on").strip().lower() != "yes":
+            output.note("Nothing was removed.")
+            raise typer.Exit(1)
+    folder = remove(name)
+    if as_json:
+        output.result_json({"removed": name, "path": str(folder)})
+    output.note(f"[bold green]✓[/bold green] {output.shown(name)} is gone: {_sized(found.present_bytes)}.")
+
+
+def _facts(standing: Standing) -> dict[str, object]:
+    return {
+        "name": standing.checkpoint.name,
+        "repository": standing.checkpoint.repository,
+        "state": standing.state.value,
+        "path": str(standing.path) if standing.path else None,
+        "revision": standing.revision,
+        "size_bytes": standing.size_bytes,
+        "present_bytes": standing.present_bytes,
+        "is_pulled": standing.is_pulled,
+        "problem": standing.problem.message if standing.problem else None,
+        "fix": standing.problem.hint if standing.problem else None,
+    }
+
+
+def _told_to(bar: output.Bar) -> Progress:
+    def tell(done: int, total: int, step: str) -> None:
+        bar(done / max(total, 1), f"{step}  {_sized(done)} of {_sized(total)}" if total > 1 else step)
+
+    return tell
+
+
+def _size_told(standing: Standing) -> str:
+    present = _sized(standing.present_bytes) if standing.present_bytes else "-"
+    if standing.size_bytes is None or standing.size_bytes == standing.present_bytes:
+        return present
+    return f"{present} of {_sized(standing.size_bytes)}"
+
+
+def _sized(n_bytes: int) -> str:
+    """A number of bytes as people read it, in powers of ten, as disks are sold."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.{2 if unit == 'GB' else 0}f} {unit}"
+    return f"{n_bytes} B"
