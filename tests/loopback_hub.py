@@ -1,0 +1,187 @@
+"""A hub of models on loopback, as the public one answers: large files lie on a second host, small ones one hop away."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import sha1, sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+REPOSITORY = "Qwen/Qwen3-TTS-12Hz-1.7B-Base"
+COMMIT, NEXT_COMMIT = "a" * 40, "b" * 40
+WEIGHTS = "model.safetensors"
+
+
+def safetensors(n_bytes: int, fill: bytes = b"w") -> bytes:
+    """A safetensors file with one tensor."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [n_bytes], "data_offsets": [0, n_bytes]}}).encode()
+    return len(header).to_bytes(8, "little") + header + fill * n_bytes
+
+
+def qwen3_files() -> dict[str, bytes]:
+    """What the public repository holds, in small; with files that nobody needs, and one that nobody should load."""
+    return {
+        "README.md": b"# Qwen3",
+        "pytorch_model.bin": b"pickle",
+        "config.json": b'{"model_type": "qwen3_tts"}',
+        "generation_config.json": b"{}",
+        "vocab.json": b'{"a": 0}',
+        "merges.txt": b"#version: 0.2\n",
+        WEIGHTS: safetensors(400_000),
+        "speech_tokenizer/config.json": b"{}",
+        "speech_tokenizer/model.safetensors": safetensors(50_000, b"c"),
+    }
+
+
+WANTED = sorted(name for name in qwen3_files() if name not in ("README.md", "pytorch_model.bin"))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request that arrived."""
+
+    path: str
+    range: str | None
+    token: str | None
+
+
+class Host(ThreadingHTTPServer):
+    """One of the two hosts."""
+
+    daemon_threads = True
+
+    def __init__(self, hub: LoopbackHub) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.hub = hub
+        self.seen: list[Seen] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, *_args: object) -> None:
+        """Clients that leave are meant to."""
+
+
+class LoopbackHub:
+    """Both hosts, what they hold, and what goes wrong.
+
+    Attributes:
+        refusals: answered in the place of the next requests to the hub: status and headers.
+        cuts: after how many bytes the next downloads of the weights break off.
+        spoils: how many downloads of the weights come altered.
+        ignores_ranges: every download begins at the first byte.
+        stall_after: a download of the weights waits there until `go` is set; `stalled` says that it does.
+    """
+
+    def __init__(self) -> None:
+        self.files = qwen3_files()
+        self.commit = COMMIT
+        self.refusals: list[tuple[int, dict[str, str]]] = []
+        self.cuts: list[int] = []
+        self.spoils = 0
+        self.ignores_ranges = False
+        self.stall_after: int | None = None
+        self.stalled, self.go = threading.Event(), threading.Event()
+        self.siblings: list[Any] | None = None
+        self.front, self.cdn = Host(self), Host(self)
+
+    @property
+    def url(self) -> str:
+        return self.front.url
+
+    def ranges(self) -> list[str | None]:
+        """What was asked of the weights."""
+        return [seen.range for seen in self.cdn.seen if "/".join(seen.path.split("/")[3:]) == WEIGHTS]
+
+    def is_large(self, name: str) -> bool:
+        return name.endswith((".safetensors", ".bin"))
+
+    def metadata(self) -> dict[str, Any]:
+        return {"id": REPOSITORY, "sha": self.commit, "siblings": self.siblings or list(map(self._sibling, self.files))}
+
+    def _sibling(self, name: str) -> dict[str, Any]:
+        content = self.files[name]
+        blob = sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+        told: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": blob}
+        if self.is_large(name):
+            told |= {"blobId": "0" * 40, "lfs": {"sha256": sha256(content).hexdigest(), "size": len(content)}}
+        return told
+
+
+@contextmanager
+def running_hub() -> Iterator[LoopbackHub]:
+    hub = LoopbackHub()
+    with ExitStack() as stack:
+        for host in (hub.front, hub.cdn):
+            thread = threading.Thread(target=host.serve_forever, args=(0.02,))
+            thread.start()
+            stack.callback(host.server_close)
+            stack.callback(thread.join)
+            stack.callback(host.shutdown)
+        stack.callback(hub.go.set)
+        yield hub
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Host
+
+    def log_message(self, *_args: object) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        host, hub = self.server, self.server.hub
+        path = self.path.partition("?")[0]
+        host.seen.append(Seen(self.path, self.headers.get("Range"), self.headers.get("Authorization")))
+        resolve = f"/{REPOSITORY}/resolve/{hub.commit}/"
+        name = path.partition(f"/{hub.commit}/")[2]
+        if host is hub.front and hub.refusals:
+            status, headers = hub.refusals.pop(0)
+            self._send(status, b"<html>", headers)
+        elif host is hub.front and self.path == f"/api/models/{REPOSITORY}/revision/main?blobs=true":
+            self._send(200, json.dumps(hub.metadata()).encode(), {"Content-Type": "application/json"})
+        elif name not in hub.files:
+            self._send(404, b"", {})
+        elif host is hub.cdn:
+            self._file(name)
+        elif path.startswith(resolve) and hub.is_large(name):
+            linked = {"X-Linked-Etag": f'"{sha256(hub.files[name]).hexdigest()}"', "X-Repo-Commit": hub.commit}
+            self._send(302, b"", {"Location": f"{hub.cdn.url}/blobs/{hub.commit}/{name}", **linked})
+        elif path.startswith(resolve):
+            self._send(307, b"", {"Location": f"/api/resolve-cache/{hub.commit}/{name}"})
+        else:
+            self._file(name)
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _file(self, name: str) -> None:
+        hub, content = self.server.hub, self.server.hub.files[name]
+        asked = None if hub.ignores_ranges else self.headers.get("Range")
+        start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        end = len(content)
+        if name == WEIGHTS:
+            if hub.spoils:
+                hub.spoils -= 1
+                content = content[:-1] + b"?"
+            if hub.cuts:
+                end = hub.cuts.pop(0)
+            if hub.stall_after is not None:
+                self.wfile.write(content[start : hub.stall_after])
+                start = max(start, hub.stall_after)
+                hub.stalled.set()
+                hub.go.wait(30)
+        self.wfile.write(content[start:end])
