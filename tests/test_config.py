@@ -81,3 +81,17 @@ def test_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 def test_setting_of_the_wrong_type_is_named(tmp_path: Path, toml: str) -> None:
     with pytest.raises(InvalidOptionError, match=r"config\.toml: "):
         configured(tmp_path, toml)
+
+
+def test_models_may_lie_in_a_folder_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert configured(tmp_path, 'models = "/weights"\n').models == Path("/weights")
+    assert configured(tmp_path, AFTERWORDS_MODELS="weights").models == tmp_path / "weights"
+
+
+@pytest.mark.parametrize("switch", ["AFTERWORDS_OFFLINE", "HF_HUB_OFFLINE"])
+@pytest.mark.parametrize(
+    ("value", "is_offline"), [("1", True), ("true", True), ("YES", True), ("0", False), ("", False)]
+)
+def test_either_switch_forbids_downloads(tmp_path: Path, switch: str, value: str, is_offline: bool) -> None:
+    assert configured(tmp_path, **{switch: value}).is_offline is is_offline

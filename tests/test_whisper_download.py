@@ -108,13 +108,14 @@ def hub(whisper: Path) -> Iterator[Hub]:
     server.server_close()
 
 
-def transcribed(hub: Hub, home: Path) -> subprocess.CompletedProcess[str]:
+def transcribed(hub: Hub, home: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if name not in {"HF_HUB_OFFLINE", "AFTERWORDS_WHISPER"}}
     env |= {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(home / "hf"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        **settings,
     }
     return subprocess.run(
         [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=120, check=False
@@ -148,3 +149,9 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(hub: Hub, tmp_path: Pat
     done = first if first.returncode == 0 else transcribed(hub, tmp_path)
     assert done.returncode == 0, done.stderr
     assert any(asked.startswith("bytes=") and asked != "bytes=0-" for asked in hub.ranges), hub.ranges
+
+
+def test_offline_no_model_is_downloaded(hub: Hub, tmp_path: Path) -> None:
+    done = transcribed(hub, tmp_path, AFTERWORDS_OFFLINE="1")
+    assert "TranscriberError" in done.stderr
+    assert hub.ranges == []

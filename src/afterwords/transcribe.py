@@ -149,7 +149,8 @@ def _download(name: str, progress: Callable[[float, str], None]) -> str:
 
     files = ["config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*"]
     repository = name if "/" in name else f"Systran/faster-whisper-{name}"
-    return str(snapshot_download(repository, allow_patterns=files, tqdm_class=Reported))
+    is_offline = load_config().is_offline
+    return str(snapshot_download(repository, allow_patterns=files, tqdm_class=Reported, local_files_only=is_offline))
 
 
 def _first_line(error: Exception) -> str:
