@@ -1,0 +1,76 @@
+"""The code predictor: from the first code of a frame and what the talker made of it, the other codes one by one.
+
+Its context begins anew with every frame and holds as many positions as a frame has codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from afterwords.backends.qwen3.config import ModelConfig
+from afterwords.backends.qwen3.embeddings import Embeddings
+from afterwords.backends.qwen3.rows import Rows
+from afterwords.backends.qwen3.sampling import draw
+from afterwords.backends.qwen3.transformer import Stack
+from afterwords.backends.qwen3.weights import Weights
+
+_AT: Final = "talker.code_predictor"
+
+
+class Predictor:
+    """The predictor of one checkpoint."""
+
+    def __init__(self, weights: Weights, config: ModelConfig, embeddings: Embeddings) -> None:
+        """Take its weights; the talker's embeddings are projected to its width here, once, where the two differ."""
+        stack, codes = config.predictor.stack, config.predictor.vocab
+        self.n_groups = config.talker.n_code_groups
+        self.stack = Stack(weights, f"{_AT}.model", stack, n_positions=self.n_groups)
+        heads = [f"{_AT}.lm_head.{group}.weight" for group in range(self.n_groups - 1)]
+        self._heads = [weights.take(name, (codes, stack.hidden)) for name in heads]
+        self._narrowing = _narrowing(weights, config)
+        narrow = self._narrowed(embeddings.codes)
+        # Each codebook but the last is heard; the first one's table has the control ids in it.
+        self._tables = narrow.split([config.talker.vocab, *[codes] * (self.n_groups - 1)])[:-1]
+        first = torch.zeros(1, device=weights.device, dtype=torch.int64)
+        self._places = [self.stack.place(first, first + position, self.n_groups) for position in range(self.n_groups)]
+
+    def frame(self, rows: Rows, code: Tensor, noise: Tensor, *, with_top_p: bool) -> Tensor:
+        """Draw the codes of a frame.
+
+        Args:
+            rows: of which `hidden` is read and `predictor_cache` written.
+            code: shape (n_rows,), the first codes.
+            noise: shape (n_rows, n_code_groups, codes or more), times the temperature.
+            with_top_p: whether some row limits the share it draws from.
+
+        Returns:
+            Shape (n_rows, n_code_groups), the first codes included.
+        """
+        codes = [code]
+        heard = torch.stack([self._narrowed(rows.hidden), functional.embedding(code, self._tables[0])], 1)
+        x = self.stack.prefill(heard, rows.predictor_cache, rows.index)[:, -1]
+        for group in range(1, self.n_groups):
+            if group > 1:
+                x = functional.embedding(codes[-1], self._tables[group - 1])
+                place = replace(self._places[group], rows=rows.index)
+                x = self.stack.step(x, rows.predictor_cache, place)
+            shares = (rows.top_ps[:, group], rows.temperatures[:, group]) if with_top_p else None
+            logits = functional.linear(x, self._heads[group - 1])
+            codes.append(draw(logits, rows.beyond[:, 1], noise[:, group], shares))
+        return torch.stack(codes, 1)
+
+    def _narrowed(self, x: Tensor) -> Tensor:
+        return x if self._narrowing is None else functional.linear(x, *self._narrowing)
+
+
+def _narrowing(weights: Weights, config: ModelConfig) -> tuple[Tensor, Tensor] | None:
+    narrow, wide = config.predictor.stack.hidden, config.talker.stack.hidden
+    if narrow == wide:
+        return None
+    at = f"{_AT}.small_to_mtp_projection"
+    return weights.take(f"{at}.weight", (narrow, wide)), weights.take(f"{at}.bias", (narrow,))

@@ -1,0 +1,78 @@
+"""Drawing codes: what may be drawn, the likeliest of it, and random numbers that depend on a row's seed alone.
+
+The numbers are not a stream: each is the hash of a seed, a frame, a codebook and a code. So a row draws the same in
+any batch and at any place of it, and a captured graph has no state of a generator to keep.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+WIDEST_TOP_K: Final = 128
+"""The most codes that a draw can be among."""
+
+# SplitMix64. Source: G. Steele, D. Lea, C. Flood (2014), "Fast splittable pseudorandom number generators"; its
+# constants as signed numbers, since torch multiplies and wraps int64 only.
+_GOLDEN: Final = 0x9E3779B97F4A7C15 - 2**64
+_FIRST: Final = 0xBF58476D1CE4E5B9 - 2**64
+_SECOND: Final = 0x94D049BB133111EB - 2**64
+_FRACTION_BITS: Final = 23  # and a half is added: 24 bits, all that float32 holds, so that 1 is never reached
+
+
+def noise(seeds: Tensor, frames: Tensor, counters: Tensor) -> Tensor:
+    """Gumbel noise: the code with the largest sum of logit and noise is a draw from their softmax.
+
+    Args:
+        seeds: shape (n_rows,), int64.
+        frames: shape (n_rows,), int64.
+        counters: any shape, int64, each number once.
+
+    Returns:
+        Shape (n_rows, *counters.shape), float32.
+    """
+    keys = _mixed(_mixed(seeds) + frames * _GOLDEN)
+    numbers = _mixed(keys.view(-1, *[1] * counters.ndim) + counters * _GOLDEN)
+    fraction = _shifted(numbers, 64 - _FRACTION_BITS).float().add_(0.5).mul_(2.0**-_FRACTION_BITS)
+    return fraction.log_().neg_().log_().neg_()
+
+
+def _mixed(z: Tensor) -> Tensor:
+    z = (z ^ _shifted(z, 30)) * _FIRST
+    z = (z ^ _shifted(z, 27)) * _SECOND
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """Shift right with zeros, where torch shifts int64 with its sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def penalized(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+    """Make codes that were drawn before less likely: shape (n_rows, n_codes), seen as bool, penalty (n_rows, 1)."""
+    lower = torch.where(logits < 0, logits * penalty, logits / penalty)
+    return torch.where(seen, lower, logits)
+
+
+def draw(logits: Tensor, beyond: Tensor, noise: Tensor, shares: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Draw one code a row.
+
+    Args:
+        logits: shape (n_rows, n_codes).
+        beyond: shape (n_rows, WIDEST_TOP_K), bool: ranks that the row does not draw from.
+        noise: shape (n_rows, n_codes or more), times the row's temperature.
+        shares: top_p and temperature, shape (n_rows, 1) each; None where no row limits the share.
+
+    Returns:
+        Shape (n_rows,), int64.
+    """
+    likely, codes = logits.topk(min(WIDEST_TOP_K, logits.shape[1]))
+    likely = likely.float().masked_fill_(beyond[:, : likely.shape[1]], -torch.inf)
+    if shares is not None:
+        top_p, temperature = shares
+        share = (likely / temperature.clamp(min=1e-6)).softmax(-1)
+        likely = likely.masked_fill(share.cumsum(-1) - share >= top_p, -torch.inf)
+    place = (likely + noise.gather(1, codes)).argmax(-1, keepdim=True)
+    return codes.gather(1, place)[:, 0]

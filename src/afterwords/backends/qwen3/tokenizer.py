@@ -1,0 +1,79 @@
+"""Text to token ids: the byte-level BPE of a checkpoint, and the control ids around what a user wrote.
+
+A user's text goes through the plain vocabulary only, so nothing that is typed becomes a control token: `<|im_end|>`
+in a text is nine letters and signs to be spoken, where the reference package would end the text there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+from afterwords.backends.qwen3.config import ControlTokens
+from afterwords.backends.qwen3.fields import HINT, Fields
+from afterwords.errors import ModelFileError
+
+# How text falls into words before merges: contractions, letters with the sign before them, single digits, other signs,
+# line breaks, spaces. Source: transformers 4.57.3, `Qwen2Converter`.
+_WORDS: Final = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class TextTokenizer:
+    """The vocabulary of one checkpoint.
+
+    Attributes:
+        role: the ids that a prompt begins with: `<|im_start|>assistant` and a line break.
+    """
+
+    def __init__(self, folder: Path, tokens: ControlTokens, *, vocab: int) -> None:
+        """Read vocab.json, merges.txt and tokenizer_config.json.
+
+        Args:
+            folder: of the checkpoint.
+            tokens: control ids that its config.json states.
+            vocab: how many ids the model has embeddings for.
+
+        Raises:
+            ModelFileError: a file is missing or damaged, or they don't fit one another.
+        """
+        self._bpe = _read_bpe(folder)
+        if self._bpe.get_vocab_size() > vocab:
+            raise ModelFileError(str(folder / "vocab.json"), why=f"has more than the model's {vocab} tokens", hint=HINT)
+        _check_control(Fields.read(folder / "tokenizer_config.json"), tokens)
+        self.role = (tokens.im_start, *self.encode("assistant\n"))
+        if len(self.role) != 3:
+            raise ModelFileError(str(folder / "merges.txt"), why='does not make one token of "assistant"', hint=HINT)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, none of them a control id."""
+        ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+def _read_bpe(folder: Path) -> Tokenizer:
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    for path in (vocab, merges):
+        if not path.is_file():
+            raise ModelFileError(str(path), why="is missing", hint=HINT)
+    try:
+        bpe = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    except Exception as error:
+        raise ModelFileError(str(merges), why=f"does not fit vocab.json ({error})", hint=HINT) from error
+    bpe.normalizer = normalizers.NFC()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return bpe
+
+
+def _check_control(fields: Fields, tokens: ControlTokens) -> None:
+    added = fields.section("added_tokens_decoder")
+    for number in (tokens.im_start, tokens.im_end, tokens.pad, tokens.bos, tokens.eos):
+        added.section(str(number))
