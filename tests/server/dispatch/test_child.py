@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from afterwords.backends.base import ignore_progress
-from afterwords.config import load_config
+from afterwords.config import Config, load_config
 from afterwords.server.dispatch import frames
 from afterwords.server.dispatch.child_process import COMMAND, Child, ChildFailedError, ChildLostError, Limits, Utterance
 from afterwords.server.dispatch.inprocess import environment_for
@@ -157,3 +157,8 @@ async def test_a_process_that_ended_leaves_no_zombie() -> None:
         process.kill()
         await eventually(lambda: not process.is_running())
         await eventually(lambda: child.is_lost)
+
+
+def test_a_speaking_process_finds_models_where_its_server_does(tmp_path: Path) -> None:
+    config = Config(home=tmp_path, models=tmp_path / "weights", is_offline=True)
+    assert load_config(environment_for(config, {"AFTERWORDS_ADMIN_SECRET": "s"})) == config

@@ -218,6 +218,10 @@ def environment_for(config: Config, environ: Mapping[str, str]) -> dict[str, str
         kept["AFTERWORDS_BACKENDS"] = ",".join(config.backends)
     if config.kokoro_onnx is not None:
         kept["AFTERWORDS_KOKORO_ONNX"] = str(config.kokoro_onnx)
+    if config.models is not None:
+        kept["AFTERWORDS_MODELS"] = str(config.models)
+    if config.is_offline:
+        kept["AFTERWORDS_OFFLINE"] = "1"
     if config.is_testing:
         kept["AFTERWORDS_TESTING"] = "1"
     return kept
