@@ -77,11 +77,11 @@ CASES: Final[dict[str, list[Row]]] = {
 
 
 def main() -> None:
-    _stub_unused_tokenizer()
+    stub_unused_tokenizer()
     goldens: dict[str, Any] = {"reference_text": REFERENCE_TEXT, "speaker": _speaker(), "references": _references()}
     for name, predictor_hidden in (("projected", 16), ("unprojected", HIDDEN)):
         with tempfile.TemporaryDirectory() as folder:
-            model = _load(make_checkpoint(Path(folder), predictor_hidden=predictor_hidden))
+            model = load_reference(make_checkpoint(Path(folder), predictor_hidden=predictor_hidden))
             goldens[name] = {case: _spoken(model, rows, goldens) for case, rows in CASES.items()}
             goldens["token_ids"] = {text: _text_ids(model, text) for text in TEXTS}
     GOLDENS.mkdir(parents=True, exist_ok=True)
@@ -129,14 +129,14 @@ def _speaker() -> list[float]:
     return numbers
 
 
-def _load(folder: Path) -> Any:
+def load_reference(folder: Path) -> Any:
     import torch
     from qwen_tts import Qwen3TTSModel
 
     return Qwen3TTSModel.from_pretrained(str(folder), device_map="cpu", dtype=torch.float32)
 
 
-def _stub_unused_tokenizer() -> None:
+def stub_unused_tokenizer() -> None:
     """Stand in for the 25 Hz tokenizer: no 12 Hz model uses it, and it alone imports torchaudio and sox."""
     from transformers import PretrainedConfig, PreTrainedModel
 

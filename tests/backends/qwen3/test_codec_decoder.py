@@ -1,0 +1,199 @@
+"""The codec's decoder: as the reference package decodes, the same in pieces as whole, and fit for a captured graph."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from afterwords.backends.qwen3.codec_config import read_codec_config
+from afterwords.backends.qwen3.codec_decoder import CodecDecoder
+from afterwords.backends.qwen3.weights import Weights
+from afterwords.errors import ModelFileError
+from scripts.make_qwen3_sound_goldens import EVERY, codes
+from tests.backends.qwen3.conftest import GOLDENS
+
+N_FRAMES = 100
+PIECES = (1, 2, 4, 8, 25)
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> CodecDecoder:
+    with Weights.open(folder / "speech_tokenizer", device="cpu", dtype=dtype) as weights:
+        return CodecDecoder(read_codec_config(folder / "speech_tokenizer"), weights)
+
+
+@pytest.fixture(scope="module")
+def decoder(checkpoint: Path) -> CodecDecoder:
+    return load(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def exact(checkpoint: Path) -> CodecDecoder:
+    """In float64, where what is not the same cannot hide behind rounding."""
+    return load(checkpoint, torch.float64)
+
+
+@pytest.fixture(scope="module")
+def frames() -> Tensor:
+    """Two rows of frames."""
+    return torch.from_numpy(codes("long"))[:, :N_FRAMES]
+
+
+@pytest.fixture(scope="module")
+def whole(exact: CodecDecoder, frames: Tensor) -> Tensor:
+    """The sound of both rows, each decoded alone and at once."""
+    return torch.cat([exact.step(row[None], exact.new_state(1)) for row in frames])
+
+
+def gap(heard: Tensor, expected: Tensor) -> float:
+    assert heard.shape == expected.shape
+    return float((heard - expected).abs().max())
+
+
+@pytest.mark.parametrize("name", ["short", "long"])
+def test_sound_is_what_the_reference_package_makes(decoder: CodecDecoder, name: str) -> None:
+    with np.load(GOLDENS / "sound.npz") as goldens:
+        expected = torch.from_numpy(goldens[f"sound_{name}"] / 32_767)
+    heard = decoder.decode(torch.from_numpy(codes(name)))[:, :: EVERY[name]]
+    assert gap(heard, expected) < 1e-4
+    assert expected.std() > 0.1  # or silence would pass
+
+
+@pytest.mark.parametrize("size", PIECES)
+def test_sound_decoded_in_pieces_is_the_sound_decoded_whole(
+    exact: CodecDecoder, frames: Tensor, whole: Tensor, size: int
+) -> None:
+    state = exact.new_state(2)
+    heard = torch.cat([exact.step(piece, state) for piece in frames.split(size, dim=1)], dim=1)
+    assert gap(heard, whole) < 1e-12
+
+
+def test_pieces_may_grow_as_a_stream_goes_on(decoder: CodecDecoder, frames: Tensor, whole: Tensor) -> None:
+    state = decoder.new_state(2)
+    heard = torch.cat([decoder.step(piece, state) for piece in frames.split([1, 2, 4, 8, 25, 25, 35], dim=1)], dim=1)
+    assert gap(heard.double(), whole) < 1e-4
+
+
+def test_rows_of_a_batch_may_be_at_different_places(exact: CodecDecoder, frames: Tensor, whole: Tensor) -> None:
+    """In each step a row takes 0 to 8 frames of its own; what stands behind them is rubbish."""
+    state, taken = exact.new_state(2), [0, 0]
+    heard: list[list[Tensor]] = [[], []]
+    generator = np.random.Generator(np.random.PCG64(1))
+    while max(taken) < N_FRAMES - 8:
+        counts = generator.integers(0, 9, 2).tolist()
+        piece = torch.randint(0, 64, (2, 8, 16))
+        for row, count in enumerate(counts):
+            piece[row, :count] = frames[row, taken[row] : taken[row] + count]
+        sound = exact.step(piece, state, torch.tensor(counts))
+        for row, count in enumerate(counts):
+            heard[row].append(sound[row, : count * exact.samples_per_frame])
+            taken[row] += count
+    for row in (0, 1):
+        got = torch.cat(heard[row])
+        assert gap(got, whole[row, : len(got)]) < 1e-12
+
+
+@pytest.mark.parametrize("n_before", [0, 1, 5, 72, 90])
+def test_a_primed_row_goes_on_from_its_reference(
+    exact: CodecDecoder, frames: Tensor, whole: Tensor, n_before: int
+) -> None:
+    state = exact.prime(frames[0, :n_before])
+    heard = exact.decode(frames[:1, n_before:], state)
+    assert gap(heard[0], whole[0, n_before * exact.samples_per_frame :]) < 1e-12
+
+
+def test_a_row_of_a_batch_can_be_given_to_another_voice(exact: CodecDecoder, frames: Tensor, whole: Tensor) -> None:
+    state, primed = exact.new_state(2), exact.prime(frames[1, :40])
+    exact.step(frames[:, :7], state)
+    state.put(0, primed)
+    state.clear(1)
+    heard = exact.step(torch.stack([frames[1, 40:48], frames[0, :8]]), state)
+    start = 40 * exact.samples_per_frame
+    assert gap(heard[0], whole[1, start : start + heard.shape[1]]) < 1e-12
+    assert gap(heard[1], whole[0, : heard.shape[1]]) < 1e-12
+    assert int(primed.window.n_seen) == 40  # a voice's state serves the next utterance too
+
+
+def test_a_batch_sounds_as_its_rows_alone(decoder: CodecDecoder, frames: Tensor) -> None:
+    together = decoder.decode(frames)
+    alone = torch.cat([decoder.decode(row[None]) for row in frames])
+    assert gap(together, alone) < 1e-5
+
+
+def test_ids_that_are_no_codes_do_no_harm(decoder: CodecDecoder) -> None:
+    assert decoder.decode(torch.tensor([[[2150] * 16], [[-1] * 16]])).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_near(checkpoint: Path, whole: Tensor, frames: Tensor, dtype: torch.dtype) -> None:
+    heard = load(checkpoint, dtype).decode(frames)
+    assert heard.dtype == dtype
+    assert float((heard.double() - whole).square().mean().sqrt() / whole.square().mean().sqrt()) < 0.05
+
+
+class Operations(TorchDispatchMode):
+    """Writes down every operation, with the shapes it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[tuple[str, list[torch.Size]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append((str(func), [arg.shape for arg in args if isinstance(arg, Tensor)]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("is_ragged", [False, True])
+def test_steps_are_the_same_operations_and_never_wait_for_the_device(
+    decoder: CodecDecoder, frames: Tensor, is_ragged: bool
+) -> None:
+    state, seen = decoder.new_state(2), []
+    places = [tensor.data_ptr() for tensor in (*state.pasts, state.window.keys, state.window.n_seen)]
+    for step in range(3):
+        counts = torch.tensor([step, 4]) if is_ragged else None
+        with Operations() as operations:
+            decoder.step(frames[:, 4 * step : 4 * step + 4], state, counts)
+        seen.append(operations.seen)
+    assert seen[0] == seen[1] == seen[2]
+    assert not {name for name, _ in seen[0]} & {"aten._local_scalar_dense.default", "aten.nonzero.default"}
+    assert places == [tensor.data_ptr() for tensor in (*state.pasts, state.window.keys, state.window.n_seen)]
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("decoder_config", "sliding_window", None),
+        ("decoder_config", "hidden_act", "relu"),
+        ("decoder_config", "upsample_rates", [8, 5, 4]),
+        ("decoder_config", "num_attention_heads", 3),
+        ("encoder_config", "num_quantizers", 8),
+        ("encoder_config", "use_causal_conv", False),
+        ("encoder_config", "upsampling_ratios", [8, 6, 5, 2]),
+    ],
+)
+def test_a_config_that_is_not_known_is_refused_by_field(
+    checkpoint: Path, tmp_path: Path, section: str, field: str, value: object
+) -> None:
+    content = json.loads((checkpoint / "speech_tokenizer/config.json").read_text("utf-8"))
+    content[section][field] = value
+    (tmp_path / "config.json").write_text(json.dumps(content), "utf-8")
+    with pytest.raises(ModelFileError, match=r"config\.json can't be used: "):
+        read_codec_config(tmp_path)
+
+
+def test_weights_without_a_tensor_are_refused_by_its_name(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint / "speech_tokenizer", tmp_path / "speech_tokenizer")
+    file = tmp_path / "speech_tokenizer/model.safetensors"
+    tensors = load_file(file)
+    del tensors["decoder.decoder.2.block.0.alpha"]
+    save_file(tensors, file)
+    with pytest.raises(ModelFileError, match=r"lacks the tensor decoder\.decoder\.2\.block\.0\.alpha"):
+        load(tmp_path)

@@ -1,0 +1,54 @@
+"""The codec's encoder: the very codes that the reference package makes, of clips of any length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from afterwords.backends.qwen3 import codec_encoder
+from afterwords.backends.qwen3.codec_config import read_codec_config
+from afterwords.backends.qwen3.codec_encoder import CodecEncoder
+from afterwords.backends.qwen3.weights import Weights
+from scripts.make_qwen3_sound_goldens import clip
+from tests.backends.qwen3.conftest import GOLDENS
+
+WINDOW_FRAMES = 125  # 250 steps at 25 Hz: where a window in the transformer would begin to be heard
+
+
+@pytest.fixture(scope="module")
+def encoder(checkpoint: Path) -> CodecEncoder:
+    folder = checkpoint / "speech_tokenizer"
+    with Weights.open(folder, device="cpu", dtype=torch.float32) as weights:
+        return CodecEncoder(read_codec_config(folder), weights)
+
+
+@pytest.mark.parametrize("name", ["short", "odd", "long"])
+def test_codes_are_those_of_the_reference_package(encoder: CodecEncoder, name: str) -> None:
+    with np.load(GOLDENS / "sound.npz") as goldens:
+        expected = goldens[f"codes_{name}"]
+    codes = encoder.encode(torch.from_numpy(clip(name)))
+    assert np.array_equal(codes, expected)
+    assert len(np.unique(expected)) > 50  # or an encoder that always says the same would pass
+    assert name != "long" or len(expected) > WINDOW_FRAMES
+
+
+def test_sound_convolved_in_pieces_gives_the_same_codes(encoder: CodecEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = torch.from_numpy(clip("odd"))
+    whole = encoder.encode(sound)
+    monkeypatch.setattr(codec_encoder, "PIECE_FRAMES", 1)  # a constant: a clip of minutes would take too long
+    assert torch.equal(encoder.encode(sound), whole)
+
+
+@pytest.mark.parametrize("n_samples", [1, 959, 960, 961, 1919, 1920, 1921, 3840])
+def test_a_frame_that_has_begun_counts(encoder: CodecEncoder, n_samples: int) -> None:
+    codes = encoder.encode(torch.full((n_samples,), 0.1))
+    assert codes.shape == (-(-n_samples // 1920), 16)
+    assert codes.dtype == torch.int64
+
+
+def test_what_comes_later_changes_no_code_before_it(encoder: CodecEncoder) -> None:
+    sound = torch.from_numpy(clip("short"))
+    assert torch.equal(encoder.encode(sound[: 20 * 1920]), encoder.encode(sound)[:20])

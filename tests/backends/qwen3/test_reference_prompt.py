@@ -1,0 +1,171 @@
+"""Prompts of voices: made of a recording, kept as bytes, and refused wherever they do not belong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from afterwords.backends.qwen3 import reference_prompt
+from afterwords.backends.qwen3.codec_config import read_codec_config
+from afterwords.backends.qwen3.codec_encoder import CodecEncoder
+from afterwords.backends.qwen3.config import read_config
+from afterwords.backends.qwen3.reference_prompt import (
+    PromptForm,
+    ReferencePrompt,
+    StalePromptError,
+    make_prompt,
+    recording_digest,
+)
+from afterwords.backends.qwen3.speaker import SpeakerEncoder
+from afterwords.backends.qwen3.weights import Weights
+from scripts.make_qwen3_sound_goldens import clip
+from tests.backends.qwen3.conftest import GOLDENS
+
+WORDS = (5, 260, 7)
+
+
+@pytest.fixture(scope="module")
+def encoder(checkpoint: Path) -> CodecEncoder:
+    folder = checkpoint / "speech_tokenizer"
+    with Weights.open(folder, device="cpu", dtype=torch.float32) as weights:
+        return CodecEncoder(read_codec_config(folder), weights)
+
+
+@pytest.fixture(scope="module")
+def speaker(checkpoint: Path) -> SpeakerEncoder:
+    with Weights.open(checkpoint, device="cpu", dtype=torch.float32) as weights:
+        return SpeakerEncoder(read_config(checkpoint).speaker, weights)
+
+
+@pytest.fixture(scope="module")
+def form(checkpoint: Path) -> PromptForm:
+    return PromptForm.of("tiny@1", read_config(checkpoint), read_codec_config(checkpoint / "speech_tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def prompt(encoder: CodecEncoder, speaker: SpeakerEncoder) -> ReferencePrompt:
+    return make_prompt(clip("short"), 24_000, text_ids=WORDS, encoder=encoder, speaker=speaker)
+
+
+def test_codes_are_of_the_recording_and_of_half_a_second_of_silence(prompt: ReferencePrompt) -> None:
+    assert prompt.codes is not None
+    assert prompt.codes.dtype == np.uint16
+    assert prompt.codes.shape == (37, 16)  # 2.4 s and 0.5 s, at 12.5 frames a second
+    with np.load(GOLDENS / "sound.npz") as goldens:
+        assert np.array_equal(prompt.codes[:30], goldens["codes_short"])
+        assert np.abs(prompt.speaker - goldens["speaker_short"]).max() < 1e-4
+
+
+def test_a_recording_at_another_rate_gives_the_codes_of_the_reference_package(
+    encoder: CodecEncoder, speaker: SpeakerEncoder
+) -> None:
+    made = make_prompt(clip("slow"), 16_000, text_ids=WORDS, encoder=encoder, speaker=speaker)
+    assert made.codes is not None
+    with np.load(GOLDENS / "sound.npz") as goldens:
+        assert np.array_equal(made.codes[:30], goldens["codes_slow"])
+
+
+def test_without_its_words_a_recording_gives_an_embedding_alone(
+    encoder: CodecEncoder, speaker: SpeakerEncoder, form: PromptForm
+) -> None:
+    made = make_prompt(clip("short"), 24_000, encoder=encoder, speaker=speaker)
+    read = ReferencePrompt.from_bytes(made.to_bytes(form), form)
+    assert read.codes is None
+    assert read.text_ids == ()
+    assert np.array_equal(read.speaker, made.speaker)
+
+
+def test_a_prompt_is_read_as_it_was_written(prompt: ReferencePrompt, form: PromptForm) -> None:
+    content = prompt.to_bytes(form)
+    read = ReferencePrompt.from_bytes(content, form, recording=recording_digest(clip("short"), 24_000))
+    assert np.array_equal(read.speaker, prompt.speaker)
+    assert read.codes is not None
+    assert prompt.codes is not None
+    assert np.array_equal(read.codes, prompt.codes)
+    assert (read.text_ids, read.recording) == (WORDS, prompt.recording)
+    assert len(content) < 3000
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"model": "tiny@2"}, {"speaker_width": 64}, {"n_codebooks": 8}, {"codebook_size": 8}],
+    ids=lambda other: next(iter(other)),
+)
+def test_a_prompt_of_another_model_is_refused(prompt: ReferencePrompt, form: PromptForm, other: dict[str, Any]) -> None:
+    with pytest.raises(StalePromptError):
+        ReferencePrompt.from_bytes(prompt.to_bytes(form), replace(form, **other))
+
+
+def test_a_prompt_of_another_recording_is_refused(prompt: ReferencePrompt, form: PromptForm) -> None:
+    with pytest.raises(StalePromptError, match="its recording is"):
+        ReferencePrompt.from_bytes(prompt.to_bytes(form), form, recording=recording_digest(clip("odd"), 24_000))
+
+
+def test_a_prompt_of_an_older_encoder_is_refused(
+    prompt: ReferencePrompt, form: PromptForm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = prompt.to_bytes(form)
+    monkeypatch.setattr(reference_prompt, "ENCODER_VERSION", "2")  # a constant, and the next one is not yet written
+    with pytest.raises(StalePromptError, match="its encoder is '1', not '2'"):
+        ReferencePrompt.from_bytes(content, form)
+
+
+def test_no_byte_can_change_unseen(prompt: ReferencePrompt, form: PromptForm) -> None:
+    content = prompt.to_bytes(form)
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x20
+        try:
+            read = ReferencePrompt.from_bytes(bytes(damaged), form)
+        except StalePromptError:
+            continue
+        assert np.array_equal(read.speaker, prompt.speaker)
+        assert (read.text_ids, read.recording) == (WORDS, prompt.recording)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0" * 8, b"RIFF of some sound", b"\x02" + b"\0" * 7 + b"{}", b"\xff" * 64, b"\0" * (2 << 20)],
+    ids=["empty", "zeros", "wav", "no tensors", "ones", "large"],
+)
+def test_what_is_no_prompt_is_refused(content: bytes, form: PromptForm) -> None:
+    with pytest.raises(StalePromptError):
+        ReferencePrompt.from_bytes(content, form)
+
+
+def test_a_prompt_that_was_cut_short_is_refused(prompt: ReferencePrompt, form: PromptForm) -> None:
+    content = prompt.to_bytes(form)
+    for size in range(0, len(content), 97):
+        with pytest.raises(StalePromptError):
+            ReferencePrompt.from_bytes(content[:size], form)
+
+
+def test_codes_that_are_none_of_the_model_are_refused_though_the_digest_fits(
+    prompt: ReferencePrompt, form: PromptForm
+) -> None:
+    assert prompt.codes is not None
+    for odd in (
+        replace(prompt, codes=prompt.codes + np.uint16(64)),
+        replace(prompt, codes=prompt.codes[:0]),
+        replace(prompt, text_ids=()),
+        replace(prompt, speaker=np.full_like(prompt.speaker, np.nan)),
+    ):
+        with pytest.raises(StalePromptError):
+            ReferencePrompt.from_bytes(odd.to_bytes(form), form)
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [np.zeros(0, np.float32), np.zeros((2, 9000), np.float32), np.full(9000, np.nan, np.float32)],
+    ids=["none", "stereo", "not finite"],
+)
+def test_what_is_no_recording_is_refused(
+    encoder: CodecEncoder, speaker: SpeakerEncoder, samples: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+) -> None:
+    with pytest.raises(ValueError, match="no mono recording"):
+        make_prompt(samples, 24_000, encoder=encoder, speaker=speaker)

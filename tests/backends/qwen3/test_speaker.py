@@ -1,0 +1,48 @@
+"""The speaker encoder: the embedding that the reference package makes, of what it hears in mel frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from afterwords.backends.qwen3.config import read_config
+from afterwords.backends.qwen3.speaker import SpeakerEncoder
+from afterwords.backends.qwen3.weights import Weights
+from scripts.make_qwen3_sound_goldens import clip
+from tests.backends.qwen3.conftest import GOLDENS
+
+
+@pytest.fixture(scope="module")
+def speaker(checkpoint: Path) -> SpeakerEncoder:
+    with Weights.open(checkpoint, device="cpu", dtype=torch.float32) as weights:
+        return SpeakerEncoder(read_config(checkpoint).speaker, weights)
+
+
+@pytest.mark.parametrize("name", ["short", "odd", "long"])
+def test_embedding_is_that_of_the_reference_package(speaker: SpeakerEncoder, name: str) -> None:
+    with np.load(GOLDENS / "sound.npz") as goldens:
+        expected = goldens[f"speaker_{name}"]
+    embedding = speaker.embed(torch.from_numpy(clip(name)))
+    assert np.abs(embedding.numpy() - expected).max() < 1e-4
+    assert expected.std() > 0.1
+
+
+def test_embeddings_tell_sounds_apart(speaker: SpeakerEncoder) -> None:
+    one, other = (speaker.embed(torch.from_numpy(clip(name))) for name in ("short", "odd"))
+    assert (one - other).abs().max() > 1e-3
+
+
+def test_a_tone_is_loudest_in_the_band_it_lies_in(speaker: SpeakerEncoder) -> None:
+    time = torch.arange(24_000) / 24_000
+    low, high = (speaker.hear(torch.sin(2 * torch.pi * hertz * time)).mean(dim=1) for hertz in (300, 6000))
+    assert low.shape == (128,)
+    assert low.argmax() < 15
+    assert 95 < high.argmax() < 110
+
+
+def test_silence_is_heard_as_the_floor(speaker: SpeakerEncoder) -> None:
+    assert speaker.hear(torch.zeros(24_000)).max() < -7
+    assert speaker.embed(torch.zeros(24_000)).isfinite().all()
