@@ -23,11 +23,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from scripts.make_qwen3_tiny import N_CODE_GROUPS, N_CODES, make_checkpoint
+from scripts.make_qwen3_tiny import HIDDEN, N_CODE_GROUPS, N_CODES, make_checkpoint
 
 GOLDENS = Path(__file__).parents[1] / "tests/backends/qwen3/goldens"
 N_TOKENS: Final = 26
-HIDDEN: Final = 32
 SHORT = "hello world"
 LONG = "A rather longer text, which outlasts the codes of its reference: so text trails on, 12 tokens and 你好."
 REFERENCE_TEXT = "hello there"

@@ -38,20 +38,24 @@ MERGES: Final = (
     "1 2", "Ġ 1", "' s", "Ċ Ċ", "Ġ Ġ", "ĠĠ ĠĠ", "! !", "ä ½", "ä½ ł", "å ¥", "å¥ ½", "ð Ł", "ðŁ ĺ", "Ã ©",
 )
 # fmt: on
+HIDDEN: Final = 32
 N_CODES: Final = 64
 N_CONTROL_CODES: Final = 1024  # the last ids of the talker's vocabulary, as in the published 3072 = 2048 + 1024
 N_CODE_GROUPS: Final = 16
 TEXT_VOCAB: Final = 320
 
 
-def make_checkpoint(folder: Path, *, predictor_hidden: int = 16, hidden: int = 32) -> Path:
+def make_checkpoint(
+    folder: Path, *, predictor_hidden: int = 16, n_layers: int = 2, n_predictor_layers: int = 2
+) -> Path:
     """Write a whole checkpoint.
 
     Args:
         folder: made if need be; files in it are replaced.
-        predictor_hidden: width of the code predictor. Where it equals `hidden`, as in the published 0.6B, there is no
-            projection between the two; else there is one, as in the 1.7B.
-        hidden: width of the talker, a multiple of 8.
+        predictor_hidden: width of the code predictor. At 32 it is as wide as the talker, as in the published 0.6B, and
+            there is no projection between the two; else there is one, as in the 1.7B.
+        n_layers: of the talker.
+        n_predictor_layers: of the code predictor.
 
     Returns:
         The folder.
@@ -59,7 +63,7 @@ def make_checkpoint(folder: Path, *, predictor_hidden: int = 16, hidden: int = 3
     codec = folder / "speech_tokenizer"
     codec.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(folder)
-    config = model_config(hidden=hidden, predictor_hidden=predictor_hidden)
+    config = model_config(predictor_hidden=predictor_hidden, n_layers=n_layers, n_predictor_layers=n_predictor_layers)
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", GENERATION)
     _write_json(folder / "preprocessor_config.json", {"processor_class": "Qwen3TTSProcessor"})
@@ -96,7 +100,7 @@ FEATURES: Final[Json] = {
 }
 
 
-def model_config(*, hidden: int, predictor_hidden: int) -> Json:
+def model_config(*, predictor_hidden: int, n_layers: int, n_predictor_layers: int) -> Json:
     """What config.json says, of the keys that a published one has."""
     first_token = 256 + len(MERGES)
     token = {name: first_token + place for place, name in enumerate(CONTROL_TOKENS)}
@@ -113,7 +117,7 @@ def model_config(*, hidden: int, predictor_hidden: int) -> Json:
         "tts_eos_token_id": token["<tts_text_eod>"],
         "speaker_encoder_config": {
             "mel_dim": 128,
-            "enc_dim": hidden,
+            "enc_dim": HIDDEN,
             "enc_channels": [16, 16, 16, 16, 48],
             "enc_kernel_sizes": [5, 3, 3, 3, 1],
             "enc_dilations": [1, 2, 3, 4, 1],
@@ -129,7 +133,7 @@ def model_config(*, hidden: int, predictor_hidden: int) -> Json:
             "text_hidden_size": 24,
             "num_code_groups": N_CODE_GROUPS,
             "position_id_per_seconds": 13,
-            **_stack_config(hidden=hidden, ffn=64, heads=4, kv_heads=2, head_dim=16),
+            **_stack_config(n_layers, hidden=HIDDEN, ffn=64, heads=4, kv_heads=2, head_dim=16),
             "rope_scaling": {"interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"},
             "codec_pad_id": N_CODES + 100,
             "codec_bos_id": N_CODES + 101,
@@ -145,19 +149,19 @@ def model_config(*, hidden: int, predictor_hidden: int) -> Json:
                 "model_type": "qwen3_tts_talker_code_predictor",
                 "vocab_size": N_CODES,
                 "num_code_groups": N_CODE_GROUPS,
-                "layer_types": ["full_attention"] * 2,
-                **_stack_config(hidden=predictor_hidden, ffn=32, heads=2, kv_heads=1, head_dim=8),
+                "layer_types": ["full_attention"] * n_predictor_layers,
+                **_stack_config(n_predictor_layers, hidden=predictor_hidden, ffn=32, heads=2, kv_heads=1, head_dim=8),
                 "rope_scaling": None,
             },
         },
     }
 
 
-def _stack_config(*, hidden: int, ffn: int, heads: int, kv_heads: int, head_dim: int) -> Json:
+def _stack_config(n_layers: int, *, hidden: int, ffn: int, heads: int, kv_heads: int, head_dim: int) -> Json:
     return {
         "hidden_size": hidden,
         "intermediate_size": ffn,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": n_layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from afterwords.backends.qwen3.fields import Fields
+from afterwords.backends.qwen3.fields import HINT, Fields
+from afterwords.errors import ModelFileError
 
 # The talker's vocabulary ends in as many ids that steer and never sound. Source: qwen-tts 0.1.1, `generate`.
 N_CONTROL_IDS: Final = 1024
+WIDEST_TOP_K: Final = 128
+"""The most codes that a draw can be among."""
 LANGUAGE_NAMES: Final = {
     "zh": "chinese",
     "en": "english",
@@ -135,6 +138,17 @@ class Sampling:
     predictor_top_p: float = 1.0
     min_frames: int = 2
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be drawn with, as a ValueError."""
+        if min(self.temperature, self.predictor_temperature) < 0:
+            raise ValueError("a temperature can't be below 0")
+        if not 1 <= min(self.top_k, self.predictor_top_k) <= max(self.top_k, self.predictor_top_k) <= WIDEST_TOP_K:
+            raise ValueError(f"top_k must lie between 1 and {WIDEST_TOP_K}")
+        if not 0 < min(self.top_p, self.predictor_top_p) <= max(self.top_p, self.predictor_top_p) <= 1:
+            raise ValueError("top_p must lie above 0 and not above 1")
+        if not self.repetition_penalty > 0:
+            raise ValueError("repetition_penalty must lie above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,18 +291,17 @@ def _speaker(fields: Fields, talker: TalkerConfig) -> SpeakerConfig:
 
 def _sampling(fields: Fields) -> Sampling:
     fallback = Sampling()
-    is_drawn = fields.flag("do_sample", default=True)
-    is_predictor_drawn = fields.flag("subtalker_dosample", default=True)
-    return Sampling(
-        temperature=fields.number("temperature", default=fallback.temperature) if is_drawn else 0.0,
-        top_k=fields.integer("top_k", default=fallback.top_k),
-        top_p=fields.number("top_p", default=fallback.top_p),
-        repetition_penalty=fields.number("repetition_penalty", default=fallback.repetition_penalty),
-        predictor_temperature=(
-            fields.number("subtalker_temperature", default=fallback.predictor_temperature)
-            if is_predictor_drawn
-            else 0.0
-        ),
-        predictor_top_k=fields.integer("subtalker_top_k", default=fallback.predictor_top_k),
-        predictor_top_p=fields.number("subtalker_top_p", default=fallback.predictor_top_p),
-    )
+    temperature = fields.number("temperature", default=fallback.temperature)
+    predictor_temperature = fields.number("subtalker_temperature", default=fallback.predictor_temperature)
+    try:
+        return Sampling(
+            temperature=temperature if fields.flag("do_sample", default=True) else 0.0,
+            top_k=fields.integer("top_k", default=fallback.top_k),
+            top_p=fields.number("top_p", default=fallback.top_p),
+            repetition_penalty=fields.number("repetition_penalty", default=fallback.repetition_penalty),
+            predictor_temperature=predictor_temperature if fields.flag("subtalker_dosample", default=True) else 0.0,
+            predictor_top_k=fields.integer("subtalker_top_k", default=fallback.predictor_top_k),
+            predictor_top_p=fields.number("subtalker_top_p", default=fallback.predictor_top_p),
+        )
+    except ValueError as error:
+        raise ModelFileError(str(fields.path), why=f"can't be used: {error}", hint=HINT) from error

@@ -76,10 +76,10 @@ class Prompts:
         Raises:
             ValueError: the text is empty, the codes are none, or the language is none of the checkpoint's.
         """
-        self._check_codes(codes)
+        codes = self._checked(codes)
         tokens, control = self._config.tokens, self._config.talker.codes
         spoken = [*self._tokenizer.encode(reference_text), *self._text(text), tokens.eos]
-        frames = self._embeddings.frames(codes.to(self._embeddings.offsets))
+        frames = self._embeddings.frames(codes)
         track = torch.cat([self._embeddings.control([control.bos]), frames])
         over, trailing = spoken[: len(track)], spoken[len(track) :]
         over += [tokens.pad] * (len(track) - len(over))
@@ -114,12 +114,14 @@ class Prompts:
             raise ValueError(f"the language {name!a} is none of {', '.join(sorted(languages))}")
         return languages[name]
 
-    def _check_codes(self, codes: Tensor) -> None:
+    def _checked(self, codes: Tensor) -> Tensor:
         n_groups, n_codes = self._config.talker.n_code_groups, self._config.predictor.vocab
+        codes = codes.to(torch.int64)  # first of all: they are kept as uint16, which can't be compared
         if codes.ndim != 2 or codes.shape[1] != n_groups or not len(codes):
             raise ValueError(f"codes of shape {tuple(codes.shape)} are no frames of {n_groups} codes")
         if codes.min() < 0 or codes.max() >= n_codes:
             raise ValueError(f"codes must lie between 0 and {n_codes - 1}")
+        return codes.to(self._embeddings.offsets.device)
 
     def _ids(self, ids: list[int]) -> Tensor:
         return torch.tensor(ids, device=self._embeddings.codes.device)

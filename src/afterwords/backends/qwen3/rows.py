@@ -12,8 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from afterwords.backends.qwen3.config import Sampling
-from afterwords.backends.qwen3.sampling import WIDEST_TOP_K
+from afterwords.backends.qwen3.config import WIDEST_TOP_K, Sampling
 
 _BATCH_SECOND = ("cache", "predictor_cache")
 

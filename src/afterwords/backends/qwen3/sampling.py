@@ -11,8 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-WIDEST_TOP_K: Final = 128
-"""The most codes that a draw can be among."""
+from afterwords.backends.qwen3.config import WIDEST_TOP_K
 
 # SplitMix64. Source: G. Steele, D. Lea, C. Flood (2014), "Fast splittable pseudorandom number generators"; its
 # constants as signed numbers, since torch multiplies and wraps int64 only.

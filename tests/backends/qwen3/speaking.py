@@ -1,0 +1,75 @@
+"""A loaded language half, and what the reference package said with the same tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from afterwords.backends.qwen3.config import ModelConfig, Sampling, read_config
+from afterwords.backends.qwen3.prompt import Prompt, Prompts
+from afterwords.backends.qwen3.rows import Rows
+from afterwords.backends.qwen3.talker import Talker, Utterance
+from afterwords.backends.qwen3.tokenizer import TextTokenizer
+from afterwords.backends.qwen3.weights import Weights
+
+LANGUAGE: Final[dict[str, Any]] = json.loads((Path(__file__).parent / "goldens/language.json").read_text("utf-8"))
+N_POSITIONS: Final = 256
+GREEDY: Final = Sampling(temperature=0.0, predictor_temperature=0.0)
+Codes = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Language:
+    """The talker of one checkpoint and what writes its prompts."""
+
+    config: ModelConfig
+    talker: Talker
+    prompts: Prompts
+
+    def prompt(self, row: dict[str, Any]) -> Prompt:
+        """The prompt of a row of the goldens."""
+        speaker, language = torch.tensor(LANGUAGE["speaker"]), row["language"]
+        if row["reference"] is None:
+            return self.prompts.of_speaker(row["text"], speaker=speaker, language=language)
+        return self.prompts.in_context(
+            row["text"],
+            reference_text=LANGUAGE["reference_text"],
+            codes=torch.tensor(LANGUAGE["references"][row["reference"]]),
+            speaker=speaker,
+            language=language,
+        )
+
+    def speak(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling], *, n_frames: int = 25) -> list[Codes]:
+        """Speak in one batch, each row to its end or to so many frames."""
+        rows = self.talker.new_rows(len(prompts), N_POSITIONS)
+        utterances = [
+            Utterance(row, prompt, n_frames, sampling)
+            for row, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True))
+        ]
+        self.talker.join(rows, utterances)
+        for _ in range(n_frames):
+            self.talker.frame(rows)
+        return spoken(rows)
+
+
+def load(folder: Path, *, dtype: torch.dtype = torch.float32) -> Language:
+    config = read_config(folder)
+    with Weights.open(folder, device="cpu", dtype=dtype) as weights:
+        talker = Talker(weights, config, max_positions=N_POSITIONS)
+    tokenizer = TextTokenizer(folder, config.tokens, vocab=config.talker.text_vocab)
+    return Language(config, talker, Prompts(config, talker.embeddings, tokenizer))
+
+
+def spoken(rows: Rows) -> list[Codes]:
+    """The frames of each row so far."""
+    return [rows.history[row, :n_frames].tolist() for row, (n_frames, _, _) in enumerate(rows.progress())]
+
+
+def seeded(seed: int) -> Sampling:
+    """As published, with a seed."""
+    return replace(Sampling(), seed=seed)

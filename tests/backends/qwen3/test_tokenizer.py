@@ -1,0 +1,80 @@
+"""Text to token ids: those of the reference package, but that nobody types a control token."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from afterwords.backends.qwen3.config import read_config
+from afterwords.backends.qwen3.tokenizer import TextTokenizer
+from afterwords.errors import ModelFileError
+from scripts.make_qwen3_tiny import CONTROL_TOKENS, MERGES
+from tests.backends.qwen3.speaking import LANGUAGE
+
+
+def tokenizer_of(folder: Path, **kwargs: int) -> TextTokenizer:
+    config = read_config(folder)
+    return TextTokenizer(folder, config.tokens, **{"vocab": config.talker.text_vocab, **kwargs})
+
+
+@pytest.fixture(scope="module")
+def tokenizer(checkpoint: Path) -> TextTokenizer:
+    return tokenizer_of(checkpoint)
+
+
+@pytest.mark.parametrize("text", list(LANGUAGE["token_ids"]))
+def test_ids_are_those_of_the_reference_package(tokenizer: TextTokenizer, text: str) -> None:
+    assert tokenizer.encode(text) == LANGUAGE["token_ids"][text]
+
+
+@pytest.mark.parametrize("token", [*CONTROL_TOKENS, "<tool_call>"])
+def test_control_token_that_a_user_typed_is_spelled_out(tokenizer: TextTokenizer, token: str) -> None:
+    ids = tokenizer.encode(f"say {token} now")
+    assert max(ids) < 256 + len(MERGES)
+    assert len(ids) > len(token)
+
+
+def test_role_is_three_tokens(tokenizer: TextTokenizer, checkpoint: Path) -> None:
+    start, assistant, line_break = tokenizer.role
+    assert start == read_config(checkpoint).tokens.im_start
+    assert [assistant, line_break] == tokenizer.encode("assistant\n")
+
+
+def test_empty_text_has_no_tokens(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.encode("") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "why"),
+    [
+        ("vocab.json", None, r"vocab\.json is missing"),
+        ("merges.txt", None, r"merges\.txt is missing"),
+        ("merges.txt", "#version: 0.2\nqq zz\n", r"does not fit vocab\.json"),
+        ("merges.txt", "#version: 0.2\n", 'does not make one token of "assistant"'),
+        ("vocab.json", "{", r"does not fit vocab\.json"),
+        ("tokenizer_config.json", "[]", "holds no JSON object"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {}}', r"added_tokens_decoder\.\d+ is missing"),
+    ],
+)
+def test_damaged_file_is_named(checkpoint: Path, tmp_path: Path, file: str, content: str | None, why: str) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    (folder / file).unlink() if content is None else (folder / file).write_text(content, "utf-8")
+    with pytest.raises(ModelFileError, match=why):
+        tokenizer_of(folder)
+
+
+def test_vocabulary_larger_than_the_models_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(ModelFileError, match="more than the model's 200 tokens"):
+        tokenizer_of(checkpoint, vocab=200)
+
+
+def test_control_ids_are_among_the_added_tokens(checkpoint: Path) -> None:
+    added: dict[str, Any] = json.loads((checkpoint / "tokenizer_config.json").read_text("utf-8"))[
+        "added_tokens_decoder"
+    ]
+    tokens = read_config(checkpoint).tokens
+    assert added[str(tokens.im_end)]["content"] == "<|im_end|>"

@@ -1,0 +1,155 @@
+"""Weights: each tensor once, from one file or several, and the error that names what is wrong with a file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from afterwords.backends.qwen3.config import read_config
+from afterwords.backends.qwen3.talker import Talker
+from afterwords.backends.qwen3.weights import Weights
+from afterwords.errors import ModelFileError
+
+HEAD = "talker.codec_head.weight"
+Tensors = dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
+
+
+def open_weights(source: Path, dtype: torch.dtype = torch.float32) -> Weights:
+    return Weights.open(source, device="cpu", dtype=dtype)
+
+
+def load_talker(folder: Path) -> Talker:
+    with open_weights(folder) as weights:
+        return Talker(weights, read_config(folder), max_positions=64)
+
+
+@pytest.fixture
+def folder(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy that may be spoilt."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+
+
+def alter(folder: Path, change: Callable[[Tensors], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_tensor_is_taken_once_in_the_type_asked_for(checkpoint: Path) -> None:
+    with open_weights(checkpoint, torch.bfloat16) as weights:
+        assert weights.has(HEAD)
+        assert weights.take(HEAD, (1088, 32)).dtype == torch.bfloat16
+        assert not weights.has(HEAD)
+        with pytest.raises(ModelFileError, match=f"lacks the tensor {HEAD}"):
+            weights.take(HEAD, (1088, 32))
+
+
+def test_one_tensor_may_keep_another_type(checkpoint: Path) -> None:
+    with open_weights(checkpoint, torch.bfloat16) as weights:
+        assert weights.take(HEAD, (1088, 32), dtype=torch.float32).dtype == torch.float32
+
+
+def test_joined_tensors_lie_one_below_the_other(checkpoint: Path) -> None:
+    names = [f"talker.model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
+    shapes = [(64, 32), (32, 32), (32, 32)]
+    stored = load_file(checkpoint / "model.safetensors")
+    with open_weights(checkpoint) as weights:
+        joined = weights.join(list(zip(names, shapes, strict=True)))
+    assert np.array_equal(joined.numpy(), np.concatenate([stored[name] for name in names]))
+
+
+def test_shards_and_their_index_are_as_one_file(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    shards = {name: f"model-{place % 2 + 1:05}-of-00002.safetensors" for place, name in enumerate(tensors)}
+    for shard in set(shards.values()):
+        save_file({name: tensors[name] for name in tensors if shards[name] == shard}, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}), "utf-8")
+    assert load_talker(folder).embeddings.codes.shape == (1088 + 15 * 64, 32)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ModelFileError, match=r"00002-of-00002\.safetensors is missing"):
+        load_talker(folder)
+
+
+@pytest.mark.parametrize(
+    ("index", "why"),
+    [
+        ("{}", "is not an index of shards"),
+        ("[", "is not an index of shards"),
+        ('{"weight_map": {"x": "../model.safetensors"}}', "which is not beside it"),
+        ('{"weight_map": {"x": "pytorch_model.bin"}}', "is a pickle"),
+    ],
+)
+def test_index_that_leads_elsewhere_is_refused(tmp_path: Path, index: str, why: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(index, "utf-8")
+    with pytest.raises(ModelFileError, match=why):
+        open_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth"])
+def test_pickle_is_not_opened(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(ModelFileError, match=rf"{name} is a pickle, which can run any code"):
+            open_weights(source)
+
+
+def test_folder_without_weights_says_which_file_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"model\.safetensors is missing"):
+        open_weights(tmp_path)
+    with pytest.raises(ModelFileError, match=r"other\.safetensors is missing"):
+        open_weights(tmp_path / "other.safetensors")
+    with pytest.raises(ModelFileError, match=r"model\.gguf is not a \.safetensors file"):
+        open_weights(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("n_bytes", [0, 5, 1_000, -1])
+def test_file_that_was_cut_is_refused_as_it_is_opened(folder: Path, n_bytes: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    with pytest.raises(ModelFileError, match="is damaged or was cut short"):
+        open_weights(folder)
+
+
+def test_file_of_something_else_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\x93NUMPY" * 1_000)
+    with pytest.raises(ModelFileError, match="is damaged or was cut short"):
+        open_weights(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda tensors: tensors.pop(HEAD), f"lacks the tensor {HEAD}"),
+        (
+            lambda tensors: tensors.update({HEAD: np.zeros((1088, 16), np.float32)}),
+            r"has talker\.codec_head\.weight of shape \(1088, 16\), not \(1088, 32\)",
+        ),
+        (
+            lambda tensors: tensors.update(
+                {"talker.lora.0": np.zeros(1, np.float32), "talker.lora.1": np.zeros(1, np.float32)}
+            ),
+            r"has the tensor talker\.lora\.0 and 1 more, which this version does not know",
+        ),
+    ],
+)
+def test_tensor_that_does_not_belong_is_named(folder: Path, change: Callable[[Tensors], object], why: str) -> None:
+    alter(folder, change)
+    with pytest.raises(ModelFileError, match=why):
+        load_talker(folder)
+
+
+def test_tensors_of_another_part_are_left_for_it(checkpoint: Path) -> None:
+    with open_weights(checkpoint) as weights:
+        Talker(weights, read_config(checkpoint), max_positions=64)
+        with pytest.raises(ModelFileError, match=r"has the tensor speaker_encoder\."):
+            weights.check_all_taken()
+        weights.skip("speaker_encoder.")
+        weights.check_all_taken()
