@@ -128,8 +128,30 @@ def test_a_batch_sounds_as_its_rows_alone(decoder: CodecDecoder, frames: Tensor)
     assert gap(together, alone) < 1e-5
 
 
+def test_a_state_outlives_the_mode_it_was_made_in(decoder: CodecDecoder, frames: Tensor) -> None:
+    with torch.inference_mode():
+        inside = decoder.prime(frames[0, :3])
+    state = decoder.new_state(1)
+    state.put(0, inside)
+    assert torch.equal(decoder.step(frames[:1, 3:5], state), decoder.step(frames[:1, 3:5], inside))
+
+
+def test_what_fills_up_a_shorter_row_is_not_heard_before_it(decoder: CodecDecoder, frames: Tensor) -> None:
+    short = frames[1:, :10]
+    filled = torch.cat([short, torch.full_like(short, 7)], dim=1)
+    together = decoder.decode(torch.cat([frames[:1, :20], filled]))
+    assert gap(together[1:, : 10 * decoder.samples_per_frame], decoder.decode(short)) < 1e-5
+
+
 def test_ids_that_are_no_codes_do_no_harm(decoder: CodecDecoder) -> None:
     assert decoder.decode(torch.tensor([[[2150] * 16], [[-1] * 16]])).isfinite().all()
+
+
+def test_more_frames_than_there_are_count_as_all(decoder: CodecDecoder, frames: Tensor) -> None:
+    one, other = decoder.new_state(2), decoder.new_state(2)
+    decoder.step(frames[:, :3], one, torch.tensor([9, -1]))
+    decoder.step(frames[:, :3], other, torch.tensor([3, 0]))
+    assert torch.equal(decoder.step(frames[:, 3:5], one), decoder.step(frames[:, 3:5], other))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from afterwords.backends.qwen3.codec_config import CodecConfig, CodecDecoderConfig
     from afterwords.backends.qwen3.weights import Weights
 
-PIECE_FRAMES: Final = 50
-"""Frames decoded at once of a whole utterance: larger pieces need more memory and are not faster."""
+PIECE_FRAMES: Final = 25
+"""Frames decoded at once of a whole utterance, 2 s: larger pieces need more memory, and on a CPU take longer."""
 
 _ENTRANCE_KERNEL: Final = 3  # not stated by the checkpoint. Source: qwen-tts 0.1.1
 
@@ -81,6 +81,7 @@ class CodecDecoder:
         weights.check_all_taken("decoder.")
         self._heard_frames = ceil(sum(layer.n_past / layer.rate for layer in self._layers))
 
+    @torch.inference_mode(mode=False)  # or a state made in that mode could not be updated out of it
     def new_state(self, rows: int) -> DecoderState:
         """A state before the first frame, for a batch of that many rows."""
         pasts = [layer.new_past(rows) for layer in (self._entrance, *self._layers)]
@@ -100,6 +101,8 @@ class CodecDecoder:
         Returns:
             Samples of shape (rows, frames * samples_per_frame) in [-1, 1], at `sample_rate`, in the weights' dtype.
         """
+        if n_frames is not None:
+            n_frames = n_frames.clamp(0, codes.shape[1])  # beyond it, a GPU would fail for good
         return self._sound(self._hear(codes, state, n_frames), state, n_frames)
 
     def prime(self, codes: Tensor) -> DecoderState:
@@ -118,10 +121,11 @@ class CodecDecoder:
         return state
 
     def decode(self, codes: Tensor, state: DecoderState | None = None) -> Tensor:
-        """Decode whole utterances of one length.
+        """Decode whole utterances.
 
         Args:
-            codes: int64 of shape (rows, frames, codebooks), of one frame or more.
+            codes: int64 of shape (rows, frames, codebooks), of one frame or more; any codes may fill up a shorter row,
+                for nothing behind a frame changes its sound.
             state: where each row is, for example primed; updated in place. None for the beginning.
 
         Returns:
