@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from afterwords.backends.qwen3.config import Sampling
-from afterwords.backends.qwen3.talker import Utterance
+from afterwords.backends.qwen3.prompt import Prompt
+from afterwords.backends.qwen3.talker import Talker, Utterance
+from afterwords.backends.qwen3.weights import Shape, Weights
 from scripts.make_qwen3_tiny import make_checkpoint
 from tests.backends.qwen3.speaking import GREEDY, LANGUAGE, N_POSITIONS, Language, load, seeded, spoken
 
@@ -219,3 +222,26 @@ def test_a_frame_at_the_published_depth_stays_within_its_number_of_operations(tm
     deep = load(make_checkpoint(tmp_path, n_layers=28, n_predictor_layers=5))
     (frame,) = frames_of(deep, n_frames=1, with_top_p=False)
     assert sum(name not in VIEWS for name, _ in frame.seen) <= 1_700
+
+
+class Elsewhere(Weights):
+    """Weights on a device that holds shapes only: an operation that brings in anything of the host fails on it."""
+
+    def __init__(self) -> None:
+        self.device, self.dtype = torch.device("meta"), torch.bfloat16
+
+    def take(self, name: str, shape: Shape, *, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.empty(shape, device=self.device, dtype=dtype or self.dtype)
+
+    def check_all_taken(self, prefix: str = "") -> None:
+        pass
+
+
+def test_everything_that_a_frame_touches_is_on_the_device(language: Language) -> None:
+    config = language.config
+    talker = Talker(Elsewhere(), config, max_positions=64)
+    rows = talker.new_rows(2, 64)
+    columns = torch.empty(9, config.talker.stack.hidden, device="meta", dtype=torch.bfloat16)
+    talker.join(rows, [Utterance(1, Prompt(columns, torch.tensor([1, 2])), 25, GREEDY)])
+    talker.frame(rows)
+    assert {getattr(rows, field.name).device.type for field in fields(rows)} == {"meta"}
