@@ -230,7 +230,7 @@ class Elsewhere(Weights):
     def __init__(self) -> None:
         self.device, self.dtype = torch.device("meta"), torch.bfloat16
 
-    def take(self, name: str, shape: Shape, *, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def take(self, name: str, shape: Shape, *, dtype: torch.dtype | None = None) -> torch.Tensor:  # noqa: ARG002 - by any name
         return torch.empty(shape, device=self.device, dtype=dtype or self.dtype)
 
     def check_all_taken(self, prefix: str = "") -> None:
