@@ -51,9 +51,15 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Available:
-    """The engine can run here. `note` is one line on what it will use, for example the device."""
+    """The engine can run here.
+
+    Attributes:
+        note: one line on what it will use, for example the device.
+        is_slow: it takes longer to speak than to listen, so it is chosen only by name, or where nothing else can run.
+    """
 
     note: str = ""
+    is_slow: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,10 @@ class Backend:
         return isinstance(self.state, Available)
 
     @property
+    def is_slow(self) -> bool:
+        return isinstance(self.state, Available) and self.state.is_slow
+
+    @property
     def languages(self) -> frozenset[str]:
         return self.engine.languages(self.name) if self.engine else frozenset()
 
@@ -74,7 +78,7 @@ def choose(name: str = "auto", *, lang: str | None = None, config: Config | None
         wanted = [backend for backend in offered if backend.name == name]
         if not wanted:
             raise InvalidBackendError(name, offered=[backend.name for backend in offered])
-    usable = [backend for backend in wanted if backend.is_available]
+    usable = sorted((backend for backend in wanted if backend.is_available), key=lambda backend: backend.is_slow)
     if not usable:
         state = wanted[0].state if wanted else _NOTHING
         assert isinstance(state, Unavailable)

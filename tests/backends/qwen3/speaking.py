@@ -38,7 +38,7 @@ class Language:
             return self.prompts.of_speaker(row["text"], speaker=speaker, language=language)
         return self.prompts.in_context(
             row["text"],
-            reference_text=LANGUAGE["reference_text"],
+            reference_ids=self.prompts.tokens(LANGUAGE["reference_text"]),
             codes=torch.tensor(LANGUAGE["references"][row["reference"]]),
             speaker=speaker,
             language=language,

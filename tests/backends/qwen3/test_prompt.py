@@ -35,7 +35,11 @@ def test_in_context_has_a_column_for_each_frame_of_the_reference(
     language: Language, n_letters: int, n_trailing: int
 ) -> None:
     prompt = language.prompts.in_context(
-        "b" * n_letters, reference_text="cdcdcd", codes=CODES, speaker=SPEAKER, language="english"
+        "b" * n_letters,
+        reference_ids=language.prompts.tokens("cdcdcd"),
+        codes=CODES,
+        speaker=SPEAKER,
+        language="english",
     )
     assert prompt.columns.shape == (N_HEAD + 1 + len(CODES), 32)
     assert len(prompt.trailing) == n_trailing
@@ -44,7 +48,9 @@ def test_in_context_has_a_column_for_each_frame_of_the_reference(
 def test_codes_of_any_integer_type_make_the_same_prompt(language: Language) -> None:
     def columns(dtype: torch.dtype) -> Tensor:
         codes = CODES.to(dtype)
-        return language.prompts.in_context("hi", reference_text="oh", codes=codes, speaker=SPEAKER).columns
+        return language.prompts.in_context(
+            "hi", reference_ids=language.prompts.tokens("oh"), codes=codes, speaker=SPEAKER
+        ).columns
 
     assert torch.equal(columns(torch.uint16), columns(torch.int64))
 
@@ -59,7 +65,7 @@ def test_prompt_of_no_text_is_refused(language: Language) -> None:
     with pytest.raises(ValueError, match="no text to speak"):
         language.prompts.of_speaker("", speaker=SPEAKER)
     with pytest.raises(ValueError, match="no text to speak"):
-        language.prompts.in_context("", reference_text="hi", codes=CODES, speaker=SPEAKER)
+        language.prompts.in_context("", reference_ids=language.prompts.tokens("hi"), codes=CODES, speaker=SPEAKER)
 
 
 def test_language_that_the_checkpoint_does_not_know_is_refused(language: Language) -> None:
@@ -79,7 +85,7 @@ def test_language_that_the_checkpoint_does_not_know_is_refused(language: Languag
 )
 def test_codes_of_another_codec_are_refused(language: Language, codes: Tensor, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        language.prompts.in_context("hi", reference_text="oh", codes=codes, speaker=SPEAKER)
+        language.prompts.in_context("hi", reference_ids=language.prompts.tokens("oh"), codes=codes, speaker=SPEAKER)
 
 
 def test_speaker_of_another_size_of_the_model_is_refused(language: Language) -> None:

@@ -11,6 +11,7 @@ Source: qwen-tts 0.1.1, `Qwen3TTSForConditionalGeneration.generate` in its strea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -42,6 +43,10 @@ class Prompts:
         self._embeddings = embeddings
         self._tokenizer = tokenizer
 
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a text, for example of what is said in a reference."""
+        return self._tokenizer.encode(text)
+
     @torch.inference_mode()
     def of_speaker(self, text: str, *, speaker: Tensor, language: str | None = None) -> Prompt:
         """Speak a text in the voice of a speaker embedding alone.
@@ -62,13 +67,13 @@ class Prompts:
 
     @torch.inference_mode()
     def in_context(
-        self, text: str, *, reference_text: str, codes: Tensor, speaker: Tensor, language: str | None = None
+        self, text: str, *, reference_ids: Sequence[int], codes: Tensor, speaker: Tensor, language: str | None = None
     ) -> Prompt:
         """Speak a text as the continuation of a reference.
 
         Args:
             text: has at least one token.
-            reference_text: what is said in the reference, all of it and nothing else.
+            reference_ids: tokens of what is said in the reference, all of it and nothing else.
             codes: frames of the reference, shape (n_frames, n_code_groups), integers.
             speaker: shape (hidden,).
             language: by the checkpoint's own name; None lets the model hear it from the text.
@@ -78,7 +83,7 @@ class Prompts:
         """
         codes = self._checked(codes)
         tokens, control = self._config.tokens, self._config.talker.codes
-        spoken = [*self._tokenizer.encode(reference_text), *self._text(text), tokens.eos]
+        spoken = [*reference_ids, *self._text(text), tokens.eos]
         frames = self._embeddings.frames(codes)
         track = torch.cat([self._embeddings.control([control.bos]), frames])
         over, trailing = spoken[: len(track)], spoken[len(track) :]
@@ -103,7 +108,7 @@ class Prompts:
         return columns
 
     def _text(self, text: str) -> list[int]:
-        ids = self._tokenizer.encode(text)
+        ids = self.tokens(text)
         if not ids:
             raise ValueError("there is no text to speak")
         return ids

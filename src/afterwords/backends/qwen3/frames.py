@@ -1,0 +1,50 @@
+"""Frame steps as fast as the device does them: on CUDA as captured graphs, one for each size, elsewhere as they are."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+
+from afterwords.backends.qwen3.rows import Rows
+from afterwords.backends.qwen3.talker import Talker
+
+WARM_UPS: Final = 3
+"""Runs before a capture, in which libraries choose their kernels. Source: torch's notes on CUDA graphs."""
+
+
+class Frames:
+    """Calls `Talker.frame` on views of one set of rows.
+
+    A step is captured when its size is first asked for, and replayed from then on; all graphs share one pool of memory.
+    """
+
+    def __init__(self, talker: Talker) -> None:
+        self._talker = talker
+        self._graphs: dict[tuple[int, int, int], torch.cuda.CUDAGraph] = {}
+        self._pool: Any = None
+
+    def __call__(self, rows: Rows) -> None:
+        """Speak one frame in every row."""
+        if rows.index.device.type != "cuda":
+            self._talker.frame(rows)
+            return
+        key = (rows.cache.data_ptr(), rows.n_rows, rows.n_positions)
+        if key not in self._graphs:
+            self._graphs[key] = self._captured(rows)
+        self._graphs[key].replay()
+
+    def _captured(self, rows: Rows) -> torch.cuda.CUDAGraph:
+        """Record a step on these rows. Recording runs nothing; the runs before it are on rows of their own."""
+        spare = self._talker.new_rows(rows.n_rows, rows.n_positions)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                self._talker.frame(spare)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            self._talker.frame(rows)
+        self._pool = self._pool or graph.pool()
+        return graph

@@ -1,0 +1,280 @@
+"""The loop that speaks: utterances join between frames, are spoken side by side, and leave when they end.
+
+One thread owns the talker, the codec and every buffer. Whoever wants to speak hands in a `Turn` and reads its sound
+from it. The host looks at the device once a burst of frames, to see who has ended and to fetch what can be heard.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from queue import SimpleQueue
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from afterwords.backends.qwen3.codec_decoder import CodecDecoder, DecoderState
+from afterwords.backends.qwen3.codec_transformer import Window
+from afterwords.backends.qwen3.config import Sampling
+from afterwords.backends.qwen3.frames import Frames
+from afterwords.backends.qwen3.prompt import Prompt
+from afterwords.backends.qwen3.rows import Rows
+from afterwords.backends.qwen3.talker import Talker, Utterance
+
+Samples = NDArray[np.float32]
+
+BURSTS: Final = (1, 2, 4, 8)
+"""Frames between two looks at the device: few at first, so that an utterance is heard at once, then more."""
+ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
+POSITION_BUCKETS: Final = (256, 512, 1024, 2048, 4096)
+"""Sizes that a frame is run at; the smallest that holds what is spoken is taken."""
+LOOP_FRAMES: Final = 50
+LOOP_MAX_PERIOD: Final = 12
+"""First codes that go round in a period of up to 12 frames for 4 s are no speech any more."""
+
+
+class Finish(StrEnum):
+    """Why an utterance ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    RUNAWAY = "runaway"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end of a turn; `error` is what broke it."""
+
+    finish: Finish
+    error: Exception | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """One utterance on its way through the loop.
+
+    Attributes:
+        primed: the codec behind the voice's reference; None begins in silence.
+        sound: samples as they come, float32 of shape (n,), then an End.
+        finish: why it ended, as soon as it has, though its sound may not have been read yet.
+        first_codes: of the last frames, to tell when they go round.
+    """
+
+    prompt: Prompt = field(repr=False)
+    primed: DecoderState | None = field(repr=False)
+    max_frames: int
+    sampling: Sampling
+    sound: SimpleQueue[Samples | End] = field(default_factory=SimpleQueue, repr=False)
+    is_cancelled: bool = False
+    finish: Finish | None = None
+    n_decoded: int = 0
+    first_codes: deque[int] = field(default_factory=lambda: deque(maxlen=LOOP_FRAMES), repr=False)
+
+    @property
+    def n_columns(self) -> int:
+        return len(self.prompt.columns)
+
+    def end(self, finish: Finish, error: Exception | None = None) -> None:
+        """Let who reads it know that no more comes."""
+        self.finish = finish
+        self.sound.put(End(finish, error))
+
+
+class Loop:
+    """Speaks turns, up to `n_rows` at once; more wait their turn.
+
+    Args:
+        talker, decoder: of one model.
+        n_rows: utterances at once.
+        n_positions: the longest prompt and its frames.
+    """
+
+    def __init__(self, talker: Talker, decoder: CodecDecoder, *, n_rows: int, n_positions: int) -> None:
+        self._talker, self._decoder = talker, decoder
+        self._n_rows, self._n_positions = n_rows, n_positions
+        self._frames = Frames(talker)
+        self._waiting: deque[Turn] = deque()
+        self._active: list[Turn] = []  # by row
+        self._awake = threading.Condition()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="qwen3", daemon=True)
+        self._thread.start()
+
+    def hand_in(self, turn: Turn) -> None:
+        """Have a turn spoken as soon as there is a row for it."""
+        with self._awake:
+            if self._is_closing:
+                raise RuntimeError("the loop has ended")
+            self._waiting.append(turn)
+            self._awake.notify()
+
+    @staticmethod
+    def sound_of(turn: Turn) -> Generator[Samples, None, Finish]:
+        """The sound of a turn that was handed in."""
+        try:
+            while not isinstance(item := turn.sound.get(), End):
+                yield item
+            if item.error is not None:
+                raise item.error
+            return item.finish
+        finally:
+            turn.is_cancelled = True
+
+    def close(self) -> None:
+        """Break off what is spoken, and give back the thread."""
+        with self._awake:
+            self._is_closing = True
+            for turn in (*self._waiting, *self._active):
+                turn.is_cancelled = True
+            self._awake.notify()
+        self._thread.join()
+
+    # -- the thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            self._reset()
+            while self._has_work():
+                try:
+                    self._let_go()
+                    self._admit()
+                    if self._active:
+                        self._burst()
+                except Exception as error:  # noqa: BLE001 - of this device: it ends those who speak, not the loop
+                    self._fail(error)
+
+    def _has_work(self) -> bool:
+        """Wait for a turn; False once the loop is closed and nobody speaks."""
+        with self._awake:
+            self._awake.wait_for(lambda: self._waiting or self._active or self._is_closing)
+            return bool(self._waiting or self._active)
+
+    def _reset(self) -> None:
+        self._rows: Rows = self._talker.new_rows(self._n_rows, self._n_positions)
+        self._state = self._decoder.new_state(self._n_rows)
+
+    def _fail(self, error: Exception) -> None:
+        failed, self._active = self._active, []
+        for turn in failed:
+            turn.end(Finish.CANCELLED, error)
+        self._reset()
+
+    def _let_go(self) -> None:
+        """Free the rows of those whom nobody listens to any more."""
+        for row in reversed(range(len(self._active))):
+            if self._active[row].is_cancelled:
+                self._end(row, Finish.CANCELLED)
+        with self._awake:
+            gone = [turn for turn in self._waiting if turn.is_cancelled]
+            self._waiting = deque(turn for turn in self._waiting if not turn.is_cancelled)
+        for turn in gone:
+            turn.end(Finish.CANCELLED)
+
+    def _admit(self) -> None:
+        while len(self._active) < self._n_rows:
+            with self._awake:
+                if not self._waiting:
+                    return
+                turn = self._waiting.popleft()
+            row = len(self._active)
+            try:
+                self._talker.join(self._rows, [Utterance(row, turn.prompt, turn.max_frames, turn.sampling)])
+            except ValueError as error:  # too long for any row
+                turn.end(Finish.CANCELLED, error)
+                continue
+            if turn.primed is None:
+                self._state.clear(row)
+            else:
+                self._state.put(row, turn.primed)
+            self._active.append(turn)
+
+    def _burst(self) -> None:
+        """Speak some frames in every row, then let everybody hear theirs."""
+        most = self._frames_due()
+        rows = self._view(most)
+        n = 0
+        while n < most and not (n and self._is_awaited()):
+            self._frames(rows)
+            n += 1
+        before = [turn.n_decoded for turn in self._active]
+        after = rows.progress()[: len(before)]
+        new = [max(0, spoken - known) for known, (spoken, _, _) in zip(before, after, strict=True)]
+        sound, first_codes = self._decoded(rows, before, new)
+        for row in reversed(range(len(before))):
+            self._told(row, new[row], sound[row], first_codes[row], after[row])
+
+    def _told(
+        self, row: int, n_new: int, sound: Samples, first_codes: list[int], state: tuple[int, bool, bool]
+    ) -> None:
+        """Give a turn its new sound, and see whether it has ended."""
+        turn = self._active[row]
+        if n_new:
+            turn.n_decoded += n_new
+            turn.first_codes.extend(first_codes[:n_new])
+            turn.sound.put(sound[: n_new * self._decoder.samples_per_frame])
+        _, is_done, is_stopped = state
+        if is_done:
+            self._end(row, Finish.STOP if is_stopped else Finish.LENGTH)
+        elif goes_round(turn.first_codes):
+            self._end(row, Finish.RUNAWAY)
+
+    def _end(self, row: int, finish: Finish) -> None:
+        """Free a row; the last one takes its place, so that the first rows are always those that speak."""
+        turn, last = self._active[row], len(self._active) - 1
+        self._rows.leave(row)
+        if row != last:
+            self._rows.move(last, row)
+            self._state.put(row, self._state, other_row=last)
+            self._active[row] = self._active[last]
+        self._active.pop()
+        turn.end(finish)
+
+    # -- sizes -----------------------------------------------------------------------------------------------
+
+    def _frames_due(self) -> int:
+        """How many frames until somebody should hear something: the youngest decides."""
+        youngest = min(turn.n_decoded for turn in self._active)
+        return next((burst for burst in BURSTS if youngest < 2 * burst - 1), BURSTS[-1])
+
+    def _is_awaited(self) -> bool:
+        """Whether somebody waits who could join."""
+        return bool(self._waiting) and len(self._active) < self._n_rows
+
+    def _view(self, n_frames: int) -> Rows:
+        """The rows and positions that these frames need, and not many more."""
+        reach = max(turn.n_columns + turn.n_decoded for turn in self._active) + n_frames
+        n_rows = next(n for n in (*ROW_BUCKETS, self._n_rows) if n >= len(self._active))
+        n_positions = next((n for n in POSITION_BUCKETS if n >= reach), self._n_positions)
+        return self._rows.view(min(n_rows, self._n_rows), min(n_positions, self._n_positions))
+
+    def _decoded(self, rows: Rows, before: list[int], new: list[int]) -> tuple[list[Samples], list[list[int]]]:
+        """The sound of the new frames of each row, and their first codes; one transfer each."""
+        width = next(burst for burst in BURSTS if burst >= max(1, *new))
+        spare = [0] * (rows.n_rows - len(new))
+        begins = torch.tensor([*before, *spare], device=rows.index.device)
+        at = (begins[:, None] + torch.arange(width, device=begins.device)).clamp_(max=rows.history.shape[1] - 1)
+        codes = rows.history.gather(1, at[..., None].expand(-1, -1, rows.history.shape[2])).long()
+        n_frames = torch.tensor([*new, *spare], device=begins.device)
+        sound = self._decoder.step(codes, first_rows(self._state, rows.n_rows), n_frames)
+        return list(sound.float().cpu().numpy()), codes[..., 0].tolist()
+
+
+def first_rows(state: DecoderState, n_rows: int) -> DecoderState:
+    """The first rows of a state, in the same tensors."""
+    window = state.window
+    view = Window(window.n_seen[:n_rows], window.keys[:, :n_rows], window.values[:, :n_rows])
+    return DecoderState(view, [past[:n_rows] for past in state.pasts])
+
+
+def goes_round(codes: deque[int]) -> bool:
+    """Whether the last frames repeat one short pattern over and over."""
+    if len(codes) < LOOP_FRAMES:
+        return False
+    last = list(codes)
+    return any(last[period:] == last[:-period] for period in range(1, LOOP_MAX_PERIOD + 1))

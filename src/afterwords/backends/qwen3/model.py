@@ -1,0 +1,128 @@
+"""One checkpoint on one device: everything that hears and speaks, loaded once and shared by all utterances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from afterwords.backends.base import Progress, Reference, ignore_progress
+from afterwords.backends.qwen3.codec_config import CodecConfig, read_codec_config
+from afterwords.backends.qwen3.codec_decoder import CodecDecoder, DecoderState
+from afterwords.backends.qwen3.codec_encoder import CodecEncoder
+from afterwords.backends.qwen3.config import LANGUAGE_NAMES, ModelConfig, read_config
+from afterwords.backends.qwen3.prompt import Prompt, Prompts
+from afterwords.backends.qwen3.reference_prompt import PromptForm, ReferencePrompt, make_prompt
+from afterwords.backends.qwen3.speaker import SpeakerEncoder
+from afterwords.backends.qwen3.talker import Talker
+from afterwords.backends.qwen3.tokenizer import TextTokenizer
+from afterwords.backends.qwen3.weights import Weights
+
+CODEC = "speech_tokenizer"
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceOnDevice:
+    """A voice that was heard: its prompt, and the codec standing behind its reference.
+
+    Attributes:
+        primed: None where the voice is a speaker embedding alone.
+    """
+
+    prompt: ReferencePrompt
+    primed: DecoderState | None
+
+
+class Model:
+    """A loaded checkpoint.
+
+    Attributes:
+        talker, prompts, decoder: the parts that speak.
+        form: what its prompts look like.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        progress: Progress = ignore_progress,
+    ) -> None:
+        """Load what speaks; what only listens is loaded when a voice is prepared.
+
+        Args:
+            folder: of the checkpoint.
+            name: what its prompts say they were made for.
+            device: where it speaks.
+            dtype: of its weights; the encoders are float32 whatever this is, or other codes come out.
+            progress: told how far it is.
+
+        Raises:
+            ModelFileError: a file is missing, damaged or of another model.
+        """
+        self._folder, self.device = folder, device
+        self.config: ModelConfig = read_config(folder)
+        self.codec: CodecConfig = read_codec_config(folder / CODEC)
+        tokenizer = TextTokenizer(folder, self.config.tokens, vocab=self.config.talker.text_vocab)
+        with Weights.open(folder, device=device, dtype=dtype) as weights:
+            progress(0.05, "loading the talker")
+            self.talker = Talker(weights, self.config)
+        with Weights.open(folder / CODEC, device=device, dtype=dtype) as weights:
+            progress(0.8, "loading the codec")
+            weights.skip("encoder.")
+            self.decoder = CodecDecoder(self.codec, weights)
+        self.prompts = Prompts(self.config, self.talker.embeddings, tokenizer)
+        self.form = PromptForm.of(name, self.config, self.codec)
+        progress(1.0, "done")
+
+    @torch.inference_mode()
+    def hear(self, reference: Reference) -> ReferencePrompt:
+        """Make the prompt of a voice: in context where its words are known, else its speaker embedding alone."""
+        encoder, speaker = self._listeners
+        text_ids = self.prompts.tokens(reference.text) if reference.text else []
+        return make_prompt(
+            reference.samples, reference.sample_rate, text_ids=text_ids, encoder=encoder, speaker=speaker
+        )
+
+    @torch.inference_mode()
+    def place(self, prompt: ReferencePrompt) -> VoiceOnDevice:
+        """Bring a voice to the device, once for all its utterances."""
+        if prompt.codes is None:
+            return VoiceOnDevice(prompt, None)
+        codes = torch.from_numpy(prompt.codes.astype(np.int64)).to(self.device)
+        return VoiceOnDevice(prompt, self.decoder.prime(codes))
+
+    @torch.inference_mode()
+    def prompt(self, voice: VoiceOnDevice, text: str, lang: str) -> Prompt:
+        """Write the prompt of one utterance.
+
+        Raises:
+            ValueError: the text has no token.
+        """
+        speaker = torch.from_numpy(voice.prompt.speaker).to(self.device)
+        language = LANGUAGE_NAMES.get(lang)
+        language = language if language in self.config.talker.languages else None
+        if voice.prompt.codes is None:
+            return self.prompts.of_speaker(text, speaker=speaker, language=language)
+        codes = torch.from_numpy(voice.prompt.codes.astype(np.int64))
+        return self.prompts.in_context(
+            text, reference_ids=voice.prompt.text_ids, codes=codes, speaker=speaker, language=language
+        )
+
+    def n_tokens(self, text: str) -> int:
+        """How many tokens a text has."""
+        return len(self.prompts.tokens(text))
+
+    @cached_property
+    def _listeners(self) -> tuple[CodecEncoder, SpeakerEncoder]:
+        with Weights.open(self._folder / CODEC, device=self.device, dtype=torch.float32) as weights:
+            weights.skip("decoder.")
+            encoder = CodecEncoder(self.codec, weights)
+        with Weights.open(self._folder, device=self.device, dtype=torch.float32) as weights:
+            weights.skip("talker.")
+            return encoder, SpeakerEncoder(self.config.speaker, weights)
