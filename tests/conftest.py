@@ -15,6 +15,8 @@ CLEARED = (
     "BACKENDS",
     "WHISPER",
     "KOKORO_ONNX",
+    "MODELS",
+    "OFFLINE",
     "TESTING",
     "BASE_URL",
     "API_KEY",
