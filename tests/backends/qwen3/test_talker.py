@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from afterwords.backends.qwen3.config import Sampling
+from afterwords.backends.qwen3 import ops
+from afterwords.backends.qwen3.config import Sampling, read_config
 from afterwords.backends.qwen3.prompt import Prompt
 from afterwords.backends.qwen3.talker import Talker, Utterance
 from afterwords.backends.qwen3.weights import Shape, Weights
@@ -222,6 +223,35 @@ def test_a_frame_at_the_published_depth_stays_within_its_number_of_operations(tm
     deep = load(make_checkpoint(tmp_path, n_layers=28, n_predictor_layers=5))
     (frame,) = frames_of(deep, n_frames=1, with_top_p=False)
     assert sum(name not in VIEWS for name, _ in frame.seen) <= 1_700
+
+
+class Fused:
+    """The steps that there are kernels for, each counted as the one operation that it is on a GPU."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def __getattr__(self, name: str) -> Any:
+        plain = getattr(ops, name)
+
+        def fused(*args: Any) -> torch.Tensor:
+            self.n += 1
+            with _disable_current_modes():
+                result: torch.Tensor = plain(*args)
+                return result
+
+        return fused
+
+
+def test_a_frame_of_kernels_at_the_published_depth_is_a_thousand_operations(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, n_layers=28, n_predictor_layers=5)
+    fused = Fused()
+    with Weights.open(tmp_path, device="cpu", dtype=torch.float32) as weights:
+        talker = Talker(weights, read_config(tmp_path), max_positions=128, ops=fused)
+    rows = talker.new_rows(2, 128)
+    with Operations() as operations:
+        talker.frame(rows)
+    assert fused.n + sum(name not in VIEWS for name, _ in operations.seen) <= 1_120
 
 
 class Elsewhere(Weights):

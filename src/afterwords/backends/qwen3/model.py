@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from afterwords.backends.base import Progress, Reference, ignore_progress
+from afterwords.backends.qwen3 import ops as torch_ops
 from afterwords.backends.qwen3.codec_config import CodecConfig, read_codec_config
 from afterwords.backends.qwen3.codec_decoder import CodecDecoder, DecoderState
 from afterwords.backends.qwen3.codec_encoder import CodecEncoder
 from afterwords.backends.qwen3.config import LANGUAGE_NAMES, ModelConfig, read_config
+from afterwords.backends.qwen3.ops import Ops
 from afterwords.backends.qwen3.prompt import Prompt, Prompts
 from afterwords.backends.qwen3.reference_prompt import PromptForm, ReferencePrompt, make_prompt
 from afterwords.backends.qwen3.speaker import SpeakerEncoder
@@ -21,6 +25,7 @@ from afterwords.backends.qwen3.talker import Talker
 from afterwords.backends.qwen3.tokenizer import TextTokenizer
 from afterwords.backends.qwen3.weights import Weights
 
+logger = logging.getLogger(__name__)
 CODEC = "speech_tokenizer"
 
 
@@ -71,7 +76,7 @@ class Model:
         tokenizer = TextTokenizer(folder, self.config.tokens, vocab=self.config.talker.text_vocab)
         with Weights.open(folder, device=device, dtype=dtype) as weights:
             progress(0.05, "loading the talker")
-            self.talker = Talker(weights, self.config)
+            self.talker = Talker(weights, self.config, ops=fastest_ops(device))
         with Weights.open(folder / CODEC, device=device, dtype=dtype) as weights:
             progress(0.8, "loading the codec")
             weights.skip("encoder.")
@@ -126,3 +131,17 @@ class Model:
         with Weights.open(self._folder, device=self.device, dtype=torch.float32) as weights:
             weights.skip("talker.")
             return encoder, SpeakerEncoder(self.config.speaker, weights)
+
+
+def fastest_ops(device: torch.device) -> Ops:
+    """What a decoder layer is made of on a device: kernels where Triton can make them, else plain torch."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return torch_ops
+    from afterwords.backends.qwen3 import kernels
+
+    try:
+        kernels.swiglu(torch.zeros(1, 2, device=device))
+    except Exception as error:  # noqa: BLE001 - Triton needs a C compiler and a driver it knows; torch does without
+        logger.warning("Triton makes no kernels here, so speaking is slower: %s", error)
+        return torch_ops
+    return kernels

@@ -1,14 +1,37 @@
 """The steps of a decoder layer that are more than one matrix product, each as one function.
 
-They are written in plain torch, with fixed shapes and nothing read back to the host. A fused kernel may stand in for
-any of them behind the same name; names that end in an underscore write to what they are given.
+They are written in plain torch, with fixed shapes and nothing read back to the host; names that end in an underscore
+write to what they are given. `kernels` has those of `Ops` as one GPU kernel each. Which of the two a model takes is
+chosen once, when it is loaded.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from afterwords.backends.qwen3.sampling import draw
+
+__all__ = ["Ops", "add_linear_", "attend", "attend_causally", "draw", "rms_norm", "swiglu", "turn_and_write_"]
+
+
+class Ops(Protocol):
+    """What there are kernels for: this module in plain torch, and `kernels`."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+
+    def swiglu(self, gate_up: Tensor) -> Tensor: ...
+
+    def turn_and_write_(
+        self, qkv: Tensor, turn: Tensor, cache: Tensor, rows: Tensor, positions: Tensor, eps: float
+    ) -> Tensor: ...
+
+    def attend(self, query: Tensor, cache: Tensor, positions: Tensor, mask: Tensor) -> Tensor: ...
+
+    def draw(self, logits: Tensor, beyond: Tensor, noise: Tensor, shares: tuple[Tensor, Tensor] | None) -> Tensor: ...
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -50,13 +73,14 @@ def turn_and_write_(qkv: Tensor, turn: Tensor, cache: Tensor, rows: Tensor, posi
     return qkv[..., :n_heads, :]
 
 
-def attend(query: Tensor, cache: Tensor, mask: Tensor) -> Tensor:
+def attend(query: Tensor, cache: Tensor, positions: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001 - the mask says it
     """Attend from one position a row to what its cache holds.
 
     Args:
         query: shape (n_rows, n_heads, head_dim).
         cache: shape (n_rows, n_positions, 2 * n_kv_heads, head_dim).
-        mask: shape (n_rows or 1, 1, 1, n_positions), 0 where a position is seen and -inf where not.
+        positions: shape (n_rows or 1,): the last one that each row sees.
+        mask: the same, shape (n_rows or 1, 1, 1, n_positions), 0 where a position is seen and -inf where not.
 
     Returns:
         Shape (n_rows, n_heads * head_dim).

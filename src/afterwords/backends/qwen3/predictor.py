@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from afterwords.backends.qwen3 import ops as torch_ops
 from afterwords.backends.qwen3.config import ModelConfig
 from afterwords.backends.qwen3.embeddings import Embeddings
+from afterwords.backends.qwen3.ops import Ops
 from afterwords.backends.qwen3.rows import Rows
-from afterwords.backends.qwen3.sampling import draw
 from afterwords.backends.qwen3.transformer import Stack
 from afterwords.backends.qwen3.weights import Weights
 
@@ -25,11 +26,12 @@ _AT: Final = "talker.code_predictor"
 class Predictor:
     """The predictor of one checkpoint."""
 
-    def __init__(self, weights: Weights, config: ModelConfig, embeddings: Embeddings) -> None:
+    def __init__(self, weights: Weights, config: ModelConfig, embeddings: Embeddings, *, ops: Ops = torch_ops) -> None:
         """Take its weights; the talker's embeddings are projected to its width here, once, where the two differ."""
         stack, codes = config.predictor.stack, config.predictor.vocab
         self.n_groups = config.talker.n_code_groups
-        self.stack = Stack(weights, f"{_AT}.model", stack, n_positions=self.n_groups)
+        self.stack = Stack(weights, f"{_AT}.model", stack, n_positions=self.n_groups, ops=ops)
+        self._draw = ops.draw
         heads = [f"{_AT}.lm_head.{group}.weight" for group in range(self.n_groups - 1)]
         self._heads = [weights.take(name, (codes, stack.hidden)) for name in heads]
         self._narrowing = _narrowing(weights, config)
@@ -61,7 +63,7 @@ class Predictor:
                 x = self.stack.step(x, rows.predictor_cache, place)
             shares = (rows.top_ps[:, group], rows.temperatures[:, group]) if with_top_p else None
             logits = functional.linear(x, self._heads[group - 1])
-            codes.append(draw(logits, rows.beyond[:, 1], noise[:, group], shares))
+            codes.append(self._draw(logits, rows.beyond[:, 1], noise[:, group], shares))
         return torch.stack(codes, 1)
 
     def _narrowed(self, x: Tensor) -> Tensor:

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from afterwords.backends.qwen3 import ops as torch_ops
 from afterwords.backends.qwen3.config import N_CONTROL_IDS, ModelConfig, Sampling
 from afterwords.backends.qwen3.embeddings import Embeddings
+from afterwords.backends.qwen3.ops import Ops
 from afterwords.backends.qwen3.predictor import Predictor
 from afterwords.backends.qwen3.prompt import Prompt
 from afterwords.backends.qwen3.rows import Rows
-from afterwords.backends.qwen3.sampling import draw, noise, penalized
+from afterwords.backends.qwen3.sampling import noise, penalized
 from afterwords.backends.qwen3.transformer import Stack
 from afterwords.backends.qwen3.weights import Weights
 
@@ -44,13 +46,16 @@ class Talker:
     """
 
     @torch.inference_mode()
-    def __init__(self, weights: Weights, config: ModelConfig, *, max_positions: int = MAX_POSITIONS) -> None:
+    def __init__(
+        self, weights: Weights, config: ModelConfig, *, max_positions: int = MAX_POSITIONS, ops: Ops = torch_ops
+    ) -> None:
         """Take every tensor under "talker.".
 
         Args:
             weights: of the checkpoint.
             config: of the same.
             max_positions: the longest row there will be.
+            ops: what its steps are made of, `fastest_ops` or plain torch.
 
         Raises:
             ModelFileError: a tensor is missing, misshapen or unknown.
@@ -58,9 +63,11 @@ class Talker:
         self.config, self.device = config, weights.device
         talker = config.talker
         self.embeddings = Embeddings(weights, config)
-        self._stack = Stack(weights, "talker.model", talker.stack, n_positions=min(max_positions, talker.max_positions))
+        n_positions = min(max_positions, talker.max_positions)
+        self._stack = Stack(weights, "talker.model", talker.stack, n_positions=n_positions, ops=ops)
+        self._draw = ops.draw
         self._head = weights.take("talker.codec_head.weight", (talker.vocab, talker.stack.hidden))
-        self._predictor = Predictor(weights, config, self.embeddings)
+        self._predictor = Predictor(weights, config, self.embeddings, ops=ops)
         weights.check_all_taken("talker.")
         codes = torch.arange(talker.vocab, device=self.device)
         self._is_end = codes == talker.codes.eos
@@ -134,7 +141,7 @@ class Talker:
         """
         dice = noise(rows.seeds, rows.frames, self._counters).mul_(rows.temperatures)
         shares = (rows.top_ps[:, 0], rows.temperatures[:, 0]) if with_top_p else None
-        code = draw(self._allowed(rows), rows.beyond[:, 0], dice[:, 0], shares)
+        code = self._draw(self._allowed(rows), rows.beyond[:, 0], dice[:, 0], shares)
         rows.seen.scatter_(1, code[:, None], True)
         is_end = code == self.config.talker.codes.eos
         rows.stopped.logical_or_(is_end & ~rows.done)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from afterwords.backends.qwen3 import ops
+from afterwords.backends.qwen3 import ops as torch_ops
 from afterwords.backends.qwen3.config import StackConfig
+from afterwords.backends.qwen3.ops import Ops
 from afterwords.backends.qwen3.weights import Weights
 
 
@@ -49,7 +50,9 @@ class Place:
 class Stack:
     """Decoder layers and the norm after them."""
 
-    def __init__(self, weights: Weights, prefix: str, config: StackConfig, *, n_positions: int) -> None:
+    def __init__(
+        self, weights: Weights, prefix: str, config: StackConfig, *, n_positions: int, ops: Ops = torch_ops
+    ) -> None:
         """Take the weights under a prefix.
 
         Args:
@@ -57,11 +60,12 @@ class Stack:
             prefix: for example "talker.model".
             config: sizes.
             n_positions: the longest row there will be.
+            ops: what its steps are made of.
 
         Raises:
             ModelFileError: a tensor is missing or misshapen.
         """
-        self.config, self.n_positions = config, n_positions
+        self.config, self.n_positions, self._ops = config, n_positions, ops
         self._device, self._dtype = weights.device, weights.dtype
         self._layers = [_layer(weights, f"{prefix}.layers.{number}", config) for number in range(config.n_layers)]
         norms = [_qk_norm(weights, f"{prefix}.layers.{number}", config) for number in range(config.n_layers)]
@@ -103,10 +107,10 @@ class Stack:
         """
 
         def attend(number: int, qkv: Tensor) -> Tensor:
-            query = ops.turn_and_write_(
+            query = self._ops.turn_and_write_(
                 qkv, place.turns[:, number], cache[number], place.rows, place.positions, self.config.norm_eps
             )
-            return ops.attend(query, cache[number], place.mask)
+            return self._ops.attend(query, cache[number], place.positions, place.mask)
 
         return self._run(x, attend)
 
@@ -131,18 +135,18 @@ class Stack:
         def attend(number: int, qkv: Tensor) -> Tensor:
             qkv = qkv.view(n, length, *qkv.shape[1:])
             turn = (angles * self._qk_norms[:, number, None])[:, None]
-            ops.turn_and_write_(qkv, turn, cache[number], rows[:, None], positions, self.config.norm_eps)
-            return ops.attend_causally(qkv, self.config.n_heads).view(n * length, -1)
+            self._ops.turn_and_write_(qkv, turn, cache[number], rows[:, None], positions, self.config.norm_eps)
+            return torch_ops.attend_causally(qkv, self.config.n_heads).view(n * length, -1)
 
         return self._run(x.view(n * length, hidden), attend).view(n, length, hidden)
 
     def _run(self, x: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
-        eps, head_dim = self.config.norm_eps, self.config.head_dim
+        ops, eps, head_dim = self._ops, self.config.norm_eps, self.config.head_dim
         for number, layer in enumerate(self._layers):
             qkv = functional.linear(ops.rms_norm(x, layer.attention_norm, eps), layer.qkv)
-            ops.add_linear_(x, attend(number, qkv.view(len(x), -1, head_dim)), layer.out)
+            torch_ops.add_linear_(x, attend(number, qkv.view(len(x), -1, head_dim)), layer.out)
             gate_up = functional.linear(ops.rms_norm(x, layer.ffn_norm, eps), layer.gate_up)
-            ops.add_linear_(x, ops.swiglu(gate_up), layer.down)
+            torch_ops.add_linear_(x, ops.swiglu(gate_up), layer.down)
         return ops.rms_norm(x, self._norm, eps)
 
 

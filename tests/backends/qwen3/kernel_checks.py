@@ -1,0 +1,171 @@
+"""Each kernel against the function of plain torch whose name it bears. `test_kernels` runs this in other processes.
+
+Triton decides when it is imported whether it compiles or interprets, so this can't be done beside other tests. On a
+machine with a GPU the same checks run on it, and a captured frame is compared besides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from afterwords.backends.qwen3 import kernels, ops
+from afterwords.backends.qwen3.config import WIDEST_TOP_K, read_config
+from afterwords.backends.qwen3.frames import Frames
+from afterwords.backends.qwen3.prompt import Prompt
+from afterwords.backends.qwen3.talker import Talker, Utterance
+from afterwords.backends.qwen3.weights import Weights
+from tests.backends.qwen3.speaking import GREEDY, LANGUAGE, load, seeded, spoken
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HEADS = [(4, 2, 16), (2, 1, 8), (6, 2, 10), (3, 3, 128)]
+N_INTERPRETED = 3
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, device=DEVICE).to(dtype)
+
+
+def check(ours: Tensor, plain: Tensor) -> None:
+    assert ours.shape == plain.shape
+    assert ours.dtype == plain.dtype
+    few = 2e-2 if plain.dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(ours, plain, rtol=few, atol=few)
+
+
+@dtypes
+@pytest.mark.parametrize(("n", "width"), [(1, 32), (3, 30), (5, 129), (2, 2048)])
+def test_rms_norm(n: int, width: int, dtype: torch.dtype) -> None:
+    x, weight = random(n, 2 * width, dtype=dtype)[:, :width], random(width, dtype=dtype)
+    check(kernels.rms_norm(x, weight, 1e-6), ops.rms_norm(x, weight, 1e-6))
+
+
+@dtypes
+@pytest.mark.parametrize(("n", "width"), [(1, 64), (3, 33), (2, 3072)])
+def test_swiglu(n: int, width: int, dtype: torch.dtype) -> None:
+    x = random(n, 2 * width, dtype=dtype)
+    check(kernels.swiglu(x), ops.swiglu(x))
+
+
+@dtypes
+@pytest.mark.parametrize(("n_heads", "n_kv", "head_dim"), HEADS)
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 5)], ids=str)
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_turn_and_write(
+    shape: tuple[int, ...], n_heads: int, n_kv: int, head_dim: int, dtype: torch.dtype, is_shared: bool
+) -> None:
+    """In a step and in a prefill, at positions of each row or of all."""
+    qkv = random(*shape, n_heads + 2 * n_kv, head_dim, dtype=dtype)
+    along = (1, shape[1]) if len(shape) == 2 else (1,) if is_shared else shape
+    turn = random(2, 3, *along, n_heads + n_kv, head_dim)[:, 1]  # of one of some layers
+    rows = torch.tensor([2, 0, 3], device=DEVICE)[: shape[0]]
+    positions = torch.tensor([4, 1, 6, 0, 7], device=DEVICE)[: along[-1]]
+    if len(shape) == 2:
+        rows = rows[:, None]
+    caches = [torch.zeros(4, 12, 2 * n_kv, head_dim, dtype=dtype, device=DEVICE)[:, :9] for _ in range(2)]
+    copies = [qkv.clone(), qkv.clone()]
+    queries = [
+        module.turn_and_write_(copy, turn, cache, rows, positions, 1e-6)
+        for module, copy, cache in zip((kernels, ops), copies, caches, strict=True)
+    ]
+    for ours, plain in (queries, copies, caches):
+        check(ours, plain)
+
+
+@dtypes
+@pytest.mark.parametrize(("n_heads", "n_kv", "head_dim"), HEADS)
+@pytest.mark.parametrize("positions", [[0], [63], [64], [5, 130, 0, 64]], ids=str)
+def test_attend(positions: list[int], n_heads: int, n_kv: int, head_dim: int, dtype: torch.dtype) -> None:
+    n, seen = len(positions), torch.tensor(positions, device=DEVICE)
+    query = random(n, n_heads + 2 * n_kv, head_dim, dtype=dtype)[:, :n_heads]
+    cache = random(n + 1, 200, 2 * n_kv, head_dim, dtype=dtype)[:n, :136]
+    hidden = torch.arange(136, device=DEVICE) > seen[:, None]
+    mask = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, -torch.inf)[:, None, None]
+    plain = ops.attend(query, cache, seen, mask)
+    cache[hidden] = torch.nan  # of what lies behind its position, no row reads anything
+    check(kernels.attend(query, cache, seen, mask), plain)
+
+
+def test_attend_at_one_position_for_all_rows() -> None:
+    query, cache, seen = random(3, 4, 16), random(3, 16, 4, 16), torch.tensor([7], device=DEVICE)
+    mask = torch.zeros(1, 1, 1, 16, device=DEVICE)
+    mask[..., 8:] = -torch.inf
+    check(kernels.attend(query, cache, seen, mask), ops.attend(query, cache, seen, mask))
+
+
+@dtypes
+@pytest.mark.parametrize("n_codes", [64, 1088, 100])
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("top_p", [None, 1.0, 0.6, 1e-6])
+def test_draw(n_codes: int, temperature: float, top_p: float | None, dtype: torch.dtype) -> None:
+    """With another top_k in each row, and codes that are banned; no logit comes twice, which is up to chance."""
+    n = 6
+    logits = torch.linspace(-3, 4, n_codes)[torch.stack([torch.randperm(n_codes) for _ in range(n)])].to(DEVICE, dtype)
+    logits[:, 3:9] = -torch.inf
+    beyond = torch.arange(WIDEST_TOP_K, device=DEVICE) >= torch.tensor(
+        [[1], [2], [30], [50], [64], [128]], device=DEVICE
+    )
+    noise = temperature * -(-torch.rand(n, n_codes + 8, device=DEVICE).log()).log()
+    heat = torch.full((n, 3, 1), temperature, device=DEVICE)[:, 1]
+    shares = None if top_p is None else (torch.full_like(heat, top_p), heat)
+    ours, plain = (module.draw(logits, beyond, noise, shares) for module in (kernels, ops))
+    assert ours.dtype == plain.dtype
+    drawn = [logits.float().gather(1, code[:, None]) + noise.gather(1, code[:, None]) for code in (ours, plain)]
+    if dtype == torch.float32:
+        assert ours.tolist() == plain.tolist()
+    elif temperature == 0:
+        assert torch.equal(*drawn)
+
+
+@pytest.mark.skipif(
+    DEVICE.type == "cuda", reason="prompts of the goldens are written on the CPU; see below for the GPU"
+)
+def test_greedy_codes_equal_those_of_the_reference_package(checkpoint: Path) -> None:
+    """A few frames of one row: the interpreter takes seconds for each."""
+    row = LANGUAGE["projected"]["rows of different length"][0]
+    language = replace(load(checkpoint), talker=talker(checkpoint, kernels, DEVICE))
+    (codes,) = language.speak([language.prompt(row)], [GREEDY], n_frames=N_INTERPRETED)
+    assert codes == row["codes"][:N_INTERPRETED]
+
+
+def talker(checkpoint: Path, chosen: ops.Ops, device: torch.device, dtype: torch.dtype = torch.float32) -> Talker:
+    with Weights.open(checkpoint, device=device, dtype=dtype) as weights:
+        return Talker(weights, read_config(checkpoint), max_positions=256, ops=chosen)
+
+
+def speak(chosen: Talker, *, captured: bool) -> list[list[list[int]]]:
+    """Two rows of five, in a view of larger buffers."""
+    rows = chosen.new_rows(8, 256)
+    torch.manual_seed(0)
+    columns = torch.randn(9, chosen.config.talker.stack.hidden).to(DEVICE)
+    prompt = Prompt(columns, torch.tensor([1, 2]))
+    chosen.join(rows, [Utterance(row, prompt, 25, sampling) for row, sampling in enumerate((GREEDY, seeded(1)))])
+    view = rows.view(4, 64)
+    frame = Frames(chosen) if captured else chosen.frame
+    with torch.inference_mode():
+        for _ in range(25):
+            frame(view)
+    return spoken(rows)
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("module", [ops, kernels], ids=["torch", "kernels"])
+def test_captured_frames_speak_as_those_that_run_one_by_one(checkpoint: Path, module: ops.Ops) -> None:
+    chosen = talker(checkpoint, module, DEVICE)
+    assert speak(chosen, captured=True) == speak(chosen, captured=False)
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="in the interpreter, the test above says the same")
+def test_kernels_speak_as_plain_torch_does(checkpoint: Path) -> None:
+    ours, plain = (speak(talker(checkpoint, module, DEVICE), captured=False) for module in (kernels, ops))
+    assert ours[0] == plain[0]  # the greedy row
