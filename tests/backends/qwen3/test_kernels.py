@@ -1,4 +1,4 @@
-"""The Triton kernels: they are compiled on a machine with a GPU, and interpreted on the CPU everywhere else."""
+"""The Triton kernels: interpreted and compiled on any machine, and run where there is a GPU."""
 
 from __future__ import annotations
 
@@ -6,19 +6,46 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 
-CHECKS = Path(__file__).with_name("kernel_checks.py")
+CHECKS: Final = Path(__file__).with_name("kernel_checks.py")
+HEADS: Final = {"head_dim": 128, "block": 128}
+DRAWN: Final = {"noise": "*fp32", "beyond": "*i1", "top_p": "*fp32", "temperature": "*fp32", "code": "*i64"}
+# Name, types of pointers and fractions, and sizes, as the published 1.7B has them in bfloat16.
+KERNELS: Final[list[tuple[str, dict[str, str], dict[str, Any]]]] = [
+    ("_rms_norm", {"x": "*bf16", "weight": "*bf16", "out": "*bf16", "eps": "fp32"}, {"width": 2048, "block": 2048}),
+    ("_swiglu", {"gate_up": "*bf16", "out": "*bf16"}, {"width": 6144, "block": 1024}),
+    (
+        "_turn_and_write",
+        {"qkv": "*bf16", "turn": "*fp32", "cache": "*bf16", "rows": "*i64", "positions": "*i64", "eps": "fp32"},
+        {"n_queries": 16, "n_turned": 24, **HEADS},
+    ),
+    (
+        "_attend",
+        {"query": "*bf16", "cache": "*bf16", "positions": "*i64", "out": "*bf16", "scale": "fp32"},
+        {"n_heads": 16, "n_kv_heads": 8, "n_keys": 64, **HEADS},
+    ),
+    *(
+        (
+            "_draw",
+            {"logits": logits, **DRAWN},
+            {"n_codes": n, "n_ranks": 128, "with_top_p": with_top_p, "block": block, "rank_block": 128},
+        )
+        for logits, n, block in (("*bf16", 2048, 2048), ("*fp32", 3072, 4096))
+        for with_top_p in (False, True)
+    ),
+]
 
 
 def run_checks(**env: str) -> None:
     """All of them in one process."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS)]
-    root, env = Path(__file__).parents[3], {**os.environ, **env}
+    root, env = Path(__file__).parents[3], {**os.environ, "TRITON_DEFAULT_FP_FUSION": "1", **env}
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=570, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -30,3 +57,30 @@ def test_kernels_agree_with_plain_torch_in_the_interpreter() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_kernels_agree_with_plain_torch_on_the_gpu() -> None:
     run_checks(TRITON_INTERPRET="0")
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100], ids=["A100", "H100", "B200"])
+@pytest.mark.parametrize(("name", "types", "sizes"), KERNELS)
+def test_kernel_compiles_to_machine_code(
+    name: str,
+    types: dict[str, str],
+    sizes: dict[str, Any],
+    capability: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # without it, Triton 3.9 warns
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from afterwords.backends.qwen3 import kernels
+
+    kernel: Any = getattr(kernels, name)
+    signature = {
+        argument: "constexpr" if argument in sizes else types.get(argument, "i32") for argument in kernel.arg_names
+    }
+    constants = {(kernel.arg_names.index(argument),): value for argument, value in sizes.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]

@@ -3,12 +3,12 @@
 Each gives what the function of the same name in `ops` gives, up to rounding: between the beginning and the end of a
 step, everything is float32. Nothing is read back to the host, and what is returned comes from torch's allocator, so
 they can be captured in a CUDA graph; Triton compiles a kernel at its first call, in the runs before a capture. For
-that reason a number that differs between the buffers of those runs and the captured ones is not specialized on.
+that reason it may not specialize on how long the rows of a cache are: those of such a run have another length.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 import triton
@@ -27,10 +27,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
-@triton.jit(do_not_specialize=["row_stride"])
-def _rms_norm(
-    x: Any, weight: Any, out: Any, row_stride: Any, eps: Any, width: tl.constexpr, block: tl.constexpr
-) -> None:
+@triton.jit
+def _rms_norm(x, weight, out, row_stride, eps, width: tl.constexpr, block: tl.constexpr) -> None:
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, block)
     level = tl.load(x + row * row_stride + at, mask=at < width, other=0.0).to(tl.float32)
@@ -48,7 +46,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 @triton.jit
-def _swiglu(gate_up: Any, out: Any, width: tl.constexpr, block: tl.constexpr) -> None:
+def _swiglu(gate_up, out, width: tl.constexpr, block: tl.constexpr) -> None:
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * block + tl.arange(0, block)
     gate = tl.load(gate_up + row * 2 * width + at, mask=at < width, other=0.0).to(tl.float32)
@@ -68,10 +66,15 @@ def turn_and_write_(qkv: Tensor, turn: Tensor, cache: Tensor, rows: Tensor, posi
     row_at, position_at = (_strides(index.expand(leading), 0, leading) for index in (rows, positions))
     _turn_and_write[(n, length, n_heads)](
         qkv, turn, cache, rows, positions,
-        *qkv_at, *turn_at, turn.stride(0), cache.stride(0), cache.stride(1), *row_at, *position_at, eps,
+        *qkv_at, *turn_at, turn.stride(0), *row_at, *position_at, eps, _n_positions(cache),
         n_queries=n_queries, n_turned=n_turned, head_dim=head_dim, block=triton.next_power_of_2(head_dim),
     )  # fmt: skip
     return qkv[..., :n_queries, :]
+
+
+def _n_positions(cache: Tensor) -> int:
+    """From one row of a cache to the next, of which it may be a view."""
+    return cache.stride(0) // cache.stride(1)
 
 
 def _strides(x: Tensor, n_last: int, leading: list[int]) -> tuple[int, int]:
@@ -80,16 +83,11 @@ def _strides(x: Tensor, n_last: int, leading: list[int]) -> tuple[int, int]:
     return (strides[0], strides[1] if len(leading) == 2 else 0)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "qkv_row", "qkv_column", "turn_row", "turn_column", "turn_half", "cache_row", "cache_position",
-        "row_row", "row_column", "position_row", "position_column",
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=["n_positions"])
 def _turn_and_write(
-    qkv: Any, turn: Any, cache: Any, rows: Any, positions: Any,
-    qkv_row: Any, qkv_column: Any, turn_row: Any, turn_column: Any, turn_half: Any, cache_row: Any, cache_position: Any,
-    row_row: Any, row_column: Any, position_row: Any, position_column: Any, eps: Any,
+    qkv, turn, cache, rows, positions,
+    qkv_row, qkv_column, turn_row, turn_column, turn_half,
+    row_row, row_column, position_row, position_column, eps, n_positions,
     n_queries: tl.constexpr, n_turned: tl.constexpr, head_dim: tl.constexpr, block: tl.constexpr,
 ) -> None:  # fmt: skip
     i, j, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
@@ -110,7 +108,8 @@ def _turn_and_write(
     if head >= n_queries:
         row = tl.load(rows + i * row_row + j * row_column)
         position = tl.load(positions + i * position_row + j * position_column)
-        kept = cache + row * cache_row + position * cache_position + (head - n_queries) * head_dim
+        n_kept: tl.constexpr = 2 * (n_turned - n_queries)
+        kept = cache + ((row * n_positions + position) * n_kept + head - n_queries) * head_dim
         tl.store(kept + at, level.to(cache.dtype.element_ty), mask=is_there)
 
 
@@ -121,17 +120,17 @@ def attend(query: Tensor, cache: Tensor, positions: Tensor, mask: Tensor) -> Ten
     out = torch.empty((n_rows, n_heads * head_dim), dtype=query.dtype, device=query.device)
     _attend[(n_rows, n_heads)](
         query, cache, positions, out,
-        query.stride(0), cache.stride(0), cache.stride(1), positions.stride(0) if len(positions) > 1 else 0,
-        head_dim**-0.5, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim,
+        query.stride(0), _n_positions(cache), positions.stride(0) if len(positions) > 1 else 0, head_dim**-0.5,
+        n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim,
         block=triton.next_power_of_2(head_dim), n_keys=_KEYS_AT_ONCE,
     )  # fmt: skip
     return out
 
 
-@triton.jit(do_not_specialize=["query_row", "cache_row", "cache_position", "position_row"])
+@triton.jit(do_not_specialize=["n_positions"])
 def _attend(
-    query: Any, cache: Any, positions: Any, out: Any,
-    query_row: Any, cache_row: Any, cache_position: Any, position_row: Any, scale: Any,
+    query, cache, positions, out,
+    query_row, n_positions, position_row, scale,
     n_heads: tl.constexpr, n_kv_heads: tl.constexpr, head_dim: tl.constexpr, block: tl.constexpr,
     n_keys: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -140,14 +139,15 @@ def _attend(
     is_there = at < head_dim
     asked = tl.load(query + row * query_row + head * head_dim + at, mask=is_there, other=0.0).to(tl.float32) * scale
     last = tl.load(positions + row * position_row)
-    keys = cache + row * cache_row + (head // (n_heads // n_kv_heads)) * head_dim + at[None, :]
+    kept: tl.constexpr = 2 * n_kv_heads * head_dim
+    keys = cache + row * n_positions * kept + (head // (n_heads // n_kv_heads)) * head_dim + at[None, :]
     most = tl.full((), float("-inf"), tl.float32)
     total = tl.full((), 0.0, tl.float32)
     heard = tl.zeros((block,), tl.float32)
     for begin in range(0, last + 1, n_keys):
         position = begin + ahead
         is_seen = position <= last
-        here = keys + position[:, None].to(tl.int64) * cache_position
+        here = keys + position[:, None].to(tl.int64) * kept
         both = is_seen[:, None] & is_there[None, :]
         key = tl.load(here, mask=both, other=0.0).to(tl.float32)
         value = tl.load(here + n_kv_heads * head_dim, mask=both, other=0.0).to(tl.float32)
@@ -179,10 +179,10 @@ def draw(logits: Tensor, beyond: Tensor, noise: Tensor, shares: tuple[Tensor, Te
     return code
 
 
-@triton.jit(do_not_specialize=["logits_row", "beyond_row", "noise_row", "top_p_row", "temperature_row"])
+@triton.jit
 def _draw(
-    logits: Any, beyond: Any, noise: Any, top_p: Any, temperature: Any, code: Any,
-    logits_row: Any, beyond_row: Any, noise_row: Any, top_p_row: Any, temperature_row: Any,
+    logits, beyond, noise, top_p, temperature, code,
+    logits_row, beyond_row, noise_row, top_p_row, temperature_row,
     n_codes: tl.constexpr, n_ranks: tl.constexpr, with_top_p: tl.constexpr, block: tl.constexpr,
     rank_block: tl.constexpr,
 ) -> None:  # fmt: skip
