@@ -60,18 +60,30 @@ def make_checkpoint(
     Returns:
         The folder.
     """
+    config = model_config(predictor_hidden=predictor_hidden, n_layers=n_layers, n_predictor_layers=n_predictor_layers)
+    write_all_but_weights(folder, config, CODEC)
+    _write_weights(folder / "model.safetensors", [*talker_shapes(config), *speaker_shapes(config)])
+    shapes = [*codec_encoder_shapes(), *codec_decoder_shapes()]
+    _write_weights(folder / "speech_tokenizer" / "model.safetensors", shapes)
+    return folder
+
+
+def write_all_but_weights(folder: Path, config: Json, codec_config: Json) -> None:
+    """Write what a checkpoint says of itself, and its vocabulary.
+
+    Args:
+        folder: made if need be.
+        config: as `model_config`, of any sizes.
+        codec_config: as `CODEC`, of any sizes.
+    """
     codec = folder / "speech_tokenizer"
     codec.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(folder)
-    config = model_config(predictor_hidden=predictor_hidden, n_layers=n_layers, n_predictor_layers=n_predictor_layers)
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", GENERATION)
     _write_json(folder / "preprocessor_config.json", {"processor_class": "Qwen3TTSProcessor"})
-    _write_weights(folder / "model.safetensors", [*talker_shapes(config), *speaker_shapes(config)])
-    _write_json(codec / "config.json", CODEC)
+    _write_json(codec / "config.json", codec_config)
     _write_json(codec / "preprocessor_config.json", FEATURES)
-    _write_weights(codec / "model.safetensors", [*codec_encoder_shapes(), *codec_decoder_shapes()])
-    return folder
 
 
 # -- what the files say ------------------------------------------------------------------------------------------

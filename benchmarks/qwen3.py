@@ -1,0 +1,341 @@
+"""How fast Qwen3-TTS is, at its published sizes with random weights: time, first sound, throughput and memory.
+
+    python -m benchmarks.qwen3
+
+Ours goes through the loop that serves users, codec included. Beside it stand a plain eager loop, and the least time in
+which the device could read what a frame reads, by the bandwidth that a large copy reaches in the same run. What can't
+be run here is left out, and the reason printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from afterwords.backends.qwen3 import ops as torch_ops
+from afterwords.backends.qwen3.config import read_config
+from afterwords.backends.qwen3.frames import Frames
+from afterwords.backends.qwen3.loop import BURSTS, POSITION_BUCKETS, Finish, Loop, Turn
+from afterwords.backends.qwen3.model import fastest_ops
+from afterwords.backends.qwen3.rows import Rows
+from afterwords.backends.qwen3.talker import Utterance
+from benchmarks.qwen3_model import REFERENCE_FRAMES, SIZES, RandomModel, RandomWeights, write_published
+from benchmarks.qwen3_plain import PlainTalker
+
+FRAME_S: Final = 0.08
+BATCHES: Final = (1, 4, 16, 64)
+FRAMES: Final = 100
+"""8 s of speech in every row; the talker can't end it before."""
+ROUNDS: Final = 3
+COPY_BYTES: Final = {"cuda": 2**31, "cpu": 2**26}
+HEADER: Final = (
+    "| size | way | rows | operations | frame step | of the limit | frame, all in | first sound | × real time "
+    "| audio-s/s | memory |\n|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to run it.
+
+    Attributes:
+        name: as printed.
+        is_captured: as CUDA graphs.
+        has_kernels: of Triton.
+    """
+
+    name: str
+    is_captured: bool = False
+    has_kernels: bool = False
+
+    def missing(self, device: torch.device) -> str | None:
+        """Why it can't be run."""
+        if self.is_captured and device.type != "cuda":
+            return "needs an NVIDIA GPU"
+        if self.has_kernels and find_spec("triton") is None:
+            return "triton is not installed"
+        return None
+
+
+WAYS: Final = (
+    Way("eager"),
+    Way("graphs", is_captured=True),
+    Way("graphs + Triton", is_captured=True, has_kernels=True),
+)
+LEFT_OUT: Final = {
+    "fp8": "the engine has no fp8 weights",
+    "faster-qwen3-tts": "it loads a published checkpoint, not random weights",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What was measured; None where it was not.
+
+    Attributes:
+        step_ms: talker and code predictor alone.
+        frame_ms: in the loop, with the codec and what the host does.
+        first_ms: from handing in to the first sound, the median of the rows.
+        n_operations: that torch carries out in one frame; views are not counted, and each kernel is one.
+        total_s: from handing in to the last sound of the last row.
+        memory: most bytes on the device at once.
+    """
+
+    n_rows: int
+    step_ms: float
+    n_operations: int | None = None
+    frame_ms: float | None = None
+    first_ms: float | None = None
+    total_s: float | None = None
+    memory: int | None = None
+
+    def line(self, size: str, way: str, *, n_frames: int, limit_ms: float) -> str:
+        speech_s = n_frames * FRAME_S
+        cells = [
+            size,
+            way,
+            str(self.n_rows),
+            _cell("{:,}", self.n_operations),
+            f"{self.step_ms:.2f} ms",
+            f"{self.step_ms / limit_ms:.1f} ×",
+            _cell("{:.2f} ms", self.frame_ms),
+            _cell("{:.1f} ms", self.first_ms),
+            _cell("{:.1f}", self.frame_ms and 1000 * FRAME_S / self.frame_ms),
+            _cell("{:.1f}", self.total_s and self.n_rows * speech_s / self.total_s),
+            _cell("{:.2f} GB", self.memory and self.memory / 1e9),
+        ]
+        return f"| {' | '.join(cells)} |"
+
+
+# -- what is measured --------------------------------------------------------------------------------------------
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second that a large copy moves, those read and those written."""
+    source = torch.empty(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / min(_seconds(device, lambda: target.copy_(source)) for _ in range(10))
+
+
+def ours(model: RandomModel, way: Way, n_rows: int, n_frames: int) -> Row:
+    """The engine's loop with so many turns at once."""
+    device, n_positions = model.talker.device, _n_positions(model, n_frames)
+    with _measured_memory(device) as memory:
+        loop = Loop(model.talker, model.decoder, n_rows=n_rows, n_positions=n_positions)
+        if not way.is_captured:
+            loop._frames = model.talker.frame  # type: ignore[assignment] # a loop captures wherever it can
+        try:  # sizes that the first round did not meet are captured in a later one: hence the median
+            rounds = [_spoken(loop, model, n_rows, n_frames) for _ in range(1 + ROUNDS)][1:]
+        finally:
+            loop.close()
+    firsts, lasts = sorted(rounds, key=lambda times: max(times[1]))[ROUNDS // 2]
+    rows = _begun(model, n_rows, n_positions, n_frames)
+    n_operations = _operations(lambda: model.talker.frame(rows))
+    frames = Frames(model.talker) if way.is_captured else model.talker.frame
+    return Row(
+        n_rows,
+        step_ms=_step_ms(device, lambda: frames(rows), n_frames),
+        n_operations=None if way.has_kernels else n_operations,  # those of Triton don't pass through torch
+        frame_ms=1000 * (max(lasts) - max(firsts)) / (n_frames - 1),
+        first_ms=1000 * statistics.median(firsts),
+        total_s=max(lasts),
+        memory=memory[0] if memory else None,
+    )
+
+
+def plain(folder: Path, device: torch.device, dtype: torch.dtype, n_rows: int, n_frames: int) -> Row:
+    """A plain eager loop, without codec."""
+    with _measured_memory(device) as memory:
+        config = read_config(folder)
+        talker = PlainTalker(RandomWeights(device, dtype), config)
+        columns = torch.randn(REFERENCE_FRAMES + 10, config.talker.stack.hidden, device=device, dtype=dtype)
+        hidden, cache = talker.hear(columns, n_rows)
+
+        def step() -> None:
+            nonlocal hidden
+            hidden = talker.frame(hidden, cache)
+
+        step_ms = _step_ms(device, step, n_frames)
+    return Row(n_rows, step_ms, n_operations=_operations(step), memory=memory[0] if memory else None)
+
+
+def _spoken(loop: Loop, model: RandomModel, n_rows: int, n_frames: int) -> tuple[list[float], list[float]]:
+    """Seconds to the first and to the last sound of each row, each heard by a thread of its own as from a server."""
+    sampling = replace(model.config.sampling, min_frames=n_frames)
+    turns = [
+        Turn(model.prompt, model.primed, n_frames, replace(sampling, seed=seed), is_awaited=True)
+        for seed in range(n_rows)
+    ]
+    started = time.perf_counter()
+
+    def hear(turn: Turn) -> tuple[float, float]:
+        times = [time.perf_counter() - started for _ in turn.heard()]
+        if turn.finish is not Finish.LENGTH:
+            raise SystemExit(f"a turn ended after {turn.n_decoded} of {n_frames} frames: {turn.error or turn.finish}")
+        return times[0], times[-1]
+
+    with ThreadPoolExecutor(n_rows) as pool:
+        for turn in turns:
+            loop.hand_in(turn)
+        heard = list(pool.map(hear, turns))
+    return [first for first, _ in heard], [last for _, last in heard]
+
+
+def _begun(model: RandomModel, n_rows: int, n_positions: int, n_frames: int) -> Rows:
+    """Rows that have heard the prompt."""
+    rows = model.talker.new_rows(n_rows, n_positions)
+    sampling = replace(model.config.sampling, min_frames=n_frames)
+    model.talker.join(rows, [Utterance(row, model.prompt, n_frames, sampling) for row in range(n_rows)])
+    return rows
+
+
+def _n_positions(model: RandomModel, n_frames: int) -> int:
+    """Of the rows: the smallest bucket that holds prompt and frames."""
+    reach = len(model.prompt.columns) + n_frames + max(BURSTS)
+    return next(n for n in POSITION_BUCKETS if n >= reach)
+
+
+def _step_ms(device: torch.device, step: Callable[[], None], n_frames: int) -> float:
+    """The median of some rounds of frames, a frame."""
+
+    def steps() -> None:
+        for _ in range(max(1, n_frames // ROUNDS)):
+            step()
+
+    with torch.inference_mode():
+        step()
+        return 1000 * statistics.median(_seconds(device, steps) for _ in range(ROUNDS)) / max(1, n_frames // ROUNDS)
+
+
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    _wait(device)
+    started = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def _measured_memory(device: torch.device) -> Iterator[list[int]]:
+    """Into the list, the most bytes that stood on a GPU at once."""
+    most: list[int] = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    yield most
+    if device.type == "cuda":
+        most.append(torch.cuda.max_memory_allocated())
+
+
+class _Operations(TorchDispatchMode):
+    n: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.n += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def _operations(step: Callable[[], None]) -> int:
+    with torch.inference_mode(), _Operations() as operations:  # type: ignore[no-untyped-call]
+        step()
+    return int(operations.n)
+
+
+# -- the table ---------------------------------------------------------------------------------------------------
+
+
+def table(
+    folders: dict[str, Path], device: torch.device, *, batches: Sequence[int] = BATCHES, n_frames: int = FRAMES
+) -> Iterator[str]:
+    """The figures as Markdown, line by line as they come.
+
+    Args:
+        folders: the description of a checkpoint, by the name of its size.
+        device: to measure on; a CPU does it in float32.
+        batches: rows at once.
+        n_frames: of every row.
+    """
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    moved = bandwidth(device)
+    setup = f"{_name(device)}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}"
+    yield f"{setup}: a copy moves {moved / 1e9:,.0f} GB/s."
+    yield f"Each row hears {REFERENCE_FRAMES} frames of a reference and speaks {n_frames}."
+    yield ""
+    yield HEADER
+    left_out = {way.name: reason for way in WAYS if (reason := way.missing(device))} | LEFT_OUT
+    for size, folder in folders.items():
+        model = RandomModel(folder, device=torch.device("meta"), dtype=dtype, ops=torch_ops)
+        n_positions = len(model.prompt.columns) + n_frames / 2
+        limits = {n_rows: 1000 * model.bytes_per_frame(n_rows, n_positions) / moved for n_rows in batches}
+        for name, n_rows, row in _rows(folder, device, dtype, batches, n_frames):
+            yield row.line(size, name, n_frames=n_frames, limit_ms=limits[n_rows])
+        yield from (f"| {size} | limit | {n} | – | {limit:.2f} ms | 1.0 × |{' – |' * 5}" for n, limit in limits.items())
+    yield ""
+    yield from (f"Left out: {name}, since {reason}." for name, reason in left_out.items())
+
+
+def _rows(
+    folder: Path, device: torch.device, dtype: torch.dtype, batches: Sequence[int], n_frames: int
+) -> Iterator[tuple[str, int, Row]]:
+    for n_rows in batches:
+        yield "plain loop, no codec", n_rows, plain(folder, device, dtype, n_rows, max(ROUNDS, n_frames // 4))
+        _free(device)
+    for way in WAYS:
+        if way.missing(device):
+            continue
+        chosen = fastest_ops(device) if way.has_kernels else torch_ops
+        model = RandomModel(folder, device=device, dtype=dtype, ops=chosen)
+        for n_rows in batches:
+            yield f"ours, {way.name}", n_rows, ours(model, way, n_rows, n_frames)
+            _free(device)
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def _cell(form: str, value: float | None) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, nargs="+", default=SIZES)
+    parser.add_argument("--config", type=Path, help="a checkpoint's folder, for other sizes; no weights are read")
+    parser.add_argument("--rows", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--frames", type=int, default=FRAMES)
+    asked = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as name:
+        folders = {size: write_published(Path(name) / size, size) for size in asked.size}
+        if asked.config:
+            folders = {asked.config.name: asked.config}
+        for line in table(folders, device, batches=asked.rows, n_frames=asked.frames):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
