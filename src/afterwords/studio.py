@@ -191,6 +191,8 @@ def make_voice(
     if prompt is None:
         reference = Reference(prepared.samples, prepared.sample_rate, prepared.text, lang)
         prompt = engine.prepare(reference, progress, fast=fast)
+    if isinstance(notice := engine.describe(prompt).get("notice"), str):
+        notices.append(notice)
     suffix = Path(shown).suffix
     voice = shelf.save(voice, reference_wav=prepared.wav, original=original, original_suffix=suffix, replace=replace)
     shelf.save_prompt(voice, _prompt_key(engine, chosen.name, fast=fast), prompt)

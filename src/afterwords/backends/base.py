@@ -122,7 +122,10 @@ class Engine(Protocol):
         ...
 
     def describe(self, prompt: bytes) -> dict[str, float | str]:
-        """What is known of a prompt and worth telling its owner, for example how alike it sounds; may be empty."""
+        """What is known of a prompt and worth telling its owner, for example how alike it sounds; may be empty.
+
+        `notice`, if it is there, is a sentence that `clone` tells.
+        """
         ...
 
     def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:

@@ -1,15 +1,16 @@
 """The plug-ins: Qwen3-TTS behind the Engine protocol, one engine for each size of the model.
 
-On an NVIDIA GPU it speaks many utterances at once and faster than speech; on a CPU it is slow, and says so.
+On an NVIDIA GPU it speaks many utterances at once and faster than speech; on a CPU it is slow, and says so. Listing
+engines imports this module, so torch and all that needs it stands inside the functions that speak.
 """
 
 from __future__ import annotations
 
-import random
+import json
+import os
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Generator
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -20,27 +21,20 @@ from afterwords.backends.base import Available, Chunk, Progress, Reference, Unav
 from afterwords.errors import AfterwordsError, MissingExtraError, SynthesisError
 
 if TYPE_CHECKING:
-    from afterwords.backends.qwen3.loop import Finish, Loop, Samples, Turn
-    from afterwords.backends.qwen3.model import Model, VoiceOnDevice
+    from afterwords.backends.qwen3.loop import Loop
+    from afterwords.backends.qwen3.model import Model
     from afterwords.models import SpeechTask
 
 NEEDS: Final = ("torch", "safetensors", "tokenizers")
 """What the extra `cuda` installs."""
 LANGS: Final = frozenset({"zh", "en", "ja", "ko", "de", "fr", "ru", "pt", "es", "it"})
-ENCODER_VERSION: Final = "1"  # of prompts; `reference_prompt` has the same
-PIECE_CHARS: Final = 280
-"""Longest piece spoken at once: beyond some 20 s, the model drifts. Source: QwenLM/Qwen3-TTS issues 68 and 239."""
-AHEAD: Final = 3
-"""Pieces of one text that are spoken before they are asked for."""
-PAUSE_S: Final = 0.15
-FRAMES_PER_TOKEN, FRAMES_MORE = 6, 50
-"""An utterance of more frames than 6 a token and 4 s does not end by itself any more. Source: measured upstream."""
-TRIES: Final = 3
-"""Utterances that run away without having been heard are spoken again, with another seed."""
+ENCODER_VERSION: Final = "1"
+"""Of prompts: that of `reference_prompt`, which needs torch."""
 GPU_ROWS, CPU_ROWS = 64, 4
 POSITIONS: Final = 2048
-VOICES_KEPT: Final = 16
-"""Voices whose codec stands ready on the device: 4 MB each."""
+"""Columns of a prompt and frames of a piece: a reference of a minute has 760, a piece that fills up its limit 1,290."""
+EDGE_BYTES: Final = 1 << 16
+"""Read of both ends of a weight file, to tell weights apart that nobody gave a revision."""
 
 
 class Qwen3Engine:
@@ -49,107 +43,112 @@ class Qwen3Engine:
     name = "cuda"
     backends: tuple[str, ...]
     sample_rate = 24_000
-    max_concurrent = GPU_ROWS
 
     def __init__(self) -> None:
-        # of the encoder, and of the weights: another revision hears otherwise
-        self.prompt_version = f"{ENCODER_VERSION}-{_revision(self.backends[0])}"
+        self.max_concurrent = GPU_ROWS if _has_gpu() else CPU_ROWS
+        self.prompt_version = self._prompt_version()
         self._lock = threading.Lock()
-        self._model: Model | None = None
-        self._loop: Loop | None = None
-        self._voices: OrderedDict[bytes, VoiceOnDevice] = OrderedDict()
+        self._loaded: tuple[Model, Loop] | None = None
 
     def languages(self, backend: str) -> frozenset[str]:  # noqa: ARG002 - all sizes speak the same
         return LANGS
 
     def availability(self) -> Available | Unavailable:
-        missing = [name for name in NEEDS if find_spec(name) is None]
-        if missing:
+        if missing := _missing():
             return Unavailable(f"{', '.join(missing)} is not installed", 'pip install "afterwords[cuda]"')
         try:
             checkpoints.locate(self.backends[0])
         except AfterwordsError as error:
             return Unavailable(error.message.rstrip("."), error.hint.rstrip("."))
+        if self._loaded is None:  # they may have been pulled since
+            self.prompt_version = self._prompt_version()
         if _has_gpu():
             return Available("NVIDIA GPU, 24 kHz, ten languages")
         return Available("CPU, slowly: no NVIDIA GPU is here; 24 kHz, ten languages", is_slow=True)
 
     def load(self, backend: str, progress: Progress = ignore_progress) -> None:  # noqa: ARG002 - one backend
         progress(0.0, "loading the model")
-        self._loaded(progress)
+        self._parts(progress)
         progress(1.0, "done")
 
     def prepare(self, reference: Reference, progress: Progress = ignore_progress, *, fast: bool = False) -> bytes:  # noqa: ARG002 - it takes a second
         progress(0.0, "loading the model")
-        model, _ = self._loaded(lambda done, step: progress(0.8 * done, step))
+        model, _ = self._parts(lambda done, step: progress(0.8 * done, step))
         progress(0.8, "listening")
         prompt = model.hear(reference).to_bytes(model.form)
         progress(1.0, "done")
         return prompt
 
     def describe(self, prompt: bytes) -> dict[str, float | str]:
-        from safetensors.numpy import load
-
-        way = "in context" if "codes" in load(prompt) else "speaker embedding alone: its transcript is not known"
-        return {"speaks": way}
+        try:  # the header of safetensors: JSON behind its length in 8 bytes. torch may be gone since it was made
+            is_in_context = "codes" in json.loads(prompt[8 : 8 + int.from_bytes(prompt[:8], "little")])
+        except (ValueError, TypeError):
+            return {}
+        if is_in_context:
+            return {"speaks": "as a continuation of the recording"}
+        return {
+            "speaks": "by its speaker embedding alone",
+            "notice": "What is said in the recording is not known, so the voice speaks by its speaker embedding alone, "
+            "which is less alike: state the words, or install the extra transcribe, and clone it again.",
+        }
 
     def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
-        from afterwords.text import chunks
+        model, loop = self._parts()
+        from afterwords.backends.qwen3.reading import Reading
+        from afterwords.backends.qwen3.reference_prompt import StalePromptError
 
-        model, loop = self._loaded()
-        voice = self._voice(model, task.prompt)
-        yield from _Speech(model, loop, voice, task, chunks(task.text, max_chars=PIECE_CHARS)).chunks()
+        try:
+            voice = model.voice(task.prompt)
+        except StalePromptError as error:
+            raise SynthesisError(task.backend, why=str(error)) from error
+        yield from Reading(model, loop, voice, task).chunks()
 
     def close(self) -> None:
         with self._lock:
-            loop, self._loop, self._model = self._loop, None, None
-            self._voices.clear()
-        if loop is not None:
-            loop.close()
+            parts, self._loaded = self._loaded, None
+        if parts is None:
+            return
+        parts[1].close()
+        del parts
+        import torch
 
-    def _loaded(self, progress: Progress = ignore_progress) -> tuple[Model, Loop]:
+        torch.cuda.empty_cache()  # which does nothing where no GPU was used
+
+    def _parts(self, progress: Progress = ignore_progress) -> tuple[Model, Loop]:
         with self._lock:
-            if self._model is None or self._loop is None:
-                self._model, self._loop = self._make(progress)
-            return self._model, self._loop
+            if self._loaded is None:
+                self._loaded = self._load(progress)
+            return self._loaded
 
-    def _make(self, progress: Progress) -> tuple[Model, Loop]:
-        if find_spec("torch") is None:
+    def _load(self, progress: Progress) -> tuple[Model, Loop]:
+        if _missing():
             raise MissingExtraError("cuda", purpose="Speaking with Qwen3-TTS")
         import torch
 
-        from afterwords.backends.qwen3.loop import Loop
+        from afterwords.backends.qwen3.loop import Loop, rows_that_fit
         from afterwords.backends.qwen3.model import Model
 
-        backend = self.backends[0]
-        folder = checkpoints.locate(backend)
         is_gpu = torch.cuda.is_available()
+        folder = checkpoints.locate(self.backends[0])
+        version = self._prompt_version()
         model = Model(
             folder,
-            name=f"{backend} {_revision(backend)}",
+            name=f"{self.backends[0]} {version}",
             device=torch.device("cuda" if is_gpu else "cpu"),
             dtype=torch.bfloat16 if is_gpu else torch.float32,
             progress=progress,
         )
-        rows = GPU_ROWS if is_gpu else CPU_ROWS
-        positions = min(POSITIONS, model.config.talker.max_positions)
-        return model, Loop(model.talker, model.decoder, n_rows=rows, n_positions=positions)
+        n_rows, n_positions = CPU_ROWS, min(POSITIONS, model.config.talker.max_positions)
+        if is_gpu:
+            free_bytes, _ = torch.cuda.mem_get_info()
+            n_rows = rows_that_fit(free_bytes, row_bytes=model.row_bytes(n_positions), most=GPU_ROWS)
+        loop = Loop(model.talker, model.decoder, n_rows=n_rows, n_positions=n_positions)
+        self.max_concurrent, self.prompt_version = n_rows, version
+        return model, loop
 
-    def _voice(self, model: Model, prompt: bytes) -> VoiceOnDevice:
-        """The voice of a prompt, on the device; the last few are kept there."""
-        from afterwords.backends.qwen3.reference_prompt import ReferencePrompt, StalePromptError
-
-        with self._lock:
-            if prompt not in self._voices:
-                try:
-                    kept = ReferencePrompt.from_bytes(prompt, model.form)
-                except StalePromptError as error:
-                    raise SynthesisError(self.backends[0], why=str(error)) from error
-                self._voices[prompt] = model.place(kept)
-                while len(self._voices) > VOICES_KEPT:
-                    self._voices.popitem(last=False)
-            self._voices.move_to_end(prompt)
-            return self._voices[prompt]
+    def _prompt_version(self) -> str:
+        """Of the encoder, and of the weights: another revision hears otherwise."""
+        return f"{ENCODER_VERSION}-{_revision(self.backends[0])}"
 
 
 class Qwen3Large(Qwen3Engine):
@@ -164,89 +163,41 @@ class Qwen3Small(Qwen3Engine):
     backends: tuple[str, ...] = ("qwen3-0.6b",)
 
 
-class _Speech:
-    """One text on its way through the loop, piece by piece; some pieces are spoken before they are asked for."""
-
-    def __init__(self, model: Model, loop: Loop, voice: VoiceOnDevice, task: SpeechTask, pieces: Sequence[str]) -> None:
-        self._model, self._loop, self._voice, self._task = model, loop, voice, task
-        self._pieces = pieces
-        self._seed = random.getrandbits(63) if task.seed is None else task.seed
-
-    def chunks(self) -> Iterator[Chunk]:
-        """The sound of all pieces in order."""
-        import numpy as np
-
-        turns: deque[Turn] = deque()
-        pause = np.zeros(round(PAUSE_S * Qwen3Engine.sample_rate), np.float32)
-        try:
-            for number in range(len(self._pieces)):
-                while len(turns) <= AHEAD and number + len(turns) < len(self._pieces):
-                    turns.append(self._handed_in(number + len(turns), attempt=0))
-                if number:
-                    yield Chunk(pause)
-                yield from self._heard(number, turns.popleft())
-        finally:
-            for turn in turns:
-                turn.is_cancelled = True
-
-    def _heard(self, number: int, turn: Turn) -> Iterator[Chunk]:
-        """The sound of a piece. While none of it was heard, a bad one is spoken again, with another seed.
-
-        Raises:
-            SynthesisError: it went wrong every time, or after it was heard.
-        """
-        finish: Finish | None = None
-        for attempt in range(TRIES):
-            if attempt:
-                turn = self._handed_in(number, attempt=attempt)
-            sound = self._loop.sound_of(turn)
-            try:
-                first = next(sound, None)
-                if first is None or (turn.finish is not None and turn.finish is not turn.finish.STOP):
-                    finish = turn.finish
-                    continue
-                yield Chunk(first)
-                finish = yield from _rest(sound)
-            finally:
-                sound.close()
-            if finish is not finish.STOP:
-                break
-            return
-        raise SynthesisError(self._task.backend, why=f"the speech did not come to its end ({finish})")
-
-    def _handed_in(self, number: int, *, attempt: int) -> Turn:
-        from afterwords.backends.qwen3.loop import Turn
-
-        piece = self._pieces[number]
-        seed = (self._seed + 1_000_003 * number + 7_919 * attempt) % 2**63  # each piece and try draws its own
-        turn = Turn(
-            self._model.prompt(self._voice, piece, self._task.lang),
-            self._voice.primed,
-            max_frames=FRAMES_PER_TOKEN * self._model.n_tokens(piece) + FRAMES_MORE,
-            sampling=replace(self._model.config.sampling, seed=seed),
-        )
-        self._loop.hand_in(turn)
-        return turn
-
-
-def _rest(sound: Generator[Samples, None, Finish]) -> Generator[Chunk, None, Finish]:
-    """What is left of a turn, as chunks."""
-    while True:
-        try:
-            yield Chunk(next(sound))
-        except StopIteration as end:
-            finish: Finish = end.value
-            return finish
+def _missing() -> list[str]:
+    return [name for name in NEEDS if find_spec(name) is None]
 
 
 def _revision(backend: str) -> str:
-    """Which weights these are: the commit that was pulled, or that a person put them there."""
+    """Which weights these are: the commit that was pulled, or, of a person's own, how their files begin and end."""
     try:
-        return (checkpoints.standing(backend).revision or "local")[:12]
-    except AfterwordsError:
+        found = checkpoints.standing(backend)
+        if found.path is None or found.problem is not None:
+            return "none"
+        return (found.revision or f"local-{_fingerprint(found.path)}")[:18]
+    except (AfterwordsError, OSError):
         return "none"
 
 
+def _fingerprint(folder: Path) -> str:
+    digest = sha256()
+    for path in sorted([*folder.rglob("config.json"), *folder.rglob("*.safetensors")]):
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(f"{path.relative_to(folder).as_posix()} {size} ".encode())
+            for place in (0, max(0, size - EDGE_BYTES)):
+                file.seek(place)
+                digest.update(file.read(EDGE_BYTES))
+    return digest.hexdigest()
+
+
 def _has_gpu() -> bool:
-    """Whether there is an NVIDIA driver, without loading torch, which takes seconds."""
-    return Path("/proc/driver/nvidia/version").exists() or which("nvidia-smi") is not None
+    """Whether there is an NVIDIA driver and a torch that uses it, without loading torch, which takes seconds."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    has_driver = Path("/proc/driver/nvidia/version").exists() or which("nvidia-smi") is not None
+    return has_driver and _torch_knows_gpus()
+
+
+def _torch_knows_gpus() -> bool:
+    torch = find_spec("torch")
+    return torch is not None and torch.origin is not None and any(Path(torch.origin).parent.glob("lib/*torch_cuda*"))

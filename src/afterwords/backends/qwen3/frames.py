@@ -44,7 +44,8 @@ class Frames:
                 self._talker.frame(spare)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # thread_local: what other threads do meanwhile, for example write a prompt, must not break the recording off
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             self._talker.frame(rows)
         self._pool = self._pool or graph.pool()
         return graph

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from queue import SimpleQueue
@@ -47,12 +48,8 @@ class Finish(StrEnum):
     CANCELLED = "cancelled"
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    """The end of a turn; `error` is what broke it."""
-
-    finish: Finish
-    error: Exception | None = None
+class LoopClosedError(RuntimeError):
+    """Nobody speaks here any more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,8 +58,10 @@ class Turn:
 
     Attributes:
         primed: the codec behind the voice's reference; None begins in silence.
-        sound: samples as they come, float32 of shape (n,), then an End.
+        sound: samples as they come, float32 of shape (n,), then None.
+        is_awaited: whether somebody is reading it, or it is spoken ahead of its time.
         finish: why it ended, as soon as it has, though its sound may not have been read yet.
+        error: what broke it.
         first_codes: of the last frames, to tell when they go round.
     """
 
@@ -70,9 +69,11 @@ class Turn:
     primed: DecoderState | None = field(repr=False)
     max_frames: int
     sampling: Sampling
-    sound: SimpleQueue[Samples | End] = field(default_factory=SimpleQueue, repr=False)
+    sound: SimpleQueue[Samples | None] = field(default_factory=SimpleQueue, repr=False)
+    is_awaited: bool = False
     is_cancelled: bool = False
     finish: Finish | None = None
+    error: Exception | None = None
     n_decoded: int = 0
     first_codes: deque[int] = field(default_factory=lambda: deque(maxlen=LOOP_FRAMES), repr=False)
 
@@ -80,14 +81,30 @@ class Turn:
     def n_columns(self) -> int:
         return len(self.prompt.columns)
 
+    def heard(self) -> Iterator[Samples]:
+        """The sound as it comes; behind it, `finish` and `error` say how it ended. Who stops reading gives it up."""
+        self.is_awaited = True
+        try:
+            while (sound := self.sound.get()) is not None:
+                yield sound
+        finally:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Free its row soon. Whoever hands a turn in reads it to its end, or gives it up."""
+        self.is_cancelled = True
+
     def end(self, finish: Finish, error: Exception | None = None) -> None:
         """Let who reads it know that no more comes."""
-        self.finish = finish
-        self.sound.put(End(finish, error))
+        self.finish, self.error = finish, error
+        self.sound.put(None)
 
 
 class Loop:
-    """Speaks turns, up to `n_rows` at once; more wait their turn.
+    """Speaks turns, up to `n_rows` at once; more wait.
+
+    Those that somebody is reading go first. What is spoken ahead of its time joins once all others are heard, and
+    leaves a quarter of the rows free, so that a long text keeps nobody waiting.
 
     Args:
         talker, decoder: of one model.
@@ -99,6 +116,8 @@ class Loop:
         self._talker, self._decoder = talker, decoder
         self._n_rows, self._n_positions = n_rows, n_positions
         self._frames = Frames(talker)
+        self._rows: Rows = talker.new_rows(n_rows, n_positions)  # here, so that who loads hears that memory ran out
+        self._state = decoder.new_state(n_rows)
         self._waiting: deque[Turn] = deque()
         self._active: list[Turn] = []  # by row
         self._awake = threading.Condition()
@@ -107,47 +126,39 @@ class Loop:
         self._thread.start()
 
     def hand_in(self, turn: Turn) -> None:
-        """Have a turn spoken as soon as there is a row for it."""
+        """Have a turn spoken as soon as there is a row for it.
+
+        Raises:
+            LoopClosedError: it was closed.
+        """
         with self._awake:
             if self._is_closing:
-                raise RuntimeError("the loop has ended")
+                raise LoopClosedError
+            if turn.max_frames < 1:
+                turn.end(Finish.LENGTH)
+                return
             self._waiting.append(turn)
             self._awake.notify()
-
-    @staticmethod
-    def sound_of(turn: Turn) -> Generator[Samples, None, Finish]:
-        """The sound of a turn that was handed in."""
-        try:
-            while not isinstance(item := turn.sound.get(), End):
-                yield item
-            if item.error is not None:
-                raise item.error
-            return item.finish
-        finally:
-            turn.is_cancelled = True
 
     def close(self) -> None:
         """Break off what is spoken, and give back the thread."""
         with self._awake:
             self._is_closing = True
-            for turn in (*self._waiting, *self._active):
-                turn.is_cancelled = True
             self._awake.notify()
         self._thread.join()
 
     # -- the thread ------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
     def _run(self) -> None:
-        with torch.inference_mode():
-            self._reset()
-            while self._has_work():
-                try:
-                    self._let_go()
-                    self._admit()
-                    if self._active:
-                        self._burst()
-                except Exception as error:  # noqa: BLE001 - of this device: it ends those who speak, not the loop
-                    self._fail(error)
+        while self._has_work():
+            try:
+                self._let_go()
+                self._admit()
+                if self._active:
+                    self._burst()
+            except Exception as error:  # noqa: BLE001 - of this device: it ends those who speak, not the loop
+                self._fail(error)
 
     def _has_work(self) -> bool:
         """Wait for a turn; False once the loop is closed and nobody speaks."""
@@ -155,51 +166,61 @@ class Loop:
             self._awake.wait_for(lambda: self._waiting or self._active or self._is_closing)
             return bool(self._waiting or self._active)
 
-    def _reset(self) -> None:
-        self._rows: Rows = self._talker.new_rows(self._n_rows, self._n_positions)
-        self._state = self._decoder.new_state(self._n_rows)
-
     def _fail(self, error: Exception) -> None:
+        """End those who speak. The buffers stay: graphs are captured on them."""
         failed, self._active = self._active, []
         for turn in failed:
             turn.end(Finish.CANCELLED, error)
-        self._reset()
+        with suppress(Exception):  # a GPU that is lost for good: the next who joins is told so, and no thread dies
+            for row in range(self._n_rows):
+                self._rows.leave(row)
 
     def _let_go(self) -> None:
         """Free the rows of those whom nobody listens to any more."""
         for row in reversed(range(len(self._active))):
-            if self._active[row].is_cancelled:
+            if self._active[row].is_cancelled or self._is_closing:
                 self._end(row, Finish.CANCELLED)
         with self._awake:
-            gone = [turn for turn in self._waiting if turn.is_cancelled]
-            self._waiting = deque(turn for turn in self._waiting if not turn.is_cancelled)
+            gone = [turn for turn in self._waiting if turn.is_cancelled or self._is_closing]
+            self._waiting = deque(turn for turn in self._waiting if turn not in gone)
         for turn in gone:
             turn.end(Finish.CANCELLED)
 
     def _admit(self) -> None:
-        while len(self._active) < self._n_rows:
+        """Let those join who may."""
+        while (turn := self._next_in()) is not None:
             with self._awake:
-                if not self._waiting:
-                    return
-                turn = self._waiting.popleft()
+                self._waiting.remove(turn)
             row = len(self._active)
             try:
                 self._talker.join(self._rows, [Utterance(row, turn.prompt, turn.max_frames, turn.sampling)])
-            except ValueError as error:  # too long for any row
+                if turn.primed is None:
+                    self._state.clear(row)
+                else:
+                    self._state.put(row, turn.primed)
+            except Exception as error:  # noqa: BLE001 - too long for any row, or memory ran out: the others go on
                 turn.end(Finish.CANCELLED, error)
-                continue
-            if turn.primed is None:
-                self._state.clear(row)
+                self._rows.leave(row)
             else:
-                self._state.put(row, turn.primed)
-            self._active.append(turn)
+                self._active.append(turn)
+
+    def _next_in(self) -> Turn | None:
+        """Who may join now."""
+        n_free = self._n_rows - len(self._active)
+        with self._awake:
+            if not n_free or not self._waiting:
+                return None
+            if (awaited := next((turn for turn in self._waiting if turn.is_awaited), None)) is not None:
+                return awaited
+            may_go_ahead = n_free > self._n_rows // 4 and all(turn.n_decoded for turn in self._active)
+            return self._waiting[0] if may_go_ahead else None
 
     def _burst(self) -> None:
         """Speak some frames in every row, then let everybody hear theirs."""
         most = self._frames_due()
         rows = self._view(most)
         n = 0
-        while n < most and not (n and self._is_awaited()):
+        while n < most and not (n and self._next_in()):
             self._frames(rows)
             n += 1
         before = [turn.n_decoded for turn in self._active]
@@ -214,15 +235,19 @@ class Loop:
     ) -> None:
         """Give a turn its new sound, and see whether it has ended."""
         turn = self._active[row]
-        if n_new:
-            turn.n_decoded += n_new
-            turn.first_codes.extend(first_codes[:n_new])
-            turn.sound.put(sound[: n_new * self._decoder.samples_per_frame])
+        turn.n_decoded += n_new
+        turn.first_codes.extend(first_codes[:n_new])
         _, is_done, is_stopped = state
+        finish = None
         if is_done:
-            self._end(row, Finish.STOP if is_stopped else Finish.LENGTH)
+            finish = Finish.STOP if is_stopped else Finish.LENGTH
         elif goes_round(turn.first_codes):
-            self._end(row, Finish.RUNAWAY)
+            finish = Finish.RUNAWAY
+        turn.finish = finish  # before its sound: who hears the first of it shall know whether it came to a bad end
+        if n_new:
+            turn.sound.put(sound[: n_new * self._decoder.samples_per_frame].copy())  # a view would keep all rows
+        if finish is not None:
+            self._end(row, finish)
 
     def _end(self, row: int, finish: Finish) -> None:
         """Free a row; the last one takes its place, so that the first rows are always those that speak."""
@@ -241,10 +266,6 @@ class Loop:
         """How many frames until somebody should hear something: the youngest decides."""
         youngest = min(turn.n_decoded for turn in self._active)
         return next((burst for burst in BURSTS if youngest < 2 * burst - 1), BURSTS[-1])
-
-    def _is_awaited(self) -> bool:
-        """Whether somebody waits who could join."""
-        return bool(self._waiting) and len(self._active) < self._n_rows
 
     def _view(self, n_frames: int) -> Rows:
         """The rows and positions that these frames need, and not many more."""
@@ -270,6 +291,11 @@ def first_rows(state: DecoderState, n_rows: int) -> DecoderState:
     window = state.window
     view = Window(window.n_seen[:n_rows], window.keys[:, :n_rows], window.values[:, :n_rows])
     return DecoderState(view, [past[:n_rows] for past in state.pasts])
+
+
+def rows_that_fit(free_bytes: int, *, row_bytes: int, most: int) -> int:
+    """How many rows a GPU has room for: twice, since a frame is recorded beside those that speak, and with a rest."""
+    return max(n for n in (1, *ROW_BUCKETS) if n == 1 or (n <= most and 2 * n * row_bytes <= 0.7 * free_bytes))
 
 
 def goes_round(codes: deque[int]) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -26,7 +29,9 @@ from afterwords.backends.qwen3.tokenizer import TextTokenizer
 from afterwords.backends.qwen3.weights import Weights
 
 logger = logging.getLogger(__name__)
-CODEC = "speech_tokenizer"
+CODEC: Final = "speech_tokenizer"
+VOICES_KEPT: Final = 16
+"""Voices whose codec stands ready on the device: 4 MB each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,9 @@ class Model:
             ModelFileError: a file is missing, damaged or of another model.
         """
         self._folder, self.device = folder, device
+        self._dtype = dtype
+        self._hearing, self._placing = threading.Lock(), threading.Lock()
+        self._voices: OrderedDict[bytes, VoiceOnDevice] = OrderedDict()
         self.config: ModelConfig = read_config(folder)
         self.codec: CodecConfig = read_codec_config(folder / CODEC)
         tokenizer = TextTokenizer(folder, self.config.tokens, vocab=self.config.talker.text_vocab)
@@ -88,11 +96,26 @@ class Model:
     @torch.inference_mode()
     def hear(self, reference: Reference) -> ReferencePrompt:
         """Make the prompt of a voice: in context where its words are known, else its speaker embedding alone."""
-        encoder, speaker = self._listeners
+        with self._hearing:  # or two that are prepared at once would both load them
+            encoder, speaker = self._listeners
         text_ids = self.prompts.tokens(reference.text) if reference.text else []
         return make_prompt(
             reference.samples, reference.sample_rate, text_ids=text_ids, encoder=encoder, speaker=speaker
         )
+
+    def voice(self, prompt: bytes) -> VoiceOnDevice:
+        """The voice of a prompt, on the device; the last few are kept there.
+
+        Raises:
+            StalePromptError: it is no prompt of this model.
+        """
+        with self._placing:
+            if prompt not in self._voices:
+                self._voices[prompt] = self.place(ReferencePrompt.from_bytes(prompt, self.form))
+                while len(self._voices) > VOICES_KEPT:
+                    self._voices.popitem(last=False)
+            self._voices.move_to_end(prompt)
+            return self._voices[prompt]
 
     @torch.inference_mode()
     def place(self, prompt: ReferencePrompt) -> VoiceOnDevice:
@@ -122,6 +145,11 @@ class Model:
     def n_tokens(self, text: str) -> int:
         """How many tokens a text has."""
         return len(self.prompts.tokens(text))
+
+    def row_bytes(self, n_positions: int) -> int:
+        """What the talker's cache takes for each row."""
+        stack = self.config.talker.stack
+        return stack.n_layers * n_positions * 2 * stack.n_kv_heads * stack.head_dim * self._dtype.itemsize
 
     @cached_property
     def _listeners(self) -> tuple[CodecEncoder, SpeakerEncoder]:

@@ -1,0 +1,268 @@
+"""The loop: who joins and leaves, what ends whom, and that nobody waits for what never comes."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from afterwords.backends.qwen3.config import Sampling
+from afterwords.backends.qwen3.loop import (
+    LOOP_FRAMES,
+    Finish,
+    Loop,
+    LoopClosedError,
+    Turn,
+    goes_round,
+    rows_that_fit,
+)
+from afterwords.backends.qwen3.model import Model
+from afterwords.riff import Samples
+
+SEED = 3
+DEADLINE_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> Model:
+    return Model(checkpoint, name="tiny", device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.fixture
+def loop(model: Model) -> Iterator[Loop]:
+    loop = Loop(model.talker, model.decoder, n_rows=2, n_positions=256)
+    yield loop
+    loop.close()
+
+
+def a_turn(model: Model, text: str = "abc", *, seed: int = SEED, max_frames: int = 60) -> Turn:
+    speaker = torch.from_numpy(np.random.default_rng(0).normal(0, 1, 32).astype(np.float32))
+    prompt = model.prompts.of_speaker(text, speaker=speaker)
+    return Turn(prompt, None, max_frames=max_frames, sampling=Sampling(seed=seed))
+
+
+def heard(turn: Turn) -> Samples:
+    """All of a turn; fails where its end does not come."""
+    parts = [np.zeros(0, np.float32)]
+    while (sound := turn.sound.get(timeout=DEADLINE_S)) is not None:
+        parts.append(sound)
+    return np.concatenate(parts)
+
+
+def test_more_than_there_are_rows_wait_and_all_are_spoken(model: Model, loop: Loop) -> None:
+    turns = [a_turn(model, seed=seed, max_frames=10 + seed) for seed in range(7)]
+    for turn in turns:
+        loop.hand_in(turn)
+    for turn in turns:
+        sound = heard(turn)
+        assert turn.finish in (Finish.STOP, Finish.LENGTH)
+        assert len(sound) == 1920 * turn.n_decoded
+
+
+def test_a_turn_fills_its_row_to_the_last_position_and_no_further(model: Model, loop: Loop) -> None:
+    endless = a_turn(model, max_frames=10_000)
+    endless.sampling = Sampling(seed=SEED, min_frames=10_000)  # it may not end by itself
+    loop.hand_in(endless)
+    heard(endless)
+    assert (endless.finish, endless.error) == (Finish.LENGTH, None)
+    assert endless.n_columns + endless.n_decoded == 256
+
+
+def test_a_turn_sounds_the_same_in_rows_of_any_size(model: Model, loop: Loop) -> None:
+    other = Loop(model.talker, model.decoder, n_rows=3, n_positions=1024)
+    turns = [a_turn(model, "a" * 100, max_frames=155) for _ in range(2)]
+    for turn, where in zip(turns, (loop, other), strict=True):
+        where.hand_in(turn)
+    np.testing.assert_allclose(heard(turns[0]), heard(turns[1]), atol=1e-4)
+    other.close()
+
+
+def test_a_turn_of_no_frames_ends_at_once(model: Model, loop: Loop) -> None:
+    turn = a_turn(model, max_frames=0)
+    loop.hand_in(turn)
+    assert (len(heard(turn)), turn.finish) == (0, Finish.LENGTH)
+
+
+def test_a_turn_that_nobody_hears_any_more_frees_its_row(model: Model, loop: Loop) -> None:
+    given_up = [a_turn(model, seed=seed, max_frames=200) for seed in range(2)]
+    for turn in given_up:
+        loop.hand_in(turn)
+        assert next(turn.heard()) is not None  # the iterator is gone at once, and with it who heard it
+    after = a_turn(model, max_frames=5)
+    loop.hand_in(after)
+    assert len(heard(after)) > 0
+    for turn in given_up:
+        heard(turn)
+
+
+def test_a_prompt_that_no_row_holds_ends_its_turn_alone(model: Model, loop: Loop) -> None:
+    long, short = a_turn(model, "a" * 400), a_turn(model, max_frames=5)
+    loop.hand_in(long)
+    loop.hand_in(short)
+    assert len(heard(long)) == 0
+    assert isinstance(long.error, ValueError)
+    assert len(heard(short)) > 0
+
+
+def test_memory_that_runs_out_while_one_joins_ends_it_alone(
+    model: Model, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join = model.talker.join
+    unlucky, lucky = a_turn(model, seed=1), a_turn(model, max_frames=5)
+
+    def short_of_memory(rows: object, utterances: list[object]) -> None:  # no device here runs out when it is told to
+        join(rows, utterances)  # type: ignore[arg-type]
+        if utterances[0].sampling.seed == 1:  # type: ignore[attr-defined]
+            raise MemoryError
+
+    monkeypatch.setattr(model.talker, "join", short_of_memory)
+    for turn in (unlucky, lucky):
+        loop.hand_in(turn)
+    assert len(heard(unlucky)) == 0
+    assert isinstance(unlucky.error, MemoryError)
+    sound = heard(lucky)
+    assert len(sound) > 0
+    monkeypatch.undo()
+    again = a_turn(model, max_frames=5)
+    loop.hand_in(again)
+    np.testing.assert_array_equal(heard(again), sound)
+
+
+def test_a_frame_that_fails_ends_those_who_speak_and_not_those_who_come(
+    model: Model, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:  # stands for a device that fails now and then
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(model.talker, "frame", broken)
+    turn = a_turn(model)
+    loop.hand_in(turn)
+    assert len(heard(turn)) == 0
+    assert isinstance(turn.error, RuntimeError)
+    monkeypatch.undo()
+    after = a_turn(model, max_frames=5)
+    loop.hand_in(after)
+    assert len(heard(after)) > 0
+
+
+def test_sound_that_nobody_fetches_is_kept_alone(model: Model, loop: Loop) -> None:
+    turns = [a_turn(model, seed=seed, max_frames=8) for seed in range(2)]
+    for turn in turns:
+        loop.hand_in(turn)
+    for turn in turns:
+        while (sound := turn.sound.get(timeout=DEADLINE_S)) is not None:
+            assert sound.base is None or sound.base.nbytes == sound.nbytes  # not a window on those of all rows
+
+
+def test_who_hears_the_first_sound_knows_whether_it_was_the_last(model: Model, loop: Loop) -> None:
+    turn = a_turn(model, max_frames=1)
+    finishes: list[Finish | None] = []
+    put = turn.sound.put
+
+    class Watched:  # a queue that looks when it is put to: no reader is as quick
+        def put(self, sound: Samples | None) -> None:
+            finishes.append(turn.finish)
+            put(sound)
+
+    queue, turn.sound = turn.sound, Watched()  # type: ignore[assignment]
+    loop.hand_in(turn)
+    assert queue.get(timeout=DEADLINE_S) is not None
+    assert finishes[0] is Finish.LENGTH
+
+
+def test_what_is_spoken_ahead_leaves_room_and_waits_for_those_who_are_heard(model: Model) -> None:
+    loop = Loop(model.talker, model.decoder, n_rows=4, n_positions=256)
+    order: list[int] = []
+    join = model.talker.join
+
+    def noted(rows: object, utterances: list[object]) -> None:
+        order.append(utterances[0].sampling.seed)  # type: ignore[attr-defined]
+        join(rows, utterances)  # type: ignore[arg-type]
+
+    model.talker.join = noted  # type: ignore[assignment, method-assign]  # who joins when can't be seen from outside
+    try:
+        ahead = [a_turn(model, seed=seed, max_frames=100) for seed in range(10, 16)]
+        for turn in ahead:
+            loop.hand_in(turn)
+        assert next(ahead[0].heard()) is not None
+        quick = a_turn(model, seed=1, max_frames=2)
+        loop.hand_in(quick)
+        assert next(quick.heard()) is not None
+        assert order.index(1) <= 3
+    finally:
+        del model.talker.join  # type: ignore[attr-defined]
+        loop.close()
+
+
+def test_closing_ends_those_who_speak_and_those_who_wait(model: Model) -> None:
+    loop = Loop(model.talker, model.decoder, n_rows=1, n_positions=256)
+    turns = [a_turn(model, max_frames=200) for _ in range(2)]
+    for turn in turns:
+        loop.hand_in(turn)
+    loop.close()
+    for turn in turns:
+        heard(turn)
+        assert turn.finish is Finish.CANCELLED
+    with pytest.raises(LoopClosedError):
+        loop.hand_in(turns[0])
+
+
+def test_closing_while_one_joins_breaks_it_off(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(model.talker, model.decoder, n_rows=1, n_positions=256)
+    join, is_joining, may_join = model.talker.join, threading.Event(), threading.Event()
+
+    def slow(rows: object, utterances: list[object]) -> None:  # between waiting and speaking, for as long as it takes
+        is_joining.set()
+        may_join.wait(DEADLINE_S)
+        join(rows, utterances)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model.talker, "join", slow)
+    turn = a_turn(model, max_frames=200)
+    loop.hand_in(turn)
+    is_joining.wait(DEADLINE_S)
+    closing = threading.Thread(target=loop.close)
+    closing.start()
+    while not loop._is_closing:
+        pass
+    may_join.set()
+    closing.join(DEADLINE_S)
+    heard(turn)
+    assert turn.finish is Finish.CANCELLED
+    assert turn.n_decoded <= 1
+
+
+def test_a_closed_loop_gives_back_its_memory_and_its_thread(model: Model) -> None:
+    loop = Loop(model.talker, model.decoder, n_rows=1, n_positions=256)
+    thread, buffers = loop._thread, weakref.ref(loop._rows.cache)
+    loop.close()
+    del loop
+    gc.collect()
+    assert not thread.is_alive()
+    assert buffers() is None
+
+
+@pytest.mark.parametrize(
+    ("codes", "is_round"),
+    [
+        ([7] * LOOP_FRAMES, True),
+        ([1, 2, 3] * LOOP_FRAMES, True),
+        ([1, 2, 3] * 3, False),
+        (list(range(LOOP_FRAMES)), False),
+        ([*[7] * (LOOP_FRAMES - 1), 8], False),
+    ],
+)
+def test_codes_that_go_round_are_told_from_speech(codes: list[int], is_round: bool) -> None:
+    assert goes_round(deque(codes, maxlen=LOOP_FRAMES)) is is_round
+
+
+@pytest.mark.parametrize(("free_gib", "n_rows"), [(70, 64), (40, 32), (12, 16), (0.1, 1)])
+def test_a_smaller_gpu_speaks_fewer_at_once(free_gib: float, n_rows: int) -> None:
+    row_bytes = 235 * 2**20  # the larger model at 2,048 positions
+    assert rows_that_fit(int(free_gib * 2**30), row_bytes=row_bytes, most=64) == n_rows
