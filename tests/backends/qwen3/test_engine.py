@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from afterwords.backends.base import Available, Engine, Reference, Unavailable
 from afterwords.backends.qwen3 import engine as engine_module
-from afterwords.backends.qwen3 import reading
-from afterwords.backends.qwen3.engine import Qwen3Large, Qwen3Small
-from afterwords.errors import SynthesisError
+from afterwords.backends.qwen3 import reading, reference_prompt
+from afterwords.backends.qwen3.codec_encoder import CodecEncoder
+from afterwords.backends.qwen3.engine import ENCODER_VERSION, Qwen3Large, Qwen3Small
+from afterwords.backends.qwen3.model import Model
+from afterwords.backends.qwen3.speaker import SpeakerEncoder
+from afterwords.errors import EmptyTextError, MissingExtraError, SynthesisError
 from afterwords.models import SpeechTask
 from afterwords.riff import Samples
 from afterwords.testing import EngineContract
@@ -94,6 +99,82 @@ class TestQwen3(EngineContract):
         with pytest.raises(SynthesisError, match="did not come to its end"):
             self.speak(engine, self.task(engine, prompt))
 
+    def test_a_request_touches_no_recording(
+        self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def listens(*_: object) -> None:  # whoever listens is found out
+            raise AssertionError("a recording was listened to")
+
+        monkeypatch.setattr(CodecEncoder, "encode", listens)
+        monkeypatch.setattr(SpeakerEncoder, "embed", listens)
+        with pytest.raises(AssertionError, match="listened to"):
+            engine.prepare(Reference(np.ones(16_000, np.float32), 16_000, "words"))
+        assert len(self.speak(engine, self.task(engine, prompt)))
+
+    def test_a_prompt_that_was_kept_speaks_as_a_fresh_one(
+        self, engine: Engine, reference: Reference, prompt: bytes
+    ) -> None:
+        fresh = engine.prepare(reference)
+        assert _tensors(fresh) == _tensors(prompt)
+        said = self.speak(engine, self.task(engine, prompt))
+        engine.close()
+        np.testing.assert_allclose(self.speak(engine, self.task(engine, fresh)), said, atol=1e-4)
+
+    def test_a_voice_in_context_is_told_from_one_without_words(self, engine: Engine, prompt: bytes) -> None:
+        assert engine.describe(prompt) == {"speaks": "as a continuation of the recording"}
+        for damaged in (b"", prompt[:20], b"\x02" + 7 * b"\x00" + b"12", b"\xff" * 40):
+            assert engine.describe(damaged) == {}
+
+    def test_what_holds_nothing_to_speak_is_refused(self, engine: Engine, prompt: bytes) -> None:
+        with pytest.raises(EmptyTextError):
+            self.speak(engine, self.task(engine, prompt, text="... — !"))
+
+    def test_an_utterance_nobody_began_to_hear_leaves_nothing_behind(self, engine: Engine, prompt: bytes) -> None:
+        engine.synthesize(self.task(engine, prompt)).close()
+        assert len(self.speak(engine, self.task(engine, prompt)))
+
+    def test_who_speaks_while_it_is_closed_is_told_and_the_next_speaks_again(
+        self, engine: Engine, prompt: bytes
+    ) -> None:
+        speech = engine.synthesize(self.task(engine, prompt))
+        next(speech)
+        engine.close()
+        with pytest.raises(SynthesisError, match="closed meanwhile"):
+            list(speech)
+        assert len(self.speak(engine, self.task(engine, prompt)))
+
+    def test_two_who_load_and_listen_at_once_share_one_model(
+        self, reference: Reference, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[str] = []
+        for part in (Model, CodecEncoder):
+            noted(part, made, monkeypatch)
+        engine, prompts = Qwen3Large(), []
+        threads = [threading.Thread(target=lambda: prompts.append(engine.prepare(reference))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        engine.close()
+        assert made == ["Model", "CodecEncoder"]
+        assert len({_tensors(prompt) for prompt in prompts}) == 1
+
+
+def noted(part: type, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Note each time that a part is made: how many there are can't be seen from outside."""
+    begin: Callable[..., None] = part.__init__  # type: ignore[misc]
+
+    def init(*args: object, **named: object) -> None:
+        made.append(part.__name__)
+        begin(*args, **named)
+
+    monkeypatch.setattr(part, "__init__", init)
+
+
+def _tensors(prompt: bytes) -> bytes:
+    """What a prompt holds behind its header, whose order is any."""
+    return prompt[8 + int.from_bytes(prompt[:8], "little") :]
+
 
 def _spoken(engine: Engine, task: SpeechTask) -> Samples:
     try:
@@ -114,3 +195,85 @@ def test_on_a_cpu_it_says_that_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> No
     state = Qwen3Large().availability()
     assert isinstance(state, Available)
     assert state.is_slow
+
+
+@pytest.mark.parametrize("missing", ["torch", "safetensors", "tokenizers"])
+def test_without_a_part_of_its_extra_it_says_how_to_install_it(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(name: str) -> object:  # what is installed can't be taken away for a test
+        return None if name == missing else name
+
+    monkeypatch.setattr(engine_module, "find_spec", found)
+    for engine in (Qwen3Large(), Qwen3Small()):
+        state = engine.availability()
+        assert isinstance(state, Unavailable)
+        assert missing in state.reason
+        assert "afterwords[cuda]" in state.fix
+        with pytest.raises(MissingExtraError):
+            engine.load(engine.backends[0])
+
+
+def test_a_driver_without_a_torch_that_uses_it_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = tmp_path / "torch"
+    (torch / "lib").mkdir(parents=True)
+    spec = SimpleNamespace(origin=str(torch / "__init__.py"))
+    monkeypatch.setattr(engine_module, "which", lambda _: "/usr/bin/nvidia-smi")  # a machine with a GPU
+    monkeypatch.setattr(engine_module, "find_spec", lambda _: spec)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert not engine_module._has_gpu()
+    (torch / "lib" / "libtorch_cuda.so").touch()
+    assert engine_module._has_gpu()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not engine_module._has_gpu()
+
+
+def test_on_a_cpu_few_speak_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_has_gpu", lambda: False)
+    assert Qwen3Large().max_concurrent == 4
+
+
+def test_prompts_are_bound_to_the_weights_and_to_the_encoder(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Qwen3Large().prompt_version
+    assert here.startswith(f"{ENCODER_VERSION}-local-")
+    assert ENCODER_VERSION == reference_prompt.ENCODER_VERSION
+    assert Qwen3Small().prompt_version == here  # the same files
+    tuned = tmp_path / "models" / "qwen3-1.7b"
+    shutil.copytree(checkpoint, tuned)
+    monkeypatch.setenv("AFTERWORDS_MODELS", str(tuned.parent))
+    assert Qwen3Large().prompt_version == here
+    with (tuned / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    assert Qwen3Large().prompt_version != here
+
+
+def test_a_prompt_of_other_weights_is_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = Reference(np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32), 16_000, "words")
+    first = Qwen3Large()
+    prompt = first.prepare(reference)
+    first.close()
+    tuned = tmp_path / "models" / "qwen3-1.7b"
+    shutil.copytree(checkpoint, tuned)
+    with (tuned / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    monkeypatch.setenv("AFTERWORDS_MODELS", str(tuned.parent))
+    other = Qwen3Large()
+    task = SpeechTask(text="Hello.", lang="en", backend="qwen3-1.7b", voice_id="me", prompt=prompt, seed=3)
+    with pytest.raises(SynthesisError, match="its model is"):
+        list(other.synthesize(task))
+    other.close()
+
+
+def test_weights_that_come_while_it_runs_are_seen(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFTERWORDS_MODELS", str(tmp_path))
+    engine = Qwen3Large()
+    assert isinstance(engine.availability(), Unavailable)
+    (tmp_path / "qwen3-1.7b").symlink_to(checkpoint)
+    assert isinstance(engine.availability(), Available)
+    assert "local" in engine.prompt_version

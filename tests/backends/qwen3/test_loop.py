@@ -197,7 +197,7 @@ def test_what_is_spoken_ahead_leaves_room_and_waits_for_those_who_are_heard(mode
         assert next(quick.heard()) is not None
         assert order.index(1) <= 3
     finally:
-        del model.talker.join  # type: ignore[attr-defined]
+        del model.talker.join
         loop.close()
 
 

@@ -6,6 +6,7 @@ from it. The host looks at the device once a burst of frames, to see who has end
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -124,6 +125,7 @@ class Loop:
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="qwen3", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a thread that runs torch while the interpreter goes down takes it down hard
 
     def hand_in(self, turn: Turn) -> None:
         """Have a turn spoken as soon as there is a row for it.
@@ -142,6 +144,7 @@ class Loop:
 
     def close(self) -> None:
         """Break off what is spoken, and give back the thread."""
+        atexit.unregister(self.close)
         with self._awake:
             self._is_closing = True
             self._awake.notify()
@@ -220,7 +223,7 @@ class Loop:
         most = self._frames_due()
         rows = self._view(most)
         n = 0
-        while n < most and not (n and self._next_in()):
+        while n < most and not (n and (self._is_closing or self._next_in())):
             self._frames(rows)
             n += 1
         before = [turn.n_decoded for turn in self._active]

@@ -6,7 +6,7 @@ Apart from the loop, which knows turns and no texts, and from the engine, which 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -58,7 +58,7 @@ class Reading:
         self._turns: dict[int, Turn] = {}  # those handed in, by their piece
         self._seed = random.getrandbits(63) if task.seed is None else task.seed
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self) -> Generator[Chunk, None, None]:
         """The sound of all pieces in order.
 
         Raises:

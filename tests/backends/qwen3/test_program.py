@@ -1,0 +1,133 @@
+"""Qwen3-TTS as its users meet it: `afterwords clone` and `say` as processes, and a server that speaks with it.
+
+The weights are tiny and random, so speech ends by chance; the seeds here are such that it does.
+"""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.program import COMMAND, environment, run
+from tests.e2e.served import READER, Served, final, register, serving, speak
+
+TEXT, SEED = "In the sun.", 3
+WORDS = (READER.parent / "reader.txt").read_text("utf-8").strip()
+
+
+@pytest.fixture(scope="module")
+def settings(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a person sets who has weights of their own."""
+    models = tmp_path_factory.mktemp("models")
+    for name in ("qwen3-1.7b", "qwen3-0.6b"):
+        (models / name).symlink_to(checkpoint)
+    return {"AFTERWORDS_MODELS": str(models), "AFTERWORDS_BACKENDS": "qwen3-1.7b", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def me(settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The settings of a home in which a voice was cloned."""
+    settings = settings | {"AFTERWORDS_HOME": str(tmp_path_factory.mktemp("me") / "home")}
+    done = run("clone", READER, "--name", "me", "--consent", "public-domain", env=environment(settings))
+    assert done.code == 0, done.err
+    assert "by its speaker embedding alone" in done.err  # no words were given, and none could be written down
+    return settings
+
+
+def frames_of(wav: bytes) -> tuple[int, bytes]:
+    with wave.open(io.BytesIO(wav)) as sound:
+        return sound.getframerate(), sound.readframes(sound.getnframes())
+
+
+def test_a_cloned_voice_speaks_and_says_the_same_to_the_same_seed(me: dict[str, str]) -> None:
+    one, two = (
+        run("say", TEXT, "--backend", "qwen3-1.7b", "--seed", str(SEED), "-o", "-", env=environment(me))
+        for _ in range(2)
+    )
+    assert (one.code, two.code) == (0, 0), one.err
+    rate, sound = frames_of(one.stdout)
+    assert rate == 24_000
+    assert len(sound) > 24_000
+    assert frames_of(two.stdout) == (rate, sound)
+
+
+def test_another_size_makes_a_prompt_of_its_own(me: dict[str, str]) -> None:
+    both = me | {"AFTERWORDS_BACKENDS": "qwen3-1.7b,qwen3-0.6b"}
+    done = run("say", TEXT, "--backend", "qwen3-0.6b", "--seed", str(SEED), "-o", "-", env=environment(both))
+    assert done.code in (0, 7), done.err  # random weights don't always find an end
+    prompts = {path.name.split("-1-")[0] for path in Path(me["AFTERWORDS_HOME"]).rglob("prompts/*")}
+    assert prompts == {"qwen3-1.7b", "qwen3-0.6b"}
+
+
+def test_the_slow_engine_is_not_taken_of_itself(me: dict[str, str]) -> None:
+    done = run("backends", "--json", env=environment(me | {"AFTERWORDS_BACKENDS": "", "CUDA_VISIBLE_DEVICES": ""}))
+    assert '"backend": "lite"' in done.out
+    auto = [part for part in done.out.split("{") if '"is_auto": true' in part]
+    assert len(auto) == 1
+    assert '"backend": "lite"' in auto[0]
+
+
+def test_what_is_missing_is_listed_with_its_fix(settings: dict[str, str], tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from afterwords.cli import main; main()"  # as if not installed
+    both = settings | {"AFTERWORDS_BACKENDS": "qwen3-1.7b,qwen3-0.6b", "COLUMNS": "200"}
+    without_torch = run("backends", python=code, env=environment(both))
+    assert without_torch.out.count('torch is not installed; fix: pip install "afterwords[cuda]"') == 2
+    without_weights = run("backends", env=environment(both | {"AFTERWORDS_MODELS": str(tmp_path)}))
+    for name in ("qwen3-1.7b", "qwen3-0.6b"):
+        assert f"fix: afterwords models pull {name}" in without_weights.out
+
+
+def test_listing_and_speaking_with_lite_load_no_torch(settings: dict[str, str], tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from afterwords.backends import registry\n"
+        "states = [backend.state for backend in registry.backends()]\n"
+        "engine = registry.engine_for(registry.choose('lite'))\n"
+        "engine.load('lite')\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = run(python=code, env=environment(settings | {"AFTERWORDS_BACKENDS": ""}))
+    assert done.code == 0, done.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send there")
+def test_ctrl_c_while_it_speaks_ends_it_in_order(me: dict[str, str]) -> None:
+    long = "The quick brown fox jumps over the lazy dog. " * 60
+    process = subprocess.Popen(
+        [*COMMAND, "say", long, "--seed", "1", "-o", "-", "--format", "pcm"],
+        env=environment(me),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(8000)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert (process.returncode, told) == (130, b"Stopped.\n")
+
+
+@pytest.fixture(scope="module")
+def served(settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("server") / "home", settings) as served:
+        yield served
+
+
+def test_a_server_registers_a_voice_streams_it_live_and_speaks_many_at_once(served: Served) -> None:
+    with served.client() as client:
+        voice_id = register(client, consent="public-domain", ref_text=WORDS)
+        body = {"voice_id": voice_id, "text": TEXT, "seed": 0, "stream": True, "response_format": "pcm"}
+        with client.stream("POST", "/v1/synthesize", json=body) as answer:
+            assert answer.status_code == 200
+            streamed = b"".join(answer.iter_bytes())
+        assert len(streamed) > 24_000
+        jobs = [speak(client, voice_id, TEXT, seed=seed) for seed in range(1, 6)]
+        ready = [job["job_id"] for job in (final(client, job_id) for job_id in jobs) if job["status"] == "ready"]
+        assert len(ready) > 1  # random weights don't always find an end
+        assert all(len(frames_of(client.get(f"/v1/jobs/{job_id}/audio").content)[1]) > 24_000 for job_id in ready)
