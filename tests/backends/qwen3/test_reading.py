@@ -167,13 +167,13 @@ def test_what_the_tokenizer_makes_nothing_of_is_nothing_to_speak(model: Model, m
 
 
 @pytest.mark.parametrize(
-    ("lang", "text", "longest_s"), [("en", FOUR * 20, 20), ("zh", "今天天气很好我们去公园吧。" * 40, 20)]
+    ("lang", "sentence", "seconds_a_character"),
+    [("en", "and on it goes, " * 60, 0.07), ("zh", "今天天气很好，我们去公园吧，" * 40, 0.25)],
 )
 def test_a_piece_lasts_no_longer_than_the_model_keeps_its_voice(
-    model: Model, lang: str, text: str, longest_s: float
+    model: Model, lang: str, sentence: str, seconds_a_character: float
 ) -> None:
-    seconds_per_character = {"en": 0.07, "zh": 0.25}[lang]
-    assert max(map(len, pieces_of(text, lang, model))) * seconds_per_character <= longest_s
+    assert max(map(len, pieces_of(sentence, lang, model))) * seconds_a_character <= 20
 
 
 def test_the_ceiling_follows_the_length_of_the_text(model: Model, voice: VoiceOnDevice) -> None:

@@ -96,7 +96,7 @@ class Model:
     @torch.inference_mode()
     def hear(self, reference: Reference) -> ReferencePrompt:
         """Make the prompt of a voice: in context where its words are known, else its speaker embedding alone."""
-        with self._hearing:  # or two that are prepared at once would both load them
+        with self._hearing:  # from Python 3.12 on, two that listen at once would both load them
             encoder, speaker = self._listeners
         text_ids = self.prompts.tokens(reference.text) if reference.text else []
         return make_prompt(
