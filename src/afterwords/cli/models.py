@@ -116,12 +116,7 @@ def rm(
 
     found = standing(name)
     if found.is_pulled and not yes:
-        if not output.is_terminal():
-            raise output.UsageError("There is nobody to ask whether that is meant.", hint="add --yes.")
-        output.note(f"This removes {output.shown(str(found.path))}: {_sized(found.present_bytes)}.")
-        if output.ask("Type yes to go on").strip().lower() != "yes":
-            output.note("Nothing was removed.")
-            raise typer.Exit(1)
+        output.confirm_removal(f"This removes {output.shown(str(found.path))}: {_sized(found.present_bytes)}.")
     folder = remove(name)
     if as_json:
         output.result_json({"removed": name, "path": str(folder)})
