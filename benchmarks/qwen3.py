@@ -28,10 +28,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from afterwords.backends.qwen3 import ops as torch_ops
 from afterwords.backends.qwen3.config import read_config
 from afterwords.backends.qwen3.frames import Frames
-from afterwords.backends.qwen3.loop import BURSTS, POSITION_BUCKETS, Finish, Loop, Turn
+from afterwords.backends.qwen3.loop import BURSTS, POSITION_BUCKETS, Loop, Speech
 from afterwords.backends.qwen3.model import fastest_ops
 from afterwords.backends.qwen3.rows import Rows
 from afterwords.backends.qwen3.talker import Utterance
+from afterwords.backends.qwen3.turns import Finish, Turn
 from benchmarks.qwen3_model import REFERENCE_FRAMES, SIZES, RandomModel, RandomWeights, write_published
 from benchmarks.qwen3_plain import PlainTalker
 
@@ -181,7 +182,7 @@ def _spoken(loop: Loop, model: RandomModel, n_rows: int, n_frames: int) -> tuple
     ]
     started = time.perf_counter()
 
-    def hear(turn: Turn) -> tuple[float, float]:
+    def hear(turn: Speech) -> tuple[float, float]:
         times = [time.perf_counter() - started for _ in turn.heard()]
         if turn.finish is not Finish.LENGTH:
             raise SystemExit(f"a turn ended after {turn.n_decoded} of {n_frames} frames: {turn.error or turn.finish}")

@@ -11,11 +11,13 @@ until the new one is. Engines call `locate`; `pulling` fills these folders; the 
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -32,6 +34,8 @@ from afterwords.errors import (
 )
 from afterwords.modelfolder import Lock, ModelFolder
 
+EDGE_BYTES: Final = 1 << 16
+"""Read of both ends of a weight file, to tell weights apart that nobody gave a revision."""
 Progress = Callable[[int, int, str], None]
 """Told how many bytes are done, of how many, and what is being done."""
 
@@ -185,6 +189,31 @@ def _standing_of(checkpoint: Checkpoint, folder: ModelFolder) -> Standing:
         problem=problem,
         is_pulled=lock is not None or is_unfinished or (folder.path / "lock.json").exists(),
     )
+
+
+def revision(name: str) -> str:
+    """Which weights these are, in up to 18 letters: the commit that was pulled, or, of a person's own, how their files
+    begin and end; "none" where there are none.
+    """
+    try:
+        found = standing(name)
+        if found.path is None or found.problem is not None:
+            return "none"
+        return (found.revision or f"local-{_fingerprint(found.path)}")[:18]
+    except (AfterwordsError, OSError):
+        return "none"
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = sha256()
+    for path in sorted([*folder.rglob("config.json"), *folder.rglob("*.safetensors")]):
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(f"{path.relative_to(folder).as_posix()} {size} ".encode())
+            for place in (0, max(0, size - EDGE_BYTES)):
+                file.seek(place)
+                digest.update(file.read(EDGE_BYTES))
+    return digest.hexdigest()
 
 
 def verify(

@@ -29,26 +29,26 @@ def encoder(checkpoint: Path) -> CodecEncoder:
 def test_codes_are_those_of_the_reference_package(encoder: CodecEncoder, name: str) -> None:
     with np.load(GOLDENS / "sound.npz") as goldens:
         expected = goldens[f"codes_{name}"]
-    codes = encoder.encode(torch.from_numpy(clip(name)))
+    codes = encoder.encode(clip(name))
     assert np.array_equal(codes, expected)
     assert len(np.unique(expected)) > 50  # or an encoder that always says the same would pass
     assert name != "long" or len(expected) > WINDOW_FRAMES
 
 
 def test_sound_convolved_in_pieces_gives_the_same_codes(encoder: CodecEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = torch.from_numpy(clip("odd"))
+    sound = clip("odd")
     whole = encoder.encode(sound)
     monkeypatch.setattr(codec_encoder, "PIECE_FRAMES", 1)  # a constant: a clip of minutes would take too long
-    assert torch.equal(encoder.encode(sound), whole)
+    assert np.array_equal(encoder.encode(sound), whole)
 
 
 @pytest.mark.parametrize("n_samples", [1, 959, 960, 961, 1919, 1920, 1921, 3840])
 def test_a_frame_that_has_begun_counts(encoder: CodecEncoder, n_samples: int) -> None:
-    codes = encoder.encode(torch.full((n_samples,), 0.1))
+    codes = encoder.encode(np.full(n_samples, 0.1, np.float32))
     assert codes.shape == (-(-n_samples // 1920), 16)
-    assert codes.dtype == torch.int64
+    assert codes.dtype == np.uint16
 
 
 def test_what_comes_later_changes_no_code_before_it(encoder: CodecEncoder) -> None:
-    sound = torch.from_numpy(clip("short"))
-    assert torch.equal(encoder.encode(sound[: 20 * 1920]), encoder.encode(sound)[:20])
+    sound = clip("short")
+    assert np.array_equal(encoder.encode(sound[: 20 * 1920]), encoder.encode(sound)[:20])

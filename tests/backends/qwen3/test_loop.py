@@ -14,16 +14,9 @@ import pytest
 import torch
 
 from afterwords.backends.qwen3.config import Sampling
-from afterwords.backends.qwen3.loop import (
-    LOOP_FRAMES,
-    Finish,
-    Loop,
-    LoopClosedError,
-    Turn,
-    goes_round,
-    rows_that_fit,
-)
+from afterwords.backends.qwen3.loop import Loop, Speech, rows_that_fit
 from afterwords.backends.qwen3.model import Model
+from afterwords.backends.qwen3.turns import LOOP_FRAMES, Finish, LoopClosedError, Turn, goes_round
 from afterwords.riff import Samples
 
 SEED = 3
@@ -42,13 +35,13 @@ def loop(model: Model) -> Iterator[Loop]:
     loop.close()
 
 
-def a_turn(model: Model, text: str = "abc", *, seed: int = SEED, max_frames: int = 60) -> Turn:
+def a_turn(model: Model, text: str = "abc", *, seed: int = SEED, max_frames: int = 60) -> Speech:
     speaker = torch.from_numpy(np.random.default_rng(0).normal(0, 1, 32).astype(np.float32))
     prompt = model.prompts.of_speaker(text, speaker=speaker)
     return Turn(prompt, None, max_frames=max_frames, sampling=Sampling(seed=seed))
 
 
-def heard(turn: Turn) -> Samples:
+def heard(turn: Speech) -> Samples:
     """All of a turn; fails where its end does not come."""
     parts = [np.zeros(0, np.float32)]
     while (sound := turn.sound.get(timeout=DEADLINE_S)) is not None:

@@ -12,9 +12,10 @@ import torch
 from afterwords.backends.base import Reference
 from afterwords.backends.qwen3 import reading
 from afterwords.backends.qwen3.config import Sampling
-from afterwords.backends.qwen3.loop import Finish, Loop, Turn
+from afterwords.backends.qwen3.loop import Loop, Speech
 from afterwords.backends.qwen3.model import Model, VoiceOnDevice
 from afterwords.backends.qwen3.reading import AHEAD, FADE, PAUSE_S, TRIES, Reading, pieces_of, smoothed
+from afterwords.backends.qwen3.turns import Finish
 from afterwords.errors import EmptyTextError, SynthesisError
 from afterwords.models import SpeechTask
 from afterwords.riff import Samples
@@ -38,9 +39,9 @@ class Scripted(Loop):
 
     def __init__(self, *ends: Finish | Exception, is_heard_first: bool = False) -> None:
         self.ends, self.is_heard_first = list(ends), is_heard_first
-        self.turns: list[Turn] = []
+        self.turns: list[Speech] = []
 
-    def hand_in(self, turn: Turn) -> None:
+    def hand_in(self, turn: Speech) -> None:
         self.turns.append(turn)
         end = self.ends.pop(0) if self.ends else Finish.STOP
         turn.sound.put(np.full(1920, 0.1 * len(self.turns), np.float32))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from afterwords.backends.qwen3 import reference_prompt
+from afterwords.backends import qwen3
 from afterwords.backends.qwen3.codec_config import read_codec_config
 from afterwords.backends.qwen3.codec_encoder import CodecEncoder
 from afterwords.backends.qwen3.config import read_config
@@ -110,7 +110,7 @@ def test_a_prompt_of_an_older_encoder_is_refused(
     prompt: ReferencePrompt, form: PromptForm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = prompt.to_bytes(form)
-    monkeypatch.setattr(reference_prompt, "ENCODER_VERSION", "2")  # a constant, and the next one is not yet written
+    monkeypatch.setattr(qwen3, "ENCODER_VERSION", "2")  # a constant, and the next one is not yet written
     with pytest.raises(StalePromptError, match="its encoder is '1', not '2'"):
         ReferencePrompt.from_bytes(content, form)
 

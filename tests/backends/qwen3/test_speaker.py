@@ -25,14 +25,14 @@ def speaker(checkpoint: Path) -> SpeakerEncoder:
 def test_embedding_is_that_of_the_reference_package(speaker: SpeakerEncoder, name: str) -> None:
     with np.load(GOLDENS / "sound.npz") as goldens:
         expected = goldens[f"speaker_{name}"]
-    embedding = speaker.embed(torch.from_numpy(clip(name)))
-    assert np.abs(embedding.numpy() - expected).max() < 1e-4
+    embedding = speaker.embed(clip(name))
+    assert np.abs(embedding - expected).max() < 1e-4
     assert expected.std() > 0.1
 
 
 def test_embeddings_tell_sounds_apart(speaker: SpeakerEncoder) -> None:
-    one, other = (speaker.embed(torch.from_numpy(clip(name))) for name in ("short", "odd"))
-    assert (one - other).abs().max() > 1e-3
+    one, other = (speaker.embed(clip(name)) for name in ("short", "odd"))
+    assert np.abs(one - other).max() > 1e-3
 
 
 def test_a_tone_is_loudest_in_the_band_it_lies_in(speaker: SpeakerEncoder) -> None:
@@ -45,4 +45,4 @@ def test_a_tone_is_loudest_in_the_band_it_lies_in(speaker: SpeakerEncoder) -> No
 
 def test_silence_is_heard_as_the_floor(speaker: SpeakerEncoder) -> None:
     assert speaker.hear(torch.zeros(24_000)).max() < -7
-    assert speaker.embed(torch.zeros(24_000)).isfinite().all()
+    assert np.isfinite(speaker.embed(np.zeros(24_000, np.float32))).all()

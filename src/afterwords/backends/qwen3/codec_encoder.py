@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,6 +19,7 @@ from afterwords.backends.qwen3.causal import CausalConv
 from afterwords.backends.qwen3.codebooks import take_codebook
 from afterwords.backends.qwen3.codec_config import DOWNSAMPLING
 from afterwords.backends.qwen3.codec_transformer import EncoderTransformer
+from afterwords.riff import Samples
 
 if TYPE_CHECKING:
     from afterwords.backends.qwen3.codec_config import CodecConfig, CodecEncoderConfig
@@ -49,21 +52,23 @@ class CodecEncoder:
         ]
         weights.check_all_taken("encoder.")
 
-    def encode(self, samples: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def encode(self, samples: Samples) -> NDArray[np.uint16]:
         """Encode a recording.
 
         Args:
-            samples: shape (n_samples,), at least one, in [-1, 1], at `sample_rate`.
+            samples: shape (n_samples,), at least one, float32 in [-1, 1], at `sample_rate`.
 
         Returns:
-            Codes, int64 of shape (ceil(n_samples / samples_per_frame), codebooks).
+            Codes, uint16 of shape (ceil(n_samples / samples_per_frame), codebooks).
         """
-        sound = samples.to(self._device, self._dtype)[None, None]
+        sound = torch.from_numpy(samples).to(self._device, self._dtype)[None, None]
         pasts = [layer.new_past(1) for stage in self._stages for layer in stage.layers]
         pieces = sound.split(PIECE_FRAMES * self.samples_per_frame, dim=-1)
         steps = torch.cat([self._convolve(piece, pasts) for piece in pieces], dim=-1)
         latent = self._halve(self._transformer(steps.transpose(1, 2)).transpose(1, 2))
-        return torch.cat([quantizer(latent[0].T) for quantizer in self._quantizers], dim=1)
+        codes = torch.cat([quantizer(latent[0].T) for quantizer in self._quantizers], dim=1)
+        return codes.cpu().numpy().astype(np.uint16)
 
     def _convolve(self, x: Tensor, pasts: list[Tensor]) -> Tensor:
         """The next piece of sound, shape (1, 1, n), as steps of shape (1, hidden, ceil(n / 960))."""

@@ -10,14 +10,15 @@ import json
 import os
 import threading
 from collections.abc import Generator
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Final
 
 from afterwords import checkpoints
+from afterwords.backends import qwen3
 from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress
+from afterwords.backends.qwen3.config import LANGUAGE_NAMES
 from afterwords.errors import AfterwordsError, MissingExtraError, SynthesisError
 
 if TYPE_CHECKING:
@@ -27,14 +28,9 @@ if TYPE_CHECKING:
 
 NEEDS: Final = ("torch", "safetensors", "tokenizers")
 """What the extra `cuda` installs."""
-LANGS: Final = frozenset({"zh", "en", "ja", "ko", "de", "fr", "ru", "pt", "es", "it"})
-ENCODER_VERSION: Final = "1"
-"""Of prompts: that of `reference_prompt`, which needs torch."""
 GPU_ROWS, CPU_ROWS = 64, 4
 POSITIONS: Final = 2048
 """Columns of a prompt and frames of a piece: a reference of a minute has 760, a piece that fills up its limit 1,290."""
-EDGE_BYTES: Final = 1 << 16
-"""Read of both ends of a weight file, to tell weights apart that nobody gave a revision."""
 
 
 class Qwen3Engine:
@@ -51,7 +47,7 @@ class Qwen3Engine:
         self._loaded: tuple[Model, Loop] | None = None
 
     def languages(self, backend: str) -> frozenset[str]:  # noqa: ARG002 - all sizes speak the same
-        return LANGS
+        return frozenset(LANGUAGE_NAMES)
 
     def availability(self) -> Available | Unavailable:
         if missing := _missing():
@@ -148,7 +144,7 @@ class Qwen3Engine:
 
     def _prompt_version(self) -> str:
         """Of the encoder, and of the weights: another revision hears otherwise."""
-        return f"{ENCODER_VERSION}-{_revision(self.backends[0])}"
+        return f"{qwen3.ENCODER_VERSION}-{checkpoints.revision(self.backends[0])}"
 
 
 class Qwen3Large(Qwen3Engine):
@@ -165,29 +161,6 @@ class Qwen3Small(Qwen3Engine):
 
 def _missing() -> list[str]:
     return [name for name in NEEDS if find_spec(name) is None]
-
-
-def _revision(backend: str) -> str:
-    """Which weights these are: the commit that was pulled, or, of a person's own, how their files begin and end."""
-    try:
-        found = checkpoints.standing(backend)
-        if found.path is None or found.problem is not None:
-            return "none"
-        return (found.revision or f"local-{_fingerprint(found.path)}")[:18]
-    except (AfterwordsError, OSError):
-        return "none"
-
-
-def _fingerprint(folder: Path) -> str:
-    digest = sha256()
-    for path in sorted([*folder.rglob("config.json"), *folder.rglob("*.safetensors")]):
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            digest.update(f"{path.relative_to(folder).as_posix()} {size} ".encode())
-            for place in (0, max(0, size - EDGE_BYTES)):
-                file.seek(place)
-                digest.update(file.read(EDGE_BYTES))
-    return digest.hexdigest()
 
 
 def _has_gpu() -> bool:

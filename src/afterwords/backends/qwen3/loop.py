@@ -9,96 +9,26 @@ from __future__ import annotations
 import atexit
 import threading
 from collections import deque
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import StrEnum
-from queue import SimpleQueue
 from typing import Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from afterwords.backends.qwen3.codec_decoder import CodecDecoder, DecoderState
 from afterwords.backends.qwen3.codec_transformer import Window
-from afterwords.backends.qwen3.config import Sampling
 from afterwords.backends.qwen3.frames import Frames
 from afterwords.backends.qwen3.prompt import Prompt
 from afterwords.backends.qwen3.rows import Rows
 from afterwords.backends.qwen3.talker import Talker, Utterance
+from afterwords.backends.qwen3.turns import Finish, LoopClosedError, Turn, goes_round
+from afterwords.riff import Samples
 
-Samples = NDArray[np.float32]
-
+Speech = Turn[Prompt, DecoderState]
 BURSTS: Final = (1, 2, 4, 8)
 """Frames between two looks at the device: few at first, so that an utterance is heard at once, then more."""
 ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
 POSITION_BUCKETS: Final = (256, 512, 1024, 2048, 4096)
 """Sizes that a frame is run at; the smallest that holds what is spoken is taken."""
-LOOP_FRAMES: Final = 50
-LOOP_MAX_PERIOD: Final = 12
-"""First codes that go round in a period of up to 12 frames for 4 s are no speech any more."""
-
-
-class Finish(StrEnum):
-    """Why an utterance ended."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    RUNAWAY = "runaway"
-    CANCELLED = "cancelled"
-
-
-class LoopClosedError(RuntimeError):
-    """Nobody speaks here any more."""
-
-
-@dataclass(slots=True, eq=False)
-class Turn:
-    """One utterance on its way through the loop.
-
-    Attributes:
-        primed: the codec behind the voice's reference; None begins in silence.
-        sound: samples as they come, float32 of shape (n,), then None.
-        is_awaited: whether somebody is reading it, or it is spoken ahead of its time.
-        finish: why it ended, as soon as it has, though its sound may not have been read yet.
-        error: what broke it.
-        first_codes: of the last frames, to tell when they go round.
-    """
-
-    prompt: Prompt = field(repr=False)
-    primed: DecoderState | None = field(repr=False)
-    max_frames: int
-    sampling: Sampling
-    sound: SimpleQueue[Samples | None] = field(default_factory=SimpleQueue, repr=False)
-    is_awaited: bool = False
-    is_cancelled: bool = False
-    finish: Finish | None = None
-    error: Exception | None = None
-    n_decoded: int = 0
-    first_codes: deque[int] = field(default_factory=lambda: deque(maxlen=LOOP_FRAMES), repr=False)
-
-    @property
-    def n_columns(self) -> int:
-        return len(self.prompt.columns)
-
-    def heard(self) -> Iterator[Samples]:
-        """The sound as it comes; behind it, `finish` and `error` say how it ended. Who stops reading gives it up."""
-        self.is_awaited = True
-        try:
-            while (sound := self.sound.get()) is not None:
-                yield sound
-        finally:
-            self.give_up()
-
-    def give_up(self) -> None:
-        """Free its row soon. Whoever hands a turn in reads it to its end, or gives it up."""
-        self.is_cancelled = True
-
-    def end(self, finish: Finish, error: Exception | None = None) -> None:
-        """Let who reads it know that no more comes."""
-        self.finish, self.error = finish, error
-        self.sound.put(None)
 
 
 class Loop:
@@ -119,15 +49,15 @@ class Loop:
         self._frames = Frames(talker)
         self._rows: Rows = talker.new_rows(n_rows, n_positions)  # here, so that who loads hears that memory ran out
         self._state = decoder.new_state(n_rows)
-        self._waiting: deque[Turn] = deque()
-        self._active: list[Turn] = []  # by row
+        self._waiting: deque[Speech] = deque()
+        self._active: list[Speech] = []  # by row
         self._awake = threading.Condition()
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="qwen3", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # a thread that runs torch while the interpreter goes down takes it down hard
 
-    def hand_in(self, turn: Turn) -> None:
+    def hand_in(self, turn: Speech) -> None:
         """Have a turn spoken as soon as there is a row for it.
 
         Raises:
@@ -207,7 +137,7 @@ class Loop:
             else:
                 self._active.append(turn)
 
-    def _next_in(self) -> Turn | None:
+    def _next_in(self) -> Speech | None:
         """Who may join now."""
         n_free = self._n_rows - len(self._active)
         with self._awake:
@@ -299,11 +229,3 @@ def first_rows(state: DecoderState, n_rows: int) -> DecoderState:
 def rows_that_fit(free_bytes: int, *, row_bytes: int, most: int) -> int:
     """How many rows a GPU has room for: twice, since a frame is recorded beside those that speak, and with a rest."""
     return max(n for n in (1, *ROW_BUCKETS) if n == 1 or (n <= most and 2 * n * row_bytes <= 0.7 * free_bytes))
-
-
-def goes_round(codes: deque[int]) -> bool:
-    """Whether the last frames repeat one short pattern over and over."""
-    if len(codes) < LOOP_FRAMES:
-        return False
-    last = list(codes)
-    return any(last[period:] == last[:-period] for period in range(1, LOOP_MAX_PERIOD + 1))

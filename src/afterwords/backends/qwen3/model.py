@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,7 @@ from afterwords.backends.qwen3.reference_prompt import PromptForm, ReferenceProm
 from afterwords.backends.qwen3.speaker import SpeakerEncoder
 from afterwords.backends.qwen3.talker import Talker
 from afterwords.backends.qwen3.tokenizer import TextTokenizer
+from afterwords.backends.qwen3.turns import Turn
 from afterwords.backends.qwen3.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -141,6 +142,13 @@ class Model:
         return self.prompts.in_context(
             text, reference_ids=voice.prompt.text_ids, codes=codes, speaker=speaker, language=language
         )
+
+    def turn(
+        self, voice: VoiceOnDevice, text: str, lang: str, *, max_frames: int, seed: int
+    ) -> Turn[Prompt, DecoderState]:
+        """One utterance, to be handed in to a loop, drawn as the checkpoint says."""
+        sampling = replace(self.config.sampling, seed=seed)
+        return Turn(self.prompt(voice, text, lang), voice.primed, max_frames=max_frames, sampling=sampling)
 
     def n_tokens(self, text: str) -> int:
         """How many tokens a text has."""

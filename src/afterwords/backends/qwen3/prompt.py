@@ -1,13 +1,4 @@
-"""What the talker is given before it speaks: columns of text laid over codes, and the text that follows frame by frame.
-
-A column is the sum of a text track and a code track:
-
-    text  | role (3) | pad ... pad            bos | the text, or the reference's text and the text
-    codes |          | think, language, speaker, pad | bos, and in context the frames of the reference
-
-In context, the model continues a recording whose words it is told; with a speaker embedding alone, it starts anew.
-Source: qwen-tts 0.1.1, `Qwen3TTSForConditionalGeneration.generate` in its streaming mode.
-"""
+"""Prompts for the talker in torch: the columns of a layout, summed up, and the text that follows them."""
 
 from __future__ import annotations
 
@@ -19,6 +10,7 @@ from torch import Tensor
 
 from afterwords.backends.qwen3.config import ModelConfig
 from afterwords.backends.qwen3.embeddings import Embeddings
+from afterwords.backends.qwen3.layout import Layout, lay_out
 from afterwords.backends.qwen3.tokenizer import TextTokenizer
 
 
@@ -59,11 +51,8 @@ class Prompts:
         Raises:
             ValueError: the text is empty, or the language is none of the checkpoint's.
         """
-        first, *rest = self._text(text)
-        first_text = self._embeddings.text(self._ids([first]))
-        start = first_text + self._embeddings.control([self._config.talker.codes.bos])
-        columns = torch.cat([self._head(speaker, language), start])
-        return Prompt(columns, torch.tensor([*rest, self._config.tokens.eos]))
+        layout = lay_out(self._config, self._tokenizer.role, self.tokens(text), language=language)
+        return self._written(layout, speaker, [])
 
     @torch.inference_mode()
     def in_context(
@@ -82,42 +71,25 @@ class Prompts:
             ValueError: the text is empty, the codes are none, or the language is none of the checkpoint's.
         """
         codes = self._checked(codes)
-        tokens, control = self._config.tokens, self._config.talker.codes
-        spoken = [*reference_ids, *self._text(text), tokens.eos]
-        frames = self._embeddings.frames(codes)
-        track = torch.cat([self._embeddings.control([control.bos]), frames])
-        over, trailing = spoken[: len(track)], spoken[len(track) :]
-        over += [tokens.pad] * (len(track) - len(over))
-        laid = self._embeddings.text(self._ids(over)) + track
-        return Prompt(torch.cat([self._head(speaker, language), laid]), torch.tensor(trailing, dtype=torch.int64))
+        layout = lay_out(
+            self._config,
+            self._tokenizer.role,
+            self.tokens(text),
+            reference_ids=reference_ids,
+            n_frames=len(codes),
+            language=language,
+        )
+        return self._written(layout, speaker, [self._embeddings.frames(codes)])
 
-    def _head(self, speaker: Tensor, language: str | None) -> Tensor:
-        """The columns before any text: role, language and speaker."""
-        control, tokens = self._config.talker.codes, self._config.tokens
+    def _written(self, layout: Layout, speaker: Tensor, frames: list[Tensor]) -> Prompt:
+        """The columns of a layout, with the frames of a reference if there are any."""
         if speaker.shape != (self._config.talker.stack.hidden,):
             raise ValueError(f"a speaker embedding of shape {tuple(speaker.shape)} is none of this model's")
-        if language is None:
-            steering = [control.no_think, control.think_bos, control.think_eos]
-        else:
-            steering = [control.think, control.think_bos, self._language(language), control.think_eos]
-        speaker = speaker.to(self._embeddings.codes)[None]
-        track = torch.cat([self._embeddings.control(steering), speaker, self._embeddings.control([control.pad])])
-        over = [*self._tokenizer.role, *[tokens.pad] * (len(track) - 1), tokens.bos]
-        columns = self._embeddings.text(self._ids(over))
-        columns[len(self._tokenizer.role) :] += track
-        return columns
-
-    def _text(self, text: str) -> list[int]:
-        ids = self.tokens(text)
-        if not ids:
-            raise ValueError("there is no text to speak")
-        return ids
-
-    def _language(self, name: str) -> int:
-        languages = self._config.talker.languages
-        if name not in languages:
-            raise ValueError(f"the language {name!a} is none of {', '.join(sorted(languages))}")
-        return languages[name]
+        heard = self._embeddings
+        track = [heard.control(layout.steering), speaker.to(heard.codes)[None], heard.control(layout.closing), *frames]
+        columns = heard.text(torch.tensor(layout.text, device=heard.codes.device))
+        columns[len(self._tokenizer.role) :] += torch.cat(track)
+        return Prompt(columns, torch.tensor(layout.trailing, dtype=torch.int64))
 
     def _checked(self, codes: Tensor) -> Tensor:
         n_groups, n_codes = self._config.talker.n_code_groups, self._config.predictor.vocab
@@ -127,6 +99,3 @@ class Prompts:
         if codes.min() < 0 or codes.max() >= n_codes:
             raise ValueError(f"codes must lie between 0 and {n_codes - 1}")
         return codes.to(self._embeddings.offsets.device)
-
-    def _ids(self, ids: list[int]) -> Tensor:
-        return torch.tensor(ids, device=self._embeddings.codes.device)

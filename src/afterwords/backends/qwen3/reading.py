@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
 from afterwords.backends.base import Chunk
-from afterwords.backends.qwen3.loop import Finish, Loop, LoopClosedError, Samples, Turn
+from afterwords.backends.qwen3.turns import Finish, LoopClosedError, Turn
 from afterwords.errors import EmptyTextError, SynthesisError
+from afterwords.riff import Samples
 from afterwords.text import chunks
 
 if TYPE_CHECKING:
-    from afterwords.backends.qwen3.model import Model, VoiceOnDevice
     from afterwords.models import SpeechTask
 
 PIECE_CHARS: Final = 280
@@ -29,12 +28,27 @@ DENSE_LANGS: Final = frozenset({"zh", "ja", "ko"})
 AHEAD: Final = 3
 """Pieces of one text that are spoken before they are asked for."""
 PAUSE_S: Final = 0.15
+SAMPLE_RATE: Final = 24_000
 FADE: Final = 120
 """Samples, 5 ms, over which a piece comes and goes, so that pieces join without a click."""
 FRAMES_PER_TOKEN, FRAMES_MORE = 6, 50
 """An utterance of more frames than 6 a token and 4 s does not end by itself any more. Source: measured upstream."""
 TRIES: Final = 3
 """A piece that ran away before any of it was heard is spoken again, with another seed."""
+
+
+class Model(Protocol):
+    """What a reading asks of a loaded checkpoint; voices and turns are of its own kind."""
+
+    def n_tokens(self, text: str) -> int: ...
+
+    def turn(self, voice: Any, text: str, lang: str, *, max_frames: int, seed: int) -> Turn[Any, Any]: ...
+
+
+class Loop(Protocol):
+    """Who speaks turns."""
+
+    def hand_in(self, turn: Any) -> None: ...
 
 
 def pieces_of(text: str, lang: str, model: Model) -> list[str]:
@@ -52,10 +66,10 @@ def pieces_of(text: str, lang: str, model: Model) -> list[str]:
 class Reading:
     """One text, read aloud once."""
 
-    def __init__(self, model: Model, loop: Loop, voice: VoiceOnDevice, task: SpeechTask) -> None:
+    def __init__(self, model: Model, loop: Loop, voice: Any, task: SpeechTask) -> None:
         self._model, self._loop, self._voice, self._task = model, loop, voice, task
         self._pieces: Sequence[str] = pieces_of(task.text, task.lang, model)
-        self._turns: dict[int, Turn] = {}  # those handed in, by their piece
+        self._turns: dict[int, Turn[Any, Any]] = {}  # those handed in, by their piece
         self._seed = random.getrandbits(63) if task.seed is None else task.seed
 
     def chunks(self) -> Generator[Chunk, None, None]:
@@ -93,7 +107,7 @@ class Reading:
                 break
         raise self._failed(turn) from turn.error
 
-    def _failed(self, turn: Turn) -> SynthesisError:
+    def _failed(self, turn: Turn[Any, Any]) -> SynthesisError:
         if turn.finish is Finish.CANCELLED:
             why = f"it raised {type(turn.error).__name__}" if turn.error else "it was closed meanwhile"
         elif turn.finish is Finish.STOP:
@@ -112,12 +126,8 @@ class Reading:
     def _hand_in(self, number: int, *, attempt: int) -> None:
         piece = self._pieces[number]
         seed = (self._seed + 1_000_003 * number + 7_919 * attempt) % 2**63  # each piece and try draws its own
-        turn = Turn(
-            self._model.prompt(self._voice, piece, self._task.lang),
-            self._voice.primed,
-            max_frames=FRAMES_PER_TOKEN * self._model.n_tokens(piece) + FRAMES_MORE,
-            sampling=replace(self._model.config.sampling, seed=seed),
-        )
+        max_frames = FRAMES_PER_TOKEN * self._model.n_tokens(piece) + FRAMES_MORE
+        turn = self._model.turn(self._voice, piece, self._task.lang, max_frames=max_frames, seed=seed)
         try:
             self._loop.hand_in(turn)
         except LoopClosedError as error:
@@ -141,4 +151,4 @@ def smoothed(sounds: Iterator[Samples], *, pause_s: float) -> Iterator[Samples]:
         last = sound[-1]
         yield sound
     fall = np.linspace(1, 0, FADE, dtype=np.float32)
-    yield np.concatenate([last * fall, np.zeros(round(pause_s * 24_000), np.float32)])
+    yield np.concatenate([last * fall, np.zeros(round(pause_s * SAMPLE_RATE), np.float32)])

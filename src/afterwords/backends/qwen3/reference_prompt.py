@@ -10,30 +10,43 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from afterwords.audio import resample
+from afterwords.backends import qwen3
+from afterwords.riff import Samples
 
 if TYPE_CHECKING:
     from afterwords.backends.qwen3.codec_config import CodecConfig
-    from afterwords.backends.qwen3.codec_encoder import CodecEncoder
     from afterwords.backends.qwen3.config import ModelConfig
-    from afterwords.backends.qwen3.speaker import SpeakerEncoder
 
-ENCODER_VERSION: Final = "1"
-"""Goes up whenever a change in how references are encoded makes older prompts worth making again."""
 SILENCE_S: Final = 0.5
 """Laid behind a reference before it is encoded: without it the last sound of the reference begins what is spoken."""
 MAX_BYTES: Final = 1 << 20
 """More than the codes of half an hour."""
 
-Samples = NDArray[np.float32]
+
+class HearsCodes(Protocol):
+    """A codec's encoder: samples of shape (n,), float32 at its rate, to codes of shape (n_frames, n_codebooks)."""
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    def encode(self, samples: Samples) -> NDArray[np.uint16]: ...
+
+
+class HearsSpeaker(Protocol):
+    """A speaker encoder: samples of shape (n,), float32 at its rate, to an embedding of shape (speaker_width,)."""
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    def embed(self, samples: Samples) -> Samples: ...
 
 
 class StalePromptError(ValueError):
@@ -87,7 +100,7 @@ class ReferencePrompt:
         tensors: dict[str, NDArray[Any]] = {"speaker": self.speaker}
         if self.codes is not None:
             tensors |= {"codes": self.codes, "text_ids": np.array(self.text_ids, np.int32)}
-        facts = {"encoder": ENCODER_VERSION, "model": form.model, "recording": self.recording}
+        facts = {"encoder": qwen3.ENCODER_VERSION, "model": form.model, "recording": self.recording}
         return save(tensors, metadata=facts | {"digest": _digest(facts, tensors)})
 
     @classmethod
@@ -103,7 +116,7 @@ class ReferencePrompt:
             StalePromptError: it is of another version, model or recording, or damaged.
         """
         facts, tensors = _read(content)
-        _check_facts(facts, {"encoder": ENCODER_VERSION, "model": form.model}, recording)
+        _check_facts(facts, {"encoder": qwen3.ENCODER_VERSION, "model": form.model}, recording)
         if facts.get("digest") != _digest({k: v for k, v in facts.items() if k != "digest"}, tensors):
             raise StalePromptError("it is damaged")
         _check_tensors(tensors, form)
@@ -117,8 +130,8 @@ def make_prompt(
     sample_rate: int,
     *,
     text_ids: Sequence[int] = (),
-    encoder: CodecEncoder,
-    speaker: SpeakerEncoder,
+    encoder: HearsCodes,
+    speaker: HearsSpeaker,
 ) -> ReferencePrompt:
     """Make the prompt of a voice.
 
@@ -135,13 +148,11 @@ def make_prompt(
     """
     if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
         raise ValueError(f"samples of shape {samples.shape} are no mono recording of finite numbers")
-    heard = speaker.embed(_sound(samples, sample_rate, speaker.sample_rate))
+    embedding = speaker.embed(_sound(samples, sample_rate, speaker.sample_rate))
     codes = None
     if text_ids:
         sound = _sound(samples, sample_rate, encoder.sample_rate)
-        silence = sound.new_zeros(round(SILENCE_S * encoder.sample_rate))
-        codes = encoder.encode(torch.cat([sound, silence])).cpu().numpy().astype(np.uint16)
-    embedding = heard.float().cpu().numpy()
+        codes = encoder.encode(np.pad(sound, (0, round(SILENCE_S * encoder.sample_rate))))
     return ReferencePrompt(embedding, codes, tuple(text_ids), recording_digest(samples, sample_rate))
 
 
@@ -150,8 +161,8 @@ def recording_digest(samples: Samples, sample_rate: int) -> str:
     return sha256(f"{sample_rate} ".encode() + samples.astype("<f4").tobytes()).hexdigest()
 
 
-def _sound(samples: Samples, from_rate: int, to_rate: int) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(resample(samples, from_rate, to_rate), np.float32))
+def _sound(samples: Samples, from_rate: int, to_rate: int) -> Samples:
+    return np.ascontiguousarray(resample(samples, from_rate, to_rate), np.float32)
 
 
 def _digest(facts: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> str:

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from afterwords.acoustics import mel_filters
 from afterwords.backends.qwen3.affine import take_affine
+from afterwords.riff import Samples
 
 if TYPE_CHECKING:
     from afterwords.backends.qwen3.config import SpeakerConfig
@@ -54,21 +55,23 @@ class SpeakerEncoder:
         self._last = take_affine(weights, f"{name}.fc", (config.width, 2 * channels[-1], 1))
         weights.check_all_taken(f"{name}.")
 
-    def embed(self, samples: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def embed(self, samples: Samples) -> Samples:
         """Tell who speaks.
 
         Args:
-            samples: shape (n_samples,), at least 0.1 s, in [-1, 1], at `sample_rate`.
+            samples: shape (n_samples,), at least 0.1 s, float32 in [-1, 1], at `sample_rate`.
 
         Returns:
-            The embedding, shape (width,), in the weights' dtype.
+            The embedding, float32 of shape (width,).
         """
-        x = self._first(self.hear(samples)[None])
+        x = self._first(self.hear(torch.from_numpy(samples))[None])
         heard = []
         for block in self._blocks:
             x = block(x)
             heard.append(x)
-        return functional.conv1d(self._pool(self._join(torch.cat(heard, dim=1))), *self._last)[0, :, 0]
+        embedding = functional.conv1d(self._pool(self._join(torch.cat(heard, dim=1))), *self._last)[0, :, 0]
+        return embedding.float().cpu().numpy()
 
     def hear(self, samples: Tensor) -> Tensor:
         """Log mel frames of shape (n_mels, n_frames): 1024 samples each, every 256."""
