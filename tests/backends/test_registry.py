@@ -64,6 +64,35 @@ def test_a_broken_plug_in_is_listed_with_the_reason_and_hides_no_other(tmp_path:
     assert rows["lite"]["is_available"]
 
 
+KIND = """
+from afterwords.backends.base import Available, Unavailable
+from afterwords.backends.tone import ToneEngine
+class Parrot(ToneEngine):
+    name = "{name}"
+    backends = ("parrot",)
+    def availability(self):
+        return {state}
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "taken"),
+    [
+        ("Available(is_slow=True)", "Available()", "second"),
+        ("Available()", "Available()", "first"),
+        ("Unavailable('a', 'b')", "Available(is_slow=True)", "second"),
+        ("Unavailable('a', 'b', is_foreign=True)", "Unavailable('c', 'd')", "second"),
+        ("Unavailable('a', 'b')", "Unavailable('c', 'd', is_foreign=True)", "first"),
+    ],
+)
+def test_of_two_engines_for_one_backend_the_fitter_one_is_taken(
+    tmp_path: Path, first: str, second: str, taken: str
+) -> None:
+    for name, state in (("first", first), ("second", second)):
+        install(tmp_path, name, KIND.format(name=name, state=state), f"{name}:Parrot")
+    assert listed(tmp_path)["parrot"]["engine"] == taken
+
+
 def test_tone_is_offered_only_by_name(tmp_path: Path) -> None:
     assert "tone" not in [backend.name for backend in registry.backends(config(tmp_path))]
     assert [backend.name for backend in registry.backends(config(tmp_path, "tone"))] == ["tone"]

@@ -64,10 +64,17 @@ class Available:
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """The engine can't run here: why, and the command or action that mends it."""
+    """The engine can't run here.
+
+    Attributes:
+        reason: why.
+        fix: the command or action that mends it.
+        is_foreign: it is made for other machines than this one, so another engine's reason is the one to tell.
+    """
 
     reason: str
     fix: str
+    is_foreign: bool = False
 
 
 @runtime_checkable

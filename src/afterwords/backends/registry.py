@@ -28,7 +28,10 @@ HIDDEN: Final = frozenset({"tone"})
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One backend and whether it can run here. `engine` is None where the plug-in could not be loaded."""
+    """One backend and whether it can run here. `engine` is None where the plug-in could not be loaded.
+
+    Where several engines offer it, this is the fittest of them; among equals, the first by the name of its entry point.
+    """
 
     name: str
     engine_name: str
@@ -44,6 +47,13 @@ class Backend:
         return isinstance(self.state, Available) and self.state.is_slow
 
     @property
+    def fitness(self) -> int:
+        """How well its engine suits this machine: the larger, the better."""
+        if isinstance(self.state, Available):
+            return 2 if self.state.is_slow else 3
+        return 0 if self.state.is_foreign else 1
+
+    @property
     def languages(self) -> frozenset[str]:
         return self.engine.languages(self.name) if self.engine else frozenset()
 
@@ -51,7 +61,10 @@ class Backend:
 def backends(config: Config | None = None) -> list[Backend]:
     """All backends that are offered here, best first, whether or not they can run."""
     config = config or load_config()
-    found = {backend.name: backend for point in _entry_points() for backend in _backends_of(point)}
+    found: dict[str, Backend] = {}
+    for backend in (backend for point in _entry_points() for backend in _backends_of(point)):
+        if backend.name not in found or backend.fitness > found[backend.name].fitness:
+            found[backend.name] = backend
     if config.backends is not None:
         return [found[name] for name in config.backends if name in found]
     rank = {name: place for place, name in enumerate(PREFERENCE)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Generator
 from importlib.util import find_spec
@@ -51,11 +52,13 @@ class Qwen3Engine:
 
     def availability(self) -> Available | Unavailable:
         if missing := _missing():
-            return Unavailable(f"{', '.join(missing)} is not installed", 'pip install "afterwords[cuda]"')
+            fix = 'pip install "afterwords[cuda]"'
+            return Unavailable(f"{', '.join(missing)} is not installed", fix, is_foreign=sys.platform == "darwin")
         try:
             checkpoints.locate(self.backends[0])
         except AfterwordsError as error:
-            return Unavailable(error.message.rstrip("."), error.hint.rstrip("."))
+            is_foreign = sys.platform == "darwin"  # no Mac has a GPU of NVIDIA's
+            return Unavailable(error.message.rstrip("."), error.hint.rstrip("."), is_foreign=is_foreign)
         if self._loaded is None:  # they may have been pulled since
             self.prompt_version = self._prompt_version()
         if _has_gpu():
