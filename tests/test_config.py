@@ -65,6 +65,21 @@ def test_fault_words_work_only_with_testing_set_to_one(tmp_path: Path, value: st
     assert configured(tmp_path, AFTERWORDS_TESTING=value).is_testing is is_testing
 
 
+def test_the_mlx_engine_is_set_by_weights_and_seconds(tmp_path: Path) -> None:
+    config = configured(tmp_path, "idle_unload_s = 60\n", AFTERWORDS_MLX_WEIGHTS="4bit")
+    assert (config.mlx_weights, config.idle_unload_s) == ("4bit", 60)
+    assert configured(tmp_path, AFTERWORDS_IDLE_UNLOAD_S="0").idle_unload_s == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("MLX_WEIGHTS", "16bit"), ("IDLE_UNLOAD_S", "soon"), ("IDLE_UNLOAD_S", "-1"), ("IDLE_UNLOAD_S", "inf")],
+)
+def test_what_the_mlx_engine_can_t_be_set_to_is_named(tmp_path: Path, key: str, value: str) -> None:
+    with pytest.raises(InvalidOptionError, match=key.lower()):
+        configured(tmp_path, **{f"AFTERWORDS_{key}": value})
+
+
 @pytest.mark.parametrize("toml", ["whisper = ", "\x00", "whisper 5"])
 def test_file_that_is_not_toml_is_named(tmp_path: Path, toml: str) -> None:
     with pytest.raises(UnreadableFileError, match=r"config\.toml"):

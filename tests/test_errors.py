@@ -58,6 +58,8 @@ EXAMPLES: list[AfterwordsError] = [
     errors.AudioDeviceError("Recording", why="none was found"),
     errors.TranscriberError("no model was found"),
     errors.ModelNotHereError("qwen3-1.7b"),
+    errors.TooLittleMemoryError("qwen3-1.7b", needed_bytes=5 * 10**9, room_bytes=10**9, fitting=[]),
+    errors.TooLittleMemoryError("qwen3-1.7b", needed_bytes=5 * 10**9, room_bytes=10**9, fitting=["qwen3-0.6b-4bit"]),
     errors.OfflineError("qwen3-1.7b"),
     errors.ModelBusyError("qwen3-1.7b"),
     errors.UnknownModelError(HOSTILE, known=["qwen3-1.7b"]),

@@ -45,7 +45,7 @@ class Checkpoint:
     """Weights with a name.
 
     Attributes:
-        name: that of the backend that speaks with them.
+        name: that of the backend that speaks with them, and for MLX that of the weights behind it.
         repository: where the hub has them.
         needs: patterns of which each must be met; `*` does not reach into folders.
         takes: patterns of further files that are wanted. Weights are safetensors only: a pickle runs what it holds.
@@ -77,6 +77,11 @@ CHECKPOINTS: Final = {
     for name, repository in (
         ("qwen3-1.7b", "Qwen/Qwen3-TTS-12Hz-1.7B-Base"),
         ("qwen3-0.6b", "Qwen/Qwen3-TTS-12Hz-0.6B-Base"),
+        *(
+            (f"qwen3-{size}-{weights}", f"mlx-community/Qwen3-TTS-12Hz-{size.upper()}-Base-{weights}")
+            for size in ("1.7b", "0.6b")
+            for weights in ("bf16", "8bit", "4bit")
+        ),
     )
 }
 

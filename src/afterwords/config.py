@@ -10,8 +10,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from afterwords.errors import InvalidOptionError, UnreadableFileError
+
+IDLE_UNLOAD_S: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,8 @@ class Config:
         whisper: folder or name of a faster-whisper model for transcripts.
         kokoro_onnx: a Kokoro-82M ONNX file to use in place of the packaged one.
         models: a folder with one folder of weights for each backend; None keeps them in `models` in the home folder.
+        mlx_weights: "bf16", "8bit" or "4bit", whichever the MLX engine shall load; None lets it choose by memory.
+        idle_unload_s: seconds that the MLX engine keeps its weights after it last spoke; 0 keeps them for ever.
         is_offline: whether nothing may be downloaded.
         is_testing: whether the fault words of the `tone` engine work.
     """
@@ -33,14 +38,16 @@ class Config:
     whisper: str | None = None
     kokoro_onnx: Path | None = None
     models: Path | None = None
+    mlx_weights: str | None = None
+    idle_unload_s: float = IDLE_UNLOAD_S
     is_offline: bool = False
     is_testing: bool = False
 
 
 def load_config(environ: Mapping[str, str] | None = None) -> Config:
-    """Read the settings: `AFTERWORDS_HOME`, `_BACKENDS`, `_WHISPER`, `_KOKORO_ONNX`, `_MODELS`, `_OFFLINE`, `_TESTING`,
-    or the same in lower case, without the prefix, in `config.toml` in the home folder. `HF_HUB_OFFLINE` counts as
-    `AFTERWORDS_OFFLINE`.
+    """Read the settings: `AFTERWORDS_HOME`, `_BACKENDS`, `_WHISPER`, `_KOKORO_ONNX`, `_MODELS`, `_MLX_WEIGHTS`,
+    `_IDLE_UNLOAD_S`, `_OFFLINE`, `_TESTING`, or the same in lower case, without the prefix, in `config.toml` in the
+    home folder. `HF_HUB_OFFLINE` counts as `AFTERWORDS_OFFLINE`.
 
     Raises:
         UnreadableFileError: config.toml is there but is not TOML.
@@ -54,6 +61,8 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
         value = env.get(f"AFTERWORDS_{key.upper()}") or file.get(key)
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             value = ",".join(value)
+        if key == "idle_unload_s" and isinstance(value, int | float):
+            value = str(value)
         if value is not None and not isinstance(value, str):
             raise InvalidOptionError(f"config.toml: {key}", value=value, allowed="a string")
         return value or None
@@ -67,6 +76,8 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
         whisper=setting("whisper"),
         kokoro_onnx=Path(kokoro_onnx).expanduser() if kokoro_onnx else None,
         models=Path(models).expanduser().absolute() if models else None,
+        mlx_weights=_one_of("mlx_weights", setting("mlx_weights"), ("bf16", "8bit", "4bit")),
+        idle_unload_s=_seconds("idle_unload_s", setting("idle_unload_s"), default=IDLE_UNLOAD_S),
         is_offline=any(_is_yes(told) for told in (setting("offline"), env.get("HF_HUB_OFFLINE"))),
         is_testing=env.get("AFTERWORDS_TESTING") == "1",
     )
@@ -74,6 +85,22 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
 
 def _is_yes(told: str | None) -> bool:
     return (told or "").lower() in {"1", "on", "yes", "true"}  # what the hub's own client takes
+
+
+def _one_of(key: str, told: str | None, allowed: tuple[str, ...]) -> str | None:
+    if told is not None and told not in allowed:
+        raise InvalidOptionError(key, value=told, allowed=", ".join(allowed))
+    return told
+
+
+def _seconds(key: str, told: str | None, *, default: float) -> float:
+    try:
+        value = default if told is None else float(told)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise InvalidOptionError(key, value=told, allowed="a number of seconds, 0 or more")
+    return value
 
 
 def _home(env: Mapping[str, str]) -> Path:

@@ -57,11 +57,12 @@ def test_list_shows_what_is_whole_what_is_partial_and_what_is_absent(hub: Loopba
         pull(NAME)
 
     listed = run("models", "list")
-    head, partial, absent = listed.out.splitlines()
+    head, partial, absent, *mlx = listed.out.splitlines()
     assert head.split() == ["name", "state", "size", "repository", "revision", "where"]
     assert partial.split()[:2] == [NAME, "partial"]
     assert COMMIT[:12] in partial
     assert absent.split() == ["qwen3-0.6b", "absent", "-", "Qwen/Qwen3-TTS-12Hz-0.6B-Base", "-", "-"]
+    assert mlx[0].split()[3] == "mlx-community/Qwen3-TTS-12Hz-1.7B-Base-bf16"
     assert "was not pulled to the end" in listed.err
 
     pull(NAME)

@@ -20,7 +20,7 @@ the person. No message repeats text, a transcript or a key.
     ├── VoiceNotFoundError                 no such voice (exit 4)
     ├── UnavailableError                   this machine lacks something (exit 1)
     │   ├── MissingExtraError · BackendUnavailableError · AudioDeviceError · TranscriberError
-    │   └── ModelNotHereError · OfflineError · ModelBusyError
+    │   └── ModelNotHereError · TooLittleMemoryError · OfflineError · ModelBusyError
     ├── UnknownModelError                  no such model can be pulled (exit 4)
     ├── ForeignModelError                  a folder of weights that a person brought here (exit 1)
     ├── SynthesisError                     an engine could not speak (exit 7)
@@ -110,6 +110,7 @@ from afterwords.errors.machine import (
     SpeechReadError,
     StorageFullError,
     SynthesisError,
+    TooLittleMemoryError,
     TranscriberError,
     UnavailableError,
     UnknownModelError,
@@ -272,6 +273,7 @@ __all__ = [
     "SynthesisError",
     "TextError",
     "TextTooLongError",
+    "TooLittleMemoryError",
     "TooManyChunksError",
     "TooManyConcurrentRequestsError",
     "TranscriberError",

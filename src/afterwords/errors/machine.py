@@ -78,6 +78,20 @@ class ModelNotHereError(UnavailableError):
         super().__init__(f"The model {name} {why}.", hint=f"afterwords models pull {name}")
 
 
+class TooLittleMemoryError(UnavailableError):
+    """Weights that this machine has no room for."""
+
+    code = "too_little_memory"
+
+    def __init__(self, name: str, *, needed_bytes: int, room_bytes: int, fitting: Sequence[str]) -> None:
+        other = f"use {' or '.join(fitting)}" if fitting else "use the backend lite, which needs 1 GB"
+        super().__init__(
+            f"The model {name} needs {needed_bytes / 1e9:.1f} GB of memory; this machine can give it "
+            f"{room_bytes / 1e9:.1f} GB.",
+            hint=f"{other}.",
+        )
+
+
 class OfflineError(UnavailableError):
     code = "offline"
 

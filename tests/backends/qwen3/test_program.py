@@ -75,7 +75,7 @@ def test_the_slow_engine_is_not_taken_of_itself(me: dict[str, str]) -> None:
 
 
 def test_what_is_missing_is_listed_with_its_fix(settings: dict[str, str], tmp_path: Path) -> None:
-    code = "import sys; sys.modules['torch'] = None; from afterwords.cli import main; main()"  # as if not installed
+    code = "import sys; sys.modules['torch'] = sys.modules['mlx'] = None; from afterwords.cli import main; main()"  # as if not installed
     both = settings | {"AFTERWORDS_BACKENDS": "qwen3-1.7b,qwen3-0.6b", "COLUMNS": "200"}
     without_torch = run("backends", python=code, env=environment(both))
     assert without_torch.out.count('torch is not installed; fix: pip install "afterwords[cuda]"') == 2
@@ -91,7 +91,7 @@ def test_listing_and_speaking_with_lite_load_no_torch(settings: dict[str, str], 
         "states = [backend.state for backend in registry.backends()]\n"
         "engine = registry.engine_for(registry.choose('lite'))\n"
         "engine.load('lite')\n"
-        "assert 'torch' not in sys.modules"
+        "assert not {'torch', 'mlx', 'mlx_audio'} & sys.modules.keys()"
     )
     done = run(python=code, env=environment(settings | {"AFTERWORDS_BACKENDS": ""}))
     assert done.code == 0, done.err

@@ -128,6 +128,7 @@ class Reading:
         seed = (self._seed + 1_000_003 * number + 7_919 * attempt) % 2**63  # each piece and try draws its own
         max_frames = FRAMES_PER_TOKEN * self._model.n_tokens(piece) + FRAMES_MORE
         turn = self._model.turn(self._voice, piece, self._task.lang, max_frames=max_frames, seed=seed)
+        turn.is_seeded = self._task.seed is not None
         try:
             self._loop.hand_in(turn)
         except LoopClosedError as error:

@@ -99,7 +99,8 @@ class ReferencePrompt:
         """The bytes to keep beside the voice, about 400 of them for a second of the reference."""
         tensors: dict[str, NDArray[Any]] = {"speaker": self.speaker}
         if self.codes is not None:
-            tensors |= {"codes": self.codes, "text_ids": np.array(self.text_ids, np.int32)}
+            codes = np.ascontiguousarray(self.codes)  # safetensors writes memory as it lies, whatever its order
+            tensors |= {"codes": codes, "text_ids": np.array(self.text_ids, np.int32)}
         facts = {"encoder": qwen3.ENCODER_VERSION, "model": form.model, "recording": self.recording}
         return save(tensors, metadata=facts | {"digest": _digest(facts, tensors)})
 

@@ -51,6 +51,7 @@ class Turn(Generic[PromptT, PrimedT]):
     Attributes:
         primed: the codec behind the voice's reference; None begins in silence.
         sound: samples as they come, float32 of shape (n,), then None.
+        is_seeded: its seed was asked for, so it shall sound the same whoever speaks beside it.
         is_awaited: whether somebody is reading it, or it is spoken ahead of its time.
         finish: why it ended, as soon as it has, though its sound may not have been read yet.
         error: what broke it.
@@ -62,6 +63,7 @@ class Turn(Generic[PromptT, PrimedT]):
     max_frames: int
     sampling: Sampling
     sound: SimpleQueue[Samples | None] = field(default_factory=SimpleQueue, repr=False)
+    is_seeded: bool = False
     is_awaited: bool = False
     is_cancelled: bool = False
     finish: Finish | None = None

@@ -1,0 +1,173 @@
+"""The plug-ins: Qwen3-TTS through MLX behind the Engine protocol, one engine for each size of the model.
+
+On Apple Silicon it speaks on the GPU; on Linux, with `mlx[cpu]`, slowly. Which checkpoint it loads is chosen by memory,
+or set. Listing engines imports this module, so MLX and all that needs it stands inside the functions that speak.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Generator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final
+
+from afterwords import checkpoints
+from afterwords.backends import qwen3
+from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress
+from afterwords.backends.idle import Idle
+from afterwords.backends.qwen3.engine import Qwen3Engine
+from afterwords.config import load_config
+from afterwords.errors import AfterwordsError, MissingExtraError, ModelNotHereError, TooLittleMemoryError
+
+if TYPE_CHECKING:
+    from afterwords.models import SpeechTask
+
+NEEDS: Final = ("mlx", "mlx_audio", "safetensors", "tokenizers")
+"""What the extra `mlx` installs."""
+ROWS: Final = 4
+POSITIONS: Final = 2048
+"""Columns of a prompt and frames of a piece: a reference of a minute has 760, a piece that fills up its limit 1,290."""
+NEEDED_BYTES: Final = {
+    "qwen3-1.7b": {"bf16": 5_600_000_000, "8bit": 4_100_000_000, "4bit": 3_300_000_000},
+    "qwen3-0.6b": {"bf16": 3_500_000_000, "8bit": 3_000_000_000, "4bit": 2_700_000_000},
+}
+"""What the published checkpoints take, the most alike first. Computed of their parameters: quantized ones have 8.5 or
+4.5 bits with their scales, embeddings and speaker encoder 16, the codec 32; and a gigabyte for what speaking takes."""
+SPEAKING_BYTES: Final = 1_000_000_000
+CHOSEN_SHARE, MOST_SHARE = 0.5, 0.75
+"""Of this machine's memory, which a Mac's GPU shares with all else: up to which weights are chosen, and may be set."""
+
+
+class MlxEngine(Qwen3Engine):
+    """One size of Qwen3-TTS, loaded when it is first needed, and given back when nobody has spoken for a while."""
+
+    name = "mlx"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.max_concurrent = ROWS
+        self._idle = Idle(self.close, after_s=load_config().idle_unload_s)
+
+    def availability(self) -> Available | Unavailable:
+        if not (_is_apple_silicon() or find_spec("mlx")):
+            return Unavailable("MLX is made for Macs with Apple Silicon", "use another engine", is_foreign=True)
+        if missing := _missing():
+            return Unavailable(f"{', '.join(missing)} is not installed", 'pip install "afterwords[mlx]"')
+        try:
+            checkpoint = self._checkpoint()
+        except AfterwordsError as error:
+            return Unavailable(error.message.rstrip("."), error.hint.rstrip("."))
+        if self._loaded is None:  # they may have been pulled since
+            self.prompt_version = self._prompt_version()
+        if _is_apple_silicon():
+            return Available(f"Apple Silicon, weights {checkpoint}, 24 kHz, ten languages")
+        return Available(f"MLX on the CPU, slowly; weights {checkpoint}, 24 kHz, ten languages", is_slow=True)
+
+    def load(self, backend: str, progress: Progress = ignore_progress) -> None:
+        with self._idle.busy():
+            super().load(backend, progress)
+
+    def prepare(self, reference: Reference, progress: Progress = ignore_progress, *, fast: bool = False) -> bytes:
+        with self._idle.busy():
+            return super().prepare(reference, progress, fast=fast)
+
+    def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
+        with self._idle.busy():
+            yield from super().synthesize(task)
+
+    def close(self) -> None:
+        with self._lock:
+            parts, self._loaded = self._loaded, None
+        if parts is None:
+            return
+        parts[1].close()
+        del parts
+        import mlx.core as mx
+
+        from afterwords.backends.mlx.owner import owner
+
+        owner().run(mx.clear_cache)
+
+    def _load(self, progress: Progress) -> tuple[Any, Any]:
+        if _missing():
+            raise MissingExtraError("mlx", purpose="Speaking with Qwen3-TTS on Apple Silicon")
+        checkpoint = self._checkpoint()
+        folder = checkpoints.locate(checkpoint)
+        self._check_memory(checkpoint)
+        from afterwords.backends.mlx.loop import Loop
+        from afterwords.backends.mlx.model import Model
+        from afterwords.backends.mlx.owner import owner
+
+        version = self._prompt_version()
+        model = Model(folder, name=f"{checkpoint} {version}", owner=owner(), progress=progress)
+        n_positions = min(POSITIONS, model.config.talker.max_positions)
+        self.prompt_version = version
+        return model, Loop(model, owner(), n_rows=ROWS, n_positions=n_positions)
+
+    def _checkpoint(self) -> str:
+        """Which checkpoint to load: the one that was set, or of those that are here the best that fits well.
+
+        Raises:
+            ModelNotHereError: none that may be used is here.
+            ModelFileError: a file of it is missing or cut.
+        """
+        (backend,) = self.backends
+        needed, room = NEEDED_BYTES[backend], CHOSEN_SHARE * _memory_bytes()
+        if (wanted := load_config().mlx_weights) is not None:
+            checkpoints.locate(f"{backend}-{wanted}")
+            return f"{backend}-{wanted}"
+        by_choice = sorted(needed, key=lambda weights: needed[weights] > room)
+        names = [*(f"{backend}-{weights}" for weights in by_choice), backend]
+        found = [checkpoints.standing(name) for name in names]
+        if whole := next((standing for standing in found if standing.state is checkpoints.State.WHOLE), None):
+            return whole.checkpoint.name
+        if problem := next((standing.problem for standing in found if standing.problem is not None), None):
+            raise problem
+        raise ModelNotHereError(names[0])
+
+    def _check_memory(self, checkpoint: str) -> None:
+        """Refuse weights that this machine has no room for.
+
+        Raises:
+            TooLittleMemoryError: says how much is needed, and what would fit.
+        """
+        room = int(MOST_SHARE * _memory_bytes())
+        needed = checkpoints.standing(checkpoint).present_bytes + SPEAKING_BYTES
+        if needed > room:
+            sizes = {f"{name}-{weights}": size for name, of in NEEDED_BYTES.items() for weights, size in of.items()}
+            fitting = [name for name, size in sizes.items() if size <= room]
+            raise TooLittleMemoryError(checkpoint, needed_bytes=needed, room_bytes=room, fitting=fitting)
+
+    def _prompt_version(self) -> str:
+        """Of the encoder, and of the weights: another revision hears otherwise."""
+        try:
+            return f"{qwen3.ENCODER_VERSION}-{checkpoints.revision(self._checkpoint())}"
+        except AfterwordsError:
+            return f"{qwen3.ENCODER_VERSION}-none"
+
+
+class MlxLarge(MlxEngine):
+    """1.7 billion parameters."""
+
+    backends: tuple[str, ...] = ("qwen3-1.7b",)
+
+
+class MlxSmall(MlxEngine):
+    """0.6 billion parameters."""
+
+    backends: tuple[str, ...] = ("qwen3-0.6b",)
+
+
+def _missing() -> list[str]:
+    return [name for name in NEEDS if find_spec(name) is None]
+
+
+def _is_apple_silicon() -> bool:
+    return sys.platform == "darwin" and platform.machine() == "arm64"
+
+
+def _memory_bytes() -> int:
+    """All the memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,215 @@
+"""The loop that speaks: turns of one voice are spoken side by side, groups of them by turns, on the owner's thread.
+
+Whoever wants to speak hands in a `Turn` and reads its sound from it. Each round speaks some frames of every group, then
+looks at what came of them; between rounds the thread is free for whatever else is asked of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterwords.backends.mlx.codec import CodecState
+from afterwords.backends.mlx.group import Group
+from afterwords.backends.mlx.model import Model, Script
+from afterwords.backends.mlx.owner import Owner
+from afterwords.backends.qwen3.turns import Finish, LoopClosedError, Turn, goes_round
+from afterwords.riff import Samples
+
+Speech = Turn[Script, CodecState]
+BURSTS: Final = (1, 2, 4, 8)
+"""Frames between two looks at the device: few at first, so that an utterance is heard at once, then more."""
+
+
+class Loop:
+    """Speaks turns, up to `n_rows` at once; more wait.
+
+    Args:
+        model: speaks them.
+        owner: of the thread that runs MLX.
+        n_rows: utterances at once.
+        n_positions: the longest prompt and its frames.
+    """
+
+    def __init__(self, model: Model, owner: Owner, *, n_rows: int, n_positions: int) -> None:
+        self._model, self._owner = model, owner
+        self._n_rows, self._n_positions = n_rows, n_positions
+        self._waiting: deque[Speech] = deque()
+        self._groups: list[tuple[Group, list[Speech]]] = []
+        self._lock = threading.Lock()
+        self._is_running, self._is_closing = False, False
+
+    def hand_in(self, turn: Speech) -> None:
+        """Have a turn spoken as soon as there is a row for it.
+
+        Raises:
+            LoopClosedError: it was closed.
+        """
+        with self._lock:
+            if self._is_closing:
+                raise LoopClosedError
+            if turn.max_frames < 1:
+                turn.end(Finish.LENGTH)
+                return
+            self._waiting.append(turn)
+            self._go_on()
+
+    def close(self) -> None:
+        """Break off what is spoken."""
+        with self._lock:
+            self._is_closing = True
+        try:
+            self._owner.run(self._let_go)
+        except RuntimeError:  # the interpreter is going down, and nobody runs MLX any more
+            self._let_all_go()
+
+    # -- on the owner's thread -----------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """Ask for a round, unless one is asked for. Called with the lock held."""
+        if self._is_running or not (self._waiting or self._groups):
+            return
+        try:
+            self._owner.later(self._round)
+        except RuntimeError as error:  # the interpreter is going down
+            self._is_closing = True
+            raise LoopClosedError from error
+        self._is_running = True
+
+    def _round(self) -> None:
+        try:
+            self._let_go()
+            self._admit()
+            for number in reversed(range(len(self._groups))):
+                self._burst(number)
+        except Exception as error:  # noqa: BLE001 - of this device: it ends those who speak, not the loop
+            self._let_all_go(error)
+        with self._lock:
+            self._is_running = False
+            with suppress(LoopClosedError):
+                self._go_on()
+                return
+        self._let_all_go()
+
+    def _let_go(self) -> None:
+        """Free the rows of those whom nobody listens to any more."""
+        for number in reversed(range(len(self._groups))):
+            _, turns = self._groups[number]
+            gone = [row for row, turn in enumerate(turns) if turn.is_cancelled or self._is_closing]
+            self._end(number, dict.fromkeys(gone, Finish.CANCELLED))
+        with self._lock:
+            gone_waiting = [turn for turn in self._waiting if turn.is_cancelled or self._is_closing]
+            self._waiting = deque(turn for turn in self._waiting if turn not in gone_waiting)
+        for turn in gone_waiting:
+            turn.end(Finish.CANCELLED)
+
+    def _let_all_go(self, error: Exception | None = None) -> None:
+        with self._lock:
+            turns = [*self._waiting, *(turn for _, turns in self._groups for turn in turns)]
+            self._waiting.clear()
+            self._groups.clear()
+        for turn in turns:
+            turn.end(Finish.CANCELLED, error)
+
+    def _admit(self) -> None:
+        """Let those join who may: whoever is awaited goes first, with those of the same voice behind it."""
+        while turns := self._next_in():
+            try:
+                longest = turns[0].n_columns + max(turn.max_frames for turn in turns)
+                if longest > self._n_positions:
+                    raise ValueError(f"a prompt of {turns[0].n_columns} columns is too long for {self._n_positions}")
+                scripts = [turn.prompt for turn in turns]
+                group = Group(self._model, scripts, [turn.sampling for turn in turns])
+            except Exception as error:  # noqa: BLE001 - too long, or memory ran out: the others go on
+                for turn in turns:
+                    turn.end(Finish.CANCELLED, error)
+            else:
+                self._groups.append((group, turns))
+
+    def _next_in(self) -> list[Speech]:
+        """Who may join now, as one group."""
+        n_free = self._n_rows - sum(len(turns) for _, turns in self._groups)
+        with self._lock:
+            if n_free < 1 or not self._waiting:
+                return []
+            first = next((turn for turn in self._waiting if turn.is_awaited), None)
+            if first is None:
+                if any(not turn.n_decoded for _, turns in self._groups for turn in turns):
+                    return []  # what is spoken ahead of its time waits until all others are heard
+                first = self._waiting[0]
+            mates = [turn for turn in self._waiting if turn is first or _fit(turn, first)][:n_free]
+            turns = [first, *(turn for turn in mates if turn is not first)][:n_free]
+            self._waiting = deque(turn for turn in self._waiting if turn not in turns)
+            return turns
+
+    def _burst(self, number: int) -> None:
+        """Speak some frames in every row of a group, then let everybody hear theirs."""
+        group, turns = self._groups[number]
+        try:
+            for _ in range(next((burst for burst in BURSTS if group.n_frames < 2 * burst - 1), BURSTS[-1])):
+                group.frame()
+            codes, is_sane = group.spoken()
+            ends = self._told(group, turns, codes, is_sane)
+        except Exception as error:  # noqa: BLE001 - of this device: it ends those who speak, not the loop
+            for turn in turns:
+                turn.end(Finish.CANCELLED, error)
+            del self._groups[number]
+        else:
+            self._end(number, ends)
+
+    def _told(
+        self, group: Group, turns: list[Speech], codes: NDArray[np.int32], is_sane: NDArray[np.bool_]
+    ) -> dict[int, Finish]:
+        """Give each turn its new sound, and see which have ended."""
+        eos = self._model.config.talker.codes.eos
+        lengths, ends = [], {}
+        for row, turn in enumerate(turns):
+            if not is_sane[row]:
+                turn.error = FloatingPointError("the model computed no number")
+                ends[row] = Finish.CANCELLED
+            stops = np.flatnonzero(codes[row, :, 0] == eos)
+            left = turn.max_frames - turn.n_decoded
+            n_new = min(int(stops[0]) if len(stops) else codes.shape[1], left)
+            codes[row, n_new:] = 0  # within the codebooks, and never heard
+            turn.first_codes.extend(codes[row, :n_new, 0].tolist())
+            lengths.append(0 if turn.error else n_new)
+            if row in ends:
+                continue
+            if len(stops) and stops[0] < left:
+                ends[row] = Finish.STOP
+            elif n_new == left:
+                ends[row] = Finish.LENGTH
+            elif goes_round(turn.first_codes):
+                ends[row] = Finish.RUNAWAY
+        self._heard(turns, group.sound(codes), lengths, ends)
+        return ends
+
+    def _heard(self, turns: list[Speech], sound: list[Samples], lengths: list[int], ends: dict[int, Finish]) -> None:
+        for row, turn in enumerate(turns):
+            turn.n_decoded += lengths[row]
+            turn.finish = ends.get(row)  # before its sound: who hears the first of it shall know of a bad end
+            if lengths[row]:
+                turn.sound.put(sound[row][: lengths[row] * self._model.decoder.samples_per_frame].copy())
+
+    def _end(self, number: int, ends: dict[int, Finish]) -> None:
+        """End rows of a group; the group goes with the last of them."""
+        group, turns = self._groups[number]
+        for row, finish in ends.items():
+            turns[row].end(finish, turns[row].error)
+        kept = [row for row in range(len(turns)) if row not in ends]
+        if not kept:
+            del self._groups[number]
+        elif ends:
+            group.keep(kept)
+            self._groups[number] = group, [turns[row] for row in kept]
+
+
+def _fit(turn: Speech, first: Speech) -> bool:
+    """Whether a turn can be spoken in one group with another."""
+    is_free = not (turn.is_seeded or first.is_seeded)  # a device may round otherwise in company
+    return is_free and turn.prompt.voice is first.prompt.voice and turn.n_columns == first.n_columns

@@ -1,0 +1,217 @@
+"""One checkpoint in MLX: what hears references, writes prompts, and makes speech of them.
+
+All that computes here runs on the thread of `Owner`; texts are laid out on whatever thread asks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from afterwords.backends.base import Progress, Reference, ignore_progress
+from afterwords.backends.mlx.codec import CodecDecoder, CodecState
+from afterwords.backends.mlx.owner import Owner
+from afterwords.backends.mlx.parts import CODEC, load_parts
+from afterwords.backends.qwen3.codec_config import CodecConfig, read_codec_config
+from afterwords.backends.qwen3.config import LANGUAGE_NAMES, ModelConfig, read_config
+from afterwords.backends.qwen3.layout import Layout, lay_out
+from afterwords.backends.qwen3.reference_prompt import PromptForm, ReferencePrompt, make_prompt
+from afterwords.backends.qwen3.tokenizer import TextTokenizer
+from afterwords.backends.qwen3.turns import Turn
+from afterwords.riff import Samples
+
+VOICES_KEPT: Final = 16
+"""Voices whose frames and codec stand ready in memory: some 5 MB each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One utterance on paper.
+
+    Attributes:
+        layout: of its prompt.
+        voice: whose it is.
+    """
+
+    layout: Layout = field(repr=False)
+    voice: ReferencePrompt
+
+    @property
+    def columns(self) -> Sequence[int]:
+        """One for each position that the talker hears before it speaks."""
+        return self.layout.text
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """A voice in MLX's memory: what the talker hears of it, and the codec behind its reference."""
+
+    speaker: mx.array
+    frames: mx.array
+    primed: CodecState
+
+
+class Model:
+    """A loaded checkpoint.
+
+    Attributes:
+        network: mlx-audio's talker and speaker encoder.
+        decoder: makes sound.
+        form: what its prompts look like.
+    """
+
+    def __init__(self, folder: Path, *, name: str, owner: Owner, progress: Progress = ignore_progress) -> None:
+        """Load a checkpoint.
+
+        Args:
+            folder: of it.
+            name: what its prompts say they were made for.
+            owner: of the thread that runs MLX.
+            progress: told how far it is.
+
+        Raises:
+            ModelFileError: a file is missing, damaged or of another model.
+        """
+        self.config: ModelConfig = read_config(folder)
+        self.codec: CodecConfig = read_codec_config(folder / CODEC)
+        self._tokenizer = TextTokenizer(folder, self.config.tokens, vocab=self.config.talker.text_vocab)
+        self.form = PromptForm.of(name, self.config, self.codec)
+        self._owner = owner
+        self._reading = threading.Lock()
+        self._prompts: OrderedDict[bytes, ReferencePrompt] = OrderedDict()
+        self._standing: OrderedDict[ReferencePrompt, _Standing] = OrderedDict()
+        progress(0.05, "loading the weights")
+        parts = owner.run(lambda: load_parts(folder))
+        self.network, self._codec = parts.network, parts.codec
+        self.decoder = CodecDecoder(
+            parts.codec.decoder, window=self.codec.decoder.window, samples_per_frame=self.codec.decode_upsample_rate
+        )
+        progress(1.0, "done")
+
+    def hear(self, reference: Reference) -> ReferencePrompt:
+        """Make the prompt of a voice: in context where its words are known, else its speaker embedding alone."""
+        text_ids = self._tokenizer.encode(reference.text) if reference.text else []
+        samples, rate = reference.samples, reference.sample_rate
+        codes, speaker = _Codes(self), _Speaker(self)
+        return self._owner.run(lambda: make_prompt(samples, rate, text_ids=text_ids, encoder=codes, speaker=speaker))
+
+    def voice(self, prompt: bytes) -> ReferencePrompt:
+        """The voice of a prompt, the same object as long as it is in use.
+
+        Raises:
+            StalePromptError: it is no prompt of this model.
+        """
+        with self._reading:
+            if prompt not in self._prompts:
+                self._prompts[prompt] = ReferencePrompt.from_bytes(prompt, self.form)
+                while len(self._prompts) > VOICES_KEPT:
+                    self._prompts.popitem(last=False)
+            self._prompts.move_to_end(prompt)
+            return self._prompts[prompt]
+
+    def n_tokens(self, text: str) -> int:
+        """How many tokens a text has."""
+        return len(self._tokenizer.encode(text))
+
+    def turn(
+        self, voice: ReferencePrompt, text: str, lang: str, *, max_frames: int, seed: int
+    ) -> Turn[Script, CodecState]:
+        """One utterance, to be handed in to a loop, drawn as the checkpoint says."""
+        language = LANGUAGE_NAMES.get(lang)
+        layout = lay_out(
+            self.config,
+            self._tokenizer.role,
+            self._tokenizer.encode(text),
+            reference_ids=voice.text_ids,
+            n_frames=0 if voice.codes is None else len(voice.codes),
+            language=language if language in self.config.talker.languages else None,
+        )
+        sampling = replace(self.config.sampling, seed=seed)
+        return Turn(Script(layout, voice), None, max_frames=max_frames, sampling=sampling)
+
+    # -- on the owner's thread -----------------------------------------------------------------------------------
+
+    def columns(self, scripts: Sequence[Script]) -> mx.array:
+        """What the talker hears before it speaks, shape (n_rows, n_columns, hidden); all of one voice and length."""
+        text = self.text([script.layout.text for script in scripts])
+        layout, voice = scripts[0].layout, self.standing(scripts[0].voice)
+        steering, closing = self._control(layout.steering), self._control(layout.closing)
+        track = mx.concatenate([steering, voice.speaker, closing, voice.frames])
+        return mx.concatenate([text[:, : -len(track)], text[:, -len(track) :] + track], axis=1)
+
+    def text(self, ids: Sequence[Sequence[int]]) -> mx.array:
+        """Text tokens as the talker hears them, shape (n_rows, n, hidden)."""
+        talker = self.network.talker
+        heard: mx.array = talker.text_projection(talker.get_text_embeddings()(mx.array([list(row) for row in ids])))
+        return heard
+
+    def frame_embedding(self, codes: Sequence[mx.array]) -> mx.array:
+        """The sum of the codes of a frame, each of shape (n,), as the talker hears it: shape (n, hidden)."""
+        talker = self.network.talker
+        total: mx.array = talker.get_input_embeddings()(codes[0])
+        for table, code in zip(talker.code_predictor.codec_embedding, codes[1:], strict=True):
+            total = total + table(code)
+        return total
+
+    def standing(self, voice: ReferencePrompt) -> _Standing:
+        """A voice in memory; the last few are kept there."""
+        if voice not in self._standing:
+            self._standing[voice] = self._placed(voice)
+            while len(self._standing) > VOICES_KEPT:
+                self._standing.popitem(last=False)
+                mx.clear_cache()
+        self._standing.move_to_end(voice)
+        return self._standing[voice]
+
+    def _placed(self, voice: ReferencePrompt) -> _Standing:
+        like = self.network.talker.get_input_embeddings()(mx.array([0]))
+        speaker = mx.array(voice.speaker)[None].astype(like.dtype)
+        if voice.codes is None:
+            return _Standing(speaker, like[:0], CodecState())
+        codes = mx.array(voice.codes.astype(np.int32))
+        frames = self.frame_embedding([codes[:, group] for group in range(codes.shape[1])])
+        mx.eval(speaker, frames)
+        return _Standing(speaker, frames, self.decoder.prime(voice.codes))
+
+    def _control(self, ids: Sequence[int]) -> mx.array:
+        heard: mx.array = self.network.talker.get_input_embeddings()(mx.array(list(ids)))
+        return heard
+
+
+@dataclass(frozen=True, slots=True)
+class _Codes:
+    """The codec's encoder, as `make_prompt` calls it."""
+
+    model: Any
+
+    @property
+    def sample_rate(self) -> int:
+        rate: int = self.model.codec.input_sample_rate
+        return rate
+
+    def encode(self, samples: Samples) -> NDArray[np.uint16]:
+        codes = self.model._codec.encode(mx.array(samples)[None, None])
+        return np.ascontiguousarray(codes[0].T, np.uint16)
+
+
+@dataclass(frozen=True, slots=True)
+class _Speaker:
+    """The speaker encoder, as `make_prompt` calls it."""
+
+    model: Any
+
+    @property
+    def sample_rate(self) -> int:
+        rate: int = self.model.config.speaker.sample_rate
+        return rate
+
+    def embed(self, samples: Samples) -> Samples:
+        return np.array(self.model.network.extract_speaker_embedding(mx.array(samples))[0].astype(mx.float32))

@@ -1,0 +1,270 @@
+"""The engine on a tiny checkpoint: the contract of all engines, and what is its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from afterwords.backends.base import Available, Engine, Reference, Unavailable
+from afterwords.backends.mlx import engine as engine_module
+from afterwords.backends.mlx import loop as loop_module
+from afterwords.backends.mlx.engine import MlxLarge, MlxSmall
+from afterwords.backends.mlx.group import Group
+from afterwords.backends.qwen3 import reading
+from afterwords.errors import EmptyTextError, MissingExtraError, SynthesisError, TooLittleMemoryError
+from afterwords.models import SpeechTask
+from afterwords.riff import Samples
+from afterwords.testing import EngineContract
+from afterwords.testing.engine_contract import TEXT
+
+SEED = 3  # random weights end an utterance by chance; with this seed they do
+TEXTS = ["Hello.", "The quick brown fox.", "It sleeps, for a while.", "In the sun."]
+
+
+@pytest.fixture(autouse=True)
+def here(models: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # after `home`, which clears it
+    monkeypatch.setenv("AFTERWORDS_MODELS", str(models))
+
+
+class TestMlx(EngineContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def engine(cls, models: Path) -> Iterator[Engine]:
+        assert (models / "qwen3-1.7b-bf16").is_dir()
+        engine = MlxLarge()
+        yield engine
+        engine.close()
+
+    def task(self, engine: Engine, prompt: bytes, *, text: str = TEXT, seed: int | None = SEED) -> SpeechTask:
+        return super().task(engine, prompt, text=text, seed=seed)
+
+    def test_a_voice_without_a_transcript_speaks_by_its_embedding_alone(self, engine: Engine) -> None:
+        reference = Reference(np.random.default_rng(0).normal(0, 0.1, 5 * 16_000).astype(np.float32), 16_000)
+        prompt = engine.prepare(reference)
+        assert "alone" in str(engine.describe(prompt)["speaks"])
+        tasks = [self.task(engine, prompt, text="In the sun.", seed=seed) for seed in range(5)]
+        assert any(len(_spoken(engine, task)) for task in tasks)  # random weights don't always find an end
+
+    def test_a_prompt_of_another_model_is_refused(self, engine: Engine, prompt: bytes) -> None:
+        with pytest.raises(SynthesisError, match="not a prompt for this model"):
+            self.speak(engine, self.task(engine, prompt[:-1] + bytes([prompt[-1] ^ 1])))
+        with pytest.raises(SynthesisError, match="its model is"):
+            list(MlxSmall().synthesize(self.task(engine, prompt)))
+
+    def test_many_speak_at_once_as_each_does_alone(self, engine: Engine, prompt: bytes) -> None:
+        tasks = [self.task(engine, prompt, text=text, seed=seed) for text in TEXTS for seed in (3,)]
+        alone = [_spoken(engine, task) for task in tasks]
+        together = at_once([lambda task=task: _spoken(engine, task) for task in tasks])
+        for one, many in zip(alone, together, strict=True):
+            np.testing.assert_allclose(one, many, atol=1e-4)
+
+    def test_those_of_one_voice_without_a_seed_are_spoken_in_one_group(
+        self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes: list[int] = []
+
+        class Counted(Group):
+            def __init__(self, model: object, scripts: list[object], samplings: list[object]) -> None:
+                sizes.append(len(scripts))
+                super().__init__(model, scripts, samplings)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(loop_module, "Group", Counted)  # how many speak at once can't be heard
+        task = self.task(engine, prompt, text="One two three. " * 60, seed=None)
+        speech = engine.synthesize(task)
+        next(speech, None)
+        speech.close()
+        assert max(sizes) > 1
+        sizes.clear()
+        speech = engine.synthesize(self.task(engine, prompt, text="One two three. " * 60))
+        next(speech, None)
+        speech.close()
+        assert set(sizes) == {1}
+
+    def test_the_first_chunk_is_one_frame_and_later_ones_are_longer(self, engine: Engine, prompt: bytes) -> None:
+        chunks = [len(chunk.samples) // 1920 for chunk in engine.synthesize(self.task(engine, prompt))]
+        assert chunks[0] == 1
+        assert max(chunks) == 8
+
+    def test_speech_that_does_not_end_is_no_speech(
+        self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(reading, "FRAMES_PER_TOKEN", 0)  # the ceiling, where random weights reach it
+        monkeypatch.setattr(reading, "FRAMES_MORE", 5)
+        with pytest.raises(SynthesisError, match="did not come to its end"):
+            self.speak(engine, self.task(engine, prompt))
+
+    def test_numbers_that_are_none_end_that_utterance_and_no_other(
+        self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hear = Group._heard
+        is_broken = True
+
+        def broken(group: Group, columns: mx.array) -> tuple[mx.array, mx.array]:
+            hidden, logits = hear(group, columns)
+            return hidden, logits * mx.nan if is_broken else logits
+
+        monkeypatch.setattr(Group, "_heard", broken)  # weights that overflow can't be had
+        with pytest.raises(SynthesisError, match="FloatingPointError"):
+            self.speak(engine, self.task(engine, prompt))
+        is_broken = False
+        assert len(self.speak(engine, self.task(engine, prompt)))
+
+    def test_what_goes_wrong_on_the_device_ends_those_who_speak_and_not_the_loop(
+        self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Group, "frame", _out_of_memory)  # a device that is full can't be had
+            with pytest.raises(SynthesisError, match="it raised MemoryError"):
+                self.speak(engine, self.task(engine, prompt))
+        assert len(self.speak(engine, self.task(engine, prompt)))
+
+    def test_who_speaks_while_it_is_closed_is_told_and_the_next_speaks_again(
+        self, engine: Engine, prompt: bytes
+    ) -> None:
+        speech = engine.synthesize(self.task(engine, prompt, text=TEXT * 9))
+        next(speech)
+        engine.close()
+        with pytest.raises(SynthesisError, match="closed meanwhile"):
+            list(speech)
+        assert len(self.speak(engine, self.task(engine, prompt)))
+
+    def test_what_holds_nothing_to_speak_is_refused(self, engine: Engine, prompt: bytes) -> None:
+        with pytest.raises(EmptyTextError):
+            self.speak(engine, self.task(engine, prompt, text="... — !"))
+
+    def test_two_who_load_and_listen_at_once_share_one_model(self, reference: Reference) -> None:
+        engine = MlxLarge()
+        prompts = at_once([lambda: engine.prepare(reference)] * 4)
+        assert len(set(map(len, prompts))) == 1
+        loaded = engine._loaded
+        assert len(self.speak(engine, self.task(engine, prompts[0])))
+        assert engine._loaded is loaded
+        engine.close()
+
+    def test_fifty_requests_take_no_more_memory_than_two(
+        self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(reading, "FRAMES_PER_TOKEN", 0)  # so that fifty don't take a minute
+        monkeypatch.setattr(reading, "FRAMES_MORE", 4)
+        used = []
+        for seed in range(52):
+            _spoken(engine, self.task(engine, prompt, text="In the sun.", seed=seed))
+            used.append(mx.get_active_memory())
+        assert max(used[2:]) <= max(used[:2]) + 2**20
+
+    def test_what_nobody_has_used_for_a_while_is_given_back_and_loads_anew(
+        self, prompt: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AFTERWORDS_IDLE_UNLOAD_S", "0.05")
+        engine = MlxLarge()
+        is_closed = threading.Event()
+        close = engine._idle._close
+
+        def noted() -> None:
+            close()
+            is_closed.set()
+
+        monkeypatch.setattr(engine._idle, "_close", noted)  # to wait for it without looking again and again
+        said = self.speak(engine, self.task(engine, prompt))
+        assert is_closed.wait(10)
+        assert engine._loaded is None
+        np.testing.assert_allclose(self.speak(engine, self.task(engine, prompt)), said, atol=1e-4)
+        engine.close()
+
+
+def at_once(calls: list) -> list:  # type: ignore[type-arg]
+    """What each call returns, all of them made at once."""
+    results: list[object] = [None] * len(calls)
+
+    def call(place: int) -> None:
+        results[place] = calls[place]()
+
+    threads = [threading.Thread(target=call, args=(place,)) for place in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def _spoken(engine: Engine, task: SpeechTask) -> Samples:
+    try:
+        return np.concatenate([chunk.samples for chunk in engine.synthesize(task)])
+    except SynthesisError:  # it ran on: alone and in company alike
+        return np.zeros(0, np.float32)
+
+
+def _out_of_memory(_: Group) -> None:
+    raise MemoryError
+
+
+def test_weights_are_chosen_by_memory_and_by_what_is_here(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFTERWORDS_MODELS", str(tmp_path))
+
+    def told(memory_gb: int) -> str:
+        monkeypatch.setattr(engine_module, "_memory_bytes", lambda: memory_gb * 10**9)  # of other machines
+        state = MlxLarge().availability()
+        return state.fix if isinstance(state, Unavailable) else state.note
+
+    assert [told(gb).split()[-1] for gb in (6, 7, 9, 12, 64)] == [
+        f"qwen3-1.7b-{weights}" for weights in ("bf16", "4bit", "8bit", "bf16", "bf16")
+    ]
+    (tmp_path / "qwen3-1.7b-4bit").symlink_to(checkpoint)
+    assert "weights qwen3-1.7b-4bit" in told(64)
+    (tmp_path / "qwen3-1.7b-bf16").symlink_to(checkpoint)
+    assert "weights qwen3-1.7b-bf16" in told(64)
+    assert "weights qwen3-1.7b-4bit" in told(8)
+    monkeypatch.setenv("AFTERWORDS_MLX_WEIGHTS", "8bit")
+    assert told(64) == "afterwords models pull qwen3-1.7b-8bit"
+    monkeypatch.delenv("AFTERWORDS_MLX_WEIGHTS")
+    (tmp_path / "qwen3-0.6b").symlink_to(checkpoint)
+    state = MlxSmall().availability()
+    assert isinstance(state, Available)
+    assert "weights qwen3-0.6b," in state.note  # as published for torch
+
+
+def test_a_machine_with_too_little_memory_is_told_what_fits(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert models.is_dir()
+    monkeypatch.setattr(engine_module, "_memory_bytes", lambda: 1_200_000_000)  # of another machine
+    with pytest.raises(TooLittleMemoryError, match=r"needs 1\.0 GB") as told:
+        MlxLarge().load("qwen3-1.7b")
+    assert "lite" in told.value.hint
+    monkeypatch.setattr(engine_module, "SPEAKING_BYTES", 4_000_000_000)
+    monkeypatch.setattr(engine_module, "_memory_bytes", lambda: 4_000_000_000)
+    with pytest.raises(TooLittleMemoryError) as told:
+        MlxLarge().load("qwen3-1.7b")
+    assert told.value.hint == "use qwen3-0.6b-8bit or qwen3-0.6b-4bit."
+
+
+@pytest.mark.parametrize("missing", ["mlx_audio", "safetensors", "tokenizers"])
+def test_without_a_part_of_its_extra_it_says_how_to_install_it(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "find_spec", lambda name: None if name == missing else name)
+    state = MlxLarge().availability()
+    assert isinstance(state, Unavailable)
+    assert (missing in state.reason, "afterwords[mlx]" in state.fix, state.is_foreign) == (True, True, False)
+    with pytest.raises(MissingExtraError):
+        MlxLarge().load("qwen3-1.7b")
+
+
+def test_a_machine_that_mlx_is_not_made_for_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "find_spec", lambda _: None)  # as on most of them
+    state = MlxLarge().availability()
+    assert isinstance(state, Unavailable)
+    assert state.is_foreign
+
+
+def test_on_apple_silicon_it_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = MlxLarge().availability()
+    assert isinstance(state, Available)
+    assert state.is_slow
+    monkeypatch.setattr(engine_module, "_is_apple_silicon", lambda: True)  # there is no such machine here
+    state = MlxLarge().availability()
+    assert isinstance(state, Available)
+    assert not state.is_slow
