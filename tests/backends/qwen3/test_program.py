@@ -75,7 +75,8 @@ def test_the_slow_engine_is_not_taken_of_itself(me: dict[str, str]) -> None:
 
 
 def test_what_is_missing_is_listed_with_its_fix(settings: dict[str, str], tmp_path: Path) -> None:
-    code = "import sys; sys.modules['torch'] = sys.modules['mlx'] = None; from afterwords.cli import main; main()"  # as if not installed
+    code = "import sys; sys.modules['torch'] = sys.modules['mlx'] = None; "  # as if neither were installed
+    code += "from afterwords.cli import main; main()"
     both = settings | {"AFTERWORDS_BACKENDS": "qwen3-1.7b,qwen3-0.6b", "COLUMNS": "200"}
     without_torch = run("backends", python=code, env=environment(both))
     assert without_torch.out.count('torch is not installed; fix: pip install "afterwords[cuda]"') == 2
