@@ -209,6 +209,16 @@ def test_a_lost_prompt_is_made_again(home: Path) -> None:
     assert prompt.read_bytes() != b"damaged"
 
 
+def test_a_prompt_can_be_made_before_anything_is_said(home: Path) -> None:
+    voice = clone()
+    (prompt,) = (home / "voices" / voice.voice_id / "prompts").iterdir()
+    prompt.unlink()
+    assert not studio.has_prompt(voice, "tone")
+    studio.make_prompt(voice, "tone")
+    assert studio.has_prompt(voice, "tone")
+    assert prompt.exists()
+
+
 def test_progress_runs_from_start_to_end() -> None:
     clone()
     told: list[float] = []

@@ -362,6 +362,26 @@ def likeness(voice: Voice) -> dict[str, float | str]:
 # -- prompts --------------------------------------------------------------------------------------------------
 
 
+def has_prompt(voice: Voice, backend: str) -> bool:
+    """Whether what a backend needs to speak with a voice is kept.
+
+    Raises:
+        InvalidBackendError, BackendUnavailableError: the backend can't run here.
+    """
+    engine = registry.engine_for(registry.choose(backend))
+    return _kept_prompt(library(), voice, engine, backend) is not None
+
+
+def make_prompt(voice: Voice, backend: str, *, progress: Progress = ignore_progress) -> None:
+    """Make what a backend needs to speak with a voice, unless it is kept.
+
+    Raises:
+        InvalidBackendError, BackendUnavailableError: the backend can't run here.
+        RecordingError: the reference can't be used.
+    """
+    _prompt(library(), voice, registry.engine_for(registry.choose(backend)), backend, progress)
+
+
 def _prompt_key(engine: Engine, backend: str, *, fast: bool) -> str:
     return f"{backend}-{engine.prompt_version}-{'fast' if fast else 'full'}"
 
