@@ -54,6 +54,12 @@ def outcomes(trips: list[travel.Trip]) -> dict[str, Outcome]:
     return {trip.name: trip.outcome for trip in trips}
 
 
+def test_a_voice_has_a_counterpart_only_where_it_was_brought(me: Voice, client: aw.Client) -> None:
+    assert travel.counterpart(me, client=client) is None
+    there = aw.push(me, client=client)
+    assert travel.counterpart(me, client=client) == there
+
+
 def test_a_pushed_voice_speaks_on_the_server(me: Voice, client: aw.Client) -> None:
     there = aw.push("me", client=client)
     assert (there.name, there.ref_sha256, there.consent) == ("me", me.ref_sha256, me.consent)

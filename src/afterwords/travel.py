@@ -148,6 +148,11 @@ def fetch(voice: Voice | str, *, client: Client, replace: bool = False) -> Trip:
         return Trip(saved.name, Outcome.PULLED, saved)
 
 
+def counterpart(voice: Voice, *, client: Client) -> Voice | None:
+    """The voice on a server that a voice of this library is; None where it was never brought there."""
+    return _looked_for(voice, client, _home()[1])[0]
+
+
 def _looked_for(here: Voice, client: Client, links: Links) -> tuple[Voice | None, list[Voice]]:
     """The voice on the server that this one is, by its link or its recording; and others there with its name."""
     for remote_id in links.there(client.base_url, here.voice_id):
