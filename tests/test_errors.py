@@ -65,6 +65,7 @@ EXAMPLES: list[AfterwordsError] = [
     errors.UnknownModelError(HOSTILE, known=["qwen3-1.7b"]),
     errors.ForeignModelError(Path(HOSTILE)),
     errors.SynthesisError("lite", why="it ran out of memory"),
+    errors.MeasurementTimeoutError("lite", waited_s=600),
     errors.SpeechReadError(),
     errors.ModelFileError("kokoro.onnx", why="was altered", hint="reinstall it."),
     errors.CorruptVoiceError(Path(HOSTILE), why="voice.json is not JSON"),

@@ -15,6 +15,7 @@ import typer
 from afterwords.cli import (
     account,
     backends,
+    bench,
     clone,
     demo,
     doctor,
@@ -70,6 +71,7 @@ app.add_typer(voices.app, name="voices")
 app.command("doctor")(doctor.doctor)
 app.command("verify")(verify.verify)
 app.command("backends")(backends.backends)
+app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
 app.command("push")(travel.push)

@@ -24,6 +24,7 @@ the person. No message repeats text, a transcript or a key.
     ├── UnknownModelError                  no such model can be pulled (exit 4)
     ├── ForeignModelError                  a folder of weights that a person brought here (exit 1)
     ├── SynthesisError                     an engine could not speak (exit 7)
+    ├── MeasurementTimeoutError            a backend took too long to measure (exit 9)
     ├── SpeechReadError                    a Speech was read twice
     ├── ModelFileError                     a weight file is missing or altered (exit 1)
     ├── LibraryError                       the voices on this disk (exit 1)
@@ -101,6 +102,7 @@ from afterwords.errors.machine import (
     ForeignModelError,
     LibraryBusyError,
     LibraryError,
+    MeasurementTimeoutError,
     MissingExtraError,
     ModelBusyError,
     ModelFileError,
@@ -233,6 +235,7 @@ __all__ = [
     "LostAudioError",
     "LostReferenceError",
     "MalformedWavError",
+    "MeasurementTimeoutError",
     "MethodNotAllowedError",
     "MissingExtraError",
     "MissingFieldError",

@@ -141,6 +141,19 @@ class SynthesisError(AfterwordsError):
         )
 
 
+class MeasurementTimeoutError(AfterwordsError):
+    """`afterwords bench` gave up on a backend, or on a server."""
+
+    code = "measurement_timeout"
+    http_status = 504
+    exit_code = 9
+
+    def __init__(self, name: str, *, waited_s: float) -> None:
+        super().__init__(
+            f"Measuring {name} took longer than {waited_s:g} s.", hint="give it longer: --timeout SECONDS."
+        )
+
+
 class SpeechReadError(AfterwordsError):
     """A Speech was read a second time."""
 

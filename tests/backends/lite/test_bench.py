@@ -1,0 +1,30 @@
+"""`afterwords bench` with the engine `lite`, whose voice was prepared before."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from afterwords import studio
+from afterwords.backends.lite import PROMPT_VERSION
+from tests.backends.lite.conftest import Enrolment
+from tests.cli.program import run
+from tests.conftest import READER
+
+
+def test_figures_tell_who_judged_and_that_the_judge_is_not_impartial(
+    enrolment: Enrolment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFTERWORDS_BACKENDS", "tone")
+    voice = studio.clone(READER, name="me", consent="public-domain")
+    studio.library().save_prompt(voice, f"lite-{PROMPT_VERSION}-fast", enrolment.prompt)
+
+    done = run("bench", "--text", "It is here.", "--json", env={"AFTERWORDS_BACKENDS": "lite"})
+
+    assert done.code == 0, done.err
+    (row,) = json.loads(done.out)
+    assert (row["backend"], row["prepare_s"], row["similarity_by"]) == ("lite", 0, "GE2E")
+    assert row["similarity"] > 0.6
+    assert row["memory_mib"] > 100
+    assert "which flatters it" in row["similarity_note"]
