@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from afterwords.backends.base import Progress, Reference, ignore_progress
 from afterwords.backends.mlx.codec import CodecDecoder, CodecState
+from afterwords.backends.mlx.frame import FrameSpeaker
 from afterwords.backends.mlx.owner import Owner
 from afterwords.backends.mlx.parts import CODEC, load_parts
 from afterwords.backends.qwen3.codec_config import CodecConfig, read_codec_config
-from afterwords.backends.qwen3.config import LANGUAGE_NAMES, ModelConfig, read_config
+from afterwords.backends.qwen3.config import LANGUAGE_NAMES, ModelConfig, Sampling, read_config
 from afterwords.backends.qwen3.layout import Layout, lay_out
 from afterwords.backends.qwen3.reference_prompt import PromptForm, ReferencePrompt, make_prompt
 from afterwords.backends.qwen3.tokenizer import TextTokenizer
@@ -87,6 +88,7 @@ class Model:
         self._owner = owner
         self._reading = threading.Lock()
         self._prompts: OrderedDict[bytes, ReferencePrompt] = OrderedDict()
+        self._speakers: dict[Sampling, FrameSpeaker] = {}
         self._standing: OrderedDict[ReferencePrompt, _Standing] = OrderedDict()
         progress(0.05, "loading the weights")
         parts = owner.run(lambda: load_parts(folder))
@@ -153,13 +155,12 @@ class Model:
         heard: mx.array = talker.text_projection(talker.get_text_embeddings()(mx.array([list(row) for row in ids])))
         return heard
 
-    def frame_embedding(self, codes: Sequence[mx.array]) -> mx.array:
-        """The sum of the codes of a frame, each of shape (n,), as the talker hears it: shape (n, hidden)."""
-        talker = self.network.talker
-        total: mx.array = talker.get_input_embeddings()(codes[0])
-        for table, code in zip(talker.code_predictor.codec_embedding, codes[1:], strict=True):
-            total = total + table(code)
-        return total
+    def speaker_of_frames(self, sampling: Sampling) -> FrameSpeaker:
+        """What speaks frames with such a sampling, whatever its seed; made and compiled once."""
+        drawing = replace(sampling, seed=0)
+        if drawing not in self._speakers:
+            self._speakers[drawing] = FrameSpeaker(self.network.talker, self.config, drawing)
+        return self._speakers[drawing]
 
     def standing(self, voice: ReferencePrompt) -> _Standing:
         """A voice in memory; the last few are kept there."""
@@ -177,7 +178,8 @@ class Model:
         if voice.codes is None:
             return _Standing(speaker, like[:0], CodecState())
         codes = mx.array(voice.codes.astype(np.int32))
-        frames = self.frame_embedding([codes[:, group] for group in range(codes.shape[1])])
+        groups = [codes[:, group] for group in range(codes.shape[1])]
+        frames = self.speaker_of_frames(self.config.sampling).embedding(groups)
         mx.eval(speaker, frames)
         return _Standing(speaker, frames, self.decoder.prime(voice.codes))
 

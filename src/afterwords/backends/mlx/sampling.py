@@ -25,7 +25,6 @@ def _mixed(z: mx.array) -> mx.array:
     return z ^ (z >> 31)
 
 
-@mx.compile
 def noise(seeds: mx.array, frame: mx.array, counters: mx.array) -> mx.array:
     """Gumbel noise: the code with the largest sum of logit and noise is a draw from their softmax.
 
