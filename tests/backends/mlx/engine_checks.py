@@ -214,7 +214,7 @@ def test_weights_are_chosen_by_memory_and_by_what_is_here(
         return state.fix if isinstance(state, Unavailable) else state.note
 
     assert [told(gb).split()[-1] for gb in (6, 7, 9, 12, 64)] == [
-        f"qwen3-1.7b-{weights}" for weights in ("bf16", "4bit", "8bit", "bf16", "bf16")
+        f"qwen3-1.7b-{weights}" for weights in ("4bit", "4bit", "8bit", "bf16", "bf16")
     ]
     (tmp_path / "qwen3-1.7b-4bit").symlink_to(checkpoint)
     assert "weights qwen3-1.7b-4bit" in told(64)

@@ -118,7 +118,9 @@ class MlxEngine(Qwen3Engine):
         if (wanted := load_config().mlx_weights) is not None:
             checkpoints.locate(f"{backend}-{wanted}")
             return f"{backend}-{wanted}"
-        by_choice = sorted(needed, key=lambda weights: needed[weights] > room)
+        by_choice = sorted(
+            needed, key=lambda weights: max(0, needed[weights] - room)
+        )  # those that fit, then smaller ones
         names = [*(f"{backend}-{weights}" for weights in by_choice), backend]
         found = [checkpoints.standing(name) for name in names]
         if whole := next((standing for standing in found if standing.state is checkpoints.State.WHOLE), None):
