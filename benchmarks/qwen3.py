@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -144,11 +145,11 @@ def ours(model: RandomModel, way: Way, n_rows: int, n_frames: int) -> Row:
             loop.close()
     firsts, lasts = sorted(rounds, key=lambda times: max(times[1]))[ROUNDS // 2]
     rows = _begun(model, n_rows, n_positions, n_frames)
-    n_operations = _operations(lambda: model.talker.frame(rows))
-    frames = Frames(model.talker) if way.is_captured else model.talker.frame
+    step = partial(Frames(model.talker) if way.is_captured else model.talker.frame, rows, with_top_p=False)
+    n_operations = _operations(partial(model.talker.frame, rows, with_top_p=False))
     return Row(
         n_rows,
-        step_ms=_step_ms(device, lambda: frames(rows), n_frames),
+        step_ms=_step_ms(device, step, n_frames),
         n_operations=None if way.has_kernels else n_operations,  # those of Triton don't pass through torch
         frame_ms=1000 * (max(lasts) - max(firsts)) / (n_frames - 1),
         first_ms=1000 * statistics.median(firsts),

@@ -6,6 +6,8 @@ machine with a GPU the same checks run on it, and a captured frame is compared b
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,7 +108,7 @@ def test_attend_at_one_position_for_all_rows() -> None:
 @dtypes
 @pytest.mark.parametrize("n_codes", [64, 1088, 100])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-@pytest.mark.parametrize("top_p", [None, 1.0, 0.6, 1e-6])
+@pytest.mark.parametrize("top_p", [None, math.inf, 0.6, 1e-6])
 def test_draw(n_codes: int, temperature: float, top_p: float | None, dtype: torch.dtype) -> None:
     """With another top_k in each row, and codes that are banned; no logit comes twice, which is up to chance."""
     n = 6
@@ -143,7 +145,7 @@ def talker(checkpoint: Path, chosen: ops.Ops, device: torch.device, dtype: torch
         return Talker(weights, read_config(checkpoint), max_positions=256, ops=chosen)
 
 
-def speak(chosen: Talker, *, captured: bool) -> list[list[list[int]]]:
+def speak(chosen: Talker, *, captured: bool, with_top_p: bool = False) -> list[list[list[int]]]:
     """Two rows of five, in a view of larger buffers."""
     rows = chosen.new_rows(8, 256)
     torch.manual_seed(0)
@@ -151,18 +153,22 @@ def speak(chosen: Talker, *, captured: bool) -> list[list[list[int]]]:
     prompt = Prompt(columns, torch.tensor([1, 2]))
     chosen.join(rows, [Utterance(row, prompt, 25, sampling) for row, sampling in enumerate((GREEDY, seeded(1)))])
     view = rows.view(4, 64)
-    frame = Frames(chosen) if captured else chosen.frame
+    frame: Callable[..., None] = Frames(chosen) if captured else chosen.frame
     with torch.inference_mode():
         for _ in range(25):
-            frame(view)
+            frame(view, with_top_p=with_top_p)
     return spoken(rows)
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize("module", [ops, kernels], ids=["torch", "kernels"])
-def test_captured_frames_speak_as_those_that_run_one_by_one(checkpoint: Path, module: ops.Ops) -> None:
+@pytest.mark.parametrize("with_top_p", [False, True])
+def test_captured_frames_speak_as_those_that_run_one_by_one(
+    checkpoint: Path, module: ops.Ops, with_top_p: bool
+) -> None:
     chosen = talker(checkpoint, module, DEVICE)
-    assert speak(chosen, captured=True) == speak(chosen, captured=False)
+    captured, plain = (speak(chosen, captured=way, with_top_p=with_top_p) for way in (True, False))
+    assert captured == plain
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="in the interpreter, the test above says the same")

@@ -16,6 +16,7 @@ import torch
 from afterwords.backends.qwen3.config import Sampling
 from afterwords.backends.qwen3.loop import Loop, Speech, rows_that_fit
 from afterwords.backends.qwen3.model import Model
+from afterwords.backends.qwen3.rows import Rows
 from afterwords.backends.qwen3.turns import LOOP_FRAMES, Finish, LoopClosedError, Turn, goes_round
 from afterwords.riff import Samples
 
@@ -131,7 +132,7 @@ def test_memory_that_runs_out_while_one_joins_ends_it_alone(
 def test_a_frame_that_fails_ends_those_who_speak_and_not_those_who_come(
     model: Model, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:  # stands for a device that fails now and then
+    def broken(*_: object, **__: object) -> None:  # stands for a device that fails now and then
         raise RuntimeError("an illegal memory access")
 
     monkeypatch.setattr(model.talker, "frame", broken)
@@ -143,6 +144,26 @@ def test_a_frame_that_fails_ends_those_who_speak_and_not_those_who_come(
     after = a_turn(model, max_frames=5)
     loop.hand_in(after)
     assert len(heard(after)) > 0
+
+
+def test_steps_limit_the_share_only_while_somebody_speaks_who_asks_for_it(
+    model: Model, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[bool] = []
+    frame = model.talker.frame
+
+    def noted(rows: Rows, *, with_top_p: bool) -> None:  # what steps are made of can't be heard
+        known.append(with_top_p)
+        frame(rows, with_top_p=with_top_p)
+
+    monkeypatch.setattr(model.talker, "frame", noted)
+    for limited in (Sampling(seed=SEED, predictor_top_p=0.9), Sampling(seed=SEED)):
+        turn = a_turn(model, max_frames=5)
+        turn.sampling = limited
+        loop.hand_in(turn)
+        heard(turn)
+        assert set(known) == {limited.limits_share}
+        known.clear()
 
 
 def test_sound_that_nobody_fetches_is_kept_alone(model: Model, loop: Loop) -> None:

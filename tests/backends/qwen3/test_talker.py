@@ -155,6 +155,14 @@ def test_no_utterance_ends_before_its_least_length(language: Language) -> None:
     assert len(codes) >= 20 > len(MIXED[3]["codes"])
 
 
+def test_row_without_top_p_draws_the_same_in_a_step_that_knows_it(language: Language) -> None:
+    rows = language.talker.new_rows(1, N_POSITIONS)
+    language.talker.join(rows, [Utterance(0, language.prompt(MIXED[0]), 25, Sampling(temperature=1.0))])
+    logits, dice = torch.tensor([[17.5, 0.0]]), torch.tensor([[-2.0, 16.6]])  # the first holds all, up to rounding
+    for shares in (None, (rows.top_ps[:, 0], rows.temperatures[:, 0])):
+        assert ops.draw(logits, rows.beyond[:, 0], dice, shares).tolist() == [1]
+
+
 def test_control_ids_are_never_spoken(language: Language) -> None:
     prompts = [language.prompt(MIXED[0])] * 8
     hot = [Sampling(temperature=50, top_k=128, predictor_temperature=50, seed=seed) for seed in range(8)]

@@ -150,6 +150,11 @@ class Sampling:
         if not self.repetition_penalty > 0:
             raise ValueError("repetition_penalty must lie above 0")
 
+    @property
+    def limits_share(self) -> bool:
+        """Whether a top_p leaves anything out."""
+        return min(self.top_p, self.predictor_top_p) < 1
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:

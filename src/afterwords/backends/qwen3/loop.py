@@ -152,9 +152,10 @@ class Loop:
         """Speak some frames in every row, then let everybody hear theirs."""
         most = self._frames_due()
         rows = self._view(most)
+        with_top_p = any(turn.sampling.limits_share for turn in self._active)
         n = 0
         while n < most and not (n and (self._is_closing or self._next_in())):
-            self._frames(rows)
+            self._frames(rows, with_top_p=with_top_p)
             n += 1
         before = [turn.n_decoded for turn in self._active]
         after = rows.progress()[: len(before)]

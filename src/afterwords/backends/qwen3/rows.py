@@ -37,7 +37,7 @@ class Rows:
         history: shape (n_rows, n_positions, n_code_groups), int32: the first `frames` are what was spoken.
         seeds: shape (n_rows,).
         temperatures: shape (n_rows, n_code_groups, 1), float32.
-        top_ps: shape (n_rows, n_code_groups, 1), float32.
+        top_ps: shape (n_rows, n_code_groups, 1), float32; infinite where the share is not limited.
         beyond: shape (n_rows, 2, WIDEST_TOP_K), bool: ranks not drawn from, by the talker and by the predictor.
         penalties: shape (n_rows, 1), float32.
         min_frames: shape (n_rows,).
@@ -89,7 +89,7 @@ class Rows:
             history=numbers(n_positions, n_code_groups, dtype=torch.int32),
             seeds=numbers(),
             temperatures=numbers(n_code_groups, 1, dtype=torch.float32),
-            top_ps=numbers(n_code_groups, 1, dtype=torch.float32).fill_(1.0),
+            top_ps=numbers(n_code_groups, 1, dtype=torch.float32).fill_(torch.inf),
             beyond=numbers(2, WIDEST_TOP_K, dtype=torch.bool),
             penalties=numbers(1, dtype=torch.float32).fill_(1.0),
             min_frames=numbers(),
@@ -131,8 +131,8 @@ class Rows:
         self.seeds[row] = _signed(sampling.seed)
         self.temperatures[row] = sampling.predictor_temperature
         self.temperatures[row, 0] = sampling.temperature
-        self.top_ps[row] = sampling.predictor_top_p
-        self.top_ps[row, 0] = sampling.top_p
+        self.top_ps[row] = _limit(sampling.predictor_top_p)
+        self.top_ps[row, 0] = _limit(sampling.top_p)
         for which, top_k in enumerate((sampling.top_k, sampling.predictor_top_k)):
             self.beyond[row, which, :top_k] = False
             self.beyond[row, which, top_k:] = True
@@ -161,6 +161,11 @@ class Rows:
         """Frames spoken, whether done, whether the talker itself ended it, for each row. Waits for the device."""
         state = torch.stack([self.frames, self.done.long(), self.stopped.long()], 1).tolist()
         return [(frames, bool(done), bool(stopped)) for frames, done, stopped in state]
+
+
+def _limit(top_p: float) -> float:
+    """A share that rounding can't reach where all is meant, so that a row draws the same whoever speaks beside it."""
+    return top_p if top_p < 1 else torch.inf
 
 
 def _signed(seed: int) -> int:
