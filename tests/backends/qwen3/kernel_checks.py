@@ -129,6 +129,16 @@ def test_draw(n_codes: int, temperature: float, top_p: float | None, dtype: torc
         assert torch.equal(*drawn)
 
 
+@pytest.mark.parametrize("module", [ops, kernels], ids=["torch", "kernels"])
+@pytest.mark.parametrize("top_p", [None, 0.6])
+def test_draw_from_what_is_no_number_gives_a_code(module: ops.Ops, top_p: float | None) -> None:
+    logits, heat = random(2, 100), torch.ones(2, 1, device=DEVICE)
+    logits[0], logits[1, 5:] = torch.nan, torch.nan
+    shares = None if top_p is None else (torch.full_like(heat, top_p), heat)
+    codes = module.draw(logits, torch.zeros(2, WIDEST_TOP_K, dtype=torch.bool, device=DEVICE), random(2, 100), shares)
+    assert all(0 <= code < 100 for code in codes.tolist())
+
+
 @pytest.mark.skipif(
     DEVICE.type == "cuda", reason="prompts of the goldens are written on the CPU; see below for the GPU"
 )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from afterwords.backends.qwen3.config import Sampling
-from afterwords.backends.qwen3.loop import Loop, Speech, rows_that_fit
+from afterwords.backends.qwen3.loop import Loop, NotFiniteError, Speech, rows_that_fit
 from afterwords.backends.qwen3.model import Model
 from afterwords.backends.qwen3.rows import Rows
 from afterwords.backends.qwen3.turns import LOOP_FRAMES, Finish, LoopClosedError, Turn, goes_round
@@ -40,6 +42,12 @@ def a_turn(model: Model, text: str = "abc", *, seed: int = SEED, max_frames: int
     speaker = torch.from_numpy(np.random.default_rng(0).normal(0, 1, 32).astype(np.float32))
     prompt = model.prompts.of_speaker(text, speaker=speaker)
     return Turn(prompt, None, max_frames=max_frames, sampling=Sampling(seed=seed))
+
+
+def handed_in(loop: Loop, turns: list[Speech]) -> list[Speech]:
+    for turn in turns:
+        loop.hand_in(turn)
+    return turns
 
 
 def heard(turn: Speech) -> Samples:
@@ -144,6 +152,52 @@ def test_a_frame_that_fails_ends_those_who_speak_and_not_those_who_come(
     after = a_turn(model, max_frames=5)
     loop.hand_in(after)
     assert len(heard(after)) > 0
+
+
+@pytest.mark.parametrize("buffer", ["cache", "predictor_cache", "codec"])
+def test_numbers_that_are_none_end_their_turn_alone_and_leave_nothing_in_its_row(
+    model: Model, loop: Loop, buffer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def turns(*seeds: int) -> list[Speech]:
+        return [a_turn(model, seed=seed, max_frames=30) for seed in seeds]
+
+    expected = [heard(turn) for turn in handed_in(loop, turns(3, 4))]
+    frame, is_done = model.talker.frame, threading.Event()
+
+    def overflowing(rows: Rows, *, with_top_p: bool) -> None:  # as a GPU may that is not well
+        frame(rows, with_top_p=with_top_p)
+        if is_done.is_set() or not (rows.seeds == 1).any() or rows.frames.max() < 4:
+            return
+        row = int((rows.seeds == 1).int().argmax())
+        buffers = loop._state.pasts if buffer == "codec" else [getattr(rows, buffer)]
+        for one in buffers:
+            (one[:, row] if "cache" in buffer else one[row]).fill_(torch.nan)
+        is_done.set()
+
+    monkeypatch.setattr(model.talker, "frame", overflowing)
+    broken, other = handed_in(loop, turns(1, 3))
+    assert np.isfinite(heard(broken)).all()
+    assert isinstance(broken.error, NotFiniteError)
+    np.testing.assert_allclose(heard(other), expected[0], atol=1e-4)
+    for turn, sound in zip(handed_in(loop, turns(3, 4)), expected, strict=True):
+        np.testing.assert_allclose(heard(turn), sound, atol=1e-4)
+        assert turn.error is None
+
+
+def test_what_was_drawn_from_no_numbers_is_not_heard(model: Model, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, n_steps = model.talker._stack.step, itertools.count()
+
+    def overflowing(*args: Any) -> torch.Tensor:  # for one frame, and what it keeps is sound
+        made = step(*args)
+        return made.fill_(torch.nan) if next(n_steps) == 4 else made
+
+    monkeypatch.setattr(model.talker._stack, "step", overflowing)
+    (broken,) = handed_in(loop, [a_turn(model, max_frames=30)])
+    assert len(heard(broken)) <= 4 * 1920
+    assert isinstance(broken.error, NotFiniteError)
+    (after,) = handed_in(loop, [a_turn(model, max_frames=30)])
+    heard(after)
+    assert after.error is None
 
 
 def test_steps_limit_the_share_only_while_somebody_speaks_who_asks_for_it(

@@ -53,8 +53,10 @@ class DecoderState:
             past[row] = known[other_row]
 
     def clear(self, row: int) -> None:
-        """Let a row begin anew, with nothing before it."""
+        """Let a row begin anew, with nothing before it: what is hidden is still multiplied by 0, and may be NaN."""
         self.window.n_seen[row] = 0
+        self.window.keys[:, row] = 0
+        self.window.values[:, row] = 0
         for past in self.pasts:
             past[row] = 0
 

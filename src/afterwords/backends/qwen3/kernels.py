@@ -163,7 +163,8 @@ def _attend(
 
 
 def draw(logits: Tensor, beyond: Tensor, noise: Tensor, shares: tuple[Tensor, Tensor] | None) -> Tensor:
-    """As `ops.draw`; of several codes with the same logit at the edge of the likeliest, all may be drawn.
+    """As `ops.draw`; of several codes with the same logit at the edge of the likeliest, all may be drawn, and none
+    for a NaN: a code beyond the tables would break the device for everybody.
 
     Instead of sorting, it narrows down the least logit that may be drawn, bit by bit.
     """
@@ -191,6 +192,7 @@ def _draw(
     is_code = at < n_codes
     level = tl.load(logits + row * logits_row + at, mask=is_code, other=float("-inf")).to(tl.float32)
     is_out = tl.load(beyond + row * beyond_row + rank, mask=rank < n_ranks, other=1)
+    level = tl.where(level == level, level, -3e38)  # noqa: PLR0124 - NaN alone is not what it is
     n_kept = tl.sum((is_out == 0).to(tl.int32), 0)
     # The bits of a float32 as a number that grows as it does; 0 is below all of them.
     bits = level.to(tl.int32, bitcast=True)

@@ -12,6 +12,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Final
 
+import numpy as np
 import torch
 
 from afterwords.backends.qwen3.codec_decoder import CodecDecoder, DecoderState
@@ -29,6 +30,13 @@ BURSTS: Final = (1, 2, 4, 8)
 ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
 POSITION_BUCKETS: Final = (256, 512, 1024, 2048, 4096)
 """Sizes that a frame is run at; the smallest that holds what is spoken is taken."""
+
+
+class NotFiniteError(ArithmeticError):
+    """The model made what is no number, so what it says is no speech."""
+
+    def __init__(self) -> None:
+        super().__init__("the model made numbers that are not finite")
 
 
 class Loop:
@@ -105,6 +113,8 @@ class Loop:
         for turn in failed:
             turn.end(Finish.CANCELLED, error)
         with suppress(Exception):  # a GPU that is lost for good: the next who joins is told so, and no thread dies
+            for row in range(len(failed)):
+                self._rows.clear(row)
             for row in range(self._n_rows):
                 self._rows.leave(row)
 
@@ -133,6 +143,7 @@ class Loop:
                     self._state.put(row, turn.primed)
             except Exception as error:  # noqa: BLE001 - too long for any row, or memory ran out: the others go on
                 turn.end(Finish.CANCELLED, error)
+                self._rows.clear(row)
                 self._rows.leave(row)
             else:
                 self._active.append(turn)
@@ -169,6 +180,10 @@ class Loop:
     ) -> None:
         """Give a turn its new sound, and see whether it has ended."""
         turn = self._active[row]
+        if not np.isfinite(sound).all():
+            self._rows.clear(row)
+            self._end(row, Finish.CANCELLED, NotFiniteError())
+            return
         turn.n_decoded += n_new
         turn.first_codes.extend(first_codes[:n_new])
         _, is_done, is_stopped = state
@@ -183,7 +198,7 @@ class Loop:
         if finish is not None:
             self._end(row, finish)
 
-    def _end(self, row: int, finish: Finish) -> None:
+    def _end(self, row: int, finish: Finish, error: Exception | None = None) -> None:
         """Free a row; the last one takes its place, so that the first rows are always those that speak."""
         turn, last = self._active[row], len(self._active) - 1
         self._rows.leave(row)
@@ -192,7 +207,7 @@ class Loop:
             self._state.put(row, self._state, other_row=last)
             self._active[row] = self._active[last]
         self._active.pop()
-        turn.end(finish)
+        turn.end(finish, error)
 
     # -- sizes -----------------------------------------------------------------------------------------------
 
@@ -209,7 +224,8 @@ class Loop:
         return self._rows.view(min(n_rows, self._n_rows), min(n_positions, self._n_positions))
 
     def _decoded(self, rows: Rows, before: list[int], new: list[int]) -> tuple[list[Samples], list[list[int]]]:
-        """The sound of the new frames of each row, and their first codes; one transfer each."""
+        """The sound of the new frames of each row, and their first codes; one transfer each. What was drawn from
+        anything but numbers sounds as NaN."""
         width = next(burst for burst in BURSTS if burst >= max(1, *new))
         spare = [0] * (rows.n_rows - len(new))
         begins = torch.tensor([*before, *spare], device=rows.index.device)
@@ -217,6 +233,7 @@ class Loop:
         codes = rows.history.gather(1, at[..., None].expand(-1, -1, rows.history.shape[2])).long()
         n_frames = torch.tensor([*new, *spare], device=begins.device)
         sound = self._decoder.step(codes, first_rows(self._state, rows.n_rows), n_frames)
+        sound = sound.masked_fill(~rows.is_finite()[:, None], torch.nan)
         return list(sound.float().cpu().numpy()), codes[..., 0].tolist()
 
 

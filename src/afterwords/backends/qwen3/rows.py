@@ -27,6 +27,7 @@ class Rows:
         predictor_cache: the code predictor's.
         hidden: shape (n_rows, hidden): what the talker made of its last position.
         logits: shape (n_rows, vocab), float32: for the first code of the next frame.
+        logit_sums: shape (n_rows,), float32: of all logits so far; not finite from then on, once one of them is not.
         trailing: shape (n_rows, n_text + 1): text tokens heard one a frame; the last is always the pad.
         positions: shape (n_rows,): where the next frame is written; 0 where done.
         frames: shape (n_rows,): frames spoken.
@@ -48,6 +49,7 @@ class Rows:
     predictor_cache: Tensor
     hidden: Tensor
     logits: Tensor
+    logit_sums: Tensor
     trailing: Tensor
     positions: Tensor
     frames: Tensor
@@ -79,6 +81,7 @@ class Rows:
             predictor_cache=predictor_cache,
             hidden=numbers(hidden, dtype=cache.dtype),
             logits=numbers(vocab, dtype=torch.float32),
+            logit_sums=numbers(dtype=torch.float32),
             trailing=numbers(n_text + 1),
             positions=numbers(),
             frames=numbers(),
@@ -124,6 +127,7 @@ class Rows:
         """
         self.trailing[row] = pad
         self.trailing[row, : len(trailing)] = trailing.to(self.trailing)
+        self.logit_sums[row] = 0
         self.positions[row] = n_columns
         self.frames[row] = 0
         self.limits[row] = min(limit, self.n_positions - n_columns)
@@ -148,6 +152,12 @@ class Rows:
         self.positions[row] = 0
 
     @torch.inference_mode()
+    def clear(self, row: int) -> None:
+        """Forget what a row holds: what is hidden from its next utterance is still multiplied by 0, and may be NaN."""
+        for number in (self.cache[:, row], self.predictor_cache[:, row], self.hidden[row], self.logits[row]):
+            number.zero_()
+
+    @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
         """Go on in another row, which is overwritten; the first row is free then."""
         for field in fields(self):
@@ -156,6 +166,11 @@ class Rows:
                 buffer = buffer.transpose(0, 1) if field.name in _BATCH_SECOND else buffer
                 buffer[target] = buffer[source]
         self.leave(source)
+
+    def is_finite(self) -> Tensor:
+        """Whether all that each row was drawn from were numbers, bool of shape (n_rows,)."""
+        heard = self.predictor_cache.sum((0, 2, 3, 4), dtype=torch.float32)  # the talker's own shows in its logits
+        return (self.logit_sums + heard).isfinite()
 
     def progress(self) -> list[tuple[int, bool, bool]]:
         """Frames spoken, whether done, whether the talker itself ended it, for each row. Waits for the device."""

@@ -158,6 +158,7 @@ class Talker:
         hidden = self._stack.step(text.add_(self.embeddings.frames(codes)), rows.cache, place)
         rows.hidden.copy_(hidden)
         rows.logits.copy_(functional.linear(hidden, self._head))
+        rows.logit_sums.add_(rows.logits.sum(1))
         is_live = ~rows.done
         rows.frames.add_(is_live)
         rows.done.logical_or_(rows.frames >= rows.limits)
