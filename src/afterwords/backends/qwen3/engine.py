@@ -46,6 +46,7 @@ class Qwen3Engine:
         self.prompt_version = self._prompt_version()
         self._lock = threading.Lock()
         self._loaded: tuple[Model, Loop] | None = None
+        self._is_warm = False
 
     def languages(self, backend: str) -> frozenset[str]:  # noqa: ARG002 - all sizes speak the same
         return frozenset(LANGUAGE_NAMES)
@@ -67,7 +68,13 @@ class Qwen3Engine:
 
     def load(self, backend: str, progress: Progress = ignore_progress) -> None:  # noqa: ARG002 - one backend
         progress(0.0, "loading the model")
-        self._parts(progress)
+        model, loop = self._parts(lambda done, step: progress(0.8 * done, step))
+        if model.device.type == "cuda" and not self._is_warm:  # elsewhere, there is nothing to compile or to capture
+            from afterwords.backends.qwen3.warmup import warm_up
+
+            progress(0.8, "warming up")
+            warm_up(model, loop)
+            self._is_warm = True
         progress(1.0, "done")
 
     def prepare(self, reference: Reference, progress: Progress = ignore_progress, *, fast: bool = False) -> bytes:  # noqa: ARG002 - it takes a second
@@ -104,7 +111,7 @@ class Qwen3Engine:
 
     def close(self) -> None:
         with self._lock:
-            parts, self._loaded = self._loaded, None
+            parts, self._loaded, self._is_warm = self._loaded, None, False
         if parts is None:
             return
         parts[1].close()

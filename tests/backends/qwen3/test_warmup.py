@@ -1,0 +1,87 @@
+"""Warming up meets every size that a single listener needs, so that the first one waits for none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from afterwords.backends.qwen3 import warmup
+from afterwords.backends.qwen3.engine import Qwen3Large
+from afterwords.backends.qwen3.loop import BURSTS, Loop
+from afterwords.backends.qwen3.model import Model
+from afterwords.backends.qwen3.reference_prompt import ReferencePrompt
+from afterwords.backends.qwen3.rows import Rows
+from afterwords.backends.qwen3.warmup import warm_up
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> Model:
+    return Model(checkpoint, name="tiny", device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.fixture
+def loop(model: Model) -> Iterator[Loop]:
+    loop = Loop(model.talker, model.decoder, n_rows=4, n_positions=1024)
+    yield loop
+    loop.close()
+
+
+def noted(loop: Loop, patch: pytest.MonkeyPatch) -> set[tuple[Any, ...]]:
+    """The sizes that steps of the talker and of the codec are asked for: what a GPU makes ready for each."""
+    sizes: set[tuple[Any, ...]] = set()
+    frames, step = loop._frames, loop._decoder.step
+
+    def frame(rows: Rows, *, with_top_p: bool) -> None:
+        sizes.add(("talker", rows.n_rows, rows.n_positions, with_top_p))
+        frames(rows, with_top_p=with_top_p)
+
+    def decoded(codes: torch.Tensor, *args: Any) -> torch.Tensor:
+        sizes.add(("codec", *codes.shape[:2]))
+        return step(codes, *args)
+
+    patch.setattr(loop, "_frames", frame)
+    patch.setattr(loop._decoder, "step", decoded)
+    return sizes
+
+
+@pytest.mark.parametrize("reference_s", [5, 15])
+def test_who_listens_first_asks_for_no_size_that_is_not_ready(
+    model: Model, loop: Loop, reference_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = noted(loop, monkeypatch)
+    warm_up(model, loop)
+    assert {("codec", 1, burst) for burst in BURSTS} <= sizes
+    assert {("talker", 1, 256, False), ("talker", 1, 512, False)} <= sizes
+    ready = sizes.copy()
+    codes = np.zeros((int(12.5 * reference_s), model.codec.n_codebooks), np.uint16)
+    voice = model.place(ReferencePrompt(np.zeros(32, np.float32), codes, (1, 2, 3), ""))
+    turn = model.turn(voice, "The quick brown fox.", "en", max_frames=100, seed=3)
+    turn.sampling = replace(turn.sampling, min_frames=100)
+    loop.hand_in(turn)
+    assert sum(1 for _ in turn.heard()) > 3
+    assert sizes == ready
+
+
+def test_what_goes_wrong_while_warming_up_is_raised(model: Model) -> None:
+    loop = Loop(model.talker, model.decoder, n_rows=1, n_positions=64)
+    with pytest.raises(ValueError, match="too long for rows"):
+        warm_up(model, loop)
+    loop.close()
+
+
+def test_a_cpu_is_not_warmed_up(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warm(*_: object) -> None:
+        raise AssertionError("it was warmed up")
+
+    monkeypatch.setattr(warmup, "warm_up", warm)
+    (tmp_path / "qwen3-1.7b").symlink_to(checkpoint)
+    monkeypatch.setenv("AFTERWORDS_MODELS", str(tmp_path))
+    engine = Qwen3Large()
+    engine.load("qwen3-1.7b")
+    engine.close()
