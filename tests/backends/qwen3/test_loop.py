@@ -330,6 +330,17 @@ def test_codes_that_go_round_are_told_from_speech(codes: list[int], is_round: bo
     assert goes_round(deque(codes, maxlen=LOOP_FRAMES)) is is_round
 
 
+@pytest.mark.parametrize("free_gib", [10, 20, 40, 70])
+def test_both_sizes_on_one_gpu_leave_room_to_record_either(free_gib: int) -> None:
+    row_bytes, smaller_model_bytes = 235 * 2**20, int(2.5 * 2**30)
+    left, taken = free_gib * 2**30, []
+    for loaded in (0, smaller_model_bytes):  # the larger one is there, the smaller one comes
+        left -= loaded
+        taken.append(rows_that_fit(left, row_bytes=row_bytes, most=64) * row_bytes)
+        left -= taken[-1]
+    assert left >= max(taken)
+
+
 @pytest.mark.parametrize(("free_gib", "n_rows"), [(70, 64), (40, 32), (12, 16), (0.1, 1)])
 def test_a_smaller_gpu_speaks_fewer_at_once(free_gib: float, n_rows: int) -> None:
     row_bytes = 235 * 2**20  # the larger model at 2,048 positions

@@ -61,6 +61,10 @@ class Odd(ToneEngine):
                     return
         finally:
             note("end")
+
+class Twin(Odd):
+    """Of the same name, and another model."""
+    backends = ("twin",)
 '''
 
 
@@ -105,6 +109,6 @@ def install_odd(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = folder / "odd-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n", "utf-8")
-    (info / "entry_points.txt").write_text("[afterwords.engines]\nodd = odd:Odd\n", "utf-8")
+    (info / "entry_points.txt").write_text("[afterwords.engines]\nodd = odd:Odd\ntwin = odd:Twin\n", "utf-8")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", str(folder))

@@ -87,6 +87,18 @@ async def test_an_engine_that_speaks_one_at_a_time_is_given_one_at_a_time(
     assert (home / "odd.log").read_text().split() == ["begin", "end"] * 5
 
 
+async def test_two_engines_of_one_name_have_room_of_their_own(
+    desk: Desk, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_odd(home, monkeypatch)
+    desk.prompts["me", "odd", "1"] = desk.prompts["me", "twin", "1"] = b"known"
+    async with dispatching(desk, backends=("odd", "twin")):
+        long = desk.submit(LONG, backend="odd")
+        await eventually((home / "odd.log").exists)
+        assert await desk.ended(desk.submit("hello", backend="twin")) == ["ready"]
+        assert not desk.is_final(long)
+
+
 async def test_a_backend_is_loaded_when_it_is_first_asked_for(
     desk: Desk, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

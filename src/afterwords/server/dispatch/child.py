@@ -100,7 +100,11 @@ class Speaker:
             self._send("load-failed", backend=backend, **_reason(error))
             return
         self._send(
-            "loaded", backend=backend, engine=engine.name, max_concurrent=engine.max_concurrent, peak=own_peak_bytes()
+            "loaded",
+            backend=backend,
+            engine=engine.backends[0],
+            max_concurrent=engine.max_concurrent,
+            peak=own_peak_bytes(),
         )
 
     def _speak(self, frame: Frame) -> None:

@@ -81,7 +81,7 @@ class Utterance:
     """Something that is spoken in a process, from the asking to its last frame.
 
     Attributes:
-        engine: that speaks; only so many at once.
+        engine: that speaks, as in `Offer`; only so many at once.
         limit_s: the longest that it may take in all.
         patience_s: the longest that it may be silent now.
     """
@@ -127,7 +127,7 @@ class Child:
 
     Attributes:
         changes: told whenever it can do more than before, or is gone.
-        room: utterances at once, of each engine that is loaded.
+        room: utterances at once, of each engine that is loaded, by what `Offer.engine` calls it.
         utterances: those not over yet, cancelled ones among them.
         is_spent: it shall take no more work.
         is_lost: it is dead, or about to be.

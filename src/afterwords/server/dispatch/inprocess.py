@@ -231,7 +231,7 @@ def _offers(config: Config) -> tuple[dict[str, Offer], str]:
     """What can be spoken here, best first; and where that is nothing, why."""
     found = registry.backends(config)
     offers = {
-        backend.name: Offer(backend.name, backend.engine_name, backend.engine.prompt_version, backend.languages)
+        backend.name: Offer(backend.name, backend.engine.backends[0], backend.engine.prompt_version, backend.languages)
         for backend in found
         if backend.is_available and backend.engine is not None
     }

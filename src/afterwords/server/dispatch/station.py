@@ -26,7 +26,12 @@ LONGEST_PAUSE_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A backend that is spoken here, and what is known of its engine without loading it."""
+    """A backend that is spoken here, and what is known of its engine without loading it.
+
+    Attributes:
+        engine: the first of its backends, which tells it from every other: two engines of one name, for example for
+            two sizes of a model, are loaded apart, and each has room of its own.
+    """
 
     backend: str
     engine: str
