@@ -23,7 +23,7 @@ ODD = '''
 import os, time
 from pathlib import Path
 from afterwords.backends.tone import ToneEngine
-from afterwords.errors import ModelFileError
+from afterwords.errors import ModelFileError, SynthesisError
 
 def note(word):
     with open(Path(os.environ["AFTERWORDS_HOME"]) / "odd.log", "a") as log:
@@ -63,8 +63,20 @@ class Odd(ToneEngine):
             note("end")
 
 class Twin(Odd):
-    """Of the same name, and another model."""
+    """Of the same name, and another model, whose weights may be updated; it takes prompts of those it loaded."""
     backends = ("twin",)
+
+    def load(self, backend, progress=lambda fraction, step: None):
+        revision = Path(os.environ["AFTERWORDS_HOME"]) / "revision"
+        self.prompt_version = revision.read_text() if revision.exists() else "1"
+
+    def prepare(self, reference, progress=lambda fraction, step: None, *, fast=False):
+        return self.prompt_version.encode()
+
+    def synthesize(self, task):
+        if task.prompt.decode() != self.prompt_version:
+            raise SynthesisError(task.backend, why="it is a prompt of other weights")
+        return super().synthesize(task)
 '''
 
 

@@ -91,12 +91,24 @@ async def test_two_engines_of_one_name_have_room_of_their_own(
     desk: Desk, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_odd(home, monkeypatch)
-    desk.prompts["me", "odd", "1"] = desk.prompts["me", "twin", "1"] = b"known"
+    desk.prompts["me", "odd", "1"] = b"known"
     async with dispatching(desk, backends=("odd", "twin")):
         long = desk.submit(LONG, backend="odd")
         await eventually((home / "odd.log").exists)
         assert await desk.ended(desk.submit("hello", backend="twin")) == ["ready"]
         assert not desk.is_final(long)
+
+
+async def test_a_voice_is_prepared_anew_where_weights_were_updated_meanwhile(
+    desk: Desk, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_odd(home, monkeypatch)
+    async with dispatching(desk, backends=("twin",), recycle_after=1) as dispatcher:
+        await eventually(lambda: dispatcher.state == "ready")
+        (home / "revision").write_text("2")  # for the next process
+        for _ in range(3):
+            assert await desk.ended(desk.submit("hello", backend="twin")) == ["ready"]
+    assert desk.prompts == {("me", "twin", version): version.encode() for version in "12"}
 
 
 async def test_a_backend_is_loaded_when_it_is_first_asked_for(

@@ -18,10 +18,10 @@ from afterwords.errors import (
     VoiceDeletedError,
 )
 from afterwords.riff import wav_header
-from afterwords.server.dispatch.child_process import ChildFailedError, ChildLostError
+from afterwords.server.dispatch.child_process import Child, ChildFailedError, ChildLostError, Utterance
 from afterwords.server.dispatch.patience import OUTAGE, insist
 from afterwords.server.dispatch.sound import Sound
-from afterwords.server.dispatch.station import Offer, Station, StationClosedError
+from afterwords.server.dispatch.station import Offer, OtherPromptError, Station, StationClosedError
 from afterwords.server.ports import Claim, Desk
 from afterwords.server.settings import Settings
 from afterwords.text import longest_speech_s
@@ -120,7 +120,7 @@ class Attempt:
                 await asyncio.wait([self._keeping])
 
     async def _carry_out(self) -> None:
-        synth_ms = await self._speak(await self._work())
+        synth_ms = await self._speak()
         self.leave()  # another may speak while this one is brought to the desk
         if self.sound.is_begun:
             await self._deliver(synth_ms)
@@ -141,10 +141,10 @@ class Attempt:
 
     # -- speaking
 
-    async def _work(self) -> Work:
+    async def _work(self, version: str) -> Work:
+        """All that is to be done, with a prompt of this version if there is one."""
         job, voice = self.claim.job, self.claim.voice
         assert job.text is not None, "a pending job has its text"
-        version = self.offer.prompt_version
         prompt = await insist(
             lambda: self._desk.prompt(voice, backend=job.backend, version=version), for_s=self._lease_s
         )
@@ -164,15 +164,28 @@ class Attempt:
             ref_lang=voice.lang,
         )
 
-    async def _speak(self, work: Work) -> int | None:
+    async def _begun(self) -> tuple[Child, Utterance, str]:
+        """Have it spoken; returns by whom, and the version of its prompt.
+
+        The process that will speak may have loaded weights that were updated since the prompt was asked for.
+        """
+        while True:
+            version = self._station.prompt_version(self.offer)
+            work = await self._work(version)
+            try:
+                return *await self._station.speak(self, work, prompt_version=version, limit_s=self._limit_s), version
+            except OtherPromptError:
+                continue
+
+    async def _speak(self) -> int | None:
         """Collect the sound; returns how long it took to make, in ms, if all of it was wanted."""
-        child, utterance = await self._station.speak(self, work, limit_s=self._limit_s)
+        child, utterance, version = await self._begun()
         try:
             while (frame := await utterance.next()) is not None:
                 if frame.kind == "speaking" and frame.facts["is_new"]:
-                    self._keeping = asyncio.create_task(self._keep(frame.body))
+                    self._keeping = asyncio.create_task(self._keep(frame.body, version))
                 elif frame.kind == "sound":
-                    self.sound.add(frame.body, sample_rate=frame.facts["sample_rate"], backend=work.backend)
+                    self.sound.add(frame.body, sample_rate=frame.facts["sample_rate"], backend=self.offer.backend)
                 if self.sound.duration_s > self._longest_s:
                     self.sound.break_off()  # the engine did not find the end; the desk refuses what there is
                     return None
@@ -181,9 +194,9 @@ class Attempt:
         self.sound.finish()
         return utterance.synth_ms
 
-    async def _keep(self, prompt: bytes) -> None:
+    async def _keep(self, prompt: bytes, version: str) -> None:
         """Keep a new prompt at once: what follows may fail, and making it may have taken minutes."""
-        voice, version = self.claim.voice, self.offer.prompt_version
+        voice = self.claim.voice
         try:
             await self._desk.keep_prompt(voice, backend=self.offer.backend, version=version, prompt=prompt)
         except Exception as error:  # noqa: BLE001 - a prompt is a cache: it will be made again

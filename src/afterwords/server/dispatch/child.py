@@ -104,6 +104,7 @@ class Speaker:
             backend=backend,
             engine=engine.backends[0],
             max_concurrent=engine.max_concurrent,
+            prompt_version=engine.prompt_version,
             peak=own_peak_bytes(),
         )
 

@@ -128,6 +128,7 @@ class Child:
     Attributes:
         changes: told whenever it can do more than before, or is gone.
         room: utterances at once, of each engine that is loaded, by what `Offer.engine` calls it.
+        loaded: backends, each with the version of the prompts that it takes.
         utterances: those not over yet, cancelled ones among them.
         is_spent: it shall take no more work.
         is_lost: it is dead, or about to be.
@@ -136,7 +137,7 @@ class Child:
     def __init__(self, process: asyncio.subprocess.Process, limits: Limits) -> None:
         self.changes = Changes()
         self.room: dict[str, int] = {}
-        self.loaded: set[str] = set()
+        self.loaded: dict[str, str] = {}
         self.utterances: dict[int, Utterance] = {}
         self.is_spent = False
         self.is_lost = False
@@ -287,7 +288,7 @@ class Child:
             return
         loading = self._loadings.pop(backend)
         if frame.kind == "loaded":
-            self.loaded.add(backend)
+            self.loaded[backend] = facts["prompt_version"]
             self.room[facts["engine"]] = facts["max_concurrent"]
             self._measure(facts["peak"])
             loading.done.set_result(None)

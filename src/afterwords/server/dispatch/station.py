@@ -43,6 +43,10 @@ class StationClosedError(Exception):
     """No process can be started here at the moment."""
 
 
+class OtherPromptError(Exception):
+    """The process takes prompts of another version: its weights are newer, or older, than was known."""
+
+
 class Guest(Protocol):
     """Who wants to speak at a station."""
 
@@ -152,6 +156,10 @@ class Station:
         n_waiting = sum(guest.offer.engine == offer.engine for guest in self._silent)
         return _n_speaking(child, offer) + n_waiting < child.room.get(offer.engine, 1)
 
+    def prompt_version(self, offer: Offer) -> str:
+        """The version of the prompts that a backend takes, as its process says, else as it was known before."""
+        return self._child.loaded.get(offer.backend, offer.prompt_version) if self._child else offer.prompt_version
+
     def seat(self, guest: Guest) -> None:
         """Keep a place for a guest, until it leaves."""
         self._guests.add(guest)
@@ -163,10 +171,11 @@ class Station:
         self._silent.discard(guest)
         self._tell()
 
-    async def speak(self, guest: Guest, work: Work, *, limit_s: float) -> tuple[Child, Utterance]:
+    async def speak(self, guest: Guest, work: Work, *, prompt_version: str, limit_s: float) -> tuple[Child, Utterance]:
         """Wait for the guest's turn and begin; loads the backend first, if that was not done.
 
         Raises:
+            OtherPromptError: the work was written for another version; the guest still waits for its turn.
             ChildLostError: the process died of loading the backend, or could not.
             StationClosedError: no process can be started.
         """
@@ -176,6 +185,8 @@ class Station:
             if child is None or not self.is_ready:
                 raise StationClosedError
             if work.backend in child.loaded:
+                if prompt_version != child.loaded[work.backend]:
+                    raise OtherPromptError
                 self._silent.discard(guest)
                 return child, child.speak(work, engine=guest.offer.engine, limit_s=limit_s)
             try:
