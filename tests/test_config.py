@@ -76,7 +76,7 @@ def test_the_mlx_engine_is_set_by_weights_and_seconds(tmp_path: Path) -> None:
     [("MLX_WEIGHTS", "16bit"), ("IDLE_UNLOAD_S", "soon"), ("IDLE_UNLOAD_S", "-1"), ("IDLE_UNLOAD_S", "inf")],
 )
 def test_what_the_mlx_engine_can_t_be_set_to_is_named(tmp_path: Path, key: str, value: str) -> None:
-    with pytest.raises(InvalidOptionError, match=key.lower()):
+    with pytest.raises(InvalidOptionError, match=f"AFTERWORDS_{key}"):
         configured(tmp_path, **{f"AFTERWORDS_{key}": value})
 
 
@@ -102,6 +102,13 @@ def test_models_may_lie_in_a_folder_of_their_own(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     assert configured(tmp_path, 'models = "/weights"\n').models == Path("/weights")
     assert configured(tmp_path, AFTERWORDS_MODELS="weights").models == tmp_path / "weights"
+
+
+def test_weights_are_rounded_only_as_asked(tmp_path: Path) -> None:
+    assert configured(tmp_path).precision == "bf16"
+    assert configured(tmp_path, AFTERWORDS_PRECISION="fp8").precision == "fp8"
+    with pytest.raises(InvalidOptionError, match="must be bf16 or fp8 or int8"):
+        configured(tmp_path, AFTERWORDS_PRECISION="fp4")
 
 
 @pytest.mark.parametrize("switch", ["AFTERWORDS_OFFLINE", "HF_HUB_OFFLINE"])

@@ -62,6 +62,7 @@ EXAMPLES: list[AfterwordsError] = [
     errors.TooLittleMemoryError("qwen3-1.7b", needed_bytes=5 * 10**9, room_bytes=10**9, fitting=["qwen3-0.6b-4bit"]),
     errors.OfflineError("qwen3-1.7b"),
     errors.ModelBusyError("qwen3-1.7b"),
+    errors.PrecisionError("qwen3-1.7b", precision="fp8", why="70 % of its codes are the same, and 75 % must be"),
     errors.UnknownModelError(HOSTILE, known=["qwen3-1.7b"]),
     errors.ForeignModelError(Path(HOSTILE)),
     errors.SynthesisError("lite", why="it ran out of memory"),

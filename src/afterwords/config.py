@@ -14,7 +14,9 @@ from typing import Final
 
 from afterwords.errors import InvalidOptionError, UnreadableFileError
 
+MLX_WEIGHTS: Final = ("bf16", "8bit", "4bit")
 IDLE_UNLOAD_S: Final = 300.0
+PRECISIONS: Final = ("bf16", "fp8", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Config:
         models: a folder with one folder of weights for each backend; None keeps them in `models` in the home folder.
         mlx_weights: "bf16", "8bit" or "4bit", whichever the MLX engine shall load; None lets it choose by memory.
         idle_unload_s: seconds that the MLX engine keeps its weights after it last spoke; 0 keeps them for ever.
+        precision: of the weights of engines that can round them, one of PRECISIONS.
         is_offline: whether nothing may be downloaded.
         is_testing: whether the fault words of the `tone` engine work.
     """
@@ -40,18 +43,19 @@ class Config:
     models: Path | None = None
     mlx_weights: str | None = None
     idle_unload_s: float = IDLE_UNLOAD_S
+    precision: str = "bf16"
     is_offline: bool = False
     is_testing: bool = False
 
 
 def load_config(environ: Mapping[str, str] | None = None) -> Config:
     """Read the settings: `AFTERWORDS_HOME`, `_BACKENDS`, `_WHISPER`, `_KOKORO_ONNX`, `_MODELS`, `_MLX_WEIGHTS`,
-    `_IDLE_UNLOAD_S`, `_OFFLINE`, `_TESTING`, or the same in lower case, without the prefix, in `config.toml` in the
-    home folder. `HF_HUB_OFFLINE` counts as `AFTERWORDS_OFFLINE`.
+    `_IDLE_UNLOAD_S`, `_PRECISION`, `_OFFLINE`, `_TESTING`, or the same in lower case, without the prefix, in
+    `config.toml` in the home folder. `HF_HUB_OFFLINE` counts as `AFTERWORDS_OFFLINE`.
 
     Raises:
         UnreadableFileError: config.toml is there but is not TOML.
-        InvalidOptionError: a setting has the wrong type.
+        InvalidOptionError: a setting has the wrong type, or a value that it can't have.
     """
     env = os.environ if environ is None else environ
     home = _home(env)
@@ -76,8 +80,9 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
         whisper=setting("whisper"),
         kokoro_onnx=Path(kokoro_onnx).expanduser() if kokoro_onnx else None,
         models=Path(models).expanduser().absolute() if models else None,
-        mlx_weights=_one_of("mlx_weights", setting("mlx_weights"), ("bf16", "8bit", "4bit")),
+        mlx_weights=_one_of(MLX_WEIGHTS, "mlx_weights", setting("mlx_weights")),
         idle_unload_s=_seconds("idle_unload_s", setting("idle_unload_s"), default=IDLE_UNLOAD_S),
+        precision=_one_of(PRECISIONS, "precision", setting("precision")) or "bf16",
         is_offline=any(_is_yes(told) for told in (setting("offline"), env.get("HF_HUB_OFFLINE"))),
         is_testing=env.get("AFTERWORDS_TESTING") == "1",
     )
@@ -87,9 +92,9 @@ def _is_yes(told: str | None) -> bool:
     return (told or "").lower() in {"1", "on", "yes", "true"}  # what the hub's own client takes
 
 
-def _one_of(key: str, told: str | None, allowed: tuple[str, ...]) -> str | None:
+def _one_of(allowed: tuple[str, ...], key: str, told: str | None) -> str | None:
     if told is not None and told not in allowed:
-        raise InvalidOptionError(key, value=told, allowed=", ".join(allowed))
+        raise InvalidOptionError(f"AFTERWORDS_{key.upper()}", value=told, allowed=" or ".join(allowed))
     return told
 
 
@@ -99,7 +104,7 @@ def _seconds(key: str, told: str | None, *, default: float) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise InvalidOptionError(key, value=told, allowed="a number of seconds, 0 or more")
+        raise InvalidOptionError(f"AFTERWORDS_{key.upper()}", value=told, allowed="a number of seconds, 0 or more")
     return value
 
 

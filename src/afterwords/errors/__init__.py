@@ -20,7 +20,7 @@ the person. No message repeats text, a transcript or a key.
     ├── VoiceNotFoundError                 no such voice (exit 4)
     ├── UnavailableError                   this machine lacks something (exit 1)
     │   ├── MissingExtraError · BackendUnavailableError · AudioDeviceError · TranscriberError
-    │   └── ModelNotHereError · TooLittleMemoryError · OfflineError · ModelBusyError
+    │   └── ModelNotHereError · TooLittleMemoryError · OfflineError · ModelBusyError · PrecisionError
     ├── UnknownModelError                  no such model can be pulled (exit 4)
     ├── ForeignModelError                  a folder of weights that a person brought here (exit 1)
     ├── SynthesisError                     an engine could not speak (exit 7)
@@ -109,6 +109,7 @@ from afterwords.errors.machine import (
     ModelNotHereError,
     NewerLibraryError,
     OfflineError,
+    PrecisionError,
     SpeechReadError,
     StorageFullError,
     SynthesisError,
@@ -250,6 +251,7 @@ __all__ = [
     "NotLoggedInError",
     "NotWavError",
     "OfflineError",
+    "PrecisionError",
     "QueueFullError",
     "QuotaExceededError",
     "RangeNotSatisfiableError",

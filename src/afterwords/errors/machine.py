@@ -109,6 +109,17 @@ class ModelBusyError(UnavailableError):
         super().__init__(f"Another process is pulling the model {name}.", hint="wait for it to end, or end it.")
 
 
+class PrecisionError(UnavailableError):
+    """Rounded to fewer bits, a model says too much else."""
+
+    code = "precision"
+
+    def __init__(self, name: str, *, precision: str, why: str) -> None:
+        super().__init__(
+            f"The model {name} says too much else in {precision}: {why}.", hint="unset AFTERWORDS_PRECISION."
+        )
+
+
 class UnknownModelError(AfterwordsError):
     code = "unknown_model"
     http_status = 404

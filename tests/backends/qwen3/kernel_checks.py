@@ -19,6 +19,7 @@ from afterwords.backends.qwen3 import kernels, ops
 from afterwords.backends.qwen3.config import WIDEST_TOP_K, read_config
 from afterwords.backends.qwen3.frames import Frames
 from afterwords.backends.qwen3.prompt import Prompt
+from afterwords.backends.qwen3.quantized import Quantized, quantized
 from afterwords.backends.qwen3.talker import Talker, Utterance
 from afterwords.backends.qwen3.weights import Weights
 from tests.backends.qwen3.speaking import GREEDY, LANGUAGE, load, seeded, spoken
@@ -26,6 +27,8 @@ from tests.backends.qwen3.speaking import GREEDY, LANGUAGE, load, seeded, spoken
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HEADS = [(4, 2, 16), (2, 1, 8), (6, 2, 10), (3, 3, 128)]
 N_INTERPRETED = 3
+# Triton's interpreter holds bfloat16 as whole numbers, and multiplies matrices of it as such.
+WHOLE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
@@ -41,7 +44,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def check(ours: Tensor, plain: Tensor) -> None:
     assert ours.shape == plain.shape
     assert ours.dtype == plain.dtype
-    few = 2e-2 if plain.dtype == torch.bfloat16 else 1e-5
+    few = {torch.bfloat16: 2e-2, torch.float16: 2e-3}.get(plain.dtype, 1e-5)
     torch.testing.assert_close(ours, plain, rtol=few, atol=few)
 
 
@@ -50,6 +53,26 @@ def check(ours: Tensor, plain: Tensor) -> None:
 def test_rms_norm(n: int, width: int, dtype: torch.dtype) -> None:
     x, weight = random(n, 2 * width, dtype=dtype)[:, :width], random(width, dtype=dtype)
     check(kernels.rms_norm(x, weight, 1e-6), ops.rms_norm(x, weight, 1e-6))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, WHOLE], ids=str)
+@pytest.mark.parametrize(("n", "n_in", "n_out"), [(1, 64, 64), (3, 50, 37), (17, 130, 32), (64, 16, 96), (65, 16, 8)])
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_linear_of_rounded_weights(precision: str, n: int, n_in: int, n_out: int, dtype: torch.dtype) -> None:
+    weight = quantized(random(n_out, n_in), precision)
+    x, heard = random(n, 2 * n_in, dtype=dtype)[:, :n_in], random(n, n_out, dtype=dtype)
+    check(kernels.linear(x, weight) / n_in, ops.linear(x, weight) / n_in)
+    added = [heard.clone(), heard.clone()]
+    for module, stream in zip((kernels, ops), added, strict=True):
+        module.add_linear_(stream, x, weight)
+    check(added[0] / n_in, added[1] / n_in)
+
+
+def test_linear_knows_every_number_of_eight_bits() -> None:
+    values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    values = values[values.float().isfinite()].to(DEVICE)
+    weight = Quantized(values[:, None], torch.ones(len(values), device=DEVICE))
+    assert torch.equal(kernels.linear(torch.ones(1, 1, device=DEVICE), weight)[0], values.float())
 
 
 @dtypes

@@ -19,6 +19,15 @@ DRAWN: Final = {"noise": "*fp32", "beyond": "*i1", "top_p": "*fp32", "temperatur
 # Name, types of pointers and fractions, and sizes, as the published 1.7B has them in bfloat16.
 KERNELS: Final[list[tuple[str, dict[str, str], dict[str, Any]]]] = [
     ("_rms_norm", {"x": "*bf16", "weight": "*bf16", "out": "*bf16", "eps": "fp32"}, {"width": 2048, "block": 2048}),
+    *(
+        (
+            "_linear",
+            {"x": "*bf16", "values": values, "scales": "*fp32", "out": "*bf16"},
+            {"n_in": 2048, "n_out": 6144, "is_fp8": is_fp8, "n_rows": n_rows, "block_out": 32, "block_in": 128},
+        )
+        for values, is_fp8 in (("*i8", False), ("*u8", True))
+        for n_rows in (16, 64)
+    ),
     ("_swiglu", {"gate_up": "*bf16", "out": "*bf16"}, {"width": 6144, "block": 1024}),
     (
         "_turn_and_write",

@@ -159,6 +159,6 @@ async def test_a_process_that_ended_leaves_no_zombie() -> None:
         await eventually(lambda: child.is_lost)
 
 
-def test_a_speaking_process_finds_models_where_its_server_does(tmp_path: Path) -> None:
-    config = Config(home=tmp_path, models=tmp_path / "weights", is_offline=True)
+def test_a_speaking_process_finds_models_where_its_server_does_and_loads_them_likewise(tmp_path: Path) -> None:
+    config = Config(home=tmp_path, models=tmp_path / "weights", precision="int8", is_offline=True)
     assert load_config(environment_for(config, {"AFTERWORDS_ADMIN_SECRET": "s"})) == config

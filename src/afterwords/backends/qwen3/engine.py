@@ -20,6 +20,7 @@ from afterwords import checkpoints
 from afterwords.backends import qwen3
 from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress
 from afterwords.backends.qwen3.config import LANGUAGE_NAMES
+from afterwords.config import load_config
 from afterwords.errors import AfterwordsError, MissingExtraError, SynthesisError
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class Qwen3Engine:
             raise MissingExtraError("cuda", purpose="Speaking with Qwen3-TTS")
         import torch
 
+        from afterwords.backends.qwen3.agreement import check
         from afterwords.backends.qwen3.loop import Loop, rows_that_fit
         from afterwords.backends.qwen3.model import Model
 
@@ -144,6 +146,9 @@ class Qwen3Engine:
             dtype=torch.bfloat16 if is_gpu else torch.float32,
             progress=progress,
         )
+        if (precision := load_config().precision) != "bf16":
+            progress(0.95, f"rounding it to {precision}")
+            check(model.quantize(precision), model=self.backends[0], precision=precision)
         n_rows, n_positions = CPU_ROWS, min(POSITIONS, model.config.talker.max_positions)
         if is_gpu:
             free_bytes, _ = torch.cuda.mem_get_info()

@@ -15,8 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from afterwords.backends.qwen3 import ops
+from afterwords.backends.qwen3.quantized import Matrix
+
 _SWIGLU_BLOCK: Final = 1024
 _KEYS_AT_ONCE: Final = 64
+_MOST_ROWS: Final = 64
+_OUTPUTS_AT_ONCE, _INPUTS_AT_ONCE = 32, 128
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -35,6 +40,56 @@ def _rms_norm(x, weight, out, row_stride, eps, width: tl.constexpr, block: tl.co
     level = level * tl.rsqrt(tl.sum(level * level) / width + eps)
     level *= tl.load(weight + at, mask=at < width, other=0.0).to(tl.float32)
     tl.store(out + row * width + at, level.to(out.dtype.element_ty), mask=at < width)
+
+
+def linear(x: Tensor, weight: Matrix) -> Tensor:
+    """As `ops.linear`: one kernel for rounded weights and up to 64 rows, which read each weight once."""
+    if isinstance(weight, Tensor) or len(x) > _MOST_ROWS:
+        return ops.linear(x, weight)
+    (n, n_in), n_out = x.shape, len(weight.scales)
+    out = torch.empty((n, n_out), dtype=x.dtype, device=x.device)
+    is_fp8 = weight.values.is_floating_point()
+    values = weight.values.view(torch.uint8) if is_fp8 else weight.values
+    _linear[(triton.cdiv(n_out, _OUTPUTS_AT_ONCE),)](
+        x, values, weight.scales, out, n, x.stride(0),
+        n_in=n_in, n_out=n_out, is_fp8=is_fp8,
+        n_rows=max(16, triton.next_power_of_2(n)), block_out=_OUTPUTS_AT_ONCE, block_in=_INPUTS_AT_ONCE,
+    )  # fmt: skip
+    return out
+
+
+def add_linear_(x: Tensor, y: Tensor, weight: Matrix) -> None:
+    """As `ops.add_linear_`."""
+    if isinstance(weight, Tensor):
+        ops.add_linear_(x, y, weight)
+    else:
+        x.add_(linear(y, weight))
+
+
+@triton.jit
+def _linear(
+    x, values, scales, out, n, x_row,
+    n_in: tl.constexpr, n_out: tl.constexpr, is_fp8: tl.constexpr,
+    n_rows: tl.constexpr, block_out: tl.constexpr, block_in: tl.constexpr,
+) -> None:  # fmt: skip
+    row, at = tl.arange(0, n_rows), tl.program_id(0) * block_out + tl.arange(0, block_out)
+    is_row, is_output = (row < n)[:, None], (at < n_out)[None, :]
+    total = tl.zeros((n_rows, block_out), tl.float32)
+    for begin in range(0, n_in, block_in):
+        column = begin + tl.arange(0, block_in)
+        is_input = column < n_in
+        level = tl.load(x + row[:, None] * x_row + column[None, :], mask=is_row & is_input[None, :], other=0.0)
+        there = values + at[None, :].to(tl.int64) * n_in + column[:, None]
+        value = tl.load(there, mask=is_input[:, None] & is_output, other=0)
+        if is_fp8:  # the bits of a float16 that is 256 times less: no GPU before Ada knows these 8
+            bits = value.to(tl.int16)
+            value = (((bits & 0x7F) << 7) | ((bits & 0x80) << 8)).to(tl.float16, bitcast=True)
+        total = tl.dot(level, value.to(level.dtype), total, input_precision="ieee")
+    scale = tl.load(scales + at, mask=at < n_out, other=0.0)
+    if is_fp8:
+        scale *= 256.0
+    place = out + row[:, None].to(tl.int64) * n_out + at[None, :]
+    tl.store(place, (total * scale[None, :]).to(out.dtype.element_ty), mask=is_row & is_output)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 
 from afterwords.backends.base import Progress, Reference, ignore_progress
 from afterwords.backends.qwen3 import ops as torch_ops
+from afterwords.backends.qwen3.agreement import Agreement, quantize
 from afterwords.backends.qwen3.codec_config import CodecConfig, read_codec_config
 from afterwords.backends.qwen3.codec_decoder import CodecDecoder, DecoderState
 from afterwords.backends.qwen3.codec_encoder import CodecEncoder
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 CODEC: Final = "speech_tokenizer"
 VOICES_KEPT: Final = 16
 """Voices whose codec stands ready on the device: 4 MB each."""
+_WORDS: Final = "The quick brown fox jumps over the lazy dog."
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,11 @@ class Model:
         self.prompts = Prompts(self.config, self.talker.embeddings, tokenizer)
         self.form = PromptForm.of(name, self.config, self.codec)
         progress(1.0, "done")
+
+    def quantize(self, precision: str) -> Agreement:
+        """Round the talker's weights to "fp8" or "int8", for good, and measure on a few words what that does."""
+        speaker = torch.zeros(self.config.talker.stack.hidden, device=self.device)
+        return quantize(self.talker, self.decoder, self.prompts.of_speaker(_WORDS, speaker=speaker), precision)
 
     @torch.inference_mode()
     def hear(self, reference: Reference) -> ReferencePrompt:

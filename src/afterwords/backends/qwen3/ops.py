@@ -13,15 +13,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from afterwords.backends.qwen3.quantized import Matrix
 from afterwords.backends.qwen3.sampling import draw
 
-__all__ = ["Ops", "add_linear_", "attend", "attend_causally", "draw", "rms_norm", "swiglu", "turn_and_write_"]
+__all__ = [
+    "Ops",
+    "add_linear_",
+    "attend",
+    "attend_causally",
+    "draw",
+    "linear",
+    "rms_norm",
+    "swiglu",
+    "turn_and_write_",
+]
 
 
 class Ops(Protocol):
     """What there are kernels for: this module in plain torch, and `kernels`."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+
+    def linear(self, x: Tensor, weight: Matrix) -> Tensor: ...
+
+    def add_linear_(self, x: Tensor, y: Tensor, weight: Matrix) -> None: ...
 
     def swiglu(self, gate_up: Tensor) -> Tensor: ...
 
@@ -39,9 +54,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return functional.rms_norm(x, weight.shape, weight, eps)
 
 
-def add_linear_(x: Tensor, y: Tensor, weight: Tensor) -> None:
+def linear(x: Tensor, weight: Matrix) -> Tensor:
+    """Take x of shape (n, n_in) through a linear layer."""
+    if isinstance(weight, Tensor):
+        return functional.linear(x, weight)
+    return functional.linear(x, weight.values.to(x.dtype)).mul_(weight.scales.to(x.dtype))
+
+
+def add_linear_(x: Tensor, y: Tensor, weight: Matrix) -> None:
     """Add y through a linear layer to the residual stream x, shape (n, hidden)."""
-    x.addmm_(y, weight.t())
+    if isinstance(weight, Tensor):
+        x.addmm_(y, weight.t())
+    else:
+        x.add_(linear(y, weight))
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

@@ -66,6 +66,23 @@ class Predictor:
             codes.append(self._draw(logits, rows.beyond[:, 1], noise[:, group], shares))
         return torch.stack(codes, 1)
 
+    def likeliest(self, hidden: Tensor, codes: Tensor) -> Tensor:
+        """The likeliest code at each place but the first, given the codes before it in its frame.
+
+        Args:
+            hidden: shape (n_frames, hidden), what the talker made of what came before each frame.
+            codes: shape (n_frames, n_code_groups).
+
+        Returns:
+            Shape (n_frames, n_code_groups - 1).
+        """
+        heard = [functional.embedding(codes[:, group], table) for group, table in enumerate(self._tables)]
+        cache = self.stack.new_cache(len(codes), self.n_groups)
+        rows = torch.arange(len(codes), device=codes.device)
+        made = self.stack.prefill(torch.stack([self._narrowed(hidden), *heard], 1), cache, rows)
+        likely = [functional.linear(made[:, group], head).argmax(-1) for group, head in enumerate(self._heads, 1)]
+        return torch.stack(likely, 1)
+
     def _narrowed(self, x: Tensor) -> Tensor:
         return x if self._narrowing is None else functional.linear(x, *self._narrowing)
 

@@ -150,6 +150,35 @@ class Talker:
         rows.history.index_put_((rows.index, rows.frames), codes.int())
         self._hear(rows, codes)
 
+    def quantize(self, precision: str) -> None:
+        """Round what a frame reads most of, "fp8" or "int8": the gates of the talker, and the code predictor's layers.
+
+        Norms, heads, embeddings and what the talker attends with stay as they are.
+        """
+        self._stack.quantize(precision, ["gate_up"])
+        self._predictor.stack.quantize(precision, ["qkv", "out", "gate_up", "down"])
+
+    @torch.inference_mode()
+    def likeliest(self, prompt: Prompt, codes: Tensor) -> Tensor:
+        """The likeliest code at each place of an utterance, given the prompt and all codes before that place.
+
+        Args:
+            prompt: of the utterance.
+            codes: shape (n_frames, n_code_groups).
+
+        Returns:
+            Shape (n_frames, n_code_groups); the end is no code.
+        """
+        n_columns, n_heard = len(prompt.columns), len(codes) - 1
+        pads = prompt.trailing.new_full((n_heard,), self.config.tokens.pad)
+        text = torch.cat([prompt.trailing, pads])[:n_heard].to(self.device)
+        heard = self.embeddings.text(text).add_(self.embeddings.frames(codes[:-1]))
+        columns = torch.cat([prompt.columns, heard])[None]
+        first_row = torch.zeros(1, device=self.device, dtype=torch.int64)
+        hidden = self._stack.prefill(columns, self._stack.new_cache(1, columns.shape[1]), first_row)[0, n_columns - 1 :]
+        logits = functional.linear(hidden, self._head).masked_fill_(self._is_banned | self._is_end, -torch.inf)
+        return torch.cat([logits.argmax(-1)[:, None], self._predictor.likeliest(hidden, codes)], 1)
+
     def _hear(self, rows: Rows, codes: Tensor) -> None:
         """Take a frame in, with the text that goes with it, and count it."""
         follows = rows.frames.clamp(max=rows.trailing.shape[1] - 1)[:, None]

@@ -6,16 +6,17 @@ stay where they are, so that it can be captured once as a CUDA graph and replaye
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from afterwords.backends.qwen3 import ops as torch_ops
 from afterwords.backends.qwen3.config import StackConfig
 from afterwords.backends.qwen3.ops import Ops
+from afterwords.backends.qwen3.quantized import Matrix, quantized
 from afterwords.backends.qwen3.weights import Weights
 
 
@@ -24,11 +25,11 @@ class Layer:
     """Weights of one layer; queries, keys and values are one matrix, and so are gate and up."""
 
     attention_norm: Tensor
-    qkv: Tensor
-    out: Tensor
+    qkv: Matrix
+    out: Matrix
     ffn_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Matrix
+    down: Matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,12 @@ class Stack:
         self._qk_norms = torch.stack([torch.stack(norms), torch.stack(norms).roll(config.head_dim // 2, -1)])
         self._angles = _angles(config, n_positions, weights.device)
         self._ahead = torch.arange(n_positions, device=weights.device)
+
+    def quantize(self, precision: str, names: Sequence[str]) -> None:
+        """Round these matrices of every layer, by their names in `Layer`."""
+        for number, layer in enumerate(self._layers):  # one by one, so that memory holds one matrix twice at most
+            rounded: dict[str, Any] = {name: quantized(getattr(layer, name), precision) for name in names}
+            self._layers[number] = replace(layer, **rounded)
 
     def new_cache(self, n_rows: int, n_positions: int) -> Tensor:
         """An empty cache, shape (n_layers, n_rows, n_positions, 2 * n_kv_heads, head_dim)."""
@@ -143,10 +150,10 @@ class Stack:
     def _run(self, x: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
         ops, eps, head_dim = self._ops, self.config.norm_eps, self.config.head_dim
         for number, layer in enumerate(self._layers):
-            qkv = functional.linear(ops.rms_norm(x, layer.attention_norm, eps), layer.qkv)
-            torch_ops.add_linear_(x, attend(number, qkv.view(len(x), -1, head_dim)), layer.out)
-            gate_up = functional.linear(ops.rms_norm(x, layer.ffn_norm, eps), layer.gate_up)
-            torch_ops.add_linear_(x, ops.swiglu(gate_up), layer.down)
+            qkv = ops.linear(ops.rms_norm(x, layer.attention_norm, eps), layer.qkv)
+            ops.add_linear_(x, attend(number, qkv.view(len(x), -1, head_dim)), layer.out)
+            gate_up = ops.linear(ops.rms_norm(x, layer.ffn_norm, eps), layer.gate_up)
+            ops.add_linear_(x, ops.swiglu(gate_up), layer.down)
         return ops.rms_norm(x, self._norm, eps)
 
 

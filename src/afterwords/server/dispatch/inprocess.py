@@ -220,6 +220,7 @@ def environment_for(config: Config, environ: Mapping[str, str]) -> dict[str, str
         kept["AFTERWORDS_KOKORO_ONNX"] = str(config.kokoro_onnx)
     if config.models is not None:
         kept["AFTERWORDS_MODELS"] = str(config.models)
+    kept["AFTERWORDS_PRECISION"] = config.precision
     if config.is_offline:
         kept["AFTERWORDS_OFFLINE"] = "1"
     if config.is_testing:

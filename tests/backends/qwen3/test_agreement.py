@@ -1,0 +1,81 @@
+"""Rounded weights: what they still say, how that is measured, and the refusal where it is too little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from afterwords.backends.qwen3 import agreement, quantized
+from afterwords.backends.qwen3.agreement import Agreement
+from afterwords.backends.qwen3.engine import Qwen3Large
+from afterwords.backends.qwen3.model import Model
+from afterwords.errors import PrecisionError
+from tests.backends.qwen3.speaking import GREEDY, LANGUAGE, load
+
+ROWS = LANGUAGE["projected"]["rows of different length"]
+
+
+@pytest.fixture
+def model(checkpoint: Path) -> Callable[[], Model]:
+    return lambda: Model(checkpoint, name="tiny", device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("row", ROWS[:3])
+def test_the_likeliest_codes_after_greedy_ones_are_those(checkpoint: Path, row: dict[str, object]) -> None:
+    language = load(checkpoint)
+    prompt, sampling = language.prompt(row), replace(GREEDY, repetition_penalty=1.0, min_frames=12)
+    (codes,) = language.speak([prompt], [sampling], n_frames=12)
+    assert language.talker.likeliest(prompt, torch.tensor(codes)).tolist() == codes
+
+
+@pytest.mark.parametrize(("precision", "error"), [("fp8", 2**-4), ("int8", 0.5 / 127)])
+def test_rounding_keeps_each_weight_within_half_a_step(precision: str, error: float) -> None:
+    weight = torch.randn(64, 48) * torch.logspace(-3, 3, 64)[:, None]  # each output has a scale of its own
+    rounded = quantized.quantized(weight, precision)
+    most = weight.abs().amax(1, keepdim=True)
+    assert ((rounded.values.float() * rounded.scales[:, None] - weight).abs() / most).max() <= error * 1.001
+    assert rounded.values.element_size() == 1
+
+
+def test_an_output_without_weights_stays_silent() -> None:
+    assert quantized.quantized(torch.zeros(2, 3), "fp8").values.float().tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(("precision", "codes"), [("fp8", 0.9), ("int8", 0.95)])
+def test_rounded_weights_say_nearly_the_same(model: Callable[[], Model], precision: str, codes: float) -> None:
+    found = model().quantize(precision)
+    assert codes <= found.codes < 1
+    assert 0 < found.mel_db < 2
+    assert found.is_enough
+
+
+def test_fewer_bits_agree_less_and_are_refused(model: Callable[[], Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(quantized._FORMS, "int4", (torch.int8, 7.0))  # no setting asks for what can't be good enough
+    found = model().quantize("int4")
+    assert not found.is_enough
+    with pytest.raises(PrecisionError, match=r"too much else in int4: 7\d% of its codes are the same") as refused:
+        agreement.check(found, model="tiny", precision="int4")
+    assert "AFTERWORDS_PRECISION" in refused.value.hint
+
+
+@pytest.mark.parametrize(("codes", "mel_db", "is_enough"), [(0.85, 3.0, True), (0.84, 0.1, False), (1.0, 3.1, False)])
+def test_codes_and_sound_must_both_agree(codes: float, mel_db: float, is_enough: bool) -> None:
+    assert Agreement(codes, mel_db).is_enough is is_enough
+
+
+def test_an_engine_rounds_as_it_is_told_and_refuses_what_is_too_little(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "qwen3-1.7b").symlink_to(checkpoint)
+    monkeypatch.setenv("AFTERWORDS_MODELS", str(tmp_path))
+    monkeypatch.setenv("AFTERWORDS_PRECISION", "int8")
+    engine = Qwen3Large()
+    engine.load("qwen3-1.7b")
+    engine.close()
+    monkeypatch.setattr(agreement, "LEAST_CODES", 1.0)
+    with pytest.raises(PrecisionError, match=r"qwen3-1\.7b says too much else in int8"):
+        engine.load("qwen3-1.7b")
