@@ -2,9 +2,9 @@
 
     python -m benchmarks.qwen3
 
-Ours goes through the loop that serves users, codec included. Beside it stand a plain eager loop, and the least time in
-which the device could read what a frame reads, by the bandwidth that a large copy reaches in the same run. What can't
-be run here is left out, and the reason printed.
+Ours goes through the loop that serves users, codec included. Beside it stand a plain eager loop, faster-qwen3-tts where
+it is installed, and the least time in which the device could read what a frame reads in bfloat16, by the bandwidth that
+a large copy reaches in the same run. What can't be run here, or not in time, is left out, and the reason printed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from afterwords.backends.qwen3.model import fastest_ops
 from afterwords.backends.qwen3.rows import Rows
 from afterwords.backends.qwen3.talker import Utterance
 from afterwords.backends.qwen3.turns import Finish, Turn
+from benchmarks import qwen3_faster
 from benchmarks.qwen3_model import REFERENCE_FRAMES, SIZES, RandomModel, RandomWeights, write_published
 from benchmarks.qwen3_plain import PlainTalker
 
@@ -42,10 +43,12 @@ BATCHES: Final = (1, 4, 16, 64)
 FRAMES: Final = 100
 """8 s of speech in every row; the talker can't end it before."""
 ROUNDS: Final = 3
+BUDGET_S: Final = 420.0
+"""What is not begun by then is left out; each size has its share."""
 COPY_BYTES: Final = {"cuda": 2**31, "cpu": 2**26}
 HEADER: Final = (
     "| size | way | rows | operations | frame step | of the limit | frame, all in | first sound | × real time "
-    "| audio-s/s | memory |\n|---|---|---|---|---|---|---|---|---|---|---|"
+    "| audio-s/s | memory | codes kept |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -57,30 +60,31 @@ class Way:
         name: as printed.
         is_captured: as CUDA graphs.
         has_kernels: of Triton.
+        precision: of the weights that `Talker.quantize` rounds.
     """
 
     name: str
     is_captured: bool = False
     has_kernels: bool = False
+    precision: str = "bf16"
 
     def missing(self, device: torch.device) -> str | None:
         """Why it can't be run."""
         if self.is_captured and device.type != "cuda":
-            return "needs an NVIDIA GPU"
+            return "it needs an NVIDIA GPU"
         if self.has_kernels and find_spec("triton") is None:
             return "triton is not installed"
         return None
 
 
 WAYS: Final = (
-    Way("eager"),
-    Way("graphs", is_captured=True),
     Way("graphs + Triton", is_captured=True, has_kernels=True),
+    Way("graphs + Triton + fp8", is_captured=True, has_kernels=True, precision="fp8"),
+    Way("graphs", is_captured=True),
+    Way("eager"),
 )
-LEFT_OUT: Final = {
-    "fp8": "the engine has no fp8 weights",
-    "faster-qwen3-tts": "it loads a published checkpoint, not random weights",
-}
+PLAIN: Final = "plain loop, no codec"
+FASTER: Final = "faster-qwen3-tts, no codec"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,7 @@ class Row:
         n_operations: that torch carries out in one frame; views are not counted, and each kernel is one.
         total_s: from handing in to the last sound of the last row.
         memory: most bytes on the device at once.
+        kept: the share of likeliest codes that rounding left as they were.
     """
 
     n_rows: int
@@ -103,6 +108,7 @@ class Row:
     first_ms: float | None = None
     total_s: float | None = None
     memory: int | None = None
+    kept: float | None = None
 
     def line(self, size: str, way: str, *, n_frames: int, limit_ms: float) -> str:
         speech_s = n_frames * FRAME_S
@@ -118,6 +124,7 @@ class Row:
             _cell("{:.1f}", self.frame_ms and 1000 * FRAME_S / self.frame_ms),
             _cell("{:.1f}", self.total_s and self.n_rows * speech_s / self.total_s),
             _cell("{:.2f} GB", self.memory and self.memory / 1e9),
+            _cell("{:.1%}", self.kept),
         ]
         return f"| {' | '.join(cells)} |"
 
@@ -132,18 +139,19 @@ def bandwidth(device: torch.device) -> float:
     return 2 * source.numel() / min(_seconds(device, lambda: target.copy_(source)) for _ in range(10))
 
 
-def ours(model: RandomModel, way: Way, n_rows: int, n_frames: int) -> Row:
-    """The engine's loop with so many turns at once."""
+def ours(model: RandomModel, way: Way, n_rows: int, n_frames: int, *, kept: float | None = None) -> Row:
+    """The engine's loop with so many turns at once; `kept` as in Row."""
     device, n_positions = model.talker.device, _n_positions(model, n_frames)
     with _measured_memory(device) as memory:
         loop = Loop(model.talker, model.decoder, n_rows=n_rows, n_positions=n_positions)
         if not way.is_captured:
             loop._frames = model.talker.frame  # type: ignore[assignment] # a loop captures wherever it can
         try:  # sizes that the first round did not meet are captured in a later one: hence the median
-            rounds = [_spoken(loop, model, n_rows, n_frames) for _ in range(1 + ROUNDS)][1:]
+            n_rounds = ROUNDS if way.is_captured else 1
+            rounds = [_spoken(loop, model, n_rows, n_frames) for _ in range(1 + n_rounds)][1:]
         finally:
             loop.close()
-    firsts, lasts = sorted(rounds, key=lambda times: max(times[1]))[ROUNDS // 2]
+    firsts, lasts = sorted(rounds, key=lambda times: max(times[1]))[n_rounds // 2]
     rows = _begun(model, n_rows, n_positions, n_frames)
     step = partial(Frames(model.talker) if way.is_captured else model.talker.frame, rows, with_top_p=False)
     n_operations = _operations(partial(model.talker.frame, rows, with_top_p=False))
@@ -155,6 +163,7 @@ def ours(model: RandomModel, way: Way, n_rows: int, n_frames: int) -> Row:
         first_ms=1000 * statistics.median(firsts),
         total_s=max(lasts),
         memory=memory[0] if memory else None,
+        kept=kept,
     )
 
 
@@ -264,7 +273,12 @@ def _operations(step: Callable[[], None]) -> int:
 
 
 def table(
-    folders: dict[str, Path], device: torch.device, *, batches: Sequence[int] = BATCHES, n_frames: int = FRAMES
+    folders: dict[str, Path],
+    device: torch.device,
+    *,
+    batches: Sequence[int] = BATCHES,
+    n_frames: int = FRAMES,
+    budget_s: float = BUDGET_S,
 ) -> Iterator[str]:
     """The figures as Markdown, line by line as they come.
 
@@ -273,6 +287,7 @@ def table(
         device: to measure on; a CPU does it in float32.
         batches: rows at once.
         n_frames: of every row.
+        budget_s: what is not begun by then is left out.
     """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     moved = bandwidth(device)
@@ -281,32 +296,47 @@ def table(
     yield f"Each row hears {REFERENCE_FRAMES} frames of a reference and speaks {n_frames}."
     yield ""
     yield HEADER
-    left_out = {way.name: reason for way in WAYS if (reason := way.missing(device))} | LEFT_OUT
-    for size, folder in folders.items():
+    left_out = {way.name: reason for way in WAYS if (reason := way.missing(device))}
+    if reason := qwen3_faster.missing(device):
+        left_out[FASTER] = reason
+    started = time.perf_counter()
+    for place, (size, folder) in enumerate(folders.items(), 1):
+        ends = started + budget_s * place / len(folders)
         model = RandomModel(folder, device=torch.device("meta"), dtype=dtype, ops=torch_ops)
         n_positions = len(model.prompt.columns) + n_frames / 2
         limits = {n_rows: 1000 * model.bytes_per_frame(n_rows, n_positions) / moved for n_rows in batches}
-        for name, n_rows, row in _rows(folder, device, dtype, batches, n_frames):
-            yield row.line(size, name, n_frames=n_frames, limit_ms=limits[n_rows])
-        yield from (f"| {size} | limit | {n} | – | {limit:.2f} ms | 1.0 × |{' – |' * 5}" for n, limit in limits.items())
+        for name, n_rows, measure in _measures(folder, device, dtype, batches, n_frames):
+            if time.perf_counter() > ends:
+                left_out[f"{size} {name}, {n_rows} rows"] = "time ran out"
+                continue
+            try:
+                yield measure().line(size, name, n_frames=n_frames, limit_ms=limits[n_rows])
+            except (torch.OutOfMemoryError, qwen3_faster.FailedError) as error:
+                left_out[f"{size} {name}, {n_rows} rows"] = f"{error}".split("\n")[0]
+            _free(device)
+        yield from (f"| {size} | limit | {n} | – | {limit:.2f} ms | 1.0 × |{' – |' * 6}" for n, limit in limits.items())
     yield ""
-    yield from (f"Left out: {name}, since {reason}." for name, reason in left_out.items())
+    yield from (f"Left out: {name}, since {reason.rstrip('.')}." for name, reason in left_out.items())
 
 
-def _rows(
+def _measures(
     folder: Path, device: torch.device, dtype: torch.dtype, batches: Sequence[int], n_frames: int
-) -> Iterator[tuple[str, int, Row]]:
-    for n_rows in batches:
-        yield "plain loop, no codec", n_rows, plain(folder, device, dtype, n_rows, max(ROUNDS, n_frames // 4))
-        _free(device)
+) -> Iterator[tuple[str, int, Callable[[], Row]]]:
+    """What there is to measure, each by its name and its rows; what matters most comes first."""
     for way in WAYS:
         if way.missing(device):
             continue
         chosen = fastest_ops(device) if way.has_kernels else torch_ops
         model = RandomModel(folder, device=device, dtype=dtype, ops=chosen)
+        kept = model.quantize(way.precision).codes if way.precision != "bf16" else None
         for n_rows in batches:
-            yield f"ours, {way.name}", n_rows, ours(model, way, n_rows, n_frames)
-            _free(device)
+            yield f"ours, {way.name}", n_rows, partial(ours, model, way, n_rows, n_frames, kept=kept)
+        del model
+    if not qwen3_faster.missing(device) and 1 in batches:
+        yield FASTER, 1, lambda: Row(1, qwen3_faster.step_ms(folder, device, dtype, n_frames))
+    few = max(ROUNDS, n_frames // 4)
+    for n_rows in batches:
+        yield PLAIN, n_rows, partial(plain, folder, device, dtype, n_rows, few)
 
 
 def _free(device: torch.device) -> None:

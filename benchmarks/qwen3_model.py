@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from afterwords.backends.qwen3.agreement import Agreement, quantize
 from afterwords.backends.qwen3.codec_config import read_codec_config
 from afterwords.backends.qwen3.codec_decoder import CodecDecoder, DecoderState
 from afterwords.backends.qwen3.config import read_config
@@ -114,6 +115,10 @@ class RandomModel:
             TEXT, reference_ids=prompts.tokens(TEXT), codes=codes, speaker=speaker, language="english"
         )
         self.primed: DecoderState = self.decoder.prime(codes.to(device))
+
+    def quantize(self, precision: str) -> Agreement:
+        """Round the talker's weights, and see how much it still says of the same."""
+        return quantize(self.talker, self.decoder, self.prompt, precision)
 
     def bytes_per_frame(self, n_rows: int, n_positions: float) -> float:
         """What one frame of all rows must read: each weight once a pass, and the keys and values of each row.
