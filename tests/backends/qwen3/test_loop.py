@@ -24,6 +24,7 @@ from afterwords.riff import Samples
 
 SEED = 3
 DEADLINE_S = 10.0
+DOCUMENTATION = Path(__file__).parents[3] / "docs" / "qwen3.md"
 
 
 @pytest.fixture(scope="module")
@@ -328,6 +329,14 @@ def test_a_closed_loop_gives_back_its_memory_and_its_thread(model: Model) -> Non
 )
 def test_codes_that_go_round_are_told_from_speech(codes: list[int], is_round: bool) -> None:
     assert goes_round(deque(codes, maxlen=LOOP_FRAMES)) is is_round
+
+
+@pytest.mark.parametrize(("model_gb", "n_rows"), [(2.1, [4, 16, 64, 64]), (4.1, [4, 16, 32, 64])], ids=["0.6b", "1.7b"])
+def test_gpus_speak_as_many_at_once_as_the_documentation_says(model_gb: float, n_rows: list[int]) -> None:
+    row_bytes, context_gb = 235 * 2**20, 0.7  # of CUDA, roughly
+    free = [int(1e9 * (gpu_gb - context_gb - model_gb)) for gpu_gb in (8, 24, 48, 80)]
+    assert [rows_that_fit(free_bytes, row_bytes=row_bytes, most=64) for free_bytes in free] == n_rows
+    assert f"| {', '.join(map(str, n_rows))} |" in DOCUMENTATION.read_text("utf-8")
 
 
 @pytest.mark.parametrize("free_gib", [10, 20, 40, 70])
