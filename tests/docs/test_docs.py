@@ -3,7 +3,8 @@
 A block opens with its language: `sh` runs in a shell, `python` in an interpreter, `console` and `text` are shown only.
 A line `<!-- not run: why -->` above a block leaves it out, and the reason stands for all to read. A page with the line
 `<!-- with a server -->` finds a server in its environment, with an account of its own; both speak as tones. A block of
-Python that begins with `# name.py` is also kept under that name, for the blocks and tests that come after it.
+Python that begins with `# name.py` is also kept under that name, for the blocks and tests that come after it. A full
+clone takes `lite` over a minute of processor time: the server in tests/e2e/test_readme.py makes one, here all are fast.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COOKBOOK = ROOT / "docs" / "cookbook.md"
 WITH_A_SERVER = "\n<!-- with a server -->\n"
+AS_TONES = {"bundle.md"}
+"""Pages without a server that show the same with any engine."""
+FULL_CLONE = re.compile(r"^afterwords clone (?![^#\n]*--fast)[^#\n]*--consent self\b", re.M)
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?^```(?P<lang>\w+)\n(?P<code>.*?)^```$", re.S | re.M)
 FILE = re.compile(r"# (\w+\.py)\n")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
@@ -71,9 +75,11 @@ def account(server: Served) -> dict[str, str]:
 def test_every_block_of_the_page_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     shutil.copy(ROOT / "src" / "afterwords" / "data" / "reader.wav", tmp_path / "me.wav")
     has_server = WITH_A_SERVER in page.read_text("utf-8")
-    env = environment(tmp_path, request.getfixturevalue("account") if has_server else {})
-    for lang, code in blocks(page):
-        keep_file(code, tmp_path)
+    tones = {"AFTERWORDS_BACKENDS": "tone"} if page.name in AS_TONES else {}
+    env = environment(tmp_path, request.getfixturevalue("account") if has_server else tones)
+    for lang, written in blocks(page):
+        keep_file(written, tmp_path)
+        code = FULL_CLONE.sub(r"\g<0> --fast", written)  # as the README offers to whoever is in a hurry
         command = ["sh", "-euc", code] if lang == "sh" else [sys.executable, "-c", code]
         done = subprocess.run(
             command,
