@@ -4,18 +4,26 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs soak bench client openapi data clean
+# Some machines forbid bytecode, and then each of the hundreds of programs that tests start compiles the sources anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test lint style docs soak bench client openapi data clean
 
 demo: $(VENV)/.lite
 	$(BIN)/afterwords demo --out hello.wav
 
-test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -n auto --dist loadfile
+# Types take half a minute to check: beside the tests, many of which wait, and told after them.
+test: $(VENV)/.dev style
+	@$(BIN)/mypy >$(VENV)/types.log 2>&1 & types=$$!; \
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder; tested=$$?; \
+	wait $$types; typed=$$?; echo mypy; cat $(VENV)/types.log; exit $$((tested ? tested : typed))
 
-lint: $(VENV)/.dev
+lint: style
+	$(BIN)/mypy
+
+style: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.dev

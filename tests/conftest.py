@@ -24,6 +24,14 @@ CLEARED = (
     "PROFILE",
 )
 READER = Path(str(files("afterwords") / "data" / "reader.wav"))
+LONGEST = ("e2e/test_readme.py", "e2e/test_chaos.py", "docs/test_docs.py", "cli/test_serve.py", "test_library.py")
+"""Files of half a minute and more. They go first: begun last, one would keep a single process busy in the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, in this order, and leave the others as they are."""
+    order = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(autouse=True)
