@@ -27,6 +27,7 @@ from afterwords.models import (
     SpeechTask,
     Usage,
     Voice,
+    is_id,
     new_id,
     now,
 )
@@ -36,6 +37,7 @@ NOON = datetime(2026, 11, 22, 12, 0, 0, 123_999, UTC)
 REFERENCE = ReferenceInfo(sha256="a" * 64, duration_s=12.5, sample_rate=24_000, grade="A")
 CONSENT = Consent(kind=ConsentKind.SELF, stated_at=NOON)
 CANARY = "canary-nobody-may-print-this"
+ONE_ID = "0b9f6c3e-8f52-4c1e-9d7a-1f2e3d4c5b6a"
 
 EXAMPLES: list[Model] = [
     CONSENT,
@@ -131,6 +133,13 @@ def test_present_moment_is_aware_and_survives_json() -> None:
 
 def test_identifiers_differ() -> None:
     assert new_id() != new_id()
+
+
+@pytest.mark.parametrize("odd", ["", "me", ONE_ID.upper(), f"{ONE_ID}\n", ONE_ID.replace("-", ""), f"../{ONE_ID}"])
+def test_only_a_uuid_in_lower_case_can_be_an_identifier(odd: str) -> None:
+    assert is_id(ONE_ID)
+    assert is_id(new_id())
+    assert not is_id(odd)
 
 
 # -- illegal states ------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from zlib import crc32
 from pydantic import Field
 
 from afterwords.errors import InvalidBundleError, InvalidInputError, RecordingError
-from afterwords.models import Model, Sha256, Voice
+from afterwords.models import Model, Sha256, Voice, is_id
 from afterwords.provenance import verify_seal
 from afterwords.riff import REFERENCE_MAX_BYTES, canonical_wav, check_reference_wav
 from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text
@@ -42,7 +42,6 @@ _UNIX: Final = 3 << 8 | _STORED_VERSION
 _PRIVATE_FILE: Final = 0o100600 << 16
 _FIRST_DAY: Final = 0x0021  # 1 January 1980, the earliest that the format knows
 
-_VOICE_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _BACKEND = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _LANG = re.compile(r"[a-z]{2}")
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -218,9 +217,8 @@ def _read_voice(part: dict[str, Any], transcript: bytes | None) -> Voice:
         raise InvalidBundleError(why=f"its name, family or transcript can't be used ({error.code})") from None
     if has_odd_name:
         raise InvalidBundleError(why="its name is not composed (NFC), or has space around it")
-    for value, pattern in ((voice.voice_id, _VOICE_ID), (voice.backend, _BACKEND), (voice.lang, _LANG)):
-        if not pattern.fullmatch(value):
-            raise InvalidBundleError(why="its voice_id, backend or lang is not one")
+    if not (is_id(voice.voice_id) and _BACKEND.fullmatch(voice.backend) and _LANG.fullmatch(voice.lang)):
+        raise InvalidBundleError(why="its voice_id, backend or lang is not one")
     return voice
 
 

@@ -33,7 +33,7 @@ from afterwords.errors import (
     VoiceNotFoundError,
     VoiceRequiredError,
 )
-from afterwords.models import NAME_MAX_CHARS, Voice, new_id
+from afterwords.models import ID_PATTERN, NAME_MAX_CHARS, Voice, is_id, new_id
 from afterwords.text import check_name
 from afterwords.voicefolder import Original, VoiceFolder
 
@@ -43,9 +43,7 @@ LOCK_TIMEOUT_S = 10.0
 _LOOKS = 5
 """How often damage is looked at: what is gone at the second look was a folder that another process moved."""
 
-_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-_VOICE_ID = re.compile(_UUID)
-_REPLACED = re.compile(rf"\.old-({_UUID})-by-({_UUID})")
+_REPLACED = re.compile(rf"\.old-({ID_PATTERN})-by-({ID_PATTERN})")
 _LEFTOVER = re.compile(r"\.(?:new|trash|old)-.+")
 
 Voices = list[Voice]
@@ -188,7 +186,7 @@ class Library:
             UnreadableFileError: the original can't be read, or is not the one that was sealed.
         """
         voice = voice.model_copy(update={"name": check_name(voice.name)})
-        if not _VOICE_ID.fullmatch(voice.voice_id):
+        if not is_id(voice.voice_id):
             raise InvalidOptionError("voice_id", value=voice.voice_id[:40], allowed="a UUID in lower case")
         with self._changing():
             folders = self._folders().by_id
@@ -269,7 +267,7 @@ class Library:
 
     def _folders(self) -> _Folders:
         names = self._names()
-        by_id = {n: VoiceFolder(self._voices / n) for n in names if _VOICE_ID.fullmatch(n)}
+        by_id = {n: VoiceFolder(self._voices / n) for n in names if is_id(n)}
         replaced_by: dict[str, str] = {}
         for found in filter(None, map(_REPLACED.fullmatch, names)):
             old, new = found.groups()

@@ -6,6 +6,7 @@ A Voice has no owner and no key, so it cannot leak one; text and transcripts sta
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -14,11 +15,19 @@ from uuid import uuid4
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 NAME_MAX_CHARS = 200
+ID_PATTERN = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+"""What an identifier looks like: a UUID in lower case."""
+_ID = re.compile(ID_PATTERN)
 
 
 def new_id() -> str:
     """Make an identifier: a random UUID in its usual form."""
     return str(uuid4())
+
+
+def is_id(value: str) -> bool:
+    """Whether it could be an identifier; what is not need not be looked for, and names no file."""
+    return _ID.fullmatch(value) is not None
 
 
 def now() -> datetime:

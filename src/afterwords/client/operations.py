@@ -5,7 +5,6 @@ What only an afterwords server knows, and the hosted service does not, is one ty
 
 from __future__ import annotations
 
-import re
 import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +48,18 @@ from afterwords.errors import (
     UnsupportedByServerError,
     VoiceNotFoundError,
 )
-from afterwords.models import NAME_MAX_CHARS, ApiKey, Health, Job, JobStatus, NewApiKey, SpeechFormat, Usage, Voice
+from afterwords.models import (
+    NAME_MAX_CHARS,
+    ApiKey,
+    Health,
+    Job,
+    JobStatus,
+    NewApiKey,
+    SpeechFormat,
+    Usage,
+    Voice,
+    is_id,
+)
 
 T = TypeVar("T")
 
@@ -63,7 +73,6 @@ FIRST_SOUND_S: Final = 600.0
 """How long a stream may keep silent at first: jobs before it, and a voice that is prepared."""
 PAGE_MAX: Final = 1000
 BUNDLE_TYPE: Final = "application/vnd.afterwords.voice+zip"
-_UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,7 +396,7 @@ class Operations:
 
     def _with_voice(self, voice: Voice | str, use: Callable[[str], Operation[T]]) -> Operation[T]:
         """Use a voice by its identifier. A name is looked up, and once more if what was known of it is gone."""
-        if isinstance(voice, Voice) or _UUID.fullmatch(voice):
+        if isinstance(voice, Voice) or is_id(voice):
             return (yield from use(voice.voice_id if isinstance(voice, Voice) else voice))
         name = unicodedata.normalize("NFC", voice).strip()
         if (known := self._known.voices.get(name)) is not None:

@@ -27,7 +27,6 @@ MEDIA_TYPES: Final = {
 }
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
-_UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 IdempotencyKey = Annotated[
@@ -54,11 +53,6 @@ def caller_of(request: Request) -> Caller:
     caller = admitted_to(request).caller
     assert caller is not None, "the route needs a user"
     return caller
-
-
-def is_id(value: str) -> bool:
-    """Whether it could be an identifier; what is not is not looked for."""
-    return _UUID.fullmatch(value) is not None
 
 
 def idempotency_key(value: str | None) -> str | None:

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Body, Request
 from fastapi.responses import JSONResponse, Response
 
 from afterwords.errors import InsufficientScopeError, KeyNotFoundError
-from afterwords.models import ApiKey, NewApiKey, Usage
+from afterwords.models import ApiKey, NewApiKey, Usage, is_id
 from afterwords.server.gate import Credential, needs
 from afterwords.server.guard import GuardedRoute
-from afterwords.server.routes.answers import COMMON, admitted_to, caller_of, errors, house_of, is_id, json_response
+from afterwords.server.routes.answers import COMMON, admitted_to, caller_of, errors, house_of, json_response
 from afterwords.server.routes.shapes import NewKeyBody, RotateBody
 from afterwords.server.services.keys import MintedKey, digest
 from afterwords.server.services.signing import signing_secret

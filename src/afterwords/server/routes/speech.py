@@ -11,7 +11,7 @@ from fastapi import APIRouter, Body, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from afterwords.errors import JobFinalError, JobNotFoundError, SynthesisError, VoiceNotFoundError
-from afterwords.models import JobStatus
+from afterwords.models import JobStatus, is_id
 from afterwords.provenance import mark_tags
 from afterwords.server.gate import Credential, needs
 from afterwords.server.guard import GuardedRoute
@@ -27,7 +27,6 @@ from afterwords.server.routes.answers import (
     errors,
     house_of,
     idempotency_key,
-    is_id,
     json_response,
     list_response,
 )

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import Response
 
 from afterwords.errors import InvalidFieldError, MissingFieldError, VoiceNotFoundError
-from afterwords.models import ConsentKind
+from afterwords.models import ConsentKind, is_id
 from afterwords.riff import REFERENCE_MAX_BYTES
 from afterwords.server.gate import Credential, needs
 from afterwords.server.guard import SLACK_BYTES, GuardedRoute
@@ -20,7 +20,6 @@ from afterwords.server.routes.answers import (
     errors,
     house_of,
     idempotency_key,
-    is_id,
     json_response,
     list_response,
 )

@@ -19,10 +19,11 @@ from afterwords.errors import (
     RequestTooLargeError,
     RunawayAudioError,
 )
+from afterwords.models import is_id
 from afterwords.server.gate import JSON_MAX_BYTES, Credential, needs
 from afterwords.server.guard import GuardedRoute
 from afterwords.server.ports import StoredJob
-from afterwords.server.routes.answers import COMMON, admitted_to, errors, house_of, is_id, json_response
+from afterwords.server.routes.answers import COMMON, admitted_to, errors, house_of, json_response
 from afterwords.server.routes.shapes import CompleteBody, Completed
 from afterwords.text import longest_speech_s
 
