@@ -18,6 +18,8 @@ NAME_MAX_CHARS = 200
 ID_PATTERN = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 """What an identifier looks like: a UUID in lower case."""
 _ID = re.compile(ID_PATTERN)
+BUNDLE_TYPE = "application/vnd.afterwords.voice+zip"
+"""The media type of a voice as one file, see `bundle`, which clients don't load."""
 
 
 def new_id() -> str:

@@ -20,6 +20,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from afterwords.models import BUNDLE_TYPE
 from afterwords.riff import canonical_wav
 from afterwords.server import create_app
 from tests.e2e.served import ADMIN_SECRET, Served, final, register, serving, speak
@@ -41,7 +42,7 @@ STABLE: Final = settings(
 
 schema = schemathesis.openapi.from_dict(create_app().openapi())
 schema.config.generation.update(with_security_parameters=False)
-schemathesis.serializer.alias(["audio/wav", "application/vnd.afterwords.voice+zip"], "application/octet-stream")
+schemathesis.serializer.alias(["audio/wav", BUNDLE_TYPE], "application/octet-stream")
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,7 @@ from afterwords.errors import (
     VoiceNotFoundError,
 )
 from afterwords.models import (
+    BUNDLE_TYPE,
     NAME_MAX_CHARS,
     ApiKey,
     Health,
@@ -72,7 +73,6 @@ POLL_MIN_S, POLL_MAX_S = 0.1, 2.0
 FIRST_SOUND_S: Final = 600.0
 """How long a stream may keep silent at first: jobs before it, and a voice that is prepared."""
 PAGE_MAX: Final = 1000
-BUNDLE_TYPE: Final = "application/vnd.afterwords.voice+zip"
 
 
 @dataclass(frozen=True, slots=True)

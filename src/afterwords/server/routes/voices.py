@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import Response
 
 from afterwords.errors import InvalidFieldError, MissingFieldError, VoiceNotFoundError
-from afterwords.models import ConsentKind, is_id
+from afterwords.models import BUNDLE_TYPE, ConsentKind, is_id
 from afterwords.riff import REFERENCE_MAX_BYTES
 from afterwords.server.gate import Credential, needs
 from afterwords.server.guard import SLACK_BYTES, GuardedRoute
@@ -29,7 +29,6 @@ from afterwords.server.services.voices import VoiceFields
 
 router = APIRouter(route_class=GuardedRoute, tags=["voices"])
 
-BUNDLE_TYPE: Final = "application/vnd.afterwords.voice+zip"
 FORM_MAX_BYTES: Final = REFERENCE_MAX_BYTES + SLACK_BYTES
 TEXT_FIELDS: Final = ("name", "backend", "ref_text", "lang", "family", "consent")
 NOT_FOUND: Final = errors(_404="voice_not_found")
