@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from afterwords.models import (
     ApiKey,
@@ -18,13 +19,12 @@ from afterwords.models import (
     JobStatus,
     Model,
     NewApiKey,
-    NewVoice,
     Provenance,
     ReferenceInfo,
-    SpeechFormat,
-    SpeechRequest,
+    Seed,
     SpeechResult,
     SpeechTask,
+    Speed,
     Usage,
     Voice,
     is_id,
@@ -44,9 +44,7 @@ EXAMPLES: list[Model] = [
     REFERENCE,
     Provenance(original_sha256="b" * 64, window_start_s=0, software="x", sealed_at=NOON, seal="c" * 64),
     Voice(name="me", backend="lite", reference=REFERENCE, consent=CONSENT, ref_text=CANARY, metadata={"note": CANARY}),
-    NewVoice(name="me", ref_text=CANARY),
     Job(job_id="1", status=JobStatus.READY, audio_url="https://example.com/a"),
-    SpeechRequest(voice_id="1", text=CANARY),
     SpeechTask(text=CANARY, lang="en", backend="lite", voice_id="1", prompt=CANARY.encode()),
     SpeechResult(backend="lite", sample_rate=24_000, duration_s=2, synth_ms=500),
     Usage(characters=1, period_start=NOON, period_end=NOON),
@@ -107,7 +105,7 @@ class TestEveryModel:
 
 def test_refused_value_is_not_repeated() -> None:
     with pytest.raises(ValidationError) as refused:
-        SpeechRequest.model_validate({"voice_id": "1", "text": CANARY, "speed": CANARY})
+        SpeechTask.model_validate({"text": CANARY, "seed": CANARY})
     assert CANARY not in str(refused.value)
 
 
@@ -188,22 +186,26 @@ def test_reference_may_be_ungraded() -> None:
 
 @pytest.mark.parametrize("name", ["", "a" * 201])
 def test_voice_name_has_1_to_200_characters(name: str) -> None:
-    for model in (Voice, NewVoice):
-        with pytest.raises(ValidationError):
-            model.model_validate({"name": name, "backend": "lite", "reference": REFERENCE})
+    with pytest.raises(ValidationError):
+        Voice(name=name, backend="lite", reference=REFERENCE)
 
 
 @pytest.mark.parametrize(
-    "change", [{"speed": 0.2}, {"speed": 4.1}, {"speed": float("nan")}, {"seed": -1}, {"seed": 2**63}, {"text": ""}]
+    ("field", "value"), [(Speed, 0.2), (Speed, 4.1), (Speed, float("nan")), (Seed, -1), (Seed, 2**63)]
 )
-def test_impossible_request_is_refused(change: dict[str, object]) -> None:
+def test_impossible_speed_or_seed_is_refused(field: Any, value: float) -> None:
     with pytest.raises(ValidationError):
-        SpeechRequest.model_validate({"voice_id": "1", "text": "hi", **change})
+        TypeAdapter(field).validate_python(value)
 
 
-@pytest.mark.parametrize("change", [{"speed": 0.25}, {"speed": 4.0}, {"seed": 0}, {"seed": 2**63 - 1}])
-def test_request_at_the_edge_is_taken(change: dict[str, object]) -> None:
-    assert SpeechRequest.model_validate({"voice_id": "1", "text": "hi", **change}).response_format is SpeechFormat.WAV
+@pytest.mark.parametrize(("field", "value"), [(Speed, 0.25), (Speed, 4.0), (Seed, 0), (Seed, 2**63 - 1)])
+def test_speed_or_seed_at_the_edge_is_taken(field: Any, value: float) -> None:
+    assert TypeAdapter(field).validate_python(value) == value
+
+
+def test_nothing_can_not_be_spoken() -> None:
+    with pytest.raises(ValidationError):
+        SpeechTask(text="", lang="en", backend="lite", voice_id="1", prompt=b"")
 
 
 @pytest.mark.parametrize(("duration_s", "factor"), [(2.0, 0.25), (0.0, float("inf"))])

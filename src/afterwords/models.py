@@ -117,17 +117,6 @@ class Voice(Model):
         return self.reference.sha256 if self.reference else None
 
 
-class NewVoice(Model):
-    """What has to be said to make a voice; the recording travels beside it."""
-
-    name: str = Field(min_length=1, max_length=NAME_MAX_CHARS, description="What its owner calls it.")
-    backend: str | None = Field(default=None, description="The backend that speaks it; absent: the best one offered.")
-    lang: str = Field(default="en", description="Language of the reference, two letters.")
-    ref_text: str | None = Field(default=None, repr=False, description="Transcript of the reference, if known.")
-    family: str | None = Field(default=None, description="Groups voices of one speaker, for example by language.")
-    consent: ConsentKind | None = Field(default=None, description="By what right the voice may be cloned.")
-
-
 class JobStatus(StrEnum):
     """Where a job stands. All but `pending` are final."""
 
@@ -179,18 +168,6 @@ class SpeechFormat(StrEnum):
 SPEED_MIN, SPEED_MAX = 0.25, 4.0
 Speed = Annotated[float, Field(ge=SPEED_MIN, le=SPEED_MAX, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-class SpeechRequest(Model):
-    """What a caller asks for."""
-
-    voice_id: str = Field(description="The voice that shall speak.")
-    text: str = Field(min_length=1, repr=False, description="What it shall say.")
-    lang: str | None = Field(default=None, description="Language of the text; absent: the voice's.")
-    backend: str | None = Field(default=None, description="The backend to use; absent: the voice's.")
-    speed: Speed = Field(default=1.0, description="Speaking rate, 1 = as the voice speaks; the pitch is kept.")
-    seed: Seed | None = Field(default=None, description="Makes a sampled result repeatable.")
-    response_format: SpeechFormat = Field(default=SpeechFormat.WAV, description="Format of the audio.")
 
 
 class SpeechTask(Model):
