@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from afterwords.errors import StorageFullError, UnreadableFileError, UnwritableOutputError
+from afterwords.errors import AfterwordsError, StorageFullError, UnreadableFileError, UnwritableOutputError
 
 BLOCK_BYTES = 1 << 20
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -76,6 +76,32 @@ def write(path: Path, pieces: Iterable[bytes], *, part: Path | None = None, is_d
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def locked(path: Path, *, timeout_s: float, busy: AfterwordsError) -> Iterator[None]:
+    """Hold a lock that one process has at a time; its file stays, for its owner alone.
+
+    Args:
+        path: the file, in a folder that is there.
+        timeout_s: how long another process is waited for.
+        busy: raised if it does not let go by then.
+
+    Raises:
+        StorageFullError, UnwritableOutputError: there can't be such a file.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=timeout_s, mode=0o600)
+    with storing(path.parent):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise busy from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_pieces(path: Path) -> Iterator[bytes]:

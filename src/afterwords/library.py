@@ -344,18 +344,11 @@ class Library:
     @contextmanager
     def _changing(self, *, is_patient: bool = True) -> Iterator[None]:
         """Hold the lock, and have everything in order before and after."""
-        from filelock import FileLock, Timeout
-
         timeout_s = self._lock_timeout_s if is_patient else 0
         self._record()  # a newer library is refused before anything is written
         disk.make_folder(self.home)
-        lock = FileLock(self.home / ".lock", timeout=timeout_s, mode=0o600)
-        with disk.storing(self.home):
-            try:
-                lock.acquire()
-            except Timeout as error:
-                raise LibraryBusyError(self.home, waited_s=timeout_s) from error
-        try:
+        busy = LibraryBusyError(self.home, waited_s=timeout_s)
+        with disk.locked(self.home / ".lock", timeout_s=timeout_s, busy=busy):
             schema = self._record().schema
             migrations.migrate(self.home, schema)
             disk.make_folder(self._voices)
@@ -366,8 +359,6 @@ class Library:
                 yield
             finally:
                 self._tidy()
-        finally:
-            lock.release()
 
     def _tidy(self) -> None:
         """Finish each replacement or undo it, see that the default is a voice, and remove what is left over."""

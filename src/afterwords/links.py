@@ -53,18 +53,10 @@ class Links:
         Raises:
             LibraryBusyError: another one does not end.
         """
-        from filelock import FileLock, Timeout
-
         disk.make_folder(self._home)
-        lock = FileLock(self._home / ".links.lock", timeout=LOCK_TIMEOUT_S, mode=0o600)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise LibraryBusyError(self._home, waited_s=LOCK_TIMEOUT_S) from error
-        try:
+        busy = LibraryBusyError(self._home, waited_s=LOCK_TIMEOUT_S)
+        with disk.locked(self._home / ".links.lock", timeout_s=LOCK_TIMEOUT_S, busy=busy):
             yield
-        finally:
-            lock.release()
 
     def _read(self) -> _Known:
         try:

@@ -11,7 +11,6 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from filelock import FileLock, Timeout
 from sqlalchemy import Connection
 
 from afterwords import disk
@@ -37,14 +36,12 @@ def prepare(path: Path) -> tuple[Identity, bool]:
     if path.exists() and (identity := _identity(path)):
         return identity, False
     disk.make_folder(path.parent)
-    try:
-        with FileLock(path.with_name(f"{path.name}.lock"), timeout=LOCK_TIMEOUT_S, mode=0o600):
-            if path.exists() and (identity := _identity(path)):
-                return identity, False
-            is_new = _migrate(path)
-            identity = _identity(path)
-    except Timeout:
-        raise DatabaseUnavailableError from None
+    lock = path.with_name(f"{path.name}.lock")
+    with disk.locked(lock, timeout_s=LOCK_TIMEOUT_S, busy=DatabaseUnavailableError()):
+        if path.exists() and (identity := _identity(path)):
+            return identity, False
+        is_new = _migrate(path)
+        identity = _identity(path)
     if identity is None:
         raise DatabaseUnavailableError
     return identity, is_new
