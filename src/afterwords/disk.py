@@ -7,11 +7,13 @@ the library, its folders and its migrations call it.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from afterwords.errors import AfterwordsError, StorageFullError, UnreadableFileError, UnwritableOutputError
@@ -118,6 +120,24 @@ def read_pieces(path: Path) -> Iterator[bytes]:
                 yield piece
     except OSError as error:
         raise UnreadableFileError(path, why=error.strerror or str(error)) from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of ours as JSON; whoever asks tells what it means if it is absent or damaged.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UnreadableFileError: it can't be read.
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UnreadableFileError(path, why=error.strerror or str(error)) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def copy_folder(source: Path, target: Path) -> None:

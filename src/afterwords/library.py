@@ -314,13 +314,11 @@ class Library:
 
     def _record(self) -> _Record:
         try:
-            found = json.loads((self.home / "library.json").read_bytes())
+            found = disk.read_json(self.home / "library.json")
             schema, default = found["schema"], found["default"]
         except FileNotFoundError:
             return _Record(migrations.unmarked_schema(self.home), None)
-        except OSError as error:
-            raise UnreadableFileError(self.home / "library.json", why=error.strerror or str(error)) from error
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             return _Record(migrations.SCHEMA, None, is_damaged=True)
         if type(schema) is not int or schema < 1 or not isinstance(default, str | None):
             return _Record(migrations.SCHEMA, None, is_damaged=True)

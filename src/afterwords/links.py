@@ -60,12 +60,10 @@ class Links:
 
     def _read(self) -> _Known:
         try:
-            known = json.loads(self._path.read_bytes())
+            known = disk.read_json(self._path)
         except FileNotFoundError:
             return {}
-        except OSError as error:
-            raise UnreadableFileError(self._path, why=error.strerror or str(error)) from error
-        except (ValueError, RecursionError):
+        except ValueError:
             known = None
         if not isinstance(known, dict) or not all(
             isinstance(links, dict) and all(isinstance(here, str) for here in links.values())

@@ -243,7 +243,7 @@ class Profiles:
 
     def _read(self) -> dict[str, Any]:
         try:
-            known = json.loads(self.path.read_bytes())
+            known = disk.read_json(self.path)
             chosen, profiles = known["chosen"], known["profiles"]
             is_whole = isinstance(chosen, str | None) and all(
                 isinstance(p["url"], str) and isinstance(p.get("api_key"), str | None) for p in profiles.values()
@@ -252,8 +252,6 @@ class Profiles:
                 raise TypeError
         except FileNotFoundError:
             return {"chosen": None, "profiles": {}}
-        except OSError as error:
-            raise UnreadableFileError(self.path, why=error.strerror or str(error)) from error
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UnreadableFileError(self.path, why="it is damaged; log in again after removing it") from None
         return {"chosen": chosen if chosen in profiles else None, "profiles": profiles}

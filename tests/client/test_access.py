@@ -167,6 +167,7 @@ class TestProfiles:
             b"[]",
             b"null",
             b"\xff",
+            b"[" * 100_000,
             b'{"chosen": null}',
             b'{"chosen": 7, "profiles": {}}',
             b'{"chosen": null, "profiles": []}',
