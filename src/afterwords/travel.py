@@ -114,13 +114,13 @@ def send(voice: Voice | str, *, client: Client, replace: bool = False) -> Trip:
     here = shelf.get(voice.voice_id if isinstance(voice, Voice) else voice)
     wav = shelf.reference(here)
     with links.alone():
-        there, namesakes = _looked_for(here, client, links)
+        there, others = _looked_for(here, client, links)
         if there is None:
-            if namesakes and not replace:
+            if others and not replace:
                 raise VoiceExistsError(here.name, where="`afterwords push --replace`")
             there = _made(here, wav, client)
             links.link(client.base_url, here.voice_id, there.voice_id)
-            for other in namesakes:
+            for other in others:
                 client.voices.delete(other)
             return Trip(here.name, Outcome.PUSHED, there)
         links.link(client.base_url, here.voice_id, there.voice_id)
@@ -160,9 +160,14 @@ def _looked_for(here: Voice, client: Client, links: Links) -> tuple[Voice | None
             return client.voices.get(remote_id), []
         except VoiceNotFoundError:  # it was deleted there, or belongs to another account
             continue
-    namesakes = [client.voices.get(other) for other in client.voices.list() if other.name == here.name]
-    same = next((other for other in namesakes if other.ref_sha256 and other.ref_sha256 == here.ref_sha256), None)
-    return same, [] if same else namesakes
+    return namesakes(here, client)
+
+
+def namesakes(voice: Voice, client: Client) -> tuple[Voice | None, list[Voice]]:
+    """The voice of that name on the server with the same recording; without one, all others there of that name."""
+    named = [client.voices.get(other) for other in client.voices.list() if other.name == voice.name]
+    same = next((other for other in named if other.ref_sha256 and other.ref_sha256 == voice.ref_sha256), None)
+    return same, [] if same else named
 
 
 def _made(here: Voice, wav: bytes, client: Client) -> Voice:
@@ -249,9 +254,9 @@ def _in(there: dict[str, Voice], shelf: Library, client: Client, links: Links, i
 
 def _foreseen(voice: Voice, *, client: Client) -> Trip:
     """What sending would do."""
-    there, namesakes = _looked_for(voice, client, _home()[1])
+    there, others = _looked_for(voice, client, _home()[1])
     if there is None:
-        return Trip(voice.name, Outcome.DIFFERS if namesakes else Outcome.PUSHED)
+        return Trip(voice.name, Outcome.DIFFERS if others else Outcome.PUSHED)
     return Trip(voice.name, Outcome.UPDATED if _differences(voice, there) else Outcome.SAME)
 
 

@@ -137,12 +137,9 @@ def _goes_on(again: str) -> Iterator[None]:
 def _place_of(job: RemoteJob, data: bytes, format: str | None) -> Place:
     """A file of the job's own, where none was named; one that is there already is kept."""
     from afterwords.cli.delivery import format_in, place_for
-    from afterwords.errors import UnwritableOutputError
 
     ending = format or format_in(data) or "wav"
-    path = Path(re.sub(r"[^\w-]", "-", str(job.job_id))[:60] + f".{ending}")
-    if path.exists():
-        raise UnwritableOutputError(path, why="it is there already, and -o was not given")
+    path = output.free_path(Path(re.sub(r"[^\w-]", "-", str(job.job_id))[:60] + f".{ending}"))
     return place_for(str(path), format)
 
 

@@ -18,6 +18,8 @@ from typer import Exit
 from afterwords.errors import AfterwordsError, UnwritableOutputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.progress import Progress
 
 
@@ -88,6 +90,17 @@ def _stdout_errors() -> Iterator[None]:
         raise
     except OSError as error:
         raise UnwritableOutputError("The output", why=(error.strerror or str(error)).lower()) from error
+
+
+def free_path(path: Path) -> Path:
+    """A file that nobody named, and that is not there yet.
+
+    Raises:
+        UnwritableOutputError: one that is there is kept.
+    """
+    if path.exists():
+        raise UnwritableOutputError(path, why="it is there already, and -o was not given")
+    return path
 
 
 # -- notices --------------------------------------------------------------------------------------------------
@@ -217,6 +230,18 @@ def confirm_removal(warning: str) -> None:
     note(warning)
     if ask("Type yes to go on").strip().lower() != "yes":
         note("Nothing was removed.")
+        raise Exit(1)
+
+
+def confirm_replacing(told: str) -> None:
+    """Tell of a voice that is in the way, and ask whether another may take its place; the telling is markup.
+
+    Raises:
+        Exit: it may not.
+    """
+    note(told)
+    if ask("Type yes to replace it, for good").strip().lower() != "yes":
+        note("Nothing was changed.")
         raise Exit(1)
 
 

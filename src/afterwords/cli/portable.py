@@ -78,12 +78,7 @@ def _packed_there(name: str, profile: str | None) -> tuple[Voice, bytes]:
 
 def _path_of(voice: Voice) -> Path:
     """A file named after the voice; one that is there already is kept."""
-    from afterwords.errors import UnwritableOutputError
-
-    path = Path((re.sub(r"[^\w-]+", "-", voice.name)[:60].strip("-") or "voice") + ENDING)
-    if path.exists():
-        raise UnwritableOutputError(path, why="it is there already, and -o was not given")
-    return path
+    return output.free_path(Path((re.sub(r"[^\w-]+", "-", voice.name)[:60].strip("-") or "voice") + ENDING))
 
 
 # -- import ---------------------------------------------------------------------------------------------------
@@ -170,11 +165,12 @@ def _original(shelf: Library, voice: Voice, taken: list[Voice]) -> Path | None:
 def _kept_there(client: Client, voice: Voice, wav: bytes, *, replace: bool, profile: str | None) -> Voice:
     """Bring a voice to a server; what has its name there goes, once it has arrived."""
     from afterwords.bundle import pack
+    from afterwords.travel import namesakes
 
     with output.waiting("asking the server"):
-        taken = [client.voices.get(other) for other in client.voices.list() if other.name == voice.name]
-    if same := [other for other in taken if other.ref_sha256 == voice.ref_sha256 and other.ref_sha256 is not None]:
-        return same[0]
+        same, taken = namesakes(voice, client)
+    if same is not None:
+        return same
     if taken and not replace:
         _may_replace(voice, taken[0], where=f"on {client.base_url}")
     listed = command("voices", "list", "--remote", profile=profile)
@@ -197,8 +193,5 @@ def _may_replace(voice: Voice, other: Voice, *, where: str) -> bool:
 
     if not output.is_terminal():
         raise VoiceExistsError(voice.name, where="`afterwords voices import --replace`")
-    output.note(f"There is a voice called {output.shown(other.name)} {output.shown(where)} already.")
-    if output.ask("Type yes to replace it, for good").strip().lower() != "yes":
-        output.note("Nothing was changed.")
-        raise typer.Exit(1)
+    output.confirm_replacing(f"There is a voice called {output.shown(other.name)} {output.shown(where)} already.")
     return True

@@ -92,7 +92,7 @@ def _asked(profile: str | None) -> Iterator[Client]:
             raise
 
 
-def _unless_taken(question: str, bring: Callable[[bool], Trip], replace: bool) -> Trip:
+def _unless_taken(told: str, bring: Callable[[bool], Trip], replace: bool) -> Trip:
     """Bring a voice; where another one has its name, the person at the terminal decides."""
     from afterwords.errors import VoiceExistsError
 
@@ -101,10 +101,7 @@ def _unless_taken(question: str, bring: Callable[[bool], Trip], replace: bool) -
     except VoiceExistsError:
         if not output.is_terminal():
             raise
-        output.note(output.shown(question))
-        if output.ask("Type yes to replace it, for good").strip().lower() != "yes":
-            output.note("Nothing was changed.")
-            raise typer.Exit(1) from None
+        output.confirm_replacing(output.shown(told))
         return bring(True)
 
 
