@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from afterwords.models import Voice
+from tests.loopback_hub import LoopbackHub, running_hub
 
 CLEARED = (
     "BACKENDS",
@@ -84,3 +86,13 @@ def whisper(monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = Path(spec.origin).parent / "model"
     monkeypatch.setenv("AFTERWORDS_WHISPER", str(folder))
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """The hub that models are pulled from is one on loopback, and may be asked."""
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "AFTERWORDS_OFFLINE", "AFTERWORDS_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    with running_hub() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        yield running

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -32,18 +32,9 @@ from afterwords.errors import (
 from afterwords.hub import RETRIES, Hub
 from afterwords.pulling import pull
 from tests.cli.program import files_in
-from tests.loopback_hub import COMMIT, NEXT_COMMIT, WANTED, WEIGHTS, LoopbackHub, running_hub, safetensors
+from tests.loopback_hub import COMMIT, NEXT_COMMIT, WANTED, WEIGHTS, LoopbackHub, safetensors
 
 NAME = "qwen3-1.7b"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "AFTERWORDS_OFFLINE", "AFTERWORDS_MODELS"):
-        monkeypatch.delenv(name, raising=False)
-    with running_hub() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        yield running
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -12,35 +11,18 @@ import pytest
 from afterwords.audio import decode
 from afterwords.provenance import verify
 from tests.cli.program import run
-from tests.e2e.served import Served, final, register, serving, speak
+from tests.e2e.served import final, register, speak
 from tests.hosted.service import HostedService
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 TEXT = "Hello, this is my voice."
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("jobs") / "server") as server:
-        yield server
-
-
 @pytest.fixture
-def client(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
-    """The server is asked with an account that nothing else uses; this client has it too."""
-    key = served.new_key()
-    monkeypatch.setenv("AFTERWORDS_BASE_URL", served.url)
-    monkeypatch.setenv("AFTERWORDS_API_KEY", key)
-    with served.client(key) as client:
-        yield client
-
-
-@pytest.fixture
-def hosted(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostedService]:
-    with HostedService(pending_s=600) as service:
-        monkeypatch.setenv("AFTERWORDS_BASE_URL", service.url)
-        monkeypatch.setenv("AFTERWORDS_API_KEY", service.api_key)
-        yield service
+def hosted(hosted: HostedService) -> HostedService:
+    """Its jobs are pending for longer than any test."""
+    hosted.pending_s = 600
+    return hosted
 
 
 def done_job(client: httpx.Client, text: str = TEXT, **fields: str) -> str:

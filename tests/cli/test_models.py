@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,9 @@ from afterwords.checkpoints import verify
 from afterwords.errors import ModelFileError
 from afterwords.pulling import pull
 from tests.cli.program import COMMAND, environment, run
-from tests.loopback_hub import COMMIT, REPOSITORY, WANTED, WEIGHTS, LoopbackHub, running_hub
+from tests.loopback_hub import COMMIT, REPOSITORY, WANTED, WEIGHTS, LoopbackHub
 
 NAME = "qwen3-1.7b"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "AFTERWORDS_OFFLINE", "AFTERWORDS_MODELS"):
-        monkeypatch.delenv(name, raising=False)
-    with running_hub() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        yield running
 
 
 @pytest.fixture

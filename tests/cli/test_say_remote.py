@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -14,8 +14,9 @@ from afterwords.audio import decode
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
 from afterwords.profiles import Profiles
 from afterwords.provenance import verify
+from tests.cli.conftest import Asking
 from tests.cli.program import files_in, run
-from tests.e2e.served import Served, register, serving
+from tests.e2e.served import Served, register
 from tests.hosted.service import HostedService
 from tests.test_soundcard import CARD, needs_alsa
 
@@ -24,28 +25,27 @@ HEAVY = "numpy av soundfile soxr fastapi sqlalchemy asyncio"
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("say") / "server") as server:
-        with server.client() as client:
-            register(client)
-        yield server
+def key(served: Served) -> str:
+    """Of an account whose only voice is called me."""
+    key = served.new_key()
+    with served.client(key) as client:
+        register(client)
+    return key
 
 
 @pytest.fixture
-def server(served: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
-    """The server is the one that is asked; its only voice is called me."""
-    monkeypatch.setenv("AFTERWORDS_BASE_URL", served.url)
-    monkeypatch.setenv("AFTERWORDS_API_KEY", served.key)
+def server(served: Served, key: str, asking: Asking) -> Served:
+    """The server is asked, with that account."""
+    asking(served.url, key)
     return served
 
 
 @pytest.fixture
-def hosted(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostedService]:
-    with HostedService(pending_looks=0) as service:
-        monkeypatch.setenv("AFTERWORDS_BASE_URL", service.url)
-        monkeypatch.setenv("AFTERWORDS_API_KEY", service.api_key)
-        _register(service)
-        yield service
+def hosted(hosted: HostedService) -> HostedService:
+    """Its one voice is called me, and speaks at once."""
+    hosted.pending_looks = 0
+    _register(hosted)
+    return hosted
 
 
 def _register(service: HostedService, name: str = "me") -> None:
@@ -103,8 +103,8 @@ def test_every_option_reaches_the_server(tmp_path: Path) -> None:
     assert decode(tmp_path / "fast.wav").duration_s == pytest.approx(0.72, abs=0.01)
 
 
-def test_naming_a_profile_is_enough_to_ask_its_server(served: Served, home: Path) -> None:
-    Profiles(home).save("work", served.url, served.key)
+def test_naming_a_profile_is_enough_to_ask_its_server(served: Served, key: str, home: Path) -> None:
+    Profiles(home).save("work", served.url, key)
     Profiles(home).save("other", "http://127.0.0.1:1", "aw_other")
 
     assert run("say", TEXT, "-p", "work", "-o", "-").code == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -12,34 +11,10 @@ import pytest
 from afterwords.library import Library
 from afterwords.models import Voice
 from tests.cli.program import run
-from tests.e2e.served import Served, register, serving
+from tests.e2e.served import register
 from tests.hosted.service import HostedService
 
 HOSTILE = "\x1b]0;owned\x07\u202e"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("voices") / "server") as server:
-        yield server
-
-
-@pytest.fixture
-def client(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
-    """The server is asked with an account that nothing else uses; this client has it too."""
-    key = served.new_key()
-    monkeypatch.setenv("AFTERWORDS_BASE_URL", served.url)
-    monkeypatch.setenv("AFTERWORDS_API_KEY", key)
-    with served.client(key) as client:
-        yield client
-
-
-@pytest.fixture
-def hosted(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostedService]:
-    with HostedService() as service:
-        monkeypatch.setenv("AFTERWORDS_BASE_URL", service.url)
-        monkeypatch.setenv("AFTERWORDS_API_KEY", service.api_key)
-        yield service
 
 
 @pytest.mark.parametrize("args", [("voices", "--remote"), ("voices", "list", "--remote")], ids=len)
