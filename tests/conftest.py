@@ -8,6 +8,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 
 from afterwords.models import Voice
@@ -26,8 +27,22 @@ CLEARED = (
     "PROFILE",
 )
 READER = Path(str(files("afterwords") / "data" / "reader.wav"))
-LONGEST = ("e2e/test_readme.py", "e2e/test_chaos.py", "docs/test_docs.py", "cli/test_serve.py", "test_library.py")
-"""Files of half a minute and more. They go first: begun last, one would keep a single process busy in the end."""
+LONGEST = (
+    "e2e/test_readme.py",
+    "e2e/test_chaos.py",
+    "docs/test_docs.py",
+    "e2e/test_faults_server.py",
+    "cli/test_serve.py",
+    "test_library.py",
+    "test_whisper_download.py",
+)
+"""Files of 20 s and more. They go first: begun last, one would keep a single process busy in the end."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: many tests wait for processes, or for time to pass."""
+    return (psutil.cpu_count(logical=False) or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
