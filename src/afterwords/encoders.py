@@ -55,7 +55,7 @@ def make_encoder(file: BinaryIO, *, format: SpeechFormat, sample_rate: int, tags
         file: where the bytes go; from where it stands, if it can go back.
         format: one that is spoken here; an encoder that does not take the rate gets the next higher one.
         sample_rate: of the samples to come, in Hz.
-        tags: texts under the names of `riff.INFO_IDS`; pcm carries none.
+        tags: texts under the names of `wavchunks.INFO_IDS`; pcm carries none.
 
     Raises:
         OSError: the file's own, here and from every call of the encoder.

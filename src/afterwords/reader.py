@@ -26,7 +26,8 @@ from afterwords.errors import (
     UnreadableFileError,
     UnsupportedAudioError,
 )
-from afterwords.riff import INFO_IDS, SAMPLE_RATE_MAX, SAMPLE_RATE_MIN, Samples, read_info
+from afterwords.riff import SAMPLE_RATE_MAX, SAMPLE_RATE_MIN, Samples
+from afterwords.wavchunks import INFO_IDS, read_info
 
 if TYPE_CHECKING:
     from av import AudioFrame

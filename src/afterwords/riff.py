@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +28,20 @@ from afterwords.errors import (
     MalformedWavError,
     MissingFormatError,
     NonFiniteAudioError,
-    NotWavError,
     ReferenceTooLongError,
     ReferenceTooShortError,
     SilentAudioError,
-    TooManyChunksError,
     TruncatedWavError,
     UnsupportedEncodingError,
+)
+from afterwords.wavchunks import (
+    CHUNK_HEADER_BYTES,
+    INFO_IDS,
+    RIFF_HEADER_BYTES,
+    UNKNOWN_SIZE,
+    Chunk,
+    check_magic,
+    chunks,
 )
 
 Samples = NDArray[np.float32]
@@ -45,37 +51,11 @@ SAMPLE_RATE_MIN, SAMPLE_RATE_MAX = 8_000, 192_000  # Hz
 REFERENCE_MIN_S, REFERENCE_MAX_S = 5, 60
 REFERENCE_MAX_BYTES = 20 * 1024 * 1024
 SILENCE_PEAK_DB = -60.0  # dBFS: a 16-bit recording that never leaves its 32 lowest steps holds no voice
-CHUNKS_MAX = 64  # recorders write fewer than ten
-UNKNOWN_SIZE = 0xFFFFFFFF  # what a program writes that streams and can't go back
-
-INFO_IDS = {"title": b"INAM", "artist": b"IART", "comment": b"ICMT", "software": b"ISFT", "date": b"ICRD"}
-"""The tags that a written file can carry, and where a WAV keeps them."""
-
-_INFO_MAX_BYTES = 64 * 1024
-_RIFF_HEADER_BYTES, _CHUNK_HEADER_BYTES = 12, 8
 _PCM, _FLOAT, _EXTENSIBLE = 0x0001, 0x0003, 0xFFFE
 _EXTENSIBLE_TAIL = bytes.fromhex("000000001000800000aa00389b71")  # ends the GUID of every classic encoding
 _ENCODINGS = {0x0002: "ADPCM", 0x0006: "A-law", 0x0007: "mu-law", 0x0011: "IMA ADPCM", 0x0050: "MPEG", 0x0055: "MP3"}
 _BITS = {_PCM: (8, 16, 24, 32), _FLOAT: (32,)}
 _PCM16_SCALE = 32768.0
-
-
-class Readable(Protocol):
-    """What is asked of an open binary file."""
-
-    def read(self, size: int = -1, /) -> bytes: ...
-
-    def seek(self, offset: int, whence: int = 0, /) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """A chunk as it is: what it declares (`size_bytes`) and what is there (`present_bytes`)."""
-
-    id: bytes
-    start: int
-    size_bytes: int
-    present_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,30 +122,13 @@ def check_reference_wav(data: bytes, *, source: str = "the recording") -> tuple[
     return samples, layout.sample_rate
 
 
-def read_info(file: Readable, *, source: str = "the file") -> dict[str, str]:
-    """Read the LIST/INFO tags of a WAV file under their plain names (`title`, `artist`, …).
-
-    Raises:
-        NotWavError, MalformedWavError, TooManyChunksError: it has no chunks to look through.
-    """
-    file.seek(0)
-    _check_magic(file.read(_RIFF_HEADER_BYTES), source)
-    for chunk in _chunks(file, source):
-        if chunk.id == b"LIST":
-            file.seek(chunk.start)
-            body = file.read(min(chunk.present_bytes, _INFO_MAX_BYTES))
-            if body[:4] == b"INFO":
-                return _parse_info(body[4:])
-    return {}
-
-
-def _find_sound(data: bytes, source: str) -> tuple[_Format, _Chunk]:
+def _find_sound(data: bytes, source: str) -> tuple[_Format, Chunk]:
     """The judged format and the data chunk; that chunk holds at least one frame."""
-    _check_magic(data[:_RIFF_HEADER_BYTES], source)
-    if _RIFF_HEADER_BYTES < len(data) < _RIFF_HEADER_BYTES + _CHUNK_HEADER_BYTES:
+    check_magic(data[:RIFF_HEADER_BYTES], source)
+    if RIFF_HEADER_BYTES < len(data) < RIFF_HEADER_BYTES + CHUNK_HEADER_BYTES:
         raise MalformedWavError(source, "it ends inside its first chunk")
     fmt = sound = None
-    for chunk in _chunks(BytesIO(data), source):
+    for chunk in chunks(BytesIO(data), source):
         if chunk.id == b"fmt ":
             if fmt is not None:
                 raise MalformedWavError(source, "it has two fmt chunks")
@@ -187,33 +150,6 @@ def _find_sound(data: bytes, source: str) -> tuple[_Format, _Chunk]:
         raise TruncatedWavError(source, declared_bytes=None, present_bytes=0)
     _check_whole(sound, layout, source)
     return layout, sound
-
-
-def _check_magic(head: bytes, source: str) -> None:
-    if head[:4] != b"RIFF":
-        found = ascii(head[:4].decode("latin-1")) if head else "an empty file"
-        raise NotWavError(source, found=found)
-    if len(head) < _RIFF_HEADER_BYTES:
-        raise MalformedWavError(source, "it ends inside its header")
-    if head[8:12] != b"WAVE":
-        raise NotWavError(source, found=f"RIFF/{ascii(head[8:12].decode('latin-1'))[1:-1]}")
-
-
-def _chunks(file: Readable, source: str) -> Iterator[_Chunk]:
-    """The chunks in their order, as far as there are any; bytes that can't be a chunk's name end them."""
-    length = file.seek(0, 2)
-    offset = _RIFF_HEADER_BYTES
-    for _ in range(CHUNKS_MAX):
-        file.seek(offset)
-        head = file.read(_CHUNK_HEADER_BYTES)
-        if len(head) < _CHUNK_HEADER_BYTES or not all(0x20 <= byte < 0x7F for byte in head[:4]):
-            return
-        start = offset + _CHUNK_HEADER_BYTES
-        size_bytes = int.from_bytes(head[4:], "little")
-        yield _Chunk(head[:4], start, size_bytes, min(size_bytes, length - start))
-        offset = start + size_bytes + size_bytes % 2
-    if offset < length:
-        raise TooManyChunksError(source, maximum=CHUNKS_MAX)
 
 
 def _judge_format(fmt: bytes, source: str) -> _Format:
@@ -241,7 +177,7 @@ def _judge_format(fmt: bytes, source: str) -> _Format:
     return layout
 
 
-def _check_whole(sound: _Chunk, layout: _Format, source: str) -> None:
+def _check_whole(sound: Chunk, layout: _Format, source: str) -> None:
     if sound.size_bytes == 0:
         raise EmptyDataError(source)
     is_cut = sound.present_bytes < sound.size_bytes and sound.size_bytes != UNKNOWN_SIZE
@@ -251,7 +187,7 @@ def _check_whole(sound: _Chunk, layout: _Format, source: str) -> None:
         raise EmptyDataError(source)
 
 
-def _decode(data: bytes, layout: _Format, sound: _Chunk, source: str) -> Samples:
+def _decode(data: bytes, layout: _Format, sound: Chunk, source: str) -> Samples:
     n_bytes = sound.present_bytes // layout.frame_bytes * layout.frame_bytes
     raw = memoryview(data)[sound.start : sound.start + n_bytes]
     samples = _scale_pcm(raw, layout.bits) if layout.encoding == _PCM else _clip_floats(raw, source)
@@ -287,20 +223,6 @@ def _check_not_silent(samples: Samples, source: str) -> None:
         raise SilentAudioError(source, peak_db=peak_db)
 
 
-def _parse_info(body: bytes) -> dict[str, str]:
-    names = {chunk_id: name for name, chunk_id in INFO_IDS.items()}
-    tags: dict[str, str] = {}
-    offset = 0
-    while offset + _CHUNK_HEADER_BYTES <= len(body):
-        chunk_id, size_bytes = struct.unpack_from("<4sI", body, offset)
-        start = offset + _CHUNK_HEADER_BYTES
-        text = body[start : start + size_bytes].split(b"\0", 1)[0]
-        if chunk_id in names and text:
-            tags[names[chunk_id]] = text.decode("utf-8", "replace")
-        offset = start + size_bytes + size_bytes % 2
-    return tags
-
-
 # -- writing --------------------------------------------------------------------------------------------------
 
 
@@ -321,11 +243,11 @@ def wav_header(sample_rate: int, *, n_frames: int | None, tags: Mapping[str, str
     Args:
         sample_rate: in Hz.
         n_frames: how many follow; None where that can't be known, as when streaming.
-        tags: names of `INFO_IDS` and their texts, for a LIST/INFO chunk.
+        tags: names of `wavchunks.INFO_IDS` and their texts, for a LIST/INFO chunk.
     """
     info = _info_chunk(tags or {})
     data_bytes = UNKNOWN_SIZE if n_frames is None else 2 * n_frames
-    riff_bytes = 4 + 24 + len(info) + _CHUNK_HEADER_BYTES + data_bytes
+    riff_bytes = 4 + 24 + len(info) + CHUNK_HEADER_BYTES + data_bytes
     if riff_bytes > UNKNOWN_SIZE:  # also sound beyond 4 GiB, which the format can't count
         data_bytes = riff_bytes = UNKNOWN_SIZE
     head = struct.pack("<4sI4s", b"RIFF", riff_bytes, b"WAVE")

@@ -17,7 +17,8 @@ from afterwords.destination import format_of, open_destination, parse_format, st
 from afterwords.encoders import make_encoder
 from afterwords.errors import InvalidOptionError, NonFiniteAudioError
 from afterwords.models import SpeechFormat
-from afterwords.riff import INFO_IDS, Samples
+from afterwords.riff import Samples
+from afterwords.wavchunks import INFO_IDS
 
 
 class AudioWriter:
@@ -31,7 +32,7 @@ class AudioWriter:
         target: a path, or an open binary stream, which stays open.
         format: one of `SpeechFormat`; None takes it from the ending of the path.
         sample_rate: of the samples, in Hz. An encoder that does not take that rate gets the next higher one.
-        tags: texts under the names of `riff.INFO_IDS`; pcm carries none.
+        tags: texts under the names of `wavchunks.INFO_IDS`; pcm carries none.
 
     Raises:
         UnmarkableFormatError: the format is not known.

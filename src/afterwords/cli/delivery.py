@@ -9,10 +9,12 @@ from __future__ import annotations
 import struct
 import sys
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from afterwords.cli import output
+from afterwords.errors import TooManyChunksError
 from afterwords.models import SpeechFormat
 
 if TYPE_CHECKING:
@@ -113,35 +115,22 @@ class WavHeader:
 
 
 def wav_header(data: bytes) -> WavHeader | None:
-    """Read the header of a WAV file without its samples; None where anything about it is unusual.
-
-    Source: the layout of chunks as in `riff`, which judges strangers' files and needs numpy.
-    """
+    """Read the header of a WAV file without its samples; None where anything about it is unusual."""
     from afterwords.provenance import read_mark
+    from afterwords.wavchunks import chunks, tags_in
 
     bytes_per_s = 0
-    comment = ""
-    offset = 12
-    while offset + 8 <= len(data):
-        name, size = struct.unpack_from("<4sI", data, offset)
-        start = offset + 8
-        if name == b"fmt " and start + _FMT.size <= len(data):
-            bytes_per_s = _FMT.unpack_from(data, start)[3]
-        elif name == b"LIST" and data[start : start + 4] == b"INFO":
-            comment = _comment(data[start + 4 : start + size])
-        elif name == b"data":
-            if not bytes_per_s or start + size > len(data):
-                return None
-            return WavHeader(size / bytes_per_s, read_mark({"comment": comment}) is not None)
-        offset = start + size + size % 2
+    tags: dict[str, str] = {}
+    try:
+        for chunk in chunks(BytesIO(data), "the audio"):
+            if chunk.id == b"fmt " and chunk.present_bytes >= _FMT.size:
+                bytes_per_s = _FMT.unpack_from(data, chunk.start)[3]
+            elif chunk.id == b"LIST":
+                tags = tags_in(data[chunk.start : chunk.start + chunk.size_bytes]) or tags
+            elif chunk.id == b"data":
+                if not bytes_per_s or chunk.present_bytes < chunk.size_bytes:
+                    return None
+                return WavHeader(chunk.size_bytes / bytes_per_s, read_mark(tags) is not None)
+    except TooManyChunksError:
+        return None
     return None
-
-
-def _comment(info: bytes) -> str:
-    offset = 0
-    while offset + 8 <= len(info):
-        name, size = struct.unpack_from("<4sI", info, offset)
-        if name == b"ICMT":
-            return info[offset + 8 : offset + 8 + size].split(b"\0", 1)[0].decode("utf-8", "replace")
-        offset += 8 + size + size % 2
-    return ""

@@ -29,6 +29,7 @@ from afterwords.errors import (
     StrangeAnswerError,
     UnreachableError,
 )
+from afterwords.wavchunks import UNKNOWN_SIZE
 
 T = TypeVar("T")
 
@@ -63,8 +64,6 @@ _HINTS: Final = {
     "quota_exceeded": "`afterwords usage` shows when the next period begins; or ask for a higher limit.",
 }
 _DIGEST: Final = re.compile(r'"([0-9a-f]{64})"')
-_LENGTH_UNKNOWN: Final = 0xFFFFFFFF
-"""What a WAV file says that was written while it was made."""
 _KEY: Final = re.compile(r"[!-~]{1,255}")
 _WORD: Final = re.compile(r"[!-~]{1,80}")
 """What a code, a request id and the name of a field look like; whoever tells of an error prints them."""
@@ -376,4 +375,4 @@ def is_damaged(answer: Answer) -> bool:
     if stated is not None:
         return sha256(answer.body).hexdigest() != stated[1]
     length = int.from_bytes(answer.body[4:8], "little")
-    return answer.body.startswith(b"RIFF") and length != _LENGTH_UNKNOWN and len(answer.body) < 8 + length
+    return answer.body.startswith(b"RIFF") and length != UNKNOWN_SIZE and len(answer.body) < 8 + length

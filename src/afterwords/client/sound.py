@@ -18,7 +18,8 @@ from afterwords.errors import ConnectionLostError, RecordingError, StrangeAnswer
 from afterwords.models import Voice, now
 from afterwords.provenance import mark_tags, read_mark
 from afterwords.reader import read_sound
-from afterwords.riff import UNKNOWN_SIZE, Samples, read_info, read_wav
+from afterwords.riff import Samples, read_wav
+from afterwords.wavchunks import UNKNOWN_SIZE, read_info
 
 _HEADER_MAX_BYTES: Final = 128 * 1024
 _PCM: Final = 1

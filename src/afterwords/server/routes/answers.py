@@ -126,7 +126,8 @@ def encoded(wav: bytes, speech_format: SpeechFormat) -> bytes:
     from io import BytesIO
 
     from afterwords.audio import Audio
-    from afterwords.riff import read_info, read_wav
+    from afterwords.riff import read_wav
+    from afterwords.wavchunks import read_info
 
     samples, sample_rate = read_wav(wav)
     return Audio(samples, sample_rate, read_info(BytesIO(wav))).to_bytes(speech_format)
