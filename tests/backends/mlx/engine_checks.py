@@ -209,7 +209,7 @@ def test_weights_are_chosen_by_memory_and_by_what_is_here(
     monkeypatch.setenv("AFTERWORDS_MODELS", str(tmp_path))
 
     def told(memory_gb: int) -> str:
-        monkeypatch.setattr(engine_module, "_memory_bytes", lambda: memory_gb * 10**9)  # of other machines
+        monkeypatch.setattr(engine_module, "memory_bytes", lambda: memory_gb * 10**9)  # of other machines
         state = MlxLarge().availability()
         return state.fix if isinstance(state, Unavailable) else state.note
 
@@ -232,12 +232,12 @@ def test_weights_are_chosen_by_memory_and_by_what_is_here(
 
 def test_a_machine_with_too_little_memory_is_told_what_fits(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.is_dir()
-    monkeypatch.setattr(engine_module, "_memory_bytes", lambda: 1_200_000_000)  # of another machine
+    monkeypatch.setattr(engine_module, "memory_bytes", lambda: 1_200_000_000)  # of another machine
     with pytest.raises(TooLittleMemoryError, match=r"needs 1\.0 GB") as told:
         MlxLarge().load("qwen3-1.7b")
     assert "lite" in told.value.hint
     monkeypatch.setattr(engine_module, "SPEAKING_BYTES", 4_000_000_000)
-    monkeypatch.setattr(engine_module, "_memory_bytes", lambda: 4_000_000_000)
+    monkeypatch.setattr(engine_module, "memory_bytes", lambda: 4_000_000_000)
     with pytest.raises(TooLittleMemoryError) as told:
         MlxLarge().load("qwen3-1.7b")
     assert told.value.hint == "use qwen3-0.6b-8bit or qwen3-0.6b-4bit."

@@ -14,11 +14,12 @@ import pytest
 from afterwords.backends.base import Available, Engine, Reference, Unavailable
 from afterwords.backends.qwen3 import ENCODER_VERSION, reading
 from afterwords.backends.qwen3 import engine as engine_module
+from afterwords.backends.qwen3.base import check_memory
 from afterwords.backends.qwen3.codec_encoder import CodecEncoder
 from afterwords.backends.qwen3.engine import Qwen3Large, Qwen3Small
 from afterwords.backends.qwen3.model import Model
 from afterwords.backends.qwen3.speaker import SpeakerEncoder
-from afterwords.errors import EmptyTextError, MissingExtraError, SynthesisError
+from afterwords.errors import EmptyTextError, MissingExtraError, SynthesisError, TooLittleMemoryError
 from afterwords.models import SpeechTask
 from afterwords.riff import Samples
 from afterwords.testing import EngineContract
@@ -224,6 +225,21 @@ def test_a_driver_without_a_torch_that_uses_it_is_no_gpu(tmp_path: Path, monkeyp
     assert engine_module._has_gpu()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert not engine_module._has_gpu()
+
+
+def test_a_machine_with_too_little_memory_is_told_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "memory_bytes", lambda: 900_000_000)  # of another machine
+    with pytest.raises(TooLittleMemoryError, match=r"needs 1\.0 GB of memory; .* 0\.9 GB") as told:
+        Qwen3Large().load("qwen3-1.7b")
+    assert told.value.hint == "use the backend lite, which needs 1 GB."
+
+
+def test_a_machine_with_too_little_memory_is_told_what_fits() -> None:
+    sizes = {"qwen3-1.7b": 5_000, "qwen3-0.6b": 3_000}
+    with pytest.raises(TooLittleMemoryError) as told:
+        check_memory("qwen3-1.7b", needed_bytes=5_000, room_bytes=4_000, sizes=sizes)
+    assert told.value.hint == "use qwen3-0.6b."
+    check_memory("qwen3-1.7b", needed_bytes=5_000, room_bytes=5_000, sizes=sizes)
 
 
 def test_on_a_cpu_few_speak_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

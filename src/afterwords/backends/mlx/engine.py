@@ -6,20 +6,19 @@ or set. Listing engines imports this module, so MLX and all that needs it stands
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Generator
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from afterwords import checkpoints
 from afterwords.backends import qwen3
 from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress
 from afterwords.backends.idle import Idle
-from afterwords.backends.qwen3.engine import Qwen3Engine
+from afterwords.backends.qwen3.base import Parts, Qwen3Engine, check_memory, memory_bytes, speak_to_nobody
 from afterwords.config import load_config
-from afterwords.errors import AfterwordsError, MissingExtraError, ModelNotHereError, TooLittleMemoryError
+from afterwords.errors import AfterwordsError, MissingExtraError, ModelNotHereError
 
 if TYPE_CHECKING:
     from afterwords.models import SpeechTask
@@ -77,25 +76,17 @@ class MlxEngine(Qwen3Engine):
         with self._idle.busy():
             yield from super().synthesize(task)
 
-    def close(self) -> None:
-        with self._lock:
-            parts, self._loaded = self._loaded, None
-        if parts is None:
-            return
-        parts[1].close()
-        del parts
-        import mlx.core as mx
-
-        from afterwords.backends.mlx.owner import owner
-
-        owner().run(mx.clear_cache)
-
-    def _load(self, progress: Progress) -> tuple[Any, Any]:
+    def _load(self, progress: Progress) -> Parts:
         if _missing():
             raise MissingExtraError("mlx", purpose="Speaking with Qwen3-TTS on Apple Silicon")
         checkpoint = self._checkpoint()
         folder = checkpoints.locate(checkpoint)
-        self._check_memory(checkpoint)
+        check_memory(
+            checkpoint,
+            needed_bytes=checkpoints.standing(checkpoint).present_bytes + SPEAKING_BYTES,
+            room_bytes=MOST_SHARE * memory_bytes(),
+            sizes={f"{name}-{weights}": size for name, of in NEEDED_BYTES.items() for weights, size in of.items()},
+        )
         from afterwords.backends.mlx.loop import Loop
         from afterwords.backends.mlx.model import Model
         from afterwords.backends.mlx.owner import owner
@@ -106,6 +97,22 @@ class MlxEngine(Qwen3Engine):
         self.prompt_version = version
         return model, Loop(model, owner(), n_rows=ROWS, n_positions=n_positions)
 
+    def _warm_up(self, parts: Parts) -> None:
+        import numpy as np
+
+        from afterwords.backends.qwen3.reference_prompt import ReferencePrompt
+
+        model, loop = parts
+        nobody = ReferencePrompt(np.zeros(model.config.speaker.width, np.float32), None, (), recording="")
+        speak_to_nobody(loop, model.turn(nobody, "One.", "en", max_frames=3, seed=0))
+
+    def _release(self) -> None:
+        import mlx.core as mx
+
+        from afterwords.backends.mlx.owner import owner
+
+        owner().run(mx.clear_cache)
+
     def _checkpoint(self) -> str:
         """Which checkpoint to load: the one that was set, or of those that are here the best that fits well.
 
@@ -114,7 +121,7 @@ class MlxEngine(Qwen3Engine):
             ModelFileError: a file of it is missing or cut.
         """
         (backend,) = self.backends
-        needed, room = NEEDED_BYTES[backend], CHOSEN_SHARE * _memory_bytes()
+        needed, room = NEEDED_BYTES[backend], CHOSEN_SHARE * memory_bytes()
         if (wanted := load_config().mlx_weights) is not None:
             checkpoints.locate(f"{backend}-{wanted}")
             return f"{backend}-{wanted}"
@@ -129,21 +136,7 @@ class MlxEngine(Qwen3Engine):
             raise problem
         raise ModelNotHereError(names[0])
 
-    def _check_memory(self, checkpoint: str) -> None:
-        """Refuse weights that this machine has no room for.
-
-        Raises:
-            TooLittleMemoryError: says how much is needed, and what would fit.
-        """
-        room = int(MOST_SHARE * _memory_bytes())
-        needed = checkpoints.standing(checkpoint).present_bytes + SPEAKING_BYTES
-        if needed > room:
-            sizes = {f"{name}-{weights}": size for name, of in NEEDED_BYTES.items() for weights, size in of.items()}
-            fitting = [name for name, size in sizes.items() if size <= room]
-            raise TooLittleMemoryError(checkpoint, needed_bytes=needed, room_bytes=room, fitting=fitting)
-
     def _prompt_version(self) -> str:
-        """Of the encoder, and of the weights: another revision hears otherwise."""
         try:
             return f"{qwen3.ENCODER_VERSION}-{checkpoints.revision(self._checkpoint())}"
         except AfterwordsError:
@@ -168,8 +161,3 @@ def _missing() -> list[str]:
 
 def _is_apple_silicon() -> bool:
     return sys.platform == "darwin" and platform.machine() == "arm64"
-
-
-def _memory_bytes() -> int:
-    """All the memory of this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

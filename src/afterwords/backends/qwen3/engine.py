@@ -6,51 +6,39 @@ engines imports this module, so torch and all that needs it stands inside the fu
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import threading
-from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from afterwords import checkpoints
 from afterwords.backends import qwen3
-from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress
-from afterwords.backends.qwen3.config import LANGUAGE_NAMES
+from afterwords.backends.base import Available, Progress, Unavailable
+from afterwords.backends.qwen3.base import Parts, Qwen3Engine, check_memory, memory_bytes
 from afterwords.config import load_config
-from afterwords.errors import AfterwordsError, MissingExtraError, SynthesisError
-
-if TYPE_CHECKING:
-    from afterwords.backends.qwen3.loop import Loop
-    from afterwords.backends.qwen3.model import Model
-    from afterwords.models import SpeechTask
+from afterwords.errors import AfterwordsError, MissingExtraError
 
 NEEDS: Final = ("torch", "safetensors", "tokenizers")
 """What the extra `cuda` installs."""
 GPU_ROWS, CPU_ROWS = 64, 4
 POSITIONS: Final = 2048
 """Columns of a prompt and frames of a piece: a reference of a minute has 760, a piece that fills up its limit 1,290."""
+WEIGHT_BYTES: Final = {"qwen3-1.7b": 4_100_000_000, "qwen3-0.6b": 2_100_000_000}
+"""Of the published weights that speak, in bfloat16."""
+SPEAKING_BYTES: Final = 1_000_000_000
+"""Beside the weights: one utterance, and the steps of its frames."""
 
 
-class Qwen3Engine:
-    """One checkpoint of Qwen3-TTS, loaded when it is first needed."""
+class CudaEngine(Qwen3Engine):
+    """One size of Qwen3-TTS."""
 
     name = "cuda"
-    backends: tuple[str, ...]
-    sample_rate = 24_000
 
     def __init__(self) -> None:
+        super().__init__()
         self.max_concurrent = GPU_ROWS if _has_gpu() else CPU_ROWS
-        self.prompt_version = self._prompt_version()
-        self._lock = threading.Lock()
-        self._loaded: tuple[Model, Loop] | None = None
-        self._is_warm = False
-
-    def languages(self, backend: str) -> frozenset[str]:  # noqa: ARG002 - all sizes speak the same
-        return frozenset(LANGUAGE_NAMES)
 
     def availability(self) -> Available | Unavailable:
         if missing := _missing():
@@ -67,67 +55,7 @@ class Qwen3Engine:
             return Available("NVIDIA GPU, 24 kHz, ten languages")
         return Available("CPU, slowly: no NVIDIA GPU is here; 24 kHz, ten languages", is_slow=True)
 
-    def load(self, backend: str, progress: Progress = ignore_progress) -> None:  # noqa: ARG002 - one backend
-        progress(0.0, "loading the model")
-        model, loop = self._parts(lambda done, step: progress(0.8 * done, step))
-        if model.device.type == "cuda" and not self._is_warm:  # elsewhere, there is nothing to compile or to capture
-            from afterwords.backends.qwen3.warmup import warm_up
-
-            progress(0.8, "warming up")
-            warm_up(model, loop)
-            self._is_warm = True
-        progress(1.0, "done")
-
-    def prepare(self, reference: Reference, progress: Progress = ignore_progress, *, fast: bool = False) -> bytes:  # noqa: ARG002 - it takes a second
-        progress(0.0, "loading the model")
-        model, _ = self._parts(lambda done, step: progress(0.8 * done, step))
-        progress(0.8, "listening")
-        prompt = model.hear(reference).to_bytes(model.form)
-        progress(1.0, "done")
-        return prompt
-
-    def describe(self, prompt: bytes) -> dict[str, float | str]:
-        try:  # the header of safetensors: JSON behind its length in 8 bytes. torch may be gone since it was made
-            is_in_context = "codes" in json.loads(prompt[8 : 8 + int.from_bytes(prompt[:8], "little")])
-        except (ValueError, TypeError):
-            return {}
-        if is_in_context:
-            return {"speaks": "as a continuation of the recording"}
-        return {
-            "speaks": "by its speaker embedding alone",
-            "notice": "What is said in the recording is not known, so the voice speaks by its speaker embedding alone, "
-            "which is less alike: state the words, or install the extra transcribe, and clone it again.",
-        }
-
-    def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
-        model, loop = self._parts()
-        from afterwords.backends.qwen3.reading import Reading
-        from afterwords.backends.qwen3.reference_prompt import StalePromptError
-
-        try:
-            voice = model.voice(task.prompt)
-        except StalePromptError as error:
-            raise SynthesisError(task.backend, why=str(error)) from error
-        yield from Reading(model, loop, voice, task).chunks()
-
-    def close(self) -> None:
-        with self._lock:
-            parts, self._loaded, self._is_warm = self._loaded, None, False
-        if parts is None:
-            return
-        parts[1].close()
-        del parts
-        import torch
-
-        torch.cuda.empty_cache()  # which does nothing where no GPU was used
-
-    def _parts(self, progress: Progress = ignore_progress) -> tuple[Model, Loop]:
-        with self._lock:
-            if self._loaded is None:
-                self._loaded = self._load(progress)
-            return self._loaded
-
-    def _load(self, progress: Progress) -> tuple[Model, Loop]:
+    def _load(self, progress: Progress) -> Parts:
         if _missing():
             raise MissingExtraError("cuda", purpose="Speaking with Qwen3-TTS")
         import torch
@@ -138,6 +66,7 @@ class Qwen3Engine:
 
         is_gpu = torch.cuda.is_available()
         folder = checkpoints.locate(self.backends[0])
+        self._check_memory(torch.cuda.mem_get_info()[0] if is_gpu else memory_bytes(), is_gpu=is_gpu)
         version = self._prompt_version()
         model = Model(
             folder,
@@ -157,18 +86,40 @@ class Qwen3Engine:
         self.max_concurrent, self.prompt_version = n_rows, version
         return model, loop
 
+    def _warm_up(self, parts: Parts) -> None:
+        model, loop = parts
+        if model.device.type == "cuda":  # elsewhere, there is nothing to compile or to capture
+            from afterwords.backends.qwen3.warmup import warm_up
+
+            warm_up(model, loop)
+
+    def _release(self) -> None:
+        import torch
+
+        torch.cuda.empty_cache()  # which does nothing where no GPU was used
+
+    def _check_memory(self, room_bytes: int, *, is_gpu: bool) -> None:
+        """Refuse what there is no room for. A checkpoint has two bytes a weight, and so has a GPU; a CPU has four."""
+        (backend,) = self.backends
+        times = 1 if is_gpu else 2
+        check_memory(
+            backend,
+            needed_bytes=times * checkpoints.standing(backend).present_bytes + SPEAKING_BYTES,
+            room_bytes=room_bytes,
+            sizes={name: times * size + SPEAKING_BYTES for name, size in WEIGHT_BYTES.items()},
+        )
+
     def _prompt_version(self) -> str:
-        """Of the encoder, and of the weights: another revision hears otherwise."""
         return f"{qwen3.ENCODER_VERSION}-{checkpoints.revision(self.backends[0])}"
 
 
-class Qwen3Large(Qwen3Engine):
+class Qwen3Large(CudaEngine):
     """1.7 billion parameters."""
 
     backends: tuple[str, ...] = ("qwen3-1.7b",)
 
 
-class Qwen3Small(Qwen3Engine):
+class Qwen3Small(CudaEngine):
     """0.6 billion parameters."""
 
     backends: tuple[str, ...] = ("qwen3-0.6b",)

@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from afterwords.backends.qwen3.base import speak_to_nobody
 from afterwords.backends.qwen3.loop import BURSTS, POSITION_BUCKETS, Loop
 from afterwords.backends.qwen3.model import Model
 from afterwords.backends.qwen3.reference_prompt import SILENCE_S, ReferencePrompt
@@ -39,8 +40,4 @@ def warm_up(model: Model, loop: Loop) -> None:
     turn = model.turn(model.place(voice), TEXT, "en", max_frames=0, seed=0)
     turn.max_frames = max(0, POSITION_BUCKETS[0] - turn.n_columns) + sum(BURSTS) + BURSTS[-1]
     turn.sampling = replace(turn.sampling, min_frames=turn.max_frames)
-    loop.hand_in(turn)
-    for _ in turn.heard():
-        pass
-    if turn.error is not None:
-        raise turn.error
+    speak_to_nobody(loop, turn)

@@ -1,0 +1,156 @@
+"""What the engines of Qwen3-TTS have in common, on torch and on MLX: a loaded checkpoint, its prompts and readings.
+
+Listing engines imports this module, so all that needs tensors stands inside the functions that speak.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress
+from afterwords.backends.qwen3.config import LANGUAGE_NAMES
+from afterwords.errors import SynthesisError, TooLittleMemoryError
+
+if TYPE_CHECKING:
+    from afterwords.backends.qwen3.reading import Loop
+    from afterwords.backends.qwen3.turns import Turn
+    from afterwords.models import SpeechTask
+
+Parts = tuple[Any, Any]
+"""A model and the loop that speaks with it, of whichever kind."""
+
+
+class Qwen3Engine(ABC):
+    """One checkpoint, loaded when it is first needed."""
+
+    name: str
+    backends: tuple[str, ...]
+    sample_rate = 24_000
+    max_concurrent: int
+
+    def __init__(self) -> None:
+        self.prompt_version = self._prompt_version()
+        self._lock = threading.Lock()
+        self._loaded: Parts | None = None
+        self._is_warm = False
+
+    @abstractmethod
+    def availability(self) -> Available | Unavailable:
+        """As `Engine.availability`."""
+
+    @abstractmethod
+    def _load(self, progress: Progress) -> Parts:
+        """Load the checkpoint, or say what is missing."""
+
+    @abstractmethod
+    def _warm_up(self, parts: Parts) -> None:
+        """Have done, once, what the first listener would wait for otherwise."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Give back what the device keeps of a model that is gone."""
+
+    @abstractmethod
+    def _prompt_version(self) -> str:
+        """Of the encoder, and of the weights: another revision hears otherwise."""
+
+    def languages(self, backend: str) -> frozenset[str]:  # noqa: ARG002 - all sizes speak the same
+        return frozenset(LANGUAGE_NAMES)
+
+    def load(self, backend: str, progress: Progress = ignore_progress) -> None:  # noqa: ARG002 - one backend
+        progress(0.0, "loading the model")
+        parts = self._parts(lambda done, step: progress(0.8 * done, step))
+        if not self._is_warm:
+            progress(0.8, "warming up")
+            self._warm_up(parts)
+            self._is_warm = True
+        progress(1.0, "done")
+
+    def prepare(self, reference: Reference, progress: Progress = ignore_progress, *, fast: bool = False) -> bytes:  # noqa: ARG002 - it takes a second
+        progress(0.0, "loading the model")
+        model, _ = self._parts(lambda done, step: progress(0.8 * done, step))
+        progress(0.8, "listening")
+        prompt: bytes = model.hear(reference).to_bytes(model.form)
+        progress(1.0, "done")
+        return prompt
+
+    def describe(self, prompt: bytes) -> dict[str, float | str]:
+        try:  # the header of safetensors: JSON behind its length in 8 bytes. What read it may be gone since it was made
+            is_in_context = "codes" in json.loads(prompt[8 : 8 + int.from_bytes(prompt[:8], "little")])
+        except (ValueError, TypeError):
+            return {}
+        if is_in_context:
+            return {"speaks": "as a continuation of the recording"}
+        return {
+            "speaks": "by its speaker embedding alone",
+            "notice": "What is said in the recording is not known, so the voice speaks by its speaker embedding alone, "
+            "which is less alike: state the words, or install the extra transcribe, and clone it again.",
+        }
+
+    def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
+        model, loop = self._parts()
+        from afterwords.backends.qwen3.reading import Reading
+        from afterwords.backends.qwen3.reference_prompt import StalePromptError
+
+        try:
+            voice = model.voice(task.prompt)
+        except StalePromptError as error:
+            raise SynthesisError(task.backend, why=str(error)) from error
+        yield from Reading(model, loop, voice, task).chunks()
+
+    def close(self) -> None:
+        with self._lock:
+            parts, self._loaded, self._is_warm = self._loaded, None, False
+        if parts is None:
+            return
+        parts[1].close()
+        del parts
+        self._release()
+
+    def _parts(self, progress: Progress = ignore_progress) -> Parts:
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load(progress)
+            return self._loaded
+
+
+def speak_to_nobody(loop: Loop, turn: Turn[Any, Any]) -> None:
+    """Have a turn spoken that nobody hears.
+
+    Raises:
+        Exception: whatever would have met its listener, for example that memory ran out.
+    """
+    loop.hand_in(turn)
+    for _ in turn.heard():
+        pass
+    if turn.error is not None:
+        raise turn.error
+
+
+def check_memory(name: str, *, needed_bytes: int, room_bytes: float, sizes: Mapping[str, int]) -> None:
+    """Refuse a model that there is no room for.
+
+    Args:
+        name: of it.
+        needed_bytes: what it takes.
+        room_bytes: what it may take.
+        sizes: what all models take, by name.
+
+    Raises:
+        TooLittleMemoryError: says how much is needed, and what would fit.
+    """
+    if needed_bytes > room_bytes:
+        fitting = [other for other, size in sizes.items() if size <= room_bytes and other != name]
+        raise TooLittleMemoryError(name, needed_bytes=needed_bytes, room_bytes=int(room_bytes), fitting=fitting)
+
+
+def memory_bytes() -> int:
+    """All the memory of this machine; plenty where it can't be asked for."""
+    if not hasattr(os, "sysconf"):
+        return 1 << 40
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
