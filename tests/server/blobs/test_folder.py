@@ -99,14 +99,16 @@ async def test_listing_does_not_hold_a_large_folder_in_memory(blobs: Blobs, root
     (root / "jobs").mkdir()
     for number in range(10_000):
         (root / "jobs" / f"{number:036}.wav").touch()
-    tracemalloc.start()
-    try:
-        n_listed = sum([len(batch) async for batch in blobs.listing()])
-        _, peak_bytes = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert n_listed == 10_000
-    assert peak_bytes < 600_000, "the names alone are more"
+    peaks_bytes = []
+    for _ in range(2):  # the interpreter's own table of names may grow meanwhile, by megabytes, but not twice
+        tracemalloc.start()
+        try:
+            n_listed = sum([len(batch) async for batch in blobs.listing()])
+            peaks_bytes.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        assert n_listed == 10_000
+    assert min(peaks_bytes) < 600_000, "the names alone are more"
 
 
 async def test_durable_write_reaches_the_disk_with_every_folder_it_made(
