@@ -54,15 +54,15 @@ def test_rounded_weights_say_nearly_the_same(model: Callable[[], Model], precisi
 
 
 def test_fewer_bits_agree_less_and_are_refused(model: Callable[[], Model], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(quantized._FORMS, "int4", (torch.int8, 7.0))  # no setting asks for what can't be good enough
-    found = model().quantize("int4")
+    monkeypatch.setitem(quantized._FORMS, "int3", (torch.int8, 3.0))  # no setting asks for what can't be good enough
+    found = model().quantize("int3")
     assert not found.is_enough
-    with pytest.raises(PrecisionError, match=r"too much else in int4: 7\d% of its codes are the same") as refused:
-        agreement.check(found, model="tiny", precision="int4")
+    with pytest.raises(PrecisionError, match=r"too much else in int3: [45]\d% of its codes are the same") as refused:
+        agreement.check(found, model="tiny", precision="int3")
     assert "AFTERWORDS_PRECISION" in refused.value.hint
 
 
-@pytest.mark.parametrize(("codes", "mel_db", "is_enough"), [(0.85, 3.0, True), (0.84, 0.1, False), (1.0, 3.1, False)])
+@pytest.mark.parametrize(("codes", "mel_db", "is_enough"), [(0.75, 6.0, True), (0.74, 0.1, False), (1.0, 6.1, False)])
 def test_codes_and_sound_must_both_agree(codes: float, mel_db: float, is_enough: bool) -> None:
     assert Agreement(codes, mel_db).is_enough is is_enough
 
