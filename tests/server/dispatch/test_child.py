@@ -160,5 +160,12 @@ async def test_a_process_that_ended_leaves_no_zombie() -> None:
 
 
 def test_a_speaking_process_finds_models_where_its_server_does_and_loads_them_likewise(tmp_path: Path) -> None:
-    config = Config(home=tmp_path, models=tmp_path / "weights", precision="int8", is_offline=True)
+    config = Config(
+        home=tmp_path,
+        models=tmp_path / "weights",
+        mlx_weights="4bit",
+        idle_unload_s=60,
+        precision="int8",
+        is_offline=True,
+    )
     assert load_config(environment_for(config, {"AFTERWORDS_ADMIN_SECRET": "s"})) == config

@@ -220,6 +220,9 @@ def environment_for(config: Config, environ: Mapping[str, str]) -> dict[str, str
         kept["AFTERWORDS_KOKORO_ONNX"] = str(config.kokoro_onnx)
     if config.models is not None:
         kept["AFTERWORDS_MODELS"] = str(config.models)
+    if config.mlx_weights is not None:
+        kept["AFTERWORDS_MLX_WEIGHTS"] = config.mlx_weights
+    kept["AFTERWORDS_IDLE_UNLOAD_S"] = str(config.idle_unload_s)
     kept["AFTERWORDS_PRECISION"] = config.precision
     if config.is_offline:
         kept["AFTERWORDS_OFFLINE"] = "1"
