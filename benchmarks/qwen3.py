@@ -29,11 +29,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from afterwords.backends.qwen3 import ops as torch_ops
 from afterwords.backends.qwen3.config import read_config
 from afterwords.backends.qwen3.frames import Frames
-from afterwords.backends.qwen3.loop import BURSTS, POSITION_BUCKETS, Loop, Speech
+from afterwords.backends.qwen3.loop import POSITION_BUCKETS, Loop, Speech
 from afterwords.backends.qwen3.model import fastest_ops
 from afterwords.backends.qwen3.rows import Rows
 from afterwords.backends.qwen3.talker import Utterance
-from afterwords.backends.qwen3.turns import Finish, Turn
+from afterwords.backends.qwen3.turns import BURSTS, Finish, Turn
 from benchmarks import qwen3_faster
 from benchmarks.qwen3_model import REFERENCE_FRAMES, SIZES, RandomModel, RandomWeights, write_published
 from benchmarks.qwen3_plain import PlainTalker

@@ -16,7 +16,13 @@ from afterwords.backends.mlx import loop as loop_module
 from afterwords.backends.mlx.engine import MlxLarge, MlxSmall
 from afterwords.backends.mlx.group import Group
 from afterwords.backends.qwen3 import reading
-from afterwords.errors import EmptyTextError, MissingExtraError, SynthesisError, TooLittleMemoryError
+from afterwords.errors import (
+    EmptyTextError,
+    MissingExtraError,
+    SynthesisError,
+    TooLittleMemoryError,
+    UnsupportedLangError,
+)
 from afterwords.models import SpeechTask
 from afterwords.riff import Samples
 from afterwords.testing import EngineContract
@@ -109,7 +115,7 @@ class TestMlx(EngineContract):
             return hidden, logits * mx.nan if is_broken else logits
 
         monkeypatch.setattr(Group, "_heard", broken)  # weights that overflow can't be had
-        with pytest.raises(SynthesisError, match="FloatingPointError"):
+        with pytest.raises(SynthesisError, match="NotFiniteError"):
             self.speak(engine, self.task(engine, prompt))
         is_broken = False
         assert len(self.speak(engine, self.task(engine, prompt)))
@@ -132,6 +138,12 @@ class TestMlx(EngineContract):
         with pytest.raises(SynthesisError, match="closed meanwhile"):
             list(speech)
         assert len(self.speak(engine, self.task(engine, prompt)))
+
+    def test_a_language_that_the_checkpoint_has_no_id_for_is_refused(self, engine: Engine, prompt: bytes) -> None:
+        task = self.task(engine, prompt)
+        for lang in ("sv", "ja"):  # one that no checkpoint speaks, and one that this one does not
+            with pytest.raises(UnsupportedLangError, match="it speaks de, en, zh"):
+                list(engine.synthesize(task.model_copy(update={"lang": lang})))
 
     def test_what_holds_nothing_to_speak_is_refused(self, engine: Engine, prompt: bytes) -> None:
         with pytest.raises(EmptyTextError):

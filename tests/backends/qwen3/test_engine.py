@@ -19,7 +19,13 @@ from afterwords.backends.qwen3.codec_encoder import CodecEncoder
 from afterwords.backends.qwen3.engine import Qwen3Large, Qwen3Small
 from afterwords.backends.qwen3.model import Model
 from afterwords.backends.qwen3.speaker import SpeakerEncoder
-from afterwords.errors import EmptyTextError, MissingExtraError, SynthesisError, TooLittleMemoryError
+from afterwords.errors import (
+    EmptyTextError,
+    MissingExtraError,
+    SynthesisError,
+    TooLittleMemoryError,
+    UnsupportedLangError,
+)
 from afterwords.models import SpeechTask
 from afterwords.riff import Samples
 from afterwords.testing import EngineContract
@@ -125,6 +131,12 @@ class TestQwen3(EngineContract):
         assert engine.describe(prompt) == {"speaks": "as a continuation of the recording"}
         for damaged in (b"", prompt[:20], b"\x02" + 7 * b"\x00" + b"12", b"\xff" * 40):
             assert engine.describe(damaged) == {}
+
+    def test_a_language_that_the_checkpoint_has_no_id_for_is_refused(self, engine: Engine, prompt: bytes) -> None:
+        task = self.task(engine, prompt)
+        for lang in ("sv", "ja"):  # one that no checkpoint speaks, and one that this one does not
+            with pytest.raises(UnsupportedLangError, match="it speaks de, en, zh"):
+                list(engine.synthesize(task.model_copy(update={"lang": lang})))
 
     def test_what_holds_nothing_to_speak_is_refused(self, engine: Engine, prompt: bytes) -> None:
         with pytest.raises(EmptyTextError):

@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import pytest
 import torch
 
 from afterwords.backends.qwen3.config import Sampling
-from afterwords.backends.qwen3.loop import Loop, NotFiniteError, Speech, rows_that_fit
+from afterwords.backends.qwen3.loop import Loop, Speech, rows_that_fit
 from afterwords.backends.qwen3.model import Model
 from afterwords.backends.qwen3.rows import Rows
-from afterwords.backends.qwen3.turns import LOOP_FRAMES, Finish, LoopClosedError, Turn, goes_round
+from afterwords.backends.qwen3.turns import LOOP_FRAMES, Finish, LoopClosedError, NotFiniteError, Turn, goes_round
 from afterwords.riff import Samples
 
 SEED = 3
@@ -103,6 +104,26 @@ def test_a_turn_that_nobody_hears_any_more_frees_its_row(model: Model, loop: Loo
     assert len(heard(after)) > 0
     for turn in given_up:
         heard(turn)
+
+
+def test_who_leaves_in_the_middle_of_a_burst_is_spoken_no_further_frame(
+    model: Model, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = a_turn(model, max_frames=200)
+    turn.sampling = replace(turn.sampling, min_frames=200)
+    frames, n_spoken = loop._frames, 0
+
+    def frame(rows: Rows, *, with_top_p: bool) -> None:
+        nonlocal n_spoken
+        frames(rows, with_top_p=with_top_p)
+        n_spoken += 1
+        if n_spoken == 20:
+            turn.give_up()
+
+    monkeypatch.setattr(loop, "_frames", frame)  # frames can't be counted from outside
+    loop.hand_in(turn)
+    heard(turn)
+    assert (n_spoken, turn.finish) == (20, Finish.CANCELLED)
 
 
 def test_a_prompt_that_no_row_holds_ends_its_turn_alone(model: Model, loop: Loop) -> None:

@@ -13,10 +13,11 @@ import torch
 
 from afterwords.backends.qwen3 import warmup
 from afterwords.backends.qwen3.engine import Qwen3Large
-from afterwords.backends.qwen3.loop import BURSTS, Loop
+from afterwords.backends.qwen3.loop import Loop
 from afterwords.backends.qwen3.model import Model
 from afterwords.backends.qwen3.reference_prompt import ReferencePrompt
 from afterwords.backends.qwen3.rows import Rows
+from afterwords.backends.qwen3.turns import BURSTS
 from afterwords.backends.qwen3.warmup import warm_up
 
 

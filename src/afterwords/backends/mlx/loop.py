@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from contextlib import suppress
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +17,10 @@ from afterwords.backends.mlx.codec import CodecState
 from afterwords.backends.mlx.group import Group
 from afterwords.backends.mlx.model import Model, Script
 from afterwords.backends.mlx.owner import Owner
-from afterwords.backends.qwen3.turns import Finish, LoopClosedError, Turn, goes_round
+from afterwords.backends.qwen3.turns import Finish, LoopClosedError, NotFiniteError, Turn, frames_due, goes_round
 from afterwords.riff import Samples
 
 Speech = Turn[Script, CodecState]
-BURSTS: Final = (1, 2, 4, 8)
-"""Frames between two looks at the device: few at first, so that an utterance is heard at once, then more."""
 
 
 class Loop:
@@ -151,7 +148,9 @@ class Loop:
         """Speak some frames in every row of a group, then let everybody hear theirs."""
         group, turns = self._groups[number]
         try:
-            for _ in range(next((burst for burst in BURSTS if group.n_frames < 2 * burst - 1), BURSTS[-1])):
+            for done in range(frames_due(group.n_frames)):
+                if done and any(turn.is_cancelled for turn in turns):
+                    break
                 group.frame()
             codes, is_sane = group.spoken()
             ends = self._told(group, turns, codes, is_sane)
@@ -170,7 +169,7 @@ class Loop:
         lengths, ends = [], {}
         for row, turn in enumerate(turns):
             if not is_sane[row]:
-                turn.error = FloatingPointError("the model computed no number")
+                turn.error = NotFiniteError()
                 ends[row] = Finish.CANCELLED
             stops = np.flatnonzero(codes[row, :, 0] == eos)
             left = turn.max_frames - turn.n_decoded

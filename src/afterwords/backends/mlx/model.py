@@ -127,14 +127,13 @@ class Model:
         self, voice: ReferencePrompt, text: str, lang: str, *, max_frames: int, seed: int
     ) -> Turn[Script, CodecState]:
         """One utterance, to be handed in to a loop, drawn as the checkpoint says."""
-        language = LANGUAGE_NAMES.get(lang)
         layout = lay_out(
             self.config,
             self._tokenizer.role,
             self._tokenizer.encode(text),
             reference_ids=voice.text_ids,
             n_frames=0 if voice.codes is None else len(voice.codes),
-            language=language if language in self.config.talker.languages else None,
+            language=LANGUAGE_NAMES[lang],
         )
         sampling = replace(self.config.sampling, seed=seed)
         return Turn(Script(layout, voice), None, max_frames=max_frames, sampling=sampling)

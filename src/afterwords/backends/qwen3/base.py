@@ -9,12 +9,12 @@ import json
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Container, Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress
 from afterwords.backends.qwen3.config import LANGUAGE_NAMES
-from afterwords.errors import SynthesisError, TooLittleMemoryError
+from afterwords.errors import SynthesisError, TooLittleMemoryError, UnsupportedLangError
 
 if TYPE_CHECKING:
     from afterwords.backends.qwen3.reading import Loop
@@ -97,11 +97,18 @@ class Qwen3Engine(ABC):
         from afterwords.backends.qwen3.reading import Reading
         from afterwords.backends.qwen3.reference_prompt import StalePromptError
 
+        self._check_language(task, model.config.talker.languages)
         try:
             voice = model.voice(task.prompt)
         except StalePromptError as error:
             raise SynthesisError(task.backend, why=str(error)) from error
         yield from Reading(model, loop, voice, task).chunks()
+
+    def _check_language(self, task: SpeechTask, known: Container[str]) -> None:
+        """Refuse what this checkpoint has no id for: left to itself, the model would guess."""
+        if LANGUAGE_NAMES.get(task.lang) not in known:
+            speaks = [lang for lang, name in LANGUAGE_NAMES.items() if name in known]
+            raise UnsupportedLangError(task.lang, supported=speaks, backend=task.backend)
 
     def close(self) -> None:
         with self._lock:

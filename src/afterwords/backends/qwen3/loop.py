@@ -21,22 +21,21 @@ from afterwords.backends.qwen3.frames import Frames
 from afterwords.backends.qwen3.prompt import Prompt
 from afterwords.backends.qwen3.rows import Rows
 from afterwords.backends.qwen3.talker import Talker, Utterance
-from afterwords.backends.qwen3.turns import Finish, LoopClosedError, Turn, goes_round
+from afterwords.backends.qwen3.turns import (
+    BURSTS,
+    Finish,
+    LoopClosedError,
+    NotFiniteError,
+    Turn,
+    frames_due,
+    goes_round,
+)
 from afterwords.riff import Samples
 
 Speech = Turn[Prompt, DecoderState]
-BURSTS: Final = (1, 2, 4, 8)
-"""Frames between two looks at the device: few at first, so that an utterance is heard at once, then more."""
 ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
 POSITION_BUCKETS: Final = (256, 512, 1024, 2048, 4096)
 """Sizes that a frame is run at; the smallest that holds what is spoken is taken."""
-
-
-class NotFiniteError(ArithmeticError):
-    """The model made what is no number, so what it says is no speech."""
-
-    def __init__(self) -> None:
-        super().__init__("the model made numbers that are not finite")
 
 
 class Loop:
@@ -165,7 +164,7 @@ class Loop:
         rows = self._view(most)
         with_top_p = any(turn.sampling.limits_share for turn in self._active)
         n = 0
-        while n < most and not (n and (self._is_closing or self._next_in())):
+        while n < most and not (n and self._is_interrupted()):
             self._frames(rows, with_top_p=with_top_p)
             n += 1
         before = [turn.n_decoded for turn in self._active]
@@ -174,6 +173,10 @@ class Loop:
         sound, first_codes = self._decoded(rows, before, new)
         for row in reversed(range(len(before))):
             self._told(row, new[row], sound[row], first_codes[row], after[row])
+
+    def _is_interrupted(self) -> bool:
+        """Whether somebody wants to join or to leave, or all shall end."""
+        return self._is_closing or any(turn.is_cancelled for turn in self._active) or self._next_in() is not None
 
     def _told(
         self, row: int, n_new: int, sound: Samples, first_codes: list[int], state: tuple[int, bool, bool]
@@ -214,7 +217,7 @@ class Loop:
     def _frames_due(self) -> int:
         """How many frames until somebody should hear something: the youngest decides."""
         youngest = min(turn.n_decoded for turn in self._active)
-        return next((burst for burst in BURSTS if youngest < 2 * burst - 1), BURSTS[-1])
+        return frames_due(youngest)
 
     def _view(self, n_frames: int) -> Rows:
         """The rows and positions that these frames need, and not many more."""

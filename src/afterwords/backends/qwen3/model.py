@@ -138,11 +138,10 @@ class Model:
         """Write the prompt of one utterance.
 
         Raises:
-            ValueError: the text has no token.
+            KeyError, ValueError: the text has no token, or the language is none of the checkpoint's.
         """
         speaker = torch.from_numpy(voice.prompt.speaker).to(self.device)
-        language = LANGUAGE_NAMES.get(lang)
-        language = language if language in self.config.talker.languages else None
+        language = LANGUAGE_NAMES[lang]
         if voice.prompt.codes is None:
             return self.prompts.of_speaker(text, speaker=speaker, language=language)
         codes = torch.from_numpy(voice.prompt.codes.astype(np.int64))

@@ -15,6 +15,8 @@ from typing import Final, Generic, Protocol, TypeVar
 from afterwords.backends.qwen3.config import Sampling
 from afterwords.riff import Samples
 
+BURSTS: Final = (1, 2, 4, 8)
+"""Frames between two looks at the device: few at first, so that an utterance is heard at once, then more."""
 LOOP_FRAMES: Final = 50
 LOOP_MAX_PERIOD: Final = 12
 """First codes that go round in a period of up to 12 frames for 4 s are no speech any more."""
@@ -38,6 +40,13 @@ class Finish(StrEnum):
     LENGTH = "length"
     RUNAWAY = "runaway"
     CANCELLED = "cancelled"
+
+
+class NotFiniteError(ArithmeticError):
+    """The model made what is no number, so what it says is no speech."""
+
+    def __init__(self) -> None:
+        super().__init__("the model made numbers that are not finite")
 
 
 class LoopClosedError(RuntimeError):
@@ -92,6 +101,11 @@ class Turn(Generic[PromptT, PrimedT]):
         """Let who reads it know that no more comes."""
         self.finish, self.error = finish, error
         self.sound.put(None)
+
+
+def frames_due(n_spoken: int) -> int:
+    """How many frames until somebody should hear something."""
+    return next((burst for burst in BURSTS if n_spoken < 2 * burst - 1), BURSTS[-1])
 
 
 def goes_round(codes: deque[int]) -> bool:

@@ -14,9 +14,10 @@ from typing import Final
 import numpy as np
 
 from afterwords.backends.qwen3.base import speak_to_nobody
-from afterwords.backends.qwen3.loop import BURSTS, POSITION_BUCKETS, Loop
+from afterwords.backends.qwen3.loop import POSITION_BUCKETS, Loop
 from afterwords.backends.qwen3.model import Model
 from afterwords.backends.qwen3.reference_prompt import SILENCE_S, ReferencePrompt
+from afterwords.backends.qwen3.turns import BURSTS
 
 REFERENCE_S: Final = 15.0
 """The longest reference that is cut from a recording, as `reference.window` has it."""
