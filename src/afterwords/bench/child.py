@@ -14,25 +14,16 @@ from afterwords.backends.base import Progress
 from afterwords.bench.report import LOOK, Failure, Order, Told
 from afterwords.bench.speaking import measure_backend, measure_server, prepare_voice
 from afterwords.errors import AfterwordsError, SynthesisError
+from afterwords.pipes import take_pipes
 
 
 def main() -> None:
     """Measure what is ordered, and tell."""
-    source, sink = _take_pipes()
+    source, sink = take_pipes()
     order = Order.model_validate_json(source.readline())
     threading.Thread(target=_end_with, args=(source,), daemon=True).start()
     _send(sink, _measured(order, sink))
     os._exit(0)  # at once: what an engine has running would hold up an orderly end
-
-
-def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Take both pipes away from where libraries read and print: input is empty for them, and prints go to stderr."""
-    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(2, 1)
-    os.close(nothing)
-    return source, sink
 
 
 def _end_with(source: BinaryIO) -> None:

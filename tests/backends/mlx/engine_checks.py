@@ -17,19 +17,11 @@ from afterwords.backends.mlx.engine import MlxLarge, MlxSmall
 from afterwords.backends.mlx.group import Group
 from afterwords.backends.qwen3 import reading
 from afterwords.errors import (
-    EmptyTextError,
     MissingExtraError,
     SynthesisError,
     TooLittleMemoryError,
-    UnsupportedLangError,
 )
-from afterwords.models import SpeechTask
-from afterwords.riff import Samples
-from afterwords.testing import EngineContract
-from afterwords.testing.engine_contract import TEXT
-
-SEED = 3  # random weights end an utterance by chance; with this seed they do
-TEXTS = ["Hello.", "The quick brown fox.", "It sleeps, for a while.", "In the sun."]
+from tests.backends.qwen3.contract import Qwen3Contract, at_once, spoken
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +29,7 @@ def here(models: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # 
     monkeypatch.setenv("AFTERWORDS_MODELS", str(models))
 
 
-class TestMlx(EngineContract):
+class TestMlx(Qwen3Contract):
     @pytest.fixture(scope="class")
     @classmethod
     def engine(cls, models: Path) -> Iterator[Engine]:
@@ -46,28 +38,9 @@ class TestMlx(EngineContract):
         yield engine
         engine.close()
 
-    def task(self, engine: Engine, prompt: bytes, *, text: str = TEXT, seed: int | None = SEED) -> SpeechTask:
-        return super().task(engine, prompt, text=text, seed=seed)
-
-    def test_a_voice_without_a_transcript_speaks_by_its_embedding_alone(self, engine: Engine) -> None:
-        reference = Reference(np.random.default_rng(0).normal(0, 0.1, 5 * 16_000).astype(np.float32), 16_000)
-        prompt = engine.prepare(reference)
-        assert "alone" in str(engine.describe(prompt)["speaks"])
-        tasks = [self.task(engine, prompt, text="In the sun.", seed=seed) for seed in range(5)]
-        assert any(len(_spoken(engine, task)) for task in tasks)  # random weights don't always find an end
-
-    def test_a_prompt_of_another_model_is_refused(self, engine: Engine, prompt: bytes) -> None:
-        with pytest.raises(SynthesisError, match="not a prompt for this model"):
-            self.speak(engine, self.task(engine, prompt[:-1] + bytes([prompt[-1] ^ 1])))
-        with pytest.raises(SynthesisError, match="its model is"):
-            list(MlxSmall().synthesize(self.task(engine, prompt)))
-
-    def test_many_speak_at_once_as_each_does_alone(self, engine: Engine, prompt: bytes) -> None:
-        tasks = [self.task(engine, prompt, text=text, seed=seed) for text in TEXTS for seed in (3,)]
-        alone = [_spoken(engine, task) for task in tasks]
-        together = at_once([lambda task=task: _spoken(engine, task) for task in tasks])
-        for one, many in zip(alone, together, strict=True):
-            np.testing.assert_allclose(one, many, atol=1e-4)
+    @pytest.fixture
+    def other(self) -> Engine:
+        return MlxSmall()
 
     def test_those_of_one_voice_without_a_seed_are_spoken_in_one_group(
         self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
@@ -90,19 +63,6 @@ class TestMlx(EngineContract):
         next(speech, None)
         speech.close()
         assert set(sizes) == {1}
-
-    def test_the_first_chunk_is_one_frame_and_later_ones_are_longer(self, engine: Engine, prompt: bytes) -> None:
-        chunks = [len(chunk.samples) // 1920 for chunk in engine.synthesize(self.task(engine, prompt))]
-        assert chunks[0] == 1
-        assert max(chunks) == 8
-
-    def test_speech_that_does_not_end_is_no_speech(
-        self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(reading, "FRAMES_PER_TOKEN", 0)  # the ceiling, where random weights reach it
-        monkeypatch.setattr(reading, "FRAMES_MORE", 5)
-        with pytest.raises(SynthesisError, match="did not come to its end"):
-            self.speak(engine, self.task(engine, prompt))
 
     def test_numbers_that_are_none_end_that_utterance_and_no_other(
         self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
@@ -129,26 +89,6 @@ class TestMlx(EngineContract):
                 self.speak(engine, self.task(engine, prompt))
         assert len(self.speak(engine, self.task(engine, prompt)))
 
-    def test_who_speaks_while_it_is_closed_is_told_and_the_next_speaks_again(
-        self, engine: Engine, prompt: bytes
-    ) -> None:
-        speech = engine.synthesize(self.task(engine, prompt, text=TEXT * 9))
-        next(speech)
-        engine.close()
-        with pytest.raises(SynthesisError, match="closed meanwhile"):
-            list(speech)
-        assert len(self.speak(engine, self.task(engine, prompt)))
-
-    def test_a_language_that_the_checkpoint_has_no_id_for_is_refused(self, engine: Engine, prompt: bytes) -> None:
-        task = self.task(engine, prompt)
-        for lang in ("sv", "ja"):  # one that no checkpoint speaks, and one that this one does not
-            with pytest.raises(UnsupportedLangError, match="it speaks de, en, zh"):
-                list(engine.synthesize(task.model_copy(update={"lang": lang})))
-
-    def test_what_holds_nothing_to_speak_is_refused(self, engine: Engine, prompt: bytes) -> None:
-        with pytest.raises(EmptyTextError):
-            self.speak(engine, self.task(engine, prompt, text="... — !"))
-
     def test_two_who_load_and_listen_at_once_share_one_model(self, reference: Reference) -> None:
         engine = MlxLarge()
         prompts = at_once([lambda: engine.prepare(reference)] * 4)
@@ -165,7 +105,7 @@ class TestMlx(EngineContract):
         monkeypatch.setattr(reading, "FRAMES_MORE", 4)
         used = []
         for seed in range(52):
-            _spoken(engine, self.task(engine, prompt, text="In the sun.", seed=seed))
+            spoken(engine, self.task(engine, prompt, text="In the sun.", seed=seed))
             used.append(mx.get_active_memory())
         assert max(used[2:]) <= max(used[:2]) + 2**20
 
@@ -187,28 +127,6 @@ class TestMlx(EngineContract):
         assert engine._loaded is None
         np.testing.assert_allclose(self.speak(engine, self.task(engine, prompt)), said, atol=1e-4)
         engine.close()
-
-
-def at_once(calls: list) -> list:  # type: ignore[type-arg]
-    """What each call returns, all of them made at once."""
-    results: list[object] = [None] * len(calls)
-
-    def call(place: int) -> None:
-        results[place] = calls[place]()
-
-    threads = [threading.Thread(target=call, args=(place,)) for place in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
-def _spoken(engine: Engine, task: SpeechTask) -> Samples:
-    try:
-        return np.concatenate([chunk.samples for chunk in engine.synthesize(task)])
-    except SynthesisError:  # it ran on: alone and in company alike
-        return np.zeros(0, np.float32)
 
 
 def _out_of_memory(_: Group) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from afterwords.backends.base import Available, Engine, Reference, Unavailable
-from afterwords.backends.qwen3 import ENCODER_VERSION, reading
+from afterwords.backends.qwen3 import ENCODER_VERSION
 from afterwords.backends.qwen3 import engine as engine_module
 from afterwords.backends.qwen3.base import check_memory
 from afterwords.backends.qwen3.codec_encoder import CodecEncoder
@@ -20,19 +19,12 @@ from afterwords.backends.qwen3.engine import Qwen3Large, Qwen3Small
 from afterwords.backends.qwen3.model import Model
 from afterwords.backends.qwen3.speaker import SpeakerEncoder
 from afterwords.errors import (
-    EmptyTextError,
     MissingExtraError,
     SynthesisError,
     TooLittleMemoryError,
-    UnsupportedLangError,
 )
 from afterwords.models import SpeechTask
-from afterwords.riff import Samples
-from afterwords.testing import EngineContract
-from afterwords.testing.engine_contract import TEXT
-
-SEED = 3  # random weights end an utterance by chance; with this seed they do
-TEXTS = ["Hello.", "The quick brown fox.", "It sleeps, for a while.", "In the sun."]
+from tests.backends.qwen3.contract import Qwen3Contract, at_once, tensors
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +43,7 @@ def here(models: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # 
     monkeypatch.setenv("AFTERWORDS_MODELS", str(models))
 
 
-class TestQwen3(EngineContract):
+class TestQwen3(Qwen3Contract):
     @pytest.fixture(scope="class")
     @classmethod
     def engine(cls, models: Path) -> Iterator[Engine]:
@@ -60,51 +52,9 @@ class TestQwen3(EngineContract):
         yield engine
         engine.close()
 
-    def task(self, engine: Engine, prompt: bytes, *, text: str = TEXT, seed: int | None = SEED) -> SpeechTask:
-        return super().task(engine, prompt, text=text, seed=seed)
-
-    def test_a_voice_without_a_transcript_speaks_by_its_embedding_alone(self, engine: Engine) -> None:
-        reference = Reference(np.random.default_rng(0).normal(0, 0.1, 5 * 16_000).astype(np.float32), 16_000)
-        prompt = engine.prepare(reference)
-        assert "alone" in str(engine.describe(prompt)["speaks"])
-        tasks = [self.task(engine, prompt, text="In the sun.", seed=seed) for seed in range(5)]
-        assert any(len(_spoken(engine, task)) for task in tasks)  # random weights don't always find an end
-
-    def test_a_prompt_of_another_engine_is_refused(self, engine: Engine, prompt: bytes) -> None:
-        with pytest.raises(SynthesisError, match="not a prompt for this model"):
-            self.speak(engine, self.task(engine, prompt[:-1] + bytes([prompt[-1] ^ 1])))
-        with pytest.raises(SynthesisError, match="its model is"):
-            list(Qwen3Small().synthesize(self.task(engine, prompt)))
-
-    def test_many_speak_at_once_as_each_does_alone(self, engine: Engine, prompt: bytes) -> None:
-        tasks = [self.task(engine, prompt, text=text, seed=seed) for text in TEXTS for seed in (3, 5)]
-        alone = [_spoken(engine, task) for task in tasks]
-        together: list[Samples | None] = [None] * len(tasks)
-
-        def speak(place: int) -> None:
-            together[place] = _spoken(engine, tasks[place])
-
-        threads = [threading.Thread(target=speak, args=(place,)) for place in range(len(tasks))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for one, many in zip(alone, together, strict=True):
-            assert many is not None
-            np.testing.assert_allclose(one, many, atol=1e-4)
-
-    def test_the_first_chunk_is_one_frame_and_later_ones_are_longer(self, engine: Engine, prompt: bytes) -> None:
-        chunks = [len(chunk.samples) // 1920 for chunk in engine.synthesize(self.task(engine, prompt))]
-        assert chunks[0] == 1
-        assert max(chunks) == 8
-
-    def test_speech_that_does_not_end_is_no_speech(
-        self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(reading, "FRAMES_PER_TOKEN", 0)  # the ceiling, where random weights reach it
-        monkeypatch.setattr(reading, "FRAMES_MORE", 5)
-        with pytest.raises(SynthesisError, match="did not come to its end"):
-            self.speak(engine, self.task(engine, prompt))
+    @pytest.fixture
+    def other(self) -> Engine:
+        return Qwen3Small()
 
     def test_a_request_touches_no_recording(
         self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
@@ -118,59 +68,17 @@ class TestQwen3(EngineContract):
             engine.prepare(Reference(np.ones(16_000, np.float32), 16_000, "words"))
         assert len(self.speak(engine, self.task(engine, prompt)))
 
-    def test_a_prompt_that_was_kept_speaks_as_a_fresh_one(
-        self, engine: Engine, reference: Reference, prompt: bytes
-    ) -> None:
-        fresh = engine.prepare(reference)
-        assert _tensors(fresh) == _tensors(prompt)
-        said = self.speak(engine, self.task(engine, prompt))
-        engine.close()
-        np.testing.assert_allclose(self.speak(engine, self.task(engine, fresh)), said, atol=1e-4)
-
-    def test_a_voice_in_context_is_told_from_one_without_words(self, engine: Engine, prompt: bytes) -> None:
-        assert engine.describe(prompt) == {"speaks": "as a continuation of the recording"}
-        for damaged in (b"", prompt[:20], b"\x02" + 7 * b"\x00" + b"12", b"\xff" * 40):
-            assert engine.describe(damaged) == {}
-
-    def test_a_language_that_the_checkpoint_has_no_id_for_is_refused(self, engine: Engine, prompt: bytes) -> None:
-        task = self.task(engine, prompt)
-        for lang in ("sv", "ja"):  # one that no checkpoint speaks, and one that this one does not
-            with pytest.raises(UnsupportedLangError, match="it speaks de, en, zh"):
-                list(engine.synthesize(task.model_copy(update={"lang": lang})))
-
-    def test_what_holds_nothing_to_speak_is_refused(self, engine: Engine, prompt: bytes) -> None:
-        with pytest.raises(EmptyTextError):
-            self.speak(engine, self.task(engine, prompt, text="... — !"))
-
-    def test_an_utterance_nobody_began_to_hear_leaves_nothing_behind(self, engine: Engine, prompt: bytes) -> None:
-        engine.synthesize(self.task(engine, prompt)).close()
-        assert len(self.speak(engine, self.task(engine, prompt)))
-
-    def test_who_speaks_while_it_is_closed_is_told_and_the_next_speaks_again(
-        self, engine: Engine, prompt: bytes
-    ) -> None:
-        speech = engine.synthesize(self.task(engine, prompt))
-        next(speech)
-        engine.close()
-        with pytest.raises(SynthesisError, match="closed meanwhile"):
-            list(speech)
-        assert len(self.speak(engine, self.task(engine, prompt)))
-
     def test_two_who_load_and_listen_at_once_share_one_model(
         self, reference: Reference, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made: list[str] = []
         for part in (Model, CodecEncoder):
             noted(part, made, monkeypatch)
-        engine, prompts = Qwen3Large(), []
-        threads = [threading.Thread(target=lambda: prompts.append(engine.prepare(reference))) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        engine = Qwen3Large()
+        prompts = at_once([lambda: engine.prepare(reference)] * 4)
         engine.close()
         assert made == ["Model", "CodecEncoder"]
-        assert len({_tensors(prompt) for prompt in prompts}) == 1
+        assert len({tensors(prompt) for prompt in prompts}) == 1
 
 
 def noted(part: type, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,18 +90,6 @@ def noted(part: type, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         begin(*args, **named)
 
     monkeypatch.setattr(part, "__init__", init)
-
-
-def _tensors(prompt: bytes) -> bytes:
-    """What a prompt holds behind its header, whose order is any."""
-    return prompt[8 + int.from_bytes(prompt[:8], "little") :]
-
-
-def _spoken(engine: Engine, task: SpeechTask) -> Samples:
-    try:
-        return np.concatenate([chunk.samples for chunk in engine.synthesize(task)])
-    except SynthesisError:  # it ran on: alone and in company alike
-        return np.zeros(0, np.float32)
 
 
 def test_without_its_weights_it_says_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from afterwords.errors import AfterwordsError
+from afterwords.pipes import take_pipes
 from afterwords.server.dispatch import frames
 from afterwords.server.dispatch.frames import Frame
 from afterwords.server.dispatch.memory import own_peak_bytes
@@ -28,7 +29,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def main() -> None:
     """Speak until the server is gone."""
     _leave_decisions_to_the_server()
-    source, sink = _take_pipes()
+    source, sink = take_pipes()
     Speaker(sink).serve(source)
     os._exit(0)  # at once: an engine at work would hold up an orderly end
 
@@ -46,16 +47,6 @@ def _leave_decisions_to_the_server() -> None:
         with suppress(OSError, AttributeError):  # a sandbox may have neither
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
-
-
-def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Take both pipes away from where libraries read and print: input is empty for them, and prints go to stderr."""
-    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(2, 1)
-    os.close(nothing)
-    return source, sink
 
 
 class UtteranceCancelledError(Exception):
