@@ -57,12 +57,12 @@ class TestMlx(Qwen3Contract):
         speech = engine.synthesize(task)
         next(speech, None)
         speech.close()
-        assert max(sizes) > 1
+        assert 1 < max(sizes) < engine_module.ROWS  # and a row is left for others
         sizes.clear()
         speech = engine.synthesize(self.task(engine, prompt, text="One two three. " * 60))
         next(speech, None)
         speech.close()
-        assert set(sizes) == {1}
+        assert sizes == [1]  # alone, and nothing ahead of it that would take turns with it
 
     def test_numbers_that_are_none_end_that_utterance_and_no_other(
         self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch

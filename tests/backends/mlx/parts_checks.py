@@ -78,9 +78,17 @@ def of_another_kind(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"tts_model_type": "custom_voice"}), "utf-8")
 
 
+def with_a_codec_of_fewer_codes(folder: Path) -> None:
+    path = folder / "speech_tokenizer" / "config.json"
+    described = json.loads(path.read_text("utf-8"))
+    described["decoder_config"]["codebook_size"] = 32
+    path.write_text(json.dumps(described), "utf-8")
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
+        (with_a_codec_of_fewer_codes, "16 codebooks of 32 codes"),
         (cut, r"model\.safetensors"),
         (without_a_tensor, r"no weights for talker\.codec_head\.weight"),
         (with_another_shape, r"\(3,\) for decoder\.pre_conv\.conv\.bias"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from afterwords.backends.qwen3.codec_config import check_codes, read_codec_config
 from afterwords.backends.qwen3.config import LANGUAGE_NAMES, ModelConfig, Sampling, read_config
 from afterwords.errors import ModelFileError
 from afterwords.text import LANGS
@@ -55,6 +57,17 @@ def test_dialects_are_no_languages(change: Callable[..., Any]) -> None:
 def test_checkpoint_that_draws_nothing_is_greedy(change: Callable[..., Any]) -> None:
     config = change(lambda c: c.update(do_sample=False, subtalker_dosample=False), "generation_config.json")
     assert (config.sampling.temperature, config.sampling.predictor_temperature) == (0, 0)
+
+
+def test_a_codec_that_can_t_decode_what_the_talker_says_is_named(checkpoint: Path) -> None:
+    config, codec = read_config(checkpoint), read_codec_config(checkpoint / "speech_tokenizer")
+    check_codes(config, codec, checkpoint)
+    for odd in (
+        replace(codec, decoder=replace(codec.decoder, codebook_size=63)),
+        replace(codec, n_codebooks=15),
+    ):
+        with pytest.raises(ModelFileError, match="which its talker does not speak"):
+            check_codes(config, odd, checkpoint)
 
 
 def test_every_language_of_the_project_has_a_name() -> None:

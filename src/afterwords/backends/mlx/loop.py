@@ -26,6 +26,9 @@ Speech = Turn[Script, CodecState]
 class Loop:
     """Speaks turns, up to `n_rows` at once; more wait.
 
+    Those that somebody is reading go first. What is spoken ahead of its time joins those of its own voice, and leaves a
+    quarter of the rows free, so that a long text keeps nobody waiting.
+
     Args:
         model: speaks them.
         owner: of the thread that runs MLX.
@@ -136,11 +139,14 @@ class Loop:
                 return []
             first = next((turn for turn in self._waiting if turn.is_awaited), None)
             if first is None:
-                if any(not turn.n_decoded for _, turns in self._groups for turn in turns):
-                    return []  # what is spoken ahead of its time waits until all others are heard
+                if self._groups:
+                    return []  # groups take turns: what is spoken ahead of its time would slow who is heard
                 first = self._waiting[0]
-            mates = [turn for turn in self._waiting if turn is first or _fit(turn, first)][:n_free]
-            turns = [first, *(turn for turn in mates if turn is not first)][:n_free]
+            mates = [turn for turn in self._waiting if turn is not first and _fit(turn, first)]
+            mates.sort(key=lambda turn: not turn.is_awaited)
+            n_awaited = sum(turn.is_awaited for turn in mates)
+            n_mates = min(n_free - 1, max(n_awaited, n_free - 1 - self._n_rows // 4))  # a long text leaves a row free
+            turns = [first, *mates[:n_mates]]
             self._waiting = deque(turn for turn in self._waiting if turn not in turns)
             return turns
 

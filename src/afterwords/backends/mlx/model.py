@@ -21,7 +21,7 @@ from afterwords.backends.mlx.codec import CodecDecoder, CodecState
 from afterwords.backends.mlx.frame import FrameSpeaker
 from afterwords.backends.mlx.owner import Owner
 from afterwords.backends.mlx.parts import CODEC, load_parts
-from afterwords.backends.qwen3.codec_config import CodecConfig, read_codec_config
+from afterwords.backends.qwen3.codec_config import CodecConfig, check_codes, read_codec_config
 from afterwords.backends.qwen3.config import LANGUAGE_NAMES, ModelConfig, Sampling, read_config
 from afterwords.backends.qwen3.layout import Layout, lay_out
 from afterwords.backends.qwen3.reference_prompt import PromptForm, ReferencePrompt, make_prompt
@@ -83,6 +83,7 @@ class Model:
         """
         self.config: ModelConfig = read_config(folder)
         self.codec: CodecConfig = read_codec_config(folder / CODEC)
+        check_codes(self.config, self.codec, folder / CODEC)
         self._tokenizer = TextTokenizer(folder, self.config.tokens, vocab=self.config.talker.text_vocab)
         self.form = PromptForm.of(name, self.config, self.codec)
         self._owner = owner

@@ -10,8 +10,9 @@ from math import prod
 from pathlib import Path
 from typing import Final
 
-from afterwords.backends.qwen3.config import StackConfig
-from afterwords.backends.qwen3.fields import Fields
+from afterwords.backends.qwen3.config import N_CONTROL_IDS, ModelConfig, StackConfig
+from afterwords.backends.qwen3.fields import HINT, Fields
+from afterwords.errors import ModelFileError
 
 DOWNSAMPLING: Final = 2
 """By which the encoder halves the rate once more, behind its transformer: 25 to 12.5 frames a second."""
@@ -127,6 +128,19 @@ def read_codec_config(folder: Path) -> CodecConfig:
         encode_downsample_rate=fields.integer("encode_downsample_rate"),
         decode_upsample_rate=fields.integer("decode_upsample_rate"),
     )
+
+
+def check_codes(config: ModelConfig, codec: CodecConfig, folder: Path) -> None:
+    """See that a talker says what its codec can decode: a code beyond its codebook would be read beyond its table.
+
+    Raises:
+        ModelFileError: they don't fit one another.
+    """
+    size = codec.decoder.codebook_size
+    stated = (config.talker.vocab - N_CONTROL_IDS, config.predictor.vocab, config.talker.n_code_groups)
+    if stated != (size, size, codec.n_codebooks):
+        why = f"has {codec.n_codebooks} codebooks of {size} codes, which its talker does not speak"
+        raise ModelFileError(str(folder / "config.json"), why=why, hint=HINT)
 
 
 def _decoder(fields: Fields) -> CodecDecoderConfig:

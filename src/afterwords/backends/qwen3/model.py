@@ -17,7 +17,7 @@ import torch
 from afterwords.backends.base import Progress, Reference, ignore_progress
 from afterwords.backends.qwen3 import ops as torch_ops
 from afterwords.backends.qwen3.agreement import Agreement, quantize
-from afterwords.backends.qwen3.codec_config import CodecConfig, read_codec_config
+from afterwords.backends.qwen3.codec_config import CodecConfig, check_codes, read_codec_config
 from afterwords.backends.qwen3.codec_decoder import CodecDecoder, DecoderState
 from afterwords.backends.qwen3.codec_encoder import CodecEncoder
 from afterwords.backends.qwen3.config import LANGUAGE_NAMES, ModelConfig, read_config
@@ -84,6 +84,7 @@ class Model:
         self._voices: OrderedDict[bytes, VoiceOnDevice] = OrderedDict()
         self.config: ModelConfig = read_config(folder)
         self.codec: CodecConfig = read_codec_config(folder / CODEC)
+        check_codes(self.config, self.codec, folder / CODEC)
         tokenizer = TextTokenizer(folder, self.config.tokens, vocab=self.config.talker.text_vocab)
         with Weights.open(folder, device=device, dtype=dtype) as weights:
             progress(0.05, "loading the talker")
