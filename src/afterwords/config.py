@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import TIMEOUT_MAX
 from typing import Final
 
 from afterwords.errors import InvalidOptionError, UnreadableFileError
@@ -103,7 +104,7 @@ def _seconds(key: str, told: str | None, *, default: float) -> float:
         value = default if told is None else float(told)
     except ValueError:
         value = -1.0
-    if not 0 <= value < float("inf"):
+    if not 0 <= value <= TIMEOUT_MAX:
         raise InvalidOptionError(f"AFTERWORDS_{key.upper()}", value=told, allowed="a number of seconds, 0 or more")
     return value
 

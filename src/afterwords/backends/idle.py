@@ -17,7 +17,7 @@ class Idle:
 
     def __init__(self, close: Callable[[], None], *, after_s: float) -> None:
         self._close, self._after_s = close, after_s
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a generator that is collected may leave in the middle of another one's entry
         self._n_busy = 0
         self._timer: threading.Timer | None = None
 

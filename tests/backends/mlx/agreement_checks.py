@@ -167,6 +167,17 @@ def test_streamed_sound_is_that_of_torch_beyond_the_window(
     np.testing.assert_allclose(ours, expected[0].numpy(), atol=5e-5)
 
 
+def test_a_primed_state_holds_nothing_but_itself(mlx_model: MlxModel, codes: NDArray[np.int32]) -> None:
+    def primed() -> tuple[int, int]:
+        mlx_model.decoder.prime(codes[0].astype(np.uint16))  # what is made once is made
+        before = mx.get_active_memory()
+        state = mlx_model.decoder.prime(codes[0].astype(np.uint16))
+        return mx.get_active_memory() - before, sum(array.nbytes for array in state.arrays())
+
+    held, own = owner().run(primed)
+    assert held <= own + 2**16
+
+
 def test_rows_of_a_state_go_on_as_they_would_alone(mlx_model: MlxModel, codes: NDArray[np.int32]) -> None:
     def apart() -> tuple[Samples, Samples]:
         both = np.concatenate([codes, codes[:, ::-1]])

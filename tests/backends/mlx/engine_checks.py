@@ -15,13 +15,14 @@ from afterwords.backends.mlx import engine as engine_module
 from afterwords.backends.mlx import loop as loop_module
 from afterwords.backends.mlx.engine import MlxLarge, MlxSmall
 from afterwords.backends.mlx.group import Group
+from afterwords.backends.mlx.owner import owner
 from afterwords.backends.qwen3 import reading
 from afterwords.errors import (
     MissingExtraError,
     SynthesisError,
     TooLittleMemoryError,
 )
-from tests.backends.qwen3.contract import Qwen3Contract, at_once, spoken
+from tests.backends.qwen3.contract import SEED, Qwen3Contract, at_once, spoken
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +81,36 @@ class TestMlx(Qwen3Contract):
         is_broken = False
         assert len(self.speak(engine, self.task(engine, prompt)))
 
+    def test_numbers_that_are_none_in_the_code_predictor_are_noticed(self, prompt: bytes) -> None:
+        engine = MlxLarge()
+        norm = engine._parts()[0].network.talker.code_predictor.model.norm
+        norm.weight = owner().run(lambda: mx.full(norm.weight.shape, mx.nan))  # weights that overflow can't be had
+        with pytest.raises(SynthesisError, match="NotFiniteError"):
+            self.speak(engine, self.task(engine, prompt))
+        engine.close()
+
+    def test_an_utterance_has_as_many_frames_as_there_is_room_for(self, engine: Engine, prompt: bytes) -> None:
+        assert isinstance(engine, MlxLarge)
+        model, loop = engine._parts()
+        turn = model.turn(model.voice(prompt), "In the sun.", "en", max_frames=10**6, seed=SEED)
+        loop.hand_in(turn)
+        assert turn.max_frames == engine_module.POSITIONS - turn.n_columns
+        turn.give_up()
+        small = loop_module.Loop(model, owner(), n_rows=1, n_positions=8)
+        turn = model.turn(model.voice(prompt), "In the sun.", "en", max_frames=5, seed=SEED)
+        small.hand_in(turn)
+        assert isinstance(turn.error, ValueError)
+
+    def test_two_languages_are_not_spoken_in_one_group(self, engine: Engine, prompt: bytes) -> None:
+        assert isinstance(engine, MlxLarge)
+        model, _ = engine._parts()
+        english, german, other = (
+            model.turn(model.voice(prompt), text, lang, max_frames=5, seed=SEED)
+            for text, lang in (("One.", "en"), ("Eins.", "de"), ("Two and three.", "en"))
+        )
+        assert loop_module._fit(english, other)
+        assert not loop_module._fit(english, german)
+
     def test_what_goes_wrong_on_the_device_ends_those_who_speak_and_not_the_loop(
         self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -113,6 +144,7 @@ class TestMlx(Qwen3Contract):
         self, prompt: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("AFTERWORDS_IDLE_UNLOAD_S", "0.05")
+        before = mx.get_active_memory()
         engine = MlxLarge()
         is_closed = threading.Event()
         close = engine._idle._close
@@ -125,6 +157,7 @@ class TestMlx(Qwen3Contract):
         said = self.speak(engine, self.task(engine, prompt))
         assert is_closed.wait(10)
         assert engine._loaded is None
+        assert mx.get_active_memory() <= before + 2**18  # the network alone has 700 kB
         np.testing.assert_allclose(self.speak(engine, self.task(engine, prompt)), said, atol=1e-4)
         engine.close()
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from afterwords.riff import Samples
 
+_PIECE: Final = 16
+"""Frames of a reference that are heard at once: of the published codec, some 20 MB each while it computes."""
 _REMEMBERED: Final = ("_buffer", "_overflow")
 """Where mlx-audio's modules keep what they heard last."""
 
@@ -80,8 +82,9 @@ class CodecDecoder:
 
     def prime(self, codes: NDArray[np.uint16]) -> CodecState:
         """The state behind a recording, of one row; codes of shape (n_frames, n_codebooks)."""
-        _, state = self._step(mx.array(codes.astype(np.int32))[None], CodecState())
-        mx.eval(state.arrays())
+        state = CodecState()
+        for begin in range(0, len(codes), _PIECE):
+            _, state = self.step(codes[None, begin : begin + _PIECE].astype(np.int32), state)
         return state
 
     def step(self, codes: NDArray[np.int32], state: CodecState) -> tuple[list[Samples], CodecState]:
@@ -95,6 +98,7 @@ class CodecDecoder:
             Of each row the sound, float32 of shape (n_frames * samples_per_frame,) in [-1, 1]; and the state behind it.
         """
         sound, state = self._step(mx.array(codes), state)
+        state = state.rows([*range(len(codes))])  # copies: what is cut out of an array in MLX holds all of it
         mx.eval(sound, state.arrays())
         return list(np.array(sound)), state
 

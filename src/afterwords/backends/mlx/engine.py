@@ -6,9 +6,11 @@ or set. Listing engines imports this module, so MLX and all that needs it stands
 
 from __future__ import annotations
 
+import gc
 import platform
 import sys
 from collections.abc import Generator
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
@@ -45,9 +47,10 @@ class MlxEngine(Qwen3Engine):
     name = "mlx"
 
     def __init__(self) -> None:
+        self._spoken_with: str | None = None  # the checkpoint that was loaded before
         super().__init__()
         self.max_concurrent = ROWS
-        self._idle = Idle(self.close, after_s=load_config().idle_unload_s)
+        self._idle = Idle(self._close_unless_changed, after_s=load_config().idle_unload_s)
 
     def availability(self) -> Available | Unavailable:
         if not (_is_apple_silicon() or find_spec("mlx")):
@@ -94,7 +97,7 @@ class MlxEngine(Qwen3Engine):
         version = self._prompt_version()
         model = Model(folder, name=f"{checkpoint} {version}", owner=owner(), progress=progress)
         n_positions = min(POSITIONS, model.config.talker.max_positions)
-        self.prompt_version = version
+        self.prompt_version, self._spoken_with = version, checkpoint
         return model, Loop(model, owner(), n_rows=ROWS, n_positions=n_positions)
 
     def _warm_up(self, parts: Parts) -> None:
@@ -109,9 +112,11 @@ class MlxEngine(Qwen3Engine):
     def _release(self) -> None:
         import mlx.core as mx
 
-        from afterwords.backends.mlx.owner import owner
+        from afterwords.backends.mlx.owner import OwnerGoneError, owner
 
-        owner().run(mx.clear_cache)
+        gc.collect()  # what MLX has compiled refers to itself and holds the weights
+        with suppress(OwnerGoneError):
+            owner().run(mx.clear_cache)
 
     def _checkpoint(self) -> str:
         """Which checkpoint to load: the one that was set, or of those that are here the best that fits well.
@@ -122,19 +127,23 @@ class MlxEngine(Qwen3Engine):
         """
         (backend,) = self.backends
         needed, room = NEEDED_BYTES[backend], CHOSEN_SHARE * memory_bytes()
+        if self._spoken_with and checkpoints.standing(self._spoken_with).state is checkpoints.State.WHOLE:
+            return self._spoken_with  # prompts were made for these
+        by_choice = sorted(needed, key=lambda weights: max(0, needed[weights] - room))  # those that fit, then smaller
         if (wanted := load_config().mlx_weights) is not None:
-            checkpoints.locate(f"{backend}-{wanted}")
-            return f"{backend}-{wanted}"
-        by_choice = sorted(
-            needed, key=lambda weights: max(0, needed[weights] - room)
-        )  # those that fit, then smaller ones
-        names = [*(f"{backend}-{weights}" for weights in by_choice), backend]
+            by_choice = [wanted]
+        names = [name for weights in by_choice for name in _names(backend, weights)]
         found = [checkpoints.standing(name) for name in names]
         if whole := next((standing for standing in found if standing.state is checkpoints.State.WHOLE), None):
             return whole.checkpoint.name
         if problem := next((standing.problem for standing in found if standing.problem is not None), None):
             raise problem
         raise ModelNotHereError(names[0])
+
+    def _close_unless_changed(self) -> None:
+        """Give memory back, but not to load other weights next time: prompts are out that were made for these."""
+        if self._prompt_version() == self.prompt_version:
+            self.close()
 
     def _prompt_version(self) -> str:
         try:
@@ -153,6 +162,11 @@ class MlxSmall(MlxEngine):
     """0.6 billion parameters."""
 
     backends: tuple[str, ...] = ("qwen3-0.6b",)
+
+
+def _names(backend: str, weights: str) -> tuple[str, ...]:
+    """The checkpoints with such weights: those that were published for torch are bf16."""
+    return (f"{backend}-{weights}", backend) if weights == "bf16" else (f"{backend}-{weights}",)
 
 
 def _missing() -> list[str]:

@@ -62,7 +62,7 @@ class FrameSpeaker:
 
     def _speak(
         self, hidden: mx.array, logits: mx.array, seen: mx.array, seeds: mx.array, frame: mx.array, text: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array]:
+    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """Speak one frame in every row.
 
         Args:
@@ -74,14 +74,15 @@ class FrameSpeaker:
             text: shape (n_rows, hidden): the text that goes with the frame.
 
         Returns:
-            The codes, int32 of shape (n_rows, n_code_groups); seen, with the new ones; and the next column, shape
-            (n_rows, 1, hidden).
+            The codes, int32 of shape (n_rows, n_code_groups); seen, with the new ones; the next column, shape
+            (n_rows, 1, hidden); and whether all that each row was drawn from were numbers, bool of shape (n_rows,).
         """
         dice = noise(seeds, frame, self._counters)
         first = self._draw_first(self._allowed(logits, seen, frame), dice[:, : self._n_first])
-        codes = self._predicted(hidden, first, dice[:, self._n_first :])
+        codes, total = self._predicted(hidden, first, dice[:, self._n_first :])
+        is_sane = mx.isfinite(logits.sum(-1) + total)
         seen = seen | (first[:, None] == mx.arange(self._n_first))
-        return mx.stack(codes, axis=1), seen, (text + self.embedding(codes))[:, None]
+        return mx.stack(codes, axis=1), seen, (text + self.embedding(codes))[:, None], is_sane
 
     def embedding(self, codes: list[mx.array]) -> mx.array:
         """The sum of the codes of a frame, each of shape (n,), as the talker hears it: shape (n, hidden)."""
@@ -96,15 +97,17 @@ class FrameSpeaker:
         is_early = frame < self._sampling.min_frames
         return mx.where(self._is_banned | (self._is_end & is_early), -mx.inf, logits)
 
-    def _predicted(self, hidden: mx.array, first: mx.array, dice: mx.array) -> list[mx.array]:
-        """The codes of a frame, each of shape (n_rows,): each is drawn knowing those before it."""
+    def _predicted(self, hidden: mx.array, first: mx.array, dice: mx.array) -> tuple[list[mx.array], mx.array]:
+        """The codes of a frame, each of shape (n_rows,), drawn knowing those before it; and the sum of all logits."""
         predictor = self._talker.code_predictor
         pasts = [_Past() for _ in predictor.model.layers]
-        codes = [first]
+        codes, total = [first], mx.zeros(first.shape)
         heard = mx.concatenate([hidden, self._talker.get_input_embeddings()(first)[:, None]], axis=1)
         for group, table in enumerate(predictor.codec_embedding):
             logits, _, _ = predictor(heard, cache=pasts, generation_step=group)
             noise_of = dice[:, group * self._n_other : (group + 1) * self._n_other]
-            codes.append(self._draw_other(logits[:, -1].astype(mx.float32), noise_of))
+            logits = logits[:, -1].astype(mx.float32)
+            total = total + logits.sum(-1)
+            codes.append(self._draw_other(logits, noise_of))
             heard = table(codes[-1])[:, None]
-        return codes
+        return codes, total

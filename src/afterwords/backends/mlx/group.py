@@ -35,6 +35,7 @@ class Group:
         self._model, self._speaker = model, model.speaker_of_frames(samplings[0])
         self._talker = model.network.talker
         self._seeds = mx.array([sampling.seed for sampling in samplings], mx.uint64)
+        self._is_sane = mx.ones((len(scripts),), mx.bool_)
         self._seen = mx.zeros((len(scripts), model.config.talker.vocab), mx.bool_)
         pad = model.config.tokens.pad
         trailing = [script.layout.trailing for script in scripts]
@@ -50,20 +51,20 @@ class Group:
         """Speak one frame in every row. Nothing is read back: it may still be under way when this returns."""
         text = self._trailing[:, min(self.n_frames, self._trailing.shape[1] - 1)]
         frame = mx.array(self.n_frames, mx.uint64)
-        codes, self._seen, column = self._speaker.speak(
+        codes, self._seen, column, is_sane = self._speaker.speak(
             self._hidden, self._logits, self._seen, self._seeds, frame, text
         )
+        self._is_sane = self._is_sane & is_sane
         self._said.append(codes)
         self.n_frames += 1
         self._hidden, self._logits = self._heard(column)
-        mx.async_eval(self._logits, self._hidden, self._seen, codes)
+        mx.async_eval(self._logits, self._hidden, self._seen, self._is_sane, codes)
 
     def spoken(self) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """The frames since it was last asked, shape (n_rows, n_frames, n_codebooks), and which rows are still sane."""
         said, self._said = mx.stack(self._said, axis=1), []
-        is_finite = mx.isfinite(self._logits).any(-1) & ~mx.isnan(self._logits).any(-1)
-        mx.eval(said, is_finite)
-        return np.array(said), np.array(is_finite)
+        mx.eval(said, self._is_sane)
+        return np.array(said), np.array(self._is_sane)
 
     def sound(self, codes: NDArray[np.int32]) -> list[NDArray[np.float32]]:
         """The sound of the next frames of every row; codes as `spoken` gave them, each within its codebook."""
@@ -75,6 +76,7 @@ class Group:
         index = mx.array(rows)
         for cache in self._cache:
             cache.keys, cache.values = cache.keys[index], cache.values[index]
+        self._is_sane = self._is_sane[index]
         self._seeds, self._seen, self._trailing = self._seeds[index], self._seen[index], self._trailing[index]
         self._hidden, self._logits = self._hidden[index], self._logits[index]
         self._codec = self._codec.rows(rows)

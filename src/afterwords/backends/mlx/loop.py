@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from afterwords.backends.mlx.codec import CodecState
 from afterwords.backends.mlx.group import Group
 from afterwords.backends.mlx.model import Model, Script
-from afterwords.backends.mlx.owner import Owner
+from afterwords.backends.mlx.owner import Owner, OwnerGoneError
 from afterwords.backends.qwen3.turns import Finish, LoopClosedError, NotFiniteError, Turn, frames_due, goes_round
 from afterwords.riff import Samples
 
@@ -53,6 +53,11 @@ class Loop:
         with self._lock:
             if self._is_closing:
                 raise LoopClosedError
+            if (room := self._n_positions - turn.n_columns) < 1:
+                why = f"a prompt of {turn.n_columns} columns leaves no room for a frame in {self._n_positions}"
+                turn.end(Finish.CANCELLED, ValueError(why))
+                return
+            turn.max_frames = min(turn.max_frames, room)
             if turn.max_frames < 1:
                 turn.end(Finish.LENGTH)
                 return
@@ -65,7 +70,7 @@ class Loop:
             self._is_closing = True
         try:
             self._owner.run(self._let_go)
-        except RuntimeError:  # the interpreter is going down, and nobody runs MLX any more
+        except OwnerGoneError:
             self._let_all_go()
 
     # -- on the owner's thread -----------------------------------------------------------------------------------
@@ -76,7 +81,7 @@ class Loop:
             return
         try:
             self._owner.later(self._round)
-        except RuntimeError as error:  # the interpreter is going down
+        except OwnerGoneError as error:
             self._is_closing = True
             raise LoopClosedError from error
         self._is_running = True
@@ -120,12 +125,9 @@ class Loop:
         """Let those join who may: whoever is awaited goes first, with those of the same voice behind it."""
         while turns := self._next_in():
             try:
-                longest = turns[0].n_columns + max(turn.max_frames for turn in turns)
-                if longest > self._n_positions:
-                    raise ValueError(f"a prompt of {turns[0].n_columns} columns is too long for {self._n_positions}")
                 scripts = [turn.prompt for turn in turns]
                 group = Group(self._model, scripts, [turn.sampling for turn in turns])
-            except Exception as error:  # noqa: BLE001 - too long, or memory ran out: the others go on
+            except Exception as error:  # noqa: BLE001 - memory ran out: the others go on
                 for turn in turns:
                     turn.end(Finish.CANCELLED, error)
             else:
@@ -143,10 +145,11 @@ class Loop:
                     return []  # groups take turns: what is spoken ahead of its time would slow who is heard
                 first = self._waiting[0]
             mates = [turn for turn in self._waiting if turn is not first and _fit(turn, first)]
-            mates.sort(key=lambda turn: not turn.is_awaited)
-            n_awaited = sum(turn.is_awaited for turn in mates)
-            n_mates = min(n_free - 1, max(n_awaited, n_free - 1 - self._n_rows // 4))  # a long text leaves a row free
-            turns = [first, *mates[:n_mates]]
+            awaited = [turn for turn in mates if turn.is_awaited][: n_free - 1]
+            n_elsewhere = sum(turn.is_awaited for turn in self._waiting if turn is not first and turn not in mates)
+            n_ahead = n_free - 1 - len(awaited) - max(n_elsewhere, self._n_rows // 4)  # which leave room for others
+            ahead = [turn for turn in mates if not turn.is_awaited][: max(0, n_ahead)]
+            turns = [first, *awaited, *ahead]
             self._waiting = deque(turn for turn in self._waiting if turn not in turns)
             return turns
 
@@ -172,26 +175,26 @@ class Loop:
     ) -> dict[int, Finish]:
         """Give each turn its new sound, and see which have ended."""
         eos = self._model.config.talker.codes.eos
-        lengths, ends = [], {}
+        lengths: list[int] = []
+        ends: dict[int, Finish] = {}
         for row, turn in enumerate(turns):
-            if not is_sane[row]:
-                turn.error = NotFiniteError()
-                ends[row] = Finish.CANCELLED
             stops = np.flatnonzero(codes[row, :, 0] == eos)
             left = turn.max_frames - turn.n_decoded
             n_new = min(int(stops[0]) if len(stops) else codes.shape[1], left)
             codes[row, n_new:] = 0  # within the codebooks, and never heard
             turn.first_codes.extend(codes[row, :n_new, 0].tolist())
-            lengths.append(0 if turn.error else n_new)
-            if row in ends:
-                continue
+            lengths.append(n_new)
             if len(stops) and stops[0] < left:
                 ends[row] = Finish.STOP
             elif n_new == left:
                 ends[row] = Finish.LENGTH
             elif goes_round(turn.first_codes):
                 ends[row] = Finish.RUNAWAY
-        self._heard(turns, group.sound(codes), lengths, ends)
+        sound = group.sound(codes)
+        for row, turn in enumerate(turns):
+            if not (is_sane[row] and np.isfinite(sound[row]).all()):
+                turn.error, lengths[row], ends[row] = NotFiniteError(), 0, Finish.CANCELLED
+        self._heard(turns, sound, lengths, ends)
         return ends
 
     def _heard(self, turns: list[Speech], sound: list[Samples], lengths: list[int], ends: dict[int, Finish]) -> None:
@@ -216,5 +219,8 @@ class Loop:
 
 def _fit(turn: Speech, first: Speech) -> bool:
     """Whether a turn can be spoken in one group with another."""
-    is_free = not (turn.is_seeded or first.is_seeded)  # a device may round otherwise in company
-    return is_free and turn.prompt.voice is first.prompt.voice and turn.n_columns == first.n_columns
+    if turn.is_seeded or first.is_seeded:  # a device may round otherwise in company
+        return False
+    ours, theirs = turn.prompt, first.prompt
+    is_alike = ours.layout.steering == theirs.layout.steering and turn.n_columns == first.n_columns
+    return is_alike and ours.voice is theirs.voice

@@ -30,7 +30,7 @@ from afterwords.backends.qwen3.turns import Turn
 from afterwords.riff import Samples
 
 VOICES_KEPT: Final = 16
-"""Voices whose frames and codec stand ready in memory: some 5 MB each."""
+"""Voices whose frames and codec stand ready in memory: some 5 MB each, of published sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +102,14 @@ class Model:
     def hear(self, reference: Reference) -> ReferencePrompt:
         """Make the prompt of a voice: in context where its words are known, else its speaker embedding alone."""
         text_ids = self._tokenizer.encode(reference.text) if reference.text else []
-        samples, rate = reference.samples, reference.sample_rate
-        codes, speaker = _Codes(self), _Speaker(self)
-        return self._owner.run(lambda: make_prompt(samples, rate, text_ids=text_ids, encoder=codes, speaker=speaker))
+        prompt = make_prompt(
+            reference.samples, reference.sample_rate, text_ids=text_ids, encoder=_Codes(self), speaker=_Speaker(self)
+        )
+        self._owner.run(mx.clear_cache)  # what the encoders took is not needed again soon
+        return prompt
 
     def voice(self, prompt: bytes) -> ReferencePrompt:
-        """The voice of a prompt, the same object as long as it is in use.
+        """The voice of a prompt, the same object as long as it is among the last few.
 
         Raises:
             StalePromptError: it is no prompt of this model.
@@ -200,8 +202,9 @@ class _Codes:
         return rate
 
     def encode(self, samples: Samples) -> NDArray[np.uint16]:
-        codes = self.model._codec.encode(mx.array(samples)[None, None])
-        return np.ascontiguousarray(codes[0].T, np.uint16)
+        codec = self.model._codec
+        codes = self.model._owner.run(lambda: np.array(codec.encode(mx.array(samples)[None, None])[0]))
+        return np.ascontiguousarray(codes.T, np.uint16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,4 +219,6 @@ class _Speaker:
         return rate
 
     def embed(self, samples: Samples) -> Samples:
-        return np.array(self.model.network.extract_speaker_embedding(mx.array(samples))[0].astype(mx.float32))
+        embed = self.model.network.extract_speaker_embedding
+        told: Samples = self.model._owner.run(lambda: np.array(embed(mx.array(samples))[0].astype(mx.float32)))
+        return told

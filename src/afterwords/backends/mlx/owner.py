@@ -15,6 +15,10 @@ import mlx.core as mx
 T = TypeVar("T")
 
 
+class OwnerGoneError(RuntimeError):
+    """The interpreter is going down, and nobody runs MLX any more."""
+
+
 class Owner:
     """Runs what it is given, one after the other."""
 
@@ -31,7 +35,7 @@ class Owner:
         """Have work done, and wait for what comes of it; whatever it raises is raised here.
 
         Raises:
-            RuntimeError: the interpreter is going down.
+            OwnerGoneError: the interpreter is going down.
         """
         if threading.current_thread() is self._thread:
             return work()
@@ -50,11 +54,11 @@ class Owner:
         """Have work done behind what is already asked for. It must not raise.
 
         Raises:
-            RuntimeError: the interpreter is going down.
+            OwnerGoneError: the interpreter is going down.
         """
         with self._lock:
             if self._is_ending:
-                raise RuntimeError("the interpreter is going down")
+                raise OwnerGoneError
             self._asked.put(work)
 
     def _run(self) -> None:
@@ -69,7 +73,15 @@ class Owner:
         self._thread.join()
 
 
-@cache
+_making = threading.Lock()
+
+
 def owner() -> Owner:
     """The owner of this process."""
+    with _making:  # a cache alone lets two threads make one each
+        return _make()
+
+
+@cache
+def _make() -> Owner:
     return Owner()

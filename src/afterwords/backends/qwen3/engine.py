@@ -42,8 +42,9 @@ class CudaEngine(Qwen3Engine):
 
     def availability(self) -> Available | Unavailable:
         if missing := _missing():
-            fix = 'pip install "afterwords[cuda]"'
-            return Unavailable(f"{', '.join(missing)} is not installed", fix, is_foreign=sys.platform == "darwin")
+            if sys.platform == "darwin":
+                return Unavailable("it is made for NVIDIA GPUs", "use the backend lite", is_foreign=True)
+            return Unavailable(f"{', '.join(missing)} is not installed", 'pip install "afterwords[cuda]"')
         try:
             checkpoints.locate(self.backends[0])
         except AfterwordsError as error:

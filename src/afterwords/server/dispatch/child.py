@@ -61,6 +61,7 @@ class Speaker:
         self._sink = sink
         self._lock = threading.Lock()
         self._cancelled: dict[int, threading.Event] = {}
+        self._told: dict[str, str] = {}  # prompt versions, by backend
 
     def serve(self, source: BinaryIO) -> None:
         """Take frames until there are no more."""
@@ -90,6 +91,7 @@ class Speaker:
         except Exception as error:  # noqa: BLE001 - engines fail in any way; the server decides what follows
             self._send("load-failed", backend=backend, **_reason(error))
             return
+        self._told[backend] = engine.prompt_version
         self._send(
             "loaded",
             backend=backend,
@@ -115,7 +117,11 @@ class Speaker:
         except Exception as error:  # noqa: BLE001 - as above
             ending = _reason(error)
         del self._cancelled[number]
-        self._send("ended", number=number, peak=own_peak_bytes(), **ending)
+        self._send("ended", number=number, peak=own_peak_bytes(), is_outdated=self._is_outdated(), **ending)
+
+    def _is_outdated(self) -> bool:
+        """Whether an engine has loaded other weights since it said for which prompts it has some."""
+        return any(self._worker.engine(backend).prompt_version != version for backend, version in [*self._told.items()])
 
     def _utter(self, number: int, utterance: Utterance, cancelled: threading.Event) -> dict[str, Any]:
         """Send prompt and sound; returns what is to be told of the end."""

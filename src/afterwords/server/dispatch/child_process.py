@@ -299,7 +299,7 @@ class Child:
     def _take_end(self, utterance: Utterance, frame: Frame) -> None:
         self._measure(frame.facts["peak"])
         failure = ChildFailedError(frame.facts) if "error" in frame.facts else None
-        if failure and failure.is_out_of_memory:
+        if (failure and failure.is_out_of_memory) or frame.facts["is_outdated"]:
             self.is_spent = True
         utterance.synth_ms = frame.facts.get("synth_ms")
         self._end(utterance.number, failure)
