@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -70,3 +71,13 @@ def run(
 def files_in(folder: Path) -> list[str]:
     """What a folder holds, all the way down; the lock and the folders aside."""
     return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+
+
+def interrupted(*args: str, env: Mapping[str, str]) -> tuple[int, bytes]:
+    """Run `afterwords` and press Ctrl-C once it has written 8,000 bytes: how it ends, and what it tells."""
+    with subprocess.Popen([*COMMAND, *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(8000)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    return process.returncode, told

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import signal
-import subprocess
 import sys
 import wave
 from collections.abc import Iterator
@@ -19,7 +17,7 @@ import pytest
 pytest.importorskip("mlx.core", reason="mlx is not installed: pip install 'afterwords[mlx]'")
 
 from scripts.make_qwen3_tiny import make_checkpoint
-from tests.cli.program import COMMAND, environment, run
+from tests.cli.program import environment, interrupted, run
 from tests.e2e.served import READER, Served, final, serving, speak
 
 TEXT, SEED = "In the sun.", 3
@@ -104,14 +102,5 @@ def test_a_language_that_it_can_t_speak_is_refused(me: dict[str, str]) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send there")
 def test_ctrl_c_while_it_speaks_ends_it_in_order(me: dict[str, str]) -> None:
     long = "The quick brown fox jumps over the lazy dog. " * 60
-    process = subprocess.Popen(
-        [*COMMAND, "say", long, "--seed", "1", "-o", "-", "--format", "pcm"],
-        env=environment(me),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdout.read(8000)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
-    assert (process.returncode, told) == (130, b"Stopped.\n")
+    command = ("say", long, "--seed", "1", "-o", "-", "--format", "pcm")
+    assert interrupted(*command, env=environment(me)) == (130, b"Stopped.\n")

@@ -6,8 +6,6 @@ The weights are tiny and random, so speech ends by chance; the seeds here are su
 from __future__ import annotations
 
 import io
-import signal
-import subprocess
 import sys
 import wave
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.program import COMMAND, environment, run
+from tests.cli.program import environment, interrupted, run
 from tests.e2e.served import READER, Served, final, register, serving, speak
 
 TEXT, SEED = "In the sun.", 3
@@ -101,17 +99,8 @@ def test_listing_and_speaking_with_lite_load_no_torch(settings: dict[str, str], 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send there")
 def test_ctrl_c_while_it_speaks_ends_it_in_order(me: dict[str, str]) -> None:
     long = "The quick brown fox jumps over the lazy dog. " * 60
-    process = subprocess.Popen(
-        [*COMMAND, "say", long, "--seed", "1", "-o", "-", "--format", "pcm"],
-        env=environment(me),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdout.read(8000)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
-    assert (process.returncode, told) == (130, b"Stopped.\n")
+    command = ("say", long, "--seed", "1", "-o", "-", "--format", "pcm")
+    assert interrupted(*command, env=environment(me)) == (130, b"Stopped.\n")
 
 
 @pytest.fixture(scope="module")

@@ -62,12 +62,17 @@ class Qwen3Engine(ABC):
     def languages(self, backend: str) -> frozenset[str]:  # noqa: ARG002 - all sizes speak the same
         return frozenset(LANGUAGE_NAMES)
 
-    def load(self, backend: str, progress: Progress = ignore_progress) -> None:  # noqa: ARG002 - one backend
+    def load(self, backend: str, progress: Progress = ignore_progress) -> None:
         progress(0.0, "loading the model")
         parts = self._parts(lambda done, step: progress(0.8 * done, step))
         if not self._is_warm:
             progress(0.8, "warming up")
-            self._warm_up(parts)
+            from afterwords.backends.qwen3.turns import LoopClosedError
+
+            try:
+                self._warm_up(parts)
+            except LoopClosedError as error:
+                raise SynthesisError(backend, why="it was closed meanwhile") from error
             self._is_warm = True
         progress(1.0, "done")
 
