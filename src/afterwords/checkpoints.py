@@ -304,19 +304,6 @@ def alone(shelf: Path, name: str, *, waiting: Callable[[], None] | None = None) 
     Args:
         waiting: called when another one is at it, whose end is then waited for; without it there is no waiting.
     """
-    from filelock import FileLock, Timeout
-
     disk.make_folder(shelf)
-    lock = FileLock(shelf / f".{name}.lock", mode=0o600)
-    with disk.storing(shelf):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            if waiting is None:
-                raise ModelBusyError(name) from error
-            waiting()
-            lock.acquire()
-    try:
+    with disk.locked(shelf / f".{name}.lock", timeout_s=0, busy=ModelBusyError(name), waiting=waiting):
         yield
-    finally:
-        lock.release()

@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,13 +81,16 @@ def write(path: Path, pieces: Iterable[bytes], *, part: Path | None = None, is_d
 
 
 @contextmanager
-def locked(path: Path, *, timeout_s: float, busy: AfterwordsError) -> Iterator[None]:
+def locked(
+    path: Path, *, timeout_s: float, busy: AfterwordsError, waiting: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Hold a lock that one process has at a time; its file stays, for its owner alone.
 
     Args:
         path: the file, in a folder that is there.
         timeout_s: how long another process is waited for.
-        busy: raised if it does not let go by then.
+        busy: raised if it does not let go by then, unless there is `waiting`.
+        waiting: called then, and from there on waited without end.
 
     Raises:
         StorageFullError, UnwritableOutputError: there can't be such a file.
@@ -99,7 +102,10 @@ def locked(path: Path, *, timeout_s: float, busy: AfterwordsError) -> Iterator[N
         try:
             lock.acquire()
         except Timeout as error:
-            raise busy from error
+            if waiting is None:
+                raise busy from error
+            waiting()
+            lock.acquire(timeout=-1)
     try:
         yield
     finally:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.backends.qwen3.contract import shelved
+
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -19,9 +21,5 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def models(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of models, as AFTERWORDS_MODELS names it."""
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("qwen3-1.7b-bf16", "qwen3-0.6b-8bit"):
-        (folder / name).symlink_to(checkpoint)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AFTERWORDS_MODELS", str(folder))
+    with shelved(tmp_path_factory.mktemp("models"), checkpoint, "qwen3-1.7b-bf16", "qwen3-0.6b-8bit") as folder:
         yield folder

@@ -12,6 +12,7 @@ pytest.importorskip("safetensors")
 
 import torch
 
+from afterwords.backends.qwen3.model import Model
 from scripts.make_qwen3_tiny import make_checkpoint
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -21,6 +22,12 @@ GOLDENS = Path(__file__).parent / "goldens"
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole checkpoint of about 1 MB, with random weights. Not to be written to."""
     return make_checkpoint(tmp_path_factory.mktemp("qwen3") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> Model:
+    """It, loaded."""
+    return Model(checkpoint, name="tiny", device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.fixture(scope="session", autouse=True)

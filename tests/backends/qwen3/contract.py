@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -100,6 +102,16 @@ class Qwen3Contract(EngineContract):
         with pytest.raises(SynthesisError, match="closed meanwhile"):
             list(speech)
         assert len(self.speak(engine, self.task(engine, prompt)))
+
+
+@contextmanager
+def shelved(folder: Path, checkpoint: Path, *names: str) -> Iterator[Path]:
+    """A folder of models as AFTERWORDS_MODELS names it, with a checkpoint under these names."""
+    for name in names:
+        (folder / name).symlink_to(checkpoint)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFTERWORDS_MODELS", str(folder))
+        yield folder
 
 
 def spoken(engine: Engine, task: SpeechTask) -> Samples:

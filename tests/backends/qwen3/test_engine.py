@@ -24,17 +24,13 @@ from afterwords.errors import (
     TooLittleMemoryError,
 )
 from afterwords.models import SpeechTask
-from tests.backends.qwen3.contract import Qwen3Contract, at_once, tensors
+from tests.backends.qwen3.contract import Qwen3Contract, at_once, shelved, tensors
 
 
 @pytest.fixture(scope="module")
 def models(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of models, as AFTERWORDS_MODELS names it."""
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("qwen3-1.7b", "qwen3-0.6b"):
-        (folder / name).symlink_to(checkpoint)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AFTERWORDS_MODELS", str(folder))
+    with shelved(tmp_path_factory.mktemp("models"), checkpoint, "qwen3-1.7b", "qwen3-0.6b") as folder:
         yield folder
 
 

@@ -28,11 +28,6 @@ DEADLINE_S = 10.0
 DOCUMENTATION = Path(__file__).parents[3] / "docs" / "qwen3.md"
 
 
-@pytest.fixture(scope="module")
-def model(checkpoint: Path) -> Model:
-    return Model(checkpoint, name="tiny", device=torch.device("cpu"), dtype=torch.float32)
-
-
 @pytest.fixture
 def loop(model: Model) -> Iterator[Loop]:
     loop = Loop(model.talker, model.decoder, n_rows=2, n_positions=256)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from afterwords.backends.base import Reference
 from afterwords.backends.qwen3 import reading
@@ -21,11 +19,6 @@ from afterwords.models import SpeechTask
 from afterwords.riff import Samples
 
 FOUR = "One two three four five. Six seven eight nine ten. Eleven twelve and so on. Thirteen and no more."
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint: Path) -> Model:
-    return Model(checkpoint, name="tiny", device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,6 @@ from afterwords.backends.qwen3.turns import BURSTS
 from afterwords.backends.qwen3.warmup import warm_up
 
 
-@pytest.fixture(scope="module")
-def model(checkpoint: Path) -> Model:
-    return Model(checkpoint, name="tiny", device=torch.device("cpu"), dtype=torch.float32)
-
-
 @pytest.fixture
 def loop(model: Model) -> Iterator[Loop]:
     loop = Loop(model.talker, model.decoder, n_rows=4, n_positions=1024)

@@ -24,22 +24,27 @@ _REMEMBERED: Final = ("_buffer", "_overflow")
 
 
 class _Window:
-    """Keys and values of one layer, as far back as the window reaches."""
+    """Keys and values of one layer, as far back as the window reaches.
+
+    Attributes:
+        offset: frames seen so far; by this name the layers ask for it.
+        kept: keys and values; None before the first frame.
+    """
 
     def __init__(self, width: int, n_seen: int = 0, kept: tuple[mx.array, mx.array] | None = None) -> None:
-        self.offset, self._width, self._kept = n_seen, width, kept
+        self.offset, self._width, self.kept = n_seen, width, kept
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Called by the layer: what it attends to, the past first."""
         self.offset += keys.shape[2]
-        if self._kept is not None:
-            keys, values = (mx.concatenate([*pair], axis=2) for pair in zip(self._kept, (keys, values), strict=True))
+        if self.kept is not None:
+            keys, values = (mx.concatenate([*pair], axis=2) for pair in zip(self.kept, (keys, values), strict=True))
         n_kept = self._width - 1
-        self._kept = keys[:, :, -n_kept:], values[:, :, -n_kept:]
+        self.kept = keys[:, :, -n_kept:], values[:, :, -n_kept:]
         return keys, values
 
     def rows(self, which: mx.array) -> _Window:
-        kept = None if self._kept is None else (self._kept[0][which], self._kept[1][which])
+        kept = None if self.kept is None else (self.kept[0][which], self.kept[1][which])
         return _Window(self._width, self.offset, kept)
 
 
@@ -63,7 +68,7 @@ class CodecState:
 
     def arrays(self) -> list[mx.array]:
         """All it holds, to have it computed."""
-        kept = [part for window in self.windows for part in window._kept or ()]
+        kept = [part for window in self.windows for part in window.kept or ()]
         return [*kept, *(past for past in self.pasts if past is not None)]
 
 
@@ -107,7 +112,7 @@ class CodecDecoder:
         for (module, name), past in zip(self._memories, state.pasts or [None] * len(self._memories), strict=True):
             setattr(module, name, past)
         windows = state.windows or [_Window(self._window) for _ in decoder.pre_transformer.layers]
-        windows = [_Window(self._window, window.offset, window._kept) for window in windows]
+        windows = [_Window(self._window, window.offset, window.kept) for window in windows]
         hidden = decoder.quantizer.decode(codes.transpose(0, 2, 1)).transpose(0, 2, 1)
         hidden = decoder.pre_conv.step(hidden)
         mask = self._mask(n_frames, min(windows[0].offset, self._window - 1)).astype(hidden.dtype)

@@ -62,7 +62,7 @@ class MlxEngine(Qwen3Engine):
         except AfterwordsError as error:
             return Unavailable(error.message.rstrip("."), error.hint.rstrip("."))
         if self._loaded is None:  # they may have been pulled since
-            self.prompt_version = self._prompt_version()
+            self.prompt_version = _version_of(checkpoint)
         if _is_apple_silicon():
             return Available(f"Apple Silicon, weights {checkpoint}, 24 kHz, ten languages")
         return Available(f"MLX on the CPU, slowly; weights {checkpoint}, 24 kHz, ten languages", is_slow=True)
@@ -94,7 +94,7 @@ class MlxEngine(Qwen3Engine):
         from afterwords.backends.mlx.model import Model
         from afterwords.backends.mlx.owner import owner
 
-        version = self._prompt_version()
+        version = _version_of(checkpoint)
         model = Model(folder, name=f"{checkpoint} {version}", owner=owner(), progress=progress)
         n_positions = min(POSITIONS, model.config.talker.max_positions)
         self.prompt_version, self._spoken_with = version, checkpoint
@@ -147,7 +147,7 @@ class MlxEngine(Qwen3Engine):
 
     def _prompt_version(self) -> str:
         try:
-            return f"{qwen3.ENCODER_VERSION}-{checkpoints.revision(self._checkpoint())}"
+            return _version_of(self._checkpoint())
         except AfterwordsError:
             return f"{qwen3.ENCODER_VERSION}-none"
 
@@ -167,6 +167,10 @@ class MlxSmall(MlxEngine):
 def _names(backend: str, weights: str) -> tuple[str, ...]:
     """The checkpoints with such weights: those that were published for torch are bf16."""
     return (f"{backend}-{weights}", backend) if weights == "bf16" else (f"{backend}-{weights}",)
+
+
+def _version_of(checkpoint: str) -> str:
+    return f"{qwen3.ENCODER_VERSION}-{checkpoints.revision(checkpoint)}"
 
 
 def _missing() -> list[str]:

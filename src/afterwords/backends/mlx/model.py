@@ -6,7 +6,6 @@ All that computes here runs on the thread of `Owner`; texts are laid out on what
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from afterwords.backends.mlx.owner import Owner
 from afterwords.backends.mlx.parts import CODEC, load_parts
 from afterwords.backends.qwen3.codec_config import CodecConfig, check_codes, read_codec_config
 from afterwords.backends.qwen3.config import LANGUAGE_NAMES, ModelConfig, Sampling, read_config
+from afterwords.backends.qwen3.lastfew import LastFew
 from afterwords.backends.qwen3.layout import Layout, lay_out
 from afterwords.backends.qwen3.reference_prompt import PromptForm, ReferencePrompt, make_prompt
 from afterwords.backends.qwen3.tokenizer import TextTokenizer
@@ -88,9 +88,9 @@ class Model:
         self.form = PromptForm.of(name, self.config, self.codec)
         self._owner = owner
         self._reading = threading.Lock()
-        self._prompts: OrderedDict[bytes, ReferencePrompt] = OrderedDict()
+        self._prompts: LastFew[bytes, ReferencePrompt] = LastFew(VOICES_KEPT)
         self._speakers: dict[Sampling, FrameSpeaker] = {}
-        self._standing: OrderedDict[ReferencePrompt, _Standing] = OrderedDict()
+        self._standing: LastFew[ReferencePrompt, _Standing] = LastFew(VOICES_KEPT)
         progress(0.05, "loading the weights")
         parts = owner.run(lambda: load_parts(folder))
         self.network, self._codec = parts.network, parts.codec
@@ -103,7 +103,11 @@ class Model:
         """Make the prompt of a voice: in context where its words are known, else its speaker embedding alone."""
         text_ids = self._tokenizer.encode(reference.text) if reference.text else []
         prompt = make_prompt(
-            reference.samples, reference.sample_rate, text_ids=text_ids, encoder=_Codes(self), speaker=_Speaker(self)
+            reference.samples,
+            reference.sample_rate,
+            text_ids=text_ids,
+            encoder=_Codes(self._owner, self._codec, self.codec.input_sample_rate),
+            speaker=_Speaker(self._owner, self.network, self.config.speaker.sample_rate),
         )
         self._owner.run(mx.clear_cache)  # what the encoders took is not needed again soon
         return prompt
@@ -115,12 +119,7 @@ class Model:
             StalePromptError: it is no prompt of this model.
         """
         with self._reading:
-            if prompt not in self._prompts:
-                self._prompts[prompt] = ReferencePrompt.from_bytes(prompt, self.form)
-                while len(self._prompts) > VOICES_KEPT:
-                    self._prompts.popitem(last=False)
-            self._prompts.move_to_end(prompt)
-            return self._prompts[prompt]
+            return self._prompts.get(prompt, lambda: ReferencePrompt.from_bytes(prompt, self.form))
 
     def n_tokens(self, text: str) -> int:
         """How many tokens a text has."""
@@ -166,13 +165,7 @@ class Model:
 
     def standing(self, voice: ReferencePrompt) -> _Standing:
         """A voice in memory; the last few are kept there."""
-        if voice not in self._standing:
-            self._standing[voice] = self._placed(voice)
-            while len(self._standing) > VOICES_KEPT:
-                self._standing.popitem(last=False)
-                mx.clear_cache()
-        self._standing.move_to_end(voice)
-        return self._standing[voice]
+        return self._standing.get(voice, lambda: self._placed(voice))
 
     def _placed(self, voice: ReferencePrompt) -> _Standing:
         like = self.network.talker.get_input_embeddings()(mx.array([0]))
@@ -183,7 +176,9 @@ class Model:
         groups = [codes[:, group] for group in range(codes.shape[1])]
         frames = self.speaker_of_frames(self.config.sampling).embedding(groups)
         mx.eval(speaker, frames)
-        return _Standing(speaker, frames, self.decoder.prime(voice.codes))
+        standing = _Standing(speaker, frames, self.decoder.prime(voice.codes))
+        mx.clear_cache()  # of what priming took, and of a voice that went for this one
+        return standing
 
     def _control(self, ids: Sequence[int]) -> mx.array:
         heard: mx.array = self.network.talker.get_input_embeddings()(mx.array(list(ids)))
@@ -194,16 +189,12 @@ class Model:
 class _Codes:
     """The codec's encoder, as `make_prompt` calls it."""
 
-    model: Any
-
-    @property
-    def sample_rate(self) -> int:
-        rate: int = self.model.codec.input_sample_rate
-        return rate
+    owner: Owner
+    codec: Any
+    sample_rate: int
 
     def encode(self, samples: Samples) -> NDArray[np.uint16]:
-        codec = self.model._codec
-        codes = self.model._owner.run(lambda: np.array(codec.encode(mx.array(samples)[None, None])[0]))
+        codes = self.owner.run(lambda: np.array(self.codec.encode(mx.array(samples)[None, None])[0]))
         return np.ascontiguousarray(codes.T, np.uint16)
 
 
@@ -211,14 +202,11 @@ class _Codes:
 class _Speaker:
     """The speaker encoder, as `make_prompt` calls it."""
 
-    model: Any
-
-    @property
-    def sample_rate(self) -> int:
-        rate: int = self.model.config.speaker.sample_rate
-        return rate
+    owner: Owner
+    network: Any
+    sample_rate: int
 
     def embed(self, samples: Samples) -> Samples:
-        embed = self.model.network.extract_speaker_embedding
-        told: Samples = self.model._owner.run(lambda: np.array(embed(mx.array(samples))[0].astype(mx.float32)))
+        embed = self.network.extract_speaker_embedding
+        told: Samples = self.owner.run(lambda: np.array(embed(mx.array(samples))[0].astype(mx.float32)))
         return told

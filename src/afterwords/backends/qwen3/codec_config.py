@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Final
 
-from afterwords.backends.qwen3.config import N_CONTROL_IDS, ModelConfig, StackConfig
+from afterwords.backends.qwen3.config import N_CONTROL_IDS, ModelConfig, StackConfig, read_stack
 from afterwords.backends.qwen3.fields import HINT, Fields
 from afterwords.errors import ModelFileError
 
@@ -187,19 +187,5 @@ def _encoder(fields: Fields) -> CodecEncoderConfig:
 
 
 def _stack(fields: Fields, eps: str) -> StackConfig:
-    n_heads, n_kv_heads = fields.integer("num_attention_heads"), fields.integer("num_key_value_heads")
-    head_dim = fields.integer("head_dim")
-    if n_heads % n_kv_heads:
-        fields.refuse("num_key_value_heads", f"is {n_kv_heads}, which does not divide {n_heads} heads")
-    if head_dim % 2:
-        fields.refuse("head_dim", f"is {head_dim}, which has no halves to rotate")
-    return StackConfig(
-        n_layers=fields.integer("num_hidden_layers"),
-        hidden=fields.integer("hidden_size"),
-        ffn=fields.integer("intermediate_size"),
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
-        norm_eps=fields.number(eps),
-        rope_theta=fields.number("rope_theta"),
-    )
+    head_dim, theta = fields.integer("head_dim"), fields.number("rope_theta")
+    return read_stack(fields, head_dim=head_dim, norm_eps=fields.number(eps), rope_theta=theta)

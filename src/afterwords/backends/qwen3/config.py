@@ -237,22 +237,35 @@ def _stack(fields: Fields) -> StackConfig:
         # Its sections give axes of their own to pictures; speech has the same position on all of them.
         scaling = fields.section("rope_scaling")
         scaling.expect("rope_type" if scaling.has("rope_type") else "type", "default", default="default")
-    hidden, n_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    head_dim = fields.integer("head_dim", default=hidden // n_heads)
-    n_kv_heads = fields.integer("num_key_value_heads")
+    shared_dim = fields.integer("hidden_size") // fields.integer("num_attention_heads")
+    return read_stack(
+        fields,
+        head_dim=fields.integer("head_dim", default=shared_dim),
+        norm_eps=fields.number("rms_norm_eps", default=1e-6),
+        rope_theta=fields.number("rope_theta", default=10_000.0),
+    )
+
+
+def read_stack(fields: Fields, *, head_dim: int, norm_eps: float, rope_theta: float) -> StackConfig:
+    """The sizes of a stack, with what may be stated under other names or not at all.
+
+    Raises:
+        ModelFileError: a field is missing, or its heads can't be made.
+    """
+    n_heads, n_kv_heads = fields.integer("num_attention_heads"), fields.integer("num_key_value_heads")
     if n_heads % n_kv_heads:
         fields.refuse("num_key_value_heads", f"is {n_kv_heads}, which does not divide {n_heads} heads")
     if head_dim % 2:
         fields.refuse("head_dim", f"is {head_dim}, which has no halves to rotate")
     return StackConfig(
         n_layers=fields.integer("num_hidden_layers"),
-        hidden=hidden,
+        hidden=fields.integer("hidden_size"),
         ffn=fields.integer("intermediate_size"),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
-        norm_eps=fields.number("rms_norm_eps", default=1e-6),
-        rope_theta=fields.number("rope_theta", default=10_000.0),
+        norm_eps=norm_eps,
+        rope_theta=rope_theta,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -21,6 +20,7 @@ from afterwords.backends.qwen3.codec_config import CodecConfig, check_codes, rea
 from afterwords.backends.qwen3.codec_decoder import CodecDecoder, DecoderState
 from afterwords.backends.qwen3.codec_encoder import CodecEncoder
 from afterwords.backends.qwen3.config import LANGUAGE_NAMES, ModelConfig, read_config
+from afterwords.backends.qwen3.lastfew import LastFew
 from afterwords.backends.qwen3.ops import Ops
 from afterwords.backends.qwen3.prompt import Prompt, Prompts
 from afterwords.backends.qwen3.reference_prompt import PromptForm, ReferencePrompt, make_prompt
@@ -81,7 +81,7 @@ class Model:
         self._folder, self.device = folder, device
         self._dtype = dtype
         self._hearing, self._placing = threading.Lock(), threading.Lock()
-        self._voices: OrderedDict[bytes, VoiceOnDevice] = OrderedDict()
+        self._voices: LastFew[bytes, VoiceOnDevice] = LastFew(VOICES_KEPT)
         self.config: ModelConfig = read_config(folder)
         self.codec: CodecConfig = read_codec_config(folder / CODEC)
         check_codes(self.config, self.codec, folder / CODEC)
@@ -119,12 +119,7 @@ class Model:
             StalePromptError: it is no prompt of this model.
         """
         with self._placing:
-            if prompt not in self._voices:
-                self._voices[prompt] = self.place(ReferencePrompt.from_bytes(prompt, self.form))
-                while len(self._voices) > VOICES_KEPT:
-                    self._voices.popitem(last=False)
-            self._voices.move_to_end(prompt)
-            return self._voices[prompt]
+            return self._voices.get(prompt, lambda: self.place(ReferencePrompt.from_bytes(prompt, self.form)))
 
     @torch.inference_mode()
     def place(self, prompt: ReferencePrompt) -> VoiceOnDevice:
