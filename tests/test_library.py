@@ -65,7 +65,7 @@ def library(tmp_path: Path) -> Library:
 
 def test_saved_voice_is_found_by_name_and_by_identifier(library: Library) -> None:
     voice = saved(library, "me")
-    assert library.get("me") == library.get(voice.voice_id) == voice
+    assert library.get("me") == library.get(voice.voice_id) == library.get(voice.voice_id.upper()) == voice
     assert library.reference(voice) == WAV
     assert library.list() == [voice]
 

@@ -27,6 +27,7 @@ from afterwords.models import (
     Speed,
     Usage,
     Voice,
+    as_id,
     is_id,
     new_id,
     now,
@@ -212,3 +213,8 @@ def test_nothing_can_not_be_spoken() -> None:
 def test_real_time_factor_is_work_for_each_second_of_audio(duration_s: float, factor: float) -> None:
     result = SpeechResult(backend="lite", sample_rate=24_000, duration_s=duration_s, synth_ms=500)
     assert result.real_time_factor == factor
+
+
+def test_as_id_takes_a_uuid_in_either_case() -> None:
+    assert as_id(ONE_ID.upper()) == as_id(ONE_ID) == ONE_ID
+    assert as_id("me") is None

@@ -33,7 +33,7 @@ from afterwords.errors import (
     VoiceNotFoundError,
     VoiceRequiredError,
 )
-from afterwords.models import ID_PATTERN, NAME_MAX_CHARS, Voice, is_id, new_id
+from afterwords.models import ID_PATTERN, NAME_MAX_CHARS, Voice, as_id, is_id, new_id
 from afterwords.text import check_name
 from afterwords.voicefolder import Original, VoiceFolder
 
@@ -226,7 +226,8 @@ class Library:
         """
         with self._changing():
             folders = self._folders().by_id
-            disk.discard(folders[name if name in folders else self._get(name).voice_id].path)
+            voice_id = as_id(name)
+            disk.discard(folders[voice_id if voice_id in folders else self._get(name).voice_id].path)
 
     def set_default(self, name: str) -> Voice:
         """Choose the voice that speaks when none is named.
@@ -294,11 +295,12 @@ class Library:
     def _get(self, name_or_id: str) -> Voice:
         wanted = unicodedata.normalize("NFC", name_or_id).strip()
         voices, damaged = self._scan()
-        for voice in (*(v for v in voices if v.voice_id == wanted), *(v for v in voices if v.name == wanted)):
+        wanted_id = as_id(wanted)
+        for voice in (*(v for v in voices if v.voice_id == wanted_id), *(v for v in voices if v.name == wanted)):
             return voice
-        if wanted in damaged:
-            raise damaged[wanted]
-        if replacement := self._folders().replaced_by.get(wanted):
+        if wanted_id in damaged:
+            raise damaged[wanted_id]
+        if wanted_id and (replacement := self._folders().replaced_by.get(wanted_id)):
             return self._get(replacement)
         names = {voice.name.casefold(): voice.name for voice in voices}
         near = get_close_matches(wanted.casefold()[:NAME_MAX_CHARS], names, n=3)

@@ -32,6 +32,12 @@ def is_id(value: str) -> bool:
     return _ID.fullmatch(value) is not None
 
 
+def as_id(value: str) -> str | None:
+    """Return the identifier that a value is, in lower case; None if it is none. Both cases name the same UUID."""
+    lowered = value.lower()
+    return lowered if is_id(lowered) else None
+
+
 def now() -> datetime:
     """The present moment, aware, in UTC, cut to the millisecond that the API shows."""
     moment = datetime.now(UTC)

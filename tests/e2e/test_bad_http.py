@@ -144,11 +144,11 @@ class TestMethods:
     @pytest.mark.parametrize(
         ("method", "path", "allowed"),
         [
-            ("PUT", "/v1/voices", "GET, POST"),
+            ("PUT", "/v1/voices", "GET, HEAD, POST"),
             ("OPTIONS", "/v1/synthesize", "POST"),
-            ("HEAD", "/v1/health", "GET"),
-            ("TRACE", "/v1/jobs/x/audio", "GET, PUT"),
-            ("POST", "/v1/voices/x", "DELETE, GET, PATCH"),
+            ("HEAD", "/v1/synthesize", "POST"),
+            ("TRACE", "/v1/jobs/x/audio", "GET, HEAD, PUT"),
+            ("POST", "/v1/voices/x", "DELETE, GET, HEAD, PATCH"),
         ],
     )
     def test_another_method_is_told_all_that_there_are(

@@ -125,6 +125,15 @@ def secret_of(served: Served) -> bytes:
         return bytes(rows.execute("SELECT secret FROM server").fetchone()[0])
 
 
+@pytest.mark.parametrize("path", [path for method, path in CALLS if method == "GET"])
+def test_head_answers_like_get_without_a_body(served: Served, first: Tenant, path: str) -> None:
+    with httpx.Client(base_url=served.url) as nobody:
+        for client in (first.client, nobody):
+            by_get, by_head = (call(client, method, path, **first.ids) for method in ("GET", "HEAD"))
+            status, headers, _ = without_request(by_get)
+            assert without_request(by_head) == (status, headers, "")
+
+
 # -- tenants --------------------------------------------------------------------------------------------------
 
 

@@ -124,7 +124,7 @@ def test_its_errors_have_its_shape_there_too(
     assert (answer.status_code, error["code"]) == (status, code)
     assert set(error) == {"code", "message", "type", "param", "request_id"}
     assert answer.headers["x-request-id"] == error["request_id"]
-    assert answer.headers.get("allow", "GET, POST") == "GET, POST"
+    assert answer.headers.get("allow", "GET, HEAD, POST") == "GET, HEAD, POST"
 
 
 def test_its_lifespan_opens_and_closes_it(settings: Settings) -> None:

@@ -59,7 +59,7 @@ from afterwords.models import (
     SpeechFormat,
     Usage,
     Voice,
-    is_id,
+    as_id,
 )
 
 T = TypeVar("T")
@@ -396,8 +396,10 @@ class Operations:
 
     def _with_voice(self, voice: Voice | str, use: Callable[[str], Operation[T]]) -> Operation[T]:
         """Use a voice by its identifier. A name is looked up, and once more if what was known of it is gone."""
-        if isinstance(voice, Voice) or is_id(voice):
-            return (yield from use(voice.voice_id if isinstance(voice, Voice) else voice))
+        if isinstance(voice, Voice):
+            return (yield from use(voice.voice_id))
+        if (voice_id := as_id(voice)) is not None:
+            return (yield from use(voice_id))
         name = unicodedata.normalize("NFC", voice).strip()
         if (known := self._known.voices.get(name)) is not None:
             try:

@@ -51,7 +51,7 @@ def router(settings: Settings | None = None) -> APIRouter:
         whole.routes.extend(part.router.routes)  # as they are: routers within routers are looked through one by one
     ours = [route for route in whole.routes if isinstance(route, GuardedRoute)]
     for route in ours:
-        route.allowed = sorted({m for other in ours if other.path == route.path for m in other.methods or ()})
+        route.allowed = sorted({m for other in ours if other.path == route.path for m in other.allowed})
     return whole
 
 

@@ -20,6 +20,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
 from afterwords.errors import (
@@ -35,6 +36,7 @@ from afterwords.errors import (
     ServiceError,
     UnauthorizedError,
 )
+from afterwords.models import as_id
 from afterwords.server.gate import Admitted, Gate, Needs
 from afterwords.server.reading import Reader
 
@@ -42,6 +44,7 @@ log = logging.getLogger("afterwords.server")
 
 SLACK_BYTES: Final = 64 * 1024
 """What multipart may add to the file it carries."""
+_ID_PARAMS: Final = frozenset({"job_id", "key_id"})
 RATE_FLOOR: Final = 4 * 1024  # bytes a second: a body that comes slower than this, beyond the timeout, is refused
 
 
@@ -70,7 +73,11 @@ class GuardedRoute(APIRoute):
         super().__init__(path, endpoint, **options)
         self._read = Reader(endpoint, set(self.param_convertors))
         self.needs = cast("_Declared", endpoint).needs
-        self.allowed = sorted(self.methods or ())
+        self.allowed = sorted({*(self.methods or ()), *({"HEAD"} if "GET" in (self.methods or ()) else ())})
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match a request; HEAD is answered wherever GET is, by the same endpoint."""
+        return super().matches({**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Guard one request, and answer for whatever goes wrong with it."""
@@ -80,8 +87,11 @@ class GuardedRoute(APIRoute):
             headers = _headers(scope)
             hosts = headers.get(b"host", [])
             gate.check_host(hosts[0] if len(hosts) == 1 else b"")
-            if scope["method"] not in (self.methods or ()):
+            method = "GET" if scope["method"] == "HEAD" else scope["method"]
+            if method not in (self.methods or ()):
                 raise MethodNotAllowedError(allowed=self.allowed)
+            for name in _ID_PARAMS & scope["path_params"].keys():
+                scope["path_params"][name] = as_id(scope["path_params"][name]) or scope["path_params"][name]
             exchange.admitted = await gate.admit(
                 self.needs, headers.get(b"authorization", []), scope["path_params"].get("job_id")
             )
@@ -158,6 +168,8 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message.get("headers", []), (b"x-request-id", self.request_id.encode())]
+        elif self.scope["method"] == "HEAD":
+            message = {**message, "body": b""}
         await self._send(message)
 
     async def answer(self, error: AfterwordsError) -> None:

@@ -7,6 +7,7 @@ errors of the API, which never show a value.
 from __future__ import annotations
 
 import inspect
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
@@ -90,7 +91,7 @@ def _value(given: str | None, parameter: _Parameter) -> Any:
 
 
 async def _body(request: Request, parameter: _Parameter) -> Any:
-    content = await _content(request.receive)
+    content = (await _content(request.receive)).removeprefix(BOM_UTF8)
     if not content and parameter.default is not inspect.Parameter.empty:
         return parameter.default
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

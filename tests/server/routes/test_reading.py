@@ -159,3 +159,9 @@ def test_a_wrong_body_is_refused_and_not_shown(body: bytes, kind: type[Afterword
 def test_random_bytes_are_read_or_refused_on_purpose(body: bytes) -> None:
     with contextlib.suppress(BadRequestError, InvalidFieldError, InvalidUnicodeError):
         read(with_optional_body, headers=JSON, body=body)
+
+
+def test_byte_order_mark_before_json_is_skipped() -> None:
+    body = b'\xef\xbb\xbf{"voice_id": "v", "text": "hi"}'
+    assert read(with_body, headers=JSON, body=body)["body"].text == "hi"
+    assert read(with_optional_body, headers=JSON, body=b"\xef\xbb\xbf")["body"] is None

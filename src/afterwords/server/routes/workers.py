@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from codecs import BOM_UTF8
 from hashlib import sha256
 from typing import Annotated, Final
 
@@ -19,7 +20,7 @@ from afterwords.errors import (
     RequestTooLargeError,
     RunawayAudioError,
 )
-from afterwords.models import is_id
+from afterwords.models import as_id, is_id
 from afterwords.server.gate import JSON_MAX_BYTES, Credential, needs
 from afterwords.server.guard import GuardedRoute
 from afterwords.server.ports import StoredJob
@@ -60,7 +61,7 @@ async def complete(request: Request, job_id: str) -> Response:
     job = await _open(request, job_id)
     content = await _body(request, job, expansion=4 / 3)
     try:
-        body = CompleteBody.model_validate_json(content)
+        body = CompleteBody.model_validate_json(content.removeprefix(BOM_UTF8))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         if not first["loc"]:
@@ -68,7 +69,7 @@ async def complete(request: Request, job_id: str) -> Response:
         if first["type"] == "missing":
             raise MissingFieldError(str(first["loc"][0])) from None
         raise InvalidFieldError(str(first["loc"][0]), rule=first["msg"].lower()) from None
-    if body.job_id != job_id:
+    if as_id(body.job_id) != job_id:
         raise InvalidFieldError("job_id", rule="it must be the job of the path")
     if job is None:
         return _taken()
