@@ -101,6 +101,7 @@ EXAMPLES: list[AfterwordsError] = [
     errors.IdempotencyConflictError(),
     errors.JobFinalError("ready"),
     errors.StaleAttemptError(),
+    errors.AmbiguousVoiceNameError(),
     errors.VoiceDeletedError(),
     errors.RunawayAudioError(duration_s=90, maximum_s=20),
     errors.LostAudioError(),

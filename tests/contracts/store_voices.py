@@ -44,6 +44,15 @@ class VoiceClaims:
         with pytest.raises(VoiceNotFoundError):
             await world.job(bob, voice)
 
+    async def test_voices_are_found_by_exact_name_in_their_account(self, world: World) -> None:
+        ann, bob = await world.caller(), await world.caller("bob")
+        kept = [await world.voice(ann, name="me") for _ in range(3)]
+        await world.voice(ann, name="Me")
+        await world.voice(bob, name="me again")
+
+        assert await world.store.voices_named("me", account_id=ann.account_id) == kept[:2]
+        assert await world.store.voices_named("me", account_id=bob.account_id) == []
+
     async def test_voices_of_one_millisecond_are_paged_in_the_order_they_came(self, world: World) -> None:
         ann = await world.caller()
         kept = [await world.voice(ann, name=f"{number}") for number in range(7)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Iterator
 from hashlib import sha256
@@ -236,6 +237,62 @@ class TestVoices:
             client.post("/v1/synthesize", json={"voice_id": NOBODY, "text": "hi"}),
         ]
         assert {(answer.status_code, code_of(answer)) for answer in answers} == {(404, "voice_not_found")}
+
+    def test_voice_is_found_by_exact_name_within_the_account(self, served: Served) -> None:
+        name = "Jürgen (läuft), 東京"
+        with served.client(served.new_key()) as user, served.client(served.new_key()) as other:
+            made = register(user, name=name)
+            shown = user.get(f"/v1/voices/{name}")
+            assert shown.json()["voice_id"] == made
+            spoken = final(user, speak(user, name, "By name."))
+            assert spoken["status"] == "ready"
+            hit = user.post("/v1/synthesize", json={"voice_id": name, "text": "By name."})
+            assert (hit.headers["x-cache"], hit.headers["x-voice-id"]) == ("HIT", made)
+            assert f'"{made}.afterwords"' in user.get(f"/v1/voices/{name}/export").headers["content-disposition"]
+            for wrong in (name.lower(), name[:-1], "*", "%"):
+                assert code_of(user.get(f"/v1/voices/{wrong}")) == "voice_not_found"
+            without_id = [
+                answer.json()["error"] | {"request_id": ""}
+                for answer in (other.get(f"/v1/voices/{name}"), other.get(f"/v1/voices/{NOBODY}"))
+            ]
+            assert without_id[0] == without_id[1]
+            assert user.patch(f"/v1/voices/{name}", json={"name": "you"}).json()["voice_id"] == made
+            assert user.delete("/v1/voices/you").status_code == 204
+            assert user.get("/v1/voices").json() == []
+
+    def test_name_of_two_voices_is_refused_and_changes_neither(self, served: Served) -> None:
+        with served.client(served.new_key()) as user:
+            made = [register(user, name="me") for _ in range(2)]
+            answers = [
+                user.get("/v1/voices/me"),
+                user.patch("/v1/voices/me", json={"name": "you"}),
+                user.delete("/v1/voices/me"),
+                user.post("/v1/synthesize", json={"voice_id": "me", "text": "hi"}),
+            ]
+            assert {(answer.status_code, code_of(answer)) for answer in answers} == {(409, "ambiguous_voice_name")}
+            assert [voice["voice_id"] for voice in user.get("/v1/voices").json()] == made
+
+    def test_id_wins_over_a_name_that_looks_like_it(self, served: Served) -> None:
+        with served.client(served.new_key()) as user:
+            first = register(user)
+            second = register(user, name=first)
+            assert user.get(f"/v1/voices/{first}").json()["voice_id"] == first
+            assert user.delete(f"/v1/voices/{first}").status_code == 204
+            assert user.get(f"/v1/voices/{first}").json()["voice_id"] == second
+
+    def test_ids_are_taken_in_either_case(self, served: Served) -> None:
+        with served.client(served.new_key()) as user:
+            made = register(user)
+            again = register(user)
+            job_id = speak(user, made.upper(), "In capitals.")
+            assert final(user, job_id.upper())["job_id"] == job_id
+            assert user.get(f"/v1/jobs/{job_id.upper()}/audio").status_code == 200
+            assert user.get("/v1/jobs", params={"after": job_id.upper()}).json() == []
+            after = user.get("/v1/voices", params={"after": made.upper()}).json()
+            assert [voice["voice_id"] for voice in after] == [again]
+            assert user.delete(f"/v1/voices/{made.upper()}").status_code == 204
+            key_id = user.get("/v1/keys").json()[0]["key_id"]
+            assert user.delete(f"/v1/keys/{key_id.upper()}").status_code == 204
 
     def test_a_change_keeps_what_is_not_named_and_drops_what_was_cached_of_another_transcript(
         self, client: httpx.Client
@@ -604,7 +661,9 @@ class TestCompletion:
         assert code_of(worker.put(url, content=wav)) == "missing_field"
         assert code_of(worker.put(url, content=wav, headers={"X-Content-SHA256": "0" * 64})) == "invalid_field"
         right = {"X-Content-SHA256": sha256(wav).hexdigest()}
-        assert worker.put(url, content=wav, headers=right).status_code == 200
+        assert worker.put(f"/v1/jobs/{job_id.upper()}/audio", content=wav, headers=right).status_code == 200
+        marked = b"\xef\xbb\xbf" + json.dumps({"job_id": job_id.upper(), "error": "late"}).encode()
+        assert worker.post(f"/v1/jobs/{job_id.upper()}/complete", content=marked).status_code == 200
         with accepting.client() as client:
             assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "ready"
 

@@ -39,6 +39,7 @@ the person. No message repeats text, a transcript or a key.
     │   │   └── RateLimitedError · TooManyConcurrentRequestsError · QueueFullError · QuotaExceededError
     │   ├── RouteNotFoundError · MethodNotAllowedError · JobNotFoundError · JobNotReadyError · KeyNotFoundError
     │   ├── ConflictError
+    │   │   ├── AmbiguousVoiceNameError
     │   │   └── IdempotencyConflictError · JobFinalError · StaleAttemptError
     │   ├── VoiceDeletedError · RunawayAudioError · LostAudioError · LostReferenceError
     │   └── ServiceUnavailableError
@@ -142,6 +143,7 @@ from afterwords.errors.root import (
 )
 from afterwords.errors.service import (
     AddressInUseError,
+    AmbiguousVoiceNameError,
     BadContentTypeError,
     BadRequestError,
     ConflictError,
@@ -186,6 +188,7 @@ from afterwords.errors.service import (
 __all__ = [
     "AddressInUseError",
     "AfterwordsError",
+    "AmbiguousVoiceNameError",
     "AudioDeviceError",
     "BackendUnavailableError",
     "BadBitsError",

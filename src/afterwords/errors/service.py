@@ -294,6 +294,13 @@ class JobFinalError(ConflictError):
         super().__init__(f"The job is {status} already, and can't be cancelled.", hint="nothing is left to cancel.")
 
 
+class AmbiguousVoiceNameError(ConflictError):
+    code = "ambiguous_voice_name"
+
+    def __init__(self) -> None:
+        super().__init__("Several voices have this name.", hint="use the voice_id; GET /v1/voices lists them.")
+
+
 class StaleAttemptError(ConflictError):
     code = "stale_attempt"
 

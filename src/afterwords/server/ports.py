@@ -322,6 +322,10 @@ class Store(Protocol):
 
     async def voice(self, voice_id: str, *, account_id: str) -> StoredVoice | None: ...
 
+    async def voices_named(self, name: str, *, account_id: str) -> list[StoredVoice]:
+        """The voices of an account that have exactly this name, oldest first; at most two, since more say no more."""
+        ...
+
     async def voices(self, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
         """The voices of an account, oldest first; `after` is the id of the last one seen."""
         ...

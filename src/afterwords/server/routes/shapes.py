@@ -109,7 +109,7 @@ class VoicePatch(Taken):
 class SynthesizeBody(Taken):
     """What shall be spoken."""
 
-    voice_id: str = Field(description="The voice that shall speak.")
+    voice_id: str = Field(description="The voice to speak with: its identifier or its exact name.")
     text: str = Field(description="What it shall say: 1 to 5,000 code points.")
     lang: str | None = Field(default=None, description="Language of the text; absent: the voice's.")
     backend: str | None = Field(default=None, description="The backend to use; absent: the voice's.")

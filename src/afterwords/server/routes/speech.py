@@ -10,7 +10,7 @@ import anyio
 from fastapi import APIRouter, Body, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from afterwords.errors import JobFinalError, JobNotFoundError, SynthesisError, VoiceNotFoundError
+from afterwords.errors import JobFinalError, JobNotFoundError, SynthesisError
 from afterwords.models import JobStatus, is_id
 from afterwords.provenance import mark_tags
 from afterwords.server.gate import Credential, needs
@@ -56,7 +56,7 @@ Wait = Annotated[int, Query(ge=0, le=WAIT_MAX_S, description="Seconds to wait fo
         **errors(
             _400="missing_field, invalid_json, bad_request, invalid_host",
             _404="voice_not_found",
-            _409="idempotency_conflict",
+            _409="idempotency_conflict, ambiguous_voice_name",
             _422="empty_text, text_too_long, control_character, invalid_unicode, invalid_backend, unsupported_lang, "
             "invalid_field, invalid_webhook_url",
             _429="rate_limited, too_many_concurrent_requests, queue_full, quota_exceeded",
@@ -73,8 +73,6 @@ async def synthesize(
 ) -> Response:
     """Speak a text: audio at once where it was spoken before, else a job to follow."""
     house, caller = house_of(request), caller_of(request)
-    if not is_id(body.voice_id):
-        raise VoiceNotFoundError
     ask = Ask(
         **body.model_dump(exclude={"stream", "webhook_url"}),
         webhook_url=check_url(body.webhook_url) if body.webhook_url else None,
@@ -82,7 +80,7 @@ async def synthesize(
     answer = await house.synthesis.submit(caller, ask, idempotency_key=idempotency_key(repeat), listen=body.stream)
     if isinstance(answer, Hit):
         entry = answer.entry
-        headers = _about(ask.voice_id, answer.backend, cache="HIT", synth_ms=entry.synth_ms)
+        headers = _about(entry.voice_id, answer.backend, cache="HIT", synth_ms=entry.synth_ms)
         return await audio_response(request, answer.wav, ask.response_format, etag=entry.sha256, headers=headers)
     if body.stream:
         return await _streamed(request, answer)
@@ -107,7 +105,9 @@ async def list_jobs(
     after: Annotated[str | None, Query(max_length=64, description="Begin after this job_id.")] = None,
 ) -> Response:
     """List the account's jobs, newest first. A Link header leads to the next page."""
-    jobs = await house_of(request).synthesis.jobs(caller_of(request), status=status, limit=limit, after=after)
+    jobs = await house_of(request).synthesis.jobs(
+        caller_of(request), status=status, limit=limit, after=after and after.lower()
+    )
     items = [_listed(request, job).model_dump(mode="json") for job in jobs]
     return list_response(
         items, request=request, path="/v1/jobs", limit=limit, last_id=jobs[-1].job_id if jobs else None

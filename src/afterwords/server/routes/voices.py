@@ -7,8 +7,8 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import Response
 
-from afterwords.errors import InvalidFieldError, MissingFieldError, VoiceNotFoundError
-from afterwords.models import BUNDLE_TYPE, ConsentKind, is_id
+from afterwords.errors import InvalidFieldError, MissingFieldError
+from afterwords.models import BUNDLE_TYPE, ConsentKind
 from afterwords.riff import REFERENCE_MAX_BYTES
 from afterwords.server.gate import Credential, needs
 from afterwords.server.guard import SLACK_BYTES, GuardedRoute
@@ -31,7 +31,7 @@ router = APIRouter(route_class=GuardedRoute, tags=["voices"])
 
 FORM_MAX_BYTES: Final = REFERENCE_MAX_BYTES + SLACK_BYTES
 TEXT_FIELDS: Final = ("name", "backend", "ref_text", "lang", "family", "consent")
-NOT_FOUND: Final = errors(_404="voice_not_found")
+NOT_FOUND: Final = errors(_404="voice_not_found", _409="ambiguous_voice_name")
 RECORDING: Final = (
     "file_too_large, too_short, too_long, silent_audio, non_finite_audio, not_wav, malformed_wav, no_fmt, truncated, "
     "empty_data, too_many_chunks, bad_channels, bad_sample_rate, bad_bits, bad_block_align, unsupported_encoding, "
@@ -107,7 +107,7 @@ async def list_voices(
     after: Annotated[str | None, Query(max_length=64, description="Begin after this voice_id.")] = None,
 ) -> Response:
     """List the account's voices, oldest first. With a limit, a Link header leads to the next page."""
-    voices = await house_of(request).voices.list(caller_of(request), limit=limit, after=after)
+    voices = await house_of(request).voices.list(caller_of(request), limit=limit, after=after and after.lower())
     items = [VoiceListed(**_created(voice).model_dump(), lang=voice.lang).model_dump(mode="json") for voice in voices]
     return list_response(
         items, request=request, path="/v1/voices", limit=limit, last_id=voices[-1].voice_id if voices else None
@@ -121,7 +121,7 @@ async def list_voices(
 @needs(Credential.USER, Scope.VOICES_READ)
 async def show_voice(request: Request, voice_id: str) -> Response:
     """Show all that is kept of a voice but its owner."""
-    return json_response(_shown(await house_of(request).voices.get(caller_of(request), _checked(voice_id))))
+    return json_response(_shown(await house_of(request).voices.get(caller_of(request), voice_id)))
 
 
 @router.patch(
@@ -139,7 +139,7 @@ async def show_voice(request: Request, voice_id: str) -> Response:
 async def change_voice(request: Request, voice_id: str, body: Annotated[VoicePatch, Body()]) -> Response:
     """Change what is said about a voice. What was cached is dropped if its transcript or language changes."""
     changes = VoiceChanges(**body.model_dump())
-    changed = await house_of(request).voices.change(caller_of(request), _checked(voice_id), changes)
+    changed = await house_of(request).voices.change(caller_of(request), voice_id, changes)
     return json_response(_shown(changed))
 
 
@@ -149,7 +149,7 @@ async def change_voice(request: Request, voice_id: str, body: Annotated[VoicePat
 @needs(Credential.USER, Scope.VOICES_WRITE)
 async def delete_voice(request: Request, voice_id: str) -> Response:
     """Delete a voice, its recording, its jobs and all audio that was made with it."""
-    await house_of(request).voices.delete(caller_of(request), _checked(voice_id))
+    await house_of(request).voices.delete(caller_of(request), voice_id)
     return Response(status_code=204)
 
 
@@ -165,8 +165,8 @@ async def delete_voice(request: Request, voice_id: str) -> Response:
 @needs(Credential.USER, Scope.VOICES_READ)
 async def export_voice(request: Request, voice_id: str) -> Response:
     """Give the voice as one portable file: recording, transcript, consent and their hashes."""
-    data = await house_of(request).voices.carry_away(caller_of(request), _checked(voice_id))
-    name = f'attachment; filename="{voice_id}.afterwords"'
+    found_id, data = await house_of(request).voices.carry_away(caller_of(request), voice_id)
+    name = f'attachment; filename="{found_id}.afterwords"'
     return Response(data, media_type=BUNDLE_TYPE, headers={"Content-Disposition": name, "Cache-Control": "no-store"})
 
 
@@ -207,12 +207,6 @@ def _read(form: Form) -> tuple[VoiceFields, bytes]:
         family=form.fields.get("family"),
         consent=ConsentKind(stated) if stated else None,
     ), form.file
-
-
-def _checked(voice_id: str) -> str:
-    if not is_id(voice_id):
-        raise VoiceNotFoundError
-    return voice_id
 
 
 def _created(voice: StoredVoice) -> VoiceCreated:

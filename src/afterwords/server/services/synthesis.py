@@ -17,7 +17,6 @@ from afterwords.errors import (
     LostAudioError,
     LostReferenceError,
     StorageUnavailableError,
-    VoiceNotFoundError,
 )
 from afterwords.models import JobStatus, SpeechFormat, new_id
 from afterwords.server.failpoints import reach
@@ -39,6 +38,7 @@ from afterwords.server.ports import (
 from afterwords.server.services.hot import HotAudio
 from afterwords.server.services.news import News
 from afterwords.server.services.offer import Offer
+from afterwords.server.services.voices import find_voice
 from afterwords.text import check_text
 
 LOOK_AGAIN_S: Final = 0.5
@@ -49,7 +49,7 @@ INLINE_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a caller wants spoken, as it came."""
+    """What a caller wants spoken, as it came; `voice_id` may be a name."""
 
     voice_id: str
     text: str = field(repr=False)
@@ -115,15 +115,14 @@ class Synthesis:
         """Answer from the cache, or accept a job.
 
         Raises:
-            VoiceNotFoundError, TextError, InvalidBackendError, UnsupportedLangError: it can't be spoken.
+            VoiceNotFoundError, AmbiguousVoiceNameError: there is no one such voice.
+            TextError, InvalidBackendError, UnsupportedLangError: it can't be spoken.
             LostReferenceError: the voice has lost its recording.
             LimitError: a limit of use is reached.
             IdempotencyConflictError: the idempotency key came before with another request.
         """
         text = check_text(ask.text)
-        voice = await self.store.voice(ask.voice_id, account_id=caller.account_id)
-        if voice is None:
-            raise VoiceNotFoundError
+        voice = await find_voice(self.store, caller, ask.voice_id)
         backend, lang = self.offer.for_speech(ask.backend, ask.lang, voice_backend=voice.backend, voice_lang=voice.lang)
         key = cache_key(text, lang=lang, backend=backend, speed=ask.speed, seed=ask.seed)
         idempotency = (

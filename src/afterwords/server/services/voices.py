@@ -12,8 +12,15 @@ from typing import Any, Final
 
 from afterwords.bundle import holds_nul, pack, unpack
 from afterwords.cachekey import reference_path, voice_prefix
-from afterwords.errors import AfterwordsError, InvalidFieldError, LostReferenceError, VoiceNotFoundError
-from afterwords.models import Consent, ConsentKind, Provenance, ReferenceInfo, Voice, new_id
+from afterwords.errors import (
+    AfterwordsError,
+    AmbiguousVoiceNameError,
+    InvalidFieldError,
+    InvalidNameError,
+    LostReferenceError,
+    VoiceNotFoundError,
+)
+from afterwords.models import Consent, ConsentKind, Provenance, ReferenceInfo, Voice, as_id, new_id
 from afterwords.riff import canonical_wav, check_reference_wav
 from afterwords.server.failpoints import reach
 from afterwords.server.ports import Blobs, Caller, Clock, Idempotency, Store, StoredVoice, VoiceChanges
@@ -109,30 +116,24 @@ class Voices:
             metadata=voice.metadata,
         )
 
-    async def get(self, caller: Caller, voice_id: str) -> StoredVoice:
-        """One voice.
-
-        Raises:
-            VoiceNotFoundError: there is none, or it is another's.
-        """
-        voice = await self.store.voice(voice_id, account_id=caller.account_id)
-        if voice is None:
-            raise VoiceNotFoundError
-        return voice
+    async def get(self, caller: Caller, name_or_id: str) -> StoredVoice:
+        """Return a voice of the caller's account; see `find_voice`."""
+        return await find_voice(self.store, caller, name_or_id)
 
     async def list(self, caller: Caller, *, limit: int | None, after: str | None) -> list[StoredVoice]:
         """The voices of the caller's account, oldest first."""
         return await self.store.voices(account_id=caller.account_id, limit=limit, after=after)
 
-    async def change(self, caller: Caller, voice_id: str, changes: VoiceChanges) -> StoredVoice:
+    async def change(self, caller: Caller, name_or_id: str, changes: VoiceChanges) -> StoredVoice:
         """Change what is said about a voice; the recording stays.
 
         Another transcript or language makes what was spoken or prepared before wrong, so that is dropped.
 
         Raises:
-            VoiceNotFoundError, InvalidInputError: no such voice, or no such value.
+            VoiceNotFoundError, AmbiguousVoiceNameError, InvalidInputError: no such voice, or no such value.
         """
-        before = await self.get(caller, voice_id)
+        before = await self.get(caller, name_or_id)
+        voice_id = before.voice_id
         changes = self._checked_changes(changes, before)
         after = await self.store.update_voice(voice_id, changes, account_id=caller.account_id)
         if after is None:
@@ -143,25 +144,26 @@ class Voices:
                 await self.blobs.delete_all(f"{voice_prefix(voice_id)}prompts/")
         return after
 
-    async def carry_away(self, caller: Caller, voice_id: str) -> bytes:
-        """The voice as one portable file.
+    async def carry_away(self, caller: Caller, name_or_id: str) -> tuple[str, bytes]:
+        """Return a voice's id, and the voice as one portable file.
 
         Raises:
-            VoiceNotFoundError: there is none.
+            VoiceNotFoundError, AmbiguousVoiceNameError: there is none, or several.
             LostReferenceError: its recording is missing or was altered.
         """
-        stored = await self.get(caller, voice_id)
+        stored = await self.get(caller, name_or_id)
         wav = await self.blobs.get(stored.ref_audio_key, sha256=stored.ref_sha256)
         if wav is None:
             raise LostReferenceError
-        return await asyncio.to_thread(pack, as_voice(stored), wav)
+        return stored.voice_id, await asyncio.to_thread(pack, as_voice(stored), wav)
 
-    async def delete(self, caller: Caller, voice_id: str) -> None:
+    async def delete(self, caller: Caller, name_or_id: str) -> None:
         """Remove a voice and all that was made of it: recording, cache, prompts, jobs and their audio.
 
         Raises:
-            VoiceNotFoundError: there is none.
+            VoiceNotFoundError, AmbiguousVoiceNameError: there is none, or several.
         """
+        voice_id = (await self.get(caller, name_or_id)).voice_id
         paths = await self.store.delete_voice(voice_id, account_id=caller.account_id)
         if paths is None:
             raise VoiceNotFoundError
@@ -238,6 +240,28 @@ class Voices:
             family=None if changes.family is None else check_name(changes.family),
             metadata=changes.metadata,
         )
+
+
+async def find_voice(store: Store, caller: Caller, name_or_id: str) -> StoredVoice:
+    """Return a voice of the caller's account by its id, else by its exact name.
+
+    Raises:
+        VoiceNotFoundError: there is none, or it is another account's.
+        AmbiguousVoiceNameError: several have that name.
+    """
+    voice_id = as_id(name_or_id)
+    if voice_id and (voice := await store.voice(voice_id, account_id=caller.account_id)):
+        return voice
+    try:
+        name = check_name(name_or_id)
+    except InvalidNameError:
+        raise VoiceNotFoundError from None
+    found = await store.voices_named(name, account_id=caller.account_id)
+    if not found:
+        raise VoiceNotFoundError
+    if len(found) > 1:
+        raise AmbiguousVoiceNameError
+    return found[0]
 
 
 def as_voice(stored: StoredVoice) -> Voice:

@@ -116,6 +116,9 @@ class SqlStore:
             partial(voices.get, voice_id=voice_id, account_id=account_id), memo=("voice", voice_id, account_id)
         )
 
+    async def voices_named(self, name: str, *, account_id: str) -> list[StoredVoice]:
+        return await self._database.read(partial(voices.named, name=name, account_id=account_id))
+
     async def voices(self, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
         read = self._database.read if limit is not None and limit <= SHORT_LIST else self._database.read_long
         return await read(partial(voices.page, account_id=account_id, limit=limit, after=after))

@@ -21,6 +21,12 @@ VOICE = [voices.c[name] for name in _NAMES]
 _ANY = select(*VOICE).where(voices.c.voice_id == bindparam("voice_id"))
 _BY_ID = Lookup(_ANY)
 _OWN = Lookup(_ANY.where(voices.c.account_id == bindparam("account_id")))
+_NAMED = (
+    select(*VOICE)
+    .where(voices.c.account_id == bindparam("account_id"), voices.c.name == bindparam("name"))
+    .order_by(voices.c.seq)
+    .limit(2)
+)
 _KEEP = insert(voices).inline()
 _CACHED = Lookup(
     select(*[cache.c[field.name] for field in fields(CacheEntry)]).where(
@@ -50,6 +56,10 @@ def by_id(connection: Connection, voice_id: str) -> StoredVoice | None:
 
 def get(connection: Connection, voice_id: str, *, account_id: str) -> StoredVoice | None:
     return _stored(_OWN(connection, voice_id=voice_id, account_id=account_id))
+
+
+def named(connection: Connection, name: str, *, account_id: str) -> list[StoredVoice]:
+    return [StoredVoice(*row) for row in connection.execute(_NAMED, {"account_id": account_id, "name": name})]
 
 
 def page(connection: Connection, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
