@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import select
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -11,9 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from afterwords.server.wiring import UPLOADS_PER_ACCOUNT
 from tests.e2e.flood import MIB, flood, watched
 from tests.e2e.served import Served, register, serving
-from tests.e2e.wire import ask
+from tests.e2e.wire import ask, connected, head, read
 
 HUGE = 200_000_000
 BOUNDARY = b'--b\r\nContent-Disposition: form-data; name="ref_audio"; filename="x"\r\n\r\n'
@@ -73,6 +76,35 @@ def test_uploads_at_once_take_turns_and_the_server_stays_awake(served: Served, t
     assert done.memory.growth_bytes < 300 * MIB
     assert max(done.healthz_s) < 2
     assert not seen
+
+
+def test_uploads_that_drip_delay_no_other_account(served: Served, temp: Path) -> None:
+    headers = [FORM, ("Authorization", f"Bearer {served.key}"), ("Content-Length", str(20 * MIB))]
+    with ExitStack() as stack:
+        for _ in range(8):
+            wire = stack.enter_context(connected(served))
+            wire.sendall(head("POST", "/v1/voices", headers) + BOUNDARY + bytes(100_000))
+        with served.client(served.new_key(), Connection="close") as other:
+            other.timeout = 10
+            assert register(other)
+            bundle = other.get(f"/v1/voices/{register(other)}/export").content
+            assert other.post("/v1/voices/import", content=bundle).status_code == 201
+        assert not list(temp.iterdir())
+
+
+def test_uploads_at_once_of_one_key_are_limited(served: Served) -> None:
+    headers = [FORM, ("Authorization", f"Bearer {served.new_key()}"), ("Content-Length", str(20 * MIB))]
+    with ExitStack() as stack:
+        wires = []
+        for _ in range(UPLOADS_PER_ACCOUNT + 1):
+            wires.append(stack.enter_context(connected(served)))
+            wires[-1].sendall(head("POST", "/v1/voices", headers) + BOUNDARY)
+        refused, _, _ = select.select(wires, [], [], 10)
+        answer = read(refused[0])
+        assert len(refused) == 1
+        assert (answer.status, answer.code) == (429, "too_many_concurrent_requests")
+        with served.client() as client:
+            assert register(client)
 
 
 def test_a_client_that_leaves_takes_its_upload_along(served: Served) -> None:

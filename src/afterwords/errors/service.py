@@ -207,10 +207,10 @@ class RateLimitedError(LimitError):
 class TooManyConcurrentRequestsError(LimitError):
     code = "too_many_concurrent_requests"
 
-    def __init__(self, *, limit: int, retry_after_s: int = 1) -> None:
+    def __init__(self, *, limit: int, doing: str = "jobs waiting", retry_after_s: int = 1) -> None:
         super().__init__(
-            f"The account has {limit:,} jobs waiting already, the most there may be.",
-            hint="wait until some are ready.",
+            f"The account has {limit:,} {doing} already, the most there may be.",
+            hint="wait until some have ended.",
             limit=limit,
             retry_after_s=retry_after_s,
         )

@@ -45,7 +45,7 @@ log = logging.getLogger("afterwords.server")
 SLACK_BYTES: Final = 64 * 1024
 """What multipart may add to the file it carries."""
 _ID_PARAMS: Final = frozenset({"job_id", "key_id"})
-RATE_FLOOR: Final = 4 * 1024  # bytes a second: a body that comes slower than this, beyond the timeout, is refused
+RATE_FLOOR: Final = 8 * 1024  # bytes a second: a body that comes slower than this, beyond the timeout, is refused
 
 
 class House(Protocol):

@@ -12,6 +12,7 @@ from typing import Final
 from afterwords.server.blobs import open_blobs
 from afterwords.server.clock import SystemClock
 from afterwords.server.dispatch import InProcessDispatcher
+from afterwords.server.fairness import ConcurrencyLimit, FairSemaphore
 from afterwords.server.gate import Gate
 from afterwords.server.ports import Blobs, Dispatcher, Limits, Store
 from afterwords.server.services.completion import Completion
@@ -30,7 +31,9 @@ from afterwords.server.webhooks import deliver
 DECODING_AT_ONCE: Final = 2
 ENCODING_AT_ONCE: Final = 2
 UPLOADS_AT_ONCE: Final = 4
-"""Uploads held in memory at once; others wait in their connections."""
+"""Uploads judged at once, in memory; others wait in temporary files."""
+UPLOADS_PER_ACCOUNT: Final = 64
+"""Uploads of one account that may be under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,8 @@ class House:
     dispatcher: Dispatcher
     housekeeping: Housekeeping
     encoding: asyncio.Semaphore
-    uploading: asyncio.Semaphore
+    receiving: ConcurrencyLimit
+    uploading: FairSemaphore
 
 
 def open_store(settings: Settings) -> SqlStore:
@@ -110,7 +114,8 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> House:
             sweep_grace_s=settings.sweep_grace_s,
         ),
         encoding=asyncio.Semaphore(ENCODING_AT_ONCE),
-        uploading=asyncio.Semaphore(UPLOADS_AT_ONCE),
+        receiving=ConcurrencyLimit(UPLOADS_PER_ACCOUNT, doing="uploads under way"),
+        uploading=FairSemaphore(UPLOADS_AT_ONCE),
     )
 
 

@@ -1,4 +1,4 @@
-"""Forms with a file, read into memory once and never into a temporary file.
+"""Forms with a file, parsed while they arrive.
 
 Apart because the framework's own form parser keeps what it reads, names its limits in parts and answers in its own
 words. Here every limit is in bytes, and everything that is wrong is an error of the API. The routes that take a file
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -36,15 +36,18 @@ class Form:
     """What was sent. `content_type` is what the file was said to be, if anything."""
 
     fields: dict[str, str] = field(repr=False)
-    file: bytes | None = field(repr=False)
+    has_file: bool
     content_type: str | None = None
 
 
-async def read_form(request: Request, *, max_file_bytes: int, file_field: str, fields: Collection[str]) -> Form:
+async def read_form(
+    request: Request, file: BinaryIO, *, max_file_bytes: int, file_field: str, fields: Collection[str]
+) -> Form:
     """Read a multipart form with some text fields and one file; other parts are passed over.
 
     Args:
         request: whose body nobody has read yet.
+        file: an empty one, which gets the content of the form's file.
         max_file_bytes: that the file may have.
         file_field: the name of the file's field; what its sender calls the file is not looked at.
         fields: names of text fields.
@@ -53,9 +56,10 @@ async def read_form(request: Request, *, max_file_bytes: int, file_field: str, f
         InvalidMultipartError: it is no such form, or is not whole.
         BadContentTypeError: the file is said to be something else than audio that is taken.
         FileTooLargeError, RequestTooLargeError: the file, or all else together, is too large.
+        StorageFullError, StorageUnavailableError: as the file's own.
         ClientDisconnect: the caller left.
     """
-    reading = _Reading(file_field, fields, max_file_bytes)
+    reading = _Reading(file, file_field, fields, max_file_bytes)
     try:
         parser = MultipartParser(_boundary(request), reading.callbacks())
         async for chunk in request.stream():
@@ -85,13 +89,15 @@ class _Part:
     header_name: bytes = b""
     header_value: bytes = b""
     name: str | None = None
-    content: BytesIO | None = None
+    content: BinaryIO | None = None
 
 
 class _Reading:
     """A form half-read; the parser calls it with every piece that it finds."""
 
-    def __init__(self, file_field: str, fields: Collection[str], max_file_bytes: int) -> None:
+    def __init__(self, file: BinaryIO, file_field: str, fields: Collection[str], max_file_bytes: int) -> None:
+        self._file = file
+        self._has_file = False
         self._file_field = file_field
         self._text_fields = frozenset(fields)
         self._max_file_bytes = max_file_bytes
@@ -127,10 +133,8 @@ class _Reading:
         """What was read, once there is no more."""
         if not self._is_whole:
             raise InvalidMultipartError(why="it ends before its last boundary")
-        file = self._parts.pop(self._file_field, None)
         texts = {name: _decoded(name, content) for name, content in self._parts.items()}
-        # A BytesIO hands over what it holds without a copy.
-        return Form(texts, None if file is None else file.getvalue(), self._content_type)
+        return Form(texts, self._has_file, self._content_type)
 
     # -- headers ---------------------------------------------------------------------------------------------
 
@@ -179,10 +183,13 @@ class _Reading:
             self._content_type = content_type or None
         elif name not in self._text_fields:
             return
-        if name in self._parts:
+        if name in self._parts or (name == self._file_field and self._has_file):
             raise InvalidMultipartError(why=f"{name} is there twice")
         self._part.name = name
-        self._part.content = self._parts[name] = BytesIO()
+        if name == self._file_field:
+            self._has_file, self._part.content = True, self._file
+        else:
+            self._part.content = self._parts[name] = BytesIO()
 
     # -- content ---------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from afterwords.server.routes.answers import (
 from afterwords.server.routes.shapes import CONSENTS, VoiceCreated, VoiceListed, VoicePatch, VoiceShown
 from afterwords.server.routes.uploads import Form, read_form
 from afterwords.server.services.voices import VoiceFields
+from afterwords.server.spool import open_spool
 
 router = APIRouter(route_class=GuardedRoute, tags=["voices"])
 
@@ -88,11 +89,15 @@ _BUNDLE: Final[dict[str, Any]] = {
 async def create_voice(request: Request, repeat: IdempotencyKey = None) -> Response:
     """Register a voice from a recording; the recording is kept as mono 16-bit WAV, and what was sent is discarded."""
     key = idempotency_key(repeat)
-    house = house_of(request)
-    async with house.uploading:
-        form = await read_form(request, max_file_bytes=REFERENCE_MAX_BYTES, file_field="ref_audio", fields=TEXT_FIELDS)
-        fields, wav = _read(form)
-        voice = await house.voices.register(caller_of(request), fields, wav, idempotency_key=key)
+    house, caller = house_of(request), caller_of(request)
+    with house.receiving.hold(caller.account_id), open_spool(house.settings.folder) as file:
+        form = await read_form(
+            request, file, max_file_bytes=REFERENCE_MAX_BYTES, file_field="ref_audio", fields=TEXT_FIELDS
+        )
+        fields = _read(form)
+        async with house.uploading.slot(caller.account_id):
+            file.seek(0)
+            voice = await house.voices.register(caller, fields, file.read(), idempotency_key=key)
     return json_response(_created(voice), 201)
 
 
@@ -185,16 +190,20 @@ async def export_voice(request: Request, voice_id: str) -> Response:
 async def import_voice(request: Request, repeat: IdempotencyKey = None) -> Response:
     """Make a voice of a portable file that `export` gave, here or elsewhere."""
     key = idempotency_key(repeat)
-    house = house_of(request)
-    async with house.uploading:
-        voice = await house.voices.take_in(caller_of(request), await request.body(), idempotency_key=key)
+    house, caller = house_of(request), caller_of(request)
+    with house.receiving.hold(caller.account_id), open_spool(house.settings.folder) as file:
+        async for piece in request.stream():
+            file.write(piece)
+        async with house.uploading.slot(caller.account_id):
+            file.seek(0)
+            voice = await house.voices.take_in(caller, file.read(), idempotency_key=key)
     return json_response(_created(voice), 201)
 
 
-def _read(form: Form) -> tuple[VoiceFields, bytes]:
+def _read(form: Form) -> VoiceFields:
     if "name" not in form.fields:
         raise MissingFieldError("name")
-    if form.file is None:
+    if not form.has_file:
         raise MissingFieldError("ref_audio")
     stated = form.fields.get("consent") or None
     if stated is not None and stated not in set(ConsentKind):
@@ -206,7 +215,7 @@ def _read(form: Form) -> tuple[VoiceFields, bytes]:
         ref_text=form.fields.get("ref_text"),
         family=form.fields.get("family"),
         consent=ConsentKind(stated) if stated else None,
-    ), form.file
+    )
 
 
 def _created(voice: StoredVoice) -> VoiceCreated:

@@ -1,0 +1,96 @@
+"""Limits that keep one account from taking what all accounts share. The routes and the guard use them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from afterwords.errors import TooManyConcurrentRequestsError
+
+
+class FairSemaphore:
+    """A semaphore that serves accounts in turn: an account waits for one step of each other account at most."""
+
+    def __init__(self, n_slots: int) -> None:
+        self._n_free = n_slots
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @asynccontextmanager
+    async def slot(self, account_id: str) -> AsyncIterator[None]:
+        """Hold a slot for one step of an account's work."""
+        await self._acquire(account_id)
+        try:
+            yield
+        finally:
+            self._release()
+
+    async def _acquire(self, account_id: str) -> None:
+        if self._n_free and not self._waiting:
+            self._n_free -= 1
+            return
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(account_id, deque()).append(granted)
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if granted.done() and not granted.cancelled():  # granted and cancelled in the same moment
+                self._release()
+            else:
+                self._forget(account_id, granted)
+            raise
+
+    def _release(self) -> None:
+        if not self._waiting:
+            self._n_free += 1
+            return
+        account_id, queue = self._waiting.popitem(last=False)
+        queue.popleft().set_result(None)
+        if queue:
+            self._waiting[account_id] = queue  # behind the other accounts
+
+    def _forget(self, account_id: str, granted: asyncio.Future[None]) -> None:
+        queue = self._waiting[account_id]
+        queue.remove(granted)
+        if not queue:
+            del self._waiting[account_id]
+
+
+class ConcurrencyLimit:
+    """How many things one key or account may do at once.
+
+    Args:
+        maximum: at once.
+        doing: names them in the error, as in "uploads under way".
+    """
+
+    def __init__(self, maximum: int, *, doing: str) -> None:
+        self._maximum = maximum
+        self._doing = doing
+        self._n_open: Counter[str] = Counter()
+
+    @contextmanager
+    def hold(self, who: str) -> Iterator[None]:
+        """Count one more while the block runs.
+
+        Raises:
+            TooManyConcurrentRequestsError: there are as many as there may be.
+        """
+        self.enter(who)
+        try:
+            yield
+        finally:
+            self.leave(who)
+
+    def enter(self, who: str) -> None:
+        """Count one more, as `hold`; `leave` must follow."""
+        if self._n_open[who] >= self._maximum:
+            raise TooManyConcurrentRequestsError(limit=self._maximum, doing=self._doing)
+        self._n_open[who] += 1
+
+    def leave(self, who: str) -> None:
+        """Count one less."""
+        self._n_open[who] -= 1
+        if not self._n_open[who]:
+            del self._n_open[who]
