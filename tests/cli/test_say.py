@@ -16,6 +16,7 @@ import pytest
 import afterwords as aw
 from afterwords.audio import decode
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
+from afterwords.install import pip_install
 from afterwords.models import Voice
 from afterwords.provenance import verify
 from afterwords.studio import library
@@ -243,7 +244,7 @@ def test_missing_extra_is_named_with_its_pip_line(tmp_path: Path) -> None:
 
     done = run("say", TEXT, python=absent)
 
-    assert 'Fix: pip install "afterwords[play]"' in done.refused(1, "MissingExtraError")
+    assert f"Fix: {pip_install('play')}" in done.refused(1, "MissingExtraError")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ALSA is Linux's")

@@ -12,6 +12,7 @@ import pytest
 
 from afterwords.audio import decode
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
+from afterwords.install import pip_install
 from afterwords.profiles import Profiles
 from afterwords.provenance import verify
 from tests.cli.conftest import Asking
@@ -270,4 +271,4 @@ def test_missing_extra_is_named_with_its_pip_line() -> None:
 
     told = run("say", TEXT, "--remote", python=absent).refused(1, "MissingExtraError")
 
-    assert 'pip install "afterwords[play]"' in told
+    assert pip_install("play") in told

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from afterwords.install import pip_install
 from tests.cli.program import run
 from tests.e2e.served import Served
 
@@ -121,7 +122,7 @@ class TestServe:
             "main()\n"
         )
         done = run(*command, python=without)
-        assert 'pip install "afterwords[server]"' in done.err
+        assert pip_install("server") in done.err
         assert len(done.err.splitlines()) == 2
 
 

@@ -100,6 +100,11 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page_installs_nothing_that_no_index_has(page: Path) -> None:
+    assert not re.search(r"pip install [\"']?afterwords", page.read_text("utf-8"))
+
+
 # -- what the cookbook's programs do -------------------------------------------------------------------------
 
 

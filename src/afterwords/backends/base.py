@@ -7,9 +7,11 @@ know nothing of files, libraries or requests: a reference in, a prompt out; a ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from afterwords.install import pip_install
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,6 +77,13 @@ class Unavailable:
     reason: str
     fix: str
     is_foreign: bool = False
+
+
+def not_installed(packages: Sequence[str], *, extra: str) -> Unavailable:
+    """Return what to say of an engine whose packages, named as they are imported, come with an extra of afterwords."""
+    names = [name.replace("_", "-") for name in packages]
+    listed = f"{', '.join(names[:-1])} and {names[-1]} are" if len(names) > 1 else f"{names[0]} is"
+    return Unavailable(f"{listed} not installed", pip_install(extra))
 
 
 @runtime_checkable

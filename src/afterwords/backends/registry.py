@@ -15,14 +15,11 @@ from typing import Final
 from afterwords.backends.base import Available, Engine, Unavailable
 from afterwords.config import Config, load_config
 from afterwords.errors import BackendUnavailableError, InvalidBackendError, UnsupportedLangError
+from afterwords.install import pip_install
 
 GROUP: Final = "afterwords.engines"
 PREFERENCE: Final = ("qwen3-1.7b", "qwen3-0.6b", "lite")
 """What `auto` takes first; other backends follow in order of their names."""
-_NOTHING: Final = Unavailable(
-    "no installed engine offers a backend that is wanted",
-    'pip install "afterwords[lite]", and see that AFTERWORDS_BACKENDS, if set, names what `afterwords backends` lists',
-)
 HIDDEN: Final = frozenset({"tone"})
 
 
@@ -93,13 +90,19 @@ def choose(name: str = "auto", *, lang: str | None = None, config: Config | None
             raise InvalidBackendError(name, offered=[backend.name for backend in offered])
     usable = sorted((backend for backend in wanted if backend.is_available), key=lambda backend: backend.is_slow)
     if not usable:
-        state = wanted[0].state if wanted else _NOTHING
+        state = wanted[0].state if wanted else _nothing()
         assert isinstance(state, Unavailable)
         raise BackendUnavailableError(wanted[0].name if wanted else name, reason=state.reason, fix=state.fix)
     speaks = [backend for backend in usable if lang is None or lang in backend.languages]
     if not speaks:
-        others = [other.name for other in offered if lang in other.languages]
-        raise UnsupportedLangError(str(lang), supported=usable[0].languages, backend=usable[0].name, others=others)
+        others = [other for other in offered if lang in other.languages]
+        raise UnsupportedLangError(
+            str(lang),
+            supported=usable[0].languages,
+            backend=usable[0].name,
+            others=[other.name for other in others if other.is_available],
+            unavailable=[other.name for other in others if not other.is_available],
+        )
     return speaks[0]
 
 
@@ -109,6 +112,13 @@ def engine_for(backend: Backend) -> Engine:
         raise BackendUnavailableError(backend.name, reason=backend.state.reason, fix=backend.state.fix)
     assert backend.engine is not None, "only what did not load has no engine, and that is unavailable"
     return backend.engine
+
+
+def _nothing() -> Unavailable:
+    return Unavailable(
+        "no installed engine offers a backend that is wanted",
+        f"{pip_install('lite')}; if AFTERWORDS_BACKENDS is set, it must name what `afterwords backends` lists",
+    )
 
 
 def _entry_points() -> list[EntryPoint]:

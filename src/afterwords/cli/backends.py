@@ -1,4 +1,4 @@
-"""`afterwords backends`: what can speak here, and what would mend the rest."""
+"""`afterwords backends`: which backends can speak on this machine, and what the others lack."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from afterwords.cli import output
 
 
 def backends(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List what can speak on this machine; for what can't, why and the fix."""
+    """List the backends that can speak on this machine, and for the others what is missing."""
     from afterwords.backends import registry
     from afterwords.backends.base import Available, Unavailable
     from afterwords.errors import AfterwordsError
+    from afterwords.install import pip_install
 
     offered = registry.backends()
     try:
@@ -39,7 +40,7 @@ def backends(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")
         return
     if not offered:
         output.note(
-            'No backend is offered here.\n  Fix: pip install "afterwords\\[lite]", and clear AFTERWORDS_BACKENDS.'
+            f"No backend is offered here.\n  Fix: {output.shown(pip_install('lite'))}, and clear AFTERWORDS_BACKENDS."
         )
         return
     rows = []

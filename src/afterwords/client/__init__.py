@@ -28,10 +28,12 @@ _HOMES = {
 __all__ = ["AsyncClient", "AsyncRemoteJob", "AsyncRemoteSpeech", "Client", "RemoteJob", "RemoteSpeech"]
 
 
-def __getattr__(name: str) -> object:
-    """Load only the one that is asked for: a command line has no use for asyncio."""
-    from importlib import import_module
+if not TYPE_CHECKING:  # a type checker that saw this would accept every misspelt name
 
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    def __getattr__(name: str) -> object:
+        """Load only the one that is asked for: a command line has no use for asyncio."""
+        from importlib import import_module
+
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -237,13 +237,25 @@ class UnsupportedLangError(InvalidInputError):
     code = "unsupported_lang"
 
     def __init__(
-        self, lang: str | None, *, supported: Iterable[str], backend: str = "", others: Sequence[str] = ()
+        self,
+        lang: str | None,
+        *,
+        supported: Iterable[str],
+        backend: str = "",
+        others: Sequence[str] = (),
+        unavailable: Sequence[str] = (),
     ) -> None:
         who = f"The backend {backend}" if backend else "afterwords"
         spoken = ", ".join(sorted(supported))
+        if others:
+            hint = f"use --backend {others[0]}, which speaks it."
+        elif unavailable:
+            names = " and ".join(unavailable[:2])
+            hint = f"no backend that runs here speaks it; {names} would: `afterwords backends` shows what is missing."
+        else:
+            hint = f"choose one of: {spoken}."
         super().__init__(
-            f"{who} does not speak {'that language' if lang is None else ascii(lang)}; it speaks {spoken}.",
-            hint=f"use --backend {others[0]}, which speaks it." if others else f"choose one of: {spoken}.",
+            f"{who} does not speak {'that language' if lang is None else ascii(lang)}; it speaks {spoken}.", hint=hint
         )
 
 

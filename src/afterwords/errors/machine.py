@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afterwords.errors.root import AfterwordsError
+from afterwords.install import pip_install
 
 
 class VoiceNotFoundError(AfterwordsError):
@@ -36,7 +37,7 @@ class MissingExtraError(UnavailableError):
     def __init__(self, extra: str, *, purpose: str) -> None:
         super().__init__(
             f"{purpose} needs the extra {extra!a}, which is not installed.",
-            hint=f'pip install "afterwords[{extra}]"',
+            hint=pip_install(extra),
         )
 
 
@@ -209,7 +210,7 @@ class NewerLibraryError(LibraryError):
     def __init__(self, home: Path, *, found: int, known: int) -> None:
         super().__init__(
             f"The library in {home} has schema {found}, and this version knows up to {known}.",
-            hint="pip install --upgrade afterwords",
+            hint=f"install a newer afterwords: {pip_install(options='--upgrade')}",
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from afterwords.errors.root import AfterwordsError
+from afterwords.install import pip_install
 
 
 class ServiceError(AfterwordsError):
@@ -411,5 +412,5 @@ class NewerDatabaseError(ServerSetupError):
     def __init__(self, *, found: str, known: str) -> None:
         super().__init__(
             f"The database has schema {found}, and this version knows up to {known}.",
-            hint="pip install --upgrade afterwords",
+            hint=f"install a newer afterwords: {pip_install(options='--upgrade')}",
         )

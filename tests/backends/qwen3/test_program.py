@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from afterwords.install import pip_install
 from tests.cli.program import environment, interrupted, run
 from tests.e2e.served import READER, Served, final, register, serving, speak
 
@@ -77,7 +78,7 @@ def test_what_is_missing_is_listed_with_its_fix(settings: dict[str, str], tmp_pa
     code += "from afterwords.cli import main; main()"
     both = settings | {"AFTERWORDS_BACKENDS": "qwen3-1.7b,qwen3-0.6b", "COLUMNS": "200"}
     without_torch = run("backends", python=code, env=environment(both))
-    assert without_torch.out.count('torch is not installed; fix: pip install "afterwords[cuda]"') == 2
+    assert without_torch.out.count(f"torch is not installed; fix: {pip_install('cuda')}") == 2
     without_weights = run("backends", env=environment(both | {"AFTERWORDS_MODELS": str(tmp_path)}))
     for name in ("qwen3-1.7b", "qwen3-0.6b"):
         assert f"fix: afterwords models pull {name}" in without_weights.out

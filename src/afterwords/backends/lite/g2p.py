@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from afterwords.backends.lite.data import read_data
 from afterwords.backends.lite.spelling import spell
 from afterwords.errors import ModelFileError
+from afterwords.install import pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,7 +66,7 @@ def load_dictionaries() -> None:
         try:
             shared_g2p()
         except FrontendError as error:
-            reinstall = 'pip install --force-reinstall "afterwords[lite]"'
+            reinstall = pip_install("lite", options="--force-reinstall")
             raise ModelFileError("of the English dictionary", why=f"can't be read ({error})", hint=reinstall) from error
 
 

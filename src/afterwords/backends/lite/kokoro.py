@@ -22,6 +22,7 @@ from afterwords import disk
 from afterwords.backends.base import Progress, ignore_progress
 from afterwords.backends.lite.data import read_data
 from afterwords.errors import ModelFileError
+from afterwords.install import pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +35,6 @@ PITCHED_SHA256: Final = "82abdbfcef6528c485e8d6c5b331859accc042b4b610625085821e7
 _PITCH: Final = b"/encoder/Squeeze_output_0"
 _RAW_PITCH: Final = b"/encoder/Squeeze_output_R"
 _VOICED_HZ: Final = 30.0
-_REINSTALL: Final = 'pip install --force-reinstall "afterwords[lite]"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,9 @@ def _is_whole(path: Path) -> bool:
 def _pitched(override: Path | None) -> bytes:
     graph = add_pitch_control(_joined(override))
     if hashlib.sha256(graph).hexdigest() != PITCHED_SHA256:
-        raise ModelFileError("Kokoro-82M", why="came out altered", hint=_REINSTALL)
+        raise ModelFileError(
+            "Kokoro-82M", why="came out altered", hint=pip_install("lite", options="--force-reinstall")
+        )
     return graph
 
 
@@ -174,7 +176,7 @@ def _joined(override: Path | None) -> bytes:
         source, hint = str(override), "unset AFTERWORDS_KOKORO_ONNX to use the packaged one."
         files = [override]
     else:
-        source, hint = "Kokoro-82M", _REINSTALL
+        source, hint = "Kokoro-82M", pip_install("lite", options="--force-reinstall")
         files = [_package_folder(name) / "part.bin" for name in PARTS]
     try:
         graph = b"".join(file.read_bytes() for file in files)
@@ -188,5 +190,5 @@ def _joined(override: Path | None) -> bytes:
 def _package_folder(name: str) -> Path:
     spec = find_spec(name)
     if spec is None or spec.origin is None:
-        raise ModelFileError(name, why="is not installed", hint='pip install "afterwords[lite]"')
+        raise ModelFileError(name, why="is not installed", hint=pip_install("lite"))
     return Path(spec.origin).parent

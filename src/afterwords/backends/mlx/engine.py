@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from afterwords import checkpoints
 from afterwords.backends import qwen3
-from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress
+from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress, not_installed
 from afterwords.backends.idle import Idle
 from afterwords.backends.qwen3.base import Parts, Qwen3Engine, check_memory, memory_bytes, speak_to_nobody
 from afterwords.config import load_config
@@ -56,7 +56,7 @@ class MlxEngine(Qwen3Engine):
         if not (_is_apple_silicon() or find_spec("mlx")):
             return Unavailable("MLX is made for Macs with Apple Silicon", "use another engine", is_foreign=True)
         if missing := _missing():
-            return Unavailable(f"{', '.join(missing)} is not installed", 'pip install "afterwords[mlx]"')
+            return not_installed(missing, extra="mlx")
         try:
             checkpoint = self._checkpoint()
         except AfterwordsError as error:

@@ -15,7 +15,7 @@ from typing import Final
 
 from afterwords import checkpoints
 from afterwords.backends import qwen3
-from afterwords.backends.base import Available, Progress, Unavailable
+from afterwords.backends.base import Available, Progress, Unavailable, not_installed
 from afterwords.backends.qwen3.base import Parts, Qwen3Engine, check_memory, memory_bytes
 from afterwords.config import load_config
 from afterwords.errors import AfterwordsError, MissingExtraError
@@ -44,7 +44,7 @@ class CudaEngine(Qwen3Engine):
         if missing := _missing():
             if sys.platform == "darwin":
                 return Unavailable("it is made for NVIDIA GPUs", "use the backend lite", is_foreign=True)
-            return Unavailable(f"{', '.join(missing)} is not installed", 'pip install "afterwords[cuda]"')
+            return not_installed(missing, extra="cuda")
         try:
             checkpoints.locate(self.backends[0])
         except AfterwordsError as error:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from afterwords.errors import ModelFileError
+from afterwords.install import pip_install
 
 PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SINGLE: Final = "model.safetensors"
@@ -114,7 +115,7 @@ class Weights:
             raise ModelFileError(
                 str(path),
                 why=f"has the tensor {unknown[0]}{more}, which this version does not know",
-                hint="pip install --upgrade afterwords, or use a checkpoint it knows.",
+                hint=f"{pip_install(options='--upgrade')}, or use a checkpoint that it knows.",
             )
 
     def close(self) -> None:

@@ -10,10 +10,12 @@ if TYPE_CHECKING:
 __all__ = ["InProcessDispatcher"]
 
 
-def __getattr__(name: str) -> object:
-    """Load the dispatcher when it is asked for: the processes it starts come through here, and have no use for it."""
-    if name not in __all__:
-        raise AttributeError(name)
-    from afterwords.server.dispatch.inprocess import InProcessDispatcher
+if not TYPE_CHECKING:  # a type checker that saw this would accept every misspelt name
 
-    return InProcessDispatcher
+    def __getattr__(name: str) -> object:
+        """Load the dispatcher when it is asked for: its processes import this package, and don't need it."""
+        if name not in __all__:
+            raise AttributeError(name)
+        from afterwords.server.dispatch.inprocess import InProcessDispatcher
+
+        return InProcessDispatcher

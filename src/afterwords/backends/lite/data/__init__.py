@@ -11,6 +11,7 @@ from functools import cache
 from importlib.resources import files
 
 from afterwords.errors import ModelFileError
+from afterwords.install import pip_install
 
 
 def read_data(name: str) -> bytes:
@@ -19,7 +20,7 @@ def read_data(name: str) -> bytes:
     Raises:
         ModelFileError: it is missing, or a byte of it has changed.
     """
-    reinstall = 'pip install --force-reinstall --no-deps "afterwords"'
+    reinstall = pip_install(options="--force-reinstall --no-deps")
     try:
         content = (files(__package__) / name).read_bytes()
     except OSError as error:
