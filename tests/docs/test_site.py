@@ -102,6 +102,12 @@ def test_every_error_is_in_the_reference(reference: Page) -> None:
     assert {f"afterwords.errors.{name}" for name in errors.__all__} <= reference.ids
 
 
+def test_search_needs_no_server(built: tuple[Path, str]) -> None:
+    """Browsers let no page from the disk fetch a file, nor start a worker: the index must be a script, with a shim."""
+    assert (built[0] / "search" / "search_index.js").read_text("utf-8").startswith("var __index = {")
+    assert "javascripts/iframe-worker.js" in Page(built[0] / "index.html").loaded
+
+
 def test_nothing_is_loaded_from_another_host(built: tuple[Path, str]) -> None:
     pages = {path: Page(path).loaded for path in built[0].rglob("*.html")}
     for path in built[0].rglob("*.css"):
