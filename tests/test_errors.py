@@ -112,6 +112,8 @@ EXAMPLES: list[AfterwordsError] = [
     errors.InsecureServerError(HOSTILE, minimum=32),
     errors.AddressInUseError(HOSTILE, 7860, why="it is in use"),
     errors.NewerDatabaseError(found="9", known="1"),
+    errors.NotOpenedError(),
+    errors.OpenedTwiceError(),
     errors.UnreachableError(HOSTILE, why="the name is not known"),
     errors.ConnectionLostError(HOSTILE),
     errors.ServerSilentError(HOSTILE, waited_s=60),

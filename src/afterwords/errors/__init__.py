@@ -53,7 +53,8 @@ the person. No message repeats text, a transcript or a key.
     ├── RemoteJobError                     a job on a server has no audio (exit 7, or 9 while it is pending)
     │   └── JobFailedError · JobCancelledError · JobTimeoutError
     └── ServerSetupError                   a server can't start like this (exit 2)
-        └── InsecureServerError · AddressInUseError · NewerDatabaseError
+        ├── InsecureServerError · AddressInUseError · NewerDatabaseError
+        └── NotOpenedError · OpenedTwiceError
 """
 
 from __future__ import annotations
@@ -167,6 +168,8 @@ from afterwords.errors.service import (
     MethodNotAllowedError,
     MissingFieldError,
     NewerDatabaseError,
+    NotOpenedError,
+    OpenedTwiceError,
     QueueFullError,
     QuotaExceededError,
     RangeNotSatisfiableError,
@@ -252,8 +255,10 @@ __all__ = [
     "NoAudioError",
     "NonFiniteAudioError",
     "NotLoggedInError",
+    "NotOpenedError",
     "NotWavError",
     "OfflineError",
+    "OpenedTwiceError",
     "PrecisionError",
     "QueueFullError",
     "QuotaExceededError",

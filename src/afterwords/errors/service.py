@@ -397,6 +397,28 @@ class InsecureServerError(ServerSetupError):
         )
 
 
+class NotOpenedError(ServerSetupError):
+    code = "not_opened"
+    http_status = 503
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server was not opened: the lifespan of its router did not run.",
+            hint="run the application with its lifespan, or enter app.router.lifespan_context(app) of a mounted one "
+            "in the lifespan of yours (docs/server.md).",
+        )
+
+
+class OpenedTwiceError(ServerSetupError):
+    code = "opened_twice"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "One router is opened twice: it is included twice, or its application runs twice.",
+            hint="make one with router(settings) for each place, each with a data folder of its own.",
+        )
+
+
 class AddressInUseError(ServerSetupError):
     code = "address_in_use"
     exit_code = 8

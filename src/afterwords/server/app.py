@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI
@@ -11,11 +11,12 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterwords import __version__
+from afterwords.errors import OpenedTwiceError
 from afterwords.server.gate import Credential, Needs, needs
-from afterwords.server.guard import GuardedRoute, not_found_response
+from afterwords.server.guard import GuardedRoute, Lifetime, embedded, not_found_response
 from afterwords.server.routes import health, keys, speech, voices, workers
 from afterwords.server.settings import Settings, load_settings
-from afterwords.server.wiring import House, opened
+from afterwords.server.wiring import opened
 
 DESCRIPTION: Final = "Register a voice once and speak with it from anywhere."
 SCHEMES: Final = {
@@ -35,33 +36,26 @@ OPENED_BY: Final = {
 def router(settings: Settings | None = None) -> APIRouter:
     """Every route of the API, to include in an application of one's own.
 
-    Its lifespan opens the server and closes it: include it, and the application's lifespan does both.
+    Its lifespan opens the server and closes it: include it, and the application's lifespan does both. Each call makes
+    a router with a server of its own.
 
     Args:
         settings: None reads environment and config file when the application starts.
     """
-
-    @asynccontextmanager
-    async def lifespan(app: Any) -> AsyncIterator[dict[str, House]]:  # noqa: ARG001 - the protocol gives it
-        async with opened(settings or load_settings()) as house:
-            yield {"afterwords": house}
-
-    whole = APIRouter(lifespan=lifespan)
-    for part in (speech, health, voices, keys, workers):  # what is asked most often is found first
-        whole.routes.extend(part.router.routes)  # as they are: routers within routers are looked through one by one
-    ours = [route for route in whole.routes if isinstance(route, GuardedRoute)]
-    for route in ours:
-        route.allowed = sorted({m for other in ours if other.path == route.path for m in other.allowed})
-    return whole
+    lifetime, guarded = Lifetime(), _guarded_routes()
+    # The guarded routes stand behind the others for the documentation; no request comes that far.
+    return APIRouter(
+        routes=[*(embedded(route, lifetime) for route in guarded), *guarded], lifespan=_opening(lifetime, settings)
+    )
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None) -> Program:
     """The server as an ASGI application.
 
     Args:
         settings: None reads environment and config file when it starts.
     """
-    app = _Program(
+    app = Program(
         title="afterwords",
         version=__version__,
         description=DESCRIPTION,
@@ -71,9 +65,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         license_info={"name": "Apache-2.0"},
     )
-    whole = router(settings)
-    app.router.routes.extend(whole.routes)
-    app.router.lifespan_context = whole.lifespan_context
+    app.router.routes.extend(_guarded_routes())
+    app.router.lifespan_context = _opening(app.lifetime, settings)
 
     @needs(Credential.PUBLIC)
     async def openapi() -> Response:
@@ -86,16 +79,49 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
+def _guarded_routes() -> list[GuardedRoute]:
+    """Return the routes of the API. What is asked most often comes first, and is found first."""
+    parts = (speech, health, voices, keys, workers)
+    routes = [route for part in parts for route in part.router.routes if isinstance(route, GuardedRoute)]
+    for route in routes:
+        route.allowed = sorted({m for other in routes if other.path == route.path for m in other.methods_answered})
+    return routes
+
+
+def _opening(lifetime: Lifetime, settings: Settings | None) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:  # noqa: ARG001 - the protocol gives it
+        if lifetime.house is not None:
+            raise OpenedTwiceError
+        async with opened(settings or load_settings()) as house:
+            lifetime.house = house
+            try:
+                yield
+            finally:
+                lifetime.house = None
+
+    return lifespan
+
+
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     await not_found_response()(scope, receive, send)
 
 
-class _Program(FastAPI):
+class Program(FastAPI):
     """The application, whose documentation says what each route needs."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.lifetime = Lifetime()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["afterwords"] = self.lifetime.house
+        await super().__call__(scope, receive, send)
+
     def build_middleware_stack(self) -> ASGIApp:
-        """Go to the routes at once, unless middleware was added: they answer for every error by themselves."""
-        return super().build_middleware_stack() if self.user_middleware else self.router
+        """Go to the routes at once, unless something was added to ours: they answer for every error by themselves."""
+        is_ours_alone = not self.user_middleware and all(isinstance(route, GuardedRoute) for route in self.routes)
+        return self.router if is_ours_alone else super().build_middleware_stack()
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:

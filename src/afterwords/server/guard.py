@@ -1,8 +1,9 @@
 """What every request passes before anything of it is parsed: host, key, rate, size, and how fast the body comes.
 
-`GuardedRoute` stands at the ASGI level of each route, so that it guards a router that is mounted in another program as
-well. A route says what it needs with `@needs`; one that says nothing can't be served. Errors of any kind leave here in
-one shape, and one line is logged for each request, which holds no text and no key.
+`GuardedRoute` handles requests at the ASGI level, before the body is read. In another application an `EmbeddedRoute`
+comes first, where FastAPI runs the dependencies of that application. A route says what it needs with `@needs`; one that
+says nothing can't be served. Errors of any kind leave here in one shape, and one line is logged for each request, which
+holds no text and no key.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import logging
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, cast
@@ -21,7 +23,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afterwords.errors import (
     AfterwordsError,
@@ -29,6 +31,7 @@ from afterwords.errors import (
     FileTooLargeError,
     LimitError,
     MethodNotAllowedError,
+    NotOpenedError,
     RangeNotSatisfiableError,
     RequestTimeoutError,
     RequestTooLargeError,
@@ -55,6 +58,13 @@ class House(Protocol):
     def gate(self) -> Gate: ...
 
 
+@dataclass(slots=True)
+class Lifetime:
+    """Holds the server of one router while its lifespan runs; each request gets it as `scope["afterwords"]`."""
+
+    house: House | None = None
+
+
 class _Declared(Protocol):
     """An endpoint that says what it needs; without that, it can't be served."""
 
@@ -66,6 +76,7 @@ class GuardedRoute(APIRoute):
     """A route that lets in what it should, and answers every error in one shape.
 
     Attributes:
+        methods_answered: its methods; with GET it answers HEAD.
         allowed: the methods of its address, each of which may be a route of its own.
     """
 
@@ -73,7 +84,8 @@ class GuardedRoute(APIRoute):
         super().__init__(path, endpoint, **options)
         self._read = Reader(endpoint, set(self.param_convertors))
         self.needs = cast("_Declared", endpoint).needs
-        self.allowed = sorted({*(self.methods or ()), *({"HEAD"} if "GET" in (self.methods or ()) else ())})
+        self.methods_answered = frozenset(self.methods or ()) | ({"HEAD"} if "GET" in (self.methods or ()) else set())
+        self.allowed = sorted(self.methods_answered)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match a request; HEAD is answered wherever GET is, by the same endpoint."""
@@ -81,14 +93,16 @@ class GuardedRoute(APIRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Guard one request, and answer for whatever goes wrong with it."""
-        exchange = Exchange(scope, receive, send, route=self.path_format)
+        exchange = scope["afterwords.exchange"] = Exchange(scope, receive, send, route=self.path_format)
         try:
-            gate = cast("House", scope["state"]["afterwords"]).gate
+            house = cast("House | None", scope.get("afterwords"))
+            if house is None:
+                raise NotOpenedError
+            gate = house.gate
             headers = _headers(scope)
             hosts = headers.get(b"host", [])
             gate.check_host(hosts[0] if len(hosts) == 1 else b"")
-            method = "GET" if scope["method"] == "HEAD" else scope["method"]
-            if method not in (self.methods or ()):
+            if scope["method"] not in self.methods_answered:
                 raise MethodNotAllowedError(allowed=self.allowed)
             for name in _ID_PARAMS & scope["path_params"].keys():
                 scope["path_params"][name] = as_id(scope["path_params"][name]) or scope["path_params"][name]
@@ -96,20 +110,91 @@ class GuardedRoute(APIRoute):
                 self.needs, headers.get(b"authorization", []), scope["path_params"].get("job_id")
             )
             exchange.limit_body(self.needs, headers, gate.settings.body_timeout_s)
-            scope["state"]["admitted"] = exchange.admitted
-            scope["state"]["request_id"] = exchange.request_id
             request = Request(scope, exchange.receive)
             response: Response = await self.endpoint(**await self._read(request))
             await response(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             exchange.status = exchange.status or 499
         except AfterwordsError as error:
+            if isinstance(error, NotOpenedError):
+                log.error("%s %s", error.message, error.hint)
             await exchange.answer(error)
         except Exception as error:  # noqa: BLE001 - an edge: nothing may leave but an error in our shape
             log.error("failed request_id=%s %s", exchange.request_id, _where(error))
             await exchange.answer(ServiceError())
         finally:
             exchange.log()
+
+
+class EmbeddedRoute(APIRoute):
+    """A route within another application, made by `embedded`.
+
+    FastAPI runs what that application declares (dependencies, overrides, exception handlers), and then the guarded
+    route answers. A method that the address does not have is refused by the guarded route at once.
+    """
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] in (self.methods or ()):
+            scope["afterwords.body"] = receive = _Rewindable(receive)
+            await super().handle(scope, receive, send)
+        else:
+            await cast("_Embedded", self.endpoint).answer(scope, receive, send)
+
+
+def embedded(route: GuardedRoute, lifetime: Lifetime) -> EmbeddedRoute:
+    """Return the route through which another application reaches a guarded one."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["afterwords"] = lifetime.house
+        await route.handle(scope, receive, send)
+
+    async def endpoint(request: Request) -> Response:  # noqa: ARG001 - FastAPI needs one for dependencies to see
+        return _GuardedResponse(answer)
+
+    endpoint.answer = answer  # type: ignore[attr-defined]
+    return EmbeddedRoute(route.path, endpoint, methods=list(route.methods_answered), include_in_schema=False)
+
+
+class _Embedded(Protocol):
+    """An endpoint of an `EmbeddedRoute`."""
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+class _GuardedResponse(Response):
+    """Stands for the answer of a guarded route, which begins when the dependencies are solved."""
+
+    def __init__(self, answer: ASGIApp) -> None:
+        super().__init__()
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body: _Rewindable = scope["afterwords.body"]
+        await self._answer(scope, body if body.rewind() else receive, send)
+        if self.background is not None:  # tasks that a dependency left
+            await self.background()
+
+
+class _Rewindable:
+    """A request body that a dependency may read before the endpoint reads it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._read: deque[Message] = deque()
+        self._is_rewound = False
+
+    async def __call__(self) -> Message:
+        if self._is_rewound:
+            return self._read.popleft() if self._read else await self._receive()
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._read.append(message)
+        return message
+
+    def rewind(self) -> bool:
+        """Begin with what was read already; False if nothing was."""
+        self._is_rewound = True
+        return bool(self._read)
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from afterwords.backends import registry
 from afterwords.errors import AddressInUseError
 from afterwords.server.app import create_app
-from afterwords.server.guard import not_http_response
+from afterwords.server.guard import Lifetime, not_http_response
 from afterwords.server.ports import Dispatcher
 from afterwords.server.services.keys import Keys, MintedKey
 from afterwords.server.settings import Settings
@@ -60,8 +60,9 @@ def serve(
         settings = settings.model_copy(update={"port": bound.getsockname()[1]})
         if key := asyncio.run(_first_key(settings)):
             on_first_key(key)
+        app = create_app(settings)
         config = uvicorn.Config(
-            create_app(settings),
+            app,
             http=_Protocol,
             ws="none",
             lifespan="on",
@@ -71,7 +72,7 @@ def serve(
             proxy_headers=False,
             timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         )
-        server = _Server(config, lambda: on_listening(settings))
+        server = _Server(config, app.lifetime, lambda: on_listening(settings))
         server.run([bound])
         return server.signal
 
@@ -158,8 +159,9 @@ async def _tell_loading(dispatcher: Dispatcher) -> None:
 class _Server(uvicorn.Server):
     """Uvicorn, which leaves with the signal's meaning and not by the signal itself."""
 
-    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, lifetime: Lifetime, on_listening: Callable[[], None]) -> None:
         super().__init__(config)
+        self._lifetime = lifetime
         self._on_listening = on_listening
         self.signal: int | None = None
         self._telling: asyncio.Task[None] | None = None
@@ -174,11 +176,12 @@ class _Server(uvicorn.Server):
         gc.collect()
         gc.freeze()  # what is loaded stays: looking through it again and again took a tenth of the time
         self._on_listening()
-        self._telling = asyncio.create_task(_tell_loading(self.lifespan.state["afterwords"].dispatcher))
+        house = cast("House", self._lifetime.house)
+        self._telling = asyncio.create_task(_tell_loading(house.dispatcher))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Those who wait for a job get their answer now, or they would hold the door open."""
-        house = cast("House | None", self.lifespan.state.get("afterwords"))
+        house = cast("House | None", self._lifetime.house)
         if house is not None:
             house.synthesis.news.close()
         if self._telling is not None:

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, BinaryIO, Final, cast
+from urllib.parse import quote
 
 from fastapi import Header, Request
 from fastapi.responses import JSONResponse, Response
@@ -40,12 +41,21 @@ IdempotencyKey = Annotated[
 
 def house_of(request: Request) -> House:
     """The house that this router belongs to."""
-    return cast(House, request.state.afterwords)
+    return cast(House, request.scope["afterwords"])
+
+
+def base_url(request: Request) -> str:
+    """Where links lead: the public URL, else the server's own address and the prefix of this router."""
+    settings, scope = house_of(request).settings, request.scope
+    if settings.public_url:
+        return settings.public_url
+    above = scope["path"].rsplit("/", scope["afterwords.exchange"].route.count("/"))[0]
+    return settings.local_url + quote(above.removeprefix(scope.get("app_root_path", scope.get("root_path", ""))))
 
 
 def admitted_to(request: Request) -> Admitted:
     """Who asks, as the guard found."""
-    return cast(Admitted, request.state.admitted)
+    return cast(Admitted, request.scope["afterwords.exchange"].admitted)
 
 
 def caller_of(request: Request) -> Caller:
@@ -82,7 +92,7 @@ def list_response(
     response = JSONResponse(items, headers={"Cache-Control": "no-store"})
     if limit is not None and len(items) == limit and last_id is not None:
         query = request.url.include_query_params(after=last_id).query
-        response.headers["Link"] = f'<{house_of(request).settings.base_url}{path}?{query}>; rel="next"'
+        response.headers["Link"] = f'<{base_url(request)}{path}?{query}>; rel="next"'
     return response
 
 
@@ -197,7 +207,7 @@ COMMON: Final = errors(
     _413="request_too_large",
     _429="rate_limited, too_many_concurrent_requests",
     _500="internal_error",
-    _503="database_unavailable, storage_unavailable, service_unavailable",
+    _503="database_unavailable, storage_unavailable, service_unavailable, not_opened",
     _507="storage_full",
 )
 """What any route may answer."""

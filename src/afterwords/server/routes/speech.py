@@ -22,6 +22,7 @@ from afterwords.server.routes.answers import (
     IdempotencyKey,
     audio_content,
     audio_response,
+    base_url,
     caller_of,
     encoded_stream,
     errors,
@@ -253,7 +254,7 @@ def _listed(request: Request, job: StoredJob) -> JobListed:
 
 
 def _audio_url(request: Request, job: StoredJob) -> str | None:
-    """Made from configuration, never from what a request says of itself."""
+    """Made from configuration and the path of the route, never from what a request says of its host."""
     if job.status is not JobStatus.READY:
         return None
-    return f"{house_of(request).settings.base_url}/v1/jobs/{job.job_id}/audio"
+    return f"{base_url(request)}/v1/jobs/{job.job_id}/audio"
