@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import numpy as np
 import pytest
+import soundfile
 
 from afterwords.riff import REFERENCE_MAX_BYTES, canonical_wav, read_wav
 from afterwords.text import longest_speech_s
 from tests.e2e.served import Served, final, register, serving
 from tests.e2e.wire import Answer, ask
+from tests.server.services.test_decoding import by_libav
 from tests.test_riff import BAD, DATA, GOOD, GOOD_FILES, RATE, SIX_SECONDS, chunk, fmt, riff, tone
 
 CALLBACK_SECRET = "a-callback-secret-that-workers-share"
@@ -53,11 +56,37 @@ def refusal(answer: httpx.Response | Answer) -> tuple[int, str]:
     return answer.status_code, error["code"]
 
 
+DECODED = ("FLAC", "OGG", "MP3")
+"""No WAV files, and taken as what they are."""
+UNKNOWN = ("PNG", "text", "gzip")
+RECORDINGS: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "m4a": ("audio/mp4", lambda: by_libav("ipod", "aac")),
+    "webm": ("video/webm", lambda: by_libav("webm", "libopus")),
+    "amr": ("audio/amr", lambda: by_libav("amr", "libopencore_amrnb", rate=8_000)),
+}
+
+
 class TestRecordings:
-    @pytest.mark.parametrize("name", BAD)
+    @pytest.mark.parametrize("name", [name for name in BAD if name not in DECODED])
     def test_a_bad_file_is_refused_with_its_code(self, client: httpx.Client, name: str) -> None:
         code, make = BAD[name]
-        assert refusal(upload(client, make())) == (422, code)
+        assert refusal(upload(client, make())) == (422, "unsupported_audio" if name in UNKNOWN else code)
+
+    @pytest.mark.parametrize("name", [*DECODED, *RECORDINGS])
+    def test_recording_of_any_format_is_taken(self, served: Served, client: httpx.Client, name: str) -> None:
+        kind, make = RECORDINGS.get(name) or (f"audio/{name.lower()}", BAD[name][1])
+        answer = upload(client, make(), kind=kind, filename="me")
+        assert answer.status_code == 201, answer.text
+        kept = served.home / "server" / "blobs" / "voices" / answer.json()["voice_id"] / "ref.wav"
+        samples, rate = read_wav(kept.read_bytes())
+        assert len(samples) / rate == pytest.approx(6, abs=0.1)
+        assert np.abs(samples[rate:-rate]).max() == pytest.approx(0.5, abs=0.05)
+
+    @pytest.mark.parametrize(("duration_s", "code"), [(4.9, "too_short"), (60.1, "too_long")])
+    def test_limits_of_length_hold_for_every_format(self, client: httpx.Client, duration_s: float, code: str) -> None:
+        file = io.BytesIO()
+        soundfile.write(file, tone(duration_s), RATE, format="FLAC")
+        assert refusal(upload(client, file.getvalue())) == (422, code)
 
     @pytest.mark.parametrize("name", GOOD_FILES)
     def test_a_good_file_is_taken_with_equal_sound(self, served: Served, client: httpx.Client, name: str) -> None:
@@ -81,7 +110,7 @@ class TestRecordings:
     def test_usual_content_types_are_taken(self, client: httpx.Client, kind: str) -> None:
         assert upload(client, GOOD, kind=kind).status_code == 201
 
-    @pytest.mark.parametrize("kind", ["text/plain", "audio/flac", "image/png"])
+    @pytest.mark.parametrize("kind", ["text/plain", "image/png", "application/json"])
     def test_another_content_type_is_refused(self, client: httpx.Client, kind: str) -> None:
         assert refusal(upload(client, GOOD, kind=kind)) == (422, "bad_content_type")
 

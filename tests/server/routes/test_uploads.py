@@ -140,13 +140,13 @@ def test_name_of_the_file_does_not_matter(name: bytes) -> None:
 @pytest.mark.parametrize(
     ("header", "known"),
     [
-        *[(kind, kind) for kind in ("audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave")],
+        *[(kind, kind) for kind in ("audio/wav", "audio/mp4", "audio/mpeg", "video/webm", "application/ogg")],
         ("application/octet-stream", "application/octet-stream"),
         ("Audio/WAV; codecs=1", "audio/wav"),
         ("", None),
     ],
 )
-def test_content_types_of_a_wav_file_are_taken(header: str, known: str | None) -> None:
+def test_content_types_of_recordings_are_taken(header: str, known: str | None) -> None:
     assert read(body(part(FILE, b"x", b"Content-Type: " + header.encode()))).content_type == known
 
 
@@ -232,9 +232,9 @@ def test_form_with_a_fault_is_refused_with_the_reason(sent: bytes, why: str) -> 
     assert "canary" not in str(error.value)
 
 
-@pytest.mark.parametrize("kind", [b"text/plain", b"audio/mpeg", b"image/png", b"audio/wavy", b"canary"])
+@pytest.mark.parametrize("kind", [b"text/plain", b"image/png", b"audio", b"xaudio/wav", b"canary"])
 def test_file_of_another_type_is_refused(kind: bytes) -> None:
-    with pytest.raises(BadContentTypeError, match="audio/wav") as error:
+    with pytest.raises(BadContentTypeError, match=r"audio/\*") as error:
         read(body(part(FILE, b"x", b"Content-Type: " + kind)))
     assert (error.value.http_status, "canary" in str(error.value)) == (422, False)
 

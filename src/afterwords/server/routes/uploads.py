@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 BESIDE_FILE_MAX_BYTES: Final = 64 * 1024
 """What a form may hold besides the content of its file: text fields, headers, boundaries."""
 
-AUDIO_TYPES: Final = ("audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave", "application/octet-stream")
+AUDIO_TYPES: Final = ("audio/*", "video/*", "application/ogg", "application/mp4", "application/octet-stream")
+"""What a recording may be said to be; phones and browsers also record sound alone as video/mp4 and video/webm."""
 
 _PARTS_MAX: Final = 32
 _HEADER_MAX_BYTES: Final = 8 * 1024  # of one part
@@ -178,7 +180,7 @@ class _Reading:
         if name == self._file_field:
             if b"filename" not in options and not content_type:
                 raise InvalidMultipartError(why=f"{name} is text, not a file")
-            if content_type not in ("", *AUDIO_TYPES):
+            if content_type and not any(fnmatchcase(content_type, allowed) for allowed in AUDIO_TYPES):
                 raise BadContentTypeError(allowed=", ".join(AUDIO_TYPES))
             self._content_type = content_type or None
         elif name not in self._text_fields:

@@ -24,6 +24,7 @@ from afterwords.models import Consent, ConsentKind, Provenance, ReferenceInfo, V
 from afterwords.riff import canonical_wav, check_reference_wav
 from afterwords.server.failpoints import reach
 from afterwords.server.ports import Blobs, Caller, Clock, Idempotency, Store, StoredVoice, VoiceChanges
+from afterwords.server.services.decoding import as_wav, is_wav
 from afterwords.server.services.hot import HotAudio
 from afterwords.server.services.offer import Offer
 from afterwords.text import check_name, check_text
@@ -56,7 +57,7 @@ class Voices:
     hot: HotAudio
 
     async def register(
-        self, caller: Caller, fields: VoiceFields, wav: bytes, *, idempotency_key: str | None = None
+        self, caller: Caller, fields: VoiceFields, recording: bytes, *, idempotency_key: str | None = None
     ) -> StoredVoice:
         """Make a voice of an uploaded recording.
 
@@ -67,12 +68,12 @@ class Voices:
         fields = self._checked(fields)
         backend, lang = self.offer.for_voice(fields.backend, fields.lang)
         asked = json.dumps(_facts(fields))
-        idempotency = _idempotency(caller, idempotency_key, asked.encode(), sha256(wav).digest())
+        idempotency = _idempotency(caller, idempotency_key, asked.encode(), sha256(recording).digest())
         if idempotency and (known := await self.store.replayed_voice(idempotency)):
             return known
         consent = Consent(kind=fields.consent, stated_at=self.clock.now()) if fields.consent else None
         async with self.decoding:
-            canonical, sample_rate, duration_s = await asyncio.to_thread(_judged, wav)
+            canonical, sample_rate, duration_s = await asyncio.to_thread(_judged, recording)
         return await self._keep(
             caller,
             canonical,
@@ -283,8 +284,9 @@ def as_voice(stored: StoredVoice) -> Voice:
     )
 
 
-def _judged(wav: bytes) -> tuple[bytes, int, float]:
+def _judged(data: bytes) -> tuple[bytes, int, float]:
     """The canonical WAV of an upload, its sample rate in Hz and its length in seconds."""
+    wav = data if is_wav(data) else as_wav(data, source="the recording")
     samples, sample_rate = check_reference_wav(wav)
     if sample_rate > RATE_MAX:
         from afterwords.audio import resample
