@@ -157,3 +157,38 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give back memory and threads. A closed engine may be used again; it loads anew."""
         ...
+
+
+SaveCheckpoint = Callable[[bytes], None]
+"""Given what a preparation has found so far; the latest replaces those before."""
+
+
+@runtime_checkable
+class ResumableEngine(Engine, Protocol):
+    """An engine whose preparation takes long, and can go on where another process was interrupted.
+
+    Servers use it where they find it. Others speak meanwhile: it must not keep the engine to itself for more than a
+    second or two at a time.
+    """
+
+    def resume(
+        self,
+        reference: Reference,
+        progress: Progress = ignore_progress,
+        *,
+        checkpoint: bytes | None,
+        save: SaveCheckpoint,
+    ) -> bytes:
+        """Make the same prompt as `prepare` does, from a checkpoint if there is one.
+
+        Args:
+            reference: the prepared recording, the same for every checkpoint of it.
+            progress: told how far it is.
+            checkpoint: what `save` was given last, with this `prompt_version`; bytes that are no checkpoint count as
+                none.
+            save: call it whenever a few seconds of work would be lost otherwise.
+
+        Raises:
+            UnvoicedReferenceError: too little of it is a voice.
+        """
+        ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from afterwords.backends.lite.search import (
     PROPOSALS,
     ROUNDS,
     Heard,
+    Journal,
     Ridge,
     Surrogate,
     Target,
@@ -150,13 +153,13 @@ def test_what_was_heard_joins_what_is_known(world: World) -> None:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[tuple[int, int]]:
+def told() -> list[tuple[float, int]]:
     """What the search below says of its progress."""
     return []
 
 
 @pytest.fixture(scope="module")
-def trials(world: World, told: list[tuple[int, int]]) -> list[Trial]:
+def trials(world: World, told: list[tuple[float, int]]) -> list[Trial]:
     return search(Surrogate(TABLE, world.target), world.hear, on_trial=lambda done, total: told.append((done, total)))
 
 
@@ -166,9 +169,11 @@ def test_the_search_finds_a_voice_more_alike_than_any_of_the_table(world: World,
     assert trials[0].similarity == pytest.approx(world.similarity(trials[0].point), abs=1e-6)
 
 
-def test_the_search_hears_as_often_as_it_says(trials: list[Trial], told: list[tuple[int, int]]) -> None:
+def test_the_search_hears_as_often_as_it_says(trials: list[Trial], told: list[tuple[float, int]]) -> None:
     assert len(trials) == ROUNDS * PROPOSALS
-    assert told == [(done, ROUNDS * PROPOSALS) for done in range(1, ROUNDS * PROPOSALS + 1)]
+    assert {total for _, total in told} == {ROUNDS * PROPOSALS}
+    assert [done for done, _ in told if done == int(done)] == list(range(1, ROUNDS * PROPOSALS + 1))
+    assert all(before < after for (before, _), (after, _) in pairwise(told)), "each step is progress"
 
 
 def test_the_most_worth_comes_first_and_all_lie_in_the_style_space(trials: list[Trial]) -> None:
@@ -195,6 +200,34 @@ def test_the_same_seed_finds_the_same_voices(world: World) -> None:
     one, other = (search(Surrogate(TABLE, world.target), world.hear, rounds=1, seed=9) for _ in range(2))
     for left, right in zip(one, other, strict=True):
         np.testing.assert_array_equal(left.point, right.point)
+
+
+def test_an_interrupted_preparation_goes_on_where_it_was() -> None:
+    """The search asks the same questions again, as a test above shows: the journal answers those that were answered."""
+    saved: list[bytes] = []
+    found: list[float] = []
+
+    def prepare(journal: Journal, *, stop_at: float) -> list[Array]:
+        def find(value: float) -> Array:
+            if value == stop_at:
+                raise InterruptedError
+            found.append(value)
+            return np.array([value, value / 3])
+
+        return [journal.recall(2, lambda v=float(value): find(v)) for value in range(6)]  # type: ignore[misc]
+
+    with pytest.raises(InterruptedError):
+        prepare(Journal(None, saved.append), stop_at=4)
+    resumed = prepare(Journal(saved[-1], saved.append), stop_at=-1)
+    assert found == [0, 1, 2, 3, 4, 5], "nothing is found twice"
+    np.testing.assert_array_equal(resumed, [[value, value / 3] for value in range(6)])
+
+
+@pytest.mark.parametrize("damaged", [b"7 bytes", np.array([np.nan]).tobytes(), b""])
+def test_a_damaged_journal_counts_as_none(damaged: bytes) -> None:
+    saved: list[bytes] = []
+    assert Journal(damaged, saved.append).recall(1, lambda: np.array([2.5])) == [2.5]
+    assert Journal(saved[-1], saved.append).recall(1, lambda: np.zeros(1)) == [2.5]
 
 
 # -- trimming ------------------------------------------------------------------------------------------------

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress, not_installed
+from afterwords.backends.base import (
+    Available,
+    Chunk,
+    Progress,
+    Reference,
+    SaveCheckpoint,
+    Unavailable,
+    ignore_progress,
+    not_installed,
+)
 from afterwords.backends.lite import PROMPT_VERSION
 from afterwords.config import load_config
 from afterwords.errors import EmptyTextError, SynthesisError
@@ -17,7 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from afterwords.backends.lite.kokoro import Kokoro
+    from afterwords.backends.lite.enrol import Speak
+    from afterwords.backends.lite.kokoro import Kokoro, PitchTarget, Utterance
     from afterwords.backends.lite.profile import Profile
     from afterwords.models import SpeechTask
 
@@ -60,8 +70,19 @@ class LiteEngine:
     def prepare(self, reference: Reference, progress: Progress = ignore_progress, *, fast: bool = False) -> bytes:
         from afterwords.backends.lite.enrol import enrol
 
-        with self._lock:
-            return enrol(reference, self._loaded(), progress, fast=fast).to_bytes()
+        return enrol(reference, self._speaker(), progress, fast=fast).to_bytes()
+
+    def resume(
+        self,
+        reference: Reference,
+        progress: Progress = ignore_progress,
+        *,
+        checkpoint: bytes | None,
+        save: SaveCheckpoint,
+    ) -> bytes:
+        from afterwords.backends.lite.enrol import enrol
+
+        return enrol(reference, self._speaker(), progress, checkpoint=checkpoint, save=save).to_bytes()
 
     def describe(self, prompt: bytes) -> dict[str, float | str]:
         profile = _profile(prompt)
@@ -91,6 +112,17 @@ class LiteEngine:
     def close(self) -> None:
         with self._lock:
             self._kokoro = None
+
+    def _speaker(self) -> Speak:
+        """The network for enrolment, which gives others a chance to speak after each sentence of its own."""
+        with self._lock:
+            kokoro = self._loaded()
+
+        def speak(tokens: Sequence[int], style: NDArray[np.float32], pitch: PitchTarget | None = None) -> Utterance:
+            with self._lock:
+                return kokoro.speak(tokens, style, pitch)
+
+        return speak
 
     def _loaded(self, progress: Progress = ignore_progress) -> Kokoro:
         """The network; loaded when it is first needed, and the dictionaries in the same half second."""

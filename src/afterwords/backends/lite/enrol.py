@@ -7,10 +7,10 @@ and fit the cepstral map on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Final
+from functools import cached_property, partial
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,19 @@ from afterwords.acoustics import measure_pitch
 from afterwords.audio import resample
 from afterwords.backends.base import Progress, Reference
 from afterwords.backends.lite.g2p import tokens
-from afterwords.backends.lite.kokoro import SAMPLE_RATE, Kokoro, PitchTarget, pitch_stats
+from afterwords.backends.lite.kokoro import SAMPLE_RATE, PitchTarget, Utterance, pitch_stats
 from afterwords.backends.lite.profile import Profile
-from afterwords.backends.lite.search import PHRASE, Heard, Surrogate, Target, evolve, search, trim, voice_table
+from afterwords.backends.lite.search import (
+    PHRASE,
+    Heard,
+    Journal,
+    Surrogate,
+    Target,
+    evolve,
+    search,
+    trim,
+    voice_table,
+)
 from afterwords.backends.lite.shaping import LOUDNESS, CepstralMap, cepstral_stats, equalise, equaliser_db
 from afterwords.backends.lite.speaker import divergence, embed, timbre
 from afterwords.backends.lite.styles import StyleSpace, style_space
@@ -34,9 +44,19 @@ CALIBRATION: Final = (
 """Harvard sentences (IEEE, 1969): phonetically balanced, never the text that is spoken later."""
 MIN_VOICED_S: Final = 3.0
 STRENGTHS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
+HEARD: Final = 0.03
+SEARCHED: Final = 0.35
+COMPARED: Final = 0.92
+"""Where the steps end, as parts of the whole time."""
 _RANGE_LIMITS: Final = (0.7, 1.2)  # of the factor on the pitch range; beyond, speech sounds flat or theatrical
 
 Array = NDArray[np.float32]
+
+
+class Speak(Protocol):
+    """Speak phoneme tokens in a style, as `Kokoro.speak`."""
+
+    def __call__(self, tokens: Sequence[int], style: Array, pitch: PitchTarget | None = None) -> Utterance: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,11 +72,10 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """A candidate with the equaliser at one strength, and what that is worth."""
+    """A candidate with the equaliser at one strength."""
 
     candidate: Candidate
     strength: float
-    worth: float
 
     @property
     def equaliser_db(self) -> Array:
@@ -88,40 +107,101 @@ class Speaker:
         return self.similarity(samples) - 0.15 * min(apart, 0.6) - 0.1 * max(0.0, 2.85 - quality)
 
 
-def enrol(reference: Reference, kokoro: Kokoro, progress: Progress, *, fast: bool = False) -> Profile:
+def enrol(
+    reference: Reference,
+    speak: Speak,
+    progress: Progress,
+    *,
+    fast: bool = False,
+    checkpoint: bytes | None = None,
+    save: Callable[[bytes], None] = lambda _checkpoint: None,
+) -> Profile:
     """Make the profile of a voice.
 
     Args:
         reference: the prepared recording.
-        kokoro: the network that will speak.
+        speak: the network that will speak.
         progress: told how far it is.
         fast: do not speak during the search: about a third of the time, and less alike.
+        checkpoint: what `save` was given last, where another process was interrupted; the profile comes out the same.
+        save: given all that was found so far, whenever something was.
 
     Raises:
         UnvoicedReferenceError: less than MIN_VOICED_S of it is voiced speech.
     """
     progress(0.0, "listening")
-    speaker, space = Speaker(reference), style_space()
+    speaker, space, journal = Speaker(reference), style_space(), Journal(checkpoint, save)
+    progress(HEARD / 2, "listening")
     stock = _nearest_stock(speaker.target, space)
     surrogate = Surrogate(voice_table(), speaker.target)
-    points = [*_found(speaker, space, kokoro, surrogate, progress, fast=fast), space.coordinates[stock]]
-    choices: list[Choice] = []
-    for number, point in enumerate(points):
-        progress(0.7 + 0.25 * number / len(points), "comparing")
-        style = space.voices[stock] if number == len(points) - 1 else space.table(point)
-        quality = float(surrogate.quality(np.asarray(point, np.float64)[None])[0])
-        candidate = _calibrate(style, quality, speaker, kokoro)
-        choices += _strengths(candidate, speaker)
-    best = max(choices, key=lambda choice: choice.worth)
-    progress(0.95, "shaping")
-    baseline = speaker.similarity(_raw(space.voices[stock], kokoro))
-    profile = _profile(best, speaker, baseline, space.names[stock])
+    progress(HEARD, "searching")
+    found = _found(speaker, space, speak, surrogate, progress, journal, fast=fast)
+    comparison = Comparison(
+        [*(space.table(point) for point in found), space.voices[stock]],
+        surrogate.quality(np.array([*found, space.coordinates[stock]], np.float64)),
+        speaker,
+        speak,
+        progress,
+    )
+    choice = comparison.best(journal)
+    progress(COMPARED, "shaping")
+    raw = _raw(space.voices[stock], speak, lambda done: progress(COMPARED + 0.02 * done, "shaping"))
+    profile = _profile(choice, speaker, speaker.similarity(raw), space.names[stock])
     progress(1.0, "done")
     return profile
 
 
+class Comparison:
+    """Styles that are spoken at length, and compared with the speaker at each strength of the equaliser."""
+
+    N_STEPS: Final = len(CALIBRATION) + len(STRENGTHS)
+    """Of one style."""
+
+    def __init__(
+        self, styles: list[Array], quality: NDArray[np.float64], speaker: Speaker, speak: Speak, progress: Progress
+    ) -> None:
+        self._styles, self._quality, self._speaker, self._speak = styles, quality, speaker, speak
+        self._progress = progress
+        self._candidates: dict[int, Candidate] = {}
+        self._n_done = 0
+
+    def best(self, journal: Journal) -> Choice:
+        """The style and strength of the greatest worth."""
+        worths = []
+        for number in range(len(self._styles)):
+            worths.append(journal.recall(len(STRENGTHS), partial(self._worths, number)))
+            self._n_done = self.N_STEPS * (number + 1)
+        style, strength = np.unravel_index(int(np.argmax(worths)), (len(worths), len(STRENGTHS)))
+        return Choice(self._candidate(int(style)), STRENGTHS[int(strength)])
+
+    def _worths(self, number: int) -> NDArray[np.float64]:
+        candidate, found = self._candidate(number), []
+        for strength in STRENGTHS:
+            found.append(self._speaker.worth(Choice(candidate, strength).spoken, candidate.quality))
+            self._step()
+        return np.array(found)
+
+    def _candidate(self, number: int) -> Candidate:
+        if number not in self._candidates:  # once more at the end, where another process had compared it
+            style, quality = self._styles[number], float(self._quality[number])
+            self._candidates[number] = _calibrate(style, quality, self._speaker, self._speak, self._step)
+        return self._candidates[number]
+
+    def _step(self) -> None:
+        self._n_done += 1
+        n_steps = self.N_STEPS * len(self._styles) + len(CALIBRATION)
+        self._progress(SEARCHED + (COMPARED - SEARCHED) * self._n_done / n_steps, "comparing")
+
+
 def _found(
-    speaker: Speaker, space: StyleSpace, kokoro: Kokoro, surrogate: Surrogate, progress: Progress, *, fast: bool
+    speaker: Speaker,
+    space: StyleSpace,
+    speak: Speak,
+    surrogate: Surrogate,
+    progress: Progress,
+    journal: Journal,
+    *,
+    fast: bool,
 ) -> list[NDArray[np.float64]]:
     """The most promising points of the style space; in fast mode, one that was never heard.
 
@@ -133,12 +213,19 @@ def _found(
     phrase = tokens(PHRASE)
     pitch = PitchTarget(speaker.pitch.median_hz)
 
-    def hear(point: NDArray[np.float64]) -> Heard:
-        said = kokoro.speak(phrase, space.row(point, len(phrase)), pitch)
+    def sounding(point: NDArray[np.float64]) -> NDArray[np.float64]:
+        said = speak(phrase, space.row(point, len(phrase)), pitch)
         raw_hz = pitch_stats(said.raw_pitch)[0] or speaker.pitch.median_hz
-        return Heard(embed(trim(said.samples), SAMPLE_RATE), float(np.log(raw_hz)))
+        return np.append(embed(trim(said.samples), SAMPLE_RATE).astype(np.float64), np.log(raw_hz))
 
-    trials = search(surrogate, hear, on_trial=lambda done, total: progress(0.7 * done / total, "searching"))
+    def hear(point: NDArray[np.float64]) -> Heard:
+        heard = journal.recall(len(speaker.embedding) + 1, lambda: sounding(point))
+        return Heard(heard[:-1].astype(np.float32), float(heard[-1]))
+
+    def on_trial(done: float, total: int) -> None:
+        progress(HEARD + (SEARCHED - HEARD) * done / total, "searching")
+
+    trials = search(surrogate, hear, on_trial=on_trial)
     best = [trial.point for trial in trials[:3]]
     return [*best, np.mean(best, axis=0)]
 
@@ -153,10 +240,15 @@ def _nearest_stock(target: Target, space: StyleSpace) -> int:
     return int(np.argmax(np.where(is_english, similarity - 0.05 * (off_st > 5), -np.inf)))
 
 
-def _calibrate(style: Array, quality: float, speaker: Speaker, kokoro: Kokoro) -> Candidate:
+def _calibrate(
+    style: Array, quality: float, speaker: Speaker, speak: Speak, on_sentence: Callable[[], None]
+) -> Candidate:
     """Speak the calibration sentences at the speaker's pitch."""
     moved = PitchTarget(speaker.pitch.median_hz)
-    said = [kokoro.speak(ids, style[len(ids) - 1], moved) for ids in _calibration_tokens()]
+    said = []
+    for ids in _calibration_tokens():
+        said.append(speak(ids, style[len(ids) - 1], moved))
+        on_sentence()
     source_hz, spread_st = pitch_stats(np.concatenate([utterance.raw_pitch for utterance in said]))
     # Half the way in log frequency: the two spreads are measured in unlike ways, and the full way sounds worse.
     scale = float(np.clip(np.sqrt(speaker.pitch.spread_st / max(spread_st, 0.5)), *_RANGE_LIMITS))
@@ -165,19 +257,17 @@ def _calibrate(style: Array, quality: float, speaker: Speaker, kokoro: Kokoro) -
     return Candidate(style, quality, spoken, pitch, equaliser_db(spoken, speaker.samples))
 
 
-def _raw(style: Array, kokoro: Kokoro) -> Array:
+def _raw(style: Array, speak: Speak, on_sentence: Callable[[int], None]) -> Array:
     """The calibration sentences as a style speaks them by itself."""
-    return np.concatenate([trim(kokoro.speak(ids, style[len(ids) - 1]).samples) for ids in _calibration_tokens()])
+    said = []
+    for ids in _calibration_tokens():
+        said.append(trim(speak(ids, style[len(ids) - 1]).samples))
+        on_sentence(len(said))
+    return np.concatenate(said)
 
 
 def _calibration_tokens() -> Iterator[list[int]]:
     return (tokens(sentence) for sentence in CALIBRATION)
-
-
-def _strengths(candidate: Candidate, speaker: Speaker) -> Iterator[Choice]:
-    for strength in STRENGTHS:
-        spoken = equalise(candidate.spoken, candidate.equaliser_db * np.float32(strength))
-        yield Choice(candidate, strength, speaker.worth(spoken, candidate.quality))
 
 
 def _profile(choice: Choice, speaker: Speaker, baseline: float, stock: str) -> Profile:

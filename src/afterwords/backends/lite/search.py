@@ -107,6 +107,30 @@ class Ridge:
         return near + self.LINEAR * (points - self._centre) @ (self._points - self._centre).T
 
 
+class Journal:
+    """What a preparation has found so far, in order, so that another process can go on from there.
+
+    Finding is deterministic: the same recording leads to the same questions, and the journal has their answers.
+    """
+
+    def __init__(self, checkpoint: bytes | None, save: Callable[[bytes], None]) -> None:
+        found = np.frombuffer(checkpoint or b"", "<f8") if len(checkpoint or b"") % 8 == 0 else np.zeros(0)
+        self._found: Array = found if np.isfinite(found).all() else np.zeros(0)
+        self._save = save
+        self._place = 0
+
+    def recall(self, count: int, find: Callable[[], Array]) -> Array:
+        """Return the next `count` numbers: those that were found before, or else those that `find` finds now."""
+        known = self._found[self._place : self._place + count]
+        self._place += count
+        if len(known) == count:
+            return known
+        found = find()
+        self._found = np.concatenate([self._found[: self._place - count], found])
+        self._save(self._found.astype("<f8").tobytes())
+        return found
+
+
 def squared_distances(a: Array, b: Array) -> Array:
     """Squared Euclidean distances between the rows of a and of b."""
     return np.maximum(0, (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T)
@@ -170,7 +194,7 @@ def search(
     hear: Hear,
     *,
     rounds: int = ROUNDS,
-    on_trial: Callable[[int, int], None] = lambda _done, _total: None,
+    on_trial: Callable[[float, int], None] = lambda _done, _total: None,
     seed: int = 0,
 ) -> list[Trial]:
     """Find points that sound like the target: `rounds` × PROPOSALS spoken trials, the most worth first.
@@ -179,7 +203,7 @@ def search(
         surrogate: what is known of the speaker and of voices so far; it learns from every trial.
         hear: speaks a point and listens; about a second each.
         rounds: of proposing, speaking and learning.
-        on_trial: told how many of how many trials are done.
+        on_trial: given how many of how many trials are done; a fraction while proposals are made.
         seed: of the evolution strategy; the same seed finds the same points.
     """
     random = np.random.default_rng(seed)
@@ -187,7 +211,11 @@ def search(
     for number in range(rounds):
         best = surrogate.best(max(_FIRST_STARTS) + 1)
         starts = best[list(_FIRST_STARTS)] if number == 0 else best[:PROPOSALS]
-        proposals = np.array([evolve(surrogate.expected, start, random=random) for start in starts])
+        found = []
+        for start in starts:
+            found.append(evolve(surrogate.expected, start, random=random))
+            on_trial(len(trials) + 0.9 * len(found) / PROPOSALS, rounds * PROPOSALS)
+        proposals = np.array(found)
         heard = []
         for point in proposals:
             heard.append(hear(point))
