@@ -16,6 +16,7 @@ from afterwords.backends.tone import ToneEngine
 from afterwords.cachekey import cache_path
 from afterwords.models import SpeechTask
 from afterwords.riff import pcm16, read_wav
+from afterwords.server.services.ownership import MARK_PATH
 from tests.e2e.served import Served, until
 
 SWEPT_WITHIN_S = 15.0
@@ -49,9 +50,10 @@ def blob_folder(served: Served) -> Path:
 
 
 def blobs(served: Served) -> set[str]:
-    """The paths of all blobs, unfinished ones among them; what vanishes meanwhile is left out."""
+    """The paths of all blobs, unfinished ones among them, without the mark; what vanishes meanwhile is left out."""
     root = blob_folder(served)
-    return {Path(folder, name).relative_to(root).as_posix() for folder, _, names in os.walk(root) for name in names}
+    files = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+    return {path.relative_to(root).as_posix() for path in files if not path.name.startswith(MARK_PATH)}
 
 
 def orphans(served: Served) -> set[str]:

@@ -25,6 +25,7 @@ from afterwords.cli import (
     output,
     say,
     serve,
+    storage,
     travel,
     verify,
     voices,
@@ -84,6 +85,7 @@ app.command("usage")(account.usage)
 app.add_typer(account.profiles_app, name="profiles")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
+app.add_typer(storage.app, name="storage")
 app.add_typer(models.app, name="models")
 
 

@@ -451,6 +451,21 @@ class Store(Protocol):
         """Those of the paths that some row names: references, job audio, cache entries; prompts of known voices."""
         ...
 
+    async def strays(self, paths: Sequence[str], *, grace_s: float) -> set[str]:
+        """Those of the paths that no row names, and that this database first saw so at least the grace ago.
+
+        The others are remembered with the time, by the steady clock.
+        """
+        ...
+
+    async def add_mark(self, token: str) -> None:
+        """Remember a token that is about to be written into the storage; the last 32 are kept."""
+        ...
+
+    async def has_mark(self, token: str) -> bool:
+        """Whether this database wrote the token lately. A copy, or an older state of it, did not."""
+        ...
+
     async def forget_old(self) -> None:
         """Remove idempotency rows older than a day, tombstones of purged voices older than 30 days, and the like."""
         ...

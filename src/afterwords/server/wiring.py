@@ -22,6 +22,7 @@ from afterwords.server.services.housekeeping import Housekeeping
 from afterwords.server.services.keys import Keys
 from afterwords.server.services.news import News
 from afterwords.server.services.offer import Offer
+from afterwords.server.services.ownership import Ownership, database_id
 from afterwords.server.services.synthesis import Synthesis
 from afterwords.server.services.voices import Voices
 from afterwords.server.settings import Settings
@@ -50,6 +51,7 @@ class House:
     blobs: Blobs
     dispatcher: Dispatcher
     housekeeping: Housekeeping
+    ownership: Ownership
     encoding: asyncio.Semaphore
     receiving: ConcurrencyLimit
     uploading: FairSemaphore
@@ -59,6 +61,11 @@ def open_store(settings: Settings) -> SqlStore:
     """The rows of a server; not yet connected."""
     url = settings.database_url or f"sqlite:///{settings.folder / 'afterwords.db'}"
     return SqlStore(url, clock=SystemClock(), folder=settings.folder)
+
+
+def open_storage(settings: Settings) -> Blobs:
+    """The audio of a server."""
+    return open_blobs(settings.storage_url or str(settings.folder / "blobs"))
 
 
 @asynccontextmanager
@@ -75,20 +82,22 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
         await house.dispatcher.start()
         stack.push_async_callback(house.dispatcher.stop, grace_s=settings.drain_s)
         stack.callback(house.synthesis.news.close)
+        stack.push_async_callback(house.housekeeping.leave)
         keeping = asyncio.create_task(house.housekeeping.run())
         stack.push_async_callback(_stopped, keeping)
         yield house
 
 
 def _joined(settings: Settings, store: Store, secret: bytes) -> House:
-    blobs = open_blobs(settings.storage_url or str(settings.folder / "blobs"))
+    blobs = open_storage(settings)
+    ownership = Ownership(store, blobs, database_id(secret))
     clock, news, hot = SystemClock(), News(), HotAudio()
     completion = Completion(store, blobs, clock, news)
     desk = JobDesk(store, blobs, news, completion, settings.lease_s, settings.max_attempts)
     dispatcher: Dispatcher = InProcessDispatcher(settings, desk)
     offer = Offer(dispatcher.backends)
     keys = Keys(store)
-    voices = Voices(store, blobs, clock, offer, asyncio.Semaphore(DECODING_AT_ONCE), hot)
+    voices = Voices(store, blobs, clock, offer, asyncio.Semaphore(DECODING_AT_ONCE), hot, ownership)
     limits = Limits(settings.max_pending_jobs, settings.max_pending_jobs_per_account)
     return House(
         settings=settings,
@@ -105,6 +114,7 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> House:
             blobs=blobs,
             clock=clock,
             voices=voices,
+            ownership=ownership,
             dispatcher=dispatcher,
             news=news,
             deliver=lambda call: deliver(call, clock=clock),
@@ -113,6 +123,7 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> House:
             sweep_interval_s=settings.sweep_interval_s,
             sweep_grace_s=settings.sweep_grace_s,
         ),
+        ownership=ownership,
         encoding=asyncio.Semaphore(ENCODING_AT_ONCE),
         receiving=ConcurrencyLimit(UPLOADS_PER_ACCOUNT, doing="uploads under way"),
         uploading=FairSemaphore(UPLOADS_AT_ONCE),

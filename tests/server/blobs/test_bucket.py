@@ -20,6 +20,7 @@ from afterwords.errors import StorageFullError, StorageUnavailableError
 from afterwords.server.blobs import open_blobs
 from afterwords.server.ports import Blobs
 from tests.contracts.blobs_contract import BlobsContract, everything
+from tests.contracts.ownership_contract import OwnershipContract
 
 pytestmark = pytest.mark.anyio
 
@@ -83,7 +84,7 @@ def blobs(bucket: str) -> Blobs:
     return open_blobs(bucket)
 
 
-class TestBucket(BlobsContract):
+class TestBucket(BlobsContract, OwnershipContract):
     pass
 
 

@@ -19,6 +19,7 @@ from afterwords.errors import StorageFullError, StorageUnavailableError
 from afterwords.server.blobs import open_blobs
 from afterwords.server.ports import Blobs
 from tests.contracts.blobs_contract import BlobsContract, everything
+from tests.contracts.ownership_contract import OwnershipContract
 
 pytestmark = pytest.mark.anyio
 
@@ -50,7 +51,7 @@ def elsewhere(code: str, *arguments: object) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
-class TestFolder(BlobsContract):
+class TestFolder(BlobsContract, OwnershipContract):
     pass
 
 

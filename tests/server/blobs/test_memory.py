@@ -12,9 +12,10 @@ from afterwords.server.blobs.bucket import Bucket
 from afterwords.server.blobs.folder import Folder
 from afterwords.server.ports import Blobs
 from tests.contracts.blobs_contract import BlobsContract
+from tests.contracts.ownership_contract import OwnershipContract
 
 
-class TestMemory(BlobsContract):
+class TestMemory(BlobsContract, OwnershipContract):
     @pytest.fixture
     def blobs(self) -> Blobs:
         return open_blobs("memory://")

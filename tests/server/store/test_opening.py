@@ -9,11 +9,15 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from afterwords.errors import NewerDatabaseError
 from afterwords.server.store.migrate import HEAD, MIGRATIONS
 from afterwords.server.store.schema import metadata
+from tests.contracts.store_world import digest
 from tests.server.store.other import NAME, other, store_in
 
 
@@ -68,8 +72,6 @@ def ddl(connection: object) -> dict[str, frozenset[str]]:
 
 
 def test_head_is_that_of_the_migrations() -> None:
-    from alembic.script import ScriptDirectory
-
     assert ScriptDirectory(str(MIGRATIONS)).get_current_head() == HEAD
 
 
@@ -86,6 +88,33 @@ async def test_database_of_a_newer_version_is_refused_and_left_as_it_is(folder: 
 
     with closing(sqlite3.connect(folder / NAME)) as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
+
+
+@pytest.mark.anyio
+async def test_database_of_the_first_schema_keeps_its_rows(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    with create_engine(f"sqlite:///{folder / NAME}").begin() as connection:
+        script = ScriptDirectory(str(MIGRATIONS))
+        environment = EnvironmentContext(Config(), script)
+        environment.configure(connection=connection, fn=lambda now, _: script._upgrade_revs("0001", now))
+        environment.run_migrations()
+        connection.exec_driver_sql("INSERT INTO server (secret) VALUES (?)", (bytes(32),))
+        connection.exec_driver_sql("INSERT INTO accounts (account_id, created_at) VALUES ('a', '2026-01-01 00:00:00')")
+        connection.exec_driver_sql(
+            "INSERT INTO keys (key_id, account_id, sha256, scopes, spending_id, created_at) "
+            "VALUES ('k', 'a', ?, '', 'k', '2026-01-01 00:00:00')",
+            (digest("old"),),
+        )
+    store = store_in(folder)
+
+    assert not await store.open()
+
+    caller = await store.caller(digest("old"))
+    assert caller is not None
+    assert caller.key_id == "k"
+    await store.check()
+    await store.forget_old()
+    await store.close()
 
 
 @pytest.mark.anyio

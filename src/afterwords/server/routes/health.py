@@ -34,7 +34,10 @@ async def healthz() -> Response:
 @router.get("/readyz", include_in_schema=False)
 @needs(Credential.PUBLIC)
 async def readyz(request: Request) -> Response:
-    """Whether a request would be served in full: database, storage and a backend; 503 says what is not ready."""
+    """Whether a request would be served in full: database, storage and a backend; 503 says what is not ready.
+
+    A sweep that is off is said here, and does not make the server unready: it serves on.
+    """
     house = house_of(request)
     state = {"database": "ok", "storage": "ok", "backend": house.dispatcher.state}
     is_ready = house.dispatcher.is_ready
@@ -43,4 +46,8 @@ async def readyz(request: Request) -> Response:
             await part.check()
         except AfterwordsError as error:
             state[name], is_ready = error.code, False
+    try:
+        state["sweep"] = (await house.ownership.look()).sweep
+    except AfterwordsError as error:
+        state["sweep"] = error.code
     return JSONResponse({"status": "ready" if is_ready else "not ready", **state}, 200 if is_ready else 503)

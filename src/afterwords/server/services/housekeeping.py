@@ -12,6 +12,7 @@ from datetime import timedelta
 from afterwords.errors import AfterwordsError
 from afterwords.server.ports import Blobs, Clock, Dispatcher, Store, WebhookCall
 from afterwords.server.services.news import News
+from afterwords.server.services.ownership import Ownership, Standing, is_ours
 from afterwords.server.services.voices import Voices
 
 log = logging.getLogger("afterwords.server")
@@ -25,6 +26,7 @@ class Housekeeping:
     blobs: Blobs
     clock: Clock
     voices: Voices
+    ownership: Ownership
     dispatcher: Dispatcher
     news: News
     deliver: Callable[[WebhookCall], Awaitable[bool]]
@@ -46,8 +48,10 @@ class Housekeeping:
         self.news.tell(*reaped.failed)
         if reaped.requeued:
             self.dispatcher.wake()
-        for voice_id, paths in await self.store.purge_due():
-            await self.voices.purge(voice_id, paths)
+        due = await self.store.purge_due()
+        if due and await self.ownership.holds():
+            for voice_id, paths in due:
+                await self.voices.purge(voice_id, paths)
 
     async def post(self) -> None:
         """Deliver the webhooks that are due, each once in this round."""
@@ -60,19 +64,29 @@ class Housekeeping:
             await self.store.webhook_done(call.job.job_id, delivered=True)
 
     async def sweep(self) -> int:
-        """Remove blobs that no row names and that are old enough not to be on their way; returns how many."""
+        """Remove blobs that no row has named for the grace; returns how many.
+
+        Nothing is removed from storage that is not known to be this database's. The time counts from when the
+        database first saw the blob: one that was restored from a backup has not known the storage for long.
+        """
         newest = self.clock.now() - timedelta(seconds=self.sweep_grace_s)
         n_swept = 0
-        async for batch in self.blobs.listing():
-            old = [blob.path for blob in batch if blob.modified_at <= newest]
-            known = await self.store.known_paths(old) if old else set()
-            orphans = [path for path in old if path not in known]
-            await self.blobs.delete(*orphans)
-            n_swept += len(orphans)
+        if await self.ownership.renew() is Standing.OWN:
+            async for batch in self.blobs.listing():
+                old = [blob.path for blob in batch if blob.modified_at <= newest and is_ours(blob.path)]
+                strays = await self.store.strays(old, grace_s=self.sweep_grace_s) if old else set()
+                await self.blobs.delete(*sorted(strays))
+                n_swept += len(strays)
         if n_swept:
             log.info("swept orphans=%d", n_swept)
         await self.store.forget_old()
         return n_swept
+
+    async def leave(self) -> None:
+        """Renew the mark as the last thing, so that a copy made of the running database is told from it."""
+        with contextlib.suppress(AfterwordsError):  # then the mark stays that of the last sweep
+            if await self.ownership.look() is Standing.OWN:
+                await self.ownership.adopt()
 
 
 async def _every(interval_s: float, work: Callable[[], Awaitable[object]]) -> None:

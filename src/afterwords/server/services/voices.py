@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,7 +28,10 @@ from afterwords.server.ports import Blobs, Caller, Clock, Idempotency, Store, St
 from afterwords.server.services.decoding import as_wav, is_wav
 from afterwords.server.services.hot import HotAudio
 from afterwords.server.services.offer import Offer
+from afterwords.server.services.ownership import Ownership
 from afterwords.text import check_name, check_text
+
+log = logging.getLogger("afterwords.server")
 
 RATE_MAX: Final = 48_000  # Hz; nothing a voice needs lies above
 METADATA_MAX_BYTES: Final = 16 * 1024
@@ -55,6 +59,7 @@ class Voices:
     offer: Offer
     decoding: asyncio.Semaphore
     hot: HotAudio
+    ownership: Ownership
 
     async def register(
         self, caller: Caller, fields: VoiceFields, recording: bytes, *, idempotency_key: str | None = None
@@ -141,8 +146,9 @@ class Voices:
             raise VoiceNotFoundError
         if (after.ref_text, after.lang) != (before.ref_text, before.lang):
             with suppress(AfterwordsError):  # no row leads there any more
-                await self.blobs.delete_all(f"{voice_prefix(voice_id)}cache/")
-                await self.blobs.delete_all(f"{voice_prefix(voice_id)}prompts/")
+                if await self.ownership.holds():
+                    await self.blobs.delete_all(f"{voice_prefix(voice_id)}cache/")
+                    await self.blobs.delete_all(f"{voice_prefix(voice_id)}prompts/")
         return after
 
     async def carry_away(self, caller: Caller, name_or_id: str) -> tuple[str, bytes]:
@@ -169,7 +175,11 @@ class Voices:
         if paths is None:
             raise VoiceNotFoundError
         reach("voice-tombstoned")
-        await self.purge(voice_id, paths)
+        self.hot.forget(voice_id)
+        if await self.ownership.holds():
+            await self.purge(voice_id, paths)
+        else:  # the voice may be another database's as well: the tombstone stays, and the reaper asks again
+            log.warning("deletion waits voice_id=%s: the storage is not this database's", voice_id)
 
     async def purge(self, voice_id: str, paths: Sequence[str]) -> None:
         """Remove the audio of a deleted voice; what fails here the reaper does again."""

@@ -194,6 +194,22 @@ webhooks: Final = Table(
     Column("next_at", Float, nullable=False, index=True),  # by the steady clock
 )
 
+storage_marks: Final = Table(  # tokens that this database has written into the mark of its storage
+    "storage_marks",
+    metadata,
+    Column("seq", SEQUENCE, primary_key=True),
+    Column("token", String(32), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+strays: Final = Table(  # blobs that no row names, and since when this database has seen them
+    "strays",
+    metadata,
+    Column("path", Text, primary_key=True),
+    Column("first_seen", Float, nullable=False),  # by the steady clock
+    Column("last_seen", Float, nullable=False),
+)
+
 tombstones: Final = Table(
     "tombstones",
     metadata,

@@ -242,8 +242,24 @@ class SqlStore:
     async def known_paths(self, paths: Sequence[str]) -> set[str]:
         return await self._database.read_long(partial(sweeping.known_paths, paths=paths))
 
+    async def strays(self, paths: Sequence[str], *, grace_s: float) -> set[str]:
+        known = await self.known_paths(paths)
+        unknown = [path for path in paths if path not in known]
+        if not unknown:
+            return set()
+        steady = self._clock.steady()
+        work = partial(sweeping.note_strays, paths=unknown, grace_s=grace_s, steady=steady)
+        return await self._database.write(work, is_freeing=True)
+
+    async def add_mark(self, token: str) -> None:
+        await self._database.write(partial(sweeping.add_mark, token=token), is_freeing=True)
+
+    async def has_mark(self, token: str) -> bool:
+        return await self._database.read(partial(sweeping.has_mark, token=token))
+
     async def forget_old(self) -> None:
-        await self._database.write(partial(sweeping.forget_old, now=self._clock.now()), is_freeing=True)
+        now, steady = self._clock.now(), self._clock.steady()
+        await self._database.write(partial(sweeping.forget_old, now=now, steady=steady), is_freeing=True)
         await self._database.scrub()
 
 

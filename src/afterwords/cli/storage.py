@@ -1,0 +1,59 @@
+"""`afterwords storage`: whether the storage of the server on this machine belongs to its database."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from afterwords.cli import output
+from afterwords.cli.serve import require_server
+
+if TYPE_CHECKING:
+    from afterwords.server.services.ownership import Ownership
+
+app = typer.Typer(help="The storage of the server on this machine.", invoke_without_command=True)
+
+T = TypeVar("T")
+
+
+@app.callback()
+def storage(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        standing = _with_ownership(lambda ownership: ownership.look())
+        output.result(f"sweep {standing.sweep}")
+
+
+@app.command()
+def adopt(yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False) -> None:
+    """Make the storage this database's own, so that the server removes audio there that no row names."""
+    unknown = _with_ownership(lambda ownership: ownership.unknown())
+    if unknown and not yes:
+        many = f"{len(unknown):,} files" if len(unknown) > 1 else "1 file"
+        output.confirm_removal(
+            f"[bold]{many}[/bold] in the storage are not known to this database. Once it is adopted, the server "
+            "removes them after AFTERWORDS_SWEEP_GRACE_S (an hour if not set). Nothing else may use the storage."
+        )
+    _with_ownership(lambda ownership: ownership.adopt())
+    output.note("The storage belongs to this database now.")
+
+
+def _with_ownership(use: Callable[[Ownership], Awaitable[T]]) -> T:
+    require_server("Looking at the storage")
+    import asyncio
+
+    from afterwords.server.services.ownership import Ownership, database_id
+    from afterwords.server.settings import load_settings
+    from afterwords.server.wiring import open_storage, open_store
+
+    async def run() -> T:
+        settings = load_settings()
+        store = open_store(settings)
+        try:
+            await store.open()
+            return await use(Ownership(store, open_storage(settings), database_id(await store.secret())))
+        finally:
+            await store.close()
+
+    return asyncio.run(run())

@@ -1,0 +1,97 @@
+"""A server never removes what belongs to another database: a real process on storage that is not its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.cli.program import run
+from tests.e2e.served import Served, final, register, speak, until
+
+EAGER = {"AFTERWORDS_SWEEP_INTERVAL_S": "0.2", "AFTERWORDS_SWEEP_GRACE_S": "0"}
+"""A sweeper that removes at once whatever it may remove."""
+OFF = re.compile(r"WARNING sweep off: (.+)")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Served]:
+    """A server that has kept a voice and some speech in the storage, and has stopped."""
+    served = Served(tmp_path / "first", {**EAGER, "AFTERWORDS_STORAGE_URL": str(tmp_path / "storage")})
+    try:
+        served.start().ready()
+        with served.client() as client:
+            final(client, speak(client, register(client), "Spoken first."))
+        served.stop()
+        yield served
+    finally:
+        if served.is_running:
+            with suppress(Exception):
+                served.kill()
+
+
+def audio_in(storage: Path) -> dict[str, bytes]:
+    """Every recording and every piece of speech, by its path."""
+    return {path.relative_to(storage).as_posix(): path.read_bytes() for path in storage.rglob("*.wav")}
+
+
+def sweep_state(served: Served) -> str:
+    answer = httpx.get(f"{served.url}/readyz")
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["sweep"])
+
+
+def test_new_database_leaves_storage_of_another_alone(server: Served, tmp_path: Path) -> None:
+    storage = Path(server.settings["AFTERWORDS_STORAGE_URL"])
+    kept = audio_in(storage)
+    assert len(kept) == 3
+    second = Served(tmp_path / "second", server.settings)
+    try:
+        second.start().ready()
+        [why] = until(lambda: OFF.findall(second.log.read_text()), what="the reason")
+        assert "another database" in why
+        assert "afterwords storage adopt" in why
+        assert sweep_state(second).startswith("off: ")
+        with second.client() as client:
+            voice_id = register(client)
+            assert final(client, speak(client, voice_id, "Spoken second."))["status"] == "ready"
+            assert client.delete(f"/v1/voices/{voice_id}").status_code == 204
+            assert client.get(f"/v1/voices/{voice_id}").status_code == 404
+        assert kept.items() <= audio_in(storage).items()
+        assert len(OFF.findall(second.log.read_text())) == 1
+
+        env = {**os.environ, **second.settings, "AFTERWORDS_HOME": str(second.home), "AFTERWORDS_BACKENDS": "tone"}
+        done = run("storage", "adopt", "--yes", env=env)
+
+        assert done.code == 0, done.err
+        until(lambda: not audio_in(storage), what="the sweep of what nobody knows")
+        assert sweep_state(second) == "ok"
+    finally:
+        if second.is_running:
+            second.kill()
+
+
+def test_older_copy_of_the_database_stops_both_sweeps(server: Served) -> None:
+    storage = Path(server.settings["AFTERWORDS_STORAGE_URL"])
+    copy = Served(server.home.with_name("copy"), server.settings)
+    shutil.copytree(server.home, copy.home)
+    server.start().ready()
+    with server.client() as client:
+        final(client, speak(client, register(client), "Spoken since."))
+    kept = audio_in(storage)
+    assert len(kept) == 6
+    try:
+        copy.start().ready()
+        for served in (copy, server):
+            [why] = until(lambda served=served: OFF.findall(served.log.read_text()), what="the reason")  # type: ignore[misc]
+            assert "copy" in why
+        assert audio_in(storage) == kept
+    finally:
+        if copy.is_running:
+            copy.kill()
