@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from afterwords.acoustics import cosine_basis, decibels, keep_speech, mel_filters, power_spectrum
 from afterwords.audio import Audio, resample
+from afterwords.telemetry import import_onnxruntime, turn_off_telemetry
 from afterwords.transcribe import transcribe
 
 RATE = 16_000
@@ -46,8 +47,7 @@ def quality(samples: Array, sample_rate: int) -> float:
 
 @cache
 def _dnsmos() -> Any:
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     weights = package_folder("speechmos") / "dnsmos_models" / "sig_bak_ovr.onnx"
@@ -56,6 +56,7 @@ def _dnsmos() -> Any:
 
 @cache
 def _whisper() -> Any:
+    turn_off_telemetry()
     from faster_whisper import WhisperModel
 
     return WhisperModel(whisper_folder(), device="cpu", compute_type="float32", cpu_threads=2)

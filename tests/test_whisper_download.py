@@ -39,6 +39,7 @@ class Hub(ThreadingHTTPServer):
         self.files = {path.name: path for path in folder.iterdir() if path.is_file()}
         self.breaks_after: int | None = None
         self.ranges: list[str] = []
+        self.asked: list[tuple[str, str]] = []
 
     @property
     def url(self) -> str:
@@ -47,6 +48,11 @@ class Hub(ThreadingHTTPServer):
 
 class Answer(BaseHTTPRequestHandler):
     server: Hub
+
+    def parse_request(self) -> bool:
+        is_sound = super().parse_request()
+        self.server.asked.append((self.path, self.headers.get("User-Agent", "")))
+        return is_sound
 
     def do_HEAD(self) -> None:
         self._file(is_head=True)
@@ -114,7 +120,6 @@ def transcribed(hub: Hub, home: Path, **settings: str) -> subprocess.CompletedPr
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(home / "hf"),
         "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
         **settings,
     }
     return subprocess.run(
@@ -132,6 +137,9 @@ def test_a_model_that_is_not_here_is_downloaded_with_progress(hub: Hub, tmp_path
     assert downloading[-1] > 0.5
     assert told[-1] == [0.0, "transcribing"]
     assert "%" not in done.stderr
+    assert {path.split("/")[1] for path, _ in hub.asked} <= {"api", "Systran"}
+    assert not [path for path, _ in hub.asked if path.startswith("/api/") and not path.startswith("/api/models/")]
+    assert not [agent for _, agent in hub.asked if "torch" in agent or "agent/" in agent]
 
 
 def test_a_model_that_is_here_makes_no_call(hub: Hub, tmp_path: Path) -> None:

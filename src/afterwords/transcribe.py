@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from afterwords.audio import Audio, resample
 from afterwords.config import load_config
 from afterwords.errors import MissingExtraError, TranscriberError
+from afterwords.telemetry import turn_off_telemetry
 
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
@@ -120,6 +121,7 @@ def _model(name: str, progress: Callable[[float, str], None]) -> WhisperModel:
 
 @lru_cache(maxsize=1)
 def _load(place: str) -> WhisperModel:
+    turn_off_telemetry()
     try:
         from faster_whisper import WhisperModel
     except ImportError as error:
@@ -130,10 +132,12 @@ def _load(place: str) -> WhisperModel:
 
 def _download(name: str, progress: Callable[[float, str], None]) -> str:
     """Fetch a model from the hub, going on where an earlier try broke off, and return its folder."""
+    turn_off_telemetry()
     from huggingface_hub import snapshot_download
     from tqdm import tqdm
 
     reached = 0.0  # the total grows while files are found, and a bar must not run backwards
+    is_over = False  # the client closes a bar whenever the interpreter collects it, which may be much later
 
     class Reported(tqdm):  # type: ignore[misc]  # tqdm has no types
         """A progress bar of the hub's client, told to `progress` and printed nowhere."""
@@ -142,7 +146,7 @@ def _download(name: str, progress: Callable[[float, str], None]) -> str:
             super().__init__(*args, **{**options, "disable": False, "file": StringIO()})
 
         def display(self, *_args: Any, **_options: Any) -> None:
-            if self.unit == "B" and self.total and self.n:
+            if self.unit == "B" and self.total and self.n and not is_over:
                 nonlocal reached
                 reached = max(reached, min(1.0, self.n / self.total))
                 progress(reached, "downloading")
@@ -150,7 +154,12 @@ def _download(name: str, progress: Callable[[float, str], None]) -> str:
     files = ["config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*"]
     repository = name if "/" in name else f"Systran/faster-whisper-{name}"
     is_offline = load_config().is_offline
-    return str(snapshot_download(repository, allow_patterns=files, tqdm_class=Reported, local_files_only=is_offline))
+    try:
+        return str(
+            snapshot_download(repository, allow_patterns=files, tqdm_class=Reported, local_files_only=is_offline)
+        )
+    finally:
+        is_over = True
 
 
 def _first_line(error: Exception) -> str:

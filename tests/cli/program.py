@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,14 +47,15 @@ def run(
     cwd: Path | None = None,
     python: str | None = None,
     env: Mapping[str, str] | None = None,
+    before: Sequence[str] = (),
 ) -> Done:
     """Run `afterwords`, or some Python that runs it, with pipes for everything.
 
-    No traceback may come out, and nothing that a terminal acts on.
+    No traceback may come out, and nothing that a terminal acts on. `before` is a command that runs it.
     """
     command = [sys.executable, "-c", python] if python else COMMAND
     done = subprocess.run(
-        [*command, *args],
+        [*before, *command, *args],
         input=stdin,
         capture_output=True,
         timeout=120,

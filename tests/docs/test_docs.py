@@ -5,6 +5,7 @@ A line `<!-- not run: why -->` above a block leaves it out, and the reason stand
 `<!-- with a server -->` finds a server in its environment, with an account of its own; both speak as tones. A block of
 Python that begins with `# name.py` is also kept under that name, for the blocks and tests that come after it. A full
 clone takes `lite` over a minute of processor time: the server in tests/e2e/test_readme.py makes one, here all are fast.
+Every block is watched: it leaves nothing in the user's own folder, and turns to no address outside this machine.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import pytest
 import afterwords
 from afterwords.testing import Fault, FaultyServer
 from tests.e2e.served import Served, serving
+from tests.watched import Watched
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -72,7 +74,10 @@ def account(server: Served) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_every_block_of_the_page_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_every_block_of_the_page_runs(
+    page: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(tmp_path, monkeypatch)
     shutil.copy(ROOT / "src" / "afterwords" / "data" / "reader.wav", tmp_path / "me.wav")
     has_server = WITH_A_SERVER in page.read_text("utf-8")
     tones = {"AFTERWORDS_BACKENDS": "tone"} if page.name in AS_TONES else {}
@@ -82,7 +87,7 @@ def test_every_block_of_the_page_runs(page: Path, tmp_path: Path, request: pytes
         code = FULL_CLONE.sub(r"\g<0> --fast", written)  # as the README offers to whoever is in a hurry
         command = ["sh", "-euc", code] if lang == "sh" else [sys.executable, "-c", code]
         done = subprocess.run(
-            command,
+            [*watched.before, *command],
             cwd=tmp_path,
             env=env,
             capture_output=True,
@@ -92,6 +97,7 @@ def test_every_block_of_the_page_runs(page: Path, tmp_path: Path, request: pytes
             stdin=subprocess.DEVNULL,
         )
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    assert (watched.files, watched.addresses) == ([], set())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

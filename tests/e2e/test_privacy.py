@@ -7,6 +7,8 @@ import contextlib
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +19,9 @@ import psutil
 import pytest
 
 from afterwords.riff import canonical_wav
-from tests.e2e.served import ADMIN_SECRET, Served, final, register, serving, speak, until
+from tests.e2e.served import ADMIN_SECRET, READER, Served, final, register, serving, speak, until
 from tests.e2e.wire import ask
+from tests.watched import Watched, has_strace
 
 CALLBACK_SECRET: Final = "a-callback-secret-that-workers-share"
 STORAGE_SECRET: Final = "a-storage-secret-of-whoever-runs-it"
@@ -221,3 +224,23 @@ def test_what_a_server_leaves_when_it_stops_holds_no_key_and_no_text(tmp_path: P
             final(client, speak(client, register(client, wav=WAV, name="me"), f"{CANARY} passing by"))
         assert served.stop() == 0
     assert not places([CANARY.encode(), served.key.encode()], served, tmp_path)
+
+
+def test_speaking_processes_and_transcripts_call_nobody(
+    tmp_path: Path, whisper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_strace():
+        pytest.skip("strace is not here, or may not trace")
+    watched = Watched(tmp_path, monkeypatch)
+    program = "import sys, pathlib, afterwords.transcribe as t, afterwords.audio as a\n"
+    program += "print(t.transcribe(a.decode(pathlib.Path(sys.argv[1]))))"
+    subprocess.run([*watched.before, sys.executable, "-c", program, READER], check=True, capture_output=True)
+    served = Served(tmp_path / "home", {"AFTERWORDS_BACKENDS": "lite"}, before=[*watched.before, "-D"])
+    try:
+        served.start().ready()
+    finally:
+        served.stop()
+    process = served.process
+    assert process is not None
+    until(lambda: watched.saw_the_end_of(process.pid), what="the end of the trace")
+    assert (watched.files, watched.addresses) == ([], set())

@@ -16,6 +16,7 @@ from afterwords.backends.base import Available, Engine, Unavailable
 from afterwords.config import Config, load_config
 from afterwords.errors import BackendUnavailableError, InvalidBackendError, UnsupportedLangError
 from afterwords.install import pip_install
+from afterwords.telemetry import turn_off_telemetry
 
 GROUP: Final = "afterwords.engines"
 PREFERENCE: Final = ("qwen3-1.7b", "qwen3-0.6b", "lite")
@@ -149,5 +150,6 @@ def _instance(point: EntryPoint) -> Engine:
 
 @cache
 def _make(point: EntryPoint) -> Engine:
+    turn_off_telemetry()
     engine: Engine = point.load()()
     return engine

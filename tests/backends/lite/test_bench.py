@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,16 +12,19 @@ from afterwords.backends.lite import PROMPT_VERSION
 from tests.backends.lite.conftest import Enrolment
 from tests.cli.program import run
 from tests.conftest import READER
+from tests.watched import Watched
 
 
 def test_figures_tell_who_judged_and_that_the_judge_is_not_impartial(
-    enrolment: Enrolment, monkeypatch: pytest.MonkeyPatch
+    enrolment: Enrolment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AFTERWORDS_BACKENDS", "tone")
     voice = studio.clone(READER, name="me", consent="public-domain")
     studio.library().save_prompt(voice, f"lite-{PROMPT_VERSION}-fast", enrolment.prompt)
 
-    done = run("bench", "--text", "It is here.", "--json", env={"AFTERWORDS_BACKENDS": "lite"})
+    watched = Watched(tmp_path, monkeypatch)
+
+    done = run("bench", "--text", "It is here.", "--json", env={"AFTERWORDS_BACKENDS": "lite"}, before=watched.before)
 
     assert done.code == 0, done.err
     (row,) = json.loads(done.out)
@@ -28,3 +32,4 @@ def test_figures_tell_who_judged_and_that_the_judge_is_not_impartial(
     assert row["similarity"] > 0.6
     assert row["memory_mib"] > 100
     assert "which flatters it" in row["similarity_note"]
+    assert (watched.files, watched.addresses) == ([], set())

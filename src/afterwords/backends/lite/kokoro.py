@@ -23,6 +23,7 @@ from afterwords.backends.base import Progress, ignore_progress
 from afterwords.backends.lite.data import read_data
 from afterwords.errors import ModelFileError
 from afterwords.install import pip_install
+from afterwords.telemetry import import_onnxruntime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,8 +71,7 @@ class Kokoro:
     """A loaded network. Calls may run at the same time; each uses up to `threads` cores."""
 
     def __init__(self, model: Path, *, threads: int | None = None) -> None:
-        import onnxruntime as ort
-
+        ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or min(4, os.cpu_count() or 1)
         options.log_severity_level = 3
