@@ -22,13 +22,23 @@ def test_help_names_every_command(option: str) -> None:
 
     assert (done.code, done.err) == (0, "")
     assert all(f"│ {command} " in done.out for command in COMMANDS)
+    assert [line.split()[1] for line in done.out.splitlines() if line.startswith("╭─ ")] == [
+        *("Options", "Voices", "Speak", "Server", "Remote", "Setup")
+    ]
+
+
+def test_help_shows_examples_and_no_type_of_a_flag() -> None:
+    shown = [run("say", "--help").out, run("voices", "list", "--help").out]
+
+    assert not any("bool" in text for text in shown)
+    assert "\n   afterwords say --file story.txt --voice me -o story.mp3" in shown[0]
 
 
 def test_call_without_a_command_shows_the_help_and_is_a_usage_error() -> None:
     done = run()
 
     assert (done.code, done.err) == (2, "")
-    assert "Commands" in done.out
+    assert "╭─ Voices" in done.out
 
 
 @pytest.mark.parametrize("command", COMMANDS)

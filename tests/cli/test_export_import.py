@@ -68,7 +68,9 @@ def test_voice_goes_through_pipes(me: Voice, elsewhere: dict[str, str]) -> None:
 def test_file_that_was_not_named_is_kept(exported: Path, tmp_path: Path) -> None:
     exported.write_bytes(b"kept")
 
-    run("voices", "export", "me", cwd=tmp_path).refused(5, "UnwritableOutputError")
+    told = run("voices", "export", "me", cwd=tmp_path).refused(5, "UnwritableOutputError")
+    assert "me.afterwords can't be written: it exists already." in told
+    assert "to replace it, add -o me.afterwords" in told
     assert exported.read_bytes() == b"kept"
 
     assert run("voices", "export", "me", "-o", "me.afterwords", cwd=tmp_path).code == 0

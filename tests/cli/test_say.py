@@ -205,7 +205,7 @@ def test_text_in_other_tongues_than_speech_is_only_spoken(text: str) -> None:
         (("--speed", "fast"), 2, "UsageError", "--speed"),
         (("--nope",), 2, "UsageError", "No such option: --nope"),
         (("and more words",), 2, "UsageError", "put a text in quotes"),
-        (("--file", "words.txt"), 2, "UsageError", "give it in quotes, or - for stdin, or --file FILE."),
+        (("--file", "words.txt"), 2, "UsageError", "give it once: in quotes, as - for stdin, or with --file FILE."),
         (("--json",), 2, "UsageError", "can't carry both audio and JSON"),
     ],
 )

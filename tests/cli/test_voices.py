@@ -82,8 +82,10 @@ def test_show_tells_all_that_is_known(home: Path, me: Voice) -> None:
     assert facts["is_sealed"] is True
     assert facts["original"] == str(home / "voices" / me.voice_id / "original.wav")
     shown = run("voices", "show", "me").out.splitlines()
-    assert f"voice_id     {me.voice_id}" in shown
-    assert "is_sealed    True" in shown
+    assert f"id           {me.voice_id}" in shown
+    assert "seal         intact" in shown
+    assert shown[0] == "name         me"
+    assert not any("sha256" in line for line in shown)
 
 
 def test_voice_whose_recording_was_changed_is_not_shown_as_whole(home: Path, me: Voice) -> None:

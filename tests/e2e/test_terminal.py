@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -54,15 +55,29 @@ def hanging(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(tmp_path / "plugins"), "AFTERWORDS_BACKENDS": "hanging"}
 
 
+# -- tables ---------------------------------------------------------------------------------------------------
+
+
+def test_table_is_wrapped_between_words() -> None:
+    facts = json.loads(run("backends", "--json", env={"AFTERWORDS_BACKENDS": "qwen3-1.7b"}).out)
+    about = f"{facts[0]['reason']}; fix: {facts[0]['fix']}"
+    with Terminal("backends", env={"COLUMNS": "70", "AFTERWORDS_BACKENDS": "qwen3-1.7b"}) as terminal:
+        assert terminal.end() == 0
+    lines = terminal.text.splitlines()
+    assert max(map(len, lines)) <= 70
+    assert len(about) > 70
+    assert " ".join(terminal.text.split()).endswith(about)
+
+
 # -- questions ------------------------------------------------------------------------------------------------
 
 
 def test_consent_is_asked_until_it_is_one_that_is_known(tmp_path: Path) -> None:
     with Terminal("clone", READER, "--name", "me", stdout=tmp_path / "out") as terminal:
-        terminal.expect("public-domain  the recording is in the public domain")
-        terminal.expect("By what right may this voice be cloned?")
+        terminal.expect("public-domain  a recording in the public domain")
+        terminal.expect("Whose voice is this?")
         terminal.type("whatever\n")
-        terminal.expect("By what right may this voice be cloned?")
+        terminal.expect("Whose voice is this?")
         terminal.type("granted\n")
         terminal.expect("✓ me: grade B")
         assert terminal.end() == 0
@@ -76,7 +91,7 @@ def test_consent_is_asked_until_it_is_one_that_is_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("keys", "code"), [(CTRL_C, 130), ("\x04", 2)], ids=["ctrl-c", "ctrl-d"])
 def test_question_that_is_not_answered_ends_it(keys: str, code: int, home: Path) -> None:
     with Terminal("clone", READER, "--name", "me") as terminal:
-        terminal.expect("By what right may this voice be cloned?")
+        terminal.expect("Whose voice is this?")
         assert terminal.type_until_end(keys) == code
 
     assert files_in(home) == []
@@ -86,7 +101,7 @@ def test_name_in_use_is_refused_before_anything_is_asked(me: Voice) -> None:
     with Terminal("clone", READER, "--name", "me") as terminal:
         assert terminal.end() == 5
 
-    assert "By what right" not in terminal.text
+    assert "Whose voice" not in terminal.text
 
 
 @pytest.mark.usefixtures("whisper")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from afterwords.cli import output
+from afterwords.cli.help import HelpCommand, HelpGroup
 from afterwords.cli.remote import Profile, command, server
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ def login(
     url: Annotated[
         str | None, typer.Argument(help="Address of the server, such as https://voices.example.com.")
     ] = None,
-    profile: Annotated[str | None, typer.Option("--profile", "-p", help="What to call this login.")] = None,
+    profile: Annotated[str | None, typer.Option("--profile", "-p", help="Name of this login, to have several.")] = None,
 ) -> None:
-    """Keep the key of a server. It is asked for, or read as a line from stdin."""
+    """Log in to a server with an API key, which is asked for or read from stdin."""
     from afterwords.client.sync import Client
     from afterwords.profiles import Access, check_profile, check_secret, check_url
 
@@ -51,7 +52,7 @@ def login(
 
 
 def logout(profile: Profile = None) -> None:
-    """Forget a login and its key. The key stays valid: `afterwords keys revoke` ends that."""
+    """Remove a login and its key from this machine. The key stays valid until `afterwords keys revoke`."""
     profiles = _profiles()
     kept = profiles.get(profile) if profile else profiles.chosen(os.environ.get("AFTERWORDS_PROFILE") or None)
     if kept is None:
@@ -65,7 +66,7 @@ def logout(profile: Profile = None) -> None:
 
 
 def whoami(profile: Profile = None, as_json: AsJson = False) -> None:
-    """Show which server is asked, with which login, and what it offers."""
+    """Show the server and login in use, and the backends that the server offers."""
     from afterwords.client.sync import Client
     from afterwords.errors import NotLoggedInError
     from afterwords.profiles import find_access
@@ -90,7 +91,7 @@ def whoami(profile: Profile = None, as_json: AsJson = False) -> None:
 
 
 def usage(profile: Profile = None, as_json: AsJson = False) -> None:
-    """Show the characters that were spoken in this billing period."""
+    """Show the characters that were used in this billing period."""
     with output.waiting("asking the server"), server(profile) as client:
         spent = client.usage()
     facts = _spent(spent)
@@ -100,7 +101,9 @@ def usage(profile: Profile = None, as_json: AsJson = False) -> None:
         output.result_facts(facts)
 
 
-profiles_app = typer.Typer(help="Logins on several servers: list them, choose one.", invoke_without_command=True)
+profiles_app = typer.Typer(
+    cls=HelpGroup, help="List logins on several servers, and choose one.", invoke_without_command=True
+)
 
 
 @profiles_app.callback()
@@ -109,9 +112,9 @@ def profiles(context: typer.Context) -> None:
         list_profiles(as_json=False)
 
 
-@profiles_app.command("list")
+@profiles_app.command("list", cls=HelpCommand)
 def list_profiles(as_json: AsJson = False) -> None:
-    """List the logins; a star stands at the one in use."""
+    """List the logins; the one in use has a star."""
     kept = _profiles()
     chosen = kept.chosen()
     known = kept.all()
@@ -136,9 +139,9 @@ def list_profiles(as_json: AsJson = False) -> None:
         output.note("No login is kept yet: afterwords login https://voices.example.com")
 
 
-@profiles_app.command()
+@profiles_app.command(cls=HelpCommand)
 def use(name: Annotated[str, typer.Argument(help="A login, as `afterwords profiles` lists it.")]) -> None:
-    """Ask this server from now on."""
+    """Use this login from now on."""
     chosen = _profiles().choose(name)
     output.result(chosen.name)
     output.note(f"[bold green]✓[/bold green] {output.shown(chosen.url)} is asked from now on.")

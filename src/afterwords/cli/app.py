@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO, TextIOWrapper
 from types import FrameType
@@ -30,13 +31,22 @@ from afterwords.cli import (
     verify,
     voices,
 )
+from afterwords.cli.help import HelpCommand, HelpGroup, examples
 from afterwords.errors import AfterwordsError
 
 INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended: 128 + SIGINT
 
+VOICES, SPEAK, SERVER, REMOTE, SETUP = "Voices", "Speak", "Server", "Remote", "Setup"
+
 app = typer.Typer(
     name="afterwords",
     help="Clone your voice once, own it forever, use it anywhere.",
+    cls=HelpGroup,
+    epilog=examples(
+        "afterwords demo",
+        "afterwords clone me.wav --name me --consent self",
+        'afterwords say "Hello, this is my voice." --voice me -o hello.wav',
+    ),
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -66,27 +76,46 @@ def options(
         raise typer.Exit(output.UsageError.exit_code)
 
 
-app.command("clone")(clone.clone)
-app.command("say")(say.say)
-app.add_typer(voices.app, name="voices")
-app.command("doctor")(doctor.doctor)
-app.command("verify")(verify.verify)
-app.command("backends")(backends.backends)
-app.command("bench")(bench.bench)
-app.command("demo")(demo.demo)
-app.command("serve")(serve.serve)
-app.command("push")(travel.push)
-app.command("pull")(travel.pull)
-app.command("sync")(travel.sync)
-app.command("login")(account.login)
-app.command("logout")(account.logout)
-app.command("whoami")(account.whoami)
-app.command("usage")(account.usage)
-app.add_typer(account.profiles_app, name="profiles")
-app.add_typer(jobs.app, name="jobs")
-app.add_typer(keys.app, name="keys")
-app.add_typer(storage.app, name="storage")
-app.add_typer(models.app, name="models")
+def _add(name: str, function: Callable[..., None], panel: str, *lines: str) -> None:
+    """Add a command to its panel of the help, with examples of calls."""
+    app.command(name, cls=HelpCommand, rich_help_panel=panel, epilog=examples(*lines))(function)
+
+
+_add(
+    "clone",
+    clone.clone,
+    VOICES,
+    "afterwords clone me.wav --name me --consent self",
+    "afterwords clone --record --name me",
+)
+app.add_typer(voices.app, name="voices", rich_help_panel=VOICES)
+_add("doctor", doctor.doctor, VOICES, "afterwords doctor me.wav")
+_add(
+    "say",
+    say.say,
+    SPEAK,
+    'afterwords say "Hello, this is my voice." --voice me',
+    "afterwords say --file story.txt --voice me -o story.mp3",
+    "echo Hello | afterwords say - -o - --format mp3 > hello.mp3",
+    'afterwords say "Hello" --voice me --remote -o hello.wav',
+)
+_add("verify", verify.verify, SPEAK, "afterwords verify hello.mp3")
+_add("demo", demo.demo, SPEAK, "afterwords demo")
+_add("bench", bench.bench, SPEAK, "afterwords bench me", "afterwords bench me --backend lite --json")
+_add("serve", serve.serve, SERVER, "afterwords serve", "afterwords serve --host 0.0.0.0 --port 8000")
+app.add_typer(keys.app, name="keys", rich_help_panel=SERVER)
+app.add_typer(storage.app, name="storage", rich_help_panel=SERVER)
+_add("login", account.login, REMOTE, "afterwords login https://voices.example.com")
+_add("logout", account.logout, REMOTE)
+_add("whoami", account.whoami, REMOTE)
+app.add_typer(account.profiles_app, name="profiles", rich_help_panel=REMOTE)
+_add("push", travel.push, REMOTE, "afterwords push me")
+_add("pull", travel.pull, REMOTE, "afterwords pull me")
+_add("sync", travel.sync, REMOTE, "afterwords sync --dry-run")
+app.add_typer(jobs.app, name="jobs", rich_help_panel=REMOTE)
+_add("usage", account.usage, REMOTE)
+_add("backends", backends.backends, SETUP)
+app.add_typer(models.app, name="models", rich_help_panel=SETUP)
 
 
 def run() -> None:

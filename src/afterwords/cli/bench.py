@@ -32,18 +32,22 @@ ALWAYS = {"first audio ms", "RTF", "audio s", "similarity", "memory MiB"}
 
 def bench(
     voice: Annotated[
-        str | None, typer.Argument(help="Who speaks; else as `say` chooses.", autocompletion=complete_voice)
+        str | None, typer.Argument(help="Voice, by name or id. (default: as `say`)", autocompletion=complete_voice)
     ] = None,
-    text: Annotated[str | None, typer.Option("--text", help="The sentence; else one in the voice's language.")] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="Sentence to speak. (default: one in the voice's language)")
+    ] = None,
     lang: Annotated[str | None, typer.Option("--lang", help="Language of the sentence.")] = None,
-    backend: Annotated[list[str] | None, typer.Option("--backend", help="Measure this one; may be repeated.")] = None,
-    skip_slow: Annotated[bool, typer.Option("--skip-slow", help="Leave out what takes minutes here.")] = False,
-    remote: Annotated[bool, typer.Option("--remote", help="Send the sentence to a server, too.")] = False,
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", help="Backend to measure; may be given several times.")
+    ] = None,
+    skip_slow: Annotated[bool, typer.Option("--skip-slow", help="Leave out backends that take minutes here.")] = False,
+    remote: Annotated[bool, typer.Option("--remote", help="Also measure a server.")] = False,
     profile: Profile = None,
-    timeout: Annotated[float | None, typer.Option("--timeout", help="Seconds for each; 600 if not given.")] = None,
+    timeout: Annotated[float | None, typer.Option("--timeout", help="Seconds for each backend. (default: 600)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure how fast each backend here speaks, how alike, and what memory it takes."""
+    """Measure the speed, likeness and memory of each backend on this machine."""
     from afterwords import studio
     from afterwords.bench.report import Order
     from afterwords.bench.sentences import SENTENCES

@@ -17,24 +17,36 @@ if TYPE_CHECKING:
     from afterwords.transcribe import Transcript
 
 CONSENT = {
-    "self": "it is my own voice",
-    "granted": "the speaker has given me leave",
-    "public-domain": "the recording is in the public domain",
-    "synthetic": "no person has this voice",
+    "self": "my own voice",
+    "granted": "another person, who agreed",
+    "public-domain": "a recording in the public domain",
+    "synthetic": "no person's voice",
 }
 
 
 def clone(
-    recording: Annotated[str | None, typer.Argument(help="A recording, 5 s to 30 min; - reads stdin.")] = None,
-    name: Annotated[str, typer.Option("--name", "-n", help="What to call the voice.")] = "",
-    record: Annotated[bool, typer.Option("--record", help="Record from the microphone instead.")] = False,
-    text: Annotated[str | None, typer.Option("--text", help="What is said in the recording.")] = None,
-    text_file: Annotated[Path | None, typer.Option("--text-file", help="The same, from a file.")] = None,
+    recording: Annotated[str | None, typer.Argument(help="Recording of 5 s to 30 min; - reads stdin.")] = None,
+    name: Annotated[str, typer.Option("--name", "-n", help="Name of the new voice.")] = "",
+    record: Annotated[bool, typer.Option("--record", help="Record from the microphone.")] = False,
+    text: Annotated[str | None, typer.Option("--text", help="Transcript of the recording.")] = None,
+    text_file: Annotated[
+        Path | None, typer.Option("--text-file", help="File with the transcript of the recording.")
+    ] = None,
     lang: Annotated[str, typer.Option("--lang", help="Language of the recording.")] = "en",
-    backend: Annotated[str, typer.Option("--backend", help="What shall speak with it.")] = "auto",
-    consent: Annotated[str | None, typer.Option("--consent", help=" | ".join(CONSENT) + ".")] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="Take less time, for less likeness.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of the voice of that name.")] = False,
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend", help="Backend to prepare for; see `afterwords backends`. auto takes the best one here."
+        ),
+    ] = "auto",
+    consent: Annotated[
+        str | None,
+        typer.Option(
+            "--consent", help="Whose voice it is: self, granted, public-domain or synthetic. Asked for at a terminal."
+        ),
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Take less time; the voice is less like the speaker.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the voice of that name.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the voice as JSON.")] = False,
 ) -> None:
     """Make a voice from a recording."""
@@ -47,7 +59,7 @@ def clone(
         text = read_text(text_file)
     check_clone(name, lang=lang, backend=backend, replace=replace)
     if consent is None and output.is_terminal():
-        consent = output.ask("By what right may this voice be cloned?", choices=CONSENT)
+        consent = output.ask("Whose voice is this?", choices=CONSENT)
     with ExitStack() as stack:
         source: Path | bytes | BinaryIO = sys.stdin.buffer if recording == "-" else Path(str(recording))
         if record:

@@ -16,10 +16,10 @@ TEXT = "Hello! This voice was made on your own machine, from half a minute of a 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("hello.wav"),
-    fast: Annotated[bool, typer.Option("--fast", help="Take less time, for less likeness.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Take less time; the voice is less like the speaker.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Clone the shipped voice of a LibriVox reader and say a sentence into hello.wav."""
+    """Clone the voice of a recording that comes with afterwords, and speak a sentence into hello.wav."""
     from afterwords import studio
     from afterwords.audio import check_output
 

@@ -21,12 +21,12 @@ _BOTTOM_DB, _TOP_DB = -60.0, -6.0
 
 
 def doctor(
-    recording: Annotated[Path, typer.Argument(help="A recording, 5 s to 30 min.")],
-    text: Annotated[str | None, typer.Option("--text", help="What is said in it.")] = None,
+    recording: Annotated[Path, typer.Argument(help="Recording of 5 s to 30 min.")],
+    text: Annotated[str | None, typer.Option("--text", help="Transcript of the recording.")] = None,
     lang: Annotated[str, typer.Option("--lang", help="Language of the recording.")] = "en",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Grade a recording A to F, with reasons, and show the part that `clone` would take."""
+    """Grade a recording from A to F, say why, and show the part that `clone` would use."""
     from afterwords.audio import decode
     from afterwords.errors import RecordingError
     from afterwords.reference import examine, prepare

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from afterwords.cli import output
+from afterwords.cli.help import HelpCommand, HelpGroup
 from afterwords.cli.remote import Profile, Timeout, command, option_value, patience_s, server, told_if_stopped
 
 if TYPE_CHECKING:
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
     from afterwords.client import RemoteJob
     from afterwords.models import Job
 
-app = typer.Typer(help="Jobs of a server: list, show, wait, cancel, download.", no_args_is_help=True)
+app = typer.Typer(
+    cls=HelpGroup, help="List, show, wait for, cancel and download jobs of a server.", no_args_is_help=True
+)
 
 JobId = Annotated[str, typer.Argument(help="Id of a job, as `afterwords jobs list` shows it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command("list")
+@app.command("list", cls=HelpCommand)
 def list_jobs(
     status: Annotated[str | None, typer.Option("--status", help="pending | ready | failed | cancelled.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="The most that are listed.")] = 20,
@@ -53,14 +56,14 @@ def list_jobs(
         output.note('There are no jobs. Ask for one: afterwords say "Hello" --remote -o hello.wav')
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def show(job_id: JobId, profile: Profile = None, as_json: AsJson = False) -> None:
     """Show where a job stands."""
     with output.waiting("asking the server"), server(profile) as client:
         _print(client.jobs.get(job_id), as_json=as_json)
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def wait(job_id: JobId, timeout: Timeout = None, profile: Profile = None, as_json: AsJson = False) -> None:
     """Wait until a job is ready. Ctrl-C leaves it running."""
     again = command("jobs", "wait", job_id, profile=profile)
@@ -70,14 +73,14 @@ def wait(job_id: JobId, timeout: Timeout = None, profile: Profile = None, as_jso
     output.note(f"Next: {output.shown(command('jobs', 'download', job_id, profile=profile))}")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def cancel(job_id: JobId, profile: Profile = None, as_json: AsJson = False) -> None:
     """Cancel a job that is pending; what it reserved is given back."""
     with output.waiting("asking the server"), server(profile) as client:
         _print(client.jobs.cancel(job_id), as_json=as_json)
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def download(
     job_id: JobId,
     out: Annotated[str | None, typer.Option("--out", "-o", help="File to write; - writes to stdout.")] = None,

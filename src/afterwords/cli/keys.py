@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from afterwords.cli import output
+from afterwords.cli.help import HelpCommand, HelpGroup
 from afterwords.cli.remote import Profile, Remote, is_remote, server
 from afterwords.cli.serve import require_server
 
@@ -15,16 +16,20 @@ if TYPE_CHECKING:
     from afterwords.models import ApiKey
     from afterwords.server.services.keys import Keys, MintedKey
 
-app = typer.Typer(help="API keys of the server on this machine, or of another.", no_args_is_help=True)
+app = typer.Typer(
+    cls=HelpGroup,
+    help="List, create, rotate and revoke API keys of the server on this machine, or of another.",
+    no_args_is_help=True,
+)
 
 T = TypeVar("T")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeyId = Annotated[str, typer.Argument(help="Its id, as `keys list` shows it.")]
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def create(
-    label: Annotated[str | None, typer.Option(help="What to call it.")] = None,
+    label: Annotated[str | None, typer.Option(help="Name of the key, for you.")] = None,
     scope: Annotated[
         list[str] | None, typer.Option(help="voices:read, voices:write or synthesize; absent: everything.")
     ] = None,
@@ -35,7 +40,7 @@ def create(
     profile: Profile = None,
     as_json: Json = False,
 ) -> None:
-    """Make a key with an account of its own. It is shown this once. A server wants its admin secret for that."""
+    """Create a key. It is shown this once. With --remote, it needs the admin secret of that server."""
     if is_remote(remote, profile):
         with server(profile, admin_secret=_admin_secret(profile)) as client:
             made = client.keys.create(label=label, scopes=scope or (), character_limit=character_limit)
@@ -57,7 +62,7 @@ def create(
     )
 
 
-@app.command("list")
+@app.command("list", cls=HelpCommand)
 def list_(remote: Remote = False, profile: Profile = None, as_json: Json = False) -> None:
     """List the keys; the keys themselves are not kept."""
     if is_remote(remote, profile):
@@ -84,7 +89,7 @@ def list_(remote: Remote = False, profile: Profile = None, as_json: Json = False
     output.result_table(("id", "label", "scopes", "state", "created"), rows)
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def revoke(key_id: KeyId, remote: Remote = False, profile: Profile = None) -> None:
     """Make a key useless at once."""
     if is_remote(remote, profile):
@@ -95,7 +100,7 @@ def revoke(key_id: KeyId, remote: Remote = False, profile: Profile = None) -> No
     output.note("Revoked.")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def rotate(
     key_id: KeyId,
     overlap: Annotated[float, typer.Option(min=0, help="Seconds that the old key stays valid.")] = 0,

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from afterwords.cli import output
+from afterwords.cli.help import HelpCommand, HelpGroup
 
 if TYPE_CHECKING:
     from afterwords.checkpoints import Progress, Standing
 
-app = typer.Typer(help="List, pull and remove the weights of engines.", invoke_without_command=True)
+app = typer.Typer(cls=HelpGroup, help="List, download, check and remove model weights.", invoke_without_command=True)
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -20,7 +21,7 @@ def complete_model(incomplete: str) -> list[str]:
     return [name for name in CHECKPOINTS if name.startswith(incomplete)]
 
 
-Name = Annotated[str, typer.Argument(help="A model, as `models list` names it.", autocompletion=complete_model)]
+Name = Annotated[str, typer.Argument(help="Model, as `models list` names it.", autocompletion=complete_model)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -30,9 +31,9 @@ def models(context: typer.Context) -> None:
         list_models(as_json=False)
 
 
-@app.command("list")
+@app.command("list", cls=HelpCommand)
 def list_models(as_json: AsJson = False) -> None:
-    """List the models that can be pulled, and what of them is here."""
+    """List the models that can be downloaded, and which are here."""
     from afterwords.checkpoints import listing
 
     found = listing()
@@ -56,14 +57,16 @@ def list_models(as_json: AsJson = False) -> None:
             output.note(f"{output.shown(standing.problem.message)}\n  Fix: {output.shown(standing.problem.hint)}")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def pull(
     name: Name,
-    update: Annotated[bool, typer.Option("--update", help="Take the newest revision, if there is another.")] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Read what is here, and fetch what was altered.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Download the newest revision.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Check the files here, and download those that were changed.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a model to this machine: resumed where it broke off, checked against the hub's hashes."""
+    """Download a model. It resumes where it stopped, and checks the hashes of the hub."""
     from afterwords.checkpoints import standing
     from afterwords.pulling import pull as bring
 
@@ -76,9 +79,9 @@ def pull(
     output.note(f"[bold green]✓[/bold green] {output.shown(name)} is here. See what can speak: afterwords backends")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def path(name: Name, as_json: AsJson = False) -> None:
-    """Print the folder of a model, if it is here whole."""
+    """Print the folder of a model that is complete here."""
     from afterwords.checkpoints import locate
 
     folder = locate(name)
@@ -88,9 +91,9 @@ def path(name: Name, as_json: AsJson = False) -> None:
         output.result(str(folder))
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def verify(name: Name, as_json: AsJson = False) -> None:
-    """Read every file of a model, and see that it has the hash it was pulled with."""
+    """Check every file of a model against the hash that it was downloaded with."""
     from afterwords.checkpoints import verify as check
 
     with output.progress_bar() as bar:
@@ -105,13 +108,13 @@ def verify(name: Name, as_json: AsJson = False) -> None:
     output.note(f"[bold green]✓[/bold green] {output.shown(name)}: {what}.")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def rm(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what was pulled of a model."""
+    """Remove a model that was downloaded."""
     from afterwords.checkpoints import remove, standing
 
     found = standing(name)

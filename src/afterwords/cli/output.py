@@ -49,7 +49,15 @@ def result_wrapped(line: str, *, indent: int) -> None:
     import textwrap
 
     width = shutil.get_terminal_size().columns
-    result("\n".join(textwrap.wrap(line, width, subsequent_indent=" " * indent)))
+    indent = min(indent, width // 2)
+    wrapped = textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    result("\n".join(wrapped))
 
 
 def result_json(value: Any) -> None:
@@ -66,14 +74,18 @@ def result_facts(facts: Mapping[str, Any]) -> None:
 
 
 def result_table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a table: aligned columns, no frame, so that it can be read and cut alike."""
+    """Print a table: aligned columns, no frame, so that people and `cut` can read it.
+
+    On a terminal, the last column is wrapped between words at its width.
+    """
     from rich.cells import cell_len
 
     cells = [headers, *(tuple(plain(cell) for cell in row) for row in rows)]
     widths = [max(cell_len(row[column]) for row in cells) for column in range(len(headers))]
+    indent = sum(widths[:-1]) + 2 * len(widths[:-1])
     for row in cells:
         padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
-        result("  ".join(padded).rstrip())
+        result_wrapped("  ".join(padded).rstrip(), indent=indent)
 
 
 def flush() -> None:
@@ -99,7 +111,7 @@ def free_path(path: Path) -> Path:
         UnwritableOutputError: one that is there is kept.
     """
     if path.exists():
-        raise UnwritableOutputError(path, why="it is there already, and -o was not given")
+        raise UnwritableOutputError(path, why="it exists already", hint=f"to replace it, add -o {path}")
     return path
 
 

@@ -29,13 +29,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def export(
-    name: Annotated[str, typer.Argument(help="Name or id of a voice.", autocompletion=complete_voice)],
+    name: Annotated[str, typer.Argument(help="Voice, by name or id.", autocompletion=complete_voice)],
     out: Annotated[str | None, typer.Option("--out", "-o", help="File to write; - writes to stdout.")] = None,
     remote: Remote = False,
     profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a voice into one file, which speaks wherever it is imported. Whoever has it can clone the speaker."""
+    """Write a voice to one file that `import` reads on any machine. Anybody who has it can clone the speaker."""
     from afterwords.destination import check_place, write_whole
 
     if out == "-" and (as_json or sys.stdout.isatty()):
@@ -86,13 +86,13 @@ def _path_of(voice: Voice) -> Path:
 
 def import_(
     file: Annotated[str, typer.Argument(help="A file that `voices export` wrote; - reads stdin.")],
-    name: Annotated[str | None, typer.Option("--name", "-n", help="What to call the voice.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of the voice of that name.")] = False,
+    name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the voice. (default: its own)")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the voice of that name.")] = False,
     remote: Remote = False,
     profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take a voice out of a file. It is refused if one byte of it was changed."""
+    """Import a voice from a file. A file that was changed is refused."""
     from afterwords.bundle import unpack
     from afterwords.text import check_name
 

@@ -14,11 +14,11 @@ from afterwords.cli import output
 if TYPE_CHECKING:
     from afterwords.client import Client
 
-Remote = Annotated[bool, typer.Option("--remote", help="Ask a server, the one of the chosen profile.")]
+Remote = Annotated[bool, typer.Option("--remote", help="Use a server, that of the login in use.")]
 Profile = Annotated[
-    str | None, typer.Option("--profile", "-p", help="Ask the server of this profile; see `afterwords profiles`.")
+    str | None, typer.Option("--profile", "-p", help="Use the server of this login; see `afterwords profiles`.")
 ]
-Timeout = Annotated[float | None, typer.Option("--timeout", min=0, help="Seconds to wait for a job; 600 if not given.")]
+Timeout = Annotated[float | None, typer.Option("--timeout", min=0, help="Seconds to wait for a job. (default: 600)")]
 
 
 def is_remote(remote: bool, profile: str | None) -> bool:

@@ -34,29 +34,51 @@ def complete_voice(incomplete: str) -> list[str]:
 
 
 def say(
-    text: Annotated[str | None, typer.Argument(help="What to say; - reads stdin.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Say what is in a text file.")] = None,
+    text: Annotated[str | None, typer.Argument(help="Text to speak, in quotes; - reads stdin.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Text file to speak.")] = None,
     voice: Annotated[
-        str | None, typer.Option("--voice", "-v", help="Who speaks.", autocompletion=complete_voice)
+        str | None,
+        typer.Option(
+            "--voice",
+            "-v",
+            help="Voice, by name or id. (default: the default voice, or the only one)",
+            autocompletion=complete_voice,
+        ),
     ] = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="File to write; - writes to stdout.")] = None,
-    format: Annotated[str | None, typer.Option("--format", help="wav | mp3 | opus | flac | pcm.")] = None,
-    speed: Annotated[float, typer.Option("--speed", help="0.25 to 4; the pitch is kept.")] = 1.0,
-    seed: Annotated[int | None, typer.Option("--seed", help="Makes sampling engines repeat themselves.")] = None,
-    lang: Annotated[str | None, typer.Option("--lang", help="Language of the text.")] = None,
-    backend: Annotated[str | None, typer.Option("--backend", help="What shall speak.")] = None,
-    play: Annotated[bool | None, typer.Option("--play/--no-play", help="Play it; without -o that is so.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", help="Audio file to write; - writes to stdout. Without it, the speech is played."),
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="wav, mp3, opus, flac or pcm. (default: by the ending of --out)")
+    ] = None,
+    speed: Annotated[float, typer.Option("--speed", help="0.25 to 4. The pitch stays the same.")] = 1.0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Number that makes a sampling engine repeat itself.")
+    ] = None,
+    lang: Annotated[
+        str | None, typer.Option("--lang", help="Language of the text, such as en. (default: the voice's)")
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", help="Backend to speak with; see `afterwords backends`. (default: the voice's)"),
+    ] = None,
+    play: Annotated[
+        bool | None, typer.Option("--play/--no-play", help="Play the speech. (default: play, unless --out is given)")
+    ] = None,
     remote: Remote = False,
     profile: Profile = None,
     timeout: Timeout = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Say something with a voice, here or on a server."""
+    """Speak a text with a voice, on this machine or on a server."""
     if (text is None) == (file is None):
-        raise output.UsageError("One text can be said.", hint="give it in quotes, or - for stdin, or --file FILE.")
+        raise output.UsageError(
+            "There must be one text to speak.", hint="give it once: in quotes, as - for stdin, or with --file FILE."
+        )
     is_heard = (out is None) if play is None else play
     if out is None and not is_heard:
-        raise output.UsageError("The speech would go nowhere.", hint="add -o FILE, or leave --no-play away.")
+        raise output.UsageError("The speech would go nowhere.", hint="add -o FILE, or remove --no-play.")
     if out == "-" and as_json:
         raise output.UsageError("stdout can't carry both audio and JSON.", hint="name a file: -o hello.wav.")
     if timeout is not None and not is_remote(remote, profile):

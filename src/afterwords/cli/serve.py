@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
-    port: Annotated[
-        int | None, typer.Option(help="Port to listen on; 0 takes a free one.", show_default="7860")
-    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. (default: 127.0.0.1)")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. (default: 7860)")] = None,
 ) -> None:
-    """Serve the /v1 API: voices, speech and jobs for other programs. Ctrl-C stops it."""
+    """Serve the /v1 API: voices, speech and jobs for other programs. Ctrl-C stops it.
+
+    Settings come from AFTERWORDS_* variables and config.toml in the home folder: see docs/server.md.
+    """
     require_server("Serving")
     from afterwords.server.serving import EXIT_BY_SIGNAL, configure_log
     from afterwords.server.serving import serve as run

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from afterwords.cli import output
+from afterwords.cli.help import HelpCommand, HelpGroup
 from afterwords.cli.serve import require_server
 
 if TYPE_CHECKING:
     from afterwords.server.services.ownership import Ownership
 
-app = typer.Typer(help="The storage of the server on this machine.", invoke_without_command=True)
+app = typer.Typer(
+    cls=HelpGroup,
+    help="Check that the storage of the server on this machine is its own, and adopt it.",
+    invoke_without_command=True,
+)
 
 T = TypeVar("T")
 
@@ -25,7 +30,7 @@ def storage(context: typer.Context) -> None:
         output.result(f"sweep {standing.sweep}")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def adopt(yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False) -> None:
     """Make the storage this database's own, so that the server removes audio there that no row names."""
     unknown = _with_ownership(lambda ownership: ownership.unknown())

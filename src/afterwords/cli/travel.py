@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from afterwords.client import Client
     from afterwords.travel import Trip
 
-Replace = Annotated[bool, typer.Option("--replace", help="Take the place of another voice of that name.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace another voice of that name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -27,7 +27,7 @@ def push(
     replace: Replace = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a voice to a server. Doing it again changes nothing."""
+    """Copy a voice to a server. Running it again changes nothing."""
     from afterwords import travel
 
     with _asked(profile) as client:
@@ -48,7 +48,7 @@ def pull(
     replace: Replace = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a voice from a server into this library. Doing it again changes nothing."""
+    """Copy a voice from a server into this library. Running it again changes nothing."""
     from afterwords import travel
 
     with _asked(profile) as client:
@@ -63,10 +63,10 @@ def pull(
 
 def sync(
     profile: Profile = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be copied, and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring each side the voices that it lacks. Nothing is removed or overwritten."""
+    """Copy the voices that one side lacks, both ways. Nothing is removed or overwritten."""
     from afterwords import travel
 
     with _asked(profile) as client:

@@ -1,4 +1,4 @@
-"""`afterwords verify`: whether a file says that it is synthetic speech, and whose."""
+"""`afterwords verify`: whether a file is marked as synthetic speech, and in which voice."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from afterwords.cli import output
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(help="An audio file.")],
+    file: Annotated[Path, typer.Argument(help="Audio file to check.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Read the mark that `say` leaves in a file. Exit code 1 if there is none.
+    """Check whether a file is marked as synthetic speech. The exit code is 1 if it is not.
 
-    The mark is plain metadata: who removes it leaves no trace, so a file without one proves nothing.
+    The mark is metadata that anybody can remove, so a file without one proves nothing.
     """
     from afterwords import provenance
 

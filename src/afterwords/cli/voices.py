@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from afterwords.cli import output, portable
+from afterwords.cli.help import HelpCommand, HelpGroup
 from afterwords.cli.remote import Profile, Remote, is_remote
 from afterwords.cli.say import complete_voice
 
 if TYPE_CHECKING:
     from afterwords.models import Voice
 
-app = typer.Typer(help="List, show, rename, remove, export and import voices.", invoke_without_command=True)
+app = typer.Typer(
+    cls=HelpGroup, help="List, show, rename, remove, export and import voices.", invoke_without_command=True
+)
 
-Name = Annotated[str, typer.Argument(help="Name or id of a voice.", autocompletion=complete_voice)]
+Name = Annotated[str, typer.Argument(help="Voice, by name or id.", autocompletion=complete_voice)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -30,7 +35,7 @@ def voices(context: typer.Context, remote: Remote = False, profile: Profile = No
         )
 
 
-@app.command("list")
+@app.command("list", cls=HelpCommand)
 def list_voices(remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
     """List all voices."""
     if is_remote(remote, profile):
@@ -66,9 +71,9 @@ def list_voices(remote: Remote = False, profile: Profile = None, as_json: AsJson
         output.note("No voices yet. Make one: afterwords clone me.wav --name me (or try `afterwords demo`).")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def show(name: Name, remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
-    """Show all that is known of a voice."""
+    """Show what is known of a voice."""
     if is_remote(remote, profile):
         from afterwords.cli import voices_remote
 
@@ -90,10 +95,34 @@ def show(name: Name, remote: Remote = False, profile: Profile = None, as_json: A
     if as_json:
         output.result_json(facts)
         return
-    output.result_facts(facts)
+    output.result_facts(_summary(voice, original, is_sealed=verify_seal(voice), likeness=likeness(voice)))
 
 
-@app.command()
+def _summary(
+    voice: Voice, original: Path | None, *, is_sealed: bool, likeness: Mapping[str, float | str]
+) -> dict[str, object]:
+    """What a person wants to know of a voice; hashes and the rest are for --json."""
+    reference, consent = voice.reference, voice.consent
+    facts: dict[str, object] = {
+        "name": voice.name,
+        "language": voice.lang,
+        "backend": voice.backend,
+        "grade": reference.grade if reference else None,
+        "recording": f"{reference.duration_s:.1f} s at {reference.sample_rate:,} Hz" if reference else None,
+        "original": original,
+        "transcript": voice.ref_text,
+        "consent": f"{consent.kind.value}, stated {consent.stated_at:%Y-%m-%d}" if consent else "not stated",
+        "seal": "intact" if is_sealed else "missing, or the voice was changed since",
+        "made": f"{voice.created_at:%Y-%m-%d %H:%M} UTC",
+        "family": voice.family,
+        "id": voice.voice_id,
+    }
+    if "similarity" in likeness:
+        facts["likeness"] = f"{likeness['similarity']:.2f} (nearest stock voice {likeness['baseline']:.2f})"
+    return facts
+
+
+@app.command(cls=HelpCommand)
 def rename(
     name: Name,
     new: Annotated[str, typer.Argument(help="The new name.")],
@@ -101,7 +130,7 @@ def rename(
     profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Call a voice something else."""
+    """Rename a voice."""
     if is_remote(remote, profile):
         from afterwords.cli import voices_remote
 
@@ -112,7 +141,7 @@ def rename(
     _tell(library().rename(name, new), as_json=as_json)
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def rm(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -120,7 +149,7 @@ def rm(
     profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove a voice: its recordings, transcript and everything made of them."""
+    """Remove a voice with its recordings, its transcript and everything made of them."""
     if is_remote(remote, profile):
         from afterwords.cli import voices_remote
 
@@ -142,12 +171,12 @@ def rm(
     output.note(f"[bold green]✓[/bold green] {shown} is gone.")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def default(
-    name: Annotated[str | None, typer.Argument(help="Name or id of a voice.", autocompletion=complete_voice)] = None,
+    name: Annotated[str | None, typer.Argument(help="Voice, by name or id.", autocompletion=complete_voice)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show or choose the voice that speaks when none is named."""
+    """Show or set the voice that speaks when none is named."""
     from afterwords.studio import library
 
     shelf = library()
@@ -160,8 +189,8 @@ def default(
     output.note("No default is chosen: afterwords voices default NAME")
 
 
-app.command("export")(portable.export)
-app.command("import")(portable.import_)
+app.command("export", cls=HelpCommand)(portable.export)
+app.command("import", cls=HelpCommand)(portable.import_)
 
 
 def _tell(voice: Voice, *, as_json: bool) -> None:

@@ -332,8 +332,10 @@ class UnreadableFileError(InvalidInputError):
 class UnwritableOutputError(InvalidInputError):
     code = "unwritable_output"
 
-    def __init__(self, path: Path | str, *, why: str) -> None:
-        super().__init__(f"{path} can't be written: {why}.", hint="name a file in a folder that exists and is yours.")
+    def __init__(
+        self, path: Path | str, *, why: str, hint: str = "name a file in a folder that exists and is yours."
+    ) -> None:
+        super().__init__(f"{path} can't be written: {why}.", hint=hint)
 
 
 class UnmarkableFormatError(InvalidInputError):
