@@ -100,6 +100,7 @@ EXAMPLES: list[AfterwordsError] = [
     errors.KeyNotFoundError(),
     errors.IdempotencyConflictError(),
     errors.JobFinalError("ready"),
+    errors.KeyReplacedError(),
     errors.StaleAttemptError(),
     errors.AmbiguousVoiceNameError(),
     errors.VoiceDeletedError(),

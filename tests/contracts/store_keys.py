@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from afterwords.errors import QuotaExceededError
+from afterwords.errors import InsufficientScopeError, KeyReplacedError, QuotaExceededError
 from afterwords.server.ports import NewKey
 from tests.contracts.store_world import MANY, START, TEXT, World, audio, digest
 
@@ -86,15 +86,49 @@ class KeyClaims:
         again = await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("newer"), overlap_s=10)
         assert again is None
 
-    async def test_second_rotation_does_not_prolong_the_overlap(self, world: World) -> None:
+    async def test_key_in_its_overlap_rotates_and_revokes_no_key(self, world: World) -> None:
         ann = await world.caller("ann")
-        await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("b"), overlap_s=5)
-        await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("c"), overlap_s=500)
+        new = await world.store.rotate_key(
+            ann.key_id, account_id=ann.account_id, by=ann.key_id, sha256=digest("new"), overlap_s=5
+        )
+        assert new is not None
 
-        world.clock.pass_s(6)
+        for target in (ann.key_id, new.key_id):
+            with pytest.raises(KeyReplacedError):
+                await world.store.rotate_key(
+                    target, account_id=ann.account_id, by=ann.key_id, sha256=digest("thief"), overlap_s=5
+                )
+        with pytest.raises(KeyReplacedError):
+            await world.store.revoke_key(new.key_id, account_id=ann.account_id, by=ann.key_id)
+        assert await world.store.caller(digest("thief")) is None
+        assert await world.store.caller(digest("new")) is not None
 
+    async def test_key_in_its_overlap_is_rotated_by_nobody_and_may_be_revoked(self, world: World) -> None:
+        ann = await world.caller("ann")
+        new = await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("new"), overlap_s=5)
+        assert new is not None
+
+        for by in (None, new.key_id):
+            with pytest.raises(KeyReplacedError):
+                await world.store.rotate_key(ann.key_id, account_id=None, by=by, sha256=digest("c"), overlap_s=500)
+        assert await world.store.revoke_key(ann.key_id, account_id=ann.account_id, by=ann.key_id)
         assert await world.store.caller(digest("ann")) is None
-        assert await world.store.caller(digest("c")) is not None
+
+    async def test_narrow_key_changes_no_key_but_itself(self, world: World) -> None:
+        ann = await world.caller("ann")
+        capped = await world.caller("capped", account_id=ann.account_id, character_limit=5)
+        scoped = await world.caller("scoped", account_id=ann.account_id, scopes=("voices:read",))
+
+        for narrow in (capped, scoped):
+            with pytest.raises(InsufficientScopeError):
+                await world.store.rotate_key(
+                    ann.key_id, account_id=ann.account_id, by=narrow.key_id, sha256=digest("wide"), overlap_s=0
+                )
+            with pytest.raises(InsufficientScopeError):
+                await world.store.revoke_key(ann.key_id, account_id=ann.account_id, by=narrow.key_id)
+        assert await world.store.rotate_key(
+            capped.key_id, account_id=ann.account_id, by=capped.key_id, sha256=digest("still capped"), overlap_s=0
+        )
 
     async def test_usage_is_counted_by_calendar_month(self, world: World) -> None:
         await world.job()

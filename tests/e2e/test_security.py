@@ -279,6 +279,22 @@ def test_a_rotated_key_has_the_scopes_and_the_account_of_the_old(served: Served)
         assert client.post(f"/v1/keys/{key_id}/rotate").status_code == 403  # a narrow key may replace itself alone
 
 
+def test_a_key_in_its_overlap_speaks_and_makes_no_successor(served: Served) -> None:
+    with served.client(served.new_key()) as client:
+        key_id = client.get("/v1/keys").json()[0]["key_id"]
+        new = client.post(f"/v1/keys/{key_id}/rotate", json={"overlap_s": 600}).json()
+        assert client.get("/v1/voices").status_code == 200
+        for method, path in [
+            ("POST", f"/v1/keys/{key_id}/rotate"),
+            ("POST", f"/v1/keys/{new['key_id']}/rotate"),
+            ("DELETE", f"/v1/keys/{new['key_id']}"),
+        ]:
+            answer = client.request(method, path)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (409, "key_replaced")
+    with served.client(new["api_key"]) as client:
+        assert client.delete(f"/v1/keys/{key_id}").status_code == 204
+
+
 # -- starting, limits, addresses -------------------------------------------------------------------------------
 
 

@@ -40,7 +40,7 @@ the person. No message repeats text, a transcript or a key.
     │   ├── RouteNotFoundError · MethodNotAllowedError · JobNotFoundError · JobNotReadyError · KeyNotFoundError
     │   ├── ConflictError
     │   │   ├── AmbiguousVoiceNameError
-    │   │   └── IdempotencyConflictError · JobFinalError · StaleAttemptError
+    │   │   └── IdempotencyConflictError · JobFinalError · KeyReplacedError · StaleAttemptError
     │   ├── VoiceDeletedError · RunawayAudioError · LostAudioError · LostReferenceError
     │   └── ServiceUnavailableError
     │       └── DatabaseUnavailableError · StorageUnavailableError
@@ -162,6 +162,7 @@ from afterwords.errors.service import (
     JobNotFoundError,
     JobNotReadyError,
     KeyNotFoundError,
+    KeyReplacedError,
     LimitError,
     LostAudioError,
     LostReferenceError,
@@ -236,6 +237,7 @@ __all__ = [
     "JobNotReadyError",
     "JobTimeoutError",
     "KeyNotFoundError",
+    "KeyReplacedError",
     "LibraryBusyError",
     "LibraryError",
     "LimitError",

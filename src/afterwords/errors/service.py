@@ -302,6 +302,16 @@ class AmbiguousVoiceNameError(ConflictError):
         super().__init__("Several voices have this name.", hint="use the voice_id; GET /v1/voices lists them.")
 
 
+class KeyReplacedError(ConflictError):
+    code = "key_replaced"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This key was replaced and is valid only until its overlap ends, so it can't replace or revoke others.",
+            hint="use the key that replaced it; `afterwords keys list` shows both.",
+        )
+
+
 class StaleAttemptError(ConflictError):
     code = "stale_attempt"
 

@@ -157,6 +157,11 @@ class Admitted:
         """Whose rows may be seen; None stands for everyone's, and only the admin has it."""
         return self.caller.account_id if self.caller else None
 
+    @property
+    def key_id(self) -> str | None:
+        """The key that the request came with; None for the admin and workers."""
+        return self.caller.key_id if self.caller else None
+
 
 def _bearer(authorization: list[bytes]) -> str:
     if len(authorization) != 1:

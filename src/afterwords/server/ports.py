@@ -285,16 +285,31 @@ class Store(Protocol):
         """The keys of an account, or of all; oldest first."""
         ...
 
-    async def revoke_key(self, key_id: str, *, account_id: str | None) -> bool:
-        """Revoke a key; False if there is no such key. Doing it again changes nothing."""
+    async def revoke_key(self, key_id: str, *, account_id: str | None, by: str | None = None) -> bool:
+        """Revoke a key; False if there is no such key. Doing it again changes nothing.
+
+        Args:
+            by: the id of the key that asks; None is the admin.
+
+        Raises:
+            KeyReplacedError: the asking key is valid only for an overlap, and the other key is not itself.
+            InsufficientScopeError: the asking key has scopes or a limit, and the other key is not itself.
+        """
         ...
 
     async def rotate_key(
-        self, key_id: str, *, account_id: str | None, sha256: bytes, overlap_s: float
+        self, key_id: str, *, account_id: str | None, sha256: bytes, overlap_s: float, by: str | None = None
     ) -> ApiKey | None:
         """Put a new key in place of a valid one, which expires after the overlap; None if there is no such key.
 
         The new one has the old one's label, scopes, limit, account and spending_id.
+
+        Args:
+            by: the id of the key that asks; None is the admin.
+
+        Raises:
+            KeyReplacedError: one of the two keys is valid only for an overlap: its successor would outlive it.
+            InsufficientScopeError: the asking key has scopes or a limit, and the other key is not itself.
         """
         ...
 

@@ -42,12 +42,16 @@ async def list_keys(request: Request) -> Response:
 @router.delete(
     "/v1/keys/{key_id}",
     status_code=204,
-    responses={**COMMON, **errors(_403="insufficient_scope", _404="key_not_found")},
+    responses={**COMMON, **errors(_403="insufficient_scope", _404="key_not_found", _409="key_replaced")},
 )
 @needs(Credential.USER_OR_ADMIN)
 async def revoke_key(request: Request, key_id: str) -> Response:
-    """Make a key useless at once."""
-    await house_of(request).keys.revoke(_own(request, key_id), account_id=admitted_to(request).account_id)
+    """Make a key useless at once. A key that was replaced and is in its overlap may only revoke itself."""
+    await house_of(request).keys.revoke(
+        _own(request, key_id),
+        account_id=admitted_to(request).account_id,
+        by=admitted_to(request).key_id,
+    )
     return Response(status_code=204)
 
 
@@ -58,15 +62,16 @@ async def revoke_key(request: Request, key_id: str) -> Response:
         201: {"model": NewApiKey},
         **COMMON,
         **FIELDS,
-        **errors(_403="insufficient_scope", _404="key_not_found"),
+        **errors(_403="insufficient_scope", _404="key_not_found", _409="key_replaced"),
     },
 )
 @needs(Credential.USER_OR_ADMIN)
 async def rotate_key(request: Request, key_id: str, body: Annotated[RotateBody | None, Body()] = None) -> Response:
-    """Put a new key in the place of one, which stays valid for `overlap_s` seconds."""
+    """Put a new key in the place of one, which stays valid for `overlap_s` seconds and can't be replaced again."""
     minted = await house_of(request).keys.rotate(
         _own(request, key_id),
         account_id=admitted_to(request).account_id,
+        by=admitted_to(request).key_id,
         overlap_s=(body or RotateBody()).overlap_s,
     )
     return _shown_once(minted)

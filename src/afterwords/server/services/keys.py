@@ -80,28 +80,35 @@ class Keys:
         """The keys of an account, or all, oldest first."""
         return await self._store.keys(account_id=account_id)
 
-    async def revoke(self, key_id: str, *, account_id: str | None) -> None:
-        """Make a key useless at once.
+    async def revoke(self, key_id: str, *, account_id: str | None, by: str | None = None) -> None:
+        """Make a key useless at once; `by` is the id of the key that asks.
 
         Raises:
             KeyNotFoundError: there is no such key.
+            KeyReplacedError, InsufficientScopeError: the asking key may only revoke itself.
         """
-        is_there = await self._store.revoke_key(key_id, account_id=account_id)
+        is_there = await self._store.revoke_key(key_id, account_id=account_id, by=by)
         self._seen.clear()
         if not is_there:
             raise KeyNotFoundError
 
-    async def rotate(self, key_id: str, *, account_id: str | None, overlap_s: float = 0) -> MintedKey:
-        """Put a new key in the place of one, which stays valid for the overlap (seconds).
+    async def rotate(
+        self, key_id: str, *, account_id: str | None, by: str | None = None, overlap_s: float = 0
+    ) -> MintedKey:
+        """Put a new key in the place of one, which stays valid for the overlap (seconds); `by` is the key that asks.
 
         Raises:
             KeyNotFoundError: there is no such key, or it is not valid any more.
+            KeyReplacedError: the key, or the one that asks, was replaced before and is valid only for an overlap.
+            InsufficientScopeError: the asking key may only rotate itself.
             InvalidFieldError: the overlap is negative or longer than 30 days.
         """
         if not 0 <= overlap_s <= OVERLAP_MAX_S:
             raise InvalidFieldError("overlap_s", rule=f"it must be 0 to {OVERLAP_MAX_S:,} seconds")
         secret = _mint()
-        key = await self._store.rotate_key(key_id, account_id=account_id, sha256=digest(secret), overlap_s=overlap_s)
+        key = await self._store.rotate_key(
+            key_id, account_id=account_id, by=by, sha256=digest(secret), overlap_s=overlap_s
+        )
         self._seen.clear()
         if key is None:
             raise KeyNotFoundError

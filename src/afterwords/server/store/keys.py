@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
+from afterwords.errors import InsufficientScopeError, KeyReplacedError
 from afterwords.models import ApiKey, new_id
 from afterwords.server.ports import Caller, NewKey
 from afterwords.server.store.schema import accounts, keys
@@ -52,26 +53,50 @@ def all_of(connection: Connection, *, account_id: str | None) -> list[ApiKey]:
     return [_shown(row) for row in connection.execute(statement)]
 
 
-def revoke(connection: Connection, key_id: str, *, account_id: str | None, now: datetime) -> bool:
+def revoke(connection: Connection, key_id: str, *, account_id: str | None, by: str | None, now: datetime) -> bool:
     row = _found(connection, key_id, account_id)
     if row is None:
         return False
+    _check_may_change(connection, key_id, by=by)
     if row.revoked_at is None:
         connection.execute(update(keys).where(keys.c.key_id == key_id).values(revoked_at=now))
     return True
 
 
 def rotate(
-    connection: Connection, key_id: str, *, account_id: str | None, sha256: bytes, overlap_s: float, now: datetime
+    connection: Connection,
+    key_id: str,
+    *,
+    account_id: str | None,
+    by: str | None,
+    sha256: bytes,
+    overlap_s: float,
+    now: datetime,
 ) -> ApiKey | None:
     old = _found(connection, key_id, account_id)
     if old is None or not _is_valid(old.revoked_at, old.expires_at, now):
         return None
-    end = now + timedelta(seconds=overlap_s)
-    expires_at = end if old.expires_at is None else min(old.expires_at, end)
+    _check_may_change(connection, key_id, by=by)
+    if old.expires_at is not None:
+        raise KeyReplacedError
+    expires_at = now + timedelta(seconds=overlap_s)
     connection.execute(update(keys).where(keys.c.key_id == key_id).values(expires_at=expires_at))
     new = NewKey(sha256, old.label, tuple(old.scopes.split()), old.character_limit)
     return _keep(connection, new, new_id(), account_id=old.account_id, spending_id=old.spending_id, now=now)
+
+
+def _check_may_change(connection: Connection, key_id: str, *, by: str | None) -> None:
+    """Refuse a key that would gain by changing another one: a longer life, more scopes, a higher limit.
+
+    It is looked up here, in the transaction, since what the request was admitted with may be half a second old.
+    """
+    if by is None or by == key_id:
+        return
+    asking = _found(connection, by, None)
+    if asking is None or asking.expires_at is not None:
+        raise KeyReplacedError
+    if asking.scopes or asking.character_limit is not None:
+        raise InsufficientScopeError("of a key without scopes and limit")
 
 
 def _keep(

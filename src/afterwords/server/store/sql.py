@@ -81,19 +81,20 @@ class SqlStore:
     async def keys(self, *, account_id: str | None) -> list[ApiKey]:
         return await self._database.read_long(partial(keys.all_of, account_id=account_id))
 
-    async def revoke_key(self, key_id: str, *, account_id: str | None) -> bool:
+    async def revoke_key(self, key_id: str, *, account_id: str | None, by: str | None = None) -> bool:
         return await self._database.write(
-            partial(keys.revoke, key_id=key_id, account_id=account_id, now=self._clock.now())
+            partial(keys.revoke, key_id=key_id, account_id=account_id, by=by, now=self._clock.now())
         )
 
     async def rotate_key(
-        self, key_id: str, *, account_id: str | None, sha256: bytes, overlap_s: float
+        self, key_id: str, *, account_id: str | None, sha256: bytes, overlap_s: float, by: str | None = None
     ) -> ApiKey | None:
         return await self._database.write(
             partial(
                 keys.rotate,
                 key_id=key_id,
                 account_id=account_id,
+                by=by,
                 sha256=sha256,
                 overlap_s=overlap_s,
                 now=self._clock.now(),
