@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -22,6 +23,7 @@ from afterwords.audio import Audio, Samples, change_speed, decode, read_tags, re
 from afterwords.errors import (
     AfterwordsError,
     BadSampleRateError,
+    DamagedAudioError,
     FileTooLargeError,
     InvalidOptionError,
     NoAudioError,
@@ -51,15 +53,19 @@ def by_soundfile(format: str, subtype: str | None = None, *, samples: Samples | 
     return file.getvalue()
 
 
-def by_libav(container: str, codec: str, *, rate: int = 48_000, options: dict[str, str] | None = None) -> bytes:
-    """A stereo file of 2 s, as a phone or a browser records it."""
+def by_libav(
+    container: str, codec: str, *, rate: int = 48_000, duration_s: float = 2, tracks: Sequence[Samples] = ()
+) -> bytes:
+    """A stereo file, as a phone or a browser records it: a sine, or the given tracks."""
     file = io.BytesIO()
-    with av.open(file, "w", format=container, options=options or {}) as output:
-        stream = cast("av.AudioStream", output.add_stream(codec, rate=rate, layout="stereo"))
-        frame = av.AudioFrame.from_ndarray(np.tile(sine(2, rate=rate), (2, 1)), format="fltp", layout="stereo")
-        frame.sample_rate = rate
-        output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
+    with av.open(file, "w", format=container) as output:
+        sounds = tracks or [sine(duration_s, rate=rate)]
+        streams = [cast("av.AudioStream", output.add_stream(codec, rate=rate, layout="stereo")) for _ in sounds]
+        for stream, samples in zip(streams, sounds, strict=True):
+            frame = av.AudioFrame.from_ndarray(np.tile(samples, (2, 1)), format="fltp", layout="stereo")
+            frame.sample_rate = rate
+            output.mux(stream.encode(frame))
+            output.mux(stream.encode(None))
     return file.getvalue()
 
 
@@ -105,7 +111,9 @@ def test_every_kind_of_recording_is_read_at_its_own_rate(kind: str) -> None:
     audio = decode(FILES[kind]())
 
     assert audio.samples.dtype == np.float32
-    assert audio.sample_rate == (48_000 if kind in {"m4a", "aac", "webm"} or "mkv" in kind else RATE)
+    assert audio.notices == ()
+    # Opus is decoded at 48 kHz whatever went in
+    assert audio.sample_rate == (48_000 if kind in {"m4a", "aac", "webm", "opus"} or "mkv" in kind else RATE)
     assert audio.duration_s == pytest.approx(2, abs=0.06)  # a codec may add a frame at either end
     assert pitch(audio.samples, audio.sample_rate) == pytest.approx(440, rel=0.01)
     assert np.abs(audio.samples[4800:-4800]).max() == pytest.approx(0.5, abs=0.08)
@@ -150,6 +158,115 @@ def test_file_that_was_cut_is_read_as_far_as_it_goes(kind: str) -> None:
 
     assert 0.3 < audio.duration_s < 0.9 * decode(data).duration_s
     assert pitch(audio.samples, audio.sample_rate) == pytest.approx(440, rel=0.02)
+    if kind not in {"ogg", "aac"}:  # which don't say how long they are meant to be
+        assert re.search(r"incomplete: at least 0\.\d s of 2\.\d s \([34]\d %\)", audio.notices[0])
+
+
+def test_m4a_cut_before_its_index_is_called_damaged() -> None:
+    data = FILES["m4a"]()
+
+    with pytest.raises(DamagedAudioError, match=r"me\.m4a is damaged or incomplete"):
+        decode(data[: len(data) * 6 // 10], name="me.m4a")
+
+
+@pytest.mark.parametrize("kind", ["m4a", "aac", "mp3", "flac", "opus"])
+def test_damage_is_left_out_and_the_rest_is_read(kind: str) -> None:
+    data = damaged(LONG[kind]())
+
+    audio = decode(data, name="me")
+
+    assert 7.5 < audio.duration_s < 10.2  # a page of Opus lasts a second
+    assert re.match(r"me is damaged or incomplete: .* s of \d+\.\d s \(.*%\)", audio.notices[0])
+
+
+LONG = {
+    "m4a": lambda: by_libav("ipod", "aac", duration_s=10),
+    "aac": lambda: by_libav("adts", "aac", duration_s=10),
+    "mp3": lambda: by_soundfile("MP3", samples=sine(10)),
+    "flac": lambda: by_soundfile("FLAC", samples=sine(10)),
+    "opus": lambda: by_soundfile("OGG", "OPUS", samples=sine(10)),
+}
+
+
+def damaged(data: bytes) -> bytes:
+    """The file with a twentieth of it overwritten, in its middle."""
+    spoiled = bytearray(data)
+    start, size = len(data) // 2, len(data) // 20
+    spoiled[start : start + size] = np.random.default_rng(1).bytes(size)
+    return bytes(spoiled)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [b"TAG" + bytes(125), bytes(5000), b"LYRICSBEGIN" + b"x" * 100 + b"LYRICS200"],
+    ids=["id3", "zeros", "lyrics"],
+)
+@pytest.mark.parametrize("kind", ["mp3", "aac"])
+def test_what_players_append_is_not_called_damage(kind: str, more: bytes) -> None:
+    assert decode(FILES[kind]() + more).notices == ()
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_wav_that_was_streamed_is_read_whole(size: int) -> None:
+    data = bytearray(by_soundfile("WAV"))
+    struct.pack_into("<I", data, data.index(b"data") + 4, size)
+
+    audio = decode(bytes(data))
+
+    assert (audio.duration_s, audio.notices) == (2.0, ())
+
+
+def test_pauses_that_the_decoder_lacks_are_left_out_and_named() -> None:
+    speech = b"\x3c" + np.random.default_rng(1).bytes(31)
+    pause = b"\x44" + bytes(5) + 7 * b"\x7c"  # 8 frames of 20 ms: a description of the noise, then nothing
+
+    audio = decode(b"#!AMR\n" + 3 * (50 * speech + pause), name="me.amr")
+
+    assert audio.duration_s == pytest.approx(3)
+    assert "of the codec amrnb that is not known here" in audio.notices[0]
+    assert "at least 0.5 s of 3.5 s (14 %)" in audio.notices[0]
+
+
+def test_codec_that_nothing_decodes_is_called_so() -> None:
+    data = FILES["webm"]().replace(b"A_OPUS", b"A_XPUS")
+
+    with pytest.raises(UnsupportedAudioError, match=r"me\.webm holds sound, but in a codec that is not known"):
+        decode(data, name="me.webm")
+
+
+def test_first_track_with_sound_is_taken_and_named() -> None:
+    quiet, loud = np.zeros(96_000, np.float32), sine(2, rate=48_000)
+
+    audio = decode(by_libav("mp4", "aac", tracks=(quiet, loud)), name="me.mp4")
+    silent = decode(by_libav("mp4", "aac", tracks=(quiet, quiet)), name="me.mp4")
+
+    assert pitch(audio.samples, audio.sample_rate) == pytest.approx(440, rel=0.01)
+    assert audio.notices == ("me.mp4 has 2 audio tracks; track 2 was taken, the first with sound.",)
+    assert (np.abs(silent.samples).max(), silent.notices) == (0, ())
+
+
+@pytest.mark.parametrize("kind", ["opus", "ogg", "aac", "mp3", "flac"])
+def test_files_that_were_joined_are_read_to_the_end(kind: str) -> None:
+    audio = decode(FILES[kind]() * 2)
+
+    assert audio.duration_s == pytest.approx(4, abs=0.12)
+    assert audio.notices == ()
+
+
+def test_joined_files_of_two_rates_become_one() -> None:
+    audio = decode(by_libav("adts", "aac", rate=22_050) + by_libav("adts", "aac", rate=48_000, duration_s=3))
+
+    assert audio.sample_rate == 48_000
+    assert audio.duration_s == pytest.approx(5, abs=0.15)
+    assert pitch(audio.samples, audio.sample_rate) == pytest.approx(440, rel=0.01)
+
+
+def test_rate_that_is_too_low_is_refused_with_a_fix_for_it() -> None:
+    with pytest.raises(BadSampleRateError, match=r"me\.aac has a sample rate of 7,350 Hz") as refused:
+        decode(by_libav("adts", "aac", rate=7350), name="me.aac")
+
+    assert "WAV file" not in refused.value.message
+    assert "48,000 Hz" in refused.value.hint
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "opus", "m4a", "webm"])

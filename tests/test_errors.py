@@ -17,6 +17,8 @@ HOSTILE = "a\x1b[2J\u202e\nb"
 # Every class that writes a message of its own, once, with facts as hostile as they may come.
 EXAMPLES: list[AfterwordsError] = [
     errors.UnsupportedAudioError("me.txt"),
+    errors.UnsupportedAudioError("me.mp4", codec=HOSTILE),
+    errors.DamagedAudioError("me.m4a"),
     errors.NoAudioError("me.wav"),
     errors.ReferenceTooShortError("me.wav", duration_s=3.2, minimum_s=5),
     errors.ReferenceTooLongError("me.wav", duration_s=1801, maximum_s=1800),

@@ -54,6 +54,16 @@ def test_bytes_and_open_files_clone_like_a_path() -> None:
     assert by_path.ref_sha256 == by_bytes.ref_sha256 == by_file.ref_sha256
 
 
+def test_damaged_recording_is_cloned_with_a_warning() -> None:
+    cut = READER.read_bytes()[:600_000]
+
+    with pytest.warns(aw.errors.RecordingWarning, match="at least 6.0 s of 24.7 s"):
+        aw.clone(cut, name="me", consent="self")
+    cloned = studio.make_voice(cut, name="me", consent="self", replace=True)
+
+    assert "damaged or incomplete" in cloned.notices[0]
+
+
 def test_consent_has_to_be_stated() -> None:
     with pytest.raises(ConsentRequiredError):
         aw.clone(READER, name="me")

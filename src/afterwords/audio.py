@@ -53,11 +53,13 @@ class Audio:
         samples: shape (n_samples,), float32 mono in [-1, 1].
         sample_rate: in Hz.
         tags: texts that every file written from it carries, under `title`, `artist`, `comment`, `software`, `date`.
+        notices: what the reader of a file found wrong with it, each a sentence or two: lost parts, further tracks.
     """
 
     samples: Samples
     sample_rate: int
     tags: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.samples.ndim != 1 or self.samples.dtype != np.float32:
@@ -119,19 +121,25 @@ def decode(
         max_duration_s: the longest that is taken; decoding stops there.
 
     Returns:
-        Audio of shape (n_samples,), float32 in [-1, 1], channels averaged, at the file's own rate in Hz. Of a file
-        that was cut short, what can be read.
+        Audio of shape (n_samples,), float32 in [-1, 1], channels averaged, at the file's own rate in Hz. What can't be
+        decoded of a damaged file is left out, and `notices` say how much that is. Of several tracks it is the first
+        with sound; files that were joined are read to the end.
+
+    The work is bounded by `max_duration_s` and the size of the file. Memory is not, where a stranger made the file: an
+    MP4 of 20 KB can make its demuxer take gigabytes. The server decodes such files in a process with a limit.
 
     Raises:
         UnreadableFileError: it is missing, a folder, a pipe or a device, or reading it failed.
-        UnsupportedAudioError: no decoder knows it.
+        UnsupportedAudioError: no decoder knows it, or the codec of its sound.
+        DamagedAudioError: it is known, but nothing of it can be read.
         NoAudioError: it is empty, or known but without sound.
         ReferenceTooLongError: it lasts longer than `max_duration_s`.
         FileTooLargeError: a pipe that does not end.
         BadSampleRateError: a rate below 8 kHz or above 192 kHz.
         NonFiniteAudioError: samples that are NaN or infinite.
     """
-    return Audio(*read_sound(source, name=name, max_duration_s=max_duration_s))
+    sound = read_sound(source, name=name, max_duration_s=max_duration_s)
+    return Audio(sound.samples, sound.sample_rate, notices=sound.notices)
 
 
 def record(

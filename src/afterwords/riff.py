@@ -118,7 +118,7 @@ def check_reference_wav(data: bytes, *, source: str = "the recording") -> tuple[
     if n_frames > REFERENCE_MAX_S * layout.sample_rate:
         raise ReferenceTooLongError(source, duration_s=duration_s, maximum_s=REFERENCE_MAX_S)
     samples = _decode(data, layout, sound, source)
-    _check_not_silent(samples, source)
+    check_not_silent(samples, source)
     return samples, layout.sample_rate
 
 
@@ -215,12 +215,17 @@ def _scale_pcm(raw: memoryview, bits: int) -> Samples:
     return np.frombuffer(raw, "<i4").astype(np.float32) / np.float32(2**31)
 
 
-def _check_not_silent(samples: Samples, source: str) -> None:
+def peak_db(samples: Samples) -> float:
+    """Return the peak of samples in dBFS, any constant offset removed; -120 stands for nothing at all."""
     offset = float(samples.mean(dtype=np.float64))
     peak = max(float(samples.max()) - offset, offset - float(samples.min()))
-    peak_db = 20 * math.log10(max(peak, 1e-6))  # -120 dBFS stands for nothing at all
-    if peak_db < SILENCE_PEAK_DB:
-        raise SilentAudioError(source, peak_db=peak_db)
+    return 20 * math.log10(max(peak, 1e-6))
+
+
+def check_not_silent(samples: Samples, source: str) -> None:
+    """Raise SilentAudioError if there is nothing but silence or a constant offset."""
+    if (found_db := peak_db(samples)) < SILENCE_PEAK_DB:
+        raise SilentAudioError(source, peak_db=found_db)
 
 
 # -- writing --------------------------------------------------------------------------------------------------

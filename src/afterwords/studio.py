@@ -6,6 +6,7 @@ voice in the library, a text becomes speech that carries its mark. Nothing leave
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import file_digest, sha256
@@ -22,6 +23,7 @@ from afterwords.errors import (
     FileTooLargeError,
     InvalidOptionError,
     MissingExtraError,
+    RecordingWarning,
     TranscriberError,
     UnsupportedLangError,
     VoiceExistsError,
@@ -77,13 +79,15 @@ class Cloned:
         voice: as it stands in the library.
         prepared: the window that was taken from the recording, with its grade and what was found.
         backend: the one that was prepared for.
-        notices: what the owner should know, a sentence each.
+        notices: what the owner should know, each a sentence or two.
+        doubts: those of them that are about the recording, for example that its file is damaged.
     """
 
     voice: Voice
     prepared: Prepared
     backend: str
     notices: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 def clone(
@@ -112,13 +116,16 @@ def clone(
         replace: take the place of the voice of that name.
         progress: told how far it is.
 
+    Warns:
+        RecordingWarning: something about the recording should be known, for example that its file is damaged.
+
     Raises:
         ConsentRequiredError: consent was not stated.
         VoiceExistsError: the name is taken and `replace` is not set.
         RecordingError: the recording can't be used.
         UnavailableError: no engine can run here.
     """
-    return make_voice(
+    cloned = make_voice(
         source,
         name=name,
         consent=consent,
@@ -128,7 +135,10 @@ def clone(
         fast=fast,
         replace=replace,
         progress=progress,
-    ).voice
+    )
+    for doubt in cloned.doubts:
+        warnings.warn(doubt, RecordingWarning, stacklevel=2)
+    return cloned.voice
 
 
 def check_clone(name: str, *, lang: str = "en", backend: str = "auto", replace: bool = False) -> Backend:
@@ -167,6 +177,7 @@ def make_voice(
     original, shown = _original(source)
     audio = decode(original, name=shown)
     prepared, notices = _prepared(audio, shown, text, lang, confirm, progress)
+    doubts = audio.notices
     reference_sha256 = sha256(prepared.wav).hexdigest()
     voice = Voice(
         name=name,
@@ -197,7 +208,7 @@ def make_voice(
     suffix = Path(shown).suffix
     voice = shelf.save(voice, reference_wav=prepared.wav, original=original, original_suffix=suffix, replace=replace)
     shelf.save_prompt(voice, _prompt_key(engine, chosen.name, fast=fast), prompt)
-    return Cloned(voice, prepared, chosen.name, tuple(notices))
+    return Cloned(voice, prepared, chosen.name, (*doubts, *notices), doubts)
 
 
 def _consent_kind(consent: ConsentKind | str | None) -> ConsentKind:

@@ -69,6 +69,15 @@ def test_recording_that_clone_refuses_is_graded_with_the_refusal(kind: str, tmp_
     assert (facts["window"], facts["refusal"]["code"]) == (None, refused.value.code)
 
 
+def test_damaged_recording_is_graded_and_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "cut.wav").write_bytes(READER.read_bytes()[:600_000])
+
+    done = run("doctor", "cut.wav", cwd=tmp_path)
+
+    assert "cut.wav is damaged or incomplete: at least 6.0 s of 24.7 s (24 %) could not be read" in done.err
+    assert "damaged or incomplete" in json.loads(run("doctor", "cut.wav", "--json", cwd=tmp_path).out)["notices"][0]
+
+
 @pytest.mark.usefixtures("whisper")
 def test_transcript_is_held_against_what_is_heard() -> None:
     text = (READER.parent / "reader.txt").read_text("utf-8")

@@ -43,10 +43,12 @@ def doctor(
     except RecordingError as error:
         taken = error
     if as_json:
-        output.result_json({**report.to_dict(), **_verdict(taken)})
+        output.result_json({**report.to_dict(), **_verdict(taken), "notices": list(audio.notices)})
     else:
         output.result(f"{output.plain(recording.name)}: grade {report.grade}\n")
         _show(audio, report, taken)
+    for notice in audio.notices:
+        output.note(f"[yellow]{output.shown(notice)}[/yellow]")
     if not isinstance(taken, RecordingError):
         output.note(f"Next: afterwords clone {output.quoted(str(recording))} --name me")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
 from afterwords import disk
-from afterwords.errors import InvalidOptionError
+from afterwords.errors import InvalidOptionError, RecordingWarning
 from afterwords.models import ConsentKind, JobStatus, SpeechFormat
 
 
@@ -36,6 +37,8 @@ def wav_of(recording: Path | str | bytes | BinaryIO) -> bytes:
     from afterwords.riff import canonical_wav
 
     audio = decode(data, name=str(recording) if isinstance(recording, Path | str) else "the recording")
+    for notice in audio.notices:
+        warnings.warn(notice, RecordingWarning, stacklevel=2)
     return canonical_wav(audio.samples, audio.sample_rate)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from afterwords.audio import DURATION_MAX_S, Audio, read_tags
 from afterwords.client.shapes import Sound
-from afterwords.errors import ConnectionLostError, RecordingError, StrangeAnswerError
+from afterwords.errors import ConnectionLostError, DamagedAudioError, RecordingError, StrangeAnswerError
 from afterwords.models import Voice, now
 from afterwords.provenance import mark_tags, read_mark
 from afterwords.reader import read_sound
@@ -37,8 +37,10 @@ def decoded(sound: Sound, voice: Voice | str | None = None) -> Audio:
             samples, sample_rate = read_wav(sound.data, source="the audio")
             tags = read_info(BytesIO(sound.data), source="the audio")
         else:
-            samples, sample_rate = read_sound(sound.data, name="the audio", max_duration_s=DURATION_MAX_S)
-            tags = read_tags(sound.data)
+            read = read_sound(sound.data, name="the audio", max_duration_s=DURATION_MAX_S)
+            if read.notices:
+                raise DamagedAudioError("the audio")
+            samples, sample_rate, tags = read.samples, read.sample_rate, read_tags(sound.data)
     except RecordingError as error:
         raise StrangeAnswerError(
             f"its audio can't be read ({error.code})", hint="ask again; something on the way may have cut it."

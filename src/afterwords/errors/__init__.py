@@ -8,7 +8,7 @@ the person. No message repeats text, a transcript or a key.
     ├── InvalidInputError                  what was given can't be used (exit 5)
     │   ├── RecordingError
     │   │   ├── UnsupportedAudioError · NoAudioError · ReferenceTooShortError · ReferenceTooLongError
-    │   │   ├── FileTooLargeError · SilentAudioError · NonFiniteAudioError · UnvoicedReferenceError
+    │   │   ├── DamagedAudioError · FileTooLargeError · SilentAudioError · NonFiniteAudioError · UnvoicedReferenceError
     │   │   └── MalformedWavError
     │   │       ├── NotWavError · MissingFormatError · TruncatedWavError · EmptyDataError · TooManyChunksError
     │   │       └── BadChannelsError · BadSampleRateError · BadBitsError · BadBlockAlignError · UnsupportedEncodingError
@@ -66,6 +66,7 @@ from afterwords.errors.given import (
     BadSampleRateError,
     ConsentRequiredError,
     ControlCharacterError,
+    DamagedAudioError,
     EmptyDataError,
     EmptyTextError,
     FileTooLargeError,
@@ -80,6 +81,7 @@ from afterwords.errors.given import (
     NonFiniteAudioError,
     NotWavError,
     RecordingError,
+    RecordingWarning,
     ReferenceTooLongError,
     ReferenceTooShortError,
     SilentAudioError,
@@ -206,6 +208,7 @@ __all__ = [
     "ConsentRequiredError",
     "ControlCharacterError",
     "CorruptVoiceError",
+    "DamagedAudioError",
     "DatabaseUnavailableError",
     "EmptyDataError",
     "EmptyTextError",
@@ -267,6 +270,7 @@ __all__ = [
     "RangeNotSatisfiableError",
     "RateLimitedError",
     "RecordingError",
+    "RecordingWarning",
     "ReferenceTooLongError",
     "ReferenceTooShortError",
     "RemoteError",

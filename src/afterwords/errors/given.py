@@ -22,15 +22,37 @@ class RecordingError(InvalidInputError):
     code = "invalid_audio"
 
 
+class RecordingWarning(UserWarning):
+    """A recording was taken, but something about it should be known, such as that its file is damaged."""
+
+
 class UnsupportedAudioError(RecordingError):
-    """No decoder knows the file."""
+    """No decoder knows the file, or the codec of the sound in it."""
 
     code = "unsupported_audio"
 
+    def __init__(self, source: str, *, codec: str | None = None) -> None:
+        if codec is None:
+            super().__init__(
+                f"{source} is not audio that any decoder here knows.",
+                hint="give a wav, flac, mp3, ogg, opus, m4a, aac or webm file.",
+            )
+        else:
+            super().__init__(
+                f"{source} holds sound, but in {codec}, which can't be decoded here.",
+                hint="convert it to wav, flac, mp3 or m4a with the program that made it, and give that file.",
+            )
+
+
+class DamagedAudioError(RecordingError):
+    """The file is of a known format, but nothing of its sound can be read."""
+
+    code = "damaged_audio"
+
     def __init__(self, source: str) -> None:
         super().__init__(
-            f"{source} is not audio that any decoder here knows.",
-            hint="give a wav, flac, mp3, ogg, opus, m4a, aac or webm file.",
+            f"{source} is damaged or incomplete: none of its sound can be read.",
+            hint="copy or download it again; if it was just recorded, let the program finish saving it.",
         )
 
 
@@ -165,8 +187,10 @@ class BadSampleRateError(MalformedWavError):
     code = "bad_sample_rate"
 
     def __init__(self, source: str, *, sample_rate: int, minimum: int, maximum: int) -> None:
-        super().__init__(
-            source, f"it declares a sample rate of {sample_rate:,} Hz, and {minimum:,} to {maximum:,} Hz are taken"
+        RecordingError.__init__(  # not of WAV files alone
+            self,
+            f"{source} has a sample rate of {sample_rate:,} Hz, and {minimum:,} to {maximum:,} Hz are taken.",
+            hint="save it at 44,100 or 48,000 Hz, for example with `ffmpeg -i FILE -ar 48000 NEW.wav`.",
         )
 
 

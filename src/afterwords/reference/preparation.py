@@ -15,13 +15,12 @@ from afterwords.errors import (
     NonFiniteAudioError,
     ReferenceTooLongError,
     ReferenceTooShortError,
-    SilentAudioError,
     UnvoicedReferenceError,
 )
 from afterwords.reference.hearing import Hearing, listen
 from afterwords.reference.report import Report, report_on
 from afterwords.reference.window import WINDOW_MAX_S, Window, choose_window, whole_window
-from afterwords.riff import REFERENCE_MIN_S, SAMPLE_RATE_MIN, SILENCE_PEAK_DB, canonical_wav
+from afterwords.riff import REFERENCE_MIN_S, SAMPLE_RATE_MIN, canonical_wav, check_not_silent
 from afterwords.transcribe import Word, coverage, held_words, join_words, match_words, surplus
 
 VOICED_MIN_S: Final = 2.0  # less, and neither pitch nor timbre can be told
@@ -102,10 +101,7 @@ def _heard(audio: Audio, source: str) -> Hearing:
         raise ReferenceTooLongError(source, duration_s=audio.duration_s, maximum_s=DURATION_MAX_S)
     if not np.isfinite(audio.samples).all():
         raise NonFiniteAudioError(source)
-    offset = float(np.mean(audio.samples, dtype=np.float64))
-    peak_db = 20 * float(np.log10(max(float(np.abs(audio.samples - offset).max()), 1e-6)))
-    if peak_db < SILENCE_PEAK_DB:
-        raise SilentAudioError(source, peak_db=peak_db)
+    check_not_silent(audio.samples, source)
     hearing = listen(audio)
     if hearing.voiced_s < VOICED_MIN_S:
         raise UnvoicedReferenceError(source, voiced_s=hearing.voiced_s, minimum_s=VOICED_MIN_S)

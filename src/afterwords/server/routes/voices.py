@@ -36,7 +36,7 @@ NOT_FOUND: Final = errors(_404="voice_not_found", _409="ambiguous_voice_name")
 RECORDING: Final = (
     "file_too_large, too_short, too_long, silent_audio, non_finite_audio, not_wav, malformed_wav, no_fmt, truncated, "
     "empty_data, too_many_chunks, bad_channels, bad_sample_rate, bad_bits, bad_block_align, unsupported_encoding, "
-    "bad_content_type, unsupported_audio"
+    "bad_content_type, unsupported_audio, damaged_audio"
 )
 TEXTS: Final = "empty_text, text_too_long, control_character, invalid_unicode"
 UPLOAD: Final = errors(

@@ -90,6 +90,7 @@ def main() -> None:
     data = source.read()
     import av  # before the limits, under which nothing is loaded
     import soundfile  # noqa: F401
+    import soxr  # noqa: F401
 
     from afterwords.reader import read_sound
     from afterwords.riff import canonical_wav
@@ -97,12 +98,12 @@ def main() -> None:
     av.logging.set_level(None)
     _limit()
     try:
-        samples, sample_rate = read_sound(data, name=sys.argv[1], max_duration_s=REFERENCE_MAX_S)
+        sound = read_sound(data, name=sys.argv[1], max_duration_s=REFERENCE_MAX_S)
     except RecordingError as error:
         facts = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
         sink.write(json.dumps(facts).encode() + b"\n")
     else:
-        sink.write(b"{}\n" + canonical_wav(samples, sample_rate))
+        sink.write(b"{}\n" + canonical_wav(sound.samples, sound.sample_rate))
     sink.flush()
 
 
