@@ -193,12 +193,40 @@ def test_unknown_tag_is_refused() -> None:
 
 
 @on_posix
-@pytest.mark.parametrize("format", SpeechFormat)
-def test_file_is_readable_by_its_owner_alone(format: SpeechFormat, tmp_path: Path) -> None:
-    path = Audio(sine(1), RATE).save(tmp_path / f"hello.{format}")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_new_file_has_the_permissions_of_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        path = Audio(sine(1), RATE).save(tmp_path / "hello.wav")
+    finally:
+        os.umask(before)
 
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.stat().st_mode) == mode
     assert list(tmp_path.iterdir()) == [path]
+
+
+@on_posix
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
+def test_replaced_file_keeps_its_permissions(mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "hello.wav"
+    path.touch()
+    path.chmod(mode)
+
+    Audio(sine(1), RATE).save(path)
+
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@on_posix
+def test_unfinished_file_is_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with AudioWriter(tmp_path / "hello.wav", sample_rate=RATE) as writer:
+            writer.write(sine(1))
+            (part,) = tmp_path.iterdir()
+            assert stat.S_IMODE(part.stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
 
 
 def test_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:

@@ -76,10 +76,10 @@ class Audio:
         return len(self.samples) / self.sample_rate
 
     def save(self, path: Path | str, *, format: SpeechFormat | str | None = None) -> Path:
-        """Write a file that its owner alone may read, whole or not at all, and return where it is.
+        """Write a file, whole or not at all, and return where it is.
 
         Args:
-            path: an existing file is replaced, and kept if anything fails.
+            path: an existing file is replaced and its permissions stay; if anything fails, it is kept.
             format: None takes it from the ending of the path.
 
         Raises:

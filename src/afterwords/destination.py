@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
+from uuid import uuid4
 
 from afterwords.disk import refusal
 from afterwords.errors import UnmarkableFormatError, UnwritableOutputError
@@ -94,13 +95,19 @@ class Destination(Protocol):
 
 
 class _PartFile:
-    """A file that takes its name only when it is whole."""
+    """A file that takes its name only when it is whole, and until then can be read by its owner alone.
 
-    def __init__(self, path: Path) -> None:
+    It then keeps the permissions of the file that it replaces; a new file gets those that the umask leaves, unless it
+    is private.
+    """
+
+    def __init__(self, path: Path, *, is_private: bool = False) -> None:
         try:
             self._path = path.resolve()  # a link stays a link, and what it points to is replaced
             if self._path.exists() and not os.access(self._path, os.W_OK):
                 raise UnwritableOutputError(path, why="it is read-only")
+            self._mode = 0o600 if is_private else _mode_of_new_files(self._path.parent)
+            self._keeps_mode = not is_private
             # 60 characters leave room for the rest of the name whatever the alphabet
             handle, part = tempfile.mkstemp(dir=self._path.parent, prefix=f"{path.name[:60]}.", suffix=".part")
         except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links, before Python 3.13
@@ -115,6 +122,10 @@ class _PartFile:
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
+        if self._keeps_mode and self._path.exists():
+            self._mode = _mode_of(self._path.stat())
+        if _mode_of(self._part.stat()) != self._mode:  # a file system without permissions refuses every change
+            self._part.chmod(self._mode)
         self._part.replace(self._path)
 
     def discard(self) -> None:
@@ -146,13 +157,19 @@ class _Stream:
                 self.file.close()
 
 
-def open_destination(target: Path | BinaryIO) -> Destination:
+def open_destination(target: Path | BinaryIO, *, is_private: bool = False) -> Destination:
     """Open a place by its path, or take a stream, which stays open.
+
+    Args:
+        target: where to write.
+        is_private: whether the owner alone may read a file, whatever the umask says.
 
     Raises:
         UnwritableOutputError: nothing can be written there.
     """
-    return _PartFile(target) if isinstance(target, Path) and _is_file(target) else _Stream(target)
+    if isinstance(target, Path) and _is_file(target):
+        return _PartFile(target, is_private=is_private)
+    return _Stream(target)
 
 
 @contextmanager
@@ -171,20 +188,43 @@ def storing_at(target: Path | BinaryIO) -> Iterator[None]:
         raise refusal(error, shown, why=_reason(error)) from error
 
 
-def write_whole(target: Path | BinaryIO, data: bytes) -> None:
-    """Write bytes to a place: a file whole or not at all, for its owner alone.
+def write_whole(target: Path | BinaryIO, data: bytes, *, is_private: bool = False) -> None:
+    """Write bytes to a place: a file whole or not at all.
+
+    Args:
+        target: where to write.
+        data: what to write.
+        is_private: whether the owner alone may read a file, whatever the umask says.
 
     Raises:
         StorageFullError, UnwritableOutputError: what stood there before still stands there.
         BrokenPipeError: the reader of a pipe has gone.
     """
-    destination = open_destination(target)
+    destination = open_destination(target, is_private=is_private)
     try:
         with storing_at(target):
             destination.file.write(data)
             destination.commit()
     finally:  # after a commit there is nothing left to take back
         destination.discard()
+
+
+def _mode_of(status: os.stat_result) -> int:
+    return status.st_mode & 0o777
+
+
+def _mode_of_new_files(folder: Path) -> int:
+    """Return the permissions that a new file gets in a folder.
+
+    An empty file is made to see them: the umask can only be read by changing it, for all threads of the program.
+    """
+    probe = folder / f".{uuid4().hex}.part"
+    handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return _mode_of(os.fstat(handle))
+    finally:
+        os.close(handle)
+        probe.unlink()
 
 
 def _is_file(path: Path) -> bool:

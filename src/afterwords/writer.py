@@ -25,8 +25,9 @@ class AudioWriter:
     """Write mono sound chunk by chunk; use it in a `with` block.
 
     A file is written under another name beside its own (`….part`), readable by its owner alone, and takes its name
-    when the block ends well; otherwise it is removed, and a file that was there before is kept. A pipe or a device
-    gets each chunk at once; what was sent can't be taken back.
+    when the block ends well, with the permissions that the umask leaves; otherwise it is removed, and a file that was
+    there before is kept. One that is replaced passes its permissions on. A pipe or a device gets each chunk at once;
+    what was sent can't be taken back.
 
     Args:
         target: a path, or an open binary stream, which stays open.

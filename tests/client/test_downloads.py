@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +56,17 @@ class TestRange:
             assert seen.headers["Range"] == f"bytes={have}-"
             assert len(seen.headers["If-Range"].strip('"')) == 64
 
-    def test_a_download_is_whole_and_for_its_owner_alone(
+    def test_a_download_is_whole_and_follows_the_umask(
         self, faulty: Client, faults: FaultyServer, direct: Client, job_id: str, tmp_path: Path
     ) -> None:
         faults.inject(Fault.HALF_BODY, path="/v1/jobs")
-        path = faulty.jobs.download(job_id, tmp_path / "speech.wav")
+        before = os.umask(0o027)
+        try:
+            path = faulty.jobs.download(job_id, tmp_path / "speech.wav")
+        finally:
+            os.umask(before)
         assert path.read_bytes() == direct.jobs.data(job_id)
-        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.stat().st_mode & 0o777 == 0o640
         assert [entry.name for entry in tmp_path.glob("speech*")] == ["speech.wav"]
 
     def test_what_stood_there_stays_where_it_fails(

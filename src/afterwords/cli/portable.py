@@ -44,7 +44,7 @@ def export(
         check_place(Path(str(out)))
     voice, data = _packed_there(name, profile) if is_remote(remote, profile) else _packed_here(name)
     path = _path_of(voice) if out is None else Path(out)
-    write_whole(sys.stdout.buffer if out == "-" else path, data)
+    write_whole(sys.stdout.buffer if out == "-" else path, data, is_private=True)
     if out == "-":
         return
     if as_json:

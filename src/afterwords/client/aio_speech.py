@@ -76,7 +76,7 @@ class AsyncJobs:
         return await asyncio.to_thread(decoded, Sound(await self.data(job_id), None, None, job_id))
 
     async def download(self, job_id: str, path: Path | str) -> Path:
-        """Write the audio of a job into a file as it is on the server, whole or not at all, for its owner alone."""
+        """Write the audio of a job into a file as it is on the server, whole or not at all."""
         return await asyncio.to_thread(written, await self.data(job_id), path)
 
     async def data(self, job_id: str) -> bytes:
@@ -138,7 +138,7 @@ class AsyncRemoteJob(Job):
         return await asyncio.to_thread(decoded, sound)
 
     async def download(self, path: Path | str) -> Path:
-        """Write its audio into a file as it is on the server, whole or not at all, for its owner alone."""
+        """Write its audio into a file as it is on the server, whole or not at all."""
         return await asyncio.to_thread(written, await self.data(), path)
 
     async def cancel(self) -> AsyncRemoteJob:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from afterwords import disk
+from afterwords.destination import write_whole
 from afterwords.errors import InvalidOptionError, RecordingWarning
 from afterwords.models import ConsentKind, JobStatus, SpeechFormat
 
@@ -66,6 +67,6 @@ def status_named(name: JobStatus | str | None) -> JobStatus | None:
 
 
 def written(data: bytes, path: Path | str) -> Path:
-    """Write a file, whole or not at all, for its owner alone."""
-    disk.write(Path(path), [data])
+    """Write a file, whole or not at all."""
+    write_whole(Path(path), data)
     return Path(path)

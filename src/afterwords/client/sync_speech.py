@@ -75,7 +75,7 @@ class Jobs:
         return decoded(Sound(self.data(job_id), None, None, job_id))
 
     def download(self, job_id: str, path: Path | str) -> Path:
-        """Write the audio of a job into a file as it is on the server, whole or not at all, for its owner alone."""
+        """Write the audio of a job into a file as it is on the server, whole or not at all."""
         return written(self.data(job_id), path)
 
     def data(self, job_id: str) -> bytes:
@@ -135,7 +135,7 @@ class RemoteJob(Job):
         return decoded(sound)
 
     def download(self, path: Path | str) -> Path:
-        """Write its audio into a file as it is on the server, whole or not at all, for its owner alone."""
+        """Write its audio into a file as it is on the server, whole or not at all."""
         return written(self.data(), path)
 
     def cancel(self) -> RemoteJob:
