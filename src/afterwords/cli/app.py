@@ -16,6 +16,7 @@ import typer
 from afterwords.cli import (
     account,
     backends,
+    backup,
     bench,
     clone,
     demo,
@@ -104,6 +105,8 @@ _add("demo", demo.demo, SPEAK, "afterwords demo")
 _add("bench", bench.bench, SPEAK, "afterwords bench me", "afterwords bench me --backend lite --json")
 _add("serve", serve.serve, SERVER, "afterwords serve", "afterwords serve --host 0.0.0.0 --port 8000")
 app.add_typer(keys.app, name="keys", rich_help_panel=SERVER)
+_add("backup", backup.backup, SERVER, "afterwords backup /backups/afterwords.tar")
+_add("restore", backup.restore, SERVER, "afterwords restore /backups/afterwords.tar")
 app.add_typer(storage.app, name="storage", rich_help_panel=SERVER)
 _add("login", account.login, REMOTE, "afterwords login https://voices.example.com")
 _add("logout", account.logout, REMOTE)

@@ -16,7 +16,7 @@ the person. No message repeats text, a transcript or a key.
     │   │   └── EmptyTextError · ControlCharacterError · InvalidUnicodeError · TextTooLongError
     │   ├── UnsupportedLangError · InvalidBackendError · InvalidNameError · InvalidOptionError
     │   ├── ConsentRequiredError · VoiceRequiredError · VoiceExistsError
-    │   └── UnreadableFileError · UnwritableOutputError · UnmarkableFormatError
+    │   └── UnreadableFileError · UnwritableOutputError · UnmarkableFormatError · InvalidBackupError
     ├── VoiceNotFoundError                 no such voice (exit 4)
     ├── UnavailableError                   this machine lacks something (exit 1)
     │   ├── MissingExtraError · BackendUnavailableError · AudioDeviceError · TranscriberError
@@ -54,6 +54,7 @@ the person. No message repeats text, a transcript or a key.
     │   └── JobFailedError · JobCancelledError · JobTimeoutError
     └── ServerSetupError                   a server can't start like this (exit 2)
         ├── InsecureServerError · AddressInUseError · NewerDatabaseError
+        ├── ServerRunningError · ServerNotEmptyError
         └── NotOpenedError · OpenedTwiceError
 """
 
@@ -71,6 +72,7 @@ from afterwords.errors.given import (
     EmptyTextError,
     FileTooLargeError,
     InvalidBackendError,
+    InvalidBackupError,
     InvalidInputError,
     InvalidNameError,
     InvalidOptionError,
@@ -181,6 +183,8 @@ from afterwords.errors.service import (
     RequestTooLargeError,
     RouteNotFoundError,
     RunawayAudioError,
+    ServerNotEmptyError,
+    ServerRunningError,
     ServerSetupError,
     ServiceError,
     ServiceUnavailableError,
@@ -223,6 +227,7 @@ __all__ = [
     "InsecureServerError",
     "InsufficientScopeError",
     "InvalidBackendError",
+    "InvalidBackupError",
     "InvalidBundleError",
     "InvalidFieldError",
     "InvalidHostError",
@@ -279,6 +284,8 @@ __all__ = [
     "RequestTooLargeError",
     "RouteNotFoundError",
     "RunawayAudioError",
+    "ServerNotEmptyError",
+    "ServerRunningError",
     "ServerSetupError",
     "ServerSilentError",
     "ServiceError",

@@ -353,6 +353,15 @@ class UnreadableFileError(InvalidInputError):
         super().__init__(f"{path} can't be read: {why}.", hint="check the path and its permissions.")
 
 
+class InvalidBackupError(InvalidInputError):
+    code = "invalid_backup"
+
+    def __init__(self, path: Path | str, *, why: str) -> None:
+        super().__init__(
+            f"{str(path)!a} can't be restored: {why}.", hint="use another backup; nothing was changed here."
+        )
+
+
 class UnwritableOutputError(InvalidInputError):
     code = "unwritable_output"
 

@@ -407,6 +407,23 @@ class InsecureServerError(ServerSetupError):
         )
 
 
+class ServerRunningError(ServerSetupError):
+    code = "server_running"
+
+    def __init__(self) -> None:
+        super().__init__("A server uses the database that would be replaced.", hint="stop it, then run this again.")
+
+
+class ServerNotEmptyError(ServerSetupError):
+    code = "server_not_empty"
+
+    def __init__(self, *, why: str) -> None:
+        super().__init__(
+            f"There is a server here already: {why}.",
+            hint="back it up, then add --replace; or set AFTERWORDS_HOME to another folder.",
+        )
+
+
 class NotOpenedError(ServerSetupError):
     code = "not_opened"
     http_status = 503

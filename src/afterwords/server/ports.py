@@ -263,6 +263,10 @@ class Store(Protocol):
 
     async def close(self) -> None: ...
 
+    async def announce(self) -> int:
+        """Let others see that a server uses the database, until it is closed; returns how many do now."""
+        ...
+
     async def check(self) -> None:
         """See that it can be read and written now."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from afterwords.server.services.voices import Voices
 from afterwords.server.settings import Settings
 from afterwords.server.store import SqlStore
 from afterwords.server.webhooks import deliver
+
+log = logging.getLogger("afterwords.server")
 
 DECODING_AT_ONCE: Final = 2
 ENCODING_AT_ONCE: Final = 2
@@ -78,6 +81,8 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
         store = open_store(settings)
         await store.open()
         stack.push_async_callback(store.close)
+        if (n_servers := await store.announce()) > 1:
+            log.info("%d servers share this database", n_servers)
         house = _joined(settings, store, await store.secret())
         await house.dispatcher.start()
         stack.push_async_callback(house.dispatcher.stop, grace_s=settings.drain_s)

@@ -11,16 +11,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from afterwords.cachekey import reference_path
 from afterwords.errors import StorageFullError, StorageUnavailableError
+from afterwords.models import new_id
+from afterwords.server import load_settings
+from afterwords.server.backup import back_up, restore
 from afterwords.server.blobs import open_blobs
 from afterwords.server.ports import Blobs
-from tests.contracts.blobs_contract import BlobsContract, everything
+from afterwords.server.store import SqlStore
+from tests.contracts.blobs_contract import AUDIO, BlobsContract, everything
 from tests.contracts.ownership_contract import OwnershipContract
+from tests.contracts.store_world import SetClock, World
 
 pytestmark = pytest.mark.anyio
 
@@ -210,3 +218,21 @@ def test_process_that_used_a_bucket_ends_in_order() -> None:
     command = [sys.executable, "-W", "error", "-c", code, url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (0, "told\n"), done.stderr
+
+
+async def test_backup_of_a_bucket_is_restored_into_a_folder(bucket: str, blobs: Blobs, tmp_path: Path) -> None:
+    here = load_settings(home=tmp_path / "here", storage_url=bucket)
+    store = SqlStore(f"sqlite:///{here.folder / 'afterwords.db'}", clock=SetClock(), folder=here.folder)
+    await store.open()
+    voice = await World(store, SetClock()).voice(ref_sha256=sha256(AUDIO).hexdigest())
+    await blobs.put(voice.ref_audio_key, AUDIO)
+    await blobs.put(reference_path(new_id()), b"stray")
+    there = load_settings(home=tmp_path / "there", storage_url=str(tmp_path / "audio"))
+
+    made = await back_up(here, tmp_path / "server.tar")
+    restored = await restore(there, tmp_path / "server.tar")
+    await store.close()
+
+    assert (made.n_voices, made.n_files, made.lost) == (1, 1, ())
+    assert (restored.n_voices, restored.n_files) == (1, 1)
+    assert await open_blobs(str(tmp_path / "audio")).get(voice.ref_audio_key) == AUDIO

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from afterwords.server.ports import (
 )
 from afterwords.server.store import attempts, calls, jobs, keys, periods, repeats, sweeping, voices
 from afterwords.server.store.database import Database
+from afterwords.server.store.presence import Presence
 
 SHORT_LIST: Final = 100
 """Rows that may be read while the event loop waits: well under 10 ms."""
@@ -52,6 +54,15 @@ class SqlStore:
     def __init__(self, url: str, *, clock: Clock, folder: Path) -> None:
         self._clock = clock
         self._database = Database(folder / _file_name(url))
+        self._presence = Presence(self._database.path)
+
+    @property
+    def path(self) -> Path:
+        """The file of the database."""
+        return self._database.path
+
+    async def announce(self) -> int:
+        return await asyncio.to_thread(self._presence.enter)
 
     async def open(self) -> bool:
         """Connect, and bring the schema up to date; True if the database was new.
@@ -62,6 +73,7 @@ class SqlStore:
         return await self._database.open()
 
     async def close(self) -> None:
+        self._presence.leave()
         await self._database.close()
 
     async def check(self) -> None:

@@ -32,11 +32,11 @@ N_MARKS: Final = 32
 CHUNK: Final = 500
 """Names in one statement; SQLite takes 32,766 of them, but plans longer."""
 
-_JOBS = select(jobs.c.audio_key).where(jobs.c.job_id.in_(bindparam("ids", expanding=True)))
-_VOICES = select(voices.c.voice_id, voices.c.ref_audio_key).where(
+_JOBS = select(jobs.c.audio_key, jobs.c.audio_sha256).where(jobs.c.job_id.in_(bindparam("ids", expanding=True)))
+_VOICES = select(voices.c.voice_id, voices.c.ref_audio_key, voices.c.ref_sha256).where(
     voices.c.voice_id.in_(bindparam("ids", expanding=True))
 )
-_CACHE = select(cache.c.voice_id, cache.c.cache_key).where(
+_CACHE = select(cache.c.voice_id, cache.c.cache_key, cache.c.sha256).where(
     cache.c.voice_id.in_(bindparam("ids", expanding=True)), cache.c.cache_key.in_(bindparam("keys", expanding=True))
 )
 
@@ -57,13 +57,19 @@ _DUE = select(strays.c.path).where(
 
 
 def known_paths(connection: Connection, paths: Sequence[str]) -> set[str]:
-    known: set[str] = set()
+    return set(named(connection, paths))
+
+
+def named(connection: Connection, paths: Sequence[str]) -> dict[str, str | None]:
+    """Those of the paths that some row names, with the digest that it gives; prompts carry their own."""
+    known: dict[str, str | None] = {}
     for chunk in _chunks(paths):
-        known |= set(chunk) & _named_by_rows(connection, chunk)
+        found = _named_by_rows(connection, chunk)
+        known |= {path: found[path] for path in chunk if path in found}
     return known
 
 
-def _named_by_rows(connection: Connection, paths: Sequence[str]) -> set[str]:
+def _named_by_rows(connection: Connection, paths: Sequence[str]) -> dict[str, str | None]:
     parts = [PurePosixPath(path).parts for path in paths]
     of_voices = [part for part in parts if len(part) > 2 and part[0] == "voices"]
     voice_ids = sorted({part[1] for part in of_voices})
@@ -71,12 +77,12 @@ def _named_by_rows(connection: Connection, paths: Sequence[str]) -> set[str]:
     cache_keys = sorted({PurePosixPath(part[-1]).stem for part in of_voices if part[2] == "cache"})
     stems = {PurePosixPath(part[1]).stem for part in parts if len(part) == 2 and part[0] == "jobs"}
     job_ids = sorted(stems | {stem.rpartition("-")[0] for stem in stems})  # a later attempt's name ends in its number
-    known = {audio_key for (audio_key,) in connection.execute(_JOBS, {"ids": job_ids})}
-    for voice_id, ref_audio_key in connection.execute(_VOICES, {"ids": voice_ids}):
-        known.add(ref_audio_key)
-        known.update(prompt for prompt in prompts if prompt.startswith(voice_prefix(voice_id)))
-    for voice_id, cache_key in connection.execute(_CACHE, {"ids": voice_ids, "keys": cache_keys}):
-        known.add(cache_path(voice_id, cache_key))
+    known = {path: digest for path, digest in connection.execute(_JOBS, {"ids": job_ids}) if path}
+    for voice_id, ref_audio_key, digest in connection.execute(_VOICES, {"ids": voice_ids}):
+        known[ref_audio_key] = digest
+        known |= {prompt: None for prompt in prompts if prompt.startswith(voice_prefix(voice_id))}
+    for voice_id, cache_key, digest in connection.execute(_CACHE, {"ids": voice_ids, "keys": cache_keys}):
+        known[cache_path(voice_id, cache_key)] = digest
     return known
 
 

@@ -1,0 +1,60 @@
+"""`afterwords backup` and `afterwords restore`: the server on this machine in one file, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from afterwords.cli import output
+from afterwords.cli.serve import require_server
+
+if TYPE_CHECKING:
+    from afterwords.server.backup import Contents
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(help="File to write, for example afterwords.tar.", show_default=False)],
+) -> None:
+    """Write the server's database and audio into one file, while it runs."""
+    require_server("Backing up a server")
+    import asyncio
+
+    from afterwords.server.backup import back_up
+    from afterwords.server.settings import load_settings
+
+    with output.waiting("copying"):
+        done = asyncio.run(back_up(load_settings(), file))
+    output.result(output.plain(str(file)))
+    _show(done)
+    if done.lost:
+        output.note(
+            f"[bold red]{len(done.lost)} files are missing or altered in the storage[/bold red] and so in the backup:"
+        )
+        for path in done.lost[:20]:
+            output.note(f"  {output.shown(path)}")
+        raise typer.Exit(1)
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file that `afterwords backup` wrote.", show_default=False)],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the server that is here.")] = False,
+) -> None:
+    """Make the server on this machine what a backup holds. Stop it first."""
+    require_server("Restoring a server")
+    import asyncio
+
+    from afterwords.server.backup import restore as run
+    from afterwords.server.settings import load_settings
+
+    with output.waiting("verifying and restoring"):
+        done = asyncio.run(run(load_settings(), file, replace=replace))
+    output.note("[bold green]✓[/bold green] Restored. Keys, limits and usage are those of the backup.")
+    _show(done)
+    output.note("Next: afterwords serve")
+
+
+def _show(contents: Contents) -> None:
+    size = f"{contents.size_bytes / 1e6:,.1f} MB"
+    output.note(f"{contents.n_voices:,} voices, {contents.n_files:,} audio files, {size}")

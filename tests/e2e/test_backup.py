@@ -1,0 +1,145 @@
+"""`afterwords backup` and `restore`, as processes: of a server that speaks meanwhile, onto another machine's folder."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.cli.program import Done, files_in, run
+from tests.e2e.invariants import SWEEPING, blobs, invariants
+from tests.e2e.served import READER, Served, final, register, serving, speak
+
+TONE = {"AFTERWORDS_BACKENDS": "tone"}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("backup") / "home", SWEEPING) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def ready(served: Served) -> tuple[str, str, bytes]:
+    """A voice, a job of it, and its audio."""
+    with served.client() as client:
+        voice_id = register(client)
+        job_id = speak(client, voice_id, "Kept in the backup.")
+        final(client, job_id)
+        return voice_id, job_id, client.get(f"/v1/jobs/{job_id}/audio").content
+
+
+@pytest.fixture(scope="module")
+def backup(served: Served, ready: tuple[str, str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made while jobs are spoken."""
+    file = tmp_path_factory.mktemp("kept") / "server.tar"
+    with served.client() as client:
+        begun = [speak(client, ready[0], f"Spoken meanwhile, {number}.") for number in range(5)]
+        done = at(served.home, "backup", file)
+        assert (done.code, done.out) == (0, f"{file}\n"), done.err
+        assert {final(client, job_id)["status"] for job_id in begun} == {"ready"}
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert files_in(file.parent) == ["server.tar"]
+    return file
+
+
+def at(home: Path, *args: str | Path) -> Done:
+    return run(*args, env={**TONE, "AFTERWORDS_HOME": str(home)})
+
+
+def test_restored_server_has_all_and_speaks_on(
+    served: Served, ready: tuple[str, str, bytes], backup: Path, tmp_path: Path
+) -> None:
+    voice_id, job_id, audio = ready
+    other = Served(tmp_path / "other", SWEEPING)
+
+    done = at(other.home, "restore", backup)
+
+    assert done.code == 0, done.err
+    try:
+        other.start().ready()
+        assert other.key == "", "it has its keys already"
+        with other.client(served.key) as client:
+            assert [voice["voice_id"] for voice in client.get("/v1/voices").json()] == [voice_id]
+            assert client.get(f"/v1/jobs/{job_id}/audio").content == audio
+            jobs = client.get("/v1/jobs", params={"limit": 100}).json()
+            assert len(jobs) == 6
+            assert {final(client, job["job_id"])["status"] for job in jobs} == {"ready"}
+            assert final(client, speak(client, voice_id, "Spoken after."))["status"] == "ready"
+        assert httpx.get(f"{other.url}/readyz").json()["sweep"] == "ok"
+        invariants(other)
+        at(other.home, "restore", backup, "--replace").refused(2, "ServerRunningError")
+        with other.client(served.key) as client:
+            assert client.delete(f"/v1/voices/{voice_id}").status_code == 204
+        other.stop()
+        assert "1 keys" in at(other.home, "restore", backup).refused(2, "ServerNotEmptyError")
+        assert not [path for path in blobs(other) if path.endswith("ref.wav")]
+        assert at(other.home, "restore", backup, "--replace").code == 0
+        other.start().ready()
+        with other.client(served.key) as client:
+            assert client.get(f"/v1/jobs/{job_id}/audio").content == audio
+        invariants(other)
+    finally:
+        if other.is_running:
+            other.kill()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "not a backup", "database without its audio"])
+def test_damaged_backup_is_refused_and_changes_nothing(backup: Path, tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "damaged.tar"
+    data = bytearray(backup.read_bytes())
+    if damage == "cut":
+        del data[len(data) // 2 :]
+    elif damage == "flipped":
+        data[len(data) // 3] ^= 1
+    elif damage == "not a backup":
+        data[:] = READER.read_bytes()
+    file.write_bytes(data)
+    if damage == "database without its audio":
+        with tarfile.open(backup) as whole, tarfile.open(file, "w") as part:
+            for member in whole:
+                if not member.name.startswith("blobs/jobs/"):
+                    part.addfile(member, whole.extractfile(member))
+    home = tmp_path / "new"
+
+    at(home, "restore", file).refused(5, "InvalidBackupError")
+
+    assert [name for name in files_in(home) if "server1" not in name] == []
+
+
+def test_restore_that_storage_cuts_off_leaves_the_server_as_it_was(backup: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert at(home, "keys", "create", "--label", "mine").code == 0
+    blobs = home / "server" / "blobs"
+    blobs.mkdir()
+    (blobs / "voices").touch()  # no folder of voices can be made here
+    before = at(home, "keys", "list", "--json").out
+
+    at(home, "restore", backup, "--replace").refused(8, "StorageUnavailableError")
+
+    assert at(home, "keys", "list", "--json").out == before
+    assert files_in(blobs) == ["voices"]
+
+
+def test_backup_says_which_audio_is_lost(served: Served, ready: tuple[str, str, bytes], tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    source = tmp_path / "whole.tar"
+    assert at(served.home, "backup", source).code == 0
+    assert at(home, "restore", source).code == 0
+    shutil.rmtree(home / "server" / "blobs" / "jobs")
+
+    done = at(home, "backup", tmp_path / "lost.tar")
+
+    assert done.code == 1
+    assert f"jobs/{ready[1]}.wav" in done.err
+    assert at(tmp_path / "again", "restore", tmp_path / "lost.tar").code == 0
+
+
+def test_backup_without_a_server_makes_no_file(tmp_path: Path) -> None:
+    file = tmp_path / "server.tar"
+    at(tmp_path / "nowhere", "backup", file).refused(5, "UnreadableFileError")
+    assert not file.exists()
