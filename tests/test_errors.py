@@ -97,6 +97,7 @@ EXAMPLES: list[AfterwordsError] = [
     errors.InsufficientScopeError("synthesize"),
     errors.LimitError("The limit of 3 is reached.", hint="wait.", limit=3, retry_after_s=1),
     errors.RateLimitedError(limit=600, retry_after_s=1),
+    errors.TooManyAuthFailuresError(limit=30, retry_after_s=9),
     errors.TooManyConcurrentRequestsError(limit=100),
     errors.QueueFullError(limit=1_000),
     errors.QuotaExceededError(limit=1_000, used=990, asked=11, retry_after_s=86_400),

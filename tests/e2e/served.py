@@ -54,6 +54,7 @@ class Served:
             "AFTERWORDS_BACKENDS": "tone",
             "AFTERWORDS_TESTING": "1",
             "AFTERWORDS_ADMIN_SECRET": ADMIN_SECRET,
+            "AFTERWORDS_AUTH_FAILURE_LIMIT": "0",
             "PYTHONUNBUFFERED": "1",
             **self.settings,
             **more,

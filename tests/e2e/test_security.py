@@ -337,6 +337,33 @@ def test_requests_beyond_the_rate_are_told_when_to_come_back(tmp_path: Path) -> 
         assert limits == ["5", "0", answer.headers["retry-after"]]
 
 
+def test_guesses_of_the_admin_secret_are_slowed_and_good_keys_pass(tmp_path: Path) -> None:
+    proxied = {"AFTERWORDS_PUBLIC_URL": "https://voice.example", "AFTERWORDS_AUTH_FAILURE_LIMIT": "10"}
+    with serving(tmp_path / "home", {**proxied, "AFTERWORDS_WORKERS": "0"}) as served:
+        key = served.new_key()
+        thief = {"X-Forwarded-For": "198.51.100.7"}
+        with served.client("guess", **thief) as client:
+            answers = [client.get("/v1/keys") for _ in range(40)]
+        slowed = [answer for answer in answers if answer.status_code == 429]
+        assert len(slowed) >= 20  # two minutes may meet within
+        assert slowed[0].json()["error"]["code"] == "too_many_auth_failures"
+        assert 1 <= int(slowed[0].headers["retry-after"]) <= 60
+        with served.client(key, **thief) as client:
+            assert client.get("/v1/voices").status_code == 200
+        with served.client("guess", **{"X-Forwarded-For": "198.51.100.8"}) as client:
+            assert client.get("/v1/keys").status_code == 401
+
+
+def test_a_weak_secret_behind_a_proxy_on_this_machine_does_not_start(tmp_path: Path) -> None:
+    env = {
+        "AFTERWORDS_HOME": str(tmp_path / "home"),
+        "AFTERWORDS_ADMIN_SECRET": "weak",
+        "AFTERWORDS_PUBLIC_URL": "https://voice.example",
+    }
+    told = run("serve", "--port", "0", env=env).refused(2, "InsecureServerError")
+    assert "voice.example can be reached" in told
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -8,9 +8,15 @@ from typing import Any, Final, cast
 
 import pytest
 
-from afterwords.errors import InsufficientScopeError, InvalidHostError, RateLimitedError, UnauthorizedError
+from afterwords.errors import (
+    InsufficientScopeError,
+    InvalidHostError,
+    RateLimitedError,
+    TooManyAuthFailuresError,
+    UnauthorizedError,
+)
 from afterwords.server import Settings
-from afterwords.server.gate import Admitted, Credential, Gate, Needs
+from afterwords.server.gate import CLIENTS_MAX, MINUTE_S, Admitted, Credential, Failures, Gate, Needs
 from afterwords.server.ports import Caller, Scope
 from afterwords.server.services.keys import Keys
 from afterwords.server.services.signing import worker_token
@@ -33,8 +39,8 @@ def gate(**settings: Any) -> Gate:
     return Gate(Settings(**settings), cast(Keys, OneKey()), SIGNING)
 
 
-def admit(gate: Gate, needed: Needs, *authorization: bytes, job_id: str | None = None) -> Admitted:
-    return asyncio.run(gate.admit(needed, list(authorization), job_id))
+def admit(gate: Gate, needed: Needs, *authorization: bytes, job_id: str | None = None, **client: Any) -> Admitted:
+    return asyncio.run(gate.admit(needed, list(authorization), job_id, **client))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +120,7 @@ def test_a_scope_that_a_key_lacks_is_named() -> None:
 
 
 def test_the_rate_is_shared_by_processes_and_counts_what_was_let_in() -> None:
-    door = gate(rate_limit=6, processes=2, admin_secret=ADMIN)
+    door = gate(rate_limit=6, processes=2, admin_secret=ADMIN, auth_failure_limit=0)
     for _ in range(20):
         admit(door, Needs(Credential.USER_OR_ADMIN), f"Bearer {ADMIN}".encode())
         with pytest.raises(UnauthorizedError):
@@ -134,3 +140,93 @@ def admit_often(door: Gate, times: int) -> None:
 def test_any_rate_is_let_in_where_there_is_no_limit() -> None:
     door = gate(rate_limit=0)
     admit_often(door, 50)
+
+
+# -- wrong keys and secrets --------------------------------------------------------------------------------------
+
+WRONG: Final = (Needs(Credential.USER_OR_ADMIN), b"Bearer wrong")
+
+
+def fail_often(door: Gate, times: int, **client: Any) -> None:
+    for _ in range(times):
+        with pytest.raises(UnauthorizedError):
+            admit(door, *WRONG, **client)
+
+
+@pytest.mark.parametrize("needed", [Credential.USER, Credential.ADMIN, Credential.USER_OR_ADMIN, Credential.WORKER])
+def test_wrong_secrets_are_limited_by_address(needed: Credential) -> None:
+    door = gate(admin_secret=ADMIN, callback_secret=CALLBACK, auth_failure_limit=6, processes=2)
+    fail_often(door, 3, peer="198.51.100.1")
+    with pytest.raises(TooManyAuthFailuresError) as caught:
+        admit(door, Needs(needed), b"Bearer wrong", peer="198.51.100.1")
+    assert caught.value.limit == 3
+    assert 1 <= (caught.value.retry_after_s or 0) <= 60
+    fail_often(door, 1, peer="198.51.100.2")
+
+
+def test_good_credentials_pass_behind_an_address_that_fails() -> None:
+    door = gate(admin_secret=ADMIN, callback_secret=CALLBACK, auth_failure_limit=1)
+    fail_often(door, 1)
+    for needed, good in [
+        (Credential.USER, b"Bearer aw_good"),
+        (Credential.ADMIN, f"Bearer {ADMIN}".encode()),
+        (Credential.WORKER, f"Bearer {CALLBACK}".encode()),
+    ]:
+        with pytest.raises(TooManyAuthFailuresError):
+            admit(door, *WRONG)
+        admit(door, Needs(needed), good)
+
+
+def test_a_short_admin_secret_is_not_found_by_guessing() -> None:
+    door = gate(admin_secret="short", auth_failure_limit=2)
+    admit(door, Needs(Credential.ADMIN), b"Bearer short")
+    fail_often(door, 2)
+    with pytest.raises(TooManyAuthFailuresError):
+        admit(door, Needs(Credential.ADMIN), b"Bearer short")
+    admit(door, Needs(Credential.ADMIN), b"Bearer short", peer="198.51.100.1")
+
+
+def test_no_credential_is_no_failure() -> None:
+    door = gate(auth_failure_limit=1)
+    for _ in range(5):
+        with pytest.raises(UnauthorizedError):
+            admit(door, Needs(Credential.USER))
+
+
+@pytest.mark.parametrize(
+    ("settings", "peer", "forwarded", "client"),
+    [
+        ({}, "127.0.0.1", ["198.51.100.7"], "127.0.0.1"),
+        ({"public_url": "https://voice.example"}, "127.0.0.1", ["198.51.100.7"], "198.51.100.7"),
+        ({"public_url": "https://voice.example"}, "127.0.0.1", ["1.1.1.1, 198.51.100.7"], "198.51.100.7"),
+        ({"public_url": "https://voice.example"}, "127.0.0.1", ["1.1.1.1", "198.51.100.7:80"], "198.51.100.7"),
+        ({"public_url": "https://voice.example"}, "127.0.0.1", ["[2001:db8::7]:80"], "2001:db8::/64"),
+        ({"public_url": "https://voice.example"}, "::ffff:127.0.0.1", ["198.51.100.7"], "198.51.100.7"),
+        ({"public_url": "https://voice.example"}, "127.0.0.1", ["nonsense"], "127.0.0.1"),
+        ({"public_url": "https://voice.example"}, "127.0.0.1", [], "127.0.0.1"),
+        ({"public_url": "https://voice.example"}, "198.51.100.9", ["198.51.100.7"], "198.51.100.9"),
+        ({"trusted_proxies": "10.0.0.0/8"}, "10.1.2.3", ["1.1.1.1, 198.51.100.7, 10.9.9.9"], "198.51.100.7"),
+        ({"trusted_proxies": "10.0.0.0/8"}, "127.0.0.1", ["198.51.100.7"], "127.0.0.1"),
+        ({}, "", ["198.51.100.7"], ""),
+    ],
+)
+def test_the_client_is_who_the_last_trusted_proxy_saw(
+    settings: dict[str, Any], peer: str, forwarded: list[str], client: str
+) -> None:
+    headers = [header.encode() for header in forwarded]
+    assert gate(**settings)._client(peer, headers) == client
+
+
+def test_failures_end_with_their_minute_and_are_bounded() -> None:
+    now = 0.0
+    failures = Failures(1, clock=lambda: now)
+    failures.count("a")
+    with pytest.raises(TooManyAuthFailuresError):
+        failures.check("a")
+    now = MINUTE_S
+    failures.check("a")
+    for number in range(CLIENTS_MAX + 5):
+        failures.count(str(number))
+    assert len(failures._counts) == CLIENTS_MAX
+    with pytest.raises(TooManyAuthFailuresError):
+        failures.count(str(CLIENTS_MAX))

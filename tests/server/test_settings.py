@@ -63,7 +63,7 @@ def test_names_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("RATE_LIMIT", "-5", "greater than or equal to 0"),
         ("PUBLIC_URL", "voice.example", "an http(s):// address"),
         ("PUBLIC_URL", "ftp://voice.example", "an http(s):// address"),
-        ("PUBLIC_URL", "https://voice.example/?a=b", "an http(s):// address"),
+        ("TRUSTED_PROXIES", "10.0.0.0/8, nonsense", "IP addresses or networks"),
     ],
 )
 def test_a_variable_that_can_not_be_used_is_named_with_its_rule(
@@ -74,6 +74,27 @@ def test_a_variable_that_can_not_be_used_is_named_with_its_rule(
         load_settings()
     assert caught.value.message.startswith(f"AFTERWORDS_{variable} is '{value}', and must be {rule}")
     assert rule in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://me:hunter2@voice.example/x", "https://***@voice.example/x"),
+        ("https://hunter2@voice.example", "https://***@voice.example"),
+        ("https://me:hun?ter2@voice.example", "https://***@voice.example"),
+        ("https://me:hun/ter2@voice.example", "https://***@voice.example"),
+        ("https://@voice.example", "https://***@voice.example"),
+        ("https://voice.example/?token=hunter2", "https://voice.example/?***"),
+        ("https://voice.example/#hunter2", "https://voice.example/#***"),
+        ("https://voice.example/?", "https://voice.example/?"),
+        ("me:hunter2@voice.example", "***@voice.example"),
+    ],
+)
+def test_a_public_url_with_credentials_is_refused_without_them(url: str, shown: str) -> None:
+    with pytest.raises(InvalidOptionError) as caught:
+        load_settings(public_url=url)
+    assert shown in caught.value.message
+    assert not any(part in f"{caught.value} {caught.value.hint}" for part in ("hunter2", "ter2@", "hun"))
 
 
 def test_a_line_of_the_file_that_can_not_be_used_is_named(config: Path) -> None:
@@ -104,6 +125,34 @@ def test_secrets_are_not_in_a_repr() -> None:
     settings = Settings(admin_secret=STRONG, callback_secret="another-secret")  # type: ignore[arg-type]
     assert STRONG not in f"{settings!r} {settings}"
     assert "another-secret" not in f"{settings!r} {settings}"
+
+
+def test_urls_that_may_hold_credentials_are_not_in_a_repr() -> None:
+    settings = load_settings(database_url="sqlite:///hunter2.db", storage_url="s3://b?endpoint=https://me:hunter2@x")
+    assert "hunter2" not in f"{settings!r} {settings}"
+
+
+@pytest.mark.parametrize(
+    ("names", "is_public"),
+    [
+        ({"public_url": "https://voice.example"}, True),
+        ({"public_url": "http://192.0.2.1:80"}, True),
+        ({"allowed_hosts": "*"}, True),
+        ({"allowed_hosts": "localhost, voice.example"}, True),
+        ({"public_url": "http://localhost:7860"}, False),
+        ({"public_url": "http://[::1]:7860", "allowed_hosts": "127.0.0.1"}, False),
+    ],
+)
+def test_a_secret_must_be_strong_behind_a_proxy_on_this_machine(names: dict[str, str], is_public: bool) -> None:
+    for weak in ({"admin_secret": "x" * 31}, {"admin_secret": STRONG, "callback_secret": "x"}):
+        settings = load_settings(**names, **weak)
+        if is_public:
+            with pytest.raises(InsecureServerError, match="at least 32 characters"):
+                settings.check_is_safe()
+        else:
+            settings.check_is_safe()
+    load_settings(**names).check_is_safe()  # the admin routes stay shut
+    load_settings(**names, admin_secret=STRONG, callback_secret=STRONG).check_is_safe()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.5.5.5", "::1", "localhost"])

@@ -36,7 +36,8 @@ the person. No message repeats text, a transcript or a key.
     │   ├── RequestTooLargeError · RequestTimeoutError · RangeNotSatisfiableError
     │   ├── UnauthorizedError · InsufficientScopeError
     │   ├── LimitError
-    │   │   └── RateLimitedError · TooManyConcurrentRequestsError · QueueFullError · QuotaExceededError
+    │   │   ├── RateLimitedError · TooManyConcurrentRequestsError · QueueFullError · QuotaExceededError
+    │   │   └── TooManyAuthFailuresError
     │   ├── RouteNotFoundError · MethodNotAllowedError · JobNotFoundError · JobNotReadyError · KeyNotFoundError
     │   ├── ConflictError
     │   │   ├── AmbiguousVoiceNameError
@@ -190,6 +191,7 @@ from afterwords.errors.service import (
     ServiceUnavailableError,
     StaleAttemptError,
     StorageUnavailableError,
+    TooManyAuthFailuresError,
     TooManyConcurrentRequestsError,
     UnauthorizedError,
     VoiceDeletedError,
@@ -300,6 +302,7 @@ __all__ = [
     "TextError",
     "TextTooLongError",
     "TooLittleMemoryError",
+    "TooManyAuthFailuresError",
     "TooManyChunksError",
     "TooManyConcurrentRequestsError",
     "TranscriberError",

@@ -205,6 +205,18 @@ class RateLimitedError(LimitError):
         )
 
 
+class TooManyAuthFailuresError(LimitError):
+    code = "too_many_auth_failures"
+
+    def __init__(self, *, limit: int, retry_after_s: int) -> None:
+        super().__init__(
+            f"More than {limit:,} keys or secrets from this address were wrong within a minute.",
+            hint=f"wait {retry_after_s} s, and check the key.",
+            limit=limit,
+            retry_after_s=retry_after_s,
+        )
+
+
 class TooManyConcurrentRequestsError(LimitError):
     code = "too_many_concurrent_requests"
 
@@ -400,10 +412,12 @@ class ServerSetupError(AfterwordsError):
 class InsecureServerError(ServerSetupError):
     code = "insecure_server"
 
-    def __init__(self, host: str, *, minimum: int) -> None:
+    def __init__(self, host: str, *, minimum: int, setting: str = "admin_secret") -> None:
         super().__init__(
-            f"{host} can be reached from other machines, and no admin secret of at least {minimum} characters is set.",
-            hint='export AFTERWORDS_ADMIN_SECRET="$(openssl rand -hex 32)", or serve on 127.0.0.1.',
+            f"{host} can be reached from other machines, and no {setting.replace('_', ' ')} of at least {minimum} "
+            "characters is set.",
+            hint=f'export AFTERWORDS_{setting.upper()}="$(openssl rand -hex 32)", or serve this machine alone: on '
+            "127.0.0.1, without a public URL and allowed hosts.",
         )
 
 

@@ -93,7 +93,9 @@ def _opening(lifetime: Lifetime, settings: Settings | None) -> Callable[[Any], A
     async def lifespan(app: Any) -> AsyncIterator[None]:  # noqa: ARG001 - the protocol gives it
         if lifetime.house is not None:
             raise OpenedTwiceError
-        async with opened(settings or load_settings()) as house:
+        chosen = settings or load_settings()
+        chosen.check_is_safe()
+        async with opened(chosen) as house:
             lifetime.house = house
             try:
                 yield

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import math
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -21,15 +23,25 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from pydantic import SecretStr
 
-from afterwords.errors import InsufficientScopeError, InvalidHostError, RateLimitedError, UnauthorizedError
+from afterwords.errors import (
+    InsufficientScopeError,
+    InvalidHostError,
+    RateLimitedError,
+    TooManyAuthFailuresError,
+    UnauthorizedError,
+)
 from afterwords.server import ports
 from afterwords.server.services.keys import Keys
 from afterwords.server.services.signing import read_worker_token
-from afterwords.server.settings import LOCAL_NAMES, Settings
+from afterwords.server.settings import LOCAL_NAMES, SECRET_MIN_CHARS, Settings
 
 JSON_MAX_BYTES: Final = 128 * 1024
 _BEARER: Final = re.compile(r"[Bb]earer +([\x21-\x7e]{1,512})")
 _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^][:@/]*))(?::[0-9]{0,5})?")
+
+MINUTE_S: Final = 60.0
+CLIENTS_MAX: Final = 10_000
+"""Clients whose failures are remembered: about 1 MB."""
 
 E = TypeVar("E", bound=Callable[..., Any])
 
@@ -89,6 +101,13 @@ class Gate:
         self._rate = max(1, settings.rate_limit // settings.processes) if settings.rate_limit else 0
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._item = RateLimitItemPerMinute(max(1, self._rate))
+        most = settings.auth_failure_limit
+        self._failures = Failures(max(1, most // settings.processes)) if most else None
+        self._is_guessable = len((settings.admin_secret or SecretStr("")).get_secret_value()) < SECRET_MIN_CHARS
+        proxies = settings.trusted_proxies
+        if proxies is None:
+            proxies = ("127.0.0.0/8", "::1") if settings.public_names else ()
+        self._proxies = [ipaddress.ip_network(network, strict=False) for network in proxies]
 
     def check_host(self, header: bytes) -> None:
         """Refuse a request that was sent to another name: a page elsewhere may have pointed its own name here.
@@ -104,28 +123,61 @@ class Gate:
             return
         raise InvalidHostError
 
-    async def admit(self, needed: Needs, authorization: list[bytes], job_id: str | None) -> Admitted:
+    async def admit(
+        self,
+        needed: Needs,
+        authorization: list[bytes],
+        job_id: str | None,
+        *,
+        peer: str = "",
+        forwarded: list[bytes] | None = None,
+    ) -> Admitted:
         """Find out who asks.
+
+        A key that is good is let in from any address. What is wrong is counted by the client's address, and so is a
+        right admin secret that is short enough to be guessed.
+
+        Args:
+            peer: the address that the connection comes from.
+            forwarded: the X-Forwarded-For headers; they count where the peer is a trusted proxy.
 
         Raises:
             UnauthorizedError: what came opens nothing here.
+            TooManyAuthFailuresError: likewise, and too much of that came from this client within a minute.
             InsufficientScopeError: the key is good, and this is not among what it may do.
             RateLimitedError: the key has asked too often.
         """
         if needed.credential is Credential.PUBLIC:
             return Admitted()
         secret = _bearer(authorization)
-        if needed.credential is Credential.WORKER:
-            return self._worker(secret, job_id or "")
-        if needed.credential is not Credential.USER and self._is_admin(secret):
-            return Admitted(is_admin=True)
-        caller = None if needed.credential is Credential.ADMIN else await self._keys.caller(secret)
-        if caller is None:
-            raise UnauthorizedError
+        try:
+            if needed.credential is Credential.WORKER:
+                return self._worker(secret, job_id or "")
+            if needed.credential is not Credential.USER and self._is_admin(secret):
+                if self._is_guessable and self._failures:
+                    self._failures.check(self._client(peer, forwarded or []))
+                return Admitted(is_admin=True)
+            caller = None if needed.credential is Credential.ADMIN else await self._keys.caller(secret)
+            if caller is None:
+                raise UnauthorizedError
+        except UnauthorizedError:
+            if self._failures:
+                self._failures.count(self._client(peer, forwarded or []))
+            raise
         if needed.scope and caller.scopes and needed.scope not in caller.scopes:
             raise InsufficientScopeError(needed.scope)
         self._count(caller.spending_id)
         return Admitted(caller=caller)
+
+    def _client(self, peer: str, forwarded: list[bytes]) -> str:
+        """The address of the client: the last one that a trusted proxy has seen, else the peer."""
+        hops = b",".join(forwarded).decode("latin-1").split(",") if forwarded else []
+        address = _address(peer)
+        while address and hops and any(address in network for network in self._proxies):
+            address = _address(hops.pop()) or address
+        if isinstance(address, IPv6Address):  # one client has a whole network of these
+            return str(IPv6Network((address, 64), strict=False))
+        return str(address or "")
 
     def _is_admin(self, secret: str) -> bool:
         return self._admin is not None and hmac.compare_digest(self._admin, sha256(secret.encode()).digest())
@@ -142,6 +194,45 @@ class Gate:
         if self._rate and not self._limiter.hit(self._item, spending_id):
             reset_at = self._limiter.get_window_stats(self._item, spending_id).reset_time
             raise RateLimitedError(limit=self._rate, retry_after_s=max(1, round(reset_at - time.time() + 0.5)))
+
+
+class Failures:
+    """Wrong keys and secrets of the last minute, counted by client; beyond CLIENTS_MAX the oldest are forgotten."""
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._clock = clock
+        self._counts: dict[str, tuple[float, int]] = {}  # by client, when its minute began and what came since
+
+    def count(self, client: str) -> None:
+        """Count one.
+
+        Raises:
+            TooManyAuthFailuresError: there were too many.
+        """
+        began, n_failures = self._minute(client)
+        if client not in self._counts and len(self._counts) >= CLIENTS_MAX:
+            del self._counts[next(iter(self._counts))]
+        self._counts[client] = began, n_failures + 1
+        self._refuse_beyond(self._most, began, n_failures + 1)
+
+    def check(self, client: str) -> None:
+        """Raise TooManyAuthFailuresError where the next one would be too many."""
+        began, n_failures = self._minute(client)
+        self._refuse_beyond(self._most - 1, began, n_failures)
+
+    def _minute(self, client: str) -> tuple[float, int]:
+        now = self._clock()
+        began, n_failures = self._counts.get(client, (now, 0))
+        if now < began + MINUTE_S:
+            return began, n_failures
+        del self._counts[client]  # it comes again as the youngest
+        return now, 0
+
+    def _refuse_beyond(self, most: int, began: float, n_failures: int) -> None:
+        if n_failures > most:
+            wait_s = max(1, math.ceil(began + MINUTE_S - self._clock()))
+            raise TooManyAuthFailuresError(limit=self._most, retry_after_s=wait_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +272,20 @@ def _hosts(settings: Settings) -> frozenset[str]:
     public = urlsplit(settings.public_url or "").hostname
     names = {*settings.allowed_hosts, settings.host, *([public] if public else []), *LOCAL_NAMES}
     return frozenset(name.lower() for name in names)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    """The address in a hop of X-Forwarded-For, which may have a port: 1.2.3.4:5, [::1]:5."""
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
 def _is_address(name: str) -> bool:

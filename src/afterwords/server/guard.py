@@ -107,7 +107,11 @@ class GuardedRoute(APIRoute):
             for name in _ID_PARAMS & scope["path_params"].keys():
                 scope["path_params"][name] = as_id(scope["path_params"][name]) or scope["path_params"][name]
             exchange.admitted = await gate.admit(
-                self.needs, headers.get(b"authorization", []), scope["path_params"].get("job_id")
+                self.needs,
+                headers.get(b"authorization", []),
+                scope["path_params"].get("job_id"),
+                peer=(scope.get("client") or ("",))[0],
+                forwarded=headers.get(b"x-forwarded-for"),
             )
             exchange.limit_body(self.needs, headers, gate.settings.body_timeout_s)
             request = Request(scope, exchange.receive)

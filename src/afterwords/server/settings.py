@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
@@ -24,7 +25,7 @@ from pydantic_settings import (
 from afterwords.config import load_config
 from afterwords.errors import InsecureServerError, InvalidOptionError
 
-ADMIN_SECRET_MIN_CHARS: Final = 32
+SECRET_MIN_CHARS: Final = 32
 LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -46,8 +47,12 @@ class Settings(BaseSettings):
     callback_secret: SecretStr | None = Field(default=None, description="A secret that all workers share, if any.")
     public_url: str | None = Field(default=None, description="How others reach this server, for links in answers.")
     allowed_hosts: Names = Field(default=(), description="Further names in the Host header; * takes any.")
-    database_url: str | None = Field(default=None, description="Absent: SQLite in the data folder.")
-    storage_url: str | None = Field(default=None, description="Absent: a folder in the data folder.")
+    trusted_proxies: Names | None = Field(
+        default=None,
+        description="Addresses whose X-Forwarded-For counts. Absent: this machine, if it has a public URL.",
+    )
+    database_url: str | None = Field(default=None, repr=False, description="Absent: SQLite in the data folder.")
+    storage_url: str | None = Field(default=None, repr=False, description="Absent: a folder in the data folder.")
     backends: Names | None = Field(default=None, description="The only backends offered, best first.")
 
     workers: int = Field(default=1, ge=0, le=64, description="Processes that speak; 0: this server only accepts.")
@@ -60,7 +65,10 @@ class Settings(BaseSettings):
     drain_s: Seconds = Field(default=20, ge=0, description="Time to finish what was begun when told to stop.")
 
     rate_limit: int = Field(default=6000, ge=0, description="Requests a minute and key; 0: any number.")
-    processes: int = Field(default=1, ge=1, description="Server processes that share the rate limit.")
+    auth_failure_limit: int = Field(
+        default=30, ge=0, description="Wrong keys and secrets a minute and client address; 0: any number."
+    )
+    processes: int = Field(default=1, ge=1, description="Server processes that share these rates.")
     max_pending_jobs: int = Field(default=1000, ge=1, description="Jobs that may wait.")
     max_pending_jobs_per_account: int = Field(default=200, ge=1, description="Jobs of one account that may wait.")
     body_timeout_s: Seconds = Field(default=15, gt=0, description="A body that stays away for longer is refused.")
@@ -69,7 +77,7 @@ class Settings(BaseSettings):
     sweep_interval_s: Seconds = Field(default=600, gt=0, description="How often storage is swept.")
     sweep_grace_s: Seconds = Field(default=3600, ge=0, description="Age at which what no row names is removed.")
 
-    @field_validator("allowed_hosts", "backends", mode="before")
+    @field_validator("allowed_hosts", "trusted_proxies", "backends", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -80,9 +88,23 @@ class Settings(BaseSettings):
         if value is None:
             return None
         parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError("an http(s):// address without query")
+        if parts.scheme not in ("http", "https") or not parts.hostname or not value.isprintable():
+            raise ValueError("an http(s):// address")
+        if "@" in value:  # links with this address go to clients and into their logs
+            raise ValueError("an http(s):// address without a user name and password")
+        if "?" in value or "#" in value:
+            raise ValueError("an http(s):// address without query and fragment")
         return value.rstrip("/")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for network in value or ():
+            try:
+                ipaddress.ip_network(network, strict=False)
+            except ValueError:
+                raise ValueError("IP addresses or networks, such as 10.0.0.0/8") from None
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -115,22 +137,40 @@ class Settings(BaseSettings):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the address."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return _is_local(self.host)
+
+    @property
+    def public_names(self) -> list[str]:
+        """The names other than this machine's own under which a proxy may pass requests on."""
+        public = urlsplit(self.public_url or "").hostname
+        return [name for name in (public, *self.allowed_hosts) if name and not _is_local(name)]
 
     def check_is_safe(self) -> None:
-        """Refuse to be reached from outside without a strong admin secret, and any weak one.
+        """Refuse to be reached from outside with a weak secret, and on any address but loopback without one.
+
+        On loopback it counts as reachable once it has a public name: a proxy on this machine may pass requests on.
 
         Raises:
-            InsecureServerError: the address is not loopback, and the secret is missing or short.
+            InsecureServerError: a secret is missing or short.
         """
-        secret = self.admin_secret.get_secret_value() if self.admin_secret else ""
-        if not self.is_loopback and len(secret) < ADMIN_SECRET_MIN_CHARS:
-            raise InsecureServerError(self.host, minimum=ADMIN_SECRET_MIN_CHARS)
+        reached = self.host if not self.is_loopback else next(iter(self.public_names), None)
+        if reached is None:
+            return
+        for name in ("admin_secret", "callback_secret"):
+            secret: SecretStr | None = getattr(self, name)
+            is_needed = name == "admin_secret" and not self.is_loopback
+            n_chars = len(secret.get_secret_value()) if secret else 0
+            if n_chars < SECRET_MIN_CHARS and (n_chars or is_needed):
+                raise InsecureServerError(reached, minimum=SECRET_MIN_CHARS, setting=name)
+
+
+def _is_local(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def load_settings(**given: object) -> Settings:
@@ -153,4 +193,16 @@ def _refusal(invalid: ValidationError, given: Mapping[str, object]) -> InvalidOp
     variable = f"AFTERWORDS_{field.upper()}"
     name = field if field in given else variable if os.environ.get(variable) else f"config.toml: {field}"
     rule = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable")[0]
-    return InvalidOptionError(name, value="***" if field.endswith("secret") else first["input"], allowed=rule)
+    value = "***" if field.endswith("secret") else first["input"]
+    if field.endswith("url") and isinstance(value, str):
+        value = without_secrets(value)
+    return InvalidOptionError(name, value=value, allowed=rule)
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL as it may be shown: *** stands for user, password, query and fragment."""
+    scheme, slashes, rest = url.partition("//") if "//" in url else ("", "", url)
+    if "@" in rest:
+        rest = f"***@{rest.rpartition('@')[2]}"
+    end = re.search("[?#].", rest)
+    return scheme + slashes + (f"{rest[: end.start() + 1]}***" if end else rest)

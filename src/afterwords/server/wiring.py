@@ -62,8 +62,9 @@ class House:
 
 def open_store(settings: Settings) -> SqlStore:
     """The rows of a server; not yet connected."""
-    url = settings.database_url or f"sqlite:///{settings.folder / 'afterwords.db'}"
-    return SqlStore(url, clock=SystemClock(), folder=settings.folder)
+    return SqlStore(
+        settings.database_url or settings.folder / "afterwords.db", clock=SystemClock(), folder=settings.folder
+    )
 
 
 def open_storage(settings: Settings) -> Blobs:

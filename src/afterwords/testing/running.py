@@ -121,6 +121,7 @@ class RunningServer:
             port=self._socket.getsockname()[1],
             admin_secret=self.admin_secret,
             backends="tone",
+            auth_failure_limit=0,  # a test may try any number of wrong keys
             stall_s=STALL_S,
             drain_s=DRAIN_S,
         )

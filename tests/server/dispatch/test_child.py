@@ -18,6 +18,7 @@ from afterwords.config import Config, load_config
 from afterwords.server.dispatch import frames
 from afterwords.server.dispatch.child_process import COMMAND, Child, ChildFailedError, ChildLostError, Limits, Utterance
 from afterwords.server.dispatch.inprocess import environment_for
+from afterwords.server.settings import Settings
 from afterwords.worker import Work
 from tests.conftest import READER
 from tests.server.dispatch.desk import PATIENCE_S
@@ -168,4 +169,16 @@ def test_a_speaking_process_finds_models_where_its_server_does_and_loads_them_li
         precision="int8",
         is_offline=True,
     )
-    assert load_config(environment_for(config, {"AFTERWORDS_ADMIN_SECRET": "s"})) == config
+    assert load_config(environment_for(config, {})) == config
+
+
+def test_no_spelling_of_a_secret_reaches_a_speaking_process(tmp_path: Path) -> None:
+    names = ("AFTERWORDS_ADMIN_SECRET", "AFTERWORDS_CALLBACK_SECRET", "AFTERWORDS_DATABASE_URL", "AFTERWORDS_API_KEY")
+    spellings = {spelling(name) for name in (*names, "AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN") for spelling in (
+        str.upper, str.lower, str.title)}  # fmt: skip
+    environ = dict.fromkeys(spellings, "canary") | {"PATH": "/bin", "MY_ENGINE": "set"}
+
+    assert Settings.model_fields.keys() >= {"admin_secret", "callback_secret", "database_url", "storage_url"}
+    given = environment_for(Config(home=tmp_path), environ)
+    assert "canary" not in given.values()
+    assert (given["PATH"], given["MY_ENGINE"]) == ("/bin", "set")

@@ -20,6 +20,8 @@ class TestSqlStore(StoreContract):
     "url",
     [
         "postgresql://me:hunter2@example.org/afterwords",
+        "postgresql://hunter2@example.org/afterwords",
+        "sqlite://me:hunter2@example.org/file.db",
         "mysql://example.org/x?password=hunter2",
         "sqlite://",
         "sqlite:///:memory:",

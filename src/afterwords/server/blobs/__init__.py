@@ -35,7 +35,8 @@ def open_blobs(url: str) -> Blobs:
 
         return open_memory()
     options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
-    if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc or options.keys() - _OPTIONS:
+    has_user = any("@" in part for part in (parts.netloc, *options.values()))
+    if parts.scheme != "s3" or not parts.netloc or has_user or options.keys() - _OPTIONS:
         raise _unusable()
     from afterwords.server.blobs.bucket import open_bucket
 

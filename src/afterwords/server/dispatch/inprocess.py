@@ -35,15 +35,8 @@ ATTEMPTS_MAX: Final = 32
 """Attempts at once and process, those included whose audio is on its way to the desk and waits in memory."""
 CLAIM_MAX_S: Final = 10.0
 """How long the last claim may take when the server stops; the desk answers within 2 s."""
-SECRETS: Final = (
-    "AFTERWORDS_ADMIN_SECRET",
-    "AFTERWORDS_CALLBACK_SECRET",
-    "AFTERWORDS_DATABASE_URL",
-    "AFTERWORDS_STORAGE_URL",
-    "AFTERWORDS_STRIPE_",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-)
+_KEPT_FROM_ENGINES: Final = ("AFTERWORDS_API_KEY", "AFTERWORDS_STRIPE_", "AWS_")
+"""Beginnings of names. The settings of the server are kept from engines as well, whatever they are."""
 """Beginnings of what an engine, or a plug-in beside it, has no business to know."""
 
 
@@ -211,8 +204,12 @@ class InProcessDispatcher:
 
 def environment_for(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of a speaking process: the server's, without its secrets, and with the settings engines read."""
-    kept = {name: value for name, value in environ.items() if not name.startswith(SECRETS)}
-    kept.pop("AFTERWORDS_BACKENDS", None)
+    of_server = {f"AFTERWORDS_{name.upper()}" for name in Settings.model_fields}
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name.upper() not in of_server and not name.upper().startswith(_KEPT_FROM_ENGINES)
+    }
     kept["AFTERWORDS_HOME"] = str(config.home)
     if config.backends is not None:
         kept["AFTERWORDS_BACKENDS"] = ",".join(config.backends)

@@ -31,6 +31,7 @@ from afterwords.server.ports import (
     VoiceChanges,
     WebhookCall,
 )
+from afterwords.server.settings import without_secrets
 from afterwords.server.store import attempts, calls, jobs, keys, periods, repeats, sweeping, voices
 from afterwords.server.store.database import Database
 from afterwords.server.store.presence import Presence
@@ -43,7 +44,7 @@ class SqlStore:
     """Rows in SQLite.
 
     Args:
-        url: `sqlite:///name.db`, within the folder unless the name is absolute.
+        url: `sqlite:///name.db`, within the folder unless the name is absolute; a path is taken as it is.
         clock: the time.
         folder: the server's own.
 
@@ -51,9 +52,9 @@ class SqlStore:
         InvalidOptionError: the URL is none, or not of a SQLite file.
     """
 
-    def __init__(self, url: str, *, clock: Clock, folder: Path) -> None:
+    def __init__(self, url: str | Path, *, clock: Clock, folder: Path) -> None:
         self._clock = clock
-        self._database = Database(folder / _file_name(url))
+        self._database = Database(folder / (url if isinstance(url, Path) else _file_name(url)))
         self._presence = Presence(self._database.path)
 
     @property
@@ -283,7 +284,7 @@ def _file_name(url: str) -> str:
         parsed = make_url(url)
     except ArgumentError:
         raise InvalidOptionError("AFTERWORDS_DATABASE_URL", value="no URL", allowed=allowed) from None
-    if parsed.get_backend_name() != "sqlite" or parsed.query or parsed.database in (None, "", ":memory:"):
-        shown = parsed.set(password=None, query={}).render_as_string()
-        raise InvalidOptionError("AFTERWORDS_DATABASE_URL", value=shown, allowed=allowed)
+    is_file = parsed.database not in (None, "", ":memory:") and not (parsed.host or parsed.username or parsed.query)
+    if parsed.get_backend_name() != "sqlite" or not is_file:
+        raise InvalidOptionError("AFTERWORDS_DATABASE_URL", value=without_secrets(url), allowed=allowed)
     return str(parsed.database)

@@ -51,7 +51,7 @@ def engine_for(path: Path) -> Engine:
 
     Errors hide the parameters, which may be texts.
     """
-    uri = f"file:{quote(str(path))}?mode=rw"
+    uri = f"file:{quote(os.fsencode(path))}?mode=rw"
     return create_engine(
         "sqlite+pysqlite://",
         creator=lambda: sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False),
