@@ -146,6 +146,10 @@ class Job(Model):
     status: JobStatus = Field(description="Where the job stands.")
     audio_url: str | None = Field(default=None, description="Where the audio is, once the job is ready.")
     error: str | None = Field(default=None, description="Why the job failed, if it did.")
+    step: str | None = Field(default=None, description="What is done for a pending job now, where the server says it.")
+    progress: float | None = Field(
+        default=None, ge=0, le=1, description="How much of the step is done, where the server says it."
+    )
     created_at: UtcTime | None = Field(default=None, description="When it was accepted, UTC.")
     completed_at: UtcTime | None = Field(default=None, description="When it reached its final state, UTC.")
     char_count: int | None = Field(default=None, ge=0, description="Characters that were charged.")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from afterwords.backends import registry
-from afterwords.backends.base import Engine, Progress, Reference, ignore_progress
+from afterwords.backends.base import Engine, Progress, Reference, ResumableEngine, SaveCheckpoint, ignore_progress
 from afterwords.models import SpeechResult, SpeechTask
 from afterwords.riff import pcm16, read_wav
 from afterwords.speech import speak
@@ -26,6 +26,8 @@ class Work:
         voice_id: for caches of engines.
         speed: 0.25 to 4.
         prompt: what the backend made of the reference before; None where it has to be made.
+        checkpoint: how far it was with that when it was interrupted, if it was and that is known.
+        is_fast: make the prompt in less time, for less likeness.
         reference: the recording, a WAV; needed where there is no prompt.
         ref_text: its transcript, if there is one.
         ref_lang: its language.
@@ -38,6 +40,8 @@ class Work:
     speed: float = 1.0
     seed: int | None = None
     prompt: bytes | None = field(default=None, repr=False)
+    checkpoint: bytes | None = field(default=None, repr=False)
+    is_fast: bool = False
     reference: bytes | None = field(default=None, repr=False)
     ref_text: str | None = field(default=None, repr=False)
     ref_lang: str = "en"
@@ -74,19 +78,22 @@ class Worker:
         engine.load(backend, progress)
         return engine
 
-    def begin(self, work: Work, progress: Progress = ignore_progress) -> Utterance:
+    def begin(
+        self, work: Work, progress: Progress = ignore_progress, save: SaveCheckpoint = lambda _checkpoint: None
+    ) -> Utterance:
         """Make the prompt, if it is not known, and return the utterance, which is spoken while it is read.
 
         Args:
             work: what to say, and as whom.
             progress: told how far the making of the prompt is; what it raises ends it.
+            save: given checkpoints of it, where the engine makes any.
 
         Raises:
             RecordingError: the reference can't be used.
             InvalidBackendError, BackendUnavailableError: the backend can't run here.
         """
         engine = self.engine(work.backend)
-        new_prompt = None if work.prompt is not None else engine.prepare(_reference(work), progress)
+        new_prompt = _prepared(engine, work, progress, save) if work.prompt is None else None
         prompt = new_prompt if work.prompt is None else work.prompt
         assert prompt is not None
         task = SpeechTask(
@@ -145,6 +152,12 @@ class Utterance:
     def close(self) -> None:
         """Stop speaking; the engine's other utterances go on."""
         self._chunks.close()
+
+
+def _prepared(engine: Engine, work: Work, progress: Progress, save: SaveCheckpoint) -> bytes:
+    if isinstance(engine, ResumableEngine) and not work.is_fast:
+        return engine.resume(_reference(work), progress, checkpoint=work.checkpoint, save=save)
+    return engine.prepare(_reference(work), progress, fast=work.is_fast)
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

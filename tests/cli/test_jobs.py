@@ -11,7 +11,7 @@ import pytest
 from afterwords.audio import decode
 from afterwords.provenance import verify
 from tests.cli.program import run
-from tests.e2e.served import final, register, speak
+from tests.e2e.served import final, register, speak, until
 from tests.hosted.service import HostedService
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -92,6 +92,18 @@ def test_job_that_is_final_is_shown_waited_for_and_not_cancelled(client: httpx.C
     assert json.loads(waited.out)["status"] == "ready"
     assert waited.err.endswith(f"Next: afterwords jobs download {job_id}\n")
     run("jobs", "cancel", job_id).refused(5, "JobFinalError")
+
+
+def test_pending_job_shows_what_is_done_for_it(client: httpx.Client) -> None:
+    job_id = speak(client, register(client), "fault-slow " + 200 * "and on ")
+    until(lambda: client.get(f"/v1/jobs/{job_id}").json()["step"] == "speaking", what="speaking")
+
+    shown = json.loads(run("jobs", "show", job_id, "--json").out)
+    assert (shown["step"], 0 <= shown["progress"] < 1) == ("speaking", True)
+    [row] = [line for line in run("jobs", "list").out.splitlines() if job_id in line]
+    assert "pending: speaking, " in row
+    run("jobs", "cancel", job_id)
+    assert (final(client, job_id)["step"], final(client, job_id)["progress"]) == (None, None)
 
 
 def test_pending_job_is_cancelled_and_then_not_waited_for(client: httpx.Client) -> None:

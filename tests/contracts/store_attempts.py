@@ -36,6 +36,19 @@ class AttemptClaims:
         assert claim is not None
         assert claim.job.job_id == job.job_id
 
+    async def test_jobs_of_excepted_voices_wait(self, world: World) -> None:
+        busy, free = await world.voice(), await world.voice()
+        await world.job(voice=busy)
+        asked = await world.job(voice=free)
+
+        claim = await world.store.claim(backends=["tone"], lease_s=15, worker="w", except_voices=[busy.voice_id])
+
+        assert claim is not None
+        assert claim.job.job_id == asked.job_id
+        others = [busy.voice_id, "unknown"]
+        assert await world.store.claim(backends=["tone"], lease_s=15, worker="w", except_voices=others) is None
+        assert await world.claim() is not None
+
     async def test_jobs_of_one_account_are_claimed_oldest_first(self, world: World) -> None:
         made = [await world.job() for _ in range(4)]
 

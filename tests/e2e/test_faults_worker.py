@@ -120,7 +120,7 @@ class TestEngineFaults:
         hanging = speak(client, voice_id, "now fault-hang")
         others = [speak(client, voice_id, f"Not harmed {number}.") for number in range(3)]
         job = final(client, hanging)
-        assert (job["status"], job["error"], attempts_of(served, hanging)) == ("failed", "worker_lost", 3)
+        assert (job["status"], job["error"], attempts_of(served, hanging)) == ("failed", "speaking_timed_out", 3)
         assert {final(client, job_id)["status"] for job_id in others} == {"ready"}
         assert first not in speakers(served)
 

@@ -113,7 +113,7 @@ class TestClient:
             ("fault-error", "synthesis_failed"),
             ("fault-memory", "out_of_memory"),
             ("fault-crash", "worker_lost"),
-            ("fault-hang", "worker_lost"),
+            ("fault-hang", "speaking_timed_out"),
         ],
     )
     def test_a_fault_word_makes_the_job_fail(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -16,6 +16,7 @@ from afterwords.cli.help import HelpCommand, HelpGroup
 from afterwords.cli.remote import Profile, Timeout, command, option_value, patience_s, server, told_if_stopped
 
 if TYPE_CHECKING:
+    from afterwords.backends.base import Progress
     from afterwords.cli.delivery import Place
     from afterwords.client import RemoteJob
     from afterwords.models import Job
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=HelpGroup, help="List, show, wait for, cancel and download jobs of a server.", no_args_is_help=True
 )
+
+STEPS: Final = {
+    "waiting": "waiting for the speech",
+    "loading": "waiting for the server to load its model",
+    "preparing": "preparing the voice, once",
+    "speaking": "speaking",
+}
+"""The steps of a job in words for people."""
 
 JobId = Annotated[str, typer.Argument(help="Id of a job, as `afterwords jobs list` shows it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -44,7 +53,7 @@ def list_jobs(
         rows = [
             (
                 str(job.job_id),
-                job.status.value,
+                job.status.value if job.step is None else f"{job.status.value}: {_at(job.step, job.progress)}",
                 "-" if job.char_count is None else str(job.char_count),
                 f"{job.created_at:%Y-%m-%d %H:%M}" if job.created_at else "-",
                 job.error or "",
@@ -67,8 +76,8 @@ def show(job_id: JobId, profile: Profile = None, as_json: AsJson = False) -> Non
 def wait(job_id: JobId, timeout: Timeout = None, profile: Profile = None, as_json: AsJson = False) -> None:
     """Wait until a job is ready. Ctrl-C leaves it running."""
     again = command("jobs", "wait", job_id, profile=profile)
-    with server(profile) as client, _goes_on(again):
-        job = client.jobs.wait(job_id, timeout_s=patience_s(timeout))
+    with server(profile) as client, _goes_on(again) as progress:
+        job = client.jobs.wait(job_id, timeout_s=patience_s(timeout), progress=progress)
     _print(job, as_json=as_json)
     output.note(f"Next: {output.shown(command('jobs', 'download', job_id, profile=profile))}")
 
@@ -100,8 +109,8 @@ def download(
     words = ("-o", option_value(out)) if out is not None else ()
     again = command("jobs", "download", job_id, *words, profile=profile)
     with server(profile) as client:
-        with _goes_on(again):
-            job = client.jobs.wait(job_id, timeout_s=patience_s(timeout))
+        with _goes_on(again) as progress:
+            job = client.jobs.wait(job_id, timeout_s=patience_s(timeout), progress=progress)
         with told_if_stopped("Nothing was written. Again:", again), output.waiting("downloading"):
             data = client.jobs.data(job_id)
     place = place or _place_of(job, data, format)
@@ -124,17 +133,26 @@ def download(
 
 
 @contextmanager
-def _goes_on(again: str) -> Iterator[None]:
-    """Wait for a job; whoever gives up is told how to come back."""
+def _goes_on(again: str) -> Iterator[Progress]:
+    """Wait for a job, and show its progress, which is yielded; whoever gives up is told how to come back."""
     from afterwords.errors import JobTimeoutError
 
     told = told_if_stopped("The job goes on. Come back to it with:", again)
-    with told, output.waiting("waiting for the speech; Ctrl-C leaves the job running"):
+    with told, output.waiting(doing("waiting for the speech")) as show:
         try:
-            yield
+            yield lambda fraction, step: show(doing(step, fraction))
         except JobTimeoutError as error:
             error.hint = f"it goes on; come back to it with: {again}"
             raise
+
+
+def doing(step: str, fraction: float = 0.0) -> str:
+    """What a server does for a job that is waited for, in words."""
+    return f"{_at(STEPS.get(step, step), fraction or None)}; Ctrl-C leaves the job running"
+
+
+def _at(step: str, fraction: float | None) -> str:
+    return step if fraction is None else f"{step}, {100 * fraction:.0f} %"
 
 
 def _place_of(job: RemoteJob, data: bytes, format: str | None) -> Place:

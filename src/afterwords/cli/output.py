@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -186,18 +186,21 @@ def progress_bar() -> Iterator[Bar]:
 
 
 @contextmanager
-def waiting(step: str) -> Iterator[None]:
-    """Show that something is waited for, and how long it has been; on anything but a terminal, nothing."""
+def waiting(step: str) -> Iterator[Callable[[str], None]]:
+    """Show that something is waited for, and how long it has been; on anything but a terminal, nothing.
+
+    Yields a function that changes what is shown.
+    """
     if not (sys.stderr and sys.stderr.isatty()):
-        yield
+        yield lambda _step: None
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     bar = Progress(*columns, console=console(), transient=True, redirect_stdout=False, redirect_stderr=False)
     with bar:
-        bar.add_task(shown(step), total=None)
-        yield
+        task = bar.add_task(shown(step), total=None)
+        yield lambda step: bar.update(task, description=shown(step))
 
 
 # -- questions ------------------------------------------------------------------------------------------------

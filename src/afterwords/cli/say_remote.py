@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from afterwords.cli import output
 from afterwords.cli.delivery import Place, deliver
+from afterwords.cli.jobs import doing
 from afterwords.cli.remote import command, option_value, server, told_if_stopped
 
 if TYPE_CHECKING:
@@ -80,9 +81,9 @@ def _fetched(client: Client, order: Order, voice: Voice | str, place: Place | No
         job = _submitted(client, order, voice, place)
     resume = order.command("jobs", "download", str(job.job_id), "-o", option_value(place.out))
     with told_if_stopped("The job goes on. Fetch its audio with:", resume) if job.job_id else nullcontext():
-        with output.waiting("waiting for the speech; Ctrl-C leaves the job running"):
+        with output.waiting(doing("waiting for the speech")) as show:
             try:
-                done = job.wait(timeout_s=order.timeout_s)
+                done = job.wait(timeout_s=order.timeout_s, progress=lambda fraction, step: show(doing(step, fraction)))
             except JobTimeoutError as error:
                 error.hint = f"it goes on; fetch its audio with: {resume}"
                 raise

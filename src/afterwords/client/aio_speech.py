@@ -21,7 +21,7 @@ from afterwords.models import Job, JobStatus, Voice
 
 if TYPE_CHECKING:
     from afterwords.audio import Audio
-    from afterwords.backends.base import Chunk
+    from afterwords.backends.base import Chunk, Progress
     from afterwords.client.aio import AsyncClient
     from afterwords.riff import Samples
 
@@ -47,14 +47,22 @@ class AsyncJobs:
         jobs = self._client._pages(lambda after: self._operations.jobs_page(after, status=wanted, limit=limit))
         return (AsyncRemoteJob.of(self._client, job) async for job in jobs)
 
-    async def wait(self, job_id: str, *, timeout_s: float = JOB_TIMEOUT_S) -> AsyncRemoteJob:
+    async def wait(
+        self, job_id: str, *, timeout_s: float = JOB_TIMEOUT_S, progress: Progress | None = None
+    ) -> AsyncRemoteJob:
         """Follow a job until it is ready.
+
+        Args:
+            job_id: which one.
+            timeout_s: how long to wait.
+            progress: told about once a second how much of its present step is done, from 0 to 1, and which step that
+                is: "waiting", "loading", "preparing" or "speaking".
 
         Raises:
             JobFailedError, JobCancelledError: it has no audio.
             JobTimeoutError: it is pending still, and goes on.
         """
-        job = await self._client._run(self._operations.wait_for_job(job_id, timeout_s=timeout_s))
+        job = await self._client._run(self._operations.wait_for_job(job_id, timeout_s=timeout_s, progress=progress))
         return AsyncRemoteJob.of(self._client, job)
 
     async def cancel(self, job_id: str) -> AsyncRemoteJob:
@@ -113,8 +121,13 @@ class AsyncRemoteJob(Job):
         """Whether it was spoken before, so that nothing was charged."""
         return self._sound is not None and self._sound.is_cached
 
-    async def wait(self, *, timeout_s: float = JOB_TIMEOUT_S) -> AsyncRemoteJob:
+    async def wait(self, *, timeout_s: float = JOB_TIMEOUT_S, progress: Progress | None = None) -> AsyncRemoteJob:
         """Follow it until it is ready, and return it as it is then.
+
+        Args:
+            timeout_s: how long to wait.
+            progress: told about once a second how much of its present step is done, from 0 to 1, and which step that
+                is: "waiting", "loading", "preparing" or "speaking".
 
         Raises:
             JobFailedError, JobCancelledError: it has no audio.
@@ -122,7 +135,8 @@ class AsyncRemoteJob(Job):
         """
         if self.status is JobStatus.READY:
             return self
-        job = await self._client._run(self._client._operations.wait_for_job(self._id(), timeout_s=timeout_s))
+        waiting = self._client._operations.wait_for_job(self._id(), timeout_s=timeout_s, progress=progress)
+        job = await self._client._run(waiting)
         job = job.model_copy(update={"voice_id": self.voice_id or job.voice_id})
         return AsyncRemoteJob.of(self._client, job, backend=self._backend)
 

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from afterwords.client.downloads import fetched
 from afterwords.client.requests import (
@@ -62,12 +62,17 @@ from afterwords.models import (
     as_id,
 )
 
+if TYPE_CHECKING:
+    from afterwords.backends.base import Progress
+
 T = TypeVar("T")
 
 JOB_TIMEOUT_S: Final = 600.0
 """How long a job is waited for, unless something else is said."""
 WAIT_S: Final = 20
 """How long one request waits for a job; several follow one another."""
+PROGRESS_S: Final = 1
+"""How long one request waits where somebody looks at the progress."""
 POLL_MIN_S, POLL_MAX_S = 0.1, 2.0
 """How often a server is asked that does not wait."""
 FIRST_SOUND_S: Final = 600.0
@@ -286,8 +291,8 @@ class Operations:
         ask = Ask("GET", path_of("/v1/jobs", job_id), params=params, missing="job_not_found", wait_s=wait_s)
         return job_of((yield from sent(ask, self._known)))
 
-    def wait_for_job(self, job_id: str, *, timeout_s: float) -> Operation[Job]:
-        """Follow a job until it is ready.
+    def wait_for_job(self, job_id: str, *, timeout_s: float, progress: Progress | None = None) -> Operation[Job]:
+        """Follow a job until it is ready; `progress` is told after every answer what the server does for it.
 
         Raises:
             JobFailedError, JobCancelledError: it has no audio.
@@ -297,9 +302,12 @@ class Operations:
         pause_s = POLL_MIN_S
         while True:
             began = time.monotonic()
-            job = yield from self.get_job(job_id, wait_s=patience(ends - began))
+            wait_s = patience(ends - began)
+            job = yield from self.get_job(job_id, wait_s=min(PROGRESS_S, wait_s) if progress else wait_s)
             if job.status is not JobStatus.PENDING:
                 return ready(job)
+            if progress:
+                progress(job.progress or 0.0, job.step or "waiting")
             left_s = ends - time.monotonic()
             if left_s <= 0:
                 raise JobTimeoutError(job_id, waited_s=round(timeout_s, 1))

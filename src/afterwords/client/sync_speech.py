@@ -20,7 +20,7 @@ from afterwords.models import Job, JobStatus, Voice
 
 if TYPE_CHECKING:
     from afterwords.audio import Audio
-    from afterwords.backends.base import Chunk
+    from afterwords.backends.base import Chunk, Progress
     from afterwords.client.sync import Client
     from afterwords.riff import Samples
 
@@ -46,14 +46,20 @@ class Jobs:
         jobs = self._client._pages(lambda after: self._operations.jobs_page(after, status=wanted, limit=limit))
         return (RemoteJob.of(self._client, job) for job in jobs)
 
-    def wait(self, job_id: str, *, timeout_s: float = JOB_TIMEOUT_S) -> RemoteJob:
+    def wait(self, job_id: str, *, timeout_s: float = JOB_TIMEOUT_S, progress: Progress | None = None) -> RemoteJob:
         """Follow a job until it is ready.
+
+        Args:
+            job_id: which one.
+            timeout_s: how long to wait.
+            progress: told about once a second how much of its present step is done, from 0 to 1, and which step that
+                is: "waiting", "loading", "preparing" or "speaking".
 
         Raises:
             JobFailedError, JobCancelledError: it has no audio.
             JobTimeoutError: it is pending still, and goes on.
         """
-        job = self._client._run(self._operations.wait_for_job(job_id, timeout_s=timeout_s))
+        job = self._client._run(self._operations.wait_for_job(job_id, timeout_s=timeout_s, progress=progress))
         return RemoteJob.of(self._client, job)
 
     def cancel(self, job_id: str) -> RemoteJob:
@@ -110,8 +116,13 @@ class RemoteJob(Job):
         """Whether it was spoken before, so that nothing was charged."""
         return self._sound is not None and self._sound.is_cached
 
-    def wait(self, *, timeout_s: float = JOB_TIMEOUT_S) -> RemoteJob:
+    def wait(self, *, timeout_s: float = JOB_TIMEOUT_S, progress: Progress | None = None) -> RemoteJob:
         """Follow it until it is ready, and return it as it is then.
+
+        Args:
+            timeout_s: how long to wait.
+            progress: told about once a second how much of its present step is done, from 0 to 1, and which step that
+                is: "waiting", "loading", "preparing" or "speaking".
 
         Raises:
             JobFailedError, JobCancelledError: it has no audio.
@@ -119,7 +130,8 @@ class RemoteJob(Job):
         """
         if self.status is JobStatus.READY:
             return self
-        job = self._client._run(self._client._operations.wait_for_job(self._id(), timeout_s=timeout_s))
+        waiting = self._client._operations.wait_for_job(self._id(), timeout_s=timeout_s, progress=progress)
+        job = self._client._run(waiting)
         job = job.model_copy(update={"voice_id": self.voice_id or job.voice_id})
         return RemoteJob.of(self._client, job, backend=self._backend)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from afterwords.errors.root import AfterwordsError
 
 
@@ -162,12 +164,26 @@ class JobFailedError(RemoteJobError):
     code = "job_failed"
 
     def __init__(self, job_id: str | None, *, reason: str) -> None:
-        super().__init__(
-            f"The job {job_id} failed: {reason.rstrip('.')}.",
-            job_id=job_id,
-            hint="nothing was charged; try again, and if it stays tell who runs the server.",
-        )
+        why, fix = _TIMED_OUT.get(reason, (reason.rstrip("."), "try again, and if it stays tell who runs the server."))
+        super().__init__(f"The job {job_id} failed: {why}.", job_id=job_id, hint=f"nothing was charged; {fix}")
         self.reason = reason
+
+
+_TIMED_OUT: Final = {
+    "loading_timed_out": (
+        "loading the model made no progress for too long (loading_timed_out)",
+        "try again; the setting of the server is AFTERWORDS_START_ALLOWANCE_S.",
+    ),
+    "preparing_timed_out": (
+        "preparing the voice made no progress for too long (preparing_timed_out)",
+        "try again: it goes on where it was. The setting of the server is AFTERWORDS_START_ALLOWANCE_S.",
+    ),
+    "speaking_timed_out": (
+        "speaking made no sound for too long (speaking_timed_out)",
+        "try again; the setting of the server is AFTERWORDS_STALL_S.",
+    ),
+}
+"""Why a job failed, and what to do, for each reason that a setting of the server changes."""
 
 
 class JobCancelledError(RemoteJobError):

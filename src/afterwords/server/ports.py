@@ -410,8 +410,10 @@ class Store(Protocol):
         """The jobs of an account, newest first; `after` is the id of the last one seen."""
         ...
 
-    async def claim(self, *, backends: Sequence[str], lease_s: float, worker: str) -> Claim | None:
-        """Take the next waiting job of one of these backends for a new attempt.
+    async def claim(
+        self, *, backends: Sequence[str], lease_s: float, worker: str, except_voices: Sequence[str] = ()
+    ) -> Claim | None:
+        """Take the next waiting job of one of these backends, and of none of these voices, for a new attempt.
 
         Accounts take turns: the one that was served longest ago comes first, its oldest job before its others.
         No job is claimed twice at once, by however many processes.
@@ -537,8 +539,8 @@ class Blobs(Protocol):
 class Desk(Protocol):
     """Where a dispatcher gets its work and brings its results; the services behind it keep all the rules."""
 
-    async def claim(self, *, backends: Sequence[str], worker: str) -> Claim | None:
-        """The next job, if one waits."""
+    async def claim(self, *, backends: Sequence[str], worker: str, except_voices: Sequence[str] = ()) -> Claim | None:
+        """The next job, if one waits; jobs of the voices that are excepted wait on."""
         ...
 
     async def heartbeat(self, claim: Claim) -> bool:
@@ -557,7 +559,19 @@ class Desk(Protocol):
         """What an engine made of the reference before, if it is kept."""
         ...
 
-    async def keep_prompt(self, voice: StoredVoice, *, backend: str, version: str, prompt: bytes) -> None: ...
+    async def keep_prompt(
+        self, voice: StoredVoice, *, backend: str, version: str, prompt: bytes, is_fast: bool = False
+    ) -> None:
+        """Keep what an engine made of the reference, in place of its checkpoint."""
+        ...
+
+    async def checkpoint(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
+        """How far an engine was with its prompt when it was interrupted, if that is kept."""
+        ...
+
+    async def keep_checkpoint(self, voice: StoredVoice, *, backend: str, version: str, checkpoint: bytes) -> None:
+        """Keep how far an engine is with its prompt, for whoever goes on after an interruption."""
+        ...
 
     async def complete(self, job_id: str, attempt: int | None, wav: bytes, *, synth_ms: int | None = None) -> None:
         """Bring the audio of an attempt.
@@ -579,6 +593,19 @@ class Desk(Protocol):
     async def give_back(self, job_id: str, attempt: int) -> None:
         """Return a job unspoken, because the worker stops."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    """What is done for a pending job now.
+
+    Attributes:
+        step: "waiting", "loading", "preparing" or "speaking".
+        fraction: how much of the step is done, from 0 to 1; None where that is not known.
+    """
+
+    step: str
+    fraction: float | None = None
 
 
 class Dispatcher(Protocol):
@@ -609,6 +636,10 @@ class Dispatcher(Protocol):
 
     def listen(self, job_id: str) -> Listener | None:
         """Hear a job that is about to be submitted while it is spoken; None where it can't stream."""
+        ...
+
+    def progress(self, job: StoredJob) -> JobProgress:
+        """What is done for a pending job now, as far as it is known here."""
         ...
 
     def cancel(self, job_id: str) -> None:

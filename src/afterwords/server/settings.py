@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -58,8 +58,9 @@ class Settings(BaseSettings):
     workers: int = Field(default=1, ge=0, le=64, description="Processes that speak; 0: this server only accepts.")
     recycle_after: int = Field(default=500, ge=1, description="Jobs after which such a process is replaced.")
     worker_memory_mb: int | None = Field(default=None, ge=64, description="Its memory cap; absent: half the machine's.")
-    start_allowance_s: Seconds = Field(default=300, gt=0, description="Time to load a model and prepare a voice.")
-    stall_s: Seconds = Field(default=120, gt=0, description="A process that is silent for longer while speaking hangs.")
+    start_allowance_s: Seconds = Field(default=300, gt=0, description="Time without progress while loading.")
+    stall_s: Seconds = Field(default=120, gt=0, description="Time without sound after which a speaking process hangs.")
+    prepare: Literal["full", "fast"] = Field(default="full", description="How new voices are prepared.")
     lease_s: Seconds = Field(default=15, gt=0, description="A job whose worker is silent for longer goes to another.")
     max_attempts: int = Field(default=3, ge=1, description="Attempts before a job fails.")
     drain_s: Seconds = Field(default=20, ge=0, description="Time to finish what was begun when told to stop.")

@@ -31,6 +31,8 @@ class Desk:
     jobs: dict[str, StoredJob] = field(default_factory=dict)
     wavs: dict[str, bytes] = field(default_factory=dict)
     prompts: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
+    checkpoints: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
+    fast: dict[str, bool] = field(default_factory=dict)
     references: dict[str, bytes] = field(default_factory=dict)
     refusals: dict[str, Exception] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
@@ -101,10 +103,11 @@ class Desk:
 
     # -- the port
 
-    async def claim(self, *, backends: Sequence[str], worker: str) -> Claim | None:
+    async def claim(self, *, backends: Sequence[str], worker: str, except_voices: Sequence[str] = ()) -> Claim | None:
         self._note("claim", worker)
         for job in self.jobs.values():
-            if job.status is JobStatus.PENDING and job.job_id not in self.claimed and job.backend in backends:
+            is_free = job.status is JobStatus.PENDING and job.job_id not in self.claimed
+            if is_free and job.backend in backends and job.voice_id not in except_voices:
                 self.claimed.add(job.job_id)
                 self.jobs[job.job_id] = replace(job, attempt=job.attempt + 1)
                 self._note("claimed", job.job_id)
@@ -123,9 +126,21 @@ class Desk:
         self._note("prompt", voice.voice_id)
         return self.prompts.get((voice.voice_id, backend, version))
 
-    async def keep_prompt(self, voice: StoredVoice, *, backend: str, version: str, prompt: bytes) -> None:
+    async def keep_prompt(
+        self, voice: StoredVoice, *, backend: str, version: str, prompt: bytes, is_fast: bool = False
+    ) -> None:
         self._note("keep_prompt", voice.voice_id)
         self.prompts[voice.voice_id, backend, version] = prompt
+        self.checkpoints.pop((voice.voice_id, backend, version), None)
+        self.fast[voice.voice_id] = is_fast
+
+    async def checkpoint(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
+        self._note("checkpoint", voice.voice_id)
+        return self.checkpoints.get((voice.voice_id, backend, version))
+
+    async def keep_checkpoint(self, voice: StoredVoice, *, backend: str, version: str, checkpoint: bytes) -> None:
+        self._note("keep_checkpoint", voice.voice_id)
+        self.checkpoints[voice.voice_id, backend, version] = checkpoint
 
     async def complete(self, job_id: str, attempt: int | None, wav: bytes, *, synth_ms: int | None = None) -> None:
         self._note("complete", job_id)

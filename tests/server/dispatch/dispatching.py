@@ -62,6 +62,28 @@ class Odd(ToneEngine):
         finally:
             note("end")
 
+class Slow(ToneEngine):
+    """Prepares for ever, and reports it, until it may end; goes on where it was; and is stuck if told so."""
+    name = "slow"
+    backends = ("slow",)
+    max_concurrent = 2
+
+    def prepare(self, reference, progress=lambda fraction, step: None, *, fast=False):
+        note("fast" if fast else "full")
+        return b"slow prompt"
+
+    def resume(self, reference, progress=lambda fraction, step: None, *, checkpoint, save):
+        step = int(checkpoint or b"0")
+        note(f"from-{step}")
+        home = Path(os.environ["AFTERWORDS_HOME"])
+        while not (home / "go").exists():
+            step += 1
+            progress(0.4 + step / 1_000_000, "preparing")
+            save(str(step).encode())
+            time.sleep(0.05)
+        progress(1.0, "done")
+        return b"slow prompt"
+
 class Twin(Odd):
     """Of the same name, and another model, whose weights may be updated; it takes prompts of those it loaded."""
     backends = ("twin",)
@@ -121,6 +143,8 @@ def install_odd(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = folder / "odd-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n", "utf-8")
-    (info / "entry_points.txt").write_text("[afterwords.engines]\nodd = odd:Odd\ntwin = odd:Twin\n", "utf-8")
+    (info / "entry_points.txt").write_text(
+        "[afterwords.engines]\nodd = odd:Odd\nslow = odd:Slow\ntwin = odd:Twin\n", "utf-8"
+    )
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", str(folder))

@@ -30,7 +30,7 @@ async def test_a_hanging_engine_is_killed_and_replaced(desk: Desk) -> None:
         hanging, beside = desk.submit("now fault-hang"), desk.submit(LONG)
         await eventually(lambda: len(children()) == 1)
         first = children()
-        assert await desk.ended(hanging) == ["worker_lost"]
+        assert await desk.ended(hanging) == ["speaking_timed_out"]
         assert desk.jobs[hanging].attempt == 3
         assert not set(first) & set(children())
         desk.cancel(beside)

@@ -35,7 +35,10 @@ async def test_a_prompt_is_made_once_and_kept(desk: Desk) -> None:
         await desk.ended(desk.submit("first"))
         await desk.ended(desk.submit("second"))
     assert list(desk.prompts) == [("me", "tone", "1")]
-    assert [call for call, name in desk.calls if name == "me"] == ["prompt", "reference", "keep_prompt", "prompt"]
+    assert [call for call, name in desk.calls if name == "me"] == [
+        *("prompt", "reference", "checkpoint"),
+        *("keep_prompt", "prompt"),
+    ]
 
 
 async def test_a_prompt_is_kept_before_the_speech_that_may_crash(desk: Desk) -> None:

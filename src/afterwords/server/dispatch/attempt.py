@@ -22,8 +22,9 @@ from afterwords.server.dispatch.child_process import Child, ChildFailedError, Ch
 from afterwords.server.dispatch.patience import OUTAGE, insist
 from afterwords.server.dispatch.sound import Sound
 from afterwords.server.dispatch.station import Offer, OtherPromptError, Station, StationClosedError
-from afterwords.server.ports import Claim, Desk
+from afterwords.server.ports import Claim, Desk, JobProgress
 from afterwords.server.settings import Settings
+from afterwords.speech import EXPECTED_SECONDS_PER_CHARACTER
 from afterwords.text import longest_speech_s
 from afterwords.worker import Work
 
@@ -31,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 OUT_OF_MEMORY_ATTEMPTS: Final = 2
 """What did not fit into a fresh process, with nobody beside it, never will."""
+_TOLD_PERCENT: Final = 10
+"""How often the log says how far a preparation is."""
 
 
 class Attempt:
@@ -42,10 +45,21 @@ class Attempt:
         is_dropped: nobody wants it any more, and the desk is told nothing.
         waits_for_another: the job waits for another attempt.
         is_held_up: the audio is made, and the desk can't take it at the moment.
+        has_prompt: the prompt of its voice is kept at the desk, as far as is known: its next jobs need not wait.
+        progress: what it is doing.
     """
 
     def __init__(
-        self, claim: Claim, offer: Offer, *, desk: Desk, station: Station, sound: Sound, settings: Settings
+        self,
+        claim: Claim,
+        offer: Offer,
+        *,
+        desk: Desk,
+        station: Station,
+        sound: Sound,
+        settings: Settings,
+        has_prompt: bool = False,
+        on_prompt: Callable[[], None] = lambda: None,
     ) -> None:
         self.claim = claim
         self.offer = offer
@@ -53,14 +67,23 @@ class Attempt:
         self.is_dropped = False
         self.waits_for_another = False
         self.is_held_up = False
+        self.has_prompt = has_prompt
+        self.must_prepare = False
+        self.progress = JobProgress("waiting")
+        self._on_prompt = on_prompt
+        self._is_fast = settings.prepare == "fast"
         self._desk = desk
         self._station = station
         self._lease_s = settings.lease_s
         self._longest_s = longest_speech_s(claim.job.text or "", speed=claim.job.speed)
+        self._expected_s = EXPECTED_SECONDS_PER_CHARACTER * len(claim.job.text or " ") / claim.job.speed
         self._limit_s = settings.start_allowance_s + 2 * self._longest_s
         self._is_at_desk = False
         self._task: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None
+        self._checkpoint: bytes | None = None
+        self._saving: asyncio.Task[None] | None = None
+        self._told_percent = -_TOLD_PERCENT
 
     @property
     def is_alone(self) -> bool:
@@ -104,7 +127,7 @@ class Attempt:
         except StationClosedError:
             await self.give_back()
         except ChildLostError as lost:
-            await self._retry_lost(is_out_of_memory=lost.is_out_of_memory)
+            await self._retry_lost(lost.code, is_out_of_memory=lost.is_out_of_memory)
         except ChildFailedError as failed:
             await self._take_failure(failed)
         except OUTAGE as error:
@@ -116,8 +139,8 @@ class Attempt:
         finally:
             beating.cancel()
             self.leave()
-            if self._keeping:
-                await asyncio.wait([self._keeping])
+            if under_way := [task for task in (self._keeping, self._saving) if task]:
+                await asyncio.wait(under_way)
 
     async def _carry_out(self) -> None:
         synth_ms = await self._speak()
@@ -148,9 +171,15 @@ class Attempt:
         prompt = await insist(
             lambda: self._desk.prompt(voice, backend=job.backend, version=version), for_s=self._lease_s
         )
-        reference = None
+        reference = checkpoint = None
+        self.must_prepare = prompt is None
         if prompt is None:
             reference = await insist(lambda: self._desk.reference(voice), for_s=self._lease_s)
+            checkpoint = await insist(
+                lambda: self._desk.checkpoint(voice, backend=job.backend, version=version), for_s=self._lease_s
+            )
+        else:
+            self._note_prompt()
         return Work(
             text=job.text,
             lang=job.lang,
@@ -159,6 +188,8 @@ class Attempt:
             speed=job.speed,
             seed=job.seed,
             prompt=prompt,
+            checkpoint=checkpoint,
+            is_fast=self._is_fast,
             reference=reference,
             ref_text=voice.ref_text,
             ref_lang=voice.lang,
@@ -173,7 +204,7 @@ class Attempt:
             version = self._station.prompt_version(self.offer)
             work = await self._work(version)
             try:
-                return *await self._station.speak(self, work, prompt_version=version, limit_s=self._limit_s), version
+                return *await self._station.speak(self, work, prompt_version=version), version
             except OtherPromptError:
                 continue
 
@@ -182,10 +213,18 @@ class Attempt:
         child, utterance, version = await self._begun()
         try:
             while (frame := await utterance.next()) is not None:
-                if frame.kind == "speaking" and frame.facts["is_new"]:
-                    self._keeping = asyncio.create_task(self._keep(frame.body, version))
+                if frame.kind == "preparing":
+                    self._note_preparing(frame.facts["fraction"])
+                elif frame.kind == "checkpoint":
+                    self._save(frame.body, version)
+                elif frame.kind == "speaking":
+                    self.must_prepare = False
+                    self.progress = JobProgress("speaking", 0.0)
+                    if frame.facts["is_new"]:
+                        self._keeping = asyncio.create_task(self._keep(frame.body, version))
                 elif frame.kind == "sound":
                     self.sound.add(frame.body, sample_rate=frame.facts["sample_rate"], backend=self.offer.backend)
+                    self.progress = JobProgress("speaking", min(0.99, self.sound.duration_s / self._expected_s))
                 if self.sound.duration_s > self._longest_s:
                     self.sound.break_off()  # the engine did not find the end; the desk refuses what there is
                     return None
@@ -194,13 +233,48 @@ class Attempt:
         self.sound.finish()
         return utterance.synth_ms
 
+    def _note_preparing(self, fraction: float) -> None:
+        self.progress = JobProgress("preparing", fraction)
+        percent = int(100 * fraction)
+        if percent >= self._told_percent + _TOLD_PERCENT:
+            self._told_percent = percent
+            _log.info("preparing voice %s for %s, %d %%", self.claim.voice.voice_id, self.offer.backend, percent)
+
+    def _note_prompt(self) -> None:
+        if not self.has_prompt:
+            self.has_prompt = True
+            self._on_prompt()
+
     async def _keep(self, prompt: bytes, version: str) -> None:
         """Keep a new prompt at once: what follows may fail, and making it may have taken minutes."""
-        voice = self.claim.voice
+        voice, backend = self.claim.voice, self.offer.backend
+        if self._saving:
+            await asyncio.wait([self._saving])  # or the checkpoint would come after the prompt, and stay
         try:
-            await self._desk.keep_prompt(voice, backend=self.offer.backend, version=version, prompt=prompt)
+            await insist(
+                lambda: self._desk.keep_prompt(
+                    voice, backend=backend, version=version, prompt=prompt, is_fast=self._is_fast
+                ),
+                for_s=self._lease_s,
+            )
         except Exception as error:  # noqa: BLE001 - a prompt is a cache: it will be made again
             _log.warning("voice %s: its prompt is not kept: %s", voice.voice_id, type(error).__name__)
+        self._note_prompt()
+
+    def _save(self, checkpoint: bytes, version: str) -> None:
+        """Keep how far a preparation is; where the desk is slow, only the latest that there is by then."""
+        self._checkpoint = checkpoint
+        if self._saving is None or self._saving.done():
+            self._saving = asyncio.create_task(self._keep_checkpoints(version))
+
+    async def _keep_checkpoints(self, version: str) -> None:
+        voice, backend = self.claim.voice, self.offer.backend
+        while (checkpoint := self._checkpoint) is not None:
+            self._checkpoint = None
+            try:
+                await self._desk.keep_checkpoint(voice, backend=backend, version=version, checkpoint=checkpoint)
+            except Exception as error:  # noqa: BLE001 - a preparation that is interrupted goes further back
+                _log.warning("voice %s: a checkpoint is not kept: %s", voice.voice_id, type(error).__name__)
 
     # -- at the desk
 
@@ -228,15 +302,15 @@ class Attempt:
     async def _take_failure(self, failed: ChildFailedError) -> None:
         _log.warning("job %s: the engine failed: %s (%s)", self.claim.job.job_id, failed.code, failed.kind)
         if failed.is_out_of_memory:
-            await self._retry_lost(is_out_of_memory=True)
+            await self._retry_lost("out_of_memory", is_out_of_memory=True)
         else:
             await self._fail(failed.code)
 
-    async def _retry_lost(self, *, is_out_of_memory: bool) -> None:
+    async def _retry_lost(self, error: str, *, is_out_of_memory: bool) -> None:
         if is_out_of_memory:
             await self._retry("out_of_memory", max_attempts=OUT_OF_MEMORY_ATTEMPTS)
         else:
-            await self._retry("worker_lost")
+            await self._retry(error)
 
     async def _retry(self, error: str, *, max_attempts: int | None = None) -> None:
         job = self.claim.job

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from afterwords.backends.base import ResumableEngine
 from afterwords.errors import AfterwordsError
 from afterwords.pipes import take_pipes
 from afterwords.server.dispatch import frames
@@ -84,7 +85,7 @@ class Speaker:
 
     def _load(self, backend: str) -> None:
         def progress(fraction: float, step: str) -> None:
-            self._send("loading", backend=backend, fraction=fraction, step=step)
+            self._send("loading", backend=backend, fraction=_within_one(fraction), step=step)
 
         try:
             engine = self._worker.load(backend, progress)
@@ -97,6 +98,7 @@ class Speaker:
             backend=backend,
             engine=engine.backends[0],
             max_concurrent=engine.max_concurrent,
+            prepares_alongside=isinstance(engine, ResumableEngine),
             prompt_version=engine.prompt_version,
             peak=own_peak_bytes(),
         )
@@ -105,13 +107,16 @@ class Speaker:
         number: int = frame.facts["number"]
         cancelled = self._cancelled[number]
 
-        def progress(fraction: float, step: str) -> None:  # noqa: ARG001 - a sign of life is all that is wanted
+        def progress(fraction: float, step: str) -> None:
             if cancelled.is_set():
                 raise UtteranceCancelledError
-            self._send("preparing", number=number)
+            self._send("preparing", number=number, fraction=_within_one(fraction), step=step)
+
+        def save(checkpoint: bytes) -> None:
+            self._send("checkpoint", checkpoint, number=number)
 
         try:
-            ending = self._utter(number, self._worker.begin(_work(frame), progress), cancelled)
+            ending = self._utter(number, self._worker.begin(_work(frame), progress, save), cancelled)
         except UtteranceCancelledError:
             ending = {}
         except Exception as error:  # noqa: BLE001 - as above
@@ -137,8 +142,17 @@ class Speaker:
         return {"synth_ms": utterance.result.synth_ms}
 
 
+def _within_one(fraction: float) -> float:
+    return min(1.0, max(0.0, float(fraction)))  # 0 for what is no number
+
+
 def _work(frame: Frame) -> Work:
-    return Work(**{**frame.facts["work"], frame.facts["body_is"]: frame.body})
+    parts: dict[str, Any] = {}
+    place = 0
+    for name, n_bytes in frame.facts["parts"].items():
+        parts[name] = frame.body[place : place + n_bytes]
+        place += n_bytes
+    return Work(**frame.facts["work"], **parts)
 
 
 def _reason(error: Exception) -> dict[str, Any]:

@@ -41,8 +41,8 @@ class Limits:
     """What a process may take.
 
     Attributes:
-        start_allowance_s: for loading, and for making a prompt.
-        stall_s: a silence that is longer, while speaking, means that it hangs.
+        start_allowance_s: the longest without progress while a model loads or a voice is prepared.
+        stall_s: the longest without sound while something is spoken.
         memory_bytes: beyond it the process takes no more work; far beyond it, it is killed.
         recycle_after: utterances after which it takes no more.
     """
@@ -54,11 +54,25 @@ class Limits:
 
 
 class ChildLostError(Exception):
-    """The process died, or was killed."""
+    """The process died, or was killed.
 
-    def __init__(self, *, is_out_of_memory: bool) -> None:
-        super().__init__("it ran out of memory" if is_out_of_memory else "it died")
+    Attributes:
+        code: of the API: "worker_lost", or what made no progress for too long.
+    """
+
+    def __init__(self, *, is_out_of_memory: bool, code: str = "worker_lost") -> None:
+        super().__init__("it ran out of memory" if is_out_of_memory else _WHY[code])
         self.is_out_of_memory = is_out_of_memory
+        self.code = code
+
+
+LOADING, PREPARING, SPEAKING = "loading_timed_out", "preparing_timed_out", "speaking_timed_out"
+_WHY: Final = {
+    "worker_lost": "it died",
+    LOADING: "it made no progress for longer than AFTERWORDS_START_ALLOWANCE_S allows",
+    PREPARING: "it made no progress for longer than AFTERWORDS_START_ALLOWANCE_S allows",
+    SPEAKING: "it made no sound for longer than AFTERWORDS_STALL_S allows",
+}
 
 
 class ChildFailedError(Exception):
@@ -82,22 +96,27 @@ class Utterance:
 
     Attributes:
         engine: that speaks, as in `Offer`; only so many at once.
-        limit_s: the longest that it may take in all.
-        patience_s: the longest that it may be silent now.
+        is_preparing: its voice is prepared first, and it does not speak yet.
+        at: how far that is: a fraction, and the step that it is of.
+        idle_s: how long it has made no progress.
+        is_stuck: its process was killed for that.
     """
 
     number: int
     engine: str
-    limit_s: float
-    patience_s: float
-    age_s: float = 0.0
-    silent_s: float = 0.0
+    is_preparing: bool
+    at: tuple[float, str] = (0.0, "")
+    idle_s: float = 0.0
+    is_stuck: bool = False
     is_over: bool = False
     synth_ms: int | None = None
     _arrived: asyncio.Queue[Frame | Exception | None] = field(default_factory=asyncio.Queue)
 
     async def next(self) -> Frame | None:
-        """The next frame: `speaking`, with the prompt if it is new, then `sound` after `sound`; None at the end.
+        """The next frame; None at the end.
+
+        While its voice is prepared: `preparing`, with a fraction, and `checkpoint`. Then `speaking`, with the prompt
+        if it is new, and `sound` after `sound`.
 
         Raises:
             ChildFailedError: it could not be spoken.
@@ -119,7 +138,9 @@ class _Loading:
 
     progress: Progress
     done: asyncio.Future[None]
-    age_s: float = 0.0
+    at: tuple[float, str] = (0.0, "")
+    idle_s: float = 0.0
+    is_stuck: bool = False
 
 
 class Child:
@@ -128,6 +149,7 @@ class Child:
     Attributes:
         changes: told whenever it can do more than before, or is gone.
         room: utterances at once, of each engine that is loaded, by what `Offer.engine` calls it.
+        prepares_alongside: of these, those that speak while they prepare a voice.
         loaded: backends, each with the version of the prompts that it takes.
         utterances: those not over yet, cancelled ones among them.
         is_spent: it shall take no more work.
@@ -137,6 +159,7 @@ class Child:
     def __init__(self, process: asyncio.subprocess.Process, limits: Limits) -> None:
         self.changes = Changes()
         self.room: dict[str, int] = {}
+        self.prepares_alongside: set[str] = set()
         self.loaded: dict[str, str] = {}
         self.utterances: dict[int, Utterance] = {}
         self.is_spent = False
@@ -191,16 +214,17 @@ class Child:
             self.changes.tell()
         await asyncio.shield(self._loadings[backend].done)
 
-    def speak(self, work: Work, *, engine: str, limit_s: float) -> Utterance:
+    def speak(self, work: Work, *, engine: str) -> Utterance:
         """Have something spoken, by a backend that is loaded."""
         self._n_begun += 1
         self.is_spent = self.is_spent or self._n_begun >= self._limits.recycle_after
-        utterance = Utterance(self._n_begun, engine, limit_s, self._limits.start_allowance_s)
+        utterance = Utterance(self._n_begun, engine, is_preparing=work.prompt is None)
         self.utterances[utterance.number] = utterance
         facts = asdict(work)
-        prompt, reference = facts.pop("prompt"), facts.pop("reference")
-        body, name = (reference, "reference") if prompt is None else (prompt, "prompt")
-        self._send(frames.pack("speak", body, number=utterance.number, work=facts, body_is=name))
+        parts = {name: facts.pop(name) for name in ("prompt", "checkpoint", "reference")}
+        parts = {name: part for name, part in parts.items() if part is not None}
+        lengths = {name: len(part) for name, part in parts.items()}
+        self._send(frames.pack("speak", b"".join(parts.values()), number=utterance.number, work=facts, parts=lengths))
         self.changes.tell()
         return utterance
 
@@ -257,15 +281,21 @@ class Child:
             await self._process.stdin.wait_closed()
         is_out_of_memory = self._memory_bytes >= NEAR_THE_CAP * self._limits.memory_bytes
         _log.info("speaking process %d ended with status %d", self.pid, status)
-        self._lose(ChildLostError(is_out_of_memory=is_out_of_memory))
+        self._lose(is_out_of_memory=is_out_of_memory)
 
-    def _lose(self, error: ChildLostError) -> None:
+    def _lose(self, *, is_out_of_memory: bool) -> None:
         for loading in self._loadings.values():
-            if not loading.done.done():
-                loading.done.set_exception(error)
+            if loading.is_stuck:
+                loading.done.set_exception(ChildLostError(is_out_of_memory=False, code=LOADING))
+            elif not loading.done.done():
+                loading.done.set_exception(ChildLostError(is_out_of_memory=is_out_of_memory))
         self._loadings.clear()
-        for number in list(self.utterances):
-            self._end(number, error)
+        for number, utterance in list(self.utterances.items()):
+            if utterance.is_stuck:
+                code = PREPARING if utterance.is_preparing else SPEAKING
+                self._end(number, ChildLostError(is_out_of_memory=False, code=code))
+            else:
+                self._end(number, ChildLostError(is_out_of_memory=is_out_of_memory))
         self.changes.tell()
 
     def _take(self, frame: Frame) -> None:
@@ -273,23 +303,36 @@ class Child:
             self._take_loading(frame)
             return
         utterance = self.utterances[frame.facts["number"]]
-        utterance.silent_s = 0.0
         if frame.kind == "ended":
             self._take_end(utterance, frame)
-        elif frame.kind != "preparing":
-            utterance.patience_s = self._limits.stall_s
-            utterance.put(frame)
+            return
+        if frame.kind == "preparing":
+            at = _at(frame)
+            if at == utterance.at:  # said again, which is no progress
+                return
+            utterance.at = at
+        elif frame.kind == "speaking":
+            utterance.is_preparing = False
+            self.changes.tell()
+        if frame.kind != "sound" or frame.body:
+            utterance.idle_s = 0.0
+        utterance.put(frame)
 
     def _take_loading(self, frame: Frame) -> None:
         facts = frame.facts
         backend: str = facts["backend"]
         if frame.kind == "loading":
-            self._loadings[backend].progress(facts["fraction"], facts["step"])
+            loading, at = self._loadings[backend], _at(frame)
+            if at != loading.at:
+                loading.at, loading.idle_s = at, 0.0
+                loading.progress(facts["fraction"], facts["step"])
             return
         loading = self._loadings.pop(backend)
         if frame.kind == "loaded":
             self.loaded[backend] = facts["prompt_version"]
             self.room[facts["engine"]] = facts["max_concurrent"]
+            if facts["prepares_alongside"]:
+                self.prepares_alongside.add(facts["engine"])
             self._measure(facts["peak"])
             loading.done.set_result(None)
         else:
@@ -330,16 +373,35 @@ class Child:
                 self._kill_for("it takes too much memory")
 
     def _look_at_clocks(self) -> None:
-        """Count a tick of silence for each, and kill the process if one waited too long.
+        """Count a tick without progress for each, and kill the process if one made none for too long.
 
         Ticks are counted, not time: a server that was itself held up must not blame its children.
         """
-        for loading in self._loadings.values():
-            loading.age_s += TICK_S
-            if loading.age_s > self._limits.start_allowance_s:
-                self._kill_for("a model loads for too long")
+        allowance_s, stall_s = self._limits.start_allowance_s, self._limits.stall_s
+        for backend, loading in self._loadings.items():
+            loading.idle_s += TICK_S
+            if loading.idle_s > allowance_s:
+                loading.is_stuck = True
+                self._kill_for(
+                    f"loading {backend} made no progress for {allowance_s:g} s at {_percent(loading.at)} "
+                    "(AFTERWORDS_START_ALLOWANCE_S)"
+                )
         for utterance in self.utterances.values():
-            utterance.age_s += TICK_S
-            utterance.silent_s += TICK_S
-            if utterance.silent_s > utterance.patience_s or utterance.age_s > utterance.limit_s:
-                self._kill_for("an utterance hangs")
+            utterance.idle_s += TICK_S
+            if utterance.is_preparing and utterance.idle_s > allowance_s:
+                utterance.is_stuck = True
+                self._kill_for(
+                    f"preparing a voice made no progress for {allowance_s:g} s at {_percent(utterance.at)} "
+                    "(AFTERWORDS_START_ALLOWANCE_S)"
+                )
+            elif not utterance.is_preparing and utterance.idle_s > stall_s:
+                utterance.is_stuck = True
+                self._kill_for(f"an utterance made no sound for {stall_s:g} s (AFTERWORDS_STALL_S)")
+
+
+def _at(frame: Frame) -> tuple[float, str]:
+    return frame.facts["fraction"], frame.facts["step"]
+
+
+def _percent(at: tuple[float, str]) -> str:
+    return f"{100 * at[0]:.0f} %"

@@ -24,7 +24,7 @@ from afterwords.server.dispatch.memory import half_of_machine_bytes
 from afterwords.server.dispatch.patience import FIRST_PAUSE_S, LONGEST_PAUSE_S, wait_at_most
 from afterwords.server.dispatch.sound import Sound, SoundListener
 from afterwords.server.dispatch.station import Offer, Station
-from afterwords.server.ports import Claim, Desk
+from afterwords.server.ports import Claim, Desk, JobProgress, StoredJob
 from afterwords.server.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ IDLE_S: Final = 1.0
 """How long a job that nobody woke us for waits at most: other servers submit to the same database."""
 ATTEMPTS_MAX: Final = 32
 """Attempts at once and process, those included whose audio is on its way to the desk and waits in memory."""
+PREPARED_MAX: Final = 10_000
+"""Voices that are known to have their prompts; to ask for one again costs a look into the storage."""
 CLAIM_MAX_S: Final = 10.0
 """How long the last claim may take when the server stops; the desk answers within 2 s."""
 _KEPT_FROM_ENGINES: Final = ("AFTERWORDS_API_KEY", "AFTERWORDS_STRIPE_", "AWS_")
@@ -52,6 +54,7 @@ class InProcessDispatcher:
         self._stations: list[Station] = []
         self._attempts: dict[Attempt, asyncio.Task[None]] = {}
         self._sounds: dict[str, Sound] = {}
+        self._prepared: set[tuple[str, str]] = set()  # voice and backend: their prompts are kept, or were
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
         self._claiming: asyncio.Task[None] | None = None
@@ -102,6 +105,17 @@ class InProcessDispatcher:
             return None
         sound = self._sounds.setdefault(job_id, Sound())
         return SoundListener(sound, on_close=partial(self._forget_unheard, job_id, sound))
+
+    def progress(self, job: StoredJob) -> JobProgress:
+        for attempt in self._attempts:
+            if attempt.claim.job.job_id == job.job_id and not attempt.is_dropped:
+                return attempt.progress
+        for attempt in self._attempts:  # which prepares the voice for it as well
+            is_for_it = (attempt.claim.voice.voice_id, attempt.offer.backend) == (job.voice_id, job.backend)
+            if is_for_it and attempt.progress.step == "preparing":
+                return attempt.progress
+        is_loading = bool(self._stations) and not self.is_ready
+        return JobProgress("loading" if is_loading else "waiting")
 
     def cancel(self, job_id: str) -> None:
         for attempt in self._attempts_at(job_id):
@@ -155,7 +169,10 @@ class InProcessDispatcher:
         open_to = [name for name, offer in self._offers.items() if self._station_for(offer)]
         if not open_to:
             return None
-        return await self._desk.claim(backends=open_to, worker=f"inprocess-{os.getpid()}")
+        unprepared = {attempt.claim.voice.voice_id for attempt in self._attempts if not attempt.has_prompt}
+        return await self._desk.claim(
+            backends=open_to, worker=f"inprocess-{os.getpid()}", except_voices=sorted(unprepared)
+        )
 
     def _station_for(self, offer: Offer) -> Station | None:
         """Where one more might begin now: where the fewest are."""
@@ -176,12 +193,29 @@ class InProcessDispatcher:
         sound = self._sounds.get(job.job_id)
         if sound is None or sound.is_begun or self._attempts_at(job.job_id):
             sound = self._sounds[job.job_id] = Sound()
-        attempt = Attempt(claim, offer, desk=self._desk, station=station, sound=sound, settings=self._settings)
+        voice = (claim.voice.voice_id, offer.backend)
+        attempt = Attempt(
+            claim,
+            offer,
+            desk=self._desk,
+            station=station,
+            sound=sound,
+            settings=self._settings,
+            has_prompt=voice in self._prepared,
+            on_prompt=partial(self._note_prepared, voice),
+        )
         if self._stopping.is_set():
             await attempt.give_back()
             return
         self._attempts[attempt] = attempt.begin()
         self._attempts[attempt].add_done_callback(lambda _: self._take_end(attempt))
+
+    def _note_prepared(self, voice: tuple[str, str]) -> None:
+        """Remember that jobs of a voice need not wait for one another, and look for those that did."""
+        if len(self._prepared) >= PREPARED_MAX:
+            self._prepared.clear()
+        self._prepared.add(voice)
+        self.wake()
 
     def _take_end(self, attempt: Attempt) -> None:
         job_id, sound = attempt.claim.job.job_id, attempt.sound

@@ -58,6 +58,11 @@ class Guest(Protocol):
         """Whether nobody else may speak in the same process meanwhile."""
         ...
 
+    @property
+    def must_prepare(self) -> bool:
+        """Whether its voice has to be prepared before it speaks, as far as it knows."""
+        ...
+
 
 class Station:
     """One place to speak.
@@ -153,7 +158,7 @@ class Station:
         child = self._child
         if child is None or child.is_spent or child.is_lost or any(guest.is_alone for guest in self._guests):
             return False
-        n_waiting = sum(guest.offer.engine == offer.engine for guest in self._silent)
+        n_waiting = sum(guest.offer.engine == offer.engine for guest in self._silent if not _is_aside(child, guest))
         return _n_speaking(child, offer) + n_waiting < child.room.get(offer.engine, 1)
 
     def prompt_version(self, offer: Offer) -> str:
@@ -171,12 +176,12 @@ class Station:
         self._silent.discard(guest)
         self._tell()
 
-    async def speak(self, guest: Guest, work: Work, *, prompt_version: str, limit_s: float) -> tuple[Child, Utterance]:
+    async def speak(self, guest: Guest, work: Work, *, prompt_version: str) -> tuple[Child, Utterance]:
         """Wait for the guest's turn and begin; loads the backend first, if that was not done.
 
         Raises:
             OtherPromptError: the work was written for another version; the guest still waits for its turn.
-            ChildLostError: the process died of loading the backend, or could not.
+            ChildLostError: the process died of loading the backend, or could not, or took too long.
             StationClosedError: no process can be started.
         """
         while True:
@@ -188,7 +193,7 @@ class Station:
                 if prompt_version != child.loaded[work.backend]:
                     raise OtherPromptError
                 self._silent.discard(guest)
-                return child, child.speak(work, engine=guest.offer.engine, limit_s=limit_s)
+                return child, child.speak(work, engine=guest.offer.engine)
             try:
                 await child.load(work.backend, ignore_progress)
             except ChildFailedError as error:
@@ -202,8 +207,22 @@ class Station:
             return False
         if guest.is_alone:
             return not child.utterances and all(other.is_alone for other in self._silent)
+        if _is_aside(child, guest):
+            return not any(_prepares_aside(child, other) for other in child.utterances.values())
         return _n_speaking(child, guest.offer) < child.room.get(guest.offer.engine, 1)
 
 
 def _n_speaking(child: Child, offer: Offer) -> int:
-    return sum(utterance.engine == offer.engine for utterance in child.utterances.values())
+    return sum(
+        utterance.engine == offer.engine and not _prepares_aside(child, utterance)
+        for utterance in child.utterances.values()
+    )
+
+
+def _is_aside(child: Child, guest: Guest) -> bool:
+    """Whether a guest will prepare its voice while others speak: one at a time, and not counted among them."""
+    return guest.must_prepare and guest.offer.engine in child.prepares_alongside
+
+
+def _prepares_aside(child: Child, utterance: Utterance) -> bool:
+    return utterance.is_preparing and utterance.engine in child.prepares_alongside

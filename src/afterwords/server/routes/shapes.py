@@ -132,6 +132,10 @@ class JobShown(JobAccepted):
 
     audio_url: str | None = Field(default=None, description="Where the audio is, once the job is ready.")
     error: str | None = Field(default=None, description="Why it failed, if it did: an error code.")
+    step: str | None = Field(
+        default=None, description="What is done for a pending job now: `waiting`, `loading`, `preparing`, `speaking`."
+    )
+    progress: float | None = Field(default=None, description="How much of the step is done, 0 to 1, where it is known.")
 
 
 class JobListed(JobShown):

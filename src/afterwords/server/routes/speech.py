@@ -235,11 +235,15 @@ def _about_job(job: StoredJob) -> dict[str, str]:
 
 
 def _shown(request: Request, job: StoredJob) -> JobShown:
+    is_pending = job.status is JobStatus.PENDING
+    now = house_of(request).dispatcher.progress(job) if is_pending else None
     return JobShown(
         job_id=job.job_id,
         status=job.status,
         audio_url=_audio_url(request, job),
         error=job.error,
+        step=now.step if now else None,
+        progress=None if now is None or now.fraction is None else round(now.fraction, 3),
     )
 
 

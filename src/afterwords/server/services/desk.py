@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from hashlib import sha256
 from typing import Final
 
@@ -17,6 +18,14 @@ from afterwords.server.services.news import News
 _DIGEST_BYTES: Final = 32
 
 
+class Kind(StrEnum):
+    """What is stored of a voice for an engine."""
+
+    FULL = "full"
+    FAST = "fast"
+    CHECKPOINT = "checkpoint"
+
+
 @dataclass(frozen=True, slots=True)
 class JobDesk:
     """What the services hand a dispatcher; it implements the port Desk."""
@@ -28,8 +37,10 @@ class JobDesk:
     lease_s: float
     max_attempts: int
 
-    async def claim(self, *, backends: Sequence[str], worker: str) -> Claim | None:
-        return await self.store.claim(backends=backends, lease_s=self.lease_s, worker=worker)
+    async def claim(self, *, backends: Sequence[str], worker: str, except_voices: Sequence[str] = ()) -> Claim | None:
+        return await self.store.claim(
+            backends=backends, lease_s=self.lease_s, worker=worker, except_voices=except_voices
+        )
 
     async def heartbeat(self, claim: Claim) -> bool:
         return await self.store.heartbeat(claim.job.job_id, claim.job.attempt, lease_s=self.lease_s)
@@ -41,17 +52,34 @@ class JobDesk:
         return wav
 
     async def prompt(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
-        kept = await self.blobs.get(_prompt_path(voice, backend, version))
+        for kind in (Kind.FULL, Kind.FAST):
+            if (kept := await self._kept(prompt_path_of(voice, backend, version, kind))) is not None:
+                return kept
+        return None
+
+    async def keep_prompt(
+        self, voice: StoredVoice, *, backend: str, version: str, prompt: bytes, is_fast: bool = False
+    ) -> None:
+        await self._keep(voice, prompt_path_of(voice, backend, version, Kind.FAST if is_fast else Kind.FULL), prompt)
+        await self.blobs.delete(prompt_path_of(voice, backend, version, Kind.CHECKPOINT))
+
+    async def checkpoint(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
+        return await self._kept(prompt_path_of(voice, backend, version, Kind.CHECKPOINT))
+
+    async def keep_checkpoint(self, voice: StoredVoice, *, backend: str, version: str, checkpoint: bytes) -> None:
+        await self._keep(voice, prompt_path_of(voice, backend, version, Kind.CHECKPOINT), checkpoint)
+
+    async def _kept(self, path: str) -> bytes | None:
+        kept = await self.blobs.get(path)
         if kept is None or sha256(kept[_DIGEST_BYTES:]).digest() != kept[:_DIGEST_BYTES]:
             return None
         return kept[_DIGEST_BYTES:]
 
-    async def keep_prompt(self, voice: StoredVoice, *, backend: str, version: str, prompt: bytes) -> None:
-        """Keep a prompt beside the voice, its digest before it: a prompt has no row that could hold one."""
-        path = _prompt_path(voice, backend, version)
-        await self.blobs.put(path, sha256(prompt).digest() + prompt, is_durable=False)
+    async def _keep(self, voice: StoredVoice, path: str, data: bytes) -> None:
+        """Keep it next to the voice, its digest before it: a prompt has no row that could hold one."""
+        await self.blobs.put(path, with_digest(data), is_durable=False)
         if await self.store.voice(voice.voice_id, account_id=voice.account_id) is None:
-            await self.blobs.delete(path)  # it was deleted while the prompt was made
+            await self.blobs.delete(path)  # the voice was deleted while the prompt was made
 
     async def complete(self, job_id: str, attempt: int | None, wav: bytes, *, synth_ms: int | None = None) -> None:
         await self.completion.complete(job_id, attempt, wav, synth_ms=synth_ms)
@@ -70,6 +98,14 @@ class JobDesk:
         await self.store.give_back(job_id, attempt)
 
 
-def _prompt_path(voice: StoredVoice, backend: str, version: str) -> str:
-    facts = "\0".join([backend, version, voice.ref_sha256, voice.lang, voice.ref_text or ""])
-    return prompt_path(voice.voice_id, sha256(facts.encode()).hexdigest())
+def with_digest(data: bytes) -> bytes:
+    """A prompt or checkpoint as it is stored."""
+    return sha256(data).digest() + data
+
+
+def prompt_path_of(voice: StoredVoice, backend: str, version: str, kind: Kind) -> str:
+    """Where a prompt or checkpoint of a voice is stored; another version or transcript makes another path."""
+    facts = [backend, version, voice.ref_sha256, voice.lang, voice.ref_text or ""]
+    if kind is not Kind.FULL:
+        facts.append(kind)
+    return prompt_path(voice.voice_id, sha256("\0".join(facts).encode()).hexdigest())

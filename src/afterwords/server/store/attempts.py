@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, func, or_, select, update
 
 from afterwords.models import JobStatus
 from afterwords.server.ports import Claim, Finished, Outcome, Reaped, StoredJob
@@ -16,19 +17,28 @@ from afterwords.server.store.schema import IS_PENDING, accounts, jobs
 
 _BACKENDS = jobs.c.backend.in_(bindparam("backends", expanding=True))
 _WAITS = (IS_PENDING, jobs.c.lease_expires.is_(None))
+_OTHER_VOICES = jobs.c.voice_id.not_in(bindparam("voices", expanding=True))
 _WAITING = select(jobs.c.seq).where(*_WAITS, _BACKENDS).limit(1)
-_oldest = (
-    select(func.min(jobs.c.seq).label("seq"), jobs.c.account_id)
-    .where(*_WAITS, _BACKENDS)
-    .group_by(jobs.c.account_id)
-    .subquery()
-)
-_NEXT = (
-    select(_oldest.c.seq, _oldest.c.account_id)
-    .join(accounts, accounts.c.account_id == _oldest.c.account_id)
-    .order_by(accounts.c.turn, _oldest.c.seq)
-    .limit(1)
-)
+_WAITING_OF_OTHERS = _WAITING.where(_OTHER_VOICES)  # apart, since no index has the voice
+
+
+def _next(*which: ColumnElement[bool]) -> Select[tuple[int, str]]:
+    oldest = (
+        select(func.min(jobs.c.seq).label("seq"), jobs.c.account_id)
+        .where(*_WAITS, _BACKENDS, *which)
+        .group_by(jobs.c.account_id)
+        .subquery()
+    )
+    return (
+        select(oldest.c.seq, oldest.c.account_id)
+        .join(accounts, accounts.c.account_id == oldest.c.account_id)
+        .order_by(accounts.c.turn, oldest.c.seq)
+        .limit(1)
+    )
+
+
+_NEXT = _next()
+_NEXT_OF_OTHERS = _next(_OTHER_VOICES)
 _TAKE = (
     update(jobs)
     .where(jobs.c.seq == bindparam("which"), *_WAITS)
@@ -87,24 +97,39 @@ _REQUEUE = update(jobs).where(_IS_DEAD, _MAY_GO_ON).values(lease_expires=None, w
 _BURY = ending(JobStatus.FAILED, error="worker_lost").where(_IS_DEAD)
 
 
-def is_any_waiting(connection: Connection, backends: Sequence[str]) -> bool:
-    return connection.execute(_WAITING, {"backends": list(backends)}).first() is not None
+def is_any_waiting(connection: Connection, backends: Sequence[str], except_voices: Sequence[str]) -> bool:
+    return _first(connection, _WAITING, _WAITING_OF_OTHERS, backends, except_voices) is not None
 
 
 def claim(
-    connection: Connection, *, backends: Sequence[str], lease_s: float, worker: str, steady: float
+    connection: Connection,
+    *,
+    backends: Sequence[str],
+    lease_s: float,
+    worker: str,
+    except_voices: Sequence[str],
+    steady: float,
 ) -> Claim | None:
-    found = connection.execute(_NEXT, {"backends": list(backends)}).first()
+    found = _first(connection, _NEXT, _NEXT_OF_OTHERS, backends, except_voices)
     if found is None:
         return None
-    facts = {"which": found[0], "expires": steady + lease_s, "length_s": lease_s, "who": worker}
+    facts = {"which": found.seq, "expires": steady + lease_s, "length_s": lease_s, "who": worker}
     row = connection.execute(_TAKE, facts).first()
     if row is None:
         return None
-    connection.execute(_SERVE, {"whose": found[1]})
+    connection.execute(_SERVE, {"whose": found.account_id})
     job = StoredJob(*row)
     voice = voices.by_id(connection, job.voice_id)
     return Claim(job, voice) if voice else None
+
+
+def _first(
+    connection: Connection, any_voice: Select[Any], other: Select[Any], backends: Sequence[str], voices: Sequence[str]
+) -> Row[Any] | None:
+    """The first row of any voice, or of another than these where there are some."""
+    if not voices:
+        return connection.execute(any_voice, {"backends": list(backends)}).first()
+    return connection.execute(other, {"backends": list(backends), "voices": list(voices)}).first()
 
 
 def heartbeat(connection: Connection, job_id: str, attempt: int, *, lease_s: float, steady: float) -> bool:

@@ -199,12 +199,22 @@ class SqlStore:
 
     # -- jobs, for those who speak them ----------------------------------------------------------------------
 
-    async def claim(self, *, backends: Sequence[str], lease_s: float, worker: str) -> Claim | None:
-        if not await self._database.read(partial(attempts.is_any_waiting, backends=backends)):
+    async def claim(
+        self, *, backends: Sequence[str], lease_s: float, worker: str, except_voices: Sequence[str] = ()
+    ) -> Claim | None:
+        if not await self._database.read(
+            partial(attempts.is_any_waiting, backends=backends, except_voices=except_voices)
+        ):
             return None
-        steady = self._clock.steady()
         return await self._database.write(
-            partial(attempts.claim, backends=backends, lease_s=lease_s, worker=worker, steady=steady)
+            partial(
+                attempts.claim,
+                backends=backends,
+                lease_s=lease_s,
+                worker=worker,
+                except_voices=except_voices,
+                steady=self._clock.steady(),
+            )
         )
 
     async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float) -> bool:
