@@ -31,6 +31,7 @@ from afterwords.errors import (
     ModelFileError,
 )
 from afterwords.modelfolder import Lock, ModelFile, is_commit, is_sound, matches
+from afterwords.network import checked_network
 from afterwords.profiles import Access, check_secret, check_url
 
 PUBLIC_URL: Final = "https://huggingface.co"
@@ -69,6 +70,7 @@ class Hub:
 
     Raises:
         InvalidInputError: HF_ENDPOINT or HF_TOKEN can't be used.
+        NetworkSettingError: a proxy or a certificate that the environment names can't be used.
     """
 
     def __init__(
@@ -83,13 +85,14 @@ class Hub:
         self._access = _access(url or env.get("HF_ENDPOINT") or PUBLIC_URL, token or env.get("HF_TOKEN") or None)
         self._pause = pause
         self._is_reached = False
-        self._http = httpx.Client(
-            headers={"User-Agent": f"afterwords/{__version__}", "Accept-Encoding": "identity"},
-            timeout=TIMEOUT,
-            trust_env=not self._access.is_loopback,
-            follow_redirects=True,  # httpx takes the token off where one leads to another host
-            max_redirects=5,
-        )
+        with checked_network():
+            self._http = httpx.Client(
+                headers={"User-Agent": f"afterwords/{__version__}", "Accept-Encoding": "identity"},
+                timeout=TIMEOUT,
+                trust_env=not self._access.is_loopback,
+                follow_redirects=True,  # httpx takes the token off where one leads to another host
+                max_redirects=5,
+            )
 
     @property
     def url(self) -> str:

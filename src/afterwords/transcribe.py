@@ -136,6 +136,8 @@ def _download(name: str, progress: Callable[[float, str], None]) -> str:
     from huggingface_hub import snapshot_download
     from tqdm import tqdm
 
+    from afterwords.network import checked_network
+
     reached = 0.0  # the total grows while files are found, and a bar must not run backwards
     is_over = False  # the client closes a bar whenever the interpreter collects it, which may be much later
 
@@ -155,9 +157,10 @@ def _download(name: str, progress: Callable[[float, str], None]) -> str:
     repository = name if "/" in name else f"Systran/faster-whisper-{name}"
     is_offline = load_config().is_offline
     try:
-        return str(
-            snapshot_download(repository, allow_patterns=files, tqdm_class=Reported, local_files_only=is_offline)
-        )
+        with checked_network():
+            return str(
+                snapshot_download(repository, allow_patterns=files, tqdm_class=Reported, local_files_only=is_offline)
+            )
     finally:
         is_over = True
 

@@ -24,6 +24,7 @@ from afterwords.client.operations import JOB_TIMEOUT_S, PAGE_MAX, Operations, Pa
 from afterwords.client.requests import Answer, Ask, Operation, Pause
 from afterwords.errors import AfterwordsError
 from afterwords.models import ApiKey, ConsentKind, Health, NewApiKey, SpeechFormat, Usage, Voice
+from afterwords.network import checked_network
 from afterwords.profiles import find_access
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class AsyncClient:
     ) -> None:
         self._access = find_access(base_url, api_key=api_key, admin_secret=admin_secret, profile=profile)
         self._timeout_s = timeout_s
-        self._http = httpx.AsyncClient(transport=transport, **settings_for(self._access))
+        with checked_network():
+            self._http = httpx.AsyncClient(transport=transport, **settings_for(self._access))
         self._operations = Operations()
         self.voices: Final = AsyncVoices(self)
         self.jobs: Final = AsyncJobs(self)

@@ -23,6 +23,7 @@ from afterwords.errors import (
     StrangeAnswerError,
     UnreachableError,
 )
+from afterwords.network import proxy_variable
 from afterwords.profiles import Access
 
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -97,7 +98,8 @@ def named(access: Access, request: httpx.Request) -> Iterator[None]:
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
-        raise UnreachableError(url, why=_why(error)) from error
+        variable = None if access.is_loopback else proxy_variable(url)
+        raise UnreachableError(url, why=_why(error), proxy_variable=variable) from error
     except httpx.ReadTimeout as error:
         raise ServerSilentError(url, waited_s=request.extensions["timeout"]["read"]) from error
     except httpx.TransportError as error:

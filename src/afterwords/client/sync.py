@@ -24,6 +24,7 @@ from afterwords.client.requests import Answer, Ask, Operation, Pause
 from afterwords.client.sync_speech import Jobs, RemoteJob, RemoteSpeech
 from afterwords.errors import AfterwordsError
 from afterwords.models import ApiKey, ConsentKind, Health, NewApiKey, SpeechFormat, Usage, Voice
+from afterwords.network import checked_network
 from afterwords.profiles import find_access
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class Client:
     ) -> None:
         self._access = find_access(base_url, api_key=api_key, admin_secret=admin_secret, profile=profile)
         self._timeout_s = timeout_s
-        self._http = httpx.Client(transport=transport, **settings_for(self._access))
+        with checked_network():
+            self._http = httpx.Client(transport=transport, **settings_for(self._access))
         self._operations = Operations()
         self.voices: Final = Voices(self)
         self.jobs: Final = Jobs(self)

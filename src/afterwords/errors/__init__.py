@@ -46,7 +46,7 @@ the person. No message repeats text, a transcript or a key.
     │   └── ServiceUnavailableError
     │       └── DatabaseUnavailableError · StorageUnavailableError
     ├── RemoteError                        something on the way to a server, or back (exit 8)
-    │   ├── UnreachableError · StrangeAnswerError · UnsupportedByServerError · NotLoggedInError
+    │   ├── UnreachableError · NetworkSettingError · StrangeAnswerError · UnsupportedByServerError · NotLoggedInError
     │   ├── ConnectionLostError
     │   │   └── ServerSilentError
     │   └── HubError                       the hub of models: refused (exit 3), missing (4), busy (6)
@@ -136,6 +136,7 @@ from afterwords.errors.remote import (
     JobCancelledError,
     JobFailedError,
     JobTimeoutError,
+    NetworkSettingError,
     NotLoggedInError,
     RemoteError,
     RemoteJobError,
@@ -262,6 +263,7 @@ __all__ = [
     "ModelBusyError",
     "ModelFileError",
     "ModelNotHereError",
+    "NetworkSettingError",
     "NewerDatabaseError",
     "NewerLibraryError",
     "NoAudioError",

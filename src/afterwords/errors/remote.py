@@ -21,11 +21,22 @@ class UnreachableError(RemoteError):
     code = "unreachable"
     http_status = 503
 
-    def __init__(self, url: str, *, why: str) -> None:
-        super().__init__(
-            f"There is no connection to {url}: {why}.",
-            hint="see that the address is right and the server runs; `afterwords whoami` shows which one is asked.",
+    def __init__(self, url: str, *, why: str, proxy_variable: str | None = None) -> None:
+        proxy = f", and that the proxy in {proxy_variable} works" if proxy_variable else ""
+        hint = (
+            f"see that the address is right and the server runs{proxy}; `afterwords whoami` shows which one is asked."
         )
+        super().__init__(f"There is no connection to {url}: {why}.", hint=hint)
+
+
+class NetworkSettingError(RemoteError):
+    """A proxy or a certificate that the environment names can't be used. Nothing was sent."""
+
+    code = "network_setting"
+    http_status = 503
+
+    def __init__(self, variable: str, *, why: str, hint: str) -> None:
+        super().__init__(f"The network can't be used as {variable} says: {why}.", hint=hint)
 
 
 class ConnectionLostError(RemoteError):

@@ -1,0 +1,100 @@
+"""Proxies and certificates that the environment names, and which variable is wrong where they can't be used.
+
+The clients of servers and of the model hub are made in here, and the hub's own client runs in here.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import httpx
+
+from afterwords.errors import NetworkSettingError
+
+_PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy")
+
+
+@contextmanager
+def checked_network() -> Iterator[None]:
+    """Give a failure its name where the environment is the cause of it.
+
+    Raises:
+        NetworkSettingError: httpx can't use a proxy or a certificate that the environment names.
+    """
+    try:
+        yield
+    except (ImportError, OSError, ValueError, httpx.InvalidURL):
+        problem = _proxy_problem() or _certificate_problem() or _exception_problem()
+        if problem is None:
+            raise
+        raise problem from None  # the cause may quote the password of a proxy
+
+
+def proxy_variable(url: str) -> str | None:
+    """Return the variable that names a proxy for an address, if there is one."""
+    found = _variables()
+    return found.get(f"{url.partition(':')[0]}_proxy") or found.get("all_proxy")
+
+
+def _variables() -> dict[str, str]:
+    """Return the variables of proxies as they are spelled, by their names in small letters, which win over capitals."""
+    names = [name for name, value in os.environ.items() if value and name.lower() in (*_PROXIES, "no_proxy")]
+    return {name.lower(): name for name in sorted(names, key=str.islower)}
+
+
+def _proxy_problem() -> NetworkSettingError | None:
+    found = _variables()
+    for name in (found[proxy] for proxy in _PROXIES if proxy in found):
+        value = os.environ[name]
+        try:
+            httpx.HTTPTransport(
+                verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+                proxy=httpx.Proxy(value if "://" in value else f"http://{value}"),
+            ).close()
+        except ImportError:
+            hint = f'pip install "httpx[socks]", or unset {name} to connect without a proxy.'
+            return NetworkSettingError(name, why="a SOCKS proxy needs the package socksio", hint=hint)
+        except (ValueError, httpx.InvalidURL):
+            hint = f"set {name} to an address such as http://proxy.example.com:3128, or unset it."
+            return NetworkSettingError(name, why="it is not the address of a proxy", hint=hint)
+    return None
+
+
+def _certificate_problem() -> NetworkSettingError | None:
+    if path := os.environ.get("SSLKEYLOGFILE"):
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).keylog_filename = path
+        except OSError as error:
+            hint = "set SSLKEYLOGFILE to a file that can be written, or unset it."
+            return NetworkSettingError("SSLKEYLOGFILE", why=_reason(error), hint=hint)
+    if path := os.environ.get("SSL_CERT_FILE"):
+        try:
+            ssl.create_default_context(cafile=path)
+        except OSError as error:
+            hint = "set SSL_CERT_FILE to a file of certificates in PEM form, or unset it."
+            return NetworkSettingError("SSL_CERT_FILE", why=_reason(error), hint=hint)
+    return None
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return "the file holds no certificate that can be read"
+    return (error.strerror or str(error)).lower()
+
+
+def _exception_problem() -> NetworkSettingError | None:
+    """Return what is wrong with the names that need no proxy; called where the proxies themselves are right."""
+    try:
+        httpx.Client(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)).close()
+    except (ImportError, ValueError, httpx.InvalidURL):
+        name = _variables().get("no_proxy")
+        if name is None:
+            hint = "correct them, or set HTTPS_PROXY, which is read in their place."
+            return NetworkSettingError("the system", why="its proxy settings are not understood", hint=hint)
+        hint = f"set {name} to host names with commas between them, or unset it."
+        return NetworkSettingError(name, why="it does not list host names", hint=hint)
+    return None

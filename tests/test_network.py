@@ -1,0 +1,96 @@
+"""Proxies and certificates of the environment that can't be used: the variable is named, and its value is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from afterwords import AsyncClient, Client
+from afterwords.errors import NetworkSettingError, UnreachableError
+from afterwords.hub import Hub
+from tests.cli.program import run
+
+ELSEWHERE = "https://voices.invalid"
+PATIENCE = {"AFTERWORDS_BASE_URL": ELSEWHERE, "AFTERWORDS_API_KEY": "aw_x"}
+CLIENTS = {
+    "blocking": lambda: Client(ELSEWHERE, api_key="aw_x"),
+    "awaited": lambda: AsyncClient(ELSEWHERE, api_key="aw_x"),
+    "hub": lambda: Hub(ELSEWHERE),
+}
+UNUSABLE = [
+    ("ALL_PROXY", "socks5://user:secret@127.0.0.1:9", "socksio"),
+    ("https_proxy", "socks5h://127.0.0.1:9", "socksio"),
+    ("ALL_PROXY", "socks://127.0.0.1:9", "not the address of a proxy"),
+    ("HTTPS_PROXY", "http://user:secret@127.0.0.1:notaport", "not the address of a proxy"),
+    ("NO_PROXY", "[::1", "host names"),
+    ("SSL_CERT_FILE", "/nonexistent/ca.pem", "no such file"),
+    ("SSL_CERT_FILE", __file__, "no certificate"),
+    ("SSLKEYLOGFILE", "/nonexistent/keys", "no such file"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy") or name.startswith("SSL")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("make", CLIENTS.values(), ids=CLIENTS)
+@pytest.mark.parametrize(("variable", "value", "why"), UNUSABLE)
+def test_setting_that_cannot_be_used_is_named(
+    make: Callable[[], object], variable: str, value: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(NetworkSettingError, match=why) as caught:
+        make()
+    shown = f"{caught.value} {caught.value.hint}"
+    assert variable in caught.value.message
+    assert variable in caught.value.hint
+    assert "secret" not in shown
+
+
+def test_variable_in_small_letters_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", "ftp://127.0.0.1:9")
+    with pytest.raises(NetworkSettingError, match="as https_proxy says"):
+        Client(ELSEWHERE, api_key="aw_x")
+
+
+def test_server_on_this_machine_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent/ca.pem")
+    Client("http://127.0.0.1:9", api_key="aw_x").close()
+
+
+def test_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")  # no service has port 1
+    with Client(ELSEWHERE, api_key="aw_x", timeout_s=0) as client, pytest.raises(UnreachableError) as caught:
+        client.health()
+    assert "the proxy in HTTPS_PROXY" in caught.value.hint
+
+
+def test_command_line_names_the_variable() -> None:
+    done = run("whoami", env=PATIENCE | {"ALL_PROXY": "socks5://127.0.0.1:9"})
+    assert "unset ALL_PROXY" in done.refused(8, "NetworkSettingError")
+
+
+def test_transcript_without_a_model_names_the_variable(tmp_path: Path) -> None:
+    program = """
+import numpy as np
+from afterwords.audio import Audio
+from afterwords.errors import TranscriberError
+from afterwords.transcribe import transcribe
+try:
+    transcribe(Audio(np.zeros(16_000, np.float32), 16_000), model="small")
+except TranscriberError as error:
+    print(error.message)
+"""
+    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    env |= {"HF_HOME": str(tmp_path), "ALL_PROXY": "socks5://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    assert "ALL_PROXY" in done.stdout
