@@ -21,7 +21,7 @@ Made from `aio` by `make client`: change that, and run it again.
     "sync_speech.py": "Jobs of a server, and speech while it is made. Made from `aio_speech` by `make client`.",
 }
 WORDS: Final = (
-    (r"await asyncio\.to_thread\((\w+), ", r"\1("),
+    (r"await asyncio\.to_thread\(([\w.]+), ", r"\1("),
     (r"await asyncio\.sleep\(", "time.sleep("),
     (r"import asyncio\n", "import time\n"),
     (r"\basync (def|with|for) ", r"\1 "),

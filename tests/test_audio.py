@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import re
@@ -531,3 +532,11 @@ def test_audio_shows_its_length_and_never_its_samples() -> None:
 def test_audio_that_means_nothing_cannot_be_made(samples: Any, rate: int) -> None:
     with pytest.raises(ValueError, match=r"float32|Hz"):
         Audio(samples, rate)
+
+
+def test_notebook_shows_a_player_with_the_whole_sound() -> None:
+    html = Audio(sine(0.5), RATE, {"title": "<Jane>"})._repr_html_()
+
+    found = re.fullmatch(r'<audio controls src="data:audio/flac;base64,([\w+/=]+)"></audio>', html)
+    assert found is not None
+    assert decode(base64.b64decode(found[1])).duration_s == pytest.approx(0.5)

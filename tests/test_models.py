@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -14,6 +14,8 @@ from afterwords.models import (
     ApiKey,
     Consent,
     ConsentKind,
+    ConsentName,
+    FormatName,
     Health,
     Job,
     JobStatus,
@@ -22,6 +24,7 @@ from afterwords.models import (
     Provenance,
     ReferenceInfo,
     Seed,
+    SpeechFormat,
     SpeechResult,
     SpeechTask,
     Speed,
@@ -218,3 +221,8 @@ def test_real_time_factor_is_work_for_each_second_of_audio(duration_s: float, fa
 def test_as_id_takes_a_uuid_in_either_case() -> None:
     assert as_id(ONE_ID.upper()) == as_id(ONE_ID) == ONE_ID
     assert as_id("me") is None
+
+
+def test_names_for_type_checkers_are_the_values_of_the_enums() -> None:
+    assert set(get_args(ConsentName)) == set(ConsentKind)
+    assert set(get_args(FormatName)) == set(SpeechFormat)

@@ -68,7 +68,7 @@ def test_consent_has_to_be_stated() -> None:
     with pytest.raises(ConsentRequiredError):
         aw.clone(READER, name="me")
     with pytest.raises(InvalidOptionError, match="consent"):
-        aw.clone(READER, name="me", consent="whatever")
+        aw.clone(READER, name="me", consent="whatever")  # type: ignore[arg-type]
     assert aw.voices() == []
 
 
@@ -185,6 +185,12 @@ def test_streaming_yields_the_same_speech_in_chunks_and_then_its_result() -> Non
     np.testing.assert_array_equal(np.concatenate(chunks), aw.say(text).samples)
     assert speech.result is not None
     assert speech.result.duration_s == pytest.approx(SECONDS_PER_CHARACTER * len(text))
+
+
+def test_stream_is_saved_while_it_is_made(tmp_path: Path) -> None:
+    clone()
+    path = aw.stream("Into a file.").save(tmp_path / "speech.flac")
+    np.testing.assert_allclose(decode(path).samples, aw.say("Into a file.").samples, atol=1e-4)  # 16 bits
 
 
 @pytest.mark.parametrize("fault", ["fault-fail", "fault-error", "fault-memory"])

@@ -143,14 +143,14 @@ def test_ending_that_means_nothing_is_refused_before_anything_is_written(name: s
 
 
 def test_named_format_wins_over_the_ending(tmp_path: Path) -> None:
-    path = Audio(sine(1), RATE).save(str(tmp_path / "hello.bin"), format="FLAC")
+    path = Audio(sine(1), RATE).save(str(tmp_path / "hello.bin"), format="FLAC")  # type: ignore[arg-type]
 
     assert soundfile.info(path).format == "FLAC"
 
 
 def test_unknown_format_is_refused() -> None:
     with pytest.raises(UnmarkableFormatError, match="aac"):
-        Audio(sine(1), RATE).to_bytes("aac")
+        Audio(sine(1), RATE).to_bytes("aac")  # type: ignore[arg-type]
 
 
 # -- tags -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import numpy as np
 
 from afterwords.destination import check_output, format_of, parse_format
 from afterwords.errors import InvalidOptionError, NoAudioError
-from afterwords.models import SPEED_MAX, SPEED_MIN, SpeechFormat
+from afterwords.models import SPEED_MAX, SPEED_MIN, FormatName, SpeechFormat
 from afterwords.reader import read_sound, read_tags
 from afterwords.riff import Samples
 from afterwords.soundcard import capture, play
@@ -75,7 +75,7 @@ class Audio:
         """Length in seconds."""
         return len(self.samples) / self.sample_rate
 
-    def save(self, path: Path | str, *, format: SpeechFormat | str | None = None) -> Path:
+    def save(self, path: Path | str, *, format: SpeechFormat | FormatName | None = None) -> Path:
         """Write a file, whole or not at all, and return where it is.
 
         Args:
@@ -90,7 +90,7 @@ class Audio:
             writer.write(self.samples)
         return path
 
-    def to_bytes(self, format: SpeechFormat | str = SpeechFormat.WAV) -> bytes:
+    def to_bytes(self, format: SpeechFormat | FormatName = SpeechFormat.WAV) -> bytes:
         """Make the bytes of a file in that format.
 
         Raises:
@@ -100,6 +100,13 @@ class Audio:
         with AudioWriter(file, format=format, sample_rate=self.sample_rate, tags=self.tags) as writer:
             writer.write(self.samples)
         return file.getvalue()
+
+    def _repr_html_(self) -> str:
+        """Return a player with the sound inside, which notebooks show for the value of a cell."""
+        from base64 import b64encode
+
+        sound = b64encode(self.to_bytes(SpeechFormat.FLAC)).decode()
+        return f'<audio controls src="data:audio/flac;base64,{sound}"></audio>'
 
     def play(self) -> None:
         """Play it, and return when it was heard.

@@ -200,10 +200,21 @@ def write_whole(target: Path | BinaryIO, data: bytes, *, is_private: bool = Fals
         StorageFullError, UnwritableOutputError: what stood there before still stands there.
         BrokenPipeError: the reader of a pipe has gone.
     """
+    with writing(target, is_private=is_private) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(target: Path | BinaryIO, *, is_private: bool = False) -> Iterator[BinaryIO]:
+    """Open a place to write to: a file appears whole when the block ends well, or not at all.
+
+    Raises:
+        StorageFullError, UnwritableOutputError, BrokenPipeError: as `write_whole`.
+    """
     destination = open_destination(target, is_private=is_private)
     try:
         with storing_at(target):
-            destination.file.write(data)
+            yield destination.file
             destination.commit()
     finally:  # after a commit there is nothing left to take back
         destination.discard()

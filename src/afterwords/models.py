@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
@@ -69,6 +69,10 @@ class ConsentKind(StrEnum):
     GRANTED = "granted"
     PUBLIC_DOMAIN = "public-domain"
     SYNTHETIC = "synthetic"
+
+
+ConsentName = Literal["self", "granted", "public-domain", "synthetic"]
+"""The values of `ConsentKind`, for editors and type checkers."""
 
 
 class Consent(Model):
@@ -174,6 +178,9 @@ class SpeechFormat(StrEnum):
     FLAC = "flac"
     PCM = "pcm"
 
+
+FormatName = Literal["wav", "mp3", "opus", "flac", "pcm"]
+"""The values of `SpeechFormat`, for editors and type checkers."""
 
 SPEED_MIN, SPEED_MAX = 0.25, 4.0
 Speed = Annotated[float, Field(ge=SPEED_MIN, le=SPEED_MAX, allow_inf_nan=False)]

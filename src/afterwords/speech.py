@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
-from afterwords.audio import Audio, change_speed
+from afterwords.audio import Audio, AudioWriter, change_speed
 from afterwords.backends.base import Chunk, Engine, Progress
 from afterwords.errors import AfterwordsError, SpeechReadError, SynthesisError
-from afterwords.models import SpeechResult, SpeechTask, Voice
+from afterwords.models import FormatName, SpeechFormat, SpeechResult, SpeechTask, Voice
 from afterwords.riff import Samples
 
 EXPECTED_SECONDS_PER_CHARACTER: Final = 0.068
@@ -55,6 +56,21 @@ class Speech:
 
         parts = [chunk.samples for chunk in self]
         return Audio(np.concatenate(parts) if parts else np.zeros(0, np.float32), self.sample_rate, self.tags)
+
+    def save(self, path: Path | str, *, format: SpeechFormat | FormatName | None = None) -> Path:
+        """Write the speech to a file while it is made, and return its path. The file appears when it is whole.
+
+        Args:
+            path: an existing file is replaced, and kept if anything fails.
+            format: None takes it from the ending of the path.
+
+        Raises:
+            UnmarkableFormatError, UnwritableOutputError, StorageFullError: as `Audio.save`.
+        """
+        with AudioWriter(Path(path), format=format, sample_rate=self.sample_rate, tags=self.tags) as writer:
+            for chunk in self:
+                writer.write(chunk.samples)
+        return Path(path)
 
     def _timed(self) -> Iterator[Chunk]:
         started = time.perf_counter()

@@ -19,6 +19,7 @@ AWAITED = (
     aio_speech.AsyncJobs,
     aio_speech.AsyncRemoteJob,
     aio_speech.AsyncRemoteSpeech,
+    aio_speech.AsyncRemoteBytes,
 )
 
 

@@ -29,7 +29,7 @@ from afterwords.errors import (
     UnsupportedAudioError,
     VoiceNotFoundError,
 )
-from afterwords.models import JobStatus
+from afterwords.models import FormatName, JobStatus
 from afterwords.provenance import read_mark
 from afterwords.riff import canonical_wav
 from afterwords.testing import FaultyServer
@@ -186,7 +186,9 @@ class TestSpeech:
         assert np.array_equal(np.concatenate([c.samples for c in chunks]), client.say(TEXT, voice=voice).samples)
 
     @pytest.mark.parametrize("suffix", ["wav", "mp3", "opus", "flac", "pcm"])
-    def test_a_job_is_downloaded_in_its_format(self, client: Client, voice: Voice, tmp_path: Path, suffix: str) -> None:
+    def test_a_job_is_downloaded_in_its_format(
+        self, client: Client, voice: Voice, tmp_path: Path, suffix: FormatName
+    ) -> None:
         job = client.synthesize(TEXT, voice=voice, format=suffix).wait()
         path = job.download(tmp_path / f"speech.{suffix}")
         magic = {"wav": b"RIFF", "opus": b"OggS", "flac": b"fLaC"}.get(suffix, b"")
@@ -254,9 +256,9 @@ class TestSpeech:
 
     def test_what_can_not_be_is_refused_before_it_is_sent(self, client: Client, voice: Voice) -> None:
         for wrong in (
-            lambda: client.synthesize(TEXT, voice=voice, format="aiff"),
+            lambda: client.synthesize(TEXT, voice=voice, format="aiff"),  # type: ignore[arg-type]
             lambda: client.jobs.list(status="lost"),
-            lambda: client.voices.create(READER, name="me", consent="perhaps"),
+            lambda: client.voices.create(READER, name="me", consent="perhaps"),  # type: ignore[arg-type]
         ):
             with pytest.raises(InvalidOptionError):
                 wrong()

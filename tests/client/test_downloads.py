@@ -18,6 +18,7 @@ from afterwords.errors import (
     RangeNotSatisfiableError,
     StrangeAnswerError,
 )
+from afterwords.models import FormatName
 from afterwords.riff import canonical_wav
 from afterwords.testing import Fault, FaultyServer, Seen
 from tests.client.answering import answering
@@ -81,7 +82,7 @@ class TestRange:
 
     @pytest.mark.parametrize("form", ["mp3", "opus", "flac", "pcm"])
     def test_what_is_made_anew_each_time_is_fetched_from_its_beginning(
-        self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice, form: str
+        self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice, form: FormatName
     ) -> None:
         job = direct.synthesize(TEXT, voice=voice, format=form).wait()
         faults.inject(Fault.HALF_BODY, path="/v1/jobs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterwords import Client, Voice
+from afterwords.audio import decode, read_tags
 from afterwords.client.sound import WavStream
 from afterwords.errors import (
     ConnectionLostError,
@@ -19,6 +21,7 @@ from afterwords.errors import (
     StrangeAnswerError,
     VoiceNotFoundError,
 )
+from afterwords.models import FormatName
 from afterwords.provenance import read_mark
 from afterwords.riff import Samples, pcm16, wav_header
 from afterwords.testing import Fault, FaultyServer
@@ -194,6 +197,46 @@ class TestStream:
             assert (first.is_cached, first.backend, first.job_id is None) == (False, "qwen3-1.7b", False)
             assert np.array_equal(first.audio().samples, again.audio().samples)
             assert again.is_cached
+
+    @pytest.mark.parametrize("format", ["wav", "mp3", "opus", "flac", "pcm"])
+    def test_bytes_of_a_format_come_while_they_are_made(
+        self, client: Client, voice: Voice, tmp_path: Path, format: FormatName
+    ) -> None:
+        with client.stream_bytes(TEXT, voice="me", format=format) as speech:
+            pieces = list(speech)
+        assert len(pieces) > 1
+        assert (speech.voice_id, speech.backend, speech.is_cached) == (voice.voice_id, "tone", False)
+        assert speech.content_type.startswith("audio/")
+        if format != "pcm":
+            assert decode(b"".join(pieces)).duration_s == pytest.approx(len(TEXT) * 0.06, abs=0.1)
+        again = client.stream_bytes(TEXT, voice="me", format=format).save(tmp_path / f"again.{format}")
+        assert again.stat().st_size > 1_000
+        assert n_busy(client) == 0
+
+    def test_speech_is_saved_while_it_is_made(self, client: Client, voice: Voice, tmp_path: Path) -> None:
+        path = client.stream(TEXT, voice=voice).save(tmp_path / "speech.flac")
+        audio = decode(path)
+        assert audio.duration_s == pytest.approx(len(TEXT) * 0.06)
+        assert read_mark(read_tags(path)) is not None
+
+    def test_file_of_bytes_that_break_off_is_kept_as_it_was(
+        self, faulty: Client, faults: FaultyServer, voice: Voice, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "speech.mp3"
+        path.write_bytes(b"before")
+        faults.inject(Fault.HALF_BODY, method="POST")
+        with pytest.raises(ConnectionLostError):
+            faulty.stream_bytes(TEXT, voice=voice, format="mp3").save(path)
+        assert path.read_bytes() == b"before"
+        assert list(tmp_path.iterdir()) == [path]
+        assert n_busy(faulty) == 0
+
+    def test_leaving_the_bytes_cancels_the_job(self, client: Client, direct: Client, voice: Voice) -> None:
+        with client.stream_bytes(LONG, voice=voice, format="mp3") as speech:
+            next(iter(speech))
+        until(lambda: direct.jobs.get(str(speech.job_id)).status == "cancelled", what="the end of the job")
+        with pytest.raises(SpeechReadError):
+            list(speech)
 
     @pytest.mark.parametrize(
         "page",

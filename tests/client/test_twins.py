@@ -18,6 +18,7 @@ TWINS = [
     (sync_speech.Jobs, aio_speech.AsyncJobs),
     (sync_speech.RemoteJob, aio_speech.AsyncRemoteJob),
     (sync_speech.RemoteSpeech, aio_speech.AsyncRemoteSpeech),
+    (sync_speech.RemoteBytes, aio_speech.AsyncRemoteBytes),
 ]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import afterwords
 from afterwords import errors
-from afterwords.client import Client, RemoteJob, RemoteSpeech
+from afterwords.client import Client, RemoteBytes, RemoteJob, RemoteSpeech
 from afterwords.client.sync import Keys, Voices
 from afterwords.client.sync_speech import Jobs
 
@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 CLASSES = {
     "afterwords.Audio": afterwords.Audio,
     "afterwords.Client": Client,
+    "afterwords.client.RemoteBytes": RemoteBytes,
     "afterwords.client.RemoteJob": RemoteJob,
     "afterwords.client.RemoteSpeech": RemoteSpeech,
     "afterwords.client.sync.Keys": Keys,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from afterwords.install import pip_install
 from afterwords.testing import Fault, FaultyServer, RunningServer
 
 if TYPE_CHECKING:
-    from afterwords import Client, Voice
+    from afterwords import AsyncClient, Client, Voice
 
 PLUGIN: Final = "afterwords.testing.plugin"
 
@@ -82,6 +83,13 @@ class TestServer:
 
 
 class TestClient:
+    def test_it_can_be_awaited(self, afterwords_async_client: AsyncClient, afterwords_voice: Voice) -> None:
+        async def say() -> float:
+            async with afterwords_async_client as client:
+                return (await client.say("Awaited.", voice=afterwords_voice)).duration_s
+
+        assert asyncio.run(say()) == pytest.approx(8 * 0.06)
+
     def test_it_speaks(self, afterwords_client: Client, afterwords_voice: Voice) -> None:
         audio = afterwords_client.say("A tone lasts sixty milliseconds a character.", voice=afterwords_voice)
         assert audio.duration_s == pytest.approx(44 * 0.06)
@@ -160,7 +168,7 @@ def test_it():
     def test_pytest_tells_what_the_fixtures_are(self, tmp_path: Path) -> None:
         lines = run_pytest(tmp_path, "--fixtures").splitlines()
         ours = {n: line for n, line in enumerate(lines) if line.startswith("afterwords_")}
-        assert len(ours) == 6
+        assert len(ours) == 7
         assert all(lines[n + 1].startswith("    ") and "no docstring" not in lines[n + 1] for n in ours)
 
 

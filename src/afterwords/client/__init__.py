@@ -13,19 +13,30 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from afterwords.client.aio import AsyncClient
-    from afterwords.client.aio_speech import AsyncRemoteJob, AsyncRemoteSpeech
+    from afterwords.client.aio_speech import AsyncRemoteBytes, AsyncRemoteJob, AsyncRemoteSpeech
     from afterwords.client.sync import Client
-    from afterwords.client.sync_speech import RemoteJob, RemoteSpeech
+    from afterwords.client.sync_speech import RemoteBytes, RemoteJob, RemoteSpeech
 
 _HOMES = {
     "AsyncClient": "aio",
+    "AsyncRemoteBytes": "aio_speech",
     "AsyncRemoteJob": "aio_speech",
     "AsyncRemoteSpeech": "aio_speech",
     "Client": "sync",
+    "RemoteBytes": "sync_speech",
     "RemoteJob": "sync_speech",
     "RemoteSpeech": "sync_speech",
 }
-__all__ = ["AsyncClient", "AsyncRemoteJob", "AsyncRemoteSpeech", "Client", "RemoteJob", "RemoteSpeech"]
+__all__ = [
+    "AsyncClient",
+    "AsyncRemoteBytes",
+    "AsyncRemoteJob",
+    "AsyncRemoteSpeech",
+    "Client",
+    "RemoteBytes",
+    "RemoteJob",
+    "RemoteSpeech",
+]
 
 
 if not TYPE_CHECKING:  # a type checker that saw this would accept every misspelt name

@@ -17,13 +17,23 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 import httpx
 
 from afterwords.client import drive
-from afterwords.client.aio_speech import AsyncJobs, AsyncRemoteJob, AsyncRemoteSpeech
+from afterwords.client.aio_speech import AsyncJobs, AsyncRemoteBytes, AsyncRemoteJob, AsyncRemoteSpeech
 from afterwords.client.drive import Body, answer_of, is_left_open, named, opened_of, request_for, settings_for
 from afterwords.client.files import bytes_of, consent_of, format_named, wav_of
 from afterwords.client.operations import JOB_TIMEOUT_S, PAGE_MAX, Operations, Page, Speech
 from afterwords.client.requests import Answer, Ask, Operation, Pause
 from afterwords.errors import AfterwordsError
-from afterwords.models import ApiKey, ConsentKind, Health, NewApiKey, SpeechFormat, Usage, Voice
+from afterwords.models import (
+    ApiKey,
+    ConsentKind,
+    ConsentName,
+    FormatName,
+    Health,
+    NewApiKey,
+    SpeechFormat,
+    Usage,
+    Voice,
+)
 from afterwords.network import checked_network
 from afterwords.profiles import find_access
 
@@ -146,6 +156,29 @@ class AsyncClient:
         speech = Speech(text, voice, lang, backend, speed, seed)
         return await AsyncRemoteSpeech(self, await self._run(self._operations.stream(speech)), voice).begun()
 
+    async def stream_bytes(
+        self,
+        text: str,
+        *,
+        voice: Voice | str,
+        format: SpeechFormat | FormatName = SpeechFormat.WAV,
+        lang: str | None = None,
+        backend: str | None = None,
+        speed: float = 1.0,
+        seed: int | None = None,
+    ) -> AsyncRemoteBytes:
+        """Speak a text, and give the bytes of an audio file while it is made, to send on or to save.
+
+        Closing it early cancels the job. A server that can't stream gives the bytes once the job is ready.
+
+        Args:
+            text: as for `say`, and the other arguments and errors too.
+            format: wav, mp3, opus, flac or pcm (16-bit little-endian mono).
+        """
+        speech = Speech(text, voice, lang, backend, speed, seed)
+        asked = self._operations.stream(speech, response_format=format_named(format))
+        return AsyncRemoteBytes(self, await self._run(asked))
+
     async def synthesize(
         self,
         text: str,
@@ -155,7 +188,7 @@ class AsyncClient:
         backend: str | None = None,
         speed: float = 1.0,
         seed: int | None = None,
-        format: SpeechFormat | str = SpeechFormat.WAV,
+        format: SpeechFormat | FormatName = SpeechFormat.WAV,
         webhook_url: str | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncRemoteJob:
@@ -252,7 +285,7 @@ class AsyncVoices:
         lang: str = "en",
         backend: str | None = None,
         family: str | None = None,
-        consent: ConsentKind | str | None = None,
+        consent: ConsentKind | ConsentName | None = None,
         idempotency_key: str | None = None,
     ) -> Voice:
         """Register a voice from a recording. (`afterwords.push` brings one that was cloned at home.)

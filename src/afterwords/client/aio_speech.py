@@ -17,7 +17,7 @@ from afterwords.client.files import status_named, written
 from afterwords.client.operations import JOB_TIMEOUT_S, PAGE_MAX
 from afterwords.client.shapes import Sound
 from afterwords.errors import JobFinalError, SpeechReadError
-from afterwords.models import Job, JobStatus, Voice
+from afterwords.models import FormatName, Job, JobStatus, SpeechFormat, Voice
 
 if TYPE_CHECKING:
     from afterwords.audio import Audio
@@ -224,6 +224,23 @@ class AsyncRemoteSpeech:
 
         return joined([chunk.samples async for chunk in self], self.sample_rate, self.tags)
 
+    async def save(self, path: Path | str, *, format: SpeechFormat | FormatName | None = None) -> Path:
+        """Write the speech to a file while it is made, and return its path. The file appears when it is whole.
+
+        Args:
+            path: an existing file is replaced, and kept if anything fails.
+            format: None takes it from the ending of the path.
+
+        Raises:
+            UnmarkableFormatError, UnwritableOutputError, StorageFullError: as `Audio.save`.
+        """
+        from afterwords.audio import AudioWriter
+
+        with AudioWriter(Path(path), format=format, sample_rate=self.sample_rate, tags=self.tags) as writer:
+            async for chunk in self:
+                await asyncio.to_thread(writer.write, chunk.samples)
+        return Path(path)
+
     async def close(self) -> None:
         """Stop listening; a job that is not done is cancelled."""
         self._is_begun = True
@@ -270,5 +287,74 @@ class AsyncRemoteSpeech:
                 if (samples := self._wav.feed(piece)) is not None:
                     yield Chunk(samples)
             self._wav.end()
+        finally:
+            await drive.aclose(self._response)
+
+
+class AsyncRemoteBytes:
+    """The bytes of an audio file while a server makes it: iterate over it, once.
+
+    Attributes:
+        content_type: the media type, for example `audio/mpeg`.
+        voice_id: the voice that speaks.
+        backend: the backend that speaks.
+        job_id: the job; None if the speech was in the cache.
+        is_cached: whether the speech was in the cache, so that nothing was charged.
+    """
+
+    def __init__(self, client: AsyncClient, sound: Sound) -> None:
+        self.voice_id = sound.voice_id
+        self.backend = sound.backend
+        self.job_id = sound.job_id
+        self.is_cached = sound.is_cached
+        self._client = client
+        self._response: httpx.Response = sound.stream
+        self.content_type: str = self._response.headers["content-type"]
+        self._is_begun = False
+
+    def __repr__(self) -> str:
+        return f"AsyncRemoteBytes({self.content_type!r}, backend={self.backend!r})"
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._is_begun:
+            raise SpeechReadError
+        self._is_begun = True
+        return self._pieces()
+
+    async def save(self, path: Path | str) -> Path:
+        """Write the bytes to a file as they come, and return its path. The file appears when it is whole.
+
+        Raises:
+            UnwritableOutputError, StorageFullError: the file can't be written.
+        """
+        from afterwords.destination import writing
+
+        with writing(Path(path)) as file:
+            async for piece in self:
+                await asyncio.to_thread(file.write, piece)
+        return Path(path)
+
+    async def close(self) -> None:
+        """Stop listening; a job that is not done is cancelled."""
+        self._is_begun = True
+        await drive.aclose(self._response)
+
+    async def __aenter__(self) -> AsyncRemoteBytes:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        pieces = drive.aiter_bytes(self._response)
+        try:
+            while True:
+                with named(self._client._access, self._response.request):
+                    piece = await anext(pieces, None)
+                if piece is None:
+                    return
+                yield piece
         finally:
             await drive.aclose(self._response)

@@ -264,11 +264,12 @@ class Operations:
         yield from self._check_options(speech, more)
         return (yield from self._with_voice(speech.voice, ask))
 
-    def stream(self, speech: Speech) -> Operation[Sound]:
-        """The audio while it is made; where the server can't do that, once it is ready."""
+    def stream(self, speech: Speech, *, response_format: SpeechFormat = SpeechFormat.WAV) -> Operation[Sound]:
+        """Return the audio while it is made; where the server can't do that, once it is ready."""
+        more = {} if response_format is SpeechFormat.WAV else {"response_format": response_format.value}
 
         def ask(voice_id: str) -> Operation[Sound]:
-            asked = self._asked(speech, voice_id, {"stream": True}, once(), is_stream=True)
+            asked = self._asked(speech, voice_id, {"stream": True, **more}, once(), is_stream=True)
             answer = yield from sent(asked, self._known)
             if answer.status == 200:
                 check_audio(answer)  # what is none was not left open
@@ -281,7 +282,7 @@ class Operations:
             check_audio(answer)
             return replace(sound_of(answer, voice_id), backend=done.backend, job_id=job_id)
 
-        yield from self._check_options(speech, {})
+        yield from self._check_options(speech, more)
         return (yield from self._with_voice(speech.voice, ask))
 
     # -- jobs ------------------------------------------------------------------------------------------------

@@ -169,14 +169,33 @@ class RemoteJobError(AfterwordsError):
         self.job_id = job_id
 
 
+_JOB_FAILURES: Final = {
+    "synthesis_failed": "the engine could not speak the text",
+    "worker_lost": "the process that spoke it ended in every attempt",
+    "out_of_memory": "the server has too little memory for it",
+    "runaway_audio": "the engine did not find the end of the text",
+    "reference_missing": "the recording of the voice is missing from the storage",
+    "audio_lost": "its audio is missing from the storage, or was changed",
+}
+"""What the codes of a failed job mean; docs/api.md lists them."""
+
+
 class JobFailedError(RemoteJobError):
-    """`reason` is the server's code for why."""
+    """A job failed. `reason` is the server's code for it."""
 
     code = "job_failed"
 
     def __init__(self, job_id: str | None, *, reason: str) -> None:
         why, fix = _TIMED_OUT.get(reason, (reason.rstrip("."), "try again, and if it stays tell who runs the server."))
         super().__init__(f"The job {job_id} failed: {why}.", job_id=job_id, hint=f"nothing was charged; {fix}")
+        told = reason.rstrip(".")
+        super().__init__(
+            f"The job {job_id} failed: {_JOB_FAILURES[told]} ({told})."
+            if told in _JOB_FAILURES
+            else f"The job {job_id} failed: {told}.",
+            job_id=job_id,
+            hint="nothing was charged; try again, and if it stays tell who runs the server.",
+        )
         self.reason = reason
 
 

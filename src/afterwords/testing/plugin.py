@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from afterwords import Client, Voice
+    from afterwords import AsyncClient, Client, Voice
     from afterwords.testing import FaultyServer, RunningServer
 
 
@@ -42,6 +42,14 @@ def afterwords_client(afterwords_server: RunningServer, afterwords_api_key: str)
 
     with Client(afterwords_server.url, api_key=afterwords_api_key) as client:
         yield client
+
+
+@pytest.fixture
+def afterwords_async_client(afterwords_server: RunningServer, afterwords_api_key: str) -> AsyncClient:
+    """An `afterwords.AsyncClient` of the server, with the account of this test, to be used in `async with`."""
+    from afterwords import AsyncClient
+
+    return AsyncClient(afterwords_server.url, api_key=afterwords_api_key)
 
 
 @pytest.fixture
