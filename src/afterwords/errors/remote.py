@@ -170,14 +170,26 @@ class RemoteJobError(AfterwordsError):
 
 
 _JOB_FAILURES: Final = {
-    "synthesis_failed": "the engine could not speak the text",
-    "worker_lost": "the process that spoke it ended in every attempt",
-    "out_of_memory": "the server has too little memory for it",
-    "runaway_audio": "the engine did not find the end of the text",
-    "reference_missing": "the recording of the voice is missing from the storage",
-    "audio_lost": "its audio is missing from the storage, or was changed",
+    "synthesis_failed": ("the engine could not speak the text", ""),
+    "worker_lost": ("the process that spoke it ended in every attempt", ""),
+    "out_of_memory": ("the server has too little memory for it", ""),
+    "runaway_audio": ("the engine did not find the end of the text", ""),
+    "reference_missing": ("the recording of the voice is missing from the storage", ""),
+    "audio_lost": ("its audio is missing from the storage, or was changed", ""),
+    "loading_timed_out": (
+        "loading the model made no progress for too long",
+        "try again; the setting of the server is AFTERWORDS_START_ALLOWANCE_S.",
+    ),
+    "preparing_timed_out": (
+        "preparing the voice made no progress for too long",
+        "try again: it goes on where it was. The setting of the server is AFTERWORDS_START_ALLOWANCE_S.",
+    ),
+    "speaking_timed_out": (
+        "speaking made no sound for too long",
+        "try again; the setting of the server is AFTERWORDS_STALL_S.",
+    ),
 }
-"""What the codes of a failed job mean; docs/api.md lists them."""
+"""What each code of a failed job means, and what to do about it. docs/api.md lists the codes."""
 
 
 class JobFailedError(RemoteJobError):
@@ -186,34 +198,11 @@ class JobFailedError(RemoteJobError):
     code = "job_failed"
 
     def __init__(self, job_id: str | None, *, reason: str) -> None:
-        why, fix = _TIMED_OUT.get(reason, (reason.rstrip("."), "try again, and if it stays tell who runs the server."))
+        meaning, fix = _JOB_FAILURES.get(reason, ("", ""))
+        why = f"{meaning} ({reason})" if meaning else reason.rstrip(".")
+        fix = fix or "try again; if it fails again, ask the person who runs the server."
         super().__init__(f"The job {job_id} failed: {why}.", job_id=job_id, hint=f"nothing was charged; {fix}")
-        told = reason.rstrip(".")
-        super().__init__(
-            f"The job {job_id} failed: {_JOB_FAILURES[told]} ({told})."
-            if told in _JOB_FAILURES
-            else f"The job {job_id} failed: {told}.",
-            job_id=job_id,
-            hint="nothing was charged; try again, and if it stays tell who runs the server.",
-        )
         self.reason = reason
-
-
-_TIMED_OUT: Final = {
-    "loading_timed_out": (
-        "loading the model made no progress for too long (loading_timed_out)",
-        "try again; the setting of the server is AFTERWORDS_START_ALLOWANCE_S.",
-    ),
-    "preparing_timed_out": (
-        "preparing the voice made no progress for too long (preparing_timed_out)",
-        "try again: it goes on where it was. The setting of the server is AFTERWORDS_START_ALLOWANCE_S.",
-    ),
-    "speaking_timed_out": (
-        "speaking made no sound for too long (speaking_timed_out)",
-        "try again; the setting of the server is AFTERWORDS_STALL_S.",
-    ),
-}
-"""Why a job failed, and what to do, for each reason that a setting of the server changes."""
 
 
 class JobCancelledError(RemoteJobError):
