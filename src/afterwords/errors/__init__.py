@@ -42,7 +42,7 @@ the person. No message repeats text, a transcript or a key.
     │   ├── ConflictError
     │   │   ├── AmbiguousVoiceNameError
     │   │   └── IdempotencyConflictError · JobFinalError · KeyReplacedError · StaleAttemptError
-    │   ├── VoiceDeletedError · RunawayAudioError · LostAudioError · LostReferenceError
+    │   ├── VoiceDeletedError · RunawayAudioError · LostAudioError · LostReferenceError · NotOpenedError
     │   └── ServiceUnavailableError
     │       └── DatabaseUnavailableError · StorageUnavailableError
     ├── RemoteError                        something on the way to a server, or back (exit 8)
@@ -56,7 +56,7 @@ the person. No message repeats text, a transcript or a key.
     └── ServerSetupError                   a server can't start like this (exit 2)
         ├── InsecureServerError · AddressInUseError · NewerDatabaseError
         ├── ServerRunningError · ServerNotEmptyError
-        └── NotOpenedError · OpenedTwiceError
+        └── OpenedTwiceError
 """
 
 from __future__ import annotations

@@ -438,7 +438,7 @@ class ServerNotEmptyError(ServerSetupError):
         )
 
 
-class NotOpenedError(ServerSetupError):
+class NotOpenedError(ServiceError):
     code = "not_opened"
     http_status = 503
 
