@@ -168,6 +168,7 @@ def test_what_a_terminal_would_act_on_is_shown_as_escapes() -> None:
         ["The U.S. Army came at 5 p.m. on Monday."],
         ["Take plan B.", "Then go."],
         ["No. 5 is alive.", "No.", "I won't."],
+        ["On Mar. 7 we met.", "See you Sat. May 5 or Sun. 6.", "He sat.", "In the Sun.", "Vol. IV is out."],
         ["It cost 3.14 at 10.30 on example.com.", "Good."],
         ["It was 1999.", "The war ended."],
         ["Well...", "I think so.", "It was... odd.", "Wait… what?"],

