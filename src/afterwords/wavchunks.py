@@ -78,6 +78,27 @@ def chunks(file: Readable, source: str) -> Iterator[Chunk]:
         raise TooManyChunksError(source, maximum=CHUNKS_MAX)
 
 
+def sound_start(file: Readable, *, source: str = "the file") -> tuple[int, int]:
+    """Find the sound of a WAV file that we wrote, of which the begin is enough.
+
+    Returns:
+        The sample rate in Hz, and where the samples begin.
+
+    Raises:
+        NotWavError, MalformedWavError, TooManyChunksError: it is no such file.
+    """
+    file.seek(0)
+    check_magic(file.read(RIFF_HEADER_BYTES), source)
+    sample_rate = None
+    for chunk in chunks(file, source):
+        if chunk.id == b"fmt ":
+            file.seek(chunk.start + 4)
+            sample_rate = int.from_bytes(file.read(4), "little")
+        elif chunk.id == b"data" and sample_rate is not None:
+            return sample_rate, chunk.start
+    raise MalformedWavError(source, "it has no sound")
+
+
 def read_info(file: Readable, *, source: str = "the file") -> dict[str, str]:
     """Read the LIST/INFO tags of a WAV file under their plain names (`title`, `artist`, …).
 

@@ -34,6 +34,28 @@ class BlobsContract:
         assert await blobs.get(f"{VOICE}/ref.wav") == data
         assert await blobs.get(f"{VOICE}/ref.wav", sha256=sha256(data).hexdigest()) == data
 
+    @pytest.mark.parametrize("data", [b"x", LARGE], ids=["byte", "large"])
+    async def test_what_was_put_is_read_in_pieces(self, blobs: Blobs, data: bytes) -> None:
+        await blobs.put("jobs/1.wav", data)
+        reader = await blobs.open("jobs/1.wav", sha256=sha256(data).hexdigest())
+        assert reader is not None
+        try:
+            assert reader.size_bytes == len(data)
+            assert reader.piece_bytes > 0
+            assert await reader.read(0, reader.size_bytes + 10) == data
+            half = len(data) // 2
+            assert await reader.read(half, 100) == data[half : half + 100]
+            assert await reader.read(len(data), 1) == b""
+        finally:
+            reader.close()
+
+    @pytest.mark.parametrize("data", [b"x", LARGE], ids=["byte", "large"])
+    async def test_what_is_missing_or_altered_is_not_opened(self, blobs: Blobs, data: bytes) -> None:
+        digest = sha256(data).hexdigest()
+        assert await blobs.open("jobs/1.wav", sha256=digest) is None
+        await blobs.put("jobs/1.wav", data[:-1] + b"\0")
+        assert await blobs.open("jobs/1.wav", sha256=digest) is None
+
     async def test_what_was_never_put_is_missing(self, blobs: Blobs) -> None:
         assert await blobs.get("jobs/1.wav") is None
         assert not await blobs.exists("jobs/1.wav")

@@ -27,7 +27,7 @@ class FairSemaphore:
             self._release()
 
     async def _acquire(self, account_id: str) -> None:
-        if self._n_free and not self._waiting:
+        if self._n_free:
             self._n_free -= 1
             return
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -35,26 +35,20 @@ class FairSemaphore:
         try:
             await granted
         except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled():  # granted and cancelled in the same moment
+            if not granted.cancelled():  # it was granted in the moment of its cancellation
                 self._release()
-            else:
-                self._forget(account_id, granted)
             raise
 
     def _release(self) -> None:
-        if not self._waiting:
-            self._n_free += 1
-            return
-        account_id, queue = self._waiting.popitem(last=False)
-        queue.popleft().set_result(None)
-        if queue:
-            self._waiting[account_id] = queue  # behind the other accounts
-
-    def _forget(self, account_id: str, granted: asyncio.Future[None]) -> None:
-        queue = self._waiting[account_id]
-        queue.remove(granted)
-        if not queue:
-            del self._waiting[account_id]
+        while self._waiting:
+            account_id, queue = self._waiting.popitem(last=False)
+            granted = queue.popleft()
+            if queue:
+                self._waiting[account_id] = queue  # behind the other accounts
+            if not granted.done():  # else its request was cancelled
+                granted.set_result(None)
+                return
+        self._n_free += 1
 
 
 class ConcurrencyLimit:

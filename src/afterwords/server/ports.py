@@ -501,6 +501,33 @@ class BlobInfo:
     modified_at: datetime
 
 
+class BlobReader(Protocol):
+    """A blob that is read in pieces.
+
+    Attributes:
+        size_bytes: of the whole blob.
+        piece_bytes: how much is best read at once.
+    """
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def piece_bytes(self) -> int: ...
+
+    async def read(self, start: int, n_bytes: int) -> bytes:
+        """Read so many bytes from a place.
+
+        Raises:
+            StorageUnavailableError: the blob is not there any more, or is another one.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
 class Blobs(Protocol):
     """The audio bytes, by path. Paths are made of `[a-z0-9/.-]` and never leave the root.
 
@@ -513,6 +540,10 @@ class Blobs(Protocol):
 
     async def get(self, path: str, *, sha256: str | None = None) -> bytes | None:
         """Read a blob; None if it is missing, or is not what the digest says."""
+        ...
+
+    async def open(self, path: str, *, sha256: str) -> BlobReader | None:
+        """Open a blob to read it in pieces; None if it is missing, or is not what the digest says."""
         ...
 
     async def exists(self, path: str) -> bool:

@@ -13,9 +13,10 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from afterwords.backends import registry
@@ -31,6 +32,8 @@ log = logging.getLogger("afterwords.server")
 
 HEADER_TIMEOUT_S: Final = 10.0
 HEADER_MAX_BYTES: Final = 64 * 1024
+SEND_BUFFER_BYTES: Final = 256 * 1024
+"""What the system holds of an answer that its client does not read; by default it may become 4 MB."""
 TELL_INTERVAL_S: Final = 0.5
 SWITCH_INTERVAL_S: Final = 0.0005
 """How long a thread may keep the interpreter: the default of 5 ms is a long wait for a request beside the writer."""
@@ -61,8 +64,9 @@ def serve(
         if key := asyncio.run(_first_key(settings)):
             on_first_key(key)
         app = create_app(settings)
-        config = uvicorn.Config(
+        config = _Config(
             app,
+            write_timeout_s=settings.write_timeout_s,
             http=_Protocol,
             ws="none",
             lifespan="on",
@@ -136,6 +140,7 @@ def _bound(settings: Settings) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         bound.bind((settings.host, settings.port))
         bound.listen(2048)
     except OSError as error:
@@ -154,6 +159,14 @@ async def _tell_loading(dispatcher: Dispatcher) -> None:
             told = dispatcher.state
             log.info("%s", told)
         await asyncio.sleep(TELL_INTERVAL_S)
+
+
+class _Config(uvicorn.Config):
+    """Uvicorn's, with what our protocol is told."""
+
+    def __init__(self, app: ASGIApp, *, write_timeout_s: float, **options: Any) -> None:
+        super().__init__(cast("Any", app), **options)
+        self.write_timeout_s = write_timeout_s
 
 
 class _Server(uvicorn.Server):
@@ -183,17 +196,19 @@ class _Server(uvicorn.Server):
         """Those who wait for a job get their answer now, or they would hold the door open."""
         house = cast("House | None", self._lifetime.house)
         if house is not None:
-            house.synthesis.news.close()
+            house.begin_stop()
         if self._telling is not None:
             self._telling.cancel()
         await super().shutdown(sockets)
 
 
 class _Protocol(HttpToolsProtocol):
-    """HTTP/1.1 for clients in a hurry: headers that do not come, or do not end, close the connection."""
+    """HTTP/1.1 for clients in a hurry: headers that do not come or end, and answers that nobody reads, close it."""
 
     _timer: asyncio.TimerHandle | None = None
     _n_header_bytes = 0
+    _write_timer: asyncio.TimerHandle | None = None
+    _n_unread_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -201,7 +216,22 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._got_headers()
+        self._stop_write_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reading()
+
+    def resume_writing(self) -> None:
+        self._stop_write_timer()
+        super().resume_writing()
+        if self.transport.is_closing():
+            self._watch_reading()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._watch_reading()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -224,6 +254,8 @@ class _Protocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.cycle.response_complete and self.cycle.more_body:
             self._expect_headers()
+        if self.transport.is_closing():
+            self._watch_reading()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - our own words are in the shape of all errors
         response = not_http_response()
@@ -231,6 +263,24 @@ class _Protocol(HttpToolsProtocol):
         lines = [b"HTTP/1.1 400 Bad Request", *(b": ".join(header) for header in headers), b"", bytes(response.body)]
         self.transport.write(b"\r\n".join(lines))
         self.transport.close()
+
+    def _watch_reading(self) -> None:
+        """Cut the client off if it reads nothing of what waits for it before the time is over."""
+        self._stop_write_timer()
+        self._n_unread_bytes = self.transport.get_write_buffer_size()
+        timeout_s = cast("_Config", self.config).write_timeout_s
+        self._write_timer = self.loop.call_later(timeout_s, self._check_reading)
+
+    def _check_reading(self) -> None:
+        if self.transport.get_write_buffer_size() < self._n_unread_bytes:
+            self._watch_reading()
+        else:
+            self.transport.abort()
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _expect_headers(self) -> None:
         if self._timer is None:

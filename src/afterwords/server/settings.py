@@ -74,6 +74,8 @@ class Settings(BaseSettings):
     max_pending_jobs_per_account: int = Field(default=200, ge=1, description="Jobs of one account that may wait.")
     body_timeout_s: Seconds = Field(default=15, gt=0, description="A body that stays away for longer is refused.")
 
+    write_timeout_s: Seconds = Field(default=60, gt=0, description="A client that reads nothing for longer is cut off.")
+
     reap_interval_s: Seconds = Field(default=1, gt=0, description="How often leases are looked at.")
     sweep_interval_s: Seconds = Field(default=600, gt=0, description="How often storage is swept.")
     sweep_grace_s: Seconds = Field(default=3600, ge=0, description="Age at which what no row names is removed.")

@@ -42,3 +42,18 @@ class _Spool(_File):
             is_full = isinstance(disk.refusal(error, "the server", why=""), StorageFullError)
             raise StorageFullError("the server") if is_full else StorageUnavailableError() from error
         return n_bytes
+
+
+class MemoryReader:
+    """The port `BlobReader` on bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.size_bytes = self.piece_bytes = len(data)
+
+    async def read(self, start: int, n_bytes: int) -> bytes:
+        """Return a part of them."""
+        return self.data[start : start + n_bytes]
+
+    def close(self) -> None:
+        """Do nothing: nothing is held open."""

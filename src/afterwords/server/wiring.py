@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from afterwords.server.blobs import open_blobs
@@ -18,7 +18,7 @@ from afterwords.server.gate import Gate
 from afterwords.server.ports import Blobs, Dispatcher, Limits, Store
 from afterwords.server.services.completion import Completion
 from afterwords.server.services.desk import JobDesk
-from afterwords.server.services.hot import HotAudio
+from afterwords.server.services.hot import ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES, HotAudio
 from afterwords.server.services.housekeeping import Housekeeping
 from afterwords.server.services.keys import Keys
 from afterwords.server.services.news import News
@@ -55,9 +55,23 @@ class House:
     dispatcher: Dispatcher
     housekeeping: Housekeeping
     ownership: Ownership
-    encoding: asyncio.Semaphore
+    encoding: FairSemaphore
+    encoded: HotAudio
     receiving: ConcurrencyLimit
     uploading: FairSemaphore
+    _stopping: list[asyncio.Task[None]] = field(default_factory=list, init=False, repr=False)
+
+    def begin_stop(self) -> asyncio.Task[None]:
+        """Answer those who wait, claim no more jobs, and finish what was begun within `drain_s` from now."""
+        if not self._stopping:
+            self.synthesis.news.close()
+            stopping = self.dispatcher.stop(grace_s=self.settings.drain_s)
+            self._stopping.append(asyncio.create_task(stopping))
+        return self._stopping[0]
+
+    async def stop(self) -> None:
+        """Wait until all has stopped."""
+        await self.begin_stop()
 
 
 def open_store(settings: Settings) -> SqlStore:
@@ -86,8 +100,7 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
             log.info("%d servers share this database", n_servers)
         house = _joined(settings, store, await store.secret())
         await house.dispatcher.start()
-        stack.push_async_callback(house.dispatcher.stop, grace_s=settings.drain_s)
-        stack.callback(house.synthesis.news.close)
+        stack.push_async_callback(house.stop)
         stack.push_async_callback(house.housekeeping.leave)
         keeping = asyncio.create_task(house.housekeeping.run())
         stack.push_async_callback(_stopped, keeping)
@@ -98,12 +111,13 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> House:
     blobs = open_storage(settings)
     ownership = Ownership(store, blobs, database_id(secret))
     clock, news, hot = SystemClock(), News(), HotAudio()
+    encoded = HotAudio(ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES)
     completion = Completion(store, blobs, clock, news)
     desk = JobDesk(store, blobs, news, completion, settings.lease_s, settings.max_attempts)
     dispatcher: Dispatcher = InProcessDispatcher(settings, desk)
     offer = Offer(dispatcher.backends)
     keys = Keys(store)
-    voices = Voices(store, blobs, clock, offer, asyncio.Semaphore(DECODING_AT_ONCE), hot, ownership)
+    voices = Voices(store, blobs, clock, offer, asyncio.Semaphore(DECODING_AT_ONCE), (hot, encoded), ownership)
     limits = Limits(settings.max_pending_jobs, settings.max_pending_jobs_per_account)
     return House(
         settings=settings,
@@ -130,7 +144,8 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> House:
             sweep_grace_s=settings.sweep_grace_s,
         ),
         ownership=ownership,
-        encoding=asyncio.Semaphore(ENCODING_AT_ONCE),
+        encoding=FairSemaphore(ENCODING_AT_ONCE),
+        encoded=encoded,
         receiving=ConcurrencyLimit(UPLOADS_PER_ACCOUNT, doing="uploads under way"),
         uploading=FairSemaphore(UPLOADS_AT_ONCE),
     )

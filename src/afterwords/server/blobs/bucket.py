@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import uuid4
 
@@ -22,13 +23,16 @@ from obstore.store import MemoryStore, S3Store
 
 from afterwords.errors import StorageFullError, StorageUnavailableError
 from afterwords.server.blobs.paths import INLINE_MAX_BYTES, check_path, check_prefix, is_path, is_what_it_was
-from afterwords.server.ports import BlobInfo
+from afterwords.server.ports import BlobInfo, BlobReader
+from afterwords.server.spool import MemoryReader
 
 if TYPE_CHECKING:
+    from obstore import GetOptions, GetResult, ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Config
 
 _THREADS: Final = 32  # calls at once; they wait for the network
 _BATCH: Final = 500
+_PIECE_BYTES: Final = 256 * 1024
 
 _SILENCE: Final = "3s"
 _SILENCE_AFTER_MUCH: Final = "15s"
@@ -97,6 +101,13 @@ class Bucket:
         """Read an object."""
         return await self._call(partial(self._get, check_path(path), sha256))
 
+    async def open(self, path: str, *, sha256: str) -> BlobReader | None:
+        """Open an object; it is fetched once for its digest and, unless it is small, again piece by piece.
+
+        Its ETag sees to it that both are the same.
+        """
+        return await self._call(partial(self._open, check_path(path), sha256))
+
     async def exists(self, path: str) -> bool:
         """Ask for the head of an object."""
         return await self._call(partial(self._exists, check_path(path)))
@@ -127,13 +138,37 @@ class Bucket:
     # -- in a thread -----------------------------------------------------------------------------------------
 
     def _get(self, path: str, digest: str | None) -> bytes | None:
+        if (found := self._found(path)) is None:
+            return None
+        data = found.bytes().to_bytes()
+        return data if is_what_it_was(data, digest) else None
+
+    def _open(self, path: str, digest: str) -> BlobReader | None:
+        found = self._found(path)
+        if found is None:
+            return None
+        if found.meta["size"] <= INLINE_MAX_BYTES:
+            data = found.bytes().to_bytes()
+            return MemoryReader(data) if is_what_it_was(data, digest) else None
+        hashed = sha256()
+        for piece in found.stream(min_chunk_size=_PIECE_BYTES):
+            hashed.update(memoryview(piece))
+        return _ObjectReader(self, path, found.meta) if hashed.hexdigest() == digest else None
+
+    def read(self, path: str, start: int, n_bytes: int, e_tag: str | None) -> bytes:
+        """Read a part of an object that still has this ETag, in this thread."""
+        options: GetOptions = {"range": (start, start + n_bytes)}
+        if e_tag is not None:
+            options["if_match"] = e_tag
+        return obstore.get(self._store, path, options=options).bytes().to_bytes()
+
+    def _found(self, path: str) -> GetResult | None:
         try:
-            data = obstore.get(self._store, path).bytes().to_bytes()
+            return obstore.get(self._store, path)
         except (NotFoundError, FileNotFoundError) as error:
             if _NO_BUCKET in str(error):
                 raise
             return None
-        return data if is_what_it_was(data, digest) else None
 
     def _exists(self, path: str) -> bool:
         try:
@@ -142,9 +177,34 @@ class Bucket:
             return self._get(path, None) is not None
         return True
 
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run a blocking call in a thread of this storage."""
+        return await self._call(function)
+
     async def _call(self, function: Callable[[], T]) -> T:
         with _named():
             return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+class _ObjectReader:
+    """The port `BlobReader` on a large object."""
+
+    piece_bytes = _PIECE_BYTES
+
+    def __init__(self, bucket: Bucket, path: str, meta: ObjectMeta) -> None:
+        self._bucket = bucket
+        self._path = path
+        self._e_tag = meta["e_tag"]
+        self.size_bytes = meta["size"]
+
+    async def read(self, start: int, n_bytes: int) -> bytes:
+        n_bytes = min(n_bytes, self.size_bytes - start)
+        if n_bytes <= 0:
+            return b""
+        return await self._bucket.call(partial(self._bucket.read, self._path, start, n_bytes, self._e_tag))
+
+    def close(self) -> None:
+        """Do nothing: no connection is held."""
 
 
 @contextmanager

@@ -10,21 +10,30 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from errno import EEXIST, ENOTEMPTY
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 from afterwords import disk
 from afterwords.errors import StorageFullError, StorageUnavailableError, UnwritableOutputError
 from afterwords.server.blobs.paths import INLINE_MAX_BYTES, check_path, check_prefix, is_path, is_what_it_was
-from afterwords.server.ports import BlobInfo
+from afterwords.server.ports import BlobInfo, BlobReader
+from afterwords.server.spool import MemoryReader
+from afterwords.server.threads import in_thread
 
 _BATCH: Final = 500
+_PIECE_BYTES: Final = 64 * 1024
+_DIGESTS_MAX: Final = 1024
+_DIGEST_PIECE_BYTES: Final = 1 << 20
+_DIGEST_STEP_BYTES: Final = 4 << 20
 _TRIES: Final = 20
 """How often a write makes its folder again that a deletion, which found it empty, has just removed."""
 
@@ -49,6 +58,8 @@ class Folder:
         self._root = root
         self._base = str(root)
         self._making = threading.Lock()
+        self._digests = _Digests()
+        self._digesting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def put(self, path: str, data: bytes, *, is_durable: bool = True) -> None:
         """Write a file aside and rename it into place."""
@@ -66,6 +77,28 @@ class Folder:
             return None
         except OSError as error:
             raise _refusal(error) from error
+
+    async def open(self, path: str, *, sha256: str) -> BlobReader | None:
+        """Open a file; what it holds is compared with the digest first, a piece at a time in a thread."""
+        file = f"{self._base}/{check_path(path)}"
+        try:
+            if os.stat(file).st_size <= INLINE_MAX_BYTES:  # noqa: PTH116 - likewise
+                data = _read(file, sha256)
+                return None if data is None else MemoryReader(data)
+            reader = _FileReader(file)
+        except _NO_FILE:
+            self._check_root()
+            return None
+        except OSError as error:
+            raise _refusal(error) from error
+        is_whole = False
+        try:
+            async with self._digesting.setdefault(file, asyncio.Lock()):
+                is_whole = await self._digests.has(file, reader, sha256)
+        finally:
+            if not is_whole:
+                reader.close()
+        return reader if is_whole else None
 
     async def exists(self, path: str) -> bool:
         """Ask whether the file is there."""
@@ -172,6 +205,63 @@ class Folder:
     def _check_root(self) -> None:
         if not self._root.is_dir():
             raise StorageUnavailableError
+
+
+class _FileReader:
+    """The port `BlobReader` on a file, which stays readable when it is removed meanwhile."""
+
+    piece_bytes = _PIECE_BYTES
+
+    def __init__(self, file: str) -> None:
+        self._file = open(file, "rb", buffering=0)  # noqa: PTH123, SIM115 - a Path costs; `close` closes it
+        stat = os.fstat(self._file.fileno())
+        self.size_bytes = stat.st_size
+        self.version = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+    async def read(self, start: int, n_bytes: int) -> bytes:
+        """Read a piece here: the digest has just brought it into the system's cache."""
+        try:
+            return self._read(start, n_bytes)
+        except OSError as error:
+            raise _refusal(error) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    async def sha256(self) -> str:
+        """Return the SHA-256 of the whole file, in hex."""
+        digest = sha256()
+
+        def step(start: int) -> None:
+            for place in range(start, min(start + _DIGEST_STEP_BYTES, self.size_bytes), _DIGEST_PIECE_BYTES):
+                digest.update(self._read(place, _DIGEST_PIECE_BYTES))
+
+        for start in range(0, self.size_bytes, _DIGEST_STEP_BYTES):
+            try:
+                await in_thread(step, start)
+            except OSError as error:
+                raise _refusal(error) from error
+        return digest.hexdigest()
+
+    def _read(self, start: int, n_bytes: int) -> bytes:
+        self._file.seek(start)
+        return self._file.read(n_bytes) or b""
+
+
+class _Digests:
+    """The digests of large files that were read lately: a file that did not change since is not read again for it."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, tuple[tuple[int, ...], str]] = OrderedDict()
+
+    async def has(self, file: str, reader: _FileReader, digest: str) -> bool:
+        known = self._known.get(file)
+        if known is None or known[0] != reader.version:
+            known = self._known[file] = reader.version, await reader.sha256()
+        self._known.move_to_end(file)
+        if len(self._known) > _DIGESTS_MAX:
+            self._known.popitem(last=False)
+        return known[1] == digest
 
 
 def _read(file: str, digest: str | None) -> bytes | None:

@@ -1,18 +1,17 @@
-"""How answers are made: audio in the format that was asked for, ranges, links, and what a route may answer."""
+"""How answers are made: JSON, links, and what a route may answer. `audio` makes those that are sound."""
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Any, BinaryIO, Final, cast
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, cast
 from urllib.parse import quote
 
 from fastapi import Header, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
-from afterwords.errors import InvalidFieldError, RangeNotSatisfiableError
+from afterwords.errors import InvalidFieldError
 from afterwords.models import SpeechFormat
 from afterwords.server.gate import Admitted
 from afterwords.server.ports import Caller
@@ -26,7 +25,6 @@ MEDIA_TYPES: Final = {
     SpeechFormat.FLAC: "audio/flac",
     SpeechFormat.PCM: "audio/pcm",
 }
-_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -94,99 +92,6 @@ def list_response(
         query = request.url.include_query_params(after=last_id).query
         response.headers["Link"] = f'<{base_url(request)}{path}?{query}>; rel="next"'
     return response
-
-
-async def audio_response(
-    request: Request, wav: bytes, speech_format: SpeechFormat, *, etag: str, headers: Mapping[str, str]
-) -> Response:
-    """Audio in a format. A WAV can be had in parts (Range); the others are made anew each time, and come whole."""
-    headers = {"Cache-Control": "private, no-store", **headers}
-    if speech_format is not SpeechFormat.WAV:
-        async with house_of(request).encoding:
-            data = await asyncio.to_thread(encoded, wav, speech_format)
-        return Response(data, 200, {**headers, "Accept-Ranges": "none"}, media_type=MEDIA_TYPES[speech_format])
-    tag = f'"{etag}"'
-    headers |= {"Accept-Ranges": "bytes", "ETag": tag}
-    asked = request.headers.get("range")
-    if asked is None or request.headers.get("if-range", tag) != tag:
-        return Response(wav, 200, headers, media_type="audio/wav")
-    first, last = _range(asked, len(wav))
-    headers["Content-Range"] = f"bytes {first}-{last}/{len(wav)}"
-    return Response(wav[first : last + 1], 206, headers, media_type="audio/wav")
-
-
-def _range(asked: str, size: int) -> tuple[int, int]:
-    """The first and last byte of a range; several at once are refused."""
-    given = _RANGE.fullmatch(asked.strip())
-    if given is None or given[1] == given[2] == "":
-        raise RangeNotSatisfiableError(size_bytes=size)
-    if not given[1]:
-        first, last = max(0, size - int(given[2])), size - 1
-        is_empty = int(given[2]) == 0
-    else:
-        first, last = int(given[1]), min(int(given[2] or size), size - 1)
-        is_empty = first > last
-    if is_empty:
-        raise RangeNotSatisfiableError(size_bytes=size)
-    return first, last
-
-
-def encoded(wav: bytes, speech_format: SpeechFormat) -> bytes:
-    """A WAV file that we wrote, in another format; what it says of itself comes along."""
-    from io import BytesIO
-
-    from afterwords.audio import Audio
-    from afterwords.riff import read_wav
-    from afterwords.wavchunks import read_info
-
-    samples, sample_rate = read_wav(wav)
-    return Audio(samples, sample_rate, read_info(BytesIO(wav))).to_bytes(speech_format)
-
-
-async def encoded_stream(
-    pcm: AsyncIterator[bytes], sample_rate: int, speech_format: SpeechFormat, tags: Mapping[str, str]
-) -> AsyncIterator[bytes]:
-    """PCM as it comes, in a format as far as it can be written by then."""
-    import numpy as np
-
-    from afterwords.audio import AudioWriter
-
-    sink = _Sink()
-    with AudioWriter(cast("BinaryIO", sink), format=speech_format, sample_rate=sample_rate, tags=dict(tags)) as writer:
-        async for piece in pcm:
-            samples = np.frombuffer(piece, "<i2").astype(np.float32) / np.float32(32768)
-            await asyncio.to_thread(writer.write, samples)
-            if ready := sink.take():
-                yield ready
-    if ready := sink.take():
-        yield ready
-
-
-class _Sink:
-    """A file that is only written to, and emptied by who sends it on."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self._n_bytes = 0
-
-    def write(self, data: bytes, /) -> int:
-        self._pieces.append(bytes(data))
-        self._n_bytes += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        pass
-
-    def tell(self) -> int:
-        return self._n_bytes
-
-    def seekable(self) -> bool:
-        return False
-
-    def take(self) -> bytes:
-        ready = b"".join(self._pieces)
-        self._pieces.clear()
-        return ready
 
 
 # -- what the documentation says ------------------------------------------------------------------------------

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from typing import Annotated, Final
 
-import anyio
 from fastapi import APIRouter, Body, Header, Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
-from afterwords.errors import JobFinalError, JobNotFoundError, SynthesisError
+from afterwords.errors import AfterwordsError, JobFinalError, JobNotFoundError, SynthesisError
 from afterwords.models import JobStatus, is_id
 from afterwords.provenance import mark_tags
+from afterwords.server.disconnects import while_connected
 from afterwords.server.gate import Credential, needs
 from afterwords.server.guard import GuardedRoute
-from afterwords.server.ports import Listener, Scope, StoredJob
+from afterwords.server.ports import Scope, StoredJob
 from afterwords.server.routes.answers import (
     COMMON,
     MEDIA_TYPES,
     IdempotencyKey,
     audio_content,
-    audio_response,
     base_url,
     caller_of,
-    encoded_stream,
     errors,
     house_of,
     idempotency_key,
     json_response,
     list_response,
 )
+from afterwords.server.routes.audio import PiecesResponse, audio_response, encoded_stream
 from afterwords.server.routes.shapes import JobAccepted, JobListed, JobShown, SynthesizeBody
 from afterwords.server.services.synthesis import Accepted, Ask, Hit
 from afterwords.server.webhooks import check_url
@@ -82,12 +80,20 @@ async def synthesize(
     if isinstance(answer, Hit):
         entry = answer.entry
         headers = _about(entry.voice_id, answer.backend, cache="HIT", synth_ms=entry.synth_ms)
-        return await audio_response(request, answer.wav, ask.response_format, etag=entry.sha256, headers=headers)
+        return await audio_response(
+            request,
+            answer.audio,
+            ask.response_format,
+            voice_id=entry.voice_id,
+            sha256=entry.sha256,
+            headers=headers,
+        )
     if body.stream:
         return await _streamed(request, answer)
     job = answer.job
     if wait_s := _wait_of(prefer):
-        job = await house.synthesis.job(caller, job.job_id, wait_s=wait_s)
+        waited = house.synthesis.job(caller, job.job_id, wait_s=wait_s)
+        job = await while_connected(request.receive, waited)
         if job.status is JobStatus.READY:
             return await _audio_of(request, job, _about_job(job))
     headers = _about(job.voice_id, job.backend, cache="MISS", synth_ms=-1)
@@ -122,7 +128,8 @@ async def list_jobs(
 @needs(Credential.USER, Scope.SYNTHESIZE)
 async def show_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
     """Tell where a job stands."""
-    job = await house_of(request).synthesis.job(caller_of(request), _checked(job_id), wait_s=wait)
+    found = house_of(request).synthesis.job(caller_of(request), _checked(job_id), wait_s=wait)
+    job = await (while_connected(request.receive, found) if wait else found)
     return json_response(_shown(request, job))
 
 
@@ -159,48 +166,51 @@ async def cancel_job(request: Request, job_id: str) -> Response:
 
 
 async def _audio_of(request: Request, job: StoredJob, headers: dict[str, str]) -> Response:
-    wav = await house_of(request).synthesis.audio(job)
-    return await audio_response(request, wav, job.response_format, etag=job.audio_sha256 or "", headers=headers)
-
-
-async def _streamed(request: Request, accepted: Accepted) -> Response:
-    """The audio while it is made; where it can't be heard from here, all of it once it is ready."""
-    house, caller, job = house_of(request), caller_of(request), accepted.job
-    listener = accepted.listener
-    try:
-        sample_rate = await house.synthesis.first_sound(job, listener, wait_s=STREAM_WAIT_S) if listener else None
-        if sample_rate is None or listener is None:
-            job = await house.synthesis.job(caller, job.job_id, wait_s=STREAM_WAIT_S)
-            if job.status is JobStatus.READY:
-                return await _audio_of(request, job, _about_job(job))
-            if job.status is JobStatus.CANCELLED:
-                raise JobFinalError(job.status)
-            raise SynthesisError(job.backend, why=job.error or "it took too long")
-    except BaseException:
-        if listener:
-            listener.close()
-        raise
-    headers = {**_about_job(job), "Cache-Control": "private, no-store", "Accept-Ranges": "none"}
-    return StreamingResponse(
-        _sound(request, job, listener, sample_rate), 200, headers, MEDIA_TYPES[job.response_format]
+    audio = await house_of(request).synthesis.audio(job)
+    return await audio_response(
+        request, audio, job.response_format, voice_id=job.voice_id, sha256=job.audio_sha256 or "", headers=headers
     )
 
 
-async def _sound(request: Request, job: StoredJob, listener: Listener, sample_rate: int) -> AsyncIterator[bytes]:
-    """Pass the sound on; a client that leaves has its job cancelled."""
-    house, caller = house_of(request), caller_of(request)
-    voice = await house.voices.get(caller, job.voice_id)
-    tags = mark_tags(backend=job.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=job.created_at)
-    is_whole = False
-    try:
-        async for piece in encoded_stream(aiter(listener), sample_rate, job.response_format, tags):
-            yield piece
-        is_whole = True
-    finally:
-        listener.close()
-        if not is_whole:
-            with anyio.CancelScope(shield=True):  # whoever left has had this very task cancelled
-                await house.synthesis.abandon(caller, job.job_id)
+async def _streamed(request: Request, accepted: Accepted) -> Response:
+    """The audio while it is made; where it can't be heard from here, all of it once it is ready.
+
+    A client that disconnects has its job cancelled, whether it waits, is prepared, or is spoken.
+    """
+    house, caller, job, listener = house_of(request), caller_of(request), accepted.job, accepted.listener
+
+    async def close(is_whole: bool) -> None:
+        if listener:
+            listener.close()
+        if accepted.is_new:
+            await house.synthesis.end_stream(caller, job.job_id, is_whole=is_whole)
+
+    async def begun() -> Response:
+        try:
+            sample_rate = await house.synthesis.first_sound(job, listener, wait_s=STREAM_WAIT_S) if listener else None
+            if sample_rate is None or listener is None:
+                response = await _once_ready(request, job)
+                await close(True)
+                return response
+            voice = await house.voices.get(caller, job.voice_id)
+        except BaseException as error:
+            await close(isinstance(error, AfterwordsError))
+            raise
+        tags = mark_tags(backend=job.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=job.created_at)
+        headers = {**_about_job(job), "Cache-Control": "private, no-store", "Accept-Ranges": "none"}
+        sound = encoded_stream(request, aiter(listener), sample_rate, job.response_format, tags)
+        return PiecesResponse(sound, 200, headers, MEDIA_TYPES[job.response_format], close=close)
+
+    return await while_connected(request.receive, begun())
+
+
+async def _once_ready(request: Request, job: StoredJob) -> Response:
+    job = await house_of(request).synthesis.job(caller_of(request), job.job_id, wait_s=STREAM_WAIT_S)
+    if job.status is JobStatus.READY:
+        return await _audio_of(request, job, _about_job(job))
+    if job.status is JobStatus.CANCELLED:
+        raise JobFinalError(job.status)
+    raise SynthesisError(job.backend, why=job.error or "it took too long")
 
 
 # -- shapes ---------------------------------------------------------------------------------------------------

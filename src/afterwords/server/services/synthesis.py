@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
-from typing import Final
 
 from afterwords.cachekey import cache_key, cache_path
 from afterwords.errors import (
@@ -21,6 +21,7 @@ from afterwords.errors import (
 from afterwords.models import JobStatus, SpeechFormat, new_id
 from afterwords.server.failpoints import reach
 from afterwords.server.ports import (
+    BlobReader,
     Blobs,
     CacheEntry,
     Caller,
@@ -39,12 +40,8 @@ from afterwords.server.services.hot import HotAudio
 from afterwords.server.services.news import News
 from afterwords.server.services.offer import Offer
 from afterwords.server.services.voices import find_voice
+from afterwords.server.spool import MemoryReader
 from afterwords.text import check_text
-
-LOOK_AGAIN_S: Final = 0.5
-"""How often those who wait look at the row: another process may have ended the job."""
-INLINE_BYTES: Final = 1 << 20
-"""Up to this size a WAV is checked where the request is; beyond, in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +75,9 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """Speech that was made before: a WAV file."""
+    """Speech that was made before: a WAV file, which the caller closes."""
 
-    wav: bytes = field(repr=False)
+    audio: BlobReader = field(repr=False)
     entry: CacheEntry
     backend: str
 
@@ -106,6 +103,8 @@ class Synthesis:
     dispatcher: Dispatcher
     news: News
     hot: HotAudio
+    _streams: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
+    """Jobs that were made for a stream which goes on, and whether another request has joined each."""
 
     # -- asking ----------------------------------------------------------------------------------------------
 
@@ -129,10 +128,16 @@ class Synthesis:
             Idempotency(caller.account_id, "synthesize", idempotency_key, ask.digest) if idempotency_key else None
         )
         if hit := await self._cached(voice, key):
-            entry, wav = hit
-            job_id = await self.store.replayed_job(idempotency) if idempotency else None
-            job = await self.store.job(job_id, account_id=caller.account_id) if job_id else None
-            return Accepted(job, is_new=False) if job else Hit(wav, entry, backend)
+            entry, audio = hit
+            try:
+                job_id = await self.store.replayed_job(idempotency) if idempotency else None
+                job = await self.store.job(job_id, account_id=caller.account_id) if job_id else None
+            except BaseException:
+                audio.close()
+                raise
+            if job:
+                audio.close()
+            return Accepted(job, is_new=False) if job else Hit(audio, entry, backend)
         if not await self.blobs.exists(voice.ref_audio_key):
             raise LostReferenceError
         new = NewJob(
@@ -164,30 +169,36 @@ class Synthesis:
                 listener.close()
             raise
         reach("job-committed")
+        job_id = submitted.job.job_id
+        if not submitted.is_new and job_id in self._streams:
+            self._streams[job_id] = True
+        elif submitted.is_new and listen:
+            self._streams[job_id] = False
         if listener and not submitted.is_new:  # it is another's job that stands in: too late to hear it from the start
             listener.close()
             listener = None
         self.dispatcher.wake()
         return Accepted(submitted.job, submitted.is_new, listener)
 
-    async def _cached(self, voice: StoredVoice, key: str) -> tuple[CacheEntry, bytes] | None:
+    async def _cached(self, voice: StoredVoice, key: str) -> tuple[CacheEntry, BlobReader] | None:
         """A kept piece, if it is whole; one that is not is dropped, and a storage that is down is a miss."""
         entry = await self.store.cached(voice.voice_id, key)
         if entry is None:
             return None
         if wav := self.hot.get(voice.voice_id, entry.sha256):
-            return entry, wav
+            return entry, MemoryReader(wav)
         path = cache_path(voice.voice_id, key)
         try:
-            wav = await self.blobs.get(path, sha256=entry.sha256)
-            if wav is None:
+            audio = await self.blobs.open(path, sha256=entry.sha256)
+            if audio is None:
                 await self.store.uncache(entry)
                 await self.blobs.delete(path)
                 return None
         except StorageUnavailableError:
             return None
-        self.hot.keep(voice.voice_id, entry.sha256, wav)
-        return entry, wav
+        if isinstance(audio, MemoryReader):
+            self.hot.keep(voice.voice_id, entry.sha256, audio.data)
+        return entry, audio
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -211,15 +222,8 @@ class Synthesis:
         return await self.store.jobs(account_id=caller.account_id, status=status, limit=limit, after=after)
 
     async def _final(self, job: StoredJob, wait_s: float) -> StoredJob | None:
-        deadline = self.clock.steady() + wait_s
-        with self.news.of(job.job_id) as told:
-            while True:
-                seen = await self.store.job(job.job_id, account_id=job.account_id)
-                left = deadline - self.clock.steady()
-                if seen is None or seen.status.is_final or left <= 0 or self.news.is_closed:
-                    return seen
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(told.wait(), min(left, LOOK_AGAIN_S))
+        look = partial(self.store.job, job.job_id, account_id=job.account_id)
+        return await self.news.final(job.job_id, look, wait_s=wait_s)
 
     async def first_sound(self, job: StoredJob, listener: Listener, *, wait_s: float) -> int | None:
         """The sample rate in Hz of a job that is heard, once it sounds; None if it ends without being heard here."""
@@ -232,13 +236,18 @@ class Synthesis:
             began.cancel()
             ended.cancel()
 
-    async def abandon(self, caller: Caller, job_id: str) -> None:
-        """Cancel a job whose listener has left; one that is final by then stays what it is."""
+    async def end_stream(self, caller: Caller, job_id: str, *, is_whole: bool) -> None:
+        """End the stream that a job was made for; if its client left early, cancel the job.
+
+        A job that is final by then stays what it is, and one that another request has joined goes on.
+        """
+        if self._streams.pop(job_id, False) or is_whole:
+            return
         with contextlib.suppress(JobNotFoundError, JobFinalError):
             await self.cancel(caller, job_id)
 
-    async def audio(self, job: StoredJob) -> bytes:
-        """The WAV file of a job.
+    async def audio(self, job: StoredJob) -> BlobReader:
+        """The WAV file of a job, which the caller closes.
 
         Raises:
             JobNotReadyError: it has none.
@@ -246,11 +255,11 @@ class Synthesis:
         """
         if job.status is not JobStatus.READY or job.audio_key is None:
             raise JobNotReadyError(job.status)
-        wav = await self.blobs.get(job.audio_key, sha256=job.audio_sha256)
-        if wav is None:
+        audio = await self.blobs.open(job.audio_key, sha256=job.audio_sha256 or "")
+        if audio is None:
             await self.store.lost(job.job_id)
             raise LostAudioError
-        return wav
+        return audio
 
     async def cancel(self, caller: Caller, job_id: str) -> StoredJob:
         """Cancel a job that is pending; what it reserved is given back.

@@ -58,7 +58,7 @@ class Voices:
     clock: Clock
     offer: Offer
     decoding: asyncio.Semaphore
-    hot: HotAudio
+    hot: tuple[HotAudio, ...]
     ownership: Ownership
 
     async def register(
@@ -175,7 +175,8 @@ class Voices:
         if paths is None:
             raise VoiceNotFoundError
         reach("voice-tombstoned")
-        self.hot.forget(voice_id)
+        for audio in self.hot:
+            audio.forget(voice_id)
         if await self.ownership.holds():
             await self.purge(voice_id, paths)
         else:  # the voice may be another database's as well: the tombstone stays, and the reaper asks again
@@ -183,7 +184,8 @@ class Voices:
 
     async def purge(self, voice_id: str, paths: Sequence[str]) -> None:
         """Remove the audio of a deleted voice; what fails here the reaper does again."""
-        self.hot.forget(voice_id)
+        for audio in self.hot:
+            audio.forget(voice_id)
         await self.blobs.delete(*paths)
         await self.blobs.delete_all(voice_prefix(voice_id))
         await self.store.purged(voice_id)

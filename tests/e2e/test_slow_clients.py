@@ -1,0 +1,158 @@
+"""Clients that ask for long audio and leave, read nothing, or wait without end: what they cost the others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from afterwords.riff import wav_header
+from tests.e2e.flood import MIB, watched
+from tests.e2e.served import Served, final, register, serving, speak, until
+from tests.e2e.wire import head
+
+SECRET = "a-callback-secret-for-tests-0123456789"
+RATE = 24_000
+LONG_S = 600
+LONG = "x" * 5000
+SHORT = "This is short."
+WRITE_TIMEOUT_S = 2
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with 10 minutes of audio in its cache, and nobody who speaks."""
+    settings = {
+        "AFTERWORDS_WORKERS": "0",
+        "AFTERWORDS_CALLBACK_SECRET": SECRET,
+        "AFTERWORDS_WRITE_TIMEOUT_S": str(WRITE_TIMEOUT_S),
+        "AFTERWORDS_DRAIN_S": "1",
+    }
+    with serving(tmp_path_factory.mktemp("slow") / "home", settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def voice_id(served: Served) -> str:
+    """A voice of the first key that has spoken LONG and SHORT."""
+    with served.client() as client:
+        voice_id = register(client)
+        spoken(served, client, voice_id, LONG, LONG_S, speed=0.25)
+        spoken(served, client, voice_id, SHORT, 1)
+    return voice_id
+
+
+@pytest.fixture(scope="module")
+def other(served: Served) -> Iterator[httpx.Client]:
+    """Another account, whose voice has spoken SHORT."""
+    with served.client(served.new_key(), Connection="close") as client:
+        client.headers["X-Voice"] = register(client)
+        spoken(served, client, client.headers["X-Voice"], SHORT, 1)
+        client.timeout = httpx.Timeout(15)
+        yield client
+
+
+def spoken(served: Served, client: httpx.Client, voice_id: str, text: str, duration_s: int, **fields: float) -> str:
+    """Have a text spoken by a worker elsewhere, as noise; returns the job's id."""
+    job_id = speak(client, voice_id, text, **fields)
+    noise = np.random.default_rng(1).integers(-3000, 3000, duration_s * RATE, np.int16)
+    wav = wav_header(RATE, n_frames=len(noise)) + noise.tobytes()
+    digest = hashlib.sha256(wav).hexdigest()
+    with served.client(SECRET) as worker:
+        worker.put(f"/v1/jobs/{job_id}/audio", content=wav, headers={"X-Content-SHA256": digest}).raise_for_status()
+    assert final(client, job_id)["status"] == "ready"
+    return job_id
+
+
+def asking(served: Served, voice_id: str, speech_format: str, *, key: str = "", n_read_bytes: int = 0) -> socket.socket:
+    """A connection that has asked for LONG and has read so much of the answer."""
+    body = json.dumps({"voice_id": voice_id, "text": LONG, "speed": 0.25, "response_format": speech_format}).encode()
+    headers = [("Authorization", f"Bearer {key or served.key}"), ("Content-Type", "application/json")]
+    wire = socket.socket()
+    wire.settimeout(30)
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)  # so that little is on its way, unread
+    url = httpx.URL(served.url)
+    wire.connect((url.host, url.port))
+    wire.sendall(head("POST", "/v1/synthesize", [*headers, ("Content-Length", str(len(body)))]) + body)
+    while n_read_bytes > 0:
+        n_read_bytes -= len(wire.recv(min(n_read_bytes, 65_536)))
+    return wire
+
+
+def short_mp3(client: httpx.Client) -> httpx.Response:
+    ask = {"voice_id": client.headers["X-Voice"], "text": SHORT, "response_format": "mp3"}
+    return client.post("/v1/synthesize", json=ask)
+
+
+def test_abandoned_mp3s_are_not_encoded_on(served: Served, voice_id: str, other: httpx.Client) -> None:
+    for _ in range(40):
+        asking(served, voice_id, "mp3").close()
+    answer = short_mp3(other)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "audio/mpeg")
+    until(lambda: is_idle(served), what="the end of encoding", deadline_s=20)
+
+
+def test_an_mp3_of_another_account_does_not_wait_behind_many(
+    served: Served, voice_id: str, other: httpx.Client
+) -> None:
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(asking(served, voice_id, "flac"))
+        assert short_mp3(other).status_code == 200
+
+
+def test_a_long_mp3_starts_at_once_and_is_kept_encoded(served: Served, voice_id: str) -> None:
+    ask = {"voice_id": voice_id, "text": LONG, "speed": 0.25, "response_format": "opus"}
+    assert served.process is not None
+    process = psutil.Process(served.process.pid)
+    with served.client() as client:
+        first = client.post("/v1/synthesize", json=ask).content
+        before = sum(process.cpu_times()[:2])
+        again = client.post("/v1/synthesize", json=ask).content
+        spent_s = sum(process.cpu_times()[:2]) - before
+    assert first == again
+    assert first[:4] == b"OggS"
+    assert spent_s < 3  # encoding takes about ten times as long
+
+
+@pytest.mark.parametrize(("speech_format", "n_clients"), [("wav", 200), ("mp3", 8)])
+def test_clients_that_read_nothing_cost_little_and_are_cut_off(
+    served: Served, voice_id: str, other: httpx.Client, speech_format: str, n_clients: int
+) -> None:
+    with ExitStack() as stack, watched(served) as memory:
+        wires = [stack.enter_context(asking(served, voice_id, speech_format)) for _ in range(n_clients)]
+        assert short_mp3(other).status_code == 200
+        until(lambda: n_connections(served) <= 1, what="the end of the connections", deadline_s=90)
+        del wires
+    assert memory.growth_bytes < 100 * MIB
+
+
+def test_a_server_that_encodes_ends_in_time(served: Served, voice_id: str) -> None:
+    with ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(asking(served, voice_id, "flac", n_read_bytes=1))
+        began = time.monotonic()
+        assert served.stop() == 0
+        took_s = time.monotonic() - began
+    served.start().ready()
+    assert took_s < 10  # AFTERWORDS_DRAIN_S is 1
+
+
+def is_idle(served: Served) -> bool:
+    """Whether the server uses next to no processor time for half a second."""
+    assert served.process is not None
+    return psutil.Process(served.process.pid).cpu_percent(interval=0.5) < 25
+
+
+def n_connections(served: Served) -> int:
+    assert served.process is not None
+    process = psutil.Process(served.process.pid)
+    return sum(each.status == psutil.CONN_ESTABLISHED for each in process.net_connections("tcp"))
