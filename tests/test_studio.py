@@ -187,6 +187,32 @@ def test_streaming_yields_the_same_speech_in_chunks_and_then_its_result() -> Non
     assert speech.result.duration_s == pytest.approx(SECONDS_PER_CHARACTER * len(text))
 
 
+def test_voice_is_renamed_made_the_default_and_removed() -> None:
+    voice = clone()
+    assert aw.default_voice() is None
+    assert aw.rename(voice, "you").name == "you"
+    assert aw.default_voice("you") == aw.default_voice() == aw.voices()[0]
+    aw.remove("you")
+    assert aw.voices() == []
+    with pytest.raises(VoiceNotFoundError):
+        aw.remove(voice)
+
+
+def test_recording_is_graded_with_reasons_and_not_kept() -> None:
+    report = aw.inspect(READER.read_bytes())
+    assert report.grade in "AB"
+    assert {"length", "noise"} <= {finding.measure for finding in report.findings}
+    assert aw.voices() == []
+
+
+def test_mark_is_read_from_a_path_in_any_form(tmp_path: Path) -> None:
+    clone()
+    path = aw.say("Marked.").save(tmp_path / "marked.mp3")
+    mark = aw.verify(str(path))
+    assert mark is not None
+    assert (mark.voice_name, mark.backend) == ("me", "tone")
+
+
 def test_stream_is_saved_while_it_is_made(tmp_path: Path) -> None:
     clone()
     path = aw.stream("Into a file.").save(tmp_path / "speech.flac")

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from afterwords.client import AsyncClient, Client
     from afterwords.errors import AfterwordsError
     from afterwords.models import Job, Voice
-    from afterwords.studio import clone, say, stream, voices
+    from afterwords.provenance import verify
+    from afterwords.studio import clone, default_voice, inspect, remove, rename, say, stream, voices
     from afterwords.travel import pull, push, sync
 
 _HOMES = {
@@ -30,11 +31,16 @@ _HOMES = {
     "Job": "afterwords.models",
     "Voice": "afterwords.models",
     "clone": "afterwords.studio",
+    "default_voice": "afterwords.studio",
+    "inspect": "afterwords.studio",
     "pull": "afterwords.travel",
     "push": "afterwords.travel",
+    "remove": "afterwords.studio",
+    "rename": "afterwords.studio",
     "say": "afterwords.studio",
     "stream": "afterwords.studio",
     "sync": "afterwords.travel",
+    "verify": "afterwords.provenance",
     "voices": "afterwords.studio",
 }
 __all__ = [
@@ -46,12 +52,17 @@ __all__ = [
     "Voice",
     "__version__",
     "clone",
+    "default_voice",
     "errors",
+    "inspect",
     "pull",
     "push",
+    "remove",
+    "rename",
     "say",
     "stream",
     "sync",
+    "verify",
     "voices",
 ]
 

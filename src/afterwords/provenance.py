@@ -136,8 +136,10 @@ def read_mark(tags: Mapping[str, str]) -> Mark | None:
     return _mark_from(stated) if stated else None
 
 
-def verify(path: Path) -> Mark | None:
-    """Read the mark of an audio file; None where it carries none.
+def verify(path: Path | str) -> Mark | None:
+    """Read the mark of synthetic speech from an audio file; None if the file has no mark.
+
+    The mark is metadata that anybody can remove, so a file without one proves nothing.
 
     Raises:
         UnreadableFileError: the file can't be read.
@@ -145,7 +147,7 @@ def verify(path: Path) -> Mark | None:
     """
     from afterwords.audio import read_tags
 
-    return read_mark(read_tags(path))
+    return read_mark(read_tags(Path(path)))
 
 
 def _mark_from(stated: dict[str, str]) -> Mark:

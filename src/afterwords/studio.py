@@ -43,7 +43,7 @@ from afterwords.models import (
     now,
 )
 from afterwords.provenance import mark_tags, seal
-from afterwords.reference import Prepared, prepare
+from afterwords.reference import Prepared, Report, examine, prepare
 from afterwords.riff import read_wav
 from afterwords.speech import Speech, speak
 from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text, normalise_lang
@@ -67,6 +67,64 @@ def library(config: Config | None = None) -> Library:
 def voices() -> list[Voice]:
     """All voices on this disk, by name. Damaged ones are left out; `library().scan()` names them."""
     return library().list()
+
+
+def rename(voice: Voice | str, new: str) -> Voice:
+    """Rename a voice of the library, and return it.
+
+    Raises:
+        VoiceNotFoundError: there is no such voice.
+        InvalidNameError, VoiceExistsError: it can't have the new name.
+    """
+    return library().rename(_id_or_name(voice), new)
+
+
+def remove(voice: Voice | str) -> None:
+    """Remove a voice from the library with its recordings, its transcript and everything made of them.
+
+    Raises:
+        VoiceNotFoundError: there is no such voice.
+    """
+    library().remove(_id_or_name(voice))
+
+
+def default_voice(voice: Voice | str | None = None) -> Voice | None:
+    """Set the voice that speaks when none is named, or return it; None if no default is set.
+
+    Raises:
+        VoiceNotFoundError: there is no such voice.
+    """
+    return library().default() if voice is None else library().set_default(_id_or_name(voice))
+
+
+def _id_or_name(voice: Voice | str) -> str:
+    return voice.voice_id if isinstance(voice, Voice) else voice
+
+
+def inspect(
+    recording: Path | str | bytes | BinaryIO,
+    *,
+    text: str | None = None,
+    lang: str = "en",
+    progress: Progress = ignore_progress,
+) -> Report:
+    """Grade a recording from A to F for cloning, and say why. Nothing is kept.
+
+    Args:
+        recording: a file, its bytes, or an open binary file; any format the audio reader knows, 5 s to 30 min.
+        text: transcript of the recording. Where faster-whisper is installed, it is compared with what is heard.
+        lang: language of the recording.
+        progress: called with a fraction and a step.
+
+    Raises:
+        RecordingError: the recording can't be read.
+    """
+    lang = normalise_lang(lang)
+    text = check_text(text, max_chars=MAX_LOCAL_CHARS) if text is not None else None
+    original, shown = _original(recording)
+    audio = decode(original, name=shown)
+    heard = heard_in(audio, lang, progress)[0] if text is not None else None
+    return examine(audio, transcript=text, words=heard.words if heard else None)
 
 
 # -- clone ----------------------------------------------------------------------------------------------------
