@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
 import threading
 import wave
+from collections.abc import Callable
+from concurrent.futures import Future
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from afterwords import disk
+from afterwords.config import load_config
 from afterwords.errors import (
     CorruptVoiceError,
     InvalidNameError,
@@ -28,9 +33,11 @@ from afterwords.errors import (
     VoiceRequiredError,
 )
 from afterwords.library import Library
-from afterwords.models import Consent, ConsentKind, ReferenceInfo, Voice, now
+from afterwords.links import Links
+from afterwords.models import Consent, ConsentKind, ReferenceInfo, Voice, new_id, now
 from afterwords.provenance import seal
 
+T = TypeVar("T")
 WAV = b"RIFF canary-of-a-recording"  # the library keeps bytes; what a WAV is, riff judges
 
 
@@ -326,6 +333,11 @@ def break_voice(folder: Path, how: str) -> None:
             record.write_text(json.dumps({**json.loads(record.read_text()), "owner": "x"}))
         case "of another voice":
             record.write_text(voice_of("thief").model_dump_json())
+        case "a year too late":
+            changed = {"created_at": "9999-12-31T23:59:59-23:59"}
+            record.write_text(json.dumps({**json.loads(record.read_text()), **changed}))
+        case "endless":
+            record.write_text(record.read_text().replace("12.5", "Infinity"))
         case "no record":
             record.unlink()
         case "no recording":
@@ -337,7 +349,18 @@ def break_voice(folder: Path, how: str) -> None:
 
 @pytest.mark.parametrize(
     "how",
-    ["not JSON", "cut", "nested", "unknown field", "of another voice", "no record", "no recording", "a file"],
+    [
+        "not JSON",
+        "cut",
+        "nested",
+        "unknown field",
+        "a year too late",
+        "endless",
+        "of another voice",
+        "no record",
+        "no recording",
+        "a file",
+    ],
 )
 def test_damaged_voice_is_named_and_hides_no_other(library: Library, how: str) -> None:
     broken, whole = saved(library, "broken"), saved(library, "whole")
@@ -349,6 +372,66 @@ def test_damaged_voice_is_named_and_hides_no_other(library: Library, how: str) -
     assert library.choose(None) == whole
     with pytest.raises(CorruptVoiceError):
         library.get(broken.voice_id)
+
+
+def in_time(work: Callable[[], T]) -> T:
+    """Return what work returns, which might wait for ever for a file that is none."""
+    ended: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            ended.set_result(work())
+        except Exception as error:  # noqa: BLE001 - it is raised below
+            ended.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return ended.result(30)
+
+
+def make_special(path: Path, kind: str) -> None:
+    if path.is_file():
+        path.unlink()
+    match kind:
+        case "fifo":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "socket":
+            here = Path.cwd()
+            os.chdir(path.parent)  # the whole path is too long for a socket
+            with socket.socket(socket.AF_UNIX) as bound:
+                bound.bind(path.name)
+            os.chdir(here)
+        case "loop":
+            path.symlink_to(path.name)
+        case "folder":
+            path.mkdir()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has none of these")
+@pytest.mark.parametrize("kind", ["fifo", "device", "socket", "loop", "folder"])
+def test_files_that_are_none_are_damage_and_block_nothing(library: Library, kind: str) -> None:
+    whole, record, recording = saved(library, "whole"), saved(library, "record"), saved(library, "recording")
+    library.save_prompt(whole, "key", b"a prompt")
+    voices = library.home / "voices"
+    make_special(voices / record.voice_id / "voice.json", kind)
+    make_special(voices / recording.voice_id / "reference.wav", kind)
+    make_special(voices / whole.voice_id / "prompts" / "key.bin", kind)
+    make_special(voices / new_id(), kind)
+
+    listed, damaged = in_time(library.scan)
+    assert listed == [whole]
+    assert len(damaged) == 3
+    assert in_time(lambda: library.prompt(whole, "key")) is None
+    for name in ("library.json", "links.json", "config.toml"):
+        make_special(library.home / name, kind)
+    for work in (
+        library.list,
+        lambda: Links(library.home).here("http://server", "id"),
+        lambda: load_config({"AFTERWORDS_HOME": str(library.home)}),
+    ):
+        with pytest.raises(UnreadableFileError):
+            in_time(work)
 
 
 def test_damaged_voice_is_removed_by_its_identifier(library: Library) -> None:

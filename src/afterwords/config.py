@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import TIMEOUT_MAX
 from typing import Final
 
+from afterwords import disk
 from afterwords.errors import InvalidOptionError, UnreadableFileError
 
 MLX_WEIGHTS: Final = ("bf16", "8bit", "4bit")
@@ -119,8 +120,8 @@ def _home(env: Mapping[str, str]) -> Path:
 
 def _read_toml(path: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(disk.read(path).decode("utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UnreadableFileError(path, why=f"{error}") from error

@@ -10,15 +10,18 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from afterwords.errors import AfterwordsError, StorageFullError, UnreadableFileError, UnwritableOutputError
 
 BLOCK_BYTES = 1 << 20
+_LATEST_S = 253_402_300_799  # 9999-12-31T23:59:59Z, after which Python has no dates
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -112,16 +115,45 @@ def locked(
         lock.release()
 
 
+def open_plain(path: Path | str, *, buffering: int = -1) -> BinaryIO:
+    """Open a plain file for reading.
+
+    Raises:
+        OSError: it can't be read, or is something else: a FIFO would block for ever, a device has no end.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # else it would wait for a FIFO's writer
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # open refuses a folder by itself
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "it is not a file", name)
+        return descriptor
+
+    return open(path, "rb", buffering=buffering, opener=opener)
+
+
+def read(path: Path) -> bytes:
+    """Read a plain file; raises OSError as `open_plain`."""
+    with open_plain(path) as file:
+        return file.read()
+
+
+def modified_at(status: os.stat_result) -> datetime:
+    """When a file was changed, UTC; a time that is no date (a disk can hold any) is the nearest one."""
+    return datetime.fromtimestamp(min(max(status.st_mtime, 0), _LATEST_S), UTC)
+
+
 def read_pieces(path: Path) -> Iterator[bytes]:
     """Read a file block by block.
 
     Raises:
         UnreadableFileError: it is no file, or can't be read.
     """
-    if not path.is_file():  # a FIFO would block for ever
+    if not path.is_file():
         raise UnreadableFileError(path, why="it is not a file" if path.exists() else "there is no such file")
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             while piece := file.read(BLOCK_BYTES):
                 yield piece
     except OSError as error:
@@ -137,7 +169,7 @@ def read_json(path: Path) -> Any:
         ValueError: it is no JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read(path))
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
@@ -101,7 +100,7 @@ def _bring(home: Path, profile: Path, new: Path, taken: set[str]) -> None:
 
 def _fields(profile: Path) -> dict[str, object]:
     try:
-        fields = json.loads(profile.read_bytes())
+        fields = json.loads(disk.read(profile))
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptVoiceError(profile, why="its profile is not JSON") from error
     if not isinstance(fields, dict):
@@ -142,7 +141,7 @@ def _voice(voice_id: str, profile: Path, recording: Path) -> tuple[Voice, bytes]
             duration_s=len(audio.samples) / audio.sample_rate,
             sample_rate=audio.sample_rate,
         ),
-        created_at=datetime.fromtimestamp(profile.stat().st_mtime, UTC),
+        created_at=disk.modified_at(profile.stat()),
         metadata={key: printable(str(fields[key])) for key in ("source_url", "segment_start_s") if fields.get(key)},
     )
     return voice, reference_wav

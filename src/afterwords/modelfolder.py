@@ -106,7 +106,7 @@ class ModelFolder:
         """
         path = self.path / LOCK
         try:
-            return lock_from(json.loads(path.read_bytes()))
+            return lock_from(json.loads(disk.read(path)))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -250,7 +250,7 @@ def check_length(path: Path, *, hint: str) -> None:
     Source: github.com/huggingface/safetensors, "Format".
     """
     try:
-        with path.open("rb") as file:
+        with disk.open_plain(path) as file:
             n_header = int.from_bytes(file.read(8), "little")
             header = file.read(n_header) if n_header <= _HEADER_MAX_BYTES else b""
         ends = list(_ends(json.loads(header)))
@@ -275,7 +275,7 @@ def shards_of(index: Path, *, hint: str) -> list[str]:
         ModelFileError: it can't be read.
     """
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        names = sorted(set(json.loads(disk.read(index))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFileError(str(index), why="can't be read", hint=hint) from error
     if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):

@@ -98,7 +98,7 @@ class VoiceFolder:
         if (self.path / PROFILE).exists():
             raise CorruptVoiceError(self.path, why="its recording was missing when an older library was brought here")
         try:
-            voice = Voice.model_validate_json((self.path / "voice.json").read_bytes())
+            voice = Voice.model_validate_json(disk.read(self.path / "voice.json"))
         except OSError as error:
             raise CorruptVoiceError(self.path, why=f"voice.json can't be read ({error.strerror})") from error
         except ValidationError as error:
@@ -121,7 +121,7 @@ class VoiceFolder:
             CorruptVoiceError: it is not the recording that the voice states.
         """
         try:
-            recording = (self.path / "reference.wav").read_bytes()
+            recording = disk.read(self.path / "reference.wav")
         except OSError as error:
             if not self.path.exists():
                 raise VoiceNotFoundError(voice.name) from error
@@ -138,7 +138,7 @@ class VoiceFolder:
     def prompt(self, key: str) -> bytes | None:
         """Read a prompt; None where there is none or it was damaged, so that it is made again."""
         try:
-            stored = self._prompt_path(key).read_bytes()
+            stored = disk.read(self._prompt_path(key))
         except OSError:
             return None
         prompt = stored[_DIGEST_BYTES:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import stat
@@ -319,3 +320,29 @@ async def test_folder_may_itself_be_a_link(tmp_path: Path) -> None:
     blobs = open_blobs(str(tmp_path / "link"))
     await blobs.put("jobs/1.wav", b"x")
     assert (tmp_path / "volume/jobs/1.wav").read_bytes() == b"x"
+
+
+async def test_what_is_no_plain_file_is_missing_or_unavailable_at_once(root: Path) -> None:
+    blobs = open_blobs(str(root))
+    await blobs.put("voices/a/kept.wav", b"kept")
+    os.mkfifo(root / "voices/a/fifo.wav")
+    (root / "voices/a/device.wav").symlink_to("/dev/zero")
+    (root / "voices/a/folder.wav").mkdir()
+
+    with pytest.raises(StorageUnavailableError):
+        await asyncio.wait_for(asyncio.to_thread(asyncio.run, blobs.get("voices/a/fifo.wav")), 30)
+    with pytest.raises(StorageUnavailableError):
+        await blobs.get("voices/a/device.wav")
+    assert await blobs.get("voices/a/folder.wav") is None
+    assert await blobs.get("voices/a/kept.wav") == b"kept"
+    await blobs.delete_all("voices/a/")
+    assert not (root / "voices/a").exists()
+
+
+@pytest.mark.parametrize("at_s", [-1e12, 2**33, 2**62])
+async def test_a_file_of_any_age_is_listed(root: Path, at_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = open_blobs(str(root))
+    await blobs.put("voices/a/old.wav", b"old")
+    times = (0o100600, 0, 0, 1, 0, 0, 3, at_s, at_s, at_s)
+    monkeypatch.setattr("afterwords.server.blobs.folder._stat", lambda _: os.stat_result(times))
+    assert [blob.path async for batch in blobs.listing() for blob in batch] == ["voices/a/old.wav"]

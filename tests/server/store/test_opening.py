@@ -15,8 +15,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from afterwords.errors import NewerDatabaseError
+from afterwords.server import load_settings
 from afterwords.server.store.migrate import HEAD, MIGRATIONS
 from afterwords.server.store.schema import metadata
+from afterwords.server.wiring import open_storage, open_store
 from tests.contracts.store_world import digest
 from tests.server.store.other import NAME, other, store_in
 
@@ -143,3 +145,19 @@ async def test_opening_a_database_in_order_loads_no_migrations(folder: Path) -> 
     done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, cwd=root, check=True)
 
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "name", ["a b", "100%41", "a?mode=memory&b#c", "ü 声", "a'b\"", "line\nbreak", "a:/b", "x@y", "\udcff"]
+)
+async def test_the_data_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    settings = load_settings(home=tmp_path / name)
+    for is_new in (True, False):
+        store = open_store(settings)
+        assert await store.open() is is_new
+        await store.check()
+        await store.close()
+        await open_storage(settings).check()
+    assert (tmp_path / name / "server" / "afterwords.db").is_file()
+    assert not [path for path in tmp_path.iterdir() if path.name != name.split("/", maxsplit=1)[0]]

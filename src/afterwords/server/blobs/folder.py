@@ -13,7 +13,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from errno import EEXIST, ENOTEMPTY
 from hashlib import sha256
 from itertools import islice
@@ -196,7 +195,7 @@ class Folder:
                     yield from () if entry.is_symlink() else self._walk(entry.path)
                 elif stat := _stat(entry):
                     path = Path(entry.path).relative_to(self._root).as_posix()
-                    yield BlobInfo(path, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
+                    yield BlobInfo(path, stat.st_size, disk.modified_at(stat))
 
     def _check_inside(self, folder: Path) -> None:
         if not folder.resolve().is_relative_to(self._root.resolve()):
@@ -265,7 +264,7 @@ class _Digests:
 
 
 def _read(file: str, digest: str | None) -> bytes | None:
-    with open(file, "rb", buffering=0) as opened:  # noqa: PTH123 - as above
+    with disk.open_plain(file, buffering=0) as opened:
         data = opened.read()
     return data if is_what_it_was(data, digest) else None
 

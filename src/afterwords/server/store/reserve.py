@@ -26,9 +26,11 @@ class Reserve:
         try:
             if self.path.exists():
                 return True
-            descriptor = os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600)
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)  # EXCL follows no link
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 file.write(os.urandom(RESERVE_BYTES))  # noise, which no file system stores in less
+        except FileExistsError:
+            return True
         except OSError:
             self.give()
             return False
