@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from afterwords.audio import Audio
 from afterwords.models import Voice
 from tests.loopback_hub import LoopbackHub, running_hub
 
@@ -101,6 +102,25 @@ def whisper(monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = Path(spec.origin).parent / "model"
     monkeypatch.setenv("AFTERWORDS_WHISPER", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def german() -> Audio:
+    """Some seconds of German, spoken by the network of lite; the sentence in phonemes, as eSpeak NG writes it."""
+    from afterwords.backends.lite.g2p import _symbols
+    from afterwords.backends.lite.kokoro import SAMPLE_RATE, Kokoro, model_file
+    from afterwords.backends.lite.styles import style_space
+    from afterwords.config import load_config
+
+    sentence = (
+        "ɛs vɑːɾ ˈaɪnmˌɑːl aɪn kˈøːnɪç, dɛɾ hˌatə ˌaɪnə tˈɔxtɜ, diː vɑːɾ zoː ʃˈøːn, "
+        "das ˈalə lˈɔøtə fɔn vˈaɪt hˈeːɾ kˌɑːmən, ʊm ziː tsuː zˈeːən."
+    )
+    ids = [_symbols()[symbol] for symbol in sentence]
+    config, space = load_config(), style_space()
+    kokoro = Kokoro(model_file(config.home / "models", config.kokoro_onnx))
+    style = space.voices[space.names.index("if_sara")][len(ids) - 1]
+    return Audio(kokoro.speak(ids, style).samples, SAMPLE_RATE)
 
 
 @pytest.fixture

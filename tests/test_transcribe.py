@@ -51,6 +51,23 @@ def test_a_reader_is_understood(heard: Transcript) -> None:
     assert heard.lang == "en"
 
 
+def test_english_speech_is_not_doubted(reader: Audio, heard: Transcript) -> None:
+    assert heard.doubt == ""
+    short = Audio(reader.samples[: 6 * reader.sample_rate], reader.sample_rate)
+    assert transcribe(short, lang="en", check_lang=True, model=MODEL).doubt == ""
+
+
+def test_english_that_is_invented_for_german_is_doubted(german: Audio) -> None:
+    heard = transcribe(german, lang="en", check_lang=True, model=MODEL)
+
+    assert heard.text
+    assert heard.doubt.startswith('The recording was hardly understood as the language "en"')
+
+
+def test_words_invented_for_silence_are_doubted() -> None:
+    assert transcribe(Audio(np.zeros(80_000, np.float32), 16_000), model=MODEL).doubt
+
+
 def test_every_word_has_a_time_in_order_within_the_recording(reader: Audio, heard: Transcript) -> None:
     assert join_words(word.text for word in heard.words) == heard.text
     assert all(word.start_s <= word.end_s <= reader.duration_s for word in heard.words)

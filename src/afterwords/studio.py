@@ -44,6 +44,7 @@ from afterwords.models import (
 )
 from afterwords.provenance import mark_tags, seal
 from afterwords.reference import Prepared, Report, examine, prepare
+from afterwords.reference.preparation import SURPLUS_MAX
 from afterwords.riff import read_wav
 from afterwords.speech import Speech, speak
 from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text, normalise_lang
@@ -116,6 +117,9 @@ def inspect(
         lang: language of the recording.
         progress: called with a fraction and a step.
 
+    Warns:
+        RecordingWarning: its file is damaged, or something else about it should be known.
+
     Raises:
         RecordingError: the recording can't be read.
     """
@@ -124,6 +128,8 @@ def inspect(
     original, shown = _original(recording)
     audio = decode(original, name=shown)
     heard = heard_in(audio, lang, progress)[0] if text is not None else None
+    for doubt in (*audio.notices, *doubts_about(heard, lang=lang, text=text)):
+        warnings.warn(doubt, RecordingWarning, stacklevel=2)
     return examine(audio, transcript=text, words=heard.words if heard else None)
 
 
@@ -235,8 +241,8 @@ def make_voice(
     progress(0.0, "reading")
     original, shown = _original(source)
     audio = decode(original, name=shown)
-    prepared, notices = _prepared(audio, shown, text, lang, confirm, progress)
-    doubts = audio.notices
+    prepared, notices, transcript_doubts = _prepared(audio, shown, text, lang, confirm, progress)
+    doubts = (*audio.notices, *transcript_doubts)
     reference_sha256 = sha256(prepared.wav).hexdigest()
     voice = Voice(
         name=name,
@@ -301,19 +307,20 @@ def _sha256(original: Path | bytes) -> str:
 
 def _prepared(
     audio: Audio, shown: str, text: str | None, lang: str, confirm: Confirm | None, progress: Progress
-) -> tuple[Prepared, list[str]]:
-    """The reference, its transcript as far as this machine can tell it, and notices.
+) -> tuple[Prepared, list[str], list[str]]:
+    """The reference, its transcript as far as this machine can tell it, notices, and doubts about what is said.
 
     A transcript that was given is held against what is heard and cut with the recording; without one, what is heard in
-    the chosen window is written down.
+    the chosen window is written down, unless it is doubtful and there is no one to correct it.
     """
     if text is None:
         prepared = prepare(audio, source=shown, transcript=None)
         heard, notices = heard_in(Audio(prepared.samples, prepared.sample_rate), lang, progress)
         if heard is None:
-            return prepared, notices
-        written = (confirm(heard) if confirm else heard.text).strip()
-        return replace(prepared, text=check_text(written, max_chars=MAX_LOCAL_CHARS) if written else None), notices
+            return prepared, notices, []
+        written = (confirm(heard) if confirm and heard.text else "" if heard.doubt else heard.text).strip()
+        prepared = replace(prepared, text=check_text(written, max_chars=MAX_LOCAL_CHARS) if written else None)
+        return prepared, notices, doubts_about(heard, lang=lang, text=written or None)
     heard, notices = heard_in(audio, lang, progress)
     prepared = prepare(audio, source=shown, transcript=text, words=heard.words if heard else None)
     if prepared.transcript_was_cut_away:
@@ -325,7 +332,21 @@ def _prepared(
                 else f"to keep one, first run: {pip_install('transcribe')}"
             )
         )
-    return prepared, notices
+    return prepared, notices, doubts_about(heard, lang=lang, text=text)
+
+
+def doubts_about(heard: Transcript | None, *, lang: str, text: str | None) -> list[str]:
+    """What its owner should know of a transcript that can't be trusted; nothing where their own text matches it."""
+    from afterwords.transcribe import surplus
+
+    if heard is None or not heard.doubt or (text and heard.words and surplus(text, heard.words) <= SURPLUS_MAX):
+        return []
+    kept = "" if text else " So no transcript was kept; the backend lite needs none."
+    if heard.lang != lang:
+        fix = f'If that is right, give it: --lang {heard.lang}, or lang="{heard.lang}" in Python.'
+    else:
+        fix = "If another language is spoken, name it: --lang de, or lang= in Python; if not, record it more clearly."
+    return [f"{heard.doubt}{kept} {fix}"]
 
 
 def heard_in(audio: Audio, lang: str, progress: Progress) -> tuple[Transcript | None, list[str]]:
@@ -333,7 +354,7 @@ def heard_in(audio: Audio, lang: str, progress: Progress) -> tuple[Transcript | 
     from afterwords.transcribe import transcribe
 
     try:
-        return transcribe(audio, lang=lang, progress=progress), []
+        return transcribe(audio, lang=lang, check_lang=True, progress=progress), []
     except MissingExtraError:
         return None, []
     except TranscriberError as error:

@@ -103,6 +103,8 @@ def _confirm_in(bar: output.Bar) -> Callable[[Transcript], str]:
     def confirm(heard: Transcript) -> str:
         """Let the person correct what was heard."""
         with bar.hidden():
+            if heard.doubt:
+                output.note(f"[yellow]{output.shown(heard.doubt)}[/yellow]")
             output.note(f"Heard (? marks what is doubtful):\n  {output.shown(heard.marked())}")
             return output.correct("Correct it if need be, then press Enter:", heard.text)
 

@@ -35,7 +35,7 @@ def doctor(
     lang = normalise_lang(lang)
     text = check_text(text, max_chars=MAX_LOCAL_CHARS) if text is not None else None
     audio = decode(recording)
-    words = _heard(audio, lang) if text is not None else None
+    words = _heard(audio, lang, text) if text is not None else None
     report = examine(audio, transcript=text, words=words)
     taken: Prepared | RecordingError
     try:
@@ -77,14 +77,14 @@ def _show(audio: Audio, report: Report, taken: Prepared | RecordingError) -> Non
             output.result_wrapped(f"{'':16}→ {finding.advice}", indent=18)
 
 
-def _heard(audio: Audio, lang: str) -> tuple[Word, ...] | None:
+def _heard(audio: Audio, lang: str, text: str) -> tuple[Word, ...] | None:
     """What `clone` would hold the transcript against, where something here can listen."""
-    from afterwords.studio import heard_in
+    from afterwords.studio import doubts_about, heard_in
 
     with output.progress_bar() as progress:
         heard, notices = heard_in(audio, lang, progress)
-    for notice in notices:
-        output.note(output.shown(notice))
+    for notice in [*notices, *doubts_about(heard, lang=lang, text=text)]:
+        output.note(f"[yellow]{output.shown(notice)}[/yellow]")
     return heard.words if heard else None
 
 
