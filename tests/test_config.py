@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from afterwords.config import Config, load_config
-from afterwords.errors import InvalidOptionError, UnreadableFileError
+from afterwords.config import ENVIRONMENT_SETTINGS, SETTINGS, Config, load_config, unknown_variables
+from afterwords.errors import InvalidConfigError, InvalidOptionError, UnreadableFileError
+from afterwords.server.settings import Settings, load_settings
+from tests.cli.program import run
+
+ROOT = Path(__file__).parents[1]
 
 
 def configured(home: Path, toml: str = "", **environ: str) -> Config:
@@ -82,14 +92,97 @@ def test_what_the_mlx_engine_can_t_be_set_to_is_named(tmp_path: Path, key: str, 
 
 @pytest.mark.parametrize("toml", ["whisper = ", "\x00", "whisper 5"])
 def test_file_that_is_not_toml_is_named(tmp_path: Path, toml: str) -> None:
-    with pytest.raises(UnreadableFileError, match=r"config\.toml"):
+    with pytest.raises(InvalidConfigError, match=r"mistake in .*config\.toml") as caught:
         configured(tmp_path, toml)
+    assert "permission" not in caught.value.hint
 
 
-def test_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_bytes(b'whisper = "\xff"')
-    with pytest.raises(UnreadableFileError, match=r"config\.toml"):
+@pytest.mark.parametrize("content", [b'whisper = "\xff"', 'whisper = "base"'.encode("utf-16")])
+def test_file_that_is_not_utf8_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.toml").write_bytes(content)
+    with pytest.raises(InvalidConfigError, match="not UTF-8"):
         configured(tmp_path)
+
+
+def test_file_with_a_byte_order_mark_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.toml").write_bytes(b'\xef\xbb\xbfbackends = "tone"\r\nport = 1\r\n')
+    assert configured(tmp_path).backends == ("tone",)
+    monkeypatch.setenv("AFTERWORDS_HOME", str(tmp_path))
+    assert (load_settings().backends, load_settings().port) == (("tone",), 1)
+
+
+def test_file_that_cannot_be_read_is_a_matter_of_permissions(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").mkdir()
+    with pytest.raises(UnreadableFileError, match="is a directory"):
+        configured(tmp_path)
+
+
+def test_home_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+    with pytest.raises(InvalidOptionError, match=r"AFTERWORDS_HOME is .* must be a folder"):
+        configured(tmp_path / "home")
+
+
+# -- misspelled settings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("toml", "why", "fix"),
+    [
+        ("workrs = 3", "workrs, which is not a setting", "did you mean workers?"),
+        ("AFTERWORDS_PORT = 1", "AFTERWORDS_PORT, which is not a setting", "did you mean port?"),
+        ("[server]\nworkers = 3", "server, which is not a setting", "correct the name"),
+        ('api_key = "aw_secret"', "api_key is read from the environment alone", "AFTERWORDS_API_KEY"),
+        ('admin_secrets = "aw_secret"', "admin_secrets, which is not a setting", "did you mean admin_secret?"),
+    ],
+)
+def test_unknown_name_in_the_file_is_refused(tmp_path: Path, toml: str, why: str, fix: str) -> None:
+    with pytest.raises(InvalidConfigError) as caught:
+        configured(tmp_path, toml)
+    assert why in caught.value.message
+    assert fix in caught.value.hint
+    assert "aw_secret" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_unknown_variable_is_named_with_the_nearest_setting() -> None:
+    environ = {"AFTERWORDS_WORKRES": "aw_secret", "AFTERWORDS_ZZZ": "1", "AFTERWORDS_HOME": "/", "HOME": "/"}
+    assert unknown_variables(environ) == [
+        "AFTERWORDS_WORKRES is not a setting and is ignored; did you mean AFTERWORDS_WORKERS?",
+        "AFTERWORDS_ZZZ is not a setting and is ignored.",
+    ]
+
+
+def test_unknown_variable_is_warned_of_once_in_a_program(home: Path) -> None:
+    code = "import afterwords as aw; aw.voices(); aw.voices(); print(aw.voices())"
+    env = {**os.environ, "AFTERWORDS_WORKRES": "aw_secret"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert done.stderr.count("did you mean AFTERWORDS_WORKERS?") == 1
+    assert "UnknownSettingWarning" in done.stderr
+    assert "aw_secret" not in done.stderr
+
+
+def test_unknown_variable_is_a_line_of_the_command_line(home: Path) -> None:
+    done = run("voices", "list", "--json", env={"AFTERWORDS_WORKRES": "aw_secret"})
+    assert (done.code, json.loads(done.out)) == (0, [])
+    assert done.err == "Warning: AFTERWORDS_WORKRES is not a setting and is ignored; did you mean AFTERWORDS_WORKERS?\n"
+
+
+def test_known_settings_are_those_that_are_read() -> None:
+    read = {field.name.removeprefix("is_") for field in fields(Config)} | set(Settings.model_fields)
+    assert read - ENVIRONMENT_SETTINGS == SETTINGS
+
+
+def test_every_setting_in_source_and_docs_is_known() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    programs = [path for name in ("src", "benchmarks", "examples", "scripts") for path in (ROOT / name).rglob("*.py")]
+    text = "\n".join(path.read_text("utf-8") for path in (*pages, *programs))
+    named = {name.lower() for name in re.findall(r"(?<![A-Z_])AFTERWORDS_([A-Z0-9_]*[A-Z0-9])(?![A-Z0-9_])", text)}
+    assert named <= SETTINGS | ENVIRONMENT_SETTINGS
+    documented = {
+        name.lower() for page in pages for name in re.findall(r"AFTERWORDS_([A-Z0-9_]+)", page.read_text("utf-8"))
+    }
+    assert SETTINGS - documented == set()
 
 
 @pytest.mark.parametrize("toml", ["whisper = 5", "backends = [1]", "kokoro_onnx = {}\nwhisper = true"])

@@ -50,6 +50,7 @@ EXAMPLES: list[AfterwordsError] = [
     errors.VoiceRequiredError(names=[]),
     errors.VoiceExistsError(HOSTILE),
     errors.UnreadableFileError(Path(HOSTILE), why="there is no such file"),
+    errors.InvalidConfigError(Path(HOSTILE), why=HOSTILE, hint=HOSTILE),
     errors.InvalidBackupError(Path(HOSTILE), why="it was cut"),
     errors.ServerRunningError(),
     errors.ServerNotEmptyError(why="it has 1 voices"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from afterwords import provenance, studio
 from afterwords.audio import decode
 from afterwords.backends.base import Reference
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER, ToneEngine
+from afterwords.client.files import bytes_of
 from afterwords.errors import (
+    AfterwordsError,
     ConsentRequiredError,
     InvalidOptionError,
+    NoAudioError,
     ReferenceTooShortError,
     SpeechReadError,
     SynthesisError,
+    UnreadableFileError,
     UnsupportedLangError,
     VoiceExistsError,
     VoiceNotFoundError,
@@ -52,6 +57,50 @@ def test_bytes_and_open_files_clone_like_a_path() -> None:
     by_bytes = aw.clone(READER.read_bytes(), name="bytes", consent="self")
     by_file = aw.clone(BytesIO(READER.read_bytes()), name="file", consent="self")
     assert by_path.ref_sha256 == by_bytes.ref_sha256 == by_file.ref_sha256
+
+
+def test_file_that_was_just_written_is_read_from_its_beginning() -> None:
+    file = BytesIO()
+    file.write(READER.read_bytes())
+    by_file = aw.clone(file, name="file", consent="self")
+    assert by_file.reference == aw.clone(READER, name="path", consent="self").reference
+    assert bytes_of(file) == READER.read_bytes()
+
+
+def test_open_file_is_read_from_where_it_stands(tmp_path: Path) -> None:
+    file = BytesIO(b"header" + READER.read_bytes())
+    file.seek(len(b"header"))
+    assert (
+        aw.clone(file, name="file", consent="self").reference == aw.clone(READER, name="path", consent="self").reference
+    )
+    with pytest.raises(NoAudioError):
+        aw.clone(BytesIO(), name="empty", consent="self")
+
+
+def test_file_that_is_open_as_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "me.wav"
+    path.write_text("text")
+    with path.open() as file, pytest.raises(UnreadableFileError, match="open as text") as caught:
+        aw.clone(file, name="me", consent="self")  # type: ignore[arg-type]
+    assert "'rb'" in caught.value.hint
+
+
+def test_home_that_cannot_be_made_names_its_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AFTERWORDS_HOME", str(tmp_path / "link"))
+    (tmp_path / "link").symlink_to(tmp_path / "file" / "home")
+    with pytest.raises(AfterwordsError) as caught:
+        aw.clone(READER, name="me", consent="self")
+    assert "AFTERWORDS_HOME" in caught.value.hint
+
+
+def test_name_is_shown_as_it_was_given() -> None:
+    for name in ("Émile", "名前", "O'Brien", "a\\b"):
+        aw.clone(READER, name=name, consent="self")
+        with pytest.raises(VoiceExistsError, match=re.escape(f"named '{name}'")):
+            aw.clone(READER, name=name, consent="self")
+    with pytest.raises(VoiceNotFoundError, match=r"no voice '\\u202eme\\x1b'"):
+        aw.say("Hello.", voice="\u202eme\x1b")
 
 
 def test_damaged_recording_is_cloned_with_a_warning() -> None:

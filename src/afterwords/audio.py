@@ -123,7 +123,8 @@ def decode(
     """Read any recording: wav, flac, mp3, ogg, opus, m4a, aac, webm and their like.
 
     Args:
-        source: a file by its path or its bytes, or an open one; a pipe is read to its end, up to 512 MiB.
+        source: a file by its path or its bytes, or an open one, which is read from its beginning; a pipe is read to its
+            end, up to 512 MiB.
         name: what messages call it.
         max_duration_s: the longest that is taken; decoding stops there.
 

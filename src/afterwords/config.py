@@ -9,16 +9,62 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from threading import TIMEOUT_MAX
 from typing import Final
 
 from afterwords import disk
-from afterwords.errors import InvalidOptionError, UnreadableFileError
+from afterwords.errors import InvalidConfigError, InvalidOptionError, UnknownSettingWarning, UnreadableFileError
 
 MLX_WEIGHTS: Final = ("bf16", "8bit", "4bit")
 IDLE_UNLOAD_S: Final = 300.0
 PRECISIONS: Final = ("bf16", "fp8", "int8")
+PREFIX: Final = "AFTERWORDS_"
+SETTINGS: Final = frozenset(
+    {
+        "admin_secret",
+        "allowed_hosts",
+        "auth_failure_limit",
+        "backends",
+        "body_timeout_s",
+        "callback_secret",
+        "database_url",
+        "drain_s",
+        "home",
+        "host",
+        "idle_unload_s",
+        "kokoro_onnx",
+        "lease_s",
+        "max_attempts",
+        "max_pending_jobs",
+        "max_pending_jobs_per_account",
+        "mlx_weights",
+        "models",
+        "offline",
+        "port",
+        "precision",
+        "prepare",
+        "processes",
+        "public_url",
+        "rate_limit",
+        "reap_interval_s",
+        "recycle_after",
+        "stall_s",
+        "start_allowance_s",
+        "storage_url",
+        "sweep_grace_s",
+        "sweep_interval_s",
+        "trusted_proxies",
+        "whisper",
+        "worker_memory_mb",
+        "workers",
+        "write_timeout_s",
+    }
+)
+"""Every setting of this machine and of its server, as config.toml spells it."""
+ENVIRONMENT_SETTINGS: Final = frozenset({"api_key", "base_url", "debug", "failpoint", "profile", "testing"})
+"""Settings that are read from the environment alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +101,19 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
     `_IDLE_UNLOAD_S`, `_PRECISION`, `_OFFLINE`, `_TESTING`, or the same in lower case, without the prefix, in
     `config.toml` in the home folder. `HF_HUB_OFFLINE` counts as `AFTERWORDS_OFFLINE`.
 
+    Warns:
+        UnknownSettingWarning: a variable of the environment has the prefix `AFTERWORDS_` and is not a setting.
+
     Raises:
-        UnreadableFileError: config.toml is there but is not TOML.
+        InvalidConfigError: config.toml is there but is not TOML, or sets a name that is not a setting.
+        UnreadableFileError: config.toml can't be read.
         InvalidOptionError: a setting has the wrong type, or a value that it can't have.
     """
     env = os.environ if environ is None else environ
+    if environ is None:
+        _warn_of(tuple(unknown_variables(env)))
     home = _home(env)
-    file = _read_toml(home / "config.toml")
+    file = read_config_file(home)
 
     def setting(key: str) -> str | None:
         value = env.get(f"AFTERWORDS_{key.upper()}") or file.get(key)
@@ -118,10 +170,68 @@ def _home(env: Mapping[str, str]) -> Path:
     return user_data_path("afterwords", appauthor=False)
 
 
-def _read_toml(path: Path) -> dict[str, object]:
+def read_config_file(home: Path) -> dict[str, object]:
+    """Read `config.toml` in a home folder; return an empty dictionary if there is none.
+
+    Raises:
+        InvalidConfigError: it is not TOML, or sets a name that is not a setting.
+        UnreadableFileError: it can't be read.
+        InvalidOptionError: the home folder is a file.
+    """
+    path = home / "config.toml"
     try:
-        return tomllib.loads(disk.read(path).decode("utf-8"))
+        found = tomllib.loads(disk.read(path).decode("utf-8-sig"))  # some editors begin a file with a byte order mark
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UnreadableFileError(path, why=f"{error}") from error
+    except NotADirectoryError:
+        raise InvalidOptionError(f"{PREFIX}HOME", value=str(home), allowed="a folder") from None
+    except UnicodeDecodeError as error:
+        raise InvalidConfigError(path, why="it is not UTF-8", hint="save it as UTF-8.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidConfigError(path, why=f"{error}", hint="correct it, or remove the file.") from error
+    except RecursionError as error:
+        raise InvalidConfigError(path, why="it is nested too deep", hint="correct it, or remove the file.") from error
+    except OSError as error:
+        raise UnreadableFileError(path, why=(error.strerror or str(error)).lower()) from error
+    for name in found.keys() - SETTINGS:
+        raise _unknown_setting(path, name)
+    return found
+
+
+def _unknown_setting(path: Path, name: str) -> InvalidConfigError:
+    if name in ENVIRONMENT_SETTINGS:
+        hint = f"remove the line, and set {PREFIX}{name.upper()} in the environment."
+        return InvalidConfigError(path, why=f"{name} is read from the environment alone", hint=hint)
+    near = _near(name)
+    return InvalidConfigError(
+        path,
+        why=f"it sets {name}, which is not a setting",
+        hint=f"did you mean {near}?" if near in SETTINGS else "remove the line, or correct the name.",
+    )
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return a sentence on each variable that has the prefix of settings and is none; values are not shown."""
+    names = sorted(name for name in environ if name.startswith(PREFIX))
+    unknown = [name for name in names if name.removeprefix(PREFIX).lower() not in SETTINGS | ENVIRONMENT_SETTINGS]
+    return [
+        f"{name} is not a setting and is ignored" + (f"; did you mean {PREFIX}{near.upper()}?" if near else ".")
+        for name in unknown
+        for near in [_near(name)]
+    ]
+
+
+def _near(name: str) -> str | None:
+    from difflib import get_close_matches
+
+    known = sorted(SETTINGS | ENVIRONMENT_SETTINGS)
+    return next(iter(get_close_matches(name.lower().removeprefix(PREFIX.lower()), known, n=1)), None)
+
+
+@cache
+def _warn_of(sentences: tuple[str, ...]) -> None:
+    """Warn once a process."""
+    import warnings
+
+    for sentence in sentences:
+        warnings.warn(sentence, UnknownSettingWarning, stacklevel=3)

@@ -25,9 +25,12 @@ _LATEST_S = 253_402_300_799  # 9999-12-31T23:59:59Z, after which Python has no d
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
+_HOME_HINT = "see that the folder can be made and written to, or set AFTERWORDS_HOME to one that can."
+
+
 @contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """Give a failed write its name.
+def storing(path: Path, *, hint: str | None = None) -> Iterator[None]:
+    """Give a failed write its name, and a fix if another than a better place for the file is right.
 
     Raises:
         StorageFullError: the disk, the quota or the size limit is used up.
@@ -36,17 +39,21 @@ def storing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise refusal(error, path, why=error.strerror or str(error)) from error
+        raise refusal(error, path, why=error.strerror or str(error), hint=hint) from error
 
 
-def refusal(error: OSError, path: Path | str, *, why: str) -> StorageFullError | UnwritableOutputError:
+def refusal(
+    error: OSError, path: Path | str, *, why: str, hint: str | None = None
+) -> StorageFullError | UnwritableOutputError:
     """The name of a failed write: a disk, quota or size limit used up, or `why`."""
-    return StorageFullError(path) if error.errno in _FULL else UnwritableOutputError(path, why=why)
+    if error.errno in _FULL:
+        return StorageFullError(path)
+    return UnwritableOutputError(path, why=why) if hint is None else UnwritableOutputError(path, why=why, hint=hint)
 
 
 def make_folder(path: Path) -> None:
     """Make a folder that only its owner may enter (0700); one that is there is left as it is."""
-    with storing(path):
+    with storing(path, hint=_HOME_HINT):
         for folder in [*reversed(path.parents), path]:  # `parents=True` would give the mode to the last alone
             if not folder.is_dir():
                 folder.mkdir(mode=0o700, exist_ok=True)
@@ -65,7 +72,7 @@ def write(path: Path, pieces: Iterable[bytes], *, part: Path | None = None, is_d
         StorageFullError, UnwritableOutputError: what stood there before still stands there.
     """
     part = part or path.with_name(f"{path.name}.part")
-    with storing(path):
+    with storing(path, hint=_HOME_HINT):
         try:
             part.unlink(missing_ok=True)
             # The mode is given at creation: between open and a later chmod, others could read.
@@ -101,7 +108,7 @@ def locked(
     from filelock import FileLock, Timeout
 
     lock = FileLock(path, timeout=timeout_s, mode=0o600)
-    with storing(path.parent):
+    with storing(path.parent, hint=_HOME_HINT):
         try:
             lock.acquire()
         except Timeout as error:
@@ -158,6 +165,30 @@ def read_pieces(path: Path) -> Iterator[bytes]:
                 yield piece
     except OSError as error:
         raise UnreadableFileError(path, why=error.strerror or str(error)) from error
+
+
+def read_stream(file: BinaryIO, max_bytes: int = -1, *, name: str = "The file object") -> bytes:
+    """Read an open file from where it stands; one that was just written, and stands at its end, from its beginning.
+
+    Args:
+        file: open for reading bytes.
+        max_bytes: how much to read at most; -1 reads all.
+        name: what to call it in a message.
+
+    Raises:
+        UnreadableFileError: it is open as text, or not for reading, or reading fails.
+    """
+    try:
+        content = file.read(max_bytes)
+        if not content and file.seekable() and file.tell():
+            file.seek(0)
+            content = file.read(max_bytes)
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise UnreadableFileError(name, why=str(error).rstrip(".").lower()) from error
+    if not isinstance(content, bytes):
+        hint = "open it with mode 'rb', or give its path."
+        raise UnreadableFileError(name, why="it is open as text and not as bytes", hint=hint)
+    return content
 
 
 def read_json(path: Path) -> Any:

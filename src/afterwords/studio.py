@@ -17,6 +17,7 @@ from afterwords.audio import Audio, decode
 from afterwords.backends import registry
 from afterwords.backends.base import Engine, Progress, Reference, ignore_progress
 from afterwords.config import Config, load_config
+from afterwords.disk import read_stream
 from afterwords.errors import (
     AfterwordsError,
     ConsentRequiredError,
@@ -170,7 +171,8 @@ def clone(
     """Make a voice from a recording and keep it in the library.
 
     Args:
-        source: a file, its bytes, or an open binary file; any format the audio reader knows, 5 s to 30 min.
+        source: a file, its bytes, or an open binary file, in any format the audio reader knows, 5 s to 30 min. An open
+            file is read from where it stands, and from its beginning if it stands at its end.
         name: what to call it.
         consent: by what right: "self", "granted", "public-domain" or "synthetic".
         text: transcript of the recording. Where it is missing and faster-whisper is installed, it is written down
@@ -291,7 +293,7 @@ def _original(source: Path | str | bytes | BinaryIO) -> tuple[Path | bytes, str]
         return source, "the recording"
     if isinstance(source, (str, Path)):
         return Path(source), Path(source).name
-    content = source.read(MAX_STREAM_BYTES + 1)
+    content = read_stream(source, MAX_STREAM_BYTES + 1, name="The recording")
     if len(content) > MAX_STREAM_BYTES:
         raise FileTooLargeError("The recording", size_bytes=len(content), maximum_bytes=MAX_STREAM_BYTES)
     name = getattr(source, "name", None)

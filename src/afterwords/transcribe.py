@@ -102,7 +102,7 @@ def transcribe(
     whisper = _model(model or load_config().whisper or DEFAULT_MODEL, progress)
     progress(0.0, "transcribing")
     if lang not in (None, "en") and not whisper.model.is_multilingual:
-        raise TranscriberError(f"the Whisper model knows English only, and {lang!a} was asked for")
+        raise TranscriberError(f"the Whisper model knows English only, and '{lang}' was asked for")
     if len(audio.samples) == 0:
         return Transcript("", (), lang or "en")
     samples = resample(audio.samples, audio.sample_rate, _WHISPER_RATE)

@@ -132,7 +132,7 @@ def test_settings_that_are_no_toml_are_refused(home: Path) -> None:
     home.mkdir()
     (home / "config.toml").write_text("backends = [")
 
-    assert "config.toml" in run("voices").refused(5, "UnreadableFileError")
+    assert "config.toml" in run("voices").refused(5, "InvalidConfigError")
 
 
 # -- completion -----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from afterwords.errors import InsecureServerError, InvalidOptionError, UnreadableFileError
+from afterwords.errors import InsecureServerError, InvalidConfigError, InvalidOptionError
 from afterwords.server import Settings, load_settings
 
 STRONG = "x" * 32
@@ -117,7 +117,7 @@ def test_a_secret_that_can_not_be_used_is_not_shown(config: Path) -> None:
 
 def test_a_file_that_is_no_toml_is_told(config: Path) -> None:
     config.write_text("port = ")
-    with pytest.raises(UnreadableFileError, match=r"config\.toml"):
+    with pytest.raises(InvalidConfigError, match=r"config\.toml"):
         load_settings()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO, TextIOWrapper
@@ -33,7 +34,7 @@ from afterwords.cli import (
     voices,
 )
 from afterwords.cli.help import HelpCommand, HelpGroup, examples
-from afterwords.errors import AfterwordsError
+from afterwords.errors import AfterwordsError, UnknownSettingWarning
 
 INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended: 128 + SIGINT
 
@@ -75,6 +76,16 @@ def options(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), nl=False)
         raise typer.Exit(output.UsageError.exit_code)
+    _warn_of_unknown_settings()
+
+
+def _warn_of_unknown_settings() -> None:
+    """Say in one line each which variables are misspelled; libraries would be told by a Python warning."""
+    from afterwords.config import unknown_variables
+
+    warnings.simplefilter("ignore", UnknownSettingWarning)
+    for sentence in unknown_variables(os.environ):
+        output.note(f"[bold yellow]Warning:[/bold yellow] {output.shown(sentence)}")
 
 
 def _add(name: str, function: Callable[..., None], panel: str, *lines: str) -> None:

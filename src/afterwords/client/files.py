@@ -13,7 +13,7 @@ from afterwords.models import ConsentKind, JobStatus, SpeechFormat
 
 
 def bytes_of(source: Path | str | bytes | BinaryIO) -> bytes:
-    """All of a file, by its path, its bytes, or open.
+    """All of a file, by its path, its bytes, or open; one that stands at its end is read from its beginning.
 
     Raises:
         UnreadableFileError: it can't be read.
@@ -22,7 +22,7 @@ def bytes_of(source: Path | str | bytes | BinaryIO) -> bytes:
         return source
     if isinstance(source, Path | str):
         return b"".join(disk.read_pieces(Path(source)))
-    return source.read()
+    return disk.read_stream(source)
 
 
 def wav_of(recording: Path | str | bytes | BinaryIO) -> bytes:

@@ -290,7 +290,8 @@ class Voices:
         """Register a voice from a recording. (`afterwords.push` brings one that was cloned at home.)
 
         Args:
-            recording: 5 to 60 s; a WAV goes as it is, anything else is decoded here.
+            recording: 5 to 60 s; a WAV goes as it is, anything else is decoded here. An open file is read from where
+                it stands, and from its beginning if it stands at its end.
             name: what to call it.
             text: transcript of the recording.
             lang: language of the recording.

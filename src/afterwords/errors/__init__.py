@@ -14,7 +14,7 @@ the person. No message repeats text, a transcript or a key.
     │   │       └── BadChannelsError · BadSampleRateError · BadBitsError · BadBlockAlignError · UnsupportedEncodingError
     │   ├── TextError
     │   │   └── EmptyTextError · ControlCharacterError · InvalidUnicodeError · TextTooLongError
-    │   ├── UnsupportedLangError · InvalidBackendError · InvalidNameError · InvalidOptionError
+    │   ├── UnsupportedLangError · InvalidBackendError · InvalidNameError · InvalidOptionError · InvalidConfigError
     │   ├── ConsentRequiredError · VoiceRequiredError · VoiceExistsError
     │   └── UnreadableFileError · UnwritableOutputError · UnmarkableFormatError · InvalidBackupError
     ├── VoiceNotFoundError                 no such voice (exit 4)
@@ -74,6 +74,7 @@ from afterwords.errors.given import (
     FileTooLargeError,
     InvalidBackendError,
     InvalidBackupError,
+    InvalidConfigError,
     InvalidInputError,
     InvalidNameError,
     InvalidOptionError,
@@ -92,6 +93,7 @@ from afterwords.errors.given import (
     TextTooLongError,
     TooManyChunksError,
     TruncatedWavError,
+    UnknownSettingWarning,
     UnmarkableFormatError,
     UnreadableFileError,
     UnsupportedAudioError,
@@ -232,6 +234,7 @@ __all__ = [
     "InvalidBackendError",
     "InvalidBackupError",
     "InvalidBundleError",
+    "InvalidConfigError",
     "InvalidFieldError",
     "InvalidHostError",
     "InvalidInputError",
@@ -312,6 +315,7 @@ __all__ = [
     "UnauthorizedError",
     "UnavailableError",
     "UnknownModelError",
+    "UnknownSettingWarning",
     "UnmarkableFormatError",
     "UnreachableError",
     "UnreadableFileError",

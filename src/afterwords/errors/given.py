@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from afterwords.errors.root import AfterwordsError
+from afterwords.errors.root import AfterwordsError, quoted
 
 
 class InvalidInputError(AfterwordsError):
@@ -279,7 +279,7 @@ class UnsupportedLangError(InvalidInputError):
         else:
             hint = f"choose one of: {spoken}."
         super().__init__(
-            f"{who} does not speak {'that language' if lang is None else ascii(lang)}; it speaks {spoken}.", hint=hint
+            f"{who} does not speak {'that language' if lang is None else quoted(lang)}; it speaks {spoken}.", hint=hint
         )
 
 
@@ -288,7 +288,7 @@ class InvalidBackendError(InvalidInputError):
 
     def __init__(self, backend: str | None, *, offered: Iterable[str]) -> None:
         names = ", ".join(offered) or "none"
-        which = "such backend" if backend is None else f"backend {backend!a}"
+        which = "such backend" if backend is None else f"backend {quoted(backend)}"
         super().__init__(f"There is no {which} here; offered: {names}.", hint="`afterwords backends` lists them.")
 
 
@@ -305,7 +305,7 @@ class InvalidOptionError(InvalidInputError):
     code = "invalid_option"
 
     def __init__(self, option: str, *, value: object, allowed: str) -> None:
-        super().__init__(f"{option} is {value!a}, and must be {allowed}.", hint=f"give {option} as {allowed}.")
+        super().__init__(f"{option} is {quoted(value)}, and must be {allowed}.", hint=f"give {option} as {allowed}.")
 
 
 class ConsentRequiredError(InvalidInputError):
@@ -326,7 +326,7 @@ class VoiceRequiredError(InvalidInputError):
         if names:
             super().__init__(
                 f"There are {len(names)} voices and none was named.",
-                hint=f"add --voice NAME ({', '.join(ascii(n)[1:-1] for n in names[:5])}), "
+                hint=f"add --voice NAME ({', '.join(names[:5])}), "
                 "or choose one for good with `afterwords voices default NAME`.",
             )
         else:
@@ -341,7 +341,7 @@ class VoiceExistsError(InvalidInputError):
 
     def __init__(self, name: str, *, where: str = "`afterwords clone --replace`") -> None:
         super().__init__(
-            f"There is already another voice named {name!a}.",
+            f"There is already another voice named {quoted(name)}.",
             hint=f"choose another name, or let {where} take its place.",
         )
 
@@ -349,8 +349,8 @@ class VoiceExistsError(InvalidInputError):
 class UnreadableFileError(InvalidInputError):
     code = "unreadable_file"
 
-    def __init__(self, path: Path | str, *, why: str) -> None:
-        super().__init__(f"{path} can't be read: {why}.", hint="check the path and its permissions.")
+    def __init__(self, path: Path | str, *, why: str, hint: str = "check the path and its permissions.") -> None:
+        super().__init__(f"{path} can't be read: {why}.", hint=hint)
 
 
 class InvalidBackupError(InvalidInputError):
@@ -360,6 +360,19 @@ class InvalidBackupError(InvalidInputError):
         super().__init__(
             f"{str(path)!a} can't be restored: {why}.", hint="use another backup; nothing was changed here."
         )
+
+
+class InvalidConfigError(InvalidInputError):
+    """`config.toml` holds a mistake."""
+
+    code = "invalid_config"
+
+    def __init__(self, path: Path | str, *, why: str, hint: str) -> None:
+        super().__init__(f"There is a mistake in {path}: {why}.", hint=hint)
+
+
+class UnknownSettingWarning(UserWarning):
+    """A variable of the environment is named as a setting of afterwords and is none; it may be misspelled."""
 
 
 class UnwritableOutputError(InvalidInputError):
@@ -378,4 +391,6 @@ class UnmarkableFormatError(InvalidInputError):
 
     def __init__(self, given: str, *, formats: Iterable[str]) -> None:
         names = ", ".join(formats)
-        super().__init__(f"{given!a} is not a format that can be written; known: {names}.", hint="add --format wav.")
+        super().__init__(
+            f"{quoted(given)} is not a format that can be written; known: {names}.", hint="add --format wav."
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afterwords.errors.root import AfterwordsError
+from afterwords.errors.root import AfterwordsError, quoted
 from afterwords.install import pip_install
 
 
@@ -17,9 +17,9 @@ class VoiceNotFoundError(AfterwordsError):
     def __init__(
         self, name: str | None = None, *, nearest: Sequence[str] = (), where: str = "`afterwords voices list`"
     ) -> None:
-        near = " or ".join(ascii(n) for n in nearest)
+        near = " or ".join(quoted(n) for n in nearest)
         super().__init__(
-            "There is no such voice." if name is None else f"There is no voice {name!a}.",
+            "There is no such voice." if name is None else f"There is no voice {quoted(name)}.",
             hint=f"did you mean {near}?" if near else f"{where} shows what there is.",
         )
 
@@ -36,7 +36,7 @@ class MissingExtraError(UnavailableError):
 
     def __init__(self, extra: str, *, purpose: str) -> None:
         super().__init__(
-            f"{purpose} needs the extra {extra!a}, which is not installed.",
+            f"{purpose} needs the extra {quoted(extra)}, which is not installed.",
             hint=pip_install(extra),
         )
 
@@ -127,7 +127,7 @@ class UnknownModelError(AfterwordsError):
     exit_code = 4
 
     def __init__(self, name: str, *, known: Sequence[str]) -> None:
-        super().__init__(f"There is no model {name!a} to pull.", hint=f"choose one of: {', '.join(known)}.")
+        super().__init__(f"There is no model {quoted(name)} to pull.", hint=f"choose one of: {', '.join(known)}.")
 
 
 class ForeignModelError(AfterwordsError):

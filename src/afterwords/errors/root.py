@@ -21,6 +21,11 @@ class AfterwordsError(Exception):
         super().__init__(self.message)
 
 
+def quoted(value: object) -> str:
+    """Return what was given in quotation marks, letter by letter, for the message of an error."""
+    return f"'{value}'" if isinstance(value, str) else repr(value)
+
+
 def _printable(text: str) -> str:
     """Text as it may be printed: escapes stand for what a terminal would act on."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

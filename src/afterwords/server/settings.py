@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
-from afterwords.config import load_config
+from afterwords.config import load_config, read_config_file
 from afterwords.errors import InsecureServerError, InvalidOptionError
 
 SECRET_MIN_CHARS: Final = 32
@@ -118,7 +118,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - a .env beside the program is not ours to read
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        file = TomlConfigSettingsSource(settings_cls, load_config().home / "config.toml")
+        file = InitSettingsSource(settings_cls, read_config_file(load_config().home))
         return init_settings, env_settings, file
 
     @property
@@ -181,7 +181,7 @@ def load_settings(**given: object) -> Settings:
 
     Raises:
         InvalidOptionError: one can't be used.
-        UnreadableFileError: config.toml is there but is not TOML.
+        InvalidConfigError: config.toml is there but is not TOML, or sets a name that is not a setting.
     """
     try:
         return Settings(**given)  # type: ignore[arg-type]
