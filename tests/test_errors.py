@@ -53,6 +53,7 @@ EXAMPLES: list[AfterwordsError] = [
     errors.InvalidConfigError(Path(HOSTILE), why=HOSTILE, hint=HOSTILE),
     errors.InvalidBackupError(Path(HOSTILE), why="it was cut"),
     errors.ServerRunningError(),
+    errors.AdminRequiredError(),
     errors.ServerNotEmptyError(why="it has 1 voices"),
     errors.UnwritableOutputError(Path(HOSTILE), why="its folder does not exist"),
     errors.UnmarkableFormatError(HOSTILE, formats=("wav", "mp3")),

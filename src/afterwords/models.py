@@ -239,6 +239,23 @@ class ApiKey(Model):
     expires_at: UtcTime | None = Field(default=None, description="When it stops working; absent: never.")
     revoked_at: UtcTime | None = Field(default=None, description="When it was revoked, if it was.")
     character_limit: int | None = Field(default=None, ge=0, description="Characters it may spend in a period.")
+    account_id: str | None = Field(default=None, description="The account that owns what is made with it.")
+    prefix: str | None = Field(default=None, description="How the key begins, to find it in a program's settings.")
+    used_at: UtcTime | None = Field(default=None, description="When it was last used, UTC, to the minute.")
+    characters: int | None = Field(
+        default=None, ge=0, description="Characters spent this calendar month, by it and those it replaced."
+    )
+
+
+class Account(Model):
+    """What one account of a server has and has spent, for the admin."""
+
+    account_id: str = Field(description="Identifier of the account, a UUID.")
+    created_at: UtcTime = Field(description="When it was made, UTC.")
+    keys: int = Field(ge=0, description="Keys that are valid.")
+    voices: int = Field(ge=0, description="Voices.")
+    characters: int = Field(ge=0, description="Characters spent this calendar month, UTC.")
+    storage_bytes: int = Field(ge=0, description="Size of its recordings, job audio and cache.")
 
 
 class NewApiKey(Model):
@@ -248,6 +265,7 @@ class NewApiKey(Model):
     label: str | None = Field(default=None, description="What its owner calls it.")
     created_at: UtcTime = Field(description="When it was made, UTC.")
     key_id: str | None = Field(default=None, description="Identifier of the key; absent: the server does not tell.")
+    account_id: str | None = Field(default=None, description="The account that owns what is made with it.")
     webhook_secret: str | None = Field(
         default=None, repr=False, description="What webhooks of its jobs are signed with (Standard Webhooks)."
     )

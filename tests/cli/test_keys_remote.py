@@ -49,24 +49,37 @@ def test_admin_makes_a_key_that_works(served: Served) -> None:
 def test_without_the_admin_secret_no_key_is_made() -> None:
     told = run("keys", "create", "--remote").refused(3, "NotLoggedInError")
     assert "AFTERWORDS_ADMIN_SECRET" in told
+    run("accounts", "--remote").refused(3, "NotLoggedInError")
     wrong = "another-secret-that-opens-nothing-at-all"
     assert wrong not in run("keys", "create", "--remote", env={"AFTERWORDS_ADMIN_SECRET": wrong}).refused(
         3, "UnauthorizedError"
     )
 
 
+def test_own_key_makes_a_narrow_one_without_the_admin_secret(key: str, served: Served) -> None:
+    made = run("keys", "create", "--remote", "--scope", "voices:read")
+    assert made.code == 0, made.err
+    for secret in (key, made.out.strip()):
+        with served.client(secret) as client:
+            assert client.get("/v1/voices").json() == []
+    accounts = json.loads(run("accounts", "--remote", "--json", env=ADMIN).out)
+    assert {account["keys"] for account in accounts} >= {2}
+
+
 def test_own_keys_are_listed_rotated_and_revoked_without_it(key: str) -> None:
     head, row = run("keys", "list", "--remote").out.splitlines()
-    assert head.split() == ["id", "label", "scopes", "state", "created"]
-    key_id, *rest = row.split()
-    assert rest[:3] == ["a\\x1b[2Jb\\u202e", "all", "valid"]
+    assert head.split() == ["id", "key", "label", "account", "scopes", "spent", "used", "(UTC)", "created", "state"]
+    key_id, begins, label, _, *rest = row.split()
+    assert (begins, label) == (f"{key[:8]}…", "a\\x1b[2Jb\\u202e")
+    assert (rest[0], rest[1], rest[-1]) == ("all", "0", "valid")
 
     rotated = run("keys", "rotate", key_id, "--overlap", "60", "--remote", "--json")
 
     new = json.loads(rotated.out)
     assert "afterwords login" in rotated.err
     assert new["api_key"] != key
-    assert run("keys", "revoke", new["key_id"], "--remote").err == "Revoked.\n"
+    env = {"AFTERWORDS_API_KEY": new["api_key"]}
+    assert run("keys", "revoke", new["key_id"], "--remote", env=env).err == "Revoked.\n"
     run("usage", env={"AFTERWORDS_API_KEY": new["api_key"]}).refused(3, "UnauthorizedError")
 
 

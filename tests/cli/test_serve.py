@@ -9,6 +9,7 @@ import signal
 import socket
 import sqlite3
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -161,7 +162,34 @@ class TestKeys:
         key = listed(shared)[key_id]
         assert (key["label"], key["scopes"], key["character_limit"]) == (label, ["synthesize", "voices:read"], 5)
         (row,) = [line for line in run("keys", "list", env=shared).out.splitlines() if key_id in line]
-        assert row.split()[1:5] == ["a\\x1b[2Jb\\u202e", "synthesize", "voices:read", "valid"]
+        account = str(key["account_id"])[:8]
+        begins = f"{key['prefix']}…"
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
+        shown = ["a\\x1b[2Jb\\u202e", account, "synthesize", "voices:read", "0", "/", "5", "-", today, "valid"]
+        assert row.split()[1:] == [begins, *shown]
+
+    def test_a_key_for_the_account_of_another(self, shared: dict[str, str]) -> None:
+        key, key_id = created(shared)
+        _, by_key = created(shared, "--for", key_id, "--scope", "synthesize")
+        account = str(listed(shared)[key_id]["account_id"])
+        _, by_account = created(shared, "--account", account)
+        keys = listed(shared)
+        assert {keys[each]["account_id"] for each in (key_id, by_key, by_account)} == {account}
+        assert keys[key_id]["prefix"] == key[:8]
+        run("keys", "create", "--for", NOBODY, env=shared).refused(4, "KeyNotFoundError")
+        run("keys", "create", "--account", NOBODY, env=shared).refused(5, "InvalidFieldError")
+
+        done = run("accounts", env=shared)
+
+        (row,) = [line for line in done.out.splitlines() if account in line]
+        assert row.split()[:5] == [account, "3", "0", "0", "0.0"]
+        assert account in {each["account_id"] for each in json.loads(run("accounts", "--json", env=shared).out)}
+
+    def test_without_a_command_the_keys_are_listed(self, shared: dict[str, str]) -> None:
+        _, key_id = created(shared)
+        assert key_id in run("keys", env=shared).out
+        told = run("keys", "--remote", "revoke", key_id, env=shared).refused(2, "UsageError")
+        assert "--remote and --profile go last" in told
 
     def test_revoking_makes_a_key_useless(self, shared: dict[str, str]) -> None:
         _, key_id = created(shared)

@@ -11,7 +11,9 @@ import pytest
 
 from afterwords import Audio, Client, Voice
 from afterwords.errors import (
+    AdminRequiredError,
     IdempotencyConflictError,
+    InsufficientScopeError,
     InvalidBundleError,
     InvalidInputError,
     InvalidOptionError,
@@ -310,8 +312,13 @@ class TestService:
     ) -> None:
         user = either(server.url, key)
         assert len(user.keys.list()) == 1
-        with pytest.raises(UnauthorizedError):
-            user.keys.create()
+        for call in (user.keys.create, user.keys.accounts):
+            with pytest.raises(AdminRequiredError, match="Only the admin secret"):
+                call()
+        made = user.keys.create(scopes=["synthesize"])
+        assert made.account_id == user.keys.list()[0].account_id
+        with pytest.raises(InsufficientScopeError):
+            list(either(server.url, made.api_key).voices.list())
 
     def test_without_a_key_nothing_is_sent(self, either: Either, server: Served) -> None:
         stranger = either(server.url)

@@ -50,6 +50,7 @@ class Sweeper:
             blobs=self.blobs,
             clock=self.clock,
             voices=NOTHING,
+            keys=NOTHING,
             ownership=self.ownership,
             dispatcher=NOTHING,
             news=NOTHING,

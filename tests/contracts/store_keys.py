@@ -190,3 +190,37 @@ class KeyClaims:
         assert await world.spent() == 7
         world.clock.wall = START
         assert await world.spent() == 0
+
+    async def test_use_of_keys_is_noted_and_shown(self, world: World) -> None:
+        ann, bob = await world.caller("ann", prefix="aw_annie"), await world.caller("bob")
+        await world.job(ann, char_count=7)
+        world.clock.pass_s(60)
+        await world.store.keys_used([ann.key_id])
+
+        first, second = await world.store.keys(account_id=None)
+
+        assert (first.key_id, first.account_id, first.prefix) == (ann.key_id, ann.account_id, "aw_annie")
+        assert (first.used_at, first.characters) == (world.clock.now(), 7)
+        assert (second.key_id, second.used_at, second.characters) == (bob.key_id, None, 0)
+
+    async def test_accounts_are_shown_with_what_they_have(self, world: World) -> None:
+        ann, bob = await world.caller("ann"), await world.caller("bob")
+        other = await world.caller("other", account_id=ann.account_id)
+        await world.store.revoke_key(other.key_id, account_id=None)
+        voice = await world.voice(ann, ref_duration_s=2.0, ref_sample_rate=24_000)
+        job = await world.job(ann, voice, char_count=7)
+        await world.claim()
+        await world.store.finish(job.job_id, 1, audio())
+
+        first, second = await world.store.accounts()
+
+        assert (first.account_id, first.keys, first.voices, first.characters) == (ann.account_id, 1, 1, 7)
+        assert first.storage_bytes == 2 * 24_000 * 2 + 2 * 4800
+        assert (second.account_id, second.keys, second.voices, second.storage_bytes) == (bob.account_id, 1, 0, 0)
+
+    async def test_key_in_its_overlap_makes_no_other(self, world: World) -> None:
+        ann = await world.caller("ann")
+        await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("new"), overlap_s=5)
+
+        with pytest.raises(KeyReplacedError):
+            await world.store.add_key(NewKey(digest("x"), scopes=("synthesize",)), by=ann.key_id)

@@ -80,9 +80,68 @@ class TestKeys:
         assert made["label"] == (body or {}).get("label")
         assert TIME.fullmatch(made["created_at"])
 
-    def test_a_users_key_makes_none(self, client: httpx.Client) -> None:
+    def test_a_users_key_makes_none_without_scopes(self, served: Served, client: httpx.Client) -> None:
         answer = client.post("/v1/keys", json={})
-        assert (answer.status_code, code_of(answer)) == (401, "unauthorized")
+        assert (answer.status_code, code_of(answer)) == (403, "admin_required")
+        answer = client.get("/v1/accounts")
+        assert (answer.status_code, code_of(answer)) == (403, "admin_required")
+        with served.client("aw_" + "a" * 43) as nobody:
+            assert (nobody.post("/v1/keys").status_code, nobody.get("/v1/accounts").status_code) == (401, 401)
+
+    def test_a_full_key_makes_narrow_ones_that_speak_with_its_voices(
+        self, served: Served, client: httpx.Client
+    ) -> None:
+        voice_id = register(client)
+        made = client.post("/v1/keys", json={"label": "app", "scopes": ["synthesize"], "character_limit": 50})
+        assert made.status_code == 201
+        with served.client(made.json()["api_key"]) as app:
+            job_id = speak(app, voice_id, "Spoken by the app.")
+            assert final(client, job_id)["status"] == "ready"
+            answers = [
+                app.post("/v1/keys", json={"scopes": ["synthesize"]}),
+                app.get("/v1/voices"),
+                app.post("/v1/synthesize", json={"voice_id": voice_id, "text": "x" * 51}),
+            ]
+        codes = [(answer.status_code, code_of(answer)) for answer in answers]
+        assert codes == [(403, "insufficient_scope"), (403, "insufficient_scope"), (429, "quota_exceeded")]
+        with served.client(served.new_key(character_limit=5)) as limited:
+            answer = limited.post("/v1/keys", json={"scopes": ["synthesize"]})
+            assert (answer.status_code, code_of(answer)) == (403, "insufficient_scope")
+
+    def test_keys_for_an_account_are_made_by_the_admin_and_by_no_other(self, served: Served) -> None:
+        client = served.client(served.new_key())
+        [own] = client.get("/v1/keys").json()
+        with served.client(served.new_key()) as other:
+            [others] = other.get("/v1/keys").json()
+        with served.admin as admin:
+            for named in ({"account_id": own["account_id"]}, {"for_key": own["key_id"]}):
+                key = admin.post("/v1/keys", json=named).json()
+                assert key["account_id"] == own["account_id"]
+            wrong = [{"account_id": NOBODY}, {"for_key": NOBODY}, {"for_key": own["key_id"], "account_id": NOBODY}]
+            answers = [admin.post("/v1/keys", json=named) for named in wrong]
+        narrow = {"scopes": ["synthesize"]}
+        answers += [
+            client.post("/v1/keys", json={**narrow, "account_id": others["account_id"]}),
+            client.post("/v1/keys", json={**narrow, "for_key": others["key_id"]}),
+        ]
+        codes = [(answer.status_code, code_of(answer)) for answer in answers]
+        unknown_account, unknown_key = (422, "invalid_field"), (404, "key_not_found")
+        assert codes == [unknown_account, unknown_key, unknown_key, unknown_account, unknown_key]
+        assert {key["account_id"] for key in client.get("/v1/keys").json()} == {own["account_id"]}
+        client.close()
+
+    def test_the_admin_sees_what_each_account_has(self, served: Served) -> None:
+        client = served.client(served.new_key())
+        voice_id = register(client)
+        final(client, speak(client, voice_id, "Counted."))
+        [key] = client.get("/v1/keys").json()
+        with served.admin as admin:
+            (account,) = [each for each in admin.get("/v1/accounts").json() if each["account_id"] == key["account_id"]]
+        assert (account["keys"], account["voices"], account["characters"]) == (1, 1, len("Counted."))
+        assert account["storage_bytes"] > READER.stat().st_size / 4
+        assert key["characters"] == len("Counted.")
+        assert key["prefix"] == client.headers["Authorization"].removeprefix("Bearer ")[:8]
+        client.close()
 
     def test_a_key_is_stored_as_its_sha256_only(self, served: Served) -> None:
         key = served.new_key()

@@ -118,6 +118,7 @@ _add("serve", serve.serve, SERVER, "afterwords serve", "afterwords serve --host 
 app.add_typer(keys.app, name="keys", rich_help_panel=SERVER)
 _add("backup", backup.backup, SERVER, "afterwords backup /backups/afterwords.tar")
 _add("restore", backup.restore, SERVER, "afterwords restore /backups/afterwords.tar")
+_add("accounts", keys.accounts, SERVER, "afterwords accounts")
 app.add_typer(storage.app, name="storage", rich_help_panel=SERVER)
 _add("login", account.login, REMOTE, "afterwords login https://voices.example.com")
 _add("logout", account.logout, REMOTE)

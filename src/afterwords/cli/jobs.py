@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from afterwords.models import Job
 
 app = typer.Typer(
-    cls=HelpGroup, help="List, show, wait for, cancel and download jobs of a server.", no_args_is_help=True
+    cls=HelpGroup, help="List, show, wait for, cancel and download jobs of a server.", invoke_without_command=True
 )
 
 STEPS: Final = {
@@ -35,6 +35,16 @@ STEPS: Final = {
 
 JobId = Annotated[str, typer.Argument(help="Id of a job, as `afterwords jobs list` shows it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def jobs(context: typer.Context, profile: Profile = None) -> None:
+    if context.invoked_subcommand is None:
+        list_jobs(profile=profile)
+    elif profile is not None:
+        raise output.UsageError(
+            "--profile goes last here.", hint=f"afterwords jobs {context.invoked_subcommand} … --profile {profile}."
+        )
 
 
 @app.command("list", cls=HelpCommand)

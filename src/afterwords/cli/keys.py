@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from afterwords.cli import output
-from afterwords.cli.help import HelpCommand, HelpGroup
+from afterwords.cli.help import HelpCommand, HelpGroup, examples
 from afterwords.cli.remote import Profile, Remote, is_remote, server
 from afterwords.cli.serve import require_server
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=HelpGroup,
     help="List, create, rotate and revoke API keys of the server on this machine, or of another.",
-    no_args_is_help=True,
+    invoke_without_command=True,
 )
 
 T = TypeVar("T")
@@ -27,7 +27,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeyId = Annotated[str, typer.Argument(help="Its id, as `keys list` shows it.")]
 
 
-@app.command(cls=HelpCommand)
+@app.callback()
+def keys(context: typer.Context, remote: Remote = False, profile: Profile = None) -> None:
+    if context.invoked_subcommand is None:
+        list_(remote=remote, profile=profile)
+    elif is_remote(remote, profile):
+        raise output.UsageError(
+            "--remote and --profile go last here.",
+            hint=f"afterwords keys {context.invoked_subcommand} … --remote.",
+        )
+
+
+@app.command(cls=HelpCommand, epilog=examples("afterwords keys create --for KEY_ID --scope synthesize --label app"))
 def create(
     label: Annotated[str | None, typer.Option(help="Name of the key, for you.")] = None,
     scope: Annotated[
@@ -36,14 +47,24 @@ def create(
     character_limit: Annotated[
         int | None, typer.Option(min=0, max=2**53 - 1, help="Characters it may spend in a month.")
     ] = None,
+    account: Annotated[
+        str | None, typer.Option(help="Account that it is for, as `afterwords accounts` shows it; absent: a new one.")
+    ] = None,
+    for_key: Annotated[str | None, typer.Option("--for", help="Id of a key whose account it is for.")] = None,
     remote: Remote = False,
     profile: Profile = None,
     as_json: Json = False,
 ) -> None:
     """Create a key. It is shown this once. With --remote, it needs the admin secret of that server."""
+    asked: dict[str, Any] = {
+        "label": label,
+        "character_limit": character_limit,
+        "account_id": account,
+        "for_key": for_key,
+    }
     if is_remote(remote, profile):
-        with server(profile, admin_secret=_admin_secret(profile)) as client:
-            made = client.keys.create(label=label, scopes=scope or (), character_limit=character_limit)
+        with server(profile, admin_secret=_admin_secret(profile, is_needed=not scope)) as client:
+            made = client.keys.create(scopes=scope or (), **asked)
         _show(made.api_key, made.key_id, made.model_dump(mode="json", exclude_none=True), as_json)
         return
     from afterwords.errors import InvalidOptionError
@@ -57,9 +78,7 @@ def create(
         if name not in known:
             raise InvalidOptionError("--scope", value=name, allowed=", ".join(Scope))
     scopes = tuple(Scope(name) for name in scope or ())
-    _show_minted(
-        _with_keys(lambda keys: keys.create(label=label, scopes=scopes, character_limit=character_limit)), as_json
-    )
+    _show_minted(_with_keys(lambda keys: keys.create(scopes=scopes, **asked)), as_json)
 
 
 @app.command("list", cls=HelpCommand)
@@ -79,14 +98,19 @@ def list_(remote: Remote = False, profile: Profile = None, as_json: Json = False
     rows = [
         (
             key.key_id,
-            key.label or "",
+            f"{key.prefix}…" if key.prefix else "-",
+            key.label or "-",
+            key.account_id[:8] if key.account_id else "-",
             " ".join(key.scopes) or "all",
-            _standing(key),
+            _spent(key),
+            f"{key.used_at:%Y-%m-%d %H:%M}" if key.used_at else "-",
             f"{key.created_at:%Y-%m-%d}",
+            _standing(key),
         )
         for key in found
     ]
-    output.result_table(("id", "label", "scopes", "state", "created"), rows)
+    heads = ("id", "key", "label", "account", "scopes", "spent", "used (UTC)", "created", "state")
+    output.result_table(heads, rows)
 
 
 @app.command(cls=HelpCommand)
@@ -138,13 +162,13 @@ def _with_keys(use: Callable[[Keys], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-def _admin_secret(profile: str | None) -> str | None:
-    """The secret that opens the door to new keys: the one that is set, else asked for at the terminal."""
+def _admin_secret(profile: str | None, *, is_needed: bool = True) -> str | None:
+    """Return the admin secret that is set; where it is needed and is not, ask at the terminal."""
     from afterwords.errors import NotLoggedInError
     from afterwords.profiles import find_access
 
     access = find_access(profile=profile)
-    if access.admin_secret is not None:
+    if access.admin_secret is not None or not is_needed:
         return access.admin_secret
     if not output.is_terminal():
         raise NotLoggedInError(access.base_url, what="admin secret")
@@ -164,11 +188,47 @@ def _show(secret: str, key_id: str | None, facts: dict[str, Any], as_json: bool)
     output.result(output.plain(secret))
 
 
+def _spent(key: ApiKey) -> str:
+    """Characters of this month, and the limit."""
+    spent = "-" if key.characters is None else f"{key.characters:,}"
+    return spent if key.character_limit is None else f"{spent} / {key.character_limit:,}"
+
+
 def _standing(key: ApiKey) -> str:
     from afterwords.models import now
 
     if key.revoked_at is not None:
         return "revoked"
-    if key.expires_at is not None and key.expires_at <= now():
-        return "expired"
-    return "valid"
+    if key.expires_at is None:
+        return "valid"
+    return "expired" if key.expires_at <= now() else f"valid until {key.expires_at:%Y-%m-%d %H:%M} UTC"
+
+
+def accounts(remote: Remote = False, profile: Profile = None, as_json: Json = False) -> None:
+    """List the accounts of the server on this machine, with what they have and have spent this month.
+
+    With --remote, it needs the admin secret of the other server.
+    """
+    if is_remote(remote, profile):
+        with server(profile, admin_secret=_admin_secret(profile)) as client:
+            found = list(client.keys.accounts())
+    else:
+        found = list(_with_keys(lambda keys: keys.accounts()))
+    if as_json:
+        output.result_json([account.model_dump(mode="json") for account in found])
+        return
+    if not found:
+        output.note("There is no account yet: afterwords keys create")
+        return
+    rows = [
+        (
+            account.account_id,
+            str(account.keys),
+            str(account.voices),
+            f"{account.characters:,}",
+            f"{account.storage_bytes / 1e6:,.1f} MB",
+            f"{account.created_at:%Y-%m-%d}",
+        )
+        for account in found
+    ]
+    output.result_table(("id", "keys", "voices", "characters this month", "storage", "created"), rows)

@@ -51,6 +51,7 @@ from afterwords.errors import (
 from afterwords.models import (
     BUNDLE_TYPE,
     NAME_MAX_CHARS,
+    Account,
     ApiKey,
     Health,
     Job,
@@ -127,13 +128,26 @@ class Operations:
     # -- keys ------------------------------------------------------------------------------------------------
 
     def create_key(
-        self, *, label: str | None, scopes: Sequence[str], character_limit: int | None
+        self,
+        *,
+        label: str | None,
+        scopes: Sequence[str],
+        character_limit: int | None,
+        account_id: str | None,
+        for_key: str | None,
     ) -> Operation[NewApiKey]:
-        if scopes or character_limit is not None:
-            yield from self._only_own("keys with scopes or limits")
-        body = given(label=label, scopes=list(scopes) or None, character_limit=character_limit)
+        more = given(
+            scopes=list(scopes) or None, character_limit=character_limit, account_id=account_id, for_key=for_key
+        )
+        if more:
+            yield from self._only_own("keys with scopes, limits or a given account")
+        body = {**given(label=label), **more}
         ask = Ask("POST", "/v1/keys", json=body, is_repeatable=False, is_admin=True)
         return shaped((yield from sent(ask, self._known)), NewApiKey)
+
+    def list_accounts(self) -> Operation[list[Account]]:
+        answer = yield from self._own(Ask("GET", "/v1/accounts", is_admin=True), "listing accounts")
+        return all_shaped(answer, Account)
 
     def list_keys(self) -> Operation[list[ApiKey]]:
         answer = yield from self._own(Ask("GET", "/v1/keys", is_admin=True), "listing keys")

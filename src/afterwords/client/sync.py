@@ -24,6 +24,7 @@ from afterwords.client.requests import Answer, Ask, Operation, Pause
 from afterwords.client.sync_speech import Jobs, RemoteBytes, RemoteJob, RemoteSpeech
 from afterwords.errors import AfterwordsError
 from afterwords.models import (
+    Account,
     ApiKey,
     ConsentKind,
     ConsentName,
@@ -377,25 +378,42 @@ class Voices:
 
 
 class Keys:
-    """The API keys of a server: `client.keys`. Making one needs the admin secret."""
+    """The API keys of a server: `client.keys`.
+
+    The admin secret makes any key. A key without scopes and limit makes keys with scopes for its own account.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._operations = client._operations
 
     def create(
-        self, *, label: str | None = None, scopes: Sequence[str] = (), character_limit: int | None = None
+        self,
+        *,
+        label: str | None = None,
+        scopes: Sequence[str] = (),
+        character_limit: int | None = None,
+        account_id: str | None = None,
+        for_key: str | None = None,
     ) -> NewApiKey:
-        """Make a key with an account of its own. It is shown this once.
+        """Make a key. It is shown this once. Made by the admin and without an account, it gets a new one.
 
         Args:
             label: what to call it.
             scopes: `voices:read`, `voices:write`, `synthesize`; none: everything.
             character_limit: characters that it may spend in a month.
+            account_id: the account that it is for, which owns its voices.
+            for_key: the id of a key whose account it is for.
         """
         return self._client._run(
-            self._operations.create_key(label=label, scopes=scopes, character_limit=character_limit)
+            self._operations.create_key(
+                label=label, scopes=scopes, character_limit=character_limit, account_id=account_id, for_key=for_key
+            )
         )
+
+    def accounts(self) -> list[Account]:
+        """List all accounts with what they have and have spent this month. It needs the admin secret."""
+        return self._client._run(self._operations.list_accounts())
 
     def list(self) -> list[ApiKey]:
         """List the keys of this account; for the admin, all."""

@@ -34,7 +34,9 @@ the person. No message repeats text, a transcript or a key.
     │   │   └── MissingFieldError · InvalidJsonError · InvalidMultipartError · InvalidHostError
     │   ├── InvalidFieldError · BadContentTypeError · InvalidWebhookUrlError · InvalidBundleError
     │   ├── RequestTooLargeError · RequestTimeoutError · RangeNotSatisfiableError
-    │   ├── UnauthorizedError · InsufficientScopeError
+    │   ├── UnauthorizedError
+    │   │   └── AdminRequiredError
+    │   ├── InsufficientScopeError
     │   ├── LimitError
     │   │   ├── RateLimitedError · TooManyConcurrentRequestsError · QueueFullError · QuotaExceededError
     │   │   └── TooManyAuthFailuresError
@@ -152,6 +154,7 @@ from afterwords.errors.root import (
 )
 from afterwords.errors.service import (
     AddressInUseError,
+    AdminRequiredError,
     AmbiguousVoiceNameError,
     BadContentTypeError,
     BadRequestError,
@@ -202,6 +205,7 @@ from afterwords.errors.service import (
 
 __all__ = [
     "AddressInUseError",
+    "AdminRequiredError",
     "AfterwordsError",
     "AmbiguousVoiceNameError",
     "AudioDeviceError",

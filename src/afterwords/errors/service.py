@@ -170,6 +170,21 @@ class UnauthorizedError(ServiceError):
         )
 
 
+class AdminRequiredError(UnauthorizedError):
+    """The key is good, and only the admin secret opens this."""
+
+    code = "admin_required"
+    http_status = 403
+
+    def __init__(self) -> None:
+        ServiceError.__init__(
+            self,
+            "Only the admin secret of the server opens this; a key was sent.",
+            hint="set AFTERWORDS_ADMIN_SECRET to the server's; a key without scopes and limit can make keys with "
+            "scopes for its own account.",
+        )
+
+
 class InsufficientScopeError(ServiceError):
     code = "insufficient_scope"
     http_status = 403

@@ -24,6 +24,7 @@ from limits.strategies import FixedWindowRateLimiter
 from pydantic import SecretStr
 
 from afterwords.errors import (
+    AdminRequiredError,
     InsufficientScopeError,
     InvalidHostError,
     RateLimitedError,
@@ -144,6 +145,7 @@ class Gate:
         Raises:
             UnauthorizedError: what came opens nothing here.
             TooManyAuthFailuresError: likewise, and too much of that came from this client within a minute.
+            AdminRequiredError: the key is good, and only the admin secret opens this.
             InsufficientScopeError: the key is good, and this is not among what it may do.
             RateLimitedError: the key has asked too often.
         """
@@ -157,13 +159,15 @@ class Gate:
                 if self._is_guessable and self._failures:
                     self._failures.check(self._client(peer, forwarded or []))
                 return Admitted(is_admin=True)
-            caller = None if needed.credential is Credential.ADMIN else await self._keys.caller(secret)
+            caller = await self._keys.caller(secret)
             if caller is None:
                 raise UnauthorizedError
         except UnauthorizedError:
             if self._failures:
                 self._failures.count(self._client(peer, forwarded or []))
             raise
+        if needed.credential is Credential.ADMIN:
+            raise AdminRequiredError
         if needed.scope and caller.scopes and needed.scope not in caller.scopes:
             raise InsufficientScopeError(needed.scope)
         self._count(caller.spending_id)

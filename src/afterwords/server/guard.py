@@ -37,7 +37,6 @@ from afterwords.errors import (
     RequestTooLargeError,
     RouteNotFoundError,
     ServiceError,
-    UnauthorizedError,
 )
 from afterwords.models import as_id
 from afterwords.server.gate import Admitted, Gate, Needs
@@ -337,7 +336,7 @@ def _headers_of(error: AfterwordsError) -> dict[str, str]:
             "RateLimit-Remaining": "0",
             "RateLimit-Reset": str(error.retry_after_s),
         }
-    if isinstance(error, UnauthorizedError):
+    if error.http_status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, MethodNotAllowedError):
         headers["Allow"] = error.allowed

@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
-from afterwords.models import ApiKey, Consent, JobStatus, Provenance, SpeechFormat, Usage
+from afterwords.models import Account, ApiKey, Consent, JobStatus, Provenance, SpeechFormat, Usage
 
 
 class Clock(Protocol):
@@ -56,13 +56,19 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A key to be stored: never the key itself, only its SHA-256. Without an account it gets one of its own."""
+    """A key to be stored: never the key itself, only its SHA-256 and how it begins.
+
+    Attributes:
+        account_id: whose it is. With `for_key`, it is the account of that key; with neither, a new one.
+    """
 
     sha256: bytes = field(repr=False)
     label: str | None = None
     scopes: tuple[str, ...] = ()
     character_limit: int | None = None
     account_id: str | None = None
+    for_key: str | None = None
+    prefix: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +283,25 @@ class Store(Protocol):
 
     # keys
 
-    async def add_key(self, key: NewKey) -> ApiKey:
-        """Keep a key; with no account, make one for it."""
+    async def add_key(self, key: NewKey, *, by: str | None = None) -> ApiKey:
+        """Keep a key; with no account, make one for it. `by` is the key that asks, None the admin.
+
+        A key makes others for its own account only, and with scopes.
+
+        Raises:
+            KeyNotFoundError, InvalidFieldError: there is no such key or account, or it is another's.
+            KeyReplacedError: the asking key is valid only for an overlap.
+            InsufficientScopeError: the asking key has scopes or a limit.
+            AdminRequiredError: a key asks for one without scopes.
+        """
+        ...
+
+    async def keys_used(self, key_ids: Sequence[str]) -> None:
+        """Note that these keys were used now."""
+        ...
+
+    async def accounts(self) -> list[Account]:
+        """All accounts, oldest first, with what they have and have spent this calendar month."""
         ...
 
     async def caller(self, sha256: bytes) -> Caller | None:
@@ -302,7 +325,14 @@ class Store(Protocol):
         ...
 
     async def rotate_key(
-        self, key_id: str, *, account_id: str | None, sha256: bytes, overlap_s: float, by: str | None = None
+        self,
+        key_id: str,
+        *,
+        account_id: str | None,
+        sha256: bytes,
+        overlap_s: float,
+        by: str | None = None,
+        prefix: str | None = None,
     ) -> ApiKey | None:
         """Put a new key in place of a valid one, which expires after the overlap; None if there is no such key.
 
@@ -310,6 +340,7 @@ class Store(Protocol):
 
         Args:
             by: the id of the key that asks; None is the admin.
+            prefix: how the new key begins.
 
         Raises:
             KeyReplacedError: one of the two keys is valid only for an overlap: its successor would outlive it.

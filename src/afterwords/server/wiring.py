@@ -134,6 +134,7 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> House:
             blobs=blobs,
             clock=clock,
             voices=voices,
+            keys=keys,
             ownership=ownership,
             dispatcher=dispatcher,
             news=news,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def ddl(connection: object) -> dict[str, frozenset[str]]:
     """Every table and index, as the parts of the statement that makes it: their order may differ."""
     assert isinstance(connection, sqlite3.Connection)
     rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
-    return {name: frozenset(part.strip(" \t,)") for part in sql.splitlines()) for name, sql in rows}
+    return {name: frozenset(part.strip(" \t)") for part in re.split("[\n,]", sql)) - {""} for name, sql in rows}
 
 
 def test_head_is_that_of_the_migrations() -> None:

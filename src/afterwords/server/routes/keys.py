@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Request
 from fastapi.responses import JSONResponse, Response
 
 from afterwords.errors import InsufficientScopeError, KeyNotFoundError
-from afterwords.models import ApiKey, NewApiKey, Usage, is_id
+from afterwords.models import Account, ApiKey, NewApiKey, Usage, is_id
 from afterwords.server.gate import Credential, needs
 from afterwords.server.guard import GuardedRoute
 from afterwords.server.routes.answers import COMMON, admitted_to, caller_of, errors, house_of, json_response
@@ -20,15 +20,42 @@ router = APIRouter(route_class=GuardedRoute, tags=["keys"])
 FIELDS = errors(_422="invalid_field")
 
 
-@router.post("/v1/keys", status_code=201, responses={201: {"model": NewApiKey}, **COMMON, **FIELDS})
-@needs(Credential.ADMIN)
+@router.post(
+    "/v1/keys",
+    status_code=201,
+    responses={
+        201: {"model": NewApiKey},
+        **COMMON,
+        **FIELDS,
+        **errors(_403="admin_required, insufficient_scope", _404="key_not_found", _409="key_replaced"),
+    },
+)
+@needs(Credential.USER_OR_ADMIN)
 async def create_key(request: Request, body: Annotated[NewKeyBody | None, Body()] = None) -> Response:
-    """Make a key with an account of its own. It is shown this once."""
+    """Make a key, which is shown this once: for a new account, or for the one that `account_id` or `for_key` names.
+
+    The admin secret makes any. A key without scopes and limit makes keys with scopes for its own account.
+    """
     wanted = body or NewKeyBody()
     minted = await house_of(request).keys.create(
-        label=wanted.label, scopes=tuple(wanted.scopes), character_limit=wanted.character_limit
+        label=wanted.label,
+        scopes=tuple(wanted.scopes),
+        character_limit=wanted.character_limit,
+        account_id=wanted.account_id,
+        for_key=wanted.for_key,
+        by=admitted_to(request).key_id,
     )
     return _shown_once(minted)
+
+
+@router.get("/v1/accounts", responses={200: {"model": list[Account]}, **COMMON, **errors(_403="admin_required")})
+@needs(Credential.ADMIN)
+async def list_accounts(request: Request) -> Response:
+    """List all accounts with what they have and have spent this month, oldest first."""
+    accounts = await house_of(request).keys.accounts()
+    return JSONResponse(
+        [account.model_dump(mode="json") for account in accounts], headers={"Cache-Control": "no-store"}
+    )
 
 
 @router.get("/v1/keys", responses={200: {"model": list[ApiKey]}, **COMMON})
@@ -100,6 +127,7 @@ def _shown_once(minted: MintedKey) -> Response:
         label=minted.key.label,
         created_at=minted.key.created_at,
         key_id=minted.key.key_id,
+        account_id=minted.key.account_id,
         webhook_secret=signing_secret(digest(minted.secret)),
     )
     return json_response(created, 201)

@@ -56,6 +56,10 @@ class NewKeyBody(Taken):
     character_limit: int | None = Field(
         default=None, ge=0, lt=2**53, description="Characters it may spend in a calendar month; absent: any number."
     )
+    account_id: str | None = Field(
+        default=None, max_length=36, description="The account that it is for; absent: a new one, or that of `for_key`."
+    )
+    for_key: str | None = Field(default=None, max_length=36, description="Identifier of a key whose account it is for.")
 
 
 class RotateBody(Taken):

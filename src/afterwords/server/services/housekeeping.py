@@ -8,14 +8,18 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 
 from afterwords.errors import AfterwordsError
 from afterwords.server.ports import Blobs, Clock, Dispatcher, Store, WebhookCall
+from afterwords.server.services.keys import Keys
 from afterwords.server.services.news import News
 from afterwords.server.services.ownership import Ownership, Standing, is_ours
 from afterwords.server.services.voices import Voices
 
 log = logging.getLogger("afterwords.server")
+
+USE_INTERVAL_S: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,7 @@ class Housekeeping:
     blobs: Blobs
     clock: Clock
     voices: Voices
+    keys: Keys
     ownership: Ownership
     dispatcher: Dispatcher
     news: News
@@ -41,6 +46,7 @@ class Housekeeping:
             group.create_task(_every(self.reap_interval_s, self.reap))
             group.create_task(_every(self.reap_interval_s, self.post))
             group.create_task(_every(self.sweep_interval_s, self.sweep))
+            group.create_task(_every(USE_INTERVAL_S, self.keys.note_use))
 
     async def reap(self) -> None:
         """Give jobs of dead workers to others, and finish deletions that were cut short."""
@@ -83,7 +89,9 @@ class Housekeeping:
         return n_swept
 
     async def leave(self) -> None:
-        """Renew the mark as the last thing, so that a copy made of the running database is told from it."""
+        """Write down what would be lost; renew the mark, so that a copy of the running database is told from it."""
+        with contextlib.suppress(AfterwordsError):
+            await self.keys.note_use()
         with contextlib.suppress(AfterwordsError):  # then the mark stays that of the last sweep
             if await self.ownership.look() is Standing.OWN:
                 await self.ownership.adopt()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from afterwords.errors import InvalidFieldError, KeyNotFoundError
-from afterwords.models import ApiKey, Usage
+from afterwords.errors import AfterwordsError, InvalidFieldError, KeyNotFoundError
+from afterwords.models import Account, ApiKey, Usage
 from afterwords.server.ports import Caller, NewKey, Scope, Store
 
 PREFIX: Final = "aw_"
@@ -17,6 +18,8 @@ OVERLAP_MAX_S: Final = 30 * 86_400
 SEEN_S: Final = 0.5
 """How long a key that was looked up counts as valid."""
 SEEN_MAX: Final = 4096
+SHOWN_CHARS: Final = 8
+"""Of a key, to tell it from others: 30 of its 256 bits, which leave nothing to guess."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Keys:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._seen: dict[bytes, tuple[Caller, float]] = {}
+        self._used: set[str] = set()
 
     async def create(
         self,
@@ -48,16 +52,32 @@ class Keys:
         label: str | None = None,
         scopes: tuple[Scope, ...] = (),
         character_limit: int | None = None,
+        account_id: str | None = None,
+        for_key: str | None = None,
+        by: str | None = None,
     ) -> MintedKey:
-        """Make a key with an account of its own."""
+        """Make a key for an account.
+
+        Args:
+            account_id: the account; None makes a new one, or takes that of `for_key`.
+            for_key: the id of a key of the account.
+            by: the id of the key that asks, which makes keys with scopes for its own account; None is the admin.
+
+        Raises:
+            KeyNotFoundError, InvalidFieldError: there is no such key or account.
+            KeyReplacedError, InsufficientScopeError, AdminRequiredError: the asking key may not.
+        """
         secret = _mint()
         new = NewKey(
             sha256=digest(secret),
             label=label,
             scopes=tuple(sorted({scope.value for scope in scopes})),
             character_limit=character_limit,
+            account_id=account_id,
+            for_key=for_key,
+            prefix=secret[:SHOWN_CHARS],
         )
-        return MintedKey(secret, await self._store.add_key(new))
+        return MintedKey(secret, await self._store.add_key(new, by=by))
 
     async def caller(self, secret: str) -> Caller | None:
         """Whose key this is, if it is valid now. One that was revoked by another process may pass for half a second."""
@@ -74,7 +94,23 @@ class Keys:
         if len(self._seen) >= SEEN_MAX:
             self._seen.clear()
         self._seen[sha256] = caller, now + SEEN_S
+        self._used.add(caller.key_id)
         return caller
+
+    async def note_use(self) -> None:
+        """Write down which keys were used since the last time: one write a minute, not one a request."""
+        used, self._used = self._used, set()
+        if not used:
+            return
+        try:
+            await self._store.keys_used(sorted(used))
+        except AfterwordsError:
+            self._used |= used
+            raise
+
+    async def accounts(self) -> Sequence[Account]:
+        """All accounts, for the admin."""
+        return await self._store.accounts()
 
     async def list(self, *, account_id: str | None) -> list[ApiKey]:
         """The keys of an account, or all, oldest first."""
@@ -107,7 +143,12 @@ class Keys:
             raise InvalidFieldError("overlap_s", rule=f"it must be 0 to {OVERLAP_MAX_S:,} seconds")
         secret = _mint()
         key = await self._store.rotate_key(
-            key_id, account_id=account_id, by=by, sha256=digest(secret), overlap_s=overlap_s
+            key_id,
+            account_id=account_id,
+            by=by,
+            sha256=digest(secret),
+            prefix=secret[:SHOWN_CHARS],
+            overlap_s=overlap_s,
         )
         self._seen.clear()
         if key is None:

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from hmac import compare_digest
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    ScalarSelect,
+    Select,
+    Table,
+    bindparam,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
-from afterwords.errors import InsufficientScopeError, KeyReplacedError
-from afterwords.models import ApiKey, new_id
+from afterwords.errors import (
+    AdminRequiredError,
+    InsufficientScopeError,
+    InvalidFieldError,
+    KeyNotFoundError,
+    KeyReplacedError,
+)
+from afterwords.models import Account, ApiKey, new_id
 from afterwords.server.ports import Caller, NewKey
-from afterwords.server.store.schema import accounts, keys
+from afterwords.server.store.schema import accounts, cache, jobs, keys, usage, voices
 from afterwords.server.store.sqlite import Lookup
 
-_SHOWN = [keys.c[name] for name in ApiKey.model_fields]
+_SHOWN = [keys.c[name] for name in ApiKey.model_fields if name != "characters"]
 _BY_DIGEST = Lookup(
     select(
         keys.c.sha256,
@@ -28,13 +48,26 @@ _BY_DIGEST = Lookup(
     ).where(keys.c.sha256 == bindparam("sha256"))
 )
 _KEEP = insert(keys).inline()
+_ACCOUNT = select(accounts.c.account_id).where(accounts.c.account_id == bindparam("account_id"))
+_REFERENCE_BYTES = voices.c.ref_duration_s * voices.c.ref_sample_rate * 2  # mono, 16-bit
 
 
-def add(connection: Connection, key: NewKey, *, now: datetime) -> ApiKey:
-    account_id = key.account_id
+def add(connection: Connection, key: NewKey, *, by: str | None, now: datetime) -> ApiKey:
+    asking = _checked(connection, by) if by else None
+    own = asking.account_id if asking else None
+    account_id = key.account_id or own
+    if key.for_key is not None:
+        like = _found(connection, key.for_key, account_id)
+        if like is None:
+            raise KeyNotFoundError
+        account_id = like.account_id
     if account_id is None:
         account_id = new_id()
         connection.execute(insert(accounts).values(account_id=account_id, created_at=now))
+    elif account_id != (own or account_id) or connection.execute(_ACCOUNT, {"account_id": account_id}).first() is None:
+        raise InvalidFieldError("account_id", rule="there is no such account")
+    if asking and not key.scopes:
+        raise AdminRequiredError
     key_id = new_id()
     return _keep(connection, key, key_id, account_id=account_id, spending_id=key_id, now=now)
 
@@ -46,8 +79,45 @@ def caller(connection: Connection, sha256: bytes, *, now: datetime) -> Caller | 
     return Caller(row[3], row[4], row[5], frozenset(row[6].split()), row[7])
 
 
-def all_of(connection: Connection, *, account_id: str | None) -> list[ApiKey]:
-    statement = select(*_SHOWN).order_by(keys.c.seq)
+def use(connection: Connection, key_ids: Sequence[str], *, now: datetime) -> None:
+    connection.execute(update(keys).where(keys.c.key_id.in_(key_ids)).values(used_at=now))
+
+
+def all_accounts(connection: Connection, *, period: str, now: datetime) -> list[Account]:
+    is_valid = keys.c.revoked_at.is_(None) & or_(keys.c.expires_at.is_(None), keys.c.expires_at > now)
+    statement = select(
+        accounts.c.account_id,
+        accounts.c.created_at,
+        _per_account(func.count(), keys, is_valid).label("keys"),
+        _per_account(func.count(), voices).label("voices"),
+        _per_account(func.sum(usage.c.characters), usage, usage.c.period == period).label("characters"),
+        _per_account(func.sum(_REFERENCE_BYTES), voices).label("references"),
+        _per_account(func.sum(jobs.c.audio_bytes), jobs).label("audio"),
+        _per_account(func.sum(cache.c.size_bytes), voices, voices.c.voice_id == cache.c.voice_id).label("cached"),
+    ).order_by(accounts.c.created_at, accounts.c.account_id)
+    return [
+        Account(
+            account_id=row.account_id,
+            created_at=row.created_at,
+            keys=row.keys,
+            voices=row.voices,
+            characters=row.characters or 0,
+            storage_bytes=round((row.references or 0) + (row.audio or 0) + (row.cached or 0)),
+        )
+        for row in connection.execute(statement)
+    ]
+
+
+def _per_account(what: ColumnElement[Any], table: Table, *conditions: ColumnElement[bool]) -> ScalarSelect[Any]:
+    """One figure of each account, as a part of a query over accounts."""
+    of_it = table.c.account_id == accounts.c.account_id
+    return select(what).where(of_it, *conditions).correlate(accounts).scalar_subquery()
+
+
+def all_of(connection: Connection, *, account_id: str | None, period: str) -> list[ApiKey]:
+    is_spent = (usage.c.spending_id == keys.c.spending_id) & (usage.c.period == period)
+    spent = func.coalesce(usage.c.characters, 0).label("characters")
+    statement: Select[Any] = select(*_SHOWN, spent).outerjoin(usage, is_spent).order_by(keys.c.seq)
     if account_id is not None:
         statement = statement.where(keys.c.account_id == account_id)
     return [_shown(row) for row in connection.execute(statement)]
@@ -70,6 +140,7 @@ def rotate(
     account_id: str | None,
     by: str | None,
     sha256: bytes,
+    prefix: str | None,
     overlap_s: float,
     now: datetime,
 ) -> ApiKey | None:
@@ -81,7 +152,7 @@ def rotate(
         raise KeyReplacedError
     expires_at = now + timedelta(seconds=overlap_s)
     connection.execute(update(keys).where(keys.c.key_id == key_id).values(expires_at=expires_at))
-    new = NewKey(sha256, old.label, tuple(old.scopes.split()), old.character_limit)
+    new = NewKey(sha256, old.label, tuple(old.scopes.split()), old.character_limit, prefix=prefix)
     return _keep(connection, new, new_id(), account_id=old.account_id, spending_id=old.spending_id, now=now)
 
 
@@ -90,13 +161,18 @@ def _check_may_change(connection: Connection, key_id: str, *, by: str | None) ->
 
     It is looked up here, in the transaction, since what the request was admitted with may be half a second old.
     """
-    if by is None or by == key_id:
-        return
+    if by is not None and by != key_id:
+        _checked(connection, by)
+
+
+def _checked(connection: Connection, by: str) -> Row[Any]:
+    """The asking key, which may make and change others."""
     asking = _found(connection, by, None)
     if asking is None or asking.expires_at is not None:
         raise KeyReplacedError
     if asking.scopes or asking.character_limit is not None:
         raise InsufficientScopeError("of a key without scopes and limit")
+    return asking
 
 
 def _keep(
@@ -110,11 +186,18 @@ def _keep(
         "scopes": " ".join(key.scopes),
         "character_limit": key.character_limit,
         "spending_id": spending_id,
+        "prefix": key.prefix,
         "created_at": now,
     }
     connection.execute(_KEEP, facts)
     return ApiKey(
-        key_id=key_id, label=key.label, scopes=key.scopes, created_at=now, character_limit=key.character_limit
+        key_id=key_id,
+        label=key.label,
+        scopes=key.scopes,
+        created_at=now,
+        character_limit=key.character_limit,
+        account_id=account_id,
+        prefix=key.prefix,
     )
 
 

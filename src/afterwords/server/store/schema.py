@@ -66,6 +66,8 @@ keys: Final = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("expires_at", UtcTime),
     Column("revoked_at", UtcTime),
+    Column("prefix", String(16)),
+    Column("used_at", UtcTime),
     sqlite_autoincrement=True,
 )
 

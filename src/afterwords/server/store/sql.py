@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from afterwords.errors import InvalidOptionError
-from afterwords.models import ApiKey, JobStatus, Usage
+from afterwords.models import Account, ApiKey, JobStatus, Usage
 from afterwords.server.ports import (
     CacheEntry,
     Caller,
@@ -85,14 +85,22 @@ class SqlStore:
 
     # -- keys ------------------------------------------------------------------------------------------------
 
-    async def add_key(self, key: NewKey) -> ApiKey:
-        return await self._database.write(partial(keys.add, key=key, now=self._clock.now()))
+    async def add_key(self, key: NewKey, *, by: str | None = None) -> ApiKey:
+        return await self._database.write(partial(keys.add, key=key, by=by, now=self._clock.now()))
+
+    async def keys_used(self, key_ids: Sequence[str]) -> None:
+        await self._database.write(partial(keys.use, key_ids=key_ids, now=self._clock.now()))
+
+    async def accounts(self) -> list[Account]:
+        now = self._clock.now()
+        return await self._database.read_long(partial(keys.all_accounts, period=periods.period_of(now), now=now))
 
     async def caller(self, sha256: bytes) -> Caller | None:
         return await self._database.read(partial(keys.caller, sha256=sha256, now=self._clock.now()))
 
     async def keys(self, *, account_id: str | None) -> list[ApiKey]:
-        return await self._database.read_long(partial(keys.all_of, account_id=account_id))
+        period = periods.period_of(self._clock.now())
+        return await self._database.read_long(partial(keys.all_of, account_id=account_id, period=period))
 
     async def revoke_key(self, key_id: str, *, account_id: str | None, by: str | None = None) -> bool:
         return await self._database.write(
@@ -100,7 +108,14 @@ class SqlStore:
         )
 
     async def rotate_key(
-        self, key_id: str, *, account_id: str | None, sha256: bytes, overlap_s: float, by: str | None = None
+        self,
+        key_id: str,
+        *,
+        account_id: str | None,
+        sha256: bytes,
+        overlap_s: float,
+        by: str | None = None,
+        prefix: str | None = None,
     ) -> ApiKey | None:
         return await self._database.write(
             partial(
@@ -109,6 +124,7 @@ class SqlStore:
                 account_id=account_id,
                 by=by,
                 sha256=sha256,
+                prefix=prefix,
                 overlap_s=overlap_s,
                 now=self._clock.now(),
             )
