@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +12,11 @@ from pathlib import Path
 import pytest
 
 import afterwords as aw
+from afterwords.cli.say import complete_voice
 from afterwords.models import Voice
 from tests.cli.program import COMMAND, environment, run
 from tests.conftest import READER
+from tests.e2e.terminal import Terminal
 
 COMMANDS = ("clone", "say", "doctor", "verify", "backends", "demo", "voices")
 
@@ -157,7 +162,59 @@ def test_completion_offers_nothing_that_a_shell_would_act_on(home: Path, me: Voi
     file = home / "voices" / me.voice_id / "voice.json"
     file.write_text(file.read_text().replace('"me"', r'"\u001b[2J"'))
 
-    assert completed("afterwords say --voice ") == []
+    assert completed("afterwords say --voice ") == [me.voice_id]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "$(>canary)",
+        "`>canary`",
+        "x;>canary",
+        "x&>canary",
+        "x|>canary",
+        ">canary",
+        "*",
+        "~",
+        "!!",
+        "-o",
+        "a'b",
+        'a"b',
+        "a b",
+    ],
+)
+def test_completion_names_a_voice_by_its_id_where_a_shell_would_act_on_its_name(
+    home: Path, me: Voice, name: str
+) -> None:
+    file = home / "voices" / me.voice_id / "voice.json"
+    file.write_text(file.read_text().replace('"me"', json.dumps(name)))
+
+    assert complete_voice("") == complete_voice(name) == complete_voice(me.voice_id[:4]) == [me.voice_id]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_name_from_a_strangers_file_runs_nothing_in_a_shell(
+    home: Path, me: Voice, tmp_path: Path, shell: str
+) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"{shell} is not installed")
+    file = home / "voices" / me.voice_id / "voice.json"
+    file.write_text(file.read_text().replace('"me"', '"$(>canary)"'))
+    script = run(env={"_AFTERWORDS_COMPLETE": f"source_{shell}"}).out
+    (tmp_path / "completion").write_text(script)
+    start = {"bash": ["--norc", "--noprofile", "-i"], "zsh": ["-f", "-i"], "fish": ["--no-config", "-i"]}[shell]
+    env = {"AFTERWORDS_HOME": str(home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with Terminal(command=[program, *start], cwd=tmp_path, env=env) as terminal:
+        if shell == "zsh":
+            terminal.type("autoload -U compinit && compinit -D\n")
+        terminal.type("source ./completion; echo so''urced\n")
+        terminal.expect("sourced")
+        terminal.type("afterwords voices show \t")
+        terminal.expect(me.voice_id)
+        terminal.type("\nexit\n")
+        terminal.end()
+    assert not (tmp_path / "canary").exists()
 
 
 def test_completion_stays_silent_where_the_library_cannot_be_read(home: Path) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,7 @@ _OWN = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os
 
 
 class Terminal:
-    """Runs `afterwords` with a terminal for stdin, stderr and, unless a file is given, stdout."""
+    """Runs `afterwords`, or another command, with a terminal for stdin, stderr and, unless a file is given, stdout."""
 
     def __init__(
         self,
@@ -36,12 +36,13 @@ class Terminal:
         cwd: Path | None = None,
         stdout: Path | None = None,
         env: Mapping[str, str] | None = None,
+        command: Sequence[str] = COMMAND,
     ) -> None:
         self._screen, inside = os.openpty()
         fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 400, 0, 0))
         out = os.open(stdout, os.O_CREAT | os.O_WRONLY, 0o600) if stdout else os.dup(inside)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _OWN, *COMMAND, *args],
+            [sys.executable, "-c", _OWN, *command, *args],
             stdin=inside,
             stdout=out,
             stderr=inside,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -20,17 +21,25 @@ if TYPE_CHECKING:
     from afterwords.speech import Speech
 
 
+_IS_A_WORD: Final = re.compile(r"\w[\w.+-]*")  # to every shell
+
+
 def complete_voice(incomplete: str) -> list[str]:
-    """Names of voices, for the shell; none where the library can't be read, since a shell can't show why."""
+    """Return names of voices for the shell; none where the library can't be read, since a shell can't show why.
+
+    Completion scripts insert what they get as it is, and a name can come from a stranger's file: a voice is offered by
+    its identifier where its name holds anything that a shell acts on.
+    """
     from afterwords.config import load_config
     from afterwords.errors import AfterwordsError
     from afterwords.library import Library
 
     try:
-        names = [voice.name for voice in Library(load_config().home).list()]
+        voices = Library(load_config().home).list()
     except AfterwordsError:
         return []
-    return [name for name in names if name.startswith(incomplete) and output.plain(name) == name]
+    offers = [(voice.name, voice.name if _IS_A_WORD.fullmatch(voice.name) else voice.voice_id) for voice in voices]
+    return [offer for name, offer in offers if name.startswith(incomplete) or offer.startswith(incomplete)]
 
 
 def say(
