@@ -9,6 +9,10 @@ import pytest
 
 from afterwords import acoustics
 from afterwords.acoustics import Samples
+from afterwords.audio import decode
+from tests.conftest import READER as READER_FILE
+
+READER = decode(READER_FILE)
 
 RATE = 16_000
 
@@ -51,6 +55,34 @@ def test_pitch_spread_tells_a_lively_voice_from_a_flat_one() -> None:
 @pytest.mark.parametrize("samples", [noise(2), np.zeros(RATE, np.float32)], ids=["noise", "silence"])
 def test_what_has_no_pitch_is_unvoiced(samples: Samples) -> None:
     assert acoustics.measure_pitch(samples, RATE) == acoustics.Pitch(0.0, 0.0, 0.0)
+
+
+def bumped(samples: Samples) -> Samples:
+    """Soft speech, and one bump of the microphone."""
+    soft = 0.02 * samples
+    soft[4000:4020] = 0.95
+    return soft
+
+
+def rumbling(samples: Samples) -> Samples:
+    """Speech over a rumble of three times its level, as from a fan or from traffic."""
+    spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(len(samples)))
+    spectrum[np.fft.rfftfreq(len(samples), 1 / READER.sample_rate) > 40] = 0
+    rumble = np.fft.irfft(spectrum, len(samples))
+    spoiled: Samples = (samples + 3 * rumble * samples.std() / rumble.std()).astype(np.float32)
+    return spoiled
+
+
+@pytest.mark.parametrize("spoil", [bumped, rumbling])
+def test_clear_speech_stays_voiced_beside_what_is_louder(spoil: Callable[[Samples], Samples]) -> None:
+    samples = READER.samples[: round(7.5 * READER.sample_rate)]
+    clean = acoustics.measure_pitch(samples, READER.sample_rate)
+
+    found = acoustics.measure_pitch(spoil(samples), READER.sample_rate)
+
+    assert clean.voiced_s > 4.5
+    assert found.voiced_s == pytest.approx(clean.voiced_s, rel=0.05)
+    assert found.median_hz == pytest.approx(clean.median_hz, rel=0.05)
 
 
 def test_speech_mask_marks_the_sound_between_silences() -> None:

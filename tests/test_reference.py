@@ -392,6 +392,16 @@ def test_silence_is_refused(offset: float) -> None:
         prepare(audio(silence(8) + offset), source="me.wav", transcript=None)
 
 
+@pytest.mark.parametrize("start_s", [0, 7.5, 15])
+@pytest.mark.parametrize("duration_s", [5, 7.5])
+def test_short_and_clear_speech_is_taken(start_s: float, duration_s: float) -> None:
+    samples = READER.samples[round(start_s * RATE) : round((start_s + duration_s) * RATE)]
+
+    prepared = prepare(audio(samples), source="me.wav", transcript=None)
+
+    assert prepared.report.grade in "BCD"
+
+
 @pytest.mark.parametrize("samples", [noise(8), np.concatenate([READER.samples[:RATE], silence(7)])])
 def test_what_is_hardly_voiced_is_refused(samples: Samples) -> None:
     with pytest.raises(UnvoicedReferenceError):

@@ -23,7 +23,7 @@ from afterwords.reference.window import WINDOW_MAX_S, Window, choose_window, who
 from afterwords.riff import REFERENCE_MIN_S, SAMPLE_RATE_MIN, canonical_wav, check_not_silent
 from afterwords.transcribe import Word, coverage, held_words, join_words, match_words, surplus
 
-VOICED_MIN_S: Final = 2.0  # less, and neither pitch nor timbre can be told
+VOICED_MIN_S: Final = 2.0  # of the window; less is an F in the report, and what no engine is given
 SPEECH_LEVEL_DB: Final = -23.0  # dBFS RMS of the speech, after the programme loudness of EBU R 128
 PEAK_MAX_DB: Final = -1.0  # dBFS; a codec may overshoot by that much
 RATE_MAX: Final = 48_000  # Hz; nothing above 24 kHz is voice
@@ -76,11 +76,13 @@ def prepare(
         ReferenceTooShortError, ReferenceTooLongError: shorter than 5 s or longer than 30 min.
         NonFiniteAudioError: samples that are NaN or infinite.
         SilentAudioError: nothing but silence or a constant offset.
-        UnvoicedReferenceError: less than 2 s of voiced speech.
+        UnvoicedReferenceError: less than 2 s of voiced speech in the window.
     """
     hearing = _heard(audio, source)
     window = choose_window(hearing, max_s=max_s, words=words, untold=_untold(transcript, words))
     cut = listen(_cut(hearing, window))
+    if cut.voiced_s < VOICED_MIN_S:
+        raise UnvoicedReferenceError(source, voiced_s=cut.voiced_s, minimum_s=VOICED_MIN_S)
     text = _text_of(hearing, window, transcript, words)
     samples, sample_rate = _levelled(cut)
     return Prepared(
@@ -102,10 +104,7 @@ def _heard(audio: Audio, source: str) -> Hearing:
     if not np.isfinite(audio.samples).all():
         raise NonFiniteAudioError(source)
     check_not_silent(audio.samples, source)
-    hearing = listen(audio)
-    if hearing.voiced_s < VOICED_MIN_S:
-        raise UnvoicedReferenceError(source, voiced_s=hearing.voiced_s, minimum_s=VOICED_MIN_S)
-    return hearing
+    return listen(audio)
 
 
 def _untold(transcript: str | None, words: Sequence[Word] | None) -> list[Word]:

@@ -104,7 +104,7 @@ class Rule:
 RULES: Final = {
     # Zero-shot cloners take 10 to 15 s as their prompt, and publish 3 s as the least.
     "length": Rule("s", "record 10 to 15 s in one go", at_least=(10, 7, 5, 3), digits=1),
-    # About half of read speech is voiced; the lite engine needs 4 s of it, pitch can't be found in under 2.
+    # Two thirds of read speech are voiced. In under 2 s neither pitch nor timbre can be told.
     "voiced": Rule(
         "s", "speak in full sentences, aloud rather than in a whisper", at_least=(5.5, 4, 3, 2), digits=1
     ),

@@ -7,14 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from afterwords.audio import Audio, decode
 from afterwords.backends.base import Available, Engine, Reference, Unavailable
 from afterwords.backends.lite import kokoro as kokoro_module
 from afterwords.backends.lite.engine import LiteEngine
+from afterwords.backends.lite.enrol import Speaker
 from afterwords.errors import EmptyTextError, SynthesisError, UnvoicedReferenceError
 from afterwords.install import pip_install
 from afterwords.models import SpeechTask
+from afterwords.reference import prepare
 from afterwords.testing import EngineContract
 from tests.backends.lite.conftest import Enrolment
+from tests.conftest import READER
 
 
 class TestLite(EngineContract):
@@ -89,6 +93,18 @@ def test_a_recording_without_a_voice_is_refused() -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 8 * 16_000).astype(np.float32)
     with pytest.raises(UnvoicedReferenceError):
         LiteEngine().prepare(Reference(noise, 16_000), fast=True)
+
+
+def test_what_the_doctor_takes_as_short_is_enough_to_enrol() -> None:
+    reader = decode(READER)
+    pause = np.zeros(3 * reader.sample_rate, np.float32)
+    short = Audio(np.concatenate([reader.samples[: 7 * reader.sample_rate // 2], pause]), reader.sample_rate)
+    prepared = prepare(short, source="short.wav", transcript=None)
+
+    speaker = Speaker(Reference(prepared.samples, prepared.sample_rate))
+
+    assert prepared.report.grade in "CD"
+    assert speaker.pitch.voiced_s < 3
 
 
 def test_it_is_available_with_its_extra_and_says_how_to_get_it_without(monkeypatch: pytest.MonkeyPatch) -> None:

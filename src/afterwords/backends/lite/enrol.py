@@ -42,7 +42,8 @@ CALIBRATION: Final = (
     "Rice is often served in round bowls, and the juice of lemons makes fine punch.",
 )
 """Harvard sentences (IEEE, 1969): phonetically balanced, never the text that is spoken later."""
-MIN_VOICED_S: Final = 3.0
+MIN_VOICED_S: Final = 1.0
+"""What the sums need. How much a good voice needs is for `reference` to say, before a recording comes here."""
 STRENGTHS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 HEARD: Final = 0.03
 SEARCHED: Final = 0.35
