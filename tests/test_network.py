@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import ssl
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import trustme
 
 from afterwords import AsyncClient, Client
-from afterwords.errors import NetworkSettingError, UnreachableError
+from afterwords.errors import HubUnreachableError, NetworkSettingError, UnreachableError
 from afterwords.hub import Hub
 from tests.cli.program import run
 
@@ -32,6 +36,20 @@ UNUSABLE = [
     ("SSL_CERT_FILE", __file__, "no certificate"),
     ("SSLKEYLOGFILE", "/nonexistent/keys", "no such file"),
 ]
+
+
+@pytest.fixture
+def distrusted() -> Iterator[str]:
+    """Serve with a certificate that nobody trusts, on this machine by a name that is not loopback."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"https://0.0.0.0:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +90,20 @@ def test_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) ->
     with Client(ELSEWHERE, api_key="aw_x", timeout_s=0) as client, pytest.raises(UnreachableError) as caught:
         client.health()
     assert "the proxy in HTTPS_PROXY" in caught.value.hint
+
+
+def test_hub_behind_a_proxy_that_does_not_answer_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    with Hub(ELSEWHERE) as hub, pytest.raises(HubUnreachableError) as caught:
+        hub.lock("a/b", takes=["*"], needs=[])
+    assert "the proxy in ALL_PROXY" in caught.value.hint
+
+
+def test_certificate_that_is_not_trusted_names_the_variable(distrusted: str) -> None:
+    with Client(distrusted, api_key="aw_x", timeout_s=0) as client, pytest.raises(UnreachableError) as caught:
+        client.health()
+    assert "certificate is not trusted" in caught.value.message
+    assert "SSL_CERT_FILE" in caught.value.hint
 
 
 def test_command_line_names_the_variable() -> None:

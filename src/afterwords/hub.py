@@ -31,7 +31,7 @@ from afterwords.errors import (
     ModelFileError,
 )
 from afterwords.modelfolder import Lock, ModelFile, is_commit, is_sound, matches
-from afterwords.network import checked_network
+from afterwords.network import checked_network, root_cause, setting_to_check
 from afterwords.profiles import Access, check_secret, check_url
 
 PUBLIC_URL: Final = "https://huggingface.co"
@@ -215,7 +215,8 @@ class Hub:
         except httpx.TooManyRedirects as error:
             raise HubError(self.url, why=f"leads round in circles to the {what}") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
-            unreachable = HubUnreachableError(self.url, why=_why(error))
+            check = "" if self._access.is_loopback or self._is_reached else setting_to_check(self.url, error)
+            unreachable = HubUnreachableError(self.url, why=_why(error), check=check)
             if not self._is_reached:  # no network, or a wrong address: waiting helps little
                 raise unreachable from error
             raise _PassingError(unreachable) from error
@@ -295,9 +296,7 @@ def _retry_after(response: httpx.Response) -> int | None:
 
 
 def _why(error: Exception) -> str:
-    cause: BaseException = error
-    while (deeper := cause.__cause__ or cause.__context__) is not None:
-        cause = deeper
+    cause = root_cause(error)
     if isinstance(error, httpx.TimeoutException):
         return "nothing came in time"
     if isinstance(cause, OSError) and cause.strerror:

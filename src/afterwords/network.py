@@ -34,10 +34,23 @@ def checked_network() -> Iterator[None]:
         raise problem from None  # the cause may quote the password of a proxy
 
 
-def proxy_variable(url: str) -> str | None:
-    """Return the variable that names a proxy for an address, if there is one."""
+def setting_to_check(url: str, error: Exception) -> str:
+    """Return what a person should see about the environment where there is no connection to an address elsewhere.
+
+    Empty where the environment has no part in it; else it goes on after "see that …, and that".
+    """
+    if isinstance(root_cause(error), ssl.SSLCertVerificationError):
+        return "SSL_CERT_FILE, if your network has certificates of its own, names a file with them"
     found = _variables()
-    return found.get(f"{url.partition(':')[0]}_proxy") or found.get("all_proxy")
+    variable = found.get(f"{url.partition(':')[0]}_proxy") or found.get("all_proxy")
+    return f"the proxy in {variable} works" if variable else ""
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return what an error began with."""
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    return error
 
 
 def _variables() -> dict[str, str]:

@@ -23,7 +23,7 @@ from afterwords.errors import (
     StrangeAnswerError,
     UnreachableError,
 )
-from afterwords.network import proxy_variable
+from afterwords.network import root_cause, setting_to_check
 from afterwords.profiles import Access
 
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -98,8 +98,8 @@ def named(access: Access, request: httpx.Request) -> Iterator[None]:
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
-        variable = None if access.is_loopback else proxy_variable(url)
-        raise UnreachableError(url, why=_why(error), proxy_variable=variable) from error
+        check = "" if access.is_loopback else setting_to_check(url, error)
+        raise UnreachableError(url, why=_why(error), check=check) from error
     except httpx.ReadTimeout as error:
         raise ServerSilentError(url, waited_s=request.extensions["timeout"]["read"]) from error
     except httpx.TransportError as error:
@@ -108,11 +108,13 @@ def named(access: Access, request: httpx.Request) -> Iterator[None]:
 
 def _why(error: httpx.TransportError) -> str:
     """In a few words of the system's, which never hold what was sent."""
-    cause: BaseException = error
-    while (deeper := cause.__cause__ or cause.__context__) is not None:
-        cause = deeper
+    cause = root_cause(error)
     if isinstance(error, httpx.ConnectTimeout):
         return f"nothing answered within {CONNECT_TIMEOUT_S:g} s"
+    if isinstance(error, httpx.ProxyError):
+        return f"the proxy answered {str(error)[:80]}"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {cause.verify_message.lower()}"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror.lower()
     return {

@@ -21,11 +21,9 @@ class UnreachableError(RemoteError):
     code = "unreachable"
     http_status = 503
 
-    def __init__(self, url: str, *, why: str, proxy_variable: str | None = None) -> None:
-        proxy = f", and that the proxy in {proxy_variable} works" if proxy_variable else ""
-        hint = (
-            f"see that the address is right and the server runs{proxy}; `afterwords whoami` shows which one is asked."
-        )
+    def __init__(self, url: str, *, why: str, check: str = "") -> None:
+        also = f", and that {check}" if check else ""
+        hint = f"see that the address is right and the server runs{also}; `afterwords whoami` shows which one is asked."
         super().__init__(f"There is no connection to {url}: {why}.", hint=hint)
 
 
@@ -116,8 +114,9 @@ class HubUnreachableError(HubError):
     code = "hub_unreachable"
     http_status = 503
 
-    def __init__(self, url: str, *, why: str) -> None:
-        hint = "see that there is a network and pull again, it goes on where it was; HF_ENDPOINT names a mirror."
+    def __init__(self, url: str, *, why: str, check: str = "") -> None:
+        also = f", that {check}," if check else ""
+        hint = f"see that there is a network{also} and pull again, it goes on where it was; HF_ENDPOINT names a mirror."
         super().__init__(url, why=f"can't be reached: {why}", hint=hint)
 
 
