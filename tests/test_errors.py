@@ -111,6 +111,7 @@ EXAMPLES: list[AfterwordsError] = [
     errors.KeyReplacedError(),
     errors.StaleAttemptError(),
     errors.AmbiguousVoiceNameError(),
+    errors.HomeVoiceError(),
     errors.VoiceDeletedError(),
     errors.RunawayAudioError(duration_s=90, maximum_s=20),
     errors.LostAudioError(),

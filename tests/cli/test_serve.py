@@ -17,7 +17,7 @@ import pytest
 
 from afterwords.install import pip_install
 from tests.cli.program import run
-from tests.e2e.served import Served
+from tests.e2e.served import Served, until
 
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 KEY = re.compile(r"aw_[A-Za-z0-9_-]{43}")
@@ -48,6 +48,7 @@ class TestServe:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", served.url)
         told = served.log.read_text()
         assert "shown this once" in told
+        until(lambda: "0 voices. Clone one" in served.log.read_text(), what="the number of voices")
         assert key not in told
         with served.client() as client:
             assert client.get("/v1/voices").json() == []

@@ -51,6 +51,7 @@ class Sweeper:
             clock=self.clock,
             voices=NOTHING,
             keys=NOTHING,
+            home=NOTHING,
             ownership=self.ownership,
             dispatcher=NOTHING,
             news=NOTHING,

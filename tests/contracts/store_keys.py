@@ -34,6 +34,19 @@ class KeyClaims:
         assert ann.account_id == again.account_id
         assert ann.account_id != bob.account_id
 
+    async def test_keys_of_the_home_share_its_account_and_others_do_not(self, world: World) -> None:
+        assert await world.store.home_account() is None
+        await world.caller("ann")
+        for name in ("home", "again"):
+            await world.store.add_key(NewKey(digest(name), is_home=True))
+        first, second = await world.store.caller(digest("home")), await world.store.caller(digest("again"))
+        bob = await world.caller("bob")
+
+        assert first is not None
+        assert second is not None
+        assert first.account_id == second.account_id == await world.store.home_account()
+        assert bob.account_id != first.account_id
+
     async def test_keys_are_listed_oldest_first_for_one_account_or_for_all(self, world: World) -> None:
         names = ["ann", "bob", "eve"]
         callers = [await world.caller(name) for name in names]

@@ -53,6 +53,20 @@ class VoiceClaims:
         assert await world.store.voices_named("me", account_id=ann.account_id) == kept[:2]
         assert await world.store.voices_named("me", account_id=bob.account_id) == []
 
+    async def test_voice_of_the_home_is_kept_once_and_never_under_an_id_that_is_taken(self, world: World) -> None:
+        ann = await world.caller()
+        other = await world.voice(await world.caller("bob"))
+        home_id = other.voice_id
+
+        kept = await world.store.add_voice(replace(other, account_id=ann.account_id, home_id=home_id))
+        again = await world.store.add_voice(replace(other, account_id=ann.account_id, home_id=home_id, name="again"))
+
+        assert kept == again
+        assert (kept.home_id, kept.voice_id != home_id) == (home_id, True)
+        await world.store.delete_voice(kept.voice_id, account_id=ann.account_id)
+        fresh = await world.store.add_voice(replace(kept, voice_id=kept.voice_id))
+        assert fresh.voice_id != kept.voice_id
+
     async def test_voices_of_one_millisecond_are_paged_in_the_order_they_came(self, world: World) -> None:
         ann = await world.caller()
         kept = [await world.voice(ann, name=f"{number}") for number in range(7)]

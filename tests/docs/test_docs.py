@@ -4,7 +4,7 @@ A block opens with its language: `sh` runs in a shell, `python` in an interprete
 A line `<!-- not run: why -->` above a block leaves it out, and the reason stands for all to read. A page with the line
 `<!-- with a server -->` finds a server in its environment, with an account of its own; both speak as tones. A block of
 Python that begins with `# name.py` is also kept under that name, for the blocks and tests that come after it. A full
-clone takes `lite` over a minute of processor time: the server in tests/e2e/test_readme.py makes one, here all are fast.
+clone takes `lite` over a minute of processor time: tests/e2e/test_readme.py makes one, here all are fast.
 Every block is watched: it leaves nothing in the user's own folder, and turns to no address outside this machine.
 """
 

@@ -1,6 +1,7 @@
 """The README's lines about servers, as a new user types them.
 
-One terminal serves and the other has curl, on `lite`; then a laptop pushes its voice, and another machine uses it.
+A voice is cloned, one terminal serves it and the other has curl, on `lite`; then a laptop pushes its voice, and another
+machine uses it.
 """
 
 from __future__ import annotations
@@ -22,39 +23,57 @@ from afterwords.transcribe import transcribe
 from tests.e2e.served import READER, serving
 
 PAGE = Path(__file__).parents[2] / "README.md"
+SERVER_PAGE = PAGE.with_name("docs") / "server.md"
 
 
 def lines_of_curl() -> str:
-    """The one block that begins with the server's address."""
+    """The block that begins with the server's address, and the one of the server's page that goes on from there."""
     found = re.search(r"```sh\n(URL=http://127\.0\.0\.1:7860\n.*?)```", PAGE.read_text("utf-8"), re.S)
+    more = re.search(r"```sh\n(curl -fsS \$URL/v1/voices .*?)```", SERVER_PAGE.read_text("utf-8"), re.S)
     assert found is not None
-    return found[1]
+    assert more is not None
+    return found[1] + more[1]
 
 
-def test_the_lines_of_curl_register_speak_and_fetch(tmp_path: Path, whisper: Path) -> None:
+def typed(folder: Path, home: Path, lines: str) -> str:
+    """Run lines of a shell in a folder; returns what they print."""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", lines],
+        cwd=folder,
+        env={
+            **os.environ,
+            "AFTERWORDS_HOME": str(home),
+            "AFTERWORDS_BACKENDS": "lite",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=900,  # a full clone takes over a minute of processor time
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_voice_that_was_cloned_here_is_served_to_curl(tmp_path: Path, whisper: Path) -> None:
     shutil.copy(READER, tmp_path / "me.wav")
-    with serving(tmp_path / "home", {"AFTERWORDS_BACKENDS": "lite", "AFTERWORDS_TESTING": "0"}) as served:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", lines_of_curl().replace("http://127.0.0.1:7860", served.url)],
-            cwd=tmp_path,
-            env={
-                **os.environ,
-                "AFTERWORDS_HOME": str(served.home),
-                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            },
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
-    assert done.returncode == 0, f"{done.stderr}\n{served.log.read_text()}"
-    heard = tmp_path / "hello.wav"
-    audio: Audio = decode(heard)
+    shutil.copy(READER, tmp_path / "guest.m4a")  # what a file is called does not matter
+    home = tmp_path / "home"
+    clone = re.search(r"^afterwords clone me\.wav [^#\n]*", PAGE.read_text("utf-8"), re.M)
+    assert clone is not None
+    typed(tmp_path, home, clone[0])
+    with serving(home, {"AFTERWORDS_BACKENDS": "lite", "AFTERWORDS_TESTING": "0"}) as served:
+        shown = typed(tmp_path, home, lines_of_curl().replace("http://127.0.0.1:7860", served.url))
+        prompts = list((home / "server").rglob("prompts"))
+    assert '"name":"guest"' in shown
+    assert not prompts, "it was prepared at home"
+    spoken = tmp_path / "hello.mp3"
+    audio: Audio = decode(spoken)
     words = re.findall(r"[a-z]+", transcribe(audio, lang="en").text.lower())
     assert 1 < audio.duration_s < 6
     assert "hello" in words
     assert "server" in words
-    mark = verify(heard)
+    mark = verify(spoken)
     assert mark is not None
     assert mark.is_synthetic
 
@@ -83,8 +102,8 @@ def test_a_voice_of_the_laptop_is_used_on_another_machine(me: Voice, tmp_path: P
     laptop, elsewhere, program = (code for _, code in re.findall(r"```(sh|python)\n(.*?)```", section, re.S))
     with serving(tmp_path / "server") as served:
         for name, lines in (("home", laptop), ("elsewhere", elsewhere)):
-            typed = lines.replace("https://voices.example.com", served.url)
-            machine(tmp_path, name, ["bash", "-euo", "pipefail", "-c", typed], key=served.key)
+            here = lines.replace("https://voices.example.com", served.url)
+            machine(tmp_path, name, ["bash", "-euo", "pipefail", "-c", here], key=served.key)
         machine(tmp_path, "elsewhere", [sys.executable, "-c", program])
     length = pytest.approx(len("Hello from anywhere.") * SECONDS_PER_CHARACTER, abs=0.1)  # an mp3 is padded
     assert decode(tmp_path / "anywhere.wav").duration_s == length

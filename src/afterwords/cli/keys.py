@@ -51,11 +51,18 @@ def create(
         str | None, typer.Option(help="Account that it is for, as `afterwords accounts` shows it; absent: a new one.")
     ] = None,
     for_key: Annotated[str | None, typer.Option("--for", help="Id of a key whose account it is for.")] = None,
+    home: Annotated[
+        bool, typer.Option("--home", help="For the voices of this machine, with those that were pushed to them.")
+    ] = False,
     remote: Remote = False,
     profile: Profile = None,
     as_json: Json = False,
 ) -> None:
     """Create a key. It is shown this once. With --remote, it needs the admin secret of that server."""
+    from afterwords.errors import InvalidOptionError
+
+    if home and (account or for_key or is_remote(remote, profile)):
+        raise InvalidOptionError("--home", value="true", allowed="without --account, --for and --remote")
     asked: dict[str, Any] = {
         "label": label,
         "character_limit": character_limit,
@@ -67,7 +74,6 @@ def create(
             made = client.keys.create(scopes=scope or (), **asked)
         _show(made.api_key, made.key_id, made.model_dump(mode="json", exclude_none=True), as_json)
         return
-    from afterwords.errors import InvalidOptionError
     from afterwords.models import NAME_MAX_CHARS
     from afterwords.server.ports import Scope
 
@@ -78,7 +84,7 @@ def create(
         if name not in known:
             raise InvalidOptionError("--scope", value=name, allowed=", ".join(Scope))
     scopes = tuple(Scope(name) for name in scope or ())
-    _show_minted(_with_keys(lambda keys: keys.create(scopes=scopes, **asked)), as_json)
+    _show_minted(_with_keys(lambda keys: keys.create(scopes=scopes, is_home=home, **asked)), as_json)
 
 
 @app.command("list", cls=HelpCommand)

@@ -42,7 +42,7 @@ the person. No message repeats text, a transcript or a key.
     │   │   └── TooManyAuthFailuresError
     │   ├── RouteNotFoundError · MethodNotAllowedError · JobNotFoundError · JobNotReadyError · KeyNotFoundError
     │   ├── ConflictError
-    │   │   ├── AmbiguousVoiceNameError
+    │   │   ├── AmbiguousVoiceNameError · HomeVoiceError
     │   │   └── IdempotencyConflictError · JobFinalError · KeyReplacedError · StaleAttemptError
     │   ├── VoiceDeletedError · RunawayAudioError · LostAudioError · LostReferenceError · NotOpenedError
     │   └── ServiceUnavailableError
@@ -160,6 +160,7 @@ from afterwords.errors.service import (
     BadRequestError,
     ConflictError,
     DatabaseUnavailableError,
+    HomeVoiceError,
     IdempotencyConflictError,
     InsecureServerError,
     InsufficientScopeError,
@@ -227,6 +228,7 @@ __all__ = [
     "EmptyTextError",
     "FileTooLargeError",
     "ForeignModelError",
+    "HomeVoiceError",
     "HubBusyError",
     "HubError",
     "HubMissingError",

@@ -339,6 +339,16 @@ class KeyReplacedError(ConflictError):
         )
 
 
+class HomeVoiceError(ConflictError):
+    code = "home_voice"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This voice belongs to the library on the server's machine and can't be changed over HTTP.",
+            hint="run `afterwords voices rename` or `afterwords voices remove` on that machine.",
+        )
+
+
 class StaleAttemptError(ConflictError):
     code = "stale_attempt"
 

@@ -50,8 +50,10 @@ DATABASE: Final = "afterwords.db"
 MANIFEST: Final = "manifest.json"
 BLOBS: Final = "blobs/"
 PATIENCE_S: Final = 10
+_VOICES: Final = "SELECT count(*) FROM voices WHERE ref_audio_key NOT LIKE 'home/%'"
+"""Those of the home are in its library, and no part of the server."""
 _MUST_BE_THERE: Final = (
-    "SELECT ref_audio_key, ref_sha256 FROM voices "
+    "SELECT ref_audio_key, ref_sha256 FROM voices WHERE ref_audio_key NOT LIKE 'home/%' "
     "UNION ALL SELECT audio_key, audio_sha256 FROM jobs WHERE status = 'ready' AND audio_key IS NOT NULL"
 )
 
@@ -119,7 +121,7 @@ async def _write(out: Any, blobs: Blobs, *, live: Connection, rows: Connection, 
         gone = [(path,) for path in missing if path not in lost]  # deleted since the database was copied
         raw(rows).executemany("DELETE FROM voices WHERE ref_audio_key = ?", gone)
         raw(rows).execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        (n_voices,) = raw(rows).execute("SELECT count(*) FROM voices").fetchone()
+        (n_voices,) = raw(rows).execute(_VOICES).fetchone()
         with copy.open("rb") as database:
             tar.addfile(_member(DATABASE, copy.stat().st_size), database)
         files[DATABASE] = {"size": copy.stat().st_size, "sha256": _digest(copy)}
@@ -280,7 +282,7 @@ def _check_database(file: Path, database: Path, digests: dict[str, str], *, lost
         with _reading(database) as rows:
             is_whole = raw(rows).execute("PRAGMA integrity_check").fetchone() == ("ok",)
             wanted = dict(raw(rows).execute(_MUST_BE_THERE).fetchall())
-            (n_voices,) = raw(rows).execute("SELECT count(*) FROM voices").fetchone()
+            (n_voices,) = raw(rows).execute(_VOICES).fetchone()
         prepare(database)
         with _reading(database) as rows:
             raw(rows).execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -297,7 +299,7 @@ async def _check_is_empty(path: Path, blobs: Blobs, files: dict[str, str]) -> No
     if path.is_file() and path.stat().st_size:
         try:
             with _reading(path) as rows:
-                (n_voices,) = raw(rows).execute("SELECT count(*) FROM voices").fetchone()
+                (n_voices,) = raw(rows).execute(_VOICES).fetchone()
                 (n_keys,) = raw(rows).execute("SELECT count(*) FROM keys").fetchone()
         except (sqlite3.Error, DatabaseUnavailableError):
             raise ServerNotEmptyError(why="its database can't be read") from None

@@ -60,6 +60,7 @@ class NewKey:
 
     Attributes:
         account_id: whose it is. With `for_key`, it is the account of that key; with neither, a new one.
+        is_home: it is of the account that sees the voices of the home, which is made if there is none.
     """
 
     sha256: bytes = field(repr=False)
@@ -69,6 +70,7 @@ class NewKey:
     account_id: str | None = None
     for_key: str | None = None
     prefix: str | None = None
+    is_home: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,11 @@ class Idempotency:
 
 @dataclass(frozen=True, slots=True)
 class StoredVoice:
-    """A voice as the store keeps it."""
+    """A voice as the store keeps it.
+
+    Attributes:
+        home_id: its id in the library of the home, where its recording is; None: the recording is in storage.
+    """
 
     voice_id: str
     account_id: str
@@ -103,6 +109,7 @@ class StoredVoice:
     consent: Consent | None = None
     provenance: Provenance | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    home_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +311,10 @@ class Store(Protocol):
         """All accounts, oldest first, with what they have and have spent this calendar month."""
         ...
 
+    async def home_account(self) -> str | None:
+        """The account that sees the voices of the home; None while no key was made for it."""
+        ...
+
     async def caller(self, sha256: bytes) -> Caller | None:
         """Whose key has this digest, if it is valid now: not revoked, not expired."""
         ...
@@ -356,6 +367,8 @@ class Store(Protocol):
 
     async def add_voice(self, voice: StoredVoice, *, idempotency: Idempotency | None = None) -> StoredVoice:
         """Keep a voice; a repeated request gets the voice that the first one made.
+
+        A voice of the home that is kept already is given back as it is, and one whose id is taken gets another.
 
         Raises:
             IdempotencyConflictError: the key came before with another body.

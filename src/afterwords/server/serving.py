@@ -24,6 +24,7 @@ from afterwords.errors import AddressInUseError
 from afterwords.server.app import create_app
 from afterwords.server.guard import Lifetime, not_http_response
 from afterwords.server.ports import Dispatcher
+from afterwords.server.services.home import HomeVoices
 from afterwords.server.services.keys import Keys, MintedKey
 from afterwords.server.settings import Settings
 from afterwords.server.wiring import House, open_store
@@ -43,13 +44,14 @@ def serve(
     settings: Settings,
     *,
     on_first_key: Callable[[MintedKey], None],
-    on_listening: Callable[[Settings], None],
+    on_listening: Callable[[Settings, HomeVoices], None],
 ) -> int | None:
     """Serve until a signal says otherwise, and return the signal.
 
     Args:
         on_first_key: given the first key, where the database is new and the address is loopback.
-        on_listening: given the settings with the port that was taken, once requests are answered.
+        on_listening: given the settings with the port that was taken, and the voices of the home, once requests are
+            answered.
 
     Raises:
         InsecureServerError, AddressInUseError, NewerDatabaseError: it can't start like this.
@@ -76,7 +78,7 @@ def serve(
             proxy_headers=False,
             timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         )
-        server = _Server(config, app.lifetime, lambda: on_listening(settings))
+        server = _Server(config, app.lifetime, lambda house: on_listening(settings, house.home))
         server.run([bound])
         return server.signal
 
@@ -130,7 +132,7 @@ async def _first_key(settings: Settings) -> MintedKey | None:
     store = open_store(settings)
     try:
         is_new = await store.open()
-        return await Keys(store).create(label="first key") if is_new and settings.is_loopback else None
+        return await Keys(store).create(label="first key", is_home=True) if is_new and settings.is_loopback else None
     finally:
         await store.close()
 
@@ -172,7 +174,7 @@ class _Config(uvicorn.Config):
 class _Server(uvicorn.Server):
     """Uvicorn, which leaves with the signal's meaning and not by the signal itself."""
 
-    def __init__(self, config: uvicorn.Config, lifetime: Lifetime, on_listening: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, lifetime: Lifetime, on_listening: Callable[[House], None]) -> None:
         super().__init__(config)
         self._lifetime = lifetime
         self._on_listening = on_listening
@@ -188,8 +190,8 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         gc.collect()
         gc.freeze()  # what is loaded stays: looking through it again and again took a tenth of the time
-        self._on_listening()
         house = cast("House", self._lifetime.house)
+        self._on_listening(house)
         self._telling = asyncio.create_task(_tell_loading(house.dispatcher))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -55,6 +55,7 @@ class Settings(BaseSettings):
     storage_url: str | None = Field(default=None, repr=False, description="Absent: a folder in the data folder.")
     backends: Names | None = Field(default=None, description="The only backends offered, best first.")
 
+    serve_library: bool = Field(default=True, description="Offer the voices of the library in the data folder.")
     workers: int = Field(default=1, ge=0, le=64, description="Processes that speak; 0: this server only accepts.")
     recycle_after: int = Field(default=500, ge=1, description="Jobs after which such a process is replaced.")
     worker_memory_mb: int | None = Field(default=None, ge=64, description="Its memory cap; absent: half the machine's.")

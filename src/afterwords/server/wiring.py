@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
+from afterwords.library import Library
 from afterwords.server.blobs import open_blobs
 from afterwords.server.clock import SystemClock
 from afterwords.server.dispatch import InProcessDispatcher
@@ -18,12 +19,14 @@ from afterwords.server.gate import Gate
 from afterwords.server.ports import Blobs, Dispatcher, Limits, Store
 from afterwords.server.services.completion import Completion
 from afterwords.server.services.desk import JobDesk
+from afterwords.server.services.home import HomeVoices
 from afterwords.server.services.hot import ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES, HotAudio
 from afterwords.server.services.housekeeping import Housekeeping
 from afterwords.server.services.keys import Keys
 from afterwords.server.services.news import News
 from afterwords.server.services.offer import Offer
 from afterwords.server.services.ownership import Ownership, database_id
+from afterwords.server.services.recordings import Recordings
 from afterwords.server.services.synthesis import Synthesis
 from afterwords.server.services.voices import Voices
 from afterwords.server.settings import Settings
@@ -54,6 +57,7 @@ class House:
     blobs: Blobs
     dispatcher: Dispatcher
     housekeeping: Housekeeping
+    home: HomeVoices
     ownership: Ownership
     encoding: FairSemaphore
     encoded: HotAudio
@@ -99,6 +103,7 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
         if (n_servers := await store.announce()) > 1:
             log.info("%d servers share this database", n_servers)
         house = _joined(settings, store, await store.secret())
+        await house.home.refresh()
         await house.dispatcher.start()
         stack.push_async_callback(house.stop)
         stack.push_async_callback(house.housekeeping.leave)
@@ -113,18 +118,21 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> House:
     clock, news, hot = SystemClock(), News(), HotAudio()
     encoded = HotAudio(ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES)
     completion = Completion(store, blobs, clock, news)
-    desk = JobDesk(store, blobs, news, completion, settings.lease_s, settings.max_attempts)
+    recordings = Recordings(blobs, Library(settings.home) if settings.serve_library else None)
+    desk = JobDesk(store, blobs, recordings, news, completion, settings.lease_s, settings.max_attempts)
     dispatcher: Dispatcher = InProcessDispatcher(settings, desk)
     offer = Offer(dispatcher.backends)
     keys = Keys(store)
-    voices = Voices(store, blobs, clock, offer, asyncio.Semaphore(DECODING_AT_ONCE), (hot, encoded), ownership)
+    decoding = asyncio.Semaphore(DECODING_AT_ONCE)
+    voices = Voices(store, blobs, recordings, clock, offer, decoding, (hot, encoded), ownership)
+    home = HomeVoices(recordings.library, store, voices, offer)
     limits = Limits(settings.max_pending_jobs, settings.max_pending_jobs_per_account)
     return House(
         settings=settings,
         gate=Gate(settings, keys, secret),
         keys=keys,
         voices=voices,
-        synthesis=Synthesis(store, blobs, clock, offer, limits, dispatcher, news, hot),
+        synthesis=Synthesis(store, blobs, recordings, clock, offer, limits, dispatcher, news, hot),
         completion=completion,
         store=store,
         blobs=blobs,
@@ -135,6 +143,7 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> House:
             clock=clock,
             voices=voices,
             keys=keys,
+            home=home,
             ownership=ownership,
             dispatcher=dispatcher,
             news=news,
@@ -144,6 +153,7 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> House:
             sweep_interval_s=settings.sweep_interval_s,
             sweep_grace_s=settings.sweep_grace_s,
         ),
+        home=home,
         ownership=ownership,
         encoding=FairSemaphore(ENCODING_AT_ONCE),
         encoded=encoded,

@@ -13,6 +13,7 @@ from afterwords.server.ports import Blobs
 from afterwords.server.services.completion import Completion
 from afterwords.server.services.desk import JobDesk
 from afterwords.server.services.news import News
+from afterwords.server.services.recordings import Recordings
 from afterwords.server.store import SqlStore
 from tests.contracts.store_world import SetClock, World
 
@@ -43,7 +44,9 @@ def blobs(tmp_path: Path) -> Blobs:
 @pytest.fixture
 def desk(world: World, blobs: Blobs) -> JobDesk:
     news = News()
-    return JobDesk(world.store, blobs, news, Completion(world.store, blobs, world.clock, news), 15, 3)
+    return JobDesk(
+        world.store, blobs, Recordings(blobs, None), news, Completion(world.store, blobs, world.clock, news), 15, 3
+    )
 
 
 async def stored(blobs: Blobs) -> list[str]:

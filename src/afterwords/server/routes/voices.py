@@ -137,7 +137,9 @@ async def show_voice(request: Request, voice_id: str) -> Response:
         **COMMON,
         **NOT_FOUND,
         **errors(
-            _403="insufficient_scope", _422=f"invalid_field, invalid_name, invalid_backend, unsupported_lang, {TEXTS}"
+            _403="insufficient_scope",
+            _409="ambiguous_voice_name, home_voice",
+            _422=f"invalid_field, invalid_name, invalid_backend, unsupported_lang, {TEXTS}",
         ),
     },
 )
@@ -150,7 +152,13 @@ async def change_voice(request: Request, voice_id: str, body: Annotated[VoicePat
 
 
 @router.delete(
-    "/v1/voices/{voice_id}", status_code=204, responses={**COMMON, **NOT_FOUND, **errors(_403="insufficient_scope")}
+    "/v1/voices/{voice_id}",
+    status_code=204,
+    responses={
+        **COMMON,
+        **NOT_FOUND,
+        **errors(_403="insufficient_scope", _409="ambiguous_voice_name, home_voice"),
+    },
 )
 @needs(Credential.USER, Scope.VOICES_WRITE)
 async def delete_voice(request: Request, voice_id: str) -> Response:

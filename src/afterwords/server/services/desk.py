@@ -14,6 +14,7 @@ from afterwords.models import JobStatus
 from afterwords.server.ports import Blobs, Claim, Store, StoredVoice
 from afterwords.server.services.completion import Completion
 from afterwords.server.services.news import News
+from afterwords.server.services.recordings import Recordings
 
 _DIGEST_BYTES: Final = 32
 
@@ -32,6 +33,7 @@ class JobDesk:
 
     store: Store
     blobs: Blobs
+    recordings: Recordings
     news: News
     completion: Completion
     lease_s: float
@@ -46,7 +48,7 @@ class JobDesk:
         return await self.store.heartbeat(claim.job.job_id, claim.job.attempt, lease_s=self.lease_s)
 
     async def reference(self, voice: StoredVoice) -> bytes:
-        wav = await self.blobs.get(voice.ref_audio_key, sha256=voice.ref_sha256)
+        wav = await self.recordings.get(voice)
         if wav is None:
             raise LostReferenceError
         return wav
@@ -55,7 +57,7 @@ class JobDesk:
         for kind in (Kind.FULL, Kind.FAST):
             if (kept := await self._kept(prompt_path_of(voice, backend, version, kind))) is not None:
                 return kept
-        return None
+        return await self.recordings.prompt(voice, backend=backend, version=version)
 
     async def keep_prompt(
         self, voice: StoredVoice, *, backend: str, version: str, prompt: bytes, is_fast: bool = False

@@ -12,6 +12,7 @@ from typing import Final
 
 from afterwords.errors import AfterwordsError
 from afterwords.server.ports import Blobs, Clock, Dispatcher, Store, WebhookCall
+from afterwords.server.services.home import HomeVoices
 from afterwords.server.services.keys import Keys
 from afterwords.server.services.news import News
 from afterwords.server.services.ownership import Ownership, Standing, is_ours
@@ -31,6 +32,7 @@ class Housekeeping:
     clock: Clock
     voices: Voices
     keys: Keys
+    home: HomeVoices
     ownership: Ownership
     dispatcher: Dispatcher
     news: News
@@ -45,6 +47,7 @@ class Housekeeping:
         async with asyncio.TaskGroup() as group:
             group.create_task(_every(self.reap_interval_s, self.reap))
             group.create_task(_every(self.reap_interval_s, self.post))
+            group.create_task(_every(self.reap_interval_s, self.home.refresh))
             group.create_task(_every(self.sweep_interval_s, self.sweep))
             group.create_task(_every(USE_INTERVAL_S, self.keys.note_use))
 

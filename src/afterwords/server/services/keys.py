@@ -54,6 +54,7 @@ class Keys:
         character_limit: int | None = None,
         account_id: str | None = None,
         for_key: str | None = None,
+        is_home: bool = False,
         by: str | None = None,
     ) -> MintedKey:
         """Make a key for an account.
@@ -61,6 +62,7 @@ class Keys:
         Args:
             account_id: the account; None makes a new one, or takes that of `for_key`.
             for_key: the id of a key of the account.
+            is_home: take the account that sees the voices of the home, which is made if there is none.
             by: the id of the key that asks, which makes keys with scopes for its own account; None is the admin.
 
         Raises:
@@ -76,6 +78,7 @@ class Keys:
             account_id=account_id,
             for_key=for_key,
             prefix=secret[:SHOWN_CHARS],
+            is_home=is_home,
         )
         return MintedKey(secret, await self._store.add_key(new, by=by))
 

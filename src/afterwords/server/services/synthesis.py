@@ -39,6 +39,7 @@ from afterwords.server.ports import (
 from afterwords.server.services.hot import HotAudio
 from afterwords.server.services.news import News
 from afterwords.server.services.offer import Offer
+from afterwords.server.services.recordings import Recordings
 from afterwords.server.services.voices import find_voice
 from afterwords.server.spool import MemoryReader
 from afterwords.text import check_text
@@ -97,6 +98,7 @@ class Synthesis:
 
     store: Store
     blobs: Blobs
+    recordings: Recordings
     clock: Clock
     offer: Offer
     limits: Limits
@@ -138,7 +140,7 @@ class Synthesis:
             if job:
                 audio.close()
             return Accepted(job, is_new=False) if job else Hit(audio, entry, backend)
-        if not await self.blobs.exists(voice.ref_audio_key):
+        if not await self.recordings.exists(voice):
             raise LostReferenceError
         new = NewJob(
             job_id=new_id(),

@@ -16,6 +16,7 @@ from afterwords.cachekey import reference_path, voice_prefix
 from afterwords.errors import (
     AfterwordsError,
     AmbiguousVoiceNameError,
+    HomeVoiceError,
     InvalidFieldError,
     InvalidNameError,
     LostReferenceError,
@@ -29,6 +30,7 @@ from afterwords.server.services.decoding import as_wav, is_wav
 from afterwords.server.services.hot import HotAudio
 from afterwords.server.services.offer import Offer
 from afterwords.server.services.ownership import Ownership
+from afterwords.server.services.recordings import Recordings
 from afterwords.text import check_name, check_text
 
 log = logging.getLogger("afterwords.server")
@@ -55,6 +57,7 @@ class Voices:
 
     store: Store
     blobs: Blobs
+    recordings: Recordings
     clock: Clock
     offer: Offer
     decoding: asyncio.Semaphore
@@ -137,8 +140,9 @@ class Voices:
 
         Raises:
             VoiceNotFoundError, AmbiguousVoiceNameError, InvalidInputError: no such voice, or no such value.
+            HomeVoiceError: it is changed where it is at home.
         """
-        before = await self.get(caller, name_or_id)
+        before = await self._changeable(caller, name_or_id)
         voice_id = before.voice_id
         changes = self._checked_changes(changes, before)
         after = await self.store.update_voice(voice_id, changes, account_id=caller.account_id)
@@ -159,7 +163,7 @@ class Voices:
             LostReferenceError: its recording is missing or was altered.
         """
         stored = await self.get(caller, name_or_id)
-        wav = await self.blobs.get(stored.ref_audio_key, sha256=stored.ref_sha256)
+        wav = await self.recordings.get(stored)
         if wav is None:
             raise LostReferenceError
         return stored.voice_id, await asyncio.to_thread(pack, as_voice(stored), wav)
@@ -169,8 +173,9 @@ class Voices:
 
         Raises:
             VoiceNotFoundError, AmbiguousVoiceNameError: there is none, or several.
+            HomeVoiceError: it is removed where it is at home.
         """
-        voice_id = (await self.get(caller, name_or_id)).voice_id
+        voice_id = (await self._changeable(caller, name_or_id)).voice_id
         paths = await self.store.delete_voice(voice_id, account_id=caller.account_id)
         if paths is None:
             raise VoiceNotFoundError
@@ -181,6 +186,12 @@ class Voices:
             await self.purge(voice_id, paths)
         else:  # the voice may be another database's as well: the tombstone stays, and the reaper asks again
             log.warning("deletion waits voice_id=%s: the storage is not this database's", voice_id)
+
+    async def _changeable(self, caller: Caller, name_or_id: str) -> StoredVoice:
+        voice = await self.get(caller, name_or_id)
+        if voice.home_id is not None:
+            raise HomeVoiceError
+        return voice
 
     async def purge(self, voice_id: str, paths: Sequence[str]) -> None:
         """Remove the audio of a deleted voice; what fails here the reaper does again."""

@@ -31,7 +31,7 @@ from afterwords.errors import (
 )
 from afterwords.models import Account, ApiKey, new_id
 from afterwords.server.ports import Caller, NewKey
-from afterwords.server.store.schema import accounts, cache, jobs, keys, usage, voices
+from afterwords.server.store.schema import accounts, cache, jobs, keys, server, usage, voices
 from afterwords.server.store.sqlite import Lookup
 
 _SHOWN = [keys.c[name] for name in ApiKey.model_fields if name != "characters"]
@@ -61,15 +61,24 @@ def add(connection: Connection, key: NewKey, *, by: str | None, now: datetime) -
         if like is None:
             raise KeyNotFoundError
         account_id = like.account_id
+    if key.is_home:
+        account_id = home_account(connection)
     if account_id is None:
         account_id = new_id()
         connection.execute(insert(accounts).values(account_id=account_id, created_at=now))
+        if key.is_home:
+            connection.execute(update(server).values(home_account_id=account_id))
     elif account_id != (own or account_id) or connection.execute(_ACCOUNT, {"account_id": account_id}).first() is None:
         raise InvalidFieldError("account_id", rule="there is no such account")
     if asking and not key.scopes:
         raise AdminRequiredError
     key_id = new_id()
     return _keep(connection, key, key_id, account_id=account_id, spending_id=key_id, now=now)
+
+
+def home_account(connection: Connection) -> str | None:
+    account_id: str | None = connection.execute(select(server.c.home_account_id)).scalar()
+    return account_id
 
 
 def caller(connection: Connection, sha256: bytes, *, now: datetime) -> Caller | None:

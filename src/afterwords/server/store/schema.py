@@ -42,6 +42,7 @@ server: Final = Table(
     Column("server_id", Integer, primary_key=True),
     Column("secret", LargeBinary, nullable=False),
     Column("checked_at", UtcTime),
+    Column("home_account_id", ID),  # sees the voices of the home; NULL: no key was made for it
 )
 
 accounts: Final = Table(
@@ -90,6 +91,7 @@ voices: Final = Table(
     Column("provenance", Document(Provenance)),
     Column("metadata", JSON, nullable=False),
     Column("ref_text", VanishingText),
+    Column("home_id", ID, index=True, unique=True),  # NULL: the recording is in storage
     Index(None, "account_id", "seq"),
     sqlite_autoincrement=True,
 )

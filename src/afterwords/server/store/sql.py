@@ -95,6 +95,9 @@ class SqlStore:
         now = self._clock.now()
         return await self._database.read_long(partial(keys.all_accounts, period=periods.period_of(now), now=now))
 
+    async def home_account(self) -> str | None:
+        return await self._database.read(keys.home_account, memo=("home account",))
+
     async def caller(self, sha256: bytes) -> Caller | None:
         return await self._database.read(partial(keys.caller, sha256=sha256, now=self._clock.now()))
 

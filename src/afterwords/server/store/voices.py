@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, union_all, update
 
 from afterwords.cachekey import job_path
+from afterwords.models import new_id
 from afterwords.server.ports import CacheEntry, Idempotency, StoredVoice, VoiceChanges
 from afterwords.server.store import periods, repeats
 from afterwords.server.store.schema import IS_PENDING, cache, jobs, tombstones, voices
@@ -27,6 +28,11 @@ _NAMED = (
     .order_by(voices.c.seq)
     .limit(2)
 )
+_AT_HOME = select(*VOICE).where(voices.c.home_id == bindparam("home_id"))
+_TAKEN = union_all(
+    select(voices.c.voice_id).where(voices.c.voice_id == bindparam("voice_id")),
+    select(tombstones.c.voice_id).where(tombstones.c.voice_id == bindparam("voice_id")),
+)
 _KEEP = insert(voices).inline()
 _CACHED = Lookup(
     select(*[cache.c[field.name] for field in fields(CacheEntry)]).where(
@@ -38,6 +44,11 @@ _CACHED = Lookup(
 def add(connection: Connection, voice: StoredVoice, *, asked: Idempotency | None = None, now: datetime) -> StoredVoice:
     if asked and (before := replayed(connection, asked)):
         return before
+    if voice.home_id is not None:
+        if kept := connection.execute(_AT_HOME, {"home_id": voice.home_id}).first():
+            return StoredVoice(*kept)
+        if connection.execute(_TAKEN, {"voice_id": voice.voice_id}).first():
+            voice = replace(voice, voice_id=new_id())
     connection.execute(_KEEP, {name: getattr(voice, name) for name in _NAMES} | {"metadata": dict(voice.metadata)})
     if asked:
         repeats.keep(connection, asked, now=now, voice_id=voice.voice_id)

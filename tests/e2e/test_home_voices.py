@@ -1,0 +1,180 @@
+"""The voices of the library in a server's home: offered as they are, to the keys of the home alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import httpx
+import pytest
+
+from afterwords import travel
+from afterwords.client.sync import Client
+from afterwords.library import Library
+from afterwords.models import Voice, new_id
+from tests.cli.program import run
+from tests.e2e.served import READER, Served, final, register, serving, speak, until
+
+
+@pytest.fixture(scope="module")
+def shelf(_shelf_with_me: Path, tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """A home with one voice, me, which no test changes."""
+    folder = tmp_path_factory.mktemp("home-voices") / "home"
+    shutil.copytree(_shelf_with_me, folder)
+    return Library(folder)
+
+
+@pytest.fixture(scope="module")
+def served(shelf: Library) -> Iterator[Served]:
+    with serving(shelf.home, {"AFTERWORDS_REAP_INTERVAL_S": "0.1"}) as running:
+        yield running
+
+
+@pytest.fixture
+def library(_shelf_with_me: Path, tmp_path: Path) -> Library:
+    """A home with one voice, of which no server knows."""
+    shutil.copytree(_shelf_with_me, tmp_path / "served")
+    return Library(tmp_path / "served")
+
+
+def names(client: httpx.Client) -> list[str]:
+    return [voice["name"] for voice in client.get("/v1/voices").json()]
+
+
+def copied(library: Library, name: str, ending: bytes = b"\1\0") -> Voice:
+    """Another voice of the library, whose recording differs in its last sample."""
+    first = library.get("me")
+    wav = library.reference(first)[:-2] + ending
+    assert first.reference is not None
+    info = first.reference.model_copy(update={"sha256": sha256(wav).hexdigest()})
+    voice = first.model_copy(update={"voice_id": new_id(), "name": name, "reference": info, "provenance": None})
+    return library.save(voice, reference_wav=wav)
+
+
+def test_voice_of_the_home_speaks_with_what_the_library_holds(shelf: Library, served: Served) -> None:
+    me = shelf.get("me")
+    with served.client() as client:
+        shown = client.get("/v1/voices/me").json()
+        assert (shown["voice_id"], shown["ref_sha256"]) == (me.voice_id, me.ref_sha256)
+        assert me.consent is not None
+        assert me.provenance is not None
+        assert shown["consent"] == me.consent.model_dump(mode="json")
+        assert shown["provenance"]["seal"] == me.provenance.seal
+        job_id = speak(client, "me", "From home.")
+        assert final(client, job_id)["status"] == "ready"
+        bundle = client.get("/v1/voices/me/export")
+        assert bundle.status_code == 200
+    kept = {path.name for path in (shelf.home / "server" / "blobs").rglob("*.*")}
+    assert "ref.wav" not in kept  # the recording is nowhere but at home
+    assert not list((shelf.home / "server" / "blobs").rglob("prompts"))  # and so is what was prepared there
+    assert "1 voice of this machine, for the first key" in served.log.read_text()
+
+
+def test_only_keys_of_the_home_see_its_voices(shelf: Library, served: Served) -> None:
+    voice_id = shelf.get("me").voice_id
+    env = {"AFTERWORDS_HOME": str(shelf.home), "AFTERWORDS_BACKENDS": "tone"}
+    of_home = run("keys", "create", "--home", "--scope", "synthesize", "--scope", "voices:read", env=env).out.strip()
+    with served.client(run("keys", "create", env=env).out.strip()) as stranger:
+        assert names(stranger) == []
+        for path in ("/v1/voices/me", f"/v1/voices/{voice_id}", f"/v1/voices/{voice_id}/export"):
+            assert stranger.get(path).json()["error"]["code"] == "voice_not_found"
+    with served.client(of_home) as narrow:
+        assert names(narrow) == ["me"]
+        assert final(narrow, speak(narrow, "me", "With a narrow key."))["status"] == "ready"
+    with served.client(served.new_key()) as of_admin:
+        assert names(of_admin) == []
+
+
+def test_voice_of_the_home_is_not_changed_over_http(shelf: Library, served: Served) -> None:
+    with served.client() as client:
+        answers = [client.delete("/v1/voices/me"), client.patch("/v1/voices/me", json={"name": "you"})]
+        assert {(a.status_code, a.json()["error"]["code"]) for a in answers} == {(409, "home_voice")}
+        assert names(client) == ["me"]
+    assert shelf.get("me")
+
+
+def test_what_is_done_at_home_is_seen_at_once(shelf: Library, served: Served) -> None:
+    with served.client() as client:
+        voice = copied(shelf, "guest")
+        until(lambda: names(client) == ["me", "guest"], what="the new voice")
+        final(client, job_id := speak(client, "guest", "Soon to be gone."))
+        shelf.rename("guest", "visitor")
+        until(lambda: names(client) == ["me", "visitor"], what="the new name")
+        assert client.get(f"/v1/jobs/{job_id}").status_code == 200
+
+        other = copied(shelf, "other", b"\3\0")
+        wav = shelf.reference(other)
+        shelf.remove("other")
+        same_id = other.model_copy(update={"voice_id": voice.voice_id, "name": "visitor"})
+        shelf.save(same_id, reference_wav=wav, replace=True)
+        until(lambda: client.get("/v1/voices/visitor").json().get("ref_sha256") == other.ref_sha256, what="the other")
+        again = client.post("/v1/synthesize", json={"voice_id": "visitor", "text": "Soon to be gone."})
+        assert again.headers["x-cache"] == "MISS"
+        assert client.get(f"/v1/jobs/{job_id}").status_code == 404
+
+        final(client, job_id := again.json()["job_id"])
+        shelf.remove("visitor")
+        until(lambda: names(client) == ["me"], what="the end of the voice")
+        assert client.get(f"/v1/jobs/{job_id}").status_code == 404
+        until(lambda: not list((shelf.home / "server" / "blobs").rglob(f"{job_id}*")), what="the end of its audio")
+
+
+def test_pushing_a_voice_of_the_home_makes_no_second(
+    shelf: Library, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFTERWORDS_HOME", str(shelf.home))
+    with Client(served.url, api_key=served.key) as client, served.client() as http:
+        assert travel.push("me", client=client).voice_id == shelf.get("me").voice_id
+        assert names(http) == ["me"]
+        assert client.say("From the SDK.", voice="me").duration_s > 0
+        pushed = register(http, name="guest", wav=READER.read_bytes())
+        assert names(http) == ["me", "guest"]
+        assert http.delete(f"/v1/voices/{pushed}").status_code == 204
+
+
+def test_backup_keeps_what_was_spoken_and_leaves_the_voice_at_home(
+    shelf: Library, library: Library, served: Served, tmp_path: Path
+) -> None:
+    with served.client() as client:
+        final(client, job_id := speak(client, "me", "To be backed up."))
+    file = tmp_path / "server.backup"
+    done = run("backup", str(file), env={"AFTERWORDS_HOME": str(shelf.home)})
+    assert done.code == 0, done.err
+    assert shelf.reference(shelf.get("me"))[44:1044] not in file.read_bytes()
+    done = run("restore", str(file), env={"AFTERWORDS_HOME": str(library.home)})
+    assert done.code == 0, done.err
+    with serving(library.home) as restored, restored.client(served.key) as client:
+        assert names(client) == ["me"]
+        assert client.get(f"/v1/jobs/{job_id}/audio").status_code == 200
+
+
+def test_library_can_be_left_out_and_a_damaged_voice_hides_no_other(library: Library) -> None:
+    damaged = copied(library, "damaged")
+    (library.home / "voices" / damaged.voice_id / "voice.json").write_text("{")
+    with serving(library.home) as served:
+        key = served.key
+        with served.client() as client:
+            assert names(client) == ["me"]
+            final(client, speak(client, "me", "Before."))
+    log = served.log.read_text()
+    assert log.count("voices of this home not offered=1") == 1
+    with serving(library.home, {"AFTERWORDS_SERVE_LIBRARY": "false"}) as served, served.client(key) as client:
+        assert names(client) == []
+        assert register(client)
+        assert not list((library.home / "server" / "blobs" / "voices").rglob("cache/*"))
+
+
+def test_database_that_is_reached_by_others_gives_the_voices_to_no_key(library: Library) -> None:
+    served = Served(library.home, {"AFTERWORDS_HOST": "0.0.0.0", "AFTERWORDS_REAP_INTERVAL_S": "0.1"})
+    try:
+        served.start().ready()
+        until(lambda: "No key can use them yet" in served.log.read_text(), what="the line")
+        with served.client(served.new_key()) as stranger:
+            assert names(stranger) == []
+        env = {"AFTERWORDS_HOME": str(library.home), "AFTERWORDS_BACKENDS": "tone"}
+        with served.client(run("keys", "create", "--home", env=env).out.strip()) as own:
+            until(lambda: names(own) == ["me"], what="the voice")
+    finally:
+        served.kill()
