@@ -59,9 +59,9 @@ class KeyClaims:
 
     async def test_revoked_key_is_nobodys_and_revoking_again_changes_nothing(self, world: World) -> None:
         ann = await world.caller("ann")
-        assert await world.store.revoke_key(ann.key_id, account_id=ann.account_id)
+        assert await world.store.revoke_key(ann.key_id, account_id=ann.account_id) == []
         world.clock.pass_s(60)
-        assert await world.store.revoke_key(ann.key_id, account_id=None)
+        assert await world.store.revoke_key(ann.key_id, account_id=None) == []
 
         [key] = await world.store.keys(account_id=ann.account_id)
 
@@ -71,8 +71,8 @@ class KeyClaims:
     async def test_key_of_another_account_is_as_if_it_were_not_there(self, world: World) -> None:
         ann, bob = await world.caller("ann"), await world.caller("bob")
 
-        assert not await world.store.revoke_key(ann.key_id, account_id=bob.account_id)
-        assert not await world.store.revoke_key("no such key", account_id=None)
+        assert await world.store.revoke_key(ann.key_id, account_id=bob.account_id) is None
+        assert await world.store.revoke_key("no such key", account_id=None) is None
         rotated = await world.store.rotate_key(ann.key_id, account_id=bob.account_id, sha256=digest("x"), overlap_s=0)
         assert rotated is None
         assert await world.store.caller(digest("ann")) == ann
@@ -124,7 +124,7 @@ class KeyClaims:
         for by in (None, new.key_id):
             with pytest.raises(KeyReplacedError):
                 await world.store.rotate_key(ann.key_id, account_id=None, by=by, sha256=digest("c"), overlap_s=500)
-        assert await world.store.revoke_key(ann.key_id, account_id=ann.account_id, by=ann.key_id)
+        assert await world.store.revoke_key(ann.key_id, account_id=ann.account_id, by=ann.key_id) == []
         assert await world.store.caller(digest("ann")) is None
 
     async def test_narrow_key_changes_no_key_but_itself(self, world: World) -> None:

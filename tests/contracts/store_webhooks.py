@@ -56,15 +56,27 @@ class WebhookClaims:
 
         assert await world.store.webhooks_due(limit=9) == []
 
-    async def test_signing_key_is_made_of_the_keys_digest_even_when_the_key_is_revoked(self, world: World) -> None:
+    async def test_signing_key_is_made_of_the_keys_digest_even_when_it_was_rotated(self, world: World) -> None:
         ann = await world.caller()
         await self.ended(world)
-        await world.store.revoke_key(ann.key_id, account_id=None)
+        await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("new"), overlap_s=0)
 
         [call] = await world.store.webhooks_due(limit=9)
 
         assert call.signing_key == hmac.digest(digest("ann"), b"afterwords webhook v1", hashlib.sha256)
         assert repr(call.signing_key) not in repr(call)
+
+    async def test_revoked_key_is_called_no_more_and_its_pending_jobs_end(self, world: World) -> None:
+        ann = await world.caller()
+        await self.ended(world)
+        pending = await world.job(webhook_url=URL)
+
+        assert await world.store.revoke_key(ann.key_id, account_id=None) == [pending.job_id]
+
+        job = await world.store.job(pending.job_id)
+        assert job is not None
+        assert job.status is JobStatus.CANCELLED
+        assert await world.store.webhooks_due(limit=9) == []
 
     async def test_webhook_that_is_not_settled_comes_again_with_growing_pauses_and_is_given_up(
         self, world: World

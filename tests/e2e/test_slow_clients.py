@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import select
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 
 import httpx
 import numpy as np
@@ -17,7 +20,7 @@ import pytest
 from afterwords.riff import wav_header
 from tests.e2e.flood import MIB, watched
 from tests.e2e.served import Served, final, register, serving, speak, until
-from tests.e2e.wire import head
+from tests.e2e.wire import connected, head, read
 
 SECRET = "a-callback-secret-for-tests-0123456789"
 RATE = 24_000
@@ -156,3 +159,107 @@ def n_connections(served: Served) -> int:
     assert served.process is not None
     process = psutil.Process(served.process.pid)
     return sum(each.status == psutil.CONN_ESTABLISHED for each in process.net_connections("tcp"))
+
+
+class TestWaits:
+    """A server where nobody speaks, so that who waits waits."""
+
+    @pytest.mark.parametrize("workers", ["0", "1"])
+    def test_stream_left_before_its_first_sound_is_cancelled(
+        self, tmp_path_factory: pytest.TempPathFactory, workers: str
+    ) -> None:
+        settings = {"AFTERWORDS_WORKERS": workers}
+        with serving(tmp_path_factory.mktemp("left") / "home", settings) as served, served.client() as client:
+            voice_id = register(client)
+            if workers == "1":  # its one process is kept busy, so that others wait for it
+                for number in range(16):
+                    speak(client, voice_id, f"fault-hang {number:02} {'x' * 50}")
+            body = {"voice_id": voice_id, "text": "Nobody waits for this.", "stream": True}
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/synthesize", json=body, timeout=1)
+            until(lambda: client.get("/v1/jobs", params={"limit": 1}).json()[0]["status"] == "cancelled")
+            assert client.get("/v1/usage").json()["characters"] == (0 if workers == "0" else 16 * 64)
+
+    def test_stream_that_another_request_has_joined_goes_on(self, served: Served) -> None:
+        with served.client() as client:
+            ask = {"voice_id": register(client), "text": "Two wait for this."}
+            body = json.dumps({**ask, "stream": True}).encode()
+            headers = [("Authorization", f"Bearer {served.key}"), ("Content-Type", "application/json")]
+            n_left = served.log.read_text().count(" 499 ")
+            with connected(served) as wire:
+                wire.sendall(head("POST", "/v1/synthesize", [*headers, ("Content-Length", str(len(body)))]) + body)
+                first = until(lambda: pending(client))
+                joined = client.post("/v1/synthesize", json=ask).json()["job_id"]
+            until(lambda: served.log.read_text().count(" 499 ") > n_left, what="the end of the stream")
+            assert first == joined
+            assert client.get(f"/v1/jobs/{joined}").json()["status"] == "pending"
+
+    def test_thousand_waits_of_one_key_leave_room_for_others(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        limited = ["sh", "-c", 'ulimit -n 512; exec "$0" "$@"']
+        served = Served(tmp_path_factory.mktemp("waits") / "home", {"AFTERWORDS_WORKERS": "0"}, before=limited)
+        served.start().ready()
+        try:
+            with served.client() as client, served.client(served.new_key()) as other, ExitStack() as stack:
+                voice_id = register(client)
+                job_id = speak(client, voice_id, "x")
+                wait = head("GET", f"/v1/jobs/{job_id}?wait=60", [("Authorization", f"Bearer {served.key}")])
+                wires = []
+                for _ in range(400):
+                    wires.append(stack.enter_context(connected(served)))
+                    with suppress(ConnectionError):
+                        wires[-1].sendall(wait)
+                refused = until(lambda: select.select(wires, [], [], 0)[0])
+                assert read(refused[0]).status in (429, 503)
+                until(lambda: other.get("/readyz").status_code == 200)
+                assert speak(other, register(other), "There is room for this.")
+        finally:
+            served.kill()
+
+    def test_waits_and_streams_of_a_revoked_key_end_at_once_and_its_jobs_too(self, served: Served) -> None:
+        with served.admin as admin, ThreadPoolExecutor() as pool:
+            made = admin.post("/v1/keys", json={}).json()
+            with served.client(made["api_key"]) as thief:
+                voice_id = register(thief)
+                job_id = speak(thief, voice_id, "Never to be spoken.", webhook_url="https://example.com/hook")
+                waiting = pool.submit(thief.get, f"/v1/jobs/{job_id}", params={"wait": 60})
+                body = {"voice_id": voice_id, "text": "Nor this.", "stream": True}
+                streaming = pool.submit(thief.post, "/v1/synthesize", json=body)
+                until(lambda: len(thief.get("/v1/jobs").json()) == 2)
+                time.sleep(0.5)
+                began = time.monotonic()
+                admin.delete(f"/v1/keys/{made['key_id']}").raise_for_status()
+                answers = [waiting.result(), streaming.result()]
+                took_s = time.monotonic() - began
+        assert {answer.status_code for answer in answers} <= {
+            200,
+            401,
+            409,
+        }  # cancelled, or refused: whichever is first
+        assert took_s < 10
+        with sqlite3.connect(served.home / "server" / "afterwords.db") as rows:
+            [(status,)] = rows.execute("SELECT status FROM jobs WHERE job_id = ?", [job_id]).fetchall()
+            assert status == "cancelled"
+            assert rows.execute("SELECT count(*) FROM webhooks WHERE job_id = ?", [job_id]).fetchone() == (0,)
+
+    def test_download_of_a_revoked_key_breaks_off(self, served: Served, voice_id: str) -> None:
+        del voice_id
+        with served.admin as admin:
+            made = admin.post("/v1/keys", json={}).json()
+            with served.client(made["api_key"]) as thief:
+                own = register(thief)
+                spoken(served, thief, own, LONG, 60, speed=0.25)
+            with asking(served, own, "wav", key=made["api_key"], n_read_bytes=1000) as wire:
+                time.sleep(0.5)
+                admin.delete(f"/v1/keys/{made['key_id']}").raise_for_status()
+                until(lambda: is_idle(served))
+                n_bytes = 0
+                with suppress(ConnectionError):
+                    while piece := wire.recv(65_536):
+                        n_bytes += len(piece)
+        assert n_bytes < 60 * 2 * RATE - 1000
+
+
+def pending(client: httpx.Client) -> str | None:
+    """The newest job, if it is pending."""
+    [job] = client.get("/v1/jobs", params={"limit": 1}).json() or [{"status": ""}]
+    return str(job["job_id"]) if job["status"] == "pending" else None

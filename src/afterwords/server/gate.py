@@ -5,17 +5,19 @@ Credentials are compared as digests, in constant time; a key is looked up by its
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import ipaddress
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
 from limits import RateLimitItemPerMinute
@@ -25,6 +27,7 @@ from pydantic import SecretStr
 
 from afterwords.errors import (
     AdminRequiredError,
+    AfterwordsError,
     InsufficientScopeError,
     InvalidHostError,
     RateLimitedError,
@@ -32,10 +35,13 @@ from afterwords.errors import (
     UnauthorizedError,
 )
 from afterwords.server import ports
-from afterwords.server.services.keys import Keys
+from afterwords.server.fairness import ConcurrencyLimit
+from afterwords.server.services.keys import Keys, digest
 from afterwords.server.services.signing import read_worker_token
 from afterwords.server.settings import LOCAL_NAMES, SECRET_MIN_CHARS, Settings
 
+CHECK_KEYS_S: Final = 0.4
+"""How often the keys of requests under way are looked at."""
 JSON_MAX_BYTES: Final = 128 * 1024
 _BEARER: Final = re.compile(r"[Bb]earer +([\x21-\x7e]{1,512})")
 _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^][:@/]*))(?::[0-9]{0,5})?")
@@ -99,6 +105,7 @@ class Gate:
         self._admin = _digest_of(settings.admin_secret)
         self._callback = _digest_of(settings.callback_secret)
         self._hosts = _hosts(settings)
+        self.requests = OpenRequests(keys, settings.max_requests_per_key)
         self._rate = max(1, settings.rate_limit // settings.processes) if settings.rate_limit else 0
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._item = RateLimitItemPerMinute(max(1, self._rate))
@@ -171,7 +178,7 @@ class Gate:
         if needed.scope and caller.scopes and needed.scope not in caller.scopes:
             raise InsufficientScopeError(needed.scope)
         self._count(caller.spending_id)
-        return Admitted(caller=caller)
+        return Admitted(caller=caller, key_sha256=digest(secret))
 
     def _client(self, peer: str, forwarded: list[bytes]) -> str:
         """The address of the client: the last one that a trusted proxy has seen, else the peer."""
@@ -198,6 +205,73 @@ class Gate:
         if self._rate and not self._limiter.hit(self._item, spending_id):
             reset_at = self._limiter.get_window_stats(self._item, spending_id).reset_time
             raise RateLimitedError(limit=self._rate, retry_after_s=max(1, round(reset_at - time.time() + 0.5)))
+
+
+class OpenRequests:
+    """The requests of keys that are under way: only so many of one key, and none of a key that is not valid any more.
+
+    Args:
+        maximum: requests at once of one key, and of those that took its place.
+    """
+
+    def __init__(self, keys: Keys, maximum: int) -> None:
+        self._keys = keys
+        self._limit = ConcurrencyLimit(maximum, doing="requests under way")
+        self._open: dict[bytes, set[RequestTask]] = {}
+
+    @contextlib.contextmanager
+    def under_way(self, admitted: Admitted) -> Iterator[RequestTask | None]:
+        """Count a request while the block runs, and end it with its key; those of others than keys are let pass.
+
+        Raises:
+            TooManyConcurrentRequestsError: the key has as many under way as it may.
+        """
+        caller, key_sha256 = admitted.caller, admitted.key_sha256
+        if caller is None or key_sha256 is None:
+            yield None
+            return
+        self._limit.enter(caller.spending_id)
+        request = RequestTask()
+        requests = self._open.setdefault(key_sha256, set())
+        requests.add(request)
+        try:
+            yield request
+        finally:
+            self._limit.leave(caller.spending_id)
+            requests.discard(request)
+            if not requests:
+                self._open.pop(key_sha256, None)
+
+    async def watch(self) -> None:
+        """End the requests of keys that were revoked or have expired, also by another process; runs until cancelled."""
+        while True:
+            await asyncio.sleep(CHECK_KEYS_S)
+            for key_sha256, requests in [*self._open.items()]:
+                with contextlib.suppress(AfterwordsError):  # the database is away: the next look will tell
+                    if not await self._keys.is_valid(key_sha256):
+                        for request in [*requests]:
+                            request.revoke()
+
+
+class RequestTask:
+    """The task of one request, which can be ended because its key is not valid any more."""
+
+    def __init__(self) -> None:
+        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._began = time.monotonic()
+        self._is_revoked = False
+
+    def revoke(self) -> None:
+        """End it, unless it is so young that it may be the one that revokes its own key."""
+        if not self._is_revoked and time.monotonic() - self._began >= CHECK_KEYS_S:
+            self._is_revoked = True
+            self._task.cancel()
+
+    def take_revocation(self) -> bool:
+        """Whether it was ended; the task may go on then, to answer."""
+        if self._is_revoked:
+            self._task.uncancel()
+        return self._is_revoked
 
 
 class Failures:
@@ -246,6 +320,7 @@ class Admitted:
     caller: ports.Caller | None = None
     is_admin: bool = False
     attempt: int | None = None
+    key_sha256: bytes | None = None
 
     @property
     def account_id(self) -> str | None:

@@ -37,9 +37,12 @@ from afterwords.errors import (
     RequestTooLargeError,
     RouteNotFoundError,
     ServiceError,
+    ServiceUnavailableError,
+    TooManyConcurrentRequestsError,
+    UnauthorizedError,
 )
 from afterwords.models import as_id
-from afterwords.server.gate import Admitted, Gate, Needs
+from afterwords.server.gate import Admitted, Gate, Needs, RequestTask
 from afterwords.server.reading import Reader
 
 log = logging.getLogger("afterwords.server")
@@ -113,11 +116,16 @@ class GuardedRoute(APIRoute):
                 forwarded=headers.get(b"x-forwarded-for"),
             )
             exchange.limit_body(self.needs, headers, gate.settings.body_timeout_s)
-            request = Request(scope, exchange.receive)
-            response: Response = await self.endpoint(**await self._read(request))
-            await response(scope, exchange.receive, exchange.send)
+            with gate.requests.under_way(exchange.admitted) as exchange.task:
+                request = Request(scope, exchange.receive)
+                response: Response = await self.endpoint(**await self._read(request))
+                await response(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             exchange.status = exchange.status or 499
+        except asyncio.CancelledError:
+            if exchange.task is None or not exchange.task.take_revocation():
+                raise
+            await exchange.answer(UnauthorizedError())
         except AfterwordsError as error:
             if isinstance(error, NotOpenedError):
                 log.error("%s %s", error.message, error.hint)
@@ -210,6 +218,7 @@ class Exchange:
     route: str
     request_id: str = field(default_factory=lambda: str(uuid4()))
     admitted: Admitted | None = None
+    task: RequestTask | None = None
     status: int = 0
     _started: float = field(default_factory=time.perf_counter)
     _max_bytes: int | None = None
@@ -265,7 +274,7 @@ class Exchange:
         if self.status:
             raise ConnectionAbortedError("the answer broke off") from None
         response = error_response(error, self.request_id)
-        if self._is_unread or isinstance(error, RequestTimeoutError):
+        if self._is_unread or isinstance(error, RequestTimeoutError | TooManyConcurrentRequestsError):
             response.headers["Connection"] = "close"  # or the rest of a large body would be read, for nothing
         await response(self.scope, self._receive, self.send)
 
@@ -348,6 +357,11 @@ def _headers_of(error: AfterwordsError) -> dict[str, str]:
 def not_found_response() -> Response:
     """The answer at an address where nothing is."""
     return _response_to_none(RouteNotFoundError())
+
+
+def busy_response() -> Response:
+    """The answer to a connection beyond those that the server may have."""
+    return _response_to_none(ServiceUnavailableError("The server has as many connections as it may"))
 
 
 def not_http_response() -> Response:

@@ -323,8 +323,10 @@ class Store(Protocol):
         """The keys of an account, or of all; oldest first."""
         ...
 
-    async def revoke_key(self, key_id: str, *, account_id: str | None, by: str | None = None) -> bool:
-        """Revoke a key; False if there is no such key. Doing it again changes nothing.
+    async def revoke_key(self, key_id: str, *, account_id: str | None, by: str | None = None) -> list[str] | None:
+        """Revoke a key, cancel the pending jobs that it asked for, and drop their webhooks and those that are due.
+
+        Returns the ids of the cancelled jobs; None if there is no such key.
 
         Args:
             by: the id of the key that asks; None is the admin.

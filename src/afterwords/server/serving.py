@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import logging
@@ -12,17 +13,19 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from types import FrameType
 from typing import Any, Final, cast
 
 import uvicorn
+from starlette.responses import Response
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from afterwords.backends import registry
 from afterwords.errors import AddressInUseError
 from afterwords.server.app import create_app
-from afterwords.server.guard import Lifetime, not_http_response
+from afterwords.server.guard import Lifetime, busy_response, not_http_response
 from afterwords.server.ports import Dispatcher
 from afterwords.server.services.home import HomeVoices
 from afterwords.server.services.keys import Keys, MintedKey
@@ -35,6 +38,11 @@ HEADER_TIMEOUT_S: Final = 10.0
 HEADER_MAX_BYTES: Final = 64 * 1024
 SEND_BUFFER_BYTES: Final = 256 * 1024
 """What the system holds of an answer that its client does not read; by default it may become 4 MB."""
+BACKLOG: Final = 256
+"""Connections that are accepted at one stroke, before one of them can be refused."""
+DESCRIPTORS_MAX: Final = 65_536
+DESCRIPTORS_RESERVED: Final = 512
+"""Of the descriptors, those that are no connections: storage, database, pipes, and what was accepted at one stroke."""
 TELL_INTERVAL_S: Final = 0.5
 SWITCH_INTERVAL_S: Final = 0.0005
 """How long a thread may keep the interpreter: the default of 5 ms is a long wait for a request beside the writer."""
@@ -58,6 +66,10 @@ def serve(
         BackendUnavailableError: nothing here can speak.
     """
     settings.check_is_safe()
+    n_connections = _raise_descriptor_limit()
+    if n_connections is not None:  # where descriptors are few, one key may not take them all
+        most = min(settings.max_requests_per_key, max(1, n_connections // 2))
+        settings = settings.model_copy(update={"max_requests_per_key": most})
     registry.choose()
     os.umask(0o077)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -69,6 +81,8 @@ def serve(
         config = _Config(
             app,
             write_timeout_s=settings.write_timeout_s,
+            n_connections=n_connections,
+            backlog=BACKLOG,
             http=_Protocol,
             ws="none",
             lifespan="on",
@@ -137,6 +151,25 @@ async def _first_key(settings: Settings) -> MintedKey | None:
         await store.close()
 
 
+def _raise_descriptor_limit() -> int | None:
+    """Let the process open as many files as it may, and return how many connections leave a reserve for its own.
+
+    None where the system knows no such limit.
+    """
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):  # macOS allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            soft = most
+    limit = DESCRIPTORS_MAX if soft == resource.RLIM_INFINITY else soft
+    return limit - min(DESCRIPTORS_RESERVED, limit // 2)
+
+
 def _bound(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
@@ -144,7 +177,7 @@ def _bound(settings: Settings) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         bound.bind((settings.host, settings.port))
-        bound.listen(2048)
+        bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
         why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
@@ -166,9 +199,10 @@ async def _tell_loading(dispatcher: Dispatcher) -> None:
 class _Config(uvicorn.Config):
     """Uvicorn's, with what our protocol is told."""
 
-    def __init__(self, app: ASGIApp, *, write_timeout_s: float, **options: Any) -> None:
+    def __init__(self, app: ASGIApp, *, write_timeout_s: float, n_connections: int | None, **options: Any) -> None:
         super().__init__(cast("Any", app), **options)
         self.write_timeout_s = write_timeout_s
+        self.n_connections = n_connections
 
 
 class _Server(uvicorn.Server):
@@ -214,7 +248,11 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._expect_headers()
+        most = cast("_Config", self.config).n_connections
+        if most is not None and len(self.connections) > most:
+            self._answer(busy_response())
+        else:
+            self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._got_headers()
@@ -260,9 +298,14 @@ class _Protocol(HttpToolsProtocol):
             self._watch_reading()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - our own words are in the shape of all errors
-        response = not_http_response()
+        self._answer(not_http_response())
+
+    def _answer(self, response: Response) -> None:
+        """Answer what is no request, or not looked at, and close the connection."""
         headers = [*response.raw_headers, (b"connection", b"close")]
-        lines = [b"HTTP/1.1 400 Bad Request", *(b": ".join(header) for header in headers), b"", bytes(response.body)]
+        status = HTTPStatus(response.status_code)
+        begin = f"HTTP/1.1 {status.value} {status.phrase}".encode()
+        lines = [begin, *(b": ".join(header) for header in headers), b"", bytes(response.body)]
         self.transport.write(b"\r\n".join(lines))
         self.transport.close()
 

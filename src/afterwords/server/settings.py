@@ -70,6 +70,7 @@ class Settings(BaseSettings):
     auth_failure_limit: int = Field(
         default=30, ge=0, description="Wrong keys and secrets a minute and client address; 0: any number."
     )
+    max_requests_per_key: int = Field(default=256, ge=1, description="Requests of one key that may be under way.")
     processes: int = Field(default=1, ge=1, description="Server processes that share these rates.")
     max_pending_jobs: int = Field(default=1000, ge=1, description="Jobs that may wait.")
     max_pending_jobs_per_account: int = Field(default=200, ge=1, description="Jobs of one account that may wait.")

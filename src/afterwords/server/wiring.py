@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -107,8 +107,8 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
         await house.dispatcher.start()
         stack.push_async_callback(house.stop)
         stack.push_async_callback(house.housekeeping.leave)
-        keeping = asyncio.create_task(house.housekeeping.run())
-        stack.push_async_callback(_stopped, keeping)
+        for work in (house.housekeeping.run(), house.gate.requests.watch()):
+            stack.push_async_callback(_stopped, asyncio.create_task(work))
         yield house
 
 
@@ -122,7 +122,13 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> House:
     desk = JobDesk(store, blobs, recordings, news, completion, settings.lease_s, settings.max_attempts)
     dispatcher: Dispatcher = InProcessDispatcher(settings, desk)
     offer = Offer(dispatcher.backends)
-    keys = Keys(store)
+
+    def on_cancelled(job_ids: Sequence[str]) -> None:
+        for job_id in job_ids:
+            dispatcher.cancel(job_id)
+        news.tell(*job_ids)
+
+    keys = Keys(store, on_cancelled=on_cancelled)
     decoding = asyncio.Semaphore(DECODING_AT_ONCE)
     voices = Voices(store, blobs, recordings, clock, offer, decoding, (hot, encoded), ownership)
     home = HomeVoices(recordings.library, store, voices, offer)

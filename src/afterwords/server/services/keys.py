@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
@@ -41,8 +41,9 @@ def digest(secret: str) -> bytes:
 class Keys:
     """The use-cases of keys. `account_id` None stands for the admin, who sees all."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, on_cancelled: Callable[[Sequence[str]], None] = lambda _: None) -> None:
         self._store = store
+        self._on_cancelled = on_cancelled
         self._seen: dict[bytes, tuple[Caller, float]] = {}
         self._used: set[str] = set()
 
@@ -115,21 +116,26 @@ class Keys:
         """All accounts, for the admin."""
         return await self._store.accounts()
 
+    async def is_valid(self, sha256: bytes) -> bool:
+        """Whether the key with this digest is valid at this moment."""
+        return await self._store.caller(sha256) is not None
+
     async def list(self, *, account_id: str | None) -> list[ApiKey]:
         """The keys of an account, or all, oldest first."""
         return await self._store.keys(account_id=account_id)
 
     async def revoke(self, key_id: str, *, account_id: str | None, by: str | None = None) -> None:
-        """Make a key useless at once; `by` is the id of the key that asks.
+        """Make a key useless at once, and cancel the jobs that it has pending; `by` is the id of the key that asks.
 
         Raises:
             KeyNotFoundError: there is no such key.
             KeyReplacedError, InsufficientScopeError: the asking key may only revoke itself.
         """
-        is_there = await self._store.revoke_key(key_id, account_id=account_id, by=by)
+        cancelled = await self._store.revoke_key(key_id, account_id=account_id, by=by)
         self._seen.clear()
-        if not is_there:
+        if cancelled is None:
             raise KeyNotFoundError
+        self._on_cancelled(cancelled)
 
     async def rotate(
         self, key_id: str, *, account_id: str | None, by: str | None = None, overlap_s: float = 0

@@ -15,6 +15,8 @@ from sqlalchemy import (
     Select,
     Table,
     bindparam,
+    delete,
+    exists,
     func,
     insert,
     or_,
@@ -29,9 +31,10 @@ from afterwords.errors import (
     KeyNotFoundError,
     KeyReplacedError,
 )
-from afterwords.models import Account, ApiKey, new_id
+from afterwords.models import Account, ApiKey, JobStatus, new_id
 from afterwords.server.ports import Caller, NewKey
-from afterwords.server.store.schema import accounts, cache, jobs, keys, server, usage, voices
+from afterwords.server.store.endings import end, ending
+from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, keys, server, usage, voices, webhooks
 from afterwords.server.store.sqlite import Lookup
 
 _SHOWN = [keys.c[name] for name in ApiKey.model_fields if name != "characters"]
@@ -132,14 +135,24 @@ def all_of(connection: Connection, *, account_id: str | None, period: str) -> li
     return [_shown(row) for row in connection.execute(statement)]
 
 
-def revoke(connection: Connection, key_id: str, *, account_id: str | None, by: str | None, now: datetime) -> bool:
+_CANCEL_ALL = ending(JobStatus.CANCELLED).where(jobs.c.key_id == bindparam("whose"), IS_PENDING)
+_SILENCE = delete(webhooks).where(
+    exists().where(jobs.c.job_id == webhooks.c.job_id, jobs.c.key_id == bindparam("whose"))
+)
+
+
+def revoke(
+    connection: Connection, key_id: str, *, account_id: str | None, by: str | None, now: datetime, steady: float
+) -> list[str] | None:
     row = _found(connection, key_id, account_id)
     if row is None:
-        return False
+        return None
     _check_may_change(connection, key_id, by=by)
     if row.revoked_at is None:
         connection.execute(update(keys).where(keys.c.key_id == key_id).values(revoked_at=now))
-    return True
+    cancelled = end(connection, _CANCEL_ALL, {"whose": key_id}, now=now, steady=steady)
+    connection.execute(_SILENCE, {"whose": key_id})
+    return cancelled
 
 
 def rotate(

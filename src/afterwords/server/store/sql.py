@@ -105,9 +105,10 @@ class SqlStore:
         period = periods.period_of(self._clock.now())
         return await self._database.read_long(partial(keys.all_of, account_id=account_id, period=period))
 
-    async def revoke_key(self, key_id: str, *, account_id: str | None, by: str | None = None) -> bool:
+    async def revoke_key(self, key_id: str, *, account_id: str | None, by: str | None = None) -> list[str] | None:
+        now, steady = self._clock.now(), self._clock.steady()
         return await self._database.write(
-            partial(keys.revoke, key_id=key_id, account_id=account_id, by=by, now=self._clock.now())
+            partial(keys.revoke, key_id=key_id, account_id=account_id, by=by, now=now, steady=steady)
         )
 
     async def rotate_key(
