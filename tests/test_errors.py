@@ -38,6 +38,7 @@ EXAMPLES: list[AfterwordsError] = [
     errors.BadBlockAlignError("me.wav", block_align=0, expected=2),
     errors.UnsupportedEncodingError("me.wav", encoding="A-law"),
     errors.EmptyTextError(),
+    errors.UnspeakableTextError("lite"),
     errors.ControlCharacterError(codepoint=0x1B, position=3),
     errors.InvalidUnicodeError(position=3),
     errors.TextTooLongError(length=5_001, maximum=5_000),
@@ -199,6 +200,7 @@ def test_exit_code_and_status_are_ones_that_are_documented(cls: type[AfterwordsE
     ("cls", "exit_code", "http_status"),
     [
         (errors.EmptyTextError, 5, 422),
+        (errors.UnspeakableTextError, 5, 422),
         (errors.NotWavError, 5, 422),
         (errors.VoiceExistsError, 5, 409),
         (errors.VoiceRequiredError, 2, 422),

@@ -24,7 +24,9 @@ from afterwords.errors import (
     ReferenceTooShortError,
     SpeechReadError,
     SynthesisError,
+    TextWarning,
     UnreadableFileError,
+    UnspeakableTextError,
     UnsupportedLangError,
     VoiceExistsError,
     VoiceNotFoundError,
@@ -298,6 +300,17 @@ def test_a_prompt_is_made_once_for_the_same_recording(monkeypatch: pytest.Monkey
     clone("two")
     aw.say("Hello", voice="two")
     assert len(made) == 1
+
+
+def test_words_that_are_left_out_are_warned_of_without_naming_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_TESTING", "1")
+    clone()
+    with pytest.warns(TextWarning) as warned:
+        speech = aw.stream("Hello fault-unspoken-Иван")
+    assert speech.left_out == ("fault-unspoken-Иван",)
+    assert "Иван" not in str(warned[0].message) + repr(speech)
+    with pytest.raises(UnspeakableTextError):
+        aw.stream("fault-unspoken")
 
 
 def test_a_lost_prompt_is_made_again(home: Path) -> None:

@@ -62,7 +62,12 @@ def test_text_with_nothing_to_say_is_refused(text: str) -> None:
         check_text(text)
 
 
-@pytest.mark.parametrize("character", ["\0", "\x07", "\x1b", "\x0b", "\x0c", "\x1f", "\x7f", "\x85", "\x9f"])
+@pytest.mark.parametrize("blank", ["\x0b", "\x0c", "\x85", "\u2028", "\r\n\x0c\n", "\u2029"])
+def test_page_breaks_and_line_ends_of_any_kind_are_newlines(blank: str) -> None:
+    assert set(check_text(f"a{blank}b")) == {"a", "b", "\n"}
+
+
+@pytest.mark.parametrize("character", ["\0", "\x07", "\x1b", "\x1f", "\x7f", "\x84", "\x9f"])
 def test_control_character_is_refused_with_its_place(character: str) -> None:
     with pytest.raises(ControlCharacterError, match=f"U\\+{ord(character):04X} at position 4"):
         check_text(f"a\r\nb{character}c")

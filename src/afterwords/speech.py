@@ -33,6 +33,7 @@ class Speech:
         sample_rate: of the chunks, in Hz.
         tags: the mark that files of this speech carry.
         result: what came of it, once all was read.
+        left_out: the words of the text that the backend can't speak.
     """
 
     voice: Voice
@@ -42,6 +43,7 @@ class Speech:
     tags: dict[str, str]
     _chunks: Generator[Chunk, None, None] = field(repr=False)
     result: SpeechResult | None = None
+    left_out: tuple[str, ...] = field(default=(), repr=False)
     _is_begun: bool = field(default=False, init=False, repr=False)
 
     def __iter__(self) -> Iterator[Chunk]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from afterwords.audio import Audio, decode
 from afterwords.backends import registry
-from afterwords.backends.base import Engine, Progress, Reference, ignore_progress
+from afterwords.backends.base import Engine, Progress, Reference, ignore_progress, unspoken
 from afterwords.config import Config, load_config
 from afterwords.disk import read_stream
 from afterwords.errors import (
@@ -25,6 +25,7 @@ from afterwords.errors import (
     InvalidOptionError,
     MissingExtraError,
     RecordingWarning,
+    TextWarning,
     TranscriberError,
     UnsupportedLangError,
     VoiceExistsError,
@@ -409,7 +410,8 @@ def stream(
 ) -> Speech:
     """As `say`, but the speech is made while it is read: iterate over the result for its chunks.
 
-    All that can be refused is refused here, before the first chunk.
+    All that can be refused is refused here, before the first chunk. A TextWarning is given if the backend leaves out
+    words of the text.
     """
     text = check_text(text, max_chars=MAX_LOCAL_CHARS)
     if not SPEED_MIN <= speed <= SPEED_MAX:
@@ -421,11 +423,13 @@ def stream(
     lang = normalise_lang(lang or who.lang)
     chosen, reason = _backend_for(who, backend, lang)
     engine = registry.engine_for(chosen)
+    if words := unspoken(engine, text):
+        warnings.warn(f"{chosen.name} leaves out words of the text; `left_out` has them.", TextWarning, stacklevel=2)
     prompt = _prompt(shelf, who, engine, chosen.name, progress)
     task = SpeechTask(text=text, lang=lang, backend=chosen.name, voice_id=who.voice_id, prompt=prompt, seed=seed)
     tags = mark_tags(backend=chosen.name, voice_name=who.name, voice_id=who.voice_id, made_at=now())
     chunks = speak(engine, task, speed, progress)
-    return Speech(who, chosen.name, reason, engine.sample_rate, tags, chunks)
+    return Speech(who, chosen.name, reason, engine.sample_rate, tags, chunks, left_out=tuple(words))
 
 
 def _kept(shelf: Library, voice: Voice) -> Voice:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
 from typing import BinaryIO
@@ -44,17 +44,18 @@ LONGEST_SPEECH_BASE_S, LONGEST_SPEECH_S_PER_CHARACTER = 10.0, 0.6
 """Speech lasts 0.07 s a character in English and 0.25 s in Chinese; what outlasts this by far was never its text."""
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # a carriage return becomes a newline, so it passes
+_LINE_END = re.compile(r"\r\n|[\r\x0b\x0c\x85\u2028]")  # page breaks too: they stand in text out of PDF files
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # fillers: letters and symbols to Unicode, blank to the eye
 
 
 def check_text(text: str, *, max_chars: int = MAX_REQUEST_CHARS) -> str:
-    """Return the text as it will be spoken: without a byte order mark, its line ends all newlines.
+    """Return the text as it will be spoken: without a byte order mark, its line ends and page breaks all newlines.
 
     Raises:
         InvalidUnicodeError: it holds half a character (a lone surrogate).
-        ControlCharacterError: it holds a control character other than newline and tab.
+        ControlCharacterError: it holds a control character other than a tab, a line end or a page break.
         TextTooLongError: it has more than `max_chars` code points.
         EmptyTextError: it holds no letter, digit or symbol.
     """
@@ -62,7 +63,7 @@ def check_text(text: str, *, max_chars: int = MAX_REQUEST_CHARS) -> str:
         raise InvalidUnicodeError(position=broken.start())
     if control := _CONTROL.search(text):
         raise ControlCharacterError(codepoint=ord(control.group()), position=control.start())
-    text = text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    text = _LINE_END.sub("\n", text.lstrip("\ufeff")).replace("\u2029", "\n\n")
     if len(text) > max_chars:
         raise TextTooLongError(length=len(text), maximum=max_chars)
     if not is_speakable(text):
@@ -73,6 +74,13 @@ def check_text(text: str, *, max_chars: int = MAX_REQUEST_CHARS) -> str:
 def is_speakable(text: str) -> bool:
     """Whether there is anything to say: a letter, a digit or a symbol. Punctuation alone is silence."""
     return any(unicodedata.category(c)[0] in "LNS" and c not in _BLANKS for c in text)
+
+
+def left_out(backend: str, words: Sequence[str]) -> str:
+    """Return the sentence that names the words of a text which a backend does not speak."""
+    shown = ", ".join(printable(word[:40]) for word in words[:5]) + (", …" if len(words) > 5 else "")
+    which = "a word" if len(words) == 1 else f"{len(words)} words"
+    return f"{backend} can't speak {which} of the text, and leaves out: {shown}"
 
 
 def longest_speech_s(text: str, *, speed: float = 1.0) -> float:

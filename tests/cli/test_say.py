@@ -71,6 +71,17 @@ def test_json_tells_what_was_done(tmp_path: Path, me: Voice) -> None:
     assert facts["duration_s"] == pytest.approx(1.44)
 
 
+def test_words_that_are_left_out_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_TESTING", "1")
+    done = run("say", "Hello fault-unspoken-Иван and all.", "-o", "hello.wav", "--json", cwd=tmp_path)
+    nothing = run("say", "fault-unspoken-Иван", "-o", "nothing.wav", cwd=tmp_path)
+
+    assert json.loads(done.out)["left_out"] == ["fault-unspoken-Иван"]
+    assert "tone can't speak a word of the text, and leaves out: fault-unspoken-Иван" in done.err
+    assert "Warning" not in done.err
+    assert (nothing.code, "can't read the script" in nothing.err, "Иван" in nothing.err) == (5, True, False)
+
+
 def test_reader_that_leaves_early_meets_no_traceback() -> None:
     with subprocess.Popen(
         [*COMMAND, "say", "word " * 4_000, "-o", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()

@@ -85,6 +85,17 @@ def test_json_tells_what_was_done_and_whether_it_was_spoken_before(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_words_that_the_server_leaves_out_are_named(options: tuple[str, ...], tmp_path: Path) -> None:
+    done = run("say", "Hello fault-unspoken-Иван, so.", "--remote", "-o", "hello.wav", *options, cwd=tmp_path)
+
+    assert done.code == 0
+    assert "tone can't speak a word of the text, and leaves out: fault-unspoken-Иван," in done.err
+    assert "Warning" not in done.err
+    assert not options or json.loads(done.out)["left_out"] == ["fault-unspoken-Иван,"]
+
+
+@pytest.mark.usefixtures("server")
 def test_text_comes_from_a_pipe_or_a_file_and_speech_goes_into_a_pipe(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -410,6 +411,7 @@ class TestSynthesize:
         [
             ({"text": ""}, "empty_text"),
             ({"text": " \u200b\t"}, "empty_text"),
+            ({"text": "fault-unspoken"}, "unspeakable_text"),
             ({"text": "a\u0000b"}, "control_character"),
             ({"text": "a\u001bb"}, "control_character"),
             ({"text": "e\u0301" * 5_000}, "text_too_long"),
@@ -427,6 +429,14 @@ class TestSynthesize:
     ) -> None:
         answer = client.post("/v1/synthesize", json={"voice_id": voice_id, "text": "hi", **fields})
         assert (answer.status_code, code_of(answer)) == (422, code)
+
+    def test_words_left_out_are_named_by_every_answer(self, client: httpx.Client, voice_id: str) -> None:
+        ask = {"voice_id": voice_id, "text": "One\ffault-unspoken-Иван\x0btwo\x85\u2028three."}
+        miss = client.post("/v1/synthesize", json=ask)
+        final(client, miss.json()["job_id"])
+        hit = client.post("/v1/synthesize", json=ask)
+        assert (miss.status_code, hit.status_code) == (202, 200)
+        assert unquote(miss.headers["x-left-out"]) == unquote(hit.headers["x-left-out"]) == "fault-unspoken-Иван"
 
     def test_five_thousand_emoji_are_a_text(self, accepting: Served) -> None:
         with accepting.client() as client:

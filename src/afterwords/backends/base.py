@@ -86,6 +86,16 @@ def not_installed(packages: Sequence[str], *, extra: str) -> Unavailable:
     return Unavailable(f"{listed} not installed", pip_install(extra))
 
 
+def unspoken(engine: Engine, text: str) -> list[str]:
+    """Return the words of a text that an engine leaves out, as its method `unspoken(text)` says, if it has one.
+
+    Raises:
+        UnspeakableTextError: it would leave out all of them.
+    """
+    find = getattr(engine, "unspoken", None)
+    return list(find(text)) if find is not None else []
+
+
 @runtime_checkable
 class Engine(Protocol):
     """A plug-in that speaks one or more backends on this machine.

@@ -4,7 +4,8 @@ Pitch comes from the text's hash, length from its characters. Offered only when 
 With `AFTERWORDS_TESTING=1` a fault word in the text makes it fail in that way, so that what lies above an engine
 can be tested against every end an engine comes to. From the second chunk on, at each chunk: `fault-fail` raises a
 SynthesisError, `fault-error` what nobody expects, `fault-memory` a MemoryError; `fault-hang` never returns;
-`fault-crash` kills the process; `fault-slow` takes 50 ms; `fault-leak` takes 50 ms, and 16 MB for good.
+`fault-crash` kills the process; `fault-slow` takes 50 ms; `fault-leak` takes 50 ms, and 16 MB for good. A word with
+`fault-unspoken` in it is one that the engine says it can't speak.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress
 from afterwords.config import load_config
-from afterwords.errors import SynthesisError
+from afterwords.errors import SynthesisError, UnspeakableTextError
 from afterwords.text import LANGS
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ SECONDS_PER_CHARACTER: Final = 0.06
 CHUNK_S: Final = 0.24
 SAMPLE_RATE: Final = 24_000
 SLOW_S: Final = 0.05
+UNSPOKEN: Final = "fault-unspoken"
 LEAK_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -78,6 +80,14 @@ class ToneEngine:
                 _fail_as_told(task.text)
             time_s = np.arange(start, min(start + step, length)) / SAMPLE_RATE
             yield Chunk((0.2 * np.sin(2 * np.pi * frequency * time_s)).astype(np.float32))
+
+    def unspoken(self, text: str) -> list[str]:
+        if UNSPOKEN not in text or not load_config().is_testing:
+            return []
+        words = [word for word in text.split() if UNSPOKEN in word]
+        if len(words) == len(text.split()):
+            raise UnspeakableTextError("tone")
+        return words
 
     def close(self) -> None:
         pass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -126,6 +127,24 @@ def console() -> Console:
 def note(message: str) -> None:
     """Say something to the person; not part of the result."""
     console().print(message, markup=True)
+
+
+def note_left_out(backend: str, words: Sequence[str]) -> None:
+    """Name the words of a text that were not spoken, if there are any."""
+    from afterwords.text import left_out
+
+    if words:
+        note(f"  [yellow]![/yellow] {escape(left_out(backend, words))}")
+
+
+@contextmanager
+def without_text_warnings() -> Iterator[None]:
+    """Keep Python's warning of words that are left out from a command that names them."""
+    from afterwords.errors import TextWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextWarning)
+        yield
 
 
 def plain(text: str) -> str:

@@ -105,7 +105,7 @@ def say(
         return
     from afterwords import studio
 
-    with output.progress_bar() as progress, ExitStack() as stack:
+    with output.progress_bar() as progress, ExitStack() as stack, output.without_text_warnings():
         speech = studio.stream(
             words, voice=voice, lang=lang, backend=backend, speed=speed, seed=seed, progress=progress
         )
@@ -152,6 +152,7 @@ def _tell(speech: Speech, out: str | None, *, is_marked: bool, as_json: bool) ->
                 "voice": speech.voice.name,
                 "voice_id": speech.voice.voice_id,
                 "file": None if out in (None, "-") else out,
+                "left_out": list(speech.left_out),
                 "real_time_factor": round(done.real_time_factor, 3),
                 **done.model_dump(mode="json"),
             }
@@ -161,6 +162,7 @@ def _tell(speech: Speech, out: str | None, *, is_marked: bool, as_json: bool) ->
         f"[bold green]✓[/bold green] {where}{done.duration_s:.1f} s in the voice {output.shown(speech.voice.name)} "
         f"({done.backend}, {done.real_time_factor:.2f} s of work a second of speech)"
     )
+    output.note_left_out(done.backend, speech.left_out)
     if speech.backend != speech.voice.backend:
         output.note(f"  {done.backend} spoke: {output.shown(speech.reason)}")
     if where and is_marked:

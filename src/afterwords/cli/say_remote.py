@@ -48,7 +48,7 @@ def say_remote(order: Order, place: Place | None, *, is_heard: bool, as_json: bo
     from afterwords.text import check_text
 
     check_text(order.text)
-    with server(order.profile) as client:
+    with server(order.profile) as client, output.without_text_warnings():
         voice = order.voice if order.voice is not None else _only_voice(client, order)
         facts = _played(client, order, voice, place) if is_heard else _fetched(client, order, voice, place)
     _tell({"voice": voice if isinstance(voice, str) else voice.name, **facts}, place, as_json=as_json)
@@ -157,6 +157,7 @@ def _facts(done: RemoteJob | RemoteSpeech, duration_s: float | None) -> dict[str
         "job_id": done.job_id,
         "cached": done.is_cached,
         "duration_s": None if duration_s is None else round(duration_s, 3),
+        "left_out": list(done.left_out),
     }
 
 
@@ -171,5 +172,6 @@ def _tell(facts: dict[str, Any], place: Place | None, *, as_json: bool) -> None:
         f"[bold green]✓[/bold green] {where}{long}in the voice {output.shown(facts['voice'])}"
         f"{f' ({output.shown(how)})' if how else ''}"
     )
+    output.note_left_out(facts["backend"] or "the server", facts["left_out"])
     if place and file is not None and place.format != "pcm":
         output.note(f"Next: afterwords verify {output.quoted(option_value(file))}")

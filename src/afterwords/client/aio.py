@@ -210,7 +210,9 @@ class AsyncClient:
                 idempotency_key=idempotency_key,
             )
         )
-        return AsyncRemoteJob.of(self, submitted.job, submitted.sound, backend=submitted.backend)
+        return AsyncRemoteJob.of(
+            self, submitted.job, submitted.sound, backend=submitted.backend, left_out=submitted.left_out
+        )
 
     # -- the service -----------------------------------------------------------------------------------------
 

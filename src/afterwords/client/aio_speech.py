@@ -102,14 +102,26 @@ class AsyncRemoteJob(Job):
     _client: AsyncClient = PrivateAttr()
     _sound: Sound | None = PrivateAttr(default=None)
     _backend: str | None = PrivateAttr(default=None)
+    _left_out: tuple[str, ...] = PrivateAttr(default=())
 
     @classmethod
     def of(
-        cls, client: AsyncClient, job: Job, sound: Sound | None = None, *, backend: str | None = None
+        cls,
+        client: AsyncClient,
+        job: Job,
+        sound: Sound | None = None,
+        *,
+        backend: str | None = None,
+        left_out: tuple[str, ...] = (),
     ) -> AsyncRemoteJob:
         remote = cls.model_validate(job.model_dump())
-        remote._client, remote._sound, remote._backend = client, sound, backend
+        remote._client, remote._sound, remote._backend, remote._left_out = client, sound, backend, left_out
         return remote
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The words of the text that the backend can't speak, as far as the answer to the request named them."""
+        return self._left_out
 
     @property
     def backend(self) -> str | None:
@@ -138,7 +150,7 @@ class AsyncRemoteJob(Job):
         waiting = self._client._operations.wait_for_job(self._id(), timeout_s=timeout_s, progress=progress)
         job = await self._client._run(waiting)
         job = job.model_copy(update={"voice_id": self.voice_id or job.voice_id})
-        return AsyncRemoteJob.of(self._client, job, backend=self._backend)
+        return AsyncRemoteJob.of(self._client, job, backend=self._backend, left_out=self._left_out)
 
     async def audio(self) -> Audio:
         """Fetch its audio.
@@ -187,6 +199,7 @@ class AsyncRemoteSpeech:
         backend: what speaks.
         job_id: the job; None if it was spoken before.
         is_cached: whether it was spoken before.
+        left_out: words of the text that the backend can't speak.
         sample_rate: of the chunks, in Hz.
         tags: the mark that files of this speech carry.
     """
@@ -198,6 +211,7 @@ class AsyncRemoteSpeech:
         self.backend = sound.backend
         self.job_id = sound.job_id
         self.is_cached = sound.is_cached
+        self.left_out = sound.left_out
         self.sample_rate = 0
         self.tags: dict[str, str] = {}
         self._client = client
@@ -300,6 +314,7 @@ class AsyncRemoteBytes:
         backend: the backend that speaks.
         job_id: the job; None if the speech was in the cache.
         is_cached: whether the speech was in the cache, so that nothing was charged.
+        left_out: words of the text that the backend can't speak.
     """
 
     def __init__(self, client: AsyncClient, sound: Sound) -> None:
@@ -307,6 +322,7 @@ class AsyncRemoteBytes:
         self.backend = sound.backend
         self.job_id = sound.job_id
         self.is_cached = sound.is_cached
+        self.left_out = sound.left_out
         self._client = client
         self._response: httpx.Response = sound.stream
         self.content_type: str = self._response.headers["content-type"]

@@ -294,7 +294,8 @@ class Operations:
             audio = Ask("GET", f"{path_of('/v1/jobs', job_id)}/audio", is_stream=True, missing="job_not_found")
             answer = yield from sent(audio, self._known)
             check_audio(answer)
-            return replace(sound_of(answer, voice_id), backend=done.backend, job_id=job_id)
+            sound = sound_of(answer, voice_id)
+            return replace(sound, backend=done.backend, job_id=job_id, left_out=done.left_out)
 
         yield from self._check_options(speech, more)
         return (yield from self._with_voice(speech.voice, ask))
@@ -415,7 +416,7 @@ class Operations:
                 check_audio(answer)
         sound = sound_of(answer, voice_id)
         job = Job(job_id=job_id, voice_id=voice_id, status=JobStatus.READY)
-        return Submitted(job, sound.backend, sound)
+        return Submitted(job, sound.backend, sound, sound.left_out)
 
     def _with_voice(self, voice: Voice | str, use: Callable[[str], Operation[T]]) -> Operation[T]:
         """Use a voice by its identifier. A name is looked up, and once more if what was known of it is gone."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
+from urllib.parse import unquote
 
 from pydantic import ValidationError
 
 from afterwords.client.requests import Answer, json_of, strange
-from afterwords.errors import JobCancelledError, JobFailedError
+from afterwords.errors import JobCancelledError, JobFailedError, TextWarning
 from afterwords.models import Job, JobStatus, Model, Voice
 
 M = TypeVar("M", bound=Model)
@@ -31,6 +33,7 @@ class Sound:
     Attributes:
         stream: the open response, where it is still to be read.
         is_cached: whether it was spoken before.
+        left_out: words of the text that the backend does not speak.
     """
 
     data: bytes = field(repr=False)
@@ -38,6 +41,7 @@ class Sound:
     backend: str | None
     job_id: str | None = None
     is_cached: bool = False
+    left_out: tuple[str, ...] = field(default=(), repr=False)
     stream: Any = field(default=None, repr=False)
 
 
@@ -48,6 +52,7 @@ class Submitted:
     job: Job
     backend: str | None
     sound: Sound | None = None
+    left_out: tuple[str, ...] = field(default=(), repr=False)
 
 
 def given(**fields: Any) -> dict[str, Any]:
@@ -136,7 +141,17 @@ def ready(job: Job) -> Job:
 
 def accepted(answer: Answer, voice_id: str) -> Submitted:
     job = job_of(answer).model_copy(update={"voice_id": voice_id})
-    return Submitted(job, answer.headers.get("x-backend"))
+    return Submitted(job, answer.headers.get("x-backend"), left_out=left_out_of(answer))
+
+
+def left_out_of(answer: Answer) -> tuple[str, ...]:
+    """The words of a text that are not spoken; a warning says that there are some, and not which."""
+    told = answer.headers.get("x-left-out", "")
+    words = tuple(unquote(word) for word in told.split(",") if word)
+    if words:
+        who = answer.headers.get("x-backend", "The server")
+        warnings.warn(f"{who} leaves out words of the text; `left_out` has them.", TextWarning, stacklevel=2)
+    return words
 
 
 def sound_of(answer: Answer, voice_id: str) -> Sound:
@@ -147,5 +162,6 @@ def sound_of(answer: Answer, voice_id: str) -> Sound:
         headers.get("x-backend"),
         headers.get("x-job-id"),
         is_cached=headers.get("x-cache", "").upper() == "HIT",
+        left_out=left_out_of(answer),
         stream=answer.stream,
     )

@@ -210,7 +210,9 @@ class Client:
                 idempotency_key=idempotency_key,
             )
         )
-        return RemoteJob.of(self, submitted.job, submitted.sound, backend=submitted.backend)
+        return RemoteJob.of(
+            self, submitted.job, submitted.sound, backend=submitted.backend, left_out=submitted.left_out
+        )
 
     # -- the service -----------------------------------------------------------------------------------------
 

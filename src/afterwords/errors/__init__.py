@@ -13,7 +13,7 @@ the person. No message repeats text, a transcript or a key.
     │   │       ├── NotWavError · MissingFormatError · TruncatedWavError · EmptyDataError · TooManyChunksError
     │   │       └── BadChannelsError · BadSampleRateError · BadBitsError · BadBlockAlignError · UnsupportedEncodingError
     │   ├── TextError
-    │   │   └── EmptyTextError · ControlCharacterError · InvalidUnicodeError · TextTooLongError
+    │   │   └── EmptyTextError · UnspeakableTextError · ControlCharacterError · InvalidUnicodeError · TextTooLongError
     │   ├── UnsupportedLangError · InvalidBackendError · InvalidNameError · InvalidOptionError · InvalidConfigError
     │   ├── ConsentRequiredError · VoiceRequiredError · VoiceExistsError
     │   └── UnreadableFileError · UnwritableOutputError · UnmarkableFormatError · InvalidBackupError
@@ -93,11 +93,13 @@ from afterwords.errors.given import (
     SilentAudioError,
     TextError,
     TextTooLongError,
+    TextWarning,
     TooManyChunksError,
     TruncatedWavError,
     UnknownSettingWarning,
     UnmarkableFormatError,
     UnreadableFileError,
+    UnspeakableTextError,
     UnsupportedAudioError,
     UnsupportedEncodingError,
     UnsupportedLangError,
@@ -312,6 +314,7 @@ __all__ = [
     "SynthesisError",
     "TextError",
     "TextTooLongError",
+    "TextWarning",
     "TooLittleMemoryError",
     "TooManyAuthFailuresError",
     "TooManyChunksError",
@@ -325,6 +328,7 @@ __all__ = [
     "UnmarkableFormatError",
     "UnreachableError",
     "UnreadableFileError",
+    "UnspeakableTextError",
     "UnsupportedAudioError",
     "UnsupportedByServerError",
     "UnsupportedEncodingError",

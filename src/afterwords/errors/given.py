@@ -215,6 +215,10 @@ class UnsupportedEncodingError(MalformedWavError):
         super().__init__(source, f"its sound is encoded as {encoding}, and PCM or 32-bit float is taken")
 
 
+class TextWarning(UserWarning):
+    """A text is spoken without some of its words. The message never repeats the text."""
+
+
 class TextError(InvalidInputError):
     """A text can't be spoken. The message never repeats the text."""
 
@@ -228,13 +232,26 @@ class EmptyTextError(TextError):
         super().__init__("The text holds nothing that can be spoken.", hint="give at least one letter or digit.")
 
 
+class UnspeakableTextError(TextError):
+    """Every word of a text is in a script that the backend can't read."""
+
+    code = "unspeakable_text"
+
+    def __init__(self, backend: str) -> None:
+        super().__init__(
+            f"The backend {backend} can't read the script that the text is written in.",
+            hint="choose the language of the text, and a backend that speaks it, for example "
+            "--lang ru --backend qwen3-1.7b; `afterwords backends` lists them.",
+        )
+
+
 class ControlCharacterError(TextError):
     code = "control_character"
 
     def __init__(self, *, codepoint: int, position: int) -> None:
         super().__init__(
             f"The text holds the control character U+{codepoint:04X} at position {position}; "
-            "only newline and tab are taken.",
+            "of those, only blanks (tabs, line ends, page breaks) are taken.",
             hint="remove it; text copied from a terminal often carries some.",
         )
 

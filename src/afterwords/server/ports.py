@@ -693,6 +693,14 @@ class Dispatcher(Protocol):
         """What it speaks, best first, with the languages of each."""
         ...
 
+    def unspoken(self, backend: str, text: str) -> list[str]:
+        """Return the words of a text that a backend leaves out.
+
+        Raises:
+            UnspeakableTextError: it would leave out all of them.
+        """
+        ...
+
     @property
     def is_ready(self) -> bool:
         """Whether a job would be begun now."""

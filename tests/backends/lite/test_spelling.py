@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from afterwords.backends.lite.engine import LiteEngine
 from afterwords.backends.lite.g2p import has_sound, plain_words, tokens
 from afterwords.backends.lite.spelling import spell, unspoken
+from afterwords.errors import UnspeakableTextError
 
 
 def said(text: str) -> str:
@@ -194,6 +196,17 @@ def test_plain_english_stays_as_it_is(text: str) -> None:
 def test_words_of_other_scripts_are_named_once() -> None:
     assert unspoken("My friend Иван, and “Иван” (café, π, ﬁne, Łódź) 😀 said 你好!") == ["Иван", "你好"]
     assert unspoken("Plain, naïve — 10 € & ½ °C…") == []
+
+
+@pytest.mark.parametrize(("text", "words"), [("Hello Иван!", ["Иван"]), ("naïve 😀 £5", [])])
+def test_engine_names_what_it_leaves_out(text: str, words: list[str]) -> None:
+    assert LiteEngine().unspoken(text) == words
+
+
+@pytest.mark.parametrize("text", ["Привет, мир", "你好。", "Ελλάδα 😀"])
+def test_engine_refuses_a_text_of_other_scripts(text: str) -> None:
+    with pytest.raises(UnspeakableTextError):
+        LiteEngine().unspoken(text)
 
 
 # What stands against a number: nothing of it may take the number away, or touch the words around.

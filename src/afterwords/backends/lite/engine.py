@@ -20,7 +20,7 @@ from afterwords.backends.base import (
 )
 from afterwords.backends.lite import PROMPT_VERSION
 from afterwords.config import load_config
-from afterwords.errors import EmptyTextError, SynthesisError
+from afterwords.errors import EmptyTextError, SynthesisError, UnspeakableTextError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +108,21 @@ class LiteEngine:
             if len(samples):
                 yield Chunk(samples)
         if not spoken:
+            self.unspoken(task.text)
             raise EmptyTextError
+
+    def unspoken(self, text: str) -> list[str]:
+        """Return the words of a text that are in another script than English, and so are left out.
+
+        Raises:
+            UnspeakableTextError: nothing else is in it.
+        """
+        from afterwords.backends.lite.spelling import has_words, unspoken
+
+        words = unspoken(text)
+        if words and not has_words(text):
+            raise UnspeakableTextError("lite")
+        return words
 
     def close(self) -> None:
         with self._lock:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Final
 
 Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
@@ -31,8 +32,15 @@ def spell(text: str) -> str:
 
 def unspoken(text: str) -> list[str]:
     """Return the words, each once, that hold a letter of which nothing can be said in English."""
+    if text.isascii():
+        return []
     words = (word.strip(_QUOTING) for word in text.split() if not word.isascii())
-    return list(dict.fromkeys(word for word in words if any(_is_foreign(character) for character in word)))
+    return list(dict.fromkeys(word for word in words if _GREEK_WORD.search(word) or any(map(_is_foreign, word))))
+
+
+def has_words(text: str) -> bool:
+    """Return whether a letter or digit remains of a text that English has a sound for."""
+    return any(character.isalnum() for character in _plain(text))
 
 
 def _words(text: str) -> list[str]:
@@ -95,6 +103,7 @@ def _plain_character(character: str) -> str:
     return "" if kind[0] in "MC" else " "
 
 
+@cache
 def _is_foreign(character: str) -> bool:
     """Whether it is a letter that `_plain` knows nothing for."""
     is_letter = unicodedata.category(character)[0] == "L" and not character.isascii()
@@ -108,6 +117,7 @@ def _greek(found: re.Match[str]) -> str:
     return f" {name.capitalize() if letter.isupper() else name} " if name else letter
 
 
+_GREEK_WORD: Final = re.compile(r"[\u0370-\u03ff\u1f00-\u1fff]{2}")
 _SPACES: Final = re.compile(r"\s+")
 _SUPERSCRIPT: Final = re.compile(r"(?<=[A-Za-z0-9)])[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]++")
 _GREEK_LETTER: Final = re.compile(

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final
 
 from afterwords.backends import registry
-from afterwords.backends.base import Unavailable
+from afterwords.backends.base import Engine, Unavailable, unspoken
 from afterwords.config import Config, load_config
 from afterwords.server import failpoints
 from afterwords.server.dispatch.attempt import Attempt
@@ -49,7 +49,7 @@ class InProcessDispatcher:
         config = config or replace(load_config(), home=settings.home, backends=settings.backends)
         self._settings = settings
         self._desk = desk
-        self._offers, self._lack = _offers(config)
+        self._offers, self._engines, self._lack = _offers(config)
         self._environment = environment_for(config, os.environ)
         self._stations: list[Station] = []
         self._attempts: dict[Attempt, asyncio.Task[None]] = {}
@@ -63,6 +63,10 @@ class InProcessDispatcher:
     @property
     def backends(self) -> Mapping[str, frozenset[str]]:
         return {offer.backend: offer.languages for offer in self._offers.values()}
+
+    def unspoken(self, backend: str, text: str) -> list[str]:
+        engine = self._engines.get(backend)
+        return [] if engine is None else unspoken(engine, text)
 
     @property
     def is_ready(self) -> bool:
@@ -262,13 +266,14 @@ def environment_for(config: Config, environ: Mapping[str, str]) -> dict[str, str
     return kept
 
 
-def _offers(config: Config) -> tuple[dict[str, Offer], str]:
-    """What can be spoken here, best first; and where that is nothing, why."""
+def _offers(config: Config) -> tuple[dict[str, Offer], dict[str, Engine], str]:
+    """What can be spoken here, best first, and by which engine; and where that is nothing, why."""
     found = registry.backends(config)
+    engines = {each.name: each.engine for each in found if each.is_available and each.engine is not None}
     offers = {
-        backend.name: Offer(backend.name, backend.engine.backends[0], backend.engine.prompt_version, backend.languages)
-        for backend in found
-        if backend.is_available and backend.engine is not None
+        each.name: Offer(each.name, engines[each.name].backends[0], engines[each.name].prompt_version, each.languages)
+        for each in found
+        if each.name in engines
     }
     reasons = [f"{backend.name}: {backend.state.reason}" for backend in found if isinstance(backend.state, Unavailable)]
-    return offers, "; ".join(reasons) or "none is installed"
+    return offers, engines, "; ".join(reasons) or "none is installed"

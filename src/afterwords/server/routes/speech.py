@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Final
+from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Header, Query, Request
 from fastapi.responses import Response
@@ -36,6 +37,8 @@ from afterwords.server.webhooks import check_url
 router = APIRouter(route_class=GuardedRoute, tags=["speech"])
 
 WAIT_MAX_S: Final = 60
+LEFT_OUT_MAX: Final = 20
+"""The most words that X-Left-Out names."""
 STREAM_WAIT_S: Final = 3600.0
 """How long a stream waits for its turn; a client that leaves ends it sooner."""
 _WAIT: Final = re.compile(r"\s*wait\s*=\s*(\d{1,6})\s*", re.IGNORECASE)
@@ -56,8 +59,8 @@ Wait = Annotated[int, Query(ge=0, le=WAIT_MAX_S, description="Seconds to wait fo
             _400="missing_field, invalid_json, bad_request, invalid_host",
             _404="voice_not_found",
             _409="idempotency_conflict, ambiguous_voice_name",
-            _422="empty_text, text_too_long, control_character, invalid_unicode, invalid_backend, unsupported_lang, "
-            "invalid_field, invalid_webhook_url",
+            _422="empty_text, unspeakable_text, text_too_long, control_character, invalid_unicode, invalid_backend, "
+            "unsupported_lang, invalid_field, invalid_webhook_url",
             _429="rate_limited, too_many_concurrent_requests, queue_full, quota_exceeded",
             _500="reference_missing, synthesis_failed, internal_error",
         ),
@@ -77,6 +80,14 @@ async def synthesize(
         webhook_url=check_url(body.webhook_url) if body.webhook_url else None,
     )
     answer = await house.synthesis.submit(caller, ask, idempotency_key=idempotency_key(repeat), listen=body.stream)
+    response = await _answered(request, ask, answer, is_stream=body.stream, wait_s=_wait_of(prefer))
+    if answer.left_out:
+        response.headers["X-Left-Out"] = ",".join(quote(word[:40]) for word in answer.left_out[:LEFT_OUT_MAX])
+    return response
+
+
+async def _answered(request: Request, ask: Ask, answer: Hit | Accepted, *, is_stream: bool, wait_s: int) -> Response:
+    house = house_of(request)
     if isinstance(answer, Hit):
         entry = answer.entry
         headers = _about(entry.voice_id, answer.backend, cache="HIT", synth_ms=entry.synth_ms)
@@ -88,11 +99,11 @@ async def synthesize(
             sha256=entry.sha256,
             headers=headers,
         )
-    if body.stream:
+    if is_stream:
         return await _streamed(request, answer)
     job = answer.job
-    if wait_s := _wait_of(prefer):
-        waited = house.synthesis.job(caller, job.job_id, wait_s=wait_s)
+    if wait_s:
+        waited = house.synthesis.job(caller_of(request), job.job_id, wait_s=wait_s)
         job = await while_connected(request.receive, waited)
         if job.status is JobStatus.READY:
             return await _audio_of(request, job, _about_job(job))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 
@@ -81,6 +82,7 @@ class Hit:
     audio: BlobReader = field(repr=False)
     entry: CacheEntry
     backend: str
+    left_out: Sequence[str] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ class Accepted:
     job: StoredJob
     is_new: bool
     listener: Listener | None = None
+    left_out: Sequence[str] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,7 @@ class Synthesis:
         text = check_text(ask.text)
         voice = await find_voice(self.store, caller, ask.voice_id)
         backend, lang = self.offer.for_speech(ask.backend, ask.lang, voice_backend=voice.backend, voice_lang=voice.lang)
+        left_out = self.dispatcher.unspoken(backend, text)
         key = cache_key(text, lang=lang, backend=backend, speed=ask.speed, seed=ask.seed)
         idempotency = (
             Idempotency(caller.account_id, "synthesize", idempotency_key, ask.digest) if idempotency_key else None
@@ -139,7 +143,7 @@ class Synthesis:
                 raise
             if job:
                 audio.close()
-            return Accepted(job, is_new=False) if job else Hit(audio, entry, backend)
+            return Accepted(job, is_new=False, left_out=left_out) if job else Hit(audio, entry, backend, left_out)
         if not await self.recordings.exists(voice):
             raise LostReferenceError
         new = NewJob(
@@ -160,7 +164,7 @@ class Synthesis:
             webhook_url=ask.webhook_url,
             character_limit=caller.character_limit,
         )
-        return await self._accept(new, idempotency, listen=listen)
+        return replace(await self._accept(new, idempotency, listen=listen), left_out=left_out)
 
     async def _accept(self, new: NewJob, idempotency: Idempotency | None, *, listen: bool) -> Accepted:
         listener = self.dispatcher.listen(new.job_id) if listen else None
