@@ -8,10 +8,11 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
-from afterwords.audio import Audio
+from afterwords.audio import Audio, decode
 from afterwords.models import Voice
 from tests.loopback_hub import LoopbackHub, running_hub
 
@@ -102,6 +103,13 @@ def whisper(monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = Path(spec.origin).parent / "model"
     monkeypatch.setenv("AFTERWORDS_WHISPER", str(folder))
     return folder
+
+
+def clipped(path: Path) -> Path:
+    """Write the reader's first 10 s with more than a third of the samples cut off at the peak."""
+    reader = decode(READER)
+    loud = np.clip(30 * reader.samples[: 10 * reader.sample_rate], -0.5, 0.5)
+    return Audio(loud, reader.sample_rate).save(path)
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ EXAMPLES: list[AfterwordsError] = [
     errors.SilentAudioError("me.wav", peak_db=-90),
     errors.NonFiniteAudioError("me.wav"),
     errors.UnvoicedReferenceError("me.wav", voiced_s=0.5, minimum_s=3),
+    errors.PoorRecordingError("me.wav", reason="It is clipped.", advice="record again"),
     errors.MalformedWavError("me.wav"),
     errors.NotWavError("me.wav", found="'fLaC'"),
     errors.MissingFormatError("me.wav"),

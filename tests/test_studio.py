@@ -32,7 +32,7 @@ from afterwords.errors import (
     VoiceNotFoundError,
     VoiceRequiredError,
 )
-from tests.conftest import READER
+from tests.conftest import READER, clipped
 
 pytestmark = pytest.mark.usefixtures("tone")
 
@@ -113,6 +113,24 @@ def test_damaged_recording_is_cloned_with_a_warning() -> None:
     cloned = studio.make_voice(cut, name="me", consent="self", replace=True)
 
     assert "damaged or incomplete" in cloned.notices[0]
+
+
+def test_recording_that_is_graded_f_is_refused_before_any_work(tmp_path: Path) -> None:
+    file = clipped(tmp_path / "clipped.wav")
+    steps: list[str] = []
+
+    with pytest.raises(
+        aw.errors.PoorRecordingError, match=r"clipped\.wav is graded F for cloning: .* cut off"
+    ) as refused:
+        aw.clone(file, name="me", consent="self", progress=lambda _, step: steps.append(step))
+
+    assert steps == ["reading"]
+    assert "anyway=True" in refused.value.hint
+    assert aw.voices() == []
+    with pytest.warns(aw.errors.RecordingWarning, match="The recording is graded F"):
+        voice = aw.clone(file, name="me", consent="self", anyway=True)
+    assert voice.reference
+    assert voice.reference.grade == "F"
 
 
 def test_consent_has_to_be_stated() -> None:

@@ -20,6 +20,7 @@ PITCH_CEILING_HZ: Final = 500.0
 HOP_S: Final = 0.01
 _FLOOR_DB: Final = -120.0
 _RUMBLE_HZ: Final = (45.0, 58.0)  # silenced below the first, untouched above the second, which is below every voice
+_SILENCE: Final = 0.03  # of the loud; Praat's default
 OCTAVE_COST: Final = 0.02  # Praat has 0.01, which halves clear voices above 350 Hz here
 
 
@@ -144,7 +145,7 @@ def pitch_track(
 
     Peaks of the autocorrelation divided by that of the window, joined by the cheapest path.
     Source: P. Boersma (1993), "Accurate short-term analysis of the fundamental frequency"; costs are Praat's defaults.
-    Other than Praat, a frame is silent by the 95th percentile of all peaks and not by the highest, and rumble is taken
+    Other than Praat, a frame is silent by the 95th percentile of all peaks rather than the highest, and rumble is taken
     out first: one bump of the microphone, or traffic outside, made clear speech unvoiced.
     """
     size, hop = int(3 * sample_rate / floor_hz), round(sample_rate * HOP_S)
@@ -164,7 +165,8 @@ def pitch_track(
     rows = np.concatenate([autocorrelation(block * window)[:, : lags[-1] + 1] for block in blocks])
     correlation = rows[:, lags] / np.maximum(rows[:, :1], 1e-12) * (shape[0] / shape[lags])
     lag, strength = _best_peaks(correlation, lags)
-    loudness = np.minimum(1, peak / max(float(np.percentile(peak, 95)), 1e-9) / 0.03)
+    loud = max(float(np.percentile(peak, 95)), _SILENCE * float(peak.max(initial=0)), 1e-9)
+    loudness = np.minimum(1, peak / loud / _SILENCE)
     unvoiced = 0.45 + np.maximum(0, 2 - loudness * (1 + 0.45) * 2)
     return _cheapest_path(sample_rate / lag, strength, unvoiced)
 

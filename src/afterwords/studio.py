@@ -24,6 +24,7 @@ from afterwords.errors import (
     FileTooLargeError,
     InvalidOptionError,
     MissingExtraError,
+    PoorRecordingError,
     RecordingWarning,
     TextWarning,
     TranscriberError,
@@ -45,7 +46,7 @@ from afterwords.models import (
     now,
 )
 from afterwords.provenance import mark_tags, seal
-from afterwords.reference import Prepared, Report, examine, prepare
+from afterwords.reference import Finding, Prepared, Report, examine, prepare
 from afterwords.reference.preparation import SURPLUS_MAX
 from afterwords.riff import read_wav
 from afterwords.speech import Speech, speak
@@ -60,6 +61,9 @@ MAX_STREAM_BYTES: Final = 512 * 2**20
 
 Confirm = Callable[["Transcript"], str]
 """Shown what was heard, returns the transcript as its owner wants it."""
+
+Accept = Callable[[Prepared], bool]
+"""Called with what is taken of a recording, before the work on it begins; returns whether an F is accepted."""
 
 
 def library(config: Config | None = None) -> Library:
@@ -167,6 +171,7 @@ def clone(
     backend: str = "auto",
     fast: bool = False,
     replace: bool = False,
+    anyway: bool = False,
     progress: Progress = ignore_progress,
 ) -> Voice:
     """Make a voice from a recording and keep it in the library.
@@ -182,12 +187,15 @@ def clone(
         backend: that shall speak with it; "auto" takes the best one here.
         fast: prepare in less time, for less likeness.
         replace: take the place of the voice of that name.
+        anyway: clone a recording that is graded F, too.
         progress: told how far it is.
 
     Warns:
-        RecordingWarning: something about the recording should be known, for example that its file is damaged.
+        RecordingWarning: something about the recording should be known, for example that its file is damaged or that it
+            is graded D.
 
     Raises:
+        PoorRecordingError: the recording is graded F and `anyway` is not set.
         ConsentRequiredError: consent was not stated.
         VoiceExistsError: the name is taken and `replace` is not set.
         RecordingError: the recording can't be used.
@@ -203,8 +211,11 @@ def clone(
         fast=fast,
         replace=replace,
         progress=progress,
+        accept=lambda _prepared: anyway,
     )
-    for doubt in cloned.doubts:
+    report = cloned.prepared.report
+    poor = [f"The recording is graded {report.grade}: {_worst(report).reason}"] if report.grade in "DF" else []
+    for doubt in (*cloned.doubts, *poor):
         warnings.warn(doubt, RecordingWarning, stacklevel=2)
     return cloned.voice
 
@@ -234,8 +245,14 @@ def make_voice(
     replace: bool = False,
     progress: Progress = ignore_progress,
     confirm: Confirm | None = None,
+    accept: Accept = lambda _prepared: False,
 ) -> Cloned:
-    """As `clone`, and tell all that was found on the way; `confirm` lets a person correct the transcript."""
+    """As `clone`, and return all that was found on the way.
+
+    Args:
+        confirm: lets a person correct the transcript.
+        accept: lets a person see the grade before the work begins, and accept an F.
+    """
     name, lang = check_name(name), normalise_lang(lang)
     stated = Consent(kind=_consent_kind(consent), stated_at=now())
     text = check_text(text, max_chars=MAX_LOCAL_CHARS) if text is not None else None
@@ -244,7 +261,7 @@ def make_voice(
     progress(0.0, "reading")
     original, shown = _original(source)
     audio = decode(original, name=shown)
-    prepared, notices, transcript_doubts = _prepared(audio, shown, text, lang, confirm, progress)
+    prepared, notices, transcript_doubts = _prepared(audio, shown, text, lang, confirm, progress, accept)
     doubts = (*audio.notices, *transcript_doubts)
     reference_sha256 = sha256(prepared.wav).hexdigest()
     voice = Voice(
@@ -309,7 +326,13 @@ def _sha256(original: Path | bytes) -> str:
 
 
 def _prepared(
-    audio: Audio, shown: str, text: str | None, lang: str, confirm: Confirm | None, progress: Progress
+    audio: Audio,
+    shown: str,
+    text: str | None,
+    lang: str,
+    confirm: Confirm | None,
+    progress: Progress,
+    accept: Accept,
 ) -> tuple[Prepared, list[str], list[str]]:
     """The reference, its transcript as far as this machine can tell it, notices, and doubts about what is said.
 
@@ -318,6 +341,7 @@ def _prepared(
     """
     if text is None:
         prepared = prepare(audio, source=shown, transcript=None)
+        _check_grade(prepared, shown, accept)
         heard, notices = heard_in(Audio(prepared.samples, prepared.sample_rate), lang, progress)
         if heard is None:
             return prepared, notices, []
@@ -326,6 +350,7 @@ def _prepared(
         return prepared, notices, doubts_about(heard, lang=lang, text=written or None)
     heard, notices = heard_in(audio, lang, progress)
     prepared = prepare(audio, source=shown, transcript=text, words=heard.words if heard else None)
+    _check_grade(prepared, shown, accept)
     if prepared.transcript_was_cut_away:
         notices.append(
             "The transcript could not be cut to the window that is kept, so it was left out: "
@@ -336,6 +361,18 @@ def _prepared(
             )
         )
     return prepared, notices, doubts_about(heard, lang=lang, text=text)
+
+
+def _check_grade(prepared: Prepared, shown: str, accept: Accept) -> None:
+    is_accepted = accept(prepared)
+    if prepared.report.grade == "F" and not is_accepted:
+        worst = _worst(prepared.report)
+        raise PoorRecordingError(shown, reason=worst.reason, advice=worst.advice)
+
+
+def _worst(report: Report) -> Finding:
+    """The finding with the worst grade; of equals the first, since they stand in the order of their importance."""
+    return max((finding for finding in report.findings if finding.grade), key=lambda finding: str(finding.grade))
 
 
 def doubts_about(heard: Transcript | None, *, lang: str, text: str | None) -> list[str]:

@@ -16,7 +16,7 @@ import afterwords as aw
 from afterwords.audio import decode
 from afterwords.models import Voice
 from tests.cli.program import files_in, run
-from tests.conftest import READER
+from tests.conftest import READER, clipped
 
 pytestmark = pytest.mark.usefixtures("tone")
 
@@ -134,6 +134,17 @@ def test_clone_prints_the_name_alone_and_says_what_comes_next() -> None:
     assert (voice.name, voice.consent.kind) == ("my voice", "self")
 
 
+def test_grade_comes_first_and_an_f_needs_anyway(tmp_path: Path) -> None:
+    clipped(tmp_path / "clipped.wav")
+
+    refused = run("clone", "clipped.wav", *SELF, cwd=tmp_path)
+    done = run("clone", "clipped.wav", *SELF, "--anyway", cwd=tmp_path)
+
+    assert "--anyway" in refused.refused(5, "PoorRecordingError")
+    assert (done.code, done.out) == (0, "me\n")
+    assert done.err.startswith("The recording is graded F")
+
+
 def test_json_is_the_voice_and_nothing_else() -> None:
     done = run("clone", READER, "--name", "Zoë", "--consent", "public-domain", "--json")
 
@@ -232,6 +243,7 @@ def test_full_disk_leaves_no_half_voice(home: Path) -> None:
 
     done = run("clone", READER, *SELF, python=program)
 
-    done.refused(1, "StorageFullError")
+    assert (done.code, done.out) == (1, "")
+    assert "\nStorageFullError: " in done.err
     assert aw.voices() == []
     assert files_in(home) == ["library.json"]

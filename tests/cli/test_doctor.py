@@ -12,7 +12,7 @@ from afterwords.audio import Audio, decode
 from afterwords.errors import AfterwordsError
 from afterwords.studio import make_voice
 from tests.cli.program import run
-from tests.conftest import READER
+from tests.conftest import READER, clipped
 
 pytestmark = pytest.mark.usefixtures("tone")
 
@@ -64,7 +64,8 @@ def test_recording_that_clone_refuses_is_graded_with_the_refusal(kind: str, tmp_
     done = run("doctor", file)
 
     assert f"  clone would refuse it: {refused.value.message} Fix: {refused.value.hint}" in done.out.splitlines()
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 1
+    assert done.err.startswith("Record again")
     facts = json.loads(run("doctor", file, "--json").out)
     assert (facts["window"], facts["refusal"]["code"]) == (None, refused.value.code)
 
@@ -76,6 +77,16 @@ def test_damaged_recording_is_graded_and_called_damaged(tmp_path: Path) -> None:
 
     assert "cut.wav is damaged or incomplete: at least 6.0 s of 24.7 s (24 %) could not be read" in done.err
     assert "damaged or incomplete" in json.loads(run("doctor", "cut.wav", "--json", cwd=tmp_path).out)["notices"][0]
+
+
+def test_recording_that_is_graded_f_is_to_be_recorded_again(tmp_path: Path) -> None:
+    clipped(tmp_path / "clipped.wav")
+
+    done = run("doctor", "clipped.wav", cwd=tmp_path)
+
+    assert "grade F" in done.out
+    assert (done.code, done.err) == (1, "Record again: a voice made from this would not be worth the time.\n")
+    assert json.loads(run("doctor", "clipped.wav", "--json", cwd=tmp_path).out)["window"]["grade"] == "F"
 
 
 @pytest.mark.usefixtures("whisper")

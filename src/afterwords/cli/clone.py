@@ -13,6 +13,7 @@ import typer
 from afterwords.cli import output
 
 if TYPE_CHECKING:
+    from afterwords.reference import Prepared
     from afterwords.studio import Cloned
     from afterwords.transcribe import Transcript
 
@@ -47,6 +48,7 @@ def clone(
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Take less time; the voice is less like the speaker.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the voice of that name.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Clone it even if the recording is graded F.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the voice as JSON.")] = False,
 ) -> None:
     """Make a voice from a recording."""
@@ -78,6 +80,7 @@ def clone(
             replace=replace,
             progress=bar,
             confirm=_confirm_in(bar) if output.is_terminal() else None,
+            accept=_accept_in(bar, anyway=anyway),
         )
     _tell(cloned, as_json=as_json)
 
@@ -97,6 +100,25 @@ def _check_call(recording: str | None, name: str, *, record: bool, has_two_texts
         )
     if recording == "-" and (sys.stdin is None or sys.stdin.isatty()):
         raise output.UsageError("Nothing is piped in.", hint="pipe a recording in, name a file, or add --record.")
+
+
+def _accept_in(bar: output.Bar, *, anyway: bool) -> Callable[[Prepared], bool]:
+    def accept(prepared: Prepared) -> bool:
+        """Show the grade before the work begins, and ask about an F."""
+        report = prepared.report
+        is_refused = report.grade == "F" and not anyway
+        if is_refused and not output.is_terminal():
+            return False
+        with bar.hidden():
+            output.note(f"The recording is graded {report.grade} (A is best).")
+            if not is_refused:
+                return anyway
+            for finding in report.findings:
+                if finding.grade == "F":
+                    output.note(f"  F  {output.shown(finding.reason)} {output.shown(finding.advice)}")
+            return output.ask("Type yes to clone it anyway").strip().lower() == "yes"
+
+    return accept
 
 
 def _confirm_in(bar: output.Bar) -> Callable[[Transcript], str]:

@@ -49,8 +49,17 @@ def doctor(
         _show(audio, report, taken)
     for notice in audio.notices:
         output.note(f"[yellow]{output.shown(notice)}[/yellow]")
-    if not isinstance(taken, RecordingError):
-        output.note(f"Next: afterwords clone {output.quoted(str(recording))} --name me")
+    if isinstance(taken, RecordingError) or taken.report.grade == "F":
+        output.note(_fix(report if isinstance(taken, RecordingError) else taken.report))
+        raise typer.Exit(1)
+    output.note(f"Next: afterwords clone {output.quoted(str(recording))} --name me")
+
+
+def _fix(report: Report) -> str:
+    failed = {finding.measure for finding in report.findings if finding.grade == "F"}
+    if failed and failed <= {"pace", "coverage", "surplus"}:
+        return "Correct the transcript, or leave it out: it does not fit the recording."
+    return "Record again: a voice made from this would not be worth the time."
 
 
 def _verdict(taken: Prepared | RecordingError) -> dict[str, object]:

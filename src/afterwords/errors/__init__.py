@@ -9,6 +9,7 @@ the person. No message repeats text, a transcript or a key.
     │   ├── RecordingError
     │   │   ├── UnsupportedAudioError · NoAudioError · ReferenceTooShortError · ReferenceTooLongError
     │   │   ├── DamagedAudioError · FileTooLargeError · SilentAudioError · NonFiniteAudioError · UnvoicedReferenceError
+    │   │   ├── PoorRecordingError
     │   │   └── MalformedWavError
     │   │       ├── NotWavError · MissingFormatError · TruncatedWavError · EmptyDataError · TooManyChunksError
     │   │       └── BadChannelsError · BadSampleRateError · BadBitsError · BadBlockAlignError · UnsupportedEncodingError
@@ -86,6 +87,7 @@ from afterwords.errors.given import (
     NoAudioError,
     NonFiniteAudioError,
     NotWavError,
+    PoorRecordingError,
     RecordingError,
     RecordingWarning,
     ReferenceTooLongError,
@@ -284,6 +286,7 @@ __all__ = [
     "NotWavError",
     "OfflineError",
     "OpenedTwiceError",
+    "PoorRecordingError",
     "PrecisionError",
     "QueueFullError",
     "QuotaExceededError",

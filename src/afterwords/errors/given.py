@@ -127,6 +127,18 @@ class UnvoicedReferenceError(RecordingError):
         )
 
 
+class PoorRecordingError(RecordingError):
+    """A recording is graded F: a voice can be made from it, but it would not be worth the time."""
+
+    code = "poor_recording"
+
+    def __init__(self, source: str, *, reason: str, advice: str) -> None:
+        super().__init__(
+            f"{source} is graded F for cloning: {reason}",
+            hint=f"{advice or 'record again'}; or clone it all the same with --anyway (anyway=True in Python).",
+        )
+
+
 class MalformedWavError(RecordingError):
     """The file is a WAV, but its structure is wrong."""
 
