@@ -25,7 +25,9 @@ _LATEST_S = 253_402_300_799  # 9999-12-31T23:59:59Z, after which Python has no d
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-_HOME_HINT = "see that the folder can be made and written to, or set AFTERWORDS_HOME to one that can."
+_HOME_HINT = (
+    "see that the folder can be made and written to, or set AFTERWORDS_HOME (for weights AFTERWORDS_MODELS) to another."
+)
 
 
 @contextmanager
