@@ -36,6 +36,8 @@ SETTINGS: Final = frozenset(
         "idle_unload_s",
         "kokoro_onnx",
         "lease_s",
+        "log",
+        "log_level",
         "max_attempts",
         "max_pending_jobs",
         "max_pending_jobs_per_account",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,8 +35,8 @@ def serve(
     options = {"host": host, "port": port, "serve_library": serve_library}
     given = {name: value for name, value in options.items() if value is not None}
     settings = load_settings(**given)
-    configure_log()
-    signal = run(settings, on_first_key=_show_key, on_listening=_show_address)
+    configure_log(settings)
+    signal = run(settings, on_first_key=partial(_show_key, settings), on_listening=_show_address)
     raise typer.Exit(EXIT_BY_SIGNAL.get(signal, 0))
 
 
@@ -49,14 +50,17 @@ def require_server(purpose: str) -> None:
         raise MissingExtraError("server", purpose=purpose)
 
 
-def _show_key(minted: MintedKey) -> None:
-    output.note("The database is new. Its first key, shown this once:")
+def _show_key(settings: Settings, minted: MintedKey) -> None:
+    if settings.log == "text":  # stderr carries only JSON otherwise
+        output.note("The database is new. Its first key, shown this once:")
     output.result(minted.secret)
 
 
 def _show_address(settings: Settings, home: HomeVoices) -> None:
     output.result(settings.local_url)
     output.flush()  # whoever started us may wait for this line
+    if settings.log == "json":  # stderr carries only JSON
+        return
     if settings.serve_library:
         output.note(_about_voices(home))
     output.note("[dim]Next: curl -s " + output.shown(settings.local_url) + "/v1/health · Ctrl-C stops it.[/dim]")

@@ -210,7 +210,11 @@ class _Rewindable:
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and its answer, as they pass."""
+    """One request and its answer, as they pass.
+
+    Attributes:
+        is_routine: a success is of no interest: a probe, or one look of many at a job that is not ready.
+    """
 
     scope: Scope
     _receive: Receive
@@ -220,6 +224,7 @@ class Exchange:
     admitted: Admitted | None = None
     task: RequestTask | None = None
     status: int = 0
+    is_routine: bool = False
     _started: float = field(default_factory=time.perf_counter)
     _max_bytes: int | None = None
     _is_upload: bool = False
@@ -280,17 +285,21 @@ class Exchange:
 
     def log(self) -> None:
         """Write one line; it names the route, not what was asked of it."""
+        level = logging.DEBUG if self.is_routine and self.status == 200 else logging.INFO
+        if not log.isEnabledFor(level):
+            return
         admitted = self.admitted or Admitted()
-        who = "admin" if admitted.is_admin else admitted.account_id or "-"
-        log.info(
-            "%s %s %d %.1fms account=%s request_id=%s",
-            self.scope["method"] if self.scope["method"].isalpha() else "?",
-            self.route,
-            self.status,
-            1000 * (time.perf_counter() - self._started),
-            who,
-            self.request_id,
-        )
+        facts = {
+            "method": self.scope["method"] if self.scope["method"].isalpha() else "?",
+            "route": self.route,
+            "status": self.status,
+            "ms": round(1000 * (time.perf_counter() - self._started), 1),
+            "account": "admin" if admitted.is_admin else admitted.account_id or "-",
+            "key": admitted.key_id or "-",
+            "request_id": self.request_id,
+        }
+        line = "%(method)s %(route)s %(status)d %(ms).1fms account=%(account)s key=%(key)s request_id=%(request_id)s"
+        log.log(level, line, facts)
 
     @property
     def _is_unread(self) -> bool:

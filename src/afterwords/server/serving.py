@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import json
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from http import HTTPStatus
 from types import FrameType
 from typing import Any, Final, cast
@@ -94,29 +96,32 @@ def serve(
         )
         server = _Server(config, app.lifetime, lambda house: on_listening(settings, house.home))
         server.run([bound])
+        log.info("stopped")
         return server.signal
 
 
-def configure_log() -> None:
-    """One line an event, to stderr. Uvicorn speaks up only where something is wrong, and of what other libraries say
-    only the name is written: they quote what was sent."""
+def configure_log(settings: Settings) -> None:
+    """One line an event, to stderr, as text or as JSON.
+
+    Uvicorn's lines are shown where something is wrong, and of those of other libraries only the name, because they
+    quote what was sent.
+    """
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # looked up for each line otherwise
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Line())
-    ours = logging.getLogger("afterwords.server")
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
-    theirs = logging.getLogger("uvicorn")
-    theirs.addHandler(handler)
-    theirs.addFilter(_without_traceback)
-    theirs.setLevel(logging.WARNING)
-    theirs.propagate = False
-    logging.getLogger("uvicorn.error").addFilter(_without_traceback)
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    line = _JsonLine() if settings.log == "json" else _Line()
+    for name, lowest in (("afterwords.server", logging.DEBUG), ("uvicorn", logging.WARNING)):
+        handler = logging.StreamHandler()
+        handler.setFormatter(line)
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(max(level, lowest))
+        logger.propagate = False
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).addFilter(_without_traceback)
     others = logging.StreamHandler()
-    others.setFormatter(logging.Formatter("%(asctime)s %(levelname)s failed in=%(name)s"))
+    others.setFormatter(line)
     others.setLevel(logging.ERROR)
-    others.addFilter(_without_traceback)
+    others.addFilter(_without_message)
     logging.getLogger().addHandler(others)
 
 
@@ -135,10 +140,30 @@ class _Line(logging.Formatter):
         return f"{self._stamp},{int(record.msecs):03d} {record.levelname} {record.getMessage()}"
 
 
+class _JsonLine(logging.Formatter):
+    """One object a line: time (UTC), level, logger, message, and the fields of a line that has some."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        facts: dict[str, Any] = {
+            "time": time.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        return json.dumps(facts | record.args if isinstance(record.args, dict) else facts)
+
+
 def _without_traceback(record: logging.LogRecord) -> bool:
     """A traceback shows what was thrown, and that may hold what a request said."""
-    record.exc_info = record.exc_text = None
+    record.exc_info = record.exc_text = record.stack_info = None
     return True
+
+
+def _without_message(record: logging.LogRecord) -> bool:
+    """What another library says may hold what a request said: its name alone is written."""
+    record.msg, record.args = "failed in=%s", (record.name,)
+    return _without_traceback(record)
 
 
 async def _first_key(settings: Settings) -> MintedKey | None:

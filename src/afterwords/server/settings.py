@@ -78,9 +78,19 @@ class Settings(BaseSettings):
 
     write_timeout_s: Seconds = Field(default=60, gt=0, description="A client that reads nothing for longer is cut off.")
 
+    log: Literal["text", "json"] = Field(default="text", description="What a line of the log is.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The lowest level shown."
+    )
+
     reap_interval_s: Seconds = Field(default=1, gt=0, description="How often leases are looked at.")
     sweep_interval_s: Seconds = Field(default=600, gt=0, description="How often storage is swept.")
     sweep_grace_s: Seconds = Field(default=3600, ge=0, description="Age at which what no row names is removed.")
+
+    @field_validator("log", "log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
 
     @field_validator("allowed_hosts", "trusted_proxies", "backends", mode="before")
     @classmethod

@@ -164,6 +164,7 @@ class Child:
         self.utterances: dict[int, Utterance] = {}
         self.is_spent = False
         self.is_lost = False
+        self._is_stopped = False
         self._process = process
         self._limits = limits
         self._loadings: dict[str, _Loading] = {}
@@ -239,7 +240,11 @@ class Child:
         self.changes.tell()
 
     def kill(self) -> None:
-        """Kill it, with all that it started."""
+        """Stop it, with all that it started: nothing is wrong with it, and it is not needed."""
+        self._is_stopped = self._is_stopped or not self.is_lost
+        self._kill()
+
+    def _kill(self) -> None:
         self.is_lost = True
         if self._process.returncode is None:
             with suppress(ProcessLookupError, PermissionError):
@@ -257,7 +262,7 @@ class Child:
     def _kill_for(self, why: str) -> None:
         if not self.is_lost:
             _log.warning("speaking process %d is killed: %s", self.pid, why)
-            self.kill()
+            self._kill()
 
     def _send(self, data: bytes) -> None:
         assert self._process.stdin is not None
@@ -274,13 +279,16 @@ class Child:
                 self._take(frame)
         except (BrokenFrameError, LookupError, TypeError, ValueError):
             self._kill_for("it speaks no frames")
-        self.kill()  # one that closed its output and lives is of no use
+        self._kill()  # one that closed its output and lives is of no use
         self._process.stdin.close()
         status = await self._process.wait()
         with suppress(OSError):
             await self._process.stdin.wait_closed()
         is_out_of_memory = self._memory_bytes >= NEAR_THE_CAP * self._limits.memory_bytes
-        _log.info("speaking process %d ended with status %d", self.pid, status)
+        if self._is_stopped:
+            _log.info("speaking process %d stopped", self.pid)
+        else:
+            _log.warning("speaking process %d ended with status %d", self.pid, status)
         self._lose(is_out_of_memory=is_out_of_memory)
 
     def _lose(self, *, is_out_of_memory: bool) -> None:

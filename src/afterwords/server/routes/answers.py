@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from afterwords.errors import InvalidFieldError
 from afterwords.models import SpeechFormat
 from afterwords.server.gate import Admitted
+from afterwords.server.guard import Exchange
 from afterwords.server.ports import Caller
 from afterwords.server.routes.shapes import ErrorBody
 from afterwords.server.wiring import House
@@ -51,9 +52,14 @@ def base_url(request: Request) -> str:
     return settings.local_url + quote(above.removeprefix(scope.get("app_root_path", scope.get("root_path", ""))))
 
 
+def exchange_of(request: Request) -> Exchange:
+    """What the guard holds of a request."""
+    return cast(Exchange, request.scope["afterwords.exchange"])
+
+
 def admitted_to(request: Request) -> Admitted:
     """Who asks, as the guard found."""
-    return cast(Admitted, request.scope["afterwords.exchange"].admitted)
+    return cast(Admitted, exchange_of(request).admitted)
 
 
 def caller_of(request: Request) -> Caller:

@@ -10,7 +10,7 @@ from afterwords.errors import AfterwordsError
 from afterwords.models import Health
 from afterwords.server.gate import Credential, needs
 from afterwords.server.guard import GuardedRoute
-from afterwords.server.routes.answers import errors, house_of, json_response
+from afterwords.server.routes.answers import errors, exchange_of, house_of, json_response
 
 router = APIRouter(route_class=GuardedRoute)
 
@@ -26,8 +26,9 @@ async def health(request: Request) -> Response:
 
 @router.get("/healthz", include_in_schema=False)
 @needs(Credential.PUBLIC)
-async def healthz() -> Response:
+async def healthz(request: Request) -> Response:
     """The process is alive."""
+    exchange_of(request).is_routine = True
     return JSONResponse({"status": "ok"})
 
 
@@ -38,6 +39,7 @@ async def readyz(request: Request) -> Response:
 
     A sweep that is off is said here, and does not make the server unready: it serves on.
     """
+    exchange_of(request).is_routine = True
     house = house_of(request)
     state = {"database": "ok", "storage": "ok", "backend": house.dispatcher.state}
     is_ready = house.dispatcher.is_ready

@@ -24,6 +24,7 @@ from afterwords.server.routes.answers import (
     base_url,
     caller_of,
     errors,
+    exchange_of,
     house_of,
     idempotency_key,
     json_response,
@@ -141,6 +142,7 @@ async def show_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
     """Tell where a job stands."""
     found = house_of(request).synthesis.job(caller_of(request), _checked(job_id), wait_s=wait)
     job = await (while_connected(request.receive, found) if wait else found)
+    exchange_of(request).is_routine = job.status is JobStatus.PENDING
     return json_response(_shown(request, job))
 
 
