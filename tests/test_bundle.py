@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterwords.bundle import BUNDLE_MAX_BYTES, pack, unpack
+from afterwords.bundle import BUNDLE_MAX_BYTES, PROMPT_MAX_BYTES, BundledPrompt, pack, unpack, unpack_all
 from afterwords.errors import InvalidBundleError
 from afterwords.models import Consent, ConsentKind, ReferenceInfo, Voice
 from afterwords.provenance import seal, verify_seal
@@ -282,7 +282,51 @@ def test_manifest_that_is_none_is_refused(manifest: bytes) -> None:
 
 
 def test_newer_format_is_told_from_a_broken_one() -> None:
-    assert "newer than version 1" in refused(forged(lambda stated: stated.update(version=2)))
+    assert "newer than version 2" in refused(forged(lambda stated: stated.update(version=3)))
+    assert "other prompts" in refused(forged(lambda stated: stated.update(version=2)))
+    assert "manifest.json is not one" in refused(forged(lambda stated: stated.update(version=1, prompts=[])))
+
+
+PROMPTS = (BundledPrompt("lite", "3", is_fast=True, data=b"fast"), BundledPrompt("tone", "1", is_fast=False, data=b"t"))
+
+
+def test_prompts_travel_in_version_2() -> None:
+    data = pack(VOICE, WAV, PROMPTS)
+    bundle = unpack_all(data)
+    assert (bundle.voice, bundle.wav, bundle.prompts, bundle.n_foreign) == (VOICE, WAV, PROMPTS, 0)
+    assert unpack(data) == (VOICE, WAV)
+    assert json.loads(members(data)["manifest.json"])["version"] == 2
+    assert pack(VOICE, WAV, []) == GOOD, "what has none is version 1, which older readers know"
+
+
+def test_prompt_of_another_reference_is_left_out() -> None:
+    parts = members(pack(VOICE, WAV, PROMPTS))
+    stated = json.loads(parts["manifest.json"])
+    stated["prompts"]["prompt-1.bin"]["made_from"] = "0" * 64
+    bundle = unpack_all(repacked(parts | {"manifest.json": json.dumps(stated).encode()}))
+    assert (bundle.prompts, bundle.n_foreign) == (PROMPTS[1:], 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda stated: stated["prompts"].pop("prompt-1.bin"),
+        lambda stated: stated["prompts"].update({"prompt-3.bin": stated["prompts"]["prompt-1.bin"]}),
+        lambda stated: stated["prompts"]["prompt-1.bin"].update(backend="../../etc"),
+        lambda stated: stated["prompts"]["prompt-1.bin"].update(version="x" * 201),
+        lambda stated: stated.update(version=1),
+    ],
+)
+def test_prompts_that_are_stated_wrongly_are_refused(change: Callable[[dict[str, Any]], object]) -> None:
+    parts = members(pack(VOICE, WAV, PROMPTS))
+    stated = json.loads(parts["manifest.json"])
+    change(stated)
+    refused(repacked(parts | {"manifest.json": json.dumps(stated).encode()}))
+
+
+def test_prompt_that_is_too_large_stays_at_home() -> None:
+    large = BundledPrompt("lite", "3", is_fast=False, data=bytes(PROMPT_MAX_BYTES + 1))
+    assert unpack_all(pack(VOICE, WAV, [large, *PROMPTS])).prompts == PROMPTS
 
 
 def test_manifest_that_leaves_a_member_out_is_refused() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import afterwords as aw
 from afterwords import studio, travel
+from afterwords.bundle import BundledPrompt, pack
 from afterwords.errors import (
     CorruptVoiceError,
     NotLoggedInError,
@@ -21,6 +22,7 @@ from afterwords.errors import (
     VoiceNotFoundError,
 )
 from afterwords.models import Voice
+from afterwords.prompts import prompts_of
 from afterwords.provenance import verify_seal
 from afterwords.travel import Outcome
 from tests.e2e.served import READER, Served, serving
@@ -52,6 +54,30 @@ def moved(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def outcomes(trips: list[travel.Trip]) -> dict[str, Outcome]:
     return {trip.name: trip.outcome for trip in trips}
+
+
+def test_what_was_prepared_travels_along(
+    me: Voice, served: Served, client: aw.Client, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = studio.library()
+    [prompt] = prompts_of(shelf, me)
+    there = aw.push(me, client=client)
+    stored = [
+        path.read_bytes()[32:] for path in (served.home / "server" / "blobs").rglob(f"{there.voice_id}/prompts/*")
+    ]
+    assert stored == [prompt.data]
+    moved(elsewhere, monkeypatch)
+    back = aw.pull("me", client=client)
+    assert prompts_of(studio.library(), back) == [prompt]
+
+
+def test_prompt_that_no_engine_can_read_is_made_again(me: Voice, served: Served, client: aw.Client) -> None:
+    bad = BundledPrompt("tone", "1", is_fast=False, data=b"fault-prompt")
+    there = client.voices.import_(pack(me, studio.library().reference(me), [bad]))
+    assert client.say("Hello.", voice=there).duration_s > 0
+    folder = served.home / "server" / "blobs"
+    [kept] = [path.read_bytes()[32:] for path in folder.rglob(f"{there.voice_id}/prompts/*")]
+    assert len(kept) == 32, "a prompt of the tone"
 
 
 def test_a_voice_has_a_counterpart_only_where_it_was_brought(me: Voice, client: aw.Client) -> None:

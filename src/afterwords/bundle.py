@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final, Literal
 from zlib import crc32
@@ -24,14 +25,22 @@ from afterwords.riff import REFERENCE_MAX_BYTES, canonical_wav, check_reference_
 from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text
 
 FORMAT: Final = "afterwords-voice"
-VERSION: Final = 1
+VERSION: Final = 2
+"""The newest that is read; one without prompts is written as version 1, which every reader knows."""
 
 _MANIFEST, _REFERENCE, _TRANSCRIPT = "manifest.json", "reference.wav", "transcript.txt"
-_MEMBERS: Final = {_MANIFEST: 256 * 1024, _REFERENCE: REFERENCE_MAX_BYTES, _TRANSCRIPT: 512 * 1024}
-"""What there may be, in this order, and the most bytes that each may have; the transcript may be missing."""
+_PROMPTS: Final = tuple(f"prompt-{number}.bin" for number in range(1, 5))
+PROMPT_MAX_BYTES: Final = 1 << 20
+_MEMBERS: Final = {
+    _MANIFEST: 256 * 1024,
+    _REFERENCE: REFERENCE_MAX_BYTES,
+    _TRANSCRIPT: 512 * 1024,
+    **dict.fromkeys(_PROMPTS, PROMPT_MAX_BYTES),
+}
+"""What there may be, in this order, and the most bytes that each may have; the first two must be there."""
 
-BUNDLE_MAX_BYTES: Final = sum(_MEMBERS.values()) + 1024
-"""No bundle has more: the rest is what a ZIP of three members needs."""
+BUNDLE_MAX_BYTES: Final = sum(_MEMBERS.values()) + 2048
+"""No bundle has more: the rest is what a ZIP of seven members needs."""
 
 # PKWARE, "APPNOTE.TXT - .ZIP File Format Specification", sections 4.3.7, 4.3.12 and 4.3.16
 _LOCAL: Final = struct.Struct("<4sHHHHHIIIHH")
@@ -56,24 +65,65 @@ class _Member(Model):
     size_bytes: int = Field(ge=0, description="How many there are.")
 
 
+class _StatedPrompt(Model):
+    """What a manifest says of a prompt."""
+
+    backend: str = Field(description="The backend that speaks with it.")
+    version: str = Field(min_length=1, max_length=200, description="The engine's version of its prompts.")
+    is_fast: bool = Field(description="Whether it was made in less time, for less likeness.")
+    made_from: Sha256 = Field(description="SHA-256 of the recording's SHA-256, the language and the transcript.")
+
+
 class _Manifest(Model):
     """What manifest.json says."""
 
     format: Literal["afterwords-voice"] = Field(description="That it is a voice.")
-    version: Literal[1] = Field(description="The version of the format.")
+    version: Literal[1, 2] = Field(description="The version of the format.")
+    prompts: dict[str, _StatedPrompt] = Field(default={}, description="What engines made of the voice, by member.")
     members: dict[str, _Member] = Field(description="Every other member of the file, by name.")
     voice: dict[str, Any] = Field(repr=False, description="The voice, all but sound and transcript.")
+
+
+@dataclass(frozen=True, slots=True)
+class BundledPrompt:
+    """What an engine made of a voice, so that it need not be made again where the same engine speaks.
+
+    Attributes:
+        data: bytes that may come from anyone; the engine judges them when it reads them.
+        is_fast: made in less time, for less likeness.
+    """
+
+    backend: str
+    version: str
+    is_fast: bool
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What is in a bundle.
+
+    Attributes:
+        wav: the recording, a canonical WAV.
+        n_foreign: prompts that were left out: they were made from another recording, language or transcript.
+    """
+
+    voice: Voice
+    wav: bytes = field(repr=False)
+    prompts: tuple[BundledPrompt, ...] = ()
+    n_foreign: int = 0
 
 
 # -- packing -------------------------------------------------------------------------------------------------
 
 
-def pack(voice: Voice, reference_wav: bytes) -> bytes:
+def pack(voice: Voice, reference_wav: bytes, prompts: Sequence[BundledPrompt] = ()) -> bytes:
     """Make the bundle of a voice: the same voice makes the same bytes, anywhere and at any time.
 
     Args:
         voice: whatever it states travels along.
         reference_wav: its recording, a canonical WAV.
+        prompts: what engines made of it; the first four that are not too large are taken.
 
     Raises:
         ValueError: the recording is not the one that the voice states.
@@ -83,14 +133,26 @@ def pack(voice: Voice, reference_wav: bytes) -> bytes:
     others = {_REFERENCE: reference_wav}
     if voice.ref_text:
         others[_TRANSCRIPT] = voice.ref_text.encode()
+    named = dict(zip(_PROMPTS, (p for p in prompts if 0 < len(p.data) <= PROMPT_MAX_BYTES), strict=False))
+    others |= {name: prompt.data for name, prompt in named.items()}
     manifest = _Manifest(
         format=FORMAT,
-        version=VERSION,
+        version=2 if named else 1,
+        prompts={
+            name: _StatedPrompt(backend=p.backend, version=p.version, is_fast=p.is_fast, made_from=_made_from(voice))
+            for name, p in named.items()
+        },
         members={name: _Member(sha256=sha256(d).hexdigest(), size_bytes=len(d)) for name, d in others.items()},
         voice=voice.model_dump(mode="json", exclude={"ref_text"}),
     )
-    stated = json.dumps(manifest.model_dump(), sort_keys=True, indent=2, allow_nan=False).encode() + b"\n"
+    facts = manifest.model_dump(exclude=None if named else {"prompts"})
+    stated = json.dumps(facts, sort_keys=True, indent=2, allow_nan=False).encode() + b"\n"
     return b"".join(_archive({_MANIFEST: stated, **others}))
+
+
+def _made_from(voice: Voice) -> str:
+    """What prompts depend on."""
+    return sha256("\0".join([voice.ref_sha256 or "", voice.lang, voice.ref_text or ""]).encode()).hexdigest()
 
 
 def _archive(members: Mapping[str, bytes]) -> Iterator[bytes]:
@@ -112,10 +174,13 @@ def _archive(members: Mapping[str, bytes]) -> Iterator[bytes]:
 
 
 def unpack(data: bytes) -> tuple[Voice, bytes]:
-    """Read a bundle that may come from anyone.
+    """Read the voice as it was packed, and its recording, a canonical WAV; as `unpack_all`."""
+    bundle = unpack_all(data)
+    return bundle.voice, bundle.wav
 
-    Returns:
-        The voice as it was packed, and its recording, a canonical WAV.
+
+def unpack_all(data: bytes) -> Bundle:
+    """Read a bundle that may come from anyone.
 
     Raises:
         InvalidBundleError: it is not whole and unchanged, or the voice is not one that could have been made.
@@ -131,7 +196,22 @@ def unpack(data: bytes) -> tuple[Voice, bytes]:
     _check_recording(voice, members[_REFERENCE])
     if voice.provenance is not None and not verify_seal(voice):
         raise InvalidBundleError(why="the seal does not fit its recording and consent")
-    return voice, members[_REFERENCE]
+    prompts, n_foreign = _read_prompts(manifest, members, voice)
+    return Bundle(voice, members[_REFERENCE], prompts, n_foreign)
+
+
+def _read_prompts(
+    manifest: _Manifest, members: Mapping[str, bytes], voice: Voice
+) -> tuple[tuple[BundledPrompt, ...], int]:
+    """The prompts that were made of this voice, and how many were made of another."""
+    stated = manifest.prompts
+    if stated.keys() != set(_PROMPTS) & members.keys() or bool(stated) != (manifest.version == 2):
+        raise InvalidBundleError(why="its manifest names other prompts than there are")
+    if not all(_BACKEND.fullmatch(prompt.backend) for prompt in stated.values()):
+        raise InvalidBundleError(why="the backend of a prompt is not one")
+    own = {name: prompt for name, prompt in stated.items() if prompt.made_from == _made_from(voice)}
+    prompts = [BundledPrompt(p.backend, p.version, p.is_fast, members[name]) for name, p in sorted(own.items())]
+    return tuple(prompts), len(stated) - len(own)
 
 
 def _members(data: bytes) -> dict[str, bytes]:

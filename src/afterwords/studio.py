@@ -45,6 +45,7 @@ from afterwords.models import (
     Voice,
     now,
 )
+from afterwords.prompts import kept_prompt, known_prompt, prompt_key
 from afterwords.provenance import mark_tags, seal
 from afterwords.reference import Finding, Prepared, Report, examine, prepare
 from afterwords.reference.preparation import SURPLUS_MAX
@@ -284,7 +285,8 @@ def make_voice(
         ),
     )
     engine = registry.engine_for(chosen)
-    prompt = _known_prompt(shelf, voice, _prompt_key(engine, chosen.name, fast=fast))
+    key = prompt_key(chosen.name, engine.prompt_version, is_fast=fast)
+    prompt = known_prompt(shelf, voice, key)
     if prompt is None:
         reference = Reference(prepared.samples, prepared.sample_rate, prepared.text, lang)
         prompt = engine.prepare(reference, progress, fast=fast)
@@ -292,7 +294,7 @@ def make_voice(
         notices.append(notice)
     suffix = Path(shown).suffix
     voice = shelf.save(voice, reference_wav=prepared.wav, original=original, original_suffix=suffix, replace=replace)
-    shelf.save_prompt(voice, _prompt_key(engine, chosen.name, fast=fast), prompt)
+    shelf.save_prompt(voice, key, prompt)
     return Cloned(voice, prepared, chosen.name, (*doubts, *notices), doubts)
 
 
@@ -493,7 +495,7 @@ def likeness(voice: Voice) -> dict[str, float | str]:
     """What the engine of a voice says of the prompt it keeps, for example how alike it sounds; empty if nothing."""
     for backend in registry.backends():
         if backend.name == voice.backend and backend.engine is not None:
-            kept = _kept_prompt(library(), voice, backend.engine, backend.name)
+            kept = kept_prompt(library(), voice, backend.engine, backend.name)
             return {} if kept is None else backend.engine.describe(kept)
     return {}
 
@@ -508,7 +510,24 @@ def has_prompt(voice: Voice, backend: str) -> bool:
         InvalidBackendError, BackendUnavailableError: the backend can't run here.
     """
     engine = registry.engine_for(registry.choose(backend))
-    return _kept_prompt(library(), voice, engine, backend) is not None
+    return kept_prompt(library(), voice, engine, backend) is not None
+
+
+def must_prepare(
+    *, voice: Voice | str | None = None, lang: str | None = None, backend: str | None = None
+) -> str | None:
+    """Return the backend that has to prepare a voice before it speaks, which happens once; None if it is prepared.
+
+    Args and errors are those of `say`.
+    """
+    shelf = library()
+    who = _kept(shelf, voice) if isinstance(voice, Voice) else shelf.choose(voice)
+    chosen, _ = _backend_for(who, backend, normalise_lang(lang or who.lang))
+    engine = registry.engine_for(chosen)
+    key = prompt_key(chosen.name, engine.prompt_version, is_fast=False)
+    if kept_prompt(shelf, who, engine, chosen.name) or known_prompt(shelf, who, key):
+        return None
+    return chosen.name
 
 
 def make_prompt(voice: Voice, backend: str, *, progress: Progress = ignore_progress) -> None:
@@ -521,37 +540,14 @@ def make_prompt(voice: Voice, backend: str, *, progress: Progress = ignore_progr
     _prompt(library(), voice, registry.engine_for(registry.choose(backend)), backend, progress)
 
 
-def _prompt_key(engine: Engine, backend: str, *, fast: bool) -> str:
-    return f"{backend}-{engine.prompt_version}-{'fast' if fast else 'full'}"
-
-
-def _kept_prompt(shelf: Library, voice: Voice, engine: Engine, backend: str) -> bytes | None:
-    """The prompt that is kept with a voice, the better one first; None if there is none."""
-    for fast in (False, True):
-        if (kept := shelf.prompt(voice, _prompt_key(engine, backend, fast=fast))) is not None:
-            return kept
-    return None
-
-
 def _prompt(shelf: Library, voice: Voice, engine: Engine, backend: str, progress: Progress) -> bytes:
     """What the engine made of the voice's reference: kept from before, or made and kept now."""
-    if (kept := _kept_prompt(shelf, voice, engine, backend)) is not None:
+    if (kept := kept_prompt(shelf, voice, engine, backend)) is not None:
         return kept
-    key = _prompt_key(engine, backend, fast=False)
-    prompt = _known_prompt(shelf, voice, key)
+    key = prompt_key(backend, engine.prompt_version, is_fast=False)
+    prompt = known_prompt(shelf, voice, key)
     if prompt is None:
         samples, sample_rate = read_wav(shelf.reference(voice), source=f"the reference of {voice.name}")
         prompt = engine.prepare(Reference(samples, sample_rate, voice.ref_text, voice.lang), progress)
     shelf.save_prompt(voice, key, prompt)
     return prompt
-
-
-def _known_prompt(shelf: Library, voice: Voice, key: str) -> bytes | None:
-    """A prompt that was made of the very same reference for another voice, or for this one before."""
-    for other in shelf.list():
-        if other.ref_sha256 == voice.ref_sha256 and other.ref_text == voice.ref_text:
-            try:
-                return shelf.prompt(other, key)
-            except VoiceNotFoundError:
-                continue
-    return None

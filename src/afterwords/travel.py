@@ -13,13 +13,15 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Any, Protocol
 
-from afterwords.bundle import pack, unpack
+from afterwords.bundle import BundledPrompt, pack, unpack_all
 from afterwords.client.sync import Client
 from afterwords.config import load_config
 from afterwords.errors import (
     AfterwordsError,
     IdempotencyConflictError,
+    InvalidBundleError,
     NotLoggedInError,
+    RequestTooLargeError,
     StrangeAnswerError,
     UnauthorizedError,
     UnreachableError,
@@ -30,6 +32,7 @@ from afterwords.errors import (
 from afterwords.library import Library
 from afterwords.links import Links
 from afterwords.models import Voice, new_id
+from afterwords.prompts import keep_prompts, prompts_of
 
 
 class Outcome(StrEnum):
@@ -54,12 +57,14 @@ class Trip:
         outcome: what became of it.
         voice: as it stands where it was brought; None if it was not.
         error: why it failed.
+        notices: what its owner should know, a sentence each.
     """
 
     name: str
     outcome: Outcome
     voice: Voice | None = None
     error: AfterwordsError | None = None
+    notices: tuple[str, ...] = ()
 
 
 # -- one voice ------------------------------------------------------------------------------------------------
@@ -118,7 +123,7 @@ def send(voice: Voice | str, *, client: Client, replace: bool = False) -> Trip:
         if there is None:
             if others and not replace:
                 raise VoiceExistsError(here.name, where="`afterwords push --replace`")
-            there = _made(here, wav, client)
+            there = _made(here, wav, prompts_of(shelf, here), client)
             links.link(client.base_url, here.voice_id, there.voice_id)
             for other in others:
                 client.voices.delete(other)
@@ -140,12 +145,13 @@ def fetch(voice: Voice | str, *, client: Client, replace: bool = False) -> Trip:
             if here.voice_id == known or (there.ref_sha256 and here.ref_sha256 == there.ref_sha256):
                 links.link(client.base_url, here.voice_id, there.voice_id)
                 return Trip(here.name, Outcome.SAME, here)
-        brought, wav = unpack(client.voices.export(there))
+        bundle = unpack_all(client.voices.export(there))
+        brought = bundle.voice
         if not replace and any(other.name == brought.name for other in shelf.list()):
             raise VoiceExistsError(brought.name, where="`afterwords pull --replace`")
-        saved = shelf.save(brought, reference_wav=wav, replace=replace)
+        saved = shelf.save(brought, reference_wav=bundle.wav, replace=replace)
         links.link(client.base_url, saved.voice_id, there.voice_id)
-        return Trip(saved.name, Outcome.PULLED, saved)
+        return Trip(saved.name, Outcome.PULLED, saved, notices=tuple(keep_prompts(shelf, saved, bundle)))
 
 
 def counterpart(voice: Voice, *, client: Client) -> Voice | None:
@@ -170,12 +176,12 @@ def namesakes(voice: Voice, client: Client) -> tuple[Voice | None, list[Voice]]:
     return same, [] if same else named
 
 
-def _made(here: Voice, wav: bytes, client: Client) -> Voice:
+def _made(here: Voice, wav: bytes, prompts: list[BundledPrompt], client: Client) -> Voice:
     """Register it. The key says which recording under which name, so that two who push it at once make one voice."""
     key = sha256(f"{here.ref_sha256}\0{here.name}".encode()).hexdigest()
     for attempt in (f"push-{key}", f"push-{key[:32]}-{new_id()}"):
         try:
-            there = client.voices.get(_uploaded(here, wav, client, attempt))
+            there = client.voices.get(_uploaded(here, wav, prompts, client, attempt))
         except (IdempotencyConflictError, VoiceNotFoundError):
             continue  # it was pushed before, with other words or before it was deleted: this is another time
         if there.ref_sha256 not in (None, here.ref_sha256):
@@ -185,9 +191,14 @@ def _made(here: Voice, wav: bytes, client: Client) -> Voice:
     raise StrangeAnswerError("the voice that it made is not there")
 
 
-def _uploaded(here: Voice, wav: bytes, client: Client, key: str) -> Voice:
-    """Send it whole; to the hosted service, what that takes."""
+def _uploaded(here: Voice, wav: bytes, prompts: list[BundledPrompt], client: Client, key: str) -> Voice:
+    """Send it whole, without prompts to a server that takes none; to the hosted service, what that takes."""
     try:
+        try:
+            return client.voices.import_(pack(here, wav, prompts), idempotency_key=key)
+        except (InvalidBundleError, RequestTooLargeError):  # an older server knows version 1 alone
+            if not prompts:
+                raise
         return client.voices.import_(pack(here, wav), idempotency_key=key)
     except UnsupportedByServerError:
         return client.voices.create(

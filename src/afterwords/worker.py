@@ -91,8 +91,11 @@ class Worker:
         Raises:
             RecordingError: the reference can't be used.
             InvalidBackendError, BackendUnavailableError: the backend can't run here.
+            InvalidPromptError: the prompt is none of this engine's.
         """
         engine = self.engine(work.backend)
+        if work.prompt is not None:
+            engine.describe(work.prompt)  # it may have come from anyone, with a voice
         new_prompt = _prepared(engine, work, progress, save) if work.prompt is None else None
         prompt = new_prompt if work.prompt is None else work.prompt
         assert prompt is not None

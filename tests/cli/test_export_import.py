@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import afterwords as aw
+from afterwords.bundle import BundledPrompt, pack
 from afterwords.library import Library
 from afterwords.models import Voice
 from afterwords.studio import library
@@ -40,6 +41,22 @@ def test_what_leaves_one_machine_speaks_on_the_next(
     there = run("say", "Hello from here.", "-o", "-", "--format", "pcm", env=elsewhere).stdout
     assert len(here) > 10_000
     assert here == there
+
+
+def test_what_was_prepared_travels_along(me: Voice, exported: Path, elsewhere: dict[str, str], tmp_path: Path) -> None:
+    prompt = library().prompt(me, "tone-1-fast") or library().prompt(me, "tone-1-full")
+    assert prompt is not None
+    run("voices", "import", exported, env=elsewhere)
+    there = Library(tmp_path / "elsewhere")
+    assert prompt in (there.prompt(me, "tone-1-fast"), there.prompt(me, "tone-1-full"))
+    assert "Preparing" not in run("say", "Hello.", "-o", "-", env=elsewhere).err
+
+    other = pack(me, library().reference(me), [BundledPrompt("tone", "0", is_fast=False, data=prompt)])
+    (tmp_path / "other.afterwords").write_bytes(other)
+    third = {"AFTERWORDS_HOME": str(tmp_path / "third")}
+    told = run("voices", "import", tmp_path / "other.afterwords", env=third).err
+    assert "What was prepared for tone was left out: it is of another version of the engine." in told
+    assert "Preparing the voice for tone, once" in run("say", "Hello.", "-o", "-", env=third).err
 
 
 def test_export_says_where_it_is_and_what_it_is(me: Voice, tmp_path: Path) -> None:

@@ -27,6 +27,14 @@ def ignore_progress(fraction: float, step: str) -> None:
     """The Progress of a caller who does not look."""
 
 
+class InvalidPromptError(ValueError):
+    """Bytes are no prompt that this engine can use: it is made again from the reference.
+
+    A prompt may come from anyone, in the file of a voice. An engine raises this from `describe` or as the cause of a
+    SynthesisError.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """The prepared recording that a voice is made from.
@@ -151,6 +159,9 @@ class Engine(Protocol):
         """What is known of a prompt and worth telling its owner, for example how alike it sounds; may be empty.
 
         `notice`, if it is there, is a sentence that `clone` tells.
+
+        Raises:
+            InvalidPromptError: these bytes are no prompt of this engine. They may come from anyone.
         """
         ...
 

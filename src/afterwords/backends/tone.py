@@ -18,7 +18,15 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Final
 
-from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress
+from afterwords.backends.base import (
+    Available,
+    Chunk,
+    InvalidPromptError,
+    Progress,
+    Reference,
+    Unavailable,
+    ignore_progress,
+)
 from afterwords.config import load_config
 from afterwords.errors import SynthesisError, UnspeakableTextError
 from afterwords.text import LANGS
@@ -29,6 +37,8 @@ if TYPE_CHECKING:
 SECONDS_PER_CHARACTER: Final = 0.06
 CHUNK_S: Final = 0.24
 SAMPLE_RATE: Final = 24_000
+BAD_PROMPT: Final = b"fault-prompt"
+"""What is refused as a prompt when testing."""
 SLOW_S: Final = 0.05
 UNSPOKEN: Final = "fault-unspoken"
 LEAK_BYTES: Final = 16 * 1024 * 1024
@@ -65,7 +75,9 @@ class ToneEngine:
         progress(1.0, "done")
         return digest
 
-    def describe(self, prompt: bytes) -> dict[str, float | str]:  # noqa: ARG002 - nothing is known of a tone
+    def describe(self, prompt: bytes) -> dict[str, float | str]:
+        if prompt == BAD_PROMPT and load_config().is_testing:
+            raise InvalidPromptError("it is the one that is told to be invalid")
         return {}
 
     def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:

@@ -17,6 +17,7 @@ from afterwords.cli.remote import Profile, Remote, command, is_remote, option_va
 from afterwords.cli.say import complete_voice
 
 if TYPE_CHECKING:
+    from afterwords.bundle import Bundle
     from afterwords.client import Client
     from afterwords.library import Library
     from afterwords.models import Voice
@@ -61,11 +62,12 @@ def export(
 
 def _packed_here(name: str) -> tuple[Voice, bytes]:
     from afterwords.bundle import pack
+    from afterwords.prompts import prompts_of
     from afterwords.studio import library
 
     shelf = library()
     voice = shelf.get(name)
-    return voice, pack(voice, shelf.reference(voice))
+    return voice, pack(voice, shelf.reference(voice), prompts_of(shelf, voice))
 
 
 def _packed_there(name: str, profile: str | None) -> tuple[Voice, bytes]:
@@ -93,17 +95,18 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Import a voice from a file. A file that was changed is refused."""
-    from afterwords.bundle import unpack
+    from afterwords.bundle import unpack_all
     from afterwords.text import check_name
 
-    voice, wav = unpack(_read(file))
+    bundle = unpack_all(_read(file))
+    voice = bundle.voice
     if name is not None:
         voice = voice.model_copy(update={"name": check_name(name)})
     if is_remote(remote, profile):
         with server(profile) as client:
-            kept = _kept_there(client, voice, wav, replace=replace, profile=profile)
+            kept = _kept_there(client, voice, bundle, replace=replace, profile=profile)
     else:
-        kept = _kept_here(voice, wav, replace=replace)
+        kept = _kept_here(voice, bundle, replace=replace)
     if as_json:
         output.result_json(kept.model_dump(mode="json", exclude_none=True))
     else:
@@ -130,8 +133,9 @@ def _read(file: str) -> bytes:
     return bytes(data)
 
 
-def _kept_here(voice: Voice, wav: bytes, *, replace: bool) -> Voice:
+def _kept_here(voice: Voice, bundle: Bundle, *, replace: bool) -> Voice:
     from afterwords.errors import VoiceExistsError
+    from afterwords.prompts import keep_prompts
     from afterwords.studio import library
 
     shelf = library()
@@ -145,13 +149,16 @@ def _kept_here(voice: Voice, wav: bytes, *, replace: bool) -> Voice:
     if taken and not replace:
         replace = _may_replace(voice, taken[0], where="here")
     original = _original(shelf, voice, taken)
-    return shelf.save(
+    kept = shelf.save(
         voice,
-        reference_wav=wav,
+        reference_wav=bundle.wav,
         original=original,
         original_suffix=original.suffix if original else "",
         replace=replace,
     )
+    for notice in keep_prompts(shelf, kept, bundle):
+        output.note(f"  {output.shown(notice)}")
+    return kept
 
 
 def _original(shelf: Library, voice: Voice, taken: list[Voice]) -> Path | None:
@@ -162,7 +169,7 @@ def _original(shelf: Library, voice: Voice, taken: list[Voice]) -> Path | None:
     return None
 
 
-def _kept_there(client: Client, voice: Voice, wav: bytes, *, replace: bool, profile: str | None) -> Voice:
+def _kept_there(client: Client, voice: Voice, bundle: Bundle, *, replace: bool, profile: str | None) -> Voice:
     """Bring a voice to a server; what has its name there goes, once it has arrived."""
     from afterwords.bundle import pack
     from afterwords.travel import namesakes
@@ -176,7 +183,7 @@ def _kept_there(client: Client, voice: Voice, wav: bytes, *, replace: bool, prof
     listed = command("voices", "list", "--remote", profile=profile)
     with told_if_stopped("The server may have taken it all the same. See what it has:", listed):
         with output.waiting("sending the voice"):
-            kept = client.voices.import_(pack(voice, wav))
+            kept = client.voices.import_(pack(voice, bundle.wav, bundle.prompts))
         for other in taken:
             client.voices.delete(other)
         return client.voices.get(kept)  # what an import answers is short

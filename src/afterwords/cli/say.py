@@ -104,7 +104,11 @@ def say(
         say_remote(order, place, is_heard=is_heard, as_json=as_json)
         return
     from afterwords import studio
+    from afterwords.text import MAX_LOCAL_CHARS, check_text
 
+    check_text(words, max_chars=MAX_LOCAL_CHARS)
+    if preparing := studio.must_prepare(voice=voice, lang=lang, backend=backend):
+        output.note(f"Preparing the voice for {output.shown(preparing)}, once; with lite, about 40 s on two cores.")
     with output.progress_bar() as progress, ExitStack() as stack, output.without_text_warnings():
         speech = studio.stream(
             words, voice=voice, lang=lang, backend=backend, speed=speed, seed=seed, progress=progress

@@ -110,6 +110,8 @@ def _tell(trip: Trip, server: str, *, as_json: bool) -> None:
         output.result_json(_facts(trip))
     else:
         output.result(output.plain(trip.name))
+    for notice in trip.notices:
+        output.note(f"  {output.shown(notice)}")
     output.note(f"[bold green]✓[/bold green] {output.shown(trip.name)}: {trip.outcome.value} ({output.shown(server)})")
 
 

@@ -205,7 +205,8 @@ class Operations:
 
     def export_voice(self, voice: Voice | str) -> Operation[bytes]:
         def export(voice_id: str) -> Operation[bytes]:
-            ask = Ask("GET", f"{path_of('/v1/voices', voice_id)}/export", missing="voice_not_found", is_download=True)
+            path = f"{path_of('/v1/voices', voice_id)}/export"
+            ask = Ask("GET", path, params={"prompts": "true"}, missing="voice_not_found", is_download=True)
             answer = yield from self._own(ask, "exporting a voice", is_fetched=True)
             return answer.body
 

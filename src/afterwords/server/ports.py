@@ -702,6 +702,11 @@ class Dispatcher(Protocol):
         ...
 
     @property
+    def prompt_versions(self) -> Mapping[str, str]:
+        """The version of the prompts that each backend takes, as far as it is known without loading it."""
+        ...
+
+    @property
     def is_ready(self) -> bool:
         """Whether a job would be begun now."""
         ...

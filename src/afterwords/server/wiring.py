@@ -130,7 +130,8 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> House:
 
     keys = Keys(store, on_cancelled=on_cancelled)
     decoding = asyncio.Semaphore(DECODING_AT_ONCE)
-    voices = Voices(store, blobs, recordings, clock, offer, decoding, (hot, encoded), ownership)
+    versions = dispatcher.prompt_versions
+    voices = Voices(store, blobs, recordings, clock, offer, decoding, (hot, encoded), ownership, versions)
     home = HomeVoices(recordings.library, store, voices, offer)
     limits = Limits(settings.max_pending_jobs, settings.max_pending_jobs_per_account)
     return House(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,24 @@ def changed(**entries: Any) -> bytes:
     return out.getvalue()
 
 
+def bomb(style: np.ndarray[Any, Any], *, shape: str | None = None) -> bytes:
+    """A small profile whose style unpacks to much more, or says that it has another shape."""
+    entry = io.BytesIO()
+    np.save(entry, style)
+    content = entry.getvalue()
+    if shape is not None:
+        content = content.replace(b"(16,), }" + b" " * (len(shape) - 5), f"{shape}, }}".encode(), 1)
+        assert shape.encode() in content
+    out = io.BytesIO(PROFILE.to_bytes())
+    with zipfile.ZipFile(out) as whole:
+        others = {name: whole.read(name) for name in whole.namelist() if name != "style.npy"}
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in [*others.items(), ("style.npy", content)]:
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
 def test_a_profile_comes_back_as_it_was() -> None:
     back = Profile.from_bytes(PROFILE.to_bytes())
     assert (back.pitch, back.gain, back.nearest_stock) == (PROFILE.pitch, PROFILE.gain, PROFILE.nearest_stock)
@@ -73,8 +92,14 @@ def test_it_is_small_enough_to_travel_with_a_voice() -> None:
         PROFILE.to_bytes()[:2000],
         pickle.dumps(Evil()),
         changed(style=np.array([Evil()], object)),
+        bomb(np.zeros(1 << 24, np.uint8)),
+        bomb(np.zeros(16, np.float16), shape="(1099511627776,)"),
+        changed(style=np.full((510, 256), "x")),
     ],
-    ids=["nothing", "a wav", "cut", "cut short", "a pickle", "a pickle within"],
+    ids=[
+        *("nothing", "a wav", "cut", "cut short", "a pickle", "a pickle within"),
+        *("a bomb", "an array that says it is huge", "no numbers"),
+    ],
 )
 def test_foreign_bytes_are_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match="not a profile"):
@@ -90,11 +115,24 @@ def test_an_older_version_is_named() -> None:
     "content",
     [
         changed(facts={"gain": None}),
+        changed(facts={"gain": float("nan")}),
+        changed(facts={"pitch": [100.0, "high", 1.0]}),
+        changed(facts={"pitch": 100.0}),
+        changed(facts={"nearest_stock": "x" * 1000}),
         changed(style=np.zeros((3, 256), np.float16)),
         changed(cepstra=np.zeros((4, 11), np.float32)),
         changed(equaliser_db=np.full(513, np.nan, np.float16)),
     ],
-    ids=["no gain", "short style", "narrow cepstra", "not a number"],
+    ids=[
+        "no gain",
+        "gain no number",
+        "pitch in words",
+        "one pitch",
+        "long name",
+        "short style",
+        "narrow cepstra",
+        "not a number",
+    ],
 )
 def test_a_profile_with_something_amiss_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match="damaged"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from afterwords.backends.base import (
     Available,
     Chunk,
+    InvalidPromptError,
     Progress,
     Reference,
     SaveCheckpoint,
@@ -98,7 +99,7 @@ class LiteEngine:
 
         try:
             profile = _profile(task.prompt)
-        except ValueError as error:
+        except InvalidPromptError as error:
             raise SynthesisError("lite", why=f"its prompt is {error}") from error
         spoken = 0
         for piece in chunks(plain_words(task.text), max_chars=PIECE_CHARS, first_max_chars=FIRST_PIECE_CHARS):

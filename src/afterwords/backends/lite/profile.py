@@ -8,11 +8,14 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Final
+from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from afterwords.backends.base import InvalidPromptError
 from afterwords.backends.lite import PROMPT_VERSION
 from afterwords.backends.lite.kokoro import PitchTarget
 from afterwords.backends.lite.shaping import CEPSTRA, TAPS, CepstralMap
@@ -69,7 +72,7 @@ class Profile:
         """Read a profile.
 
         Raises:
-            ValueError: these bytes are not a profile of this version.
+            InvalidPromptError: these bytes are not a profile of this version.
         """
         facts, arrays = _read(content)
         return cls(
@@ -87,20 +90,57 @@ class Profile:
 def _read(content: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
     """The facts and the arrays in a profile, each as it should be."""
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            facts: dict[str, Any] = json.loads(stored["facts"].tobytes())
+        with ZipFile(io.BytesIO(content)) as stored:
+            facts: dict[str, Any] = json.loads(_array(stored, "facts", max_bytes=_FACTS_MAX_BYTES).tobytes())
             version = facts["version"]
-            arrays = {name: stored[name].astype(np.float32) for name in _SHAPES}
+            arrays = {name: _array(stored, name, max_bytes=8 * prod(shape)) for name, shape in _SHAPES.items()}
     except Exception as error:  # a plug-in's reader at the edge: foreign bytes fail in many ways
-        raise ValueError("not a profile") from error
+        raise InvalidPromptError("not a profile") from error
     if version != PROMPT_VERSION:
-        raise ValueError(f"a profile of version {version}, not {PROMPT_VERSION}")
+        found = ascii(version)[:40].strip("'")
+        raise InvalidPromptError(f"a profile of version {found}, not {PROMPT_VERSION}")
     shapes = {name: array.shape for name, array in arrays.items()}
-    if shapes != _SHAPES or not facts.keys() >= _FACTS or not all(np.isfinite(a).all() for a in arrays.values()):
-        raise ValueError("a damaged profile")
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    if shapes != _SHAPES or not _are_sound(facts) or not all(np.isfinite(a).all() for a in arrays.values()):
+        raise InvalidPromptError("a damaged profile")
     return facts, arrays
 
 
+def _array(stored: ZipFile, name: str, *, max_bytes: int) -> NDArray[Any]:
+    """An array of an npz file that may come from anyone: nothing larger than it may be is unpacked or allocated."""
+    info = stored.getinfo(f"{name}.npy")
+    if info.file_size > max_bytes + _NPY_HEADER_MAX_BYTES:
+        raise ValueError("too large")
+    file = io.BytesIO(stored.read(info))
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("no array of version 1.0")
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.kind not in "fu":
+        raise ValueError("no numbers")
+    return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if is_fortran else "C")
+
+
+def _are_sound(facts: dict[str, Any]) -> bool:
+    """Whether the facts have values that speech can be made with."""
+    if not facts.keys() >= _FACTS or not isinstance(facts["pitch"], list) or len(facts["pitch"]) != 3:
+        return False
+    target_hz, source_hz, range_scale = facts["pitch"]
+    return (
+        all(_is_within(hz, 20, 2000) for hz in (target_hz, target_hz if source_hz is None else source_hz))
+        and _is_within(range_scale, 0.01, 100)
+        and _is_within(facts["gain"], 1e-6, 1e6)
+        and all(_is_within(facts[name], -1.001, 1.001) for name in ("similarity", "baseline"))
+        and isinstance(facts["nearest_stock"], str)
+        and len(facts["nearest_stock"]) <= 64
+    )
+
+
+def _is_within(value: object, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and least <= value <= most
+
+
 _SHAPES: Final = {"style": (ROWS, WIDTH), "equaliser_db": (TAPS // 2 + 1,), "cepstra": (4, CEPSTRA)}
+_FACTS_MAX_BYTES: Final = 4096
+_NPY_HEADER_MAX_BYTES: Final = 1024
 _FACTS: Final = {"pitch", "gain", "similarity", "baseline", "nearest_stock"}
 _CEPSTRAL_FIELDS: Final = ("spoken_mean", "spoken_std", "speaker_mean", "speaker_std")

@@ -12,7 +12,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Container, Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress
+from afterwords.backends.base import (
+    Available,
+    Chunk,
+    InvalidPromptError,
+    Progress,
+    Reference,
+    Unavailable,
+    ignore_progress,
+)
 from afterwords.backends.qwen3.config import LANGUAGE_NAMES
 from afterwords.errors import SynthesisError, TooLittleMemoryError, UnsupportedLangError
 
@@ -87,8 +95,8 @@ class Qwen3Engine(ABC):
     def describe(self, prompt: bytes) -> dict[str, float | str]:
         try:  # the header of safetensors: JSON behind its length in 8 bytes. What read it may be gone since it was made
             is_in_context = "codes" in json.loads(prompt[8 : 8 + int.from_bytes(prompt[:8], "little")])
-        except (ValueError, TypeError):
-            return {}
+        except (ValueError, TypeError, RecursionError):
+            raise InvalidPromptError("not a prompt for this model: it can't be read") from None
         if is_in_context:
             return {"speaks": "as a continuation of the recording"}
         return {

@@ -19,6 +19,7 @@ from safetensors.numpy import load, save
 
 from afterwords.audio import resample
 from afterwords.backends import qwen3
+from afterwords.backends.base import InvalidPromptError
 from afterwords.riff import Samples
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class HearsSpeaker(Protocol):
     def embed(self, samples: Samples) -> Samples: ...
 
 
-class StalePromptError(ValueError):
+class StalePromptError(InvalidPromptError):
     """A prompt that can't be used here, and has to be made anew from the reference."""
 
     def __init__(self, why: str) -> None:
@@ -65,17 +66,20 @@ class PromptForm:
         speaker_width: of its speaker embeddings.
         n_codebooks: codes of a frame.
         codebook_size: how many codes there are.
+        text_vocab: how many tokens of text there are.
     """
 
     model: str
     speaker_width: int
     n_codebooks: int
     codebook_size: int
+    text_vocab: int = 1 << 31
 
     @classmethod
     def of(cls, model: str, config: ModelConfig, codec: CodecConfig) -> PromptForm:
         """The form for a checkpoint and its codec."""
-        return cls(model, config.speaker.width, codec.n_codebooks, codec.decoder.codebook_size)
+        codebook_size, text_vocab = codec.decoder.codebook_size, config.talker.text_vocab
+        return cls(model, config.speaker.width, codec.n_codebooks, codebook_size, text_vocab)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,3 +213,6 @@ def _check_tensors(tensors: Mapping[str, NDArray[Any]], form: PromptForm) -> Non
         raise StalePromptError("its codes have another form")
     if codes.max() >= form.codebook_size or not tensors.get("text_ids", np.empty(0)).size:
         raise StalePromptError("its codes are beyond the codebooks, or without words")
+    words = tensors["text_ids"]
+    if words.ndim != 1 or words.dtype != np.int32 or words.min() < 0 or words.max() >= form.text_vocab:
+        raise StalePromptError("its words are no tokens of this model")

@@ -19,6 +19,7 @@ from afterwords.errors import (
 )
 from afterwords.riff import wav_header
 from afterwords.server.dispatch.child_process import Child, ChildFailedError, ChildLostError, Utterance
+from afterwords.server.dispatch.frames import INVALID_PROMPT
 from afterwords.server.dispatch.patience import OUTAGE, insist
 from afterwords.server.dispatch.sound import Sound
 from afterwords.server.dispatch.station import Offer, OtherPromptError, Station, StationClosedError
@@ -71,6 +72,7 @@ class Attempt:
         self.must_prepare = False
         self.progress = JobProgress("waiting")
         self._on_prompt = on_prompt
+        self._ignores_prompt = False
         self._is_fast = settings.prepare == "fast"
         self._desk = desk
         self._station = station
@@ -143,7 +145,15 @@ class Attempt:
                 await asyncio.wait(under_way)
 
     async def _carry_out(self) -> None:
-        synth_ms = await self._speak()
+        try:
+            synth_ms = await self._speak()
+        except ChildFailedError as failed:
+            if failed.code != INVALID_PROMPT:
+                raise
+            _log.warning("voice %s: its prompt for %s is invalid", self.claim.voice.voice_id, self.offer.backend)
+            self._ignores_prompt = True
+            self._station.seat(self)
+            synth_ms = await self._speak()
         self.leave()  # another may speak while this one is brought to the desk
         if self.sound.is_begun:
             await self._deliver(synth_ms)
@@ -168,9 +178,11 @@ class Attempt:
         """All that is to be done, with a prompt of this version if there is one."""
         job, voice = self.claim.job, self.claim.voice
         assert job.text is not None, "a pending job has its text"
-        prompt = await insist(
-            lambda: self._desk.prompt(voice, backend=job.backend, version=version), for_s=self._lease_s
-        )
+        prompt = None
+        if not self._ignores_prompt:
+            prompt = await insist(
+                lambda: self._desk.prompt(voice, backend=job.backend, version=version), for_s=self._lease_s
+            )
         reference = checkpoint = None
         self.must_prepare = prompt is None
         if prompt is None:
@@ -248,13 +260,12 @@ class Attempt:
     async def _keep(self, prompt: bytes, version: str) -> None:
         """Keep a new prompt at once: what follows may fail, and making it may have taken minutes."""
         voice, backend = self.claim.voice, self.offer.backend
+        is_fast = self._is_fast and not self._ignores_prompt  # or the invalid one, a full one, would come first again
         if self._saving:
             await asyncio.wait([self._saving])  # or the checkpoint would come after the prompt, and stay
         try:
             await insist(
-                lambda: self._desk.keep_prompt(
-                    voice, backend=backend, version=version, prompt=prompt, is_fast=self._is_fast
-                ),
+                lambda: self._desk.keep_prompt(voice, backend=backend, version=version, prompt=prompt, is_fast=is_fast),
                 for_s=self._lease_s,
             )
         except Exception as error:  # noqa: BLE001 - a prompt is a cache: it will be made again
@@ -304,7 +315,7 @@ class Attempt:
         if failed.is_out_of_memory:
             await self._retry_lost("out_of_memory", is_out_of_memory=True)
         else:
-            await self._fail(failed.code)
+            await self._fail("synthesis_failed" if failed.code == INVALID_PROMPT else failed.code)
 
     async def _retry_lost(self, error: str, *, is_out_of_memory: bool) -> None:
         if is_out_of_memory:

@@ -16,11 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from afterwords.backends.base import ResumableEngine
+from afterwords.backends.base import InvalidPromptError, ResumableEngine
 from afterwords.errors import AfterwordsError
 from afterwords.pipes import take_pipes
 from afterwords.server.dispatch import frames
-from afterwords.server.dispatch.frames import Frame
+from afterwords.server.dispatch.frames import INVALID_PROMPT, Frame
 from afterwords.server.dispatch.memory import own_peak_bytes
 from afterwords.worker import Utterance, Work, Worker, is_out_of_memory
 
@@ -158,6 +158,8 @@ def _work(frame: Frame) -> Work:
 def _reason(error: Exception) -> dict[str, Any]:
     """What may be told of an error: its code and its kind; its words only where afterwords wrote them."""
     code, words = (error.code, str(error)) if isinstance(error, AfterwordsError) else ("synthesis_failed", "")
+    if isinstance(error.__cause__ or error, InvalidPromptError):
+        code = INVALID_PROMPT
     return {
         "error": code,
         "words": words,

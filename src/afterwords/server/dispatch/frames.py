@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 if TYPE_CHECKING:
     import asyncio
 
+INVALID_PROMPT: Final = "invalid_prompt"
+"""The error of an utterance whose prompt the engine could not read."""
 _LENGTHS: Final = struct.Struct("!II")
 _HEADER_MAX_BYTES: Final = 1 << 20  # texts end at 5,000 characters
 _BODY_MAX_BYTES: Final = 1 << 28  # a second of sound is 48 kB; prompts are smaller than their recordings

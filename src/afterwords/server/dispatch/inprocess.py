@@ -69,6 +69,10 @@ class InProcessDispatcher:
         return [] if engine is None else unspoken(engine, text)
 
     @property
+    def prompt_versions(self) -> Mapping[str, str]:
+        return {offer.backend: offer.prompt_version for offer in self._offers.values()}
+
+    @property
     def is_ready(self) -> bool:
         if not self._settings.workers:
             return True

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import Response
 
+from afterwords.bundle import BUNDLE_MAX_BYTES
 from afterwords.errors import InvalidFieldError, MissingFieldError
 from afterwords.models import BUNDLE_TYPE, ConsentKind
 from afterwords.riff import REFERENCE_MAX_BYTES
@@ -177,9 +178,16 @@ async def delete_voice(request: Request, voice_id: str) -> Response:
     },
 )
 @needs(Credential.USER, Scope.VOICES_READ)
-async def export_voice(request: Request, voice_id: str) -> Response:
+async def export_voice(
+    request: Request,
+    voice_id: str,
+    prompts: Annotated[
+        bool, Query(description="With what engines made of the voice, in version 2 of the format.")
+    ] = False,
+) -> Response:
     """Give the voice as one portable file: recording, transcript, consent and their hashes."""
-    found_id, data = await house_of(request).voices.carry_away(caller_of(request), voice_id)
+    voices = house_of(request).voices
+    found_id, data = await voices.carry_away(caller_of(request), voice_id, with_prompts=prompts)
     name = f'attachment; filename="{found_id}.afterwords"'
     return Response(data, media_type=BUNDLE_TYPE, headers={"Content-Disposition": name, "Cache-Control": "no-store"})
 
@@ -195,7 +203,7 @@ async def export_voice(request: Request, voice_id: str) -> Response:
     },
     openapi_extra=_BUNDLE,
 )
-@needs(Credential.USER, Scope.VOICES_WRITE, max_body_bytes=FORM_MAX_BYTES, is_upload=True)
+@needs(Credential.USER, Scope.VOICES_WRITE, max_body_bytes=BUNDLE_MAX_BYTES, is_upload=True)
 async def import_voice(request: Request, repeat: IdempotencyKey = None) -> Response:
     """Make a voice of a portable file that `export` gave, here or elsewhere."""
     key = idempotency_key(repeat)

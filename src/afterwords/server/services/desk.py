@@ -54,9 +54,8 @@ class JobDesk:
         return wav
 
     async def prompt(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
-        for kind in (Kind.FULL, Kind.FAST):
-            if (kept := await self._kept(prompt_path_of(voice, backend, version, kind))) is not None:
-                return kept
+        if found := await kept_prompt(self.blobs, voice, backend=backend, version=version):
+            return found[1]
         return await self.recordings.prompt(voice, backend=backend, version=version)
 
     async def keep_prompt(
@@ -66,16 +65,10 @@ class JobDesk:
         await self.blobs.delete(prompt_path_of(voice, backend, version, Kind.CHECKPOINT))
 
     async def checkpoint(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
-        return await self._kept(prompt_path_of(voice, backend, version, Kind.CHECKPOINT))
+        return await _kept(self.blobs, prompt_path_of(voice, backend, version, Kind.CHECKPOINT))
 
     async def keep_checkpoint(self, voice: StoredVoice, *, backend: str, version: str, checkpoint: bytes) -> None:
         await self._keep(voice, prompt_path_of(voice, backend, version, Kind.CHECKPOINT), checkpoint)
-
-    async def _kept(self, path: str) -> bytes | None:
-        kept = await self.blobs.get(path)
-        if kept is None or sha256(kept[_DIGEST_BYTES:]).digest() != kept[:_DIGEST_BYTES]:
-            return None
-        return kept[_DIGEST_BYTES:]
 
     async def _keep(self, voice: StoredVoice, path: str, data: bytes) -> None:
         """Keep it next to the voice, its digest before it: a prompt has no row that could hold one."""
@@ -98,6 +91,21 @@ class JobDesk:
 
     async def give_back(self, job_id: str, attempt: int) -> None:
         await self.store.give_back(job_id, attempt)
+
+
+async def kept_prompt(blobs: Blobs, voice: StoredVoice, *, backend: str, version: str) -> tuple[Kind, bytes] | None:
+    """Read the prompt of a voice that is stored, the better one first."""
+    for kind in (Kind.FULL, Kind.FAST):
+        if (kept := await _kept(blobs, prompt_path_of(voice, backend, version, kind))) is not None:
+            return kind, kept
+    return None
+
+
+async def _kept(blobs: Blobs, path: str) -> bytes | None:
+    kept = await blobs.get(path)
+    if kept is None or sha256(kept[_DIGEST_BYTES:]).digest() != kept[:_DIGEST_BYTES]:
+        return None
+    return kept[_DIGEST_BYTES:]
 
 
 def with_digest(data: bytes) -> bytes:

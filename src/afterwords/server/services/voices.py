@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final
 
-from afterwords.bundle import holds_nul, pack, unpack
+from afterwords.bundle import Bundle, BundledPrompt, holds_nul, pack, unpack_all
 from afterwords.cachekey import reference_path, voice_prefix
 from afterwords.errors import (
     AfterwordsError,
@@ -27,6 +27,7 @@ from afterwords.riff import canonical_wav, check_reference_wav
 from afterwords.server.failpoints import reach
 from afterwords.server.ports import Blobs, Caller, Clock, Idempotency, Store, StoredVoice, VoiceChanges
 from afterwords.server.services.decoding import as_wav, is_wav
+from afterwords.server.services.desk import Kind, kept_prompt, prompt_path_of, with_digest
 from afterwords.server.services.hot import HotAudio
 from afterwords.server.services.offer import Offer
 from afterwords.server.services.ownership import Ownership
@@ -63,6 +64,7 @@ class Voices:
     decoding: asyncio.Semaphore
     hot: tuple[HotAudio, ...]
     ownership: Ownership
+    prompt_versions: Mapping[str, str]
 
     async def register(
         self, caller: Caller, fields: VoiceFields, recording: bytes, *, idempotency_key: str | None = None
@@ -106,13 +108,14 @@ class Voices:
         if idempotency and (known := await self.store.replayed_voice(idempotency)):
             return known
         async with self.decoding:
-            voice, wav = await asyncio.to_thread(unpack, data)
+            bundle = await asyncio.to_thread(unpack_all, data)
+        voice = bundle.voice
         assert voice.reference is not None, "unpack sees to it"
         wanted = voice.backend if voice.backend in self.offer.backends else None
         backend, lang = self.offer.for_voice(wanted, voice.lang)
-        return await self._keep(
+        kept = await self._keep(
             caller,
-            wav,
+            bundle.wav,
             voice.reference,
             idempotency,
             name=check_name(voice.name),
@@ -124,6 +127,20 @@ class Voices:
             provenance=voice.provenance,
             metadata=voice.metadata,
         )
+        await self._keep_prompts(kept, bundle)
+        return kept
+
+    async def _keep_prompts(self, voice: StoredVoice, bundle: Bundle) -> None:
+        """Keep what was prepared elsewhere and can be used here; the engine judges the bytes when it reads them."""
+        for prompt in bundle.prompts:
+            known = self.prompt_versions.get(prompt.backend)
+            if known != prompt.version or (voice.lang, voice.ref_text) != (bundle.voice.lang, bundle.voice.ref_text):
+                log.info("voice %s: what was prepared for %s is of no use here", voice.voice_id, prompt.backend)
+                continue
+            kind = Kind.FAST if prompt.is_fast else Kind.FULL
+            path = prompt_path_of(voice, prompt.backend, prompt.version, kind)
+            with suppress(AfterwordsError):  # a prompt is a cache: it will be made again
+                await self.blobs.put(path, with_digest(prompt.data), is_durable=False)
 
     async def get(self, caller: Caller, name_or_id: str) -> StoredVoice:
         """Return a voice of the caller's account; see `find_voice`."""
@@ -155,8 +172,8 @@ class Voices:
                     await self.blobs.delete_all(f"{voice_prefix(voice_id)}prompts/")
         return after
 
-    async def carry_away(self, caller: Caller, name_or_id: str) -> tuple[str, bytes]:
-        """Return a voice's id, and the voice as one portable file.
+    async def carry_away(self, caller: Caller, name_or_id: str, *, with_prompts: bool = False) -> tuple[str, bytes]:
+        """Return a voice's id, and the voice as one portable file, with what was prepared of it if that is wanted.
 
         Raises:
             VoiceNotFoundError, AmbiguousVoiceNameError: there is none, or several.
@@ -166,7 +183,12 @@ class Voices:
         wav = await self.recordings.get(stored)
         if wav is None:
             raise LostReferenceError
-        return stored.voice_id, await asyncio.to_thread(pack, as_voice(stored), wav)
+        prompts = []
+        for backend, version in self.prompt_versions.items() if with_prompts else ():
+            if found := await kept_prompt(self.blobs, stored, backend=backend, version=version):
+                kind, data = found
+                prompts.append(BundledPrompt(backend, version, kind is Kind.FAST, data))
+        return stored.voice_id, await asyncio.to_thread(pack, as_voice(stored), wav, prompts)
 
     async def delete(self, caller: Caller, name_or_id: str) -> None:
         """Remove a voice and all that was made of it: recording, cache, prompts, jobs and their audio.
