@@ -130,8 +130,9 @@ def test_home_that_is_a_file_is_named(tmp_path: Path) -> None:
     ("toml", "why", "fix"),
     [
         ("workrs = 3", "workrs, which is not a setting", "did you mean workers?"),
+        ("zzzz = 1", "zzzz, which is not a setting", "correct the name"),
         ("AFTERWORDS_PORT = 1", "AFTERWORDS_PORT, which is not a setting", "did you mean port?"),
-        ("[server]\nworkers = 3", "server, which is not a setting", "correct the name"),
+        ("[server]\nworkers = 3", "it has the section server", "remove the line [server]"),
         ('api_key = "aw_secret"', "api_key is read from the environment alone", "AFTERWORDS_API_KEY"),
         ('admin_secrets = "aw_secret"', "admin_secrets, which is not a setting", "did you mean admin_secret?"),
     ],

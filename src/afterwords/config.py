@@ -198,6 +198,9 @@ def read_config_file(home: Path) -> dict[str, object]:
     except OSError as error:
         raise UnreadableFileError(path, why=(error.strerror or str(error)).lower()) from error
     for name in found.keys() - SETTINGS:
+        if isinstance(found[name], dict):
+            why, hint = f"it has the section {name}, and settings are in none", f"remove the line [{name}]."
+            raise InvalidConfigError(path, why=why, hint=hint)
         raise _unknown_setting(path, name)
     return found
 

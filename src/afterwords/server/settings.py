@@ -34,7 +34,7 @@ Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
-    """The settings of one server process."""
+    """The settings of one server process. Each name must also be in `config.SETTINGS`."""
 
     model_config = SettingsConfigDict(
         env_prefix="AFTERWORDS_", extra="ignore", frozen=True, hide_input_in_errors=True, env_ignore_empty=True
