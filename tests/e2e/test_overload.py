@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import select
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -117,3 +121,30 @@ def leaving() -> Iterator[bytes]:
     """The begin of an upload whose client breaks off."""
     yield BOUNDARY + bytes(MIB)
     raise httpx.WriteError("gone")
+
+
+@pytest.mark.parametrize(("path", "scope", "status"), [
+    ("/v1/voices", None, 401), ("/v1/voices", "synthesize", 403), ("/v1/synthesize", "synthesize", 413),
+])  # fmt: skip
+def test_refusal_of_an_upload_reaches_a_client_that_sends_it_all(
+    served: Served, path: str, scope: str | None, status: int
+) -> None:
+    """http.client, and many others, read no answer before they have sent the whole body."""
+    key = served.new_key(scopes=[scope]) if scope else "aw_nobody"
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": FORM[1]}
+    address = served.url.removeprefix("http://")
+    for _ in range(10):
+        connection = HTTPConnection(address, timeout=30)
+        with contextlib.closing(connection):
+            connection.request("POST", path, body=bytes(12 * MIB), headers=headers)
+            answer = connection.getresponse()
+            assert (answer.status, answer.headers["connection"]) == (status, "close")
+            assert json.loads(answer.read())["error"]["request_id"]
+
+
+def test_refusal_of_an_upload_reaches_curl(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(12 * MIB))
+    command = ["curl", "-sS", "-o", "answer", "-w", "%{http_code} ", "-H", "Expect:", "--data-binary", "@large"]
+    done = subprocess.run([*command, *[f"{served.url}/v1/voices?[1-10]"]], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=120, check=False)  # fmt: skip
+    assert (done.stdout.split(), done.stderr) == (["401"] * 10, "")

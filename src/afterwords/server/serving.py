@@ -38,6 +38,9 @@ log = logging.getLogger("afterwords.server")
 
 HEADER_TIMEOUT_S: Final = 10.0
 HEADER_MAX_BYTES: Final = 64 * 1024
+LINGER_S: Final = 10.0
+LINGER_MAX_BYTES: Final = 32 * 1024 * 1024
+"""How much of a refused body is read and thrown away: all of the largest upload that is taken."""
 SEND_BUFFER_BYTES: Final = 256 * 1024
 """What the system holds of an answer that its client does not read; by default it may become 4 MB."""
 BACKLOG: Final = 256
@@ -263,6 +266,47 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+class _Lingering:
+    """A transport that is closed in two steps while the client is still sending.
+
+    To close a socket whose input was not read resets the connection, and the client loses the answer that it has not
+    read yet (RFC 9112, 9.6). So the first `close` ends our side alone and lets the rest of the body be read and thrown
+    away; the second one, the end of the time, or too much of it closes for good.
+    """
+
+    def __init__(self, transport: asyncio.Transport, has_more_to_come: Callable[[], bool]) -> None:
+        self._transport = transport
+        self._has_more_to_come = has_more_to_come
+        self._n_left: int | None = None  # bytes that are still read; None before the first close
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._n_left is not None or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.is_closing() or not self._has_more_to_come():
+            self._transport.close()
+            return
+        self._n_left = LINGER_MAX_BYTES
+        asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
+        try:
+            self._transport.write_eof()
+            self._transport.resume_reading()
+        except (OSError, RuntimeError, NotImplementedError):  # the client is gone, or it is a kind without halves
+            self._transport.close()
+
+    def close_now(self) -> None:
+        self._transport.close()
+
+    def discard(self, data: bytes) -> None:
+        if self._n_left is not None:
+            self._n_left -= len(data)
+            if self._n_left < 0:
+                self._transport.close()
+
+
 class _Protocol(HttpToolsProtocol):
     """HTTP/1.1 for clients in a hurry: headers that do not come or end, and answers that nobody reads, close it."""
 
@@ -270,9 +314,10 @@ class _Protocol(HttpToolsProtocol):
     _n_header_bytes = 0
     _write_timer: asyncio.TimerHandle | None = None
     _n_unread_bytes = 0
+    _is_broken = False  # what came was not HTTP
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", _Lingering(transport, self._has_more_to_come)))
         most = cast("_Config", self.config).n_connections
         if most is not None and len(self.connections) > most:
             self._answer(busy_response())
@@ -283,6 +328,11 @@ class _Protocol(HttpToolsProtocol):
         self._got_headers()
         self._stop_write_timer()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self.transport.close()  # nobody is waited for now
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -299,6 +349,9 @@ class _Protocol(HttpToolsProtocol):
         self._watch_reading()
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            cast("_Lingering", self.transport).discard(data)
+            return
         super().data_received(data)
         if self._timer is not None:
             self._n_header_bytes += len(data)
@@ -323,6 +376,7 @@ class _Protocol(HttpToolsProtocol):
             self._watch_reading()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - our own words are in the shape of all errors
+        self._is_broken = True
         self._answer(not_http_response())
 
     def _answer(self, response: Response) -> None:
@@ -333,6 +387,11 @@ class _Protocol(HttpToolsProtocol):
         lines = [begin, *(b": ".join(header) for header in headers), b"", bytes(response.body)]
         self.transport.write(b"\r\n".join(lines))
         self.transport.close()
+
+    def _has_more_to_come(self) -> bool:
+        """Whether the client may still be sending what nobody reads."""
+        is_refused = self.cycle is not None and self.cycle.response_complete and self.cycle.more_body
+        return self._is_broken or is_refused
 
     def _watch_reading(self) -> None:
         """Cut the client off if it reads nothing of what waits for it before the time is over."""
@@ -354,7 +413,7 @@ class _Protocol(HttpToolsProtocol):
 
     def _expect_headers(self) -> None:
         if self._timer is None:
-            self._timer = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.close)
+            self._timer = self.loop.call_later(HEADER_TIMEOUT_S, cast("_Lingering", self.transport).close_now)
             self._n_header_bytes = 0
 
     def _got_headers(self) -> None:
