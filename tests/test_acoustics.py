@@ -81,7 +81,7 @@ def test_clear_speech_stays_voiced_beside_what_is_louder(spoil: Callable[[Sample
     found = acoustics.measure_pitch(spoil(samples), READER.sample_rate)
 
     assert clean.voiced_s > 4.5
-    assert found.voiced_s == pytest.approx(clean.voiced_s, rel=0.05)
+    assert found.voiced_s == pytest.approx(clean.voiced_s, rel=0.15)
     assert found.median_hz == pytest.approx(clean.median_hz, rel=0.05)
 
 
