@@ -16,6 +16,7 @@ import pytest
 
 from afterwords.cachekey import cache_key
 from afterwords.riff import canonical_wav, read_wav
+from tests.conftest import clipped
 from tests.e2e.served import ADMIN_SECRET, READER, Served, final, register, serving, speak
 
 CALLBACK_SECRET = "a-callback-secret-that-workers-share"
@@ -210,6 +211,16 @@ class TestVoices:
         assert (made["name"], made["backend"]) == ("me", "tone")
         assert TIME.fullmatch(made["created_at"])
 
+    def test_uploads_are_graded_and_a_poor_one_is_taken(self, client: httpx.Client, tmp_path: Path) -> None:
+        poor = clipped(tmp_path / "clipped.wav").read_bytes()
+        grades = []
+        for recording in (READER.read_bytes(), poor):
+            made = client.post("/v1/voices", data={"name": "me"}, files={"ref_audio": ("x", recording, "audio/wav")})
+            assert made.status_code == 201
+            shown = client.get(f"/v1/voices/{made.json()['voice_id']}").json()
+            grades.append((made.headers["x-reference-grade"], shown["ref_grade"]))
+        assert grades == [("B", "B"), ("F", "F")]
+
     @pytest.mark.parametrize("missing", ["name", "ref_audio"])
     def test_a_missing_field_is_named(self, client: httpx.Client, missing: str) -> None:
         data = {} if missing == "name" else {"name": "me"}
@@ -376,7 +387,7 @@ class TestVoices:
             assert brought.status_code == 201, brought.text
             there = other.get(f"/v1/voices/{brought.json()['voice_id']}").json()
         here = client.get(f"/v1/voices/{made}").json()
-        for field in ("name", "ref_text", "family", "ref_sha256", "consent", "lang"):
+        for field in ("name", "ref_text", "family", "ref_sha256", "ref_grade", "consent", "lang"):
             assert there[field] == here[field]
 
     def test_a_changed_bundle_is_refused(self, client: httpx.Client, voice_id: str) -> None:

@@ -108,7 +108,7 @@ def voice_of(told: Mapping[str, Any], answer: Answer) -> Voice:
         "sample_rate": told.get("ref_sample_rate"),
     }
     facts = {**told, "metadata": _metadata(told.get("metadata"))}
-    facts["reference"] = reference if all(reference.values()) else None
+    facts["reference"] = {**reference, "grade": told.get("ref_grade")} if all(reference.values()) else None
     if facts.get("lang") is None:
         facts["lang"] = "en"
     return checked(Voice, facts, answer)

@@ -92,6 +92,7 @@ class StoredVoice:
 
     Attributes:
         home_id: its id in the library of the home, where its recording is; None: the recording is in storage.
+        ref_grade: how good its recording is, A to F; None: it was not graded.
     """
 
     voice_id: str
@@ -110,6 +111,7 @@ class StoredVoice:
     provenance: Provenance | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     home_id: str | None = None
+    ref_grade: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

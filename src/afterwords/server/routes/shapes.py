@@ -95,6 +95,9 @@ class VoiceShown(VoiceListed):
     ref_sha256: str = Field(description="SHA-256 of the reference, a canonical WAV file.")
     ref_duration_s: float = Field(description="Length of the reference in seconds.")
     ref_sample_rate: int = Field(description="Sample rate of the reference in Hz.")
+    ref_grade: str | None = Field(
+        description="How good the recording is for cloning, A (best) to F; null: it was not graded."
+    )
     consent: Consent | None = Field(description="The statement that it may be cloned.")
     provenance: Provenance | None = Field(description="Where it came from, if it came as a bundle.")
 

@@ -100,7 +100,7 @@ async def create_voice(request: Request, repeat: IdempotencyKey = None) -> Respo
         async with house.uploading.slot(caller.account_id):
             file.seek(0)
             voice = await house.voices.register(caller, fields, file.read(), idempotency_key=key)
-    return json_response(_created(voice), 201)
+    return json_response(_created(voice), 201, _grade_of(voice))
 
 
 @router.get(
@@ -214,7 +214,7 @@ async def import_voice(request: Request, repeat: IdempotencyKey = None) -> Respo
         async with house.uploading.slot(caller.account_id):
             file.seek(0)
             voice = await house.voices.take_in(caller, file.read(), idempotency_key=key)
-    return json_response(_created(voice), 201)
+    return json_response(_created(voice), 201, _grade_of(voice))
 
 
 def _read(form: Form) -> VoiceFields:
@@ -235,6 +235,11 @@ def _read(form: Form) -> VoiceFields:
     )
 
 
+def _grade_of(voice: StoredVoice) -> dict[str, str]:
+    """The grade as a header: the body of a created voice has the fields of the hosted service and no others."""
+    return {"X-Reference-Grade": voice.ref_grade} if voice.ref_grade else {}
+
+
 def _created(voice: StoredVoice) -> VoiceCreated:
     return VoiceCreated(voice_id=voice.voice_id, name=voice.name, backend=voice.backend, created_at=voice.created_at)
 
@@ -250,6 +255,7 @@ def _shown(voice: StoredVoice) -> VoiceShown:
         ref_sha256=voice.ref_sha256,
         ref_duration_s=voice.ref_duration_s,
         ref_sample_rate=voice.ref_sample_rate,
+        ref_grade=voice.ref_grade,
         consent=voice.consent,
         provenance=voice.provenance,
     )

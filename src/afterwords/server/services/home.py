@@ -108,6 +108,7 @@ class HomeVoices:
             provenance=voice.provenance,
             metadata=voice.metadata,
             home_id=voice.voice_id,
+            ref_grade=voice.reference.grade,
         )
 
 

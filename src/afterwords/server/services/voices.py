@@ -23,7 +23,7 @@ from afterwords.errors import (
     VoiceNotFoundError,
 )
 from afterwords.models import Consent, ConsentKind, Provenance, ReferenceInfo, Voice, as_id, new_id
-from afterwords.riff import canonical_wav, check_reference_wav
+from afterwords.riff import Samples, canonical_wav, check_reference_wav, read_wav
 from afterwords.server.failpoints import reach
 from afterwords.server.ports import Blobs, Caller, Clock, Idempotency, Store, StoredVoice, VoiceChanges
 from afterwords.server.services.decoding import as_wav, is_wav
@@ -83,11 +83,11 @@ class Voices:
             return known
         consent = Consent(kind=fields.consent, stated_at=self.clock.now()) if fields.consent else None
         async with self.decoding:
-            canonical, sample_rate, duration_s = await asyncio.to_thread(_judged, recording)
+            canonical, reference = await asyncio.to_thread(_judged, recording)
         return await self._keep(
             caller,
             canonical,
-            ReferenceInfo(sha256=sha256(canonical).hexdigest(), duration_s=duration_s, sample_rate=sample_rate),
+            reference,
             idempotency,
             name=fields.name,
             backend=backend,
@@ -109,14 +109,15 @@ class Voices:
             return known
         async with self.decoding:
             bundle = await asyncio.to_thread(unpack_all, data)
-        voice = bundle.voice
-        assert voice.reference is not None, "unpack sees to it"
+            voice = bundle.voice
+            assert voice.reference is not None, "unpack sees to it"
+            grade = await asyncio.to_thread(_grade, *read_wav(bundle.wav))
         wanted = voice.backend if voice.backend in self.offer.backends else None
         backend, lang = self.offer.for_voice(wanted, voice.lang)
         kept = await self._keep(
             caller,
             bundle.wav,
-            voice.reference,
+            voice.reference.model_copy(update={"grade": grade}),
             idempotency,
             name=check_name(voice.name),
             backend=backend,
@@ -244,6 +245,7 @@ class Voices:
             ref_sha256=reference.sha256,
             ref_duration_s=reference.duration_s,
             ref_sample_rate=reference.sample_rate,
+            ref_grade=reference.grade,
             created_at=self.clock.now(),
             metadata=metadata or {},
             provenance=provenance,
@@ -320,7 +322,10 @@ def as_voice(stored: StoredVoice) -> Voice:
         ref_text=stored.ref_text,
         family=stored.family,
         reference=ReferenceInfo(
-            sha256=stored.ref_sha256, duration_s=stored.ref_duration_s, sample_rate=stored.ref_sample_rate
+            sha256=stored.ref_sha256,
+            duration_s=stored.ref_duration_s,
+            sample_rate=stored.ref_sample_rate,
+            grade=stored.ref_grade,
         ),
         consent=stored.consent,
         provenance=stored.provenance,
@@ -329,15 +334,29 @@ def as_voice(stored: StoredVoice) -> Voice:
     )
 
 
-def _judged(data: bytes) -> tuple[bytes, int, float]:
-    """The canonical WAV of an upload, its sample rate in Hz and its length in seconds."""
+def _judged(data: bytes) -> tuple[bytes, ReferenceInfo]:
+    """The canonical WAV of an upload, and what is known of it."""
     wav = data if is_wav(data) else as_wav(data, source="the recording")
     samples, sample_rate = check_reference_wav(wav)
     if sample_rate > RATE_MAX:
         from afterwords.audio import resample
 
         samples, sample_rate = resample(samples, sample_rate, RATE_MAX), RATE_MAX
-    return canonical_wav(samples, sample_rate), sample_rate, len(samples) / sample_rate
+    wav = canonical_wav(samples, sample_rate)
+    return wav, ReferenceInfo(
+        sha256=sha256(wav).hexdigest(),
+        duration_s=len(samples) / sample_rate,
+        sample_rate=sample_rate,
+        grade=_grade(samples, sample_rate),
+    )
+
+
+def _grade(samples: Samples, sample_rate: int) -> str:
+    """How good a recording is for cloning, A to F; half a minute takes a tenth of a second of processor time."""
+    from afterwords.audio import Audio
+    from afterwords.reference import examine
+
+    return examine(Audio(samples, sample_rate)).grade
 
 
 def _checked_transcript(text: str | None) -> str | None:

@@ -92,6 +92,7 @@ voices: Final = Table(
     Column("metadata", JSON, nullable=False),
     Column("ref_text", VanishingText),
     Column("home_id", ID, index=True, unique=True),  # NULL: the recording is in storage
+    Column("ref_grade", String(1)),  # NULL: it came before grades were kept
     Index(None, "account_id", "seq"),
     sqlite_autoincrement=True,
 )
