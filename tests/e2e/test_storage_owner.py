@@ -91,7 +91,12 @@ def test_older_copy_of_the_database_stops_both_sweeps(server: Served) -> None:
         for served in (copy, server):
             [why] = until(lambda served=served: OFF.findall(served.log.read_text()), what="the reason")  # type: ignore[misc]
             assert "copy" in why
-        assert audio_in(storage) == kept
+        with copy.client(server.key) as client:
+            [voice] = client.get("/v1/voices").json()
+            assert client.delete(f"/v1/voices/{voice['voice_id']}").status_code == 204
+            assert client.get("/v1/voices").json() == []
+        assert "deletion waits" in copy.log.read_text()
+        assert audio_in(storage) == kept, "the origin has the voice still"
     finally:
         if copy.is_running:
             copy.kill()

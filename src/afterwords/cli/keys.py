@@ -58,7 +58,11 @@ def create(
     profile: Profile = None,
     as_json: Json = False,
 ) -> None:
-    """Create a key. It is shown this once. With --remote, it needs the admin secret of that server."""
+    """Create a key for a new account, or for one that exists. It is shown this once.
+
+    With --remote, it needs the admin secret of that server, or a key without scopes and limit: that one creates keys
+    with scopes for its own account.
+    """
     from afterwords.errors import InvalidOptionError
 
     if home and (account or for_key or is_remote(remote, profile)):

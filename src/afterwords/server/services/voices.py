@@ -203,11 +203,7 @@ class Voices:
         if paths is None:
             raise VoiceNotFoundError
         reach("voice-tombstoned")
-        for audio in self.hot:
-            audio.forget(voice_id)
-        if await self.ownership.holds():
-            await self.purge(voice_id, paths)
-        else:  # the voice may be another database's as well: the tombstone stays, and the reaper asks again
+        if not await self.purge(voice_id, paths):
             log.warning("deletion waits voice_id=%s: the storage is not this database's", voice_id)
 
     async def _changeable(self, caller: Caller, name_or_id: str) -> StoredVoice:
@@ -216,13 +212,19 @@ class Voices:
             raise HomeVoiceError
         return voice
 
-    async def purge(self, voice_id: str, paths: Sequence[str]) -> None:
-        """Remove the audio of a deleted voice; what fails here the reaper does again."""
+    async def purge(self, voice_id: str, paths: Sequence[str]) -> bool:
+        """Remove the audio of a deleted voice; what fails here the reaper does again.
+
+        False, and nothing is removed, while the storage is not this database's: the voice may be another's as well.
+        """
         for audio in self.hot:
             audio.forget(voice_id)
+        if not await self.ownership.holds():
+            return False
         await self.blobs.delete(*paths)
         await self.blobs.delete_all(voice_prefix(voice_id))
         await self.store.purged(voice_id)
+        return True
 
     async def _keep(
         self,

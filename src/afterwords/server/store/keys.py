@@ -103,10 +103,10 @@ def all_accounts(connection: Connection, *, period: str, now: datetime) -> list[
         _per_account(func.count(), keys, is_valid).label("keys"),
         _per_account(func.count(), voices).label("voices"),
         _per_account(func.sum(usage.c.characters), usage, usage.c.period == period).label("characters"),
-        _per_account(func.sum(_REFERENCE_BYTES), voices).label("references"),
+        _per_account(func.sum(_REFERENCE_BYTES), voices, voices.c.home_id.is_(None)).label("references"),
         _per_account(func.sum(jobs.c.audio_bytes), jobs).label("audio"),
         _per_account(func.sum(cache.c.size_bytes), voices, voices.c.voice_id == cache.c.voice_id).label("cached"),
-    ).order_by(accounts.c.created_at, accounts.c.account_id)
+    ).order_by(accounts.c.created_at, _per_account(func.min(keys.c.seq), keys))
     return [
         Account(
             account_id=row.account_id,
