@@ -16,18 +16,24 @@ import pytest
 
 from afterwords.cachekey import cache_key
 from afterwords.riff import canonical_wav, read_wav
+from afterwords.server import create_app
 from tests.conftest import clipped
 from tests.e2e.served import ADMIN_SECRET, READER, Served, final, register, serving, speak
 
 CALLBACK_SECRET = "a-callback-secret-that-workers-share"
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+ORIGIN = "https://app.example"
 NOBODY = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    settings = {"AFTERWORDS_CALLBACK_SECRET": CALLBACK_SECRET, "AFTERWORDS_PUBLIC_URL": "https://voice.example"}
+    settings = {
+        "AFTERWORDS_CALLBACK_SECRET": CALLBACK_SECRET,
+        "AFTERWORDS_PUBLIC_URL": "https://voice.example",
+        "AFTERWORDS_CORS_ORIGINS": f"{ORIGIN}, http://localhost:5173",
+    }
     with serving(tmp_path_factory.mktemp("contract") / "home", settings) as running:
         yield running
 
@@ -69,6 +75,46 @@ class TestHealth:
     def test_every_answer_has_a_request_id_of_its_own(self, served: Served) -> None:
         ids = {httpx.get(f"{served.url}/v1/health").headers["x-request-id"] for _ in range(3)}
         assert len(ids) == 3
+
+
+class TestCors:
+    """Pages of other origins, as a browser asks for them."""
+
+    @pytest.mark.parametrize("path", sorted(create_app().openapi()["paths"]))
+    def test_preflight_of_every_route_allows_what_it_needs(self, served: Served, path: str) -> None:
+        for method in create_app().openapi()["paths"][path]:
+            asked = {
+                "Origin": ORIGIN,
+                "Access-Control-Request-Method": method.upper(),
+                "Access-Control-Request-Headers": "authorization,content-type,idempotency-key",
+            }
+            answer = httpx.options(served.url + path.replace("{", "").replace("}", ""), headers=asked)
+            assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, ORIGIN)
+            assert method.upper() in answer.headers["access-control-allow-methods"]
+            assert "idempotency-key" in answer.headers["access-control-allow-headers"].lower()
+            assert "access-control-allow-credentials" not in answer.headers
+
+    def test_answers_and_errors_can_be_read_by_listed_pages_alone(self, client: httpx.Client, voice_id: str) -> None:
+        final(client, speak(client, voice_id, "Heard in a browser."))
+        ask = {"voice_id": voice_id, "text": "Heard in a browser."}
+        for origin in (ORIGIN, "http://localhost:5173"):
+            spoken = client.post("/v1/synthesize", json=ask, headers={"Origin": origin})
+            refused = client.post("/v1/synthesize", json={}, headers={"Origin": origin})
+            for answer in (spoken, refused):
+                assert answer.headers["access-control-allow-origin"] == origin
+                assert "Origin" in answer.headers["vary"]
+                shown = set(answer.headers["access-control-expose-headers"].split(", "))
+                assert {"X-Request-Id", "X-Cache", "X-Job-Id", "Retry-After", "RateLimit-Reset"} <= shown
+            assert (spoken.headers["x-cache"], code_of(refused)) == ("HIT", "missing_field")
+        for origin in ("https://evil.example", f"{ORIGIN}.evil", "null", ORIGIN.replace("https", "http")):
+            answer = client.post("/v1/synthesize", json=ask, headers={"Origin": origin})
+            assert "access-control-allow-origin" not in answer.headers
+        asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+        assert client.options("/v1/synthesize", headers=asked).status_code == 400
+
+    def test_without_the_setting_no_page_may_read(self, accepting: Served) -> None:
+        answer = httpx.get(f"{accepting.url}/v1/health", headers={"Origin": ORIGIN})
+        assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
 class TestKeys:

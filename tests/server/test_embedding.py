@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
 
 from afterwords.errors import InvalidOptionError, ServerSetupError
 from afterwords.riff import canonical_wav, read_wav
@@ -367,3 +368,16 @@ def test_a_mounted_server_works_below_a_lifespan_that_opens_it(settings: Setting
     with Program(app, "/voice", root_path="/outside") as program:
         answer = speak_as_a_new_user(program)
         assert (answer.status_code, answer.headers["content-type"]) == (200, "audio/wav")
+
+
+def test_cors_of_the_program_around_it_covers_its_routes(silent: Settings) -> None:
+    app = FastAPI()
+    app.include_router(router(silent))
+    app.add_middleware(CORSMiddleware, allow_origins=["https://app.example"], allow_headers=["Authorization"])
+    asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "GET"}
+    with Program(app) as program:
+        preflight = httpx.options(f"{program.url}/v1/voices", headers=asked)
+        refused = httpx.get(f"{program.url}/v1/voices", headers=asked)
+    assert (preflight.status_code, refused.status_code) == (200, 401)
+    for answer in (preflight, refused):
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"

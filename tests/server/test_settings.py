@@ -180,3 +180,23 @@ def test_any_other_address_needs_a_strong_secret(host: str, secret: str | None) 
 def test_links_lead_to_its_own_address_unless_another_is_public(host: str, url: str) -> None:
     assert load_settings(host=host, port=5).base_url == url
     assert load_settings(host=host, public_url="https://voice.example/").base_url == "https://voice.example"
+
+
+@pytest.mark.parametrize(
+    ("given", "origins"),
+    [
+        ("https://app.example, http://localhost:5173", ("https://app.example", "http://localhost:5173")),
+        ("https://App.Example", ("https://app.example",)),
+        ("*", ("*",)),
+        ("app.example", None),
+        ("https://app.example/", None),
+        ("https://key@app.example", None),
+        ("null", None),
+    ],
+)
+def test_cors_origins_are_origins(given: str, origins: tuple[str, ...] | None) -> None:
+    if origins is not None:
+        assert load_settings(cors_origins=given).cors_origins == origins
+    else:
+        with pytest.raises(InvalidOptionError, match="without a path"):
+            load_settings(cors_origins=given)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, Response
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterwords import __version__
@@ -24,6 +25,35 @@ SCHEMES: Final = {
     "admin": "The admin secret.",
     "worker": "The token of one attempt at one job, or the secret that all workers share.",
 }
+ASKED_HEADERS: Final = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-Range",
+    "Prefer",
+    "Range",
+    "X-Content-SHA256",
+    "X-Synthesis-Time-Ms",
+)
+"""What a page of another origin may send."""
+SHOWN_HEADERS: Final = (
+    "Accept-Ranges",
+    "Content-Disposition",
+    "Content-Range",
+    "ETag",
+    "Link",
+    "RateLimit-Limit",
+    "RateLimit-Remaining",
+    "RateLimit-Reset",
+    "Retry-After",
+    "X-Backend",
+    "X-Cache",
+    "X-Job-Id",
+    "X-Request-Id",
+    "X-Synthesis-Time-Ms",
+    "X-Voice-Id",
+)
+"""What such a page may read of an answer."""
 OPENED_BY: Final = {
     Credential.PUBLIC: (),
     Credential.USER: ("key",),
@@ -109,16 +139,33 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     await not_found_response()(scope, receive, send)
 
 
+def _cors(app: ASGIApp, origins: Sequence[str]) -> CORSMiddleware:
+    """Let pages of these origins ask from a browser. Keys travel in a header, so no cookie or login goes along."""
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
+        allow_headers=ASKED_HEADERS,
+        expose_headers=SHOWN_HEADERS,
+    )
+
+
 class Program(FastAPI):
     """The application, whose documentation says what each route needs."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.lifetime = Lifetime()
+        self._cors: CORSMiddleware | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["afterwords"] = self.lifetime.house
-        await super().__call__(scope, receive, send)
+        house = scope["afterwords"] = self.lifetime.house
+        if house is None or scope["type"] != "http" or not (origins := house.gate.settings.cors_origins):
+            await super().__call__(scope, receive, send)
+            return
+        if self._cors is None:  # the settings may have been read only when the server was opened
+            self._cors = _cors(super().__call__, origins)
+        await self._cors(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
         """Go to the routes at once, unless something was added to ours: they answer for every error by themselves."""

@@ -51,6 +51,7 @@ class Settings(BaseSettings):
         default=None,
         description="Addresses whose X-Forwarded-For counts. Absent: this machine, if it has a public URL.",
     )
+    cors_origins: Names = Field(default=(), description="Web pages that may ask from a browser, by origin; * is any.")
     database_url: str | None = Field(default=None, repr=False, description="Absent: SQLite in the data folder.")
     storage_url: str | None = Field(default=None, repr=False, description="Absent: a folder in the data folder.")
     backends: Names | None = Field(default=None, description="The only backends offered, best first.")
@@ -92,10 +93,20 @@ class Settings(BaseSettings):
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator("allowed_hosts", "trusted_proxies", "backends", mode="before")
+    @field_validator("allowed_hosts", "trusted_proxies", "cors_origins", "backends", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            parts = urlsplit(origin)
+            is_bare = origin == f"{parts.scheme}://{parts.netloc}" and parts.hostname and "@" not in parts.netloc
+            if origin != "*" and not (parts.scheme in ("http", "https") and is_bare):
+                raise ValueError("origins such as https://app.example.com, without a path, or *")
+        return tuple(origin.lower() for origin in value)
 
     @field_validator("public_url")
     @classmethod
