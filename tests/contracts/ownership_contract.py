@@ -15,6 +15,7 @@ import pytest
 from afterwords.cachekey import cache_path, job_path, reference_path
 from afterwords.models import new_id
 from afterwords.server.ports import Blobs
+from afterwords.server.services.deliveries import Deliveries
 from afterwords.server.services.housekeeping import Housekeeping
 from afterwords.server.services.ownership import MARK_PATH, Ownership, Standing, database_id
 from afterwords.server.store import SqlStore
@@ -55,7 +56,7 @@ class Sweeper:
             ownership=self.ownership,
             dispatcher=NOTHING,
             news=NOTHING,
-            deliver=NOTHING,
+            deliveries=Deliveries(self.store, self.clock, NOTHING),
             max_attempts=3,
             reap_interval_s=1,
             sweep_interval_s=600,

@@ -508,8 +508,16 @@ class Store(Protocol):
 
     # webhooks and sweeping
 
-    async def webhooks_due(self, *, limit: int) -> list[WebhookCall]:
-        """Take webhooks that are due; each comes again later unless it is settled."""
+    async def webhooks_due(
+        self, *, limit: int, per_account: int = 4, allowed: Mapping[str, int] | None = None
+    ) -> list[WebhookCall]:
+        """Take webhooks that are due, the longest due first; each comes again later unless it is settled.
+
+        Args:
+            limit: of all.
+            per_account: of each account; every account's first one comes before the second one of any.
+            allowed: of accounts that may have fewer.
+        """
         ...
 
     async def webhook_done(self, job_id: str, *, delivered: bool) -> None:

@@ -18,6 +18,7 @@ from afterwords.server.fairness import ConcurrencyLimit, FairSemaphore
 from afterwords.server.gate import Gate
 from afterwords.server.ports import Blobs, Dispatcher, Limits, Store
 from afterwords.server.services.completion import Completion
+from afterwords.server.services.deliveries import Deliveries
 from afterwords.server.services.desk import JobDesk
 from afterwords.server.services.home import HomeVoices
 from afterwords.server.services.hot import ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES, HotAudio
@@ -154,7 +155,7 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> House:
             ownership=ownership,
             dispatcher=dispatcher,
             news=news,
-            deliver=lambda call: deliver(call, clock=clock),
+            deliveries=Deliveries(store, clock, lambda call: deliver(call, clock=clock)),
             max_attempts=settings.max_attempts,
             reap_interval_s=settings.reap_interval_s,
             sweep_interval_s=settings.sweep_interval_s,

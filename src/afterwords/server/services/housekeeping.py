@@ -11,7 +11,8 @@ from datetime import timedelta
 from typing import Final
 
 from afterwords.errors import AfterwordsError
-from afterwords.server.ports import Blobs, Clock, Dispatcher, Store, WebhookCall
+from afterwords.server.ports import Blobs, Clock, Dispatcher, Store
+from afterwords.server.services.deliveries import Deliveries
 from afterwords.server.services.home import HomeVoices
 from afterwords.server.services.keys import Keys
 from afterwords.server.services.news import News
@@ -25,7 +26,7 @@ USE_INTERVAL_S: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Housekeeping:
-    """The reaper, the sweeper and the postman; `run` does their work until it is cancelled."""
+    """The reaper, the sweeper and the deliveries of webhooks; `run` does their work until it is cancelled."""
 
     store: Store
     blobs: Blobs
@@ -36,7 +37,7 @@ class Housekeeping:
     ownership: Ownership
     dispatcher: Dispatcher
     news: News
-    deliver: Callable[[WebhookCall], Awaitable[bool]]
+    deliveries: Deliveries
     max_attempts: int
     reap_interval_s: float
     sweep_interval_s: float
@@ -46,7 +47,7 @@ class Housekeeping:
         """Work until cancelled; a failure is written down and tried again at the next turn."""
         async with asyncio.TaskGroup() as group:
             group.create_task(_every(self.reap_interval_s, self.reap))
-            group.create_task(_every(self.reap_interval_s, self.post))
+            group.create_task(self.deliveries.run(self.reap_interval_s))
             group.create_task(_every(self.reap_interval_s, self.home.refresh))
             group.create_task(_every(self.sweep_interval_s, self.sweep))
             group.create_task(_every(USE_INTERVAL_S, self.keys.note_use))
@@ -61,16 +62,6 @@ class Housekeeping:
         if due and await self.ownership.holds():
             for voice_id, paths in due:
                 await self.voices.purge(voice_id, paths)
-
-    async def post(self) -> None:
-        """Deliver the webhooks that are due, each once in this round."""
-        async with asyncio.TaskGroup() as group:
-            for call in await self.store.webhooks_due(limit=16):
-                group.create_task(self._post(call))
-
-    async def _post(self, call: WebhookCall) -> None:
-        if await self.deliver(call):
-            await self.store.webhook_done(call.job.job_id, delivered=True)
 
     async def sweep(self) -> int:
         """Remove blobs that no row has named for the grace; returns how many.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -274,11 +274,15 @@ class SqlStore:
 
     # -- webhooks and sweeping -------------------------------------------------------------------------------
 
-    async def webhooks_due(self, *, limit: int) -> list[WebhookCall]:
+    async def webhooks_due(
+        self, *, limit: int, per_account: int = 4, allowed: Mapping[str, int] | None = None
+    ) -> list[WebhookCall]:
         steady = self._clock.steady()
         if not await self._database.read(partial(calls.is_any_due, steady=steady)):
             return []
-        return await self._database.write(partial(calls.due, limit=limit, steady=steady))
+        return await self._database.write(
+            partial(calls.due, limit=limit, per_account=per_account, allowed=allowed or {}, steady=steady)
+        )
 
     async def webhook_done(self, job_id: str, *, delivered: bool) -> None:  # noqa: ARG002 - either way it is over
         await self._database.write(partial(calls.settle, job_id=job_id))

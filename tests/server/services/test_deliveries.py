@@ -1,0 +1,129 @@
+"""Webhooks of many accounts: one whose receiver does not answer delays nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from afterwords.errors import DatabaseUnavailableError
+from afterwords.server.ports import WebhookCall
+from afterwords.server.services.deliveries import BACK_OFF_MAX_S, PER_ACCOUNT, Deliveries
+from afterwords.server.store import SqlStore
+from tests.contracts.store_world import SetClock, World
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    clock = SetClock()
+    store = SqlStore("sqlite:///rows.db", clock=clock, folder=tmp_path)
+    await store.open()
+    yield World(store, clock)
+    await store.close()
+
+
+async def owe(world: World, name: str, n: int) -> str:
+    """Have webhooks due for an account; returns its id."""
+    caller = await world.caller(name)
+    voice = await world.voice(caller)
+
+    async def end_a_job() -> None:
+        job = await world.job(caller, voice, webhook_url="https://example.org/hook")
+        await world.store.cancel(job.job_id, account_id=job.account_id)
+
+    await asyncio.gather(*[end_a_job() for _ in range(n)])
+    return caller.account_id
+
+
+class Receivers:
+    """What all receivers do, and what they were sent."""
+
+    def __init__(self) -> None:
+        self.silent: set[str] = set()
+        self.failing: set[str] = set()
+        self.sent: Counter[str] = Counter()
+        self.held: Counter[str] = Counter()
+        self.changed = asyncio.Event()
+
+    async def deliver(self, call: WebhookCall) -> bool:
+        account_id = call.job.account_id
+        self.sent[account_id] += 1
+        self.changed.set()
+        if account_id in self.silent:
+            self.held[account_id] += 1
+            await asyncio.Event().wait()
+        return account_id not in self.failing
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not is_so():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+@asynccontextmanager
+async def delivering(world: World, deliver: Callable[[WebhookCall], Awaitable[bool]]) -> AsyncIterator[Deliveries]:
+    deliveries = Deliveries(world.store, world.clock, deliver)
+    running = asyncio.create_task(deliveries.run(0.01))
+    try:
+        yield deliveries
+    finally:
+        assert not running.done()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+
+async def test_a_silent_receiver_delays_its_own_account_alone(world: World) -> None:
+    receivers = Receivers()
+    slow = await owe(world, "slow", 20)
+    receivers.silent.add(slow)
+    async with delivering(world, receivers.deliver):
+        await receivers.until(lambda: receivers.held[slow] == PER_ACCOUNT)
+        good = await owe(world, "good", 3 * PER_ACCOUNT)
+        await receivers.until(lambda: receivers.sent[good] == 3 * PER_ACCOUNT)
+    assert receivers.held[slow] == receivers.sent[slow] == PER_ACCOUNT
+
+
+async def test_a_failing_receiver_is_called_one_at_a_time_after_pauses(world: World) -> None:
+    receivers = Receivers()
+    bad = await owe(world, "bad", 20)
+    receivers.failing.add(bad)
+    async with delivering(world, receivers.deliver):
+        await receivers.until(lambda: receivers.sent[bad] == PER_ACCOUNT)
+        for number in range(1, 5):
+            good = await owe(world, f"good {number}", 1)
+            await receivers.until(lambda account_id=good: receivers.sent[account_id] == 1)  # type: ignore[misc]
+            assert receivers.sent[bad] == PER_ACCOUNT + number - 1
+            world.clock.pass_s(BACK_OFF_MAX_S)
+            await receivers.until(lambda n=number: receivers.sent[bad] == PER_ACCOUNT + n)  # type: ignore[misc]
+        receivers.failing.clear()
+        world.clock.pass_s(BACK_OFF_MAX_S)
+        await receivers.until(lambda: receivers.sent[bad] >= 20)
+
+
+async def test_what_a_delivery_raises_ends_nothing(world: World) -> None:
+    receivers = Receivers()
+    account_id = await owe(world, "ann", 2)
+    raised = iter([DatabaseUnavailableError(), ZeroDivisionError()])
+
+    async def deliver(call: WebhookCall) -> bool:
+        if error := next(raised, None):
+            raise error
+        return await receivers.deliver(call)
+
+    async with delivering(world, deliver), asyncio.timeout(60):
+        while not receivers.sent[account_id]:
+            world.clock.pass_s(1)
+            await asyncio.sleep(0.01)
