@@ -28,8 +28,8 @@ def turn_off_telemetry() -> None:
 def import_onnxruntime() -> Any:
     """Return the module onnxruntime, silent as far as that is possible.
 
-    Where the program imported it before, it has written a device id and its first event already. The call here stops
-    further events.
+    Where the program imported it before, it has written a device id and its first event already, which it uploads. The
+    call here stops further events.
     """
     turn_off_telemetry()
     import onnxruntime
