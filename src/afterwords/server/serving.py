@@ -24,9 +24,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from afterwords.backends import registry
 from afterwords.errors import AddressInUseError
 from afterwords.server.app import create_app
+from afterwords.server.dispatch.inprocess import check_backends
 from afterwords.server.guard import Lifetime, busy_response, not_http_response
 from afterwords.server.ports import Dispatcher
 from afterwords.server.services.home import HomeVoices
@@ -68,14 +68,14 @@ def serve(
 
     Raises:
         InsecureServerError, AddressInUseError, NewerDatabaseError: it can't start like this.
-        BackendUnavailableError: nothing here can speak.
+        BackendUnavailableError, InvalidOptionError: nothing would be spoken.
     """
     settings.check_is_safe()
     n_connections = _raise_descriptor_limit()
     if n_connections is not None:  # where descriptors are few, one key may not take them all
         most = min(settings.max_requests_per_key, max(1, n_connections // 2))
         settings = settings.model_copy(update={"max_requests_per_key": most})
-    registry.choose()
+    check_backends(settings)
     os.umask(0o077)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with _bound(settings) as bound:

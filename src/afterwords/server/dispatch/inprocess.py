@@ -17,6 +17,7 @@ from typing import Final
 from afterwords.backends import registry
 from afterwords.backends.base import Engine, Unavailable, unspoken
 from afterwords.config import Config, load_config
+from afterwords.errors import BackendUnavailableError, InvalidOptionError
 from afterwords.server import failpoints
 from afterwords.server.dispatch.attempt import Attempt
 from afterwords.server.dispatch.child_process import Limits
@@ -46,10 +47,10 @@ class InProcessDispatcher:
     """Speaks on this machine, in `settings.workers` processes; implements the port Dispatcher."""
 
     def __init__(self, settings: Settings, desk: Desk, *, config: Config | None = None) -> None:
-        config = config or replace(load_config(), home=settings.home, backends=settings.backends)
+        config = config or _config_of(settings)
         self._settings = settings
         self._desk = desk
-        self._offers, self._engines, self._lack = _offers(config)
+        self._offers, self._engines, self._lack = _offers(config, n_workers=settings.workers)
         self._environment = environment_for(config, os.environ)
         self._stations: list[Station] = []
         self._attempts: dict[Attempt, asyncio.Task[None]] = {}
@@ -70,7 +71,7 @@ class InProcessDispatcher:
 
     @property
     def prompt_versions(self) -> Mapping[str, str]:
-        return {offer.backend: offer.prompt_version for offer in self._offers.values()}
+        return {name: self._offers[name].prompt_version for name in self._engines}
 
     @property
     def is_ready(self) -> bool:
@@ -270,14 +271,54 @@ def environment_for(config: Config, environ: Mapping[str, str]) -> dict[str, str
     return kept
 
 
-def _offers(config: Config) -> tuple[dict[str, Offer], dict[str, Engine], str]:
-    """What can be spoken here, best first, and by which engine; and where that is nothing, why."""
+def check_backends(settings: Settings) -> None:
+    """Refuse to start where nothing would ever be spoken.
+
+    Raises:
+        BackendUnavailableError: this server has workers, and no engine can run here.
+        InvalidOptionError: it only accepts jobs, and what others speak is not set, or not known here.
+    """
+    config = _config_of(settings)
+    if settings.workers:
+        try:
+            registry.choose(config=config)
+        except BackendUnavailableError as error:
+            error.hint = f"{error.hint}; or set AFTERWORDS_WORKERS=0 if other machines speak for this server"
+            raise
+        return
+    listed = registry.backends(config if settings.backends else replace(config, backends=None))
+    names = [backend.name for backend in listed if backend.engine is not None]
+    unknown = [name for name in settings.backends or () if name not in names]
+    if unknown:
+        known = [backend.name for backend in registry.backends(replace(config, backends=None))]
+        raise InvalidOptionError(
+            "AFTERWORDS_BACKENDS", value=unknown[0], allowed=f"of installed engines ({', '.join(known)})"
+        )
+    if not settings.backends and not any(backend.is_available for backend in listed):
+        raise InvalidOptionError(
+            "AFTERWORDS_BACKENDS",
+            value="not set",
+            allowed=f"what other machines speak for this server ({', '.join(names)}), since no engine can run here",
+        )
+
+
+def _config_of(settings: Settings) -> Config:
+    return replace(load_config(), home=settings.home, backends=settings.backends)
+
+
+def _offers(config: Config, *, n_workers: int) -> tuple[dict[str, Offer], dict[str, Engine], str]:
+    """What can be asked for, best first, and the engines that can run here; and where that is nothing, why.
+
+    A server without workers offers what is named, since others speak it: languages are known without what an engine
+    needs to run.
+    """
     found = registry.backends(config)
     engines = {each.name: each.engine for each in found if each.is_available and each.engine is not None}
+    is_for_others = not n_workers and config.backends is not None
     offers = {
-        each.name: Offer(each.name, engines[each.name].backends[0], engines[each.name].prompt_version, each.languages)
+        each.name: Offer(each.name, each.engine.backends[0], each.engine.prompt_version, each.languages)
         for each in found
-        if each.name in engines
+        if each.engine is not None and (each.is_available or is_for_others)
     }
     reasons = [f"{backend.name}: {backend.state.reason}" for backend in found if isinstance(backend.state, Unavailable)]
     return offers, engines, "; ".join(reasons) or "none is installed"

@@ -134,8 +134,13 @@ class Voices:
     async def _keep_prompts(self, voice: StoredVoice, bundle: Bundle) -> None:
         """Keep what was prepared elsewhere and can be used here; the engine judges the bytes when it reads them."""
         for prompt in bundle.prompts:
-            known = self.prompt_versions.get(prompt.backend)
-            if known != prompt.version or (voice.lang, voice.ref_text) != (bundle.voice.lang, bundle.voice.ref_text):
+            known = self.prompt_versions.get(prompt.backend, prompt.version)  # not known where others speak
+            is_offered = prompt.backend in self.offer.backends
+            if (
+                not is_offered
+                or known != prompt.version
+                or (voice.lang, voice.ref_text) != (bundle.voice.lang, bundle.voice.ref_text)
+            ):
                 log.info("voice %s: what was prepared for %s is of no use here", voice.voice_id, prompt.backend)
                 continue
             kind = Kind.FAST if prompt.is_fast else Kind.FULL
