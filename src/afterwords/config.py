@@ -29,6 +29,7 @@ SETTINGS: Final = frozenset(
         "backends",
         "body_timeout_s",
         "callback_secret",
+        "cors_origins",
         "database_url",
         "drain_s",
         "home",

@@ -593,6 +593,8 @@ class TestJobs:
             "status": "ready",
             "audio_url": f"https://voice.example/v1/jobs/{job_id}/audio",
             "error": None,
+            "step": None,
+            "progress": None,
         }
 
     def test_a_failed_job_says_why(self, client: httpx.Client, voice_id: str) -> None:
