@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import queue
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pytest
 import afterwords as aw
 from afterwords.audio import decode
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
+from afterwords.cli import output
 from afterwords.install import pip_install
 from afterwords.models import Voice
 from afterwords.provenance import verify
@@ -34,6 +37,7 @@ def test_speech_is_written_in_the_format_of_the_ending(ending: str, tmp_path: Pa
     assert (done.code, done.out) == (0, "")
     assert f"✓ hello.{ending}: 1.4 s in the voice me (tone" in done.err
     assert done.err.endswith(f"Next: afterwords verify hello.{ending}\n")
+    assert re.search(r"\(tone, took \d+(\.\d)? (s|min)", done.err)
     assert decode(tmp_path / f"hello.{ending}").duration_s == pytest.approx(1.44, abs=0.1)
     assert files_in(tmp_path).count(f"hello.{ending}") == 1
     assert not [name for name in files_in(tmp_path) if name.endswith(".part")]
@@ -291,3 +295,18 @@ def test_sigterm_leaves_the_old_file_and_no_part(me: Voice, tmp_path: Path) -> N
     assert out.read_bytes() == b"old"
     assert files_in(tmp_path).count("hello.wav") == 1
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_long_work_prints_a_line_where_no_bar_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(output, "LINE_EVERY_S", 0.01)  # the real ten seconds would be waited for
+    monkeypatch.setattr(output, "note", printed.put)
+
+    with output.progress_bar("loading") as bar:
+        first = printed.get(timeout=60)
+        bar(0.5, "speaking")
+        while not (later := printed.get(timeout=60)).startswith("speaking"):
+            pass
+
+    assert re.fullmatch(r"loading after \d+ s", first)
+    assert re.fullmatch(r"speaking, 50% after \d+ s", later)

@@ -59,7 +59,7 @@ def clone(
 
     if text_file is not None:
         text = read_text(text_file)
-    check_clone(name, lang=lang, backend=backend, replace=replace)
+    chosen = check_clone(name, lang=lang, backend=backend, replace=replace)
     if consent is None and output.is_terminal():
         consent = output.ask("Whose voice is this?", choices=CONSENT)
     with ExitStack() as stack:
@@ -68,7 +68,7 @@ def clone(
             recorded = record_aloud()
             stack.enter_context(kept_on_failure(recorded, name))
             source = recorded.to_bytes("wav")
-        bar = stack.enter_context(output.progress_bar())
+        bar = stack.enter_context(output.progress_bar("reading the recording"))
         cloned = make_voice(
             source,
             name=name,
@@ -80,7 +80,7 @@ def clone(
             replace=replace,
             progress=bar,
             confirm=_confirm_in(bar) if output.is_terminal() else None,
-            accept=_accept_in(bar, anyway=anyway),
+            accept=_accept_in(bar, anyway=anyway, estimate=_estimate(chosen.name, fast=fast)),
         )
     _tell(cloned, as_json=as_json)
 
@@ -102,7 +102,14 @@ def _check_call(recording: str | None, name: str, *, record: bool, has_two_texts
         raise output.UsageError("Nothing is piped in.", hint="pipe a recording in, name a file, or add --record.")
 
 
-def _accept_in(bar: output.Bar, *, anyway: bool) -> Callable[[Prepared], bool]:
+def _estimate(backend: str, *, fast: bool) -> str:
+    """How long preparing takes; only lite takes long, and was measured (docs/benchmarks.md)."""
+    if backend != "lite":
+        return ""
+    return " Preparing it takes about " + ("15 s on two cores." if fast else "40 s on two cores; --fast is quicker.")
+
+
+def _accept_in(bar: output.Bar, *, anyway: bool, estimate: str) -> Callable[[Prepared], bool]:
     def accept(prepared: Prepared) -> bool:
         """Show the grade before the work begins, and ask about an F."""
         report = prepared.report
@@ -110,7 +117,7 @@ def _accept_in(bar: output.Bar, *, anyway: bool) -> Callable[[Prepared], bool]:
         if is_refused and not output.is_terminal():
             return False
         with bar.hidden():
-            output.note(f"The recording is graded {report.grade} (A is best).")
+            output.note(f"The recording is graded {report.grade} (A is best).{'' if is_refused else estimate}")
             if not is_refused:
                 return anyway
             for finding in report.findings:

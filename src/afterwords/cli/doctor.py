@@ -90,7 +90,7 @@ def _heard(audio: Audio, lang: str, text: str) -> tuple[Word, ...] | None:
     """What `clone` would hold the transcript against, where something here can listen."""
     from afterwords.studio import doubts_about, heard_in
 
-    with output.progress_bar() as progress:
+    with output.progress_bar("listening") as progress:
         heard, notices = heard_in(audio, lang, progress)
     for notice in [*notices, *doubts_about(heard, lang=lang, text=text)]:
         output.note(f"[yellow]{output.shown(notice)}[/yellow]")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -159,6 +161,23 @@ def shown(text: str) -> str:
     return escape(plain(text))
 
 
+def duration(seconds: float) -> str:
+    """How long something took, as a person would say it."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def note_how_to_listen(file: str) -> None:
+    """Name the command that plays a file here, if there is one."""
+    import shutil
+
+    command = {"darwin": "open", "win32": "start"}.get(sys.platform) or ("xdg-open" if shutil.which("xdg-open") else "")
+    if command:
+        note(f"Next: {command} {quoted(file)}")
+
+
 def quoted(text: str) -> str:
     """As `shown`, for a command that the person may copy."""
     import shlex
@@ -166,14 +185,20 @@ def quoted(text: str) -> str:
     return shown(shlex.quote(text))
 
 
+LINE_EVERY_S: Final = 10.0
+"""How often long work says where it is, where no bar can be drawn."""
+
+
 class Bar:
     """A progress bar: call it with how far the work is, from 0 to 1, and with what is being done."""
 
-    def __init__(self, bar: Progress | None) -> None:
+    def __init__(self, bar: Progress | None, step: str) -> None:
         self._bar = bar
-        self._task = bar.add_task("", total=1.0) if bar else None
+        self._task = bar.add_task(shown(step), total=1.0) if bar else None
+        self.line = step
 
     def __call__(self, fraction: float, step: str) -> None:
+        self.line = f"{step}, {fraction:.0%}"
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=fraction, description=shown(step))
 
@@ -189,19 +214,50 @@ class Bar:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Bar]:
-    """A progress bar on stderr; on anything but a terminal, nothing."""
-    if not (sys.stderr and sys.stderr.isatty()):
-        yield Bar(None)
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+def progress_bar(step: str = "loading") -> Iterator[Bar]:
+    """Show a progress bar on stderr, with the time so far and an estimate of the rest.
 
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    bar = Progress(
-        *columns, TimeElapsedColumn(), console=console(), transient=True, redirect_stdout=False, redirect_stderr=False
+    On anything but a terminal it is a plain line every 10 s.
+
+    Args:
+        step: what is being done at first.
+    """
+    if not (sys.stderr and sys.stderr.isatty()):
+        with _lines(Bar(None, step)) as plain_bar:
+            yield plain_bar
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:<23}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left about"),
+        TimeRemainingColumn(),
     )
+    bar = Progress(*columns, console=console(), transient=True, redirect_stdout=False, redirect_stderr=False)
     with bar:
-        yield Bar(bar)
+        yield Bar(bar, step)
+
+
+@contextmanager
+def _lines(bar: Bar) -> Iterator[Bar]:
+    is_over = threading.Event()
+
+    def print_lines() -> None:
+        started = time.monotonic()
+        with suppress(OSError):  # whatever read stderr has gone
+            while not is_over.wait(LINE_EVERY_S):
+                note(f"{shown(bar.line)} after {time.monotonic() - started:.0f} s")
+
+    thread = threading.Thread(target=print_lines, daemon=True)
+    thread.start()
+    try:
+        yield bar
+    finally:
+        is_over.set()
+        thread.join()
 
 
 @contextmanager

@@ -120,8 +120,7 @@ def say(
 
             play_aloud(pieces, speech.sample_rate)
         else:
-            for _ in pieces:
-                pass
+            _read_all(pieces, speech.sample_rate)
     _tell(speech, out, is_marked=writer is not None and writer.format != "pcm", as_json=as_json)
 
 
@@ -137,6 +136,19 @@ def _writer(place: Place, speech: Speech) -> AudioWriter:
     from afterwords.audio import AudioWriter
 
     return AudioWriter(place.target, format=place.format, sample_rate=speech.sample_rate, tags=speech.tags)
+
+
+def _read_all(pieces: Iterator[Samples], sample_rate: int) -> None:
+    """Read speech to its end; at Ctrl-C, say that nothing was kept of it."""
+    spoken_s = 0.0
+    try:
+        for piece in pieces:
+            spoken_s += len(piece) / sample_rate
+    except KeyboardInterrupt:
+        output.note(
+            f"{output.duration(spoken_s)} of speech were made and not kept: a file is written whole or not at all."
+        )
+        raise
 
 
 def _written(speech: Speech, writer: AudioWriter | None) -> Iterator[Samples]:
@@ -164,10 +176,12 @@ def _tell(speech: Speech, out: str | None, *, is_marked: bool, as_json: bool) ->
     where = "" if out in (None, "-") else f"{output.shown(str(out))}: "
     output.note(
         f"[bold green]✓[/bold green] {where}{done.duration_s:.1f} s in the voice {output.shown(speech.voice.name)} "
-        f"({done.backend}, {done.real_time_factor:.2f} s of work a second of speech)"
+        f"({done.backend}, took {output.duration(done.synth_ms / 1000)})"
     )
     output.note_left_out(done.backend, speech.left_out)
     if speech.backend != speech.voice.backend:
         output.note(f"  {done.backend} spoke: {output.shown(speech.reason)}")
     if where and is_marked:
-        output.note(f"Next: afterwords verify {output.quoted(f'./{out}' if str(out).startswith('-') else str(out))}")
+        file = f"./{out}" if str(out).startswith("-") else str(out)
+        output.note_how_to_listen(file)
+        output.note(f"Next: afterwords verify {output.quoted(file)}")

@@ -130,12 +130,12 @@ def enrol(
     Raises:
         UnvoicedReferenceError: less than MIN_VOICED_S of it is voiced speech.
     """
-    progress(0.0, "listening")
+    progress(0.0, "measuring the voice")
     speaker, space, journal = Speaker(reference), style_space(), Journal(checkpoint, save)
-    progress(HEARD / 2, "listening")
+    progress(HEARD / 2, "measuring the voice")
     stock = _nearest_stock(speaker.target, space)
     surrogate = Surrogate(voice_table(), speaker.target)
-    progress(HEARD, "searching")
+    progress(HEARD, "finding a similar voice")
     found = _found(speaker, space, speak, surrogate, progress, journal, fast=fast)
     comparison = Comparison(
         [*(space.table(point) for point in found), space.voices[stock]],
@@ -145,8 +145,8 @@ def enrol(
         progress,
     )
     choice = comparison.best(journal)
-    progress(COMPARED, "shaping")
-    raw = _raw(space.voices[stock], speak, lambda done: progress(COMPARED + 0.02 * done, "shaping"))
+    progress(COMPARED, "matching the sound")
+    raw = _raw(space.voices[stock], speak, lambda done: progress(COMPARED + 0.02 * done, "matching the sound"))
     profile = _profile(choice, speaker, speaker.similarity(raw), space.names[stock])
     progress(1.0, "done")
     return profile
@@ -191,7 +191,7 @@ class Comparison:
     def _step(self) -> None:
         self._n_done += 1
         n_steps = self.N_STEPS * len(self._styles) + len(CALIBRATION)
-        self._progress(SEARCHED + (COMPARED - SEARCHED) * self._n_done / n_steps, "comparing")
+        self._progress(SEARCHED + (COMPARED - SEARCHED) * self._n_done / n_steps, "comparing candidates")
 
 
 def _found(
@@ -224,7 +224,7 @@ def _found(
         return Heard(heard[:-1].astype(np.float32), float(heard[-1]))
 
     def on_trial(done: float, total: int) -> None:
-        progress(HEARD + (SEARCHED - HEARD) * done / total, "searching")
+        progress(HEARD + (SEARCHED - HEARD) * done / total, "finding a similar voice")
 
     trials = search(surrogate, hear, on_trial=on_trial)
     best = [trial.point for trial in trials[:3]]

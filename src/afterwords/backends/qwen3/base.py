@@ -87,7 +87,7 @@ class Qwen3Engine(ABC):
     def prepare(self, reference: Reference, progress: Progress = ignore_progress, *, fast: bool = False) -> bytes:  # noqa: ARG002 - it takes a second
         progress(0.0, "loading the model")
         model, _ = self._parts(lambda done, step: progress(0.8 * done, step))
-        progress(0.8, "listening")
+        progress(0.8, "measuring the voice")
         prompt: bytes = model.hear(reference).to_bytes(model.form)
         progress(1.0, "done")
         return prompt
