@@ -527,6 +527,7 @@ def must_prepare(
     key = prompt_key(chosen.name, engine.prompt_version, is_fast=False)
     if kept_prompt(shelf, who, engine, chosen.name) or known_prompt(shelf, who, key):
         return None
+    shelf.reference(who)  # nothing can be prepared of one that was changed
     return chosen.name
 
 

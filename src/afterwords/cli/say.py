@@ -108,7 +108,8 @@ def say(
 
     check_text(words, max_chars=MAX_LOCAL_CHARS)
     if preparing := studio.must_prepare(voice=voice, lang=lang, backend=backend):
-        output.note(f"Preparing the voice for {output.shown(preparing)}, once; with lite, about 40 s on two cores.")
+        about = ", about 40 s on two cores" if preparing == "lite" else ""
+        output.note(f"Preparing the voice for {output.shown(preparing)}, once{about}.")
     with output.progress_bar() as progress, ExitStack() as stack, output.without_text_warnings():
         speech = studio.stream(
             words, voice=voice, lang=lang, backend=backend, speed=speed, seed=seed, progress=progress
