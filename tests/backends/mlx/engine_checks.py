@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from afterwords.backends.base import Available, Engine, Reference, Unavailable
 from afterwords.backends.mlx import engine as engine_module
@@ -17,6 +20,7 @@ from afterwords.backends.mlx.engine import MlxLarge, MlxSmall
 from afterwords.backends.mlx.group import Group
 from afterwords.backends.mlx.owner import owner
 from afterwords.backends.qwen3 import reading
+from afterwords.backends.qwen3.turns import Finish, Turn
 from afterwords.errors import (
     MissingExtraError,
     SynthesisError,
@@ -29,6 +33,14 @@ from tests.backends.qwen3.contract import SEED, Qwen3Contract, at_once, spoken
 @pytest.fixture(autouse=True)
 def here(models: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # after `home`, which clears it
     monkeypatch.setenv("AFTERWORDS_MODELS", str(models))
+
+
+def heard_of(turn: Turn[Any, Any]) -> NDArray[np.float32]:
+    """All of a turn; fails where its end does not come."""
+    parts = [np.zeros(0, np.float32)]
+    while (sound := turn.sound.get(timeout=30)) is not None:
+        parts.append(sound)
+    return np.concatenate(parts)
 
 
 class TestMlx(Qwen3Contract):
@@ -120,6 +132,56 @@ class TestMlx(Qwen3Contract):
             with pytest.raises(SynthesisError, match="it raised MemoryError"):
                 self.speak(engine, self.task(engine, prompt))
         assert len(self.speak(engine, self.task(engine, prompt)))
+
+    @pytest.mark.parametrize("where", ["prompt", "frame", "codec", "reader"])
+    def test_what_fails_for_one_utterance_ends_it_alone(
+        self, engine: Engine, prompt: bytes, where: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert isinstance(engine, MlxLarge)
+        model, loop = engine._parts()
+        voice = model.voice(prompt)
+
+        def a_turn(seed: int) -> Turn[Any, Any]:
+            turn: Turn[Any, Any] = model.turn(voice, "In the sun.", "en", max_frames=20, seed=seed)
+            turn.sampling, turn.is_awaited = replace(turn.sampling, min_frames=20), True
+            return turn
+
+        def hand_in(*turns: Turn[Any, Any]) -> None:
+            owner().run(lambda: [loop.hand_in(turn) for turn in turns])  # a round comes behind it: they are one group
+
+        def is_bad(group: Group) -> bool:
+            return 1 in np.array(group._seeds)
+
+        def broken_hear(group: Group, columns: mx.array) -> tuple[mx.array, mx.array]:
+            heard = hear(group, columns)  # the cache has gone on for all when one fails
+            if is_bad(group) and (where == "prompt" or group.n_frames > 4):
+                raise IndexError
+            return heard
+
+        def broken_sound(group: Group, codes: NDArray[np.int32]) -> list[NDArray[np.float32]]:
+            if is_bad(group) and group.n_frames > 4:
+                raise IndexError
+            return sound(group, codes)
+
+        class Deaf:  # a reader that fails when the sound reaches it
+            def put(self, heard: Any) -> None:
+                if heard is not None and bad.n_decoded > 4:
+                    raise IndexError
+                queue.put(heard)
+
+        other, good, bad = a_turn(2), a_turn(2), a_turn(1)
+        hand_in(other)
+        expected, queue = heard_of(other), bad.sound
+        hear, sound = Group._heard, Group.sound
+        monkeypatch.setattr(Group, "_heard", broken_hear if where in ("prompt", "frame") else hear)
+        monkeypatch.setattr(Group, "sound", broken_sound if where == "codec" else sound)
+        if where == "reader":
+            bad.sound = Deaf()  # type: ignore[assignment]
+        hand_in(bad, good)
+        np.testing.assert_allclose(heard_of(good), expected, atol=1e-3)
+        while queue.get(timeout=30) is not None:
+            pass
+        assert (bad.finish, type(bad.error), good.error) == (Finish.CANCELLED, IndexError, None)
 
     def test_two_who_load_and_listen_at_once_share_one_model(self, reference: Reference) -> None:
         engine = MlxLarge()

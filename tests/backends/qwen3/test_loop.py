@@ -171,6 +171,58 @@ def test_a_frame_that_fails_ends_those_who_speak_and_not_those_who_come(
     assert len(heard(after)) > 0
 
 
+@pytest.mark.parametrize("where", ["frame", "codec", "reader"])
+def test_what_fails_for_one_utterance_ends_it_alone(
+    model: Model, loop: Loop, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def long(seed: int) -> Speech:
+        turn = a_turn(model, seed=seed, max_frames=30)
+        turn.sampling, turn.is_awaited = Sampling(seed=seed, min_frames=20), True
+        return turn
+
+    expected = [heard(turn) for turn in handed_in(loop, [long(3), long(4)])]
+    bad, good = long(1), long(3)
+    frame, step = model.talker.frame, model.decoder.step
+
+    def failing_frame(rows: Rows, *, with_top_p: bool) -> None:  # half-way, after it has drawn and marked a code
+        if ((rows.seeds == 1) & ~rows.done & (rows.frames > 4)).any():
+            rows.seen.fill_(True)
+            raise IndexError("index out of range in self")
+        frame(rows, with_top_p=with_top_p)
+
+    def failing_step(codes: torch.Tensor, state: Any, n_frames: torch.Tensor | None = None) -> torch.Tensor:
+        sound = step(codes, state, n_frames)  # the state has gone on for all when one fails
+        own = loop._state.pasts[0]
+        rows = [row for row, turn in enumerate(loop._active) if turn is bad and turn.n_decoded > 4]
+        if any(own[row].data_ptr() in {past.data_ptr() for past in state.pasts[0]} for row in rows):
+            raise IndexError("index out of range in self")
+        return sound
+
+    class Deaf:  # a reader that fails when the sound reaches it
+        def put(self, sound: Samples | None) -> None:
+            if sound is not None and bad.n_decoded > 4:
+                raise BufferError
+            queue.put(sound)
+
+    queue = bad.sound
+    if where == "frame":
+        monkeypatch.setattr(model.talker, "frame", failing_frame)
+    elif where == "codec":
+        monkeypatch.setattr(model.decoder, "step", failing_step)
+    else:
+        bad.sound = Deaf()  # type: ignore[assignment]
+    handed_in(loop, [bad, good])
+    sound = heard(good)
+    while queue.get(timeout=DEADLINE_S) is not None:
+        pass
+    assert (bad.finish, type(bad.error)) == (Finish.CANCELLED, BufferError if where == "reader" else IndexError)
+    assert good.error is None
+    np.testing.assert_allclose(sound, expected[0], atol=1e-4)
+    monkeypatch.undo()
+    (after,) = handed_in(loop, [long(4)])
+    np.testing.assert_allclose(heard(after), expected[1], atol=1e-4)
+
+
 @pytest.mark.parametrize("buffer", ["cache", "predictor_cache", "codec"])
 def test_numbers_that_are_none_end_their_turn_alone_and_leave_nothing_in_its_row(
     model: Model, loop: Loop, buffer: str, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ says what it would say alone, as far as the device adds up batches as it does si
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import mlx.core as mx
 import numpy as np
@@ -45,37 +46,50 @@ class Group:
         self._cache = [KVCache() for _ in self._talker.model.layers]
         self._said: list[mx.array] = []
         self.n_frames = 0
-        self._hidden, self._logits = self._heard(model.columns(scripts))
+        columns = model.columns(scripts)
+        self._n_columns = columns.shape[1]
+        self._hidden, self._logits = self._heard(columns)
 
     def frame(self) -> None:
         """Speak one frame in every row. Nothing is read back: it may still be under way when this returns."""
         text = self._trailing[:, min(self.n_frames, self._trailing.shape[1] - 1)]
         frame = mx.array(self.n_frames, mx.uint64)
-        codes, self._seen, column, is_sane = self._speaker.speak(
+        codes, seen, column, is_sane = self._speaker.speak(
             self._hidden, self._logits, self._seen, self._seeds, frame, text
         )
-        self._is_sane = self._is_sane & is_sane
+        self._hidden, self._logits = self._heard(column)  # before all else: if it fails, the frame was not spoken
+        self._seen, self._is_sane = seen, self._is_sane & is_sane
         self._said.append(codes)
         self.n_frames += 1
-        self._hidden, self._logits = self._heard(column)
         mx.async_eval(self._logits, self._hidden, self._seen, self._is_sane, codes)
 
     def spoken(self) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """The frames since it was last asked, shape (n_rows, n_frames, n_codebooks), and which rows are still sane."""
-        said, self._said = mx.stack(self._said, axis=1), []
+        """The frames without sound yet, shape (n_rows, n_frames, n_codebooks), and which rows are still sane."""
+        said = mx.stack(self._said, axis=1)
         mx.eval(said, self._is_sane)
         return np.array(said), np.array(self._is_sane)
 
     def sound(self, codes: NDArray[np.int32]) -> list[NDArray[np.float32]]:
         """The sound of the next frames of every row; codes as `spoken` gave them, each within its codebook."""
         sound, self._codec = self._model.decoder.step(codes, self._codec)
+        self._said = []
         return sound
+
+    def alone(self, row: int) -> Group:
+        """One row as a group of its own, behind its last whole frame; this group is not to be used any more."""
+        other = copy(self)
+        other._cache = [copy(cache) for cache in self._cache]
+        for cache in other._cache:  # a frame that broke off may have gone through some layers
+            cache.offset = self._n_columns + self.n_frames
+        other.keep([row])
+        return other
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows alone."""
         index = mx.array(rows)
         for cache in self._cache:
             cache.keys, cache.values = cache.keys[index], cache.values[index]
+        self._said = [codes[index] for codes in self._said]
         self._is_sane = self._is_sane[index]
         self._seeds, self._seen, self._trailing = self._seeds[index], self._seen[index], self._trailing[index]
         self._hidden, self._logits = self._hidden[index], self._logits[index]

@@ -125,13 +125,20 @@ class Loop:
         """Let those join who may: whoever is awaited goes first, with those of the same voice behind it."""
         while turns := self._next_in():
             try:
-                scripts = [turn.prompt for turn in turns]
-                group = Group(self._model, scripts, [turn.sampling for turn in turns])
-            except Exception as error:  # noqa: BLE001 - memory ran out: the others go on
+                self._begin(turns)
+            except Exception as error:  # noqa: BLE001 - of one prompt, or memory ran out: the others go on
+                if len(turns) == 1:
+                    turns[0].end(Finish.CANCELLED, error)
+                    continue
                 for turn in turns:
-                    turn.end(Finish.CANCELLED, error)
-            else:
-                self._groups.append((group, turns))
+                    try:
+                        self._begin([turn])
+                    except Exception as own:  # noqa: BLE001 - of this prompt
+                        turn.end(Finish.CANCELLED, own)
+
+    def _begin(self, turns: list[Speech]) -> None:
+        group = Group(self._model, [turn.prompt for turn in turns], [turn.sampling for turn in turns])
+        self._groups.append((group, turns))
 
     def _next_in(self) -> list[Speech]:
         """Who may join now, as one group."""
@@ -163,10 +170,12 @@ class Loop:
                 group.frame()
             codes, is_sane = group.spoken()
             ends = self._told(group, turns, codes, is_sane)
-        except Exception as error:  # noqa: BLE001 - of this device: it ends those who speak, not the loop
-            for turn in turns:
-                turn.end(Finish.CANCELLED, error)
+        except Exception as error:  # noqa: BLE001 - of one row, or of the device: each row shows which, alone
             del self._groups[number]
+            if len(turns) == 1:
+                turns[0].end(Finish.CANCELLED, error)
+            else:
+                self._groups += [(group.alone(row), [turn]) for row, turn in enumerate(turns)]
         else:
             self._end(number, ends)
 
@@ -182,16 +191,16 @@ class Loop:
             left = turn.max_frames - turn.n_decoded
             n_new = min(int(stops[0]) if len(stops) else codes.shape[1], left)
             codes[row, n_new:] = 0  # within the codebooks, and never heard
-            turn.first_codes.extend(codes[row, :n_new, 0].tolist())
             lengths.append(n_new)
             if len(stops) and stops[0] < left:
                 ends[row] = Finish.STOP
             elif n_new == left:
                 ends[row] = Finish.LENGTH
-            elif goes_round(turn.first_codes):
-                ends[row] = Finish.RUNAWAY
         sound = group.sound(codes)
         for row, turn in enumerate(turns):
+            turn.first_codes.extend(codes[row, : lengths[row], 0].tolist())
+            if row not in ends and goes_round(turn.first_codes):
+                ends[row] = Finish.RUNAWAY
             if not (is_sane[row] and np.isfinite(sound[row]).all()):
                 turn.error, lengths[row], ends[row] = NotFiniteError(), 0, Finish.CANCELLED
         self._heard(turns, sound, lengths, ends)
@@ -201,8 +210,11 @@ class Loop:
         for row, turn in enumerate(turns):
             turn.n_decoded += lengths[row]
             turn.finish = ends.get(row)  # before its sound: who hears the first of it shall know of a bad end
-            if lengths[row]:
-                turn.sound.put(sound[row][: lengths[row] * self._model.decoder.samples_per_frame].copy())
+            try:
+                if lengths[row]:
+                    turn.sound.put(sound[row][: lengths[row] * self._model.decoder.samples_per_frame].copy())
+            except Exception as error:  # noqa: BLE001 - of who hears it
+                turn.error, ends[row] = error, Finish.CANCELLED
 
     def _end(self, number: int, ends: dict[int, Finish]) -> None:
         """End rows of a group; the group goes with the last of them."""

@@ -165,14 +165,38 @@ class Loop:
         with_top_p = any(turn.sampling.limits_share for turn in self._active)
         n = 0
         while n < most and not (n and self._is_interrupted()):
-            self._frames(rows, with_top_p=with_top_p)
+            try:
+                self._frames(rows, with_top_p=with_top_p)
+            except Exception:  # noqa: BLE001 - of one row, or of the device: each row shows which
+                self._frame_apart(rows.n_positions, with_top_p=with_top_p)
+                if not self._active:
+                    return
+                break
             n += 1
         before = [turn.n_decoded for turn in self._active]
         after = rows.progress()[: len(before)]
         new = [max(0, spoken - known) for known, (spoken, _, _) in zip(before, after, strict=True)]
         sound, first_codes = self._decoded(rows, before, new)
         for row in reversed(range(len(before))):
-            self._told(row, new[row], sound[row], first_codes[row], after[row])
+            turn, heard = self._active[row], sound[row]
+            try:
+                if isinstance(heard, Exception):
+                    raise heard
+                self._told(row, new[row], heard, first_codes[row], after[row])
+            except Exception as error:
+                if not any(turn is other for other in self._active):
+                    raise  # it was ended already, so this is of the device
+                self._rows.clear(row)
+                self._end(row, Finish.CANCELLED, error)
+
+    def _frame_apart(self, n_positions: int, *, with_top_p: bool) -> None:
+        """Speak a frame that failed for all again, row by row; end the utterances that it fails for alone."""
+        for row in reversed(range(len(self._active))):
+            try:
+                self._talker.frame(self._rows.alone(row, n_positions), with_top_p=with_top_p)
+            except Exception as error:  # noqa: BLE001 - of this utterance; if the device is lost, the next line says so
+                self._rows.clear(row)
+                self._end(row, Finish.CANCELLED, error)
 
     def _is_interrupted(self) -> bool:
         """Whether somebody wants to join or to leave, or all shall end."""
@@ -226,25 +250,50 @@ class Loop:
         n_positions = next((n for n in POSITION_BUCKETS if n >= reach), self._n_positions)
         return self._rows.view(min(n_rows, self._n_rows), min(n_positions, self._n_positions))
 
-    def _decoded(self, rows: Rows, before: list[int], new: list[int]) -> tuple[list[Samples], list[list[int]]]:
-        """The sound of the new frames of each row, and their first codes; one transfer each. What was drawn from
-        anything but numbers sounds as NaN."""
+    def _decoded(
+        self, rows: Rows, before: list[int], new: list[int]
+    ) -> tuple[list[Samples | Exception], list[list[int]]]:
+        """The sound of the new frames of each row, or why it has none, and their first codes; one transfer each. What
+        was drawn from anything but numbers sounds as NaN."""
         width = next(burst for burst in BURSTS if burst >= max(1, *new))
         spare = [0] * (rows.n_rows - len(new))
         begins = torch.tensor([*before, *spare], device=rows.index.device)
         at = (begins[:, None] + torch.arange(width, device=begins.device)).clamp_(max=rows.history.shape[1] - 1)
         codes = rows.history.gather(1, at[..., None].expand(-1, -1, rows.history.shape[2])).long()
         n_frames = torch.tensor([*new, *spare], device=begins.device)
-        sound = self._decoder.step(codes, first_rows(self._state, rows.n_rows), n_frames)
+        try:
+            sound = self._decoder.step(codes, some_rows(self._state, 0, rows.n_rows), n_frames)
+        except Exception:  # noqa: BLE001 - of one row, or of the device: each row shows which
+            return [self._decoded_apart(row, n, new[row]) for row, n in enumerate(before)], codes[..., 0].tolist()
         sound = sound.masked_fill(~rows.is_finite()[:, None], torch.nan)
         return list(sound.float().cpu().numpy()), codes[..., 0].tolist()
 
+    def _decoded_apart(self, row: int, n_before: int, n_new: int) -> Samples | Exception:
+        """The sound of the new frames of one row, whose state is made again: it may have gone on when all failed."""
+        turn, state = self._active[row], some_rows(self._state, row, row + 1)
+        codes = self._rows.history[row : row + 1, : n_before + n_new].long()
+        try:
+            if turn.primed is None:
+                self._state.clear(row)
+            else:
+                self._state.put(row, turn.primed)
+            for piece in codes[:, :n_before].split(BURSTS[-1], dim=1) if n_before else ():
+                self._decoder.step(piece, state)
+            sound = self._decoder.step(codes[:, n_before:], state) if n_new else codes.new_zeros((1, 0))
+        except Exception as error:  # noqa: BLE001 - of this utterance
+            return error
+        if not bool(self._rows.is_finite()[row]):
+            return NotFiniteError()
+        made: Samples = sound[0].float().cpu().numpy()
+        return made
 
-def first_rows(state: DecoderState, n_rows: int) -> DecoderState:
-    """The first rows of a state, in the same tensors."""
-    window = state.window
-    view = Window(window.n_seen[:n_rows], window.keys[:, :n_rows], window.values[:, :n_rows])
-    return DecoderState(view, [past[:n_rows] for past in state.pasts])
+
+def some_rows(state: DecoderState, first: int, end: int) -> DecoderState:
+    """The rows of a state from one up to another, in the same tensors."""
+    window, rows = state.window, slice(first, end)
+    return DecoderState(
+        Window(window.n_seen[rows], window.keys[:, rows], window.values[:, rows]), [past[rows] for past in state.pasts]
+    )
 
 
 def rows_that_fit(free_bytes: int, *, row_bytes: int, most: int) -> int:

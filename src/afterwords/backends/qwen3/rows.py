@@ -113,6 +113,17 @@ class Rows:
         views["predictor_cache"] = self.predictor_cache[:, :n_rows]
         return type(self)(**views)
 
+    def alone(self, row: int, n_positions: int) -> Self:
+        """One row and its first positions, of the same buffers, as it was before a frame that broke off."""
+        views = {field.name: getattr(self, field.name)[row : row + 1] for field in fields(self)}
+        views["index"] = self.index[:1]
+        views["cache"] = self.cache[:, row : row + 1, :n_positions]
+        views["predictor_cache"] = self.predictor_cache[:, row : row + 1]
+        spoken = self.history[row, : int(self.frames[row]), 0].long()
+        self.seen[row] = False
+        self.seen[row, spoken] = True
+        return type(self)(**views)
+
     @torch.inference_mode()
     def begin(self, row: int, *, n_columns: int, trailing: Tensor, pad: int, limit: int, sampling: Sampling) -> None:
         """Set a row to the state after its prefill, all but `hidden`, `logits` and the cache.
