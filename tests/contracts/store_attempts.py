@@ -181,7 +181,9 @@ class AttemptClaims:
         for attempt in range(1, 6):
             assert await world.store.give_back(job.job_id, attempt)
             assert not await world.store.give_back(job.job_id, attempt)
-            assert await world.claim() is not None
+            claim = await world.claim()
+            assert claim is not None
+            assert claim.job.returned == attempt, "by which its worker knows that it was never lost"
         world.clock.pass_s(16)
 
         reaped = await world.store.reap(max_attempts=2)

@@ -173,6 +173,7 @@ class StoredJob:
 
     Attributes:
         attempt: how often it was claimed; 0 while it never was.
+        returned: how many of its attempts were given back unspoken, by servers that stopped.
         lease_expires: by the steady clock; None while nobody works on it.
         error: an error code of the API, if it failed.
     """
@@ -198,6 +199,7 @@ class StoredJob:
     created_at: datetime
     completed_at: datetime | None
     text: str | None = field(default=None, repr=False)
+    returned: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class Attempt:
     @property
     def is_alone(self) -> bool:
         """What was tried before may have killed its process: from now on nobody is beside it."""
-        return self.claim.job.attempt > 1
+        return self.claim.job.attempt - self.claim.job.returned > 1
 
     def begin(self) -> asyncio.Task[None]:
         """Begin; the task ends when the attempt has, and raises nothing."""
