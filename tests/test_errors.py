@@ -105,6 +105,7 @@ EXAMPLES: list[AfterwordsError] = [
     errors.TooManyConcurrentRequestsError(limit=100),
     errors.QueueFullError(limit=1_000),
     errors.QuotaExceededError(limit=1_000, used=990, asked=11, retry_after_s=86_400),
+    errors.StorageQuotaExceededError(stored_bytes=10**9, quota_bytes=10**9),
     errors.JobNotFoundError(),
     errors.JobNotReadyError("pending"),
     errors.KeyNotFoundError(),

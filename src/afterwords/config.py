@@ -57,6 +57,7 @@ SETTINGS: Final = frozenset(
         "serve_library",
         "stall_s",
         "start_allowance_s",
+        "storage_per_account_mb",
         "storage_url",
         "sweep_grace_s",
         "sweep_interval_s",

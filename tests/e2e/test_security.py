@@ -337,6 +337,26 @@ def test_requests_beyond_the_rate_are_told_when_to_come_back(tmp_path: Path) -> 
         assert limits == ["5", "0", answer.headers["retry-after"]]
 
 
+def test_an_account_stores_no_more_than_its_quota(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path / "home", {"AFTERWORDS_STORAGE_PER_ACCOUNT_MB": "1"}) as served,
+        served.client() as client,
+        served.client(served.new_key()) as other,
+    ):
+        voice_id = register(client, wav=WAV)
+        job = final(client, speak(client, voice_id, "Far too long a text to be kept. " * 60))
+        assert (job["status"], job["error"]) == ("failed", "storage_quota_exceeded")
+        blobs = served.home / "server" / "blobs"
+        until(lambda: [path.name for path in blobs.rglob("*.wav")] == ["ref.wav"], what="the end of what was written")
+        form = {"files": {"ref_audio": ("me.wav", WAV, "audio/wav")}, "data": {"name": "me"}}
+        until(lambda: client.post("/v1/voices", **form).status_code == 507, what="the quota")  # type: ignore[arg-type]
+        refused = client.post("/v1/voices", **form)  # type: ignore[arg-type]
+        assert refused.json()["error"]["code"] == "storage_quota_exceeded"
+        register(other, wav=WAV)
+        client.delete(f"/v1/voices/{voice_id}")
+        register(client, wav=WAV)
+
+
 def test_guesses_of_the_admin_secret_are_slowed_and_good_keys_pass(tmp_path: Path) -> None:
     proxied = {"AFTERWORDS_PUBLIC_URL": "https://voice.example", "AFTERWORDS_AUTH_FAILURE_LIMIT": "10"}
     with serving(tmp_path / "home", {**proxied, "AFTERWORDS_WORKERS": "0"}) as served:

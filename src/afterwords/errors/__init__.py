@@ -41,6 +41,7 @@ the person. No message repeats text, a transcript or a key.
     │   ├── LimitError
     │   │   ├── RateLimitedError · TooManyConcurrentRequestsError · QueueFullError · QuotaExceededError
     │   │   └── TooManyAuthFailuresError
+    │   ├── StorageQuotaExceededError
     │   ├── RouteNotFoundError · MethodNotAllowedError · JobNotFoundError · JobNotReadyError · KeyNotFoundError
     │   ├── ConflictError
     │   │   ├── AmbiguousVoiceNameError · HomeVoiceError
@@ -201,6 +202,7 @@ from afterwords.errors.service import (
     ServiceError,
     ServiceUnavailableError,
     StaleAttemptError,
+    StorageQuotaExceededError,
     StorageUnavailableError,
     TooManyAuthFailuresError,
     TooManyConcurrentRequestsError,
@@ -312,6 +314,7 @@ __all__ = [
     "SpeechReadError",
     "StaleAttemptError",
     "StorageFullError",
+    "StorageQuotaExceededError",
     "StorageUnavailableError",
     "StrangeAnswerError",
     "SynthesisError",

@@ -268,6 +268,20 @@ class QuotaExceededError(LimitError):
         )
 
 
+class StorageQuotaExceededError(ServiceError):
+    """The account has stored as much as it may; only less of it helps, not time."""
+
+    code = "storage_quota_exceeded"
+    http_status = 507
+    exit_code = 6
+
+    def __init__(self, *, stored_bytes: int, quota_bytes: int) -> None:
+        super().__init__(
+            f"The account may store {quota_bytes / 1e6:,.0f} MB and has {stored_bytes / 1e6:,.1f} MB.",
+            hint="delete a voice with its audio and cache, or have AFTERWORDS_STORAGE_PER_ACCOUNT_MB raised.",
+        )
+
+
 # -- what is there -------------------------------------------------------------------------------------------
 
 

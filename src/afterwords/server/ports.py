@@ -378,6 +378,7 @@ class Store(Protocol):
 
         Raises:
             IdempotencyConflictError: the key came before with another body.
+            StorageQuotaExceededError: the account would have stored too much.
         """
         ...
 
@@ -438,6 +439,7 @@ class Store(Protocol):
         Raises:
             VoiceNotFoundError: the voice is gone.
             QuotaExceededError, TooManyConcurrentRequestsError, QueueFullError: a limit is reached.
+            StorageQuotaExceededError: the account has stored as much as it may.
             IdempotencyConflictError: the key came before with another body.
         """
         ...
@@ -479,6 +481,9 @@ class Store(Protocol):
 
         Ready: the audio is named, and the cache gets its entry. Failed: the charge is given back. Either: the text is
         removed, a webhook becomes due. None stands for the current attempt. A lease that is over makes it STALE.
+
+        Raises:
+            StorageQuotaExceededError: with this audio the account would have stored too much; nothing is changed.
         """
         ...
 

@@ -73,6 +73,11 @@ class Settings(BaseSettings):
     )
     max_requests_per_key: int = Field(default=256, ge=1, description="Requests of one key that may be under way.")
     processes: int = Field(default=1, ge=1, description="Server processes that share these rates.")
+    storage_per_account_mb: int = Field(
+        default=10_000,
+        ge=0,
+        description="Recordings, job audio and cache of one account, in 10^6 bytes; 0: any amount.",
+    )
     max_pending_jobs: int = Field(default=1000, ge=1, description="Jobs that may wait.")
     max_pending_jobs_per_account: int = Field(default=200, ge=1, description="Jobs of one account that may wait.")
     body_timeout_s: Seconds = Field(default=15, gt=0, description="A body that stays away for longer is refused.")

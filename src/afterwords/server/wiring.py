@@ -82,7 +82,10 @@ class House:
 def open_store(settings: Settings) -> SqlStore:
     """The rows of a server; not yet connected."""
     return SqlStore(
-        settings.database_url or settings.folder / "afterwords.db", clock=SystemClock(), folder=settings.folder
+        settings.database_url or settings.folder / "afterwords.db",
+        clock=SystemClock(),
+        folder=settings.folder,
+        storage_quota_bytes=settings.storage_per_account_mb * 10**6 or None,
     )
 
 

@@ -64,7 +64,9 @@ async def test_schema_is_what_the_migrations_make(folder: Path) -> None:
         found = ddl(migrated.connection.dbapi_connection)
 
     found.pop("alembic_version")
-    assert found == wanted
+    triggers = {name for name, words in found.items() if any(word.startswith("CREATE TRIGGER") for word in words)}
+    assert triggers == {f"stored_bytes_{number}" for number in range(1, 9)}  # they stand in their migration alone
+    assert {name: words for name, words in found.items() if name not in triggers} == wanted
 
 
 def ddl(connection: object) -> dict[str, frozenset[str]]:

@@ -119,7 +119,7 @@ COMMON: Final = errors(
     _429="rate_limited, too_many_concurrent_requests",
     _500="internal_error",
     _503="database_unavailable, storage_unavailable, service_unavailable, not_opened",
-    _507="storage_full",
+    _507="storage_full, storage_quota_exceeded",
 )
 """What any route may answer."""
 

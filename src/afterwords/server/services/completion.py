@@ -16,6 +16,7 @@ from afterwords.errors import (
     RecordingError,
     RunawayAudioError,
     StaleAttemptError,
+    StorageQuotaExceededError,
     VoiceDeletedError,
 )
 from afterwords.provenance import mark_tags
@@ -97,6 +98,9 @@ class Completion:
         )
         try:
             await self._finish(job, outcome)
+        except StorageQuotaExceededError as error:  # the worker did well: to it, the result was taken
+            await self._finish(job, Outcome(error=error.code))
+            await self._drop(job, path)
         except (StaleAttemptError, VoiceDeletedError):
             await self._drop(job, path)
             raise

@@ -138,7 +138,14 @@ def heartbeat(connection: Connection, job_id: str, attempt: int, *, lease_s: flo
 
 
 def finish(
-    connection: Connection, job_id: str, attempt: int | None, outcome: Outcome, *, now: datetime, steady: float
+    connection: Connection,
+    job_id: str,
+    attempt: int | None,
+    outcome: Outcome,
+    *,
+    quota_bytes: int | None = None,
+    now: datetime,
+    steady: float,
 ) -> Finished:
     facts = {"which": job_id, "number": attempt, "steady": steady}
     if outcome.audio_key is None:
@@ -151,6 +158,8 @@ def finish(
             "took_ms": outcome.synth_ms,
         }
         done = end(connection, _READY, facts | audio, now=now, steady=steady)
+        if done and (ended := get(connection, job_id)):
+            voices.check_quota(connection, ended.account_id, quota_bytes=quota_bytes)
     if done:
         return Finished.DONE
     job = get(connection, job_id)

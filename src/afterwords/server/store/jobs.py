@@ -12,6 +12,7 @@ from sqlalchemy import Connection, bindparam, func, insert, literal, select, upd
 from afterwords.errors import (
     QueueFullError,
     QuotaExceededError,
+    StorageQuotaExceededError,
     TooManyConcurrentRequestsError,
     VoiceNotFoundError,
 )
@@ -19,7 +20,7 @@ from afterwords.models import JobStatus
 from afterwords.server.ports import Idempotency, Limits, NewJob, StoredJob, Submitted
 from afterwords.server.store import endings, periods, repeats
 from afterwords.server.store.periods import period_of, seconds_left
-from afterwords.server.store.schema import IS_PENDING, jobs, usage, voices
+from afterwords.server.store.schema import IS_PENDING, accounts, jobs, usage, voices
 from afterwords.server.store.sqlite import Lookup, Put
 
 _NAMES = [field.name for field in fields(StoredJob)]
@@ -45,19 +46,26 @@ _STANDING = Lookup(
         .where(jobs.c.account_id == bindparam("account_id"), IS_PENDING)
         .scalar_subquery(),
         select(func.count()).select_from(jobs).where(IS_PENDING).scalar_subquery(),
+        select(accounts.c.stored_bytes).where(accounts.c.account_id == bindparam("account_id")).scalar_subquery(),
     )
 )
-"""Everything that decides whether a job is accepted: the voice, a twin under way, what is spent, what waits."""
+"""Everything that decides whether a job is accepted: the voice, a twin under way; what is spent, waits, is stored."""
 
 
 def submit(
-    connection: Connection, job: NewJob, *, limits: Limits, asked: Idempotency | None, now: datetime
+    connection: Connection,
+    job: NewJob,
+    *,
+    limits: Limits,
+    asked: Idempotency | None,
+    quota_bytes: int | None = None,
+    now: datetime,
 ) -> Submitted:
     before = repeats.find(connection, asked) if asked else None
     if before and before.job_id and (made := get(connection, before.job_id)):
         return Submitted(made, is_new=False)
     period = period_of(now)
-    twin = _twin(connection, job, limits, period=period, now=now)
+    twin = _twin(connection, job, limits, quota_bytes=quota_bytes, period=period, now=now)
     if twin is None:
         _keep(connection, job, period=period, now=now)
     if asked and before:
@@ -67,7 +75,9 @@ def submit(
     return Submitted(twin, is_new=False) if twin else Submitted(_accepted(job, now), is_new=True)
 
 
-def _twin(connection: Connection, job: NewJob, limits: Limits, *, period: str, now: datetime) -> StoredJob | None:
+def _twin(
+    connection: Connection, job: NewJob, limits: Limits, *, quota_bytes: int | None, period: str, now: datetime
+) -> StoredJob | None:
     """The pending job that is the same; where there is none, see that no limit is reached."""
     facts = {
         "voice_id": job.voice_id,
@@ -76,7 +86,7 @@ def _twin(connection: Connection, job: NewJob, limits: Limits, *, period: str, n
         "spending_id": job.spending_id,
         "period": period,
     }
-    has_voice, twin, used, n_own, n_all = _STANDING(connection, **facts) or [None] * 5
+    has_voice, twin, used, n_own, n_all, stored_bytes = _STANDING(connection, **facts) or [None] * 6
     if not has_voice:
         raise VoiceNotFoundError
     if twin is not None:
@@ -84,6 +94,8 @@ def _twin(connection: Connection, job: NewJob, limits: Limits, *, period: str, n
     limit, used = job.character_limit, used or 0
     if limit is not None and used + job.char_count > limit:
         raise QuotaExceededError(limit=limit, used=used, asked=job.char_count, retry_after_s=seconds_left(now))
+    if quota_bytes is not None and stored_bytes >= quota_bytes:
+        raise StorageQuotaExceededError(stored_bytes=stored_bytes, quota_bytes=quota_bytes)
     if n_own >= limits.pending_per_account:
         raise TooManyConcurrentRequestsError(limit=limits.pending_per_account)
     if n_all >= limits.pending:

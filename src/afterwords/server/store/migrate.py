@@ -18,7 +18,7 @@ from afterwords.errors import DatabaseUnavailableError, NewerDatabaseError
 from afterwords.server.store.columns import PAGE_BYTES
 from afterwords.server.store.sqlite import Identity, connect, engine_for, raw
 
-HEAD: Final = "0005"
+HEAD: Final = "0006"
 """The schema that this version reads and writes."""
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 LOCK_TIMEOUT_S: Final = 60

@@ -51,6 +51,7 @@ accounts: Final = Table(
     Column("account_id", ID, primary_key=True),
     Column("created_at", UtcTime, nullable=False),
     Column("turn", BigInteger, nullable=False, server_default="0", index=True),  # counts up with every claim of a job
+    Column("stored_bytes", BigInteger, nullable=False, server_default="0"),  # triggers keep it, see migration 0006
 )
 
 keys: Final = Table(

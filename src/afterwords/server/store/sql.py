@@ -47,13 +47,15 @@ class SqlStore:
         url: `sqlite:///name.db`, within the folder unless the name is absolute; a path is taken as it is.
         clock: the time.
         folder: the server's own.
+        storage_quota_bytes: what each account may store; None: any amount.
 
     Raises:
         InvalidOptionError: the URL is none, or not of a SQLite file.
     """
 
-    def __init__(self, url: str | Path, *, clock: Clock, folder: Path) -> None:
+    def __init__(self, url: str | Path, *, clock: Clock, folder: Path, storage_quota_bytes: int | None = None) -> None:
         self._clock = clock
+        self._quota_bytes = storage_quota_bytes
         self._database = Database(folder / (url if isinstance(url, Path) else _file_name(url)))
         self._presence = Presence(self._database.path)
 
@@ -140,7 +142,9 @@ class SqlStore:
     # -- voices and what is cached of them -------------------------------------------------------------------
 
     async def add_voice(self, voice: StoredVoice, *, idempotency: Idempotency | None = None) -> StoredVoice:
-        return await self._database.write(partial(voices.add, voice=voice, asked=idempotency, now=self._clock.now()))
+        return await self._database.write(
+            partial(voices.add, voice=voice, asked=idempotency, quota_bytes=self._quota_bytes, now=self._clock.now())
+        )
 
     async def replayed_voice(self, idempotency: Idempotency) -> StoredVoice | None:
         return await self._database.read(partial(voices.replayed, asked=idempotency))
@@ -191,7 +195,14 @@ class SqlStore:
 
     async def submit(self, job: NewJob, *, limits: Limits, idempotency: Idempotency | None = None) -> Submitted:
         return await self._database.write(
-            partial(jobs.submit, job=job, limits=limits, asked=idempotency, now=self._clock.now())
+            partial(
+                jobs.submit,
+                job=job,
+                limits=limits,
+                asked=idempotency,
+                quota_bytes=self._quota_bytes,
+                now=self._clock.now(),
+            )
         )
 
     async def replayed_job(self, idempotency: Idempotency) -> str | None:
@@ -246,7 +257,15 @@ class SqlStore:
     async def finish(self, job_id: str, attempt: int | None, outcome: Outcome) -> Finished:
         now, steady = self._clock.now(), self._clock.steady()
         return await self._database.write(
-            partial(attempts.finish, job_id=job_id, attempt=attempt, outcome=outcome, now=now, steady=steady)
+            partial(
+                attempts.finish,
+                job_id=job_id,
+                attempt=attempt,
+                outcome=outcome,
+                quota_bytes=self._quota_bytes,
+                now=now,
+                steady=steady,
+            )
         )
 
     async def give_back(self, job_id: str, attempt: int) -> bool:

@@ -10,10 +10,11 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, union_all, update
 
 from afterwords.cachekey import job_path
+from afterwords.errors import StorageQuotaExceededError
 from afterwords.models import new_id
 from afterwords.server.ports import CacheEntry, Idempotency, StoredVoice, VoiceChanges
 from afterwords.server.store import periods, repeats
-from afterwords.server.store.schema import IS_PENDING, cache, jobs, tombstones, voices
+from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, tombstones, voices
 from afterwords.server.store.sqlite import Lookup
 
 _NAMES = [field.name for field in fields(StoredVoice)]
@@ -34,6 +35,7 @@ _TAKEN = union_all(
     select(tombstones.c.voice_id).where(tombstones.c.voice_id == bindparam("voice_id")),
 )
 _KEEP = insert(voices).inline()
+_STORED = select(accounts.c.stored_bytes).where(accounts.c.account_id == bindparam("account_id"))
 _CACHED = Lookup(
     select(*[cache.c[field.name] for field in fields(CacheEntry)]).where(
         cache.c.voice_id == bindparam("voice_id"), cache.c.cache_key == bindparam("cache_key")
@@ -41,7 +43,14 @@ _CACHED = Lookup(
 )
 
 
-def add(connection: Connection, voice: StoredVoice, *, asked: Idempotency | None = None, now: datetime) -> StoredVoice:
+def add(
+    connection: Connection,
+    voice: StoredVoice,
+    *,
+    asked: Idempotency | None = None,
+    quota_bytes: int | None = None,
+    now: datetime,
+) -> StoredVoice:
     if asked and (before := replayed(connection, asked)):
         return before
     if voice.home_id is not None:
@@ -50,9 +59,24 @@ def add(connection: Connection, voice: StoredVoice, *, asked: Idempotency | None
         if connection.execute(_TAKEN, {"voice_id": voice.voice_id}).first():
             voice = replace(voice, voice_id=new_id())
     connection.execute(_KEEP, {name: getattr(voice, name) for name in _NAMES} | {"metadata": dict(voice.metadata)})
+    if voice.home_id is None:  # what is at home is not stored a second time
+        check_quota(connection, voice.account_id, quota_bytes=quota_bytes)
     if asked:
         repeats.keep(connection, asked, now=now, voice_id=voice.voice_id)
     return voice
+
+
+def check_quota(connection: Connection, account_id: str, *, quota_bytes: int | None) -> None:
+    """See that an account has not stored too much, with what this transaction adds.
+
+    Raises:
+        StorageQuotaExceededError: it has, and the transaction shall be undone.
+    """
+    if quota_bytes is None:
+        return
+    stored_bytes = connection.execute(_STORED, {"account_id": account_id}).scalar_one()
+    if stored_bytes > quota_bytes:
+        raise StorageQuotaExceededError(stored_bytes=stored_bytes, quota_bytes=quota_bytes)
 
 
 def replayed(connection: Connection, asked: Idempotency) -> StoredVoice | None:

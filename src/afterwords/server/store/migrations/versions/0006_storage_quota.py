@@ -1,0 +1,52 @@
+"""How much each account has stored, kept by triggers: exact whoever writes, and undone with what is rolled back.
+
+SQLite fires triggers for what a foreign key deletes as well. When a voice is deleted, its row is gone before those of
+its cache are, so the trigger of the voice subtracts them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+from alembic import op
+
+revision: Final = "0006"
+down_revision: Final = "0005"
+
+REFERENCE: Final = "2 * CAST(round({0}.ref_duration_s * {0}.ref_sample_rate) AS INTEGER)"  # mono, 16-bit
+ADD: Final = "UPDATE accounts SET stored_bytes = stored_bytes + ({what}) WHERE account_id = {whose}"
+OWNER: Final = "(SELECT account_id FROM voices WHERE voice_id = {0}.voice_id)"
+CACHED: Final = "coalesce((SELECT sum(size_bytes) FROM cache WHERE voice_id = OLD.voice_id), 0)"
+TRIGGERS: Final = {
+    "AFTER INSERT ON voices": (REFERENCE.format("NEW"), "NEW.account_id"),
+    "AFTER UPDATE OF ref_duration_s, ref_sample_rate ON voices": (
+        f"{REFERENCE.format('NEW')} - {REFERENCE.format('OLD')}",
+        "NEW.account_id",
+    ),
+    "BEFORE DELETE ON voices": (f"-{REFERENCE.format('OLD')} - {CACHED}", "OLD.account_id"),
+    "AFTER UPDATE OF audio_bytes ON jobs": (
+        "coalesce(NEW.audio_bytes, 0) - coalesce(OLD.audio_bytes, 0)",
+        "NEW.account_id",
+    ),
+    "AFTER DELETE ON jobs": ("-coalesce(OLD.audio_bytes, 0)", "OLD.account_id"),
+    "AFTER INSERT ON cache": ("NEW.size_bytes", OWNER.format("NEW")),
+    "AFTER UPDATE OF size_bytes ON cache": ("NEW.size_bytes - OLD.size_bytes", OWNER.format("NEW")),
+    "AFTER DELETE ON cache": ("-OLD.size_bytes", OWNER.format("OLD")),
+}
+
+
+def upgrade() -> None:
+    op.add_column("accounts", sa.Column("stored_bytes", sa.BigInteger, nullable=False, server_default="0"))
+    op.execute(
+        f"""
+        UPDATE accounts SET stored_bytes =
+            coalesce((SELECT sum({REFERENCE.format("voices")}) FROM voices
+                WHERE voices.account_id = accounts.account_id), 0)
+            + coalesce((SELECT sum(audio_bytes) FROM jobs WHERE jobs.account_id = accounts.account_id), 0)
+            + coalesce((SELECT sum(size_bytes) FROM cache JOIN voices USING (voice_id)
+                WHERE voices.account_id = accounts.account_id), 0)
+        """
+    )
+    for number, (event, (what, whose)) in enumerate(TRIGGERS.items(), start=1):
+        op.execute(f"CREATE TRIGGER stored_bytes_{number} {event} BEGIN {ADD.format(what=what, whose=whose)}; END")

@@ -1,0 +1,123 @@
+"""What an account has stored is counted exactly, and no account stores more than it may."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from afterwords.errors import StorageQuotaExceededError
+from afterwords.server.ports import Caller, Finished, Outcome, StoredJob, VoiceChanges
+from afterwords.server.store import SqlStore
+from tests.contracts.store_world import MANY, SetClock, World, digest
+from tests.server.store.other import NAME
+
+pytestmark = pytest.mark.anyio
+
+REFERENCE_BYTES = round(12.5 * 24_000) * 2
+AUDIO_BYTES = 100_000
+QUOTA_BYTES = 3 * REFERENCE_BYTES
+
+
+@pytest.fixture
+async def world(folder: Path, clock: SetClock) -> AsyncIterator[World]:
+    store = SqlStore(f"sqlite:///{NAME}", clock=clock, folder=folder, storage_quota_bytes=QUOTA_BYTES)
+    await store.open()
+    yield World(store, clock)
+    await store.close()
+
+
+async def finish(world: World, job: StoredJob, size_bytes: int = AUDIO_BYTES) -> Finished:
+    path = f"jobs/{job.job_id}.wav"
+    return await world.store.finish(job.job_id, 1, Outcome(path, digest(path).hex(), size_bytes, 5))
+
+
+def counted(folder: Path) -> dict[str, int]:
+    with closing(sqlite3.connect(folder / NAME)) as database:
+        return dict(database.execute("SELECT account_id, stored_bytes FROM accounts"))
+
+
+async def stored(world: World, folder: Path, caller: Caller) -> int:
+    """What is counted for an account, which is what its rows add up to."""
+    [account] = [found for found in await world.store.accounts() if found.account_id == caller.account_id]
+    assert counted(folder)[caller.account_id] == account.storage_bytes
+    return account.storage_bytes
+
+
+async def test_what_is_stored_is_counted_through_every_change(world: World, folder: Path) -> None:
+    ann, bob = await world.caller("ann"), await world.caller("bob")
+    other = await world.voice(bob)
+    voice = await world.voice(ann)
+    assert await stored(world, folder, ann) == REFERENCE_BYTES
+    first = await world.claimed(caller=ann, voice=voice, cache_key=digest("same").hex(), flight_key=digest("1").hex())
+    second = await world.claimed(caller=ann, voice=voice, cache_key=digest("same").hex(), flight_key=digest("2").hex())
+    assert [await finish(world, first), await finish(world, second, 7)] == [Finished.DONE, Finished.DONE]
+    assert await stored(world, folder, ann) == REFERENCE_BYTES + AUDIO_BYTES + 7 + 7  # the cache has the second
+    await world.store.lost(second.job_id)
+    await stored(world, folder, ann)
+    entry = await world.store.cached(voice.voice_id, digest("same").hex())
+    assert entry
+    await world.store.uncache(entry)
+    await stored(world, folder, ann)
+    third = await world.claimed(caller=ann, voice=voice)
+    await finish(world, third)
+    await world.store.update_voice(voice.voice_id, VoiceChanges(ref_text="another"), account_id=ann.account_id)
+    await stored(world, folder, ann)
+    fourth = await world.claimed(caller=ann, voice=voice)
+    await finish(world, fourth)
+    assert await stored(world, folder, ann) > REFERENCE_BYTES
+    await world.store.delete_voice(voice.voice_id, account_id=ann.account_id)
+    assert await stored(world, folder, ann) == 0
+    assert await stored(world, folder, bob) == REFERENCE_BYTES
+    assert other.account_id == bob.account_id
+
+
+async def test_uploads_at_once_stop_at_the_quota_and_deleting_frees_it(world: World, folder: Path) -> None:
+    ann = await world.caller("ann")
+    made = await asyncio.gather(*[world.voice(ann) for _ in range(10)], return_exceptions=True)
+    voices = [voice for voice in made if not isinstance(voice, BaseException)]
+    refused = [error for error in made if isinstance(error, StorageQuotaExceededError)]
+    assert (len(voices), len(refused)) == (3, 7)
+    assert await stored(world, folder, ann) == QUOTA_BYTES
+    with pytest.raises(StorageQuotaExceededError, match="may store"):
+        await world.store.submit(world.job_of(ann, voices[0]), limits=MANY)
+    await world.voice(await world.caller("bob"))
+
+    await world.store.delete_voice(voices[1].voice_id, account_id=ann.account_id)
+    await world.store.submit(world.job_of(ann, voices[0]), limits=MANY)
+    await world.voice(ann)
+
+
+async def test_audio_beyond_the_quota_changes_nothing(world: World, folder: Path) -> None:
+    ann = await world.caller("ann")
+    job = await world.claimed(caller=ann, webhook_url="https://example.org/")
+    with pytest.raises(StorageQuotaExceededError):
+        await finish(world, job, QUOTA_BYTES)
+    assert await world.seen(job) == job
+    assert await world.store.webhooks_due(limit=9) == []
+    assert await stored(world, folder, ann) == REFERENCE_BYTES
+    assert await world.store.finish(job.job_id, 1, Outcome(error="storage_quota_exceeded")) is Finished.DONE
+
+
+async def test_a_database_from_before_the_quota_is_counted_once(world: World, folder: Path, clock: SetClock) -> None:
+    ann = await world.caller("ann")
+    job = await world.claimed(caller=ann)
+    await finish(world, job)
+    before = await stored(world, folder, ann)
+    await world.store.close()
+    with closing(sqlite3.connect(folder / NAME)) as database:
+        for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            database.execute(f"DROP TRIGGER {name}")
+        database.execute("ALTER TABLE accounts DROP COLUMN stored_bytes")
+        database.execute("UPDATE alembic_version SET version_num = '0005'")
+        database.commit()
+
+    again = SqlStore(f"sqlite:///{NAME}", clock=clock, folder=folder)
+    await again.open()
+    assert counted(folder) == {ann.account_id: before}
+    await again.close()
+    await world.store.open()
