@@ -1,14 +1,17 @@
-"""The command line as a process, and what a person sees of it."""
+"""The command line as a person runs it, and what it writes."""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, chdir
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 COMMAND = [sys.executable, "-W", "error", "-m", "afterwords"]
 
@@ -48,25 +51,68 @@ def run(
     python: str | None = None,
     env: Mapping[str, str] | None = None,
     before: Sequence[str] = (),
+    is_process: bool = False,
 ) -> Done:
     """Run `afterwords`, or some Python that runs it, with pipes for everything.
 
-    No traceback may come out, and nothing that a terminal acts on. `before` is a command that runs it.
+    It runs in this process, which saves a second of start-up. It runs in one of its own if that is asked for, or if
+    Python, the keyring or the shell of the command reads something of its environment at the start. No traceback may
+    come out, and nothing that a terminal acts on. `before` is a command that runs it.
     """
-    command = [sys.executable, "-c", python] if python else COMMAND
-    done = subprocess.run(
-        [*before, *command, *args],
-        input=stdin,
-        capture_output=True,
-        timeout=120,
-        check=False,
-        cwd=cwd,
-        env=environment(env),
-    )
-    err = done.stderr.decode()
+    settings = environment(env)
+    starts = {name: value for name, value in settings.items() if name.startswith(_READ_AT_START)}
+    if is_process or python or before or starts != _STARTED_WITH:
+        command = [sys.executable, "-c", python] if python else COMMAND
+        done = subprocess.run(
+            [*before, *command, *args],
+            input=stdin,
+            capture_output=True,
+            timeout=120,
+            check=False,
+            cwd=cwd,
+            env=settings,
+        )
+        code, stdout, err = done.returncode, done.stdout, done.stderr.decode()
+    else:
+        code, stdout, err = _run_here([str(arg) for arg in args], stdin, cwd, settings)
     assert "Traceback" not in err
     assert "\x1b" not in err
-    return Done(done.returncode, done.stdout, err)
+    return Done(code, stdout, err)
+
+
+_READ_AT_START = ("PYTHON", "_AFTERWORDS", "LD_", "HF_", "XDG_", "HOME")
+_STARTED_WITH = {
+    name: value
+    for name, value in {
+        **environment(),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHON_KEYRING_BACKEND": "keyring.backends.fail.Keyring",
+    }.items()
+    if name.startswith(_READ_AT_START)
+}
+
+
+def _run_here(args: list[str], stdin: bytes, cwd: Path | None, settings: Mapping[str, str]) -> tuple[int, bytes, str]:
+    from afterwords.cli import app
+
+    streams = [io.TextIOWrapper(io.BytesIO(content), "utf-8", write_through=True) for content in (stdin, b"", b"")]
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with ExitStack() as stack:
+        stack.enter_context(patch.dict(os.environ, settings, clear=True))
+        stack.enter_context(patch.object(sys, "argv", ["afterwords", *args]))
+        for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+            stack.enter_context(patch.object(sys, name, stream))
+        if cwd is not None:
+            stack.enter_context(chdir(cwd))
+        try:
+            app.run()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        finally:
+            for number, handler in signals.items():
+                signal.signal(number, handler)
+    _, stdout, stderr = (stream.detach().getvalue() for stream in streams)  # type: ignore[attr-defined]
+    return code, stdout, stderr.decode()
 
 
 def files_in(folder: Path) -> list[str]:
