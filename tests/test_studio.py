@@ -275,6 +275,21 @@ def test_voice_is_renamed_made_the_default_and_removed() -> None:
         aw.remove(voice)
 
 
+def test_voice_goes_through_a_file(tmp_path: Path) -> None:
+    voice = clone()
+    path = aw.export_voice("me", tmp_path / "me.voice")
+    assert path.stat().st_mode & 0o777 == 0o600
+    aw.remove(voice)
+    assert aw.import_voice(path) == voice
+    with path.open("rb") as file:
+        assert aw.import_voice(file) == voice
+    other = aw.clone(READER.read_bytes() + b"more", name="you", consent="self")
+    aw.remove(voice)
+    with pytest.raises(VoiceExistsError):
+        aw.import_voice(path.read_bytes(), name=other.name)
+    assert aw.import_voice(str(path), name=other.name, replace=True).voice_id == voice.voice_id
+
+
 def test_recording_is_graded_with_reasons_and_not_kept() -> None:
     report = aw.inspect(READER.read_bytes())
     assert report.grade in "AB"

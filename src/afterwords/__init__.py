@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from afterwords.errors import AfterwordsError
     from afterwords.models import Job, Voice
     from afterwords.provenance import verify
-    from afterwords.studio import clone, default_voice, inspect, remove, rename, say, stream, voices
+    from afterwords.studio import (
+        clone,
+        default_voice,
+        export_voice,
+        import_voice,
+        inspect,
+        remove,
+        rename,
+        say,
+        stream,
+        voices,
+    )
     from afterwords.travel import pull, push, sync
 
 _HOMES = {
@@ -32,6 +43,8 @@ _HOMES = {
     "Voice": "afterwords.models",
     "clone": "afterwords.studio",
     "default_voice": "afterwords.studio",
+    "export_voice": "afterwords.studio",
+    "import_voice": "afterwords.studio",
     "inspect": "afterwords.studio",
     "pull": "afterwords.travel",
     "push": "afterwords.travel",
@@ -54,6 +67,8 @@ __all__ = [
     "clone",
     "default_voice",
     "errors",
+    "export_voice",
+    "import_voice",
     "inspect",
     "pull",
     "push",

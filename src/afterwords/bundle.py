@@ -13,11 +13,13 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Final, Literal
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal
 from zlib import crc32
 
 from pydantic import Field
 
+from afterwords.disk import read_pieces
 from afterwords.errors import InvalidBundleError, InvalidInputError, RecordingError
 from afterwords.models import Model, Sha256, Voice, is_id
 from afterwords.provenance import verify_seal
@@ -171,6 +173,22 @@ def _archive(members: Mapping[str, bytes]) -> Iterator[bytes]:
 
 
 # -- unpacking -----------------------------------------------------------------------------------------------
+
+
+def read_bundle(source: Path | BinaryIO) -> bytes:
+    """Read a bundle up to the size that it may have, and one byte more, by which `unpack` refuses it.
+
+    Raises:
+        UnreadableFileError: the file can't be read.
+    """
+    if not isinstance(source, Path):
+        return source.read(BUNDLE_MAX_BYTES + 1)
+    data = bytearray()
+    for piece in read_pieces(source):
+        data += piece
+        if len(data) > BUNDLE_MAX_BYTES:
+            break
+    return bytes(data)
 
 
 def unpack(data: bytes) -> tuple[Voice, bytes]:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from afterwords.audio import Audio, decode
 from afterwords.backends import registry
 from afterwords.backends.base import Engine, Progress, Reference, ignore_progress, unspoken
+from afterwords.bundle import Bundle, pack, read_bundle, unpack_all
 from afterwords.config import Config, load_config
+from afterwords.destination import write_whole
 from afterwords.disk import read_stream
 from afterwords.errors import (
     AfterwordsError,
@@ -45,7 +47,7 @@ from afterwords.models import (
     Voice,
     now,
 )
-from afterwords.prompts import kept_prompt, known_prompt, prompt_key
+from afterwords.prompts import keep_prompts, kept_prompt, known_prompt, prompt_key, prompts_of
 from afterwords.provenance import mark_tags, seal
 from afterwords.reference import Finding, Prepared, Report, examine, prepare
 from afterwords.reference.preparation import SURPLUS_MAX
@@ -138,6 +140,76 @@ def inspect(
     for doubt in (*audio.notices, *doubts_about(heard, lang=lang, text=text)):
         warnings.warn(doubt, RecordingWarning, stacklevel=2)
     return examine(audio, transcript=text, words=heard.words if heard else None)
+
+
+def export_voice(voice: Voice | str, path: Path | str) -> Path:
+    """Write a voice of the library to one file that `import_voice` reads on any machine, and return its path.
+
+    Its owner alone can read the file: anybody who has it can clone the speaker.
+
+    Raises:
+        VoiceNotFoundError: there is no such voice.
+        UnwritableOutputError, StorageFullError: the file can't be written.
+    """
+    _, data = pack_voice(_id_or_name(voice))
+    write_whole(Path(path), data, is_private=True)
+    return Path(path)
+
+
+def import_voice(file: Path | str | bytes | BinaryIO, *, name: str | None = None, replace: bool = False) -> Voice:
+    """Add the voice of a file that `export_voice` wrote to the library, and return it.
+
+    Args:
+        file: the file, its bytes, or an open binary file.
+        name: name of the voice; None keeps its own.
+        replace: replace the voice of that name.
+
+    Raises:
+        InvalidBundleError: it is not such a file, or a byte of it was changed.
+        VoiceExistsError: the name is taken and `replace` is not set.
+    """
+    bundle = unpack_all(file if isinstance(file, bytes) else read_bundle(Path(file) if isinstance(file, str) else file))
+    voice = bundle.voice if name is None else bundle.voice.model_copy(update={"name": check_name(name)})
+    return keep_bundle(voice, bundle, may_replace=lambda _: replace)[0]
+
+
+def pack_voice(name_or_id: str) -> tuple[Voice, bytes]:
+    """Return a voice of the library, and the bytes of its file.
+
+    Raises:
+        VoiceNotFoundError: there is no such voice.
+    """
+    shelf = library()
+    voice = shelf.get(name_or_id)
+    return voice, pack(voice, shelf.reference(voice), prompts_of(shelf, voice))
+
+
+def keep_bundle(voice: Voice, bundle: Bundle, *, may_replace: Callable[[Voice], bool]) -> tuple[Voice, list[str]]:
+    """Add the voice of a file to the library; returns it, and notices on prepared parts that were left out.
+
+    Args:
+        voice: the voice of the file, perhaps under another name.
+        may_replace: asked whether this voice, which has the name, may be replaced.
+
+    Raises:
+        VoiceExistsError: it may not.
+    """
+    shelf = library()
+    taken = [other for other in shelf.list() if other.name == voice.name or other.voice_id == voice.voice_id]
+    if voice in taken:
+        return voice, []
+    if len(taken) > 1:
+        error = VoiceExistsError(voice.name)
+        error.hint = "the voice in the file is here under another name; rename or remove one of the two first."
+        raise error
+    if taken and not may_replace(taken[0]):
+        raise VoiceExistsError(voice.name, where="`replace`")
+    # The file carries no original recording: it is kept where this very voice has been here all along.
+    same = [other for other in taken if (other.voice_id, other.provenance) == (voice.voice_id, voice.provenance)]
+    original = shelf.original_path(same[0]) if same else None
+    suffix = original.suffix if original else ""
+    kept = shelf.save(voice, reference_wav=bundle.wav, original=original, original_suffix=suffix, replace=bool(taken))
+    return kept, keep_prompts(shelf, kept, bundle)
 
 
 # -- clone ----------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def _run_here(args: list[str], stdin: bytes, cwd: Path | None, settings: Mapping
         finally:
             for number, handler in signals.items():
                 signal.signal(number, handler)
-    _, stdout, stderr = (stream.detach().getvalue() for stream in streams)  # type: ignore[attr-defined]
+    _, stdout, stderr = (stream.detach().getvalue() for stream in streams)
     return code, stdout, stderr.decode()
 
 

@@ -19,7 +19,6 @@ from afterwords.cli.say import complete_voice
 if TYPE_CHECKING:
     from afterwords.bundle import Bundle
     from afterwords.client import Client
-    from afterwords.library import Library
     from afterwords.models import Voice
 
 ENDING: Final = ".afterwords"
@@ -61,13 +60,9 @@ def export(
 
 
 def _packed_here(name: str) -> tuple[Voice, bytes]:
-    from afterwords.bundle import pack
-    from afterwords.prompts import prompts_of
-    from afterwords.studio import library
+    from afterwords.studio import pack_voice
 
-    shelf = library()
-    voice = shelf.get(name)
-    return voice, pack(voice, shelf.reference(voice), prompts_of(shelf, voice))
+    return pack_voice(name)
 
 
 def _packed_there(name: str, profile: str | None) -> tuple[Voice, bytes]:
@@ -117,56 +112,25 @@ def import_(
 
 
 def _read(file: str) -> bytes:
-    """A file up to the length that a voice can have, and a byte more, which tells that it is none."""
-    from afterwords.bundle import BUNDLE_MAX_BYTES
-    from afterwords.disk import read_pieces
+    from afterwords.bundle import read_bundle
 
-    if file == "-":
-        if sys.stdin is None or sys.stdin.isatty():
-            raise output.UsageError("Nothing is piped in.", hint="pipe a file in, or name one.")
-        return sys.stdin.buffer.read(BUNDLE_MAX_BYTES + 1)
-    data = bytearray()
-    for piece in read_pieces(Path(file)):
-        data += piece
-        if len(data) > BUNDLE_MAX_BYTES:
-            break
-    return bytes(data)
+    if file != "-":
+        return read_bundle(Path(file))
+    if sys.stdin is None or sys.stdin.isatty():
+        raise output.UsageError("Nothing is piped in.", hint="pipe a file in, or name one.")
+    return read_bundle(sys.stdin.buffer)
 
 
 def _kept_here(voice: Voice, bundle: Bundle, *, replace: bool) -> Voice:
-    from afterwords.errors import VoiceExistsError
-    from afterwords.prompts import keep_prompts
-    from afterwords.studio import library
+    from afterwords.studio import keep_bundle
 
-    shelf = library()
-    taken = [other for other in shelf.list() if other.name == voice.name or other.voice_id == voice.voice_id]
-    if voice in taken:
-        return voice
-    if len(taken) > 1:
-        error = VoiceExistsError(voice.name)
-        error.hint = "the voice in the file is here under another name; rename or remove one of the two first."
-        raise error
-    if taken and not replace:
-        replace = _may_replace(voice, taken[0], where="here")
-    original = _original(shelf, voice, taken)
-    kept = shelf.save(
-        voice,
-        reference_wav=bundle.wav,
-        original=original,
-        original_suffix=original.suffix if original else "",
-        replace=replace,
-    )
-    for notice in keep_prompts(shelf, kept, bundle):
+    def may_replace(other: Voice) -> bool:
+        return replace or _may_replace(voice, other, where="here")
+
+    kept, notices = keep_bundle(voice, bundle, may_replace=may_replace)
+    for notice in notices:
         output.note(f"  {output.shown(notice)}")
     return kept
-
-
-def _original(shelf: Library, voice: Voice, taken: list[Voice]) -> Path | None:
-    """The untouched recording, which no file carries, where this very voice has been here all along."""
-    for other in taken:
-        if other.voice_id == voice.voice_id and other.provenance == voice.provenance:
-            return shelf.original_path(other)
-    return None
 
 
 def _kept_there(client: Client, voice: Voice, bundle: Bundle, *, replace: bool, profile: str | None) -> Voice:
