@@ -198,7 +198,8 @@ class Bar:
         self.line = step
 
     def __call__(self, fraction: float, step: str) -> None:
-        self.line = f"{step}, {fraction:.0%}"
+        if fraction < 1:  # at the end "done" is said, and what comes next may take its time
+            self.line = f"{step}, {fraction:.0%}"
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=fraction, description=shown(step))
 
