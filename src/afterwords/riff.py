@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from io import BytesIO
+from io import SEEK_END, BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ from afterwords.wavchunks import (
     RIFF_HEADER_BYTES,
     UNKNOWN_SIZE,
     Chunk,
+    Readable,
     check_magic,
     chunks,
 )
@@ -56,6 +57,8 @@ _EXTENSIBLE_TAIL = bytes.fromhex("000000001000800000aa00389b71")  # ends the GUI
 _ENCODINGS = {0x0002: "ADPCM", 0x0006: "A-law", 0x0007: "mu-law", 0x0011: "IMA ADPCM", 0x0050: "MPEG", 0x0055: "MP3"}
 _BITS = {_PCM: (8, 16, 24, 32), _FLOAT: (32,)}
 _PCM16_SCALE = 32768.0
+BLOCK_FRAMES = 65_536
+FMT_MAX_BYTES = 64  # of a fmt chunk, which has 40 at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ def read_wav(data: bytes, *, source: str = "the file") -> tuple[Samples, int]:
         MalformedWavError: one of its kinds, each with its own code; or the plain one for a broken structure.
         NonFiniteAudioError: float samples that are NaN or infinite.
     """
-    layout, sound = _find_sound(data, source)
+    layout, sound = _find_sound(BytesIO(data), source)
     return _decode(data, layout, sound, source), layout.sample_rate
 
 
@@ -110,7 +113,7 @@ def check_reference_wav(data: bytes, *, source: str = "the recording") -> tuple[
     """
     if len(data) > REFERENCE_MAX_BYTES:
         raise FileTooLargeError(source, size_bytes=len(data), maximum_bytes=REFERENCE_MAX_BYTES)
-    layout, sound = _find_sound(data, source)
+    layout, sound = _find_sound(BytesIO(data), source)
     n_frames = sound.present_bytes // layout.frame_bytes
     duration_s = n_frames / layout.sample_rate
     if n_frames < REFERENCE_MIN_S * layout.sample_rate:
@@ -122,13 +125,55 @@ def check_reference_wav(data: bytes, *, source: str = "the recording") -> tuple[
     return samples, layout.sample_rate
 
 
-def _find_sound(data: bytes, source: str) -> tuple[_Format, Chunk]:
+@dataclass(frozen=True, slots=True)
+class WavBlocks:
+    """The sound of a WAV file in blocks of samples, which are read as often as it is iterated over.
+
+    Attributes:
+        sample_rate: in Hz.
+        n_frames: at least 1.
+    """
+
+    sample_rate: int
+    n_frames: int
+    _file: Readable
+    _layout: _Format
+    _start: int
+    _source: str
+
+    def __iter__(self) -> Iterator[Samples]:
+        """Samples of shape (n_samples,), as `read_wav` returns them.
+
+        Raises:
+            NonFiniteAudioError: float samples that are NaN or infinite.
+        """
+        step = BLOCK_FRAMES * self._layout.frame_bytes
+        end = self._start + self.n_frames * self._layout.frame_bytes
+        for place in range(self._start, end, step):
+            self._file.seek(place)
+            yield _samples(memoryview(self._file.read(min(step, end - place))), self._layout, self._source)
+
+
+def wav_blocks(file: Readable, *, source: str = "the file") -> WavBlocks:
+    """Judge an open WAV file as `read_wav` does; its samples are read later, block by block.
+
+    Raises:
+        MalformedWavError: as `read_wav`.
+    """
+    layout, sound = _find_sound(file, source)
+    n_frames = sound.present_bytes // layout.frame_bytes
+    return WavBlocks(layout.sample_rate, n_frames, file, layout, sound.start, source)
+
+
+def _find_sound(file: Readable, source: str) -> tuple[_Format, Chunk]:
     """The judged format and the data chunk; that chunk holds at least one frame."""
-    check_magic(data[:RIFF_HEADER_BYTES], source)
-    if RIFF_HEADER_BYTES < len(data) < RIFF_HEADER_BYTES + CHUNK_HEADER_BYTES:
+    length = file.seek(0, SEEK_END)
+    file.seek(0)
+    check_magic(file.read(RIFF_HEADER_BYTES), source)
+    if RIFF_HEADER_BYTES < length < RIFF_HEADER_BYTES + CHUNK_HEADER_BYTES:
         raise MalformedWavError(source, "it ends inside its first chunk")
     fmt = sound = None
-    for chunk in chunks(BytesIO(data), source):
+    for chunk in chunks(file, source):
         if chunk.id == b"fmt ":
             if fmt is not None:
                 raise MalformedWavError(source, "it has two fmt chunks")
@@ -145,7 +190,8 @@ def _find_sound(data: bytes, source: str) -> tuple[_Format, Chunk]:
         raise MissingFormatError(source)
     if sound is not None and sound.start < fmt.start:
         raise MalformedWavError(source, "its data comes before its fmt chunk")
-    layout = _judge_format(data[fmt.start : fmt.start + fmt.size_bytes], source)
+    file.seek(fmt.start)
+    layout = _judge_format(file.read(min(fmt.size_bytes, FMT_MAX_BYTES)), source)
     if sound is None:
         raise TruncatedWavError(source, declared_bytes=None, present_bytes=0)
     _check_whole(sound, layout, source)
@@ -189,7 +235,10 @@ def _check_whole(sound: Chunk, layout: _Format, source: str) -> None:
 
 def _decode(data: bytes, layout: _Format, sound: Chunk, source: str) -> Samples:
     n_bytes = sound.present_bytes // layout.frame_bytes * layout.frame_bytes
-    raw = memoryview(data)[sound.start : sound.start + n_bytes]
+    return _samples(memoryview(data)[sound.start : sound.start + n_bytes], layout, source)
+
+
+def _samples(raw: memoryview, layout: _Format, source: str) -> Samples:
     samples = _scale_pcm(raw, layout.bits) if layout.encoding == _PCM else _clip_floats(raw, source)
     if layout.channels == 2:
         samples = (samples[0::2] + samples[1::2]) * np.float32(0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
@@ -13,6 +14,18 @@ from afterwords.server.ports import BlobInfo, Blobs
 VOICE, OTHER = "voices/0c6f2f0e", "voices/0c6f2f0e-2"
 AUDIO = bytes(range(256)) * 600  # 150 KB
 LARGE = bytes(range(256)) * 8192  # 2 MiB: read in another way by some
+
+
+class Pieces:
+    """LARGE so many times, piece by piece."""
+
+    def __init__(self, n_pieces: int) -> None:
+        self._n_pieces = n_pieces
+        self.size_bytes = n_pieces * len(LARGE)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for _ in range(self._n_pieces):
+            yield LARGE
 
 
 async def everything(blobs: Blobs, prefix: str = "") -> dict[str, BlobInfo]:
@@ -33,6 +46,12 @@ class BlobsContract:
         await blobs.put(f"{VOICE}/ref.wav", data, is_durable=is_durable)
         assert await blobs.get(f"{VOICE}/ref.wav") == data
         assert await blobs.get(f"{VOICE}/ref.wav", sha256=sha256(data).hexdigest()) == data
+
+    @pytest.mark.parametrize("n_pieces", [1, 9], ids=["large", "very large"])
+    async def test_what_was_put_in_pieces_is_got(self, blobs: Blobs, n_pieces: int) -> None:
+        await blobs.put("jobs/1.wav", Pieces(n_pieces))
+        assert await blobs.get("jobs/1.wav") == LARGE * n_pieces
+        assert list(await everything(blobs)) == ["jobs/1.wav"]
 
     @pytest.mark.parametrize("data", [b"x", LARGE], ids=["byte", "large"])
     async def test_what_was_put_is_read_in_pieces(self, blobs: Blobs, data: bytes) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from afterwords.server.wiring import UPLOADS_PER_ACCOUNT
 from tests.e2e.flood import MIB, flood, watched
-from tests.e2e.served import Served, register, serving
+from tests.e2e.served import Served, final, register, serving, speak
 from tests.e2e.wire import ask, connected, head, read
 from tests.server.services.test_decoding import hour_of_flac
 
@@ -76,6 +76,16 @@ def test_uploads_at_once_take_turns_and_the_server_stays_awake(served: Served, t
     assert done.memory.growth_bytes < 300 * MIB
     assert max(done.healthz_s) < 2
     assert not seen
+
+
+def test_long_speech_costs_little_memory(served: Served) -> None:
+    with served.client() as client:
+        voice_id = register(client)
+        final(client, speak(client, voice_id, "The first job loads what every job needs."))
+        with watched(served) as memory:
+            job_id = speak(client, voice_id, "x" * 5000, speed=0.25)  # 20 minutes, 58 MB
+            assert final(client, job_id, deadline_s=120)["status"] == "ready"
+    assert memory.growth_bytes < 64 * MIB
 
 
 def test_uploads_that_drip_delay_no_other_account(served: Served, temp: Path) -> None:

@@ -6,11 +6,11 @@ Records are frozen; every method of a port is one whole step that either happene
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from afterwords.models import Account, ApiKey, Consent, JobStatus, Provenance, SpeechFormat, Usage
 
@@ -564,6 +564,15 @@ class BlobInfo:
     modified_at: datetime
 
 
+class Pieces(Protocol):
+    """The content of a blob that is written piece by piece; it may be read several times."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+
 class BlobReader(Protocol):
     """A blob that is read in pieces.
 
@@ -597,7 +606,7 @@ class Blobs(Protocol):
     All raise StorageUnavailableError where the storage does not answer, StorageFullError where it is full.
     """
 
-    async def put(self, path: str, data: bytes, *, is_durable: bool = True) -> None:
+    async def put(self, path: str, data: bytes | Pieces, *, is_durable: bool = True) -> None:
         """Write a blob, whole or not at all; a durable one survives a power cut once this returns."""
         ...
 
@@ -667,8 +676,8 @@ class Desk(Protocol):
         """Keep how far an engine is with its prompt, for whoever goes on after an interruption."""
         ...
 
-    async def complete(self, job_id: str, attempt: int | None, wav: bytes, *, synth_ms: int | None = None) -> None:
-        """Bring the audio of an attempt.
+    async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:
+        """Bring the audio of an attempt, an open WAV file.
 
         Raises:
             RecordingError, RunawayAudioError: it is no speech for this text; the attempt has failed.

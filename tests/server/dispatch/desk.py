@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from typing import BinaryIO
 
 from afterwords.errors import EmptyDataError, RunawayAudioError, StaleAttemptError
 from afterwords.models import JobStatus, SpeechFormat, new_id, now
@@ -142,13 +143,15 @@ class Desk:
         self._note("keep_checkpoint", voice.voice_id)
         self.checkpoints[voice.voice_id, backend, version] = checkpoint
 
-    async def complete(self, job_id: str, attempt: int | None, wav: bytes, *, synth_ms: int | None = None) -> None:
+    async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:
         self._note("complete", job_id)
         job = self.jobs[job_id]
         if attempt is None or not self._holds(job_id, attempt):
             raise StaleAttemptError
         try:
-            samples, sample_rate = read_wav(wav)
+            wav.seek(0)
+            content = wav.read()
+            samples, sample_rate = read_wav(content)
         except EmptyDataError:
             self._end(job_id, status=JobStatus.FAILED, error="empty_data")
             raise
@@ -156,7 +159,7 @@ class Desk:
         if len(samples) / sample_rate > longest_s:
             self._end(job_id, status=JobStatus.FAILED, error="runaway_audio")
             raise RunawayAudioError(duration_s=len(samples) / sample_rate, maximum_s=longest_s)
-        self.wavs[job_id] = wav
+        self.wavs[job_id] = content
         self._end(job_id, status=JobStatus.READY, synth_ms=synth_ms)
 
     async def fail(self, job_id: str, attempt: int, *, error: str) -> None:

@@ -23,7 +23,7 @@ from obstore.store import MemoryStore, S3Store
 
 from afterwords.errors import StorageFullError, StorageUnavailableError
 from afterwords.server.blobs.paths import INLINE_MAX_BYTES, check_path, check_prefix, is_path, is_what_it_was
-from afterwords.server.ports import BlobInfo, BlobReader
+from afterwords.server.ports import BlobInfo, BlobReader, Pieces
 from afterwords.server.spool import MemoryReader
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _THREADS: Final = 32  # calls at once; they wait for the network
 _BATCH: Final = 500
+ONE_REQUEST_MAX_BYTES: Final = 16 << 20
+PART_BYTES: Final = 8 << 20
 _PIECE_BYTES: Final = 256 * 1024
 
 _SILENCE: Final = "3s"
@@ -92,10 +94,17 @@ class Bucket:
         self._patient_store = patient_store  # the same one, for what takes long to send
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="storage")
 
-    async def put(self, path: str, data: bytes, *, is_durable: bool = True) -> None:  # noqa: ARG002 - always durable
-        """Write an object by one request: parts that were sent alone would stay behind, unlisted, after a crash."""
-        store = self._patient_store if len(data) > INLINE_MAX_BYTES else self._store
-        await self._call(partial(obstore.put, store, check_path(path), data, use_multipart=False))
+    async def put(self, path: str, data: bytes | Pieces, *, is_durable: bool = True) -> None:  # noqa: ARG002 - always durable
+        """Write an object, by one request unless it is very large: parts stay behind, unlisted, after a crash."""
+        size_bytes = len(data) if isinstance(data, bytes) else data.size_bytes
+        store = self._patient_store if size_bytes > INLINE_MAX_BYTES else self._store
+        put = partial(obstore.put, store, check_path(path))
+        if isinstance(data, bytes):
+            await self._call(partial(put, data, use_multipart=False))
+        elif size_bytes <= ONE_REQUEST_MAX_BYTES:
+            await self._call(lambda: put(b"".join(data), use_multipart=False))
+        else:
+            await self._call(lambda: put(iter(data), use_multipart=True, chunk_size=PART_BYTES, max_concurrency=2))
 
     async def get(self, path: str, *, sha256: str | None = None) -> bytes | None:
         """Read an object."""

@@ -24,7 +24,7 @@ from weakref import WeakValueDictionary
 from afterwords import disk
 from afterwords.errors import StorageFullError, StorageUnavailableError, UnwritableOutputError
 from afterwords.server.blobs.paths import INLINE_MAX_BYTES, check_path, check_prefix, is_path, is_what_it_was
-from afterwords.server.ports import BlobInfo, BlobReader
+from afterwords.server.ports import BlobInfo, BlobReader, Pieces
 from afterwords.server.spool import MemoryReader
 from afterwords.server.threads import in_thread
 
@@ -60,7 +60,7 @@ class Folder:
         self._digests = _Digests()
         self._digesting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def put(self, path: str, data: bytes, *, is_durable: bool = True) -> None:
+    async def put(self, path: str, data: bytes | Pieces, *, is_durable: bool = True) -> None:
         """Write a file aside and rename it into place."""
         await asyncio.to_thread(self._put, check_path(path), data, is_durable)
 
@@ -130,7 +130,7 @@ class Folder:
 
     # -- in a thread -----------------------------------------------------------------------------------------
 
-    def _put(self, path: str, data: bytes, is_durable: bool) -> None:
+    def _put(self, path: str, data: bytes | Pieces, is_durable: bool) -> None:
         target = self._root / path
         part = target.with_name(f"{target.name}.{uuid4().hex}.part")
         for tries_left in reversed(range(_TRIES)):
@@ -138,7 +138,7 @@ class Folder:
                 with _named():
                     self._check_inside(target.parent)
                     self._make_folder(target.parent)
-                    disk.write(target, [data], part=part, is_durable=is_durable)
+                    disk.write(target, [data] if isinstance(data, bytes) else data, part=part, is_durable=is_durable)
             except StorageUnavailableError as error:
                 if not tries_left or not isinstance(error.__cause__, FileNotFoundError) or not self._root.is_dir():
                     raise

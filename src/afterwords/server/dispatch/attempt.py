@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import BinaryIO, Final, cast
 
 from afterwords.errors import (
     AfterwordsError,
@@ -17,9 +17,8 @@ from afterwords.errors import (
     StaleAttemptError,
     VoiceDeletedError,
 )
-from afterwords.riff import wav_header
 from afterwords.server.dispatch.child_process import Child, ChildFailedError, ChildLostError, Utterance
-from afterwords.server.dispatch.frames import INVALID_PROMPT
+from afterwords.server.dispatch.frames import INVALID_PROMPT, Frame
 from afterwords.server.dispatch.patience import OUTAGE, insist
 from afterwords.server.dispatch.sound import Sound
 from afterwords.server.dispatch.station import Offer, OtherPromptError, Station, StationClosedError
@@ -235,7 +234,7 @@ class Attempt:
                     if frame.facts["is_new"]:
                         self._keeping = asyncio.create_task(self._keep(frame.body, version))
                 elif frame.kind == "sound":
-                    self.sound.add(frame.body, sample_rate=frame.facts["sample_rate"], backend=self.offer.backend)
+                    await self._add(frame)
                     self.progress = JobProgress("speaking", min(0.99, self.sound.duration_s / self._expected_s))
                 if self.sound.duration_s > self._longest_s:
                     self.sound.break_off()  # the engine did not find the end; the desk refuses what there is
@@ -244,6 +243,21 @@ class Attempt:
             child.cancel(utterance)
         self.sound.finish()
         return utterance.synth_ms
+
+    async def _add(self, frame: Frame) -> None:
+        """Keep a piece of sound; where the disk is full, once there is room."""
+
+        async def add() -> None:
+            try:
+                self.sound.add(frame.body, sample_rate=frame.facts["sample_rate"], backend=self.offer.backend)
+            except OUTAGE:
+                self.is_held_up = True
+                raise
+
+        try:
+            await insist(add, for_s=self._limit_s, is_pointless=lambda: self.is_dropped)
+        finally:
+            self.is_held_up = False
 
     def _note_preparing(self, fraction: float) -> None:
         self.progress = JobProgress("preparing", fraction)
@@ -291,9 +305,7 @@ class Attempt:
 
     async def _deliver(self, synth_ms: int | None) -> None:
         job = self.claim.job
-        pcm = b"".join(self.sound.pieces)
-        assert self.sound.sample_rate is not None, "there is sound"
-        wav = wav_header(self.sound.sample_rate, n_frames=len(pcm) // 2) + pcm
+        wav = cast("BinaryIO", self.sound.file)
 
         async def bring() -> None:
             try:

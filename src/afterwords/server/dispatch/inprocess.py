@@ -112,7 +112,7 @@ class InProcessDispatcher:
     def listen(self, job_id: str) -> SoundListener | None:
         if not self._settings.workers or not self._offers:
             return None
-        sound = self._sounds.setdefault(job_id, Sound())
+        sound = self._sounds.setdefault(job_id, Sound(self._settings.folder))
         return SoundListener(sound, on_close=partial(self._forget_unheard, job_id, sound))
 
     def progress(self, job: StoredJob) -> JobProgress:
@@ -201,7 +201,7 @@ class InProcessDispatcher:
             older.drop()  # its lease is over, or the job would not have come again
         sound = self._sounds.get(job.job_id)
         if sound is None or sound.is_begun or self._attempts_at(job.job_id):
-            sound = self._sounds[job.job_id] = Sound()
+            sound = self._sounds[job.job_id] = Sound(self._settings.folder)
         voice = (claim.voice.voice_id, offer.backend)
         attempt = Attempt(
             claim,
@@ -235,6 +235,7 @@ class InProcessDispatcher:
             sound.break_off()
             if self._sounds.get(job_id) is sound:
                 del self._sounds[job_id]
+            sound.drop()
         self.wake()
 
     def _forget_unheard(self, job_id: str, sound: Sound) -> None:

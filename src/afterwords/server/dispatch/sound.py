@@ -3,48 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 from afterwords.errors import SynthesisError
+from afterwords.riff import wav_header
 from afterwords.server.dispatch.changes import Changes
+from afterwords.server.spool import Spool
+
+_HEADER_BYTES = len(wav_header(8000, n_frames=0))
+_HEARD_BYTES = 64 * 1024  # at once, by a listener
 
 
 class Sound:
-    """16-bit little-endian mono PCM, piece by piece. All of it is kept: it is the job's audio in the end.
+    """A WAV file (mono, 16 bits) that grows. All of it is kept: it is the job's audio in the end.
 
     Attributes:
+        file: in memory while it is short, else on the disk; its header is right once it is finished.
         sample_rate: in Hz; None before the first piece.
         n_listeners: who still hears it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.changes = Changes()
-        self.pieces: list[bytes] = []
+        self.file = Spool(folder)
         self.sample_rate: int | None = None
         self.backend = ""
         self.is_over = False
         self.is_broken = False
         self.n_listeners = 0
-        self._size_bytes = 0
+        self._is_kept = True
 
     @property
     def is_begun(self) -> bool:
-        return bool(self.pieces)
+        return self.sample_rate is not None
 
     @property
     def duration_s(self) -> float:
         """Length so far, in seconds."""
-        return self._size_bytes / 2 / self.sample_rate if self.sample_rate else 0.0
+        return (self.file.size_bytes - _HEADER_BYTES) / 2 / self.sample_rate if self.sample_rate else 0.0
 
     def add(self, pcm: bytes, *, sample_rate: int, backend: str) -> None:
-        """Take the next piece."""
-        if pcm:
-            self.sample_rate, self.backend = sample_rate, backend
-            self.pieces.append(pcm)
-            self._size_bytes += len(pcm)
-            self.changes.tell()
+        """Take the next piece.
+
+        Raises:
+            StorageFullError, StorageUnavailableError: there is no room for it; it may be tried again.
+        """
+        if not pcm:
+            return
+        if not self.file.size_bytes:
+            self.file.write(wav_header(sample_rate, n_frames=0))
+        self.file.write(pcm)
+        self.sample_rate, self.backend = sample_rate, backend
+        self.changes.tell()
 
     def finish(self) -> None:
         """Nothing more will come: that was all."""
+        if self.sample_rate is not None and not self.file.closed:
+            n_frames = (self.file.size_bytes - _HEADER_BYTES) // 2
+            self.file.replace_head(wav_header(self.sample_rate, n_frames=n_frames))
         self.is_over = True
         self.changes.tell()
 
@@ -53,6 +69,16 @@ class Sound:
         if not self.is_over:
             self.is_broken = True
             self.finish()
+
+    def drop(self) -> None:
+        """Keep it no longer than it is heard."""
+        self._is_kept = False
+        self.close_unheard()
+
+    def close_unheard(self) -> None:
+        """Remove the file if it is neither kept nor heard."""
+        if not self._is_kept and not self.n_listeners:
+            self.file.close()
 
 
 class SoundListener:
@@ -70,11 +96,11 @@ class SoundListener:
         return None if self._is_closed else sound.sample_rate
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        sound, n_heard = self._sound, 0
+        sound, place = self._sound, _HEADER_BYTES
         while not self._is_closed:
-            if len(sound.pieces) > n_heard:
-                n_heard += 1
-                yield sound.pieces[n_heard - 1]
+            if pcm := sound.file.read_at(place, _HEARD_BYTES):
+                place += len(pcm)
+                yield pcm
             elif not sound.is_over:
                 await sound.changes.next()
             elif sound.is_broken:
@@ -88,3 +114,4 @@ class SoundListener:
             self._sound.n_listeners -= 1
             self._sound.changes.tell()
             self._on_close()
+            self._sound.close_unheard()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 from codecs import BOM_UTF8
 from hashlib import sha256
-from typing import Annotated, Final
+from io import BytesIO
+from typing import Annotated, BinaryIO, Final
 
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response
@@ -26,6 +27,7 @@ from afterwords.server.guard import GuardedRoute
 from afterwords.server.ports import StoredJob
 from afterwords.server.routes.answers import COMMON, admitted_to, errors, house_of, json_response
 from afterwords.server.routes.shapes import CompleteBody, Completed
+from afterwords.server.spool import open_spool
 from afterwords.text import longest_speech_s
 
 router = APIRouter(route_class=GuardedRoute, tags=["workers"])
@@ -59,7 +61,9 @@ RESULT: Final = {
 async def complete(request: Request, job_id: str) -> Response:
     """Bring the result of a job, in JSON. The first that arrives wins; a second changes nothing."""
     job = await _open(request, job_id)
-    content = await _body(request, job, expansion=4 / 3)
+    with open_spool(house_of(request).settings.folder) as file:
+        await _receive(request, job, file, expansion=4 / 3)
+        content = file.read()
     try:
         body = CompleteBody.model_validate_json(content.removeprefix(BOM_UTF8))
     except ValidationError as error:
@@ -83,7 +87,7 @@ async def complete(request: Request, job_id: str) -> Response:
         wav = base64.b64decode(body.wav_b64 or "", validate=True)
     except ValueError:  # of base64, or of what is not even ASCII
         await completion.reject(job, InvalidFieldError("wav_b64", rule="it must be base64"))
-    await completion.complete(job_id, job.attempt, wav)
+    await completion.complete(job_id, job.attempt, BytesIO(wav))
     return _taken()
 
 
@@ -112,11 +116,11 @@ async def put_audio(
     job = await _open(request, job_id)
     if digest is None:
         raise MissingFieldError("X-Content-SHA256")
-    wav = await _body(request, job)
-    if sha256(wav).hexdigest() != digest.lower():
-        raise InvalidFieldError("X-Content-SHA256", rule="it must be the SHA-256 of the body")
-    if job is not None:
-        await house_of(request).completion.complete(job_id, job.attempt, wav, synth_ms=synth_ms)
+    with open_spool(house_of(request).settings.folder) as file:
+        if await _receive(request, job, file) != digest.lower():
+            raise InvalidFieldError("X-Content-SHA256", rule="it must be the SHA-256 of the body")
+        if job is not None:
+            await house_of(request).completion.complete(job_id, job.attempt, file, synth_ms=synth_ms)
     return _taken()
 
 
@@ -127,8 +131,10 @@ async def _open(request: Request, job_id: str) -> StoredJob | None:
     return await house_of(request).completion.open_job(job_id, admitted_to(request).attempt)
 
 
-async def _body(request: Request, job: StoredJob | None, *, expansion: float = 1) -> bytes:
-    """The body, as far as it may go: no longer than the longest speech of the text, and a header.
+async def _receive(request: Request, job: StoredJob | None, file: BinaryIO, *, expansion: float = 1) -> str:
+    """Write the body to a file, as far as it may go, and return its SHA-256 in hex.
+
+    It may have the longest speech of the text, and a header.
 
     Raises:
         RunawayAudioError: it is longer; the job has failed.
@@ -136,17 +142,20 @@ async def _body(request: Request, job: StoredJob | None, *, expansion: float = 1
     """
     longest_s = longest_speech_s(job.text or "", speed=job.speed) if job else 0
     maximum = JSON_MAX_BYTES + round(expansion * longest_s * BYTES_PER_SECOND)
-    body = bytearray()
+    n_bytes, digest = 0, sha256()
     async for piece in request.stream():
-        body += piece
-        if len(body) > maximum and job is None:
+        n_bytes += len(piece)
+        if n_bytes > maximum and job is None:
             raise RequestTooLargeError(maximum_bytes=maximum)
-        if len(body) > maximum and job is not None:
-            at_least_s = len(body) / expansion / BYTES_PER_SECOND
+        if n_bytes > maximum and job is not None:
+            at_least_s = n_bytes / expansion / BYTES_PER_SECOND
             await house_of(request).completion.reject(
                 job, RunawayAudioError(duration_s=at_least_s, maximum_s=longest_s)
             )
-    return bytes(body)
+        digest.update(piece)
+        file.write(piece)
+    file.seek(0)
+    return digest.hexdigest()
 
 
 def _taken() -> Response:

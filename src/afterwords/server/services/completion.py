@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Final, NoReturn
+from itertools import islice
+from typing import BinaryIO, Final, NoReturn
 from weakref import WeakValueDictionary
 
 from afterwords.cachekey import cache_path, job_path
 from afterwords.errors import (
     AfterwordsError,
-    EmptyDataError,
     RecordingError,
     RunawayAudioError,
     StaleAttemptError,
@@ -20,14 +21,16 @@ from afterwords.errors import (
     VoiceDeletedError,
 )
 from afterwords.provenance import mark_tags
-from afterwords.riff import pcm16, read_wav, wav_header
+from afterwords.riff import WavBlocks, pcm16, wav_blocks, wav_header
 from afterwords.server.failpoints import reach
 from afterwords.server.ports import Blobs, Clock, Finished, Outcome, Store, StoredJob, StoredVoice
 from afterwords.server.services.news import News
+from afterwords.server.threads import in_thread
 from afterwords.text import longest_speech_s
 
 INLINE_BYTES: Final = 1 << 20
 """Up to this size a WAV is checked where the request is; beyond, in a thread."""
+_STEP_BLOCKS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,10 @@ class Completion:
             raise StaleAttemptError
         return job
 
-    async def complete(self, job_id: str, attempt: int | None, wav: bytes, *, synth_ms: int | None = None) -> None:
+    async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:
         """Take the audio of an attempt: check it, write the blobs, end the job by one conditional UPDATE.
+
+        The file is read block by block, several times; memory does not depend on its length.
 
         A second delivery changes nothing, even one that comes at the same time.
 
@@ -72,7 +77,7 @@ class Completion:
         async with self._turns.setdefault(job_id, asyncio.Lock()):
             await self._complete(job_id, attempt, wav, synth_ms)
 
-    async def _complete(self, job_id: str, attempt: int | None, wav: bytes, synth_ms: int | None) -> None:
+    async def _complete(self, job_id: str, attempt: int | None, wav: BinaryIO, synth_ms: int | None) -> None:
         job = await self.open_job(job_id, attempt)
         if job is None:
             return
@@ -80,10 +85,8 @@ class Completion:
         if voice is None:
             raise VoiceDeletedError
         try:
-            if len(wav) <= INLINE_BYTES:
-                audio = _marked(wav, job, voice)
-            else:
-                audio = await asyncio.to_thread(_marked, wav, job, voice)
+            audio = _marked(wav, job, voice)
+            digest = await audio.sha256()
         except (RecordingError, RunawayAudioError) as error:
             await self.reject(job, error)
         path = job_path(job_id, job.attempt)
@@ -92,8 +95,8 @@ class Completion:
         reach("audio-stored")
         outcome = Outcome(
             audio_key=path,
-            audio_sha256=sha256(audio).hexdigest(),
-            audio_bytes=len(audio),
+            audio_sha256=digest,
+            audio_bytes=audio.size_bytes,
             synth_ms=self._synth_ms(job) if synth_ms is None else synth_ms,
         )
         try:
@@ -145,14 +148,51 @@ class Completion:
         return max(0, round((self.clock.now() - job.created_at).total_seconds() * 1000))
 
 
-def _marked(wav: bytes, job: StoredJob, voice: StoredVoice) -> bytes:
-    """The audio of a worker as it is kept: judged, mono 16-bit, and marked as synthetic speech."""
-    samples, sample_rate = read_wav(wav, source="the audio")
-    if not len(samples):
-        raise EmptyDataError("the audio")
-    duration_s = len(samples) / sample_rate
+@dataclass(frozen=True, slots=True)
+class _Marked:
+    """The audio of a worker as it is kept: mono 16-bit, and marked as synthetic speech. It is made while it is read."""
+
+    header: bytes
+    blocks: WavBlocks
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.header) + 2 * self.blocks.n_frames
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self.header
+        for samples in self.blocks:
+            yield pcm16(samples)
+
+    async def sha256(self) -> str:
+        """The digest of all of it, which also sees whether it can be read to its end.
+
+        Raises:
+            NonFiniteAudioError: there are samples that are NaN or infinite.
+        """
+        digest, pieces = sha256(), iter(self)
+
+        def step() -> bool:
+            few = list(islice(pieces, _STEP_BLOCKS))
+            for piece in few:
+                digest.update(piece)
+            return bool(few)
+
+        if self.size_bytes <= INLINE_BYTES:
+            while step():
+                pass
+        else:
+            while await in_thread(step):
+                pass
+        return digest.hexdigest()
+
+
+def _marked(wav: BinaryIO, job: StoredJob, voice: StoredVoice) -> _Marked:
+    """The audio of a worker, judged by its length."""
+    blocks = wav_blocks(wav, source="the audio")
+    duration_s = blocks.n_frames / blocks.sample_rate
     longest_s = longest_speech_s(job.text or "", speed=job.speed)
     if duration_s > longest_s:
         raise RunawayAudioError(duration_s=duration_s, maximum_s=longest_s)
     tags = mark_tags(backend=job.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=job.created_at)
-    return wav_header(sample_rate, n_frames=len(samples), tags=tags) + pcm16(samples)
+    return _Marked(wav_header(blocks.sample_rate, n_frames=blocks.n_frames, tags=tags), blocks)

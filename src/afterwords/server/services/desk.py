@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
-from typing import Final
+from typing import BinaryIO, Final
 
 from afterwords.cachekey import prompt_path
 from afterwords.errors import LostReferenceError
@@ -76,7 +76,7 @@ class JobDesk:
         if await self.store.voice(voice.voice_id, account_id=voice.account_id) is None:
             await self.blobs.delete(path)  # the voice was deleted while the prompt was made
 
-    async def complete(self, job_id: str, attempt: int | None, wav: bytes, *, synth_ms: int | None = None) -> None:
+    async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:
         await self.completion.complete(job_id, attempt, wav, synth_ms=synth_ms)
 
     async def fail(self, job_id: str, attempt: int, *, error: str) -> None:
