@@ -227,6 +227,12 @@ class TestKeys:
         assert row.split()[:5] == [account, "3", "0", "0", "0.0"]
         assert account in {each["account_id"] for each in json.loads(run("accounts", "--json", env=shared).out)}
 
+    def test_storage_is_taken_by_the_server_or_by_hand(self, shared: dict[str, str]) -> None:
+        created(shared)
+        assert run("storage", env=shared).out == "sweep not begun: a server marks the storage when it starts\n"
+        assert run("storage", "adopt", env=shared).code == 0
+        assert run("storage", env=shared).out == "sweep ok\n"
+
     def test_without_a_command_the_keys_are_listed(self, shared: dict[str, str]) -> None:
         _, key_id = created(shared)
         assert key_id in run("keys", env=shared).out

@@ -26,8 +26,7 @@ T = TypeVar("T")
 @app.callback()
 def storage(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        standing = _with_ownership(lambda ownership: ownership.look())
-        output.result(f"sweep {standing.sweep}")
+        output.result(f"sweep {_with_ownership(_state)}")
 
 
 @app.command(cls=HelpCommand)
@@ -42,6 +41,15 @@ def adopt(yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] =
         )
     _with_ownership(lambda ownership: ownership.adopt())
     output.note("The storage belongs to this database now.")
+
+
+async def _state(ownership: Ownership) -> str:
+    from afterwords.server.services.ownership import Standing
+
+    standing = await ownership.look()
+    if standing is Standing.UNMARKED and not await ownership.unknown():
+        return "not begun: a server marks the storage when it starts"
+    return standing.sweep
 
 
 def _with_ownership(use: Callable[[Ownership], Awaitable[T]]) -> T:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
+from afterwords.errors import AfterwordsError
 from afterwords.library import Library
 from afterwords.server.blobs import open_blobs
 from afterwords.server.clock import SystemClock
@@ -104,8 +105,13 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
         store = open_store(settings)
         await store.open()
         stack.push_async_callback(store.close)
-        if (n_servers := await store.announce()) > 1:
-            log.info("%d servers share this database", n_servers)
+        try:
+            n_servers = await store.announce()
+        except AfterwordsError as error:  # a full disk, for example: what is there can still be served
+            log.warning("it is not known how many servers share this database code=%s", error.code)
+        else:
+            if n_servers > 1:
+                log.info("%d servers share this database", n_servers)
         house = _joined(settings, store, await store.secret())
         await house.home.refresh()
         await house.dispatcher.start()
