@@ -162,8 +162,34 @@ def test_library_can_be_left_out_and_a_damaged_voice_hides_no_other(library: Lib
     assert log.count("voices of this home not offered=1") == 1
     with serving(library.home, {"AFTERWORDS_SERVE_LIBRARY": "false"}) as served, served.client(key) as client:
         assert names(client) == []
+        asked = {"voice_id": library.get("me").voice_id, "text": "Before."}
+        assert client.post("/v1/synthesize", json=asked).status_code == 404
         assert register(client)
-        assert not list((library.home / "server" / "blobs" / "voices").rglob("cache/*"))
+    with serving(library.home) as served, served.client(key) as client:
+        again = client.post("/v1/synthesize", json=asked)
+        assert again.headers["x-cache"] == "HIT"
+
+
+def test_speech_is_kept_while_a_voice_cannot_be_offered(library: Library) -> None:
+    me = library.get("me")
+    folder = library.home / "voices"
+    described = (folder / me.voice_id / "voice.json").read_bytes()
+    with serving(library.home, {"AFTERWORDS_REAP_INTERVAL_S": "0.1"}) as served, served.client() as client:
+        key = served.key
+        final(client, job_id := speak(client, "me", "To be kept."))
+        (folder / me.voice_id / "voice.json").write_text("{")
+        until(lambda: "not offered=1" in served.log.read_text(), what="a look at the damaged voice")
+        (folder / me.voice_id / "voice.json").write_bytes(described)
+        assert client.get(f"/v1/jobs/{job_id}/audio").status_code == 200
+    (library.home / "library.json").rename(library.home / "away.json")
+    folder.rename(library.home / "away")  # as if the disk were not mounted
+    with serving(library.home) as served, served.client(key) as client:
+        assert client.get(f"/v1/jobs/{job_id}/audio").status_code == 200
+    (library.home / "away").rename(folder)
+    (library.home / "away.json").rename(library.home / "library.json")
+    with serving(library.home) as served, served.client(key) as client:
+        assert client.get(f"/v1/jobs/{job_id}/audio").status_code == 200
+        assert client.post("/v1/synthesize", json={"voice_id": "me", "text": "To be kept."}).headers["x-cache"] == "HIT"
 
 
 def test_database_that_is_reached_by_others_gives_the_voices_to_no_key(library: Library) -> None:

@@ -87,6 +87,7 @@ def open_store(settings: Settings) -> SqlStore:
         clock=SystemClock(),
         folder=settings.folder,
         storage_quota_bytes=settings.storage_per_account_mb * 10**6 or None,
+        shows_home=settings.serve_library,
     )
 
 

@@ -274,7 +274,11 @@ def test_without_a_part_of_its_extra_it_says_how_to_install_it(missing: str, mon
     monkeypatch.setattr(engine_module, "find_spec", lambda name: None if name == missing else name)
     state = MlxLarge().availability()
     assert isinstance(state, Unavailable)
-    assert (missing.replace("_", "-") in state.reason, state.fix == pip_install("mlx"), state.is_foreign) == (True, True, False)
+    assert (missing.replace("_", "-") in state.reason, state.fix == pip_install("mlx"), state.is_foreign) == (
+        True,
+        True,
+        False,
+    )
     with pytest.raises(MissingExtraError):
         MlxLarge().load("qwen3-1.7b")
 

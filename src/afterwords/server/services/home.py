@@ -26,6 +26,9 @@ Signature = tuple[str | None, frozenset[tuple[str, int, int]]]
 class HomeVoices:
     """Keeps the rows of the home's voices like its library.
 
+    A row goes, with all that was spoken with it, only when its voice was removed or replaced at home. A voice that is
+    damaged, or that no backend here can speak, keeps its row: the next start may be able to offer it again.
+
     Attributes:
         library: None where the server offers no voices of its home.
         has_account: whether there is an account that sees them.
@@ -42,13 +45,16 @@ class HomeVoices:
 
     async def refresh(self) -> None:
         """Offer what the library holds now; a library that can't be read is logged, and nothing changes."""
+        if self.library is None:
+            return
         account_id = await self.store.home_account()
         self.has_account = account_id is not None
         seen = (account_id, await asyncio.to_thread(_signature, self.library))
         if seen == self._seen:
             return
         try:
-            there, damaged = await asyncio.to_thread(self.library.scan) if self.library else ([], [])
+            kept = await asyncio.to_thread(_kept, self.library)
+            there, damaged = await asyncio.to_thread(self.library.scan)
         except AfterwordsError as error:
             log.warning("the voices of this home can't be read code=%s", error.code)
             self._seen = seen
@@ -58,16 +64,19 @@ class HomeVoices:
             log.warning("voices of this home not offered=%d (afterwords voices shows why)", n_left)
         self.n_offered = len(wanted)
         if account_id is not None:
-            await self._follow(account_id, {voice.voice_id: row for voice, row in wanted})
+            await self._follow(account_id, {voice.voice_id: row for voice, row in wanted}, kept=kept)
         self._seen = seen
 
-    async def _follow(self, account_id: str, wanted: dict[str, StoredVoice]) -> None:
+    async def _follow(self, account_id: str, wanted: dict[str, StoredVoice], *, kept: frozenset[str] | None) -> None:
         rows = await self.store.voices(account_id=account_id, limit=None, after=None)
         pushed = {row.ref_sha256 for row in rows if row.home_id is None}
         offered = {row.home_id: row for row in rows if row.home_id is not None}
         for home_id, row in offered.items():
             now = wanted.get(home_id)
-            if now is None or now.ref_sha256 in pushed or _fixed(row) != _fixed(now):
+            if now is None:
+                if kept is not None and home_id not in kept:
+                    await self._withdraw(row)
+            elif now.ref_sha256 in pushed or _fixed(row) != _fixed(now):
                 await self._withdraw(row)
             elif (row.name, row.backend) != (now.name, now.backend):
                 changes = VoiceChanges(name=now.name, backend=now.backend)
@@ -117,10 +126,18 @@ def _fixed(row: StoredVoice) -> tuple[object, ...]:
     return row.ref_sha256, row.ref_text, row.lang, row.family, row.consent, row.provenance, dict(row.metadata)
 
 
-def _signature(library: Library | None) -> frozenset[tuple[str, int, int]]:
+def _kept(library: Library) -> frozenset[str] | None:
+    """Return the ids of all voices that the library keeps, damaged ones too; None where the library itself is absent.
+
+    A home folder on a disk that is not mounted is no library from which voices were removed.
+    """
+    if not (library.home / "library.json").exists():
+        return None
+    return frozenset(path.name for path in (library.home / "voices").glob("*"))
+
+
+def _signature(library: Library) -> frozenset[tuple[str, int, int]]:
     """What changes whenever a voice comes, goes, or is renamed: voice.json is written anew each time."""
-    if library is None:
-        return frozenset()
     found = set()
     for path in (library.home / "voices").glob("*/voice.json"):
         try:

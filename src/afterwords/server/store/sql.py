@@ -48,13 +48,23 @@ class SqlStore:
         clock: the time.
         folder: the server's own.
         storage_quota_bytes: what each account may store; None: any amount.
+        shows_home: whether voices of the home are shown. If not, their rows stay, as if they were not there.
 
     Raises:
         InvalidOptionError: the URL is none, or not of a SQLite file.
     """
 
-    def __init__(self, url: str | Path, *, clock: Clock, folder: Path, storage_quota_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        url: str | Path,
+        *,
+        clock: Clock,
+        folder: Path,
+        storage_quota_bytes: int | None = None,
+        shows_home: bool = True,
+    ) -> None:
         self._clock = clock
+        self._shows_home = shows_home
         self._quota_bytes = storage_quota_bytes
         self._database = Database(folder / (url if isinstance(url, Path) else _file_name(url)))
         self._presence = Presence(self._database.path)
@@ -150,16 +160,22 @@ class SqlStore:
         return await self._database.read(partial(voices.replayed, asked=idempotency))
 
     async def voice(self, voice_id: str, *, account_id: str) -> StoredVoice | None:
-        return await self._database.read(
+        found = await self._database.read(
             partial(voices.get, voice_id=voice_id, account_id=account_id), memo=("voice", voice_id, account_id)
         )
+        return found if found is None or self._is_shown(found) else None
 
     async def voices_named(self, name: str, *, account_id: str) -> list[StoredVoice]:
-        return await self._database.read(partial(voices.named, name=name, account_id=account_id))
+        found = await self._database.read(partial(voices.named, name=name, account_id=account_id))
+        return [voice for voice in found if self._is_shown(voice)]
+
+    def _is_shown(self, voice: StoredVoice) -> bool:
+        return self._shows_home or voice.home_id is None
 
     async def voices(self, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
         read = self._database.read if limit is not None and limit <= SHORT_LIST else self._database.read_long
-        return await read(partial(voices.page, account_id=account_id, limit=limit, after=after))
+        page = partial(voices.page, account_id=account_id, limit=limit, after=after, shows_home=self._shows_home)
+        return await read(page)
 
     async def update_voice(self, voice_id: str, changes: VoiceChanges, *, account_id: str) -> StoredVoice | None:
         work = partial(voices.change, voice_id=voice_id, changes=changes, account_id=account_id)

@@ -97,8 +97,12 @@ def named(connection: Connection, name: str, *, account_id: str) -> list[StoredV
     return [StoredVoice(*row) for row in connection.execute(_NAMED, {"account_id": account_id, "name": name})]
 
 
-def page(connection: Connection, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
+def page(
+    connection: Connection, *, account_id: str, limit: int | None, after: str | None, shows_home: bool
+) -> list[StoredVoice]:
     statement = select(*VOICE).where(voices.c.account_id == account_id).order_by(voices.c.seq).limit(limit)
+    if not shows_home:
+        statement = statement.where(voices.c.home_id.is_(None))
     if after is not None:  # an unknown one is NULL, after which nothing comes
         seen = select(voices.c.seq).where(voices.c.voice_id == after, voices.c.account_id == account_id)
         statement = statement.where(voices.c.seq > seen.scalar_subquery())
