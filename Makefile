@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Some machines forbid bytecode, and then each of the hundreds of programs that tests start compiles the sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint style docs soak bench client openapi data clean
+.PHONY: demo test lint style docs soak floors bench client openapi data clean
 
 demo: $(VENV)/.lite
 	$(BIN)/afterwords demo --out hello.wav
@@ -29,8 +29,21 @@ style: $(VENV)/.dev
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-soak: $(VENV)/.dev
+soak: $(VENV)/.dev floors
 	$(BIN)/python -m scripts.make_reliability
+
+# The lowest versions that pyproject.toml allows, in an environment of their own: they install, and the parts that lean
+# most on other packages work with them.
+FLOORS := $(VENV)/floors
+
+floors:
+	$(PYTHON) -m venv --clear $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --quiet uv
+	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS) --resolution lowest-direct ".[server,play,login,lite]"
+	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS) pytest hypothesis psutil trustme
+	$(FLOORS)/bin/python -m pytest -q -o filterwarnings=default tests/server/test_embedding.py \
+		tests/server/store/test_sql_store.py tests/server/routes tests/test_audio.py tests/test_writer.py
+	$(FLOORS)/bin/afterwords backends
 
 DNSMOS := speechmos==0.0.1.1 # for its weights; its code, which needs much more, is not used
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ast
+import itertools
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Final
 
 import pytest
+from packaging.version import Version
 
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 SOURCE = Path(__file__).parents[1] / "src" / "afterwords"
 HEAVY = {
     "numpy",
@@ -61,3 +67,19 @@ def test_nothing_happens_at_import(module: Path) -> None:
             call = ast.unparse(node.value)
             is_registration = call.startswith(("app.command(", "app.add_typer(", "_add("))
             assert is_registration or module.name == "__main__.py", call
+
+
+SOUND_FROM: Final = {
+    "filelock": "3.20.3",  # CVE-2025-68146, CVE-2026-22701: truncates through a link
+    "python-multipart": "0.0.27",  # CVE-2026-24486, CVE-2026-40347, CVE-2026-42561
+    "starlette": "1.3.1",  # CVE-2025-62727, CVE-2026-48710, CVE-2026-54282
+    "torch": "2.6",  # CVE-2025-32434
+}
+
+
+def test_no_dependency_may_be_of_a_version_with_a_known_fault() -> None:
+    project = tomllib.loads(PYPROJECT.read_text("utf-8"))["project"]
+    wanted = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    floors = dict(re.findall(r"^([\w.-]+)(?:\[\w+\])?[>=]=([\d.]+)", "\n".join(wanted), re.M))
+    for name, sound_from in SOUND_FROM.items():
+        assert Version(floors[name]) >= Version(sound_from), name
