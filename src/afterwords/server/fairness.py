@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -62,7 +62,7 @@ class ConcurrencyLimit:
     def __init__(self, maximum: int, *, doing: str) -> None:
         self._maximum = maximum
         self._doing = doing
-        self._n_open: Counter[str] = Counter()
+        self._n_open: dict[str, int] = {}
 
     @contextmanager
     def hold(self, who: str) -> Iterator[None]:
@@ -79,12 +79,13 @@ class ConcurrencyLimit:
 
     def enter(self, who: str) -> None:
         """Count one more, as `hold`; `leave` must follow."""
-        if self._n_open[who] >= self._maximum:
+        n_open = self._n_open.get(who, 0)
+        if n_open >= self._maximum:
             raise TooManyConcurrentRequestsError(limit=self._maximum, doing=self._doing)
-        self._n_open[who] += 1
+        self._n_open[who] = n_open + 1
 
     def leave(self, who: str) -> None:
         """Count one less."""
-        self._n_open[who] -= 1
-        if not self._n_open[who]:
-            del self._n_open[who]
+        n_open = self._n_open.pop(who) - 1
+        if n_open:
+            self._n_open[who] = n_open

@@ -12,7 +12,7 @@ import ipaddress
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
@@ -219,28 +219,27 @@ class OpenRequests:
         self._limit = ConcurrencyLimit(maximum, doing="requests under way")
         self._open: dict[bytes, set[RequestTask]] = {}
 
-    @contextlib.contextmanager
-    def under_way(self, admitted: Admitted) -> Iterator[RequestTask | None]:
-        """Count a request while the block runs, and end it with its key; those of others than keys are let pass.
+    def enter(self, admitted: Admitted) -> RequestTask | None:
+        """Count the request of this task, which is ended with its key, until `leave`; None for others than keys.
 
         Raises:
             TooManyConcurrentRequestsError: the key has as many under way as it may.
         """
         caller, key_sha256 = admitted.caller, admitted.key_sha256
         if caller is None or key_sha256 is None:
-            yield None
-            return
+            return None
         self._limit.enter(caller.spending_id)
-        request = RequestTask()
-        requests = self._open.setdefault(key_sha256, set())
-        requests.add(request)
-        try:
-            yield request
-        finally:
-            self._limit.leave(caller.spending_id)
-            requests.discard(request)
-            if not requests:
-                self._open.pop(key_sha256, None)
+        request = RequestTask(caller.spending_id, key_sha256)
+        self._open.setdefault(key_sha256, set()).add(request)
+        return request
+
+    def leave(self, request: RequestTask) -> None:
+        """Count it no more."""
+        self._limit.leave(request.spending_id)
+        requests = self._open[request.key_sha256]
+        requests.discard(request)
+        if not requests:
+            del self._open[request.key_sha256]
 
     async def watch(self) -> None:
         """End the requests of keys that were revoked or have expired, also by another process; runs until cancelled."""
@@ -256,7 +255,11 @@ class OpenRequests:
 class RequestTask:
     """The task of one request, which can be ended because its key is not valid any more."""
 
-    def __init__(self) -> None:
+    __slots__ = ("_began", "_is_revoked", "_task", "key_sha256", "spending_id")
+
+    def __init__(self, spending_id: str, key_sha256: bytes) -> None:
+        self.spending_id = spending_id
+        self.key_sha256 = key_sha256
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._began = time.monotonic()
         self._is_revoked = False

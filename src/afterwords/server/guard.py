@@ -116,10 +116,10 @@ class GuardedRoute(APIRoute):
                 forwarded=headers.get(b"x-forwarded-for"),
             )
             exchange.limit_body(self.needs, headers, gate.settings.body_timeout_s)
-            with gate.requests.under_way(exchange.admitted) as exchange.task:
-                request = Request(scope, exchange.receive)
-                response: Response = await self.endpoint(**await self._read(request))
-                await response(scope, exchange.receive, exchange.send)
+            exchange.task = gate.requests.enter(exchange.admitted)
+            request = Request(scope, exchange.receive)
+            response: Response = await self.endpoint(**await self._read(request))
+            await response(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             exchange.status = exchange.status or 499
         except asyncio.CancelledError:
@@ -134,6 +134,8 @@ class GuardedRoute(APIRoute):
             log.error("failed request_id=%s %s", exchange.request_id, _where(error))
             await exchange.answer(ServiceError())
         finally:
+            if exchange.task is not None:
+                gate.requests.leave(exchange.task)
             exchange.log()
 
 
