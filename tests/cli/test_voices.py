@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import afterwords as aw
+from afterwords.install import pip_install
 from afterwords.models import Voice
 from afterwords.studio import library
 from tests.cli.program import files_in, run
@@ -128,7 +129,7 @@ def test_default_is_none_until_one_is_chosen(me: Voice) -> None:
 def test_library_of_a_later_version_is_left_alone(home: Path, me: Voice) -> None:
     (home / "library.json").write_text('{"schema": 99, "default": null}')
 
-    assert "pip install --upgrade afterwords" in run("voices").refused(1, "NewerLibraryError")
+    assert pip_install(options="--upgrade") in run("voices").refused(1, "NewerLibraryError")
     assert "99" in run("voices", "rm", "me", "-y").refused(1, "NewerLibraryError")
     assert (home / "voices" / me.voice_id).exists()
 
