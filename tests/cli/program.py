@@ -60,8 +60,7 @@ def run(
     come out, and nothing that a terminal acts on. `before` is a command that runs it.
     """
     settings = environment(env)
-    starts = {name: value for name, value in settings.items() if name.startswith(_READ_AT_START)}
-    if is_process or python or before or starts != _STARTED_WITH:
+    if is_process or python or before or _read_at_start(settings) != _STARTED_WITH:
         command = [sys.executable, "-c", python] if python else COMMAND
         done = subprocess.run(
             [*before, *command, *args],
@@ -80,16 +79,22 @@ def run(
     return Done(code, stdout, err)
 
 
-_READ_AT_START = ("PYTHON", "_AFTERWORDS", "LD_", "HF_", "XDG_", "HOME")
-_STARTED_WITH = {
-    name: value
-    for name, value in {
+_READ_AT_START = ("PYTHON", "_AFTERWORDS", "ALSA_", "LD_", "HF_", "XDG_", "HOME")
+
+
+def _read_at_start(settings: Mapping[str, str]) -> dict[str, str]:
+    """What Python, the keyring, the sound card, the hub's client and completion read as they start."""
+    ours = {"HF_HUB_DISABLE_TELEMETRY"}  # a command sets it
+    return {name: value for name, value in settings.items() if name.startswith(_READ_AT_START) and name not in ours}
+
+
+_STARTED_WITH = _read_at_start(
+    {
         **environment(),
         "HF_HUB_OFFLINE": "1",
         "PYTHON_KEYRING_BACKEND": "keyring.backends.fail.Keyring",
-    }.items()
-    if name.startswith(_READ_AT_START)
-}
+    }
+)
 
 
 def _run_here(args: list[str], stdin: bytes, cwd: Path | None, settings: Mapping[str, str]) -> tuple[int, bytes, str]:

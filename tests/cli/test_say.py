@@ -142,9 +142,8 @@ def test_engine_that_fails_keeps_the_file_that_was_there(fault: str, tmp_path: P
 def test_engine_that_dies_keeps_the_file_that_was_there(tmp_path: Path) -> None:
     (tmp_path / "hello.wav").write_bytes(b"kept")
 
-    done = run(
-        "say", "this is a fault-crash in a text", "-o", "hello.wav", cwd=tmp_path, env={"AFTERWORDS_TESTING": "1"}
-    )
+    settings = {"AFTERWORDS_TESTING": "1"}
+    done = run("say", "a fault-crash in a text", "-o", "hello.wav", cwd=tmp_path, env=settings, is_process=True)
 
     assert done.code == -signal.SIGKILL
     assert (tmp_path / "hello.wav").read_bytes() == b"kept"
