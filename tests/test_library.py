@@ -375,7 +375,7 @@ def test_damaged_voice_is_named_and_hides_no_other(library: Library, how: str) -
 
 
 def in_time(work: Callable[[], T]) -> T:
-    """Return what work returns, which might wait for ever for a file that is none."""
+    """Return what work returns, which might wait without end for something that is not a file."""
     ended: Future[T] = Future()
 
     def run() -> None:

@@ -128,7 +128,7 @@ def open_plain(path: Path | str, *, buffering: int = -1) -> BinaryIO:
     """Open a plain file for reading.
 
     Raises:
-        OSError: it can't be read, or is something else: a FIFO would block for ever, a device has no end.
+        OSError: it can't be read, or is something else: a FIFO would block without end, a device has no end.
     """
 
     def opener(name: str, flags: int) -> int:

@@ -144,7 +144,7 @@ def download(
 
 @contextmanager
 def _goes_on(again: str) -> Iterator[Progress]:
-    """Wait for a job, and show its progress, which is yielded; whoever gives up is told how to come back."""
+    """Wait for a job, and show its progress, which is yielded; Ctrl-C and a timeout say how to come back to it."""
     from afterwords.errors import JobTimeoutError
 
     told = told_if_stopped("The job goes on. Come back to it with:", again)

@@ -673,7 +673,7 @@ class Desk(Protocol):
         ...
 
     async def keep_checkpoint(self, voice: StoredVoice, *, backend: str, version: str, checkpoint: bytes) -> None:
-        """Keep how far an engine is with its prompt, for whoever goes on after an interruption."""
+        """Keep how far an engine is with its prompt, from which the next attempt goes on."""
         ...
 
     async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:

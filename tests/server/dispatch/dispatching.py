@@ -63,7 +63,7 @@ class Odd(ToneEngine):
             note("end")
 
 class Slow(ToneEngine):
-    """Prepares for ever, and reports it, until it may end; goes on where it was; and is stuck if told so."""
+    """Prepares without end, and reports it, until it may end; goes on where it was; hangs if the text asks for it."""
     name = "slow"
     backends = ("slow",)
     max_concurrent = 2

@@ -137,7 +137,7 @@ def _kept(library: Library) -> frozenset[str] | None:
 
 
 def _signature(library: Library) -> frozenset[tuple[str, int, int]]:
-    """What changes whenever a voice comes, goes, or is renamed: voice.json is written anew each time."""
+    """What changes whenever a voice comes, goes, or is renamed: voice.json is written again each time."""
     found = set()
     for path in (library.home / "voices").glob("*/voice.json"):
         try:

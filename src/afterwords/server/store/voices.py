@@ -70,7 +70,7 @@ def check_quota(connection: Connection, account_id: str, *, quota_bytes: int | N
     """See that an account has not stored too much, with what this transaction adds.
 
     Raises:
-        StorageQuotaExceededError: it has, and the transaction shall be undone.
+        StorageQuotaExceededError: it has; the transaction must be undone.
     """
     if quota_bytes is None:
         return

@@ -1,4 +1,4 @@
-"""How much each account has stored, kept by triggers: exact whoever writes, and undone with what is rolled back.
+"""How much each account has stored, kept by triggers: exact with several writers, and undone with what is rolled back.
 
 SQLite fires triggers for what a foreign key deletes as well. When a voice is deleted, its row is gone before those of
 its cache are, so the trigger of the voice subtracts them.
