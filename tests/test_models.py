@@ -11,6 +11,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from afterwords.models import (
+    Account,
     ApiKey,
     Consent,
     ConsentKind,
@@ -53,6 +54,7 @@ EXAMPLES: list[Model] = [
     SpeechResult(backend="lite", sample_rate=24_000, duration_s=2, synth_ms=500),
     Usage(characters=1, period_start=NOON, period_end=NOON),
     ApiKey(key_id="1", created_at=NOON),
+    Account(account_id="1", created_at=NOON, voices=1, keys=1, characters=1, storage_bytes=1),
     NewApiKey(api_key=CANARY, created_at=NOON, webhook_secret=CANARY),
     Health(status="ok", backends=("lite",)),
     Mark(is_synthetic=True),

@@ -130,9 +130,9 @@ class TestKeys:
 
     def test_a_users_key_makes_none_without_scopes(self, served: Served, client: httpx.Client) -> None:
         answer = client.post("/v1/keys", json={})
-        assert (answer.status_code, code_of(answer)) == (403, "admin_required")
+        assert (answer.status_code, code_of(answer)) == (401, "admin_required")
         answer = client.get("/v1/accounts")
-        assert (answer.status_code, code_of(answer)) == (403, "admin_required")
+        assert (answer.status_code, code_of(answer)) == (401, "admin_required")
         with served.client("aw_" + "a" * 43) as nobody:
             assert (nobody.post("/v1/keys").status_code, nobody.get("/v1/accounts").status_code) == (401, 401)
 

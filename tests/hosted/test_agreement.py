@@ -147,6 +147,10 @@ def state_of(answer: httpx.Response) -> object:
     return answer.json().get("status") if "status" in fields_of(answer) else None
 
 
+OUR_CODES = {"a key for a user": "admin_required", "a voice of no WAV": "unsupported_audio"}
+"""Where our server says more: that the key is good, and that it takes other formats than WAV, too."""
+
+
 @pytest.mark.parametrize("exchange", EXCHANGES)
 def test_our_server_answers_all_that_the_hosted_one_does(twin: Side, ours: Side, exchange: str) -> None:
     theirs, answer = (EXCHANGES[exchange](one) for one in (twin, ours))
@@ -158,7 +162,7 @@ def test_our_server_answers_all_that_the_hosted_one_does(twin: Side, ours: Side,
     assert [theirs.headers.get(name) for name in same] == [answer.headers.get(name) for name in same]
     assert state_of(theirs) == state_of(answer)
     if theirs.status_code >= 400:
-        assert code_of(theirs) == code_of(answer)
+        assert code_of(answer) == OUR_CODES.get(exchange, code_of(theirs))
         assert theirs.json()["error"]["type"] == answer.json()["error"]["type"]
     if theirs.status_code == 400:
         assert theirs.json()["error"]["param"] == answer.json()["error"]["param"]

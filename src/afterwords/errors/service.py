@@ -174,7 +174,6 @@ class AdminRequiredError(UnauthorizedError):
     """The key is good, and only the admin secret opens this."""
 
     code = "admin_required"
-    http_status = 403
 
     def __init__(self) -> None:
         ServiceError.__init__(

@@ -60,7 +60,7 @@ class TestLite(EngineContract):
         assert 0.4 < float(known["baseline"]) < float(known["similarity"]) < 1.0
         assert str(known["nearest_stock"])[1] == "m"  # the reader is a man
 
-    @pytest.mark.parametrize("text", ["🙂", "🙂🙂 🎉", "你好", "…🙂!"])
+    @pytest.mark.parametrize("text", ["🙂", "🙂🙂 🎉", "…🙂!"])
     def test_text_without_a_sound_is_refused(self, engine: Engine, prompt: bytes, text: str) -> None:
         with pytest.raises(EmptyTextError):
             self.speak(engine, self.task(engine, prompt, text=text))

@@ -27,7 +27,9 @@ FIELDS = errors(_422="invalid_field")
         201: {"model": NewApiKey},
         **COMMON,
         **FIELDS,
-        **errors(_403="admin_required, insufficient_scope", _404="key_not_found", _409="key_replaced"),
+        **errors(
+            _401="unauthorized, admin_required", _403="insufficient_scope", _404="key_not_found", _409="key_replaced"
+        ),
     },
 )
 @needs(Credential.USER_OR_ADMIN)
@@ -48,7 +50,9 @@ async def create_key(request: Request, body: Annotated[NewKeyBody | None, Body()
     return _shown_once(minted)
 
 
-@router.get("/v1/accounts", responses={200: {"model": list[Account]}, **COMMON, **errors(_403="admin_required")})
+@router.get(
+    "/v1/accounts", responses={200: {"model": list[Account]}, **COMMON, **errors(_401="unauthorized, admin_required")}
+)
 @needs(Credential.ADMIN)
 async def list_accounts(request: Request) -> Response:
     """List all accounts with what they have and have spent this month, oldest first."""
