@@ -57,11 +57,16 @@ _CODES: Final = {
 }
 """What a refusal means that has no code of its own."""
 _HINTS: Final = {
-    "unauthorized": "`afterwords login` takes another key; AFTERWORDS_API_KEY goes before it.",
-    "voice_not_found": "`afterwords voices --remote` shows what there is; `afterwords push` brings a voice there.",
-    "job_not_found": "`afterwords jobs list` shows those there are.",
-    "key_not_found": "`afterwords keys list --remote` shows those there are.",
+    "unauthorized": "`afterwords login` takes another key; AFTERWORDS_API_KEY wins over it.",
+    "admin_required": "set AFTERWORDS_ADMIN_SECRET to the admin secret of the server, or ask the person who runs it.",
+    "key_replaced": "use the key that replaced it: `afterwords login`.",
+    "voice_not_found": "`afterwords voices --remote` lists the voices there; `afterwords push` copies a voice there.",
+    "ambiguous_voice_name": "use the id of the voice: `afterwords voices --remote --json`.",
+    "home_voice": "change it where it is at home: `afterwords voices` on the machine of the server.",
+    "job_not_found": "`afterwords jobs list` lists the jobs there.",
+    "key_not_found": "`afterwords keys list --remote` lists the keys there.",
     "quota_exceeded": "`afterwords usage` shows when the next period begins; or ask for a higher limit.",
+    "storage_quota_exceeded": "delete a voice, or ask the person who runs the server for more room.",
 }
 _DIGEST: Final = re.compile(r'"([0-9a-f]{64})"')
 _KEY: Final = re.compile(r"[!-~]{1,255}")
@@ -300,8 +305,9 @@ def _hint(code: str, answer: Answer, request_id: str | None) -> str:
     if (retry_after_s := _retry_after(answer)) is not None:
         return f"wait {retry_after_s} s, then ask again."
     if answer.status < 500:
-        return "change that, and ask again."
-    return f"try again; if it stays, tell who runs the server{f': request {request_id}' if request_id else ''}."
+        return "correct the request, then try again."
+    again = f" about request {request_id}" if request_id else ""
+    return f"try again; if it fails again, ask the person who runs the server{again}."
 
 
 def _retry_after(answer: Answer) -> int | None:

@@ -21,7 +21,9 @@ class ServiceError(AfterwordsError):
     retry_after_s: int | None = None
 
     def __init__(self, message: str = "The server failed, and wrote down why.", *, hint: str = "") -> None:
-        super().__init__(message, hint=hint or "try again; if it stays, give the request id to who runs the server.")
+        super().__init__(
+            message, hint=hint or "try again; if it fails again, give the request id to the person who runs the server."
+        )
 
 
 # -- the request itself --------------------------------------------------------------------------------------
@@ -358,7 +360,7 @@ class HomeVoiceError(ConflictError):
     def __init__(self) -> None:
         super().__init__(
             "This voice belongs to the library on the server's machine and can't be changed over HTTP.",
-            hint="run `afterwords voices rename` or `afterwords voices remove` on that machine.",
+            hint="run `afterwords voices rename` or `afterwords voices rm` on that machine.",
         )
 
 
