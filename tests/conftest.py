@@ -30,12 +30,17 @@ CLEARED = (
 )
 READER = Path(str(files("afterwords") / "data" / "reader.wav"))
 LONGEST = (
-    "e2e/test_readme.py",
-    "e2e/test_chaos.py",
     "docs/test_docs.py",
+    "e2e/test_readme.py",
+    "backends/mlx/test_mlx.py",
+    "e2e/test_chaos.py",
     "e2e/test_faults_server.py",
-    "cli/test_serve.py",
+    "backends/lite/test_engine.py",
     "test_library.py",
+    "cli/test_serve.py",
+    "backends/lite/test_speech.py",
+    "backends/lite/test_bench.py",
+    "e2e/test_faults_worker.py",
     "test_whisper_download.py",
 )
 """Files of 20 s and more. They go first: begun last, one would keep a single process busy in the end."""

@@ -4,7 +4,7 @@ A block opens with its language: `sh` runs in a shell, `python` in an interprete
 A line `<!-- not run: why -->` above a block leaves it out, and the reason stands for all to read. A page with the line
 `<!-- with a server -->` finds a server in its environment, with an account of its own; both speak as tones. A block of
 Python that begins with `# name.py` is also kept under that name, for the blocks and tests that come after it. A full
-clone takes `lite` over a minute of processor time: tests/e2e/test_readme.py makes one, here all are fast.
+clone takes `lite` over a minute of processor time, so all are fast here.
 Every block is watched: it leaves nothing in the user's own folder, and turns to no address outside this machine.
 """
 
@@ -33,8 +33,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COOKBOOK = ROOT / "docs" / "cookbook.md"
 WITH_A_SERVER = "\n<!-- with a server -->\n"
-AS_TONES = {"bundle.md"}
-"""Pages without a server that show the same with any engine."""
+AS_TONES = {"bundle.md", "cli.md", "quickstart.md"}
+"""Pages without a server that show the same with any engine. README.md clones and speaks with `lite`."""
 FULL_CLONE = re.compile(r"^afterwords clone (?![^#\n]*--fast)[^#\n]*--consent self\b", re.M)
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?^```(?P<lang>\w+)\n(?P<code>.*?)^```$", re.S | re.M)
 FILE = re.compile(r"# (\w+\.py)\n")

@@ -24,7 +24,7 @@ def test_log_as_json_names_keys_and_tells_of_a_second_server(tmp_path: Path) -> 
         second.start()
         with served.client() as client:
             voice_id = register(client)
-            job_id = speak(client, voice_id, "fault-slow, so that a look comes before its end. " * 40)
+            job_id = speak(client, voice_id, "fault-slow, so that a look comes before its end. " * 8)
             pending = client.get(f"/v1/jobs/{job_id}").json()
             assert final(client, job_id)["status"] == "ready"
             [key] = client.get("/v1/keys").json()

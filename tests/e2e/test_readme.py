@@ -48,7 +48,7 @@ def typed(folder: Path, home: Path, lines: str) -> str:
         },
         capture_output=True,
         text=True,
-        timeout=900,  # a full clone takes over a minute of processor time
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -61,7 +61,7 @@ def test_voice_that_was_cloned_here_is_served_to_curl(tmp_path: Path, whisper: P
     home = tmp_path / "home"
     clone = re.search(r"^afterwords clone me\.wav [^#\n]*", PAGE.read_text("utf-8"), re.M)
     assert clone is not None
-    typed(tmp_path, home, clone[0])
+    typed(tmp_path, home, f"{clone[0]} --fast")
     with serving(home, {"AFTERWORDS_BACKENDS": "lite", "AFTERWORDS_TESTING": "0"}) as served:
         shown = typed(tmp_path, home, lines_of_curl().replace("http://127.0.0.1:7860", served.url))
         prompts = list((home / "server").rglob("prompts"))

@@ -114,7 +114,8 @@ def test_admin_routes_stay_shut_where_no_admin_secret_is_set(tmp_path: Path) -> 
     with serving(tmp_path / "home", {"AFTERWORDS_ADMIN_SECRET": "", "AFTERWORDS_WORKERS": "0"}) as served:
         for secret in ("", " ", "None", "null", served.key, ADMIN_SECRET, CALLBACK_SECRET):
             answer = httpx.post(f"{served.url}/v1/keys", headers={"Authorization": f"Bearer {secret}".strip()})
-            assert answer.status_code == (403 if secret == served.key else 401)
+            assert answer.status_code == 401
+            assert answer.json()["error"]["code"] == ("admin_required" if secret == served.key else "unauthorized")
         wav = httpx.put(f"{served.url}/v1/jobs/{NOBODY}/audio", headers={"Authorization": "Bearer None"})
         assert wav.status_code == 401
 

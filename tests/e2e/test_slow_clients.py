@@ -168,7 +168,7 @@ class TestWaits:
     def test_stream_left_before_its_first_sound_is_cancelled(
         self, tmp_path_factory: pytest.TempPathFactory, workers: str
     ) -> None:
-        settings = {"AFTERWORDS_WORKERS": workers}
+        settings = {"AFTERWORDS_WORKERS": workers, "AFTERWORDS_DRAIN_S": "1"}
         with serving(tmp_path_factory.mktemp("left") / "home", settings) as served, served.client() as client:
             voice_id = register(client)
             if workers == "1":  # its one process is kept busy, so that others wait for it
