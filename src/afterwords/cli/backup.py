@@ -57,4 +57,4 @@ def restore(
 
 def _show(contents: Contents) -> None:
     size = f"{contents.size_bytes / 1e6:,.1f} MB"
-    output.note(f"{contents.n_voices:,} voices, {contents.n_files:,} audio files, {size}")
+    output.note(f"Voices: {contents.n_voices:,}. Audio files: {contents.n_files:,}. Size: {size}.")
