@@ -75,7 +75,7 @@ async def read_form(
 def _boundary(request: Request) -> bytes:
     kinds = request.headers.getlist("content-type")
     kind, options = parse_options_header(kinds[0]) if len(kinds) == 1 else (b"", {})
-    if kind != b"multipart/form-data":
+    if kind.lower() != b"multipart/form-data":
         raise InvalidMultipartError(why="its content type is not multipart/form-data")
     if not (boundary := options.get(b"boundary")):
         raise InvalidMultipartError(why="its content type names no boundary")
@@ -176,7 +176,7 @@ class _Reading:
         if headers.get(b"content-transfer-encoding", b"binary").strip().lower() not in _PLAIN_ENCODINGS:
             raise InvalidMultipartError(why="a part has a transfer encoding")
         name = options[b"name"].decode("latin-1")
-        content_type = parse_options_header(headers.get(b"content-type"))[0].decode("latin-1")
+        content_type = parse_options_header(headers.get(b"content-type"))[0].decode("latin-1").lower()
         if name == self._file_field:
             if b"filename" not in options and not content_type:
                 raise InvalidMultipartError(why=f"{name} is text, not a file")
