@@ -42,7 +42,7 @@ floors:
 	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS) --resolution lowest-direct ".[server,play,login,lite]"
 	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS) pytest hypothesis psutil trustme
 	$(FLOORS)/bin/python -m pytest -q -o filterwarnings=default tests/server/test_embedding.py \
-		tests/server/store/test_sql_store.py tests/server/routes tests/test_audio.py tests/test_writer.py
+		tests/server/store/test_store.py tests/server/routes tests/audio/test_audio.py tests/audio/test_writer.py
 	$(FLOORS)/bin/afterwords backends
 
 DNSMOS := speechmos==0.0.1.1 # for its weights; its code, which needs much more, is not used

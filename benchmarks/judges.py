@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from afterwords.acoustics import cosine_basis, decibels, keep_speech, mel_filters, power_spectrum
-from afterwords.audio import Audio, resample
+from afterwords.audio.analysis import cosine_basis, decibels, keep_speech, mel_filters, power_spectrum
+from afterwords.audio.audio import Audio, resample
+from afterwords.reference.transcription import transcribe
 from afterwords.telemetry import import_onnxruntime, turn_off_telemetry
-from afterwords.transcribe import transcribe
 
 RATE = 16_000
 Array = NDArray[np.float32]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from afterwords.audio import decode
+from afterwords.audio.audio import decode
 from afterwords.backends.base import Reference
 from afterwords.backends.lite.engine import SENTENCE_PAUSE_S, LiteEngine
 from afterwords.backends.lite.g2p import tokens

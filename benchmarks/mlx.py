@@ -21,13 +21,13 @@ from typing import Any, Final
 import mlx.core as mx
 import numpy as np
 
+from afterwords.audio.wav import Samples, read_wav
 from afterwords.backends.base import Reference
-from afterwords.backends.mlx.engine import MlxLarge
-from afterwords.backends.mlx.owner import owner
-from afterwords.backends.qwen3 import reading
+from afterwords.backends.qwen3 import long_text
+from afterwords.backends.qwen3.mlx.engine import MlxLarge
+from afterwords.backends.qwen3.mlx.thread import owner
 from afterwords.errors import SynthesisError
 from afterwords.models import SpeechTask
-from afterwords.riff import Samples, read_wav
 
 TEXTS: Final = (
     "The harbor was quiet when they arrived.",
@@ -127,7 +127,7 @@ def _pairs(engine: MlxLarge, ours: Ours, theirs: Theirs) -> Iterator[tuple[Run, 
     model, _ = engine._parts()
     for number in range(-1, ROUNDS):  # the first pair warms up
         text = TEXTS[number % len(TEXTS)]
-        ceiling = reading.FRAMES_PER_TOKEN * model.n_tokens(text) + reading.FRAMES_MORE
+        ceiling = long_text.FRAMES_PER_TOKEN * model.n_tokens(text) + long_text.FRAMES_MORE
         pair = timed(ours.speak(text, number + 10)), timed(theirs.speak(text, number + 10, max_frames=ceiling))
         if number >= 0:
             yield pair

@@ -26,14 +26,14 @@ from typing import Any, Final
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from afterwords.backends.qwen3 import ops as torch_ops
 from afterwords.backends.qwen3.config import read_config
-from afterwords.backends.qwen3.frames import Frames
-from afterwords.backends.qwen3.loop import POSITION_BUCKETS, Loop, Speech
-from afterwords.backends.qwen3.model import fastest_ops
-from afterwords.backends.qwen3.rows import Rows
-from afterwords.backends.qwen3.talker import Utterance
-from afterwords.backends.qwen3.turns import BURSTS, Finish, Turn
+from afterwords.backends.qwen3.request import BURSTS, Finish, Turn
+from afterwords.backends.qwen3.torch import ops as torch_ops
+from afterwords.backends.qwen3.torch.batch import Rows
+from afterwords.backends.qwen3.torch.cuda_graphs import Frames
+from afterwords.backends.qwen3.torch.model import fastest_ops
+from afterwords.backends.qwen3.torch.scheduler import POSITION_BUCKETS, Loop, Speech
+from afterwords.backends.qwen3.torch.talker import Utterance
 from benchmarks import qwen3_faster
 from benchmarks.qwen3_model import REFERENCE_FRAMES, SIZES, RandomModel, RandomWeights, write_published
 from benchmarks.qwen3_plain import PlainTalker

@@ -9,15 +9,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from afterwords.backends.qwen3.agreement import Agreement, quantize
 from afterwords.backends.qwen3.codec_config import read_codec_config
-from afterwords.backends.qwen3.codec_decoder import CodecDecoder, DecoderState
 from afterwords.backends.qwen3.config import read_config
-from afterwords.backends.qwen3.ops import Ops
-from afterwords.backends.qwen3.prompt import Prompt, Prompts
-from afterwords.backends.qwen3.talker import Talker
 from afterwords.backends.qwen3.tokenizer import TextTokenizer
-from afterwords.backends.qwen3.weights import Shape, Weights
+from afterwords.backends.qwen3.torch.agreement import Agreement, quantize
+from afterwords.backends.qwen3.torch.codec_decoder import CodecDecoder, DecoderState
+from afterwords.backends.qwen3.torch.ops import Ops
+from afterwords.backends.qwen3.torch.prompt import Prompt, Prompts
+from afterwords.backends.qwen3.torch.talker import Talker
+from afterwords.backends.qwen3.torch.weights import Shape, Weights
 from scripts.make_qwen3_tiny import CODEC, model_config, write_all_but_weights
 
 REFERENCE_FRAMES: Final = 125

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from afterwords.backends.qwen3.config import ModelConfig, StackConfig
-from afterwords.backends.qwen3.weights import Weights
+from afterwords.backends.qwen3.torch.weights import Weights
 
 Cache = list[tuple[Tensor, Tensor]]
 

@@ -22,8 +22,8 @@ from typing import Any
 import httpx
 import psutil
 
+from afterwords.audio.wav import check_reference_wav
 from afterwords.errors import AfterwordsError
-from afterwords.riff import check_reference_wav
 from benchmarks.load import Load, load, request
 from tests.e2e.served import final, register, serving, speak
 
@@ -172,7 +172,7 @@ def memory(folder: Path) -> list[str]:
 
 def judging() -> list[str]:
     """The slowest of the bad uploads, beyond 5 ms a megabyte."""
-    from tests.test_riff import BAD
+    from tests.audio.test_wav import BAD
 
     worst = 0.0
     for _, make in BAD.values():

@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx.nn.layers.quantized import quantize
 from mlx.utils import tree_flatten
 
-from afterwords.backends.mlx.parts import load_parts
+from afterwords.backends.qwen3.mlx.weights import load_parts
 from scripts.make_qwen3_tiny import make_checkpoint
 
 GROUP: Final = 32

@@ -12,9 +12,9 @@ import numpy as np
 import psutil
 import pytest
 
-from afterwords.audio import Audio, decode
+from afterwords.audio.audio import Audio, decode
 from afterwords.models import Voice
-from tests.loopback_hub import LoopbackHub, running_hub
+from tests.weights.loopback_hub import LoopbackHub, running_hub
 
 CLEARED = (
     "BACKENDS",
@@ -32,16 +32,16 @@ READER = Path(str(files("afterwords") / "data" / "reader.wav"))
 LONGEST = (
     "docs/test_docs.py",
     "e2e/test_readme.py",
-    "backends/mlx/test_mlx.py",
+    "backends/qwen3/mlx/test_mlx.py",
     "e2e/test_chaos.py",
     "e2e/test_faults_server.py",
     "backends/lite/test_engine.py",
-    "test_library.py",
+    "library/test_library.py",
     "cli/test_serve.py",
     "backends/lite/test_speech.py",
     "backends/lite/test_bench.py",
     "e2e/test_faults_worker.py",
-    "test_whisper_download.py",
+    "reference/test_whisper_download.py",
 )
 """Files of 20 s and more. They go first: begun last, one would keep a single process busy in the end."""
 
@@ -79,24 +79,24 @@ def tone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def _shelf_with_me(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home folder with one voice, made once."""
-    from afterwords import studio
+    from afterwords import local
 
     folder = tmp_path_factory.mktemp("shelf") / "home"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AFTERWORDS_HOME", str(folder))
         patch.setenv("AFTERWORDS_BACKENDS", "tone")
         patch.setenv("HF_HUB_OFFLINE", "1")
-        studio.clone(READER, name="me", consent="self")
+        local.clone(READER, name="me", consent="self")
     return folder
 
 
 @pytest.fixture
 def me(_shelf_with_me: Path, home: Path, tone: None) -> Voice:
     """The one voice in the library: the reader's, called me, for the tone engine."""
-    from afterwords import studio
+    from afterwords import local
 
     shutil.copytree(_shelf_with_me, home)
-    return studio.library().get("me")
+    return local.library().get("me")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import trustme
 
 from afterwords import AsyncClient, Client
 from afterwords.errors import HubUnreachableError, NetworkSettingError, UnreachableError
-from afterwords.hub import Hub
+from afterwords.weights.hub import Hub
 from tests.cli.program import run
 
 ELSEWHERE = "https://voices.invalid"
@@ -114,9 +114,9 @@ def test_command_line_names_the_variable() -> None:
 def test_transcript_without_a_model_names_the_variable(tmp_path: Path) -> None:
     program = """
 import numpy as np
-from afterwords.audio import Audio
+from afterwords.audio.audio import Audio
 from afterwords.errors import TranscriberError
-from afterwords.transcribe import transcribe
+from afterwords.reference.transcription import transcribe
 try:
     transcribe(Audio(np.zeros(16_000, np.float32), 16_000), model="small")
 except TranscriberError as error:

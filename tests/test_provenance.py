@@ -129,7 +129,7 @@ def test_file_without_a_mark_has_none(tags: dict[str, str]) -> None:
 
 
 def test_mark_keeps_the_tags_that_were_there() -> None:
-    from afterwords.audio import Audio
+    from afterwords.audio.audio import Audio
 
     audio = Audio(samples=np.zeros(10, np.float32), sample_rate=24_000, tags={"album": "hers", "comment": "old"})
     marked = mark(audio, backend="lite", voice=sealed_voice(), made_at=WHEN)
@@ -140,7 +140,7 @@ def test_mark_keeps_the_tags_that_were_there() -> None:
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3", ".opus"])
 def test_mark_is_in_the_file_and_read_from_it(tmp_path: Path, suffix: str) -> None:
-    from afterwords.audio import Audio
+    from afterwords.audio.audio import Audio
 
     tone = (np.sin(np.arange(24_000) / 20) / 4).astype(np.float32)
     voice = sealed_voice().model_copy(update={"name": 'Zoë "声"; x'})

@@ -15,12 +15,10 @@ TYPE_CHECKING = False  # as type checkers know it; `typing` would double the tim
 
 if TYPE_CHECKING:
     from afterwords import errors
-    from afterwords.audio import Audio
+    from afterwords.audio.audio import Audio
     from afterwords.client import AsyncClient, Client
     from afterwords.errors import AfterwordsError
-    from afterwords.models import Job, Voice
-    from afterwords.provenance import verify
-    from afterwords.studio import (
+    from afterwords.local import (
         clone,
         default_voice,
         export_voice,
@@ -32,29 +30,31 @@ if TYPE_CHECKING:
         stream,
         voices,
     )
-    from afterwords.travel import pull, push, sync
+    from afterwords.models import Job, Voice
+    from afterwords.provenance import verify
+    from afterwords.transfer import pull, push, sync
 
 _HOMES = {
     "AfterwordsError": "afterwords.errors",
     "AsyncClient": "afterwords.client.aio",
-    "Audio": "afterwords.audio",
+    "Audio": "afterwords.audio.audio",
     "Client": "afterwords.client.sync",
     "Job": "afterwords.models",
     "Voice": "afterwords.models",
-    "clone": "afterwords.studio",
-    "default_voice": "afterwords.studio",
-    "export_voice": "afterwords.studio",
-    "import_voice": "afterwords.studio",
-    "inspect": "afterwords.studio",
-    "pull": "afterwords.travel",
-    "push": "afterwords.travel",
-    "remove": "afterwords.studio",
-    "rename": "afterwords.studio",
-    "say": "afterwords.studio",
-    "stream": "afterwords.studio",
-    "sync": "afterwords.travel",
+    "clone": "afterwords.local",
+    "default_voice": "afterwords.local",
+    "export_voice": "afterwords.local",
+    "import_voice": "afterwords.local",
+    "inspect": "afterwords.local",
+    "pull": "afterwords.transfer",
+    "push": "afterwords.transfer",
+    "remove": "afterwords.local",
+    "rename": "afterwords.local",
+    "say": "afterwords.local",
+    "stream": "afterwords.local",
+    "sync": "afterwords.transfer",
     "verify": "afterwords.provenance",
-    "voices": "afterwords.studio",
+    "voices": "afterwords.local",
 }
 __all__ = [
     "AfterwordsError",

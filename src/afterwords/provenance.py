@@ -22,7 +22,7 @@ from afterwords.models import Consent, Model, Provenance, UtcTime, Voice, now
 from afterwords.text import printable
 
 if TYPE_CHECKING:
-    from afterwords.audio import Audio
+    from afterwords.audio.audio import Audio
 
 SYNTHETIC = "trainedAlgorithmicMedia"
 """What synthetic speech is called. Source: IPTC NewsCodes, digital source type (cv.iptc.org)."""
@@ -145,7 +145,7 @@ def verify(path: Path | str) -> Mark | None:
         UnreadableFileError: the file can't be read.
         UnsupportedAudioError: it is not audio.
     """
-    from afterwords.audio import read_tags
+    from afterwords.audio.audio import read_tags
 
     return read_mark(read_tags(Path(path)))
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from afterwords.audio import Audio, AudioWriter, change_speed
+from afterwords.audio.audio import Audio, AudioWriter, change_speed
+from afterwords.audio.wav import Samples
 from afterwords.backends.base import Chunk, Engine, Progress
 from afterwords.errors import AfterwordsError, SpeechReadError, SynthesisError
 from afterwords.models import FormatName, SpeechFormat, SpeechResult, SpeechTask, Voice
-from afterwords.riff import Samples
 
 EXPECTED_SECONDS_PER_CHARACTER: Final = 0.068
 """How long speech lasts, for progress alone; English read aloud."""

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from afterwords.audio import decode
+from afterwords.audio.audio import decode
+from afterwords.audio.wav import canonical_wav
 from afterwords.bench.judge import device_peak_mib, likeness, peak_mib
-from afterwords.riff import canonical_wav
 from tests.conftest import READER
 
 

@@ -79,7 +79,7 @@ def test_wrong_call_is_told_in_one_line_with_where_to_look(args: tuple[str, ...]
     assert "see afterwords" in done.err
 
 
-PLANTED = "import runpy, afterwords.studio as s; s.library = lambda: {}['canary']; "
+PLANTED = "import runpy, afterwords.local as s; s.library = lambda: {}['canary']; "
 UNFORESEEN = PLANTED + "runpy.run_module('afterwords', run_name='__main__')"
 
 

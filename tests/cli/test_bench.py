@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 import afterwords as aw
+from afterwords.client.profiles import Profiles
 from afterwords.models import Voice
-from afterwords.profiles import Profiles
 from tests.cli.program import COMMAND, environment, files_in, run
 from tests.e2e.served import Served, serving, until
 from tests.hosted.service import HostedService

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import afterwords as aw
-from afterwords.audio import decode
+from afterwords.audio.audio import decode
 from afterwords.models import Voice
 from tests.cli.program import files_in, run
 from tests.conftest import READER, clipped

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afterwords.audio import Audio, decode
+from afterwords.audio.audio import Audio, decode
 from afterwords.errors import AfterwordsError
-from afterwords.studio import make_voice
+from afterwords.local import make_voice
 from tests.cli.program import run
 from tests.conftest import READER, clipped
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from afterwords.audio import decode
+from afterwords.audio.audio import decode
 from afterwords.provenance import verify
 from tests.cli.program import run
 from tests.e2e.served import final, register, speak, until

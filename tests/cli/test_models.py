@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from afterwords.checkpoints import verify
 from afterwords.errors import ModelFileError
-from afterwords.pulling import pull
+from afterwords.weights.catalog import verify
+from afterwords.weights.download import pull
 from tests.cli.program import COMMAND, environment, run
-from tests.loopback_hub import COMMIT, REPOSITORY, WANTED, WEIGHTS, LoopbackHub
+from tests.weights.loopback_hub import COMMIT, REPOSITORY, WANTED, WEIGHTS, LoopbackHub
 
 NAME = "qwen3-1.7b"
 

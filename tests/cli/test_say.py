@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 import afterwords as aw
-from afterwords.audio import decode
+from afterwords.audio.audio import decode
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
 from afterwords.cli import output
 from afterwords.install import pip_install
+from afterwords.local import library
 from afterwords.models import Voice
 from afterwords.provenance import verify
-from afterwords.studio import library
 from tests.cli.program import COMMAND, environment, files_in, run
 
 pytestmark = pytest.mark.usefixtures("me")

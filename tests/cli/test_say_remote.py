@@ -10,16 +10,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from afterwords.audio import decode
+from afterwords.audio.audio import decode
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
+from afterwords.client.profiles import Profiles
 from afterwords.install import pip_install
-from afterwords.profiles import Profiles
 from afterwords.provenance import verify
+from tests.audio.test_devices import CARD, needs_alsa
 from tests.cli.conftest import Asking
 from tests.cli.program import files_in, run
 from tests.e2e.served import Served, register
 from tests.hosted.service import HostedService
-from tests.test_soundcard import CARD, needs_alsa
 
 TEXT = "Hello, this is my voice."
 HEAVY = "numpy av soundfile soxr fastapi sqlalchemy asyncio"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import afterwords as aw
-from afterwords.audio import Audio, decode
+from afterwords.audio.audio import Audio, decode
 from afterwords.models import Voice
 from tests.cli.program import run
 from tests.conftest import READER

@@ -9,8 +9,8 @@ import pytest
 
 import afterwords as aw
 from afterwords.install import pip_install
+from afterwords.local import library
 from afterwords.models import Voice
-from afterwords.studio import library
 from tests.cli.program import files_in, run
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from afterwords.library import Library
+from afterwords.library.library import Library
 from afterwords.models import Voice
 from tests.cli.program import run
 from tests.e2e.served import register

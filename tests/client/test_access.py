@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from afterwords.client.profiles import LOCAL_URL, Access, Profiles, check_url, find_access
 from afterwords.errors import InvalidInputError, InvalidOptionError, UnreadableFileError
-from afterwords.profiles import LOCAL_URL, Access, Profiles, check_url, find_access
 
 A, B = "https://a.example", "https://b.example"
 
@@ -17,7 +17,7 @@ A, B = "https://a.example", "https://b.example"
 def profiles(home: Path, monkeypatch: pytest.MonkeyPatch) -> Profiles:
     """Two profiles, of which `b` is chosen; keys lie in the file."""
     # patched, since whether a machine has a keyring that works is no matter of these tests
-    monkeypatch.setattr("afterwords.profiles._keyring", lambda: None)
+    monkeypatch.setattr("afterwords.client.profiles._keyring", lambda: None)
     known = Profiles(home)
     known.save("a", A, "aw_of-a")
     known.save("b", B, "aw_of-b")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from afterwords import Audio, Client, Voice
+from afterwords.audio.wav import canonical_wav
 from afterwords.errors import (
     AdminRequiredError,
     IdempotencyConflictError,
@@ -33,7 +34,6 @@ from afterwords.errors import (
 )
 from afterwords.models import FormatName, JobStatus
 from afterwords.provenance import read_mark
-from afterwords.riff import canonical_wav
 from afterwords.testing import FaultyServer
 from tests.client.front import Either
 from tests.e2e.served import READER, Served

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from afterwords import Client, Voice
+from afterwords.audio.wav import canonical_wav
 from afterwords.client.downloads import fetched
 from afterwords.client.requests import RETRIES, Answer, Ask, Known, Operation, Pause
 from afterwords.errors import (
@@ -19,7 +20,6 @@ from afterwords.errors import (
     StrangeAnswerError,
 )
 from afterwords.models import FormatName
-from afterwords.riff import canonical_wav
 from afterwords.testing import Fault, FaultyServer, Seen
 from tests.client.answering import answering
 from tests.client.front import Either, n_busy

@@ -11,11 +11,11 @@ import pytest
 
 from afterwords import AsyncClient, Client
 from afterwords.client.operations import Speech
+from afterwords.client.parsing import Sound, Submitted
+from afterwords.client.profiles import Access, Profile
 from afterwords.client.requests import Answer, Ask
-from afterwords.client.shapes import Sound, Submitted
 from afterwords.errors import AfterwordsError, InvalidInputError
 from afterwords.models import NewApiKey, now
-from afterwords.profiles import Access, Profile
 from afterwords.testing import Fault, FaultyServer
 from tests.client.answering import answering, page
 from tests.client.front import Either

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterwords import Client, Voice
-from afterwords.audio import decode, read_tags
-from afterwords.client.sound import WavStream
+from afterwords.audio.audio import decode, read_tags
+from afterwords.audio.wav import Samples, pcm16, wav_header
+from afterwords.client.audio import WavStream
 from afterwords.errors import (
     ConnectionLostError,
     SpeechReadError,
@@ -23,7 +24,6 @@ from afterwords.errors import (
 )
 from afterwords.models import FormatName
 from afterwords.provenance import read_mark
-from afterwords.riff import Samples, pcm16, wav_header
 from afterwords.testing import Fault, FaultyServer
 from tests.client.answering import answering
 from tests.client.front import Either, n_busy

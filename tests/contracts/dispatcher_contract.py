@@ -9,9 +9,9 @@ import asyncio
 
 import pytest
 
+from afterwords.audio.wav import read_wav
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
 from afterwords.errors import SynthesisError
-from afterwords.riff import read_wav
 from afterwords.server.ports import Dispatcher
 from afterwords.text import LANGS
 from tests.server.dispatch.desk import PATIENCE_S, Desk

@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import pytest
 
-from afterwords.cachekey import cache_path, job_path, reference_path
 from afterwords.models import new_id
+from afterwords.server.cache_key import cache_path, job_path, reference_path
 from afterwords.server.ports import Blobs
 from afterwords.server.services.deliveries import Deliveries
 from afterwords.server.services.housekeeping import Housekeeping

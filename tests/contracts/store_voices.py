@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from afterwords.cachekey import cache_path, prompt_path
 from afterwords.errors import IdempotencyConflictError, VoiceNotFoundError
 from afterwords.models import Provenance
+from afterwords.server.cache_key import cache_path, prompt_path
 from afterwords.server.ports import CacheEntry, Finished, VoiceChanges
 from tests.contracts.store_world import MANY, World, audio, digest, request
 

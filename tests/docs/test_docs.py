@@ -24,7 +24,7 @@ import httpx
 import pytest
 
 import afterwords
-from afterwords.audio import decode
+from afterwords.audio.audio import decode
 from afterwords.testing import Fault, FaultyServer
 from tests.e2e.served import Served, serving
 from tests.watched import Watched

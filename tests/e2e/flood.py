@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import httpx
 import psutil
 
-from afterwords.riff import REFERENCE_MAX_BYTES
+from afterwords.audio.wav import REFERENCE_MAX_BYTES
+from tests.audio.test_wav import DATA, GOOD, chunk, fmt, riff
 from tests.e2e.served import Served
 from tests.e2e.wire import Answer, ask
-from tests.test_riff import DATA, GOOD, chunk, fmt, riff
 
 MIB = 1 << 20
 LOOK_S = 0.01

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import psutil
 
+from afterwords.audio.wav import pcm16, read_wav
 from afterwords.backends.tone import ToneEngine
-from afterwords.cachekey import cache_path
 from afterwords.models import SpeechTask
-from afterwords.riff import pcm16, read_wav
+from afterwords.server.cache_key import cache_path
 from afterwords.server.services.ownership import MARK_PATH
 from tests.e2e.served import Served, until
 
@@ -135,7 +135,7 @@ def gone(*processes: psutil.Process) -> None:
 
 def _is_speaker(process: psutil.Process) -> bool:
     try:
-        return "afterwords.server.dispatch.child" in process.cmdline()
+        return "afterwords.server.dispatch.worker_main" in process.cmdline()
     except psutil.Error:
         return False
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from afterwords.riff import REFERENCE_MAX_BYTES, canonical_wav, read_wav
+from afterwords.audio.wav import REFERENCE_MAX_BYTES, canonical_wav, read_wav
 from afterwords.text import longest_speech_s
+from tests.audio.test_wav import BAD, DATA, GOOD, GOOD_FILES, RATE, SIX_SECONDS, chunk, fmt, riff, tone
 from tests.e2e.served import Served, final, register, serving
 from tests.e2e.wire import Answer, ask
 from tests.server.services.test_decoding import by_libav
-from tests.test_riff import BAD, DATA, GOOD, GOOD_FILES, RATE, SIX_SECONDS, chunk, fmt, riff, tone
 
 CALLBACK_SECRET = "a-callback-secret-that-workers-share"
 JSON = ("Content-Type", "application/json")

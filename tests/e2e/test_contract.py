@@ -14,9 +14,9 @@ from urllib.parse import unquote
 import httpx
 import pytest
 
-from afterwords.cachekey import cache_key
-from afterwords.riff import canonical_wav, read_wav
+from afterwords.audio.wav import canonical_wav, read_wav
 from afterwords.server import create_app
+from afterwords.server.cache_key import cache_key
 from tests.conftest import clipped
 from tests.e2e.served import ADMIN_SECRET, READER, Served, final, register, serving, speak
 

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from afterwords.riff import canonical_wav, read_wav
+from afterwords.audio.wav import canonical_wav, read_wav
 from afterwords.server.clock import SystemClock
 from afterwords.server.services.signing import worker_token
 from afterwords.server.store import SqlStore

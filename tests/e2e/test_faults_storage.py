@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from afterwords.cachekey import cache_key, cache_path
+from afterwords.server.cache_key import cache_key, cache_path
 from tests.e2e.invariants import (
     SWEEPING,
     attempts_of,

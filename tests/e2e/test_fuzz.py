@@ -20,12 +20,12 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from afterwords.audio.wav import canonical_wav
 from afterwords.models import BUNDLE_TYPE
-from afterwords.riff import canonical_wav
 from afterwords.server import create_app
+from tests.audio.test_wav import RATE, tone
 from tests.e2e.served import ADMIN_SECRET, Served, final, register, serving, speak
 from tests.e2e.wire import ask
-from tests.test_riff import RATE, tone
 
 CALLBACK_SECRET: Final = "a-callback-secret-that-workers-share"
 WAV: Final = canonical_wav(tone(5), RATE)

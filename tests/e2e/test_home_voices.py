@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from afterwords import travel
+from afterwords import transfer
 from afterwords.client.sync import Client
-from afterwords.library import Library
+from afterwords.library.library import Library
 from afterwords.models import Voice, new_id
 from tests.cli.program import run
 from tests.e2e.served import READER, Served, final, register, serving, speak, until
@@ -126,7 +126,7 @@ def test_pushing_a_voice_of_the_home_makes_no_second(
 ) -> None:
     monkeypatch.setenv("AFTERWORDS_HOME", str(shelf.home))
     with Client(served.url, api_key=served.key) as client, served.client() as http:
-        assert travel.push("me", client=client).voice_id == shelf.get("me").voice_id
+        assert transfer.push("me", client=client).voice_id == shelf.get("me").voice_id
         assert names(http) == ["me"]
         assert client.say("From the SDK.", voice="me").duration_s > 0
         pushed = register(http, name="guest", wav=READER.read_bytes())

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from afterwords.server.wiring import UPLOADS_PER_ACCOUNT
+from afterwords.server.app_state import UPLOADS_PER_ACCOUNT
 from tests.e2e.flood import MIB, flood, watched
 from tests.e2e.served import Served, final, register, serving, speak
 from tests.e2e.wire import ask, connected, head, read

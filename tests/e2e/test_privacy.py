@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from afterwords.riff import canonical_wav
+from afterwords.audio.wav import canonical_wav
 from tests.e2e.served import ADMIN_SECRET, READER, Served, final, register, serving, speak, until
 from tests.e2e.wire import ask
 from tests.watched import Watched, has_strace
@@ -232,7 +232,7 @@ def test_speaking_processes_and_transcripts_call_nobody(
     if not has_strace():
         pytest.skip("strace is not here, or may not trace")
     watched = Watched(tmp_path, monkeypatch)
-    program = "import sys, pathlib, afterwords.transcribe as t, afterwords.audio as a\n"
+    program = "import sys, pathlib, afterwords.reference.transcription as t, afterwords.audio.audio as a\n"
     program += "print(t.transcribe(a.decode(pathlib.Path(sys.argv[1]))))"
     subprocess.run([*watched.before, sys.executable, "-c", program, READER], check=True, capture_output=True)
     served = Served(tmp_path / "home", {"AFTERWORDS_BACKENDS": "lite"}, before=[*watched.before, "-D"])

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from afterwords.audio import Audio, decode
+from afterwords.audio.audio import Audio, decode
 from afterwords.backends.tone import SECONDS_PER_CHARACTER
 from afterwords.models import Voice
 from afterwords.provenance import verify
-from afterwords.transcribe import transcribe
+from afterwords.reference.transcription import transcribe
 from tests.e2e.served import READER, serving
 
 PAGE = Path(__file__).parents[2] / "README.md"

@@ -14,15 +14,15 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from afterwords.riff import canonical_wav
+from afterwords.audio.wav import canonical_wav
 from afterwords.server import create_app
-from afterwords.server.gate import Credential, Needs
-from afterwords.server.guard import GuardedRoute
+from afterwords.server.auth import Credential, Needs
 from afterwords.server.ports import Scope
+from afterwords.server.routing import GuardedRoute
 from afterwords.server.services.signing import worker_token
+from tests.audio.test_wav import RATE, tone
 from tests.cli.program import run
 from tests.e2e.served import ADMIN_SECRET, Served, final, register, serving, speak, until
-from tests.test_riff import RATE, tone
 
 CALLBACK_SECRET: Final = "a-callback-secret-that-workers-share"
 NOBODY: Final = "00000000-0000-4000-8000-000000000000"

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from afterwords.riff import wav_header
+from afterwords.audio.wav import wav_header
 from tests.e2e.flood import MIB, watched
 from tests.e2e.served import Served, final, register, serving, speak, until
 from tests.e2e.wire import connected, head, read

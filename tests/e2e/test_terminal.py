@@ -18,13 +18,13 @@ if sys.platform == "win32":
 import fcntl
 
 import afterwords as aw
-from afterwords.audio import Samples, decode, resample
+from afterwords.audio.audio import Samples, decode, resample
+from afterwords.local import library
 from afterwords.models import Voice
-from afterwords.studio import library
+from tests.audio.test_devices import CARD, NO_CARD, needs_alsa
 from tests.cli.program import COMMAND, environment, files_in, run
 from tests.conftest import READER
 from tests.e2e.terminal import CTRL_C, CTRL_U, Terminal
-from tests.test_soundcard import CARD, NO_CARD, needs_alsa
 
 pytestmark = pytest.mark.usefixtures("tone")
 

@@ -16,15 +16,15 @@ if sys.platform == "win32":
     pytest.skip("Windows has no pseudo-terminals that Python can open", allow_module_level=True)
 
 import afterwords as aw
-from afterwords.audio import decode
+from afterwords.audio.audio import decode
+from afterwords.client.profiles import Profiles
+from afterwords.local import library
 from afterwords.models import Voice
-from afterwords.profiles import Profiles
-from afterwords.studio import library
 from afterwords.testing import Fault, FaultyServer
+from tests.audio.test_devices import CARD, needs_alsa
 from tests.cli.program import files_in, run
 from tests.e2e.served import ADMIN_SECRET, Served, final, register, serving, speak, until
 from tests.e2e.terminal import CTRL_C, Terminal
-from tests.test_soundcard import CARD, needs_alsa
 
 TEXT = "Hello, this is my voice."
 LONG_S = 600.0  # longer than any test; it ends with the proxy

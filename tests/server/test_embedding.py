@@ -19,11 +19,11 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
+from afterwords.audio.wav import canonical_wav, read_wav
 from afterwords.errors import InvalidOptionError, ServerSetupError
-from afterwords.riff import canonical_wav, read_wav
 from afterwords.server import Settings, create_app, load_settings, router
+from tests.audio.test_wav import RATE, tone
 from tests.e2e.served import ADMIN_SECRET, register, until
-from tests.test_riff import RATE, tone
 
 WAV: Final = canonical_wav(tone(5), RATE)
 NOBODY: Final = "00000000-0000-4000-8000-000000000000"

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from afterwords.audio.wav import Samples, read_wav
 from afterwords.errors import AfterwordsError
-from afterwords.riff import Samples, read_wav
 
 ENCODER: Final = "GE2E"
 MIB: Final = 2**20

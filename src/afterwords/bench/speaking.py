@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from afterwords import studio
+from afterwords import local
+from afterwords.audio.wav import Samples
 from afterwords.backends import registry
 from afterwords.backends.base import Progress
 from afterwords.bench.judge import device_peak_mib, likeness, peak_mib
 from afterwords.bench.report import N_RUNS, Figures, Order
 from afterwords.errors import StrangeAnswerError, SynthesisError, UnsupportedByServerError, VoiceNotFoundError
-from afterwords.riff import Samples
 
 if TYPE_CHECKING:
     from afterwords.client import Client, RemoteSpeech
@@ -56,12 +56,12 @@ def prepare_voice(order: Order, progress: Progress) -> float | None:
 
     A process that did it is not measured: preparing may take more memory than speaking, and leaves some behind.
     """
-    voice = studio.library().get(order.voice_id)
-    if studio.has_prompt(voice, order.name):
+    voice = local.library().get(order.voice_id)
+    if local.has_prompt(voice, order.name):
         return None
     registry.engine_for(registry.choose(order.name, lang=order.lang)).load(order.name, _part(progress, 0.0, _LOADED))
     began = time.perf_counter()
-    studio.make_prompt(voice, order.name, progress=_part(progress, _LOADED, _PREPARED))
+    local.make_prompt(voice, order.name, progress=_part(progress, _LOADED, _PREPARED))
     return time.perf_counter() - began
 
 
@@ -71,7 +71,7 @@ def measure_backend(order: Order, progress: Progress) -> Figures:
     Raises:
         AfterwordsError: as for `studio.say`.
     """
-    shelf = studio.library()
+    shelf = local.library()
     voice = shelf.get(order.voice_id)
     engine = registry.engine_for(registry.choose(order.name, lang=order.lang))
     began = time.perf_counter()
@@ -91,7 +91,7 @@ def measure_backend(order: Order, progress: Progress) -> Figures:
 
 
 def _say(order: Order, voice: Voice) -> Utterance:
-    speech = studio.stream(order.text, voice=voice, lang=order.lang, backend=order.backend)
+    speech = local.stream(order.text, voice=voice, lang=order.lang, backend=order.backend)
     audio = speech.audio()
     done = speech.result
     assert done is not None, "it was read to its end"
@@ -111,9 +111,9 @@ def measure_server(order: Order, progress: Progress) -> Figures:
         ServiceError, RemoteError: as for `Client.stream`.
     """
     from afterwords.client.sync import Client
-    from afterwords.travel import counterpart
+    from afterwords.transfer import counterpart
 
-    shelf = studio.library()
+    shelf = local.library()
     voice = shelf.get(order.voice_id)
     progress(0.0, "asking the server")
     with Client(profile=order.profile) as client:

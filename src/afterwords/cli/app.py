@@ -15,7 +15,6 @@ from typing import Annotated, NoReturn
 import typer
 
 from afterwords.cli import (
-    account,
     backends,
     backup,
     bench,
@@ -24,12 +23,13 @@ from afterwords.cli import (
     doctor,
     jobs,
     keys,
+    login,
     models,
     output,
     say,
     serve,
     storage,
-    travel,
+    transfer,
     verify,
     voices,
 )
@@ -120,15 +120,15 @@ _add("backup", backup.backup, SERVER, "afterwords backup /backups/afterwords.tar
 _add("restore", backup.restore, SERVER, "afterwords restore /backups/afterwords.tar")
 _add("accounts", keys.accounts, SERVER, "afterwords accounts")
 app.add_typer(storage.app, name="storage", rich_help_panel=SERVER)
-_add("login", account.login, REMOTE, "afterwords login https://voices.example.com")
-_add("logout", account.logout, REMOTE)
-_add("whoami", account.whoami, REMOTE)
-app.add_typer(account.profiles_app, name="profiles", rich_help_panel=REMOTE)
-_add("push", travel.push, REMOTE, "afterwords push me")
-_add("pull", travel.pull, REMOTE, "afterwords pull me")
-_add("sync", travel.sync, REMOTE, "afterwords sync --dry-run")
+_add("login", login.login, REMOTE, "afterwords login https://voices.example.com")
+_add("logout", login.logout, REMOTE)
+_add("whoami", login.whoami, REMOTE)
+app.add_typer(login.profiles_app, name="profiles", rich_help_panel=REMOTE)
+_add("push", transfer.push, REMOTE, "afterwords push me")
+_add("pull", transfer.pull, REMOTE, "afterwords pull me")
+_add("sync", transfer.sync, REMOTE, "afterwords sync --dry-run")
 app.add_typer(jobs.app, name="jobs", rich_help_panel=REMOTE)
-_add("usage", account.usage, REMOTE)
+_add("usage", login.usage, REMOTE)
 _add("backends", backends.backends, SETUP)
 app.add_typer(models.app, name="models", rich_help_panel=SETUP)
 

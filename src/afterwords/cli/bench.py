@@ -48,14 +48,14 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure the speed, likeness and memory of each backend on this machine."""
-    from afterwords import studio
+    from afterwords import local
     from afterwords.bench.report import Order
     from afterwords.bench.sentences import SENTENCES
     from afterwords.text import check_text, normalise_lang
 
     timeout_s = _timeout_s(timeout)
     words = check_text(text) if text is not None else None
-    who = studio.library().choose(voice)
+    who = local.library().choose(voice)
     lang = normalise_lang(lang or who.lang)
     url = _server(profile) if is_remote(remote, profile) else None
     sentence = Order(voice_id=who.voice_id, text=words or SENTENCES[lang], lang=lang)
@@ -92,8 +92,8 @@ def _server(profile: str | None) -> str:
     Raises:
         NotLoggedInError: there is no key for it.
     """
+    from afterwords.client.profiles import find_access
     from afterwords.errors import NotLoggedInError
-    from afterwords.profiles import find_access
 
     access = find_access(profile=profile)
     if access.api_key is None:
@@ -191,9 +191,9 @@ def _tell_of_server(voice: Voice) -> None:
     """Where a server is set up, say how to include it; its key is not looked for, since a keyring may ask."""
     import os
 
+    from afterwords.client.profiles import Profiles, check_url
     from afterwords.config import load_config
     from afterwords.errors import AfterwordsError
-    from afterwords.profiles import Profiles, check_url
 
     try:
         chosen = Profiles(load_config().home).chosen(os.environ.get("AFTERWORDS_PROFILE") or None)

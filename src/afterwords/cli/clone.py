@@ -13,9 +13,9 @@ import typer
 from afterwords.cli import output
 
 if TYPE_CHECKING:
+    from afterwords.local import Cloned
     from afterwords.reference import Prepared
-    from afterwords.studio import Cloned
-    from afterwords.transcribe import Transcript
+    from afterwords.reference.transcription import Transcript
 
 CONSENT = {
     "self": "my own voice",
@@ -54,7 +54,7 @@ def clone(
     """Make a voice from a recording."""
     _check_call(recording, name, record=record, has_two_texts=text is not None and text_file is not None)
     from afterwords.cli.microphone import kept_on_failure, record_aloud
-    from afterwords.studio import check_clone, make_voice
+    from afterwords.local import check_clone, make_voice
     from afterwords.text import read_text
 
     if text_file is not None:
@@ -141,7 +141,7 @@ def _confirm_in(bar: output.Bar) -> Callable[[Transcript], str]:
 
 
 def _tell(cloned: Cloned, *, as_json: bool) -> None:
-    from afterwords.studio import likeness
+    from afterwords.local import likeness
 
     voice, report = cloned.voice, cloned.prepared.report
     facts = likeness(voice)

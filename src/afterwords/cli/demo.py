@@ -20,23 +20,23 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Clone the voice of a recording that comes with afterwords, and speak a sentence into hello.wav."""
-    from afterwords import studio
-    from afterwords.audio import check_output
+    from afterwords import local
+    from afterwords.audio.audio import check_output
 
     check_output(out)
     data = files("afterwords") / "data"
     recording, transcript = (data / "reader.wav").read_bytes(), (data / "reader.txt").read_text("utf-8").strip()
-    known = {voice.name for voice in studio.voices()}
+    known = {voice.name for voice in local.voices()}
     if NAME not in known:
         output.note(f"Cloning the voice [bold]{NAME}[/bold] from 24.7 s of a public-domain reading…")
         with output.progress_bar() as progress:
-            studio.make_voice(
+            local.make_voice(
                 recording, name=NAME, consent="public-domain", text=transcript, fast=fast, progress=progress
             )
     with output.progress_bar() as progress:
-        speech = studio.stream(TEXT, voice=NAME, progress=progress)
+        speech = local.stream(TEXT, voice=NAME, progress=progress)
         speech.audio().save(out)
-    facts = studio.likeness(speech.voice)
+    facts = local.likeness(speech.voice)
     done = speech.result
     assert done is not None, "the speech was read to its end"
     if as_json:

@@ -10,10 +10,10 @@ import typer
 from afterwords.cli import output
 
 if TYPE_CHECKING:
-    from afterwords.audio import Audio
+    from afterwords.audio.audio import Audio
     from afterwords.errors import RecordingError
     from afterwords.reference import Prepared, Report, Window
-    from afterwords.transcribe import Word
+    from afterwords.reference.transcription import Word
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _COLUMNS = 72
@@ -27,7 +27,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Grade a recording from A to F, say why, and show the part that `clone` would use."""
-    from afterwords.audio import decode
+    from afterwords.audio.audio import decode
     from afterwords.errors import RecordingError
     from afterwords.reference import examine, prepare
     from afterwords.text import MAX_LOCAL_CHARS, check_text, normalise_lang
@@ -88,7 +88,7 @@ def _show(audio: Audio, report: Report, taken: Prepared | RecordingError) -> Non
 
 def _heard(audio: Audio, lang: str, text: str) -> tuple[Word, ...] | None:
     """What `clone` would hold the transcript against, where something here can listen."""
-    from afterwords.studio import doubts_about, heard_in
+    from afterwords.local import doubts_about, heard_in
 
     with output.progress_bar("listening") as progress:
         heard, notices = heard_in(audio, lang, progress)

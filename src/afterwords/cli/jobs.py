@@ -17,7 +17,7 @@ from afterwords.cli.remote import Profile, Timeout, command, option_value, patie
 
 if TYPE_CHECKING:
     from afterwords.backends.base import Progress
-    from afterwords.cli.delivery import Place
+    from afterwords.cli.save_audio import Place
     from afterwords.client import RemoteJob
     from afterwords.models import Job
 
@@ -109,8 +109,8 @@ def download(
     as_json: AsJson = False,
 ) -> None:
     """Write the audio of a job into a file; one that is pending is waited for."""
-    from afterwords.cli.delivery import deliver, format_in, place_for
-    from afterwords.client.shapes import Sound
+    from afterwords.cli.save_audio import deliver, format_in, place_for
+    from afterwords.client.parsing import Sound
     from afterwords.errors import StrangeAnswerError
 
     if out == "-" and as_json:
@@ -167,7 +167,7 @@ def _at(step: str, fraction: float | None) -> str:
 
 def _place_of(job: RemoteJob, data: bytes, format: str | None) -> Place:
     """A file of the job's own, where none was named; one that is there already is kept."""
-    from afterwords.cli.delivery import format_in, place_for
+    from afterwords.cli.save_audio import format_in, place_for
 
     ending = format or format_in(data) or "wav"
     path = output.free_path(Path(re.sub(r"[^\w-]", "-", str(job.job_id))[:60] + f".{ending}"))

@@ -157,9 +157,9 @@ def _with_keys(use: Callable[[Keys], Awaitable[T]]) -> T:
     require_server("Managing keys")
     import asyncio
 
+    from afterwords.server.app_state import open_store
     from afterwords.server.services.keys import Keys
     from afterwords.server.settings import load_settings
-    from afterwords.server.wiring import open_store
 
     async def run() -> T:
         store = open_store(load_settings())
@@ -174,8 +174,8 @@ def _with_keys(use: Callable[[Keys], Awaitable[T]]) -> T:
 
 def _admin_secret(profile: str | None, *, is_needed: bool = True) -> str | None:
     """Return the admin secret that is set; where it is needed and is not, ask at the terminal."""
+    from afterwords.client.profiles import find_access
     from afterwords.errors import NotLoggedInError
-    from afterwords.profiles import find_access
 
     access = find_access(profile=profile)
     if access.admin_secret is not None or not is_needed:

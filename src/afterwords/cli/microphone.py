@@ -19,7 +19,7 @@ from afterwords.cli import output
 from afterwords.errors import AfterwordsError
 
 if TYPE_CHECKING:
-    from afterwords.audio import Audio
+    from afterwords.audio.audio import Audio
 
 MAX_S = 300.0
 READ_ALOUD = (
@@ -32,7 +32,7 @@ def record_aloud() -> Audio:
     """Record until Enter is pressed; Ctrl-C gives up."""
     from rich.live import Live
 
-    from afterwords.audio import record
+    from afterwords.audio.audio import record
 
     target = output.console()
     target.print(f"Read this aloud, then press Enter:\n\n  [bold]{READ_ALOUD}[/bold]\n")

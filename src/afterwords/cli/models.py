@@ -10,13 +10,13 @@ from afterwords.cli import output
 from afterwords.cli.help import HelpCommand, HelpGroup
 
 if TYPE_CHECKING:
-    from afterwords.checkpoints import Progress, Standing
+    from afterwords.weights.catalog import Progress, Standing
 
 app = typer.Typer(cls=HelpGroup, help="List, download, check and remove model weights.", invoke_without_command=True)
 
 
 def complete_model(incomplete: str) -> list[str]:
-    from afterwords.checkpoints import CHECKPOINTS
+    from afterwords.weights.catalog import CHECKPOINTS
 
     return [name for name in CHECKPOINTS if name.startswith(incomplete)]
 
@@ -34,7 +34,7 @@ def models(context: typer.Context) -> None:
 @app.command("list", cls=HelpCommand)
 def list_models(as_json: AsJson = False) -> None:
     """List the models that can be downloaded, and which are here."""
-    from afterwords.checkpoints import listing
+    from afterwords.weights.catalog import listing
 
     found = listing()
     if as_json:
@@ -67,8 +67,8 @@ def pull(
     as_json: AsJson = False,
 ) -> None:
     """Download a model. It resumes where it stopped, and checks the hashes of the hub."""
-    from afterwords.checkpoints import standing
-    from afterwords.pulling import pull as bring
+    from afterwords.weights.catalog import standing
+    from afterwords.weights.download import pull as bring
 
     with output.progress_bar() as bar:
         path = bring(name, is_update=update, is_repair=repair, progress=_told_to(bar))
@@ -82,7 +82,7 @@ def pull(
 @app.command(cls=HelpCommand)
 def path(name: Name, as_json: AsJson = False) -> None:
     """Print the folder of a model that is complete here."""
-    from afterwords.checkpoints import locate
+    from afterwords.weights.catalog import locate
 
     folder = locate(name)
     if as_json:
@@ -94,7 +94,7 @@ def path(name: Name, as_json: AsJson = False) -> None:
 @app.command(cls=HelpCommand)
 def verify(name: Name, as_json: AsJson = False) -> None:
     """Check every file of a model against the hash that it was downloaded with."""
-    from afterwords.checkpoints import verify as check
+    from afterwords.weights.catalog import verify as check
 
     with output.progress_bar() as bar:
         standing = check(name, progress=_told_to(bar))
@@ -115,7 +115,7 @@ def rm(
     as_json: AsJson = False,
 ) -> None:
     """Remove a model that was downloaded."""
-    from afterwords.checkpoints import remove, standing
+    from afterwords.weights.catalog import remove, standing
 
     found = standing(name)
     if found.is_pulled and not yes:

@@ -15,9 +15,9 @@ from afterwords.cli import output
 from afterwords.cli.remote import Profile, Remote, Timeout, is_remote, patience_s
 
 if TYPE_CHECKING:
-    from afterwords.audio import AudioWriter
-    from afterwords.cli.delivery import Place
-    from afterwords.riff import Samples
+    from afterwords.audio.audio import AudioWriter
+    from afterwords.audio.wav import Samples
+    from afterwords.cli.save_audio import Place
     from afterwords.speech import Speech
 
 
@@ -32,7 +32,7 @@ def complete_voice(incomplete: str) -> list[str]:
     """
     from afterwords.config import load_config
     from afterwords.errors import AfterwordsError
-    from afterwords.library import Library
+    from afterwords.library.library import Library
 
     try:
         voices = Library(load_config().home).list()
@@ -92,7 +92,7 @@ def say(
         raise output.UsageError("stdout can't carry both audio and JSON.", hint="name a file: -o hello.wav.")
     if timeout is not None and not is_remote(remote, profile):
         raise output.UsageError("This machine waits for its own engine.", hint="--timeout goes with --remote.")
-    from afterwords.cli.delivery import place_for
+    from afterwords.cli.save_audio import place_for
 
     words = _words(text, file)
     place = place_for(out, format) if out is not None else None
@@ -103,21 +103,19 @@ def say(
         order = Order(words, voice, how, patience_s(timeout), profile)
         say_remote(order, place, is_heard=is_heard, as_json=as_json)
         return
-    from afterwords import studio
+    from afterwords import local
     from afterwords.text import MAX_LOCAL_CHARS, check_text
 
     check_text(words, max_chars=MAX_LOCAL_CHARS)
-    if preparing := studio.must_prepare(voice=voice, lang=lang, backend=backend):
+    if preparing := local.must_prepare(voice=voice, lang=lang, backend=backend):
         about = ", about 40 s on two cores" if preparing == "lite" else ""
         output.note(f"Preparing the voice for {output.shown(preparing)}, once{about}.")
     with output.progress_bar() as progress, ExitStack() as stack, output.without_text_warnings():
-        speech = studio.stream(
-            words, voice=voice, lang=lang, backend=backend, speed=speed, seed=seed, progress=progress
-        )
+        speech = local.stream(words, voice=voice, lang=lang, backend=backend, speed=speed, seed=seed, progress=progress)
         writer = stack.enter_context(_writer(place, speech)) if place is not None else None
         pieces = _written(speech, writer)
         if is_heard:
-            from afterwords.audio import play as play_aloud
+            from afterwords.audio.audio import play as play_aloud
 
             play_aloud(pieces, speech.sample_rate)
         else:
@@ -134,7 +132,7 @@ def _words(text: str | None, file: Path | None) -> str:
 
 
 def _writer(place: Place, speech: Speech) -> AudioWriter:
-    from afterwords.audio import AudioWriter
+    from afterwords.audio.audio import AudioWriter
 
     return AudioWriter(place.target, format=place.format, sample_rate=speech.sample_rate, tags=speech.tags)
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from afterwords.cli import output
-from afterwords.cli.delivery import Place, deliver
 from afterwords.cli.jobs import doing
 from afterwords.cli.remote import command, option_value, server, told_if_stopped
+from afterwords.cli.save_audio import Place, deliver
 
 if TYPE_CHECKING:
-    from afterwords.audio import AudioWriter
+    from afterwords.audio.audio import AudioWriter
+    from afterwords.audio.wav import Samples
     from afterwords.client import Client, RemoteJob, RemoteSpeech
     from afterwords.models import Voice
-    from afterwords.riff import Samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def _only_voice(client: Client, order: Order) -> Voice:
 
 
 def _fetched(client: Client, order: Order, voice: Voice | str, place: Place | None) -> dict[str, Any]:
-    from afterwords.client.shapes import Sound
+    from afterwords.client.parsing import Sound
     from afterwords.errors import JobTimeoutError
 
     assert place is not None, "what is not heard goes somewhere"
@@ -114,7 +114,7 @@ def _submitted(client: Client, order: Order, voice: Voice | str, place: Place) -
 
 def _played(client: Client, order: Order, voice: Voice | str, place: Place | None) -> dict[str, Any]:
     """Play the speech while it comes, and write it too if it has a place."""
-    from afterwords.audio import play
+    from afterwords.audio.audio import play
 
     with ExitStack() as stack:
         with output.waiting("waiting for the speech"):
@@ -127,7 +127,7 @@ def _played(client: Client, order: Order, voice: Voice | str, place: Place | Non
 
 
 def _writer(place: Place, speech: RemoteSpeech) -> AudioWriter:
-    from afterwords.audio import AudioWriter
+    from afterwords.audio.audio import AudioWriter
 
     return AudioWriter(place.target, format=place.format, sample_rate=speech.sample_rate, tags=speech.tags)
 

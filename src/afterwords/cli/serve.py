@@ -27,8 +27,8 @@ def serve(
     Settings come from AFTERWORDS_* variables and config.toml in the home folder: see docs/server.md.
     """
     require_server("Serving")
-    from afterwords.server.serving import EXIT_BY_SIGNAL, configure_log
-    from afterwords.server.serving import serve as run
+    from afterwords.server.run import EXIT_BY_SIGNAL, configure_log
+    from afterwords.server.run import serve as run
     from afterwords.server.settings import load_settings
 
     serve_library = None if library else False  # absent, the setting decides

@@ -56,9 +56,9 @@ def _with_ownership(use: Callable[[Ownership], Awaitable[T]]) -> T:
     require_server("Looking at the storage")
     import asyncio
 
+    from afterwords.server.app_state import open_storage, open_store
     from afterwords.server.services.ownership import Ownership, database_id
     from afterwords.server.settings import load_settings
-    from afterwords.server.wiring import open_storage, open_store
 
     async def run() -> T:
         settings = load_settings()

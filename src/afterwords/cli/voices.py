@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from afterwords.cli import output, portable
+from afterwords.cli import bundles, output
 from afterwords.cli.help import HelpCommand, HelpGroup
 from afterwords.cli.remote import Profile, Remote, is_remote
 from afterwords.cli.say import complete_voice
@@ -43,7 +43,7 @@ def list_voices(remote: Remote = False, profile: Profile = None, as_json: AsJson
 
         voices_remote.list_voices(profile, as_json=as_json)
         return
-    from afterwords.studio import library
+    from afterwords.local import library
 
     shelf = library()
     found, damaged = shelf.scan()
@@ -79,8 +79,8 @@ def show(name: Name, remote: Remote = False, profile: Profile = None, as_json: A
 
         voices_remote.show(name, profile, as_json=as_json)
         return
+    from afterwords.local import library, likeness
     from afterwords.provenance import verify_seal
-    from afterwords.studio import library, likeness
 
     shelf = library()
     voice = shelf.get(name)
@@ -136,7 +136,7 @@ def rename(
 
         _tell(voices_remote.renamed(name, new, profile), as_json=as_json)
         return
-    from afterwords.studio import library
+    from afterwords.local import library
 
     _tell(library().rename(name, new), as_json=as_json)
 
@@ -156,7 +156,7 @@ def rm(
         voices_remote.remove(name, profile, is_meant=yes, as_json=as_json)
         return
     from afterwords.errors import CorruptVoiceError
-    from afterwords.studio import library
+    from afterwords.local import library
 
     shelf = library()
     try:
@@ -177,7 +177,7 @@ def default(
     as_json: AsJson = False,
 ) -> None:
     """Show or set the voice that speaks when none is named."""
-    from afterwords.studio import library
+    from afterwords.local import library
 
     shelf = library()
     voice = shelf.set_default(name) if name is not None else shelf.default()
@@ -189,8 +189,8 @@ def default(
     output.note("No default is chosen: afterwords voices default NAME")
 
 
-app.command("export", cls=HelpCommand)(portable.export)
-app.command("import", cls=HelpCommand)(portable.import_)
+app.command("export", cls=HelpCommand)(bundles.export)
+app.command("import", cls=HelpCommand)(bundles.import_)
 
 
 def _tell(voice: Voice, *, as_json: bool) -> None:

@@ -4,7 +4,8 @@
     operations  every call of the API, once, as generators that do no I/O
     aio · sync  the two that carry them out; `sync` is made from `aio`
 
-The rest is what they share: drive (httpx), shapes (JSON into models), sound (bytes into samples), files (in and out).
+The rest is what they share: transport (httpx), parsing (JSON into models), audio (bytes into samples), files (in
+and out).
 """
 
 from __future__ import annotations

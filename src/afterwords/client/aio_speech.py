@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 import httpx
 from pydantic import PrivateAttr
 
-from afterwords.client import drive
-from afterwords.client.drive import named
+from afterwords.client import transport
 from afterwords.client.files import status_named, written
 from afterwords.client.operations import JOB_TIMEOUT_S, PAGE_MAX
-from afterwords.client.shapes import Sound
+from afterwords.client.parsing import Sound
+from afterwords.client.transport import named
 from afterwords.errors import JobFinalError, SpeechReadError
 from afterwords.models import FormatName, Job, JobStatus, SpeechFormat, Voice
 
 if TYPE_CHECKING:
-    from afterwords.audio import Audio
+    from afterwords.audio.audio import Audio
+    from afterwords.audio.wav import Samples
     from afterwords.backends.base import Chunk, Progress
     from afterwords.client.aio import AsyncClient
-    from afterwords.riff import Samples
 
 
 class AsyncJobs:
@@ -79,7 +79,7 @@ class AsyncJobs:
         Raises:
             JobNotReadyError: it is not.
         """
-        from afterwords.client.sound import decoded
+        from afterwords.client.audio import decoded
 
         return await asyncio.to_thread(decoded, Sound(await self.data(job_id), None, None, job_id))
 
@@ -158,7 +158,7 @@ class AsyncRemoteJob(Job):
         Raises:
             JobNotReadyError: it has none yet.
         """
-        from afterwords.client.sound import decoded
+        from afterwords.client.audio import decoded
 
         sound = Sound(await self.data(), self.voice_id, self._backend, self.job_id)
         return await asyncio.to_thread(decoded, sound)
@@ -205,7 +205,7 @@ class AsyncRemoteSpeech:
     """
 
     def __init__(self, client: AsyncClient, sound: Sound, voice: Voice | str) -> None:
-        from afterwords.client.sound import WavStream
+        from afterwords.client.audio import WavStream
 
         self.voice_id = sound.voice_id
         self.backend = sound.backend
@@ -218,7 +218,7 @@ class AsyncRemoteSpeech:
         self._sound = sound
         self._voice = voice
         self._response: httpx.Response = sound.stream
-        self._pieces = drive.aiter_bytes(self._response)
+        self._pieces = transport.aiter_bytes(self._response)
         self._wav = WavStream()
         self._first: Samples | None = None
         self._is_begun = False
@@ -234,7 +234,7 @@ class AsyncRemoteSpeech:
 
     async def audio(self) -> Audio:
         """Read all of it."""
-        from afterwords.client.sound import joined
+        from afterwords.client.audio import joined
 
         return joined([chunk.samples async for chunk in self], self.sample_rate, self.tags)
 
@@ -248,7 +248,7 @@ class AsyncRemoteSpeech:
         Raises:
             UnmarkableFormatError, UnwritableOutputError, StorageFullError: as `Audio.save`.
         """
-        from afterwords.audio import AudioWriter
+        from afterwords.audio.audio import AudioWriter
 
         with AudioWriter(Path(path), format=format, sample_rate=self.sample_rate, tags=self.tags) as writer:
             async for chunk in self:
@@ -258,7 +258,7 @@ class AsyncRemoteSpeech:
     async def close(self) -> None:
         """Stop listening; a job that is not done is cancelled."""
         self._is_begun = True
-        await drive.aclose(self._response)
+        await transport.aclose(self._response)
 
     async def __aenter__(self) -> AsyncRemoteSpeech:
         return self
@@ -270,7 +270,7 @@ class AsyncRemoteSpeech:
 
     async def begun(self) -> AsyncRemoteSpeech:
         """Read up to where the sound begins: from then on the sample rate is known."""
-        from afterwords.client.sound import marked
+        from afterwords.client.audio import marked
 
         try:
             while not self._wav.sample_rate:
@@ -280,7 +280,7 @@ class AsyncRemoteSpeech:
                 else:
                     self._first = self._wav.feed(piece)
         except BaseException:
-            await drive.aclose(self._response)
+            await transport.aclose(self._response)
             raise
         self.sample_rate = self._wav.sample_rate
         self.tags = marked(self._wav.tags, self._sound, self._voice)
@@ -302,7 +302,7 @@ class AsyncRemoteSpeech:
                     yield Chunk(samples)
             self._wav.end()
         finally:
-            await drive.aclose(self._response)
+            await transport.aclose(self._response)
 
 
 class AsyncRemoteBytes:
@@ -343,7 +343,7 @@ class AsyncRemoteBytes:
         Raises:
             UnwritableOutputError, StorageFullError: the file can't be written.
         """
-        from afterwords.destination import writing
+        from afterwords.audio.output import writing
 
         with writing(Path(path)) as file:
             async for piece in self:
@@ -353,7 +353,7 @@ class AsyncRemoteBytes:
     async def close(self) -> None:
         """Stop listening; a job that is not done is cancelled."""
         self._is_begun = True
-        await drive.aclose(self._response)
+        await transport.aclose(self._response)
 
     async def __aenter__(self) -> AsyncRemoteBytes:
         return self
@@ -364,7 +364,7 @@ class AsyncRemoteBytes:
         await self.close()
 
     async def _pieces(self) -> AsyncIterator[bytes]:
-        pieces = drive.aiter_bytes(self._response)
+        pieces = transport.aiter_bytes(self._response)
         try:
             while True:
                 with named(self._client._access, self._response.request):
@@ -373,4 +373,4 @@ class AsyncRemoteBytes:
                     return
                 yield piece
         finally:
-            await drive.aclose(self._response)
+            await transport.aclose(self._response)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from afterwords import disk
-from afterwords.destination import write_whole
+from afterwords.audio.output import write_whole
 from afterwords.errors import InvalidOptionError, RecordingWarning
 from afterwords.models import ConsentKind, JobStatus, SpeechFormat
 
@@ -34,8 +34,8 @@ def wav_of(recording: Path | str | bytes | BinaryIO) -> bytes:
     data = bytes_of(recording)
     if data[:4] == b"RIFF":
         return data
-    from afterwords.audio import decode
-    from afterwords.riff import canonical_wav
+    from afterwords.audio.audio import decode
+    from afterwords.audio.wav import canonical_wav
 
     audio = decode(data, name=str(recording) if isinstance(recording, Path | str) else "the recording")
     for notice in audio.notices:

@@ -13,19 +13,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from afterwords.client.downloads import fetched
-from afterwords.client.requests import (
-    Answer,
-    Ask,
-    Known,
-    Operation,
-    Pause,
-    check_audio,
-    is_damaged,
-    is_own,
-    once,
-    sent,
-)
-from afterwords.client.shapes import (
+from afterwords.client.parsing import (
     Sound,
     Submitted,
     accepted,
@@ -41,6 +29,18 @@ from afterwords.client.shapes import (
     shaped,
     sound_of,
     voice_of,
+)
+from afterwords.client.requests import (
+    Answer,
+    Ask,
+    Known,
+    Operation,
+    Pause,
+    check_audio,
+    is_damaged,
+    is_own,
+    once,
+    sent,
 )
 from afterwords.errors import (
     AfterwordsError,

@@ -16,6 +16,7 @@ from hashlib import sha256
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
+from afterwords.audio.wav_chunks import UNKNOWN_SIZE
 from afterwords.errors import (
     AfterwordsError,
     BadRequestError,
@@ -29,7 +30,6 @@ from afterwords.errors import (
     StrangeAnswerError,
     UnreachableError,
 )
-from afterwords.wavchunks import UNKNOWN_SIZE
 
 T = TypeVar("T")
 

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
 import httpx
 
-from afterwords.client import drive
-from afterwords.client.drive import Body, answer_of, is_left_open, named, opened_of, request_for, settings_for
+from afterwords.client import transport
 from afterwords.client.files import bytes_of, consent_of, format_named, wav_of
 from afterwords.client.operations import JOB_TIMEOUT_S, PAGE_MAX, Operations, Page, Speech
+from afterwords.client.profiles import find_access
 from afterwords.client.requests import Answer, Ask, Operation, Pause
 from afterwords.client.sync_speech import Jobs, RemoteBytes, RemoteJob, RemoteSpeech
+from afterwords.client.transport import Body, answer_of, is_left_open, named, opened_of, request_for, settings_for
 from afterwords.errors import AfterwordsError
 from afterwords.models import (
     Account,
@@ -36,10 +37,9 @@ from afterwords.models import (
     Voice,
 )
 from afterwords.network import checked_network
-from afterwords.profiles import find_access
 
 if TYPE_CHECKING:
-    from afterwords.audio import Audio
+    from afterwords.audio.audio import Audio
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ class Client:
             JobFailedError: it could not be spoken.
             JobTimeoutError: it takes longer; the job goes on.
         """
-        from afterwords.client.sound import decoded
+        from afterwords.client.audio import decoded
 
         speech = Speech(text, voice, lang, backend, speed, seed)
         return decoded(self._run(self._operations.say(speech, timeout_s=timeout_s)), voice)
@@ -252,12 +252,12 @@ class Client:
                 return opened_of(response)
             body = Body(step)
             try:
-                for piece in drive.iter_bytes(response):
+                for piece in transport.iter_bytes(response):
                     body.add(piece)
             except httpx.TransportError:
                 return answer_of(response, body.all(), is_whole=False)
             finally:
-                drive.close(response)
+                transport.close(response)
         return answer_of(response, body.all(), is_whole=True)
 
     def _pages(self, page: Callable[[str | None], Operation[Page[T]]]) -> Iterator[T]:

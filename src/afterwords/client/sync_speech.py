@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 import httpx
 from pydantic import PrivateAttr
 
-from afterwords.client import drive
-from afterwords.client.drive import named
+from afterwords.client import transport
 from afterwords.client.files import status_named, written
 from afterwords.client.operations import JOB_TIMEOUT_S, PAGE_MAX
-from afterwords.client.shapes import Sound
+from afterwords.client.parsing import Sound
+from afterwords.client.transport import named
 from afterwords.errors import JobFinalError, SpeechReadError
 from afterwords.models import FormatName, Job, JobStatus, SpeechFormat, Voice
 
 if TYPE_CHECKING:
-    from afterwords.audio import Audio
+    from afterwords.audio.audio import Audio
+    from afterwords.audio.wav import Samples
     from afterwords.backends.base import Chunk, Progress
     from afterwords.client.sync import Client
-    from afterwords.riff import Samples
 
 
 class Jobs:
@@ -76,7 +76,7 @@ class Jobs:
         Raises:
             JobNotReadyError: it is not.
         """
-        from afterwords.client.sound import decoded
+        from afterwords.client.audio import decoded
 
         return decoded(Sound(self.data(job_id), None, None, job_id))
 
@@ -155,7 +155,7 @@ class RemoteJob(Job):
         Raises:
             JobNotReadyError: it has none yet.
         """
-        from afterwords.client.sound import decoded
+        from afterwords.client.audio import decoded
 
         sound = Sound(self.data(), self.voice_id, self._backend, self.job_id)
         return decoded(sound)
@@ -202,7 +202,7 @@ class RemoteSpeech:
     """
 
     def __init__(self, client: Client, sound: Sound, voice: Voice | str) -> None:
-        from afterwords.client.sound import WavStream
+        from afterwords.client.audio import WavStream
 
         self.voice_id = sound.voice_id
         self.backend = sound.backend
@@ -215,7 +215,7 @@ class RemoteSpeech:
         self._sound = sound
         self._voice = voice
         self._response: httpx.Response = sound.stream
-        self._pieces = drive.iter_bytes(self._response)
+        self._pieces = transport.iter_bytes(self._response)
         self._wav = WavStream()
         self._first: Samples | None = None
         self._is_begun = False
@@ -231,7 +231,7 @@ class RemoteSpeech:
 
     def audio(self) -> Audio:
         """Read all of it."""
-        from afterwords.client.sound import joined
+        from afterwords.client.audio import joined
 
         return joined([chunk.samples for chunk in self], self.sample_rate, self.tags)
 
@@ -245,7 +245,7 @@ class RemoteSpeech:
         Raises:
             UnmarkableFormatError, UnwritableOutputError, StorageFullError: as `Audio.save`.
         """
-        from afterwords.audio import AudioWriter
+        from afterwords.audio.audio import AudioWriter
 
         with AudioWriter(Path(path), format=format, sample_rate=self.sample_rate, tags=self.tags) as writer:
             for chunk in self:
@@ -255,7 +255,7 @@ class RemoteSpeech:
     def close(self) -> None:
         """Stop listening; a job that is not done is cancelled."""
         self._is_begun = True
-        drive.close(self._response)
+        transport.close(self._response)
 
     def __enter__(self) -> RemoteSpeech:
         return self
@@ -267,7 +267,7 @@ class RemoteSpeech:
 
     def begun(self) -> RemoteSpeech:
         """Read up to where the sound begins: from then on the sample rate is known."""
-        from afterwords.client.sound import marked
+        from afterwords.client.audio import marked
 
         try:
             while not self._wav.sample_rate:
@@ -277,7 +277,7 @@ class RemoteSpeech:
                 else:
                     self._first = self._wav.feed(piece)
         except BaseException:
-            drive.close(self._response)
+            transport.close(self._response)
             raise
         self.sample_rate = self._wav.sample_rate
         self.tags = marked(self._wav.tags, self._sound, self._voice)
@@ -299,7 +299,7 @@ class RemoteSpeech:
                     yield Chunk(samples)
             self._wav.end()
         finally:
-            drive.close(self._response)
+            transport.close(self._response)
 
 
 class RemoteBytes:
@@ -340,7 +340,7 @@ class RemoteBytes:
         Raises:
             UnwritableOutputError, StorageFullError: the file can't be written.
         """
-        from afterwords.destination import writing
+        from afterwords.audio.output import writing
 
         with writing(Path(path)) as file:
             for piece in self:
@@ -350,7 +350,7 @@ class RemoteBytes:
     def close(self) -> None:
         """Stop listening; a job that is not done is cancelled."""
         self._is_begun = True
-        drive.close(self._response)
+        transport.close(self._response)
 
     def __enter__(self) -> RemoteBytes:
         return self
@@ -361,7 +361,7 @@ class RemoteBytes:
         self.close()
 
     def _pieces(self) -> Iterator[bytes]:
-        pieces = drive.iter_bytes(self._response)
+        pieces = transport.iter_bytes(self._response)
         try:
             while True:
                 with named(self._client._access, self._response.request):
@@ -370,4 +370,4 @@ class RemoteBytes:
                     return
                 yield piece
         finally:
-            drive.close(self._response)
+            transport.close(self._response)

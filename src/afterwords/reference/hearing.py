@@ -11,11 +11,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from afterwords import acoustics
-from afterwords.acoustics import HOP_S, Samples
-from afterwords.audio import Audio, resample
+from afterwords.audio import analysis
+from afterwords.audio.analysis import HOP_S, Samples
+from afterwords.audio.audio import Audio, resample
 from afterwords.errors import NoAudioError
-from afterwords.transcribe import Word
+from afterwords.reference.transcription import Word
 
 Flags = NDArray[np.bool_]
 
@@ -155,13 +155,13 @@ class Hearing:
         if len(starts) < _NOISE_FRAMES_MIN:
             return None
         starts = starts[:: 1 + len(starts) // _SPECTRUM_FRAMES]
-        cut = np.lib.stride_tricks.sliding_window_view(self.samples, n_fft)[starts] * acoustics.hann(n_fft)
+        cut = np.lib.stride_tricks.sliding_window_view(self.samples, n_fft)[starts] * analysis.hann(n_fft)
         power = np.abs(np.fft.rfft(cut, axis=1)) ** 2
         band = (np.fft.rfftfreq(n_fft, 1 / self.sample_rate)[:-1] // _BAND_HZ).astype(np.int64)
         first_bins = np.flatnonzero(np.diff(band, prepend=-1))
         widths = np.diff(np.append(first_bins, len(band)))
         bands = np.add.reduceat(power[:, :-1], first_bins, axis=1) / widths
-        return acoustics.decibels(np.percentile(bands, 95, axis=0))
+        return analysis.decibels(np.percentile(bands, 95, axis=0))
 
 
 def listen(audio: Audio) -> Hearing:
@@ -174,10 +174,10 @@ def listen(audio: Audio) -> Hearing:
         raise NoAudioError("the recording")
     samples = audio.samples - np.float32(np.mean(audio.samples, dtype=np.float64))
     common = resample(samples, audio.sample_rate, _ANALYSIS_RATE)
-    level_db = acoustics.levels_db(common, _ANALYSIS_RATE)
-    is_speech = acoustics.speech_mask(common, _ANALYSIS_RATE)[: len(level_db)]
+    level_db = analysis.levels_db(common, _ANALYSIS_RATE)
+    is_speech = analysis.speech_mask(common, _ANALYSIS_RATE)[: len(level_db)]
     hop = round(HOP_S * _ANALYSIS_RATE)
-    is_live = acoustics.decibels(np.var(acoustics.frames(common, hop, hop), axis=1)) > _MUTED_DB
+    is_live = analysis.decibels(np.var(analysis.frames(common, hop, hop), axis=1)) > _MUTED_DB
     is_flat = _flat_runs(samples)
     frame = np.minimum(np.flatnonzero(is_flat) / audio.sample_rate / HOP_S, len(level_db) - 1).astype(np.int64)
     is_clipped = np.zeros(len(level_db), bool)
@@ -199,16 +199,16 @@ def level_over_time(audio: Audio, columns: int) -> list[float]:
     edges = np.linspace(0, len(audio.samples), columns + 1).astype(np.int64)
     parts = [audio.samples[start:end] for start, end in pairwise(edges)]
     power = np.array([float(np.mean(np.square(part), dtype=np.float64)) if len(part) else 0.0 for part in parts])
-    return [float(level) for level in acoustics.decibels(power)]
+    return [float(level) for level in analysis.decibels(power)]
 
 
 def _pitch(samples: Samples, sample_rate: int, n_frames: int) -> NDArray[np.float64]:
     slow = resample(samples, sample_rate, _PITCH_RATE)
     block = _PITCH_BLOCK_S * _PITCH_RATE
-    lead = round(1.5 / acoustics.PITCH_FLOOR_HZ / HOP_S)  # the first pitch frame is centred this many hops in
+    lead = round(1.5 / analysis.PITCH_FLOOR_HZ / HOP_S)  # the first pitch frame is centred this many hops in
     track = np.zeros(n_frames)
     for start in range(0, len(slow), block):
-        found = acoustics.pitch_track(slow[start : start + block], _PITCH_RATE)
+        found = analysis.pitch_track(slow[start : start + block], _PITCH_RATE)
         first = round(start / _PITCH_RATE / HOP_S) + lead
         found = found[: max(0, n_frames - first)]
         track[first : first + len(found)] = found

@@ -9,8 +9,9 @@ from typing import Final
 
 import numpy as np
 
-from afterwords.acoustics import Samples
-from afterwords.audio import DURATION_MAX_S, Audio, resample
+from afterwords.audio.analysis import Samples
+from afterwords.audio.audio import DURATION_MAX_S, Audio, resample
+from afterwords.audio.wav import REFERENCE_MIN_S, SAMPLE_RATE_MIN, canonical_wav, check_not_silent
 from afterwords.errors import (
     NonFiniteAudioError,
     ReferenceTooLongError,
@@ -19,9 +20,8 @@ from afterwords.errors import (
 )
 from afterwords.reference.hearing import Hearing, listen
 from afterwords.reference.report import Report, report_on
+from afterwords.reference.transcription import Word, coverage, held_words, join_words, match_words, surplus
 from afterwords.reference.window import WINDOW_MAX_S, Window, choose_window, whole_window
-from afterwords.riff import REFERENCE_MIN_S, SAMPLE_RATE_MIN, canonical_wav, check_not_silent
-from afterwords.transcribe import Word, coverage, held_words, join_words, match_words, surplus
 
 VOICED_MIN_S: Final = 2.0  # of the window; less is an F in the report, and what no engine is given
 SPEECH_LEVEL_DB: Final = -23.0  # dBFS RMS of the speech, after the programme loudness of EBU R 128

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from afterwords.audio import Audio
+from afterwords.audio.audio import Audio
 from afterwords.reference.hearing import Hearing, listen
-from afterwords.transcribe import Word, coverage, join_words, surplus
+from afterwords.reference.transcription import Word, coverage, join_words, surplus
 
 GRADES: Final = "ABCDF"
 LONG_PAUSE_S: Final = 1.5  # cloned voices repeat a pause of this length in the middle of a sentence

@@ -10,10 +10,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from afterwords.acoustics import HOP_S
-from afterwords.audio import Audio
+from afterwords.audio.analysis import HOP_S
+from afterwords.audio.audio import Audio
 from afterwords.reference.hearing import Flags, Hearing, listen
-from afterwords.transcribe import Word
+from afterwords.reference.transcription import Word
 
 WINDOW_MAX_S: Final = 15.0
 WINDOW_MIN_S: Final = 5.0

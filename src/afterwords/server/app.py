@@ -13,11 +13,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterwords import __version__
 from afterwords.errors import OpenedTwiceError
-from afterwords.server.gate import Credential, Needs, needs
-from afterwords.server.guard import GuardedRoute, Lifetime, embedded, not_found_response
+from afterwords.server.app_state import opened
+from afterwords.server.auth import Credential, Needs, needs
 from afterwords.server.routes import health, keys, speech, voices, workers
+from afterwords.server.routing import GuardedRoute, Lifetime, embedded, not_found_response
 from afterwords.server.settings import Settings, load_settings
-from afterwords.server.wiring import opened
 
 DESCRIPTION: Final = "Register a voice once and speak with it from anywhere."
 SCHEMES: Final = {

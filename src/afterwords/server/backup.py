@@ -35,14 +35,14 @@ from afterwords.errors import (
     ServerRunningError,
     UnreadableFileError,
 )
+from afterwords.server.app_state import open_storage, open_store
 from afterwords.server.ports import Blobs
 from afterwords.server.services.ownership import Ownership, database_id, is_ours
 from afterwords.server.settings import Settings
-from afterwords.server.store import sweeping
+from afterwords.server.store import garbage
 from afterwords.server.store.migrate import prepare
 from afterwords.server.store.presence import Presence
 from afterwords.server.store.sqlite import connect, engine_for, named, raw
-from afterwords.server.wiring import open_storage, open_store
 
 FORMAT: Final = 1
 HEADER: Final = "afterwords-backup.json"
@@ -112,12 +112,12 @@ async def _write(out: Any, blobs: Blobs, *, live: Connection, rows: Connection, 
 
         add(HEADER, json.dumps({"format": FORMAT, "afterwords": __version__}).encode())
         async for batch in blobs.listing():
-            for path, digest in sweeping.named(rows, [blob.path for blob in batch if is_ours(blob.path)]).items():
+            for path, digest in garbage.named(rows, [blob.path for blob in batch if is_ours(blob.path)]).items():
                 data = await blobs.get(path, sha256=digest)
                 if data is not None:
                     add(BLOBS + path, data)
         missing = [path for path, _ in raw(rows).execute(_MUST_BE_THERE) if BLOBS + path not in files]
-        lost = sorted(sweeping.known_paths(live, missing))
+        lost = sorted(garbage.known_paths(live, missing))
         gone = [(path,) for path in missing if path not in lost]  # deleted since the database was copied
         raw(rows).executemany("DELETE FROM voices WHERE ref_audio_key = ?", gone)
         raw(rows).execute("PRAGMA wal_checkpoint(TRUNCATE)")

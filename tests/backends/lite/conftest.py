@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from afterwords.audio import Audio, decode
+from afterwords.audio.audio import Audio, decode
 from afterwords.backends.base import Reference
 from afterwords.backends.lite.engine import LiteEngine
 from afterwords.backends.lite.kokoro import Kokoro, model_file

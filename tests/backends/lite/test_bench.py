@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from afterwords import studio
+from afterwords import local
 from afterwords.backends.lite import PROMPT_VERSION
 from tests.backends.lite.conftest import Enrolment
 from tests.cli.program import run
@@ -19,8 +19,8 @@ def test_figures_tell_who_judged_and_that_the_judge_is_not_impartial(
     enrolment: Enrolment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AFTERWORDS_BACKENDS", "tone")
-    voice = studio.clone(READER, name="me", consent="public-domain")
-    studio.library().save_prompt(voice, f"lite-{PROMPT_VERSION}-fast", enrolment.prompt)
+    voice = local.clone(READER, name="me", consent="public-domain")
+    local.library().save_prompt(voice, f"lite-{PROMPT_VERSION}-fast", enrolment.prompt)
 
     watched = Watched(tmp_path, monkeypatch)
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from afterwords.audio import Audio, decode
+from afterwords.audio.audio import Audio, decode
 from afterwords.backends.base import Available, Engine, Reference, Unavailable
 from afterwords.backends.lite import kokoro as kokoro_module
 from afterwords.backends.lite.engine import LiteEngine

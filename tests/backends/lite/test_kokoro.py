@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afterwords.acoustics import Pitch, measure_pitch
+from afterwords.audio.analysis import Pitch, measure_pitch
 from afterwords.backends.lite.engine import LiteEngine
 from afterwords.backends.lite.g2p import tokens
 from afterwords.backends.lite.kokoro import (

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from afterwords.acoustics import mel_filters, power_spectrum
-from afterwords.audio import resample
+from afterwords.audio.analysis import mel_filters, power_spectrum
+from afterwords.audio.audio import resample
 from afterwords.backends.base import Reference
 from afterwords.backends.lite.data import read_data
 from afterwords.backends.lite.g2p import tokens

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from afterwords.acoustics import keep_speech, measure_pitch
-from afterwords.audio import Audio
+from afterwords.audio.analysis import keep_speech, measure_pitch
+from afterwords.audio.audio import Audio
 from afterwords.backends.base import Reference
 from afterwords.backends.lite.engine import CLAUSE_PAUSE_S, SENTENCE_PAUSE_S, LiteEngine
 from afterwords.backends.lite.g2p import tokens
@@ -20,7 +20,7 @@ from afterwords.backends.lite.profile import Profile
 from afterwords.backends.lite.speaker import embed
 from afterwords.backends.lite.styles import style_space
 from afterwords.models import SpeechTask
-from afterwords.transcribe import transcribe
+from afterwords.reference.transcription import transcribe
 from tests.backends.lite.conftest import Enrolment
 
 TEXT = (

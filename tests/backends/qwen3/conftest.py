@@ -12,7 +12,7 @@ pytest.importorskip("safetensors")
 
 import torch
 
-from afterwords.backends.qwen3.model import Model
+from afterwords.backends.qwen3.torch.model import Model
 from scripts.make_qwen3_tiny import make_checkpoint
 
 GOLDENS = Path(__file__).parent / "goldens"

@@ -12,11 +12,11 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
+from afterwords.audio.wav import Samples
 from afterwords.backends.base import Engine, InvalidPromptError, Reference
-from afterwords.backends.qwen3 import reading
+from afterwords.backends.qwen3 import long_text
 from afterwords.errors import EmptyTextError, SynthesisError, UnsupportedLangError
 from afterwords.models import SpeechTask
-from afterwords.riff import Samples
 from afterwords.testing import EngineContract
 from afterwords.testing.engine_contract import TEXT
 
@@ -75,8 +75,8 @@ class Qwen3Contract(EngineContract):
     def test_speech_that_does_not_end_is_no_speech(
         self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(reading, "FRAMES_PER_TOKEN", 0)  # the ceiling, where random weights reach it
-        monkeypatch.setattr(reading, "FRAMES_MORE", 5)
+        monkeypatch.setattr(long_text, "FRAMES_PER_TOKEN", 0)  # the ceiling, where random weights reach it
+        monkeypatch.setattr(long_text, "FRAMES_MORE", 5)
         with pytest.raises(SynthesisError, match="did not come to its end"):
             self.speak(engine, self.task(engine, prompt))
 

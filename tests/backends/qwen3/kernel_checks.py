@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from afterwords.backends.qwen3 import kernels, ops
 from afterwords.backends.qwen3.config import WIDEST_TOP_K, read_config
-from afterwords.backends.qwen3.frames import Frames
-from afterwords.backends.qwen3.prompt import Prompt
-from afterwords.backends.qwen3.quantized import Quantized, quantized
-from afterwords.backends.qwen3.talker import Talker, Utterance
-from afterwords.backends.qwen3.weights import Weights
+from afterwords.backends.qwen3.torch import kernels, ops
+from afterwords.backends.qwen3.torch.cuda_graphs import Frames
+from afterwords.backends.qwen3.torch.prompt import Prompt
+from afterwords.backends.qwen3.torch.quantized import Quantized, quantized
+from afterwords.backends.qwen3.torch.talker import Talker, Utterance
+from afterwords.backends.qwen3.torch.weights import Weights
 from tests.backends.qwen3.speaking import GREEDY, LANGUAGE, load, seeded, spoken
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

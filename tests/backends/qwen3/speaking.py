@@ -11,11 +11,11 @@ from typing import Any, Final
 import torch
 
 from afterwords.backends.qwen3.config import ModelConfig, Sampling, read_config
-from afterwords.backends.qwen3.prompt import Prompt, Prompts
-from afterwords.backends.qwen3.rows import Rows
-from afterwords.backends.qwen3.talker import Talker, Utterance
 from afterwords.backends.qwen3.tokenizer import TextTokenizer
-from afterwords.backends.qwen3.weights import Weights
+from afterwords.backends.qwen3.torch.batch import Rows
+from afterwords.backends.qwen3.torch.prompt import Prompt, Prompts
+from afterwords.backends.qwen3.torch.talker import Talker, Utterance
+from afterwords.backends.qwen3.torch.weights import Weights
 
 LANGUAGE: Final[dict[str, Any]] = json.loads((Path(__file__).parent / "goldens/language.json").read_text("utf-8"))
 N_POSITIONS: Final = 256

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from afterwords.backends.qwen3 import agreement, quantized
-from afterwords.backends.qwen3.agreement import Agreement
-from afterwords.backends.qwen3.engine import Qwen3Large
-from afterwords.backends.qwen3.model import Model
+from afterwords.backends.qwen3.torch import agreement, quantized
+from afterwords.backends.qwen3.torch.agreement import Agreement
+from afterwords.backends.qwen3.torch.engine import Qwen3Large
+from afterwords.backends.qwen3.torch.model import Model
 from afterwords.errors import PrecisionError
 from tests.backends.qwen3.speaking import GREEDY, LANGUAGE, load
 

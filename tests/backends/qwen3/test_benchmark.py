@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from afterwords.backends.qwen3 import ops
+from afterwords.backends.qwen3.torch import ops
 from benchmarks import qwen3, qwen3_faster
 from benchmarks.qwen3_model import RandomModel, write_published
 

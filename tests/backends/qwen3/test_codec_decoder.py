@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from afterwords.backends.qwen3.codec_config import read_codec_config
-from afterwords.backends.qwen3.codec_decoder import CodecDecoder
-from afterwords.backends.qwen3.weights import Weights
+from afterwords.backends.qwen3.torch.codec_decoder import CodecDecoder
+from afterwords.backends.qwen3.torch.weights import Weights
 from afterwords.errors import ModelFileError
 from scripts.make_qwen3_sound_goldens import EVERY, codes
 from tests.backends.qwen3.conftest import GOLDENS

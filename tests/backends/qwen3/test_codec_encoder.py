@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from afterwords.backends.qwen3 import codec_encoder
 from afterwords.backends.qwen3.codec_config import read_codec_config
-from afterwords.backends.qwen3.codec_encoder import CodecEncoder
-from afterwords.backends.qwen3.weights import Weights
+from afterwords.backends.qwen3.torch import codec_encoder
+from afterwords.backends.qwen3.torch.codec_encoder import CodecEncoder
+from afterwords.backends.qwen3.torch.weights import Weights
 from scripts.make_qwen3_sound_goldens import clip
 from tests.backends.qwen3.conftest import GOLDENS
 

@@ -12,12 +12,12 @@ import pytest
 
 from afterwords.backends.base import Available, Engine, Reference, Unavailable
 from afterwords.backends.qwen3 import ENCODER_VERSION
-from afterwords.backends.qwen3 import engine as engine_module
 from afterwords.backends.qwen3.base import check_memory
-from afterwords.backends.qwen3.codec_encoder import CodecEncoder
-from afterwords.backends.qwen3.engine import Qwen3Large, Qwen3Small
-from afterwords.backends.qwen3.model import Model
-from afterwords.backends.qwen3.speaker import SpeakerEncoder
+from afterwords.backends.qwen3.torch import engine as engine_module
+from afterwords.backends.qwen3.torch.codec_encoder import CodecEncoder
+from afterwords.backends.qwen3.torch.engine import Qwen3Large, Qwen3Small
+from afterwords.backends.qwen3.torch.model import Model
+from afterwords.backends.qwen3.torch.speaker import SpeakerEncoder
 from afterwords.errors import (
     MissingExtraError,
     SynthesisError,

@@ -84,7 +84,7 @@ def test_kernel_compiles_to_machine_code(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from afterwords.backends.qwen3 import kernels
+    from afterwords.backends.qwen3.torch import kernels
 
     kernel: Any = getattr(kernels, name)
     signature = {

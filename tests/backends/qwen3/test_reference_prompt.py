@@ -12,7 +12,6 @@ import torch
 
 from afterwords.backends import qwen3
 from afterwords.backends.qwen3.codec_config import read_codec_config
-from afterwords.backends.qwen3.codec_encoder import CodecEncoder
 from afterwords.backends.qwen3.config import read_config
 from afterwords.backends.qwen3.reference_prompt import (
     PromptForm,
@@ -21,8 +20,9 @@ from afterwords.backends.qwen3.reference_prompt import (
     make_prompt,
     recording_digest,
 )
-from afterwords.backends.qwen3.speaker import SpeakerEncoder
-from afterwords.backends.qwen3.weights import Weights
+from afterwords.backends.qwen3.torch.codec_encoder import CodecEncoder
+from afterwords.backends.qwen3.torch.speaker import SpeakerEncoder
+from afterwords.backends.qwen3.torch.weights import Weights
 from scripts.make_qwen3_sound_goldens import clip
 from tests.backends.qwen3.conftest import GOLDENS
 

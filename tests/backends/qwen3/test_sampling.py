@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from afterwords.backends.qwen3.config import WIDEST_TOP_K, Sampling
-from afterwords.backends.qwen3.sampling import draw, noise, penalized
+from afterwords.backends.qwen3.torch.sampling import draw, noise, penalized
 
 N_DRAWS = 20_000
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from afterwords.backends.qwen3.config import read_config
-from afterwords.backends.qwen3.speaker import SpeakerEncoder
-from afterwords.backends.qwen3.weights import Weights
+from afterwords.backends.qwen3.torch.speaker import SpeakerEncoder
+from afterwords.backends.qwen3.torch.weights import Weights
 from scripts.make_qwen3_sound_goldens import clip
 from tests.backends.qwen3.conftest import GOLDENS
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from afterwords.backends.qwen3 import ops
 from afterwords.backends.qwen3.config import Sampling, read_config
-from afterwords.backends.qwen3.prompt import Prompt
-from afterwords.backends.qwen3.talker import Talker, Utterance
-from afterwords.backends.qwen3.weights import Shape, Weights
+from afterwords.backends.qwen3.torch import ops
+from afterwords.backends.qwen3.torch.prompt import Prompt
+from afterwords.backends.qwen3.torch.talker import Talker, Utterance
+from afterwords.backends.qwen3.torch.weights import Shape, Weights
 from scripts.make_qwen3_tiny import make_checkpoint
 from tests.backends.qwen3.speaking import GREEDY, LANGUAGE, N_POSITIONS, Language, load, seeded, spoken
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from afterwords.backends.qwen3 import warmup
-from afterwords.backends.qwen3.engine import Qwen3Large
-from afterwords.backends.qwen3.loop import Loop
-from afterwords.backends.qwen3.model import Model
 from afterwords.backends.qwen3.reference_prompt import ReferencePrompt
-from afterwords.backends.qwen3.rows import Rows
-from afterwords.backends.qwen3.turns import BURSTS
-from afterwords.backends.qwen3.warmup import warm_up
+from afterwords.backends.qwen3.request import BURSTS
+from afterwords.backends.qwen3.torch import warmup
+from afterwords.backends.qwen3.torch.batch import Rows
+from afterwords.backends.qwen3.torch.engine import Qwen3Large
+from afterwords.backends.qwen3.torch.model import Model
+from afterwords.backends.qwen3.torch.scheduler import Loop
+from afterwords.backends.qwen3.torch.warmup import warm_up
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from afterwords.backends.qwen3.config import read_config
-from afterwords.backends.qwen3.talker import Talker
-from afterwords.backends.qwen3.weights import Weights
+from afterwords.backends.qwen3.torch.talker import Talker
+from afterwords.backends.qwen3.torch.weights import Weights
 from afterwords.errors import ModelFileError
 
 HEAD = "talker.codec_head.weight"

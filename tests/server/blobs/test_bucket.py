@@ -18,12 +18,12 @@ from uuid import uuid4
 
 import pytest
 
-from afterwords.cachekey import reference_path
 from afterwords.errors import StorageFullError, StorageUnavailableError
 from afterwords.models import new_id
 from afterwords.server import load_settings
 from afterwords.server.backup import back_up, restore
 from afterwords.server.blobs import open_blobs
+from afterwords.server.cache_key import reference_path
 from afterwords.server.ports import Blobs
 from afterwords.server.store import SqlStore
 from tests.contracts.blobs_contract import AUDIO, BlobsContract, everything

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import BinaryIO
 
+from afterwords.audio.wav import read_wav
 from afterwords.errors import EmptyDataError, RunawayAudioError, StaleAttemptError
 from afterwords.models import JobStatus, SpeechFormat, new_id, now
-from afterwords.riff import read_wav
 from afterwords.server.ports import Claim, StoredJob, StoredVoice
 from afterwords.text import longest_speech_s
 from tests.conftest import READER

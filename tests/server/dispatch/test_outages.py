@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from afterwords.errors import DatabaseUnavailableError, StorageFullError, StorageUnavailableError, VoiceDeletedError
-from afterwords.server.dispatch.patience import insist
+from afterwords.server.dispatch.retry import insist
 from tests.server.dispatch.desk import Desk
 from tests.server.dispatch.dispatching import dispatching
 

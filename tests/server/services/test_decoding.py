@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from afterwords.audio.wav import read_wav
 from afterwords.errors import ReferenceTooLongError, UnsupportedAudioError
-from afterwords.riff import read_wav
 from afterwords.server.services import decoding
-from tests.test_riff import GOOD, tone
+from tests.audio.test_wav import GOOD, tone
 
 
 def by_libav(container: str, codec: str, *, rate: int = 48_000, duration_s: float = 6) -> bytes:

@@ -17,9 +17,9 @@ from sqlalchemy import create_engine
 
 from afterwords.errors import NewerDatabaseError
 from afterwords.server import load_settings
+from afterwords.server.app_state import open_storage, open_store
 from afterwords.server.store.migrate import HEAD, MIGRATIONS
 from afterwords.server.store.schema import metadata
-from afterwords.server.wiring import open_storage, open_store
 from tests.contracts.store_world import digest
 from tests.server.store.other import NAME, other, store_in
 

@@ -15,8 +15,8 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from afterwords.acoustics import measure_pitch
-from afterwords.audio import resample
+from afterwords.audio.analysis import measure_pitch
+from afterwords.audio.audio import resample
 from afterwords.backends.base import Progress, Reference
 from afterwords.backends.lite.g2p import tokens
 from afterwords.backends.lite.kokoro import SAMPLE_RATE, PitchTarget, Utterance, pitch_stats

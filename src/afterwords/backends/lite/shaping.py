@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from afterwords.acoustics import cosine_basis, decibels, frames, hann, mel_filters, mel_frequencies, power_spectrum
+from afterwords.audio.analysis import cosine_basis, decibels, frames, hann, mel_filters, mel_frequencies, power_spectrum
 
 RATE: Final = 24_000
 TAPS: Final = 1024

@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from afterwords.acoustics import cosine_basis, decibels, keep_speech, mel_filters, power_spectrum
-from afterwords.audio import resample
+from afterwords.audio.analysis import cosine_basis, decibels, keep_speech, mel_filters, power_spectrum
+from afterwords.audio.audio import resample
 from afterwords.backends.lite.data import read_data
 
 RATE: Final = 16_000

@@ -1,8 +1,4 @@
-"""Qwen3-TTS: the talker, its code predictor, the speech codec and the speaker encoder, for the 12 Hz Base checkpoints.
-
-The modelling is plain torch, with weights from safetensors by name. What knows no tensors (config, tokenizer, layout,
-turns, reading, reference_prompt) serves the MLX engine as well.
-"""
+"""Qwen3-TTS for the 12 Hz Base checkpoints: what knows no tensors, for the engines in `torch` and `mlx`."""
 
 from typing import Final
 

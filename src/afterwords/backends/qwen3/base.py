@@ -25,8 +25,8 @@ from afterwords.backends.qwen3.config import LANGUAGE_NAMES
 from afterwords.errors import SynthesisError, TooLittleMemoryError, UnsupportedLangError
 
 if TYPE_CHECKING:
-    from afterwords.backends.qwen3.reading import Loop
-    from afterwords.backends.qwen3.turns import Turn
+    from afterwords.backends.qwen3.long_text import Loop
+    from afterwords.backends.qwen3.request import Turn
     from afterwords.models import SpeechTask
 
 Parts = tuple[Any, Any]
@@ -75,7 +75,7 @@ class Qwen3Engine(ABC):
         parts = self._parts(lambda done, step: progress(0.8 * done, step))
         if not self._is_warm:
             progress(0.8, "warming up")
-            from afterwords.backends.qwen3.turns import LoopClosedError
+            from afterwords.backends.qwen3.request import LoopClosedError
 
             try:
                 self._warm_up(parts)
@@ -107,7 +107,7 @@ class Qwen3Engine(ABC):
 
     def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
         model, loop = self._parts()
-        from afterwords.backends.qwen3.reading import Reading
+        from afterwords.backends.qwen3.long_text import Reading
         from afterwords.backends.qwen3.reference_prompt import StalePromptError
 
         self._check_language(task, model.config.talker.languages)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from afterwords.audio import resample
+from afterwords.audio.audio import resample
+from afterwords.audio.wav import Samples
 from afterwords.backends import qwen3
 from afterwords.backends.base import InvalidPromptError
-from afterwords.riff import Samples
 
 if TYPE_CHECKING:
     from afterwords.backends.qwen3.codec_config import CodecConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from afterwords.server.dispatch.inprocess import InProcessDispatcher
+    from afterwords.server.dispatch.local import InProcessDispatcher
 
 __all__ = ["InProcessDispatcher"]
 
@@ -16,6 +16,6 @@ if not TYPE_CHECKING:  # a type checker that saw this would accept every misspel
         """Load the dispatcher when it is asked for: its processes import this package, and don't need it."""
         if name not in __all__:
             raise AttributeError(name)
-        from afterwords.server.dispatch.inprocess import InProcessDispatcher
+        from afterwords.server.dispatch.local import InProcessDispatcher
 
         return InProcessDispatcher

@@ -17,16 +17,16 @@ from afterwords.errors import (
     StaleAttemptError,
     VoiceDeletedError,
 )
-from afterwords.server.dispatch.child_process import Child, ChildFailedError, ChildLostError, Utterance
-from afterwords.server.dispatch.frames import INVALID_PROMPT, Frame
-from afterwords.server.dispatch.patience import OUTAGE, insist
-from afterwords.server.dispatch.sound import Sound
-from afterwords.server.dispatch.station import Offer, OtherPromptError, Station, StationClosedError
+from afterwords.server.dispatch.audio_stream import Sound
+from afterwords.server.dispatch.messages import INVALID_PROMPT, Frame
+from afterwords.server.dispatch.retry import OUTAGE, insist
+from afterwords.server.dispatch.worker import Work
+from afterwords.server.dispatch.worker_process import Child, ChildFailedError, ChildLostError, Utterance
+from afterwords.server.dispatch.worker_slot import Offer, OtherPromptError, Station, StationClosedError
 from afterwords.server.ports import Claim, Desk, JobProgress
 from afterwords.server.settings import Settings
 from afterwords.speech import EXPECTED_SECONDS_PER_CHARACTER
 from afterwords.text import longest_speech_s
-from afterwords.worker import Work
 
 _log = logging.getLogger(__name__)
 

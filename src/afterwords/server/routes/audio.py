@@ -19,12 +19,12 @@ from afterwords.errors import RangeNotSatisfiableError
 from afterwords.models import SpeechFormat
 from afterwords.server.disconnects import while_connected
 from afterwords.server.ports import BlobReader
-from afterwords.server.routes.answers import MEDIA_TYPES, caller_of, house_of
+from afterwords.server.routes.responses import MEDIA_TYPES, caller_of, house_of
 from afterwords.server.spool import MemoryReader
 from afterwords.server.threads import in_thread
 
 if TYPE_CHECKING:
-    from afterwords.audio import AudioWriter
+    from afterwords.audio.audio import AudioWriter
 
 WHOLE_MAX_BYTES: Final = 256 * 1024
 """Audio up to this size is sent at once."""
@@ -220,8 +220,8 @@ async def _encoded(
     request: Request, audio: BlobReader, speech_format: SpeechFormat, sink: _Sink | _WholeSink
 ) -> AsyncGenerator[bytes, None]:
     """A WAV file that we wrote, in another format; what it says of itself comes along."""
-    from afterwords.audio import AudioWriter
-    from afterwords.wavchunks import read_info, sound_start
+    from afterwords.audio.audio import AudioWriter
+    from afterwords.audio.wav_chunks import read_info, sound_start
 
     head = BytesIO(await audio.read(0, _HEAD_BYTES))
     sample_rate, start = sound_start(head)
@@ -245,7 +245,7 @@ async def encoded_stream(
     tags: Mapping[str, str],
 ) -> AsyncGenerator[bytes, None]:
     """PCM as it comes, in a format as far as it can be written by then."""
-    from afterwords.audio import AudioWriter
+    from afterwords.audio.audio import AudioWriter
 
     sink = _Sink()
     file = cast("BinaryIO", sink)

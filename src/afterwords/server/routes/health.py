@@ -8,9 +8,9 @@ from fastapi.responses import JSONResponse, Response
 from afterwords import __version__
 from afterwords.errors import AfterwordsError
 from afterwords.models import Health
-from afterwords.server.gate import Credential, needs
-from afterwords.server.guard import GuardedRoute
-from afterwords.server.routes.answers import errors, exchange_of, house_of, json_response
+from afterwords.server.auth import Credential, needs
+from afterwords.server.routes.responses import errors, exchange_of, house_of, json_response
+from afterwords.server.routing import GuardedRoute
 
 router = APIRouter(route_class=GuardedRoute)
 

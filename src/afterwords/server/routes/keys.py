@@ -9,10 +9,10 @@ from fastapi.responses import JSONResponse, Response
 
 from afterwords.errors import InsufficientScopeError, KeyNotFoundError
 from afterwords.models import Account, ApiKey, NewApiKey, Usage, is_id
-from afterwords.server.gate import Credential, needs
-from afterwords.server.guard import GuardedRoute
-from afterwords.server.routes.answers import COMMON, admitted_to, caller_of, errors, house_of, json_response
-from afterwords.server.routes.shapes import NewKeyBody, RotateBody
+from afterwords.server.auth import Credential, needs
+from afterwords.server.routes.responses import COMMON, admitted_to, caller_of, errors, house_of, json_response
+from afterwords.server.routes.schemas import NewKeyBody, RotateBody
+from afterwords.server.routing import GuardedRoute
 from afterwords.server.services.keys import MintedKey, digest
 from afterwords.server.services.signing import signing_secret
 

@@ -12,11 +12,11 @@ from fastapi.responses import Response
 from afterwords.errors import AfterwordsError, JobFinalError, JobNotFoundError, SynthesisError
 from afterwords.models import JobStatus, is_id
 from afterwords.provenance import mark_tags
+from afterwords.server.auth import Credential, needs
 from afterwords.server.disconnects import while_connected
-from afterwords.server.gate import Credential, needs
-from afterwords.server.guard import GuardedRoute
 from afterwords.server.ports import Scope, StoredJob
-from afterwords.server.routes.answers import (
+from afterwords.server.routes.audio import PiecesResponse, audio_response, encoded_stream
+from afterwords.server.routes.responses import (
     COMMON,
     MEDIA_TYPES,
     IdempotencyKey,
@@ -30,8 +30,8 @@ from afterwords.server.routes.answers import (
     json_response,
     list_response,
 )
-from afterwords.server.routes.audio import PiecesResponse, audio_response, encoded_stream
-from afterwords.server.routes.shapes import JobAccepted, JobListed, JobShown, SynthesizeBody
+from afterwords.server.routes.schemas import JobAccepted, JobListed, JobShown, SynthesizeBody
+from afterwords.server.routing import GuardedRoute
 from afterwords.server.services.synthesis import Accepted, Ask, Hit
 from afterwords.server.webhooks import check_url
 

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import Response
 
-from afterwords.bundle import BUNDLE_MAX_BYTES
+from afterwords.audio.wav import REFERENCE_MAX_BYTES
 from afterwords.errors import InvalidFieldError, MissingFieldError
+from afterwords.library.bundle import BUNDLE_MAX_BYTES
 from afterwords.models import BUNDLE_TYPE, ConsentKind
-from afterwords.riff import REFERENCE_MAX_BYTES
-from afterwords.server.gate import Credential, needs
-from afterwords.server.guard import SLACK_BYTES, GuardedRoute
+from afterwords.server.auth import Credential, needs
 from afterwords.server.ports import Scope, StoredVoice, VoiceChanges
-from afterwords.server.routes.answers import (
+from afterwords.server.routes.multipart import Form, read_form
+from afterwords.server.routes.responses import (
     COMMON,
     IdempotencyKey,
     caller_of,
@@ -24,8 +24,8 @@ from afterwords.server.routes.answers import (
     json_response,
     list_response,
 )
-from afterwords.server.routes.shapes import CONSENTS, VoiceCreated, VoiceListed, VoicePatch, VoiceShown
-from afterwords.server.routes.uploads import Form, read_form
+from afterwords.server.routes.schemas import CONSENTS, VoiceCreated, VoiceListed, VoicePatch, VoiceShown
+from afterwords.server.routing import SLACK_BYTES, GuardedRoute
 from afterwords.server.services.voices import VoiceFields
 from afterwords.server.spool import open_spool
 

@@ -22,11 +22,11 @@ from afterwords.errors import (
     RunawayAudioError,
 )
 from afterwords.models import as_id, is_id
-from afterwords.server.gate import JSON_MAX_BYTES, Credential, needs
-from afterwords.server.guard import GuardedRoute
+from afterwords.server.auth import JSON_MAX_BYTES, Credential, needs
 from afterwords.server.ports import StoredJob
-from afterwords.server.routes.answers import COMMON, admitted_to, errors, house_of, json_response
-from afterwords.server.routes.shapes import CompleteBody, Completed
+from afterwords.server.routes.responses import COMMON, admitted_to, errors, house_of, json_response
+from afterwords.server.routes.schemas import CompleteBody, Completed
+from afterwords.server.routing import GuardedRoute
 from afterwords.server.spool import open_spool
 from afterwords.text import longest_speech_s
 

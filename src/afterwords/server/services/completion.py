@@ -11,7 +11,7 @@ from itertools import islice
 from typing import BinaryIO, Final, NoReturn
 from weakref import WeakValueDictionary
 
-from afterwords.cachekey import cache_path, job_path
+from afterwords.audio.wav import WavBlocks, pcm16, wav_blocks, wav_header
 from afterwords.errors import (
     AfterwordsError,
     RecordingError,
@@ -21,10 +21,10 @@ from afterwords.errors import (
     VoiceDeletedError,
 )
 from afterwords.provenance import mark_tags
-from afterwords.riff import WavBlocks, pcm16, wav_blocks, wav_header
+from afterwords.server.cache_key import cache_path, job_path
 from afterwords.server.failpoints import reach
 from afterwords.server.ports import Blobs, Clock, Finished, Outcome, Store, StoredJob, StoredVoice
-from afterwords.server.services.news import News
+from afterwords.server.services.job_events import News
 from afterwords.server.threads import in_thread
 from afterwords.text import longest_speech_s
 

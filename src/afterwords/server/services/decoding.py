@@ -14,8 +14,8 @@ import subprocess
 import sys
 from typing import Final
 
+from afterwords.audio.wav import REFERENCE_MAX_S
 from afterwords.errors import AfterwordsError, RecordingError, ServiceUnavailableError, UnsupportedAudioError
-from afterwords.riff import REFERENCE_MAX_S
 
 log = logging.getLogger("afterwords.server")
 
@@ -92,8 +92,8 @@ def main() -> None:
     import soundfile  # noqa: F401
     import soxr  # noqa: F401
 
-    from afterwords.reader import read_sound
-    from afterwords.riff import canonical_wav
+    from afterwords.audio.decoding import read_sound
+    from afterwords.audio.wav import canonical_wav
 
     av.logging.set_level(None)
     _limit()

@@ -11,10 +11,10 @@ import logging
 from dataclasses import dataclass, field
 
 from afterwords.errors import AfterwordsError, UnsupportedLangError
-from afterwords.library import Library
+from afterwords.library.library import Library
 from afterwords.models import Voice
 from afterwords.server.ports import Store, StoredVoice, VoiceChanges
-from afterwords.server.services.offer import Offer
+from afterwords.server.services.backend_choice import Offer
 from afterwords.server.services.voices import Voices
 
 log = logging.getLogger("afterwords.server")

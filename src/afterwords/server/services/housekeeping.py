@@ -14,8 +14,8 @@ from afterwords.errors import AfterwordsError
 from afterwords.server.ports import Blobs, Clock, Dispatcher, Store
 from afterwords.server.services.deliveries import Deliveries
 from afterwords.server.services.home import HomeVoices
+from afterwords.server.services.job_events import News
 from afterwords.server.services.keys import Keys
-from afterwords.server.services.news import News
 from afterwords.server.services.ownership import Ownership, Standing, is_ours
 from afterwords.server.services.voices import Voices
 

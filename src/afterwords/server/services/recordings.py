@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from afterwords.errors import CorruptVoiceError, VoiceNotFoundError
-from afterwords.library import Library
+from afterwords.library.library import Library
 from afterwords.models import ReferenceInfo, Voice
 from afterwords.server.ports import Blobs, StoredVoice
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 
-from afterwords.cachekey import cache_key, cache_path
 from afterwords.errors import (
     JobFinalError,
     JobNotFoundError,
@@ -20,6 +19,7 @@ from afterwords.errors import (
     StorageUnavailableError,
 )
 from afterwords.models import JobStatus, SpeechFormat, new_id
+from afterwords.server.cache_key import cache_key, cache_path
 from afterwords.server.failpoints import reach
 from afterwords.server.ports import (
     BlobReader,
@@ -37,9 +37,9 @@ from afterwords.server.ports import (
     StoredVoice,
     Submitted,
 )
-from afterwords.server.services.hot import HotAudio
-from afterwords.server.services.news import News
-from afterwords.server.services.offer import Offer
+from afterwords.server.services.audio_cache import HotAudio
+from afterwords.server.services.backend_choice import Offer
+from afterwords.server.services.job_events import News
 from afterwords.server.services.recordings import Recordings
 from afterwords.server.services.voices import find_voice
 from afterwords.server.spool import MemoryReader

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final
 
-from afterwords.bundle import Bundle, BundledPrompt, holds_nul, pack, unpack_all
-from afterwords.cachekey import reference_path, voice_prefix
+from afterwords.audio.wav import Samples, canonical_wav, check_reference_wav, read_wav
 from afterwords.errors import (
     AfterwordsError,
     AmbiguousVoiceNameError,
@@ -22,14 +21,15 @@ from afterwords.errors import (
     LostReferenceError,
     VoiceNotFoundError,
 )
+from afterwords.library.bundle import Bundle, BundledPrompt, holds_nul, pack, unpack_all
 from afterwords.models import Consent, ConsentKind, Provenance, ReferenceInfo, Voice, as_id, new_id
-from afterwords.riff import Samples, canonical_wav, check_reference_wav, read_wav
+from afterwords.server.cache_key import reference_path, voice_prefix
 from afterwords.server.failpoints import reach
 from afterwords.server.ports import Blobs, Caller, Clock, Idempotency, Store, StoredVoice, VoiceChanges
+from afterwords.server.services.audio_cache import HotAudio
+from afterwords.server.services.backend_choice import Offer
 from afterwords.server.services.decoding import as_wav, is_wav
-from afterwords.server.services.desk import Kind, kept_prompt, prompt_path_of, with_digest
-from afterwords.server.services.hot import HotAudio
-from afterwords.server.services.offer import Offer
+from afterwords.server.services.job_queue import Kind, kept_prompt, prompt_path_of, with_digest
 from afterwords.server.services.ownership import Ownership
 from afterwords.server.services.recordings import Recordings
 from afterwords.text import check_name, check_text
@@ -346,7 +346,7 @@ def _judged(data: bytes) -> tuple[bytes, ReferenceInfo]:
     wav = data if is_wav(data) else as_wav(data, source="the recording")
     samples, sample_rate = check_reference_wav(wav)
     if sample_rate > RATE_MAX:
-        from afterwords.audio import resample
+        from afterwords.audio.audio import resample
 
         samples, sample_rate = resample(samples, sample_rate, RATE_MAX), RATE_MAX
     wav = canonical_wav(samples, sample_rate)
@@ -360,7 +360,7 @@ def _judged(data: bytes) -> tuple[bytes, ReferenceInfo]:
 
 def _grade(samples: Samples, sample_rate: int) -> str:
     """How good a recording is for cloning, A to F; half a minute takes a tenth of a second of processor time."""
-    from afterwords.audio import Audio
+    from afterwords.audio.audio import Audio
     from afterwords.reference import examine
 
     return examine(Audio(samples, sample_rate)).grade

@@ -1,5 +1,5 @@
 """The rows: SQLAlchemy Core over SQLite, one writer with group commit."""
 
-from afterwords.server.store.sql import SqlStore
+from afterwords.server.store.store import SqlStore
 
 __all__ = ["SqlStore"]

@@ -19,7 +19,7 @@ from afterwords.errors import DatabaseUnavailableError, StorageFullError
 from afterwords.server.store.migrate import prepare
 from afterwords.server.store.reserve import Reserve
 from afterwords.server.store.sqlite import Identity, Line, engine_for, is_busy, named, raw
-from afterwords.server.store.writer import Unit, Writer
+from afterwords.server.store.write_queue import Unit, Writer
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, bindparam, insert, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from afterwords.models import JobStatus
-from afterwords.server.store import periods
+from afterwords.server.store import usage
 from afterwords.server.store.schema import cache, jobs, webhooks
 from afterwords.server.store.sqlite import upsert
 
@@ -58,7 +58,7 @@ def end(
     rows = connection.execute(statement, {**facts, "ended_at": now}).all()
     for row in rows:
         if row.audio_sha256 is None:
-            periods.give_back(connection, spending_id=row.spending_id, period=row.period, characters=row.char_count)
+            usage.give_back(connection, spending_id=row.spending_id, period=row.period, characters=row.char_count)
         elif row.flight_key is not None:
             connection.execute(_CACHE, _entry(row, now))
         if row.webhook_url is not None:

@@ -18,10 +18,10 @@ from afterwords.errors import (
 )
 from afterwords.models import JobStatus
 from afterwords.server.ports import Idempotency, Limits, NewJob, StoredJob, Submitted
-from afterwords.server.store import endings, periods, repeats
-from afterwords.server.store.periods import period_of, seconds_left
+from afterwords.server.store import endings, idempotency
 from afterwords.server.store.schema import IS_PENDING, accounts, jobs, usage, voices
 from afterwords.server.store.sqlite import Lookup, Put
+from afterwords.server.store.usage import charge, give_back, period_of, seconds_left
 
 _NAMES = [field.name for field in fields(StoredJob)]
 _ASKED = [field.name for field in fields(NewJob) if field.name != "character_limit"]
@@ -61,7 +61,7 @@ def submit(
     quota_bytes: int | None = None,
     now: datetime,
 ) -> Submitted:
-    before = repeats.find(connection, asked) if asked else None
+    before = idempotency.find(connection, asked) if asked else None
     if before and before.job_id and (made := get(connection, before.job_id)):
         return Submitted(made, is_new=False)
     period = period_of(now)
@@ -69,9 +69,9 @@ def submit(
     if twin is None:
         _keep(connection, job, period=period, now=now)
     if asked and before:
-        repeats.name_job(connection, asked, twin.job_id if twin else job.job_id)
+        idempotency.name_job(connection, asked, twin.job_id if twin else job.job_id)
     elif asked:
-        repeats.keep(connection, asked, now=now, job_id=twin.job_id if twin else job.job_id)
+        idempotency.keep(connection, asked, now=now, job_id=twin.job_id if twin else job.job_id)
     return Submitted(twin, is_new=False) if twin else Submitted(_accepted(job, now), is_new=True)
 
 
@@ -106,7 +106,7 @@ def _twin(
 def _keep(connection: Connection, job: NewJob, *, period: str, now: datetime) -> None:
     facts: dict[str, Any] = {name: getattr(job, name) for name in _ASKED}
     _KEEP(connection, facts | {"status": JobStatus.PENDING, "period": period, "created_at": now})
-    periods.charge(
+    charge(
         connection,
         spending_id=job.spending_id,
         account_id=job.account_id,
@@ -177,7 +177,7 @@ def cancel(connection: Connection, job_id: str, *, account_id: str, now: datetim
 
 def lose(connection: Connection, job_id: str) -> None:
     for spending_id, period, characters in connection.execute(_LOSE, {"which": job_id}).all():
-        periods.give_back(connection, spending_id=spending_id, period=period, characters=characters)
+        give_back(connection, spending_id=spending_id, period=period, characters=characters)
 
 
 def _stored(row: Sequence[Any] | None) -> StoredJob | None:

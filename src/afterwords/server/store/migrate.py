@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from afterwords import disk
 from afterwords.errors import DatabaseUnavailableError, NewerDatabaseError
-from afterwords.server.store.columns import PAGE_BYTES
+from afterwords.server.store.column_types import PAGE_BYTES
 from afterwords.server.store.sqlite import Identity, connect, engine_for, raw
 
 HEAD: Final = "0006"

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from afterwords.models import Consent, JobStatus, Provenance, SpeechFormat
-from afterwords.server.store.columns import ID, SEQUENCE, Document, UtcTime, VanishingText, Word
+from afterwords.server.store.column_types import ID, SEQUENCE, Document, UtcTime, VanishingText, Word
 
 metadata: Final = MetaData(
     naming_convention={

@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from afterwords import disk
 from afterwords.errors import DatabaseUnavailableError, StorageFullError
-from afterwords.server.store.columns import PAGE_BYTES
+from afterwords.server.store.column_types import PAGE_BYTES
 
 __all__ = ["Line", "Lookup", "Put", "connect", "engine_for", "is_busy", "named", "raw", "upsert"]
 

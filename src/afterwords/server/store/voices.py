@@ -9,11 +9,11 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, union_all, update
 
-from afterwords.cachekey import job_path
 from afterwords.errors import StorageQuotaExceededError
 from afterwords.models import new_id
+from afterwords.server.cache_key import job_path
 from afterwords.server.ports import CacheEntry, Idempotency, StoredVoice, VoiceChanges
-from afterwords.server.store import periods, repeats
+from afterwords.server.store import idempotency, usage
 from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, tombstones, voices
 from afterwords.server.store.sqlite import Lookup
 
@@ -62,7 +62,7 @@ def add(
     if voice.home_id is None:  # what is at home is not stored a second time
         check_quota(connection, voice.account_id, quota_bytes=quota_bytes)
     if asked:
-        repeats.keep(connection, asked, now=now, voice_id=voice.voice_id)
+        idempotency.keep(connection, asked, now=now, voice_id=voice.voice_id)
     return voice
 
 
@@ -80,7 +80,7 @@ def check_quota(connection: Connection, account_id: str, *, quota_bytes: int | N
 
 
 def replayed(connection: Connection, asked: Idempotency) -> StoredVoice | None:
-    before = repeats.find(connection, asked)
+    before = idempotency.find(connection, asked)
     return by_id(connection, before.voice_id) if before and before.voice_id else None
 
 
@@ -141,7 +141,7 @@ def remove(connection: Connection, voice_id: str, *, account_id: str, now: datet
         .group_by(jobs.c.spending_id, jobs.c.period)
     )
     for spending_id, period, characters in connection.execute(reserved).all():
-        periods.give_back(connection, spending_id=spending_id, period=period, characters=characters)
+        usage.give_back(connection, spending_id=spending_id, period=period, characters=characters)
     connection.execute(delete(voices).where(voices.c.voice_id == voice_id))
     return paths
 

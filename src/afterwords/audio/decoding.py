@@ -1,0 +1,455 @@
+"""Reading sound from whatever a person has on a disk or a phone, and never more of it than was asked for.
+
+libav reads nearly everything and goes on after damage; soundfile is asked for the few formats that libav does not
+know. `riff` is the stricter reader, of WAV files alone. `audio` makes an Audio of what is read here, and there callers
+find it as `decode` and `read_tags`.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from io import SEEK_END, SEEK_SET, BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterwords.audio.wav import SAMPLE_RATE_MAX, SAMPLE_RATE_MIN, SILENCE_PEAK_DB, Samples, peak_db
+from afterwords.audio.wav_chunks import INFO_IDS, chunks, read_info
+from afterwords.errors import (
+    BadSampleRateError,
+    DamagedAudioError,
+    FileTooLargeError,
+    MalformedWavError,
+    NoAudioError,
+    NonFiniteAudioError,
+    ReferenceTooLongError,
+    UnreadableFileError,
+    UnsupportedAudioError,
+)
+
+if TYPE_CHECKING:
+    from av import AudioFrame, AudioStream
+    from av.container import InputContainer
+
+_PIPE_MAX_BYTES = 512 * 1024 * 1024  # more than 30 minutes of anything that people record in
+_BLOCK_VALUES = 1 << 18  # decoded at a time, over all channels
+_DECLARED_MAX_S = 1e6  # what a header that doesn't know its length declares is far beyond
+_STREAMED_MIN_BYTES = 0x7FFF0000  # a WAV that declares as much comes from a program that didn't know its length
+_TRACKS_MAX = 8
+_RATES_MAX = 100  # parts of a file, each at a rate of its own
+_PACKETS_PER_S_MAX = 800  # of the longest that is taken; the shortest packets, of Opus, last 2.5 ms
+_STOPS_MAX = 20  # errors of a container after which it is tried further
+_GAP_MIN_S = 0.1  # between the times of two packets; some containers count in milliseconds, and round each
+_SHORT_MIN_S, _SHORT_MIN_SHARE = 0.3, 0.02  # less than a file declares; encoders pad, and headers round
+# Named, because libav also knows playlists and scripts, which make it open further files and addresses.
+_LIBAV_OPTIONS = {"format_whitelist": "wav,w64,flac,mp3,ogg,mov,matroska,aac,amr,aiff,caf,au,asf"}
+_UNDECLARED = ("aac", "amr", "ogg")  # containers that don't say how long they last: libav guesses
+_MP3_HEAD_BYTES = 2048  # after the tags; a frame has at most 1,441
+_MAGIC = (
+    (0, b"OggS"), (0, b"fLaC"), (0, b"\x1a\x45\xdf\xa3"), (0, b"caff"), (0, b"#!AMR"), (4, b"ftyp"),
+    (8, b"WAVE"), (8, b"AIFF"), (8, b"AIFC"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """What was read of a file.
+
+    Attributes:
+        samples: shape (n_samples,), float32 mono in [-1, 1].
+        sample_rate: in Hz.
+        notices: what its owner should know of the file, each a sentence or two: lost parts, further tracks.
+    """
+
+    samples: Samples
+    sample_rate: int
+    notices: tuple[str, ...] = ()
+
+
+def read_sound(source: Path | bytes | BinaryIO, *, name: str | None = None, max_duration_s: float) -> Sound:
+    """Read a recording; see `audio.decode`."""
+    name = name or _name_of(source)
+    with _opened(source, name) as file:
+        recording = _read_by_libav(file, name, max_duration_s)
+        if recording is None or (recording.is_damaged and not recording.duration_s):
+            recording = _read_by_soundfile(file, name, max_duration_s) or recording
+        if recording is None:
+            raise DamagedAudioError(name) if _has_known_magic(file) else UnsupportedAudioError(name)
+        return recording.finish()
+
+
+def read_tags(source: Path | bytes, *, name: str | None = None) -> dict[str, str]:
+    """Read the tags of a wav, mp3, flac, opus or ogg file under the names that they are written by.
+
+    Returns:
+        Those of `title`, `artist`, `comment`, `software` and `date` that it carries.
+
+    Raises:
+        UnreadableFileError: it is missing, a folder, a pipe or a device, or reading it failed.
+        UnsupportedAudioError: no decoder knows it.
+        NoAudioError: it is empty.
+    """
+    import av
+
+    name = name or _name_of(source)
+    with _opened(source, name) as file:
+        head = file.read(12)
+        file.seek(0)
+        if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+            return read_info(file, source=name)
+        try:
+            with av.open(file, "r", options=_LIBAV_OPTIONS, metadata_errors="replace") as container:
+                tags = dict(container.metadata)
+                for stream in container.streams.audio:  # Ogg keeps them there
+                    tags |= stream.metadata
+        except av.FFmpegError as error:
+            raise UnsupportedAudioError(name) from error
+    found = {key.lower(): text for key, text in tags.items()}
+    return {key: found[key] for key in INFO_IDS if found.get(key)}
+
+
+# -- opening --------------------------------------------------------------------------------------------------
+
+
+class _Face:
+    """An open file as the decoders see it: without a name they could guess by, and with its errors kept.
+
+    They call it from C, where an exception would be lost.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._file.read(size)
+        except OSError as error:
+            self.error = error
+            return b""
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+@contextmanager
+def _opened(source: Path | bytes | BinaryIO, name: str) -> Iterator[_Face]:
+    with _open(source, name) as file:
+        try:
+            size_bytes = file.seek(0, SEEK_END)
+            file.seek(0)
+        except OSError as error:
+            raise UnreadableFileError(name, why=_reason(error)) from error
+        if not size_bytes:
+            raise NoAudioError(name)
+        face = _Face(file)
+        try:
+            yield face
+        finally:
+            if face.error is not None:
+                raise UnreadableFileError(name, why=_reason(face.error)) from face.error
+
+
+def _open(source: Path | bytes | BinaryIO, name: str) -> AbstractContextManager[BinaryIO]:
+    if isinstance(source, bytes):
+        return BytesIO(source)
+    try:
+        if not isinstance(source, Path):
+            return nullcontext(source if source.seekable() else _read_pipe(source, name))
+        mode = source.stat().st_mode  # first, since opening a pipe would wait for somebody to write into it
+        if stat.S_ISDIR(mode):
+            raise UnreadableFileError(name, why="it is a folder")
+        if not stat.S_ISREG(mode):
+            raise UnreadableFileError(name, why="it is a pipe or a device, not a file")
+        return source.open("rb")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UnreadableFileError(name, why=_reason(error)) from error
+
+
+def _read_pipe(pipe: BinaryIO, name: str) -> BytesIO:
+    data = pipe.read(_PIPE_MAX_BYTES + 1)
+    if len(data) > _PIPE_MAX_BYTES:
+        raise FileTooLargeError(name, size_bytes=len(data), maximum_bytes=_PIPE_MAX_BYTES)
+    return BytesIO(data)
+
+
+def _name_of(source: Path | bytes | BinaryIO) -> str:
+    if isinstance(source, Path):
+        return str(source)
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) else "the recording"
+
+
+def _reason(error: Exception) -> str:
+    """Why a file can't be read, in plain words."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "there is no such file"
+    if isinstance(error, PermissionError):
+        return "you are not allowed to read it"
+    return (getattr(error, "strerror", None) or str(error)).lower()
+
+
+# -- decoding -------------------------------------------------------------------------------------------------
+
+
+class _Recording:
+    """What was decoded of one track: one channel, checked, no longer than is taken; and what was lost of it."""
+
+    def __init__(self, name: str, max_duration_s: float) -> None:
+        self.name = name
+        self.max_duration_s = max_duration_s
+        # A rate in Hz and float32 values, which grow in place, where a list of arrays would need its size twice at
+        # the end. A new part begins where the rate changes, as in files that were joined.
+        self._parts: list[tuple[int, bytearray]] = []
+        self.duration_s = self.lost_s = self._declared_s = 0.0
+        self.n_failed = 0
+        self.is_cut = self.is_full = False
+        self.codec: str | None = None
+        self.is_codec_lacking = False
+        self.tracks_notice = ""
+
+    @property
+    def is_damaged(self) -> bool:
+        return self.is_cut or self.is_codec_lacking or self.n_failed > 0
+
+    def declare(self, duration_s: float) -> None:
+        """Set how long the file says that it is."""
+        self._declared_s = duration_s if 0 < duration_s < _DECLARED_MAX_S else 0.0
+
+    def add(self, frames: NDArray[np.float32], sample_rate: int) -> None:
+        """Add frames of shape (n_frames, n_channels) at a rate in Hz."""
+        if not SAMPLE_RATE_MIN <= sample_rate <= SAMPLE_RATE_MAX:
+            raise BadSampleRateError(
+                self.name, sample_rate=sample_rate, minimum=SAMPLE_RATE_MIN, maximum=SAMPLE_RATE_MAX
+            )
+        if not np.isfinite(frames).all():
+            raise NonFiniteAudioError(self.name)
+        if not self._parts or self._parts[-1][0] != sample_rate:
+            self._parts.append((sample_rate, bytearray()))
+        mono = np.clip(frames, -1.0, 1.0).mean(axis=1, dtype=np.float32)
+        self._parts[-1][1].extend(mono.tobytes())
+        self.duration_s += len(mono) / sample_rate
+        if self.duration_s > self.max_duration_s:
+            raise ReferenceTooLongError(
+                self.name, duration_s=max(self.duration_s, self._declared_s), maximum_s=self.max_duration_s
+            )
+        self.is_full = len(self._parts) > _RATES_MAX
+
+    def is_silent(self) -> bool:
+        return all(peak_db(np.frombuffer(values, np.float32)) < SILENCE_PEAK_DB for _, values in self._parts)
+
+    def finish(self) -> Sound:
+        """All that was decoded, at the rate of its longest part."""
+        if not self.duration_s:
+            if self.is_codec_lacking:
+                raise UnsupportedAudioError(self.name, codec=self.codec or "a codec that is not known")
+            raise DamagedAudioError(self.name) if self.is_damaged else NoAudioError(self.name)
+        parts = [(rate, np.frombuffer(values, np.float32)) for rate, values in self._parts]
+        sample_rate, samples = max(parts, key=lambda part: len(part[1]) / part[0])
+        if len(parts) > 1:
+            import soxr
+
+            resampled = [soxr.resample(values, rate, sample_rate) for rate, values in parts]
+            samples = np.clip(np.concatenate(resampled), np.float32(-1), np.float32(1))
+        notices = (self._loss_notice(), self.tracks_notice)
+        return Sound(samples, sample_rate, tuple(notice for notice in notices if notice))
+
+    def _loss_notice(self) -> str:
+        lost_s, short_s = self.lost_s, self._declared_s - self.duration_s
+        is_short = short_s > max(_SHORT_MIN_S, _SHORT_MIN_SHARE * self._declared_s)
+        if is_short or (lost_s and short_s > 0):  # what the header says is more exact than the sum of what was missed
+            lost_s = short_s
+        total_s = self.duration_s + lost_s
+        seconds = f"at least {lost_s:.1f} s" if lost_s >= 0.1 else "less than 0.1 s"
+        share = f"{100 * lost_s / total_s:.0f} %" if lost_s >= 0.01 * total_s else "less than 1 %"
+        if self.is_codec_lacking:
+            return (
+                f"{self.name}: {seconds} of {total_s:.1f} s ({share}) could not be decoded and were left out. Either "
+                f"the file is damaged, or it uses a part of the codec {self.codec} that is not known here."
+            )
+        if lost_s or self.n_failed:
+            return (
+                f"{self.name} is damaged or incomplete: {seconds} of {total_s:.1f} s ({share}) could not be read "
+                "and were left out. Copy or download it again if you can."
+            )
+        if self.is_cut:
+            return (
+                f"{self.name} is damaged or incomplete: nothing could be read after {total_s:.1f} s. "
+                "Copy or download it again if you can."
+            )
+        return ""
+
+
+def _read_by_soundfile(file: _Face, name: str, max_duration_s: float) -> _Recording | None:
+    """Read what libav does not know; None if soundfile does not know it either."""
+    import soundfile
+
+    recording = _Recording(name, max_duration_s)
+    file.seek(0)
+    try:
+        sound = soundfile.SoundFile(file)
+    except soundfile.SoundFileError:
+        return None
+    with sound:
+        recording.declare(sound.frames / max(sound.samplerate, 1))
+        block = max(1, _BLOCK_VALUES // sound.channels)
+        try:
+            while len(frames := sound.read(block, dtype="float32", always_2d=True)):
+                recording.add(frames, sound.samplerate)
+        except soundfile.SoundFileError:
+            recording.is_cut = True
+    return recording
+
+
+def _read_by_libav(file: _Face, name: str, max_duration_s: float) -> _Recording | None:
+    """Read the first track that has sound, or else the first; None if libav does not know the file."""
+    import av
+
+    first: _Recording | None = None
+    n_tracks = 1
+    for track in range(_TRACKS_MAX):
+        recording = _Recording(name, max_duration_s)
+        file.seek(0)
+        try:
+            with av.open(file, "r", options=_LIBAV_OPTIONS, metadata_errors="replace") as container:
+                n_tracks = len(container.streams.audio)
+                if track < n_tracks:
+                    _decode_track(container, container.streams.audio[track], file, recording)
+        except av.FFmpegError:
+            return first
+        if n_tracks > 1 and not recording.is_silent():
+            recording.tracks_notice = (
+                f"{name} has {n_tracks} audio tracks; track {track + 1} was taken, the first with sound."
+            )
+        if not recording.is_silent():
+            return recording
+        first = first or recording
+        if track + 1 >= n_tracks:
+            break
+    return first
+
+
+def _decode_track(container: InputContainer, stream: AudioStream, file: _Face, recording: _Recording) -> None:
+    """Decode a track to its end; a packet that can't be decoded is left out and counted, as players do."""
+    import av
+
+    if stream.codec_context is None:
+        recording.is_codec_lacking = True
+        return
+    recording.codec = stream.codec_context.name
+    recording.declare(_declared_s(container, stream, file))
+    n_packets = n_stops = 0
+    end_s: float | None = None
+    last_failed_s: float | None = None
+    while n_stops < _STOPS_MAX:
+        try:
+            for packet in container.demux(stream):
+                n_packets += 1
+                if recording.is_full or n_packets > _PACKETS_PER_S_MAX * recording.max_duration_s:
+                    recording.is_cut = True
+                    return
+                duration_s = float((packet.duration or 0) * (packet.time_base or 0))
+                if packet.pts is not None and packet.time_base:
+                    start_s = float(packet.pts * packet.time_base)
+                    if end_s is not None and start_s - end_s > _GAP_MIN_S:
+                        recording.lost_s += start_s - end_s
+                    end_s = start_s + duration_s
+                recording.is_cut |= packet.is_corrupt and container.format.name != "wav"  # it flags streamed ones too
+                try:
+                    for frame in packet.decode():
+                        recording.add(_frames_of(frame), frame.sample_rate)
+                    last_failed_s = None if packet.size else last_failed_s
+                except av.FFmpegError as error:
+                    recording.n_failed += 1
+                    recording.lost_s += duration_s
+                    recording.is_codec_lacking |= isinstance(error, av.PatchWelcomeError)
+                    last_failed_s = duration_s
+            break
+        except av.FFmpegError:
+            n_stops += 1
+    recording.is_cut |= n_stops == _STOPS_MAX
+    if recording.n_failed == 1 and last_failed_s is not None and recording.duration_s:
+        recording.n_failed, recording.lost_s = 0, recording.lost_s - last_failed_s  # what players add after the sound
+
+
+def _declared_s(container: InputContainer, stream: AudioStream, file: _Face) -> float:
+    """How long a track lasts by the header of its file; 0 where that does not say."""
+    import av
+
+    if container.format.name == "wav" and (declared_s := _declared_by_wav(file)) is not None:
+        return declared_s
+    if container.format.name == "mp3":
+        return _declared_by_mp3(file, stream)
+    if container.format.name in _UNDECLARED:
+        return 0.0
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0.0
+
+
+def _declared_by_wav(file: _Face) -> float | None:
+    """How long a RIFF file declares to be, 0 if it does not: libav believes it no further than the file goes."""
+    position = file.tell()
+    file.seek(0)
+    if file.read(4) != b"RIFF":
+        file.seek(position)
+        return None
+    rate = size_bytes = 0
+    try:
+        for chunk in chunks(file, ""):
+            if chunk.id == b"fmt ":
+                file.seek(chunk.start + 8)
+                rate = int.from_bytes(file.read(4), "little")  # bytes a second
+            elif chunk.id == b"data":
+                size_bytes = chunk.size_bytes
+                break
+    except MalformedWavError:
+        pass
+    file.seek(position)
+    return size_bytes / rate if rate and size_bytes < _STREAMED_MIN_BYTES else 0.0
+
+
+def _declared_by_mp3(file: _Face, stream: AudioStream) -> float:
+    """How long an MP3 declares to be in its first frame, 0 if it does not: libav guesses by the size of the file.
+
+    Source: the headers "Xing" and "Info" as LAME writes them: flags, then the number of frames, where flag 1 is set.
+    """
+    position = file.tell()
+    file.seek(0)
+    head = file.read(10)
+    tag_bytes = 0
+    if head[:3] == b"ID3":  # its size has 7 bits a byte
+        tag_bytes = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+    file.seek(tag_bytes)
+    frame = file.read(_MP3_HEAD_BYTES)
+    file.seek(position)
+    place = max(frame.find(b"Xing"), frame.find(b"Info"))
+    if place < 0 or not int.from_bytes(frame[place + 4 : place + 8]) & 1:
+        return 0.0
+    return int.from_bytes(frame[place + 8 : place + 12]) * stream.codec_context.frame_size / max(stream.rate, 1)
+
+
+def _has_known_magic(file: _Face) -> bool:
+    """Whether a file begins as one that could be read if it were whole."""
+    file.seek(0)
+    head = file.read(16)
+    return any(head[start : start + len(magic)] == magic for start, magic in _MAGIC)
+
+
+def _frames_of(frame: AudioFrame) -> NDArray[np.float32]:
+    """Samples of shape (n_frames, n_channels), float32 with full scale at 1."""
+    values = frame.to_ndarray()
+    values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
+    if values.dtype.kind == "f":
+        return values.astype(np.float32)
+    full_scale = 2.0 ** (8 * values.dtype.itemsize - 1)
+    middle = full_scale if values.dtype.kind == "u" else 0.0
+    return ((values - middle) / full_scale).astype(np.float32)

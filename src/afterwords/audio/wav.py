@@ -1,0 +1,332 @@
+"""The WAV format: judging a file that comes from a stranger, and writing the one form that is kept.
+
+A library that plays WAV files is no validator: it also takes other formats, trusts sizes that lie and decodes
+whatever follows. Here every size is held against the bytes that are there, the header is judged before a sample is
+decoded, and nothing larger than the file is ever allocated. Uploads, pushed voices and job audio pass through here.
+
+Source: Microsoft, "Multiple channel audio data and WAVE files"; EBU Tech 3285 for the chunk layout.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import SEEK_END, BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterwords.audio.wav_chunks import (
+    CHUNK_HEADER_BYTES,
+    INFO_IDS,
+    RIFF_HEADER_BYTES,
+    UNKNOWN_SIZE,
+    Chunk,
+    Readable,
+    check_magic,
+    chunks,
+)
+from afterwords.errors import (
+    BadBitsError,
+    BadBlockAlignError,
+    BadChannelsError,
+    BadSampleRateError,
+    EmptyDataError,
+    FileTooLargeError,
+    MalformedWavError,
+    MissingFormatError,
+    NonFiniteAudioError,
+    ReferenceTooLongError,
+    ReferenceTooShortError,
+    SilentAudioError,
+    TruncatedWavError,
+    UnsupportedEncodingError,
+)
+
+Samples = NDArray[np.float32]
+"""Shape (n_samples,), float32 mono in [-1, 1]."""
+
+SAMPLE_RATE_MIN, SAMPLE_RATE_MAX = 8_000, 192_000  # Hz
+REFERENCE_MIN_S, REFERENCE_MAX_S = 5, 60
+REFERENCE_MAX_BYTES = 20 * 1024 * 1024
+SILENCE_PEAK_DB = -60.0  # dBFS: a 16-bit recording that never leaves its 32 lowest steps holds no voice
+_PCM, _FLOAT, _EXTENSIBLE = 0x0001, 0x0003, 0xFFFE
+_EXTENSIBLE_TAIL = bytes.fromhex("000000001000800000aa00389b71")  # ends the GUID of every classic encoding
+_ENCODINGS = {0x0002: "ADPCM", 0x0006: "A-law", 0x0007: "mu-law", 0x0011: "IMA ADPCM", 0x0050: "MPEG", 0x0055: "MP3"}
+_BITS = {_PCM: (8, 16, 24, 32), _FLOAT: (32,)}
+_PCM16_SCALE = 32768.0
+BLOCK_FRAMES = 65_536
+FMT_MAX_BYTES = 64  # of a fmt chunk, which has 40 at most
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """A fmt chunk that was judged and found good."""
+
+    encoding: int
+    channels: int
+    sample_rate: int
+    bits: int
+
+    @property
+    def frame_bytes(self) -> int:
+        return self.channels * self.bits // 8
+
+
+# -- reading --------------------------------------------------------------------------------------------------
+
+
+def read_wav(data: bytes, *, source: str = "the file") -> tuple[Samples, int]:
+    """Read a WAV file of 8, 16, 24 or 32-bit PCM or 32-bit float, mono or stereo, 8 to 192 kHz.
+
+    Args:
+        data: the whole file. The sizes it declares are not believed, save that it may not hold less than it says;
+            a data size of 0xFFFFFFFF, which streaming programs write, means all that follows.
+        source: what messages call it.
+
+    Returns:
+        Samples of shape (n_samples,), float32 in [-1, 1], channels averaged, floats beyond full scale clipped; and
+        the sample rate in Hz.
+
+    Raises:
+        MalformedWavError: one of its kinds, each with its own code; or the plain one for a broken structure.
+        NonFiniteAudioError: float samples that are NaN or infinite.
+    """
+    layout, sound = _find_sound(BytesIO(data), source)
+    return _decode(data, layout, sound, source), layout.sample_rate
+
+
+def check_reference_wav(data: bytes, *, source: str = "the recording") -> tuple[Samples, int]:
+    """Read a WAV file that a voice shall be made from: 5 to 60 s, at most 20 MiB, and not silent.
+
+    Size and length are judged before a sample is decoded, the length by the frames that are truly there.
+
+    Returns:
+        As `read_wav`.
+
+    Raises:
+        FileTooLargeError, ReferenceTooShortError, ReferenceTooLongError: beyond a limit.
+        SilentAudioError: nothing but silence or a constant offset.
+        MalformedWavError, NonFiniteAudioError: as `read_wav`.
+    """
+    if len(data) > REFERENCE_MAX_BYTES:
+        raise FileTooLargeError(source, size_bytes=len(data), maximum_bytes=REFERENCE_MAX_BYTES)
+    layout, sound = _find_sound(BytesIO(data), source)
+    n_frames = sound.present_bytes // layout.frame_bytes
+    duration_s = n_frames / layout.sample_rate
+    if n_frames < REFERENCE_MIN_S * layout.sample_rate:
+        raise ReferenceTooShortError(source, duration_s=duration_s, minimum_s=REFERENCE_MIN_S)
+    if n_frames > REFERENCE_MAX_S * layout.sample_rate:
+        raise ReferenceTooLongError(source, duration_s=duration_s, maximum_s=REFERENCE_MAX_S)
+    samples = _decode(data, layout, sound, source)
+    check_not_silent(samples, source)
+    return samples, layout.sample_rate
+
+
+@dataclass(frozen=True, slots=True)
+class WavBlocks:
+    """The sound of a WAV file in blocks of samples, which are read as often as it is iterated over.
+
+    Attributes:
+        sample_rate: in Hz.
+        n_frames: at least 1.
+    """
+
+    sample_rate: int
+    n_frames: int
+    _file: Readable
+    _layout: _Format
+    _start: int
+    _source: str
+
+    def __iter__(self) -> Iterator[Samples]:
+        """Samples of shape (n_samples,), as `read_wav` returns them.
+
+        Raises:
+            NonFiniteAudioError: float samples that are NaN or infinite.
+        """
+        step = BLOCK_FRAMES * self._layout.frame_bytes
+        end = self._start + self.n_frames * self._layout.frame_bytes
+        for place in range(self._start, end, step):
+            self._file.seek(place)
+            yield _samples(memoryview(self._file.read(min(step, end - place))), self._layout, self._source)
+
+
+def wav_blocks(file: Readable, *, source: str = "the file") -> WavBlocks:
+    """Judge an open WAV file as `read_wav` does; its samples are read later, block by block.
+
+    Raises:
+        MalformedWavError: as `read_wav`.
+    """
+    layout, sound = _find_sound(file, source)
+    n_frames = sound.present_bytes // layout.frame_bytes
+    return WavBlocks(layout.sample_rate, n_frames, file, layout, sound.start, source)
+
+
+def _find_sound(file: Readable, source: str) -> tuple[_Format, Chunk]:
+    """The judged format and the data chunk; that chunk holds at least one frame."""
+    length = file.seek(0, SEEK_END)
+    file.seek(0)
+    check_magic(file.read(RIFF_HEADER_BYTES), source)
+    if RIFF_HEADER_BYTES < length < RIFF_HEADER_BYTES + CHUNK_HEADER_BYTES:
+        raise MalformedWavError(source, "it ends inside its first chunk")
+    fmt = sound = None
+    for chunk in chunks(file, source):
+        if chunk.id == b"fmt ":
+            if fmt is not None:
+                raise MalformedWavError(source, "it has two fmt chunks")
+            if chunk.present_bytes < chunk.size_bytes:
+                raise MalformedWavError(source, "it ends inside its fmt chunk")
+            fmt = chunk
+        elif chunk.id == b"data":
+            if sound is not None:
+                raise MalformedWavError(source, "it has two data chunks")
+            sound = chunk
+            if chunk.size_bytes == 0:  # what follows may be the sound itself: no chunks to look through
+                break
+    if fmt is None:
+        raise MissingFormatError(source)
+    if sound is not None and sound.start < fmt.start:
+        raise MalformedWavError(source, "its data comes before its fmt chunk")
+    file.seek(fmt.start)
+    layout = _judge_format(file.read(min(fmt.size_bytes, FMT_MAX_BYTES)), source)
+    if sound is None:
+        raise TruncatedWavError(source, declared_bytes=None, present_bytes=0)
+    _check_whole(sound, layout, source)
+    return layout, sound
+
+
+def _judge_format(fmt: bytes, source: str) -> _Format:
+    if len(fmt) < 16:
+        raise MalformedWavError(source, f"its fmt chunk has {len(fmt)} bytes, and needs 16")
+    encoding, channels, sample_rate, _, block_align, bits = struct.unpack_from("<HHIIHH", fmt)
+    if encoding == _EXTENSIBLE:
+        if len(fmt) < 40:
+            raise MalformedWavError(source, f"its extensible fmt chunk has {len(fmt)} bytes, and needs 40")
+        if fmt[26:40] == _EXTENSIBLE_TAIL:
+            encoding = int.from_bytes(fmt[24:26], "little")
+    if encoding not in _BITS:
+        raise UnsupportedEncodingError(source, encoding=_ENCODINGS.get(encoding, f"format 0x{encoding:04X}"))
+    if channels not in (1, 2):
+        raise BadChannelsError(source, channels=channels)
+    if not SAMPLE_RATE_MIN <= sample_rate <= SAMPLE_RATE_MAX:
+        raise BadSampleRateError(source, sample_rate=sample_rate, minimum=SAMPLE_RATE_MIN, maximum=SAMPLE_RATE_MAX)
+    if encoding == _FLOAT and bits in (16, 24, 64):
+        raise UnsupportedEncodingError(source, encoding=f"{bits}-bit float")
+    if bits not in _BITS[encoding]:
+        raise BadBitsError(source, bits=bits)
+    layout = _Format(encoding, channels, sample_rate, bits)
+    if block_align != layout.frame_bytes:
+        raise BadBlockAlignError(source, block_align=block_align, expected=layout.frame_bytes)
+    return layout
+
+
+def _check_whole(sound: Chunk, layout: _Format, source: str) -> None:
+    if sound.size_bytes == 0:
+        raise EmptyDataError(source)
+    is_cut = sound.present_bytes < sound.size_bytes and sound.size_bytes != UNKNOWN_SIZE
+    if is_cut or sound.present_bytes == 0:
+        raise TruncatedWavError(source, declared_bytes=sound.size_bytes, present_bytes=sound.present_bytes)
+    if sound.present_bytes < layout.frame_bytes:
+        raise EmptyDataError(source)
+
+
+def _decode(data: bytes, layout: _Format, sound: Chunk, source: str) -> Samples:
+    n_bytes = sound.present_bytes // layout.frame_bytes * layout.frame_bytes
+    return _samples(memoryview(data)[sound.start : sound.start + n_bytes], layout, source)
+
+
+def _samples(raw: memoryview, layout: _Format, source: str) -> Samples:
+    samples = _scale_pcm(raw, layout.bits) if layout.encoding == _PCM else _clip_floats(raw, source)
+    if layout.channels == 2:
+        samples = (samples[0::2] + samples[1::2]) * np.float32(0.5)
+    return samples
+
+
+def _clip_floats(raw: memoryview, source: str) -> Samples:
+    floats: Samples = np.frombuffer(raw, "<f4").astype(np.float32, copy=False)
+    if not np.isfinite(floats).all():
+        raise NonFiniteAudioError(source)
+    return np.clip(floats, np.float32(-1), np.float32(1))
+
+
+def _scale_pcm(raw: memoryview, bits: int) -> Samples:
+    if bits == 8:
+        return (np.frombuffer(raw, "u1").astype(np.float32) - 128) / np.float32(128)
+    if bits == 16:
+        return np.frombuffer(raw, "<i2").astype(np.float32) / np.float32(_PCM16_SCALE)
+    if bits == 24:
+        wide = np.zeros((len(raw) // 3, 4), "u1")
+        wide[:, 1:] = np.frombuffer(raw, "u1").reshape(-1, 3)  # the three bytes become the upper ones of four
+        return wide.view("<i4")[:, 0].astype(np.float32) / np.float32(2**31)
+    return np.frombuffer(raw, "<i4").astype(np.float32) / np.float32(2**31)
+
+
+def peak_db(samples: Samples) -> float:
+    """Return the peak of samples in dBFS, any constant offset removed; -120 stands for nothing at all."""
+    offset = float(samples.mean(dtype=np.float64))
+    peak = max(float(samples.max()) - offset, offset - float(samples.min()))
+    return 20 * math.log10(max(peak, 1e-6))
+
+
+def check_not_silent(samples: Samples, source: str) -> None:
+    """Raise SilentAudioError if there is nothing but silence or a constant offset."""
+    if (found_db := peak_db(samples)) < SILENCE_PEAK_DB:
+        raise SilentAudioError(source, peak_db=found_db)
+
+
+# -- writing --------------------------------------------------------------------------------------------------
+
+
+def canonical_wav(samples: Samples, sample_rate: int) -> bytes:
+    """Make the one form in which a recording is kept and sent: mono, 16-bit PCM, a header of 44 bytes, no tags.
+
+    A file in that form comes out of `read_wav` and this unchanged, byte for byte.
+
+    Raises:
+        NonFiniteAudioError: samples that are NaN or infinite.
+    """
+    return wav_header(sample_rate, n_frames=len(samples)) + pcm16(samples)
+
+
+def wav_header(sample_rate: int, *, n_frames: int | None, tags: Mapping[str, str] | None = None) -> bytes:
+    """Make all that stands before the samples of a mono 16-bit WAV file; its length depends on the tags alone.
+
+    Args:
+        sample_rate: in Hz.
+        n_frames: how many follow; None where that can't be known, as when streaming.
+        tags: names of `wavchunks.INFO_IDS` and their texts, for a LIST/INFO chunk.
+    """
+    info = _info_chunk(tags or {})
+    data_bytes = UNKNOWN_SIZE if n_frames is None else 2 * n_frames
+    riff_bytes = 4 + 24 + len(info) + CHUNK_HEADER_BYTES + data_bytes
+    if riff_bytes > UNKNOWN_SIZE:  # also sound beyond 4 GiB, which the format can't count
+        data_bytes = riff_bytes = UNKNOWN_SIZE
+    head = struct.pack("<4sI4s", b"RIFF", riff_bytes, b"WAVE")
+    fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, _PCM, 1, sample_rate, 2 * sample_rate, 2, 16)
+    return head + fmt + info + struct.pack("<4sI", b"data", data_bytes)
+
+
+def pcm16(samples: Samples) -> bytes:
+    """Turn samples in [-1, 1] into little-endian 16-bit PCM, rounded, and clipped at full scale.
+
+    Raises:
+        NonFiniteAudioError: samples that are NaN or infinite.
+    """
+    if not np.isfinite(samples).all():
+        raise NonFiniteAudioError("the audio")
+    steps = np.rint(np.clip(samples, -1.0, 1.0) * _PCM16_SCALE)
+    pcm: NDArray[np.int16] = np.minimum(steps, _PCM16_SCALE - 1).astype("<i2")
+    return pcm.tobytes()
+
+
+def _info_chunk(tags: Mapping[str, str]) -> bytes:
+    body = b"".join(_info_entry(INFO_IDS[name], text) for name, text in tags.items())
+    return struct.pack("<4sI4s", b"LIST", 4 + len(body), b"INFO") + body if body else b""
+
+
+def _info_entry(chunk_id: bytes, text: str) -> bytes:
+    value = text.encode() + b"\0"
+    return struct.pack("<4sI", chunk_id, len(value)) + value + b"\0" * (len(value) % 2)

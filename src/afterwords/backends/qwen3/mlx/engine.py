@@ -1,0 +1,181 @@
+"""The plug-ins: Qwen3-TTS through MLX behind the Engine protocol, one engine for each size of the model.
+
+On Apple Silicon it speaks on the GPU; on Linux, with `mlx[cpu]`, slowly. Which checkpoint it loads is chosen by memory,
+or set. Listing engines imports this module, so MLX and all that needs it stands inside the functions that speak.
+"""
+
+from __future__ import annotations
+
+import gc
+import platform
+import sys
+from collections.abc import Generator
+from contextlib import suppress
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final
+
+from afterwords.backends import qwen3
+from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress, not_installed
+from afterwords.backends.idle import Idle
+from afterwords.backends.qwen3.base import Parts, Qwen3Engine, check_memory, memory_bytes, speak_to_nobody
+from afterwords.config import load_config
+from afterwords.errors import AfterwordsError, MissingExtraError, ModelNotHereError
+from afterwords.weights import catalog
+
+if TYPE_CHECKING:
+    from afterwords.models import SpeechTask
+
+NEEDS: Final = ("mlx", "mlx_audio", "safetensors", "tokenizers")
+"""What the extra `mlx` installs."""
+ROWS: Final = 4
+POSITIONS: Final = 2048
+"""Columns of a prompt and frames of a piece: a reference of a minute has 760, a piece that fills up its limit 1,290."""
+NEEDED_BYTES: Final = {
+    "qwen3-1.7b": {"bf16": 5_600_000_000, "8bit": 4_100_000_000, "4bit": 3_300_000_000},
+    "qwen3-0.6b": {"bf16": 3_500_000_000, "8bit": 3_000_000_000, "4bit": 2_700_000_000},
+}
+"""What the published checkpoints take, the most alike first. Computed of their parameters: quantized ones have 8.5 or
+4.5 bits with their scales, embeddings and speaker encoder 16, the codec 32; and a gigabyte for what speaking takes."""
+SPEAKING_BYTES: Final = 1_000_000_000
+CHOSEN_SHARE, MOST_SHARE = 0.5, 0.75
+"""Of this machine's memory, which a Mac's GPU shares with all else: up to which weights are chosen, and may be set."""
+
+
+class MlxEngine(Qwen3Engine):
+    """One size of Qwen3-TTS, loaded when it is first needed, and given back when nobody has spoken for a while."""
+
+    name = "mlx"
+
+    def __init__(self) -> None:
+        self._spoken_with: str | None = None  # the checkpoint that was loaded before
+        super().__init__()
+        self.max_concurrent = ROWS
+        self._idle = Idle(self._close_unless_changed, after_s=load_config().idle_unload_s)
+
+    def availability(self) -> Available | Unavailable:
+        if not (_is_apple_silicon() or find_spec("mlx")):
+            return Unavailable("MLX is made for Macs with Apple Silicon", "use another engine", is_foreign=True)
+        if missing := _missing():
+            return not_installed(missing, extra="mlx")
+        try:
+            checkpoint = self._checkpoint()
+        except AfterwordsError as error:
+            return Unavailable(error.message.rstrip("."), error.hint.rstrip("."))
+        if self._loaded is None:  # they may have been pulled since
+            self.prompt_version = _version_of(checkpoint)
+        if _is_apple_silicon():
+            return Available(f"Apple Silicon, weights {checkpoint}, 24 kHz, ten languages")
+        return Available(f"MLX on the CPU, slowly; weights {checkpoint}, 24 kHz, ten languages", is_slow=True)
+
+    def load(self, backend: str, progress: Progress = ignore_progress) -> None:
+        with self._idle.busy():
+            super().load(backend, progress)
+
+    def prepare(self, reference: Reference, progress: Progress = ignore_progress, *, fast: bool = False) -> bytes:
+        with self._idle.busy():
+            return super().prepare(reference, progress, fast=fast)
+
+    def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
+        with self._idle.busy():
+            yield from super().synthesize(task)
+
+    def _load(self, progress: Progress) -> Parts:
+        if _missing():
+            raise MissingExtraError("mlx", purpose="Speaking with Qwen3-TTS on Apple Silicon")
+        checkpoint = self._checkpoint()
+        folder = catalog.locate(checkpoint)
+        check_memory(
+            checkpoint,
+            needed_bytes=catalog.standing(checkpoint).present_bytes + SPEAKING_BYTES,
+            room_bytes=MOST_SHARE * memory_bytes(),
+            sizes={f"{name}-{weights}": size for name, of in NEEDED_BYTES.items() for weights, size in of.items()},
+        )
+        from afterwords.backends.qwen3.mlx.model import Model
+        from afterwords.backends.qwen3.mlx.scheduler import Loop
+        from afterwords.backends.qwen3.mlx.thread import owner
+
+        version = _version_of(checkpoint)
+        model = Model(folder, name=f"{checkpoint} {version}", owner=owner(), progress=progress)
+        n_positions = min(POSITIONS, model.config.talker.max_positions)
+        self.prompt_version, self._spoken_with = version, checkpoint
+        return model, Loop(model, owner(), n_rows=ROWS, n_positions=n_positions)
+
+    def _warm_up(self, parts: Parts) -> None:
+        import numpy as np
+
+        from afterwords.backends.qwen3.reference_prompt import ReferencePrompt
+
+        model, loop = parts
+        nobody = ReferencePrompt(np.zeros(model.config.speaker.width, np.float32), None, (), recording="")
+        speak_to_nobody(loop, model.turn(nobody, "One.", "en", max_frames=3, seed=0))
+
+    def _release(self) -> None:
+        import mlx.core as mx
+
+        from afterwords.backends.qwen3.mlx.thread import OwnerGoneError, owner
+
+        gc.collect()  # what MLX has compiled refers to itself and holds the weights
+        with suppress(OwnerGoneError):
+            owner().run(mx.clear_cache)
+
+    def _checkpoint(self) -> str:
+        """Which checkpoint to load: the one that was set, or of those that are here the best that fits well.
+
+        Raises:
+            ModelNotHereError: none that may be used is here.
+            ModelFileError: a file of it is missing or cut.
+        """
+        (backend,) = self.backends
+        needed, room = NEEDED_BYTES[backend], CHOSEN_SHARE * memory_bytes()
+        if self._spoken_with and catalog.standing(self._spoken_with).state is catalog.State.WHOLE:
+            return self._spoken_with  # prompts were made for these
+        by_choice = sorted(needed, key=lambda weights: max(0, needed[weights] - room))  # those that fit, then smaller
+        if (wanted := load_config().mlx_weights) is not None:
+            by_choice = [wanted]
+        names = [name for weights in by_choice for name in _names(backend, weights)]
+        found = [catalog.standing(name) for name in names]
+        if whole := next((standing for standing in found if standing.state is catalog.State.WHOLE), None):
+            return whole.checkpoint.name
+        if problem := next((standing.problem for standing in found if standing.problem is not None), None):
+            raise problem
+        raise ModelNotHereError(names[0])
+
+    def _close_unless_changed(self) -> None:
+        """Give memory back, but not to load other weights next time: prompts are out that were made for these."""
+        if self._prompt_version() == self.prompt_version:
+            self.close()
+
+    def _prompt_version(self) -> str:
+        try:
+            return _version_of(self._checkpoint())
+        except AfterwordsError:
+            return f"{qwen3.ENCODER_VERSION}-none"
+
+
+class MlxLarge(MlxEngine):
+    """1.7 billion parameters."""
+
+    backends: tuple[str, ...] = ("qwen3-1.7b",)
+
+
+class MlxSmall(MlxEngine):
+    """0.6 billion parameters."""
+
+    backends: tuple[str, ...] = ("qwen3-0.6b",)
+
+
+def _names(backend: str, weights: str) -> tuple[str, ...]:
+    """The checkpoints with such weights: those that were published for torch are bf16."""
+    return (f"{backend}-{weights}", backend) if weights == "bf16" else (f"{backend}-{weights}",)
+
+
+def _version_of(checkpoint: str) -> str:
+    return f"{qwen3.ENCODER_VERSION}-{catalog.revision(checkpoint)}"
+
+
+def _missing() -> list[str]:
+    return [name for name in NEEDS if find_spec(name) is None]
+
+
+def _is_apple_silicon() -> bool:
+    return sys.platform == "darwin" and platform.machine() == "arm64"

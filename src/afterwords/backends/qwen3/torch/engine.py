@@ -1,0 +1,143 @@
+"""The plug-ins: Qwen3-TTS behind the Engine protocol, one engine for each size of the model.
+
+On an NVIDIA GPU it speaks many utterances at once and faster than speech; on a CPU it is slow, and says so. Listing
+engines imports this module, so torch and all that needs it stands inside the functions that speak.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
+from typing import Final
+
+from afterwords.backends import qwen3
+from afterwords.backends.base import Available, Progress, Unavailable, not_installed
+from afterwords.backends.qwen3.base import Parts, Qwen3Engine, check_memory, memory_bytes
+from afterwords.config import load_config
+from afterwords.errors import AfterwordsError, MissingExtraError
+from afterwords.weights import catalog
+
+NEEDS: Final = ("torch", "safetensors", "tokenizers")
+"""What the extra `cuda` installs."""
+GPU_ROWS, CPU_ROWS = 64, 4
+POSITIONS: Final = 2048
+"""Columns of a prompt and frames of a piece: a reference of a minute has 760, a piece that fills up its limit 1,290."""
+WEIGHT_BYTES: Final = {"qwen3-1.7b": 4_100_000_000, "qwen3-0.6b": 2_100_000_000}
+"""Of the published weights that speak, in bfloat16."""
+SPEAKING_BYTES: Final = 1_000_000_000
+"""Beside the weights: one utterance, and the steps of its frames."""
+
+
+class CudaEngine(Qwen3Engine):
+    """One size of Qwen3-TTS."""
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.max_concurrent = GPU_ROWS if _has_gpu() else CPU_ROWS
+
+    def availability(self) -> Available | Unavailable:
+        if missing := _missing():
+            if sys.platform == "darwin":
+                return Unavailable("it is made for NVIDIA GPUs", "use the backend lite", is_foreign=True)
+            return not_installed(missing, extra="cuda")
+        try:
+            catalog.locate(self.backends[0])
+        except AfterwordsError as error:
+            is_foreign = sys.platform == "darwin"  # no Mac has a GPU of NVIDIA's
+            return Unavailable(error.message.rstrip("."), error.hint.rstrip("."), is_foreign=is_foreign)
+        if self._loaded is None:  # they may have been pulled since
+            self.prompt_version = self._prompt_version()
+        if _has_gpu():
+            return Available("NVIDIA GPU, 24 kHz, ten languages")
+        return Available("CPU, slowly: no NVIDIA GPU is here; 24 kHz, ten languages", is_slow=True)
+
+    def _load(self, progress: Progress) -> Parts:
+        if _missing():
+            raise MissingExtraError("cuda", purpose="Speaking with Qwen3-TTS")
+        import torch
+
+        from afterwords.backends.qwen3.torch.agreement import check
+        from afterwords.backends.qwen3.torch.model import Model
+        from afterwords.backends.qwen3.torch.scheduler import Loop, rows_that_fit
+
+        is_gpu = torch.cuda.is_available()
+        folder = catalog.locate(self.backends[0])
+        self._check_memory(torch.cuda.mem_get_info()[0] if is_gpu else memory_bytes(), is_gpu=is_gpu)
+        version = self._prompt_version()
+        model = Model(
+            folder,
+            name=f"{self.backends[0]} {version}",
+            device=torch.device("cuda" if is_gpu else "cpu"),
+            dtype=torch.bfloat16 if is_gpu else torch.float32,
+            progress=progress,
+        )
+        if (precision := load_config().precision) != "bf16":
+            progress(0.95, f"rounding it to {precision}")
+            check(model.quantize(precision), model=self.backends[0], precision=precision)
+        n_rows, n_positions = CPU_ROWS, min(POSITIONS, model.config.talker.max_positions)
+        if is_gpu:
+            free_bytes, _ = torch.cuda.mem_get_info()
+            n_rows = rows_that_fit(free_bytes, row_bytes=model.row_bytes(n_positions), most=GPU_ROWS)
+        loop = Loop(model.talker, model.decoder, n_rows=n_rows, n_positions=n_positions)
+        self.max_concurrent, self.prompt_version = n_rows, version
+        return model, loop
+
+    def _warm_up(self, parts: Parts) -> None:
+        model, loop = parts
+        if model.device.type == "cuda":  # elsewhere, there is nothing to compile or to capture
+            from afterwords.backends.qwen3.torch.warmup import warm_up
+
+            warm_up(model, loop)
+
+    def _release(self) -> None:
+        import torch
+
+        torch.cuda.empty_cache()  # which does nothing where no GPU was used
+
+    def _check_memory(self, room_bytes: int, *, is_gpu: bool) -> None:
+        """Refuse what there is no room for. A checkpoint has two bytes a weight, and so has a GPU; a CPU has four."""
+        (backend,) = self.backends
+        times = 1 if is_gpu else 2
+        check_memory(
+            backend,
+            needed_bytes=times * catalog.standing(backend).present_bytes + SPEAKING_BYTES,
+            room_bytes=room_bytes,
+            sizes={name: times * size + SPEAKING_BYTES for name, size in WEIGHT_BYTES.items()},
+        )
+
+    def _prompt_version(self) -> str:
+        return f"{qwen3.ENCODER_VERSION}-{catalog.revision(self.backends[0])}"
+
+
+class Qwen3Large(CudaEngine):
+    """1.7 billion parameters."""
+
+    backends: tuple[str, ...] = ("qwen3-1.7b",)
+
+
+class Qwen3Small(CudaEngine):
+    """0.6 billion parameters."""
+
+    backends: tuple[str, ...] = ("qwen3-0.6b",)
+
+
+def _missing() -> list[str]:
+    return [name for name in NEEDS if find_spec(name) is None]
+
+
+def _has_gpu() -> bool:
+    """Whether there is an NVIDIA driver and a torch that uses it, without loading torch, which takes seconds."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    has_driver = Path("/proc/driver/nvidia/version").exists() or which("nvidia-smi") is not None
+    return has_driver and _torch_knows_gpus()
+
+
+def _torch_knows_gpus() -> bool:
+    torch = find_spec("torch")
+    return torch is not None and torch.origin is not None and any(Path(torch.origin).parent.glob("lib/*torch_cuda*"))

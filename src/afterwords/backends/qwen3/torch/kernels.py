@@ -1,0 +1,273 @@
+"""The steps of `ops.Ops` as one Triton kernel each, which a GPU does in one go: a frame is a thousand of them.
+
+Each gives what the function of the same name in `ops` gives, up to rounding: between the beginning and the end of a
+step, everything is float32. Nothing is read back to the host, and what is returned comes from torch's allocator, so
+they can be captured in a CUDA graph; Triton compiles a kernel at its first call, in the runs before a capture. For
+that reason it may not specialize on how long the rows of a cache are: those of such a run have another length.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from afterwords.backends.qwen3.torch import ops
+from afterwords.backends.qwen3.torch.quantized import Matrix
+
+_SWIGLU_BLOCK: Final = 1024
+_KEYS_AT_ONCE: Final = 64
+_MOST_ROWS: Final = 64
+_OUTPUTS_AT_ONCE, _INPUTS_AT_ONCE = 32, 128
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As `ops.rms_norm`, for x of shape (n, width)."""
+    n, width = x.shape
+    out = torch.empty((n, width), dtype=x.dtype, device=x.device)
+    _rms_norm[(n,)](x, weight, out, x.stride(0), eps, width=width, block=triton.next_power_of_2(width))
+    return out
+
+
+@triton.jit
+def _rms_norm(x, weight, out, row_stride, eps, width: tl.constexpr, block: tl.constexpr) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, block)
+    level = tl.load(x + row * row_stride + at, mask=at < width, other=0.0).to(tl.float32)
+    level = level * tl.rsqrt(tl.sum(level * level) / width + eps)
+    level *= tl.load(weight + at, mask=at < width, other=0.0).to(tl.float32)
+    tl.store(out + row * width + at, level.to(out.dtype.element_ty), mask=at < width)
+
+
+def linear(x: Tensor, weight: Matrix) -> Tensor:
+    """As `ops.linear`: one kernel for rounded weights and up to 64 rows, which read each weight once."""
+    if isinstance(weight, Tensor) or len(x) > _MOST_ROWS:
+        return ops.linear(x, weight)
+    (n, n_in), n_out = x.shape, len(weight.scales)
+    out = torch.empty((n, n_out), dtype=x.dtype, device=x.device)
+    is_fp8 = weight.values.is_floating_point()
+    values = weight.values.view(torch.uint8) if is_fp8 else weight.values
+    _linear[(triton.cdiv(n_out, _OUTPUTS_AT_ONCE),)](
+        x, values, weight.scales, out, n, x.stride(0),
+        n_in=n_in, n_out=n_out, is_fp8=is_fp8,
+        n_rows=max(16, triton.next_power_of_2(n)), block_out=_OUTPUTS_AT_ONCE, block_in=_INPUTS_AT_ONCE,
+    )  # fmt: skip
+    return out
+
+
+def add_linear_(x: Tensor, y: Tensor, weight: Matrix) -> None:
+    """As `ops.add_linear_`."""
+    if isinstance(weight, Tensor):
+        ops.add_linear_(x, y, weight)
+    else:
+        x.add_(linear(y, weight))
+
+
+@triton.jit
+def _linear(
+    x, values, scales, out, n, x_row,
+    n_in: tl.constexpr, n_out: tl.constexpr, is_fp8: tl.constexpr,
+    n_rows: tl.constexpr, block_out: tl.constexpr, block_in: tl.constexpr,
+) -> None:  # fmt: skip
+    row, at = tl.arange(0, n_rows), tl.program_id(0) * block_out + tl.arange(0, block_out)
+    is_row, is_output = (row < n)[:, None], (at < n_out)[None, :]
+    total = tl.zeros((n_rows, block_out), tl.float32)
+    for begin in range(0, n_in, block_in):
+        column = begin + tl.arange(0, block_in)
+        is_input = column < n_in
+        level = tl.load(x + row[:, None] * x_row + column[None, :], mask=is_row & is_input[None, :], other=0.0)
+        there = values + at[None, :].to(tl.int64) * n_in + column[:, None]
+        value = tl.load(there, mask=is_input[:, None] & is_output, other=0)
+        if is_fp8:  # the bits of a float16 that is 256 times less: no GPU before Ada knows these 8
+            bits = value.to(tl.int16)
+            value = (((bits & 0x7F) << 7) | ((bits & 0x80) << 8)).to(tl.float16, bitcast=True)
+        total = tl.dot(level, value.to(level.dtype), total, input_precision="ieee")
+    scale = tl.load(scales + at, mask=at < n_out, other=0.0)
+    if is_fp8:
+        scale *= 256.0
+    place = out + row[:, None].to(tl.int64) * n_out + at[None, :]
+    tl.store(place, (total * scale[None, :]).to(out.dtype.element_ty), mask=is_row & is_output)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """As `ops.swiglu`, for shape (n, 2 * width), contiguous."""
+    n, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty((n, width), dtype=gate_up.dtype, device=gate_up.device)
+    _swiglu[(n, triton.cdiv(width, _SWIGLU_BLOCK))](gate_up, out, width=width, block=_SWIGLU_BLOCK)
+    return out
+
+
+@triton.jit
+def _swiglu(gate_up, out, width: tl.constexpr, block: tl.constexpr) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * block + tl.arange(0, block)
+    gate = tl.load(gate_up + row * 2 * width + at, mask=at < width, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * width + width + at, mask=at < width, other=0.0).to(tl.float32)
+    tl.store(out + row * width + at, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=at < width)
+
+
+def turn_and_write_(qkv: Tensor, turn: Tensor, cache: Tensor, rows: Tensor, positions: Tensor, eps: float) -> Tensor:
+    """As `ops.turn_and_write_`; the heads of qkv, turn and cache lie behind one another."""
+    *leading, n_heads, head_dim = qkv.shape
+    n_turned, n_kept = turn.shape[-2], cache.shape[-2]
+    n_queries = n_heads - n_kept
+    # As (n, length): in a step, each row has one position.
+    n, length = (*leading, 1)[:2]
+    qkv_at = _strides(qkv, 2, leading)
+    turn_at = _strides(turn.expand(2, *leading, -1, -1)[0], 2, leading)
+    row_at, position_at = (_strides(index.expand(leading), 0, leading) for index in (rows, positions))
+    _turn_and_write[(n, length, n_heads)](
+        qkv, turn, cache, rows, positions,
+        *qkv_at, *turn_at, turn.stride(0), *row_at, *position_at, eps, _n_positions(cache),
+        n_queries=n_queries, n_turned=n_turned, head_dim=head_dim, block=triton.next_power_of_2(head_dim),
+    )  # fmt: skip
+    return qkv[..., :n_queries, :]
+
+
+def _n_positions(cache: Tensor) -> int:
+    """From one row of a cache to the next, of which it may be a view."""
+    return cache.stride(0) // cache.stride(1)
+
+
+def _strides(x: Tensor, n_last: int, leading: list[int]) -> tuple[int, int]:
+    """Of the leading dimensions, before so many others; 0 for the second where there is one only."""
+    strides = x.stride()[: x.ndim - n_last]
+    return (strides[0], strides[1] if len(leading) == 2 else 0)
+
+
+@triton.jit(do_not_specialize=["n_positions"])
+def _turn_and_write(
+    qkv, turn, cache, rows, positions,
+    qkv_row, qkv_column, turn_row, turn_column, turn_half,
+    row_row, row_column, position_row, position_column, eps, n_positions,
+    n_queries: tl.constexpr, n_turned: tl.constexpr, head_dim: tl.constexpr, block: tl.constexpr,
+) -> None:  # fmt: skip
+    i, j, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    at = tl.arange(0, block)
+    is_there = at < head_dim
+    place = qkv + i * qkv_row + j * qkv_column + head * head_dim
+    level = tl.load(place + at, mask=is_there, other=0.0).to(tl.float32)
+    if head < n_turned:
+        half: tl.constexpr = head_dim // 2
+        other = tl.load(place + tl.where(at < half, at + half, at - half), mask=is_there, other=0.0).to(tl.float32)
+        scale = tl.rsqrt(tl.sum(level * level) / head_dim + eps)
+        angle = turn + i * turn_row + j * turn_column + head * head_dim + at
+        cos = tl.load(angle, mask=is_there, other=0.0)
+        sin = tl.load(angle + turn_half, mask=is_there, other=0.0)
+        level = scale * (level * cos + other * sin)
+        tl.debug_barrier()  # all of the head is read before any of it is overwritten
+        tl.store(place + at, level.to(qkv.dtype.element_ty), mask=is_there)
+    if head >= n_queries:
+        row = tl.load(rows + i * row_row + j * row_column)
+        position = tl.load(positions + i * position_row + j * position_column)
+        n_kept: tl.constexpr = 2 * (n_turned - n_queries)
+        kept = cache + ((row * n_positions + position) * n_kept + head - n_queries) * head_dim
+        tl.store(kept + at, level.to(cache.dtype.element_ty), mask=is_there)
+
+
+def attend(query: Tensor, cache: Tensor, positions: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001 - positions say it
+    """As `ops.attend`, reading no key behind the position of its row."""
+    n_rows, n_heads, head_dim = query.shape
+    n_kv_heads = cache.shape[2] // 2
+    out = torch.empty((n_rows, n_heads * head_dim), dtype=query.dtype, device=query.device)
+    _attend[(n_rows, n_heads)](
+        query, cache, positions, out,
+        query.stride(0), _n_positions(cache), positions.stride(0) if len(positions) > 1 else 0, head_dim**-0.5,
+        n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim,
+        block=triton.next_power_of_2(head_dim), n_keys=_KEYS_AT_ONCE,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["n_positions"])
+def _attend(
+    query, cache, positions, out,
+    query_row, n_positions, position_row, scale,
+    n_heads: tl.constexpr, n_kv_heads: tl.constexpr, head_dim: tl.constexpr, block: tl.constexpr,
+    n_keys: tl.constexpr,
+) -> None:  # fmt: skip
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    at, ahead = tl.arange(0, block), tl.arange(0, n_keys)
+    is_there = at < head_dim
+    asked = tl.load(query + row * query_row + head * head_dim + at, mask=is_there, other=0.0).to(tl.float32) * scale
+    last = tl.load(positions + row * position_row)
+    kept: tl.constexpr = 2 * n_kv_heads * head_dim
+    keys = cache + row * n_positions * kept + (head // (n_heads // n_kv_heads)) * head_dim + at[None, :]
+    most = tl.full((), float("-inf"), tl.float32)
+    total = tl.full((), 0.0, tl.float32)
+    heard = tl.zeros((block,), tl.float32)
+    for begin in range(0, last + 1, n_keys):
+        position = begin + ahead
+        is_seen = position <= last
+        here = keys + position[:, None].to(tl.int64) * kept
+        both = is_seen[:, None] & is_there[None, :]
+        key = tl.load(here, mask=both, other=0.0).to(tl.float32)
+        value = tl.load(here + n_kv_heads * head_dim, mask=both, other=0.0).to(tl.float32)
+        match = tl.where(is_seen, tl.sum(key * asked[None, :], 1), float("-inf"))
+        higher = tl.maximum(most, tl.max(match, 0))
+        share = tl.exp(match - higher)
+        fade = tl.exp(most - higher)
+        total = total * fade + tl.sum(share, 0)
+        heard = heard * fade + tl.sum(share[:, None] * value, 0)
+        most = higher
+    place = out + row * n_heads * head_dim + head * head_dim + at
+    tl.store(place, (heard / total).to(out.dtype.element_ty), mask=is_there)
+
+
+def draw(logits: Tensor, beyond: Tensor, noise: Tensor, shares: tuple[Tensor, Tensor] | None) -> Tensor:
+    """As `ops.draw`; of several codes with the same logit at the edge of the likeliest, all may be drawn, and none
+    for a NaN: a code beyond the tables would break the device for everybody.
+
+    Instead of sorting, it narrows down the least logit that may be drawn, bit by bit.
+    """
+    n_rows, n_codes = logits.shape
+    code = torch.empty((n_rows,), dtype=torch.int64, device=logits.device)
+    top_p, temperature = shares if shares is not None else (noise, noise)  # not read then
+    _draw[(n_rows,)](
+        logits, beyond, noise, top_p, temperature, code,
+        logits.stride(0), beyond.stride(0), noise.stride(0), top_p.stride(0), temperature.stride(0),
+        n_codes=n_codes, n_ranks=min(beyond.shape[1], n_codes), with_top_p=shares is not None,
+        block=triton.next_power_of_2(n_codes), rank_block=triton.next_power_of_2(beyond.shape[1]),
+    )  # fmt: skip
+    return code
+
+
+@triton.jit
+def _draw(
+    logits, beyond, noise, top_p, temperature, code,
+    logits_row, beyond_row, noise_row, top_p_row, temperature_row,
+    n_codes: tl.constexpr, n_ranks: tl.constexpr, with_top_p: tl.constexpr, block: tl.constexpr,
+    rank_block: tl.constexpr,
+) -> None:  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    at, rank = tl.arange(0, block), tl.arange(0, rank_block)
+    is_code = at < n_codes
+    level = tl.load(logits + row * logits_row + at, mask=is_code, other=float("-inf")).to(tl.float32)
+    is_out = tl.load(beyond + row * beyond_row + rank, mask=rank < n_ranks, other=1)
+    level = tl.where(level == level, level, -3e38)  # noqa: PLR0124 - NaN alone is not what it is
+    n_kept = tl.sum((is_out == 0).to(tl.int32), 0)
+    # The bits of a float32 as a number that grows as it does; 0 is below all of them.
+    bits = level.to(tl.int32, bitcast=True)
+    order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 0x80000000
+    order = tl.where(is_code, order, -1)
+    least = tl.full((), 0, tl.int64)
+    for bit in range(31, -1, -1):
+        higher = least + (tl.full((), 1, tl.int64) << bit)
+        least = tl.where(tl.sum((order >= higher).to(tl.int32), 0) >= n_kept, higher, least)
+    is_kept = order >= least
+    if with_top_p:
+        heat = tl.maximum(tl.load(temperature + row * temperature_row), 1e-6)
+        share = tl.where(is_kept, tl.exp((level - tl.max(level, 0)) / heat), 0.0)
+        share = share / tl.sum(share, 0)
+        limit = tl.load(top_p + row * top_p_row)
+        # A code is kept where those above it hold less than the limit: find the last where they hold as much.
+        enough = tl.full((), 0, tl.int64)
+        for bit in range(31, -1, -1):
+            higher = enough + (tl.full((), 1, tl.int64) << bit)
+            enough = tl.where(tl.sum(tl.where(order >= higher, share, 0.0), 0) >= limit, higher, enough)
+        is_kept = is_kept & (order >= enough)
+    dice = tl.load(noise + row * noise_row + at, mask=is_code, other=0.0)
+    tl.store(code + row, tl.argmax(tl.where(is_kept, level + dice, float("-inf")), 0).to(tl.int64))

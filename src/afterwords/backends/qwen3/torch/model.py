@@ -1,0 +1,185 @@
+"""One checkpoint on one device: everything that hears and speaks, loaded once and shared by all utterances."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from afterwords.backends.base import Progress, Reference, ignore_progress
+from afterwords.backends.qwen3.codec_config import CodecConfig, check_codes, read_codec_config
+from afterwords.backends.qwen3.config import LANGUAGE_NAMES, ModelConfig, read_config
+from afterwords.backends.qwen3.lastfew import LastFew
+from afterwords.backends.qwen3.reference_prompt import PromptForm, ReferencePrompt, make_prompt
+from afterwords.backends.qwen3.request import Turn
+from afterwords.backends.qwen3.tokenizer import TextTokenizer
+from afterwords.backends.qwen3.torch import ops as torch_ops
+from afterwords.backends.qwen3.torch.agreement import Agreement, quantize
+from afterwords.backends.qwen3.torch.codec_decoder import CodecDecoder, DecoderState
+from afterwords.backends.qwen3.torch.codec_encoder import CodecEncoder
+from afterwords.backends.qwen3.torch.ops import Ops
+from afterwords.backends.qwen3.torch.prompt import Prompt, Prompts
+from afterwords.backends.qwen3.torch.speaker import SpeakerEncoder
+from afterwords.backends.qwen3.torch.talker import Talker
+from afterwords.backends.qwen3.torch.weights import Weights
+
+logger = logging.getLogger(__name__)
+CODEC: Final = "speech_tokenizer"
+VOICES_KEPT: Final = 16
+"""Voices whose codec stands ready on the device: 4 MB each."""
+_WORDS: Final = "The quick brown fox jumps over the lazy dog."
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceOnDevice:
+    """A voice that was heard: its prompt, and the codec standing behind its reference.
+
+    Attributes:
+        primed: None where the voice is a speaker embedding alone.
+    """
+
+    prompt: ReferencePrompt
+    primed: DecoderState | None
+
+
+class Model:
+    """A loaded checkpoint.
+
+    Attributes:
+        talker, prompts, decoder: the parts that speak.
+        form: what its prompts look like.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        progress: Progress = ignore_progress,
+    ) -> None:
+        """Load what speaks; what only listens is loaded when a voice is prepared.
+
+        Args:
+            folder: of the checkpoint.
+            name: what its prompts say they were made for.
+            device: where it speaks.
+            dtype: of its weights; the encoders are float32 whatever this is, or other codes come out.
+            progress: told how far it is.
+
+        Raises:
+            ModelFileError: a file is missing, damaged or of another model.
+        """
+        self._folder, self.device = folder, device
+        self._dtype = dtype
+        self._hearing, self._placing = threading.Lock(), threading.Lock()
+        self._voices: LastFew[bytes, VoiceOnDevice] = LastFew(VOICES_KEPT)
+        self.config: ModelConfig = read_config(folder)
+        self.codec: CodecConfig = read_codec_config(folder / CODEC)
+        check_codes(self.config, self.codec, folder / CODEC)
+        tokenizer = TextTokenizer(folder, self.config.tokens, vocab=self.config.talker.text_vocab)
+        with Weights.open(folder, device=device, dtype=dtype) as weights:
+            progress(0.05, "loading the talker")
+            self.talker = Talker(weights, self.config, ops=fastest_ops(device))
+        with Weights.open(folder / CODEC, device=device, dtype=dtype) as weights:
+            progress(0.8, "loading the codec")
+            weights.skip("encoder.")
+            self.decoder = CodecDecoder(self.codec, weights)
+        self.prompts = Prompts(self.config, self.talker.embeddings, tokenizer)
+        self.form = PromptForm.of(name, self.config, self.codec)
+        progress(1.0, "done")
+
+    def quantize(self, precision: str) -> Agreement:
+        """Round the talker's weights to "fp8" or "int8", for good, and measure on a few words what that does."""
+        speaker = torch.zeros(self.config.talker.stack.hidden, device=self.device)
+        return quantize(self.talker, self.decoder, self.prompts.of_speaker(_WORDS, speaker=speaker), precision)
+
+    @torch.inference_mode()
+    def hear(self, reference: Reference) -> ReferencePrompt:
+        """Make the prompt of a voice: in context where its words are known, else its speaker embedding alone."""
+        with self._hearing:  # from Python 3.12 on, two that listen at once would both load them
+            encoder, speaker = self._listeners
+        text_ids = self.prompts.tokens(reference.text) if reference.text else []
+        return make_prompt(
+            reference.samples, reference.sample_rate, text_ids=text_ids, encoder=encoder, speaker=speaker
+        )
+
+    def voice(self, prompt: bytes) -> VoiceOnDevice:
+        """The voice of a prompt, on the device; the last few are kept there.
+
+        Raises:
+            StalePromptError: it is no prompt of this model.
+        """
+        with self._placing:
+            return self._voices.get(prompt, lambda: self.place(ReferencePrompt.from_bytes(prompt, self.form)))
+
+    @torch.inference_mode()
+    def place(self, prompt: ReferencePrompt) -> VoiceOnDevice:
+        """Bring a voice to the device, once for all its utterances."""
+        if prompt.codes is None:
+            return VoiceOnDevice(prompt, None)
+        codes = torch.from_numpy(prompt.codes.astype(np.int64)).to(self.device)
+        return VoiceOnDevice(prompt, self.decoder.prime(codes))
+
+    @torch.inference_mode()
+    def prompt(self, voice: VoiceOnDevice, text: str, lang: str) -> Prompt:
+        """Write the prompt of one utterance.
+
+        Raises:
+            KeyError, ValueError: the text has no token, or the language is none of the checkpoint's.
+        """
+        speaker = torch.from_numpy(voice.prompt.speaker).to(self.device)
+        language = LANGUAGE_NAMES[lang]
+        if voice.prompt.codes is None:
+            return self.prompts.of_speaker(text, speaker=speaker, language=language)
+        codes = torch.from_numpy(voice.prompt.codes.astype(np.int64))
+        return self.prompts.in_context(
+            text, reference_ids=voice.prompt.text_ids, codes=codes, speaker=speaker, language=language
+        )
+
+    def turn(
+        self, voice: VoiceOnDevice, text: str, lang: str, *, max_frames: int, seed: int
+    ) -> Turn[Prompt, DecoderState]:
+        """One utterance, to be handed in to a loop, drawn as the checkpoint says."""
+        sampling = replace(self.config.sampling, seed=seed)
+        return Turn(self.prompt(voice, text, lang), voice.primed, max_frames=max_frames, sampling=sampling)
+
+    def n_tokens(self, text: str) -> int:
+        """How many tokens a text has."""
+        return len(self.prompts.tokens(text))
+
+    def row_bytes(self, n_positions: int) -> int:
+        """What the talker's cache takes for each row."""
+        stack = self.config.talker.stack
+        return stack.n_layers * n_positions * 2 * stack.n_kv_heads * stack.head_dim * self._dtype.itemsize
+
+    @cached_property
+    def _listeners(self) -> tuple[CodecEncoder, SpeakerEncoder]:
+        with Weights.open(self._folder / CODEC, device=self.device, dtype=torch.float32) as weights:
+            weights.skip("decoder.")
+            encoder = CodecEncoder(self.codec, weights)
+        with Weights.open(self._folder, device=self.device, dtype=torch.float32) as weights:
+            weights.skip("talker.")
+            return encoder, SpeakerEncoder(self.config.speaker, weights)
+
+
+def fastest_ops(device: torch.device) -> Ops:
+    """What a decoder layer is made of on a device: kernels where Triton can make them, else plain torch."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return torch_ops
+    from afterwords.backends.qwen3.torch import kernels
+
+    try:
+        kernels.swiglu(torch.zeros(1, 2, device=device))
+    except Exception as error:  # noqa: BLE001 - Triton needs a C compiler and a driver it knows; torch does without
+        logger.warning("Triton makes no kernels here, so speaking is slower: %s", error)
+        return torch_ops
+    return kernels

@@ -1,0 +1,44 @@
+"""What the first listener would wait for otherwise: kernels are compiled, and graphs captured, at their first use.
+
+So a voice of nobody speaks to nobody, once, through all that a voice does: its codec is primed, its prompt is heard,
+and it speaks for as long as it takes to meet every size that a single listener needs at first. Sizes for more rows and
+longer speech are captured when somebody comes to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import ceil
+from typing import Final
+
+import numpy as np
+
+from afterwords.backends.qwen3.base import speak_to_nobody
+from afterwords.backends.qwen3.reference_prompt import SILENCE_S, ReferencePrompt
+from afterwords.backends.qwen3.request import BURSTS
+from afterwords.backends.qwen3.torch.model import Model
+from afterwords.backends.qwen3.torch.scheduler import POSITION_BUCKETS, Loop
+
+REFERENCE_S: Final = 15.0
+"""The longest reference that is cut from a recording, as `reference.window` has it."""
+FRAMES_PER_S: Final = 12.5
+TEXT: Final = "One, two, three."
+
+
+def warm_up(model: Model, loop: Loop) -> None:
+    """Speak what nobody hears: in the smallest bucket of positions, and over its edge into the next.
+
+    Raises:
+        Exception: whatever would have met the first listener, for example that memory ran out.
+    """
+    codec = model.codec
+    voice = ReferencePrompt(
+        speaker=np.zeros(model.config.speaker.width, np.float32),
+        codes=np.zeros((ceil(FRAMES_PER_S * (REFERENCE_S + SILENCE_S)), codec.n_codebooks), np.uint16),
+        text_ids=tuple(model.prompts.tokens(TEXT)),
+        recording="",
+    )
+    turn = model.turn(model.place(voice), TEXT, "en", max_frames=0, seed=0)
+    turn.max_frames = max(0, POSITION_BUCKETS[0] - turn.n_columns) + sum(BURSTS) + BURSTS[-1]
+    turn.sampling = replace(turn.sampling, min_frames=turn.max_frames)
+    speak_to_nobody(loop, turn)

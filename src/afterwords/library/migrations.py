@@ -1,0 +1,147 @@
+"""How an older library becomes one of this version: one function a schema, each from one to the next.
+
+Apart because old layouts should be forgotten everywhere else. The library calls `migrate` under its lock. Whatever
+happens on the way, all that the older version had is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from afterwords import disk
+from afterwords.errors import AfterwordsError, CorruptVoiceError
+from afterwords.library.folder import PROFILE, Original, VoiceFolder
+from afterwords.models import ReferenceInfo, Voice, new_id, now
+from afterwords.text import check_name, normalise_lang, printable
+
+SCHEMA = 2
+"""What this version writes."""
+
+_OLD = ".voices-schema1"  # the older folder while the new one takes its place
+_NEW = ".new-voices"
+
+
+def unmarked_schema(home: Path) -> int:
+    """The schema of a library that does not state it: the first one had no library.json but flat profiles."""
+    is_older = (home / _OLD).exists() or next((home / "voices").glob("*.json"), None) is not None
+    return 1 if is_older else SCHEMA
+
+
+def migrate(home: Path, schema: int) -> None:
+    """Bring a library from an older schema to this one, step by step. Safe to repeat after a crash."""
+    while schema < SCHEMA:
+        _STEPS[schema](home)
+        schema += 1
+
+
+def _from_profiles(home: Path) -> None:
+    """Schema 1, afterwords 1.x: flat `voices/*.json` profiles beside their recordings.
+
+    The whole older folder is copied first and kept as `voices-schema1-<date>`. A profile without a usable recording
+    gets a folder that is reported as damaged until someone looks after it.
+    """
+    voices, old, new = home / "voices", home / _OLD, home / _NEW
+    if old.exists() and not voices.exists():  # a crash came between the two renames below: begin again
+        disk.move(old, voices)
+    if not old.exists():
+        _keep_copy(home, voices)
+        shutil.rmtree(new, ignore_errors=True)
+        disk.make_folder(new)
+        taken: set[str] = set()
+        for profile in sorted(voices.glob("*.json")):
+            _bring(home, profile, new, taken)
+        disk.move(voices, old)
+        disk.move(new, voices)
+    disk.discard(old)
+
+
+_STEPS: dict[int, Callable[[Path], None]] = {1: _from_profiles}
+
+
+def _keep_copy(home: Path, voices: Path) -> None:
+    """Copy under a hidden name, so that whatever bears the final name is complete."""
+    unfinished = home / ".new-copy"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    disk.copy_folder(voices, unfinished)
+    kept = first = home / f"voices-schema1-{now().date().isoformat()}"
+    for number in count(2):
+        if not kept.exists():
+            break
+        kept = first.with_name(f"{first.name}-{number}")
+    disk.move(unfinished, kept)
+
+
+def _bring(home: Path, profile: Path, new: Path, taken: set[str]) -> None:
+    """Make a voice of one profile, or a folder that says why there is none."""
+    voice_id = new_id()
+    try:
+        recording = _recording(home, profile)
+        voice, reference_wav = _voice(voice_id, profile, recording)
+    except (AfterwordsError, ValidationError):
+        disk.make_folder(new / voice_id)
+        disk.write(new / voice_id / PROFILE, disk.read_pieces(profile))
+        return
+    name = voice.name
+    for number in count(2):
+        if voice.name not in taken:
+            break
+        voice = voice.model_copy(update={"name": f"{name[:190]} {number}"})
+    taken.add(voice.name)
+    original = Original(recording, recording.suffix)
+    VoiceFolder(new / voice_id).write(voice, reference_wav=reference_wav, original=original)
+
+
+def _fields(profile: Path) -> dict[str, object]:
+    try:
+        fields = json.loads(disk.read(profile))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptVoiceError(profile, why="its profile is not JSON") from error
+    if not isinstance(fields, dict):
+        raise CorruptVoiceError(profile, why="its profile is not an object")
+    return fields
+
+
+def _recording(home: Path, profile: Path) -> Path:
+    named = _fields(profile).get("reference_audio")
+    if isinstance(named, str) and named and "\0" not in named:
+        for base in (profile.parent, home):
+            if (base / named).is_file():
+                return base / named
+    raise CorruptVoiceError(profile, why="its recording is missing")
+
+
+def _voice(voice_id: str, profile: Path, recording: Path) -> tuple[Voice, bytes]:
+    """Read a profile and its recording.
+
+    Raises:
+        AfterwordsError, ValidationError: either can't be used.
+    """
+    from afterwords.audio.audio import decode
+    from afterwords.audio.wav import canonical_wav
+
+    fields = _fields(profile)
+    audio = decode(recording)
+    reference_wav = canonical_wav(audio.samples, audio.sample_rate)
+    text, lang = fields.get("reference_text"), fields.get("lang")
+    voice = Voice(
+        voice_id=voice_id,
+        name=check_name(str(fields.get("name") or profile.stem)),
+        backend="lite",
+        lang=normalise_lang(lang) if isinstance(lang, str) else "en",  # 1.x spoke English alone
+        ref_text=text if isinstance(text, str) and text.strip() else None,
+        reference=ReferenceInfo(
+            sha256=sha256(reference_wav).hexdigest(),
+            duration_s=len(audio.samples) / audio.sample_rate,
+            sample_rate=audio.sample_rate,
+        ),
+        created_at=disk.modified_at(profile.stat()),
+        metadata={key: printable(str(fields[key])) for key in ("source_url", "segment_start_s") if fields.get(key)},
+    )
+    return voice, reference_wav

@@ -1,0 +1,186 @@
+"""The one place that knows every adapter: it joins services to rows, blobs, engines and the post."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from afterwords.errors import AfterwordsError
+from afterwords.library.library import Library
+from afterwords.server.auth import Gate
+from afterwords.server.blobs import open_blobs
+from afterwords.server.clock import SystemClock
+from afterwords.server.dispatch import InProcessDispatcher
+from afterwords.server.fairness import ConcurrencyLimit, FairSemaphore
+from afterwords.server.ports import Blobs, Dispatcher, Limits, Store
+from afterwords.server.services.audio_cache import ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES, HotAudio
+from afterwords.server.services.backend_choice import Offer
+from afterwords.server.services.completion import Completion
+from afterwords.server.services.deliveries import Deliveries
+from afterwords.server.services.home import HomeVoices
+from afterwords.server.services.housekeeping import Housekeeping
+from afterwords.server.services.job_events import News
+from afterwords.server.services.job_queue import JobDesk
+from afterwords.server.services.keys import Keys
+from afterwords.server.services.ownership import Ownership, database_id
+from afterwords.server.services.recordings import Recordings
+from afterwords.server.services.synthesis import Synthesis
+from afterwords.server.services.voices import Voices
+from afterwords.server.settings import Settings
+from afterwords.server.store import SqlStore
+from afterwords.server.webhooks import deliver
+
+log = logging.getLogger("afterwords.server")
+
+DECODING_AT_ONCE: Final = 2
+ENCODING_AT_ONCE: Final = 2
+UPLOADS_AT_ONCE: Final = 4
+"""Uploads judged at once, in memory; others wait in temporary files."""
+UPLOADS_PER_ACCOUNT: Final = 64
+"""Uploads of one account that may be under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """A server, ready to be asked."""
+
+    settings: Settings
+    gate: Gate
+    keys: Keys
+    voices: Voices
+    synthesis: Synthesis
+    completion: Completion
+    store: Store
+    blobs: Blobs
+    dispatcher: Dispatcher
+    housekeeping: Housekeeping
+    home: HomeVoices
+    ownership: Ownership
+    encoding: FairSemaphore
+    encoded: HotAudio
+    receiving: ConcurrencyLimit
+    uploading: FairSemaphore
+    _stopping: list[asyncio.Task[None]] = field(default_factory=list, init=False, repr=False)
+
+    def begin_stop(self) -> asyncio.Task[None]:
+        """Answer those who wait, claim no more jobs, and finish what was begun within `drain_s` from now."""
+        if not self._stopping:
+            self.synthesis.news.close()
+            stopping = self.dispatcher.stop(grace_s=self.settings.drain_s)
+            self._stopping.append(asyncio.create_task(stopping))
+        return self._stopping[0]
+
+    async def stop(self) -> None:
+        """Wait until all has stopped."""
+        await self.begin_stop()
+
+
+def open_store(settings: Settings) -> SqlStore:
+    """The rows of a server; not yet connected."""
+    return SqlStore(
+        settings.database_url or settings.folder / "afterwords.db",
+        clock=SystemClock(),
+        folder=settings.folder,
+        storage_quota_bytes=settings.storage_per_account_mb * 10**6 or None,
+        shows_home=settings.serve_library,
+    )
+
+
+def open_storage(settings: Settings) -> Blobs:
+    """The audio of a server."""
+    return open_blobs(settings.storage_url or str(settings.folder / "blobs"))
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[House]:
+    """Open a server: the database is brought up to date, models load in the background, housekeeping begins.
+
+    On leaving, what was begun is finished within `drain_s`, and the rest given back.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        store = open_store(settings)
+        await store.open()
+        stack.push_async_callback(store.close)
+        try:
+            n_servers = await store.announce()
+        except AfterwordsError as error:  # a full disk, for example: what is there can still be served
+            log.warning("it is not known how many servers share this database code=%s", error.code)
+        else:
+            if n_servers > 1:
+                log.info("%d servers share this database", n_servers)
+        house = _joined(settings, store, await store.secret())
+        await house.home.refresh()
+        await house.dispatcher.start()
+        stack.push_async_callback(house.stop)
+        stack.push_async_callback(house.housekeeping.leave)
+        for work in (house.housekeeping.run(), house.gate.requests.watch()):
+            stack.push_async_callback(_stopped, asyncio.create_task(work))
+        yield house
+
+
+def _joined(settings: Settings, store: Store, secret: bytes) -> House:
+    blobs = open_storage(settings)
+    ownership = Ownership(store, blobs, database_id(secret))
+    clock, news, hot = SystemClock(), News(), HotAudio()
+    encoded = HotAudio(ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES)
+    completion = Completion(store, blobs, clock, news)
+    recordings = Recordings(blobs, Library(settings.home) if settings.serve_library else None)
+    desk = JobDesk(store, blobs, recordings, news, completion, settings.lease_s, settings.max_attempts)
+    dispatcher: Dispatcher = InProcessDispatcher(settings, desk)
+    offer = Offer(dispatcher.backends)
+
+    def on_cancelled(job_ids: Sequence[str]) -> None:
+        for job_id in job_ids:
+            dispatcher.cancel(job_id)
+        news.tell(*job_ids)
+
+    keys = Keys(store, on_cancelled=on_cancelled)
+    decoding = asyncio.Semaphore(DECODING_AT_ONCE)
+    versions = dispatcher.prompt_versions
+    voices = Voices(store, blobs, recordings, clock, offer, decoding, (hot, encoded), ownership, versions)
+    home = HomeVoices(recordings.library, store, voices, offer)
+    limits = Limits(settings.max_pending_jobs, settings.max_pending_jobs_per_account)
+    return House(
+        settings=settings,
+        gate=Gate(settings, keys, secret),
+        keys=keys,
+        voices=voices,
+        synthesis=Synthesis(store, blobs, recordings, clock, offer, limits, dispatcher, news, hot),
+        completion=completion,
+        store=store,
+        blobs=blobs,
+        dispatcher=dispatcher,
+        housekeeping=Housekeeping(
+            store=store,
+            blobs=blobs,
+            clock=clock,
+            voices=voices,
+            keys=keys,
+            home=home,
+            ownership=ownership,
+            dispatcher=dispatcher,
+            news=news,
+            deliveries=Deliveries(store, clock, lambda call: deliver(call, clock=clock)),
+            max_attempts=settings.max_attempts,
+            reap_interval_s=settings.reap_interval_s,
+            sweep_interval_s=settings.sweep_interval_s,
+            sweep_grace_s=settings.sweep_grace_s,
+        ),
+        home=home,
+        ownership=ownership,
+        encoding=FairSemaphore(ENCODING_AT_ONCE),
+        encoded=encoded,
+        receiving=ConcurrencyLimit(UPLOADS_PER_ACCOUNT, doing="uploads under way"),
+        uploading=FairSemaphore(UPLOADS_AT_ONCE),
+    )
+
+
+async def _stopped(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

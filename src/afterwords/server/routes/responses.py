@@ -1,0 +1,129 @@
+"""How answers are made: JSON, links, and what a route may answer. `audio` makes those that are sound."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, cast
+from urllib.parse import quote
+
+from fastapi import Header, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+
+from afterwords.errors import InvalidFieldError
+from afterwords.models import SpeechFormat
+from afterwords.server.app_state import House
+from afterwords.server.auth import Admitted
+from afterwords.server.ports import Caller
+from afterwords.server.routes.schemas import ErrorBody
+from afterwords.server.routing import Exchange
+
+MEDIA_TYPES: Final = {
+    SpeechFormat.WAV: "audio/wav",
+    SpeechFormat.MP3: "audio/mpeg",
+    SpeechFormat.OPUS: "audio/ogg",
+    SpeechFormat.FLAC: "audio/flac",
+    SpeechFormat.PCM: "audio/pcm",
+}
+_IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", max_length=255, description="Makes repeating safe: same key, same answer."),
+]
+
+
+# -- what a request brings ------------------------------------------------------------------------------------
+
+
+def house_of(request: Request) -> House:
+    """The house that this router belongs to."""
+    return cast(House, request.scope["afterwords"])
+
+
+def base_url(request: Request) -> str:
+    """Where links lead: the public URL, else the server's own address and the prefix of this router."""
+    settings, scope = house_of(request).settings, request.scope
+    if settings.public_url:
+        return settings.public_url
+    above = scope["path"].rsplit("/", scope["afterwords.exchange"].route.count("/"))[0]
+    return settings.local_url + quote(above.removeprefix(scope.get("app_root_path", scope.get("root_path", ""))))
+
+
+def exchange_of(request: Request) -> Exchange:
+    """What the guard holds of a request."""
+    return cast(Exchange, request.scope["afterwords.exchange"])
+
+
+def admitted_to(request: Request) -> Admitted:
+    """Who asks, as the guard found."""
+    return cast(Admitted, exchange_of(request).admitted)
+
+
+def caller_of(request: Request) -> Caller:
+    """The user who asks; the guard let nobody else in."""
+    caller = admitted_to(request).caller
+    assert caller is not None, "the route needs a user"
+    return caller
+
+
+def idempotency_key(value: str | None) -> str | None:
+    """The Idempotency-Key header, checked."""
+    if value is not None and not _IDEMPOTENCY_KEY.fullmatch(value):
+        raise InvalidFieldError("Idempotency-Key", rule="it must have 1 to 255 visible ASCII characters")
+    return value
+
+
+# -- what an answer is ----------------------------------------------------------------------------------------
+
+
+def json_response(body: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON body of one of our shapes, never kept by caches on the way."""
+    return Response(
+        body.model_dump_json(exclude_none=False),
+        status,
+        {"Cache-Control": "no-store", **(headers or {})},
+        media_type="application/json",
+    )
+
+
+def list_response(
+    items: list[dict[str, Any]], *, request: Request, path: str, limit: int | None, last_id: str | None
+) -> Response:
+    """A page of the list at this path; where there may be more, a Link header leads on."""
+    response = JSONResponse(items, headers={"Cache-Control": "no-store"})
+    if limit is not None and len(items) == limit and last_id is not None:
+        query = request.url.include_query_params(after=last_id).query
+        response.headers["Link"] = f'<{base_url(request)}{path}?{query}>; rel="next"'
+    return response
+
+
+# -- what the documentation says ------------------------------------------------------------------------------
+
+
+def errors(**codes: str) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route: `_422="empty_text, text_too_long"` names the codes of a status."""
+    return {
+        int(status.removeprefix("_")): {"model": ErrorBody, "description": f"Codes: {names}."}
+        for status, names in codes.items()
+    }
+
+
+COMMON: Final = errors(
+    _400="bad_request, invalid_host, invalid_json",
+    _401="unauthorized",
+    _408="request_timeout",
+    _413="request_too_large",
+    _429="rate_limited, too_many_concurrent_requests",
+    _500="internal_error",
+    _503="database_unavailable, storage_unavailable, service_unavailable, not_opened",
+    _507="storage_full, storage_quota_exceeded",
+)
+"""What any route may answer."""
+
+
+def audio_content(*formats: SpeechFormat) -> dict[str, Any]:
+    """The content of an answer that is audio."""
+    return {MEDIA_TYPES[name]: {"schema": {"type": "string", "format": "binary"}} for name in formats or SpeechFormat}

@@ -1,0 +1,1 @@
+"""Model files: which there are (`catalog`), where they lie (`folder`), how they get there (`download`)."""

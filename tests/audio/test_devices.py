@@ -1,0 +1,203 @@
+"""Playing and recording through a sound card that is a file, and what is said where there is none.
+
+PortAudio reads its devices once, when it is loaded; so each test runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from afterwords.audio.audio import Audio, Samples, play
+from afterwords.errors import AudioDeviceError, MissingExtraError
+
+RATE = 24_000
+
+# ALSA's file plug-in: what is played goes to one file, what is recorded comes from another, in float32 and at once.
+CARD = 'pcm.!default { type file slave.pcm { type null } file "played.raw" format raw infile "heard.raw" }\n'
+NO_CARD = "pcm.!default { type hw card 31 }\n"
+
+Done = subprocess.CompletedProcess[str]
+
+HEAD = """
+import threading
+import numpy as np
+from afterwords.audio.audio import Audio, play, record
+from afterwords.errors import AfterwordsError
+
+def sine(duration_s, rate=24_000):
+    return (0.5 * np.sin(2 * np.pi * 440 * np.arange(round(duration_s * rate)) / rate)).astype(np.float32)
+"""
+
+
+def has_portaudio() -> bool:
+    try:
+        import sounddevice  # noqa: F401
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+needs_alsa = pytest.mark.skipif(
+    sys.platform != "linux" or not has_portaudio(), reason="needs Linux with sounddevice and libportaudio2"
+)
+
+
+def run(program: str, tmp_path: Path, card: str = CARD, heard: Samples | None = None) -> Done:
+    """Run a program with `played.raw` for a loudspeaker and `heard` before the microphone."""
+    (tmp_path / "asoundrc").write_text(card)
+    (tmp_path / "heard.raw").write_bytes(b"" if heard is None else heard.tobytes())
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", HEAD + program],
+        env={**os.environ, "ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+
+
+def played(tmp_path: Path) -> Samples:
+    return np.frombuffer((tmp_path / "played.raw").read_bytes(), np.float32)
+
+
+def sine(duration_s: float) -> Samples:
+    return (0.5 * np.sin(2 * np.pi * 440 * np.arange(round(duration_s * RATE)) / RATE)).astype(np.float32)
+
+
+@needs_alsa
+def test_every_sample_is_played_in_order_to_the_end(tmp_path: Path) -> None:
+    done = run("play((sine(1)[i : i + 700] for i in range(0, 24_000, 700)), 24_000)", tmp_path)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    heard = np.trim_zeros(played(tmp_path))
+    np.testing.assert_allclose(heard, np.trim_zeros(sine(1)), atol=1e-6)
+
+
+@needs_alsa
+def test_audio_plays_itself(tmp_path: Path) -> None:
+    done = run("Audio(sine(0.5), 24_000).play()", tmp_path)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(np.trim_zeros(played(tmp_path))) == pytest.approx(12_000, abs=2)
+
+
+@needs_alsa
+def test_first_chunk_sounds_while_the_second_is_still_being_made(tmp_path: Path) -> None:
+    program = """
+import time
+from pathlib import Path
+def chunks():
+    yield sine(0.5)
+    deadline = time.monotonic() + 20
+    while not Path("played.raw").exists() or not Path("played.raw").stat().st_size:
+        assert time.monotonic() < deadline, "nothing was played while the second chunk was made"
+    print("heard")
+    yield sine(0.5)
+play(chunks(), 24_000)
+"""
+    done = run(program, tmp_path)
+
+    assert (done.stdout, done.stderr, done.returncode) == ("heard\n", "", 0)
+
+
+@needs_alsa
+def test_nothing_to_say_plays_nothing(tmp_path: Path) -> None:
+    done = run("play([], 24_000); play([sine(0)], 24_000)", tmp_path)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_alsa
+@pytest.mark.parametrize("failure", ["KeyboardInterrupt", "ValueError"])
+def test_interruption_stops_the_sound_and_passes_on(failure: str, tmp_path: Path) -> None:
+    program = f"""
+def chunks():
+    yield sine(0.1)
+    raise {failure}("while speaking")
+try:
+    play(chunks(), 24_000)
+except {failure} as error:
+    print(error, threading.active_count())
+"""
+    done = run(program, tmp_path)
+
+    assert (done.stdout, done.stderr, done.returncode) == ("while speaking 1\n", "", 0)
+
+
+@needs_alsa
+def test_microphone_is_recorded_until_the_time_is_over(tmp_path: Path) -> None:
+    program = """
+levels = []
+audio = record(stop=threading.Event(), max_duration_s=1.23, on_level=lambda *level: levels.append(level))
+print(audio, audio.samples.dtype, set(audio.samples.tolist()), len(levels), levels[-1])
+"""
+    done = run(program, tmp_path, heard=np.full(200_000, 0.5, np.float32))
+
+    assert done.stdout == "Audio(1.23 s, 48000 Hz) float32 {0.5} 25 (1.23, 0.5)\n"
+    assert done.stderr == ""
+
+
+@needs_alsa
+def test_recording_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    program = """
+stop = threading.Event()
+on_level = lambda seconds, peak: seconds > 0.9 and stop.set()
+print(record(stop=stop, max_duration_s=60, sample_rate=16_000, on_level=on_level))
+"""
+    done = run(program, tmp_path, heard=np.full(200_000, 0.5, np.float32))
+
+    assert (done.stdout, done.stderr) == ("Audio(0.95 s, 16000 Hz)\n", "")
+
+
+@needs_alsa
+def test_recording_that_never_began_holds_no_audio(tmp_path: Path) -> None:
+    program = """
+stop = threading.Event()
+stop.set()
+try:
+    record(stop=stop)
+except AfterwordsError as error:
+    print(error.code)
+"""
+    assert run(program, tmp_path).stdout == "empty_data\n"
+
+
+@needs_alsa
+@pytest.mark.parametrize(
+    ("program", "purpose"),
+    [("play([sine(1)], 24_000)", "Playing"), ("record(stop=threading.Event())", "Recording")],
+    ids=["play", "record"],
+)
+def test_machine_without_a_sound_device_says_so(program: str, purpose: str, tmp_path: Path) -> None:
+    attempt = f"try:\n    {program}\nexcept AfterwordsError as error:\n    print(error.code, error)"
+
+    done = run(attempt, tmp_path, NO_CARD)
+
+    assert done.stdout.startswith(f"no_audio_device {purpose} needs a sound device, and none answers (none is set up)")
+    assert done.returncode == 0
+
+
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the package is here when the tests run; None is how Python itself marks a module as absent
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+
+    with pytest.raises(MissingExtraError, match="Playing needs the extra 'play'"):
+        Audio(sine(0.1), RATE).play()
+
+
+def test_missing_system_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the real package says it in the same way, but the library is here when the tests run
+    (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+
+    with pytest.raises(AudioDeviceError, match="PortAudio is missing; on Debian and Ubuntu: apt-get install"):
+        play([sine(0.1)], RATE)

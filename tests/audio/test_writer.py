@@ -1,0 +1,481 @@
+"""Sound written whole or not at all, to files and to pipes, with its tags in every format."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import subprocess
+import sys
+import threading
+import tracemalloc
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import pytest
+import soundfile
+
+from afterwords.audio.audio import Audio, AudioWriter, Samples, decode, format_of, read_tags
+from afterwords.audio.wav import canonical_wav, pcm16, read_wav, wav_header
+from afterwords.errors import (
+    InvalidOptionError,
+    NonFiniteAudioError,
+    StorageFullError,
+    UnmarkableFormatError,
+    UnwritableOutputError,
+)
+from afterwords.models import SpeechFormat
+
+RATE = 24_000
+CONTAINERS = [format for format in SpeechFormat if format is not SpeechFormat.PCM]
+TAGS = {
+    "title": "Synthetic speech",
+    "artist": "Zoë; the \U0001f399",
+    "comment": 'Synthetic speech. digitalSourceType=http://x/trained; voice="a=b; c"',
+    "software": "afterwords 0.1.0",
+    "date": "2026-01-31",
+}
+
+on_posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
+on_linux = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this platform")
+
+
+def sine(duration_s: float, rate: int = RATE) -> Samples:
+    return (0.5 * np.sin(2 * np.pi * 440 * np.arange(round(duration_s * rate)) / rate)).astype(np.float32)
+
+
+def chunks(samples: Samples, size: int = 3_700) -> Iterator[Samples]:
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]
+
+
+def written(format: SpeechFormat, rate: int = RATE, *, duration_s: float = 2) -> bytes:
+    return Audio(sine(duration_s, rate), rate, TAGS).to_bytes(format)
+
+
+def as_wav(data: bytes, format: SpeechFormat) -> Audio:
+    """Read back what was written; raw pcm needs its header first."""
+    return decode(wav_header(RATE, n_frames=len(data) // 2) + data if format == "pcm" else data)
+
+
+# -- formats --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", SpeechFormat)
+def test_every_format_comes_back_with_its_length_and_sound(format: SpeechFormat) -> None:
+    audio = as_wav(written(format), format)
+
+    spectrum = np.abs(np.fft.rfft(audio.samples))
+    assert audio.sample_rate == (48_000 if format == "opus" else RATE)
+    assert audio.duration_s == pytest.approx(2, abs=0.01)
+    assert spectrum.argmax() / audio.duration_s == pytest.approx(440, rel=0.01)
+    assert np.abs(audio.samples[2400:-2400]).max() == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("format", ["wav", "flac", "pcm"])
+def test_lossless_formats_keep_every_16_bit_step(format: str) -> None:
+    audio = as_wav(written(SpeechFormat(format)), SpeechFormat(format))
+
+    assert pcm16(audio.samples) == pcm16(sine(2))
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000, 96_000])
+@pytest.mark.parametrize("format", CONTAINERS)
+def test_every_usual_rate_can_be_written(format: SpeechFormat, rate: int) -> None:
+    audio = decode(written(format, rate))
+
+    assert audio.duration_s == pytest.approx(2, abs=0.01)
+
+
+def test_wav_without_tags_is_the_canonical_one() -> None:
+    assert Audio(sine(1), RATE).to_bytes() == canonical_wav(sine(1), RATE)
+
+
+@pytest.mark.parametrize("format", SpeechFormat)
+def test_chunks_make_the_same_file_as_the_whole(format: SpeechFormat) -> None:
+    file = io.BytesIO()
+
+    with AudioWriter(file, format=format, sample_rate=RATE, tags=TAGS) as writer:
+        for chunk in chunks(sine(2)):
+            writer.write(chunk)
+
+    assert writer.duration_s == 2
+    np.testing.assert_array_equal(as_wav(file.getvalue(), format).samples, as_wav(written(format), format).samples)
+
+
+@pytest.mark.parametrize("format", SpeechFormat)
+def test_nothing_spoken_is_a_file_without_sound(format: SpeechFormat) -> None:
+    data = Audio(np.zeros(0, np.float32), RATE).to_bytes(format)
+
+    assert len(data) < 10_000
+
+
+@pytest.mark.parametrize("format", SpeechFormat)
+def test_sound_beyond_full_scale_is_clipped(format: SpeechFormat) -> None:
+    loud = Audio(4 * sine(1), RATE).to_bytes(format)
+
+    assert np.sqrt(np.mean(as_wav(loud, format).samples ** 2)) > 0.8  # wrapped around, it would be noise near 0.58
+
+
+def test_samples_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteAudioError):
+        Audio(np.array([0, np.nan], np.float32), RATE).save(tmp_path / "a.mp3")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "format"), [("a.WAV", "wav"), ("a.mp3", "mp3"), ("a.ogg", "opus"), ("a.b.opus", "opus"), ("a.raw", "pcm")]
+)
+def test_ending_of_the_name_tells_the_format(name: str, format: str) -> None:
+    assert format_of(Path(name)) == format
+
+
+@pytest.mark.parametrize("name", ["hello.aif", "hello", ".wav"])
+def test_ending_that_means_nothing_is_refused_before_anything_is_written(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnmarkableFormatError, match="known: wav, mp3, opus, flac, pcm"):
+        Audio(sine(1), RATE).save(tmp_path / name)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_named_format_wins_over_the_ending(tmp_path: Path) -> None:
+    path = Audio(sine(1), RATE).save(str(tmp_path / "hello.bin"), format="FLAC")  # type: ignore[arg-type]
+
+    assert soundfile.info(path).format == "FLAC"
+
+
+def test_unknown_format_is_refused() -> None:
+    with pytest.raises(UnmarkableFormatError, match="aac"):
+        Audio(sine(1), RATE).to_bytes("aac")  # type: ignore[arg-type]
+
+
+# -- tags -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", CONTAINERS)
+def test_tags_come_back_from_every_container(format: SpeechFormat, tmp_path: Path) -> None:
+    path = Audio(sine(1), RATE, TAGS).save(tmp_path / f"hello.{format}")
+
+    assert read_tags(path) == TAGS
+    assert read_tags(path.read_bytes()) == TAGS
+
+
+@pytest.mark.parametrize("format", CONTAINERS)
+def test_file_without_tags_has_none(format: SpeechFormat) -> None:
+    assert read_tags(Audio(sine(1), RATE).to_bytes(format)) == {}
+
+
+@pytest.mark.parametrize(("format", "magic"), [("mp3", b"ID3"), ("flac", b"fLaC"), ("opus", b"OggS"), ("wav", b"RIFF")])
+def test_tags_are_where_players_look_for_them(format: str, magic: bytes) -> None:
+    data = written(SpeechFormat(format))
+
+    assert data.startswith(magic)
+    assert TAGS["software"].encode() in data[:2000]
+
+
+@pytest.mark.parametrize("format", CONTAINERS)
+def test_what_no_container_can_hold_is_left_out_of_tags(format: SpeechFormat) -> None:
+    tags = {"title": "a\0b\ud800c", "artist": "", "comment": "\0"}
+
+    assert read_tags(Audio(sine(1), RATE, tags).to_bytes(format)) == {"title": "ab?c"}
+
+
+def test_unknown_tag_is_refused() -> None:
+    with pytest.raises(InvalidOptionError, match="mood"):
+        Audio(sine(1), RATE, {"mood": "sad"}).to_bytes()
+
+
+# -- files ----------------------------------------------------------------------------------------------------
+
+
+@on_posix
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_new_file_has_the_permissions_of_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        path = Audio(sine(1), RATE).save(tmp_path / "hello.wav")
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@on_posix
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
+def test_replaced_file_keeps_its_permissions(mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "hello.wav"
+    path.touch()
+    path.chmod(mode)
+
+    Audio(sine(1), RATE).save(path)
+
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@on_posix
+def test_unfinished_file_is_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with AudioWriter(tmp_path / "hello.wav", sample_rate=RATE) as writer:
+            writer.write(sine(1))
+            (part,) = tmp_path.iterdir()
+            assert stat.S_IMODE(part.stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
+
+
+def test_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "hello.wav"
+
+    with AudioWriter(path, sample_rate=RATE) as writer:
+        writer.write(sine(1))
+        assert not path.exists()
+        assert [found.suffix for found in tmp_path.iterdir()] == [".part"]
+
+    with wave.open(str(path)) as file:
+        assert file.getnframes() == RATE
+
+
+@pytest.mark.parametrize("format", SpeechFormat)
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
+def test_failure_keeps_the_file_that_was_there(
+    format: SpeechFormat, failure: type[BaseException], tmp_path: Path
+) -> None:
+    path = tmp_path / f"hello.{format}"
+    path.write_bytes(b"before")
+
+    with pytest.raises(failure), AudioWriter(path, sample_rate=RATE) as writer:  # noqa: PT012 - the block is the act
+        writer.write(sine(1))
+        raise failure
+
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@on_posix
+def test_link_stays_a_link_and_its_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real.wav").write_bytes(b"before")
+    (tmp_path / "link.wav").symlink_to("real.wav")
+
+    Audio(sine(1), RATE).save(tmp_path / "link.wav")
+
+    assert (tmp_path / "link.wav").is_symlink()
+    assert decode(tmp_path / "real.wav").duration_s == 1
+
+
+def test_long_name_leaves_room_for_the_part(tmp_path: Path) -> None:
+    path = Audio(sine(1), RATE).save(tmp_path / ("ü" * 120 + ".wav"))
+
+    assert decode(path).duration_s == 1
+
+
+def test_missing_folder_is_told_on_entering(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UnwritableOutputError, match="there is no folder"),
+        AudioWriter(tmp_path / "none" / "hello.wav", sample_rate=RATE),
+    ):
+        pytest.fail("the block must not begin")
+
+
+@pytest.mark.parametrize("name", ["hello.wav", "file.txt/hello.wav", "nul\0.wav", "x" * 300 + ".wav"])
+def test_place_that_can_not_be_a_file_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "hello.wav").mkdir()
+    (tmp_path / "file.txt").touch()
+
+    with pytest.raises(UnwritableOutputError):
+        Audio(sine(1), RATE).save(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_folder_and_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "kept.wav").write_bytes(b"before")
+    (tmp_path / "kept.wav").chmod(0o400)
+    (tmp_path / "closed").mkdir(mode=0o500)
+
+    with pytest.raises(UnwritableOutputError, match="it is read-only"):
+        Audio(sine(1), RATE).save(tmp_path / "kept.wav")
+    with pytest.raises(UnwritableOutputError, match="you are not allowed to write there"):
+        Audio(sine(1), RATE).save(tmp_path / "closed" / "hello.wav")
+
+
+@pytest.mark.parametrize("rate", [0, -1, 2**31])
+def test_rate_that_can_not_be_written_is_refused(rate: int) -> None:
+    with pytest.raises(InvalidOptionError):
+        AudioWriter(io.BytesIO(), format="wav", sample_rate=rate)
+
+
+# -- full disks -----------------------------------------------------------------------------------------------
+
+FILL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from afterwords.audio.audio import Audio
+from afterwords.errors import StorageFullError
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+noise = np.random.default_rng(1).uniform(-0.5, 0.5, 480_000).astype(np.float32)
+try:
+    Audio(noise, 24_000).save(Path(sys.argv[1]))
+except StorageFullError as error:
+    print(error.code)
+"""
+
+
+@on_posix
+@pytest.mark.parametrize("limit_bytes", [1, 40_000], ids=["at the start", "on the way"])
+@pytest.mark.parametrize("format", SpeechFormat)
+def test_full_disk_is_named_and_keeps_the_file_that_was_there(
+    format: SpeechFormat, limit_bytes: int, tmp_path: Path
+) -> None:
+    path = tmp_path / f"hello.{format}"
+    path.write_bytes(b"before")
+
+    done = subprocess.run(
+        [sys.executable, "-c", FILL, path, str(limit_bytes)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (done.stdout, done.stderr, done.returncode) == ("storage_full\n", "", 0)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@on_linux
+@pytest.mark.parametrize("format", SpeechFormat)
+def test_full_device_is_named_and_never_replaced(format: SpeechFormat) -> None:
+    with pytest.raises(StorageFullError, match="/dev/full"):
+        Audio(sine(0.01), RATE).save(Path("/dev/full"), format=format)
+
+    assert Path("/dev/full").is_char_device()
+
+
+@pytest.mark.parametrize("format", SpeechFormat)
+@pytest.mark.parametrize("code", [28, 5], ids=["ENOSPC", "EIO"])
+def test_error_of_a_stream_keeps_its_cause(format: SpeechFormat, code: int) -> None:
+    class Failing(io.BytesIO):
+        def write(self, *_: object) -> int:
+            raise OSError(code, "it failed")
+
+    expected = StorageFullError if code == 28 else UnwritableOutputError
+    with pytest.raises(expected) as caught, AudioWriter(Failing(), format=format, sample_rate=RATE) as writer:
+        writer.write(sine(1))
+
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+# -- pipes ----------------------------------------------------------------------------------------------------
+
+
+def read_all(descriptor: int, into: list[bytes]) -> None:
+    with os.fdopen(descriptor, "rb") as pipe:
+        into.append(pipe.read())
+
+
+@pytest.mark.parametrize("format", SpeechFormat)
+def test_pipe_gets_a_file_that_can_be_read(format: SpeechFormat) -> None:
+    read_end, write_end = os.pipe()
+    got: list[bytes] = []
+    reader = threading.Thread(target=read_all, args=(read_end, got))
+    reader.start()
+
+    with (
+        os.fdopen(write_end, "wb") as pipe,
+        AudioWriter(pipe, format=format, sample_rate=RATE, tags=TAGS) as writer,
+    ):
+        for chunk in chunks(sine(2)):
+            writer.write(chunk)
+    reader.join()
+
+    assert as_wav(got[0], format).duration_s == pytest.approx(2, abs=0.1)
+    if format is not SpeechFormat.PCM:
+        assert read_tags(got[0]) == TAGS
+
+
+@pytest.mark.parametrize("format", ["wav", "pcm"])
+def test_pipe_gets_each_chunk_at_once(format: str) -> None:
+    read_end, write_end = os.pipe()
+
+    with (
+        os.fdopen(read_end, "rb", buffering=0) as reader,
+        os.fdopen(write_end, "wb") as pipe,
+        AudioWriter(pipe, format=format, sample_rate=RATE) as writer,
+    ):
+        writer.write(sine(0.1))
+        first = reader.read(65_536)
+
+    assert first.endswith(pcm16(sine(0.1)))
+    if format == "wav":
+        assert read_wav(first)[1] == RATE
+
+
+@on_posix
+def test_fifo_by_its_path_is_written_like_a_pipe(tmp_path: Path) -> None:
+    fifo = tmp_path / "pipe.wav"
+    os.mkfifo(fifo)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(fifo.read_bytes()))
+    reader.start()
+
+    Audio(sine(1), RATE).save(fifo)
+    reader.join()
+
+    assert decode(got[0]).duration_s == 1
+    assert fifo.is_fifo()
+
+
+@on_posix
+@pytest.mark.parametrize("format", SpeechFormat)
+def test_reader_that_has_gone_breaks_the_pipe(format: SpeechFormat) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+
+    with (
+        os.fdopen(write_end, "wb", buffering=0) as pipe,
+        pytest.raises(BrokenPipeError),
+        AudioWriter(cast("BinaryIO", pipe), format=format, sample_rate=RATE) as writer,
+    ):
+        writer.write(sine(1))
+
+
+@pytest.mark.parametrize("format", CONTAINERS)
+def test_open_file_is_written_from_where_it_stands(format: SpeechFormat) -> None:
+    file = io.BytesIO(b"before")
+    file.seek(0, io.SEEK_END)
+
+    with AudioWriter(file, format=format, sample_rate=RATE, tags=TAGS) as writer:
+        writer.write(sine(2))
+    file.write(b"after")
+
+    data = file.getvalue()
+    assert data.startswith(b"before")
+    assert data.endswith(b"after")
+    assert decode(data[6:-5]).duration_s == pytest.approx(2, abs=0.01)
+
+
+@pytest.mark.parametrize("format", SpeechFormat)
+def test_memory_does_not_grow_with_what_is_written(format: SpeechFormat) -> None:
+    second = sine(1)
+    with AudioWriter(io.BufferedWriter(Nowhere()), format=format, sample_rate=RATE) as writer:
+        writer.write(second)
+        tracemalloc.start()
+        for _ in range(120):
+            writer.write(second)
+        left_bytes, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    assert left_bytes < 256 * 1024
+
+
+class Nowhere(io.RawIOBase):
+    """A pipe that takes everything and keeps nothing."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return memoryview(data).nbytes

@@ -1,0 +1,300 @@
+"""The engine on a tiny checkpoint: the contract of all engines, and what is its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from afterwords.backends.base import Available, Engine, Reference, Unavailable
+from afterwords.backends.qwen3 import long_text
+from afterwords.backends.qwen3.mlx import engine as engine_module
+from afterwords.backends.qwen3.mlx import scheduler as loop_module
+from afterwords.backends.qwen3.mlx.batch import Group
+from afterwords.backends.qwen3.mlx.engine import MlxLarge, MlxSmall
+from afterwords.backends.qwen3.mlx.thread import owner
+from afterwords.backends.qwen3.request import Finish, Turn
+from afterwords.errors import (
+    MissingExtraError,
+    SynthesisError,
+    TooLittleMemoryError,
+)
+from afterwords.install import pip_install
+from tests.backends.qwen3.contract import SEED, Qwen3Contract, at_once, spoken
+
+
+@pytest.fixture(autouse=True)
+def here(models: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # after `home`, which clears it
+    monkeypatch.setenv("AFTERWORDS_MODELS", str(models))
+
+
+def heard_of(turn: Turn[Any, Any]) -> NDArray[np.float32]:
+    """All of a turn; fails where its end does not come."""
+    parts = [np.zeros(0, np.float32)]
+    while (sound := turn.sound.get(timeout=30)) is not None:
+        parts.append(sound)
+    return np.concatenate(parts)
+
+
+class TestMlx(Qwen3Contract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def engine(cls, models: Path) -> Iterator[Engine]:
+        assert (models / "qwen3-1.7b-bf16").is_dir()
+        engine = MlxLarge()
+        yield engine
+        engine.close()
+
+    @pytest.fixture
+    def other(self) -> Engine:
+        return MlxSmall()
+
+    def test_those_of_one_voice_without_a_seed_are_spoken_in_one_group(
+        self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes: list[int] = []
+
+        class Counted(Group):
+            def __init__(self, model: object, scripts: list[object], samplings: list[object]) -> None:
+                sizes.append(len(scripts))
+                super().__init__(model, scripts, samplings)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(loop_module, "Group", Counted)  # how many speak at once can't be heard
+        task = self.task(engine, prompt, text="One two three. " * 60, seed=None)
+        speech = engine.synthesize(task)
+        next(speech, None)
+        speech.close()
+        assert 1 < max(sizes) < engine_module.ROWS  # and a row is left for others
+        sizes.clear()
+        speech = engine.synthesize(self.task(engine, prompt, text="One two three. " * 60))
+        next(speech, None)
+        speech.close()
+        assert sizes == [1]  # alone, and nothing ahead of it that would take turns with it
+
+    def test_numbers_that_are_none_end_that_utterance_and_no_other(
+        self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hear = Group._heard
+        is_broken = True
+
+        def broken(group: Group, columns: mx.array) -> tuple[mx.array, mx.array]:
+            hidden, logits = hear(group, columns)
+            return hidden, logits * mx.nan if is_broken else logits
+
+        monkeypatch.setattr(Group, "_heard", broken)  # weights that overflow can't be had
+        with pytest.raises(SynthesisError, match="NotFiniteError"):
+            self.speak(engine, self.task(engine, prompt))
+        is_broken = False
+        assert len(self.speak(engine, self.task(engine, prompt)))
+
+    def test_numbers_that_are_none_in_the_code_predictor_are_noticed(self, prompt: bytes) -> None:
+        engine = MlxLarge()
+        norm = engine._parts()[0].network.talker.code_predictor.model.norm
+        norm.weight = owner().run(lambda: mx.full(norm.weight.shape, mx.nan))  # weights that overflow can't be had
+        with pytest.raises(SynthesisError, match="NotFiniteError"):
+            self.speak(engine, self.task(engine, prompt))
+        engine.close()
+
+    def test_an_utterance_has_as_many_frames_as_there_is_room_for(self, engine: Engine, prompt: bytes) -> None:
+        assert isinstance(engine, MlxLarge)
+        model, loop = engine._parts()
+        turn = model.turn(model.voice(prompt), "In the sun.", "en", max_frames=10**6, seed=SEED)
+        loop.hand_in(turn)
+        assert turn.max_frames == engine_module.POSITIONS - turn.n_columns
+        turn.give_up()
+        small = loop_module.Loop(model, owner(), n_rows=1, n_positions=8)
+        turn = model.turn(model.voice(prompt), "In the sun.", "en", max_frames=5, seed=SEED)
+        small.hand_in(turn)
+        assert isinstance(turn.error, ValueError)
+
+    def test_two_languages_are_not_spoken_in_one_group(self, engine: Engine, prompt: bytes) -> None:
+        assert isinstance(engine, MlxLarge)
+        model, _ = engine._parts()
+        english, german, other = (
+            model.turn(model.voice(prompt), text, lang, max_frames=5, seed=SEED)
+            for text, lang in (("One.", "en"), ("Eins.", "de"), ("Two and three.", "en"))
+        )
+        assert loop_module._fit(english, other)
+        assert not loop_module._fit(english, german)
+
+    def test_what_goes_wrong_on_the_device_ends_those_who_speak_and_not_the_loop(
+        self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Group, "frame", _out_of_memory)  # a device that is full can't be had
+            with pytest.raises(SynthesisError, match="it raised MemoryError"):
+                self.speak(engine, self.task(engine, prompt))
+        assert len(self.speak(engine, self.task(engine, prompt)))
+
+    @pytest.mark.parametrize("where", ["prompt", "frame", "codec", "reader"])
+    def test_what_fails_for_one_utterance_ends_it_alone(
+        self, engine: Engine, prompt: bytes, where: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert isinstance(engine, MlxLarge)
+        model, loop = engine._parts()
+        voice = model.voice(prompt)
+
+        def a_turn(seed: int) -> Turn[Any, Any]:
+            turn: Turn[Any, Any] = model.turn(voice, "In the sun.", "en", max_frames=20, seed=seed)
+            turn.sampling, turn.is_awaited = replace(turn.sampling, min_frames=20), True
+            return turn
+
+        def hand_in(*turns: Turn[Any, Any]) -> None:
+            owner().run(lambda: [loop.hand_in(turn) for turn in turns])  # a round comes behind it: they are one group
+
+        def is_bad(group: Group) -> bool:
+            return 1 in np.array(group._seeds)
+
+        def broken_hear(group: Group, columns: mx.array) -> tuple[mx.array, mx.array]:
+            heard = hear(group, columns)  # the cache has gone on for all when one fails
+            if is_bad(group) and (where == "prompt" or group.n_frames > 4):
+                raise IndexError
+            return heard
+
+        def broken_sound(group: Group, codes: NDArray[np.int32]) -> list[NDArray[np.float32]]:
+            if is_bad(group) and group.n_frames > 4:
+                raise IndexError
+            return sound(group, codes)
+
+        class Deaf:  # a reader that fails when the sound reaches it
+            def put(self, heard: Any) -> None:
+                if heard is not None and bad.n_decoded > 4:
+                    raise IndexError
+                queue.put(heard)
+
+        other, good, bad = a_turn(2), a_turn(2), a_turn(1)
+        hand_in(other)
+        expected, queue = heard_of(other), bad.sound
+        hear, sound = Group._heard, Group.sound
+        monkeypatch.setattr(Group, "_heard", broken_hear if where in ("prompt", "frame") else hear)
+        monkeypatch.setattr(Group, "sound", broken_sound if where == "codec" else sound)
+        if where == "reader":
+            bad.sound = Deaf()  # type: ignore[assignment]
+        hand_in(bad, good)
+        np.testing.assert_allclose(heard_of(good), expected, atol=1e-3)
+        while queue.get(timeout=30) is not None:
+            pass
+        assert (bad.finish, type(bad.error), good.error) == (Finish.CANCELLED, IndexError, None)
+
+    def test_two_who_load_and_listen_at_once_share_one_model(self, reference: Reference) -> None:
+        engine = MlxLarge()
+        prompts = at_once([lambda: engine.prepare(reference)] * 4)
+        assert len(set(map(len, prompts))) == 1
+        loaded = engine._loaded
+        assert len(self.speak(engine, self.task(engine, prompts[0])))
+        assert engine._loaded is loaded
+        engine.close()
+
+    def test_fifty_requests_take_no_more_memory_than_two(
+        self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(long_text, "FRAMES_PER_TOKEN", 0)  # so that fifty don't take a minute
+        monkeypatch.setattr(long_text, "FRAMES_MORE", 4)
+        used = []
+        for seed in range(52):
+            spoken(engine, self.task(engine, prompt, text="In the sun.", seed=seed))
+            used.append(mx.get_active_memory())
+        assert max(used[2:]) <= max(used[:2]) + 2**20
+
+    def test_what_nobody_has_used_for_a_while_is_given_back_and_loads_anew(
+        self, prompt: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AFTERWORDS_IDLE_UNLOAD_S", "0.05")
+        before = mx.get_active_memory()
+        engine = MlxLarge()
+        is_closed = threading.Event()
+        close = engine._idle._close
+
+        def noted() -> None:
+            close()
+            is_closed.set()
+
+        monkeypatch.setattr(engine._idle, "_close", noted)  # to wait for it without looking again and again
+        said = self.speak(engine, self.task(engine, prompt))
+        assert is_closed.wait(10)
+        assert engine._loaded is None
+        assert mx.get_active_memory() <= before + 2**18  # the network alone has 700 kB
+        np.testing.assert_allclose(self.speak(engine, self.task(engine, prompt)), said, atol=1e-4)
+        engine.close()
+
+
+def _out_of_memory(_: Group) -> None:
+    raise MemoryError
+
+
+def test_weights_are_chosen_by_memory_and_by_what_is_here(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFTERWORDS_MODELS", str(tmp_path))
+
+    def told(memory_gb: int) -> str:
+        monkeypatch.setattr(engine_module, "memory_bytes", lambda: memory_gb * 10**9)  # of other machines
+        state = MlxLarge().availability()
+        return state.fix if isinstance(state, Unavailable) else state.note
+
+    assert [told(gb).split()[-1] for gb in (6, 7, 9, 12, 64)] == [
+        f"qwen3-1.7b-{weights}" for weights in ("4bit", "4bit", "8bit", "bf16", "bf16")
+    ]
+    (tmp_path / "qwen3-1.7b-4bit").symlink_to(checkpoint)
+    assert "weights qwen3-1.7b-4bit" in told(64)
+    (tmp_path / "qwen3-1.7b-bf16").symlink_to(checkpoint)
+    assert "weights qwen3-1.7b-bf16" in told(64)
+    assert "weights qwen3-1.7b-4bit" in told(8)
+    monkeypatch.setenv("AFTERWORDS_MLX_WEIGHTS", "8bit")
+    assert told(64) == "afterwords models pull qwen3-1.7b-8bit"
+    monkeypatch.delenv("AFTERWORDS_MLX_WEIGHTS")
+    (tmp_path / "qwen3-0.6b").symlink_to(checkpoint)
+    state = MlxSmall().availability()
+    assert isinstance(state, Available)
+    assert "weights qwen3-0.6b," in state.note  # as published for torch
+
+
+def test_a_machine_with_too_little_memory_is_told_what_fits(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert models.is_dir()
+    monkeypatch.setattr(engine_module, "memory_bytes", lambda: 1_200_000_000)  # of another machine
+    with pytest.raises(TooLittleMemoryError, match=r"needs 1\.0 GB") as told:
+        MlxLarge().load("qwen3-1.7b")
+    assert "lite" in told.value.hint
+    monkeypatch.setattr(engine_module, "SPEAKING_BYTES", 4_000_000_000)
+    monkeypatch.setattr(engine_module, "memory_bytes", lambda: 4_000_000_000)
+    with pytest.raises(TooLittleMemoryError) as told:
+        MlxLarge().load("qwen3-1.7b")
+    assert told.value.hint == "use qwen3-0.6b-8bit or qwen3-0.6b-4bit."
+
+
+@pytest.mark.parametrize("missing", ["mlx_audio", "safetensors", "tokenizers"])
+def test_without_a_part_of_its_extra_it_says_how_to_install_it(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "find_spec", lambda name: None if name == missing else name)
+    state = MlxLarge().availability()
+    assert isinstance(state, Unavailable)
+    assert (missing.replace("_", "-") in state.reason, state.fix == pip_install("mlx"), state.is_foreign) == (
+        True,
+        True,
+        False,
+    )
+    with pytest.raises(MissingExtraError):
+        MlxLarge().load("qwen3-1.7b")
+
+
+def test_a_machine_that_mlx_is_not_made_for_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "find_spec", lambda _: None)  # as on most of them
+    state = MlxLarge().availability()
+    assert isinstance(state, Unavailable)
+    assert state.is_foreign
+
+
+def test_on_apple_silicon_it_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = MlxLarge().availability()
+    assert isinstance(state, Available)
+    assert state.is_slow
+    monkeypatch.setattr(engine_module, "_is_apple_silicon", lambda: True)  # there is no such machine here
+    state = MlxLarge().availability()
+    assert isinstance(state, Available)
+    assert not state.is_slow

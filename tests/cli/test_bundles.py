@@ -1,0 +1,170 @@
+"""`afterwords voices export` and `import`, as processes: from one home folder to the next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import afterwords as aw
+from afterwords.library.bundle import BundledPrompt, pack
+from afterwords.library.library import Library
+from afterwords.local import library
+from afterwords.models import Voice
+from tests.cli.program import run
+
+HOSTILE = "\x1b]0;owned\x07\u202e"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> dict[str, str]:
+    """Settings of another machine."""
+    return {"AFTERWORDS_HOME": str(tmp_path / "elsewhere")}
+
+
+@pytest.fixture
+def exported(me: Voice, tmp_path: Path) -> Path:
+    assert run("voices", "export", "me", cwd=tmp_path).code == 0
+    return tmp_path / "me.afterwords"
+
+
+def test_what_leaves_one_machine_speaks_on_the_next(
+    me: Voice, exported: Path, elsewhere: dict[str, str], tmp_path: Path
+) -> None:
+    done = run("voices", "import", exported, env=elsewhere)
+
+    assert (done.code, done.out) == (0, "me\n")
+    assert "Next: afterwords say" in done.err
+    assert Library(tmp_path / "elsewhere").get("me") == me
+    here = run("say", "Hello from here.", "-o", "-", "--format", "pcm").stdout
+    there = run("say", "Hello from here.", "-o", "-", "--format", "pcm", env=elsewhere).stdout
+    assert len(here) > 10_000
+    assert here == there
+
+
+def test_what_was_prepared_travels_along(me: Voice, exported: Path, elsewhere: dict[str, str], tmp_path: Path) -> None:
+    prompt = library().prompt(me, "tone-1-fast") or library().prompt(me, "tone-1-full")
+    assert prompt is not None
+    run("voices", "import", exported, env=elsewhere)
+    there = Library(tmp_path / "elsewhere")
+    assert prompt in (there.prompt(me, "tone-1-fast"), there.prompt(me, "tone-1-full"))
+    assert "Preparing" not in run("say", "Hello.", "-o", "-", env=elsewhere).err
+
+    other = pack(me, library().reference(me), [BundledPrompt("tone", "0", is_fast=False, data=prompt)])
+    (tmp_path / "other.afterwords").write_bytes(other)
+    third = {"AFTERWORDS_HOME": str(tmp_path / "third")}
+    told = run("voices", "import", tmp_path / "other.afterwords", env=third).err
+    assert "What was prepared for tone was left out: it is of another version of the engine." in told
+    assert "Preparing the voice for tone, once" in run("say", "Hello.", "-o", "-", env=third).err
+
+
+def test_export_says_where_it_is_and_what_it_is(me: Voice, tmp_path: Path) -> None:
+    done = run("voices", "export", "me", cwd=tmp_path)
+
+    assert (done.code, done.out) == (0, "me.afterwords\n")
+    assert "treat it like the recording" in done.err
+    assert done.err.endswith("afterwords voices import me.afterwords\n")
+    assert (tmp_path / "me.afterwords").stat().st_mode & 0o077 == 0
+    facts = json.loads(run("voices", "export", me.voice_id, "-o", "-me", "--json", cwd=tmp_path).out)
+    assert facts == {
+        "file": "-me",
+        "size_bytes": (tmp_path / "-me").stat().st_size,
+        "name": "me",
+        "voice_id": me.voice_id,
+    }
+
+
+def test_voice_goes_through_pipes(me: Voice, elsewhere: dict[str, str]) -> None:
+    packed = run("voices", "export", "me", "-o", "-")
+
+    assert packed.err == ""
+    assert run("voices", "import", "-", "--json", stdin=packed.stdout, env=elsewhere).code == 0
+
+
+def test_file_that_was_not_named_is_kept(exported: Path, tmp_path: Path) -> None:
+    exported.write_bytes(b"kept")
+
+    told = run("voices", "export", "me", cwd=tmp_path).refused(5, "UnwritableOutputError")
+    assert "me.afterwords can't be written: it exists already." in told
+    assert "to replace it, add -o me.afterwords" in told
+    assert exported.read_bytes() == b"kept"
+
+    assert run("voices", "export", "me", "-o", "me.afterwords", cwd=tmp_path).code == 0
+    assert exported.read_bytes() != b"kept"
+
+
+def test_name_of_a_voice_leads_nowhere_and_acts_on_no_terminal(home: Path, me: Voice, tmp_path: Path) -> None:
+    file = home / "voices" / me.voice_id / "voice.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"name": f"../{HOSTILE}"}))
+
+    done = run("voices", "export", me.voice_id, cwd=tmp_path)
+
+    assert done.out == "0-owned.afterwords\n"
+    assert not set(HOSTILE) & set("\x1b\x07\u202e") & set(done.out + done.err)
+    run("voices", "import", tmp_path / "0-owned.afterwords").refused(5, "InvalidBundleError")
+
+
+@pytest.mark.parametrize("where", [60, 0.5], ids=["manifest", "recording"])
+def test_changed_byte_is_found(where: float, exported: Path, elsewhere: dict[str, str], tmp_path: Path) -> None:
+    data = bytearray(exported.read_bytes())
+    data[int(where * len(data)) if where < 1 else int(where)] ^= 1
+    exported.write_bytes(data)
+
+    run("voices", "import", exported, env=elsewhere).refused(5, "InvalidBundleError")
+
+    assert not (tmp_path / "elsewhere" / "voices").exists()
+
+
+@pytest.mark.parametrize("content", [b"PK\3\4", b"PK\3\4" * (6 * 2**20)], ids=["short", "long"])
+def test_file_that_is_no_voice_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(content)
+
+    run("voices", "import", tmp_path / "x").refused(5, "InvalidBundleError")
+
+
+def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    run("voices", "import", tmp_path / "x").refused(5, "UnreadableFileError")
+    run("voices", "import", tmp_path).refused(5, "UnreadableFileError")
+
+
+def test_unknown_voice_is_not_exported(me: Voice, tmp_path: Path) -> None:
+    run("voices", "export", "mee", cwd=tmp_path).refused(4, "VoiceNotFoundError")
+    run("voices", "export", "me", "-o", tmp_path / "no" / "x").refused(5, "UnwritableOutputError")
+    assert not list(tmp_path.glob("*.afterwords"))
+
+
+def test_name_in_use_is_kept_unless_replacing_is_asked_for(
+    me: Voice, exported: Path, elsewhere: dict[str, str], tmp_path: Path
+) -> None:
+    other = aw.clone(library().reference(me), name="me2", consent="synthetic")
+    assert run("voices", "export", "me2", "-o", tmp_path / "other", cwd=tmp_path).code == 0
+
+    told = run("voices", "import", tmp_path / "other", "--name", "me", "--replace").refused(5, "VoiceExistsError")
+    assert "under another name" in told
+    run("voices", "rm", "me2", "--yes")
+    told = run("voices", "import", tmp_path / "other", "--name", "me").refused(5, "VoiceExistsError")
+    assert "--replace" in told
+    assert run("voices", "import", tmp_path / "other", "--name", "me", "--replace").out == "me\n"
+
+    (voice,) = library().list()
+    assert (voice.name, voice.voice_id) == ("me", other.voice_id)
+
+
+def test_voice_that_is_here_keeps_its_original(me: Voice, exported: Path) -> None:
+    before = library().original_path(me)
+    assert before is not None
+    content = before.read_bytes()
+
+    assert run("voices", "import", exported).out == "me\n"
+    assert run("voices", "import", exported, "--name", "mine", "--replace").out == "mine\n"
+
+    (voice,) = library().list()
+    after = library().original_path(voice)
+    assert after is not None
+    assert (voice.name, after.read_bytes()) == ("mine", content)
+
+
+def test_voice_can_be_called_otherwise(exported: Path, elsewhere: dict[str, str]) -> None:
+    assert run("voices", "import", exported, "--name", " you ", env=elsewhere).out == "you\n"
+    run("voices", "import", exported, "--name", "a\x07", env=elsewhere).refused(5, "InvalidNameError")

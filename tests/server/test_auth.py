@@ -1,0 +1,232 @@
+"""Which hosts and credentials open the server, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import pytest
+
+from afterwords.errors import (
+    InsufficientScopeError,
+    InvalidHostError,
+    RateLimitedError,
+    TooManyAuthFailuresError,
+    UnauthorizedError,
+)
+from afterwords.server import Settings
+from afterwords.server.auth import CLIENTS_MAX, MINUTE_S, Admitted, Credential, Failures, Gate, Needs
+from afterwords.server.ports import Caller, Scope
+from afterwords.server.services.keys import Keys
+from afterwords.server.services.signing import worker_token
+
+ADMIN: Final = "an-admin-secret-for-tests-0123456789"
+CALLBACK: Final = "a-callback-secret-that-workers-share"
+SIGNING: Final = b"s" * 32
+JOB: Final = "00000000-0000-4000-8000-000000000001"
+CALLER: Final = Caller("account", "key", "spending", frozenset({Scope.VOICES_READ}), None)
+
+
+class OneKey:
+    """The keys of a server where there is one."""
+
+    async def caller(self, secret: str) -> Caller | None:
+        return CALLER if secret == "aw_good" else None
+
+
+def gate(**settings: Any) -> Gate:
+    return Gate(Settings(**settings), cast(Keys, OneKey()), SIGNING)
+
+
+def admit(gate: Gate, needed: Needs, *authorization: bytes, job_id: str | None = None, **client: Any) -> Admitted:
+    return asyncio.run(gate.admit(needed, list(authorization), job_id, **client))
+
+
+@pytest.mark.parametrize(
+    ("settings", "taken", "refused"),
+    [
+        ({}, ["127.0.0.1", "localhost:7860", "[::1]", "LocalHost"], ["evil.example", "10.0.0.1", "::1", "", "\xff"]),
+        ({"host": "::1"}, ["[::1]:7860"], ["[::2]", "[::1", "[::1]x", "[::1]:x", "::1]"]),
+        ({"public_url": "https://Voice.example:8443/x"}, ["voice.example"], ["voice.example.evil", "example"]),
+        ({"allowed_hosts": "a.example, B.example"}, ["a.example", "b.example:1"], ["c.example"]),
+        ({"allowed_hosts": "*"}, ["evil.example", ""], []),
+        ({"host": "0.0.0.0"}, ["10.0.0.1", "[2001:db8::1]:80", "localhost"], ["evil.example", "10.0.0.1.evil"]),
+    ],
+)  # fmt: skip
+def test_a_host_is_one_of_the_servers_names(
+    settings: dict[str, Any], taken: Sequence[str], refused: Sequence[str]
+) -> None:
+    door = gate(**settings)
+    for host in taken:
+        door.check_host(host.encode("latin-1"))
+    for host in refused:
+        with pytest.raises(InvalidHostError):
+            door.check_host(host.encode("latin-1"))
+
+
+def test_a_public_route_asks_nobody() -> None:
+    assert admit(gate(), Needs(Credential.PUBLIC), b"Bearer x", b"Basic y") == Admitted()
+
+
+@pytest.mark.parametrize(
+    ("credential", "secret", "opens"),
+    [
+        (Credential.USER, "aw_good", True),
+        (Credential.USER, ADMIN, False),
+        (Credential.USER_OR_ADMIN, "aw_good", True),
+        (Credential.USER_OR_ADMIN, ADMIN, True),
+        (Credential.ADMIN, ADMIN, True),
+        (Credential.ADMIN, "aw_good", False),
+        (Credential.ADMIN, ADMIN[:-1], False),
+        (Credential.ADMIN, CALLBACK, False),
+        (Credential.WORKER, CALLBACK, True),
+        (Credential.WORKER, ADMIN, False),
+        (Credential.WORKER, "aw_good", False),
+        (Credential.WORKER, worker_token(SIGNING, JOB, 3), True),
+        (Credential.WORKER, worker_token(SIGNING, JOB.replace("1", "2"), 3), False),
+        (Credential.WORKER, worker_token(b"t" * 32, JOB, 3), False),
+    ],
+)
+def test_each_credential_opens_its_own_doors(credential: Credential, secret: str, opens: bool) -> None:
+    door = gate(admin_secret=ADMIN, callback_secret=CALLBACK)
+    given = f"Bearer {secret}".encode()
+    if opens:
+        admit(door, Needs(credential), given, job_id=JOB)
+        return
+    with pytest.raises(UnauthorizedError):
+        admit(door, Needs(credential), given, job_id=JOB)
+
+
+def test_the_admin_is_told_from_users_and_a_worker_by_its_attempt() -> None:
+    door = gate(admin_secret=ADMIN)
+    assert admit(door, Needs(Credential.USER_OR_ADMIN), f"Bearer {ADMIN}".encode()) == Admitted(is_admin=True)
+    assert admit(door, Needs(Credential.USER_OR_ADMIN), b"Bearer aw_good").account_id == "account"
+    token = worker_token(SIGNING, JOB, 3)
+    assert admit(door, Needs(Credential.WORKER), f"Bearer {token}".encode(), job_id=JOB).attempt == 3
+
+
+def test_no_secret_set_is_no_secret_that_opens() -> None:
+    for credential in (Credential.ADMIN, Credential.WORKER):
+        for secret in ("None", "null", "0", "''"):
+            with pytest.raises(UnauthorizedError):
+                admit(gate(admin_secret="", callback_secret=None), Needs(credential), f"Bearer {secret}".encode())
+
+
+def test_a_scope_that_a_key_lacks_is_named() -> None:
+    assert admit(gate(), Needs(Credential.USER, Scope.VOICES_READ), b"Bearer aw_good").caller == CALLER
+    with pytest.raises(InsufficientScopeError, match="synthesize"):
+        admit(gate(), Needs(Credential.USER, Scope.SYNTHESIZE), b"Bearer aw_good")
+
+
+def test_the_rate_is_shared_by_processes_and_counts_what_was_let_in() -> None:
+    door = gate(rate_limit=6, processes=2, admin_secret=ADMIN, auth_failure_limit=0)
+    for _ in range(20):
+        admit(door, Needs(Credential.USER_OR_ADMIN), f"Bearer {ADMIN}".encode())
+        with pytest.raises(UnauthorizedError):
+            admit(door, Needs(Credential.USER), b"Bearer aw_bad")
+    admit_often(door, 3)
+    with pytest.raises(RateLimitedError) as caught:
+        admit_often(door, 4)  # a new minute may begin within
+    assert caught.value.limit == 3
+    assert 1 <= (caught.value.retry_after_s or 0) <= 61
+
+
+def admit_often(door: Gate, times: int) -> None:
+    for _ in range(times):
+        admit(door, Needs(Credential.USER), b"Bearer aw_good")
+
+
+def test_any_rate_is_let_in_where_there_is_no_limit() -> None:
+    door = gate(rate_limit=0)
+    admit_often(door, 50)
+
+
+# -- wrong keys and secrets --------------------------------------------------------------------------------------
+
+WRONG: Final = (Needs(Credential.USER_OR_ADMIN), b"Bearer wrong")
+
+
+def fail_often(door: Gate, times: int, **client: Any) -> None:
+    for _ in range(times):
+        with pytest.raises(UnauthorizedError):
+            admit(door, *WRONG, **client)
+
+
+@pytest.mark.parametrize("needed", [Credential.USER, Credential.ADMIN, Credential.USER_OR_ADMIN, Credential.WORKER])
+def test_wrong_secrets_are_limited_by_address(needed: Credential) -> None:
+    door = gate(admin_secret=ADMIN, callback_secret=CALLBACK, auth_failure_limit=6, processes=2)
+    fail_often(door, 3, peer="198.51.100.1")
+    with pytest.raises(TooManyAuthFailuresError) as caught:
+        admit(door, Needs(needed), b"Bearer wrong", peer="198.51.100.1")
+    assert caught.value.limit == 3
+    assert 1 <= (caught.value.retry_after_s or 0) <= 60
+    fail_often(door, 1, peer="198.51.100.2")
+
+
+def test_good_credentials_pass_behind_an_address_that_fails() -> None:
+    door = gate(admin_secret=ADMIN, callback_secret=CALLBACK, auth_failure_limit=1)
+    fail_often(door, 1)
+    for needed, good in [
+        (Credential.USER, b"Bearer aw_good"),
+        (Credential.ADMIN, f"Bearer {ADMIN}".encode()),
+        (Credential.WORKER, f"Bearer {CALLBACK}".encode()),
+    ]:
+        with pytest.raises(TooManyAuthFailuresError):
+            admit(door, *WRONG)
+        admit(door, Needs(needed), good)
+
+
+def test_a_short_admin_secret_is_not_found_by_guessing() -> None:
+    door = gate(admin_secret="short", auth_failure_limit=2)
+    admit(door, Needs(Credential.ADMIN), b"Bearer short")
+    fail_often(door, 2)
+    with pytest.raises(TooManyAuthFailuresError):
+        admit(door, Needs(Credential.ADMIN), b"Bearer short")
+    admit(door, Needs(Credential.ADMIN), b"Bearer short", peer="198.51.100.1")
+
+
+def test_no_credential_is_no_failure() -> None:
+    door = gate(auth_failure_limit=1)
+    for _ in range(5):
+        with pytest.raises(UnauthorizedError):
+            admit(door, Needs(Credential.USER))
+
+
+@pytest.mark.parametrize(
+    ("settings", "peer", "forwarded", "client"),
+    [
+        ({}, "127.0.0.1", ["198.51.100.7"], "127.0.0.1"),
+        ({"public_url": "https://voice.example"}, "127.0.0.1", ["198.51.100.7"], "198.51.100.7"),
+        ({"public_url": "https://voice.example"}, "127.0.0.1", ["1.1.1.1, 198.51.100.7"], "198.51.100.7"),
+        ({"public_url": "https://voice.example"}, "127.0.0.1", ["1.1.1.1", "198.51.100.7:80"], "198.51.100.7"),
+        ({"public_url": "https://voice.example"}, "127.0.0.1", ["[2001:db8::7]:80"], "2001:db8::/64"),
+        ({"public_url": "https://voice.example"}, "::ffff:127.0.0.1", ["198.51.100.7"], "198.51.100.7"),
+        ({"public_url": "https://voice.example"}, "127.0.0.1", ["nonsense"], "127.0.0.1"),
+        ({"public_url": "https://voice.example"}, "127.0.0.1", [], "127.0.0.1"),
+        ({"public_url": "https://voice.example"}, "198.51.100.9", ["198.51.100.7"], "198.51.100.9"),
+        ({"trusted_proxies": "10.0.0.0/8"}, "10.1.2.3", ["1.1.1.1, 198.51.100.7, 10.9.9.9"], "198.51.100.7"),
+        ({"trusted_proxies": "10.0.0.0/8"}, "127.0.0.1", ["198.51.100.7"], "127.0.0.1"),
+        ({}, "", ["198.51.100.7"], ""),
+    ],
+)
+def test_the_client_is_who_the_last_trusted_proxy_saw(
+    settings: dict[str, Any], peer: str, forwarded: list[str], client: str
+) -> None:
+    headers = [header.encode() for header in forwarded]
+    assert gate(**settings)._client(peer, headers) == client
+
+
+def test_failures_end_with_their_minute_and_are_bounded() -> None:
+    now = 0.0
+    failures = Failures(1, clock=lambda: now)
+    failures.count("a")
+    with pytest.raises(TooManyAuthFailuresError):
+        failures.check("a")
+    now = MINUTE_S
+    failures.check("a")
+    for number in range(CLIENTS_MAX + 5):
+        failures.count(str(number))
+    assert len(failures._counts) == CLIENTS_MAX
+    with pytest.raises(TooManyAuthFailuresError):
+        failures.count(str(CLIENTS_MAX))

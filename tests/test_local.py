@@ -1,0 +1,409 @@
+"""Cloning and speaking on this machine, with the tone engine: all but the sound."""
+
+from __future__ import annotations
+
+import re
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import afterwords as aw
+from afterwords import local, provenance
+from afterwords.audio.audio import decode
+from afterwords.backends.base import Reference
+from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER, ToneEngine
+from afterwords.client.files import bytes_of
+from afterwords.errors import (
+    AfterwordsError,
+    ConsentRequiredError,
+    InvalidOptionError,
+    NoAudioError,
+    ReferenceTooShortError,
+    SpeechReadError,
+    SynthesisError,
+    TextWarning,
+    UnreadableFileError,
+    UnspeakableTextError,
+    UnsupportedLangError,
+    VoiceExistsError,
+    VoiceNotFoundError,
+    VoiceRequiredError,
+)
+from tests.conftest import READER, clipped
+
+pytestmark = pytest.mark.usefixtures("tone")
+
+
+def clone(name: str = "me", **options: object) -> aw.Voice:
+    return aw.clone(READER, name=name, consent="self", **options)  # type: ignore[arg-type]
+
+
+def test_a_clone_keeps_recording_consent_and_provenance() -> None:
+    voice = clone()
+    shelf = local.library()
+    original = shelf.original_path(voice)
+    assert original is not None
+    assert original.read_bytes() == READER.read_bytes()
+    assert voice.consent is not None
+    assert voice.consent.kind == "self"
+    assert provenance.verify_seal(voice)
+    assert voice.reference
+    assert 5 <= voice.reference.duration_s <= 15
+
+
+def test_bytes_and_open_files_clone_like_a_path() -> None:
+    by_path = clone("path")
+    by_bytes = aw.clone(READER.read_bytes(), name="bytes", consent="self")
+    by_file = aw.clone(BytesIO(READER.read_bytes()), name="file", consent="self")
+    assert by_path.ref_sha256 == by_bytes.ref_sha256 == by_file.ref_sha256
+
+
+def test_file_that_was_just_written_is_read_from_its_beginning() -> None:
+    file = BytesIO()
+    file.write(READER.read_bytes())
+    by_file = aw.clone(file, name="file", consent="self")
+    assert by_file.reference == aw.clone(READER, name="path", consent="self").reference
+    assert bytes_of(file) == READER.read_bytes()
+
+
+def test_open_file_is_read_from_where_it_stands(tmp_path: Path) -> None:
+    file = BytesIO(b"header" + READER.read_bytes())
+    file.seek(len(b"header"))
+    assert (
+        aw.clone(file, name="file", consent="self").reference == aw.clone(READER, name="path", consent="self").reference
+    )
+    with pytest.raises(NoAudioError):
+        aw.clone(BytesIO(), name="empty", consent="self")
+
+
+def test_file_that_is_open_as_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "me.wav"
+    path.write_text("text")
+    with path.open() as file, pytest.raises(UnreadableFileError, match="open as text") as caught:
+        aw.clone(file, name="me", consent="self")  # type: ignore[arg-type]
+    assert "'rb'" in caught.value.hint
+
+
+def test_home_that_cannot_be_made_names_its_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AFTERWORDS_HOME", str(tmp_path / "link"))
+    (tmp_path / "link").symlink_to(tmp_path / "file" / "home")
+    with pytest.raises(AfterwordsError) as caught:
+        aw.clone(READER, name="me", consent="self")
+    assert "AFTERWORDS_HOME" in caught.value.hint
+
+
+def test_name_is_shown_as_it_was_given() -> None:
+    for name in ("Émile", "名前", "O'Brien", "a\\b"):
+        aw.clone(READER, name=name, consent="self")
+        with pytest.raises(VoiceExistsError, match=re.escape(f"named '{name}'")):
+            aw.clone(READER, name=name, consent="self")
+    with pytest.raises(VoiceNotFoundError, match=r"no voice '\\u202eme\\x1b'"):
+        aw.say("Hello.", voice="\u202eme\x1b")
+
+
+def test_damaged_recording_is_cloned_with_a_warning() -> None:
+    cut = READER.read_bytes()[:600_000]
+
+    with pytest.warns(aw.errors.RecordingWarning, match="at least 6.0 s of 24.7 s"):
+        aw.clone(cut, name="me", consent="self")
+    cloned = local.make_voice(cut, name="me", consent="self", replace=True)
+
+    assert "damaged or incomplete" in cloned.notices[0]
+
+
+def test_recording_that_is_graded_f_is_refused_before_any_work(tmp_path: Path) -> None:
+    file = clipped(tmp_path / "clipped.wav")
+    steps: list[str] = []
+
+    with pytest.raises(
+        aw.errors.PoorRecordingError, match=r"clipped\.wav is graded F for cloning: .* cut off"
+    ) as refused:
+        aw.clone(file, name="me", consent="self", progress=lambda _, step: steps.append(step))
+
+    assert steps == ["reading"]
+    assert "anyway=True" in refused.value.hint
+    assert aw.voices() == []
+    with pytest.warns(aw.errors.RecordingWarning, match="The recording is graded F"):
+        voice = aw.clone(file, name="me", consent="self", anyway=True)
+    assert voice.reference
+    assert voice.reference.grade == "F"
+
+
+def test_consent_has_to_be_stated() -> None:
+    with pytest.raises(ConsentRequiredError):
+        aw.clone(READER, name="me")
+    with pytest.raises(InvalidOptionError, match="consent"):
+        aw.clone(READER, name="me", consent="whatever")  # type: ignore[arg-type]
+    assert aw.voices() == []
+
+
+def test_a_name_in_use_is_refused_before_any_work() -> None:
+    clone()
+    told: list[str] = []
+    with pytest.raises(VoiceExistsError):
+        aw.clone(READER, name="me", consent="self", progress=lambda _, step: told.append(step))
+    assert told == []
+
+
+def test_replacing_leaves_one_voice_with_the_new_recording(tmp_path: Path) -> None:
+    first = clone()
+    other = tmp_path / "other.wav"
+    audio = aw.Audio(np.ascontiguousarray(decode(READER).samples[: 16_000 * 9]), 16_000)
+    second = aw.clone(audio.save(other), name="me", consent="self", replace=True)
+    assert [voice.voice_id for voice in aw.voices()] == [second.voice_id]
+    assert first.ref_sha256 != second.ref_sha256
+
+
+def test_a_recording_that_is_too_short_leaves_nothing_behind(home: Path, tmp_path: Path) -> None:
+    short = aw.Audio(decode(READER).samples[: 16_000 * 3], 16_000).save(tmp_path / "short.wav")
+    with pytest.raises(ReferenceTooShortError, match=r"3\.00 s"):
+        aw.clone(short, name="me", consent="self")
+    assert aw.voices() == []
+    assert not [path for path in home.rglob("*") if path.is_file() and path.name != ".lock"]
+
+
+@pytest.mark.usefixtures("whisper")
+def test_a_transcript_is_written_down_where_something_can_listen() -> None:
+    voice = clone()
+    assert voice.ref_text is not None
+    assert "amiable" in voice.ref_text.lower()
+
+
+@pytest.mark.usefixtures("whisper")
+def test_transcript_invented_for_another_language_is_not_kept(german: aw.Audio) -> None:
+    with pytest.warns(aw.errors.RecordingWarning, match=r"hardly understood.*no transcript was kept.*--lang de"):
+        voice = aw.clone(german.to_bytes(), name="me", consent="self")
+
+    assert voice.ref_text is None
+
+
+@pytest.mark.usefixtures("whisper")
+def test_a_given_transcript_is_cut_with_the_window() -> None:
+    text = (READER.parent / "reader.txt").read_text("utf-8")
+    voice = clone(text=text)
+    assert voice.ref_text
+    assert len(voice.ref_text) < 0.8 * len(text)
+    assert voice.ref_text.split()[-1] in text
+
+
+def test_a_transcript_that_cannot_be_cut_is_left_out_and_said() -> None:
+    text = (READER.parent / "reader.txt").read_text("utf-8")
+    cloned = local.make_voice(READER, name="me", consent="self", text=text)
+    assert cloned.voice.ref_text is None
+    assert any("left out" in notice for notice in cloned.notices)
+
+
+@pytest.mark.usefixtures("whisper")
+def test_the_transcript_can_be_corrected() -> None:
+    cloned = local.make_voice(READER, name="me", consent="self", confirm=lambda heard: f"{heard.text} Amen.")
+    assert str(cloned.voice.ref_text).endswith("Amen.")
+
+
+def test_speech_lasts_as_its_text_and_carries_the_mark(tmp_path: Path) -> None:
+    voice = clone()
+    audio = aw.say("Hello there", voice=voice)
+    assert audio.sample_rate == SAMPLE_RATE
+    assert audio.duration_s == pytest.approx(SECONDS_PER_CHARACTER * len("Hello there"))
+    mark = provenance.verify(audio.save(tmp_path / "hello.flac"))
+    assert mark is not None
+    assert (mark.backend, mark.voice_name, mark.voice_id) == ("tone", "me", voice.voice_id)
+
+
+def test_one_voice_needs_no_name_and_two_do() -> None:
+    clone()
+    assert aw.say("Hello").duration_s > 0
+    clone("you")
+    with pytest.raises(VoiceRequiredError):
+        aw.say("Hello")
+    local.library().set_default("you")
+    assert aw.stream("Hello").voice.name == "you"
+
+
+def test_an_unknown_voice_is_answered_with_those_near() -> None:
+    clone("grandmother")
+    with pytest.raises(VoiceNotFoundError) as refused:
+        aw.say("Hello", voice="grandmohter")
+    assert "grandmother" in refused.value.hint
+
+
+@pytest.mark.parametrize("speed", [0.5, 2.0])
+def test_speed_changes_the_length_and_keeps_the_pitch(speed: float) -> None:
+    clone()
+    text = "the speed of this is changed"
+    plain, changed = aw.say(text), aw.say(text, speed=speed)
+    assert changed.duration_s == pytest.approx(plain.duration_s / speed, rel=0.02)
+    peaks = [np.abs(np.fft.rfft(a.samples)).argmax() / a.duration_s for a in (plain, changed)]
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.01)
+
+
+@pytest.mark.parametrize("option", [{"speed": 0.1}, {"speed": float("nan")}, {"seed": -1}])
+def test_options_out_of_bounds_are_refused(option: dict[str, float]) -> None:
+    clone()
+    with pytest.raises(InvalidOptionError):
+        aw.say("Hello", **option)  # type: ignore[arg-type]
+
+
+def test_a_language_that_nothing_here_speaks_is_refused() -> None:
+    clone()
+    with pytest.raises(UnsupportedLangError):
+        aw.say("Hello", lang="tlh")
+
+
+def test_streaming_yields_the_same_speech_in_chunks_and_then_its_result() -> None:
+    clone()
+    text = "this is long enough for several chunks"
+    speech = aw.stream(text)
+    chunks = [chunk.samples for chunk in speech]
+    assert len(chunks) > 3
+    np.testing.assert_array_equal(np.concatenate(chunks), aw.say(text).samples)
+    assert speech.result is not None
+    assert speech.result.duration_s == pytest.approx(SECONDS_PER_CHARACTER * len(text))
+
+
+def test_voice_is_renamed_made_the_default_and_removed() -> None:
+    voice = clone()
+    assert aw.default_voice() is None
+    assert aw.rename(voice, "you").name == "you"
+    assert aw.default_voice("you") == aw.default_voice() == aw.voices()[0]
+    aw.remove("you")
+    assert aw.voices() == []
+    with pytest.raises(VoiceNotFoundError):
+        aw.remove(voice)
+
+
+def test_voice_goes_through_a_file(tmp_path: Path) -> None:
+    voice = clone()
+    path = aw.export_voice("me", tmp_path / "me.voice")
+    assert path.stat().st_mode & 0o777 == 0o600
+    aw.remove(voice)
+    assert aw.import_voice(path) == voice
+    with path.open("rb") as file:
+        assert aw.import_voice(file) == voice
+    other = aw.clone(READER.read_bytes() + b"more", name="you", consent="self")
+    aw.remove(voice)
+    with pytest.raises(VoiceExistsError):
+        aw.import_voice(path.read_bytes(), name=other.name)
+    assert aw.import_voice(str(path), name=other.name, replace=True).voice_id == voice.voice_id
+
+
+def test_recording_is_graded_with_reasons_and_not_kept() -> None:
+    report = aw.inspect(READER.read_bytes())
+    assert report.grade in "AB"
+    assert {"length", "noise"} <= {finding.measure for finding in report.findings}
+    assert aw.voices() == []
+
+
+def test_mark_is_read_from_a_path_in_any_form(tmp_path: Path) -> None:
+    clone()
+    path = aw.say("Marked.").save(tmp_path / "marked.mp3")
+    mark = aw.verify(str(path))
+    assert mark is not None
+    assert (mark.voice_name, mark.backend) == ("me", "tone")
+
+
+def test_stream_is_saved_while_it_is_made(tmp_path: Path) -> None:
+    clone()
+    path = aw.stream("Into a file.").save(tmp_path / "speech.flac")
+    np.testing.assert_allclose(decode(path).samples, aw.say("Into a file.").samples, atol=1e-4)  # 16 bits
+
+
+@pytest.mark.parametrize("fault", ["fault-fail", "fault-error", "fault-memory"])
+def test_whatever_an_engine_raises_is_a_synthesis_error(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_TESTING", "1")
+    clone()
+    with pytest.raises(SynthesisError):
+        aw.say(f"this text has the word {fault} in it")
+
+
+def test_a_prompt_is_made_once_for_the_same_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bytes] = []
+    prepare = ToneEngine.prepare
+
+    def counted(self: ToneEngine, reference: Reference, *rest: Any, **options: Any) -> bytes:
+        made.append(prepare(self, reference, *rest, **options))
+        return made[-1]
+
+    # Counting calls needs a patch: nothing outside shows how often an engine was asked.
+    monkeypatch.setattr(ToneEngine, "prepare", counted)
+    clone("one")
+    clone("two")
+    aw.say("Hello", voice="two")
+    assert len(made) == 1
+
+
+def test_words_that_are_left_out_are_warned_of_without_naming_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_TESTING", "1")
+    clone()
+    with pytest.warns(TextWarning) as warned:
+        speech = aw.stream("Hello fault-unspoken-Иван")
+    assert speech.left_out == ("fault-unspoken-Иван",)
+    assert "Иван" not in str(warned[0].message) + repr(speech)
+    with pytest.raises(UnspeakableTextError):
+        aw.stream("fault-unspoken")
+
+
+def test_a_lost_prompt_is_made_again(home: Path) -> None:
+    voice = clone()
+    (prompt,) = (home / "voices" / voice.voice_id / "prompts").iterdir()
+    prompt.write_bytes(b"damaged")
+    assert aw.say("Hello").duration_s > 0
+    assert prompt.read_bytes() != b"damaged"
+
+
+def test_a_prompt_can_be_made_before_anything_is_said(home: Path) -> None:
+    voice = clone()
+    (prompt,) = (home / "voices" / voice.voice_id / "prompts").iterdir()
+    prompt.unlink()
+    assert not local.has_prompt(voice, "tone")
+    local.make_prompt(voice, "tone")
+    assert local.has_prompt(voice, "tone")
+    assert prompt.exists()
+
+
+def test_progress_runs_from_start_to_end() -> None:
+    clone()
+    told: list[float] = []
+    aw.say("a text of some length, spoken in chunks", progress=lambda done, _: told.append(done))
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+
+
+def test_speech_is_read_once() -> None:
+    clone()
+    speech = aw.stream("a text of some length, spoken in chunks")
+    done = speech.audio()
+    assert done.duration_s > 0
+    with pytest.raises(SpeechReadError):
+        speech.audio()
+    assert speech.result is not None
+    assert speech.result.duration_s == pytest.approx(done.duration_s)
+
+
+def test_an_error_in_a_progress_callback_is_its_own() -> None:
+    clone()
+
+    def fail(_fraction: float, _step: str) -> None:
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        aw.say("Hello", progress=fail)
+
+
+def test_a_foreign_error_is_named_by_its_kind_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_TESTING", "1")
+    clone()
+    with pytest.raises(SynthesisError) as failed:
+        aw.say("this text has the word fault-error in it")
+    assert "ValueError" in failed.value.message
+    assert "told to" not in failed.value.message
+
+
+def test_a_voice_that_was_removed_is_named() -> None:
+    voice = clone()
+    local.library().remove("me")
+    with pytest.raises(VoiceNotFoundError, match="me"):
+        aw.say("Hello", voice=voice)

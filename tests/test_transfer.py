@@ -1,0 +1,285 @@
+"""Voices between libraries and a server: real processes, real folders."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import afterwords as aw
+from afterwords import local, transfer
+from afterwords.errors import (
+    CorruptVoiceError,
+    NotLoggedInError,
+    UnauthorizedError,
+    UnsupportedByServerError,
+    VoiceExistsError,
+    VoiceNotFoundError,
+)
+from afterwords.library.bundle import BundledPrompt, pack
+from afterwords.library.prompts import prompts_of
+from afterwords.models import Voice
+from afterwords.provenance import verify_seal
+from afterwords.transfer import Outcome
+from tests.e2e.served import READER, Served, serving
+from tests.hosted.service import HostedService
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("travel") / "home") as server:
+        yield server
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[aw.Client]:
+    """A server with an account that nothing else uses."""
+    with aw.Client(served.url, api_key=served.new_key()) as client:
+        yield client
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Another machine's home folder; ask for it after what happens on the first."""
+    return tmp_path / "elsewhere"
+
+
+def moved(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_HOME", str(home))
+
+
+def outcomes(trips: list[transfer.Trip]) -> dict[str, Outcome]:
+    return {trip.name: trip.outcome for trip in trips}
+
+
+def test_what_was_prepared_travels_along(
+    me: Voice, served: Served, client: aw.Client, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = local.library()
+    [prompt] = prompts_of(shelf, me)
+    there = aw.push(me, client=client)
+    stored = [
+        path.read_bytes()[32:] for path in (served.home / "server" / "blobs").rglob(f"{there.voice_id}/prompts/*")
+    ]
+    assert stored == [prompt.data]
+    moved(elsewhere, monkeypatch)
+    back = aw.pull("me", client=client)
+    assert prompts_of(local.library(), back) == [prompt]
+
+
+def test_prompt_that_no_engine_can_read_is_made_again(me: Voice, served: Served, client: aw.Client) -> None:
+    bad = BundledPrompt("tone", "1", is_fast=False, data=b"fault-prompt")
+    there = client.voices.import_(pack(me, local.library().reference(me), [bad]))
+    assert client.say("Hello.", voice=there).duration_s > 0
+    folder = served.home / "server" / "blobs"
+    [kept] = [path.read_bytes()[32:] for path in folder.rglob(f"{there.voice_id}/prompts/*")]
+    assert len(kept) == 32, "a prompt of the tone"
+
+
+def test_a_voice_has_a_counterpart_only_where_it_was_brought(me: Voice, client: aw.Client) -> None:
+    assert transfer.counterpart(me, client=client) is None
+    there = aw.push(me, client=client)
+    assert transfer.counterpart(me, client=client) == there
+
+
+def test_a_pushed_voice_speaks_on_the_server(me: Voice, client: aw.Client) -> None:
+    there = aw.push("me", client=client)
+    assert (there.name, there.ref_sha256, there.consent) == ("me", me.ref_sha256, me.consent)
+    assert client.say("Hello from the server.", voice="me").duration_s > 0.5
+
+
+def test_pushing_again_changes_nothing(me: Voice, client: aw.Client) -> None:
+    first, again = aw.push(me, client=client), aw.push("me", client=client)
+    assert first.voice_id == again.voice_id
+    assert transfer.send("me", client=client).outcome is Outcome.SAME
+    assert len(list(client.voices.list())) == 1
+
+
+def test_what_is_said_about_a_voice_follows_it(me: Voice, client: aw.Client) -> None:
+    aw.push("me", client=client)
+    local.library().rename("me", "myself")
+    assert transfer.send("myself", client=client).outcome is Outcome.UPDATED
+    assert [voice.name for voice in client.voices.list()] == ["myself"]
+
+
+def test_a_voice_comes_back_whole_on_another_machine(
+    me: Voice, client: aw.Client, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aw.push("me", client=client)
+    recording = local.library().reference(me)
+    moved(elsewhere, monkeypatch)
+    here = aw.pull("me", client=client)
+    assert local.library().reference(here) == recording
+    assert (here.name, here.lang, here.ref_text, here.consent) == (me.name, me.lang, me.ref_text, me.consent)
+    assert here.provenance == me.provenance
+    assert verify_seal(here)
+    assert aw.say("Hello from the other machine.", voice="me").duration_s > 0.5
+
+
+def test_pulling_again_changes_nothing(
+    me: Voice, client: aw.Client, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aw.push("me", client=client)
+    assert transfer.fetch("me", client=client).outcome is Outcome.SAME  # it is the one that was pushed from here
+    moved(elsewhere, monkeypatch)
+    first = aw.pull("me", client=client)
+    assert transfer.fetch("me", client=client).outcome is Outcome.SAME
+    assert [voice.voice_id for voice in aw.voices()] == [first.voice_id]
+    assert transfer.send("me", client=client).outcome is Outcome.SAME
+
+
+def test_links_that_were_lost_are_found_again_by_the_recording(me: Voice, client: aw.Client, home: Path) -> None:
+    there = aw.push("me", client=client)
+    (home / "links.json").unlink()
+    assert aw.push("me", client=client).voice_id == there.voice_id
+    assert aw.pull("me", client=client).voice_id == me.voice_id
+
+
+def test_another_voice_of_that_name_on_the_server_stays_unless_it_is_replaced(me: Voice, client: aw.Client) -> None:
+    other = client.voices.create(READER, name="me")
+    with pytest.raises(VoiceExistsError) as refused:
+        aw.push("me", client=client)
+    assert "push --replace" in refused.value.hint
+    there = aw.push("me", client=client, replace=True)
+    assert [voice.voice_id for voice in client.voices.list()] == [there.voice_id]
+    assert there.voice_id != other.voice_id
+
+
+def test_another_voice_of_that_name_at_home_stays_unless_it_is_replaced(me: Voice, client: aw.Client) -> None:
+    other = client.voices.create(READER, name="me")
+    with pytest.raises(VoiceExistsError) as refused:
+        aw.pull("me", client=client)
+    assert "pull --replace" in refused.value.hint
+    assert local.library().get("me") == me
+    assert aw.pull("me", client=client, replace=True).ref_sha256 == client.voices.get(other).ref_sha256
+    assert len(aw.voices()) == 1
+
+
+def test_a_voice_deleted_on_the_server_can_be_pushed_again_the_same_day(me: Voice, client: aw.Client) -> None:
+    first = aw.push("me", client=client)
+    client.voices.delete(first)
+    again = aw.push("me", client=client)
+    assert again.voice_id != first.voice_id
+    assert [voice.voice_id for voice in client.voices.list()] == [again.voice_id]
+
+
+def test_a_damaged_recording_is_not_pushed(me: Voice, client: aw.Client, home: Path) -> None:
+    path = home / "voices" / me.voice_id / "reference.wav"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(CorruptVoiceError):
+        aw.push("me", client=client)
+    assert list(client.voices.list()) == []
+
+
+@pytest.mark.parametrize("homes", [1, 2])
+def test_two_pushes_at_once_make_one_voice(
+    me: Voice, client: aw.Client, home: Path, elsewhere: Path, served: Served, homes: int
+) -> None:
+    folders = [home, home]
+    if homes == 2:
+        import shutil
+
+        shutil.copytree(home, elsewhere)
+        folders = [home, elsewhere]
+    key = client._access.api_key
+    assert key
+    program = "import sys, afterwords as aw; sys.stdin.readline(); print(aw.push('me').voice_id)"
+    pushes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={
+                **os.environ,
+                "AFTERWORDS_HOME": str(folder),
+                "AFTERWORDS_BASE_URL": served.url,
+                "AFTERWORDS_API_KEY": key,
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for folder in folders
+    ]
+    for push in pushes:
+        assert push.stdin
+        push.stdin.write("go\n")
+        push.stdin.flush()
+    ids = {push.communicate(timeout=60)[0].strip() for push in pushes}
+    assert [voice.voice_id for voice in client.voices.list()] == list(ids)
+
+
+def test_sync_brings_each_side_what_it_lacks(me: Voice, client: aw.Client) -> None:
+    client.voices.create(READER, name="theirs", consent="granted")
+    assert outcomes(aw.sync(client=client, is_dry=True)) == {"me": Outcome.PUSHED, "theirs": Outcome.PULLED}
+    assert outcomes(aw.sync(client=client)) == {"me": Outcome.PUSHED, "theirs": Outcome.PULLED}
+    assert {voice.name for voice in client.voices.list()} == {voice.name for voice in aw.voices()} == {"me", "theirs"}
+    assert outcomes(aw.sync(client=client)) == {"me": Outcome.SAME, "theirs": Outcome.SAME}
+
+
+def test_sync_brings_nothing_back_that_was_removed(me: Voice, client: aw.Client) -> None:
+    client.voices.create(READER, name="theirs")
+    aw.sync(client=client)
+    client.voices.delete("me")
+    local.library().remove("theirs")
+    assert outcomes(aw.sync(client=client)) == {"me": Outcome.REMOVED_THERE, "theirs": Outcome.REMOVED_HERE}
+    assert [voice.name for voice in client.voices.list()] == ["theirs"]
+    assert [voice.name for voice in aw.voices()] == ["me"]
+    assert aw.pull("theirs", client=client).name == "theirs"  # unless it is asked for
+
+
+def test_sync_overwrites_neither_of_two_voices_with_one_name(me: Voice, client: aw.Client) -> None:
+    other = client.voices.create(READER, name="me")
+    assert outcomes(aw.sync(client=client, is_dry=True)) == {"me": Outcome.DIFFERS}
+    assert outcomes(aw.sync(client=client)) == {"me": Outcome.DIFFERS}
+    assert client.voices.get("me").voice_id == other.voice_id
+    assert local.library().get("me") == me
+
+
+def test_sync_stops_where_no_voice_can_pass(me: Voice, served: Served) -> None:
+    with aw.Client(served.url) as nobody, pytest.raises(NotLoggedInError):
+        aw.sync(client=nobody)
+    with aw.Client(served.url, api_key="aw_wrong") as stranger, pytest.raises(UnauthorizedError):
+        aw.sync(client=stranger)
+
+
+def test_another_accounts_link_leads_nowhere(me: Voice, client: aw.Client, served: Served) -> None:
+    first = aw.push("me", client=client)
+    with aw.Client(served.url, api_key=served.new_key()) as other:
+        second = aw.push("me", client=other)
+        assert [voice.voice_id for voice in other.voices.list()] == [second.voice_id]
+    assert aw.push("me", client=client).voice_id == first.voice_id
+
+
+@pytest.mark.usefixtures("me")
+class TestTheHostedService:
+    @pytest.fixture
+    def hosted(self) -> Iterator[aw.Client]:
+        with HostedService() as service, aw.Client(service.url, api_key=service.api_key) as client:
+            yield client
+
+    def test_takes_a_voice_once(self, hosted: aw.Client) -> None:
+        first, again = aw.push("me", client=hosted), aw.push("me", client=hosted)
+        assert first.voice_id == again.voice_id
+        assert hosted.say("Hello from the hosted service.", voice="me").duration_s > 0.5
+
+    def test_can_not_tell_whether_a_voice_of_that_name_is_the_same(self, hosted: aw.Client, home: Path) -> None:
+        aw.push("me", client=hosted)
+        (home / "links.json").unlink()
+        with pytest.raises(VoiceExistsError):
+            aw.push("me", client=hosted)
+
+    def test_gives_no_voice_back(self, hosted: aw.Client) -> None:
+        hosted.voices.create(READER, name="theirs")
+        with pytest.raises(UnsupportedByServerError):
+            aw.pull("theirs", client=hosted)
+        assert outcomes(aw.sync(client=hosted)) == {"me": Outcome.PUSHED, "theirs": Outcome.FAILED}
+
+
+def test_a_voice_that_is_not_here_or_not_there_is_named(client: aw.Client, tone: None) -> None:
+    with pytest.raises(VoiceNotFoundError, match="nobody"):
+        aw.push("nobody", client=client)
+    with pytest.raises(VoiceNotFoundError, match="nobody"):
+        aw.pull("nobody", client=client)
