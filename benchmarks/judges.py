@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterwords.audio.analysis import cosine_basis, decibels, keep_speech, mel_filters, power_spectrum
-from afterwords.audio.audio import Audio, resample
+from afterwords.audio.audio import Audio
+from afterwords.audio.effects import resample
 from afterwords.reference.transcription import transcribe
 from afterwords.telemetry import import_onnxruntime, turn_off_telemetry
 

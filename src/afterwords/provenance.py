@@ -145,7 +145,7 @@ def verify(path: Path | str) -> Mark | None:
         UnreadableFileError: the file can't be read.
         UnsupportedAudioError: it is not audio.
     """
-    from afterwords.audio.audio import read_tags
+    from afterwords.audio.decoding import read_tags
 
     return read_mark(read_tags(Path(path)))
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from afterwords.audio.audio import Audio, AudioWriter, change_speed
+from afterwords.audio.audio import Audio
+from afterwords.audio.effects import change_speed
 from afterwords.audio.wav import Samples
+from afterwords.audio.writer import AudioWriter
 from afterwords.backends.base import Chunk, Engine, Progress
 from afterwords.errors import AfterwordsError, SpeechReadError, SynthesisError
 from afterwords.models import FormatName, SpeechFormat, SpeechResult, SpeechTask, Voice

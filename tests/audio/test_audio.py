@@ -20,8 +20,10 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from afterwords.audio.audio import Audio, Samples, change_speed, decode, read_tags, resample
-from afterwords.audio.wav import canonical_wav
+from afterwords.audio.audio import Audio, decode
+from afterwords.audio.decoding import read_tags
+from afterwords.audio.effects import change_speed, resample
+from afterwords.audio.wav import Samples, canonical_wav
 from afterwords.errors import (
     AfterwordsError,
     BadSampleRateError,

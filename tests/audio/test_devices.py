@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afterwords.audio.audio import Audio, Samples, play
+from afterwords.audio.audio import Audio
+from afterwords.audio.devices import play
+from afterwords.audio.wav import Samples
 from afterwords.errors import AudioDeviceError, MissingExtraError
 
 RATE = 24_000
@@ -27,7 +29,8 @@ Done = subprocess.CompletedProcess[str]
 HEAD = """
 import threading
 import numpy as np
-from afterwords.audio.audio import Audio, play, record
+from afterwords.audio.audio import Audio, record
+from afterwords.audio.devices import play
 from afterwords.errors import AfterwordsError
 
 def sine(duration_s, rate=24_000):

@@ -18,8 +18,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from afterwords.audio.audio import Audio, AudioWriter, Samples, decode, format_of, read_tags
-from afterwords.audio.wav import canonical_wav, pcm16, read_wav, wav_header
+from afterwords.audio.audio import Audio, decode
+from afterwords.audio.decoding import read_tags
+from afterwords.audio.output import format_of
+from afterwords.audio.wav import Samples, canonical_wav, pcm16, read_wav, wav_header
+from afterwords.audio.writer import AudioWriter
 from afterwords.errors import (
     InvalidOptionError,
     NonFiniteAudioError,

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterwords import Client, Voice
-from afterwords.audio.audio import decode, read_tags
+from afterwords.audio.audio import decode
+from afterwords.audio.decoding import read_tags
 from afterwords.audio.wav import Samples, pcm16, wav_header
 from afterwords.client.audio import WavStream
 from afterwords.errors import (

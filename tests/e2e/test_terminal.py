@@ -18,7 +18,9 @@ if sys.platform == "win32":
 import fcntl
 
 import afterwords as aw
-from afterwords.audio.audio import Samples, decode, resample
+from afterwords.audio.audio import decode
+from afterwords.audio.effects import resample
+from afterwords.audio.wav import Samples
 from afterwords.local import library
 from afterwords.models import Voice
 from tests.audio.test_devices import CARD, NO_CARD, needs_alsa

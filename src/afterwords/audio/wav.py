@@ -1,8 +1,8 @@
-"""The WAV format: judging a file that comes from a stranger, and writing the one form that is kept.
+"""WAV files: validate an untrusted file, and write the one form that is stored.
 
-A library that plays WAV files is no validator: it also takes other formats, trusts sizes that lie and decodes
-whatever follows. Here every size is held against the bytes that are there, the header is judged before a sample is
-decoded, and nothing larger than the file is ever allocated. Uploads, pushed voices and job audio pass through here.
+Libraries that play WAV files are no validators: they accept other formats and trust declared sizes. Here every size is
+checked against the bytes that are present, the header is validated before a sample is decoded, and nothing larger than
+the file is allocated. Uploads, pushed voices and job audio pass through this module.
 
 Source: Microsoft, "Multiple channel audio data and WAVE files"; EBU Tech 3285 for the chunk layout.
 """
@@ -27,6 +27,7 @@ from afterwords.audio.wav_chunks import (
     Readable,
     check_magic,
     chunks,
+    parse_fmt,
 )
 from afterwords.errors import (
     BadBitsError,
@@ -51,19 +52,19 @@ Samples = NDArray[np.float32]
 SAMPLE_RATE_MIN, SAMPLE_RATE_MAX = 8_000, 192_000  # Hz
 REFERENCE_MIN_S, REFERENCE_MAX_S = 5, 60
 REFERENCE_MAX_BYTES = 20 * 1024 * 1024
-SILENCE_PEAK_DB = -60.0  # dBFS: a 16-bit recording that never leaves its 32 lowest steps holds no voice
+SILENCE_PEAK_DB = -60.0  # dBFS; the lowest 32 steps of a 16-bit recording
 _PCM, _FLOAT, _EXTENSIBLE = 0x0001, 0x0003, 0xFFFE
 _EXTENSIBLE_TAIL = bytes.fromhex("000000001000800000aa00389b71")  # ends the GUID of every classic encoding
 _ENCODINGS = {0x0002: "ADPCM", 0x0006: "A-law", 0x0007: "mu-law", 0x0011: "IMA ADPCM", 0x0050: "MPEG", 0x0055: "MP3"}
 _BITS = {_PCM: (8, 16, 24, 32), _FLOAT: (32,)}
 _PCM16_SCALE = 32768.0
 BLOCK_FRAMES = 65_536
-FMT_MAX_BYTES = 64  # of a fmt chunk, which has 40 at most
+FMT_MAX_BYTES = 64  # a fmt chunk has at most 40
 
 
 @dataclass(frozen=True, slots=True)
 class _Format:
-    """A fmt chunk that was judged and found good."""
+    """A validated fmt chunk."""
 
     encoding: int
     channels: int
@@ -82,34 +83,34 @@ def read_wav(data: bytes, *, source: str = "the file") -> tuple[Samples, int]:
     """Read a WAV file of 8, 16, 24 or 32-bit PCM or 32-bit float, mono or stereo, 8 to 192 kHz.
 
     Args:
-        data: the whole file. The sizes it declares are not believed, save that it may not hold less than it says;
-            a data size of 0xFFFFFFFF, which streaming programs write, means all that follows.
-        source: what messages call it.
+        data: The whole file. It must hold at least as much as it declares; a data size of 0xFFFFFFFF, as streaming
+            programs write it, means the rest of the file.
+        source: Name of the file in error messages.
 
     Returns:
         Samples of shape (n_samples,), float32 in [-1, 1], channels averaged, floats beyond full scale clipped; and
         the sample rate in Hz.
 
     Raises:
-        MalformedWavError: one of its kinds, each with its own code; or the plain one for a broken structure.
-        NonFiniteAudioError: float samples that are NaN or infinite.
+        MalformedWavError: The file is invalid; the `code` says in which way.
+        NonFiniteAudioError: Float samples are NaN or infinite.
     """
     layout, sound = _find_sound(BytesIO(data), source)
     return _decode(data, layout, sound, source), layout.sample_rate
 
 
 def check_reference_wav(data: bytes, *, source: str = "the recording") -> tuple[Samples, int]:
-    """Read a WAV file that a voice shall be made from: 5 to 60 s, at most 20 MiB, and not silent.
+    """Read a WAV file to clone a voice from: 5 to 60 s, at most 20 MiB, not silent.
 
-    Size and length are judged before a sample is decoded, the length by the frames that are truly there.
+    Size and length are checked before a sample is decoded, the length by the frames that are present.
 
     Returns:
-        As `read_wav`.
+        As for `read_wav`.
 
     Raises:
-        FileTooLargeError, ReferenceTooShortError, ReferenceTooLongError: beyond a limit.
-        SilentAudioError: nothing but silence or a constant offset.
-        MalformedWavError, NonFiniteAudioError: as `read_wav`.
+        FileTooLargeError, ReferenceTooShortError, ReferenceTooLongError: A limit is exceeded.
+        SilentAudioError: The file holds only silence or a constant offset.
+        MalformedWavError, NonFiniteAudioError: As for `read_wav`.
     """
     if len(data) > REFERENCE_MAX_BYTES:
         raise FileTooLargeError(source, size_bytes=len(data), maximum_bytes=REFERENCE_MAX_BYTES)
@@ -127,11 +128,11 @@ def check_reference_wav(data: bytes, *, source: str = "the recording") -> tuple[
 
 @dataclass(frozen=True, slots=True)
 class WavBlocks:
-    """The sound of a WAV file in blocks of samples, which are read as often as it is iterated over.
+    """The samples of an open WAV file in blocks, read again on each iteration.
 
     Attributes:
-        sample_rate: in Hz.
-        n_frames: at least 1.
+        sample_rate: In Hz.
+        n_frames: At least 1.
     """
 
     sample_rate: int
@@ -142,10 +143,10 @@ class WavBlocks:
     _source: str
 
     def __iter__(self) -> Iterator[Samples]:
-        """Samples of shape (n_samples,), as `read_wav` returns them.
+        """Yield samples of shape (n_samples,), as `read_wav` returns them.
 
         Raises:
-            NonFiniteAudioError: float samples that are NaN or infinite.
+            NonFiniteAudioError: Float samples are NaN or infinite.
         """
         step = BLOCK_FRAMES * self._layout.frame_bytes
         end = self._start + self.n_frames * self._layout.frame_bytes
@@ -155,10 +156,10 @@ class WavBlocks:
 
 
 def wav_blocks(file: Readable, *, source: str = "the file") -> WavBlocks:
-    """Judge an open WAV file as `read_wav` does; its samples are read later, block by block.
+    """Validate an open WAV file as `read_wav` does; samples are read later, block by block.
 
     Raises:
-        MalformedWavError: as `read_wav`.
+        MalformedWavError: As for `read_wav`.
     """
     layout, sound = _find_sound(file, source)
     n_frames = sound.present_bytes // layout.frame_bytes
@@ -166,7 +167,7 @@ def wav_blocks(file: Readable, *, source: str = "the file") -> WavBlocks:
 
 
 def _find_sound(file: Readable, source: str) -> tuple[_Format, Chunk]:
-    """The judged format and the data chunk; that chunk holds at least one frame."""
+    """Return the validated format and the data chunk, which holds at least one frame."""
     length = file.seek(0, SEEK_END)
     file.seek(0)
     check_magic(file.read(RIFF_HEADER_BYTES), source)
@@ -184,24 +185,30 @@ def _find_sound(file: Readable, source: str) -> tuple[_Format, Chunk]:
             if sound is not None:
                 raise MalformedWavError(source, "it has two data chunks")
             sound = chunk
-            if chunk.size_bytes == 0:  # what follows may be the sound itself: no chunks to look through
+            if chunk.size_bytes == 0:  # samples may follow, which are no chunks
                 break
     if fmt is None:
         raise MissingFormatError(source)
     if sound is not None and sound.start < fmt.start:
         raise MalformedWavError(source, "its data comes before its fmt chunk")
     file.seek(fmt.start)
-    layout = _judge_format(file.read(min(fmt.size_bytes, FMT_MAX_BYTES)), source)
+    layout = _parse_format(file.read(min(fmt.size_bytes, FMT_MAX_BYTES)), source)
     if sound is None:
         raise TruncatedWavError(source, declared_bytes=None, present_bytes=0)
-    _check_whole(sound, layout, source)
+    if sound.size_bytes == 0:
+        raise EmptyDataError(source)
+    is_cut = sound.present_bytes < sound.size_bytes and sound.size_bytes != UNKNOWN_SIZE
+    if is_cut or sound.present_bytes == 0:
+        raise TruncatedWavError(source, declared_bytes=sound.size_bytes, present_bytes=sound.present_bytes)
+    if sound.present_bytes < layout.frame_bytes:
+        raise EmptyDataError(source)
     return layout, sound
 
 
-def _judge_format(fmt: bytes, source: str) -> _Format:
+def _parse_format(fmt: bytes, source: str) -> _Format:
     if len(fmt) < 16:
         raise MalformedWavError(source, f"its fmt chunk has {len(fmt)} bytes, and needs 16")
-    encoding, channels, sample_rate, _, block_align, bits = struct.unpack_from("<HHIIHH", fmt)
+    encoding, channels, sample_rate, _, block_align, bits = parse_fmt(fmt)
     if encoding == _EXTENSIBLE:
         if len(fmt) < 40:
             raise MalformedWavError(source, f"its extensible fmt chunk has {len(fmt)} bytes, and needs 40")
@@ -223,33 +230,22 @@ def _judge_format(fmt: bytes, source: str) -> _Format:
     return layout
 
 
-def _check_whole(sound: Chunk, layout: _Format, source: str) -> None:
-    if sound.size_bytes == 0:
-        raise EmptyDataError(source)
-    is_cut = sound.present_bytes < sound.size_bytes and sound.size_bytes != UNKNOWN_SIZE
-    if is_cut or sound.present_bytes == 0:
-        raise TruncatedWavError(source, declared_bytes=sound.size_bytes, present_bytes=sound.present_bytes)
-    if sound.present_bytes < layout.frame_bytes:
-        raise EmptyDataError(source)
-
-
 def _decode(data: bytes, layout: _Format, sound: Chunk, source: str) -> Samples:
     n_bytes = sound.present_bytes // layout.frame_bytes * layout.frame_bytes
     return _samples(memoryview(data)[sound.start : sound.start + n_bytes], layout, source)
 
 
 def _samples(raw: memoryview, layout: _Format, source: str) -> Samples:
-    samples = _scale_pcm(raw, layout.bits) if layout.encoding == _PCM else _clip_floats(raw, source)
+    if layout.encoding == _PCM:
+        samples = _scale_pcm(raw, layout.bits)
+    else:
+        samples = np.frombuffer(raw, "<f4").astype(np.float32, copy=False)
+        if not np.isfinite(samples).all():
+            raise NonFiniteAudioError(source)
+        samples = np.clip(samples, np.float32(-1), np.float32(1))
     if layout.channels == 2:
         samples = (samples[0::2] + samples[1::2]) * np.float32(0.5)
     return samples
-
-
-def _clip_floats(raw: memoryview, source: str) -> Samples:
-    floats: Samples = np.frombuffer(raw, "<f4").astype(np.float32, copy=False)
-    if not np.isfinite(floats).all():
-        raise NonFiniteAudioError(source)
-    return np.clip(floats, np.float32(-1), np.float32(1))
 
 
 def _scale_pcm(raw: memoryview, bits: int) -> Samples:
@@ -259,50 +255,54 @@ def _scale_pcm(raw: memoryview, bits: int) -> Samples:
         return np.frombuffer(raw, "<i2").astype(np.float32) / np.float32(_PCM16_SCALE)
     if bits == 24:
         wide = np.zeros((len(raw) // 3, 4), "u1")
-        wide[:, 1:] = np.frombuffer(raw, "u1").reshape(-1, 3)  # the three bytes become the upper ones of four
+        wide[:, 1:] = np.frombuffer(raw, "u1").reshape(-1, 3)  # the upper three of four bytes
         return wide.view("<i4")[:, 0].astype(np.float32) / np.float32(2**31)
     return np.frombuffer(raw, "<i4").astype(np.float32) / np.float32(2**31)
 
 
 def peak_db(samples: Samples) -> float:
-    """Return the peak of samples in dBFS, any constant offset removed; -120 stands for nothing at all."""
+    """Return the peak of samples in dBFS without their constant offset; at least -120."""
     offset = float(samples.mean(dtype=np.float64))
     peak = max(float(samples.max()) - offset, offset - float(samples.min()))
     return 20 * math.log10(max(peak, 1e-6))
 
 
 def check_not_silent(samples: Samples, source: str) -> None:
-    """Raise SilentAudioError if there is nothing but silence or a constant offset."""
-    if (found_db := peak_db(samples)) < SILENCE_PEAK_DB:
-        raise SilentAudioError(source, peak_db=found_db)
+    """Raise SilentAudioError if samples hold only silence or a constant offset."""
+    if (peak := peak_db(samples)) < SILENCE_PEAK_DB:
+        raise SilentAudioError(source, peak_db=peak)
 
 
 # -- writing --------------------------------------------------------------------------------------------------
 
 
 def canonical_wav(samples: Samples, sample_rate: int) -> bytes:
-    """Make the one form in which a recording is kept and sent: mono, 16-bit PCM, a header of 44 bytes, no tags.
+    """Encode the form in which recordings are stored and sent: mono, 16-bit PCM, a header of 44 bytes, no tags.
 
-    A file in that form comes out of `read_wav` and this unchanged, byte for byte.
+    Reading such a file with `read_wav` and encoding it again gives the same bytes.
 
     Raises:
-        NonFiniteAudioError: samples that are NaN or infinite.
+        NonFiniteAudioError: Samples are NaN or infinite.
     """
     return wav_header(sample_rate, n_frames=len(samples)) + pcm16(samples)
 
 
 def wav_header(sample_rate: int, *, n_frames: int | None, tags: Mapping[str, str] | None = None) -> bytes:
-    """Make all that stands before the samples of a mono 16-bit WAV file; its length depends on the tags alone.
+    """Encode the header of a mono 16-bit WAV file. Its length depends on the tags only.
 
     Args:
-        sample_rate: in Hz.
-        n_frames: how many follow; None where that can't be known, as when streaming.
-        tags: names of `wavchunks.INFO_IDS` and their texts, for a LIST/INFO chunk.
+        sample_rate: In Hz.
+        n_frames: Number of frames that follow; None if unknown, as in streaming.
+        tags: Texts of a LIST/INFO chunk by the names of `INFO_IDS`.
     """
-    info = _info_chunk(tags or {})
+    entries = b""
+    for name, text in (tags or {}).items():
+        value = text.encode() + b"\0"
+        entries += struct.pack("<4sI", INFO_IDS[name], len(value)) + value + b"\0" * (len(value) % 2)
+    info = struct.pack("<4sI4s", b"LIST", 4 + len(entries), b"INFO") + entries if entries else b""
     data_bytes = UNKNOWN_SIZE if n_frames is None else 2 * n_frames
     riff_bytes = 4 + 24 + len(info) + CHUNK_HEADER_BYTES + data_bytes
-    if riff_bytes > UNKNOWN_SIZE:  # also sound beyond 4 GiB, which the format can't count
+    if riff_bytes > UNKNOWN_SIZE:  # also above 4 GiB, which the format can't declare
         data_bytes = riff_bytes = UNKNOWN_SIZE
     head = struct.pack("<4sI4s", b"RIFF", riff_bytes, b"WAVE")
     fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, _PCM, 1, sample_rate, 2 * sample_rate, 2, 16)
@@ -310,23 +310,13 @@ def wav_header(sample_rate: int, *, n_frames: int | None, tags: Mapping[str, str
 
 
 def pcm16(samples: Samples) -> bytes:
-    """Turn samples in [-1, 1] into little-endian 16-bit PCM, rounded, and clipped at full scale.
+    """Encode samples in [-1, 1] as little-endian 16-bit PCM, rounded and clipped at full scale.
 
     Raises:
-        NonFiniteAudioError: samples that are NaN or infinite.
+        NonFiniteAudioError: Samples are NaN or infinite.
     """
     if not np.isfinite(samples).all():
         raise NonFiniteAudioError("the audio")
     steps = np.rint(np.clip(samples, -1.0, 1.0) * _PCM16_SCALE)
     pcm: NDArray[np.int16] = np.minimum(steps, _PCM16_SCALE - 1).astype("<i2")
     return pcm.tobytes()
-
-
-def _info_chunk(tags: Mapping[str, str]) -> bytes:
-    body = b"".join(_info_entry(INFO_IDS[name], text) for name, text in tags.items())
-    return struct.pack("<4sI4s", b"LIST", 4 + len(body), b"INFO") + body if body else b""
-
-
-def _info_entry(chunk_id: bytes, text: str) -> bytes:
-    value = text.encode() + b"\0"
-    return struct.pack("<4sI", chunk_id, len(value)) + value + b"\0" * (len(value) % 2)

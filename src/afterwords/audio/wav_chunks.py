@@ -1,6 +1,6 @@
-"""The chunks of a WAV file and its tags: what is known of it without a look at its samples.
+"""The chunks and tags of a WAV file, without its samples.
 
-Apart from `riff`, which needs numpy for the samples: a client and a command that only pass audio on shall not load it.
+Apart from `wav`, which needs numpy: the client and commands that only pass bytes on don't load it.
 
 Source: Microsoft, "Multiple channel audio data and WAVE files"; EBU Tech 3285 for the chunk layout.
 """
@@ -10,22 +10,22 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from afterwords.errors import MalformedWavError, NotWavError, TooManyChunksError
 
 CHUNKS_MAX = 64  # recorders write fewer than ten
-UNKNOWN_SIZE = 0xFFFFFFFF  # what a program writes that streams and can't go back
+UNKNOWN_SIZE = 0xFFFFFFFF  # written by programs that stream and can't seek back
 
 INFO_IDS = {"title": b"INAM", "artist": b"IART", "comment": b"ICMT", "software": b"ISFT", "date": b"ICRD"}
-"""The tags that a written file can carry, and where a WAV keeps them."""
+"""Names of the tags that a file can carry, and their chunk IDs in a WAV file."""
 
 _INFO_MAX_BYTES = 64 * 1024
 RIFF_HEADER_BYTES, CHUNK_HEADER_BYTES = 12, 8
 
 
 class Readable(Protocol):
-    """What is asked of an open binary file."""
+    """An open, seekable binary file."""
 
     def read(self, size: int = -1, /) -> bytes: ...
 
@@ -34,7 +34,7 @@ class Readable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A chunk as it is: what it declares (`size_bytes`) and what is there (`present_bytes`)."""
+    """A chunk: the size that it declares (`size_bytes`) and the bytes that are there (`present_bytes`)."""
 
     id: bytes
     start: int
@@ -42,11 +42,27 @@ class Chunk:
     present_bytes: int
 
 
+class Fmt(NamedTuple):
+    """The fields of a fmt chunk, as declared."""
+
+    encoding: int
+    channels: int
+    sample_rate: int
+    byte_rate: int
+    block_align: int
+    bits: int
+
+
+def parse_fmt(body: bytes) -> Fmt:
+    """Parse the first 16 bytes of a fmt chunk; raise struct.error if there are fewer."""
+    return Fmt(*struct.unpack_from("<HHIIHH", body))
+
+
 def check_magic(head: bytes, source: str) -> None:
-    """See that a file begins as a WAV file does.
+    """Raise unless a file begins with the header of a WAV file.
 
     Raises:
-        NotWavError, MalformedWavError: it does not.
+        NotWavError, MalformedWavError: The header is another.
     """
     if head[:4] != b"RIFF":
         found = ascii(head[:4].decode("latin-1")) if head else "an empty file"
@@ -58,10 +74,10 @@ def check_magic(head: bytes, source: str) -> None:
 
 
 def chunks(file: Readable, source: str) -> Iterator[Chunk]:
-    """The chunks in their order, as far as there are any; bytes that can't be a chunk's name end them.
+    """Yield the chunks in order, up to the first bytes that can't be the ID of a chunk.
 
     Raises:
-        TooManyChunksError: there is no end of them.
+        TooManyChunksError: More than `CHUNKS_MAX`.
     """
     length = file.seek(0, 2)
     offset = RIFF_HEADER_BYTES
@@ -79,13 +95,13 @@ def chunks(file: Readable, source: str) -> Iterator[Chunk]:
 
 
 def sound_start(file: Readable, *, source: str = "the file") -> tuple[int, int]:
-    """Find the sound of a WAV file that we wrote, of which the begin is enough.
+    """Find the samples of a WAV file that afterwords wrote. The head of the file is enough.
 
     Returns:
-        The sample rate in Hz, and where the samples begin.
+        The sample rate in Hz and the offset of the first sample in bytes.
 
     Raises:
-        NotWavError, MalformedWavError, TooManyChunksError: it is no such file.
+        NotWavError, MalformedWavError, TooManyChunksError: The file has another structure.
     """
     file.seek(0)
     check_magic(file.read(RIFF_HEADER_BYTES), source)
@@ -96,14 +112,14 @@ def sound_start(file: Readable, *, source: str = "the file") -> tuple[int, int]:
             sample_rate = int.from_bytes(file.read(4), "little")
         elif chunk.id == b"data" and sample_rate is not None:
             return sample_rate, chunk.start
-    raise MalformedWavError(source, "it has no sound")
+    raise MalformedWavError(source, "it has no data chunk")
 
 
 def read_info(file: Readable, *, source: str = "the file") -> dict[str, str]:
-    """Read the LIST/INFO tags of a WAV file under their plain names (`title`, `artist`, …).
+    """Return the LIST/INFO tags of a WAV file by name (`title`, `artist`, …).
 
     Raises:
-        NotWavError, MalformedWavError, TooManyChunksError: it has no chunks to look through.
+        NotWavError, MalformedWavError, TooManyChunksError: The chunks can't be read.
     """
     file.seek(0)
     check_magic(file.read(RIFF_HEADER_BYTES), source)
@@ -117,7 +133,7 @@ def read_info(file: Readable, *, source: str = "the file") -> dict[str, str]:
 
 
 def tags_in(body: bytes) -> dict[str, str] | None:
-    """The tags in the body of a LIST chunk; None where it is a list of something else."""
+    """Return the tags in the body of a LIST chunk, or None if the list holds something else."""
     if body[:4] != b"INFO":
         return None
     names = {chunk_id: name for name, chunk_id in INFO_IDS.items()}

@@ -21,7 +21,7 @@ def demo(
 ) -> None:
     """Clone the voice of a recording that comes with afterwords, and speak a sentence into hello.wav."""
     from afterwords import local
-    from afterwords.audio.audio import check_output
+    from afterwords.audio.output import check_output
 
     check_output(out)
     data = files("afterwords") / "data"

@@ -97,7 +97,7 @@ def deliver(sound: Sound, place: Place, *, voice: str | None = None) -> float | 
 
 
 def _converted(sound: Sound, place: Place, voice: str | None) -> float:
-    from afterwords.audio.audio import AudioWriter
+    from afterwords.audio.writer import AudioWriter
     from afterwords.client.audio import decoded
 
     audio = decoded(sound, voice)

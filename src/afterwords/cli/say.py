@@ -15,8 +15,8 @@ from afterwords.cli import output
 from afterwords.cli.remote import Profile, Remote, Timeout, is_remote, patience_s
 
 if TYPE_CHECKING:
-    from afterwords.audio.audio import AudioWriter
     from afterwords.audio.wav import Samples
+    from afterwords.audio.writer import AudioWriter
     from afterwords.cli.save_audio import Place
     from afterwords.speech import Speech
 
@@ -115,7 +115,7 @@ def say(
         writer = stack.enter_context(_writer(place, speech)) if place is not None else None
         pieces = _written(speech, writer)
         if is_heard:
-            from afterwords.audio.audio import play as play_aloud
+            from afterwords.audio.devices import play as play_aloud
 
             play_aloud(pieces, speech.sample_rate)
         else:
@@ -132,7 +132,7 @@ def _words(text: str | None, file: Path | None) -> str:
 
 
 def _writer(place: Place, speech: Speech) -> AudioWriter:
-    from afterwords.audio.audio import AudioWriter
+    from afterwords.audio.writer import AudioWriter
 
     return AudioWriter(place.target, format=place.format, sample_rate=speech.sample_rate, tags=speech.tags)
 

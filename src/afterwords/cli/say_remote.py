@@ -17,8 +17,8 @@ from afterwords.cli.remote import command, option_value, server, told_if_stopped
 from afterwords.cli.save_audio import Place, deliver
 
 if TYPE_CHECKING:
-    from afterwords.audio.audio import AudioWriter
     from afterwords.audio.wav import Samples
+    from afterwords.audio.writer import AudioWriter
     from afterwords.client import Client, RemoteJob, RemoteSpeech
     from afterwords.models import Voice
 
@@ -114,7 +114,7 @@ def _submitted(client: Client, order: Order, voice: Voice | str, place: Place) -
 
 def _played(client: Client, order: Order, voice: Voice | str, place: Place | None) -> dict[str, Any]:
     """Play the speech while it comes, and write it too if it has a place."""
-    from afterwords.audio.audio import play
+    from afterwords.audio.devices import play
 
     with ExitStack() as stack:
         with output.waiting("waiting for the speech"):
@@ -127,7 +127,7 @@ def _played(client: Client, order: Order, voice: Voice | str, place: Place | Non
 
 
 def _writer(place: Place, speech: RemoteSpeech) -> AudioWriter:
-    from afterwords.audio.audio import AudioWriter
+    from afterwords.audio.writer import AudioWriter
 
     return AudioWriter(place.target, format=place.format, sample_rate=speech.sample_rate, tags=speech.tags)
 

@@ -248,7 +248,7 @@ class AsyncRemoteSpeech:
         Raises:
             UnmarkableFormatError, UnwritableOutputError, StorageFullError: as `Audio.save`.
         """
-        from afterwords.audio.audio import AudioWriter
+        from afterwords.audio.writer import AudioWriter
 
         with AudioWriter(Path(path), format=format, sample_rate=self.sample_rate, tags=self.tags) as writer:
             async for chunk in self:

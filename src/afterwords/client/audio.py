@@ -12,8 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from afterwords.audio.audio import DURATION_MAX_S, Audio, read_tags
-from afterwords.audio.decoding import read_sound
+from afterwords.audio.audio import DURATION_MAX_S, Audio
+from afterwords.audio.decoding import read_sound, read_tags
 from afterwords.audio.wav import Samples, read_wav
 from afterwords.audio.wav_chunks import UNKNOWN_SIZE, read_info
 from afterwords.client.parsing import Sound

@@ -245,7 +245,7 @@ class RemoteSpeech:
         Raises:
             UnmarkableFormatError, UnwritableOutputError, StorageFullError: as `Audio.save`.
         """
-        from afterwords.audio.audio import AudioWriter
+        from afterwords.audio.writer import AudioWriter
 
         with AudioWriter(Path(path), format=format, sample_rate=self.sample_rate, tags=self.tags) as writer:
             for chunk in self:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from afterwords.audio import analysis
 from afterwords.audio.analysis import HOP_S, Samples
-from afterwords.audio.audio import Audio, resample
+from afterwords.audio.audio import Audio
+from afterwords.audio.effects import resample
 from afterwords.errors import NoAudioError
 from afterwords.reference.transcription import Word
 

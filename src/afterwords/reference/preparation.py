@@ -10,7 +10,8 @@ from typing import Final
 import numpy as np
 
 from afterwords.audio.analysis import Samples
-from afterwords.audio.audio import DURATION_MAX_S, Audio, resample
+from afterwords.audio.audio import DURATION_MAX_S, Audio
+from afterwords.audio.effects import resample
 from afterwords.audio.wav import REFERENCE_MIN_S, SAMPLE_RATE_MIN, canonical_wav, check_not_silent
 from afterwords.errors import (
     NonFiniteAudioError,

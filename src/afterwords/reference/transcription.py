@@ -16,7 +16,8 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from afterwords.audio.audio import Audio, resample
+from afterwords.audio.audio import Audio
+from afterwords.audio.effects import resample
 from afterwords.config import load_config
 from afterwords.errors import MissingExtraError, TranscriberError
 from afterwords.telemetry import turn_off_telemetry

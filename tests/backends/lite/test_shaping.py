@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from afterwords.audio.analysis import decibels, mel_filters, power_spectrum
-from afterwords.audio.audio import resample
+from afterwords.audio.effects import resample
 from afterwords.backends.base import Reference
 from afterwords.backends.lite.g2p import tokens
 from afterwords.backends.lite.kokoro import Kokoro

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from afterwords.audio.analysis import mel_filters, power_spectrum
-from afterwords.audio.audio import resample
+from afterwords.audio.effects import resample
 from afterwords.backends.base import Reference
 from afterwords.backends.lite.data import read_data
 from afterwords.backends.lite.g2p import tokens

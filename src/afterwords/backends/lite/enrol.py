@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterwords.audio.analysis import measure_pitch
-from afterwords.audio.audio import resample
+from afterwords.audio.effects import resample
 from afterwords.backends.base import Progress, Reference
 from afterwords.backends.lite.g2p import tokens
 from afterwords.backends.lite.kokoro import SAMPLE_RATE, PitchTarget, Utterance, pitch_stats

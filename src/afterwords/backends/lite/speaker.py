@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterwords.audio.analysis import cosine_basis, decibels, keep_speech, mel_filters, power_spectrum
-from afterwords.audio.audio import resample
+from afterwords.audio.effects import resample
 from afterwords.backends.lite.data import read_data
 
 RATE: Final = 16_000

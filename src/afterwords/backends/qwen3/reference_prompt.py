@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from afterwords.audio.audio import resample
+from afterwords.audio.effects import resample
 from afterwords.audio.wav import Samples
 from afterwords.backends import qwen3
 from afterwords.backends.base import InvalidPromptError

@@ -24,7 +24,7 @@ from afterwords.server.spool import MemoryReader
 from afterwords.server.threads import in_thread
 
 if TYPE_CHECKING:
-    from afterwords.audio.audio import AudioWriter
+    from afterwords.audio.writer import AudioWriter
 
 WHOLE_MAX_BYTES: Final = 256 * 1024
 """Audio up to this size is sent at once."""
@@ -220,8 +220,8 @@ async def _encoded(
     request: Request, audio: BlobReader, speech_format: SpeechFormat, sink: _Sink | _WholeSink
 ) -> AsyncGenerator[bytes, None]:
     """A WAV file that we wrote, in another format; what it says of itself comes along."""
-    from afterwords.audio.audio import AudioWriter
     from afterwords.audio.wav_chunks import read_info, sound_start
+    from afterwords.audio.writer import AudioWriter
 
     head = BytesIO(await audio.read(0, _HEAD_BYTES))
     sample_rate, start = sound_start(head)
@@ -245,7 +245,7 @@ async def encoded_stream(
     tags: Mapping[str, str],
 ) -> AsyncGenerator[bytes, None]:
     """PCM as it comes, in a format as far as it can be written by then."""
-    from afterwords.audio.audio import AudioWriter
+    from afterwords.audio.writer import AudioWriter
 
     sink = _Sink()
     file = cast("BinaryIO", sink)

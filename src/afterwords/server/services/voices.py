@@ -346,7 +346,7 @@ def _judged(data: bytes) -> tuple[bytes, ReferenceInfo]:
     wav = data if is_wav(data) else as_wav(data, source="the recording")
     samples, sample_rate = check_reference_wav(wav)
     if sample_rate > RATE_MAX:
-        from afterwords.audio.audio import resample
+        from afterwords.audio.effects import resample
 
         samples, sample_rate = resample(samples, sample_rate, RATE_MAX), RATE_MAX
     wav = canonical_wav(samples, sample_rate)
