@@ -24,7 +24,7 @@ from afterwords.library.bundle import BundledPrompt, pack
 from afterwords.library.prompts import prompts_of
 from afterwords.models import Voice
 from afterwords.provenance import verify_seal
-from afterwords.transfer import Outcome
+from afterwords.transfer import TransferStatus
 from tests.e2e.served import READER, Served, serving
 from tests.hosted.service import HostedService
 
@@ -52,7 +52,7 @@ def moved(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERWORDS_HOME", str(home))
 
 
-def outcomes(trips: list[transfer.Trip]) -> dict[str, Outcome]:
+def outcomes(trips: list[transfer.TransferResult]) -> dict[str, TransferStatus]:
     return {trip.name: trip.outcome for trip in trips}
 
 
@@ -80,10 +80,10 @@ def test_prompt_that_no_engine_can_read_is_made_again(me: Voice, served: Served,
     assert len(kept) == 32, "a prompt of the tone"
 
 
-def test_a_voice_has_a_counterpart_only_where_it_was_brought(me: Voice, client: aw.Client) -> None:
-    assert transfer.counterpart(me, client=client) is None
+def test_a_voice_has_a_find_remote_only_where_it_was_brought(me: Voice, client: aw.Client) -> None:
+    assert transfer.find_remote(me, client=client) is None
     there = aw.push(me, client=client)
-    assert transfer.counterpart(me, client=client) == there
+    assert transfer.find_remote(me, client=client) == there
 
 
 def test_a_pushed_voice_speaks_on_the_server(me: Voice, client: aw.Client) -> None:
@@ -95,14 +95,14 @@ def test_a_pushed_voice_speaks_on_the_server(me: Voice, client: aw.Client) -> No
 def test_pushing_again_changes_nothing(me: Voice, client: aw.Client) -> None:
     first, again = aw.push(me, client=client), aw.push("me", client=client)
     assert first.voice_id == again.voice_id
-    assert transfer.send("me", client=client).outcome is Outcome.SAME
+    assert transfer.send("me", client=client).outcome is TransferStatus.SAME
     assert len(list(client.voices.list())) == 1
 
 
 def test_what_is_said_about_a_voice_follows_it(me: Voice, client: aw.Client) -> None:
     aw.push("me", client=client)
     local.library().rename("me", "myself")
-    assert transfer.send("myself", client=client).outcome is Outcome.UPDATED
+    assert transfer.send("myself", client=client).outcome is TransferStatus.UPDATED
     assert [voice.name for voice in client.voices.list()] == ["myself"]
 
 
@@ -124,12 +124,12 @@ def test_pulling_again_changes_nothing(
     me: Voice, client: aw.Client, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aw.push("me", client=client)
-    assert transfer.fetch("me", client=client).outcome is Outcome.SAME  # it is the one that was pushed from here
+    assert transfer.fetch("me", client=client).outcome is TransferStatus.SAME  # it is the one that was pushed from here
     moved(elsewhere, monkeypatch)
     first = aw.pull("me", client=client)
-    assert transfer.fetch("me", client=client).outcome is Outcome.SAME
+    assert transfer.fetch("me", client=client).outcome is TransferStatus.SAME
     assert [voice.voice_id for voice in aw.voices()] == [first.voice_id]
-    assert transfer.send("me", client=client).outcome is Outcome.SAME
+    assert transfer.send("me", client=client).outcome is TransferStatus.SAME
 
 
 def test_links_that_were_lost_are_found_again_by_the_recording(me: Voice, client: aw.Client, home: Path) -> None:
@@ -213,10 +213,13 @@ def test_two_pushes_at_once_make_one_voice(
 
 def test_sync_brings_each_side_what_it_lacks(me: Voice, client: aw.Client) -> None:
     client.voices.create(READER, name="theirs", consent="granted")
-    assert outcomes(aw.sync(client=client, is_dry=True)) == {"me": Outcome.PUSHED, "theirs": Outcome.PULLED}
-    assert outcomes(aw.sync(client=client)) == {"me": Outcome.PUSHED, "theirs": Outcome.PULLED}
+    assert outcomes(aw.sync(client=client, is_dry=True)) == {
+        "me": TransferStatus.PUSHED,
+        "theirs": TransferStatus.PULLED,
+    }
+    assert outcomes(aw.sync(client=client)) == {"me": TransferStatus.PUSHED, "theirs": TransferStatus.PULLED}
     assert {voice.name for voice in client.voices.list()} == {voice.name for voice in aw.voices()} == {"me", "theirs"}
-    assert outcomes(aw.sync(client=client)) == {"me": Outcome.SAME, "theirs": Outcome.SAME}
+    assert outcomes(aw.sync(client=client)) == {"me": TransferStatus.SAME, "theirs": TransferStatus.SAME}
 
 
 def test_sync_brings_nothing_back_that_was_removed(me: Voice, client: aw.Client) -> None:
@@ -224,7 +227,10 @@ def test_sync_brings_nothing_back_that_was_removed(me: Voice, client: aw.Client)
     aw.sync(client=client)
     client.voices.delete("me")
     local.library().remove("theirs")
-    assert outcomes(aw.sync(client=client)) == {"me": Outcome.REMOVED_THERE, "theirs": Outcome.REMOVED_HERE}
+    assert outcomes(aw.sync(client=client)) == {
+        "me": TransferStatus.REMOVED_THERE,
+        "theirs": TransferStatus.REMOVED_HERE,
+    }
     assert [voice.name for voice in client.voices.list()] == ["theirs"]
     assert [voice.name for voice in aw.voices()] == ["me"]
     assert aw.pull("theirs", client=client).name == "theirs"  # unless it is asked for
@@ -232,8 +238,8 @@ def test_sync_brings_nothing_back_that_was_removed(me: Voice, client: aw.Client)
 
 def test_sync_overwrites_neither_of_two_voices_with_one_name(me: Voice, client: aw.Client) -> None:
     other = client.voices.create(READER, name="me")
-    assert outcomes(aw.sync(client=client, is_dry=True)) == {"me": Outcome.DIFFERS}
-    assert outcomes(aw.sync(client=client)) == {"me": Outcome.DIFFERS}
+    assert outcomes(aw.sync(client=client, is_dry=True)) == {"me": TransferStatus.DIFFERS}
+    assert outcomes(aw.sync(client=client)) == {"me": TransferStatus.DIFFERS}
     assert client.voices.get("me").voice_id == other.voice_id
     assert local.library().get("me") == me
 
@@ -275,7 +281,7 @@ class TestTheHostedService:
         hosted.voices.create(READER, name="theirs")
         with pytest.raises(UnsupportedByServerError):
             aw.pull("theirs", client=hosted)
-        assert outcomes(aw.sync(client=hosted)) == {"me": Outcome.PUSHED, "theirs": Outcome.FAILED}
+        assert outcomes(aw.sync(client=hosted)) == {"me": TransferStatus.PUSHED, "theirs": TransferStatus.FAILED}
 
 
 def test_a_voice_that_is_not_here_or_not_there_is_named(client: aw.Client, tone: None) -> None:

@@ -1,7 +1,7 @@
-"""A voice between this library and a server: push, pull, sync.
+"""Copy voices between the library and a server: push, pull and sync.
 
-Two voices with the same recording are the same voice, so doing it again changes nothing, from any machine. What was
-removed on one side is never brought back without being asked for, and nothing is overwritten unless it is said.
+Two voices with the same recording are the same voice, so repeating a transfer changes nothing, from any machine. `sync`
+does not restore a voice that was removed on one side, and nothing is overwritten without `replace`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from afterwords.library.prompts import keep_prompts, prompts_of
 from afterwords.models import Voice, new_id
 
 
-class Outcome(StrEnum):
-    """What became of a voice."""
+class TransferStatus(StrEnum):
+    """The result of transferring one voice."""
 
     PUSHED = "pushed"
     UPDATED = "updated"
@@ -49,19 +49,19 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Trip:
-    """What came of bringing a voice across.
+class TransferResult:
+    """What a transfer did with one voice.
 
     Attributes:
-        name: what it is called.
-        outcome: what became of it.
-        voice: as it stands where it was brought; None if it was not.
-        error: why it failed.
-        notices: what its owner should know, a sentence each.
+        name: Name of the voice.
+        outcome: What was done.
+        voice: The voice as it is stored at the destination; None if it was not transferred.
+        error: Why the transfer failed.
+        notices: Sentences to show to the user.
     """
 
     name: str
-    outcome: Outcome
+    outcome: TransferStatus
     voice: Voice | None = None
     error: AfterwordsError | None = None
     notices: tuple[str, ...] = ()
@@ -71,233 +71,238 @@ class Trip:
 
 
 def push(voice: Voice | str, *, client: Client | None = None, replace: bool = False) -> Voice:
-    """Bring a voice of this library to a server: its prepared recording, transcript, consent and seal.
+    """Copy a voice from the library to a server: its prepared recording, transcript, consent and seal.
 
     Args:
-        voice: a voice of this library, its name or identifier.
-        client: the server; None asks the one that `Client()` finds.
-        replace: take the place of another voice of that name there, which is deleted with all its audio.
+        voice: A voice of the library, its name or its id.
+        client: The server; None uses the one that `Client()` finds.
+        replace: Replace a different voice of that name on the server, which is deleted with all its audio.
 
     Returns:
-        The voice as the server has it. Pushing again changes nothing but what is said about it.
+        The voice as the server stores it. Pushing it again only updates its name, transcript and language.
 
     Raises:
-        VoiceNotFoundError: there is no such voice here.
-        VoiceExistsError: the server has another voice of that name.
+        VoiceNotFoundError: The library has no such voice.
+        VoiceExistsError: The server has a different voice of that name.
     """
-    with _asking(client) as server:
-        sent = send(voice, client=server, replace=replace).voice
-    assert sent is not None, "a voice that was sent is there"
-    return sent
+    with _connect(client) as server:
+        pushed = send(voice, client=server, replace=replace).voice
+    assert pushed is not None, "send returns the voice"
+    return pushed
 
 
 def pull(voice: Voice | str, *, client: Client | None = None, replace: bool = False) -> Voice:
-    """Bring a voice of a server into this library: recording, transcript, language, consent and seal.
+    """Copy a voice from a server into the library: recording, transcript, language, consent and seal.
 
     Args:
-        voice: a voice of the server, its name there, or its identifier.
-        client: the server; None asks the one that `Client()` finds.
-        replace: take the place of another voice of that name here.
+        voice: A voice of the server, its name there or its id.
+        client: The server; None uses the one that `Client()` finds.
+        replace: Replace a different voice of that name in the library.
 
     Returns:
-        The voice as this library has it. Pulling again changes nothing.
+        The voice as the library stores it. Pulling it again changes nothing.
 
     Raises:
-        VoiceNotFoundError: the server has no such voice.
-        VoiceExistsError: this library has another voice of that name.
-        UnsupportedByServerError: the hosted service gives no voices back.
+        VoiceNotFoundError: The server has no such voice.
+        VoiceExistsError: The library has a different voice of that name.
+        UnsupportedByServerError: The hosted service does not export voices.
     """
-    with _asking(client) as server:
-        brought = fetch(voice, client=server, replace=replace).voice
-    assert brought is not None, "a voice that was fetched is here"
-    return brought
+    with _connect(client) as server:
+        pulled = fetch(voice, client=server, replace=replace).voice
+    assert pulled is not None, "fetch returns the voice"
+    return pulled
 
 
-def send(voice: Voice | str, *, client: Client, replace: bool = False) -> Trip:
-    """As `push`, and tell what was done."""
-    shelf, links = _home()
-    here = shelf.get(voice.voice_id if isinstance(voice, Voice) else voice)
-    wav = shelf.reference(here)
+def send(voice: Voice | str, *, client: Client, replace: bool = False) -> TransferResult:
+    """Push a voice like `push`, and return what was done."""
+    library, links = _open_library()
+    local = library.get(voice.voice_id if isinstance(voice, Voice) else voice)
+    wav = library.reference(local)
     with links.alone():
-        there, others = _looked_for(here, client, links)
-        if there is None:
+        remote, others = _match(local, client, links)
+        if remote is None:
             if others and not replace:
-                raise VoiceExistsError(here.name, where="`afterwords push --replace`")
-            there = _made(here, wav, prompts_of(shelf, here), client)
-            links.link(client.base_url, here.voice_id, there.voice_id)
+                raise VoiceExistsError(local.name, where="`afterwords push --replace`")
+            remote = _create(local, wav, prompts_of(library, local), client)
+            links.link(client.base_url, local.voice_id, remote.voice_id)
             for other in others:
                 client.voices.delete(other)
-            return Trip(here.name, Outcome.PUSHED, there)
-        links.link(client.base_url, here.voice_id, there.voice_id)
-        changes = _differences(here, there)
+            return TransferResult(local.name, TransferStatus.PUSHED, remote)
+        links.link(client.base_url, local.voice_id, remote.voice_id)
+        changes = _differences(local, remote)
         if not changes:
-            return Trip(here.name, Outcome.SAME, there)
-        return Trip(here.name, Outcome.UPDATED, client.voices.update(there, **changes))
+            return TransferResult(local.name, TransferStatus.SAME, remote)
+        return TransferResult(local.name, TransferStatus.UPDATED, client.voices.update(remote, **changes))
 
 
-def fetch(voice: Voice | str, *, client: Client, replace: bool = False) -> Trip:
-    """As `pull`, and tell what was done."""
-    shelf, links = _home()
-    there = client.voices.get(voice)
+def fetch(voice: Voice | str, *, client: Client, replace: bool = False) -> TransferResult:
+    """Pull a voice like `pull`, and return what was done."""
+    library, links = _open_library()
+    remote = client.voices.get(voice)
     with links.alone():
-        known = links.here(client.base_url, there.voice_id)
-        for here in shelf.list():
-            if here.voice_id == known or (there.ref_sha256 and here.ref_sha256 == there.ref_sha256):
-                links.link(client.base_url, here.voice_id, there.voice_id)
-                return Trip(here.name, Outcome.SAME, here)
-        bundle = unpack_all(client.voices.export(there))
-        brought = bundle.voice
-        if not replace and any(other.name == brought.name for other in shelf.list()):
-            raise VoiceExistsError(brought.name, where="`afterwords pull --replace`")
-        saved = shelf.save(brought, reference_wav=bundle.wav, replace=replace)
-        links.link(client.base_url, saved.voice_id, there.voice_id)
-        return Trip(saved.name, Outcome.PULLED, saved, notices=tuple(keep_prompts(shelf, saved, bundle)))
+        linked_id = links.here(client.base_url, remote.voice_id)
+        for local in library.list():
+            if local.voice_id == linked_id or (remote.ref_sha256 and local.ref_sha256 == remote.ref_sha256):
+                links.link(client.base_url, local.voice_id, remote.voice_id)
+                return TransferResult(local.name, TransferStatus.SAME, local)
+        bundle = unpack_all(client.voices.export(remote))
+        name = bundle.voice.name
+        if not replace and any(local.name == name for local in library.list()):
+            raise VoiceExistsError(name, where="`afterwords pull --replace`")
+        saved = library.save(bundle.voice, reference_wav=bundle.wav, replace=replace)
+        links.link(client.base_url, saved.voice_id, remote.voice_id)
+        notices = tuple(keep_prompts(library, saved, bundle))
+        return TransferResult(saved.name, TransferStatus.PULLED, saved, notices=notices)
 
 
-def counterpart(voice: Voice, *, client: Client) -> Voice | None:
-    """The voice on a server that a voice of this library is; None where it was never brought there."""
-    return _looked_for(voice, client, _home()[1])[0]
+def find_remote(voice: Voice, *, client: Client) -> Voice | None:
+    """Return the copy of a library's voice on a server, or None if it was never pushed there."""
+    return _match(voice, client, _open_library()[1])[0]
 
 
-def _looked_for(here: Voice, client: Client, links: Links) -> tuple[Voice | None, list[Voice]]:
-    """The voice on the server that this one is, by its link or its recording; and others there with its name."""
-    for remote_id in links.there(client.base_url, here.voice_id):
+def find_by_name(voice: Voice, client: Client) -> tuple[Voice | None, list[Voice]]:
+    """Return the server's voice with this name and recording; without one, all others with this name."""
+    candidates = [client.voices.get(other) for other in client.voices.list() if other.name == voice.name]
+    same = next((other for other in candidates if other.ref_sha256 and other.ref_sha256 == voice.ref_sha256), None)
+    return same, [] if same else candidates
+
+
+def _match(local: Voice, client: Client, links: Links) -> tuple[Voice | None, list[Voice]]:
+    """Find the server's copy of a voice by its link or its recording, and different voices with its name."""
+    for remote_id in links.there(client.base_url, local.voice_id):
         try:
             return client.voices.get(remote_id), []
-        except VoiceNotFoundError:  # it was deleted there, or belongs to another account
+        except VoiceNotFoundError:  # deleted there, or another account's
             continue
-    return namesakes(here, client)
+    return find_by_name(local, client)
 
 
-def namesakes(voice: Voice, client: Client) -> tuple[Voice | None, list[Voice]]:
-    """The voice of that name on the server with the same recording; without one, all others there of that name."""
-    named = [client.voices.get(other) for other in client.voices.list() if other.name == voice.name]
-    same = next((other for other in named if other.ref_sha256 and other.ref_sha256 == voice.ref_sha256), None)
-    return same, [] if same else named
+def _create(local: Voice, wav: bytes, prompts: list[BundledPrompt], client: Client) -> Voice:
+    """Create a voice on the server.
 
-
-def _made(here: Voice, wav: bytes, prompts: list[BundledPrompt], client: Client) -> Voice:
-    """Register it. The key says which recording under which name, so that two who push it at once make one voice."""
-    key = sha256(f"{here.ref_sha256}\0{here.name}".encode()).hexdigest()
+    The idempotency key names the recording and the voice's name, so that two concurrent pushes create one voice.
+    """
+    key = sha256(f"{local.ref_sha256}\0{local.name}".encode()).hexdigest()
     for attempt in (f"push-{key}", f"push-{key[:32]}-{new_id()}"):
         try:
-            there = client.voices.get(_uploaded(here, wav, prompts, client, attempt))
+            remote = client.voices.get(_upload(local, wav, prompts, client, attempt))
         except (IdempotencyConflictError, VoiceNotFoundError):
-            continue  # it was pushed before, with other words or before it was deleted: this is another time
-        if there.ref_sha256 not in (None, here.ref_sha256):
-            client.voices.delete(there)
-            raise StrangeAnswerError("the recording that it keeps is not the one that was sent")
-        return there
-    raise StrangeAnswerError("the voice that it made is not there")
+            continue  # the first key was used for a push with another transcript, or for a voice deleted since
+        if remote.ref_sha256 not in (None, local.ref_sha256):
+            client.voices.delete(remote)
+            raise StrangeAnswerError("the recording that it stored differs from the one that was sent")
+        return remote
+    raise StrangeAnswerError("the voice that it created can't be found")
 
 
-def _uploaded(here: Voice, wav: bytes, prompts: list[BundledPrompt], client: Client, key: str) -> Voice:
-    """Send it whole, without prompts to a server that takes none; to the hosted service, what that takes."""
+def _upload(local: Voice, wav: bytes, prompts: list[BundledPrompt], client: Client, key: str) -> Voice:
+    """Upload a voice as a bundle, or as a recording with fields to a server that has no bundle route."""
     try:
         try:
-            return client.voices.import_(pack(here, wav, prompts), idempotency_key=key)
-        except (InvalidBundleError, RequestTooLargeError):  # an older server knows version 1 alone
+            return client.voices.import_(pack(local, wav, prompts), idempotency_key=key)
+        except (InvalidBundleError, RequestTooLargeError):  # an older server reads only version 1, without prompts
             if not prompts:
                 raise
-        return client.voices.import_(pack(here, wav), idempotency_key=key)
+        return client.voices.import_(pack(local, wav), idempotency_key=key)
     except UnsupportedByServerError:
         return client.voices.create(
             wav,
-            name=here.name,
-            text=here.ref_text,
-            lang=here.lang,
-            backend=here.backend if here.backend in client.health().backends else None,
-            family=here.family,
-            consent=here.consent.kind if here.consent else None,
+            name=local.name,
+            text=local.ref_text,
+            lang=local.lang,
+            backend=local.backend if local.backend in client.health().backends else None,
+            family=local.family,
+            consent=local.consent.kind if local.consent else None,
             idempotency_key=key,
         )
 
 
-def _differences(here: Voice, there: Voice) -> dict[str, Any]:
-    """What is said here and not there; what is not said here stays as it is there."""
-    said = {"name": here.name, "text": here.ref_text, "lang": here.lang, "family": here.family}
-    known = {"name": there.name, "text": there.ref_text, "lang": there.lang, "family": there.family}
-    return {field: value for field, value in said.items() if value is not None and value != known[field]}
+def _differences(local: Voice, remote: Voice) -> dict[str, Any]:
+    """Return the fields to update on the server; fields that are unset locally are left as they are."""
+    wanted = {"name": local.name, "text": local.ref_text, "lang": local.lang, "family": local.family}
+    stored = {"name": remote.name, "text": remote.ref_text, "lang": remote.lang, "family": remote.family}
+    return {field: value for field, value in wanted.items() if value is not None and value != stored[field]}
 
 
 # -- all of them ----------------------------------------------------------------------------------------------
 
 
-def sync(*, client: Client | None = None, is_dry: bool = False) -> list[Trip]:
-    """Bring every voice that is on one side only to the other.
+def sync(*, client: Client | None = None, is_dry: bool = False) -> list[TransferResult]:
+    """Copy every voice that only one side has to the other.
 
-    Nothing is removed or overwritten: a voice that was removed on one side stays removed there and is told, and so are
-    two different voices of one name. What fails does not stop the rest.
+    Nothing is removed or overwritten: voices that were removed on one side, and different voices with the same name,
+    are reported and left alone. A failure does not stop the rest.
 
     Args:
-        client: the server; None asks the one that `Client()` finds.
-        is_dry: only tell what would be done.
+        client: The server; None uses the one that `Client()` finds.
+        is_dry: Only report what would be done.
     """
-    with _asking(client) as server:
-        shelf, links = _home()
-        there = {voice.voice_id: voice for voice in server.voices.list()}
-        return [*_out(shelf.list(), there, server, links, is_dry), *_in(there, shelf, server, links, is_dry)]
+    with _connect(client) as server:
+        library, links = _open_library()
+        remote = {voice.voice_id: voice for voice in server.voices.list()}
+        pushed = list(_push_all(library.list(), remote, server, links, is_dry))
+        return [*pushed, *_pull_all(library.list(), remote, server, links, is_dry)]
 
 
-def _out(here: list[Voice], there: dict[str, Voice], client: Client, links: Links, is_dry: bool) -> Iterator[Trip]:
-    for voice in here:
+def _push_all(
+    local: list[Voice], remote: dict[str, Voice], client: Client, links: Links, is_dry: bool
+) -> Iterator[TransferResult]:
+    for voice in local:
         linked = links.there(client.base_url, voice.voice_id)
-        if linked and not there.keys() & set(linked):
-            yield Trip(voice.name, Outcome.REMOVED_THERE)
+        if linked and not remote.keys() & set(linked):
+            yield TransferResult(voice.name, TransferStatus.REMOVED_THERE)
         else:
-            yield _tried(_foreseen if is_dry else send, voice, client)
+            yield _try(_preview if is_dry else send, voice, client)
 
 
-def _in(there: dict[str, Voice], shelf: Library, client: Client, links: Links, is_dry: bool) -> Iterator[Trip]:
-    here = shelf.list()
-    names, known = {voice.name for voice in here}, {voice.voice_id for voice in here}
-    for voice in there.values():
-        link = links.here(client.base_url, voice.voice_id)
-        if link in known or voice.name in names:  # told on the way out
+def _pull_all(
+    local: list[Voice], remote: dict[str, Voice], client: Client, links: Links, is_dry: bool
+) -> Iterator[TransferResult]:
+    names, ids = {voice.name for voice in local}, {voice.voice_id for voice in local}
+    for voice in remote.values():
+        linked_id = links.here(client.base_url, voice.voice_id)
+        if linked_id in ids or voice.name in names:  # _push_all has reported it
             continue
-        if link is not None:
-            yield Trip(voice.name, Outcome.REMOVED_HERE)
+        if linked_id is not None:
+            yield TransferResult(voice.name, TransferStatus.REMOVED_HERE)
         elif is_dry:
-            yield Trip(voice.name, Outcome.PULLED)
+            yield TransferResult(voice.name, TransferStatus.PULLED)
         else:
-            yield _tried(fetch, voice, client)
+            yield _try(fetch, voice, client)
 
 
-def _foreseen(voice: Voice, *, client: Client) -> Trip:
-    """What sending would do."""
-    there, others = _looked_for(voice, client, _home()[1])
-    if there is None:
-        return Trip(voice.name, Outcome.DIFFERS if others else Outcome.PUSHED)
-    return Trip(voice.name, Outcome.UPDATED if _differences(voice, there) else Outcome.SAME)
+def _preview(voice: Voice, *, client: Client) -> TransferResult:
+    """Return what `send` would do."""
+    remote, others = _match(voice, client, _open_library()[1])
+    if remote is None:
+        return TransferResult(voice.name, TransferStatus.DIFFERS if others else TransferStatus.PUSHED)
+    return TransferResult(voice.name, TransferStatus.UPDATED if _differences(voice, remote) else TransferStatus.SAME)
 
 
-class _Bring(Protocol):
-    def __call__(self, voice: Voice, /, *, client: Client) -> Trip: ...
+class _Transfer(Protocol):
+    def __call__(self, voice: Voice, /, *, client: Client) -> TransferResult: ...
 
 
-def _tried(bring: _Bring, voice: Voice, client: Client) -> Trip:
-    """Bring a voice; what fails is told, and the next one has its turn."""
+def _try(transfer: _Transfer, voice: Voice, client: Client) -> TransferResult:
+    """Transfer one voice; return a failure as a result unless it would stop every other voice too."""
     try:
-        return bring(voice, client=client)
+        return transfer(voice, client=client)
     except VoiceExistsError as error:
-        return Trip(voice.name, Outcome.DIFFERS, error=error)
-    except (UnreachableError, UnauthorizedError, NotLoggedInError):  # nothing else will go better
+        return TransferResult(voice.name, TransferStatus.DIFFERS, error=error)
+    except (UnreachableError, UnauthorizedError, NotLoggedInError):
         raise
     except AfterwordsError as error:
-        return Trip(voice.name, Outcome.FAILED, error=error)
+        return TransferResult(voice.name, TransferStatus.FAILED, error=error)
 
 
-# -- the two ends ---------------------------------------------------------------------------------------------
-
-
-def _home() -> tuple[Library, Links]:
+def _open_library() -> tuple[Library, Links]:
     home = load_config().home
     return Library(home), Links(home)
 
 
 @contextmanager
-def _asking(client: Client | None) -> Iterator[Client]:
-    """The server to ask; one that was opened here is closed again."""
+def _connect(client: Client | None) -> Iterator[Client]:
+    """Yield the client, or a new one that is closed at the end."""
     if client is not None:
         yield client
         return

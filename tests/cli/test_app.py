@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import afterwords as aw
-from afterwords.cli.say import complete_voice
+from afterwords.cli.options import complete_voice
 from afterwords.models import Voice
 from tests.cli.program import COMMAND, environment, run
 from tests.conftest import READER

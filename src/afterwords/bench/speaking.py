@@ -111,13 +111,13 @@ def measure_server(order: Order, progress: Progress) -> Figures:
         ServiceError, RemoteError: as for `Client.stream`.
     """
     from afterwords.client.sync import Client
-    from afterwords.transfer import counterpart
+    from afterwords.transfer import find_remote
 
     shelf = local.library()
     voice = shelf.get(order.voice_id)
     progress(0.0, "asking the server")
     with Client(profile=order.profile) as client:
-        there = counterpart(voice, client=client)
+        there = find_remote(voice, client=client)
         if there is None:
             missing = VoiceNotFoundError(voice.name)
             missing.hint = f"bring it there: afterwords push {shlex.quote(voice.name)}"

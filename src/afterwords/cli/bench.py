@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from afterwords.cli import output
-from afterwords.cli.remote import Profile, command, is_remote
-from afterwords.cli.say import complete_voice
+from afterwords.cli.options import Profile, complete_voice, is_remote
+from afterwords.cli.remote import command
 
 if TYPE_CHECKING:
     from afterwords.bench.report import Order, Row

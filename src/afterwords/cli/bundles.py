@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from afterwords.cli import output
-from afterwords.cli.remote import Profile, Remote, command, is_remote, option_value, server, told_if_stopped
-from afterwords.cli.say import complete_voice
+from afterwords.cli.options import AsJson, Profile, Remote, complete_voice, is_remote
+from afterwords.cli.remote import command, connect, explain_interrupt, option_value
 
 if TYPE_CHECKING:
     from afterwords.client import Client
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from afterwords.models import Voice
 
 ENDING: Final = ".afterwords"
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 # -- export ---------------------------------------------------------------------------------------------------
@@ -68,7 +67,7 @@ def _packed_here(name: str) -> tuple[Voice, bytes]:
 def _packed_there(name: str, profile: str | None) -> tuple[Voice, bytes]:
     from afterwords.library.bundle import unpack
 
-    with output.waiting("fetching the voice"), server(profile) as client:
+    with output.waiting("fetching the voice"), connect(profile) as client:
         data = client.voices.export(name)
     return unpack(data)[0], data
 
@@ -98,7 +97,7 @@ def import_(
     if name is not None:
         voice = voice.model_copy(update={"name": check_name(name)})
     if is_remote(remote, profile):
-        with server(profile) as client:
+        with connect(profile) as client:
             kept = _kept_there(client, voice, bundle, replace=replace, profile=profile)
     else:
         kept = _kept_here(voice, bundle, replace=replace)
@@ -136,16 +135,16 @@ def _kept_here(voice: Voice, bundle: Bundle, *, replace: bool) -> Voice:
 def _kept_there(client: Client, voice: Voice, bundle: Bundle, *, replace: bool, profile: str | None) -> Voice:
     """Bring a voice to a server; what has its name there goes, once it has arrived."""
     from afterwords.library.bundle import pack
-    from afterwords.transfer import namesakes
+    from afterwords.transfer import find_by_name
 
     with output.waiting("asking the server"):
-        same, taken = namesakes(voice, client)
+        same, taken = find_by_name(voice, client)
     if same is not None:
         return same
     if taken and not replace:
         _may_replace(voice, taken[0], where=f"on {client.base_url}")
     listed = command("voices", "list", "--remote", profile=profile)
-    with told_if_stopped("The server may have taken it all the same. See what it has:", listed):
+    with explain_interrupt("The server may have taken it all the same. See what it has:", listed):
         with output.waiting("sending the voice"):
             kept = client.voices.import_(pack(voice, bundle.wav, bundle.prompts))
         for other in taken:

@@ -13,7 +13,8 @@ import typer
 
 from afterwords.cli import output
 from afterwords.cli.help import HelpCommand, HelpGroup
-from afterwords.cli.remote import Profile, Timeout, command, option_value, patience_s, server, told_if_stopped
+from afterwords.cli.options import AsJson, Profile, Timeout
+from afterwords.cli.remote import command, connect, explain_interrupt, job_timeout_s, option_value
 
 if TYPE_CHECKING:
     from afterwords.backends.base import Progress
@@ -34,7 +35,6 @@ STEPS: Final = {
 """The steps of a job in words for people."""
 
 JobId = Annotated[str, typer.Argument(help="Id of a job, as `afterwords jobs list` shows it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback()
@@ -55,7 +55,7 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """List the jobs, newest first."""
-    with output.waiting("asking the server"), server(profile) as client:
+    with output.waiting("asking the server"), connect(profile) as client:
         found = list(islice(client.jobs.list(status=status, page_size=limit), limit))
     if as_json:
         output.result_json([_facts(job) for job in found])
@@ -78,7 +78,7 @@ def list_jobs(
 @app.command(cls=HelpCommand)
 def show(job_id: JobId, profile: Profile = None, as_json: AsJson = False) -> None:
     """Show where a job stands."""
-    with output.waiting("asking the server"), server(profile) as client:
+    with output.waiting("asking the server"), connect(profile) as client:
         _print(client.jobs.get(job_id), as_json=as_json)
 
 
@@ -86,8 +86,8 @@ def show(job_id: JobId, profile: Profile = None, as_json: AsJson = False) -> Non
 def wait(job_id: JobId, timeout: Timeout = None, profile: Profile = None, as_json: AsJson = False) -> None:
     """Wait until a job is ready. Ctrl-C leaves it running."""
     again = command("jobs", "wait", job_id, profile=profile)
-    with server(profile) as client, _goes_on(again) as progress:
-        job = client.jobs.wait(job_id, timeout_s=patience_s(timeout), progress=progress)
+    with connect(profile) as client, _goes_on(again) as progress:
+        job = client.jobs.wait(job_id, timeout_s=job_timeout_s(timeout), progress=progress)
     _print(job, as_json=as_json)
     output.note(f"Next: {output.shown(command('jobs', 'download', job_id, profile=profile))}")
 
@@ -95,7 +95,7 @@ def wait(job_id: JobId, timeout: Timeout = None, profile: Profile = None, as_jso
 @app.command(cls=HelpCommand)
 def cancel(job_id: JobId, profile: Profile = None, as_json: AsJson = False) -> None:
     """Cancel a job that is pending; what it reserved is given back."""
-    with output.waiting("asking the server"), server(profile) as client:
+    with output.waiting("asking the server"), connect(profile) as client:
         _print(client.jobs.cancel(job_id), as_json=as_json)
 
 
@@ -118,10 +118,10 @@ def download(
     place = place_for(out, format) if out is not None else None
     words = ("-o", option_value(out)) if out is not None else ()
     again = command("jobs", "download", job_id, *words, profile=profile)
-    with server(profile) as client:
+    with connect(profile) as client:
         with _goes_on(again) as progress:
-            job = client.jobs.wait(job_id, timeout_s=patience_s(timeout), progress=progress)
-        with told_if_stopped("Nothing was written. Again:", again), output.waiting("downloading"):
+            job = client.jobs.wait(job_id, timeout_s=job_timeout_s(timeout), progress=progress)
+        with explain_interrupt("Nothing was written. Again:", again), output.waiting("downloading"):
             data = client.jobs.data(job_id)
     place = place or _place_of(job, data, format)
     try:
@@ -147,7 +147,7 @@ def _goes_on(again: str) -> Iterator[Progress]:
     """Wait for a job, and show its progress, which is yielded; Ctrl-C and a timeout say how to come back to it."""
     from afterwords.errors import JobTimeoutError
 
-    told = told_if_stopped("The job goes on. Come back to it with:", again)
+    told = explain_interrupt("The job goes on. Come back to it with:", again)
     with told, output.waiting(doing("waiting for the speech")) as show:
         try:
             yield lambda fraction, step: show(doing(step, fraction))

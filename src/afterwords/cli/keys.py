@@ -9,7 +9,9 @@ import typer
 
 from afterwords.cli import output
 from afterwords.cli.help import HelpCommand, HelpGroup, examples
-from afterwords.cli.remote import Profile, Remote, is_remote, server
+from afterwords.cli.options import AsJson as Json
+from afterwords.cli.options import Profile, Remote, is_remote
+from afterwords.cli.remote import connect
 from afterwords.cli.serve import require_server
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ app = typer.Typer(
 )
 
 T = TypeVar("T")
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeyId = Annotated[str, typer.Argument(help="Its id, as `keys list` shows it.")]
 
 
@@ -74,7 +75,7 @@ def create(
         "for_key": for_key,
     }
     if is_remote(remote, profile):
-        with server(profile, admin_secret=_admin_secret(profile, is_needed=not scope)) as client:
+        with connect(profile, admin_secret=_admin_secret(profile, is_needed=not scope)) as client:
             made = client.keys.create(scopes=scope or (), **asked)
         _show(made.api_key, made.key_id, made.model_dump(mode="json", exclude_none=True), as_json)
         return
@@ -95,7 +96,7 @@ def create(
 def list_(remote: Remote = False, profile: Profile = None, as_json: Json = False) -> None:
     """List the keys; the keys themselves are not kept."""
     if is_remote(remote, profile):
-        with server(profile) as client:
+        with connect(profile) as client:
             found = client.keys.list()
     else:
         found = _with_keys(lambda keys: keys.list(account_id=None))
@@ -127,7 +128,7 @@ def list_(remote: Remote = False, profile: Profile = None, as_json: Json = False
 def revoke(key_id: KeyId, remote: Remote = False, profile: Profile = None) -> None:
     """Make a key useless at once."""
     if is_remote(remote, profile):
-        with server(profile) as client:
+        with connect(profile) as client:
             client.keys.revoke(key_id)
     else:
         _with_keys(lambda keys: keys.revoke(key_id, account_id=None))
@@ -144,7 +145,7 @@ def rotate(
 ) -> None:
     """Put a new key in the place of one."""
     if is_remote(remote, profile):
-        with server(profile) as client:
+        with connect(profile) as client:
             made = client.keys.rotate(key_id, overlap_s=overlap)
         _show(made.api_key, made.key_id, made.model_dump(mode="json", exclude_none=True), as_json)
         output.note("If it takes the place of the key you are logged in with: afterwords login")
@@ -220,7 +221,7 @@ def accounts(remote: Remote = False, profile: Profile = None, as_json: Json = Fa
     With --remote, it needs the admin secret of the other server.
     """
     if is_remote(remote, profile):
-        with server(profile, admin_secret=_admin_secret(profile)) as client:
+        with connect(profile, admin_secret=_admin_secret(profile)) as client:
             found = list(client.keys.accounts())
     else:
         found = list(_with_keys(lambda keys: keys.accounts()))

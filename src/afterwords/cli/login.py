@@ -13,14 +13,14 @@ import typer
 
 from afterwords.cli import output
 from afterwords.cli.help import HelpCommand, HelpGroup
-from afterwords.cli.remote import Profile, command, server
+from afterwords.cli.options import AsJson, Profile
+from afterwords.cli.remote import command, connect
 
 if TYPE_CHECKING:
     from afterwords.client.profiles import Access, Profiles
     from afterwords.models import Usage
 
 KEY_MAX_BYTES = 4096
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def login(
@@ -92,7 +92,7 @@ def whoami(profile: Profile = None, as_json: AsJson = False) -> None:
 
 def usage(profile: Profile = None, as_json: AsJson = False) -> None:
     """Show the characters that were used in this billing period."""
-    with output.waiting("asking the server"), server(profile) as client:
+    with output.waiting("asking the server"), connect(profile) as client:
         spent = client.usage()
     facts = _spent(spent)
     if as_json:

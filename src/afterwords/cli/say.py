@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from afterwords.cli import output
-from afterwords.cli.remote import Profile, Remote, Timeout, is_remote, patience_s
+from afterwords.cli.options import Profile, Remote, Timeout, complete_voice, is_remote
+from afterwords.cli.remote import job_timeout_s
 
 if TYPE_CHECKING:
     from afterwords.audio.wav import Samples
     from afterwords.audio.writer import AudioWriter
     from afterwords.cli.save_audio import Place
     from afterwords.speech import Speech
-
-
-_IS_A_WORD: Final = re.compile(r"\w[\w.+-]*")  # to every shell
-
-
-def complete_voice(incomplete: str) -> list[str]:
-    """Return names of voices for the shell; none where the library can't be read, since a shell can't show why.
-
-    Completion scripts insert what they get as it is, and a name can come from a stranger's file: a voice is offered by
-    its identifier where its name holds anything that a shell acts on.
-    """
-    from afterwords.config import load_config
-    from afterwords.errors import AfterwordsError
-    from afterwords.library.library import Library
-
-    try:
-        voices = Library(load_config().home).list()
-    except AfterwordsError:
-        return []
-    offers = [(voice.name, voice.name if _IS_A_WORD.fullmatch(voice.name) else voice.voice_id) for voice in voices]
-    return [offer for name, offer in offers if name.startswith(incomplete) or offer.startswith(incomplete)]
 
 
 def say(
@@ -100,7 +79,7 @@ def say(
         from afterwords.cli.say_remote import Order, say_remote
 
         how = {"lang": lang, "backend": backend, "speed": speed, "seed": seed}
-        order = Order(words, voice, how, patience_s(timeout), profile)
+        order = Order(words, voice, how, job_timeout_s(timeout), profile)
         say_remote(order, place, is_heard=is_heard, as_json=as_json)
         return
     from afterwords import local

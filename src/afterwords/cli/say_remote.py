@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from afterwords.cli import output
 from afterwords.cli.jobs import doing
-from afterwords.cli.remote import command, option_value, server, told_if_stopped
+from afterwords.cli.remote import command, connect, explain_interrupt, option_value
 from afterwords.cli.save_audio import Place, deliver
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def say_remote(order: Order, place: Place | None, *, is_heard: bool, as_json: bo
     from afterwords.text import check_text
 
     check_text(order.text)
-    with server(order.profile) as client, output.without_text_warnings():
+    with connect(order.profile) as client, output.without_text_warnings():
         voice = order.voice if order.voice is not None else _only_voice(client, order)
         facts = _played(client, order, voice, place) if is_heard else _fetched(client, order, voice, place)
     _tell({"voice": voice if isinstance(voice, str) else voice.name, **facts}, place, as_json=as_json)
@@ -80,7 +80,7 @@ def _fetched(client: Client, order: Order, voice: Voice | str, place: Place | No
     with output.waiting("asking the server"):
         job = _submitted(client, order, voice, place)
     resume = order.command("jobs", "download", str(job.job_id), "-o", option_value(place.out))
-    with told_if_stopped("The job goes on. Fetch its audio with:", resume) if job.job_id else nullcontext():
+    with explain_interrupt("The job goes on. Fetch its audio with:", resume) if job.job_id else nullcontext():
         with output.waiting(doing("waiting for the speech")) as show:
             try:
                 done = job.wait(timeout_s=order.timeout_s, progress=lambda fraction, step: show(doing(step, fraction)))
@@ -100,7 +100,7 @@ def _submitted(client: Client, order: Order, voice: Voice | str, place: Place) -
     from afterwords.models import SpeechFormat
 
     listed = order.command("jobs", "list")
-    with told_if_stopped("The server may have taken it all the same. See what it has:", listed):
+    with explain_interrupt("The server may have taken it all the same. See what it has:", listed):
         try:
             return client.synthesize(order.text, voice=voice, format=place.format, **order.how)
         except UnsupportedByServerError:

@@ -10,8 +10,7 @@ import typer
 
 from afterwords.cli import bundles, output
 from afterwords.cli.help import HelpCommand, HelpGroup
-from afterwords.cli.remote import Profile, Remote, is_remote
-from afterwords.cli.say import complete_voice
+from afterwords.cli.options import AsJson, Profile, Remote, complete_voice, is_remote
 
 if TYPE_CHECKING:
     from afterwords.models import Voice
@@ -21,7 +20,6 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(help="Voice, by name or id.", autocompletion=complete_voice)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback()

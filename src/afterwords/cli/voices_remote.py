@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from afterwords.cli import output
-from afterwords.cli.remote import command, server
+from afterwords.cli.remote import command, connect
 
 if TYPE_CHECKING:
     from afterwords.models import Voice
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def list_voices(profile: str | None, *, as_json: bool) -> None:
     """List all voices of a server, oldest first."""
-    with output.waiting("asking the server"), server(profile) as client:
+    with output.waiting("asking the server"), connect(profile) as client:
         found = list(client.voices.list())
         url = client.base_url
     if as_json:
@@ -28,7 +28,7 @@ def list_voices(profile: str | None, *, as_json: bool) -> None:
 
 def show(name: str, profile: str | None, *, as_json: bool) -> None:
     """Show all that a server tells of a voice."""
-    with output.waiting("asking the server"), server(profile) as client:
+    with output.waiting("asking the server"), connect(profile) as client:
         facts = _facts(client.voices.get(name))
     if as_json:
         output.result_json(facts)
@@ -41,13 +41,13 @@ def renamed(name: str, new: str, profile: str | None) -> Voice:
     from afterwords.text import check_name
 
     new = check_name(new)
-    with output.waiting("asking the server"), server(profile) as client:
+    with output.waiting("asking the server"), connect(profile) as client:
         return client.voices.update(name, name=new)
 
 
 def remove(name: str, profile: str | None, *, is_meant: bool, as_json: bool) -> None:
     """Remove a voice of a server, and all that was made with it."""
-    with server(profile) as client:
+    with connect(profile) as client:
         voice = client.voices.get(name)
         shown = f"{output.shown(voice.name)} ({output.shown(voice.voice_id)})"
         if not is_meant:
