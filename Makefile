@@ -1,22 +1,28 @@
 # Two commands set everything up: `make demo` makes a cloned voice speak, `make test` passes the tests.
+# Packages are installed by uv if it is on PATH (faster), else by pip.
 
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
+UV := $(shell command -v uv)
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(VENV),$(BIN)/python -m pip install --quiet)
 
-# Some machines forbid bytecode, and then each of the hundreds of programs that tests start compiles the sources anew.
+# Without bytecode, each of the hundreds of processes that the tests start would compile the sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint style docs soak floors bench client openapi data clean
+.PHONY: demo test pytest lint style docs soak floors bench client openapi data clean
 
 demo: $(VENV)/.lite
 	$(BIN)/afterwords demo --out hello.wav
 
-# Types take half a minute to check: beside the tests, many of which wait, and told after them.
+# mypy takes half a minute. It runs next to the tests, many of which wait, and its output is printed after theirs.
 test: $(VENV)/.dev style
 	@$(BIN)/mypy >$(VENV)/types.log 2>&1 & types=$$!; \
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder; tested=$$?; \
 	wait $$types; typed=$$?; echo mypy; cat $(VENV)/types.log; exit $$((tested ? tested : typed))
+
+pytest: $(VENV)/.dev
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: style
 	$(BIN)/mypy
@@ -25,6 +31,8 @@ style: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
@@ -35,20 +43,21 @@ soak: $(VENV)/.dev floors
 # The lowest versions that pyproject.toml allows, in an environment of their own: they install, and the parts that lean
 # most on other packages work with them.
 FLOORS := $(VENV)/floors
+FLOORS_BIN := $(subst $(VENV),$(FLOORS),$(BIN))
 
 floors:
 	$(PYTHON) -m venv --clear $(FLOORS)
-	$(FLOORS)/bin/python -m pip install --quiet uv
-	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS) --resolution lowest-direct ".[server,play,login,lite]"
-	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS) pytest hypothesis psutil trustme
-	$(FLOORS)/bin/python -m pytest -q -o filterwarnings=default tests/server/test_embedding.py \
+	$(FLOORS_BIN)/python -m pip install --quiet uv
+	$(FLOORS_BIN)/uv pip install --quiet --python $(FLOORS) --resolution lowest-direct ".[server,play,login,lite]"
+	$(FLOORS_BIN)/uv pip install --quiet --python $(FLOORS) pytest hypothesis psutil trustme
+	$(FLOORS_BIN)/python -m pytest -q -o filterwarnings=default tests/server/test_embedding.py \
 		tests/server/store/test_store.py tests/server/routes tests/audio/test_audio.py tests/audio/test_writer.py
-	$(FLOORS)/bin/afterwords backends
+	$(FLOORS_BIN)/afterwords backends
 
 DNSMOS := speechmos==0.0.1.1 # for its weights; its code, which needs much more, is not used
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --no-deps $(DNSMOS)
+	$(INSTALL) --no-deps $(DNSMOS)
 	$(BIN)/python -m benchmarks.run
 
 client: $(VENV)/.dev
@@ -58,21 +67,21 @@ openapi: $(VENV)/.dev
 	$(BIN)/python -m scripts.make_openapi
 
 data: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --no-deps $(DNSMOS)
-	$(BIN)/python -m pip install --quiet onnx torch
+	$(INSTALL) --no-deps $(DNSMOS)
+	$(INSTALL) onnx torch
 	$(BIN)/python -m scripts.make_lite_data
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+$(VENV)/pyvenv.cfg:
+	$(if $(UV),$(UV) venv --quiet --seed --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
+	$(if $(UV),,$(BIN)/python -m pip install --quiet --upgrade pip)
 
-$(VENV)/.lite: pyproject.toml $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet ".[lite]"
+$(VENV)/.lite: pyproject.toml | $(VENV)/pyvenv.cfg
+	$(INSTALL) --editable ".[lite]"
 	touch $@
 
-$(VENV)/.dev: pyproject.toml scripts/system-packages $(VENV)/bin/python
-	scripts/system-packages
-	$(BIN)/python -m pip install --quiet --editable ".[lite,cuda,mlx,play,transcribe,server]" --group dev --group docs
+$(VENV)/.dev: pyproject.toml scripts/system-packages | $(VENV)/pyvenv.cfg
+	sh scripts/system-packages
+	$(INSTALL) --editable ".[lite,cuda,mlx,play,transcribe,server]" --group dev --group docs
 	touch $@
 
 clean:
