@@ -151,7 +151,7 @@ def export_voice(voice: Voice | str, path: Path | str) -> Path:
         VoiceNotFoundError: there is no such voice.
         UnwritableOutputError, StorageFullError: the file can't be written.
     """
-    _, data = pack_voice(_id_or_name(voice))
+    _, data = export_bundle(_id_or_name(voice))
     write_whole(Path(path), data, is_private=True)
     return Path(path)
 
@@ -170,10 +170,10 @@ def import_voice(file: Path | str | bytes | BinaryIO, *, name: str | None = None
     """
     bundle = unpack_all(file if isinstance(file, bytes) else read_bundle(Path(file) if isinstance(file, str) else file))
     voice = bundle.voice if name is None else bundle.voice.model_copy(update={"name": check_name(name)})
-    return keep_bundle(voice, bundle, may_replace=lambda _: replace)[0]
+    return import_bundle(voice, bundle, may_replace=lambda _: replace)[0]
 
 
-def pack_voice(name_or_id: str) -> tuple[Voice, bytes]:
+def export_bundle(name_or_id: str) -> tuple[Voice, bytes]:
     """Return a voice of the library, and the bytes of its file.
 
     Raises:
@@ -184,7 +184,7 @@ def pack_voice(name_or_id: str) -> tuple[Voice, bytes]:
     return voice, pack(voice, shelf.reference(voice), prompts_of(shelf, voice))
 
 
-def keep_bundle(voice: Voice, bundle: Bundle, *, may_replace: Callable[[Voice], bool]) -> tuple[Voice, list[str]]:
+def import_bundle(voice: Voice, bundle: Bundle, *, may_replace: Callable[[Voice], bool]) -> tuple[Voice, list[str]]:
     """Add the voice of a file to the library; returns it, and notices on prepared parts that were left out.
 
     Args:

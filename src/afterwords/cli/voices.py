@@ -1,16 +1,30 @@
-"""`afterwords voices`: what is in the library, or with --remote on a server."""
+"""`afterwords voices`: the voices of the library, or of a server with --remote."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from afterwords.cli import bundles, output
+from afterwords.cli import output
 from afterwords.cli.help import HelpCommand, HelpGroup
-from afterwords.cli.options import AsJson, Profile, Remote, complete_voice, is_remote
+from afterwords.cli.options import (
+    AsJson,
+    OutFile,
+    Profile,
+    Remote,
+    Replace,
+    VoiceName,
+    Yes,
+    check_group_options,
+    complete_voice,
+    is_remote,
+)
+from afterwords.cli.remote import command, option_value
+from afterwords.cli.voice_store import open_store
 
 if TYPE_CHECKING:
     from afterwords.models import Voice
@@ -19,154 +33,66 @@ app = typer.Typer(
     cls=HelpGroup, help="List, show, rename, remove, export and import voices.", invoke_without_command=True
 )
 
-Name = Annotated[str, typer.Argument(help="Voice, by name or id.", autocompletion=complete_voice)]
-
 
 @app.callback()
 def voices(context: typer.Context, remote: Remote = False, profile: Profile = None) -> None:
     if context.invoked_subcommand is None:
-        list_voices(remote=remote, profile=profile, as_json=False)
-    elif is_remote(remote, profile):
-        raise output.UsageError(
-            "--remote and --profile go last here.",
-            hint=f"afterwords voices {context.invoked_subcommand} … --remote.",
-        )
+        list_voices(remote=remote, profile=profile)
+    else:
+        check_group_options(context, remote=remote, profile=profile)
 
 
 @app.command("list", cls=HelpCommand)
 def list_voices(remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
     """List all voices."""
-    if is_remote(remote, profile):
-        from afterwords.cli import voices_remote
-
-        voices_remote.list_voices(profile, as_json=as_json)
-        return
-    from afterwords.local import library
-
-    shelf = library()
-    found, damaged = shelf.scan()
-    default = shelf.default()
-    for error in damaged:
-        output.note(f"[red]{output.shown(error.message)}[/red]\n  Fix: {output.shown(error.hint)}")
+    with open_store(remote, profile) as store:
+        found = store.list()
     if as_json:
-        chosen = default.voice_id if default else None
-        output.result_json([{**v.model_dump(mode="json"), "is_default": v.voice_id == chosen} for v in found])
-    elif found:
-        rows = [
-            (
-                f"{voice.name}{' *' if default and voice.voice_id == default.voice_id else ''}",
-                voice.lang,
-                voice.backend,
-                (voice.reference and voice.reference.grade) or "-",
-                f"{voice.reference.duration_s:.1f} s" if voice.reference else "-",
-                voice.consent.kind.value if voice.consent else "not stated",
-                f"{voice.created_at:%Y-%m-%d}",
-            )
-            for voice in found
-        ]
-        output.result_table(("name", "lang", "backend", "grade", "length", "consent", "made"), rows)
-    elif not damaged:
-        output.note("No voices yet. Make one: afterwords clone me.wav --name me (or try `afterwords demo`).")
+        output.result_json(found.facts)
+    elif found.rows:
+        output.result_table(found.headers, found.rows)
+    elif found.hint:
+        output.note(found.hint)
 
 
 @app.command(cls=HelpCommand)
-def show(name: Name, remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
-    """Show what is known of a voice."""
-    if is_remote(remote, profile):
-        from afterwords.cli import voices_remote
-
-        voices_remote.show(name, profile, as_json=as_json)
-        return
-    from afterwords.local import library, likeness
-    from afterwords.provenance import verify_seal
-
-    shelf = library()
-    voice = shelf.get(name)
-    shelf.reference(voice)
-    original = shelf.original_path(voice)
-    facts = {
-        **voice.model_dump(mode="json"),
-        "original": str(original) if original else None,
-        "is_sealed": verify_seal(voice),
-        "likeness": likeness(voice),
-    }
+def show(name: VoiceName, remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
+    """Show the details of a voice."""
+    with open_store(remote, profile) as store:
+        facts, summary = store.show(name)
     if as_json:
         output.result_json(facts)
-        return
-    output.result_facts(_summary(voice, original, is_sealed=verify_seal(voice), likeness=likeness(voice)))
-
-
-def _summary(
-    voice: Voice, original: Path | None, *, is_sealed: bool, likeness: Mapping[str, float | str]
-) -> dict[str, object]:
-    """What a person wants to know of a voice; hashes and the rest are for --json."""
-    reference, consent = voice.reference, voice.consent
-    facts: dict[str, object] = {
-        "name": voice.name,
-        "language": voice.lang,
-        "backend": voice.backend,
-        "grade": reference.grade if reference else None,
-        "recording": f"{reference.duration_s:.1f} s at {reference.sample_rate:,} Hz" if reference else None,
-        "original": original,
-        "transcript": voice.ref_text,
-        "consent": f"{consent.kind.value}, stated {consent.stated_at:%Y-%m-%d}" if consent else "not stated",
-        "seal": "intact" if is_sealed else "missing, or the voice was changed since",
-        "made": f"{voice.created_at:%Y-%m-%d %H:%M} UTC",
-        "family": voice.family,
-        "id": voice.voice_id,
-    }
-    if "similarity" in likeness:
-        facts["likeness"] = f"{likeness['similarity']:.2f} (nearest stock voice {likeness['baseline']:.2f})"
-    return facts
+    else:
+        output.result_facts(summary)
 
 
 @app.command(cls=HelpCommand)
 def rename(
-    name: Name,
+    name: VoiceName,
     new: Annotated[str, typer.Argument(help="The new name.")],
     remote: Remote = False,
     profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
     """Rename a voice."""
-    if is_remote(remote, profile):
-        from afterwords.cli import voices_remote
-
-        _tell(voices_remote.renamed(name, new, profile), as_json=as_json)
-        return
-    from afterwords.local import library
-
-    _tell(library().rename(name, new), as_json=as_json)
+    with open_store(remote, profile) as store:
+        voice = store.rename(name, new)
+    _print_voice(voice, as_json=as_json)
 
 
 @app.command(cls=HelpCommand)
 def rm(
-    name: Name,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    remote: Remote = False,
-    profile: Profile = None,
-    as_json: AsJson = False,
+    name: VoiceName, yes: Yes = False, remote: Remote = False, profile: Profile = None, as_json: AsJson = False
 ) -> None:
-    """Remove a voice with its recordings, its transcript and everything made of them."""
-    if is_remote(remote, profile):
-        from afterwords.cli import voices_remote
-
-        voices_remote.remove(name, profile, is_meant=yes, as_json=as_json)
-        return
-    from afterwords.errors import CorruptVoiceError
-    from afterwords.local import library
-
-    shelf = library()
-    try:
-        shown = output.shown(shelf.get(name).name)
-    except CorruptVoiceError:  # goes by its identifier
-        shown = f"the damaged voice {output.shown(name)}"
-    if not yes:
-        output.confirm_removal(f"This removes {shown} with its recordings, for good.")
-    shelf.remove(name)
+    """Remove a voice with its recordings, transcript and everything made from them."""
+    with open_store(remote, profile) as store:
+        removal = store.find_for_removal(name)
+        if not yes:
+            output.confirm_removal(removal.warning)
+        store.remove(removal.key)
     if as_json:
-        output.result_json({"removed": name})
-    output.note(f"[bold green]✓[/bold green] {shown} is gone.")
+        output.result_json({"removed": removal.key})
+    output.note(f"[bold green]✓[/bold green] {removal.label} is gone.")
 
 
 @app.command(cls=HelpCommand)
@@ -174,24 +100,80 @@ def default(
     name: Annotated[str | None, typer.Argument(help="Voice, by name or id.", autocompletion=complete_voice)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show or set the voice that speaks when none is named."""
-    from afterwords.local import library
+    """Show or set the voice that `say` uses without --voice."""
+    from afterwords.local import default_voice
 
-    shelf = library()
-    voice = shelf.set_default(name) if name is not None else shelf.default()
+    voice = default_voice(name)
     if voice is not None:
-        _tell(voice, as_json=as_json)
+        _print_voice(voice, as_json=as_json)
         return
     if as_json:
         output.result_json(None)
-    output.note("No default is chosen: afterwords voices default NAME")
+    output.note("No default voice is set. Set one: afterwords voices default NAME")
 
 
-app.command("export", cls=HelpCommand)(bundles.export)
-app.command("import", cls=HelpCommand)(bundles.import_)
+@app.command(cls=HelpCommand)
+def export(
+    name: VoiceName, out: OutFile = None, remote: Remote = False, profile: Profile = None, as_json: AsJson = False
+) -> None:
+    """Export a voice to one file that `import` reads on any machine.
+
+    Anyone who has the file can clone the speaker.
+    """
+    from afterwords.audio.output import check_place, write_whole
+
+    if out == "-" and (as_json or sys.stdout.isatty()):
+        raise output.UsageError("A voice file is binary and can't be printed here.", hint="add -o FILE, or use a pipe.")
+    if out not in (None, "-"):
+        check_place(Path(str(out)))
+    with open_store(remote, profile) as store:
+        voice, data = store.export(name)
+    stem = re.sub(r"[^\w-]+", "-", voice.name)[:60].strip("-") or "voice"
+    path = output.free_path(Path(f"{stem}.afterwords")) if out is None else Path(out)
+    write_whole(sys.stdout.buffer if out == "-" else path, data, is_private=True)
+    if out == "-":
+        return
+    if as_json:
+        size = {"file": str(path), "size_bytes": len(data)}
+        output.result_json({**size, "name": voice.name, "voice_id": voice.voice_id})
+    else:
+        output.result(output.plain(str(path)))
+    output.note(
+        f"[bold green]✓[/bold green] {output.shown(voice.name)} is in {output.shown(str(path))}. "
+        "Anyone who has this file can clone the speaker: treat it like the recording."
+    )
+    output.note(f"Next, on another machine: afterwords voices import {output.quoted(option_value(str(path)))}")
 
 
-def _tell(voice: Voice, *, as_json: bool) -> None:
+@app.command("import", cls=HelpCommand)
+def import_(
+    file: Annotated[str, typer.Argument(help="File written by `voices export`; - reads stdin.")],
+    name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the voice. (default: its own)")] = None,
+    replace: Replace = False,
+    remote: Remote = False,
+    profile: Profile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Import a voice from a file. A file that was altered is refused."""
+    from afterwords.library.bundle import read_bundle, unpack_all
+    from afterwords.text import check_name
+
+    if file == "-" and (sys.stdin is None or sys.stdin.isatty()):
+        raise output.UsageError("stdin is empty.", hint="pipe a voice file in, or name one.")
+    bundle = unpack_all(read_bundle(sys.stdin.buffer if file == "-" else Path(file)))
+    voice = bundle.voice if name is None else bundle.voice.model_copy(update={"name": check_name(name)})
+    with open_store(remote, profile) as store:
+        voice = store.import_(voice, bundle, replace=replace)
+    if as_json:
+        output.result_json(voice.model_dump(mode="json", exclude_none=True))
+    else:
+        output.result(output.plain(voice.name))
+    server = ("--remote",) if is_remote(remote, profile) and profile is None else ()
+    say = command("say", "Hello, this is my voice.", "--voice", voice.name, *server, profile=profile)
+    output.note(f"[bold green]✓[/bold green] {output.shown(voice.name)} is ready.\nNext: {output.shown(say)}")
+
+
+def _print_voice(voice: Voice, *, as_json: bool) -> None:
     if as_json:
         output.result_json(voice.model_dump(mode="json"))
     else:
