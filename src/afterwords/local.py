@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from afterwords.audio.audio import Audio, decode
-from afterwords.audio.output import write_whole
+from afterwords.audio.output import write_atomically
 from afterwords.audio.wav import read_wav
 from afterwords.backends import registry
 from afterwords.backends.base import Engine, Progress, Reference, ignore_progress, unspoken
@@ -152,7 +152,7 @@ def export_voice(voice: Voice | str, path: Path | str) -> Path:
         UnwritableOutputError, StorageFullError: the file can't be written.
     """
     _, data = export_bundle(_id_or_name(voice))
-    write_whole(Path(path), data, is_private=True)
+    write_atomically(Path(path), data, is_private=True)
     return Path(path)
 
 

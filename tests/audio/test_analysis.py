@@ -1,4 +1,4 @@
-"""Pitch, speech and spectra of sounds whose truth is known."""
+"""Pitch, speech activity and spectra of synthetic sounds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sine(hz: float, duration_s: float = 1.0, *, rate: int = RATE) -> Samples:
 
 
 def pulses(hz: float, duration_s: float = 1.0, *, rate: int = RATE) -> Samples:
-    """All harmonics up to 4 kHz at equal strength: a voice without a mouth."""
+    """Return a sum of all harmonics up to 4 kHz at equal strength."""
     phase = 2 * np.pi * hz * np.arange(round(duration_s * rate)) / rate
     harmonics = range(1, int(4000 / hz))
     samples: Samples = np.mean([np.cos(k * phase) / 4 for k in harmonics], axis=0).astype(np.float32)
@@ -35,7 +35,7 @@ def noise(duration_s: float, *, level: float = 0.1) -> Samples:
 
 @pytest.mark.parametrize("sound", [sine, pulses])
 @pytest.mark.parametrize("hz", [70, 95, 120, 180, 250, 330, 450])
-def test_pitch_is_found_within_one_per_cent(sound: Callable[[float], Samples], hz: float) -> None:
+def test_pitch_is_within_one_percent(sound: Callable[[float], Samples], hz: float) -> None:
     pitch = analysis.measure_pitch(sound(hz), RATE)
     assert pitch.median_hz == pytest.approx(hz, rel=0.01)
     assert pitch.spread_st < 0.2
@@ -47,25 +47,25 @@ def test_pitch_does_not_depend_on_the_sample_rate(rate: int) -> None:
     assert analysis.measure_pitch(pulses(140, rate=rate), rate).median_hz == pytest.approx(140, rel=0.01)
 
 
-def test_pitch_spread_tells_a_lively_voice_from_a_flat_one() -> None:
+def test_pitch_spread_separates_lively_from_flat_voice() -> None:
     lively = np.concatenate([pulses(hz, 0.5) for hz in (100, 150, 200)])
     assert analysis.measure_pitch(lively, RATE).spread_st > 3
 
 
 @pytest.mark.parametrize("samples", [noise(2), np.zeros(RATE, np.float32)], ids=["noise", "silence"])
-def test_what_has_no_pitch_is_unvoiced(samples: Samples) -> None:
+def test_noise_and_silence_are_unvoiced(samples: Samples) -> None:
     assert analysis.measure_pitch(samples, RATE) == analysis.Pitch(0.0, 0.0, 0.0)
 
 
 def bumped(samples: Samples) -> Samples:
-    """Soft speech, and one bump of the microphone."""
+    """Soften speech and add one bump of the microphone."""
     soft = 0.02 * samples
     soft[4000:4020] = 0.95
     return soft
 
 
 def rumbling(samples: Samples) -> Samples:
-    """Speech over a rumble of three times its level, as from a fan or from traffic."""
+    """Add a rumble of three times the level, as from a fan or traffic."""
     spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(len(samples)))
     spectrum[np.fft.rfftfreq(len(samples), 1 / READER.sample_rate) > 40] = 0
     rumble = np.fft.irfft(spectrum, len(samples))
@@ -74,7 +74,7 @@ def rumbling(samples: Samples) -> Samples:
 
 
 @pytest.mark.parametrize("spoil", [bumped, rumbling])
-def test_clear_speech_stays_voiced_beside_what_is_louder(spoil: Callable[[Samples], Samples]) -> None:
+def test_clear_speech_stays_voiced_with_louder_noise(spoil: Callable[[Samples], Samples]) -> None:
     samples = READER.samples[: round(7.5 * READER.sample_rate)]
     clean = analysis.measure_pitch(samples, READER.sample_rate)
 
@@ -110,17 +110,17 @@ def test_level_of_a_full_sine_is_three_decibels_below_its_peak() -> None:
     assert levels == pytest.approx(20 * np.log10(0.3) - 3.01, abs=0.02)
 
 
-def test_level_of_nothing_is_the_floor() -> None:
+def test_level_of_silence_is_the_floor() -> None:
     assert analysis.levels_db(np.zeros(RATE, np.float32), RATE) == pytest.approx(-120)
 
 
-def test_power_spectrum_peaks_where_the_tone_is() -> None:
+def test_power_spectrum_peaks_at_the_tone() -> None:
     power = analysis.power_spectrum(sine(1000), 512, 160)
     assert power.shape == (101, 257)
     assert power[50].argmax() * RATE / 512 == pytest.approx(1000, abs=RATE / 512)
 
 
-def test_mel_filters_cover_every_frequency_between_their_bounds_once_and_none_beyond() -> None:
+def test_mel_filters_cover_each_frequency_in_range_once() -> None:
     filters = analysis.mel_filters(RATE, 1024, 40, 100.0, 7000.0)
     hz = np.fft.rfftfreq(1024, 1 / RATE)
     assert filters.shape == (40, 513)
@@ -134,7 +134,7 @@ def test_mel_filters_have_equal_area() -> None:
     assert area == pytest.approx(1, rel=0.02)
 
 
-def test_mel_frequencies_are_linear_below_and_logarithmic_above_a_kilohertz() -> None:
+def test_mel_scale_is_linear_to_1_khz_then_logarithmic() -> None:
     hz = analysis.mel_frequencies(46, 0.0, 1000 * float(np.exp(np.log(6.4) / 27 * 30)))
     assert np.diff(hz[:16]) == pytest.approx(200 / 3)
     assert hz[16:] / hz[15:-1] == pytest.approx(float(np.exp(np.log(6.4) / 27)))
@@ -145,5 +145,5 @@ def test_cosine_rows_are_orthonormal() -> None:
     assert rows @ rows.T == pytest.approx(np.eye(12), abs=1e-5)
 
 
-def test_a_signal_shorter_than_a_frame_is_padded_to_one() -> None:
+def test_short_signal_is_padded_to_one_frame() -> None:
     assert analysis.frames(np.ones(3, np.float32), 8, 4).tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]]

@@ -1,4 +1,4 @@
-"""Sound read from every kind of file, refused where it can't be, resampled and stretched."""
+"""Decode every kind of file or refuse it; resample; change the speed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sine(duration_s: float, *, rate: int = RATE, hz: float = 440) -> Samples:
 
 
 def pitch(samples: Samples, rate: int) -> float:
-    """The strongest frequency in Hz."""
+    """Return the strongest frequency in Hz."""
     spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
     return float(spectrum.argmax()) * rate / len(samples)
 
@@ -59,7 +59,7 @@ def by_soundfile(format: str, subtype: str | None = None, *, samples: Samples | 
 def by_libav(
     container: str, codec: str, *, rate: int = 48_000, duration_s: float = 2, tracks: Sequence[Samples] = ()
 ) -> bytes:
-    """A stereo file, as a phone or a browser records it: a sine, or the given tracks."""
+    """Return a stereo file as a phone or a browser records it: a sine, or the given tracks."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         sounds = tracks or [sine(duration_s, rate=rate)]
@@ -73,7 +73,7 @@ def by_libav(
 
 
 def silent_video() -> bytes:
-    """A film without sound."""
+    """Return a video without audio."""
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as output:
         stream = output.add_stream("mpeg4", rate=25)
@@ -84,7 +84,7 @@ def silent_video() -> bytes:
 
 
 def header(*, channels: int, rate: int, data: bytes) -> bytes:
-    """A 16-bit WAV that says anything."""
+    """Return a 16-bit WAV file with any header fields."""
     block = 2 * channels
     fmt = struct.pack("<IHHIIHH", 16, 1, channels, rate, rate * block % 2**32, block, 16)
     return (
@@ -110,12 +110,12 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_every_kind_of_recording_is_read_at_its_own_rate(kind: str) -> None:
+def test_each_format_is_decoded_at_its_own_rate(kind: str) -> None:
     audio = decode(FILES[kind]())
 
     assert audio.samples.dtype == np.float32
     assert audio.notices == ()
-    # Opus is decoded at 48 kHz whatever went in
+    # Opus is always decoded at 48 kHz
     assert audio.sample_rate == (48_000 if kind in {"m4a", "aac", "webm", "opus"} or "mkv" in kind else RATE)
     assert audio.duration_s == pytest.approx(2, abs=0.06)  # a codec may add a frame at either end
     assert pitch(audio.samples, audio.sample_rate) == pytest.approx(440, rel=0.01)
@@ -123,9 +123,9 @@ def test_every_kind_of_recording_is_read_at_its_own_rate(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["wav", "m4a"])
-def test_path_open_file_and_pipe_are_read_alike(kind: str, tmp_path: Path) -> None:
+def test_path_open_file_and_pipe_give_equal_audio(kind: str, tmp_path: Path) -> None:
     data = FILES[kind]()
-    path = tmp_path / "memo.raw"  # an ending that means something else
+    path = tmp_path / "memo.raw"  # a misleading extension
     path.write_bytes(data)
     read_end, write_end = os.pipe()
     feeder = threading.Thread(target=feed, args=(write_end, data))
@@ -144,7 +144,7 @@ def feed(descriptor: int, data: bytes) -> None:
         pipe.write(data)
 
 
-def test_channels_are_averaged_and_full_scale_is_kept() -> None:
+def test_channels_are_averaged_and_full_scale_kept() -> None:
     stereo = np.array([[1.5, 1.0], [0.5, 0.0], [-0.5, -0.25]] * 100, np.float32)
 
     audio = decode(by_soundfile("WAV", "FLOAT", samples=stereo))
@@ -153,19 +153,19 @@ def test_channels_are_averaged_and_full_scale_is_kept() -> None:
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg", "aac", "webm"])
-def test_file_that_was_cut_is_read_as_far_as_it_goes(kind: str) -> None:
-    # an Ogg page is the least that can be read, and needs more than 2 s of a sine to be full
+def test_truncated_file_is_decoded_to_its_end(kind: str) -> None:
+    # an Ogg page is the smallest unit, and a sine fills one in more than 2 s
     data = by_soundfile("OGG", "VORBIS", samples=sine(20)) if kind == "ogg" else FILES[kind]()
 
     audio = decode(data[: len(data) * 6 // 10])
 
     assert 0.3 < audio.duration_s < 0.9 * decode(data).duration_s
     assert pitch(audio.samples, audio.sample_rate) == pytest.approx(440, rel=0.02)
-    if kind not in {"ogg", "aac"}:  # which don't say how long they are meant to be
+    if kind not in {"ogg", "aac"}:  # these declare no duration
         assert re.search(r"incomplete: at least 0\.\d s of 2\.\d s \([34]\d %\)", audio.notices[0])
 
 
-def test_m4a_cut_before_its_index_is_called_damaged() -> None:
+def test_m4a_without_its_index_is_damaged() -> None:
     data = FILES["m4a"]()
 
     with pytest.raises(DamagedAudioError, match=r"me\.m4a is damaged or incomplete"):
@@ -173,7 +173,7 @@ def test_m4a_cut_before_its_index_is_called_damaged() -> None:
 
 
 @pytest.mark.parametrize("kind", ["m4a", "aac", "mp3", "flac", "opus"])
-def test_damage_is_left_out_and_the_rest_is_read(kind: str) -> None:
+def test_damaged_part_is_skipped_and_the_rest_decoded(kind: str) -> None:
     data = damaged(LONG[kind]())
 
     audio = decode(data, name="me")
@@ -192,7 +192,7 @@ LONG = {
 
 
 def damaged(data: bytes) -> bytes:
-    """The file with a twentieth of it overwritten, in its middle."""
+    """Overwrite a twentieth of a file in its middle."""
     spoiled = bytearray(data)
     start, size = len(data) // 2, len(data) // 20
     spoiled[start : start + size] = np.random.default_rng(1).bytes(size)
@@ -205,12 +205,12 @@ def damaged(data: bytes) -> bytes:
     ids=["id3", "zeros", "lyrics"],
 )
 @pytest.mark.parametrize("kind", ["mp3", "aac"])
-def test_what_players_append_is_not_called_damage(kind: str, more: bytes) -> None:
+def test_trailing_junk_is_not_reported_as_damage(kind: str, more: bytes) -> None:
     assert decode(FILES[kind]() + more).notices == ()
 
 
 @pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF])
-def test_wav_that_was_streamed_is_read_whole(size: int) -> None:
+def test_streamed_wav_is_decoded_completely(size: int) -> None:
     data = bytearray(by_soundfile("WAV"))
     struct.pack_into("<I", data, data.index(b"data") + 4, size)
 
@@ -219,44 +219,44 @@ def test_wav_that_was_streamed_is_read_whole(size: int) -> None:
     assert (audio.duration_s, audio.notices) == (2.0, ())
 
 
-def test_pauses_that_the_decoder_lacks_are_left_out_and_named() -> None:
+def test_undecodable_amr_pauses_are_skipped_and_reported() -> None:
     speech = b"\x3c" + np.random.default_rng(1).bytes(31)
-    pause = b"\x44" + bytes(5) + 7 * b"\x7c"  # 8 frames of 20 ms: a description of the noise, then nothing
+    pause = b"\x44" + bytes(5) + 7 * b"\x7c"  # 8 frames of 20 ms: one noise description, then no data
 
     audio = decode(b"#!AMR\n" + 3 * (50 * speech + pause), name="me.amr")
 
     assert audio.duration_s == pytest.approx(3)
-    assert "of the codec amrnb that is not known here" in audio.notices[0]
+    assert "of the codec amrnb that is not supported" in audio.notices[0]
     assert "at least 0.5 s of 3.5 s (14 %)" in audio.notices[0]
 
 
-def test_codec_that_nothing_decodes_is_called_so() -> None:
+def test_unsupported_codec_is_named() -> None:
     data = FILES["webm"]().replace(b"A_OPUS", b"A_XPUS")
 
-    with pytest.raises(UnsupportedAudioError, match=r"me\.webm holds sound, but in a codec that is not known"):
+    with pytest.raises(UnsupportedAudioError, match=r"me\.webm holds sound, but in an unknown codec"):
         decode(data, name="me.webm")
 
 
-def test_first_track_with_sound_is_taken_and_named() -> None:
+def test_first_track_with_sound_is_used_and_reported() -> None:
     quiet, loud = np.zeros(96_000, np.float32), sine(2, rate=48_000)
 
     audio = decode(by_libav("mp4", "aac", tracks=(quiet, loud)), name="me.mp4")
     silent = decode(by_libav("mp4", "aac", tracks=(quiet, quiet)), name="me.mp4")
 
     assert pitch(audio.samples, audio.sample_rate) == pytest.approx(440, rel=0.01)
-    assert audio.notices == ("me.mp4 has 2 audio tracks; track 2 was taken, the first with sound.",)
+    assert audio.notices == ("me.mp4 has 2 audio tracks; track 2 is used, the first with sound.",)
     assert (np.abs(silent.samples).max(), silent.notices) == (0, ())
 
 
 @pytest.mark.parametrize("kind", ["opus", "ogg", "aac", "mp3", "flac"])
-def test_files_that_were_joined_are_read_to_the_end(kind: str) -> None:
+def test_concatenated_files_are_decoded_to_the_end(kind: str) -> None:
     audio = decode(FILES[kind]() * 2)
 
     assert audio.duration_s == pytest.approx(4, abs=0.12)
     assert audio.notices == ()
 
 
-def test_joined_files_of_two_rates_become_one() -> None:
+def test_concatenated_files_of_two_rates_are_resampled() -> None:
     audio = decode(by_libav("adts", "aac", rate=22_050) + by_libav("adts", "aac", rate=48_000, duration_s=3))
 
     assert audio.sample_rate == 48_000
@@ -264,7 +264,7 @@ def test_joined_files_of_two_rates_become_one() -> None:
     assert pitch(audio.samples, audio.sample_rate) == pytest.approx(440, rel=0.01)
 
 
-def test_rate_that_is_too_low_is_refused_with_a_fix_for_it() -> None:
+def test_low_sample_rate_error_has_a_hint() -> None:
     with pytest.raises(BadSampleRateError, match=r"me\.aac has a sample rate of 7,350 Hz") as refused:
         decode(by_libav("adts", "aac", rate=7350), name="me.aac")
 
@@ -273,7 +273,7 @@ def test_rate_that_is_too_low_is_refused_with_a_fix_for_it() -> None:
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "opus", "m4a", "webm"])
-def test_decoding_stops_at_the_longest_that_is_taken(kind: str) -> None:
+def test_decoding_stops_at_max_duration(kind: str) -> None:
     with pytest.raises(ReferenceTooLongError, match="lasts") as caught:
         decode(FILES[kind](), name="me", max_duration_s=1.0)
 
@@ -281,7 +281,7 @@ def test_decoding_stops_at_the_longest_that_is_taken(kind: str) -> None:
     assert decode(FILES[kind](), max_duration_s=2.1).duration_s > 1.9
 
 
-def test_hour_of_silence_is_refused_without_being_decoded() -> None:
+def test_hour_of_silence_is_refused_before_decoding() -> None:
     file = io.BytesIO()
     with soundfile.SoundFile(file, "w", samplerate=48_000, channels=1, format="FLAC") as flac:
         for _ in range(60):
@@ -317,7 +317,7 @@ def test_absurd_sample_rate_is_refused(rate: int) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_samples_that_are_no_numbers_are_refused(value: float) -> None:
+def test_non_finite_samples_are_refused(value: float) -> None:
     samples = sine(2)
     samples[100] = value
 
@@ -330,7 +330,7 @@ def test_samples_that_are_no_numbers_are_refused(value: float) -> None:
     [b"", canonical_wav(np.zeros(0, np.float32), RATE), silent_video()],
     ids=["empty file", "no samples", "no audio track"],
 )
-def test_file_without_sound_says_so(data: bytes) -> None:
+def test_file_without_audio_raises_no_audio_error(data: bytes) -> None:
     with pytest.raises(NoAudioError, match=r"me\.wav holds no audio"):
         decode(data, name="me.wav")
 
@@ -347,16 +347,16 @@ def test_file_without_sound_says_so(data: bytes) -> None:
     ],
     ids=["text", "png", "zeros", "riff", "script", "playlist"],
 )
-def test_what_is_no_audio_is_refused(data: bytes) -> None:
+def test_other_data_is_unsupported(data: bytes) -> None:
     with pytest.raises(UnsupportedAudioError):
         decode(data)
     with pytest.raises(AfterwordsError):
         read_tags(data)
 
 
-def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableFileError, match=r"nobody\.wav can't be read: there is no such file"):
-        decode(tmp_path / "nobody.wav")
+def test_missing_file_error_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFileError, match=r"missing\.wav can't be read: there is no such file"):
+        decode(tmp_path / "missing.wav")
 
 
 @pytest.mark.parametrize("read", [decode, read_tags])
@@ -367,7 +367,7 @@ def test_folder_is_refused(read: Any, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this platform")
 @pytest.mark.parametrize("read", [decode, read_tags])
-def test_fifo_is_refused_and_not_waited_for(read: Any, tmp_path: Path) -> None:
+def test_fifo_is_refused_without_blocking(read: Any, tmp_path: Path) -> None:
     fifo = tmp_path / "pipe.wav"
     os.mkfifo(fifo)
 
@@ -382,7 +382,7 @@ def test_device_is_refused() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+def test_unreadable_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "private.wav"
     path.write_bytes(by_soundfile("WAV"))
     path.chmod(0)
@@ -392,12 +392,12 @@ def test_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nul\0.wav", "x" * 300])
-def test_impossible_name_is_refused(name: str, tmp_path: Path) -> None:
+def test_invalid_path_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UnreadableFileError):
         decode(tmp_path / name)
 
 
-def test_disk_that_fails_while_reading_is_reported() -> None:
+def test_read_error_of_the_disk_is_reported() -> None:
     class Failing(io.BytesIO):
         def read(self, *_: object) -> bytes:
             raise OSError(5, "Input/output error")
@@ -406,8 +406,8 @@ def test_disk_that_fails_while_reading_is_reported() -> None:
         decode(Failing(by_soundfile("WAV")))
 
 
-def test_pipe_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    # the real limit would need half a gigabyte of memory
+def test_endless_pipe_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the real limit would take half a gigabyte of memory
     monkeypatch.setattr("afterwords.audio.decoding._PIPE_MAX_BYTES", 1000)
 
     class Endless(io.RawIOBase):
@@ -423,7 +423,7 @@ def test_pipe_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
-def test_damaged_files_never_raise_anything_else(draw: st.DataObject) -> None:
+def test_damaged_files_raise_only_our_errors(draw: st.DataObject) -> None:
     data = bytearray(DAMAGED[draw.draw(st.sampled_from(sorted(DAMAGED)))])
     for _ in range(draw.draw(st.integers(1, 8))):
         data[draw.draw(st.integers(0, min(len(data), 4000) - 1))] = draw.draw(st.integers(0, 255))
@@ -438,7 +438,7 @@ def test_damaged_files_never_raise_anything_else(draw: st.DataObject) -> None:
 DAMAGED = {kind: FILES[kind]() for kind in ("wav", "flac", "ogg", "opus", "m4a", "webm")}
 
 
-# -- changing it ----------------------------------------------------------------------------------------------
+# -- effects --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("to_rate", [16_000, 22_050, 48_000])
@@ -456,7 +456,7 @@ def test_resampling_stays_within_full_scale() -> None:
     assert np.abs(resample(square, RATE, 44_100)).max() <= 1
 
 
-def test_equal_rates_leave_samples_untouched() -> None:
+def test_equal_rates_return_the_same_samples() -> None:
     samples = sine(1)
 
     assert resample(samples, RATE, RATE) is samples
@@ -464,7 +464,7 @@ def test_equal_rates_leave_samples_untouched() -> None:
 
 @pytest.mark.parametrize("speed", [0.25, 0.4, 0.5, 0.9, 1.25, 2.0, 3.0, 4.0])
 @pytest.mark.parametrize("chunk", [700, 24_000])
-def test_speed_changes_the_duration_and_not_the_pitch(speed: float, chunk: int) -> None:
+def test_speed_changes_duration_and_keeps_pitch(speed: float, chunk: int) -> None:
     samples = sine(3)
 
     changed = np.concatenate(list(change_speed(in_chunks(samples, chunk), RATE, speed)))
@@ -473,18 +473,18 @@ def test_speed_changes_the_duration_and_not_the_pitch(speed: float, chunk: int) 
     assert len(changed) == round(len(samples) / speed)
     assert pitch(changed, RATE) == pytest.approx(440, rel=0.01)
     level = np.sqrt(np.mean(changed.reshape(-1, len(changed) // 10)[[1, -1]] ** 2, axis=1))
-    np.testing.assert_allclose(level, 0.5 / np.sqrt(2), rtol=0.2)  # nothing was lost at either end
+    np.testing.assert_allclose(level, 0.5 / np.sqrt(2), rtol=0.2)  # neither end is lost
 
 
 @pytest.mark.parametrize("n_samples", [1, 100, 5_000])
 @pytest.mark.parametrize("speed", [0.25, 0.9, 4.0])
-def test_speed_of_a_moment_of_sound_keeps_its_length(n_samples: int, speed: float) -> None:
+def test_speed_of_a_few_samples_keeps_exact_length(n_samples: int, speed: float) -> None:
     changed = list(change_speed([np.full(n_samples, 0.5, np.float32)], RATE, speed))
 
     assert sum(map(len, changed)) == round(n_samples / speed)
 
 
-def test_speed_streams_while_chunks_are_still_being_made() -> None:
+def test_speed_streams_before_the_input_ends() -> None:
     made = []
 
     def chunks() -> Iterator[Samples]:
@@ -497,19 +497,19 @@ def test_speed_streams_while_chunks_are_still_being_made() -> None:
     assert len(made) < 3
 
 
-def test_speed_one_passes_chunks_untouched() -> None:
+def test_speed_one_passes_chunks_unchanged() -> None:
     chunks = [sine(0.1), sine(0.2)]
 
     assert all(out is chunk for out, chunk in zip(change_speed(chunks, RATE, 1.0), chunks, strict=True))
 
 
-def test_speed_of_nothing_is_nothing() -> None:
+def test_speed_of_no_chunks_yields_no_chunks() -> None:
     assert list(change_speed([], RATE, 2.0)) == []
     assert list(change_speed([np.zeros(0, np.float32)], RATE, 2.0)) == []
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, 0.2499, 4.001, float("nan"), float("inf")])
-def test_speed_out_of_range_is_refused_before_anything_is_made(speed: float) -> None:
+def test_speed_out_of_range_is_refused_at_once(speed: float) -> None:
     with pytest.raises(InvalidOptionError, match=r"0\.25 to 4"):
         change_speed([], RATE, speed)
 
@@ -519,10 +519,10 @@ def in_chunks(samples: Samples, size: int) -> Iterator[Samples]:
         yield samples[start : start + size]
 
 
-# -- the value ------------------------------------------------------------------------------------------------
+# -- Audio ----------------------------------------------------------------------------------------------------
 
 
-def test_audio_shows_its_length_and_never_its_samples() -> None:
+def test_repr_shows_duration_and_no_samples() -> None:
     assert repr(Audio(sine(1.5), RATE, {"artist": "me"})) == "Audio(1.50 s, 24000 Hz)"
 
 
@@ -531,12 +531,12 @@ def test_audio_shows_its_length_and_never_its_samples() -> None:
     [(np.zeros((2, 2), np.float32), RATE), (np.zeros(2, np.float64), RATE), (np.zeros(2, np.float32), 0)],
     ids=["stereo", "double", "no rate"],
 )
-def test_audio_that_means_nothing_cannot_be_made(samples: Any, rate: int) -> None:
+def test_invalid_samples_or_rate_raise_value_error(samples: Any, rate: int) -> None:
     with pytest.raises(ValueError, match=r"float32|Hz"):
         Audio(samples, rate)
 
 
-def test_notebook_shows_a_player_with_the_whole_sound() -> None:
+def test_notebook_shows_a_player_with_all_samples() -> None:
     html = Audio(sine(0.5), RATE, {"title": "<Jane>"})._repr_html_()
 
     found = re.fullmatch(r'<audio controls src="data:audio/flac;base64,([\w+/=]+)"></audio>', html)

@@ -1,4 +1,4 @@
-"""Playing and recording through a sound card that is a file, and what is said where there is none.
+"""Play and record with a sound card made of files; errors where there is no sound card.
 
 PortAudio reads its devices once, when it is loaded; so each test runs in a process of its own.
 """
@@ -20,8 +20,8 @@ from afterwords.errors import AudioDeviceError, MissingExtraError
 
 RATE = 24_000
 
-# ALSA's file plug-in: what is played goes to one file, what is recorded comes from another, in float32 and at once.
-CARD = 'pcm.!default { type file slave.pcm { type null } file "played.raw" format raw infile "heard.raw" }\n'
+# ALSA's file plug-in: playback goes to one file and recording comes from another, float32, without delay.
+CARD = 'pcm.!default { type file slave.pcm { type null } file "played.raw" format raw infile "microphone.raw" }\n'
 NO_CARD = "pcm.!default { type hw card 31 }\n"
 
 Done = subprocess.CompletedProcess[str]
@@ -51,10 +51,10 @@ needs_alsa = pytest.mark.skipif(
 )
 
 
-def run(program: str, tmp_path: Path, card: str = CARD, heard: Samples | None = None) -> Done:
-    """Run a program with `played.raw` for a loudspeaker and `heard` before the microphone."""
+def run(program: str, tmp_path: Path, card: str = CARD, microphone: Samples | None = None) -> Done:
+    """Run a program with `played.raw` as the loudspeaker and `microphone` as the input."""
     (tmp_path / "asoundrc").write_text(card)
-    (tmp_path / "heard.raw").write_bytes(b"" if heard is None else heard.tobytes())
+    (tmp_path / "microphone.raw").write_bytes(b"" if microphone is None else microphone.tobytes())
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", HEAD + program],
         env={**os.environ, "ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")},
@@ -75,16 +75,16 @@ def sine(duration_s: float) -> Samples:
 
 
 @needs_alsa
-def test_every_sample_is_played_in_order_to_the_end(tmp_path: Path) -> None:
+def test_all_samples_are_played_in_order(tmp_path: Path) -> None:
     done = run("play((sine(1)[i : i + 700] for i in range(0, 24_000, 700)), 24_000)", tmp_path)
 
     assert (done.returncode, done.stderr) == (0, "")
-    heard = np.trim_zeros(played(tmp_path))
-    np.testing.assert_allclose(heard, np.trim_zeros(sine(1)), atol=1e-6)
+    output = np.trim_zeros(played(tmp_path))
+    np.testing.assert_allclose(output, np.trim_zeros(sine(1)), atol=1e-6)
 
 
 @needs_alsa
-def test_audio_plays_itself(tmp_path: Path) -> None:
+def test_audio_play_plays_the_samples(tmp_path: Path) -> None:
     done = run("Audio(sine(0.5), 24_000).play()", tmp_path)
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -92,7 +92,7 @@ def test_audio_plays_itself(tmp_path: Path) -> None:
 
 
 @needs_alsa
-def test_first_chunk_sounds_while_the_second_is_still_being_made(tmp_path: Path) -> None:
+def test_first_chunk_plays_before_the_second_arrives(tmp_path: Path) -> None:
     program = """
 import time
 from pathlib import Path
@@ -101,17 +101,17 @@ def chunks():
     deadline = time.monotonic() + 20
     while not Path("played.raw").exists() or not Path("played.raw").stat().st_size:
         assert time.monotonic() < deadline, "nothing was played while the second chunk was made"
-    print("heard")
+    print("played")
     yield sine(0.5)
 play(chunks(), 24_000)
 """
     done = run(program, tmp_path)
 
-    assert (done.stdout, done.stderr, done.returncode) == ("heard\n", "", 0)
+    assert (done.stdout, done.stderr, done.returncode) == ("played\n", "", 0)
 
 
 @needs_alsa
-def test_nothing_to_say_plays_nothing(tmp_path: Path) -> None:
+def test_no_chunks_play_nothing(tmp_path: Path) -> None:
     done = run("play([], 24_000); play([sine(0)], 24_000)", tmp_path)
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -119,7 +119,7 @@ def test_nothing_to_say_plays_nothing(tmp_path: Path) -> None:
 
 @needs_alsa
 @pytest.mark.parametrize("failure", ["KeyboardInterrupt", "ValueError"])
-def test_interruption_stops_the_sound_and_passes_on(failure: str, tmp_path: Path) -> None:
+def test_interrupt_stops_playback_and_propagates(failure: str, tmp_path: Path) -> None:
     program = f"""
 def chunks():
     yield sine(0.1)
@@ -135,32 +135,32 @@ except {failure} as error:
 
 
 @needs_alsa
-def test_microphone_is_recorded_until_the_time_is_over(tmp_path: Path) -> None:
+def test_recording_stops_at_max_duration(tmp_path: Path) -> None:
     program = """
 levels = []
 audio = record(stop=threading.Event(), max_duration_s=1.23, on_level=lambda *level: levels.append(level))
 print(audio, audio.samples.dtype, set(audio.samples.tolist()), len(levels), levels[-1])
 """
-    done = run(program, tmp_path, heard=np.full(200_000, 0.5, np.float32))
+    done = run(program, tmp_path, microphone=np.full(200_000, 0.5, np.float32))
 
     assert done.stdout == "Audio(1.23 s, 48000 Hz) float32 {0.5} 25 (1.23, 0.5)\n"
     assert done.stderr == ""
 
 
 @needs_alsa
-def test_recording_ends_when_it_is_told_to(tmp_path: Path) -> None:
+def test_recording_stops_on_the_event(tmp_path: Path) -> None:
     program = """
 stop = threading.Event()
 on_level = lambda seconds, peak: seconds > 0.9 and stop.set()
 print(record(stop=stop, max_duration_s=60, sample_rate=16_000, on_level=on_level))
 """
-    done = run(program, tmp_path, heard=np.full(200_000, 0.5, np.float32))
+    done = run(program, tmp_path, microphone=np.full(200_000, 0.5, np.float32))
 
     assert (done.stdout, done.stderr) == ("Audio(0.95 s, 16000 Hz)\n", "")
 
 
 @needs_alsa
-def test_recording_that_never_began_holds_no_audio(tmp_path: Path) -> None:
+def test_recording_stopped_at_once_raises_no_audio(tmp_path: Path) -> None:
     program = """
 stop = threading.Event()
 stop.set()
@@ -178,25 +178,27 @@ except AfterwordsError as error:
     [("play([sine(1)], 24_000)", "Playing"), ("record(stop=threading.Event())", "Recording")],
     ids=["play", "record"],
 )
-def test_machine_without_a_sound_device_says_so(program: str, purpose: str, tmp_path: Path) -> None:
+def test_missing_sound_device_raises_audio_device_error(program: str, purpose: str, tmp_path: Path) -> None:
     attempt = f"try:\n    {program}\nexcept AfterwordsError as error:\n    print(error.code, error)"
 
     done = run(attempt, tmp_path, NO_CARD)
 
-    assert done.stdout.startswith(f"no_audio_device {purpose} needs a sound device, and none answers (none is set up)")
+    assert done.stdout.startswith(
+        f"no_audio_device {purpose} needs a sound device, and none answers (no device is set up)"
+    )
     assert done.returncode == 0
 
 
-def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    # the package is here when the tests run; None is how Python itself marks a module as absent
+def test_missing_extra_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the package is installed here; None is how Python marks a module as absent
     monkeypatch.setitem(sys.modules, "sounddevice", None)
 
     with pytest.raises(MissingExtraError, match="Playing needs the extra 'play'"):
         Audio(sine(0.1), RATE).play()
 
 
-def test_missing_system_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # the real package says it in the same way, but the library is here when the tests run
+def test_missing_portaudio_error_names_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # as the real package reports it; the library is installed here
     (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "sounddevice", raising=False)

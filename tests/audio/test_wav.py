@@ -1,4 +1,4 @@
-"""Every WAV that must be refused, with its code, and every one that must be taken, with its sound."""
+"""WAV files that must be refused, with their codes, and files that must be read, with their samples."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from afterwords.audio.wav import (
 from afterwords.audio.wav_chunks import read_info
 from afterwords.errors import AfterwordsError, NonFiniteAudioError, RecordingError
 
-RATE = 8_000  # Hz; the lowest that is taken keeps the files small
+RATE = 8_000  # Hz; the lowest supported rate keeps the files small
 EXTENSIBLE_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 
 
 def tone(duration_s: float, rate: int = RATE) -> Samples:
-    """A sine of 220 Hz at half of full scale, exactly as 16 bits hold it."""
+    """Return a sine of 220 Hz at half of full scale, exact in 16 bits."""
     wave = 0.5 * np.sin(2 * np.pi * 220 * np.arange(round(duration_s * rate)) / rate)
     return (np.rint(wave * 32768) / 32768).astype(np.float32)
 
@@ -173,7 +173,7 @@ def test_bad_reference_is_refused_with_its_code(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GOOD_FILES)
-def test_good_reference_is_taken_with_equal_sound(name: str) -> None:
+def test_good_reference_is_read_with_equal_samples(name: str) -> None:
     samples, rate = check_reference_wav(GOOD_FILES[name]())
 
     assert rate == RATE
@@ -181,20 +181,20 @@ def test_good_reference_is_taken_with_equal_sound(name: str) -> None:
     np.testing.assert_allclose(samples, SIX_SECONDS, atol=1e-6)
 
 
-def test_eight_bits_are_read_as_well_as_eight_bits_can() -> None:
+def test_eight_bit_samples_are_read_to_their_precision() -> None:
     samples, _ = check_reference_wav(encoded("WAV", "PCM_U8"))
 
     np.testing.assert_allclose(samples, SIX_SECONDS, atol=1 / 128)
 
 
 @pytest.mark.parametrize("duration_s", [5, 60])
-def test_limits_of_length_belong_to_what_is_taken(duration_s: int) -> None:
+def test_duration_limits_are_inclusive(duration_s: int) -> None:
     samples, rate = check_reference_wav(canonical_wav(tone(duration_s), RATE))
 
     assert len(samples) == duration_s * rate
 
 
-def test_file_of_exactly_20_mib_is_taken() -> None:
+def test_file_of_exactly_20_mib_is_accepted() -> None:
     data = riff(fmt(), chunk(b"JUNK", bytes(REFERENCE_MAX_BYTES - len(GOOD) - 8)), DATA)
 
     samples, _ = check_reference_wav(data)
@@ -204,7 +204,7 @@ def test_file_of_exactly_20_mib_is_taken() -> None:
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100, 192_000])
-def test_rates_from_8_to_192_khz_are_taken(rate: int) -> None:
+def test_rates_from_8_to_192_khz_are_accepted(rate: int) -> None:
     samples, found = read_wav(canonical_wav(tone(0.1, rate), rate))
 
     assert found == rate
@@ -219,20 +219,20 @@ def test_stereo_channels_are_averaged() -> None:
     assert samples.tolist() == [0.25, -0.5]
 
 
-def test_floats_beyond_full_scale_are_clipped() -> None:
+def test_floats_above_full_scale_are_clipped() -> None:
     samples, _ = read_wav(floats(np.array([2.0, -3e38, 0.5], np.float32)))
 
     assert samples.tolist() == [1.0, -1.0, 0.5]
 
 
-def test_offset_under_a_voice_is_no_silence() -> None:
+def test_voice_with_constant_offset_is_not_silent() -> None:
     samples, _ = check_reference_wav(canonical_wav(0.4 + 0.5 * SIX_SECONDS, RATE))
 
     assert len(samples) == len(SIX_SECONDS)
 
 
 @given(st.binary(min_size=2, max_size=400).map(lambda raw: raw[: len(raw) // 2 * 2]))
-def test_canonical_file_comes_back_byte_for_byte(pcm: bytes) -> None:
+def test_canonical_file_round_trips_byte_for_byte(pcm: bytes) -> None:
     data = wav_header(24_000, n_frames=len(pcm) // 2) + pcm
 
     assert canonical_wav(*read_wav(data)) == data
@@ -247,12 +247,12 @@ def test_full_scale_is_clipped_and_not_wrapped() -> None:
     assert np.frombuffer(pcm16(np.array([1.0, -1.0, 3e38], np.float32)), "<i2").tolist() == [32767, -32768, 32767]
 
 
-def test_samples_that_are_no_numbers_are_never_written() -> None:
+def test_non_finite_samples_are_never_written() -> None:
     with pytest.raises(NonFiniteAudioError):
         canonical_wav(with_sample(np.nan), RATE)
 
 
-def test_header_counts_no_more_than_its_field_holds() -> None:
+def test_header_of_4_gib_declares_unknown_size() -> None:
     assert wav_header(RATE, n_frames=2**31) == wav_header(RATE, n_frames=None)
 
 
@@ -269,7 +269,7 @@ def test_header_counts_no_more_than_its_field_holds() -> None:
     ],
     ids=["data lies", "data streams", "junk lies", "fmt lies", "junk", "wide", "too long"],
 )
-def test_judging_allocates_next_to_nothing_before_the_header_is_believed(data: bytes) -> None:
+def test_validation_allocates_little_before_decoding(data: bytes) -> None:
     tracemalloc.start()
 
     with pytest.raises(RecordingError):
@@ -284,12 +284,12 @@ SHORT = riff(fmt(3, channels=2, bits=32), chunk(b"LIST", b"INFO"), chunk(b"data"
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"", b"RIFF\0\0\0\0WAVE", b"RIFF\0\0\0\0WAVE" + fmt()]))
-def test_random_bytes_never_raise_anything_else(noise: bytes, head: bytes) -> None:
+def test_random_bytes_raise_only_our_errors(noise: bytes, head: bytes) -> None:
     judge(head + noise)
 
 
 @given(st.data())
-def test_mutations_of_a_good_file_never_raise_anything_else(draw: st.DataObject) -> None:
+def test_mutated_files_raise_only_our_errors(draw: st.DataObject) -> None:
     data = bytearray(draw.draw(st.sampled_from([SHORT, GOOD[:44] + bytes(80_000)])))
     for _ in range(draw.draw(st.integers(1, 6))):
         data[draw.draw(st.integers(0, min(len(data), 120) - 1))] = draw.draw(st.integers(0, 255))
@@ -298,7 +298,7 @@ def test_mutations_of_a_good_file_never_raise_anything_else(draw: st.DataObject)
 
 
 def judge(data: bytes) -> None:
-    """Judge a file in every way: each ends in finite sound or in an error of ours."""
+    """Read a file in every way: each gives finite samples or one of our errors."""
     for way in (read_wav, check_reference_wav):
         try:
             samples, _ = way(data)

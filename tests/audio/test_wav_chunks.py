@@ -14,7 +14,7 @@ from afterwords.errors import TooManyChunksError
 from tests.audio.test_wav import DATA, GOOD, PCM, RATE, SIX_SECONDS, chunk, fmt, riff
 
 
-def test_tags_come_back_from_a_list_chunk() -> None:
+def test_tags_are_read_from_a_list_chunk() -> None:
     tags = {"title": "Überlänge", "artist": "Ada", "comment": "spoken by a machine", "software": "x", "date": "2026"}
 
     header = wav_header(RATE, n_frames=len(SIX_SECONDS), tags=tags)
@@ -23,13 +23,13 @@ def test_tags_come_back_from_a_list_chunk() -> None:
     assert check_reference_wav(header + PCM)[1] == RATE
 
 
-def test_list_of_something_else_is_passed_over() -> None:
+def test_list_chunk_of_another_type_is_skipped() -> None:
     cues, tags = chunk(b"LIST", b"adtl" + chunk(b"INAM", b"cue")), chunk(b"LIST", b"INFO" + chunk(b"INAM", b"me"))
     assert read_info(BytesIO(riff(fmt(), cues, DATA))) == {}
     assert read_info(BytesIO(riff(fmt(), cues, tags, DATA))) == {"title": "me"}
 
 
-def test_chunk_tells_what_it_declares_and_what_is_there() -> None:
+def test_chunk_has_declared_and_present_sizes() -> None:
     found = list(chunks(BytesIO(riff(fmt(), chunk(b"data", bytes(2), size=100))), "me.wav"))
     assert [(one.id, one.start, one.size_bytes, one.present_bytes) for one in found] == [
         (b"fmt ", 20, 16, 16),
@@ -37,12 +37,12 @@ def test_chunk_tells_what_it_declares_and_what_is_there() -> None:
     ]
 
 
-def test_chunks_without_end_are_given_up() -> None:
+def test_too_many_chunks_are_refused() -> None:
     with pytest.raises(TooManyChunksError):
         list(chunks(BytesIO(riff(chunk(b"JUNK", b"") * (CHUNKS_MAX + 1))), "me.wav"))
 
 
-def test_what_a_command_does_not_decode_loads_no_numpy() -> None:
+def test_byte_only_modules_load_no_numpy() -> None:
     program = (
         "import sys; from afterwords.cli.save_audio import wav_header; "
         "print(wav_header(sys.stdin.buffer.read()), 'numpy' in sys.modules)"

@@ -1,4 +1,4 @@
-"""Sound written whole or not at all, to files and to pipes, with its tags in every format."""
+"""Write every format with its tags, atomically to files, and to pipes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def written(format: SpeechFormat, rate: int = RATE, *, duration_s: float = 2) ->
 
 
 def as_wav(data: bytes, format: SpeechFormat) -> Audio:
-    """Read back what was written; raw pcm needs its header first."""
+    """Decode written bytes; raw pcm gets a header first."""
     return decode(wav_header(RATE, n_frames=len(data) // 2) + data if format == "pcm" else data)
 
 
@@ -68,7 +68,7 @@ def as_wav(data: bytes, format: SpeechFormat) -> Audio:
 
 
 @pytest.mark.parametrize("format", SpeechFormat)
-def test_every_format_comes_back_with_its_length_and_sound(format: SpeechFormat) -> None:
+def test_each_format_round_trips_length_and_sound(format: SpeechFormat) -> None:
     audio = as_wav(written(format), format)
 
     spectrum = np.abs(np.fft.rfft(audio.samples))
@@ -93,12 +93,12 @@ def test_every_usual_rate_can_be_written(format: SpeechFormat, rate: int) -> Non
     assert audio.duration_s == pytest.approx(2, abs=0.01)
 
 
-def test_wav_without_tags_is_the_canonical_one() -> None:
+def test_wav_without_tags_equals_canonical_wav() -> None:
     assert Audio(sine(1), RATE).to_bytes() == canonical_wav(sine(1), RATE)
 
 
 @pytest.mark.parametrize("format", SpeechFormat)
-def test_chunks_make_the_same_file_as_the_whole(format: SpeechFormat) -> None:
+def test_chunked_and_whole_writes_give_equal_files(format: SpeechFormat) -> None:
     file = io.BytesIO()
 
     with AudioWriter(file, format=format, sample_rate=RATE, tags=TAGS) as writer:
@@ -110,20 +110,20 @@ def test_chunks_make_the_same_file_as_the_whole(format: SpeechFormat) -> None:
 
 
 @pytest.mark.parametrize("format", SpeechFormat)
-def test_nothing_spoken_is_a_file_without_sound(format: SpeechFormat) -> None:
+def test_no_samples_write_a_file_without_sound(format: SpeechFormat) -> None:
     data = Audio(np.zeros(0, np.float32), RATE).to_bytes(format)
 
     assert len(data) < 10_000
 
 
 @pytest.mark.parametrize("format", SpeechFormat)
-def test_sound_beyond_full_scale_is_clipped(format: SpeechFormat) -> None:
+def test_samples_above_full_scale_are_clipped(format: SpeechFormat) -> None:
     loud = Audio(4 * sine(1), RATE).to_bytes(format)
 
-    assert np.sqrt(np.mean(as_wav(loud, format).samples ** 2)) > 0.8  # wrapped around, it would be noise near 0.58
+    assert np.sqrt(np.mean(as_wav(loud, format).samples ** 2)) > 0.8  # wrapped samples would give noise near 0.58
 
 
-def test_samples_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+def test_non_finite_samples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteAudioError):
         Audio(np.array([0, np.nan], np.float32), RATE).save(tmp_path / "a.mp3")
 
@@ -133,19 +133,19 @@ def test_samples_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "format"), [("a.WAV", "wav"), ("a.mp3", "mp3"), ("a.ogg", "opus"), ("a.b.opus", "opus"), ("a.raw", "pcm")]
 )
-def test_ending_of_the_name_tells_the_format(name: str, format: str) -> None:
+def test_format_follows_the_extension(name: str, format: str) -> None:
     assert format_of(Path(name)) == format
 
 
 @pytest.mark.parametrize("name", ["hello.aif", "hello", ".wav"])
-def test_ending_that_means_nothing_is_refused_before_anything_is_written(name: str, tmp_path: Path) -> None:
+def test_unknown_extension_is_refused_before_writing(name: str, tmp_path: Path) -> None:
     with pytest.raises(UnmarkableFormatError, match="known: wav, mp3, opus, flac, pcm"):
         Audio(sine(1), RATE).save(tmp_path / name)
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_named_format_wins_over_the_ending(tmp_path: Path) -> None:
+def test_format_argument_wins_over_the_extension(tmp_path: Path) -> None:
     path = Audio(sine(1), RATE).save(str(tmp_path / "hello.bin"), format="FLAC")  # type: ignore[arg-type]
 
     assert soundfile.info(path).format == "FLAC"
@@ -160,7 +160,7 @@ def test_unknown_format_is_refused() -> None:
 
 
 @pytest.mark.parametrize("format", CONTAINERS)
-def test_tags_come_back_from_every_container(format: SpeechFormat, tmp_path: Path) -> None:
+def test_tags_round_trip_in_each_container(format: SpeechFormat, tmp_path: Path) -> None:
     path = Audio(sine(1), RATE, TAGS).save(tmp_path / f"hello.{format}")
 
     assert read_tags(path) == TAGS
@@ -173,7 +173,7 @@ def test_file_without_tags_has_none(format: SpeechFormat) -> None:
 
 
 @pytest.mark.parametrize(("format", "magic"), [("mp3", b"ID3"), ("flac", b"fLaC"), ("opus", b"OggS"), ("wav", b"RIFF")])
-def test_tags_are_where_players_look_for_them(format: str, magic: bytes) -> None:
+def test_tags_are_in_the_places_that_players_read(format: str, magic: bytes) -> None:
     data = written(SpeechFormat(format))
 
     assert data.startswith(magic)
@@ -181,7 +181,7 @@ def test_tags_are_where_players_look_for_them(format: str, magic: bytes) -> None
 
 
 @pytest.mark.parametrize("format", CONTAINERS)
-def test_what_no_container_can_hold_is_left_out_of_tags(format: SpeechFormat) -> None:
+def test_unencodable_characters_are_dropped_from_tags(format: SpeechFormat) -> None:
     tags = {"title": "a\0b\ud800c", "artist": "", "comment": "\0"}
 
     assert read_tags(Audio(sine(1), RATE, tags).to_bytes(format)) == {"title": "ab?c"}
@@ -221,7 +221,7 @@ def test_replaced_file_keeps_its_permissions(mode: int, tmp_path: Path) -> None:
 
 
 @on_posix
-def test_unfinished_file_is_private_whatever_the_umask(tmp_path: Path) -> None:
+def test_part_file_is_private_regardless_of_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         with AudioWriter(tmp_path / "hello.wav", sample_rate=RATE) as writer:
@@ -232,7 +232,7 @@ def test_unfinished_file_is_private_whatever_the_umask(tmp_path: Path) -> None:
         os.umask(before)
 
 
-def test_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "hello.wav"
 
     with AudioWriter(path, sample_rate=RATE) as writer:
@@ -246,13 +246,11 @@ def test_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", SpeechFormat)
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
-def test_failure_keeps_the_file_that_was_there(
-    format: SpeechFormat, failure: type[BaseException], tmp_path: Path
-) -> None:
+def test_failure_keeps_the_existing_file(format: SpeechFormat, failure: type[BaseException], tmp_path: Path) -> None:
     path = tmp_path / f"hello.{format}"
     path.write_bytes(b"before")
 
-    with pytest.raises(failure), AudioWriter(path, sample_rate=RATE) as writer:  # noqa: PT012 - the block is the act
+    with pytest.raises(failure), AudioWriter(path, sample_rate=RATE) as writer:  # noqa: PT012 - the whole block is under test
         writer.write(sine(1))
         raise failure
 
@@ -261,7 +259,7 @@ def test_failure_keeps_the_file_that_was_there(
 
 
 @on_posix
-def test_link_stays_a_link_and_its_file_is_replaced(tmp_path: Path) -> None:
+def test_link_stays_a_link_and_its_target_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "real.wav").write_bytes(b"before")
     (tmp_path / "link.wav").symlink_to("real.wav")
 
@@ -277,7 +275,7 @@ def test_long_name_leaves_room_for_the_part(tmp_path: Path) -> None:
     assert decode(path).duration_s == 1
 
 
-def test_missing_folder_is_told_on_entering(tmp_path: Path) -> None:
+def test_missing_folder_is_reported_on_entering(tmp_path: Path) -> None:
     with (
         pytest.raises(UnwritableOutputError, match="there is no folder"),
         AudioWriter(tmp_path / "none" / "hello.wav", sample_rate=RATE),
@@ -286,7 +284,7 @@ def test_missing_folder_is_told_on_entering(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["hello.wav", "file.txt/hello.wav", "nul\0.wav", "x" * 300 + ".wav"])
-def test_place_that_can_not_be_a_file_is_refused(name: str, tmp_path: Path) -> None:
+def test_invalid_output_path_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "hello.wav").mkdir()
     (tmp_path / "file.txt").touch()
 
@@ -307,7 +305,7 @@ def test_read_only_folder_and_file_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", [0, -1, 2**31])
-def test_rate_that_can_not_be_written_is_refused(rate: int) -> None:
+def test_invalid_sample_rate_is_refused(rate: int) -> None:
     with pytest.raises(InvalidOptionError):
         AudioWriter(io.BytesIO(), format="wav", sample_rate=rate)
 
@@ -333,9 +331,7 @@ except StorageFullError as error:
 @on_posix
 @pytest.mark.parametrize("limit_bytes", [1, 40_000], ids=["at the start", "on the way"])
 @pytest.mark.parametrize("format", SpeechFormat)
-def test_full_disk_is_named_and_keeps_the_file_that_was_there(
-    format: SpeechFormat, limit_bytes: int, tmp_path: Path
-) -> None:
+def test_full_disk_error_keeps_the_existing_file(format: SpeechFormat, limit_bytes: int, tmp_path: Path) -> None:
     path = tmp_path / f"hello.{format}"
     path.write_bytes(b"before")
 
@@ -350,7 +346,7 @@ def test_full_disk_is_named_and_keeps_the_file_that_was_there(
 
 @on_linux
 @pytest.mark.parametrize("format", SpeechFormat)
-def test_full_device_is_named_and_never_replaced(format: SpeechFormat) -> None:
+def test_full_device_is_reported_and_not_replaced(format: SpeechFormat) -> None:
     with pytest.raises(StorageFullError, match="/dev/full"):
         Audio(sine(0.01), RATE).save(Path("/dev/full"), format=format)
 
@@ -359,7 +355,7 @@ def test_full_device_is_named_and_never_replaced(format: SpeechFormat) -> None:
 
 @pytest.mark.parametrize("format", SpeechFormat)
 @pytest.mark.parametrize("code", [28, 5], ids=["ENOSPC", "EIO"])
-def test_error_of_a_stream_keeps_its_cause(format: SpeechFormat, code: int) -> None:
+def test_stream_error_keeps_its_cause(format: SpeechFormat, code: int) -> None:
     class Failing(io.BytesIO):
         def write(self, *_: object) -> int:
             raise OSError(code, "it failed")
@@ -380,7 +376,7 @@ def read_all(descriptor: int, into: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("format", SpeechFormat)
-def test_pipe_gets_a_file_that_can_be_read(format: SpeechFormat) -> None:
+def test_pipe_receives_a_readable_file(format: SpeechFormat) -> None:
     read_end, write_end = os.pipe()
     got: list[bytes] = []
     reader = threading.Thread(target=read_all, args=(read_end, got))
@@ -400,7 +396,7 @@ def test_pipe_gets_a_file_that_can_be_read(format: SpeechFormat) -> None:
 
 
 @pytest.mark.parametrize("format", ["wav", "pcm"])
-def test_pipe_gets_each_chunk_at_once(format: str) -> None:
+def test_pipe_receives_each_chunk_at_once(format: str) -> None:
     read_end, write_end = os.pipe()
 
     with (
@@ -417,7 +413,7 @@ def test_pipe_gets_each_chunk_at_once(format: str) -> None:
 
 
 @on_posix
-def test_fifo_by_its_path_is_written_like_a_pipe(tmp_path: Path) -> None:
+def test_fifo_path_is_written_like_a_pipe(tmp_path: Path) -> None:
     fifo = tmp_path / "pipe.wav"
     os.mkfifo(fifo)
     got: list[bytes] = []
@@ -433,7 +429,7 @@ def test_fifo_by_its_path_is_written_like_a_pipe(tmp_path: Path) -> None:
 
 @on_posix
 @pytest.mark.parametrize("format", SpeechFormat)
-def test_reader_that_has_gone_breaks_the_pipe(format: SpeechFormat) -> None:
+def test_closed_reader_raises_broken_pipe(format: SpeechFormat) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
 
@@ -446,7 +442,7 @@ def test_reader_that_has_gone_breaks_the_pipe(format: SpeechFormat) -> None:
 
 
 @pytest.mark.parametrize("format", CONTAINERS)
-def test_open_file_is_written_from_where_it_stands(format: SpeechFormat) -> None:
+def test_open_file_is_written_from_its_position(format: SpeechFormat) -> None:
     file = io.BytesIO(b"before")
     file.seek(0, io.SEEK_END)
 
@@ -461,7 +457,7 @@ def test_open_file_is_written_from_where_it_stands(format: SpeechFormat) -> None
 
 
 @pytest.mark.parametrize("format", SpeechFormat)
-def test_memory_does_not_grow_with_what_is_written(format: SpeechFormat) -> None:
+def test_memory_does_not_grow_with_duration(format: SpeechFormat) -> None:
     second = sine(1)
     with AudioWriter(io.BufferedWriter(Nowhere()), format=format, sample_rate=RATE) as writer:
         writer.write(second)
@@ -475,7 +471,7 @@ def test_memory_does_not_grow_with_what_is_written(format: SpeechFormat) -> None
 
 
 class Nowhere(io.RawIOBase):
-    """A pipe that takes everything and keeps nothing."""
+    """A pipe that discards everything."""
 
     def writable(self) -> bool:
         return True

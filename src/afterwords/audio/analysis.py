@@ -1,6 +1,6 @@
-"""What can be measured in a recording with numpy alone: spectra, speech activity, pitch.
+"""Measure recordings with numpy: spectra, speech activity, pitch.
 
-Pure functions over float32 mono samples. The reference doctor grades with them, the lite engine hears with them.
+Pure functions of float32 mono samples, for grading references and for the lite engine.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ PITCH_FLOOR_HZ: Final = 60.0
 PITCH_CEILING_HZ: Final = 500.0
 HOP_S: Final = 0.01
 _FLOOR_DB: Final = -120.0
-_RUMBLE_HZ: Final = (45.0, 58.0)  # silenced below the first, untouched above the second, which is below every voice
-_SILENCE: Final = 0.03  # of the loud; Praat's default
-OCTAVE_COST: Final = 0.02  # Praat has 0.01, which halves clear voices above 350 Hz here
+_RUMBLE_HZ: Final = (45.0, 58.0)  # silent below the first, unchanged above the second, which is below every voice
+_SILENCE: Final = 0.03  # of the loud level; Praat's default
+OCTAVE_COST: Final = 0.02  # Praat's 0.01 halves clear voices above 350 Hz here
 
 
 def decibels(power: NDArray[np.floating]) -> Matrix:
-    """Turn power into dB, no lower than -120 dB."""
+    """Convert power to dB, at least -120 dB."""
     level: Matrix = (10 * np.log10(np.maximum(power, 10 ** (_FLOOR_DB / 10)))).astype(np.float32)
     return level
 
@@ -39,12 +39,12 @@ def frames(samples: Samples, size: int, hop: int) -> Matrix:
 
 @lru_cache(maxsize=8)
 def hann(size: int) -> Samples:
-    """The periodic Hann window, float32 of shape (size,)."""
+    """Return the periodic Hann window, float32 of shape (size,)."""
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)).astype(np.float32)
 
 
 def power_spectrum(samples: Samples, n_fft: int, hop: int) -> Matrix:
-    """Short-time power spectrum of shape (n_frames, n_fft // 2 + 1), frames centred, edges padded with zeros."""
+    """Return the short-time power spectrum, shape (n_frames, n_fft // 2 + 1), centered frames, zero-padded edges."""
     padded = np.pad(samples, n_fft // 2)
     spectrum = np.fft.rfft(frames(padded, n_fft, hop) * hann(n_fft), axis=1)
     return (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
@@ -52,9 +52,9 @@ def power_spectrum(samples: Samples, n_fft: int, hop: int) -> Matrix:
 
 @lru_cache(maxsize=8)
 def mel_filters(sample_rate: int, n_fft: int, n_mels: int, low_hz: float, high_hz: float) -> Matrix:
-    """Triangular mel filters of equal area, shape (n_mels, n_fft // 2 + 1).
+    """Return triangular mel filters of equal area, shape (n_mels, n_fft // 2 + 1).
 
-    Source: M. Slaney, Auditory Toolbox (1998): linear to 1 kHz, logarithmic above; the form that librosa made common.
+    Source: M. Slaney, Auditory Toolbox (1998): linear to 1 kHz, logarithmic above; as in librosa.
     """
     edges = mel_frequencies(n_mels + 2, low_hz, high_hz)
     bins = np.fft.rfftfreq(n_fft, 1 / sample_rate)
@@ -65,7 +65,7 @@ def mel_filters(sample_rate: int, n_fft: int, n_mels: int, low_hz: float, high_h
 
 
 def mel_frequencies(count: int, low_hz: float, high_hz: float) -> NDArray[np.float64]:
-    """`count` frequencies in Hz, evenly spaced on the Slaney mel scale."""
+    """Return `count` frequencies in Hz, evenly spaced on the Slaney mel scale."""
     step, knee_hz, log_step = 200 / 3, 1000.0, np.log(6.4) / 27
 
     def to_mel(hz: float) -> float:
@@ -77,23 +77,23 @@ def mel_frequencies(count: int, low_hz: float, high_hz: float) -> NDArray[np.flo
 
 @lru_cache(maxsize=4)
 def cosine_basis(count: int, size: int) -> Matrix:
-    """Rows 1 to `count` of the orthonormal DCT-II over `size` bands, shape (count, size)."""
+    """Return rows 1 to `count` of the orthonormal DCT-II over `size` bands, shape (count, size)."""
     rows = np.arange(1, count + 1)[:, None]
     basis: Matrix = (np.cos(np.pi * rows * (np.arange(size) + 0.5) / size) * np.sqrt(2 / size)).astype(np.float32)
     return basis
 
 
 def levels_db(samples: Samples, sample_rate: int, hop_s: float = HOP_S) -> Matrix:
-    """Level of each `hop_s`, dBFS RMS, shape (n_frames,)."""
+    """Return the level of each `hop_s` in dBFS RMS, shape (n_frames,)."""
     hop = max(1, round(sample_rate * hop_s))
     return decibels(np.mean(np.square(frames(samples, hop, hop)), axis=1))
 
 
 def speech_mask(samples: Samples, sample_rate: int) -> NDArray[np.bool_]:
-    """Which of the recording's 10 ms frames are speech, by their level over the background; shape (n_frames,).
+    """Return which 10 ms frames are speech, by their level over the background; shape (n_frames,).
 
-    The threshold lies two fifths of the way from background (10th percentile) to speech (95th), at most 35 dB
-    below speech; runs are smoothed over 80 ms and widened by 60 ms, so that soft onsets stay whole.
+    The threshold is two fifths of the way from background (10th percentile) to speech (95th), at most 35 dB below
+    speech; runs are smoothed over 80 ms and widened by 60 ms to keep soft onsets.
     """
     level = levels_db(samples, sample_rate)
     background, speech = np.percentile(level, [10, 95])
@@ -105,7 +105,7 @@ def speech_mask(samples: Samples, sample_rate: int) -> NDArray[np.bool_]:
 
 
 def keep_speech(samples: Samples, sample_rate: int) -> Samples:
-    """The samples of the frames that `speech_mask` marks, joined."""
+    """Return the samples of the frames that `speech_mask` marks, concatenated."""
     hop = max(1, round(sample_rate * HOP_S))
     mask = np.repeat(speech_mask(samples, sample_rate), hop)[: len(samples)]
     return samples[: len(mask)][mask]
@@ -113,7 +113,7 @@ def keep_speech(samples: Samples, sample_rate: int) -> Samples:
 
 @dataclass(frozen=True, slots=True)
 class Pitch:
-    """How a voice's pitch lies: median in Hz, spread in semitones (standard deviation), seconds of voiced speech."""
+    """The pitch of a voice: median in Hz, standard deviation in semitones, seconds of voiced speech."""
 
     median_hz: float
     spread_st: float
@@ -121,7 +121,7 @@ class Pitch:
 
 
 def measure_pitch(samples: Samples, sample_rate: int) -> Pitch:
-    """Measure pitch in two passes, the second between bounds that the first one sets.
+    """Measure pitch in two passes; the first sets the bounds of the second.
 
     Source: C. De Looze and D. Hirst (2008): 0.72 × the first quartile to 1.9 × the third keeps octave errors out.
     """
@@ -141,15 +141,18 @@ def measure_pitch(samples: Samples, sample_rate: int) -> Pitch:
 def pitch_track(
     samples: Samples, sample_rate: int, floor_hz: float = PITCH_FLOOR_HZ, ceiling_hz: float = PITCH_CEILING_HZ
 ) -> NDArray[np.float64]:
-    """Fundamental frequency of each 10 ms in Hz, 0 where the sound is not voiced.
+    """Return the fundamental frequency of each 10 ms in Hz, 0 where unvoiced.
 
-    Peaks of the autocorrelation divided by that of the window, joined by the cheapest path.
+    Peaks of the autocorrelation, divided by that of the window, on the cheapest path.
     Source: P. Boersma (1993), "Accurate short-term analysis of the fundamental frequency"; costs are Praat's defaults.
-    Other than Praat, a frame is silent by the 95th percentile of all peaks rather than the highest, and rumble is taken
-    out first: one bump of the microphone, or traffic outside, made clear speech unvoiced.
+    Unlike Praat, silence is relative to the 95th percentile of all peaks, not the maximum, and rumble is removed first:
+    otherwise one bump of the microphone, or traffic noise, makes clear speech unvoiced.
     """
     size, hop = int(3 * sample_rate / floor_hz), round(sample_rate * HOP_S)
-    cut = frames(_without_rumble(samples, sample_rate), size, hop)
+    spectrum = np.fft.rfft(samples)
+    low_hz, high_hz = _RUMBLE_HZ
+    gain = np.clip((np.fft.rfftfreq(len(samples), 1 / sample_rate) - low_hz) / (high_hz - low_hz), 0, 1)
+    cut = frames(np.fft.irfft(spectrum * gain, len(samples)).astype(np.float32), size, hop)
     cut = cut - cut.mean(axis=1, keepdims=True)
     peak = np.abs(cut).max(axis=1)
     n_fft = 1 << (2 * size - 1).bit_length()
@@ -171,20 +174,13 @@ def pitch_track(
     return _cheapest_path(sample_rate / lag, strength, unvoiced)
 
 
-def _without_rumble(samples: Samples, sample_rate: int) -> Samples:
-    spectrum = np.fft.rfft(samples)
-    low, high = _RUMBLE_HZ
-    gain = np.clip((np.fft.rfftfreq(len(samples), 1 / sample_rate) - low) / (high - low), 0, 1)
-    quiet: Samples = np.fft.irfft(spectrum * gain, len(samples)).astype(np.float32)
-    return quiet
-
-
 def _best_peaks(
     correlation: NDArray[np.float64], lags: NDArray[np.int64], count: int = 5
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The `count` best local maxima of each row, refined by a parabola: lags in samples and worth, both (n, count).
+    """Return the `count` best local maxima of each row: lags in samples and scores, both of shape (n, count).
 
-    Worth is height less OCTAVE_COST for each doubling of the lag: multiples of the true period are as high as it.
+    A parabola refines each maximum. The score is the height less OCTAVE_COST per doubling of the lag, since multiples
+    of the true period are as high.
     """
     middle = correlation[:, 1:-1]
     is_peak = (middle > correlation[:, :-2]) & (middle >= correlation[:, 2:]) & (middle > 0.15)
@@ -204,7 +200,7 @@ def _best_peaks(
 def _cheapest_path(
     frequency: NDArray[np.float64], strength: NDArray[np.float64], unvoiced: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Choose one candidate a frame, or silence, so that strength less the cost of jumps is greatest."""
+    """Choose one candidate or silence per frame to maximize strength less the cost of jumps (Viterbi)."""
     n_frames, count = frequency.shape
     octave = np.log2(frequency)
     score = np.append(strength[0], unvoiced[0])

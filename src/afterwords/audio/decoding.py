@@ -1,8 +1,7 @@
-"""Reading sound from whatever a person has on a disk or a phone, and never more of it than was asked for.
+"""Decode recordings of any format, with a bound on the work; `audio.decode` calls it.
 
-libav reads nearly everything and goes on after damage; soundfile is asked for the few formats that libav does not
-know. `riff` is the stricter reader, of WAV files alone. `audio` makes an Audio of what is read here, and there callers
-find it as `decode` and `read_tags`.
+libav reads nearly everything and goes on after damage; soundfile reads the few formats that libav doesn't know. `wav`
+is the stricter reader, of WAV files only.
 """
 
 from __future__ import annotations
@@ -36,20 +35,20 @@ if TYPE_CHECKING:
     from av import AudioFrame, AudioStream
     from av.container import InputContainer
 
-_PIPE_MAX_BYTES = 512 * 1024 * 1024  # more than 30 minutes of anything that people record in
-_BLOCK_VALUES = 1 << 18  # decoded at a time, over all channels
-_DECLARED_MAX_S = 1e6  # what a header that doesn't know its length declares is far beyond
-_STREAMED_MIN_BYTES = 0x7FFF0000  # a WAV that declares as much comes from a program that didn't know its length
+_PIPE_MAX_BYTES = 512 * 1024 * 1024  # more than 30 minutes in any usual format
+_BLOCK_VALUES = 1 << 18  # decoded at a time, of all channels
+_DECLARED_MAX_S = 1e6  # a header that doesn't know its length declares far more
+_STREAMED_MIN_BYTES = 0x7FFF0000  # a program that doesn't know the length of a WAV file declares at least this
 _TRACKS_MAX = 8
-_RATES_MAX = 100  # parts of a file, each at a rate of its own
-_PACKETS_PER_S_MAX = 800  # of the longest that is taken; the shortest packets, of Opus, last 2.5 ms
-_STOPS_MAX = 20  # errors of a container after which it is tried further
-_GAP_MIN_S = 0.1  # between the times of two packets; some containers count in milliseconds, and round each
-_SHORT_MIN_S, _SHORT_MIN_SHARE = 0.3, 0.02  # less than a file declares; encoders pad, and headers round
-# Named, because libav also knows playlists and scripts, which make it open further files and addresses.
+_RATES_MAX = 100  # parts of one file at different rates
+_PACKETS_PER_S_MAX = 800  # the shortest packets, of Opus, last 2.5 ms
+_STOPS_MAX = 20  # errors of a container before decoding gives up
+_GAP_MIN_S = 0.1  # between two packets; some containers round times to milliseconds
+_SHORT_MIN_S, _SHORT_MIN_SHARE = 0.3, 0.02  # tolerated: encoders pad, and headers round
+# An explicit list, because libav also reads playlists and scripts, which open other files and URLs.
 _LIBAV_OPTIONS = {"format_whitelist": "wav,w64,flac,mp3,ogg,mov,matroska,aac,amr,aiff,caf,au,asf"}
-_UNDECLARED = ("aac", "amr", "ogg")  # containers that don't say how long they last: libav guesses
-_MP3_HEAD_BYTES = 2048  # after the tags; a frame has at most 1,441
+_UNDECLARED = ("aac", "amr", "ogg")  # containers without a duration: libav guesses
+_MP3_HEAD_BYTES = 2048  # after the tags; a frame has at most 1,441 bytes
 _MAGIC = (
     (0, b"OggS"), (0, b"fLaC"), (0, b"\x1a\x45\xdf\xa3"), (0, b"caff"), (0, b"#!AMR"), (4, b"ftyp"),
     (8, b"WAVE"), (8, b"AIFF"), (8, b"AIFC"),
@@ -57,13 +56,13 @@ _MAGIC = (
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
-    """What was read of a file.
+class DecodedAudio:
+    """The decoded samples of a file.
 
     Attributes:
-        samples: shape (n_samples,), float32 mono in [-1, 1].
-        sample_rate: in Hz.
-        notices: what its owner should know of the file, each a sentence or two: lost parts, further tracks.
+        samples: Shape (n_samples,), float32 mono in [-1, 1].
+        sample_rate: In Hz.
+        notices: Problems of the file, one or two sentences each: lost parts, further tracks.
     """
 
     samples: Samples
@@ -71,8 +70,8 @@ class Sound:
     notices: tuple[str, ...] = ()
 
 
-def read_sound(source: Path | bytes | BinaryIO, *, name: str | None = None, max_duration_s: float) -> Sound:
-    """Read a recording; see `audio.decode`."""
+def read_sound(source: Path | bytes | BinaryIO, *, name: str | None = None, max_duration_s: float) -> DecodedAudio:
+    """Decode a recording, as `audio.decode` describes."""
     name = name or _name_of(source)
     with _opened(source, name) as file:
         recording = _read_by_libav(file, name, max_duration_s)
@@ -84,15 +83,15 @@ def read_sound(source: Path | bytes | BinaryIO, *, name: str | None = None, max_
 
 
 def read_tags(source: Path | bytes, *, name: str | None = None) -> dict[str, str]:
-    """Read the tags of a wav, mp3, flac, opus or ogg file under the names that they are written by.
+    """Return the tags of a wav, mp3, flac, opus or ogg file.
 
     Returns:
-        Those of `title`, `artist`, `comment`, `software` and `date` that it carries.
+        Those of `title`, `artist`, `comment`, `software` and `date` that the file has.
 
     Raises:
-        UnreadableFileError: it is missing, a folder, a pipe or a device, or reading it failed.
-        UnsupportedAudioError: no decoder knows it.
-        NoAudioError: it is empty.
+        UnreadableFileError: The file is missing, a folder, a pipe or a device, or reading failed.
+        UnsupportedAudioError: No decoder knows the format.
+        NoAudioError: The file is empty.
     """
     import av
 
@@ -116,10 +115,10 @@ def read_tags(source: Path | bytes, *, name: str | None = None) -> dict[str, str
 # -- opening --------------------------------------------------------------------------------------------------
 
 
-class _Face:
-    """An open file as the decoders see it: without a name they could guess by, and with its errors kept.
+class _NamelessFile:
+    """An open file for the decoders: without a name to guess the format from, and with its last error kept.
 
-    They call it from C, where an exception would be lost.
+    The decoders read it from C, where an exception would be lost.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -141,7 +140,7 @@ class _Face:
 
 
 @contextmanager
-def _opened(source: Path | bytes | BinaryIO, name: str) -> Iterator[_Face]:
+def _opened(source: Path | bytes | BinaryIO, name: str) -> Iterator[_NamelessFile]:
     with _open(source, name) as file:
         try:
             size_bytes = file.seek(0, SEEK_END)
@@ -150,7 +149,7 @@ def _opened(source: Path | bytes | BinaryIO, name: str) -> Iterator[_Face]:
             raise UnreadableFileError(name, why=_reason(error)) from error
         if not size_bytes:
             raise NoAudioError(name)
-        face = _Face(file)
+        face = _NamelessFile(file)
         try:
             yield face
         finally:
@@ -164,7 +163,7 @@ def _open(source: Path | bytes | BinaryIO, name: str) -> AbstractContextManager[
     try:
         if not isinstance(source, Path):
             return nullcontext(source if source.seekable() else _read_pipe(source, name))
-        mode = source.stat().st_mode  # first, since opening a pipe would wait for somebody to write into it
+        mode = source.stat().st_mode  # first: opening a pipe would block until it has a writer
         if stat.S_ISDIR(mode):
             raise UnreadableFileError(name, why="it is a folder")
         if not stat.S_ISREG(mode):
@@ -189,7 +188,7 @@ def _name_of(source: Path | bytes | BinaryIO) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file can't be read, in plain words."""
+    """Return why a file can't be read, in plain words."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return "there is no such file"
     if isinstance(error, PermissionError):
@@ -201,13 +200,13 @@ def _reason(error: Exception) -> str:
 
 
 class _Recording:
-    """What was decoded of one track: one channel, checked, no longer than is taken; and what was lost of it."""
+    """The decoded samples of one track, checked and limited in length, and a record of what was lost."""
 
     def __init__(self, name: str, max_duration_s: float) -> None:
         self.name = name
         self.max_duration_s = max_duration_s
-        # A rate in Hz and float32 values, which grow in place, where a list of arrays would need its size twice at
-        # the end. A new part begins where the rate changes, as in files that were joined.
+        # Pairs of a rate in Hz and float32 values. A bytearray grows in place; joining a list of arrays would need
+        # twice the memory. A new part begins where the rate changes, as in concatenated files.
         self._parts: list[tuple[int, bytearray]] = []
         self.duration_s = self.lost_s = self._declared_s = 0.0
         self.n_failed = 0
@@ -221,7 +220,7 @@ class _Recording:
         return self.is_cut or self.is_codec_lacking or self.n_failed > 0
 
     def declare(self, duration_s: float) -> None:
-        """Set how long the file says that it is."""
+        """Set the duration that the file declares."""
         self._declared_s = duration_s if 0 < duration_s < _DECLARED_MAX_S else 0.0
 
     def add(self, frames: NDArray[np.float32], sample_rate: int) -> None:
@@ -246,11 +245,11 @@ class _Recording:
     def is_silent(self) -> bool:
         return all(peak_db(np.frombuffer(values, np.float32)) < SILENCE_PEAK_DB for _, values in self._parts)
 
-    def finish(self) -> Sound:
-        """All that was decoded, at the rate of its longest part."""
+    def finish(self) -> DecodedAudio:
+        """Return all decoded samples at the rate of the longest part."""
         if not self.duration_s:
             if self.is_codec_lacking:
-                raise UnsupportedAudioError(self.name, codec=self.codec or "a codec that is not known")
+                raise UnsupportedAudioError(self.name, codec=self.codec or "an unknown codec")
             raise DamagedAudioError(self.name) if self.is_damaged else NoAudioError(self.name)
         parts = [(rate, np.frombuffer(values, np.float32)) for rate, values in self._parts]
         sample_rate, samples = max(parts, key=lambda part: len(part[1]) / part[0])
@@ -260,25 +259,25 @@ class _Recording:
             resampled = [soxr.resample(values, rate, sample_rate) for rate, values in parts]
             samples = np.clip(np.concatenate(resampled), np.float32(-1), np.float32(1))
         notices = (self._loss_notice(), self.tracks_notice)
-        return Sound(samples, sample_rate, tuple(notice for notice in notices if notice))
+        return DecodedAudio(samples, sample_rate, tuple(notice for notice in notices if notice))
 
     def _loss_notice(self) -> str:
         lost_s, short_s = self.lost_s, self._declared_s - self.duration_s
         is_short = short_s > max(_SHORT_MIN_S, _SHORT_MIN_SHARE * self._declared_s)
-        if is_short or (lost_s and short_s > 0):  # what the header says is more exact than the sum of what was missed
+        if is_short or (lost_s and short_s > 0):  # the header is more exact than the sum of the gaps
             lost_s = short_s
         total_s = self.duration_s + lost_s
         seconds = f"at least {lost_s:.1f} s" if lost_s >= 0.1 else "less than 0.1 s"
         share = f"{100 * lost_s / total_s:.0f} %" if lost_s >= 0.01 * total_s else "less than 1 %"
         if self.is_codec_lacking:
             return (
-                f"{self.name}: {seconds} of {total_s:.1f} s ({share}) could not be decoded and were left out. Either "
-                f"the file is damaged, or it uses a part of the codec {self.codec} that is not known here."
+                f"{self.name}: {seconds} of {total_s:.1f} s ({share}) could not be decoded and were skipped. Either "
+                f"the file is damaged, or it uses a feature of the codec {self.codec} that is not supported."
             )
         if lost_s or self.n_failed:
             return (
                 f"{self.name} is damaged or incomplete: {seconds} of {total_s:.1f} s ({share}) could not be read "
-                "and were left out. Copy or download it again if you can."
+                "and were skipped. Copy or download it again if you can."
             )
         if self.is_cut:
             return (
@@ -288,8 +287,8 @@ class _Recording:
         return ""
 
 
-def _read_by_soundfile(file: _Face, name: str, max_duration_s: float) -> _Recording | None:
-    """Read what libav does not know; None if soundfile does not know it either."""
+def _read_by_soundfile(file: _NamelessFile, name: str, max_duration_s: float) -> _Recording | None:
+    """Decode a file with soundfile; None if it doesn't know the format."""
     import soundfile
 
     recording = _Recording(name, max_duration_s)
@@ -309,8 +308,8 @@ def _read_by_soundfile(file: _Face, name: str, max_duration_s: float) -> _Record
     return recording
 
 
-def _read_by_libav(file: _Face, name: str, max_duration_s: float) -> _Recording | None:
-    """Read the first track that has sound, or else the first; None if libav does not know the file."""
+def _read_by_libav(file: _NamelessFile, name: str, max_duration_s: float) -> _Recording | None:
+    """Decode the first track with sound, or else the first; None if libav doesn't know the format."""
     import av
 
     first: _Recording | None = None
@@ -327,7 +326,7 @@ def _read_by_libav(file: _Face, name: str, max_duration_s: float) -> _Recording 
             return first
         if n_tracks > 1 and not recording.is_silent():
             recording.tracks_notice = (
-                f"{name} has {n_tracks} audio tracks; track {track + 1} was taken, the first with sound."
+                f"{name} has {n_tracks} audio tracks; track {track + 1} is used, the first with sound."
             )
         if not recording.is_silent():
             return recording
@@ -337,8 +336,8 @@ def _read_by_libav(file: _Face, name: str, max_duration_s: float) -> _Recording 
     return first
 
 
-def _decode_track(container: InputContainer, stream: AudioStream, file: _Face, recording: _Recording) -> None:
-    """Decode a track to its end; a packet that can't be decoded is left out and counted, as players do."""
+def _decode_track(container: InputContainer, stream: AudioStream, file: _NamelessFile, recording: _Recording) -> None:
+    """Decode a track to its end; packets that can't be decoded are skipped and counted, as players do."""
     import av
 
     if stream.codec_context is None:
@@ -362,7 +361,9 @@ def _decode_track(container: InputContainer, stream: AudioStream, file: _Face, r
                     if end_s is not None and start_s - end_s > _GAP_MIN_S:
                         recording.lost_s += start_s - end_s
                     end_s = start_s + duration_s
-                recording.is_cut |= packet.is_corrupt and container.format.name != "wav"  # it flags streamed ones too
+                recording.is_cut |= (
+                    packet.is_corrupt and container.format.name != "wav"
+                )  # streamed WAV files are flagged too
                 try:
                     for frame in packet.decode():
                         recording.add(_frames_of(frame), frame.sample_rate)
@@ -377,11 +378,11 @@ def _decode_track(container: InputContainer, stream: AudioStream, file: _Face, r
             n_stops += 1
     recording.is_cut |= n_stops == _STOPS_MAX
     if recording.n_failed == 1 and last_failed_s is not None and recording.duration_s:
-        recording.n_failed, recording.lost_s = 0, recording.lost_s - last_failed_s  # what players add after the sound
+        recording.n_failed, recording.lost_s = 0, recording.lost_s - last_failed_s  # junk after the last frame
 
 
-def _declared_s(container: InputContainer, stream: AudioStream, file: _Face) -> float:
-    """How long a track lasts by the header of its file; 0 where that does not say."""
+def _declared_s(container: InputContainer, stream: AudioStream, file: _NamelessFile) -> float:
+    """Return the duration of a track by the header of its file; 0 if unknown."""
     import av
 
     if container.format.name == "wav" and (declared_s := _declared_by_wav(file)) is not None:
@@ -395,8 +396,8 @@ def _declared_s(container: InputContainer, stream: AudioStream, file: _Face) -> 
     return (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0.0
 
 
-def _declared_by_wav(file: _Face) -> float | None:
-    """How long a RIFF file declares to be, 0 if it does not: libav believes it no further than the file goes."""
+def _declared_by_wav(file: _NamelessFile) -> float | None:
+    """Return the duration that a RIFF file declares, 0 if unknown; libav caps it at the size of the file."""
     position = file.tell()
     file.seek(0)
     if file.read(4) != b"RIFF":
@@ -417,8 +418,8 @@ def _declared_by_wav(file: _Face) -> float | None:
     return size_bytes / rate if rate and size_bytes < _STREAMED_MIN_BYTES else 0.0
 
 
-def _declared_by_mp3(file: _Face, stream: AudioStream) -> float:
-    """How long an MP3 declares to be in its first frame, 0 if it does not: libav guesses by the size of the file.
+def _declared_by_mp3(file: _NamelessFile, stream: AudioStream) -> float:
+    """Return the duration that the first frame of an MP3 declares, 0 if unknown; libav guesses by the file size.
 
     Source: the headers "Xing" and "Info" as LAME writes them: flags, then the number of frames, where flag 1 is set.
     """
@@ -426,7 +427,7 @@ def _declared_by_mp3(file: _Face, stream: AudioStream) -> float:
     file.seek(0)
     head = file.read(10)
     tag_bytes = 0
-    if head[:3] == b"ID3":  # its size has 7 bits a byte
+    if head[:3] == b"ID3":  # the size has 7 bits per byte
         tag_bytes = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
     file.seek(tag_bytes)
     frame = file.read(_MP3_HEAD_BYTES)
@@ -437,15 +438,15 @@ def _declared_by_mp3(file: _Face, stream: AudioStream) -> float:
     return int.from_bytes(frame[place + 8 : place + 12]) * stream.codec_context.frame_size / max(stream.rate, 1)
 
 
-def _has_known_magic(file: _Face) -> bool:
-    """Whether a file begins as one that could be read if it were whole."""
+def _has_known_magic(file: _NamelessFile) -> bool:
+    """Return whether a file begins with the magic bytes of a supported format."""
     file.seek(0)
     head = file.read(16)
     return any(head[start : start + len(magic)] == magic for start, magic in _MAGIC)
 
 
 def _frames_of(frame: AudioFrame) -> NDArray[np.float32]:
-    """Samples of shape (n_frames, n_channels), float32 with full scale at 1."""
+    """Return samples of shape (n_frames, n_channels), float32 with full scale at 1."""
     values = frame.to_ndarray()
     values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
     if values.dtype.kind == "f":

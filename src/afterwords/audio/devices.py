@@ -1,8 +1,4 @@
-"""The loudspeaker and the microphone of this machine.
-
-Apart from `audio`, because only the extra `play` brings the library, and because devices block and fail in ways of
-their own. Callers find `play` and `record` in `audio`.
-"""
+"""Play on the loudspeaker and capture from the microphone of this machine, with the extra `play`."""
 
 from __future__ import annotations
 
@@ -19,23 +15,22 @@ import numpy as np
 from afterwords.audio.wav import Samples
 from afterwords.errors import AudioDeviceError, MissingExtraError
 
-_BLOCK_S = 0.05  # between two looks at whether to stop
-_WAIT_S = 0.1  # a wait without an end can't be interrupted on Windows
+_BLOCK_S = 0.05  # between two checks whether to stop
+_WAIT_S = 0.1  # an unlimited wait can't be interrupted on Windows
 
 
 def play(chunks: Iterable[Samples], sample_rate: int) -> None:
-    """Play chunks as they come, and return when the last was heard.
+    """Play chunks as they arrive, and return when the last one has been played.
 
-    The first sounds at once, while later ones are still being made; making them never waits for the listener.
-    Ctrl-C, or an error in making them, stops the sound at once.
+    Playback never delays the source of the chunks. Ctrl-C, or an error of the source, stops the sound at once.
 
     Args:
-        chunks: samples of shape (n_samples,), float32 in [-1, 1].
-        sample_rate: in Hz; a device that can't play it gets its own rate.
+        chunks: Samples of shape (n_samples,), float32 in [-1, 1].
+        sample_rate: In Hz; resampled for a device that doesn't support it.
 
     Raises:
-        MissingExtraError: the extra `play` is not installed.
-        AudioDeviceError: no device plays, or the system library for it is missing.
+        MissingExtraError: The extra `play` is not installed.
+        AudioDeviceError: No device can play, or its system library is missing.
     """
     with _device("Playing") as sounddevice:
         rate = _device_rate(sounddevice, "output", sample_rate)
@@ -43,11 +38,11 @@ def play(chunks: Iterable[Samples], sample_rate: int) -> None:
         waiting: SimpleQueue[Samples | None] = SimpleQueue()
         is_stopped = Event()
         with closing(stream), ThreadPoolExecutor(1, thread_name_prefix="afterwords-play") as pool:
-            playing = pool.submit(_play_waiting, stream, waiting, is_stopped, block=round(rate * _BLOCK_S))
+            playing = pool.submit(_play_queued, stream, waiting, is_stopped, block=round(rate * _BLOCK_S))
             try:
                 for chunk in _at_rate(chunks, sample_rate, rate):
                     waiting.put(chunk)
-                    if playing.done():  # the device has gone
+                    if playing.done():  # the device failed
                         break
                 waiting.put(None)
                 while not playing.done():
@@ -66,19 +61,13 @@ def capture(
     max_duration_s: float,
     on_level: Callable[[float, float], None] | None = None,
 ) -> tuple[Samples, int]:
-    """Record from the default microphone until `stop` is set or the time is over.
-
-    Args:
-        sample_rate: the rate to ask for, in Hz; a device that can't record it gives its own.
-        stop: looked at twenty times a second.
-        max_duration_s: the longest that is recorded.
-        on_level: told the seconds recorded and the peak of the last block, in [0, 1].
+    """Record from the default microphone, as `audio.record` describes.
 
     Returns:
         Samples of shape (n_samples,), float32 mono in [-1, 1], and their rate in Hz.
 
     Raises:
-        MissingExtraError, AudioDeviceError: as `play`.
+        MissingExtraError, AudioDeviceError: As for `play`.
     """
     with _device("Recording") as sounddevice:
         rate = _device_rate(sounddevice, "input", sample_rate)
@@ -97,7 +86,7 @@ def capture(
 
 @contextmanager
 def _device(purpose: str) -> Iterator[Any]:
-    """The library `sounddevice`, with its errors turned into ours."""
+    """Import `sounddevice`, and translate its errors."""
     try:
         import sounddevice
     except ImportError as error:
@@ -108,12 +97,12 @@ def _device(purpose: str) -> Iterator[Any]:
     try:
         yield sounddevice
     except sounddevice.PortAudioError as error:
-        is_none = "device -1" in str(error)  # PortAudio's number for "there is no default device"
-        raise AudioDeviceError(purpose, why="none is set up" if is_none else str(error)) from error
+        has_none = "device -1" in str(error)  # PortAudio's number of a missing default device
+        raise AudioDeviceError(purpose, why="no device is set up" if has_none else str(error)) from error
 
 
 def _device_rate(sounddevice: Any, kind: str, sample_rate: int) -> int:
-    """The rate asked for, or the device's own where it can't do that."""
+    """Return the requested rate if the device supports it, else its default."""
     check = sounddevice.check_output_settings if kind == "output" else sounddevice.check_input_settings
     try:
         check(channels=1, dtype="float32", samplerate=sample_rate)
@@ -122,24 +111,19 @@ def _device_rate(sounddevice: Any, kind: str, sample_rate: int) -> int:
     return sample_rate
 
 
-def _play_waiting(stream: Any, waiting: SimpleQueue[Samples | None], is_stopped: Event, *, block: int) -> None:
-    """Play what is put into `waiting`, until None comes or `is_stopped` is set."""
-    for samples in _blocks(waiting, block):
-        if is_stopped.is_set():
-            break
-        if not stream.active:
-            stream.start()
-        stream.write(np.ascontiguousarray(samples, np.float32).reshape(-1, 1))
+def _play_queued(stream: Any, waiting: SimpleQueue[Samples | None], is_stopped: Event, *, block: int) -> None:
+    """Play queued samples until None arrives or `is_stopped` is set."""
+    while (chunk := waiting.get()) is not None and not is_stopped.is_set():
+        for start in range(0, len(chunk), block):
+            if is_stopped.is_set():
+                break
+            if not stream.active:
+                stream.start()
+            stream.write(np.ascontiguousarray(chunk[start : start + block], np.float32).reshape(-1, 1))
     if is_stopped.is_set():
         stream.abort()
     elif stream.active:
-        stream.stop()  # waits until all has been heard
-
-
-def _blocks(waiting: SimpleQueue[Samples | None], size: int) -> Iterator[Samples]:
-    while (chunk := waiting.get()) is not None:
-        for start in range(0, len(chunk), size):
-            yield chunk[start : start + size]
+        stream.stop()  # waits for the buffer to play
 
 
 def _at_rate(chunks: Iterable[Samples], from_rate: int, to_rate: int) -> Iterator[Samples]:

@@ -1,8 +1,4 @@
-"""The formats that speech is written in: each turns samples into bytes as they arrive, with its tags inside.
-
-wav and pcm are written by hand, so that a pipe gets its first sound at once; mp3, opus and flac by the encoders of
-libav. `writer` decides where the bytes go and what becomes of them after an error.
-"""
+"""Encode samples as they arrive: wav and pcm by hand, without delay, the other formats by libav."""
 
 from __future__ import annotations
 
@@ -20,8 +16,7 @@ if TYPE_CHECKING:
     import soxr
     from av import AudioStream
 
-# container, encoder, sample format, bits a second (0: as many as it takes), and the rates in Hz that the encoder
-# takes (none named: all)
+# container, encoder, sample format, bits per second (0: variable), supported rates in Hz (none: all)
 _LIBAV = {
     SpeechFormat.MP3: (
         "mp3",
@@ -36,29 +31,29 @@ _LIBAV = {
 
 
 class Encoder(Protocol):
-    """Turns samples into the bytes of a format, in a file."""
+    """Encodes samples into a file."""
 
     def write(self, samples: Samples) -> None:
         """Encode samples of shape (n_samples,)."""
 
     def finish(self) -> None:
-        """Write what was kept back, and set right what stands at the beginning."""
+        """Write buffered samples and complete the header."""
 
     def abandon(self) -> None:
-        """Let go of everything without writing any more."""
+        """Release everything without another write."""
 
 
 def make_encoder(file: BinaryIO, *, format: SpeechFormat, sample_rate: int, tags: Mapping[str, str]) -> Encoder:
-    """Begin a file: what stands before the sound is written now.
+    """Return an encoder for a format, with its header written.
 
     Args:
-        file: where the bytes go; from where it stands, if it can go back.
-        format: one that is spoken here; an encoder that does not take the rate gets the next higher one.
-        sample_rate: of the samples to come, in Hz.
-        tags: texts under the names of `wavchunks.INFO_IDS`; pcm carries none.
+        file: Written from its current position.
+        format: The format. An encoder that doesn't support the rate uses the next higher one.
+        sample_rate: Rate of the samples in Hz.
+        tags: Texts by the names of `wav_chunks.INFO_IDS`; pcm has no tags.
 
     Raises:
-        OSError: the file's own, here and from every call of the encoder.
+        OSError: A write failed, here or in any call of the encoder.
     """
     if format is SpeechFormat.PCM:
         return PcmEncoder(file)
@@ -68,7 +63,7 @@ def make_encoder(file: BinaryIO, *, format: SpeechFormat, sample_rate: int, tags
 
 
 class PcmEncoder:
-    """Raw little-endian 16-bit samples."""
+    """Raw little-endian 16-bit PCM."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -77,14 +72,14 @@ class PcmEncoder:
         self._file.write(pcm16(samples))
 
     def finish(self) -> None:
-        """Nothing was kept back."""
+        """Do nothing: nothing is buffered."""
 
     def abandon(self) -> None:
-        """Nothing is held."""
+        """Do nothing: nothing is open."""
 
 
 class WavEncoder(PcmEncoder):
-    """The same behind a header, whose sizes are set right at the end where the file can go back."""
+    """PCM after a WAV header, whose sizes are corrected at the end if the file is seekable."""
 
     def __init__(self, file: BinaryIO, *, sample_rate: int, tags: Mapping[str, str]) -> None:
         super().__init__(file)
@@ -115,8 +110,8 @@ class LibavEncoder:
         self._rate = _encodable_rate(sample_rate, rates)
         self._resampler = _make_resampler(sample_rate, self._rate)
         self._sink = _SeekableSink(file) if file.seekable() else _Sink(file)
-        with self._true_errors():
-            # every packet leaves at once: behind a pipe somebody may be listening
+        with self._file_errors():
+            # a listener at the end of a pipe gets every packet at once
             self._container = av.open(self._sink, "w", format=container, options={"flush_packets": "1"})
             stream = self._container.add_stream(
                 codec, rate=self._rate, layout="mono", format=self._sample_format, bit_rate=bit_rate
@@ -132,7 +127,7 @@ class LibavEncoder:
     def finish(self) -> None:
         if self._resampler is not None:
             self._encode(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-        with self._true_errors():
+        with self._file_errors():
             self._container.mux(self._stream.encode(None))
             self._container.close()
 
@@ -140,7 +135,7 @@ class LibavEncoder:
         import av
 
         self._sink.is_quiet = True
-        with suppress(av.FFmpegError):  # it complains once more of the write that failed
+        with suppress(av.FFmpegError):  # libav reports the failed write again
             self._container.close()
 
     def _encode(self, samples: Samples) -> None:
@@ -156,12 +151,12 @@ class LibavEncoder:
         frame.sample_rate = self._rate
         frame.pts = self._n_frames
         self._n_frames += len(samples)
-        with self._true_errors():
+        with self._file_errors():
             self._container.mux(self._stream.encode(frame))
 
     @contextmanager
-    def _true_errors(self) -> Iterator[None]:
-        """Give back the error of the file where the library has only one of its own."""
+    def _file_errors(self) -> Iterator[None]:
+        """Raise the error of the file in place of libav's general one."""
         import av
 
         try:
@@ -173,7 +168,7 @@ class LibavEncoder:
 
 
 class _Sink:
-    """A file as libav sees it: it remembers the error that libav hides, and can be told to swallow the rest."""
+    """An open file for libav: keeps the error that libav hides, and drops writes when it is quiet."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -182,12 +177,12 @@ class _Sink:
 
     def write(self, data: bytes) -> int:
         if not self.is_quiet:
-            with self._remembered():
+            with self._keep_error():
                 self._file.write(data)
         return len(data)
 
     @contextmanager
-    def _remembered(self) -> Iterator[None]:
+    def _keep_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -196,7 +191,7 @@ class _Sink:
 
 
 class _SeekableSink(_Sink):
-    """The same for a file that can go back; it begins where the file stood."""
+    """A seekable file, whose positions count from where the encoder began."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file)
@@ -205,7 +200,7 @@ class _SeekableSink(_Sink):
     def seek(self, offset: int, whence: int = SEEK_SET) -> int:
         if self.is_quiet:
             return 0
-        with self._remembered():  # to go back, a buffered file writes first
+        with self._keep_error():  # seeking flushes a buffered file
             return self._file.seek(offset + (self._start if whence == SEEK_SET else 0), whence) - self._start
 
     def tell(self) -> int:

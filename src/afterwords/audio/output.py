@@ -1,7 +1,6 @@
-"""Where sound is written to: a file that appears only when it is whole, or a pipe that gets everything at once.
+"""Where audio is written to: a file that appears when it is complete, or a pipe.
 
-Apart from `writer`, which turns samples into bytes and needs numpy: what comes from a server as bytes goes to the same
-places without it. Callers find `check_output` and the formats in `audio`.
+Apart from `writer`, which needs numpy: bytes from a server are written through this module without it.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ _ENDINGS = {f".{format}": format for format in SpeechFormat} | {
 
 
 def format_of(path: Path) -> SpeechFormat:
-    """Tell the format of a file that shall be written by the ending of its name.
+    """Return the format of an output file by its extension.
 
     Raises:
-        UnmarkableFormatError: no format has that ending.
+        UnmarkableFormatError: No format has that extension.
     """
     try:
         return _ENDINGS[path.suffix.lower()]
@@ -39,10 +38,10 @@ def format_of(path: Path) -> SpeechFormat:
 
 
 def parse_format(name: str) -> SpeechFormat:
-    """Tell the format by its name.
+    """Return the format with a name.
 
     Raises:
-        UnmarkableFormatError: there is none of that name.
+        UnmarkableFormatError: No format has that name.
     """
     try:
         return SpeechFormat(name.lower())
@@ -51,59 +50,58 @@ def parse_format(name: str) -> SpeechFormat:
 
 
 def check_output(path: Path | None, *, format: SpeechFormat | str | None = None) -> None:
-    """Refuse, before any work, what `AudioWriter` would refuse on entering; None is a stream.
+    """Raise, before any work, what `AudioWriter` would raise on entering; None is a stream.
 
     Raises:
-        UnmarkableFormatError: the format is not known.
-        UnwritableOutputError: the folder is missing or closed to writing, or the path is a folder.
-        StorageFullError: the disk is full.
+        UnmarkableFormatError: The format is unknown.
+        UnwritableOutputError: The folder is missing or not writable, or the path is a folder.
+        StorageFullError: The disk is full.
     """
     if format is not None:
         parse_format(format)
     elif path is not None:
         format_of(path)
     if path is not None:
-        check_place(path)
+        check_writable(path)
 
 
-def check_place(path: Path) -> None:
-    """Refuse, before any work, a place that nothing can be written to.
+def check_writable(path: Path) -> None:
+    """Raise, before any work, if nothing can be written to a path.
 
     Raises:
-        UnwritableOutputError, StorageFullError: as `check_output`.
+        UnwritableOutputError, StorageFullError: As for `check_output`.
     """
     if _is_file(path):
         _PartFile(path).discard()
 
 
-# -- where it goes --------------------------------------------------------------------------------------------
+# -- destinations ---------------------------------------------------------------------------------------------
 
 
 class Destination(Protocol):
-    """A place that bytes go to."""
+    """A file or a stream that bytes are written to."""
 
     file: BinaryIO
 
     def send(self) -> None:
-        """Let a reader have what was written so far."""
+        """Flush to a reader, if there can be one."""
 
     def commit(self) -> None:
-        """Make all that was written last."""
+        """Make the written bytes permanent."""
 
     def discard(self) -> None:
-        """Let go of what was not committed. Never raises OSError."""
+        """Drop what was not committed. Never raises OSError."""
 
 
 class _PartFile:
-    """A file that takes its name only when it is whole, and until then can be read by its owner alone.
+    """A file that is renamed into place when it is complete; until then only its owner can read it.
 
-    It then keeps the permissions of the file that it replaces; a new file gets those that the umask leaves, unless it
-    is private.
+    It keeps the permissions of the file that it replaces. A new file gets those of the umask, unless it is private.
     """
 
     def __init__(self, path: Path, *, is_private: bool = False) -> None:
         try:
-            self._path = path.resolve()  # a link stays a link, and what it points to is replaced
+            self._path = path.resolve()  # a link stays a link; its target is replaced
             if self._path.exists() and not os.access(self._path, os.W_OK):
                 raise UnwritableOutputError(path, why="it is read-only")
             self._mode = 0o600 if is_private else _mode_of_new_files(self._path.parent)
@@ -116,7 +114,7 @@ class _PartFile:
         self.file: BinaryIO = os.fdopen(handle, "wb")
 
     def send(self) -> None:
-        """Nobody reads it yet."""
+        """Do nothing: the file has no reader yet."""
 
     def commit(self) -> None:
         self.file.flush()
@@ -124,7 +122,7 @@ class _PartFile:
         self.file.close()
         if self._keeps_mode and self._path.exists():
             self._mode = _mode_of(self._path.stat())
-        if _mode_of(self._part.stat()) != self._mode:  # a file system without permissions refuses every change
+        if _mode_of(self._part.stat()) != self._mode:  # some file systems have no permissions
             self._part.chmod(self._mode)
         self._part.replace(self._path)
 
@@ -136,7 +134,7 @@ class _PartFile:
 
 
 class _Stream:
-    """A stream of the caller's, or a pipe or device by its path."""
+    """A stream of the caller, or a pipe or device by its path."""
 
     def __init__(self, target: Path | BinaryIO) -> None:
         self._is_ours = isinstance(target, Path)
@@ -158,14 +156,14 @@ class _Stream:
 
 
 def open_destination(target: Path | BinaryIO, *, is_private: bool = False) -> Destination:
-    """Open a place by its path, or take a stream, which stays open.
+    """Open a path for writing, or wrap a stream, which stays open.
 
     Args:
-        target: where to write.
-        is_private: whether the owner alone may read a file, whatever the umask says.
+        target: Where to write.
+        is_private: Whether only the owner may read the file, regardless of the umask.
 
     Raises:
-        UnwritableOutputError: nothing can be written there.
+        UnwritableOutputError: The path can't be written to.
     """
     if isinstance(target, Path) and _is_file(target):
         return _PartFile(target, is_private=is_private)
@@ -173,11 +171,11 @@ def open_destination(target: Path | BinaryIO, *, is_private: bool = False) -> De
 
 
 @contextmanager
-def storing_at(target: Path | BinaryIO) -> Iterator[None]:
-    """Give a failed write its name; a reader that has gone stays BrokenPipeError.
+def translate_write_errors(target: Path | BinaryIO) -> Iterator[None]:
+    """Translate the OSError of a failed write; BrokenPipeError passes unchanged.
 
     Raises:
-        StorageFullError, UnwritableOutputError: the system refused.
+        StorageFullError, UnwritableOutputError: A write failed.
     """
     try:
         yield
@@ -188,35 +186,35 @@ def storing_at(target: Path | BinaryIO) -> Iterator[None]:
         raise refusal(error, shown, why=_reason(error)) from error
 
 
-def write_whole(target: Path | BinaryIO, data: bytes, *, is_private: bool = False) -> None:
-    """Write bytes to a place: a file whole or not at all.
+def write_atomically(target: Path | BinaryIO, data: bytes, *, is_private: bool = False) -> None:
+    """Write bytes, a file atomically.
 
     Args:
-        target: where to write.
-        data: what to write.
-        is_private: whether the owner alone may read a file, whatever the umask says.
+        target: Where to write.
+        data: The bytes.
+        is_private: Whether only the owner may read the file, regardless of the umask.
 
     Raises:
-        StorageFullError, UnwritableOutputError: what stood there before still stands there.
-        BrokenPipeError: the reader of a pipe has gone.
+        StorageFullError, UnwritableOutputError: The write failed; an existing file is unchanged.
+        BrokenPipeError: The reader of a pipe has closed it.
     """
-    with writing(target, is_private=is_private) as file:
+    with open_atomically(target, is_private=is_private) as file:
         file.write(data)
 
 
 @contextmanager
-def writing(target: Path | BinaryIO, *, is_private: bool = False) -> Iterator[BinaryIO]:
-    """Open a place to write to: a file appears whole when the block ends well, or not at all.
+def open_atomically(target: Path | BinaryIO, *, is_private: bool = False) -> Iterator[BinaryIO]:
+    """Open a target for writing; a file appears when the block succeeds.
 
     Raises:
-        StorageFullError, UnwritableOutputError, BrokenPipeError: as `write_whole`.
+        StorageFullError, UnwritableOutputError, BrokenPipeError: As for `write_atomically`.
     """
     destination = open_destination(target, is_private=is_private)
     try:
-        with storing_at(target):
+        with translate_write_errors(target):
             yield destination.file
             destination.commit()
-    finally:  # after a commit there is nothing left to take back
+    finally:  # no effect after a commit
         destination.discard()
 
 
@@ -225,9 +223,9 @@ def _mode_of(status: os.stat_result) -> int:
 
 
 def _mode_of_new_files(folder: Path) -> int:
-    """Return the permissions that a new file gets in a folder.
+    """Return the permissions of a new file in a folder.
 
-    An empty file is made to see them: the umask can only be read by changing it, for all threads of the program.
+    An empty file is created to see them: reading the umask means changing it for all threads.
     """
     probe = folder / f".{uuid4().hex}.part"
     handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -239,7 +237,7 @@ def _mode_of_new_files(folder: Path) -> int:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether it is a file or can become one; else it is a pipe or a device."""
+    """Return whether a path is or can become a regular file, and not a pipe or a device."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -252,7 +250,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _reason(error: Exception, folder: Path | None = None) -> str:
-    """Why a place can't be written to, in plain words."""
+    """Return why a path can't be written to, in plain words."""
     if folder is not None and isinstance(error, FileNotFoundError | NotADirectoryError):
         return f"there is no folder {folder}"
     if isinstance(error, PermissionError):

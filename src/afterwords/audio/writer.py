@@ -1,7 +1,6 @@
-"""Writing sound while it arrives: to a file that appears only when it is whole, or straight into a pipe.
+"""Write samples as they arrive, to a file that appears when it is complete, or to a pipe.
 
-Every format and every way to save goes through `AudioWriter`; `encoders` knows the formats, `destination` the places.
-Callers find it in `audio`.
+`encoders` has the formats, `output` the places to write to.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from afterwords.audio.encoders import make_encoder
-from afterwords.audio.output import format_of, open_destination, parse_format, storing_at
+from afterwords.audio.output import format_of, open_destination, parse_format, translate_write_errors
 from afterwords.audio.wav import Samples
 from afterwords.audio.wav_chunks import INFO_IDS
 from afterwords.errors import InvalidOptionError, NonFiniteAudioError
@@ -22,27 +21,25 @@ from afterwords.models import SpeechFormat
 
 
 class AudioWriter:
-    """Write mono sound chunk by chunk; use it in a `with` block.
+    """Write mono audio chunk by chunk, in a `with` block.
 
-    A file is written under another name beside its own (`….part`), readable by its owner alone, and takes its name
-    when the block ends well, with the permissions that the umask leaves; otherwise it is removed, and a file that was
-    there before is kept. One that is replaced passes its permissions on. A pipe or a device gets each chunk at once;
-    what was sent can't be taken back.
+    A file is written as `….part` in the same folder, readable by its owner only, and renamed when the block succeeds;
+    otherwise the part is removed and an existing file stays. A new file gets the permissions of the umask, a replaced
+    one keeps its own. A pipe or a device gets each chunk at once.
 
     Args:
-        target: a path, or an open binary stream, which stays open.
-        format: one of `SpeechFormat`; None takes it from the ending of the path.
-        sample_rate: of the samples, in Hz. An encoder that does not take that rate gets the next higher one.
-        tags: texts under the names of `wavchunks.INFO_IDS`; pcm carries none.
+        target: A path, or an open binary stream, which stays open.
+        format: One of `SpeechFormat`; None: by the extension of the path.
+        sample_rate: Rate of the samples in Hz. An encoder that doesn't support it uses the next higher one.
+        tags: Texts by the names of `wav_chunks.INFO_IDS`; pcm has no tags.
 
     Raises:
-        UnmarkableFormatError: the format is not known.
-        InvalidOptionError: a tag or the sample rate can't be written.
-        UnwritableOutputError: on entering, before any work: the folder is missing or closed to writing; later: the
-            write failed.
-        StorageFullError: the disk is full.
-        NonFiniteAudioError: samples that are NaN or infinite.
-        BrokenPipeError: the reader of a pipe has gone.
+        UnmarkableFormatError: The format is unknown.
+        InvalidOptionError: A tag or the sample rate can't be written.
+        UnwritableOutputError: On entering: the folder is missing or not writable. Later: a write failed.
+        StorageFullError: The disk is full.
+        NonFiniteAudioError: Samples are NaN or infinite.
+        BrokenPipeError: The reader of a pipe has closed it.
     """
 
     def __init__(
@@ -66,13 +63,13 @@ class AudioWriter:
 
     @property
     def duration_s(self) -> float:
-        """Seconds of sound written so far."""
+        """Seconds of audio written so far."""
         return self._n_frames / self._sample_rate
 
     def __enter__(self) -> Self:
         self._output = open_destination(self._target)
         try:
-            with storing_at(self._target):
+            with translate_write_errors(self._target):
                 self._encoder = make_encoder(
                     self._output.file, format=self.format, sample_rate=self._sample_rate, tags=self._tags
                 )
@@ -82,10 +79,10 @@ class AudioWriter:
         return self
 
     def write(self, samples: Samples) -> None:
-        """Add samples of shape (n_samples,), float32 in [-1, 1]."""
+        """Write samples of shape (n_samples,), float32 in [-1, 1]."""
         if not np.isfinite(samples).all():
             raise NonFiniteAudioError("the audio")
-        with storing_at(self._target):
+        with translate_write_errors(self._target):
             self._encoder.write(samples)
             self._output.send()
         self._n_frames += len(samples)
@@ -95,16 +92,16 @@ class AudioWriter:
     ) -> None:
         try:
             if kind is None:
-                with storing_at(self._target):
+                with translate_write_errors(self._target):
                     self._encoder.finish()
                     self._output.commit()
-        finally:  # after a commit there is nothing left to take back
+        finally:  # no effect after a commit
             self._encoder.abandon()
             self._output.discard()
 
 
 def _clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags without what no container can hold: NUL, and halves of characters."""
+    """Return tags without NUL and lone surrogates, which no container can hold."""
     for name in tags:
         if name not in INFO_IDS:
             raise InvalidOptionError("tags", value=name, allowed="named " + ", ".join(INFO_IDS))

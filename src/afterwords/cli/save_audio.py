@@ -90,9 +90,9 @@ def deliver(sound: Sound, place: Place, *, voice: str | None = None) -> float | 
     is_ready = found is place.format and (found is not SpeechFormat.WAV or (header is not None and header.is_marked))
     if not is_ready:
         return _converted(sound, place, voice)
-    from afterwords.audio.output import write_whole
+    from afterwords.audio.output import write_atomically
 
-    write_whole(place.target, sound.data)
+    write_atomically(place.target, sound.data)
     return header.duration_s if header else None
 
 

@@ -120,17 +120,17 @@ def export(
 
     Anyone who has the file can clone the speaker.
     """
-    from afterwords.audio.output import check_place, write_whole
+    from afterwords.audio.output import check_writable, write_atomically
 
     if out == "-" and (as_json or sys.stdout.isatty()):
         raise output.UsageError("A voice file is binary and can't be printed here.", hint="add -o FILE, or use a pipe.")
     if out not in (None, "-"):
-        check_place(Path(str(out)))
+        check_writable(Path(str(out)))
     with open_store(remote, profile) as store:
         voice, data = store.export(name)
     stem = re.sub(r"[^\w-]+", "-", voice.name)[:60].strip("-") or "voice"
     path = output.free_path(Path(f"{stem}.afterwords")) if out is None else Path(out)
-    write_whole(sys.stdout.buffer if out == "-" else path, data, is_private=True)
+    write_atomically(sys.stdout.buffer if out == "-" else path, data, is_private=True)
     if out == "-":
         return
     if as_json:

@@ -343,9 +343,9 @@ class AsyncRemoteBytes:
         Raises:
             UnwritableOutputError, StorageFullError: the file can't be written.
         """
-        from afterwords.audio.output import writing
+        from afterwords.audio.output import open_atomically
 
-        with writing(Path(path)) as file:
+        with open_atomically(Path(path)) as file:
             async for piece in self:
                 await asyncio.to_thread(file.write, piece)
         return Path(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from afterwords import disk
-from afterwords.audio.output import write_whole
+from afterwords.audio.output import write_atomically
 from afterwords.errors import InvalidOptionError, RecordingWarning
 from afterwords.models import ConsentKind, JobStatus, SpeechFormat
 
@@ -68,5 +68,5 @@ def status_named(name: JobStatus | str | None) -> JobStatus | None:
 
 def written(data: bytes, path: Path | str) -> Path:
     """Write a file, whole or not at all."""
-    write_whole(Path(path), data)
+    write_atomically(Path(path), data)
     return Path(path)

@@ -340,9 +340,9 @@ class RemoteBytes:
         Raises:
             UnwritableOutputError, StorageFullError: the file can't be written.
         """
-        from afterwords.audio.output import writing
+        from afterwords.audio.output import open_atomically
 
-        with writing(Path(path)) as file:
+        with open_atomically(Path(path)) as file:
             for piece in self:
                 file.write(piece)
         return Path(path)
