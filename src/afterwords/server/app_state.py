@@ -21,6 +21,7 @@ from afterwords.server.ports import Blobs, Dispatcher, Limits, Store
 from afterwords.server.services.audio_cache import ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES, HotAudio
 from afterwords.server.services.backend_choice import Offer
 from afterwords.server.services.completion import Completion
+from afterwords.server.services.decoding import DecodingPool
 from afterwords.server.services.deliveries import Deliveries
 from afterwords.server.services.home import HomeVoices
 from afterwords.server.services.housekeeping import Housekeeping
@@ -37,7 +38,6 @@ from afterwords.server.webhooks import deliver
 
 log = logging.getLogger("afterwords.server")
 
-DECODING_AT_ONCE: Final = 2
 ENCODING_AT_ONCE: Final = 2
 UPLOADS_AT_ONCE: Final = 4
 """Uploads judged at once, in memory; others wait in temporary files."""
@@ -114,6 +114,7 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
             if n_servers > 1:
                 log.info("%d servers share this database", n_servers)
         house = _joined(settings, store, await store.secret())
+        stack.callback(house.voices.decoding.close)
         await house.home.refresh()
         await house.dispatcher.start()
         stack.push_async_callback(house.stop)
@@ -140,7 +141,7 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> House:
         news.tell(*job_ids)
 
     keys = Keys(store, on_cancelled=on_cancelled)
-    decoding = asyncio.Semaphore(DECODING_AT_ONCE)
+    decoding = DecodingPool()
     versions = dispatcher.prompt_versions
     voices = Voices(store, blobs, recordings, clock, offer, decoding, (hot, encoded), ownership, versions)
     home = HomeVoices(recordings.library, store, voices, offer)

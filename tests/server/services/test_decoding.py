@@ -1,10 +1,12 @@
-"""Uploads in other formats than WAV are decoded apart from the server, within limits."""
+"""Uploads are checked, decoded and graded apart from the server, within limits."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
 
@@ -13,14 +15,25 @@ import numpy as np
 import pytest
 import soundfile
 
-from afterwords.audio.wav import read_wav
-from afterwords.errors import ReferenceTooLongError, UnsupportedAudioError
+from afterwords.audio.wav import canonical_wav, read_wav
+from afterwords.errors import ReferenceTooLongError, ServiceUnavailableError, UnsupportedAudioError
 from afterwords.server.services import decoding
+from afterwords.server.services.decoding import DecodingPool
 from tests.audio.test_wav import GOOD, tone
+from tests.server.dispatch.dispatching import children, eventually, leave_out_others
+
+pytestmark = pytest.mark.anyio
+
+HANGS = "import time; time.sleep(1000)"
+ANSWERS_ONCE = """
+import sys
+sys.stdin.buffer.readline()
+print('{"grade": "A", "n_bytes": 0}', flush=True)
+"""
 
 
 def by_libav(container: str, codec: str, *, rate: int = 48_000, duration_s: float = 6) -> bytes:
-    """A mono recording, as a phone or a browser makes it."""
+    """Return a mono recording, as a phone or a browser makes it."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         stream = cast("av.AudioStream", output.add_stream(codec, rate=rate, layout="mono"))
@@ -37,47 +50,149 @@ def hour_of_flac() -> bytes:
     return file.getvalue()
 
 
-def with_command(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """Put other code in place of the decoder: real files that crash one are fixed in the next release of libav."""
+def set_decoder(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Run other code as the decoder: real files that crash one are fixed in the next release of libav."""
     monkeypatch.setattr(decoding, "COMMAND", (sys.executable, "-c", code))
 
 
-def test_decoded_recording_is_a_wav_of_the_same_sound_at_its_own_rate() -> None:
-    samples, rate = read_wav(decoding.as_wav(by_libav("ipod", "aac", rate=44_100), source="it"))
-    assert rate == 44_100
-    assert len(samples) / rate == pytest.approx(6, abs=0.06)
+def pids() -> list[int]:
+    return [child.pid for child in children()]
+
+
+@pytest.fixture(autouse=True)
+def own_children() -> None:
+    leave_out_others()
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[DecodingPool]:
+    pool = DecodingPool()
+    yield pool
+    pool.close()
+    assert not pids()
+
+
+async def test_prepare_keeps_sound_and_sample_rate(pool: DecodingPool) -> None:
+    wav, reference = await pool.prepare(by_libav("ipod", "aac", rate=44_100))
+    samples, rate = read_wav(wav)
+    assert rate == reference.sample_rate == 44_100
+    assert len(samples) / rate == reference.duration_s == pytest.approx(6, abs=0.06)
     assert np.abs(samples[4800:-4800]).max() == pytest.approx(0.5, abs=0.05)
+    assert reference.grade == await pool.grade(wav)
 
 
-def test_longer_recording_is_refused_where_the_limit_is_reached() -> None:
-    with pytest.raises(ReferenceTooLongError, match="it lasts 3600"):
-        decoding.as_wav(hour_of_flac(), source="it")
+async def test_prepare_lowers_rates_above_48_khz(pool: DecodingPool) -> None:
+    wav, reference = await pool.prepare(canonical_wav(tone(6, 96_000), 96_000))
+    assert read_wav(wav)[1] == reference.sample_rate == 48_000
+    assert reference.duration_s == pytest.approx(6)
 
 
-def test_what_no_decoder_knows_is_refused() -> None:
-    with pytest.raises(UnsupportedAudioError, match="it is not audio"):
-        decoding.as_wav(b"It was a bright cold day in April.", source="it")
+async def test_refused_files_share_one_process(pool: DecodingPool) -> None:
+    with pytest.raises(ReferenceTooLongError, match="recording lasts 3600"):
+        await pool.prepare(hour_of_flac())
+    first = pids()
+    with pytest.raises(UnsupportedAudioError, match="the recording is not audio"):
+        await pool.prepare(b"It was a bright cold day in April.")
+    assert await pool.grade(GOOD)
+    assert len(first) == 1
+    assert pids() == first
 
 
-@pytest.mark.parametrize("code", ["import os; os.abort()", "raise MemoryError"])
-def test_decoder_that_dies_refuses_the_file(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    with_command(monkeypatch, code)
-    with pytest.raises(UnsupportedAudioError):
-        decoding.as_wav(GOOD, source="it")
+async def test_files_at_once_share_two_processes(pool: DecodingPool) -> None:
+    await asyncio.gather(*(pool.grade(GOOD) for _ in range(6)))
+    assert len(pids()) == decoding.PROCESSES_MAX
 
 
-def test_decoder_gets_no_secret_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_process_is_replaced_after_its_last_file(pool: DecodingPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "FILES_MAX", 2)
+    await pool.grade(GOOD)
+    first = pids()
+    await pool.grade(GOOD)
+    assert not pids()
+    await pool.grade(GOOD)
+    assert pids() != first
+
+
+async def test_unused_process_ends() -> None:
+    pool = DecodingPool(idle_s=0.05)
+    await pool.grade(GOOD)
+    await eventually(lambda: not pids())
+    assert await pool.grade(GOOD)
+    pool.close()
+
+
+@pytest.mark.parametrize("code", ["import os; os.abort()", "raise MemoryError", "print('no JSON')"])
+async def test_file_that_kills_its_process_is_refused(
+    pool: DecodingPool, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    with monkeypatch.context() as patch:
+        set_decoder(patch, code)
+        with pytest.raises(UnsupportedAudioError):
+            await pool.prepare(GOOD)
+    assert not pids()
+    assert await pool.grade(GOOD)
+
+
+async def test_file_is_tried_again_if_an_earlier_one_did_harm(
+    pool: DecodingPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_decoder(monkeypatch, ANSWERS_ONCE)
+    assert await pool.grade(b"") == "A"
+    assert await pool.grade(b"") == "A"
+
+
+async def test_file_that_takes_too_long_is_refused(pool: DecodingPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_decoder(monkeypatch, HANGS)
+    monkeypatch.setattr(decoding, "WAIT_MAX_S", 0.1)
+    with pytest.raises(ServiceUnavailableError, match="in time"):
+        await pool.prepare(GOOD)
+    assert not pids()
+
+
+async def test_cancellation_kills_the_process(pool: DecodingPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_decoder(monkeypatch, HANGS)
+    preparing = asyncio.create_task(pool.prepare(GOOD))
+    await eventually(lambda: bool(pids()))
+    preparing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await preparing
+    assert not pids()
+
+
+async def test_decoder_gets_no_secret_of_the_server(pool: DecodingPool, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AFTERWORDS_ADMIN_SECRET", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "canary-secret")
-    with_command(monkeypatch, "import os; print('{}'); print(dict(os.environ))")
-    assert b"PATH" in (seen := decoding.as_wav(GOOD, source="it"))
-    assert b"canary" not in seen
+    set_decoder(
+        monkeypatch, "import json, os; print(json.dumps({'grade': str(dict(os.environ)), 'n_bytes': 0}), flush=True)"
+    )
+    assert "PATH" in (seen := await pool.grade(b""))
+    assert "canary" not in seen
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps every limit")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces every limit")
 @pytest.mark.parametrize("attack", ["bytearray(1 << 30)", "__import__('pathlib').Path('big').write_bytes(b'x')"])
-def test_decoder_can_neither_fill_the_memory_nor_write_files(tmp_path: Path, attack: str) -> None:
-    code = f"from afterwords.server.services.decoding import _limit; _limit(); {attack}"
+def test_decoder_can_neither_fill_memory_nor_write_files(tmp_path: Path, attack: str) -> None:
+    code = f"from afterwords.server.services.decoding import limit_process; limit_process(); {attack}"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=60, check=False)
     assert done.returncode != 0
     assert b"MemoryError" in done.stderr or done.returncode < 0 or b"File too large" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces every limit")
+def test_cpu_limit_starts_again_with_each_file() -> None:
+    code = (
+        "from afterwords.server.services import decoding; import time; decoding.CPU_MAX_S = 1\n"
+        "for _ in range(4):\n"
+        "    decoding.limit_cpu(); start = time.process_time()\n"
+        "    while time.process_time() < start + 0.6: pass\n"
+        "print('alive', flush=True)\n"
+        "while True: pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+    assert done.stdout == b"alive\n"
+    assert done.returncode < 0

@@ -1,74 +1,197 @@
-"""Recordings in any format that `clone` takes, decoded in a process of their own.
+"""Check, decode and grade uploaded recordings in processes of their own. `Voices` calls it, for every format.
 
-Decoders are large C libraries, and an upload comes from a stranger: what crashes, hangs or fills the memory here does
-so in a process with little to lose. It has no secret in its environment, writes no file, and is limited in time and
-memory. `Voices.register` calls `as_wav`; a WAV never comes here, since `riff` judges it without a decoder.
+Decoders are large C libraries and uploads are untrusted: what crashes, hangs or fills the memory does so in a process
+with little to lose. It has no secret in its environment, writes no file, and is limited in time and memory. NumPy's
+buffers stay out of the server's memory, too.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
-from typing import Final
+import threading
+import time
+from contextlib import suppress
+from hashlib import sha256
+from typing import Any, Final
 
-from afterwords.audio.wav import REFERENCE_MAX_S
 from afterwords.errors import AfterwordsError, RecordingError, ServiceUnavailableError, UnsupportedAudioError
+from afterwords.models import ReferenceInfo
 
 log = logging.getLogger("afterwords.server")
 
 COMMAND: Final = (sys.executable, "-P", "-m", "afterwords.server.services.decoding")
-CPU_MAX_S: Final = 30  # 60 s of speech take less than one
-WAIT_MAX_S: Final = 120.0  # on a machine that is busy with other things
+PROCESSES_MAX: Final = 2
+IDLE_S: Final = 60.0
+"""Seconds after which an unused process ends."""
+FILES_MAX: Final = 100
+"""Files after which a process is replaced, so that what a decoder leaks stays bounded."""
+CPU_MAX_S: Final = 30  # for one file; 60 s of speech take less than one
+WAIT_MAX_S: Final = 120.0  # for one file, on a busy machine
 MEMORY_MAX_BYTES: Final = 768 << 20  # of address space: 200 MiB of libraries, and 60 s at 192 kHz
+RATE_MAX: Final = 48_000  # Hz; nothing a voice needs lies above
 WAV_MAGICS: Final = (b"RIFF", b"RIFX", b"RF64", b"riff")
-_KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME",
-                "VIRTUAL_ENV", "SYSTEMROOT", "TMPDIR", "TEMP")  # fmt: skip
+SOURCE: Final = "the recording"
+_ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH",
+                       "PYTHONHOME", "VIRTUAL_ENV", "SYSTEMROOT", "TMPDIR", "TEMP")  # fmt: skip
 
 
-def is_wav(data: bytes) -> bool:
-    """Whether a file is a WAV file, or a kind of it that is refused as such; an empty one is, too."""
-    start = 10 if data[:3] == b"ID3" else 0
-    return len(data) < 12 or data[start : start + 4] in WAV_MAGICS
+class DecodingPool:
+    """Up to `PROCESSES_MAX` decoding processes, started when needed and kept for the next file."""
+
+    def __init__(self, *, idle_s: float = IDLE_S) -> None:
+        self._idle_s = idle_s
+        self._slots = asyncio.Semaphore(PROCESSES_MAX)
+        self._idle: list[DecodingProcess] = []
+
+    async def prepare(self, data: bytes) -> tuple[bytes, ReferenceInfo]:
+        """Decode a recording of any format into a canonical WAV file, and grade it.
+
+        Returns:
+            The WAV (mono, 16 bits, at most 48 kHz) and its digest, duration, sample rate and grade.
+
+        Raises:
+            RecordingError: No decoder reads it, or it can't be a reference; decoding stops at the longest duration.
+            ServiceUnavailableError: Decoding took more than 120 s.
+        """
+        facts, wav = await self._run("prepare", data)
+        return wav, ReferenceInfo.model_validate({**facts, "sha256": sha256(wav).hexdigest()})
+
+    async def grade(self, wav: bytes) -> str:
+        """Return how good a canonical WAV is for cloning, A to F.
+
+        Raises:
+            RecordingError: It can't be graded.
+            ServiceUnavailableError: Grading took more than 120 s.
+        """
+        facts, _ = await self._run("grade", wav)
+        return str(facts["grade"])
+
+    def close(self) -> None:
+        """End the processes that wait for work."""
+        while self._idle:
+            self._idle.pop().stop()
+
+    async def _run(self, task: str, data: bytes) -> tuple[dict[str, Any], bytes]:
+        async with self._slots:
+            try:
+                facts, body = await self._run_in(self._idle.pop() if self._idle else DecodingProcess(), task, data)
+            except DecoderDiedError as died:
+                if not died.is_reused:
+                    raise UnsupportedAudioError(SOURCE) from died
+                try:  # an earlier file may have done the damage
+                    facts, body = await self._run_in(DecodingProcess(), task, data)
+                except DecoderDiedError as again:
+                    raise UnsupportedAudioError(SOURCE) from again
+        if "kind" in facts:
+            raise _recording_error(facts)
+        return facts, body
+
+    async def _run_in(self, process: DecodingProcess, task: str, data: bytes) -> tuple[dict[str, Any], bytes]:
+        try:
+            answer = await asyncio.to_thread(process.run, task, data)
+        except BaseException:  # cancellation, too: the answer would be taken for that of the next file
+            process.stop()
+            raise
+        if process.n_files < FILES_MAX:
+            self._idle.append(process)
+            process.expiry = asyncio.get_running_loop().call_later(self._idle_s, self._expire, process)
+        else:
+            process.stop()
+        return answer
+
+    def _expire(self, process: DecodingProcess) -> None:
+        if process in self._idle:
+            self._idle.remove(process)
+            process.stop()
 
 
-def as_wav(data: bytes, *, source: str) -> bytes:
-    """Decode a recording of any format into a mono WAV file of 16 bits at its own rate.
+class DecoderDiedError(Exception):
+    """A decoding process died.
 
-    Args:
-        source: what messages call it.
-
-    Raises:
-        RecordingError: no decoder knows it, or it is longer than a reference may be; decoding stops there.
-        ServiceUnavailableError: the machine is too busy.
+    Attributes:
+        is_reused: It had decoded other files before.
     """
-    env = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    try:
-        done = subprocess.run(
-            [*COMMAND, source],
-            input=data,
+
+    def __init__(self, *, is_reused: bool) -> None:
+        super().__init__()
+        self.is_reused = is_reused
+
+
+class DecodingProcess:
+    """One decoding process. `run` blocks, and serves one caller at a time."""
+
+    def __init__(self) -> None:
+        self.n_files = 0
+        self.expiry: asyncio.TimerHandle | None = None
+        self._is_late = False
+        env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        self._process = subprocess.Popen(
+            COMMAND,
             env={**env, "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1"},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=WAIT_MAX_S,
-            check=False,
         )
-    except subprocess.TimeoutExpired:
-        raise ServiceUnavailableError("The recording could not be decoded in time") from None
-    head, _, wav = done.stdout.partition(b"\n")
-    if done.returncode != 0:
-        log.warning("decoding an upload ended with status %d", done.returncode)
-        raise UnsupportedAudioError(source)
-    if wav:
-        return wav
-    raise _refusal(json.loads(head))
+
+    def run(self, task: str, data: bytes) -> tuple[dict[str, Any], bytes]:
+        """Send one file; return the facts of the answer and its bytes.
+
+        Raises:
+            ServiceUnavailableError: The process took too long and was killed.
+            DecoderDiedError: The process died.
+        """
+        if self.expiry:
+            self.expiry.cancel()
+        self.n_files += 1
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        timer = threading.Timer(WAIT_MAX_S, self._kill_late)
+        timer.daemon = True
+        timer.start()
+        try:
+            stdin.write(json.dumps({"task": task, "n_bytes": len(data)}).encode() + b"\n")
+            stdin.write(data)
+            stdin.flush()
+            facts = json.loads(stdout.readline())
+            n_bytes = facts.pop("n_bytes")
+            body = stdout.read(n_bytes)
+            if len(body) == n_bytes:
+                return facts, body
+        except (OSError, ValueError):
+            pass  # a broken pipe, or no line: below
+        finally:
+            timer.cancel()
+        self.stop()
+        if self._is_late:
+            raise ServiceUnavailableError("The recording could not be decoded in time")
+        log.warning("a decoding process ended with status %d", self._process.returncode)
+        raise DecoderDiedError(is_reused=self.n_files > 1)
+
+    def stop(self) -> None:
+        """Kill the process and wait until it is gone."""
+        if self.expiry:
+            self.expiry.cancel()
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):  # a file that was not read to its end
+                pipe.close()  # type: ignore[union-attr]
+
+    def _kill_late(self) -> None:
+        self._is_late = True
+        self._process.kill()
 
 
-def _refusal(facts: dict[str, str]) -> RecordingError:
-    """The error that the process met, as one of the same class."""
-    kinds = {facts["kind"]: RecordingError}
+def _recording_error(facts: dict[str, Any]) -> RecordingError:
+    """Return the error that the process met, as one of the same class."""
+    kinds: dict[str, type[RecordingError]] = {}
     waiting: list[type[RecordingError]] = [RecordingError]
     while waiting:
         kind = waiting.pop()
@@ -83,50 +206,91 @@ def _refusal(facts: dict[str, str]) -> RecordingError:
 
 
 def main() -> None:
-    """Decode standard input: one line of JSON on standard output, and the WAV file if it could be read."""
+    """Process files from standard input until it ends; each is a line of JSON and the bytes, as is each answer."""
     from afterwords.pipes import take_pipes
 
     source, sink = take_pipes()
-    data = source.read()
     import av  # before the limits, under which nothing is loaded
     import soundfile  # noqa: F401
     import soxr  # noqa: F401
 
-    from afterwords.audio.decoding import read_sound
-    from afterwords.audio.wav import canonical_wav
+    from afterwords.audio import effects  # noqa: F401
+    from afterwords.reference import examine  # noqa: F401
 
     av.logging.set_level(None)
-    _limit()
-    try:
-        sound = read_sound(data, name=sys.argv[1], max_duration_s=REFERENCE_MAX_S)
-    except RecordingError as error:
-        facts = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
-        sink.write(json.dumps(facts).encode() + b"\n")
-    else:
-        sink.write(b"{}\n" + canonical_wav(sound.samples, sound.sample_rate))
-    sink.flush()
+    limit_process()
+    while line := source.readline():
+        order = json.loads(line)
+        limit_cpu()
+        try:
+            facts, body = (_prepare if order["task"] == "prepare" else _grade)(source.read(order["n_bytes"]))
+        except RecordingError as error:
+            facts, body = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}, b""
+        sink.write(json.dumps({**facts, "n_bytes": len(body)}).encode() + b"\n")
+        sink.write(body)
+        sink.flush()
 
 
-def _limit() -> None:
-    """Give up what decoding does not need; Windows has no such limits, and macOS keeps not all of them."""
+def _prepare(data: bytes) -> tuple[dict[str, Any], bytes]:
+    from afterwords.audio.audio import Audio
+    from afterwords.audio.decoding import read_sound
+    from afterwords.audio.effects import resample
+    from afterwords.audio.wav import REFERENCE_MAX_S, canonical_wav, check_reference_wav
+    from afterwords.reference import examine
+
+    start = 10 if data[:3] == b"ID3" else 0
+    is_wav = len(data) < 12 or data[start : start + 4] in WAV_MAGICS  # of any kind, or nothing at all
+    if not is_wav:
+        sound = read_sound(data, name=SOURCE, max_duration_s=REFERENCE_MAX_S)
+        data = canonical_wav(sound.samples, sound.sample_rate)
+    samples, sample_rate = check_reference_wav(data)
+    if sample_rate > RATE_MAX:
+        samples, sample_rate = resample(samples, sample_rate, RATE_MAX), RATE_MAX
+    facts = {
+        "duration_s": len(samples) / sample_rate,
+        "sample_rate": sample_rate,
+        "grade": examine(Audio(samples, sample_rate)).grade,
+    }
+    return facts, canonical_wav(samples, sample_rate)
+
+
+def _grade(wav: bytes) -> tuple[dict[str, Any], bytes]:
+    from afterwords.audio.audio import Audio
+    from afterwords.audio.wav import read_wav
+    from afterwords.reference import examine
+
+    return {"grade": examine(Audio(*read_wav(wav))).grade}, b""
+
+
+def limit_process() -> None:
+    """Give up what decoding does not need. Windows has no such limits, and macOS enforces not all of them."""
     if sys.platform == "win32":
         return
     import resource
 
-    limits = [
-        (resource.RLIMIT_CPU, CPU_MAX_S),
+    for which, limit in (
         (resource.RLIMIT_AS, MEMORY_MAX_BYTES),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
-    ]
-    for which, most in limits:
+    ):
         _, hard = resource.getrlimit(which)
-        allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        allowed = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         try:
             resource.setrlimit(which, (allowed, allowed))
         except (OSError, ValueError):
             if sys.platform == "linux":
                 raise
+
+
+def limit_cpu() -> None:
+    """Let the kernel kill this process (SIGXCPU) once the next file has taken `CPU_MAX_S` of processor time."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    limit = math.ceil(time.process_time()) + CPU_MAX_S
+    resource.setrlimit(resource.RLIMIT_CPU, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final
 
-from afterwords.audio.wav import Samples, canonical_wav, check_reference_wav, read_wav
 from afterwords.errors import (
     AfterwordsError,
     AmbiguousVoiceNameError,
@@ -28,7 +27,7 @@ from afterwords.server.failpoints import reach
 from afterwords.server.ports import Blobs, Caller, Clock, Idempotency, Store, StoredVoice, VoiceChanges
 from afterwords.server.services.audio_cache import HotAudio
 from afterwords.server.services.backend_choice import Offer
-from afterwords.server.services.decoding import as_wav, is_wav
+from afterwords.server.services.decoding import DecodingPool
 from afterwords.server.services.job_queue import Kind, kept_prompt, prompt_path_of, with_digest
 from afterwords.server.services.ownership import Ownership
 from afterwords.server.services.recordings import Recordings
@@ -36,7 +35,6 @@ from afterwords.text import check_name, check_text
 
 log = logging.getLogger("afterwords.server")
 
-RATE_MAX: Final = 48_000  # Hz; nothing a voice needs lies above
 METADATA_MAX_BYTES: Final = 16 * 1024
 
 
@@ -61,7 +59,7 @@ class Voices:
     recordings: Recordings
     clock: Clock
     offer: Offer
-    decoding: asyncio.Semaphore
+    decoding: DecodingPool
     hot: tuple[HotAudio, ...]
     ownership: Ownership
     prompt_versions: Mapping[str, str]
@@ -82,8 +80,7 @@ class Voices:
         if idempotency and (known := await self.store.replayed_voice(idempotency)):
             return known
         consent = Consent(kind=fields.consent, stated_at=self.clock.now()) if fields.consent else None
-        async with self.decoding:
-            canonical, reference = await asyncio.to_thread(_judged, recording)
+        canonical, reference = await self.decoding.prepare(recording)
         return await self._keep(
             caller,
             canonical,
@@ -107,11 +104,10 @@ class Voices:
         idempotency = _idempotency(caller, idempotency_key, b"bundle", sha256(data).digest())
         if idempotency and (known := await self.store.replayed_voice(idempotency)):
             return known
-        async with self.decoding:
-            bundle = await asyncio.to_thread(unpack_all, data)
-            voice = bundle.voice
-            assert voice.reference is not None, "unpack sees to it"
-            grade = await asyncio.to_thread(_grade, *read_wav(bundle.wav))
+        bundle = await asyncio.to_thread(unpack_all, data)
+        voice = bundle.voice
+        assert voice.reference is not None, "unpack sees to it"
+        grade = await self.decoding.grade(bundle.wav)
         wanted = voice.backend if voice.backend in self.offer.backends else None
         backend, lang = self.offer.for_voice(wanted, voice.lang)
         kept = await self._keep(
@@ -339,31 +335,6 @@ def as_voice(stored: StoredVoice) -> Voice:
         created_at=stored.created_at,
         metadata=dict(stored.metadata),
     )
-
-
-def _judged(data: bytes) -> tuple[bytes, ReferenceInfo]:
-    """The canonical WAV of an upload, and what is known of it."""
-    wav = data if is_wav(data) else as_wav(data, source="the recording")
-    samples, sample_rate = check_reference_wav(wav)
-    if sample_rate > RATE_MAX:
-        from afterwords.audio.effects import resample
-
-        samples, sample_rate = resample(samples, sample_rate, RATE_MAX), RATE_MAX
-    wav = canonical_wav(samples, sample_rate)
-    return wav, ReferenceInfo(
-        sha256=sha256(wav).hexdigest(),
-        duration_s=len(samples) / sample_rate,
-        sample_rate=sample_rate,
-        grade=_grade(samples, sample_rate),
-    )
-
-
-def _grade(samples: Samples, sample_rate: int) -> str:
-    """How good a recording is for cloning, A to F; half a minute takes a tenth of a second of processor time."""
-    from afterwords.audio.audio import Audio
-    from afterwords.reference import examine
-
-    return examine(Audio(samples, sample_rate)).grade
 
 
 def _checked_transcript(text: str | None) -> str | None:
