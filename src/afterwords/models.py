@@ -12,7 +12,18 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from afterwords.errors import InvalidOptionError
 
 NAME_MAX_CHARS = 200
 ID_PATTERN = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -192,6 +203,33 @@ FormatName = Literal["wav", "mp3", "opus", "flac", "pcm"]
 SPEED_MIN, SPEED_MAX = 0.25, 4.0
 Speed = Annotated[float, Field(ge=SPEED_MIN, le=SPEED_MAX, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+_OPTION_RULES = {
+    "speed": f"a number from {SPEED_MIN:g} to {SPEED_MAX:g}",
+    "seed": "a whole number from 0 to 2^63 - 1",
+}
+
+
+class SpeechOptions(Model):
+    """How to speak a text."""
+
+    lang: str | None = Field(default=None, description="Language of the text; absent: the voice's.")
+    backend: str | None = Field(default=None, description="Backend to use; absent: the voice's.")
+    speed: Speed = Field(default=1.0, description="Speaking rate, 1 = the voice's own; the pitch is kept.")
+    seed: Seed | None = Field(default=None, description="Makes a sampled result repeatable.")
+
+    @classmethod
+    def check(cls, **options: Any) -> SpeechOptions:
+        """Return valid options.
+
+        Raises:
+            InvalidOptionError: An option has another type or is out of range.
+        """
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            name = str(error.errors()[0]["loc"][0])
+            allowed = _OPTION_RULES.get(name, "a string")
+            raise InvalidOptionError(name, value=options[name], allowed=allowed) from None
 
 
 class SpeechTask(Model):

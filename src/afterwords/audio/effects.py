@@ -9,8 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from afterwords.audio.wav import Samples
-from afterwords.errors import InvalidOptionError
-from afterwords.models import SPEED_MAX, SPEED_MIN
+from afterwords.models import SpeechOptions
 
 _TAIL_S = 0.25  # longer than the delay of two filters
 
@@ -41,8 +40,7 @@ def change_speed(chunks: Iterable[Samples], sample_rate: int, speed: float) -> I
 
     Source: libav's filter `atempo` (WSOLA), https://ffmpeg.org/ffmpeg-filters.html#atempo.
     """
-    if not SPEED_MIN <= speed <= SPEED_MAX:
-        raise InvalidOptionError("speed", value=speed, allowed=f"{SPEED_MIN:g} to {SPEED_MAX:g}")
+    speed = SpeechOptions.check(speed=speed).speed
     return iter(chunks) if speed == 1 else _stretch(chunks, sample_rate, speed)
 
 

@@ -13,7 +13,7 @@ import typer
 from afterwords.cli import output
 
 if TYPE_CHECKING:
-    from afterwords.local import Cloned
+    from afterwords.local import CloneResult
     from afterwords.reference import Prepared
     from afterwords.reference.transcription import Transcript
 
@@ -140,7 +140,7 @@ def _confirm_in(bar: output.Bar) -> Callable[[Transcript], str]:
     return confirm
 
 
-def _tell(cloned: Cloned, *, as_json: bool) -> None:
+def _tell(cloned: CloneResult, *, as_json: bool) -> None:
     from afterwords.local import likeness
 
     voice, report = cloned.voice, cloned.prepared.report

@@ -88,11 +88,11 @@ def _show(audio: Audio, report: Report, taken: Prepared | RecordingError) -> Non
 
 def _heard(audio: Audio, lang: str, text: str) -> tuple[Word, ...] | None:
     """What `clone` would hold the transcript against, where something here can listen."""
-    from afterwords.local import doubts_about, heard_in
+    from afterwords.local import transcribe_recording, transcript_doubts
 
     with output.progress_bar("listening") as progress:
-        heard, notices = heard_in(audio, lang, progress)
-    for notice in [*notices, *doubts_about(heard, lang=lang, text=text)]:
+        heard, notices = transcribe_recording(audio, lang, progress)
+    for notice in [*notices, *transcript_doubts(heard, lang=lang, text=text)]:
         output.note(f"[yellow]{output.shown(notice)}[/yellow]")
     return heard.words if heard else None
 
