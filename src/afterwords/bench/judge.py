@@ -5,15 +5,13 @@ The judge is the speaker encoder that ships with the engine `lite`: numpy alone,
 
 from __future__ import annotations
 
-import re
 import statistics
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from afterwords.audio.wav import Samples, read_wav
+from afterwords.backends.memory import peak_bytes
 from afterwords.errors import AfterwordsError
 
 ENCODER: Final = "GE2E"
@@ -48,15 +46,8 @@ def likeness(spoken: Sequence[Samples], sample_rate: int, reference: bytes, *, b
 
 def peak_mib() -> float | None:
     """The most memory that this process had resident; None where the system does not tell."""
-    with suppress(OSError):  # rusage would count what its parent held when it was started
-        if told := re.search(rb"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_bytes(), re.M):
-            return round(int(told[1]) / 1024, 1)
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak * (1 if sys.platform == "darwin" else 1024) / MIB, 1)  # macOS counts bytes, others kibibytes
+    peak = peak_bytes()
+    return None if peak is None else round(peak / MIB, 1)
 
 
 def device_peak_mib() -> float | None:

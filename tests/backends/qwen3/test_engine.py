@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from afterwords.backends import memory
 from afterwords.backends.base import Available, Engine, Reference, Unavailable
 from afterwords.backends.qwen3 import ENCODER_VERSION
 from afterwords.backends.qwen3.base import check_memory
@@ -132,8 +133,10 @@ def test_a_driver_without_a_torch_that_uses_it_is_no_gpu(tmp_path: Path, monkeyp
     assert not engine_module._has_gpu()
 
 
-def test_a_machine_with_too_little_memory_is_told_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "memory_bytes", lambda: 900_000_000)  # of another machine
+def test_too_small_a_container_is_refused_with_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    limit.write_text("900000000\n")
+    monkeypatch.setattr(memory, "CGROUP_LIMITS", (limit,))
     with pytest.raises(TooLittleMemoryError, match=r"needs 1\.0 GB of memory; .* 0\.9 GB") as told:
         Qwen3Large().load("qwen3-1.7b")
     assert told.value.hint == "use the backend lite, which needs 1 GB."

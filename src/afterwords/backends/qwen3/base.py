@@ -6,7 +6,6 @@ Listing engines imports this module, so all that needs tensors stands inside the
 from __future__ import annotations
 
 import json
-import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Container, Generator, Mapping
@@ -167,10 +166,3 @@ def check_memory(name: str, *, needed_bytes: int, room_bytes: float, sizes: Mapp
     if needed_bytes > room_bytes:
         fitting = [other for other, size in sizes.items() if size <= room_bytes and other != name]
         raise TooLittleMemoryError(name, needed_bytes=needed_bytes, room_bytes=int(room_bytes), fitting=fitting)
-
-
-def memory_bytes() -> int:
-    """All the memory of this machine; plenty where it can't be asked for."""
-    if not hasattr(os, "sysconf"):
-        return 1 << 40
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

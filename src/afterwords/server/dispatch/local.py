@@ -16,12 +16,12 @@ from typing import Final
 
 from afterwords.backends import registry
 from afterwords.backends.base import Engine, Unavailable, unspoken
+from afterwords.backends.memory import memory_bytes
 from afterwords.config import Config, load_config
 from afterwords.errors import BackendUnavailableError, InvalidOptionError
 from afterwords.server import failpoints
 from afterwords.server.dispatch.attempt import Attempt
 from afterwords.server.dispatch.audio_stream import Sound, SoundListener
-from afterwords.server.dispatch.memory import half_of_machine_bytes
 from afterwords.server.dispatch.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, wait_at_most
 from afterwords.server.dispatch.worker_process import Limits
 from afterwords.server.dispatch.worker_slot import Offer, Station
@@ -97,7 +97,7 @@ class InProcessDispatcher:
         limits = Limits(
             start_allowance_s=self._settings.start_allowance_s,
             stall_s=self._settings.stall_s,
-            memory_bytes=half_of_machine_bytes() if memory_mb is None else memory_mb << 20,
+            memory_bytes=memory_bytes(default=8 << 30) // 2 if memory_mb is None else memory_mb << 20,
             recycle_after=self._settings.recycle_after,
         )
         for _ in range(self._settings.workers):

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from afterwords.backends.base import InvalidPromptError, ResumableEngine
+from afterwords.backends.memory import peak_bytes
 from afterwords.errors import AfterwordsError
 from afterwords.pipes import take_pipes
 from afterwords.server.dispatch import messages
-from afterwords.server.dispatch.memory import own_peak_bytes
 from afterwords.server.dispatch.messages import INVALID_PROMPT, Frame
 from afterwords.server.dispatch.worker import Utterance, Work, Worker, is_out_of_memory
 
@@ -100,7 +100,7 @@ class Speaker:
             max_concurrent=engine.max_concurrent,
             prepares_alongside=isinstance(engine, ResumableEngine),
             prompt_version=engine.prompt_version,
-            peak=own_peak_bytes(),
+            peak=peak_bytes(),
         )
 
     def _speak(self, frame: Frame) -> None:
@@ -122,7 +122,7 @@ class Speaker:
         except Exception as error:  # noqa: BLE001 - as above
             ending = _reason(error)
         del self._cancelled[number]
-        self._send("ended", number=number, peak=own_peak_bytes(), is_outdated=self._is_outdated(), **ending)
+        self._send("ended", number=number, peak=peak_bytes(), is_outdated=self._is_outdated(), **ending)
 
     def _is_outdated(self) -> bool:
         """Whether an engine has loaded other weights since it said for which prompts it has some."""

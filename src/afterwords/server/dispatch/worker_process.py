@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from afterwords.backends.base import Progress
-from afterwords.server.dispatch import memory, messages
+from afterwords.backends.memory import resident_bytes
+from afterwords.server.dispatch import messages
 from afterwords.server.dispatch.changes import Changes
 from afterwords.server.dispatch.messages import BrokenFrameError, Frame
 from afterwords.server.dispatch.worker import Work
@@ -371,7 +372,7 @@ class Child:
             self._look_at_clocks()
 
     def _measure(self, peak_bytes: int | None) -> None:
-        measured = memory.resident_bytes(self.pid) or peak_bytes
+        measured = resident_bytes(self.pid) or peak_bytes
         if measured is None:
             return
         self._memory_bytes = measured

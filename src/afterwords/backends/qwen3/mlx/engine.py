@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final
 from afterwords.backends import qwen3
 from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress, not_installed
 from afterwords.backends.idle import Idle
-from afterwords.backends.qwen3.base import Parts, Qwen3Engine, check_memory, memory_bytes, speak_to_nobody
+from afterwords.backends.memory import memory_bytes
+from afterwords.backends.qwen3.base import Parts, Qwen3Engine, check_memory, speak_to_nobody
 from afterwords.config import load_config
 from afterwords.errors import AfterwordsError, MissingExtraError, ModelNotHereError
 from afterwords.weights import catalog

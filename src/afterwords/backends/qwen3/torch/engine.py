@@ -15,7 +15,8 @@ from typing import Final
 
 from afterwords.backends import qwen3
 from afterwords.backends.base import Available, Progress, Unavailable, not_installed
-from afterwords.backends.qwen3.base import Parts, Qwen3Engine, check_memory, memory_bytes
+from afterwords.backends.memory import memory_bytes
+from afterwords.backends.qwen3.base import Parts, Qwen3Engine, check_memory
 from afterwords.config import load_config
 from afterwords.errors import AfterwordsError, MissingExtraError
 from afterwords.weights import catalog
