@@ -138,7 +138,12 @@ def german() -> Audio:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    """The hub that models are pulled from is one on loopback, and may be asked."""
+    """Download models from a hub on loopback, with downloads allowed."""
+    from huggingface_hub import constants
+
+    # It read the environment when it was imported. Files of the tests are smaller than one of its chunks.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
     for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "AFTERWORDS_OFFLINE", "AFTERWORDS_MODELS"):
         monkeypatch.delenv(name, raising=False)
     with running_hub() as running:

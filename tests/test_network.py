@@ -16,7 +16,7 @@ import trustme
 
 from afterwords import AsyncClient, Client
 from afterwords.errors import HubUnreachableError, NetworkSettingError, UnreachableError
-from afterwords.weights.hub import Hub
+from afterwords.weights.download import pull
 from tests.cli.program import run
 
 ELSEWHERE = "https://voices.invalid"
@@ -24,7 +24,7 @@ PATIENCE = {"AFTERWORDS_BASE_URL": ELSEWHERE, "AFTERWORDS_API_KEY": "aw_x"}
 CLIENTS = {
     "blocking": lambda: Client(ELSEWHERE, api_key="aw_x"),
     "awaited": lambda: AsyncClient(ELSEWHERE, api_key="aw_x"),
-    "hub": lambda: Hub(ELSEWHERE),
+    "hub": lambda: pull("qwen3-1.7b"),
 }
 UNUSABLE = [
     ("ALL_PROXY", "socks5://user:secret@127.0.0.1:9", "socksio"),
@@ -50,6 +50,20 @@ def distrusted() -> Iterator[str]:
         yield f"https://0.0.0.0:{server.server_address[1]}"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(autouse=True)
+def _hub_elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the hub's client read the environment of each test."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # it read it when it was imported
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", ELSEWHERE)
+    huggingface_hub.close_session()
+    yield
+    huggingface_hub.close_session()
 
 
 @pytest.fixture(autouse=True)
@@ -94,8 +108,8 @@ def test_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_hub_behind_a_proxy_that_does_not_answer_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
-    with Hub(ELSEWHERE) as hub, pytest.raises(HubUnreachableError) as caught:
-        hub.lock("a/b", takes=["*"], needs=[])
+    with pytest.raises(HubUnreachableError) as caught:
+        pull("qwen3-1.7b")
     assert "the proxy in ALL_PROXY" in caught.value.hint
 
 

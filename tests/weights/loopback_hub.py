@@ -1,4 +1,4 @@
-"""A hub of models on loopback, as the public one answers: large files lie on a second host, small ones one hop away."""
+"""A model hub on loopback that answers like the public one: large files on a second host, small ones one hop away."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ WEIGHTS = "model.safetensors"
 
 
 def safetensors(n_bytes: int, fill: bytes = b"w") -> bytes:
-    """A safetensors file with one tensor."""
+    """Return a safetensors file with one tensor."""
     header = json.dumps({"w": {"dtype": "U8", "shape": [n_bytes], "data_offsets": [0, n_bytes]}}).encode()
     return len(header).to_bytes(8, "little") + header + fill * n_bytes
 
 
 def qwen3_files() -> dict[str, bytes]:
-    """What the public repository holds, in small; with files that nobody needs, and one that nobody should load."""
+    """Return the files of the public repository in small, with two that must not be downloaded."""
     return {
         "README.md": b"# Qwen3",
         "pytorch_model.bin": b"pickle",
@@ -41,41 +41,40 @@ WANTED = sorted(name for name in qwen3_files() if name not in ("README.md", "pyt
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A request that arrived."""
-
+class HubRequest:
     path: str
     range: str | None
     token: str | None
 
 
-class Host(ThreadingHTTPServer):
+class HubHost(ThreadingHTTPServer):
     """One of the two hosts."""
 
     daemon_threads = True
 
     def __init__(self, hub: LoopbackHub) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
+        super().__init__(("127.0.0.1", 0), HubHandler)
         self.hub = hub
-        self.seen: list[Seen] = []
+        self.requests: list[HubRequest] = []
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, *_args: object) -> None:
-        """Clients that leave are meant to."""
+        """Ignore clients that disconnect, as some tests make them do."""
 
 
 class LoopbackHub:
-    """Both hosts, what they hold, and what goes wrong.
+    """Both hosts, their files, and the faults to inject.
 
     Attributes:
-        refusals: answered in the place of the next requests to the hub: status and headers.
-        cuts: after how many bytes the next downloads of the weights break off.
-        spoils: how many downloads of the weights come altered.
-        ignores_ranges: every download begins at the first byte.
-        stall_after: a download of the weights waits there until `go` is set; `stalled` says that it does.
+        refusals: Answers to the next requests to the front host: status and headers.
+        cuts: Numbers of bytes after which the next downloads of the weights are cut off.
+        spoils: How many downloads of the weights are altered.
+        ignores_ranges: Whether every download starts at the first byte.
+        refuses_ranges: Whether a download that is resumed gets status 503.
+        stall_after: Number of bytes after which a download of the weights waits for `go`; it sets `stalled`.
     """
 
     def __init__(self) -> None:
@@ -85,18 +84,19 @@ class LoopbackHub:
         self.cuts: list[int] = []
         self.spoils = 0
         self.ignores_ranges = False
+        self.refuses_ranges = False
         self.stall_after: int | None = None
         self.stalled, self.go = threading.Event(), threading.Event()
         self.siblings: list[Any] | None = None
-        self.front, self.cdn = Host(self), Host(self)
+        self.front, self.cdn = HubHost(self), HubHost(self)
 
     @property
     def url(self) -> str:
         return self.front.url
 
     def ranges(self) -> list[str | None]:
-        """What was asked of the weights."""
-        return [seen.range for seen in self.cdn.seen if "/".join(seen.path.split("/")[3:]) == WEIGHTS]
+        """Return the Range headers of all requests for the weights."""
+        return [seen.range for seen in self.cdn.requests if "/".join(seen.path.split("/")[3:]) == WEIGHTS]
 
     def is_large(self, name: str) -> bool:
         return name.endswith((".safetensors", ".bin"))
@@ -107,10 +107,11 @@ class LoopbackHub:
     def _sibling(self, name: str) -> dict[str, Any]:
         content = self.files[name]
         blob = sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-        told: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": blob}
+        sibling: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": blob}
         if self.is_large(name):
-            told |= {"blobId": "0" * 40, "lfs": {"sha256": sha256(content).hexdigest(), "size": len(content)}}
-        return told
+            lfs = {"sha256": sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+            sibling |= {"blobId": "0" * 40, "lfs": lfs}
+        return sibling
 
 
 @contextmanager
@@ -127,34 +128,36 @@ def running_hub() -> Iterator[LoopbackHub]:
         yield hub
 
 
-class Answer(BaseHTTPRequestHandler):
-    server: Host
+class HubHandler(BaseHTTPRequestHandler):
+    server: HubHost
 
     def log_message(self, *_args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         host, hub = self.server, self.server.hub
-        path = self.path.partition("?")[0]
-        host.seen.append(Seen(self.path, self.headers.get("Range"), self.headers.get("Authorization")))
+        path, _, query = self.path.partition("?")
+        host.requests.append(HubRequest(self.path, self.headers.get("Range"), self.headers.get("Authorization")))
         resolve = f"/{REPOSITORY}/resolve/{hub.commit}/"
         name = path.partition(f"/{hub.commit}/")[2]
         if host is hub.front and hub.refusals:
             status, headers = hub.refusals.pop(0)
             self._send(status, b"<html>", headers)
-        elif host is hub.front and self.path == f"/api/models/{REPOSITORY}/revision/main?blobs=true":
+        elif host is hub.front and path == f"/api/models/{REPOSITORY}/revision/main" and query.lower() == "blobs=true":
             self._send(200, json.dumps(hub.metadata()).encode(), {"Content-Type": "application/json"})
         elif name not in hub.files:
-            self._send(404, b"", {})
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        elif host is hub.cdn and hub.refuses_ranges and self.headers.get("Range"):
+            self._send(503, b"", {})
         elif host is hub.cdn:
-            self._file(name)
+            self._send_file(name)
         elif path.startswith(resolve) and hub.is_large(name):
             linked = {"X-Linked-Etag": f'"{sha256(hub.files[name]).hexdigest()}"', "X-Repo-Commit": hub.commit}
             self._send(302, b"", {"Location": f"{hub.cdn.url}/blobs/{hub.commit}/{name}", **linked})
         elif path.startswith(resolve):
             self._send(307, b"", {"Location": f"/api/resolve-cache/{hub.commit}/{name}"})
         else:
-            self._file(name)
+            self._send_file(name)
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -163,13 +166,13 @@ class Answer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _file(self, name: str) -> None:
+    def _send_file(self, name: str) -> None:
         hub, content = self.server.hub, self.server.hub.files[name]
-        asked = None if hub.ignores_ranges else self.headers.get("Range")
-        start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
-        self.send_response(206 if asked else 200)
+        wanted = None if hub.ignores_ranges else self.headers.get("Range")
+        start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
+        self.send_response(206 if wanted else 200)
         self.send_header("Content-Length", str(len(content) - start))
-        if asked:
+        if wanted:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         end = len(content)

@@ -1,4 +1,4 @@
-"""`afterwords models`: the weights that engines need and that are not in the package."""
+"""`afterwords models`: list, download, verify and remove the weights of engines."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from afterwords.cli import output
 from afterwords.cli.help import HelpCommand, HelpGroup
 
 if TYPE_CHECKING:
-    from afterwords.weights.catalog import Progress, Standing
+    from afterwords.weights.catalog import ModelStatus, Progress
 
-app = typer.Typer(cls=HelpGroup, help="List, download, check and remove model weights.", invoke_without_command=True)
+app = typer.Typer(cls=HelpGroup, help="List, download, verify and remove model weights.", invoke_without_command=True)
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -21,7 +21,9 @@ def complete_model(incomplete: str) -> list[str]:
     return [name for name in CHECKPOINTS if name.startswith(incomplete)]
 
 
-Name = Annotated[str, typer.Argument(help="Model, as `models list` names it.", autocompletion=complete_model)]
+Name = Annotated[
+    str, typer.Argument(help="Name of a model, as printed by `models list`.", autocompletion=complete_model)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -33,28 +35,25 @@ def models(context: typer.Context) -> None:
 
 @app.command("list", cls=HelpCommand)
 def list_models(as_json: AsJson = False) -> None:
-    """List the models that can be downloaded, and which are here."""
-    from afterwords.weights.catalog import listing
+    """List the models and their state on this machine."""
+    from afterwords.weights.catalog import list_statuses
 
-    found = listing()
+    found = list_statuses()
     if as_json:
-        output.result_json([_facts(standing) for standing in found])
+        output.result_json([_facts(status) for status in found])
         return
-    rows = [
-        (
-            standing.checkpoint.name,
-            standing.state.value,
-            _size_told(standing),
-            standing.checkpoint.repository,
-            standing.revision[:12] if standing.revision else "-",
-            str(standing.path or "-"),
-        )
-        for standing in found
-    ]
+    rows = []
+    for status in found:
+        size = _format_size(status.present_bytes) if status.present_bytes else "-"
+        if status.size_bytes not in (None, status.present_bytes):
+            size += f" of {_format_size(status.size_bytes or 0)}"
+        revision = status.revision[:12] if status.revision else "-"
+        place = str(status.path or "-")
+        rows.append((status.checkpoint.name, status.state.value, size, status.checkpoint.repository, revision, place))
     output.result_table(("name", "state", "size", "repository", "revision", "where"), rows)
-    for standing in found:
-        if standing.problem is not None:
-            output.note(f"{output.shown(standing.problem.message)}\n  Fix: {output.shown(standing.problem.hint)}")
+    for status in found:
+        if status.problem is not None:
+            output.note(f"{output.shown(status.problem.message)}\n  Fix: {output.shown(status.problem.hint)}")
 
 
 @app.command(cls=HelpCommand)
@@ -62,26 +61,26 @@ def pull(
     name: Name,
     update: Annotated[bool, typer.Option("--update", help="Download the newest revision.")] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Check the files here, and download those that were changed.")
+        bool, typer.Option("--repair", help="Verify the files, and download altered ones again.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Download a model. It resumes where it stopped, and checks the hashes of the hub."""
-    from afterwords.weights.catalog import standing
-    from afterwords.weights.download import pull as bring
+    """Download a model, or resume a download, and verify its hashes."""
+    from afterwords.weights.catalog import get_status
+    from afterwords.weights.download import pull as download
 
     with output.progress_bar() as bar:
-        path = bring(name, is_update=update, is_repair=repair, progress=_told_to(bar))
+        path = download(name, is_update=update, is_repair=repair, progress=_bar_progress(bar))
     if as_json:
-        output.result_json(_facts(standing(name)))
+        output.result_json(_facts(get_status(name)))
     else:
         output.result(str(path))
-    output.note(f"[bold green]✓[/bold green] {output.shown(name)} is here. See what can speak: afterwords backends")
+    output.note(f"[bold green]✓[/bold green] {output.shown(name)} is ready. List the backends: afterwords backends")
 
 
 @app.command(cls=HelpCommand)
 def path(name: Name, as_json: AsJson = False) -> None:
-    """Print the folder of a model that is complete here."""
+    """Print the folder of a complete model."""
     from afterwords.weights.catalog import locate
 
     folder = locate(name)
@@ -93,18 +92,16 @@ def path(name: Name, as_json: AsJson = False) -> None:
 
 @app.command(cls=HelpCommand)
 def verify(name: Name, as_json: AsJson = False) -> None:
-    """Check every file of a model against the hash that it was downloaded with."""
+    """Compare every file of a model with its hash at the hub."""
     from afterwords.weights.catalog import verify as check
 
     with output.progress_bar() as bar:
-        standing = check(name, progress=_told_to(bar))
+        status = check(name, progress=_bar_progress(bar))
     if as_json:
-        output.result_json(_facts(standing))
+        output.result_json(_facts(status))
     else:
-        output.result(str(standing.path))
-    what = (
-        "every file has its hash" if standing.is_pulled else "no file is cut; hashes are known only of what was pulled"
-    )
+        output.result(str(status.path))
+    what = "all hashes match" if status.is_pulled else "no file is truncated; hashes are known for pulled models only"
     output.note(f"[bold green]✓[/bold green] {output.shown(name)}: {what}.")
 
 
@@ -115,48 +112,42 @@ def rm(
     as_json: AsJson = False,
 ) -> None:
     """Remove a model that was downloaded."""
-    from afterwords.weights.catalog import remove, standing
+    from afterwords.weights.catalog import get_status, remove
 
-    found = standing(name)
+    found = get_status(name)
+    size = _format_size(found.present_bytes)
     if found.is_pulled and not yes:
-        output.confirm_removal(f"This removes {output.shown(str(found.path))}: {_sized(found.present_bytes)}.")
+        output.confirm_removal(f"This removes {output.shown(str(found.path))}: {size}.")
     folder = remove(name)
     if as_json:
         output.result_json({"removed": name, "path": str(folder)})
-    output.note(f"[bold green]✓[/bold green] {output.shown(name)} is gone: {_sized(found.present_bytes)}.")
+    output.note(f"[bold green]✓[/bold green] Removed {output.shown(name)}: {size}.")
 
 
-def _facts(standing: Standing) -> dict[str, object]:
+def _facts(status: ModelStatus) -> dict[str, object]:
     return {
-        "name": standing.checkpoint.name,
-        "repository": standing.checkpoint.repository,
-        "state": standing.state.value,
-        "path": str(standing.path) if standing.path else None,
-        "revision": standing.revision,
-        "size_bytes": standing.size_bytes,
-        "present_bytes": standing.present_bytes,
-        "is_pulled": standing.is_pulled,
-        "problem": standing.problem.message if standing.problem else None,
-        "fix": standing.problem.hint if standing.problem else None,
+        "name": status.checkpoint.name,
+        "repository": status.checkpoint.repository,
+        "state": status.state.value,
+        "path": str(status.path) if status.path else None,
+        "revision": status.revision,
+        "size_bytes": status.size_bytes,
+        "present_bytes": status.present_bytes,
+        "is_pulled": status.is_pulled,
+        "problem": status.problem.message if status.problem else None,
+        "fix": status.problem.hint if status.problem else None,
     }
 
 
-def _told_to(bar: output.Bar) -> Progress:
-    def tell(done: int, total: int, step: str) -> None:
-        bar(done / max(total, 1), f"{step}  {_sized(done)} of {_sized(total)}" if total > 1 else step)
-
-    return tell
-
-
-def _size_told(standing: Standing) -> str:
-    present = _sized(standing.present_bytes) if standing.present_bytes else "-"
-    if standing.size_bytes is None or standing.size_bytes == standing.present_bytes:
-        return present
-    return f"{present} of {_sized(standing.size_bytes)}"
+def _bar_progress(bar: output.Bar) -> Progress:
+    """Return a callback that shows the progress of a download or check on a bar."""
+    return lambda done, total, step: bar(
+        done / max(total, 1), f"{step}  {_format_size(done)} of {_format_size(total)}" if total > 1 else step
+    )
 
 
-def _sized(n_bytes: int) -> str:
-    """A number of bytes as people read it, in powers of ten, as disks are sold."""
+def _format_size(n_bytes: int) -> str:
+    """Format a number of bytes in decimal units, as disks are sold."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if n_bytes >= size:
             return f"{n_bytes / size:.{2 if unit == 'GB' else 0}f} {unit}"

@@ -1,1 +1,1 @@
-"""Model files: which there are (`catalog`), where they lie (`folder`), how they get there (`download`)."""
+"""Model weights: the checkpoints (`catalog`), their files on disk (`folder`) and downloading them (`download`)."""

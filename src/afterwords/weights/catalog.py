@@ -1,12 +1,12 @@
-"""The weights that engines need and that are not in the package: which there are, where they lie, and removing them.
+"""The checkpoints that engines need and that are not part of the package: their status on this machine, and removal.
 
     AFTERWORDS_MODELS, or `models` in the home folder
-    ├── qwen3-1.7b/             whole and checked, with its lock.json; or a folder that a person put there
-    ├── .pulling-qwen3-1.7b/    a pull that is under way, or was broken off; the next one goes on from there
-    └── .qwen3-1.7b.lock        held by whoever changes these
+    ├── qwen3-1.7b/             complete and verified, with its lock.json; or a folder that the user put there
+    ├── .pulling-qwen3-1.7b/    a download in progress or interrupted; the next pull resumes it
+    └── .qwen3-1.7b.lock        held while one of these changes
 
-A model appears by one rename of its folder, so who looks for it needs no lock, and an update leaves the old one whole
-until the new one is. Engines call `locate`; `pulling` fills these folders; the command line calls the rest.
+A model appears by one rename of its folder, so readers need no lock, and an update keeps the old one until the new
+one is complete. Engines call `locate`; the `download` module fills the folders; the command line calls the rest.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from afterwords.errors import (
     ModelNotHereError,
     UnknownModelError,
 )
-from afterwords.weights.folder import Lock, ModelFolder
+from afterwords.weights.folder import LOCK, Lock, ModelFolder
 
 EDGE_BYTES: Final = 1 << 16
-"""Read of both ends of a weight file, to tell weights apart that nobody gave a revision."""
+"""Bytes read from both ends of a weight file to fingerprint weights without a revision."""
 Progress = Callable[[int, int, str], None]
-"""Told how many bytes are done, of how many, and what is being done."""
+"""Called with the bytes done, the bytes in total, and the current step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +45,21 @@ class Checkpoint:
     """Weights with a name.
 
     Attributes:
-        name: that of the backend that speaks with them, and for MLX that of the weights behind it.
-        repository: where the hub has them.
-        needs: patterns of which each must be met; `*` does not reach into folders.
-        takes: patterns of further files that are wanted. Weights are safetensors only: a pickle runs what it holds.
+        name: Name of the backend that loads them; for MLX followed by the format of the weights.
+        repository: Repository on the hub.
+        required: Patterns of which each must match a file; `*` does not cross a slash.
+        optional: Patterns of further files to download. Weights are safetensors only, since a pickle can run code.
+        extra: The extra of afterwords that loads and downloads them.
     """
 
     name: str
     repository: str
-    needs: tuple[str, ...]
-    takes: tuple[str, ...]
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    extra: str
 
 
-_QWEN3_NEEDS: Final = (
+_QWEN3_REQUIRED: Final = (
     "config.json",
     "vocab.json",
     "merges.txt",
@@ -65,7 +67,7 @@ _QWEN3_NEEDS: Final = (
     "speech_tokenizer/config.json",
     "speech_tokenizer/*.safetensors",
 )
-_QWEN3_TAKES: Final = (
+_QWEN3_OPTIONAL: Final = (
     "generation_config.json",
     "tokenizer_config.json",
     "preprocessor_config.json",
@@ -73,12 +75,12 @@ _QWEN3_TAKES: Final = (
     "speech_tokenizer/*.json",
 )
 CHECKPOINTS: Final = {
-    name: Checkpoint(name, repository, _QWEN3_NEEDS, _QWEN3_TAKES)
-    for name, repository in (
-        ("qwen3-1.7b", "Qwen/Qwen3-TTS-12Hz-1.7B-Base"),
-        ("qwen3-0.6b", "Qwen/Qwen3-TTS-12Hz-0.6B-Base"),
+    name: Checkpoint(name, repository, _QWEN3_REQUIRED, _QWEN3_OPTIONAL, extra)
+    for name, repository, extra in (
+        ("qwen3-1.7b", "Qwen/Qwen3-TTS-12Hz-1.7B-Base", "cuda"),
+        ("qwen3-0.6b", "Qwen/Qwen3-TTS-12Hz-0.6B-Base", "cuda"),
         *(
-            (f"qwen3-{size}-{weights}", f"mlx-community/Qwen3-TTS-12Hz-{size.upper()}-Base-{weights}")
+            (f"qwen3-{size}-{weights}", f"mlx-community/Qwen3-TTS-12Hz-{size.upper()}-Base-{weights}", "mlx")
             for size in ("1.7b", "0.6b")
             for weights in ("bf16", "8bit", "4bit")
         ),
@@ -86,27 +88,27 @@ CHECKPOINTS: Final = {
 }
 
 
-class State(StrEnum):
+class ModelState(StrEnum):
     WHOLE = "whole"
     PARTIAL = "partial"
     ABSENT = "absent"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """How a checkpoint stands on this machine.
+class ModelStatus:
+    """Status of a checkpoint on this machine.
 
     Attributes:
-        path: its folder; None where it is absent.
-        revision: the commit that it is; None where a person put it there, or nothing is known yet.
-        size_bytes: of all its files, here or not; None where that is not known.
-        present_bytes: of what is here.
-        problem: why it can't be used, where it is there in part.
-        is_pulled: whether it came by `pull`.
+        path: Its folder, or None if absent.
+        revision: Commit of the files, or None if unknown or if the user put them there.
+        size_bytes: Total size of the files of the revision, or None if unknown.
+        present_bytes: Size of what is here.
+        problem: Why it can't be used, if partial.
+        is_pulled: Whether it was downloaded by `pull`.
     """
 
     checkpoint: Checkpoint
-    state: State
+    state: ModelState
     path: Path | None = None
     revision: str | None = None
     size_bytes: int | None = None
@@ -115,195 +117,177 @@ class Standing:
     is_pulled: bool = False
 
 
-# -- what is here ---------------------------------------------------------------------------------------------
-
-
-def named(name: str) -> Checkpoint:
-    """The checkpoint of that name.
-
-    Raises:
-        UnknownModelError: there is none.
-    """
+def find_checkpoint(name: str) -> Checkpoint:
+    """Return the checkpoint of that name, or raise UnknownModelError."""
     if name not in CHECKPOINTS:
         raise UnknownModelError(name, known=list(CHECKPOINTS))
     return CHECKPOINTS[name]
 
 
 def locate(name: str, config: Config | None = None) -> Path:
-    """Find the folder of a checkpoint. Nothing is downloaded, and no weights are read.
+    """Return the folder of a checkpoint, without network access and without reading weights.
 
-    Looks in AFTERWORDS_MODELS/<name>, then in `models/<name>` in the home folder.
+    The folder is AFTERWORDS_MODELS/<name> or `models/<name>` in the home folder, in this order.
 
     Raises:
-        UnknownModelError: there is no such checkpoint.
-        ModelNotHereError: it was not pulled, or not to the end.
-        ModelFileError: a file is missing or cut; says which.
+        UnknownModelError: There is no such checkpoint.
+        ModelNotHereError: It was not downloaded, or not completely.
+        ModelFileError: A file is missing or truncated.
     """
-    found = standing(name, config)
-    if found.problem is not None:
-        raise found.problem
-    if found.path is None:
+    status = get_status(name, config)
+    if status.problem is not None:
+        raise status.problem
+    if status.path is None:
         raise ModelNotHereError(name)
-    return found.path
+    return status.path
 
 
-def listing(config: Config | None = None) -> list[Standing]:
-    """How every checkpoint stands, in order of preference."""
-    return [standing(name, config) for name in CHECKPOINTS]
+def list_statuses(config: Config | None = None) -> list[ModelStatus]:
+    """Return the status of every checkpoint, in order of preference."""
+    return [get_status(name, config) for name in CHECKPOINTS]
 
 
-def standing(name: str, config: Config | None = None) -> Standing:
-    """How a checkpoint stands; by the sizes of its files, `verify` reads them.
+def get_status(name: str, config: Config | None = None) -> ModelStatus:
+    """Return the status of a checkpoint, judged by the sizes of its files; `verify` reads them.
 
     Raises:
-        UnknownModelError: there is no such checkpoint.
+        UnknownModelError: There is no such checkpoint.
     """
-    checkpoint = named(name)
-    places = shelves(config or load_config())
-    for shelf in places:
-        if (shelf / name).is_dir():
-            return _standing_of(checkpoint, ModelFolder(shelf / name))
-    for shelf in places:
-        if (folder := unfinished(shelf, name)).path.is_dir():
-            return _standing_of(checkpoint, folder)
-    return Standing(checkpoint, State.ABSENT)
-
-
-def _standing_of(checkpoint: Checkpoint, folder: ModelFolder) -> Standing:
-    fix = f"afterwords models pull {checkpoint.name}"
+    checkpoint = find_checkpoint(name)
+    roots = model_roots(config or load_config())
+    folders = [ModelFolder(root / name) for root in roots] + [partial_folder(root, name) for root in roots]
+    folder = next((folder for folder in folders if folder.path.is_dir()), None)
+    if folder is None:
+        return ModelStatus(checkpoint, ModelState.ABSENT)
     lock: Lock | None = None
     problem: AfterwordsError | None = None
-    is_unfinished = folder.path.name != checkpoint.name
+    is_partial = folder.path.name != name
     try:
-        lock = folder.lock()
-        if is_unfinished:
-            problem = ModelNotHereError(checkpoint.name, why="was not pulled to the end")
+        lock = folder.read_lock()
+        if is_partial:
+            problem = ModelNotHereError(name, why="is not completely downloaded")
         elif lock is not None:
-            folder.check(lock, hint=fix)
+            folder.check_sizes(lock, hint=f"afterwords models pull {name}")
         else:
-            folder.check_loose(checkpoint.needs, hint="put it there again, whole, or move that folder away.")
+            hint = "copy the complete model there again, or move that folder away."
+            folder.check_without_lock(checkpoint.required, hint=hint)
     except ModelFileError as error:
         problem = error
-    return Standing(
+    return ModelStatus(
         checkpoint,
-        State.WHOLE if problem is None else State.PARTIAL,
+        ModelState.WHOLE if problem is None else ModelState.PARTIAL,
         folder.path,
         revision=lock.revision if lock else None,
         size_bytes=lock.size_bytes if lock else None,
-        present_bytes=folder.present_bytes(lock) if lock else _weight(folder.path),
+        present_bytes=folder.present_bytes(lock),
         problem=problem,
-        is_pulled=lock is not None or is_unfinished or (folder.path / "lock.json").exists(),
+        is_pulled=lock is not None or is_partial or (folder.path / LOCK).exists(),
     )
 
 
-def revision(name: str) -> str:
-    """Which weights these are, in up to 18 letters: the commit that was pulled, or, of a person's own, how their files
-    begin and end; "none" where there are none.
+def find_revision(name: str) -> str:
+    """Return what identifies the weights, in up to 18 characters.
+
+    This is the downloaded commit; for weights of the user's own a hash over both ends of the files; "none" if the
+    checkpoint can't be used.
     """
     try:
-        found = standing(name)
-        if found.path is None or found.problem is not None:
+        status = get_status(name)
+        if status.path is None or status.problem is not None:
             return "none"
-        return (found.revision or f"local-{_fingerprint(found.path)}")[:18]
+        if status.revision is not None:
+            return status.revision[:18]
+        digest = sha256()
+        for path in sorted([*status.path.rglob("config.json"), *status.path.rglob("*.safetensors")]):
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                digest.update(f"{path.relative_to(status.path).as_posix()} {size} ".encode())
+                for offset in (0, max(0, size - EDGE_BYTES)):
+                    file.seek(offset)
+                    digest.update(file.read(EDGE_BYTES))
+        return f"local-{digest.hexdigest()}"[:18]
     except (AfterwordsError, OSError):
         return "none"
 
 
-def _fingerprint(folder: Path) -> str:
-    digest = sha256()
-    for path in sorted([*folder.rglob("config.json"), *folder.rglob("*.safetensors")]):
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            digest.update(f"{path.relative_to(folder).as_posix()} {size} ".encode())
-            for place in (0, max(0, size - EDGE_BYTES)):
-                file.seek(place)
-                digest.update(file.read(EDGE_BYTES))
-    return digest.hexdigest()
-
-
 def verify(
     name: str, config: Config | None = None, *, progress: Progress = lambda _done, _total, _step: None
-) -> Standing:
-    """Read every file of a checkpoint, and see that it has the hash that the hub stated when it was pulled.
+) -> ModelStatus:
+    """Read every file of a checkpoint and compare its hash with the one in `lock.json`.
 
-    Where a person put it there, no hash is known: then only lengths can be checked.
+    Without a lock no hash is known; then only lengths are checked.
 
     Raises:
-        UnknownModelError, ModelNotHereError: it is not here.
-        ModelFileError: a file is missing, cut or altered; says which.
+        UnknownModelError, ModelNotHereError: The checkpoint is not here.
+        ModelFileError: A file is missing, truncated or altered.
     """
     folder = ModelFolder(locate(name, config))
-    lock = folder.lock()
+    lock = folder.read_lock()
     if lock is not None:
-        counted = Counter(lock.size_bytes, progress)
-        folder.verify(lock, hint=f"afterwords models pull {name} --repair", told=counted)
-    return standing(name, config)
+        counter = ByteCounter(lock.size_bytes, progress)
+        folder.verify(lock, hint=f"afterwords models pull {name} --repair", on_read=counter.add)
+    return get_status(name, config)
 
 
-def shelves(config: Config) -> list[Path]:
-    """Where checkpoints are looked for; the first is where they are pulled to."""
+def model_roots(config: Config) -> list[Path]:
+    """Return the folders where checkpoints are looked up; downloads go to the first."""
     own = config.home / "models"
     return [own] if config.models in (None, own) else [config.models, own]
 
 
-def unfinished(shelf: Path, name: str) -> ModelFolder:
-    """Where a pull collects what comes."""
-    return ModelFolder(shelf / f".pulling-{name}")
+def partial_folder(root: Path, name: str) -> ModelFolder:
+    """Return the folder in which a download is collected."""
+    return ModelFolder(root / f".pulling-{name}")
 
 
-def _weight(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+class ByteCounter:
+    """Adds up bytes and reports them to a Progress."""
 
+    def __init__(self, total_bytes: int, progress: Progress) -> None:
+        self._total_bytes, self._progress, self.done_bytes = total_bytes, progress, 0
 
-class Counter:
-    """Adds up bytes for a progress."""
-
-    def __init__(self, total_bytes: int, progress: Progress, *, done_bytes: int = 0) -> None:
-        self._total_bytes, self._progress, self.done_bytes = total_bytes, progress, done_bytes
-
-    def __call__(self, n_bytes: int, step: str) -> None:
+    def add(self, n_bytes: int, step: str) -> None:
         self.done_bytes += n_bytes
         self._progress(min(self.done_bytes, self._total_bytes), self._total_bytes, step)
 
 
-# -- removing, and being alone --------------------------------------------------------------------------------
-
-
 def remove(name: str, config: Config | None = None) -> Path:
-    """Remove what was pulled of a checkpoint, whole or not, and return where it was.
+    """Remove what was downloaded of a checkpoint and return its folder.
 
     Raises:
-        UnknownModelError, ModelNotHereError: there is nothing to remove.
-        ForeignModelError: a person put it there.
-        ModelBusyError: it is being pulled.
+        UnknownModelError, ModelNotHereError: There is nothing to remove.
+        ForeignModelError: The user put it there.
+        ModelBusyError: Another process is downloading it.
     """
-    found = standing(name, config)
-    if found.path is None:
+    status = get_status(name, config)
+    if status.path is None:
         raise ModelNotHereError(name)
-    if not found.is_pulled or found.path.is_symlink():
-        raise ForeignModelError(found.path)
-    shelf = found.path.parent
-    with alone(shelf, name):
-        for path in (found.path, unfinished(shelf, name).path):
+    if not status.is_pulled or status.path.is_symlink():
+        raise ForeignModelError(status.path)
+    root = status.path.parent
+    with lock_model(root, name):
+        for path in (status.path, partial_folder(root, name).path):
             if path.is_dir():
-                disk.move(path, shelf / f".trash-{name}-{uuid4()}")
-        sweep(shelf, name)
-    return found.path
+                disk.move(path, root / f".trash-{name}-{uuid4()}")
+        empty_trash(root, name)
+    return status.path
 
 
-def sweep(shelf: Path, name: str) -> None:
-    """Remove what was put away; what another program still holds open goes next time."""
-    for path in shelf.glob(f".trash-{name}-*"):
+def empty_trash(root: Path, name: str) -> None:
+    """Delete replaced and removed folders; what another program holds open is deleted next time."""
+    for path in root.glob(f".trash-{name}-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
-def alone(shelf: Path, name: str, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Keep other programs from changing a checkpoint.
+def lock_model(root: Path, name: str, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Keep other processes from changing a checkpoint.
 
     Args:
-        waiting: called when another one is at it, whose end is then waited for; without it there is no waiting.
+        root: Folder that holds the checkpoint's folder.
+        name: Name of the checkpoint.
+        on_wait: Called once before waiting for another process; if None, ModelBusyError is raised instead.
     """
-    disk.make_folder(shelf)
-    with disk.locked(shelf / f".{name}.lock", timeout_s=0, busy=ModelBusyError(name), waiting=waiting):
+    disk.make_folder(root)
+    with disk.locked(root / f".{name}.lock", timeout_s=0, busy=ModelBusyError(name), waiting=on_wait):
         yield

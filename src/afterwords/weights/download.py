@@ -1,38 +1,58 @@
-"""Bringing a checkpoint from the hub to this machine: resumed, checked, and put in its place whole.
+"""Download a checkpoint from the model hub with huggingface_hub: resumed, verified, moved into place when complete.
 
-Apart from `checkpoints`, which engines use: what is here needs no network. The command line calls `pull`.
+`afterwords models pull` calls `pull`. Everything that needs no network is in `catalog`.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Final
+from urllib.parse import urlsplit
 from uuid import uuid4
 
-from afterwords import disk
-from afterwords.config import Config, load_config
-from afterwords.errors import ForeignModelError, ModelFileError, OfflineError, StorageFullError
-from afterwords.weights.catalog import (
-    Checkpoint,
-    Counter,
-    Progress,
-    State,
-    alone,
-    named,
-    shelves,
-    standing,
-    sweep,
-    unfinished,
-)
-from afterwords.weights.folder import LOCK, Digest, Lock, ModelFile, ModelFolder
+import httpx
 
-if TYPE_CHECKING:
-    from afterwords.weights.hub import Hub
+from afterwords import __version__, disk
+from afterwords.config import Config, load_config
+from afterwords.errors import (
+    ForeignModelError,
+    HubBusyError,
+    HubError,
+    HubMissingError,
+    HubRefusedError,
+    HubUnreachableError,
+    InvalidInputError,
+    MissingExtraError,
+    ModelFileError,
+    OfflineError,
+    StorageFullError,
+)
+from afterwords.network import checked_network, root_cause, setting_to_check
+from afterwords.telemetry import turn_off_telemetry
+from afterwords.weights.catalog import (
+    ByteCounter,
+    Checkpoint,
+    ModelState,
+    Progress,
+    empty_trash,
+    find_checkpoint,
+    get_status,
+    lock_model,
+    model_roots,
+    partial_folder,
+)
+from afterwords.weights.folder import LOCK, Lock, ModelFile, ModelFolder, has_hash, matches
+
+PUBLIC_URL: Final = "https://huggingface.co"
+_CHANGED_HINT: Final = (
+    "`afterwords models pull --update` downloads the current revision; if the error persists, a proxy or mirror "
+    "alters the file."
+)
 
 
 def pull(
@@ -42,178 +62,311 @@ def pull(
     is_update: bool = False,
     is_repair: bool = False,
     progress: Progress = lambda _done, _total, _step: None,
-    hub: Callable[[], Hub] | None = None,
 ) -> Path:
-    """Bring a checkpoint from the hub to this machine, whole or not at all, and return its folder.
+    """Download a checkpoint and return its folder.
 
-    One that is here is left as it is, and the hub is not asked. A pull that was broken off goes on where it was, at the
-    revision that was the newest when it began. Of two pulls at once, one waits for the other.
+    A complete checkpoint is left as it is, without asking the hub. An interrupted download is resumed at the same
+    revision. Of two processes that pull at once, one waits for the other.
 
     Args:
-        is_update: take the newest revision; files that are the same are not fetched again.
-        is_repair: read what is here, and fetch what was altered.
-        hub: makes the connection; None takes HF_ENDPOINT and HF_TOKEN.
+        name: Name of the checkpoint.
+        config: Settings; None reads them.
+        is_update: Download the newest revision; unchanged files are kept.
+        is_repair: Verify the files that are here, and download those that were altered.
+        progress: Called with bytes done, bytes in total, and the file.
 
     Raises:
-        UnknownModelError: there is no such checkpoint.
-        OfflineError: it would have to be downloaded, and that is forbidden.
-        ForeignModelError: it is in the way, and was not pulled.
-        HubError and its kinds: the hub refused, was not reached, or its answer can't be used.
-        ModelFileError: a file came with another hash than the hub states, twice; or one that a person put here is cut.
-        StorageFullError, UnwritableOutputError: it can't be written; what came so far is kept.
+        UnknownModelError: There is no such checkpoint.
+        OfflineError: A download is needed and forbidden.
+        MissingExtraError: huggingface_hub is not installed.
+        ForeignModelError: A folder of the user's own is in the way.
+        HubError: The hub refused, could not be reached, or gave an invalid answer.
+        ModelFileError: A downloaded file has the wrong hash twice, or a file of the user's own is truncated.
+        StorageFullError, UnwritableOutputError: The files can't be written; what was downloaded is kept.
     """
     config = config or load_config()
-    checkpoint = named(name)
+    checkpoint = find_checkpoint(name)
     is_wanted = is_update or is_repair
-    if (here := _usable(name, config)) and not is_wanted:
-        return here
+    if (path := _find_usable(name, config)) and not is_wanted:
+        return path
     if config.is_offline:
         raise OfflineError(name)
-    shelf = shelves(config)[0]
-    with alone(shelf, name, waiting=lambda: progress(0, 1, "waiting for another pull")):
-        if (here := _usable(name, config)) and not is_wanted:
-            return here
-        if (shelf / name).is_symlink() or (here and not standing(name, config).is_pulled):
-            raise ForeignModelError(shelf / name if here is None else here)
-        sweep(shelf, name)
-        with (hub or _public_hub)() as open_hub:
-            return _Pull(checkpoint, config, open_hub, progress).run(is_update=is_update)
+    root = model_roots(config)[0]
+    with lock_model(root, name, on_wait=lambda: progress(0, 1, "waiting for another pull")):
+        if (path := _find_usable(name, config)) and not is_wanted:
+            return path
+        if (root / name).is_symlink() or (path and not get_status(name, config).is_pulled):
+            raise ForeignModelError(path or root / name)
+        empty_trash(root, name)
+        return _Download(checkpoint, config, progress).run(is_update=is_update)
 
 
-def _usable(name: str, config: Config) -> Path | None:
-    """Its folder, if it can be used. One that a person put here and that can't is theirs to mend."""
-    found = standing(name, config)
-    if found.problem is not None and not found.is_pulled:
-        raise found.problem
-    return found.path if found.state is State.WHOLE else None
+def _find_usable(name: str, config: Config) -> Path | None:
+    """Return the folder of a complete checkpoint; raise the problem of one that the user put there."""
+    status = get_status(name, config)
+    if status.problem is not None and not status.is_pulled:
+        raise status.problem
+    return status.path if status.state is ModelState.WHOLE else None
 
 
-def _public_hub() -> Hub:
-    from afterwords.weights.hub import Hub
+class _Download:
+    """One download, while the lock of the checkpoint is held."""
 
-    return Hub()
-
-
-class _Pull:
-    """One pull, alone with its folders."""
-
-    def __init__(self, checkpoint: Checkpoint, config: Config, hub: Hub, progress: Progress) -> None:
-        self._checkpoint, self._hub, self._progress = checkpoint, hub, progress
-        places = shelves(config)
-        self._target = places[0] / checkpoint.name
-        self._work = unfinished(places[0], checkpoint.name)
-        olds = [ModelFolder(shelf / checkpoint.name) for shelf in places]
-        self._old = next((old for old in olds if old.path.is_dir()), None)
+    def __init__(self, checkpoint: Checkpoint, config: Config, progress: Progress) -> None:
+        self._checkpoint, self._progress = checkpoint, progress
+        roots = model_roots(config)
+        self._target = roots[0] / checkpoint.name
+        self._partial = partial_folder(roots[0], checkpoint.name)
+        folders = [ModelFolder(root / checkpoint.name) for root in roots]
+        self._old = next((folder for folder in folders if folder.path.is_dir()), None)
+        self._hub = _Hub(checkpoint)
 
     def run(self, *, is_update: bool) -> Path:
-        plan = self._plan(is_update=is_update)
-        if is_update and (newest := self._newest(plan)):
-            return newest
-        self._work.keep(plan)
-        self._drop_strangers(plan)
-        counted = Counter(plan.size_bytes, self._progress)
-        for file in plan.files:
-            self._take_over(file, counted)
-        self._check_space(plan)
-        counted.done_bytes = sum(file.size_bytes for file in plan.files if self._work.has(file))
-        for file in plan.files:
-            if not self._work.has(file) or file.sha256 is None:
-                plan = plan.with_file(self._fetched(plan, file, counted))
-        self._put_in_place()
+        lock = None if is_update else self._find_lock()
+        if lock is None:
+            lock = self._hub.read_lock(self._checkpoint)
+            if is_update and self._old is not None:
+                with suppress(ModelFileError):
+                    old_lock = self._old.read_lock()
+                    if old_lock is not None and old_lock.revision == lock.revision:
+                        self._old.check_sizes(old_lock, hint="")
+                        return self._old.path
+        self._partial.write_lock(lock)
+        self._remove_other_files(lock)
+        counter = ByteCounter(lock.size_bytes, self._progress)
+        for file in lock.files:
+            self._reuse_old(file, on_read=lambda n, name: counter.add(n, f"checking {name}"))
+        needed_bytes = lock.size_bytes - self._partial.present_bytes(lock)
+        free_bytes = shutil.disk_usage(self._partial.path).free
+        if needed_bytes > free_bytes:
+            raise StorageFullError(self._partial.path.parent, needed_bytes=needed_bytes, free_bytes=free_bytes)
+        counter.done_bytes = sum(file.size_bytes for file in lock.files if self._partial.has(file))
+        for file in lock.files:
+            if not self._partial.has(file):
+                self._download(lock, file, counter)
+        if self._target.is_dir():
+            disk.move(self._target, self._target.with_name(f".trash-{self._target.name}-{uuid4()}"))
+        disk.move(self._partial.path, self._target)
+        empty_trash(self._target.parent, self._target.name)
         return self._target
 
-    def _plan(self, *, is_update: bool) -> Lock:
-        """What shall be there: what was begun, else what is here and damaged, else the newest."""
-        if not is_update:
-            for folder in filter(None, (self._work, self._old)):
-                with suppress(ModelFileError):
-                    if (lock := folder.lock()) is not None and lock.repository == self._checkpoint.repository:
-                        return lock
-        wants = (*self._checkpoint.needs, *self._checkpoint.takes)
-        return self._hub.lock(self._checkpoint.repository, takes=wants, needs=self._checkpoint.needs)
-
-    def _newest(self, plan: Lock) -> Path | None:
-        """The folder that is here, if it is what the hub has now."""
-        with suppress(ModelFileError):
-            if self._old is not None and (lock := self._old.lock()) is not None and lock.revision == plan.revision:
-                self._old.check(lock, hint="")
-                return self._old.path
+    def _find_lock(self) -> Lock | None:
+        """Return the lock of the interrupted download, else of the damaged model, so that its revision stays."""
+        for folder in filter(None, (self._partial, self._old)):
+            with suppress(ModelFileError):
+                if (lock := folder.read_lock()) is not None and lock.repository == self._checkpoint.repository:
+                    return lock
         return None
 
-    def _drop_strangers(self, plan: Lock) -> None:
-        """Remove what an earlier plan left; its parts could fill the disk."""
-        known = {self._work.path / LOCK}
-        known |= {place(file) for file in plan.files for place in (self._work.file, self._work.part)}
-        with disk.storing(self._work.path):
-            for path in list(self._work.path.rglob("*")):
+    def _remove_other_files(self, lock: Lock) -> None:
+        """Remove files of another revision, which could fill the disk."""
+        known = {self._partial.path / LOCK}
+        known |= {
+            get_path(file) for file in lock.files for get_path in (self._partial.file_path, self._partial.part_path)
+        }
+        with disk.storing(self._partial.path):
+            for path in list(self._partial.path.rglob("*")):
                 if not path.is_dir() and path not in known:
                     path.unlink()
 
-    def _take_over(self, file: ModelFile, counted: Counter) -> None:
-        """Use a file of the folder that is replaced, if it is the same; its hash says so."""
-        if self._old is None or self._work.has(file) or not self._old.has(file):
+    def _reuse_old(self, file: ModelFile, *, on_read: Callable[[int, str], None]) -> None:
+        """Link or copy a file of the folder that will be replaced, if its hash is the same."""
+        if self._old is None or self._partial.has(file) or not self._old.has(file):
             return
-        source, target = self._old.file(file), self._work.file(file)
-        if not self._old.digest(source, file, told=lambda n, _name: counted(n, f"checking {file.name}")).is_right:
+        source, target = self._old.file_path(file), self._partial.file_path(file)
+        if not has_hash(source, file, on_read=on_read):
             return
         disk.make_folder(target.parent)
         try:
             target.hardlink_to(source)
-        except OSError:  # another disk, or one without links
+        except OSError:  # on another disk, or on one without links
             disk.write(target, disk.read_pieces(source))
 
-    def _check_space(self, plan: Lock) -> None:
-        """See that what is missing has room, before gigabytes are fetched for nothing."""
-        needed_bytes = plan.size_bytes - self._work.present_bytes(plan)
-        free_bytes = shutil.disk_usage(self._work.path).free
-        if needed_bytes > free_bytes:
-            raise StorageFullError(self._work.path.parent, needed_bytes=needed_bytes, free_bytes=free_bytes)
-
-    def _fetched(self, plan: Lock, file: ModelFile, counted: Counter) -> ModelFile:
-        """Bring a file to its place, and return it with its SHA-256. One that comes altered is fetched once more."""
-        done_bytes = counted.done_bytes
-        part = self._work.part(file)
-        if self._work.has(file):  # its hash was not written down any more
-            with disk.storing(part):
-                self._work.file(file).replace(part)
-            done_bytes -= file.size_bytes
-        for _attempt in range(2):
-            counted.done_bytes = done_bytes
-            digest = self._downloaded(plan, file, counted)
-            if digest.is_right:
-                checked = replace(file, sha256=digest.sha256)
-                self._work.keep(plan.with_file(checked))
-                disk.move(part, self._work.file(file))
-                return checked
-            with disk.storing(part):
-                part.unlink()
-        from afterwords.weights.hub import CHANGED
-
-        raise ModelFileError(file.name, why="came twice with another hash than the hub states", hint=CHANGED)
-
-    def _downloaded(self, plan: Lock, file: ModelFile, counted: Counter) -> Digest:
-        """Fetch what is missing of a file into its part, and return the hash of all of it."""
-        part = self._work.part(file)
+    def _download(self, lock: Lock, file: ModelFile, counter: ByteCounter) -> None:
+        """Download one file, verify it and move it to its name. A file with the wrong hash is downloaded once more."""
+        part = self._partial.part_path(file)
         disk.make_folder(part.parent)
-        with disk.storing(part):
-            if part.exists() and part.stat().st_size > file.size_bytes:
-                part.unlink()
-            part.touch(mode=0o600)
-            digest = self._work.digest(part, file, told=counted)
-            start = part.stat().st_size
-            with part.open("ab") as grown:
-                for piece in self._hub.pieces(plan, file, start=start):
-                    grown.write(piece)
-                    digest.add(piece)
-                    counted(len(piece), file.name)
-                grown.flush()
-                os.fsync(grown.fileno())
-        return digest
+        done_bytes = counter.done_bytes
 
-    def _put_in_place(self) -> None:
-        """Put the whole folder where engines look, and what stood there away."""
-        shelf, name = self._target.parent, self._target.name
-        if self._target.is_dir():
-            disk.move(self._target, shelf / f".trash-{name}-{uuid4()}")
-        disk.move(self._work.path, self._target)
-        sweep(shelf, name)
+        def report(n_bytes: int) -> None:
+            counter.done_bytes = max(counter.done_bytes, done_bytes + n_bytes)
+            counter.add(0, file.name)
+
+        for _attempt in range(2):
+            with disk.storing(part):
+                if part.exists() and part.stat().st_size > file.size_bytes:
+                    part.unlink()
+                part.touch(mode=0o600)
+                self._hub.download(lock, file, part, on_bytes=report)
+            if has_hash(part, file):
+                report(file.size_bytes)
+                disk.move(part, self._partial.file_path(file))
+                return
+            with disk.storing(part):
+                part.unlink()
+        raise ModelFileError(file.name, why="has the wrong hash, in two downloads", hint=_CHANGED_HINT)
+
+
+class _Hub:
+    """The model hub at HF_ENDPOINT, read with the token in HF_TOKEN.
+
+    The token goes to that host only, and not over plain HTTP to another machine.
+
+    Raises:
+        MissingExtraError: huggingface_hub is not installed.
+        InvalidInputError: HF_ENDPOINT or HF_TOKEN is malformed.
+        NetworkSettingError: The environment names an unusable proxy or certificate.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        turn_off_telemetry()
+        try:
+            import huggingface_hub  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError(checkpoint.extra, purpose=f"Downloading {checkpoint.name}") from error
+        self.url = (os.environ.get("HF_ENDPOINT") or PUBLIC_URL).strip().rstrip("/")
+        token = os.environ.get("HF_TOKEN", "").strip()
+        try:
+            parts = urlsplit(self.url)
+            is_valid = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+            is_valid = is_valid and self.url.isprintable() and parts.port != 0
+        except ValueError:
+            is_valid = False
+        if not is_valid:
+            hint = f"unset it, or set it to a URL such as {PUBLIC_URL}."
+            raise InvalidInputError("HF_ENDPOINT is not the URL of a model hub.", hint=hint)
+        if not (token.isascii() and token.isprintable()):
+            raise InvalidInputError("HF_TOKEN is not a token.", hint="copy the token again, or unset HF_TOKEN.")
+        self._is_loopback = parts.hostname == "localhost"
+        with suppress(ValueError):
+            self._is_loopback = self._is_loopback or ip_address(str(parts.hostname)).is_loopback
+        if not self._is_loopback:
+            with checked_network():  # names unusable settings before the hub's client fails on them in its own words
+                httpx.Client().close()
+        self._token = token if token and (self._is_loopback or parts.scheme == "https") else False
+
+    def read_lock(self, checkpoint: Checkpoint) -> Lock:
+        """Ask for the newest commit of a repository, and the sizes and hashes of its files."""
+        from huggingface_hub import HfApi
+
+        repository = checkpoint.repository
+        api = HfApi(self.url, token=self._token, library_name="afterwords", library_version=__version__)
+        with self._translate_errors(f"repository {repository}"):
+            try:
+                info = api.model_info(repository, revision="main", timeout=30, files_metadata=True)
+                files = [
+                    _to_model_file(sibling)
+                    for sibling in info.siblings or []
+                    if matches(sibling.rfilename, (*checkpoint.required, *checkpoint.optional))
+                ]
+                lock = Lock(repository=repository, revision=info.sha or "", files=tuple(files))
+            except OSError:
+                raise
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise HubError(self.url, why=f"does not state commit, sizes and hashes of {repository}") from error
+        for pattern in checkpoint.required:
+            if not any(matches(file.name, [pattern]) for file in lock.files):
+                raise HubMissingError(self.url, what=f"{pattern} in {repository}")
+        return lock
+
+    def download(self, lock: Lock, file: ModelFile, part: Path, *, on_bytes: Callable[[int], None]) -> None:
+        """Download a file, from the length that its part already has.
+
+        huggingface_hub.hf_hub_download deletes the partial file of an interrupted download, so this calls the function
+        beneath it, which resumes.
+        """
+        import httpx2
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.file_download import http_get
+
+        class Bar:
+            """Stands in for a tqdm bar, and reports how many bytes of the file are here."""
+
+            def __init__(self, *, initial: int = 0, **_options: Any) -> None:
+                self.n = initial
+
+            def __enter__(self) -> Bar:
+                return self
+
+            def __exit__(self, *_exception: object) -> None:
+                pass
+
+            def update(self, n_bytes: int) -> None:
+                self.n += n_bytes
+                on_bytes(self.n)
+
+        url = hf_hub_url(lock.repository, file.name, revision=lock.revision, endpoint=self.url)
+        headers = {"User-Agent": f"afterwords/{__version__}", "Accept-Encoding": "identity"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        with part.open("ab") as output, self._translate_errors(f"file {file.name} in {lock.repository}"):
+            is_complete = False
+            while not is_complete:
+                start = output.tell()
+                try:
+                    http_get(
+                        url,
+                        output,
+                        resume_size=start,
+                        headers=headers,
+                        expected_size=file.size_bytes,
+                        displayed_filename=file.name,
+                        tqdm_class=Bar,
+                    )
+                    is_complete = True
+                except httpx2.ReadError:  # a reset connection, which http_get does not retry
+                    if output.tell() <= start:
+                        raise
+            output.flush()
+            os.fsync(output.fileno())
+
+    @contextmanager
+    def _translate_errors(self, what: str) -> Iterator[None]:
+        """Raise HubError and its subclasses for the errors of huggingface_hub and its HTTP library."""
+        import httpx2
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            yield
+        except HfHubHTTPError as error:
+            raise self._refusal(error.response, what) from error
+        except httpx2.TooManyRedirects as error:
+            raise HubError(self.url, why=f"redirects in a loop for the {what}") from error
+        except httpx2.HTTPError as error:
+            cause = root_cause(error)
+            why = "the connection was lost"
+            if isinstance(error, httpx2.TimeoutException):
+                why = "it did not answer in time"
+            elif isinstance(cause, OSError) and cause.strerror:
+                why = cause.strerror.lower()
+            check = "" if self._is_loopback else setting_to_check(self.url, error)
+            raise HubUnreachableError(self.url, why=why, check=check) from error
+        except OSError as error:
+            if error.errno is not None:  # of the disk
+                raise
+            raise HubError(self.url, why=f"sends another size than it states for the {what}") from error
+
+    def _refusal(self, response: Any, what: str) -> HubError:
+        from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # exported lazily
+
+        status = response.status_code
+        if status == 429:
+            limit = parse_ratelimit_headers(response.headers)
+            wait = response.headers.get("Retry-After", "")
+            return HubBusyError(
+                self.url, retry_after_s=int(wait) if wait.isdecimal() else limit.reset_in_seconds if limit else None
+            )
+        if status == 408 or status >= 500:
+            return HubUnreachableError(self.url, why=f"it answers with status {status}")
+        if status in (401, 403):  # the public hub answers 401 also for repositories that do not exist
+            return HubRefusedError(self.url, what=f"the {what}", has_token=bool(self._token))
+        if status in (404, 410):
+            return HubMissingError(self.url, what=what)
+        return HubError(self.url, why=f"answers with status {status} for the {what}")
+
+
+def _to_model_file(sibling: Any) -> ModelFile:
+    """Return a file as the hub lists it: SHA-256 for large files, the SHA-1 of git for the others."""
+    if sibling.lfs:
+        return ModelFile(name=sibling.rfilename, size_bytes=sibling.lfs.size, sha256=sibling.lfs.sha256)
+    return ModelFile(name=sibling.rfilename, size_bytes=sibling.size, git_sha1=sibling.blob_id)

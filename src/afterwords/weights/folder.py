@@ -1,236 +1,173 @@
-"""One folder with the weights of a model, and `lock.json`, which states what belongs in it.
+"""A folder with the weights of one checkpoint, and its `lock.json`: the revision, and the size and hash of each file.
 
-Apart because what was read from the hub once must hold for as long as the files are here: the revision, and the size
-and hash of each file. The hub fills a lock, `checkpoints` fills the folder. A file under its own name was checked; one
-that is still on its way ends in `.part`. A folder without a lock was brought here by a person, and is taken as it is.
+A file that is still being downloaded ends in `.part`. A folder without a lock was put there by the user.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from afterwords import disk
 from afterwords.errors import ModelFileError
 
 LOCK: Final = "lock.json"
-_SCHEMA: Final = 1
-_SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
-_NAME: Final = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)*", re.ASCII)
-"""A path within a folder and nothing else: no part of it is hidden, or leads out."""
 _HEADER_MAX_BYTES: Final = 100_000_000
-"""What the reader of safetensors allows."""
+"""The limit of the safetensors library."""
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$")]
+"""A path inside a folder: no part is hidden or leads out."""
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """A file of a model.
+class ModelFile(BaseModel):
+    """A file of a model. The hub states the SHA-256 of large files, and the SHA-1 of git of small ones."""
 
-    Attributes:
-        name: its path within the folder, with `/`.
-        sha256: stated by the hub for large files, read from the checked bytes for small ones; None until then.
-        git_sha1: of a small file as a git blob, stated by the hub.
-    """
+    model_config = ConfigDict(frozen=True)
 
-    name: str
-    size_bytes: int
-    sha256: str | None = None
-    git_sha1: str | None = None
+    name: FileName
+    size_bytes: int = Field(ge=0)
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    git_sha1: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
 
-    @property
-    def hash(self) -> str:
-        """What it is known by."""
-        return self.sha256 or str(self.git_sha1)
+    @model_validator(mode="after")
+    def _check_has_hash(self) -> Self:
+        if self.sha256 is None and self.git_sha1 is None:
+            raise ValueError("the file has no hash")
+        return self
 
 
-@dataclass(frozen=True, slots=True)
-class Lock:
-    """What belongs in a folder: the files of one revision, a commit of a repository on the hub."""
+class Lock(BaseModel):
+    """The files of one revision (a commit) of a hub repository, as `lock.json` holds them."""
 
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     repository: str
-    revision: str
-    files: tuple[ModelFile, ...]
+    revision: Commit
+    files: tuple[ModelFile, ...] = Field(min_length=1)
 
     @property
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files)
 
-    def with_file(self, file: ModelFile) -> Lock:
-        """The same with another entry for one file."""
-        return replace(self, files=tuple(file if file.name == old.name else old for old in self.files))
-
-
-class Digest:
-    """The hash of a file, of its bytes as they come."""
-
-    def __init__(self, file: ModelFile) -> None:
-        self._file = file
-        self._sha256 = hashlib.sha256()
-        self._git_sha1 = hashlib.sha1(f"blob {file.size_bytes}\0".encode(), usedforsecurity=False)
-
-    def add(self, piece: bytes) -> None:
-        self._sha256.update(piece)
-        if self._file.git_sha1 is not None:
-            self._git_sha1.update(piece)
-
-    @property
-    def sha256(self) -> str:
-        return self._sha256.hexdigest()
-
-    @property
-    def is_right(self) -> bool:
-        """Whether these are the bytes that were stated."""
-        return self._file.sha256 in (None, self.sha256) and self._file.git_sha1 in (None, self._git_sha1.hexdigest())
-
 
 class ModelFolder:
-    """A folder of weights. Making one touches nothing."""
+    """A folder of weights. Nothing is read or created until a method is called."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    # -- the lock --------------------------------------------------------------------------------------------
-
-    def lock(self) -> Lock | None:
-        """What belongs here; None where nothing states it.
+    def read_lock(self) -> Lock | None:
+        """Return the lock, or None if the folder has none.
 
         Raises:
-            ModelFileError: the lock can't be read.
+            ModelFileError: The lock can't be read.
         """
         path = self.path / LOCK
         try:
-            return lock_from(json.loads(disk.read(path)))
+            return Lock.model_validate_json(disk.read(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             why = f"can't be read ({error.strerror})"
-            raise ModelFileError(str(path), why=why, hint="see that it is yours to read.") from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ModelFileError(str(path), why="is damaged", hint="remove it, and pull the model again.") from error
+            raise ModelFileError(str(path), why=why, hint="check its permissions.") from error
+        except ValidationError as error:
+            raise ModelFileError(str(path), why="is damaged", hint="delete it and pull the model again.") from error
 
-    def keep(self, lock: Lock) -> None:
-        """Write down what belongs here."""
+    def write_lock(self, lock: Lock) -> None:
+        """Write the lock, creating the folder if needed."""
         disk.make_folder(self.path)
-        disk.write(self.path / LOCK, [json.dumps({"schema": _SCHEMA, **asdict(lock)}, indent=2).encode(), b"\n"])
+        disk.write(self.path / LOCK, [lock.model_dump_json(by_alias=True, indent=2).encode(), b"\n"])
 
-    # -- the files -------------------------------------------------------------------------------------------
-
-    def file(self, file: ModelFile) -> Path:
+    def file_path(self, file: ModelFile) -> Path:
         return self.path / file.name
 
-    def part(self, file: ModelFile) -> Path:
-        """Where a file grows. Its hash is in the name, so that bytes of another file are never taken for its own."""
-        return self.path / f"{file.name}.{file.hash[:16]}.part"
+    def part_path(self, file: ModelFile) -> Path:
+        """Return where a file is downloaded to; the hash in its name keeps bytes of two versions apart."""
+        return self.path / f"{file.name}.{(file.sha256 or str(file.git_sha1))[:16]}.part"
 
     def has(self, file: ModelFile) -> bool:
-        return _size(self.file(file)) == file.size_bytes
+        return _size(self.file_path(file)) == file.size_bytes
 
-    def present_bytes(self, lock: Lock) -> int:
-        """How much of it all is here."""
+    def present_bytes(self, lock: Lock | None) -> int:
+        """Return how many bytes of the locked files are here; without a lock, the size of the folder."""
+        if lock is None:
+            return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
         return sum(
-            file.size_bytes if self.has(file) else min(_size(self.part(file)) or 0, file.size_bytes)
+            file.size_bytes if self.has(file) else min(_size(self.part_path(file)) or 0, file.size_bytes)
             for file in lock.files
         )
 
-    def check(self, lock: Lock, *, hint: str) -> None:
-        """See that every file is here in its size.
-
-        Raises:
-            ModelFileError: names the first that is not.
-        """
+    def check_sizes(self, lock: Lock, *, hint: str) -> None:
+        """Raise ModelFileError for the first locked file that is missing or has another size."""
         for file in lock.files:
-            size = _size(self.file(file))
+            size = _size(self.file_path(file))
             if size != file.size_bytes:
-                why = "is missing" if size is None else f"has {size:,} bytes where {file.size_bytes:,} belong"
-                raise ModelFileError(str(self.file(file)), why=why, hint=hint)
+                why = "is missing" if size is None else f"has {size:,} bytes instead of {file.size_bytes:,}"
+                raise ModelFileError(str(self.file_path(file)), why=why, hint=hint)
 
-    def check_loose(self, needs: Sequence[str], *, hint: str) -> None:
-        """See that a folder without a lock holds what a model needs, and that no weights are cut short.
-
-        Raises:
-            ModelFileError: names the first file that is missing or cut.
-        """
-        for pattern in needs:
-            if not any(path.is_file() for path in self.path.glob(pattern)):
-                raise ModelFileError(str(self.path / pattern), why="is missing", hint=hint)
-        for index in self._all("*.safetensors.index.json"):
-            for shard in shards_of(index, hint=hint):
-                if not (index.parent / shard).is_file():
-                    raise ModelFileError(str(index.parent / shard), why="is missing", hint=hint)
-        for path in self._all("*.safetensors"):
-            check_length(path, hint=hint)
-
-    def _all(self, pattern: str) -> list[Path]:
-        return sorted(chain(self.path.glob(pattern), self.path.glob(f"*/{pattern}")))
-
-    def verify(self, lock: Lock, *, hint: str, told: Callable[[int, str], None]) -> None:
-        """Read every file, and see that it has the hash that the lock states.
+    def check_without_lock(self, required: Sequence[str], *, hint: str) -> None:
+        """Raise ModelFileError for the first required file that is missing, or weight file that is truncated.
 
         Args:
-            told: how many more bytes were read, and of which file.
+            required: Patterns; each must match at least one file.
+            hint: How to fix it.
+        """
+        for pattern in required:
+            if not any(path.is_file() for path in self.path.glob(pattern)):
+                raise ModelFileError(str(self.path / pattern), why="is missing", hint=hint)
+        indexes, weights = (
+            sorted(chain(self.path.glob(pattern), self.path.glob(f"*/{pattern}")))
+            for pattern in ("*.safetensors.index.json", "*.safetensors")
+        )
+        for index in indexes:
+            for shard in read_shard_names(index, hint=hint):
+                if not (index.parent / shard).is_file():
+                    raise ModelFileError(str(index.parent / shard), why="is missing", hint=hint)
+        for path in weights:
+            check_length(path, hint=hint)
+
+    def verify(self, lock: Lock, *, hint: str, on_read: Callable[[int, str], None]) -> None:
+        """Read every locked file and compare its hash.
+
+        Args:
+            lock: The expected files.
+            hint: How to fix a damaged file.
+            on_read: Called with a number of bytes read and the file's name.
 
         Raises:
-            ModelFileError: names the first that is missing, cut or altered.
+            ModelFileError: A file is missing, truncated or altered.
         """
-        self.check(lock, hint=hint)
+        self.check_sizes(lock, hint=hint)
         for file in lock.files:
-            if not self.digest(self.file(file), file, told=told).is_right:
-                raise ModelFileError(str(self.file(file)), why="was altered: its hash is another", hint=hint)
-
-    def digest(self, path: Path, file: ModelFile, *, told: Callable[[int, str], None]) -> Digest:
-        """The hash of what is at a path so far, which is `file` or grows to be."""
-        digest = Digest(file)
-        for piece in disk.read_pieces(path):
-            digest.add(piece)
-            told(len(piece), file.name)
-        return digest
+            if not has_hash(self.file_path(file), file, on_read=on_read):
+                raise ModelFileError(str(self.file_path(file)), why="was altered: its hash differs", hint=hint)
 
 
-# -- what a lock may say --------------------------------------------------------------------------------------
-
-
-def lock_from(value: Any) -> Lock:
-    """The lock that JSON states.
-
-    Raises:
-        ValueError, KeyError, TypeError: it is none, or names what must not be touched.
-    """
-    if value["schema"] != _SCHEMA:
-        raise ValueError("another schema")
-    files = tuple(ModelFile(**entry) for entry in value["files"])
-    lock = Lock(str(value["repository"]), value["revision"], files)
-    if not is_commit(lock.revision) or not files or not all(map(is_sound, files)):
-        raise ValueError("not what a lock holds")
-    return lock
-
-
-def is_sound(file: ModelFile) -> bool:
-    """Whether an entry can be believed: a path within the folder, a size, at least one hash."""
-    hashes = [found for found in (file.sha256, file.git_sha1) if found is not None]
-    return (
-        _NAME.fullmatch(file.name) is not None
-        and isinstance(file.size_bytes, int)
-        and file.size_bytes >= 0
-        and bool(hashes)
-        and (file.sha256 is None or _SHA256.fullmatch(file.sha256) is not None)
-        and (file.git_sha1 is None or _SHA1.fullmatch(file.git_sha1) is not None)
-    )
-
-
-def is_commit(revision: object) -> bool:
-    """Whether it names one state for ever, as a branch does not."""
-    return isinstance(revision, str) and _SHA1.fullmatch(revision) is not None
+def has_hash(
+    path: Path, file: ModelFile, *, on_read: Callable[[int, str], None] = lambda _n_bytes, _name: None
+) -> bool:
+    """Return whether the file at a path has the hashes that are stated for `file`."""
+    sha256 = hashlib.sha256()
+    git_sha1 = hashlib.sha1(f"blob {file.size_bytes}\0".encode(), usedforsecurity=False)
+    for block in disk.read_pieces(path):
+        sha256.update(block)
+        if file.git_sha1 is not None:
+            git_sha1.update(block)
+        on_read(len(block), file.name)
+    return file.sha256 in (None, sha256.hexdigest()) and file.git_sha1 in (None, git_sha1.hexdigest())
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a path fits one of the patterns, part by part: `*` does not reach into folders."""
+    """Return whether a path matches one of the patterns, in which `*` does not cross a slash."""
     parts = name.split("/")
     return any(
         len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
@@ -238,53 +175,47 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     )
 
 
-# -- safetensors ----------------------------------------------------------------------------------------------
-
-
 def check_length(path: Path, *, hint: str) -> None:
-    """See that a safetensors file is as long as its header says: 8 bytes, the header, the data.
+    """Check that a safetensors file is as long as its header says: 8 bytes, the header, the tensors.
 
     Raises:
-        ModelFileError: it is cut, or no such file.
+        ModelFileError: The file is truncated or is not a safetensors file.
 
     Source: github.com/huggingface/safetensors, "Format".
     """
     try:
         with disk.open_plain(path) as file:
             n_header = int.from_bytes(file.read(8), "little")
-            header = file.read(n_header) if n_header <= _HEADER_MAX_BYTES else b""
-        ends = list(_ends(json.loads(header)))
-        stated = 8 + n_header + max(ends, default=0)
+            header = json.loads(file.read(n_header) if n_header <= _HEADER_MAX_BYTES else b"")
+        ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+        expected = 8 + n_header + max(ends, default=0)
     except OSError as error:
         raise ModelFileError(str(path), why=f"can't be read ({error.strerror})", hint=hint) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelFileError(str(path), why="is cut, or no safetensors file", hint=hint) from error
+        raise ModelFileError(str(path), why="is truncated or not a safetensors file", hint=hint) from error
     size = _size(path)
-    if size != stated:
-        raise ModelFileError(str(path), why=f"has {size:,} bytes where {stated:,} belong", hint=hint)
+    if size != expected:
+        raise ModelFileError(str(path), why=f"has {size:,} bytes instead of {expected:,}", hint=hint)
 
 
-def _ends(header: dict[str, Any]) -> Iterator[int]:
-    return (int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__")
+class _ShardIndex(BaseModel):
+    weight_map: dict[str, FileName]
 
 
-def shards_of(index: Path, *, hint: str) -> list[str]:
-    """The files that an index names.
+def read_shard_names(index: Path, *, hint: str) -> list[str]:
+    """Return the names of the files that a `*.safetensors.index.json` lists.
 
     Raises:
-        ModelFileError: it can't be read.
+        ModelFileError: The index can't be read, or names files outside its folder.
     """
     try:
-        names = sorted(set(json.loads(disk.read(index))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelFileError(str(index), why="can't be read", hint=hint) from error
-    if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
-        raise ModelFileError(str(index), why="names files that lie elsewhere", hint=hint)
-    return names
+        return sorted(set(_ShardIndex.model_validate_json(disk.read(index)).weight_map.values()))
+    except (OSError, ValidationError) as error:
+        raise ModelFileError(str(index), why="is not an index of weight files", hint=hint) from error
 
 
 def _size(path: Path) -> int | None:
-    """How long a file is; None where there is none."""
+    """Return the size of a file in bytes, or None if there is no such file."""
     try:
         return path.stat().st_size if path.is_file() else None
     except OSError:

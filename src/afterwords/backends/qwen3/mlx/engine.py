@@ -87,7 +87,7 @@ class MlxEngine(Qwen3Engine):
         folder = catalog.locate(checkpoint)
         check_memory(
             checkpoint,
-            needed_bytes=catalog.standing(checkpoint).present_bytes + SPEAKING_BYTES,
+            needed_bytes=catalog.get_status(checkpoint).present_bytes + SPEAKING_BYTES,
             room_bytes=MOST_SHARE * memory_bytes(),
             sizes={f"{name}-{weights}": size for name, of in NEEDED_BYTES.items() for weights, size in of.items()},
         )
@@ -128,16 +128,16 @@ class MlxEngine(Qwen3Engine):
         """
         (backend,) = self.backends
         needed, room = NEEDED_BYTES[backend], CHOSEN_SHARE * memory_bytes()
-        if self._spoken_with and catalog.standing(self._spoken_with).state is catalog.State.WHOLE:
+        if self._spoken_with and catalog.get_status(self._spoken_with).state is catalog.ModelState.WHOLE:
             return self._spoken_with  # prompts were made for these
         by_choice = sorted(needed, key=lambda weights: max(0, needed[weights] - room))  # those that fit, then smaller
         if (wanted := load_config().mlx_weights) is not None:
             by_choice = [wanted]
         names = [name for weights in by_choice for name in _names(backend, weights)]
-        found = [catalog.standing(name) for name in names]
-        if whole := next((standing for standing in found if standing.state is catalog.State.WHOLE), None):
+        found = [catalog.get_status(name) for name in names]
+        if whole := next((status for status in found if status.state is catalog.ModelState.WHOLE), None):
             return whole.checkpoint.name
-        if problem := next((standing.problem for standing in found if standing.problem is not None), None):
+        if problem := next((status.problem for status in found if status.problem is not None), None):
             raise problem
         raise ModelNotHereError(names[0])
 
@@ -171,7 +171,7 @@ def _names(backend: str, weights: str) -> tuple[str, ...]:
 
 
 def _version_of(checkpoint: str) -> str:
-    return f"{qwen3.ENCODER_VERSION}-{catalog.revision(checkpoint)}"
+    return f"{qwen3.ENCODER_VERSION}-{catalog.find_revision(checkpoint)}"
 
 
 def _missing() -> list[str]:

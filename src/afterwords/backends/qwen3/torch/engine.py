@@ -106,13 +106,13 @@ class CudaEngine(Qwen3Engine):
         times = 1 if is_gpu else 2
         check_memory(
             backend,
-            needed_bytes=times * catalog.standing(backend).present_bytes + SPEAKING_BYTES,
+            needed_bytes=times * catalog.get_status(backend).present_bytes + SPEAKING_BYTES,
             room_bytes=room_bytes,
             sizes={name: times * size + SPEAKING_BYTES for name, size in WEIGHT_BYTES.items()},
         )
 
     def _prompt_version(self) -> str:
-        return f"{qwen3.ENCODER_VERSION}-{catalog.revision(self.backends[0])}"
+        return f"{qwen3.ENCODER_VERSION}-{catalog.find_revision(self.backends[0])}"
 
 
 class Qwen3Large(CudaEngine):
