@@ -44,8 +44,8 @@ def test_too_many_chunks_are_refused() -> None:
 
 def test_byte_only_modules_load_no_numpy() -> None:
     program = (
-        "import sys; from afterwords.cli.save_audio import wav_header; "
-        "print(wav_header(sys.stdin.buffer.read()), 'numpy' in sys.modules)"
+        "import sys; from afterwords.cli.save_audio import read_wav_header; "
+        "print(read_wav_header(sys.stdin.buffer.read()), 'numpy' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], input=GOOD, capture_output=True, check=True)
     assert done.stdout.decode().strip() == "WavHeader(duration_s=6.0, is_marked=False) False"

@@ -148,8 +148,8 @@ def test_writing_what_came_loads_nothing_that_decodes(tmp_path: Path) -> None:
         (("--voice", "mee"), 4, "VoiceNotFoundError", "did you mean 'me'?"),
         (("--voice", "\x1b[2J"), 4, "VoiceNotFoundError", r"\x1b[2J"),
         (("--lang", "tlh"), 5, "UnsupportedLangError", ""),
-        (("--speed", "9"), 5, "InvalidFieldError", "speed"),
-        (("--speed", "nan"), 5, "InvalidInputError", "a number that is none"),
+        (("--speed", "9"), 5, "InvalidOptionError", "speed is 9.0"),
+        (("--speed", "nan"), 5, "InvalidOptionError", "speed is nan"),
         (("--json",), 2, "UsageError", "can't carry both audio and JSON"),
         (("--profile", "nobody"), 5, "InvalidOptionError", "nobody"),
     ],
@@ -245,7 +245,7 @@ def test_time_that_is_over_leaves_the_job_and_says_how_to_fetch_it(
 
     told = run("say", TEXT, "-p", "work", "--timeout", "0.1", "-o", out).refused(9, "JobTimeoutError")
 
-    program, *again = shlex.split(told.partition("fetch its audio with: ")[2])
+    program, *again = shlex.split(told.partition("resume with: ")[2])
     assert (program, again[:2]) == ("afterwords", ["jobs", "download"])
     assert run(*again, env=_nowhere()).code == 0
     assert decode(out).duration_s == pytest.approx(1.44, abs=0.01)
@@ -264,7 +264,7 @@ def _nowhere() -> Mapping[str, str]:
 @pytest.mark.parametrize("options", [(), ("-o", "hello.mp3", "--play")], ids=["played", "played-and-written"])
 def test_speech_is_played_while_it_comes(options: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "asoundrc").write_text(CARD)
-    (tmp_path / "heard.raw").touch()
+    (tmp_path / "microphone.raw").touch()
 
     done = run(
         "say", TEXT, "--remote", *options, "--json", cwd=tmp_path, env={"ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")}

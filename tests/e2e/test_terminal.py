@@ -200,8 +200,8 @@ class Microphone:
     """
 
     def __init__(self, folder: Path) -> None:
-        os.mkfifo(folder / "heard.raw")
-        self._pipe = os.open(folder / "heard.raw", os.O_RDWR | os.O_NONBLOCK)
+        os.mkfifo(folder / "microphone.raw")
+        self._pipe = os.open(folder / "microphone.raw", os.O_RDWR | os.O_NONBLOCK)
         fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         (folder / "asoundrc").write_text(CARD)
         self.settings = {"ALSA_CONFIG_PATH": str(folder / "asoundrc")}
@@ -317,7 +317,7 @@ def test_machine_without_a_microphone_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [(), ("-o", "hello.wav", "--play")], ids=["played", "played-and-written"])
 def test_speech_is_played_sample_for_sample(options: tuple[str, ...], me: Voice, tmp_path: Path) -> None:
     (tmp_path / "asoundrc").write_text(CARD)
-    (tmp_path / "heard.raw").touch()
+    (tmp_path / "microphone.raw").touch()
     done = run(
         "say", "Hello, this is my voice.", *options, cwd=tmp_path, env={"ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")}
     )

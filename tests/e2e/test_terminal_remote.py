@@ -117,7 +117,7 @@ def test_ctrl_c_before_the_server_has_answered_says_that_it_may_have_taken_it(
         held(slow)
         stopped(terminal)
 
-    assert "may have taken it all the same" in terminal.text
+    assert "may have accepted the job already" in terminal.text
     assert "afterwords jobs list" in terminal.text
     assert "canary" not in terminal.text
     assert files_in(tmp_path) == ["profiles.json"]
@@ -154,7 +154,7 @@ def test_voice_is_kept_where_replacing_it_is_not_confirmed(keys: str, me: Voice,
     run("voices", "rm", "you", "--yes")
     before = aw.voices()
     with Terminal("voices", "import", "it", "--name", "me", cwd=tmp_path) as terminal:
-        terminal.expect("There is a voice called me here already.")
+        terminal.expect("There is already a voice named me here.")
         terminal.expect("Type yes to replace it, for good")
         assert terminal.type_until_end(keys) == (130 if keys == CTRL_C else 1)
 
@@ -222,7 +222,7 @@ def test_removal_from_a_server_is_asked_for(slow: FaultyServer, served: Served) 
         register(client, name="gone")
         for answer, code, n_left in (("no", 1, 1), ("yes", 0, 0)):
             with Terminal("voices", "rm", "gone", "--remote", env=env) as terminal:
-                terminal.expect("all that it has spoken")
+                terminal.expect("all speech made with it")
                 terminal.type(f"{answer}\n")
                 assert terminal.end() == code
             assert len(client.get("/v1/voices").json()) == n_left

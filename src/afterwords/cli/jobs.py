@@ -1,4 +1,4 @@
-"""`afterwords jobs`: what a server was asked to speak."""
+"""`afterwords jobs`: the speech jobs of a server."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import typer
 
 from afterwords.cli import output
 from afterwords.cli.help import HelpCommand, HelpGroup
-from afterwords.cli.options import AsJson, Profile, Timeout
+from afterwords.cli.options import AsJson, OutFile, Profile, Timeout, check_group_options
 from afterwords.cli.remote import command, connect, explain_interrupt, job_timeout_s, option_value
 
 if TYPE_CHECKING:
     from afterwords.backends.base import Progress
-    from afterwords.cli.save_audio import Place
-    from afterwords.client import RemoteJob
     from afterwords.models import Job
 
 app = typer.Typer(
@@ -32,25 +30,25 @@ STEPS: Final = {
     "preparing": "preparing the voice, once",
     "speaking": "speaking",
 }
-"""The steps of a job in words for people."""
+"""What to show for each step of a job."""
 
-JobId = Annotated[str, typer.Argument(help="Id of a job, as `afterwords jobs list` shows it.")]
+JobId = Annotated[str, typer.Argument(help="ID of a job, from `afterwords jobs list`.")]
 
 
 @app.callback()
 def jobs(context: typer.Context, profile: Profile = None) -> None:
     if context.invoked_subcommand is None:
         list_jobs(profile=profile)
-    elif profile is not None:
-        raise output.UsageError(
-            "--profile goes last here.", hint=f"afterwords jobs {context.invoked_subcommand} … --profile {profile}."
-        )
+    else:
+        check_group_options(context, profile=profile)
 
 
 @app.command("list", cls=HelpCommand)
 def list_jobs(
-    status: Annotated[str | None, typer.Option("--status", help="pending | ready | failed | cancelled.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="The most that are listed.")] = 20,
+    status: Annotated[
+        str | None, typer.Option("--status", help="Only pending, ready, failed or cancelled jobs.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of jobs to list.")] = 20,
     profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -63,122 +61,115 @@ def list_jobs(
         rows = [
             (
                 str(job.job_id),
-                job.status.value if job.step is None else f"{job.status.value}: {_at(job.step, job.progress)}",
+                job.status.value
+                if job.step is None
+                else f"{job.status.value}: {_with_percent(job.step, job.progress)}",
                 "-" if job.char_count is None else str(job.char_count),
                 f"{job.created_at:%Y-%m-%d %H:%M}" if job.created_at else "-",
                 job.error or "",
             )
             for job in found
         ]
-        output.result_table(("id", "status", "characters", "asked (UTC)", "error"), rows)
+        output.result_table(("id", "status", "characters", "created (UTC)", "error"), rows)
     else:
-        output.note('There are no jobs. Ask for one: afterwords say "Hello" --remote -o hello.wav')
+        output.note('There are no jobs. Submit one: afterwords say "Hello" --remote -o hello.wav')
 
 
 @app.command(cls=HelpCommand)
 def show(job_id: JobId, profile: Profile = None, as_json: AsJson = False) -> None:
-    """Show where a job stands."""
+    """Show the status of a job."""
     with output.waiting("asking the server"), connect(profile) as client:
-        _print(client.jobs.get(job_id), as_json=as_json)
+        _print_job(client.jobs.get(job_id), as_json=as_json)
 
 
 @app.command(cls=HelpCommand)
 def wait(job_id: JobId, timeout: Timeout = None, profile: Profile = None, as_json: AsJson = False) -> None:
-    """Wait until a job is ready. Ctrl-C leaves it running."""
-    again = command("jobs", "wait", job_id, profile=profile)
-    with connect(profile) as client, _goes_on(again) as progress:
+    """Wait until a job is ready. Ctrl-C leaves the job running."""
+    resume = command("jobs", "wait", job_id, profile=profile)
+    with connect(profile) as client, show_progress(resume) as progress:
         job = client.jobs.wait(job_id, timeout_s=job_timeout_s(timeout), progress=progress)
-    _print(job, as_json=as_json)
+    _print_job(job, as_json=as_json)
     output.note(f"Next: {output.shown(command('jobs', 'download', job_id, profile=profile))}")
 
 
 @app.command(cls=HelpCommand)
 def cancel(job_id: JobId, profile: Profile = None, as_json: AsJson = False) -> None:
-    """Cancel a job that is pending; what it reserved is given back."""
+    """Cancel a pending job. Its characters are not charged."""
     with output.waiting("asking the server"), connect(profile) as client:
-        _print(client.jobs.cancel(job_id), as_json=as_json)
+        _print_job(client.jobs.cancel(job_id), as_json=as_json)
 
 
 @app.command(cls=HelpCommand)
 def download(
     job_id: JobId,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="File to write; - writes to stdout.")] = None,
-    format: Annotated[str | None, typer.Option("--format", help="wav | mp3 | opus | flac | pcm.")] = None,
+    out: OutFile = None,
+    format: Annotated[str | None, typer.Option("--format", help="wav, mp3, opus, flac or pcm.")] = None,
     timeout: Timeout = None,
     profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the audio of a job into a file; one that is pending is waited for."""
-    from afterwords.cli.save_audio import deliver, format_in, place_for
+    """Download the audio of a job. Waits for a pending job."""
+    from afterwords.cli.save_audio import detect_format, parse_output, save_audio
     from afterwords.client.parsing import Sound
     from afterwords.errors import StrangeAnswerError
 
     if out == "-" and as_json:
         raise output.UsageError("stdout can't carry both audio and JSON.", hint="name a file: -o hello.wav.")
-    place = place_for(out, format) if out is not None else None
-    words = ("-o", option_value(out)) if out is not None else ()
-    again = command("jobs", "download", job_id, *words, profile=profile)
+    place = parse_output(out, format) if out is not None else None
+    options = ("-o", option_value(out)) if out is not None else ()
+    resume = command("jobs", "download", job_id, *options, profile=profile)
     with connect(profile) as client:
-        with _goes_on(again) as progress:
+        with show_progress(resume) as progress:
             job = client.jobs.wait(job_id, timeout_s=job_timeout_s(timeout), progress=progress)
-        with explain_interrupt("Nothing was written. Again:", again), output.waiting("downloading"):
+        with explain_interrupt("Nothing was written. Run it again:", resume), output.waiting("downloading"):
             data = client.jobs.data(job_id)
-    place = place or _place_of(job, data, format)
+    if place is None:
+        stem, suffix = re.sub(r"[^\w-]", "-", str(job.job_id))[:60], format or detect_format(data) or "wav"
+        place = parse_output(str(output.free_path(Path(f"{stem}.{suffix}"))), format)
     try:
-        duration_s = deliver(Sound(data, job.voice_id, None, job.job_id), place)
+        duration_s = save_audio(Sound(data, job.voice_id, None, job.job_id), place)
     except StrangeAnswerError as error:
-        if format_in(data) is None:
-            error.hint = "if it was asked for as raw samples, fetch it so: --format pcm."
+        if detect_format(data) is None:
+            error.hint = "if the job was submitted for raw samples, add --format pcm."
         raise
     if as_json:
-        length = None if duration_s is None else round(duration_s, 3)
-        output.result_json({"job_id": job.job_id, "file": place.file, "duration_s": length})
+        rounded = None if duration_s is None else round(duration_s, 3)
+        output.result_json({"job_id": job.job_id, "file": place.file, "duration_s": rounded})
     elif out is None:
         output.result(output.plain(place.out))
     if place.file is not None:
-        length_told = "" if duration_s is None else f": {duration_s:.1f} s"
-        output.note(f"[bold green]✓[/bold green] {output.shown(place.file)}{length_told}")
+        length = "" if duration_s is None else f": {duration_s:.1f} s"
+        output.note(f"[bold green]✓[/bold green] {output.shown(place.file)}{length}")
         if place.format != "pcm":
             output.note(f"Next: afterwords verify {output.quoted(option_value(place.file))}")
 
 
 @contextmanager
-def _goes_on(again: str) -> Iterator[Progress]:
-    """Wait for a job, and show its progress, which is yielded; Ctrl-C and a timeout say how to come back to it."""
+def show_progress(resume: str) -> Iterator[Progress]:
+    """Yield a callback that shows the progress of a job; Ctrl-C and a timeout print the command that resumes."""
     from afterwords.errors import JobTimeoutError
 
-    told = explain_interrupt("The job goes on. Come back to it with:", again)
-    with told, output.waiting(doing("waiting for the speech")) as show:
+    def describe(fraction: float | None, step: str) -> str:
+        return f"{_with_percent(STEPS.get(step, step), fraction or None)}; Ctrl-C leaves the job running"
+
+    interrupted = explain_interrupt("The job goes on. Resume with:", resume)
+    with interrupted, output.waiting(describe(None, "waiting")) as show:
         try:
-            yield lambda fraction, step: show(doing(step, fraction))
+            yield lambda fraction, step: show(describe(fraction, step))
         except JobTimeoutError as error:
-            error.hint = f"it goes on; come back to it with: {again}"
+            error.hint = f"the job goes on; resume with: {resume}"
             raise
 
 
-def doing(step: str, fraction: float = 0.0) -> str:
-    """What a server does for a job that is waited for, in words."""
-    return f"{_at(STEPS.get(step, step), fraction or None)}; Ctrl-C leaves the job running"
-
-
-def _at(step: str, fraction: float | None) -> str:
+def _with_percent(step: str, fraction: float | None) -> str:
     return step if fraction is None else f"{step}, {100 * fraction:.0f} %"
-
-
-def _place_of(job: RemoteJob, data: bytes, format: str | None) -> Place:
-    """A file of the job's own, where none was named; one that is there already is kept."""
-    from afterwords.cli.save_audio import format_in, place_for
-
-    ending = format or format_in(data) or "wav"
-    path = output.free_path(Path(re.sub(r"[^\w-]", "-", str(job.job_id))[:60] + f".{ending}"))
-    return place_for(str(path), format)
 
 
 def _facts(job: Job) -> dict[str, object]:
     return job.model_dump(mode="json", exclude_none=True)
 
 
-def _print(job: Job, *, as_json: bool) -> None:
+def _print_job(job: Job, *, as_json: bool) -> None:
     if as_json:
         output.result_json(_facts(job))
     else:

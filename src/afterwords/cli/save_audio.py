@@ -1,12 +1,10 @@
-"""Audio that came from a server, put where it was asked for.
+"""Where `say` and `jobs download` write audio, and how they save an audio file that came from a server.
 
-Apart because most of it needs no look at the samples: what has its format and its mark is written as it came, without
-loading what decodes. `say --remote` and `jobs download` call it.
+A file in the wanted format that has the synthetic-speech mark is written unchanged, without loading a decoder.
 """
 
 from __future__ import annotations
 
-import struct
 import sys
 from dataclasses import dataclass
 from io import BytesIO
@@ -20,18 +18,18 @@ from afterwords.models import SpeechFormat
 if TYPE_CHECKING:
     from afterwords.client.parsing import Sound
 
-_BEGINNINGS: Final = {
+_MAGIC: Final = {
     b"RIFF": SpeechFormat.WAV,
     b"fLaC": SpeechFormat.FLAC,
     b"OggS": SpeechFormat.OPUS,
     b"ID3": SpeechFormat.MP3,
 }
-_FMT: Final = struct.Struct("<HHIIHH")
+_FMT_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where audio goes, and in which format: `-` is stdout."""
+class AudioOutput:
+    """A file or stdout (`-`), and the format to write."""
 
     out: str
     format: SpeechFormat
@@ -42,61 +40,56 @@ class Place:
 
     @property
     def file(self) -> str | None:
-        """The file, if it is one."""
+        """The path, or None for stdout."""
         return None if self.out == "-" else self.out
 
 
-def place_for(out: str, format: str | None) -> Place:
-    """Check, before any work, where audio shall go.
+def parse_output(out: str, format: str | None) -> AudioOutput:
+    """Check --out and --format before any work.
 
     Raises:
-        UsageError: a terminal can't take it.
-        UnmarkableFormatError, UnwritableOutputError, StorageFullError: it can't be written like that.
+        UsageError: Audio would be printed on a terminal.
+        UnmarkableFormatError, UnwritableOutputError, StorageFullError: The file can't be written like that.
     """
     from afterwords.audio.output import check_output, format_of, parse_format
 
     if out == "-" and sys.stdout.isatty():
-        raise output.UsageError("A terminal can't take audio.", hint="pipe it on, or name a file: -o hello.wav.")
+        raise output.UsageError("Audio can't be printed on a terminal.", hint="add -o hello.wav, or use a pipe.")
     check_output(None if out == "-" else Path(out), format=format)
     if format is not None:
-        return Place(out, parse_format(format))
-    return Place(out, SpeechFormat.WAV if out == "-" else format_of(Path(out)))
+        return AudioOutput(out, parse_format(format))
+    return AudioOutput(out, SpeechFormat.WAV if out == "-" else format_of(Path(out)))
 
 
-def format_in(data: bytes) -> SpeechFormat | None:
-    """The format of a file, by how it begins; None where that does not tell: raw samples, and some mp3."""
-    return next((found for beginning, found in _BEGINNINGS.items() if data.startswith(beginning)), None)
+def detect_format(data: bytes) -> SpeechFormat | None:
+    """Return the format of an audio file by its first bytes, or None for raw samples and some MP3 files."""
+    return next((format for magic, format in _MAGIC.items() if data.startswith(magic)), None)
 
 
-def deliver(sound: Sound, place: Place, *, voice: str | None = None) -> float | None:
-    """Write audio, in the format that is wanted and with the mark that it is synthetic.
+def save_audio(sound: Sound, place: AudioOutput, *, voice: str | None = None) -> float | None:
+    """Write audio from a server, converted to the wanted format and marked as synthetic if it is not yet.
 
     Args:
-        sound: the bytes of a file, as they came.
-        place: where it goes.
-        voice: who speaks, for a mark that has to be made.
+        sound: The bytes of an audio file.
+        place: Where to write it.
+        voice: Name of the voice, for a new mark.
 
     Returns:
-        How long it lasts, in seconds; None where only decoding would tell.
+        The duration in seconds, or None if only a decoder could tell.
 
     Raises:
-        StrangeAnswerError: it is no audio.
-        StorageFullError, UnwritableOutputError: it can't be written; a file that was there is kept.
+        StrangeAnswerError: The bytes are not audio.
+        StorageFullError, UnwritableOutputError: The file can't be written; an existing one is kept.
     """
-    found = format_in(sound.data)
-    if found is None and place.format in (SpeechFormat.MP3, SpeechFormat.PCM):
-        found = place.format
-    header = wav_header(sound.data) if found is SpeechFormat.WAV else None
-    is_ready = found is place.format and (found is not SpeechFormat.WAV or (header is not None and header.is_marked))
-    if not is_ready:
-        return _converted(sound, place, voice)
-    from afterwords.audio.output import write_atomically
+    format = detect_format(sound.data)
+    if format is None and place.format in (SpeechFormat.MP3, SpeechFormat.PCM):
+        format = place.format
+    header = read_wav_header(sound.data) if format is SpeechFormat.WAV else None
+    if format is place.format and (format is not SpeechFormat.WAV or (header is not None and header.is_marked)):
+        from afterwords.audio.output import write_atomically
 
-    write_atomically(place.target, sound.data)
-    return header.duration_s if header else None
-
-
-def _converted(sound: Sound, place: Place, voice: str | None) -> float:
+        write_atomically(place.target, sound.data)
+        return header.duration_s if header else None
     from afterwords.audio.writer import AudioWriter
     from afterwords.client.audio import decoded
 
@@ -108,29 +101,29 @@ def _converted(sound: Sound, place: Place, voice: str | None) -> float:
 
 @dataclass(frozen=True, slots=True)
 class WavHeader:
-    """What a WAV file says of itself beside its samples."""
+    """What the header of a WAV file states about its audio."""
 
     duration_s: float
     is_marked: bool
 
 
-def wav_header(data: bytes) -> WavHeader | None:
-    """Read the header of a WAV file without its samples; None where anything about it is unusual."""
-    from afterwords.audio.wav_chunks import chunks, tags_in
+def read_wav_header(data: bytes) -> WavHeader | None:
+    """Read the header of a WAV file without its samples, or return None if anything in it is unusual."""
+    from afterwords.audio.wav_chunks import chunks, parse_fmt, tags_in
     from afterwords.provenance import read_mark
 
-    bytes_per_s = 0
+    byte_rate = 0
     tags: dict[str, str] = {}
     try:
         for chunk in chunks(BytesIO(data), "the audio"):
-            if chunk.id == b"fmt " and chunk.present_bytes >= _FMT.size:
-                bytes_per_s = _FMT.unpack_from(data, chunk.start)[3]
+            if chunk.id == b"fmt " and chunk.present_bytes >= _FMT_BYTES:
+                byte_rate = parse_fmt(data[chunk.start : chunk.start + _FMT_BYTES]).byte_rate
             elif chunk.id == b"LIST":
                 tags = tags_in(data[chunk.start : chunk.start + chunk.size_bytes]) or tags
             elif chunk.id == b"data":
-                if not bytes_per_s or chunk.present_bytes < chunk.size_bytes:
+                if not byte_rate or chunk.present_bytes < chunk.size_bytes:
                     return None
-                return WavHeader(chunk.size_bytes / bytes_per_s, read_mark(tags) is not None)
+                return WavHeader(chunk.size_bytes / byte_rate, read_mark(tags) is not None)
     except TooManyChunksError:
         return None
     return None

@@ -1,165 +1,277 @@
-"""`afterwords say`: a text becomes speech, in a file, in a pipe or aloud."""
+"""`afterwords say`: speak a text on this machine or on a server, into a file, a pipe or the loudspeaker."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from afterwords.cli import output
+from afterwords.cli.jobs import show_progress
 from afterwords.cli.options import Profile, Remote, Timeout, complete_voice, is_remote
-from afterwords.cli.remote import job_timeout_s
+from afterwords.cli.remote import command, connect, explain_interrupt, job_timeout_s, option_value
 
 if TYPE_CHECKING:
     from afterwords.audio.wav import Samples
     from afterwords.audio.writer import AudioWriter
-    from afterwords.cli.save_audio import Place
+    from afterwords.cli.save_audio import AudioOutput
+    from afterwords.client import Client, RemoteJob, RemoteSpeech
+    from afterwords.models import SpeechOptions, Voice
     from afterwords.speech import Speech
+
+Text = Annotated[str | None, typer.Argument(help="Text to speak, in quotes; - reads stdin.")]
+TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="Text file to speak.")]
+VoiceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--voice",
+        "-v",
+        help="Voice, by name or id. (default: the default voice, or the only one)",
+        autocompletion=complete_voice,
+    ),
+]
+Out = Annotated[
+    str | None,
+    typer.Option("--out", "-o", help="Audio file to write; - writes to stdout. Without it, the speech is played."),
+]
+Format = Annotated[
+    str | None, typer.Option("--format", help="wav, mp3, opus, flac or pcm. (default: by the file extension of --out)")
+]
+Speed = Annotated[float, typer.Option("--speed", help="0.25 to 4. The pitch stays the same.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Random seed: the same seed gives the same speech.")]
+Lang = Annotated[str | None, typer.Option("--lang", help="Language of the text, such as en. (default: the voice's)")]
+Backend = Annotated[
+    str | None,
+    typer.Option("--backend", help="Backend to speak with; see `afterwords backends`. (default: the voice's)"),
+]
+Play = Annotated[
+    bool | None, typer.Option("--play/--no-play", help="Play the speech. (default: play, unless --out is given)")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@dataclass(frozen=True, slots=True)
+class SayRequest:
+    """What to say, and where the speech goes."""
+
+    text: str = field(repr=False)
+    voice: str | None
+    options: SpeechOptions
+    place: AudioOutput | None
+    is_played: bool
 
 
 def say(
-    text: Annotated[str | None, typer.Argument(help="Text to speak, in quotes; - reads stdin.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Text file to speak.")] = None,
-    voice: Annotated[
-        str | None,
-        typer.Option(
-            "--voice",
-            "-v",
-            help="Voice, by name or id. (default: the default voice, or the only one)",
-            autocompletion=complete_voice,
-        ),
-    ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option("--out", "-o", help="Audio file to write; - writes to stdout. Without it, the speech is played."),
-    ] = None,
-    format: Annotated[
-        str | None, typer.Option("--format", help="wav, mp3, opus, flac or pcm. (default: by the ending of --out)")
-    ] = None,
-    speed: Annotated[float, typer.Option("--speed", help="0.25 to 4. The pitch stays the same.")] = 1.0,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Number that makes a sampling engine repeat itself.")
-    ] = None,
-    lang: Annotated[
-        str | None, typer.Option("--lang", help="Language of the text, such as en. (default: the voice's)")
-    ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option("--backend", help="Backend to speak with; see `afterwords backends`. (default: the voice's)"),
-    ] = None,
-    play: Annotated[
-        bool | None, typer.Option("--play/--no-play", help="Play the speech. (default: play, unless --out is given)")
-    ] = None,
+    text: Text = None,
+    file: TextFile = None,
+    voice: VoiceOption = None,
+    out: Out = None,
+    format: Format = None,
+    speed: Speed = 1.0,
+    seed: Seed = None,
+    lang: Lang = None,
+    backend: Backend = None,
+    play: Play = None,
     remote: Remote = False,
     profile: Profile = None,
     timeout: Timeout = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Speak a text with a voice, on this machine or on a server."""
     if (text is None) == (file is None):
         raise output.UsageError(
-            "There must be one text to speak.", hint="give it once: in quotes, as - for stdin, or with --file FILE."
+            "say needs exactly one text.", hint="give it once: in quotes, as - for stdin, or with --file FILE."
         )
-    is_heard = (out is None) if play is None else play
-    if out is None and not is_heard:
+    is_played = (out is None) if play is None else play
+    if out is None and not is_played:
         raise output.UsageError("The speech would go nowhere.", hint="add -o FILE, or remove --no-play.")
     if out == "-" and as_json:
         raise output.UsageError("stdout can't carry both audio and JSON.", hint="name a file: -o hello.wav.")
     if timeout is not None and not is_remote(remote, profile):
-        raise output.UsageError("This machine waits for its own engine.", hint="--timeout goes with --remote.")
-    from afterwords.cli.save_audio import place_for
+        raise output.UsageError("--timeout is for jobs of a server.", hint="add --remote, or remove --timeout.")
+    from afterwords.cli.save_audio import parse_output
+    from afterwords.models import SpeechOptions
+    from afterwords.text import read_text
 
-    words = _words(text, file)
-    place = place_for(out, format) if out is not None else None
-    if is_remote(remote, profile):
-        from afterwords.cli.say_remote import Order, say_remote
+    if file is not None or text == "-":
+        text = read_text(file or sys.stdin.buffer)
+    request = SayRequest(
+        str(text),
+        voice,
+        SpeechOptions.check(lang=lang, backend=backend, speed=speed, seed=seed),
+        parse_output(out, format) if out is not None else None,
+        is_played,
+    )
+    with output.without_text_warnings():
+        if is_remote(remote, profile):
+            facts, detail = _say_on_server(request, profile, job_timeout_s(timeout))
+        else:
+            facts, detail = _say_here(request)
+    if as_json:
+        output.result_json(facts)
+    _print_result(facts, detail, request.place)
 
-        how = {"lang": lang, "backend": backend, "speed": speed, "seed": seed}
-        order = Order(words, voice, how, job_timeout_s(timeout), profile)
-        say_remote(order, place, is_heard=is_heard, as_json=as_json)
-        return
+
+def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
+    """Speak on this machine; return the facts for JSON, and how the speech was made."""
     from afterwords import local
     from afterwords.text import MAX_LOCAL_CHARS, check_text
 
-    check_text(words, max_chars=MAX_LOCAL_CHARS)
-    if preparing := local.must_prepare(voice=voice, lang=lang, backend=backend):
+    check_text(request.text, max_chars=MAX_LOCAL_CHARS)
+    voice, options = request.voice, request.options
+    if preparing := local.must_prepare(voice=voice, lang=options.lang, backend=options.backend):
         about = ", about 40 s on two cores" if preparing == "lite" else ""
         output.note(f"Preparing the voice for {output.shown(preparing)}, once{about}.")
-    with output.progress_bar() as progress, ExitStack() as stack, output.without_text_warnings():
-        speech = local.stream(words, voice=voice, lang=lang, backend=backend, speed=speed, seed=seed, progress=progress)
-        writer = stack.enter_context(_writer(place, speech)) if place is not None else None
-        pieces = _written(speech, writer)
-        if is_heard:
-            from afterwords.audio.devices import play as play_aloud
-
-            play_aloud(pieces, speech.sample_rate)
+    with output.progress_bar() as progress, ExitStack() as stack:
+        speech = local.stream(request.text, voice=voice, **options.model_dump(), progress=progress)
+        samples = _SampleStream(speech, request.place, stack)
+        if request.is_played:
+            samples.play()
         else:
-            _read_all(pieces, speech.sample_rate)
-    _tell(speech, out, is_marked=writer is not None and writer.format != "pcm", as_json=as_json)
-
-
-def _words(text: str | None, file: Path | None) -> str:
-    from afterwords.text import read_text
-
-    if file is not None:
-        return read_text(file)
-    return read_text(sys.stdin.buffer) if text == "-" else str(text)
-
-
-def _writer(place: Place, speech: Speech) -> AudioWriter:
-    from afterwords.audio.writer import AudioWriter
-
-    return AudioWriter(place.target, format=place.format, sample_rate=speech.sample_rate, tags=speech.tags)
-
-
-def _read_all(pieces: Iterator[Samples], sample_rate: int) -> None:
-    """Read speech to its end; at Ctrl-C, say that nothing was kept of it."""
-    spoken_s = 0.0
-    try:
-        for piece in pieces:
-            spoken_s += len(piece) / sample_rate
-    except KeyboardInterrupt:
-        output.note(
-            f"{output.duration(spoken_s)} of speech were made and not kept: a file is written whole or not at all."
-        )
-        raise
-
-
-def _written(speech: Speech, writer: AudioWriter | None) -> Iterator[Samples]:
-    """The speech, each chunk written before it is passed on."""
-    for chunk in speech:
-        if writer is not None:
-            writer.write(chunk.samples)
-        yield chunk.samples
-
-
-def _tell(speech: Speech, out: str | None, *, is_marked: bool, as_json: bool) -> None:
+            samples.write()
     done = speech.result
     assert done is not None, "the speech was read to its end"
-    if as_json:
-        output.result_json(
-            {
-                "voice": speech.voice.name,
-                "voice_id": speech.voice.voice_id,
-                "file": None if out in (None, "-") else out,
-                "left_out": list(speech.left_out),
-                "real_time_factor": round(done.real_time_factor, 3),
-                **done.model_dump(mode="json"),
-            }
-        )
-    where = "" if out in (None, "-") else f"{output.shown(str(out))}: "
-    output.note(
-        f"[bold green]✓[/bold green] {where}{done.duration_s:.1f} s in the voice {output.shown(speech.voice.name)} "
-        f"({done.backend}, took {output.duration(done.synth_ms / 1000)})"
-    )
-    output.note_left_out(done.backend, speech.left_out)
+    facts = {
+        "voice": speech.voice.name,
+        "voice_id": speech.voice.voice_id,
+        "file": request.place.file if request.place else None,
+        "left_out": list(speech.left_out),
+        "real_time_factor": round(done.real_time_factor, 3),
+        **done.model_dump(mode="json"),
+    }
     if speech.backend != speech.voice.backend:
-        output.note(f"  {done.backend} spoke: {output.shown(speech.reason)}")
-    if where and is_marked:
-        file = f"./{out}" if str(out).startswith("-") else str(out)
-        output.note_how_to_listen(file)
-        output.note(f"Next: afterwords verify {output.quoted(file)}")
+        output.note(f"Spoken with {done.backend}: {output.shown(speech.reason)}")
+    return facts, f"{done.backend}, took {output.duration(done.synth_ms / 1000)}"
+
+
+def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -> tuple[dict[str, Any], str]:
+    """Have a server speak; return the facts for JSON, and how the speech was made."""
+    from afterwords.text import check_text
+
+    check_text(request.text)
+    with connect(profile) as client:
+        voice = request.voice if request.voice is not None else _find_only_voice(client, profile)
+        done: RemoteSpeech | RemoteJob
+        duration_s: float | None
+        if request.is_played:
+            with ExitStack() as stack:
+                with output.waiting("waiting for the speech"):
+                    stream = client.stream(request.text, voice=voice, **request.options.model_dump())
+                    done = stack.enter_context(stream)
+                samples = _SampleStream(done, request.place, stack)
+                with output.waiting("playing; Ctrl-C stops it, and the job"):
+                    samples.play()
+            duration_s = samples.duration_s
+        else:
+            done, duration_s = _download_speech(client, request, voice, profile, timeout_s)
+    facts = {
+        "file": request.place.file if request.place else None,
+        "voice": voice if isinstance(voice, str) else voice.name,
+        "voice_id": done.voice_id,
+        "backend": done.backend,
+        "job_id": done.job_id,
+        "cached": done.is_cached,
+        "duration_s": None if duration_s is None else round(duration_s, 3),
+        "left_out": list(done.left_out),
+    }
+    return facts, ", ".join(filter(None, (done.backend, "from the cache, free of charge" if done.is_cached else "")))
+
+
+def _find_only_voice(client: Client, profile: str | None) -> Voice:
+    voices = list(client.voices.list())
+    if len(voices) == 1:
+        return voices[0]
+    if not voices:
+        push = command("push", "NAME", profile=profile)
+        raise output.UsageError(f"{client.base_url} has no voices yet.", hint=f"copy one there: {push}")
+    raise output.UsageError(
+        f"{client.base_url} has {len(voices)} voices and none was named.",
+        hint=f"add --voice NAME ({', '.join(output.plain(voice.name) for voice in voices[:5])}).",
+    )
+
+
+def _download_speech(
+    client: Client, request: SayRequest, voice: Voice | str, profile: str | None, timeout_s: float
+) -> tuple[RemoteJob, float | None]:
+    """Submit a job, wait for it and save its audio; return the job, and the duration in seconds if it is known."""
+    from afterwords.cli.save_audio import save_audio
+    from afterwords.client.parsing import Sound
+    from afterwords.errors import UnsupportedByServerError
+    from afterwords.models import SpeechFormat
+
+    place, options = request.place, request.options
+    assert place is not None, "speech that is not played has an output"
+    listing = command("jobs", "list", profile=profile)
+    interrupted = explain_interrupt("The server may have accepted the job already. List its jobs with:", listing)
+    with interrupted, output.waiting("asking the server"):
+        try:
+            job = client.synthesize(request.text, voice=voice, format=place.format, **options.model_dump())
+        except UnsupportedByServerError:
+            if place.format is SpeechFormat.WAV or options.speed != 1 or options.seed is not None:
+                raise
+            job = client.synthesize(request.text, voice=voice, **options.model_dump())  # converted below
+    if job.job_id is None:  # cached: the audio came with the response
+        data = job.data()
+    else:
+        resume = command("jobs", "download", job.job_id, "-o", option_value(place.out), profile=profile)
+        with show_progress(resume) as progress:
+            job = job.wait(timeout_s=timeout_s, progress=progress)
+        with explain_interrupt("Nothing was written. Download it with:", resume), output.waiting("downloading"):
+            data = job.data()
+    name = voice if isinstance(voice, str) else voice.name
+    return job, save_audio(Sound(data, job.voice_id, job.backend, job.job_id), place, voice=name)
+
+
+class _SampleStream:
+    """The samples of streamed speech; each chunk is written to the output, if there is one, before it is yielded."""
+
+    def __init__(self, speech: Speech | RemoteSpeech, place: AudioOutput | None, stack: ExitStack) -> None:
+        self._speech = speech
+        self._writer: AudioWriter | None = None
+        self.duration_s = 0.0
+        if place is not None:
+            from afterwords.audio.writer import AudioWriter
+
+            rate, tags = speech.sample_rate, speech.tags
+            writer = AudioWriter(place.target, format=place.format, sample_rate=rate, tags=tags)
+            self._writer = stack.enter_context(writer)
+
+    def __iter__(self) -> Iterator[Samples]:
+        for chunk in self._speech:
+            if self._writer is not None:
+                self._writer.write(chunk.samples)
+            self.duration_s += len(chunk.samples) / self._speech.sample_rate
+            yield chunk.samples
+
+    def play(self) -> None:
+        """Play the speech while it is made."""
+        from afterwords.audio.devices import play
+
+        play(self, self._speech.sample_rate)
+
+    def write(self) -> None:
+        """Write the speech; on Ctrl-C, say that nothing was written."""
+        try:
+            for _ in self:
+                pass
+        except KeyboardInterrupt:
+            made = output.duration(self.duration_s)
+            output.note(f"{made} of speech were made and not kept: a file is written completely or not at all.")
+            raise
+
+
+def _print_result(facts: dict[str, Any], detail: str, place: AudioOutput | None) -> None:
+    file = place.file if place else None
+    subject = "" if file is None else f"{output.shown(file)}: "
+    length = "" if facts["duration_s"] is None else f"{facts['duration_s']:.1f} s "
+    detail = f" ({output.shown(detail)})" if detail else ""
+    output.note(f"[bold green]✓[/bold green] {subject}{length}in the voice {output.shown(facts['voice'])}{detail}")
+    output.note_left_out(facts["backend"] or "the server", facts["left_out"])
+    if place and file is not None and place.format != "pcm":
+        output.note_how_to_listen(option_value(file))
+        output.note(f"Next: afterwords verify {output.quoted(option_value(file))}")
