@@ -21,7 +21,7 @@ from afterwords.errors import (
     VoiceNotFoundError,
 )
 from afterwords.library.bundle import BundledPrompt, pack
-from afterwords.library.prompts import prompts_of
+from afterwords.library.prompts import usable_prompts
 from afterwords.models import Voice
 from afterwords.provenance import verify_seal
 from afterwords.transfer import TransferStatus
@@ -60,7 +60,7 @@ def test_what_was_prepared_travels_along(
     me: Voice, served: Served, client: aw.Client, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf = local.library()
-    [prompt] = prompts_of(shelf, me)
+    [prompt] = usable_prompts(shelf, me)
     there = aw.push(me, client=client)
     stored = [
         path.read_bytes()[32:] for path in (served.home / "server" / "blobs").rglob(f"{there.voice_id}/prompts/*")
@@ -68,7 +68,7 @@ def test_what_was_prepared_travels_along(
     assert stored == [prompt.data]
     moved(elsewhere, monkeypatch)
     back = aw.pull("me", client=client)
-    assert prompts_of(local.library(), back) == [prompt]
+    assert usable_prompts(local.library(), back) == [prompt]
 
 
 def test_prompt_that_no_engine_can_read_is_made_again(me: Voice, served: Served, client: aw.Client) -> None:

@@ -35,9 +35,9 @@ from afterwords.errors import (
     VoiceNotFoundError,
 )
 from afterwords.install import pip_install
-from afterwords.library.bundle import Bundle, pack, read_bundle, unpack_all
+from afterwords.library.bundle import Bundle, pack, read_bundle, unpack
 from afterwords.library.library import Library
-from afterwords.library.prompts import keep_prompts, kept_prompt, known_prompt, prompt_key, prompts_of
+from afterwords.library.prompts import find_equal_prompt, find_prompt, prompt_key, save_bundled_prompts, usable_prompts
 from afterwords.models import (
     Consent,
     ConsentKind,
@@ -167,7 +167,7 @@ def import_voice(file: Path | str | bytes | BinaryIO, *, name: str | None = None
         InvalidBundleError: The file is not a voice, or was altered.
         VoiceExistsError: The name is taken and `replace` is not set.
     """
-    bundle = unpack_all(file if isinstance(file, bytes) else read_bundle(Path(file) if isinstance(file, str) else file))
+    bundle = unpack(file if isinstance(file, bytes) else read_bundle(Path(file) if isinstance(file, str) else file))
     voice = bundle.voice if name is None else bundle.voice.model_copy(update={"name": check_name(name)})
     return import_bundle(voice, bundle, may_replace=lambda _: replace)[0]
 
@@ -180,7 +180,7 @@ def export_bundle(name_or_id: str) -> tuple[Voice, bytes]:
     """
     voices = library()
     voice = voices.get(name_or_id)
-    return voice, pack(voice, voices.reference(voice), prompts_of(voices, voice))
+    return voice, pack(voice, voices.reference(voice), usable_prompts(voices, voice))
 
 
 def import_bundle(voice: Voice, bundle: Bundle, *, may_replace: Callable[[Voice], bool]) -> tuple[Voice, list[str]]:
@@ -208,7 +208,7 @@ def import_bundle(voice: Voice, bundle: Bundle, *, may_replace: Callable[[Voice]
     original = voices.original_path(same[0]) if same else None
     suffix = original.suffix if original else ""
     saved = voices.save(voice, reference_wav=bundle.wav, original=original, original_suffix=suffix, replace=bool(taken))
-    return saved, keep_prompts(voices, saved, bundle)
+    return saved, save_bundled_prompts(voices, saved, bundle)
 
 
 # -- clone ----------------------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def make_voice(
     voice = Voice(**fields, reference=info, consent=stated, provenance=provenance)
     engine = registry.engine_for(chosen)
     key = prompt_key(chosen.name, engine.prompt_version, is_fast=fast)
-    prompt = known_prompt(voices, voice, key)
+    prompt = find_equal_prompt(voices, voice, key)
     if prompt is None:
         reference = Reference(prepared.samples, prepared.sample_rate, prepared.text, lang)
         prompt = engine.prepare(reference, progress, fast=fast)
@@ -558,7 +558,7 @@ def likeness(voice: Voice) -> dict[str, float | str]:
     """Return what a voice's engine reports about its prompt, for example the speaker similarity; {} if nothing."""
     for backend in registry.backends():
         if backend.name == voice.backend and backend.engine is not None:
-            kept = kept_prompt(library(), voice, backend.engine, backend.name)
+            kept = find_prompt(library(), voice, backend.engine, backend.name)
             return {} if kept is None else backend.engine.describe(kept)
     return {}
 
@@ -573,7 +573,7 @@ def has_prompt(voice: Voice, backend: str) -> bool:
         InvalidBackendError, BackendUnavailableError: The backend can't run on this machine.
     """
     engine = registry.engine_for(registry.choose(backend))
-    return kept_prompt(library(), voice, engine, backend) is not None
+    return find_prompt(library(), voice, engine, backend) is not None
 
 
 def must_prepare(
@@ -588,7 +588,7 @@ def must_prepare(
     chosen, _ = _choose_backend(speaker, backend, normalise_lang(lang or speaker.lang))
     engine = registry.engine_for(chosen)
     key = prompt_key(chosen.name, engine.prompt_version, is_fast=False)
-    if kept_prompt(voices, speaker, engine, chosen.name) or known_prompt(voices, speaker, key):
+    if find_prompt(voices, speaker, engine, chosen.name) or find_equal_prompt(voices, speaker, key):
         return None
     voices.reference(speaker)  # raises if the recording was changed
     return chosen.name
@@ -606,10 +606,10 @@ def make_prompt(voice: Voice, backend: str, *, progress: Progress = ignore_progr
 
 def _get_prompt(voices: Library, voice: Voice, engine: Engine, backend: str, progress: Progress) -> bytes:
     """Return the engine's prompt for a voice; make and store it if there is none."""
-    if (kept := kept_prompt(voices, voice, engine, backend)) is not None:
+    if (kept := find_prompt(voices, voice, engine, backend)) is not None:
         return kept
     key = prompt_key(backend, engine.prompt_version, is_fast=False)
-    prompt = known_prompt(voices, voice, key)
+    prompt = find_equal_prompt(voices, voice, key)
     if prompt is None:
         samples, sample_rate = read_wav(voices.reference(voice), source=f"the reference of {voice.name}")
         prompt = engine.prepare(Reference(samples, sample_rate, voice.ref_text, voice.lang), progress)

@@ -28,10 +28,10 @@ from afterwords.errors import (
     VoiceExistsError,
     VoiceNotFoundError,
 )
-from afterwords.library.bundle import BundledPrompt, pack, unpack_all
+from afterwords.library.bundle import BundledPrompt, pack, unpack
 from afterwords.library.library import Library
 from afterwords.library.links import Links
-from afterwords.library.prompts import keep_prompts, prompts_of
+from afterwords.library.prompts import save_bundled_prompts, usable_prompts
 from afterwords.models import Voice, new_id
 
 
@@ -118,12 +118,12 @@ def send(voice: Voice | str, *, client: Client, replace: bool = False) -> Transf
     library, links = _open_library()
     local = library.get(voice.voice_id if isinstance(voice, Voice) else voice)
     wav = library.reference(local)
-    with links.alone():
+    with links.lock():
         remote, others = _match(local, client, links)
         if remote is None:
             if others and not replace:
                 raise VoiceExistsError(local.name, where="`afterwords push --replace`")
-            remote = _create(local, wav, prompts_of(library, local), client)
+            remote = _create(local, wav, usable_prompts(library, local), client)
             links.link(client.base_url, local.voice_id, remote.voice_id)
             for other in others:
                 client.voices.delete(other)
@@ -139,19 +139,19 @@ def fetch(voice: Voice | str, *, client: Client, replace: bool = False) -> Trans
     """Pull a voice like `pull`, and return what was done."""
     library, links = _open_library()
     remote = client.voices.get(voice)
-    with links.alone():
-        linked_id = links.here(client.base_url, remote.voice_id)
+    with links.lock():
+        linked_id = links.voice_id(client.base_url, remote.voice_id)
         for local in library.list():
             if local.voice_id == linked_id or (remote.ref_sha256 and local.ref_sha256 == remote.ref_sha256):
                 links.link(client.base_url, local.voice_id, remote.voice_id)
                 return TransferResult(local.name, TransferStatus.SAME, local)
-        bundle = unpack_all(client.voices.export(remote))
+        bundle = unpack(client.voices.export(remote))
         name = bundle.voice.name
         if not replace and any(local.name == name for local in library.list()):
             raise VoiceExistsError(name, where="`afterwords pull --replace`")
         saved = library.save(bundle.voice, reference_wav=bundle.wav, replace=replace)
         links.link(client.base_url, saved.voice_id, remote.voice_id)
-        notices = tuple(keep_prompts(library, saved, bundle))
+        notices = tuple(save_bundled_prompts(library, saved, bundle))
         return TransferResult(saved.name, TransferStatus.PULLED, saved, notices=notices)
 
 
@@ -169,7 +169,7 @@ def find_by_name(voice: Voice, client: Client) -> tuple[Voice | None, list[Voice
 
 def _match(local: Voice, client: Client, links: Links) -> tuple[Voice | None, list[Voice]]:
     """Find the server's copy of a voice by its link or its recording, and different voices with its name."""
-    for remote_id in links.there(client.base_url, local.voice_id):
+    for remote_id in links.remote_ids(client.base_url, local.voice_id):
         try:
             return client.voices.get(remote_id), []
         except VoiceNotFoundError:  # deleted there, or another account's
@@ -248,7 +248,7 @@ def _push_all(
     local: list[Voice], remote: dict[str, Voice], client: Client, links: Links, is_dry: bool
 ) -> Iterator[TransferResult]:
     for voice in local:
-        linked = links.there(client.base_url, voice.voice_id)
+        linked = links.remote_ids(client.base_url, voice.voice_id)
         if linked and not remote.keys() & set(linked):
             yield TransferResult(voice.name, TransferStatus.REMOVED_THERE)
         else:
@@ -260,7 +260,7 @@ def _pull_all(
 ) -> Iterator[TransferResult]:
     names, ids = {voice.name for voice in local}, {voice.voice_id for voice in local}
     for voice in remote.values():
-        linked_id = links.here(client.base_url, voice.voice_id)
+        linked_id = links.voice_id(client.base_url, voice.voice_id)
         if linked_id in ids or voice.name in names:  # _push_all has reported it
             continue
         if linked_id is not None:

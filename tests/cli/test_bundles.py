@@ -55,7 +55,7 @@ def test_what_was_prepared_travels_along(me: Voice, exported: Path, elsewhere: d
     (tmp_path / "other.afterwords").write_bytes(other)
     third = {"AFTERWORDS_HOME": str(tmp_path / "third")}
     told = run("voices", "import", tmp_path / "other.afterwords", env=third).err
-    assert "What was prepared for tone was left out: it is of another version of the engine." in told
+    assert "The prompt for tone was dropped: it is from another version of the engine." in told
     assert "Preparing the voice for tone, once" in run("say", "Hello.", "-o", "-", env=third).err
 
 

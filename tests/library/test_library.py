@@ -1,4 +1,4 @@
-"""The voices on this disk: what a save promises, whoever else is at it and whatever fails half-way."""
+"""The library: what it guarantees under concurrency, crashes and damage."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def library(tmp_path: Path) -> Library:
 # -- saving and finding --------------------------------------------------------------------------------------
 
 
-def test_saved_voice_is_found_by_name_and_by_identifier(library: Library) -> None:
+def test_saved_voice_is_found_by_name_and_by_id(library: Library) -> None:
     voice = saved(library, "me")
     assert library.get("me") == library.get(voice.voice_id) == library.get(voice.voice_id.upper()) == voice
     assert library.reference(voice) == WAV
@@ -92,7 +92,7 @@ def test_voice_is_a_folder_of_plain_files(library: Library) -> None:
     assert Voice.model_validate_json((library.home / "voices" / voice.voice_id / "voice.json").read_text()) == voice
 
 
-def test_original_is_kept_byte_for_byte(library: Library, tmp_path: Path) -> None:
+def test_original_is_stored_byte_for_byte(library: Library, tmp_path: Path) -> None:
     recording = tmp_path / "me.M4A"
     recording.write_bytes(os.urandom(3_000_000))
     voice = library.save(voice_of("me"), reference_wav=WAV, original=recording, original_suffix=recording.suffix)
@@ -107,13 +107,13 @@ def test_voice_without_an_original_has_none(library: Library) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["/../../x", ".a/b", "..", ".x" * 40, "\0"])
-def test_odd_suffix_is_left_away(library: Library, suffix: str) -> None:
+def test_invalid_suffix_is_ignored(library: Library, suffix: str) -> None:
     voice = library.save(voice_of("me"), reference_wav=WAV, original=b"o", original_suffix=suffix)
     kept = library.original_path(voice)
     assert kept == library.home / "voices" / voice.voice_id / "original"
 
 
-def test_reading_makes_no_folder(library: Library) -> None:
+def test_reading_creates_no_folder(library: Library) -> None:
     assert (library.list(), library.default()) == ([], None)
     with pytest.raises(VoiceNotFoundError):
         library.get("me")
@@ -122,7 +122,7 @@ def test_reading_makes_no_folder(library: Library) -> None:
     assert not library.home.exists()
 
 
-def test_name_is_taken_once_however_its_accents_are_written(library: Library) -> None:
+def test_name_is_unique_in_any_unicode_form(library: Library) -> None:
     saved(library, "Rene\u0301")
     with pytest.raises(VoiceExistsError):
         saved(library, "René")
@@ -141,7 +141,7 @@ def test_name_with_terminal_escapes_is_refused(library: Library, name: str) -> N
     assert names(library) == ["me"]
 
 
-def test_unknown_name_is_shown_harmless_with_the_nearest_ones(library: Library) -> None:
+def test_unknown_name_error_is_printable_and_suggests(library: Library) -> None:
     for name in ("anna", "Anne", "otto"):
         saved(library, name)
     with pytest.raises(VoiceNotFoundError) as missing:
@@ -156,20 +156,20 @@ def test_unknown_name_is_shown_harmless_with_the_nearest_ones(library: Library) 
 
 
 @pytest.mark.parametrize("voice_id", ["../../evil", "..", "", "A" * 36, "x/y", "x" * 60_000])
-def test_identifier_that_is_no_uuid_never_becomes_a_path(library: Library, voice_id: str) -> None:
+def test_id_that_is_not_a_uuid_never_becomes_a_path(library: Library, voice_id: str) -> None:
     with pytest.raises(InvalidOptionError):
         library.save(voice_of("me", voice_id=voice_id), reference_wav=WAV)
     with pytest.raises(VoiceNotFoundError):
         library.reference(voice_of("me", voice_id=voice_id))
 
 
-def test_recording_that_is_not_the_stated_one_is_refused(library: Library) -> None:
+def test_mismatched_recording_is_refused(library: Library) -> None:
     with pytest.raises(CorruptVoiceError):
         library.save(voice_of("me", b"another"), reference_wav=WAV)
     assert library.list() == []
 
 
-def test_original_that_changed_since_it_was_sealed_is_refused(library: Library, tmp_path: Path) -> None:
+def test_original_changed_after_sealing_is_refused(library: Library, tmp_path: Path) -> None:
     consent = Consent(kind=ConsentKind.SELF, stated_at=now())
     voice = voice_of("me", consent=consent)
     assert voice.ref_sha256
@@ -181,7 +181,7 @@ def test_original_that_changed_since_it_was_sealed_is_refused(library: Library, 
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "fifo"])
-def test_original_that_is_no_file_is_refused(library: Library, tmp_path: Path, kind: str) -> None:
+def test_original_that_is_not_a_file_is_refused(library: Library, tmp_path: Path, kind: str) -> None:
     source = tmp_path / "source"
     if kind == "folder":
         source.mkdir()
@@ -195,7 +195,7 @@ def test_original_that_is_no_file_is_refused(library: Library, tmp_path: Path, k
 # -- replacing, renaming, removing ---------------------------------------------------------------------------
 
 
-def test_replacement_takes_the_place_of_the_default(library: Library) -> None:
+def test_replacement_of_the_default_becomes_the_default(library: Library) -> None:
     old = saved(library, "me")
     library.set_default("me")
     new = saved(library, "me", replace=True)
@@ -204,7 +204,7 @@ def test_replacement_takes_the_place_of_the_default(library: Library) -> None:
     assert not (library.home / "voices" / old.voice_id).exists()
 
 
-def test_replacement_may_bear_the_same_identifier(library: Library) -> None:
+def test_replacement_may_have_the_same_id(library: Library) -> None:
     voice = saved(library, "me")
     library.set_default("me")
     again = voice_of("renamed", b"better", voice_id=voice.voice_id)
@@ -215,7 +215,7 @@ def test_replacement_may_bear_the_same_identifier(library: Library) -> None:
     assert library.reference(again) == b"better"
 
 
-def test_failed_replacement_leaves_the_old_voice_whole(library: Library, tmp_path: Path) -> None:
+def test_failed_replacement_keeps_the_old_voice(library: Library, tmp_path: Path) -> None:
     old = saved(library, "me")
     before = files_under(library.home)
     with pytest.raises(UnreadableFileError):
@@ -225,7 +225,7 @@ def test_failed_replacement_leaves_the_old_voice_whole(library: Library, tmp_pat
     assert files_under(library.home) == before
 
 
-def test_replacing_what_is_not_there_is_a_plain_save(library: Library) -> None:
+def test_replacing_a_missing_voice_saves_it(library: Library) -> None:
     voice = saved(library, "me", replace=True)
     assert library.list() == [voice]
 
@@ -241,7 +241,7 @@ def test_renamed_voice_keeps_everything_else(library: Library) -> None:
     assert library.rename("myself", "myself").name == "myself"
 
 
-def test_removed_voice_leaves_no_byte(library: Library) -> None:
+def test_removed_voice_leaves_no_files(library: Library) -> None:
     voice = saved(library, "me")
     library.set_default("me")
     library.save_prompt(voice, "lite-1-best", b"canary-prompt")
@@ -258,7 +258,7 @@ def test_removed_voice_leaves_no_byte(library: Library) -> None:
 # -- choosing ------------------------------------------------------------------------------------------------
 
 
-def test_voice_is_chosen_by_name_then_default_then_because_it_is_alone(library: Library) -> None:
+def test_voice_is_chosen_by_name_then_default_then_alone(library: Library) -> None:
     first = saved(library, "a")
     assert library.choose(None) == first
     second = saved(library, "b")
@@ -269,7 +269,7 @@ def test_voice_is_chosen_by_name_then_default_then_because_it_is_alone(library: 
         library.choose("c")
 
 
-def test_choice_between_two_is_left_to_the_person(library: Library) -> None:
+def test_two_voices_without_default_need_a_name(library: Library) -> None:
     saved(library, "a")
     saved(library, "b")
     with pytest.raises(VoiceRequiredError, match="2 voices") as unclear:
@@ -280,7 +280,7 @@ def test_choice_between_two_is_left_to_the_person(library: Library) -> None:
 # -- prompts -------------------------------------------------------------------------------------------------
 
 
-def test_prompt_comes_back_and_belongs_to_its_key(library: Library) -> None:
+def test_prompt_is_read_by_its_key_only(library: Library) -> None:
     voice = saved(library, "me")
     library.save_prompt(voice, "lite-1-best", b"prompt")
     assert library.prompt(voice, "lite-1-best") == b"prompt"
@@ -289,7 +289,7 @@ def test_prompt_comes_back_and_belongs_to_its_key(library: Library) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 31, 32, 37])
-def test_prompt_with_a_flipped_byte_reads_as_absent(library: Library, position: int) -> None:
+def test_prompt_with_a_flipped_byte_is_not_returned(library: Library, position: int) -> None:
     voice = saved(library, "me")
     library.save_prompt(voice, "k", b"prompt")
     path = library.home / "voices" / voice.voice_id / "prompts" / "k.bin"
@@ -302,7 +302,7 @@ def test_prompt_with_a_flipped_byte_reads_as_absent(library: Library, position: 
 
 
 @pytest.mark.parametrize("content", [b"", b"short"])
-def test_prompt_that_was_cut_reads_as_absent(library: Library, content: bytes) -> None:
+def test_truncated_prompt_is_not_returned(library: Library, content: bytes) -> None:
     voice = saved(library, "me")
     library.save_prompt(voice, "k", b"prompt")
     (library.home / "voices" / voice.voice_id / "prompts" / "k.bin").write_bytes(content)
@@ -310,7 +310,7 @@ def test_prompt_that_was_cut_reads_as_absent(library: Library, content: bytes) -
 
 
 @pytest.mark.parametrize("key", ["../../x", "/etc/x", ".", "", "a\0b", "x" * 300, "声"])
-def test_odd_prompt_key_stays_in_its_folder(library: Library, key: str) -> None:
+def test_unsafe_prompt_key_stays_in_its_folder(library: Library, key: str) -> None:
     voice = saved(library, "me")
     library.save_prompt(voice, key, b"prompt")
     assert library.prompt(voice, key) == b"prompt"
@@ -362,7 +362,7 @@ def break_voice(folder: Path, how: str) -> None:
         "a file",
     ],
 )
-def test_damaged_voice_is_named_and_hides_no_other(library: Library, how: str) -> None:
+def test_damaged_voice_is_reported_and_hides_no_other(library: Library, how: str) -> None:
     broken, whole = saved(library, "broken"), saved(library, "whole")
     break_voice(library.home / "voices" / broken.voice_id, how)
     voices, damaged = library.scan()
@@ -375,7 +375,7 @@ def test_damaged_voice_is_named_and_hides_no_other(library: Library, how: str) -
 
 
 def in_time(work: Callable[[], T]) -> T:
-    """Return what work returns, which might wait without end for something that is not a file."""
+    """Run work that might block on a special file, with a deadline."""
     ended: Future[T] = Future()
 
     def run() -> None:
@@ -410,7 +410,7 @@ def make_special(path: Path, kind: str) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has none of these")
 @pytest.mark.parametrize("kind", ["fifo", "device", "socket", "loop", "folder"])
-def test_files_that_are_none_are_damage_and_block_nothing(library: Library, kind: str) -> None:
+def test_special_files_are_damage_and_never_block(library: Library, kind: str) -> None:
     whole, record, recording = saved(library, "whole"), saved(library, "record"), saved(library, "recording")
     library.save_prompt(whole, "key", b"a prompt")
     voices = library.home / "voices"
@@ -427,21 +427,21 @@ def test_files_that_are_none_are_damage_and_block_nothing(library: Library, kind
         make_special(library.home / name, kind)
     for work in (
         library.list,
-        lambda: Links(library.home).here("http://server", "id"),
+        lambda: Links(library.home).voice_id("http://server", "id"),
         lambda: load_config({"AFTERWORDS_HOME": str(library.home)}),
     ):
         with pytest.raises(UnreadableFileError):
             in_time(work)
 
 
-def test_damaged_voice_is_removed_by_its_identifier(library: Library) -> None:
+def test_damaged_voice_is_removed_by_its_id(library: Library) -> None:
     voice = saved(library, "me")
     break_voice(library.home / "voices" / voice.voice_id, "cut")
     library.remove(voice.voice_id)
     assert library.scan() == ([], [])
 
 
-def test_damaged_default_is_not_silently_exchanged(library: Library) -> None:
+def test_damaged_default_raises(library: Library) -> None:
     voice = saved(library, "me")
     saved(library, "other")
     library.set_default("me")
@@ -450,7 +450,7 @@ def test_damaged_default_is_not_silently_exchanged(library: Library) -> None:
         library.choose(None)
 
 
-def test_recording_that_was_changed_is_never_handed_out(library: Library) -> None:
+def test_changed_recording_is_never_returned(library: Library) -> None:
     voice = saved(library, "me")
     (library.home / "voices" / voice.voice_id / "reference.wav").write_bytes(WAV + b"x")
     with pytest.raises(CorruptVoiceError, match="changed"):
@@ -460,7 +460,7 @@ def test_recording_that_was_changed_is_never_handed_out(library: Library) -> Non
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{}", b'{"schema": "2", "default": null}', b'{"schema": 2, "default": 5}']
 )
-def test_damaged_library_file_costs_the_default_and_nothing_else(library: Library, content: bytes) -> None:
+def test_damaged_library_json_loses_only_the_default(library: Library, content: bytes) -> None:
     voice = saved(library, "me")
     (library.home / "library.json").write_bytes(content)
     voices, damaged = library.scan()
@@ -470,9 +470,9 @@ def test_damaged_library_file_costs_the_default_and_nothing_else(library: Librar
     assert library.scan() == ([voice], [])
 
 
-def test_newer_library_is_refused_and_left_alone(library: Library) -> None:
+def test_newer_library_is_refused_and_unchanged(library: Library) -> None:
     voice = saved(library, "me")
-    (library.home / "library.json").write_text('{"schema": 3, "default": null, "shelves": []}')
+    (library.home / "library.json").write_text('{"schema": 3, "default": null, "folders": []}')
     before = {path: path.stat().st_mtime_ns for path in library.home.rglob("*")}
     for attempt in (
         library.list,
@@ -485,7 +485,7 @@ def test_newer_library_is_refused_and_left_alone(library: Library) -> None:
     assert {path: path.stat().st_mtime_ns for path in library.home.rglob("*")} == before
 
 
-def test_home_that_is_a_file_is_one_typed_error(tmp_path: Path) -> None:
+def test_home_that_is_a_file_raises_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "home").write_bytes(b"")
     with pytest.raises(UnreadableFileError):
         Library(tmp_path / "home").list()
@@ -493,7 +493,7 @@ def test_home_that_is_a_file_is_one_typed_error(tmp_path: Path) -> None:
         saved(Library(tmp_path / "home"), "me")
 
 
-def test_foreign_entries_in_the_folder_are_left_alone(library: Library) -> None:
+def test_foreign_files_are_left_unchanged(library: Library) -> None:
     saved(library, "me")
     (library.home / "voices" / ".DS_Store").write_bytes(b"x")
     (library.home / "voices" / "notes").mkdir()
@@ -506,7 +506,7 @@ def test_foreign_entries_in_the_folder_are_left_alone(library: Library) -> None:
 # -- permissions, locks, other processes ---------------------------------------------------------------------
 
 
-def test_folders_and_files_are_for_their_owner_alone(library: Library) -> None:
+def test_folders_and_files_are_private(library: Library) -> None:
     previous = os.umask(0)
     try:
         voice = saved(library, "me")
@@ -519,7 +519,7 @@ def test_folders_and_files_are_for_their_owner_alone(library: Library) -> None:
     assert all(mode == (0o700 if path.is_dir() else 0o600) for path, mode in modes.items())
 
 
-def test_library_held_by_another_is_readable_but_not_changed(library: Library) -> None:
+def test_locked_library_can_be_read_but_not_changed(library: Library) -> None:
     from filelock import FileLock
 
     voice = saved(library, "me")
@@ -551,7 +551,7 @@ def finished(process: subprocess.Popen[str]) -> int:
     return process.returncode
 
 
-def test_two_processes_save_and_rename_at_once_and_lose_nothing(library: Library) -> None:
+def test_concurrent_saves_and_renames_lose_nothing(library: Library) -> None:
     code = (
         "for n in range(12):\n"
         "    helpers.saved(library, f'{sys.argv[2]}{n}')\n"
@@ -566,7 +566,7 @@ def test_two_processes_save_and_rename_at_once_and_lose_nothing(library: Library
     assert library.scan()[1] == []
 
 
-def test_same_new_name_from_many_threads_is_one_voice(library: Library) -> None:
+def test_one_of_many_threads_gets_a_name(library: Library) -> None:
     taken: list[VoiceExistsError] = []
 
     def save() -> None:
@@ -584,7 +584,7 @@ def test_same_new_name_from_many_threads_is_one_voice(library: Library) -> None:
     assert names(library) == ["me"]
 
 
-def test_reader_always_sees_a_voice_that_another_process_replaces(library: Library) -> None:
+def test_reader_always_sees_a_voice_being_replaced(library: Library) -> None:
     voice = saved(library, "me")
     library.set_default("me")
     code = (
@@ -621,7 +621,7 @@ DIE_AT = (
 )
 
 
-def test_kill_at_any_moment_of_a_save_leaves_a_whole_voice_or_none(tmp_path: Path) -> None:
+def test_kill_during_a_save_leaves_a_whole_voice_or_none(tmp_path: Path) -> None:
     seen: set[tuple[str, ...]] = set()
     for moment in range(100):
         library = Library(tmp_path / str(moment))
@@ -637,7 +637,7 @@ def test_kill_at_any_moment_of_a_save_leaves_a_whole_voice_or_none(tmp_path: Pat
 
 
 @pytest.mark.parametrize("has_same_id", [False, True])
-def test_kill_at_any_moment_of_a_replacement_leaves_the_old_or_the_new(tmp_path: Path, has_same_id: bool) -> None:
+def test_kill_during_a_replacement_leaves_old_or_new(tmp_path: Path, has_same_id: bool) -> None:
     seen: set[bytes] = set()
     code = (
         "fields = {'voice_id': library.get('me').voice_id} if sys.argv[3] == 'True' else {}\n"
@@ -659,7 +659,7 @@ def test_kill_at_any_moment_of_a_replacement_leaves_the_old_or_the_new(tmp_path:
     assert seen == {WAV, b"new"}
 
 
-def test_kill_in_the_middle_of_a_removal_is_finished_at_the_next_open(library: Library) -> None:
+def test_killed_removal_is_completed_at_the_next_open(library: Library) -> None:
     saved(library, "me")
     other = saved(library, "other")
     # 3 calls are spared: the rename to the trash and its two syncs come first, then the removal of its files.
@@ -669,7 +669,7 @@ def test_kill_in_the_middle_of_a_removal_is_finished_at_the_next_open(library: L
     assert [path.name for path in (library.home / "voices").iterdir()] == [other.voice_id]
 
 
-def test_full_disk_is_one_typed_error_and_leaves_everything_as_it_was(library: Library) -> None:
+def test_full_disk_raises_and_changes_nothing(library: Library) -> None:
     voice = saved(library, "me")
     before = files_under(library.home)
     code = (
@@ -700,7 +700,7 @@ def write_recording(path: Path, *, seconds: int = 6, rate: int = 24_000) -> None
 
 
 def older_library(home: Path) -> None:
-    """A home folder as afterwords 1.x left it: one whole profile, one named from the home, three that are damaged."""
+    """Create a home folder of afterwords 1.x: two valid profiles and three damaged ones."""
     voices = home / "voices"
     write_recording(voices / "me.wav")
     write_recording(voices / "audio" / "other.wav")
@@ -708,7 +708,7 @@ def older_library(home: Path) -> None:
     profiles = {
         "me": {**whole, "reference_text": "I said this."},
         "other": {"name": "other", "reference_audio": "voices/audio/other.wav", "reference_text": ""},
-        "twin": {**whole, "reference_text": None},
+        "second": {**whole, "reference_text": None},
         "lost": {**whole, "name": "lost", "reference_audio": "gone.wav"},
         "escape": {**whole, "name": "\x1b[2J"},
     }
@@ -721,7 +721,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in files_under(folder)}
 
 
-def test_older_library_is_brought_along_with_a_full_copy_kept(library: Library) -> None:
+def test_old_library_is_migrated_and_a_copy_kept(library: Library) -> None:
     older_library(library.home)
     before = contents(library.home / "voices")
     voices, damaged = library.scan()
@@ -733,7 +733,7 @@ def test_older_library_is_brought_along_with_a_full_copy_kept(library: Library) 
     assert {path.name for path in library.home.iterdir()} == {".lock", "library.json", "voices", copy.name}
 
 
-def test_older_profile_becomes_a_voice_without_invented_facts(library: Library) -> None:
+def test_old_profile_becomes_a_voice_of_known_facts(library: Library) -> None:
     from afterwords.audio.wav import read_wav
 
     older_library(library.home)
@@ -751,7 +751,7 @@ def test_older_profile_becomes_a_voice_without_invented_facts(library: Library) 
     assert (original.name, original.read_bytes()) == ("original.wav", recording)
 
 
-def test_older_profile_without_its_recording_stays_reported(library: Library) -> None:
+def test_old_profile_without_recording_is_reported(library: Library) -> None:
     older_library(library.home)
     assert len(library.scan()[1]) == len(library.scan()[1]) == 3
     kept = [
@@ -762,7 +762,7 @@ def test_older_profile_without_its_recording_stays_reported(library: Library) ->
     assert "lost" in [profile["name"] for profile in kept]
 
 
-def test_copy_of_an_older_library_is_for_its_owner_alone(library: Library) -> None:
+def test_copy_of_an_old_library_is_private(library: Library) -> None:
     older_library(library.home)
     (library.home / "voices").chmod(0o755)
     (library.home / "voices" / "me.wav").chmod(0o644)
@@ -772,7 +772,7 @@ def test_copy_of_an_older_library_is_for_its_owner_alone(library: Library) -> No
     assert all(stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600) for path in tree)
 
 
-def test_two_processes_that_open_an_older_library_bring_it_along_once(library: Library) -> None:
+def test_two_processes_migrate_an_old_library_once(library: Library) -> None:
     older_library(library.home)
     both = [child("library.list()\n", library.home) for _ in range(2)]
     assert [finished(process) for process in both] == [0, 0]
@@ -782,7 +782,7 @@ def test_two_processes_that_open_an_older_library_bring_it_along_once(library: L
 
 # Through the copy, through the new voices, and at each step of the exchange at the end.
 @pytest.mark.parametrize("moment", [0, 10, 25, 26, 45, *range(63, 73)])
-def test_kill_in_the_middle_of_a_migration_loses_no_voice(library: Library, moment: int) -> None:
+def test_kill_during_a_migration_loses_no_voice(library: Library, moment: int) -> None:
     older_library(library.home)
     before = contents(library.home / "voices")
     finished(child(DIE_AT + "library.list()\n", library.home, str(moment)))
@@ -791,7 +791,7 @@ def test_kill_in_the_middle_of_a_migration_loses_no_voice(library: Library, mome
     assert not list(library.home.glob(".[!l]*"))
 
 
-def test_library_whose_lock_cannot_be_taken_is_still_read(library: Library) -> None:
+def test_library_with_unusable_lock_can_be_read(library: Library) -> None:
     voice = saved(library, "me")
     (library.home / "voices" / ".new-left-over").mkdir()
     (library.home / ".lock").unlink()
@@ -803,7 +803,7 @@ def test_library_whose_lock_cannot_be_taken_is_still_read(library: Library) -> N
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
-def test_every_folder_that_is_made_on_the_way_is_its_owners_alone(tmp_path: Path) -> None:
+def test_created_parent_folders_are_private(tmp_path: Path) -> None:
     disk.make_folder(tmp_path / "a" / "b" / "models")
     for folder in (tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "models"):
         assert folder.stat().st_mode & 0o777 == 0o700

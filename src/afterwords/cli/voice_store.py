@@ -247,7 +247,7 @@ class RemoteVoices:
 
         with output.waiting("fetching the voice"):
             data = self._client.voices.export(name)
-        return unpack(data)[0], data
+        return unpack(data).voice, data
 
     def import_(self, voice: Voice, bundle: Bundle, *, replace: bool) -> Voice:
         """Upload the voice of a bundle; voices that it replaces are deleted after it has arrived."""

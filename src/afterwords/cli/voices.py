@@ -155,12 +155,12 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Import a voice from a file. A file that was altered is refused."""
-    from afterwords.library.bundle import read_bundle, unpack_all
+    from afterwords.library.bundle import read_bundle, unpack
     from afterwords.text import check_name
 
     if file == "-" and (sys.stdin is None or sys.stdin.isatty()):
         raise output.UsageError("stdin is empty.", hint="pipe a voice file in, or name one.")
-    bundle = unpack_all(read_bundle(sys.stdin.buffer if file == "-" else Path(file)))
+    bundle = unpack(read_bundle(sys.stdin.buffer if file == "-" else Path(file)))
     voice = bundle.voice if name is None else bundle.voice.model_copy(update={"name": check_name(name)})
     with open_store(remote, profile) as store:
         voice = store.import_(voice, bundle, replace=replace)

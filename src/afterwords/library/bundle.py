@@ -1,8 +1,7 @@
-"""A voice as one portable file: packed to the byte, and judged like any stranger's file when it comes back.
+"""Bundles: pack a voice into one portable file, and validate and unpack an untrusted one.
 
-Apart because a bundle outlives programs: what it looks like is a promise, written down in docs/bundle.md. It is a ZIP
-in one single form (nothing compressed, no times, no room for anything else), so that every byte that differs is found,
-and nothing is allocated that is larger than the file. Export and import, on a server and at home, pass through here.
+docs/bundle.md specifies the format. It is a ZIP in one canonical form (stored, no times, no extra bytes), so that any
+changed byte is detected and nothing larger than the file is allocated.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text
 
 FORMAT: Final = "afterwords-voice"
 VERSION: Final = 2
-"""The newest that is read; one without prompts is written as version 1, which every reader knows."""
+"""The newest supported version. A bundle without prompts is written as version 1, for older readers."""
 
 _MANIFEST, _REFERENCE, _TRANSCRIPT = "manifest.json", "reference.wav", "transcript.txt"
 _PROMPTS: Final = tuple(f"prompt-{number}.bin" for number in range(1, 5))
@@ -39,10 +38,10 @@ _MEMBERS: Final = {
     _TRANSCRIPT: 512 * 1024,
     **dict.fromkeys(_PROMPTS, PROMPT_MAX_BYTES),
 }
-"""What there may be, in this order, and the most bytes that each may have; the first two must be there."""
+"""The allowed members in order, with their size limits in bytes; the first two are required."""
 
 BUNDLE_MAX_BYTES: Final = sum(_MEMBERS.values()) + 2048
-"""No bundle has more: the rest is what a ZIP of seven members needs."""
+"""The limit of a bundle; the rest is the overhead of a ZIP of seven members."""
 
 # PKWARE, "APPNOTE.TXT - .ZIP File Format Specification", sections 4.3.7, 4.3.12 and 4.3.16
 _LOCAL: Final = struct.Struct("<4sHHHHHIIIHH")
@@ -51,48 +50,48 @@ _END: Final = struct.Struct("<4sHHHHIIH")
 _STORED_VERSION: Final = 10
 _UNIX: Final = 3 << 8 | _STORED_VERSION
 _PRIVATE_FILE: Final = 0o100600 << 16
-_FIRST_DAY: Final = 0x0021  # 1 January 1980, the earliest that the format knows
+_FIRST_DAY: Final = 0x0021  # 1 January 1980, the earliest date of the format
 
 _BACKEND = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _LANG = re.compile(r"[a-z]{2}")
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
-_STATED = {"voice_id", "name", "lang", "backend", "reference", "created_at"}
-_DURATION_SLACK_S: Final = 0.001  # voices state their length in milliseconds
+_REQUIRED = {"voice_id", "name", "lang", "backend", "reference", "created_at"}
+_DURATION_SLACK_S: Final = 0.001  # durations are stored in milliseconds
 
 
 class _Member(Model):
-    """What a manifest says of another member."""
+    """The manifest entry of a member."""
 
-    sha256: Sha256 = Field(description="SHA-256 of its bytes.")
-    size_bytes: int = Field(ge=0, description="How many there are.")
+    sha256: Sha256 = Field(description="SHA-256 of the bytes.")
+    size_bytes: int = Field(ge=0, description="Size in bytes.")
 
 
-class _StatedPrompt(Model):
-    """What a manifest says of a prompt."""
+class _PromptEntry(Model):
+    """The manifest entry of a prompt."""
 
-    backend: str = Field(description="The backend that speaks with it.")
-    version: str = Field(min_length=1, max_length=200, description="The engine's version of its prompts.")
-    is_fast: bool = Field(description="Whether it was made in less time, for less likeness.")
-    made_from: Sha256 = Field(description="SHA-256 of the recording's SHA-256, the language and the transcript.")
+    backend: str = Field(description="Backend that uses the prompt.")
+    version: str = Field(min_length=1, max_length=200, description="Prompt version of the engine.")
+    is_fast: bool = Field(description="Whether it was prepared in fast mode, with less similarity.")
+    made_from: Sha256 = Field(description="SHA-256 over the SHA-256 of the recording, the language and the transcript.")
 
 
 class _Manifest(Model):
-    """What manifest.json says."""
+    """The contents of manifest.json."""
 
-    format: Literal["afterwords-voice"] = Field(description="That it is a voice.")
-    version: Literal[1, 2] = Field(description="The version of the format.")
-    prompts: dict[str, _StatedPrompt] = Field(default={}, description="What engines made of the voice, by member.")
-    members: dict[str, _Member] = Field(description="Every other member of the file, by name.")
-    voice: dict[str, Any] = Field(repr=False, description="The voice, all but sound and transcript.")
+    format: Literal["afterwords-voice"] = Field(description="Name of the format.")
+    version: Literal[1, 2] = Field(description="Version of the format.")
+    prompts: dict[str, _PromptEntry] = Field(default={}, description="Prompts of the voice, by member.")
+    members: dict[str, _Member] = Field(description="All other members of the file, by name.")
+    voice: dict[str, Any] = Field(repr=False, description="The voice, without recording and transcript.")
 
 
 @dataclass(frozen=True, slots=True)
 class BundledPrompt:
-    """What an engine made of a voice, so that it need not be made again where the same engine speaks.
+    """A prompt that an engine prepared from a voice, for reuse by the same engine elsewhere.
 
     Attributes:
-        data: bytes that may come from anyone; the engine judges them when it reads them.
-        is_fast: made in less time, for less likeness.
+        data: Untrusted bytes; the engine validates them when it reads them.
+        is_fast: Prepared in fast mode, with less similarity.
     """
 
     backend: str
@@ -103,35 +102,35 @@ class BundledPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What is in a bundle.
+    """The contents of a bundle.
 
     Attributes:
-        wav: the recording, a canonical WAV.
-        n_foreign: prompts that were left out: they were made from another recording, language or transcript.
+        wav: The recording, a canonical WAV.
+        n_mismatched: Dropped prompts, made from another recording, language or transcript.
     """
 
     voice: Voice
     wav: bytes = field(repr=False)
     prompts: tuple[BundledPrompt, ...] = ()
-    n_foreign: int = 0
+    n_mismatched: int = 0
 
 
 # -- packing -------------------------------------------------------------------------------------------------
 
 
 def pack(voice: Voice, reference_wav: bytes, prompts: Sequence[BundledPrompt] = ()) -> bytes:
-    """Make the bundle of a voice: the same voice makes the same bytes, anywhere and at any time.
+    """Pack a voice into a bundle. Equal voices give equal bytes.
 
     Args:
-        voice: whatever it states travels along.
-        reference_wav: its recording, a canonical WAV.
-        prompts: what engines made of it; the first four that are not too large are taken.
+        voice: All of its fields are included.
+        reference_wav: Its recording, a canonical WAV.
+        prompts: Its prompts; the first four within the size limit are included.
 
     Raises:
-        ValueError: the recording is not the one that the voice states.
+        ValueError: The recording doesn't match the voice.
     """
     if sha256(reference_wav).hexdigest() != voice.ref_sha256:
-        raise ValueError("the recording is not the one that the voice states")
+        raise ValueError("the recording does not match the voice")
     others = {_REFERENCE: reference_wav}
     if voice.ref_text:
         others[_TRANSCRIPT] = voice.ref_text.encode()
@@ -141,7 +140,7 @@ def pack(voice: Voice, reference_wav: bytes, prompts: Sequence[BundledPrompt] = 
         format=FORMAT,
         version=2 if named else 1,
         prompts={
-            name: _StatedPrompt(backend=p.backend, version=p.version, is_fast=p.is_fast, made_from=_made_from(voice))
+            name: _PromptEntry(backend=p.backend, version=p.version, is_fast=p.is_fast, made_from=_made_from(voice))
             for name, p in named.items()
         },
         members={name: _Member(sha256=sha256(d).hexdigest(), size_bytes=len(d)) for name, d in others.items()},
@@ -153,12 +152,12 @@ def pack(voice: Voice, reference_wav: bytes, prompts: Sequence[BundledPrompt] = 
 
 
 def _made_from(voice: Voice) -> str:
-    """What prompts depend on."""
+    """Return the digest of everything that a prompt depends on."""
     return sha256("\0".join([voice.ref_sha256 or "", voice.lang, voice.ref_text or ""]).encode()).hexdigest()
 
 
 def _archive(members: Mapping[str, bytes]) -> Iterator[bytes]:
-    """The pieces of the one ZIP file that has these members."""
+    """Yield the pieces of the canonical ZIP file with these members."""
     directory = b""
     offset = 0
     for name, data in members.items():
@@ -176,10 +175,10 @@ def _archive(members: Mapping[str, bytes]) -> Iterator[bytes]:
 
 
 def read_bundle(source: Path | BinaryIO) -> bytes:
-    """Read a bundle up to the size that it may have, and one byte more, by which `unpack` refuses it.
+    """Read a bundle, up to one byte over the size limit, which `unpack` then refuses.
 
     Raises:
-        UnreadableFileError: the file can't be read.
+        UnreadableFileError: The file can't be read.
     """
     if not isinstance(source, Path):
         return source.read(BUNDLE_MAX_BYTES + 1)
@@ -191,53 +190,47 @@ def read_bundle(source: Path | BinaryIO) -> bytes:
     return bytes(data)
 
 
-def unpack(data: bytes) -> tuple[Voice, bytes]:
-    """Read the voice as it was packed, and its recording, a canonical WAV; as `unpack_all`."""
-    bundle = unpack_all(data)
-    return bundle.voice, bundle.wav
-
-
-def unpack_all(data: bytes) -> Bundle:
-    """Read a bundle that may come from anyone.
+def unpack(data: bytes) -> Bundle:
+    """Validate and unpack an untrusted bundle.
 
     Raises:
-        InvalidBundleError: it is not whole and unchanged, or the voice is not one that could have been made.
+        InvalidBundleError: The bundle is incomplete or changed, or its voice is invalid.
     """
     members = _members(data)
     manifest, part = _read_manifest(members.pop(_MANIFEST))
     if manifest.members.keys() != members.keys():
-        raise InvalidBundleError(why="its manifest names other members than there are")
+        raise InvalidBundleError(why="its manifest lists other members than it has")
     for name, member in members.items():
         if manifest.members[name] != _Member(sha256=sha256(member).hexdigest(), size_bytes=len(member)):
-            raise InvalidBundleError(why=f"its {name} is not the one that its manifest names")
+            raise InvalidBundleError(why=f"its {name} does not match its manifest")
     voice = _read_voice(part, members.get(_TRANSCRIPT))
     _check_recording(voice, members[_REFERENCE])
     if voice.provenance is not None and not verify_seal(voice):
-        raise InvalidBundleError(why="the seal does not fit its recording and consent")
-    prompts, n_foreign = _read_prompts(manifest, members, voice)
-    return Bundle(voice, members[_REFERENCE], prompts, n_foreign)
+        raise InvalidBundleError(why="its seal does not match its recording and consent")
+    prompts, n_mismatched = _read_prompts(manifest, members, voice)
+    return Bundle(voice, members[_REFERENCE], prompts, n_mismatched)
 
 
 def _read_prompts(
     manifest: _Manifest, members: Mapping[str, bytes], voice: Voice
 ) -> tuple[tuple[BundledPrompt, ...], int]:
-    """The prompts that were made of this voice, and how many were made of another."""
+    """Return the prompts that match the voice, and the number of those that don't."""
     stated = manifest.prompts
     if stated.keys() != set(_PROMPTS) & members.keys() or bool(stated) != (manifest.version == 2):
-        raise InvalidBundleError(why="its manifest names other prompts than there are")
+        raise InvalidBundleError(why="its manifest lists other prompts than it has")
     if not all(_BACKEND.fullmatch(prompt.backend) for prompt in stated.values()):
-        raise InvalidBundleError(why="the backend of a prompt is not one")
+        raise InvalidBundleError(why="the backend of a prompt is not a valid name")
     own = {name: prompt for name, prompt in stated.items() if prompt.made_from == _made_from(voice)}
     prompts = [BundledPrompt(p.backend, p.version, p.is_fast, members[name]) for name, p in sorted(own.items())]
     return tuple(prompts), len(stated) - len(own)
 
 
 def _members(data: bytes) -> dict[str, bytes]:
-    """Cut out the members, and see that putting them together again makes the same file."""
+    """Return the members, after checking that packing them again gives the same bytes."""
     if not data.startswith(b"PK\3\4"):
         raise InvalidBundleError(why="it is not a ZIP file")
     if len(data) > BUNDLE_MAX_BYTES:
-        raise InvalidBundleError(why=f"it has {len(data):,} bytes, and at most {BUNDLE_MAX_BYTES:,} are taken")
+        raise InvalidBundleError(why=f"it has {len(data):,} bytes, more than the limit of {BUNDLE_MAX_BYTES:,}")
     members: dict[str, bytes] = {}
     offset = 0
     while data[offset : offset + 4] == b"PK\3\4":
@@ -252,15 +245,15 @@ def _members(data: bytes) -> dict[str, bytes]:
     if not members.keys() >= {_MANIFEST, _REFERENCE}:
         raise InvalidBundleError(why=f"it lacks {_MANIFEST} or {_REFERENCE}")
     if b"".join(_archive(members)) != data:
-        raise InvalidBundleError(why="it was cut, changed, or packed by another program")
+        raise InvalidBundleError(why="it was truncated, changed, or packed by another program")
     return members
 
 
 def _check_member(name_bytes: bytes, flags: int, method: int, size_bytes: int, *, known: Mapping[str, bytes]) -> str:
-    """Return the name of a member that may stand at this place."""
+    """Return the name of a member, after checking that it may come next."""
     name = name_bytes.decode("latin-1")
     if name not in _MEMBERS:
-        raise InvalidBundleError(why=f"it holds something other than {', '.join(_MEMBERS)}")
+        raise InvalidBundleError(why=f"it has members other than {', '.join(_MEMBERS)}")
     if name in known or list(_MEMBERS).index(name) < len(known):
         raise InvalidBundleError(why=f"its {name} is there twice or out of order")
     if flags or method:
@@ -271,23 +264,23 @@ def _check_member(name_bytes: bytes, flags: int, method: int, size_bytes: int, *
 
 
 def _read_manifest(data: bytes) -> tuple[_Manifest, dict[str, Any]]:
-    """The manifest, and the voice in it as JSON that any database takes."""
+    """Return the manifest, and its voice as JSON that any database can store."""
     try:
         stated = json.loads(data)
         if isinstance(stated, dict) and stated.get("format") == FORMAT and _is_newer(stated.get("version")):
             raise InvalidBundleError(why=f"its format is newer than version {VERSION}")
         manifest = _Manifest.model_validate(stated)
         plain = json.dumps(manifest.voice, ensure_ascii=False, allow_nan=False)
-        plain.encode()  # a lone surrogate has no bytes
-    except (ValueError, RecursionError):  # their messages quote what they were given
-        raise InvalidBundleError(why=f"its {_MANIFEST} is not one") from None
+        plain.encode()  # fails on a lone surrogate
+    except (ValueError, RecursionError):  # their messages quote the input
+        raise InvalidBundleError(why=f"its {_MANIFEST} is invalid") from None
     if holds_nul(plain):
-        raise InvalidBundleError(why=f"its {_MANIFEST} holds a NUL")
+        raise InvalidBundleError(why=f"its {_MANIFEST} contains a NUL character")
     return manifest, manifest.voice
 
 
 def holds_nul(stated: str) -> bool:
-    """Whether there is a NUL in JSON, which not every database takes."""
+    """Return whether JSON contains an escaped NUL, which some databases can't store."""
     return _NUL.search(stated) is not None
 
 
@@ -296,13 +289,13 @@ def _is_newer(version: object) -> bool:
 
 
 def _read_voice(part: dict[str, Any], transcript: bytes | None) -> Voice:
-    """The voice, if it is one that could have been made."""
-    if "ref_text" in part or not part.keys() >= _STATED:
+    """Return the validated voice."""
+    if "ref_text" in part or not part.keys() >= _REQUIRED:
         raise InvalidBundleError(why="its voice has wrong or missing fields")
     try:
         text = None if transcript is None else transcript.decode()
         voice = Voice.model_validate({**part, "ref_text": text})
-        voice.model_dump_json()  # what is nested too deep could not be stored
+        voice.model_dump_json()  # fails on nesting that is too deep to store
     except (ValueError, RecursionError):
         raise InvalidBundleError(why="its voice or transcript has a wrong value") from None
     try:
@@ -312,20 +305,20 @@ def _read_voice(part: dict[str, Any], transcript: bytes | None) -> Voice:
         if text is not None:
             check_text(text, max_chars=MAX_LOCAL_CHARS)
     except InvalidInputError as error:
-        raise InvalidBundleError(why=f"its name, family or transcript can't be used ({error.code})") from None
+        raise InvalidBundleError(why=f"its name, family or transcript is invalid ({error.code})") from None
     if has_odd_name:
-        raise InvalidBundleError(why="its name is not composed (NFC), or has space around it")
+        raise InvalidBundleError(why="its name is not in NFC, or has spaces around it")
     if not (is_id(voice.voice_id) and _BACKEND.fullmatch(voice.backend) and _LANG.fullmatch(voice.lang)):
-        raise InvalidBundleError(why="its voice_id, backend or lang is not one")
+        raise InvalidBundleError(why="its voice_id, backend or lang is invalid")
     return voice
 
 
 def _check_recording(voice: Voice, reference_wav: bytes) -> None:
-    """See that the recording can be cloned from, has the form that is kept, and is the one that the voice states."""
+    """Raise unless the recording is a valid reference in canonical form and matches the voice."""
     try:
         samples, sample_rate = check_reference_wav(reference_wav)
     except RecordingError as error:
-        raise InvalidBundleError(why=f"its recording can't be used ({error.code})") from error
+        raise InvalidBundleError(why=f"its recording is invalid ({error.code})") from error
     facts = voice.reference
     if (
         facts is None
@@ -333,6 +326,6 @@ def _check_recording(voice: Voice, reference_wav: bytes) -> None:
         or facts.sample_rate != sample_rate
         or abs(facts.duration_s - len(samples) / sample_rate) > _DURATION_SLACK_S
     ):
-        raise InvalidBundleError(why="its recording is not the one that its voice states")
+        raise InvalidBundleError(why="its recording does not match its voice")
     if canonical_wav(samples, sample_rate) != reference_wav:
         raise InvalidBundleError(why="its recording is not a plain mono 16-bit WAV file")

@@ -1,11 +1,9 @@
-"""One voice as a folder: what its files are called, how they are written, and what tells a whole one from a damaged.
+"""The folder of one voice: read, write and validate its files.
 
-    voice.json        the Voice
-    reference.wav     the prepared recording, byte for byte what `reference.sha256` states
-    original.<suffix> the untouched original, where it was made on this machine
-    prompts/<key>.bin what engines made of the reference: caches, each behind its own SHA-256
-
-The library finds folders and locks them; the migrations write them.
+voice.json        the Voice
+reference.wav     the prepared recording, with the SHA-256 of `reference.sha256`
+original.<suffix> the original recording, if the voice was cloned on this machine
+prompts/<key>.bin prompts of engines: caches, each after its SHA-256
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from afterwords.errors import CorruptVoiceError, UnreadableFileError, VoiceNotFo
 from afterwords.models import Voice
 
 PROFILE = "profile.json"
-"""In place of voice.json: the profile of an older library whose recording could not be brought along."""
+"""In place of voice.json: a profile of an old library whose recording could not be migrated."""
 
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,10}")
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
@@ -32,11 +30,11 @@ _DIGEST_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """The untouched recording on its way into a folder.
+    """An original recording to store.
 
     Attributes:
-        source: the file, or its bytes.
-        suffix: how its name ends, for example ".m4a"; anything odd is left away.
+        source: The file, or its bytes.
+        suffix: Extension of the file, such as ".m4a"; ignored if it is invalid.
     """
 
     source: Path | bytes
@@ -47,11 +45,11 @@ class Original:
         suffix = self.suffix.lower()
         return f"original{suffix if _SUFFIX.fullmatch(suffix) else ''}"
 
-    def pieces(self, *, expected_sha256: str | None) -> Iterator[bytes]:
-        """Read it block by block.
+    def read(self, *, expected_sha256: str | None) -> Iterator[bytes]:
+        """Read the recording in blocks.
 
         Raises:
-            UnreadableFileError: it can't be read, or is no longer the file that was sealed.
+            UnreadableFileError: The file can't be read, or changed since it was sealed.
         """
         digest = sha256()
         for piece in [self.source] if isinstance(self.source, bytes) else disk.read_pieces(self.source):
@@ -59,44 +57,44 @@ class Original:
             yield piece
         if expected_sha256 not in (None, digest.hexdigest()):
             where = "the original" if isinstance(self.source, bytes) else self.source
-            raise UnreadableFileError(where, why="it changed while the voice was being made")
+            raise UnreadableFileError(where, why="it changed while the voice was being cloned")
 
 
 @dataclass(frozen=True, slots=True)
 class VoiceFolder:
-    """The folder of one voice. Nothing is read until asked; every write is whole or not at all."""
+    """The folder of one voice. Writes are atomic."""
 
     path: Path
 
     def write(self, voice: Voice, *, reference_wav: bytes, original: Original | None) -> None:
-        """Make the folder. It must not be where voices are looked for until it is complete.
+        """Create the folder. The caller moves it into place when it is complete.
 
         Raises:
-            CorruptVoiceError: the recording is not the one that the voice states.
-            UnreadableFileError: the original can't be read.
-            StorageFullError, UnwritableOutputError: it can't be stored.
+            CorruptVoiceError: The recording doesn't match the voice.
+            UnreadableFileError: The original can't be read.
+            StorageFullError, UnwritableOutputError: A file can't be written.
         """
         if sha256(reference_wav).hexdigest() != voice.ref_sha256:
-            raise CorruptVoiceError(self.path, why="its recording is not the one that it states")
+            raise CorruptVoiceError(self.path, why="its recording does not match voice.json")
         disk.make_folder(self.path)
         if original is not None:
             expected = voice.provenance.original_sha256 if voice.provenance else None
-            disk.write(self.path / original.file_name, original.pieces(expected_sha256=expected))
+            disk.write(self.path / original.file_name, original.read(expected_sha256=expected))
         disk.write(self.path / "reference.wav", [reference_wav])
-        self.describe(voice)
+        self.write_voice(voice)
 
-    def describe(self, voice: Voice) -> None:
+    def write_voice(self, voice: Voice) -> None:
         """Write voice.json."""
         disk.write(self.path / "voice.json", [voice.model_dump_json(indent=2).encode(), b"\n"])
 
     def read(self, voice_id: str) -> Voice:
-        """Read voice.json, and see that it is that of this voice and that the recording is there.
+        """Read and validate voice.json, and check that the recording exists.
 
         Raises:
-            CorruptVoiceError: the folder is not that of a whole voice.
+            CorruptVoiceError: The voice is incomplete or invalid.
         """
         if (self.path / PROFILE).exists():
-            raise CorruptVoiceError(self.path, why="its recording was missing when an older library was brought here")
+            raise CorruptVoiceError(self.path, why="its recording was missing when an old library was migrated")
         try:
             voice = Voice.model_validate_json(disk.read(self.path / "voice.json"))
         except OSError as error:
@@ -108,17 +106,17 @@ class VoiceFolder:
         if voice.reference is None:
             raise CorruptVoiceError(self.path, why="voice.json has wrong or unknown fields (reference)")
         if voice.voice_id != voice_id:
-            raise CorruptVoiceError(self.path, why="voice.json is that of another voice")
+            raise CorruptVoiceError(self.path, why="voice.json belongs to another voice")
         if not (self.path / "reference.wav").is_file():
             raise CorruptVoiceError(self.path, why="its recording is missing")
         return voice
 
     def reference(self, voice: Voice) -> bytes:
-        """Read the canonical WAV.
+        """Read the recording, a canonical WAV.
 
         Raises:
-            VoiceNotFoundError: the voice was removed meanwhile.
-            CorruptVoiceError: it is not the recording that the voice states.
+            VoiceNotFoundError: The voice was removed in the meantime.
+            CorruptVoiceError: The recording is missing or changed.
         """
         try:
             recording = disk.read(self.path / "reference.wav")
@@ -131,12 +129,12 @@ class VoiceFolder:
         return recording
 
     def original(self) -> Path | None:
-        """Where the untouched original is, if it was kept."""
+        """Return the path of the original recording, if there is one."""
         found = sorted(path for path in self.path.glob("original*") if path.suffix != ".part")
         return found[0] if found else None
 
     def prompt(self, key: str) -> bytes | None:
-        """Read a prompt; None where there is none or it was damaged, so that it is made again."""
+        """Read a prompt; None if it is missing or damaged."""
         try:
             stored = disk.read(self._prompt_path(key))
         except OSError:
@@ -145,7 +143,7 @@ class VoiceFolder:
         return prompt if sha256(prompt).digest() == stored[:_DIGEST_BYTES] else None
 
     def save_prompt(self, key: str, prompt: bytes) -> None:
-        """Keep a prompt for the next time."""
+        """Write a prompt."""
         path = self._prompt_path(key)
         disk.make_folder(path.parent)
         disk.write(path, [sha256(prompt).digest(), prompt])

@@ -1,12 +1,12 @@
-"""The voices on this disk: saved, found by name, renamed, removed.
+"""The library: save, find, rename and remove the voices on this disk.
 
-    library.json        the schema, and which voice is the default
-    voices/<voice_id>/  one folder a voice, see voicefolder.py
-    .lock               held by whoever changes something
+    library.json        the schema and the default voice
+    voices/<voice_id>/  one folder per voice, see folder.py
+    .lock               locked by every change
 
-Apart because a library outlives processes: many read and write it at once, and any may die half-way. A voice appears
-and vanishes by one rename of its folder, so readers need no lock. What a crash leaves has a name that says what to do:
-`.new-…` and `.trash-…` are removed, `.old-<a>-by-<b>` is the voice that b replaces, and comes back if b never came.
+Several processes may read and write a library, and any may crash. A voice appears and disappears by one rename of its
+folder, so readers need no lock. The names are what recovery after a crash goes by: `.new-…` and `.trash-…` are removed;
+`.old-<a>-by-<b>` is voice a, replaced by b, and is restored if b doesn't exist.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from afterwords.models import ID_PATTERN, NAME_MAX_CHARS, Voice, as_id, is_id, n
 from afterwords.text import check_name
 
 LOCK_TIMEOUT_S = 10.0
-"""How long a change waits for another process; a change takes milliseconds, a long original a second or two."""
+"""How long a change waits for another process. A change takes milliseconds, a long original a second or two."""
 
-_LOOKS = 5
-"""How often damage is looked at: what is gone at the second look was a folder that another process moved."""
+_SCANS_MAX = 5
+"""How often a scan is repeated: damage that is gone in the second scan was a folder being moved by another process."""
 
 _REPLACED = re.compile(rf"\.old-({ID_PATTERN})-by-({ID_PATTERN})")
 _LEFTOVER = re.compile(r"\.(?:new|trash|old)-.+")
@@ -52,7 +52,7 @@ Damage = list[CorruptVoiceError]
 
 
 class _Record(NamedTuple):
-    """What library.json says."""
+    """The contents of library.json."""
 
     schema: int
     default: str | None
@@ -60,19 +60,19 @@ class _Record(NamedTuple):
 
 
 class _Folders(NamedTuple):
-    """What the voices folder holds at one moment: folders by voice_id, and who replaced whom."""
+    """The voice folders by ID, and the replacement of each replaced voice."""
 
     by_id: dict[str, VoiceFolder]
     replaced_by: dict[str, str]
 
 
 class Library:
-    """The voices in one home folder. Making a Library touches nothing; reading never makes the folder.
+    """The voices in a home folder. Creating a Library and reading it never create the folder.
 
     Raises, from every method:
-        NewerLibraryError: a later version of afterwords has written here.
-        UnreadableFileError: the folder can't be read.
-        LibraryBusyError, StorageFullError, UnwritableOutputError: only when something has to be written.
+        NewerLibraryError: A later version of afterwords wrote the library.
+        UnreadableFileError: The folder can't be read.
+        LibraryBusyError, StorageFullError, UnwritableOutputError: A write is needed and fails.
     """
 
     def __init__(self, home: Path, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> None:
@@ -83,44 +83,44 @@ class Library:
     # -- reading ---------------------------------------------------------------------------------------------
 
     def scan(self) -> tuple[Voices, Damage]:
-        """Read every voice, sorted by name; and say what is damaged, which never hides the others."""
+        """Return all valid voices, sorted by name, and an error for each damaged one."""
         self._open()
         voices, by_id = self._scan()
         damaged = [*by_id.values()]
         if self._record().is_damaged:
-            damaged.append(CorruptVoiceError(self.home / "library.json", why="it does not state schema and default"))
+            damaged.append(CorruptVoiceError(self.home / "library.json", why="schema or default is missing or invalid"))
         return voices, damaged
 
     def list(self) -> Voices:
-        """Read every whole voice, sorted by name."""
+        """Return all valid voices, sorted by name."""
         return self.scan()[0]
 
     def get(self, name_or_id: str) -> Voice:
-        """Find a voice.
+        """Return a voice by name or ID.
 
         Raises:
-            VoiceNotFoundError: there is none; says which names are near.
-            CorruptVoiceError: the voice with this identifier is damaged.
+            VoiceNotFoundError: No such voice; the error suggests similar names.
+            CorruptVoiceError: The voice with this ID is damaged.
         """
         self._open()
         return self._get(name_or_id)
 
     def default(self) -> Voice | None:
-        """The voice that speaks when none is named, if one was chosen."""
+        """Return the default voice, if one is set."""
         self._open()
         tried = None
-        while (chosen := self._record().default) not in (None, tried):  # another one, if it is replaced meanwhile
+        while (chosen := self._record().default) not in (None, tried):  # it may be replaced in the meantime
             tried = chosen
             with suppress(VoiceNotFoundError):
                 return self._get(str(chosen))
         return None
 
     def choose(self, name: str | None) -> Voice:
-        """Find the voice to speak with: the one named, else the default, else the only one.
+        """Return the voice with a name, else the default, else the only one.
 
         Raises:
-            VoiceNotFoundError: none has that name.
-            VoiceRequiredError: none was named, and it is not clear which to take.
+            VoiceNotFoundError: No voice has the name.
+            VoiceRequiredError: No name is given, and there is no default and not exactly one voice.
         """
         if name is not None:
             return self.get(name)
@@ -132,31 +132,31 @@ class Library:
         return voices[0]
 
     def reference(self, voice: Voice) -> bytes:
-        """Read the prepared recording of a voice, a canonical WAV, and see that it is the one the voice states.
+        """Read the prepared recording of a voice, a canonical WAV.
 
         Raises:
-            VoiceNotFoundError: the voice was removed meanwhile.
-            CorruptVoiceError: the recording is missing or was changed.
+            VoiceNotFoundError: The voice was removed in the meantime.
+            CorruptVoiceError: The recording is missing or changed.
         """
         self._open()
         try:
             return self._folder(voice).reference(voice)
-        except (CorruptVoiceError, VoiceNotFoundError):  # perhaps another process only moved it: look again
+        except (CorruptVoiceError, VoiceNotFoundError):  # another process may have moved the folder
             return self._folder(voice).reference(voice)
 
     def original_path(self, voice: Voice) -> Path | None:
-        """Where the untouched original of a voice is; None where it never was on this machine."""
+        """Return the path of the original recording of a voice; None if it isn't on this machine."""
         self._open()
         return self._folder(voice).original()
 
     def prompt(self, voice: Voice, key: str) -> bytes | None:
-        """Read what an engine made of the reference; None where it has to be made, be it that a byte was changed."""
+        """Return a prompt of a voice; None if missing or corrupt."""
         with suppress(VoiceNotFoundError):
             self._open()
             return self._folder(voice).prompt(key)
         return None
 
-    # -- changing --------------------------------------------------------------------------------------------
+    # -- writing ---------------------------------------------------------------------------------------------
 
     def save(
         self,
@@ -167,29 +167,28 @@ class Library:
         original_suffix: str = "",
         replace: bool = False,
     ) -> Voice:
-        """Keep a new voice.
+        """Save a new voice.
 
         Args:
-            voice: its name must be free, unless it replaces the one that bears it.
-            reference_wav: the canonical WAV that `voice.reference` states.
-            original: the untouched recording, copied byte for byte; None where it stayed on another machine.
-            original_suffix: how its name ends, for example ".m4a".
-            replace: take the place of the voice of that name, and be the default if that was; it stays whole until
-                this one is.
+            voice: The voice. Its name must be unused, unless `replace` is set.
+            reference_wav: The canonical WAV that `voice.reference` describes.
+            original: The original recording, copied unchanged; None if it isn't on this machine.
+            original_suffix: Extension of the original, such as ".m4a".
+            replace: Replace the voice with the same name, also as the default. It stays until the new one is complete.
 
         Returns:
-            The voice as it was stored.
+            The voice as stored.
 
         Raises:
-            InvalidNameError: it can't be called so.
-            VoiceExistsError: the name or the identifier is taken.
-            CorruptVoiceError: the recording is not the one that the voice states.
-            UnreadableFileError: the original can't be read, or is not the one that was sealed.
+            InvalidNameError: The name is invalid.
+            VoiceExistsError: The name or the ID is in use.
+            CorruptVoiceError: The recording doesn't match the voice.
+            UnreadableFileError: The original can't be read, or changed since it was sealed.
         """
         voice = voice.model_copy(update={"name": check_name(voice.name)})
         if not is_id(voice.voice_id):
-            raise InvalidOptionError("voice_id", value=voice.voice_id[:40], allowed="a UUID in lower case")
-        with self._changing():
+            raise InvalidOptionError("voice_id", value=voice.voice_id[:40], allowed="a UUID in lowercase")
+        with self._locked():
             folders = self._folders().by_id
             taken = {other.voice_id for other in self._scan()[0] if other.name == voice.name}
             taken |= {voice.voice_id} & folders.keys()
@@ -204,59 +203,59 @@ class Library:
         return Voice.model_validate_json(voice.model_dump_json())
 
     def rename(self, name: str, new: str) -> Voice:
-        """Call a voice something else.
+        """Rename a voice.
 
         Raises:
-            VoiceNotFoundError: there is none of that name or identifier.
-            InvalidNameError, VoiceExistsError: it can't have the new one.
+            VoiceNotFoundError: No voice has this name or ID.
+            InvalidNameError, VoiceExistsError: The new name is invalid or in use.
         """
         new = check_name(new)
-        with self._changing():
+        with self._locked():
             voice = self._get(name)
             if any(other.name == new and other.voice_id != voice.voice_id for other in self._scan()[0]):
                 raise VoiceExistsError(new)
             voice = voice.model_copy(update={"name": new})
-            self._folders().by_id[voice.voice_id].describe(voice)
+            self._folders().by_id[voice.voice_id].write_voice(voice)
         return voice
 
     def remove(self, name: str) -> None:
-        """Remove a voice with its recordings and prompts. A damaged one goes by its identifier, its folder's name.
+        """Remove a voice with its recordings and prompts; a damaged one by its ID, the name of its folder.
 
         Raises:
-            VoiceNotFoundError: there is none of that name or identifier.
+            VoiceNotFoundError: No voice has this name or ID.
         """
-        with self._changing():
+        with self._locked():
             folders = self._folders().by_id
             voice_id = as_id(name)
             disk.discard(folders[voice_id if voice_id in folders else self._get(name).voice_id].path)
 
     def set_default(self, name: str) -> Voice:
-        """Choose the voice that speaks when none is named.
+        """Set the default voice.
 
         Raises:
-            VoiceNotFoundError: there is none of that name or identifier.
+            VoiceNotFoundError: No voice has this name or ID.
         """
-        with self._changing():
+        with self._locked():
             voice = self._get(name)
             self._write_record(voice.voice_id)
         return voice
 
     def save_prompt(self, voice: Voice, key: str, data: bytes) -> None:
-        """Keep what an engine made of the reference, under a key that names the engine and its prompt's version.
+        """Save a prompt under a key that names the engine and its prompt version.
 
         Raises:
-            VoiceNotFoundError: the voice was removed meanwhile.
+            VoiceNotFoundError: The voice was removed in the meantime.
         """
-        with self._changing():
+        with self._locked():
             self._folder(voice).save_prompt(key, data)
 
     # -- finding, without a lock -----------------------------------------------------------------------------
 
     def _names(self) -> set[str]:
-        """What lies in the voices folder: listed until two lists agree, since one misses what is renamed meanwhile."""
+        """Return the names in the voices folder, listed until two lists agree: one may miss a concurrent rename."""
         before: set[str] | None = None
         try:
-            for _ in range(_LOOKS):
+            for _ in range(_SCANS_MAX):
                 names = {path.name for path in self._voices.iterdir()}
                 if names == before:
                     break
@@ -275,14 +274,14 @@ class Library:
             old, new = found.groups()
             if new in by_id:
                 replaced_by[old] = new
-            else:  # between two renames, or after a crash there
+            else:  # between the two renames of `save`, or after a crash there
                 by_id[old] = VoiceFolder(self._voices / found.string)
         return _Folders(by_id, replaced_by)
 
     def _scan(self) -> tuple[Voices, dict[str, CorruptVoiceError]]:
         voices: Voices = []
         damaged: dict[str, CorruptVoiceError] = {}
-        for _ in range(_LOOKS):
+        for _ in range(_SCANS_MAX):
             before, voices, damaged = damaged, [], {}
             for voice_id, folder in self._folders().by_id.items():
                 try:
@@ -313,7 +312,7 @@ class Library:
             raise VoiceNotFoundError(voice.name)
         return folder
 
-    # -- the record, the lock, and what a crash left ---------------------------------------------------------
+    # -- library.json, locking and recovery ------------------------------------------------------------------
 
     def _record(self) -> _Record:
         try:
@@ -334,35 +333,35 @@ class Library:
         disk.write(self.home / "library.json", [json.dumps(record).encode(), b"\n"])
 
     def _open(self) -> None:
-        """Bring an older library up to date, and finish what a crashed process left, unless a living one is at it."""
+        """Migrate an old library, and recover from a crash unless another process holds the lock."""
         if self._record().schema < migrations.SCHEMA:
-            with self._changing():
+            with self._locked():
                 return
         if next(self._leftovers(), None) is not None:
-            with suppress(AfterwordsError), self._changing(is_patient=False):
+            with suppress(AfterwordsError), self._locked(waits=False):
                 return
 
     @contextmanager
-    def _changing(self, *, is_patient: bool = True) -> Iterator[None]:
-        """Hold the lock, and have everything in order before and after."""
-        timeout_s = self._lock_timeout_s if is_patient else 0
-        self._record()  # a newer library is refused before anything is written
+    def _locked(self, *, waits: bool = True) -> Iterator[None]:
+        """Hold the lock for a change, and recover before and after it."""
+        timeout_s = self._lock_timeout_s if waits else 0
+        self._record()  # refuse a newer library before any write
         disk.make_folder(self.home)
         busy = LibraryBusyError(self.home, waited_s=timeout_s)
         with disk.locked(self.home / ".lock", timeout_s=timeout_s, busy=busy):
             schema = self._record().schema
             migrations.migrate(self.home, schema)
             disk.make_folder(self._voices)
-            self._tidy()
+            self._recover()
             if schema < migrations.SCHEMA or not (self.home / "library.json").exists():
                 self._write_record(None)
             try:
                 yield
             finally:
-                self._tidy()
+                self._recover()
 
-    def _tidy(self) -> None:
-        """Finish each replacement or undo it, see that the default is a voice, and remove what is left over."""
+    def _recover(self) -> None:
+        """Complete or undo replacements, correct the default, and remove leftovers."""
         folders = self._folders()
         for voice_id, folder in folders.by_id.items():
             if folder.path.name != voice_id:
@@ -375,7 +374,7 @@ class Library:
             self._write_record(chosen)
         for path in list(self._leftovers()):
             trash = path.with_name(f".trash-{new_id()}")
-            with suppress(AfterwordsError):  # it is no voice any more; the next change tries again
+            with suppress(AfterwordsError):  # the next change tries again
                 disk.move(path, trash)
                 shutil.rmtree(trash, ignore_errors=True)
 

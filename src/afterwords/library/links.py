@@ -1,7 +1,7 @@
-"""Which voice of this library is which voice of a server.
+"""Links between voices of this library and voices of servers.
 
-Kept beside the voices and not in them, so that a link outlives either end: that is how `sync` tells a voice that was
-removed here from one that never was. Identifiers alone are kept, nothing of the voice.
+Stored apart from the voices, so that a link outlives both ends: `sync` can distinguish a voice that was removed here
+from one that never was here. Only IDs are stored.
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ from afterwords.errors import LibraryBusyError, UnreadableFileError
 
 _Known = dict[str, dict[str, str]]
 LOCK_TIMEOUT_S = 120.0
-"""How long a push waits for another one from this library; an upload may take a while."""
+"""How long a push waits for another push of this library, with its uploads."""
 
 
 class Links:
-    """The links of one home folder, in `links.json`: by server, from the identifier there to the one here."""
+    """The links of a home folder in `links.json`: per server, from remote ID to voice ID."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
         self._path = home / "links.json"
 
-    def there(self, server: str, voice_id: str) -> list[str]:
-        """What a voice of this library is called there; the last link first."""
+    def remote_ids(self, server: str, voice_id: str) -> list[str]:
+        """Return the IDs of a voice on a server, the newest link first."""
         return [remote for remote, here in reversed(self._read().get(server, {}).items()) if here == voice_id]
 
-    def here(self, server: str, remote_id: str) -> str | None:
-        """What a voice of a server is called here, or was."""
+    def voice_id(self, server: str, remote_id: str) -> str | None:
+        """Return the ID that a voice of a server has or had here."""
         return self._read().get(server, {}).get(remote_id)
 
     def link(self, server: str, voice_id: str, remote_id: str) -> None:
-        """Keep that these two are the same voice. Hold `alone` while doing so."""
+        """Link two voices. Hold `lock`."""
         known = self._read()
         links = {there: here for there, here in known.get(server, {}).items() if there != remote_id}
         self._write({**known, server: {**links, remote_id: voice_id}})
 
     def unlink(self, server: str, remote_id: str) -> None:
-        """Forget a voice of a server. Hold `alone` while doing so."""
+        """Remove the link of a remote voice. Hold `lock`."""
         known = self._read()
         links = {there: here for there, here in known.get(server, {}).items() if there != remote_id}
         self._write({**known, server: links})
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep every other program that brings voices to servers, or from them, waiting.
+    def lock(self) -> Iterator[None]:
+        """Lock the links against other processes that push or pull.
 
         Raises:
-            LibraryBusyError: another one does not end.
+            LibraryBusyError: Another process holds the lock.
         """
         disk.make_folder(self._home)
         busy = LibraryBusyError(self._home, waited_s=LOCK_TIMEOUT_S)
@@ -69,7 +69,7 @@ class Links:
             isinstance(links, dict) and all(isinstance(here, str) for here in links.values())
             for links in known.values()
         ):
-            raise UnreadableFileError(self._path, why="it is damaged; without it, voices are found by their recordings")
+            raise UnreadableFileError(self._path, why="it is damaged; remove it, then voices are matched by recording")
         return known
 
     def _write(self, known: _Known) -> None:

@@ -1,7 +1,6 @@
-"""How an older library becomes one of this version: one function a schema, each from one to the next.
+"""Migrate an old library: one function per schema. The library calls `migrate` under its lock.
 
-Apart because old layouts should be forgotten everywhere else. The library calls `migrate` under its lock. Whatever
-happens on the way, all that the older version had is kept.
+All data of the old version is kept, even if a migration is interrupted.
 """
 
 from __future__ import annotations
@@ -22,33 +21,33 @@ from afterwords.models import ReferenceInfo, Voice, new_id, now
 from afterwords.text import check_name, normalise_lang, printable
 
 SCHEMA = 2
-"""What this version writes."""
+"""The schema that this version writes."""
 
-_OLD = ".voices-schema1"  # the older folder while the new one takes its place
+_OLD = ".voices-schema1"  # the old folder while the new one is moved into place
 _NEW = ".new-voices"
 
 
 def unmarked_schema(home: Path) -> int:
-    """The schema of a library that does not state it: the first one had no library.json but flat profiles."""
-    is_older = (home / _OLD).exists() or next((home / "voices").glob("*.json"), None) is not None
-    return 1 if is_older else SCHEMA
+    """Return the schema of a library without library.json: schema 1 had flat profiles only."""
+    is_old = (home / _OLD).exists() or next((home / "voices").glob("*.json"), None) is not None
+    return 1 if is_old else SCHEMA
 
 
 def migrate(home: Path, schema: int) -> None:
-    """Bring a library from an older schema to this one, step by step. Safe to repeat after a crash."""
+    """Migrate a library to the current schema. Safe to repeat after a crash."""
     while schema < SCHEMA:
         _STEPS[schema](home)
         schema += 1
 
 
 def _from_profiles(home: Path) -> None:
-    """Schema 1, afterwords 1.x: flat `voices/*.json` profiles beside their recordings.
+    """Migrate schema 1 of afterwords 1.x: flat `voices/*.json` profiles with their recordings.
 
-    The whole older folder is copied first and kept as `voices-schema1-<date>`. A profile without a usable recording
-    gets a folder that is reported as damaged until someone looks after it.
+    The old folder is copied to `voices-schema1-<date>` first. A profile without a usable recording gets a folder that
+    is reported as damaged.
     """
     voices, old, new = home / "voices", home / _OLD, home / _NEW
-    if old.exists() and not voices.exists():  # a crash came between the two renames below: begin again
+    if old.exists() and not voices.exists():  # a crash between the two moves below: start over
         disk.move(old, voices)
     if not old.exists():
         _keep_copy(home, voices)
@@ -56,7 +55,7 @@ def _from_profiles(home: Path) -> None:
         disk.make_folder(new)
         taken: set[str] = set()
         for profile in sorted(voices.glob("*.json")):
-            _bring(home, profile, new, taken)
+            _migrate_profile(home, profile, new, taken)
         disk.move(voices, old)
         disk.move(new, voices)
     disk.discard(old)
@@ -66,7 +65,7 @@ _STEPS: dict[int, Callable[[Path], None]] = {1: _from_profiles}
 
 
 def _keep_copy(home: Path, voices: Path) -> None:
-    """Copy under a hidden name, so that whatever bears the final name is complete."""
+    """Copy the old folder under a hidden name first, so that the final name is always complete."""
     unfinished = home / ".new-copy"
     shutil.rmtree(unfinished, ignore_errors=True)
     disk.copy_folder(voices, unfinished)
@@ -78,8 +77,8 @@ def _keep_copy(home: Path, voices: Path) -> None:
     disk.move(unfinished, kept)
 
 
-def _bring(home: Path, profile: Path, new: Path, taken: set[str]) -> None:
-    """Make a voice of one profile, or a folder that says why there is none."""
+def _migrate_profile(home: Path, profile: Path, new: Path, taken: set[str]) -> None:
+    """Create a voice from a profile, or else a folder that is reported as damaged."""
     voice_id = new_id()
     try:
         recording = _recording(home, profile)
@@ -118,10 +117,10 @@ def _recording(home: Path, profile: Path) -> Path:
 
 
 def _voice(voice_id: str, profile: Path, recording: Path) -> tuple[Voice, bytes]:
-    """Read a profile and its recording.
+    """Return the voice of a profile and its canonical WAV.
 
     Raises:
-        AfterwordsError, ValidationError: either can't be used.
+        AfterwordsError, ValidationError: The profile or the recording is unusable.
     """
     from afterwords.audio.audio import decode
     from afterwords.audio.wav import canonical_wav
@@ -134,7 +133,7 @@ def _voice(voice_id: str, profile: Path, recording: Path) -> tuple[Voice, bytes]
         voice_id=voice_id,
         name=check_name(str(fields.get("name") or profile.stem)),
         backend="lite",
-        lang=normalise_lang(lang) if isinstance(lang, str) else "en",  # 1.x spoke English alone
+        lang=normalise_lang(lang) if isinstance(lang, str) else "en",  # 1.x spoke English only
         ref_text=text if isinstance(text, str) and text.strip() else None,
         reference=ReferenceInfo(
             sha256=sha256(reference_wav).hexdigest(),

@@ -1,7 +1,4 @@
-"""What engines made of the voices of a library: found, kept, and carried along when a voice travels.
-
-`studio` makes prompts and speaks with them; `travel` and the command line carry them in bundles.
-"""
+"""Prompts of the voices in a library: find, store and bundle them. `local` and `transfer` call it."""
 
 from __future__ import annotations
 
@@ -18,63 +15,61 @@ def prompt_key(backend: str, version: str, *, is_fast: bool) -> str:
     return f"{backend}-{version}-{'fast' if is_fast else 'full'}"
 
 
-def kept_prompt(shelf: Library, voice: Voice, engine: Engine, backend: str) -> bytes | None:
-    """Return the prompt that is kept with a voice, the better one first; None if there is none that can be used."""
-    kept = _kept(shelf, voice, engine, backend)
-    return kept.data if kept else None
+def find_prompt(library: Library, voice: Voice, engine: Engine, backend: str) -> bytes | None:
+    """Return the usable prompt of a voice, a full one before a fast one; None without any."""
+    prompt = _usable(library, voice, engine, backend)
+    return prompt.data if prompt else None
 
 
-def known_prompt(shelf: Library, voice: Voice, key: str) -> bytes | None:
-    """Return a prompt that was made of the very same reference for another voice, or for this one before."""
-    for other in shelf.list():
+def find_equal_prompt(library: Library, voice: Voice, key: str) -> bytes | None:
+    """Return a prompt that any voice with the same reference and transcript has under this key."""
+    for other in library.list():
         if other.ref_sha256 == voice.ref_sha256 and other.ref_text == voice.ref_text:
             try:
-                return shelf.prompt(other, key)
+                return library.prompt(other, key)
             except VoiceNotFoundError:
                 continue
     return None
 
 
-def prompts_of(shelf: Library, voice: Voice) -> list[BundledPrompt]:
-    """Return the prompts of a voice that an engine here would use, to be carried along."""
+def usable_prompts(library: Library, voice: Voice) -> list[BundledPrompt]:
+    """Return the prompts of a voice that the installed engines can use, for a bundle."""
     engines = [(backend.engine, backend.name) for backend in registry.backends() if backend.engine is not None]
-    found = (_kept(shelf, voice, engine, name) for engine, name in engines)
+    found = (_usable(library, voice, engine, name) for engine, name in engines)
     return [prompt for prompt in found if prompt is not None]
 
 
-def keep_prompts(shelf: Library, voice: Voice, bundle: Bundle) -> list[str]:
-    """Keep the prompts of a bundle with its voice; returns a sentence for each that can't be used here."""
+def save_bundled_prompts(library: Library, voice: Voice, bundle: Bundle) -> list[str]:
+    """Save the usable prompts of a bundle with its voice; return a notice for each of the others."""
     notices = []
     engines = {backend.name: backend.engine for backend in registry.backends()}
     for prompt in bundle.prompts:
         engine = engines.get(prompt.backend)
         if engine is None:
-            notices.append(f"What was prepared for {prompt.backend} was left out: no engine here offers it.")
+            notices.append(f"The prompt for {prompt.backend} was dropped: no installed engine has this backend.")
         elif engine.prompt_version != prompt.version:
-            notices.append(
-                f"What was prepared for {prompt.backend} was left out: it is of another version of the engine."
-            )
+            notices.append(f"The prompt for {prompt.backend} was dropped: it is from another version of the engine.")
         elif not is_usable(engine, prompt.data):
-            notices.append(f"What was prepared for {prompt.backend} was left out: the engine can't read it.")
+            notices.append(f"The prompt for {prompt.backend} was dropped: the engine can't read it.")
         else:
-            shelf.save_prompt(voice, prompt_key(prompt.backend, prompt.version, is_fast=prompt.is_fast), prompt.data)
-    if bundle.n_foreign:
-        notices.append("What was prepared was left out: it was made from another recording, language or transcript.")
+            library.save_prompt(voice, prompt_key(prompt.backend, prompt.version, is_fast=prompt.is_fast), prompt.data)
+    if bundle.n_mismatched:
+        notices.append("A prompt was dropped: it was made from another recording, language or transcript.")
     return notices
 
 
 def is_usable(engine: Engine, prompt: bytes) -> bool:
-    """Return whether an engine can read a prompt, which may come from anyone."""
+    """Return whether an engine can read an untrusted prompt."""
     try:
         engine.describe(prompt)
-    except Exception:  # noqa: BLE001 - a plug-in's reader at the edge: foreign bytes fail in many ways
+    except Exception:  # noqa: BLE001 - a plug-in may raise anything on untrusted bytes
         return False
     return True
 
 
-def _kept(shelf: Library, voice: Voice, engine: Engine, backend: str) -> BundledPrompt | None:
+def _usable(library: Library, voice: Voice, engine: Engine, backend: str) -> BundledPrompt | None:
     for is_fast in (False, True):
-        data = shelf.prompt(voice, prompt_key(backend, engine.prompt_version, is_fast=is_fast))
+        data = library.prompt(voice, prompt_key(backend, engine.prompt_version, is_fast=is_fast))
         if data is not None and is_usable(engine, data):
             return BundledPrompt(backend, engine.prompt_version, is_fast, data)
     return None

@@ -20,7 +20,7 @@ from afterwords.errors import (
     LostReferenceError,
     VoiceNotFoundError,
 )
-from afterwords.library.bundle import Bundle, BundledPrompt, holds_nul, pack, unpack_all
+from afterwords.library.bundle import Bundle, BundledPrompt, holds_nul, pack, unpack
 from afterwords.models import Consent, ConsentKind, Provenance, ReferenceInfo, Voice, as_id, new_id
 from afterwords.server.cache_key import reference_path, voice_prefix
 from afterwords.server.failpoints import reach
@@ -104,7 +104,7 @@ class Voices:
         idempotency = _idempotency(caller, idempotency_key, b"bundle", sha256(data).digest())
         if idempotency and (known := await self.store.replayed_voice(idempotency)):
             return known
-        bundle = await asyncio.to_thread(unpack_all, data)
+        bundle = await asyncio.to_thread(unpack, data)
         voice = bundle.voice
         assert voice.reference is not None, "unpack sees to it"
         grade = await self.decoding.grade(bundle.wav)
