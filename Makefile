@@ -10,7 +10,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(VENV),$(BIN)/python -
 # Without bytecode, each of the hundreds of processes that the tests start would compile the sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test pytest lint style docs soak floors bench client openapi data clean
+.PHONY: demo test pytest lint style docs soak floors bench client openapi data media clean
 
 demo: $(VENV)/.lite
 	$(BIN)/afterwords demo --out hello.wav
@@ -70,6 +70,9 @@ data: $(VENV)/.dev
 	$(INSTALL) --no-deps $(DNSMOS)
 	$(INSTALL) onnx torch
 	$(BIN)/python -m scripts.make_lite_data
+
+media: $(VENV)/.dev
+	$(BIN)/python -m scripts.make_media
 
 $(VENV)/pyvenv.cfg:
 	$(if $(UV),$(UV) venv --quiet --seed --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))

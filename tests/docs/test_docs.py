@@ -1,11 +1,12 @@
-"""Every block of the README and the docs is run, as a reader would: in order, in one folder, with one home.
+"""Run every block of the README and the docs as a reader would: in order, in one folder, with one home folder.
 
-A block opens with its language: `sh` runs in a shell, `python` in an interpreter, `console` and `text` are shown only.
-A line `<!-- not run: why -->` above a block leaves it out, and the reason stands for all to read. A page with the line
-`<!-- with a server -->` finds a server in its environment, with an account of its own; both speak as tones. A block of
-Python that begins with `# name.py` is also kept under that name, for the blocks and tests that come after it. A full
-clone takes `lite` over a minute of processor time, so all are fast here.
-Every block is watched: it leaves nothing in the user's own folder, and turns to no address outside this machine.
+A block opens with its language: `sh` runs in a shell, `python` in an interpreter, `console` and `text` are not run. A
+line `<!-- not run: why -->` above a block skips it and gives the reason. A page with the line `<!-- with a server -->`
+finds a server in its environment, with an account of its own. A Python block that begins with `# name.py` is also
+written to that file, for later blocks and tests.
+
+A full clone with `lite` takes a minute of CPU time, so the tests clone with `--fast`. No block may leave files in the
+user's home or connect to another machine.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from tests.watched import Watched
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINKING_PAGES = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md"))]
 COOKBOOK = ROOT / "docs" / "cookbook.md"
 WITH_A_SERVER = "\n<!-- with a server -->\n"
-AS_TONES = {"bundle.md", "cli.md", "quickstart.md"}
-"""Pages without a server that show the same with any engine. README.md clones and speaks with `lite`."""
+WITH_TONE = {"bundle.md", "cli.md", "quickstart.md"}
+"""Pages without a server on which the engine makes no difference. README.md clones and speaks with `lite`."""
 FULL_CLONE = re.compile(r"^afterwords clone (?![^#\n]*--fast)[^#\n]*--consent self\b", re.M)
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?^```(?P<lang>\w+)\n(?P<code>.*?)^```$", re.S | re.M)
 FILE = re.compile(r"# (\w+\.py)\n")
@@ -70,22 +72,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def account(server: Served) -> dict[str, str]:
-    """What a reader sets to speak on a server: its address, and a key with an account that is new."""
+    """Return the settings of a reader with a new account on the server."""
     return {"AFTERWORDS_BASE_URL": server.url, "AFTERWORDS_API_KEY": server.new_key(), "AFTERWORDS_BACKENDS": "tone"}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_every_block_of_the_page_runs(
+def test_every_block_runs(
     page: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = Watched(tmp_path, monkeypatch)
     shutil.copy(ROOT / "src" / "afterwords" / "data" / "reader.wav", tmp_path / "me.wav")
     has_server = WITH_A_SERVER in page.read_text("utf-8")
-    tones = {"AFTERWORDS_BACKENDS": "tone"} if page.name in AS_TONES else {}
-    env = environment(tmp_path, request.getfixturevalue("account") if has_server else tones)
+    tone = {"AFTERWORDS_BACKENDS": "tone"} if page.name in WITH_TONE else {}
+    env = environment(tmp_path, request.getfixturevalue("account") if has_server else tone)
     for lang, written in blocks(page):
         keep_file(written, tmp_path)
-        code = FULL_CLONE.sub(r"\g<0> --fast", written)  # as the README offers to whoever is in a hurry
+        code = FULL_CLONE.sub(r"\g<0> --fast", written)
         command = ["sh", "-euc", code] if lang == "sh" else [sys.executable, "-c", code]
         done = subprocess.run(
             [*watched.before, *command],
@@ -101,23 +103,25 @@ def test_every_block_of_the_page_runs(
     assert (watched.files, watched.addresses) == ([], set())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
-    for target in LINK.findall(page.read_text("utf-8")):
-        assert (page.parent / target).exists(), target
+def test_every_link_to_a_file_has_a_target() -> None:
+    links = [(page, target) for page in LINKING_PAGES for target in LINK.findall(page.read_text("utf-8"))]
+    assert len(links) > 50
+    assert [(page.name, target) for page, target in links if not (page.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_page_installs_nothing_that_no_index_has(page: Path) -> None:
-    assert not re.search(r"pip install [\"']?afterwords", page.read_text("utf-8"))
+def test_pages_install_from_an_index_only_after_the_release() -> None:
+    """Nothing is on PyPI yet, so a command that installs from there must say so."""
+    for page in PAGES:
+        for line in re.findall(r".*pip install [\"']?afterwords.*", page.read_text("utf-8")):
+            assert line.endswith("# from the first release on PyPI"), f"{page.name}: {line}"
 
 
-# -- what the cookbook's programs do -------------------------------------------------------------------------
+# -- the programs of the cookbook ---------------------------------------------------------------------------
 
 
 @pytest.fixture
 def recipes(tmp_path: Path) -> Path:
-    """The folder with the programs of the cookbook."""
+    """Return a folder with the programs of the cookbook."""
     for _, code in blocks(COOKBOOK):
         keep_file(code, tmp_path)
     return tmp_path
@@ -125,11 +129,11 @@ def recipes(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def say(recipes: Path) -> Any:
-    """The patient `say` of the cookbook."""
+    """Return the `say` of the cookbook that retries."""
     return runpy.run_path(str(recipes / "patient.py"))["say"]
 
 
-def test_the_web_app_streams_to_a_browser(
+def test_web_app_streams_to_a_browser(
     recipes: Path, account: dict[str, str], me: afterwords.Voice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in account.items():
@@ -145,18 +149,18 @@ def test_the_web_app_streams_to_a_browser(
     try:
         assert app.stderr is not None
         url = next(found[0] for line in app.stderr if (found := re.search(r"http://[\d.:]+", line)))
-        with httpx.stream("GET", f"{url}/speech", params={"text": "Hello."}, trust_env=False) as answer:
-            pieces = list(answer.iter_raw())
-        refused = httpx.get(f"{url}/speech", params={"text": ""}, trust_env=False)
+        with httpx.stream("GET", f"{url}/speech", params={"text": "Hello."}, trust_env=False) as response:
+            chunks = list(response.iter_raw())
+        rejected = httpx.get(f"{url}/speech", params={"text": ""}, trust_env=False)
     finally:
         app.terminate()
         app.communicate(timeout=20)
-    assert answer.headers["content-type"] == "audio/mpeg"
-    assert decode(b"".join(pieces)).duration_s == pytest.approx(6 * 0.06, abs=0.1)
-    assert (refused.status_code, refused.json()) == (422, {"error": "empty_text"})
+    assert response.headers["content-type"] == "audio/mpeg"
+    assert decode(b"".join(chunks)).duration_s == pytest.approx(6 * 0.06, abs=0.1)
+    assert (rejected.status_code, rejected.json()) == (422, {"error": "empty_text"})
 
 
-def test_the_patient_say_pushes_a_voice_that_is_missing(
+def test_retrying_say_pushes_a_missing_voice(
     say: Any, account: dict[str, str], me: afterwords.Voice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in account.items():
@@ -165,14 +169,14 @@ def test_the_patient_say_pushes_a_voice_that_is_missing(
         assert say(client, "Hello.", "me").duration_s == pytest.approx(0.36)
 
 
-def test_the_patient_say_waits_for_a_job_that_is_late(
+def test_retrying_say_waits_for_a_slow_job(
     say: Any, afterwords_client: afterwords.Client, afterwords_voice: afterwords.Voice
 ) -> None:
     audio = say(afterwords_client, "It is a fault-slow day.", afterwords_voice.name, timeout_s=0)
     assert audio.duration_s == pytest.approx(23 * 0.06)
 
 
-def test_the_patient_say_comes_back_after_limits_and_lost_connections(
+def test_retrying_say_survives_limits_and_invalid_responses(
     say: Any,
     afterwords_faults: FaultyServer,
     afterwords_faulty_client: afterwords.Client,
@@ -180,14 +184,14 @@ def test_the_patient_say_comes_back_after_limits_and_lost_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(say.__globals__["time"], "sleep", waits.append)  # ten seconds are long in a test
+    monkeypatch.setattr(say.__globals__["time"], "sleep", waits.append)  # ten seconds is long in a test
     afterwords_faults.inject(Fault.ANSWER, path="/v1/synthesize", status=429, code="rate_limited", retry_after_s=3600)
     afterwords_faults.inject(Fault.HTML, path="/v1/synthesize")
     assert say(afterwords_faulty_client, "Hello.", afterwords_voice.name).duration_s == pytest.approx(0.36)
     assert waits == [3600, 10]
 
 
-def test_the_patient_say_gives_up_when_nothing_is_left_to_spend(
+def test_retrying_say_exits_when_the_quota_is_used_up(
     say: Any,
     afterwords_faults: FaultyServer,
     afterwords_faulty_client: afterwords.Client,

@@ -1,4 +1,4 @@
-"""The site that `make docs` builds: without a warning, with every public name, and with nothing from another host."""
+"""The site of `make docs` builds without a warning, has every public name, and loads nothing from another host."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ CLASSES = {
     "afterwords.client.sync.Voices": Voices,
     "afterwords.client.sync_speech.Jobs": Jobs,
 }
-NOT_FOR_CALLERS = {"afterwords.client.RemoteJob.of", "afterwords.client.RemoteSpeech.begun"}
+INTERNAL = {"afterwords.client.RemoteJob.of", "afterwords.client.RemoteSpeech.begun"}
 LOADING_RELS = {"stylesheet", "icon", "preload", "prefetch", "preconnect", "dns-prefetch", "manifest", "modulepreload"}
-ELSEWHERE = re.compile(r"\s*(?:https?:|wss?:)?//")
+OTHER_HOST = re.compile(r"\s*(?:https?:|wss?:)?//")
 
 
 class Page(HTMLParser):
-    """The ids of a page, its text, and the addresses that a browser loads to show it."""
+    """The element ids of a page, its text, and the URLs that a browser loads to show it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -44,12 +44,12 @@ class Page(HTMLParser):
         self.feed(path.read_text("utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
-        self.ids.add(given.get("id", ""))
-        self.loaded += [given[name] for name in ("src", "srcset", "poster", "data") if name in given]
-        self.loaded += re.findall(r"url\([\"']?([^)]+)", given.get("style", ""))
-        if tag == "link" and LOADING_RELS & set(given.get("rel", "").split()):
-            self.loaded.append(given["href"])
+        attributes = {name: value or "" for name, value in attrs}
+        self.ids.add(attributes.get("id", ""))
+        self.loaded += [attributes[name] for name in ("src", "srcset", "poster", "data") if name in attributes]
+        self.loaded += re.findall(r"url\([\"']?([^)]+)", attributes.get("style", ""))
+        if tag == "link" and LOADING_RELS & set(attributes.get("rel", "").split()):
+            self.loaded.append(attributes["href"])
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of the site, and what was said while it was built."""
+    """Build the site; return its folder and the output of mkdocs."""
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)],
@@ -77,7 +77,7 @@ def reference(built: tuple[Path, str]) -> Page:
     return Page(built[0] / "reference.html")
 
 
-def test_the_site_is_built_without_a_warning(built: tuple[Path, str]) -> None:
+def test_site_builds_without_a_warning(built: tuple[Path, str]) -> None:
     assert "WARNING" not in built[1]
     assert "ERROR" not in built[1]
 
@@ -89,13 +89,13 @@ def test_every_public_name_is_in_the_reference(reference: Page) -> None:
 
 
 def test_every_public_method_of_the_client_is_in_the_reference(reference: Page) -> None:
-    names = {f"{path}.{name}" for path, one in CLASSES.items() for name in vars(one) if is_shown(one, name)}
+    names = {f"{path}.{name}" for path, cls in CLASSES.items() for name in vars(cls) if is_documented(cls, name)}
     assert {"afterwords.Client.say", "afterwords.client.sync.Voices.import_", "afterwords.Audio.play"} <= names
-    assert names - reference.ids == NOT_FOR_CALLERS
+    assert names - reference.ids == INTERNAL
 
 
-def is_shown(one: type, name: str) -> bool:
-    member = getattr(one, name, None)
+def is_documented(cls: type, name: str) -> bool:
+    member = getattr(cls, name, None)
     return not name.startswith(("_", "model_")) and (callable(member) or isinstance(member, property))
 
 
@@ -103,15 +103,15 @@ def test_every_error_is_in_the_reference(reference: Page) -> None:
     assert {f"afterwords.errors.{name}" for name in errors.__all__} <= reference.ids
 
 
-def test_search_needs_no_server(built: tuple[Path, str]) -> None:
-    """Browsers let no page from the disk fetch a file, nor start a worker: the index must be a script, with a shim."""
+def test_search_works_from_the_disk(built: tuple[Path, str]) -> None:
+    """A page that is opened from the disk can't fetch files or start workers, so the index must be a script."""
     assert (built[0] / "search" / "search_index.js").read_text("utf-8").startswith("var __index = {")
     assert "javascripts/iframe-worker.js" in Page(built[0] / "index.html").loaded
 
 
-def test_nothing_is_loaded_from_another_host(built: tuple[Path, str]) -> None:
+def test_pages_load_nothing_from_another_host(built: tuple[Path, str]) -> None:
     pages = {path: Page(path).loaded for path in built[0].rglob("*.html")}
     for path in built[0].rglob("*.css"):
         pages[path] = re.findall(r"(?:url\(|@import)\s*[\"']?([^)\"']+)", path.read_text("utf-8"))
     assert sum(map(len, pages.values())) > 50, "the site loads its own scripts and styles"
-    assert [(path.name, url) for path, urls in pages.items() for url in urls if ELSEWHERE.match(url)] == []
+    assert [(path.name, url) for path, urls in pages.items() for url in urls if OTHER_HOST.match(url)] == []
