@@ -31,7 +31,7 @@ SENTENCES = (
     "Glue the sheet to the dark blue background.",
     "It's easy to tell the depth of a well.",
     "These days a chicken leg is a rare dish.",
-    "The box was thrown beside the parked truck.",
+    "The box was thrown beside the parked truck.",  # quoted
     "Four hours of steady work faced us.",
     "A large size in stockings is hard to sell.",
     "The small pup gnawed a hole in the sock.",
