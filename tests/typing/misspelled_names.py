@@ -1,7 +1,7 @@
 # ruff: noqa: B018
-"""Names that don't exist, which mypy must refuse: an ignore that it does not need fails the run (warn_unused_ignores).
+"""Misspelled names that mypy must reject: an unneeded ignore fails the run (warn_unused_ignores).
 
-Nothing imports this file; it is type-checked with the tests.
+Nothing imports this file; mypy checks it with the tests.
 """
 
 from __future__ import annotations
