@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 CLIENT: Final = Path(__file__).parents[1] / "src" / "afterwords" / "client"
-FILES: Final = {"aio.py": "sync.py", "aio_speech.py": "sync_speech.py"}
+FILES: Final = {"client.py": "client.py", "jobs.py": "jobs.py"}
 DOCSTRINGS: Final = {
     "sync.py": """`Client`: a server's voices from any program.
 

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AfterwordsError": "afterwords.errors",
-    "AsyncClient": "afterwords.client.aio",
+    "AsyncClient": "afterwords.client._async.client",
     "Audio": "afterwords.audio.audio",
-    "Client": "afterwords.client.sync",
+    "Client": "afterwords.client._sync.client",
     "Job": "afterwords.models",
     "Voice": "afterwords.models",
     "clone": "afterwords.local",

@@ -13,7 +13,7 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Any, Protocol
 
-from afterwords.client.sync import Client
+from afterwords.client import Client
 from afterwords.config import load_config
 from afterwords.errors import (
     AfterwordsError,

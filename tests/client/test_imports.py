@@ -74,4 +74,4 @@ def test_both_are_public_names() -> None:
     import afterwords
 
     assert {"Client", "AsyncClient", "Job", "Voice"} <= set(dir(afterwords))
-    assert (Client.__module__, Voice.__module__) == ("afterwords.client.sync", "afterwords.models")
+    assert (Client.__module__, Voice.__module__) == ("afterwords.client._sync.client", "afterwords.models")

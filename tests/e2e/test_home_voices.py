@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from afterwords import transfer
-from afterwords.client.sync import Client
+from afterwords.client import Client
 from afterwords.library.library import Library
 from afterwords.models import Voice, new_id
 from tests.cli.program import run

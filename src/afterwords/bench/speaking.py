@@ -110,7 +110,7 @@ def measure_server(order: Order, progress: Progress) -> Figures:
         VoiceNotFoundError: the voice was never brought there.
         ServiceError, RemoteError: as for `Client.stream`.
     """
-    from afterwords.client.sync import Client
+    from afterwords.client import Client
     from afterwords.transfer import find_remote
 
     shelf = local.library()

@@ -31,7 +31,7 @@ def login(
 ) -> None:
     """Log in to a server with an API key, which is asked for or read from stdin."""
     from afterwords.client.profiles import Access, check_profile, check_secret, check_url
-    from afterwords.client.sync import Client
+    from afterwords.client import Client
 
     profiles = _profiles()
     if profile is not None:
@@ -68,7 +68,7 @@ def logout(profile: Profile = None) -> None:
 def whoami(profile: Profile = None, as_json: AsJson = False) -> None:
     """Show the server and login in use, and the backends that the server offers."""
     from afterwords.client.profiles import find_access
-    from afterwords.client.sync import Client
+    from afterwords.client import Client
     from afterwords.errors import NotLoggedInError
 
     access = find_access(profile=profile)

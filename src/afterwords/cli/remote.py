@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def connect(profile: str | None, *, admin_secret: str | None = None) -> Client:
     """Return a client of the server of a login, or of the configured server if no login is named."""
-    from afterwords.client.sync import Client
+    from afterwords.client import Client
 
     return Client(profile=profile, admin_secret=admin_secret)
 

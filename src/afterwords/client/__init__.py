@@ -13,20 +13,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from afterwords.client.aio import AsyncClient
-    from afterwords.client.aio_speech import AsyncRemoteBytes, AsyncRemoteJob, AsyncRemoteSpeech
-    from afterwords.client.sync import Client
-    from afterwords.client.sync_speech import RemoteBytes, RemoteJob, RemoteSpeech
+    from afterwords.client._async.client import AsyncClient
+    from afterwords.client._async.jobs import AsyncRemoteBytes, AsyncRemoteJob, AsyncRemoteSpeech
+    from afterwords.client._sync.client import Client
+    from afterwords.client._sync.jobs import RemoteBytes, RemoteJob, RemoteSpeech
 
 _HOMES = {
-    "AsyncClient": "aio",
-    "AsyncRemoteBytes": "aio_speech",
-    "AsyncRemoteJob": "aio_speech",
-    "AsyncRemoteSpeech": "aio_speech",
-    "Client": "sync",
-    "RemoteBytes": "sync_speech",
-    "RemoteJob": "sync_speech",
-    "RemoteSpeech": "sync_speech",
+    "AsyncClient": "_async.client",
+    "AsyncRemoteBytes": "_async.jobs",
+    "AsyncRemoteJob": "_async.jobs",
+    "AsyncRemoteSpeech": "_async.jobs",
+    "Client": "_sync.client",
+    "RemoteBytes": "_sync.jobs",
+    "RemoteJob": "_sync.jobs",
+    "RemoteSpeech": "_sync.jobs",
 }
 __all__ = [
     "AsyncClient",

@@ -21,7 +21,7 @@ from afterwords.client.files import bytes_of, consent_of, format_named, wav_of
 from afterwords.client.operations import JOB_TIMEOUT_S, PAGE_MAX, Operations, Page, Speech
 from afterwords.client.profiles import find_access
 from afterwords.client.requests import Answer, Ask, Operation, Pause
-from afterwords.client.sync_speech import Jobs, RemoteBytes, RemoteJob, RemoteSpeech
+from afterwords.client._sync.jobs import Jobs, RemoteBytes, RemoteJob, RemoteSpeech
 from afterwords.client.transport import Body, answer_of, is_left_open, named, opened_of, request_for, settings_for
 from afterwords.errors import AfterwordsError
 from afterwords.models import (

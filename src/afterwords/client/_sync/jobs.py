@@ -1,9 +1,8 @@
-"""Jobs of a server and speech while it is made, to be awaited. `sync_speech` is made from this by `make client`."""
+"""Jobs of a server, and speech while it is made. Made from `aio_speech` by `make client`."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -23,33 +22,31 @@ if TYPE_CHECKING:
     from afterwords.audio.audio import Audio
     from afterwords.audio.wav import Samples
     from afterwords.backends.base import Chunk, Progress
-    from afterwords.client.aio import AsyncClient
+    from afterwords.client._sync.client import Client
 
 
-class AsyncJobs:
+class Jobs:
     """The jobs of a server: `client.jobs`."""
 
-    def __init__(self, client: AsyncClient) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
         self._operations = client._operations
 
-    async def get(self, job_id: str) -> AsyncRemoteJob:
+    def get(self, job_id: str) -> RemoteJob:
         """Ask where a job stands.
 
         Raises:
             JobNotFoundError: there is none.
         """
-        return AsyncRemoteJob.of(self._client, await self._client._run(self._operations.get_job(job_id)))
+        return RemoteJob.of(self._client, self._client._run(self._operations.get_job(job_id)))
 
-    def list(self, *, status: JobStatus | str | None = None, page_size: int = 100) -> AsyncIterator[AsyncRemoteJob]:
+    def list(self, *, status: JobStatus | str | None = None, page_size: int = 100) -> Iterator[RemoteJob]:
         """Go through the jobs, newest first; pages are fetched as they are needed."""
         limit, wanted = max(1, min(page_size, PAGE_MAX)), status_named(status)
         jobs = self._client._pages(lambda after: self._operations.jobs_page(after, status=wanted, limit=limit))
-        return (AsyncRemoteJob.of(self._client, job) async for job in jobs)
+        return (RemoteJob.of(self._client, job) for job in jobs)
 
-    async def wait(
-        self, job_id: str, *, timeout_s: float = JOB_TIMEOUT_S, progress: Progress | None = None
-    ) -> AsyncRemoteJob:
+    def wait(self, job_id: str, *, timeout_s: float = JOB_TIMEOUT_S, progress: Progress | None = None) -> RemoteJob:
         """Follow a job until it is ready.
 
         Args:
@@ -62,18 +59,18 @@ class AsyncJobs:
             JobFailedError, JobCancelledError: it has no audio.
             JobTimeoutError: it is pending still, and goes on.
         """
-        job = await self._client._run(self._operations.wait_for_job(job_id, timeout_s=timeout_s, progress=progress))
-        return AsyncRemoteJob.of(self._client, job)
+        job = self._client._run(self._operations.wait_for_job(job_id, timeout_s=timeout_s, progress=progress))
+        return RemoteJob.of(self._client, job)
 
-    async def cancel(self, job_id: str) -> AsyncRemoteJob:
+    def cancel(self, job_id: str) -> RemoteJob:
         """Cancel a pending job; what it reserved is given back.
 
         Raises:
             JobFinalError: it is final already.
         """
-        return AsyncRemoteJob.of(self._client, await self._client._run(self._operations.cancel_job(job_id)))
+        return RemoteJob.of(self._client, self._client._run(self._operations.cancel_job(job_id)))
 
-    async def audio(self, job_id: str) -> Audio:
+    def audio(self, job_id: str) -> Audio:
         """Fetch the audio of a job that is ready.
 
         Raises:
@@ -81,25 +78,25 @@ class AsyncJobs:
         """
         from afterwords.client.audio import decoded
 
-        return await asyncio.to_thread(decoded, Sound(await self.data(job_id), None, None, job_id))
+        return decoded(Sound(self.data(job_id), None, None, job_id))
 
-    async def download(self, job_id: str, path: Path | str) -> Path:
+    def download(self, job_id: str, path: Path | str) -> Path:
         """Write the audio of a job into a file as it is on the server, whole or not at all."""
-        return await asyncio.to_thread(written, await self.data(job_id), path)
+        return written(self.data(job_id), path)
 
-    async def data(self, job_id: str) -> bytes:
+    def data(self, job_id: str) -> bytes:
         """Fetch the audio of a job that is ready as it is on the server: the bytes of a file.
 
         Raises:
             JobNotReadyError: it is not.
         """
-        return await self._client._run(self._operations.job_audio(job_id))
+        return self._client._run(self._operations.job_audio(job_id))
 
 
-class AsyncRemoteJob(Job):
+class RemoteJob(Job):
     """A job, and the way to its audio."""
 
-    _client: AsyncClient = PrivateAttr()
+    _client: Client = PrivateAttr()
     _sound: Sound | None = PrivateAttr(default=None)
     _backend: str | None = PrivateAttr(default=None)
     _left_out: tuple[str, ...] = PrivateAttr(default=())
@@ -107,13 +104,13 @@ class AsyncRemoteJob(Job):
     @classmethod
     def of(
         cls,
-        client: AsyncClient,
+        client: Client,
         job: Job,
         sound: Sound | None = None,
         *,
         backend: str | None = None,
         left_out: tuple[str, ...] = (),
-    ) -> AsyncRemoteJob:
+    ) -> RemoteJob:
         remote = cls.model_validate(job.model_dump())
         remote._client, remote._sound, remote._backend, remote._left_out = client, sound, backend, left_out
         return remote
@@ -133,7 +130,7 @@ class AsyncRemoteJob(Job):
         """Whether it was spoken before, so that nothing was charged."""
         return self._sound is not None and self._sound.is_cached
 
-    async def wait(self, *, timeout_s: float = JOB_TIMEOUT_S, progress: Progress | None = None) -> AsyncRemoteJob:
+    def wait(self, *, timeout_s: float = JOB_TIMEOUT_S, progress: Progress | None = None) -> RemoteJob:
         """Follow it until it is ready, and return it as it is then.
 
         Args:
@@ -148,11 +145,11 @@ class AsyncRemoteJob(Job):
         if self.status is JobStatus.READY:
             return self
         waiting = self._client._operations.wait_for_job(self._id(), timeout_s=timeout_s, progress=progress)
-        job = await self._client._run(waiting)
+        job = self._client._run(waiting)
         job = job.model_copy(update={"voice_id": self.voice_id or job.voice_id})
-        return AsyncRemoteJob.of(self._client, job, backend=self._backend, left_out=self._left_out)
+        return RemoteJob.of(self._client, job, backend=self._backend, left_out=self._left_out)
 
-    async def audio(self) -> Audio:
+    def audio(self) -> Audio:
         """Fetch its audio.
 
         Raises:
@@ -160,22 +157,22 @@ class AsyncRemoteJob(Job):
         """
         from afterwords.client.audio import decoded
 
-        sound = Sound(await self.data(), self.voice_id, self._backend, self.job_id)
-        return await asyncio.to_thread(decoded, sound)
+        sound = Sound(self.data(), self.voice_id, self._backend, self.job_id)
+        return decoded(sound)
 
-    async def download(self, path: Path | str) -> Path:
+    def download(self, path: Path | str) -> Path:
         """Write its audio into a file as it is on the server, whole or not at all."""
-        return await asyncio.to_thread(written, await self.data(), path)
+        return written(self.data(), path)
 
-    async def cancel(self) -> AsyncRemoteJob:
+    def cancel(self) -> RemoteJob:
         """Cancel it; what it reserved is given back.
 
         Raises:
             JobFinalError: it is final already.
         """
-        return await self._client.jobs.cancel(self._id())
+        return self._client.jobs.cancel(self._id())
 
-    async def data(self) -> bytes:
+    def data(self) -> bytes:
         """Fetch its audio as it is on the server: the bytes of a file.
 
         Raises:
@@ -183,7 +180,7 @@ class AsyncRemoteJob(Job):
         """
         if self._sound is not None:
             return self._sound.data
-        return await self._client.jobs.data(self._id())
+        return self._client.jobs.data(self._id())
 
     def _id(self) -> str:
         if self.job_id is None:  # spoken before, so there is no job
@@ -191,7 +188,7 @@ class AsyncRemoteJob(Job):
         return self.job_id
 
 
-class AsyncRemoteSpeech:
+class RemoteSpeech:
     """Speech while a server makes it: iterate over it, once, to get its chunks.
 
     Attributes:
@@ -204,7 +201,7 @@ class AsyncRemoteSpeech:
         tags: the mark that files of this speech carry.
     """
 
-    def __init__(self, client: AsyncClient, sound: Sound, voice: Voice | str) -> None:
+    def __init__(self, client: Client, sound: Sound, voice: Voice | str) -> None:
         from afterwords.client.audio import WavStream
 
         self.voice_id = sound.voice_id
@@ -218,27 +215,27 @@ class AsyncRemoteSpeech:
         self._sound = sound
         self._voice = voice
         self._response: httpx.Response = sound.stream
-        self._pieces = transport.aiter_bytes(self._response)
+        self._pieces = transport.iter_bytes(self._response)
         self._wav = WavStream()
         self._first: Samples | None = None
         self._is_begun = False
 
     def __repr__(self) -> str:
-        return f"AsyncRemoteSpeech({self.sample_rate} Hz, backend={self.backend!r})"
+        return f"RemoteSpeech({self.sample_rate} Hz, backend={self.backend!r})"
 
-    def __aiter__(self) -> AsyncIterator[Chunk]:
+    def __iter__(self) -> Iterator[Chunk]:
         if self._is_begun:
             raise SpeechReadError
         self._is_begun = True
         return self._chunks()
 
-    async def audio(self) -> Audio:
+    def audio(self) -> Audio:
         """Read all of it."""
         from afterwords.client.audio import joined
 
-        return joined([chunk.samples async for chunk in self], self.sample_rate, self.tags)
+        return joined([chunk.samples for chunk in self], self.sample_rate, self.tags)
 
-    async def save(self, path: Path | str, *, format: SpeechFormat | FormatName | None = None) -> Path:
+    def save(self, path: Path | str, *, format: SpeechFormat | FormatName | None = None) -> Path:
         """Write the speech to a file while it is made, and return its path. The file appears when it is whole.
 
         Args:
@@ -251,61 +248,61 @@ class AsyncRemoteSpeech:
         from afterwords.audio.writer import AudioWriter
 
         with AudioWriter(Path(path), format=format, sample_rate=self.sample_rate, tags=self.tags) as writer:
-            async for chunk in self:
-                await asyncio.to_thread(writer.write, chunk.samples)
+            for chunk in self:
+                writer.write(chunk.samples)
         return Path(path)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Stop listening; a job that is not done is cancelled."""
         self._is_begun = True
-        await transport.aclose(self._response)
+        transport.close(self._response)
 
-    async def __aenter__(self) -> AsyncRemoteSpeech:
+    def __enter__(self) -> RemoteSpeech:
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        self.close()
 
-    async def begun(self) -> AsyncRemoteSpeech:
+    def begun(self) -> RemoteSpeech:
         """Read up to where the sound begins: from then on the sample rate is known."""
         from afterwords.client.audio import marked
 
         try:
             while not self._wav.sample_rate:
-                piece = await self._piece()
+                piece = self._piece()
                 if piece is None:
                     self._wav.end()
                 else:
                     self._first = self._wav.feed(piece)
         except BaseException:
-            await transport.aclose(self._response)
+            transport.close(self._response)
             raise
         self.sample_rate = self._wav.sample_rate
         self.tags = marked(self._wav.tags, self._sound, self._voice)
         return self
 
-    async def _piece(self) -> bytes | None:
+    def _piece(self) -> bytes | None:
         """The next bytes; None at the end."""
         with named(self._client._access, self._response.request):
-            return await anext(self._pieces, None)
+            return next(self._pieces, None)
 
-    async def _chunks(self) -> AsyncIterator[Chunk]:
+    def _chunks(self) -> Iterator[Chunk]:
         from afterwords.backends.base import Chunk
 
         try:
             if self._first is not None:
                 yield Chunk(self._first)
-            while (piece := await self._piece()) is not None:
+            while (piece := self._piece()) is not None:
                 if (samples := self._wav.feed(piece)) is not None:
                     yield Chunk(samples)
             self._wav.end()
         finally:
-            await transport.aclose(self._response)
+            transport.close(self._response)
 
 
-class AsyncRemoteBytes:
+class RemoteBytes:
     """The bytes of an audio file while a server makes it: iterate over it, once.
 
     Attributes:
@@ -317,7 +314,7 @@ class AsyncRemoteBytes:
         left_out: words of the text that the backend can't speak.
     """
 
-    def __init__(self, client: AsyncClient, sound: Sound) -> None:
+    def __init__(self, client: Client, sound: Sound) -> None:
         self.voice_id = sound.voice_id
         self.backend = sound.backend
         self.job_id = sound.job_id
@@ -329,15 +326,15 @@ class AsyncRemoteBytes:
         self._is_begun = False
 
     def __repr__(self) -> str:
-        return f"AsyncRemoteBytes({self.content_type!r}, backend={self.backend!r})"
+        return f"RemoteBytes({self.content_type!r}, backend={self.backend!r})"
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
+    def __iter__(self) -> Iterator[bytes]:
         if self._is_begun:
             raise SpeechReadError
         self._is_begun = True
         return self._pieces()
 
-    async def save(self, path: Path | str) -> Path:
+    def save(self, path: Path | str) -> Path:
         """Write the bytes to a file as they come, and return its path. The file appears when it is whole.
 
         Raises:
@@ -346,31 +343,31 @@ class AsyncRemoteBytes:
         from afterwords.audio.output import open_atomically
 
         with open_atomically(Path(path)) as file:
-            async for piece in self:
-                await asyncio.to_thread(file.write, piece)
+            for piece in self:
+                file.write(piece)
         return Path(path)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Stop listening; a job that is not done is cancelled."""
         self._is_begun = True
-        await transport.aclose(self._response)
+        transport.close(self._response)
 
-    async def __aenter__(self) -> AsyncRemoteBytes:
+    def __enter__(self) -> RemoteBytes:
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        self.close()
 
-    async def _pieces(self) -> AsyncIterator[bytes]:
-        pieces = transport.aiter_bytes(self._response)
+    def _pieces(self) -> Iterator[bytes]:
+        pieces = transport.iter_bytes(self._response)
         try:
             while True:
                 with named(self._client._access, self._response.request):
-                    piece = await anext(pieces, None)
+                    piece = next(pieces, None)
                 if piece is None:
                     return
                 yield piece
         finally:
-            await transport.aclose(self._response)
+            transport.close(self._response)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 import httpx
 
 from afterwords.client import transport
-from afterwords.client.aio_speech import AsyncJobs, AsyncRemoteBytes, AsyncRemoteJob, AsyncRemoteSpeech
+from afterwords.client._async.jobs import AsyncJobs, AsyncRemoteBytes, AsyncRemoteJob, AsyncRemoteSpeech
 from afterwords.client.files import bytes_of, consent_of, format_named, wav_of
 from afterwords.client.operations import JOB_TIMEOUT_S, PAGE_MAX, Operations, Page, Speech
 from afterwords.client.profiles import find_access

@@ -1,8 +1,9 @@
-"""Jobs of a server, and speech while it is made. Made from `aio_speech` by `make client`."""
+"""Jobs of a server and speech while it is made, to be awaited. `sync_speech` is made from this by `make client`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -22,31 +23,33 @@ if TYPE_CHECKING:
     from afterwords.audio.audio import Audio
     from afterwords.audio.wav import Samples
     from afterwords.backends.base import Chunk, Progress
-    from afterwords.client.sync import Client
+    from afterwords.client._async.client import AsyncClient
 
 
-class Jobs:
+class AsyncJobs:
     """The jobs of a server: `client.jobs`."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: AsyncClient) -> None:
         self._client = client
         self._operations = client._operations
 
-    def get(self, job_id: str) -> RemoteJob:
+    async def get(self, job_id: str) -> AsyncRemoteJob:
         """Ask where a job stands.
 
         Raises:
             JobNotFoundError: there is none.
         """
-        return RemoteJob.of(self._client, self._client._run(self._operations.get_job(job_id)))
+        return AsyncRemoteJob.of(self._client, await self._client._run(self._operations.get_job(job_id)))
 
-    def list(self, *, status: JobStatus | str | None = None, page_size: int = 100) -> Iterator[RemoteJob]:
+    def list(self, *, status: JobStatus | str | None = None, page_size: int = 100) -> AsyncIterator[AsyncRemoteJob]:
         """Go through the jobs, newest first; pages are fetched as they are needed."""
         limit, wanted = max(1, min(page_size, PAGE_MAX)), status_named(status)
         jobs = self._client._pages(lambda after: self._operations.jobs_page(after, status=wanted, limit=limit))
-        return (RemoteJob.of(self._client, job) for job in jobs)
+        return (AsyncRemoteJob.of(self._client, job) async for job in jobs)
 
-    def wait(self, job_id: str, *, timeout_s: float = JOB_TIMEOUT_S, progress: Progress | None = None) -> RemoteJob:
+    async def wait(
+        self, job_id: str, *, timeout_s: float = JOB_TIMEOUT_S, progress: Progress | None = None
+    ) -> AsyncRemoteJob:
         """Follow a job until it is ready.
 
         Args:
@@ -59,18 +62,18 @@ class Jobs:
             JobFailedError, JobCancelledError: it has no audio.
             JobTimeoutError: it is pending still, and goes on.
         """
-        job = self._client._run(self._operations.wait_for_job(job_id, timeout_s=timeout_s, progress=progress))
-        return RemoteJob.of(self._client, job)
+        job = await self._client._run(self._operations.wait_for_job(job_id, timeout_s=timeout_s, progress=progress))
+        return AsyncRemoteJob.of(self._client, job)
 
-    def cancel(self, job_id: str) -> RemoteJob:
+    async def cancel(self, job_id: str) -> AsyncRemoteJob:
         """Cancel a pending job; what it reserved is given back.
 
         Raises:
             JobFinalError: it is final already.
         """
-        return RemoteJob.of(self._client, self._client._run(self._operations.cancel_job(job_id)))
+        return AsyncRemoteJob.of(self._client, await self._client._run(self._operations.cancel_job(job_id)))
 
-    def audio(self, job_id: str) -> Audio:
+    async def audio(self, job_id: str) -> Audio:
         """Fetch the audio of a job that is ready.
 
         Raises:
@@ -78,25 +81,25 @@ class Jobs:
         """
         from afterwords.client.audio import decoded
 
-        return decoded(Sound(self.data(job_id), None, None, job_id))
+        return await asyncio.to_thread(decoded, Sound(await self.data(job_id), None, None, job_id))
 
-    def download(self, job_id: str, path: Path | str) -> Path:
+    async def download(self, job_id: str, path: Path | str) -> Path:
         """Write the audio of a job into a file as it is on the server, whole or not at all."""
-        return written(self.data(job_id), path)
+        return await asyncio.to_thread(written, await self.data(job_id), path)
 
-    def data(self, job_id: str) -> bytes:
+    async def data(self, job_id: str) -> bytes:
         """Fetch the audio of a job that is ready as it is on the server: the bytes of a file.
 
         Raises:
             JobNotReadyError: it is not.
         """
-        return self._client._run(self._operations.job_audio(job_id))
+        return await self._client._run(self._operations.job_audio(job_id))
 
 
-class RemoteJob(Job):
+class AsyncRemoteJob(Job):
     """A job, and the way to its audio."""
 
-    _client: Client = PrivateAttr()
+    _client: AsyncClient = PrivateAttr()
     _sound: Sound | None = PrivateAttr(default=None)
     _backend: str | None = PrivateAttr(default=None)
     _left_out: tuple[str, ...] = PrivateAttr(default=())
@@ -104,13 +107,13 @@ class RemoteJob(Job):
     @classmethod
     def of(
         cls,
-        client: Client,
+        client: AsyncClient,
         job: Job,
         sound: Sound | None = None,
         *,
         backend: str | None = None,
         left_out: tuple[str, ...] = (),
-    ) -> RemoteJob:
+    ) -> AsyncRemoteJob:
         remote = cls.model_validate(job.model_dump())
         remote._client, remote._sound, remote._backend, remote._left_out = client, sound, backend, left_out
         return remote
@@ -130,7 +133,7 @@ class RemoteJob(Job):
         """Whether it was spoken before, so that nothing was charged."""
         return self._sound is not None and self._sound.is_cached
 
-    def wait(self, *, timeout_s: float = JOB_TIMEOUT_S, progress: Progress | None = None) -> RemoteJob:
+    async def wait(self, *, timeout_s: float = JOB_TIMEOUT_S, progress: Progress | None = None) -> AsyncRemoteJob:
         """Follow it until it is ready, and return it as it is then.
 
         Args:
@@ -145,11 +148,11 @@ class RemoteJob(Job):
         if self.status is JobStatus.READY:
             return self
         waiting = self._client._operations.wait_for_job(self._id(), timeout_s=timeout_s, progress=progress)
-        job = self._client._run(waiting)
+        job = await self._client._run(waiting)
         job = job.model_copy(update={"voice_id": self.voice_id or job.voice_id})
-        return RemoteJob.of(self._client, job, backend=self._backend, left_out=self._left_out)
+        return AsyncRemoteJob.of(self._client, job, backend=self._backend, left_out=self._left_out)
 
-    def audio(self) -> Audio:
+    async def audio(self) -> Audio:
         """Fetch its audio.
 
         Raises:
@@ -157,22 +160,22 @@ class RemoteJob(Job):
         """
         from afterwords.client.audio import decoded
 
-        sound = Sound(self.data(), self.voice_id, self._backend, self.job_id)
-        return decoded(sound)
+        sound = Sound(await self.data(), self.voice_id, self._backend, self.job_id)
+        return await asyncio.to_thread(decoded, sound)
 
-    def download(self, path: Path | str) -> Path:
+    async def download(self, path: Path | str) -> Path:
         """Write its audio into a file as it is on the server, whole or not at all."""
-        return written(self.data(), path)
+        return await asyncio.to_thread(written, await self.data(), path)
 
-    def cancel(self) -> RemoteJob:
+    async def cancel(self) -> AsyncRemoteJob:
         """Cancel it; what it reserved is given back.
 
         Raises:
             JobFinalError: it is final already.
         """
-        return self._client.jobs.cancel(self._id())
+        return await self._client.jobs.cancel(self._id())
 
-    def data(self) -> bytes:
+    async def data(self) -> bytes:
         """Fetch its audio as it is on the server: the bytes of a file.
 
         Raises:
@@ -180,7 +183,7 @@ class RemoteJob(Job):
         """
         if self._sound is not None:
             return self._sound.data
-        return self._client.jobs.data(self._id())
+        return await self._client.jobs.data(self._id())
 
     def _id(self) -> str:
         if self.job_id is None:  # spoken before, so there is no job
@@ -188,7 +191,7 @@ class RemoteJob(Job):
         return self.job_id
 
 
-class RemoteSpeech:
+class AsyncRemoteSpeech:
     """Speech while a server makes it: iterate over it, once, to get its chunks.
 
     Attributes:
@@ -201,7 +204,7 @@ class RemoteSpeech:
         tags: the mark that files of this speech carry.
     """
 
-    def __init__(self, client: Client, sound: Sound, voice: Voice | str) -> None:
+    def __init__(self, client: AsyncClient, sound: Sound, voice: Voice | str) -> None:
         from afterwords.client.audio import WavStream
 
         self.voice_id = sound.voice_id
@@ -215,27 +218,27 @@ class RemoteSpeech:
         self._sound = sound
         self._voice = voice
         self._response: httpx.Response = sound.stream
-        self._pieces = transport.iter_bytes(self._response)
+        self._pieces = transport.aiter_bytes(self._response)
         self._wav = WavStream()
         self._first: Samples | None = None
         self._is_begun = False
 
     def __repr__(self) -> str:
-        return f"RemoteSpeech({self.sample_rate} Hz, backend={self.backend!r})"
+        return f"AsyncRemoteSpeech({self.sample_rate} Hz, backend={self.backend!r})"
 
-    def __iter__(self) -> Iterator[Chunk]:
+    def __aiter__(self) -> AsyncIterator[Chunk]:
         if self._is_begun:
             raise SpeechReadError
         self._is_begun = True
         return self._chunks()
 
-    def audio(self) -> Audio:
+    async def audio(self) -> Audio:
         """Read all of it."""
         from afterwords.client.audio import joined
 
-        return joined([chunk.samples for chunk in self], self.sample_rate, self.tags)
+        return joined([chunk.samples async for chunk in self], self.sample_rate, self.tags)
 
-    def save(self, path: Path | str, *, format: SpeechFormat | FormatName | None = None) -> Path:
+    async def save(self, path: Path | str, *, format: SpeechFormat | FormatName | None = None) -> Path:
         """Write the speech to a file while it is made, and return its path. The file appears when it is whole.
 
         Args:
@@ -248,61 +251,61 @@ class RemoteSpeech:
         from afterwords.audio.writer import AudioWriter
 
         with AudioWriter(Path(path), format=format, sample_rate=self.sample_rate, tags=self.tags) as writer:
-            for chunk in self:
-                writer.write(chunk.samples)
+            async for chunk in self:
+                await asyncio.to_thread(writer.write, chunk.samples)
         return Path(path)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop listening; a job that is not done is cancelled."""
         self._is_begun = True
-        transport.close(self._response)
+        await transport.aclose(self._response)
 
-    def __enter__(self) -> RemoteSpeech:
+    async def __aenter__(self) -> AsyncRemoteSpeech:
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        await self.close()
 
-    def begun(self) -> RemoteSpeech:
+    async def begun(self) -> AsyncRemoteSpeech:
         """Read up to where the sound begins: from then on the sample rate is known."""
         from afterwords.client.audio import marked
 
         try:
             while not self._wav.sample_rate:
-                piece = self._piece()
+                piece = await self._piece()
                 if piece is None:
                     self._wav.end()
                 else:
                     self._first = self._wav.feed(piece)
         except BaseException:
-            transport.close(self._response)
+            await transport.aclose(self._response)
             raise
         self.sample_rate = self._wav.sample_rate
         self.tags = marked(self._wav.tags, self._sound, self._voice)
         return self
 
-    def _piece(self) -> bytes | None:
+    async def _piece(self) -> bytes | None:
         """The next bytes; None at the end."""
         with named(self._client._access, self._response.request):
-            return next(self._pieces, None)
+            return await anext(self._pieces, None)
 
-    def _chunks(self) -> Iterator[Chunk]:
+    async def _chunks(self) -> AsyncIterator[Chunk]:
         from afterwords.backends.base import Chunk
 
         try:
             if self._first is not None:
                 yield Chunk(self._first)
-            while (piece := self._piece()) is not None:
+            while (piece := await self._piece()) is not None:
                 if (samples := self._wav.feed(piece)) is not None:
                     yield Chunk(samples)
             self._wav.end()
         finally:
-            transport.close(self._response)
+            await transport.aclose(self._response)
 
 
-class RemoteBytes:
+class AsyncRemoteBytes:
     """The bytes of an audio file while a server makes it: iterate over it, once.
 
     Attributes:
@@ -314,7 +317,7 @@ class RemoteBytes:
         left_out: words of the text that the backend can't speak.
     """
 
-    def __init__(self, client: Client, sound: Sound) -> None:
+    def __init__(self, client: AsyncClient, sound: Sound) -> None:
         self.voice_id = sound.voice_id
         self.backend = sound.backend
         self.job_id = sound.job_id
@@ -326,15 +329,15 @@ class RemoteBytes:
         self._is_begun = False
 
     def __repr__(self) -> str:
-        return f"RemoteBytes({self.content_type!r}, backend={self.backend!r})"
+        return f"AsyncRemoteBytes({self.content_type!r}, backend={self.backend!r})"
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
         if self._is_begun:
             raise SpeechReadError
         self._is_begun = True
         return self._pieces()
 
-    def save(self, path: Path | str) -> Path:
+    async def save(self, path: Path | str) -> Path:
         """Write the bytes to a file as they come, and return its path. The file appears when it is whole.
 
         Raises:
@@ -343,31 +346,31 @@ class RemoteBytes:
         from afterwords.audio.output import open_atomically
 
         with open_atomically(Path(path)) as file:
-            for piece in self:
-                file.write(piece)
+            async for piece in self:
+                await asyncio.to_thread(file.write, piece)
         return Path(path)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop listening; a job that is not done is cancelled."""
         self._is_begun = True
-        transport.close(self._response)
+        await transport.aclose(self._response)
 
-    def __enter__(self) -> RemoteBytes:
+    async def __aenter__(self) -> AsyncRemoteBytes:
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        await self.close()
 
-    def _pieces(self) -> Iterator[bytes]:
-        pieces = transport.iter_bytes(self._response)
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        pieces = transport.aiter_bytes(self._response)
         try:
             while True:
                 with named(self._client._access, self._response.request):
-                    piece = next(pieces, None)
+                    piece = await anext(pieces, None)
                 if piece is None:
                     return
                 yield piece
         finally:
-            transport.close(self._response)
+            await transport.aclose(self._response)

@@ -1,0 +1,1 @@
+"""The client to await, written by hand."""
