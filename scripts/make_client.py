@@ -1,4 +1,4 @@
-"""Make the blocking client of the one that is awaited, so that there is one text and two clients: `make client`."""
+"""Generate the blocking client, `client/_sync`, from the asynchronous one, `client/_async`: `make client`."""
 
 from __future__ import annotations
 
@@ -9,55 +9,44 @@ from pathlib import Path
 from typing import Final
 
 CLIENT: Final = Path(__file__).parents[1] / "src" / "afterwords" / "client"
-FILES: Final = {"client.py": "client.py", "jobs.py": "jobs.py"}
-DOCSTRINGS: Final = {
-    "sync.py": """`Client`: a server's voices from any program.
-
-    with afterwords.Client("https://voices.example.com", api_key="aw_...") as client:
-        client.say("Hello", voice="me").save("hello.wav")
-
-Made from `aio` by `make client`: change that, and run it again.
-""",
-    "sync_speech.py": "Jobs of a server, and speech while it is made. Made from `aio_speech` by `make client`.",
-}
-WORDS: Final = (
+HEADER: Final = "# Generated from client/_async/{name} by `make client`. Do not edit.\n"
+REPLACEMENTS: Final = (
     (r"await asyncio\.to_thread\(([\w.]+), ", r"\1("),
-    (r"await asyncio\.sleep\(", "time.sleep("),
+    (r"await asyncio\.shield\((.*)\)", r"\1"),
+    (r"asyncio\.sleep\(", "time.sleep("),
     (r"import asyncio\n", "import time\n"),
-    (r"\basync (def|with|for) ", r"\1 "),
+    (r"\basync (?=def |with |for |with`)", ""),
     (r"\bawait ", ""),
+    (r"\bAsyncByteStream\b", "SyncByteStream"),
     (r"\bAsync(?=[A-Z])", ""),
-    (r"(?<=httpx\.)BaseTransport\b", "BaseTransport"),
     (r"\b__a(enter|exit|iter)__", r"__\1__"),
     (r"\banext\(", "next("),
-    (r"\baiter_bytes\(", "iter_bytes("),
     (r"\baclose\(", "close("),
-    (r"client\.aio(\w*) import", r"client.sync\1 import"),
-    (r"for item in found\.items:\n\s+yield item", "yield from found.items"),
-    (r"A server, to be awaited\.", "A server. Threads may share it."),
-    (r"`async with`", "`with`"),
+    (r"\b_async\b", "_sync"),
+    (r"for item in items:\n\s+yield item", "yield from items"),
+    (r"for piece in (cast\(.*\)):\n\s+yield piece", r"yield from \1"),
+    (r"\bTasks can share\b", "Threads can share"),
 )
-"""What differs, as patterns that are applied in this order."""
+"""Patterns of what differs, applied in this order."""
 
 
-def made(name: str) -> str:
-    """The blocking twin of a file."""
-    text = (CLIENT / name).read_text("utf-8")
-    for pattern, replacement in WORDS:
+def sources() -> list[Path]:
+    """Return the files to generate from."""
+    return [path for path in sorted((CLIENT / "_async").glob("*.py")) if path.name != "__init__.py"]
+
+
+def generate(source: Path) -> str:
+    """Return the blocking counterpart of a file, formatted."""
+    text = source.read_text("utf-8")
+    for pattern, replacement in REPLACEMENTS:
         text = re.sub(pattern, replacement, text)
-    text = re.sub(r'\A""".*?"""', lambda _: f'"""{DOCSTRINGS[FILES[name]]}"""', text, count=1, flags=re.S)
-    if "time." not in text:
-        text = text.replace("import time\n", "")
-    return _tidied(text)
-
-
-def _tidied(text: str) -> str:
-    for command in (["check", "--quiet", "--fix", "--select", "I,F401"], ["format", "--quiet"]):
-        ruff = [sys.executable, "-m", "ruff", *command, "--stdin-filename", str(CLIENT / "made.py"), "-"]
+    text = HEADER.format(name=source.name) + text
+    for command in (["check", "--quiet", "--fix", "--select", "I,F"], ["format", "--quiet"]):
+        ruff = [sys.executable, "-m", "ruff", *command, "--stdin-filename", str(CLIENT / "_sync" / source.name), "-"]
         text = subprocess.run(ruff, input=text, capture_output=True, text=True, check=True).stdout
     return text
 
 
 if __name__ == "__main__":
-    for source, target in FILES.items():
-        (CLIENT / target).write_text(made(source), "utf-8")
+    for source in sources():
+        (CLIENT / "_sync" / source.name).write_text(generate(source), "utf-8")

@@ -15,7 +15,7 @@ from afterwords import local, provenance
 from afterwords.audio.audio import decode
 from afterwords.backends.base import Reference
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER, ToneEngine
-from afterwords.client.files import bytes_of
+from afterwords.client.files import read_source
 from afterwords.errors import (
     AfterwordsError,
     ConsentRequiredError,
@@ -66,7 +66,7 @@ def test_file_that_was_just_written_is_read_from_its_beginning() -> None:
     file.write(READER.read_bytes())
     by_file = aw.clone(file, name="file", consent="self")
     assert by_file.reference == aw.clone(READER, name="path", consent="self").reference
-    assert bytes_of(file) == READER.read_bytes()
+    assert read_source(file) == READER.read_bytes()
 
 
 def test_open_file_is_read_from_where_it_stands(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_two_pushes_at_once_make_one_voice(
 
         shutil.copytree(home, elsewhere)
         folders = [home, elsewhere]
-    key = client._access.api_key
+    key = client._session.access.api_key
     assert key
     program = "import sys, afterwords as aw; sys.stdin.readline(); print(aw.push('me').voice_id)"
     pushes = [

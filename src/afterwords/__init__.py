@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AfterwordsError": "afterwords.errors",
-    "AsyncClient": "afterwords.client._async.client",
+    "AsyncClient": "afterwords.client",
     "Audio": "afterwords.audio.audio",
-    "Client": "afterwords.client._sync.client",
+    "Client": "afterwords.client",
     "Job": "afterwords.models",
     "Voice": "afterwords.models",
     "clone": "afterwords.local",

@@ -9,18 +9,14 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, cast
 
-from afterwords import AsyncClient, Client
-from afterwords.client import aio, aio_speech
+from afterwords import Client
+from afterwords.client._async.client import AsyncClient
+from afterwords.client._async.jobs import AsyncJobs, AsyncRemoteJob
+from afterwords.client._async.keys import AsyncKeys
+from afterwords.client._async.stream import AsyncRemoteStream
+from afterwords.client._async.voices import AsyncVoices
 
-AWAITED = (
-    aio.AsyncClient,
-    aio.AsyncVoices,
-    aio.AsyncKeys,
-    aio_speech.AsyncJobs,
-    aio_speech.AsyncRemoteJob,
-    aio_speech.AsyncRemoteSpeech,
-    aio_speech.AsyncRemoteBytes,
-)
+AWAITED = (AsyncClient, AsyncVoices, AsyncKeys, AsyncJobs, AsyncRemoteJob, AsyncRemoteStream)
 
 
 class Front:
@@ -90,5 +86,5 @@ class Either:
 
 def n_busy(client: Client | AsyncClient) -> int:
     """How many connections are held by answers that nobody has closed."""
-    http: Any = (client._thing if isinstance(client, Front) else client)._http
+    http: Any = (client._thing if isinstance(client, Front) else client)._session._http
     return sum(not connection.is_idle() for connection in http._transport._pool.connections)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from afterwords import Client, Voice
-from afterwords.client.requests import Answer, Ask, refusal
+from afterwords.client.parsing import parse_error
+from afterwords.client.requests import Request, Response
 from afterwords.errors import (
     AfterwordsError,
     BadRequestError,
@@ -39,7 +40,7 @@ EXITS = {401: 3, 403: 3, 404: 4, 410: 4, 429: 6}
 
 def refused(status: int, body: bytes, content_type: str = JSON, **headers: str) -> AfterwordsError:
     names = {"content-type": content_type, **{name.replace("_", "-"): value for name, value in headers.items()}}
-    return refusal(Answer(status, names, body), Ask("GET", "/v1/voices/x", missing="voice_not_found"))
+    return parse_error(Response(status, names, body), Request("GET", "/v1/voices/x", missing_code="voice_not_found"))
 
 
 class TestCodes:

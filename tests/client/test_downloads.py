@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,8 @@ import pytest
 
 from afterwords import Client, Voice
 from afterwords.audio.wav import canonical_wav
-from afterwords.client.downloads import fetched
-from afterwords.client.requests import RETRIES, Answer, Ask, Known, Operation, Pause
+from afterwords.client.requests import RETRIES, Request, Response
 from afterwords.errors import (
-    AfterwordsError,
     ConnectionLostError,
     JobNotReadyError,
     RangeNotSatisfiableError,
@@ -23,6 +22,7 @@ from afterwords.models import FormatName
 from afterwords.testing import Fault, FaultyServer, Seen
 from tests.client.answering import answering
 from tests.client.front import Either, n_busy
+from tests.client.scripted import ScriptedSession
 from tests.e2e.served import READER
 from tests.hosted.service import HostedService
 from tests.hosted.wire import Answer as Page
@@ -208,47 +208,37 @@ class TestLimits:
 class TestJoining:
     """Parts as no real server sends them: the operation alone."""
 
-    def fetched(self, *answers: Answer | AfterwordsError) -> bytes:
-        left = list(answers)
-        operation: Operation[Answer] = fetched(Ask("GET", "/audio", is_download=True), Known())
-        step = next(operation)
-        while True:
-            try:
-                if isinstance(step, Pause):
-                    step = operation.send(None)
-                elif isinstance(outcome := left.pop(0), AfterwordsError):
-                    step = operation.throw(outcome)
-                else:
-                    step = operation.send(outcome)
-            except StopIteration as done:
-                return bytes(done.value.body)
+    def download(self, *responses: Response) -> bytes:
+        with closing(ScriptedSession(*responses)) as session:
+            return session.download(Request("GET", "/audio", is_download=True)).body
 
     @pytest.mark.parametrize(
         "second",
         [
-            Answer(206, {**AUDIO, "content-range": "bytes 0-9/10"}, b"other half"),
-            Answer(206, {**AUDIO, "content-range": "bytes 0-4/10"}, b"other"),
-            Answer(206, {**AUDIO, "content-range": "bytes 5-9/10, and more"}, b"other"),
-            Answer(206, AUDIO, b"other"),
-            Answer(416, {"content-type": "application/json"}, b"{}"),
-            Answer(416, {}, b""),
+            Response(206, {**AUDIO, "content-range": "bytes 0-9/10"}, b"other half"),
+            Response(206, {**AUDIO, "content-range": "bytes 0-4/10"}, b"other"),
+            Response(206, {**AUDIO, "content-range": "bytes 5-9/10, and more"}, b"other"),
+            Response(206, AUDIO, b"other"),
+            Response(416, {"content-type": "application/json"}, b"{}"),
+            Response(416, {}, b""),
         ],
     )
-    def test_a_part_that_does_not_fit_is_thrown_away(self, second: Answer) -> None:
-        half = Answer(200, AUDIO, b"whole", is_whole=False)
-        assert self.fetched(half, second, Answer(200, AUDIO, b"all of it!")) == b"all of it!"
+    def test_a_part_that_does_not_fit_is_thrown_away(self, second: Response) -> None:
+        half = Response(200, AUDIO, b"whole", is_whole=False)
+        assert self.download(half, second, Response(200, AUDIO, b"all of it!")) == b"all of it!"
 
     def test_a_part_shorter_than_asked_for_is_gone_on_with(self) -> None:
-        half = Answer(200, AUDIO, b"abc", is_whole=False)
-        parts = [Answer(206, {"content-range": f"bytes {n}-{n}/5"}, b"de"[n - 3 :][:1]) for n in (3, 4)]
-        assert self.fetched(half, *parts) == b"abcde"
+        half = Response(200, AUDIO, b"abc", is_whole=False)
+        parts = [Response(206, {"content-range": f"bytes {n}-{n}/5"}, b"de"[n - 3 :][:1]) for n in (3, 4)]
+        assert self.download(half, *parts) == b"abcde"
 
     def test_a_server_that_gives_all_of_it_again_is_taken_at_its_word(self) -> None:
-        half = Answer(200, AUDIO, b"abc", is_whole=False)
-        assert self.fetched(half, Answer(200, AUDIO, b"abcde")) == b"abcde"
+        half = Response(200, AUDIO, b"abc", is_whole=False)
+        assert self.download(half, Response(200, AUDIO, b"abcde")) == b"abcde"
 
     def test_a_range_that_was_never_asked_for_is_no_reason_to_begin_anew(self) -> None:
         with pytest.raises(RangeNotSatisfiableError):
-            self.fetched(
-                *[Answer(416, {"content-type": "application/json"}, b'{"error":{"code":"range_not_satisfiable"}}')] * 9
+            self.download(
+                *[Response(416, {"content-type": "application/json"}, b'{"error":{"code":"range_not_satisfiable"}}')]
+                * 9
             )

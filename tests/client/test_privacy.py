@@ -10,10 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from afterwords import AsyncClient, Client
-from afterwords.client.operations import Speech
-from afterwords.client.parsing import Sound, Submitted
+from afterwords.client.parsing import SpeechResponse
 from afterwords.client.profiles import Access, Profile
-from afterwords.client.requests import Answer, Ask
+from afterwords.client.requests import Request, Response
 from afterwords.errors import AfterwordsError, InvalidInputError
 from afterwords.models import NewApiKey, now
 from afterwords.testing import Fault, FaultyServer
@@ -46,12 +45,11 @@ class TestRepr:
         [
             Access("https://a.example", KEY, ADMIN_SECRET, "p"),
             Profile("p", "https://a.example", KEY),
-            Ask(
+            Request(
                 "POST", "/", json={"text": TEXT}, form={"ref_text": TRANSCRIPT}, file=TEXT.encode(), body=TEXT.encode()
             ),
-            Answer(200, {"x": KEY}, TEXT.encode(), stream=TEXT),
-            Speech(TEXT, "me"),
-            Sound(TEXT.encode(), None, None, stream=TEXT),
+            Response(200, {"x": KEY}, TEXT.encode(), stream=TEXT),
+            SpeechResponse(TEXT.encode(), None, None, stream=TEXT),
             NewApiKey(api_key=KEY, label="mine", created_at=now(), webhook_secret=KEY),
         ],
         ids=lambda thing: type(thing).__name__,
@@ -65,7 +63,7 @@ class TestRepr:
         with client.stream(TEXT, voice=voice) as speech:
             things = [client, client.voices, client.jobs, client.keys, voice, client.voices.get(voice), speech, job]
             things += [job.wait(), job.wait().audio(), client.synthesize(TEXT, voice=voice), client.keys.create()]
-            things += [*client.jobs.list(), *client.keys.list(), client.usage(), Submitted(job, None)]
+            things += [*client.jobs.list(), *client.keys.list(), client.usage()]
             assert shows_nothing(f"{things!r} {[str(thing) for thing in things]}", key)
 
     @pytest.mark.parametrize("fault", [Fault.DROP_AFTER, Fault.HTML, Fault.HALF_BODY, None])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
@@ -13,11 +14,8 @@ from afterwords.client.requests import (
     BACKOFF_MAX_S,
     RETRIES,
     RETRY_AFTER_MAX_S,
-    Answer,
-    Ask,
-    Known,
-    Pause,
-    sent,
+    Request,
+    Response,
 )
 from afterwords.errors import (
     AfterwordsError,
@@ -35,40 +33,33 @@ from afterwords.errors import (
 )
 from afterwords.testing import Fault, FaultyServer
 from tests.client.front import Either
+from tests.client.scripted import ScriptedSession
 from tests.e2e.served import READER
 from tests.hosted.service import HostedService
 
 TEXT = "Said once, however often it is asked."
-GET = Ask("GET", "/v1/voices")
-POST = Ask("POST", "/v1/keys", is_repeatable=False)
-KEYED = Ask("POST", "/v1/synthesize", is_repeatable=False, idempotency_key="once")
-OWN, HOSTED = Known(is_own=True), Known(is_own=False)
+GET = Request("GET", "/v1/voices")
+POST = Request("POST", "/v1/keys", is_repeatable=False)
+KEYED = Request("POST", "/v1/synthesize", is_repeatable=False, idempotency_key="once")
 LOST, UNREACHED = ConnectionLostError("there"), UnreachableError("there", why="it refused")
 
 
-def answer(status: int, code: str = "", *, is_whole: bool = True, **headers: str) -> Answer:
+def answer(status: int, code: str = "", *, is_whole: bool = True, **headers: str) -> Response:
     told = json.dumps({"error": {"code": code}}).encode() if code else b"{}"
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(status, {"content-type": "application/json", **names}, told, is_whole=is_whole)
+    return Response(status, {"content-type": "application/json", **names}, told, is_whole=is_whole)
 
 
-def carried_out(ask: Ask, known: Known, *outcomes: Answer | AfterwordsError) -> tuple[int, list[float], object]:
-    """How often it was sent, after which pauses, and what came of it. The last outcome stays."""
-    operation, pauses, n_sent = sent(ask, known), [], 0
-    step = next(operation)
-    try:
-        while True:
-            if isinstance(step, Pause):
-                pauses.append(step.seconds)
-                step = operation.send(None)
-                continue
-            outcome = outcomes[min(n_sent, len(outcomes) - 1)]
-            n_sent += 1
-            step = operation.throw(outcome) if isinstance(outcome, AfterwordsError) else operation.send(outcome)
-    except StopIteration as done:
-        return n_sent, pauses, done.value
-    except AfterwordsError as error:
-        return n_sent, pauses, error
+def send(
+    request: Request, *outcomes: Response | AfterwordsError, is_hosted: bool = False
+) -> tuple[int, list[float], object]:
+    """Return how often a request was sent, the pauses between, and the response or error."""
+    with closing(ScriptedSession(*outcomes, is_afterwords_server=not is_hosted)) as session:
+        try:
+            result: object = session.request(request)
+        except AfterwordsError as error:
+            result = error
+        return len(session.sent), session.pauses, result
 
 
 class TestRules:
@@ -76,22 +67,22 @@ class TestRules:
 
     @pytest.mark.parametrize("ask", [GET, POST, KEYED], ids=["GET", "POST", "POST with a key"])
     @pytest.mark.parametrize("status", [408, 429, 503])
-    def test_what_was_certainly_not_done_is_sent_again(self, ask: Ask, status: int) -> None:
-        n_sent, _, result = carried_out(ask, HOSTED, answer(status), answer(200))
+    def test_what_was_certainly_not_done_is_sent_again(self, ask: Request, status: int) -> None:
+        n_sent, _, result = send(ask, answer(status), answer(200), is_hosted=True)
         assert (n_sent, result) == (2, answer(200))
 
     @pytest.mark.parametrize("outcome", [answer(500), answer(502), answer(504), LOST, answer(200, is_whole=False)])
     @pytest.mark.parametrize(
-        ("ask", "known", "n_sent"), [(GET, HOSTED, 2), (KEYED, OWN, 2), (KEYED, HOSTED, 1), (POST, OWN, 1)]
+        ("ask", "is_hosted", "n_sent"), [(GET, True, 2), (KEYED, False, 2), (KEYED, True, 1), (POST, False, 1)]
     )
     def test_what_may_have_been_done_is_sent_again_where_that_is_safe(
-        self, outcome: Answer | AfterwordsError, ask: Ask, known: Known, n_sent: int
+        self, outcome: Response | AfterwordsError, ask: Request, is_hosted: bool, n_sent: int
     ) -> None:
-        assert carried_out(ask, known, outcome, answer(201))[0] == n_sent
+        assert send(ask, outcome, answer(201), is_hosted=is_hosted)[0] == n_sent
 
     @pytest.mark.parametrize("ask", [GET, POST, KEYED], ids=["GET", "POST", "POST with a key"])
-    def test_what_never_went_out_is_sent_again(self, ask: Ask) -> None:
-        assert carried_out(ask, HOSTED, UNREACHED, answer(200))[0] == 2
+    def test_what_never_went_out_is_sent_again(self, ask: Request) -> None:
+        assert send(ask, UNREACHED, answer(200), is_hosted=True)[0] == 2
 
     @pytest.mark.parametrize(
         "outcome",
@@ -103,37 +94,37 @@ class TestRules:
             StrangeAnswerError("it is too long"),
         ],
     )
-    def test_what_would_fail_again_is_not(self, outcome: Answer | AfterwordsError) -> None:
-        n_sent, pauses, error = carried_out(GET, OWN, outcome)
+    def test_what_would_fail_again_is_not(self, outcome: Response | AfterwordsError) -> None:
+        n_sent, pauses, error = send(GET, outcome)
         assert (n_sent, pauses, isinstance(error, AfterwordsError)) == (1, [], True)
 
     @pytest.mark.parametrize("wish", [0, 1, 7, 60])
     def test_the_server_says_how_long_to_wait(self, wish: int) -> None:
-        _, pauses, _ = carried_out(GET, OWN, answer(429, retry_after=str(wish)), answer(200))
+        _, pauses, _ = send(GET, answer(429, retry_after=str(wish)), answer(200))
         assert len(pauses) == 1
         assert wish <= pauses[0] <= wish + 0.25
 
     def test_a_wait_that_is_too_long_is_the_callers_to_decide(self) -> None:
         wish = round(RETRY_AFTER_MAX_S) + 1
-        n_sent, _, error = carried_out(GET, OWN, answer(429, "rate_limited", retry_after=str(wish)))
+        n_sent, _, error = send(GET, answer(429, "rate_limited", retry_after=str(wish)))
         assert isinstance(error, RateLimitedError)
         assert (n_sent, error.retry_after_s) == (1, wish)
 
     @pytest.mark.parametrize("wish", ["-1", "1.5", "soon", "9" * 10, "Wed, 21 Oct 2026 07:28:00 GMT"])
     def test_a_wish_that_is_no_number_is_as_good_as_none(self, wish: str) -> None:
-        n_sent, pauses, _ = carried_out(GET, OWN, answer(503, retry_after=wish), answer(200))
+        n_sent, pauses, _ = send(GET, answer(503, retry_after=wish), answer(200))
         assert (n_sent, pauses[0] <= BACKOFF_MAX_S) == (2, True)
 
     def test_pauses_grow_and_no_two_clients_pause_alike(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("afterwords.client.requests.BACKOFF_S", 0.25)  # the real one: nothing waits here
-        runs = [carried_out(GET, OWN, answer(503))[1] for _ in range(20)]
+        runs = [send(GET, answer(503))[1] for _ in range(20)]
         for attempt in range(RETRIES):
             ceiling = min(BACKOFF_MAX_S, 0.25 * 2**attempt)
             assert all(ceiling / 2 <= run[attempt] <= ceiling for run in runs)
         assert len({tuple(run) for run in runs}) == 20
 
     def test_in_the_end_the_last_failure_is_told(self) -> None:
-        n_sent, pauses, error = carried_out(GET, OWN, answer(500), LOST, answer(503, "storage_unavailable"))
+        n_sent, pauses, error = send(GET, answer(500), LOST, answer(503, "storage_unavailable"))
         assert (n_sent, len(pauses)) == (RETRIES + 1, RETRIES)
         assert isinstance(error, ServiceUnavailableError)
 
@@ -149,11 +140,11 @@ class TestRules:
         ],
     )
     def test_what_is_gone_was_deleted_by_an_attempt_that_may_have_arrived(
-        self, before: list[Answer | AfterwordsError], is_done: bool
+        self, before: list[Response | AfterwordsError], is_done: bool
     ) -> None:
-        ask = Ask("DELETE", "/v1/voices/x", missing="voice_not_found", gone_is_done=True)
-        _, _, result = carried_out(ask, OWN, *before, answer(404))
-        assert isinstance(result, Answer if is_done else VoiceNotFoundError)
+        ask = Request("DELETE", "/v1/voices/x", missing_code="voice_not_found", is_done_if_gone=True)
+        _, _, result = send(ask, *before, answer(404))
+        assert isinstance(result, Response if is_done else VoiceNotFoundError)
 
 
 class TestFaults:

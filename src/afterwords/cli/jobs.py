@@ -110,7 +110,7 @@ def download(
 ) -> None:
     """Download the audio of a job. Waits for a pending job."""
     from afterwords.cli.save_audio import detect_format, parse_output, save_audio
-    from afterwords.client.parsing import Sound
+    from afterwords.client.parsing import SpeechResponse
     from afterwords.errors import StrangeAnswerError
 
     if out == "-" and as_json:
@@ -127,7 +127,7 @@ def download(
         stem, suffix = re.sub(r"[^\w-]", "-", str(job.job_id))[:60], format or detect_format(data) or "wav"
         place = parse_output(str(output.free_path(Path(f"{stem}.{suffix}"))), format)
     try:
-        duration_s = save_audio(Sound(data, job.voice_id, None, job.job_id), place)
+        duration_s = save_audio(SpeechResponse(data, job.voice_id, None, job.job_id), place)
     except StrangeAnswerError as error:
         if detect_format(data) is None:
             error.hint = "if the job was submitted for raw samples, add --format pcm."

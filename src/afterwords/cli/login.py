@@ -30,8 +30,8 @@ def login(
     profile: Annotated[str | None, typer.Option("--profile", "-p", help="Name of this login, to have several.")] = None,
 ) -> None:
     """Log in to a server with an API key, which is asked for or read from stdin."""
-    from afterwords.client.profiles import Access, check_profile, check_secret, check_url
     from afterwords.client import Client
+    from afterwords.client.profiles import Access, check_profile, check_secret, check_url
 
     profiles = _profiles()
     if profile is not None:
@@ -67,8 +67,8 @@ def logout(profile: Profile = None) -> None:
 
 def whoami(profile: Profile = None, as_json: AsJson = False) -> None:
     """Show the server and login in use, and the backends that the server offers."""
-    from afterwords.client.profiles import find_access
     from afterwords.client import Client
+    from afterwords.client.profiles import find_access
     from afterwords.errors import NotLoggedInError
 
     access = find_access(profile=profile)

@@ -22,7 +22,7 @@ def connect(profile: str | None, *, admin_secret: str | None = None) -> Client:
 
 def job_timeout_s(timeout: float | None) -> float:
     """Return how long to wait for a job, in seconds."""
-    from afterwords.client.operations import JOB_TIMEOUT_S
+    from afterwords.client.requests import JOB_TIMEOUT_S
 
     return JOB_TIMEOUT_S if timeout is None else timeout
 

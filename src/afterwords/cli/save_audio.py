@@ -16,7 +16,7 @@ from afterwords.errors import TooManyChunksError
 from afterwords.models import SpeechFormat
 
 if TYPE_CHECKING:
-    from afterwords.client.parsing import Sound
+    from afterwords.client.parsing import SpeechResponse
 
 _MAGIC: Final = {
     b"RIFF": SpeechFormat.WAV,
@@ -66,7 +66,7 @@ def detect_format(data: bytes) -> SpeechFormat | None:
     return next((format for magic, format in _MAGIC.items() if data.startswith(magic)), None)
 
 
-def save_audio(sound: Sound, place: AudioOutput, *, voice: str | None = None) -> float | None:
+def save_audio(sound: SpeechResponse, place: AudioOutput, *, voice: str | None = None) -> float | None:
     """Write audio from a server, converted to the wanted format and marked as synthetic if it is not yet.
 
     Args:
@@ -91,9 +91,9 @@ def save_audio(sound: Sound, place: AudioOutput, *, voice: str | None = None) ->
         write_atomically(place.target, sound.data)
         return header.duration_s if header else None
     from afterwords.audio.writer import AudioWriter
-    from afterwords.client.audio import decoded
+    from afterwords.client.audio import decode_speech
 
-    audio = decoded(sound, voice)
+    audio = decode_speech(sound, voice)
     with AudioWriter(place.target, format=place.format, sample_rate=audio.sample_rate, tags=dict(audio.tags)) as writer:
         writer.write(audio.samples)
     return audio.duration_s

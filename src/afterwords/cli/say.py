@@ -200,7 +200,7 @@ def _download_speech(
 ) -> tuple[RemoteJob, float | None]:
     """Submit a job, wait for it and save its audio; return the job, and the duration in seconds if it is known."""
     from afterwords.cli.save_audio import save_audio
-    from afterwords.client.parsing import Sound
+    from afterwords.client.parsing import SpeechResponse
     from afterwords.errors import UnsupportedByServerError
     from afterwords.models import SpeechFormat
 
@@ -224,7 +224,7 @@ def _download_speech(
         with explain_interrupt("Nothing was written. Download it with:", resume), output.waiting("downloading"):
             data = job.data()
     name = voice if isinstance(voice, str) else voice.name
-    return job, save_audio(Sound(data, job.voice_id, job.backend, job.job_id), place, voice=name)
+    return job, save_audio(SpeechResponse(data, job.voice_id, job.backend, job.job_id), place, voice=name)
 
 
 class _SampleStream:

@@ -1,11 +1,6 @@
-"""A server's voices from any program: `Client`, and `AsyncClient` to be awaited.
+"""Clients of a server: `Client` blocks, `AsyncClient` is awaited.
 
-    requests    how one request is made to succeed: retries, refusals; downloads: to the last byte
-    operations  every call of the API, once, as generators that do no I/O
-    aio · sync  the two that carry them out; `sync` is made from `aio`
-
-The rest is what they share: transport (httpx), parsing (JSON into models), audio (bytes into samples), files (in
-and out).
+`_async` is written by hand and `_sync` is generated from it. Both use requests, parsing and transport, which do no I/O.
 """
 
 from __future__ import annotations
@@ -14,19 +9,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from afterwords.client._async.client import AsyncClient
-    from afterwords.client._async.jobs import AsyncRemoteBytes, AsyncRemoteJob, AsyncRemoteSpeech
+    from afterwords.client._async.jobs import AsyncRemoteJob
+    from afterwords.client._async.stream import AsyncRemoteBytes, AsyncRemoteSpeech
     from afterwords.client._sync.client import Client
-    from afterwords.client._sync.jobs import RemoteBytes, RemoteJob, RemoteSpeech
+    from afterwords.client._sync.jobs import Jobs, RemoteJob
+    from afterwords.client._sync.keys import Keys
+    from afterwords.client._sync.stream import RemoteBytes, RemoteSpeech
+    from afterwords.client._sync.voices import Voices
 
-_HOMES = {
+_MODULES = {
     "AsyncClient": "_async.client",
-    "AsyncRemoteBytes": "_async.jobs",
+    "AsyncRemoteBytes": "_async.stream",
     "AsyncRemoteJob": "_async.jobs",
-    "AsyncRemoteSpeech": "_async.jobs",
+    "AsyncRemoteSpeech": "_async.stream",
     "Client": "_sync.client",
-    "RemoteBytes": "_sync.jobs",
+    "Jobs": "_sync.jobs",
+    "Keys": "_sync.keys",
+    "RemoteBytes": "_sync.stream",
     "RemoteJob": "_sync.jobs",
-    "RemoteSpeech": "_sync.jobs",
+    "RemoteSpeech": "_sync.stream",
+    "Voices": "_sync.voices",
 }
 __all__ = [
     "AsyncClient",
@@ -34,18 +36,21 @@ __all__ = [
     "AsyncRemoteJob",
     "AsyncRemoteSpeech",
     "Client",
+    "Jobs",
+    "Keys",
     "RemoteBytes",
     "RemoteJob",
     "RemoteSpeech",
+    "Voices",
 ]
 
 
-if not TYPE_CHECKING:  # a type checker that saw this would accept every misspelt name
+if not TYPE_CHECKING:  # else type checkers would accept every misspelled name
 
     def __getattr__(name: str) -> object:
-        """Load only the one that is asked for: a command line has no use for asyncio."""
+        """Import a public name when it is first used, so that `Client` does not load asyncio."""
         from importlib import import_module
 
-        if name not in _HOMES:
+        if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,22 +1,24 @@
-"""What a caller gives, as the API takes it, and files of what comes back."""
+"""Arguments and files of the caller: what is uploaded, and where downloads go."""
 
 from __future__ import annotations
 
 import warnings
+from enum import StrEnum
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from afterwords import disk
 from afterwords.audio.output import write_atomically
 from afterwords.errors import InvalidOptionError, RecordingWarning
-from afterwords.models import ConsentKind, JobStatus, SpeechFormat
+
+E = TypeVar("E", bound=StrEnum)
 
 
-def bytes_of(source: Path | str | bytes | BinaryIO) -> bytes:
-    """All of a file, by its path, its bytes, or open; one that stands at its end is read from its beginning.
+def read_source(source: Path | str | bytes | BinaryIO) -> bytes:
+    """Return the bytes of a file. An open file that is at its end is read from its beginning.
 
     Raises:
-        UnreadableFileError: it can't be read.
+        UnreadableFileError: The file can't be read.
     """
     if isinstance(source, bytes):
         return source
@@ -25,13 +27,13 @@ def bytes_of(source: Path | str | bytes | BinaryIO) -> bytes:
     return disk.read_stream(source)
 
 
-def wav_of(recording: Path | str | bytes | BinaryIO) -> bytes:
-    """A recording as a WAV file: one that is goes as it is, the server judges it; anything else is decoded.
+def read_recording(recording: Path | str | bytes | BinaryIO) -> bytes:
+    """Return a recording as a WAV file. A WAV file is returned as it is, for the server to check.
 
     Raises:
-        RecordingError: no decoder knows it.
+        RecordingError: No decoder can read the recording.
     """
-    data = bytes_of(recording)
+    data = read_source(recording)
     if data[:4] == b"RIFF":
         return data
     from afterwords.audio.audio import decode
@@ -43,30 +45,14 @@ def wav_of(recording: Path | str | bytes | BinaryIO) -> bytes:
     return canonical_wav(audio.samples, audio.sample_rate)
 
 
-def consent_of(consent: ConsentKind | str | None) -> str | None:
-    """By what right, in the API's word."""
-    if consent is None:
-        return None
-    if consent not in set(ConsentKind):
-        raise InvalidOptionError("consent", value=str(consent)[:40], allowed=", ".join(ConsentKind))
-    return ConsentKind(consent).value
+def parse_option(kind: type[E], value: str, *, name: str) -> E:
+    """Return a member of an enum, or raise InvalidOptionError with the allowed values."""
+    if value not in set(kind):
+        raise InvalidOptionError(name, value=str(value)[:40], allowed=", ".join(kind))
+    return kind(value)
 
 
-def format_named(name: SpeechFormat | str) -> SpeechFormat:
-    """A format of speech."""
-    if name not in set(SpeechFormat):
-        raise InvalidOptionError("format", value=str(name)[:40], allowed=", ".join(SpeechFormat))
-    return SpeechFormat(name)
-
-
-def status_named(name: JobStatus | str | None) -> JobStatus | None:
-    """Where a job may stand."""
-    if name is not None and name not in set(JobStatus):
-        raise InvalidOptionError("status", value=str(name)[:40], allowed=", ".join(JobStatus))
-    return None if name is None else JobStatus(name)
-
-
-def written(data: bytes, path: Path | str) -> Path:
-    """Write a file, whole or not at all."""
+def write_file(data: bytes, path: Path | str) -> Path:
+    """Write a file completely or not at all, and return its path."""
     write_atomically(Path(path), data)
     return Path(path)

@@ -1,7 +1,6 @@
-"""What came back, as the models that everyone else uses.
+"""Responses as errors, models and audio.
 
-What a server tells is read leniently, so that a newer one may say more, and checked strictly, so that a wrong one is
-found.
+Unknown fields are ignored, so that a newer server can send more; known ones are validated.
 """
 
 from __future__ import annotations
@@ -11,29 +10,247 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 from pydantic import ValidationError
 
-from afterwords.client.requests import Answer, json_of, strange
-from afterwords.errors import JobCancelledError, JobFailedError, TextWarning
+from afterwords.client.requests import Request, Response
+from afterwords.errors import (
+    AfterwordsError,
+    BadRequestError,
+    ConnectionLostError,
+    JobCancelledError,
+    JobFailedError,
+    LimitError,
+    RemoteError,
+    RemoteJobError,
+    ServerSetupError,
+    ServiceError,
+    StrangeAnswerError,
+    TextWarning,
+)
 from afterwords.models import Job, JobStatus, Model, Voice
 
 M = TypeVar("M", bound=Model)
 
-_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,200}")
-_NEXT: Final = re.compile(r'>\s*;\s*rel="?next"?')
+_CODES: Final = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "insufficient_scope",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    409: "conflict",
+    413: "request_too_large",
+    422: "invalid_input",
+    429: "limit_reached",
+    503: "service_unavailable",
+}
+"""The error codes of responses that have none."""
+_HINTS: Final = {
+    "unauthorized": "`afterwords login` takes another key; AFTERWORDS_API_KEY wins over it.",
+    "admin_required": "set AFTERWORDS_ADMIN_SECRET to the admin secret of the server, or ask the person who runs it.",
+    "key_replaced": "use the key that replaced it: `afterwords login`.",
+    "voice_not_found": "`afterwords voices --remote` lists the voices there; `afterwords push` copies a voice there.",
+    "ambiguous_voice_name": "use the id of the voice: `afterwords voices --remote --json`.",
+    "home_voice": "change it where it is at home: `afterwords voices` on the machine of the server.",
+    "job_not_found": "`afterwords jobs list` lists the jobs there.",
+    "key_not_found": "`afterwords keys list --remote` lists the keys there.",
+    "quota_exceeded": "`afterwords usage` shows when the next period begins; or ask for a higher limit.",
+    "storage_quota_exceeded": "delete a voice, or ask the person who runs the server for more room.",
+}
+_WORD: Final = re.compile(r"[!-~]{1,80}")
+"""What a code, a request ID or a field name looks like; anything else is not printed."""
+_MESSAGE_MAX_CHARS: Final = 500
+_NEXT_LINK: Final = re.compile(r'>\s*;\s*rel="?next"?')
+
+
+# -- errors ---------------------------------------------------------------------------------------------------
+
+
+def parse_error(response: Response, request: Request) -> AfterwordsError:
+    """Return the error that a response describes: the class of its code, with the request ID."""
+    if 300 <= response.status < 400:
+        return invalid_response(response, "it leads to another address, and keys are sent nowhere else")
+    fields = _error_fields(response)
+    if fields is None:
+        if not response.is_json and not response.is_transient_failure:  # else a proxy reports that the server is down
+            return invalid_response(response, f"it has status {response.status} and is not JSON")
+        fields = {}
+    missing_code = request.missing_code if response.status == 404 else ""
+    code = _word(fields.get("code")) or _CODES.get(response.status) or missing_code
+    kind = _error_classes().get(code) or (BadRequestError if 400 <= response.status < 500 else ServiceError)
+    error = kind.__new__(kind)
+    error.request_id = _word(fields.get("request_id")) or _word(response.headers.get("x-request-id"))
+    message = str(fields.get("message") or f"The server answered with status {response.status}.")
+    AfterwordsError.__init__(error, message[:_MESSAGE_MAX_CHARS], hint=_hint(code, response, error.request_id))
+    error.code = code or kind.code
+    error.http_status = response.status
+    if isinstance(error, ServiceError):
+        error.param = _word(fields.get("param"))
+        error.retry_after_s = response.retry_after_s
+    if isinstance(error, LimitError):
+        limit = response.headers.get("ratelimit-limit", "")
+        error.limit = int(limit) if re.fullmatch(r"\d{1,15}", limit) else None
+    return error
+
+
+def _error_fields(response: Response) -> dict[str, Any] | None:
+    """Return the error object of a body; a plain message counts as one."""
+    try:
+        error = json.loads(response.body)["error"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return error if isinstance(error, dict) else {"message": error if isinstance(error, str) else ""}
+
+
+def _word(value: object) -> str | None:
+    return value if isinstance(value, str) and _WORD.fullmatch(value) else None
+
+
+def _hint(code: str, response: Response, request_id: str | None) -> str:
+    if code in _HINTS:
+        return _HINTS[code]
+    if response.retry_after_s is not None:
+        return f"wait {response.retry_after_s} s, then ask again."
+    if response.status < 500:
+        return "correct the request, then try again."
+    about = f" about request {request_id}" if request_id else ""
+    return f"try again; if it fails again, ask the person who runs the server{about}."
+
+
+@cache
+def _error_classes() -> dict[str, type[AfterwordsError]]:
+    """Return the class of every code that a server may send."""
+    found: dict[str, type[AfterwordsError]] = {}
+
+    def add(kind: type[AfterwordsError]) -> None:
+        for sub in kind.__subclasses__():
+            if sub.__module__.startswith("afterwords.errors.") and sub not in _LOCAL_ERRORS:
+                found.setdefault(sub.code, sub)
+                add(sub)
+
+    add(AfterwordsError)
+    return found
+
+
+_LOCAL_ERRORS: Final = (RemoteError, RemoteJobError, ServerSetupError)
+"""Errors that this side detects; a server can't send them."""
+
+
+def truncated_response(response: Response) -> ConnectionLostError:
+    """Return the error for a connection that was lost within the body."""
+    error = ConnectionLostError("the server", why="it ended within the answer")
+    error.request_id = _word(response.headers.get("x-request-id"))
+    return error
+
+
+def invalid_response(response: Response, why: str) -> StrangeAnswerError:
+    """Return the error for a response that is not one of the API."""
+    error = StrangeAnswerError(why)
+    error.request_id, error.http_status = _word(response.headers.get("x-request-id")), response.status
+    return error
+
+
+# -- models ---------------------------------------------------------------------------------------------------
+
+
+def _parse_json(response: Response) -> Any:
+    if not response.is_json:
+        raise invalid_response(response, f"it is {response.content_type} where JSON belongs")
+    try:
+        return json.loads(response.body)
+    except (ValueError, RecursionError):
+        raise invalid_response(response, "its JSON can't be read") from None
+
+
+def parse_object(response: Response) -> dict[str, Any]:
+    """Return the JSON object of a response, or raise StrangeAnswerError."""
+    body = _parse_json(response)
+    if not isinstance(body, dict):
+        raise invalid_response(response, "it is not a JSON object")
+    return body
+
+
+def parse_array(response: Response) -> list[dict[str, Any]]:
+    """Return the JSON objects of a response, or raise StrangeAnswerError."""
+    body = _parse_json(response)
+    if not isinstance(body, list) or not all(isinstance(item, dict) for item in body):
+        raise invalid_response(response, "it is not a list of JSON objects")
+    return body
+
+
+def has_next_page(response: Response) -> bool:
+    return _NEXT_LINK.search(response.headers.get("link", "")) is not None
+
+
+def parse_model(response: Response, model: type[M]) -> M:
+    return validate(model, parse_object(response), response)
+
+
+def parse_models(response: Response, model: type[M]) -> list[M]:
+    return [validate(model, item, response) for item in parse_array(response)]
+
+
+def validate(model: type[M], fields: Mapping[str, Any], response: Response) -> M:
+    """Return a model of the fields that it knows, or raise StrangeAnswerError."""
+    try:
+        return model.model_validate({name: fields[name] for name in model.model_fields if name in fields})
+    except ValidationError as error:
+        names = ", ".join(sorted({str(e["loc"][0]) for e in error.errors() if e["loc"]}))
+        raise invalid_response(response, f"its {model.__name__} has wrong or missing fields ({names})") from None
+
+
+def parse_voice(fields: Mapping[str, Any], response: Response) -> Voice:
+    """Return a voice. The fields of its reference begin with `ref_`."""
+    reference = {
+        "sha256": fields.get("ref_sha256"),
+        "duration_s": fields.get("ref_duration_s"),
+        "sample_rate": fields.get("ref_sample_rate"),
+    }
+    metadata = fields.get("metadata")
+    if isinstance(metadata, str):  # the hosted service stores a JSON string
+        try:
+            metadata = json.loads(metadata)
+        except (ValueError, RecursionError):
+            metadata = None
+    known = {
+        **fields,
+        "lang": fields.get("lang") or "en",
+        "metadata": metadata if isinstance(metadata, dict) else {},
+        "reference": {**reference, "grade": fields.get("ref_grade")} if all(reference.values()) else None,
+    }
+    return validate(Voice, known, response)
+
+
+def parse_job(response: Response) -> Job:
+    fields = parse_object(response)
+    if fields.get("job_id") is None:
+        raise invalid_response(response, "its Job has no job_id")
+    return validate(Job, fields, response)
+
+
+def check_ready(job: Job) -> Job:
+    """Return a final job that is ready, or raise JobFailedError or JobCancelledError."""
+    if job.status is JobStatus.FAILED:
+        raise JobFailedError(job.job_id, reason=job.error or "no reason was given")
+    if job.status is JobStatus.CANCELLED:
+        raise JobCancelledError(job.job_id)
+    return job
+
+
+# -- speech ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
-    """Audio as it came.
+class SpeechResponse:
+    """Audio of a response, with what its headers say.
 
     Attributes:
-        stream: the open response, where it is still to be read.
-        is_cached: whether it was spoken before.
-        left_out: words of the text that the backend does not speak.
+        is_cached: The speech was in the server's cache.
+        left_out: Words of the text that the backend can't speak.
+        stream: The open `httpx.Response`, if the audio is still to be read.
     """
 
     data: bytes = field(repr=False)
@@ -45,123 +262,29 @@ class Sound:
     stream: Any = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """What became of a request to speak: a job, and, where it was there at once, the sound."""
-
-    job: Job
-    backend: str | None
-    sound: Sound | None = None
-    left_out: tuple[str, ...] = field(default=(), repr=False)
+def check_audio(response: Response) -> None:
+    """Raise StrangeAnswerError if a successful response is not audio."""
+    if not response.is_audio:
+        raise invalid_response(response, f"it is {response.content_type} where audio belongs")
 
 
-def given(**fields: Any) -> dict[str, Any]:
-    """The fields that have a value."""
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def path_of(folder: str, identifier: str) -> str:
-    """The address of one item; what is no identifier is asked for as one that nobody has, and leads nowhere else."""
-    return f"{folder}/{identifier if _ID.fullmatch(identifier) else '-'}"
-
-
-def has_next(answer: Answer) -> bool:
-    return _NEXT.search(answer.headers.get("link", "")) is not None
-
-
-def object_of(answer: Answer) -> dict[str, Any]:
-    body = json_of(answer)
-    if not isinstance(body, dict):
-        raise strange(answer, "it is no JSON object")
-    return body
-
-
-def array_of(answer: Answer) -> list[dict[str, Any]]:
-    body = json_of(answer)
-    if not isinstance(body, list) or not all(isinstance(item, dict) for item in body):
-        raise strange(answer, "it is no list of JSON objects")
-    return body
-
-
-def shaped(answer: Answer, model: type[M]) -> M:
-    return checked(model, object_of(answer), answer)
-
-
-def all_shaped(answer: Answer, model: type[M]) -> list[M]:
-    return [checked(model, item, answer) for item in array_of(answer)]
-
-
-def checked(model: type[M], told: Mapping[str, Any], answer: Answer) -> M:
-    """What was told, as far as the model knows it."""
-    try:
-        return model.model_validate({name: told[name] for name in model.model_fields if name in told})
-    except ValidationError as error:
-        fields = ", ".join(sorted({str(e["loc"][0]) for e in error.errors() if e["loc"]}))
-        raise strange(answer, f"its {model.__name__} has wrong or missing fields ({fields})") from None
-
-
-def voice_of(told: Mapping[str, Any], answer: Answer) -> Voice:
-    """A voice: a server tells of its reference by fields that begin with `ref_`."""
-    reference = {
-        "sha256": told.get("ref_sha256"),
-        "duration_s": told.get("ref_duration_s"),
-        "sample_rate": told.get("ref_sample_rate"),
-    }
-    facts = {**told, "metadata": _metadata(told.get("metadata"))}
-    facts["reference"] = {**reference, "grade": told.get("ref_grade")} if all(reference.values()) else None
-    if facts.get("lang") is None:
-        facts["lang"] = "en"
-    return checked(Voice, facts, answer)
-
-
-def _metadata(told: Any) -> dict[str, Any]:
-    """Free fields; the hosted service keeps them as a JSON string."""
-    if isinstance(told, str):
-        try:
-            told = json.loads(told)
-        except (ValueError, RecursionError):
-            return {}
-    return told if isinstance(told, dict) else {}
-
-
-def job_of(answer: Answer) -> Job:
-    told = object_of(answer)
-    if told.get("job_id") is None:
-        raise strange(answer, "its Job has no job_id")
-    return checked(Job, told, answer)
-
-
-def ready(job: Job) -> Job:
-    if job.status is JobStatus.FAILED:
-        raise JobFailedError(job.job_id, reason=job.error or "no reason was given")
-    if job.status is JobStatus.CANCELLED:
-        raise JobCancelledError(job.job_id)
-    return job
-
-
-def accepted(answer: Answer, voice_id: str) -> Submitted:
-    job = job_of(answer).model_copy(update={"voice_id": voice_id})
-    return Submitted(job, answer.headers.get("x-backend"), left_out=left_out_of(answer))
-
-
-def left_out_of(answer: Answer) -> tuple[str, ...]:
-    """The words of a text that are not spoken; a warning says that there are some, and not which."""
-    told = answer.headers.get("x-left-out", "")
-    words = tuple(unquote(word) for word in told.split(",") if word)
-    if words:
-        who = answer.headers.get("x-backend", "The server")
-        warnings.warn(f"{who} leaves out words of the text; `left_out` has them.", TextWarning, stacklevel=2)
-    return words
-
-
-def sound_of(answer: Answer, voice_id: str) -> Sound:
-    headers = answer.headers
-    return Sound(
-        answer.body,
+def parse_speech(response: Response, voice_id: str) -> SpeechResponse:
+    headers = response.headers
+    return SpeechResponse(
+        response.body,
         headers.get("x-voice-id", voice_id),
         headers.get("x-backend"),
         headers.get("x-job-id"),
         is_cached=headers.get("x-cache", "").upper() == "HIT",
-        left_out=left_out_of(answer),
-        stream=answer.stream,
+        left_out=parse_left_out(response),
+        stream=response.stream,
     )
+
+
+def parse_left_out(response: Response) -> tuple[str, ...]:
+    """Return the words of the text that are not spoken, and warn if there are any, without naming them."""
+    words = tuple(unquote(word) for word in response.headers.get("x-left-out", "").split(",") if word)
+    if words:
+        backend = response.headers.get("x-backend", "The server")
+        warnings.warn(f"{backend} leaves out words of the text; `left_out` has them.", TextWarning, stacklevel=2)
+    return words

@@ -1,21 +1,21 @@
-"""What both clients do with httpx: one request out, one answer in, each failure by its name.
+"""Settings, requests and errors of httpx, for both clients.
 
-Here the key is put on, and only here: requests go to the address of the client and nowhere else, redirects are never
-followed, and a server on this machine is never asked through a proxy.
+The key is added here and nowhere else. Requests go to the client's address only: redirects are not followed, and a
+server on this machine is not asked through a proxy.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import httpx
 
 from afterwords import __version__
 from afterwords.client.profiles import Access
-from afterwords.client.requests import Answer, Ask, is_audio
+from afterwords.client.requests import Request
 from afterwords.errors import (
     ConnectionLostError,
     InvalidInputError,
@@ -27,87 +27,84 @@ from afterwords.errors import (
 from afterwords.network import root_cause, setting_to_check
 
 CONNECT_TIMEOUT_S: Final = 10.0
-CONNECTIONS_MAX: Final = 100
-_HEADERS: Final = {
-    "User-Agent": f"afterwords/{__version__}",
-    "Accept-Encoding": "identity",  # lengths, parts and digests are those of what is stored
-}
-_ALWAYS: Final[Mapping[str, Any]] = {
-    "headers": _HEADERS,
-    "follow_redirects": False,
-    "limits": httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=20),
-}
 
 
-def settings_for(access: Access) -> dict[str, Any]:
-    """How the httpx client is made."""
-    settings = {**_ALWAYS, "trust_env": not access.is_loopback}
+def client_settings(access: Access) -> dict[str, Any]:
+    """Return the arguments of the httpx client."""
+    settings: dict[str, Any] = {
+        "headers": {
+            "User-Agent": f"afterwords/{__version__}",
+            "Accept-Encoding": "identity",  # ranges and digests are those of the stored bytes
+        },
+        "follow_redirects": False,
+        "limits": httpx.Limits(max_connections=100, max_keepalive_connections=20),
+        "trust_env": not access.is_loopback,
+    }
     if access.is_loopback and access.base_url.startswith("http:"):
-        # reading all the authorities there are takes 20 ms, and nobody is asked here; this one trusts none
+        # Loading the certificate authorities takes 20 ms, and plain HTTP needs none.
         settings["verify"] = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     return settings
 
 
-def request_for(http: httpx.Client | httpx.AsyncClient, ask: Ask, access: Access, timeout_s: float) -> httpx.Request:
-    """The request, with the key that it needs.
+def build_request(
+    http: httpx.Client | httpx.AsyncClient, request: Request, access: Access, timeout_s: float
+) -> httpx.Request:
+    """Return the httpx request, with the key that it needs.
 
     Raises:
-        NotLoggedInError: there is none.
-        InvalidInputError: what was given has no form that can be sent.
+        NotLoggedInError: There is no key.
+        InvalidInputError: An argument of the caller can't be encoded.
     """
-    headers = dict(ask.headers)
-    if ask.idempotency_key is not None:
-        headers["Idempotency-Key"] = ask.idempotency_key
-    if not ask.is_public:
-        headers["Authorization"] = f"Bearer {_secret(ask, access)}"
-    parts: dict[str, Any] = {}
-    if ask.form is not None:
-        parts = {"data": dict(ask.form), "files": {"ref_audio": ("reference.wav", ask.file, "audio/wav")}}
-    elif ask.body is not None:
-        parts = {"content": ask.body}
-    elif ask.json is not None:
-        parts = {"json": ask.json}
+    headers = dict(request.headers)
+    if request.idempotency_key is not None:
+        headers["Idempotency-Key"] = request.idempotency_key
+    if not request.is_public:
+        secret = (access.admin_secret if request.is_admin else None) or access.api_key
+        if secret is None:
+            raise NotLoggedInError(access.base_url, what="admin secret" if request.is_admin else "key")
+        headers["Authorization"] = f"Bearer {secret}"
+    content: dict[str, Any] = {}
+    if request.form is not None:
+        content = {"data": dict(request.form), "files": {"ref_audio": ("reference.wav", request.file, "audio/wav")}}
+    elif request.body is not None:
+        content = {"content": request.body}
+    elif request.json is not None:
+        content = {"json": request.json}
+    read_s = timeout_s + request.wait_s
     try:
         return http.build_request(
-            ask.method,
-            f"{access.base_url}{ask.path}",
-            params=dict(ask.params) or None,
+            request.method,
+            f"{access.base_url}{request.path}",
+            params=dict(request.params) or None,
             headers=headers,
-            # waiting for a connection of the pool is no failure of the server
-            timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, read=timeout_s + ask.wait_s, pool=None),
-            **parts,
+            # Waiting for a connection of the pool is not a failure of the server.
+            timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, read=read_s, pool=None),
+            **content,
         )
-    except (ValueError, httpx.InvalidURL):  # its message would quote what was given
+    except (ValueError, httpx.InvalidURL):  # its message would quote the caller's text
         raise InvalidInputError(
-            "What was given can't be sent: it holds a number that is none, or half a character.", hint="give another."
+            "An argument can't be sent: it contains NaN, infinity or half a surrogate pair.",
+            hint="correct the text, the name or the number.",
         ) from None
 
 
-def _secret(ask: Ask, access: Access) -> str:
-    if ask.is_admin and access.admin_secret is not None:
-        return access.admin_secret
-    if access.api_key is None:
-        raise NotLoggedInError(access.base_url, what="admin secret" if ask.is_admin else "key")
-    return access.api_key
-
-
 @contextmanager
-def named(access: Access, request: httpx.Request) -> Iterator[None]:
-    """Give each failure of the connection its name."""
+def translate_errors(access: Access, request: httpx.Request) -> Iterator[None]:
+    """Raise a RemoteError in place of an httpx error."""
     url = access.base_url
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
         check = "" if access.is_loopback else setting_to_check(url, error)
-        raise UnreachableError(url, why=_why(error), check=check) from error
+        raise UnreachableError(url, why=_reason(error), check=check) from error
     except httpx.ReadTimeout as error:
         raise ServerSilentError(url, waited_s=request.extensions["timeout"]["read"]) from error
     except httpx.TransportError as error:
-        raise ConnectionLostError(url, why=_why(error)) from error
+        raise ConnectionLostError(url, why=_reason(error)) from error
 
 
-def _why(error: httpx.TransportError) -> str:
-    """In a few words of the system's, which never hold what was sent."""
+def _reason(error: httpx.TransportError) -> str:
+    """Return a few words of the system, which never contain what was sent."""
     cause = root_cause(error)
     if isinstance(error, httpx.ConnectTimeout):
         return f"nothing answered within {CONNECT_TIMEOUT_S:g} s"
@@ -118,87 +115,17 @@ def _why(error: httpx.TransportError) -> str:
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror.lower()
     return {
-        httpx.RemoteProtocolError: "it was closed",
-        httpx.WriteTimeout: "it takes nothing any more",
+        httpx.WriteTimeout: "sending timed out",
         httpx.LocalProtocolError: "the request is not valid HTTP",
     }.get(type(error), "it was closed")
 
 
-def answer_of(response: httpx.Response, body: bytes, *, is_whole: bool) -> Answer:
-    """What came, for who asked."""
-    return Answer(response.status_code, _headers_of(response), body, is_whole=is_whole)
-
-
-def is_left_open(ask: Ask, response: httpx.Response) -> bool:
-    """Whether the body is for who asked to read: audio. Nobody would close another."""
-    return ask.is_stream and response.status_code == 200 and is_audio(opened_of(response))
-
-
-def opened_of(response: httpx.Response) -> Answer:
-    """A good answer whose body is still to come."""
-    return Answer(response.status_code, _headers_of(response), b"", stream=response)
-
-
-def _headers_of(response: httpx.Response) -> dict[str, str]:
+def response_headers(response: httpx.Response) -> dict[str, str]:
+    """Return the headers by lower-case name."""
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
 
 
-# httpx would close an answer as soon as its last byte is read, and a call that is cancelled just then would keep the
-# connection for good: so bodies are read, and connections given back, by these.
-
-
-def iter_bytes(response: httpx.Response) -> Iterator[bytes]:
-    """The body as it comes.
-
-    Raises:
-        StrangeAnswerError: it is compressed, which nobody asked for.
-    """
-    _check_is_plain(response)
-    yield from cast("httpx.SyncByteStream", response.stream)
-
-
-async def aiter_bytes(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The body as it comes; see `iter_bytes`."""
-    _check_is_plain(response)
-    async for piece in cast("httpx.AsyncByteStream", response.stream):
-        yield piece
-
-
-def _check_is_plain(response: httpx.Response) -> None:
+def check_uncompressed(response: httpx.Response) -> None:
+    """Raise StrangeAnswerError if the body is compressed, which no request asks for."""
     if response.headers.get("content-encoding", "identity").lower() != "identity":
         raise StrangeAnswerError("it is compressed, which was not asked for")
-
-
-def close(response: httpx.Response) -> None:
-    """Give its connection back."""
-    response.close()
-
-
-async def aclose(response: httpx.Response) -> None:
-    """Give its connection back, to the end even if who waits for that is cancelled."""
-    import asyncio
-
-    await asyncio.shield(response.aclose())
-
-
-class Body:
-    """The pieces of a body, up to a length that makes sense."""
-
-    def __init__(self, ask: Ask) -> None:
-        self._max_bytes = ask.max_bytes
-        self._pieces: list[bytes] = []
-        self._n_bytes = 0
-
-    def add(self, piece: bytes) -> None:
-        """Take a piece.
-
-        Raises:
-            StrangeAnswerError: it is too much.
-        """
-        self._n_bytes += len(piece)
-        if self._n_bytes > self._max_bytes:
-            raise StrangeAnswerError(f"it has more than {self._max_bytes:,} bytes")
-        self._pieces.append(piece)
-
-    def all(self) -> bytes:
-        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)

@@ -1,69 +1,68 @@
-"""`Client`: a server's voices from any program.
+# Generated from client/_async/client.py by `make client`. Do not edit.
+"""A client of an afterwords server.
 
-    with afterwords.Client("https://voices.example.com", api_key="aw_...") as client:
-        client.say("Hello", voice="me").save("hello.wav")
-
-Made from `aio` by `make client`: change that, and run it again.
+with afterwords.Client("https://voices.example.com", api_key="aw_...") as client:
+    audio = client.say("Hello", voice="me")
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from afterwords.client import transport
-from afterwords.client.files import bytes_of, consent_of, format_named, wav_of
-from afterwords.client.operations import JOB_TIMEOUT_S, PAGE_MAX, Operations, Page, Speech
-from afterwords.client.profiles import find_access
-from afterwords.client.requests import Answer, Ask, Operation, Pause
-from afterwords.client._sync.jobs import Jobs, RemoteBytes, RemoteJob, RemoteSpeech
-from afterwords.client.transport import Body, answer_of, is_left_open, named, opened_of, request_for, settings_for
-from afterwords.errors import AfterwordsError
-from afterwords.models import (
-    Account,
-    ApiKey,
-    ConsentKind,
-    ConsentName,
-    FormatName,
-    Health,
-    NewApiKey,
-    SpeechFormat,
-    Usage,
-    Voice,
+from afterwords.client._sync.jobs import Jobs, RemoteJob
+from afterwords.client._sync.keys import Keys
+from afterwords.client._sync.session import Session
+from afterwords.client._sync.stream import RemoteBytes, RemoteSpeech
+from afterwords.client._sync.voices import Voices
+from afterwords.client.files import parse_option
+from afterwords.client.parsing import (
+    SpeechResponse,
+    check_audio,
+    parse_job,
+    parse_left_out,
+    parse_model,
+    parse_speech,
 )
-from afterwords.network import checked_network
+from afterwords.client.profiles import find_access
+from afterwords.client.requests import (
+    FIRST_AUDIO_S,
+    JOB_TIMEOUT_S,
+    TIMEOUT_S,
+    Request,
+    Response,
+    long_poll_s,
+    resource_path,
+    speech_fields,
+    valid_key,
+)
+from afterwords.models import FormatName, Health, Job, JobStatus, SpeechFormat, Usage, Voice
 
 if TYPE_CHECKING:
     from afterwords.audio.audio import Audio
 
-T = TypeVar("T")
-
-TIMEOUT_S: Final = 60.0
-"""How long a server may be silent."""
-
 
 class Client:
-    """A server. Threads may share it. Close it, or use it in `with`.
+    """A client of an afterwords server. Threads can share it. Use it in `with`, or close it.
 
     Args:
-        base_url: the server's address; None takes AFTERWORDS_BASE_URL, else the profile that `afterwords login` chose,
-            else this machine.
-        api_key: None takes AFTERWORDS_API_KEY, or the profile's. It is sent to no other address.
-        admin_secret: opens `keys`; None takes AFTERWORDS_ADMIN_SECRET.
-        profile: the profile to use.
-        timeout_s: how long the server may be silent, in seconds.
-        transport: in place of the network, for tests and proxies.
+        base_url: The server's address. Default: AFTERWORDS_BASE_URL, then the profile that `afterwords login` saved,
+            then a server on this machine.
+        api_key: Default: AFTERWORDS_API_KEY, then the key of the profile. It is sent to `base_url` only.
+        admin_secret: Required for `keys`. Default: AFTERWORDS_ADMIN_SECRET.
+        profile: The name of the profile to use.
+        timeout_s: How long the server may stay silent, in seconds.
+        transport: Replaces the network, for tests and proxies.
 
     Raises:
-        InvalidInputError: the address, a secret or the profile can't be used.
-        ServiceError: from every method that asks the server: it refused. The class says why, `request_id` which request
-            it was.
-        RemoteError: from every such method: it could not be reached, or what it answered can't be believed.
+        InvalidInputError: The address, a secret or the profile can't be used.
+        ServiceError: Raised by every method that sends a request: the server refused it. The class says why, and
+            `request_id` identifies the request.
+        RemoteError: Raised by every such method: the server can't be reached, or its response is invalid.
     """
 
     def __init__(
@@ -76,14 +75,11 @@ class Client:
         timeout_s: float = TIMEOUT_S,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._access = find_access(base_url, api_key=api_key, admin_secret=admin_secret, profile=profile)
-        self._timeout_s = timeout_s
-        with checked_network():
-            self._http = httpx.Client(transport=transport, **settings_for(self._access))
-        self._operations = Operations()
-        self.voices: Final = Voices(self)
-        self.jobs: Final = Jobs(self)
-        self.keys: Final = Keys(self)
+        access = find_access(base_url, api_key=api_key, admin_secret=admin_secret, profile=profile)
+        self._session = Session(access, timeout_s=timeout_s, transport=transport)
+        self.voices: Final = Voices(self._session)
+        self.jobs: Final = Jobs(self._session)
+        self.keys: Final = Keys(self._session)
 
     def __repr__(self) -> str:
         return f"Client({self.base_url!r})"
@@ -91,11 +87,11 @@ class Client:
     @property
     def base_url(self) -> str:
         """The address of the server."""
-        return self._access.base_url
+        return self._session.access.base_url
 
     def close(self) -> None:
-        """Close its connections."""
-        self._http.close()
+        """Close the connections."""
+        self._session.close()
 
     def __enter__(self) -> Client:
         return self
@@ -104,8 +100,6 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    # -- speaking --------------------------------------------------------------------------------------------
 
     def say(
         self,
@@ -118,26 +112,30 @@ class Client:
         seed: int | None = None,
         timeout_s: float = JOB_TIMEOUT_S,
     ) -> Audio:
-        """Speak a text, and wait for all of it.
+        """Speak a text, and return all of the audio.
 
         Args:
             text: 1 to 5,000 characters.
-            voice: a voice of the server, its name there, or its identifier. Of two with one name the newer speaks.
-            lang: language of the text; None takes the voice's.
-            backend: what shall speak; None takes the voice's.
-            speed: 0.25 to 4; the pitch is kept.
-            seed: makes an engine that samples repeat itself.
-            timeout_s: how long to wait for the job, in seconds.
+            voice: A voice of the server, its name or its ID. If two voices have the name, the newer one speaks.
+            lang: Language of the text. Default: the language of the voice.
+            backend: The backend that speaks. Default: the backend of the voice.
+            speed: 0.25 to 4; the pitch does not change.
+            seed: Makes a backend that samples reproducible.
+            timeout_s: How long to wait for the job, in seconds.
 
         Raises:
-            VoiceNotFoundError: there is no such voice.
-            JobFailedError: it could not be spoken.
-            JobTimeoutError: it takes longer; the job goes on.
+            VoiceNotFoundError: The server has no such voice.
+            JobFailedError: The text could not be spoken.
+            JobTimeoutError: The job is still pending, and continues.
         """
-        from afterwords.client.audio import decoded
+        from afterwords.client.audio import decode_speech
 
-        speech = Speech(text, voice, lang, backend, speed, seed)
-        return decoded(self._run(self._operations.say(speech, timeout_s=timeout_s)), voice)
+        deadline = time.monotonic() + timeout_s
+        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed)
+        job = self._submit(voice, fields, key=valid_key(), wait_s=long_poll_s(timeout_s))
+        if job.status is not JobStatus.READY:
+            job.wait(timeout_s=max(0.0, deadline - time.monotonic()))
+        return decode_speech(SpeechResponse(job.data(), job.voice_id, job.backend, job.job_id), voice)
 
     def stream(
         self,
@@ -149,13 +147,15 @@ class Client:
         speed: float = 1.0,
         seed: int | None = None,
     ) -> RemoteSpeech:
-        """Speak a text, and give the audio while it is made: iterate over what comes back.
+        """Speak a text, and return the audio while it is generated: iterate over the result.
 
-        Leaving it unfinished cancels the job. A server that can't stream gives it once it is ready.
+        Closing it early cancels the job. A server that can't stream sends the audio once it is ready.
         The arguments and errors are those of `say`.
         """
-        speech = Speech(text, voice, lang, backend, speed, seed)
-        return RemoteSpeech(self, self._run(self._operations.stream(speech)), voice).begun()
+        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed)
+        speech = RemoteSpeech(self._session, self._open_stream(voice, fields), voice)
+        speech._read_header()
+        return speech
 
     def stream_bytes(
         self,
@@ -168,17 +168,17 @@ class Client:
         speed: float = 1.0,
         seed: int | None = None,
     ) -> RemoteBytes:
-        """Speak a text, and give the bytes of an audio file while it is made, to send on or to save.
+        """Speak a text, and return the bytes of an audio file while it is generated, to forward or to save.
 
-        Closing it early cancels the job. A server that can't stream gives the bytes once the job is ready.
+        Closing it early cancels the job. A server that can't stream sends the bytes once the job is ready.
 
         Args:
-            text: as for `say`, and the other arguments and errors too.
+            text: As for `say`; so are the other arguments and errors.
             format: wav, mp3, opus, flac or pcm (16-bit little-endian mono).
         """
-        speech = Speech(text, voice, lang, backend, speed, seed)
-        asked = self._operations.stream(speech, response_format=format_named(format))
-        return RemoteBytes(self, self._run(asked))
+        kind = parse_option(SpeechFormat, format, name="format")
+        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed, format=kind)
+        return RemoteBytes(self._session, self._open_stream(voice, fields))
 
     def synthesize(
         self,
@@ -193,238 +193,89 @@ class Client:
         webhook_url: str | None = None,
         idempotency_key: str | None = None,
     ) -> RemoteJob:
-        """Ask for speech, and come back at once with the job.
+        """Submit a text, and return the job at once.
 
         Args:
-            text: as for `say`, and the other arguments too.
+            text: As for `say`; so are the other arguments.
             format: wav, mp3, opus, flac or pcm, for `job.download`.
-            webhook_url: told when the job is final; https and public.
-            idempotency_key: the same key for the same request makes one job; None makes one up for this call.
+            webhook_url: A public https address that is called when the job has ended.
+            idempotency_key: Requests with the same key and content create one job. None generates a key for this call.
         """
-        speech = Speech(text, voice, lang, backend, speed, seed)
-        submitted = self._run(
-            self._operations.submit(
-                speech,
-                response_format=format_named(format),
-                webhook_url=webhook_url,
-                idempotency_key=idempotency_key,
-            )
+        kind = parse_option(SpeechFormat, format, name="format")
+        fields = speech_fields(
+            text, lang=lang, backend=backend, speed=speed, seed=seed, format=kind, webhook_url=webhook_url
         )
-        return RemoteJob.of(
-            self, submitted.job, submitted.sound, backend=submitted.backend, left_out=submitted.left_out
-        )
-
-    # -- the service -----------------------------------------------------------------------------------------
+        return self._submit(voice, fields, key=valid_key(idempotency_key))
 
     def health(self) -> Health:
-        """Ask whether the server answers, and what it speaks. Needs no key."""
-        return self._run(self._operations.health())
+        """Return the status of the server and its backends. Needs no key."""
+        return parse_model(self._session.request(Request("GET", "/v1/health", is_public=True)), Health)
 
     def usage(self) -> Usage:
-        """Ask what was spent in this billing period."""
-        return self._run(self._operations.usage())
+        """Return what was spent in this billing period."""
+        return parse_model(self._session.request(Request("GET", "/v1/usage")), Usage)
 
-    # -- carrying out ----------------------------------------------------------------------------------------
+    def _submit(self, voice: Voice | str, fields: dict[str, Any], *, key: str, wait_s: int = 0) -> RemoteJob:
+        """Create a job, or get the audio if it is cached or ready within `wait_s` seconds."""
 
-    def _run(self, operation: Operation[T]) -> T:
-        """Do what an operation asks for, until it is done."""
-        try:
-            step = next(operation)
-            while True:
-                try:
-                    answer = self._do(step)
-                except AfterwordsError as error:
-                    step = operation.throw(error)
-                else:
-                    step = operation.send(answer)
-        except StopIteration as done:
-            result: T = done.value
-            return result
+        def build(voice_id: str) -> Request:
+            return _synthesis(voice_id, fields, key=key, wait_s=wait_s)
 
-    def _do(self, step: Ask | Pause) -> Answer | None:
-        if isinstance(step, Pause):
-            time.sleep(step.seconds)
-            return None
-        request = request_for(self._http, step, self._access, self._timeout_s)
-        with named(self._access, request):
-            response = self._http.send(request, stream=True)
-            if is_left_open(step, response):
-                return opened_of(response)
-            body = Body(step)
-            try:
-                for piece in transport.iter_bytes(response):
-                    body.add(piece)
-            except httpx.TransportError:
-                return answer_of(response, body.all(), is_whole=False)
-            finally:
-                transport.close(response)
-        return answer_of(response, body.all(), is_whole=True)
+        self._check_options(fields)
+        voice_id, response = self.voices._request(voice, build)
+        if response.status != 200:
+            return self._accept(response, voice_id)
+        check_audio(response)
+        job_id = response.headers.get("x-job-id")
+        if not response.is_whole or response.is_damaged:  # by now the server has the audio
+            if job_id is not None:
+                response = Response(200, response.headers, self.jobs.data(job_id))
+            else:
+                response = self._session.download(build(voice_id))
+                check_audio(response)
+        speech = parse_speech(response, voice_id)
+        job = Job(job_id=job_id, voice_id=voice_id, status=JobStatus.READY)
+        return RemoteJob._from_job(self.jobs, job, speech, backend=speech.backend, left_out=speech.left_out)
 
-    def _pages(self, page: Callable[[str | None], Operation[Page[T]]]) -> Iterator[T]:
-        """Every item of a list, page by page."""
-        after: str | None = None
-        while True:
-            found = self._run(page(after))
-            yield from found.items
-            if found.after is None or found.after == after:
-                return
-            after = found.after
-
-
-class Voices:
-    """The voices of a server: `client.voices`."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._operations = client._operations
-
-    def create(
-        self,
-        recording: Path | str | bytes | BinaryIO,
-        *,
-        name: str,
-        text: str | None = None,
-        lang: str = "en",
-        backend: str | None = None,
-        family: str | None = None,
-        consent: ConsentKind | ConsentName | None = None,
-        idempotency_key: str | None = None,
-    ) -> Voice:
-        """Register a voice from a recording. (`afterwords.push` brings one that was cloned at home.)
-
-        Args:
-            recording: 5 to 60 s; a WAV goes as it is, anything else is decoded here. An open file is read from where
-                it stands, and from its beginning if it stands at its end.
-            name: what to call it.
-            text: transcript of the recording.
-            lang: language of the recording.
-            backend: what speaks it; None leaves that to the server.
-            family: groups voices of one speaker.
-            consent: by what right: "self", "granted", "public-domain" or "synthetic".
-            idempotency_key: the same key for the same recording makes one voice; None makes one up for this call.
-
-        Raises:
-            RecordingError: the recording can't be used.
-        """
-        return self._client._run(
-            self._operations.create_voice(
-                wav_of(recording),
-                name=name,
-                ref_text=text,
-                lang=lang,
-                backend=backend,
-                family=family,
-                consent=consent_of(consent),
-                idempotency_key=idempotency_key,
-            )
+    def _open_stream(self, voice: Voice | str, fields: dict[str, Any]) -> SpeechResponse:
+        """Return the audio as an open response; from a server that can't stream, once the job is ready."""
+        key = valid_key()
+        self._check_options(fields)
+        voice_id, response = self.voices._request(
+            voice, lambda voice_id: _synthesis(voice_id, {**fields, "stream": True}, key=key)
         )
+        if response.status == 200:
+            check_audio(response)
+            return parse_speech(response, voice_id)
+        job = self._accept(response, voice_id)
+        job.wait(timeout_s=FIRST_AUDIO_S)
+        path = f"{resource_path('/v1/jobs', str(job.job_id))}/audio"
+        response = self._session.request(Request("GET", path, is_stream=True, missing_code="job_not_found"))
+        check_audio(response)
+        speech = parse_speech(response, voice_id)
+        return replace(speech, backend=job.backend, job_id=job.job_id, left_out=job.left_out)
 
-    def list(self, *, page_size: int = 100) -> Iterator[Voice]:
-        """Go through all voices, oldest first; pages are fetched as they are needed.
+    def _accept(self, response: Response, voice_id: str) -> RemoteJob:
+        job = parse_job(response).model_copy(update={"voice_id": voice_id})
+        backend, left_out = response.headers.get("x-backend"), parse_left_out(response)
+        return RemoteJob._from_job(self.jobs, job, backend=backend, left_out=left_out)
 
-        What a list tells is short: `get` tells everything.
-        """
-        limit = max(1, min(page_size, PAGE_MAX))
-        return self._client._pages(lambda after: self._operations.voices_page(after, limit=limit))
-
-    def get(self, voice: Voice | str) -> Voice:
-        """Find a voice by its name or identifier, with all that the server tells of it.
-
-        Raises:
-            VoiceNotFoundError: there is none.
-        """
-        return self._client._run(self._operations.get_voice(voice))
-
-    def update(
-        self,
-        voice: Voice | str,
-        *,
-        name: str | None = None,
-        text: str | None = None,
-        lang: str | None = None,
-        backend: str | None = None,
-        family: str | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> Voice:
-        """Change what is said about a voice; None leaves a field as it is.
-
-        Raises:
-            UnsupportedByServerError: the hosted service can't.
-        """
-        return self._client._run(
-            self._operations.update_voice(
-                voice, name=name, ref_text=text, lang=lang, backend=backend, family=family, metadata=metadata
-            )
-        )
-
-    def delete(self, voice: Voice | str) -> None:
-        """Delete a voice on the server, with its recording, its jobs and all audio that was made with it."""
-        self._client._run(self._operations.delete_voice(voice))
-
-    def export(self, voice: Voice | str) -> bytes:
-        """Fetch a voice as one portable file.
-
-        Raises:
-            UnsupportedByServerError: the hosted service can't.
-        """
-        return self._client._run(self._operations.export_voice(voice))
-
-    def import_(self, bundle: Path | str | bytes | BinaryIO, *, idempotency_key: str | None = None) -> Voice:
-        """Register a voice from a portable file, with its consent and where it came from.
-
-        Raises:
-            InvalidBundleError: it is none, or a byte of it was changed.
-            UnsupportedByServerError: the hosted service can't.
-        """
-        return self._client._run(self._operations.import_voice(bytes_of(bundle), idempotency_key=idempotency_key))
+    def _check_options(self, fields: dict[str, Any]) -> None:
+        if fields.keys() & {"speed", "seed", "response_format", "webhook_url"}:
+            self._session.check_supports("speed, seed, other formats than wav, and webhooks")
 
 
-class Keys:
-    """The API keys of a server: `client.keys`.
-
-    The admin secret makes any key. A key without scopes and limit makes keys with scopes for its own account.
-    """
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._operations = client._operations
-
-    def create(
-        self,
-        *,
-        label: str | None = None,
-        scopes: Sequence[str] = (),
-        character_limit: int | None = None,
-        account_id: str | None = None,
-        for_key: str | None = None,
-    ) -> NewApiKey:
-        """Make a key. It is shown this once. Made by the admin and without an account, it gets a new one.
-
-        Args:
-            label: what to call it.
-            scopes: `voices:read`, `voices:write`, `synthesize`; none: everything.
-            character_limit: characters that it may spend in a month.
-            account_id: the account that it is for, which owns its voices.
-            for_key: the id of a key whose account it is for.
-        """
-        return self._client._run(
-            self._operations.create_key(
-                label=label, scopes=scopes, character_limit=character_limit, account_id=account_id, for_key=for_key
-            )
-        )
-
-    def accounts(self) -> list[Account]:
-        """List all accounts with what they have and have spent this month. It needs the admin secret."""
-        return self._client._run(self._operations.list_accounts())
-
-    def list(self) -> list[ApiKey]:
-        """List the keys of this account; for the admin, all."""
-        return self._client._run(self._operations.list_keys())
-
-    def revoke(self, key_id: str) -> None:
-        """Make a key useless at once."""
-        self._client._run(self._operations.revoke_key(key_id))
-
-    def rotate(self, key_id: str, *, overlap_s: float = 0.0) -> NewApiKey:
-        """Put a new key in the place of one, which stays valid for `overlap_s` seconds."""
-        return self._client._run(self._operations.rotate_key(key_id, overlap_s=overlap_s))
+def _synthesis(voice_id: str, fields: dict[str, Any], *, key: str, wait_s: int = 0) -> Request:
+    is_stream = "stream" in fields
+    return Request(
+        "POST",
+        "/v1/synthesize",
+        json={"voice_id": voice_id, **fields},
+        headers={"Prefer": f"wait={wait_s}"} if wait_s else {},
+        is_repeatable=False,
+        idempotency_key=key,
+        missing_code="voice_not_found",
+        is_stream=is_stream,
+        is_download=True,
+        wait_s=FIRST_AUDIO_S if is_stream else wait_s,
+    )

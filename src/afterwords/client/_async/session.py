@@ -1,0 +1,219 @@
+"""The connection to a server: requests with retries, resumed downloads, lists page by page, open streams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, TypeVar, cast
+
+import httpx
+
+from afterwords.client.parsing import (
+    has_next_page,
+    invalid_response,
+    parse_array,
+    parse_error,
+    parse_object,
+    truncated_response,
+)
+from afterwords.client.profiles import Access
+from afterwords.client.requests import (
+    NOTHING,
+    RETRIES,
+    Request,
+    Response,
+    append,
+    backoff_s,
+    drop_none,
+    resume,
+    should_retry,
+    was_not_processed,
+)
+from afterwords.client.transport import (
+    build_request,
+    check_uncompressed,
+    client_settings,
+    response_headers,
+    translate_errors,
+)
+from afterwords.errors import AfterwordsError, RemoteError, StrangeAnswerError, UnsupportedByServerError
+from afterwords.network import checked_network
+
+T = TypeVar("T")
+
+
+class AsyncSession:
+    """A server, the key for it, and the connections to it."""
+
+    def __init__(self, access: Access, *, timeout_s: float, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.access = access
+        self._timeout_s = timeout_s
+        self._is_afterwords_server: bool | None = None
+        with checked_network():
+            self._http = httpx.AsyncClient(transport=transport, **client_settings(access))
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def request(self, request: Request) -> Response:
+        """Send a request until it succeeds, as often as that is safe.
+
+        Raises:
+            ServiceError, LibraryError and others: The server refused, or kept failing: the class of the error code.
+            UnreachableError, ConnectionLostError: There was no response, or an incomplete one.
+            StrangeAnswerError: The response is not one of the API.
+            UnsupportedByServerError: The hosted service does not have this feature.
+        """
+        try:
+            return await self._retry(request)
+        except AfterwordsError as error:
+            if request.feature and error.http_status in (404, 405, 501) and not await self.is_afterwords_server():
+                raise UnsupportedByServerError(request.feature) from error
+            raise
+
+    async def download(self, request: Request) -> Response:
+        """Fetch a whole body: resume it if the connection is lost, start over if the bytes are damaged.
+
+        Raises:
+            StrangeAnswerError: The body was damaged in every attempt.
+            ConnectionLostError: The connection was lost in every attempt.
+        """
+        have = NOTHING
+        for attempt in range(RETRIES + 1):
+            try:
+                have = append(have, await self.request(resume(request, have)))
+            except AfterwordsError as error:
+                if error.http_status != 416 or not have.body:
+                    raise
+                have = NOTHING  # the body was complete, and only its end was not seen
+            failure: RemoteError = truncated_response(have)
+            if have.is_whole:
+                if not have.is_damaged:
+                    return have
+                why = "its bytes do not match its digest or length; something on the way alters or cuts it"
+                failure, have = invalid_response(have, why), NOTHING
+            if attempt == RETRIES:
+                raise failure
+            await self.sleep(backoff_s(attempt, failure))
+        raise AssertionError("the last attempt returns or raises")
+
+    async def pages(
+        self,
+        path: str,
+        parse: Callable[[Mapping[str, Any], Response], T],
+        *,
+        id_field: str,
+        feature: str | None = None,
+        **params: str | int | None,
+    ) -> AsyncIterator[T]:
+        """Yield every item of a list; a page is fetched when it is needed."""
+        after: str | None = None
+        while True:
+            query = drop_none(**params, after=after)
+            response = await self.request(Request("GET", path, params=query, feature=feature))
+            items = [parse(item, response) for item in parse_array(response)]
+            for item in items:
+                yield item
+            last = getattr(items[-1], id_field) if items else None
+            if last is None or last == after or not has_next_page(response):
+                return
+            after = last
+
+    async def stream(self, response: httpx.Response) -> AsyncIterator[bytes]:
+        """Yield the rest of an open body as it arrives."""
+        pieces = _body(response)
+        try:
+            while True:
+                with translate_errors(self.access, response.request):
+                    piece = await anext(pieces, None)
+                if piece is None:
+                    return
+                yield piece
+        finally:
+            await release(response)
+
+    async def is_afterwords_server(self) -> bool:
+        """Return whether this is an afterwords server; the hosted service does not state a version."""
+        if self._is_afterwords_server is None:
+            health = parse_object(await self._retry(Request("GET", "/v1/health", is_public=True)))
+            self._is_afterwords_server = bool(health.get("version"))
+        return self._is_afterwords_server
+
+    async def check_supports(self, feature: str) -> None:
+        """Raise UnsupportedByServerError for a feature that the hosted service would silently ignore."""
+        if not await self.is_afterwords_server():
+            raise UnsupportedByServerError(feature)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def _retry(self, request: Request) -> Response:
+        may_be_done = False
+        for attempt in range(RETRIES + 1):
+            response = None
+            try:
+                response = await self._send(request)
+                if response.status < 300 and (
+                    response.is_whole or (request.is_download and response.status in (200, 206))
+                ):
+                    return response
+                error = parse_error(response, request) if response.is_whole else truncated_response(response)
+            except AfterwordsError as failed:
+                error = failed
+            if response is not None and response.status == 404 and request.is_done_if_gone and may_be_done:
+                return Response(204, {})
+            if attempt == RETRIES or not should_retry(response, error):
+                raise error
+            if not was_not_processed(response, error):
+                may_be_done = True
+                if not (request.is_repeatable or await self._detects_repeats(request)):
+                    raise error
+            await self.sleep(backoff_s(attempt, error))
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _detects_repeats(self, request: Request) -> bool:
+        """Return whether the server recognizes the idempotency key of a request that it has processed."""
+        if request.idempotency_key is None:
+            return False
+        try:
+            return await self.is_afterwords_server()
+        except AfterwordsError:  # the error of the request itself says more
+            return False
+
+    async def _send(self, request: Request) -> Response:
+        """Send a request once, and read the body unless it is a stream.
+
+        httpx would release the connection at the last byte, and a call that is cancelled at that moment would leak
+        it: so the raw stream is read here.
+        """
+        outgoing = build_request(self._http, request, self.access, self._timeout_s)
+        pieces: list[bytes] = []
+        n_bytes = 0
+        is_whole = True
+        with translate_errors(self.access, outgoing):
+            incoming = await self._http.send(outgoing, stream=True)
+            status, headers = incoming.status_code, response_headers(incoming)
+            if request.is_stream and status == 200 and (opened := Response(status, headers, stream=incoming)).is_audio:
+                return opened
+            try:
+                async for piece in _body(incoming):
+                    n_bytes += len(piece)
+                    if n_bytes > request.max_bytes:
+                        raise StrangeAnswerError(f"it has more than {request.max_bytes:,} bytes")
+                    pieces.append(piece)
+            except httpx.TransportError:
+                is_whole = False
+            finally:
+                await release(incoming)
+        return Response(status, headers, b"".join(pieces), is_whole=is_whole)
+
+
+async def _body(response: httpx.Response) -> AsyncIterator[bytes]:
+    check_uncompressed(response)
+    async for piece in cast("httpx.AsyncByteStream", response.stream):
+        yield piece
+
+
+async def release(response: httpx.Response) -> None:
+    """Close a response and give its connection back to the pool, even if the caller is cancelled meanwhile."""
+    await asyncio.shield(response.aclose())
