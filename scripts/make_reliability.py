@@ -1,4 +1,4 @@
-"""Write what the long runs print into docs/reliability.md; `make soak` calls it. They take about fifteen minutes."""
+"""Run the long tests and write their tables into docs/reliability.md: `make soak`. It takes about fifteen minutes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,21 +23,16 @@ def main() -> None:
         print(*chaos.table(), "", sep="\n", flush=True)
         soak = Soak(Path(folder), n_requests=REQUESTS, seed=REQUESTS).run()
         print(*soak.table(), sep="\n", flush=True)
-    PAGE.write_text(_filled(PAGE.read_text("utf-8"), [*_page(chaos.table(), soak.table())]), "utf-8")
-    sys.exit(not (chaos.is_clean and soak.is_clean))
-
-
-def _page(chaos: Iterator[str], soak: Iterator[str]) -> Iterator[str]:
-    today = datetime.now(UTC).date()
-    yield f"{today}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}."
-    yield from ("", f"### Chaos: {JOBS} jobs, {KILLS} kills or more", "", *chaos)
-    yield from ("", f"### Soak: {REQUESTS:,} requests", "", *soak)
-
-
-def _filled(page: str, lines: list[str]) -> str:
-    before, _, rest = page.partition(BEGIN)
+    lines = [
+        f"{datetime.now(UTC).date()}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}.",
+        *("", f"### Chaos: {JOBS} jobs, {KILLS} kills or more", "", *chaos.table()),
+        *("", f"### Soak: {REQUESTS:,} requests", "", *soak.table()),
+    ]
+    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    return "\n".join([f"{before}{BEGIN}", "", *lines, "", f"{END}{after}"])
+    PAGE.write_text("\n".join([f"{before}{BEGIN}", "", *lines, "", f"{END}{after}"]), "utf-8")
+    sys.exit(not (chaos.is_clean and soak.is_clean))
 
 
 if __name__ == "__main__":
