@@ -49,7 +49,7 @@ from afterwords.models import (
     now,
 )
 from afterwords.provenance import mark_tags, seal
-from afterwords.reference import Finding, Prepared, Report, examine, prepare
+from afterwords.reference import Finding, PreparedReference, Report, examine, prepare
 from afterwords.reference.preparation import SURPLUS_MAX
 from afterwords.speech import Speech, speak
 from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text, normalise_lang
@@ -64,7 +64,7 @@ MAX_STREAM_BYTES: Final = 512 * 2**20
 CorrectTranscript = Callable[["Transcript"], str]
 """Returns the transcript as the user corrected it."""
 
-AcceptRecording = Callable[[Prepared], bool]
+AcceptRecording = Callable[[PreparedReference], bool]
 """Called with the prepared recording before the slow work; returns whether to go on despite grade F."""
 
 
@@ -227,7 +227,7 @@ class CloneResult:
     """
 
     voice: Voice
-    prepared: Prepared
+    prepared: PreparedReference
     backend: str
     notices: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
@@ -393,7 +393,7 @@ def _prepare(
     confirm: CorrectTranscript | None,
     progress: Progress,
     accept: AcceptRecording,
-) -> tuple[Prepared, list[str], list[str]]:
+) -> tuple[PreparedReference, list[str], list[str]]:
     """Return the reference with its transcript, notices, and doubts about the transcript.
 
     A given transcript is compared with the recording and cut with it. Without one, the chosen window is transcribed;
@@ -414,7 +414,7 @@ def _prepare(
     transcript, notices = transcribe_recording(audio, lang, progress)
     prepared = prepare(audio, source=label, transcript=text, words=transcript.words if transcript else None)
     _check_grade(prepared, label, accept)
-    if prepared.transcript_was_cut_away:
+    if prepared.is_transcript_dropped:
         reason = (
             "it does not match the recording." if transcript else f"to keep one, first run: {pip_install('transcribe')}"
         )
@@ -422,7 +422,7 @@ def _prepare(
     return prepared, notices, transcript_doubts(transcript, lang=lang, text=text)
 
 
-def _check_grade(prepared: Prepared, label: str, accept: AcceptRecording) -> None:
+def _check_grade(prepared: PreparedReference, label: str, accept: AcceptRecording) -> None:
     is_accepted = accept(prepared)
     if prepared.report.grade == "F" and not is_accepted:
         worst = _worst(prepared.report)

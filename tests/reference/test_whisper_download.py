@@ -1,4 +1,4 @@
-"""Fetching a Whisper model: the real hub client against a hub on loopback that holds whisper-tiny."""
+"""Download of a Whisper model with the real hub client from a loopback hub with whisper-tiny."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from pathlib import Path
 from afterwords.audio.audio import decode
 from afterwords.reference.transcription import transcribe
 told = []
-heard = transcribe(decode(Path({str(READER)!r})), lang="en", progress=lambda done, step: told.append((done, step)))
-print(json.dumps([heard.text, told]))
+recognized = transcribe(decode(Path({str(READER)!r})), lang="en", progress=lambda done, step: told.append((done, step)))
+print(json.dumps([recognized.text, told]))
 """
 
 
 class Hub(ThreadingHTTPServer):
-    """A hub with one repository. With `breaks_after`, the first download of the weights is cut off there."""
+    """A hub with one repository. With `breaks_after`, the first download of the weights breaks off there."""
 
     daemon_threads = True
 
@@ -68,7 +68,7 @@ class Answer(BaseHTTPRequestHandler):
             self._file(is_head=False)
 
     def log_message(self, *_args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def _json(self, value: object) -> None:
         body = json.dumps(value).encode()
@@ -127,7 +127,7 @@ def transcribed(hub: Hub, home: Path, **settings: str) -> subprocess.CompletedPr
     )
 
 
-def test_a_model_that_is_not_here_is_downloaded_with_progress(hub: Hub, tmp_path: Path) -> None:
+def test_missing_model_is_downloaded_with_progress(hub: Hub, tmp_path: Path) -> None:
     done = transcribed(hub, tmp_path)
     assert done.returncode == 0, done.stderr
     text, told = json.loads(done.stdout)
@@ -142,7 +142,7 @@ def test_a_model_that_is_not_here_is_downloaded_with_progress(hub: Hub, tmp_path
     assert not [agent for _, agent in hub.asked if "torch" in agent or "agent/" in agent]
 
 
-def test_a_model_that_is_here_makes_no_call(hub: Hub, tmp_path: Path) -> None:
+def test_model_on_disk_makes_no_request(hub: Hub, tmp_path: Path) -> None:
     assert transcribed(hub, tmp_path).returncode == 0
     hub.ranges.clear()
     done = transcribed(hub, tmp_path)
@@ -151,7 +151,7 @@ def test_a_model_that_is_here_makes_no_call(hub: Hub, tmp_path: Path) -> None:
     assert not [step for _, step in json.loads(done.stdout)[1] if step == "downloading"]
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
+def test_interrupted_download_resumes(hub: Hub, tmp_path: Path) -> None:
     hub.breaks_after = 30_000_000
     first = transcribed(hub, tmp_path)
     done = first if first.returncode == 0 else transcribed(hub, tmp_path)
@@ -159,7 +159,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(hub: Hub, tmp_path: Pat
     assert any(asked.startswith("bytes=") and asked != "bytes=0-" for asked in hub.ranges), hub.ranges
 
 
-def test_offline_no_model_is_downloaded(hub: Hub, tmp_path: Path) -> None:
+def test_offline_setting_prevents_downloads(hub: Hub, tmp_path: Path) -> None:
     done = transcribed(hub, tmp_path, AFTERWORDS_OFFLINE="1")
     assert "TranscriberError" in done.stderr
     assert hub.ranges == []

@@ -14,7 +14,7 @@ from afterwords.cli import output
 
 if TYPE_CHECKING:
     from afterwords.local import CloneResult
-    from afterwords.reference import Prepared
+    from afterwords.reference import PreparedReference
     from afterwords.reference.transcription import Transcript
 
 CONSENT = {
@@ -109,8 +109,8 @@ def _estimate(backend: str, *, fast: bool) -> str:
     return " Preparing it takes about " + ("15 s on two cores." if fast else "40 s on two cores; --fast is quicker.")
 
 
-def _accept_in(bar: output.Bar, *, anyway: bool, estimate: str) -> Callable[[Prepared], bool]:
-    def accept(prepared: Prepared) -> bool:
+def _accept_in(bar: output.Bar, *, anyway: bool, estimate: str) -> Callable[[PreparedReference], bool]:
+    def accept(prepared: PreparedReference) -> bool:
         """Show the grade before the work begins, and ask about an F."""
         report = prepared.report
         is_refused = report.grade == "F" and not anyway

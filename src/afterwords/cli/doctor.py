@@ -12,7 +12,7 @@ from afterwords.cli import output
 if TYPE_CHECKING:
     from afterwords.audio.audio import Audio
     from afterwords.errors import RecordingError
-    from afterwords.reference import Prepared, Report, Window
+    from afterwords.reference import PreparedReference, Report, Window
     from afterwords.reference.transcription import Word
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -37,7 +37,7 @@ def doctor(
     audio = decode(recording)
     words = _heard(audio, lang, text) if text is not None else None
     report = examine(audio, transcript=text, words=words)
-    taken: Prepared | RecordingError
+    taken: PreparedReference | RecordingError
     try:
         taken = prepare(audio, source=recording.name, transcript=text, words=words)
     except RecordingError as error:
@@ -62,7 +62,7 @@ def _fix(report: Report) -> str:
     return "Record again: a voice made from this would not be worth the time."
 
 
-def _verdict(taken: Prepared | RecordingError) -> dict[str, object]:
+def _verdict(taken: PreparedReference | RecordingError) -> dict[str, object]:
     """What `clone` would do, in plain types."""
     if isinstance(taken, Exception):
         return {"window": None, "refusal": {"code": taken.code, "message": taken.message}}
@@ -70,7 +70,7 @@ def _verdict(taken: Prepared | RecordingError) -> dict[str, object]:
     return {"window": {"start_s": start_s, "end_s": end_s, "grade": taken.report.grade}, "refusal": None}
 
 
-def _show(audio: Audio, report: Report, taken: Prepared | RecordingError) -> None:
+def _show(audio: Audio, report: Report, taken: PreparedReference | RecordingError) -> None:
     for line in _drawing(audio, None if isinstance(taken, Exception) else taken.window):
         output.result(line)
     if isinstance(taken, Exception):

@@ -1,7 +1,6 @@
-"""Words heard in a recording: faster-whisper behind one function, and a given transcript held against what was heard.
+"""Transcribe recordings with faster-whisper, and align a given transcript with the recognized words.
 
-Apart because the model is heavy and optional: nothing of it loads until `transcribe` is called, and matching needs
-none of it. The reference doctor, the studio and `say --verify` call here.
+The model is optional (extra `transcribe`) and loads when `transcribe` is called; alignment doesn't need it.
 """
 
 from __future__ import annotations
@@ -26,32 +25,32 @@ if TYPE_CHECKING:
     from faster_whisper import WhisperModel
 
 DEFAULT_MODEL = "small"
-"""The smallest multilingual Whisper that spells names and other languages well; about 480 MB, fetched once."""
+"""The smallest multilingual Whisper that spells names and other languages well; a download of about 480 MB."""
 
 DOUBT_BELOW = 0.5
-"""A word that the model gave less than this probability is marked for its owner to look at."""
+"""Words with a lower probability are marked for correction."""
 
 _LANG_SURE, _LANG_RULED_OUT = 0.8, 0.1
-"""Another language is heard where it is as likely as the first, and the expected one less likely than the second.
+"""Another language is reported at the first probability or more, with the expected one at the second or less.
 
 whisper-base on synthetic speech gave 0.95 and more for es, fr, hi and it, where "en" had at most 0.014; for English of
 eleven voices, some with accents, "en" had 0.72 and more, also at 0 dB of noise; German by English voices had 0.5."""
 _CONFIDENCE_MIN = 0.7
-"""Mean of a transcript that can be trusted. whisper-tiny.en gave English 0.79 and more, also at 5 dB of noise, and what
-it invented for German, Spanish, Dutch and Hindi 0.36 to 0.69, unless it repeated itself."""
+"""Mean confidence of a reliable transcript. whisper-tiny.en gave English 0.79 and more, also at 5 dB of noise, and its
+inventions for German, Spanish, Dutch and Hindi 0.36 to 0.69, unless it repeated itself."""
 _REPETITION_MAX = 2.4
-"""How well a transcript may compress; Whisper's own limit, beyond which it takes its words for a loop."""
-_WHISPER_RATE = 16_000  # Hz, all that Whisper takes
+"""Compression ratio above which Whisper considers its own text a loop."""
+_WHISPER_RATE = 16_000  # Hz; the only rate of Whisper
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Thai to Han
 _UNIT = re.compile(rf"[{_UNSPACED}][^\w\s]*|[^\s{_UNSPACED}]+")
 _PIECE = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:'[^\W_{_UNSPACED}]+)*")
-_CLINGS = tuple("-'’‐‑")  # begins the second half of a word that Whisper has split, as in ill|-disposed
-_SPELLED = {"mr": "mister", "mrs": "missus", "dr": "doctor"}  # Whisper writes these as titles, people as they sound
+_CLINGS = tuple("-'’‐‑")  # start of the second part of a word that Whisper splits, as in ill|-disposed
+_SPELLED = {"mr": "mister", "mrs": "missus", "dr": "doctor"}  # Whisper writes titles, people write them out
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word and where it was heard, in seconds; `confidence` in [0, 1] is 0 for a word that was not heard as such."""
+    """A word with its times in seconds; `confidence` is in [0, 1], and 0 if the word was not recognized."""
 
     text: str = field(repr=False)
     start_s: float
@@ -61,9 +60,9 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What was heard: the text, its words with times, the language in two letters.
+    """The recognized text, its words with times, and the language code.
 
-    `doubt` is a sentence on why it can't be trusted, empty where nothing speaks against it.
+    `doubt` is a sentence on why the transcript is unreliable, or empty.
     """
 
     text: str = field(repr=False)
@@ -72,7 +71,7 @@ class Transcript:
     doubt: str = ""
 
     def marked(self) -> str:
-        """The text with `?` after each doubtful word, to be corrected by hand."""
+        """Return the text with `?` after each doubtful word, for correction."""
         return join_words(f"{word.text}?" if word.confidence < DOUBT_BELOW else word.text for word in self.words)
 
 
@@ -84,21 +83,20 @@ def transcribe(
     model: str | None = None,
     progress: Callable[[float, str], None] = lambda _fraction, _step: None,
 ) -> Transcript:
-    """Write down what is said in a recording, with the time of every word. The same audio gives the same text.
+    """Transcribe a recording with word times. Equal audio gives equal text.
 
     Args:
-        audio: mono, at any rate.
-        lang: two letters; None lets the model tell.
-        check_lang: first ask the model which language it hears, where it knows several. Where that clearly is not
-            `lang`, nothing is written down, since the model would invent it, and `doubt` says so. That takes about as
-            long as half a minute of transcribing.
-        model: folder or hub name of a faster-whisper model; None takes the setting `whisper`, else DEFAULT_MODEL, which
-            is downloaded when it is first needed. It stays loaded for the life of the process.
-        progress: told how far the download is, if there is one, and that the listening has begun.
+        audio: Mono, at any rate.
+        lang: Language code; None: detected.
+        check_lang: Detect the language first, with a multilingual model. If it clearly differs from `lang`, the text is
+            empty, since the model would invent it, and `doubt` says so. Takes as long as transcribing half a minute.
+        model: Folder or hub name of a faster-whisper model; None: the setting `whisper`, else DEFAULT_MODEL, which is
+            downloaded on first use. The model stays loaded.
+        progress: Called with the progress of a download and when transcription starts.
 
     Raises:
         MissingExtraError: faster-whisper is not installed.
-        TranscriberError: the model can't be had or does not know the language, or it failed.
+        TranscriberError: The model can't be loaded, does not know the language, or failed.
     """
     whisper = _model(model or load_config().whisper or DEFAULT_MODEL, progress)
     progress(0.0, "transcribing")
@@ -111,38 +109,40 @@ def transcribe(
         if check_lang and lang is not None and whisper.model.is_multilingual:
             likeliest, probability, every = whisper.detect_language(samples)
             if likeliest != lang and probability >= _LANG_SURE and dict(every).get(lang, 0) <= _LANG_RULED_OUT:
-                doubt = f'The recording sounds like the language "{likeliest}" ({probability:.0%} sure), not "{lang}".'
+                doubt = (
+                    f'The language of the recording seems to be "{likeliest}" ({probability:.0%} sure), not "{lang}".'
+                )
                 return Transcript("", (), likeliest, doubt)
         segments, info = whisper.transcribe(
             samples,
             language=lang,
             word_timestamps=True,
-            temperature=0.0,  # one value: no second try at a higher, random one
-            condition_on_previous_text=False,  # keeps a slip from repeating through the rest
+            temperature=0.0,  # no retry at a higher, random temperature
+            condition_on_previous_text=False,  # an error doesn't repeat in the rest
         )
-        heard = list(segments)
-        words = tuple(_whole_words(piece for segment in heard for piece in segment.words or ()))
+        found = list(segments)
+        words = tuple(_whole_words(piece for segment in found for piece in segment.words or ()))
     except Exception as error:
         raise TranscriberError(_first_line(error)) from error
-    repetition = max((segment.compression_ratio for segment in heard), default=0.0)
+    repetition = max((segment.compression_ratio for segment in found), default=0.0)
     doubt = _doubt(words, repetition, info.language)
     return Transcript(join_words(word.text for word in words), words, info.language, doubt)
 
 
 def _doubt(words: Sequence[Word], repetition: float, lang: str) -> str:
     if not words:
-        return f'No words of the language "{lang}" were understood in the recording.'
+        return f'No words of the language "{lang}" were recognized in the recording.'
     confidence = sum(word.confidence for word in words) / len(words)
     if confidence >= _CONFIDENCE_MIN and repetition <= _REPETITION_MAX:
         return ""
     return (
-        f'The recording was hardly understood as the language "{lang}" '
-        f"({confidence:.0%} sure{', and it repeats itself' if repetition > _REPETITION_MAX else ''})."
+        f'The recording was recognized poorly as the language "{lang}" '
+        f"({confidence:.0%} sure{', with repetitions' if repetition > _REPETITION_MAX else ''})."
     )
 
 
 def _model(name: str, progress: Callable[[float, str], None]) -> WhisperModel:
-    """The model of that name or in that folder, downloaded if it is not here."""
+    """Return the model with a name or in a folder, downloaded if needed."""
     folder = Path(name).expanduser()
     if (folder.is_absolute() or name.startswith(".")) and not folder.is_dir():
         raise TranscriberError(f"there is no model folder {name}")
@@ -151,7 +151,7 @@ def _model(name: str, progress: Callable[[float, str], None]) -> WhisperModel:
             return _load(str(folder))
         try:
             return _load(name)
-        except (OSError, RuntimeError):  # not here yet, or its download was broken off
+        except (OSError, RuntimeError):  # missing or partly downloaded
             return _load(_download(name, progress))
     except MissingExtraError:
         raise
@@ -166,23 +166,23 @@ def _load(place: str) -> WhisperModel:
         from faster_whisper import WhisperModel
     except ImportError as error:
         raise MissingExtraError("transcribe", purpose="Transcribing") from error
-    # Local files only: no call home for a model that is here. int8 on the CPU runs everywhere, and gives the same text.
+    # Local files only: no request to the hub for a model on disk. int8 on the CPU runs everywhere with equal results.
     return WhisperModel(place, local_files_only=True, device="cpu", compute_type="int8")
 
 
 def _download(name: str, progress: Callable[[float, str], None]) -> str:
-    """Fetch a model from the hub, going on where an earlier try broke off, and return its folder."""
+    """Download a model from the hub, resuming an earlier download, and return its folder."""
     turn_off_telemetry()
     from huggingface_hub import snapshot_download
     from tqdm import tqdm
 
     from afterwords.network import checked_network
 
-    reached = 0.0  # the total grows while files are found, and a bar must not run backwards
-    is_over = False  # the client closes a bar whenever the interpreter collects it, which may be much later
+    reached = 0.0  # the total grows during the download, and progress must not go back
+    is_over = False  # the hub client closes a bar when it is garbage-collected, maybe much later
 
     class Reported(tqdm):  # type: ignore[misc]  # tqdm has no types
-        """A progress bar of the hub's client, told to `progress` and printed nowhere."""
+        """A progress bar of the hub client that calls `progress` and prints nothing."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "disable": False, "file": StringIO()})
@@ -211,7 +211,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _whole_words(pieces: Iterable[Any]) -> Iterator[Word]:
-    """Whisper's pieces as words: halves joined at their hyphen or apostrophe, pieces without a letter left out."""
+    """Join the pieces of Whisper into words at hyphens and apostrophes; drop pieces without a letter."""
     word: Word | None = None
     for piece in pieces:
         text = piece.word.strip()
@@ -228,7 +228,7 @@ def _whole_words(pieces: Iterable[Any]) -> Iterator[Word]:
 
 
 def join_words(texts: Iterable[str]) -> str:
-    """Make a text of words: a space between them, save where the script has none."""
+    """Join words with spaces, except in scripts without spaces."""
     joined = ""
     for text in texts:
         is_unspaced = bool(joined) and re.search(rf"[{_UNSPACED}]\W*$", joined) and re.match(rf"[{_UNSPACED}]", text)
@@ -236,68 +236,68 @@ def join_words(texts: Iterable[str]) -> str:
     return joined
 
 
-# -- a given transcript and what was heard -------------------------------------------------------------------
+# -- aligning a given transcript -----------------------------------------------------------------------------
 
 
 def coverage(given_text: str, words: Sequence[Word]) -> float:
-    """Share of the heard words that a given transcript holds, in order, in [0, 1]; 1 where nothing was heard."""
+    """Return the share of recognized words that a transcript has in order, in [0, 1]; 1 without words."""
     held = held_words(given_text, words)
     return sum(held) / len(held) if held else 1.0
 
 
 def surplus(given_text: str, words: Sequence[Word]) -> float:
-    """Share of a given transcript's words that were not heard, in [0, 1]."""
+    """Return the share of the words of a transcript that were not recognized, in [0, 1]."""
     matched = match_words(given_text, words)
     return sum(word.confidence == 0 for word in matched) / len(matched) if matched else 0.0
 
 
 def held_words(given_text: str, words: Sequence[Word]) -> tuple[bool, ...]:
-    """Which of the heard words a given transcript holds, spelling of case, hyphens and punctuation aside."""
-    heard, home = _all_pieces([word.text for word in words])
+    """Return which recognized words a transcript has, ignoring case, hyphens and punctuation."""
+    recognized, home = _all_pieces([word.text for word in words])
     is_held = [True] * len(words)
-    for tag, _, _, start, end in _opcodes(_all_pieces(_units(given_text))[0], heard):
+    for tag, _, _, start, end in _opcodes(_all_pieces(_units(given_text))[0], recognized):
         if tag != "equal":
             for position in range(start, end):
                 is_held[home[position]] = False
     return tuple(is_held)
 
 
-def match_words(given_text: str, heard_words: Sequence[Word]) -> tuple[Word, ...]:
-    """Give the words of a transcript the times at which they were heard, so that it can be cut with its recording.
+def match_words(given_text: str, recognized: Sequence[Word]) -> tuple[Word, ...]:
+    """Align the words of a transcript with the recognized words and their times.
 
-    A word that was heard otherwise shares the time of what stands in its place; one that was not heard at all gets
-    the moment between its neighbours. Both have a confidence of 0.
+    A word recognized differently shares the time of its counterpart; a missing one gets the time between its neighbors.
+    Both have a confidence of 0.
 
     Returns:
-        One Word for each word of `given_text`, in its spelling, with its punctuation; () where nothing was heard.
+        One Word per word of `given_text`, with its spelling and punctuation; () without recognized words.
     """
-    if not heard_words:
+    if not recognized:
         return ()
     units = _units(given_text)
     given, home = _all_pieces(units)
-    heard, heard_home = _all_pieces([word.text for word in heard_words])
+    pieces, piece_home = _all_pieces([word.text for word in recognized])
     found: list[Word | None] = [None] * len(units)
-    for position, first, last, is_equal in _places(given, heard):
+    for position, first, last, is_equal in _places(given, pieces):
         unit = home[position]
         if is_equal:
-            place = replace(heard_words[heard_home[int(first)]], text=units[unit])
+            place = replace(recognized[piece_home[int(first)]], text=units[unit])
         else:
-            place = Word(units[unit], *_time_at(heard_words, heard_home, first, last), 0.0)
+            place = Word(units[unit], *_time_at(recognized, piece_home, first, last), 0.0)
         found[unit] = _merged(found[unit], place)
-    return tuple(_fill_gaps(units, found, heard_words))
+    return tuple(_fill_gaps(units, found, recognized))
 
 
-def _opcodes(given: list[str], heard: list[str]) -> list[tuple[str, int, int, int, int]]:
-    return list(SequenceMatcher(None, given, heard, autojunk=False).get_opcodes())
+def _opcodes(given: list[str], recognized: list[str]) -> list[tuple[str, int, int, int, int]]:
+    return list(SequenceMatcher(None, given, recognized, autojunk=False).get_opcodes())
 
 
-def _places(given: list[str], heard: list[str]) -> Iterator[tuple[int, float, float, bool]]:
-    """For each given piece that has one, its place among the heard ones (from, to), and whether it was heard as such.
+def _places(given: list[str], recognized: list[str]) -> Iterator[tuple[int, float, float, bool]]:
+    """Yield the position (from, to) of each given piece among the recognized ones, and whether they are equal.
 
-    Pieces that were heard otherwise share what stands in their place. At the beginning and the end of a transcript
-    that is no more than their own number: a transcript of one half must not be spread over the other.
+    Pieces that differ share the pieces in their place. At both ends of a transcript these are at most as many as the
+    given ones: a transcript of one half must not spread over the other.
     """
-    for tag, first, last, start, end in _opcodes(given, heard):
+    for tag, first, last, start, end in _opcodes(given, recognized):
         if tag == "equal":
             for step in range(last - first):
                 yield first + step, start + step, start + step + 1, True
@@ -311,30 +311,30 @@ def _places(given: list[str], heard: list[str]) -> Iterator[tuple[int, float, fl
 
 
 def _units(text: str) -> list[str]:
-    """The words of a text as they stand, with their punctuation; one for each sign in scripts without spaces."""
+    """Return the words of a text with their punctuation; single characters in scripts without spaces."""
     units: list[str] = []
     for unit in _UNIT.findall(text):
         if units and not _pieces(unit):
-            units[-1] += f" {unit}"  # a dash between spaces is no word
+            units[-1] += f" {unit}"  # a dash between spaces isn't a word
         else:
             units.append(unit)
     return units
 
 
 def _pieces(word: str) -> list[str]:
-    """A word as it is compared: small letters, no punctuation, parted at hyphens."""
+    """Return a word for comparison: lowercase, without punctuation, split at hyphens."""
     plain = unicodedata.normalize("NFKC", word).casefold().replace("’", "'")
     return [_SPELLED.get(piece, piece) for piece in _PIECE.findall(plain)]
 
 
 def _all_pieces(words: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The pieces of all words, and for each piece which word it comes from."""
-    parted = [(piece, index) for index, word in enumerate(words) for piece in _pieces(word)]
-    return [piece for piece, _ in parted], [index for _, index in parted]
+    """Return the pieces of all words, and the index of the word of each piece."""
+    pairs = [(piece, index) for index, word in enumerate(words) for piece in _pieces(word)]
+    return [piece for piece, _ in pairs], [index for _, index in pairs]
 
 
 def _time_at(words: Sequence[Word], home: Sequence[int], first: float, last: float) -> tuple[float, float]:
-    """Start and end in seconds of the stretch between two places, counted in pieces of the heard words."""
+    """Return start and end in seconds between two positions, counted in pieces of the recognized words."""
     edges = [words[index].start_s for index in home] + [words[home[-1]].end_s]
     start, end = (
         edges[int(place)] + (place % 1) * (edges[min(int(place) + 1, len(home))] - edges[int(place)])
@@ -350,8 +350,8 @@ def _merged(earlier: Word | None, later: Word) -> Word:
     return Word(later.text, min(earlier.start_s, later.start_s), max(earlier.end_s, later.end_s), confidence)
 
 
-def _fill_gaps(units: Sequence[str], found: Sequence[Word | None], heard: Sequence[Word]) -> Iterator[Word]:
-    moment = next((word.start_s for word in found if word is not None), heard[0].start_s)
+def _fill_gaps(units: Sequence[str], found: Sequence[Word | None], recognized: Sequence[Word]) -> Iterator[Word]:
+    moment = next((word.start_s for word in found if word is not None), recognized[0].start_s)
     for unit, word in zip(units, found, strict=True):
         yield word or Word(unit, moment, moment, 0.0)
         moment = word.end_s if word is not None else moment

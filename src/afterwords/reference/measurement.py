@@ -1,7 +1,4 @@
-"""One pass over a recording: level, speech, pitch and clipping of each 10 ms, which everything else reads.
-
-Apart because grading, choosing and levelling look at the same frames, and pitch is too slow to be found twice.
-"""
+"""Measure level, speech, pitch and clipping of each 10 ms of a recording, once for grading, window and level."""
 
 from __future__ import annotations
 
@@ -20,34 +17,34 @@ from afterwords.reference.transcription import Word
 
 Flags = NDArray[np.bool_]
 
-_MUTED_DB = -90.0  # dBFS, less any constant offset; about the lowest step of 16 bits
-_ANALYSIS_RATE = 16_000  # Hz: 10 ms are a whole number of samples, whatever the file's own rate
-_PITCH_RATE = 8_000  # Hz: enough for 500 Hz, and half the work
-_PITCH_BLOCK_S = 60  # bounds the memory of half an hour
-_CLIPPED_RUN = 3  # samples; natural peaks touch their highest value once
-_CLIPPED_NEAR = 0.99  # of the peak; room for the ripple of a lossy codec
+_MUTED_DB = -90.0  # dBFS without constant offset; about the lowest step of 16 bits
+_ANALYSIS_RATE = 16_000  # Hz; 10 ms are a whole number of samples
+_PITCH_RATE = 8_000  # Hz; enough for 500 Hz
+_PITCH_BLOCK_S = 60  # bounds the memory for half an hour
+_CLIPPED_RUN = 3  # samples; natural peaks reach their highest value once
+_CLIPPED_NEAR = 0.99  # of the peak, to allow for the ripple of a lossy codec
 _CLIPPED_STEP = 0.002  # of the peak, between neighbours in a flat run
-_NOISE_FRAMES_MIN = 30  # 0.3 s of pauses give a background that can be trusted
+_NOISE_FRAMES_MIN = 30  # 0.3 s of pauses give a reliable background
 _SPECTRUM_S = 0.032
-_SPECTRUM_FRAMES = 3000  # of a long recording, evenly spread: half a minute of speech
+_SPECTRUM_FRAMES = 3000  # evenly spread over a long recording: half a minute of speech
 _BAND_HZ = 250
-_BAND_RANGE_DB = 60.0  # below the strongest band nothing is heard beside speech
-_BAND_OVER_NOISE_DB = 3.0  # speech and background together twice the background: as strong as it
+_BAND_RANGE_DB = 60.0  # below the strongest band: inaudible under speech
+_BAND_OVER_NOISE_DB = 3.0  # speech plus background is twice the background
 
 
 @dataclass(frozen=True, slots=True)
-class Hearing:
-    """A recording and what each of its 10 ms frames is.
+class Measurement:
+    """A recording and its 10 ms frames.
 
     Attributes:
-        samples: shape (n_samples,), float32 mono, any constant offset removed.
-        sample_rate: in Hz, the file's own.
-        level_db: dBFS RMS, shape (n_frames,), as all that follow.
-        is_live: not muted: a room is never quite still, padding and a closed gate are.
-        is_speech: by level over the background.
-        pitch_hz: 0 where the sound is not voiced speech.
-        is_clipped: holds samples in a flat run at the peak.
-        clipped_share: of all samples, in [0, 1].
+        samples: Shape (n_samples,), float32 mono, without constant offset.
+        sample_rate: In Hz, as in the file.
+        level_db: dBFS RMS, shape (n_frames,), like all following arrays.
+        is_live: Not muted. Padding and noise gates are silent, a room never is.
+        is_speech: By level over the background.
+        pitch_hz: 0 where the frame isn't voiced speech.
+        is_clipped: Contains samples in a flat run at the peak.
+        clipped_share: Share of clipped samples, in [0, 1].
     """
 
     samples: Samples = field(repr=False)
@@ -72,27 +69,28 @@ class Hearing:
         return float(np.count_nonzero(self.pitch_hz)) * HOP_S
 
     def speech_span(self) -> tuple[float, float]:
-        """Where speech begins and ends, in seconds; the whole recording where there is none."""
+        """Return start and end of the speech in seconds; the whole recording without speech."""
         where = np.flatnonzero(self.is_speech)
         return (float(where[0]) * HOP_S, float(where[-1] + 1) * HOP_S) if len(where) else (0.0, self.duration_s)
 
     def pauses(self, minimum_s: float) -> list[tuple[float, float]]:
-        """Stretches without speech of at least `minimum_s`, in seconds, those at the edges included."""
+        """Return the parts without speech of at least `minimum_s`, in seconds, including the edges."""
         edges = np.flatnonzero(np.diff(np.concatenate(([0], (~self.is_speech).astype(np.int8), [0]))))
         stretches = [(float(start) * HOP_S, float(end) * HOP_S) for start, end in edges.reshape(-1, 2)]
         return [(start, end) for start, end in stretches if end - start >= minimum_s - HOP_S / 2]
 
     def speech_power(self) -> float:
-        """Mean square of the speech; 0 where there is none."""
-        return _mean_power(self.level_db[self.is_speech])
+        """Return the mean square of the speech; 0 without speech."""
+        level_db = self.level_db[self.is_speech].astype(np.float64)
+        return float(np.mean(10 ** (level_db / 10))) if len(level_db) else 0.0
 
     def peak(self) -> float:
         return float(np.abs(self.samples).max(initial=0.0))
 
     def background_power(self) -> float:
-        """Mean square of what lies under the speech: of the pauses, else of its weakest twentieth.
+        """Return the mean square of the background: of the pauses, else of the quietest twentieth.
 
-        Muted stretches are left out: they say nothing of the room.
+        Muted parts don't count.
         """
         pauses = self.level_db[self.is_live & ~self.is_speech]
         if len(pauses) >= _NOISE_FRAMES_MIN:
@@ -101,7 +99,7 @@ class Hearing:
         return float(10 ** (np.percentile(live, 5) / 10)) if len(live) else 0.0
 
     def bandwidth_hz(self) -> float:
-        """The highest frequency with real energy in speech: within 60 dB of the strongest band, over the background."""
+        """Return the highest frequency of the speech within 60 dB of the strongest band and above the background."""
         n_fft = int(2 ** np.ceil(np.log2(self.sample_rate * _SPECTRUM_S)))
         speech = self._spectrum(self.is_speech, n_fft)
         if speech is None:
@@ -114,7 +112,7 @@ class Hearing:
         return min(float(bands[-1] + 1) * _BAND_HZ, self.sample_rate / 2) if len(bands) else 0.0
 
     def pitch(self) -> tuple[float, float]:
-        """Median in Hz and spread in semitones (standard deviation), octave errors left out; zeros if unvoiced.
+        """Return median in Hz and standard deviation in semitones, without octave errors; zeros if unvoiced.
 
         Source: C. De Looze and D. Hirst (2008): 0.72 × the first quartile to 1.9 × the third.
         """
@@ -125,31 +123,29 @@ class Hearing:
         kept = voiced[(voiced >= 0.72 * first) & (voiced <= 1.9 * third)]
         return float(np.median(kept)), float(np.std(12 * np.log2(kept)))
 
-    def holds(self, word: Word, start_s: float, end_s: float) -> bool:
-        """Whether a word lies between two times, by its speech: Whisper's word edges reach into pauses.
+    def contains(self, word: Word, start_s: float, end_s: float) -> bool:
+        """Return whether most speech of a word is between two times; Whisper's word times reach into pauses.
 
-        A word that was placed in a pause altogether belongs to the speech nearest to its start.
+        A word entirely in a pause belongs to the speech nearest to its start.
         """
         speech, inside = self._speech_in(word, 0.0, self.duration_s), self._speech_in(word, start_s, end_s)
         if speech == 0:
-            return start_s <= self._nearest_speech(word.start_s) < end_s
+            frames_s = np.flatnonzero(self.is_speech) * HOP_S
+            near_s = frames_s[np.argmin(np.abs(frames_s - word.start_s))] if len(frames_s) else word.start_s
+            return start_s <= float(near_s) < end_s
         return 2 * inside > speech
 
     def splits(self, word: Word, cut_s: float) -> bool:
-        """Whether a cut would leave more than a third of a word's speech on either side."""
+        """Return whether a cut leaves more than a third of the speech of a word on each side."""
         before, after = self._speech_in(word, 0.0, cut_s), self._speech_in(word, cut_s, self.duration_s)
         return min(before, after) * 3 > before + after
-
-    def _nearest_speech(self, moment_s: float) -> float:
-        where = np.flatnonzero(self.is_speech) * HOP_S
-        return float(where[np.argmin(np.abs(where - moment_s))]) if len(where) else moment_s
 
     def _speech_in(self, word: Word, start_s: float, end_s: float) -> int:
         first, last = (round(time_s / HOP_S) for time_s in (max(start_s, word.start_s), min(end_s, word.end_s)))
         return int(np.count_nonzero(self.is_speech[max(first, 0) : max(last, 0)]))
 
     def _spectrum(self, chosen: Flags, n_fft: int) -> NDArray[np.float32] | None:
-        """Level of each 250 Hz in dB, the 95th percentile over the chosen frames, so that an s counts; None if few."""
+        """Return the 95th percentile level of each 250 Hz band in dB, so that sibilants count; None for few frames."""
         centres = np.flatnonzero(chosen) * HOP_S * self.sample_rate
         starts = (centres - n_fft / 2).astype(np.int64)
         starts = starts[(starts >= 0) & (starts + n_fft <= len(self.samples))]
@@ -165,11 +161,11 @@ class Hearing:
         return analysis.decibels(np.percentile(bands, 95, axis=0))
 
 
-def listen(audio: Audio) -> Hearing:
-    """Measure a recording, once.
+def measure(audio: Audio) -> Measurement:
+    """Measure a recording.
 
     Raises:
-        NoAudioError: it has no samples.
+        NoAudioError: The recording has no samples.
     """
     if len(audio.samples) == 0:
         raise NoAudioError("the recording")
@@ -183,7 +179,7 @@ def listen(audio: Audio) -> Hearing:
     frame = np.minimum(np.flatnonzero(is_flat) / audio.sample_rate / HOP_S, len(level_db) - 1).astype(np.int64)
     is_clipped = np.zeros(len(level_db), bool)
     is_clipped[frame] = True
-    return Hearing(
+    return Measurement(
         samples=samples,
         sample_rate=audio.sample_rate,
         level_db=level_db,
@@ -196,7 +192,7 @@ def listen(audio: Audio) -> Hearing:
 
 
 def level_over_time(audio: Audio, columns: int) -> list[float]:
-    """Level of a recording in dBFS RMS, no lower than -120, in `columns` equal stretches, to be drawn."""
+    """Return the level in dBFS RMS, at least -120, of `columns` equal parts of a recording."""
     edges = np.linspace(0, len(audio.samples), columns + 1).astype(np.int64)
     parts = [audio.samples[start:end] for start, end in pairwise(edges)]
     power = np.array([float(np.mean(np.square(part), dtype=np.float64)) if len(part) else 0.0 for part in parts])
@@ -206,7 +202,7 @@ def level_over_time(audio: Audio, columns: int) -> list[float]:
 def _pitch(samples: Samples, sample_rate: int, n_frames: int) -> NDArray[np.float64]:
     slow = resample(samples, sample_rate, _PITCH_RATE)
     block = _PITCH_BLOCK_S * _PITCH_RATE
-    lead = round(1.5 / analysis.PITCH_FLOOR_HZ / HOP_S)  # the first pitch frame is centred this many hops in
+    lead = round(1.5 / analysis.PITCH_FLOOR_HZ / HOP_S)  # hops to the center of the first pitch frame
     track = np.zeros(n_frames)
     for start in range(0, len(slow), block):
         found = analysis.pitch_track(slow[start : start + block], _PITCH_RATE)
@@ -217,7 +213,7 @@ def _pitch(samples: Samples, sample_rate: int, n_frames: int) -> NDArray[np.floa
 
 
 def _flat_runs(samples: Samples) -> Flags:
-    """Which samples lie in a flat run at the highest or lowest value; clipping cuts the two off on their own."""
+    """Return which samples are in a flat run at the highest or the lowest value."""
     flat = np.zeros(len(samples), bool)
     for signed in (samples, -samples):
         peak = float(signed.max(initial=0.0))
@@ -228,7 +224,3 @@ def _flat_runs(samples: Samples) -> Flags:
         for start, end in edges[edges[:, 1] - edges[:, 0] >= _CLIPPED_RUN - 1]:
             flat[start : end + 1] = True
     return flat
-
-
-def _mean_power(level_db: NDArray[np.float32]) -> float:
-    return float(np.mean(10 ** (level_db.astype(np.float64) / 10))) if len(level_db) else 0.0
