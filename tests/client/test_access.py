@@ -83,7 +83,7 @@ class TestAccess:
     def test_of_two_accounts_with_one_server_the_chosen_one_asks(self, home: Path, profiles: Profiles) -> None:
         profiles.save("z", A, "aw_of-z")
         assert found(home, A).api_key == "aw_of-z"
-        profiles.choose("a")
+        profiles.use("a")
         assert found(home, A).api_key == "aw_of-a"
 
     @pytest.mark.parametrize(
@@ -130,21 +130,21 @@ class TestProfiles:
 
     def test_the_last_that_was_saved_is_used_until_another_is_chosen(self, profiles: Profiles) -> None:
         assert [profile.name for profile in profiles.all()] == ["a", "b"]
-        assert getattr(profiles.chosen(), "name", None) == "b"
-        profiles.choose("a")
-        assert getattr(profiles.chosen(), "name", None) == "a"
+        assert getattr(profiles.current(), "name", None) == "b"
+        profiles.use("a")
+        assert getattr(profiles.current(), "name", None) == "a"
 
     def test_saved_again_it_is_replaced(self, profiles: Profiles) -> None:
         assert profiles.save("a", f"{A}/", "aw_new") is False  # whether a keyring has it
-        assert profiles.key_of(profiles.get("a")) == "aw_new"
+        assert profiles.get_key(profiles.get("a")) == "aw_new"
         assert len(profiles.all()) == 2
 
     def test_removed_it_is_gone_with_its_key(self, profiles: Profiles) -> None:
         profiles.remove("b")
         assert "aw_of-b" not in profiles.path.read_text()
-        assert getattr(profiles.chosen(), "name", None) == "a"
+        assert getattr(profiles.current(), "name", None) == "a"
         profiles.remove("a")
-        assert (profiles.chosen(), profiles.all()) == (None, [])
+        assert (profiles.current(), profiles.all()) == (None, [])
         with pytest.raises(InvalidOptionError):
             profiles.remove("a")
 

@@ -196,7 +196,7 @@ def _tell_of_server(voice: Voice) -> None:
     from afterwords.errors import AfterwordsError
 
     try:
-        chosen = Profiles(load_config().home).chosen(os.environ.get("AFTERWORDS_PROFILE") or None)
+        chosen = Profiles(load_config().home).current(os.environ.get("AFTERWORDS_PROFILE") or None)
         url = os.environ.get("AFTERWORDS_BASE_URL") or (chosen.url if chosen else None)
         if url is None:
             return

@@ -54,13 +54,13 @@ def login(
 def logout(profile: Profile = None) -> None:
     """Remove a login and its key from this machine. The key stays valid until `afterwords keys revoke`."""
     profiles = _profiles()
-    kept = profiles.get(profile) if profile else profiles.chosen(os.environ.get("AFTERWORDS_PROFILE") or None)
+    kept = profiles.get(profile) if profile else profiles.current(os.environ.get("AFTERWORDS_PROFILE") or None)
     if kept is None:
         output.note("There is no login to forget.")
         return
     profiles.remove(kept.name)
     output.note(f"[bold green]✓[/bold green] {kept.name} is forgotten, and its key for {output.shown(kept.url)}.")
-    if chosen := profiles.chosen():
+    if chosen := profiles.current():
         output.note(f"  In use from now on: {chosen.name}, {output.shown(chosen.url)}")
     _warn_of_environment()
 
@@ -116,7 +116,7 @@ def profiles(context: typer.Context) -> None:
 def list_profiles(as_json: AsJson = False) -> None:
     """List the logins; the one in use has a star."""
     kept = _profiles()
-    chosen = kept.chosen()
+    chosen = kept.current()
     known = kept.all()
     if as_json:
         output.result_json(
@@ -142,7 +142,7 @@ def list_profiles(as_json: AsJson = False) -> None:
 @profiles_app.command(cls=HelpCommand)
 def use(name: Annotated[str, typer.Argument(help="A login, as `afterwords profiles` lists it.")]) -> None:
     """Use this login from now on."""
-    chosen = _profiles().choose(name)
+    chosen = _profiles().use(name)
     output.result(chosen.name)
     output.note(f"[bold green]✓[/bold green] {output.shown(chosen.url)} is asked from now on.")
     _warn_of_environment()
@@ -164,7 +164,7 @@ def _configured_url(profiles: Profiles, profile: str | None) -> str | None:
         return next((kept.url for kept in profiles.all() if kept.name == profile), None)
     if url := os.environ.get("AFTERWORDS_BASE_URL"):
         return url
-    chosen = profiles.chosen(os.environ.get("AFTERWORDS_PROFILE") or None)
+    chosen = profiles.current(os.environ.get("AFTERWORDS_PROFILE") or None)
     return chosen.url if chosen else None
 
 
@@ -182,7 +182,7 @@ def _name_for(profiles: Profiles, url: str) -> str:
 
     kept = {profile.name: profile.url for profile in profiles.all()}
     if same := [name for name, known in kept.items() if known == url]:
-        chosen = profiles.chosen()
+        chosen = profiles.current()
         return chosen.name if chosen and chosen.name in same else same[0]
     if DEFAULT_NAME in kept:
         raise output.UsageError(

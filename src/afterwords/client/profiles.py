@@ -1,7 +1,7 @@
-"""Which server is asked, and with which key: what was given, else the environment, else the profile that was chosen.
+"""The server to use and the key for it: from arguments, the environment, or a profile that `afterwords login` saved.
 
-Profiles are what `afterwords login` keeps: a name, an address, and a key in the keyring of the system, or where there
-is none in a file that its owner alone may read. A key belongs to the address it was given for, and goes nowhere else.
+A profile is a name, an address and a key. The key is in the system's keyring, or, where there is none, in a file that
+only its owner can read. A key is sent to its own address only.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
+from pydantic import BaseModel, ConfigDict
+
 from afterwords import disk
 from afterwords.config import load_config
 from afterwords.errors import InvalidInputError, InvalidOptionError, UnreadableFileError
 
 LOCAL_URL: Final = "http://127.0.0.1:7860"
-"""Where `afterwords serve` listens."""
+"""The default address of `afterwords serve`."""
 DEFAULT_NAME: Final = "default"
-_SERVICE: Final = "afterwords"
+_KEYRING_SERVICE: Final = "afterwords"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SECRET: Final = re.compile(r"[\x21-\x7e]{1,512}")
 _LOOPBACK: Final = re.compile(r"localhost|127(?:\.\d{1,3}){3}|::1")
@@ -31,11 +33,11 @@ _LOOPBACK: Final = re.compile(r"localhost|127(?:\.\d{1,3}){3}|::1")
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A server, and what opens it.
+    """A server and the secrets for it.
 
     Attributes:
-        base_url: without a slash at its end.
-        profile: the profile that it came from, if one.
+        base_url: The address, without a slash at its end.
+        profile: The profile that the address and key are from, if any.
     """
 
     base_url: str
@@ -49,20 +51,17 @@ class Access:
 
     @property
     def is_private(self) -> bool:
-        """Whether nobody on the way can read what is sent."""
+        """Whether no one on the network can read requests."""
         return self.is_loopback or self.base_url.startswith("https:")
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What is kept of a server; `api_key` is None where the keyring has it."""
+    """A saved login; `api_key` is None if the key is in the keyring."""
 
     name: str
     url: str
     api_key: str | None = field(default=None, repr=False)
-
-
-# -- which server ---------------------------------------------------------------------------------------------
 
 
 def find_access(
@@ -73,195 +72,198 @@ def find_access(
     profile: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Access:
-    """Find the server to ask, and the key for it.
+    """Return the server to use, and the key for it.
 
     Args:
-        base_url: goes before a profile that is named, that before AFTERWORDS_BASE_URL, that before the chosen profile;
-            in the end, this machine.
-        api_key: None takes AFTERWORDS_API_KEY, or the profile's, each only for the address that it belongs to.
-        admin_secret: None takes AFTERWORDS_ADMIN_SECRET, which is not for another address than AFTERWORDS_BASE_URL.
-        profile: one that `afterwords login` made.
+        base_url: Default: the address of `profile`, then AFTERWORDS_BASE_URL, then the profile in use, then this
+            machine.
+        api_key: Default: AFTERWORDS_API_KEY, then the key of the profile, each only for its own address.
+        admin_secret: Default: AFTERWORDS_ADMIN_SECRET, but only for AFTERWORDS_BASE_URL if that is set.
+        profile: The name of a saved login.
+        environ: Default: `os.environ`.
 
     Raises:
-        InvalidInputError: the address, the key or the profile can't be used.
+        InvalidInputError: The address, a secret or the profile can't be used.
     """
     env = os.environ if environ is None else environ
     profiles = Profiles(load_config(env).home)
     env_url = env.get("AFTERWORDS_BASE_URL") or None
-    kept: Profile | None = None
+    saved: Profile | None
     if profile is not None:
-        kept = profiles.get(profile)
+        saved = profiles.get(profile)
+        url = check_url(base_url or saved.url)
     elif base_url is None and env_url is None:
-        kept = profiles.chosen(env.get("AFTERWORDS_PROFILE") or None)
+        saved = profiles.current(env.get("AFTERWORDS_PROFILE") or None)
+        url = check_url(saved.url) if saved else LOCAL_URL
     else:
-        kept = profiles.at(check_url(base_url or str(env_url)))
-    url = check_url(base_url or (kept.url if profile is not None and kept else None) or env_url or _url_of(kept))
-    is_of_env = env_url is None or check_url(env_url) == url
-    if api_key is None and profile is None and is_of_env:
+        url = check_url(base_url or str(env_url))
+        saved = profiles.find(url)
+    if saved is not None and saved.url != url:
+        saved = None
+    is_env_url = env_url is None or check_url(env_url) == url
+    if api_key is None and profile is None and is_env_url:
         api_key = env.get("AFTERWORDS_API_KEY") or None
-    if api_key is None and kept is not None and kept.url == url:
-        api_key = profiles.key_of(kept)
-    secret = admin_secret or (env.get("AFTERWORDS_ADMIN_SECRET") if is_of_env else None) or None
+    if api_key is None and saved is not None:
+        api_key = profiles.get_key(saved)
+    secret = admin_secret or (env.get("AFTERWORDS_ADMIN_SECRET") if is_env_url else None) or None
     return Access(
         url,
         api_key=None if api_key is None else check_secret(api_key, "the API key"),
         admin_secret=None if secret is None else check_secret(secret, "the admin secret"),
-        profile=kept.name if kept is not None and kept.url == url else None,
+        profile=None if saved is None else saved.name,
     )
 
 
-def _url_of(kept: Profile | None) -> str:
-    return kept.url if kept is not None else LOCAL_URL
-
-
 def check_url(url: str) -> str:
-    """The address of a server in the one form that is compared: no slash at its end, scheme and host in lower case.
+    """Return the normal form of a server's address: no slash at its end, scheme and host in lower case.
 
     Raises:
-        InvalidInputError: it is no http or https address, or it carries a password.
+        InvalidInputError: It is not an http or https address, or contains a password.
     """
     url = url.strip()
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise _bad_url("it can't be read") from None
+        raise _invalid_url("it can't be parsed") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise _bad_url("it does not begin with https:// or http:// and a name")
+        raise _invalid_url("it does not begin with https:// or http:// and a host name")
     if parts.username is not None or parts.password is not None:
-        raise _bad_url("it holds a user or a password")
+        raise _invalid_url("it contains a user or a password")
     if parts.query or parts.fragment or not url.isprintable() or " " in url:
-        raise _bad_url("it holds more than a host, a port and a path")
+        raise _invalid_url("it contains more than a host, a port and a path")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    standard = {"http": 80, "https": 443}[parts.scheme]
-    return f"{parts.scheme}://{host}{'' if port in (None, standard) else f':{port}'}{parts.path.rstrip('/')}"
+    default_port = {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{host}{'' if port in (None, default_port) else f':{port}'}{parts.path.rstrip('/')}"
+
+
+def _invalid_url(why: str) -> InvalidInputError:
+    """Return the error, whose message omits the address, because it may contain a secret."""
+    hint = "use an address such as https://voices.example.com."
+    return InvalidInputError(f"The address of the server can't be used: {why}.", hint=hint)
 
 
 def check_profile(name: str) -> str:
-    """The name of a profile.
-
-    Raises:
-        InvalidOptionError: it can't be called so.
-    """
+    """Return a valid profile name, or raise InvalidOptionError."""
     if not _NAME.fullmatch(name):
         raise InvalidOptionError("the profile", value=name[:40], allowed="letters, digits, dot, hyphen, underscore")
     return name
 
 
-def _bad_url(why: str) -> InvalidInputError:
-    """Said without the address, which may hold a secret."""
-    hint = "give one such as https://voices.example.com."
-    return InvalidInputError(f"The address of the server can't be used: {why}.", hint=hint)
-
-
 def check_secret(secret: str, what: str) -> str:
-    """A key that a header can carry; what is wrong with it is said without showing it."""
+    """Return a secret that a header can carry, or raise InvalidInputError, which does not show it."""
     secret = secret.strip()
     if not _SECRET.fullmatch(secret):
-        why = "is empty" if not secret else "holds something other than visible ASCII, or is too long"
-        raise InvalidInputError(f"{what[0].upper()}{what[1:]} {why}.", hint="copy it again, whole and alone.")
+        why = "is empty" if not secret else "contains more than visible ASCII characters, or is too long"
+        raise InvalidInputError(f"{what[0].upper()}{what[1:]} {why}.", hint="copy all of it again, and nothing else.")
     return secret
 
 
-# -- what is kept ---------------------------------------------------------------------------------------------
+class _SavedProfile(BaseModel):
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+    url: str
+    api_key: str | None = None
+
+
+class _ProfilesFile(BaseModel):
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+    chosen: str | None
+    profiles: dict[str, _SavedProfile]
 
 
 class Profiles:
-    """The profiles of one home folder, in `profiles.json`."""
+    """The profiles of a home folder, in `profiles.json`."""
 
     def __init__(self, home: Path) -> None:
         self.path = home / "profiles.json"
 
     def all(self) -> list[Profile]:
-        """Every profile, by name.
+        """Return all profiles, sorted by name.
 
         Raises:
-            UnreadableFileError: the file is damaged.
+            UnreadableFileError: The file is damaged.
         """
-        return [self._profile(name, kept) for name, kept in sorted(self._read()["profiles"].items())]
+        saved = self._read().profiles
+        return [Profile(name, saved[name].url, saved[name].api_key) for name in sorted(saved)]
 
     def get(self, name: str) -> Profile:
-        """One profile.
+        """Return a profile.
 
         Raises:
-            InvalidOptionError: there is none of that name.
+            InvalidOptionError: There is no profile with this name.
         """
-        known = self._read()["profiles"]
-        if name not in known:
-            raise InvalidOptionError("the profile", value=name, allowed=", ".join(sorted(known)) or "none is there yet")
-        return self._profile(name, known[name])
+        for profile in self.all():
+            if profile.name == name:
+                return profile
+        names = ", ".join(profile.name for profile in self.all())
+        raise InvalidOptionError("the profile", value=name, allowed=names or "there are no profiles yet")
 
-    def chosen(self, name: str | None = None) -> Profile | None:
-        """The profile that is used when none is named; `name` goes before the one that was chosen."""
-        name = name or self._read()["chosen"]
+    def current(self, name: str | None = None) -> Profile | None:
+        """Return the profile with this name; by default the one in use, if any."""
+        name = name or self._read().chosen
         return None if name is None else self.get(name)
 
-    def at(self, url: str) -> Profile | None:
-        """The profile of an address: the one that was chosen, where several have it."""
-        chosen = self.chosen()
-        known = ([chosen] if chosen else []) + self.all()
-        return next((profile for profile in known if profile.url == url), None)
+    def find(self, url: str) -> Profile | None:
+        """Return a profile with this address, preferably the one in use."""
+        current = self.current()
+        profiles = ([current] if current else []) + self.all()
+        return next((profile for profile in profiles if profile.url == url), None)
 
-    def key_of(self, profile: Profile) -> str | None:
-        """Its key, wherever that is kept."""
-        return profile.api_key or _from_keyring(profile)
+    def get_key(self, profile: Profile) -> str | None:
+        """Return the key of a profile, from the file or the keyring."""
+        if profile.api_key is not None or (keyring := _keyring()) is None:
+            return profile.api_key
+        try:
+            return cast("str | None", keyring.get_password(_KEYRING_SERVICE, _account(profile)))
+        except keyring.errors.KeyringError:
+            return None
 
     def save(self, name: str, url: str, api_key: str) -> bool:
-        """Keep a profile and use it from now on; returns whether its key is in the keyring.
+        """Save a profile, put it in use, and return whether its key is in the keyring.
 
         Raises:
-            InvalidOptionError: it can't be called so.
+            InvalidInputError: The name, the address or the key can't be used.
         """
         profile = Profile(check_profile(name), check_url(url), check_secret(api_key, "the API key"))
-        known = self._read()
-        is_in_keyring = _to_keyring(profile)
-        kept = {"url": profile.url} if is_in_keyring else {"url": profile.url, "api_key": profile.api_key}
-        self._write({"chosen": name, "profiles": {**known["profiles"], name: kept}})
-        if name in known["profiles"]:
-            before = self._profile(name, known["profiles"][name])
-            if before.url != profile.url or not is_in_keyring:  # or it would lie there for ever
-                _drop_from_keyring(before)
+        content = self._read()
+        is_in_keyring = _save_key(profile)
+        before = content.profiles.get(name)
+        saved = _SavedProfile(url=profile.url, api_key=None if is_in_keyring else profile.api_key)
+        self._write(name, {**content.profiles, name: saved})
+        if before is not None and (before.url != profile.url or not is_in_keyring):
+            _delete_key(Profile(name, before.url))
         return is_in_keyring
 
-    def choose(self, name: str) -> Profile:
-        """Use a profile from now on."""
+    def use(self, name: str) -> Profile:
+        """Put a profile in use, and return it."""
         profile = self.get(name)
-        self._write({**self._read(), "chosen": name})
+        self._write(name, self._read().profiles)
         return profile
 
     def remove(self, name: str) -> None:
-        """Forget a profile with its key."""
-        profile = self.get(name)
-        _drop_from_keyring(profile)
-        known = self._read()
-        rest = {other: kept for other, kept in known["profiles"].items() if other != name}
-        chosen = known["chosen"] if known["chosen"] != name else next(iter(sorted(rest)), None)
-        self._write({"chosen": chosen, "profiles": rest})
+        """Delete a profile and its key."""
+        _delete_key(self.get(name))
+        content = self._read()
+        del content.profiles[name]
+        self._write(content.chosen if content.chosen != name else min(content.profiles, default=None), content.profiles)
 
-    def _profile(self, name: str, kept: Mapping[str, Any]) -> Profile:
-        return Profile(name, kept["url"], kept.get("api_key"))
-
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> _ProfilesFile:
         try:
-            known = disk.read_json(self.path)
-            chosen, profiles = known["chosen"], known["profiles"]
-            is_whole = isinstance(chosen, str | None) and all(
-                isinstance(p["url"], str) and isinstance(p.get("api_key"), str | None) for p in profiles.values()
-            )
-            if not is_whole:
-                raise TypeError
+            content = _ProfilesFile.model_validate(disk.read_json(self.path))
         except FileNotFoundError:
-            return {"chosen": None, "profiles": {}}
-        except (ValueError, KeyError, TypeError, AttributeError):
+            return _ProfilesFile(chosen=None, profiles={})
+        except ValueError:  # which ValidationError is
             raise UnreadableFileError(self.path, why="it is damaged; log in again after removing it") from None
-        return {"chosen": chosen if chosen in profiles else None, "profiles": profiles}
+        if content.chosen not in content.profiles:
+            content.chosen = None
+        return content
 
-    def _write(self, known: Mapping[str, Any]) -> None:
+    def _write(self, chosen: str | None, profiles: dict[str, _SavedProfile]) -> None:
+        saved = {name: profile.model_dump(exclude_none=True) for name, profile in profiles.items()}
         disk.make_folder(self.path.parent)
-        disk.write(self.path, [json.dumps(known, indent=2).encode(), b"\n"])
-
-
-# -- the keyring ----------------------------------------------------------------------------------------------
+        disk.write(self.path, [json.dumps({"chosen": chosen, "profiles": saved}, indent=2).encode(), b"\n"])
 
 
 def _account(profile: Profile) -> str:
@@ -269,7 +271,7 @@ def _account(profile: Profile) -> str:
 
 
 def _keyring() -> Any:
-    """The library `keyring`, of the extra `login`; None where it is not installed."""
+    """Return the package `keyring`, of the extra `login`; None if it is not installed."""
     try:
         import keyring
     except ImportError:
@@ -277,27 +279,18 @@ def _keyring() -> Any:
     return keyring
 
 
-def _to_keyring(profile: Profile) -> bool:
-    """Keep the key there; False where there is no keyring that works."""
+def _save_key(profile: Profile) -> bool:
+    """Save the key in the keyring, and return whether that succeeded."""
     if (keyring := _keyring()) is None:
         return False
     try:
-        keyring.set_password(_SERVICE, _account(profile), profile.api_key)
-        return bool(keyring.get_password(_SERVICE, _account(profile)) == profile.api_key)
-    except keyring.errors.KeyringError:  # there is none on this machine, or it is locked
+        keyring.set_password(_KEYRING_SERVICE, _account(profile), profile.api_key)
+        return bool(keyring.get_password(_KEYRING_SERVICE, _account(profile)) == profile.api_key)
+    except keyring.errors.KeyringError:  # the machine has no keyring, or it is locked
         return False
 
 
-def _from_keyring(profile: Profile) -> str | None:
-    if (keyring := _keyring()) is None:
-        return None
-    try:
-        return cast("str | None", keyring.get_password(_SERVICE, _account(profile)))
-    except keyring.errors.KeyringError:
-        return None
-
-
-def _drop_from_keyring(profile: Profile) -> None:
+def _delete_key(profile: Profile) -> None:
     if (keyring := _keyring()) is not None:
-        with suppress(keyring.errors.KeyringError):  # it is not there
-            keyring.delete_password(_SERVICE, _account(profile))
+        with suppress(keyring.errors.KeyringError):  # the keyring does not have it
+            keyring.delete_password(_KEYRING_SERVICE, _account(profile))
