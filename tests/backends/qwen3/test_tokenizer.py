@@ -56,7 +56,7 @@ def test_empty_text_has_no_tokens(tokenizer: TextTokenizer) -> None:
         ("merges.txt", "#version: 0.2\nqq zz\n", r"does not fit vocab\.json"),
         ("merges.txt", "#version: 0.2\n", 'does not make one token of "assistant"'),
         ("vocab.json", "{", r"does not fit vocab\.json"),
-        ("tokenizer_config.json", "[]", "holds no JSON object"),
+        ("tokenizer_config.json", "[]", "should be an object"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {}}', r"added_tokens_decoder\.\d+ is missing"),
     ],
 )

@@ -1,23 +1,24 @@
-"""What a checkpoint says of itself: sizes, control ids, languages and how it wishes codes to be drawn.
+"""Configuration of a checkpoint: sizes, control ids, languages and sampling.
 
-All of it is read from config.json and generation_config.json; nothing here knows one size of the model from another.
-Where a published file leaves a field out, the value is the one that the reference package falls back on.
+Read from config.json and generation_config.json, by the same code for both sizes of the model. Where a published file
+omits a field, the default is that of the reference package, qwen-tts 0.1.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
-from afterwords.backends.qwen3.fields import HINT, Fields
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
 from afterwords.errors import ModelFileError
 
-# The talker's vocabulary ends in as many ids that steer and never sound. Source: qwen-tts 0.1.1, `generate`.
+HINT: Final = "use a 12 Hz Base checkpoint of Qwen3-TTS, or download it again if it is one."
 N_CONTROL_IDS: Final = 1024
+"""Control ids at the end of the talker's vocabulary. Source: qwen-tts 0.1.1, `generate`."""
 WIDEST_TOP_K: Final = 128
-"""The most codes that a draw can be among."""
+"""The largest top_k."""
 LANGUAGE_NAMES: Final = {
     "zh": "chinese",
     "en": "english",
@@ -30,103 +31,206 @@ LANGUAGE_NAMES: Final = {
     "es": "spanish",
     "it": "italian",
 }
-"""What the checkpoints call a language, by its two letters."""
+"""Name of each language in the checkpoints, by its two-letter code."""
+
+PositiveInts = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+"""From a JSON list, whose items are strict."""
+Id = Annotated[int, Field(ge=0)]
 
 
-@dataclass(frozen=True, slots=True)
-class StackConfig:
-    """The sizes of a stack of decoder layers."""
+class CheckpointSection(BaseModel):
+    """A JSON object of a checkpoint; unknown fields are ignored, and null means absent.
 
-    n_layers: int
-    hidden: int
-    ffn: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    norm_eps: float
-    rope_theta: float
-
-
-@dataclass(frozen=True, slots=True)
-class PredictorConfig:
-    """The code predictor: its stack, and how many codes each codebook has."""
-
-    stack: StackConfig
-    vocab: int
-
-
-@dataclass(frozen=True, slots=True)
-class ControlCodes:
-    """Ids of the talker's vocabulary that steer it."""
-
-    pad: int
-    bos: int
-    eos: int
-    think: int
-    no_think: int
-    think_bos: int
-    think_eos: int
-
-
-@dataclass(frozen=True, slots=True)
-class ControlTokens:
-    """Ids of the text vocabulary that steer the talker."""
-
-    im_start: int
-    im_end: int
-    pad: int
-    bos: int
-    eos: int
-
-
-@dataclass(frozen=True, slots=True)
-class TalkerConfig:
-    """The talker: its stack, its two vocabularies and its control ids.
-
-    Attributes:
-        vocab: codes of the first codebook, then control ids.
-        n_code_groups: codes of a frame.
-        languages: id of each language by the checkpoint's own name; dialects are not among them.
-        max_positions: the longest it was made for.
+    `nested` names the fields that are read from the keys of this same object.
     """
 
-    stack: StackConfig
-    vocab: int
-    n_code_groups: int
-    text_vocab: int
-    text_hidden: int
+    model_config = ConfigDict(frozen=True, strict=True)
+    nested: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nest(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None} | dict.fromkeys(cls.nested, values)
+
+
+SectionT = TypeVar("SectionT", bound=CheckpointSection)
+
+
+def read_section(path: Path, kind: type[SectionT]) -> SectionT:
+    """Read a JSON file of a checkpoint.
+
+    Raises:
+        ModelFileError: The file is missing, is not JSON, or a field is missing or has an unsupported value.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ModelFileError(str(path), why="is missing", hint=HINT) from error
+    except OSError as error:
+        raise ModelFileError(str(path), why=f"can't be read ({error.strerror})", hint=HINT) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"] if part not in ("stack", "codes", "tokens"))
+        problem = first["msg"].removeprefix("Value error, ")
+        if first["loc"] and first["type"] != "missing" and isinstance(first["input"], str | int | float):
+            problem += f", not {first['input']!r}"
+        why = f"can't be used: {field}{': ' if field else ''}{problem}"
+        raise ModelFileError(str(path), why=why, hint=HINT) from error
+
+
+class StackConfig(CheckpointSection):
+    """Sizes of a stack of decoder layers."""
+
+    n_layers: PositiveInt = Field(alias="num_hidden_layers")
+    hidden: PositiveInt = Field(alias="hidden_size")
+    ffn: PositiveInt = Field(alias="intermediate_size")
+    n_heads: PositiveInt = Field(alias="num_attention_heads")
+    n_kv_heads: PositiveInt = Field(alias="num_key_value_heads")
+    head_dim: PositiveInt
+    norm_eps: PositiveFloat = Field(alias="rms_norm_eps")
+    rope_theta: PositiveFloat
+    attention_bias: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"num_key_value_heads is {self.n_kv_heads}, which does not divide {self.n_heads} heads")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}, which is odd")
+        return self
+
+
+class _RopeScaling(CheckpointSection):
+    """Its sections give axes of their own to images; speech has the same position on all axes."""
+
+    rope_type: Literal["default"] = "default"
+    type: Literal["default"] = "default"
+
+
+class _LanguageStackConfig(StackConfig):
+    """A stack of the talker or the code predictor."""
+
+    norm_eps: PositiveFloat = Field(default=1e-6, alias="rms_norm_eps")
+    rope_theta: PositiveFloat = 10_000.0
+    rope_scaling: _RopeScaling | None = None
+    hidden_act: Literal["silu"] = "silu"
+    use_sliding_window: Literal[False] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_head_dim(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("head_dim") is None:
+            hidden, n_heads = values.get("hidden_size"), values.get("num_attention_heads")
+            if isinstance(hidden, int) and isinstance(n_heads, int) and n_heads > 0:
+                return {**values, "head_dim": hidden // n_heads}
+        return values
+
+
+class PredictorConfig(CheckpointSection):
+    """The code predictor. `vocab` is the number of codes in each codebook."""
+
+    nested = ("stack",)
+
+    stack: _LanguageStackConfig
+    vocab: PositiveInt = Field(alias="vocab_size")
+    n_code_groups: PositiveInt = Field(alias="num_code_groups")
+
+
+class ControlCodes(CheckpointSection):
+    """Control ids in the talker's vocabulary."""
+
+    pad: Id = Field(alias="codec_pad_id")
+    bos: Id = Field(alias="codec_bos_id")
+    eos: Id = Field(alias="codec_eos_token_id")
+    think: Id = Field(alias="codec_think_id")
+    no_think: Id = Field(alias="codec_nothink_id")
+    think_bos: Id = Field(alias="codec_think_bos_id")
+    think_eos: Id = Field(alias="codec_think_eos_id")
+
+
+class ControlTokens(CheckpointSection):
+    """Control ids in the text vocabulary."""
+
+    im_start: Id = Field(alias="im_start_token_id")
+    im_end: Id = Field(alias="im_end_token_id")
+    pad: Id = Field(alias="tts_pad_token_id")
+    bos: Id = Field(alias="tts_bos_token_id")
+    eos: Id = Field(alias="tts_eos_token_id")
+
+
+class TalkerConfig(CheckpointSection):
+    """The talker.
+
+    Attributes:
+        vocab: Size of its vocabulary: codes of the first codebook, then control ids.
+        n_code_groups: Codes per frame.
+        languages: Id of each language, by its name in the checkpoint; dialects are left out.
+        max_positions: The longest context that it was trained for.
+    """
+
+    nested = ("stack", "codes")
+
+    stack: _LanguageStackConfig
     codes: ControlCodes
-    languages: Mapping[str, int]
-    max_positions: int
+    predictor: PredictorConfig = Field(alias="code_predictor_config")
+    vocab: int = Field(alias="vocab_size", gt=N_CONTROL_IDS)
+    n_code_groups: int = Field(alias="num_code_groups", ge=2)
+    text_vocab: PositiveInt = Field(alias="text_vocab_size")
+    text_hidden: PositiveInt = Field(alias="text_hidden_size")
+    language_ids: dict[str, int] = Field(alias="codec_language_id")
+    max_positions: PositiveInt = Field(default=32768, alias="max_position_embeddings")
+
+    @property
+    def languages(self) -> dict[str, int]:
+        return {name: number for name, number in self.language_ids.items() if "dialect" not in name}
+
+    @model_validator(mode="after")
+    def _check_ids(self) -> Self:
+        _check_ids(self.codes, self.vocab)
+        for name, number in self.language_ids.items():
+            if not 0 <= number < self.vocab:
+                raise ValueError(f"codec_language_id gives {name} the id {number}, beyond vocab_size")
+        if self.predictor.n_code_groups != self.n_code_groups:
+            raise ValueError(f"code_predictor_config.num_code_groups is not {self.n_code_groups}")
+        if self.predictor.vocab > self.vocab - N_CONTROL_IDS:
+            raise ValueError(f"code_predictor_config.vocab_size is larger than {self.vocab - N_CONTROL_IDS}")
+        return self
 
 
-@dataclass(frozen=True, slots=True)
-class SpeakerConfig:
-    """The speaker encoder, an ECAPA-TDNN over mel frames."""
+class SpeakerConfig(CheckpointSection):
+    """The speaker encoder, an ECAPA-TDNN over mel frames. Published files state only its width and sample rate."""
 
-    n_mels: int
-    width: int
-    channels: tuple[int, ...]
-    kernels: tuple[int, ...]
-    dilations: tuple[int, ...]
-    attention_channels: int
-    res2net_scale: int
-    se_channels: int
-    sample_rate: int
+    width: PositiveInt = Field(alias="enc_dim")
+    n_mels: PositiveInt = Field(default=128, alias="mel_dim")
+    channels: PositiveInts = Field(default=(512, 512, 512, 512, 1536), alias="enc_channels")
+    kernels: PositiveInts = Field(default=(5, 3, 3, 3, 1), alias="enc_kernel_sizes")
+    dilations: PositiveInts = Field(default=(1, 2, 3, 4, 1), alias="enc_dilations")
+    attention_channels: PositiveInt = Field(default=128, alias="enc_attention_channels")
+    res2net_scale: int = Field(default=8, ge=2, alias="enc_res2net_scale")
+    se_channels: PositiveInt = Field(default=128, alias="enc_se_channels")
+    sample_rate: PositiveInt = 24_000
+
+    @model_validator(mode="after")
+    def _check_blocks(self) -> Self:
+        if not 3 <= len(self.channels) == len(self.kernels) == len(self.dilations):
+            raise ValueError("enc_channels does not match enc_kernel_sizes and enc_dilations")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the codes of one utterance are drawn.
+    """Sampling parameters of one utterance.
 
     Attributes:
-        temperature: of the first codebook; 0 takes the likeliest.
-        top_k: draw from so many of the likeliest.
-        top_p: and from no more of them than hold this share.
-        repetition_penalty: on codes of the first codebook that were drawn before.
-        predictor_temperature, predictor_top_k, predictor_top_p: the same for the other codebooks.
-        min_frames: the utterance does not end before it has so many.
-        seed: the same seed and prompt give the same codes, whatever else is spoken beside them.
+        temperature: Temperature of the first codebook; 0 is greedy.
+        top_k: Number of most likely codes to sample from.
+        top_p: Probability mass to sample from, within top_k.
+        repetition_penalty: Penalty on codes of the first codebook that were sampled before.
+        predictor_temperature, predictor_top_k, predictor_top_p: The same for the other codebooks.
+        min_frames: Number of frames before the utterance may end.
+        seed: The same seed and prompt give the same codes, whatever else is in the batch.
     """
 
     temperature: float = 0.9
@@ -140,7 +244,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what can't be drawn with, as a ValueError."""
+        """Raise ValueError for a parameter out of range."""
         if min(self.temperature, self.predictor_temperature) < 0:
             raise ValueError("a temperature can't be below 0")
         if not 1 <= min(self.top_k, self.predictor_top_k) <= max(self.top_k, self.predictor_top_k) <= WIDEST_TOP_K:
@@ -152,13 +256,68 @@ class Sampling:
 
     @property
     def limits_share(self) -> bool:
-        """Whether a top_p leaves anything out."""
+        """Whether a top_p excludes any code."""
         return min(self.top_p, self.predictor_top_p) < 1
+
+
+_DEFAULTS: Final = Sampling()
+
+
+class _ConfigFile(CheckpointSection):
+    """config.json."""
+
+    nested = ("tokens",)
+
+    model_type: Literal["qwen3_tts"]
+    tokenizer_type: Literal["qwen3_tts_tokenizer_12hz"]
+    tts_model_type: Literal["base"]
+    talker: TalkerConfig = Field(alias="talker_config")
+    speaker: SpeakerConfig = Field(alias="speaker_encoder_config")
+    tokens: ControlTokens
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        _check_ids(self.tokens, self.talker.text_vocab)
+        if self.speaker.width != self.talker.stack.hidden:
+            raise ValueError(f"speaker_encoder_config.enc_dim is not {self.talker.stack.hidden}")
+        return self
+
+
+class _GenerationFile(CheckpointSection):
+    """generation_config.json."""
+
+    do_sample: bool = True
+    temperature: PositiveFloat = _DEFAULTS.temperature
+    top_k: int = _DEFAULTS.top_k
+    top_p: float = _DEFAULTS.top_p
+    repetition_penalty: float = _DEFAULTS.repetition_penalty
+    subtalker_dosample: bool = True
+    subtalker_temperature: PositiveFloat = _DEFAULTS.predictor_temperature
+    subtalker_top_k: int = _DEFAULTS.predictor_top_k
+    subtalker_top_p: float = _DEFAULTS.predictor_top_p
+    max_new_tokens: PositiveInt = 2048
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        self.to_sampling()
+        return self
+
+    def to_sampling(self) -> Sampling:
+        """Return the sampling parameters; raise ValueError if one is out of range."""
+        return Sampling(
+            temperature=self.temperature if self.do_sample else 0.0,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+            predictor_temperature=self.subtalker_temperature if self.subtalker_dosample else 0.0,
+            predictor_top_k=self.subtalker_top_k,
+            predictor_top_p=self.subtalker_top_p,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A checkpoint's model."""
+    """Configuration of a checkpoint's model."""
 
     talker: TalkerConfig
     predictor: PredictorConfig
@@ -172,154 +331,21 @@ def read_config(folder: Path) -> ModelConfig:
     """Read config.json and generation_config.json of a checkpoint.
 
     Raises:
-        ModelFileError: a file or field is missing, or says something that this modelling does not know.
+        ModelFileError: A file or field is missing, or has an unsupported value.
     """
-    fields = Fields.read(folder / "config.json")
-    fields.expect("model_type", "qwen3_tts")
-    fields.expect("tokenizer_type", "qwen3_tts_tokenizer_12hz")
-    fields.expect("tts_model_type", "base")
-    talker = fields.section("talker_config")
-    config = _talker(talker)
-    generation = Fields.read(folder / "generation_config.json")
+    model = read_section(folder / "config.json", _ConfigFile)
+    generation = read_section(folder / "generation_config.json", _GenerationFile)
     return ModelConfig(
-        talker=config,
-        predictor=_predictor(talker.section("code_predictor_config"), config),
-        tokens=_tokens(fields, config.text_vocab),
-        speaker=_speaker(fields.section("speaker_encoder_config"), config),
-        sampling=_sampling(generation),
-        max_frames=generation.integer("max_new_tokens", default=2048),
+        talker=model.talker,
+        predictor=model.talker.predictor,
+        tokens=model.tokens,
+        speaker=model.speaker,
+        sampling=generation.to_sampling(),
+        max_frames=generation.max_new_tokens,
     )
 
 
-def _talker(fields: Fields) -> TalkerConfig:
-    vocab = fields.integer("vocab_size", least=N_CONTROL_IDS + 1)
-    languages = {name: number for name, number in fields.ids("codec_language_id").items() if "dialect" not in name}
-    for name, number in languages.items():
-        if not 0 <= number < vocab:
-            fields.refuse("codec_language_id", f"gives {name} the id {number}, beyond vocab_size")
-
-    def code(name: str) -> int:
-        return _id(fields, name, vocab)
-
-    return TalkerConfig(
-        stack=_stack(fields),
-        vocab=vocab,
-        n_code_groups=fields.integer("num_code_groups", least=2),
-        text_vocab=fields.integer("text_vocab_size"),
-        text_hidden=fields.integer("text_hidden_size"),
-        codes=ControlCodes(
-            pad=code("codec_pad_id"),
-            bos=code("codec_bos_id"),
-            eos=code("codec_eos_token_id"),
-            think=code("codec_think_id"),
-            no_think=code("codec_nothink_id"),
-            think_bos=code("codec_think_bos_id"),
-            think_eos=code("codec_think_eos_id"),
-        ),
-        languages=languages,
-        max_positions=fields.integer("max_position_embeddings", default=32768),
-    )
-
-
-def _predictor(fields: Fields, talker: TalkerConfig) -> PredictorConfig:
-    fields.expect("num_code_groups", talker.n_code_groups)
-    vocab = fields.integer("vocab_size")
-    if vocab > talker.vocab - N_CONTROL_IDS:
-        fields.refuse("vocab_size", f"is {vocab}, more codes than the talker's vocabulary has")
-    return PredictorConfig(stack=_stack(fields), vocab=vocab)
-
-
-def _stack(fields: Fields) -> StackConfig:
-    fields.expect("hidden_act", "silu", default="silu")
-    fields.expect("attention_bias", expected=False, default=False)
-    fields.expect("use_sliding_window", expected=False, default=False)
-    if fields.has("rope_scaling"):
-        # Its sections give axes of their own to pictures; speech has the same position on all of them.
-        scaling = fields.section("rope_scaling")
-        scaling.expect("rope_type" if scaling.has("rope_type") else "type", "default", default="default")
-    shared_dim = fields.integer("hidden_size") // fields.integer("num_attention_heads")
-    return read_stack(
-        fields,
-        head_dim=fields.integer("head_dim", default=shared_dim),
-        norm_eps=fields.number("rms_norm_eps", default=1e-6),
-        rope_theta=fields.number("rope_theta", default=10_000.0),
-    )
-
-
-def read_stack(fields: Fields, *, head_dim: int, norm_eps: float, rope_theta: float) -> StackConfig:
-    """The sizes of a stack, with what may be stated under other names or not at all.
-
-    Raises:
-        ModelFileError: a field is missing, or its heads can't be made.
-    """
-    n_heads, n_kv_heads = fields.integer("num_attention_heads"), fields.integer("num_key_value_heads")
-    if n_heads % n_kv_heads:
-        fields.refuse("num_key_value_heads", f"is {n_kv_heads}, which does not divide {n_heads} heads")
-    if head_dim % 2:
-        fields.refuse("head_dim", f"is {head_dim}, which has no halves to rotate")
-    return StackConfig(
-        n_layers=fields.integer("num_hidden_layers"),
-        hidden=fields.integer("hidden_size"),
-        ffn=fields.integer("intermediate_size"),
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
-        norm_eps=norm_eps,
-        rope_theta=rope_theta,
-    )
-
-
-def _tokens(fields: Fields, vocab: int) -> ControlTokens:
-    return ControlTokens(
-        im_start=_id(fields, "im_start_token_id", vocab),
-        im_end=_id(fields, "im_end_token_id", vocab),
-        pad=_id(fields, "tts_pad_token_id", vocab),
-        bos=_id(fields, "tts_bos_token_id", vocab),
-        eos=_id(fields, "tts_eos_token_id", vocab),
-    )
-
-
-def _id(fields: Fields, name: str, vocab: int) -> int:
-    number = fields.integer(name, least=0)
-    if number >= vocab:
-        fields.refuse(name, f"is {number}, beyond a vocabulary of {vocab}")
-    return number
-
-
-def _speaker(fields: Fields, talker: TalkerConfig) -> SpeakerConfig:
-    # Published files give the width and the rate; the rest is as in qwen-tts 0.1.1.
-    fields.expect("enc_dim", talker.stack.hidden)
-    channels = fields.integers("enc_channels", default=(512, 512, 512, 512, 1536))
-    kernels = fields.integers("enc_kernel_sizes", default=(5, 3, 3, 3, 1))
-    dilations = fields.integers("enc_dilations", default=(1, 2, 3, 4, 1))
-    if not 3 <= len(channels) == len(kernels) == len(dilations):
-        fields.refuse("enc_channels", "does not fit enc_kernel_sizes and enc_dilations")
-    return SpeakerConfig(
-        n_mels=fields.integer("mel_dim", default=128),
-        width=talker.stack.hidden,
-        channels=channels,
-        kernels=kernels,
-        dilations=dilations,
-        attention_channels=fields.integer("enc_attention_channels", default=128),
-        res2net_scale=fields.integer("enc_res2net_scale", least=2, default=8),
-        se_channels=fields.integer("enc_se_channels", default=128),
-        sample_rate=fields.integer("sample_rate", default=24_000),
-    )
-
-
-def _sampling(fields: Fields) -> Sampling:
-    fallback = Sampling()
-    temperature = fields.number("temperature", default=fallback.temperature)
-    predictor_temperature = fields.number("subtalker_temperature", default=fallback.predictor_temperature)
-    try:
-        return Sampling(
-            temperature=temperature if fields.flag("do_sample", default=True) else 0.0,
-            top_k=fields.integer("top_k", default=fallback.top_k),
-            top_p=fields.number("top_p", default=fallback.top_p),
-            repetition_penalty=fields.number("repetition_penalty", default=fallback.repetition_penalty),
-            predictor_temperature=predictor_temperature if fields.flag("subtalker_dosample", default=True) else 0.0,
-            predictor_top_k=fields.integer("subtalker_top_k", default=fallback.predictor_top_k),
-            predictor_top_p=fields.number("subtalker_top_p", default=fallback.predictor_top_p),
-        )
-    except ValueError as error:
-        raise ModelFileError(str(fields.path), why=f"can't be used: {error}", hint=HINT) from error
+def _check_ids(ids: CheckpointSection, vocab: int) -> None:
+    for name, field in type(ids).model_fields.items():
+        if getattr(ids, name) >= vocab:
+            raise ValueError(f"{field.alias} is {getattr(ids, name)}, beyond a vocabulary of {vocab}")

@@ -7,12 +7,11 @@ in a text is nine letters and signs to be spoken, where the reference package wo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from afterwords.backends.qwen3.config import ControlTokens
-from afterwords.backends.qwen3.fields import HINT, Fields
+from afterwords.backends.qwen3.config import HINT, CheckpointSection, ControlTokens, read_section
 from afterwords.errors import ModelFileError
 
 # How text falls into words before merges: contractions, letters with the sign before them, single digits, other signs,
@@ -20,6 +19,12 @@ from afterwords.errors import ModelFileError
 _WORDS: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+class _TokenizerFile(CheckpointSection):
+    """tokenizer_config.json."""
+
+    added_tokens_decoder: dict[str, dict[str, Any]]
 
 
 class TextTokenizer:
@@ -43,7 +48,12 @@ class TextTokenizer:
         self._bpe = _read_bpe(folder)
         if self._bpe.get_vocab_size() > vocab:
             raise ModelFileError(str(folder / "vocab.json"), why=f"has more than the model's {vocab} tokens", hint=HINT)
-        _check_control(Fields.read(folder / "tokenizer_config.json"), tokens)
+        path = folder / "tokenizer_config.json"
+        added = read_section(path, _TokenizerFile).added_tokens_decoder
+        for number in (tokens.im_start, tokens.im_end, tokens.pad, tokens.bos, tokens.eos):
+            if str(number) not in added:
+                why = f"can't be used: added_tokens_decoder.{number} is missing"
+                raise ModelFileError(str(path), why=why, hint=HINT)
         self.role = (tokens.im_start, *self.encode("assistant\n"))
         if len(self.role) != 3:
             raise ModelFileError(str(folder / "merges.txt"), why='does not make one token of "assistant"', hint=HINT)
@@ -71,9 +81,3 @@ def _read_bpe(folder: Path) -> Tokenizer:
         ]
     )
     return bpe
-
-
-def _check_control(fields: Fields, tokens: ControlTokens) -> None:
-    added = fields.section("added_tokens_decoder")
-    for number in (tokens.im_start, tokens.im_end, tokens.pad, tokens.bos, tokens.eos):
-        added.section(str(number))

@@ -26,7 +26,7 @@ from afterwords.weights import catalog
 if TYPE_CHECKING:
     from afterwords.models import SpeechTask
 
-NEEDS: Final = ("mlx", "mlx_audio", "safetensors", "tokenizers")
+NEEDS: Final = ("mlx", "mlx_audio", "safetensors", "tokenizers", "cachetools")
 """What the extra `mlx` installs."""
 ROWS: Final = 4
 POSITIONS: Final = 2048

@@ -13,13 +13,13 @@ from typing import Any, Final
 
 import mlx.core as mx
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from afterwords.audio.wav import Samples
 from afterwords.backends.base import Progress, Reference, ignore_progress
 from afterwords.backends.qwen3.codec_config import CodecConfig, check_codes, read_codec_config
 from afterwords.backends.qwen3.config import LANGUAGE_NAMES, ModelConfig, Sampling, read_config
-from afterwords.backends.qwen3.lastfew import LastFew
 from afterwords.backends.qwen3.layout import Layout, lay_out
 from afterwords.backends.qwen3.mlx.codec import CodecDecoder, CodecState
 from afterwords.backends.qwen3.mlx.decode_step import FrameSpeaker
@@ -88,9 +88,9 @@ class Model:
         self.form = PromptForm.of(name, self.config, self.codec)
         self._owner = owner
         self._reading = threading.Lock()
-        self._prompts: LastFew[bytes, ReferencePrompt] = LastFew(VOICES_KEPT)
+        self._prompts: LRUCache[bytes, ReferencePrompt] = LRUCache(VOICES_KEPT)
         self._speakers: dict[Sampling, FrameSpeaker] = {}
-        self._standing: LastFew[ReferencePrompt, _Standing] = LastFew(VOICES_KEPT)
+        self._standing: LRUCache[ReferencePrompt, _Standing] = LRUCache(VOICES_KEPT)
         progress(0.05, "loading the weights")
         parts = owner.run(lambda: load_parts(folder))
         self.network, self._codec = parts.network, parts.codec
@@ -119,7 +119,9 @@ class Model:
             StalePromptError: it is no prompt of this model.
         """
         with self._reading:
-            return self._prompts.get(prompt, lambda: ReferencePrompt.from_bytes(prompt, self.form))
+            if prompt not in self._prompts:
+                self._prompts[prompt] = ReferencePrompt.from_bytes(prompt, self.form)
+            return self._prompts[prompt]
 
     def n_tokens(self, text: str) -> int:
         """How many tokens a text has."""
@@ -165,7 +167,9 @@ class Model:
 
     def standing(self, voice: ReferencePrompt) -> _Standing:
         """A voice in memory; the last few are kept there."""
-        return self._standing.get(voice, lambda: self._placed(voice))
+        if voice not in self._standing:
+            self._standing[voice] = self._placed(voice)
+        return self._standing[voice]
 
     def _placed(self, voice: ReferencePrompt) -> _Standing:
         like = self.network.talker.get_input_embeddings()(mx.array([0]))

@@ -20,7 +20,7 @@ from mlx_audio.tts.models.qwen3_tts import config as network_config
 from mlx_audio.tts.models.qwen3_tts.speech_tokenizer import Qwen3TTSSpeechTokenizer as Codec
 from mlx_audio.utils import apply_quantization
 
-from afterwords.backends.qwen3.fields import HINT
+from afterwords.backends.qwen3.config import HINT
 from afterwords.errors import ModelFileError
 
 CODEC: Final = "speech_tokenizer"

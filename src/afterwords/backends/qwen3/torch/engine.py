@@ -21,7 +21,7 @@ from afterwords.config import load_config
 from afterwords.errors import AfterwordsError, MissingExtraError
 from afterwords.weights import catalog
 
-NEEDS: Final = ("torch", "safetensors", "tokenizers")
+NEEDS: Final = ("torch", "safetensors", "tokenizers", "cachetools")
 """What the extra `cuda` installs."""
 GPU_ROWS, CPU_ROWS = 64, 4
 POSITIONS: Final = 2048

@@ -12,11 +12,11 @@ from typing import Final
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 
 from afterwords.backends.base import Progress, Reference, ignore_progress
 from afterwords.backends.qwen3.codec_config import CodecConfig, check_codes, read_codec_config
 from afterwords.backends.qwen3.config import LANGUAGE_NAMES, ModelConfig, read_config
-from afterwords.backends.qwen3.lastfew import LastFew
 from afterwords.backends.qwen3.reference_prompt import PromptForm, ReferencePrompt, make_prompt
 from afterwords.backends.qwen3.request import Turn
 from afterwords.backends.qwen3.tokenizer import TextTokenizer
@@ -81,7 +81,7 @@ class Model:
         self._folder, self.device = folder, device
         self._dtype = dtype
         self._hearing, self._placing = threading.Lock(), threading.Lock()
-        self._voices: LastFew[bytes, VoiceOnDevice] = LastFew(VOICES_KEPT)
+        self._voices: LRUCache[bytes, VoiceOnDevice] = LRUCache(VOICES_KEPT)
         self.config: ModelConfig = read_config(folder)
         self.codec: CodecConfig = read_codec_config(folder / CODEC)
         check_codes(self.config, self.codec, folder / CODEC)
@@ -119,7 +119,9 @@ class Model:
             StalePromptError: it is no prompt of this model.
         """
         with self._placing:
-            return self._voices.get(prompt, lambda: self.place(ReferencePrompt.from_bytes(prompt, self.form)))
+            if prompt not in self._voices:
+                self._voices[prompt] = self.place(ReferencePrompt.from_bytes(prompt, self.form))
+            return self._voices[prompt]
 
     @torch.inference_mode()
     def place(self, prompt: ReferencePrompt) -> VoiceOnDevice:
