@@ -9,7 +9,8 @@ from hashlib import sha256
 
 import pytest
 
-from afterwords.server.ports import BlobInfo, Blobs
+from afterwords.server.ports import Blobs
+from afterwords.server.records import BlobInfo
 
 VOICE, OTHER = "voices/0c6f2f0e", "voices/0c6f2f0e-2"
 AUDIO = bytes(range(256)) * 600  # 150 KB
@@ -60,7 +61,7 @@ class BlobsContract:
         assert reader is not None
         try:
             assert reader.size_bytes == len(data)
-            assert reader.piece_bytes > 0
+            assert reader.chunk_bytes > 0
             assert await reader.read(0, reader.size_bytes + 10) == data
             half = len(data) // 2
             assert await reader.read(half, 100) == data[half : half + 100]

@@ -82,7 +82,7 @@ class DispatcherContract:
         job_id = desk.submit(ENDLESS)
         await desk.until(lambda: job_id in desk.claimed)
         await dispatcher.stop(grace_s=0)
-        assert desk.said_of(job_id) == ["claimed", "give_back"]
+        assert desk.said_of(job_id) == ["claimed", "release"]
         assert desk.jobs[job_id].attempt == 0
 
     async def test_a_listener_hears_what_becomes_the_audio(self, dispatcher: Dispatcher, desk: Desk) -> None:

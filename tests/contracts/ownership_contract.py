@@ -17,7 +17,7 @@ from afterwords.server.cache_key import cache_path, job_path, reference_path
 from afterwords.server.ports import Blobs
 from afterwords.server.services.deliveries import Deliveries
 from afterwords.server.services.housekeeping import Housekeeping
-from afterwords.server.services.ownership import MARK_PATH, Ownership, Standing, database_id
+from afterwords.server.services.ownership import MARK_PATH, Ownership, OwnershipStatus, database_id
 from afterwords.server.store import SqlStore
 from tests.contracts.blobs_contract import everything
 from tests.contracts.store_world import SetClock, World
@@ -55,7 +55,7 @@ class Sweeper:
             home=NOTHING,
             ownership=self.ownership,
             dispatcher=NOTHING,
-            news=NOTHING,
+            events=NOTHING,
             deliveries=Deliveries(self.store, self.clock, NOTHING),
             max_attempts=3,
             reap_interval_s=1,
@@ -122,11 +122,11 @@ class OwnershipContract:
         mine.clock.pass_s(7200)
 
         assert await mine.sweep_twice() == 0
-        assert await mine.ownership.look() is Standing.FOREIGN
+        assert await mine.ownership.read() is OwnershipStatus.FOREIGN
         assert not await mine.ownership.holds()
         assert await other.ownership.holds()
 
-        assert sorted(await mine.ownership.unknown()) == sorted(kept)
+        assert sorted(await mine.ownership.list_unknown()) == sorted(kept)
         await mine.ownership.adopt()
         assert await mine.sweep_twice() == 2
         assert not await other.ownership.holds()
@@ -137,7 +137,7 @@ class OwnershipContract:
         await blobs.put(job_path(new_id(), 1), b"left by a crash")
 
         assert await other.sweep_twice() == 0
-        assert await other.ownership.look() is Standing.UNMARKED
+        assert await other.ownership.read() is OwnershipStatus.UNMARKED
         unknown = stray()
         await blobs.put(unknown, b"recording")
         assert await mine.sweep_twice() == 0
@@ -158,9 +158,9 @@ class OwnershipContract:
         await mine.sweep()
 
         assert await copy.sweep_twice() == 0
-        assert await copy.ownership.look() is Standing.COPY
+        assert await copy.ownership.read() is OwnershipStatus.COPY
         assert await mine.sweep_twice() == 0
-        assert await mine.ownership.look() is Standing.COPY
+        assert await mine.ownership.read() is OwnershipStatus.COPY
         await mine.ownership.adopt()
         assert await copy.sweep_twice() == 0
         assert sorted(await everything(blobs)) == sorted([*kept, MARK_PATH])
@@ -171,4 +171,4 @@ class OwnershipContract:
         for mark in (b"", b"[]", b"{}", b"\xff", json.dumps({"database": 1}).encode()):
             await blobs.put(MARK_PATH, mark)
             assert await mine.sweep_twice() == 0
-            assert await mine.ownership.look() is Standing.UNREADABLE
+            assert await mine.ownership.read() is OwnershipStatus.UNREADABLE

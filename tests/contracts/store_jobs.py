@@ -14,7 +14,7 @@ from afterwords.errors import (
     VoiceNotFoundError,
 )
 from afterwords.models import JobStatus, SpeechFormat
-from afterwords.server.ports import Finished, Limits
+from afterwords.server.records import FinishStatus, QueueLimits
 from tests.contracts.store_world import MANY, START, TEXT, World, audio, request
 
 
@@ -31,7 +31,7 @@ class JobClaims:
 
         job = submitted.job
         assert submitted.is_new
-        assert await world.store.job(asked.job_id, account_id=ann.account_id) == job
+        assert await world.store.get_job(asked.job_id, account_id=ann.account_id) == job
         assert (job.status, job.attempt, job.lease_expires) == (JobStatus.PENDING, 0, None)
         assert (job.speed, job.seed, job.response_format) == (1.25, 2**63 - 1, SpeechFormat.OPUS)
         assert (job.text, job.created_at, job.completed_at) == ("Grüße 🌅", START, None)
@@ -41,10 +41,10 @@ class JobClaims:
         job = await world.job()
         bob = await world.caller("bob")
 
-        assert await world.store.job(job.job_id, account_id=bob.account_id) is None
+        assert await world.store.get_job(job.job_id, account_id=bob.account_id) is None
         assert await world.store.cancel(job.job_id, account_id=bob.account_id) is None
-        assert await world.store.jobs(account_id=bob.account_id, status=None, limit=None, after=None) == []
-        assert await world.store.jobs(account_id=bob.account_id, status=None, limit=9, after=job.job_id) == []
+        assert await world.store.list_jobs(account_id=bob.account_id, status=None, limit=None, after=None) == []
+        assert await world.store.list_jobs(account_id=bob.account_id, status=None, limit=9, after=job.job_id) == []
         assert (await world.seen(job)).status is JobStatus.PENDING
 
     async def test_job_for_a_missing_voice_is_refused_and_not_charged(self, world: World) -> None:
@@ -97,7 +97,7 @@ class JobClaims:
         with pytest.raises(IdempotencyConflictError):
             await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=other)
         with pytest.raises(IdempotencyConflictError):
-            await world.store.replayed_job(other)
+            await world.store.find_repeated_job(other)
         assert await world.spent() == len(TEXT)
 
     async def test_repeated_request_of_a_stand_in_gets_the_same_stand_in(self, world: World) -> None:
@@ -116,17 +116,17 @@ class JobClaims:
         ann = await world.caller()
         voice = await world.voice(ann)
         asked = request(ann)
-        assert await world.store.replayed_job(asked) is None
-        assert await world.store.replayed_job(request(ann, body="other")) is None
+        assert await world.store.find_repeated_job(asked) is None
+        assert await world.store.find_repeated_job(request(ann, body="other")) is None
 
         made = await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=asked)
 
-        assert await world.store.replayed_job(asked) == made.job.job_id
+        assert await world.store.find_repeated_job(asked) == made.job.job_id
 
     async def test_refused_request_leaves_its_idempotency_key_free(self, world: World) -> None:
         ann = await world.caller()
         voice = await world.voice(ann)
-        full = Limits(pending=0, pending_per_account=1)
+        full = QueueLimits(pending=0, pending_per_account=1)
         with pytest.raises(QueueFullError):
             await world.store.submit(world.job_of(ann, voice), limits=full, idempotency=request(ann))
 
@@ -136,7 +136,7 @@ class JobClaims:
     async def test_limits_count_what_waits_of_the_account_and_of_all(self, world: World) -> None:
         ann, bob, eve = [await world.caller(name) for name in ("ann", "bob", "eve")]
         of = {caller.account_id: await world.voice(caller) for caller in (ann, bob, eve)}
-        limits = Limits(pending=3, pending_per_account=2)
+        limits = QueueLimits(pending=3, pending_per_account=2)
         for caller in (ann, ann, bob):
             await world.store.submit(world.job_of(caller, of[caller.account_id]), limits=limits)
 
@@ -157,7 +157,7 @@ class JobClaims:
         ends = await asyncio.gather(*many, return_exceptions=True)
 
         assert sum(not isinstance(end, BaseException) for end in ends) == 10
-        assert (await world.store.usage(ann)).characters == 10 * len(TEXT)
+        assert (await world.store.get_usage(ann)).characters == 10 * len(TEXT)
 
     async def test_jobs_are_paged_newest_first_by_state(self, world: World) -> None:
         ann = await world.caller()
@@ -169,7 +169,7 @@ class JobClaims:
         async def page(
             status: JobStatus | None = None, limit: int | None = None, after: str | None = None
         ) -> list[str]:
-            found = await world.store.jobs(account_id=ann.account_id, status=status, limit=limit, after=after)
+            found = await world.store.list_jobs(account_id=ann.account_id, status=status, limit=limit, after=after)
             return [job.job_id for job in found]
 
         assert await page() == newest
@@ -192,7 +192,7 @@ class JobClaims:
         assert (cancelled.status, cancelled.text, cancelled.error) == (JobStatus.CANCELLED, None, None)
         assert cancelled.completed_at == world.clock.now()
         assert await world.spent() == 0
-        assert await world.store.finish(job.job_id, 1, audio()) is Finished.ALREADY
+        assert await world.store.finish(job.job_id, 1, audio()) is FinishStatus.ALREADY
 
     async def test_ready_job_is_not_cancelled(self, world: World) -> None:
         job = await world.claimed()
@@ -207,11 +207,11 @@ class JobClaims:
 
     async def test_job_that_lost_its_audio_fails_once_and_is_not_charged(self, world: World) -> None:
         job = await world.claimed()
-        await world.store.lost(job.job_id)
+        await world.store.mark_audio_lost(job.job_id)
         assert (await world.seen(job)).status is JobStatus.PENDING
         await world.store.finish(job.job_id, 1, audio())
 
-        await asyncio.gather(*[world.store.lost(job.job_id) for _ in range(5)])
+        await asyncio.gather(*[world.store.mark_audio_lost(job.job_id) for _ in range(5)])
 
         seen = await world.seen(job)
         assert (seen.status, seen.error, seen.audio_key) == (JobStatus.FAILED, "audio_lost", None)
@@ -224,11 +224,11 @@ class JobClaims:
         world.clock.pass_s(24 * 3600 + 1)
         await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=request(ann, key="young"))
 
-        await world.store.forget_old()
+        await world.store.delete_expired()
 
-        assert await world.store.replayed_job(request(ann, body="other")) is None
+        assert await world.store.find_repeated_job(request(ann, body="other")) is None
         assert old.is_new
         with pytest.raises(IdempotencyConflictError):
-            await world.store.replayed_job(request(ann, key="young", body="other"))
+            await world.store.find_repeated_job(request(ann, key="young", body="other"))
         await world.store.delete_voice(voice.voice_id, account_id=ann.account_id)
-        assert [voice_id for voice_id, _ in await world.store.purge_due()] == [voice.voice_id]
+        assert [voice_id for voice_id, _ in await world.store.list_unpurged()] == [voice.voice_id]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from afterwords.errors import InsufficientScopeError, KeyReplacedError, QuotaExceededError
-from afterwords.server.ports import NewKey
+from afterwords.server.records import NewKey
 from tests.contracts.store_world import MANY, START, TEXT, World, audio, digest
 
 
@@ -19,13 +19,13 @@ class KeyClaims:
             NewKey(digest("k"), label="laptop", scopes=("voices:read", "synthesize"), character_limit=100)
         )
 
-        caller = await world.store.caller(digest("k"))
+        caller = await world.store.find_caller(digest("k"))
 
         assert caller is not None
         assert (caller.key_id, caller.spending_id) == (shown.key_id, shown.key_id)
         assert (caller.scopes, caller.character_limit) == (frozenset({"voices:read", "synthesize"}), 100)
         assert (shown.label, shown.scopes, shown.created_at) == ("laptop", ("voices:read", "synthesize"), START)
-        assert await world.store.caller(digest("another")) is None
+        assert await world.store.find_caller(digest("another")) is None
 
     async def test_key_without_an_account_gets_one_of_its_own(self, world: World) -> None:
         ann, bob = await world.caller("ann"), await world.caller("bob")
@@ -35,24 +35,24 @@ class KeyClaims:
         assert ann.account_id != bob.account_id
 
     async def test_keys_of_the_home_share_its_account_and_others_do_not(self, world: World) -> None:
-        assert await world.store.home_account() is None
+        assert await world.store.get_home_account() is None
         await world.caller("ann")
         for name in ("home", "again"):
             await world.store.add_key(NewKey(digest(name), is_home=True))
-        first, second = await world.store.caller(digest("home")), await world.store.caller(digest("again"))
+        first, second = await world.store.find_caller(digest("home")), await world.store.find_caller(digest("again"))
         bob = await world.caller("bob")
 
         assert first is not None
         assert second is not None
-        assert first.account_id == second.account_id == await world.store.home_account()
+        assert first.account_id == second.account_id == await world.store.get_home_account()
         assert bob.account_id != first.account_id
 
     async def test_keys_are_listed_oldest_first_for_one_account_or_for_all(self, world: World) -> None:
         names = ["ann", "bob", "eve"]
         callers = [await world.caller(name) for name in names]
 
-        everyone = await world.store.keys(account_id=None)
-        bobs = await world.store.keys(account_id=callers[1].account_id)
+        everyone = await world.store.list_keys(account_id=None)
+        bobs = await world.store.list_keys(account_id=callers[1].account_id)
 
         assert [key.key_id for key in everyone] == [caller.key_id for caller in callers]
         assert [key.key_id for key in bobs] == [callers[1].key_id]
@@ -63,9 +63,9 @@ class KeyClaims:
         world.clock.pass_s(60)
         assert await world.store.revoke_key(ann.key_id, account_id=None) == []
 
-        [key] = await world.store.keys(account_id=ann.account_id)
+        [key] = await world.store.list_keys(account_id=ann.account_id)
 
-        assert await world.store.caller(digest("ann")) is None
+        assert await world.store.find_caller(digest("ann")) is None
         assert key.revoked_at == START
 
     async def test_key_of_another_account_is_as_if_it_were_not_there(self, world: World) -> None:
@@ -75,14 +75,14 @@ class KeyClaims:
         assert await world.store.revoke_key("no such key", account_id=None) is None
         rotated = await world.store.rotate_key(ann.key_id, account_id=bob.account_id, sha256=digest("x"), overlap_s=0)
         assert rotated is None
-        assert await world.store.caller(digest("ann")) == ann
+        assert await world.store.find_caller(digest("ann")) == ann
 
     async def test_rotated_key_takes_over_all_but_the_digest(self, world: World) -> None:
         ann = await world.caller("ann", label="mine", scopes=("synthesize",), character_limit=70)
 
         new = await world.store.rotate_key(ann.key_id, account_id=ann.account_id, sha256=digest("new"), overlap_s=10)
 
-        heir = await world.store.caller(digest("new"))
+        heir = await world.store.find_caller(digest("new"))
         assert new is not None
         assert heir is not None
         assert (heir.key_id, heir.account_id, heir.spending_id) == (new.key_id, ann.account_id, ann.spending_id)
@@ -93,9 +93,9 @@ class KeyClaims:
         await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("new"), overlap_s=10)
 
         world.clock.pass_s(9.999)
-        assert await world.store.caller(digest("ann")) == ann
+        assert await world.store.find_caller(digest("ann")) == ann
         world.clock.pass_s(0.001)
-        assert await world.store.caller(digest("ann")) is None
+        assert await world.store.find_caller(digest("ann")) is None
         again = await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("newer"), overlap_s=10)
         assert again is None
 
@@ -113,8 +113,8 @@ class KeyClaims:
                 )
         with pytest.raises(KeyReplacedError):
             await world.store.revoke_key(new.key_id, account_id=ann.account_id, by=ann.key_id)
-        assert await world.store.caller(digest("thief")) is None
-        assert await world.store.caller(digest("new")) is not None
+        assert await world.store.find_caller(digest("thief")) is None
+        assert await world.store.find_caller(digest("new")) is not None
 
     async def test_key_in_its_overlap_is_rotated_by_nobody_and_may_be_revoked(self, world: World) -> None:
         ann = await world.caller("ann")
@@ -125,7 +125,7 @@ class KeyClaims:
             with pytest.raises(KeyReplacedError):
                 await world.store.rotate_key(ann.key_id, account_id=None, by=by, sha256=digest("c"), overlap_s=500)
         assert await world.store.revoke_key(ann.key_id, account_id=ann.account_id, by=ann.key_id) == []
-        assert await world.store.caller(digest("ann")) is None
+        assert await world.store.find_caller(digest("ann")) is None
 
     async def test_narrow_key_changes_no_key_but_itself(self, world: World) -> None:
         ann = await world.caller("ann")
@@ -145,9 +145,9 @@ class KeyClaims:
 
     async def test_usage_is_counted_by_calendar_month(self, world: World) -> None:
         await world.job()
-        january = await world.store.usage(await world.caller())
+        january = await world.store.get_usage(await world.caller())
         world.clock.pass_s(12 * 3600)
-        february = await world.store.usage(await world.caller())
+        february = await world.store.get_usage(await world.caller())
 
         assert (january.characters, january.limit) == (len(TEXT), None)
         assert (january.period_start, january.period_end) == (
@@ -159,7 +159,7 @@ class KeyClaims:
     async def test_december_ends_with_the_year(self, world: World) -> None:
         world.clock.wall = datetime(2026, 12, 31, 23, 59, 59, 999000, tzinfo=UTC)
 
-        usage = await world.store.usage(await world.caller())
+        usage = await world.store.get_usage(await world.caller())
 
         assert usage.period_end == datetime(2027, 1, 1, tzinfo=UTC)
 
@@ -170,22 +170,22 @@ class KeyClaims:
         await world.job(ann, voice, char_count=30)
         await world.job(capped, voice, char_count=4)
 
-        assert (await world.store.usage(ann)).characters == 34
-        assert (await world.store.usage(capped)).characters == 4
+        assert (await world.store.get_usage(ann)).characters == 34
+        assert (await world.store.get_usage(capped)).characters == 4
 
     async def test_limit_of_characters_holds_to_the_last_one_and_across_rotation(self, world: World) -> None:
         ann = await world.caller("ann", character_limit=50)
         voice = await world.voice(ann)
         await world.job(ann, voice, char_count=30)
         await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("new"), overlap_s=0)
-        heir = await world.store.caller(digest("new"))
+        heir = await world.store.find_caller(digest("new"))
         assert heir is not None
 
         with pytest.raises(QuotaExceededError, match="30 of its 50") as refused:
             await world.store.submit(world.job_of(heir, voice, char_count=21), limits=MANY)
         await world.job(heir, voice, char_count=20)
 
-        assert (await world.store.usage(heir)).characters == 50
+        assert (await world.store.get_usage(heir)).characters == 50
         assert refused.value.retry_after_s == 12 * 3600
 
     async def test_charge_goes_back_to_the_month_it_came_from(self, world: World) -> None:
@@ -198,7 +198,7 @@ class KeyClaims:
         assert claim is not None
 
         await world.store.finish(claim.job.job_id, 1, audio())
-        await world.store.lost(claim.job.job_id)
+        await world.store.mark_audio_lost(claim.job.job_id)
 
         assert await world.spent() == 7
         world.clock.wall = START
@@ -208,9 +208,9 @@ class KeyClaims:
         ann, bob = await world.caller("ann", prefix="aw_annie"), await world.caller("bob")
         await world.job(ann, char_count=7)
         world.clock.pass_s(60)
-        await world.store.keys_used([ann.key_id])
+        await world.store.mark_keys_used([ann.key_id])
 
-        first, second = await world.store.keys(account_id=None)
+        first, second = await world.store.list_keys(account_id=None)
 
         assert (first.key_id, first.account_id, first.prefix) == (ann.key_id, ann.account_id, "aw_annie")
         assert (first.used_at, first.characters) == (world.clock.now(), 7)
@@ -225,7 +225,7 @@ class KeyClaims:
         await world.claim()
         await world.store.finish(job.job_id, 1, audio())
 
-        first, second = await world.store.accounts()
+        first, second = await world.store.list_accounts()
 
         assert (first.account_id, first.keys, first.voices, first.characters) == (ann.account_id, 1, 1, 7)
         assert first.storage_bytes == 2 * 24_000 * 2 + 2 * 4800

@@ -9,7 +9,7 @@ import pytest
 from afterwords.errors import IdempotencyConflictError, VoiceNotFoundError
 from afterwords.models import Provenance
 from afterwords.server.cache_key import cache_path, prompt_path
-from afterwords.server.ports import CacheEntry, Finished, VoiceChanges
+from afterwords.server.records import CacheEntry, FinishStatus, VoiceChanges
 from tests.contracts.store_world import MANY, World, audio, digest, request
 
 
@@ -28,16 +28,16 @@ class VoiceClaims:
         kept = await world.voice(ann, family="us", provenance=seal, ref_text="Grüße, 東京 🌅")
         bare = await world.voice(ann, ref_text=None, consent=None, metadata={})
 
-        assert await world.store.voice(kept.voice_id, account_id=ann.account_id) == kept
-        assert await world.store.voice(bare.voice_id, account_id=ann.account_id) == bare
+        assert await world.store.get_voice(kept.voice_id, account_id=ann.account_id) == kept
+        assert await world.store.get_voice(bare.voice_id, account_id=ann.account_id) == bare
 
     async def test_voice_of_another_account_is_as_if_it_were_not_there(self, world: World) -> None:
         voice = await world.voice()
         bob = await world.caller("bob")
 
-        assert await world.store.voice(voice.voice_id, account_id=bob.account_id) is None
-        assert await world.store.voices(account_id=bob.account_id, limit=None, after=None) == []
-        assert await world.store.voices(account_id=bob.account_id, limit=None, after=voice.voice_id) == []
+        assert await world.store.get_voice(voice.voice_id, account_id=bob.account_id) is None
+        assert await world.store.list_voices(account_id=bob.account_id, limit=None, after=None) == []
+        assert await world.store.list_voices(account_id=bob.account_id, limit=None, after=voice.voice_id) == []
         changed = await world.store.update_voice(voice.voice_id, VoiceChanges(name="x"), account_id=bob.account_id)
         assert changed is None
         assert await world.store.delete_voice(voice.voice_id, account_id=bob.account_id) is None
@@ -50,8 +50,8 @@ class VoiceClaims:
         await world.voice(ann, name="Me")
         await world.voice(bob, name="me again")
 
-        assert await world.store.voices_named("me", account_id=ann.account_id) == kept[:2]
-        assert await world.store.voices_named("me", account_id=bob.account_id) == []
+        assert await world.store.find_voices("me", account_id=ann.account_id) == kept[:2]
+        assert await world.store.find_voices("me", account_id=bob.account_id) == []
 
     async def test_voice_of_the_home_is_kept_once_and_never_under_an_id_that_is_taken(self, world: World) -> None:
         ann = await world.caller()
@@ -71,23 +71,23 @@ class VoiceClaims:
         ann = await world.caller()
         kept = [await world.voice(ann, name=f"{number}") for number in range(7)]
 
-        everything = await world.store.voices(account_id=ann.account_id, limit=None, after=None)
-        first = await world.store.voices(account_id=ann.account_id, limit=3, after=None)
-        second = await world.store.voices(account_id=ann.account_id, limit=3, after=first[-1].voice_id)
+        everything = await world.store.list_voices(account_id=ann.account_id, limit=None, after=None)
+        first = await world.store.list_voices(account_id=ann.account_id, limit=3, after=None)
+        second = await world.store.list_voices(account_id=ann.account_id, limit=3, after=first[-1].voice_id)
 
         assert everything == kept
         assert first + second == kept[:6]
-        assert await world.store.voices(account_id=ann.account_id, limit=3, after="no such voice") == []
+        assert await world.store.list_voices(account_id=ann.account_id, limit=3, after="no such voice") == []
 
     async def test_repeated_upload_gets_the_voice_of_the_first(self, world: World) -> None:
         ann = await world.caller()
         asked = request(ann, route="voices")
-        assert await world.store.replayed_voice(asked) is None
+        assert await world.store.find_repeated_voice(asked) is None
         first = await world.store.add_voice(world.voice_of(ann), idempotency=asked)
         second = await world.store.add_voice(world.voice_of(ann), idempotency=asked)
 
-        assert second == first == await world.store.replayed_voice(asked)
-        assert await world.store.voices(account_id=ann.account_id, limit=None, after=None) == [first]
+        assert second == first == await world.store.find_repeated_voice(asked)
+        assert await world.store.list_voices(account_id=ann.account_id, limit=None, after=None) == [first]
 
     async def test_idempotency_key_with_another_upload_is_a_conflict(self, world: World) -> None:
         ann = await world.caller()
@@ -97,8 +97,8 @@ class VoiceClaims:
         with pytest.raises(IdempotencyConflictError):
             await world.store.add_voice(world.voice_of(ann), idempotency=other)
         with pytest.raises(IdempotencyConflictError):
-            await world.store.replayed_voice(other)
-        assert await world.store.voices(account_id=ann.account_id, limit=None, after=None) == [kept]
+            await world.store.find_repeated_voice(other)
+        assert await world.store.list_voices(account_id=ann.account_id, limit=None, after=None) == [kept]
 
     async def test_idempotency_keys_of_accounts_and_routes_are_apart(self, world: World) -> None:
         ann, bob = await world.caller("ann"), await world.caller("bob")
@@ -115,7 +115,7 @@ class VoiceClaims:
         changed = await world.store.update_voice(voice.voice_id, changes, account_id=voice.account_id)
 
         assert changed == replace(voice, name="you", metadata={"mood": "loud"})
-        assert await world.store.voice(voice.voice_id, account_id=voice.account_id) == changed
+        assert await world.store.get_voice(voice.voice_id, account_id=voice.account_id) == changed
         nothing = await world.store.update_voice(voice.voice_id, VoiceChanges(), account_id=voice.account_id)
         assert nothing == changed
 
@@ -136,7 +136,7 @@ class VoiceClaims:
 
         await world.store.update_voice(voice.voice_id, changes, account_id=voice.account_id)
 
-        assert (await world.store.cached(voice.voice_id, job.cache_key) is not None) == is_kept
+        assert (await world.store.get_cached(voice.voice_id, job.cache_key) is not None) == is_kept
 
     async def test_what_was_begun_with_the_old_transcript_is_neither_cached_nor_shared(self, world: World) -> None:
         ann = await world.caller()
@@ -146,10 +146,10 @@ class VoiceClaims:
 
         again = world.job_of(ann, voice, flight_key="f" * 64, cache_key="c" * 64)
         new = await world.store.submit(again, limits=MANY)
-        assert await world.store.finish(old.job_id, 1, audio()) is Finished.DONE
+        assert await world.store.finish(old.job_id, 1, audio()) is FinishStatus.DONE
 
         assert new.is_new
-        assert await world.store.cached(voice.voice_id, "c" * 64) is None
+        assert await world.store.get_cached(voice.voice_id, "c" * 64) is None
 
     async def test_dropped_cache_entry_is_gone_unless_another_took_its_place(self, world: World) -> None:
         voice = await world.voice()
@@ -157,15 +157,15 @@ class VoiceClaims:
         for content in ("first", "second"):
             job = await world.claimed(voice=voice, cache_key="c" * 64)
             await world.store.finish(job.job_id, 1, audio(f"jobs/{job.job_id}.wav", content=content))
-            entry = await world.store.cached(voice.voice_id, "c" * 64)
+            entry = await world.store.get_cached(voice.voice_id, "c" * 64)
             assert entry is not None
             entries.append(entry)
 
-        await world.store.uncache(entries[0])
-        assert await world.store.cached(voice.voice_id, "c" * 64) == entries[1]
+        await world.store.delete_cached(entries[0])
+        assert await world.store.get_cached(voice.voice_id, "c" * 64) == entries[1]
         assert entries[1] == CacheEntry(voice.voice_id, "c" * 64, digest("second").hex(), 4800, 120)
-        await world.store.uncache(entries[1])
-        assert await world.store.cached(voice.voice_id, "c" * 64) is None
+        await world.store.delete_cached(entries[1])
+        assert await world.store.get_cached(voice.voice_id, "c" * 64) is None
 
     async def test_deleted_voice_takes_everything_with_it(self, world: World) -> None:
         ann = await world.caller()
@@ -179,12 +179,12 @@ class VoiceClaims:
 
         assert paths is not None
         assert f"jobs/{ready.job_id}.wav" in paths
-        assert await world.store.voice(voice.voice_id, account_id=ann.account_id) is None
-        assert await world.store.job(ready.job_id) is None
-        assert await world.store.job(waits.job_id) is None
-        assert await world.store.cached(voice.voice_id, ready.cache_key) is None
-        assert await world.store.replayed_voice(asked) is None
-        assert await world.store.webhooks_due(limit=10) == []
+        assert await world.store.get_voice(voice.voice_id, account_id=ann.account_id) is None
+        assert await world.store.get_job(ready.job_id) is None
+        assert await world.store.get_job(waits.job_id) is None
+        assert await world.store.get_cached(voice.voice_id, ready.cache_key) is None
+        assert await world.store.find_repeated_voice(asked) is None
+        assert await world.store.claim_webhooks(limit=10) == []
         assert await world.claim() is None
         assert await world.store.delete_voice(voice.voice_id, account_id=ann.account_id) is None
 
@@ -216,7 +216,7 @@ class VoiceClaims:
         job = await world.claimed(voice=voice)
         await world.store.delete_voice(voice.voice_id, account_id=voice.account_id)
 
-        assert await world.store.finish(job.job_id, 1, audio()) is Finished.GONE
+        assert await world.store.finish(job.job_id, 1, audio()) is FinishStatus.GONE
         assert not await world.store.heartbeat(job.job_id, 1, lease_s=15)
         assert await world.store.retry(job.job_id, 1, error="worker_lost", max_attempts=3) is None
 
@@ -224,9 +224,9 @@ class VoiceClaims:
         voice = await world.voice()
         paths = await world.store.delete_voice(voice.voice_id, account_id=voice.account_id)
 
-        assert await world.store.purge_due() == [(voice.voice_id, paths)]
-        await world.store.purged(voice.voice_id)
-        assert await world.store.purge_due() == []
+        assert await world.store.list_unpurged() == [(voice.voice_id, paths)]
+        await world.store.mark_purged(voice.voice_id)
+        assert await world.store.list_unpurged() == []
 
     async def test_paths_are_known_while_a_row_names_them(self, world: World) -> None:
         voice = await world.voice()
@@ -250,15 +250,15 @@ class VoiceClaims:
             "stray",
         }
 
-        assert await world.store.known_paths(sorted(named | orphans)) == named
-        assert {path for each in named for path in await world.store.known_paths([each])} == named
+        assert await world.store.find_known_paths(sorted(named | orphans)) == named
+        assert {path for each in named for path in await world.store.find_known_paths([each])} == named
         await world.store.delete_voice(voice.voice_id, account_id=voice.account_id)
-        assert await world.store.known_paths(sorted(named)) == set()
-        assert await world.store.known_paths([]) == set()
+        assert await world.store.find_known_paths(sorted(named)) == set()
+        assert await world.store.find_known_paths([]) == set()
 
     async def test_a_thousand_paths_are_judged_at_once(self, world: World) -> None:
         ann = await world.caller()
         voices = [await world.voice(ann) for _ in range(3)]
         paths = [voice.ref_audio_key for voice in voices] + [f"voices/{number}/ref.wav" for number in range(1500)]
 
-        assert await world.store.known_paths(paths) == set(paths[:3])
+        assert await world.store.find_known_paths(paths) == set(paths[:3])

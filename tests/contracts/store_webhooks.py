@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from afterwords.models import JobStatus
-from afterwords.server.ports import Outcome, StoredJob
+from afterwords.server.records import AttemptResult, StoredJob
 from tests.contracts.store_world import World, audio, digest
 
 URL: Final = "https://example.org/hook"
@@ -20,22 +20,22 @@ PAUSES_S: Final = (5, 30, 120, 600, 3600, 6 * 3600)
 class WebhookClaims:
     """Webhooks: due with the end of their job."""
 
-    async def ended(self, world: World, outcome: Outcome | None = None) -> StoredJob:
+    async def ended(self, world: World, outcome: AttemptResult | None = None) -> StoredJob:
         job = await world.claimed(webhook_url=URL)
         await world.store.finish(job.job_id, 1, outcome or audio())
         return await world.seen(job)
 
-    @pytest.mark.parametrize("outcome", [audio(), Outcome(error="runaway_audio")], ids=["ready", "failed"])
-    async def test_webhook_is_due_when_the_job_is_final(self, world: World, outcome: Outcome) -> None:
+    @pytest.mark.parametrize("outcome", [audio(), AttemptResult(error="runaway_audio")], ids=["ready", "failed"])
+    async def test_webhook_is_due_when_the_job_is_final(self, world: World, outcome: AttemptResult) -> None:
         waits = await world.job(webhook_url=URL)
-        assert await world.store.webhooks_due(limit=9) == []
+        assert await world.store.claim_webhooks(limit=9) == []
         claim = await world.claim()
         assert claim is not None
         assert claim.job.job_id == waits.job_id
 
         await world.store.finish(waits.job_id, 1, outcome)
 
-        [call] = await world.store.webhooks_due(limit=9)
+        [call] = await world.store.claim_webhooks(limit=9)
         assert (call.job, call.url, call.tries) == (await world.seen(waits), URL, 1)
 
     async def test_cancelled_and_lost_jobs_are_announced_too(self, world: World) -> None:
@@ -45,7 +45,7 @@ class WebhookClaims:
         world.clock.pass_s(16)
         await world.store.reap(max_attempts=1)
 
-        calls = await world.store.webhooks_due(limit=9)
+        calls = await world.store.claim_webhooks(limit=9)
 
         ends = {call.job.job_id: call.job.status for call in calls}
         assert ends == {lost.job_id: JobStatus.FAILED, cancelled.job_id: JobStatus.CANCELLED}
@@ -54,14 +54,14 @@ class WebhookClaims:
         job = await world.claimed()
         await world.store.finish(job.job_id, 1, audio())
 
-        assert await world.store.webhooks_due(limit=9) == []
+        assert await world.store.claim_webhooks(limit=9) == []
 
     async def test_signing_key_is_made_of_the_keys_digest_even_when_it_was_rotated(self, world: World) -> None:
         ann = await world.caller()
         await self.ended(world)
         await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("new"), overlap_s=0)
 
-        [call] = await world.store.webhooks_due(limit=9)
+        [call] = await world.store.claim_webhooks(limit=9)
 
         assert call.signing_key == hmac.digest(digest("ann"), b"afterwords webhook v1", hashlib.sha256)
         assert repr(call.signing_key) not in repr(call)
@@ -73,35 +73,34 @@ class WebhookClaims:
 
         assert await world.store.revoke_key(ann.key_id, account_id=None) == [pending.job_id]
 
-        job = await world.store.job(pending.job_id)
+        job = await world.store.get_job(pending.job_id)
         assert job is not None
         assert job.status is JobStatus.CANCELLED
-        assert await world.store.webhooks_due(limit=9) == []
+        assert await world.store.claim_webhooks(limit=9) == []
 
     async def test_webhook_that_is_not_settled_comes_again_with_growing_pauses_and_is_given_up(
         self, world: World
     ) -> None:
         await self.ended(world)
         for tries, pause_s in enumerate((*PAUSES_S, PAUSES_S[-1]), start=1):
-            [call] = await world.store.webhooks_due(limit=9)
+            [call] = await world.store.claim_webhooks(limit=9)
             assert call.tries == tries
             world.clock.pass_s(pause_s - 0.5)
-            assert await world.store.webhooks_due(limit=9) == []
+            assert await world.store.claim_webhooks(limit=9) == []
             world.clock.pass_s(0.5)
 
-        assert await world.store.webhooks_due(limit=9) == []
+        assert await world.store.claim_webhooks(limit=9) == []
         world.clock.pass_s(10 * 24 * 3600)
-        assert await world.store.webhooks_due(limit=9) == []
+        assert await world.store.claim_webhooks(limit=9) == []
 
-    @pytest.mark.parametrize("delivered", [True, False])
-    async def test_settled_webhook_does_not_come_again(self, world: World, delivered: bool) -> None:
+    async def test_settled_webhook_does_not_come_again(self, world: World) -> None:
         job = await self.ended(world)
-        await world.store.webhooks_due(limit=9)
+        await world.store.claim_webhooks(limit=9)
 
-        await world.store.webhook_done(job.job_id, delivered=delivered)
+        await world.store.settle_webhook(job.job_id)
 
         world.clock.pass_s(24 * 3600)
-        assert await world.store.webhooks_due(limit=9) == []
+        assert await world.store.claim_webhooks(limit=9) == []
 
     async def test_webhooks_come_a_few_at_a_time_the_longest_due_first(self, world: World) -> None:
         ends = []
@@ -109,15 +108,15 @@ class WebhookClaims:
             ends.append((await self.ended(world)).job_id)
             world.clock.pass_s(1)
 
-        first = await world.store.webhooks_due(limit=2)
-        second = await world.store.webhooks_due(limit=2)
+        first = await world.store.claim_webhooks(limit=2)
+        second = await world.store.claim_webhooks(limit=2)
 
         assert [call.job.job_id for call in [*first, *second]] == ends
 
     async def test_two_who_look_at_once_do_not_get_the_same_webhook(self, world: World) -> None:
         await self.ended(world)
 
-        calls = await asyncio.gather(*[world.store.webhooks_due(limit=9) for _ in range(5)])
+        calls = await asyncio.gather(*[world.store.claim_webhooks(limit=9) for _ in range(5)])
 
         assert sorted(len(some) for some in calls) == [0, 0, 0, 0, 1]
 
@@ -125,4 +124,4 @@ class WebhookClaims:
         await self.ended(world)
         world.clock.steady_s -= 7 * 3600
 
-        assert len(await world.store.webhooks_due(limit=9)) == 1
+        assert len(await world.store.claim_webhooks(limit=9)) == 1

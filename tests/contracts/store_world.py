@@ -8,21 +8,21 @@ from hashlib import sha256
 from typing import Any
 
 from afterwords.models import Consent, ConsentKind, new_id
-from afterwords.server.ports import (
+from afterwords.server.ports import Store
+from afterwords.server.records import (
+    AttemptResult,
     Caller,
     Claim,
     Idempotency,
-    Limits,
     NewJob,
     NewKey,
-    Outcome,
-    Store,
+    QueueLimits,
     StoredJob,
     StoredVoice,
 )
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
-MANY = Limits(pending=10_000, pending_per_account=10_000)
+MANY = QueueLimits(pending=10_000, pending_per_account=10_000)
 TEXT = "What is said here is nobody's business."
 
 
@@ -36,7 +36,7 @@ class SetClock:
     def now(self) -> datetime:
         return self.wall
 
-    def steady(self) -> float:
+    def monotonic(self) -> float:
         return self.steady_s
 
     def pass_s(self, seconds: float) -> None:
@@ -49,9 +49,9 @@ def digest(word: str) -> bytes:
     return sha256(word.encode()).digest()
 
 
-def audio(path: str = "jobs/one.wav", *, content: str = "audio") -> Outcome:
+def audio(path: str = "jobs/one.wav", *, content: str = "audio") -> AttemptResult:
     """An attempt that ended with audio."""
-    return Outcome(audio_key=path, audio_sha256=digest(content).hex(), audio_bytes=4800, synth_ms=120)
+    return AttemptResult(audio_key=path, audio_sha256=digest(content).hex(), audio_bytes=4800, synth_ms=120)
 
 
 @dataclass
@@ -63,10 +63,10 @@ class World:
 
     async def caller(self, name: str = "ann", **facts: Any) -> Caller:
         """The key of this name, made when it is first asked for, with an account of its own."""
-        found = await self.store.caller(digest(name))
+        found = await self.store.find_caller(digest(name))
         if found is None:
             await self.store.add_key(NewKey(digest(name), **facts))
-            found = await self.store.caller(digest(name))
+            found = await self.store.find_caller(digest(name))
         assert found is not None
         return found
 
@@ -132,13 +132,13 @@ class World:
 
     async def seen(self, job: StoredJob) -> StoredJob:
         """A job as it is now."""
-        found = await self.store.job(job.job_id)
+        found = await self.store.get_job(job.job_id)
         assert found is not None
         return found
 
     async def spent(self, name: str = "ann") -> int:
         """Characters charged to the account of this key, this month."""
-        return (await self.store.usage(await self.caller(name))).characters
+        return (await self.store.get_usage(await self.caller(name))).characters
 
 
 def request(caller: Caller, *, key: str = "once", body: str = "same", route: str = "synthesize") -> Idempotency:

@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from afterwords.audio.wav import canonical_wav
 from afterwords.server import create_app
 from afterwords.server.auth import Credential, Needs
-from afterwords.server.ports import Scope
+from afterwords.server.records import Scope
 from afterwords.server.routing import GuardedRoute
 from afterwords.server.services.signing import worker_token
 from tests.audio.test_wav import RATE, tone

@@ -17,8 +17,8 @@ from afterwords.errors import (
 )
 from afterwords.server import Settings
 from afterwords.server.auth import CLIENTS_MAX, MINUTE_S, Admitted, Credential, Failures, Gate, Needs
-from afterwords.server.ports import Caller, Scope
-from afterwords.server.services.keys import Keys
+from afterwords.server.records import Caller, Scope
+from afterwords.server.services.keys import KeyService
 from afterwords.server.services.signing import worker_token
 
 ADMIN: Final = "an-admin-secret-for-tests-0123456789"
@@ -31,12 +31,12 @@ CALLER: Final = Caller("account", "key", "spending", frozenset({Scope.VOICES_REA
 class OneKey:
     """The keys of a server where there is one."""
 
-    async def caller(self, secret: str) -> Caller | None:
+    async def find_caller(self, secret: str) -> Caller | None:
         return CALLER if secret == "aw_good" else None
 
 
 def gate(**settings: Any) -> Gate:
-    return Gate(Settings(**settings), cast(Keys, OneKey()), SIGNING)
+    return Gate(Settings(**settings), cast(KeyService, OneKey()), SIGNING)
 
 
 def admit(gate: Gate, needed: Needs, *authorization: bytes, job_id: str | None = None, **client: Any) -> Admitted:

@@ -17,7 +17,7 @@ from standardwebhooks import Webhook
 
 from afterwords.models import JobStatus, SpeechFormat
 from afterwords.server.clock import SystemClock
-from afterwords.server.ports import StoredJob, WebhookCall
+from afterwords.server.records import StoredJob, WebhookCall
 from afterwords.server.services.signing import signing_key, signing_secret
 from afterwords.server.webhooks import deliver, is_public, resolve
 

@@ -16,7 +16,7 @@ from afterwords.cli.serve import require_server
 
 if TYPE_CHECKING:
     from afterwords.models import ApiKey
-    from afterwords.server.services.keys import Keys, MintedKey
+    from afterwords.server.services.keys import KeyService, MintedKey
 
 app = typer.Typer(
     cls=HelpGroup,
@@ -80,7 +80,7 @@ def create(
         _show(made.api_key, made.key_id, made.model_dump(mode="json", exclude_none=True), as_json)
         return
     from afterwords.models import NAME_MAX_CHARS
-    from afterwords.server.ports import Scope
+    from afterwords.server.records import Scope
 
     if label and len(label) > NAME_MAX_CHARS:
         raise InvalidOptionError("--label", value=f"{label[:20]}…", allowed=f"at most {NAME_MAX_CHARS} characters")
@@ -153,20 +153,20 @@ def rotate(
     _show_minted(_with_keys(lambda keys: keys.rotate(key_id, account_id=None, overlap_s=overlap)), as_json)
 
 
-def _with_keys(use: Callable[[Keys], Awaitable[T]]) -> T:
+def _with_keys(use: Callable[[KeyService], Awaitable[T]]) -> T:
     """Use the keys of the database that a server here would open."""
     require_server("Managing keys")
     import asyncio
 
     from afterwords.server.app_state import open_store
-    from afterwords.server.services.keys import Keys
+    from afterwords.server.services.keys import KeyService
     from afterwords.server.settings import load_settings
 
     async def run() -> T:
         store = open_store(load_settings())
         try:
             await store.open()
-            return await use(Keys(store))
+            return await use(KeyService(store))
         finally:
             await store.close()
 
@@ -224,7 +224,7 @@ def accounts(remote: Remote = False, profile: Profile = None, as_json: Json = Fa
         with connect(profile, admin_secret=_admin_secret(profile)) as client:
             found = list(client.keys.accounts())
     else:
-        found = list(_with_keys(lambda keys: keys.accounts()))
+        found = list(_with_keys(lambda keys: keys.list_accounts()))
     if as_json:
         output.result_json([account.model_dump(mode="json") for account in found])
         return

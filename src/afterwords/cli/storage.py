@@ -32,7 +32,7 @@ def storage(context: typer.Context) -> None:
 @app.command(cls=HelpCommand)
 def adopt(yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False) -> None:
     """Make the storage this database's own, so that the server removes audio there that no row names."""
-    unknown = _with_ownership(lambda ownership: ownership.unknown())
+    unknown = _with_ownership(lambda ownership: ownership.list_unknown())
     if unknown and not yes:
         many = f"{len(unknown):,} files" if len(unknown) > 1 else "1 file"
         output.confirm_removal(
@@ -44,12 +44,12 @@ def adopt(yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] =
 
 
 async def _state(ownership: Ownership) -> str:
-    from afterwords.server.services.ownership import Standing
+    from afterwords.server.services.ownership import OwnershipStatus
 
-    standing = await ownership.look()
-    if standing is Standing.UNMARKED and not await ownership.unknown():
+    status = await ownership.read()
+    if status is OwnershipStatus.UNMARKED and not await ownership.list_unknown():
         return "not begun: a server marks the storage when it starts"
-    return standing.sweep
+    return status.sweep
 
 
 def _with_ownership(use: Callable[[Ownership], Awaitable[T]]) -> T:

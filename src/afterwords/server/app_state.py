@@ -17,21 +17,22 @@ from afterwords.server.blobs import open_blobs
 from afterwords.server.clock import SystemClock
 from afterwords.server.dispatch import InProcessDispatcher
 from afterwords.server.fairness import ConcurrencyLimit, FairSemaphore
-from afterwords.server.ports import Blobs, Dispatcher, Limits, Store
-from afterwords.server.services.audio_cache import ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES, HotAudio
-from afterwords.server.services.backend_choice import Offer
+from afterwords.server.ports import Blobs, Dispatcher, Store
+from afterwords.server.records import QueueLimits
+from afterwords.server.services.audio_cache import ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES, AudioCache
+from afterwords.server.services.backend_choice import BackendCatalog
 from afterwords.server.services.completion import Completion
 from afterwords.server.services.decoding import DecodingPool
 from afterwords.server.services.deliveries import Deliveries
 from afterwords.server.services.home import HomeVoices
 from afterwords.server.services.housekeeping import Housekeeping
-from afterwords.server.services.job_events import News
-from afterwords.server.services.job_queue import JobDesk
-from afterwords.server.services.keys import Keys
+from afterwords.server.services.job_events import JobEvents
+from afterwords.server.services.job_queue import StoredJobQueue
+from afterwords.server.services.keys import KeyService
 from afterwords.server.services.ownership import Ownership, database_id
 from afterwords.server.services.recordings import Recordings
 from afterwords.server.services.synthesis import Synthesis
-from afterwords.server.services.voices import Voices
+from afterwords.server.services.voices import VoiceService
 from afterwords.server.settings import Settings
 from afterwords.server.store import SqlStore
 from afterwords.server.webhooks import deliver
@@ -51,8 +52,8 @@ class House:
 
     settings: Settings
     gate: Gate
-    keys: Keys
-    voices: Voices
+    keys: KeyService
+    voices: VoiceService
     synthesis: Synthesis
     completion: Completion
     store: Store
@@ -62,7 +63,7 @@ class House:
     home: HomeVoices
     ownership: Ownership
     encoding: FairSemaphore
-    encoded: HotAudio
+    encoded: AudioCache
     receiving: ConcurrencyLimit
     uploading: FairSemaphore
     _stopping: list[asyncio.Task[None]] = field(default_factory=list, init=False, repr=False)
@@ -70,7 +71,7 @@ class House:
     def begin_stop(self) -> asyncio.Task[None]:
         """Answer those who wait, claim no more jobs, and finish what was begun within `drain_s` from now."""
         if not self._stopping:
-            self.synthesis.news.close()
+            self.synthesis.events.close()
             stopping = self.dispatcher.stop(grace_s=self.settings.drain_s)
             self._stopping.append(asyncio.create_task(stopping))
         return self._stopping[0]
@@ -127,32 +128,33 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
 def _joined(settings: Settings, store: Store, secret: bytes) -> House:
     blobs = open_storage(settings)
     ownership = Ownership(store, blobs, database_id(secret))
-    clock, news, hot = SystemClock(), News(), HotAudio()
-    encoded = HotAudio(ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES)
-    completion = Completion(store, blobs, clock, news)
+    clock, events, audio_cache = SystemClock(), JobEvents(), AudioCache()
+    encoded = AudioCache(ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES)
     recordings = Recordings(blobs, Library(settings.home) if settings.serve_library else None)
-    desk = JobDesk(store, blobs, recordings, news, completion, settings.lease_s, settings.max_attempts)
-    dispatcher: Dispatcher = InProcessDispatcher(settings, desk)
-    offer = Offer(dispatcher.backends)
+    queue = StoredJobQueue(store, blobs, clock, events, recordings, settings.lease_s, settings.max_attempts)
+    dispatcher: Dispatcher = InProcessDispatcher(settings, queue)
+    catalog = BackendCatalog(dispatcher.backends)
 
     def on_cancelled(job_ids: Sequence[str]) -> None:
         for job_id in job_ids:
             dispatcher.cancel(job_id)
-        news.tell(*job_ids)
+        events.publish(*job_ids)
 
-    keys = Keys(store, on_cancelled=on_cancelled)
+    keys = KeyService(store, on_cancelled=on_cancelled)
     decoding = DecodingPool()
     versions = dispatcher.prompt_versions
-    voices = Voices(store, blobs, recordings, clock, offer, decoding, (hot, encoded), ownership, versions)
-    home = HomeVoices(recordings.library, store, voices, offer)
-    limits = Limits(settings.max_pending_jobs, settings.max_pending_jobs_per_account)
+    voices = VoiceService(
+        store, blobs, recordings, clock, catalog, decoding, (audio_cache, encoded), ownership, versions
+    )
+    home = HomeVoices(recordings.library, store, voices, catalog)
+    limits = QueueLimits(settings.max_pending_jobs, settings.max_pending_jobs_per_account)
     return House(
         settings=settings,
         gate=Gate(settings, keys, secret),
         keys=keys,
         voices=voices,
-        synthesis=Synthesis(store, blobs, recordings, clock, offer, limits, dispatcher, news, hot),
-        completion=completion,
+        synthesis=Synthesis(store, blobs, recordings, clock, catalog, limits, dispatcher, events, audio_cache),
+        completion=queue,
         store=store,
         blobs=blobs,
         dispatcher=dispatcher,
@@ -165,7 +167,7 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> House:
             home=home,
             ownership=ownership,
             dispatcher=dispatcher,
-            news=news,
+            events=events,
             deliveries=Deliveries(store, clock, lambda call: deliver(call, clock=clock)),
             max_attempts=settings.max_attempts,
             reap_interval_s=settings.reap_interval_s,

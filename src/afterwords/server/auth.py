@@ -34,9 +34,9 @@ from afterwords.errors import (
     TooManyAuthFailuresError,
     UnauthorizedError,
 )
-from afterwords.server import ports
+from afterwords.server import records
 from afterwords.server.fairness import ConcurrencyLimit
-from afterwords.server.services.keys import Keys, digest
+from afterwords.server.services.keys import KeyService, digest
 from afterwords.server.services.signing import read_worker_token
 from afterwords.server.settings import LOCAL_NAMES, SECRET_MIN_CHARS, Settings
 
@@ -74,14 +74,14 @@ class Needs:
     """
 
     credential: Credential
-    scope: ports.Scope | None = None
+    scope: records.Scope | None = None
     max_body_bytes: int | None = JSON_MAX_BYTES
     is_upload: bool = False
 
 
 def needs(
     credential: Credential,
-    scope: ports.Scope | None = None,
+    scope: records.Scope | None = None,
     *,
     max_body_bytes: int | None = JSON_MAX_BYTES,
     is_upload: bool = False,
@@ -98,7 +98,7 @@ def needs(
 class Gate:
     """Who comes in: the settings, keys and limits that the guard asks."""
 
-    def __init__(self, settings: Settings, keys: Keys, worker_secret: bytes) -> None:
+    def __init__(self, settings: Settings, keys: KeyService, worker_secret: bytes) -> None:
         self.settings = settings
         self._keys = keys
         self._worker_secret = worker_secret
@@ -166,7 +166,7 @@ class Gate:
                 if self._is_guessable and self._failures:
                     self._failures.check(self._client(peer, forwarded or []))
                 return Admitted(is_admin=True)
-            caller = await self._keys.caller(secret)
+            caller = await self._keys.find_caller(secret)
             if caller is None:
                 raise UnauthorizedError
         except UnauthorizedError:
@@ -214,7 +214,7 @@ class OpenRequests:
         maximum: requests at once of one key, and of those that took its place.
     """
 
-    def __init__(self, keys: Keys, maximum: int) -> None:
+    def __init__(self, keys: KeyService, maximum: int) -> None:
         self._keys = keys
         self._limit = ConcurrencyLimit(maximum, doing="requests under way")
         self._open: dict[bytes, set[RequestTask]] = {}
@@ -320,7 +320,7 @@ class Failures:
 class Admitted:
     """Who asks: a caller, the admin, or a worker with its attempt."""
 
-    caller: ports.Caller | None = None
+    caller: records.Caller | None = None
     is_admin: bool = False
     attempt: int | None = None
     key_sha256: bytes | None = None

@@ -37,12 +37,12 @@ from afterwords.errors import (
 )
 from afterwords.server.app_state import open_storage, open_store
 from afterwords.server.ports import Blobs
-from afterwords.server.services.ownership import Ownership, database_id, is_ours
+from afterwords.server.services.ownership import Ownership, database_id, is_server_path
 from afterwords.server.settings import Settings
 from afterwords.server.store import garbage
 from afterwords.server.store.migrate import prepare
 from afterwords.server.store.presence import Presence
-from afterwords.server.store.sqlite import connect, engine_for, named, raw
+from afterwords.server.store.sqlite import connect, engine_for, raw, translate_error
 
 FORMAT: Final = 1
 HEADER: Final = "afterwords-backup.json"
@@ -112,12 +112,14 @@ async def _write(out: Any, blobs: Blobs, *, live: Connection, rows: Connection, 
 
         add(HEADER, json.dumps({"format": FORMAT, "afterwords": __version__}).encode())
         async for batch in blobs.listing():
-            for path, digest in garbage.named(rows, [blob.path for blob in batch if is_ours(blob.path)]).items():
+            for path, digest in garbage.find_known_paths(
+                rows, [blob.path for blob in batch if is_server_path(blob.path)]
+            ).items():
                 data = await blobs.get(path, sha256=digest)
                 if data is not None:
                     add(BLOBS + path, data)
         missing = [path for path, _ in raw(rows).execute(_MUST_BE_THERE) if BLOBS + path not in files]
-        lost = sorted(garbage.known_paths(live, missing))
+        lost = sorted(garbage.find_known_paths(live, missing))
         gone = [(path,) for path in missing if path not in lost]  # deleted since the database was copied
         raw(rows).executemany("DELETE FROM voices WHERE ref_audio_key = ?", gone)
         raw(rows).execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -148,10 +150,10 @@ def _reading(path: Path) -> Iterator[Connection]:
     """Connect to a database as it is, whatever its schema."""
     engine = engine_for(path)
     try:
-        with contextlib.closing(connect(engine, patience_s=PATIENCE_S)) as connection:
+        with contextlib.closing(connect(engine, busy_timeout_s=PATIENCE_S)) as connection:
             yield connection
     except Exception as error:
-        refusal = named(error, path)
+        refusal = translate_error(error, path)
         if refusal is error:
             raise
         raise refusal from error
@@ -257,7 +259,7 @@ def _verified(file: Path, database: Path) -> tuple[Contents, dict[str, str]]:
 def _is_expected(name: str, *, is_first: bool) -> bool:
     if is_first:
         return name == HEADER
-    return name in (DATABASE, MANIFEST) or (name.startswith(BLOBS) and is_ours(name.removeprefix(BLOBS)))
+    return name in (DATABASE, MANIFEST) or (name.startswith(BLOBS) and is_server_path(name.removeprefix(BLOBS)))
 
 
 def _parsed(file: Path, data: bytes) -> dict[str, Any]:
@@ -304,7 +306,7 @@ async def _check_is_empty(path: Path, blobs: Blobs, files: dict[str, str]) -> No
         except (sqlite3.Error, DatabaseUnavailableError):
             raise ServerNotEmptyError(why="its database can't be read") from None
     async for batch in blobs.listing():
-        n_files += sum(is_ours(blob.path) and blob.path not in files for blob in batch)
+        n_files += sum(is_server_path(blob.path) and blob.path not in files for blob in batch)
     if n_voices or n_keys or n_files:
         raise ServerNotEmptyError(why=f"it has {n_voices} voices, {n_keys} keys, and {n_files} other files in storage")
 

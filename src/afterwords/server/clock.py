@@ -1,4 +1,4 @@
-"""The time as a server sees it: the wall clock for people, a steady one for leases."""
+"""The system clock."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from afterwords.models import now
 
 
 class SystemClock:
-    """This machine's time.
+    """The time of this machine.
 
-    The steady clock begins at the wall clock's time and then counts by itself, so that a step of the wall clock
-    expires no lease.
+    The monotonic clock starts at the wall-clock time, then counts by itself: a step of the wall clock expires no lease.
     """
 
     def __init__(self) -> None:
         self._offset_s = time.time() - time.monotonic()
 
     def now(self) -> datetime:
-        """The wall clock, aware, UTC, in whole milliseconds."""
+        """Return the wall-clock time: aware, UTC, whole milliseconds."""
         return now()
 
-    def steady(self) -> float:
-        """Seconds since the epoch that never jump."""
+    def monotonic(self) -> float:
+        """Return seconds since the epoch that steps of the wall clock don't change."""
         return self._offset_s + time.monotonic()

@@ -31,7 +31,7 @@ from afterwords.server.dispatch.local import check_backends
 from afterwords.server.ports import Dispatcher
 from afterwords.server.routing import Lifetime, busy_response, not_http_response
 from afterwords.server.services.home import HomeVoices
-from afterwords.server.services.keys import Keys, MintedKey
+from afterwords.server.services.keys import KeyService, MintedKey
 from afterwords.server.settings import Settings
 
 log = logging.getLogger("afterwords.server")
@@ -174,7 +174,9 @@ async def _first_key(settings: Settings) -> MintedKey | None:
     store = open_store(settings)
     try:
         is_new = await store.open()
-        return await Keys(store).create(label="first key", is_home=True) if is_new and settings.is_loopback else None
+        return (
+            await KeyService(store).create(label="first key", is_home=True) if is_new and settings.is_loopback else None
+        )
     finally:
         await store.close()
 

@@ -131,7 +131,7 @@ class MemoryReader:
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self.size_bytes = self.piece_bytes = len(data)
+        self.size_bytes = self.chunk_bytes = len(data)
 
     async def read(self, start: int, n_bytes: int) -> bytes:
         """Return a part of them."""

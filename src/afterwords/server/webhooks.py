@@ -26,7 +26,8 @@ from standardwebhooks import Webhook
 from afterwords import __version__
 from afterwords.errors import InvalidWebhookUrlError
 from afterwords.models import JobStatus, Model, UtcTime
-from afterwords.server.ports import Clock, WebhookCall
+from afterwords.server.ports import Clock
+from afterwords.server.records import WebhookCall
 
 log = logging.getLogger("afterwords.server")
 

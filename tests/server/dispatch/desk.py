@@ -11,7 +11,7 @@ from typing import BinaryIO
 from afterwords.audio.wav import read_wav
 from afterwords.errors import EmptyDataError, RunawayAudioError, StaleAttemptError
 from afterwords.models import JobStatus, SpeechFormat, new_id, now
-from afterwords.server.ports import Claim, StoredJob, StoredVoice
+from afterwords.server.records import Claim, StoredJob, StoredVoice
 from afterwords.text import longest_speech_s
 from tests.conftest import READER
 
@@ -104,11 +104,11 @@ class Desk:
 
     # -- the port
 
-    async def claim(self, *, backends: Sequence[str], worker: str, except_voices: Sequence[str] = ()) -> Claim | None:
+    async def claim(self, *, backends: Sequence[str], worker: str, skip_voices: Sequence[str] = ()) -> Claim | None:
         self._note("claim", worker)
         for job in self.jobs.values():
             is_free = job.status is JobStatus.PENDING and job.job_id not in self.claimed
-            if is_free and job.backend in backends and job.voice_id not in except_voices:
+            if is_free and job.backend in backends and job.voice_id not in skip_voices:
                 self.claimed.add(job.job_id)
                 self.jobs[job.job_id] = replace(job, attempt=job.attempt + 1)
                 self._note("claimed", job.job_id)
@@ -127,10 +127,10 @@ class Desk:
         self._note("prompt", voice.voice_id)
         return self.prompts.get((voice.voice_id, backend, version))
 
-    async def keep_prompt(
+    async def save_prompt(
         self, voice: StoredVoice, *, backend: str, version: str, prompt: bytes, is_fast: bool = False
     ) -> None:
-        self._note("keep_prompt", voice.voice_id)
+        self._note("save_prompt", voice.voice_id)
         self.prompts[voice.voice_id, backend, version] = prompt
         self.checkpoints.pop((voice.voice_id, backend, version), None)
         self.fast[voice.voice_id] = is_fast
@@ -139,8 +139,8 @@ class Desk:
         self._note("checkpoint", voice.voice_id)
         return self.checkpoints.get((voice.voice_id, backend, version))
 
-    async def keep_checkpoint(self, voice: StoredVoice, *, backend: str, version: str, checkpoint: bytes) -> None:
-        self._note("keep_checkpoint", voice.voice_id)
+    async def save_checkpoint(self, voice: StoredVoice, *, backend: str, version: str, checkpoint: bytes) -> None:
+        self._note("save_checkpoint", voice.voice_id)
         self.checkpoints[voice.voice_id, backend, version] = checkpoint
 
     async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:
@@ -162,7 +162,7 @@ class Desk:
         self.wavs[job_id] = content
         self._end(job_id, status=JobStatus.READY, synth_ms=synth_ms)
 
-    async def fail(self, job_id: str, attempt: int, *, error: str) -> None:
+    async def fail(self, job_id: str, attempt: int | None, *, error: str) -> None:
         self._note("fail", job_id)
         if self._holds(job_id, attempt):
             self._end(job_id, status=JobStatus.FAILED, error=error)
@@ -176,15 +176,15 @@ class Desk:
         else:
             self.claimed.discard(job_id)
 
-    async def give_back(self, job_id: str, attempt: int) -> None:
-        self._note("give_back", job_id)
+    async def release(self, job_id: str, attempt: int) -> None:
+        self._note("release", job_id)
         if self._holds(job_id, attempt):
             self.claimed.discard(job_id)
             self.jobs[job_id] = replace(self.jobs[job_id], attempt=attempt - 1)
 
     # -- inside
 
-    def _holds(self, job_id: str, attempt: int) -> bool:
+    def _holds(self, job_id: str, attempt: int | None) -> bool:
         job = self.jobs[job_id]
         return job.status is JobStatus.PENDING and job_id in self.claimed and job.attempt == attempt
 

@@ -156,7 +156,7 @@ async def test_a_job_whose_process_does_not_come_back_is_given_back(
         await desk.until(lambda: waiting in desk.claimed)
         (home / "broken").touch()
         children()[0].kill()
-        await desk.until(lambda: desk.said_of(waiting) == ["claimed", "give_back"])
+        await desk.until(lambda: desk.said_of(waiting) == ["claimed", "release"])
         (home / "broken").unlink()
         desk.cancel(speaking)
         assert await desk.ended(waiting) == ["ready"]

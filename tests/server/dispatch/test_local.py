@@ -37,7 +37,7 @@ async def test_a_prompt_is_made_once_and_kept(desk: Desk) -> None:
     assert list(desk.prompts) == [("me", "tone", "1")]
     assert [call for call, name in desk.calls if name == "me"] == [
         *("prompt", "reference", "checkpoint"),
-        *("keep_prompt", "prompt"),
+        *("save_prompt", "prompt"),
     ]
 
 
@@ -176,7 +176,7 @@ async def test_a_lease_is_renewed_while_the_job_runs(desk: Desk) -> None:
 async def test_a_listener_that_comes_late_hears_all_of_it(desk: Desk) -> None:
     async with dispatching(desk) as dispatcher:
         job_id = desk.submit("fault-slow and then some more of it")
-        await desk.until(lambda: ("keep_prompt", "me") in desk.calls)
+        await desk.until(lambda: ("save_prompt", "me") in desk.calls)
         listener = dispatcher.listen(job_id)
         assert listener is not None
         heard = b"".join([pcm async for pcm in listener])

@@ -63,7 +63,7 @@ async def test_a_failed_heartbeat_is_no_reason_to_stop(desk: Desk) -> None:
 
 
 async def test_a_prompt_that_can_not_be_kept_is_no_reason_to_stop(desk: Desk) -> None:
-    desk.refusals["keep_prompt"] = StorageFullError("the blobs")
+    desk.refusals["save_prompt"] = StorageFullError("the blobs")
     async with dispatching(desk):
         assert await desk.ended(desk.submit("hello")) == ["ready"]
 

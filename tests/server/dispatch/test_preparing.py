@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from afterwords.server.ports import JobProgress
+from afterwords.server.records import JobProgress
 from tests.server.dispatch.desk import Desk
 from tests.server.dispatch.dispatching import children, dispatching, eventually, install_odd
 

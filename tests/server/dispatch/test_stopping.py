@@ -45,7 +45,7 @@ async def test_within_its_grace_it_finishes_some_and_gives_back_the_others(desk:
         await desk.until(lambda: {short, endless} <= desk.claimed)
         await dispatcher.stop(grace_s=2)
         assert desk.outcome(short) == "ready"
-        assert desk.said_of(endless) == ["claimed", "give_back"]
+        assert desk.said_of(endless) == ["claimed", "release"]
         assert children() == []
 
 
@@ -66,9 +66,9 @@ async def test_stopping_twice_or_before_the_start_is_no_error(desk: Desk) -> Non
 async def test_stopping_does_not_wait_for_an_engine_that_hangs(desk: Desk) -> None:
     async with dispatching(desk) as dispatcher:
         hanging = desk.submit("now fault-hang")
-        await desk.until(lambda: ("keep_prompt", "me") in desk.calls)
+        await desk.until(lambda: ("save_prompt", "me") in desk.calls)
         await dispatcher.stop(grace_s=0)
-        assert desk.said_of(hanging) == ["claimed", "give_back"]
+        assert desk.said_of(hanging) == ["claimed", "release"]
         assert children() == []
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from afterwords.errors import DatabaseUnavailableError
-from afterwords.server.ports import WebhookCall
-from afterwords.server.services.deliveries import BACK_OFF_MAX_S, PER_ACCOUNT, Deliveries
+from afterwords.server.records import WebhookCall
+from afterwords.server.services.deliveries import BACKOFF_MAX_S, PER_ACCOUNT_MAX, Deliveries
 from afterwords.server.store import SqlStore
 from tests.contracts.store_world import SetClock, World
 
@@ -90,10 +90,10 @@ async def test_a_silent_receiver_delays_its_own_account_alone(world: World) -> N
     slow = await owe(world, "slow", 20)
     receivers.silent.add(slow)
     async with delivering(world, receivers.deliver):
-        await receivers.until(lambda: receivers.held[slow] == PER_ACCOUNT)
-        good = await owe(world, "good", 3 * PER_ACCOUNT)
-        await receivers.until(lambda: receivers.sent[good] == 3 * PER_ACCOUNT)
-    assert receivers.held[slow] == receivers.sent[slow] == PER_ACCOUNT
+        await receivers.until(lambda: receivers.held[slow] == PER_ACCOUNT_MAX)
+        good = await owe(world, "good", 3 * PER_ACCOUNT_MAX)
+        await receivers.until(lambda: receivers.sent[good] == 3 * PER_ACCOUNT_MAX)
+    assert receivers.held[slow] == receivers.sent[slow] == PER_ACCOUNT_MAX
 
 
 async def test_a_failing_receiver_is_called_one_at_a_time_after_pauses(world: World) -> None:
@@ -101,15 +101,15 @@ async def test_a_failing_receiver_is_called_one_at_a_time_after_pauses(world: Wo
     bad = await owe(world, "bad", 20)
     receivers.failing.add(bad)
     async with delivering(world, receivers.deliver):
-        await receivers.until(lambda: receivers.sent[bad] == PER_ACCOUNT)
+        await receivers.until(lambda: receivers.sent[bad] == PER_ACCOUNT_MAX)
         for number in range(1, 5):
             good = await owe(world, f"good {number}", 1)
             await receivers.until(lambda account_id=good: receivers.sent[account_id] == 1)  # type: ignore[misc]
-            assert receivers.sent[bad] == PER_ACCOUNT + number - 1
-            world.clock.pass_s(BACK_OFF_MAX_S)
-            await receivers.until(lambda n=number: receivers.sent[bad] == PER_ACCOUNT + n)  # type: ignore[misc]
+            assert receivers.sent[bad] == PER_ACCOUNT_MAX + number - 1
+            world.clock.pass_s(BACKOFF_MAX_S)
+            await receivers.until(lambda n=number: receivers.sent[bad] == PER_ACCOUNT_MAX + n)  # type: ignore[misc]
         receivers.failing.clear()
-        world.clock.pass_s(BACK_OFF_MAX_S)
+        world.clock.pass_s(BACKOFF_MAX_S)
         await receivers.until(lambda: receivers.sent[bad] >= 20)
 
 

@@ -177,13 +177,13 @@ async def _fill(folder: Path, limit: Callable[[], None], relief: Callable[[], No
             n_accepted += 1
     except StorageFullError:
         _say("submit: full")
-    jobs = await store.jobs(account_id=ann.account_id, status=None, limit=None, after=None)
+    jobs = await store.list_jobs(account_id=ann.account_id, status=None, limit=None, after=None)
     _say(f"read: {len(jobs) == n_accepted > 0}")
     await tried("delete", partial(store.delete_voice, small.voice_id, account_id=ann.account_id))
-    await tried("purged", partial(store.purged, small.voice_id))
+    await tried("purged", partial(store.mark_purged, small.voice_id))
     relief()
     await tried("delete", partial(store.delete_voice, another.voice_id, account_id=ann.account_id))
-    await tried("purged", partial(store.purged, another.voice_id))
+    await tried("purged", partial(store.mark_purged, another.voice_id))
     await tried("submit", partial(store.submit, world.job_of(ann, large), limits=MANY))
     await store.close()
     with sqlite3.connect(folder / NAME) as connection:

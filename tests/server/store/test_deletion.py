@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from afterwords.server.ports import VoiceChanges
+from afterwords.server.records import VoiceChanges
 from tests.contracts.store_world import World, audio
 from tests.server.store.other import other
 
@@ -44,7 +44,7 @@ async def test_text_of_a_job_that_is_over_is_gone_with_the_next_sweep(world: Wor
     job = await world.claimed(text="CANARY-TEXT")
     await world.store.finish(job.job_id, 1, audio())
 
-    await world.store.forget_old()
+    await world.store.delete_expired()
 
     assert left_of(folder, "CANARY-TEXT") == set()
 
@@ -85,7 +85,7 @@ async def test_no_byte_of_any_removed_text_is_left_while_rows_come_and_go(
             if await world.store.cancel(name, account_id=ann.account_id) is None:
                 await world.store.delete_voice(name, account_id=ann.account_id)
             gone.add(alive.pop(name))
-    await world.store.forget_old()
+    await world.store.delete_expired()
 
     assert left_of(folder, *gone) == set()
     assert left_of(folder, *alive.values()) == set(alive.values())

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.anyio
 async def assert_is_refused(world: World) -> None:
     """Neither read nor written."""
     with pytest.raises(DatabaseUnavailableError):
-        await world.store.caller(digest("ann"))
+        await world.store.find_caller(digest("ann"))
     with pytest.raises(DatabaseUnavailableError):
-        await world.store.keys(account_id=None)
+        await world.store.list_keys(account_id=None)
     with pytest.raises(DatabaseUnavailableError):
         await world.caller("bob")
     with pytest.raises(DatabaseUnavailableError):
@@ -32,8 +32,8 @@ async def assert_is_back(world: World) -> None:
     """With all that it had, and one more."""
     ann = await world.caller("ann")
     voice = await world.voice(ann)
-    assert await world.store.voice(voice.voice_id, account_id=ann.account_id) == voice
-    assert len(await world.store.keys(account_id=None)) == 1
+    assert await world.store.get_voice(voice.voice_id, account_id=ann.account_id) == voice
+    assert len(await world.store.list_keys(account_id=None)) == 1
     await world.store.check()
 
 
@@ -68,7 +68,7 @@ async def test_copy_in_its_place_is_taken_up_by_the_next_start_only(world: World
     await world.store.close()
 
     await world.store.open()
-    assert await world.store.caller(digest("ann")) == ann
+    assert await world.store.find_caller(digest("ann")) == ann
 
 
 async def test_other_database_in_its_place_is_left_alone(world: World, folder: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ async def test_store_that_is_not_open_is_unavailable(folder: Path, clock: SetClo
         await store.close()
         await store.open()
         await store.check()
-        assert await store.keys(account_id=None) == []
+        assert await store.list_keys(account_id=None) == []
         await store.close()
 
 
@@ -133,9 +133,9 @@ async def test_what_is_remembered_of_a_read_stands_until_anybody_writes(world: W
     ann = await world.caller("ann")
     voice = await world.voice(ann)
     for name in ("first", "second"):
-        assert await world.store.voice(voice.voice_id, account_id=ann.account_id) is not None
+        assert await world.store.get_voice(voice.voice_id, account_id=ann.account_id) is not None
         with closing(sqlite3.connect(folder / NAME)) as elsewhere, elsewhere:
             elsewhere.execute("UPDATE voices SET name = ?", (name,))
-        seen = await world.store.voice(voice.voice_id, account_id=ann.account_id)
+        seen = await world.store.get_voice(voice.voice_id, account_id=ann.account_id)
         assert seen is not None
         assert seen.name == name

@@ -31,13 +31,13 @@ async def test_writes_are_refused_in_time_while_reads_go_on_and_none_is_done_lat
         assert holder.line() == "held"
         many = [world.store.submit(world.job_of(ann, voice), limits=MANY) for _ in range(20)]
         refusals = await asyncio.gather(*map(refusal, many), refusal(world.store.check()))
-        assert await world.store.voice(voice.voice_id, account_id=ann.account_id) == voice
+        assert await world.store.get_voice(voice.voice_id, account_id=ann.account_id) == voice
         holder.go_on()
         assert holder.line() == "released"
 
     accepted = await world.job(ann, voice)
 
-    seen = await world.store.jobs(account_id=ann.account_id, status=None, limit=None, after=None)
+    seen = await world.store.list_jobs(account_id=ann.account_id, status=None, limit=None, after=None)
     assert [job.job_id for job in seen] == [accepted.job_id]
     assert {(error.code, error.http_status) for error in refusals} == {("database_unavailable", 503)}
 
@@ -51,7 +51,7 @@ async def test_write_that_waits_is_done_when_the_lock_goes(world: World, folder:
         holder.go_on()
         voice = await waiting
 
-    assert await world.store.voice(voice.voice_id, account_id=ann.account_id) == voice
+    assert await world.store.get_voice(voice.voice_id, account_id=ann.account_id) == voice
 
 
 async def test_write_whose_caller_has_left_is_never_done(world: World, folder: Path) -> None:
@@ -66,7 +66,7 @@ async def test_write_whose_caller_has_left_is_never_done(world: World, folder: P
         holder.go_on()
         kept = await world.voice(ann)
 
-    assert await world.store.voices(account_id=ann.account_id, limit=None, after=None) == [kept]
+    assert await world.store.list_voices(account_id=ann.account_id, limit=None, after=None) == [kept]
 
 
 async def test_reads_of_a_database_that_is_locked_altogether_are_refused_in_time_and_work_after(folder: Path) -> None:
@@ -74,8 +74,8 @@ async def test_reads_of_a_database_that_is_locked_altogether_are_refused_in_time
     await store.open()
     with other("hold-all", folder) as holder:
         assert holder.line() == "held"
-        await asyncio.gather(*[refusal(store.caller(bytes(32))) for _ in range(20)], refusal(store.check()))
-        waiting = asyncio.create_task(store.caller(bytes(32)))
+        await asyncio.gather(*[refusal(store.find_caller(bytes(32))) for _ in range(20)], refusal(store.check()))
+        waiting = asyncio.create_task(store.find_caller(bytes(32)))
         holder.go_on()
         assert await waiting is None
         assert holder.line() == "released"

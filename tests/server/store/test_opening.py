@@ -114,11 +114,11 @@ async def test_database_of_the_first_schema_keeps_its_rows(folder: Path) -> None
 
     assert not await store.open()
 
-    caller = await store.caller(digest("old"))
+    caller = await store.find_caller(digest("old"))
     assert caller is not None
     assert caller.key_id == "k"
     await store.check()
-    await store.forget_old()
+    await store.delete_expired()
     await store.close()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from afterwords.errors import StorageQuotaExceededError
-from afterwords.server.ports import Caller, Finished, Outcome, StoredJob, VoiceChanges
+from afterwords.server.records import AttemptResult, Caller, FinishStatus, StoredJob, VoiceChanges
 from afterwords.server.store import SqlStore
 from tests.contracts.store_world import MANY, SetClock, World, digest
 from tests.server.store.other import NAME
@@ -31,9 +31,9 @@ async def world(folder: Path, clock: SetClock) -> AsyncIterator[World]:
     await store.close()
 
 
-async def finish(world: World, job: StoredJob, size_bytes: int = AUDIO_BYTES) -> Finished:
+async def finish(world: World, job: StoredJob, size_bytes: int = AUDIO_BYTES) -> FinishStatus:
     path = f"jobs/{job.job_id}.wav"
-    return await world.store.finish(job.job_id, 1, Outcome(path, digest(path).hex(), size_bytes, 5))
+    return await world.store.finish(job.job_id, 1, AttemptResult(path, digest(path).hex(), size_bytes, 5))
 
 
 def counted(folder: Path) -> dict[str, int]:
@@ -43,7 +43,7 @@ def counted(folder: Path) -> dict[str, int]:
 
 async def stored(world: World, folder: Path, caller: Caller) -> int:
     """What is counted for an account, which is what its rows add up to."""
-    [account] = [found for found in await world.store.accounts() if found.account_id == caller.account_id]
+    [account] = [found for found in await world.store.list_accounts() if found.account_id == caller.account_id]
     assert counted(folder)[caller.account_id] == account.storage_bytes
     return account.storage_bytes
 
@@ -55,13 +55,13 @@ async def test_what_is_stored_is_counted_through_every_change(world: World, fold
     assert await stored(world, folder, ann) == REFERENCE_BYTES
     first = await world.claimed(caller=ann, voice=voice, cache_key=digest("same").hex(), flight_key=digest("1").hex())
     second = await world.claimed(caller=ann, voice=voice, cache_key=digest("same").hex(), flight_key=digest("2").hex())
-    assert [await finish(world, first), await finish(world, second, 7)] == [Finished.DONE, Finished.DONE]
+    assert [await finish(world, first), await finish(world, second, 7)] == [FinishStatus.DONE, FinishStatus.DONE]
     assert await stored(world, folder, ann) == REFERENCE_BYTES + AUDIO_BYTES + 7 + 7  # the cache has the second
-    await world.store.lost(second.job_id)
+    await world.store.mark_audio_lost(second.job_id)
     await stored(world, folder, ann)
-    entry = await world.store.cached(voice.voice_id, digest("same").hex())
+    entry = await world.store.get_cached(voice.voice_id, digest("same").hex())
     assert entry
-    await world.store.uncache(entry)
+    await world.store.delete_cached(entry)
     await stored(world, folder, ann)
     third = await world.claimed(caller=ann, voice=voice)
     await finish(world, third)
@@ -98,9 +98,9 @@ async def test_audio_beyond_the_quota_changes_nothing(world: World, folder: Path
     with pytest.raises(StorageQuotaExceededError):
         await finish(world, job, QUOTA_BYTES)
     assert await world.seen(job) == job
-    assert await world.store.webhooks_due(limit=9) == []
+    assert await world.store.claim_webhooks(limit=9) == []
     assert await stored(world, folder, ann) == REFERENCE_BYTES
-    assert await world.store.finish(job.job_id, 1, Outcome(error="storage_quota_exceeded")) is Finished.DONE
+    assert await world.store.finish(job.job_id, 1, AttemptResult(error="storage_quota_exceeded")) is FinishStatus.DONE
 
 
 async def test_a_database_from_before_the_quota_is_counted_once(world: World, folder: Path, clock: SetClock) -> None:

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from afterwords.errors import DatabaseUnavailableError, VoiceNotFoundError
-from afterwords.server.ports import NewKey, StoredVoice, Submitted
+from afterwords.server.records import NewKey, StoredVoice, SubmittedJob
 from afterwords.server.store.database import Database
 from tests.contracts.store_world import MANY, TEXT, World, digest
 from tests.server.store.other import NAME
@@ -32,7 +32,7 @@ async def test_failed_writes_leave_nothing_behind_and_take_no_others_with_them(w
 
     ends = await asyncio.gather(*[world.store.submit(job, limits=MANY) for job in mixed], return_exceptions=True)
 
-    assert {type(end) for end in ends[0::3]} == {Submitted}
+    assert {type(end) for end in ends[0::3]} == {SubmittedJob}
     assert {type(end) for end in ends[1::3]} == {VoiceNotFoundError}
     assert {type(end) for end in ends[2::3]} == {sqlite3.IntegrityError}
     assert await world.spent() == 31 * len(TEXT)
@@ -113,4 +113,4 @@ async def test_store_serves_one_event_loop_after_another(world: World) -> None:
 
     voice_id = await asyncio.to_thread(elsewhere)
 
-    assert await world.store.voice(voice_id, account_id=ann.account_id) is not None
+    assert await world.store.get_voice(voice_id, account_id=ann.account_id) is not None

@@ -23,7 +23,8 @@ from obstore.store import MemoryStore, S3Store
 
 from afterwords.errors import StorageFullError, StorageUnavailableError
 from afterwords.server.blobs.paths import INLINE_MAX_BYTES, check_path, check_prefix, is_path, is_what_it_was
-from afterwords.server.ports import BlobInfo, BlobReader, Pieces
+from afterwords.server.ports import BlobReader, BlobSource
+from afterwords.server.records import BlobInfo
 from afterwords.server.spool import MemoryReader
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Bucket:
         self._patient_store = patient_store  # the same one, for what takes long to send
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="storage")
 
-    async def put(self, path: str, data: bytes | Pieces, *, is_durable: bool = True) -> None:  # noqa: ARG002 - always durable
+    async def put(self, path: str, data: bytes | BlobSource, *, is_durable: bool = True) -> None:  # noqa: ARG002 - always durable
         """Write an object, by one request unless it is very large: parts stay behind, unlisted, after a crash."""
         size_bytes = len(data) if isinstance(data, bytes) else data.size_bytes
         store = self._patient_store if size_bytes > INLINE_MAX_BYTES else self._store
@@ -198,7 +199,7 @@ class Bucket:
 class _ObjectReader:
     """The port `BlobReader` on a large object."""
 
-    piece_bytes = _PIECE_BYTES
+    chunk_bytes = _PIECE_BYTES
 
     def __init__(self, bucket: Bucket, path: str, meta: ObjectMeta) -> None:
         self._bucket = bucket

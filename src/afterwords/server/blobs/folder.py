@@ -24,7 +24,8 @@ from weakref import WeakValueDictionary
 from afterwords import disk
 from afterwords.errors import StorageFullError, StorageUnavailableError, UnwritableOutputError
 from afterwords.server.blobs.paths import INLINE_MAX_BYTES, check_path, check_prefix, is_path, is_what_it_was
-from afterwords.server.ports import BlobInfo, BlobReader, Pieces
+from afterwords.server.ports import BlobReader, BlobSource
+from afterwords.server.records import BlobInfo
 from afterwords.server.spool import MemoryReader
 from afterwords.server.threads import in_thread
 
@@ -60,7 +61,7 @@ class Folder:
         self._digests = _Digests()
         self._digesting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def put(self, path: str, data: bytes | Pieces, *, is_durable: bool = True) -> None:
+    async def put(self, path: str, data: bytes | BlobSource, *, is_durable: bool = True) -> None:
         """Write a file aside and rename it into place."""
         await asyncio.to_thread(self._put, check_path(path), data, is_durable)
 
@@ -130,7 +131,7 @@ class Folder:
 
     # -- in a thread -----------------------------------------------------------------------------------------
 
-    def _put(self, path: str, data: bytes | Pieces, is_durable: bool) -> None:
+    def _put(self, path: str, data: bytes | BlobSource, is_durable: bool) -> None:
         target = self._root / path
         part = target.with_name(f"{target.name}.{uuid4().hex}.part")
         for tries_left in reversed(range(_TRIES)):
@@ -209,7 +210,7 @@ class Folder:
 class _FileReader:
     """The port `BlobReader` on a file, which stays readable when it is removed meanwhile."""
 
-    piece_bytes = _PIECE_BYTES
+    chunk_bytes = _PIECE_BYTES
 
     def __init__(self, file: str) -> None:
         self._file = open(file, "rb", buffering=0)  # noqa: PTH123, SIM115 - a Path costs; `close` closes it

@@ -23,7 +23,8 @@ from afterwords.server.dispatch.retry import OUTAGE, insist
 from afterwords.server.dispatch.worker import Work
 from afterwords.server.dispatch.worker_process import Child, ChildFailedError, ChildLostError, Utterance
 from afterwords.server.dispatch.worker_slot import Offer, OtherPromptError, Station, StationClosedError
-from afterwords.server.ports import Claim, Desk, JobProgress
+from afterwords.server.ports import JobQueue
+from afterwords.server.records import Claim, JobProgress
 from afterwords.server.settings import Settings
 from afterwords.speech import EXPECTED_SECONDS_PER_CHARACTER
 from afterwords.text import longest_speech_s
@@ -54,7 +55,7 @@ class Attempt:
         claim: Claim,
         offer: Offer,
         *,
-        desk: Desk,
+        desk: JobQueue,
         station: Station,
         sound: Sound,
         settings: Settings,
@@ -117,7 +118,7 @@ class Attempt:
         """Let the job wait for another, as if it had not been begun."""
         job = self.claim.job
         self.waits_for_another = True
-        await self._tell(lambda: self._desk.give_back(job.job_id, job.attempt))
+        await self._tell(lambda: self._desk.release(job.job_id, job.attempt))
 
     async def _run(self) -> None:
         beating = asyncio.create_task(self._beat())
@@ -279,7 +280,7 @@ class Attempt:
             await asyncio.wait([self._saving])  # or the checkpoint would come after the prompt, and stay
         try:
             await insist(
-                lambda: self._desk.keep_prompt(voice, backend=backend, version=version, prompt=prompt, is_fast=is_fast),
+                lambda: self._desk.save_prompt(voice, backend=backend, version=version, prompt=prompt, is_fast=is_fast),
                 for_s=self._lease_s,
             )
         except Exception as error:  # noqa: BLE001 - a prompt is a cache: it will be made again
@@ -297,7 +298,7 @@ class Attempt:
         while (checkpoint := self._checkpoint) is not None:
             self._checkpoint = None
             try:
-                await self._desk.keep_checkpoint(voice, backend=backend, version=version, checkpoint=checkpoint)
+                await self._desk.save_checkpoint(voice, backend=backend, version=version, checkpoint=checkpoint)
             except Exception as error:  # noqa: BLE001 - a preparation that is interrupted goes further back
                 _log.warning("voice %s: a checkpoint is not kept: %s", voice.voice_id, type(error).__name__)
 

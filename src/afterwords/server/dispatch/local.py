@@ -25,7 +25,8 @@ from afterwords.server.dispatch.audio_stream import Sound, SoundListener
 from afterwords.server.dispatch.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, wait_at_most
 from afterwords.server.dispatch.worker_process import Limits
 from afterwords.server.dispatch.worker_slot import Offer, Station
-from afterwords.server.ports import Claim, Desk, JobProgress, StoredJob
+from afterwords.server.ports import JobQueue
+from afterwords.server.records import Claim, JobProgress, StoredJob
 from afterwords.server.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ _KEPT_FROM_ENGINES: Final = ("AFTERWORDS_API_KEY", "AFTERWORDS_STRIPE_", "AWS_")
 class InProcessDispatcher:
     """Speaks on this machine, in `settings.workers` processes; implements the port Dispatcher."""
 
-    def __init__(self, settings: Settings, desk: Desk, *, config: Config | None = None) -> None:
+    def __init__(self, settings: Settings, desk: JobQueue, *, config: Config | None = None) -> None:
         config = config or _config_of(settings)
         self._settings = settings
         self._desk = desk
@@ -180,7 +181,7 @@ class InProcessDispatcher:
             return None
         unprepared = {attempt.claim.voice.voice_id for attempt in self._attempts if not attempt.has_prompt}
         return await self._desk.claim(
-            backends=open_to, worker=f"inprocess-{os.getpid()}", except_voices=sorted(unprepared)
+            backends=open_to, worker=f"inprocess-{os.getpid()}", skip_voices=sorted(unprepared)
         )
 
     def _station_for(self, offer: Offer) -> Station | None:

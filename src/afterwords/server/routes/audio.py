@@ -133,7 +133,7 @@ async def _sent(
         return Response(data, status, headers, media_type=media_type)
 
     async def pieces() -> AsyncGenerator[bytes, None]:
-        step = min(audio.piece_bytes, WHOLE_MAX_BYTES)
+        step = min(audio.chunk_bytes, WHOLE_MAX_BYTES)
         for place in range(start, end, step):
             yield await audio.read(place, min(step, end - place))
 
@@ -192,7 +192,7 @@ async def _encoded_response(
     data = kept.get(voice_id, name)
     if data is None and request.method != "HEAD" and audio.size_bytes <= ENCODE_WHOLE_MAX_BYTES:
         data = await while_connected(request.receive, _encoded_whole(request, audio, speech_format))
-        kept.keep(voice_id, name, data)
+        kept.put(voice_id, name, data)
     if data is not None:
         audio.close()
         return await _sent(MemoryReader(data), 0, len(data), 200, headers, media_type)

@@ -49,7 +49,7 @@ async def readyz(request: Request) -> Response:
         except AfterwordsError as error:
             state[name], is_ready = error.code, False
     try:
-        state["sweep"] = (await house.ownership.look()).sweep
+        state["sweep"] = (await house.ownership.read()).sweep
     except AfterwordsError as error:
         state["sweep"] = error.code
     return JSONResponse({"status": "ready" if is_ready else "not ready", **state}, 200 if is_ready else 503)

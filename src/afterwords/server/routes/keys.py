@@ -56,7 +56,7 @@ async def create_key(request: Request, body: Annotated[NewKeyBody | None, Body()
 @needs(Credential.ADMIN)
 async def list_accounts(request: Request) -> Response:
     """List all accounts with what they have and have spent this month, oldest first."""
-    accounts = await house_of(request).keys.accounts()
+    accounts = await house_of(request).keys.list_accounts()
     return JSONResponse(
         [account.model_dump(mode="json") for account in accounts], headers={"Cache-Control": "no-store"}
     )
@@ -112,7 +112,7 @@ async def rotate_key(request: Request, key_id: str, body: Annotated[RotateBody |
 @needs(Credential.USER)
 async def usage(request: Request) -> Response:
     """Tell what was spent this calendar month, UTC: by the key if it has a limit of its own, else by its account."""
-    return json_response(await house_of(request).keys.usage(caller_of(request)))
+    return json_response(await house_of(request).keys.get_usage(caller_of(request)))
 
 
 def _own(request: Request, key_id: str) -> str:

@@ -15,7 +15,7 @@ from afterwords.errors import InvalidFieldError
 from afterwords.models import SpeechFormat
 from afterwords.server.app_state import House
 from afterwords.server.auth import Admitted
-from afterwords.server.ports import Caller
+from afterwords.server.records import Caller
 from afterwords.server.routes.schemas import ErrorBody
 from afterwords.server.routing import Exchange
 

@@ -17,7 +17,7 @@ from afterwords.models import (
     Speed,
     UtcTime,
 )
-from afterwords.server.ports import Scope
+from afterwords.server.records import Scope
 
 
 class Taken(BaseModel):

@@ -14,7 +14,7 @@ from afterwords.models import JobStatus, is_id
 from afterwords.provenance import mark_tags
 from afterwords.server.auth import Credential, needs
 from afterwords.server.disconnects import while_connected
-from afterwords.server.ports import Scope, StoredJob
+from afterwords.server.records import Scope, StoredJob
 from afterwords.server.routes.audio import PiecesResponse, audio_response, encoded_stream
 from afterwords.server.routes.responses import (
     COMMON,
@@ -32,7 +32,7 @@ from afterwords.server.routes.responses import (
 )
 from afterwords.server.routes.schemas import JobAccepted, JobListed, JobShown, SynthesizeBody
 from afterwords.server.routing import GuardedRoute
-from afterwords.server.services.synthesis import Accepted, Ask, Hit
+from afterwords.server.services.synthesis import AcceptedJob, CachedSpeech, SynthesisRequest
 from afterwords.server.webhooks import check_url
 
 router = APIRouter(route_class=GuardedRoute, tags=["speech"])
@@ -76,7 +76,7 @@ async def synthesize(
 ) -> Response:
     """Speak a text: audio at once where it was spoken before, else a job to follow."""
     house, caller = house_of(request), caller_of(request)
-    ask = Ask(
+    ask = SynthesisRequest(
         **body.model_dump(exclude={"stream", "webhook_url"}),
         webhook_url=check_url(body.webhook_url) if body.webhook_url else None,
     )
@@ -87,9 +87,11 @@ async def synthesize(
     return response
 
 
-async def _answered(request: Request, ask: Ask, answer: Hit | Accepted, *, is_stream: bool, wait_s: int) -> Response:
+async def _answered(
+    request: Request, ask: SynthesisRequest, answer: CachedSpeech | AcceptedJob, *, is_stream: bool, wait_s: int
+) -> Response:
     house = house_of(request)
-    if isinstance(answer, Hit):
+    if isinstance(answer, CachedSpeech):
         entry = answer.entry
         headers = _about(entry.voice_id, answer.backend, cache="HIT", synth_ms=entry.synth_ms)
         return await audio_response(
@@ -104,7 +106,7 @@ async def _answered(request: Request, ask: Ask, answer: Hit | Accepted, *, is_st
         return await _streamed(request, answer)
     job = answer.job
     if wait_s:
-        waited = house.synthesis.job(caller_of(request), job.job_id, wait_s=wait_s)
+        waited = house.synthesis.get_job(caller_of(request), job.job_id, wait_s=wait_s)
         job = await while_connected(request.receive, waited)
         if job.status is JobStatus.READY:
             return await _audio_of(request, job, _about_job(job))
@@ -124,7 +126,7 @@ async def list_jobs(
     after: Annotated[str | None, Query(max_length=64, description="Begin after this job_id.")] = None,
 ) -> Response:
     """List the account's jobs, newest first. A Link header leads to the next page."""
-    jobs = await house_of(request).synthesis.jobs(
+    jobs = await house_of(request).synthesis.list_jobs(
         caller_of(request), status=status, limit=limit, after=after and after.lower()
     )
     items = [_listed(request, job).model_dump(mode="json") for job in jobs]
@@ -140,7 +142,7 @@ async def list_jobs(
 @needs(Credential.USER, Scope.SYNTHESIZE)
 async def show_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
     """Tell where a job stands."""
-    found = house_of(request).synthesis.job(caller_of(request), _checked(job_id), wait_s=wait)
+    found = house_of(request).synthesis.get_job(caller_of(request), _checked(job_id), wait_s=wait)
     job = await (while_connected(request.receive, found) if wait else found)
     exchange_of(request).is_routine = job.status is JobStatus.PENDING
     return json_response(_shown(request, job))
@@ -159,7 +161,7 @@ async def show_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
 @needs(Credential.USER, Scope.SYNTHESIZE)
 async def job_audio(request: Request, job_id: str) -> Response:
     """Give the audio of a job that is ready."""
-    job = await house_of(request).synthesis.job(caller_of(request), _checked(job_id))
+    job = await house_of(request).synthesis.get_job(caller_of(request), _checked(job_id))
     return await _audio_of(request, job, {"X-Job-Id": job.job_id})
 
 
@@ -179,13 +181,13 @@ async def cancel_job(request: Request, job_id: str) -> Response:
 
 
 async def _audio_of(request: Request, job: StoredJob, headers: dict[str, str]) -> Response:
-    audio = await house_of(request).synthesis.audio(job)
+    audio = await house_of(request).synthesis.open_audio(job)
     return await audio_response(
         request, audio, job.response_format, voice_id=job.voice_id, sha256=job.audio_sha256 or "", headers=headers
     )
 
 
-async def _streamed(request: Request, accepted: Accepted) -> Response:
+async def _streamed(request: Request, accepted: AcceptedJob) -> Response:
     """The audio while it is made; where it can't be heard from here, all of it once it is ready.
 
     A client that disconnects has its job cancelled, whether it waits, is prepared, or is spoken.
@@ -200,7 +202,9 @@ async def _streamed(request: Request, accepted: Accepted) -> Response:
 
     async def begun() -> Response:
         try:
-            sample_rate = await house.synthesis.first_sound(job, listener, wait_s=STREAM_WAIT_S) if listener else None
+            sample_rate = (
+                await house.synthesis.wait_for_audio(job, listener, wait_s=STREAM_WAIT_S) if listener else None
+            )
             if sample_rate is None or listener is None:
                 response = await _once_ready(request, job)
                 await close(True)
@@ -218,7 +222,7 @@ async def _streamed(request: Request, accepted: Accepted) -> Response:
 
 
 async def _once_ready(request: Request, job: StoredJob) -> Response:
-    job = await house_of(request).synthesis.job(caller_of(request), job.job_id, wait_s=STREAM_WAIT_S)
+    job = await house_of(request).synthesis.get_job(caller_of(request), job.job_id, wait_s=STREAM_WAIT_S)
     if job.status is JobStatus.READY:
         return await _audio_of(request, job, _about_job(job))
     if job.status is JobStatus.CANCELLED:

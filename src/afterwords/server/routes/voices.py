@@ -12,7 +12,7 @@ from afterwords.errors import InvalidFieldError, MissingFieldError
 from afterwords.library.bundle import BUNDLE_MAX_BYTES
 from afterwords.models import BUNDLE_TYPE, ConsentKind
 from afterwords.server.auth import Credential, needs
-from afterwords.server.ports import Scope, StoredVoice, VoiceChanges
+from afterwords.server.records import Scope, StoredVoice, VoiceChanges
 from afterwords.server.routes.multipart import Form, read_form
 from afterwords.server.routes.responses import (
     COMMON,
@@ -148,7 +148,7 @@ async def show_voice(request: Request, voice_id: str) -> Response:
 async def change_voice(request: Request, voice_id: str, body: Annotated[VoicePatch, Body()]) -> Response:
     """Change what is said about a voice. What was cached is dropped if its transcript or language changes."""
     changes = VoiceChanges(**body.model_dump())
-    changed = await house_of(request).voices.change(caller_of(request), voice_id, changes)
+    changed = await house_of(request).voices.update(caller_of(request), voice_id, changes)
     return json_response(_shown(changed))
 
 
@@ -187,7 +187,7 @@ async def export_voice(
 ) -> Response:
     """Give the voice as one portable file: recording, transcript, consent and their hashes."""
     voices = house_of(request).voices
-    found_id, data = await voices.carry_away(caller_of(request), voice_id, with_prompts=prompts)
+    found_id, data = await voices.export_bundle(caller_of(request), voice_id, with_prompts=prompts)
     name = f'attachment; filename="{found_id}.afterwords"'
     return Response(data, media_type=BUNDLE_TYPE, headers={"Content-Disposition": name, "Cache-Control": "no-store"})
 
@@ -213,7 +213,7 @@ async def import_voice(request: Request, repeat: IdempotencyKey = None) -> Respo
             file.write(piece)
         async with house.uploading.slot(caller.account_id):
             file.seek(0)
-            voice = await house.voices.take_in(caller, file.read(), idempotency_key=key)
+            voice = await house.voices.import_bundle(caller, file.read(), idempotency_key=key)
     return json_response(_created(voice), 201, _grade_of(voice))
 
 

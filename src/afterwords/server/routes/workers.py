@@ -23,7 +23,7 @@ from afterwords.errors import (
 )
 from afterwords.models import as_id, is_id
 from afterwords.server.auth import JSON_MAX_BYTES, Credential, needs
-from afterwords.server.ports import StoredJob
+from afterwords.server.records import StoredJob
 from afterwords.server.routes.responses import COMMON, admitted_to, errors, house_of, json_response
 from afterwords.server.routes.schemas import CompleteBody, Completed
 from afterwords.server.routing import GuardedRoute

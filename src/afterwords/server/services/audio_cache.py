@@ -1,14 +1,12 @@
-"""Speech that was asked for lately, in memory: made or checked once, given many times.
-
-The rows decide what may be given, so an entry that was dropped or deleted elsewhere is not found here either.
-"""
+"""An in-memory cache of recent audio. Rows decide what may be returned: entries of deleted rows are never read."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
+
+from cachetools import LRUCache
 
 MAX_BYTES: Final = 16 << 20
 MAX_ENTRY_BYTES: Final = 1 << 20
@@ -16,87 +14,78 @@ ENCODED_MAX_BYTES: Final = 32 << 20
 ENCODED_MAX_ENTRY_BYTES: Final = 24 << 20
 
 
-class HotAudio:
-    """The last few audio files that were given, by voice and name; the oldest make way.
+class AudioCache:
+    """The audio files used last, by voice and name.
 
     Args:
-        max_bytes: of all files; those that are collected may have as much again.
-        max_entry_bytes: of one file.
+        max_bytes: Size of all files. Files that are still being collected may have as much again.
+        max_entry_bytes: Size of one file.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_entry_bytes: int = MAX_ENTRY_BYTES) -> None:
         self._max_bytes = max_bytes
         self._max_entry_bytes = max_entry_bytes
-        self._n_bytes = 0
-        self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
-        self._collected: set[Collected] = set()
+        self._files: LRUCache[tuple[str, str], bytes] = LRUCache(max_bytes, getsizeof=len)
+        self._collecting: set[PartialAudio] = set()
 
     def get(self, voice_id: str, name: str) -> bytes | None:
-        """The file of this name (its SHA-256, for one), if it is here."""
-        data = self._kept.get((voice_id, name))
-        if data is not None:
-            self._kept.move_to_end((voice_id, name))
-        return data
+        """Return the file with this name, such as its SHA-256."""
+        return self._files.get((voice_id, name))
 
-    def keep(self, voice_id: str, name: str, data: bytes) -> None:
-        """Keep a file."""
-        if len(data) > self._max_entry_bytes or (voice_id, name) in self._kept:
-            return
-        self._kept[voice_id, name] = data
-        self._n_bytes += len(data)
-        while self._n_bytes > self._max_bytes:
-            _, oldest = self._kept.popitem(last=False)
-            self._n_bytes -= len(oldest)
+    def put(self, voice_id: str, name: str, data: bytes) -> None:
+        """Cache a file unless it is too large."""
+        if len(data) <= min(self._max_entry_bytes, self._max_bytes):
+            self._files[voice_id, name] = data
 
     @contextmanager
-    def collect(self, voice_id: str, name: str) -> Iterator[Collected]:
-        """Collect a file that comes in pieces; it is kept if it is finished within the block and not too large."""
-        collected = Collected(self, voice_id, name)
-        self._collected.add(collected)
+    def collect(self, voice_id: str, name: str) -> Iterator[PartialAudio]:
+        """Collect a file chunk by chunk. It is cached if it is finished within the block and not too large."""
+        audio = PartialAudio(self, voice_id, name)
+        self._collecting.add(audio)
         try:
-            yield collected
+            yield audio
         finally:
-            self._collected.discard(collected)
+            self._collecting.discard(audio)
 
-    def has_room_for(self, n_bytes: int, *, of: Collected) -> bool:
-        """Whether a file that is being collected may grow by so much."""
-        n_collected = sum(each.n_bytes for each in self._collected)
-        return of.n_bytes + n_bytes <= self._max_entry_bytes and n_collected + n_bytes <= self._max_bytes
+    def has_space(self, n_bytes: int, *, audio: PartialAudio) -> bool:
+        """Return whether a file that is being collected may grow by `n_bytes`."""
+        n_collected = sum(each.n_bytes for each in self._collecting)
+        return audio.n_bytes + n_bytes <= self._max_entry_bytes and n_collected + n_bytes <= self._max_bytes
 
-    def forget(self, voice_id: str) -> None:
-        """Drop all of a voice."""
-        for key in [key for key in self._kept if key[0] == voice_id]:
-            self._n_bytes -= len(self._kept.pop(key))
-        for collected in self._collected:
-            if collected.voice_id == voice_id:
-                collected.drop()
+    def discard_voice(self, voice_id: str) -> None:
+        """Remove all files of a voice."""
+        for key in [key for key in self._files if key[0] == voice_id]:
+            del self._files[key]
+        for audio in self._collecting:
+            if audio.voice_id == voice_id:
+                audio.drop()
 
 
-class Collected:
-    """A file that is not whole yet."""
+class PartialAudio:
+    """A file that is being collected for an `AudioCache`."""
 
-    def __init__(self, kept: HotAudio, voice_id: str, name: str) -> None:
+    def __init__(self, cache: AudioCache, voice_id: str, name: str) -> None:
         self.voice_id = voice_id
         self.n_bytes = 0
-        self._kept = kept
+        self._cache = cache
         self._name = name
-        self._pieces: list[bytes] | None = []
+        self._chunks: list[bytes] | None = []
 
-    def add(self, piece: bytes) -> None:
-        """Take the next piece."""
-        if self._pieces is None:
+    def add(self, chunk: bytes) -> None:
+        """Append a chunk, or drop the file if it is too large."""
+        if self._chunks is None:
             return
-        if not self._kept.has_room_for(len(piece), of=self):
+        if not self._cache.has_space(len(chunk), audio=self):
             self.drop()
             return
-        self._pieces.append(piece)
-        self.n_bytes += len(piece)
+        self._chunks.append(chunk)
+        self.n_bytes += len(chunk)
 
     def drop(self) -> None:
-        """Give it up."""
-        self._pieces, self.n_bytes = None, 0
+        """Discard the file."""
+        self._chunks, self.n_bytes = None, 0
 
     def finish(self) -> None:
-        """Keep it: there is no more."""
-        if self._pieces is not None:
-            self._kept.keep(self.voice_id, self._name, b"".join(self._pieces))
+        """Cache the complete file."""
+        if self._chunks is not None:
+            self._cache.put(self.voice_id, self._name, b"".join(self._chunks))

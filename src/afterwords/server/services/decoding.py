@@ -1,4 +1,4 @@
-"""Check, decode and grade uploaded recordings in processes of their own. `Voices` calls it, for every format.
+"""Check, decode and grade uploaded recordings in processes of their own. `VoiceService` calls it, for every format.
 
 Decoders are large C libraries and uploads are untrusted: what crashes, hangs or fills the memory does so in a process
 with little to lose. It has no secret in its environment, writes no file, and is limited in time and memory. NumPy's

@@ -1,6 +1,6 @@
-"""Delivering webhooks: some at once, few of each account, and fewer of one whose receiver does not answer.
+"""Delivers webhooks: a limited number at once and per account, fewer for an account whose receiver fails.
 
-Housekeeping runs it. The store puts a webhook off when it is taken, so one that is cut short comes again.
+Housekeeping runs it. A claim delays a webhook in the store, so that an interrupted delivery is repeated.
 """
 
 from __future__ import annotations
@@ -8,96 +8,92 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from afterwords.errors import AfterwordsError
-from afterwords.server.ports import Clock, Store, WebhookCall
+from afterwords.server.ports import Clock, Store
+from afterwords.server.records import WebhookCall
 
 log = logging.getLogger("afterwords.server")
 
-AT_ONCE: Final = 64
-PER_ACCOUNT: Final = 4
-BACK_OFF_MAX_S: Final = 60.0
+CONCURRENT_MAX: Final = 64
+PER_ACCOUNT_MAX: Final = 4
+BACKOFF_MAX_S: Final = 60.0
 
 
 @dataclass(slots=True)
-class _Receiver:
-    """The receivers of one account, taken together."""
+class _AccountState:
+    """The deliveries of one account."""
 
-    n_under_way: int = 0
-    n_failed: int = 0  # since it last took one
-    not_before_s: float = 0.0  # by the steady clock
+    n_running: int = 0
+    n_failed: int = 0  # since the last success
+    not_before_s: float = 0.0  # monotonic time
 
 
 class Deliveries:
-    """Delivers what is due. A receiver that is slow or fails delays the webhooks of its own account alone."""
+    """Delivers webhooks that are due. A receiver that is slow or fails delays only the webhooks of its own account."""
 
     def __init__(self, store: Store, clock: Clock, deliver: Callable[[WebhookCall], Awaitable[bool]]) -> None:
         self._store = store
         self._clock = clock
         self._deliver = deliver
-        self._receivers: dict[str, _Receiver] = {}  # with something under way, or that failed
-        self._n_under_way = 0
+        self._accounts: dict[str, _AccountState] = {}  # with running or failed deliveries
+        self._n_running = 0
         self._ended = asyncio.Event()
 
     async def run(self, interval_s: float) -> None:
-        """Work until cancelled; what is due is looked for every interval, and whenever a delivery ends."""
+        """Deliver until cancelled. Due webhooks are claimed every interval, and whenever a delivery ends."""
         async with asyncio.TaskGroup() as group:
             while True:
                 self._ended.clear()
-                with _logged():
-                    await self._begin(group)
+                with _log_failure():
+                    for call in await self._claim():
+                        self._accounts.setdefault(call.job.account_id, _AccountState()).n_running += 1
+                        self._n_running += 1
+                        group.create_task(self._attempt(call))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(interval_s):  # wait_for loses a cancellation that comes with the event
                         await self._ended.wait()
 
-    async def _begin(self, group: asyncio.TaskGroup) -> None:
-        if self._n_under_way >= AT_ONCE:
-            return
-        calls = await self._store.webhooks_due(
-            limit=AT_ONCE - self._n_under_way, per_account=PER_ACCOUNT, allowed=self._allowed()
-        )
-        for call in calls:
-            self._receivers.setdefault(call.job.account_id, _Receiver()).n_under_way += 1
-            self._n_under_way += 1
-            group.create_task(self._attempt(call))
-
-    def _allowed(self) -> Mapping[str, int]:
-        """How many more may begin, of accounts that have fewer than others."""
-        now = self._clock.steady()
+    async def _claim(self) -> list[WebhookCall]:
+        if self._n_running >= CONCURRENT_MAX:
+            return []
+        now = self._clock.monotonic()
         allowed = {}
-        for account_id, receiver in self._receivers.items():
-            most = PER_ACCOUNT if not receiver.n_failed else int(now >= receiver.not_before_s)
-            allowed[account_id] = max(0, most - receiver.n_under_way)
-        return allowed
+        for account_id, account in self._accounts.items():
+            maximum = PER_ACCOUNT_MAX if not account.n_failed else int(now >= account.not_before_s)
+            allowed[account_id] = max(0, maximum - account.n_running)
+        return await self._store.claim_webhooks(
+            limit=CONCURRENT_MAX - self._n_running, per_account=PER_ACCOUNT_MAX, allowed=allowed
+        )
 
     async def _attempt(self, call: WebhookCall) -> None:
         account_id = call.job.account_id
-        receiver = self._receivers[account_id]
-        is_taken = False
+        account = self._accounts[account_id]
+        is_delivered = False
         try:
-            with _logged():
-                is_taken = await self._deliver(call)
-                if is_taken:
-                    await self._store.webhook_done(call.job.job_id, delivered=True)
+            with _log_failure():
+                is_delivered = await self._deliver(call)
+                if is_delivered:
+                    await self._store.settle_webhook(call.job.job_id)
         finally:
-            self._n_under_way -= 1
-            receiver.n_under_way -= 1
-            receiver.n_failed = 0 if is_taken else receiver.n_failed + 1
-            receiver.not_before_s = self._clock.steady() + min(2.0 ** min(receiver.n_failed, 10), BACK_OFF_MAX_S)
-            if not receiver.n_under_way and not receiver.n_failed:
-                del self._receivers[account_id]
+            self._n_running -= 1
+            account.n_running -= 1
+            account.n_failed = 0 if is_delivered else account.n_failed + 1
+            account.not_before_s = self._clock.monotonic() + min(2.0 ** min(account.n_failed, 10), BACKOFF_MAX_S)
+            if not account.n_running and not account.n_failed:
+                del self._accounts[account_id]
             self._ended.set()
 
 
 @contextlib.contextmanager
-def _logged() -> Iterator[None]:
-    """Write a failure down, and go on: this loop must outlive whatever one webhook meets."""
+def _log_failure() -> Iterator[None]:
+    """Log an error and continue: the loop must survive any failure of a webhook."""
     try:
         yield
     except AfterwordsError as error:
         log.warning("a webhook failed code=%s", error.code)
-    except Exception as error:  # noqa: BLE001 - an edge, and its message may hold a URL
+    except Exception as error:  # noqa: BLE001 - an edge, and the message may contain a URL
         log.error("a webhook failed kind=%s", type(error).__name__)

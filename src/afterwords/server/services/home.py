@@ -1,7 +1,7 @@
-"""The voices of the library in this server's home folder, offered as they are there.
+"""Offers the voices in the library of this server's home folder.
 
-A voice of the home is a row in the account of the home, without a copy of its recording: `Recordings` reads recording
-and prompt in the library. `refresh` makes the rows follow the library, at the start and whenever it has changed since.
+A home voice is a row of the home account without a copy of its recording: `Recordings` reads the library. `refresh`
+updates the rows at the start, and when the library changes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from afterwords.errors import AfterwordsError, UnsupportedLangError
 from afterwords.library.library import Library
 from afterwords.models import Voice
-from afterwords.server.ports import Store, StoredVoice, VoiceChanges
-from afterwords.server.services.backend_choice import Offer
-from afterwords.server.services.voices import Voices
+from afterwords.server.ports import Store
+from afterwords.server.records import StoredVoice, VoiceChanges
+from afterwords.server.services.backend_choice import BackendCatalog
+from afterwords.server.services.voices import VoiceService
 
 log = logging.getLogger("afterwords.server")
 
@@ -24,82 +25,81 @@ Signature = tuple[str | None, frozenset[tuple[str, int, int]]]
 
 @dataclass(slots=True)
 class HomeVoices:
-    """Keeps the rows of the home's voices like its library.
+    """Updates the rows of the home voices from the library.
 
-    A row goes, with all that was spoken with it, only when its voice was removed or replaced at home. A voice that is
-    damaged, or that no backend here can speak, keeps its row: the next start may be able to offer it again.
+    A row is deleted, with its jobs and audio, only if its voice was removed or replaced in the library. A voice that
+    is damaged, or that no backend of this server supports, keeps its row: the next start may offer it again.
 
     Attributes:
-        library: None where the server offers no voices of its home.
-        has_account: whether there is an account that sees them.
-        n_offered: how many voices are, or would be, offered.
+        library: None: the server offers no home voices.
+        has_account: Whether an account sees them.
+        n_offered: Number of voices that are offered, or would be if there were an account.
     """
 
     library: Library | None
     store: Store
-    voices: Voices
-    offer: Offer
+    voices: VoiceService
+    catalog: BackendCatalog
     has_account: bool = False
     n_offered: int = 0
-    _seen: Signature | None = field(default=None, repr=False)
+    _signature: Signature | None = field(default=None, repr=False)
 
     async def refresh(self) -> None:
-        """Offer what the library holds now; a library that can't be read is logged, and nothing changes."""
+        """Update the rows if the library has changed. A library that can't be read is logged, and changes nothing."""
         if self.library is None:
             return
-        account_id = await self.store.home_account()
+        account_id = await self.store.get_home_account()
         self.has_account = account_id is not None
-        seen = (account_id, await asyncio.to_thread(_signature, self.library))
-        if seen == self._seen:
+        signature = (account_id, await asyncio.to_thread(_list_voice_files, self.library))
+        if signature == self._signature:
             return
         try:
-            kept = await asyncio.to_thread(_kept, self.library)
-            there, damaged = await asyncio.to_thread(self.library.scan)
+            kept = await asyncio.to_thread(_list_ids, self.library)
+            voices, damaged = await asyncio.to_thread(self.library.scan)
         except AfterwordsError as error:
             log.warning("the voices of this home can't be read code=%s", error.code)
-            self._seen = seen
+            self._signature = signature
             return
-        wanted = [(voice, row) for voice in there if (row := self._row(voice, account_id or "")) is not None]
-        if n_left := len(damaged) + len(there) - len(wanted):
-            log.warning("voices of this home not offered=%d (afterwords voices shows why)", n_left)
-        self.n_offered = len(wanted)
+        rows = {voice.voice_id: row for voice in voices if (row := self._row(voice, account_id or "")) is not None}
+        if n_hidden := len(damaged) + len(voices) - len(rows):
+            log.warning("voices of this home not offered=%d (afterwords voices shows why)", n_hidden)
+        self.n_offered = len(rows)
         if account_id is not None:
-            await self._follow(account_id, {voice.voice_id: row for voice, row in wanted}, kept=kept)
-        self._seen = seen
+            await self._update_rows(account_id, rows, kept=kept)
+        self._signature = signature
 
-    async def _follow(self, account_id: str, wanted: dict[str, StoredVoice], *, kept: frozenset[str] | None) -> None:
-        rows = await self.store.voices(account_id=account_id, limit=None, after=None)
+    async def _update_rows(self, account_id: str, new: dict[str, StoredVoice], *, kept: frozenset[str] | None) -> None:
+        rows = await self.store.list_voices(account_id=account_id, limit=None, after=None)
         pushed = {row.ref_sha256 for row in rows if row.home_id is None}
-        offered = {row.home_id: row for row in rows if row.home_id is not None}
-        for home_id, row in offered.items():
-            now = wanted.get(home_id)
-            if now is None:
+        old = {row.home_id: row for row in rows if row.home_id is not None}
+        for home_id, row in old.items():
+            wanted = new.get(home_id)
+            if wanted is None:
                 if kept is not None and home_id not in kept:
-                    await self._withdraw(row)
-            elif now.ref_sha256 in pushed or _fixed(row) != _fixed(now):
-                await self._withdraw(row)
-            elif (row.name, row.backend) != (now.name, now.backend):
-                changes = VoiceChanges(name=now.name, backend=now.backend)
+                    await self._delete(row)
+            elif wanted.ref_sha256 in pushed or _identity(row) != _identity(wanted):
+                await self._delete(row)
+            elif (row.name, row.backend) != (wanted.name, wanted.backend):
+                changes = VoiceChanges(name=wanted.name, backend=wanted.backend)
                 await self.store.update_voice(row.voice_id, changes, account_id=account_id)
-        for home_id, now in wanted.items():
-            is_there = home_id in offered and _fixed(offered[home_id]) == _fixed(now)
-            if not is_there and now.ref_sha256 not in pushed:  # the same recording is the same voice
-                await self.store.add_voice(now)
+        for home_id, wanted in new.items():
+            exists = home_id in old and _identity(old[home_id]) == _identity(wanted)
+            if not exists and wanted.ref_sha256 not in pushed:  # the same recording is the same voice
+                await self.store.add_voice(wanted)
 
-    async def _withdraw(self, row: StoredVoice) -> None:
+    async def _delete(self, row: StoredVoice) -> None:
         paths = await self.store.delete_voice(row.voice_id, account_id=row.account_id)
         if paths is not None:
             await self.voices.purge(row.voice_id, paths)
 
     def _row(self, voice: Voice, account_id: str) -> StoredVoice | None:
-        """The row of a voice; None where no backend here speaks its language."""
+        """Return the row of a voice. None: no backend supports its language."""
+        is_supported = voice.lang in self.catalog.backends.get(voice.backend, ())
         try:
-            backend, lang = self.offer.for_voice(
-                voice.backend if voice.lang in self.offer.backends.get(voice.backend, ()) else None, voice.lang
-            )
+            backend, lang = self.catalog.for_voice(voice.backend if is_supported else None, voice.lang)
         except UnsupportedLangError:
             return None
-        assert voice.reference is not None, "the library sees to it"
+        assert voice.reference is not None, "the library ensures it"
         return StoredVoice(
             voice_id=voice.voice_id,
             account_id=account_id,
@@ -121,28 +121,28 @@ class HomeVoices:
         )
 
 
-def _fixed(row: StoredVoice) -> tuple[object, ...]:
-    """What can't be changed in a row: with another recording or transcript, it is another voice."""
+def _identity(row: StoredVoice) -> tuple[object, ...]:
+    """Return the fields that can't change: with another recording or transcript, it is another voice."""
     return row.ref_sha256, row.ref_text, row.lang, row.family, row.consent, row.provenance, dict(row.metadata)
 
 
-def _kept(library: Library) -> frozenset[str] | None:
-    """Return the ids of all voices that the library keeps, damaged ones too; None where the library itself is absent.
+def _list_ids(library: Library) -> frozenset[str] | None:
+    """Return the ids of all voices in the library, including damaged ones.
 
-    A home folder on a disk that is not mounted is no library from which voices were removed.
+    None: the library itself is missing, for example on a disk that is not mounted. Its voices were not removed.
     """
     if not (library.home / "library.json").exists():
         return None
     return frozenset(path.name for path in (library.home / "voices").glob("*"))
 
 
-def _signature(library: Library) -> frozenset[tuple[str, int, int]]:
-    """What changes whenever a voice comes, goes, or is renamed: voice.json is written again each time."""
+def _list_voice_files(library: Library) -> frozenset[tuple[str, int, int]]:
+    """Return the voice.json files with time and inode. Adding, removing or renaming a voice changes them."""
     found = set()
     for path in (library.home / "voices").glob("*/voice.json"):
         try:
-            facts = path.stat()
+            stat = path.stat()
         except OSError:
             continue
-        found.add((path.parent.name, facts.st_mtime_ns, facts.st_ino))
+        found.add((path.parent.name, stat.st_mtime_ns, stat.st_ino))
     return frozenset(found)

@@ -1,4 +1,4 @@
-"""API keys: made once, shown once, kept as a digest."""
+"""API keys: created, returned once, and stored as a digest."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from typing import Final
 
 from afterwords.errors import AfterwordsError, InvalidFieldError, KeyNotFoundError
 from afterwords.models import Account, ApiKey, Usage
-from afterwords.server.ports import Caller, NewKey, Scope, Store
+from afterwords.server.ports import Store
+from afterwords.server.records import Caller, NewKey, Scope
 
 PREFIX: Final = "aw_"
 OVERLAP_MAX_S: Final = 30 * 86_400
-SEEN_S: Final = 0.5
-"""How long a key that was looked up counts as valid."""
-SEEN_MAX: Final = 4096
+CALLER_TTL_S: Final = 0.5
+"""How long a caller is cached."""
+CALLERS_MAX: Final = 4096
 SHOWN_CHARS: Final = 8
-"""Of a key, to tell it from others: 30 of its 256 bits, which leave nothing to guess."""
+"""Characters of a key that are shown: 30 of its 256 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class MintedKey:
-    """A key in the one moment when it is known: `secret` is the key itself."""
+    """A new key with its secret, which is not stored."""
 
     secret: str
     key: ApiKey
@@ -34,17 +35,17 @@ class MintedKey:
 
 
 def digest(secret: str) -> bytes:
-    """What is kept of a key. A plain SHA-256 is enough: 256 random bits can't be guessed."""
+    """Return the digest that is stored of a key. A plain SHA-256 is enough for 256 random bits."""
     return sha256(secret.encode()).digest()
 
 
-class Keys:
-    """The use-cases of keys. `account_id` None stands for the admin, who sees all."""
+class KeyService:
+    """Creates, rotates and revokes keys. `account_id` None stands for the admin, who sees all accounts."""
 
     def __init__(self, store: Store, *, on_cancelled: Callable[[Sequence[str]], None] = lambda _: None) -> None:
         self._store = store
         self._on_cancelled = on_cancelled
-        self._seen: dict[bytes, tuple[Caller, float]] = {}
+        self._callers: dict[bytes, tuple[Caller, float]] = {}
         self._used: set[str] = set()
 
     async def create(
@@ -58,19 +59,19 @@ class Keys:
         is_home: bool = False,
         by: str | None = None,
     ) -> MintedKey:
-        """Make a key for an account.
+        """Create a key for an account.
 
         Args:
-            account_id: the account; None makes a new one, or takes that of `for_key`.
-            for_key: the id of a key of the account.
-            is_home: take the account that sees the voices of the home, which is made if there is none.
-            by: the id of the key that asks, which makes keys with scopes for its own account; None is the admin.
+            account_id: The account. None: that of `for_key`, or a new one.
+            for_key: Id of a key of the account.
+            is_home: Use the account that sees the home voices, and create it if there is none.
+            by: Id of the requesting key, which creates keys with scopes for its own account. None: the admin.
 
         Raises:
-            KeyNotFoundError, InvalidFieldError: there is no such key or account.
-            KeyReplacedError, InsufficientScopeError, AdminRequiredError: the asking key may not.
+            KeyNotFoundError, InvalidFieldError: The key or account does not exist.
+            KeyReplacedError, InsufficientScopeError, AdminRequiredError: The requesting key is not allowed to.
         """
-        secret = _mint()
+        secret = PREFIX + secrets.token_urlsafe(32)
         new = NewKey(
             sha256=digest(secret),
             label=label,
@@ -83,56 +84,59 @@ class Keys:
         )
         return MintedKey(secret, await self._store.add_key(new, by=by))
 
-    async def caller(self, secret: str) -> Caller | None:
-        """Whose key this is, if it is valid now. One that was revoked by another process may pass for half a second."""
+    async def find_caller(self, secret: str) -> Caller | None:
+        """Return the caller with this key if it is valid. A key revoked by another process passes for half a second."""
         if not secret.startswith(PREFIX):
             return None
         sha256, now = digest(secret), time.monotonic()
-        seen = self._seen.get(sha256)
-        if seen and now < seen[1]:
-            return seen[0]
-        caller = await self._store.caller(sha256)
+        cached = self._callers.get(sha256)
+        if cached and now < cached[1]:
+            return cached[0]
+        caller = await self._store.find_caller(sha256)
         if caller is None:
-            self._seen.pop(sha256, None)
+            self._callers.pop(sha256, None)
             return None
-        if len(self._seen) >= SEEN_MAX:
-            self._seen.clear()
-        self._seen[sha256] = caller, now + SEEN_S
+        if len(self._callers) >= CALLERS_MAX:
+            self._callers.clear()
+        self._callers[sha256] = caller, now + CALLER_TTL_S
         self._used.add(caller.key_id)
         return caller
 
-    async def note_use(self) -> None:
-        """Write down which keys were used since the last time: one write a minute, not one a request."""
+    async def save_use(self) -> None:
+        """Store which keys were used since the last call. This is one write a minute instead of one per request."""
         used, self._used = self._used, set()
         if not used:
             return
         try:
-            await self._store.keys_used(sorted(used))
+            await self._store.mark_keys_used(sorted(used))
         except AfterwordsError:
             self._used |= used
             raise
 
-    async def accounts(self) -> Sequence[Account]:
-        """All accounts, for the admin."""
-        return await self._store.accounts()
+    async def list_accounts(self) -> Sequence[Account]:
+        """Return all accounts, for the admin."""
+        return await self._store.list_accounts()
 
     async def is_valid(self, sha256: bytes) -> bool:
-        """Whether the key with this digest is valid at this moment."""
-        return await self._store.caller(sha256) is not None
+        """Return whether the key with this digest is valid now."""
+        return await self._store.find_caller(sha256) is not None
 
     async def list(self, *, account_id: str | None) -> list[ApiKey]:
-        """The keys of an account, or all, oldest first."""
-        return await self._store.keys(account_id=account_id)
+        """Return the keys of an account, or all keys, oldest first."""
+        return await self._store.list_keys(account_id=account_id)
 
     async def revoke(self, key_id: str, *, account_id: str | None, by: str | None = None) -> None:
-        """Make a key useless at once, and cancel the jobs that it has pending; `by` is the id of the key that asks.
+        """Revoke a key at once, and cancel its pending jobs.
+
+        Args:
+            by: Id of the requesting key. None: the admin.
 
         Raises:
-            KeyNotFoundError: there is no such key.
-            KeyReplacedError, InsufficientScopeError: the asking key may only revoke itself.
+            KeyNotFoundError: The key does not exist.
+            KeyReplacedError, InsufficientScopeError: The requesting key may only revoke itself.
         """
         cancelled = await self._store.revoke_key(key_id, account_id=account_id, by=by)
-        self._seen.clear()
+        self._callers.clear()
         if cancelled is None:
             raise KeyNotFoundError
         self._on_cancelled(cancelled)
@@ -140,17 +144,20 @@ class Keys:
     async def rotate(
         self, key_id: str, *, account_id: str | None, by: str | None = None, overlap_s: float = 0
     ) -> MintedKey:
-        """Put a new key in the place of one, which stays valid for the overlap (seconds); `by` is the key that asks.
+        """Replace a key. The old one remains valid for `overlap_s` seconds.
+
+        Args:
+            by: Id of the requesting key. None: the admin.
 
         Raises:
-            KeyNotFoundError: there is no such key, or it is not valid any more.
-            KeyReplacedError: the key, or the one that asks, was replaced before and is valid only for an overlap.
-            InsufficientScopeError: the asking key may only rotate itself.
-            InvalidFieldError: the overlap is negative or longer than 30 days.
+            KeyNotFoundError: The key does not exist or is no longer valid.
+            KeyReplacedError: The key, or the requesting key, was rotated before.
+            InsufficientScopeError: The requesting key may only rotate itself.
+            InvalidFieldError: The overlap is negative or longer than 30 days.
         """
         if not 0 <= overlap_s <= OVERLAP_MAX_S:
             raise InvalidFieldError("overlap_s", rule=f"it must be 0 to {OVERLAP_MAX_S:,} seconds")
-        secret = _mint()
+        secret = PREFIX + secrets.token_urlsafe(32)
         key = await self._store.rotate_key(
             key_id,
             account_id=account_id,
@@ -159,15 +166,11 @@ class Keys:
             prefix=secret[:SHOWN_CHARS],
             overlap_s=overlap_s,
         )
-        self._seen.clear()
+        self._callers.clear()
         if key is None:
             raise KeyNotFoundError
         return MintedKey(secret, key)
 
-    async def usage(self, caller: Caller) -> Usage:
-        """What was spent this calendar month, UTC."""
-        return await self._store.usage(caller)
-
-
-def _mint() -> str:
-    return PREFIX + secrets.token_urlsafe(32)
+    async def get_usage(self, caller: Caller) -> Usage:
+        """Return the usage of a caller in this calendar month, UTC."""
+        return await self._store.get_usage(caller)

@@ -1,4 +1,4 @@
-"""Voices: registered, shown, changed, carried away, deleted."""
+"""The use cases of voices: register, read, update, export, delete."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from hashlib import sha256
 from typing import Any, Final
 
@@ -21,14 +21,15 @@ from afterwords.errors import (
     VoiceNotFoundError,
 )
 from afterwords.library.bundle import Bundle, BundledPrompt, holds_nul, pack, unpack
-from afterwords.models import Consent, ConsentKind, Provenance, ReferenceInfo, Voice, as_id, new_id
+from afterwords.models import Consent, ConsentKind, ReferenceInfo, Voice, as_id, new_id
 from afterwords.server.cache_key import reference_path, voice_prefix
 from afterwords.server.failpoints import reach
-from afterwords.server.ports import Blobs, Caller, Clock, Idempotency, Store, StoredVoice, VoiceChanges
-from afterwords.server.services.audio_cache import HotAudio
-from afterwords.server.services.backend_choice import Offer
+from afterwords.server.ports import Blobs, Clock, Store
+from afterwords.server.records import Caller, Idempotency, StoredVoice, VoiceChanges
+from afterwords.server.services.audio_cache import AudioCache
+from afterwords.server.services.backend_choice import BackendCatalog
 from afterwords.server.services.decoding import DecodingPool
-from afterwords.server.services.job_queue import Kind, kept_prompt, prompt_path_of, with_digest
+from afterwords.server.services.job_queue import PromptKind, prompt_path_of, read_prompt, with_digest
 from afterwords.server.services.ownership import Ownership
 from afterwords.server.services.recordings import Recordings
 from afterwords.text import check_name, check_text
@@ -40,7 +41,7 @@ METADATA_MAX_BYTES: Final = 16 * 1024
 
 @dataclass(frozen=True, slots=True)
 class VoiceFields:
-    """What is said about a new voice, as it came."""
+    """The fields of a new voice, not yet validated."""
 
     name: str
     backend: str | None = None
@@ -51,37 +52,44 @@ class VoiceFields:
 
 
 @dataclass(frozen=True, slots=True)
-class Voices:
-    """The use-cases of voices. Another account's voice is as if it were not there."""
+class VoiceService:
+    """The voices of accounts. Voices of another account are treated as missing."""
 
     store: Store
     blobs: Blobs
     recordings: Recordings
     clock: Clock
-    offer: Offer
+    catalog: BackendCatalog
     decoding: DecodingPool
-    hot: tuple[HotAudio, ...]
+    audio_caches: tuple[AudioCache, ...]
     ownership: Ownership
     prompt_versions: Mapping[str, str]
 
     async def register(
         self, caller: Caller, fields: VoiceFields, recording: bytes, *, idempotency_key: str | None = None
     ) -> StoredVoice:
-        """Make a voice of an uploaded recording.
+        """Create a voice from an uploaded recording.
 
         Raises:
-            InvalidInputError: a field or the recording can't be used.
-            IdempotencyConflictError: the idempotency key came before with another upload.
+            InvalidInputError: A field or the recording is invalid.
+            IdempotencyConflictError: The idempotency key was used with another upload.
         """
-        fields = self._checked(fields)
-        backend, lang = self.offer.for_voice(fields.backend, fields.lang)
-        asked = json.dumps(_facts(fields))
-        idempotency = _idempotency(caller, idempotency_key, asked.encode(), sha256(recording).digest())
-        if idempotency and (known := await self.store.replayed_voice(idempotency)):
-            return known
+        fields = VoiceFields(
+            name=check_name(fields.name),
+            backend=fields.backend or None,
+            lang=fields.lang,
+            ref_text=_check_transcript(fields.ref_text),
+            family=check_name(fields.family) if fields.family and fields.family.strip() else None,
+            consent=fields.consent,
+        )
+        backend, lang = self.catalog.for_voice(fields.backend, fields.lang)
+        body = json.dumps(astuple(fields)).encode()
+        idempotency = _idempotency(caller, idempotency_key, body, sha256(recording).digest())
+        if idempotency and (before := await self.store.find_repeated_voice(idempotency)):
+            return before
         consent = Consent(kind=fields.consent, stated_at=self.clock.now()) if fields.consent else None
         canonical, reference = await self.decoding.prepare(recording)
-        return await self._keep(
+        return await self._add(
             caller,
             canonical,
             reference,
@@ -94,23 +102,23 @@ class Voices:
             consent=consent,
         )
 
-    async def take_in(self, caller: Caller, data: bytes, *, idempotency_key: str | None = None) -> StoredVoice:
-        """Make a voice of a bundle, with an id of its own; consent and provenance come along.
+    async def import_bundle(self, caller: Caller, data: bytes, *, idempotency_key: str | None = None) -> StoredVoice:
+        """Create a voice, with a new id, from a bundle. Consent and provenance are kept.
 
         Raises:
-            InvalidBundleError: it is no bundle, or was altered.
-            RecordingError, UnsupportedLangError: what is in it can't be used here.
+            InvalidBundleError: The data is not a bundle, or was altered.
+            RecordingError, UnsupportedLangError: The recording or language can't be used here.
         """
         idempotency = _idempotency(caller, idempotency_key, b"bundle", sha256(data).digest())
-        if idempotency and (known := await self.store.replayed_voice(idempotency)):
-            return known
+        if idempotency and (before := await self.store.find_repeated_voice(idempotency)):
+            return before
         bundle = await asyncio.to_thread(unpack, data)
         voice = bundle.voice
-        assert voice.reference is not None, "unpack sees to it"
+        assert voice.reference is not None, "unpack ensures it"
         grade = await self.decoding.grade(bundle.wav)
-        wanted = voice.backend if voice.backend in self.offer.backends else None
-        backend, lang = self.offer.for_voice(wanted, voice.lang)
-        kept = await self._keep(
+        wanted = voice.backend if voice.backend in self.catalog.backends else None
+        backend, lang = self.catalog.for_voice(wanted, voice.lang)
+        stored = await self._add(
             caller,
             bundle.wav,
             voice.reference.model_copy(update={"grade": grade}),
@@ -118,30 +126,26 @@ class Voices:
             name=check_name(voice.name),
             backend=backend,
             lang=lang,
-            ref_text=_checked_transcript(voice.ref_text),
+            ref_text=_check_transcript(voice.ref_text),
             family=voice.family,
             consent=voice.consent,
             provenance=voice.provenance,
             metadata=voice.metadata,
         )
-        await self._keep_prompts(kept, bundle)
-        return kept
+        await self._save_prompts(stored, bundle)
+        return stored
 
-    async def _keep_prompts(self, voice: StoredVoice, bundle: Bundle) -> None:
-        """Keep what was prepared elsewhere and can be used here; the engine judges the bytes when it reads them."""
+    async def _save_prompts(self, voice: StoredVoice, bundle: Bundle) -> None:
+        """Store the prompts of a bundle that fit this server. The engine validates the bytes when it reads them."""
+        is_changed = (voice.lang, voice.ref_text) != (bundle.voice.lang, bundle.voice.ref_text)
         for prompt in bundle.prompts:
-            known = self.prompt_versions.get(prompt.backend, prompt.version)  # not known where others speak
-            is_offered = prompt.backend in self.offer.backends
-            if (
-                not is_offered
-                or known != prompt.version
-                or (voice.lang, voice.ref_text) != (bundle.voice.lang, bundle.voice.ref_text)
-            ):
-                log.info("voice %s: what was prepared for %s is of no use here", voice.voice_id, prompt.backend)
+            version = self.prompt_versions.get(prompt.backend, prompt.version)  # unknown for remote workers
+            if is_changed or prompt.backend not in self.catalog.backends or version != prompt.version:
+                log.info("voice %s: the prompt for %s does not fit this server", voice.voice_id, prompt.backend)
                 continue
-            kind = Kind.FAST if prompt.is_fast else Kind.FULL
+            kind = PromptKind.FAST if prompt.is_fast else PromptKind.FULL
             path = prompt_path_of(voice, prompt.backend, prompt.version, kind)
-            with suppress(AfterwordsError):  # a prompt is a cache: it will be made again
+            with suppress(AfterwordsError):  # a prompt is a cache: it can be made again
                 await self.blobs.put(path, with_digest(prompt.data), is_durable=False)
 
     async def get(self, caller: Caller, name_or_id: str) -> StoredVoice:
@@ -149,37 +153,48 @@ class Voices:
         return await find_voice(self.store, caller, name_or_id)
 
     async def list(self, caller: Caller, *, limit: int | None, after: str | None) -> list[StoredVoice]:
-        """The voices of the caller's account, oldest first."""
-        return await self.store.voices(account_id=caller.account_id, limit=limit, after=after)
+        """Return the voices of the caller's account, oldest first."""
+        return await self.store.list_voices(account_id=caller.account_id, limit=limit, after=after)
 
-    async def change(self, caller: Caller, name_or_id: str, changes: VoiceChanges) -> StoredVoice:
-        """Change what is said about a voice; the recording stays.
+    async def update(self, caller: Caller, name_or_id: str, changes: VoiceChanges) -> StoredVoice:
+        """Update the fields of a voice, but not its recording.
 
-        Another transcript or language makes what was spoken or prepared before wrong, so that is dropped.
+        Another transcript or language removes its cached audio and prompts.
 
         Raises:
-            VoiceNotFoundError, AmbiguousVoiceNameError, InvalidInputError: no such voice, or no such value.
-            HomeVoiceError: it is changed where it is at home.
+            VoiceNotFoundError, AmbiguousVoiceNameError, InvalidInputError: The voice or a value is invalid.
+            HomeVoiceError: Home voices are changed in the library.
         """
-        before = await self._changeable(caller, name_or_id)
-        voice_id = before.voice_id
-        changes = self._checked_changes(changes, before)
+        before = await self._get_changeable(caller, name_or_id)
+        voice_id, backend, lang = before.voice_id, changes.backend, changes.lang
+        if backend is not None or lang is not None:
+            backend, lang = self.catalog.for_speech(backend, lang, voice_backend=before.backend, voice_lang=before.lang)
+        if changes.metadata is not None:
+            _check_metadata(changes.metadata)
+        changes = VoiceChanges(
+            name=None if changes.name is None else check_name(changes.name),
+            backend=backend,
+            lang=lang,
+            ref_text=None if changes.ref_text is None else check_text(changes.ref_text),
+            family=None if changes.family is None else check_name(changes.family),
+            metadata=changes.metadata,
+        )
         after = await self.store.update_voice(voice_id, changes, account_id=caller.account_id)
         if after is None:
             raise VoiceNotFoundError
         if (after.ref_text, after.lang) != (before.ref_text, before.lang):
-            with suppress(AfterwordsError):  # no row leads there any more
+            with suppress(AfterwordsError):  # no row refers to these files any more
                 if await self.ownership.holds():
                     await self.blobs.delete_all(f"{voice_prefix(voice_id)}cache/")
                     await self.blobs.delete_all(f"{voice_prefix(voice_id)}prompts/")
         return after
 
-    async def carry_away(self, caller: Caller, name_or_id: str, *, with_prompts: bool = False) -> tuple[str, bytes]:
-        """Return a voice's id, and the voice as one portable file, with what was prepared of it if that is wanted.
+    async def export_bundle(self, caller: Caller, name_or_id: str, *, with_prompts: bool = False) -> tuple[str, bytes]:
+        """Return a voice's id, and its bundle.
 
         Raises:
-            VoiceNotFoundError, AmbiguousVoiceNameError: there is none, or several.
-            LostReferenceError: its recording is missing or was altered.
+            VoiceNotFoundError, AmbiguousVoiceNameError: No voice, or several voices, match.
+            LostReferenceError: The recording is missing or altered.
         """
         stored = await self.get(caller, name_or_id)
         wav = await self.recordings.get(stored)
@@ -187,58 +202,51 @@ class Voices:
             raise LostReferenceError
         prompts = []
         for backend, version in self.prompt_versions.items() if with_prompts else ():
-            if found := await kept_prompt(self.blobs, stored, backend=backend, version=version):
+            if found := await read_prompt(self.blobs, stored, backend=backend, version=version):
                 kind, data = found
-                prompts.append(BundledPrompt(backend, version, kind is Kind.FAST, data))
+                prompts.append(BundledPrompt(backend, version, kind is PromptKind.FAST, data))
         return stored.voice_id, await asyncio.to_thread(pack, as_voice(stored), wav, prompts)
 
     async def delete(self, caller: Caller, name_or_id: str) -> None:
-        """Remove a voice and all that was made of it: recording, cache, prompts, jobs and their audio.
+        """Delete a voice with its recording, cache, prompts, jobs and their audio.
 
         Raises:
-            VoiceNotFoundError, AmbiguousVoiceNameError: there is none, or several.
-            HomeVoiceError: it is removed where it is at home.
+            VoiceNotFoundError, AmbiguousVoiceNameError: No voice, or several voices, match.
+            HomeVoiceError: Home voices are removed in the library.
         """
-        voice_id = (await self._changeable(caller, name_or_id)).voice_id
+        voice_id = (await self._get_changeable(caller, name_or_id)).voice_id
         paths = await self.store.delete_voice(voice_id, account_id=caller.account_id)
         if paths is None:
             raise VoiceNotFoundError
         reach("voice-tombstoned")
         if not await self.purge(voice_id, paths):
-            log.warning("deletion waits voice_id=%s: the storage is not this database's", voice_id)
+            log.warning("deletion waits voice_id=%s: the storage belongs to another database", voice_id)
 
-    async def _changeable(self, caller: Caller, name_or_id: str) -> StoredVoice:
+    async def _get_changeable(self, caller: Caller, name_or_id: str) -> StoredVoice:
         voice = await self.get(caller, name_or_id)
         if voice.home_id is not None:
             raise HomeVoiceError
         return voice
 
     async def purge(self, voice_id: str, paths: Sequence[str]) -> bool:
-        """Remove the audio of a deleted voice; what fails here the reaper does again.
+        """Remove the audio of a deleted voice. The reaper repeats what fails here.
 
-        False, and nothing is removed, while the storage is not this database's: the voice may be another's as well.
+        Returns:
+            False, and nothing is removed, if the storage belongs to another database, which may have the voice, too.
         """
-        for audio in self.hot:
-            audio.forget(voice_id)
+        for cache in self.audio_caches:
+            cache.discard_voice(voice_id)
         if not await self.ownership.holds():
             return False
         await self.blobs.delete(*paths)
         await self.blobs.delete_all(voice_prefix(voice_id))
-        await self.store.purged(voice_id)
+        await self.store.mark_purged(voice_id)
         return True
 
-    async def _keep(
-        self,
-        caller: Caller,
-        wav: bytes,
-        reference: ReferenceInfo,
-        idempotency: Idempotency | None,
-        *,
-        metadata: Mapping[str, Any] | None = None,
-        provenance: Provenance | None = None,
-        **fields: Any,
+    async def _add(
+        self, caller: Caller, wav: bytes, reference: ReferenceInfo, idempotency: Idempotency | None, **fields: Any
     ) -> StoredVoice:
-        """The blob first, then the row: a voice that is listed has its recording."""
+        """Write the recording, then the row: a voice that is listed has its recording."""
         voice_id = new_id()
         path = reference_path(voice_id)
         voice = StoredVoice(
@@ -250,64 +258,37 @@ class Voices:
             ref_sample_rate=reference.sample_rate,
             ref_grade=reference.grade,
             created_at=self.clock.now(),
-            metadata=metadata or {},
-            provenance=provenance,
             **fields,
         )
         await self.blobs.put(path, wav)
         reach("reference-stored")
         try:
-            kept = await self.store.add_voice(voice, idempotency=idempotency)
+            stored = await self.store.add_voice(voice, idempotency=idempotency)
         except AfterwordsError:
-            with suppress(AfterwordsError):  # the sweeper finds what can't be removed now
+            with suppress(AfterwordsError):  # the sweep removes what remains
                 await self.blobs.delete(path)
             raise
-        if kept.voice_id != voice_id:
+        if stored.voice_id != voice_id:
             await self.blobs.delete(path)
         reach("voice-committed")
-        return kept
-
-    def _checked(self, fields: VoiceFields) -> VoiceFields:
-        return VoiceFields(
-            name=check_name(fields.name),
-            backend=fields.backend or None,
-            lang=fields.lang,
-            ref_text=_checked_transcript(fields.ref_text),
-            family=check_name(fields.family) if fields.family and fields.family.strip() else None,
-            consent=fields.consent,
-        )
-
-    def _checked_changes(self, changes: VoiceChanges, voice: StoredVoice) -> VoiceChanges:
-        backend, lang = changes.backend, changes.lang
-        if backend is not None or lang is not None:
-            backend, lang = self.offer.for_speech(backend, lang, voice_backend=voice.backend, voice_lang=voice.lang)
-        if changes.metadata is not None:
-            _check_metadata(changes.metadata)
-        return VoiceChanges(
-            name=None if changes.name is None else check_name(changes.name),
-            backend=backend,
-            lang=lang,
-            ref_text=None if changes.ref_text is None else check_text(changes.ref_text),
-            family=None if changes.family is None else check_name(changes.family),
-            metadata=changes.metadata,
-        )
+        return stored
 
 
 async def find_voice(store: Store, caller: Caller, name_or_id: str) -> StoredVoice:
-    """Return a voice of the caller's account by its id, else by its exact name.
+    """Return a voice of the caller's account by its id, or by its exact name.
 
     Raises:
-        VoiceNotFoundError: there is none, or it is another account's.
-        AmbiguousVoiceNameError: several have that name.
+        VoiceNotFoundError: It does not exist, or belongs to another account.
+        AmbiguousVoiceNameError: Several voices have this name.
     """
     voice_id = as_id(name_or_id)
-    if voice_id and (voice := await store.voice(voice_id, account_id=caller.account_id)):
+    if voice_id and (voice := await store.get_voice(voice_id, account_id=caller.account_id)):
         return voice
     try:
         name = check_name(name_or_id)
     except InvalidNameError:
         raise VoiceNotFoundError from None
-    found = await store.voices_named(name, account_id=caller.account_id)
+    found = await store.find_voices(name, account_id=caller.account_id)
     if not found:
         raise VoiceNotFoundError
     if len(found) > 1:
@@ -316,7 +297,7 @@ async def find_voice(store: Store, caller: Caller, name_or_id: str) -> StoredVoi
 
 
 def as_voice(stored: StoredVoice) -> Voice:
-    """The voice as everyone else knows it: without owner and storage."""
+    """Return the public voice, without its owner and storage path."""
     return Voice(
         voice_id=stored.voice_id,
         name=stored.name,
@@ -337,7 +318,7 @@ def as_voice(stored: StoredVoice) -> Voice:
     )
 
 
-def _checked_transcript(text: str | None) -> str | None:
+def _check_transcript(text: str | None) -> str | None:
     return check_text(text) if text and text.strip() else None
 
 
@@ -347,17 +328,13 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
     except ValueError:
         raise InvalidFieldError("metadata", rule="its numbers must be finite") from None
     if holds_nul(plain):
-        raise InvalidFieldError("metadata", rule="it may hold no NUL")  # nor may a bundle, which carries it on
+        raise InvalidFieldError("metadata", rule="it may hold no NUL")  # a bundle can't contain one either
     if len(plain.encode()) > METADATA_MAX_BYTES:
         raise InvalidFieldError("metadata", rule=f"it may have {METADATA_MAX_BYTES:,} bytes as JSON")
-
-
-def _facts(fields: VoiceFields) -> list[str | None]:
-    return [fields.name, fields.backend, fields.lang, fields.ref_text, fields.family, fields.consent]
 
 
 def _idempotency(caller: Caller, key: str | None, *parts: bytes) -> Idempotency | None:
     if key is None:
         return None
-    asked = sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).hexdigest()
-    return Idempotency(account_id=caller.account_id, route="voices", key=key, body_sha256=asked)
+    digest = sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).hexdigest()
+    return Idempotency(account_id=caller.account_id, route="voices", key=key, body_sha256=digest)

@@ -1,4 +1,4 @@
-"""The rows: SQLAlchemy Core over SQLite, one writer with group commit."""
+"""The database: SQLAlchemy Core on SQLite, one writer thread with group commit."""
 
 from afterwords.server.store.store import SqlStore
 

@@ -1,7 +1,4 @@
-"""How values that SQL has no word for lie in a column: UTC times, enums, models, and text that must vanish.
-
-Apart because the schema and nothing else chooses them; every statement gets and gives Python values.
-"""
+"""Column types of the schema: UTC times, enums, models as JSON, and text that leaves no trace when it is deleted."""
 
 from __future__ import annotations
 
@@ -14,18 +11,18 @@ from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Integer, LargeBinary
 
 PAGE_BYTES: Final = 4096
 MARGIN_BYTES: Final = PAGE_BYTES - 35
-"""The most of a row that SQLite keeps within a table's leaf page (sqlite.org/fileformat2.html, 1.6, "U-35")."""
+"""The longest row that SQLite stores in a leaf page of a table (sqlite.org/fileformat2.html, 1.6, "U-35")."""
 
 ID: Final = String(36)
 SEQUENCE: Final = BigInteger().with_variant(Integer(), "sqlite")
-"""Only INTEGER counts up by itself in SQLite; it has 64 bits there."""
+"""Only INTEGER autoincrements in SQLite. It has 64 bits there."""
 
 E = TypeVar("E", bound=StrEnum)
 M = TypeVar("M", bound=BaseModel)
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A moment of the wall clock: aware, UTC, whole milliseconds."""
+    """A wall-clock time: aware, UTC, whole milliseconds."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -43,7 +40,7 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 class Word(TypeDecorator[E], Generic[E]):
-    """A member of an enum, by its value."""
+    """The value of an enum member."""
 
     impl = String(16)
     cache_ok = True
@@ -60,7 +57,7 @@ class Word(TypeDecorator[E], Generic[E]):
 
 
 class Document(TypeDecorator[M], Generic[M]):
-    """A model as JSON."""
+    """A pydantic model as JSON."""
 
     impl = JSON(none_as_null=True)
     cache_ok = True
@@ -77,11 +74,11 @@ class Document(TypeDecorator[M], Generic[M]):
 
 
 class VanishingText(TypeDecorator[str]):
-    """Text of which no byte is left in the file once it is removed.
+    """Text that leaves no byte in the file when it is deleted.
 
-    SQLite's secure_delete zeroes what is freed, but not the copies that stay in the unused part of a page when rows
-    move to another one. Rows move, overflow pages don't: a margin before the text pushes all of it to pages of its
-    own, which are zeroed as a whole when they are freed.
+    SQLite's secure_delete zeroes freed pages, but not the copies that remain in the unused part of a page when rows
+    move to another page. Overflow pages don't move. A margin before the text moves all of it to overflow pages, which
+    are zeroed completely when they are freed.
 
     Source: tests/server/store/test_deletion.py, which finds such copies without the margin.
     """

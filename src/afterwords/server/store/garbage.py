@@ -1,4 +1,4 @@
-"""What the sweeper asks: which blobs belong to some row, whose the storage is, and which rows are old enough to go."""
+"""Rows for housekeeping: blobs that no row refers to, the marks of the storage, and rows that expire."""
 
 from __future__ import annotations
 
@@ -8,40 +8,23 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, case, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, case, delete, func, insert, or_, select
 
 from afterwords.server.cache_key import cache_path, voice_prefix
-from afterwords.server.store.schema import (
-    cache,
-    idempotency,
-    jobs,
-    server,
-    storage_marks,
-    strays,
-    tombstones,
-    voices,
-)
+from afterwords.server.store.schema import cache, idempotency, jobs, storage_marks, strays, tombstones, voices
 from afterwords.server.store.sqlite import upsert
 
 IDEMPOTENCY_AGE: Final = timedelta(days=1)
 TOMBSTONE_AGE: Final = timedelta(days=30)
 STRAY_AGE_S: Final = 86_400.0
-"""How long a stray that is not seen any more stays in its table."""
+"""How long a stray stays in its table after it was last seen."""
 N_MARKS: Final = 32
-"""Tokens that are kept: servers that share the database may each have written one since the last was read."""
+"""Marks that are kept. Servers that share the database may each have written one since the last was read."""
 CHUNK: Final = 500
-"""Names in one statement; SQLite takes 32,766 of them, but plans longer."""
-
-_JOBS = select(jobs.c.audio_key, jobs.c.audio_sha256).where(jobs.c.job_id.in_(bindparam("ids", expanding=True)))
-_VOICES = select(voices.c.voice_id, voices.c.ref_audio_key, voices.c.ref_sha256).where(
-    voices.c.voice_id.in_(bindparam("ids", expanding=True))
-)
-_CACHE = select(cache.c.voice_id, cache.c.cache_key, cache.c.sha256).where(
-    cache.c.voice_id.in_(bindparam("ids", expanding=True)), cache.c.cache_key.in_(bindparam("keys", expanding=True))
-)
+"""Values in one statement. SQLite takes 32,766, but takes longer to plan."""
 
 _NEW_STRAY = upsert(strays)
-_NOTE = _NEW_STRAY.on_conflict_do_update(
+_ADD_STRAYS = _NEW_STRAY.on_conflict_do_update(
     index_elements=[strays.c.path],
     set_={
         "first_seen": case(  # the clock may have been set back between starts
@@ -51,53 +34,49 @@ _NOTE = _NEW_STRAY.on_conflict_do_update(
         "last_seen": _NEW_STRAY.excluded.last_seen,
     },
 )
-_DUE = select(strays.c.path).where(
-    strays.c.path.in_(bindparam("paths", expanding=True)), strays.c.first_seen <= bindparam("latest")
-)
 
 
-def known_paths(connection: Connection, paths: Sequence[str]) -> set[str]:
-    return set(named(connection, paths))
-
-
-def named(connection: Connection, paths: Sequence[str]) -> dict[str, str | None]:
-    """Those of the paths that some row names, with the digest that it gives; prompts carry their own."""
+def find_known_paths(connection: Connection, paths: Sequence[str]) -> dict[str, str | None]:
+    """Return the paths that rows refer to, with their digests. Prompts contain their own digest."""
     known: dict[str, str | None] = {}
     for chunk in _chunks(paths):
-        found = _named_by_rows(connection, chunk)
+        parts = [PurePosixPath(path).parts for path in chunk]
+        of_voices = [part for part in parts if len(part) > 2 and part[0] == "voices"]
+        voice_ids = sorted({part[1] for part in of_voices})
+        prompts = {"/".join(part) for part in of_voices if part[2] == "prompts" and part[-1].endswith(".bin")}
+        cache_keys = sorted({PurePosixPath(part[-1]).stem for part in of_voices if part[2] == "cache"})
+        stems = {PurePosixPath(part[1]).stem for part in parts if len(part) == 2 and part[0] == "jobs"}
+        job_ids = sorted(stems | {stem.rpartition("-")[0] for stem in stems})  # later attempts append their number
+        job_rows = select(jobs.c.audio_key, jobs.c.audio_sha256).where(jobs.c.job_id.in_(job_ids))
+        voice_rows = select(voices.c.voice_id, voices.c.ref_audio_key, voices.c.ref_sha256).where(
+            voices.c.voice_id.in_(voice_ids)
+        )
+        cache_rows = select(cache.c.voice_id, cache.c.cache_key, cache.c.sha256).where(
+            cache.c.voice_id.in_(voice_ids), cache.c.cache_key.in_(cache_keys)
+        )
+        found = {path: digest for path, digest in connection.execute(job_rows) if path}
+        for voice_id, ref_audio_key, digest in connection.execute(voice_rows):
+            found[ref_audio_key] = digest
+            found |= {prompt: None for prompt in prompts if prompt.startswith(voice_prefix(voice_id))}
+        for voice_id, cache_key, digest in connection.execute(cache_rows):
+            found[cache_path(voice_id, cache_key)] = digest
         known |= {path: found[path] for path in chunk if path in found}
     return known
 
 
-def _named_by_rows(connection: Connection, paths: Sequence[str]) -> dict[str, str | None]:
-    parts = [PurePosixPath(path).parts for path in paths]
-    of_voices = [part for part in parts if len(part) > 2 and part[0] == "voices"]
-    voice_ids = sorted({part[1] for part in of_voices})
-    prompts = {"/".join(part) for part in of_voices if part[2] == "prompts" and part[-1].endswith(".bin")}
-    cache_keys = sorted({PurePosixPath(part[-1]).stem for part in of_voices if part[2] == "cache"})
-    stems = {PurePosixPath(part[1]).stem for part in parts if len(part) == 2 and part[0] == "jobs"}
-    job_ids = sorted(stems | {stem.rpartition("-")[0] for stem in stems})  # a later attempt's name ends in its number
-    known = {path: digest for path, digest in connection.execute(_JOBS, {"ids": job_ids}) if path}
-    for voice_id, ref_audio_key, digest in connection.execute(_VOICES, {"ids": voice_ids}):
-        known[ref_audio_key] = digest
-        known |= {prompt: None for prompt in prompts if prompt.startswith(voice_prefix(voice_id))}
-    for voice_id, cache_key, digest in connection.execute(_CACHE, {"ids": voice_ids, "keys": cache_keys}):
-        known[cache_path(voice_id, cache_key)] = digest
-    return known
-
-
-def note_strays(connection: Connection, paths: Sequence[str], *, grace_s: float, steady: float) -> set[str]:
-    """Note paths that no row names; returns those that were first seen so at least the grace ago."""
+def add_strays(connection: Connection, paths: Sequence[str], *, grace_s: float, monotonic: float) -> set[str]:
+    """Store paths that no row refers to. Return those that were first seen at least `grace_s` ago."""
     found: set[str] = set()
     for chunk in _chunks(paths):
-        connection.execute(_NOTE, [{"path": path, "first_seen": steady, "last_seen": steady} for path in chunk])
-        due = _DUE, {"paths": chunk, "latest": steady - grace_s}
-        found |= {path for (path,) in connection.execute(*due)}
+        connection.execute(
+            _ADD_STRAYS, [{"path": path, "first_seen": monotonic, "last_seen": monotonic} for path in chunk]
+        )
+        is_due = (strays.c.path.in_(chunk), strays.c.first_seen <= monotonic - grace_s)
+        found |= set(connection.execute(select(strays.c.path).where(*is_due)).scalars())
     return found
 
 
 def add_mark(connection: Connection, token: str) -> None:
-    """Keep a token before it is written into the storage."""
     connection.execute(insert(storage_marks).values(token=token))
     newest = select(func.max(storage_marks.c.seq)).scalar_subquery()
     connection.execute(delete(storage_marks).where(storage_marks.c.seq <= newest - N_MARKS))
@@ -107,16 +86,11 @@ def has_mark(connection: Connection, token: str) -> bool:
     return connection.execute(select(storage_marks.c.seq).where(storage_marks.c.token == token)).first() is not None
 
 
-def forget_old(connection: Connection, *, now: datetime, steady: float) -> None:
-    gone = or_(strays.c.last_seen < steady - STRAY_AGE_S, strays.c.last_seen > steady + STRAY_AGE_S)
-    connection.execute(delete(strays).where(gone))
+def delete_expired(connection: Connection, *, now: datetime, monotonic: float) -> None:
+    is_old = or_(strays.c.last_seen < monotonic - STRAY_AGE_S, strays.c.last_seen > monotonic + STRAY_AGE_S)
+    connection.execute(delete(strays).where(is_old))
     connection.execute(delete(idempotency).where(idempotency.c.created_at < now - IDEMPOTENCY_AGE))
     connection.execute(delete(tombstones).where(tombstones.c.purged_at < now - TOMBSTONE_AGE))
-
-
-def touch(connection: Connection, *, now: datetime) -> None:
-    """Write something that nobody reads, to see whether it can be written."""
-    connection.execute(update(server).values(checked_at=now))
 
 
 def _chunks(paths: Iterable[str]) -> Iterator[list[str]]:

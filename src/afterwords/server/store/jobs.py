@@ -1,13 +1,14 @@
-"""Jobs as those who asked for them see them: accepted within limits, looked at, cancelled."""
+"""Jobs for clients: submit, read, cancel. Also `end`, by which every job becomes final."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, insert, literal, select, update
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from afterwords.errors import (
     QueueFullError,
@@ -17,20 +18,21 @@ from afterwords.errors import (
     VoiceNotFoundError,
 )
 from afterwords.models import JobStatus
-from afterwords.server.ports import Idempotency, Limits, NewJob, StoredJob, Submitted
-from afterwords.server.store import endings, idempotency
-from afterwords.server.store.schema import IS_PENDING, accounts, jobs, usage, voices
-from afterwords.server.store.sqlite import Lookup, Put
-from afterwords.server.store.usage import charge, give_back, period_of, seconds_left
+from afterwords.server.records import Idempotency, NewJob, QueueLimits, StoredJob, SubmittedJob
+from afterwords.server.store import idempotency
+from afterwords.server.store import usage as usage_rows
+from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, usage, voices, webhooks
+from afterwords.server.store.sqlite import CompiledInsert, CompiledQuery, upsert
 
-_NAMES = [field.name for field in fields(StoredJob)]
-_ASKED = [field.name for field in fields(NewJob) if field.name != "character_limit"]
-JOB = [jobs.c[name] for name in _NAMES]
-_ANY = select(*JOB).where(jobs.c.job_id == bindparam("job_id"))
-_BY_ID = Lookup(_ANY)
-_OWN = Lookup(_ANY.where(jobs.c.account_id == bindparam("account_id")))
-_KEEP = Put(insert(jobs).values({name: bindparam(name) for name in [*_ASKED, "status", "period", "created_at"]}))
-_STANDING = Lookup(
+_NEW_COLUMNS = [field.name for field in fields(NewJob) if field.name != "character_limit"]
+JOB = [jobs.c[field.name] for field in fields(StoredJob)]
+_SELECT = select(*JOB).where(jobs.c.job_id == bindparam("job_id"))
+_GET = CompiledQuery(_SELECT)
+_GET_OWN = CompiledQuery(_SELECT.where(jobs.c.account_id == bindparam("account_id")))
+_INSERT = CompiledInsert(
+    insert(jobs).values({name: bindparam(name) for name in [*_NEW_COLUMNS, "status", "period", "created_at"]})
+)
+_ADMISSION = CompiledQuery(
     select(
         select(literal(1))
         .where(voices.c.voice_id == bindparam("voice_id"), voices.c.account_id == bindparam("account_id"))
@@ -49,74 +51,117 @@ _STANDING = Lookup(
         select(accounts.c.stored_bytes).where(accounts.c.account_id == bindparam("account_id")).scalar_subquery(),
     )
 )
-"""Everything that decides whether a job is accepted: the voice, a twin under way; what is spent, waits, is stored."""
+"""Everything that decides on admission: the voice, a duplicate job, characters used, pending jobs, bytes stored."""
+
+
+# -- final states --------------------------------------------------------------------------------------------
+
+_NEW_ENTRY = upsert(cache).inline()
+_CACHE = _NEW_ENTRY.on_conflict_do_update(
+    index_elements=[cache.c.voice_id, cache.c.cache_key],
+    set_={name: _NEW_ENTRY.excluded[name] for name in ("sha256", "size_bytes", "synth_ms", "created_at")},
+)
+_ADD_WEBHOOK = insert(webhooks).inline()
+
+
+def ending(status: JobStatus, **values: Any) -> ReturningUpdate[Any]:
+    """Return the UPDATE that makes jobs final, for `end`. The caller adds the condition."""
+    return (
+        update(jobs)
+        .values(status=status, completed_at=bindparam("ended_at"), text=None, lease_expires=None, **values)
+        .returning(
+            jobs.c.job_id,
+            jobs.c.voice_id,
+            jobs.c.cache_key,
+            jobs.c.flight_key,
+            jobs.c.spending_id,
+            jobs.c.period,
+            jobs.c.char_count,
+            jobs.c.webhook_url,
+            jobs.c.audio_sha256,
+            jobs.c.audio_bytes,
+            jobs.c.synth_ms,
+        )
+    )
+
+
+def end(
+    connection: Connection,
+    statement: ReturningUpdate[Any],
+    values: Mapping[str, Any],
+    *,
+    now: datetime,
+    monotonic: float,
+) -> list[str]:
+    """End jobs: refund them or fill the cache, and make their webhooks due. Return their ids.
+
+    The UPDATE is conditional, so a job is refunded once and its webhook becomes due once.
+    """
+    rows = connection.execute(statement, {**values, "ended_at": now}).all()
+    for row in rows:
+        if row.audio_sha256 is None:
+            usage_rows.refund(connection, spending_id=row.spending_id, period=row.period, characters=row.char_count)
+        elif row.flight_key is not None:
+            entry = {
+                "voice_id": row.voice_id,
+                "cache_key": row.cache_key,
+                "sha256": row.audio_sha256,
+                "size_bytes": row.audio_bytes or 0,
+                "synth_ms": row.synth_ms or 0,
+                "created_at": now,
+            }
+            connection.execute(_CACHE, entry)
+        if row.webhook_url is not None:
+            webhook = {"job_id": row.job_id, "url": row.webhook_url, "tries": 0, "next_at": monotonic}
+            connection.execute(_ADD_WEBHOOK, webhook)
+    return [row.job_id for row in rows]
+
+
+# -- submit, read, cancel ------------------------------------------------------------------------------------
+
+_CANCEL = ending(JobStatus.CANCELLED).where(
+    jobs.c.job_id == bindparam("which"), jobs.c.account_id == bindparam("owner"), IS_PENDING
+)
+_MARK_AUDIO_LOST = (
+    update(jobs)
+    .where(jobs.c.job_id == bindparam("which"), jobs.c.status == JobStatus.READY)
+    .values(status=JobStatus.FAILED, error="audio_lost", audio_key=None, audio_sha256=None, audio_bytes=None)
+    .returning(jobs.c.spending_id, jobs.c.period, jobs.c.char_count)
+)
 
 
 def submit(
     connection: Connection,
     job: NewJob,
     *,
-    limits: Limits,
-    asked: Idempotency | None,
+    limits: QueueLimits,
+    request: Idempotency | None,
     quota_bytes: int | None = None,
     now: datetime,
-) -> Submitted:
-    before = idempotency.find(connection, asked) if asked else None
-    if before and before.job_id and (made := get(connection, before.job_id)):
-        return Submitted(made, is_new=False)
-    period = period_of(now)
-    twin = _twin(connection, job, limits, quota_bytes=quota_bytes, period=period, now=now)
-    if twin is None:
-        _keep(connection, job, period=period, now=now)
-    if asked and before:
-        idempotency.name_job(connection, asked, twin.job_id if twin else job.job_id)
-    elif asked:
-        idempotency.keep(connection, asked, now=now, job_id=twin.job_id if twin else job.job_id)
-    return Submitted(twin, is_new=False) if twin else Submitted(_accepted(job, now), is_new=True)
-
-
-def _twin(
-    connection: Connection, job: NewJob, limits: Limits, *, quota_bytes: int | None, period: str, now: datetime
-) -> StoredJob | None:
-    """The pending job that is the same; where there is none, see that no limit is reached."""
-    facts = {
-        "voice_id": job.voice_id,
-        "account_id": job.account_id,
-        "flight_key": job.flight_key,
-        "spending_id": job.spending_id,
-        "period": period,
-    }
-    has_voice, twin, used, n_own, n_all, stored_bytes = _STANDING(connection, **facts) or [None] * 6
-    if not has_voice:
-        raise VoiceNotFoundError
-    if twin is not None:
-        return get(connection, twin)
-    limit, used = job.character_limit, used or 0
-    if limit is not None and used + job.char_count > limit:
-        raise QuotaExceededError(limit=limit, used=used, asked=job.char_count, retry_after_s=seconds_left(now))
-    if quota_bytes is not None and stored_bytes >= quota_bytes:
-        raise StorageQuotaExceededError(stored_bytes=stored_bytes, quota_bytes=quota_bytes)
-    if n_own >= limits.pending_per_account:
-        raise TooManyConcurrentRequestsError(limit=limits.pending_per_account)
-    if n_all >= limits.pending:
-        raise QueueFullError(limit=limits.pending)
-    return None
-
-
-def _keep(connection: Connection, job: NewJob, *, period: str, now: datetime) -> None:
-    facts: dict[str, Any] = {name: getattr(job, name) for name in _ASKED}
-    _KEEP(connection, facts | {"status": JobStatus.PENDING, "period": period, "created_at": now})
-    charge(
-        connection,
-        spending_id=job.spending_id,
-        account_id=job.account_id,
-        period=period,
-        characters=job.char_count,
-    )
-
-
-def _accepted(job: NewJob, now: datetime) -> StoredJob:
-    return StoredJob(
+) -> SubmittedJob:
+    before = idempotency.find(connection, request) if request else None
+    if before and before.job_id and (stored := get(connection, before.job_id)):
+        return SubmittedJob(stored, is_new=False)
+    period = usage_rows.period_of(now)
+    duplicate = _admit(connection, job, limits, quota_bytes=quota_bytes, period=period, now=now)
+    if duplicate is None:
+        values: dict[str, Any] = {name: getattr(job, name) for name in _NEW_COLUMNS}
+        _INSERT(connection, values | {"status": JobStatus.PENDING, "period": period, "created_at": now})
+        usage_rows.charge(
+            connection,
+            spending_id=job.spending_id,
+            account_id=job.account_id,
+            period=period,
+            characters=job.char_count,
+        )
+    job_id = duplicate.job_id if duplicate else job.job_id
+    if request and before:
+        idempotency.set_job(connection, request, job_id)
+    elif request:
+        idempotency.add(connection, request, now=now, job_id=job_id)
+    if duplicate:
+        return SubmittedJob(duplicate, is_new=False)
+    accepted = StoredJob(
         job_id=job.job_id,
         account_id=job.account_id,
         voice_id=job.voice_id,
@@ -139,46 +184,71 @@ def _accepted(job: NewJob, now: datetime) -> StoredJob:
         completed_at=None,
         text=job.text,
     )
+    return SubmittedJob(accepted, is_new=True)
+
+
+def _admit(
+    connection: Connection, job: NewJob, limits: QueueLimits, *, quota_bytes: int | None, period: str, now: datetime
+) -> StoredJob | None:
+    """Return the pending job that is a duplicate of a new one, or check the limits."""
+    values = {
+        "voice_id": job.voice_id,
+        "account_id": job.account_id,
+        "flight_key": job.flight_key,
+        "spending_id": job.spending_id,
+        "period": period,
+    }
+    has_voice, duplicate, used, n_own, n_all, stored_bytes = _ADMISSION(connection, **values) or [None] * 6
+    if not has_voice:
+        raise VoiceNotFoundError
+    if duplicate is not None:
+        return get(connection, duplicate)
+    limit, used = job.character_limit, used or 0
+    if limit is not None and used + job.char_count > limit:
+        raise QuotaExceededError(
+            limit=limit, used=used, asked=job.char_count, retry_after_s=usage_rows.seconds_left(now)
+        )
+    if quota_bytes is not None and stored_bytes >= quota_bytes:
+        raise StorageQuotaExceededError(stored_bytes=stored_bytes, quota_bytes=quota_bytes)
+    if n_own >= limits.pending_per_account:
+        raise TooManyConcurrentRequestsError(limit=limits.pending_per_account)
+    if n_all >= limits.pending:
+        raise QueueFullError(limit=limits.pending)
+    return None
+
+
+def find_repeated(connection: Connection, request: Idempotency) -> str | None:
+    before = idempotency.find(connection, request)
+    return before.job_id if before else None
 
 
 def get(connection: Connection, job_id: str, *, account_id: str | None = None) -> StoredJob | None:
     if account_id is None:
-        return _stored(_BY_ID(connection, job_id=job_id))
-    return _stored(_OWN(connection, job_id=job_id, account_id=account_id))
+        row = _GET(connection, job_id=job_id)
+    else:
+        row = _GET_OWN(connection, job_id=job_id, account_id=account_id)
+    return StoredJob(*row) if row else None
 
 
-def page(
+def list_jobs(
     connection: Connection, *, account_id: str, status: JobStatus | None, limit: int | None, after: str | None
 ) -> list[StoredJob]:
     statement = select(*JOB).where(jobs.c.account_id == account_id).order_by(jobs.c.seq.desc()).limit(limit)
     if status is not None:
         statement = statement.where(jobs.c.status == status)
-    if after is not None:  # an unknown one is NULL, before which nothing comes
+    if after is not None:  # an unknown id gives NULL, and so no rows
         seen = select(jobs.c.seq).where(jobs.c.job_id == after, jobs.c.account_id == account_id)
         statement = statement.where(jobs.c.seq < seen.scalar_subquery())
     return [StoredJob(*row) for row in connection.execute(statement)]
 
 
-_CANCEL = endings.ending(JobStatus.CANCELLED).where(
-    jobs.c.job_id == bindparam("which"), jobs.c.account_id == bindparam("whose"), IS_PENDING
-)
-_LOSE = (
-    update(jobs)
-    .where(jobs.c.job_id == bindparam("which"), jobs.c.status == JobStatus.READY)
-    .values(status=JobStatus.FAILED, error="audio_lost", audio_key=None, audio_sha256=None, audio_bytes=None)
-    .returning(jobs.c.spending_id, jobs.c.period, jobs.c.char_count)
-)
-
-
-def cancel(connection: Connection, job_id: str, *, account_id: str, now: datetime, steady: float) -> StoredJob | None:
-    endings.end(connection, _CANCEL, {"which": job_id, "whose": account_id}, now=now, steady=steady)
+def cancel(
+    connection: Connection, job_id: str, *, account_id: str, now: datetime, monotonic: float
+) -> StoredJob | None:
+    end(connection, _CANCEL, {"which": job_id, "owner": account_id}, now=now, monotonic=monotonic)
     return get(connection, job_id, account_id=account_id)
 
 
-def lose(connection: Connection, job_id: str) -> None:
-    for spending_id, period, characters in connection.execute(_LOSE, {"which": job_id}).all():
-        give_back(connection, spending_id=spending_id, period=period, characters=characters)
-
-
-def _stored(row: Sequence[Any] | None) -> StoredJob | None:
-    return StoredJob(*row) if row else None
+def mark_audio_lost(connection: Connection, job_id: str) -> None:
+    for spending_id, period, characters in connection.execute(_MARK_AUDIO_LOST, {"which": job_id}).all():
+        usage_rows.refund(connection, spending_id=spending_id, period=period, characters=characters)

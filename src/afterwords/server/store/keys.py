@@ -1,4 +1,4 @@
-"""Accounts and their keys, of which only digests are kept."""
+"""Accounts, and their keys: only digests of keys are stored."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ from afterwords.errors import (
     KeyReplacedError,
 )
 from afterwords.models import Account, ApiKey, JobStatus, new_id
-from afterwords.server.ports import Caller, NewKey
-from afterwords.server.store.endings import end, ending
+from afterwords.server.records import Caller, NewKey
+from afterwords.server.store.jobs import end, ending
 from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, keys, server, usage, voices, webhooks
-from afterwords.server.store.sqlite import Lookup
+from afterwords.server.store.sqlite import CompiledQuery
+from afterwords.server.store.usage import period_of
 
-_SHOWN = [keys.c[name] for name in ApiKey.model_fields if name != "characters"]
-_BY_DIGEST = Lookup(
+_COLUMNS = [keys.c[name] for name in ApiKey.model_fields if name != "characters"]
+_BY_DIGEST = CompiledQuery(
     select(
         keys.c.sha256,
         keys.c.revoked_at,
@@ -50,59 +51,59 @@ _BY_DIGEST = Lookup(
         keys.c.character_limit,
     ).where(keys.c.sha256 == bindparam("sha256"))
 )
-_KEEP = insert(keys).inline()
-_ACCOUNT = select(accounts.c.account_id).where(accounts.c.account_id == bindparam("account_id"))
 _REFERENCE_BYTES = voices.c.ref_duration_s * voices.c.ref_sample_rate * 2  # mono, 16-bit
 
 
 def add(connection: Connection, key: NewKey, *, by: str | None, now: datetime) -> ApiKey:
-    asking = _checked(connection, by) if by else None
-    own = asking.account_id if asking else None
+    requesting = _check_may_manage(connection, by) if by else None
+    own = requesting.account_id if requesting else None
     account_id = key.account_id or own
     if key.for_key is not None:
-        like = _found(connection, key.for_key, account_id)
-        if like is None:
+        sibling = _find(connection, key.for_key, account_id)
+        if sibling is None:
             raise KeyNotFoundError
-        account_id = like.account_id
+        account_id = sibling.account_id
     if key.is_home:
-        account_id = home_account(connection)
+        account_id = get_home_account(connection)
     if account_id is None:
         account_id = new_id()
         connection.execute(insert(accounts).values(account_id=account_id, created_at=now))
         if key.is_home:
             connection.execute(update(server).values(home_account_id=account_id))
-    elif account_id != (own or account_id) or connection.execute(_ACCOUNT, {"account_id": account_id}).first() is None:
-        raise InvalidFieldError("account_id", rule="there is no such account")
-    if asking and not key.scopes:
+    else:
+        account = select(accounts.c.account_id).where(accounts.c.account_id == account_id)
+        if account_id != (own or account_id) or connection.execute(account).first() is None:
+            raise InvalidFieldError("account_id", rule="there is no such account")
+    if requesting and not key.scopes:
         raise AdminRequiredError
     key_id = new_id()
-    return _keep(connection, key, key_id, account_id=account_id, spending_id=key_id, now=now)
+    return _insert(connection, key, key_id, account_id=account_id, spending_id=key_id, now=now)
 
 
-def home_account(connection: Connection) -> str | None:
+def get_home_account(connection: Connection) -> str | None:
     account_id: str | None = connection.execute(select(server.c.home_account_id)).scalar()
     return account_id
 
 
-def caller(connection: Connection, sha256: bytes, *, now: datetime) -> Caller | None:
+def find_caller(connection: Connection, sha256: bytes, *, now: datetime) -> Caller | None:
     row = _BY_DIGEST(connection, sha256=sha256)
     if row is None or not compare_digest(row[0], sha256) or not _is_valid(row[1], row[2], now):
         return None
     return Caller(row[3], row[4], row[5], frozenset(row[6].split()), row[7])
 
 
-def use(connection: Connection, key_ids: Sequence[str], *, now: datetime) -> None:
+def mark_used(connection: Connection, key_ids: Sequence[str], *, now: datetime) -> None:
     connection.execute(update(keys).where(keys.c.key_id.in_(key_ids)).values(used_at=now))
 
 
-def all_accounts(connection: Connection, *, period: str, now: datetime) -> list[Account]:
+def list_accounts(connection: Connection, *, now: datetime) -> list[Account]:
     is_valid = keys.c.revoked_at.is_(None) & or_(keys.c.expires_at.is_(None), keys.c.expires_at > now)
     statement = select(
         accounts.c.account_id,
         accounts.c.created_at,
         _per_account(func.count(), keys, is_valid).label("keys"),
         _per_account(func.count(), voices).label("voices"),
-        _per_account(func.sum(usage.c.characters), usage, usage.c.period == period).label("characters"),
+        _per_account(func.sum(usage.c.characters), usage, usage.c.period == period_of(now)).label("characters"),
         _per_account(func.sum(_REFERENCE_BYTES), voices, voices.c.home_id.is_(None)).label("references"),
         _per_account(func.sum(jobs.c.audio_bytes), jobs).label("audio"),
         _per_account(func.sum(cache.c.size_bytes), voices, voices.c.voice_id == cache.c.voice_id).label("cached"),
@@ -120,38 +121,40 @@ def all_accounts(connection: Connection, *, period: str, now: datetime) -> list[
     ]
 
 
-def _per_account(what: ColumnElement[Any], table: Table, *conditions: ColumnElement[bool]) -> ScalarSelect[Any]:
-    """One figure of each account, as a part of a query over accounts."""
-    of_it = table.c.account_id == accounts.c.account_id
-    return select(what).where(of_it, *conditions).correlate(accounts).scalar_subquery()
+def _per_account(figure: ColumnElement[Any], table: Table, *conditions: ColumnElement[bool]) -> ScalarSelect[Any]:
+    """Return a subquery of one figure per account, for a query over accounts."""
+    is_own = table.c.account_id == accounts.c.account_id
+    return select(figure).where(is_own, *conditions).correlate(accounts).scalar_subquery()
 
 
-def all_of(connection: Connection, *, account_id: str | None, period: str) -> list[ApiKey]:
-    is_spent = (usage.c.spending_id == keys.c.spending_id) & (usage.c.period == period)
+def list_keys(connection: Connection, *, account_id: str | None, now: datetime) -> list[ApiKey]:
+    is_spent = (usage.c.spending_id == keys.c.spending_id) & (usage.c.period == period_of(now))
     spent = func.coalesce(usage.c.characters, 0).label("characters")
-    statement: Select[Any] = select(*_SHOWN, spent).outerjoin(usage, is_spent).order_by(keys.c.seq)
+    statement: Select[Any] = select(*_COLUMNS, spent).outerjoin(usage, is_spent).order_by(keys.c.seq)
     if account_id is not None:
         statement = statement.where(keys.c.account_id == account_id)
-    return [_shown(row) for row in connection.execute(statement)]
+    rows = (row._asdict() for row in connection.execute(statement))
+    return [ApiKey(**{**row, "scopes": tuple(row["scopes"].split())}) for row in rows]
 
 
-_CANCEL_ALL = ending(JobStatus.CANCELLED).where(jobs.c.key_id == bindparam("whose"), IS_PENDING)
-_SILENCE = delete(webhooks).where(
-    exists().where(jobs.c.job_id == webhooks.c.job_id, jobs.c.key_id == bindparam("whose"))
+_CANCEL_ALL = ending(JobStatus.CANCELLED).where(jobs.c.key_id == bindparam("owner"), IS_PENDING)
+_DELETE_WEBHOOKS = delete(webhooks).where(
+    exists().where(jobs.c.job_id == webhooks.c.job_id, jobs.c.key_id == bindparam("owner"))
 )
 
 
 def revoke(
-    connection: Connection, key_id: str, *, account_id: str | None, by: str | None, now: datetime, steady: float
+    connection: Connection, key_id: str, *, account_id: str | None, by: str | None, now: datetime, monotonic: float
 ) -> list[str] | None:
-    row = _found(connection, key_id, account_id)
+    row = _find(connection, key_id, account_id)
     if row is None:
         return None
-    _check_may_change(connection, key_id, by=by)
+    if by is not None and by != key_id:
+        _check_may_manage(connection, by)
     if row.revoked_at is None:
         connection.execute(update(keys).where(keys.c.key_id == key_id).values(revoked_at=now))
-    cancelled = end(connection, _CANCEL_ALL, {"whose": key_id}, now=now, steady=steady)
-    connection.execute(_SILENCE, {"whose": key_id})
+    cancelled = end(connection, _CANCEL_ALL, {"owner": key_id}, now=now, monotonic=monotonic)
+    connection.execute(_DELETE_WEBHOOKS, {"owner": key_id})
     return cancelled
 
 
@@ -166,41 +169,37 @@ def rotate(
     overlap_s: float,
     now: datetime,
 ) -> ApiKey | None:
-    old = _found(connection, key_id, account_id)
+    old = _find(connection, key_id, account_id)
     if old is None or not _is_valid(old.revoked_at, old.expires_at, now):
         return None
-    _check_may_change(connection, key_id, by=by)
+    if by is not None and by != key_id:
+        _check_may_manage(connection, by)
     if old.expires_at is not None:
         raise KeyReplacedError
     expires_at = now + timedelta(seconds=overlap_s)
     connection.execute(update(keys).where(keys.c.key_id == key_id).values(expires_at=expires_at))
     new = NewKey(sha256, old.label, tuple(old.scopes.split()), old.character_limit, prefix=prefix)
-    return _keep(connection, new, new_id(), account_id=old.account_id, spending_id=old.spending_id, now=now)
+    return _insert(connection, new, new_id(), account_id=old.account_id, spending_id=old.spending_id, now=now)
 
 
-def _check_may_change(connection: Connection, key_id: str, *, by: str | None) -> None:
-    """Refuse a key that would gain by changing another one: a longer life, more scopes, a higher limit.
+def _check_may_manage(connection: Connection, by: str) -> Row[Any]:
+    """Return the requesting key if it may create and change other keys.
 
-    It is looked up here, in the transaction, since what the request was admitted with may be half a second old.
+    Otherwise it could gain a longer life, more scopes or a higher limit. It is read in the transaction, since the
+    caller of a request may be half a second old.
     """
-    if by is not None and by != key_id:
-        _checked(connection, by)
-
-
-def _checked(connection: Connection, by: str) -> Row[Any]:
-    """The asking key, which may make and change others."""
-    asking = _found(connection, by, None)
-    if asking is None or asking.expires_at is not None:
+    row = _find(connection, by, None)
+    if row is None or row.expires_at is not None:
         raise KeyReplacedError
-    if asking.scopes or asking.character_limit is not None:
+    if row.scopes or row.character_limit is not None:
         raise InsufficientScopeError("of a key without scopes and limit")
-    return asking
+    return row
 
 
-def _keep(
+def _insert(
     connection: Connection, key: NewKey, key_id: str, *, account_id: str, spending_id: str, now: datetime
 ) -> ApiKey:
-    facts = {
+    values = {
         "key_id": key_id,
         "account_id": account_id,
         "sha256": key.sha256,
@@ -211,7 +210,7 @@ def _keep(
         "prefix": key.prefix,
         "created_at": now,
     }
-    connection.execute(_KEEP, facts)
+    connection.execute(insert(keys).inline(), values)
     return ApiKey(
         key_id=key_id,
         label=key.label,
@@ -223,7 +222,7 @@ def _keep(
     )
 
 
-def _found(connection: Connection, key_id: str, account_id: str | None) -> Row[Any] | None:
+def _find(connection: Connection, key_id: str, account_id: str | None) -> Row[Any] | None:
     statement = select(keys).where(keys.c.key_id == key_id)
     if account_id is not None:
         statement = statement.where(keys.c.account_id == account_id)
@@ -232,8 +231,3 @@ def _found(connection: Connection, key_id: str, account_id: str | None) -> Row[A
 
 def _is_valid(revoked_at: datetime | None, expires_at: datetime | None, now: datetime) -> bool:
     return revoked_at is None and (expires_at is None or now < expires_at)
-
-
-def _shown(row: Row[Any]) -> ApiKey:
-    facts = row._asdict()
-    return ApiKey(**{**facts, "scopes": tuple(facts["scopes"].split())})

@@ -1,4 +1,4 @@
-"""Jobs as workers see them: claimed for one attempt with a lease, renewed, finished, given back, reaped."""
+"""Jobs for workers: claim with a lease, renew, finish, release, retry, reap."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, func, or_, select, update
 
 from afterwords.models import JobStatus
-from afterwords.server.ports import Claim, Finished, Outcome, Reaped, StoredJob
+from afterwords.server.records import AttemptResult, Claim, FinishStatus, ReapResult, StoredJob
 from afterwords.server.store import voices
-from afterwords.server.store.endings import end, ending
-from afterwords.server.store.jobs import JOB, get
+from afterwords.server.store.jobs import JOB, end, ending, get
 from afterwords.server.store.schema import IS_PENDING, accounts, jobs
 
 _BACKENDS = jobs.c.backend.in_(bindparam("backends", expanding=True))
 _WAITS = (IS_PENDING, jobs.c.lease_expires.is_(None))
 _OTHER_VOICES = jobs.c.voice_id.not_in(bindparam("voices", expanding=True))
 _WAITING = select(jobs.c.seq).where(*_WAITS, _BACKENDS).limit(1)
-_WAITING_OF_OTHERS = _WAITING.where(_OTHER_VOICES)  # apart, since no index has the voice
+_WAITING_OF_OTHERS = _WAITING.where(_OTHER_VOICES)  # a statement of its own, since no index has the voice
 
 
-def _next(*which: ColumnElement[bool]) -> Select[tuple[int, str]]:
+def _select_next(*conditions: ColumnElement[bool]) -> Select[tuple[int, str]]:
     oldest = (
         select(func.min(jobs.c.seq).label("seq"), jobs.c.account_id)
-        .where(*_WAITS, _BACKENDS, *which)
+        .where(*_WAITS, _BACKENDS, *conditions)
         .group_by(jobs.c.account_id)
         .subquery()
     )
@@ -37,23 +36,23 @@ def _next(*which: ColumnElement[bool]) -> Select[tuple[int, str]]:
     )
 
 
-_NEXT = _next()
-_NEXT_OF_OTHERS = _next(_OTHER_VOICES)
-_TAKE = (
+_NEXT = _select_next()
+_NEXT_OF_OTHERS = _select_next(_OTHER_VOICES)
+_CLAIM = (
     update(jobs)
     .where(jobs.c.seq == bindparam("which"), *_WAITS)
     .values(
         attempt=jobs.c.attempt + 1,
         lease_expires=bindparam("expires"),
         lease_s=bindparam("length_s"),
-        worker=bindparam("who"),
+        worker=bindparam("claimed_by"),
     )
     .returning(*JOB)
 )
 _others = accounts.alias()
-_SERVE = (
+_MARK_SERVED = (
     update(accounts)
-    .where(accounts.c.account_id == bindparam("whose"))
+    .where(accounts.c.account_id == bindparam("owner"))
     .values(turn=select(func.max(_others.c.turn) + 1).scalar_subquery())
 )
 
@@ -64,41 +63,43 @@ _IS_HELD = (
     IS_PENDING,
 )
 _RENEW = update(jobs).where(*_IS_HELD).values(lease_expires=bindparam("expires"), lease_s=bindparam("length_s"))
-_RELEASE = update(jobs).where(*_IS_HELD).values(lease_expires=None, worker=None)
-_UNDO = _RELEASE.values(returned=jobs.c.returned + 1)
-_MAY_GO_ON = jobs.c.attempt - jobs.c.returned < bindparam("max_attempts")
-_USE_UP = ending(JobStatus.FAILED, error=bindparam("code")).where(*_IS_HELD)
+_REQUEUE = update(jobs).where(*_IS_HELD).values(lease_expires=None, worker=None)
+_RELEASE = _REQUEUE.values(returned=jobs.c.returned + 1)
+_HAS_ATTEMPTS = jobs.c.attempt - jobs.c.returned < bindparam("max_attempts")
+_FAIL_HELD = ending(JobStatus.FAILED, error=bindparam("code")).where(*_IS_HELD)
 
-_IS_RIGHT = (
+_IS_CURRENT = (
     jobs.c.job_id == bindparam("which"),
     IS_PENDING,
     or_(bindparam("number").is_(None), jobs.c.attempt == bindparam("number")),
-    or_(jobs.c.lease_expires > bindparam("steady"), jobs.c.attempt == 0),  # 0: brought though nobody claimed it
+    or_(jobs.c.lease_expires > bindparam("monotonic"), jobs.c.attempt == 0),  # 0: completed without a claim
 )
-_FAIL = ending(JobStatus.FAILED, error=bindparam("code")).where(*_IS_RIGHT)
+_FAIL = ending(JobStatus.FAILED, error=bindparam("code")).where(*_IS_CURRENT)
 _READY = ending(
     JobStatus.READY,
     audio_key=bindparam("path"),
     audio_sha256=bindparam("sha256"),
     audio_bytes=bindparam("size_bytes"),
     synth_ms=bindparam("took_ms"),
-).where(*_IS_RIGHT)
+).where(*_IS_CURRENT)
 
-_IS_DEAD = and_(
+_IS_EXPIRED = and_(
     IS_PENDING,
     jobs.c.lease_expires.is_not(None),
     or_(
-        jobs.c.lease_expires <= bindparam("steady"),
-        jobs.c.lease_expires > bindparam("steady") + jobs.c.lease_s,  # the clock was set back between starts
+        jobs.c.lease_expires <= bindparam("monotonic"),
+        jobs.c.lease_expires > bindparam("monotonic") + jobs.c.lease_s,  # the clock was set back between starts
     ),
 )
-_DEAD = select(jobs.c.seq).where(_IS_DEAD).limit(1)
-_REQUEUE = update(jobs).where(_IS_DEAD, _MAY_GO_ON).values(lease_expires=None, worker=None).returning(jobs.c.job_id)
-_BURY = ending(JobStatus.FAILED, error="worker_lost").where(_IS_DEAD)
+_EXPIRED = select(jobs.c.seq).where(_IS_EXPIRED).limit(1)
+_REQUEUE_EXPIRED = (
+    update(jobs).where(_IS_EXPIRED, _HAS_ATTEMPTS).values(lease_expires=None, worker=None).returning(jobs.c.job_id)
+)
+_FAIL_EXPIRED = ending(JobStatus.FAILED, error="worker_lost").where(_IS_EXPIRED)
 
 
-def is_any_waiting(connection: Connection, backends: Sequence[str], except_voices: Sequence[str]) -> bool:
-    return _first(connection, _WAITING, _WAITING_OF_OTHERS, backends, except_voices) is not None
+def is_any_waiting(connection: Connection, backends: Sequence[str], skip_voices: Sequence[str]) -> bool:
+    return _first(connection, _WAITING, _WAITING_OF_OTHERS, backends, skip_voices) is not None
 
 
 def claim(
@@ -107,69 +108,72 @@ def claim(
     backends: Sequence[str],
     lease_s: float,
     worker: str,
-    except_voices: Sequence[str],
-    steady: float,
+    skip_voices: Sequence[str],
+    monotonic: float,
 ) -> Claim | None:
-    found = _first(connection, _NEXT, _NEXT_OF_OTHERS, backends, except_voices)
+    found = _first(connection, _NEXT, _NEXT_OF_OTHERS, backends, skip_voices)
     if found is None:
         return None
-    facts = {"which": found.seq, "expires": steady + lease_s, "length_s": lease_s, "who": worker}
-    row = connection.execute(_TAKE, facts).first()
+    values = {"which": found.seq, "expires": monotonic + lease_s, "length_s": lease_s, "claimed_by": worker}
+    row = connection.execute(_CLAIM, values).first()
     if row is None:
         return None
-    connection.execute(_SERVE, {"whose": found.account_id})
+    connection.execute(_MARK_SERVED, {"owner": found.account_id})
     job = StoredJob(*row)
-    voice = voices.by_id(connection, job.voice_id)
+    voice = voices.get(connection, job.voice_id)
     return Claim(job, voice) if voice else None
 
 
 def _first(
-    connection: Connection, any_voice: Select[Any], other: Select[Any], backends: Sequence[str], voices: Sequence[str]
+    connection: Connection,
+    any_voice: Select[Any],
+    other_voices: Select[Any],
+    backends: Sequence[str],
+    skip_voices: Sequence[str],
 ) -> Row[Any] | None:
-    """The first row of any voice, or of another than these where there are some."""
-    if not voices:
+    if not skip_voices:
         return connection.execute(any_voice, {"backends": list(backends)}).first()
-    return connection.execute(other, {"backends": list(backends), "voices": list(voices)}).first()
+    return connection.execute(other_voices, {"backends": list(backends), "voices": list(skip_voices)}).first()
 
 
-def heartbeat(connection: Connection, job_id: str, attempt: int, *, lease_s: float, steady: float) -> bool:
-    facts = {"which": job_id, "number": attempt, "expires": steady + lease_s, "length_s": lease_s}
-    return connection.execute(_RENEW, facts).rowcount == 1
+def heartbeat(connection: Connection, job_id: str, attempt: int, *, lease_s: float, monotonic: float) -> bool:
+    values = {"which": job_id, "number": attempt, "expires": monotonic + lease_s, "length_s": lease_s}
+    return connection.execute(_RENEW, values).rowcount == 1
 
 
 def finish(
     connection: Connection,
     job_id: str,
     attempt: int | None,
-    outcome: Outcome,
+    result: AttemptResult,
     *,
     quota_bytes: int | None = None,
     now: datetime,
-    steady: float,
-) -> Finished:
-    facts = {"which": job_id, "number": attempt, "steady": steady}
-    if outcome.audio_key is None:
-        done = end(connection, _FAIL, {**facts, "code": outcome.error}, now=now, steady=steady)
+    monotonic: float,
+) -> FinishStatus:
+    values = {"which": job_id, "number": attempt, "monotonic": monotonic}
+    if result.audio_key is None:
+        ended = end(connection, _FAIL, {**values, "code": result.error}, now=now, monotonic=monotonic)
     else:
         audio = {
-            "path": outcome.audio_key,
-            "sha256": outcome.audio_sha256,
-            "size_bytes": outcome.audio_bytes,
-            "took_ms": outcome.synth_ms,
+            "path": result.audio_key,
+            "sha256": result.audio_sha256,
+            "size_bytes": result.audio_bytes,
+            "took_ms": result.synth_ms,
         }
-        done = end(connection, _READY, facts | audio, now=now, steady=steady)
-        if done and (ended := get(connection, job_id)):
-            voices.check_quota(connection, ended.account_id, quota_bytes=quota_bytes)
-    if done:
-        return Finished.DONE
+        ended = end(connection, _READY, values | audio, now=now, monotonic=monotonic)
+        if ended and (ready := get(connection, job_id)):
+            voices.check_quota(connection, ready.account_id, quota_bytes=quota_bytes)
+    if ended:
+        return FinishStatus.DONE
     job = get(connection, job_id)
     if job is None:
-        return Finished.GONE
-    return Finished.ALREADY if job.status.is_final else Finished.STALE
+        return FinishStatus.GONE
+    return FinishStatus.ALREADY if job.status.is_final else FinishStatus.STALE
 
 
-def give_back(connection: Connection, job_id: str, attempt: int) -> bool:
-    return connection.execute(_UNDO, {"which": job_id, "number": attempt}).rowcount == 1
+def release(connection: Connection, job_id: str, attempt: int) -> bool:
+    return connection.execute(_RELEASE, {"which": job_id, "number": attempt}).rowcount == 1
 
 
 def retry(
@@ -180,21 +184,22 @@ def retry(
     error: str,
     max_attempts: int,
     now: datetime,
-    steady: float,
+    monotonic: float,
 ) -> JobStatus | None:
     held = {"which": job_id, "number": attempt}
-    again = connection.execute(_RELEASE.where(_MAY_GO_ON), {**held, "max_attempts": max_attempts})
-    if again.rowcount == 1:
+    requeued = connection.execute(_REQUEUE.where(_HAS_ATTEMPTS), {**held, "max_attempts": max_attempts})
+    if requeued.rowcount == 1:
         return JobStatus.PENDING
-    done = end(connection, _USE_UP, {**held, "code": error}, now=now, steady=steady)
-    return JobStatus.FAILED if done else None
+    failed = end(connection, _FAIL_HELD, {**held, "code": error}, now=now, monotonic=monotonic)
+    return JobStatus.FAILED if failed else None
 
 
-def is_any_dead(connection: Connection, *, steady: float) -> bool:
-    return connection.execute(_DEAD, {"steady": steady}).first() is not None
+def is_any_expired(connection: Connection, *, monotonic: float) -> bool:
+    return connection.execute(_EXPIRED, {"monotonic": monotonic}).first() is not None
 
 
-def reap(connection: Connection, *, max_attempts: int, now: datetime, steady: float) -> Reaped:
-    requeued = connection.execute(_REQUEUE, {"steady": steady, "max_attempts": max_attempts}).scalars().all()
-    failed = end(connection, _BURY, {"steady": steady}, now=now, steady=steady)
-    return Reaped(tuple(requeued), tuple(failed))
+def reap(connection: Connection, *, max_attempts: int, now: datetime, monotonic: float) -> ReapResult:
+    values = {"monotonic": monotonic, "max_attempts": max_attempts}
+    requeued = connection.execute(_REQUEUE_EXPIRED, values).scalars().all()
+    failed = end(connection, _FAIL_EXPIRED, {"monotonic": monotonic}, now=now, monotonic=monotonic)
+    return ReapResult(tuple(requeued), tuple(failed))

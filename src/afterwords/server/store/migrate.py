@@ -1,6 +1,6 @@
-"""Bringing the file into being and its schema up to date, by one process at a time.
+"""Creates and migrates the database file, one process at a time.
 
-Alembic loads only if there is something to do: a server that starts on a database in order need not pay for it.
+Alembic is imported only to migrate, so that a server on an up-to-date database starts without it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from afterwords.server.store.column_types import PAGE_BYTES
 from afterwords.server.store.sqlite import Identity, connect, engine_for, raw
 
 HEAD: Final = "0006"
-"""The schema that this version reads and writes."""
+"""The schema version of this release."""
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 LOCK_TIMEOUT_S: Final = 60
-PATIENCE_S: Final = 10
+BUSY_TIMEOUT_S: Final = 10
 SECRET_BYTES: Final = 32
 
 
 def prepare(path: Path) -> tuple[Identity, bool]:
-    """See that there is a database with the present schema; returns how to know it, and whether it was made now.
+    """Create or migrate the database. Return its identity, and whether it is new.
 
     Raises:
-        NewerDatabaseError: a later version has changed the schema.
-        DatabaseUnavailableError: another process has kept it locked.
+        NewerDatabaseError: A later version has changed the schema.
+        DatabaseUnavailableError: Another process holds the lock for too long.
     """
     if path.exists() and (identity := _identity(path)):
         return identity, False
@@ -48,9 +48,9 @@ def prepare(path: Path) -> tuple[Identity, bool]:
 
 
 def _identity(path: Path) -> Identity | None:
-    """What the file says of itself; None where there is something to migrate, or to wait for."""
+    """Return the identity of an up-to-date database. None: it must be migrated, or is locked."""
     try:
-        with contextlib.closing(connect(engine_for(path), patience_s=0)) as connection:
+        with contextlib.closing(connect(engine_for(path), busy_timeout_s=0)) as connection:
             version = _version(connection)
             if version != HEAD:
                 return None
@@ -62,7 +62,6 @@ def _identity(path: Path) -> Identity | None:
 
 
 def _version(connection: Connection) -> str | None:
-    """Its schema; None where it has none yet."""
     try:
         row = raw(connection).execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.OperationalError as error:
@@ -73,35 +72,30 @@ def _version(connection: Connection) -> str | None:
 
 
 def _migrate(path: Path) -> bool:
-    """Do all migrations that are missing, in one transaction; True if there was no schema."""
+    """Run the missing migrations in one transaction. Return whether there was no schema."""
+    from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.script import ScriptDirectory
+
     with disk.storing(path), contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    with contextlib.closing(connect(engine_for(path), patience_s=PATIENCE_S)) as connection:
+    script = ScriptDirectory(str(MIGRATIONS))
+    with contextlib.closing(connect(engine_for(path), busy_timeout_s=BUSY_TIMEOUT_S)) as connection:
         driver = raw(connection)
         driver.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         driver.execute("PRAGMA journal_mode = WAL")
         driver.execute("BEGIN IMMEDIATE")
         try:
-            is_new = _version(connection) is None
-            _upgrade(connection)
-            if is_new:
+            found = _version(connection)
+            if found and found not in {revision.revision for revision in script.walk_revisions()}:
+                raise NewerDatabaseError(found=found, known=HEAD)
+            environment = EnvironmentContext(Config(), script)
+            environment.configure(connection=connection, fn=lambda now, _: script._upgrade_revs("head", now))
+            environment.run_migrations()
+            if found is None:
                 driver.execute("INSERT INTO server (secret) VALUES (?)", [os.urandom(SECRET_BYTES)])
         except BaseException:
             driver.rollback()
             raise
         driver.commit()
-    return is_new
-
-
-def _upgrade(connection: Connection) -> None:
-    from alembic.config import Config
-    from alembic.runtime.environment import EnvironmentContext
-    from alembic.script import ScriptDirectory
-
-    script = ScriptDirectory(str(MIGRATIONS))
-    found = _version(connection)
-    if found and found not in {revision.revision for revision in script.walk_revisions()}:
-        raise NewerDatabaseError(found=found, known=HEAD)
-    environment = EnvironmentContext(Config(), script)
-    environment.configure(connection=connection, fn=lambda now, _: script._upgrade_revs("head", now))
-    environment.run_migrations()
+    return found is None

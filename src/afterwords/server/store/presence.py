@@ -1,6 +1,6 @@
-"""How many servers use a database file at the moment: each holds the lock of a file next to it until it ends.
+"""Counts the servers of a database: each holds the lock of a file next to it.
 
-The system releases a lock however its process ends, so nothing has to be cleaned up after a crash.
+The system releases a lock when its process ends, so a crash leaves nothing to clean up.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 SERVERS_MAX: Final = 64
-"""More servers than this on one file are not counted."""
+"""Further servers of one file are not counted."""
 
 
 class Presence:
-    """The place of one process among the servers of a database file."""
+    """The lock of this process among the servers of a database file."""
 
     def __init__(self, database: Path) -> None:
         self._database = database
         self._own: BaseFileLock | None = None
 
     def enter(self) -> int:
-        """Take a place; returns how many servers there are, this one included.
+        """Take a lock. Return the number of servers, including this one.
 
         Raises:
-            StorageFullError, UnwritableOutputError: a lock file can't be made.
+            StorageFullError, UnwritableOutputError: A lock file can't be created.
         """
         from filelock import FileLock, Timeout
 
@@ -51,7 +51,7 @@ class Presence:
         return n_others + 1
 
     def leave(self) -> None:
-        """Give the place back."""
+        """Release the lock."""
         if self._own is not None:
             self._own.release()
             self._own = None

@@ -1,6 +1,6 @@
-"""The tables. What stands here and what the migrations make is the same; a test sees to it.
+"""The tables. A test compares them with the result of the migrations.
 
-`seq` orders rows and is never used twice; `created_at` alone could not order two rows of one millisecond.
+`seq` orders rows and is never reused. `created_at` can't order two rows of the same millisecond.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ server: Final = Table(
     Column("server_id", Integer, primary_key=True),
     Column("secret", LargeBinary, nullable=False),
     Column("checked_at", UtcTime),
-    Column("home_account_id", ID),  # sees the voices of the home; NULL: no key was made for it
+    Column("home_account_id", ID),  # sees the voices of the home folder; NULL: no key was created for it
 )
 
 accounts: Final = Table(
@@ -50,8 +50,8 @@ accounts: Final = Table(
     metadata,
     Column("account_id", ID, primary_key=True),
     Column("created_at", UtcTime, nullable=False),
-    Column("turn", BigInteger, nullable=False, server_default="0", index=True),  # counts up with every claim of a job
-    Column("stored_bytes", BigInteger, nullable=False, server_default="0"),  # triggers keep it, see migration 0006
+    Column("turn", BigInteger, nullable=False, server_default="0", index=True),  # increases with every claim of a job
+    Column("stored_bytes", BigInteger, nullable=False, server_default="0"),  # updated by triggers, see migration 0006
 )
 
 keys: Final = Table(
@@ -93,7 +93,7 @@ voices: Final = Table(
     Column("metadata", JSON, nullable=False),
     Column("ref_text", VanishingText),
     Column("home_id", ID, index=True, unique=True),  # NULL: the recording is in storage
-    Column("ref_grade", String(1)),  # NULL: it came before grades were kept
+    Column("ref_grade", String(1)),  # NULL: registered before grades were stored
     Index(None, "account_id", "seq"),
     sqlite_autoincrement=True,
 )
@@ -110,19 +110,19 @@ jobs: Final = Table(
     Column("lang", Text, nullable=False),
     Column("backend", Text, nullable=False),
     Column("cache_key", String(64), nullable=False),
-    Column("flight_key", String(64)),  # NULL: its result is its own, since the voice was changed under it
+    Column("flight_key", String(64)),  # NULL: the voice was changed, so the audio is not shared
     Column("speed", Float, nullable=False),
     Column("seed", BigInteger),
     Column("response_format", Word(SpeechFormat), nullable=False),
     Column("webhook_url", Text),
     Column("char_count", Integer, nullable=False),
     Column("spending_id", ID, nullable=False),
-    Column("period", String(7), nullable=False),  # in which it was charged
-    Column("attempt", Integer, nullable=False, server_default="0"),  # how often it was claimed; only grows
-    Column("returned", Integer, nullable=False, server_default="0"),  # attempts given back, which don't count
+    Column("period", String(7), nullable=False),  # the month that it was charged to
+    Column("attempt", Integer, nullable=False, server_default="0"),  # number of claims; never decreases
+    Column("returned", Integer, nullable=False, server_default="0"),  # released attempts, which don't count
     Column("worker", Text),
     Column("lease_s", Float),
-    Column("lease_expires", Float),  # by the steady clock; NULL: it waits
+    Column("lease_expires", Float),  # monotonic time; NULL: the job waits
     Column("audio_key", Text),
     Column("audio_sha256", String(64)),
     Column("audio_bytes", BigInteger),
@@ -136,7 +136,7 @@ jobs: Final = Table(
     sqlite_autoincrement=True,
 )
 
-# Written out, since SQLite takes a partial index only where it sees the same words in the statement.
+# A literal, since SQLite uses a partial index only if the statement contains the same text.
 IS_PENDING: Final = jobs.c.status == literal_column("'pending'")
 _PENDING = text("status = 'pending'")
 
@@ -145,7 +145,7 @@ pending_jobs: Final = Index(
     jobs.c.lease_expires,
     jobs.c.account_id,
     jobs.c.backend,
-    jobs.c.status,  # or SQLite looks it up in the table, row by row
+    jobs.c.status,  # otherwise SQLite reads it from the table, row by row
     sqlite_where=_PENDING,
     postgresql_where=_PENDING,
 )
@@ -173,7 +173,7 @@ usage: Final = Table(
     "usage",
     metadata,
     Column("spending_id", ID, primary_key=True),
-    Column("period", String(7), primary_key=True),  # a calendar month, UTC: 2026-01
+    Column("period", String(7), primary_key=True),  # calendar month, UTC: 2026-01
     Column("account_id", ForeignKey("accounts.account_id"), nullable=False),
     Column("characters", BigInteger, nullable=False),
     Index(None, "account_id", "period"),
@@ -197,10 +197,10 @@ webhooks: Final = Table(
     Column("job_id", ForeignKey("jobs.job_id", ondelete="CASCADE"), primary_key=True),
     Column("url", Text, nullable=False),
     Column("tries", Integer, nullable=False, server_default="0"),
-    Column("next_at", Float, nullable=False, index=True),  # by the steady clock
+    Column("next_at", Float, nullable=False, index=True),  # monotonic time
 )
 
-storage_marks: Final = Table(  # tokens that this database has written into the mark of its storage
+storage_marks: Final = Table(  # tokens that this database has written into the storage
     "storage_marks",
     metadata,
     Column("seq", SEQUENCE, primary_key=True),
@@ -208,11 +208,11 @@ storage_marks: Final = Table(  # tokens that this database has written into the 
     sqlite_autoincrement=True,
 )
 
-strays: Final = Table(  # blobs that no row names, and since when this database has seen them
+strays: Final = Table(  # blobs that no row refers to, and when this database saw them
     "strays",
     metadata,
     Column("path", Text, primary_key=True),
-    Column("first_seen", Float, nullable=False),  # by the steady clock
+    Column("first_seen", Float, nullable=False),  # monotonic time
     Column("last_seen", Float, nullable=False),
 )
 
@@ -221,6 +221,6 @@ tombstones: Final = Table(
     metadata,
     Column("voice_id", ID, primary_key=True),
     Column("deleted_at", UtcTime, nullable=False),
-    Column("purged_at", UtcTime),  # NULL: blobs may be left
+    Column("purged_at", UtcTime),  # NULL: blobs may remain
     Column("audio_paths", JSON(none_as_null=True)),
 )

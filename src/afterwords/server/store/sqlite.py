@@ -1,6 +1,6 @@
-"""All that is SQLite's own: how the file is connected to, when it is not the one it was, and what its errors mean.
+"""Everything specific to SQLite: connections, the check that the file is still the same one, compiled queries, errors.
 
-The connections are in the driver's autocommit, so that a read is one statement and the writer says BEGIN itself.
+Connections use the driver's autocommit mode: a read is one statement, and the writer sends BEGIN itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ from afterwords import disk
 from afterwords.errors import DatabaseUnavailableError, StorageFullError
 from afterwords.server.store.column_types import PAGE_BYTES
 
-__all__ = ["Line", "Lookup", "Put", "connect", "engine_for", "is_busy", "named", "raw", "upsert"]
+__all__ = [
+    "CompiledInsert",
+    "CompiledQuery",
+    "VerifiedConnection",
+    "connect",
+    "engine_for",
+    "is_busy",
+    "raw",
+    "translate_error",
+    "upsert",
+]
 
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _UNAVAILABLE: Final = _BUSY | {
@@ -41,16 +51,13 @@ _SETTINGS: Final = (
     "foreign_keys = ON",
     "synchronous = FULL",  # an accepted job survives a power cut
     "secure_delete = ON",
-    "temp_store = MEMORY",  # no text in temporary files, and none needed when the disk is full
+    "temp_store = MEMORY",  # no text in temporary files, and no need for them on a full disk
 )
-_WHO: Final = "SELECT version_num, secret FROM alembic_version, server"
+_IDENTIFY: Final = "SELECT version_num, secret FROM alembic_version, server"
 
 
 def engine_for(path: Path) -> Engine:
-    """An engine over a file that must be there already; its connections are not pooled.
-
-    Errors hide the parameters, which may be texts.
-    """
+    """Return an engine without a pool for an existing file. Its errors hide the parameters, which may be texts."""
     uri = f"file:{quote(os.fsencode(path))}?mode=rw"
     return create_engine(
         "sqlite+pysqlite://",
@@ -60,11 +67,11 @@ def engine_for(path: Path) -> Engine:
     )
 
 
-def connect(engine: Engine, *, patience_s: float) -> Connection:
-    """Connect; a statement waits at most so long for a lock."""
+def connect(engine: Engine, *, busy_timeout_s: float) -> Connection:
+    """Connect. A statement waits up to `busy_timeout_s` for a lock."""
     connection = engine.connect()
     try:
-        for setting in (f"busy_timeout = {round(patience_s * 1000)}", *_SETTINGS):
+        for setting in (f"busy_timeout = {round(busy_timeout_s * 1000)}", *_SETTINGS):
             raw(connection).execute(f"PRAGMA {setting}")
     except sqlite3.Error:
         connection.close()
@@ -73,7 +80,7 @@ def connect(engine: Engine, *, patience_s: float) -> Connection:
 
 
 def raw(connection: Connection) -> sqlite3.Connection:
-    """The driver's connection beneath."""
+    """Return the underlying connection of the driver."""
     found = connection.connection.dbapi_connection
     assert isinstance(found, sqlite3.Connection)
     return found
@@ -82,10 +89,10 @@ def raw(connection: Connection) -> sqlite3.Connection:
 _DIALECT: Final = SQLiteDialect_pysqlite(paramstyle="named")
 
 
-class Lookup:
-    """A query for one row that is asked at every request.
+class CompiledQuery:
+    """A query for one row that every request needs.
 
-    It is compiled once and run on the driver's connection: 8 us, where the way through SQLAlchemy's result takes 45.
+    It is compiled once and runs on the driver's connection, in 8 us. SQLAlchemy's result takes 45 us.
     """
 
     def __init__(self, statement: Select[Any]) -> None:
@@ -97,7 +104,7 @@ class Lookup:
         self._readers = [(place, read) for place, read in enumerate(readers) if read is not None]
 
     def __call__(self, connection: Connection, **values: Any) -> list[Any] | None:
-        """The row, its values as the columns' types give them; None if there is none."""
+        """Return the row, converted by the column types."""
         row = raw(connection).execute(self._sql, self._constants | values).fetchone()
         if row is None:
             return None
@@ -107,8 +114,8 @@ class Lookup:
         return found
 
 
-class Put:
-    """A row that is written at every request: compiled once, as a Lookup is."""
+class CompiledInsert:
+    """An INSERT that every request needs, compiled once like `CompiledQuery`."""
 
     def __init__(self, statement: Insert) -> None:
         compiled = statement.compile(dialect=_DIALECT)
@@ -118,7 +125,7 @@ class Put:
         self._writers = {name: write for name, write in processors.items() if write is not None}
 
     def __call__(self, connection: Connection, values: dict[str, Any]) -> None:
-        """Write it; `values` has one for every column that the statement names."""
+        """Insert the row. `values` has a value for every column of the statement."""
         for name, write in self._writers.items():
             values[name] = write(values[name])
         raw(connection).execute(self._sql, values)
@@ -126,65 +133,57 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """By which a database is known again: where its file lies on the disk, and what was made with it."""
+    """The place of a database file on the disk, and what was created with it."""
 
     device: int
     inode: int
     version: str
     secret: bytes = field(repr=False)
 
-    @property
-    def facts(self) -> tuple[str, bytes]:
-        """What it says of itself."""
-        return self.version, self.secret
-
 
 @dataclass(slots=True)
-class Line:
-    """One connection for one thread, made anew after the file was away.
+class VerifiedConnection:
+    """A connection for one thread, which is renewed after the file was away.
 
-    Written through a descriptor that is still open, rows would go to a file that nobody finds again; made anew by
-    itself, an empty database would pass for the lost one. Nor is another file in its place touched: SQLite would
-    write the log that still lies there into it.
+    Rows written to a file that was moved or deleted would be lost, and a new empty file would pass for the lost one.
+    Another file in its place is not opened either: SQLite would write the remaining log into it.
     """
 
     engine: Engine
     path: Path
     identity: Identity
-    patience_s: float
+    busy_timeout_s: float
     _connection: Connection | None = None
 
     def connection(self) -> Connection:
-        """The connection, to the file that lies there now.
+        """Return the connection, after checking that the file is the same one.
 
         Raises:
-            DatabaseUnavailableError: the file is missing, empty, or another one.
-            sqlite3.Error, DBAPIError: it can't be read at the moment.
+            DatabaseUnavailableError: The file is missing, empty, or another one.
+            sqlite3.Error, DBAPIError: The file can't be read at the moment.
         """
         try:
-            found = os.stat(self.path)  # noqa: PTH116 - half the time of Path.stat, at every read
+            found = os.stat(self.path)  # noqa: PTH116 - half the time of Path.stat, on every read
         except OSError:
             found = None
-        is_it = found and found.st_size and (found.st_ino, found.st_dev) == (self.identity.inode, self.identity.device)
-        if not is_it:
+        is_same = (
+            found and found.st_size and (found.st_ino, found.st_dev) == (self.identity.inode, self.identity.device)
+        )
+        if not is_same:
             self.close()
             raise DatabaseUnavailableError
         if self._connection is None:
-            self._connection = self._verified()
+            connection = connect(self.engine, busy_timeout_s=self.busy_timeout_s)
+            try:
+                if raw(connection).execute(_IDENTIFY).fetchone() != (self.identity.version, self.identity.secret):
+                    raise DatabaseUnavailableError
+            except BaseException as error:
+                connection.close()
+                if isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_ERROR:  # no such table
+                    raise DatabaseUnavailableError from error
+                raise
+            self._connection = connection
         return self._connection
-
-    def _verified(self) -> Connection:
-        connection = connect(self.engine, patience_s=self.patience_s)
-        try:
-            row = raw(connection).execute(_WHO).fetchone()
-            if row != self.identity.facts:
-                raise DatabaseUnavailableError
-        except BaseException as error:
-            connection.close()
-            if isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_ERROR:  # no such table
-                raise DatabaseUnavailableError from error
-            raise
-        return connection
 
     def close(self) -> None:
         if self._connection is not None:
@@ -194,25 +193,25 @@ class Line:
 
 
 def is_busy(error: BaseException) -> bool:
-    """Whether the database is locked, and trying again may help."""
+    """Return whether the database is locked, so that a retry may succeed."""
     cause = _cause(error)
     return cause is not None and _code(cause) in _BUSY
 
 
-def named(error: BaseException, path: Path) -> BaseException:
-    """What an error means for whoever asked; one that isn't the database's stays as it is."""
+def translate_error(error: BaseException, path: Path) -> BaseException:
+    """Return the API error for an error of the database, and any other error unchanged."""
     cause = _cause(error)
     if cause is None:
         return error
     code = _code(cause)
-    refusal = error
+    translated = error
     if code == sqlite3.SQLITE_FULL or (code in _MAYBE_FULL and _is_full(path)):
-        refusal = StorageFullError("the database")
+        translated = StorageFullError("the database")
     elif code in _UNAVAILABLE or code in _MAYBE_FULL or (code is None and "closed" in str(cause)):
-        refusal = DatabaseUnavailableError()
-    if refusal is not error:
-        refusal.__cause__ = error
-    return refusal
+        translated = DatabaseUnavailableError()
+    if translated is not error:
+        translated.__cause__ = error
+    return translated
 
 
 def _cause(error: BaseException) -> sqlite3.Error | None:
@@ -221,19 +220,19 @@ def _cause(error: BaseException) -> sqlite3.Error | None:
 
 
 def _code(error: sqlite3.Error) -> int | None:
-    """The primary result code; None where the driver itself refused, for example on a closed connection."""
+    """Return the primary result code. None: the driver itself refused, for example on a closed connection."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 
 
 def _is_full(path: Path) -> bool:
-    """Whether nothing can be written where the database would grow: quotas and limits are I/O errors to SQLite."""
+    """Return whether the database can't grow. SQLite reports quotas and file size limits as I/O errors."""
     wal = path.with_name(f"{path.name}-wal")
     try:
         end = max((file.stat().st_size for file in (path, wal) if file.exists()), default=0)
         with tempfile.TemporaryFile(dir=path.parent, buffering=0) as probe:
             probe.seek(end)
-            for _ in range(2):  # the first piece may still fit partly
+            for _ in range(2):  # the first write may fit in part
                 probe.write(bytes(PAGE_BYTES))
     except OSError as error:
         return isinstance(disk.refusal(error, path, why=""), StorageFullError)

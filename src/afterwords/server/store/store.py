@@ -1,58 +1,56 @@
-"""The port Store over a database: every method is one unit of work, and the time it happens at."""
+"""The port `Store` over a database: each method runs one function of this package as a transaction."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from afterwords.errors import InvalidOptionError
 from afterwords.models import Account, ApiKey, JobStatus, Usage
-from afterwords.server.ports import (
+from afterwords.server.ports import Clock
+from afterwords.server.records import (
+    AttemptResult,
     CacheEntry,
     Caller,
     Claim,
-    Clock,
-    Finished,
+    FinishStatus,
     Idempotency,
-    Limits,
     NewJob,
     NewKey,
-    Outcome,
-    Reaped,
+    QueueLimits,
+    ReapResult,
     StoredJob,
     StoredVoice,
-    Submitted,
+    SubmittedJob,
     VoiceChanges,
     WebhookCall,
 )
 from afterwords.server.settings import without_secrets
 from afterwords.server.store import garbage, jobs, keys, leases, usage, voices, webhooks
 from afterwords.server.store.database import Database
-from afterwords.server.store.idempotency import job_of
 from afterwords.server.store.presence import Presence
 
 SHORT_LIST: Final = 100
-"""Rows that may be read while the event loop waits: well under 10 ms."""
+"""Rows that are read on the event loop: this takes well under 10 ms."""
 
 
 class SqlStore:
-    """Rows in SQLite.
+    """The port `Store` on SQLite.
 
     Args:
-        url: `sqlite:///name.db`, within the folder unless the name is absolute; a path is taken as it is.
-        clock: the time.
-        folder: the server's own.
-        storage_quota_bytes: what each account may store; None: any amount.
-        shows_home: whether voices of the home are shown. If not, their rows stay, as if they were not there.
+        url: A path, or `sqlite:///name.db`: relative to the folder unless the name is absolute.
+        clock: The time.
+        folder: Folder of the server.
+        storage_quota_bytes: Storage quota of each account. None: unlimited.
+        shows_home: Whether voices of the home folder are visible. If not, their rows are kept.
 
     Raises:
-        InvalidOptionError: the URL is none, or not of a SQLite file.
+        InvalidOptionError: The URL is malformed, or not that of a SQLite file.
     """
 
     def __init__(
@@ -75,14 +73,17 @@ class SqlStore:
         """The file of the database."""
         return self._database.path
 
+    def _times(self) -> dict[str, Any]:
+        return {"now": self._clock.now(), "monotonic": self._clock.monotonic()}
+
     async def announce(self) -> int:
         return await asyncio.to_thread(self._presence.enter)
 
     async def open(self) -> bool:
-        """Connect, and bring the schema up to date; True if the database was new.
+        """Connect, and migrate the schema. Return whether the database is new.
 
         Raises:
-            NewerDatabaseError: a later version has changed the schema.
+            NewerDatabaseError: A later version has changed the schema.
         """
         return await self._database.open()
 
@@ -91,7 +92,7 @@ class SqlStore:
         await self._database.close()
 
     async def check(self) -> None:
-        await self._database.check(partial(garbage.touch, now=self._clock.now()))
+        await self._database.check(self._clock.now())
 
     async def secret(self) -> bytes:
         return self._database.secret
@@ -99,30 +100,25 @@ class SqlStore:
     # -- keys ------------------------------------------------------------------------------------------------
 
     async def add_key(self, key: NewKey, *, by: str | None = None) -> ApiKey:
-        return await self._database.write(partial(keys.add, key=key, by=by, now=self._clock.now()))
+        return await self._database.write(keys.add, key, by=by, now=self._clock.now())
 
-    async def keys_used(self, key_ids: Sequence[str]) -> None:
-        await self._database.write(partial(keys.use, key_ids=key_ids, now=self._clock.now()))
+    async def mark_keys_used(self, key_ids: Sequence[str]) -> None:
+        await self._database.write(keys.mark_used, key_ids, now=self._clock.now())
 
-    async def accounts(self) -> list[Account]:
-        now = self._clock.now()
-        return await self._database.read_long(partial(keys.all_accounts, period=usage.period_of(now), now=now))
+    async def list_accounts(self) -> list[Account]:
+        return await self._database.read_long(keys.list_accounts, now=self._clock.now())
 
-    async def home_account(self) -> str | None:
-        return await self._database.read(keys.home_account, memo=("home account",))
+    async def get_home_account(self) -> str | None:
+        return await self._database.read_cached(("home account",), keys.get_home_account)
 
-    async def caller(self, sha256: bytes) -> Caller | None:
-        return await self._database.read(partial(keys.caller, sha256=sha256, now=self._clock.now()))
+    async def find_caller(self, sha256: bytes) -> Caller | None:
+        return await self._database.read(keys.find_caller, sha256, now=self._clock.now())
 
-    async def keys(self, *, account_id: str | None) -> list[ApiKey]:
-        period = usage.period_of(self._clock.now())
-        return await self._database.read_long(partial(keys.all_of, account_id=account_id, period=period))
+    async def list_keys(self, *, account_id: str | None) -> list[ApiKey]:
+        return await self._database.read_long(keys.list_keys, account_id=account_id, now=self._clock.now())
 
     async def revoke_key(self, key_id: str, *, account_id: str | None, by: str | None = None) -> list[str] | None:
-        now, steady = self._clock.now(), self._clock.steady()
-        return await self._database.write(
-            partial(keys.revoke, key_id=key_id, account_id=account_id, by=by, now=now, steady=steady)
-        )
+        return await self._database.write(keys.revoke, key_id, account_id=account_id, by=by, **self._times())
 
     async def rotate_key(
         self,
@@ -135,220 +131,179 @@ class SqlStore:
         prefix: str | None = None,
     ) -> ApiKey | None:
         return await self._database.write(
-            partial(
-                keys.rotate,
-                key_id=key_id,
-                account_id=account_id,
-                by=by,
-                sha256=sha256,
-                prefix=prefix,
-                overlap_s=overlap_s,
-                now=self._clock.now(),
-            )
+            keys.rotate,
+            key_id,
+            account_id=account_id,
+            by=by,
+            sha256=sha256,
+            prefix=prefix,
+            overlap_s=overlap_s,
+            now=self._clock.now(),
         )
 
-    async def usage(self, caller: Caller) -> Usage:
-        return await self._database.read(partial(usage.spent, caller=caller, now=self._clock.now()))
+    async def get_usage(self, caller: Caller) -> Usage:
+        return await self._database.read(usage.get, caller, now=self._clock.now())
 
-    # -- voices and what is cached of them -------------------------------------------------------------------
+    # -- voices and cache ------------------------------------------------------------------------------------
 
     async def add_voice(self, voice: StoredVoice, *, idempotency: Idempotency | None = None) -> StoredVoice:
         return await self._database.write(
-            partial(voices.add, voice=voice, asked=idempotency, quota_bytes=self._quota_bytes, now=self._clock.now())
+            voices.add, voice, request=idempotency, quota_bytes=self._quota_bytes, now=self._clock.now()
         )
 
-    async def replayed_voice(self, idempotency: Idempotency) -> StoredVoice | None:
-        return await self._database.read(partial(voices.replayed, asked=idempotency))
+    async def find_repeated_voice(self, idempotency: Idempotency) -> StoredVoice | None:
+        return await self._database.read(voices.find_repeated, idempotency)
 
-    async def voice(self, voice_id: str, *, account_id: str) -> StoredVoice | None:
-        found = await self._database.read(
-            partial(voices.get, voice_id=voice_id, account_id=account_id), memo=("voice", voice_id, account_id)
+    async def get_voice(self, voice_id: str, *, account_id: str) -> StoredVoice | None:
+        voice = await self._database.read_cached(
+            ("voice", voice_id, account_id), voices.get, voice_id, account_id=account_id
         )
-        return found if found is None or self._is_shown(found) else None
+        return None if voice is None or self._is_hidden(voice) else voice
 
-    async def voices_named(self, name: str, *, account_id: str) -> list[StoredVoice]:
-        found = await self._database.read(partial(voices.named, name=name, account_id=account_id))
-        return [voice for voice in found if self._is_shown(voice)]
+    async def find_voices(self, name: str, *, account_id: str) -> list[StoredVoice]:
+        found = await self._database.read(voices.find_by_name, name, account_id=account_id)
+        return [voice for voice in found if not self._is_hidden(voice)]
 
-    def _is_shown(self, voice: StoredVoice) -> bool:
-        return self._shows_home or voice.home_id is None
+    def _is_hidden(self, voice: StoredVoice) -> bool:
+        return voice.home_id is not None and not self._shows_home
 
-    async def voices(self, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
+    async def list_voices(self, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
         read = self._database.read if limit is not None and limit <= SHORT_LIST else self._database.read_long
-        page = partial(voices.page, account_id=account_id, limit=limit, after=after, shows_home=self._shows_home)
-        return await read(page)
+        return await read(
+            voices.list_voices, account_id=account_id, limit=limit, after=after, shows_home=self._shows_home
+        )
 
     async def update_voice(self, voice_id: str, changes: VoiceChanges, *, account_id: str) -> StoredVoice | None:
-        work = partial(voices.change, voice_id=voice_id, changes=changes, account_id=account_id)
-        voice = await self._database.write(work)
+        voice = await self._database.write(voices.update_voice, voice_id, changes, account_id=account_id)
         if changes.ref_text is not None:
             await self._database.scrub()
         return voice
 
     async def delete_voice(self, voice_id: str, *, account_id: str) -> list[str] | None:
-        work = partial(voices.remove, voice_id=voice_id, account_id=account_id, now=self._clock.now())
-        paths = await self._database.write(work, is_freeing=True)
+        paths = await self._database.free(voices.delete_voice, voice_id, account_id=account_id, now=self._clock.now())
         if paths is not None:
             await self._database.scrub()
         return paths
 
-    async def purge_due(self) -> list[tuple[str, list[str]]]:
-        return await self._database.read(voices.unpurged)
+    async def list_unpurged(self) -> list[tuple[str, list[str]]]:
+        return await self._database.read(voices.list_unpurged)
 
-    async def purged(self, voice_id: str) -> None:
-        work = partial(voices.purged, voice_id=voice_id, now=self._clock.now())
-        await self._database.write(work, is_freeing=True)
+    async def mark_purged(self, voice_id: str) -> None:
+        await self._database.free(voices.mark_purged, voice_id, now=self._clock.now())
         await self._database.scrub_if_due()
 
-    async def cached(self, voice_id: str, cache_key: str) -> CacheEntry | None:
-        return await self._database.read(
-            partial(voices.cached, voice_id=voice_id, cache_key=cache_key), memo=("cached", voice_id, cache_key)
-        )
+    async def get_cached(self, voice_id: str, cache_key: str) -> CacheEntry | None:
+        return await self._database.read_cached(("cached", voice_id, cache_key), voices.get_cached, voice_id, cache_key)
 
-    async def uncache(self, entry: CacheEntry) -> None:
-        await self._database.write(partial(voices.uncache, entry=entry))
+    async def delete_cached(self, entry: CacheEntry) -> None:
+        await self._database.write(voices.delete_cached, entry)
 
-    # -- jobs, for those who ask -----------------------------------------------------------------------------
+    # -- jobs, for clients -----------------------------------------------------------------------------------
 
-    async def submit(self, job: NewJob, *, limits: Limits, idempotency: Idempotency | None = None) -> Submitted:
+    async def submit(self, job: NewJob, *, limits: QueueLimits, idempotency: Idempotency | None = None) -> SubmittedJob:
         return await self._database.write(
-            partial(
-                jobs.submit,
-                job=job,
-                limits=limits,
-                asked=idempotency,
-                quota_bytes=self._quota_bytes,
-                now=self._clock.now(),
-            )
+            jobs.submit, job, limits=limits, request=idempotency, quota_bytes=self._quota_bytes, now=self._clock.now()
         )
 
-    async def replayed_job(self, idempotency: Idempotency) -> str | None:
-        return await self._database.read(partial(job_of, asked=idempotency))
+    async def find_repeated_job(self, idempotency: Idempotency) -> str | None:
+        return await self._database.read(jobs.find_repeated, idempotency)
 
-    async def job(self, job_id: str, *, account_id: str | None = None) -> StoredJob | None:
-        return await self._database.read(
-            partial(jobs.get, job_id=job_id, account_id=account_id), memo=("job", job_id, account_id or "")
+    async def get_job(self, job_id: str, *, account_id: str | None = None) -> StoredJob | None:
+        return await self._database.read_cached(
+            ("job", job_id, account_id or ""), jobs.get, job_id, account_id=account_id
         )
 
-    async def jobs(
+    async def list_jobs(
         self, *, account_id: str, status: JobStatus | None, limit: int | None, after: str | None
     ) -> list[StoredJob]:
         read = self._database.read if limit is not None and limit <= SHORT_LIST else self._database.read_long
-        return await read(partial(jobs.page, account_id=account_id, status=status, limit=limit, after=after))
+        return await read(jobs.list_jobs, account_id=account_id, status=status, limit=limit, after=after)
 
     async def cancel(self, job_id: str, *, account_id: str) -> StoredJob | None:
-        now, steady = self._clock.now(), self._clock.steady()
-        return await self._database.write(
-            partial(jobs.cancel, job_id=job_id, account_id=account_id, now=now, steady=steady)
-        )
+        return await self._database.write(jobs.cancel, job_id, account_id=account_id, **self._times())
 
-    async def lost(self, job_id: str) -> None:
-        await self._database.write(partial(jobs.lose, job_id=job_id))
+    async def mark_audio_lost(self, job_id: str) -> None:
+        await self._database.write(jobs.mark_audio_lost, job_id)
 
-    # -- jobs, for those who speak them ----------------------------------------------------------------------
+    # -- jobs, for workers -----------------------------------------------------------------------------------
 
     async def claim(
-        self, *, backends: Sequence[str], lease_s: float, worker: str, except_voices: Sequence[str] = ()
+        self, *, backends: Sequence[str], lease_s: float, worker: str, skip_voices: Sequence[str] = ()
     ) -> Claim | None:
-        if not await self._database.read(
-            partial(leases.is_any_waiting, backends=backends, except_voices=except_voices)
-        ):
+        if not await self._database.read(leases.is_any_waiting, backends, skip_voices):
             return None
         return await self._database.write(
-            partial(
-                leases.claim,
-                backends=backends,
-                lease_s=lease_s,
-                worker=worker,
-                except_voices=except_voices,
-                steady=self._clock.steady(),
-            )
+            leases.claim,
+            backends=backends,
+            lease_s=lease_s,
+            worker=worker,
+            skip_voices=skip_voices,
+            monotonic=self._clock.monotonic(),
         )
 
     async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float) -> bool:
-        steady = self._clock.steady()
         return await self._database.write(
-            partial(leases.heartbeat, job_id=job_id, attempt=attempt, lease_s=lease_s, steady=steady)
+            leases.heartbeat, job_id, attempt, lease_s=lease_s, monotonic=self._clock.monotonic()
         )
 
-    async def finish(self, job_id: str, attempt: int | None, outcome: Outcome) -> Finished:
-        now, steady = self._clock.now(), self._clock.steady()
+    async def finish(self, job_id: str, attempt: int | None, result: AttemptResult) -> FinishStatus:
         return await self._database.write(
-            partial(
-                leases.finish,
-                job_id=job_id,
-                attempt=attempt,
-                outcome=outcome,
-                quota_bytes=self._quota_bytes,
-                now=now,
-                steady=steady,
-            )
+            leases.finish, job_id, attempt, result, quota_bytes=self._quota_bytes, **self._times()
         )
 
-    async def give_back(self, job_id: str, attempt: int) -> bool:
-        return await self._database.write(partial(leases.give_back, job_id=job_id, attempt=attempt))
+    async def release(self, job_id: str, attempt: int) -> bool:
+        return await self._database.write(leases.release, job_id, attempt)
 
     async def retry(self, job_id: str, attempt: int, *, error: str, max_attempts: int) -> JobStatus | None:
         return await self._database.write(
-            partial(
-                leases.retry,
-                job_id=job_id,
-                attempt=attempt,
-                error=error,
-                max_attempts=max_attempts,
-                now=self._clock.now(),
-                steady=self._clock.steady(),
-            )
+            leases.retry, job_id, attempt, error=error, max_attempts=max_attempts, **self._times()
         )
 
-    async def reap(self, *, max_attempts: int) -> Reaped:
+    async def reap(self, *, max_attempts: int) -> ReapResult:
         await self._database.scrub_if_due()
-        now, steady = self._clock.now(), self._clock.steady()
-        if not await self._database.read(partial(leases.is_any_dead, steady=steady)):
-            return Reaped()
-        return await self._database.write(partial(leases.reap, max_attempts=max_attempts, now=now, steady=steady))
+        if not await self._database.read(leases.is_any_expired, monotonic=self._clock.monotonic()):
+            return ReapResult()
+        return await self._database.write(leases.reap, max_attempts=max_attempts, **self._times())
 
-    # -- webhooks and sweeping -------------------------------------------------------------------------------
+    # -- webhooks and housekeeping ---------------------------------------------------------------------------
 
-    async def webhooks_due(
+    async def claim_webhooks(
         self, *, limit: int, per_account: int = 4, allowed: Mapping[str, int] | None = None
     ) -> list[WebhookCall]:
-        steady = self._clock.steady()
-        if not await self._database.read(partial(webhooks.is_any_due, steady=steady)):
+        monotonic = self._clock.monotonic()
+        if not await self._database.read(webhooks.is_any_due, monotonic=monotonic):
             return []
         return await self._database.write(
-            partial(webhooks.due, limit=limit, per_account=per_account, allowed=allowed or {}, steady=steady)
+            webhooks.claim, limit=limit, per_account=per_account, allowed=allowed or {}, monotonic=monotonic
         )
 
-    async def webhook_done(self, job_id: str, *, delivered: bool) -> None:  # noqa: ARG002 - either way it is over
-        await self._database.write(partial(webhooks.settle, job_id=job_id))
+    async def settle_webhook(self, job_id: str) -> None:
+        await self._database.write(webhooks.settle, job_id)
 
-    async def known_paths(self, paths: Sequence[str]) -> set[str]:
-        return await self._database.read_long(partial(garbage.known_paths, paths=paths))
+    async def find_known_paths(self, paths: Sequence[str]) -> set[str]:
+        return set(await self._database.read_long(garbage.find_known_paths, paths))
 
-    async def strays(self, paths: Sequence[str], *, grace_s: float) -> set[str]:
-        known = await self.known_paths(paths)
+    async def find_strays(self, paths: Sequence[str], *, grace_s: float) -> set[str]:
+        known = await self.find_known_paths(paths)
         unknown = [path for path in paths if path not in known]
         if not unknown:
             return set()
-        steady = self._clock.steady()
-        work = partial(garbage.note_strays, paths=unknown, grace_s=grace_s, steady=steady)
-        return await self._database.write(work, is_freeing=True)
+        return await self._database.free(
+            garbage.add_strays, unknown, grace_s=grace_s, monotonic=self._clock.monotonic()
+        )
 
     async def add_mark(self, token: str) -> None:
-        await self._database.write(partial(garbage.add_mark, token=token), is_freeing=True)
+        await self._database.free(garbage.add_mark, token)
 
     async def has_mark(self, token: str) -> bool:
-        return await self._database.read(partial(garbage.has_mark, token=token))
+        return await self._database.read(garbage.has_mark, token)
 
-    async def forget_old(self) -> None:
-        now, steady = self._clock.now(), self._clock.steady()
-        await self._database.write(partial(garbage.forget_old, now=now, steady=steady), is_freeing=True)
+    async def delete_expired(self) -> None:
+        await self._database.free(garbage.delete_expired, **self._times())
         await self._database.scrub()
 
 
 def _file_name(url: str) -> str:
-    """The file of a SQLite URL."""
     allowed = "sqlite:/// and the name of a file"
     try:
         parsed = make_url(url)

@@ -1,28 +1,26 @@
-"""Webhooks that are due. Taking one puts it off, so that a crash delivers it later and two servers not both at once."""
+"""Webhooks that are due. A claim delays a webhook, so that a crash delivers it later, and two servers don't both."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Mapping
 from typing import Final
 
 from sqlalchemy import Connection, bindparam, delete, func, or_, select, update
 
-from afterwords.server.ports import StoredJob, WebhookCall
+from afterwords.server.records import StoredJob, WebhookCall
+from afterwords.server.services.signing import signing_key
 from afterwords.server.store.jobs import JOB
 from afterwords.server.store.schema import jobs, keys, webhooks
 
-PAUSES_S: Final = (5, 30, 120, 600, 3600, 6 * 3600)
-"""After each try; the last pause is also how long a webhook that was tried for the last time may still be settled."""
-MAX_TRIES: Final = len(PAUSES_S) + 1
-SIGNED_FOR: Final = b"afterwords webhook v1"
+DELAYS_S: Final = (5, 30, 120, 600, 3600, 6 * 3600)
+"""Delay after each try. During the last delay, the last try may still be settled."""
+MAX_TRIES: Final = len(DELAYS_S) + 1
 
 _IS_DUE = or_(
-    webhooks.c.next_at <= bindparam("steady"),
-    webhooks.c.next_at > bindparam("steady") + PAUSES_S[-1],  # the clock was set back between starts
+    webhooks.c.next_at <= bindparam("monotonic"),
+    webhooks.c.next_at > bindparam("monotonic") + DELAYS_S[-1],  # the clock was set back between starts
 )
-_ANY = select(webhooks.c.job_id).where(_IS_DUE).limit(1)
+_ANY_DUE = select(webhooks.c.job_id).where(_IS_DUE).limit(1)
 _NUMBERED = (
     select(
         webhooks.c.job_id,
@@ -42,35 +40,34 @@ _DUE = (
     .where(_NUMBERED.c.number <= bindparam("per_account"))
     .order_by(_NUMBERED.c.number, webhooks.c.next_at, jobs.c.seq)
 )
-_EXHAUSTED = delete(webhooks).where(_IS_DUE, webhooks.c.tries >= MAX_TRIES)
-_PUT_OFF = (
+_DELETE_EXHAUSTED = delete(webhooks).where(_IS_DUE, webhooks.c.tries >= MAX_TRIES)
+_DELAY = (
     update(webhooks)
     .where(webhooks.c.job_id == bindparam("which"))
     .values(tries=bindparam("number"), next_at=bindparam("later"))
 )
 
 
-def is_any_due(connection: Connection, *, steady: float) -> bool:
-    return connection.execute(_ANY, {"steady": steady}).first() is not None
+def is_any_due(connection: Connection, *, monotonic: float) -> bool:
+    return connection.execute(_ANY_DUE, {"monotonic": monotonic}).first() is not None
 
 
-def due(
-    connection: Connection, *, limit: int, per_account: int, allowed: Mapping[str, int], steady: float
+def claim(
+    connection: Connection, *, limit: int, per_account: int, allowed: Mapping[str, int], monotonic: float
 ) -> list[WebhookCall]:
-    connection.execute(_EXHAUSTED, {"steady": steady})
+    connection.execute(_DELETE_EXHAUSTED, {"monotonic": monotonic})
     calls: list[WebhookCall] = []
     left = dict(allowed)
-    for url, tries, sha256, *job in connection.execute(_DUE, {"steady": steady, "per_account": per_account}).all():
+    values = {"monotonic": monotonic, "per_account": per_account}
+    for url, tries, sha256, *job in connection.execute(_DUE, values).all():
         stored = StoredJob(*job)
         n_left = left.get(stored.account_id, per_account)
         if not n_left or len(calls) == limit:
             continue
         left[stored.account_id] = n_left - 1
-        pause_s = PAUSES_S[min(tries, len(PAUSES_S) - 1)]
-        facts = {"which": stored.job_id, "number": tries + 1, "later": steady + pause_s}
-        connection.execute(_PUT_OFF, facts)
-        key = hmac.digest(sha256, SIGNED_FOR, hashlib.sha256)
-        calls.append(WebhookCall(stored, url, tries + 1, signing_key=key))
+        delay_s = DELAYS_S[min(tries, len(DELAYS_S) - 1)]
+        connection.execute(_DELAY, {"which": stored.job_id, "number": tries + 1, "later": monotonic + delay_s})
+        calls.append(WebhookCall(stored, url, tries + 1, signing_key=signing_key(sha256)))
     return calls
 
 

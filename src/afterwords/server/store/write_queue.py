@@ -1,7 +1,4 @@
-"""The one thread that writes: whatever has queued up while it wrote goes into the next transaction together.
-
-Apart from the database so that what a unit of work is, and when it is too late for one, can be read in one place.
-"""
+"""The writer thread: tasks that queue up during one transaction share the next one. `Database` owns it."""
 
 from __future__ import annotations
 
@@ -18,20 +15,20 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from afterwords.errors import DatabaseUnavailableError, StorageFullError
-from afterwords.server.store.reserve import Reserve
-from afterwords.server.store.sqlite import Line, is_busy, named, raw
+from afterwords.server.store.disk_reserve import DiskReserve
+from afterwords.server.store.sqlite import VerifiedConnection, is_busy, raw, translate_error
 
 BATCH_MAX: Final = 256
 
 
 @dataclass(eq=False, slots=True)
-class Unit:
-    """Work that is done as a whole or not at all, and who waits for it.
+class WriteTask:
+    """Atomic work, and the future that awaits it.
 
     Attributes:
-        deadline: by `time.monotonic()`; later than that it is not begun any more.
-        is_outside: it can't run within a transaction.
-        is_freeing: what it removes is worth the last room on the disk.
+        deadline: Time of `time.monotonic()` after which the task is not started.
+        is_outside: The work can't run in a transaction.
+        is_freeing: The work may use the disk reserve.
     """
 
     work: Callable[[Connection], Any]
@@ -46,22 +43,22 @@ class Unit:
     _taken: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self) -> bool:
-        """Decide what becomes of it; only the first to ask may, the writer or whoever waits."""
+        """Claim the right to decide the outcome. Only the first call, by the writer or the waiting side, succeeds."""
         return self._taken.acquire(blocking=False)
 
     def begin(self) -> bool:
-        """Whether to do it: in time, and still wanted."""
+        """Return whether to run the task: it is in time, and still awaited."""
         if not self.has_begun:
             self.has_begun = not self.is_late and self.take()
         return self.has_begun
 
     @property
     def is_late(self) -> bool:
-        """Nobody waits for it any more."""
+        """Whether the task is past its deadline or no longer awaited."""
         return time.monotonic() >= self.deadline or (self._taken.locked() and not self.has_begun)
 
     def settle(self) -> None:
-        """Tell whoever waits, on their loop."""
+        """Resolve the future. Call this on its event loop."""
         if self.future.done():
             return
         if self.error is not None:
@@ -71,152 +68,141 @@ class Unit:
 
 
 class Writer:
-    """Takes units until it is stopped; nothing that happens to one of them ends it."""
+    """Runs tasks until `stop`. No failure of a task ends the thread."""
 
-    def __init__(self, line: Line, reserve: Reserve) -> None:
-        self._line = line
+    def __init__(self, connection: VerifiedConnection, reserve: DiskReserve) -> None:
+        self._connection = connection
         self._reserve = reserve
-        self._queue: SimpleQueue[Unit | None] = SimpleQueue()
+        self._queue: SimpleQueue[WriteTask | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="afterwords-store", daemon=True)
         self._thread.start()
 
-    def put(self, unit: Unit) -> None:
-        self._queue.put(unit)
+    def put(self, task: WriteTask) -> None:
+        self._queue.put(task)
 
     def stop(self) -> None:
-        """Finish what is queued, and end; blocks."""
+        """Finish the queued tasks, and end the thread. This call blocks."""
         self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         is_last = False
         while not is_last:
-            batch, is_last = self._next_batch()
+            batch: list[WriteTask] = []
+            task = self._queue.get()
+            while task is not None:
+                batch.append(task)
+                if len(batch) == BATCH_MAX:
+                    break
+                try:
+                    task = self._queue.get_nowait()
+                except Empty:
+                    break
+            is_last = task is None
             try:
-                self._serve(batch)
-            except BaseException as error:  # noqa: BLE001 - an edge: the thread must outlive whatever a batch meets
+                self._run_batch(batch)
+            except BaseException as error:  # noqa: BLE001 - an edge: the thread must survive any failure
                 _fail(batch, error)
-            _tell(batch)
-        self._line.close()
+            _settle(batch)
+        self._connection.close()
 
-    def _next_batch(self) -> tuple[list[Unit], bool]:
-        batch: list[Unit] = []
-        unit = self._queue.get()
-        while unit is not None:
-            batch.append(unit)
-            if len(batch) == BATCH_MAX:
-                return batch, False
-            try:
-                unit = self._queue.get_nowait()
-            except Empty:
-                return batch, False
-        return batch, True
+    def _run_batch(self, batch: list[WriteTask]) -> None:
+        self._commit([task for task in batch if not task.is_outside])
+        if full := _without_space(batch):
+            with contextlib.suppress(sqlite3.Error, DatabaseUnavailableError):
+                # Restart the log: on a full disk it can reuse its own space, but not grow.
+                raw(self._connection.connection()).execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            self._commit_each(full)
+        if freeing := [task for task in _without_space(full) if task.is_freeing]:
+            self._reserve.release()
+            self._commit_each(freeing)
+        for task in batch:
+            if task.is_outside and task.begin():
+                try:
+                    task.result = task.work(self._connection.connection())
+                except BaseException as error:  # noqa: BLE001 - the task reports it to its caller
+                    task.error = self._recover(error)
 
-    def _serve(self, batch: list[Unit]) -> None:
-        self._commit([unit for unit in batch if not unit.is_outside])
-        if full := _without_room(batch):
-            self._begin_log_again()
-            self._commit_alone(full)
-        if freeing := [unit for unit in _without_room(full) if unit.is_freeing]:
-            self._reserve.give()
-            self._commit_alone(freeing)
-        for unit in batch:
-            if unit.is_outside and unit.begin():
-                self._run_outside(unit)
+    def _commit_each(self, tasks: Iterable[WriteTask]) -> None:
+        """Retry tasks one by one: a task that needs little space may have failed with one that needs much."""
+        for task in tasks:
+            task.error = None
+            self._commit([task])
 
-    def _commit_alone(self, units: Iterable[Unit]) -> None:
-        """Do units once more: one that needs little room may have failed with one that needs much."""
-        for unit in units:
-            unit.error = None
-            self._commit([unit])
-
-    def _commit(self, units: list[Unit]) -> None:
-        """Do units in one transaction. Only after COMMIT does any of them count as done."""
-        if not units:
+    def _commit(self, tasks: list[WriteTask]) -> None:
+        """Run tasks in one transaction. None of them is done before COMMIT."""
+        if not tasks:
             return
         try:
-            connection = self._begun(units)
+            connection = self._begin(tasks)
             if connection is None:
-                _fail(units, DatabaseUnavailableError())
+                _fail(tasks, DatabaseUnavailableError())
                 return
-            for unit in units:
-                if unit.begin():
-                    self._do(connection, unit)
-            raw(connection).execute("COMMIT")
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the callers are told and the next batch begins
-            _fail(units, self._recovered(error))
+            driver = raw(connection)
+            for task in tasks:
+                if not task.begin():
+                    continue
+                driver.execute("SAVEPOINT unit")
+                try:
+                    task.result = task.work(connection)
+                except BaseException as error:
+                    task.error = translate_error(error, self._connection.path)
+                    if isinstance(task.error, DatabaseUnavailableError) or not driver.in_transaction:
+                        raise  # SQLite has rolled back all tasks, or will
+                    driver.execute("ROLLBACK TO unit")
+                driver.execute("RELEASE unit")
+            driver.execute("COMMIT")
+        except BaseException as error:  # noqa: BLE001 - the tasks report it to their callers
+            _fail(tasks, self._recover(error))
 
-    def _begun(self, units: Iterable[Unit]) -> Connection | None:
-        """Begin a transaction once no other process writes; None if by then nobody waits any more."""
+    def _begin(self, tasks: Iterable[WriteTask]) -> Connection | None:
+        """Begin a transaction when no other process writes. Return None if all tasks are late by then."""
         while True:
             try:
-                connection = self._line.connection()
+                connection = self._connection.connection()
                 raw(connection).execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
                 if not is_busy(error):
                     raise
-                if all(unit.is_late for unit in units):
+                if all(task.is_late for task in tasks):
                     return None
             else:
                 return connection
 
-    def _do(self, connection: Connection, unit: Unit) -> None:
-        driver = raw(connection)
-        driver.execute("SAVEPOINT unit")
-        try:
-            unit.result = unit.work(connection)
-        except BaseException as error:
-            unit.error = named(error, self._line.path)
-            if isinstance(unit.error, DatabaseUnavailableError) or not driver.in_transaction:
-                raise  # SQLite has rolled back all units, or will
-            driver.execute("ROLLBACK TO unit")
-        driver.execute("RELEASE unit")
-
-    def _run_outside(self, unit: Unit) -> None:
-        try:
-            unit.result = unit.work(self._line.connection())
-        except BaseException as error:  # noqa: BLE001 - it goes to the one who asked
-            unit.error = self._recovered(error)
-
-    def _begin_log_again(self) -> None:
-        """Write the log from its start again: where the disk is full, the room it has is all there is."""
-        with contextlib.suppress(sqlite3.Error, DatabaseUnavailableError):
-            raw(self._line.connection()).execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-
-    def _recovered(self, error: BaseException) -> BaseException:
-        """Leave no transaction open, and no connection that may be broken; returns what to tell."""
+    def _recover(self, error: BaseException) -> BaseException:
+        """Roll back, close a connection that may be broken, and return the error for the callers."""
         with contextlib.suppress(Exception):
-            driver = raw(self._line.connection())
+            driver = raw(self._connection.connection())
             if driver.in_transaction:
                 driver.execute("ROLLBACK")
-        refusal = named(error, self._line.path)
-        if not isinstance(refusal, StorageFullError) and not is_busy(error):
-            self._line.close()
-        return refusal
+        translated = translate_error(error, self._connection.path)
+        if not isinstance(translated, StorageFullError) and not is_busy(error):
+            self._connection.close()
+        return translated
 
 
-def _without_room(units: Iterable[Unit]) -> list[Unit]:
-    return [unit for unit in units if isinstance(unit.error, StorageFullError)]
+def _without_space(tasks: Iterable[WriteTask]) -> list[WriteTask]:
+    return [task for task in tasks if isinstance(task.error, StorageFullError)]
 
 
-def _fail(units: Iterable[Unit], error: BaseException) -> None:
-    for unit in units:
-        unit.has_begun = unit.has_begun or unit.take()
-        unit.error = error
+def _fail(tasks: Iterable[WriteTask], error: BaseException) -> None:
+    for task in tasks:
+        task.has_begun = task.has_begun or task.take()
+        task.error = error
 
 
-def _tell(batch: Iterable[Unit]) -> None:
-    """Give every unit's outcome to its loop, with one call for each loop."""
-    loops: dict[AbstractEventLoop, list[Unit]] = {}
-    for unit in batch:
-        if not unit.has_begun and unit.take():
-            unit.error = DatabaseUnavailableError()
-        loops.setdefault(unit.loop, []).append(unit)
-    for loop, units in loops.items():
-        with contextlib.suppress(RuntimeError):  # it was closed: nobody waits any more
-            loop.call_soon_threadsafe(_settle, units)
+def _settle(batch: Iterable[WriteTask]) -> None:
+    """Settle every task on its event loop, with one call per loop."""
+    loops: dict[AbstractEventLoop, list[WriteTask]] = {}
+    for task in batch:
+        if not task.has_begun and task.take():
+            task.error = DatabaseUnavailableError()
+        loops.setdefault(task.loop, []).append(task)
+    for loop, tasks in loops.items():
 
+        def settle(tasks: list[WriteTask] = tasks) -> None:
+            for task in tasks:
+                task.settle()
 
-def _settle(units: Iterable[Unit]) -> None:
-    for unit in units:
-        unit.settle()
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nothing awaits the tasks
+            loop.call_soon_threadsafe(settle)

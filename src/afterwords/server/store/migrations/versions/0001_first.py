@@ -1,4 +1,4 @@
-"""The first schema: accounts with their keys, voices, jobs, and what belongs to them."""
+"""The first schema."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ PENDING: Final[dict[str, Any]] = {
 
 
 def upgrade() -> None:
-    """Make all tables, those first that others point at."""
     _server()
     _accounts()
     _keys()

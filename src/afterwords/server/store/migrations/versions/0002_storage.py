@@ -1,4 +1,4 @@
-"""The mark of the storage that belongs to the database, and the blobs in it that no row names."""
+"""Marks of the storage, and blobs that no row refers to."""
 
 from __future__ import annotations
 

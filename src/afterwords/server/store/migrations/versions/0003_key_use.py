@@ -1,4 +1,4 @@
-"""How a key begins, and when it was last used."""
+"""Prefix and time of last use of a key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The account of the home, and which voices are those of its library."""
+"""The account and the voices of the home folder."""
 
 from __future__ import annotations
 

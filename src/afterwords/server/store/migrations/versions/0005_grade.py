@@ -1,4 +1,4 @@
-"""How good the recording of a voice is."""
+"""Grade of the recording of a voice."""
 
 from __future__ import annotations
 

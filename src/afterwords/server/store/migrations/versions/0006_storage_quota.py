@@ -1,7 +1,7 @@
-"""How much each account has stored, kept by triggers: exact with several writers, and undone with what is rolled back.
+"""Bytes stored per account, updated by triggers: exact with several writers, and rolled back with them.
 
-SQLite fires triggers for what a foreign key deletes as well. When a voice is deleted, its row is gone before those of
-its cache are, so the trigger of the voice subtracts them.
+SQLite also fires triggers for rows that a foreign key deletes. When a voice is deleted, its row is removed before its
+cache rows, so the trigger of the voice subtracts them.
 """
 
 from __future__ import annotations

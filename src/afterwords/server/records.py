@@ -1,0 +1,272 @@
+"""The frozen rows and results that services, adapters and routes exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from afterwords.models import Consent, JobStatus, Provenance, SpeechFormat
+
+# -- accounts and keys ---------------------------------------------------------------------------------------
+
+
+class Scope(StrEnum):
+    """A permission of an API key. A key without scopes has all permissions."""
+
+    VOICES_READ = "voices:read"
+    VOICES_WRITE = "voices:write"
+    SYNTHESIZE = "synthesize"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The API key of a request. Its account owns what the request creates.
+
+    Attributes:
+        spending_id: Characters are counted under this id. Rotation keeps it, so that a limit can't be rotated away.
+        character_limit: Characters per calendar month. None: unlimited.
+    """
+
+    account_id: str
+    key_id: str
+    spending_id: str
+    scopes: frozenset[str] = frozenset()
+    character_limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key to store: its SHA-256 and prefix, never the key itself.
+
+    Attributes:
+        account_id: Owner of the key. With `for_key`, the owner of that key; with neither, a new account.
+        is_home: Use the account that sees the voices of the home folder, and create it if there is none.
+    """
+
+    sha256: bytes = field(repr=False)
+    label: str | None = None
+    scopes: tuple[str, ...] = ()
+    character_limit: int | None = None
+    account_id: str | None = None
+    for_key: str | None = None
+    prefix: str | None = None
+    is_home: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """The idempotency key of a request, and the digest of its body."""
+
+    account_id: str
+    route: str
+    key: str
+    body_sha256: str
+
+
+# -- voices --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVoice:
+    """A row of `voices`.
+
+    Attributes:
+        home_id: Id in the library of the home folder, which holds the recording. None: the recording is in storage.
+        ref_grade: Quality of the recording, A to F. None: not graded.
+    """
+
+    voice_id: str
+    account_id: str
+    name: str
+    backend: str
+    lang: str
+    ref_audio_key: str
+    ref_sha256: str
+    ref_duration_s: float
+    ref_sample_rate: int
+    created_at: datetime
+    ref_text: str | None = field(default=None, repr=False)
+    family: str | None = None
+    consent: Consent | None = None
+    provenance: Provenance | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    home_id: str | None = None
+    ref_grade: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceChanges:
+    """Fields of a voice to update. None leaves a field unchanged."""
+
+    name: str | None = None
+    backend: str | None = None
+    lang: str | None = None
+    ref_text: str | None = field(default=None, repr=False)
+    family: str | None = None
+    metadata: Mapping[str, Any] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """A row of `cache`: audio that answers the same request again."""
+
+    voice_id: str
+    cache_key: str
+    sha256: str
+    size_bytes: int
+    synth_ms: int
+
+
+# -- jobs ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A validated job to submit.
+
+    Attributes:
+        flight_key: Two pending jobs of a voice with the same flight key are one job.
+        char_count: Characters to charge.
+    """
+
+    job_id: str
+    account_id: str
+    voice_id: str
+    key_id: str
+    spending_id: str
+    text: str = field(repr=False)
+    lang: str
+    backend: str
+    cache_key: str
+    flight_key: str
+    char_count: int
+    speed: float = 1.0
+    seed: int | None = None
+    response_format: SpeechFormat = SpeechFormat.WAV
+    webhook_url: str | None = None
+    character_limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    """A row of `jobs`. The text is removed when the job is final.
+
+    Attributes:
+        attempt: Number of claims so far.
+        returned: Number of attempts that were released by servers that stopped.
+        lease_expires: Monotonic time in seconds. None: no worker holds the job.
+        error: Error code of the API, if the job failed.
+    """
+
+    job_id: str
+    account_id: str
+    voice_id: str
+    status: JobStatus
+    lang: str
+    backend: str
+    cache_key: str
+    char_count: int
+    speed: float
+    seed: int | None
+    response_format: SpeechFormat
+    attempt: int
+    lease_expires: float | None
+    audio_key: str | None
+    audio_sha256: str | None
+    audio_bytes: int | None
+    synth_ms: int | None
+    error: str | None
+    created_at: datetime
+    completed_at: datetime | None
+    text: str | None = field(default=None, repr=False)
+    returned: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedJob:
+    """An accepted job. `is_new` is False if it is a duplicate pending job, or the job of a repeated request."""
+
+    job: StoredJob
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How many jobs may be pending."""
+
+    pending: int
+    pending_per_account: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that a worker holds for one attempt."""
+
+    job: StoredJob
+    voice: StoredVoice
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptResult:
+    """The end of an attempt: audio that is already in storage, or an error code of the API."""
+
+    audio_key: str | None = None
+    audio_sha256: str | None = None
+    audio_bytes: int | None = None
+    synth_ms: int | None = None
+    error: str | None = None
+
+
+class FinishStatus(StrEnum):
+    """What `Store.finish` did with the result of an attempt."""
+
+    DONE = "done"  # the job was pending with this attempt, and is now final
+    ALREADY = "already"  # the job was final before: nothing changed
+    STALE = "stale"  # another attempt holds the job, or the lease has expired
+    GONE = "gone"  # the row was deleted
+
+
+@dataclass(frozen=True, slots=True)
+class ReapResult:
+    """Ids of the jobs that went back to the queue, and of those that failed, because their leases expired."""
+
+    requeued: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    """The progress of a pending job.
+
+    Attributes:
+        step: "waiting", "loading", "preparing" or "speaking".
+        fraction: Completed part of the step, 0 to 1. None: unknown.
+    """
+
+    step: str
+    fraction: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookCall:
+    """A webhook that is due, with the key that signs it."""
+
+    job: StoredJob
+    url: str
+    tries: int
+    signing_key: bytes = field(repr=False)
+
+
+# -- blobs ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """A blob in a listing."""
+
+    path: str
+    size_bytes: int
+    modified_at: datetime
