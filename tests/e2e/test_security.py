@@ -16,9 +16,9 @@ from fastapi.routing import APIRoute
 
 from afterwords.audio.wav import canonical_wav
 from afterwords.server import create_app
-from afterwords.server.auth import Credential, Needs
+from afterwords.server.auth import Credential, Requirements
 from afterwords.server.records import Scope
-from afterwords.server.routing import GuardedRoute
+from afterwords.server.routing import ApiRoute
 from afterwords.server.services.signing import worker_token
 from tests.audio.test_wav import RATE, tone
 from tests.cli.program import run
@@ -32,16 +32,16 @@ CALLS: Final = [(method, route.path_format) for route in ROUTES for method in so
 PUBLIC: Final = {"/v1/health", "/healthz", "/readyz", "/openapi.json"}
 
 
-def needs_of(method: str, path: str) -> Needs:
+def requirements_of(method: str, path: str) -> Requirements:
     route = next(route for route in ROUTES if route.path_format == path and method in (route.methods or ()))
-    assert isinstance(route, GuardedRoute)
-    assert isinstance(route.needs, Needs)
-    return route.needs
+    assert isinstance(route, ApiRoute)
+    assert isinstance(route.requirements, Requirements)
+    return route.requirements
 
 
-GUARDED: Final = [call for call in CALLS if needs_of(*call).credential is not Credential.PUBLIC]
+GUARDED: Final = [call for call in CALLS if requirements_of(*call).credential is not Credential.PUBLIC]
 OF_USERS: Final = [
-    call for call in GUARDED if needs_of(*call).credential in (Credential.USER, Credential.USER_OR_ADMIN)
+    call for call in GUARDED if requirements_of(*call).credential in (Credential.USER, Credential.USER_OR_ADMIN)
 ]
 WITH_ID: Final = [call for call in OF_USERS if "{" in call[1]]
 
@@ -74,13 +74,13 @@ def without_request(answer: httpx.Response) -> tuple[int, dict[str, str], str]:
 
 
 def test_every_route_of_the_server_is_guarded_and_says_what_it_needs() -> None:
-    assert all(isinstance(route, GuardedRoute) for route in create_app().routes)
+    assert all(isinstance(route, ApiRoute) for route in create_app().routes)
     assert {path for method, path in CALLS if (method, path) not in GUARDED} == PUBLIC
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
 def test_a_guarded_route_opens_for_no_other_credential(served: Served, method: str, path: str) -> None:
-    needed = needs_of(method, path).credential
+    needed = requirements_of(method, path).credential
     with served.client() as client:
         key_id = client.get("/v1/keys").json()[0]["key_id"]
     wrong = ["aw_", "aw_" + "a" * 43, served.key[:-1], served.key + "a", served.key.upper(), key_id, "None", "null"]
@@ -99,9 +99,9 @@ def test_a_guarded_route_opens_for_no_other_credential(served: Served, method: s
     assert len({without_request(answer)[2] for answer in answers}) == 1
 
 
-@pytest.mark.parametrize(("method", "path"), [call for call in OF_USERS if needs_of(*call).scope])
+@pytest.mark.parametrize(("method", "path"), [call for call in OF_USERS if requirements_of(*call).scope])
 def test_a_scope_opens_its_routes_and_no_other(served: Served, method: str, path: str) -> None:
-    scope = needs_of(method, path).scope
+    scope = requirements_of(method, path).scope
     others = [other.value for other in Scope if other is not scope]
     with served.client(served.new_key(scopes=others)) as client:
         answer = call(client, method, path)

@@ -16,7 +16,15 @@ from afterwords.errors import (
     UnauthorizedError,
 )
 from afterwords.server import Settings
-from afterwords.server.auth import CLIENTS_MAX, MINUTE_S, Admitted, Credential, Failures, Gate, Needs
+from afterwords.server.auth import (
+    CLIENTS_MAX,
+    MINUTE_S,
+    Authenticator,
+    AuthFailures,
+    Credential,
+    Identity,
+    Requirements,
+)
 from afterwords.server.records import Caller, Scope
 from afterwords.server.services.keys import KeyService
 from afterwords.server.services.signing import worker_token
@@ -35,12 +43,14 @@ class OneKey:
         return CALLER if secret == "aw_good" else None
 
 
-def gate(**settings: Any) -> Gate:
-    return Gate(Settings(**settings), cast(KeyService, OneKey()), SIGNING)
+def gate(**settings: Any) -> Authenticator:
+    return Authenticator(Settings(**settings), cast(KeyService, OneKey()), SIGNING)
 
 
-def admit(gate: Gate, needed: Needs, *authorization: bytes, job_id: str | None = None, **client: Any) -> Admitted:
-    return asyncio.run(gate.admit(needed, list(authorization), job_id, **client))
+def admit(
+    gate: Authenticator, needed: Requirements, *authorization: bytes, job_id: str = "", **client: Any
+) -> Identity:
+    return asyncio.run(gate.authenticate(needed, list(authorization), job_id, **client))
 
 
 @pytest.mark.parametrize(
@@ -59,14 +69,14 @@ def test_a_host_is_one_of_the_servers_names(
 ) -> None:
     door = gate(**settings)
     for host in taken:
-        door.check_host(host.encode("latin-1"))
+        door.check_host([host.encode("latin-1")])
     for host in refused:
         with pytest.raises(InvalidHostError):
-            door.check_host(host.encode("latin-1"))
+            door.check_host([host.encode("latin-1")])
 
 
 def test_a_public_route_asks_nobody() -> None:
-    assert admit(gate(), Needs(Credential.PUBLIC), b"Bearer x", b"Basic y") == Admitted()
+    assert admit(gate(), Requirements(Credential.PUBLIC), b"Bearer x", b"Basic y") == Identity()
 
 
 @pytest.mark.parametrize(
@@ -92,39 +102,41 @@ def test_each_credential_opens_its_own_doors(credential: Credential, secret: str
     door = gate(admin_secret=ADMIN, callback_secret=CALLBACK)
     given = f"Bearer {secret}".encode()
     if opens:
-        admit(door, Needs(credential), given, job_id=JOB)
+        admit(door, Requirements(credential), given, job_id=JOB)
         return
     with pytest.raises(UnauthorizedError):
-        admit(door, Needs(credential), given, job_id=JOB)
+        admit(door, Requirements(credential), given, job_id=JOB)
 
 
 def test_the_admin_is_told_from_users_and_a_worker_by_its_attempt() -> None:
     door = gate(admin_secret=ADMIN)
-    assert admit(door, Needs(Credential.USER_OR_ADMIN), f"Bearer {ADMIN}".encode()) == Admitted(is_admin=True)
-    assert admit(door, Needs(Credential.USER_OR_ADMIN), b"Bearer aw_good").account_id == "account"
+    assert admit(door, Requirements(Credential.USER_OR_ADMIN), f"Bearer {ADMIN}".encode()) == Identity(is_admin=True)
+    assert admit(door, Requirements(Credential.USER_OR_ADMIN), b"Bearer aw_good").account_id == "account"
     token = worker_token(SIGNING, JOB, 3)
-    assert admit(door, Needs(Credential.WORKER), f"Bearer {token}".encode(), job_id=JOB).attempt == 3
+    assert admit(door, Requirements(Credential.WORKER), f"Bearer {token}".encode(), job_id=JOB).attempt == 3
 
 
 def test_no_secret_set_is_no_secret_that_opens() -> None:
     for credential in (Credential.ADMIN, Credential.WORKER):
         for secret in ("None", "null", "0", "''"):
             with pytest.raises(UnauthorizedError):
-                admit(gate(admin_secret="", callback_secret=None), Needs(credential), f"Bearer {secret}".encode())
+                admit(
+                    gate(admin_secret="", callback_secret=None), Requirements(credential), f"Bearer {secret}".encode()
+                )
 
 
 def test_a_scope_that_a_key_lacks_is_named() -> None:
-    assert admit(gate(), Needs(Credential.USER, Scope.VOICES_READ), b"Bearer aw_good").caller == CALLER
+    assert admit(gate(), Requirements(Credential.USER, Scope.VOICES_READ), b"Bearer aw_good").caller == CALLER
     with pytest.raises(InsufficientScopeError, match="synthesize"):
-        admit(gate(), Needs(Credential.USER, Scope.SYNTHESIZE), b"Bearer aw_good")
+        admit(gate(), Requirements(Credential.USER, Scope.SYNTHESIZE), b"Bearer aw_good")
 
 
 def test_the_rate_is_shared_by_processes_and_counts_what_was_let_in() -> None:
     door = gate(rate_limit=6, processes=2, admin_secret=ADMIN, auth_failure_limit=0)
     for _ in range(20):
-        admit(door, Needs(Credential.USER_OR_ADMIN), f"Bearer {ADMIN}".encode())
+        admit(door, Requirements(Credential.USER_OR_ADMIN), f"Bearer {ADMIN}".encode())
         with pytest.raises(UnauthorizedError):
-            admit(door, Needs(Credential.USER), b"Bearer aw_bad")
+            admit(door, Requirements(Credential.USER), b"Bearer aw_bad")
     admit_often(door, 3)
     with pytest.raises(RateLimitedError) as caught:
         admit_often(door, 4)  # a new minute may begin within
@@ -132,9 +144,9 @@ def test_the_rate_is_shared_by_processes_and_counts_what_was_let_in() -> None:
     assert 1 <= (caught.value.retry_after_s or 0) <= 61
 
 
-def admit_often(door: Gate, times: int) -> None:
+def admit_often(door: Authenticator, times: int) -> None:
     for _ in range(times):
-        admit(door, Needs(Credential.USER), b"Bearer aw_good")
+        admit(door, Requirements(Credential.USER), b"Bearer aw_good")
 
 
 def test_any_rate_is_let_in_where_there_is_no_limit() -> None:
@@ -144,10 +156,10 @@ def test_any_rate_is_let_in_where_there_is_no_limit() -> None:
 
 # -- wrong keys and secrets --------------------------------------------------------------------------------------
 
-WRONG: Final = (Needs(Credential.USER_OR_ADMIN), b"Bearer wrong")
+WRONG: Final = (Requirements(Credential.USER_OR_ADMIN), b"Bearer wrong")
 
 
-def fail_often(door: Gate, times: int, **client: Any) -> None:
+def fail_often(door: Authenticator, times: int, **client: Any) -> None:
     for _ in range(times):
         with pytest.raises(UnauthorizedError):
             admit(door, *WRONG, **client)
@@ -158,7 +170,7 @@ def test_wrong_secrets_are_limited_by_address(needed: Credential) -> None:
     door = gate(admin_secret=ADMIN, callback_secret=CALLBACK, auth_failure_limit=6, processes=2)
     fail_often(door, 3, peer="198.51.100.1")
     with pytest.raises(TooManyAuthFailuresError) as caught:
-        admit(door, Needs(needed), b"Bearer wrong", peer="198.51.100.1")
+        admit(door, Requirements(needed), b"Bearer wrong", peer="198.51.100.1")
     assert caught.value.limit == 3
     assert 1 <= (caught.value.retry_after_s or 0) <= 60
     fail_often(door, 1, peer="198.51.100.2")
@@ -174,23 +186,23 @@ def test_good_credentials_pass_behind_an_address_that_fails() -> None:
     ]:
         with pytest.raises(TooManyAuthFailuresError):
             admit(door, *WRONG)
-        admit(door, Needs(needed), good)
+        admit(door, Requirements(needed), good)
 
 
 def test_a_short_admin_secret_is_not_found_by_guessing() -> None:
     door = gate(admin_secret="short", auth_failure_limit=2)
-    admit(door, Needs(Credential.ADMIN), b"Bearer short")
+    admit(door, Requirements(Credential.ADMIN), b"Bearer short")
     fail_often(door, 2)
     with pytest.raises(TooManyAuthFailuresError):
-        admit(door, Needs(Credential.ADMIN), b"Bearer short")
-    admit(door, Needs(Credential.ADMIN), b"Bearer short", peer="198.51.100.1")
+        admit(door, Requirements(Credential.ADMIN), b"Bearer short")
+    admit(door, Requirements(Credential.ADMIN), b"Bearer short", peer="198.51.100.1")
 
 
 def test_no_credential_is_no_failure() -> None:
     door = gate(auth_failure_limit=1)
     for _ in range(5):
         with pytest.raises(UnauthorizedError):
-            admit(door, Needs(Credential.USER))
+            admit(door, Requirements(Credential.USER))
 
 
 @pytest.mark.parametrize(
@@ -214,12 +226,12 @@ def test_the_client_is_who_the_last_trusted_proxy_saw(
     settings: dict[str, Any], peer: str, forwarded: list[str], client: str
 ) -> None:
     headers = [header.encode() for header in forwarded]
-    assert gate(**settings)._client(peer, headers) == client
+    assert gate(**settings)._client_address(peer, headers) == client
 
 
 def test_failures_end_with_their_minute_and_are_bounded() -> None:
     now = 0.0
-    failures = Failures(1, clock=lambda: now)
+    failures = AuthFailures(1, clock=lambda: now)
     failures.count("a")
     with pytest.raises(TooManyAuthFailuresError):
         failures.check("a")

@@ -12,7 +12,7 @@ from typing import Final
 
 from afterwords.errors import AfterwordsError
 from afterwords.library.library import Library
-from afterwords.server.auth import Gate
+from afterwords.server.auth import Authenticator
 from afterwords.server.blobs import open_blobs
 from afterwords.server.clock import SystemClock
 from afterwords.server.dispatch import InProcessDispatcher
@@ -47,11 +47,11 @@ UPLOADS_PER_ACCOUNT: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class ServerState:
     """A server, ready to be asked."""
 
     settings: Settings
-    gate: Gate
+    authenticator: Authenticator
     keys: KeyService
     voices: VoiceService
     synthesis: Synthesis
@@ -98,7 +98,7 @@ def open_storage(settings: Settings) -> Blobs:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[House]:
+async def open_server(settings: Settings) -> AsyncIterator[ServerState]:
     """Open a server: the database is brought up to date, models load in the background, housekeeping begins.
 
     On leaving, what was begun is finished within `drain_s`, and the rest given back.
@@ -114,18 +114,18 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
         else:
             if n_servers > 1:
                 log.info("%d servers share this database", n_servers)
-        house = _joined(settings, store, await store.secret())
-        stack.callback(house.voices.decoding.close)
-        await house.home.refresh()
-        await house.dispatcher.start()
-        stack.push_async_callback(house.stop)
-        stack.push_async_callback(house.housekeeping.leave)
-        for work in (house.housekeeping.run(), house.gate.requests.watch()):
+        state = _joined(settings, store, await store.secret())
+        stack.callback(state.voices.decoding.close)
+        await state.home.refresh()
+        await state.dispatcher.start()
+        stack.push_async_callback(state.stop)
+        stack.push_async_callback(state.housekeeping.leave)
+        for work in (state.housekeeping.run(), state.authenticator.requests.watch()):
             stack.push_async_callback(_stopped, asyncio.create_task(work))
-        yield house
+        yield state
 
 
-def _joined(settings: Settings, store: Store, secret: bytes) -> House:
+def _joined(settings: Settings, store: Store, secret: bytes) -> ServerState:
     blobs = open_storage(settings)
     ownership = Ownership(store, blobs, database_id(secret))
     clock, events, audio_cache = SystemClock(), JobEvents(), AudioCache()
@@ -148,9 +148,9 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> House:
     )
     home = HomeVoices(recordings.library, store, voices, catalog)
     limits = QueueLimits(settings.max_pending_jobs, settings.max_pending_jobs_per_account)
-    return House(
+    return ServerState(
         settings=settings,
-        gate=Gate(settings, keys, secret),
+        authenticator=Authenticator(settings, keys, secret),
         keys=keys,
         voices=voices,
         synthesis=Synthesis(store, blobs, recordings, clock, catalog, limits, dispatcher, events, audio_cache),

@@ -1,6 +1,6 @@
-"""Who may come in: what a route needs, and whether what a request brings is that.
+"""Authentication: what a route requires, and whether the credential of a request satisfies it.
 
-Credentials are compared as digests, in constant time; a key is looked up by its digest.
+Secrets are compared as digests, in constant time; a key is looked up by its digest.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ import ipaddress
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import wraps
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, ParamSpec, TypeVar, cast
 from urllib.parse import urlsplit
 
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from pydantic import SecretStr
+from starlette.requests import ClientDisconnect
 
 from afterwords.errors import (
     AdminRequiredError,
@@ -31,6 +33,7 @@ from afterwords.errors import (
     InsufficientScopeError,
     InvalidHostError,
     RateLimitedError,
+    ServiceError,
     TooManyAuthFailuresError,
     UnauthorizedError,
 )
@@ -41,20 +44,21 @@ from afterwords.server.services.signing import read_worker_token
 from afterwords.server.settings import LOCAL_NAMES, SECRET_MIN_CHARS, Settings
 
 CHECK_KEYS_S: Final = 0.4
-"""How often the keys of requests under way are looked at."""
+"""How often the keys of running requests are checked."""
 JSON_MAX_BYTES: Final = 128 * 1024
 _BEARER: Final = re.compile(r"[Bb]earer +([\x21-\x7e]{1,512})")
 _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^][:@/]*))(?::[0-9]{0,5})?")
 
 MINUTE_S: Final = 60.0
 CLIENTS_MAX: Final = 10_000
-"""Clients whose failures are remembered: about 1 MB."""
+"""Clients whose failures are counted: about 1 MB."""
 
-E = TypeVar("E", bound=Callable[..., Any])
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Credential(StrEnum):
-    """Who may use a route."""
+    """Credential that opens a route."""
 
     PUBLIC = "public"
     USER = "user"
@@ -64,13 +68,13 @@ class Credential(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
-    """What a route asks of a request.
+class Requirements:
+    """What a route requires of a request.
 
     Attributes:
-        scope: that a user's key must have.
-        max_body_bytes: of the body; None where the route counts by itself.
-        is_upload: whether too large a body is an upload that is too large (422), as the hosted contract has it.
+        scope: Scope that a user's key must have.
+        max_body_bytes: Limit of the body; None if the route counts by itself.
+        is_upload: Whether a body over the limit is a file that is too large (422) and not a request (413).
     """
 
     credential: Credential
@@ -79,246 +83,37 @@ class Needs:
     is_upload: bool = False
 
 
-def needs(
+def requires(
     credential: Credential,
     scope: records.Scope | None = None,
     *,
     max_body_bytes: int | None = JSON_MAX_BYTES,
     is_upload: bool = False,
-) -> Callable[[E], E]:
-    """Say what a route needs; every endpoint carries it."""
+) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
+    """Declare what an endpoint requires; every endpoint of an `ApiRoute` does.
 
-    def declare(endpoint: E) -> E:
-        endpoint.needs = Needs(credential, scope, max_body_bytes, is_upload)  # type: ignore[attr-defined]
-        return endpoint
+    An unforeseen exception of the endpoint becomes a ServiceError, so that its message reaches no client and no log.
+    """
+
+    def declare(endpoint: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        @wraps(endpoint)
+        async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return await endpoint(*args, **kwargs)
+            except (AfterwordsError, ClientDisconnect):
+                raise
+            except Exception as error:
+                raise ServiceError from error
+
+        call.requirements = Requirements(credential, scope, max_body_bytes, is_upload)  # type: ignore[attr-defined]
+        return call
 
     return declare
 
 
-class Gate:
-    """Who comes in: the settings, keys and limits that the guard asks."""
-
-    def __init__(self, settings: Settings, keys: KeyService, worker_secret: bytes) -> None:
-        self.settings = settings
-        self._keys = keys
-        self._worker_secret = worker_secret
-        self._admin = _digest_of(settings.admin_secret)
-        self._callback = _digest_of(settings.callback_secret)
-        self._hosts = _hosts(settings)
-        self.requests = OpenRequests(keys, settings.max_requests_per_key)
-        self._rate = max(1, settings.rate_limit // settings.processes) if settings.rate_limit else 0
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
-        self._item = RateLimitItemPerMinute(max(1, self._rate))
-        most = settings.auth_failure_limit
-        self._failures = Failures(max(1, most // settings.processes)) if most else None
-        self._is_guessable = len((settings.admin_secret or SecretStr("")).get_secret_value()) < SECRET_MIN_CHARS
-        proxies = settings.trusted_proxies
-        if proxies is None:
-            proxies = ("127.0.0.0/8", "::1") if settings.public_names else ()
-        self._proxies = [ipaddress.ip_network(network, strict=False) for network in proxies]
-
-    def check_host(self, header: bytes) -> None:
-        """Refuse a request that was sent to another name: a page elsewhere may have pointed its own name here.
-
-        Raises:
-            InvalidHostError: the Host header names none of this server's.
-        """
-        given = _HOST.fullmatch(header.decode("latin-1").lower())
-        name = (given[1] or given[2]) if given else ""
-        if "*" in self._hosts or name in self._hosts:
-            return
-        if not self.settings.is_loopback and _is_address(name):
-            return
-        raise InvalidHostError
-
-    async def admit(
-        self,
-        needed: Needs,
-        authorization: list[bytes],
-        job_id: str | None,
-        *,
-        peer: str = "",
-        forwarded: list[bytes] | None = None,
-    ) -> Admitted:
-        """Find out who asks.
-
-        A key that is good is let in from any address. What is wrong is counted by the client's address, and so is a
-        right admin secret that is short enough to be guessed.
-
-        Args:
-            peer: the address that the connection comes from.
-            forwarded: the X-Forwarded-For headers; they count where the peer is a trusted proxy.
-
-        Raises:
-            UnauthorizedError: what came opens nothing here.
-            TooManyAuthFailuresError: likewise, and too much of that came from this client within a minute.
-            AdminRequiredError: the key is good, and only the admin secret opens this.
-            InsufficientScopeError: the key is good, and this is not among what it may do.
-            RateLimitedError: the key has asked too often.
-        """
-        if needed.credential is Credential.PUBLIC:
-            return Admitted()
-        secret = _bearer(authorization)
-        try:
-            if needed.credential is Credential.WORKER:
-                return self._worker(secret, job_id or "")
-            if needed.credential is not Credential.USER and self._is_admin(secret):
-                if self._is_guessable and self._failures:
-                    self._failures.check(self._client(peer, forwarded or []))
-                return Admitted(is_admin=True)
-            caller = await self._keys.find_caller(secret)
-            if caller is None:
-                raise UnauthorizedError
-        except UnauthorizedError:
-            if self._failures:
-                self._failures.count(self._client(peer, forwarded or []))
-            raise
-        if needed.credential is Credential.ADMIN:
-            raise AdminRequiredError
-        if needed.scope and caller.scopes and needed.scope not in caller.scopes:
-            raise InsufficientScopeError(needed.scope)
-        self._count(caller.spending_id)
-        return Admitted(caller=caller, key_sha256=digest(secret))
-
-    def _client(self, peer: str, forwarded: list[bytes]) -> str:
-        """The address of the client: the last one that a trusted proxy has seen, else the peer."""
-        hops = b",".join(forwarded).decode("latin-1").split(",") if forwarded else []
-        address = _address(peer)
-        while address and hops and any(address in network for network in self._proxies):
-            address = _address(hops.pop()) or address
-        if isinstance(address, IPv6Address):  # one client has a whole network of these
-            return str(IPv6Network((address, 64), strict=False))
-        return str(address or "")
-
-    def _is_admin(self, secret: str) -> bool:
-        return self._admin is not None and hmac.compare_digest(self._admin, sha256(secret.encode()).digest())
-
-    def _worker(self, token: str, job_id: str) -> Admitted:
-        attempt = read_worker_token(self._worker_secret, job_id, token)
-        if attempt is not None:
-            return Admitted(attempt=attempt)
-        if self._callback is not None and hmac.compare_digest(self._callback, sha256(token.encode()).digest()):
-            return Admitted()
-        raise UnauthorizedError
-
-    def _count(self, spending_id: str) -> None:
-        if self._rate and not self._limiter.hit(self._item, spending_id):
-            reset_at = self._limiter.get_window_stats(self._item, spending_id).reset_time
-            raise RateLimitedError(limit=self._rate, retry_after_s=max(1, round(reset_at - time.time() + 0.5)))
-
-
-class OpenRequests:
-    """The requests of keys that are under way: only so many of one key, and none of a key that is not valid any more.
-
-    Args:
-        maximum: requests at once of one key, and of those that took its place.
-    """
-
-    def __init__(self, keys: KeyService, maximum: int) -> None:
-        self._keys = keys
-        self._limit = ConcurrencyLimit(maximum, doing="requests under way")
-        self._open: dict[bytes, set[RequestTask]] = {}
-
-    def enter(self, admitted: Admitted) -> RequestTask | None:
-        """Count the request of this task, which is ended with its key, until `leave`; None for others than keys.
-
-        Raises:
-            TooManyConcurrentRequestsError: the key has as many under way as it may.
-        """
-        caller, key_sha256 = admitted.caller, admitted.key_sha256
-        if caller is None or key_sha256 is None:
-            return None
-        self._limit.enter(caller.spending_id)
-        request = RequestTask(caller.spending_id, key_sha256)
-        self._open.setdefault(key_sha256, set()).add(request)
-        return request
-
-    def leave(self, request: RequestTask) -> None:
-        """Count it no more."""
-        self._limit.leave(request.spending_id)
-        requests = self._open[request.key_sha256]
-        requests.discard(request)
-        if not requests:
-            del self._open[request.key_sha256]
-
-    async def watch(self) -> None:
-        """End the requests of keys that were revoked or have expired, also by another process; runs until cancelled."""
-        while True:
-            await asyncio.sleep(CHECK_KEYS_S)
-            for key_sha256, requests in [*self._open.items()]:
-                with contextlib.suppress(AfterwordsError):  # the database is away: the next look will tell
-                    if not await self._keys.is_valid(key_sha256):
-                        for request in [*requests]:
-                            request.revoke()
-
-
-class RequestTask:
-    """The task of one request, which can be ended because its key is not valid any more."""
-
-    __slots__ = ("_began", "_is_revoked", "_task", "key_sha256", "spending_id")
-
-    def __init__(self, spending_id: str, key_sha256: bytes) -> None:
-        self.spending_id = spending_id
-        self.key_sha256 = key_sha256
-        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._began = time.monotonic()
-        self._is_revoked = False
-
-    def revoke(self) -> None:
-        """End it, unless it is so young that it may be the one that revokes its own key."""
-        if not self._is_revoked and time.monotonic() - self._began >= CHECK_KEYS_S:
-            self._is_revoked = True
-            self._task.cancel()
-
-    def take_revocation(self) -> bool:
-        """Whether it was ended; the task may go on then, to answer."""
-        if self._is_revoked:
-            self._task.uncancel()
-        return self._is_revoked
-
-
-class Failures:
-    """Wrong keys and secrets of the last minute, counted by client; beyond CLIENTS_MAX the oldest are forgotten."""
-
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most = most
-        self._clock = clock
-        self._counts: dict[str, tuple[float, int]] = {}  # by client, when its minute began and what came since
-
-    def count(self, client: str) -> None:
-        """Count one.
-
-        Raises:
-            TooManyAuthFailuresError: there were too many.
-        """
-        began, n_failures = self._minute(client)
-        if client not in self._counts and len(self._counts) >= CLIENTS_MAX:
-            del self._counts[next(iter(self._counts))]
-        self._counts[client] = began, n_failures + 1
-        self._refuse_beyond(self._most, began, n_failures + 1)
-
-    def check(self, client: str) -> None:
-        """Raise TooManyAuthFailuresError where the next one would be too many."""
-        began, n_failures = self._minute(client)
-        self._refuse_beyond(self._most - 1, began, n_failures)
-
-    def _minute(self, client: str) -> tuple[float, int]:
-        now = self._clock()
-        began, n_failures = self._counts.get(client, (now, 0))
-        if now < began + MINUTE_S:
-            return began, n_failures
-        del self._counts[client]  # it comes again as the youngest
-        return now, 0
-
-    def _refuse_beyond(self, most: int, began: float, n_failures: int) -> None:
-        if n_failures > most:
-            wait_s = max(1, math.ceil(began + MINUTE_S - self._clock()))
-            raise TooManyAuthFailuresError(limit=self._most, retry_after_s=wait_s)
-
-
 @dataclass(frozen=True, slots=True)
-class Admitted:
-    """Who asks: a caller, the admin, or a worker with its attempt."""
+class Identity:
+    """Who sent a request: a key, the admin, or a worker with its attempt."""
 
     caller: records.Caller | None = None
     is_admin: bool = False
@@ -327,22 +122,236 @@ class Admitted:
 
     @property
     def account_id(self) -> str | None:
-        """Whose rows may be seen; None stands for everyone's, and only the admin has it."""
+        """The account whose rows are visible; None for the admin, who sees all."""
         return self.caller.account_id if self.caller else None
 
     @property
     def key_id(self) -> str | None:
-        """The key that the request came with; None for the admin and workers."""
+        """The key of the request; None for the admin and workers."""
         return self.caller.key_id if self.caller else None
 
 
-def _bearer(authorization: list[bytes]) -> str:
-    if len(authorization) != 1:
+class Authenticator:
+    """Checks hosts and credentials, and limits rates."""
+
+    def __init__(self, settings: Settings, keys: KeyService, worker_secret: bytes) -> None:
+        self.settings = settings
+        self.requests = OpenRequests(keys, settings.max_requests_per_key)
+        self._keys = keys
+        self._worker_secret = worker_secret
+        self._admin = _digest_of(settings.admin_secret)
+        self._callback = _digest_of(settings.callback_secret)
+        public = urlsplit(settings.public_url or "").hostname
+        names = {*settings.allowed_hosts, settings.host, *([public] if public else []), *LOCAL_NAMES}
+        self._hosts = frozenset(name.lower() for name in names)
+        self._rate = max(1, settings.rate_limit // settings.processes) if settings.rate_limit else 0
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._rate_item = RateLimitItemPerMinute(max(1, self._rate))
+        maximum = settings.auth_failure_limit
+        self._failures = AuthFailures(max(1, maximum // settings.processes)) if maximum else None
+        self._is_guessable = len((settings.admin_secret or SecretStr("")).get_secret_value()) < SECRET_MIN_CHARS
+        proxies = settings.trusted_proxies
+        if proxies is None:
+            proxies = ("127.0.0.0/8", "::1") if settings.public_names else ()
+        self._proxies = [ipaddress.ip_network(network, strict=False) for network in proxies]
+
+    def check_host(self, hosts: Sequence[bytes]) -> None:
+        """Reject foreign Host headers (DNS rebinding).
+
+        Raises:
+            InvalidHostError: There is not exactly one Host header, or it does not name this server.
+        """
+        header = _HOST.fullmatch(hosts[0].decode("latin-1").lower()) if len(hosts) == 1 else None
+        name = (header[1] or header[2]) if header else ""
+        if "*" in self._hosts or name in self._hosts:
+            return
+        if self.settings.is_loopback or _parse_address(name, with_port=False) is None:
+            raise InvalidHostError
+
+    async def authenticate(
+        self,
+        requirements: Requirements,
+        authorization: Sequence[bytes],
+        job_id: str = "",
+        *,
+        peer: str = "",
+        forwarded: Sequence[bytes] = (),
+    ) -> Identity:
+        """Return who sent a request.
+
+        A valid key passes from any address. Failures are counted by client address; beyond the limit, an admin secret
+        that is short enough to be guessed is refused as well.
+
+        Args:
+            requirements: What the route requires.
+            authorization: The Authorization headers.
+            job_id: The job of the path, which a worker token must name.
+            peer: The address of the connection.
+            forwarded: The X-Forwarded-For headers, which count if the peer is a trusted proxy.
+
+        Raises:
+            UnauthorizedError: The credential is missing, malformed or not valid for this route.
+            TooManyAuthFailuresError: As above, and the client had too many failures within a minute.
+            AdminRequiredError: The key is valid, but the route requires the admin secret.
+            InsufficientScopeError: The key is valid, but lacks the scope.
+            RateLimitedError: The key had too many requests within a minute.
+        """
+        credential = requirements.credential
+        if credential is Credential.PUBLIC:
+            return Identity()
+        bearer = _BEARER.fullmatch(authorization[0].decode("latin-1").strip()) if len(authorization) == 1 else None
+        if bearer is None:
+            raise UnauthorizedError
+        secret = bearer[1]
+        try:
+            if credential is Credential.WORKER:
+                return self._authenticate_worker(secret, job_id)
+            if credential is not Credential.USER and _is_equal(self._admin, secret):
+                if self._is_guessable and self._failures:
+                    self._failures.check(self._client_address(peer, forwarded))
+                return Identity(is_admin=True)
+            caller = await self._keys.find_caller(secret)
+            if caller is None:
+                raise UnauthorizedError
+        except UnauthorizedError:
+            if self._failures:
+                self._failures.count(self._client_address(peer, forwarded))
+            raise
+        if credential is Credential.ADMIN:
+            raise AdminRequiredError
+        if requirements.scope and caller.scopes and requirements.scope not in caller.scopes:
+            raise InsufficientScopeError(requirements.scope)
+        if self._rate and not self._limiter.hit(self._rate_item, caller.spending_id):
+            reset_at = self._limiter.get_window_stats(self._rate_item, caller.spending_id).reset_time
+            raise RateLimitedError(limit=self._rate, retry_after_s=max(1, round(reset_at - time.time() + 0.5)))
+        return Identity(caller=caller, key_sha256=digest(secret))
+
+    def _authenticate_worker(self, token: str, job_id: str) -> Identity:
+        attempt = read_worker_token(self._worker_secret, job_id, token)
+        if attempt is not None:
+            return Identity(attempt=attempt)
+        if _is_equal(self._callback, token):
+            return Identity()
         raise UnauthorizedError
-    given = _BEARER.fullmatch(authorization[0].decode("latin-1").strip())
-    if given is None:
-        raise UnauthorizedError
-    return given[1]
+
+    def _client_address(self, peer: str, forwarded: Sequence[bytes]) -> str:
+        """Return the address of the client: the last one before the trusted proxies, or the network of an IPv6."""
+        hops = b",".join(forwarded).decode("latin-1").split(",") if forwarded else []
+        address = _parse_address(peer)
+        while address and hops and any(address in network for network in self._proxies):
+            address = _parse_address(hops.pop()) or address
+        if isinstance(address, IPv6Address):  # one client has a whole network of these
+            return str(IPv6Network((address, 64), strict=False))
+        return str(address or "")
+
+
+class OpenRequests:
+    """The running requests of keys: limited per key, and cancelled once the key is revoked or expires.
+
+    Args:
+        maximum: Concurrent requests of one key and of those that replaced it.
+    """
+
+    def __init__(self, keys: KeyService, maximum: int) -> None:
+        self._keys = keys
+        self._limit = ConcurrencyLimit(maximum, doing="requests under way")
+        self._open: dict[bytes, set[RequestTask]] = {}
+
+    def enter(self, identity: Identity) -> RequestTask | None:
+        """Count the current task as a request, until `leave`; return None if it has no key.
+
+        Raises:
+            TooManyConcurrentRequestsError: The key has reached its limit.
+        """
+        caller, key_sha256 = identity.caller, identity.key_sha256
+        if caller is None or key_sha256 is None:
+            return None
+        self._limit.enter(caller.spending_id)
+        request = RequestTask(caller.spending_id, key_sha256)
+        self._open.setdefault(key_sha256, set()).add(request)
+        return request
+
+    def leave(self, request: RequestTask) -> None:
+        """Stop counting a request."""
+        self._limit.leave(request.spending_id)
+        requests = self._open[request.key_sha256]
+        requests.discard(request)
+        if not requests:
+            del self._open[request.key_sha256]
+
+    async def watch(self) -> None:
+        """Cancel the requests of keys that are no longer valid, also if another process revoked them; never returns."""
+        while True:
+            await asyncio.sleep(CHECK_KEYS_S)
+            for key_sha256, requests in [*self._open.items()]:
+                with contextlib.suppress(AfterwordsError):  # the database is unavailable: check again next time
+                    if not await self._keys.is_valid(key_sha256):
+                        for request in [*requests]:
+                            request.revoke()
+
+
+class RequestTask:
+    """The task of one request, which is cancelled when its key is no longer valid."""
+
+    __slots__ = ("_is_revoked", "_started", "_task", "key_sha256", "spending_id")
+
+    def __init__(self, spending_id: str, key_sha256: bytes) -> None:
+        self.spending_id = spending_id
+        self.key_sha256 = key_sha256
+        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._started = time.monotonic()
+        self._is_revoked = False
+
+    def revoke(self) -> None:
+        """Cancel the task, unless it is so young that it may be the request that revokes its own key."""
+        if not self._is_revoked and time.monotonic() - self._started >= CHECK_KEYS_S:
+            self._is_revoked = True
+            self._task.cancel()
+
+    def take_revocation(self) -> bool:
+        """Return whether the task was revoked, and let it go on in order to answer."""
+        if self._is_revoked:
+            self._task.uncancel()
+        return self._is_revoked
+
+
+class AuthFailures:
+    """Failed authentications of the last minute by client; beyond CLIENTS_MAX clients the oldest are dropped."""
+
+    def __init__(self, maximum: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._maximum = maximum
+        self._clock = clock
+        self._counts: dict[str, tuple[float, int]] = {}  # client: start of its minute, failures since
+
+    def count(self, client: str) -> None:
+        """Count a failure.
+
+        Raises:
+            TooManyAuthFailuresError: The client is over the limit.
+        """
+        started, n_failures = self._current(client)
+        if client not in self._counts and len(self._counts) >= CLIENTS_MAX:
+            del self._counts[next(iter(self._counts))]
+        self._counts[client] = started, n_failures + 1
+        self._limit(started, n_failures + 1)
+
+    def check(self, client: str) -> None:
+        """Raise TooManyAuthFailuresError if the client is at the limit."""
+        started, n_failures = self._current(client)
+        self._limit(started, n_failures + 1)
+
+    def _current(self, client: str) -> tuple[float, int]:
+        now = self._clock()
+        started, n_failures = self._counts.get(client, (now, 0))
+        if now < started + MINUTE_S:
+            return started, n_failures
+        del self._counts[client]  # it is inserted again as the youngest
+        return now, 0
+
+    def _limit(self, started: float, n_failures: int) -> None:
+        if n_failures > self._maximum:
+            wait_s = max(1, math.ceil(started + MINUTE_S - self._clock()))
+            raise TooManyAuthFailuresError(limit=self._maximum, retry_after_s=wait_s)
 
 
 def _digest_of(secret: SecretStr | None) -> bytes | None:
@@ -350,29 +359,20 @@ def _digest_of(secret: SecretStr | None) -> bytes | None:
     return sha256(value.encode()).digest() if value else None
 
 
-def _hosts(settings: Settings) -> frozenset[str]:
-    public = urlsplit(settings.public_url or "").hostname
-    names = {*settings.allowed_hosts, settings.host, *([public] if public else []), *LOCAL_NAMES}
-    return frozenset(name.lower() for name in names)
+def _is_equal(expected: bytes | None, secret: str) -> bool:
+    """Compare a secret with a digest in constant time."""
+    return expected is not None and hmac.compare_digest(expected, sha256(secret.encode()).digest())
 
 
-def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """The address in a hop of X-Forwarded-For, which may have a port: 1.2.3.4:5, [::1]:5."""
-    text = text.strip()
-    if text.startswith("["):
+def _parse_address(text: str, *, with_port: bool = True) -> IPv4Address | IPv6Address | None:
+    """Return the IP address in a text, which may have a port: 1.2.3.4:5, [::1]:5."""
+    text = text.strip() if with_port else text
+    if with_port and text.startswith("["):
         text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
+    elif with_port and text.count(":") == 1:
         text = text.partition(":")[0]
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         return None
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

@@ -20,16 +20,15 @@ from types import FrameType
 from typing import Any, Final, cast
 
 import uvicorn
-from starlette.responses import Response
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from afterwords.errors import AddressInUseError
+from afterwords.errors import AddressInUseError, AfterwordsError, BadRequestError, ServiceUnavailableError
 from afterwords.server.app import create_app
-from afterwords.server.app_state import House, open_store
+from afterwords.server.app_state import ServerState, open_store
 from afterwords.server.dispatch.local import check_backends
 from afterwords.server.ports import Dispatcher
-from afterwords.server.routing import Lifetime, busy_response, not_http_response
+from afterwords.server.routing import Lifetime, unrouted_response
 from afterwords.server.services.home import HomeVoices
 from afterwords.server.services.keys import KeyService, MintedKey
 from afterwords.server.settings import Settings
@@ -97,7 +96,7 @@ def serve(
             proxy_headers=False,
             timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         )
-        server = _Server(config, app.lifetime, lambda house: on_listening(settings, house.home))
+        server = _Server(config, app.lifetime, lambda state: on_listening(settings, state.home))
         server.run([bound])
         log.info("stopped")
         return server.signal
@@ -238,7 +237,7 @@ class _Config(uvicorn.Config):
 class _Server(uvicorn.Server):
     """Uvicorn, which leaves with the signal's meaning and not by the signal itself."""
 
-    def __init__(self, config: uvicorn.Config, lifetime: Lifetime, on_listening: Callable[[House], None]) -> None:
+    def __init__(self, config: uvicorn.Config, lifetime: Lifetime, on_listening: Callable[[ServerState], None]) -> None:
         super().__init__(config)
         self._lifetime = lifetime
         self._on_listening = on_listening
@@ -254,15 +253,15 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         gc.collect()
         gc.freeze()  # what is loaded stays: looking through it again and again took a tenth of the time
-        house = cast("House", self._lifetime.house)
-        self._on_listening(house)
-        self._telling = asyncio.create_task(_tell_loading(house.dispatcher))
+        state = cast("ServerState", self._lifetime.state)
+        self._on_listening(state)
+        self._telling = asyncio.create_task(_tell_loading(state.dispatcher))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Those who wait for a job get their answer now, or they would hold the door open."""
-        house = cast("House | None", self._lifetime.house)
-        if house is not None:
-            house.begin_stop()
+        state = self._lifetime.state
+        if state is not None:
+            state.begin_stop()
         if self._telling is not None:
             self._telling.cancel()
         await super().shutdown(sockets)
@@ -322,7 +321,7 @@ class _Protocol(HttpToolsProtocol):
         super().connection_made(cast("asyncio.Transport", _Lingering(transport, self._has_more_to_come)))
         most = cast("_Config", self.config).n_connections
         if most is not None and len(self.connections) > most:
-            self._answer(busy_response())
+            self._answer(ServiceUnavailableError("The server has as many connections as it may"))
         else:
             self._expect_headers()
 
@@ -379,10 +378,11 @@ class _Protocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - our own words are in the shape of all errors
         self._is_broken = True
-        self._answer(not_http_response())
+        self._answer(BadRequestError("The request is not valid HTTP/1.1.", hint="use an HTTP client."))
 
-    def _answer(self, response: Response) -> None:
-        """Answer what is no request, or not looked at, and close the connection."""
+    def _answer(self, error: AfterwordsError) -> None:
+        """Answer a connection that sent no request, or whose requests are not read, and close it."""
+        response = unrouted_response(error)
         headers = [*response.raw_headers, (b"connection", b"close")]
         status = HTTPStatus(response.status_code)
         begin = f"HTTP/1.1 {status.value} {status.phrase}".encode()

@@ -19,7 +19,7 @@ from afterwords.errors import RangeNotSatisfiableError
 from afterwords.models import SpeechFormat
 from afterwords.server.disconnects import while_connected
 from afterwords.server.ports import BlobReader
-from afterwords.server.routes.responses import MEDIA_TYPES, caller_of, house_of
+from afterwords.server.routes.responses import MEDIA_TYPES, caller_of, exchange_of, state_of
 from afterwords.server.spool import MemoryReader
 from afterwords.server.threads import in_thread
 
@@ -64,7 +64,7 @@ class PiecesResponse(Response):
         self.init_headers({**headers, **({} if size_bytes is None else {"Content-Length": str(size_bytes)})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await while_connected(receive, self._send(send, is_head=scope["method"] == "HEAD"))
+        await while_connected(receive, self._send(send, is_head=scope["afterwords.exchange"].is_head))
 
     async def _send(self, send: Send, *, is_head: bool) -> None:
         is_whole = False
@@ -112,7 +112,8 @@ async def audio_response(
 async def _wav_response(request: Request, audio: BlobReader, sha256: str, headers: dict[str, str]) -> Response:
     tag = f'"{sha256}"'
     headers |= {"Accept-Ranges": "bytes", "ETag": tag}
-    asked = request.headers.get("range") if request.method == "GET" else None
+    is_get = request.method == "GET" and not exchange_of(request).is_head
+    asked = request.headers.get("range") if is_get else None
     part = None
     if asked is not None and request.headers.get("if-range", tag) == tag:
         part = requested_range(asked, audio.size_bytes)
@@ -188,9 +189,9 @@ async def _encoded_response(
     headers: Mapping[str, str],
 ) -> Response:
     media_type = MEDIA_TYPES[speech_format]
-    kept, name = house_of(request).encoded, f"{sha256}.{speech_format}"
+    kept, name = state_of(request).encoded, f"{sha256}.{speech_format}"
     data = kept.get(voice_id, name)
-    if data is None and request.method != "HEAD" and audio.size_bytes <= ENCODE_WHOLE_MAX_BYTES:
+    if data is None and not exchange_of(request).is_head and audio.size_bytes <= ENCODE_WHOLE_MAX_BYTES:
         data = await while_connected(request.receive, _encoded_whole(request, audio, speech_format))
         kept.put(voice_id, name, data)
     if data is not None:
@@ -265,7 +266,7 @@ async def _write(request: Request, writer: AudioWriter, pcm: bytes) -> None:
     def write() -> None:
         writer.write(np.frombuffer(pcm, "<i2").astype(np.float32) / np.float32(32768))
 
-    async with house_of(request).encoding.slot(caller_of(request).account_id):
+    async with state_of(request).encoding.slot(caller_of(request).account_id):
         await in_thread(write)
 
 

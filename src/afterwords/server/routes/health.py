@@ -8,24 +8,23 @@ from fastapi.responses import JSONResponse, Response
 from afterwords import __version__
 from afterwords.errors import AfterwordsError
 from afterwords.models import Health
-from afterwords.server.auth import Credential, needs
-from afterwords.server.routes.responses import errors, exchange_of, house_of, json_response
-from afterwords.server.routing import GuardedRoute
+from afterwords.server.auth import Credential, requires
+from afterwords.server.routes.responses import errors, exchange_of, json_response, state_of
 
-router = APIRouter(route_class=GuardedRoute)
+router = APIRouter()
 
 
 @router.get("/v1/health", tags=["service"], responses={200: {"model": Health}, **errors(_400="invalid_host")})
-@needs(Credential.PUBLIC)
+@requires(Credential.PUBLIC)
 async def health(request: Request) -> Response:
     """Tell that the service answers, and which backends can be asked for."""
     return json_response(
-        Health(status="ok", backends=tuple(house_of(request).dispatcher.backends), version=__version__)
+        Health(status="ok", backends=tuple(state_of(request).dispatcher.backends), version=__version__)
     )
 
 
 @router.get("/healthz", include_in_schema=False)
-@needs(Credential.PUBLIC)
+@requires(Credential.PUBLIC)
 async def healthz(request: Request) -> Response:
     """The process is alive."""
     exchange_of(request).is_routine = True
@@ -33,23 +32,23 @@ async def healthz(request: Request) -> Response:
 
 
 @router.get("/readyz", include_in_schema=False)
-@needs(Credential.PUBLIC)
+@requires(Credential.PUBLIC)
 async def readyz(request: Request) -> Response:
     """Whether a request would be served in full: database, storage and a backend; 503 says what is not ready.
 
     A sweep that is off is said here, and does not make the server unready: it serves on.
     """
     exchange_of(request).is_routine = True
-    house = house_of(request)
-    state = {"database": "ok", "storage": "ok", "backend": house.dispatcher.state}
-    is_ready = house.dispatcher.is_ready
-    for name, part in (("database", house.store), ("storage", house.blobs)):
+    server = state_of(request)
+    state = {"database": "ok", "storage": "ok", "backend": server.dispatcher.state}
+    is_ready = server.dispatcher.is_ready
+    for name, part in (("database", server.store), ("storage", server.blobs)):
         try:
             await part.check()
         except AfterwordsError as error:
             state[name], is_ready = error.code, False
     try:
-        state["sweep"] = (await house.ownership.read()).sweep
+        state["sweep"] = (await server.ownership.read()).sweep
     except AfterwordsError as error:
         state["sweep"] = error.code
     return JSONResponse({"status": "ready" if is_ready else "not ready", **state}, 200 if is_ready else 503)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from afterwords.errors import InsufficientScopeError, KeyNotFoundError
-from afterwords.models import Account, ApiKey, NewApiKey, Usage, is_id
-from afterwords.server.auth import Credential, needs
-from afterwords.server.routes.responses import COMMON, admitted_to, caller_of, errors, house_of, json_response
+from afterwords.errors import InsufficientScopeError
+from afterwords.models import Account, ApiKey, NewApiKey, Usage
+from afterwords.server.auth import Credential, requires
+from afterwords.server.routes.responses import COMMON, KeyId, caller_of, errors, identity_of, json_response, state_of
 from afterwords.server.routes.schemas import NewKeyBody, RotateBody
-from afterwords.server.routing import GuardedRoute
 from afterwords.server.services.keys import MintedKey, digest
 from afterwords.server.services.signing import signing_secret
 
-router = APIRouter(route_class=GuardedRoute, tags=["keys"])
+router = APIRouter(tags=["keys"])
 FIELDS = errors(_422="invalid_field")
 
 
@@ -32,20 +29,20 @@ FIELDS = errors(_422="invalid_field")
         ),
     },
 )
-@needs(Credential.USER_OR_ADMIN)
-async def create_key(request: Request, body: Annotated[NewKeyBody | None, Body()] = None) -> Response:
+@requires(Credential.USER_OR_ADMIN)
+async def create_key(request: Request, body: NewKeyBody | None = None) -> Response:
     """Make a key, which is shown this once: for a new account, or for the one that `account_id` or `for_key` names.
 
     The admin secret makes any. A key without scopes and limit makes keys with scopes for its own account.
     """
     wanted = body or NewKeyBody()
-    minted = await house_of(request).keys.create(
+    minted = await state_of(request).keys.create(
         label=wanted.label,
         scopes=tuple(wanted.scopes),
         character_limit=wanted.character_limit,
         account_id=wanted.account_id,
         for_key=wanted.for_key,
-        by=admitted_to(request).key_id,
+        by=identity_of(request).key_id,
     )
     return _shown_once(minted)
 
@@ -53,20 +50,20 @@ async def create_key(request: Request, body: Annotated[NewKeyBody | None, Body()
 @router.get(
     "/v1/accounts", responses={200: {"model": list[Account]}, **COMMON, **errors(_401="unauthorized, admin_required")}
 )
-@needs(Credential.ADMIN)
+@requires(Credential.ADMIN)
 async def list_accounts(request: Request) -> Response:
     """List all accounts with what they have and have spent this month, oldest first."""
-    accounts = await house_of(request).keys.list_accounts()
+    accounts = await state_of(request).keys.list_accounts()
     return JSONResponse(
         [account.model_dump(mode="json") for account in accounts], headers={"Cache-Control": "no-store"}
     )
 
 
 @router.get("/v1/keys", responses={200: {"model": list[ApiKey]}, **COMMON})
-@needs(Credential.USER_OR_ADMIN)
+@requires(Credential.USER_OR_ADMIN)
 async def list_keys(request: Request) -> Response:
     """List the keys of the asking key's account; for the admin, all. Oldest first."""
-    keys = await house_of(request).keys.list(account_id=admitted_to(request).account_id)
+    keys = await state_of(request).keys.list(account_id=identity_of(request).account_id)
     return JSONResponse([key.model_dump(mode="json") for key in keys], headers={"Cache-Control": "no-store"})
 
 
@@ -75,13 +72,13 @@ async def list_keys(request: Request) -> Response:
     status_code=204,
     responses={**COMMON, **errors(_403="insufficient_scope", _404="key_not_found", _409="key_replaced")},
 )
-@needs(Credential.USER_OR_ADMIN)
-async def revoke_key(request: Request, key_id: str) -> Response:
+@requires(Credential.USER_OR_ADMIN)
+async def revoke_key(request: Request, key_id: KeyId) -> Response:
     """Make a key useless at once. A key that was replaced and is in its overlap may only revoke itself."""
-    await house_of(request).keys.revoke(
+    await state_of(request).keys.revoke(
         _own(request, key_id),
-        account_id=admitted_to(request).account_id,
-        by=admitted_to(request).key_id,
+        account_id=identity_of(request).account_id,
+        by=identity_of(request).key_id,
     )
     return Response(status_code=204)
 
@@ -96,30 +93,28 @@ async def revoke_key(request: Request, key_id: str) -> Response:
         **errors(_403="insufficient_scope", _404="key_not_found", _409="key_replaced"),
     },
 )
-@needs(Credential.USER_OR_ADMIN)
-async def rotate_key(request: Request, key_id: str, body: Annotated[RotateBody | None, Body()] = None) -> Response:
+@requires(Credential.USER_OR_ADMIN)
+async def rotate_key(request: Request, key_id: KeyId, body: RotateBody | None = None) -> Response:
     """Put a new key in the place of one, which stays valid for `overlap_s` seconds and can't be replaced again."""
-    minted = await house_of(request).keys.rotate(
+    minted = await state_of(request).keys.rotate(
         _own(request, key_id),
-        account_id=admitted_to(request).account_id,
-        by=admitted_to(request).key_id,
+        account_id=identity_of(request).account_id,
+        by=identity_of(request).key_id,
         overlap_s=(body or RotateBody()).overlap_s,
     )
     return _shown_once(minted)
 
 
 @router.get("/v1/usage", responses={200: {"model": Usage}, **COMMON})
-@needs(Credential.USER)
+@requires(Credential.USER)
 async def usage(request: Request) -> Response:
     """Tell what was spent this calendar month, UTC: by the key if it has a limit of its own, else by its account."""
-    return json_response(await house_of(request).keys.get_usage(caller_of(request)))
+    return json_response(await state_of(request).keys.get_usage(caller_of(request)))
 
 
 def _own(request: Request, key_id: str) -> str:
     """A key that the asking one may change: itself, or, if it is not narrowed, any of its account."""
-    if not is_id(key_id):
-        raise KeyNotFoundError
-    caller = admitted_to(request).caller
+    caller = identity_of(request).caller
     if caller and caller.scopes and caller.key_id != key_id:
         raise InsufficientScopeError("of a key without scopes")
     return key_id

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, cast
 from urllib.parse import quote
 
-from fastapi import Header, Request
+from fastapi import Header, Path, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
-from afterwords.errors import InvalidFieldError
-from afterwords.models import SpeechFormat
-from afterwords.server.app_state import House
-from afterwords.server.auth import Admitted
+from afterwords.errors import InvalidFieldError, JobNotFoundError, KeyNotFoundError
+from afterwords.models import SpeechFormat, as_id
+from afterwords.server.app_state import ServerState
+from afterwords.server.auth import Identity
 from afterwords.server.records import Caller
 from afterwords.server.routes.schemas import ErrorBody
 from afterwords.server.routing import Exchange
@@ -29,51 +29,66 @@ MEDIA_TYPES: Final = {
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 
+# -- requests -------------------------------------------------------------------------------------------------
+
+
+def _parse_job_id(value: str) -> str:
+    if (job_id := as_id(value)) is None:
+        raise JobNotFoundError
+    return job_id
+
+
+def _parse_key_id(value: str) -> str:
+    if (key_id := as_id(value)) is None:
+        raise KeyNotFoundError
+    return key_id
+
+
+def _check_idempotency_key(value: str) -> str:
+    if not _IDEMPOTENCY_KEY.fullmatch(value):
+        raise InvalidFieldError("Idempotency-Key", rule="it must have 1 to 255 visible ASCII characters")
+    return value
+
+
+JobId = Annotated[str, AfterValidator(_parse_job_id), Path(description="ID of the job.")]
+KeyId = Annotated[str, AfterValidator(_parse_key_id), Path(description="ID of the key.")]
+VoiceId = Annotated[str, Path(description="ID or exact name of the voice.")]
 IdempotencyKey = Annotated[
-    str | None,
-    Header(alias="Idempotency-Key", max_length=255, description="Makes repeating safe: same key, same answer."),
+    Annotated[str, AfterValidator(_check_idempotency_key)] | None,
+    Header(alias="Idempotency-Key", max_length=255, description="Makes retries safe: same key, same response."),
 ]
 
 
-# -- what a request brings ------------------------------------------------------------------------------------
-
-
-def house_of(request: Request) -> House:
-    """The house that this router belongs to."""
-    return cast(House, request.scope["afterwords"])
-
-
-def base_url(request: Request) -> str:
-    """Where links lead: the public URL, else the server's own address and the prefix of this router."""
-    settings, scope = house_of(request).settings, request.scope
-    if settings.public_url:
-        return settings.public_url
-    above = scope["path"].rsplit("/", scope["afterwords.exchange"].route.count("/"))[0]
-    return settings.local_url + quote(above.removeprefix(scope.get("app_root_path", scope.get("root_path", ""))))
+def state_of(request: Request) -> ServerState:
+    """Return the server that handles a request."""
+    return cast(ServerState, request.scope["state"]["afterwords"])
 
 
 def exchange_of(request: Request) -> Exchange:
-    """What the guard holds of a request."""
+    """Return what the route class knows about a request."""
     return cast(Exchange, request.scope["afterwords.exchange"])
 
 
-def admitted_to(request: Request) -> Admitted:
-    """Who asks, as the guard found."""
-    return cast(Admitted, exchange_of(request).admitted)
+def identity_of(request: Request) -> Identity:
+    """Return who sent a request."""
+    return cast(Identity, exchange_of(request).identity)
 
 
 def caller_of(request: Request) -> Caller:
-    """The user who asks; the guard let nobody else in."""
-    caller = admitted_to(request).caller
-    assert caller is not None, "the route needs a user"
+    """Return the user who sent a request to a route that requires one."""
+    caller = identity_of(request).caller
+    assert caller is not None, "the route requires a user"
     return caller
 
 
-def idempotency_key(value: str | None) -> str | None:
-    """The Idempotency-Key header, checked."""
-    if value is not None and not _IDEMPOTENCY_KEY.fullmatch(value):
-        raise InvalidFieldError("Idempotency-Key", rule="it must have 1 to 255 visible ASCII characters")
-    return value
+def base_url(request: Request) -> str:
+    """Return the URL for links: the public one, or the server's own with the prefix of the router."""
+    settings, scope = state_of(request).settings, request.scope
+    if settings.public_url:
+        return settings.public_url
+    n_segments = exchange_of(request).route.rpartition("/v1/")[2].count("/") + 2  # the route may include the prefix
+    prefix = scope["path"].rsplit("/", n_segments)[0]
+    return settings.local_url + quote(prefix.removeprefix(scope.get("app_root_path", scope.get("root_path", ""))))
 
 
 # -- what an answer is ----------------------------------------------------------------------------------------

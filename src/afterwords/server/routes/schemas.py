@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from afterwords.models import (
     NAME_MAX_CHARS,
@@ -52,7 +52,9 @@ class NewKeyBody(Taken):
     """What a key shall be."""
 
     label: str | None = Field(default=None, max_length=NAME_MAX_CHARS, description="What its owner calls it.")
-    scopes: list[Scope] = Field(default=[], max_length=8, description="What it may do; empty: everything.")
+    scopes: list[Annotated[Scope, Strict(False)]] = Field(
+        default=[], max_length=8, description="What it may do; empty: everything."
+    )
     character_limit: int | None = Field(
         default=None, ge=0, lt=2**53, description="Characters it may spend in a calendar month; absent: any number."
     )
@@ -122,7 +124,7 @@ class SynthesizeBody(Taken):
     backend: str | None = Field(default=None, description="The backend to use; absent: the voice's.")
     speed: Speed = Field(default=1.0, description="Speaking rate, 1 = as the voice speaks; the pitch is kept.")
     seed: Seed | None = Field(default=None, description="Makes a sampled result repeatable.")
-    response_format: SpeechFormat = Field(default=SpeechFormat.WAV, description="Format of the audio.")
+    response_format: SpeechFormat = Field(default=SpeechFormat.WAV, strict=False, description="Format of the audio.")
     stream: bool = Field(default=False, description="Send the audio while it is made.")
     webhook_url: str | None = Field(default=None, description="Told when the job is final; https and public.")
 

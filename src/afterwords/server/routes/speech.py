@@ -6,13 +6,13 @@ import re
 from typing import Annotated, Final
 from urllib.parse import quote
 
-from fastapi import APIRouter, Body, Header, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 
-from afterwords.errors import AfterwordsError, JobFinalError, JobNotFoundError, SynthesisError
-from afterwords.models import JobStatus, is_id
+from afterwords.errors import AfterwordsError, JobFinalError, SynthesisError
+from afterwords.models import JobStatus
 from afterwords.provenance import mark_tags
-from afterwords.server.auth import Credential, needs
+from afterwords.server.auth import Credential, requires
 from afterwords.server.disconnects import while_connected
 from afterwords.server.records import Scope, StoredJob
 from afterwords.server.routes.audio import PiecesResponse, audio_response, encoded_stream
@@ -20,22 +20,21 @@ from afterwords.server.routes.responses import (
     COMMON,
     MEDIA_TYPES,
     IdempotencyKey,
+    JobId,
     audio_content,
     base_url,
     caller_of,
     errors,
     exchange_of,
-    house_of,
-    idempotency_key,
     json_response,
     list_response,
+    state_of,
 )
 from afterwords.server.routes.schemas import JobAccepted, JobListed, JobShown, SynthesizeBody
-from afterwords.server.routing import GuardedRoute
 from afterwords.server.services.synthesis import AcceptedJob, CachedSpeech, SynthesisRequest
 from afterwords.server.webhooks import check_url
 
-router = APIRouter(route_class=GuardedRoute, tags=["speech"])
+router = APIRouter(tags=["speech"])
 
 WAIT_MAX_S: Final = 60
 LEFT_OUT_MAX: Final = 20
@@ -67,20 +66,20 @@ Wait = Annotated[int, Query(ge=0, le=WAIT_MAX_S, description="Seconds to wait fo
         ),
     },
 )
-@needs(Credential.USER, Scope.SYNTHESIZE)
+@requires(Credential.USER, Scope.SYNTHESIZE)
 async def synthesize(
     request: Request,
-    body: Annotated[SynthesizeBody, Body()],
-    repeat: IdempotencyKey = None,
+    body: SynthesizeBody,
+    idempotency_key: IdempotencyKey = None,
     prefer: Annotated[str | None, Header(description="`wait=N`: answer with the audio if it is ready by then.")] = None,
 ) -> Response:
     """Speak a text: audio at once where it was spoken before, else a job to follow."""
-    house, caller = house_of(request), caller_of(request)
+    state, caller = state_of(request), caller_of(request)
     ask = SynthesisRequest(
         **body.model_dump(exclude={"stream", "webhook_url"}),
         webhook_url=check_url(body.webhook_url) if body.webhook_url else None,
     )
-    answer = await house.synthesis.submit(caller, ask, idempotency_key=idempotency_key(repeat), listen=body.stream)
+    answer = await state.synthesis.submit(caller, ask, idempotency_key=idempotency_key, listen=body.stream)
     response = await _answered(request, ask, answer, is_stream=body.stream, wait_s=_wait_of(prefer))
     if answer.left_out:
         response.headers["X-Left-Out"] = ",".join(quote(word[:40]) for word in answer.left_out[:LEFT_OUT_MAX])
@@ -90,7 +89,7 @@ async def synthesize(
 async def _answered(
     request: Request, ask: SynthesisRequest, answer: CachedSpeech | AcceptedJob, *, is_stream: bool, wait_s: int
 ) -> Response:
-    house = house_of(request)
+    state = state_of(request)
     if isinstance(answer, CachedSpeech):
         entry = answer.entry
         headers = _about(entry.voice_id, answer.backend, cache="HIT", synth_ms=entry.synth_ms)
@@ -106,7 +105,7 @@ async def _answered(
         return await _streamed(request, answer)
     job = answer.job
     if wait_s:
-        waited = house.synthesis.get_job(caller_of(request), job.job_id, wait_s=wait_s)
+        waited = state.synthesis.get_job(caller_of(request), job.job_id, wait_s=wait_s)
         job = await while_connected(request.receive, waited)
         if job.status is JobStatus.READY:
             return await _audio_of(request, job, _about_job(job))
@@ -118,7 +117,7 @@ async def _answered(
     "/v1/jobs",
     responses={200: {"model": list[JobListed]}, **COMMON, **FORBIDDEN, **errors(_422="invalid_field")},
 )
-@needs(Credential.USER, Scope.SYNTHESIZE)
+@requires(Credential.USER, Scope.SYNTHESIZE)
 async def list_jobs(
     request: Request,
     status: Annotated[JobStatus | None, Query(description="Only jobs that stand so.")] = None,
@@ -126,7 +125,7 @@ async def list_jobs(
     after: Annotated[str | None, Query(max_length=64, description="Begin after this job_id.")] = None,
 ) -> Response:
     """List the account's jobs, newest first. A Link header leads to the next page."""
-    jobs = await house_of(request).synthesis.list_jobs(
+    jobs = await state_of(request).synthesis.list_jobs(
         caller_of(request), status=status, limit=limit, after=after and after.lower()
     )
     items = [_listed(request, job).model_dump(mode="json") for job in jobs]
@@ -139,10 +138,10 @@ async def list_jobs(
     "/v1/jobs/{job_id}",
     responses={200: {"model": JobShown}, **COMMON, **NOT_FOUND, **FORBIDDEN, **errors(_422="invalid_field")},
 )
-@needs(Credential.USER, Scope.SYNTHESIZE)
-async def show_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
+@requires(Credential.USER, Scope.SYNTHESIZE)
+async def show_job(request: Request, job_id: JobId, wait: Wait = 0) -> Response:
     """Tell where a job stands."""
-    found = house_of(request).synthesis.get_job(caller_of(request), _checked(job_id), wait_s=wait)
+    found = state_of(request).synthesis.get_job(caller_of(request), job_id, wait_s=wait)
     job = await (while_connected(request.receive, found) if wait else found)
     exchange_of(request).is_routine = job.status is JobStatus.PENDING
     return json_response(_shown(request, job))
@@ -158,10 +157,10 @@ async def show_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
         **errors(_404="job_not_found, job_not_ready", _416="range_not_satisfiable", _500="audio_lost, internal_error"),
     },
 )
-@needs(Credential.USER, Scope.SYNTHESIZE)
-async def job_audio(request: Request, job_id: str) -> Response:
+@requires(Credential.USER, Scope.SYNTHESIZE)
+async def job_audio(request: Request, job_id: JobId) -> Response:
     """Give the audio of a job that is ready."""
-    job = await house_of(request).synthesis.get_job(caller_of(request), _checked(job_id))
+    job = await state_of(request).synthesis.get_job(caller_of(request), job_id)
     return await _audio_of(request, job, {"X-Job-Id": job.job_id})
 
 
@@ -169,19 +168,17 @@ async def job_audio(request: Request, job_id: str) -> Response:
     "/v1/jobs/{job_id}",
     responses={200: {"model": JobShown}, **COMMON, **NOT_FOUND, **FORBIDDEN, **errors(_409="job_final")},
 )
-@needs(Credential.USER, Scope.SYNTHESIZE)
-async def cancel_job(request: Request, job_id: str) -> Response:
+@requires(Credential.USER, Scope.SYNTHESIZE)
+async def cancel_job(request: Request, job_id: JobId) -> Response:
     """Cancel a pending job; what it reserved is given back."""
-    return json_response(
-        _shown(request, await house_of(request).synthesis.cancel(caller_of(request), _checked(job_id)))
-    )
+    return json_response(_shown(request, await state_of(request).synthesis.cancel(caller_of(request), job_id)))
 
 
 # -- audio ----------------------------------------------------------------------------------------------------
 
 
 async def _audio_of(request: Request, job: StoredJob, headers: dict[str, str]) -> Response:
-    audio = await house_of(request).synthesis.open_audio(job)
+    audio = await state_of(request).synthesis.open_audio(job)
     return await audio_response(
         request, audio, job.response_format, voice_id=job.voice_id, sha256=job.audio_sha256 or "", headers=headers
     )
@@ -192,24 +189,24 @@ async def _streamed(request: Request, accepted: AcceptedJob) -> Response:
 
     A client that disconnects has its job cancelled, whether it waits, is prepared, or is spoken.
     """
-    house, caller, job, listener = house_of(request), caller_of(request), accepted.job, accepted.listener
+    state, caller, job, listener = state_of(request), caller_of(request), accepted.job, accepted.listener
 
     async def close(is_whole: bool) -> None:
         if listener:
             listener.close()
         if accepted.is_new:
-            await house.synthesis.end_stream(caller, job.job_id, is_whole=is_whole)
+            await state.synthesis.end_stream(caller, job.job_id, is_whole=is_whole)
 
     async def begun() -> Response:
         try:
             sample_rate = (
-                await house.synthesis.wait_for_audio(job, listener, wait_s=STREAM_WAIT_S) if listener else None
+                await state.synthesis.wait_for_audio(job, listener, wait_s=STREAM_WAIT_S) if listener else None
             )
             if sample_rate is None or listener is None:
                 response = await _once_ready(request, job)
                 await close(True)
                 return response
-            voice = await house.voices.get(caller, job.voice_id)
+            voice = await state.voices.get(caller, job.voice_id)
         except BaseException as error:
             await close(isinstance(error, AfterwordsError))
             raise
@@ -222,7 +219,7 @@ async def _streamed(request: Request, accepted: AcceptedJob) -> Response:
 
 
 async def _once_ready(request: Request, job: StoredJob) -> Response:
-    job = await house_of(request).synthesis.get_job(caller_of(request), job.job_id, wait_s=STREAM_WAIT_S)
+    job = await state_of(request).synthesis.get_job(caller_of(request), job.job_id, wait_s=STREAM_WAIT_S)
     if job.status is JobStatus.READY:
         return await _audio_of(request, job, _about_job(job))
     if job.status is JobStatus.CANCELLED:
@@ -241,12 +238,6 @@ def _wait_of(prefer: str | None) -> int:
     return 0
 
 
-def _checked(job_id: str) -> str:
-    if not is_id(job_id):
-        raise JobNotFoundError
-    return job_id
-
-
 def _about(voice_id: str, backend: str, *, cache: str, synth_ms: int) -> dict[str, str]:
     return {
         "X-Cache": cache,
@@ -263,7 +254,7 @@ def _about_job(job: StoredJob) -> dict[str, str]:
 
 def _shown(request: Request, job: StoredJob) -> JobShown:
     is_pending = job.status is JobStatus.PENDING
-    now = house_of(request).dispatcher.progress(job) if is_pending else None
+    now = state_of(request).dispatcher.progress(job) if is_pending else None
     return JobShown(
         job_id=job.job_id,
         status=job.status,

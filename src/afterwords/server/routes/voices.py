@@ -4,34 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Body, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from afterwords.audio.wav import REFERENCE_MAX_BYTES
 from afterwords.errors import InvalidFieldError, MissingFieldError
 from afterwords.library.bundle import BUNDLE_MAX_BYTES
 from afterwords.models import BUNDLE_TYPE, ConsentKind
-from afterwords.server.auth import Credential, needs
+from afterwords.server.auth import Credential, requires
 from afterwords.server.records import Scope, StoredVoice, VoiceChanges
 from afterwords.server.routes.multipart import Form, read_form
 from afterwords.server.routes.responses import (
     COMMON,
     IdempotencyKey,
+    VoiceId,
     caller_of,
     errors,
-    house_of,
-    idempotency_key,
     json_response,
     list_response,
+    state_of,
 )
 from afterwords.server.routes.schemas import CONSENTS, VoiceCreated, VoiceListed, VoicePatch, VoiceShown
-from afterwords.server.routing import SLACK_BYTES, GuardedRoute
+from afterwords.server.routing import MULTIPART_OVERHEAD_BYTES
 from afterwords.server.services.voices import VoiceFields
 from afterwords.server.spool import open_spool
 
-router = APIRouter(route_class=GuardedRoute, tags=["voices"])
+router = APIRouter(tags=["voices"])
 
-FORM_MAX_BYTES: Final = REFERENCE_MAX_BYTES + SLACK_BYTES
+FORM_MAX_BYTES: Final = REFERENCE_MAX_BYTES + MULTIPART_OVERHEAD_BYTES
 TEXT_FIELDS: Final = ("name", "backend", "ref_text", "lang", "family", "consent")
 NOT_FOUND: Final = errors(_404="voice_not_found", _409="ambiguous_voice_name")
 RECORDING: Final = (
@@ -87,19 +87,18 @@ _BUNDLE: Final[dict[str, Any]] = {
     responses={201: {"model": VoiceCreated}, **COMMON, **UPLOAD},
     openapi_extra=_FORM,
 )
-@needs(Credential.USER, Scope.VOICES_WRITE, max_body_bytes=FORM_MAX_BYTES, is_upload=True)
-async def create_voice(request: Request, repeat: IdempotencyKey = None) -> Response:
+@requires(Credential.USER, Scope.VOICES_WRITE, max_body_bytes=FORM_MAX_BYTES, is_upload=True)
+async def create_voice(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
     """Register a voice from a recording; the recording is kept as mono 16-bit WAV, and what was sent is discarded."""
-    key = idempotency_key(repeat)
-    house, caller = house_of(request), caller_of(request)
-    with house.receiving.hold(caller.account_id), open_spool(house.settings.folder) as file:
+    state, caller = state_of(request), caller_of(request)
+    with state.receiving.hold(caller.account_id), open_spool(state.settings.folder) as file:
         form = await read_form(
             request, file, max_file_bytes=REFERENCE_MAX_BYTES, file_field="ref_audio", fields=TEXT_FIELDS
         )
         fields = _read(form)
-        async with house.uploading.slot(caller.account_id):
+        async with state.uploading.slot(caller.account_id):
             file.seek(0)
-            voice = await house.voices.register(caller, fields, file.read(), idempotency_key=key)
+            voice = await state.voices.register(caller, fields, file.read(), idempotency_key=idempotency_key)
     return json_response(_created(voice), 201, _grade_of(voice))
 
 
@@ -107,14 +106,14 @@ async def create_voice(request: Request, repeat: IdempotencyKey = None) -> Respo
     "/v1/voices",
     responses={200: {"model": list[VoiceListed]}, **COMMON, **errors(_403="insufficient_scope", _422="invalid_field")},
 )
-@needs(Credential.USER, Scope.VOICES_READ)
+@requires(Credential.USER, Scope.VOICES_READ)
 async def list_voices(
     request: Request,
     limit: Annotated[int | None, Query(ge=1, le=1000, description="The most that are listed at once.")] = None,
     after: Annotated[str | None, Query(max_length=64, description="Begin after this voice_id.")] = None,
 ) -> Response:
     """List the account's voices, oldest first. With a limit, a Link header leads to the next page."""
-    voices = await house_of(request).voices.list(caller_of(request), limit=limit, after=after and after.lower())
+    voices = await state_of(request).voices.list(caller_of(request), limit=limit, after=after and after.lower())
     items = [VoiceListed(**_created(voice).model_dump(), lang=voice.lang).model_dump(mode="json") for voice in voices]
     return list_response(
         items, request=request, path="/v1/voices", limit=limit, last_id=voices[-1].voice_id if voices else None
@@ -125,10 +124,10 @@ async def list_voices(
     "/v1/voices/{voice_id}",
     responses={200: {"model": VoiceShown}, **COMMON, **NOT_FOUND, **errors(_403="insufficient_scope")},
 )
-@needs(Credential.USER, Scope.VOICES_READ)
-async def show_voice(request: Request, voice_id: str) -> Response:
+@requires(Credential.USER, Scope.VOICES_READ)
+async def show_voice(request: Request, voice_id: VoiceId) -> Response:
     """Show all that is kept of a voice but its owner."""
-    return json_response(_shown(await house_of(request).voices.get(caller_of(request), voice_id)))
+    return json_response(_shown(await state_of(request).voices.get(caller_of(request), voice_id)))
 
 
 @router.patch(
@@ -144,11 +143,11 @@ async def show_voice(request: Request, voice_id: str) -> Response:
         ),
     },
 )
-@needs(Credential.USER, Scope.VOICES_WRITE)
-async def change_voice(request: Request, voice_id: str, body: Annotated[VoicePatch, Body()]) -> Response:
+@requires(Credential.USER, Scope.VOICES_WRITE)
+async def change_voice(request: Request, voice_id: VoiceId, body: VoicePatch) -> Response:
     """Change what is said about a voice. What was cached is dropped if its transcript or language changes."""
     changes = VoiceChanges(**body.model_dump())
-    changed = await house_of(request).voices.update(caller_of(request), voice_id, changes)
+    changed = await state_of(request).voices.update(caller_of(request), voice_id, changes)
     return json_response(_shown(changed))
 
 
@@ -161,10 +160,10 @@ async def change_voice(request: Request, voice_id: str, body: Annotated[VoicePat
         **errors(_403="insufficient_scope", _409="ambiguous_voice_name, home_voice"),
     },
 )
-@needs(Credential.USER, Scope.VOICES_WRITE)
-async def delete_voice(request: Request, voice_id: str) -> Response:
+@requires(Credential.USER, Scope.VOICES_WRITE)
+async def delete_voice(request: Request, voice_id: VoiceId) -> Response:
     """Delete a voice, its recording, its jobs and all audio that was made with it."""
-    await house_of(request).voices.delete(caller_of(request), voice_id)
+    await state_of(request).voices.delete(caller_of(request), voice_id)
     return Response(status_code=204)
 
 
@@ -177,16 +176,16 @@ async def delete_voice(request: Request, voice_id: str) -> Response:
         **errors(_403="insufficient_scope", _500="reference_missing, internal_error"),
     },
 )
-@needs(Credential.USER, Scope.VOICES_READ)
+@requires(Credential.USER, Scope.VOICES_READ)
 async def export_voice(
     request: Request,
-    voice_id: str,
+    voice_id: VoiceId,
     prompts: Annotated[
         bool, Query(description="With what engines made of the voice, in version 2 of the format.")
     ] = False,
 ) -> Response:
     """Give the voice as one portable file: recording, transcript, consent and their hashes."""
-    voices = house_of(request).voices
+    voices = state_of(request).voices
     found_id, data = await voices.export_bundle(caller_of(request), voice_id, with_prompts=prompts)
     name = f'attachment; filename="{found_id}.afterwords"'
     return Response(data, media_type=BUNDLE_TYPE, headers={"Content-Disposition": name, "Cache-Control": "no-store"})
@@ -203,17 +202,16 @@ async def export_voice(
     },
     openapi_extra=_BUNDLE,
 )
-@needs(Credential.USER, Scope.VOICES_WRITE, max_body_bytes=BUNDLE_MAX_BYTES, is_upload=True)
-async def import_voice(request: Request, repeat: IdempotencyKey = None) -> Response:
+@requires(Credential.USER, Scope.VOICES_WRITE, max_body_bytes=BUNDLE_MAX_BYTES, is_upload=True)
+async def import_voice(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
     """Make a voice of a portable file that `export` gave, here or elsewhere."""
-    key = idempotency_key(repeat)
-    house, caller = house_of(request), caller_of(request)
-    with house.receiving.hold(caller.account_id), open_spool(house.settings.folder) as file:
+    state, caller = state_of(request), caller_of(request)
+    with state.receiving.hold(caller.account_id), open_spool(state.settings.folder) as file:
         async for piece in request.stream():
             file.write(piece)
-        async with house.uploading.slot(caller.account_id):
+        async with state.uploading.slot(caller.account_id):
             file.seek(0)
-            voice = await house.voices.import_bundle(caller, file.read(), idempotency_key=key)
+            voice = await state.voices.import_bundle(caller, file.read(), idempotency_key=idempotency_key)
     return json_response(_created(voice), 201, _grade_of(voice))
 
 

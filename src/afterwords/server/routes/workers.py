@@ -16,21 +16,19 @@ from afterwords.errors import (
     EmptyDataError,
     InvalidFieldError,
     InvalidJsonError,
-    JobNotFoundError,
     MissingFieldError,
     RequestTooLargeError,
     RunawayAudioError,
 )
-from afterwords.models import as_id, is_id
-from afterwords.server.auth import JSON_MAX_BYTES, Credential, needs
+from afterwords.models import as_id
+from afterwords.server.auth import JSON_MAX_BYTES, Credential, requires
 from afterwords.server.records import StoredJob
-from afterwords.server.routes.responses import COMMON, admitted_to, errors, house_of, json_response
+from afterwords.server.routes.responses import COMMON, JobId, errors, identity_of, json_response, state_of
 from afterwords.server.routes.schemas import CompleteBody, Completed
-from afterwords.server.routing import GuardedRoute
 from afterwords.server.spool import open_spool
 from afterwords.text import longest_speech_s
 
-router = APIRouter(route_class=GuardedRoute, tags=["workers"])
+router = APIRouter(tags=["workers"])
 
 BYTES_PER_SECOND: Final = 2 * 48_000
 """The most that speech takes as 16-bit mono."""
@@ -57,11 +55,11 @@ RESULT: Final = {
         }
     },
 )
-@needs(Credential.WORKER, max_body_bytes=None)
-async def complete(request: Request, job_id: str) -> Response:
+@requires(Credential.WORKER, max_body_bytes=None)
+async def complete(request: Request, job_id: JobId) -> Response:
     """Bring the result of a job, in JSON. The first that arrives wins; a second changes nothing."""
     job = await _open(request, job_id)
-    with open_spool(house_of(request).settings.folder) as file:
+    with open_spool(state_of(request).settings.folder) as file:
         await _receive(request, job, file, expansion=4 / 3)
         content = file.read()
     try:
@@ -77,7 +75,7 @@ async def complete(request: Request, job_id: str) -> Response:
         raise InvalidFieldError("job_id", rule="it must be the job of the path")
     if job is None:
         return _taken()
-    completion = house_of(request).completion
+    completion = state_of(request).completion
     if body.error is not None:
         await completion.fail(job_id, job.attempt, error="synthesis_failed")
         return _taken()
@@ -101,10 +99,10 @@ async def complete(request: Request, job_id: str) -> Response:
         }
     },
 )
-@needs(Credential.WORKER, max_body_bytes=None)
+@requires(Credential.WORKER, max_body_bytes=None)
 async def put_audio(
     request: Request,
-    job_id: str,
+    job_id: JobId,
     digest: Annotated[
         str | None, Header(alias="X-Content-SHA256", description="SHA-256 of the body in hex; required.")
     ] = None,
@@ -116,19 +114,17 @@ async def put_audio(
     job = await _open(request, job_id)
     if digest is None:
         raise MissingFieldError("X-Content-SHA256")
-    with open_spool(house_of(request).settings.folder) as file:
+    with open_spool(state_of(request).settings.folder) as file:
         if await _receive(request, job, file) != digest.lower():
             raise InvalidFieldError("X-Content-SHA256", rule="it must be the SHA-256 of the body")
         if job is not None:
-            await house_of(request).completion.complete(job_id, job.attempt, file, synth_ms=synth_ms)
+            await state_of(request).completion.complete(job_id, job.attempt, file, synth_ms=synth_ms)
     return _taken()
 
 
 async def _open(request: Request, job_id: str) -> StoredJob | None:
     """The job that waits for this result; None if it has come before. Asked before the body is read."""
-    if not is_id(job_id):
-        raise JobNotFoundError
-    return await house_of(request).completion.open_job(job_id, admitted_to(request).attempt)
+    return await state_of(request).completion.open_job(job_id, identity_of(request).attempt)
 
 
 async def _receive(request: Request, job: StoredJob | None, file: BinaryIO, *, expansion: float = 1) -> str:
@@ -149,7 +145,7 @@ async def _receive(request: Request, job: StoredJob | None, file: BinaryIO, *, e
             raise RequestTooLargeError(maximum_bytes=maximum)
         if n_bytes > maximum and job is not None:
             at_least_s = n_bytes / expansion / BYTES_PER_SECOND
-            await house_of(request).completion.reject(
+            await state_of(request).completion.reject(
                 job, RunawayAudioError(duration_s=at_least_s, maximum_s=longest_s)
             )
         digest.update(piece)
