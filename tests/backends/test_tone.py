@@ -45,7 +45,7 @@ def test_a_fault_word_fails_after_the_first_chunk_when_testing(monkeypatch: pyte
     monkeypatch.setenv("AFTERWORDS_TESTING", "1")
     chunks = ToneEngine().synthesize(task("please fault-fail here"))
     assert next(chunks).samples.any()
-    with pytest.raises(SynthesisError, match="told to fail"):
+    with pytest.raises(SynthesisError, match="asked for a failure"):
         next(chunks)
 
 

@@ -87,9 +87,9 @@ def test_good_reader_at_16_khz_gets_a_b() -> None:
 
 
 def test_finding_has_value_rule_and_advice() -> None:
-    told = finding(examine(noisy(10)), "noise")
-    assert told.reason.startswith(f"The speech lies {told.value:.0f} dB above the background; 30 dB or more is an A")
-    assert told.advice.startswith("record in a quiet room")
+    noise = finding(examine(noisy(10)), "noise")
+    assert noise.reason.startswith(f"The speech is {noise.value:.0f} dB above the background; 30 dB or more is an A")
+    assert noise.advice.startswith("record in a quiet room")
     assert not finding(examine(READER), "level").advice
 
 
@@ -122,15 +122,15 @@ def test_one_full_scale_peak_is_not_clipping() -> None:
 
 @pytest.mark.parametrize(("limit_hz", "grade"), [(3400, "D"), (2500, "F"), (5500, "C")])
 def test_bandwidth_is_the_highest_frequency(limit_hz: float, grade: str) -> None:
-    told = finding(examine(low_passed(limit_hz)), "bandwidth")
-    assert told.value == pytest.approx(limit_hz / 1000, abs=0.3)
-    assert told.grade == grade
+    measured = finding(examine(low_passed(limit_hz)), "bandwidth")
+    assert measured.value == pytest.approx(limit_hz / 1000, abs=0.3)
+    assert measured.grade == grade
 
 
 @pytest.mark.parametrize("rate", [22_050, 48_000])
 def test_higher_rate_adds_no_bandwidth(rate: int) -> None:
-    told = finding(examine(audio(resample(READER.samples, RATE, rate), rate)), "bandwidth")
-    assert told.value == finding(examine(READER), "bandwidth").value
+    measured = finding(examine(audio(resample(READER.samples, RATE, rate), rate)), "bandwidth")
+    assert measured.value == finding(examine(READER), "bandwidth").value
 
 
 def test_telephone_bandwidth_is_graded_at_its_own_rate() -> None:
@@ -152,9 +152,9 @@ def test_constant_offset_changes_nothing() -> None:
 
 def test_long_pause_is_graded() -> None:
     paused = np.concatenate([READER.samples[: 7 * RATE], silence(2.2), READER.samples[7 * RATE :]])
-    told = finding(examine(audio(paused)), "pause")
-    assert told.value == pytest.approx(2.7, abs=0.2)
-    assert told.grade == "C"
+    measured = finding(examine(audio(paused)), "pause")
+    assert measured.value == pytest.approx(2.7, abs=0.2)
+    assert measured.grade == "C"
 
 
 def test_silence_at_the_edges_is_graded() -> None:
@@ -195,9 +195,9 @@ def test_a_transcript_is_held_against_what_was_check_and_measure(words: tuple[Wo
 
 
 def test_report_converts_to_json() -> None:
-    told = json.loads(json.dumps(examine(READER, transcript=TEXT).to_dict()))
-    assert told["grade"] == "B"
-    assert told["findings"][0] == {
+    report = json.loads(json.dumps(examine(READER, transcript=TEXT).to_dict()))
+    assert report["grade"] == "B"
+    assert report["findings"][0] == {
         "measure": "length", "value": pytest.approx(21.8, abs=0.2), "unit": "s", "grade": "A", "advice": "",
         "reason": "21.8 s of the 24.7 s are speech; 10 s or more is an A, less than 3 s an F.",
     }  # fmt: skip

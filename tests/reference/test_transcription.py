@@ -141,11 +141,11 @@ except TranscriberError as error:
     print(error.message)
 """
     home = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "AFTERWORDS_HOME": str(tmp_path)}
-    told = subprocess.run(
+    error = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | home, capture_output=True, text=True, check=True
     ).stdout
-    assert told.startswith("The recording could not be transcribed: the model small can't be loaded")
-    assert told.count("\n") == 1
+    assert error.startswith("The recording could not be transcribed: the model small can't be loaded")
+    assert error.count("\n") == 1
 
 
 def test_missing_package_error_names_the_extra(reader: Audio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,9 @@ import json
 from pathlib import Path
 from afterwords.audio.audio import decode
 from afterwords.reference.transcription import transcribe
-told = []
-recognized = transcribe(decode(Path({str(READER)!r})), lang="en", progress=lambda done, step: told.append((done, step)))
-print(json.dumps([recognized.text, told]))
+steps = []
+recognized = transcribe(decode(Path({str(READER)!r})), lang="en", progress=lambda *step: steps.append(step))
+print(json.dumps([recognized.text, steps]))
 """
 
 
@@ -130,12 +130,12 @@ def transcribed(hub: Hub, home: Path, **settings: str) -> subprocess.CompletedPr
 def test_missing_model_is_downloaded_with_progress(hub: Hub, tmp_path: Path) -> None:
     done = transcribed(hub, tmp_path)
     assert done.returncode == 0, done.stderr
-    text, told = json.loads(done.stdout)
+    text, steps = json.loads(done.stdout)
     assert "amiable" in text.lower()
-    downloading = [fraction for fraction, step in told if step == "downloading"]
+    downloading = [fraction for fraction, step in steps if step == "downloading"]
     assert downloading == sorted(downloading)
     assert downloading[-1] > 0.5
-    assert told[-1] == [0.0, "transcribing"]
+    assert steps[-1] == [0.0, "transcribing"]
     assert "%" not in done.stderr
     assert {path.split("/")[1] for path, _ in hub.asked} <= {"api", "Systran"}
     assert not [path for path, _ in hub.asked if path.startswith("/api/") and not path.startswith("/api/models/")]

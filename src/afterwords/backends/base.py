@@ -1,8 +1,7 @@
-"""What an engine is: the protocol every plug-in under `afterwords.engines` keeps, and the types it speaks in.
+"""The engine protocol of plug-ins under the entry points `afterwords.engines`, and its types.
 
-Engines are found by the registry, prepared and driven by the studio here and by workers on servers. They
-know nothing of files, libraries or requests: a reference in, a prompt out; a task in, chunks out.
-`afterwords.testing.EngineContract` holds an engine to all that stands here.
+An engine knows no files, libraries or requests: it turns a reference into a prompt, and a task into chunks of speech.
+`afterwords.testing.EngineContract` tests an engine against this protocol.
 """
 
 from __future__ import annotations
@@ -20,30 +19,30 @@ if TYPE_CHECKING:
     from afterwords.models import SpeechTask
 
 Progress = Callable[[float, str], None]
-"""Told how far long work is: a fraction in [0, 1] and what is being done, in a few words."""
+"""Callback for the progress of long work: a fraction in [0, 1] and the current step in a few words."""
 
 
 def ignore_progress(fraction: float, step: str) -> None:
-    """The Progress of a caller who does not look."""
+    """Ignore progress."""
 
 
 class InvalidPromptError(ValueError):
-    """Bytes are no prompt that this engine can use: it is made again from the reference.
+    """The engine can't use these bytes as a prompt; the caller prepares the reference again.
 
-    A prompt may come from anyone, in the file of a voice. An engine raises this from `describe` or as the cause of a
+    Prompts are untrusted: they come with imported voices. An engine raises this from `describe`, or as the cause of a
     SynthesisError.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The prepared recording that a voice is made from.
+    """A prepared recording to clone a voice from.
 
     Attributes:
-        samples: shape (n_samples,), float32 mono in [-1, 1].
-        sample_rate: in Hz.
-        text: transcript of exactly these samples; None where it is not known.
-        lang: two letters.
+        samples: Shape (n_samples,), float32 mono in [-1, 1].
+        sample_rate: In Hz.
+        text: Transcript of exactly these samples, if known.
+        lang: Two-letter language code.
     """
 
     samples: NDArray[np.float32] = field(repr=False)
@@ -54,7 +53,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of speech: samples of shape (n_samples,), float32 mono in [-1, 1], at the engine's rate."""
+    """A piece of speech: samples of shape (n_samples,), float32 mono in [-1, 1], at the rate of the engine."""
 
     samples: NDArray[np.float32] = field(repr=False)
 
@@ -64,8 +63,8 @@ class Available:
     """The engine can run here.
 
     Attributes:
-        note: one line on what it will use, for example the device.
-        is_slow: it takes longer to speak than to listen, so it is chosen only by name, or where nothing else can run.
+        note: One line on what it uses, such as the device.
+        is_slow: Slower than real time: `auto` selects it only if no other engine can run.
     """
 
     note: str = ""
@@ -77,9 +76,9 @@ class Unavailable:
     """The engine can't run here.
 
     Attributes:
-        reason: why.
-        fix: the command or action that mends it.
-        is_foreign: it is made for other machines than this one, so another engine's reason is the one to tell.
+        reason: Why it can't run.
+        fix: The command or action that makes it run.
+        is_foreign: It is for other machines; the reason of another engine is more useful.
     """
 
     reason: str
@@ -88,17 +87,17 @@ class Unavailable:
 
 
 def not_installed(packages: Sequence[str], *, extra: str) -> Unavailable:
-    """Return what to say of an engine whose packages, named as they are imported, come with an extra of afterwords."""
+    """Return the state of an engine without packages (by import name) that an extra of afterwords installs."""
     names = [name.replace("_", "-") for name in packages]
     listed = f"{', '.join(names[:-1])} and {names[-1]} are" if len(names) > 1 else f"{names[0]} is"
     return Unavailable(f"{listed} not installed", pip_install(extra))
 
 
 def unspoken(engine: Engine, text: str) -> list[str]:
-    """Return the words of a text that an engine leaves out, as its method `unspoken(text)` says, if it has one.
+    """Return the words of a text that an engine skips, by its optional method `unspoken(text)`.
 
     Raises:
-        UnspeakableTextError: it would leave out all of them.
+        UnspeakableTextError: The engine would skip all words.
     """
     find = getattr(engine, "unspoken", None)
     return list(find(text)) if find is not None else []
@@ -106,14 +105,14 @@ def unspoken(engine: Engine, text: str) -> list[str]:
 
 @runtime_checkable
 class Engine(Protocol):
-    """A plug-in that speaks one or more backends on this machine.
+    """A plug-in that runs one or more backends on this machine.
 
     Attributes:
-        name: of the engine, for example "lite".
-        backends: public ids of the models it runs.
-        sample_rate: of every chunk, in Hz.
-        max_concurrent: utterances it speaks at once; further calls wait.
-        prompt_version: changes whenever prompts made before must be made again.
+        name: Name of the engine, such as "lite".
+        backends: Public IDs of its models.
+        sample_rate: Rate of all chunks in Hz.
+        max_concurrent: Utterances that it synthesizes at once; further calls wait.
+        prompt_version: Changes when older prompts become unusable.
     """
 
     name: str
@@ -123,73 +122,72 @@ class Engine(Protocol):
     prompt_version: str
 
     def languages(self, backend: str) -> frozenset[str]:
-        """Which languages a backend speaks, as two-letter codes. Needs no weights."""
+        """Return the two-letter codes of the languages of a backend. Needs no weights."""
         ...
 
     def availability(self) -> Available | Unavailable:
-        """Whether it can run here. Quick: loads no weights, raises nothing."""
+        """Return whether the engine can run here. Quick; loads no weights, never raises."""
         ...
 
     def load(self, backend: str, progress: Progress = ignore_progress) -> None:
-        """Load the weights now, so that the first utterance does not wait for them.
+        """Load the weights before the first utterance.
 
         Args:
-            backend: one of the engine's own. Loading it again changes nothing.
-            progress: told how far it is.
+            backend: One of `backends`. Loading it again does nothing.
+            progress: Called with the progress.
 
         Raises:
-            ModelFileError: a weight file is missing or altered.
+            ModelFileError: A weights file is missing or changed.
         """
         ...
 
     def prepare(self, reference: Reference, progress: Progress = ignore_progress, *, fast: bool = False) -> bytes:
-        """Make the prompt of a voice, once. It is a cache that can be made again, never the voice itself.
+        """Derive the prompt of a voice from its reference. A prompt is a cache, never the voice itself.
 
         Args:
-            reference: the prepared recording.
-            progress: told how far it is.
-            fast: give up likeness for time, where the engine has such a choice.
+            reference: The prepared recording.
+            progress: Called with the progress.
+            fast: Trade similarity for time, if the engine can.
 
         Raises:
-            UnvoicedReferenceError: too little of it is a voice.
+            UnvoicedReferenceError: Too little of the recording is voiced speech.
         """
         ...
 
     def describe(self, prompt: bytes) -> dict[str, float | str]:
-        """What is known of a prompt and worth telling its owner, for example how alike it sounds; may be empty.
+        """Return facts about a prompt for its owner, such as the similarity; may be empty.
 
-        `notice`, if it is there, is a sentence that `clone` tells.
+        `clone` shows the sentence in `notice`, if there is one.
 
         Raises:
-            InvalidPromptError: these bytes are no prompt of this engine. They may come from anyone.
+            InvalidPromptError: The engine can't use these untrusted bytes.
         """
         ...
 
     def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
-        """Speak one utterance, yielding chunks as they are ready.
+        """Synthesize one utterance and yield chunks as they are ready.
 
-        May be called from several threads. Closing the iterator cancels this utterance alone.
+        May be called from several threads. Closing the generator cancels only this utterance.
 
         Raises:
-            SynthesisError: it could not speak.
+            SynthesisError: Synthesis failed.
         """
         ...
 
     def close(self) -> None:
-        """Give back memory and threads. A closed engine may be used again; it loads anew."""
+        """Release memory and threads. A closed engine loads again on its next use."""
         ...
 
 
 SaveCheckpoint = Callable[[bytes], None]
-"""Given what a preparation has found so far; the latest replaces those before."""
+"""Callback that stores the state of a preparation; each state replaces the one before."""
 
 
 @runtime_checkable
 class ResumableEngine(Engine, Protocol):
-    """An engine whose preparation takes long, and can go on where another process was interrupted.
+    """An engine whose long preparation can resume after an interruption, even in another process.
 
-    Servers use it where they find it. Others speak meanwhile: it must not keep the engine to itself for more than a
-    second or two at a time.
+    Servers use it. Synthesis goes on during a preparation, which must not block the engine for more than 2 s at a time.
     """
 
     def resume(
@@ -200,16 +198,15 @@ class ResumableEngine(Engine, Protocol):
         checkpoint: bytes | None,
         save: SaveCheckpoint,
     ) -> bytes:
-        """Make the same prompt as `prepare` does, from a checkpoint if there is one.
+        """Derive the same prompt as `prepare`, from a checkpoint if there is one.
 
         Args:
-            reference: the prepared recording, the same for every checkpoint of it.
-            progress: told how far it is.
-            checkpoint: what `save` was given last, with this `prompt_version`; bytes that are no checkpoint count as
-                none.
-            save: call it whenever a few seconds of work would be lost otherwise.
+            reference: The prepared recording of the checkpoint.
+            progress: Called with the progress.
+            checkpoint: The last state passed to `save` with this `prompt_version`; invalid bytes are ignored.
+            save: Called every few seconds of work.
 
         Raises:
-            UnvoicedReferenceError: too little of it is a voice.
+            UnvoicedReferenceError: Too little of the recording is voiced speech.
         """
         ...

@@ -1,4 +1,4 @@
-"""Giving memory back: an engine that nobody has used for a while is closed, and loads anew when it is needed."""
+"""Close an engine that has been idle for a while; it loads again on its next use."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class Idle:
-    """Closes something once nobody has been busy with it for some time.
+class IdleTimer:
+    """Calls `close` after a time without use.
 
     Args:
-        close: gives the memory back.
-        after_s: seconds until then; 0 keeps it for ever.
+        close: Releases the memory.
+        after_s: Idle time in seconds; 0: never close.
     """
 
     def __init__(self, close: Callable[[], None], *, after_s: float) -> None:
         self._close, self._after_s = close, after_s
-        self._lock = threading.RLock()  # a generator that is collected may leave in the middle of another one's entry
+        self._lock = threading.RLock()  # reentrant: a garbage-collected generator may exit in any thread
         self._n_busy = 0
         self._timer: threading.Timer | None = None
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """It is in use as long as this is entered. Waits while it is being closed."""
+        """Mark as in use inside the block. Waits for a running close."""
         with self._lock:
             self._n_busy += 1
             if self._timer is not None:

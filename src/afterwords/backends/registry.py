@@ -1,7 +1,6 @@
-"""Which engines there are, which backend to use, and the loaded engines of this process.
+"""Find engines by the entry points `afterwords.engines`, choose a backend, and share the engines of this process.
 
-Engines are found by the entry point group `afterwords.engines`. A plug-in that fails to load is listed with
-the reason and hides no other. `tone` is offered only to those who name it in `AFTERWORDS_BACKENDS`.
+A plug-in that fails to load is listed with the reason. `tone` is listed only if `AFTERWORDS_BACKENDS` names it.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from afterwords.telemetry import turn_off_telemetry
 
 GROUP: Final = "afterwords.engines"
 PREFERENCE: Final = ("qwen3-1.7b", "qwen3-0.6b", "lite")
-"""What `auto` takes first; other backends follow in order of their names."""
+"""The first choices of `auto`; other backends follow by name."""
 HIDDEN: Final = frozenset({"tone"})
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One backend and whether it can run here. `engine` is None where the plug-in could not be loaded.
+    """A backend and whether it can run here. `engine` is None if the plug-in failed to load.
 
-    Where several engines offer it, this is the fittest of them; among equals, the first by the name of its entry point.
+    If several engines offer a backend, the fittest one has it; among equals, the first by entry point name.
     """
 
     name: str
@@ -46,7 +45,7 @@ class Backend:
 
     @property
     def fitness(self) -> int:
-        """How well its engine suits this machine: the larger, the better."""
+        """Return how well the engine suits this machine; larger is better."""
         if isinstance(self.state, Available):
             return 2 if self.state.is_slow else 3
         return 0 if self.state.is_foreign else 1
@@ -57,10 +56,11 @@ class Backend:
 
 
 def backends(config: Config | None = None) -> list[Backend]:
-    """All backends that are offered here, best first, whether or not they can run."""
+    """Return all backends, best first, whether or not they can run here."""
     config = config or load_config()
     found: dict[str, Backend] = {}
-    for backend in (backend for point in _entry_points() for backend in _backends_of(point)):
+    points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
+    for backend in (backend for point in points for backend in _backends_of(point)):
         if backend.name not in found or backend.fitness > found[backend.name].fitness:
             found[backend.name] = backend
     if config.backends is not None:
@@ -71,16 +71,16 @@ def backends(config: Config | None = None) -> list[Backend]:
 
 
 def choose(name: str = "auto", *, lang: str | None = None, config: Config | None = None) -> Backend:
-    """Choose the backend that shall speak.
+    """Choose a backend.
 
     Args:
-        name: of a backend, or "auto" for the first that can run here and speaks `lang`.
-        lang: two letters; None asks for no language.
+        name: Name of a backend, or "auto" for the best one that can run here and speaks `lang`.
+        lang: Two-letter language code; None: any.
 
     Raises:
-        InvalidBackendError: no backend of that name is offered.
-        BackendUnavailableError: it, or with "auto" every one, can't run here.
-        UnsupportedLangError: it, or with "auto" every one that can run, does not speak the language.
+        InvalidBackendError: No backend has this name.
+        BackendUnavailableError: The backend (with "auto", each one) can't run here.
+        UnsupportedLangError: The backend (with "auto", each one that can run) doesn't speak the language.
     """
     offered = backends(config)
     if name == "auto":
@@ -91,7 +91,7 @@ def choose(name: str = "auto", *, lang: str | None = None, config: Config | None
             raise InvalidBackendError(name, offered=[backend.name for backend in offered])
     usable = sorted((backend for backend in wanted if backend.is_available), key=lambda backend: backend.is_slow)
     if not usable:
-        state = wanted[0].state if wanted else _nothing()
+        state = wanted[0].state if wanted else _no_engine()
         assert isinstance(state, Unavailable)
         raise BackendUnavailableError(wanted[0].name if wanted else name, reason=state.reason, fix=state.fix)
     speaks = [backend for backend in usable if lang is None or lang in backend.languages]
@@ -108,36 +108,29 @@ def choose(name: str = "auto", *, lang: str | None = None, config: Config | None
 
 
 def engine_for(backend: Backend) -> Engine:
-    """The engine of an available backend; one instance a process, shared by all its backends."""
+    """Return the engine of an available backend: one instance per process, shared by its backends."""
     if isinstance(backend.state, Unavailable):
         raise BackendUnavailableError(backend.name, reason=backend.state.reason, fix=backend.state.fix)
-    assert backend.engine is not None, "only what did not load has no engine, and that is unavailable"
+    assert backend.engine is not None, "a backend without an engine is unavailable"
     return backend.engine
 
 
-def _nothing() -> Unavailable:
+def _no_engine() -> Unavailable:
     return Unavailable(
-        "no installed engine offers a backend that is wanted",
-        f"{pip_install('lite')}; if AFTERWORDS_BACKENDS is set, it must name what `afterwords backends` lists",
+        "no installed engine has a requested backend",
+        f"{pip_install('lite')}; if AFTERWORDS_BACKENDS is set, it must name backends that `afterwords backends` lists",
     )
-
-
-def _entry_points() -> list[EntryPoint]:
-    return sorted(entry_points(group=GROUP), key=lambda point: point.name)
 
 
 def _backends_of(point: EntryPoint) -> list[Backend]:
     try:
         engine = _instance(point)
         state = engine.availability()
-    except Exception as error:  # noqa: BLE001 - a plug-in may fail in any way, and must not take the others down
+    except Exception as error:  # noqa: BLE001 - a plug-in may fail in any way
         reason = f"its plug-in could not be loaded ({type(error).__name__}: {error})"
-        return [Backend(point.name, point.name, None, Unavailable(reason, f"reinstall or remove {_origin(point)}"))]
+        package = point.dist.name if point.dist else point.value
+        return [Backend(point.name, point.name, None, Unavailable(reason, f"reinstall or remove {package}"))]
     return [Backend(name, engine.name, engine, state) for name in engine.backends]
-
-
-def _origin(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else point.value
 
 
 _instances_lock = threading.Lock()

@@ -1,11 +1,10 @@
-"""The `tone` engine, for tests: a tone instead of a voice, the same for the same text, with exact timing.
+"""The `tone` engine, for tests: a deterministic tone with exact timing.
 
-Pitch comes from the text's hash, length from its characters. Offered only when `AFTERWORDS_BACKENDS` names it.
-With `AFTERWORDS_TESTING=1` a fault word in the text makes it fail in that way, so that what lies above an engine
-can be tested against every end an engine comes to. From the second chunk on, at each chunk: `fault-fail` raises a
-SynthesisError, `fault-error` what nobody expects, `fault-memory` a MemoryError; `fault-hang` never returns;
-`fault-crash` kills the process; `fault-slow` takes 50 ms; `fault-leak` takes 50 ms, and 16 MB for good. A word with
-`fault-unspoken` in it is one that the engine says it can't speak.
+The hash of the text gives the pitch, its length the duration. Listed only if `AFTERWORDS_BACKENDS` names it.
+With `AFTERWORDS_TESTING=1`, fault words in the text make it fail at each chunk after the first: `fault-fail` raises a
+SynthesisError, `fault-error` a ValueError, `fault-memory` a MemoryError; `fault-hang` never returns; `fault-crash`
+kills the process; `fault-slow` takes 50 ms; `fault-leak` takes 50 ms and leaks 16 MB. A word with `fault-unspoken` in
+it is skipped.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ SECONDS_PER_CHARACTER: Final = 0.06
 CHUNK_S: Final = 0.24
 SAMPLE_RATE: Final = 24_000
 BAD_PROMPT: Final = b"fault-prompt"
-"""What is refused as a prompt when testing."""
+"""An invalid prompt, for tests."""
 SLOW_S: Final = 0.05
 UNSPOKEN: Final = "fault-unspoken"
 LEAK_BYTES: Final = 16 * 1024 * 1024
 
 
 class ToneEngine:
-    """Speaks every language as a tone between 200 and 800 Hz, 60 ms a character."""
+    """Speaks any language as a tone between 200 and 800 Hz, 60 ms per character."""
 
     name = "tone"
     backends: tuple[str, ...] = ("tone",)
@@ -60,7 +59,7 @@ class ToneEngine:
         return Available("a tone, for tests")
 
     def load(self, backend: str, progress: Progress = ignore_progress) -> None:  # noqa: ARG002 - one backend
-        import numpy  # noqa: F401 - all there is to load
+        import numpy  # noqa: F401 - nothing else to load
 
         progress(1.0, "done")
 
@@ -69,7 +68,7 @@ class ToneEngine:
         reference: Reference,
         progress: Progress = ignore_progress,
         *,
-        fast: bool = False,  # noqa: ARG002 - nothing to hasten
+        fast: bool = False,  # noqa: ARG002 - it is always fast
     ) -> bytes:
         digest = hashlib.sha256(reference.samples.tobytes()).digest()
         progress(1.0, "done")
@@ -77,7 +76,7 @@ class ToneEngine:
 
     def describe(self, prompt: bytes) -> dict[str, float | str]:
         if prompt == BAD_PROMPT and load_config().is_testing:
-            raise InvalidPromptError("it is the one that is told to be invalid")
+            raise InvalidPromptError("the prompt is invalid for a test")
         return {}
 
     def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
@@ -89,7 +88,9 @@ class ToneEngine:
         step = round(CHUNK_S * SAMPLE_RATE)
         for start in range(0, length, step):
             if is_testing and start:
-                _fail_as_told(task.text)
+                for word, fault in FAULTS.items():
+                    if word in task.text:
+                        fault()
             time_s = np.arange(start, min(start + step, length)) / SAMPLE_RATE
             yield Chunk((0.2 * np.sin(2 * np.pi * frequency * time_s)).astype(np.float32))
 
@@ -105,33 +106,27 @@ class ToneEngine:
         pass
 
 
-def _fail_as_told(text: str) -> None:
-    for word, fault in FAULTS.items():
-        if word in text:
-            fault()
-
-
 def _crash() -> None:
     os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
 
 
 def _raise_typed() -> None:
-    raise SynthesisError("tone", why="it was told to fail")
+    raise SynthesisError("tone", why="the text asked for a failure")
 
 
-def _raise_foreign() -> None:
-    raise ValueError("it was told to fail in a way nobody expected")
+def _raise_unexpected() -> None:
+    raise ValueError("the text asked for an unexpected failure")
 
 
 def _exhaust_memory() -> None:
-    raise MemoryError("it was told to run out of memory")
+    raise MemoryError("the text asked for a memory error")
 
 
 def _hang() -> None:
     threading.Event().wait()
 
 
-def _dawdle() -> None:
+def _slow_down() -> None:
     time.sleep(SLOW_S)
 
 
@@ -144,11 +139,11 @@ _leaked: list[bytes] = []
 
 FAULTS: Final[dict[str, Callable[[], None]]] = {
     "fault-fail": _raise_typed,
-    "fault-error": _raise_foreign,
+    "fault-error": _raise_unexpected,
     "fault-memory": _exhaust_memory,
     "fault-hang": _hang,
     "fault-crash": _crash,
-    "fault-slow": _dawdle,
+    "fault-slow": _slow_down,
     "fault-leak": _leak,
 }
-"""What a word in the text does at each chunk after the first, when testing."""
+"""Effects of the fault words."""

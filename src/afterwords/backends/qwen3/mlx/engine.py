@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from afterwords.backends import qwen3
 from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress, not_installed
-from afterwords.backends.idle import Idle
+from afterwords.backends.idle import IdleTimer
 from afterwords.backends.memory import memory_bytes
 from afterwords.backends.qwen3.base import Parts, Qwen3Engine, check_memory, speak_to_nobody
 from afterwords.config import load_config
@@ -51,7 +51,7 @@ class MlxEngine(Qwen3Engine):
         self._spoken_with: str | None = None  # the checkpoint that was loaded before
         super().__init__()
         self.max_concurrent = ROWS
-        self._idle = Idle(self._close_unless_changed, after_s=load_config().idle_unload_s)
+        self._idle = IdleTimer(self._close_unless_changed, after_s=load_config().idle_unload_s)
 
     def availability(self) -> Available | Unavailable:
         if not (_is_apple_silicon() or find_spec("mlx")):
