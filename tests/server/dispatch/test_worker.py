@@ -1,4 +1,4 @@
-"""A machine that speaks: work in, PCM out, and what is worth keeping of it."""
+"""Work in, PCM out, and new prompts."""
 
 from __future__ import annotations
 
@@ -30,44 +30,44 @@ def work(text: str = TEXT, *, speed: float = 1.0, backend: str = "tone", prompt:
         speed=speed,
         prompt=prompt,
         reference=READER.read_bytes(),
-        ref_text="what is said",
+        ref_text="the transcript",
     )
 
 
 @pytest.mark.parametrize("speed", [1.0, 1.5, 0.5])
-def test_work_becomes_the_sound_that_the_engine_makes_of_it(speed: float) -> None:
+def test_worker_returns_the_engine_audio(speed: float) -> None:
     task = SpeechTask(text=TEXT, lang="en", backend="tone", voice_id="me", prompt=b"known")
     expected = b"".join(pcm16(chunk.samples) for chunk in speak(ToneEngine(), task, speed, ignore_progress))
-    utterance = Worker().begin(work(speed=speed))
-    assert b"".join(utterance) == expected
-    assert utterance.sample_rate == SAMPLE_RATE
-    assert utterance.new_prompt is None
+    stream = Worker().start(work(speed=speed))
+    assert b"".join(stream) == expected
+    assert stream.sample_rate == SAMPLE_RATE
+    assert stream.new_prompt is None
 
 
-def test_what_came_of_it_is_known_when_all_was_read() -> None:
-    utterance = Worker().begin(work())
-    assert utterance.result is None
-    list(utterance)
-    assert utterance.result is not None
-    assert utterance.result.duration_s == pytest.approx(len(TEXT) * SECONDS_PER_CHARACTER)
-    assert utterance.result.first_audio_ms is not None
-    assert utterance.result.first_audio_ms <= utterance.result.synth_ms
+def test_result_is_known_after_all_audio_was_read() -> None:
+    stream = Worker().start(work())
+    assert stream.result is None
+    list(stream)
+    assert stream.result is not None
+    assert stream.result.duration_s == pytest.approx(len(TEXT) * SECONDS_PER_CHARACTER)
+    assert stream.result.first_audio_ms is not None
+    assert stream.result.first_audio_ms <= stream.result.synth_ms
 
 
-def test_a_prompt_that_is_not_known_is_made_before_the_first_sound() -> None:
+def test_missing_prompt_is_made_before_the_first_audio() -> None:
     fractions: list[float] = []
-    utterance = Worker().begin(work(prompt=None), lambda fraction, _: fractions.append(fraction))
+    stream = Worker().start(work(prompt=None), lambda fraction, _: fractions.append(fraction))
     assert fractions == [1.0]
-    assert utterance.new_prompt
-    assert list(utterance)
+    assert stream.new_prompt
+    assert list(stream)
 
 
-def test_what_progress_raises_ends_the_making_of_a_prompt() -> None:
-    def give_up(fraction: float, step: str) -> None:
+def test_exception_in_progress_ends_the_preparation() -> None:
+    def interrupt(fraction: float, step: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Worker().begin(work(prompt=None), give_up)
+        Worker().start(work(prompt=None), interrupt)
 
 
 def test_work_needs_a_prompt_or_a_reference() -> None:
@@ -75,56 +75,50 @@ def test_work_needs_a_prompt_or_a_reference() -> None:
         Work(text="hello", lang="en", backend="tone", voice_id="me")
 
 
-def test_a_reference_that_is_no_wav_is_refused() -> None:
+def test_reference_must_be_a_wav() -> None:
     broken = Work(text="hello", lang="en", backend="tone", voice_id="me", reference=b"ID3 and so on" * 9)
     with pytest.raises(NotWavError):
-        Worker().begin(broken)
+        Worker().start(broken)
 
 
-def test_a_backend_that_is_not_here_is_refused() -> None:
+def test_unknown_backend_is_refused() -> None:
     with pytest.raises(InvalidBackendError):
-        Worker().begin(work(backend="gpt-9"))
+        Worker().start(work(backend="gpt-9"))
 
 
-def test_loading_ahead_tells_how_far_it_is() -> None:
-    fractions: list[float] = []
-    assert Worker().load("tone", lambda fraction, _: fractions.append(fraction)).name == "tone"
-    assert fractions[-1] == 1.0
+def test_close_stops_the_engine() -> None:
+    stream = Worker().start(work(TEXT * 10))
+    assert next(iter(stream))
+    stream.close()
+    assert list(stream) == []
 
 
-def test_an_utterance_given_up_closes_the_engine_s_own() -> None:
-    utterance = Worker().begin(work(TEXT * 10))
-    assert next(iter(utterance))
-    utterance.close()
-    assert list(utterance) == []
-
-
-def test_what_an_engine_raises_unforeseen_is_a_synthesis_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_engine_error_is_a_synthesis_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERWORDS_TESTING", "1")
     with pytest.raises(SynthesisError, match="ValueError"):
-        list(Worker().begin(work("fault-error and on")))
+        list(Worker().start(work("fault-error and on")))
 
 
 class OutOfMemoryError(RuntimeError):
-    """As torch calls it."""
+    """A stand-in for torch.cuda.OutOfMemoryError."""
 
 
 @pytest.mark.parametrize("cause", [MemoryError(), OutOfMemoryError("CUDA"), RuntimeError("std::bad_alloc")])
-def test_a_lack_of_memory_is_known_beneath_what_was_made_of_it(cause: Exception) -> None:
+def test_out_of_memory_is_found_among_causes(cause: Exception) -> None:
     with pytest.raises(SynthesisError) as raised:
         raise SynthesisError("lite", why="it raised something") from cause
     assert is_out_of_memory(raised.value)
     assert not is_out_of_memory(SynthesisError("lite", why="it is ill"))
 
 
-def test_text_and_voice_stay_out_of_every_repr() -> None:
+def test_repr_shows_neither_text_nor_voice() -> None:
     shown = repr(work("a secret", prompt=b"a secret prompt"))
     assert "secret" not in shown
-    assert "what is said" not in shown
+    assert "the transcript" not in shown
     assert "RIFF" not in shown
 
 
-def test_a_worker_knows_neither_web_nor_database() -> None:
+def test_worker_imports_neither_web_nor_database() -> None:
     code = "import afterwords.server.dispatch.worker, sys; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}

@@ -1,4 +1,4 @@
-"""A speaking process by itself, as the server sees it: what it outlives, what ends it, and what it never lets out."""
+"""A worker process by itself: what it survives, what ends it, and what it keeps secret."""
 
 from __future__ import annotations
 
@@ -20,39 +20,41 @@ from afterwords.server.dispatch.local import environment_for
 from afterwords.server.dispatch.worker import Work
 from afterwords.server.dispatch.worker_process import (
     COMMAND,
-    Child,
-    ChildFailedError,
-    ChildLostError,
-    Limits,
-    Utterance,
+    WorkerCrashedError,
+    WorkerError,
+    WorkerLimits,
+    WorkerProcess,
+    WorkerUtterance,
 )
 from afterwords.server.settings import Settings
 from tests.conftest import READER
-from tests.server.dispatch.desk import PATIENCE_S
-from tests.server.dispatch.dispatching import ENDLESS, eventually, install_odd
+from tests.server.dispatch.memory_queue import DEADLINE_S
+from tests.server.dispatch.running import ENDLESS, eventually, install_odd
 
 pytestmark = pytest.mark.anyio
 
-LIMITS = Limits(start_allowance_s=60, stall_s=60, memory_bytes=1 << 30, recycle_after=100)
+LIMITS = WorkerLimits(start_allowance_s=60, stall_s=60, memory_bytes=1 << 30, recycle_after=100)
 
 
 @asynccontextmanager
-async def child_of(backend: str, limits: Limits = LIMITS) -> AsyncIterator[Child]:
-    child = await Child.start(limits, {**environment_for(load_config(), os.environ), "AFTERWORDS_BACKENDS": backend})
+async def start_worker(backend: str, limits: WorkerLimits = LIMITS) -> AsyncIterator[WorkerProcess]:
+    worker = await WorkerProcess.start(
+        limits, {**environment_for(load_config(), os.environ), "AFTERWORDS_BACKENDS": backend}
+    )
     try:
-        await child.load(backend, ignore_progress)
-        yield child
+        await worker.load(backend, ignore_progress)
+        yield worker
     finally:
-        await child.end()
+        await worker.end()
 
 
-def say(child: Child, text: str, *, backend: str = "tone") -> Utterance:
+def say(worker: WorkerProcess, text: str, *, backend: str = "tone") -> WorkerUtterance:
     work = Work(text=text, lang="en", backend=backend, voice_id="me", prompt=b"")
-    return child.speak(work, engine=backend)
+    return worker.speak(work, engine=backend)
 
 
-def prepare(child: Child, transcript: str) -> Utterance:
-    """Have the odd engine make a prompt, which takes it over two seconds."""
+def prepare(worker: WorkerProcess, transcript: str) -> WorkerUtterance:
+    """Have the odd engine make a prompt, which takes over two seconds."""
     work = Work(
         text="hello",
         lang="en",
@@ -61,85 +63,85 @@ def prepare(child: Child, transcript: str) -> Utterance:
         reference=READER.read_bytes(),
         ref_text=transcript,
     )
-    return child.speak(work, engine="odd")
+    return worker.speak(work, engine="odd")
 
 
-async def heard(utterance: Utterance) -> bytes:
+async def read_pcm(utterance: WorkerUtterance) -> bytes:
     pcm = b""
-    while (frame := await utterance.next()) is not None:
-        pcm += frame.body if frame.kind == "sound" else b""
+    while (message := await utterance.next()) is not None:
+        pcm += message.body if message.kind == "audio" else b""
     return pcm
 
 
-async def test_what_libraries_print_gets_in_nobodys_way(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_prints_of_libraries_do_not_disturb_messages(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_odd(home, monkeypatch)
-    async with child_of("odd") as child:
-        assert len(await heard(say(child, "hello", backend="odd"))) == 2 * 5 * 24_000 * 6 // 100
+    async with start_worker("odd") as worker:
+        assert len(await read_pcm(say(worker, "hello", backend="odd"))) == 2 * 5 * 24_000 * 6 // 100
 
 
-async def test_a_cancelled_utterance_ends_within_two_chunks_and_the_other_goes_on() -> None:
-    async with child_of("tone") as child:
-        cancelled, other = say(child, ENDLESS), say(child, "fault-slow and some more")
+async def test_cancelled_utterance_ends_within_two_chunks() -> None:
+    async with start_worker("tone") as worker:
+        cancelled, other = say(worker, ENDLESS), say(worker, "fault-slow and some more")
         assert await cancelled.next()
-        child.cancel(cancelled)
-        further = len(await heard(cancelled)) / 2 / 24_000 / 0.24
+        worker.cancel(cancelled)
+        further = len(await read_pcm(cancelled)) / 2 / 24_000 / 0.24
         assert further <= 3  # one that was on its way, and two
-        assert len(await heard(other)) == 2 * 24 * 24_000 * 6 // 100
-        assert not child.is_lost
+        assert len(await read_pcm(other)) == 2 * 24 * 24_000 * 6 // 100
+        assert not worker.is_lost
 
 
-async def test_making_a_prompt_can_be_cancelled(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_preparation_can_be_cancelled(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_odd(home, monkeypatch)
-    async with child_of("odd") as child:
-        utterance = prepare(child, "chatty")
+    async with start_worker("odd") as worker:
+        utterance = prepare(worker, "chatty")
         await eventually((home / "odd.log").exists)
-        child.cancel(utterance)
+        worker.cancel(utterance)
         assert await utterance.next() is None
         assert (home / "odd.log").read_text().split() == ["prepare"]
 
 
-async def test_a_preparation_is_killed_once_it_makes_no_progress(
+async def test_preparation_without_progress_is_killed(
     home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     install_odd(home, monkeypatch)
-    async with child_of("odd", Limits(1.8, 1.8, 1 << 30, 100)) as child:
-        assert await heard(prepare(child, "chatty"))
-        with pytest.raises(ChildLostError) as lost:
-            await heard(prepare(child, "silent"))
-    assert lost.value.code == "preparing_timed_out"
+    async with start_worker("odd", WorkerLimits(1.8, 1.8, 1 << 30, 100)) as worker:
+        assert await read_pcm(prepare(worker, "chatty"))
+        with pytest.raises(WorkerCrashedError) as crashed:
+            await read_pcm(prepare(worker, "silent"))
+    assert crashed.value.code == "preparing_timed_out"
     assert "preparing a voice made no progress for 1.8 s at 0 % (AFTERWORDS_START_ALLOWANCE_S)" in caplog.text
 
 
-async def test_a_backend_that_is_not_there_is_refused() -> None:
-    async with child_of("tone") as child:
-        with pytest.raises(ChildFailedError, match="no backend 'nothing'") as failed:
-            await child.load("nothing", ignore_progress)
+async def test_load_of_unknown_backend_is_refused() -> None:
+    async with start_worker("tone") as worker:
+        with pytest.raises(WorkerError, match="no backend 'nothing'") as failed:
+            await worker.load("nothing", ignore_progress)
         assert failed.value.code == "invalid_backend"
 
 
-async def test_what_is_spoken_to_a_dead_process_is_lost() -> None:
-    async with child_of("tone") as child:
-        utterance = say(child, ENDLESS)
-        child.kill()
-        with pytest.raises(ChildLostError):
-            await heard(utterance)
+async def test_utterance_of_a_dead_process_raises() -> None:
+    async with start_worker("tone") as worker:
+        utterance = say(worker, ENDLESS)
+        worker.kill()
+        with pytest.raises(WorkerCrashedError):
+            await read_pcm(utterance)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-async def test_signals_to_everybody_are_for_the_server(name: str) -> None:
-    async with child_of("tone") as child:
-        os.kill(child.pid, getattr(signal, name))
-        assert await heard(say(child, "hello"))
+async def test_signals_to_the_group_do_not_end_the_process(name: str) -> None:
+    async with start_worker("tone") as worker:
+        os.kill(worker.pid, getattr(signal, name))
+        assert await read_pcm(say(worker, "hello"))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of others has no such score")
-async def test_the_kernel_takes_it_before_the_server() -> None:
-    async with child_of("tone") as child:
-        assert Path(f"/proc/{child.pid}/oom_score_adj").read_text() == "1000\n"
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has this score")
+async def test_kernel_kills_the_process_before_the_server() -> None:
+    async with start_worker("tone") as worker:
+        assert Path(f"/proc/{worker.pid}/oom_score_adj").read_text() == "1000\n"
 
 
 @pytest.mark.parametrize("text", [ENDLESS, "now fault-hang"], ids=["speaking", "hanging"])
-def test_it_ends_when_its_input_does_and_says_nothing_on_stderr(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_ends_with_its_input_and_empty_stderr(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERWORDS_BACKENDS", "tone")
     with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -147,25 +149,25 @@ def test_it_ends_when_its_input_does_and_says_nothing_on_stderr(text: str, monke
         work = {"text": text, "lang": "en", "backend": "tone", "voice_id": "me"}
         process.stdin.write(messages.pack("speak", b"prompt", number=1, work=work, parts={"prompt": 6}))
         process.stdin.flush()
-        for kind in ("speaking", "sound"):
-            frame = messages.read(process.stdout)  # type: ignore[arg-type]
-            assert frame is not None
-            assert frame.kind == kind
+        for kind in ("speaking", "audio"):
+            message = messages.read(process.stdout)  # type: ignore[arg-type]
+            assert message is not None
+            assert message.kind == kind
         process.stdin.close()
-        assert process.wait(PATIENCE_S) == 0
+        assert process.wait(DEADLINE_S) == 0
         assert process.stderr is not None
         assert process.stderr.read() == b""
 
 
-async def test_a_process_that_ended_leaves_no_zombie() -> None:
-    async with child_of("tone") as child:
-        process = psutil.Process(child.pid)
+async def test_ended_process_leaves_no_zombie() -> None:
+    async with start_worker("tone") as worker:
+        process = psutil.Process(worker.pid)
         process.kill()
         await eventually(lambda: not process.is_running())
-        await eventually(lambda: child.is_lost)
+        await eventually(lambda: worker.is_lost)
 
 
-def test_a_speaking_process_finds_models_where_its_server_does_and_loads_them_likewise(tmp_path: Path) -> None:
+def test_worker_process_gets_the_model_settings(tmp_path: Path) -> None:
     config = Config(
         home=tmp_path,
         models=tmp_path / "weights",
@@ -177,7 +179,7 @@ def test_a_speaking_process_finds_models_where_its_server_does_and_loads_them_li
     assert load_config(environment_for(config, {})) == config
 
 
-def test_no_spelling_of_a_secret_reaches_a_speaking_process(tmp_path: Path) -> None:
+def test_secrets_in_any_case_are_left_out(tmp_path: Path) -> None:
     names = ("AFTERWORDS_ADMIN_SECRET", "AFTERWORDS_CALLBACK_SECRET", "AFTERWORDS_DATABASE_URL", "AFTERWORDS_API_KEY")
     spellings = {spelling(name) for name in (*names, "AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN") for spelling in (
         str.upper, str.lower, str.title)}  # fmt: skip

@@ -20,7 +20,7 @@ from afterwords.errors import ReferenceTooLongError, ServiceUnavailableError, Un
 from afterwords.server.services import decoding
 from afterwords.server.services.decoding import DecodingPool
 from tests.audio.test_wav import GOOD, tone
-from tests.server.dispatch.dispatching import children, eventually, leave_out_others
+from tests.server.dispatch.running import children, eventually, ignore_other_children
 
 pytestmark = pytest.mark.anyio
 
@@ -61,7 +61,7 @@ def pids() -> list[int]:
 
 @pytest.fixture(autouse=True)
 def own_children() -> None:
-    leave_out_others()
+    ignore_other_children()
 
 
 @pytest.fixture

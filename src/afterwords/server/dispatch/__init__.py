@@ -1,21 +1,21 @@
-"""Where jobs are spoken: engines in supervised processes of this machine."""
+"""Where jobs run: worker processes of this machine, with the engines in them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from afterwords.server.dispatch.local import InProcessDispatcher
+    from afterwords.server.dispatch.local import LocalDispatcher
 
-__all__ = ["InProcessDispatcher"]
+__all__ = ["LocalDispatcher"]
 
 
-if not TYPE_CHECKING:  # a type checker that saw this would accept every misspelt name
+if not TYPE_CHECKING:  # so that a type checker still finds misspelt names
 
     def __getattr__(name: str) -> object:
-        """Load the dispatcher when it is asked for: its processes import this package, and don't need it."""
+        """Import the dispatcher on first use: worker processes import this package without it."""
         if name not in __all__:
             raise AttributeError(name)
-        from afterwords.server.dispatch.local import InProcessDispatcher
+        from afterwords.server.dispatch.local import LocalDispatcher
 
-        return InProcessDispatcher
+        return LocalDispatcher

@@ -1,4 +1,4 @@
-"""The sound of one job as it comes, kept by whoever speaks it, and heard by any number of listeners."""
+"""The audio of one job while it is synthesized: one attempt writes it, any number of listeners read it."""
 
 from __future__ import annotations
 
@@ -7,46 +7,45 @@ from pathlib import Path
 
 from afterwords.audio.wav import wav_header
 from afterwords.errors import SynthesisError
-from afterwords.server.dispatch.changes import Changes
+from afterwords.server.dispatch.condition import Condition
 from afterwords.server.spool import Spool
 
 _HEADER_BYTES = len(wav_header(8000, n_frames=0))
-_HEARD_BYTES = 64 * 1024  # at once, by a listener
+_READ_BYTES = 64 * 1024  # at once, by a listener
 
 
-class Sound:
-    """A WAV file (mono, 16 bits) that grows. All of it is kept: it is the job's audio in the end.
+class AudioStream:
+    """A WAV file (mono, 16 bits) that grows. All of it is kept: it becomes the job's audio.
 
     Attributes:
-        file: in memory while it is short, else on the disk; its header is right once it is finished.
-        sample_rate: in Hz; None before the first piece.
-        n_listeners: who still hears it.
+        file: In memory while it is short, then on disk; its header is valid once it is finished.
+        sample_rate: In Hz; None before the first chunk.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.changes = Changes()
+        self.changed = Condition()
         self.file = Spool(folder)
         self.sample_rate: int | None = None
         self.backend = ""
-        self.is_over = False
-        self.is_broken = False
+        self.is_finished = False
+        self.is_aborted = False
         self.n_listeners = 0
-        self._is_kept = True
+        self._is_job_over = False
 
     @property
-    def is_begun(self) -> bool:
+    def has_started(self) -> bool:
         return self.sample_rate is not None
 
     @property
     def duration_s(self) -> float:
-        """Length so far, in seconds."""
+        """Duration so far, in seconds."""
         return (self.file.size_bytes - _HEADER_BYTES) / 2 / self.sample_rate if self.sample_rate else 0.0
 
-    def add(self, pcm: bytes, *, sample_rate: int, backend: str) -> None:
-        """Take the next piece.
+    def write(self, pcm: bytes, *, sample_rate: int, backend: str) -> None:
+        """Append a chunk.
 
         Raises:
-            StorageFullError, StorageUnavailableError: there is no room for it; it may be tried again.
+            StorageFullError, StorageUnavailableError: It could not be kept; the call may be repeated.
         """
         if not pcm:
             return
@@ -54,64 +53,64 @@ class Sound:
             self.file.write(wav_header(sample_rate, n_frames=0))
         self.file.write(pcm)
         self.sample_rate, self.backend = sample_rate, backend
-        self.changes.tell()
+        self.changed.notify_all()
 
     def finish(self) -> None:
-        """Nothing more will come: that was all."""
+        """End the stream: the audio is complete."""
         if self.sample_rate is not None and not self.file.closed:
             n_frames = (self.file.size_bytes - _HEADER_BYTES) // 2
             self.file.replace_head(wav_header(self.sample_rate, n_frames=n_frames))
-        self.is_over = True
-        self.changes.tell()
+        self.is_finished = True
+        self.changed.notify_all()
 
-    def break_off(self) -> None:
-        """Nothing more will come, and what came is not whole. What is over already stays as it is."""
-        if not self.is_over:
-            self.is_broken = True
+    def abort(self) -> None:
+        """End the stream: the audio is incomplete. A finished stream stays as it is."""
+        if not self.is_finished:
+            self.is_aborted = True
             self.finish()
 
-    def drop(self) -> None:
-        """Keep it no longer than it is heard."""
-        self._is_kept = False
-        self.close_unheard()
+    def release(self) -> None:
+        """Remove the file as soon as its last listener is gone."""
+        self._is_job_over = True
+        self.remove_unused()
 
-    def close_unheard(self) -> None:
-        """Remove the file if it is neither kept nor heard."""
-        if not self._is_kept and not self.n_listeners:
+    def remove_unused(self) -> None:
+        """Remove the file if neither the job nor a listener needs it."""
+        if self._is_job_over and not self.n_listeners:
             self.file.close()
 
 
-class SoundListener:
+class AudioListener:
     """One listener; implements the port Listener."""
 
-    def __init__(self, sound: Sound, on_close: Callable[[], None]) -> None:
-        self._sound = sound
+    def __init__(self, stream: AudioStream, on_close: Callable[[], None]) -> None:
+        self._stream = stream
         self._on_close = on_close
         self._is_closed = False
-        sound.n_listeners += 1
+        stream.n_listeners += 1
 
     async def begun(self) -> int | None:
-        sound = self._sound
-        await sound.changes.until(lambda: sound.is_begun or sound.is_over or self._is_closed)
-        return None if self._is_closed else sound.sample_rate
+        stream = self._stream
+        await stream.changed.wait_for(lambda: stream.has_started or stream.is_finished or self._is_closed)
+        return None if self._is_closed else stream.sample_rate
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        sound, place = self._sound, _HEADER_BYTES
+        stream, position = self._stream, _HEADER_BYTES
         while not self._is_closed:
-            if pcm := sound.file.read_at(place, _HEARD_BYTES):
-                place += len(pcm)
+            if pcm := stream.file.read_at(position, _READ_BYTES):
+                position += len(pcm)
                 yield pcm
-            elif not sound.is_over:
-                await sound.changes.next()
-            elif sound.is_broken:
-                raise SynthesisError(sound.backend, why="it broke off")
+            elif not stream.is_finished:
+                await stream.changed.wait()
+            elif stream.is_aborted:
+                raise SynthesisError(stream.backend, why="it broke off")
             else:
                 return
 
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
-            self._sound.n_listeners -= 1
-            self._sound.changes.tell()
+            self._stream.n_listeners -= 1
+            self._stream.changed.notify_all()
             self._on_close()
-            self._sound.close_unheard()
+            self._stream.remove_unused()

@@ -1,7 +1,7 @@
-"""The dispatcher of a server that speaks for itself: it claims jobs and has its own processes speak them.
+"""The local dispatcher: claim jobs and run them in worker processes of this machine.
 
-The server's process stays light: engines are asked what they offer, and load elsewhere. A crash, a hang or a lack of
-memory there costs an attempt, never the server.
+The server's process stays small: engines are asked which backends they have, and are loaded elsewhere. A crash, a hang
+or a lack of memory there costs an attempt, never the server.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -20,51 +21,49 @@ from afterwords.backends.memory import memory_bytes
 from afterwords.config import Config, load_config
 from afterwords.errors import BackendUnavailableError, InvalidOptionError
 from afterwords.server import failpoints
-from afterwords.server.dispatch.attempt import Attempt
-from afterwords.server.dispatch.audio_stream import Sound, SoundListener
-from afterwords.server.dispatch.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, wait_at_most
-from afterwords.server.dispatch.worker_process import Limits
-from afterwords.server.dispatch.worker_slot import Offer, Station
+from afterwords.server.dispatch.attempt import FIRST_PAUSE_S, LONGEST_PAUSE_S, Attempt
+from afterwords.server.dispatch.audio_stream import AudioListener, AudioStream
+from afterwords.server.dispatch.worker_process import WorkerLimits
+from afterwords.server.dispatch.worker_slot import BackendInfo, WorkerSlot
 from afterwords.server.ports import JobQueue
 from afterwords.server.records import Claim, JobProgress, StoredJob
 from afterwords.server.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-IDLE_S: Final = 1.0
-"""How long a job that nobody woke us for waits at most: other servers submit to the same database."""
+POLL_INTERVAL_S: Final = 1.0
+"""Time between looks for jobs of which no `wake` tells: other servers submit to the same database."""
 ATTEMPTS_MAX: Final = 32
-"""Attempts at once and process, those included whose audio is on its way to the desk and waits in memory."""
+"""Attempts at once for each process, including those whose audio is being delivered and waits in memory."""
 PREPARED_MAX: Final = 10_000
 """Voices that are known to have their prompts; to ask for one again costs a look into the storage."""
 CLAIM_MAX_S: Final = 10.0
-"""How long the last claim may take when the server stops; the desk answers within 2 s."""
-_KEPT_FROM_ENGINES: Final = ("AFTERWORDS_API_KEY", "AFTERWORDS_STRIPE_", "AWS_")
-"""Beginnings of names. The settings of the server are kept from engines as well, whatever they are."""
-"""Beginnings of what an engine, or a plug-in beside it, has no business to know."""
+"""How long the last claim may take when the server stops; the job queue answers within 2 s."""
+_SECRET_PREFIXES: Final = ("AFTERWORDS_API_KEY", "AFTERWORDS_STRIPE_", "AWS_")
+"""Beginnings of variables that engines, which may be plug-ins, don't get; nor do they get the server's settings."""
 
 
-class InProcessDispatcher:
-    """Speaks on this machine, in `settings.workers` processes; implements the port Dispatcher."""
+class LocalDispatcher:
+    """Run jobs on this machine, in `settings.workers` processes; implements the port Dispatcher."""
 
-    def __init__(self, settings: Settings, desk: JobQueue, *, config: Config | None = None) -> None:
-        config = config or _config_of(settings)
+    def __init__(self, settings: Settings, queue: JobQueue, *, config: Config | None = None) -> None:
+        config = config or _load_config(settings)
         self._settings = settings
-        self._desk = desk
-        self._offers, self._engines, self._lack = _offers(config, n_workers=settings.workers)
+        self._queue = queue
+        self._backends, self._engines, self._obstacle = _find_backends(config, n_workers=settings.workers)
         self._environment = environment_for(config, os.environ)
-        self._stations: list[Station] = []
+        self._slots: list[WorkerSlot] = []
         self._attempts: dict[Attempt, asyncio.Task[None]] = {}
-        self._sounds: dict[str, Sound] = {}
-        self._prepared: set[tuple[str, str]] = set()  # voice and backend: their prompts are kept, or were
+        self._streams: dict[str, AudioStream] = {}
+        self._prepared: set[tuple[str, str]] = set()  # voice and backend whose prompt is, or was, stored
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
         self._claiming: asyncio.Task[None] | None = None
-        self._keeping: list[asyncio.Task[None]] = []
+        self._running: list[asyncio.Task[None]] = []
 
     @property
     def backends(self) -> Mapping[str, frozenset[str]]:
-        return {offer.backend: offer.languages for offer in self._offers.values()}
+        return {backend.name: backend.languages for backend in self._backends.values()}
 
     def unspoken(self, backend: str, text: str) -> list[str]:
         engine = self._engines.get(backend)
@@ -72,215 +71,221 @@ class InProcessDispatcher:
 
     @property
     def prompt_versions(self) -> Mapping[str, str]:
-        return {name: self._offers[name].prompt_version for name in self._engines}
+        return {name: self._backends[name].prompt_version for name in self._engines}
 
     @property
     def is_ready(self) -> bool:
         if not self._settings.workers:
             return True
-        return not self._stopping.is_set() and any(station.is_ready for station in self._stations)
+        return not self._stopping.is_set() and any(slot.is_ready for slot in self._slots)
 
     @property
     def state(self) -> str:
         if self._stopping.is_set():
             return "stopping"
-        if not self._offers:
-            return f"no backend can run here: {self._lack}"
+        if not self._backends:
+            return f"no backend can run here: {self._obstacle}"
         if not self._settings.workers:
             return "only accepts jobs"
-        return next((station.state for station in self._stations if not station.is_ready), "ready")
+        return next((slot.state for slot in self._slots if not slot.is_ready), "ready")
 
     async def start(self) -> None:
-        if not self._offers or not self._settings.workers:
+        if not self._backends or not self._settings.workers:
             return
-        first = next(iter(self._offers.values()))
+        first = next(iter(self._backends.values()))
         memory_mb = self._settings.worker_memory_mb
-        limits = Limits(
+        limits = WorkerLimits(
             start_allowance_s=self._settings.start_allowance_s,
             stall_s=self._settings.stall_s,
             memory_bytes=memory_bytes(default=8 << 30) // 2 if memory_mb is None else memory_mb << 20,
             recycle_after=self._settings.recycle_after,
         )
         for _ in range(self._settings.workers):
-            station = Station(first, limits=limits, environment=self._environment, on_change=self.wake)
-            self._stations.append(station)
-            self._keeping.append(asyncio.create_task(station.keep()))
+            slot = WorkerSlot(first, limits=limits, environment=self._environment, on_change=self.wake)
+            self._slots.append(slot)
+            self._running.append(asyncio.create_task(slot.run()))
         self._claiming = asyncio.create_task(self._claim_jobs())
 
     def wake(self) -> None:
         self._woken.set()
 
-    def listen(self, job_id: str) -> SoundListener | None:
-        if not self._settings.workers or not self._offers:
+    def listen(self, job_id: str) -> AudioListener | None:
+        if not self._settings.workers or not self._backends:
             return None
-        sound = self._sounds.setdefault(job_id, Sound(self._settings.folder))
-        return SoundListener(sound, on_close=partial(self._forget_unheard, job_id, sound))
+        stream = self._streams.setdefault(job_id, AudioStream(self._settings.folder))
+
+        def forget_unused() -> None:
+            if not stream.n_listeners and not self._attempts_at(job_id) and self._streams.get(job_id) is stream:
+                del self._streams[job_id]
+
+        return AudioListener(stream, on_close=forget_unused)
 
     def progress(self, job: StoredJob) -> JobProgress:
         for attempt in self._attempts:
             if attempt.claim.job.job_id == job.job_id and not attempt.is_dropped:
                 return attempt.progress
-        for attempt in self._attempts:  # which prepares the voice for it as well
-            is_for_it = (attempt.claim.voice.voice_id, attempt.offer.backend) == (job.voice_id, job.backend)
+        for attempt in self._attempts:  # one that prepares the voice prepares it for this job, too
+            is_for_it = (attempt.claim.voice.voice_id, attempt.backend.name) == (job.voice_id, job.backend)
             if is_for_it and attempt.progress.step == "preparing":
                 return attempt.progress
-        is_loading = bool(self._stations) and not self.is_ready
+        is_loading = bool(self._slots) and not self.is_ready
         return JobProgress("loading" if is_loading else "waiting")
 
     def cancel(self, job_id: str) -> None:
         for attempt in self._attempts_at(job_id):
             attempt.drop()
-        if sound := self._sounds.pop(job_id, None):
-            sound.break_off()
+        if stream := self._streams.pop(job_id, None):
+            stream.abort()
 
     async def stop(self, *, grace_s: float) -> None:
         self._stopping.set()
         self.wake()
-        if self._claiming:  # a claim that is under way is not cut off: its job would wait for its lease to end
+        if self._claiming:  # a claim in progress is not cut off: its job would wait until its lease expires
             await asyncio.wait([self._claiming], timeout=CLAIM_MAX_S)
             self._claiming.cancel()
         if self._attempts:
             await asyncio.wait(self._attempts.values(), timeout=grace_s)
         unfinished = list(self._attempts)
         await asyncio.gather(*(attempt.abandon() for attempt in unfinished))
-        for station in self._stations:
-            station.close()
-        await asyncio.gather(*self._keeping)
-        await asyncio.gather(*(attempt.give_back() for attempt in unfinished))
-        for sound in self._sounds.values():
-            sound.break_off()
-        self._sounds.clear()
+        for slot in self._slots:
+            slot.close()
+        await asyncio.gather(*self._running)
+        await asyncio.gather(*(attempt.release() for attempt in unfinished))
+        for stream in self._streams.values():
+            stream.abort()
+        self._streams.clear()
 
     # -- claiming
 
     async def _claim_jobs(self) -> None:
         pause_s = FIRST_PAUSE_S
         while not self._stopping.is_set():
-            self._woken.clear()  # before looking, so that what comes meanwhile is not lost
+            self._woken.clear()  # before the claim, so that a job submitted meanwhile is not missed
             try:
                 claim = await self._claim()
                 if claim:
-                    await self._begin(claim)
+                    await self._start_attempt(claim)
                 pause_s = FIRST_PAUSE_S
-            except Exception as error:  # noqa: BLE001 - whatever ails the desk, the next claim may go well
+            except Exception as error:  # noqa: BLE001 - whatever ails the job queue, the next claim may succeed
                 _log.warning("no job could be claimed: %s; trying again in %.2g s", type(error).__name__, pause_s)
-                await wait_at_most(pause_s, self._stopping)
+                await _wait(self._stopping, timeout_s=pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                 continue
             if claim is None:
-                await wait_at_most(IDLE_S, self._woken)
+                await _wait(self._woken, timeout_s=POLL_INTERVAL_S)
 
     async def _claim(self) -> Claim | None:
-        """The next job that can be begun now, if any."""
+        """Claim the next job that can start now, if any."""
         if any(attempt.is_held_up for attempt in self._attempts):
-            return None  # what is spoken now could not be stored either
+            return None  # more audio could not be stored either
         if len(self._attempts) >= ATTEMPTS_MAX * self._settings.workers:
             return None
-        open_to = [name for name, offer in self._offers.items() if self._station_for(offer)]
-        if not open_to:
+        startable = [name for name, backend in self._backends.items() if self._find_slot(backend)]
+        if not startable:
             return None
         unprepared = {attempt.claim.voice.voice_id for attempt in self._attempts if not attempt.has_prompt}
-        return await self._desk.claim(
-            backends=open_to, worker=f"inprocess-{os.getpid()}", skip_voices=sorted(unprepared)
+        return await self._queue.claim(
+            backends=startable, worker=f"local-{os.getpid()}", skip_voices=sorted(unprepared)
         )
 
-    def _station_for(self, offer: Offer) -> Station | None:
-        """Where one more might begin now: where the fewest are."""
+    def _find_slot(self, backend: BackendInfo) -> WorkerSlot | None:
+        """Return the slot with the fewest attempts where one more could start now."""
         return min(
-            (station for station in self._stations if station.has_room(offer)),
-            key=lambda station: station.n_guests,
+            (slot for slot in self._slots if slot.has_capacity(backend)),
+            key=lambda slot: slot.n_active,
             default=None,
         )
 
-    async def _begin(self, claim: Claim) -> None:
+    async def _start_attempt(self, claim: Claim) -> None:
         failpoints.reach("job-claimed")
         job = claim.job
-        offer = self._offers[job.backend]
-        # Where room is gone since the claim, the attempt waits for it.
-        station = self._station_for(offer) or min(self._stations, key=lambda station: station.n_guests)
+        backend = self._backends[job.backend]
+        # If the capacity is gone since the claim, the attempt waits for it.
+        slot = self._find_slot(backend) or min(self._slots, key=lambda slot: slot.n_active)
         for older in self._attempts_at(job.job_id):
-            older.drop()  # its lease is over, or the job would not have come again
-        sound = self._sounds.get(job.job_id)
-        if sound is None or sound.is_begun or self._attempts_at(job.job_id):
-            sound = self._sounds[job.job_id] = Sound(self._settings.folder)
-        voice = (claim.voice.voice_id, offer.backend)
+            older.drop()  # its lease expired, or the job would not have been claimed again
+        stream = self._streams.get(job.job_id)
+        if stream is None or stream.has_started or self._attempts_at(job.job_id):
+            stream = self._streams[job.job_id] = AudioStream(self._settings.folder)
+        voice = (claim.voice.voice_id, backend.name)
         attempt = Attempt(
             claim,
-            offer,
-            desk=self._desk,
-            station=station,
-            sound=sound,
+            backend,
+            queue=self._queue,
+            slot=slot,
+            audio=stream,
             settings=self._settings,
             has_prompt=voice in self._prepared,
             on_prompt=partial(self._note_prepared, voice),
         )
         if self._stopping.is_set():
-            await attempt.give_back()
+            await attempt.release()
             return
-        self._attempts[attempt] = attempt.begin()
-        self._attempts[attempt].add_done_callback(lambda _: self._take_end(attempt))
+        self._attempts[attempt] = attempt.start()
+        self._attempts[attempt].add_done_callback(lambda _: self._remove(attempt))
 
     def _note_prepared(self, voice: tuple[str, str]) -> None:
-        """Remember that jobs of a voice need not wait for one another, and look for those that did."""
+        """Let jobs of a voice run at the same time, and look for those that waited."""
         if len(self._prepared) >= PREPARED_MAX:
             self._prepared.clear()
         self._prepared.add(voice)
         self.wake()
 
-    def _take_end(self, attempt: Attempt) -> None:
-        job_id, sound = attempt.claim.job.job_id, attempt.sound
+    def _remove(self, attempt: Attempt) -> None:
+        job_id, stream = attempt.claim.job.job_id, attempt.audio
         attempt.leave()
         del self._attempts[attempt]
-        may_still_begin = attempt.waits_for_another and not sound.is_begun and sound.n_listeners
-        if not may_still_begin:
-            sound.break_off()
-            if self._sounds.get(job_id) is sound:
-                del self._sounds[job_id]
-            sound.drop()
+        can_continue = attempt.will_be_retried and not stream.has_started and stream.n_listeners
+        if not can_continue:
+            stream.abort()
+            if self._streams.get(job_id) is stream:
+                del self._streams[job_id]
+            stream.release()
         self.wake()
-
-    def _forget_unheard(self, job_id: str, sound: Sound) -> None:
-        if not sound.n_listeners and not self._attempts_at(job_id) and self._sounds.get(job_id) is sound:
-            del self._sounds[job_id]
 
     def _attempts_at(self, job_id: str) -> list[Attempt]:
         return [attempt for attempt in self._attempts if attempt.claim.job.job_id == job_id]
 
 
+async def _wait(event: asyncio.Event, *, timeout_s: float) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), timeout_s)
+
+
 def environment_for(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a speaking process: the server's, without its secrets, and with the settings engines read."""
-    of_server = {f"AFTERWORDS_{name.upper()}" for name in Settings.model_fields}
-    kept = {
+    """Return the environment of a worker process: the server's without its secrets, with the settings of engines."""
+    server_settings = {f"AFTERWORDS_{name.upper()}" for name in Settings.model_fields}
+    environment = {
         name: value
         for name, value in environ.items()
-        if name.upper() not in of_server and not name.upper().startswith(_KEPT_FROM_ENGINES)
+        if name.upper() not in server_settings and not name.upper().startswith(_SECRET_PREFIXES)
     }
-    kept["AFTERWORDS_HOME"] = str(config.home)
+    environment["AFTERWORDS_HOME"] = str(config.home)
     if config.backends is not None:
-        kept["AFTERWORDS_BACKENDS"] = ",".join(config.backends)
+        environment["AFTERWORDS_BACKENDS"] = ",".join(config.backends)
     if config.kokoro_onnx is not None:
-        kept["AFTERWORDS_KOKORO_ONNX"] = str(config.kokoro_onnx)
+        environment["AFTERWORDS_KOKORO_ONNX"] = str(config.kokoro_onnx)
     if config.models is not None:
-        kept["AFTERWORDS_MODELS"] = str(config.models)
+        environment["AFTERWORDS_MODELS"] = str(config.models)
     if config.mlx_weights is not None:
-        kept["AFTERWORDS_MLX_WEIGHTS"] = config.mlx_weights
-    kept["AFTERWORDS_IDLE_UNLOAD_S"] = str(config.idle_unload_s)
-    kept["AFTERWORDS_PRECISION"] = config.precision
+        environment["AFTERWORDS_MLX_WEIGHTS"] = config.mlx_weights
+    environment["AFTERWORDS_IDLE_UNLOAD_S"] = str(config.idle_unload_s)
+    environment["AFTERWORDS_PRECISION"] = config.precision
     if config.is_offline:
-        kept["AFTERWORDS_OFFLINE"] = "1"
+        environment["AFTERWORDS_OFFLINE"] = "1"
     if config.is_testing:
-        kept["AFTERWORDS_TESTING"] = "1"
-    return kept
+        environment["AFTERWORDS_TESTING"] = "1"
+    return environment
 
 
 def check_backends(settings: Settings) -> None:
-    """Refuse to start where nothing would ever be spoken.
+    """Refuse to start a server on which no job could ever run.
 
     Raises:
-        BackendUnavailableError: this server has workers, and no engine can run here.
-        InvalidOptionError: it only accepts jobs, and what others speak is not set, or not known here.
+        BackendUnavailableError: This server has workers, and no engine can run here.
+        InvalidOptionError: It only accepts jobs, and the backends of other machines are not set, or not known here.
     """
-    config = _config_of(settings)
+    config = _load_config(settings)
     if settings.workers:
         try:
             registry.choose(config=config)
@@ -304,23 +309,23 @@ def check_backends(settings: Settings) -> None:
         )
 
 
-def _config_of(settings: Settings) -> Config:
+def _load_config(settings: Settings) -> Config:
     return replace(load_config(), home=settings.home, backends=settings.backends)
 
 
-def _offers(config: Config, *, n_workers: int) -> tuple[dict[str, Offer], dict[str, Engine], str]:
-    """What can be asked for, best first, and the engines that can run here; and where that is nothing, why.
+def _find_backends(config: Config, *, n_workers: int) -> tuple[dict[str, BackendInfo], dict[str, Engine], str]:
+    """Return the backends to offer, best first; the engines that can run here; and why there are none, if so.
 
-    A server without workers offers what is named, since others speak it: languages are known without what an engine
-    needs to run.
+    A server without workers offers the backends that are named, since others speak them: the languages are known
+    without what an engine needs to run.
     """
     found = registry.backends(config)
     engines = {each.name: each.engine for each in found if each.is_available and each.engine is not None}
     is_for_others = not n_workers and config.backends is not None
-    offers = {
-        each.name: Offer(each.name, each.engine.backends[0], each.engine.prompt_version, each.languages)
+    backends = {
+        each.name: BackendInfo(each.name, each.engine.backends[0], each.engine.prompt_version, each.languages)
         for each in found
         if each.engine is not None and (each.is_available or is_for_others)
     }
     reasons = [f"{backend.name}: {backend.state.reason}" for backend in found if isinstance(backend.state, Unavailable)]
-    return offers, engines, "; ".join(reasons) or "none is installed"
+    return backends, engines, "; ".join(reasons) or "none is installed"

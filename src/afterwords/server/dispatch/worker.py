@@ -1,7 +1,6 @@
-"""All that a machine that speaks does: a piece of work in, PCM out.
+"""Synthesize one piece of work: a text and a voice in, PCM out.
 
-Apart so that a server's own processes and machines far away run the very same thing. Knows no pipe, no request and no
-database: whoever calls it brings the work, and carries the sound and a new prompt to where they belong.
+Worker processes of a server and machines elsewhere run the same code. It knows no pipe, no request and no database.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from afterwords.speech import speak
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One utterance to be made, everything decided.
+    """One utterance to synthesize, with every choice made.
 
     Attributes:
-        lang: of the text, two letters.
-        voice_id: for caches of engines.
+        lang: Language of the text, two letters.
+        voice_id: Key for the engine's caches.
         speed: 0.25 to 4.
-        prompt: what the backend made of the reference before; None where it has to be made.
-        checkpoint: how far it was with that when it was interrupted, if it was and that is known.
-        is_fast: make the prompt in less time, for less likeness.
-        reference: the recording, a WAV; needed where there is no prompt.
-        ref_text: its transcript, if there is one.
-        ref_lang: its language.
+        prompt: What the backend derived from the reference earlier; None if it has to be made.
+        checkpoint: Where an interrupted preparation of the prompt stopped, if known.
+        is_fast: Make the prompt in less time, for less similarity.
+        reference: The recording, a WAV; required without a prompt.
+        ref_text: Transcript of the recording, if there is one.
+        ref_lang: Language of the recording.
     """
 
     text: str = field(repr=False)
@@ -52,53 +51,50 @@ class Work:
 
 
 class Worker:
-    """The engines of this process, and what is spoken with them. Its methods may be called from several threads."""
+    """The engines of this process. Its methods may be called from several threads."""
 
     def __init__(self) -> None:
         self._engines: dict[str, Engine] = {}
 
     def engine(self, backend: str) -> Engine:
-        """The engine that runs a backend.
+        """Return the engine that runs a backend.
 
         Raises:
-            InvalidBackendError, BackendUnavailableError: it can't run here.
+            InvalidBackendError, BackendUnavailableError: It can't run here.
         """
-        if backend not in self._engines:  # looking through what is installed takes milliseconds
+        if backend not in self._engines:  # a look through the installed engines takes milliseconds
             self._engines[backend] = registry.engine_for(registry.choose(backend))
         return self._engines[backend]
 
-    def load(self, backend: str, progress: Progress = ignore_progress) -> Engine:
-        """Load the weights of a backend, so that its first utterance does not wait for them.
-
-        Raises:
-            InvalidBackendError, BackendUnavailableError: it can't run here.
-            ModelFileError: a weight file is missing or altered.
-        """
-        engine = self.engine(backend)
-        engine.load(backend, progress)
-        return engine
-
-    def begin(
+    def start(
         self, work: Work, progress: Progress = ignore_progress, save: SaveCheckpoint = lambda _checkpoint: None
-    ) -> Utterance:
-        """Make the prompt, if it is not known, and return the utterance, which is spoken while it is read.
+    ) -> PcmStream:
+        """Make the prompt if needed, and return the audio, which is synthesized while it is read.
 
         Args:
-            work: what to say, and as whom.
-            progress: told how far the making of the prompt is; what it raises ends it.
-            save: given checkpoints of it, where the engine makes any.
+            work: The text and the voice.
+            progress: Called with the progress of the preparation; an exception that it raises ends it.
+            save: Called with checkpoints of the preparation, if the engine makes any.
 
         Raises:
-            RecordingError: the reference can't be used.
-            InvalidBackendError, BackendUnavailableError: the backend can't run here.
-            InvalidPromptError: the prompt is none of this engine's.
+            RecordingError: The reference can't be used.
+            InvalidBackendError, BackendUnavailableError: The backend can't run here.
+            InvalidPromptError: The engine can't read the prompt.
         """
         engine = self.engine(work.backend)
+        new_prompt = None
         if work.prompt is not None:
-            engine.describe(work.prompt)  # it may have come from anyone, with a voice
-        new_prompt = _prepared(engine, work, progress, save) if work.prompt is None else None
-        prompt = new_prompt if work.prompt is None else work.prompt
-        assert prompt is not None
+            engine.describe(work.prompt)  # it may come from anyone, with a voice
+            prompt = work.prompt
+        else:
+            assert work.reference is not None, "checked by Work"
+            samples, sample_rate = read_wav(work.reference, source="the reference")
+            reference = Reference(samples, sample_rate, work.ref_text, work.ref_lang)
+            if isinstance(engine, ResumableEngine) and not work.is_fast:
+                prompt = engine.resume(reference, progress, checkpoint=work.checkpoint, save=save)
+            else:
+                prompt = engine.prepare(reference, progress, fast=work.is_fast)
+            new_prompt = prompt
         task = SpeechTask(
             text=work.text,
             lang=work.lang,
@@ -107,16 +103,16 @@ class Worker:
             prompt=prompt,
             seed=work.seed,
         )
-        return Utterance(engine, task, speed=work.speed, new_prompt=new_prompt)
+        return PcmStream(engine, task, speed=work.speed, new_prompt=new_prompt)
 
 
-class Utterance:
-    """Speech while it is made: iterate over it, once, for 16-bit little-endian mono PCM.
+class PcmStream:
+    """Speech while it is synthesized: iterate once for 16-bit little-endian mono PCM.
 
     Attributes:
-        sample_rate: in Hz.
-        new_prompt: what was made of the reference and is worth keeping; None where the prompt was known.
-        result: what came of it, once all was read.
+        sample_rate: In Hz.
+        new_prompt: The prompt made from the reference; None if the work had one.
+        result: The figures, once all was read.
     """
 
     def __init__(self, engine: Engine, task: SpeechTask, *, speed: float, new_prompt: bytes | None) -> None:
@@ -127,23 +123,23 @@ class Utterance:
         self._chunks = speak(engine, task, speed, ignore_progress)
 
     def __iter__(self) -> Iterator[bytes]:
-        """The PCM as it is made.
+        """Yield PCM as it is synthesized.
 
         Raises:
-            SynthesisError: the engine could not speak.
-            NonFiniteAudioError: it made samples that are no numbers.
+            SynthesisError: The engine failed.
+            NonFiniteAudioError: The engine returned samples that are NaN or infinite.
         """
         n_frames, work_s, first_audio_ms = 0, 0.0, None
-        began = time.perf_counter()
+        started = time.perf_counter()
         for chunk in self._chunks:
             pcm = pcm16(chunk.samples)
-            work_s += time.perf_counter() - began
+            work_s += time.perf_counter() - started
             if first_audio_ms is None:
                 first_audio_ms = round(work_s * 1000)
             n_frames += len(chunk.samples)
             yield pcm
-            began = time.perf_counter()  # the reader's time is not counted
-        work_s += time.perf_counter() - began
+            started = time.perf_counter()  # the reader's time is not counted
+        work_s += time.perf_counter() - started
         self.result = SpeechResult(
             backend=self._backend,
             sample_rate=self.sample_rate,
@@ -153,27 +149,15 @@ class Utterance:
         )
 
     def close(self) -> None:
-        """Stop speaking; the engine's other utterances go on."""
+        """Stop; other utterances of the engine continue."""
         self._chunks.close()
 
 
-def _prepared(engine: Engine, work: Work, progress: Progress, save: SaveCheckpoint) -> bytes:
-    if isinstance(engine, ResumableEngine) and not work.is_fast:
-        return engine.resume(_reference(work), progress, checkpoint=work.checkpoint, save=save)
-    return engine.prepare(_reference(work), progress, fast=work.is_fast)
-
-
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says that memory ran out: here, or on a device."""
+    """Return whether an error, or one that caused it, means that memory ran out: of this machine or of a device."""
     while error is not None:
-        # torch.cuda.OutOfMemoryError is told by its name, so that torch need not be there; ONNX Runtime has no class
+        # torch.cuda.OutOfMemoryError is found by its name, without importing torch; ONNX Runtime has no class for it
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "bad_alloc" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _reference(work: Work) -> Reference:
-    assert work.reference is not None, "Work sees to it"
-    samples, sample_rate = read_wav(work.reference, source="the reference")
-    return Reference(samples, sample_rate, work.ref_text, work.ref_lang)

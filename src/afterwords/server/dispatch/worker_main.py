@@ -1,7 +1,7 @@
-"""The process that speaks: frames on its standard input, frames on its standard output, nothing else.
+"""The code of a worker process: messages on standard input, messages on standard output, nothing else.
 
-The server starts it as `python -m afterwords.server.dispatch.worker_main` and decides over its life: it ends when its
-input does, however busy it is. An engine may crash, hang or run out of memory here, and takes nobody along.
+The server starts it as `python -m afterwords.server.dispatch.worker_main`; it ends when its input does, however busy it
+is. An engine may crash, hang or run out of memory here without harm to the server.
 """
 
 from __future__ import annotations
@@ -21,24 +21,15 @@ from afterwords.backends.memory import peak_bytes
 from afterwords.errors import AfterwordsError
 from afterwords.pipes import take_pipes
 from afterwords.server.dispatch import messages
-from afterwords.server.dispatch.messages import INVALID_PROMPT, Frame
-from afterwords.server.dispatch.worker import Utterance, Work, Worker, is_out_of_memory
+from afterwords.server.dispatch.messages import INVALID_PROMPT, Message
+from afterwords.server.dispatch.worker import PcmStream, Work, Worker, is_out_of_memory
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
-    """Speak until the server is gone."""
-    _leave_decisions_to_the_server()
-    source, sink = take_pipes()
-    Speaker(sink).serve(source)
-    os._exit(0)  # at once: an engine at work would hold up an orderly end
-
-
-def _leave_decisions_to_the_server() -> None:
-    """Outlive what is sent to the whole group or service, be the first that the kernel kills for memory, and die
-    with the server even where an engine holds the interpreter."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    """Serve until the server is gone."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # sent to the whole group or service: the server decides
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     logging.lastResort = None  # a library's warning may quote a text
@@ -46,37 +37,41 @@ def _leave_decisions_to_the_server() -> None:
         import ctypes
 
         with suppress(OSError, AttributeError):  # a sandbox may have neither
+            # Die with the server even while an engine holds the interpreter, and be killed for memory before it.
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
+    source, sink = take_pipes()
+    MessageServer(sink).serve(source)
+    os._exit(0)  # at once: a busy engine would delay an orderly exit
 
 
 class UtteranceCancelledError(Exception):
-    """Raised through an engine's `prepare` when nobody wants the result any more."""
+    """Raised through an engine's `prepare` to cancel it."""
 
 
-class Speaker:
-    """Does what frames ask for, each in a thread of its own, and answers with frames."""
+class MessageServer:
+    """Handle each message in a thread, and answer with messages."""
 
     def __init__(self, sink: BinaryIO) -> None:
         self._worker = Worker()
         self._sink = sink
         self._lock = threading.Lock()
         self._cancelled: dict[int, threading.Event] = {}
-        self._told: dict[str, str] = {}  # prompt versions, by backend
+        self._prompt_versions: dict[str, str] = {}  # as reported, by backend
 
     def serve(self, source: BinaryIO) -> None:
-        """Take frames until there are no more."""
-        while (frame := messages.read(source)) is not None:
-            if frame.kind == "load":
-                self._in_thread(self._load, frame.facts["backend"])
-            elif frame.kind == "speak":
-                self._cancelled[frame.facts["number"]] = threading.Event()
-                self._in_thread(self._speak, frame)
-            elif frame.kind == "cancel" and (cancelled := self._cancelled.get(frame.facts["number"])):
+        """Handle messages until there are no more."""
+        while (message := messages.read(source)) is not None:
+            if message.kind == "load":
+                self._start_thread(self._load, message.facts["backend"])
+            elif message.kind == "speak":
+                self._cancelled[message.facts["number"]] = threading.Event()
+                self._start_thread(self._speak, message)
+            elif message.kind == "cancel" and (cancelled := self._cancelled.get(message.facts["number"])):
                 cancelled.set()
 
-    def _in_thread(self, work: Callable[[Any], None], argument: Any) -> None:
-        threading.Thread(target=work, args=(argument,), daemon=True).start()
+    def _start_thread(self, target: Callable[[Any], None], argument: Any) -> None:
+        threading.Thread(target=target, args=(argument,), daemon=True).start()
 
     def _send(self, kind: str, body: bytes = b"", **facts: Any) -> None:
         with self._lock:
@@ -85,14 +80,15 @@ class Speaker:
 
     def _load(self, backend: str) -> None:
         def progress(fraction: float, step: str) -> None:
-            self._send("loading", backend=backend, fraction=_within_one(fraction), step=step)
+            self._send("loading", backend=backend, fraction=_clip(fraction), step=step)
 
         try:
-            engine = self._worker.load(backend, progress)
+            engine = self._worker.engine(backend)
+            engine.load(backend, progress)
         except Exception as error:  # noqa: BLE001 - engines fail in any way; the server decides what follows
-            self._send("load-failed", backend=backend, **_reason(error))
+            self._send("load-failed", backend=backend, **_describe(error))
             return
-        self._told[backend] = engine.prompt_version
+        self._prompt_versions[backend] = engine.prompt_version
         self._send(
             "loaded",
             backend=backend,
@@ -103,60 +99,61 @@ class Speaker:
             peak=peak_bytes(),
         )
 
-    def _speak(self, frame: Frame) -> None:
-        number: int = frame.facts["number"]
+    def _speak(self, message: Message) -> None:
+        number: int = message.facts["number"]
         cancelled = self._cancelled[number]
 
         def progress(fraction: float, step: str) -> None:
             if cancelled.is_set():
                 raise UtteranceCancelledError
-            self._send("preparing", number=number, fraction=_within_one(fraction), step=step)
+            self._send("preparing", number=number, fraction=_clip(fraction), step=step)
 
         def save(checkpoint: bytes) -> None:
             self._send("checkpoint", checkpoint, number=number)
 
         try:
-            ending = self._utter(number, self._worker.begin(_work(frame), progress, save), cancelled)
+            stream = self._worker.start(_parse_work(message), progress, save)
+            facts = self._stream(number, stream, cancelled)
         except UtteranceCancelledError:
-            ending = {}
+            facts = {}
         except Exception as error:  # noqa: BLE001 - as above
-            ending = _reason(error)
+            facts = _describe(error)
         del self._cancelled[number]
-        self._send("ended", number=number, peak=peak_bytes(), is_outdated=self._is_outdated(), **ending)
+        is_outdated = any(  # an engine may have loaded other weights since it reported its version
+            self._worker.engine(backend).prompt_version != version
+            for backend, version in [*self._prompt_versions.items()]
+        )
+        self._send("ended", number=number, peak=peak_bytes(), is_outdated=is_outdated, **facts)
 
-    def _is_outdated(self) -> bool:
-        """Whether an engine has loaded other weights since it said for which prompts it has some."""
-        return any(self._worker.engine(backend).prompt_version != version for backend, version in [*self._told.items()])
-
-    def _utter(self, number: int, utterance: Utterance, cancelled: threading.Event) -> dict[str, Any]:
-        """Send prompt and sound; returns what is to be told of the end."""
-        self._send("speaking", utterance.new_prompt or b"", number=number, is_new=utterance.new_prompt is not None)
+    def _stream(self, number: int, stream: PcmStream, cancelled: threading.Event) -> dict[str, Any]:
+        """Send prompt and audio; return the facts of the end."""
+        self._send("speaking", stream.new_prompt or b"", number=number, is_new=stream.new_prompt is not None)
         try:
-            for pcm in utterance:
+            for pcm in stream:
                 if cancelled.is_set():
                     return {}
-                self._send("sound", pcm, number=number, sample_rate=utterance.sample_rate)
+                self._send("audio", pcm, number=number, sample_rate=stream.sample_rate)
         finally:
-            utterance.close()
-        assert utterance.result is not None
-        return {"synth_ms": utterance.result.synth_ms}
+            stream.close()
+        assert stream.result is not None
+        return {"synth_ms": stream.result.synth_ms}
 
 
-def _within_one(fraction: float) -> float:
-    return min(1.0, max(0.0, float(fraction)))  # 0 for what is no number
+def _clip(fraction: float) -> float:
+    return min(1.0, max(0.0, float(fraction)))  # NaN becomes 0
 
 
-def _work(frame: Frame) -> Work:
+def _parse_work(message: Message) -> Work:
     parts: dict[str, Any] = {}
-    place = 0
-    for name, n_bytes in frame.facts["parts"].items():
-        parts[name] = frame.body[place : place + n_bytes]
-        place += n_bytes
-    return Work(**frame.facts["work"], **parts)
+    start = 0
+    for name, n_bytes in message.facts["parts"].items():
+        parts[name] = message.body[start : start + n_bytes]
+        start += n_bytes
+    return Work(**message.facts["work"], **parts)
 
 
-def _reason(error: Exception) -> dict[str, Any]:
-    """What may be told of an error: its code and its kind; its words only where afterwords wrote them."""
+def _describe(error: Exception) -> dict[str, Any]:
+    """Return the code and class of an error, and its message only if afterwords wrote it: others may quote the text."""
     code, words = (error.code, str(error)) if isinstance(error, AfterwordsError) else ("synthesis_failed", "")
     if isinstance(error.__cause__ or error, InvalidPromptError):
         code = INVALID_PROMPT

@@ -1,7 +1,6 @@
-"""A place where one process speaks at a time: it is started, loaded, replaced when it is spent or dead.
+"""One slot for a worker process: it is started, loaded, and replaced when it is retired or dead.
 
-The dispatcher has a station for each of its processes and seats attempts there; which of them may speak when is
-decided here.
+The dispatcher has a slot for each of its processes and runs attempts there; a slot decides which may start when.
 """
 
 from __future__ import annotations
@@ -9,14 +8,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from afterwords.backends.base import ignore_progress
-from afterwords.server.dispatch.changes import Changes
-from afterwords.server.dispatch.retry import wait_at_most
+from afterwords.server.dispatch.condition import Condition
 from afterwords.server.dispatch.worker import Work
-from afterwords.server.dispatch.worker_process import Child, ChildFailedError, ChildLostError, Limits, Utterance
+from afterwords.server.dispatch.worker_process import (
+    WorkerCrashedError,
+    WorkerError,
+    WorkerLimits,
+    WorkerProcess,
+    WorkerUtterance,
+)
+
+if TYPE_CHECKING:
+    from afterwords.server.dispatch.attempt import Attempt
 
 _log = logging.getLogger(__name__)
 
@@ -25,55 +33,38 @@ LONGEST_PAUSE_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """A backend that is spoken here, and what is known of its engine without loading it.
+class BackendInfo:
+    """A backend of this server, and what is known of its engine before it is loaded.
 
     Attributes:
-        engine: the first of its backends, which tells it from every other: two engines of one name, for example for
-            two sizes of a model, are loaded apart, and each has room of its own.
+        engine: The first backend of its engine, which identifies it: two engines of one name, for example for two
+            sizes of a model, are loaded separately, and each has its own capacity.
     """
 
-    backend: str
+    name: str
     engine: str
     prompt_version: str
     languages: frozenset[str]
 
 
-class StationClosedError(Exception):
-    """No process can be started here at the moment."""
+class SlotUnavailableError(Exception):
+    """The slot has no process and can't start one at the moment."""
 
 
-class OtherPromptError(Exception):
-    """The process takes prompts of another version: its weights are newer, or older, than was known."""
+class PromptVersionError(Exception):
+    """The process takes prompts of another version: its weights are newer or older than expected."""
 
 
-class Guest(Protocol):
-    """Who wants to speak at a station."""
-
-    @property
-    def offer(self) -> Offer: ...
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether nobody else may speak in the same process meanwhile."""
-        ...
-
-    @property
-    def must_prepare(self) -> bool:
-        """Whether its voice has to be prepared before it speaks, as far as it knows."""
-        ...
-
-
-class Station:
-    """One place to speak.
+class WorkerSlot:
+    """A slot for one worker process.
 
     Attributes:
-        state: what it is doing, for people.
-        is_ready: whether a process is loaded, or was and is being replaced.
+        state: What it is doing, for people to read.
+        is_ready: Whether a process is loaded, or was and is being replaced.
     """
 
     def __init__(
-        self, first: Offer, *, limits: Limits, environment: Mapping[str, str], on_change: Callable[[], None]
+        self, first: BackendInfo, *, limits: WorkerLimits, environment: Mapping[str, str], on_change: Callable[[], None]
     ) -> None:
         self.state = "starting"
         self.is_ready = False
@@ -81,148 +72,153 @@ class Station:
         self._limits = limits
         self._environment = environment
         self._on_change = on_change
-        self._changes = Changes()
+        self._changed = Condition()
         self._closed = asyncio.Event()
-        self._process: Child | None = None
-        self._child: Child | None = None  # the process while it can speak
-        self._guests: set[Guest] = set()
-        self._silent: set[Guest] = set()  # those of them who did not begin yet
+        self._process: WorkerProcess | None = None
+        self._worker: WorkerProcess | None = None  # the process while it takes work
+        self._attempts: set[Attempt] = set()
+        self._waiting: set[Attempt] = set()  # attempts that have not started to speak
 
-    # -- keeping a process
+    # -- the process
 
-    async def keep(self) -> None:
-        """Keep a process at work until the station is closed; then it is gone."""
+    async def run(self) -> None:
+        """Keep a process running until the slot is closed."""
         pause_s = FIRST_PAUSE_S
         while not self._closed.is_set():
-            why = await self._one_life()
-            if why is None:
+            reason = await self._run_process()
+            if reason is None:
                 pause_s = FIRST_PAUSE_S
                 continue
             self.is_ready = False
-            self.state = f"{self._first.backend} can't be loaded ({why}); trying again in {pause_s:.0f} s"
+            self.state = f"{self._first.name} can't be loaded ({reason}); trying again in {pause_s:.0f} s"
             _log.error("%s", self.state)
-            self._tell()
-            await wait_at_most(pause_s, self._closed)
+            self._notify()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def close(self) -> None:
-        """Keep no process any more, and kill the one that is there."""
+        """Kill the process and start no other."""
         self._closed.set()
         if self._process:
             self._process.kill()
 
-    async def _one_life(self) -> str | None:
-        """Start a process, load it, and let it work until it is spent or dead; returns why it never worked."""
+    async def _run_process(self) -> str | None:
+        """Start a process, load it, and wait until it is retired or dead; return why it never became ready."""
         try:
-            self._process = child = await Child.start(self._limits, self._environment)
+            self._process = worker = await WorkerProcess.start(self._limits, self._environment)
         except OSError as error:
             return type(error).__name__
         try:
             if self._closed.is_set():
                 return None
-            await child.load(self._first.backend, self._tell_progress)
-            if child.is_spent:
+            await worker.load(self._first.name, self._show_progress)
+            if worker.is_retired:
                 return "it takes more memory than AFTERWORDS_WORKER_MEMORY_MB allows"
-            self._child, self.is_ready, self.state = child, True, "ready"
-            _log.info("speaking process %d is ready", child.pid)
-            await self._work(child)
-        except (ChildFailedError, ChildLostError) as error:
+            self._worker, self.is_ready, self.state = worker, True, "ready"
+            _log.info("worker process %d is ready", worker.pid)
+            while not (worker.is_lost or (worker.is_retired and not worker.is_busy)):
+                self._notify()
+                await worker.changed.wait()
+        except (WorkerError, WorkerCrashedError) as error:
             return None if self._closed.is_set() else str(error)
-        except Exception as error:  # noqa: BLE001 - a station outlives whatever becomes of a process
+        except Exception as error:  # noqa: BLE001 - the slot outlives any failure of a process
             return type(error).__name__
         finally:
-            self._child = None
-            await child.end()
+            self._worker = None
+            await worker.end()
         return None
 
-    async def _work(self, child: Child) -> None:
-        while not (child.is_lost or (child.is_spent and not child.is_busy)):
-            self._tell()
-            await child.changes.next()
+    def _show_progress(self, fraction: float, step: str) -> None:  # noqa: ARG002 - the steps are for callers who wait
+        self.state = f"loading {self._first.name}, {100 * fraction:.0f} %"
 
-    def _tell_progress(self, fraction: float, step: str) -> None:  # noqa: ARG002 - steps are for those who wait at it
-        self.state = f"loading {self._first.backend}, {100 * fraction:.0f} %"
-
-    def _tell(self) -> None:
-        self._changes.tell()
+    def _notify(self) -> None:
+        self._changed.notify_all()
         self._on_change()
 
-    # -- who speaks in it
+    # -- the attempts
 
     @property
-    def n_guests(self) -> int:
-        return len(self._guests)
+    def n_active(self) -> int:
+        return len(self._attempts)
 
-    def has_room(self, offer: Offer) -> bool:
-        """Whether one more might begin now with that backend."""
-        child = self._child
-        if child is None or child.is_spent or child.is_lost or any(guest.is_alone for guest in self._guests):
+    def has_capacity(self, backend: BackendInfo) -> bool:
+        """Return whether one more attempt with that backend could start now."""
+        worker = self._worker
+        if worker is None or worker.is_retired or worker.is_lost or any(attempt.is_alone for attempt in self._attempts):
             return False
-        n_waiting = sum(guest.offer.engine == offer.engine for guest in self._silent if not _is_aside(child, guest))
-        return _n_speaking(child, offer) + n_waiting < child.room.get(offer.engine, 1)
+        n_waiting = sum(
+            attempt.backend.engine == backend.engine
+            for attempt in self._waiting
+            if not _will_prepare_alongside(worker, attempt)
+        )
+        return _n_speaking(worker, backend) + n_waiting < worker.capacity.get(backend.engine, 1)
 
-    def prompt_version(self, offer: Offer) -> str:
-        """The version of the prompts that a backend takes, as its process says, else as it was known before."""
-        return self._child.loaded.get(offer.backend, offer.prompt_version) if self._child else offer.prompt_version
+    def prompt_version(self, backend: BackendInfo) -> str:
+        """Return the version of the prompts that a backend takes: the process's if it is loaded, else the known one."""
+        loaded = self._worker.loaded if self._worker else {}
+        return loaded.get(backend.name, backend.prompt_version)
 
-    def seat(self, guest: Guest) -> None:
-        """Keep a place for a guest, until it leaves."""
-        self._guests.add(guest)
-        self._silent.add(guest)
+    def acquire(self, attempt: Attempt) -> None:
+        """Count an attempt as active here until it is released."""
+        self._attempts.add(attempt)
+        self._waiting.add(attempt)
 
-    def leave(self, guest: Guest) -> None:
-        """Give the place to others; a guest may leave twice."""
-        self._guests.discard(guest)
-        self._silent.discard(guest)
-        self._tell()
+    def release(self, attempt: Attempt) -> None:
+        """Make room for other attempts; an attempt may be released twice."""
+        self._attempts.discard(attempt)
+        self._waiting.discard(attempt)
+        self._notify()
 
-    async def speak(self, guest: Guest, work: Work, *, prompt_version: str) -> tuple[Child, Utterance]:
-        """Wait for the guest's turn and begin; loads the backend first, if that was not done.
+    async def speak(
+        self, attempt: Attempt, work: Work, *, prompt_version: str
+    ) -> tuple[WorkerProcess, WorkerUtterance]:
+        """Wait until the attempt may start, load its backend if needed, and start it.
 
         Raises:
-            OtherPromptError: the work was written for another version; the guest still waits for its turn.
-            ChildLostError: the process died of loading the backend, or could not, or took too long.
-            StationClosedError: no process can be started.
+            PromptVersionError: The work was written for another version; the attempt remains acquired.
+            WorkerCrashedError: The process died while loading the backend, or could not load it, or took too long.
+            SlotUnavailableError: No process can be started.
         """
         while True:
-            await self._changes.until(lambda: self._is_turn_of(guest) or not self.is_ready)
-            child = self._child
-            if child is None or not self.is_ready:
-                raise StationClosedError
-            if work.backend in child.loaded:
-                if prompt_version != child.loaded[work.backend]:
-                    raise OtherPromptError
-                self._silent.discard(guest)
-                return child, child.speak(work, engine=guest.offer.engine)
+            await self._changed.wait_for(lambda: self._may_start(attempt) or not self.is_ready)
+            worker = self._worker
+            if worker is None or not self.is_ready:
+                raise SlotUnavailableError
+            if work.backend in worker.loaded:
+                if prompt_version != worker.loaded[work.backend]:
+                    raise PromptVersionError
+                self._waiting.discard(attempt)
+                return worker, worker.speak(work, engine=attempt.backend.engine)
             try:
-                await child.load(work.backend, ignore_progress)
-            except ChildFailedError as error:
+                await worker.load(work.backend, ignore_progress)
+            except WorkerError as error:
                 _log.error("%s can't be loaded: %s", work.backend, error)
-                child.retire()
-                raise ChildLostError(is_out_of_memory=error.is_out_of_memory) from error
+                worker.retire()
+                raise WorkerCrashedError(is_out_of_memory=error.is_out_of_memory) from error
 
-    def _is_turn_of(self, guest: Guest) -> bool:
-        child = self._child
-        if child is None or child.is_spent or child.is_lost:
+    def _may_start(self, attempt: Attempt) -> bool:
+        worker = self._worker
+        if worker is None or worker.is_retired or worker.is_lost:
             return False
-        if guest.is_alone:
-            return not child.utterances and all(other.is_alone for other in self._silent)
-        if _is_aside(child, guest):
-            return not any(_prepares_aside(child, other) for other in child.utterances.values())
-        return _n_speaking(child, guest.offer) < child.room.get(guest.offer.engine, 1)
+        if attempt.is_alone:
+            return not worker.utterances and all(other.is_alone for other in self._waiting)
+        if _will_prepare_alongside(worker, attempt):
+            return not any(_prepares_alongside(worker, other) for other in worker.utterances.values())
+        return _n_speaking(worker, attempt.backend) < worker.capacity.get(attempt.backend.engine, 1)
 
 
-def _n_speaking(child: Child, offer: Offer) -> int:
+def _n_speaking(worker: WorkerProcess, backend: BackendInfo) -> int:
     return sum(
-        utterance.engine == offer.engine and not _prepares_aside(child, utterance)
-        for utterance in child.utterances.values()
+        utterance.engine == backend.engine and not _prepares_alongside(worker, utterance)
+        for utterance in worker.utterances.values()
     )
 
 
-def _is_aside(child: Child, guest: Guest) -> bool:
-    """Whether a guest will prepare its voice while others speak: one at a time, and not counted among them."""
-    return guest.must_prepare and guest.offer.engine in child.prepares_alongside
+def _will_prepare_alongside(worker: WorkerProcess, attempt: Attempt) -> bool:
+    """Return whether an attempt will prepare its voice while others speak: one at a time, outside the capacity."""
+    return attempt.must_prepare and attempt.backend.engine in worker.prepares_alongside
 
 
-def _prepares_aside(child: Child, utterance: Utterance) -> bool:
-    return utterance.is_preparing and utterance.engine in child.prepares_alongside
+def _prepares_alongside(worker: WorkerProcess, utterance: WorkerUtterance) -> bool:
+    return utterance.is_preparing and utterance.engine in worker.prepares_alongside

@@ -1,4 +1,4 @@
-"""A desk in memory: the whole port, with jobs that can be watched, and outages on demand."""
+"""A job queue in memory: the whole port, with jobs to watch and errors on demand."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from afterwords.server.records import Claim, StoredJob, StoredVoice
 from afterwords.text import longest_speech_s
 from tests.conftest import READER
 
-PATIENCE_S = 30
+DEADLINE_S = 30
 MAX_ATTEMPTS = 3
 
 
 @dataclass
-class Desk:
-    """Implements the port Desk.
+class MemoryQueue:
+    """Implements the port JobQueue.
 
     Attributes:
-        refusals: what a method raises while it is set, by the method's name; "all" stands for every one.
+        errors: What a method raises while it is set, by the method's name; "all" stands for every method.
         calls: (method, job id or voice id), in order.
-        beside: for each job, those that were being spoken when it was claimed.
     """
 
     jobs: dict[str, StoredJob] = field(default_factory=dict)
@@ -35,17 +34,17 @@ class Desk:
     checkpoints: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
     fast: dict[str, bool] = field(default_factory=dict)
     references: dict[str, bytes] = field(default_factory=dict)
-    refusals: dict[str, Exception] = field(default_factory=dict)
+    errors: dict[str, Exception] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
     claimed: set[str] = field(default_factory=set)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    # -- what a test does and sees
+    # -- what a test calls
 
     def submit(
         self, text: str, *, voice: str = "me", backend: str = "tone", speed: float = 1.0, attempt: int = 0
     ) -> str:
-        """Put a job on the desk that was tried so often before."""
+        """Add a job that already had `attempt` attempts; return its id."""
         job_id = new_id()
         self.references.setdefault(voice, READER.read_bytes())
         self.jobs[job_id] = StoredJob(
@@ -77,29 +76,29 @@ class Desk:
         self._end(job_id, status=JobStatus.CANCELLED)
 
     def requeue(self, job_id: str) -> None:
-        """Do what the reaper does when a lease is over."""
+        """Do what the reaper does when a lease expires."""
         self.claimed.discard(job_id)
 
     def is_final(self, job_id: str) -> bool:
         return self.jobs[job_id].status is not JobStatus.PENDING
 
     def outcome(self, job_id: str) -> str:
-        """How it ended: "ready", "cancelled", or the error."""
+        """Return how a job ended: "ready", "cancelled", or the error."""
         return self.jobs[job_id].error or str(self.jobs[job_id].status)
 
-    def said_of(self, job_id: str) -> list[str]:
-        """The calls that were made for a job, heartbeats aside."""
+    def calls_for(self, job_id: str) -> list[str]:
+        """Return the calls for a job, without heartbeats."""
         return [call for call, name in self.calls if name == job_id and call != "heartbeat"]
 
-    async def until(self, is_so: Callable[[], bool]) -> None:
-        """Wait, with a deadline, until something is so that calls at the desk bring about."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not is_so():
+    async def wait_until(self, predicate: Callable[[], bool]) -> None:
+        """Wait, with a deadline, until the predicate is true; it is evaluated after each call to the queue."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not predicate():
                 await self._changed.wait()
 
-    async def ended(self, *job_ids: str) -> list[str]:
-        """Wait until these jobs are final; returns how they ended."""
-        await self.until(lambda: all(self.is_final(job_id) for job_id in job_ids))
+    async def wait_for(self, *job_ids: str) -> list[str]:
+        """Wait until these jobs are final; return how they ended."""
+        await self.wait_until(lambda: all(self.is_final(job_id) for job_id in job_ids))
         return [self.outcome(job_id) for job_id in job_ids]
 
     # -- the port
@@ -182,7 +181,7 @@ class Desk:
             self.claimed.discard(job_id)
             self.jobs[job_id] = replace(self.jobs[job_id], attempt=attempt - 1)
 
-    # -- inside
+    # -- private
 
     def _holds(self, job_id: str, attempt: int | None) -> bool:
         job = self.jobs[job_id]
@@ -190,15 +189,15 @@ class Desk:
 
     def _end(self, job_id: str, *, status: JobStatus, error: str | None = None, synth_ms: int | None = None) -> None:
         self.jobs[job_id] = replace(self.jobs[job_id], status=status, error=error, synth_ms=synth_ms)
-        self._tell()
+        self._notify()
 
     def _note(self, call: str, name: str) -> None:
         self.calls.append((call, name))
-        self._tell()
-        if refusal := self.refusals.get(call, self.refusals.get("all")):
-            raise refusal
+        self._notify()
+        if error := self.errors.get(call, self.errors.get("all")):
+            raise error
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""A dispatcher at work for the length of a test, and what can be seen of it from outside."""
+"""Run a dispatcher for the length of a test, and look at its processes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from afterwords.server.dispatch import InProcessDispatcher
+from afterwords.server.dispatch import LocalDispatcher
 from afterwords.server.settings import Settings
-from tests.server.dispatch.desk import PATIENCE_S, Desk
+from tests.server.dispatch.memory_queue import DEADLINE_S, MemoryQueue
 
 LONG = "fault-slow " + 60 * "and so on, "
-"""Takes about eight seconds to speak."""
+"""About eight seconds of speech."""
 ENDLESS = "fault-slow " + 400 * "and so on, "
 
 ODD = '''
-"""An engine for the ends that no fault word of the tone engine brings about."""
+"""Engines for faults that no fault word of the tone engine causes."""
 import os, time
 from pathlib import Path
 from afterwords.backends.tone import ToneEngine
@@ -30,7 +30,7 @@ def note(word):
         log.write(word + "\\n")
 
 class Odd(ToneEngine):
-    """One at a time, talkative, and endless if told so."""
+    """One utterance at a time, prints to stdout, and endless if the text says so."""
     name = "odd"
     backends = ("odd",)
     max_concurrent = 1
@@ -63,7 +63,7 @@ class Odd(ToneEngine):
             note("end")
 
 class Slow(ToneEngine):
-    """Prepares without end, and reports it, until it may end; goes on where it was; hangs if the text asks for it."""
+    """Prepares, with progress, until a file `go` exists; resumes from its checkpoint."""
     name = "slow"
     backends = ("slow",)
     max_concurrent = 2
@@ -84,9 +84,9 @@ class Slow(ToneEngine):
         progress(1.0, "done")
         return b"slow prompt"
 
-class Twin(Odd):
-    """Of the same name, and another model, whose weights may be updated; it takes prompts of those it loaded."""
-    backends = ("twin",)
+class Other(Odd):
+    """An engine of the same name for another model, whose weights may be updated; takes prompts of the loaded ones."""
+    backends = ("other",)
 
     def load(self, backend, progress=lambda fraction, step: None):
         revision = Path(os.environ["AFTERWORDS_HOME"]) / "revision"
@@ -97,17 +97,17 @@ class Twin(Odd):
 
     def synthesize(self, task):
         if task.prompt.decode() != self.prompt_version:
-            raise SynthesisError(task.backend, why="it is a prompt of other weights")
+            raise SynthesisError(task.backend, why="the prompt belongs to other weights")
         return super().synthesize(task)
 '''
 
 
 @asynccontextmanager
-async def dispatching(
-    desk: Desk, *, backends: tuple[str, ...] = ("tone",), **given: object
-) -> AsyncIterator[InProcessDispatcher]:
-    """A dispatcher with these settings, started, and stopped without grace."""
-    dispatcher = InProcessDispatcher(Settings.model_validate({"backends": backends, **given}), desk)
+async def running_dispatcher(
+    queue: MemoryQueue, *, backends: tuple[str, ...] = ("tone",), **settings: object
+) -> AsyncIterator[LocalDispatcher]:
+    """Start a dispatcher with these settings, and stop it without a grace period."""
+    dispatcher = LocalDispatcher(Settings.model_validate({"backends": backends, **settings}), queue)
     await dispatcher.start()
     try:
         yield dispatcher
@@ -115,36 +115,36 @@ async def dispatching(
         await dispatcher.stop(grace_s=0)
 
 
-async def eventually(is_so: Callable[[], bool]) -> None:
-    """Wait, with a deadline, for something that tells nobody when it changes."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not is_so():
+async def eventually(predicate: Callable[[], bool]) -> None:
+    """Poll a predicate, with a deadline."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not predicate():
             await asyncio.sleep(0.005)
 
 
 def children() -> list[psutil.Process]:
-    """The processes that this one started, dead ones that nobody asked about among them."""
+    """Return the child processes of this test, zombies included."""
     return [child for child in psutil.Process().children() if child not in _others]
 
 
 _others: set[psutil.Process] = set()
 
 
-def leave_out_others() -> None:
-    """Leave out the children that there are now: servers of other tests in this process."""
+def ignore_other_children() -> None:
+    """Ignore the children that exist now: servers of other tests in this process."""
     _others.clear()
     _others.update(psutil.Process().children())
 
 
 def install_odd(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lay the odd engine into a folder on the path, of this process and of those it starts."""
+    """Install the engines above in a folder on the path of this process and of its children."""
     folder.mkdir()
     (folder / "odd.py").write_text(ODD, "utf-8")
     info = folder / "odd-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n", "utf-8")
     (info / "entry_points.txt").write_text(
-        "[afterwords.engines]\nodd = odd:Odd\nslow = odd:Slow\ntwin = odd:Twin\n", "utf-8"
+        "[afterwords.engines]\nodd = odd:Odd\nslow = odd:Slow\nother = odd:Other\n", "utf-8"
     )
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", str(folder))
