@@ -69,7 +69,7 @@ def test_installed_program_tells_its_version() -> None:
         (("--nope",), "No such option: --nope"),
         (("verify",), "Missing argument"),
         (("voices", "nope"), "No such command 'nope'"),
-        (("backends", "\x1b[2J"), "more arguments than it takes"),
+        (("backends", "\x1b[2J"), "Too many arguments"),
     ],
 )
 def test_wrong_call_is_told_in_one_line_with_where_to_look(args: tuple[str, ...], told: str) -> None:
@@ -86,7 +86,7 @@ UNFORESEEN = PLANTED + "runpy.run_module('afterwords', run_name='__main__')"
 def test_error_that_nobody_foresaw_is_told_in_one_line() -> None:
     done = run("voices", python=UNFORESEEN)
 
-    assert "did not foresee (KeyError)" in done.refused(1, "AfterwordsError")
+    assert "Unexpected error (KeyError)" in done.refused(1, "AfterwordsError")
     assert "afterwords --debug" in done.err
     assert "canary" not in done.err
 
@@ -130,7 +130,7 @@ def test_result_survives_an_encoding_that_lacks_its_signs(me: Voice) -> None:
     done = run("doctor", READER, env={"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"})
 
     assert done.code == 0
-    assert r"\u2501 what clone takes" in done.out
+    assert r"\u2501 clone uses:" in done.out
 
 
 def test_settings_that_are_no_toml_are_refused(home: Path) -> None:

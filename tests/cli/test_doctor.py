@@ -24,7 +24,7 @@ def test_recording_is_graded_and_drawn() -> None:
     assert (done.code, title) == (0, "reader.wav: grade B")
     assert len(levels) == len(axis) == 74
     assert axis.split() == ["0", "s", "24.7", "s"]
-    assert taken == "  ━ what clone takes: 10.2 to 24.5 s, grade B"
+    assert taken == "  ━ clone uses: 10.2 to 24.5 s, grade B"
     # under the bars of these seconds, to the column
     assert (window.index("━") - 2, len(window) - 2) == (round(10.17 / 24.7 * 72), round(24.51 / 24.7 * 72))
     noise = next(number for number, line in enumerate(findings) if line.startswith("  B  noise"))
@@ -85,7 +85,7 @@ def test_recording_that_is_graded_f_is_to_be_recorded_again(tmp_path: Path) -> N
     done = run("doctor", "clipped.wav", cwd=tmp_path)
 
     assert "grade F" in done.out
-    assert (done.code, done.err) == (1, "Record again: a voice made from this would not be worth the time.\n")
+    assert (done.code, done.err) == (1, "Record again: a voice made from this recording would be poor.\n")
     assert json.loads(run("doctor", "clipped.wav", "--json", cwd=tmp_path).out)["window"]["grade"] == "F"
 
 

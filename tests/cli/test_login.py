@@ -52,7 +52,7 @@ def test_login_keeps_the_key_in_a_file_of_its_owner_where_there_is_no_keyring(
 
     assert (done.code, done.out) == (0, "")
     assert f"Logged in to {hosted.url} as default." in done.err
-    assert f"The key is in {home / 'profiles.json'}, which you alone may read." in done.err
+    assert f"The key is in {home / 'profiles.json'}, which only you can read." in done.err
     assert done.err.endswith("Next: afterwords whoami\n")
     assert hosted.api_key not in done.err
     assert (home / "profiles.json").stat().st_mode & 0o777 == (0o600 if os.name == "posix" else 0o666)
@@ -155,7 +155,7 @@ def test_address_is_the_one_that_is_set_up(hosted: HostedService) -> None:
     env = {"AFTERWORDS_BASE_URL": hosted.url}
     done = run("login", stdin=f"{hosted.api_key}\n".encode(), env=env)
     assert f"Logged in to {hosted.url} as default." in done.err
-    assert "AFTERWORDS_BASE_URL is set, and goes before it." in done.err
+    assert "AFTERWORDS_BASE_URL is set and overrides this." in done.err
 
     again = run("login", stdin=f"{hosted.api_key}\n".encode())
 
@@ -190,7 +190,7 @@ def test_profiles_are_listed_chosen_and_forgotten(hosted: HostedService, elsewhe
     assert run("profiles", "use", "default").out == "default\n"
 
     assert json.loads(run("whoami", "--json").out)["profile"] == "default"
-    assert f"In use from now on: work, {elsewhere}" in run("logout").err
+    assert f"Now in use: work, {elsewhere}" in run("logout").err
     assert [kept["profile"] for kept in json.loads(run("profiles", "list", "--json").out)] == ["work"]
 
 
@@ -216,7 +216,7 @@ def test_profile_that_is_not_there_or_can_not_be_is_named(hosted: HostedService)
 
 def test_without_a_key_it_says_how_to_get_one() -> None:
     assert "afterwords login" in run("whoami").refused(3, "NotLoggedInError")
-    assert run("logout").err == "There is no login to forget.\n"
+    assert run("logout").err == "You are not logged in.\n"
 
 
 def test_server_that_is_not_there_is_exit_code_8() -> None:

@@ -237,7 +237,7 @@ class TestKeys:
         _, key_id = created(shared)
         assert key_id in run("keys", env=shared).out
         told = run("keys", "--remote", "revoke", key_id, env=shared).refused(2, "UsageError")
-        assert "--remote and --profile go last" in told
+        assert "--remote stands before the subcommand" in told
 
     def test_revoking_makes_a_key_useless(self, shared: dict[str, str]) -> None:
         _, key_id = created(shared)

@@ -111,7 +111,7 @@ def test_name_in_use_is_refused_before_anything_is_asked(me: Voice) -> None:
 def test_what_was_heard_can_be_corrected(is_piped: bool, tmp_path: Path) -> None:
     out = tmp_path / "out" if is_piped else None
     with Terminal("clone", READER, "--name", "me", "--consent", "public-domain", stdout=out) as terminal:
-        terminal.expect("Heard (? marks what is doubtful):")
+        terminal.expect("Transcript (? marks doubtful words):")
         terminal.expect("then press Enter:")
         if not is_piped:
             terminal.expect("amiable")  # it stands in the line, to be edited
@@ -261,7 +261,7 @@ def test_recording_is_kept_where_it_is_too_short(home: Path, microphone: Microph
         terminal.expect("2.0 s")
         terminal.type("\n")
         microphone.hear(silence(0.1))
-        terminal.expect("Your recording is kept: ")
+        terminal.expect("Your recording is saved: ")
         terminal.expect("my-voice-recording-2.wav")
         terminal.expect("ReferenceTooShortError: the recording lasts 2.")
         assert terminal.end() == 5

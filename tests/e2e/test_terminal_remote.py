@@ -155,7 +155,7 @@ def test_voice_is_kept_where_replacing_it_is_not_confirmed(keys: str, me: Voice,
     before = aw.voices()
     with Terminal("voices", "import", "it", "--name", "me", cwd=tmp_path) as terminal:
         terminal.expect("There is already a voice named me here.")
-        terminal.expect("Type yes to replace it, for good")
+        terminal.expect("Type yes to replace it for good")
         assert terminal.type_until_end(keys) == (130 if keys == CTRL_C else 1)
 
     assert aw.voices() == before
@@ -197,7 +197,7 @@ def test_replacing_a_voice_is_asked_for(me: Voice, tmp_path: Path) -> None:
     run("voices", "export", "you", "-o", "it", cwd=tmp_path)
     run("voices", "rm", "you", "--yes")
     with Terminal("voices", "import", "it", "--name", "me", cwd=tmp_path) as terminal:
-        terminal.expect("Type yes to replace it, for good")
+        terminal.expect("Type yes to replace it for good")
         terminal.type("yes\n")
         assert terminal.end() == 0
 

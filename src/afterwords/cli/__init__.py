@@ -1,17 +1,17 @@
-"""The command line: one file a command, `app` joins them, `output` is how they talk.
+"""The command line: one file per command, joined in `app`; `output` prints, `options` has the shared options.
 
-A command reads its options, calls the studio or the library, and says what happened. stdout carries the result
-alone; all else goes to stderr. Nothing heavier than typer and rich loads before a command needs it.
+A command parses its options, calls `local`, the library or the client, and prints the result: to stdout the result
+alone, to stderr everything else. Nothing heavier than typer and rich is loaded before a command needs it.
 """
 
 from __future__ import annotations
 
 
 def main() -> None:
-    """Run the command line; exits with the code of what happened."""
+    """Run the command line, and exit with the code of its result."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the commands load, Ctrl-C ends it without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback if Ctrl-C is pressed while the commands load
     from afterwords.cli.app import run
 
     run()

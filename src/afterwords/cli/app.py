@@ -1,4 +1,4 @@
-"""The program `afterwords`: joins the commands and turns what they raise into an exit code."""
+"""The program `afterwords`: registers the commands, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from afterwords.cli import (
 from afterwords.cli.help import HelpCommand, HelpGroup, examples
 from afterwords.errors import AfterwordsError, UnknownSettingWarning
 
-INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended: 128 + SIGINT
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 VOICES, SPEAK, SERVER, REMOTE, SETUP = "Voices", "Speak", "Server", "Remote", "Setup"
 
@@ -66,7 +66,7 @@ def _show_version(is_asked: bool) -> None:
 @app.callback()
 def options(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[  # noqa: ARG001 - handled by its callback
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
@@ -76,20 +76,15 @@ def options(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), nl=False)
         raise typer.Exit(output.UsageError.exit_code)
-    _warn_of_unknown_settings()
-
-
-def _warn_of_unknown_settings() -> None:
-    """Say in one line each which variables are misspelled; libraries would be told by a Python warning."""
     from afterwords.config import unknown_variables
 
-    warnings.simplefilter("ignore", UnknownSettingWarning)
+    warnings.simplefilter("ignore", UnknownSettingWarning)  # printed here, in one line each
     for sentence in unknown_variables(os.environ):
         output.note(f"[bold yellow]Warning:[/bold yellow] {output.shown(sentence)}")
 
 
 def _add(name: str, function: Callable[..., None], panel: str, *lines: str) -> None:
-    """Add a command to its panel of the help, with examples of calls."""
+    """Register a command in a panel of the help, with examples."""
     app.command(name, cls=HelpCommand, rich_help_panel=panel, epilog=examples(*lines))(function)
 
 
@@ -133,86 +128,74 @@ _add("backends", backends.backends, SETUP)
 app.add_typer(models.app, name="models", rich_help_panel=SETUP)
 
 
+_ClickUsageError = typer.BadParameter.__mro__[1]
+"""click's UsageError, which typer raises and does not export."""
+
+
 def run() -> None:
-    """Run the command line; exits with the code of what happened."""
+    """Run the command line, and exit with the code of its result."""
     if sys.stdout is None:  # the shell closed it: `>&-`
         sys.stdout = TextIOWrapper(BytesIO())
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a result never fails for what an encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")  # an encoding without some character must not fail
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _stop)
-    code = _run()
-    if code:
-        # What a failed output still holds can't be written: Python would try once more at exit, and complain.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
-
-
-def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
-    """End in order, so that no part of a file is left."""
-    sys.exit(128 + signum)
-
-
-def _run() -> int:
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         code: int | None = app(prog_name="afterwords", standalone_mode=False)
         output.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has left
+    except BrokenPipeError:  # the reader of the output has gone
         code = 1
     except Exception as error:
-        told = _told(error)
-        if told is None:
+        translated = _translate(error)
+        if translated is None:
             raise
-        return _failed(told)
+        code = translated.exit_code
+        if os.environ.get("AFTERWORDS_DEBUG"):
+            output.console().print_exception()
+        output.note(f"[bold red]{type(translated).__name__}[/bold red]: {output.shown(translated.message)}")
+        if translated.hint:
+            output.note(f"  [bold]Fix:[/bold] {output.shown(translated.hint)}")
     if code == INTERRUPTED:
         output.note("Stopped.")
-    return code or 0
+    if code:
+        # Python flushes stdout again at exit, and would complain about output that can't be written.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code or 0)
 
 
-_CallError = typer.BadParameter.__mro__[1]
-"""What typer raises of a wrong call: click's UsageError, which has no public name in typer."""
+def _exit_on_signal(signum: int, _frame: FrameType | None) -> NoReturn:
+    """Exit through the `finally` blocks, so that no partial file is left."""
+    sys.exit(128 + signum)
 
 
-def _told(error: Exception) -> AfterwordsError | None:
-    """What happened, for the person; None where only a traceback can tell."""
+def _translate(error: Exception) -> AfterwordsError | None:
+    """Return the error to print, or None to show the traceback."""
     if isinstance(error, AfterwordsError):
         return error
-    if isinstance(error, _CallError):
-        return _usage_error(error)
+    if isinstance(error, _ClickUsageError):
+        return _translate_usage_error(error)
     if isinstance(error, typer.Abort):
         return output.UsageError("The input ended before the question was answered.", hint="answer it.")
     if os.environ.get("AFTERWORDS_DEBUG"):
         return None
     if isinstance(error, OSError) and error.strerror:
-        hint = "see that the disk has space and the folders are yours, then run it again."
+        hint = "check the free disk space and the permissions of your folders, then run it again."
         return AfterwordsError(f"The system refused: {error.strerror.lower()}.", hint=hint)
     return AfterwordsError(
-        f"Something went wrong that afterwords did not foresee ({type(error).__name__}).",
-        hint="run it again as `afterwords --debug …` and report what it shows.",
+        f"Unexpected error ({type(error).__name__}).",
+        hint="run it again as `afterwords --debug …` and report the traceback.",
     )
 
 
-def _usage_error(error: Exception) -> AfterwordsError:
+def _translate_usage_error(error: Exception) -> AfterwordsError:
     context: typer.Context | None = getattr(error, "ctx", None)
     see = f"see {context.command_path if context else 'afterwords'} --help."
     message = str(getattr(error, "format_message", error.__str__)()).strip()
-    if message.startswith("Got unexpected extra argument"):  # it would repeat them: words of a text, most likely
-        return output.UsageError(
-            "There are more arguments than it takes.", hint=f"put a text in quotes, and options before it; {see}"
-        )
+    if message.startswith("Got unexpected extra argument"):  # click repeats them; they may be words of a text
+        return output.UsageError("Too many arguments.", hint=f"put a text in quotes, and options before it; {see}")
     if message.startswith("No such option"):
         see = f"a text or name that begins with - goes last, after -- ; {see}"
     return output.UsageError(message if message.endswith((".", "?")) else f"{message}.", hint=see)
-
-
-def _failed(error: AfterwordsError) -> int:
-    """Say what went wrong in one line, and the fix; returns the exit code."""
-    if os.environ.get("AFTERWORDS_DEBUG"):
-        output.console().print_exception()
-    output.note(f"[bold red]{type(error).__name__}[/bold red]: {output.shown(error.message)}")
-    if error.hint:
-        output.note(f"  [bold]Fix:[/bold] {output.shown(error.hint)}")
-    return error.exit_code

@@ -1,22 +1,19 @@
-"""`afterwords backends`: which backends can speak on this machine, and what the others lack."""
+"""`afterwords backends`: which backends can run on this machine, and what the others need."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from afterwords.cli import output
+from afterwords.cli.options import AsJson
 
 
-def backends(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the backends that can speak on this machine, and for the others what is missing."""
+def backends(as_json: AsJson = False) -> None:
+    """List the backends that can run on this machine, and what the others need."""
     from afterwords.backends import registry
     from afterwords.backends.base import Available, Unavailable
     from afterwords.errors import AfterwordsError
     from afterwords.install import pip_install
 
-    offered = registry.backends()
+    found = registry.backends()
     try:
         auto = registry.choose().name
     except AfterwordsError:
@@ -34,19 +31,17 @@ def backends(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")
                     "reason": backend.state.reason if isinstance(backend.state, Unavailable) else None,
                     "fix": backend.state.fix if isinstance(backend.state, Unavailable) else None,
                 }
-                for backend in offered
+                for backend in found
             ]
         )
-        return
-    if not offered:
-        output.note(
-            f"No backend is offered here.\n  Fix: {output.shown(pip_install('lite'))}, and clear AFTERWORDS_BACKENDS."
-        )
-        return
-    rows = []
-    for backend in offered:
-        state = backend.state
-        told = state.note if isinstance(state, Available) else f"{state.reason}; fix: {state.fix}"
-        mark = "auto" if backend.name == auto else "yes" if backend.is_available else "no"
-        rows.append((backend.name, mark, " ".join(sorted(backend.languages)), told))
-    output.result_table(("backend", "runs", "languages", "about"), rows)
+    elif found:
+        rows = []
+        for backend in found:
+            state = backend.state
+            about = state.note if isinstance(state, Available) else f"{state.reason}; fix: {state.fix}"
+            runs = "auto" if backend.name == auto else "yes" if backend.is_available else "no"
+            rows.append((backend.name, runs, " ".join(sorted(backend.languages)), about))
+        output.result_table(("backend", "runs", "languages", "about"), rows)
+    else:
+        install = output.shown(pip_install("lite"))
+        output.note(f"No backend is offered here.\n  Fix: {install}, and clear AFTERWORDS_BACKENDS.")

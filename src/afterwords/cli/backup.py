@@ -1,4 +1,4 @@
-"""`afterwords backup` and `afterwords restore`: the server on this machine in one file, and back."""
+"""`afterwords backup` and `restore`: the server on this machine in one file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def backup(
     file: Annotated[Path, typer.Argument(help="File to write, for example afterwords.tar.", show_default=False)],
 ) -> None:
-    """Write the server's database and audio into one file, while it runs."""
+    """Back up the server's database and audio into one file, while it runs."""
     require_server("Backing up a server")
     import asyncio
 
@@ -25,23 +25,22 @@ def backup(
     from afterwords.server.settings import load_settings
 
     with output.waiting("copying"):
-        done = asyncio.run(back_up(load_settings(), file))
+        contents = asyncio.run(back_up(load_settings(), file))
     output.result(output.plain(str(file)))
-    _show(done)
-    if done.lost:
-        output.note(
-            f"[bold red]{len(done.lost)} files are missing or altered in the storage[/bold red] and so in the backup:"
-        )
-        for path in done.lost[:20]:
+    _print_contents(contents)
+    if contents.lost:
+        count = len(contents.lost)
+        output.note(f"[bold red]{count} files are missing or altered in the storage[/bold red] and in the backup:")
+        for path in contents.lost[:20]:
             output.note(f"  {output.shown(path)}")
         raise typer.Exit(1)
 
 
 def restore(
-    file: Annotated[Path, typer.Argument(help="A file that `afterwords backup` wrote.", show_default=False)],
-    replace: Annotated[bool, typer.Option("--replace", help="Replace the server that is here.")] = False,
+    file: Annotated[Path, typer.Argument(help="File written by `afterwords backup`.", show_default=False)],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the server on this machine.")] = False,
 ) -> None:
-    """Make the server on this machine what a backup holds. Stop it first."""
+    """Restore the server on this machine from a backup. Stop the server first."""
     require_server("Restoring a server")
     import asyncio
 
@@ -49,12 +48,12 @@ def restore(
     from afterwords.server.settings import load_settings
 
     with output.waiting("verifying and restoring"):
-        done = asyncio.run(run(load_settings(), file, replace=replace))
+        contents = asyncio.run(run(load_settings(), file, replace=replace))
     output.note("[bold green]✓[/bold green] Restored. Keys, limits and usage are those of the backup.")
-    _show(done)
+    _print_contents(contents)
     output.note("Next: afterwords serve")
 
 
-def _show(contents: Contents) -> None:
+def _print_contents(contents: Contents) -> None:
     size = f"{contents.size_bytes / 1e6:,.1f} MB"
     output.note(f"Voices: {contents.n_voices:,}. Audio files: {contents.n_files:,}. Size: {size}.")

@@ -1,9 +1,8 @@
-"""`afterwords clone`: a recording becomes a voice."""
+"""`afterwords clone`: make a voice from a recording."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from afterwords.cli import output
+from afterwords.cli.options import Fast, Replace
 
 if TYPE_CHECKING:
     from afterwords.local import CloneResult
@@ -36,24 +36,20 @@ def clone(
     lang: Annotated[str, typer.Option("--lang", help="Language of the recording.")] = "en",
     backend: Annotated[
         str,
-        typer.Option(
-            "--backend", help="Backend to prepare for; see `afterwords backends`. auto takes the best one here."
-        ),
+        typer.Option("--backend", help="Backend to prepare the voice for; see `afterwords backends`. auto: the best."),
     ] = "auto",
     consent: Annotated[
         str | None,
-        typer.Option(
-            "--consent", help="Whose voice it is: self, granted, public-domain or synthetic. Asked for at a terminal."
-        ),
+        typer.Option("--consent", help="Whose voice it is: self, granted, public-domain or synthetic."),
     ] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="Take less time; the voice is less like the speaker.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace the voice of that name.")] = False,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Clone it even if the recording is graded F.")] = False,
+    fast: Fast = False,
+    replace: Replace = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Clone even a recording of grade F.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the voice as JSON.")] = False,
 ) -> None:
     """Make a voice from a recording."""
-    _check_call(recording, name, record=record, has_two_texts=text is not None and text_file is not None)
-    from afterwords.cli.microphone import kept_on_failure, record_aloud
+    _check_arguments(recording, name, record=record, has_two_texts=text is not None and text_file is not None)
+    from afterwords.cli.microphone import keep_on_failure, record_aloud
     from afterwords.local import check_clone, make_voice
     from afterwords.text import read_text
 
@@ -66,9 +62,10 @@ def clone(
         source: Path | bytes | BinaryIO = sys.stdin.buffer if recording == "-" else Path(str(recording))
         if record:
             recorded = record_aloud()
-            stack.enter_context(kept_on_failure(recorded, name))
+            stack.enter_context(keep_on_failure(recorded, name))
             source = recorded.to_bytes("wav")
         bar = stack.enter_context(output.progress_bar("reading the recording"))
+        questions = _Questions(bar, chosen.name, is_fast=fast, anyway=anyway)
         cloned = make_voice(
             source,
             name=name,
@@ -79,16 +76,16 @@ def clone(
             fast=fast,
             replace=replace,
             progress=bar,
-            confirm=_confirm_in(bar) if output.is_terminal() else None,
-            accept=_accept_in(bar, anyway=anyway, estimate=_estimate(chosen.name, fast=fast)),
+            confirm=questions.correct_transcript if output.is_terminal() else None,
+            accept=questions.accept_grade,
         )
-    _tell(cloned, as_json=as_json)
+    _print_result(cloned, as_json=as_json)
 
 
-def _check_call(recording: str | None, name: str, *, record: bool, has_two_texts: bool) -> None:
+def _check_arguments(recording: str | None, name: str, *, record: bool, has_two_texts: bool) -> None:
     if record == (recording is not None):
         raise output.UsageError(
-            "A voice is made from one recording.", hint="give a file, or - for stdin, or --record for the microphone."
+            "clone needs exactly one recording.", hint="give a file, - for stdin, or --record for the microphone."
         )
     if not name:
         raise output.UsageError("The voice has no name.", hint="add --name me.")
@@ -99,57 +96,52 @@ def _check_call(recording: str | None, name: str, *, record: bool, has_two_texts
             "--record needs a terminal, where Enter ends the recording.", hint="give a recorded file instead."
         )
     if recording == "-" and (sys.stdin is None or sys.stdin.isatty()):
-        raise output.UsageError("Nothing is piped in.", hint="pipe a recording in, name a file, or add --record.")
+        raise output.UsageError("stdin is empty.", hint="pipe a recording in, name a file, or add --record.")
 
 
-def _estimate(backend: str, *, fast: bool) -> str:
-    """How long preparing takes; only lite takes long, and was measured (docs/benchmarks.md)."""
-    if backend != "lite":
-        return ""
-    return " Preparing it takes about " + ("15 s on two cores." if fast else "40 s on two cores; --fast is quicker.")
+class _Questions:
+    """What `clone` asks at a terminal while it works."""
 
+    def __init__(self, bar: output.Bar, backend: str, *, is_fast: bool, anyway: bool) -> None:
+        self._bar, self._anyway = bar, anyway
+        self._estimate = ""
+        if backend == "lite":  # measured in docs/benchmarks.md; the other backends are quick
+            duration = "15 s on two cores." if is_fast else "40 s on two cores; --fast is quicker."
+            self._estimate = f" Preparing it takes about {duration}"
 
-def _accept_in(bar: output.Bar, *, anyway: bool, estimate: str) -> Callable[[PreparedReference], bool]:
-    def accept(prepared: PreparedReference) -> bool:
-        """Show the grade before the work begins, and ask about an F."""
+    def accept_grade(self, prepared: PreparedReference) -> bool:
+        """Show the grade before the slow work begins; ask whether to go on with an F."""
         report = prepared.report
-        is_refused = report.grade == "F" and not anyway
+        is_refused = report.grade == "F" and not self._anyway
         if is_refused and not output.is_terminal():
             return False
-        with bar.hidden():
-            output.note(f"The recording is graded {report.grade} (A is best).{'' if is_refused else estimate}")
+        with self._bar.hidden():
+            output.note(f"The recording is graded {report.grade} (A is best).{'' if is_refused else self._estimate}")
             if not is_refused:
-                return anyway
+                return self._anyway
             for finding in report.findings:
                 if finding.grade == "F":
                     output.note(f"  F  {output.shown(finding.reason)} {output.shown(finding.advice)}")
             return output.ask("Type yes to clone it anyway").strip().lower() == "yes"
 
-    return accept
+    def correct_transcript(self, transcript: Transcript) -> str:
+        """Let the user correct the transcript."""
+        with self._bar.hidden():
+            if transcript.doubt:
+                output.note(f"[yellow]{output.shown(transcript.doubt)}[/yellow]")
+            output.note(f"Transcript (? marks doubtful words):\n  {output.shown(transcript.marked())}")
+            return output.edit_line("Correct it if needed, then press Enter:", transcript.text)
 
 
-def _confirm_in(bar: output.Bar) -> Callable[[Transcript], str]:
-    def confirm(heard: Transcript) -> str:
-        """Let the person correct what was heard."""
-        with bar.hidden():
-            if heard.doubt:
-                output.note(f"[yellow]{output.shown(heard.doubt)}[/yellow]")
-            output.note(f"Heard (? marks what is doubtful):\n  {output.shown(heard.marked())}")
-            return output.correct("Correct it if need be, then press Enter:", heard.text)
-
-    return confirm
-
-
-def _tell(cloned: CloneResult, *, as_json: bool) -> None:
+def _print_result(cloned: CloneResult, *, as_json: bool) -> None:
     from afterwords.local import likeness
 
-    voice, report = cloned.voice, cloned.prepared.report
+    voice, report, window = cloned.voice, cloned.prepared.report, cloned.prepared.window
     facts = likeness(voice)
     if as_json:
         output.result_json({**voice.model_dump(mode="json"), "likeness": facts, "notices": list(cloned.notices)})
     else:
         output.result(voice.name)
-    window = cloned.prepared.window
     output.note(
         f"[bold green]✓[/bold green] {output.shown(voice.name)}: grade {report.grade}, "
         f"{window.start_s:.1f} to {window.end_s:.1f} s of the recording, backend {cloned.backend}"

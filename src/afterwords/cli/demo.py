@@ -1,4 +1,4 @@
-"""`afterwords demo`: from nothing to a cloned voice that speaks, with a recording that is shipped."""
+"""`afterwords demo`: clone the voice of a bundled recording and speak a sentence with it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from afterwords.cli import output
+from afterwords.cli.options import Fast
 
 NAME = "reader"
 TEXT = "Hello! This voice was made on your own machine, from half a minute of a person reading aloud."
@@ -16,7 +17,7 @@ TEXT = "Hello! This voice was made on your own machine, from half a minute of a 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("hello.wav"),
-    fast: Annotated[bool, typer.Option("--fast", help="Take less time; the voice is less like the speaker.")] = False,
+    fast: Fast = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Clone the voice of a recording that comes with afterwords, and speak a sentence into hello.wav."""
@@ -26,8 +27,7 @@ def demo(
     check_output(out)
     data = files("afterwords") / "data"
     recording, transcript = (data / "reader.wav").read_bytes(), (data / "reader.txt").read_text("utf-8").strip()
-    known = {voice.name for voice in local.voices()}
-    if NAME not in known:
+    if NAME not in {voice.name for voice in local.voices()}:
         output.note(f"Cloning the voice [bold]{NAME}[/bold] from 24.7 s of a public-domain reading…")
         with output.progress_bar() as progress:
             local.make_voice(
@@ -35,28 +35,22 @@ def demo(
             )
     with output.progress_bar() as progress:
         speech = local.stream(TEXT, voice=NAME, progress=progress)
-        speech.audio().save(out)
-    facts = local.likeness(speech.voice)
+        speech.save(out)
+    likeness = local.likeness(speech.voice)
     done = speech.result
     assert done is not None, "the speech was read to its end"
     if as_json:
-        output.result_json(
-            {
-                "file": str(out),
-                "voice": NAME,
-                "real_time_factor": round(done.real_time_factor, 3),
-                **facts,
-                **done.model_dump(mode="json"),
-            }
-        )
+        facts = {"file": str(out), "voice": NAME, "real_time_factor": round(done.real_time_factor, 3)}
+        output.result_json({**facts, **likeness, **done.model_dump(mode="json")})
         return
     output.result(f"{output.plain(str(out))}: {done.duration_s:.1f} s of speech in the voice of the reader")
-    if "similarity" in facts:
+    if "similarity" in likeness:
         output.result(
-            f"  likeness          {facts['similarity']:.2f}  "
+            f"  likeness          {likeness['similarity']:.2f}  "
             "(GE2E cosine to this recording; the same person again ≈ 0.92, another person ≈ 0.58)"
         )
-        output.result(f"  baseline          {facts['baseline']:.2f}  (nearest stock voice, {facts['nearest_stock']})")
-    output.result(f"  real-time factor  {done.real_time_factor:.2f}  (seconds of work a second of speech)")
+        nearest = likeness["nearest_stock"]
+        output.result(f"  baseline          {likeness['baseline']:.2f}  (nearest stock voice, {nearest})")
+    output.result(f"  real-time factor  {done.real_time_factor:.2f}  (seconds of work per second of speech)")
     output.note("lite matches pitch and timbre: it resembles the speaker and is not their identity.")
     output.note("Next: afterwords clone me.wav --name me")

@@ -1,21 +1,21 @@
-"""`afterwords keys`: the API keys of the server on this machine, straight in its database; with --remote, another's."""
+"""`afterwords keys` and `accounts`: of the server on this machine, in its database, or of another with --remote."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
 from afterwords.cli import output
 from afterwords.cli.help import HelpCommand, HelpGroup, examples
-from afterwords.cli.options import AsJson as Json
-from afterwords.cli.options import Profile, Remote, is_remote
+from afterwords.cli.options import AsJson, Profile, Remote, check_group_options, is_remote
 from afterwords.cli.remote import connect
-from afterwords.cli.serve import require_server
+from afterwords.cli.serve import run_with_store
 
 if TYPE_CHECKING:
-    from afterwords.models import ApiKey
+    from afterwords.models import Account, ApiKey
     from afterwords.server.services.keys import KeyService, MintedKey
 
 app = typer.Typer(
@@ -25,113 +25,244 @@ app = typer.Typer(
 )
 
 T = TypeVar("T")
-KeyId = Annotated[str, typer.Argument(help="Its id, as `keys list` shows it.")]
+KeyId = Annotated[str, typer.Argument(help="ID of the key, from `keys list`.")]
+
+
+# -- the two servers ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedKey:
+    """A key that was just created.
+
+    Attributes:
+        facts: Everything to print with --json.
+    """
+
+    secret: str = field(repr=False)
+    key_id: str | None
+    facts: dict[str, Any] = field(repr=False)
+
+
+class KeyStore(Protocol):
+    """The API keys of a server."""
+
+    def list(self) -> Sequence[ApiKey]:
+        """Return all keys."""
+        ...
+
+    def create(self, *, scopes: Sequence[str], is_home: bool, **fields: Any) -> CreatedKey:
+        """Create a key."""
+        ...
+
+    def revoke(self, key_id: str) -> None:
+        """Revoke a key."""
+        ...
+
+    def rotate(self, key_id: str, *, overlap_s: float) -> CreatedKey:
+        """Replace a key."""
+        ...
+
+    def accounts(self) -> Sequence[Account]:
+        """Return all accounts."""
+        ...
+
+
+class LocalKeys:
+    """The keys in the database of the server on this machine."""
+
+    def list(self) -> Sequence[ApiKey]:
+        """Return the keys of all accounts."""
+        return self._run(lambda keys: keys.list(account_id=None))
+
+    def create(self, *, scopes: Sequence[str], is_home: bool, **fields: Any) -> CreatedKey:
+        """Create a key after checking its label and scopes."""
+        from afterwords.errors import InvalidOptionError
+        from afterwords.models import NAME_MAX_CHARS
+        from afterwords.server.records import Scope
+
+        label = fields["label"]
+        if label and len(label) > NAME_MAX_CHARS:
+            raise InvalidOptionError("--label", value=f"{label[:20]}…", allowed=f"at most {NAME_MAX_CHARS} characters")
+        known = set(Scope)
+        for name in scopes:
+            if name not in known:
+                raise InvalidOptionError("--scope", value=name, allowed=", ".join(Scope))
+        granted = tuple(Scope(name) for name in scopes)
+        return self._new_key(self._run(lambda keys: keys.create(scopes=granted, is_home=is_home, **fields)))
+
+    def revoke(self, key_id: str) -> None:
+        """Revoke a key of any account."""
+        self._run(lambda keys: keys.revoke(key_id, account_id=None))
+
+    def rotate(self, key_id: str, *, overlap_s: float) -> CreatedKey:
+        """Replace a key of any account."""
+        return self._new_key(self._run(lambda keys: keys.rotate(key_id, account_id=None, overlap_s=overlap_s)))
+
+    def accounts(self) -> Sequence[Account]:
+        """Return all accounts."""
+        return list(self._run(lambda keys: keys.list_accounts()))
+
+    @staticmethod
+    def _run(use: Callable[[KeyService], Awaitable[T]]) -> T:
+        def with_keys(_settings: Any, store: Any) -> Awaitable[T]:
+            from afterwords.server.services.keys import KeyService
+
+            return use(KeyService(store))
+
+        return run_with_store(with_keys, purpose="Managing keys")
+
+    @staticmethod
+    def _new_key(minted: MintedKey) -> CreatedKey:
+        return CreatedKey(
+            minted.secret, minted.key.key_id, {"api_key": minted.secret, **minted.key.model_dump(mode="json")}
+        )
+
+
+class RemoteKeys:
+    """The keys of a server that is asked over HTTP."""
+
+    def __init__(self, profile: str | None) -> None:
+        self._profile = profile
+
+    def list(self) -> Sequence[ApiKey]:
+        """Return the keys that the login may see."""
+        with connect(self._profile) as client:
+            return client.keys.list()
+
+    def create(self, *, scopes: Sequence[str], is_home: bool, **fields: Any) -> CreatedKey:  # noqa: ARG002 - local only
+        """Create a key; without scopes that takes the admin secret."""
+        secret = self._admin_secret(is_needed=not scopes)
+        with connect(self._profile, admin_secret=secret) as client:
+            made = client.keys.create(scopes=scopes, **fields)
+        return CreatedKey(made.api_key, made.key_id, made.model_dump(mode="json", exclude_none=True))
+
+    def revoke(self, key_id: str) -> None:
+        """Revoke a key."""
+        with connect(self._profile) as client:
+            client.keys.revoke(key_id)
+
+    def rotate(self, key_id: str, *, overlap_s: float) -> CreatedKey:
+        """Replace a key."""
+        with connect(self._profile) as client:
+            made = client.keys.rotate(key_id, overlap_s=overlap_s)
+        return CreatedKey(made.api_key, made.key_id, made.model_dump(mode="json", exclude_none=True))
+
+    def accounts(self) -> Sequence[Account]:
+        """Return all accounts, with the admin secret."""
+        with connect(self._profile, admin_secret=self._admin_secret(is_needed=True)) as client:
+            return list(client.keys.accounts())
+
+    def _admin_secret(self, *, is_needed: bool) -> str | None:
+        """Return the configured admin secret; if it is needed and missing, ask for it at the terminal."""
+        from afterwords.client.profiles import find_access
+        from afterwords.errors import NotLoggedInError
+
+        access = find_access(profile=self._profile)
+        if access.admin_secret is not None or not is_needed:
+            return access.admin_secret
+        if not output.is_terminal():
+            raise NotLoggedInError(access.base_url, what="admin secret")
+        return output.ask_hidden(f"Admin secret of {access.base_url} (it is not shown):")
+
+
+def _open(remote: bool, profile: str | None) -> KeyStore:
+    return RemoteKeys(profile) if is_remote(remote, profile) else LocalKeys()
+
+
+# -- commands -------------------------------------------------------------------------------------------------
 
 
 @app.callback()
 def keys(context: typer.Context, remote: Remote = False, profile: Profile = None) -> None:
     if context.invoked_subcommand is None:
-        list_(remote=remote, profile=profile)
-    elif is_remote(remote, profile):
-        raise output.UsageError(
-            "--remote and --profile go last here.",
-            hint=f"afterwords keys {context.invoked_subcommand} … --remote.",
-        )
+        list_keys(remote=remote, profile=profile)
+    else:
+        check_group_options(context, remote=remote, profile=profile)
 
 
 @app.command(cls=HelpCommand, epilog=examples("afterwords keys create --for KEY_ID --scope synthesize --label app"))
 def create(
-    label: Annotated[str | None, typer.Option(help="Name of the key, for you.")] = None,
+    label: Annotated[str | None, typer.Option(help="Label to recognize the key by.")] = None,
     scope: Annotated[
-        list[str] | None, typer.Option(help="voices:read, voices:write or synthesize; absent: everything.")
+        list[str] | None, typer.Option(help="voices:read, voices:write or synthesize. (default: all)")
     ] = None,
     character_limit: Annotated[
-        int | None, typer.Option(min=0, max=2**53 - 1, help="Characters it may spend in a month.")
+        int | None, typer.Option(min=0, max=2**53 - 1, help="Characters that the key may use per month.")
     ] = None,
     account: Annotated[
-        str | None, typer.Option(help="Account that it is for, as `afterwords accounts` shows it; absent: a new one.")
+        str | None, typer.Option(help="ID of its account, from `afterwords accounts`. (default: a new account)")
     ] = None,
-    for_key: Annotated[str | None, typer.Option("--for", help="Id of a key whose account it is for.")] = None,
+    for_key: Annotated[str | None, typer.Option("--for", help="ID of a key whose account it joins.")] = None,
     home: Annotated[
-        bool, typer.Option("--home", help="For the voices of this machine, with those that were pushed to them.")
+        bool, typer.Option("--home", help="Give access to the voices of this machine and those pushed to it.")
     ] = False,
     remote: Remote = False,
     profile: Profile = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Create a key for a new account, or for one that exists. It is shown this once.
+    """Create an API key for a new or an existing account. It is shown only once.
 
-    With --remote, it needs the admin secret of that server, or a key without scopes and limit: that one creates keys
+    With --remote, this needs the admin secret of the server, or a key without scopes and limit, which can create keys
     with scopes for its own account.
     """
     from afterwords.errors import InvalidOptionError
 
     if home and (account or for_key or is_remote(remote, profile)):
         raise InvalidOptionError("--home", value="true", allowed="without --account, --for and --remote")
-    asked: dict[str, Any] = {
-        "label": label,
-        "character_limit": character_limit,
-        "account_id": account,
-        "for_key": for_key,
-    }
-    if is_remote(remote, profile):
-        with connect(profile, admin_secret=_admin_secret(profile, is_needed=not scope)) as client:
-            made = client.keys.create(scopes=scope or (), **asked)
-        _show(made.api_key, made.key_id, made.model_dump(mode="json", exclude_none=True), as_json)
-        return
-    from afterwords.models import NAME_MAX_CHARS
-    from afterwords.server.records import Scope
-
-    if label and len(label) > NAME_MAX_CHARS:
-        raise InvalidOptionError("--label", value=f"{label[:20]}…", allowed=f"at most {NAME_MAX_CHARS} characters")
-    known = set(Scope)
-    for name in scope or ():
-        if name not in known:
-            raise InvalidOptionError("--scope", value=name, allowed=", ".join(Scope))
-    scopes = tuple(Scope(name) for name in scope or ())
-    _show_minted(_with_keys(lambda keys: keys.create(scopes=scopes, is_home=home, **asked)), as_json)
+    key = _open(remote, profile).create(
+        scopes=scope or (),
+        is_home=home,
+        label=label,
+        character_limit=character_limit,
+        account_id=account,
+        for_key=for_key,
+    )
+    _print_key(key, as_json=as_json)
 
 
 @app.command("list", cls=HelpCommand)
-def list_(remote: Remote = False, profile: Profile = None, as_json: Json = False) -> None:
-    """List the keys; the keys themselves are not kept."""
-    if is_remote(remote, profile):
-        with connect(profile) as client:
-            found = client.keys.list()
-    else:
-        found = _with_keys(lambda keys: keys.list(account_id=None))
+def list_keys(remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
+    """List the API keys with their limits and use, without the secrets."""
+    found = _open(remote, profile).list()
     if as_json:
         output.result_json([key.model_dump(mode="json") for key in found])
-        return
-    if not found:
-        output.note("There is no key yet: afterwords keys create")
-        return
-    rows = [
-        (
-            key.key_id,
-            f"{key.prefix}…" if key.prefix else "-",
-            key.label or "-",
-            key.account_id[:8] if key.account_id else "-",
-            " ".join(key.scopes) or "all",
-            _spent(key),
-            f"{key.used_at:%Y-%m-%d %H:%M}" if key.used_at else "-",
-            f"{key.created_at:%Y-%m-%d}",
-            _standing(key),
-        )
-        for key in found
-    ]
-    heads = ("id", "key", "label", "account", "scopes", "spent", "used (UTC)", "created", "state")
-    output.result_table(heads, rows)
+    elif found:
+        headers = ("id", "key", "label", "account", "scopes", "spent", "used (UTC)", "created", "state")
+        output.result_table(headers, [_row(key) for key in found])
+    else:
+        output.note("There are no keys yet. Create one: afterwords keys create")
+
+
+def _row(key: ApiKey) -> tuple[str, ...]:
+    from afterwords.models import now
+
+    spent = "-" if key.characters is None else f"{key.characters:,}"
+    if key.character_limit is not None:
+        spent += f" / {key.character_limit:,}"
+    if key.revoked_at is not None:
+        state = "revoked"
+    elif key.expires_at is None:
+        state = "valid"
+    else:
+        state = "expired" if key.expires_at <= now() else f"valid until {key.expires_at:%Y-%m-%d %H:%M} UTC"
+    return (
+        key.key_id,
+        f"{key.prefix}…" if key.prefix else "-",
+        key.label or "-",
+        key.account_id[:8] if key.account_id else "-",
+        " ".join(key.scopes) or "all",
+        spent,
+        f"{key.used_at:%Y-%m-%d %H:%M}" if key.used_at else "-",
+        f"{key.created_at:%Y-%m-%d}",
+        state,
+    )
 
 
 @app.command(cls=HelpCommand)
 def revoke(key_id: KeyId, remote: Remote = False, profile: Profile = None) -> None:
-    """Make a key useless at once."""
-    if is_remote(remote, profile):
-        with connect(profile) as client:
-            client.keys.revoke(key_id)
-    else:
-        _with_keys(lambda keys: keys.revoke(key_id, account_id=None))
+    """Revoke an API key at once."""
+    _open(remote, profile).revoke(key_id)
     output.note("Revoked.")
 
 
@@ -141,105 +272,42 @@ def rotate(
     overlap: Annotated[float, typer.Option(min=0, help="Seconds that the old key stays valid.")] = 0,
     remote: Remote = False,
     profile: Profile = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Put a new key in the place of one."""
+    """Replace an API key with a new one."""
+    _print_key(_open(remote, profile).rotate(key_id, overlap_s=overlap), as_json=as_json)
     if is_remote(remote, profile):
-        with connect(profile) as client:
-            made = client.keys.rotate(key_id, overlap_s=overlap)
-        _show(made.api_key, made.key_id, made.model_dump(mode="json", exclude_none=True), as_json)
-        output.note("If it takes the place of the key you are logged in with: afterwords login")
-        return
-    _show_minted(_with_keys(lambda keys: keys.rotate(key_id, account_id=None, overlap_s=overlap)), as_json)
+        output.note("If you are logged in with the old key: afterwords login")
 
 
-def _with_keys(use: Callable[[KeyService], Awaitable[T]]) -> T:
-    """Use the keys of the database that a server here would open."""
-    require_server("Managing keys")
-    import asyncio
+def accounts(remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
+    """List the accounts of the server on this machine, with their voices and this month's use.
 
-    from afterwords.server.app_state import open_store
-    from afterwords.server.services.keys import KeyService
-    from afterwords.server.settings import load_settings
-
-    async def run() -> T:
-        store = open_store(load_settings())
-        try:
-            await store.open()
-            return await use(KeyService(store))
-        finally:
-            await store.close()
-
-    return asyncio.run(run())
-
-
-def _admin_secret(profile: str | None, *, is_needed: bool = True) -> str | None:
-    """Return the admin secret that is set; where it is needed and is not, ask at the terminal."""
-    from afterwords.client.profiles import find_access
-    from afterwords.errors import NotLoggedInError
-
-    access = find_access(profile=profile)
-    if access.admin_secret is not None or not is_needed:
-        return access.admin_secret
-    if not output.is_terminal():
-        raise NotLoggedInError(access.base_url, what="admin secret")
-    return output.ask_hidden(f"Admin secret of {access.base_url} (it is not shown):")
-
-
-def _show_minted(minted: MintedKey, as_json: bool) -> None:
-    facts = {"api_key": minted.secret, **minted.key.model_dump(mode="json")}
-    _show(minted.secret, minted.key.key_id, facts, as_json)
-
-
-def _show(secret: str, key_id: str | None, facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        output.result_json(facts)
-        return
-    output.note(f"{f'Key {output.shown(key_id)}' if key_id else 'A key'}, shown this once:")
-    output.result(output.plain(secret))
-
-
-def _spent(key: ApiKey) -> str:
-    """Characters of this month, and the limit."""
-    spent = "-" if key.characters is None else f"{key.characters:,}"
-    return spent if key.character_limit is None else f"{spent} / {key.character_limit:,}"
-
-
-def _standing(key: ApiKey) -> str:
-    from afterwords.models import now
-
-    if key.revoked_at is not None:
-        return "revoked"
-    if key.expires_at is None:
-        return "valid"
-    return "expired" if key.expires_at <= now() else f"valid until {key.expires_at:%Y-%m-%d %H:%M} UTC"
-
-
-def accounts(remote: Remote = False, profile: Profile = None, as_json: Json = False) -> None:
-    """List the accounts of the server on this machine, with what they have and have spent this month.
-
-    With --remote, it needs the admin secret of the other server.
+    With --remote, this needs the admin secret of the server.
     """
-    if is_remote(remote, profile):
-        with connect(profile, admin_secret=_admin_secret(profile)) as client:
-            found = list(client.keys.accounts())
-    else:
-        found = list(_with_keys(lambda keys: keys.list_accounts()))
+    found = _open(remote, profile).accounts()
     if as_json:
         output.result_json([account.model_dump(mode="json") for account in found])
+    elif found:
+        rows = [
+            (
+                account.account_id,
+                str(account.keys),
+                str(account.voices),
+                f"{account.characters:,}",
+                f"{account.storage_bytes / 1e6:,.1f} MB",
+                f"{account.created_at:%Y-%m-%d}",
+            )
+            for account in found
+        ]
+        output.result_table(("id", "keys", "voices", "characters this month", "storage", "created"), rows)
+    else:
+        output.note("There are no accounts yet. Create one: afterwords keys create")
+
+
+def _print_key(key: CreatedKey, *, as_json: bool) -> None:
+    if as_json:
+        output.result_json(key.facts)
         return
-    if not found:
-        output.note("There is no account yet: afterwords keys create")
-        return
-    rows = [
-        (
-            account.account_id,
-            str(account.keys),
-            str(account.voices),
-            f"{account.characters:,}",
-            f"{account.storage_bytes / 1e6:,.1f} MB",
-            f"{account.created_at:%Y-%m-%d}",
-        )
-        for account in found
-    ]
-    output.result_table(("id", "keys", "voices", "characters this month", "storage", "created"), rows)
+    output.note(f"{f'Key {output.shown(key.key_id)}' if key.key_id else 'A key'}, shown this once:")
+    output.result(output.plain(key.secret))

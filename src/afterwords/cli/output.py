@@ -1,6 +1,6 @@
-"""How commands talk: results to stdout, progress and notices to stderr, errors as one line and a fix.
+"""Print results to stdout, progress and notices to stderr, and ask questions at a terminal.
 
-Text from outside is escaped before it reaches a terminal.
+Untrusted text is escaped before it reaches a terminal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class UsageError(AfterwordsError):
-    """The command was called in a way that it can't be."""
+    """The arguments of the command are invalid."""
 
     code = "usage"
     exit_code = 2
@@ -44,7 +44,7 @@ def result(line: str) -> None:
 
 
 def result_wrapped(line: str, *, indent: int) -> None:
-    """Print a line of the result; on a terminal, broken between words at its width."""
+    """Print a line of the result; on a terminal, wrap it between words."""
     if not sys.stdout.isatty():
         result(line)
         return
@@ -64,23 +64,20 @@ def result_wrapped(line: str, *, indent: int) -> None:
 
 
 def result_json(value: Any) -> None:
-    """Print the result as JSON, in ASCII: no terminal acts on it, and every encoding can carry it."""
+    """Print the result as JSON in ASCII, which is safe in every terminal and encoding."""
     result(json.dumps(value, indent=2))
 
 
 def result_facts(facts: Mapping[str, Any]) -> None:
-    """Print what is known of one thing, a line for each fact that there is."""
+    """Print the facts about one thing, one per line, without the empty ones."""
     for name, value in facts.items():
-        told = "  ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
-        if told not in (None, ""):
-            result(f"{name:<12} {plain(str(told))}")
+        text = "  ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
+        if text not in (None, ""):
+            result(f"{name:<12} {plain(str(text))}")
 
 
 def result_table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a table: aligned columns, no frame, so that people and `cut` can read it.
-
-    On a terminal, the last column is wrapped between words at its width.
-    """
+    """Print a table with aligned columns and without a frame; on a terminal, wrap the last column."""
     from rich.cells import cell_len
 
     cells = [headers, *(tuple(plain(cell) for cell in row) for row in rows)]
@@ -92,7 +89,7 @@ def result_table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> N
 
 
 def flush() -> None:
-    """See that what others have printed, such as the help, has reached its reader."""
+    """Flush stdout, also for text that typer printed, such as the help."""
     with _stdout_errors():
         sys.stdout.flush()
 
@@ -108,10 +105,10 @@ def _stdout_errors() -> Iterator[None]:
 
 
 def free_path(path: Path) -> Path:
-    """A file that nobody named, and that is not there yet.
+    """Return the path of a file that the user did not name, if it does not exist yet.
 
     Raises:
-        UnwritableOutputError: one that is there is kept.
+        UnwritableOutputError: The file exists.
     """
     if path.exists():
         raise UnwritableOutputError(path, why="it exists already", hint=f"to replace it, add -o {path}")
@@ -122,17 +119,17 @@ def free_path(path: Path) -> Path:
 
 
 def console() -> Console:
-    """The terminal, by stderr."""
+    """Return a console for stderr."""
     return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def note(message: str) -> None:
-    """Say something to the person; not part of the result."""
+    """Print a notice to stderr, with Rich markup."""
     console().print(message, markup=True)
 
 
 def note_left_out(backend: str, words: Sequence[str]) -> None:
-    """Name the words of a text that were not spoken, if there are any."""
+    """Print the words of a text that were not spoken, if there are any."""
     from afterwords.text import left_out
 
     if words:
@@ -141,7 +138,7 @@ def note_left_out(backend: str, words: Sequence[str]) -> None:
 
 @contextmanager
 def without_text_warnings() -> Iterator[None]:
-    """Keep Python's warning of words that are left out from a command that names them."""
+    """Suppress TextWarning in a command that prints the left-out words itself."""
     from afterwords.errors import TextWarning
 
     with warnings.catch_warnings():
@@ -150,19 +147,19 @@ def without_text_warnings() -> Iterator[None]:
 
 
 def plain(text: str) -> str:
-    """Text from outside, safe to print: what a terminal would act on is escaped."""
+    """Return untrusted text with control characters escaped, safe to print."""
     from afterwords.text import printable
 
     return printable(text)
 
 
 def shown(text: str) -> str:
-    """As `plain`, for lines with markup."""
+    """Return text like `plain`, escaped for a line with markup."""
     return escape(plain(text))
 
 
 def duration(seconds: float) -> str:
-    """How long something took, as a person would say it."""
+    """Return a duration in seconds or minutes, for people."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)
@@ -170,7 +167,7 @@ def duration(seconds: float) -> str:
 
 
 def note_how_to_listen(file: str) -> None:
-    """Name the command that plays a file here, if there is one."""
+    """Print the command that plays a file on this system, if there is one."""
     import shutil
 
     command = {"darwin": "open", "win32": "start"}.get(sys.platform) or ("xdg-open" if shutil.which("xdg-open") else "")
@@ -179,18 +176,18 @@ def note_how_to_listen(file: str) -> None:
 
 
 def quoted(text: str) -> str:
-    """As `shown`, for a command that the person may copy."""
+    """Return text like `shown`, quoted for a command that the user can copy."""
     import shlex
 
     return shown(shlex.quote(text))
 
 
 LINE_EVERY_S: Final = 10.0
-"""How often long work says where it is, where no bar can be drawn."""
+"""Interval of the progress lines that replace the bar where stderr is not a terminal."""
 
 
 class Bar:
-    """A progress bar: call it with how far the work is, from 0 to 1, and with what is being done."""
+    """A progress bar: call it with the fraction done, from 0 to 1, and the current step."""
 
     def __init__(self, bar: Progress | None, step: str) -> None:
         self._bar = bar
@@ -198,14 +195,14 @@ class Bar:
         self.line = step
 
     def __call__(self, fraction: float, step: str) -> None:
-        if fraction < 1:  # at the end "done" is said, and what comes next may take its time
+        if fraction < 1:  # the last step is "done", and the next may be slow
             self.line = f"{step}, {fraction:.0%}"
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=fraction, description=shown(step))
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
-        """Take it off the terminal while a person is asked."""
+        """Hide the bar while a question is asked."""
         if self._bar is None:
             yield
             return
@@ -216,16 +213,27 @@ class Bar:
 
 @contextmanager
 def progress_bar(step: str = "loading") -> Iterator[Bar]:
-    """Show a progress bar on stderr, with the time so far and an estimate of the rest.
-
-    On anything but a terminal it is a plain line every 10 s.
+    """Show a progress bar on stderr, with the elapsed and the remaining time; without a terminal, a line every 10 s.
 
     Args:
-        step: what is being done at first.
+        step: The first step.
     """
     if not (sys.stderr and sys.stderr.isatty()):
-        with _lines(Bar(None, step)) as plain_bar:
+        plain_bar, is_over = Bar(None, step), threading.Event()
+
+        def print_lines() -> None:
+            started = time.monotonic()
+            with suppress(OSError):  # the reader of stderr has gone
+                while not is_over.wait(LINE_EVERY_S):
+                    note(f"{shown(plain_bar.line)} after {time.monotonic() - started:.0f} s")
+
+        thread = threading.Thread(target=print_lines, daemon=True)
+        thread.start()
+        try:
             yield plain_bar
+        finally:
+            is_over.set()
+            thread.join()
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -243,30 +251,8 @@ def progress_bar(step: str = "loading") -> Iterator[Bar]:
 
 
 @contextmanager
-def _lines(bar: Bar) -> Iterator[Bar]:
-    is_over = threading.Event()
-
-    def print_lines() -> None:
-        started = time.monotonic()
-        with suppress(OSError):  # whatever read stderr has gone
-            while not is_over.wait(LINE_EVERY_S):
-                note(f"{shown(bar.line)} after {time.monotonic() - started:.0f} s")
-
-    thread = threading.Thread(target=print_lines, daemon=True)
-    thread.start()
-    try:
-        yield bar
-    finally:
-        is_over.set()
-        thread.join()
-
-
-@contextmanager
 def waiting(step: str) -> Iterator[Callable[[str], None]]:
-    """Show that something is waited for, and how long it has been; on anything but a terminal, nothing.
-
-    Yields a function that changes what is shown.
-    """
+    """Show a spinner with the elapsed time on a terminal; yield a function that changes its text."""
     if not (sys.stderr and sys.stderr.isatty()):
         yield lambda _step: None
         return
@@ -283,12 +269,12 @@ def waiting(step: str) -> Iterator[Callable[[str], None]]:
 
 
 def is_terminal() -> bool:
-    """Whether a person can be asked: both stdin and stderr are terminals."""
+    """Return whether questions can be asked: both stdin and stderr are terminals."""
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
 
 def ask(question: str, *, choices: dict[str, str] | None = None) -> str:
-    """Ask the person at the terminal; by stderr, so that stdout stays the result's."""
+    """Ask a question at the terminal, on stderr: stdout carries the result."""
     from rich.prompt import Prompt
 
     target = console()
@@ -303,41 +289,47 @@ def ask(question: str, *, choices: dict[str, str] | None = None) -> str:
 
 
 def ask_hidden(question: str) -> str:
-    """Ask the person at the terminal for a secret, which is not shown."""
+    """Ask for a secret at the terminal, without showing it."""
     from getpass import getpass
 
-    return getpass(f"{plain(question)} ", stream=sys.stderr)  # which asks once nothing is shown any more
+    return getpass(f"{plain(question)} ", stream=sys.stderr)
 
 
 def confirm_removal(warning: str) -> None:
-    """Ask the person at the terminal whether a removal is meant; the warning is markup.
+    """Ask at the terminal whether to remove something.
+
+    Args:
+        warning: What is lost, as Rich markup.
 
     Raises:
-        UsageError: there is nobody to ask.
-        Exit: it is not meant.
+        UsageError: There is no terminal to ask at.
+        Exit: The user said no.
     """
     if not is_terminal():
-        raise UsageError("There is nobody to ask whether that is meant.", hint="add --yes.")
+        raise UsageError("Removing needs a confirmation, and stdin is not a terminal.", hint="add --yes.")
     note(warning)
-    if ask("Type yes to go on").strip().lower() != "yes":
+    if ask("Type yes to continue").strip().lower() != "yes":
         note("Nothing was removed.")
         raise Exit(1)
 
 
-def confirm_replacing(told: str) -> None:
-    """Tell of a voice that is in the way, and ask whether another may take its place; the telling is markup.
+def confirm_replacing(message: str) -> None:
+    """Ask at the terminal whether to replace an existing voice.
+
+    Args:
+        message: Which voice exists, as Rich markup.
 
     Raises:
-        Exit: it may not.
+        Exit: The user said no.
     """
-    note(told)
-    if ask("Type yes to replace it, for good").strip().lower() != "yes":
+    note(message)
+    if ask("Type yes to replace it for good").strip().lower() != "yes":
         note("Nothing was changed.")
         raise Exit(1)
 
 
-def correct(question: str, text: str) -> str:
-    """Let the person edit a text in its line; where the terminal can't, Enter takes it and a new text replaces it."""
+def edit_line(question: str, text: str) -> str:
+    """Let the user edit a text in place; on Windows, Enter accepts it and a new text replaces it."""
     note(shown(question))
     try:
         import readline

@@ -131,7 +131,9 @@ def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
         speech = local.stream(request.text, voice=voice, **options.model_dump(), progress=progress)
         samples = _SampleStream(speech, request.place, stack)
         if request.is_played:
-            samples.play()
+            from afterwords.audio.devices import play
+
+            play(samples, speech.sample_rate)
         else:
             samples.write()
     done = speech.result
@@ -159,13 +161,15 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
         done: RemoteSpeech | RemoteJob
         duration_s: float | None
         if request.is_played:
+            from afterwords.audio.devices import play
+
             with ExitStack() as stack:
                 with output.waiting("waiting for the speech"):
                     stream = client.stream(request.text, voice=voice, **request.options.model_dump())
                     done = stack.enter_context(stream)
                 samples = _SampleStream(done, request.place, stack)
                 with output.waiting("playing; Ctrl-C stops it, and the job"):
-                    samples.play()
+                    play(samples, done.sample_rate)
             duration_s = samples.duration_s
         else:
             done, duration_s = _download_speech(client, request, voice, profile, timeout_s)
@@ -247,12 +251,6 @@ class _SampleStream:
                 self._writer.write(chunk.samples)
             self.duration_s += len(chunk.samples) / self._speech.sample_rate
             yield chunk.samples
-
-    def play(self) -> None:
-        """Play the speech while it is made."""
-        from afterwords.audio.devices import play
-
-        play(self, self._speech.sample_rate)
 
     def write(self) -> None:
         """Write the speech; on Ctrl-C, say that nothing was written."""

@@ -1,23 +1,26 @@
-"""`afterwords serve`: the /v1 API on this machine."""
+"""`afterwords serve`: run the /v1 API on this machine. The other server commands share its helpers."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from afterwords.cli import output
 
 if TYPE_CHECKING:
+    from afterwords.server.ports import Store
     from afterwords.server.services.home import HomeVoices
     from afterwords.server.services.keys import MintedKey
     from afterwords.server.settings import Settings
 
+T = TypeVar("T")
+
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. (default: 127.0.0.1)")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. (default: 7860)")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one. (default: 7860)")] = None,
     library: Annotated[
         bool, typer.Option("--library/--no-library", help="Whether to offer the voices of this machine.")
     ] = True,
@@ -31,17 +34,38 @@ def serve(
     from afterwords.server.run import serve as run
     from afterwords.server.settings import load_settings
 
-    serve_library = None if library else False  # absent, the setting decides
+    serve_library = None if library else False  # without the flag, the setting decides
     options = {"host": host, "port": port, "serve_library": serve_library}
-    given = {name: value for name, value in options.items() if value is not None}
-    settings = load_settings(**given)
+    settings = load_settings(**{name: value for name, value in options.items() if value is not None})
     configure_log(settings)
-    signal = run(settings, on_first_key=partial(_show_key, settings), on_listening=_show_address)
+
+    def show_key(minted: MintedKey) -> None:
+        if settings.log == "text":  # otherwise stderr carries only JSON
+            output.note("The database is new. Its first key, shown this once:")
+        output.result(minted.secret)
+
+    signal = run(settings, on_first_key=show_key, on_listening=_show_address)
     raise typer.Exit(EXIT_BY_SIGNAL.get(signal, 0))
 
 
+def _show_address(settings: Settings, home: HomeVoices) -> None:
+    output.result(settings.local_url)
+    output.flush()  # a parent process may wait for this line
+    if settings.log == "json":  # stderr carries only JSON
+        return
+    if settings.serve_library:
+        if not home.n_offered:
+            note = "0 voices. Clone one (afterwords clone), or push one from another machine (afterwords push)."
+        else:
+            note = f"{home.n_offered} voice{'s' if home.n_offered > 1 else ''} of this machine"
+            note += ", for the first key. Another key for them" if home.has_account else ". No key can use them yet"
+            note += ": afterwords keys create --home"
+        output.note(note)
+    output.note(f"[dim]Next: curl -s {output.shown(settings.local_url)}/v1/health · Ctrl-C stops it.[/dim]")
+
+
 def require_server(purpose: str) -> None:
-    """Refuse in one line where the extra is not installed."""
+    """Raise MissingExtraError if the extra `server` is not installed."""
     from importlib.util import find_spec
 
     from afterwords.errors import MissingExtraError
@@ -50,27 +74,21 @@ def require_server(purpose: str) -> None:
         raise MissingExtraError("server", purpose=purpose)
 
 
-def _show_key(settings: Settings, minted: MintedKey) -> None:
-    if settings.log == "text":  # stderr carries only JSON otherwise
-        output.note("The database is new. Its first key, shown this once:")
-    output.result(minted.secret)
+def run_with_store(use: Callable[[Settings, Store], Awaitable[T]], *, purpose: str) -> T:
+    """Open the database of the server on this machine, await `use`, and close it."""
+    require_server(purpose)
+    import asyncio
 
+    from afterwords.server.app_state import open_store
+    from afterwords.server.settings import load_settings
 
-def _show_address(settings: Settings, home: HomeVoices) -> None:
-    output.result(settings.local_url)
-    output.flush()  # whoever started us may wait for this line
-    if settings.log == "json":  # stderr carries only JSON
-        return
-    if settings.serve_library:
-        output.note(_about_voices(home))
-    output.note("[dim]Next: curl -s " + output.shown(settings.local_url) + "/v1/health · Ctrl-C stops it.[/dim]")
+    async def run() -> T:
+        settings = load_settings()
+        store = open_store(settings)
+        try:
+            await store.open()
+            return await use(settings, store)
+        finally:
+            await store.close()
 
-
-def _about_voices(home: HomeVoices) -> str:
-    """Say how many voices of this machine are offered, and which keys see them."""
-    if not home.n_offered:
-        return "0 voices. Clone one (afterwords clone), or push one from another machine (afterwords push)."
-    voices = f"{home.n_offered} voice{'s' if home.n_offered > 1 else ''} of this machine"
-    if home.has_account:
-        return f"{voices}, for the first key. Another key for them: afterwords keys create --home"
-    return f"{voices}. No key can use them yet: afterwords keys create --home"
+    return asyncio.run(run())

@@ -1,4 +1,4 @@
-"""`afterwords verify`: whether a file is marked as synthetic speech, and in which voice."""
+"""`afterwords verify`: check whether a file is marked as synthetic speech."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Annotated
 import typer
 
 from afterwords.cli import output
+from afterwords.cli.options import AsJson
 
 
 def verify(
     file: Annotated[Path, typer.Argument(help="Audio file to check.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check whether a file is marked as synthetic speech. The exit code is 1 if it is not.
 
-    The mark is metadata that anybody can remove, so a file without one proves nothing.
+    The mark is metadata that anyone can remove, so a file without one proves nothing.
     """
     from afterwords import provenance
 
