@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from afterwords.config import ENVIRONMENT_SETTINGS, SETTINGS, Config, load_config, unknown_variables
-from afterwords.errors import InvalidConfigError, InvalidOptionError, UnreadableFileError
+from afterwords.errors import FileError, InvalidInputError, InvalidOptionError
 from afterwords.server.settings import Settings, load_settings
 from tests.cli.program import run
+from tests.error_codes import has_code
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,7 +93,9 @@ def test_what_the_mlx_engine_can_t_be_set_to_is_named(tmp_path: Path, key: str, 
 
 @pytest.mark.parametrize("toml", ["whisper = ", "\x00", "whisper 5"])
 def test_file_that_is_not_toml_is_named(tmp_path: Path, toml: str) -> None:
-    with pytest.raises(InvalidConfigError, match=r"mistake in .*config\.toml") as caught:
+    with pytest.raises(
+        InvalidInputError, match=r"mistake in .*config\.toml", check=has_code("invalid_config")
+    ) as caught:
         configured(tmp_path, toml)
     assert "permission" not in caught.value.hint
 
@@ -100,7 +103,7 @@ def test_file_that_is_not_toml_is_named(tmp_path: Path, toml: str) -> None:
 @pytest.mark.parametrize("content", [b'whisper = "\xff"', 'whisper = "base"'.encode("utf-16")])
 def test_file_that_is_not_utf8_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.toml").write_bytes(content)
-    with pytest.raises(InvalidConfigError, match="not UTF-8"):
+    with pytest.raises(InvalidInputError, match="not UTF-8", check=has_code("invalid_config")):
         configured(tmp_path)
 
 
@@ -113,7 +116,7 @@ def test_file_with_a_byte_order_mark_is_read(tmp_path: Path, monkeypatch: pytest
 
 def test_file_that_cannot_be_read_is_a_matter_of_permissions(tmp_path: Path) -> None:
     (tmp_path / "config.toml").mkdir()
-    with pytest.raises(UnreadableFileError, match="is a directory"):
+    with pytest.raises(FileError, match="is a directory"):
         configured(tmp_path)
 
 
@@ -138,7 +141,7 @@ def test_home_that_is_a_file_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_unknown_name_in_the_file_is_refused(tmp_path: Path, toml: str, why: str, fix: str) -> None:
-    with pytest.raises(InvalidConfigError) as caught:
+    with pytest.raises(InvalidInputError, check=has_code("invalid_config")) as caught:
         configured(tmp_path, toml)
     assert why in caught.value.message
     assert fix in caught.value.hint

@@ -1,241 +1,237 @@
-"""The error tree: each class is drawn, says what happened in one line, and how to fix it."""
+"""Every error says what happened and how to fix it, and its code fixes the HTTP status and the exit code."""
 
 from __future__ import annotations
 
+import ast
+import copy
+import pickle
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from afterwords import errors
-from afterwords.errors import AfterwordsError
+from afterwords.errors import AfterwordsError, JobError, RemoteError, ServerSetupError, error_from_code
 
 HOSTILE = "a\x1b[2J\u202e\nb"
+SOURCES = sorted(Path(errors.__file__).parent.rglob("*.py"))
 
-# Every class that writes a message of its own, once, with facts as hostile as they may come.
-EXAMPLES: list[AfterwordsError] = [
-    errors.UnsupportedAudioError("me.txt"),
-    errors.UnsupportedAudioError("me.mp4", codec=HOSTILE),
-    errors.DamagedAudioError("me.m4a"),
-    errors.NoAudioError("me.wav"),
-    errors.ReferenceTooShortError("me.wav", duration_s=3.2, minimum_s=5),
-    errors.ReferenceTooLongError("me.wav", duration_s=1801, maximum_s=1800),
-    errors.FileTooLargeError("me.wav", size_bytes=20_971_521, maximum_bytes=20_971_520),
-    errors.SilentAudioError("me.wav", peak_db=-90),
-    errors.NonFiniteAudioError("me.wav"),
-    errors.UnvoicedReferenceError("me.wav", voiced_s=0.5, minimum_s=3),
-    errors.PoorRecordingError("me.wav", reason="It is clipped.", advice="record again"),
-    errors.MalformedWavError("me.wav"),
-    errors.NotWavError("me.wav", found="'fLaC'"),
-    errors.MissingFormatError("me.wav"),
-    errors.TruncatedWavError("me.wav", declared_bytes=10, present_bytes=5),
-    errors.EmptyDataError("me.wav"),
-    errors.TooManyChunksError("me.wav", maximum=100),
-    errors.BadChannelsError("me.wav", channels=255),
-    errors.BadSampleRateError("me.wav", sample_rate=1, minimum=8_000, maximum=192_000),
-    errors.BadBitsError("me.wav", bits=12),
-    errors.BadBlockAlignError("me.wav", block_align=0, expected=2),
-    errors.UnsupportedEncodingError("me.wav", encoding="A-law"),
-    errors.EmptyTextError(),
-    errors.UnspeakableTextError("lite"),
-    errors.ControlCharacterError(codepoint=0x1B, position=3),
-    errors.InvalidUnicodeError(position=3),
-    errors.TextTooLongError(length=5_001, maximum=5_000),
-    errors.UnsupportedLangError(HOSTILE, supported=("en", "zh")),
-    errors.InvalidBackendError(HOSTILE, offered=("lite",)),
-    errors.InvalidNameError("it is empty"),
-    errors.InvalidOptionError("--speed", value=HOSTILE, allowed="0.25 to 4"),
-    errors.ConsentRequiredError(),
-    errors.VoiceRequiredError(names=["me", HOSTILE]),
-    errors.VoiceRequiredError(names=[]),
-    errors.VoiceExistsError(HOSTILE),
-    errors.UnreadableFileError(Path(HOSTILE), why="there is no such file"),
-    errors.InvalidConfigError(Path(HOSTILE), why=HOSTILE, hint=HOSTILE),
-    errors.InvalidBackupError(Path(HOSTILE), why="it was cut"),
-    errors.ServerRunningError(),
-    errors.AdminRequiredError(),
-    errors.ServerNotEmptyError(why="it has 1 voices"),
-    errors.UnwritableOutputError(Path(HOSTILE), why="its folder does not exist"),
-    errors.UnmarkableFormatError(HOSTILE, formats=("wav", "mp3")),
-    errors.VoiceNotFoundError(HOSTILE, nearest=[HOSTILE, "me"]),
-    errors.VoiceNotFoundError("me"),
-    errors.MissingExtraError("lite", purpose="Speaking"),
-    errors.BackendUnavailableError("cuda", reason="no GPU answers", fix="use --backend lite."),
-    errors.AudioDeviceError("Playing", why="none was found"),
-    errors.AudioDeviceError("Recording", why="none was found"),
-    errors.TranscriberError("no model was found"),
-    errors.ModelNotHereError("qwen3-1.7b"),
-    errors.TooLittleMemoryError("qwen3-1.7b", needed_bytes=5 * 10**9, room_bytes=10**9, fitting=[]),
-    errors.TooLittleMemoryError("qwen3-1.7b", needed_bytes=5 * 10**9, room_bytes=10**9, fitting=["qwen3-0.6b-4bit"]),
-    errors.OfflineError("qwen3-1.7b"),
-    errors.ModelBusyError("qwen3-1.7b"),
-    errors.PrecisionError("qwen3-1.7b", precision="fp8", why="70 % of its codes are the same, and 75 % must be"),
-    errors.UnknownModelError(HOSTILE, known=["qwen3-1.7b"]),
-    errors.ForeignModelError(Path(HOSTILE)),
-    errors.SynthesisError("lite", why="it ran out of memory"),
-    errors.MeasurementTimeoutError("lite", waited_s=600),
-    errors.SpeechReadError(),
-    errors.ModelFileError("kokoro.onnx", why="was altered", hint="reinstall it."),
-    errors.CorruptVoiceError(Path(HOSTILE), why="voice.json is not JSON"),
-    errors.NewerLibraryError(Path(HOSTILE), found=3, known=2),
-    errors.LibraryBusyError(Path(HOSTILE), waited_s=10),
-    errors.StorageFullError(Path(HOSTILE)),
-    errors.StorageFullError(Path(HOSTILE), needed_bytes=4_000_000_000, free_bytes=1),
-    errors.ServiceError(),
-    errors.MissingFieldError("text"),
-    errors.InvalidJsonError(),
-    errors.InvalidMultipartError(why="it has no boundary"),
-    errors.InvalidHostError(),
-    errors.InvalidFieldError("speed", rule="it must be 0.25 to 4"),
-    errors.BadContentTypeError(allowed="audio/wav"),
-    errors.InvalidWebhookUrlError(why="its host is not public"),
-    errors.InvalidBundleError(why="it holds no voice.json"),
-    errors.RequestTooLargeError(maximum_bytes=131_072),
-    errors.RequestTimeoutError(waited_s=15),
-    errors.RouteNotFoundError(),
-    errors.MethodNotAllowedError(allowed=["GET"]),
-    errors.RangeNotSatisfiableError(size_bytes=44),
-    errors.UnauthorizedError(),
-    errors.InsufficientScopeError("synthesize"),
-    errors.LimitError("The limit of 3 is reached.", hint="wait.", limit=3, retry_after_s=1),
-    errors.RateLimitedError(limit=600, retry_after_s=1),
-    errors.TooManyAuthFailuresError(limit=30, retry_after_s=9),
-    errors.TooManyConcurrentRequestsError(limit=100),
-    errors.QueueFullError(limit=1_000),
-    errors.QuotaExceededError(limit=1_000, used=990, asked=11, retry_after_s=86_400),
-    errors.StorageQuotaExceededError(stored_bytes=10**9, quota_bytes=10**9),
-    errors.JobNotFoundError(),
-    errors.JobNotReadyError("pending"),
-    errors.KeyNotFoundError(),
-    errors.IdempotencyConflictError(),
-    errors.JobFinalError("ready"),
-    errors.KeyReplacedError(),
-    errors.StaleAttemptError(),
-    errors.AmbiguousVoiceNameError(),
-    errors.HomeVoiceError(),
-    errors.VoiceDeletedError(),
-    errors.RunawayAudioError(duration_s=90, maximum_s=20),
-    errors.LostAudioError(),
-    errors.LostReferenceError(),
-    errors.ServiceUnavailableError(),
-    errors.DatabaseUnavailableError(),
-    errors.StorageUnavailableError(),
-    errors.InsecureServerError(HOSTILE, minimum=32),
-    errors.AddressInUseError(HOSTILE, 7860, why="it is in use"),
-    errors.NewerDatabaseError(found="9", known="1"),
-    errors.NotOpenedError(),
-    errors.OpenedTwiceError(),
-    errors.UnreachableError(HOSTILE, why="the name is not known", check=HOSTILE),
-    errors.NetworkSettingError(HOSTILE, why=HOSTILE, hint=HOSTILE),
-    errors.ConnectionLostError(HOSTILE),
-    errors.ServerSilentError(HOSTILE, waited_s=60),
-    errors.StrangeAnswerError("it is HTML"),
-    errors.UnsupportedByServerError("exporting a voice"),
-    errors.NotLoggedInError(HOSTILE),
-    errors.HubError(HOSTILE, why="answers in HTML"),
-    errors.HubUnreachableError(HOSTILE, why="the name is not known", check=HOSTILE),
-    errors.HubRefusedError(HOSTILE, what="config.json", has_token=True),
-    errors.HubRefusedError(HOSTILE, what="config.json", has_token=False),
-    errors.HubMissingError(HOSTILE, what="config.json"),
-    errors.HubBusyError(HOSTILE, retry_after_s=None),
-    errors.RemoteJobError("The job is gone.", job_id="1", hint="ask again."),
-    errors.JobFailedError("1", reason=HOSTILE),
-    errors.JobCancelledError("1"),
-    errors.JobTimeoutError("1", waited_s=600),
+STATUSES = {
+    (400, 5): "bad_request invalid_host invalid_json invalid_multipart missing_field",
+    (401, 3): "admin_required not_logged_in unauthorized",
+    (403, 3): "insufficient_scope",
+    (404, 4): "hub_missing job_not_found job_not_ready key_not_found not_found unknown_model voice_not_found",
+    (405, 5): "method_not_allowed",
+    (408, 8): "request_timeout",
+    (409, 5): "ambiguous_voice_name conflict home_voice idempotency_conflict job_final key_replaced stale_attempt "
+    "voice_exists",
+    (410, 4): "voice_deleted",
+    (413, 5): "request_too_large",
+    (416, 5): "range_not_satisfiable",
+    (422, 2): "voice_required",
+    (422, 5): "bad_bits bad_block_align bad_channels bad_content_type bad_sample_rate consent_required "
+    "control_character damaged_audio empty_data empty_text file_too_large invalid_audio invalid_backend "
+    "invalid_backup invalid_bundle invalid_config invalid_field invalid_format invalid_input invalid_name "
+    "invalid_option invalid_text invalid_unicode invalid_webhook_url malformed_wav no_fmt no_voice non_finite_audio "
+    "not_wav poor_recording silent_audio text_too_long too_long too_many_chunks too_short truncated unreadable_file "
+    "unspeakable_text unsupported_audio unsupported_encoding unsupported_lang unwritable_output",
+    (422, 7): "runaway_audio",
+    (429, 6): "limit_reached queue_full quota_exceeded rate_limited too_many_auth_failures "
+    "too_many_concurrent_requests",
+    (500, 1): "corrupt_voice error foreign_model library model_file newer_database newer_library speech_read",
+    (500, 2): "insecure_server opened_twice server_not_empty server_running server_setup",
+    (500, 7): "job_cancelled job_error job_failed synthesis_failed",
+    (500, 8): "address_in_use audio_lost internal_error reference_missing",
+    (501, 5): "unsupported_by_server",
+    (502, 3): "hub_refused",
+    (502, 8): "connection_lost hub remote strange_answer",
+    (503, 1): "backend_unavailable library_busy missing_extra model_busy model_not_here no_audio_device offline "
+    "precision too_little_memory transcriber_unavailable unavailable",
+    (503, 6): "hub_busy",
+    (503, 8): "database_unavailable hub_unreachable network_setting not_opened service_unavailable "
+    "storage_unavailable unreachable",
+    (504, 9): "job_timeout measurement_timeout server_silent",
+    (507, 1): "storage_full",
+    (507, 6): "storage_quota_exceeded",
+}
+"""HTTP status and exit code of every code; both are part of the API."""
+
+MESSAGES: list[AfterwordsError] = [
+    errors.RecordingError.unsupported("me.txt"),
+    errors.RecordingError.unsupported("me.mp4", codec=HOSTILE),
+    errors.RecordingError.damaged("me.m4a"),
+    errors.RecordingError.no_audio("me.wav"),
+    errors.RecordingError.too_short("me.wav", duration_s=3.2, minimum_s=5),
+    errors.RecordingError.too_long("me.wav", duration_s=1801, maximum_s=1800),
+    errors.RecordingError.too_large("me.wav", size_bytes=20_971_521, maximum_bytes=20_971_520),
+    errors.RecordingError.non_finite("me.wav"),
+    errors.RecordingError.no_voice("me.wav", voiced_s=0.5, minimum_s=3),
+    errors.MalformedWavError.for_source("me.wav"),
+    errors.MalformedWavError.for_source("me.wav", "it has no fmt chunk", code="no_fmt"),
+    errors.MalformedWavError.bad_sample_rate("me.wav", sample_rate=1, minimum=8_000, maximum=192_000),
+    errors.TextError.unspeakable("lite"),
+    errors.TextError.invalid_unicode(position=3),
+    errors.TextError.too_long(length=5_001, maximum=5_000),
+    errors.UnsupportedLangError.for_lang(HOSTILE, supported=("en", "zh")),
+    errors.UnsupportedLangError.for_lang(None, supported=("en",), backend="lite", others=["tone"]),
+    errors.UnsupportedLangError.for_lang("de", supported=("en",), unavailable=["a", "b", "c"]),
+    errors.InvalidInputError.for_backend(HOSTILE, offered=("lite",)),
+    errors.InvalidInputError.for_backup(Path(HOSTILE), "it was cut"),
+    errors.InvalidInputError.for_format(HOSTILE, formats=("wav", "mp3")),
+    errors.InvalidInputError.voice_required(names=["me", HOSTILE]),
+    errors.InvalidInputError.voice_required(names=[]),
+    errors.InvalidOptionError.for_option("--speed", value=HOSTILE, allowed="0.25 to 4"),
+    errors.VoiceExistsError.for_name(HOSTILE),
+    errors.FileError.unreadable(Path(HOSTILE), "there is no such file"),
+    errors.FileError.unwritable(Path(HOSTILE), "its folder does not exist"),
+    errors.VoiceNotFoundError.for_name(HOSTILE, nearest=[HOSTILE, "me"]),
+    errors.VoiceNotFoundError.for_name("me"),
+    errors.MissingExtraError.for_extra("lite", purpose="Speaking"),
+    errors.BackendUnavailableError.for_backend("cuda", reason="no GPU responds", fix="use --backend lite."),
+    errors.UnavailableError.for_audio_device("Playing", "no device was found"),
+    errors.UnavailableError.for_audio_device("Recording", "no device was found"),
+    errors.UnavailableError.for_transcriber("no model was found"),
+    errors.ModelError.for_file("kokoro.onnx", "was altered", hint="reinstall it."),
+    errors.ModelError.not_downloaded("qwen3-1.7b"),
+    errors.ModelError.too_little_memory("qwen3-1.7b", needed_bytes=5 * 10**9, room_bytes=10**9, fitting=[]),
+    errors.ModelError.too_little_memory("a", needed_bytes=5 * 10**9, room_bytes=10**9, fitting=["qwen3-0.6b-4bit"]),
+    errors.ModelError.not_managed(Path(HOSTILE)),
+    errors.SynthesisError.for_backend("lite", "it ran out of memory"),
+    errors.SynthesisError.runaway(duration_s=90, maximum_s=20),
+    errors.CorruptVoiceError.for_folder(Path(HOSTILE), "voice.json is not JSON"),
+    errors.LibraryError.busy(Path(HOSTILE), waited_s=10),
+    errors.StorageFullError.for_path(Path(HOSTILE)),
+    errors.StorageFullError.for_path(Path(HOSTILE), needed_bytes=4_000_000_000, free_bytes=1),
+    errors.InvalidRequestError.missing_field("text"),
+    errors.InvalidRequestError.invalid_field("speed", "it must be 0.25 to 4"),
+    errors.InvalidRequestError.invalid_form("it has no boundary"),
+    errors.InvalidRequestError.invalid_webhook_url("its host is not public"),
+    errors.InvalidRequestError.too_large(maximum_bytes=131_072),
+    errors.InvalidRequestError.timed_out(waited_s=15),
+    errors.InvalidRequestError.method_not_allowed(allowed=["GET"]),
+    errors.InvalidRequestError.range_not_satisfiable(size_bytes=44),
+    errors.InvalidBundleError.for_reason("it has no voice.json"),
+    errors.UnauthorizedError.not_logged_in(HOSTILE),
+    errors.UnauthorizedError.not_logged_in(HOSTILE, what="admin secret"),
+    errors.InsufficientScopeError.for_scope("synthesize"),
+    errors.LimitError.rate_limited(limit=600, retry_after_s=1),
+    errors.LimitError.too_many_auth_failures(limit=30, retry_after_s=9),
+    errors.LimitError.too_many_concurrent(limit=100),
+    errors.LimitError.queue_full(limit=1_000),
+    errors.QuotaExceededError.for_characters(limit=1_000, used=990, asked=11, retry_after_s=86_400),
+    errors.QuotaExceededError.for_storage(stored_bytes=10**9, quota_bytes=10**9),
+    errors.ConflictError.job_final("ready"),
+    errors.UnreachableError.for_url(HOSTILE, why="the name is unknown", check=HOSTILE),
+    errors.RemoteError.for_network_setting(HOSTILE, HOSTILE, hint=HOSTILE),
+    errors.ConnectionLostError.for_url(HOSTILE),
+    errors.InvalidResponseError.for_reason("it is HTML"),
+    errors.UnsupportedByServerError.for_feature("exporting a voice"),
+    errors.HubError.for_url(HOSTILE, "responds in HTML"),
+    errors.HubError.unreachable(HOSTILE, why="the name is unknown", check=HOSTILE),
+    errors.HubError.refused(HOSTILE, what="config.json", has_token=True),
+    errors.HubError.refused(HOSTILE, what="config.json", has_token=False),
+    errors.HubError.busy(HOSTILE, retry_after_s=None),
+    errors.JobFailedError.for_job("1", reason=HOSTILE),
+    errors.JobError.cancelled("1"),
+    errors.JobTimeoutError.for_job("1", waited_s=600),
+    errors.ServerSetupError.not_empty("it has 1 voice"),
 ]
+"""A call of each constructor, with values as hostile as they may come."""
 
 
-def tree(root: type[AfterwordsError] = AfterwordsError) -> Iterator[type[AfterwordsError]]:
-    yield root
-    for sub in root.__subclasses__():
-        if sub.__module__.startswith(errors.__name__):
-            yield from tree(sub)
+def classes(base: type[AfterwordsError] = AfterwordsError) -> Iterator[type[AfterwordsError]]:
+    yield base
+    for kind in base.__subclasses__():
+        if kind.__module__ == errors.__name__:
+            yield from classes(kind)
 
 
-CLASSES = list(tree())
+CLASSES = list(classes())
+CODES = [(kind, code) for kind in CLASSES for code in (kind.code, *vars(kind).get("codes", ()))]
 
 
-def test_every_class_that_writes_a_message_has_an_example() -> None:
-    writers = {cls for cls in CLASSES if "__init__" in vars(cls) and cls is not AfterwordsError}
-    assert {type(example) for example in EXAMPLES} == writers
-
-
-def test_docstring_draws_every_class_and_nothing_else() -> None:
-    drawn = re.findall(r"\w+Error", errors.__doc__ or "")
-    assert Counter(drawn) == Counter(cls.__name__ for cls in CLASSES)
-
-
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_class_stands_in_the_docstring_under_its_parent(cls: type[AfterwordsError]) -> None:
+def test_docstring_lists_every_class_below_its_parent() -> None:
     parents: dict[str, str] = {}
     path: list[tuple[int, str]] = []
+    names = re.findall(r"\w+Error", errors.__doc__ or "")
     for line in (errors.__doc__ or "").splitlines():
-        names = re.findall(r"\w+Error", line)
-        if names:
-            indent = line.index(names[0])
+        if found := re.findall(r"\w+Error", line):
+            indent = line.index(found[0])
             path = [entry for entry in path if entry[0] < indent]
-            parents |= dict.fromkeys(names, path[-1][1] if path else "Exception")
-            path.append((indent, names[-1]))
-    assert parents[cls.__name__] == cls.__bases__[0].__name__
+            parents |= dict.fromkeys(found, path[-1][1] if path else "Exception")
+            path.append((indent, found[-1]))
+    assert parents == {kind.__name__: kind.__bases__[0].__name__ for kind in CLASSES}
+    assert max(Counter(names).values()) == 1
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_every_class_has_a_code_of_its_own(cls: type[AfterwordsError]) -> None:
-    assert re.fullmatch(r"[a-z]+(_[a-z0-9]+)*", vars(cls)["code"])
+def test_every_code_keeps_its_statuses() -> None:
+    expected = {code: statuses for statuses, codes in STATUSES.items() for code in codes.split()}
+    made = {code: kind("It failed.", code=code) for kind, code in CODES}
+    assert {code: (error.http_status, error.exit_code) for code, error in made.items()} == expected
 
 
-def test_no_two_classes_share_a_code_but_the_two_kinds_of_no_sound() -> None:
-    counted = Counter(cls.code for cls in CLASSES)
-    assert {code for code, count in counted.items() if count > 1} == {"empty_data"}
-    assert {cls for cls in CLASSES if cls.code == "empty_data"} == {errors.NoAudioError, errors.EmptyDataError}
+def test_codes_belong_to_one_class_except_empty_audio() -> None:
+    counts = Counter(code for _, code in CODES)
+    assert [code for code, count in counts.items() if count > 1] == ["empty_data"]
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_exit_code_and_status_are_ones_that_are_documented(cls: type[AfterwordsError]) -> None:
-    assert cls.exit_code in {1, 2, 3, 4, 5, 6, 7, 8, 9}
-    assert cls.http_status in range(400, 600)
+def test_source_uses_only_codes_of_the_class() -> None:
+    wrong = []
+    for path in SOURCES:
+        for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(call, ast.Call) or not (name := ast.unparse(call.func).split("."))[0].endswith("Error"):
+                continue
+            kind = getattr(errors, name[0], None)
+            codes = [
+                word.value.value
+                for word in call.keywords
+                if word.arg == "code" and isinstance(word.value, ast.Constant)
+            ]
+            wrong += [f"{path}:{call.lineno} {code!r}" for code in codes if kind and (kind, code) not in CODES]
+    assert wrong == []
 
 
-@pytest.mark.parametrize(
-    ("cls", "exit_code", "http_status"),
-    [
-        (errors.EmptyTextError, 5, 422),
-        (errors.UnspeakableTextError, 5, 422),
-        (errors.NotWavError, 5, 422),
-        (errors.VoiceExistsError, 5, 409),
-        (errors.VoiceRequiredError, 2, 422),
-        (errors.VoiceNotFoundError, 4, 404),
-        (errors.MissingExtraError, 1, 503),
-        (errors.SynthesisError, 7, 500),
-        (errors.StorageFullError, 1, 507),
-    ],
-)
-def test_each_face_is_told_what_kind_of_failure_it_is(
-    cls: type[AfterwordsError], exit_code: int, http_status: int
-) -> None:
-    assert (cls.exit_code, cls.http_status) == (exit_code, http_status)
+def test_every_message_is_a_sentence_with_a_hint() -> None:
+    defaults = [kind(code=code) for kind, code in CODES]
+    whole = MESSAGES + [error for error in defaults if error.message]
+    assert [repr(e) for e in whole if not e.message.endswith(".") or not e.hint or str(e) != e.message] == []
 
 
-@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
-class TestEveryError:
-    def test_says_what_happened_in_one_sentence(self, error: AfterwordsError) -> None:
-        assert str(error) == error.message
-        assert error.message.endswith(".")
-
-    def test_says_how_to_fix_it(self, error: AfterwordsError) -> None:
-        assert error.hint
-
-    def test_shows_a_terminal_nothing_that_it_would_act_on(self, error: AfterwordsError) -> None:
-        assert error.message.isprintable()
-        assert error.hint.isprintable()
-
-    def test_is_caught_as_an_afterwords_error(self, error: AfterwordsError) -> None:
-        with pytest.raises(AfterwordsError):
-            raise error
+def test_every_constructor_has_an_example() -> None:
+    made = {
+        f"{kind.__name__}.{name}"
+        for kind in CLASSES
+        for name, member in vars(kind).items()
+        if isinstance(member, classmethod) and not name.startswith("_")
+    }
+    tree = ast.parse(Path(__file__).read_text("utf-8"))
+    calls = {ast.unparse(call.func) for call in ast.walk(tree) if isinstance(call, ast.Call)}
+    assert {name for name in made if f"errors.{name}" not in calls} == set()
 
 
-def test_truncated_wav_is_told_from_one_that_ends_before_its_sound() -> None:
-    assert "10 bytes" in errors.TruncatedWavError("a", declared_bytes=10, present_bytes=5).message
-    assert "before its sound" in errors.TruncatedWavError("a", declared_bytes=None, present_bytes=0).message
+def test_messages_and_hints_hold_no_control_characters() -> None:
+    assert [repr(e) for e in MESSAGES if not e.message.isprintable() or not e.hint.isprintable()] == []
+
+
+def test_error_from_code_builds_the_class_of_the_code() -> None:
+    client_side = (RemoteError, JobError, ServerSetupError)
+    wrong = []
+    for kind, code in CODES:
+        error = error_from_code(code, "It failed.", http_status=418, retry_after_s=2, request_id="r")
+        expected = errors.InvalidRequestError if issubclass(kind, client_side) or kind is AfterwordsError else kind
+        if code != "empty_data" and type(error) is not expected:
+            wrong.append(f"{code}: {type(error)}")
+        assert (error.message, error.code, error.http_status, error.retry_after_s) == ("It failed.", code, 418, 2)
+    assert wrong == []
+
+
+def test_unknown_codes_become_the_class_of_the_status() -> None:
+    assert type(error_from_code("new", "It failed.", http_status=422)) is errors.InvalidRequestError
+    assert type(error_from_code("new", "It failed.", http_status=500)) is errors.ServiceError
+    assert type(error_from_code("", "It failed.", http_status=500)) is errors.ServiceError
+
+
+def test_errors_survive_pickle_and_copy() -> None:
+    error = errors.LimitError.rate_limited(limit=600, retry_after_s=1)
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert (type(twin), vars(twin), twin.args) == (type(error), vars(error), error.args)

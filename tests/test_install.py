@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from afterwords.install import pip_install
+from afterwords.errors import pip_install
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ import pytest
 import trustme
 
 from afterwords import AsyncClient, Client
-from afterwords.errors import HubUnreachableError, NetworkSettingError, UnreachableError
+from afterwords.errors import HubError, RemoteError, UnreachableError
 from afterwords.weights.download import pull
 from tests.cli.program import run
+from tests.error_codes import has_code
 
 ELSEWHERE = "https://voices.invalid"
 PATIENCE = {"AFTERWORDS_BASE_URL": ELSEWHERE, "AFTERWORDS_API_KEY": "aw_x"}
@@ -78,7 +79,7 @@ def test_setting_that_cannot_be_used_is_named(
     make: Callable[[], object], variable: str, value: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(NetworkSettingError, match=why) as caught:
+    with pytest.raises(RemoteError, match=why, check=has_code("network_setting")) as caught:
         make()
     shown = f"{caught.value} {caught.value.hint}"
     assert variable in caught.value.message
@@ -89,7 +90,7 @@ def test_setting_that_cannot_be_used_is_named(
 def test_variable_in_small_letters_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "ftp://127.0.0.1:9")
-    with pytest.raises(NetworkSettingError, match="as https_proxy says"):
+    with pytest.raises(RemoteError, match="as https_proxy says", check=has_code("network_setting")):
         Client(ELSEWHERE, api_key="aw_x")
 
 
@@ -108,7 +109,7 @@ def test_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_hub_behind_a_proxy_that_does_not_answer_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
-    with pytest.raises(HubUnreachableError) as caught:
+    with pytest.raises(HubError, check=has_code("hub_unreachable")) as caught:
         pull("qwen3-1.7b")
     assert "the proxy in ALL_PROXY" in caught.value.hint
 
@@ -122,18 +123,18 @@ def test_certificate_that_is_not_trusted_names_the_variable(distrusted: str) -> 
 
 def test_command_line_names_the_variable() -> None:
     done = run("whoami", env=PATIENCE | {"ALL_PROXY": "socks5://127.0.0.1:9"})
-    assert "unset ALL_PROXY" in done.refused(8, "NetworkSettingError")
+    assert "unset ALL_PROXY" in done.refused(8, "RemoteError")
 
 
 def test_transcript_without_a_model_names_the_variable(tmp_path: Path) -> None:
     program = """
 import numpy as np
 from afterwords.audio.audio import Audio
-from afterwords.errors import TranscriberError
+from afterwords.errors import UnavailableError
 from afterwords.reference.transcription import transcribe
 try:
     transcribe(Audio(np.zeros(16_000, np.float32), 16_000), model="small")
-except TranscriberError as error:
+except UnavailableError as error:
     print(error.message)
 """
     env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}

@@ -14,7 +14,6 @@ import afterwords as aw
 from afterwords import local, transfer
 from afterwords.errors import (
     CorruptVoiceError,
-    NotLoggedInError,
     UnauthorizedError,
     UnsupportedByServerError,
     VoiceExistsError,
@@ -26,6 +25,7 @@ from afterwords.models import Voice
 from afterwords.provenance import verify_seal
 from afterwords.transfer import TransferStatus
 from tests.e2e.served import READER, Served, serving
+from tests.error_codes import has_code
 from tests.hosted.service import HostedService
 
 
@@ -245,7 +245,7 @@ def test_sync_overwrites_neither_of_two_voices_with_one_name(me: Voice, client: 
 
 
 def test_sync_stops_where_no_voice_can_pass(me: Voice, served: Served) -> None:
-    with aw.Client(served.url) as nobody, pytest.raises(NotLoggedInError):
+    with aw.Client(served.url) as nobody, pytest.raises(UnauthorizedError, check=has_code("not_logged_in")):
         aw.sync(client=nobody)
     with aw.Client(served.url, api_key="aw_wrong") as stranger, pytest.raises(UnauthorizedError):
         aw.sync(client=stranger)

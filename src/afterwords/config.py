@@ -15,7 +15,7 @@ from threading import TIMEOUT_MAX
 from typing import Final
 
 from afterwords import disk
-from afterwords.errors import InvalidConfigError, InvalidOptionError, UnknownSettingWarning, UnreadableFileError
+from afterwords.errors import FileError, InvalidInputError, InvalidOptionError, UnknownSettingWarning
 
 MLX_WEIGHTS: Final = ("bf16", "8bit", "4bit")
 IDLE_UNLOAD_S: Final = 300.0
@@ -111,8 +111,8 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
         UnknownSettingWarning: a variable of the environment has the prefix `AFTERWORDS_` and is not a setting.
 
     Raises:
-        InvalidConfigError: config.toml is there but is not TOML, or sets a name that is not a setting.
-        UnreadableFileError: config.toml can't be read.
+        InvalidInputError: config.toml is there but is not TOML, or sets a name that is not a setting.
+        FileError: config.toml can't be read.
         InvalidOptionError: a setting has the wrong type, or a value that it can't have.
     """
     env = os.environ if environ is None else environ
@@ -128,7 +128,7 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
         if key == "idle_unload_s" and isinstance(value, int | float):
             value = str(value)
         if value is not None and not isinstance(value, str):
-            raise InvalidOptionError(f"config.toml: {key}", value=value, allowed="a string")
+            raise InvalidOptionError.for_option(f"config.toml: {key}", value=value, allowed="a string")
         return value or None
 
     backends = setting("backends")
@@ -154,7 +154,7 @@ def _is_yes(told: str | None) -> bool:
 
 def _one_of(allowed: tuple[str, ...], key: str, told: str | None) -> str | None:
     if told is not None and told not in allowed:
-        raise InvalidOptionError(f"AFTERWORDS_{key.upper()}", value=told, allowed=" or ".join(allowed))
+        raise InvalidOptionError.for_option(f"AFTERWORDS_{key.upper()}", value=told, allowed=" or ".join(allowed))
     return told
 
 
@@ -164,7 +164,9 @@ def _seconds(key: str, told: str | None, *, default: float) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= TIMEOUT_MAX:
-        raise InvalidOptionError(f"AFTERWORDS_{key.upper()}", value=told, allowed="a number of seconds, 0 or more")
+        raise InvalidOptionError.for_option(
+            f"AFTERWORDS_{key.upper()}", value=told, allowed="a number of seconds, 0 or more"
+        )
     return value
 
 
@@ -180,8 +182,8 @@ def read_config_file(home: Path) -> dict[str, object]:
     """Read `config.toml` in a home folder; return an empty dictionary if there is none.
 
     Raises:
-        InvalidConfigError: it is not TOML, or sets a name that is not a setting.
-        UnreadableFileError: it can't be read.
+        InvalidInputError: it is not TOML, or sets a name that is not a setting.
+        FileError: it can't be read.
         InvalidOptionError: the home folder is a file.
     """
     path = home / "config.toml"
@@ -190,31 +192,43 @@ def read_config_file(home: Path) -> dict[str, object]:
     except FileNotFoundError:
         return {}
     except NotADirectoryError:
-        raise InvalidOptionError(f"{PREFIX}HOME", value=str(home), allowed="a folder") from None
+        raise InvalidOptionError.for_option(f"{PREFIX}HOME", value=str(home), allowed="a folder") from None
     except UnicodeDecodeError as error:
-        raise InvalidConfigError(path, why="it is not UTF-8", hint="save it as UTF-8.") from error
+        raise InvalidInputError(
+            f"There is a mistake in {path}: it is not UTF-8.", code="invalid_config", hint="save it as UTF-8."
+        ) from error
     except tomllib.TOMLDecodeError as error:
-        raise InvalidConfigError(path, why=f"{error}", hint="correct it, or remove the file.") from error
+        raise InvalidInputError(
+            f"There is a mistake in {path}: {error}.", code="invalid_config", hint="correct it, or remove the file."
+        ) from error
     except RecursionError as error:
-        raise InvalidConfigError(path, why="it is nested too deep", hint="correct it, or remove the file.") from error
+        raise InvalidInputError(
+            f"There is a mistake in {path}: it is nested too deep.",
+            code="invalid_config",
+            hint="correct it, or remove the file.",
+        ) from error
     except OSError as error:
-        raise UnreadableFileError(path, why=(error.strerror or str(error)).lower()) from error
+        raise FileError.unreadable(path, why=(error.strerror or str(error)).lower()) from error
     for name in found.keys() - SETTINGS:
         if isinstance(found[name], dict):
             why, hint = f"it has the section {name}, and settings are in none", f"remove the line [{name}]."
-            raise InvalidConfigError(path, why=why, hint=hint)
+            raise InvalidInputError(f"There is a mistake in {path}: {why}.", code="invalid_config", hint=hint)
         raise _unknown_setting(path, name)
     return found
 
 
-def _unknown_setting(path: Path, name: str) -> InvalidConfigError:
+def _unknown_setting(path: Path, name: str) -> InvalidInputError:
     if name in ENVIRONMENT_SETTINGS:
         hint = f"remove the line, and set {PREFIX}{name.upper()} in the environment."
-        return InvalidConfigError(path, why=f"{name} is read from the environment alone", hint=hint)
+        return InvalidInputError(
+            f"There is a mistake in {path}: {name} is read from the environment alone.",
+            code="invalid_config",
+            hint=hint,
+        )
     near = _near(name)
-    return InvalidConfigError(
-        path,
-        why=f"it sets {name}, which is not a setting",
+    return InvalidInputError(
+        f"There is a mistake in {path}: it sets {name}, which is not a setting.",
+        code="invalid_config",
         hint=f"did you mean {near}?" if near in SETTINGS else "remove the line, or correct the name.",
     )
 

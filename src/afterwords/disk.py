@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from afterwords.errors import AfterwordsError, StorageFullError, UnreadableFileError, UnwritableOutputError
+from afterwords.errors import AfterwordsError, FileError, StorageFullError
 
 BLOCK_BYTES = 1 << 20
 _LATEST_S = 253_402_300_799  # 9999-12-31T23:59:59Z, after which Python has no dates
@@ -36,7 +36,7 @@ def storing(path: Path, *, hint: str | None = None) -> Iterator[None]:
 
     Raises:
         StorageFullError: the disk, the quota or the size limit is used up.
-        UnwritableOutputError: whatever else the system refused.
+        FileError: whatever else the system refused.
     """
     try:
         yield
@@ -44,13 +44,11 @@ def storing(path: Path, *, hint: str | None = None) -> Iterator[None]:
         raise refusal(error, path, why=error.strerror or str(error), hint=hint) from error
 
 
-def refusal(
-    error: OSError, path: Path | str, *, why: str, hint: str | None = None
-) -> StorageFullError | UnwritableOutputError:
+def refusal(error: OSError, path: Path | str, *, why: str, hint: str | None = None) -> StorageFullError | FileError:
     """The name of a failed write: a disk, quota or size limit used up, or `why`."""
     if error.errno in _FULL:
-        return StorageFullError(path)
-    return UnwritableOutputError(path, why=why) if hint is None else UnwritableOutputError(path, why=why, hint=hint)
+        return StorageFullError.for_path(path)
+    return FileError.unwritable(path, why=why) if hint is None else FileError.unwritable(path, why=why, hint=hint)
 
 
 def make_folder(path: Path) -> None:
@@ -71,7 +69,7 @@ def write(path: Path, pieces: Iterable[bytes], *, part: Path | None = None, is_d
         is_durable: whether it survives a power cut once this returns.
 
     Raises:
-        StorageFullError, UnwritableOutputError: what stood there before still stands there.
+        StorageFullError, FileError: what stood there before still stands there.
     """
     part = part or path.with_name(f"{path.name}.part")
     with storing(path, hint=_HOME_HINT):
@@ -105,7 +103,7 @@ def locked(
         waiting: called then, and from there on waited without end.
 
     Raises:
-        StorageFullError, UnwritableOutputError: there can't be such a file.
+        StorageFullError, FileError: there can't be such a file.
     """
     from filelock import FileLock, Timeout
 
@@ -157,16 +155,16 @@ def read_pieces(path: Path) -> Iterator[bytes]:
     """Read a file block by block.
 
     Raises:
-        UnreadableFileError: it is no file, or can't be read.
+        FileError: it is no file, or can't be read.
     """
     if not path.is_file():
-        raise UnreadableFileError(path, why="it is not a file" if path.exists() else "there is no such file")
+        raise FileError.unreadable(path, why="it is not a file" if path.exists() else "there is no such file")
     try:
         with open_plain(path) as file:
             while piece := file.read(BLOCK_BYTES):
                 yield piece
     except OSError as error:
-        raise UnreadableFileError(path, why=error.strerror or str(error)) from error
+        raise FileError.unreadable(path, why=error.strerror or str(error)) from error
 
 
 def read_stream(file: BinaryIO, max_bytes: int = -1, *, name: str = "The file object") -> bytes:
@@ -178,7 +176,7 @@ def read_stream(file: BinaryIO, max_bytes: int = -1, *, name: str = "The file ob
         name: what to call it in a message.
 
     Raises:
-        UnreadableFileError: it is open as text, or not for reading, or reading fails.
+        FileError: it is open as text, or not for reading, or reading fails.
     """
     try:
         content = file.read(max_bytes)
@@ -186,10 +184,10 @@ def read_stream(file: BinaryIO, max_bytes: int = -1, *, name: str = "The file ob
             file.seek(0)
             content = file.read(max_bytes)
     except (OSError, ValueError) as error:  # ValueError: it is closed
-        raise UnreadableFileError(name, why=str(error).rstrip(".").lower()) from error
+        raise FileError.unreadable(name, why=str(error).rstrip(".").lower()) from error
     if not isinstance(content, bytes):
         hint = "open it with mode 'rb', or give its path."
-        raise UnreadableFileError(name, why="it is open as text and not as bytes", hint=hint)
+        raise FileError.unreadable(name, why="it is open as text and not as bytes", hint=hint)
     return content
 
 
@@ -198,7 +196,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
-        UnreadableFileError: it can't be read.
+        FileError: it can't be read.
         ValueError: it is no JSON.
     """
     try:
@@ -206,7 +204,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UnreadableFileError(path, why=error.strerror or str(error)) from error
+        raise FileError.unreadable(path, why=error.strerror or str(error)) from error
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
 

@@ -23,18 +23,17 @@ from afterwords.disk import read_stream
 from afterwords.errors import (
     AfterwordsError,
     ConsentRequiredError,
-    FileTooLargeError,
     InvalidOptionError,
     MissingExtraError,
-    PoorRecordingError,
+    RecordingError,
     RecordingWarning,
     TextWarning,
-    TranscriberError,
+    UnavailableError,
     UnsupportedLangError,
     VoiceExistsError,
     VoiceNotFoundError,
+    pip_install,
 )
-from afterwords.install import pip_install
 from afterwords.library.bundle import Bundle, pack, read_bundle, unpack
 from afterwords.library.library import Library
 from afterwords.library.prompts import find_equal_prompt, find_prompt, prompt_key, save_bundled_prompts, usable_prompts
@@ -83,7 +82,7 @@ def rename(voice: Voice | str, new: str) -> Voice:
 
     Raises:
         VoiceNotFoundError: The library has no such voice.
-        InvalidNameError, VoiceExistsError: The new name is invalid or taken.
+        InvalidInputError, VoiceExistsError: The new name is invalid or taken.
     """
     return library().rename(_id_or_name(voice), new)
 
@@ -148,7 +147,7 @@ def export_voice(voice: Voice | str, path: Path | str) -> Path:
 
     Raises:
         VoiceNotFoundError: The library has no such voice.
-        UnwritableOutputError, StorageFullError: The file can't be written.
+        FileError, StorageFullError: The file can't be written.
     """
     _, data = export_bundle(_id_or_name(voice))
     write_atomically(Path(path), data, is_private=True)
@@ -198,11 +197,11 @@ def import_bundle(voice: Voice, bundle: Bundle, *, may_replace: Callable[[Voice]
     if voice in taken:
         return voice, []
     if len(taken) > 1:
-        error = VoiceExistsError(voice.name)
+        error = VoiceExistsError.for_name(voice.name)
         error.hint = "the voice in the file is here under another name; rename or remove one of the two first."
         raise error
     if taken and not may_replace(taken[0]):
-        raise VoiceExistsError(voice.name, where="`replace`")
+        raise VoiceExistsError.for_name(voice.name, where="`replace`")
     # A bundle has no original recording. If it replaces an earlier copy of the same voice, that copy's is kept.
     same = [other for other in taken if (other.voice_id, other.provenance) == (voice.voice_id, voice.provenance)]
     original = voices.original_path(same[0]) if same else None
@@ -266,7 +265,7 @@ def clone(
         RecordingWarning: The recording has a problem, for example a damaged file or grade D.
 
     Raises:
-        PoorRecordingError: The recording has grade F and `anyway` is not set.
+        RecordingError: The recording has grade F and `anyway` is not set.
         ConsentRequiredError: `consent` is missing.
         VoiceExistsError: The name is taken and `replace` is not set.
         RecordingError: The recording can't be used.
@@ -295,12 +294,12 @@ def check_clone(name: str, *, lang: str = "en", backend: str = "auto", replace: 
     """Check the options of `clone` before there is a recording; return the backend to prepare for.
 
     Raises:
-        InvalidNameError, VoiceExistsError: The name is invalid or taken.
-        UnsupportedLangError, InvalidBackendError, BackendUnavailableError: No backend here speaks the language.
+        InvalidInputError, VoiceExistsError: The name is invalid or taken.
+        UnsupportedLangError, InvalidInputError, BackendUnavailableError: No backend here speaks the language.
     """
     name = check_name(name)
     if not replace and any(voice.name == name for voice in voices()):
-        raise VoiceExistsError(name)
+        raise VoiceExistsError.for_name(name)
     return registry.choose(backend, lang=normalise_lang(lang))
 
 
@@ -369,7 +368,7 @@ def _state_consent(kind: ConsentKind | str | None) -> Consent:
     try:
         return Consent(kind=ConsentKind(kind), stated_at=now())
     except ValueError:
-        raise InvalidOptionError("consent", value=kind, allowed=", ".join(ConsentKind)) from None
+        raise InvalidOptionError.for_option("consent", value=kind, allowed=", ".join(ConsentKind)) from None
 
 
 def _read_source(source: Path | str | bytes | BinaryIO) -> tuple[Path | bytes, str]:
@@ -380,7 +379,7 @@ def _read_source(source: Path | str | bytes | BinaryIO) -> tuple[Path | bytes, s
         return Path(source), Path(source).name
     content = read_stream(source, MAX_STREAM_BYTES + 1, name="The recording")
     if len(content) > MAX_STREAM_BYTES:
-        raise FileTooLargeError("The recording", size_bytes=len(content), maximum_bytes=MAX_STREAM_BYTES)
+        raise RecordingError.too_large("The recording", size_bytes=len(content), maximum_bytes=MAX_STREAM_BYTES)
     name = getattr(source, "name", None)
     return content, Path(name).name if isinstance(name, str) and Path(name).suffix else "the recording"
 
@@ -426,7 +425,11 @@ def _check_grade(prepared: PreparedReference, label: str, accept: AcceptRecordin
     is_accepted = accept(prepared)
     if prepared.report.grade == "F" and not is_accepted:
         worst = _worst(prepared.report)
-        raise PoorRecordingError(label, reason=worst.reason, advice=worst.advice)
+        raise RecordingError(
+            f"{label} is graded F for cloning: {worst.reason}",
+            code="poor_recording",
+            hint=f"{worst.advice or 'record again'}; or clone it all the same with --anyway (anyway=True in Python).",
+        )
 
 
 def _worst(report: Report) -> Finding:
@@ -458,7 +461,7 @@ def transcribe_recording(audio: Audio, lang: str, progress: Progress) -> tuple[T
         return transcribe(audio, lang=lang, check_lang=True, progress=progress), []
     except MissingExtraError:
         return None, []
-    except TranscriberError as error:
+    except UnavailableError as error:
         return None, [error.message]
 
 
@@ -488,7 +491,7 @@ def say(
 
     Raises:
         TextError: The text can't be spoken.
-        VoiceNotFoundError, VoiceRequiredError: The voice is unknown or ambiguous.
+        VoiceNotFoundError, InvalidInputError: The voice is unknown or ambiguous.
         UnsupportedLangError: The backend does not speak the language.
         UnavailableError: No engine can run on this machine.
         SynthesisError: The engine failed.
@@ -539,7 +542,7 @@ def _find_voice(voices: Library, voice: Voice | str | None) -> Voice:
     try:
         return voices.get(voice.voice_id)
     except VoiceNotFoundError:
-        raise VoiceNotFoundError(voice.name) from None
+        raise VoiceNotFoundError.for_name(voice.name) from None
 
 
 def _choose_backend(voice: Voice, name: str | None, lang: str) -> tuple[Backend, str]:
@@ -570,7 +573,7 @@ def has_prompt(voice: Voice, backend: str) -> bool:
     """Return whether a voice is prepared for a backend.
 
     Raises:
-        InvalidBackendError, BackendUnavailableError: The backend can't run on this machine.
+        InvalidInputError, BackendUnavailableError: The backend can't run on this machine.
     """
     engine = registry.engine_for(registry.choose(backend))
     return find_prompt(library(), voice, engine, backend) is not None
@@ -598,7 +601,7 @@ def make_prompt(voice: Voice, backend: str, *, progress: Progress = ignore_progr
     """Prepare a voice for a backend, unless it is prepared.
 
     Raises:
-        InvalidBackendError, BackendUnavailableError: The backend can't run on this machine.
+        InvalidInputError, BackendUnavailableError: The backend can't run on this machine.
         RecordingError: The reference can't be used.
     """
     _get_prompt(library(), voice, registry.engine_for(registry.choose(backend)), backend, progress)

@@ -229,7 +229,7 @@ class SpeechOptions(Model):
         except ValidationError as error:
             name = str(error.errors()[0]["loc"][0])
             allowed = _OPTION_RULES.get(name, "a string")
-            raise InvalidOptionError(name, value=options[name], allowed=allowed) from None
+            raise InvalidOptionError.for_option(name, value=options[name], allowed=allowed) from None
 
 
 class SpeechTask(Model):

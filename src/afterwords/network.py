@@ -13,7 +13,7 @@ from typing import Final
 
 import httpx
 
-from afterwords.errors import NetworkSettingError
+from afterwords.errors import RemoteError
 
 _PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy")
 
@@ -23,7 +23,7 @@ def checked_network() -> Iterator[None]:
     """Give a failure its name where the environment is the cause of it.
 
     Raises:
-        NetworkSettingError: httpx can't use a proxy or a certificate that the environment names.
+        RemoteError: httpx can't use a proxy or a certificate that the environment names.
     """
     try:
         yield
@@ -59,7 +59,7 @@ def _variables() -> dict[str, str]:
     return {name.lower(): name for name in sorted(names, key=str.islower)}
 
 
-def _proxy_problem() -> NetworkSettingError | None:
+def _proxy_problem() -> RemoteError | None:
     found = _variables()
     for name in (found[proxy] for proxy in _PROXIES if proxy in found):
         value = os.environ[name]
@@ -70,26 +70,26 @@ def _proxy_problem() -> NetworkSettingError | None:
             ).close()
         except ImportError:
             hint = f'pip install "httpx[socks]", or unset {name} to connect without a proxy.'
-            return NetworkSettingError(name, why="a SOCKS proxy needs the package socksio", hint=hint)
+            return RemoteError.for_network_setting(name, why="a SOCKS proxy needs the package socksio", hint=hint)
         except (ValueError, httpx.InvalidURL):
             hint = f"set {name} to an address such as http://proxy.example.com:3128, or unset it."
-            return NetworkSettingError(name, why="it is not the address of a proxy", hint=hint)
+            return RemoteError.for_network_setting(name, why="it is not the address of a proxy", hint=hint)
     return None
 
 
-def _certificate_problem() -> NetworkSettingError | None:
+def _certificate_problem() -> RemoteError | None:
     if path := os.environ.get("SSLKEYLOGFILE"):
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).keylog_filename = path
         except OSError as error:
             hint = "set SSLKEYLOGFILE to a file that can be written, or unset it."
-            return NetworkSettingError("SSLKEYLOGFILE", why=_reason(error), hint=hint)
+            return RemoteError.for_network_setting("SSLKEYLOGFILE", why=_reason(error), hint=hint)
     if path := os.environ.get("SSL_CERT_FILE"):
         try:
             ssl.create_default_context(cafile=path)
         except OSError as error:
             hint = "set SSL_CERT_FILE to a file of certificates in PEM form, or unset it."
-            return NetworkSettingError("SSL_CERT_FILE", why=_reason(error), hint=hint)
+            return RemoteError.for_network_setting("SSL_CERT_FILE", why=_reason(error), hint=hint)
     return None
 
 
@@ -99,7 +99,7 @@ def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def _exception_problem() -> NetworkSettingError | None:
+def _exception_problem() -> RemoteError | None:
     """Return what is wrong with the names that need no proxy; called where the proxies themselves are right."""
     try:
         httpx.Client(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)).close()
@@ -107,7 +107,7 @@ def _exception_problem() -> NetworkSettingError | None:
         name = _variables().get("no_proxy")
         if name is None:
             hint = "correct them, or set HTTPS_PROXY, which is read in their place."
-            return NetworkSettingError("the system", why="its proxy settings are not understood", hint=hint)
+            return RemoteError.for_network_setting("the system", why="its proxy settings are not understood", hint=hint)
         hint = f"set {name} to host names with commas between them, or unset it."
-        return NetworkSettingError(name, why="it does not list host names", hint=hint)
+        return RemoteError.for_network_setting(name, why="it does not list host names", hint=hint)
     return None

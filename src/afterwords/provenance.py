@@ -142,8 +142,8 @@ def verify(path: Path | str) -> Mark | None:
     The mark is metadata that anybody can remove, so a file without one proves nothing.
 
     Raises:
-        UnreadableFileError: the file can't be read.
-        UnsupportedAudioError: it is not audio.
+        FileError: the file can't be read.
+        RecordingError: it is not audio.
     """
     from afterwords.audio.decoding import read_tags
 

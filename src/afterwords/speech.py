@@ -16,7 +16,7 @@ from afterwords.audio.effects import change_speed
 from afterwords.audio.wav import Samples
 from afterwords.audio.writer import AudioWriter
 from afterwords.backends.base import Chunk, Engine, Progress
-from afterwords.errors import AfterwordsError, SpeechReadError, SynthesisError
+from afterwords.errors import AfterwordsError, StreamConsumedError, SynthesisError
 from afterwords.models import FormatName, SpeechFormat, SpeechResult, SpeechTask, Voice
 
 EXPECTED_SECONDS_PER_CHARACTER: Final = 0.068
@@ -27,7 +27,7 @@ EXPECTED_SECONDS_PER_CHARACTER: Final = 0.068
 class Speech:
     """Speech that is made while it is read: iterate over it, once, to get its chunks.
 
-    Reading it a second time raises SpeechReadError: what was read is not kept.
+    Reading it a second time raises StreamConsumedError: what was read is not kept.
 
     Attributes:
         voice: who speaks.
@@ -50,7 +50,7 @@ class Speech:
 
     def __iter__(self) -> Iterator[Chunk]:
         if self._is_begun:
-            raise SpeechReadError
+            raise StreamConsumedError
         self._is_begun = True
         return self._timed()
 
@@ -69,7 +69,7 @@ class Speech:
             format: None takes it from the ending of the path.
 
         Raises:
-            UnmarkableFormatError, UnwritableOutputError, StorageFullError: as `Audio.save`.
+            InvalidInputError, FileError, StorageFullError: as `Audio.save`.
         """
         with AudioWriter(Path(path), format=format, sample_rate=self.sample_rate, tags=self.tags) as writer:
             for chunk in self:
@@ -131,4 +131,4 @@ def _next(chunks: Generator[Chunk, None, None], backend: str) -> Chunk | None:
     except AfterwordsError:
         raise
     except Exception as error:
-        raise SynthesisError(backend, why=f"it raised {type(error).__name__}") from error
+        raise SynthesisError.for_backend(backend, why=f"it raised {type(error).__name__}") from error

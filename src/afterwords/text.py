@@ -14,15 +14,7 @@ from math import ceil
 from pathlib import Path
 from typing import BinaryIO
 
-from afterwords.errors import (
-    ControlCharacterError,
-    EmptyTextError,
-    InvalidNameError,
-    InvalidUnicodeError,
-    TextTooLongError,
-    UnreadableFileError,
-    UnsupportedLangError,
-)
+from afterwords.errors import FileError, InvalidInputError, TextError, UnsupportedLangError
 from afterwords.models import NAME_MAX_CHARS
 
 LANGS = ("en", "zh", "ja", "ko", "es", "fr", "de", "it", "pt", "ru")
@@ -54,20 +46,24 @@ def check_text(text: str, *, max_chars: int = MAX_REQUEST_CHARS) -> str:
     """Return the text as it will be spoken: without a byte order mark, its line ends and page breaks all newlines.
 
     Raises:
-        InvalidUnicodeError: it holds half a character (a lone surrogate).
-        ControlCharacterError: it holds a control character other than a tab, a line end or a page break.
-        TextTooLongError: it has more than `max_chars` code points.
-        EmptyTextError: it holds no letter, digit or symbol.
+        TextError: it holds half a character (a lone surrogate).
+        TextError: it holds a control character other than a tab, a line end or a page break.
+        TextError: it has more than `max_chars` code points.
+        TextError: it holds no letter, digit or symbol.
     """
     if broken := _SURROGATE.search(text):
-        raise InvalidUnicodeError(position=broken.start())
+        raise TextError.invalid_unicode(position=broken.start())
     if control := _CONTROL.search(text):
-        raise ControlCharacterError(codepoint=ord(control.group()), position=control.start())
+        raise TextError(
+            f"The text holds the control character U+{ord(control.group()):04X} at position {control.start()}; "
+            "of those, only blanks (tabs, line ends, page breaks) are taken.",
+            code="control_character",
+        )
     text = _LINE_END.sub("\n", text.lstrip("\ufeff")).replace("\u2029", "\n\n")
     if len(text) > max_chars:
-        raise TextTooLongError(length=len(text), maximum=max_chars)
+        raise TextError.too_long(length=len(text), maximum=max_chars)
     if not is_speakable(text):
-        raise EmptyTextError
+        raise TextError(code="empty_text")
     return text
 
 
@@ -95,19 +91,25 @@ def check_name(name: str) -> str:
     """Return the name of a voice as it is kept: composed (NFC), without space around it.
 
     Raises:
-        InvalidNameError: it is empty, invisible or too long, or holds a control or format character, for example one
+        InvalidInputError: it is empty, invisible or too long, or holds a control or format character, for example one
             that turns the reading direction round.
     """
     name = unicodedata.normalize("NFC", name).strip()
     if not name:
-        raise InvalidNameError("it is empty")
+        raise InvalidInputError("A voice can't have that name: it is empty.", code="invalid_name")
     if len(name) > NAME_MAX_CHARS:
-        raise InvalidNameError(f"it has {len(name):,} characters, and at most {NAME_MAX_CHARS} are taken")
+        raise InvalidInputError(
+            f"A voice can't have that name: it has {len(name):,} characters, and at most {NAME_MAX_CHARS} are taken.",
+            code="invalid_name",
+        )
     for character in name:
         if unicodedata.category(character) in _UNPRINTABLE:
-            raise InvalidNameError(f"it holds the invisible character U+{ord(character):04X}")
+            raise InvalidInputError(
+                f"A voice can't have that name: it holds the invisible character U+{ord(character):04X}.",
+                code="invalid_name",
+            )
     if all(c.isspace() or c in _BLANKS or unicodedata.category(c)[0] == "M" for c in name):
-        raise InvalidNameError("nothing of it can be seen")
+        raise InvalidInputError("A voice can't have that name: nothing of it can be seen.", code="invalid_name")
     return name
 
 
@@ -124,7 +126,7 @@ def normalise_lang(lang: str) -> str:
     """
     code = re.split("[-_]", lang.strip(), maxsplit=1)[0].lower()
     if code not in LANGS:
-        raise UnsupportedLangError(lang[:40], supported=LANGS)
+        raise UnsupportedLangError.for_lang(lang[:40], supported=LANGS)
     return code
 
 
@@ -339,24 +341,24 @@ def read_text(source: Path | BinaryIO) -> str:
     """Read a text file, by its path or an open one, as UTF-8.
 
     Raises:
-        UnreadableFileError: it is not a file, or can't be read.
-        TextTooLongError: it is longer than anything that is spoken here; not all of it was read.
-        InvalidUnicodeError: it is not UTF-8.
+        FileError: it is not a file, or can't be read.
+        TextError: it is longer than anything that is spoken here; not all of it was read.
+        TextError: it is not UTF-8.
     """
     content = _content(source) if isinstance(source, Path) else source.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
-        raise TextTooLongError(length=len(content.decode("utf-8", "replace")), maximum=MAX_LOCAL_CHARS)
+        raise TextError.too_long(length=len(content.decode("utf-8", "replace")), maximum=MAX_LOCAL_CHARS)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidUnicodeError(position=error.start) from error
+        raise TextError.invalid_unicode(position=error.start) from error
 
 
 def _content(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():  # a FIFO would wait for somebody to write into it
-            raise UnreadableFileError(path, why="it is a folder" if path.is_dir() else "it is not a regular file")
+            raise FileError.unreadable(path, why="it is a folder" if path.is_dir() else "it is not a regular file")
         with path.open("rb") as file:
             return file.read(_MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UnreadableFileError(path, why=(getattr(error, "strerror", None) or str(error)).lower()) from error
+        raise FileError.unreadable(path, why=(getattr(error, "strerror", None) or str(error)).lower()) from error

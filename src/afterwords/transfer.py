@@ -17,11 +17,10 @@ from afterwords.client import Client
 from afterwords.config import load_config
 from afterwords.errors import (
     AfterwordsError,
-    IdempotencyConflictError,
+    ConflictError,
     InvalidBundleError,
-    NotLoggedInError,
-    RequestTooLargeError,
-    StrangeAnswerError,
+    InvalidRequestError,
+    InvalidResponseError,
     UnauthorizedError,
     UnreachableError,
     UnsupportedByServerError,
@@ -122,7 +121,7 @@ def send(voice: Voice | str, *, client: Client, replace: bool = False) -> Transf
         remote, others = _match(local, client, links)
         if remote is None:
             if others and not replace:
-                raise VoiceExistsError(local.name, where="`afterwords push --replace`")
+                raise VoiceExistsError.for_name(local.name, where="`afterwords push --replace`")
             remote = _create(local, wav, usable_prompts(library, local), client)
             links.link(client.base_url, local.voice_id, remote.voice_id)
             for other in others:
@@ -148,7 +147,7 @@ def fetch(voice: Voice | str, *, client: Client, replace: bool = False) -> Trans
         bundle = unpack(client.voices.export(remote))
         name = bundle.voice.name
         if not replace and any(local.name == name for local in library.list()):
-            raise VoiceExistsError(name, where="`afterwords pull --replace`")
+            raise VoiceExistsError.for_name(name, where="`afterwords pull --replace`")
         saved = library.save(bundle.voice, reference_wav=bundle.wav, replace=replace)
         links.link(client.base_url, saved.voice_id, remote.voice_id)
         notices = tuple(save_bundled_prompts(library, saved, bundle))
@@ -186,13 +185,17 @@ def _create(local: Voice, wav: bytes, prompts: list[BundledPrompt], client: Clie
     for attempt in (f"push-{key}", f"push-{key[:32]}-{new_id()}"):
         try:
             remote = client.voices.get(_upload(local, wav, prompts, client, attempt))
-        except (IdempotencyConflictError, VoiceNotFoundError):
-            continue  # the first key was used for a push with another transcript, or for a voice deleted since
+        except VoiceNotFoundError:
+            continue  # the first key was used for a voice that was deleted since
+        except ConflictError as error:
+            if error.code != "idempotency_conflict":
+                raise
+            continue  # the first key was used for a push with another transcript
         if remote.ref_sha256 not in (None, local.ref_sha256):
             client.voices.delete(remote)
-            raise StrangeAnswerError("the recording that it stored differs from the one that was sent")
+            raise InvalidResponseError.for_reason("the recording that it stored differs from the one that was sent")
         return remote
-    raise StrangeAnswerError("the voice that it created can't be found")
+    raise InvalidResponseError.for_reason("the voice that it created can't be found")
 
 
 def _upload(local: Voice, wav: bytes, prompts: list[BundledPrompt], client: Client, key: str) -> Voice:
@@ -200,9 +203,9 @@ def _upload(local: Voice, wav: bytes, prompts: list[BundledPrompt], client: Clie
     try:
         try:
             return client.voices.import_(pack(local, wav, prompts), idempotency_key=key)
-        except (InvalidBundleError, RequestTooLargeError):  # an older server reads only version 1, without prompts
-            if not prompts:
-                raise
+        except (InvalidBundleError, InvalidRequestError) as error:
+            if not prompts or error.code not in ("invalid_bundle", "request_too_large"):
+                raise  # otherwise it is an older server, which reads only version 1, without prompts
         return client.voices.import_(pack(local, wav), idempotency_key=key)
     except UnsupportedByServerError:
         return client.voices.create(
@@ -289,7 +292,7 @@ def _try(transfer: _Transfer, voice: Voice, client: Client) -> TransferResult:
         return transfer(voice, client=client)
     except VoiceExistsError as error:
         return TransferResult(voice.name, TransferStatus.DIFFERS, error=error)
-    except (UnreachableError, UnauthorizedError, NotLoggedInError):
+    except (UnreachableError, UnauthorizedError):
         raise
     except AfterwordsError as error:
         return TransferResult(voice.name, TransferStatus.FAILED, error=error)

@@ -16,7 +16,8 @@ import pytest
 from afterwords.audio.audio import Audio
 from afterwords.audio.devices import play
 from afterwords.audio.wav import Samples
-from afterwords.errors import AudioDeviceError, MissingExtraError
+from afterwords.errors import MissingExtraError, UnavailableError
+from tests.error_codes import has_code
 
 RATE = 24_000
 
@@ -204,5 +205,9 @@ def test_missing_portaudio_error_names_the_fix(tmp_path: Path, monkeypatch: pyte
     monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
 
-    with pytest.raises(AudioDeviceError, match="PortAudio is missing; on Debian and Ubuntu: apt-get install"):
+    with pytest.raises(
+        UnavailableError,
+        match="PortAudio is missing; on Debian and Ubuntu: apt-get install",
+        check=has_code("no_audio_device"),
+    ):
         play([sine(0.1)], RATE)

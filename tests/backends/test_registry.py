@@ -13,8 +13,8 @@ import pytest
 from afterwords.backends import registry
 from afterwords.backends.base import Unavailable, not_installed
 from afterwords.config import Config
-from afterwords.errors import BackendUnavailableError, InvalidBackendError, UnsupportedLangError
-from afterwords.install import pip_install
+from afterwords.errors import BackendUnavailableError, InvalidInputError, UnsupportedLangError, pip_install
+from tests.error_codes import has_code
 
 GOOD = """
 from afterwords.backends.tone import ToneEngine
@@ -105,7 +105,7 @@ def test_auto_never_takes_tone_where_another_can_run(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_not_offered_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(InvalidBackendError, match="offered: lite"):
+    with pytest.raises(InvalidInputError, match="offered: lite", check=has_code("invalid_backend")):
         registry.choose("gpt-9", config=config(tmp_path, "lite"))
 
 

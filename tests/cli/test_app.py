@@ -102,7 +102,7 @@ def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
     assert "KeyError: 'canary'" in foreign.stderr
     assert "Traceback" in typed.stderr
     assert "FileNotFoundError" in typed.stderr
-    assert "UnreadableFileError: " in typed.stderr.splitlines()[-2]
+    assert "FileError: " in typed.stderr.splitlines()[-2]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full: Linux's")
@@ -137,7 +137,7 @@ def test_settings_that_are_no_toml_are_refused(home: Path) -> None:
     home.mkdir()
     (home / "config.toml").write_text("backends = [")
 
-    assert "config.toml" in run("voices").refused(5, "InvalidConfigError")
+    assert "config.toml" in run("voices").refused(5, "InvalidInputError")
 
 
 # -- completion -----------------------------------------------------------------------------------------------

@@ -138,13 +138,13 @@ def test_no_process_outlives_the_command(sig: signal.Signals) -> None:
     ("args", "env", "code", "error", "told"),
     [
         (("mee",), {}, 4, "VoiceNotFoundError", "did you mean 'me'?"),
-        ((), {"AFTERWORDS_HOME": "empty"}, 2, "VoiceRequiredError", "afterwords clone"),
-        (("--backend", "nope"), {}, 5, "InvalidBackendError", "offered: tone"),
+        ((), {"AFTERWORDS_HOME": "empty"}, 2, "InvalidInputError", "afterwords clone"),
+        (("--backend", "nope"), {}, 5, "InvalidInputError", "offered: tone"),
         ((), {"AFTERWORDS_BACKENDS": "nope"}, 1, "BackendUnavailableError", "AFTERWORDS_BACKENDS"),
         (("--lang", "tlh"), {}, 5, "UnsupportedLangError", "'tlh'"),
-        (("--text", "?!"), {}, 5, "EmptyTextError", "at least one letter"),
+        (("--text", "?!"), {}, 5, "TextError", "at least one letter"),
         (("--timeout", "nan"), {}, 5, "InvalidOptionError", "timeout is nan"),
-        (("--remote",), {"AFTERWORDS_BASE_URL": "http://127.0.0.1:1"}, 3, "NotLoggedInError", "afterwords login"),
+        (("--remote",), {"AFTERWORDS_BASE_URL": "http://127.0.0.1:1"}, 3, "UnauthorizedError", "afterwords login"),
         (("-p", "nope"), {}, 5, "InvalidOptionError", "the profile"),
     ],
 )

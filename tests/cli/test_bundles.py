@@ -85,7 +85,7 @@ def test_voice_goes_through_pipes(me: Voice, elsewhere: dict[str, str]) -> None:
 def test_file_that_was_not_named_is_kept(exported: Path, tmp_path: Path) -> None:
     exported.write_bytes(b"kept")
 
-    told = run("voices", "export", "me", cwd=tmp_path).refused(5, "UnwritableOutputError")
+    told = run("voices", "export", "me", cwd=tmp_path).refused(5, "FileError")
     assert "me.afterwords can't be written: it exists already." in told
     assert "to replace it, add -o me.afterwords" in told
     assert exported.read_bytes() == b"kept"
@@ -124,13 +124,13 @@ def test_file_that_is_no_voice_is_refused(content: bytes, tmp_path: Path) -> Non
 
 
 def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    run("voices", "import", tmp_path / "x").refused(5, "UnreadableFileError")
-    run("voices", "import", tmp_path).refused(5, "UnreadableFileError")
+    run("voices", "import", tmp_path / "x").refused(5, "FileError")
+    run("voices", "import", tmp_path).refused(5, "FileError")
 
 
 def test_unknown_voice_is_not_exported(me: Voice, tmp_path: Path) -> None:
     run("voices", "export", "mee", cwd=tmp_path).refused(4, "VoiceNotFoundError")
-    run("voices", "export", "me", "-o", tmp_path / "no" / "x").refused(5, "UnwritableOutputError")
+    run("voices", "export", "me", "-o", tmp_path / "no" / "x").refused(5, "FileError")
     assert not list(tmp_path.glob("*.afterwords"))
 
 
@@ -167,4 +167,4 @@ def test_voice_that_is_here_keeps_its_original(me: Voice, exported: Path) -> Non
 
 def test_voice_can_be_called_otherwise(exported: Path, elsewhere: dict[str, str]) -> None:
     assert run("voices", "import", exported, "--name", " you ", env=elsewhere).out == "you\n"
-    run("voices", "import", exported, "--name", "a\x07", env=elsewhere).refused(5, "InvalidNameError")
+    run("voices", "import", exported, "--name", "a\x07", env=elsewhere).refused(5, "InvalidInputError")

@@ -28,6 +28,6 @@ def test_demo_clones_the_reader_and_speaks(tmp_path: Path) -> None:
 
 
 def test_output_that_cannot_be_written_is_refused_before_any_work(home: Path, tmp_path: Path) -> None:
-    run("demo", "-o", "missing/hello.wav", cwd=tmp_path).refused(5, "UnwritableOutputError")
+    run("demo", "-o", "missing/hello.wav", cwd=tmp_path).refused(5, "FileError")
 
     assert files_in(home) == []

@@ -109,9 +109,9 @@ def test_text_of_the_wrong_length_is_seen_without_listening() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "error"),
     [
-        ("empty.wav", b"", "NoAudioError"),
-        ("letter.wav", b"a letter" * 99, "UnsupportedAudioError"),
-        ("\x1b[2J.wav", None, "UnreadableFileError"),
+        ("empty.wav", b"", "RecordingError"),
+        ("letter.wav", b"a letter" * 99, "RecordingError"),
+        ("\x1b[2J.wav", None, "FileError"),
     ],
 )
 def test_file_without_sound_is_refused(name: str, content: bytes | None, error: str, tmp_path: Path) -> None:

@@ -47,9 +47,9 @@ def test_admin_makes_a_key_that_works(served: Served) -> None:
 
 @pytest.mark.usefixtures("key")
 def test_without_the_admin_secret_no_key_is_made() -> None:
-    told = run("keys", "create", "--remote").refused(3, "NotLoggedInError")
+    told = run("keys", "create", "--remote").refused(3, "UnauthorizedError")
     assert "AFTERWORDS_ADMIN_SECRET" in told
-    run("accounts", "--remote").refused(3, "NotLoggedInError")
+    run("accounts", "--remote").refused(3, "UnauthorizedError")
     wrong = "another-secret-that-opens-nothing-at-all"
     assert wrong not in run("keys", "create", "--remote", env={"AFTERWORDS_ADMIN_SECRET": wrong}).refused(
         3, "UnauthorizedError"
@@ -86,12 +86,12 @@ def test_own_keys_are_listed_rotated_and_revoked_without_it(key: str) -> None:
 @pytest.mark.parametrize("command", ["revoke", "rotate"])
 @pytest.mark.usefixtures("key")
 def test_unknown_id_is_not_found(command: str) -> None:
-    assert "keys list --remote" in run("keys", command, NOBODY, "--remote").refused(4, "KeyNotFoundError")
+    assert "keys list --remote" in run("keys", command, NOBODY, "--remote").refused(4, "NotFoundError")
 
 
 @pytest.mark.usefixtures("key")
 def test_what_a_key_can_not_be_is_told() -> None:
-    run("keys", "create", "--remote", "--scope", "everything", env=ADMIN).refused(5, "InvalidFieldError")
+    run("keys", "create", "--remote", "--scope", "everything", env=ADMIN).refused(5, "InvalidRequestError")
 
 
 def test_hosted_service_makes_keys_and_can_do_no_more() -> None:

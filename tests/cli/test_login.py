@@ -84,7 +84,7 @@ def test_login_keeps_the_key_in_the_keyring_where_there_is_one(
     assert run("logout", env=keyring).code == 0
 
     assert len(kept.read_text()) < len(before)
-    run("whoami", env=keyring).refused(3, "NotLoggedInError")
+    run("whoami", env=keyring).refused(3, "UnauthorizedError")
 
 
 def test_key_of_a_server_that_was_left_does_not_stay_in_the_keyring(
@@ -215,7 +215,7 @@ def test_profile_that_is_not_there_or_can_not_be_is_named(hosted: HostedService)
 
 
 def test_without_a_key_it_says_how_to_get_one() -> None:
-    assert "afterwords login" in run("whoami").refused(3, "NotLoggedInError")
+    assert "afterwords login" in run("whoami").refused(3, "UnauthorizedError")
     assert run("logout").err == "You are not logged in.\n"
 
 
@@ -238,4 +238,4 @@ def test_damaged_profiles_are_told_in_one_line(home: Path) -> None:
     home.mkdir()
     (home / "profiles.json").write_text('{"profiles": 7}')
 
-    assert "profiles.json" in run("whoami").refused(5, "UnreadableFileError")
+    assert "profiles.json" in run("whoami").refused(5, "FileError")

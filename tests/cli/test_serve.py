@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from afterwords.install import pip_install
+from afterwords.errors import pip_install
 from tests.cli.program import run
 from tests.e2e.served import Served, register, speak, until
 
@@ -115,13 +115,13 @@ class TestServe:
     def test_a_port_in_use_is_told_in_one_line(self, home: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            told = run("serve", "--port", str(port)).refused(8, "AddressInUseError")
+            told = run("serve", "--port", str(port)).refused(8, "ServerSetupError")
         assert f"127.0.0.1 port {port}: it is in use" in told
         assert not (home / "server").exists()
 
     def test_an_address_that_is_not_of_this_machine_is_told_in_one_line(self) -> None:
         env = {"AFTERWORDS_ADMIN_SECRET": "x" * 32}
-        run("serve", "--host", "192.0.2.1", "--port", "0", env=env).refused(8, "AddressInUseError")
+        run("serve", "--host", "192.0.2.1", "--port", "0", env=env).refused(8, "ServerSetupError")
 
     @pytest.mark.parametrize(
         ("env", "args", "told"),
@@ -148,7 +148,7 @@ class TestServe:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as rows:
             rows.execute("UPDATE alembic_version SET version_num = '9999'")
         done = run("serve", "--port", "0", env={"AFTERWORDS_HOME": str(served.home), "AFTERWORDS_BACKENDS": "tone"})
-        assert "upgrade" in done.refused(1, "NewerDatabaseError")
+        assert "upgrade" in done.refused(1, "ServerSetupError")
 
     @pytest.mark.parametrize("command", [("serve",), ("keys", "list")])
     def test_without_the_extra_it_says_what_to_install(self, command: tuple[str, ...]) -> None:
@@ -218,8 +218,8 @@ class TestKeys:
         keys = listed(shared)
         assert {keys[each]["account_id"] for each in (key_id, by_key, by_account)} == {account}
         assert keys[key_id]["prefix"] == key[:8]
-        run("keys", "create", "--for", NOBODY, env=shared).refused(4, "KeyNotFoundError")
-        run("keys", "create", "--account", NOBODY, env=shared).refused(5, "InvalidFieldError")
+        run("keys", "create", "--for", NOBODY, env=shared).refused(4, "NotFoundError")
+        run("keys", "create", "--account", NOBODY, env=shared).refused(5, "InvalidRequestError")
 
         done = run("accounts", env=shared)
 
@@ -244,7 +244,7 @@ class TestKeys:
         done = run("keys", "revoke", key_id, env=shared)
         assert (done.code, done.out) == (0, "")
         assert listed(shared)[key_id]["revoked_at"]
-        run("keys", "rotate", key_id, env=shared).refused(4, "KeyNotFoundError")
+        run("keys", "rotate", key_id, env=shared).refused(4, "NotFoundError")
 
     def test_rotating_gives_a_new_key_and_ends_the_old(self, shared: dict[str, str]) -> None:
         old, key_id = created(shared, "--label", "turning", "--scope", "synthesize")
@@ -257,7 +257,7 @@ class TestKeys:
 
     @pytest.mark.parametrize(("command", "key_id"), [("revoke", NOBODY), ("rotate", "nonsense")])
     def test_an_unknown_id_is_not_found(self, shared: dict[str, str], command: str, key_id: str) -> None:
-        run("keys", command, key_id, env=shared).refused(4, "KeyNotFoundError")
+        run("keys", command, key_id, env=shared).refused(4, "NotFoundError")
 
     @pytest.mark.parametrize(
         ("args", "code", "error"),
@@ -273,4 +273,4 @@ class TestKeys:
         run("keys", "create", *args, env=shared).refused(code, error)
 
     def test_an_overlap_of_more_than_30_days_is_told(self, shared: dict[str, str]) -> None:
-        run("keys", "rotate", NOBODY, "--overlap", "1e9", env=shared).refused(5, "InvalidFieldError")
+        run("keys", "rotate", NOBODY, "--overlap", "1e9", env=shared).refused(5, "InvalidRequestError")

@@ -80,7 +80,7 @@ def test_a_name_with_escapes_is_printed_escaped(me: Voice, home: Path) -> None:
 
 @pytest.mark.usefixtures("me", "account")
 def test_without_a_key_it_says_how_to_log_in() -> None:
-    error = run("push", "me", env={"AFTERWORDS_API_KEY": ""}).refused(3, "NotLoggedInError")
+    error = run("push", "me", env={"AFTERWORDS_API_KEY": ""}).refused(3, "UnauthorizedError")
     assert "afterwords login" in error
 
 

@@ -60,10 +60,10 @@ def test_mark_of_a_stranger_is_shown_harmless_and_as_it_is(comment: str, title: 
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("missing.wav", "UnreadableFileError"),
-        (".", "UnreadableFileError"),
-        ("letter.wav", "UnsupportedAudioError"),
-        ("empty.wav", "NoAudioError"),
+        ("missing.wav", "FileError"),
+        (".", "FileError"),
+        ("letter.wav", "RecordingError"),
+        ("empty.wav", "RecordingError"),
     ],
 )
 def test_file_that_is_no_audio_is_refused(name: str, error: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import afterwords as aw
-from afterwords.install import pip_install
+from afterwords.errors import pip_install
 from afterwords.local import library
 from afterwords.models import Voice
 from tests.cli.program import files_in, run
@@ -104,7 +104,7 @@ def test_unknown_voice_is_answered_with_the_nearest(args: tuple[str, ...], me: V
 def test_rename_gives_a_free_name_only(me: Voice) -> None:
     assert run("voices", "rename", "me", " you ").out == "you\n"
     assert [voice.name for voice in aw.voices()] == ["you"]
-    run("voices", "rename", "you", "a\x07").refused(5, "InvalidNameError")
+    run("voices", "rename", "you", "a\x07").refused(5, "InvalidInputError")
     run("voices", "rename", "you").refused(2, "UsageError")
 
 
@@ -129,8 +129,8 @@ def test_default_is_none_until_one_is_chosen(me: Voice) -> None:
 def test_library_of_a_later_version_is_left_alone(home: Path, me: Voice) -> None:
     (home / "library.json").write_text('{"schema": 99, "default": null}')
 
-    assert pip_install(options="--upgrade") in run("voices").refused(1, "NewerLibraryError")
-    assert "99" in run("voices", "rm", "me", "-y").refused(1, "NewerLibraryError")
+    assert pip_install(options="--upgrade") in run("voices").refused(1, "LibraryError")
+    assert "99" in run("voices", "rm", "me", "-y").refused(1, "LibraryError")
     assert (home / "voices" / me.voice_id).exists()
 
 

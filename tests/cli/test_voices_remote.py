@@ -59,7 +59,7 @@ def test_rename_gives_another_name(client: httpx.Client) -> None:
     assert run("voices", "rename", "me", " you ", "--remote").out == "you\n"
 
     assert client.get("/v1/voices").json()[0]["name"] == "you"
-    run("voices", "rename", "you", "a\x07", "--remote").refused(5, "InvalidNameError")
+    run("voices", "rename", "you", "a\x07", "--remote").refused(5, "InvalidInputError")
     run("voices", "rename", "me", "x", "--remote").refused(4, "VoiceNotFoundError")
 
 
@@ -133,4 +133,4 @@ def test_what_the_server_does_not_know_is_exit_code_5(hosted: HostedService, me:
 
 
 def test_server_in_the_way_of_none_is_named_with_its_exit_code() -> None:
-    run("voices", "--remote").refused(3, "NotLoggedInError")
+    run("voices", "--remote").refused(3, "UnauthorizedError")

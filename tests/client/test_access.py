@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from afterwords.client.profiles import LOCAL_URL, Access, Profiles, check_url, find_access
-from afterwords.errors import InvalidInputError, InvalidOptionError, UnreadableFileError
+from afterwords.errors import FileError, InvalidInputError, InvalidOptionError
 
 A, B = "https://a.example", "https://b.example"
 
@@ -179,7 +179,7 @@ class TestProfiles:
     def test_a_damaged_file_is_named_and_left_as_it_is(self, home: Path, profiles: Profiles, damaged: bytes) -> None:
         profiles.path.write_bytes(damaged)
         for use in (profiles.all, lambda: found(home), lambda: profiles.save("c", A, "aw_x")):
-            with pytest.raises(UnreadableFileError):
+            with pytest.raises(FileError):
                 use()
         assert profiles.path.read_bytes() == damaged
 

@@ -15,13 +15,13 @@ from afterwords.client.parsing import parse_error
 from afterwords.client.requests import Request, Response
 from afterwords.errors import (
     AfterwordsError,
-    BadRequestError,
     ConflictError,
+    InvalidRequestError,
+    InvalidResponseError,
     LimitError,
-    RouteNotFoundError,
+    NotFoundError,
     ServiceError,
     StorageFullError,
-    StrangeAnswerError,
     UnauthorizedError,
     VoiceNotFoundError,
 )
@@ -49,11 +49,11 @@ class TestCodes:
         assert {"bad_request", "storage_full", "quota_exceeded", "not_wav"} <= {code for _, code in CODES}
 
     @pytest.mark.parametrize(("status", "code"), CODES)
-    def test_each_has_a_class_of_its_own(self, status: int, code: str) -> None:
+    def test_each_code_has_a_class(self, status: int, code: str) -> None:
         told = {"code": code, "message": "So it is.", "type": "x", "param": "text", "request_id": "req-1"}
         error = refused(status, json.dumps({"error": told}).encode())
         assert (error.code, error.message, error.request_id, error.http_status) == (code, "So it is.", "req-1", status)
-        assert type(error).code == code
+        assert code in (type(error).code, *type(error).codes)
         assert error.hint
         assert error.exit_code == (7 if code in ("runaway_audio", "synthesis_failed") else error.exit_code)
         assert error.exit_code == EXITS.get(status, error.exit_code)
@@ -63,11 +63,11 @@ class TestCodes:
     @pytest.mark.parametrize(
         ("status", "kind", "code"),
         [
-            (400, BadRequestError, "bad_request"),
+            (400, InvalidRequestError, "bad_request"),
             (401, UnauthorizedError, "unauthorized"),
             (404, VoiceNotFoundError, "voice_not_found"),
             (409, ConflictError, "conflict"),
-            (418, BadRequestError, "bad_request"),
+            (418, InvalidRequestError, "bad_request"),
             (429, LimitError, "limit_reached"),
             (500, ServiceError, "internal_error"),
             (599, ServiceError, "internal_error"),
@@ -81,14 +81,14 @@ class TestCodes:
         assert (type(error), error.code, error.http_status, error.request_id) == (kind, code, status, "req-2")
         assert error.message in ("No.", f"The server answered with status {status}.")
 
-    @pytest.mark.parametrize(("status", "kind"), [(422, BadRequestError), (500, ServiceError)])
+    @pytest.mark.parametrize(("status", "kind"), [(422, InvalidRequestError), (500, ServiceError)])
     def test_a_code_that_is_not_known_is_kept(self, status: int, kind: type[AfterwordsError]) -> None:
         error = refused(status, b'{"error": {"code": "from_the_future", "message": "New."}}')
         assert (type(error), error.code, error.message) == (kind, "from_the_future", "New.")
 
-    @pytest.mark.parametrize("code", ["connection_lost", "job_failed", "not_logged_in", "server_setup", "error"])
+    @pytest.mark.parametrize("code", ["connection_lost", "job_failed", "server_setup", "error"])
     def test_a_server_can_not_say_what_is_found_out_here(self, code: str) -> None:
-        assert type(refused(400, json.dumps({"error": {"code": code}}).encode())) is BadRequestError
+        assert type(refused(400, json.dumps({"error": {"code": code}}).encode())) is InvalidRequestError
 
     @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
     def test_a_proxy_may_speak_for_a_server_that_is_away(self, status: int) -> None:
@@ -119,12 +119,12 @@ class TestHostile:
     def test_a_wrong_type_is_as_good_as_nothing(self, told: object) -> None:
         body = dict.fromkeys(("code", "message", "type", "param", "request_id"), told)
         error = refused(400, json.dumps({"error": body}).encode())
-        assert (type(error), error.request_id) == (BadRequestError, None)
+        assert (type(error), error.request_id) == (InvalidRequestError, None)
 
     @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"error":' * 50_000, b"\xff\xfe", b"9" * 10_000])
     def test_json_that_breaks_parsers_breaks_nothing(self, either: Either, body: bytes) -> None:
         assert refused(422, body).http_status == 422
-        with answering(Page(200, body, JSON)) as (url, _), pytest.raises(StrangeAnswerError):
+        with answering(Page(200, body, JSON)) as (url, _), pytest.raises(InvalidResponseError):
             either(url, "aw_x").usage()
 
 
@@ -136,7 +136,7 @@ class TestStrange:
     ) -> None:
         with answering(page({})) as (elsewhere, asked):
             faults.inject(Fault.REDIRECT, location=f"{elsewhere}/v1/voices", status=status)
-            with pytest.raises(StrangeAnswerError, match="another address"):
+            with pytest.raises(InvalidResponseError, match="another address"):
                 list(faulty.voices.list()) if method == "GET" else faulty.say("Hello.", voice=voice)
         assert asked == []
         assert len(faults.seen) == 1
@@ -156,7 +156,7 @@ class TestStrange:
         self, faulty: Client, faults: FaultyServer, call: Callable[[Client], object]
     ) -> None:
         faults.inject(Fault.HTML, times=99)
-        with pytest.raises(StrangeAnswerError) as caught:
+        with pytest.raises(InvalidResponseError) as caught:
             call(faulty)
         assert "text/html" in caught.value.message
         assert (len(faults.seen), n_busy(faulty)) == (1, 0)
@@ -164,7 +164,7 @@ class TestStrange:
     @pytest.mark.parametrize("status", [400, 403, 404, 418])
     def test_a_page_that_refuses_is_no_refusal_of_the_api(self, either: Either, status: int) -> None:
         no = Page(status, b"<h1>No</h1>", "text/html", {"X-Request-Id": "r-1"})
-        with answering(no) as (url, _), pytest.raises(StrangeAnswerError, match=f"status {status}") as caught:
+        with answering(no) as (url, _), pytest.raises(InvalidResponseError, match=f"status {status}") as caught:
             either(url, "aw_x").usage()
         assert caught.value.request_id == "r-1"
 
@@ -186,7 +186,7 @@ class TestStrange:
     def test_json_of_another_shape_is_refused(
         self, either: Either, told: object, call: Callable[[Client], object]
     ) -> None:
-        with answering(page(told)) as (url, _), pytest.raises(StrangeAnswerError):
+        with answering(page(told)) as (url, _), pytest.raises(InvalidResponseError):
             call(either(url, "aw_x"))
 
     def test_json_that_says_more_than_is_known_is_taken(self, either: Either) -> None:
@@ -198,7 +198,7 @@ class TestStrange:
     def test_a_compressed_answer_was_not_asked_for(self, either: Either, body: bytes) -> None:
         with answering(Page(200, body, JSON, {"Content-Encoding": "gzip"})) as (url, asked):
             client = either(url, "aw_x")
-            with pytest.raises(StrangeAnswerError, match="compressed"):
+            with pytest.raises(InvalidResponseError, match="compressed"):
                 client.usage()
             assert n_busy(client) == 0
         assert [request.headers["accept-encoding"] for request in asked] == ["identity"]
@@ -234,5 +234,5 @@ class TestEndToEnd:
         with pytest.raises(StorageFullError):
             faulty.usage()
         faults.inject(Fault.ANSWER, status=404)
-        with pytest.raises(RouteNotFoundError):
+        with pytest.raises(NotFoundError):
             faulty.usage()

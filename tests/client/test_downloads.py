@@ -12,18 +12,14 @@ import pytest
 from afterwords import Client, Voice
 from afterwords.audio.wav import canonical_wav
 from afterwords.client.requests import RETRIES, Request, Response
-from afterwords.errors import (
-    ConnectionLostError,
-    JobNotReadyError,
-    RangeNotSatisfiableError,
-    StrangeAnswerError,
-)
+from afterwords.errors import ConnectionLostError, InvalidRequestError, InvalidResponseError, NotFoundError
 from afterwords.models import FormatName
 from afterwords.testing import Fault, FaultyServer, Seen
 from tests.client.answering import answering
 from tests.client.front import Either, n_busy
 from tests.client.scripted import ScriptedSession
 from tests.e2e.served import READER
+from tests.error_codes import has_code
 from tests.hosted.service import HostedService
 from tests.hosted.wire import Answer as Page
 
@@ -76,7 +72,7 @@ class TestRange:
         path = tmp_path / "speech.wav"
         path.write_bytes(b"before")
         faults.inject(Fault.WRONG_BYTES, times=99)
-        with pytest.raises(StrangeAnswerError):
+        with pytest.raises(InvalidResponseError):
             faulty.jobs.download(job_id, path)
         assert path.read_bytes() == b"before"
 
@@ -120,7 +116,7 @@ class TestDigest:
         self, faulty: Client, faults: FaultyServer, job_id: str, fault: Fault
     ) -> None:
         faults.inject(fault, path="/v1/jobs", times=99)
-        with pytest.raises(StrangeAnswerError) as caught:
+        with pytest.raises(InvalidResponseError) as caught:
             faulty.jobs.data(job_id)
         assert caught.value.request_id
         assert len(fetches(faults)) == RETRIES + 1
@@ -171,7 +167,7 @@ class TestHosted:
             client = either(faults.url, hosted.api_key)
             job = client.synthesize(TEXT, voice=client.voices.create(READER, name="me")).wait()
             faults.inject(Fault.SHORT_LENGTH, path="/v1/jobs", times=99)
-            with pytest.raises(StrangeAnswerError):
+            with pytest.raises(InvalidResponseError):
                 job.audio()
 
 
@@ -180,18 +176,18 @@ class TestLimits:
         self, client: Client, job_id: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("afterwords.client.requests.AUDIO_MAX_BYTES", 1_000)  # the real one is half a gigabyte
-        with pytest.raises(StrangeAnswerError, match="more than 1,000 bytes"):
+        with pytest.raises(InvalidResponseError, match="more than 1,000 bytes"):
             client.jobs.data(job_id)
         assert n_busy(client) == 0
 
     def test_json_that_is_too_long_is_refused(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("afterwords.client.requests.JSON_MAX_BYTES", 10)  # the real one is 16 MB
-        with pytest.raises(StrangeAnswerError, match="more than 10 bytes"):
+        with pytest.raises(InvalidResponseError, match="more than 10 bytes"):
             client.health()
 
     def test_audio_of_a_job_that_is_pending_is_not_there(self, client: Client, voice: Voice) -> None:
         job = client.synthesize(f"fault-slow {TEXT * 5}", voice=voice)
-        with pytest.raises(JobNotReadyError):
+        with pytest.raises(NotFoundError, check=has_code("job_not_ready")):
             client.jobs.audio(str(job.job_id))
         job.cancel()
 
@@ -201,7 +197,7 @@ class TestLimits:
         ids=["cut", "head", "none", "text", "?"],
     )
     def test_audio_that_is_none_is_refused_though_it_came_whole(self, either: Either, body: bytes) -> None:
-        with answering(Page(200, body, "audio/wav")) as (url, _), pytest.raises(StrangeAnswerError):
+        with answering(Page(200, body, "audio/wav")) as (url, _), pytest.raises(InvalidResponseError):
             either(url, "aw_x").jobs.audio("some-job")
 
 
@@ -237,7 +233,7 @@ class TestJoining:
         assert self.download(half, Response(200, AUDIO, b"abcde")) == b"abcde"
 
     def test_a_range_that_was_never_asked_for_is_no_reason_to_begin_anew(self) -> None:
-        with pytest.raises(RangeNotSatisfiableError):
+        with pytest.raises(InvalidRequestError, check=has_code("range_not_satisfiable")):
             self.download(
                 *[Response(416, {"content-type": "application/json"}, b'{"error":{"code":"range_not_satisfiable"}}')]
                 * 9

@@ -11,12 +11,11 @@ import pytest
 
 from afterwords import Client
 from afterwords.errors import (
+    AudioMissingError,
     ConnectionLostError,
     JobFailedError,
-    JobNotFoundError,
     JobTimeoutError,
-    LostAudioError,
-    ServiceError,
+    NotFoundError,
     UnsupportedByServerError,
     VoiceNotFoundError,
 )
@@ -24,6 +23,7 @@ from afterwords.models import JobStatus
 from afterwords.testing import Fault, FaultyServer
 from tests.client.front import Either
 from tests.e2e.served import READER
+from tests.error_codes import has_code
 from tests.hosted.client import NOBODY
 from tests.hosted.service import HostedService
 
@@ -83,11 +83,11 @@ class TestLife:
         with pytest.raises(JobFailedError) as failed:
             client.say("This will fail.", voice="me")
         assert failed.value.reason == "The worker could not speak the text."
-        with pytest.raises(JobNotFoundError):
+        with pytest.raises(NotFoundError, check=has_code("job_not_found")):
             client.jobs.get(NOBODY)
         job = client.synthesize(TEXT, voice="me").wait()
         del hosted.blobs[f"jobs/{job.job_id}.wav"]
-        with pytest.raises(LostAudioError if hosted.error_style == "object" else ServiceError):
+        with pytest.raises(AudioMissingError if hosted.error_style == "object" else NotFoundError):
             job.audio()
 
     def test_a_job_that_takes_long_goes_on(self, either: Either) -> None:

@@ -17,12 +17,7 @@ from afterwords.audio.audio import decode
 from afterwords.audio.decoding import read_tags
 from afterwords.audio.wav import Samples, pcm16, wav_header
 from afterwords.client.audio import WavStream
-from afterwords.errors import (
-    ConnectionLostError,
-    SpeechReadError,
-    StrangeAnswerError,
-    VoiceNotFoundError,
-)
+from afterwords.errors import ConnectionLostError, InvalidResponseError, StreamConsumedError, VoiceNotFoundError
 from afterwords.models import FormatName
 from afterwords.provenance import read_mark
 from afterwords.testing import Fault, FaultyServer
@@ -105,7 +100,7 @@ class TestWav:
         ],
     )
     def test_what_is_none_is_refused(self, data: bytes) -> None:
-        with pytest.raises(StrangeAnswerError):
+        with pytest.raises(InvalidResponseError):
             heard(data)
 
 
@@ -168,13 +163,13 @@ class TestStream:
     def test_it_is_read_once(self, client: Client, voice: Voice) -> None:
         speech = client.stream(TEXT, voice=voice)
         speech.audio()
-        with pytest.raises(SpeechReadError):
+        with pytest.raises(StreamConsumedError):
             list(speech)
 
     def test_one_that_was_closed_is_not_read(self, client: Client, voice: Voice) -> None:
         speech = client.stream(TEXT, voice=voice)
         speech.close()
-        with pytest.raises(SpeechReadError):
+        with pytest.raises(StreamConsumedError):
             speech.audio()
 
     def test_one_that_is_closed_while_it_is_read_ends(self, client: Client, voice: Voice) -> None:
@@ -236,7 +231,7 @@ class TestStream:
         with client.stream_bytes(LONG, voice=voice, format="mp3") as speech:
             next(iter(speech))
         until(lambda: direct.jobs.get(str(speech.job_id)).status == "cancelled", what="the end of the job")
-        with pytest.raises(SpeechReadError):
+        with pytest.raises(StreamConsumedError):
             list(speech)
 
     @pytest.mark.parametrize(
@@ -251,6 +246,6 @@ class TestStream:
     def test_what_is_no_sound_is_refused_and_its_connection_given_back(self, either: Either, page: Answer) -> None:
         with answering(page) as (url, _):
             client = either(url, "aw_x")
-            with pytest.raises(StrangeAnswerError):
+            with pytest.raises(InvalidResponseError):
                 client.stream(TEXT, voice=NOBODY)
             assert n_busy(client) == 0

@@ -7,15 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from afterwords.errors import (
-    IdempotencyConflictError,
-    QueueFullError,
-    TooManyConcurrentRequestsError,
-    VoiceNotFoundError,
-)
+from afterwords.errors import ConflictError, LimitError, VoiceNotFoundError
 from afterwords.models import JobStatus, SpeechFormat
 from afterwords.server.records import FinishStatus, QueueLimits
 from tests.contracts.store_world import MANY, START, TEXT, World, audio, request
+from tests.error_codes import has_code
 
 
 class JobClaims:
@@ -94,9 +90,9 @@ class JobClaims:
         await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=request(ann))
         other = request(ann, body="other")
 
-        with pytest.raises(IdempotencyConflictError):
+        with pytest.raises(ConflictError, check=has_code("idempotency_conflict")):
             await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=other)
-        with pytest.raises(IdempotencyConflictError):
+        with pytest.raises(ConflictError, check=has_code("idempotency_conflict")):
             await world.store.find_repeated_job(other)
         assert await world.spent() == len(TEXT)
 
@@ -127,7 +123,7 @@ class JobClaims:
         ann = await world.caller()
         voice = await world.voice(ann)
         full = QueueLimits(pending=0, pending_per_account=1)
-        with pytest.raises(QueueFullError):
+        with pytest.raises(LimitError, check=has_code("queue_full")):
             await world.store.submit(world.job_of(ann, voice), limits=full, idempotency=request(ann))
 
         other = request(ann, body="other")
@@ -140,9 +136,9 @@ class JobClaims:
         for caller in (ann, ann, bob):
             await world.store.submit(world.job_of(caller, of[caller.account_id]), limits=limits)
 
-        with pytest.raises(TooManyConcurrentRequestsError, match="2 jobs"):
+        with pytest.raises(LimitError, match="2 jobs", check=has_code("too_many_concurrent_requests")):
             await world.store.submit(world.job_of(ann, of[ann.account_id]), limits=limits)
-        with pytest.raises(QueueFullError, match="3 jobs"):
+        with pytest.raises(LimitError, match="3 jobs", check=has_code("queue_full")):
             await world.store.submit(world.job_of(eve, of[eve.account_id]), limits=limits)
         claim = await world.claim()
         assert claim is not None
@@ -228,7 +224,7 @@ class JobClaims:
 
         assert await world.store.find_repeated_job(request(ann, body="other")) is None
         assert old.is_new
-        with pytest.raises(IdempotencyConflictError):
+        with pytest.raises(ConflictError, check=has_code("idempotency_conflict")):
             await world.store.find_repeated_job(request(ann, key="young", body="other"))
         await world.store.delete_voice(voice.voice_id, account_id=ann.account_id)
         assert [voice_id for voice_id, _ in await world.store.list_unpurged()] == [voice.voice_id]

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from afterwords.errors import InsufficientScopeError, KeyReplacedError, QuotaExceededError
+from afterwords.errors import ConflictError, InsufficientScopeError, QuotaExceededError
 from afterwords.server.records import NewKey
 from tests.contracts.store_world import MANY, START, TEXT, World, audio, digest
+from tests.error_codes import has_code
 
 
 class KeyClaims:
@@ -107,11 +108,11 @@ class KeyClaims:
         assert new is not None
 
         for target in (ann.key_id, new.key_id):
-            with pytest.raises(KeyReplacedError):
+            with pytest.raises(ConflictError, check=has_code("key_replaced")):
                 await world.store.rotate_key(
                     target, account_id=ann.account_id, by=ann.key_id, sha256=digest("thief"), overlap_s=5
                 )
-        with pytest.raises(KeyReplacedError):
+        with pytest.raises(ConflictError, check=has_code("key_replaced")):
             await world.store.revoke_key(new.key_id, account_id=ann.account_id, by=ann.key_id)
         assert await world.store.find_caller(digest("thief")) is None
         assert await world.store.find_caller(digest("new")) is not None
@@ -122,7 +123,7 @@ class KeyClaims:
         assert new is not None
 
         for by in (None, new.key_id):
-            with pytest.raises(KeyReplacedError):
+            with pytest.raises(ConflictError, check=has_code("key_replaced")):
                 await world.store.rotate_key(ann.key_id, account_id=None, by=by, sha256=digest("c"), overlap_s=500)
         assert await world.store.revoke_key(ann.key_id, account_id=ann.account_id, by=ann.key_id) == []
         assert await world.store.find_caller(digest("ann")) is None
@@ -235,5 +236,5 @@ class KeyClaims:
         ann = await world.caller("ann")
         await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("new"), overlap_s=5)
 
-        with pytest.raises(KeyReplacedError):
+        with pytest.raises(ConflictError, check=has_code("key_replaced")):
             await world.store.add_key(NewKey(digest("x"), scopes=("synthesize",)), by=ann.key_id)

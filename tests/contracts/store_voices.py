@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from afterwords.errors import IdempotencyConflictError, VoiceNotFoundError
+from afterwords.errors import ConflictError, VoiceNotFoundError
 from afterwords.models import Provenance
 from afterwords.server.cache_key import cache_path, prompt_path
 from afterwords.server.records import CacheEntry, FinishStatus, VoiceChanges
 from tests.contracts.store_world import MANY, World, audio, digest, request
+from tests.error_codes import has_code
 
 
 class VoiceClaims:
@@ -94,9 +95,9 @@ class VoiceClaims:
         kept = await world.store.add_voice(world.voice_of(ann), idempotency=request(ann))
         other = request(ann, body="other")
 
-        with pytest.raises(IdempotencyConflictError):
+        with pytest.raises(ConflictError, check=has_code("idempotency_conflict")):
             await world.store.add_voice(world.voice_of(ann), idempotency=other)
-        with pytest.raises(IdempotencyConflictError):
+        with pytest.raises(ConflictError, check=has_code("idempotency_conflict")):
             await world.store.find_repeated_voice(other)
         assert await world.store.list_voices(account_id=ann.account_id, limit=None, after=None) == [kept]
 

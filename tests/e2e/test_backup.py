@@ -72,11 +72,11 @@ def test_restored_server_has_all_and_speaks_on(
             assert final(client, speak(client, voice_id, "Spoken after."))["status"] == "ready"
         assert httpx.get(f"{other.url}/readyz").json()["sweep"] == "ok"
         invariants(other)
-        at(other.home, "restore", backup, "--replace").refused(2, "ServerRunningError")
+        at(other.home, "restore", backup, "--replace").refused(2, "ServerSetupError")
         with other.client(served.key) as client:
             assert client.delete(f"/v1/voices/{voice_id}").status_code == 204
         other.stop()
-        assert "1 keys" in at(other.home, "restore", backup).refused(2, "ServerNotEmptyError")
+        assert "1 keys" in at(other.home, "restore", backup).refused(2, "ServerSetupError")
         assert not [path for path in blobs(other) if path.endswith("ref.wav")]
         assert at(other.home, "restore", backup, "--replace").code == 0
         other.start().ready()
@@ -106,7 +106,7 @@ def test_damaged_backup_is_refused_and_changes_nothing(backup: Path, tmp_path: P
                     part.addfile(member, whole.extractfile(member))
     home = tmp_path / "new"
 
-    at(home, "restore", file).refused(5, "InvalidBackupError")
+    at(home, "restore", file).refused(5, "InvalidInputError")
 
     assert [name for name in files_in(home) if "server1" not in name] == []
 
@@ -141,5 +141,5 @@ def test_backup_says_which_audio_is_lost(served: Served, ready: tuple[str, str, 
 
 def test_backup_without_a_server_makes_no_file(tmp_path: Path) -> None:
     file = tmp_path / "server.tar"
-    at(tmp_path / "nowhere", "backup", file).refused(5, "UnreadableFileError")
+    at(tmp_path / "nowhere", "backup", file).refused(5, "FileError")
     assert not file.exists()

@@ -263,7 +263,7 @@ def test_recording_is_kept_where_it_is_too_short(home: Path, microphone: Microph
         microphone.hear(silence(0.1))
         terminal.expect("Your recording is saved: ")
         terminal.expect("my-voice-recording-2.wav")
-        terminal.expect("ReferenceTooShortError: the recording lasts 2.")
+        terminal.expect("RecordingError: the recording lasts 2.")
         assert terminal.end() == 5
 
     assert decode(tmp_path / "my-voice-recording-2.wav").duration_s == pytest.approx(2, abs=0.2)
@@ -309,7 +309,7 @@ def test_machine_without_a_microphone_says_so(tmp_path: Path) -> None:
     with Terminal(*RECORD, env={"ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")}) as terminal:
         assert terminal.end() == 1
 
-    assert "AudioDeviceError: Recording needs a sound device" in terminal.text
+    assert "UnavailableError: Recording needs a sound device" in terminal.text
     assert "Fix: give a recorded file instead of --record." in terminal.text
 
 

@@ -22,20 +22,18 @@ from afterwords import disk
 from afterwords.config import load_config
 from afterwords.errors import (
     CorruptVoiceError,
-    InvalidNameError,
+    FileError,
+    InvalidInputError,
     InvalidOptionError,
-    LibraryBusyError,
-    NewerLibraryError,
-    UnreadableFileError,
-    UnwritableOutputError,
+    LibraryError,
     VoiceExistsError,
     VoiceNotFoundError,
-    VoiceRequiredError,
 )
 from afterwords.library.library import Library
 from afterwords.library.links import Links
 from afterwords.models import Consent, ConsentKind, ReferenceInfo, Voice, new_id, now
 from afterwords.provenance import seal
+from tests.error_codes import has_code
 
 T = TypeVar("T")
 WAV = b"RIFF canary-of-a-recording"  # the library keeps bytes; what a WAV is, riff judges
@@ -117,7 +115,7 @@ def test_reading_creates_no_folder(library: Library) -> None:
     assert (library.list(), library.default()) == ([], None)
     with pytest.raises(VoiceNotFoundError):
         library.get("me")
-    with pytest.raises(VoiceRequiredError):
+    with pytest.raises(InvalidInputError, check=has_code("voice_required")):
         library.choose(None)
     assert not library.home.exists()
 
@@ -133,10 +131,10 @@ def test_name_is_unique_in_any_unicode_form(library: Library) -> None:
 
 @pytest.mark.parametrize("name", ["\x1b[2Jme", "me\u202e", "a\nb", ""])
 def test_name_with_terminal_escapes_is_refused(library: Library, name: str) -> None:
-    with pytest.raises(InvalidNameError):
+    with pytest.raises(InvalidInputError, check=has_code("invalid_name")):
         library.save(voice_of("x").model_copy(update={"name": name}), reference_wav=WAV)
     saved(library, "me")
-    with pytest.raises(InvalidNameError):
+    with pytest.raises(InvalidInputError, check=has_code("invalid_name")):
         library.rename("me", name)
     assert names(library) == ["me"]
 
@@ -175,7 +173,7 @@ def test_original_changed_after_sealing_is_refused(library: Library, tmp_path: P
     assert voice.ref_sha256
     sealed = seal(reference_sha256=voice.ref_sha256, original_sha256="0" * 64, window_start_s=0, consent=consent)
     (tmp_path / "me.wav").write_bytes(b"not what was sealed")
-    with pytest.raises(UnreadableFileError, match="changed"):
+    with pytest.raises(FileError, match="changed"):
         library.save(voice.model_copy(update={"provenance": sealed}), reference_wav=WAV, original=tmp_path / "me.wav")
     assert library.list() == []
 
@@ -187,7 +185,7 @@ def test_original_that_is_not_a_file_is_refused(library: Library, tmp_path: Path
         source.mkdir()
     elif kind == "fifo":
         os.mkfifo(source)
-    with pytest.raises(UnreadableFileError):
+    with pytest.raises(FileError):
         library.save(voice_of("me"), reference_wav=WAV, original=source)
     assert not list((library.home / "voices").iterdir())
 
@@ -218,7 +216,7 @@ def test_replacement_may_have_the_same_id(library: Library) -> None:
 def test_failed_replacement_keeps_the_old_voice(library: Library, tmp_path: Path) -> None:
     old = saved(library, "me")
     before = files_under(library.home)
-    with pytest.raises(UnreadableFileError):
+    with pytest.raises(FileError):
         library.save(voice_of("me"), reference_wav=WAV, original=tmp_path / "missing.wav", replace=True)
     assert library.list() == [old]
     assert library.reference(old) == WAV
@@ -272,7 +270,7 @@ def test_voice_is_chosen_by_name_then_default_then_alone(library: Library) -> No
 def test_two_voices_without_default_need_a_name(library: Library) -> None:
     saved(library, "a")
     saved(library, "b")
-    with pytest.raises(VoiceRequiredError, match="2 voices") as unclear:
+    with pytest.raises(InvalidInputError, match="2 voices", check=has_code("voice_required")) as unclear:
         library.choose(None)
     assert "a, b" in unclear.value.hint
 
@@ -430,7 +428,7 @@ def test_special_files_are_damage_and_never_block(library: Library, kind: str) -
         lambda: Links(library.home).voice_id("http://server", "id"),
         lambda: load_config({"AFTERWORDS_HOME": str(library.home)}),
     ):
-        with pytest.raises(UnreadableFileError):
+        with pytest.raises(FileError):
             in_time(work)
 
 
@@ -480,16 +478,16 @@ def test_newer_library_is_refused_and_unchanged(library: Library) -> None:
         lambda: library.remove("me"),
         lambda: library.reference(voice),
     ):
-        with pytest.raises(NewerLibraryError, match="schema 3"):
+        with pytest.raises(LibraryError, match="schema 3", check=has_code("newer_library")):
             attempt()
     assert {path: path.stat().st_mtime_ns for path in library.home.rglob("*")} == before
 
 
 def test_home_that_is_a_file_raises_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "home").write_bytes(b"")
-    with pytest.raises(UnreadableFileError):
+    with pytest.raises(FileError):
         Library(tmp_path / "home").list()
-    with pytest.raises((UnreadableFileError, UnwritableOutputError)):
+    with pytest.raises(FileError):
         saved(Library(tmp_path / "home"), "me")
 
 
@@ -526,7 +524,7 @@ def test_locked_library_can_be_read_but_not_changed(library: Library) -> None:
     with FileLock(library.home / ".lock"):
         impatient = Library(library.home, lock_timeout_s=0)
         assert impatient.get("me") == voice
-        with pytest.raises(LibraryBusyError):
+        with pytest.raises(LibraryError, check=has_code("library_busy")):
             impatient.rename("me", "other")
     assert names(library) == ["me"]
 
@@ -797,7 +795,7 @@ def test_library_with_unusable_lock_can_be_read(library: Library) -> None:
     (library.home / ".lock").unlink()
     (library.home / ".lock").mkdir()
     assert library.list() == [voice]
-    with pytest.raises(UnwritableOutputError):
+    with pytest.raises(FileError, check=has_code("unwritable_output")):
         library.remove("me")
     assert library.list() == [voice]
 

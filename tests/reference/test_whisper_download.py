@@ -161,5 +161,5 @@ def test_interrupted_download_resumes(hub: Hub, tmp_path: Path) -> None:
 
 def test_offline_setting_prevents_downloads(hub: Hub, tmp_path: Path) -> None:
     done = transcribed(hub, tmp_path, AFTERWORDS_OFFLINE="1")
-    assert "TranscriberError" in done.stderr
+    assert "UnavailableError" in done.stderr
     assert hub.ranges == []

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from afterwords.errors import TooManyConcurrentRequestsError
+from afterwords.errors import LimitError
 from afterwords.server.fairness import ConcurrencyLimit, FairSemaphore
+from tests.error_codes import has_code
 
 
 async def step(slots: FairSemaphore, account_id: str, log: list[str]) -> None:
@@ -58,7 +59,10 @@ def test_cancelled_requests_give_their_slots_back(moment: str) -> None:
 def test_more_than_the_limit_is_refused_for_one_alone() -> None:
     limit = ConcurrencyLimit(2, doing="uploads under way")
     with limit.hold("a"), limit.hold("a"):
-        with pytest.raises(TooManyConcurrentRequestsError, match="2 uploads under way"), limit.hold("a"):
+        with (
+            pytest.raises(LimitError, match="2 uploads under way", check=has_code("too_many_concurrent_requests")),
+            limit.hold("a"),
+        ):
             pass
         with limit.hold("b"):
             pass

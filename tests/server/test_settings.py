@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from afterwords.errors import InsecureServerError, InvalidConfigError, InvalidOptionError
+from afterwords.errors import InvalidInputError, InvalidOptionError, ServerSetupError
 from afterwords.server import Settings, load_settings
+from tests.error_codes import has_code
 
 STRONG = "x" * 32
 
@@ -117,7 +118,7 @@ def test_a_secret_that_can_not_be_used_is_not_shown(config: Path) -> None:
 
 def test_a_file_that_is_no_toml_is_told(config: Path) -> None:
     config.write_text("port = ")
-    with pytest.raises(InvalidConfigError, match=r"config\.toml"):
+    with pytest.raises(InvalidInputError, match=r"config\.toml", check=has_code("invalid_config")):
         load_settings()
 
 
@@ -147,7 +148,7 @@ def test_a_secret_must_be_strong_behind_a_proxy_on_this_machine(names: dict[str,
     for weak in ({"admin_secret": "x" * 31}, {"admin_secret": STRONG, "callback_secret": "x"}):
         settings = load_settings(**names, **weak)
         if is_public:
-            with pytest.raises(InsecureServerError, match="at least 32 characters"):
+            with pytest.raises(ServerSetupError, match="at least 32 characters", check=has_code("insecure_server")):
                 settings.check_is_safe()
         else:
             settings.check_is_safe()
@@ -163,7 +164,7 @@ def test_a_loopback_address_needs_no_secret(host: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "voice.example", "", "localhost.evil.example"])
 @pytest.mark.parametrize("secret", [None, "", "x" * 31])
 def test_any_other_address_needs_a_strong_secret(host: str, secret: str | None) -> None:
-    with pytest.raises(InsecureServerError, match="at least 32 characters"):
+    with pytest.raises(ServerSetupError, match="at least 32 characters", check=has_code("insecure_server")):
         load_settings(host=host, admin_secret=secret).check_is_safe()
     load_settings(host=host, admin_secret=STRONG).check_is_safe()
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterwords.errors import InvalidWebhookUrlError
+from afterwords.errors import InvalidRequestError
 from afterwords.server.webhooks import check_url, is_public
+from tests.error_codes import has_code
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_public_https_url_is_taken_as_it_is(url: str) -> None:
     ],
 )
 def test_url_that_cannot_be_called_is_refused_with_the_reason(url: str, why: str) -> None:
-    with pytest.raises(InvalidWebhookUrlError, match=why) as refused:
+    with pytest.raises(InvalidRequestError, match=why, check=has_code("invalid_webhook_url")) as refused:
         check_url(url)
     assert "secret" not in str(refused.value)
 
@@ -101,13 +102,13 @@ def test_url_that_cannot_be_called_is_refused_with_the_reason(url: str, why: str
     ],
 )
 def test_host_that_is_not_public_is_refused_at_once(host: str) -> None:
-    with pytest.raises(InvalidWebhookUrlError, match=r"public one|not a URL"):
+    with pytest.raises(InvalidRequestError, match=r"public one|not a URL", check=has_code("invalid_webhook_url")):
         check_url(f"https://{host}/")
 
 
 @given(st.text() | st.text("htps:/[]@.:0x7f#%").map("https://".__add__))
 def test_any_text_is_taken_or_refused(url: str) -> None:
-    with suppress(InvalidWebhookUrlError):
+    with suppress(InvalidRequestError):
         assert check_url(url) == url
 
 

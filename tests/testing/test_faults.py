@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from afterwords.errors import RateLimitedError, UnauthorizedError
+from afterwords.errors import LimitError, UnauthorizedError
 from afterwords.testing import Fault, FaultyServer, RunningServer
 from tests.e2e.served import register, until
 
@@ -176,13 +176,13 @@ class TestPassing:
 
 
 class TestAnswers:
-    @pytest.mark.parametrize("error", [UnauthorizedError(), RateLimitedError(limit=1, retry_after_s=7)])
+    @pytest.mark.parametrize("error", [UnauthorizedError(), LimitError.rate_limited(limit=1, retry_after_s=7)])
     def test_an_injected_error_is_shaped_like_one_of_the_server(
         self,
         client: httpx.Client,
         direct: httpx.Client,
         afterwords_faults: FaultyServer,
-        error: UnauthorizedError | RateLimitedError,
+        error: UnauthorizedError | LimitError,
     ) -> None:
         real = direct.get("/nowhere")
         if error.retry_after_s is None:

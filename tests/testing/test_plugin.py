@@ -14,8 +14,7 @@ import httpx
 import pytest
 
 import afterwords.testing
-from afterwords.errors import JobFailedError, MissingExtraError
-from afterwords.install import pip_install
+from afterwords.errors import JobFailedError, MissingExtraError, pip_install
 from afterwords.testing import Fault, FaultyServer, RunningServer
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from afterwords.audio.decoding import read_sound
 from afterwords.audio.devices import capture, play
 from afterwords.audio.wav import Samples
 from afterwords.audio.writer import AudioWriter
-from afterwords.errors import NoAudioError
+from afterwords.errors import RecordingError
 from afterwords.models import FormatName, SpeechFormat
 
 DURATION_MAX_S = 1800.0
@@ -62,7 +62,7 @@ class Audio:
             format: None: by the extension of the path.
 
         Raises:
-            UnmarkableFormatError, UnwritableOutputError, StorageFullError: As for `AudioWriter`.
+            InvalidInputError, FileError, StorageFullError: As for `AudioWriter`.
         """
         path = Path(path)
         with AudioWriter(path, format=format, sample_rate=self.sample_rate, tags=self.tags) as writer:
@@ -73,7 +73,7 @@ class Audio:
         """Return the bytes of a file in a format.
 
         Raises:
-            UnmarkableFormatError: The format is unknown.
+            InvalidInputError: The format is unknown.
         """
         file = BytesIO()
         with AudioWriter(file, format=format, sample_rate=self.sample_rate, tags=self.tags) as writer:
@@ -91,7 +91,7 @@ class Audio:
         """Play the sound and return at its end.
 
         Raises:
-            MissingExtraError, AudioDeviceError: As for `afterwords.audio.devices.play`.
+            MissingExtraError, UnavailableError: As for `afterwords.audio.devices.play`.
         """
         play([self.samples], self.sample_rate)
 
@@ -116,14 +116,14 @@ def decode(
     demuxer allocate gigabytes. The server therefore decodes uploads in a process with a memory limit.
 
     Raises:
-        UnreadableFileError: The file is missing, a folder, a pipe or a device, or reading failed.
-        UnsupportedAudioError: No decoder knows the format or the codec.
-        DamagedAudioError: The format is known, but nothing can be decoded.
-        NoAudioError: The file is empty or has no audio track.
-        ReferenceTooLongError: The recording is longer than `max_duration_s`.
-        FileTooLargeError: A pipe has more than 512 MiB.
-        BadSampleRateError: The rate is below 8 kHz or above 192 kHz.
-        NonFiniteAudioError: Samples are NaN or infinite.
+        FileError: The file is missing, a folder, a pipe or a device, or reading failed.
+        RecordingError: No decoder knows the format or the codec.
+        RecordingError: The format is known, but nothing can be decoded.
+        RecordingError: The file is empty or has no audio track.
+        RecordingError: The recording is longer than `max_duration_s`.
+        RecordingError: A pipe has more than 512 MiB.
+        MalformedWavError: The rate is below 8 kHz or above 192 kHz.
+        RecordingError: Samples are NaN or infinite.
     """
     sound = read_sound(source, name=name, max_duration_s=max_duration_s)
     return Audio(sound.samples, sound.sample_rate, notices=sound.notices)
@@ -146,10 +146,10 @@ def record(
 
     Raises:
         MissingExtraError: The extra `play` is not installed.
-        AudioDeviceError: No device can record, or its system library is missing.
-        NoAudioError: Recording stopped before the first sample.
+        UnavailableError: No device can record, or its system library is missing.
+        RecordingError: Recording stopped before the first sample.
     """
     samples, rate = capture(sample_rate=sample_rate, stop=stop, max_duration_s=max_duration_s, on_level=on_level)
     if not len(samples):
-        raise NoAudioError("The recording")
+        raise RecordingError.no_audio("The recording")
     return Audio(samples, rate)

@@ -19,17 +19,7 @@ from numpy.typing import NDArray
 
 from afterwords.audio.wav import SAMPLE_RATE_MAX, SAMPLE_RATE_MIN, SILENCE_PEAK_DB, Samples, peak_db
 from afterwords.audio.wav_chunks import INFO_IDS, chunks, read_info
-from afterwords.errors import (
-    BadSampleRateError,
-    DamagedAudioError,
-    FileTooLargeError,
-    MalformedWavError,
-    NoAudioError,
-    NonFiniteAudioError,
-    ReferenceTooLongError,
-    UnreadableFileError,
-    UnsupportedAudioError,
-)
+from afterwords.errors import FileError, MalformedWavError, RecordingError
 
 if TYPE_CHECKING:
     from av import AudioFrame, AudioStream
@@ -78,7 +68,7 @@ def read_sound(source: Path | bytes | BinaryIO, *, name: str | None = None, max_
         if recording is None or (recording.is_damaged and not recording.duration_s):
             recording = _read_by_soundfile(file, name, max_duration_s) or recording
         if recording is None:
-            raise DamagedAudioError(name) if _has_known_magic(file) else UnsupportedAudioError(name)
+            raise RecordingError.damaged(name) if _has_known_magic(file) else RecordingError.unsupported(name)
         return recording.finish()
 
 
@@ -89,9 +79,9 @@ def read_tags(source: Path | bytes, *, name: str | None = None) -> dict[str, str
         Those of `title`, `artist`, `comment`, `software` and `date` that the file has.
 
     Raises:
-        UnreadableFileError: The file is missing, a folder, a pipe or a device, or reading failed.
-        UnsupportedAudioError: No decoder knows the format.
-        NoAudioError: The file is empty.
+        FileError: The file is missing, a folder, a pipe or a device, or reading failed.
+        RecordingError: No decoder knows the format.
+        RecordingError: The file is empty.
     """
     import av
 
@@ -107,7 +97,7 @@ def read_tags(source: Path | bytes, *, name: str | None = None) -> dict[str, str
                 for stream in container.streams.audio:  # Ogg keeps them there
                     tags |= stream.metadata
         except av.FFmpegError as error:
-            raise UnsupportedAudioError(name) from error
+            raise RecordingError.unsupported(name) from error
     found = {key.lower(): text for key, text in tags.items()}
     return {key: found[key] for key in INFO_IDS if found.get(key)}
 
@@ -146,15 +136,15 @@ def _opened(source: Path | bytes | BinaryIO, name: str) -> Iterator[_NamelessFil
             size_bytes = file.seek(0, SEEK_END)
             file.seek(0)
         except OSError as error:
-            raise UnreadableFileError(name, why=_reason(error)) from error
+            raise FileError.unreadable(name, why=_reason(error)) from error
         if not size_bytes:
-            raise NoAudioError(name)
+            raise RecordingError.no_audio(name)
         face = _NamelessFile(file)
         try:
             yield face
         finally:
             if face.error is not None:
-                raise UnreadableFileError(name, why=_reason(face.error)) from face.error
+                raise FileError.unreadable(name, why=_reason(face.error)) from face.error
 
 
 def _open(source: Path | bytes | BinaryIO, name: str) -> AbstractContextManager[BinaryIO]:
@@ -165,18 +155,18 @@ def _open(source: Path | bytes | BinaryIO, name: str) -> AbstractContextManager[
             return nullcontext(source if source.seekable() else _read_pipe(source, name))
         mode = source.stat().st_mode  # first: opening a pipe would block until it has a writer
         if stat.S_ISDIR(mode):
-            raise UnreadableFileError(name, why="it is a folder")
+            raise FileError.unreadable(name, why="it is a folder")
         if not stat.S_ISREG(mode):
-            raise UnreadableFileError(name, why="it is a pipe or a device, not a file")
+            raise FileError.unreadable(name, why="it is a pipe or a device, not a file")
         return source.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UnreadableFileError(name, why=_reason(error)) from error
+        raise FileError.unreadable(name, why=_reason(error)) from error
 
 
 def _read_pipe(pipe: BinaryIO, name: str) -> BytesIO:
     data = pipe.read(_PIPE_MAX_BYTES + 1)
     if len(data) > _PIPE_MAX_BYTES:
-        raise FileTooLargeError(name, size_bytes=len(data), maximum_bytes=_PIPE_MAX_BYTES)
+        raise RecordingError.too_large(name, size_bytes=len(data), maximum_bytes=_PIPE_MAX_BYTES)
     return BytesIO(data)
 
 
@@ -226,18 +216,18 @@ class _Recording:
     def add(self, frames: NDArray[np.float32], sample_rate: int) -> None:
         """Add frames of shape (n_frames, n_channels) at a rate in Hz."""
         if not SAMPLE_RATE_MIN <= sample_rate <= SAMPLE_RATE_MAX:
-            raise BadSampleRateError(
+            raise MalformedWavError.bad_sample_rate(
                 self.name, sample_rate=sample_rate, minimum=SAMPLE_RATE_MIN, maximum=SAMPLE_RATE_MAX
             )
         if not np.isfinite(frames).all():
-            raise NonFiniteAudioError(self.name)
+            raise RecordingError.non_finite(self.name)
         if not self._parts or self._parts[-1][0] != sample_rate:
             self._parts.append((sample_rate, bytearray()))
         mono = np.clip(frames, -1.0, 1.0).mean(axis=1, dtype=np.float32)
         self._parts[-1][1].extend(mono.tobytes())
         self.duration_s += len(mono) / sample_rate
         if self.duration_s > self.max_duration_s:
-            raise ReferenceTooLongError(
+            raise RecordingError.too_long(
                 self.name, duration_s=max(self.duration_s, self._declared_s), maximum_s=self.max_duration_s
             )
         self.is_full = len(self._parts) > _RATES_MAX
@@ -249,8 +239,8 @@ class _Recording:
         """Return all decoded samples at the rate of the longest part."""
         if not self.duration_s:
             if self.is_codec_lacking:
-                raise UnsupportedAudioError(self.name, codec=self.codec or "an unknown codec")
-            raise DamagedAudioError(self.name) if self.is_damaged else NoAudioError(self.name)
+                raise RecordingError.unsupported(self.name, codec=self.codec or "an unknown codec")
+            raise RecordingError.damaged(self.name) if self.is_damaged else RecordingError.no_audio(self.name)
         parts = [(rate, np.frombuffer(values, np.float32)) for rate, values in self._parts]
         sample_rate, samples = max(parts, key=lambda part: len(part[1]) / part[0])
         if len(parts) > 1:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from afterwords.audio.wav import Samples
-from afterwords.errors import AudioDeviceError, MissingExtraError
+from afterwords.errors import MissingExtraError, UnavailableError
 
 _BLOCK_S = 0.05  # between two checks whether to stop
 _WAIT_S = 0.1  # an unlimited wait can't be interrupted on Windows
@@ -30,7 +30,7 @@ def play(chunks: Iterable[Samples], sample_rate: int) -> None:
 
     Raises:
         MissingExtraError: The extra `play` is not installed.
-        AudioDeviceError: No device can play, or its system library is missing.
+        UnavailableError: No device can play, or its system library is missing.
     """
     with _device("Playing") as sounddevice:
         rate = _device_rate(sounddevice, "output", sample_rate)
@@ -67,7 +67,7 @@ def capture(
         Samples of shape (n_samples,), float32 mono in [-1, 1], and their rate in Hz.
 
     Raises:
-        MissingExtraError, AudioDeviceError: As for `play`.
+        MissingExtraError, UnavailableError: As for `play`.
     """
     with _device("Recording") as sounddevice:
         rate = _device_rate(sounddevice, "input", sample_rate)
@@ -90,15 +90,17 @@ def _device(purpose: str) -> Iterator[Any]:
     try:
         import sounddevice
     except ImportError as error:
-        raise MissingExtraError("play", purpose=purpose) from error
+        raise MissingExtraError.for_extra("play", purpose=purpose) from error
     except OSError as error:
         fix = "; on Debian and Ubuntu: apt-get install libportaudio2" if sys.platform == "linux" else ""
-        raise AudioDeviceError(purpose, why=f"the system library PortAudio is missing{fix}") from error
+        raise UnavailableError.for_audio_device(purpose, why=f"the system library PortAudio is missing{fix}") from error
     try:
         yield sounddevice
     except sounddevice.PortAudioError as error:
         has_none = "device -1" in str(error)  # PortAudio's number of a missing default device
-        raise AudioDeviceError(purpose, why="no device is set up" if has_none else str(error)) from error
+        raise UnavailableError.for_audio_device(
+            purpose, why="no device is set up" if has_none else str(error)
+        ) from error
 
 
 def _device_rate(sounddevice: Any, kind: str, sample_rate: int) -> int:

@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 from uuid import uuid4
 
 from afterwords.disk import refusal
-from afterwords.errors import UnmarkableFormatError, UnwritableOutputError
+from afterwords.errors import FileError, InvalidInputError
 from afterwords.models import SpeechFormat
 
 _ENDINGS = {f".{format}": format for format in SpeechFormat} | {
@@ -29,32 +29,32 @@ def format_of(path: Path) -> SpeechFormat:
     """Return the format of an output file by its extension.
 
     Raises:
-        UnmarkableFormatError: No format has that extension.
+        InvalidInputError: No format has that extension.
     """
     try:
         return _ENDINGS[path.suffix.lower()]
     except KeyError:
-        raise UnmarkableFormatError(path.suffix or path.name, formats=SpeechFormat) from None
+        raise InvalidInputError.for_format(path.suffix or path.name, formats=SpeechFormat) from None
 
 
 def parse_format(name: str) -> SpeechFormat:
     """Return the format with a name.
 
     Raises:
-        UnmarkableFormatError: No format has that name.
+        InvalidInputError: No format has that name.
     """
     try:
         return SpeechFormat(name.lower())
     except ValueError:
-        raise UnmarkableFormatError(name, formats=SpeechFormat) from None
+        raise InvalidInputError.for_format(name, formats=SpeechFormat) from None
 
 
 def check_output(path: Path | None, *, format: SpeechFormat | str | None = None) -> None:
     """Raise, before any work, what `AudioWriter` would raise on entering; None is a stream.
 
     Raises:
-        UnmarkableFormatError: The format is unknown.
-        UnwritableOutputError: The folder is missing or not writable, or the path is a folder.
+        InvalidInputError: The format is unknown.
+        FileError: The folder is missing or not writable, or the path is a folder.
         StorageFullError: The disk is full.
     """
     if format is not None:
@@ -69,7 +69,7 @@ def check_writable(path: Path) -> None:
     """Raise, before any work, if nothing can be written to a path.
 
     Raises:
-        UnwritableOutputError, StorageFullError: As for `check_output`.
+        FileError, StorageFullError: As for `check_output`.
     """
     if _is_file(path):
         _PartFile(path).discard()
@@ -103,13 +103,13 @@ class _PartFile:
         try:
             self._path = path.resolve()  # a link stays a link; its target is replaced
             if self._path.exists() and not os.access(self._path, os.W_OK):
-                raise UnwritableOutputError(path, why="it is read-only")
+                raise FileError.unwritable(path, why="it is read-only")
             self._mode = 0o600 if is_private else _mode_of_new_files(self._path.parent)
             self._keeps_mode = not is_private
             # 60 characters leave room for the rest of the name whatever the alphabet
             handle, part = tempfile.mkstemp(dir=self._path.parent, prefix=f"{path.name[:60]}.", suffix=".part")
         except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links, before Python 3.13
-            raise UnwritableOutputError(path, why=_reason(error, path.parent)) from error
+            raise FileError.unwritable(path, why=_reason(error, path.parent)) from error
         self._part = Path(part)
         self.file: BinaryIO = os.fdopen(handle, "wb")
 
@@ -141,7 +141,7 @@ class _Stream:
         try:
             self.file = target.open("wb") if isinstance(target, Path) else target
         except OSError as error:
-            raise UnwritableOutputError(str(target), why=_reason(error)) from error
+            raise FileError.unwritable(str(target), why=_reason(error)) from error
 
     def send(self) -> None:
         self.file.flush()
@@ -163,7 +163,7 @@ def open_destination(target: Path | BinaryIO, *, is_private: bool = False) -> De
         is_private: Whether only the owner may read the file, regardless of the umask.
 
     Raises:
-        UnwritableOutputError: The path can't be written to.
+        FileError: The path can't be written to.
     """
     if isinstance(target, Path) and _is_file(target):
         return _PartFile(target, is_private=is_private)
@@ -175,7 +175,7 @@ def translate_write_errors(target: Path | BinaryIO) -> Iterator[None]:
     """Translate the OSError of a failed write; BrokenPipeError passes unchanged.
 
     Raises:
-        StorageFullError, UnwritableOutputError: A write failed.
+        StorageFullError, FileError: A write failed.
     """
     try:
         yield
@@ -195,7 +195,7 @@ def write_atomically(target: Path | BinaryIO, data: bytes, *, is_private: bool =
         is_private: Whether only the owner may read the file, regardless of the umask.
 
     Raises:
-        StorageFullError, UnwritableOutputError: The write failed; an existing file is unchanged.
+        StorageFullError, FileError: The write failed; an existing file is unchanged.
         BrokenPipeError: The reader of a pipe has closed it.
     """
     with open_atomically(target, is_private=is_private) as file:
@@ -207,7 +207,7 @@ def open_atomically(target: Path | BinaryIO, *, is_private: bool = False) -> Ite
     """Open a target for writing; a file appears when the block succeeds.
 
     Raises:
-        StorageFullError, UnwritableOutputError, BrokenPipeError: As for `write_atomically`.
+        StorageFullError, FileError, BrokenPipeError: As for `write_atomically`.
     """
     destination = open_destination(target, is_private=is_private)
     try:
@@ -243,9 +243,9 @@ def _is_file(path: Path) -> bool:
     except FileNotFoundError:
         return True
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UnwritableOutputError(path, why=_reason(error, path.parent)) from error
+        raise FileError.unwritable(path, why=_reason(error, path.parent)) from error
     if stat.S_ISDIR(mode):
-        raise UnwritableOutputError(path, why="it is a folder")
+        raise FileError.unwritable(path, why="it is a folder")
     return stat.S_ISREG(mode)
 
 

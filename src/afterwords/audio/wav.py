@@ -29,22 +29,7 @@ from afterwords.audio.wav_chunks import (
     chunks,
     parse_fmt,
 )
-from afterwords.errors import (
-    BadBitsError,
-    BadBlockAlignError,
-    BadChannelsError,
-    BadSampleRateError,
-    EmptyDataError,
-    FileTooLargeError,
-    MalformedWavError,
-    MissingFormatError,
-    NonFiniteAudioError,
-    ReferenceTooLongError,
-    ReferenceTooShortError,
-    SilentAudioError,
-    TruncatedWavError,
-    UnsupportedEncodingError,
-)
+from afterwords.errors import MalformedWavError, RecordingError
 
 Samples = NDArray[np.float32]
 """Shape (n_samples,), float32 mono in [-1, 1]."""
@@ -93,7 +78,7 @@ def read_wav(data: bytes, *, source: str = "the file") -> tuple[Samples, int]:
 
     Raises:
         MalformedWavError: The file is invalid; the `code` says in which way.
-        NonFiniteAudioError: Float samples are NaN or infinite.
+        RecordingError: Float samples are NaN or infinite.
     """
     layout, sound = _find_sound(BytesIO(data), source)
     return _decode(data, layout, sound, source), layout.sample_rate
@@ -108,19 +93,19 @@ def check_reference_wav(data: bytes, *, source: str = "the recording") -> tuple[
         As for `read_wav`.
 
     Raises:
-        FileTooLargeError, ReferenceTooShortError, ReferenceTooLongError: A limit is exceeded.
-        SilentAudioError: The file holds only silence or a constant offset.
-        MalformedWavError, NonFiniteAudioError: As for `read_wav`.
+        RecordingError: A limit is exceeded.
+        RecordingError: The file holds only silence or a constant offset.
+        MalformedWavError, RecordingError: As for `read_wav`.
     """
     if len(data) > REFERENCE_MAX_BYTES:
-        raise FileTooLargeError(source, size_bytes=len(data), maximum_bytes=REFERENCE_MAX_BYTES)
+        raise RecordingError.too_large(source, size_bytes=len(data), maximum_bytes=REFERENCE_MAX_BYTES)
     layout, sound = _find_sound(BytesIO(data), source)
     n_frames = sound.present_bytes // layout.frame_bytes
     duration_s = n_frames / layout.sample_rate
     if n_frames < REFERENCE_MIN_S * layout.sample_rate:
-        raise ReferenceTooShortError(source, duration_s=duration_s, minimum_s=REFERENCE_MIN_S)
+        raise RecordingError.too_short(source, duration_s=duration_s, minimum_s=REFERENCE_MIN_S)
     if n_frames > REFERENCE_MAX_S * layout.sample_rate:
-        raise ReferenceTooLongError(source, duration_s=duration_s, maximum_s=REFERENCE_MAX_S)
+        raise RecordingError.too_long(source, duration_s=duration_s, maximum_s=REFERENCE_MAX_S)
     samples = _decode(data, layout, sound, source)
     check_not_silent(samples, source)
     return samples, layout.sample_rate
@@ -146,7 +131,7 @@ class WavBlocks:
         """Yield samples of shape (n_samples,), as `read_wav` returns them.
 
         Raises:
-            NonFiniteAudioError: Float samples are NaN or infinite.
+            RecordingError: Float samples are NaN or infinite.
         """
         step = BLOCK_FRAMES * self._layout.frame_bytes
         end = self._start + self.n_frames * self._layout.frame_bytes
@@ -172,61 +157,84 @@ def _find_sound(file: Readable, source: str) -> tuple[_Format, Chunk]:
     file.seek(0)
     check_magic(file.read(RIFF_HEADER_BYTES), source)
     if RIFF_HEADER_BYTES < length < RIFF_HEADER_BYTES + CHUNK_HEADER_BYTES:
-        raise MalformedWavError(source, "it ends inside its first chunk")
+        raise MalformedWavError.for_source(source, "it ends inside its first chunk")
     fmt = sound = None
     for chunk in chunks(file, source):
         if chunk.id == b"fmt ":
             if fmt is not None:
-                raise MalformedWavError(source, "it has two fmt chunks")
+                raise MalformedWavError.for_source(source, "it has two fmt chunks")
             if chunk.present_bytes < chunk.size_bytes:
-                raise MalformedWavError(source, "it ends inside its fmt chunk")
+                raise MalformedWavError.for_source(source, "it ends inside its fmt chunk")
             fmt = chunk
         elif chunk.id == b"data":
             if sound is not None:
-                raise MalformedWavError(source, "it has two data chunks")
+                raise MalformedWavError.for_source(source, "it has two data chunks")
             sound = chunk
             if chunk.size_bytes == 0:  # samples may follow, which are no chunks
                 break
     if fmt is None:
-        raise MissingFormatError(source)
+        raise MalformedWavError.for_source(source, "it has no fmt chunk", code="no_fmt")
     if sound is not None and sound.start < fmt.start:
-        raise MalformedWavError(source, "its data comes before its fmt chunk")
+        raise MalformedWavError.for_source(source, "its data comes before its fmt chunk")
     file.seek(fmt.start)
     layout = _parse_format(file.read(min(fmt.size_bytes, FMT_MAX_BYTES)), source)
     if sound is None:
-        raise TruncatedWavError(source, declared_bytes=None, present_bytes=0)
+        raise MalformedWavError.for_source(source, "it ends before its sound begins", code="truncated")
     if sound.size_bytes == 0:
-        raise EmptyDataError(source)
+        raise MalformedWavError.for_source(source, "its data chunk declares no sound", code="empty_data")
     is_cut = sound.present_bytes < sound.size_bytes and sound.size_bytes != UNKNOWN_SIZE
     if is_cut or sound.present_bytes == 0:
-        raise TruncatedWavError(source, declared_bytes=sound.size_bytes, present_bytes=sound.present_bytes)
+        raise MalformedWavError.for_source(
+            source,
+            f"it declares {sound.size_bytes:,} bytes of sound and holds {sound.present_bytes:,}",
+            code="truncated",
+        )
     if sound.present_bytes < layout.frame_bytes:
-        raise EmptyDataError(source)
+        raise MalformedWavError.for_source(source, "its data chunk declares no sound", code="empty_data")
     return layout, sound
 
 
 def _parse_format(fmt: bytes, source: str) -> _Format:
     if len(fmt) < 16:
-        raise MalformedWavError(source, f"its fmt chunk has {len(fmt)} bytes, and needs 16")
+        raise MalformedWavError.for_source(source, f"its fmt chunk has {len(fmt)} bytes, and needs 16")
     encoding, channels, sample_rate, _, block_align, bits = parse_fmt(fmt)
     if encoding == _EXTENSIBLE:
         if len(fmt) < 40:
-            raise MalformedWavError(source, f"its extensible fmt chunk has {len(fmt)} bytes, and needs 40")
+            raise MalformedWavError.for_source(source, f"its extensible fmt chunk has {len(fmt)} bytes, and needs 40")
         if fmt[26:40] == _EXTENSIBLE_TAIL:
             encoding = int.from_bytes(fmt[24:26], "little")
     if encoding not in _BITS:
-        raise UnsupportedEncodingError(source, encoding=_ENCODINGS.get(encoding, f"format 0x{encoding:04X}"))
+        raise MalformedWavError.for_source(
+            source,
+            f"its sound is encoded as {_ENCODINGS.get(encoding, f'format 0x{encoding:04X}')}, "
+            "and PCM or 32-bit float is taken",
+            code="unsupported_encoding",
+        )
     if channels not in (1, 2):
-        raise BadChannelsError(source, channels=channels)
+        raise MalformedWavError.for_source(
+            source, f"it declares {channels:,} channels, and 1 or 2 are taken", code="bad_channels"
+        )
     if not SAMPLE_RATE_MIN <= sample_rate <= SAMPLE_RATE_MAX:
-        raise BadSampleRateError(source, sample_rate=sample_rate, minimum=SAMPLE_RATE_MIN, maximum=SAMPLE_RATE_MAX)
+        raise MalformedWavError.bad_sample_rate(
+            source, sample_rate=sample_rate, minimum=SAMPLE_RATE_MIN, maximum=SAMPLE_RATE_MAX
+        )
     if encoding == _FLOAT and bits in (16, 24, 64):
-        raise UnsupportedEncodingError(source, encoding=f"{bits}-bit float")
+        raise MalformedWavError.for_source(
+            source,
+            f"its sound is encoded as {bits}-bit float, and PCM or 32-bit float is taken",
+            code="unsupported_encoding",
+        )
     if bits not in _BITS[encoding]:
-        raise BadBitsError(source, bits=bits)
+        raise MalformedWavError.for_source(
+            source, f"it declares {bits} bits a sample, and 8, 16, 24 or 32 are taken", code="bad_bits"
+        )
     layout = _Format(encoding, channels, sample_rate, bits)
     if block_align != layout.frame_bytes:
-        raise BadBlockAlignError(source, block_align=block_align, expected=layout.frame_bytes)
+        raise MalformedWavError.for_source(
+            source,
+            f"it declares {block_align} bytes a frame, and its format needs {layout.frame_bytes}",
+            code="bad_block_align",
+        )
     return layout
 
 
@@ -241,7 +249,7 @@ def _samples(raw: memoryview, layout: _Format, source: str) -> Samples:
     else:
         samples = np.frombuffer(raw, "<f4").astype(np.float32, copy=False)
         if not np.isfinite(samples).all():
-            raise NonFiniteAudioError(source)
+            raise RecordingError.non_finite(source)
         samples = np.clip(samples, np.float32(-1), np.float32(1))
     if layout.channels == 2:
         samples = (samples[0::2] + samples[1::2]) * np.float32(0.5)
@@ -268,9 +276,12 @@ def peak_db(samples: Samples) -> float:
 
 
 def check_not_silent(samples: Samples, source: str) -> None:
-    """Raise SilentAudioError if samples hold only silence or a constant offset."""
+    """Raise RecordingError if samples hold only silence or a constant offset."""
     if (peak := peak_db(samples)) < SILENCE_PEAK_DB:
-        raise SilentAudioError(source, peak_db=peak)
+        raise RecordingError(
+            f"{source} is silent: its sound peaks at {peak:.0f} dBFS once any constant offset is removed.",
+            code="silent_audio",
+        )
 
 
 # -- writing --------------------------------------------------------------------------------------------------
@@ -282,7 +293,7 @@ def canonical_wav(samples: Samples, sample_rate: int) -> bytes:
     Reading such a file with `read_wav` and encoding it again gives the same bytes.
 
     Raises:
-        NonFiniteAudioError: Samples are NaN or infinite.
+        RecordingError: Samples are NaN or infinite.
     """
     return wav_header(sample_rate, n_frames=len(samples)) + pcm16(samples)
 
@@ -313,10 +324,10 @@ def pcm16(samples: Samples) -> bytes:
     """Encode samples in [-1, 1] as little-endian 16-bit PCM, rounded and clipped at full scale.
 
     Raises:
-        NonFiniteAudioError: Samples are NaN or infinite.
+        RecordingError: Samples are NaN or infinite.
     """
     if not np.isfinite(samples).all():
-        raise NonFiniteAudioError("the audio")
+        raise RecordingError.non_finite("the audio")
     steps = np.rint(np.clip(samples, -1.0, 1.0) * _PCM16_SCALE)
     pcm: NDArray[np.int16] = np.minimum(steps, _PCM16_SCALE - 1).astype("<i2")
     return pcm.tobytes()

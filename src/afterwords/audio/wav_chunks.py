@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from afterwords.errors import MalformedWavError, NotWavError, TooManyChunksError
+from afterwords.errors import MalformedWavError
 
 CHUNKS_MAX = 64  # recorders write fewer than ten
 UNKNOWN_SIZE = 0xFFFFFFFF  # written by programs that stream and can't seek back
@@ -62,22 +62,24 @@ def check_magic(head: bytes, source: str) -> None:
     """Raise unless a file begins with the header of a WAV file.
 
     Raises:
-        NotWavError, MalformedWavError: The header is another.
+        MalformedWavError: The header is another.
     """
     if head[:4] != b"RIFF":
         found = ascii(head[:4].decode("latin-1")) if head else "an empty file"
-        raise NotWavError(source, found=found)
+        raise MalformedWavError.for_source(source, f"it begins as {found}, not RIFF/WAVE", code="not_wav")
     if len(head) < RIFF_HEADER_BYTES:
-        raise MalformedWavError(source, "it ends inside its header")
+        raise MalformedWavError.for_source(source, "it ends inside its header")
     if head[8:12] != b"WAVE":
-        raise NotWavError(source, found=f"RIFF/{ascii(head[8:12].decode('latin-1'))[1:-1]}")
+        raise MalformedWavError.for_source(
+            source, f"it begins as RIFF/{ascii(head[8:12].decode('latin-1'))[1:-1]}, not RIFF/WAVE", code="not_wav"
+        )
 
 
 def chunks(file: Readable, source: str) -> Iterator[Chunk]:
     """Yield the chunks in order, up to the first bytes that can't be the ID of a chunk.
 
     Raises:
-        TooManyChunksError: More than `CHUNKS_MAX`.
+        MalformedWavError: More than `CHUNKS_MAX`.
     """
     length = file.seek(0, 2)
     offset = RIFF_HEADER_BYTES
@@ -91,7 +93,7 @@ def chunks(file: Readable, source: str) -> Iterator[Chunk]:
         yield Chunk(head[:4], start, size_bytes, min(size_bytes, length - start))
         offset = start + size_bytes + size_bytes % 2
     if offset < length:
-        raise TooManyChunksError(source, maximum=CHUNKS_MAX)
+        raise MalformedWavError.for_source(source, f"it has more than {CHUNKS_MAX} chunks", code="too_many_chunks")
 
 
 def sound_start(file: Readable, *, source: str = "the file") -> tuple[int, int]:
@@ -101,7 +103,7 @@ def sound_start(file: Readable, *, source: str = "the file") -> tuple[int, int]:
         The sample rate in Hz and the offset of the first sample in bytes.
 
     Raises:
-        NotWavError, MalformedWavError, TooManyChunksError: The file has another structure.
+        MalformedWavError: The file has another structure.
     """
     file.seek(0)
     check_magic(file.read(RIFF_HEADER_BYTES), source)
@@ -112,14 +114,14 @@ def sound_start(file: Readable, *, source: str = "the file") -> tuple[int, int]:
             sample_rate = int.from_bytes(file.read(4), "little")
         elif chunk.id == b"data" and sample_rate is not None:
             return sample_rate, chunk.start
-    raise MalformedWavError(source, "it has no data chunk")
+    raise MalformedWavError.for_source(source, "it has no data chunk")
 
 
 def read_info(file: Readable, *, source: str = "the file") -> dict[str, str]:
     """Return the LIST/INFO tags of a WAV file by name (`title`, `artist`, …).
 
     Raises:
-        NotWavError, MalformedWavError, TooManyChunksError: The chunks can't be read.
+        MalformedWavError: The chunks can't be read.
     """
     file.seek(0)
     check_magic(file.read(RIFF_HEADER_BYTES), source)

@@ -16,7 +16,7 @@ from afterwords.audio.encoders import make_encoder
 from afterwords.audio.output import format_of, open_destination, parse_format, translate_write_errors
 from afterwords.audio.wav import Samples
 from afterwords.audio.wav_chunks import INFO_IDS
-from afterwords.errors import InvalidOptionError, NonFiniteAudioError
+from afterwords.errors import InvalidOptionError, RecordingError
 from afterwords.models import SpeechFormat
 
 
@@ -34,11 +34,11 @@ class AudioWriter:
         tags: Texts by the names of `wav_chunks.INFO_IDS`; pcm has no tags.
 
     Raises:
-        UnmarkableFormatError: The format is unknown.
+        InvalidInputError: The format is unknown.
         InvalidOptionError: A tag or the sample rate can't be written.
-        UnwritableOutputError: On entering: the folder is missing or not writable. Later: a write failed.
+        FileError: On entering: the folder is missing or not writable. Later: a write failed.
         StorageFullError: The disk is full.
-        NonFiniteAudioError: Samples are NaN or infinite.
+        RecordingError: Samples are NaN or infinite.
         BrokenPipeError: The reader of a pipe has closed it.
     """
 
@@ -55,7 +55,7 @@ class AudioWriter:
         else:
             self.format = parse_format(format)
         if not 0 < sample_rate < 2**31:
-            raise InvalidOptionError("sample_rate", value=sample_rate, allowed="a positive number of Hz")
+            raise InvalidOptionError.for_option("sample_rate", value=sample_rate, allowed="a positive number of Hz")
         self._tags = _clean_tags(tags or {})
         self._target = target
         self._sample_rate = sample_rate
@@ -81,7 +81,7 @@ class AudioWriter:
     def write(self, samples: Samples) -> None:
         """Write samples of shape (n_samples,), float32 in [-1, 1]."""
         if not np.isfinite(samples).all():
-            raise NonFiniteAudioError("the audio")
+            raise RecordingError.non_finite("the audio")
         with translate_write_errors(self._target):
             self._encoder.write(samples)
             self._output.send()
@@ -104,6 +104,6 @@ def _clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return tags without NUL and lone surrogates, which no container can hold."""
     for name in tags:
         if name not in INFO_IDS:
-            raise InvalidOptionError("tags", value=name, allowed="named " + ", ".join(INFO_IDS))
+            raise InvalidOptionError.for_option("tags", value=name, allowed="named " + ", ".join(INFO_IDS))
     clean = {name: text.replace("\0", "").encode("utf-8", "replace").decode() for name, text in tags.items()}
     return {name: text for name, text in clean.items() if text}

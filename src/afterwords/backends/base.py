@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from afterwords.install import pip_install
+from afterwords.errors import pip_install
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,7 +97,7 @@ def unspoken(engine: Engine, text: str) -> list[str]:
     """Return the words of a text that an engine skips, by its optional method `unspoken(text)`.
 
     Raises:
-        UnspeakableTextError: The engine would skip all words.
+        TextError: The engine would skip all words.
     """
     find = getattr(engine, "unspoken", None)
     return list(find(text)) if find is not None else []
@@ -137,7 +137,7 @@ class Engine(Protocol):
             progress: Called with the progress.
 
         Raises:
-            ModelFileError: A weights file is missing or changed.
+            ModelError: A weights file is missing or changed.
         """
         ...
 
@@ -150,7 +150,7 @@ class Engine(Protocol):
             fast: Trade similarity for time, if the engine can.
 
         Raises:
-            UnvoicedReferenceError: Too little of the recording is voiced speech.
+            RecordingError: Too little of the recording is voiced speech.
         """
         ...
 
@@ -207,6 +207,6 @@ class ResumableEngine(Engine, Protocol):
             save: Called every few seconds of work.
 
         Raises:
-            UnvoicedReferenceError: Too little of the recording is voiced speech.
+            RecordingError: Too little of the recording is voiced speech.
         """
         ...

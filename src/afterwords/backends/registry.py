@@ -13,8 +13,7 @@ from typing import Final
 
 from afterwords.backends.base import Available, Engine, Unavailable
 from afterwords.config import Config, load_config
-from afterwords.errors import BackendUnavailableError, InvalidBackendError, UnsupportedLangError
-from afterwords.install import pip_install
+from afterwords.errors import BackendUnavailableError, InvalidInputError, UnsupportedLangError, pip_install
 from afterwords.telemetry import turn_off_telemetry
 
 GROUP: Final = "afterwords.engines"
@@ -78,7 +77,7 @@ def choose(name: str = "auto", *, lang: str | None = None, config: Config | None
         lang: Two-letter language code; None: any.
 
     Raises:
-        InvalidBackendError: No backend has this name.
+        InvalidInputError: No backend has this name.
         BackendUnavailableError: The backend (with "auto", each one) can't run here.
         UnsupportedLangError: The backend (with "auto", each one that can run) doesn't speak the language.
     """
@@ -88,16 +87,18 @@ def choose(name: str = "auto", *, lang: str | None = None, config: Config | None
     else:
         wanted = [backend for backend in offered if backend.name == name]
         if not wanted:
-            raise InvalidBackendError(name, offered=[backend.name for backend in offered])
+            raise InvalidInputError.for_backend(name, offered=[backend.name for backend in offered])
     usable = sorted((backend for backend in wanted if backend.is_available), key=lambda backend: backend.is_slow)
     if not usable:
         state = wanted[0].state if wanted else _no_engine()
         assert isinstance(state, Unavailable)
-        raise BackendUnavailableError(wanted[0].name if wanted else name, reason=state.reason, fix=state.fix)
+        raise BackendUnavailableError.for_backend(
+            wanted[0].name if wanted else name, reason=state.reason, fix=state.fix
+        )
     speaks = [backend for backend in usable if lang is None or lang in backend.languages]
     if not speaks:
         others = [other for other in offered if lang in other.languages]
-        raise UnsupportedLangError(
+        raise UnsupportedLangError.for_lang(
             str(lang),
             supported=usable[0].languages,
             backend=usable[0].name,
@@ -110,7 +111,7 @@ def choose(name: str = "auto", *, lang: str | None = None, config: Config | None
 def engine_for(backend: Backend) -> Engine:
     """Return the engine of an available backend: one instance per process, shared by its backends."""
     if isinstance(backend.state, Unavailable):
-        raise BackendUnavailableError(backend.name, reason=backend.state.reason, fix=backend.state.fix)
+        raise BackendUnavailableError.for_backend(backend.name, reason=backend.state.reason, fix=backend.state.fix)
     assert backend.engine is not None, "a backend without an engine is unavailable"
     return backend.engine
 

@@ -27,7 +27,7 @@ from afterwords.backends.base import (
     ignore_progress,
 )
 from afterwords.config import load_config
-from afterwords.errors import SynthesisError, UnspeakableTextError
+from afterwords.errors import SynthesisError, TextError
 from afterwords.text import LANGS
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class ToneEngine:
             return []
         words = [word for word in text.split() if UNSPOKEN in word]
         if len(words) == len(text.split()):
-            raise UnspeakableTextError("tone")
+            raise TextError.unspeakable("tone")
         return words
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ def _crash() -> None:
 
 
 def _raise_typed() -> None:
-    raise SynthesisError("tone", why="the text asked for a failure")
+    raise SynthesisError.for_backend("tone", why="the text asked for a failure")
 
 
 def _raise_unexpected() -> None:

@@ -42,7 +42,7 @@ def _measured(order: Order, sink: BinaryIO) -> Told:
         if isinstance(error, SynthesisError):
             error.hint = LOOK  # its own is for who says something
     except Exception as error:  # noqa: BLE001 - engines fail in any way, and what they say may hold the text
-        failed = SynthesisError(order.name, why=f"it raised {type(error).__name__}")
+        failed = SynthesisError.for_backend(order.name, why=f"it raised {type(error).__name__}")
         failed.hint, failed.__cause__ = LOOK, error
     if os.environ.get("AFTERWORDS_DEBUG"):
         traceback.print_exception(failed)

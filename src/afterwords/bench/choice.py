@@ -26,7 +26,7 @@ def choose(names: Sequence[str] = (), *, lang: str, skips_slow: bool = False) ->
         skips_slow: leave out those that take longer to speak than to listen.
 
     Raises:
-        InvalidBackendError, BackendUnavailableError, UnsupportedLangError: one that was named can't take part.
+        InvalidInputError, BackendUnavailableError, UnsupportedLangError: one that was named can't take part.
     """
     wanted = [registry.choose(name, lang=lang) for name in dict.fromkeys(names)] or registry.backends()
     left_out = {backend.name: why for backend in wanted if (why := _obstacle(backend, lang, skips_slow))}

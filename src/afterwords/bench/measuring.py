@@ -14,7 +14,7 @@ from typing import Final
 
 from afterwords.backends.base import Progress, ignore_progress
 from afterwords.bench.report import LOOK, Failure, Order, Row, Told
-from afterwords.errors import AfterwordsError, MeasurementTimeoutError, SynthesisError
+from afterwords.errors import AfterwordsError, SynthesisError
 
 COMMAND: Final = (sys.executable, "-P", "-m", "afterwords.bench.child")  # -P: no module of the folder it is in
 TIMEOUT_S: Final = 600.0
@@ -40,7 +40,11 @@ def measure(order: Order, *, timeout_s: float = TIMEOUT_S, progress: Progress = 
         if end.prepare_s is not None:
             end = _run(order.model_copy(update={"prepare_s": end.prepare_s}), ends, progress)
     except TimeoutError:
-        end = Told(failure=Failure.of(MeasurementTimeoutError(order.name, waited_s=timeout_s)))
+        end = Told(
+            failure=Failure.of(
+                SynthesisError(f"Measuring {order.name} took longer than {timeout_s:g} s.", code="measurement_timeout")
+            )
+        )
     backend = end.figures.backend if end.figures else order.backend
     return Row(backend=backend, server=order.server, figures=end.figures, failure=end.failure)
 
@@ -126,7 +130,7 @@ def _lost(process: subprocess.Popen[bytes], order: Order) -> AfterwordsError:
     why = "its process died"
     if status is not None and status < 0:
         why = f"its process was killed by {_signal_name(-status)}"
-    error = SynthesisError(order.name, why=why)
+    error = SynthesisError.for_backend(order.name, why=why)
     error.hint = LOOK
     return error
 

@@ -17,7 +17,7 @@ from afterwords.backends import registry
 from afterwords.backends.base import Progress
 from afterwords.bench.judge import device_peak_mib, likeness, peak_mib
 from afterwords.bench.report import N_RUNS, Figures, Order
-from afterwords.errors import StrangeAnswerError, SynthesisError, UnsupportedByServerError, VoiceNotFoundError
+from afterwords.errors import InvalidResponseError, SynthesisError, UnsupportedByServerError, VoiceNotFoundError
 
 if TYPE_CHECKING:
     from afterwords.client import Client, RemoteSpeech
@@ -119,7 +119,7 @@ def measure_server(order: Order, progress: Progress) -> Figures:
     with Client(profile=order.profile) as client:
         there = find_remote(voice, client=client)
         if there is None:
-            missing = VoiceNotFoundError(voice.name)
+            missing = VoiceNotFoundError.for_name(voice.name)
             missing.hint = f"bring it there: afterwords push {shlex.quote(voice.name)}"
             raise missing
         spoken = _rounds(lambda: _ask(client, order, there), progress, client.base_url)
@@ -139,7 +139,7 @@ def _ask(client: Client, order: Order, voice: Voice) -> Utterance:
             work_s = time.perf_counter() - began
         samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
         return Utterance(speech.backend, first_s, work_s, samples, speech.sample_rate)
-    raise StrangeAnswerError("it comes from a cache, whatever is asked")
+    raise InvalidResponseError.for_reason("it comes from a cache, whatever is asked")
 
 
 def _fresh(client: Client, order: Order, voice: Voice) -> RemoteSpeech:
@@ -169,7 +169,7 @@ def _rounds(speak: Callable[[], Utterance], progress: Progress, name: str) -> li
         progress(done, f"speaking, {number} of {N_RUNS}" if number else "warming up")
         utterance = speak()
         if not len(utterance.samples):
-            raise SynthesisError(name, why="it made no sound")
+            raise SynthesisError.for_backend(name, why="it made no sound")
         spoken.append(utterance)
     return spoken[1:]
 

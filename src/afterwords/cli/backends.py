@@ -10,8 +10,7 @@ def backends(as_json: AsJson = False) -> None:
     """List the backends that can run on this machine, and what the others need."""
     from afterwords.backends import registry
     from afterwords.backends.base import Available, Unavailable
-    from afterwords.errors import AfterwordsError
-    from afterwords.install import pip_install
+    from afterwords.errors import AfterwordsError, pip_install
 
     found = registry.backends()
     try:

@@ -82,7 +82,7 @@ def _timeout_s(timeout: float | None) -> float:
     timeout_s = TIMEOUT_S if timeout is None else timeout
     if not 0 < timeout_s <= TIMEOUT_MAX_S:
         allowed = f"a number of seconds, more than 0 and at most {TIMEOUT_MAX_S:.0f}"
-        raise InvalidOptionError("timeout", value=timeout_s, allowed=allowed)
+        raise InvalidOptionError.for_option("timeout", value=timeout_s, allowed=allowed)
     return timeout_s
 
 
@@ -90,14 +90,14 @@ def _server(profile: str | None) -> str:
     """The server to send the sentence to.
 
     Raises:
-        NotLoggedInError: there is no key for it.
+        UnauthorizedError: there is no key for it.
     """
     from afterwords.client.profiles import find_access
-    from afterwords.errors import NotLoggedInError
+    from afterwords.errors import UnauthorizedError
 
     access = find_access(profile=profile)
     if access.api_key is None:
-        raise NotLoggedInError(access.base_url)
+        raise UnauthorizedError.not_logged_in(access.base_url)
     return access.base_url
 
 

@@ -111,7 +111,7 @@ def download(
     """Download the audio of a job. Waits for a pending job."""
     from afterwords.cli.save_audio import detect_format, parse_output, save_audio
     from afterwords.client.parsing import SpeechResponse
-    from afterwords.errors import StrangeAnswerError
+    from afterwords.errors import InvalidResponseError
 
     if out == "-" and as_json:
         raise output.UsageError("stdout can't carry both audio and JSON.", hint="name a file: -o hello.wav.")
@@ -128,7 +128,7 @@ def download(
         place = parse_output(str(output.free_path(Path(f"{stem}.{suffix}"))), format)
     try:
         duration_s = save_audio(SpeechResponse(data, job.voice_id, None, job.job_id), place)
-    except StrangeAnswerError as error:
+    except InvalidResponseError as error:
         if detect_format(data) is None:
             error.hint = "if the job was submitted for raw samples, add --format pcm."
         raise

@@ -83,11 +83,13 @@ class LocalKeys:
 
         label = fields["label"]
         if label and len(label) > NAME_MAX_CHARS:
-            raise InvalidOptionError("--label", value=f"{label[:20]}…", allowed=f"at most {NAME_MAX_CHARS} characters")
+            raise InvalidOptionError.for_option(
+                "--label", value=f"{label[:20]}…", allowed=f"at most {NAME_MAX_CHARS} characters"
+            )
         known = set(Scope)
         for name in scopes:
             if name not in known:
-                raise InvalidOptionError("--scope", value=name, allowed=", ".join(Scope))
+                raise InvalidOptionError.for_option("--scope", value=name, allowed=", ".join(Scope))
         granted = tuple(Scope(name) for name in scopes)
         return self._new_key(self._run(lambda keys: keys.create(scopes=granted, is_home=is_home, **fields)))
 
@@ -156,13 +158,13 @@ class RemoteKeys:
     def _admin_secret(self, *, is_needed: bool) -> str | None:
         """Return the configured admin secret; if it is needed and missing, ask for it at the terminal."""
         from afterwords.client.profiles import find_access
-        from afterwords.errors import NotLoggedInError
+        from afterwords.errors import UnauthorizedError
 
         access = find_access(profile=self._profile)
         if access.admin_secret is not None or not is_needed:
             return access.admin_secret
         if not output.is_terminal():
-            raise NotLoggedInError(access.base_url, what="admin secret")
+            raise UnauthorizedError.not_logged_in(access.base_url, what="admin secret")
         return output.ask_hidden(f"Admin secret of {access.base_url} (it is not shown):")
 
 
@@ -209,7 +211,7 @@ def create(
     from afterwords.errors import InvalidOptionError
 
     if home and (account or for_key or is_remote(remote, profile)):
-        raise InvalidOptionError("--home", value="true", allowed="without --account, --for and --remote")
+        raise InvalidOptionError.for_option("--home", value="true", allowed="without --account, --for and --remote")
     key = _open(remote, profile).create(
         scopes=scope or (),
         is_home=home,

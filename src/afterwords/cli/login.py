@@ -104,11 +104,11 @@ def whoami(profile: Profile = None, as_json: AsJson = False) -> None:
     """Show the current server and login, and the backends that the server offers."""
     from afterwords.client import Client
     from afterwords.client.profiles import find_access
-    from afterwords.errors import NotLoggedInError
+    from afterwords.errors import UnauthorizedError
 
     access = find_access(profile=profile)
     if access.api_key is None:
-        raise NotLoggedInError(access.base_url)
+        raise UnauthorizedError.not_logged_in(access.base_url)
     with output.waiting("asking the server"), Client(access.base_url, api_key=access.api_key) as client:
         health, usage = client.health(), client.usage()
     if access.profile is None or os.environ.get("AFTERWORDS_API_KEY", "").strip() == access.api_key:

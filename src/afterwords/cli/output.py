@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer import Exit
 
-from afterwords.errors import AfterwordsError, UnwritableOutputError
+from afterwords.errors import AfterwordsError, FileError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,17 +101,17 @@ def _stdout_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UnwritableOutputError("The output", why=(error.strerror or str(error)).lower()) from error
+        raise FileError.unwritable("The output", why=(error.strerror or str(error)).lower()) from error
 
 
 def free_path(path: Path) -> Path:
     """Return the path of a file that the user did not name, if it does not exist yet.
 
     Raises:
-        UnwritableOutputError: The file exists.
+        FileError: The file exists.
     """
     if path.exists():
-        raise UnwritableOutputError(path, why="it exists already", hint=f"to replace it, add -o {path}")
+        raise FileError.unwritable(path, why="it exists already", hint=f"to replace it, add -o {path}")
     return path
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from afterwords.cli import output
-from afterwords.errors import TooManyChunksError
+from afterwords.errors import MalformedWavError
 from afterwords.models import SpeechFormat
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def parse_output(out: str, format: str | None) -> AudioOutput:
 
     Raises:
         UsageError: Audio would be printed on a terminal.
-        UnmarkableFormatError, UnwritableOutputError, StorageFullError: The file can't be written like that.
+        InvalidInputError, FileError, StorageFullError: The file can't be written like that.
     """
     from afterwords.audio.output import check_output, format_of, parse_format
 
@@ -78,8 +78,8 @@ def save_audio(sound: SpeechResponse, place: AudioOutput, *, voice: str | None =
         The duration in seconds, or None if only a decoder could tell.
 
     Raises:
-        StrangeAnswerError: The bytes are not audio.
-        StorageFullError, UnwritableOutputError: The file can't be written; an existing one is kept.
+        InvalidResponseError: The bytes are not audio.
+        StorageFullError, FileError: The file can't be written; an existing one is kept.
     """
     format = detect_format(sound.data)
     if format is None and place.format in (SpeechFormat.MP3, SpeechFormat.PCM):
@@ -124,6 +124,7 @@ def read_wav_header(data: bytes) -> WavHeader | None:
                 if not byte_rate or chunk.present_bytes < chunk.size_bytes:
                     return None
                 return WavHeader(chunk.size_bytes / byte_rate, read_mark(tags) is not None)
-    except TooManyChunksError:
-        return None
+    except MalformedWavError as error:
+        if error.code != "too_many_chunks":
+            raise
     return None

@@ -71,7 +71,7 @@ def require_server(purpose: str) -> None:
     from afterwords.errors import MissingExtraError
 
     if any(find_spec(name) is None for name in ("fastapi", "sqlalchemy", "pydantic_settings")):
-        raise MissingExtraError("server", purpose=purpose)
+        raise MissingExtraError.for_extra("server", purpose=purpose)
 
 
 def run_with_store(use: Callable[[Settings, Store], Awaitable[T]], *, purpose: str) -> T:

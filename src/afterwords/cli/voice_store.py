@@ -279,6 +279,6 @@ def _ask_to_replace(voice: Voice, *, place: str) -> bool:
     from afterwords.errors import VoiceExistsError
 
     if not output.is_terminal():
-        raise VoiceExistsError(voice.name, where="`afterwords voices import --replace`")
+        raise VoiceExistsError.for_name(voice.name, where="`afterwords voices import --replace`")
     output.confirm_replacing(f"There is already a voice named {output.shown(voice.name)} {output.shown(place)}.")
     return True

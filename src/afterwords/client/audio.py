@@ -15,7 +15,7 @@ from afterwords.audio.decoding import read_sound, read_tags
 from afterwords.audio.wav import Samples, read_wav
 from afterwords.audio.wav_chunks import UNKNOWN_SIZE, parse_fmt, read_info
 from afterwords.client.parsing import SpeechResponse
-from afterwords.errors import ConnectionLostError, DamagedAudioError, RecordingError, StrangeAnswerError
+from afterwords.errors import ConnectionLostError, InvalidResponseError, RecordingError
 from afterwords.models import Voice, now
 from afterwords.provenance import mark_tags, read_mark
 
@@ -26,7 +26,7 @@ def decode_speech(speech: SpeechResponse, voice: Voice | str | None = None) -> A
     """Return the audio of a whole file, marked as synthetic.
 
     Raises:
-        StrangeAnswerError: The data is not audio, or is incomplete.
+        InvalidResponseError: The data is not audio, or is incomplete.
     """
     try:
         if speech.data.startswith(b"RIFF"):
@@ -35,10 +35,10 @@ def decode_speech(speech: SpeechResponse, voice: Voice | str | None = None) -> A
         else:
             read = read_sound(speech.data, name="the audio", max_duration_s=DURATION_MAX_S)
             if read.notices:
-                raise DamagedAudioError("the audio")
+                raise RecordingError.damaged("the audio")
             samples, sample_rate, tags = read.samples, read.sample_rate, read_tags(speech.data)
     except RecordingError as error:
-        raise StrangeAnswerError(
+        raise InvalidResponseError.for_reason(
             f"its audio can't be read ({error.code})", hint="ask again; something on the way may have cut it."
         ) from error
     return Audio(samples, sample_rate, ensure_mark(tags, speech, voice))
@@ -72,7 +72,7 @@ class WavStream:
         """Return the samples, shape (n_samples,), that a piece completes; None if there are none.
 
         Raises:
-            StrangeAnswerError: The data is not a 16-bit WAV file.
+            InvalidResponseError: The data is not a 16-bit WAV file.
         """
         if self._left == 0:
             return None  # chunks after the samples
@@ -94,13 +94,13 @@ class WavStream:
         """Check that all samples arrived.
 
         Raises:
-            StrangeAnswerError: There was no audio.
+            InvalidResponseError: There was no audio.
             ConnectionLostError: The data ended early.
         """
         if not self.sample_rate:
-            raise StrangeAnswerError("its audio has no beginning")
+            raise InvalidResponseError.for_reason("its audio has no beginning")
         if self._left:
-            raise ConnectionLostError("the server", why="it ended within the audio")
+            raise ConnectionLostError.for_url("the server", why="it ended within the audio")
 
     def _read_header(self) -> bool:
         """Read the chunks before the samples; return whether the samples have begun."""
@@ -108,7 +108,7 @@ class WavStream:
         if len(head) < 12:
             return False
         if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-            raise StrangeAnswerError("its audio is not a WAV file")
+            raise InvalidResponseError.for_reason("its audio is not a WAV file")
         offset = 12
         sample_rate = 0
         while len(head) >= offset + 8:
@@ -116,7 +116,7 @@ class WavStream:
             offset += 8
             if name == b"data":
                 if not sample_rate:
-                    raise StrangeAnswerError("its audio has no format chunk")
+                    raise InvalidResponseError.for_reason("its audio has no format chunk")
                 self.tags = read_info(BytesIO(head[:offset]), source="the audio")
                 self.sample_rate, self._pending = sample_rate, head[offset:]
                 self._left = None if size in (0, UNKNOWN_SIZE) else size
@@ -125,8 +125,8 @@ class WavStream:
                 fmt = parse_fmt(head[offset:])
                 self._n_channels, sample_rate = fmt.channels, fmt.sample_rate
                 if fmt.encoding != 1 or fmt.bits != 16 or not fmt.channels or not sample_rate:
-                    raise StrangeAnswerError("its audio is not a 16-bit WAV file")
+                    raise InvalidResponseError.for_reason("its audio is not a 16-bit WAV file")
             offset += size + size % 2
         if len(head) > _HEADER_MAX_BYTES or offset > _HEADER_MAX_BYTES:
-            raise StrangeAnswerError("its audio has no beginning")
+            raise InvalidResponseError.for_reason("its audio has no beginning")
         return False

@@ -18,7 +18,7 @@ def read_source(source: Path | str | bytes | BinaryIO) -> bytes:
     """Return the bytes of a file. An open file that is at its end is read from its beginning.
 
     Raises:
-        UnreadableFileError: The file can't be read.
+        FileError: The file can't be read.
     """
     if isinstance(source, bytes):
         return source
@@ -48,7 +48,7 @@ def read_recording(recording: Path | str | bytes | BinaryIO) -> bytes:
 def parse_option(kind: type[E], value: str, *, name: str) -> E:
     """Return a member of an enum, or raise InvalidOptionError with the allowed values."""
     if value not in set(kind):
-        raise InvalidOptionError(name, value=str(value)[:40], allowed=", ".join(kind))
+        raise InvalidOptionError.for_option(name, value=str(value)[:40], allowed=", ".join(kind))
     return kind(value)
 
 

@@ -10,7 +10,6 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
@@ -19,17 +18,13 @@ from pydantic import ValidationError
 from afterwords.client.requests import Request, Response
 from afterwords.errors import (
     AfterwordsError,
-    BadRequestError,
     ConnectionLostError,
-    JobCancelledError,
+    InvalidResponseError,
+    JobError,
     JobFailedError,
     LimitError,
-    RemoteError,
-    RemoteJobError,
-    ServerSetupError,
-    ServiceError,
-    StrangeAnswerError,
     TextWarning,
+    error_from_code,
 )
 from afterwords.models import Job, JobStatus, Model, Voice
 
@@ -80,16 +75,17 @@ def parse_error(response: Response, request: Request) -> AfterwordsError:
         fields = {}
     missing_code = request.missing_code if response.status == 404 else ""
     code = _word(fields.get("code")) or _CODES.get(response.status) or missing_code
-    kind = _error_classes().get(code) or (BadRequestError if 400 <= response.status < 500 else ServiceError)
-    error = kind.__new__(kind)
-    error.request_id = _word(fields.get("request_id")) or _word(response.headers.get("x-request-id"))
+    request_id = _word(fields.get("request_id")) or _word(response.headers.get("x-request-id"))
     message = str(fields.get("message") or f"The server answered with status {response.status}.")
-    AfterwordsError.__init__(error, message[:_MESSAGE_MAX_CHARS], hint=_hint(code, response, error.request_id))
-    error.code = code or kind.code
-    error.http_status = response.status
-    if isinstance(error, ServiceError):
-        error.param = _word(fields.get("param"))
-        error.retry_after_s = response.retry_after_s
+    error = error_from_code(
+        code,
+        message[:_MESSAGE_MAX_CHARS],
+        hint=_hint(code, response, request_id),
+        http_status=response.status,
+        param=_word(fields.get("param")),
+        retry_after_s=response.retry_after_s,
+        request_id=request_id,
+    )
     if isinstance(error, LimitError):
         limit = response.headers.get("ratelimit-limit", "")
         error.limit = int(limit) if re.fullmatch(r"\d{1,15}", limit) else None
@@ -120,35 +116,16 @@ def _hint(code: str, response: Response, request_id: str | None) -> str:
     return f"try again; if it fails again, ask the person who runs the server{about}."
 
 
-@cache
-def _error_classes() -> dict[str, type[AfterwordsError]]:
-    """Return the class of every code that a server may send."""
-    found: dict[str, type[AfterwordsError]] = {}
-
-    def add(kind: type[AfterwordsError]) -> None:
-        for sub in kind.__subclasses__():
-            if sub.__module__.startswith("afterwords.errors.") and sub not in _LOCAL_ERRORS:
-                found.setdefault(sub.code, sub)
-                add(sub)
-
-    add(AfterwordsError)
-    return found
-
-
-_LOCAL_ERRORS: Final = (RemoteError, RemoteJobError, ServerSetupError)
-"""Errors that this side detects; a server can't send them."""
-
-
 def truncated_response(response: Response) -> ConnectionLostError:
     """Return the error for a connection that was lost within the body."""
-    error = ConnectionLostError("the server", why="it ended within the answer")
+    error = ConnectionLostError.for_url("the server", why="it ended within the answer")
     error.request_id = _word(response.headers.get("x-request-id"))
     return error
 
 
-def invalid_response(response: Response, why: str) -> StrangeAnswerError:
+def invalid_response(response: Response, why: str) -> InvalidResponseError:
     """Return the error for a response that is not one of the API."""
-    error = StrangeAnswerError(why)
+    error = InvalidResponseError.for_reason(why)
     error.request_id, error.http_status = _word(response.headers.get("x-request-id")), response.status
     return error
 
@@ -166,7 +143,7 @@ def _parse_json(response: Response) -> Any:
 
 
 def parse_object(response: Response) -> dict[str, Any]:
-    """Return the JSON object of a response, or raise StrangeAnswerError."""
+    """Return the JSON object of a response, or raise InvalidResponseError."""
     body = _parse_json(response)
     if not isinstance(body, dict):
         raise invalid_response(response, "it is not a JSON object")
@@ -174,7 +151,7 @@ def parse_object(response: Response) -> dict[str, Any]:
 
 
 def parse_array(response: Response) -> list[dict[str, Any]]:
-    """Return the JSON objects of a response, or raise StrangeAnswerError."""
+    """Return the JSON objects of a response, or raise InvalidResponseError."""
     body = _parse_json(response)
     if not isinstance(body, list) or not all(isinstance(item, dict) for item in body):
         raise invalid_response(response, "it is not a list of JSON objects")
@@ -194,7 +171,7 @@ def parse_models(response: Response, model: type[M]) -> list[M]:
 
 
 def validate(model: type[M], fields: Mapping[str, Any], response: Response) -> M:
-    """Return a model of the fields that it knows, or raise StrangeAnswerError."""
+    """Return a model of the fields that it knows, or raise InvalidResponseError."""
     try:
         return model.model_validate({name: fields[name] for name in model.model_fields if name in fields})
     except ValidationError as error:
@@ -232,11 +209,11 @@ def parse_job(response: Response) -> Job:
 
 
 def check_ready(job: Job) -> Job:
-    """Return a final job that is ready, or raise JobFailedError or JobCancelledError."""
+    """Return a final job that is ready, or raise JobFailedError or JobError."""
     if job.status is JobStatus.FAILED:
-        raise JobFailedError(job.job_id, reason=job.error or "no reason was given")
+        raise JobFailedError.for_job(job.job_id, reason=job.error or "no reason was given")
     if job.status is JobStatus.CANCELLED:
-        raise JobCancelledError(job.job_id)
+        raise JobError.cancelled(job.job_id)
     return job
 
 
@@ -263,7 +240,7 @@ class SpeechResponse:
 
 
 def check_audio(response: Response) -> None:
-    """Raise StrangeAnswerError if a successful response is not audio."""
+    """Raise InvalidResponseError if a successful response is not audio."""
     if not response.is_audio:
         raise invalid_response(response, f"it is {response.content_type} where audio belongs")
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from afterwords import disk
 from afterwords.config import load_config
-from afterwords.errors import InvalidInputError, InvalidOptionError, UnreadableFileError
+from afterwords.errors import FileError, InvalidInputError, InvalidOptionError
 
 LOCAL_URL: Final = "http://127.0.0.1:7860"
 """The default address of `afterwords serve`."""
@@ -146,7 +146,9 @@ def _invalid_url(why: str) -> InvalidInputError:
 def check_profile(name: str) -> str:
     """Return a valid profile name, or raise InvalidOptionError."""
     if not _NAME.fullmatch(name):
-        raise InvalidOptionError("the profile", value=name[:40], allowed="letters, digits, dot, hyphen, underscore")
+        raise InvalidOptionError.for_option(
+            "the profile", value=name[:40], allowed="letters, digits, dot, hyphen, underscore"
+        )
     return name
 
 
@@ -183,7 +185,7 @@ class Profiles:
         """Return all profiles, sorted by name.
 
         Raises:
-            UnreadableFileError: The file is damaged.
+            FileError: The file is damaged.
         """
         saved = self._read().profiles
         return [Profile(name, saved[name].url, saved[name].api_key) for name in sorted(saved)]
@@ -198,7 +200,7 @@ class Profiles:
             if profile.name == name:
                 return profile
         names = ", ".join(profile.name for profile in self.all())
-        raise InvalidOptionError("the profile", value=name, allowed=names or "there are no profiles yet")
+        raise InvalidOptionError.for_option("the profile", value=name, allowed=names or "there are no profiles yet")
 
     def current(self, name: str | None = None) -> Profile | None:
         """Return the profile with this name; by default the one in use, if any."""
@@ -255,7 +257,7 @@ class Profiles:
         except FileNotFoundError:
             return _ProfilesFile(chosen=None, profiles={})
         except ValueError:  # which ValidationError is
-            raise UnreadableFileError(self.path, why="it is damaged; log in again after removing it") from None
+            raise FileError.unreadable(self.path, why="it is damaged; log in again after removing it") from None
         if content.chosen not in content.profiles:
             content.chosen = None
         return content

@@ -150,7 +150,9 @@ def valid_key(key: str | None = None) -> str:
         InvalidOptionError: No header can carry the key.
     """
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise InvalidOptionError("the idempotency key", value=key[:40], allowed="1 to 255 visible ASCII characters")
+        raise InvalidOptionError.for_option(
+            "the idempotency key", value=key[:40], allowed="1 to 255 visible ASCII characters"
+        )
     return key or str(uuid4())
 
 

@@ -19,9 +19,9 @@ from afterwords.client.requests import Request
 from afterwords.errors import (
     ConnectionLostError,
     InvalidInputError,
-    NotLoggedInError,
-    ServerSilentError,
-    StrangeAnswerError,
+    InvalidResponseError,
+    ServerTimeoutError,
+    UnauthorizedError,
     UnreachableError,
 )
 from afterwords.network import root_cause, setting_to_check
@@ -52,7 +52,7 @@ def build_request(
     """Return the httpx request, with the key that it needs.
 
     Raises:
-        NotLoggedInError: There is no key.
+        UnauthorizedError: There is no key.
         InvalidInputError: An argument of the caller can't be encoded.
     """
     headers = dict(request.headers)
@@ -61,7 +61,7 @@ def build_request(
     if not request.is_public:
         secret = (access.admin_secret if request.is_admin else None) or access.api_key
         if secret is None:
-            raise NotLoggedInError(access.base_url, what="admin secret" if request.is_admin else "key")
+            raise UnauthorizedError.not_logged_in(access.base_url, what="admin secret" if request.is_admin else "key")
         headers["Authorization"] = f"Bearer {secret}"
     content: dict[str, Any] = {}
     if request.form is not None:
@@ -96,11 +96,13 @@ def translate_errors(access: Access, request: httpx.Request) -> Iterator[None]:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
         check = "" if access.is_loopback else setting_to_check(url, error)
-        raise UnreachableError(url, why=_reason(error), check=check) from error
+        raise UnreachableError.for_url(url, why=_reason(error), check=check) from error
     except httpx.ReadTimeout as error:
-        raise ServerSilentError(url, waited_s=request.extensions["timeout"]["read"]) from error
+        raise ServerTimeoutError.for_url(
+            url, why=f"nothing came for {request.extensions['timeout']['read']:g} s"
+        ) from error
     except httpx.TransportError as error:
-        raise ConnectionLostError(url, why=_reason(error)) from error
+        raise ConnectionLostError.for_url(url, why=_reason(error)) from error
 
 
 def _reason(error: httpx.TransportError) -> str:
@@ -126,6 +128,6 @@ def response_headers(response: httpx.Response) -> dict[str, str]:
 
 
 def check_uncompressed(response: httpx.Response) -> None:
-    """Raise StrangeAnswerError if the body is compressed, which no request asks for."""
+    """Raise InvalidResponseError if the body is compressed, which no request asks for."""
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise StrangeAnswerError("it is compressed, which was not asked for")
+        raise InvalidResponseError.for_reason("it is compressed, which was not asked for")

@@ -178,7 +178,7 @@ def read_bundle(source: Path | BinaryIO) -> bytes:
     """Read a bundle, up to one byte over the size limit, which `unpack` then refuses.
 
     Raises:
-        UnreadableFileError: The file can't be read.
+        FileError: The file can't be read.
     """
     if not isinstance(source, Path):
         return source.read(BUNDLE_MAX_BYTES + 1)
@@ -199,14 +199,14 @@ def unpack(data: bytes) -> Bundle:
     members = _members(data)
     manifest, part = _read_manifest(members.pop(_MANIFEST))
     if manifest.members.keys() != members.keys():
-        raise InvalidBundleError(why="its manifest lists other members than it has")
+        raise InvalidBundleError.for_reason(why="its manifest lists other members than it has")
     for name, member in members.items():
         if manifest.members[name] != _Member(sha256=sha256(member).hexdigest(), size_bytes=len(member)):
-            raise InvalidBundleError(why=f"its {name} does not match its manifest")
+            raise InvalidBundleError.for_reason(why=f"its {name} does not match its manifest")
     voice = _read_voice(part, members.get(_TRANSCRIPT))
     _check_recording(voice, members[_REFERENCE])
     if voice.provenance is not None and not verify_seal(voice):
-        raise InvalidBundleError(why="its seal does not match its recording and consent")
+        raise InvalidBundleError.for_reason(why="its seal does not match its recording and consent")
     prompts, n_mismatched = _read_prompts(manifest, members, voice)
     return Bundle(voice, members[_REFERENCE], prompts, n_mismatched)
 
@@ -217,9 +217,9 @@ def _read_prompts(
     """Return the prompts that match the voice, and the number of those that don't."""
     stated = manifest.prompts
     if stated.keys() != set(_PROMPTS) & members.keys() or bool(stated) != (manifest.version == 2):
-        raise InvalidBundleError(why="its manifest lists other prompts than it has")
+        raise InvalidBundleError.for_reason(why="its manifest lists other prompts than it has")
     if not all(_BACKEND.fullmatch(prompt.backend) for prompt in stated.values()):
-        raise InvalidBundleError(why="the backend of a prompt is not a valid name")
+        raise InvalidBundleError.for_reason(why="the backend of a prompt is not a valid name")
     own = {name: prompt for name, prompt in stated.items() if prompt.made_from == _made_from(voice)}
     prompts = [BundledPrompt(p.backend, p.version, p.is_fast, members[name]) for name, p in sorted(own.items())]
     return tuple(prompts), len(stated) - len(own)
@@ -228,24 +228,26 @@ def _read_prompts(
 def _members(data: bytes) -> dict[str, bytes]:
     """Return the members, after checking that packing them again gives the same bytes."""
     if not data.startswith(b"PK\3\4"):
-        raise InvalidBundleError(why="it is not a ZIP file")
+        raise InvalidBundleError.for_reason(why="it is not a ZIP file")
     if len(data) > BUNDLE_MAX_BYTES:
-        raise InvalidBundleError(why=f"it has {len(data):,} bytes, more than the limit of {BUNDLE_MAX_BYTES:,}")
+        raise InvalidBundleError.for_reason(
+            why=f"it has {len(data):,} bytes, more than the limit of {BUNDLE_MAX_BYTES:,}"
+        )
     members: dict[str, bytes] = {}
     offset = 0
     while data[offset : offset + 4] == b"PK\3\4":
         header = data[offset : offset + _LOCAL.size]
         if len(header) < _LOCAL.size:
-            raise InvalidBundleError(why="it ends inside a header")
+            raise InvalidBundleError.for_reason(why="it ends inside a header")
         _, _, flags, method, _, _, _, size_bytes, _, name_bytes, _ = _LOCAL.unpack(header)
         start = offset + _LOCAL.size + name_bytes
         name = _check_member(data[start - name_bytes : start], flags, method, size_bytes, known=members)
         members[name] = data[start : start + size_bytes]
         offset = start + size_bytes
     if not members.keys() >= {_MANIFEST, _REFERENCE}:
-        raise InvalidBundleError(why=f"it lacks {_MANIFEST} or {_REFERENCE}")
+        raise InvalidBundleError.for_reason(why=f"it lacks {_MANIFEST} or {_REFERENCE}")
     if b"".join(_archive(members)) != data:
-        raise InvalidBundleError(why="it was truncated, changed, or packed by another program")
+        raise InvalidBundleError.for_reason(why="it was truncated, changed, or packed by another program")
     return members
 
 
@@ -253,13 +255,13 @@ def _check_member(name_bytes: bytes, flags: int, method: int, size_bytes: int, *
     """Return the name of a member, after checking that it may come next."""
     name = name_bytes.decode("latin-1")
     if name not in _MEMBERS:
-        raise InvalidBundleError(why=f"it has members other than {', '.join(_MEMBERS)}")
+        raise InvalidBundleError.for_reason(why=f"it has members other than {', '.join(_MEMBERS)}")
     if name in known or list(_MEMBERS).index(name) < len(known):
-        raise InvalidBundleError(why=f"its {name} is there twice or out of order")
+        raise InvalidBundleError.for_reason(why=f"its {name} is there twice or out of order")
     if flags or method:
-        raise InvalidBundleError(why=f"its {name} is compressed or encrypted")
+        raise InvalidBundleError.for_reason(why=f"its {name} is compressed or encrypted")
     if size_bytes > _MEMBERS[name]:
-        raise InvalidBundleError(why=f"its {name} has more than {_MEMBERS[name]:,} bytes")
+        raise InvalidBundleError.for_reason(why=f"its {name} has more than {_MEMBERS[name]:,} bytes")
     return name
 
 
@@ -268,14 +270,14 @@ def _read_manifest(data: bytes) -> tuple[_Manifest, dict[str, Any]]:
     try:
         stated = json.loads(data)
         if isinstance(stated, dict) and stated.get("format") == FORMAT and _is_newer(stated.get("version")):
-            raise InvalidBundleError(why=f"its format is newer than version {VERSION}")
+            raise InvalidBundleError.for_reason(why=f"its format is newer than version {VERSION}")
         manifest = _Manifest.model_validate(stated)
         plain = json.dumps(manifest.voice, ensure_ascii=False, allow_nan=False)
         plain.encode()  # fails on a lone surrogate
     except (ValueError, RecursionError):  # their messages quote the input
-        raise InvalidBundleError(why=f"its {_MANIFEST} is invalid") from None
+        raise InvalidBundleError.for_reason(why=f"its {_MANIFEST} is invalid") from None
     if holds_nul(plain):
-        raise InvalidBundleError(why=f"its {_MANIFEST} contains a NUL character")
+        raise InvalidBundleError.for_reason(why=f"its {_MANIFEST} contains a NUL character")
     return manifest, manifest.voice
 
 
@@ -291,13 +293,13 @@ def _is_newer(version: object) -> bool:
 def _read_voice(part: dict[str, Any], transcript: bytes | None) -> Voice:
     """Return the validated voice."""
     if "ref_text" in part or not part.keys() >= _REQUIRED:
-        raise InvalidBundleError(why="its voice has wrong or missing fields")
+        raise InvalidBundleError.for_reason(why="its voice has wrong or missing fields")
     try:
         text = None if transcript is None else transcript.decode()
         voice = Voice.model_validate({**part, "ref_text": text})
         voice.model_dump_json()  # fails on nesting that is too deep to store
     except (ValueError, RecursionError):
-        raise InvalidBundleError(why="its voice or transcript has a wrong value") from None
+        raise InvalidBundleError.for_reason(why="its voice or transcript has a wrong value") from None
     try:
         has_odd_name = check_name(voice.name) != voice.name
         if voice.family:
@@ -305,11 +307,11 @@ def _read_voice(part: dict[str, Any], transcript: bytes | None) -> Voice:
         if text is not None:
             check_text(text, max_chars=MAX_LOCAL_CHARS)
     except InvalidInputError as error:
-        raise InvalidBundleError(why=f"its name, family or transcript is invalid ({error.code})") from None
+        raise InvalidBundleError.for_reason(why=f"its name, family or transcript is invalid ({error.code})") from None
     if has_odd_name:
-        raise InvalidBundleError(why="its name is not in NFC, or has spaces around it")
+        raise InvalidBundleError.for_reason(why="its name is not in NFC, or has spaces around it")
     if not (is_id(voice.voice_id) and _BACKEND.fullmatch(voice.backend) and _LANG.fullmatch(voice.lang)):
-        raise InvalidBundleError(why="its voice_id, backend or lang is invalid")
+        raise InvalidBundleError.for_reason(why="its voice_id, backend or lang is invalid")
     return voice
 
 
@@ -318,7 +320,7 @@ def _check_recording(voice: Voice, reference_wav: bytes) -> None:
     try:
         samples, sample_rate = check_reference_wav(reference_wav)
     except RecordingError as error:
-        raise InvalidBundleError(why=f"its recording is invalid ({error.code})") from error
+        raise InvalidBundleError.for_reason(why=f"its recording is invalid ({error.code})") from error
     facts = voice.reference
     if (
         facts is None
@@ -326,6 +328,6 @@ def _check_recording(voice: Voice, reference_wav: bytes) -> None:
         or facts.sample_rate != sample_rate
         or abs(facts.duration_s - len(samples) / sample_rate) > _DURATION_SLACK_S
     ):
-        raise InvalidBundleError(why="its recording does not match its voice")
+        raise InvalidBundleError.for_reason(why="its recording does not match its voice")
     if canonical_wav(samples, sample_rate) != reference_wav:
-        raise InvalidBundleError(why="its recording is not a plain mono 16-bit WAV file")
+        raise InvalidBundleError.for_reason(why="its recording is not a plain mono 16-bit WAV file")

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from afterwords import disk
-from afterwords.errors import CorruptVoiceError, UnreadableFileError, VoiceNotFoundError
+from afterwords.errors import CorruptVoiceError, FileError, VoiceNotFoundError
 from afterwords.models import Voice
 
 PROFILE = "profile.json"
@@ -49,7 +49,7 @@ class Original:
         """Read the recording in blocks.
 
         Raises:
-            UnreadableFileError: The file can't be read, or changed since it was sealed.
+            FileError: The file can't be read, or changed since it was sealed.
         """
         digest = sha256()
         for piece in [self.source] if isinstance(self.source, bytes) else disk.read_pieces(self.source):
@@ -57,7 +57,7 @@ class Original:
             yield piece
         if expected_sha256 not in (None, digest.hexdigest()):
             where = "the original" if isinstance(self.source, bytes) else self.source
-            raise UnreadableFileError(where, why="it changed while the voice was being cloned")
+            raise FileError.unreadable(where, why="it changed while the voice was being cloned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,11 @@ class VoiceFolder:
 
         Raises:
             CorruptVoiceError: The recording doesn't match the voice.
-            UnreadableFileError: The original can't be read.
-            StorageFullError, UnwritableOutputError: A file can't be written.
+            FileError: The original can't be read.
+            StorageFullError, FileError: A file can't be written.
         """
         if sha256(reference_wav).hexdigest() != voice.ref_sha256:
-            raise CorruptVoiceError(self.path, why="its recording does not match voice.json")
+            raise CorruptVoiceError.for_folder(self.path, why="its recording does not match voice.json")
         disk.make_folder(self.path)
         if original is not None:
             expected = voice.provenance.original_sha256 if voice.provenance else None
@@ -94,21 +94,23 @@ class VoiceFolder:
             CorruptVoiceError: The voice is incomplete or invalid.
         """
         if (self.path / PROFILE).exists():
-            raise CorruptVoiceError(self.path, why="its recording was missing when an old library was migrated")
+            raise CorruptVoiceError.for_folder(
+                self.path, why="its recording was missing when an old library was migrated"
+            )
         try:
             voice = Voice.model_validate_json(disk.read(self.path / "voice.json"))
         except OSError as error:
-            raise CorruptVoiceError(self.path, why=f"voice.json can't be read ({error.strerror})") from error
+            raise CorruptVoiceError.for_folder(self.path, why=f"voice.json can't be read ({error.strerror})") from error
         except ValidationError as error:
             fields = ", ".join(sorted({str(e["loc"][0]) for e in error.errors() if e["loc"]}))
             why = f"voice.json has wrong or unknown fields ({fields})" if fields else "voice.json is not JSON"
-            raise CorruptVoiceError(self.path, why=why) from error
+            raise CorruptVoiceError.for_folder(self.path, why=why) from error
         if voice.reference is None:
-            raise CorruptVoiceError(self.path, why="voice.json has wrong or unknown fields (reference)")
+            raise CorruptVoiceError.for_folder(self.path, why="voice.json has wrong or unknown fields (reference)")
         if voice.voice_id != voice_id:
-            raise CorruptVoiceError(self.path, why="voice.json belongs to another voice")
+            raise CorruptVoiceError.for_folder(self.path, why="voice.json belongs to another voice")
         if not (self.path / "reference.wav").is_file():
-            raise CorruptVoiceError(self.path, why="its recording is missing")
+            raise CorruptVoiceError.for_folder(self.path, why="its recording is missing")
         return voice
 
     def reference(self, voice: Voice) -> bytes:
@@ -122,10 +124,12 @@ class VoiceFolder:
             recording = disk.read(self.path / "reference.wav")
         except OSError as error:
             if not self.path.exists():
-                raise VoiceNotFoundError(voice.name) from error
-            raise CorruptVoiceError(self.path, why=f"its recording can't be read ({error.strerror})") from error
+                raise VoiceNotFoundError.for_name(voice.name) from error
+            raise CorruptVoiceError.for_folder(
+                self.path, why=f"its recording can't be read ({error.strerror})"
+            ) from error
         if sha256(recording).hexdigest() != voice.ref_sha256:
-            raise CorruptVoiceError(self.path, why="its recording was changed")
+            raise CorruptVoiceError.for_folder(self.path, why="its recording was changed")
         return recording
 
     def original(self) -> Path | None:

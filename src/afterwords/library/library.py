@@ -25,13 +25,13 @@ from afterwords import disk
 from afterwords.errors import (
     AfterwordsError,
     CorruptVoiceError,
+    FileError,
+    InvalidInputError,
     InvalidOptionError,
-    LibraryBusyError,
-    NewerLibraryError,
-    UnreadableFileError,
+    LibraryError,
     VoiceExistsError,
     VoiceNotFoundError,
-    VoiceRequiredError,
+    pip_install,
 )
 from afterwords.library import migrations
 from afterwords.library.folder import Original, VoiceFolder
@@ -70,9 +70,9 @@ class Library:
     """The voices in a home folder. Creating a Library and reading it never create the folder.
 
     Raises, from every method:
-        NewerLibraryError: A later version of afterwords wrote the library.
-        UnreadableFileError: The folder can't be read.
-        LibraryBusyError, StorageFullError, UnwritableOutputError: A write is needed and fails.
+        LibraryError: A later version of afterwords wrote the library.
+        FileError: The folder can't be read.
+        LibraryError, StorageFullError, FileError: A write is needed and fails.
     """
 
     def __init__(self, home: Path, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> None:
@@ -88,7 +88,9 @@ class Library:
         voices, by_id = self._scan()
         damaged = [*by_id.values()]
         if self._record().is_damaged:
-            damaged.append(CorruptVoiceError(self.home / "library.json", why="schema or default is missing or invalid"))
+            damaged.append(
+                CorruptVoiceError.for_folder(self.home / "library.json", why="schema or default is missing or invalid")
+            )
         return voices, damaged
 
     def list(self) -> Voices:
@@ -120,7 +122,7 @@ class Library:
 
         Raises:
             VoiceNotFoundError: No voice has the name.
-            VoiceRequiredError: No name is given, and there is no default and not exactly one voice.
+            InvalidInputError: No name is given, and there is no default and not exactly one voice.
         """
         if name is not None:
             return self.get(name)
@@ -128,7 +130,7 @@ class Library:
             return voice
         voices = self.list()
         if len(voices) != 1:
-            raise VoiceRequiredError(names=[voice.name for voice in voices])
+            raise InvalidInputError.voice_required(names=[voice.name for voice in voices])
         return voices[0]
 
     def reference(self, voice: Voice) -> bytes:
@@ -180,20 +182,20 @@ class Library:
             The voice as stored.
 
         Raises:
-            InvalidNameError: The name is invalid.
+            InvalidInputError: The name is invalid.
             VoiceExistsError: The name or the ID is in use.
             CorruptVoiceError: The recording doesn't match the voice.
-            UnreadableFileError: The original can't be read, or changed since it was sealed.
+            FileError: The original can't be read, or changed since it was sealed.
         """
         voice = voice.model_copy(update={"name": check_name(voice.name)})
         if not is_id(voice.voice_id):
-            raise InvalidOptionError("voice_id", value=voice.voice_id[:40], allowed="a UUID in lowercase")
+            raise InvalidOptionError.for_option("voice_id", value=voice.voice_id[:40], allowed="a UUID in lowercase")
         with self._locked():
             folders = self._folders().by_id
             taken = {other.voice_id for other in self._scan()[0] if other.name == voice.name}
             taken |= {voice.voice_id} & folders.keys()
             if len(taken) > 1 or (taken and not replace):
-                raise VoiceExistsError(voice.name)
+                raise VoiceExistsError.for_name(voice.name)
             fresh = VoiceFolder(self._voices / f".new-{new_id()}")
             source = None if original is None else Original(original, original_suffix)
             fresh.write(voice, reference_wav=reference_wav, original=source)
@@ -207,13 +209,13 @@ class Library:
 
         Raises:
             VoiceNotFoundError: No voice has this name or ID.
-            InvalidNameError, VoiceExistsError: The new name is invalid or in use.
+            InvalidInputError, VoiceExistsError: The new name is invalid or in use.
         """
         new = check_name(new)
         with self._locked():
             voice = self._get(name)
             if any(other.name == new and other.voice_id != voice.voice_id for other in self._scan()[0]):
-                raise VoiceExistsError(new)
+                raise VoiceExistsError.for_name(new)
             voice = voice.model_copy(update={"name": new})
             self._folders().by_id[voice.voice_id].write_voice(voice)
         return voice
@@ -263,7 +265,7 @@ class Library:
         except FileNotFoundError:
             return set()
         except OSError as error:
-            raise UnreadableFileError(self._voices, why=error.strerror or str(error)) from error
+            raise FileError.unreadable(self._voices, why=error.strerror or str(error)) from error
         return names
 
     def _folders(self) -> _Folders:
@@ -304,12 +306,12 @@ class Library:
             return self._get(replacement)
         names = {voice.name.casefold(): voice.name for voice in voices}
         near = get_close_matches(wanted.casefold()[:NAME_MAX_CHARS], names, n=3)
-        raise VoiceNotFoundError(name_or_id[:NAME_MAX_CHARS], nearest=[names[key] for key in near])
+        raise VoiceNotFoundError.for_name(name_or_id[:NAME_MAX_CHARS], nearest=[names[key] for key in near])
 
     def _folder(self, voice: Voice) -> VoiceFolder:
         folder = self._folders().by_id.get(voice.voice_id)
         if folder is None:
-            raise VoiceNotFoundError(voice.name)
+            raise VoiceNotFoundError.for_name(voice.name)
         return folder
 
     # -- library.json, locking and recovery ------------------------------------------------------------------
@@ -325,7 +327,11 @@ class Library:
         if type(schema) is not int or schema < 1 or not isinstance(default, str | None):
             return _Record(migrations.SCHEMA, None, is_damaged=True)
         if schema > migrations.SCHEMA:
-            raise NewerLibraryError(self.home, found=schema, known=migrations.SCHEMA)
+            raise LibraryError(
+                f"The library in {self.home} has schema {schema}, and this version knows up to {migrations.SCHEMA}.",
+                code="newer_library",
+                hint=f"install a newer afterwords: {pip_install(options='--upgrade')}",
+            )
         return _Record(schema, default)
 
     def _write_record(self, default: str | None) -> None:
@@ -347,7 +353,7 @@ class Library:
         timeout_s = self._lock_timeout_s if waits else 0
         self._record()  # refuse a newer library before any write
         disk.make_folder(self.home)
-        busy = LibraryBusyError(self.home, waited_s=timeout_s)
+        busy = LibraryError.busy(self.home, waited_s=timeout_s)
         with disk.locked(self.home / ".lock", timeout_s=timeout_s, busy=busy):
             schema = self._record().schema
             migrations.migrate(self.home, schema)

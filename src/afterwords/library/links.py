@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from afterwords import disk
-from afterwords.errors import LibraryBusyError, UnreadableFileError
+from afterwords.errors import FileError, LibraryError
 
 _Known = dict[str, dict[str, str]]
 LOCK_TIMEOUT_S = 120.0
@@ -51,10 +51,10 @@ class Links:
         """Lock the links against other processes that push or pull.
 
         Raises:
-            LibraryBusyError: Another process holds the lock.
+            LibraryError: Another process holds the lock.
         """
         disk.make_folder(self._home)
-        busy = LibraryBusyError(self._home, waited_s=LOCK_TIMEOUT_S)
+        busy = LibraryError.busy(self._home, waited_s=LOCK_TIMEOUT_S)
         with disk.locked(self._home / ".links.lock", timeout_s=LOCK_TIMEOUT_S, busy=busy):
             yield
 
@@ -69,7 +69,7 @@ class Links:
             isinstance(links, dict) and all(isinstance(here, str) for here in links.values())
             for links in known.values()
         ):
-            raise UnreadableFileError(self._path, why="it is damaged; remove it, then voices are matched by recording")
+            raise FileError.unreadable(self._path, why="it is damaged; remove it, then voices are matched by recording")
         return known
 
     def _write(self, known: _Known) -> None:

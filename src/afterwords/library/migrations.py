@@ -101,9 +101,9 @@ def _fields(profile: Path) -> dict[str, object]:
     try:
         fields = json.loads(disk.read(profile))
     except (OSError, ValueError, RecursionError) as error:
-        raise CorruptVoiceError(profile, why="its profile is not JSON") from error
+        raise CorruptVoiceError.for_folder(profile, why="its profile is not JSON") from error
     if not isinstance(fields, dict):
-        raise CorruptVoiceError(profile, why="its profile is not an object")
+        raise CorruptVoiceError.for_folder(profile, why="its profile is not an object")
     return fields
 
 
@@ -113,7 +113,7 @@ def _recording(home: Path, profile: Path) -> Path:
         for base in (profile.parent, home):
             if (base / named).is_file():
                 return base / named
-    raise CorruptVoiceError(profile, why="its recording is missing")
+    raise CorruptVoiceError.for_folder(profile, why="its recording is missing")
 
 
 def _voice(voice_id: str, profile: Path, recording: Path) -> tuple[Voice, bytes]:

@@ -149,7 +149,7 @@ def examine(audio: Audio, *, transcript: str | None = None, words: Sequence[Word
         words: Recognized words with times; the transcript is compared with them.
 
     Raises:
-        NoAudioError: The recording has no samples.
+        RecordingError: The recording has no samples.
     """
     return report_on(measure(audio), transcript=transcript, words=words)
 

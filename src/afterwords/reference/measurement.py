@@ -12,7 +12,7 @@ from afterwords.audio import analysis
 from afterwords.audio.analysis import HOP_S, Samples
 from afterwords.audio.audio import Audio
 from afterwords.audio.effects import resample
-from afterwords.errors import NoAudioError
+from afterwords.errors import RecordingError
 from afterwords.reference.transcription import Word
 
 Flags = NDArray[np.bool_]
@@ -165,10 +165,10 @@ def measure(audio: Audio) -> Measurement:
     """Measure a recording.
 
     Raises:
-        NoAudioError: The recording has no samples.
+        RecordingError: The recording has no samples.
     """
     if len(audio.samples) == 0:
-        raise NoAudioError("the recording")
+        raise RecordingError.no_audio("the recording")
     samples = audio.samples - np.float32(np.mean(audio.samples, dtype=np.float64))
     common = resample(samples, audio.sample_rate, _ANALYSIS_RATE)
     level_db = analysis.levels_db(common, _ANALYSIS_RATE)

@@ -13,12 +13,7 @@ from afterwords.audio.analysis import Samples
 from afterwords.audio.audio import DURATION_MAX_S, Audio
 from afterwords.audio.effects import resample
 from afterwords.audio.wav import REFERENCE_MIN_S, SAMPLE_RATE_MIN, canonical_wav, check_not_silent
-from afterwords.errors import (
-    NonFiniteAudioError,
-    ReferenceTooLongError,
-    ReferenceTooShortError,
-    UnvoicedReferenceError,
-)
+from afterwords.errors import RecordingError
 from afterwords.reference.grading import Report, report_on
 from afterwords.reference.measurement import Measurement, measure
 from afterwords.reference.transcription import Word, coverage, held_words, join_words, match_words, surplus
@@ -73,16 +68,16 @@ def prepare(
         max_s: Longest window in seconds.
 
     Raises:
-        ReferenceTooShortError, ReferenceTooLongError: Shorter than 5 s or longer than 30 min.
-        NonFiniteAudioError: Samples are NaN or infinite.
-        SilentAudioError: Only silence or a constant offset.
-        UnvoicedReferenceError: Less than 2 s of voiced speech in the window.
+        RecordingError: Shorter than 5 s or longer than 30 min.
+        RecordingError: Samples are NaN or infinite.
+        RecordingError: Only silence or a constant offset.
+        RecordingError: Less than 2 s of voiced speech in the window.
     """
     measurement = _check_and_measure(audio, source)
     window = choose_window(measurement, max_s=max_s, words=words, missing=_missing_words(transcript, words))
     cut = measure(_cut_window(measurement, window))
     if cut.voiced_s < VOICED_MIN_S:
-        raise UnvoicedReferenceError(source, voiced_s=cut.voiced_s, minimum_s=VOICED_MIN_S)
+        raise RecordingError.no_voice(source, voiced_s=cut.voiced_s, minimum_s=VOICED_MIN_S)
     text = _transcript_of(measurement, window, transcript, words)
     samples, sample_rate = _normalize_level(cut)
     return PreparedReference(
@@ -98,11 +93,11 @@ def prepare(
 
 def _check_and_measure(audio: Audio, source: str) -> Measurement:
     if audio.duration_s < REFERENCE_MIN_S:
-        raise ReferenceTooShortError(source, duration_s=audio.duration_s, minimum_s=REFERENCE_MIN_S)
+        raise RecordingError.too_short(source, duration_s=audio.duration_s, minimum_s=REFERENCE_MIN_S)
     if audio.duration_s > DURATION_MAX_S:
-        raise ReferenceTooLongError(source, duration_s=audio.duration_s, maximum_s=DURATION_MAX_S)
+        raise RecordingError.too_long(source, duration_s=audio.duration_s, maximum_s=DURATION_MAX_S)
     if not np.isfinite(audio.samples).all():
-        raise NonFiniteAudioError(source)
+        raise RecordingError.non_finite(source)
     check_not_silent(audio.samples, source)
     return measure(audio)
 

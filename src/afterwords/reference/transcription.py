@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from afterwords.audio.audio import Audio
 from afterwords.audio.effects import resample
 from afterwords.config import load_config
-from afterwords.errors import MissingExtraError, TranscriberError
+from afterwords.errors import MissingExtraError, UnavailableError
 from afterwords.telemetry import turn_off_telemetry
 
 if TYPE_CHECKING:
@@ -96,12 +96,12 @@ def transcribe(
 
     Raises:
         MissingExtraError: faster-whisper is not installed.
-        TranscriberError: The model can't be loaded, does not know the language, or failed.
+        UnavailableError: The model can't be loaded, does not know the language, or failed.
     """
     whisper = _model(model or load_config().whisper or DEFAULT_MODEL, progress)
     progress(0.0, "transcribing")
     if lang not in (None, "en") and not whisper.model.is_multilingual:
-        raise TranscriberError(f"the Whisper model knows English only, and '{lang}' was asked for")
+        raise UnavailableError.for_transcriber(f"the Whisper model knows English only, and '{lang}' was asked for")
     if len(audio.samples) == 0:
         return Transcript("", (), lang or "en")
     samples = resample(audio.samples, audio.sample_rate, _WHISPER_RATE)
@@ -123,7 +123,7 @@ def transcribe(
         found = list(segments)
         words = tuple(_whole_words(piece for segment in found for piece in segment.words or ()))
     except Exception as error:
-        raise TranscriberError(_first_line(error)) from error
+        raise UnavailableError.for_transcriber(_first_line(error)) from error
     repetition = max((segment.compression_ratio for segment in found), default=0.0)
     doubt = _doubt(words, repetition, info.language)
     return Transcript(join_words(word.text for word in words), words, info.language, doubt)
@@ -145,7 +145,7 @@ def _model(name: str, progress: Callable[[float, str], None]) -> WhisperModel:
     """Return the model with a name or in a folder, downloaded if needed."""
     folder = Path(name).expanduser()
     if (folder.is_absolute() or name.startswith(".")) and not folder.is_dir():
-        raise TranscriberError(f"there is no model folder {name}")
+        raise UnavailableError.for_transcriber(f"there is no model folder {name}")
     try:
         if folder.is_dir():
             return _load(str(folder))
@@ -156,7 +156,7 @@ def _model(name: str, progress: Callable[[float, str], None]) -> WhisperModel:
     except MissingExtraError:
         raise
     except Exception as error:
-        raise TranscriberError(f"the model {name} can't be loaded ({_first_line(error)})") from error
+        raise UnavailableError.for_transcriber(f"the model {name} can't be loaded ({_first_line(error)})") from error
 
 
 @lru_cache(maxsize=1)
@@ -165,7 +165,7 @@ def _load(place: str) -> WhisperModel:
     try:
         from faster_whisper import WhisperModel
     except ImportError as error:
-        raise MissingExtraError("transcribe", purpose="Transcribing") from error
+        raise MissingExtraError.for_extra("transcribe", purpose="Transcribing") from error
     # Local files only: no request to the hub for a model on disk. int8 on the CPU runs everywhere with equal results.
     return WhisperModel(place, local_files_only=True, device="cpu", compute_type="int8")
 

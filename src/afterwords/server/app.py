@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterwords import __version__
-from afterwords.errors import OpenedTwiceError, RouteNotFoundError
+from afterwords.errors import NotFoundError, ServerSetupError
 from afterwords.server.app_state import open_server
 from afterwords.server.auth import Credential, requires
 from afterwords.server.routes import health, keys, speech, voices, workers
@@ -138,7 +138,7 @@ def _lifespan(lifetime: Lifetime, settings: Settings | None) -> Callable[[Any], 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:  # noqa: ARG001 - Starlette passes it
         if lifetime.state is not None:
-            raise OpenedTwiceError
+            raise ServerSetupError(code="opened_twice")
         loaded = settings or load_settings()
         loaded.check_is_safe()
         async with open_server(loaded) as state:
@@ -152,7 +152,7 @@ def _lifespan(lifetime: Lifetime, settings: Settings | None) -> Callable[[Any], 
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    await unrouted_response(RouteNotFoundError())(scope, receive, send)
+    await unrouted_response(NotFoundError())(scope, receive, send)
 
 
 class AfterwordsApp(FastAPI):

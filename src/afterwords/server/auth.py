@@ -28,13 +28,11 @@ from pydantic import SecretStr
 from starlette.requests import ClientDisconnect
 
 from afterwords.errors import (
-    AdminRequiredError,
     AfterwordsError,
     InsufficientScopeError,
-    InvalidHostError,
-    RateLimitedError,
+    InvalidRequestError,
+    LimitError,
     ServiceError,
-    TooManyAuthFailuresError,
     UnauthorizedError,
 )
 from afterwords.server import records
@@ -159,14 +157,14 @@ class Authenticator:
         """Reject foreign Host headers (DNS rebinding).
 
         Raises:
-            InvalidHostError: There is not exactly one Host header, or it does not name this server.
+            InvalidRequestError: There is not exactly one Host header, or it does not name this server.
         """
         header = _HOST.fullmatch(hosts[0].decode("latin-1").lower()) if len(hosts) == 1 else None
         name = (header[1] or header[2]) if header else ""
         if "*" in self._hosts or name in self._hosts:
             return
         if self.settings.is_loopback or _parse_address(name, with_port=False) is None:
-            raise InvalidHostError
+            raise InvalidRequestError(code="invalid_host")
 
     async def authenticate(
         self,
@@ -191,10 +189,10 @@ class Authenticator:
 
         Raises:
             UnauthorizedError: The credential is missing, malformed or not valid for this route.
-            TooManyAuthFailuresError: As above, and the client had too many failures within a minute.
-            AdminRequiredError: The key is valid, but the route requires the admin secret.
+            LimitError: As above, and the client had too many failures within a minute.
+            UnauthorizedError: The key is valid, but the route requires the admin secret.
             InsufficientScopeError: The key is valid, but lacks the scope.
-            RateLimitedError: The key had too many requests within a minute.
+            LimitError: The key had too many requests within a minute.
         """
         credential = requirements.credential
         if credential is Credential.PUBLIC:
@@ -218,12 +216,12 @@ class Authenticator:
                 self._failures.count(self._client_address(peer, forwarded))
             raise
         if credential is Credential.ADMIN:
-            raise AdminRequiredError
+            raise UnauthorizedError(code="admin_required")
         if requirements.scope and caller.scopes and requirements.scope not in caller.scopes:
-            raise InsufficientScopeError(requirements.scope)
+            raise InsufficientScopeError.for_scope(requirements.scope)
         if self._rate and not self._limiter.hit(self._rate_item, caller.spending_id):
             reset_at = self._limiter.get_window_stats(self._rate_item, caller.spending_id).reset_time
-            raise RateLimitedError(limit=self._rate, retry_after_s=max(1, round(reset_at - time.time() + 0.5)))
+            raise LimitError.rate_limited(limit=self._rate, retry_after_s=max(1, round(reset_at - time.time() + 0.5)))
         return Identity(caller=caller, key_sha256=digest(secret))
 
     def _authenticate_worker(self, token: str, job_id: str) -> Identity:
@@ -261,7 +259,7 @@ class OpenRequests:
         """Count the current task as a request, until `leave`; return None if it has no key.
 
         Raises:
-            TooManyConcurrentRequestsError: The key has reached its limit.
+            LimitError: The key has reached its limit.
         """
         caller, key_sha256 = identity.caller, identity.key_sha256
         if caller is None or key_sha256 is None:
@@ -327,7 +325,7 @@ class AuthFailures:
         """Count a failure.
 
         Raises:
-            TooManyAuthFailuresError: The client is over the limit.
+            LimitError: The client is over the limit.
         """
         started, n_failures = self._current(client)
         if client not in self._counts and len(self._counts) >= CLIENTS_MAX:
@@ -336,7 +334,7 @@ class AuthFailures:
         self._limit(started, n_failures + 1)
 
     def check(self, client: str) -> None:
-        """Raise TooManyAuthFailuresError if the client is at the limit."""
+        """Raise LimitError if the client is at the limit."""
         started, n_failures = self._current(client)
         self._limit(started, n_failures + 1)
 
@@ -351,7 +349,7 @@ class AuthFailures:
     def _limit(self, started: float, n_failures: int) -> None:
         if n_failures > self._maximum:
             wait_s = max(1, math.ceil(started + MINUTE_S - self._clock()))
-            raise TooManyAuthFailuresError(limit=self._maximum, retry_after_s=wait_s)
+            raise LimitError.too_many_auth_failures(limit=self._maximum, retry_after_s=wait_s)
 
 
 def _digest_of(secret: SecretStr | None) -> bytes | None:

@@ -27,14 +27,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from afterwords import __version__, disk
-from afterwords.errors import (
-    AfterwordsError,
-    DatabaseUnavailableError,
-    InvalidBackupError,
-    ServerNotEmptyError,
-    ServerRunningError,
-    UnreadableFileError,
-)
+from afterwords.errors import AfterwordsError, DatabaseUnavailableError, FileError, InvalidInputError, ServerSetupError
 from afterwords.server.app_state import open_storage, open_store
 from afterwords.server.ports import Blobs
 from afterwords.server.services.ownership import Ownership, database_id, is_server_path
@@ -79,13 +72,13 @@ async def back_up(settings: Settings, file: Path) -> Contents:
     """Write a backup of the server with these settings, which may be running; for its owner alone (0600).
 
     Raises:
-        UnreadableFileError: there is no server's database.
+        FileError: there is no server's database.
         DatabaseUnavailableError, StorageUnavailableError: it can't be read at the moment.
-        StorageFullError, UnwritableOutputError: an existing file was kept.
+        StorageFullError, FileError: an existing file was kept.
     """
     source = open_store(settings).path
     if not source.is_file():
-        raise UnreadableFileError(source, why="there is no database of a server")
+        raise FileError.unreadable(source, why="there is no database of a server")
     blobs = open_storage(settings)
     with disk.storing(file), tempfile.TemporaryDirectory(prefix=".afterwords-backup-", dir=file.parent) as scratch:
         copy, part = Path(scratch, DATABASE), Path(scratch, "part")
@@ -175,10 +168,10 @@ async def restore(settings: Settings, file: Path, *, replace: bool = False) -> C
         replace: whether a server that has voices or keys may be replaced.
 
     Raises:
-        InvalidBackupError: it is no backup, or was cut or altered.
-        NewerDatabaseError: a later version of afterwords made it.
-        ServerRunningError: a server uses the database.
-        ServerNotEmptyError: there is a server already, and `replace` is not set.
+        InvalidInputError: it is no backup, or was cut or altered.
+        ServerSetupError: a later version of afterwords made it.
+        ServerSetupError: a server uses the database.
+        ServerSetupError: there is a server already, and `replace` is not set.
         StorageFullError, StorageUnavailableError: the server is as it was.
     """
     path = open_store(settings).path
@@ -186,7 +179,7 @@ async def restore(settings: Settings, file: Path, *, replace: bool = False) -> C
     presence = Presence(path)
     try:
         if presence.enter() > 1:
-            raise ServerRunningError
+            raise ServerSetupError(code="server_running")
         with (
             disk.storing(path),
             tempfile.TemporaryDirectory(prefix=".afterwords-restore-", dir=path.parent) as scratch,
@@ -217,12 +210,12 @@ async def restore(settings: Settings, file: Path, *, replace: bool = False) -> C
 def _opened(file: Path) -> Iterator[Iterator[tuple[str, Any]]]:
     """Open a backup: the name and content of each member, in order."""
     if not file.is_file():
-        raise UnreadableFileError(file, why="it is not a file" if file.exists() else "there is no such file")
+        raise FileError.unreadable(file, why="it is not a file" if file.exists() else "there is no such file")
     try:
         with tarfile.open(file, "r:") as tar:
             yield ((member.name, tar.extractfile(member) if member.isreg() else None) for member in tar)
     except (tarfile.TarError, EOFError) as error:
-        raise InvalidBackupError(file, why="it is no tar file, or it was cut") from error
+        raise InvalidInputError.for_backup(file, why="it is no tar file, or it was cut") from error
 
 
 def _verified(file: Path, database: Path) -> tuple[Contents, dict[str, str]]:
@@ -232,7 +225,9 @@ def _verified(file: Path, database: Path) -> tuple[Contents, dict[str, str]]:
     with _opened(file) as members:
         for name, content in members:
             if content is None or name in found or not _is_expected(name, is_first=not found):
-                raise InvalidBackupError(file, why="it is no backup of afterwords, or its parts are out of order")
+                raise InvalidInputError.for_backup(
+                    file, why="it is no backup of afterwords, or its parts are out of order"
+                )
             if name == MANIFEST:
                 manifest = _parsed(file, content.read())
                 break
@@ -247,9 +242,9 @@ def _verified(file: Path, database: Path) -> tuple[Contents, dict[str, str]]:
                         target.write(piece)
             found[name] = {"size": size, "sha256": digest.hexdigest()}
     if manifest is None or not database.is_file():
-        raise InvalidBackupError(file, why="its end is missing")
+        raise InvalidInputError.for_backup(file, why="its end is missing")
     if manifest.get("files") != found:
-        raise InvalidBackupError(file, why="its parts are not the ones that its manifest names")
+        raise InvalidInputError.for_backup(file, why="its parts are not the ones that its manifest names")
     digests = {name.removeprefix(BLOBS): facts["sha256"] for name, facts in found.items() if name.startswith(BLOBS)}
     n_voices = _check_database(file, database, digests, lost=frozenset(manifest.get("lost", ())))
     size_bytes = sum(facts["size"] for facts in found.values())
@@ -268,13 +263,13 @@ def _parsed(file: Path, data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise InvalidBackupError(file, why="its manifest can't be read")
+        raise InvalidInputError.for_backup(file, why="its manifest can't be read")
     return value
 
 
 def _check_format(file: Path, header: bytes) -> None:
     if _parsed(file, header).get("format") != FORMAT:
-        raise InvalidBackupError(file, why="another version of afterwords made it")
+        raise InvalidInputError.for_backup(file, why="another version of afterwords made it")
 
 
 def _check_database(file: Path, database: Path, digests: dict[str, str], *, lost: frozenset[str]) -> int:
@@ -289,9 +284,9 @@ def _check_database(file: Path, database: Path, digests: dict[str, str], *, lost
         with _reading(database) as rows:
             raw(rows).execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except (sqlite3.Error, DatabaseUnavailableError) as error:
-        raise InvalidBackupError(file, why="its database can't be read") from error
+        raise InvalidInputError.for_backup(file, why="its database can't be read") from error
     if not is_whole or any(digests.get(path) != digest for path, digest in wanted.items() if path not in lost):
-        raise InvalidBackupError(file, why="its database names audio that it does not hold")
+        raise InvalidInputError.for_backup(file, why="its database names audio that it does not hold")
     return int(n_voices)
 
 
@@ -304,11 +299,13 @@ async def _check_is_empty(path: Path, blobs: Blobs, files: dict[str, str]) -> No
                 (n_voices,) = raw(rows).execute(_VOICES).fetchone()
                 (n_keys,) = raw(rows).execute("SELECT count(*) FROM keys").fetchone()
         except (sqlite3.Error, DatabaseUnavailableError):
-            raise ServerNotEmptyError(why="its database can't be read") from None
+            raise ServerSetupError.not_empty(why="its database can't be read") from None
     async for batch in blobs.listing():
         n_files += sum(is_server_path(blob.path) and blob.path not in files for blob in batch)
     if n_voices or n_keys or n_files:
-        raise ServerNotEmptyError(why=f"it has {n_voices} voices, {n_keys} keys, and {n_files} other files in storage")
+        raise ServerSetupError.not_empty(
+            why=f"it has {n_voices} voices, {n_keys} keys, and {n_files} other files in storage"
+        )
 
 
 async def _put_blobs(file: Path, blobs: Blobs, files: dict[str, str]) -> list[str]:
@@ -322,7 +319,7 @@ async def _put_blobs(file: Path, blobs: Blobs, files: dict[str, str]) -> list[st
                     continue
                 data = content.read()
                 if sha256(data).hexdigest() != files[path]:
-                    raise InvalidBackupError(file, why="it was altered while it was read")
+                    raise InvalidInputError.for_backup(file, why="it was altered while it was read")
                 if not await blobs.exists(path):
                     new.append(path)
                 await blobs.put(path, data)
@@ -335,7 +332,9 @@ async def _put_blobs(file: Path, blobs: Blobs, files: dict[str, str]) -> list[st
 
 def _put_database(database: Path, path: Path) -> None:
     """Put the restored database in the place of the one that is there, with nothing of its log left."""
-    with disk.locked(path.with_name(f"{path.name}.lock"), timeout_s=PATIENCE_S, busy=ServerRunningError()):
+    with disk.locked(
+        path.with_name(f"{path.name}.lock"), timeout_s=PATIENCE_S, busy=ServerSetupError(code="server_running")
+    ):
         if path.is_file():
             with contextlib.suppress(sqlite3.Error, DatabaseUnavailableError), _reading(path) as rows:
                 raw(rows).execute("PRAGMA wal_checkpoint(TRUNCATE)")

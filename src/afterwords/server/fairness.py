@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from afterwords.errors import TooManyConcurrentRequestsError
+from afterwords.errors import LimitError
 
 
 class FairSemaphore:
@@ -69,7 +69,7 @@ class ConcurrencyLimit:
         """Count one more while the block runs.
 
         Raises:
-            TooManyConcurrentRequestsError: there are as many as there may be.
+            LimitError: there are as many as there may be.
         """
         self.enter(who)
         try:
@@ -81,7 +81,7 @@ class ConcurrencyLimit:
         """Count one more, as `hold`; `leave` must follow."""
         n_open = self._n_open.get(who, 0)
         if n_open >= self._maximum:
-            raise TooManyConcurrentRequestsError(limit=self._maximum, doing=self._doing)
+            raise LimitError.too_many_concurrent(limit=self._maximum, doing=self._doing)
         self._n_open[who] = n_open + 1
 
     def leave(self, who: str) -> None:

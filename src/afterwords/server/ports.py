@@ -77,10 +77,10 @@ class Store(Protocol):
             by: Id of the requesting key, which may only create keys with scopes for its own account. None: the admin.
 
         Raises:
-            KeyNotFoundError, InvalidFieldError: The key or account does not exist or belongs to another account.
-            KeyReplacedError: The requesting key was rotated, and is valid only for its overlap.
+            NotFoundError, InvalidRequestError: The key or account does not exist or belongs to another account.
+            ConflictError: The requesting key was rotated, and is valid only for its overlap.
             InsufficientScopeError: The requesting key has scopes or a limit.
-            AdminRequiredError: The new key has no scopes.
+            UnauthorizedError: The new key has no scopes.
         """
         ...
 
@@ -114,7 +114,7 @@ class Store(Protocol):
             Ids of the cancelled jobs. None: the key does not exist.
 
         Raises:
-            KeyReplacedError: The requesting key is another one, and valid only for its overlap.
+            ConflictError: The requesting key is another one, and valid only for its overlap.
             InsufficientScopeError: The requesting key is another one, and has scopes or a limit.
         """
         ...
@@ -135,7 +135,7 @@ class Store(Protocol):
             by: Id of the requesting key. None: the admin.
 
         Raises:
-            KeyReplacedError: The key, or the requesting key, was rotated before.
+            ConflictError: The key, or the requesting key, was rotated before.
             InsufficientScopeError: The requesting key is another one, and has scopes or a limit.
         """
         ...
@@ -152,8 +152,8 @@ class Store(Protocol):
         A home voice is stored once: if its row exists, that row is returned. It gets another id if its own is taken.
 
         Raises:
-            IdempotencyConflictError: The idempotency key was used with another body.
-            StorageQuotaExceededError: The account would exceed its storage quota.
+            ConflictError: The idempotency key was used with another body.
+            QuotaExceededError: The account would exceed its storage quota.
         """
         ...
 
@@ -161,7 +161,7 @@ class Store(Protocol):
         """Return the voice that the same request created before.
 
         Raises:
-            IdempotencyConflictError: The idempotency key was used with another body.
+            ConflictError: The idempotency key was used with another body.
         """
         ...
 
@@ -211,9 +211,9 @@ class Store(Protocol):
 
         Raises:
             VoiceNotFoundError: The voice was deleted.
-            QuotaExceededError, TooManyConcurrentRequestsError, QueueFullError: A limit is reached.
-            StorageQuotaExceededError: The account has reached its storage quota.
-            IdempotencyConflictError: The idempotency key was used with another body.
+            QuotaExceededError, LimitError: A limit is reached.
+            QuotaExceededError: The account has reached its storage quota.
+            ConflictError: The idempotency key was used with another body.
         """
         ...
 
@@ -221,7 +221,7 @@ class Store(Protocol):
         """Return the id of the job that the same request created before. A cached answer creates none.
 
         Raises:
-            IdempotencyConflictError: The idempotency key was used with another body.
+            ConflictError: The idempotency key was used with another body.
         """
         ...
 
@@ -257,7 +257,7 @@ class Store(Protocol):
             attempt: The attempt that must hold the job. None: the current one.
 
         Raises:
-            StorageQuotaExceededError: The audio would exceed the storage quota of the account.
+            QuotaExceededError: The audio would exceed the storage quota of the account.
         """
         ...
 
@@ -418,7 +418,7 @@ class JobQueue(Protocol):
         """Return the reference recording as a canonical WAV file.
 
         Raises:
-            LostReferenceError: The recording is missing or altered.
+            AudioMissingError: The recording is missing or altered.
         """
         ...
 
@@ -447,9 +447,9 @@ class JobQueue(Protocol):
             synth_ms: Time of the synthesis. None: the time since the job was accepted.
 
         Raises:
-            RecordingError, RunawayAudioError: The audio is invalid or too long for the text. The job has failed.
+            RecordingError, SynthesisError: The audio is invalid or too long for the text. The job has failed.
             StaleAttemptError: Another attempt holds the job, or the lease has expired. Nothing is stored.
-            VoiceDeletedError: The job was deleted with its voice. Nothing is stored.
+            StaleAttemptError: The job was deleted with its voice. Nothing is stored.
         """
         ...
 
@@ -457,7 +457,7 @@ class JobQueue(Protocol):
         """Fail a job with an error code of the API. A second call changes nothing.
 
         Raises:
-            StaleAttemptError, VoiceDeletedError: As for `complete`.
+            StaleAttemptError: As for `complete`.
         """
         ...
 
@@ -482,7 +482,7 @@ class Dispatcher(Protocol):
         """Return the words of a text that a backend can't pronounce.
 
         Raises:
-            UnspeakableTextError: No word can be pronounced.
+            TextError: No word can be pronounced.
         """
         ...
 

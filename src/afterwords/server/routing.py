@@ -28,20 +28,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from afterwords.errors import (
     AfterwordsError,
-    BadRequestError,
-    FileTooLargeError,
-    InvalidFieldError,
-    InvalidJsonError,
-    InvalidUnicodeError,
+    InvalidRequestError,
     LimitError,
-    MethodNotAllowedError,
-    MissingFieldError,
-    NotOpenedError,
-    RangeNotSatisfiableError,
-    RequestTimeoutError,
-    RequestTooLargeError,
+    RecordingError,
     ServiceError,
-    TooManyConcurrentRequestsError,
+    TextError,
     UnauthorizedError,
 )
 from afterwords.server.app_state import ServerState
@@ -139,7 +130,7 @@ class ApiRoute(APIRoute):
         exchange = scope["afterwords.exchange"] = Exchange(scope, receive, send, self.path_format)
         try:
             if (state := self.lifetime.state) is None:
-                raise NotOpenedError
+                raise ServiceError(code="not_opened")
             exchange.state = scope.setdefault("state", {})["afterwords"] = state
             await self._dispatch({**scope, "method": "GET"} if exchange.is_head else scope, exchange)
         except ClientDisconnect:
@@ -149,7 +140,7 @@ class ApiRoute(APIRoute):
                 raise
             await exchange.answer(UnauthorizedError())
         except AfterwordsError as error:
-            if isinstance(error, NotOpenedError):
+            if error.code == "not_opened":
                 log.error("%s %s", error.message, error.hint)
             if isinstance(error, ServiceError) and error.__cause__ is not None:
                 log.error("failed request_id=%s %s", exchange.request_id, _origin(error.__cause__))
@@ -166,7 +157,7 @@ class ApiRoute(APIRoute):
     async def _dispatch(self, scope: Scope, exchange: Exchange) -> None:
         if scope["method"] not in (self.methods or ()):
             exchange.check_host()
-            raise MethodNotAllowedError(allowed=sorted(self.lifetime.methods[self.path]))
+            raise InvalidRequestError.method_not_allowed(allowed=sorted(self.lifetime.methods[self.path]))
         if scope.get("afterwords.is_direct") and not self.dependant.dependencies:
             await exchange.authenticate(self.requirements)
             response = await self._call_endpoint(_JsonRequest(scope, exchange.receive))
@@ -183,8 +174,8 @@ class _JsonRequest(Request):
             return from_json((await self.body()).removeprefix(BOM_UTF8))
         except ValueError as error:
             if any(sign in str(error) for sign in _LONE_SURROGATE):
-                raise InvalidUnicodeError from None
-            raise InvalidJsonError from None
+                raise TextError(code="invalid_unicode") from None
+            raise InvalidRequestError(code="invalid_json") from None
 
 
 def _is_json(request: Request) -> bool:
@@ -197,13 +188,14 @@ def _validation_error(first: Mapping[str, Any], request: Request) -> AfterwordsE
     place, *names = first["loc"]
     param = ".".join(str(name) for name in names)
     if place == "body" and not names:  # absent, not JSON, or not an object
-        return InvalidJsonError() if _is_json(request) else InvalidJsonError(why="the Content-Type is not JSON")
+        why = "it can't be parsed" if _is_json(request) else "the Content-Type is not JSON"
+        return InvalidRequestError(f"The body is not a JSON object: {why}.", code="invalid_json")
     if first["type"] == "missing":
-        return MissingFieldError(param)
+        return InvalidRequestError.missing_field(param)
     if first["type"] == "string_unicode":
-        return InvalidUnicodeError()
+        return TextError(code="invalid_unicode")
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
-    return InvalidFieldError(param, rule=message[:1].lower() + message[1:])
+    return InvalidRequestError.invalid_field(param, rule=message[:1].lower() + message[1:])
 
 
 @dataclass(slots=True)
@@ -244,7 +236,7 @@ class Exchange:
         return bool(self.scope["method"] == "HEAD")
 
     def check_host(self) -> None:
-        """Raise InvalidHostError unless the Host header names this server."""
+        """Raise InvalidRequestError unless the Host header names this server."""
         assert self.state is not None
         self.state.authenticator.check_host(self.headers.get(b"host", []))
 
@@ -268,7 +260,7 @@ class Exchange:
         self._timeout_s = self.state.settings.body_timeout_s
         lengths = self.headers.get(b"content-length", [])
         if any(not length.isdigit() for length in lengths) or len(set(lengths)) > 1:
-            raise BadRequestError("The Content-Length is not one number.", hint="send the length of the body.")
+            raise InvalidRequestError("The Content-Length is not one number.", hint="send the length of the body.")
         if lengths:
             self._check_size(int(lengths[0][:20]))
         self.task = authenticator.requests.enter(self.identity)
@@ -283,14 +275,14 @@ class Exchange:
                 message = await self._receive()
         except TimeoutError:
             self._has_body = False
-            raise RequestTimeoutError(waited_s=self._timeout_s) from None
+            raise InvalidRequestError.timed_out(waited_s=self._timeout_s) from None
         if message["type"] == "http.request":
             self._n_bytes += len(message.get("body", b""))
             self._has_body = message.get("more_body", False)
             self._check_size(self._n_bytes)
             elapsed_s = time.monotonic() - self._body_began
             if self._has_body and elapsed_s > self._timeout_s and self._n_bytes < elapsed_s * BODY_RATE_MIN:
-                raise RequestTimeoutError(waited_s=self._timeout_s)
+                raise InvalidRequestError.timed_out(waited_s=self._timeout_s)
         return message
 
     async def send(self, message: Message) -> None:
@@ -310,7 +302,7 @@ class Exchange:
         length = self.headers.get(b"content-length", [b"0"])[0]
         is_large = not length.isdigit() or int(length[:20]) > MULTIPART_OVERHEAD_BYTES
         is_unread = self._has_body and (is_large or b"transfer-encoding" in self.headers)
-        if is_unread or isinstance(error, RequestTimeoutError | TooManyConcurrentRequestsError):
+        if is_unread or error.code in ("request_timeout", "too_many_concurrent_requests"):
             response.headers["Connection"] = "close"  # otherwise the rest of a large body would be read for nothing
         await response(self.scope, self._receive, self.send)
 
@@ -337,8 +329,8 @@ class Exchange:
             return
         if self._is_upload:
             maximum = self._max_bytes - MULTIPART_OVERHEAD_BYTES
-            raise FileTooLargeError("The upload", size_bytes=n_bytes, maximum_bytes=maximum)
-        raise RequestTooLargeError(maximum_bytes=self._max_bytes)
+            raise RecordingError.too_large("The upload", size_bytes=n_bytes, maximum_bytes=maximum)
+        raise InvalidRequestError.too_large(maximum_bytes=self._max_bytes)
 
 
 # -- errors ---------------------------------------------------------------------------------------------------
@@ -353,14 +345,13 @@ def error_response(error: AfterwordsError, request_id: str) -> Response:
         "code": error.code,
         "message": error.message,
         "type": _TYPES.get(status) or ("invalid_request_error" if status < 500 else "server_error"),
-        "param": getattr(error, "param", None),
+        "param": error.param,
         "request_id": request_id,
     }
     headers = {"Cache-Control": "no-store"}
-    retry_after_s = getattr(error, "retry_after_s", None)
-    if retry_after_s is not None:
-        headers["Retry-After"] = str(retry_after_s)
-    if isinstance(error, LimitError):
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, LimitError) and error.limit is not None:
         headers |= {
             "RateLimit-Limit": str(error.limit),
             "RateLimit-Remaining": "0",
@@ -368,11 +359,7 @@ def error_response(error: AfterwordsError, request_id: str) -> Response:
         }
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, MethodNotAllowedError):
-        headers["Allow"] = error.allowed
-    if isinstance(error, RangeNotSatisfiableError):
-        headers["Content-Range"] = f"bytes */{error.size_bytes}"
-    return JSONResponse({"error": body}, status, headers=headers)
+    return JSONResponse({"error": body}, status, headers={**headers, **error.headers})
 
 
 def unrouted_response(error: AfterwordsError) -> Response:

@@ -23,7 +23,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from afterwords.errors import AddressInUseError, AfterwordsError, BadRequestError, ServiceUnavailableError
+from afterwords.errors import AfterwordsError, InvalidRequestError, ServerSetupError, ServiceUnavailableError
 from afterwords.server.app import create_app
 from afterwords.server.app_state import ServerState, open_store
 from afterwords.server.dispatch.local import check_backends
@@ -66,7 +66,7 @@ def serve(
             answered.
 
     Raises:
-        InsecureServerError, AddressInUseError, NewerDatabaseError: it can't start like this.
+        ServerSetupError: it can't start like this.
         BackendUnavailableError, InvalidOptionError: nothing would be spoken.
     """
     settings.check_is_safe()
@@ -210,7 +210,9 @@ def _bound(settings: Settings) -> socket.socket:
     except OSError as error:
         bound.close()
         why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
-        raise AddressInUseError(settings.host, settings.port, why=why) from None
+        raise ServerSetupError(
+            f"Nothing can listen on {settings.host} port {settings.port}: {why}.", code="address_in_use"
+        ) from None
     bound.setblocking(False)
     return bound
 
@@ -378,7 +380,7 @@ class _Protocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - our own words are in the shape of all errors
         self._is_broken = True
-        self._answer(BadRequestError("The request is not valid HTTP/1.1.", hint="use an HTTP client."))
+        self._answer(InvalidRequestError("The request is not valid HTTP/1.1.", hint="use an HTTP client."))
 
     def _answer(self, error: AfterwordsError) -> None:
         """Answer a connection that sent no request, or whose requests are not read, and close it."""

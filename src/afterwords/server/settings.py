@@ -23,7 +23,7 @@ from pydantic_settings import (
 )
 
 from afterwords.config import load_config, read_config_file
-from afterwords.errors import InsecureServerError, InvalidOptionError
+from afterwords.errors import InvalidOptionError, ServerSetupError
 
 SECRET_MIN_CHARS: Final = 32
 LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -182,7 +182,7 @@ class Settings(BaseSettings):
         On loopback it counts as reachable once it has a public name: a proxy on this machine may pass requests on.
 
         Raises:
-            InsecureServerError: a secret is missing or short.
+            ServerSetupError: a secret is missing or short.
         """
         reached = self.host if not self.is_loopback else next(iter(self.public_names), None)
         if reached is None:
@@ -192,7 +192,13 @@ class Settings(BaseSettings):
             is_needed = name == "admin_secret" and not self.is_loopback
             n_chars = len(secret.get_secret_value()) if secret else 0
             if n_chars < SECRET_MIN_CHARS and (n_chars or is_needed):
-                raise InsecureServerError(reached, minimum=SECRET_MIN_CHARS, setting=name)
+                raise ServerSetupError(
+                    f"{reached} can be reached from other machines, and no {name.replace('_', ' ')} of at least "
+                    f"{SECRET_MIN_CHARS} characters is set.",
+                    code="insecure_server",
+                    hint=f'export AFTERWORDS_{name.upper()}="$(openssl rand -hex 32)", or serve this machine alone: on '
+                    "127.0.0.1, without a public URL and allowed hosts.",
+                )
 
 
 def _is_local(host: str) -> bool:
@@ -209,7 +215,7 @@ def load_settings(**given: object) -> Settings:
 
     Raises:
         InvalidOptionError: one can't be used.
-        InvalidConfigError: config.toml is there but is not TOML, or sets a name that is not a setting.
+        InvalidInputError: config.toml is there but is not TOML, or sets a name that is not a setting.
     """
     try:
         return Settings(**given)  # type: ignore[arg-type]
@@ -227,7 +233,7 @@ def _refusal(invalid: ValidationError, given: Mapping[str, object]) -> InvalidOp
     value = "***" if field.endswith("secret") else first["input"]
     if field.endswith("url") and isinstance(value, str):
         value = without_secrets(value)
-    return InvalidOptionError(name, value=value, allowed=rule)
+    return InvalidOptionError.for_option(name, value=value, allowed=rule)
 
 
 def without_secrets(url: str) -> str:

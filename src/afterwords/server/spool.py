@@ -61,7 +61,7 @@ class Spool(RawIOBase):
                 raise
         except OSError as error:
             is_full = isinstance(disk.refusal(error, "the server", why=""), StorageFullError)
-            raise StorageFullError("the server") if is_full else StorageUnavailableError() from error
+            raise StorageFullError.for_path("the server") if is_full else StorageUnavailableError() from error
         self.size_bytes += len(data)
         return len(data)
 

@@ -24,7 +24,7 @@ from pydantic import Field
 from standardwebhooks import Webhook
 
 from afterwords import __version__
-from afterwords.errors import InvalidWebhookUrlError
+from afterwords.errors import InvalidRequestError
 from afterwords.models import JobStatus, Model, UtcTime
 from afterwords.server.ports import Clock
 from afterwords.server.records import WebhookCall
@@ -66,7 +66,7 @@ def check_url(url: str) -> str:
     """Return a URL that may be called later, as far as can be told without looking its name up.
 
     Raises:
-        InvalidWebhookUrlError: it is not https, names no public host, or carries credentials or a fragment.
+        InvalidRequestError: it is not https, names no public host, or carries credentials or a fragment.
     """
     _parse(url)
     return url
@@ -94,22 +94,22 @@ def is_public(address: str) -> bool:
 
 def _parse(url: str) -> httpx.URL:
     if len(url) > URL_MAX_CHARS:
-        raise InvalidWebhookUrlError(why=f"it has more than {URL_MAX_CHARS:,} characters")
+        raise InvalidRequestError.invalid_webhook_url(why=f"it has more than {URL_MAX_CHARS:,} characters")
     if any(c.isspace() or not c.isprintable() or c == "\\" for c in url):
-        raise InvalidWebhookUrlError(why="it holds a space, a control character or a backslash")
+        raise InvalidRequestError.invalid_webhook_url(why="it holds a space, a control character or a backslash")
     authority = _AUTHORITY.match(url)
     if authority is None:
-        raise InvalidWebhookUrlError(why="it does not begin with https://")
+        raise InvalidRequestError.invalid_webhook_url(why="it does not begin with https://")
     if "@" in authority[1]:
-        raise InvalidWebhookUrlError(why="it holds credentials")
+        raise InvalidRequestError.invalid_webhook_url(why="it holds credentials")
     if "#" in url:
-        raise InvalidWebhookUrlError(why="it has a fragment")
+        raise InvalidRequestError.invalid_webhook_url(why="it has a fragment")
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
-        raise InvalidWebhookUrlError(why="it is not a URL") from None
+        raise InvalidRequestError.invalid_webhook_url(why="it is not a URL") from None
     if parsed.port is not None and not 1 <= parsed.port <= 65_535:
-        raise InvalidWebhookUrlError(why="its port is not 1 to 65535")
+        raise InvalidRequestError.invalid_webhook_url(why="its port is not 1 to 65535")
     _check_host(_host(parsed))
     return parsed
 
@@ -121,12 +121,12 @@ def _host(url: httpx.URL) -> str:
 
 def _check_host(host: str) -> None:
     if not host:
-        raise InvalidWebhookUrlError(why="it names no host")
+        raise InvalidRequestError.invalid_webhook_url(why="it names no host")
     if ":" in host or _NUMBER.fullmatch(host):
         if not is_public(host):  # ip_address knows one spelling alone: 127.1, 0x7f.1 and 2130706433 are none
-            raise InvalidWebhookUrlError(why="its address is not a public one")
+            raise InvalidRequestError.invalid_webhook_url(why="its address is not a public one")
     elif len(host) > 253 or not _NAME.fullmatch(host) or f".{host}".endswith(tuple(f".{n}" for n in _PRIVATE_NAMES)):
-        raise InvalidWebhookUrlError(why="its host is not the name of a public one")
+        raise InvalidRequestError.invalid_webhook_url(why="its host is not the name of a public one")
 
 
 # -- one call ------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ async def deliver(
     try:
         async with asyncio.timeout(timeout_s):
             status = await _call(call, clock, resolve, may_reach, tls or _public_tls())
-    except (httpx.HTTPError, httpx.InvalidURL, InvalidWebhookUrlError, OSError, ValueError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, InvalidRequestError, OSError, ValueError) as error:
         log.info(
             "the webhook of job %s failed: %s", call.job.job_id, type(error).__name__
         )  # a message may hold the URL
@@ -207,7 +207,7 @@ async def _call(
     is_address = ":" in host or _NUMBER.fullmatch(host)
     addresses = [host] if is_address else list(dict.fromkeys(await resolve(host, url.port or 443)))
     if not addresses or not all(map(may_reach, addresses)):
-        raise InvalidWebhookUrlError(why="its host is not public")
+        raise InvalidRequestError.invalid_webhook_url(why="its host is not public")
     body, headers = _message(call, clock)
     headers["host"] = (f"[{host}]" if ":" in host else host) + (f":{url.port}" if url.port else "")
     refusal: httpx.HTTPError | None = None

@@ -53,7 +53,7 @@ class RunningServer:
             MissingExtraError: the extra `server` is not installed.
         """
         if any(find_spec(name) is None for name in ("fastapi", "sqlalchemy", "pydantic_settings", "uvicorn")):
-            raise MissingExtraError("server", purpose="A server for tests")
+            raise MissingExtraError.for_extra("server", purpose="A server for tests")
         self.admin_secret = secrets.token_urlsafe(32)
         self.api_key = ""
         self._home = home

@@ -24,14 +24,7 @@ from uuid import uuid4
 
 from afterwords import disk
 from afterwords.config import Config, load_config
-from afterwords.errors import (
-    AfterwordsError,
-    ForeignModelError,
-    ModelBusyError,
-    ModelFileError,
-    ModelNotHereError,
-    UnknownModelError,
-)
+from afterwords.errors import AfterwordsError, ModelError, NotFoundError
 from afterwords.weights.folder import LOCK, Lock, ModelFolder
 
 EDGE_BYTES: Final = 1 << 16
@@ -118,9 +111,13 @@ class ModelStatus:
 
 
 def find_checkpoint(name: str) -> Checkpoint:
-    """Return the checkpoint of that name, or raise UnknownModelError."""
+    """Return the checkpoint of that name, or raise NotFoundError."""
     if name not in CHECKPOINTS:
-        raise UnknownModelError(name, known=list(CHECKPOINTS))
+        raise NotFoundError(
+            f"There is no model '{name}' to pull.",
+            code="unknown_model",
+            hint=f"choose one of: {', '.join(CHECKPOINTS)}.",
+        )
     return CHECKPOINTS[name]
 
 
@@ -130,15 +127,15 @@ def locate(name: str, config: Config | None = None) -> Path:
     The folder is AFTERWORDS_MODELS/<name> or `models/<name>` in the home folder, in this order.
 
     Raises:
-        UnknownModelError: There is no such checkpoint.
-        ModelNotHereError: It was not downloaded, or not completely.
-        ModelFileError: A file is missing or truncated.
+        NotFoundError: There is no such checkpoint.
+        ModelError: It was not downloaded, or not completely.
+        ModelError: A file is missing or truncated.
     """
     status = get_status(name, config)
     if status.problem is not None:
         raise status.problem
     if status.path is None:
-        raise ModelNotHereError(name)
+        raise ModelError.not_downloaded(name)
     return status.path
 
 
@@ -151,7 +148,7 @@ def get_status(name: str, config: Config | None = None) -> ModelStatus:
     """Return the status of a checkpoint, judged by the sizes of its files; `verify` reads them.
 
     Raises:
-        UnknownModelError: There is no such checkpoint.
+        NotFoundError: There is no such checkpoint.
     """
     checkpoint = find_checkpoint(name)
     roots = model_roots(config or load_config())
@@ -165,13 +162,13 @@ def get_status(name: str, config: Config | None = None) -> ModelStatus:
     try:
         lock = folder.read_lock()
         if is_partial:
-            problem = ModelNotHereError(name, why="is not completely downloaded")
+            problem = ModelError.not_downloaded(name, why="is not completely downloaded")
         elif lock is not None:
             folder.check_sizes(lock, hint=f"afterwords models pull {name}")
         else:
             hint = "copy the complete model there again, or move that folder away."
             folder.check_without_lock(checkpoint.required, hint=hint)
-    except ModelFileError as error:
+    except ModelError as error:
         problem = error
     return ModelStatus(
         checkpoint,
@@ -218,8 +215,8 @@ def verify(
     Without a lock no hash is known; then only lengths are checked.
 
     Raises:
-        UnknownModelError, ModelNotHereError: The checkpoint is not here.
-        ModelFileError: A file is missing, truncated or altered.
+        NotFoundError, ModelError: The checkpoint is not here.
+        ModelError: A file is missing, truncated or altered.
     """
     folder = ModelFolder(locate(name, config))
     lock = folder.read_lock()
@@ -255,15 +252,15 @@ def remove(name: str, config: Config | None = None) -> Path:
     """Remove what was downloaded of a checkpoint and return its folder.
 
     Raises:
-        UnknownModelError, ModelNotHereError: There is nothing to remove.
-        ForeignModelError: The user put it there.
-        ModelBusyError: Another process is downloading it.
+        NotFoundError, ModelError: There is nothing to remove.
+        ModelError: The user put it there.
+        ModelError: Another process is downloading it.
     """
     status = get_status(name, config)
     if status.path is None:
-        raise ModelNotHereError(name)
+        raise ModelError.not_downloaded(name)
     if not status.is_pulled or status.path.is_symlink():
-        raise ForeignModelError(status.path)
+        raise ModelError.not_managed(status.path)
     root = status.path.parent
     with lock_model(root, name):
         for path in (status.path, partial_folder(root, name).path):
@@ -286,8 +283,13 @@ def lock_model(root: Path, name: str, *, on_wait: Callable[[], None] | None = No
     Args:
         root: Folder that holds the checkpoint's folder.
         name: Name of the checkpoint.
-        on_wait: Called once before waiting for another process; if None, ModelBusyError is raised instead.
+        on_wait: Called once before waiting for another process; if None, ModelError is raised instead.
     """
     disk.make_folder(root)
-    with disk.locked(root / f".{name}.lock", timeout_s=0, busy=ModelBusyError(name), waiting=on_wait):
+    with disk.locked(
+        root / f".{name}.lock",
+        timeout_s=0,
+        busy=ModelError(f"Another process is pulling the model {name}.", code="model_busy"),
+        waiting=on_wait,
+    ):
         yield

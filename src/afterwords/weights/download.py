@@ -19,19 +19,7 @@ import httpx
 
 from afterwords import __version__, disk
 from afterwords.config import Config, load_config
-from afterwords.errors import (
-    ForeignModelError,
-    HubBusyError,
-    HubError,
-    HubMissingError,
-    HubRefusedError,
-    HubUnreachableError,
-    InvalidInputError,
-    MissingExtraError,
-    ModelFileError,
-    OfflineError,
-    StorageFullError,
-)
+from afterwords.errors import HubError, InvalidInputError, MissingExtraError, ModelError, StorageFullError
 from afterwords.network import checked_network, root_cause, setting_to_check
 from afterwords.telemetry import turn_off_telemetry
 from afterwords.weights.catalog import (
@@ -76,13 +64,13 @@ def pull(
         progress: Called with bytes done, bytes in total, and the file.
 
     Raises:
-        UnknownModelError: There is no such checkpoint.
-        OfflineError: A download is needed and forbidden.
+        NotFoundError: There is no such checkpoint.
+        ModelError: A download is needed and forbidden.
         MissingExtraError: huggingface_hub is not installed.
-        ForeignModelError: A folder of the user's own is in the way.
+        ModelError: A folder of the user's own is in the way.
         HubError: The hub refused, could not be reached, or gave an invalid answer.
-        ModelFileError: A downloaded file has the wrong hash twice, or a file of the user's own is truncated.
-        StorageFullError, UnwritableOutputError: The files can't be written; what was downloaded is kept.
+        ModelError: A downloaded file has the wrong hash twice, or a file of the user's own is truncated.
+        StorageFullError, FileError: The files can't be written; what was downloaded is kept.
     """
     config = config or load_config()
     checkpoint = find_checkpoint(name)
@@ -90,13 +78,17 @@ def pull(
     if (path := _find_usable(name, config)) and not is_wanted:
         return path
     if config.is_offline:
-        raise OfflineError(name)
+        raise ModelError(
+            f"The model {name} is not pulled: AFTERWORDS_OFFLINE or HF_HUB_OFFLINE forbids it.",
+            code="offline",
+            hint=f"unset it, or put the files into the folder {name} below AFTERWORDS_MODELS.",
+        )
     root = model_roots(config)[0]
     with lock_model(root, name, on_wait=lambda: progress(0, 1, "waiting for another pull")):
         if (path := _find_usable(name, config)) and not is_wanted:
             return path
         if (root / name).is_symlink() or (path and not get_status(name, config).is_pulled):
-            raise ForeignModelError(path or root / name)
+            raise ModelError.not_managed(path or root / name)
         empty_trash(root, name)
         return _Download(checkpoint, config, progress).run(is_update=is_update)
 
@@ -126,7 +118,7 @@ class _Download:
         if lock is None:
             lock = self._hub.read_lock(self._checkpoint)
             if is_update and self._old is not None:
-                with suppress(ModelFileError):
+                with suppress(ModelError):
                     old_lock = self._old.read_lock()
                     if old_lock is not None and old_lock.revision == lock.revision:
                         self._old.check_sizes(old_lock, hint="")
@@ -139,7 +131,7 @@ class _Download:
         needed_bytes = lock.size_bytes - self._partial.present_bytes(lock)
         free_bytes = shutil.disk_usage(self._partial.path).free
         if needed_bytes > free_bytes:
-            raise StorageFullError(self._partial.path.parent, needed_bytes=needed_bytes, free_bytes=free_bytes)
+            raise StorageFullError.for_path(self._partial.path.parent, needed_bytes=needed_bytes, free_bytes=free_bytes)
         counter.done_bytes = sum(file.size_bytes for file in lock.files if self._partial.has(file))
         for file in lock.files:
             if not self._partial.has(file):
@@ -153,7 +145,7 @@ class _Download:
     def _find_lock(self) -> Lock | None:
         """Return the lock of the interrupted download, else of the damaged model, so that its revision stays."""
         for folder in filter(None, (self._partial, self._old)):
-            with suppress(ModelFileError):
+            with suppress(ModelError):
                 if (lock := folder.read_lock()) is not None and lock.repository == self._checkpoint.repository:
                     return lock
         return None
@@ -204,7 +196,7 @@ class _Download:
                 return
             with disk.storing(part):
                 part.unlink()
-        raise ModelFileError(file.name, why="has the wrong hash, in two downloads", hint=_CHANGED_HINT)
+        raise ModelError.for_file(file.name, why="has the wrong hash, in two downloads", hint=_CHANGED_HINT)
 
 
 class _Hub:
@@ -215,7 +207,7 @@ class _Hub:
     Raises:
         MissingExtraError: huggingface_hub is not installed.
         InvalidInputError: HF_ENDPOINT or HF_TOKEN is malformed.
-        NetworkSettingError: The environment names an unusable proxy or certificate.
+        RemoteError: The environment names an unusable proxy or certificate.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -223,7 +215,7 @@ class _Hub:
         try:
             import huggingface_hub  # noqa: F401
         except ImportError as error:
-            raise MissingExtraError(checkpoint.extra, purpose=f"Downloading {checkpoint.name}") from error
+            raise MissingExtraError.for_extra(checkpoint.extra, purpose=f"Downloading {checkpoint.name}") from error
         self.url = (os.environ.get("HF_ENDPOINT") or PUBLIC_URL).strip().rstrip("/")
         token = os.environ.get("HF_TOKEN", "").strip()
         try:
@@ -263,10 +255,12 @@ class _Hub:
             except OSError:
                 raise
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise HubError(self.url, why=f"does not state commit, sizes and hashes of {repository}") from error
+                raise HubError.for_url(
+                    self.url, why=f"does not state commit, sizes and hashes of {repository}"
+                ) from error
         for pattern in checkpoint.required:
             if not any(matches(file.name, [pattern]) for file in lock.files):
-                raise HubMissingError(self.url, what=f"{pattern} in {repository}")
+                raise HubError.for_url(self.url, f"has no {pattern} in {repository}", code="hub_missing")
         return lock
 
     def download(self, lock: Lock, file: ModelFile, part: Path, *, on_bytes: Callable[[int], None]) -> None:
@@ -331,7 +325,7 @@ class _Hub:
         except HfHubHTTPError as error:
             raise self._refusal(error.response, what) from error
         except httpx2.TooManyRedirects as error:
-            raise HubError(self.url, why=f"redirects in a loop for the {what}") from error
+            raise HubError.for_url(self.url, why=f"redirects in a loop for the {what}") from error
         except httpx2.HTTPError as error:
             cause = root_cause(error)
             why = "the connection was lost"
@@ -340,11 +334,11 @@ class _Hub:
             elif isinstance(cause, OSError) and cause.strerror:
                 why = cause.strerror.lower()
             check = "" if self._is_loopback else setting_to_check(self.url, error)
-            raise HubUnreachableError(self.url, why=why, check=check) from error
+            raise HubError.unreachable(self.url, why=why, check=check) from error
         except OSError as error:
             if error.errno is not None:  # of the disk
                 raise
-            raise HubError(self.url, why=f"sends another size than it states for the {what}") from error
+            raise HubError.for_url(self.url, why=f"sends another size than it states for the {what}") from error
 
     def _refusal(self, response: Any, what: str) -> HubError:
         from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # exported lazily
@@ -353,16 +347,16 @@ class _Hub:
         if status == 429:
             limit = parse_ratelimit_headers(response.headers)
             wait = response.headers.get("Retry-After", "")
-            return HubBusyError(
+            return HubError.busy(
                 self.url, retry_after_s=int(wait) if wait.isdecimal() else limit.reset_in_seconds if limit else None
             )
         if status == 408 or status >= 500:
-            return HubUnreachableError(self.url, why=f"it answers with status {status}")
+            return HubError.unreachable(self.url, why=f"it answers with status {status}")
         if status in (401, 403):  # the public hub answers 401 also for repositories that do not exist
-            return HubRefusedError(self.url, what=f"the {what}", has_token=bool(self._token))
+            return HubError.refused(self.url, what=f"the {what}", has_token=bool(self._token))
         if status in (404, 410):
-            return HubMissingError(self.url, what=what)
-        return HubError(self.url, why=f"answers with status {status} for the {what}")
+            return HubError.for_url(self.url, f"has no {what}", code="hub_missing")
+        return HubError.for_url(self.url, why=f"answers with status {status} for the {what}")
 
 
 def _to_model_file(sibling: Any) -> ModelFile:

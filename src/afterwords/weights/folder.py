@@ -16,7 +16,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from afterwords import disk
-from afterwords.errors import ModelFileError
+from afterwords.errors import ModelError
 
 LOCK: Final = "lock.json"
 _HEADER_MAX_BYTES: Final = 100_000_000
@@ -69,7 +69,7 @@ class ModelFolder:
         """Return the lock, or None if the folder has none.
 
         Raises:
-            ModelFileError: The lock can't be read.
+            ModelError: The lock can't be read.
         """
         path = self.path / LOCK
         try:
@@ -78,9 +78,11 @@ class ModelFolder:
             return None
         except OSError as error:
             why = f"can't be read ({error.strerror})"
-            raise ModelFileError(str(path), why=why, hint="check its permissions.") from error
+            raise ModelError.for_file(str(path), why=why, hint="check its permissions.") from error
         except ValidationError as error:
-            raise ModelFileError(str(path), why="is damaged", hint="delete it and pull the model again.") from error
+            raise ModelError.for_file(
+                str(path), why="is damaged", hint="delete it and pull the model again."
+            ) from error
 
     def write_lock(self, lock: Lock) -> None:
         """Write the lock, creating the folder if needed."""
@@ -107,15 +109,15 @@ class ModelFolder:
         )
 
     def check_sizes(self, lock: Lock, *, hint: str) -> None:
-        """Raise ModelFileError for the first locked file that is missing or has another size."""
+        """Raise ModelError for the first locked file that is missing or has another size."""
         for file in lock.files:
             size = _size(self.file_path(file))
             if size != file.size_bytes:
                 why = "is missing" if size is None else f"has {size:,} bytes instead of {file.size_bytes:,}"
-                raise ModelFileError(str(self.file_path(file)), why=why, hint=hint)
+                raise ModelError.for_file(str(self.file_path(file)), why=why, hint=hint)
 
     def check_without_lock(self, required: Sequence[str], *, hint: str) -> None:
-        """Raise ModelFileError for the first required file that is missing, or weight file that is truncated.
+        """Raise ModelError for the first required file that is missing, or weight file that is truncated.
 
         Args:
             required: Patterns; each must match at least one file.
@@ -123,7 +125,7 @@ class ModelFolder:
         """
         for pattern in required:
             if not any(path.is_file() for path in self.path.glob(pattern)):
-                raise ModelFileError(str(self.path / pattern), why="is missing", hint=hint)
+                raise ModelError.for_file(str(self.path / pattern), why="is missing", hint=hint)
         indexes, weights = (
             sorted(chain(self.path.glob(pattern), self.path.glob(f"*/{pattern}")))
             for pattern in ("*.safetensors.index.json", "*.safetensors")
@@ -131,7 +133,7 @@ class ModelFolder:
         for index in indexes:
             for shard in read_shard_names(index, hint=hint):
                 if not (index.parent / shard).is_file():
-                    raise ModelFileError(str(index.parent / shard), why="is missing", hint=hint)
+                    raise ModelError.for_file(str(index.parent / shard), why="is missing", hint=hint)
         for path in weights:
             check_length(path, hint=hint)
 
@@ -144,12 +146,12 @@ class ModelFolder:
             on_read: Called with a number of bytes read and the file's name.
 
         Raises:
-            ModelFileError: A file is missing, truncated or altered.
+            ModelError: A file is missing, truncated or altered.
         """
         self.check_sizes(lock, hint=hint)
         for file in lock.files:
             if not has_hash(self.file_path(file), file, on_read=on_read):
-                raise ModelFileError(str(self.file_path(file)), why="was altered: its hash differs", hint=hint)
+                raise ModelError.for_file(str(self.file_path(file)), why="was altered: its hash differs", hint=hint)
 
 
 def has_hash(
@@ -179,7 +181,7 @@ def check_length(path: Path, *, hint: str) -> None:
     """Check that a safetensors file is as long as its header says: 8 bytes, the header, the tensors.
 
     Raises:
-        ModelFileError: The file is truncated or is not a safetensors file.
+        ModelError: The file is truncated or is not a safetensors file.
 
     Source: github.com/huggingface/safetensors, "Format".
     """
@@ -190,12 +192,12 @@ def check_length(path: Path, *, hint: str) -> None:
         ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
         expected = 8 + n_header + max(ends, default=0)
     except OSError as error:
-        raise ModelFileError(str(path), why=f"can't be read ({error.strerror})", hint=hint) from error
+        raise ModelError.for_file(str(path), why=f"can't be read ({error.strerror})", hint=hint) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelFileError(str(path), why="is truncated or not a safetensors file", hint=hint) from error
+        raise ModelError.for_file(str(path), why="is truncated or not a safetensors file", hint=hint) from error
     size = _size(path)
     if size != expected:
-        raise ModelFileError(str(path), why=f"has {size:,} bytes instead of {expected:,}", hint=hint)
+        raise ModelError.for_file(str(path), why=f"has {size:,} bytes instead of {expected:,}", hint=hint)
 
 
 class _ShardIndex(BaseModel):
@@ -206,12 +208,12 @@ def read_shard_names(index: Path, *, hint: str) -> list[str]:
     """Return the names of the files that a `*.safetensors.index.json` lists.
 
     Raises:
-        ModelFileError: The index can't be read, or names files outside its folder.
+        ModelError: The index can't be read, or names files outside its folder.
     """
     try:
         return sorted(set(_ShardIndex.model_validate_json(disk.read(index)).weight_map.values()))
     except (OSError, ValidationError) as error:
-        raise ModelFileError(str(index), why="is not an index of weight files", hint=hint) from error
+        raise ModelError.for_file(str(index), why="is not an index of weight files", hint=hint) from error
 
 
 def _size(path: Path) -> int | None:

@@ -14,7 +14,7 @@ from afterwords.backends.lite import data
 from afterwords.backends.lite.data import read_data
 from afterwords.backends.lite.search import voice_table
 from afterwords.backends.lite.styles import LIMIT, SIZE, style_space
-from afterwords.errors import ModelFileError
+from afterwords.errors import ModelError
 
 FOLDER = Path(data.__file__).parent
 HASHES: dict[str, str] = json.loads((FOLDER / "hashes.json").read_text("utf-8"))
@@ -48,20 +48,20 @@ def test_one_changed_byte_is_noticed(name: str, copied: Path) -> None:
     content = bytearray((copied / name).read_bytes())
     content[len(content) // 3] ^= 1
     (copied / name).write_bytes(content)
-    with pytest.raises(ModelFileError, match="SHA-256") as caught:
+    with pytest.raises(ModelError, match="SHA-256") as caught:
         read_data(name)
     assert "pip install" in caught.value.hint
 
 
 def test_a_missing_file_is_named(copied: Path) -> None:
     (copied / "table.npz").unlink()
-    with pytest.raises(ModelFileError, match=r"table\.npz is missing"):
+    with pytest.raises(ModelError, match=r"table\.npz is missing"):
         read_data("table.npz")
 
 
 def test_a_file_that_is_not_listed_is_not_read(copied: Path) -> None:
     (copied / "more.bin").write_bytes(b"more")
-    with pytest.raises(ModelFileError):
+    with pytest.raises(ModelError):
         read_data("more.bin")
 
 

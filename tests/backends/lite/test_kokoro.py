@@ -28,7 +28,7 @@ from afterwords.backends.lite.kokoro import (
 )
 from afterwords.backends.lite.styles import style_space
 from afterwords.config import load_config
-from afterwords.errors import ModelFileError
+from afterwords.errors import ModelError
 from afterwords.models import SpeechTask
 from tests.backends.lite.conftest import Enrolment
 
@@ -125,7 +125,7 @@ def test_a_damaged_export_is_refused_and_leaves_no_file(home: Path, monkeypatch:
     flip_a_byte(override)
     monkeypatch.setenv("AFTERWORDS_KOKORO_ONNX", str(override))
     (home / "models").unlink()
-    with pytest.raises(ModelFileError, match="SHA-256") as caught:
+    with pytest.raises(ModelError, match="SHA-256") as caught:
         model_file(home / "models", load_config().kokoro_onnx)
     assert "AFTERWORDS_KOKORO_ONNX" in caught.value.hint
     assert not list((home / "models").glob("*.onnx*"))
@@ -137,12 +137,12 @@ def test_an_export_that_is_not_there_is_named(
     monkeypatch.setenv("AFTERWORDS_KOKORO_ONNX", "/nowhere/kokoro.onnx")
     (home / "models").unlink()
     task = SpeechTask(text="Hello.", lang="en", backend="lite", voice_id="1", prompt=enrolment.prompt)
-    with pytest.raises(ModelFileError, match=r"/nowhere/kokoro\.onnx can't be read"):
+    with pytest.raises(ModelError, match=r"/nowhere/kokoro\.onnx can't be read"):
         list(LiteEngine().synthesize(task))
 
 
 def test_a_graph_without_that_pitch_curve_is_refused() -> None:
-    with pytest.raises(ModelFileError, match="no pitch curve"):
+    with pytest.raises(ModelError, match="no pitch curve"):
         add_pitch_control(b"some other graph")
 
 

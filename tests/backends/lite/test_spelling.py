@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from afterwords.backends.lite.engine import LiteEngine
 from afterwords.backends.lite.g2p import has_sound, plain_words, tokens
 from afterwords.backends.lite.spelling import spell, unspoken
-from afterwords.errors import UnspeakableTextError
+from afterwords.errors import TextError
+from tests.error_codes import has_code
 
 
 def said(text: str) -> str:
@@ -205,7 +206,7 @@ def test_engine_names_what_it_leaves_out(text: str, words: list[str]) -> None:
 
 @pytest.mark.parametrize("text", ["Привет, мир", "你好。", "Ελλάδα 😀"])
 def test_engine_refuses_a_text_of_other_scripts(text: str) -> None:
-    with pytest.raises(UnspeakableTextError):
+    with pytest.raises(TextError, check=has_code("unspeakable_text")):
         LiteEngine().unspoken(text)
 
 

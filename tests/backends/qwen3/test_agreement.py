@@ -13,8 +13,9 @@ from afterwords.backends.qwen3.torch import agreement, quantized
 from afterwords.backends.qwen3.torch.agreement import Agreement
 from afterwords.backends.qwen3.torch.engine import Qwen3Large
 from afterwords.backends.qwen3.torch.model import Model
-from afterwords.errors import PrecisionError
+from afterwords.errors import ModelError
 from tests.backends.qwen3.speaking import GREEDY, LANGUAGE, load
+from tests.error_codes import has_code
 
 ROWS = LANGUAGE["projected"]["rows of different length"]
 
@@ -57,7 +58,9 @@ def test_fewer_bits_agree_less_and_are_refused(model: Callable[[], Model], monke
     monkeypatch.setitem(quantized._FORMS, "int3", (torch.int8, 3.0))  # no setting asks for what can't be good enough
     found = model().quantize("int3")
     assert not found.is_enough
-    with pytest.raises(PrecisionError, match=r"too much else in int3: [45]\d% of its codes are the same") as refused:
+    with pytest.raises(
+        ModelError, match=r"too much else in int3: [45]\d% of its codes are the same", check=has_code("precision")
+    ) as refused:
         agreement.check(found, model="tiny", precision="int3")
     assert "AFTERWORDS_PRECISION" in refused.value.hint
 
@@ -77,5 +80,5 @@ def test_an_engine_rounds_as_it_is_told_and_refuses_what_is_too_little(
     engine.load("qwen3-1.7b")
     engine.close()
     monkeypatch.setattr(agreement, "LEAST_CODES", 1.0)
-    with pytest.raises(PrecisionError, match=r"qwen3-1\.7b says too much else in int8"):
+    with pytest.raises(ModelError, match=r"qwen3-1\.7b says too much else in int8", check=has_code("precision")):
         engine.load("qwen3-1.7b")

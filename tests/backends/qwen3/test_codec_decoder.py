@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from afterwords.backends.qwen3.codec_config import read_codec_config
 from afterwords.backends.qwen3.torch.codec_decoder import CodecDecoder
 from afterwords.backends.qwen3.torch.weights import Weights
-from afterwords.errors import ModelFileError
+from afterwords.errors import ModelError
 from scripts.make_qwen3_sound_goldens import EVERY, codes
 from tests.backends.qwen3.conftest import GOLDENS
 
@@ -207,7 +207,7 @@ def test_a_config_that_is_not_known_is_refused_by_field(
     content = json.loads((checkpoint / "speech_tokenizer/config.json").read_text("utf-8"))
     content[section][field] = value
     (tmp_path / "config.json").write_text(json.dumps(content), "utf-8")
-    with pytest.raises(ModelFileError, match=r"config\.json can't be used: "):
+    with pytest.raises(ModelError, match=r"config\.json can't be used: "):
         read_codec_config(tmp_path)
 
 
@@ -217,5 +217,5 @@ def test_weights_without_a_tensor_are_refused_by_its_name(checkpoint: Path, tmp_
     tensors = load_file(file)
     del tensors["decoder.decoder.2.block.0.alpha"]
     save_file(tensors, file)
-    with pytest.raises(ModelFileError, match=r"lacks the tensor decoder\.decoder\.2\.block\.0\.alpha"):
+    with pytest.raises(ModelError, match=r"lacks the tensor decoder\.decoder\.2\.block\.0\.alpha"):
         load(tmp_path)

@@ -12,7 +12,7 @@ import pytest
 
 from afterwords.backends.qwen3.codec_config import check_codes, read_codec_config
 from afterwords.backends.qwen3.config import LANGUAGE_NAMES, ModelConfig, Sampling, read_config
-from afterwords.errors import ModelFileError
+from afterwords.errors import ModelError
 from afterwords.text import LANGS
 
 Change = Callable[[dict[str, Any]], object]
@@ -65,7 +65,7 @@ def test_codec_that_does_not_match_its_talker_is_refused(checkpoint: Path) -> No
         codec.model_copy(update={"decoder": codec.decoder.model_copy(update={"codebook_size": 63})}),
         codec.model_copy(update={"n_codebooks": 15}),
     ):
-        with pytest.raises(ModelFileError, match="which do not match its talker"):
+        with pytest.raises(ModelError, match="which do not match its talker"):
             check_codes(config, odd, checkpoint)
 
 
@@ -86,7 +86,7 @@ def test_unsupported_codec_is_named(checkpoint: Path, tmp_path: Path) -> None:
         content = json.loads(original)
         change(content)
         (tmp_path / "config.json").write_text(json.dumps(content), "utf-8")
-        with pytest.raises(ModelFileError, match=f"can't be used: .*{why}"):
+        with pytest.raises(ModelError, match=f"can't be used: .*{why}"):
             read_codec_config(tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_unsupported_value_names_its_field(
         content = json.loads(original)
         change(content)
         (folder / file).write_text(json.dumps(content), "utf-8")
-        with pytest.raises(ModelFileError, match=rf"{file} can't be used: .*{why}"):
+        with pytest.raises(ModelError, match=rf"{file} can't be used: .*{why}"):
             read_config(folder)
 
 
@@ -155,5 +155,5 @@ def test_damaged_file_is_named(checkpoint: Path, tmp_path: Path, content: str | 
     folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
     path = folder / "generation_config.json"
     path.unlink() if content is None else path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(ModelFileError, match=rf"generation_config\.json .*{why}"):
+    with pytest.raises(ModelError, match=rf"generation_config\.json .*{why}"):
         read_config(folder)

@@ -15,8 +15,9 @@ from afterwords.backends.qwen3.long_text import AHEAD, FADE, PAUSE_S, TRIES, Rea
 from afterwords.backends.qwen3.request import Finish
 from afterwords.backends.qwen3.torch.model import Model, VoiceOnDevice
 from afterwords.backends.qwen3.torch.scheduler import Loop, Speech
-from afterwords.errors import EmptyTextError, SynthesisError
+from afterwords.errors import SynthesisError, TextError
 from afterwords.models import SpeechTask
+from tests.error_codes import has_code
 
 FOUR = "One two three four five. Six seven eight nine ten. Eleven twelve and so on. Thirteen and no more."
 
@@ -144,7 +145,7 @@ def test_a_piece_of_tiny_sounds_comes_in_over_all_of_them() -> None:
 
 @pytest.mark.parametrize("text", ["...", "?! —", "…\n\n。"])
 def test_punctuation_alone_is_nothing_to_speak(model: Model, text: str) -> None:
-    with pytest.raises(EmptyTextError):
+    with pytest.raises(TextError, check=has_code("empty_text")):
         pieces_of(text, "en", model)
 
 
@@ -153,7 +154,7 @@ def test_what_the_tokenizer_makes_nothing_of_is_nothing_to_speak(model: Model, m
         return len(text) if text.isascii() else 0
 
     monkeypatch.setattr(model, "n_tokens", only_ascii)
-    with pytest.raises(EmptyTextError):
+    with pytest.raises(TextError, check=has_code("empty_text")):
         pieces_of("日本語です。", "ja", model)
     assert pieces_of("A sentence of its own. 日本語の長い文がここにあります。", "en", model) == [
         "A sentence of its own."

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from afterwords.install import pip_install
+from afterwords.errors import pip_install
 from tests.cli.program import environment, interrupted, run
 from tests.e2e.served import READER, Served, final, register, serving, speak
 

@@ -11,7 +11,7 @@ import pytest
 
 from afterwords.backends.qwen3.config import read_config
 from afterwords.backends.qwen3.tokenizer import TextTokenizer
-from afterwords.errors import ModelFileError
+from afterwords.errors import ModelError
 from scripts.make_qwen3_tiny import CONTROL_TOKENS, MERGES
 from tests.backends.qwen3.speaking import LANGUAGE
 
@@ -63,12 +63,12 @@ def test_empty_text_has_no_tokens(tokenizer: TextTokenizer) -> None:
 def test_damaged_file_is_named(checkpoint: Path, tmp_path: Path, file: str, content: str | None, why: str) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
     (folder / file).unlink() if content is None else (folder / file).write_text(content, "utf-8")
-    with pytest.raises(ModelFileError, match=why):
+    with pytest.raises(ModelError, match=why):
         tokenizer_of(folder)
 
 
 def test_vocabulary_larger_than_the_models_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(ModelFileError, match="more than the model's 200 tokens"):
+    with pytest.raises(ModelError, match="more than the model's 200 tokens"):
         tokenizer_of(checkpoint, vocab=200)
 
 

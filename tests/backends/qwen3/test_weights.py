@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from afterwords.backends.qwen3.config import read_config
 from afterwords.backends.qwen3.torch.talker import Talker
 from afterwords.backends.qwen3.torch.weights import Weights
-from afterwords.errors import ModelFileError
+from afterwords.errors import ModelError
 
 HEAD = "talker.codec_head.weight"
 Tensors = dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
@@ -47,7 +47,7 @@ def test_tensor_is_taken_once_in_the_type_asked_for(checkpoint: Path) -> None:
         assert weights.has(HEAD)
         assert weights.take(HEAD, (1088, 32)).dtype == torch.bfloat16
         assert not weights.has(HEAD)
-        with pytest.raises(ModelFileError, match=f"lacks the tensor {HEAD}"):
+        with pytest.raises(ModelError, match=f"lacks the tensor {HEAD}"):
             weights.take(HEAD, (1088, 32))
 
 
@@ -74,7 +74,7 @@ def test_shards_and_their_index_are_as_one_file(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}), "utf-8")
     assert load_talker(folder).embeddings.codes.shape == (1088 + 15 * 64, 32)
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ModelFileError, match=r"00002-of-00002\.safetensors is missing"):
+    with pytest.raises(ModelError, match=r"00002-of-00002\.safetensors is missing"):
         load_talker(folder)
 
 
@@ -89,7 +89,7 @@ def test_shards_and_their_index_are_as_one_file(folder: Path) -> None:
 )
 def test_index_that_leads_elsewhere_is_refused(tmp_path: Path, index: str, why: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(index, "utf-8")
-    with pytest.raises(ModelFileError, match=why):
+    with pytest.raises(ModelError, match=why):
         open_weights(tmp_path)
 
 
@@ -97,16 +97,16 @@ def test_index_that_leads_elsewhere_is_refused(tmp_path: Path, index: str, why: 
 def test_pickle_is_not_opened(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     for source in (tmp_path, tmp_path / name):
-        with pytest.raises(ModelFileError, match=rf"{name} is a pickle, which can run any code"):
+        with pytest.raises(ModelError, match=rf"{name} is a pickle, which can run any code"):
             open_weights(source)
 
 
 def test_folder_without_weights_says_which_file_it_lacks(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"model\.safetensors is missing"):
+    with pytest.raises(ModelError, match=r"model\.safetensors is missing"):
         open_weights(tmp_path)
-    with pytest.raises(ModelFileError, match=r"other\.safetensors is missing"):
+    with pytest.raises(ModelError, match=r"other\.safetensors is missing"):
         open_weights(tmp_path / "other.safetensors")
-    with pytest.raises(ModelFileError, match=r"model\.gguf is not a \.safetensors file"):
+    with pytest.raises(ModelError, match=r"model\.gguf is not a \.safetensors file"):
         open_weights(tmp_path / "model.gguf")
 
 
@@ -114,13 +114,13 @@ def test_folder_without_weights_says_which_file_it_lacks(tmp_path: Path) -> None
 def test_file_that_was_cut_is_refused_as_it_is_opened(folder: Path, n_bytes: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:n_bytes])
-    with pytest.raises(ModelFileError, match="is damaged or was cut short"):
+    with pytest.raises(ModelError, match="is damaged or was cut short"):
         open_weights(folder)
 
 
 def test_file_of_something_else_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\x93NUMPY" * 1_000)
-    with pytest.raises(ModelFileError, match="is damaged or was cut short"):
+    with pytest.raises(ModelError, match="is damaged or was cut short"):
         open_weights(folder)
 
 
@@ -142,14 +142,14 @@ def test_file_of_something_else_is_refused(folder: Path) -> None:
 )
 def test_tensor_that_does_not_belong_is_named(folder: Path, change: Callable[[Tensors], object], why: str) -> None:
     alter(folder, change)
-    with pytest.raises(ModelFileError, match=why):
+    with pytest.raises(ModelError, match=why):
         load_talker(folder)
 
 
 def test_tensors_of_another_part_are_left_for_it(checkpoint: Path) -> None:
     with open_weights(checkpoint) as weights:
         Talker(weights, read_config(checkpoint), max_positions=64)
-        with pytest.raises(ModelFileError, match=r"has the tensor speaker_encoder\."):
+        with pytest.raises(ModelError, match=r"has the tensor speaker_encoder\."):
             weights.check_all_taken()
         weights.skip("speaker_encoder.")
         weights.check_all_taken()

@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import BinaryIO
 
 from afterwords.audio.wav import read_wav
-from afterwords.errors import EmptyDataError, RunawayAudioError, StaleAttemptError
+from afterwords.errors import MalformedWavError, StaleAttemptError, SynthesisError
 from afterwords.models import JobStatus, SpeechFormat, new_id, now
 from afterwords.server.records import Claim, StoredJob, StoredVoice
 from afterwords.text import longest_speech_s
@@ -151,13 +151,13 @@ class MemoryQueue:
             wav.seek(0)
             content = wav.read()
             samples, sample_rate = read_wav(content)
-        except EmptyDataError:
+        except MalformedWavError:
             self._end(job_id, status=JobStatus.FAILED, error="empty_data")
             raise
         longest_s = longest_speech_s(job.text or "", speed=job.speed)
         if len(samples) / sample_rate > longest_s:
             self._end(job_id, status=JobStatus.FAILED, error="runaway_audio")
-            raise RunawayAudioError(duration_s=len(samples) / sample_rate, maximum_s=longest_s)
+            raise SynthesisError.runaway(duration_s=len(samples) / sample_rate, maximum_s=longest_s)
         self.wavs[job_id] = content
         self._end(job_id, status=JobStatus.READY, synth_ms=synth_ms)
 

@@ -23,7 +23,7 @@ ODD = '''
 import os, time
 from pathlib import Path
 from afterwords.backends.tone import ToneEngine
-from afterwords.errors import ModelFileError, SynthesisError
+from afterwords.errors import ModelError, SynthesisError
 
 def note(word):
     with open(Path(os.environ["AFTERWORDS_HOME"]) / "odd.log", "a") as log:
@@ -37,7 +37,7 @@ class Odd(ToneEngine):
 
     def load(self, backend, progress=lambda fraction, step: None):
         if (Path(os.environ["AFTERWORDS_HOME"]) / "broken").exists():
-            raise ModelFileError("odd.bin", why="is missing", hint="wait")
+            raise ModelError("odd.bin", why="is missing", hint="wait")
         progress(0.4, "loading")
         progress(1.0, "done")
 

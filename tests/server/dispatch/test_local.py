@@ -12,7 +12,7 @@ import pytest
 
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
 from afterwords.config import Config
-from afterwords.errors import LostReferenceError, SynthesisError
+from afterwords.errors import AudioMissingError, SynthesisError
 from afterwords.server.dispatch import LocalDispatcher
 from afterwords.server.ports import Dispatcher
 from afterwords.server.settings import Settings
@@ -55,7 +55,7 @@ async def test_speed_shortens_the_audio(queue: MemoryQueue) -> None:
 
 
 async def test_voice_without_reference_fails_job_without_audio(queue: MemoryQueue) -> None:
-    queue.errors["reference"] = LostReferenceError()
+    queue.errors["reference"] = AudioMissingError(code="reference_missing")
     async with running_dispatcher(queue) as dispatcher:
         job_id = queue.submit("hello")
         listener = dispatcher.listen(job_id)

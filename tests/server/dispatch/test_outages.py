@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from afterwords.errors import DatabaseUnavailableError, StorageFullError, StorageUnavailableError, VoiceDeletedError
+from afterwords.errors import DatabaseUnavailableError, StaleAttemptError, StorageFullError, StorageUnavailableError
 from afterwords.server.dispatch.attempt import retry_during_outage
+from tests.error_codes import has_code
 from tests.server.dispatch.memory_queue import MemoryQueue
 from tests.server.dispatch.running import running_dispatcher
 
@@ -31,7 +32,9 @@ async def test_claim_is_repeated_after_any_error(queue: MemoryQueue) -> None:
         assert await queue.wait_for(job_id) == ["ready"]
 
 
-@pytest.mark.parametrize("error", [StorageUnavailableError(), DatabaseUnavailableError(), StorageFullError("it")])
+@pytest.mark.parametrize(
+    "error", [StorageUnavailableError(), DatabaseUnavailableError(), StorageFullError.for_path("it")]
+)
 async def test_result_is_redelivered_and_claims_pause_meanwhile(queue: MemoryQueue, error: Exception) -> None:
     queue.errors["complete"] = error
     async with running_dispatcher(queue):
@@ -61,13 +64,13 @@ async def test_failed_heartbeat_does_not_stop_the_job(queue: MemoryQueue) -> Non
 
 
 async def test_prompt_that_is_not_stored_does_not_stop_the_job(queue: MemoryQueue) -> None:
-    queue.errors["save_prompt"] = StorageFullError("the blobs")
+    queue.errors["save_prompt"] = StorageFullError.for_path("the blobs")
     async with running_dispatcher(queue):
         assert await queue.wait_for(queue.submit("hello")) == ["ready"]
 
 
 async def test_result_for_a_deleted_voice_is_dropped(queue: MemoryQueue) -> None:
-    queue.errors["complete"] = VoiceDeletedError()
+    queue.errors["complete"] = StaleAttemptError(code="voice_deleted")
     async with running_dispatcher(queue) as dispatcher:
         job_id = queue.submit("hello")
         await queue.wait_until(lambda: ("complete", job_id) in queue.calls)
@@ -80,9 +83,9 @@ async def test_result_for_a_deleted_voice_is_dropped(queue: MemoryQueue) -> None
 async def test_retry_during_outage_ends_with_success_or_timeout() -> None:
     answers: list[Exception | str] = [
         DatabaseUnavailableError(),
-        StorageFullError("it"),
+        StorageFullError.for_path("it"),
         "done",
-        StorageFullError("it"),
+        StorageFullError.for_path("it"),
     ]
 
     async def call() -> str:
@@ -98,7 +101,7 @@ async def test_retry_during_outage_ends_with_success_or_timeout() -> None:
 
 async def test_other_errors_are_raised_at_once() -> None:
     async def call() -> None:
-        raise VoiceDeletedError
+        raise StaleAttemptError(code="voice_deleted")
 
-    with pytest.raises(VoiceDeletedError):
+    with pytest.raises(StaleAttemptError, check=has_code("voice_deleted")):
         await retry_during_outage(call, timeout_s=10)

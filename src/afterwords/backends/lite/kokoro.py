@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from afterwords import disk
 from afterwords.backends.base import Progress, ignore_progress
 from afterwords.backends.lite.data import read_data
-from afterwords.errors import ModelFileError
-from afterwords.install import pip_install
+from afterwords.errors import ModelError, pip_install
 from afterwords.telemetry import import_onnxruntime
 
 if TYPE_CHECKING:
@@ -127,9 +126,9 @@ def model_file(models: Path, override: Path | None = None, progress: Progress = 
         progress: told when the file has to be made, which takes longer than reading it.
 
     Raises:
-        ModelFileError: a packaged part or the override is not what it should be.
+        ModelError: a packaged part or the override is not what it should be.
         StorageFullError: the folder's disk is full.
-        UnwritableOutputError: the folder can't be written to.
+        FileError: the folder can't be written to.
     """
     path = models / "kokoro-82m-int8-pitched.onnx"
     if _is_whole(path):
@@ -152,7 +151,7 @@ def _is_whole(path: Path) -> bool:
 def _pitched(override: Path | None) -> bytes:
     graph = add_pitch_control(_joined(override))
     if hashlib.sha256(graph).hexdigest() != PITCHED_SHA256:
-        raise ModelFileError(
+        raise ModelError.for_file(
             "Kokoro-82M", why="came out altered", hint=pip_install("lite", options="--force-reinstall")
         )
     return graph
@@ -165,7 +164,7 @@ def add_pitch_control(graph: bytes) -> bytes:
     """
     tag = bytes([0x12, len(_PITCH)])  # field 2 of NodeProto (output), length-delimited
     if graph.count(tag + _PITCH) != 1:
-        raise ModelFileError(
+        raise ModelError.for_file(
             "Kokoro", why="has no pitch curve where one was expected", hint="unset AFTERWORDS_KOKORO_ONNX."
         )
     return graph.replace(tag + _PITCH, tag + _RAW_PITCH, 1) + read_data("pitch.bin")
@@ -181,14 +180,14 @@ def _joined(override: Path | None) -> bytes:
     try:
         graph = b"".join(file.read_bytes() for file in files)
     except OSError as error:
-        raise ModelFileError(source, why=f"can't be read ({error.strerror})", hint=hint) from error
+        raise ModelError.for_file(source, why=f"can't be read ({error.strerror})", hint=hint) from error
     if hashlib.sha256(graph).hexdigest() != JOINED_SHA256:
-        raise ModelFileError(source, why="does not have the expected SHA-256", hint=hint)
+        raise ModelError.for_file(source, why="does not have the expected SHA-256", hint=hint)
     return graph
 
 
 def _package_folder(name: str) -> Path:
     spec = find_spec(name)
     if spec is None or spec.origin is None:
-        raise ModelFileError(name, why="is not installed", hint=pip_install("lite"))
+        raise ModelError.for_file(name, why="is not installed", hint=pip_install("lite"))
     return Path(spec.origin).parent

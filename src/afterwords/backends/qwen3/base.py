@@ -21,7 +21,7 @@ from afterwords.backends.base import (
     ignore_progress,
 )
 from afterwords.backends.qwen3.config import LANGUAGE_NAMES
-from afterwords.errors import SynthesisError, TooLittleMemoryError, UnsupportedLangError
+from afterwords.errors import ModelError, SynthesisError, UnsupportedLangError
 
 if TYPE_CHECKING:
     from afterwords.backends.qwen3.long_text import Loop
@@ -79,7 +79,7 @@ class Qwen3Engine(ABC):
             try:
                 self._warm_up(parts)
             except LoopClosedError as error:
-                raise SynthesisError(backend, why="it was closed meanwhile") from error
+                raise SynthesisError.for_backend(backend, why="it was closed meanwhile") from error
             self._is_warm = True
         progress(1.0, "done")
 
@@ -113,14 +113,14 @@ class Qwen3Engine(ABC):
         try:
             voice = model.voice(task.prompt)
         except StalePromptError as error:
-            raise SynthesisError(task.backend, why=str(error)) from error
+            raise SynthesisError.for_backend(task.backend, why=str(error)) from error
         yield from Reading(model, loop, voice, task).chunks()
 
     def _check_language(self, task: SpeechTask, known: Container[str]) -> None:
         """Refuse what this checkpoint has no id for: left to itself, the model would guess."""
         if LANGUAGE_NAMES.get(task.lang) not in known:
             speaks = [lang for lang, name in LANGUAGE_NAMES.items() if name in known]
-            raise UnsupportedLangError(task.lang, supported=speaks, backend=task.backend)
+            raise UnsupportedLangError.for_lang(task.lang, supported=speaks, backend=task.backend)
 
     def close(self) -> None:
         with self._lock:
@@ -161,8 +161,8 @@ def check_memory(name: str, *, needed_bytes: int, room_bytes: float, sizes: Mapp
         sizes: what all models take, by name.
 
     Raises:
-        TooLittleMemoryError: says how much is needed, and what would fit.
+        ModelError: says how much is needed, and what would fit.
     """
     if needed_bytes > room_bytes:
         fitting = [other for other, size in sizes.items() if size <= room_bytes and other != name]
-        raise TooLittleMemoryError(name, needed_bytes=needed_bytes, room_bytes=int(room_bytes), fitting=fitting)
+        raise ModelError.too_little_memory(name, needed_bytes=needed_bytes, room_bytes=int(room_bytes), fitting=fitting)

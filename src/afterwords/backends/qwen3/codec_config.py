@@ -17,7 +17,7 @@ from afterwords.backends.qwen3.config import (
     StackConfig,
     read_section,
 )
-from afterwords.errors import ModelFileError
+from afterwords.errors import ModelError
 
 DOWNSAMPLING: Final = 2
 """Factor by which the encoder lowers the rate after its transformer: 25 to 12.5 frames per second."""
@@ -155,7 +155,7 @@ def read_codec_config(folder: Path) -> CodecConfig:
     """Read config.json of the codec's folder.
 
     Raises:
-        ModelFileError: The file or a field is missing, or has an unsupported value.
+        ModelError: The file or a field is missing, or has an unsupported value.
     """
     return read_section(folder / "config.json", CodecConfig)
 
@@ -164,10 +164,10 @@ def check_codes(config: ModelConfig, codec: CodecConfig, folder: Path) -> None:
     """Check that the codec can decode every code of the talker: any other would be read beyond its table.
 
     Raises:
-        ModelFileError: They do not match.
+        ModelError: They do not match.
     """
     size = codec.decoder.codebook_size
     talker = (config.talker.vocab - N_CONTROL_IDS, config.predictor.vocab, config.talker.n_code_groups)
     if talker != (size, size, codec.n_codebooks):
         why = f"has {codec.n_codebooks} codebooks of {size} codes, which do not match its talker"
-        raise ModelFileError(str(folder / "config.json"), why=why, hint=HINT)
+        raise ModelError.for_file(str(folder / "config.json"), why=why, hint=HINT)

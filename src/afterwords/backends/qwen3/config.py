@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from afterwords.errors import ModelFileError
+from afterwords.errors import ModelError
 
 HINT: Final = "use a 12 Hz Base checkpoint of Qwen3-TTS, or download it again if it is one."
 N_CONTROL_IDS: Final = 1024
@@ -62,14 +62,14 @@ def read_section(path: Path, kind: type[SectionT]) -> SectionT:
     """Read a JSON file of a checkpoint.
 
     Raises:
-        ModelFileError: The file is missing, is not JSON, or a field is missing or has an unsupported value.
+        ModelError: The file is missing, is not JSON, or a field is missing or has an unsupported value.
     """
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
-        raise ModelFileError(str(path), why="is missing", hint=HINT) from error
+        raise ModelError.for_file(str(path), why="is missing", hint=HINT) from error
     except OSError as error:
-        raise ModelFileError(str(path), why=f"can't be read ({error.strerror})", hint=HINT) from error
+        raise ModelError.for_file(str(path), why=f"can't be read ({error.strerror})", hint=HINT) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"] if part not in ("stack", "codes", "tokens"))
@@ -77,7 +77,7 @@ def read_section(path: Path, kind: type[SectionT]) -> SectionT:
         if first["loc"] and first["type"] != "missing" and isinstance(first["input"], str | int | float):
             problem += f", not {first['input']!r}"
         why = f"can't be used: {field}{': ' if field else ''}{problem}"
-        raise ModelFileError(str(path), why=why, hint=HINT) from error
+        raise ModelError.for_file(str(path), why=why, hint=HINT) from error
 
 
 class StackConfig(CheckpointSection):
@@ -331,7 +331,7 @@ def read_config(folder: Path) -> ModelConfig:
     """Read config.json and generation_config.json of a checkpoint.
 
     Raises:
-        ModelFileError: A file or field is missing, or has an unsupported value.
+        ModelError: A file or field is missing, or has an unsupported value.
     """
     model = read_section(folder / "config.json", _ConfigFile)
     generation = read_section(folder / "generation_config.json", _GenerationFile)

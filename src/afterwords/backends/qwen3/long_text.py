@@ -14,7 +14,7 @@ import numpy as np
 from afterwords.audio.wav import Samples
 from afterwords.backends.base import Chunk
 from afterwords.backends.qwen3.request import Finish, LoopClosedError, Turn
-from afterwords.errors import EmptyTextError, SynthesisError
+from afterwords.errors import SynthesisError, TextError
 from afterwords.text import chunks
 
 if TYPE_CHECKING:
@@ -55,11 +55,11 @@ def pieces_of(text: str, lang: str, model: Model) -> list[str]:
     """What is spoken at once; what the tokenizer makes nothing of is left out.
 
     Raises:
-        EmptyTextError: that is all of it.
+        TextError: that is all of it.
     """
     pieces = chunks(text, max_chars=DENSE_CHARS if lang in DENSE_LANGS else PIECE_CHARS)
     if not (pieces := [piece for piece in pieces if model.n_tokens(piece)]):
-        raise EmptyTextError
+        raise TextError(code="empty_text")
     return pieces
 
 
@@ -114,7 +114,7 @@ class Reading:
             why = "the speech ended before its first sound"
         else:
             why = f"the speech did not come to its end ({turn.finish})"
-        return SynthesisError(self._task.backend, why=why)
+        return SynthesisError.for_backend(self._task.backend, why=why)
 
     def _look_ahead(self, number: int) -> None:
         """Hand in a piece and those behind it."""
@@ -132,7 +132,7 @@ class Reading:
         try:
             self._loop.hand_in(turn)
         except LoopClosedError as error:
-            raise SynthesisError(self._task.backend, why="it was closed meanwhile") from error
+            raise SynthesisError.for_backend(self._task.backend, why="it was closed meanwhile") from error
         self._turns[number] = turn
 
 

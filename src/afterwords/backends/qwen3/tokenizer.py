@@ -12,7 +12,7 @@ from typing import Any, Final
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from afterwords.backends.qwen3.config import HINT, CheckpointSection, ControlTokens, read_section
-from afterwords.errors import ModelFileError
+from afterwords.errors import ModelError
 
 # How text falls into words before merges: contractions, letters with the sign before them, single digits, other signs,
 # line breaks, spaces. Source: transformers 4.57.3, `Qwen2Converter`.
@@ -43,20 +43,24 @@ class TextTokenizer:
             vocab: how many ids the model has embeddings for.
 
         Raises:
-            ModelFileError: a file is missing or damaged, or they don't fit one another.
+            ModelError: a file is missing or damaged, or they don't fit one another.
         """
         self._bpe = _read_bpe(folder)
         if self._bpe.get_vocab_size() > vocab:
-            raise ModelFileError(str(folder / "vocab.json"), why=f"has more than the model's {vocab} tokens", hint=HINT)
+            raise ModelError.for_file(
+                str(folder / "vocab.json"), why=f"has more than the model's {vocab} tokens", hint=HINT
+            )
         path = folder / "tokenizer_config.json"
         added = read_section(path, _TokenizerFile).added_tokens_decoder
         for number in (tokens.im_start, tokens.im_end, tokens.pad, tokens.bos, tokens.eos):
             if str(number) not in added:
                 why = f"can't be used: added_tokens_decoder.{number} is missing"
-                raise ModelFileError(str(path), why=why, hint=HINT)
+                raise ModelError.for_file(str(path), why=why, hint=HINT)
         self.role = (tokens.im_start, *self.encode("assistant\n"))
         if len(self.role) != 3:
-            raise ModelFileError(str(folder / "merges.txt"), why='does not make one token of "assistant"', hint=HINT)
+            raise ModelError.for_file(
+                str(folder / "merges.txt"), why='does not make one token of "assistant"', hint=HINT
+            )
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, none of them a control id."""
@@ -68,11 +72,11 @@ def _read_bpe(folder: Path) -> Tokenizer:
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     for path in (vocab, merges):
         if not path.is_file():
-            raise ModelFileError(str(path), why="is missing", hint=HINT)
+            raise ModelError.for_file(str(path), why="is missing", hint=HINT)
     try:
         bpe = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     except Exception as error:
-        raise ModelFileError(str(merges), why=f"does not fit vocab.json ({error})", hint=HINT) from error
+        raise ModelError.for_file(str(merges), why=f"does not fit vocab.json ({error})", hint=HINT) from error
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [

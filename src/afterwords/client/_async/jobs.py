@@ -14,7 +14,7 @@ from afterwords.client._async.session import AsyncSession
 from afterwords.client.files import parse_option, write_file
 from afterwords.client.parsing import SpeechResponse, check_audio, check_ready, parse_job, validate
 from afterwords.client.requests import JOB_TIMEOUT_S, PAGE_MAX, Request, long_poll_s, resource_path
-from afterwords.errors import JobFinalError, JobTimeoutError
+from afterwords.errors import ConflictError, JobTimeoutError
 from afterwords.models import Job, JobStatus
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class AsyncJobs:
         """Return a job with its status.
 
         Raises:
-            JobNotFoundError: The server has no such job.
+            NotFoundError: The server has no such job.
         """
         return AsyncRemoteJob._from_job(self, await self._get(job_id))
 
@@ -63,7 +63,7 @@ class AsyncJobs:
                 the step: "waiting", "loading", "preparing" or "speaking".
 
         Raises:
-            JobFailedError, JobCancelledError: The job has no audio.
+            JobFailedError, JobError: The job has no audio.
             JobTimeoutError: The job is still pending, and continues.
         """
         deadline = time.monotonic() + timeout_s
@@ -78,7 +78,7 @@ class AsyncJobs:
                 progress(job.progress or 0.0, job.step or "waiting")
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise JobTimeoutError(job_id, waited_s=round(timeout_s, 1))
+                raise JobTimeoutError.for_job(job_id, waited_s=round(timeout_s, 1))
             if time.monotonic() - began < 1.0:  # the server does not support long polls
                 await self._session.sleep(min(pause_s, left_s))
                 pause_s = min(_POLL_MAX_S, pause_s * 1.5)
@@ -87,7 +87,7 @@ class AsyncJobs:
         """Cancel a pending job; nothing is charged for it.
 
         Raises:
-            JobFinalError: The job has already ended.
+            ConflictError: The job has already ended.
         """
         path = resource_path("/v1/jobs", job_id)
         request = Request("DELETE", path, missing_code="job_not_found", feature="cancelling a job")
@@ -97,7 +97,7 @@ class AsyncJobs:
         """Return the audio of a job.
 
         Raises:
-            JobNotReadyError: The job is not ready.
+            NotFoundError: The job is not ready.
         """
         from afterwords.client.audio import decode_speech
 
@@ -112,7 +112,7 @@ class AsyncJobs:
         """Return the audio file of a job.
 
         Raises:
-            JobNotReadyError: The job is not ready.
+            NotFoundError: The job is not ready.
         """
         path = f"{resource_path('/v1/jobs', job_id)}/audio"
         response = await self._session.download(Request("GET", path, missing_code="job_not_found", is_download=True))
@@ -172,7 +172,7 @@ class AsyncRemoteJob(Job):
                 the step: "waiting", "loading", "preparing" or "speaking".
 
         Raises:
-            JobFailedError, JobCancelledError: The job has no audio.
+            JobFailedError, JobError: The job has no audio.
             JobTimeoutError: The job is still pending, and continues.
         """
         if self.status is JobStatus.READY:
@@ -185,7 +185,7 @@ class AsyncRemoteJob(Job):
         """Return the audio.
 
         Raises:
-            JobNotReadyError: The job is not ready.
+            NotFoundError: The job is not ready.
         """
         from afterwords.client.audio import decode_speech
 
@@ -200,7 +200,7 @@ class AsyncRemoteJob(Job):
         """Cancel the job; nothing is charged for it.
 
         Raises:
-            JobFinalError: The job has already ended.
+            ConflictError: The job has already ended.
         """
         return await self._jobs.cancel(self._id())
 
@@ -208,11 +208,11 @@ class AsyncRemoteJob(Job):
         """Return the audio file.
 
         Raises:
-            JobNotReadyError: The job is not ready.
+            NotFoundError: The job is not ready.
         """
         return self._speech.data if self._speech is not None else await self._jobs.data(self._id())
 
     def _id(self) -> str:
         if self.job_id is None:  # the speech was in the cache, so there is no job
-            raise JobFinalError(self.status)
+            raise ConflictError.job_final(self.status)
         return self.job_id

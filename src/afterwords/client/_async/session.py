@@ -36,7 +36,7 @@ from afterwords.client.transport import (
     response_headers,
     translate_errors,
 )
-from afterwords.errors import AfterwordsError, RemoteError, StrangeAnswerError, UnsupportedByServerError
+from afterwords.errors import AfterwordsError, InvalidResponseError, RemoteError, UnsupportedByServerError
 from afterwords.network import checked_network
 
 T = TypeVar("T")
@@ -61,21 +61,21 @@ class AsyncSession:
         Raises:
             ServiceError, LibraryError and others: The server refused, or kept failing: the class of the error code.
             UnreachableError, ConnectionLostError: There was no response, or an incomplete one.
-            StrangeAnswerError: The response is not one of the API.
+            InvalidResponseError: The response is not one of the API.
             UnsupportedByServerError: The hosted service does not have this feature.
         """
         try:
             return await self._retry(request)
         except AfterwordsError as error:
             if request.feature and error.http_status in (404, 405, 501) and not await self.is_afterwords_server():
-                raise UnsupportedByServerError(request.feature) from error
+                raise UnsupportedByServerError.for_feature(request.feature) from error
             raise
 
     async def download(self, request: Request) -> Response:
         """Fetch a whole body: resume it if the connection is lost, start over if the bytes are damaged.
 
         Raises:
-            StrangeAnswerError: The body was damaged in every attempt.
+            InvalidResponseError: The body was damaged in every attempt.
             ConnectionLostError: The connection was lost in every attempt.
         """
         have = NOTHING
@@ -142,7 +142,7 @@ class AsyncSession:
     async def check_supports(self, feature: str) -> None:
         """Raise UnsupportedByServerError for a feature that the hosted service would silently ignore."""
         if not await self.is_afterwords_server():
-            raise UnsupportedByServerError(feature)
+            raise UnsupportedByServerError.for_feature(feature)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -199,7 +199,7 @@ class AsyncSession:
                 async for piece in _body(incoming):
                     n_bytes += len(piece)
                     if n_bytes > request.max_bytes:
-                        raise StrangeAnswerError(f"it has more than {request.max_bytes:,} bytes")
+                        raise InvalidResponseError.for_reason(f"it has more than {request.max_bytes:,} bytes")
                     pieces.append(piece)
             except httpx.TransportError:
                 is_whole = False

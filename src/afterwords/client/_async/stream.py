@@ -12,7 +12,7 @@ import httpx
 
 from afterwords.client._async.session import AsyncSession, release
 from afterwords.client.parsing import SpeechResponse
-from afterwords.errors import SpeechReadError
+from afterwords.errors import StreamConsumedError
 from afterwords.models import FormatName, SpeechFormat, Voice
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class AsyncRemoteStream:
 
     def _read_once(self) -> None:
         if self._is_read:
-            raise SpeechReadError
+            raise StreamConsumedError
         self._is_read = True
 
 
@@ -105,7 +105,7 @@ class AsyncRemoteSpeech(AsyncRemoteStream):
             format: None takes the format from the suffix of the path.
 
         Raises:
-            UnmarkableFormatError, UnwritableOutputError, StorageFullError: The file can't be written.
+            InvalidInputError, FileError, StorageFullError: The file can't be written.
         """
         from afterwords.audio.writer import AudioWriter
 
@@ -167,7 +167,7 @@ class AsyncRemoteBytes(AsyncRemoteStream):
         """Write the bytes to a file as they arrive, and return its path. The file appears when it is complete.
 
         Raises:
-            UnwritableOutputError, StorageFullError: The file can't be written.
+            FileError, StorageFullError: The file can't be written.
         """
         from afterwords.audio.output import open_atomically
 

@@ -14,7 +14,7 @@ from afterwords.client._sync.session import Session
 from afterwords.client.files import parse_option, write_file
 from afterwords.client.parsing import SpeechResponse, check_audio, check_ready, parse_job, validate
 from afterwords.client.requests import JOB_TIMEOUT_S, PAGE_MAX, Request, long_poll_s, resource_path
-from afterwords.errors import JobFinalError, JobTimeoutError
+from afterwords.errors import ConflictError, JobTimeoutError
 from afterwords.models import Job, JobStatus
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Jobs:
         """Return a job with its status.
 
         Raises:
-            JobNotFoundError: The server has no such job.
+            NotFoundError: The server has no such job.
         """
         return RemoteJob._from_job(self, self._get(job_id))
 
@@ -61,7 +61,7 @@ class Jobs:
                 the step: "waiting", "loading", "preparing" or "speaking".
 
         Raises:
-            JobFailedError, JobCancelledError: The job has no audio.
+            JobFailedError, JobError: The job has no audio.
             JobTimeoutError: The job is still pending, and continues.
         """
         deadline = time.monotonic() + timeout_s
@@ -76,7 +76,7 @@ class Jobs:
                 progress(job.progress or 0.0, job.step or "waiting")
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise JobTimeoutError(job_id, waited_s=round(timeout_s, 1))
+                raise JobTimeoutError.for_job(job_id, waited_s=round(timeout_s, 1))
             if time.monotonic() - began < 1.0:  # the server does not support long polls
                 self._session.sleep(min(pause_s, left_s))
                 pause_s = min(_POLL_MAX_S, pause_s * 1.5)
@@ -85,7 +85,7 @@ class Jobs:
         """Cancel a pending job; nothing is charged for it.
 
         Raises:
-            JobFinalError: The job has already ended.
+            ConflictError: The job has already ended.
         """
         path = resource_path("/v1/jobs", job_id)
         request = Request("DELETE", path, missing_code="job_not_found", feature="cancelling a job")
@@ -95,7 +95,7 @@ class Jobs:
         """Return the audio of a job.
 
         Raises:
-            JobNotReadyError: The job is not ready.
+            NotFoundError: The job is not ready.
         """
         from afterwords.client.audio import decode_speech
 
@@ -110,7 +110,7 @@ class Jobs:
         """Return the audio file of a job.
 
         Raises:
-            JobNotReadyError: The job is not ready.
+            NotFoundError: The job is not ready.
         """
         path = f"{resource_path('/v1/jobs', job_id)}/audio"
         response = self._session.download(Request("GET", path, missing_code="job_not_found", is_download=True))
@@ -170,7 +170,7 @@ class RemoteJob(Job):
                 the step: "waiting", "loading", "preparing" or "speaking".
 
         Raises:
-            JobFailedError, JobCancelledError: The job has no audio.
+            JobFailedError, JobError: The job has no audio.
             JobTimeoutError: The job is still pending, and continues.
         """
         if self.status is JobStatus.READY:
@@ -183,7 +183,7 @@ class RemoteJob(Job):
         """Return the audio.
 
         Raises:
-            JobNotReadyError: The job is not ready.
+            NotFoundError: The job is not ready.
         """
         from afterwords.client.audio import decode_speech
 
@@ -198,7 +198,7 @@ class RemoteJob(Job):
         """Cancel the job; nothing is charged for it.
 
         Raises:
-            JobFinalError: The job has already ended.
+            ConflictError: The job has already ended.
         """
         return self._jobs.cancel(self._id())
 
@@ -206,11 +206,11 @@ class RemoteJob(Job):
         """Return the audio file.
 
         Raises:
-            JobNotReadyError: The job is not ready.
+            NotFoundError: The job is not ready.
         """
         return self._speech.data if self._speech is not None else self._jobs.data(self._id())
 
     def _id(self) -> str:
         if self.job_id is None:  # the speech was in the cache, so there is no job
-            raise JobFinalError(self.status)
+            raise ConflictError.job_final(self.status)
         return self.job_id

@@ -179,7 +179,9 @@ class Voices:
         self._ids = dict(ids)  # a copy, because other threads change it
         if name not in ids:
             nearest = get_close_matches(name[:NAME_MAX_CHARS], ids)
-            raise VoiceNotFoundError(name[:NAME_MAX_CHARS], nearest=nearest, where="`afterwords voices --remote`")
+            raise VoiceNotFoundError.for_name(
+                name[:NAME_MAX_CHARS], nearest=nearest, where="`afterwords voices --remote`"
+            )
         return ids[name], send(build(ids[name]))
 
     def _remember(self, voice: Voice) -> Voice:

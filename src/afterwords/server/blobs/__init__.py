@@ -55,6 +55,6 @@ def _folder(path: str) -> Blobs:
 
 
 def _unusable() -> InvalidOptionError:
-    return InvalidOptionError(
+    return InvalidOptionError.for_option(
         "AFTERWORDS_STORAGE_URL", value="what it is", allowed="a folder, or s3://bucket?endpoint=https://…&region=…"
     )

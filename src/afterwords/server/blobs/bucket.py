@@ -223,4 +223,6 @@ def _named() -> Iterator[None]:
     try:
         yield
     except (BaseError, OSError) as error:
-        raise StorageFullError("the storage") if _FULL.search(str(error)) else StorageUnavailableError() from error
+        raise (
+            StorageFullError.for_path("the storage") if _FULL.search(str(error)) else StorageUnavailableError()
+        ) from error

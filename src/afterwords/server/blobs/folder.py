@@ -22,7 +22,7 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from afterwords import disk
-from afterwords.errors import StorageFullError, StorageUnavailableError, UnwritableOutputError
+from afterwords.errors import FileError, StorageFullError, StorageUnavailableError
 from afterwords.server.blobs.paths import INLINE_MAX_BYTES, check_path, check_prefix, is_path, is_what_it_was
 from afterwords.server.ports import BlobReader, BlobSource
 from afterwords.server.records import BlobInfo
@@ -303,7 +303,7 @@ def _named() -> Iterator[None]:
     """Give what the system refused its name in the API, which shows nobody a path of this machine."""
     try:
         yield
-    except (StorageFullError, UnwritableOutputError, OSError) as error:
+    except (StorageFullError, FileError, OSError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         raise _refusal(cause) from cause
 
@@ -311,4 +311,4 @@ def _named() -> Iterator[None]:
 def _refusal(cause: BaseException | None) -> StorageFullError | StorageUnavailableError:
     storage = "the storage"
     is_full = isinstance(cause, OSError) and isinstance(disk.refusal(cause, storage, why=""), StorageFullError)
-    return StorageFullError(storage) if is_full else StorageUnavailableError()
+    return StorageFullError.for_path(storage) if is_full else StorageUnavailableError()

@@ -13,11 +13,10 @@ from typing import BinaryIO, Final, TypeVar, cast
 from afterwords.errors import (
     AfterwordsError,
     RecordingError,
-    RunawayAudioError,
     ServiceUnavailableError,
     StaleAttemptError,
     StorageFullError,
-    VoiceDeletedError,
+    SynthesisError,
 )
 from afterwords.server.dispatch.audio_stream import AudioStream
 from afterwords.server.dispatch.messages import INVALID_PROMPT, Message
@@ -156,7 +155,7 @@ class Attempt:
         heartbeat = asyncio.create_task(self._send_heartbeats())
         try:
             await self._speak_and_deliver()
-        except (StaleAttemptError, VoiceDeletedError):
+        except StaleAttemptError:
             pass
         except SlotUnavailableError:
             await self.release()
@@ -352,7 +351,7 @@ class Attempt:
         self._is_reporting = True
         try:
             await self._retry_held_up(lambda: self._queue.complete(job.job_id, job.attempt, wav, synth_ms=synth_ms))
-        except (RecordingError, RunawayAudioError) as error:
+        except (RecordingError, SynthesisError) as error:
             _log.warning("job %s: its audio was refused: %s", job.job_id, error.code)
 
     async def _retry(self, error: str) -> None:
@@ -372,7 +371,7 @@ class Attempt:
         self._is_reporting = True
         try:
             await retry_during_outage(call, timeout_s=self._lease_s, should_stop=lambda: self.is_dropped)
-        except (StaleAttemptError, VoiceDeletedError):
+        except StaleAttemptError:
             pass
         except Exception as error:  # noqa: BLE001 - the edge of an attempt
             _log.error("job %s: its end could not be reported: %s", self.claim.job.job_id, type(error).__name__)

@@ -298,11 +298,11 @@ def check_backends(settings: Settings) -> None:
     unknown = [name for name in settings.backends or () if name not in names]
     if unknown:
         known = [backend.name for backend in registry.backends(replace(config, backends=None))]
-        raise InvalidOptionError(
+        raise InvalidOptionError.for_option(
             "AFTERWORDS_BACKENDS", value=unknown[0], allowed=f"of installed engines ({', '.join(known)})"
         )
     if not settings.backends and not any(backend.is_available for backend in listed):
-        raise InvalidOptionError(
+        raise InvalidOptionError.for_option(
             "AFTERWORDS_BACKENDS",
             value="not set",
             allowed=f"what other machines speak for this server ({', '.join(names)}), since no engine can run here",

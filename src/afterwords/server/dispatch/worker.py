@@ -60,7 +60,7 @@ class Worker:
         """Return the engine that runs a backend.
 
         Raises:
-            InvalidBackendError, BackendUnavailableError: It can't run here.
+            InvalidInputError, BackendUnavailableError: It can't run here.
         """
         if backend not in self._engines:  # a look through the installed engines takes milliseconds
             self._engines[backend] = registry.engine_for(registry.choose(backend))
@@ -78,7 +78,7 @@ class Worker:
 
         Raises:
             RecordingError: The reference can't be used.
-            InvalidBackendError, BackendUnavailableError: The backend can't run here.
+            InvalidInputError, BackendUnavailableError: The backend can't run here.
             InvalidPromptError: The engine can't read the prompt.
         """
         engine = self.engine(work.backend)
@@ -127,7 +127,7 @@ class PcmStream:
 
         Raises:
             SynthesisError: The engine failed.
-            NonFiniteAudioError: The engine returned samples that are NaN or infinite.
+            RecordingError: The engine returned samples that are NaN or infinite.
         """
         n_frames, work_s, first_audio_ms = 0, 0.0, None
         started = time.perf_counter()

@@ -15,7 +15,7 @@ from fastapi import Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from afterwords.errors import RangeNotSatisfiableError
+from afterwords.errors import InvalidRequestError
 from afterwords.models import SpeechFormat
 from afterwords.server.disconnects import while_connected
 from afterwords.server.ports import BlobReader
@@ -147,27 +147,27 @@ def requested_range(header: str, size: int) -> tuple[int, int] | None:
     Ignored are other units, what is malformed, and several ranges (RFC 9110, 14.2).
 
     Raises:
-        RangeNotSatisfiableError: no byte is in the range, or the ranges are absurdly many.
+        InvalidRequestError: no byte is in the range, or the ranges are absurdly many.
     """
     given = _RANGES.fullmatch(header.strip())
     if given is None:
         return None
     ranges = given[1].split(",")
     if len(ranges) > RANGES_MAX:
-        raise RangeNotSatisfiableError(size_bytes=size)
+        raise InvalidRequestError.range_not_satisfiable(size_bytes=size)
     one = _RANGE.fullmatch(ranges[0].strip()) if len(ranges) == 1 else None
     if one is None or one[1] == one[2] == "":
         return None
     if not one[1]:
         n_last = _number(one[2])
         if not n_last:
-            raise RangeNotSatisfiableError(size_bytes=size)
+            raise InvalidRequestError.range_not_satisfiable(size_bytes=size)
         return max(0, size - n_last), size - 1
     first, last = _number(one[1]), _number(one[2]) if one[2] else size - 1
     if first > last and one[2]:
         return None
     if first >= size:
-        raise RangeNotSatisfiableError(size_bytes=size)
+        raise InvalidRequestError.range_not_satisfiable(size_bytes=size)
     return first, min(last, size - 1)
 
 

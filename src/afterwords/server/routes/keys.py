@@ -116,7 +116,7 @@ def _own(request: Request, key_id: str) -> str:
     """A key that the asking one may change: itself, or, if it is not narrowed, any of its account."""
     caller = identity_of(request).caller
     if caller and caller.scopes and caller.key_id != key_id:
-        raise InsufficientScopeError("of a key without scopes")
+        raise InsufficientScopeError.for_scope("of a key without scopes")
     return key_id
 
 

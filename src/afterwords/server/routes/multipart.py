@@ -17,7 +17,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from afterwords.errors import BadContentTypeError, FileTooLargeError, InvalidMultipartError, RequestTooLargeError
+from afterwords.errors import InvalidRequestError, RecordingError
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -55,9 +55,9 @@ async def read_form(
         fields: names of text fields.
 
     Raises:
-        InvalidMultipartError: it is no such form, or is not whole.
-        BadContentTypeError: the file is said to be something else than audio that is taken.
-        FileTooLargeError, RequestTooLargeError: the file, or all else together, is too large.
+        InvalidRequestError: it is no such form, or is not whole.
+        InvalidRequestError: the file is said to be something else than audio that is taken.
+        RecordingError, InvalidRequestError: the file, or all else together, is too large.
         StorageFullError, StorageUnavailableError: as the file's own.
         ClientDisconnect: the caller left.
     """
@@ -68,7 +68,7 @@ async def read_form(
             parser.write(chunk)
             reading.check_size(len(chunk))
     except FormParserError:  # its message quotes what was sent
-        raise InvalidMultipartError(why="it is malformed") from None
+        raise InvalidRequestError.invalid_form(why="it is malformed") from None
     return reading.form()
 
 
@@ -76,9 +76,9 @@ def _boundary(request: Request) -> bytes:
     kinds = request.headers.getlist("content-type")
     kind, options = parse_options_header(kinds[0]) if len(kinds) == 1 else (b"", {})
     if kind.lower() != b"multipart/form-data":
-        raise InvalidMultipartError(why="its content type is not multipart/form-data")
+        raise InvalidRequestError.invalid_form(why="its content type is not multipart/form-data")
     if not (boundary := options.get(b"boundary")):
-        raise InvalidMultipartError(why="its content type names no boundary")
+        raise InvalidRequestError.invalid_form(why="its content type names no boundary")
     return boundary
 
 
@@ -127,14 +127,14 @@ class _Reading:
         """Count what was read; a file that is too large is read on for a little, since its end tells its size."""
         self._n_read += n_bytes
         if self._n_read - self._n_file > BESIDE_FILE_MAX_BYTES:
-            raise RequestTooLargeError(maximum_bytes=BESIDE_FILE_MAX_BYTES)
+            raise InvalidRequestError.too_large(maximum_bytes=BESIDE_FILE_MAX_BYTES)
         if self._n_read > self._max_file_bytes + BESIDE_FILE_MAX_BYTES:
             raise self._too_large()
 
     def form(self) -> Form:
         """What was read, once there is no more."""
         if not self._is_whole:
-            raise InvalidMultipartError(why="it ends before its last boundary")
+            raise InvalidRequestError.invalid_form(why="it ends before its last boundary")
         texts = {name: _decoded(name, content) for name, content in self._parts.items()}
         return Form(texts, self._has_file, self._content_type)
 
@@ -144,7 +144,7 @@ class _Reading:
         self._part = _Part()
         self._n_parts += 1
         if self._n_parts > _PARTS_MAX:
-            raise InvalidMultipartError(why=f"it has more than {_PARTS_MAX} parts")
+            raise InvalidRequestError.invalid_form(why=f"it has more than {_PARTS_MAX} parts")
 
     def _read_header_name(self, data: bytes, start: int, end: int) -> None:
         self._count_header(end - start)
@@ -157,13 +157,13 @@ class _Reading:
     def _count_header(self, n_bytes: int) -> None:
         self._part.header_bytes += n_bytes
         if self._part.header_bytes > _HEADER_MAX_BYTES:
-            raise InvalidMultipartError(why=f"a part has more than {_HEADER_MAX_BYTES:,} bytes of headers")
+            raise InvalidRequestError.invalid_form(why=f"a part has more than {_HEADER_MAX_BYTES:,} bytes of headers")
 
     def _end_header(self) -> None:
         part = self._part
         name = part.header_name.lower()
         if name in part.headers:
-            raise InvalidMultipartError(why="a part has a header twice")
+            raise InvalidRequestError.invalid_form(why="a part has a header twice")
         part.headers[name] = part.header_value
         part.header_name = part.header_value = b""
 
@@ -172,21 +172,25 @@ class _Reading:
         headers = self._part.headers
         kind, options = parse_options_header(headers.get(b"content-disposition"))
         if kind != b"form-data" or b"name" not in options:
-            raise InvalidMultipartError(why="a part has no name")
+            raise InvalidRequestError.invalid_form(why="a part has no name")
         if headers.get(b"content-transfer-encoding", b"binary").strip().lower() not in _PLAIN_ENCODINGS:
-            raise InvalidMultipartError(why="a part has a transfer encoding")
+            raise InvalidRequestError.invalid_form(why="a part has a transfer encoding")
         name = options[b"name"].decode("latin-1")
         content_type = parse_options_header(headers.get(b"content-type"))[0].decode("latin-1").lower()
         if name == self._file_field:
             if b"filename" not in options and not content_type:
-                raise InvalidMultipartError(why=f"{name} is text, not a file")
+                raise InvalidRequestError.invalid_form(why=f"{name} is text, not a file")
             if content_type and not any(fnmatchcase(content_type, allowed) for allowed in AUDIO_TYPES):
-                raise BadContentTypeError(allowed=", ".join(AUDIO_TYPES))
+                raise InvalidRequestError(
+                    f"The content type is not one that is taken; taken: {', '.join(AUDIO_TYPES)}.",
+                    code="bad_content_type",
+                    hint=f"send {', '.join(AUDIO_TYPES)}.",
+                )
             self._content_type = content_type or None
         elif name not in self._text_fields:
             return
         if name in self._parts or (name == self._file_field and self._has_file):
-            raise InvalidMultipartError(why=f"{name} is there twice")
+            raise InvalidRequestError.invalid_form(why=f"{name} is there twice")
         self._part.name = name
         if name == self._file_field:
             self._has_file, self._part.content = True, self._file
@@ -211,12 +215,12 @@ class _Reading:
     def _end(self) -> None:
         self._is_whole = True
 
-    def _too_large(self) -> FileTooLargeError:
-        return FileTooLargeError(self._file_field, size_bytes=self._n_file, maximum_bytes=self._max_file_bytes)
+    def _too_large(self) -> RecordingError:
+        return RecordingError.too_large(self._file_field, size_bytes=self._n_file, maximum_bytes=self._max_file_bytes)
 
 
 def _decoded(name: str, content: BytesIO) -> str:
     try:
         return content.getvalue().decode()
     except UnicodeDecodeError:
-        raise InvalidMultipartError(why=f"{name} is not UTF-8") from None
+        raise InvalidRequestError.invalid_form(why=f"{name} is not UTF-8") from None

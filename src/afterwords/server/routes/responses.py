@@ -11,7 +11,7 @@ from fastapi import Header, Path, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, BaseModel
 
-from afterwords.errors import InvalidFieldError, JobNotFoundError, KeyNotFoundError
+from afterwords.errors import InvalidRequestError, NotFoundError
 from afterwords.models import SpeechFormat, as_id
 from afterwords.server.app_state import ServerState
 from afterwords.server.auth import Identity
@@ -34,19 +34,21 @@ _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 def _parse_job_id(value: str) -> str:
     if (job_id := as_id(value)) is None:
-        raise JobNotFoundError
+        raise NotFoundError(code="job_not_found")
     return job_id
 
 
 def _parse_key_id(value: str) -> str:
     if (key_id := as_id(value)) is None:
-        raise KeyNotFoundError
+        raise NotFoundError(code="key_not_found")
     return key_id
 
 
 def _check_idempotency_key(value: str) -> str:
     if not _IDEMPOTENCY_KEY.fullmatch(value):
-        raise InvalidFieldError("Idempotency-Key", rule="it must have 1 to 255 visible ASCII characters")
+        raise InvalidRequestError.invalid_field(
+            "Idempotency-Key", rule="it must have 1 to 255 visible ASCII characters"
+        )
     return value
 
 

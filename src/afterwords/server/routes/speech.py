@@ -9,7 +9,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 
-from afterwords.errors import AfterwordsError, JobFinalError, SynthesisError
+from afterwords.errors import AfterwordsError, ConflictError, SynthesisError
 from afterwords.models import JobStatus
 from afterwords.provenance import mark_tags
 from afterwords.server.auth import Credential, requires
@@ -223,8 +223,8 @@ async def _once_ready(request: Request, job: StoredJob) -> Response:
     if job.status is JobStatus.READY:
         return await _audio_of(request, job, _about_job(job))
     if job.status is JobStatus.CANCELLED:
-        raise JobFinalError(job.status)
-    raise SynthesisError(job.backend, why=job.error or "it took too long")
+        raise ConflictError.job_final(job.status)
+    raise SynthesisError.for_backend(job.backend, why=job.error or "it took too long")
 
 
 # -- shapes ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from afterwords.audio.wav import REFERENCE_MAX_BYTES
-from afterwords.errors import InvalidFieldError, MissingFieldError
+from afterwords.errors import InvalidRequestError
 from afterwords.library.bundle import BUNDLE_MAX_BYTES
 from afterwords.models import BUNDLE_TYPE, ConsentKind
 from afterwords.server.auth import Credential, requires
@@ -217,12 +217,12 @@ async def import_voice(request: Request, idempotency_key: IdempotencyKey = None)
 
 def _read(form: Form) -> VoiceFields:
     if "name" not in form.fields:
-        raise MissingFieldError("name")
+        raise InvalidRequestError.missing_field("name")
     if not form.has_file:
-        raise MissingFieldError("ref_audio")
+        raise InvalidRequestError.missing_field("ref_audio")
     stated = form.fields.get("consent") or None
     if stated is not None and stated not in set(ConsentKind):
-        raise InvalidFieldError("consent", rule=f"it must be one of {CONSENTS}")
+        raise InvalidRequestError.invalid_field("consent", rule=f"it must be one of {CONSENTS}")
     return VoiceFields(
         name=form.fields["name"],
         backend=form.fields.get("backend"),

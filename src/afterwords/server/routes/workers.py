@@ -12,14 +12,7 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 
-from afterwords.errors import (
-    EmptyDataError,
-    InvalidFieldError,
-    InvalidJsonError,
-    MissingFieldError,
-    RequestTooLargeError,
-    RunawayAudioError,
-)
+from afterwords.errors import InvalidRequestError, MalformedWavError, SynthesisError
 from afterwords.models import as_id
 from afterwords.server.auth import JSON_MAX_BYTES, Credential, requires
 from afterwords.server.records import StoredJob
@@ -67,12 +60,12 @@ async def complete(request: Request, job_id: JobId) -> Response:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         if not first["loc"]:
-            raise InvalidJsonError from None
+            raise InvalidRequestError(code="invalid_json") from None
         if first["type"] == "missing":
-            raise MissingFieldError(str(first["loc"][0])) from None
-        raise InvalidFieldError(str(first["loc"][0]), rule=first["msg"].lower()) from None
+            raise InvalidRequestError.missing_field(str(first["loc"][0])) from None
+        raise InvalidRequestError.invalid_field(str(first["loc"][0]), rule=first["msg"].lower()) from None
     if as_id(body.job_id) != job_id:
-        raise InvalidFieldError("job_id", rule="it must be the job of the path")
+        raise InvalidRequestError.invalid_field("job_id", rule="it must be the job of the path")
     if job is None:
         return _taken()
     completion = state_of(request).completion
@@ -80,11 +73,13 @@ async def complete(request: Request, job_id: JobId) -> Response:
         await completion.fail(job_id, job.attempt, error="synthesis_failed")
         return _taken()
     if not body.wav_b64:
-        await completion.reject(job, EmptyDataError("the audio"))
+        await completion.reject(
+            job, MalformedWavError.for_source("the audio", "its data chunk declares no sound", code="empty_data")
+        )
     try:
         wav = base64.b64decode(body.wav_b64 or "", validate=True)
     except ValueError:  # of base64, or of what is not even ASCII
-        await completion.reject(job, InvalidFieldError("wav_b64", rule="it must be base64"))
+        await completion.reject(job, InvalidRequestError.invalid_field("wav_b64", rule="it must be base64"))
     await completion.complete(job_id, job.attempt, BytesIO(wav))
     return _taken()
 
@@ -113,10 +108,10 @@ async def put_audio(
     """Bring the audio of a job as it is, a WAV file. The same rules as for the form in JSON."""
     job = await _open(request, job_id)
     if digest is None:
-        raise MissingFieldError("X-Content-SHA256")
+        raise InvalidRequestError.missing_field("X-Content-SHA256")
     with open_spool(state_of(request).settings.folder) as file:
         if await _receive(request, job, file) != digest.lower():
-            raise InvalidFieldError("X-Content-SHA256", rule="it must be the SHA-256 of the body")
+            raise InvalidRequestError.invalid_field("X-Content-SHA256", rule="it must be the SHA-256 of the body")
         if job is not None:
             await state_of(request).completion.complete(job_id, job.attempt, file, synth_ms=synth_ms)
     return _taken()
@@ -133,8 +128,8 @@ async def _receive(request: Request, job: StoredJob | None, file: BinaryIO, *, e
     It may have the longest speech of the text, and a header.
 
     Raises:
-        RunawayAudioError: it is longer; the job has failed.
-        RequestTooLargeError: it is longer, and for nothing.
+        SynthesisError: it is longer; the job has failed.
+        InvalidRequestError: it is longer, and for nothing.
     """
     longest_s = longest_speech_s(job.text or "", speed=job.speed) if job else 0
     maximum = JSON_MAX_BYTES + round(expansion * longest_s * BYTES_PER_SECOND)
@@ -142,11 +137,11 @@ async def _receive(request: Request, job: StoredJob | None, file: BinaryIO, *, e
     async for piece in request.stream():
         n_bytes += len(piece)
         if n_bytes > maximum and job is None:
-            raise RequestTooLargeError(maximum_bytes=maximum)
+            raise InvalidRequestError.too_large(maximum_bytes=maximum)
         if n_bytes > maximum and job is not None:
             at_least_s = n_bytes / expansion / BYTES_PER_SECOND
             await state_of(request).completion.reject(
-                job, RunawayAudioError(duration_s=at_least_s, maximum_s=longest_s)
+                job, SynthesisError.runaway(duration_s=at_least_s, maximum_s=longest_s)
             )
         digest.update(piece)
         file.write(piece)

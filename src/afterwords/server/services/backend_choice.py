@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from afterwords.errors import InvalidBackendError, UnsupportedLangError
+from afterwords.errors import InvalidInputError, UnsupportedLangError
 from afterwords.text import LANGS, normalise_lang
 
 DEFAULT_BACKEND: Final = "qwen3-1.7b"
@@ -23,7 +23,7 @@ class BackendCatalog:
         """Return the backend and language of a new voice.
 
         Raises:
-            InvalidBackendError, UnsupportedLangError: The server does not offer them.
+            InvalidInputError, UnsupportedLangError: The server does not offer them.
         """
         return self._choose(backend, lang, default=DEFAULT_BACKEND)
 
@@ -35,7 +35,7 @@ class BackendCatalog:
         A requested backend must support the language. Otherwise the backend of the voice is preferred.
 
         Raises:
-            InvalidBackendError, UnsupportedLangError: The server does not offer them.
+            InvalidInputError, UnsupportedLangError: The server does not offer them.
         """
         return self._choose(backend, lang or voice_lang, default=voice_backend)
 
@@ -43,14 +43,14 @@ class BackendCatalog:
         try:
             lang = normalise_lang(lang)
         except UnsupportedLangError:  # its message repeats the input
-            raise UnsupportedLangError(None, supported=LANGS) from None
+            raise UnsupportedLangError.for_lang(None, supported=LANGS) from None
         if backend is None and lang in self.backends.get(default, ()):
             return default, lang
         if backend is not None and backend not in self.backends:
-            raise InvalidBackendError(None, offered=self.backends)
+            raise InvalidInputError.for_backend(None, offered=self.backends)
         candidates = list(self.backends) if backend is None else [backend]
         for name in candidates:
             if lang in self.backends[name]:
                 return name, lang
         supported = frozenset[str]().union(*(self.backends[name] for name in candidates))
-        raise UnsupportedLangError(None, supported=supported, backend=backend or "of this server")
+        raise UnsupportedLangError.for_lang(None, supported=supported, backend=backend or "of this server")

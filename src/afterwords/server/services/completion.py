@@ -12,14 +12,7 @@ from typing import BinaryIO, Final, NoReturn
 from weakref import WeakValueDictionary
 
 from afterwords.audio.wav import WavBlocks, pcm16, wav_blocks, wav_header
-from afterwords.errors import (
-    AfterwordsError,
-    RecordingError,
-    RunawayAudioError,
-    StaleAttemptError,
-    StorageQuotaExceededError,
-    VoiceDeletedError,
-)
+from afterwords.errors import AfterwordsError, QuotaExceededError, RecordingError, StaleAttemptError, SynthesisError
 from afterwords.provenance import mark_tags
 from afterwords.server.cache_key import cache_path, job_path
 from afterwords.server.failpoints import reach
@@ -49,12 +42,12 @@ class Completion:
         """Return the job that a result may be delivered for. None: this attempt has delivered its result already.
 
         Raises:
-            VoiceDeletedError: The job was deleted with its voice.
+            StaleAttemptError: The job was deleted with its voice.
             StaleAttemptError: Another attempt holds the job, or the lease has expired.
         """
         job = await self.store.get_job(job_id)
         if job is None:
-            raise VoiceDeletedError
+            raise StaleAttemptError(code="voice_deleted")
         if attempt is not None and attempt != job.attempt:
             raise StaleAttemptError
         if job.status.is_final:
@@ -75,11 +68,11 @@ class Completion:
                 return
             voice = await self.store.get_voice(job.voice_id, account_id=job.account_id)
             if voice is None:
-                raise VoiceDeletedError
+                raise StaleAttemptError(code="voice_deleted")
             try:
                 audio = _MarkedAudio.from_wav(wav, job, voice)
                 digest = await audio.sha256()
-            except (RecordingError, RunawayAudioError) as error:
+            except (RecordingError, SynthesisError) as error:
                 await self.reject(job, error)
             if synth_ms is None:
                 synth_ms = max(0, round((self.clock.now() - job.created_at).total_seconds() * 1000))
@@ -89,10 +82,10 @@ class Completion:
             reach("audio-stored")
             try:
                 await self._finish(job, AttemptResult(path, digest, audio.size_bytes, synth_ms))
-            except StorageQuotaExceededError as error:  # not the fault of the worker: its delivery succeeds
+            except QuotaExceededError as error:  # not the fault of the worker: its delivery succeeds
                 await self._finish(job, AttemptResult(error=error.code))
                 await self._delete_audio(job, path)
-            except (StaleAttemptError, VoiceDeletedError):
+            except StaleAttemptError:
                 await self._delete_audio(job, path)
                 raise
 
@@ -109,7 +102,7 @@ class Completion:
     async def _finish(self, job: StoredJob, result: AttemptResult) -> None:
         status = await self.store.finish(job.job_id, job.attempt, result)
         if status is FinishStatus.GONE:
-            raise VoiceDeletedError
+            raise StaleAttemptError(code="voice_deleted")
         if status is FinishStatus.STALE:
             raise StaleAttemptError
         if status is FinishStatus.ALREADY:
@@ -141,7 +134,7 @@ class _MarkedAudio:
         duration_s = blocks.n_frames / blocks.sample_rate
         longest_s = longest_speech_s(job.text or "", speed=job.speed)
         if duration_s > longest_s:
-            raise RunawayAudioError(duration_s=duration_s, maximum_s=longest_s)
+            raise SynthesisError.runaway(duration_s=duration_s, maximum_s=longest_s)
         tags = mark_tags(backend=job.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=job.created_at)
         return cls(wav_header(blocks.sample_rate, n_frames=blocks.n_frames, tags=tags), blocks)
 
@@ -158,7 +151,7 @@ class _MarkedAudio:
         """Return the digest. This also checks that the file can be read to its end.
 
         Raises:
-            NonFiniteAudioError: Samples are NaN or infinite.
+            RecordingError: Samples are NaN or infinite.
         """
         digest, chunks = sha256(), iter(self)
 

@@ -20,7 +20,7 @@ from contextlib import suppress
 from hashlib import sha256
 from typing import Any, Final
 
-from afterwords.errors import AfterwordsError, RecordingError, ServiceUnavailableError, UnsupportedAudioError
+from afterwords.errors import RecordingError, ServiceUnavailableError, error_from_code
 from afterwords.models import ReferenceInfo
 
 log = logging.getLogger("afterwords.server")
@@ -83,13 +83,13 @@ class DecodingPool:
                 facts, body = await self._run_in(self._idle.pop() if self._idle else DecodingProcess(), task, data)
             except DecoderDiedError as died:
                 if not died.is_reused:
-                    raise UnsupportedAudioError(SOURCE) from died
+                    raise RecordingError.unsupported(SOURCE) from died
                 try:  # an earlier file may have done the damage
                     facts, body = await self._run_in(DecodingProcess(), task, data)
                 except DecoderDiedError as again:
-                    raise UnsupportedAudioError(SOURCE) from again
-        if "kind" in facts:
-            raise _recording_error(facts)
+                    raise RecordingError.unsupported(SOURCE) from again
+        if "code" in facts:
+            raise error_from_code(facts["code"], facts["message"], hint=facts["hint"])
         return facts, body
 
     async def _run_in(self, process: DecodingProcess, task: str, data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -189,19 +189,6 @@ class DecodingProcess:
         self._process.kill()
 
 
-def _recording_error(facts: dict[str, Any]) -> RecordingError:
-    """Return the error that the process met, as one of the same class."""
-    kinds: dict[str, type[RecordingError]] = {}
-    waiting: list[type[RecordingError]] = [RecordingError]
-    while waiting:
-        kind = waiting.pop()
-        kinds[kind.__name__] = kind
-        waiting += kind.__subclasses__()
-    error = kinds[facts["kind"]].__new__(kinds[facts["kind"]])
-    AfterwordsError.__init__(error, facts["message"], hint=facts["hint"])
-    return error
-
-
 # -- the process ----------------------------------------------------------------------------------------------
 
 
@@ -225,7 +212,7 @@ def main() -> None:
         try:
             facts, body = (_prepare if order["task"] == "prepare" else _grade)(source.read(order["n_bytes"]))
         except RecordingError as error:
-            facts, body = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}, b""
+            facts, body = {"code": error.code, "message": error.message, "hint": error.hint}, b""
         sink.write(json.dumps({**facts, "n_bytes": len(body)}).encode() + b"\n")
         sink.write(body)
         sink.flush()

@@ -8,7 +8,7 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Final
 
-from afterwords.errors import LostReferenceError
+from afterwords.errors import AudioMissingError
 from afterwords.models import JobStatus
 from afterwords.server.cache_key import prompt_path
 from afterwords.server.ports import Blobs
@@ -44,7 +44,7 @@ class StoredJobQueue(Completion):
     async def reference(self, voice: StoredVoice) -> bytes:
         wav = await self.recordings.get(voice)
         if wav is None:
-            raise LostReferenceError
+            raise AudioMissingError(code="reference_missing")
         return wav
 
     async def prompt(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:

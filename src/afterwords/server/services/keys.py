@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from afterwords.errors import AfterwordsError, InvalidFieldError, KeyNotFoundError
+from afterwords.errors import AfterwordsError, InvalidRequestError, NotFoundError
 from afterwords.models import Account, ApiKey, Usage
 from afterwords.server.ports import Store
 from afterwords.server.records import Caller, NewKey, Scope
@@ -68,8 +68,8 @@ class KeyService:
             by: Id of the requesting key, which creates keys with scopes for its own account. None: the admin.
 
         Raises:
-            KeyNotFoundError, InvalidFieldError: The key or account does not exist.
-            KeyReplacedError, InsufficientScopeError, AdminRequiredError: The requesting key is not allowed to.
+            NotFoundError, InvalidRequestError: The key or account does not exist.
+            ConflictError, InsufficientScopeError, UnauthorizedError: The requesting key is not allowed to.
         """
         secret = PREFIX + secrets.token_urlsafe(32)
         new = NewKey(
@@ -132,13 +132,13 @@ class KeyService:
             by: Id of the requesting key. None: the admin.
 
         Raises:
-            KeyNotFoundError: The key does not exist.
-            KeyReplacedError, InsufficientScopeError: The requesting key may only revoke itself.
+            NotFoundError: The key does not exist.
+            ConflictError, InsufficientScopeError: The requesting key may only revoke itself.
         """
         cancelled = await self._store.revoke_key(key_id, account_id=account_id, by=by)
         self._callers.clear()
         if cancelled is None:
-            raise KeyNotFoundError
+            raise NotFoundError(code="key_not_found")
         self._on_cancelled(cancelled)
 
     async def rotate(
@@ -150,13 +150,13 @@ class KeyService:
             by: Id of the requesting key. None: the admin.
 
         Raises:
-            KeyNotFoundError: The key does not exist or is no longer valid.
-            KeyReplacedError: The key, or the requesting key, was rotated before.
+            NotFoundError: The key does not exist or is no longer valid.
+            ConflictError: The key, or the requesting key, was rotated before.
             InsufficientScopeError: The requesting key may only rotate itself.
-            InvalidFieldError: The overlap is negative or longer than 30 days.
+            InvalidRequestError: The overlap is negative or longer than 30 days.
         """
         if not 0 <= overlap_s <= OVERLAP_MAX_S:
-            raise InvalidFieldError("overlap_s", rule=f"it must be 0 to {OVERLAP_MAX_S:,} seconds")
+            raise InvalidRequestError.invalid_field("overlap_s", rule=f"it must be 0 to {OVERLAP_MAX_S:,} seconds")
         secret = PREFIX + secrets.token_urlsafe(32)
         key = await self._store.rotate_key(
             key_id,
@@ -168,7 +168,7 @@ class KeyService:
         )
         self._callers.clear()
         if key is None:
-            raise KeyNotFoundError
+            raise NotFoundError(code="key_not_found")
         return MintedKey(secret, key)
 
     async def get_usage(self, caller: Caller) -> Usage:

@@ -10,14 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 
-from afterwords.errors import (
-    JobFinalError,
-    JobNotFoundError,
-    JobNotReadyError,
-    LostAudioError,
-    LostReferenceError,
-    StorageUnavailableError,
-)
+from afterwords.errors import AudioMissingError, ConflictError, NotFoundError, StorageUnavailableError
 from afterwords.models import JobStatus, SpeechFormat, new_id
 from afterwords.server.cache_key import cache_key, cache_path
 from afterwords.server.failpoints import reach
@@ -105,11 +98,11 @@ class Synthesis:
         """Return cached audio, or submit a job.
 
         Raises:
-            VoiceNotFoundError, AmbiguousVoiceNameError: No voice, or several voices, match.
-            TextError, InvalidBackendError, UnsupportedLangError: A field is invalid.
-            LostReferenceError: The recording of the voice is missing.
+            VoiceNotFoundError, ConflictError: No voice, or several voices, match.
+            TextError, InvalidInputError, UnsupportedLangError: A field is invalid.
+            AudioMissingError: The recording of the voice is missing.
             LimitError: A limit is reached.
-            IdempotencyConflictError: The idempotency key was used with another request.
+            ConflictError: The idempotency key was used with another request.
         """
         text = check_text(request.text)
         voice = await find_voice(self.store, caller, request.voice_id)
@@ -134,7 +127,7 @@ class Synthesis:
             audio.close()
             return AcceptedJob(job, is_new=False, left_out=left_out)
         if not await self.recordings.exists(voice):
-            raise LostReferenceError
+            raise AudioMissingError(code="reference_missing")
         flight_key = key
         if request.response_format is not SpeechFormat.WAV or request.webhook_url is not None:
             parts = [key, request.response_format, request.webhook_url or ""]
@@ -202,13 +195,13 @@ class Synthesis:
         """Return a job after waiting up to `wait_s` seconds until it is final.
 
         Raises:
-            JobNotFoundError: It does not exist, or belongs to another account.
+            NotFoundError: It does not exist, or belongs to another account.
         """
         job = await self.store.get_job(job_id, account_id=caller.account_id)
         if job is not None and wait_s > 0 and not job.status.is_final:
             job = await self._wait_until_final(job, wait_s)
         if job is None:
-            raise JobNotFoundError
+            raise NotFoundError(code="job_not_found")
         return job
 
     async def list_jobs(
@@ -239,36 +232,36 @@ class Synthesis:
         """
         if self._streams.pop(job_id, False) or is_whole:
             return
-        with contextlib.suppress(JobNotFoundError, JobFinalError):
+        with contextlib.suppress(NotFoundError, ConflictError):
             await self.cancel(caller, job_id)
 
     async def open_audio(self, job: StoredJob) -> BlobReader:
         """Return the WAV file of a job. The caller closes it.
 
         Raises:
-            JobNotReadyError: The job has no audio.
-            LostAudioError: The audio is missing or altered. The job is failed.
+            NotFoundError: The job has no audio.
+            AudioMissingError: The audio is missing or altered. The job is failed.
         """
         if job.status is not JobStatus.READY or job.audio_key is None:
-            raise JobNotReadyError(job.status)
+            raise NotFoundError(f"The job has no audio: it is {job.status}.", code="job_not_ready")
         audio = await self.blobs.open(job.audio_key, sha256=job.audio_sha256 or "")
         if audio is None:
             await self.store.mark_audio_lost(job.job_id)
-            raise LostAudioError
+            raise AudioMissingError
         return audio
 
     async def cancel(self, caller: Caller, job_id: str) -> StoredJob:
         """Cancel a pending job, and refund it.
 
         Raises:
-            JobNotFoundError: The job does not exist.
-            JobFinalError: The job is ready or has failed.
+            NotFoundError: The job does not exist.
+            ConflictError: The job is ready or has failed.
         """
         job = await self.store.cancel(job_id, account_id=caller.account_id)
         if job is None:
-            raise JobNotFoundError
+            raise NotFoundError(code="job_not_found")
         if job.status is not JobStatus.CANCELLED:
-            raise JobFinalError(job.status)
+            raise ConflictError.job_final(job.status)
         self.dispatcher.cancel(job_id)
         self.events.publish(job_id)
         return job

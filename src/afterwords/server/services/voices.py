@@ -13,11 +13,10 @@ from typing import Any, Final
 
 from afterwords.errors import (
     AfterwordsError,
-    AmbiguousVoiceNameError,
-    HomeVoiceError,
-    InvalidFieldError,
-    InvalidNameError,
-    LostReferenceError,
+    AudioMissingError,
+    ConflictError,
+    InvalidInputError,
+    InvalidRequestError,
     VoiceNotFoundError,
 )
 from afterwords.library.bundle import Bundle, BundledPrompt, holds_nul, pack, unpack
@@ -72,7 +71,7 @@ class VoiceService:
 
         Raises:
             InvalidInputError: A field or the recording is invalid.
-            IdempotencyConflictError: The idempotency key was used with another upload.
+            ConflictError: The idempotency key was used with another upload.
         """
         fields = VoiceFields(
             name=check_name(fields.name),
@@ -162,8 +161,8 @@ class VoiceService:
         Another transcript or language removes its cached audio and prompts.
 
         Raises:
-            VoiceNotFoundError, AmbiguousVoiceNameError, InvalidInputError: The voice or a value is invalid.
-            HomeVoiceError: Home voices are changed in the library.
+            VoiceNotFoundError, ConflictError, InvalidInputError: The voice or a value is invalid.
+            ConflictError: Home voices are changed in the library.
         """
         before = await self._get_changeable(caller, name_or_id)
         voice_id, backend, lang = before.voice_id, changes.backend, changes.lang
@@ -193,13 +192,13 @@ class VoiceService:
         """Return a voice's id, and its bundle.
 
         Raises:
-            VoiceNotFoundError, AmbiguousVoiceNameError: No voice, or several voices, match.
-            LostReferenceError: The recording is missing or altered.
+            VoiceNotFoundError, ConflictError: No voice, or several voices, match.
+            AudioMissingError: The recording is missing or altered.
         """
         stored = await self.get(caller, name_or_id)
         wav = await self.recordings.get(stored)
         if wav is None:
-            raise LostReferenceError
+            raise AudioMissingError(code="reference_missing")
         prompts = []
         for backend, version in self.prompt_versions.items() if with_prompts else ():
             if found := await read_prompt(self.blobs, stored, backend=backend, version=version):
@@ -211,8 +210,8 @@ class VoiceService:
         """Delete a voice with its recording, cache, prompts, jobs and their audio.
 
         Raises:
-            VoiceNotFoundError, AmbiguousVoiceNameError: No voice, or several voices, match.
-            HomeVoiceError: Home voices are removed in the library.
+            VoiceNotFoundError, ConflictError: No voice, or several voices, match.
+            ConflictError: Home voices are removed in the library.
         """
         voice_id = (await self._get_changeable(caller, name_or_id)).voice_id
         paths = await self.store.delete_voice(voice_id, account_id=caller.account_id)
@@ -225,7 +224,7 @@ class VoiceService:
     async def _get_changeable(self, caller: Caller, name_or_id: str) -> StoredVoice:
         voice = await self.get(caller, name_or_id)
         if voice.home_id is not None:
-            raise HomeVoiceError
+            raise ConflictError(code="home_voice")
         return voice
 
     async def purge(self, voice_id: str, paths: Sequence[str]) -> bool:
@@ -279,20 +278,20 @@ async def find_voice(store: Store, caller: Caller, name_or_id: str) -> StoredVoi
 
     Raises:
         VoiceNotFoundError: It does not exist, or belongs to another account.
-        AmbiguousVoiceNameError: Several voices have this name.
+        ConflictError: Several voices have this name.
     """
     voice_id = as_id(name_or_id)
     if voice_id and (voice := await store.get_voice(voice_id, account_id=caller.account_id)):
         return voice
     try:
         name = check_name(name_or_id)
-    except InvalidNameError:
+    except InvalidInputError:
         raise VoiceNotFoundError from None
     found = await store.find_voices(name, account_id=caller.account_id)
     if not found:
         raise VoiceNotFoundError
     if len(found) > 1:
-        raise AmbiguousVoiceNameError
+        raise ConflictError(code="ambiguous_voice_name")
     return found[0]
 
 
@@ -326,11 +325,13 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
     try:
         plain = json.dumps(metadata, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        raise InvalidFieldError("metadata", rule="its numbers must be finite") from None
+        raise InvalidRequestError.invalid_field("metadata", rule="its numbers must be finite") from None
     if holds_nul(plain):
-        raise InvalidFieldError("metadata", rule="it may hold no NUL")  # a bundle can't contain one either
+        raise InvalidRequestError.invalid_field(
+            "metadata", rule="it may hold no NUL"
+        )  # a bundle can't contain one either
     if len(plain.encode()) > METADATA_MAX_BYTES:
-        raise InvalidFieldError("metadata", rule=f"it may have {METADATA_MAX_BYTES:,} bytes as JSON")
+        raise InvalidRequestError.invalid_field("metadata", rule=f"it may have {METADATA_MAX_BYTES:,} bytes as JSON")
 
 
 def _idempotency(caller: Caller, key: str | None, *parts: bytes) -> Idempotency | None:

@@ -64,7 +64,7 @@ class Database:
         """Create the file if it is missing, migrate its schema, and connect. Return whether it is new.
 
         Raises:
-            NewerDatabaseError: A later version has changed the schema.
+            ServerSetupError: A later version has changed the schema.
         """
         try:
             identity, is_new = await asyncio.to_thread(prepare, self.path)

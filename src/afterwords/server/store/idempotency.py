@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from afterwords.errors import IdempotencyConflictError
+from afterwords.errors import ConflictError
 from afterwords.server.records import Idempotency
 from afterwords.server.store.schema import idempotency
 from afterwords.server.store.sqlite import CompiledQuery
@@ -35,14 +35,14 @@ def find(connection: Connection, request: Idempotency) -> FirstRequest | None:
     """Return the first request with the same key, if there was one.
 
     Raises:
-        IdempotencyConflictError: It had another body.
+        ConflictError: It had another body.
     """
     row = _FIND(connection, **_key(request))
     if row is None:
         return None
     body_sha256, voice_id, job_id = row
     if body_sha256 != request.body_sha256:
-        raise IdempotencyConflictError
+        raise ConflictError(code="idempotency_conflict")
     return FirstRequest(voice_id, job_id)
 
 

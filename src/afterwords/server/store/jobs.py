@@ -10,13 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, func, insert, literal, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from afterwords.errors import (
-    QueueFullError,
-    QuotaExceededError,
-    StorageQuotaExceededError,
-    TooManyConcurrentRequestsError,
-    VoiceNotFoundError,
-)
+from afterwords.errors import LimitError, QuotaExceededError, VoiceNotFoundError
 from afterwords.models import JobStatus
 from afterwords.server.records import Idempotency, NewJob, QueueLimits, StoredJob, SubmittedJob
 from afterwords.server.store import idempotency
@@ -205,15 +199,15 @@ def _admit(
         return get(connection, duplicate)
     limit, used = job.character_limit, used or 0
     if limit is not None and used + job.char_count > limit:
-        raise QuotaExceededError(
+        raise QuotaExceededError.for_characters(
             limit=limit, used=used, asked=job.char_count, retry_after_s=usage_rows.seconds_left(now)
         )
     if quota_bytes is not None and stored_bytes >= quota_bytes:
-        raise StorageQuotaExceededError(stored_bytes=stored_bytes, quota_bytes=quota_bytes)
+        raise QuotaExceededError.for_storage(stored_bytes=stored_bytes, quota_bytes=quota_bytes)
     if n_own >= limits.pending_per_account:
-        raise TooManyConcurrentRequestsError(limit=limits.pending_per_account)
+        raise LimitError.too_many_concurrent(limit=limits.pending_per_account)
     if n_all >= limits.pending:
-        raise QueueFullError(limit=limits.pending)
+        raise LimitError.queue_full(limit=limits.pending)
     return None
 
 

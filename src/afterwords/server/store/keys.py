@@ -25,11 +25,11 @@ from sqlalchemy import (
 )
 
 from afterwords.errors import (
-    AdminRequiredError,
+    ConflictError,
     InsufficientScopeError,
-    InvalidFieldError,
-    KeyNotFoundError,
-    KeyReplacedError,
+    InvalidRequestError,
+    NotFoundError,
+    UnauthorizedError,
 )
 from afterwords.models import Account, ApiKey, JobStatus, new_id
 from afterwords.server.records import Caller, NewKey
@@ -61,7 +61,7 @@ def add(connection: Connection, key: NewKey, *, by: str | None, now: datetime) -
     if key.for_key is not None:
         sibling = _find(connection, key.for_key, account_id)
         if sibling is None:
-            raise KeyNotFoundError
+            raise NotFoundError(code="key_not_found")
         account_id = sibling.account_id
     if key.is_home:
         account_id = get_home_account(connection)
@@ -73,9 +73,9 @@ def add(connection: Connection, key: NewKey, *, by: str | None, now: datetime) -
     else:
         account = select(accounts.c.account_id).where(accounts.c.account_id == account_id)
         if account_id != (own or account_id) or connection.execute(account).first() is None:
-            raise InvalidFieldError("account_id", rule="there is no such account")
+            raise InvalidRequestError.invalid_field("account_id", rule="there is no such account")
     if requesting and not key.scopes:
-        raise AdminRequiredError
+        raise UnauthorizedError(code="admin_required")
     key_id = new_id()
     return _insert(connection, key, key_id, account_id=account_id, spending_id=key_id, now=now)
 
@@ -175,7 +175,7 @@ def rotate(
     if by is not None and by != key_id:
         _check_may_manage(connection, by)
     if old.expires_at is not None:
-        raise KeyReplacedError
+        raise ConflictError(code="key_replaced")
     expires_at = now + timedelta(seconds=overlap_s)
     connection.execute(update(keys).where(keys.c.key_id == key_id).values(expires_at=expires_at))
     new = NewKey(sha256, old.label, tuple(old.scopes.split()), old.character_limit, prefix=prefix)
@@ -190,9 +190,9 @@ def _check_may_manage(connection: Connection, by: str) -> Row[Any]:
     """
     row = _find(connection, by, None)
     if row is None or row.expires_at is not None:
-        raise KeyReplacedError
+        raise ConflictError(code="key_replaced")
     if row.scopes or row.character_limit is not None:
-        raise InsufficientScopeError("of a key without scopes and limit")
+        raise InsufficientScopeError.for_scope("of a key without scopes and limit")
     return row
 
 

@@ -14,7 +14,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from afterwords import disk
-from afterwords.errors import DatabaseUnavailableError, NewerDatabaseError
+from afterwords.errors import DatabaseUnavailableError, ServerSetupError, pip_install
 from afterwords.server.store.column_types import PAGE_BYTES
 from afterwords.server.store.sqlite import Identity, connect, engine_for, raw
 
@@ -30,7 +30,7 @@ def prepare(path: Path) -> tuple[Identity, bool]:
     """Create or migrate the database. Return its identity, and whether it is new.
 
     Raises:
-        NewerDatabaseError: A later version has changed the schema.
+        ServerSetupError: A later version has changed the schema.
         DatabaseUnavailableError: Another process holds the lock for too long.
     """
     if path.exists() and (identity := _identity(path)):
@@ -88,7 +88,11 @@ def _migrate(path: Path) -> bool:
         try:
             found = _version(connection)
             if found and found not in {revision.revision for revision in script.walk_revisions()}:
-                raise NewerDatabaseError(found=found, known=HEAD)
+                raise ServerSetupError(
+                    f"The database has schema {found}, and this version knows up to {HEAD}.",
+                    code="newer_database",
+                    hint=f"install a newer afterwords: {pip_install(options='--upgrade')}",
+                )
             environment = EnvironmentContext(Config(), script)
             environment.configure(connection=connection, fn=lambda now, _: script._upgrade_revs("head", now))
             environment.run_migrations()

@@ -28,7 +28,7 @@ class Presence:
         """Take a lock. Return the number of servers, including this one.
 
         Raises:
-            StorageFullError, UnwritableOutputError: A lock file can't be created.
+            StorageFullError, FileError: A lock file can't be created.
         """
         from filelock import FileLock, Timeout
 

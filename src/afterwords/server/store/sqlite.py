@@ -206,7 +206,7 @@ def translate_error(error: BaseException, path: Path) -> BaseException:
     code = _code(cause)
     translated = error
     if code == sqlite3.SQLITE_FULL or (code in _MAYBE_FULL and _is_full(path)):
-        translated = StorageFullError("the database")
+        translated = StorageFullError.for_path("the database")
     elif code in _UNAVAILABLE or code in _MAYBE_FULL or (code is None and "closed" in str(cause)):
         translated = DatabaseUnavailableError()
     if translated is not error:

@@ -83,7 +83,7 @@ class SqlStore:
         """Connect, and migrate the schema. Return whether the database is new.
 
         Raises:
-            NewerDatabaseError: A later version has changed the schema.
+            ServerSetupError: A later version has changed the schema.
         """
         return await self._database.open()
 
@@ -308,8 +308,8 @@ def _file_name(url: str) -> str:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise InvalidOptionError("AFTERWORDS_DATABASE_URL", value="no URL", allowed=allowed) from None
+        raise InvalidOptionError.for_option("AFTERWORDS_DATABASE_URL", value="no URL", allowed=allowed) from None
     is_file = parsed.database not in (None, "", ":memory:") and not (parsed.host or parsed.username or parsed.query)
     if parsed.get_backend_name() != "sqlite" or not is_file:
-        raise InvalidOptionError("AFTERWORDS_DATABASE_URL", value=without_secrets(url), allowed=allowed)
+        raise InvalidOptionError.for_option("AFTERWORDS_DATABASE_URL", value=without_secrets(url), allowed=allowed)
     return str(parsed.database)

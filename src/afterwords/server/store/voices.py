@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, union_all, update
 
-from afterwords.errors import StorageQuotaExceededError
+from afterwords.errors import QuotaExceededError
 from afterwords.models import new_id
 from afterwords.server.cache_key import job_path
 from afterwords.server.records import CacheEntry, Idempotency, StoredVoice, VoiceChanges
@@ -61,14 +61,14 @@ def check_quota(connection: Connection, account_id: str, *, quota_bytes: int | N
     """Check what an account stores, including this transaction.
 
     Raises:
-        StorageQuotaExceededError: The quota is exceeded. The transaction must be rolled back.
+        QuotaExceededError: The quota is exceeded. The transaction must be rolled back.
     """
     if quota_bytes is None:
         return
     stored = select(accounts.c.stored_bytes).where(accounts.c.account_id == account_id)
     stored_bytes = connection.execute(stored).scalar_one()
     if stored_bytes > quota_bytes:
-        raise StorageQuotaExceededError(stored_bytes=stored_bytes, quota_bytes=quota_bytes)
+        raise QuotaExceededError.for_storage(stored_bytes=stored_bytes, quota_bytes=quota_bytes)
 
 
 def find_repeated(connection: Connection, request: Idempotency) -> StoredVoice | None:

@@ -21,13 +21,9 @@ from afterwords.backends.qwen3.mlx.batch import Group
 from afterwords.backends.qwen3.mlx.engine import MlxLarge, MlxSmall
 from afterwords.backends.qwen3.mlx.thread import owner
 from afterwords.backends.qwen3.request import Finish, Turn
-from afterwords.errors import (
-    MissingExtraError,
-    SynthesisError,
-    TooLittleMemoryError,
-)
-from afterwords.install import pip_install
+from afterwords.errors import MissingExtraError, ModelError, SynthesisError, pip_install
 from tests.backends.qwen3.contract import SEED, Qwen3Contract, at_once, spoken
+from tests.error_codes import has_code
 
 
 @pytest.fixture(autouse=True)
@@ -259,12 +255,12 @@ def test_weights_are_chosen_by_memory_and_by_what_is_here(
 def test_a_machine_with_too_little_memory_is_told_what_fits(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.is_dir()
     monkeypatch.setattr(engine_module, "memory_bytes", lambda: 1_200_000_000)  # of another machine
-    with pytest.raises(TooLittleMemoryError, match=r"needs 1\.0 GB") as told:
+    with pytest.raises(ModelError, match=r"needs 1\.0 GB", check=has_code("too_little_memory")) as told:
         MlxLarge().load("qwen3-1.7b")
     assert "lite" in told.value.hint
     monkeypatch.setattr(engine_module, "SPEAKING_BYTES", 4_000_000_000)
     monkeypatch.setattr(engine_module, "memory_bytes", lambda: 4_000_000_000)
-    with pytest.raises(TooLittleMemoryError) as told:
+    with pytest.raises(ModelError, check=has_code("too_little_memory")) as told:
         MlxLarge().load("qwen3-1.7b")
     assert told.value.hint == "use qwen3-0.6b-8bit or qwen3-0.6b-4bit."
 

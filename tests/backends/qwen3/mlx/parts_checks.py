@@ -17,7 +17,7 @@ from afterwords.backends.base import Reference
 from afterwords.backends.qwen3.mlx.model import Model
 from afterwords.backends.qwen3.mlx.thread import owner
 from afterwords.backends.qwen3.mlx.weights import load_parts
-from afterwords.errors import ModelFileError
+from afterwords.errors import ModelError
 from scripts.make_mlx_tiny import make_mlx_checkpoint
 from scripts.make_qwen3_sound_goldens import clip
 from scripts.make_qwen3_tiny import make_checkpoint
@@ -102,5 +102,5 @@ def test_a_damaged_checkpoint_is_named(
     folder = tmp_path / "tiny"
     shutil.copytree(checkpoint, folder)
     damage(folder)
-    with pytest.raises(ModelFileError, match=told):
+    with pytest.raises(ModelError, match=told):
         Model(folder, name="tiny", owner=owner())

@@ -10,23 +10,22 @@ import json
 from functools import cache
 from importlib.resources import files
 
-from afterwords.errors import ModelFileError
-from afterwords.install import pip_install
+from afterwords.errors import ModelError, pip_install
 
 
 def read_data(name: str) -> bytes:
     """Read one shipped file.
 
     Raises:
-        ModelFileError: it is missing, or a byte of it has changed.
+        ModelError: it is missing, or a byte of it has changed.
     """
     reinstall = pip_install(options="--force-reinstall --no-deps")
     try:
         content = (files(__package__) / name).read_bytes()
     except OSError as error:
-        raise ModelFileError(name, why="is missing", hint=reinstall) from error
+        raise ModelError.for_file(name, why="is missing", hint=reinstall) from error
     if hashlib.sha256(content).hexdigest() != _hashes().get(name):
-        raise ModelFileError(name, why="does not have the expected SHA-256", hint=reinstall)
+        raise ModelError.for_file(name, why="does not have the expected SHA-256", hint=reinstall)
     return content
 
 

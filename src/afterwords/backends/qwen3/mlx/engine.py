@@ -20,7 +20,7 @@ from afterwords.backends.idle import IdleTimer
 from afterwords.backends.memory import memory_bytes
 from afterwords.backends.qwen3.base import Parts, Qwen3Engine, check_memory, speak_to_nobody
 from afterwords.config import load_config
-from afterwords.errors import AfterwordsError, MissingExtraError, ModelNotHereError
+from afterwords.errors import AfterwordsError, MissingExtraError, ModelError
 from afterwords.weights import catalog
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class MlxEngine(Qwen3Engine):
 
     def _load(self, progress: Progress) -> Parts:
         if _missing():
-            raise MissingExtraError("mlx", purpose="Speaking with Qwen3-TTS on Apple Silicon")
+            raise MissingExtraError.for_extra("mlx", purpose="Speaking with Qwen3-TTS on Apple Silicon")
         checkpoint = self._checkpoint()
         folder = catalog.locate(checkpoint)
         check_memory(
@@ -123,8 +123,8 @@ class MlxEngine(Qwen3Engine):
         """Which checkpoint to load: the one that was set, or of those that are here the best that fits well.
 
         Raises:
-            ModelNotHereError: none that may be used is here.
-            ModelFileError: a file of it is missing or cut.
+            ModelError: none that may be used is here.
+            ModelError: a file of it is missing or cut.
         """
         (backend,) = self.backends
         needed, room = NEEDED_BYTES[backend], CHOSEN_SHARE * memory_bytes()
@@ -139,7 +139,7 @@ class MlxEngine(Qwen3Engine):
             return whole.checkpoint.name
         if problem := next((status.problem for status in found if status.problem is not None), None):
             raise problem
-        raise ModelNotHereError(names[0])
+        raise ModelError.not_downloaded(names[0])
 
     def _close_unless_changed(self) -> None:
         """Give memory back, but not to load other weights next time: prompts are out that were made for these."""

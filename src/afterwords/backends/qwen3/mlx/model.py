@@ -79,7 +79,7 @@ class Model:
             progress: told how far it is.
 
         Raises:
-            ModelFileError: a file is missing, damaged or of another model.
+            ModelError: a file is missing, damaged or of another model.
         """
         self.config: ModelConfig = read_config(folder)
         self.codec: CodecConfig = read_codec_config(folder / CODEC)

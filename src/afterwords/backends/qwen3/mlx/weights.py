@@ -21,7 +21,7 @@ from mlx_audio.tts.models.qwen3_tts.speech_tokenizer import Qwen3TTSSpeechTokeni
 from mlx_audio.utils import apply_quantization
 
 from afterwords.backends.qwen3.config import HINT
-from afterwords.errors import ModelFileError
+from afterwords.errors import ModelError
 
 CODEC: Final = "speech_tokenizer"
 _TURNS: Final = ((0, 2, 1), (1, 2, 0))
@@ -47,7 +47,7 @@ def load_parts(folder: Path) -> Parts:
     """Load a checkpoint in MLX's layout or in the one it was published in, quantized or not.
 
     Raises:
-        ModelFileError: a file is missing, damaged or of another model.
+        ModelError: a file is missing, damaged or of another model.
     """
     described = _read(folder / "config.json")
     network = Network(NetworkConfig.from_dict(described))
@@ -97,7 +97,7 @@ def _sanitized(kind: Any, folder: Path) -> dict[str, mx.array]:
         try:
             weights |= cast(dict[str, mx.array], mx.load(str(path)))
         except (RuntimeError, ValueError) as error:
-            raise ModelFileError(str(path), why=f"can't be read ({error})", hint=HINT) from error
+            raise ModelError.for_file(str(path), why=f"can't be read ({error})", hint=HINT) from error
     named: dict[str, mx.array] = kind.sanitize(weights)
     return named
 
@@ -106,12 +106,12 @@ def _fill(module: Any, weights: Mapping[str, mx.array], folder: Path) -> None:
     """Put weights into a module, each turned as the module asks for it.
 
     Raises:
-        ModelFileError: one is missing or has another shape.
+        ModelError: one is missing or has another shape.
     """
     wanted = {name: tuple(value.shape) for name, value in cast(Any, tree_flatten(module.parameters()))}
     for name in sorted(wanted.keys() - weights.keys()):
         if not name.endswith(_NOT_STATED):
-            raise ModelFileError(str(folder), why=f"has no weights for {name}", hint=HINT)
+            raise ModelError.for_file(str(folder), why=f"has no weights for {name}", hint=HINT)
     module.load_weights(list(_turned(weights, wanted, folder)), strict=False)
 
 
@@ -126,5 +126,5 @@ def _turned(
         fitting = next((way for way in ways if tuple(way.shape) == shape), None)
         if fitting is None:
             why = f"has weights of shape {tuple(value.shape)} for {name}, which takes {shape}"
-            raise ModelFileError(str(folder), why=why, hint=HINT)
+            raise ModelError.for_file(str(folder), why=why, hint=HINT)
         yield name, fitting

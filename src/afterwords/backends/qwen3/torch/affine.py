@@ -23,7 +23,7 @@ def take_affine(
         dtype: other than that of all.
 
     Raises:
-        ModelFileError: as `Weights.take`.
+        ModelError: as `Weights.take`.
     """
     weight = weights.take(f"{name}.weight", shape, dtype=dtype)
     return weight, weights.take(f"{name}.bias", (n_outputs or shape[0],), dtype=dtype)

@@ -17,7 +17,7 @@ from afterwords.audio.analysis import decibels, mel_filters, power_spectrum
 from afterwords.backends.qwen3.torch.codec_decoder import CodecDecoder
 from afterwords.backends.qwen3.torch.prompt import Prompt
 from afterwords.backends.qwen3.torch.talker import Talker, Utterance
-from afterwords.errors import PrecisionError
+from afterwords.errors import ModelError
 
 N_FRAMES: Final = 25
 """2 s."""
@@ -68,14 +68,15 @@ def check(agreement: Agreement, *, model: str, precision: str) -> None:
     """Refuse what is too little.
 
     Raises:
-        PrecisionError: it says how little.
+        ModelError: it says how little.
     """
     if not agreement.is_enough:
-        raise PrecisionError(
-            model,
-            precision=precision,
-            why=f"{agreement.codes:.0%} of its codes are the same, and {LEAST_CODES:.0%} must be; its sound lies "
-            f"{agreement.mel_db:.1f} dB away, and may {MOST_MEL_DB:.1f} dB",
+        raise ModelError(
+            f"The model {model} says too much else in {precision}: "
+            f"{agreement.codes:.0%} of its codes are the same, and {LEAST_CODES:.0%} must be; its sound lies "
+            f"{agreement.mel_db:.1f} dB away, and may {MOST_MEL_DB:.1f} dB"
+            ".",
+            code="precision",
         )
 
 

@@ -22,7 +22,7 @@ def take_codebook(weights: Weights, name: str, sums: str, shape: Shape) -> Tenso
         shape: of the entries.
 
     Raises:
-        ModelFileError: as `Weights.take`.
+        ModelError: as `Weights.take`.
     """
     usage = weights.take(f"{name}.cluster_usage", shape[:1], dtype=torch.float32)
     return weights.take(f"{name}.{sums}", shape, dtype=torch.float32) / usage.clamp(min=_USAGE_FLOOR)[:, None]

@@ -59,7 +59,7 @@ class CudaEngine(Qwen3Engine):
 
     def _load(self, progress: Progress) -> Parts:
         if _missing():
-            raise MissingExtraError("cuda", purpose="Speaking with Qwen3-TTS")
+            raise MissingExtraError.for_extra("cuda", purpose="Speaking with Qwen3-TTS")
         import torch
 
         from afterwords.backends.qwen3.torch.agreement import check

@@ -76,7 +76,7 @@ class Model:
             progress: told how far it is.
 
         Raises:
-            ModelFileError: a file is missing, damaged or of another model.
+            ModelError: a file is missing, damaged or of another model.
         """
         self._folder, self.device = folder, device
         self._dtype = dtype

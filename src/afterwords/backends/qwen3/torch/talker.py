@@ -58,7 +58,7 @@ class Talker:
             ops: what its steps are made of, `fastest_ops` or plain torch.
 
         Raises:
-            ModelFileError: a tensor is missing, misshapen or unknown.
+            ModelError: a tensor is missing, misshapen or unknown.
         """
         self.config, self.device = config, weights.device
         talker = config.talker

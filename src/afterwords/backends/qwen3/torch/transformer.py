@@ -64,7 +64,7 @@ class Stack:
             ops: what its steps are made of.
 
         Raises:
-            ModelFileError: a tensor is missing or misshapen.
+            ModelError: a tensor is missing or misshapen.
         """
         self.config, self.n_positions, self._ops = config, n_positions, ops
         self._device, self._dtype = weights.device, weights.dtype

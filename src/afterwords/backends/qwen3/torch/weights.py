@@ -16,8 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from afterwords.errors import ModelFileError
-from afterwords.install import pip_install
+from afterwords.errors import ModelError, pip_install
 
 PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SINGLE: Final = "model.safetensors"
@@ -55,7 +54,7 @@ class Weights:
             dtype: what floating-point tensors are converted to.
 
         Raises:
-            ModelFileError: no file is there, it is damaged, or it is a pickle.
+            ModelError: no file is there, it is damaged, or it is a pickle.
         """
         files = _shards(source) if source.is_dir() else [source]
         for path in files:
@@ -71,16 +70,16 @@ class Weights:
             dtype: other than that of all.
 
         Raises:
-            ModelFileError: it is missing (or was taken before), has another shape, or can't be read.
+            ModelError: it is missing (or was taken before), has another shape, or can't be read.
         """
         path, opened = self._find(name)
         found = tuple(opened.get_slice(name).get_shape())
         if found != shape:
-            raise ModelFileError(str(path), why=f"has {name} of shape {found}, not {shape}", hint=_AGAIN)
+            raise ModelError.for_file(str(path), why=f"has {name} of shape {found}, not {shape}", hint=_AGAIN)
         try:
             tensor: Tensor = opened.get_tensor(name)
         except (SafetensorError, RuntimeError, OSError) as error:
-            raise ModelFileError(str(path), why=f"can't be read at {name} ({error})", hint=_AGAIN) from error
+            raise ModelError.for_file(str(path), why=f"can't be read at {name} ({error})", hint=_AGAIN) from error
         del self._left[name]
         return tensor.to(dtype or self.dtype) if tensor.is_floating_point() else tensor
 
@@ -106,13 +105,13 @@ class Weights:
         """Refuse a file with tensors under a prefix that no part of the model knows.
 
         Raises:
-            ModelFileError: there are some; a model with parts left out would speak, and wrongly.
+            ModelError: there are some; a model with parts left out would speak, and wrongly.
         """
         unknown = sorted(name for name in self._left if name.startswith(prefix))
         if unknown:
             path, _ = self._left[unknown[0]]
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            raise ModelFileError(
+            raise ModelError.for_file(
                 str(path),
                 why=f"has the tensor {unknown[0]}{more}, which this version does not know",
                 hint=f"{pip_install(options='--upgrade')}, or use a checkpoint that it knows.",
@@ -137,7 +136,7 @@ class Weights:
         try:
             return self._left[name]
         except KeyError:
-            raise ModelFileError(str(self._source), why=f"lacks the tensor {name}", hint=_AGAIN) from None
+            raise ModelError.for_file(str(self._source), why=f"lacks the tensor {name}", hint=_AGAIN) from None
 
 
 def _opened(path: Path, device: torch.device) -> Any:
@@ -145,9 +144,9 @@ def _opened(path: Path, device: torch.device) -> Any:
     try:
         return safe_open(path, framework="pt", device=where)
     except FileNotFoundError as error:
-        raise ModelFileError(str(path), why="is missing", hint=_AGAIN) from error
+        raise ModelError.for_file(str(path), why="is missing", hint=_AGAIN) from error
     except (SafetensorError, OSError) as error:
-        raise ModelFileError(str(path), why=f"is damaged or was cut short ({error})", hint=_AGAIN) from error
+        raise ModelError.for_file(str(path), why=f"is damaged or was cut short ({error})", hint=_AGAIN) from error
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -158,26 +157,26 @@ def _shards(folder: Path) -> list[Path]:
         return _indexed(index)
     for path in sorted(folder.iterdir()):
         _check_kind(path, folder=True)
-    raise ModelFileError(str(folder / _SINGLE), why="is missing", hint=_AGAIN)
+    raise ModelError.for_file(str(folder / _SINGLE), why="is missing", hint=_AGAIN)
 
 
 def _indexed(index: Path) -> list[Path]:
     try:
         names = sorted({str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelFileError(str(index), why="is not an index of shards", hint=_AGAIN) from error
+        raise ModelError.for_file(str(index), why="is not an index of shards", hint=_AGAIN) from error
     for name in names:
         if Path(name).name != name:
-            raise ModelFileError(str(index), why=f"names {name!a}, which is not beside it", hint=_AGAIN)
+            raise ModelError.for_file(str(index), why=f"names {name!a}, which is not beside it", hint=_AGAIN)
     return [index.with_name(name) for name in names]
 
 
 def _check_kind(path: Path, *, folder: bool = False) -> None:
     if path.suffix in PICKLES:
-        raise ModelFileError(
+        raise ModelError.for_file(
             str(path),
             why="is a pickle, which can run any code when it is opened",
             hint="use a checkpoint in safetensors.",
         )
     if not folder and path.suffix != ".safetensors":
-        raise ModelFileError(str(path), why="is not a .safetensors file", hint="use a checkpoint in safetensors.")
+        raise ModelError.for_file(str(path), why="is not a .safetensors file", hint="use a checkpoint in safetensors.")
