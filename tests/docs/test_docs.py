@@ -130,7 +130,7 @@ def recipes(tmp_path: Path) -> Path:
 @pytest.fixture
 def say(recipes: Path) -> Any:
     """Return the `say` of the cookbook that retries."""
-    return runpy.run_path(str(recipes / "patient.py"))["say"]
+    return runpy.run_path(str(recipes / "retrying.py"))["say"]
 
 
 def test_web_app_streams_to_a_browser(
@@ -198,5 +198,5 @@ def test_retrying_say_exits_when_the_quota_is_used_up(
     afterwords_voice: afterwords.Voice,
 ) -> None:
     afterwords_faults.inject(Fault.ANSWER, path="/v1/synthesize", status=429, code="quota_exceeded")
-    with pytest.raises(SystemExit, match="0 characters are spent, until 01"):
+    with pytest.raises(SystemExit, match="0 characters are used up until 01"):
         say(afterwords_faulty_client, "Hello.", afterwords_voice.name)
