@@ -41,7 +41,7 @@ def clone(name: str = "me", **options: object) -> aw.Voice:
     return aw.clone(READER, name=name, consent="self", **options)  # type: ignore[arg-type]
 
 
-def test_a_clone_keeps_recording_consent_and_provenance() -> None:
+def test_clone_stores_recording_consent_and_seal() -> None:
     voice = clone()
     shelf = local.library()
     original = shelf.original_path(voice)
@@ -61,7 +61,7 @@ def test_bytes_and_open_files_clone_like_a_path() -> None:
     assert by_path.ref_sha256 == by_bytes.ref_sha256 == by_file.ref_sha256
 
 
-def test_file_that_was_just_written_is_read_from_its_beginning() -> None:
+def test_written_file_is_read_from_its_start() -> None:
     file = BytesIO()
     file.write(READER.read_bytes())
     by_file = aw.clone(file, name="file", consent="self")
@@ -69,7 +69,7 @@ def test_file_that_was_just_written_is_read_from_its_beginning() -> None:
     assert read_source(file) == READER.read_bytes()
 
 
-def test_open_file_is_read_from_where_it_stands(tmp_path: Path) -> None:
+def test_open_file_is_read_from_its_position(tmp_path: Path) -> None:
     file = BytesIO(b"header" + READER.read_bytes())
     file.seek(len(b"header"))
     assert (
@@ -79,7 +79,7 @@ def test_open_file_is_read_from_where_it_stands(tmp_path: Path) -> None:
         aw.clone(BytesIO(), name="empty", consent="self")
 
 
-def test_file_that_is_open_as_text_is_named(tmp_path: Path) -> None:
+def test_file_opened_as_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "me.wav"
     path.write_text("text")
     with path.open() as file, pytest.raises(FileError, match="open as text") as caught:
@@ -87,7 +87,7 @@ def test_file_that_is_open_as_text_is_named(tmp_path: Path) -> None:
     assert "'rb'" in caught.value.hint
 
 
-def test_home_that_cannot_be_made_names_its_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_home_names_its_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("AFTERWORDS_HOME", str(tmp_path / "link"))
     (tmp_path / "link").symlink_to(tmp_path / "file" / "home")
@@ -96,7 +96,7 @@ def test_home_that_cannot_be_made_names_its_setting(tmp_path: Path, monkeypatch:
     assert "AFTERWORDS_HOME" in caught.value.hint
 
 
-def test_name_is_shown_as_it_was_given() -> None:
+def test_error_prints_name_unchanged() -> None:
     for name in ("Émile", "名前", "O'Brien", "a\\b"):
         aw.clone(READER, name=name, consent="self")
         with pytest.raises(VoiceExistsError, match=re.escape(f"named '{name}'")):
@@ -115,7 +115,7 @@ def test_damaged_recording_is_cloned_with_a_warning() -> None:
     assert "damaged or incomplete" in cloned.notices[0]
 
 
-def test_recording_that_is_graded_f_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_grade_f_is_refused_before_preparing(tmp_path: Path) -> None:
     file = clipped(tmp_path / "clipped.wav")
     steps: list[str] = []
 
@@ -131,7 +131,7 @@ def test_recording_that_is_graded_f_is_refused_before_any_work(tmp_path: Path) -
     assert voice.reference.grade == "F"
 
 
-def test_consent_has_to_be_stated() -> None:
+def test_consent_is_required() -> None:
     with pytest.raises(ConsentRequiredError):
         aw.clone(READER, name="me")
     with pytest.raises(InvalidOptionError, match="consent"):
@@ -139,7 +139,7 @@ def test_consent_has_to_be_stated() -> None:
     assert aw.voices() == []
 
 
-def test_a_name_in_use_is_refused_before_any_work() -> None:
+def test_name_in_use_is_refused_first() -> None:
     clone()
     told: list[str] = []
     with pytest.raises(VoiceExistsError):
@@ -147,7 +147,7 @@ def test_a_name_in_use_is_refused_before_any_work() -> None:
     assert told == []
 
 
-def test_replacing_leaves_one_voice_with_the_new_recording(tmp_path: Path) -> None:
+def test_replace_leaves_one_voice(tmp_path: Path) -> None:
     first = clone()
     other = tmp_path / "other.wav"
     audio = aw.Audio(np.ascontiguousarray(decode(READER).samples[: 16_000 * 9]), 16_000)
@@ -156,7 +156,7 @@ def test_replacing_leaves_one_voice_with_the_new_recording(tmp_path: Path) -> No
     assert first.ref_sha256 != second.ref_sha256
 
 
-def test_a_recording_that_is_too_short_leaves_nothing_behind(home: Path, tmp_path: Path) -> None:
+def test_short_recording_leaves_no_files(home: Path, tmp_path: Path) -> None:
     short = aw.Audio(decode(READER).samples[: 16_000 * 3], 16_000).save(tmp_path / "short.wav")
     with pytest.raises(RecordingError, match=r"3\.00 s", check=has_code("too_short")):
         aw.clone(short, name="me", consent="self")
@@ -165,14 +165,14 @@ def test_a_recording_that_is_too_short_leaves_nothing_behind(home: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("whisper")
-def test_a_transcript_is_written_down_where_something_can_listen() -> None:
+def test_recording_is_transcribed_with_whisper() -> None:
     voice = clone()
     assert voice.ref_text is not None
     assert "amiable" in voice.ref_text.lower()
 
 
 @pytest.mark.usefixtures("whisper")
-def test_transcript_invented_for_another_language_is_not_kept(german: aw.Audio) -> None:
+def test_doubtful_transcript_is_dropped(german: aw.Audio) -> None:
     with pytest.warns(aw.errors.RecordingWarning, match=r"recognized poorly.*no transcript was kept.*--lang de"):
         voice = aw.clone(german.to_bytes(), name="me", consent="self")
 
@@ -180,7 +180,7 @@ def test_transcript_invented_for_another_language_is_not_kept(german: aw.Audio) 
 
 
 @pytest.mark.usefixtures("whisper")
-def test_a_given_transcript_is_cut_with_the_window() -> None:
+def test_given_transcript_is_cut_with_window() -> None:
     text = (READER.parent / "reader.txt").read_text("utf-8")
     voice = clone(text=text)
     assert voice.ref_text
@@ -188,7 +188,7 @@ def test_a_given_transcript_is_cut_with_the_window() -> None:
     assert voice.ref_text.split()[-1] in text
 
 
-def test_a_transcript_that_cannot_be_cut_is_left_out_and_said() -> None:
+def test_transcript_that_cannot_be_cut_is_dropped() -> None:
     text = (READER.parent / "reader.txt").read_text("utf-8")
     cloned = local.make_voice(READER, name="me", consent="self", text=text)
     assert cloned.voice.ref_text is None
@@ -196,12 +196,12 @@ def test_a_transcript_that_cannot_be_cut_is_left_out_and_said() -> None:
 
 
 @pytest.mark.usefixtures("whisper")
-def test_the_transcript_can_be_corrected() -> None:
+def test_transcript_can_be_corrected() -> None:
     cloned = local.make_voice(READER, name="me", consent="self", confirm=lambda heard: f"{heard.text} Amen.")
     assert str(cloned.voice.ref_text).endswith("Amen.")
 
 
-def test_speech_lasts_as_its_text_and_carries_the_mark(tmp_path: Path) -> None:
+def test_say_returns_marked_speech(tmp_path: Path) -> None:
     voice = clone()
     audio = aw.say("Hello there", voice=voice)
     assert audio.sample_rate == SAMPLE_RATE
@@ -211,7 +211,7 @@ def test_speech_lasts_as_its_text_and_carries_the_mark(tmp_path: Path) -> None:
     assert (mark.backend, mark.voice_name, mark.voice_id) == ("tone", "me", voice.voice_id)
 
 
-def test_one_voice_needs_no_name_and_two_do() -> None:
+def test_only_voice_needs_no_name() -> None:
     clone()
     assert aw.say("Hello").duration_s > 0
     clone("you")
@@ -221,7 +221,7 @@ def test_one_voice_needs_no_name_and_two_do() -> None:
     assert aw.stream("Hello").voice.name == "you"
 
 
-def test_an_unknown_voice_is_answered_with_those_near() -> None:
+def test_unknown_voice_suggests_nearest_name() -> None:
     clone("grandmother")
     with pytest.raises(VoiceNotFoundError) as refused:
         aw.say("Hello", voice="grandmohter")
@@ -229,7 +229,7 @@ def test_an_unknown_voice_is_answered_with_those_near() -> None:
 
 
 @pytest.mark.parametrize("speed", [0.5, 2.0])
-def test_speed_changes_the_length_and_keeps_the_pitch(speed: float) -> None:
+def test_speed_keeps_the_pitch(speed: float) -> None:
     clone()
     text = "the speed of this is changed"
     plain, changed = aw.say(text), aw.say(text, speed=speed)
@@ -239,19 +239,19 @@ def test_speed_changes_the_length_and_keeps_the_pitch(speed: float) -> None:
 
 
 @pytest.mark.parametrize("option", [{"speed": 0.1}, {"speed": float("nan")}, {"seed": -1}])
-def test_options_out_of_bounds_are_refused(option: dict[str, float]) -> None:
+def test_option_out_of_range_is_refused(option: dict[str, float]) -> None:
     clone()
     with pytest.raises(InvalidOptionError):
         aw.say("Hello", **option)  # type: ignore[arg-type]
 
 
-def test_a_language_that_nothing_here_speaks_is_refused() -> None:
+def test_unsupported_language_is_refused() -> None:
     clone()
     with pytest.raises(UnsupportedLangError):
         aw.say("Hello", lang="tlh")
 
 
-def test_streaming_yields_the_same_speech_in_chunks_and_then_its_result() -> None:
+def test_stream_yields_same_speech_in_chunks() -> None:
     clone()
     text = "this is long enough for several chunks"
     speech = aw.stream(text)
@@ -262,7 +262,7 @@ def test_streaming_yields_the_same_speech_in_chunks_and_then_its_result() -> Non
     assert speech.result.duration_s == pytest.approx(SECONDS_PER_CHARACTER * len(text))
 
 
-def test_voice_is_renamed_made_the_default_and_removed() -> None:
+def test_voice_is_renamed_made_default_and_removed() -> None:
     voice = clone()
     assert aw.default_voice() is None
     assert aw.rename(voice, "you").name == "you"
@@ -273,7 +273,7 @@ def test_voice_is_renamed_made_the_default_and_removed() -> None:
         aw.remove(voice)
 
 
-def test_voice_goes_through_a_file(tmp_path: Path) -> None:
+def test_voice_is_exported_and_imported(tmp_path: Path) -> None:
     voice = clone()
     path = aw.export_voice("me", tmp_path / "me.voice")
     assert path.stat().st_mode & 0o777 == 0o600
@@ -288,14 +288,14 @@ def test_voice_goes_through_a_file(tmp_path: Path) -> None:
     assert aw.import_voice(str(path), name=other.name, replace=True).voice_id == voice.voice_id
 
 
-def test_recording_is_graded_with_reasons_and_not_kept() -> None:
+def test_inspect_grades_and_stores_nothing() -> None:
     report = aw.inspect(READER.read_bytes())
     assert report.grade in "AB"
     assert {"length", "noise"} <= {finding.measure for finding in report.findings}
     assert aw.voices() == []
 
 
-def test_mark_is_read_from_a_path_in_any_form(tmp_path: Path) -> None:
+def test_verify_accepts_path_and_string(tmp_path: Path) -> None:
     clone()
     path = aw.say("Marked.").save(tmp_path / "marked.mp3")
     mark = aw.verify(str(path))
@@ -303,21 +303,21 @@ def test_mark_is_read_from_a_path_in_any_form(tmp_path: Path) -> None:
     assert (mark.voice_name, mark.backend) == ("me", "tone")
 
 
-def test_stream_is_saved_while_it_is_made(tmp_path: Path) -> None:
+def test_stream_is_saved_to_file(tmp_path: Path) -> None:
     clone()
     path = aw.stream("Into a file.").save(tmp_path / "speech.flac")
     np.testing.assert_allclose(decode(path).samples, aw.say("Into a file.").samples, atol=1e-4)  # 16 bits
 
 
 @pytest.mark.parametrize("fault", ["fault-fail", "fault-error", "fault-memory"])
-def test_whatever_an_engine_raises_is_a_synthesis_error(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_error_is_a_synthesis_error(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERWORDS_TESTING", "1")
     clone()
     with pytest.raises(SynthesisError):
         aw.say(f"this text has the word {fault} in it")
 
 
-def test_a_prompt_is_made_once_for_the_same_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompt_is_made_once_per_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[bytes] = []
     prepare = ToneEngine.prepare
 
@@ -333,7 +333,7 @@ def test_a_prompt_is_made_once_for_the_same_recording(monkeypatch: pytest.Monkey
     assert len(made) == 1
 
 
-def test_words_that_are_left_out_are_warned_of_without_naming_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_left_out_words_warn_without_naming_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERWORDS_TESTING", "1")
     clone()
     with pytest.warns(TextWarning) as warned:
@@ -344,7 +344,7 @@ def test_words_that_are_left_out_are_warned_of_without_naming_them(monkeypatch: 
         aw.stream("fault-unspoken")
 
 
-def test_a_lost_prompt_is_made_again(home: Path) -> None:
+def test_damaged_prompt_is_made_again(home: Path) -> None:
     voice = clone()
     (prompt,) = (home / "voices" / voice.voice_id / "prompts").iterdir()
     prompt.write_bytes(b"damaged")
@@ -352,7 +352,7 @@ def test_a_lost_prompt_is_made_again(home: Path) -> None:
     assert prompt.read_bytes() != b"damaged"
 
 
-def test_a_prompt_can_be_made_before_anything_is_said(home: Path) -> None:
+def test_make_prompt_prepares_voice(home: Path) -> None:
     voice = clone()
     (prompt,) = (home / "voices" / voice.voice_id / "prompts").iterdir()
     prompt.unlink()
@@ -370,7 +370,7 @@ def test_progress_runs_from_start_to_end() -> None:
     assert told[-1] == 1.0
 
 
-def test_speech_is_read_once() -> None:
+def test_speech_is_iterated_once() -> None:
     clone()
     speech = aw.stream("a text of some length, spoken in chunks")
     done = speech.audio()
@@ -381,7 +381,7 @@ def test_speech_is_read_once() -> None:
     assert speech.result.duration_s == pytest.approx(done.duration_s)
 
 
-def test_an_error_in_a_progress_callback_is_its_own() -> None:
+def test_error_in_progress_callback_is_raised() -> None:
     clone()
 
     def fail(_fraction: float, _step: str) -> None:
@@ -391,7 +391,7 @@ def test_an_error_in_a_progress_callback_is_its_own() -> None:
         aw.say("Hello", progress=fail)
 
 
-def test_a_foreign_error_is_named_by_its_kind_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_error_names_only_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERWORDS_TESTING", "1")
     clone()
     with pytest.raises(SynthesisError) as failed:
@@ -400,7 +400,7 @@ def test_a_foreign_error_is_named_by_its_kind_alone(monkeypatch: pytest.MonkeyPa
     assert "told to" not in failed.value.message
 
 
-def test_a_voice_that_was_removed_is_named() -> None:
+def test_removed_voice_is_named() -> None:
     voice = clone()
     local.library().remove("me")
     with pytest.raises(VoiceNotFoundError, match="me"):

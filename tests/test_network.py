@@ -123,7 +123,7 @@ def test_certificate_that_is_not_trusted_names_the_variable(distrusted: str) -> 
 
 def test_command_line_names_the_variable() -> None:
     done = run("whoami", env=PATIENCE | {"ALL_PROXY": "socks5://127.0.0.1:9"})
-    assert "unset ALL_PROXY" in done.refused(8, "RemoteError")
+    assert "unset ALL_PROXY" in done.expect_error(8, "RemoteError")
 
 
 def test_transcript_without_a_model_names_the_variable(tmp_path: Path) -> None:

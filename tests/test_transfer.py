@@ -56,7 +56,7 @@ def outcomes(trips: list[transfer.TransferResult]) -> dict[str, TransferStatus]:
     return {trip.name: trip.outcome for trip in trips}
 
 
-def test_what_was_prepared_travels_along(
+def test_push_and_pull_include_prompts(
     me: Voice, served: Served, client: aw.Client, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf = local.library()
@@ -71,7 +71,7 @@ def test_what_was_prepared_travels_along(
     assert usable_prompts(local.library(), back) == [prompt]
 
 
-def test_prompt_that_no_engine_can_read_is_made_again(me: Voice, served: Served, client: aw.Client) -> None:
+def test_unreadable_prompt_is_made_again(me: Voice, served: Served, client: aw.Client) -> None:
     bad = BundledPrompt("tone", "1", is_fast=False, data=b"fault-prompt")
     there = client.voices.import_(pack(me, local.library().reference(me), [bad]))
     assert client.say("Hello.", voice=there).duration_s > 0
@@ -80,13 +80,13 @@ def test_prompt_that_no_engine_can_read_is_made_again(me: Voice, served: Served,
     assert len(kept) == 32, "a prompt of the tone"
 
 
-def test_a_voice_has_a_find_remote_only_where_it_was_brought(me: Voice, client: aw.Client) -> None:
+def test_find_remote_returns_pushed_voice(me: Voice, client: aw.Client) -> None:
     assert transfer.find_remote(me, client=client) is None
     there = aw.push(me, client=client)
     assert transfer.find_remote(me, client=client) == there
 
 
-def test_a_pushed_voice_speaks_on_the_server(me: Voice, client: aw.Client) -> None:
+def test_pushed_voice_speaks_on_the_server(me: Voice, client: aw.Client) -> None:
     there = aw.push("me", client=client)
     assert (there.name, there.ref_sha256, there.consent) == ("me", me.ref_sha256, me.consent)
     assert client.say("Hello from the server.", voice="me").duration_s > 0.5
@@ -99,14 +99,14 @@ def test_pushing_again_changes_nothing(me: Voice, client: aw.Client) -> None:
     assert len(list(client.voices.list())) == 1
 
 
-def test_what_is_said_about_a_voice_follows_it(me: Voice, client: aw.Client) -> None:
+def test_push_updates_changed_name(me: Voice, client: aw.Client) -> None:
     aw.push("me", client=client)
     local.library().rename("me", "myself")
     assert transfer.send("myself", client=client).outcome is TransferStatus.UPDATED
     assert [voice.name for voice in client.voices.list()] == ["myself"]
 
 
-def test_a_voice_comes_back_whole_on_another_machine(
+def test_pull_restores_voice_in_another_home(
     me: Voice, client: aw.Client, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aw.push("me", client=client)
@@ -132,14 +132,14 @@ def test_pulling_again_changes_nothing(
     assert transfer.send("me", client=client).outcome is TransferStatus.SAME
 
 
-def test_links_that_were_lost_are_found_again_by_the_recording(me: Voice, client: aw.Client, home: Path) -> None:
+def test_lost_link_is_found_by_recording(me: Voice, client: aw.Client, home: Path) -> None:
     there = aw.push("me", client=client)
     (home / "links.json").unlink()
     assert aw.push("me", client=client).voice_id == there.voice_id
     assert aw.pull("me", client=client).voice_id == me.voice_id
 
 
-def test_another_voice_of_that_name_on_the_server_stays_unless_it_is_replaced(me: Voice, client: aw.Client) -> None:
+def test_push_replaces_different_voice_only_with_replace(me: Voice, client: aw.Client) -> None:
     other = client.voices.create(READER, name="me")
     with pytest.raises(VoiceExistsError) as refused:
         aw.push("me", client=client)
@@ -149,7 +149,7 @@ def test_another_voice_of_that_name_on_the_server_stays_unless_it_is_replaced(me
     assert there.voice_id != other.voice_id
 
 
-def test_another_voice_of_that_name_at_home_stays_unless_it_is_replaced(me: Voice, client: aw.Client) -> None:
+def test_pull_replaces_different_voice_only_with_replace(me: Voice, client: aw.Client) -> None:
     other = client.voices.create(READER, name="me")
     with pytest.raises(VoiceExistsError) as refused:
         aw.pull("me", client=client)
@@ -159,7 +159,7 @@ def test_another_voice_of_that_name_at_home_stays_unless_it_is_replaced(me: Voic
     assert len(aw.voices()) == 1
 
 
-def test_a_voice_deleted_on_the_server_can_be_pushed_again_the_same_day(me: Voice, client: aw.Client) -> None:
+def test_voice_deleted_on_server_can_be_pushed_again(me: Voice, client: aw.Client) -> None:
     first = aw.push("me", client=client)
     client.voices.delete(first)
     again = aw.push("me", client=client)
@@ -167,7 +167,7 @@ def test_a_voice_deleted_on_the_server_can_be_pushed_again_the_same_day(me: Voic
     assert [voice.voice_id for voice in client.voices.list()] == [again.voice_id]
 
 
-def test_a_damaged_recording_is_not_pushed(me: Voice, client: aw.Client, home: Path) -> None:
+def test_damaged_recording_is_not_pushed(me: Voice, client: aw.Client, home: Path) -> None:
     path = home / "voices" / me.voice_id / "reference.wav"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(CorruptVoiceError):
@@ -176,7 +176,7 @@ def test_a_damaged_recording_is_not_pushed(me: Voice, client: aw.Client, home: P
 
 
 @pytest.mark.parametrize("homes", [1, 2])
-def test_two_pushes_at_once_make_one_voice(
+def test_concurrent_pushes_create_one_voice(
     me: Voice, client: aw.Client, home: Path, elsewhere: Path, served: Served, homes: int
 ) -> None:
     folders = [home, home]
@@ -211,7 +211,7 @@ def test_two_pushes_at_once_make_one_voice(
     assert [voice.voice_id for voice in client.voices.list()] == list(ids)
 
 
-def test_sync_brings_each_side_what_it_lacks(me: Voice, client: aw.Client) -> None:
+def test_sync_copies_both_ways(me: Voice, client: aw.Client) -> None:
     client.voices.create(READER, name="theirs", consent="granted")
     assert outcomes(aw.sync(client=client, is_dry=True)) == {
         "me": TransferStatus.PUSHED,
@@ -222,7 +222,7 @@ def test_sync_brings_each_side_what_it_lacks(me: Voice, client: aw.Client) -> No
     assert outcomes(aw.sync(client=client)) == {"me": TransferStatus.SAME, "theirs": TransferStatus.SAME}
 
 
-def test_sync_brings_nothing_back_that_was_removed(me: Voice, client: aw.Client) -> None:
+def test_sync_does_not_restore_removed_voices(me: Voice, client: aw.Client) -> None:
     client.voices.create(READER, name="theirs")
     aw.sync(client=client)
     client.voices.delete("me")
@@ -236,7 +236,7 @@ def test_sync_brings_nothing_back_that_was_removed(me: Voice, client: aw.Client)
     assert aw.pull("theirs", client=client).name == "theirs"  # unless it is asked for
 
 
-def test_sync_overwrites_neither_of_two_voices_with_one_name(me: Voice, client: aw.Client) -> None:
+def test_sync_keeps_both_voices_of_one_name(me: Voice, client: aw.Client) -> None:
     other = client.voices.create(READER, name="me")
     assert outcomes(aw.sync(client=client, is_dry=True)) == {"me": TransferStatus.DIFFERS}
     assert outcomes(aw.sync(client=client)) == {"me": TransferStatus.DIFFERS}
@@ -244,14 +244,14 @@ def test_sync_overwrites_neither_of_two_voices_with_one_name(me: Voice, client: 
     assert local.library().get("me") == me
 
 
-def test_sync_stops_where_no_voice_can_pass(me: Voice, served: Served) -> None:
+def test_sync_stops_without_valid_key(me: Voice, served: Served) -> None:
     with aw.Client(served.url) as nobody, pytest.raises(UnauthorizedError, check=has_code("not_logged_in")):
         aw.sync(client=nobody)
     with aw.Client(served.url, api_key="aw_wrong") as stranger, pytest.raises(UnauthorizedError):
         aw.sync(client=stranger)
 
 
-def test_another_accounts_link_leads_nowhere(me: Voice, client: aw.Client, served: Served) -> None:
+def test_links_are_separate_per_account(me: Voice, client: aw.Client, served: Served) -> None:
     first = aw.push("me", client=client)
     with aw.Client(served.url, api_key=served.new_key()) as other:
         second = aw.push("me", client=other)
@@ -266,25 +266,25 @@ class TestTheHostedService:
         with HostedService() as service, aw.Client(service.url, api_key=service.api_key) as client:
             yield client
 
-    def test_takes_a_voice_once(self, hosted: aw.Client) -> None:
+    def test_pushing_again_changes_nothing(self, hosted: aw.Client) -> None:
         first, again = aw.push("me", client=hosted), aw.push("me", client=hosted)
         assert first.voice_id == again.voice_id
         assert hosted.say("Hello from the hosted service.", voice="me").duration_s > 0.5
 
-    def test_can_not_tell_whether_a_voice_of_that_name_is_the_same(self, hosted: aw.Client, home: Path) -> None:
+    def test_voice_of_same_name_is_refused_without_link(self, hosted: aw.Client, home: Path) -> None:
         aw.push("me", client=hosted)
         (home / "links.json").unlink()
         with pytest.raises(VoiceExistsError):
             aw.push("me", client=hosted)
 
-    def test_gives_no_voice_back(self, hosted: aw.Client) -> None:
+    def test_pull_is_unsupported(self, hosted: aw.Client) -> None:
         hosted.voices.create(READER, name="theirs")
         with pytest.raises(UnsupportedByServerError):
             aw.pull("theirs", client=hosted)
         assert outcomes(aw.sync(client=hosted)) == {"me": TransferStatus.PUSHED, "theirs": TransferStatus.FAILED}
 
 
-def test_a_voice_that_is_not_here_or_not_there_is_named(client: aw.Client, tone: None) -> None:
+def test_unknown_voice_is_named(client: aw.Client, tone: None) -> None:
     with pytest.raises(VoiceNotFoundError, match="nobody"):
         aw.push("nobody", client=client)
     with pytest.raises(VoiceNotFoundError, match="nobody"):

@@ -1,4 +1,4 @@
-"""A real server and the twin of the hosted service, for the commands that ask one."""
+"""A real server and a fake of the hosted service, for commands that use one."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pytest
 from tests.e2e.served import Served, serving
 from tests.hosted.service import HostedService
 
-Asking = Callable[[str, str], None]
+UseServer = Callable[[str, str], None]
 
 
 @pytest.fixture
-def asking(monkeypatch: pytest.MonkeyPatch) -> Asking:
-    """Have commands ask the server at an address, with a key."""
+def use_server(monkeypatch: pytest.MonkeyPatch) -> UseServer:
+    """Make commands use the server at a URL, with a key."""
 
-    def ask(url: str, key: str) -> None:
+    def use(url: str, key: str) -> None:
         monkeypatch.setenv("AFTERWORDS_BASE_URL", url)
         monkeypatch.setenv("AFTERWORDS_API_KEY", key)
 
-    return ask
+    return use
 
 
 @pytest.fixture(scope="session")
@@ -31,23 +31,23 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture
-def account(served: Served, asking: Asking) -> str:
-    """The server is asked with an account that nothing else uses; this is its key."""
+def account(served: Served, use_server: UseServer) -> str:
+    """Use the server with a new account; return its key."""
     key = served.new_key()
-    asking(served.url, key)
+    use_server(served.url, key)
     return key
 
 
 @pytest.fixture
 def client(served: Served, account: str) -> Iterator[httpx.Client]:
-    """Sees what the commands did: it has their account."""
+    """Return an HTTP client with the account of the commands."""
     with served.client(account) as client:
         yield client
 
 
 @pytest.fixture
-def hosted(asking: Asking) -> Iterator[HostedService]:
-    """The hosted service is asked."""
+def hosted(use_server: UseServer) -> Iterator[HostedService]:
+    """Use the fake hosted service."""
     with HostedService() as service:
-        asking(service.url, service.api_key)
+        use_server(service.url, service.api_key)
         yield service

@@ -1,4 +1,4 @@
-"""The command line as a person runs it, and what it writes."""
+"""Run the command line in a test, in this process or in its own."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ COMMAND = [sys.executable, "-W", "error", "-m", "afterwords"]
 
 
 @dataclass(frozen=True)
-class Done:
-    """How a command ended."""
+class Result:
+    """The exit code and the output of a command."""
 
     code: int
     stdout: bytes
@@ -30,7 +30,7 @@ class Done:
     def out(self) -> str:
         return self.stdout.decode()
 
-    def refused(self, code: int, error: str) -> str:
+    def expect_error(self, code: int, error: str) -> str:
         """Check that it failed with one line that begins with the error, its fix, and no result; return stderr."""
         first, second = [line for line in self.err.splitlines() if not _PROGRESS.fullmatch(line)]
         assert (self.code, self.stdout) == (code, b"")
@@ -40,7 +40,7 @@ class Done:
 
 
 def environment(settings: Mapping[str, str] | None = None) -> dict[str, str]:
-    """That of the test, without what makes terminals differ."""
+    """Return the environment of the test without the variables that change the output."""
     outside = {"FORCE_COLOR", "NO_COLOR", "COLUMNS", "TERM", "PYTHONWARNINGS", "PYTHONIOENCODING"}
     kept = {name: value for name, value in os.environ.items() if name not in outside}
     return {**kept, "TERM": "xterm", "PYTHONUTF8": "1", **(settings or {})}
@@ -54,12 +54,15 @@ def run(
     env: Mapping[str, str] | None = None,
     before: Sequence[str] = (),
     is_process: bool = False,
-) -> Done:
-    """Run `afterwords`, or some Python that runs it, with pipes for everything.
+) -> Result:
+    """Run `afterwords`, or a Python program that runs it, with pipes for stdin, stdout and stderr.
 
-    It runs in this process, which saves a second of start-up. It runs in one of its own if that is asked for, or if
-    Python, the keyring or the shell of the command reads something of its environment at the start. No traceback may
-    come out, and nothing that a terminal acts on. `before` is a command that runs it.
+    It runs in this process, which saves a second. It runs in its own if `is_process` is set, or if it needs another
+    environment when Python starts. Check that it prints no traceback and no escape sequence.
+
+    Args:
+        python: A program to run instead.
+        before: A command that runs the program.
     """
     settings = environment(env)
     if is_process or python or before or _read_at_start(settings) != _STARTED_WITH:
@@ -75,19 +78,23 @@ def run(
         )
         code, stdout, err = done.returncode, done.stdout, done.stderr.decode()
     else:
-        code, stdout, err = _run_here([str(arg) for arg in args], stdin, cwd, settings)
+        code, stdout, err = _run_in_process([str(arg) for arg in args], stdin, cwd, settings)
     assert "Traceback" not in err
     assert "\x1b" not in err
-    return Done(code, stdout, err)
+    return Result(code, stdout, err)
 
 
 _READ_AT_START = ("PYTHON", "_AFTERWORDS", "ALSA_", "LD_", "HF_", "XDG_", "HOME")
 
 
 def _read_at_start(settings: Mapping[str, str]) -> dict[str, str]:
-    """What Python, the keyring, the sound card, the hub's client and completion read as they start."""
-    ours = {"HF_HUB_DISABLE_TELEMETRY"}  # a command sets it
-    return {name: value for name, value in settings.items() if name.startswith(_READ_AT_START) and name not in ours}
+    """Return the settings that Python, keyring, ALSA, huggingface_hub and completion read at their start."""
+    set_by_commands = {"HF_HUB_DISABLE_TELEMETRY"}
+    return {
+        name: value
+        for name, value in settings.items()
+        if name.startswith(_READ_AT_START) and name not in set_by_commands
+    }
 
 
 _STARTED_WITH = _read_at_start(
@@ -99,7 +106,9 @@ _STARTED_WITH = _read_at_start(
 )
 
 
-def _run_here(args: list[str], stdin: bytes, cwd: Path | None, settings: Mapping[str, str]) -> tuple[int, bytes, str]:
+def _run_in_process(
+    args: list[str], stdin: bytes, cwd: Path | None, settings: Mapping[str, str]
+) -> tuple[int, bytes, str]:
     from afterwords.cli import app
 
     streams = [io.TextIOWrapper(io.BytesIO(content), "utf-8", write_through=True) for content in (stdin, b"", b"")]
@@ -122,16 +131,16 @@ def _run_here(args: list[str], stdin: bytes, cwd: Path | None, settings: Mapping
     return code, stdout, stderr.decode()
 
 
-def files_in(folder: Path) -> list[str]:
-    """What a folder holds, all the way down; the lock and the folders aside."""
+def list_files(folder: Path) -> list[str]:
+    """Return the names of all files in a folder and its subfolders, without `.lock`."""
     return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
 
 
-def interrupted(*args: str, env: Mapping[str, str]) -> tuple[int, bytes]:
-    """Run `afterwords` and press Ctrl-C once it has written 8,000 bytes: how it ends, and what it tells."""
+def run_and_interrupt(*args: str, env: Mapping[str, str]) -> tuple[int, bytes]:
+    """Run `afterwords`, send SIGINT once it has written 8,000 bytes; return the exit code and stderr."""
     with subprocess.Popen([*COMMAND, *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.read(8000)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=30)
-    return process.returncode, told
+        _, stderr = process.communicate(timeout=30)
+    return process.returncode, stderr

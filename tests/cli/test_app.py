@@ -32,14 +32,14 @@ def test_help_names_every_command(option: str) -> None:
     ]
 
 
-def test_help_shows_examples_and_no_type_of_a_flag() -> None:
+def test_help_shows_examples_and_flags_without_types() -> None:
     shown = [run("say", "--help").out, run("voices", "list", "--help").out]
 
     assert not any("bool" in text for text in shown)
     assert "\n   afterwords say --file story.txt --voice me -o story.mp3" in shown[0]
 
 
-def test_call_without_a_command_shows_the_help_and_is_a_usage_error() -> None:
+def test_no_command_shows_help_and_exits_2() -> None:
     done = run()
 
     assert (done.code, done.err) == (2, "")
@@ -54,7 +54,7 @@ def test_every_command_has_help(command: str) -> None:
     assert f"Usage: afterwords {command}" in done.out
 
 
-def test_installed_program_tells_its_version() -> None:
+def test_installed_program_prints_its_version() -> None:
     program = Path(sys.executable).with_name("afterwords")
     done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, env=environment())
 
@@ -72,10 +72,10 @@ def test_installed_program_tells_its_version() -> None:
         (("backends", "\x1b[2J"), "Too many arguments"),
     ],
 )
-def test_wrong_call_is_told_in_one_line_with_where_to_look(args: tuple[str, ...], told: str) -> None:
+def test_usage_error_is_one_line_and_names_help(args: tuple[str, ...], told: str) -> None:
     done = run(*args)
 
-    assert told in done.refused(2, "UsageError")
+    assert told in done.expect_error(2, "UsageError")
     assert "see afterwords" in done.err
 
 
@@ -83,15 +83,15 @@ PLANTED = "import runpy, afterwords.local as s; s.library = lambda: {}['canary']
 UNFORESEEN = PLANTED + "runpy.run_module('afterwords', run_name='__main__')"
 
 
-def test_error_that_nobody_foresaw_is_told_in_one_line() -> None:
+def test_unexpected_error_is_one_line() -> None:
     done = run("voices", python=UNFORESEEN)
 
-    assert "Unexpected error (KeyError)" in done.refused(1, "AfterwordsError")
+    assert "Unexpected error (KeyError)" in done.expect_error(1, "AfterwordsError")
     assert "afterwords --debug" in done.err
     assert "canary" not in done.err
 
 
-def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
+def test_debug_shows_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-c", UNFORESEEN, "--debug", "voices"]
     foreign = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     command = [*COMMAND, "--debug", "verify", str(tmp_path / "missing.wav")]
@@ -107,7 +107,7 @@ def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full: Linux's")
 @pytest.mark.parametrize("args", [("--help",), ("--version",), ("doctor", str(READER))], ids=lambda args: args[0])
-def test_full_output_is_told_in_one_line(args: tuple[str, ...]) -> None:
+def test_full_stdout_is_one_line_error(args: tuple[str, ...]) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run([*COMMAND, *args], stdout=full, stderr=subprocess.PIPE, check=False, env=environment())
 
@@ -119,25 +119,25 @@ def test_full_output_is_told_in_one_line(args: tuple[str, ...]) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sh")
 @pytest.mark.parametrize("shell", ["{} --help | true", "{} voices | true", "{} --version >&-", "{} voices <&-"])
-def test_closed_stream_is_met_in_silence(shell: str, me: Voice) -> None:
+def test_closed_stream_prints_nothing(shell: str, me: Voice) -> None:
     command = shell.format(" ".join(COMMAND))
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, env=environment())
 
     assert done.stderr == ""
 
 
-def test_result_survives_an_encoding_that_lacks_its_signs(me: Voice) -> None:
+def test_ascii_encoding_escapes_result(me: Voice) -> None:
     done = run("doctor", READER, env={"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"})
 
     assert done.code == 0
     assert r"\u2501 clone uses:" in done.out
 
 
-def test_settings_that_are_no_toml_are_refused(home: Path) -> None:
+def test_invalid_toml_settings_are_refused(home: Path) -> None:
     home.mkdir()
     (home / "config.toml").write_text("backends = [")
 
-    assert "config.toml" in run("voices").refused(5, "InvalidInputError")
+    assert "config.toml" in run("voices").expect_error(5, "InvalidInputError")
 
 
 # -- completion -----------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_shell_completes_commands_options_and_voices(me: Voice) -> None:
     assert completed("afterwords voices rename ") == ["me"]
 
 
-def test_completion_offers_nothing_that_a_shell_would_act_on(home: Path, me: Voice) -> None:
+def test_completion_offers_no_escape_sequences(home: Path, me: Voice) -> None:
     file = home / "voices" / me.voice_id / "voice.json"
     file.write_text(file.read_text().replace('"me"', r'"\u001b[2J"'))
 
@@ -183,9 +183,7 @@ def test_completion_offers_nothing_that_a_shell_would_act_on(home: Path, me: Voi
         "a b",
     ],
 )
-def test_completion_names_a_voice_by_its_id_where_a_shell_would_act_on_its_name(
-    home: Path, me: Voice, name: str
-) -> None:
+def test_completion_offers_id_of_name_with_shell_syntax(home: Path, me: Voice, name: str) -> None:
     file = home / "voices" / me.voice_id / "voice.json"
     file.write_text(file.read_text().replace('"me"', json.dumps(name)))
 
@@ -193,9 +191,7 @@ def test_completion_names_a_voice_by_its_id_where_a_shell_would_act_on_its_name(
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_name_from_a_strangers_file_runs_nothing_in_a_shell(
-    home: Path, me: Voice, tmp_path: Path, shell: str
-) -> None:
+def test_completed_name_runs_nothing_in_a_shell(home: Path, me: Voice, tmp_path: Path, shell: str) -> None:
     program = shutil.which(shell)
     if program is None:
         pytest.skip(f"{shell} is not installed")
@@ -217,7 +213,7 @@ def test_a_name_from_a_strangers_file_runs_nothing_in_a_shell(
     assert not (tmp_path / "canary").exists()
 
 
-def test_completion_stays_silent_where_the_library_cannot_be_read(home: Path) -> None:
+def test_completion_is_empty_if_library_is_unreadable(home: Path) -> None:
     home.mkdir()
     (home / "config.toml").write_text("backends = [")
 
@@ -225,5 +221,5 @@ def test_completion_stays_silent_where_the_library_cannot_be_read(home: Path) ->
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_script_can_be_had_for_every_shell(shell: str) -> None:
+def test_completion_script_exists_for_every_shell(shell: str) -> None:
     assert "_AFTERWORDS_COMPLETE=complete_" in run(env={"_AFTERWORDS_COMPLETE": f"source_{shell}"}).out

@@ -23,7 +23,7 @@ def broken(tmp_path: Path) -> str:
 
 
 @pytest.mark.usefixtures("tone")
-def test_list_says_what_speaks_here() -> None:
+def test_list_shows_available_backends() -> None:
     done = run("backends")
 
     head, row = done.out.splitlines()
@@ -32,7 +32,7 @@ def test_list_says_what_speaks_here() -> None:
     assert (done.code, done.err) == (0, "")
 
 
-def test_plug_in_that_fails_is_listed_with_its_reason_and_hides_no_other(broken: str) -> None:
+def test_failing_plugin_is_listed_with_reason(broken: str) -> None:
     settings = {"PYTHONPATH": broken, "AFTERWORDS_BACKENDS": "tone,broken"}
 
     rows = run("backends", env=settings).out.splitlines()
@@ -47,7 +47,7 @@ def test_plug_in_that_fails_is_listed_with_its_reason_and_hides_no_other(broken:
     assert facts[1]["fix"] == "reinstall or remove broken"
 
 
-def test_machine_that_offers_nothing_says_what_to_install() -> None:
+def test_no_backend_prints_what_to_install() -> None:
     done = run("backends", env={"AFTERWORDS_BACKENDS": "nope"})
 
     assert (done.code, done.out) == (0, "")

@@ -15,7 +15,7 @@ import pytest
 import afterwords as aw
 from afterwords.client.profiles import Profiles
 from afterwords.models import Voice
-from tests.cli.program import COMMAND, environment, files_in, run
+from tests.cli.program import COMMAND, environment, list_files, run
 from tests.e2e.served import Served, serving, until
 from tests.hosted.service import HostedService
 
@@ -56,7 +56,7 @@ def plugins(tmp_path: Path) -> dict[str, str]:
 
 
 def test_json_has_the_same_keys_whether_or_not_it_was_measured(me: Voice, home: Path) -> None:
-    prompts = [name for name in files_in(home) if name.startswith("tone")]
+    prompts = [name for name in list_files(home) if name.startswith("tone")]
     for path in (home / "voices" / me.voice_id / "prompts").iterdir():
         path.unlink()
 
@@ -70,7 +70,7 @@ def test_json_has_the_same_keys_whether_or_not_it_was_measured(me: Voice, home: 
     assert measured["audio_s"] == pytest.approx(len(TEXT) * 0.06)
     assert -1 <= measured["similarity"] <= 1
     assert measured["memory_mib"] > 10
-    assert [name for name in files_in(home) if name.startswith("tone")] == prompts, "what was prepared is kept"
+    assert [name for name in list_files(home) if name.startswith("tone")] == prompts, "what was prepared is kept"
 
 
 @pytest.mark.usefixtures("me")
@@ -97,7 +97,7 @@ def test_backend_is_measured_once_however_often_it_is_named_and_a_slow_one_is_to
 
     assert [(row["backend"], row["exit_code"]) for row in json.loads(done.out)] == [("slow", 9)]
     assert "slow is slow here" in done.err
-    run("bench", "--backend", "slow", "--skip-slow", env=plugins).refused(2, "UsageError")
+    run("bench", "--backend", "slow", "--skip-slow", env=plugins).expect_error(2, "UsageError")
 
 
 @pytest.mark.usefixtures("me")
@@ -151,7 +151,7 @@ def test_no_process_outlives_the_command(sig: signal.Signals) -> None:
 def test_what_cannot_be_measured_is_refused_before_any_work(
     args: tuple[str, ...], env: dict[str, str], code: int, error: str, told: str, tmp_path: Path
 ) -> None:
-    assert told in run("bench", *args, env=env, cwd=tmp_path).refused(code, error)
+    assert told in run("bench", *args, env=env, cwd=tmp_path).expect_error(code, error)
 
 
 # -- a server -------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def exported(me: Voice, tmp_path: Path) -> Path:
     return tmp_path / "me.afterwords"
 
 
-def test_what_leaves_one_machine_speaks_on_the_next(
+def test_exported_voice_speaks_in_another_home(
     me: Voice, exported: Path, elsewhere: dict[str, str], tmp_path: Path
 ) -> None:
     done = run("voices", "import", exported, env=elsewhere)
@@ -43,7 +43,7 @@ def test_what_leaves_one_machine_speaks_on_the_next(
     assert here == there
 
 
-def test_what_was_prepared_travels_along(me: Voice, exported: Path, elsewhere: dict[str, str], tmp_path: Path) -> None:
+def test_export_includes_prompts(me: Voice, exported: Path, elsewhere: dict[str, str], tmp_path: Path) -> None:
     prompt = library().prompt(me, "tone-1-fast") or library().prompt(me, "tone-1-full")
     assert prompt is not None
     run("voices", "import", exported, env=elsewhere)
@@ -59,7 +59,7 @@ def test_what_was_prepared_travels_along(me: Voice, exported: Path, elsewhere: d
     assert "Preparing the voice for tone, once" in run("say", "Hello.", "-o", "-", env=third).err
 
 
-def test_export_says_where_it_is_and_what_it_is(me: Voice, tmp_path: Path) -> None:
+def test_export_prints_path_and_warning(me: Voice, tmp_path: Path) -> None:
     done = run("voices", "export", "me", cwd=tmp_path)
 
     assert (done.code, done.out) == (0, "me.afterwords\n")
@@ -75,17 +75,17 @@ def test_export_says_where_it_is_and_what_it_is(me: Voice, tmp_path: Path) -> No
     }
 
 
-def test_voice_goes_through_pipes(me: Voice, elsewhere: dict[str, str]) -> None:
+def test_export_and_import_work_with_pipes(me: Voice, elsewhere: dict[str, str]) -> None:
     packed = run("voices", "export", "me", "-o", "-")
 
     assert packed.err == ""
     assert run("voices", "import", "-", "--json", stdin=packed.stdout, env=elsewhere).code == 0
 
 
-def test_file_that_was_not_named_is_kept(exported: Path, tmp_path: Path) -> None:
+def test_export_without_out_keeps_existing_file(exported: Path, tmp_path: Path) -> None:
     exported.write_bytes(b"kept")
 
-    told = run("voices", "export", "me", cwd=tmp_path).refused(5, "FileError")
+    told = run("voices", "export", "me", cwd=tmp_path).expect_error(5, "FileError")
     assert "me.afterwords can't be written: it exists already." in told
     assert "to replace it, add -o me.afterwords" in told
     assert exported.read_bytes() == b"kept"
@@ -94,7 +94,7 @@ def test_file_that_was_not_named_is_kept(exported: Path, tmp_path: Path) -> None
     assert exported.read_bytes() != b"kept"
 
 
-def test_name_of_a_voice_leads_nowhere_and_acts_on_no_terminal(home: Path, me: Voice, tmp_path: Path) -> None:
+def test_hostile_voice_name_makes_safe_file_name(home: Path, me: Voice, tmp_path: Path) -> None:
     file = home / "voices" / me.voice_id / "voice.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"name": f"../{HOSTILE}"}))
 
@@ -102,48 +102,48 @@ def test_name_of_a_voice_leads_nowhere_and_acts_on_no_terminal(home: Path, me: V
 
     assert done.out == "0-owned.afterwords\n"
     assert not set(HOSTILE) & set("\x1b\x07\u202e") & set(done.out + done.err)
-    run("voices", "import", tmp_path / "0-owned.afterwords").refused(5, "InvalidBundleError")
+    run("voices", "import", tmp_path / "0-owned.afterwords").expect_error(5, "InvalidBundleError")
 
 
 @pytest.mark.parametrize("where", [60, 0.5], ids=["manifest", "recording"])
-def test_changed_byte_is_found(where: float, exported: Path, elsewhere: dict[str, str], tmp_path: Path) -> None:
+def test_altered_file_is_refused(where: float, exported: Path, elsewhere: dict[str, str], tmp_path: Path) -> None:
     data = bytearray(exported.read_bytes())
     data[int(where * len(data)) if where < 1 else int(where)] ^= 1
     exported.write_bytes(data)
 
-    run("voices", "import", exported, env=elsewhere).refused(5, "InvalidBundleError")
+    run("voices", "import", exported, env=elsewhere).expect_error(5, "InvalidBundleError")
 
     assert not (tmp_path / "elsewhere" / "voices").exists()
 
 
 @pytest.mark.parametrize("content", [b"PK\3\4", b"PK\3\4" * (6 * 2**20)], ids=["short", "long"])
-def test_file_that_is_no_voice_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_other_zip_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(content)
 
-    run("voices", "import", tmp_path / "x").refused(5, "InvalidBundleError")
+    run("voices", "import", tmp_path / "x").expect_error(5, "InvalidBundleError")
 
 
-def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    run("voices", "import", tmp_path / "x").refused(5, "FileError")
-    run("voices", "import", tmp_path).refused(5, "FileError")
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    run("voices", "import", tmp_path / "x").expect_error(5, "FileError")
+    run("voices", "import", tmp_path).expect_error(5, "FileError")
 
 
 def test_unknown_voice_is_not_exported(me: Voice, tmp_path: Path) -> None:
-    run("voices", "export", "mee", cwd=tmp_path).refused(4, "VoiceNotFoundError")
-    run("voices", "export", "me", "-o", tmp_path / "no" / "x").refused(5, "FileError")
+    run("voices", "export", "mee", cwd=tmp_path).expect_error(4, "VoiceNotFoundError")
+    run("voices", "export", "me", "-o", tmp_path / "no" / "x").expect_error(5, "FileError")
     assert not list(tmp_path.glob("*.afterwords"))
 
 
-def test_name_in_use_is_kept_unless_replacing_is_asked_for(
+def test_import_replaces_name_in_use_only_with_replace(
     me: Voice, exported: Path, elsewhere: dict[str, str], tmp_path: Path
 ) -> None:
     other = aw.clone(library().reference(me), name="me2", consent="synthetic")
     assert run("voices", "export", "me2", "-o", tmp_path / "other", cwd=tmp_path).code == 0
 
-    told = run("voices", "import", tmp_path / "other", "--name", "me", "--replace").refused(5, "VoiceExistsError")
+    told = run("voices", "import", tmp_path / "other", "--name", "me", "--replace").expect_error(5, "VoiceExistsError")
     assert "under another name" in told
     run("voices", "rm", "me2", "--yes")
-    told = run("voices", "import", tmp_path / "other", "--name", "me").refused(5, "VoiceExistsError")
+    told = run("voices", "import", tmp_path / "other", "--name", "me").expect_error(5, "VoiceExistsError")
     assert "--replace" in told
     assert run("voices", "import", tmp_path / "other", "--name", "me", "--replace").out == "me\n"
 
@@ -151,7 +151,7 @@ def test_name_in_use_is_kept_unless_replacing_is_asked_for(
     assert (voice.name, voice.voice_id) == ("me", other.voice_id)
 
 
-def test_voice_that_is_here_keeps_its_original(me: Voice, exported: Path) -> None:
+def test_import_of_same_voice_keeps_its_original(me: Voice, exported: Path) -> None:
     before = library().original_path(me)
     assert before is not None
     content = before.read_bytes()
@@ -165,6 +165,6 @@ def test_voice_that_is_here_keeps_its_original(me: Voice, exported: Path) -> Non
     assert (voice.name, after.read_bytes()) == ("mine", content)
 
 
-def test_voice_can_be_called_otherwise(exported: Path, elsewhere: dict[str, str]) -> None:
+def test_import_renames_voice(exported: Path, elsewhere: dict[str, str]) -> None:
     assert run("voices", "import", exported, "--name", " you ", env=elsewhere).out == "you\n"
-    run("voices", "import", exported, "--name", "a\x07", env=elsewhere).refused(5, "InvalidInputError")
+    run("voices", "import", exported, "--name", "a\x07", env=elsewhere).expect_error(5, "InvalidInputError")

@@ -15,7 +15,7 @@ import pytest
 import afterwords as aw
 from afterwords.audio.audio import decode
 from afterwords.models import Voice
-from tests.cli.program import files_in, run
+from tests.cli.program import list_files, run
 from tests.conftest import READER, clipped
 
 pytestmark = pytest.mark.usefixtures("tone")
@@ -71,58 +71,58 @@ BAD: dict[str, tuple[Callable[[], bytes], str, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_recording_that_cannot_be_used_is_refused_and_leaves_nothing(kind: str, home: Path, tmp_path: Path) -> None:
+def test_unusable_recording_is_refused_and_leaves_no_files(kind: str, home: Path, tmp_path: Path) -> None:
     make, error, told = BAD[kind]
     (tmp_path / "bad.wav").write_bytes(make())
 
     done = run("clone", "bad.wav", *SELF, cwd=tmp_path)
 
-    assert told in done.refused(5, error)
+    assert told in done.expect_error(5, error)
     assert "bad.wav" in done.err
-    assert files_in(home) == []
+    assert list_files(home) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no FIFO")
-def test_fifo_is_refused_without_waiting_for_a_writer(home: Path, tmp_path: Path) -> None:
+def test_fifo_is_refused_without_blocking(home: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
 
     done = run("clone", tmp_path / "pipe.wav", *SELF)
 
-    assert "pipe.wav can't be read: it is a pipe" in done.refused(5, "FileError")
-    assert files_in(home) == []
+    assert "pipe.wav can't be read: it is a pipe" in done.expect_error(5, "FileError")
+    assert list_files(home) == []
 
 
 @pytest.mark.parametrize(
     ("place", "why"),
     [(".", "it is a folder"), ("missing.wav", "there is no such file"), ("file.wav/x.wav", "there is no such file")],
 )
-def test_place_without_a_file_is_refused(place: str, why: str, tmp_path: Path) -> None:
+def test_missing_file_is_refused(place: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "file.wav").write_bytes(b"")
 
-    assert why in run("clone", tmp_path / place, *SELF).refused(5, "FileError")
+    assert why in run("clone", tmp_path / place, *SELF).expect_error(5, "FileError")
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that even root can't read: Linux's")
-def test_file_that_cannot_be_read_is_refused(home: Path) -> None:
-    assert "can't be read" in run("clone", "/proc/self/mem", *SELF).refused(5, "FileError")
-    assert files_in(home) == []
+def test_unreadable_file_is_refused(home: Path) -> None:
+    assert "can't be read" in run("clone", "/proc/self/mem", *SELF).expect_error(5, "FileError")
+    assert list_files(home) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions don't bind root")
-def test_file_of_someone_else_is_refused(tmp_path: Path) -> None:
+def test_file_without_permission_is_refused(tmp_path: Path) -> None:
     (tmp_path / "me.wav").write_bytes(wav(speech(6)))
     (tmp_path / "me.wav").chmod(0)
 
-    assert "not allowed to read" in run("clone", tmp_path / "me.wav", *SELF).refused(5, "FileError")
+    assert "not allowed to read" in run("clone", tmp_path / "me.wav", *SELF).expect_error(5, "FileError")
 
 
-def test_escape_sequence_in_a_file_name_reaches_no_terminal(tmp_path: Path) -> None:
+def test_escape_sequence_in_file_name_is_escaped(tmp_path: Path) -> None:
     done = run("clone", "\x1b]0;owned\x07[bold]\u202e.wav", *SELF, cwd=tmp_path)
 
-    assert r"\x1b]0;owned\x07[bold]\u202e.wav" in done.refused(5, "FileError")
+    assert r"\x1b]0;owned\x07[bold]\u202e.wav" in done.expect_error(5, "FileError")
 
 
-def test_clone_prints_the_name_alone_and_says_what_comes_next() -> None:
+def test_clone_prints_name_and_next_command() -> None:
     done = run("clone", READER, "--name", "my voice", "--consent", "self")
 
     assert (done.code, done.out) == (0, "my voice\n")
@@ -134,18 +134,18 @@ def test_clone_prints_the_name_alone_and_says_what_comes_next() -> None:
     assert (voice.name, voice.consent.kind) == ("my voice", "self")
 
 
-def test_grade_comes_first_and_an_f_needs_anyway(tmp_path: Path) -> None:
+def test_grade_f_needs_anyway(tmp_path: Path) -> None:
     clipped(tmp_path / "clipped.wav")
 
     refused = run("clone", "clipped.wav", *SELF, cwd=tmp_path)
     done = run("clone", "clipped.wav", *SELF, "--anyway", cwd=tmp_path)
 
-    assert "--anyway" in refused.refused(5, "RecordingError")
+    assert "--anyway" in refused.expect_error(5, "RecordingError")
     assert (done.code, done.out) == (0, "me\n")
     assert done.err.startswith("The recording is graded F")
 
 
-def test_json_is_the_voice_and_nothing_else() -> None:
+def test_json_prints_only_the_voice() -> None:
     done = run("clone", READER, "--name", "Zoë", "--consent", "public-domain", "--json")
 
     facts = json.loads(done.out)
@@ -156,7 +156,7 @@ def test_json_is_the_voice_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("ending", ["cut", "streamed"])
-def test_recording_from_a_pipe_counts_by_what_is_there(ending: str) -> None:
+def test_piped_recording_lasts_as_its_data(ending: str) -> None:
     recording = wav(speech(14), size=2**32 - 1) if ending == "streamed" else wav(speech(14))[: 44 + 20 * RATE]
 
     done = run("clone", "-", *SELF, stdin=recording)
@@ -167,11 +167,11 @@ def test_recording_from_a_pipe_counts_by_what_is_there(ending: str) -> None:
     assert reference.duration_s > 5
 
 
-def test_consent_must_be_given_where_nobody_can_be_asked(home: Path) -> None:
+def test_consent_is_required_without_a_terminal(home: Path) -> None:
     done = run("clone", READER, "--name", "me")
 
-    assert "--consent self" in done.refused(5, "ConsentRequiredError")
-    assert files_in(home) == []
+    assert "--consent self" in done.expect_error(5, "ConsentRequiredError")
+    assert list_files(home) == []
 
 
 @pytest.mark.parametrize(
@@ -185,9 +185,9 @@ def test_consent_must_be_given_where_nobody_can_be_asked(home: Path) -> None:
         (("--consent", "self", "--text-file", "missing.txt"), "FileError", "missing.txt"),
     ],
 )
-def test_option_that_cannot_be_is_refused(options: tuple[str, ...], error: str, told: str, home: Path) -> None:
-    assert told in run("clone", READER, "--name", "me", *options).refused(5, error)
-    assert files_in(home) == []
+def test_invalid_option_is_refused(options: tuple[str, ...], error: str, told: str, home: Path) -> None:
+    assert told in run("clone", READER, "--name", "me", *options).expect_error(5, error)
+    assert list_files(home) == []
 
 
 @pytest.mark.parametrize(
@@ -202,20 +202,20 @@ def test_option_that_cannot_be_is_refused(options: tuple[str, ...], error: str, 
     ],
     ids=["nothing", "both", "nameless", "two-texts", "record-without-a-terminal", "two-recordings"],
 )
-def test_call_that_cannot_be_is_a_usage_error(args: tuple[str, ...]) -> None:
-    run("clone", *args).refused(2, "UsageError")
+def test_invalid_arguments_are_a_usage_error(args: tuple[str, ...]) -> None:
+    run("clone", *args).expect_error(2, "UsageError")
 
 
-def test_transcript_stays_out_of_what_an_error_says(tmp_path: Path) -> None:
+def test_error_does_not_repeat_transcript(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("the canary sings\x07")
 
     for given in (("--text", "the canary sings\x07"), ("--text-file", "words.txt")):
         done = run("clone", READER, *SELF, *given, cwd=tmp_path)
-        assert "canary" not in done.refused(5, "TextError")
+        assert "canary" not in done.expect_error(5, "TextError")
 
 
-def test_name_in_use_is_kept_unless_it_is_to_be_replaced(me: Voice) -> None:
-    run("clone", READER, *SELF).refused(5, "VoiceExistsError")
+def test_name_in_use_needs_replace(me: Voice) -> None:
+    run("clone", READER, *SELF).expect_error(5, "VoiceExistsError")
     assert [voice.voice_id for voice in aw.voices()] == [me.voice_id]
 
     done = run("clone", READER, *SELF, "--replace")
@@ -225,7 +225,7 @@ def test_name_in_use_is_kept_unless_it_is_to_be_replaced(me: Voice) -> None:
     assert voice.voice_id != me.voice_id
 
 
-def test_given_transcript_that_cannot_be_cut_is_left_out_and_said(tmp_path: Path) -> None:
+def test_transcript_that_cannot_be_cut_is_dropped(tmp_path: Path) -> None:
     text = (READER.parent / "reader.txt").read_text("utf-8")
     (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
 
@@ -237,7 +237,7 @@ def test_given_transcript_that_cannot_be_cut_is_left_out_and_said(tmp_path: Path
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on file sizes")
-def test_full_disk_leaves_no_half_voice(home: Path) -> None:
+def test_full_disk_leaves_no_partial_voice(home: Path) -> None:
     limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))"
     program = f"{limited}; runpy.run_module('afterwords', run_name='__main__')"
 
@@ -246,4 +246,4 @@ def test_full_disk_leaves_no_half_voice(home: Path) -> None:
     assert (done.code, done.out) == (1, "")
     assert "\nStorageFullError: " in done.err
     assert aw.voices() == []
-    assert files_in(home) == ["library.json"]
+    assert list_files(home) == ["library.json"]

@@ -9,7 +9,7 @@ import pytest
 
 import afterwords as aw
 from afterwords.provenance import verify
-from tests.cli.program import files_in, run
+from tests.cli.program import list_files, run
 
 pytestmark = pytest.mark.usefixtures("tone")
 
@@ -27,7 +27,7 @@ def test_demo_clones_the_reader_and_speaks(tmp_path: Path) -> None:
     assert aw.voices() == [voice]
 
 
-def test_output_that_cannot_be_written_is_refused_before_any_work(home: Path, tmp_path: Path) -> None:
-    run("demo", "-o", "missing/hello.wav", cwd=tmp_path).refused(5, "FileError")
+def test_unwritable_output_is_refused_first(home: Path, tmp_path: Path) -> None:
+    run("demo", "-o", "missing/hello.wav", cwd=tmp_path).expect_error(5, "FileError")
 
-    assert files_in(home) == []
+    assert list_files(home) == []

@@ -32,7 +32,7 @@ def test_recording_is_graded_and_drawn() -> None:
     assert done.err == f"Next: afterwords clone {READER} --name me\n"
 
 
-def test_drawing_shows_where_it_is_loud(tmp_path: Path) -> None:
+def test_drawing_shows_the_level(tmp_path: Path) -> None:
     samples = np.zeros(72 * 1600, np.float32)
     samples[36 * 1600 :] = np.tile([0.5, -0.5], 36 * 800)
     Audio(samples, 16_000).save(tmp_path / "half.wav")
@@ -42,7 +42,7 @@ def test_drawing_shows_where_it_is_loud(tmp_path: Path) -> None:
     assert bars == "  " + " " * 36 + "█" * 36
 
 
-def test_json_holds_the_window_and_grade_that_clone_gives() -> None:
+def test_json_matches_what_clone_uses() -> None:
     cloned = make_voice(READER, name="me", consent="self")
 
     facts = json.loads(run("doctor", READER, "--json").out)
@@ -54,7 +54,7 @@ def test_json_holds_the_window_and_grade_that_clone_gives() -> None:
 
 
 @pytest.mark.parametrize("kind", ["short", "silent"])
-def test_recording_that_clone_refuses_is_graded_with_the_refusal(kind: str, tmp_path: Path) -> None:
+def test_recording_that_clone_refuses_is_graded(kind: str, tmp_path: Path) -> None:
     file = tmp_path / f"{kind}.wav"
     samples = decode(READER).samples[: 16_000 * 3] if kind == "short" else np.zeros(16_000 * 8, np.float32)
     Audio(samples, 16_000).save(file)
@@ -70,7 +70,7 @@ def test_recording_that_clone_refuses_is_graded_with_the_refusal(kind: str, tmp_
     assert (facts["window"], facts["refusal"]["code"]) == (None, refused.value.code)
 
 
-def test_damaged_recording_is_graded_and_called_damaged(tmp_path: Path) -> None:
+def test_damaged_recording_is_graded_with_notice(tmp_path: Path) -> None:
     (tmp_path / "cut.wav").write_bytes(READER.read_bytes()[:600_000])
 
     done = run("doctor", "cut.wav", cwd=tmp_path)
@@ -79,7 +79,7 @@ def test_damaged_recording_is_graded_and_called_damaged(tmp_path: Path) -> None:
     assert "damaged or incomplete" in json.loads(run("doctor", "cut.wav", "--json", cwd=tmp_path).out)["notices"][0]
 
 
-def test_recording_that_is_graded_f_is_to_be_recorded_again(tmp_path: Path) -> None:
+def test_grade_f_exits_1(tmp_path: Path) -> None:
     clipped(tmp_path / "clipped.wav")
 
     done = run("doctor", "clipped.wav", cwd=tmp_path)
@@ -90,7 +90,7 @@ def test_recording_that_is_graded_f_is_to_be_recorded_again(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("whisper")
-def test_transcript_is_held_against_what_is_heard() -> None:
+def test_transcript_is_compared_with_recording() -> None:
     text = (READER.parent / "reader.txt").read_text("utf-8")
 
     half = run("doctor", READER, "--text", text[: len(text) // 2]).out
@@ -99,7 +99,7 @@ def test_transcript_is_held_against_what_is_heard() -> None:
     assert "  F  coverage " in half
 
 
-def test_text_of_the_wrong_length_is_seen_without_listening() -> None:
+def test_text_of_wrong_length_is_graded_without_whisper() -> None:
     done = run("doctor", READER, "--text", "canary")
 
     assert "  F  pace " in done.out
@@ -114,14 +114,14 @@ def test_text_of_the_wrong_length_is_seen_without_listening() -> None:
         ("\x1b[2J.wav", None, "FileError"),
     ],
 )
-def test_file_without_sound_is_refused(name: str, content: bytes | None, error: str, tmp_path: Path) -> None:
+def test_file_without_audio_is_refused(name: str, content: bytes | None, error: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
 
-    run("doctor", name, cwd=tmp_path).refused(5, error)
+    run("doctor", name, cwd=tmp_path).expect_error(5, error)
 
 
-def test_escape_sequence_in_the_name_of_a_recording_is_shown_harmless(tmp_path: Path) -> None:
+def test_escape_sequence_in_file_name_is_escaped(tmp_path: Path) -> None:
     (tmp_path / "\x1b[2J[bold].wav").write_bytes(READER.read_bytes())
 
     done = run("doctor", "\x1b[2J[bold].wav", cwd=tmp_path)

@@ -38,7 +38,7 @@ def pending_job(service: HostedService) -> str:
         return speak(client, register(client), TEXT)
 
 
-def test_list_has_the_newest_first_and_what_became_of_each(client: httpx.Client) -> None:
+def test_list_is_newest_first_with_status(client: httpx.Client) -> None:
     empty = run("jobs", "list")
     assert (empty.code, empty.out) == (0, "")
     assert "--remote" in empty.err
@@ -51,10 +51,10 @@ def test_list_has_the_newest_first_and_what_became_of_each(client: httpx.Client)
     assert [job["job_id"] for job in json.loads(run("jobs", "list", "--limit", "1", "--json").out)] == [newer]
     assert json.loads(run("jobs", "list", "--status", "failed", "--json").out) == []
     assert "canary" not in run("jobs", "show", newer, "--json").out
-    run("jobs", "list", "--status", "lost").refused(5, "InvalidOptionError")
+    run("jobs", "list", "--status", "lost").expect_error(5, "InvalidOptionError")
 
 
-def test_audio_is_fetched_as_it_is_or_in_another_format(client: httpx.Client, tmp_path: Path) -> None:
+def test_download_keeps_or_converts_format(client: httpx.Client, tmp_path: Path) -> None:
     job_id = done_job(client)
 
     named = run("jobs", "download", job_id, cwd=tmp_path)
@@ -66,35 +66,35 @@ def test_audio_is_fetched_as_it_is_or_in_another_format(client: httpx.Client, tm
     assert verify(tmp_path / "a.mp3") is not None
 
 
-def test_file_that_was_not_named_is_kept(client: httpx.Client, tmp_path: Path) -> None:
+def test_download_without_out_keeps_existing_file(client: httpx.Client, tmp_path: Path) -> None:
     job_id = done_job(client)
     (tmp_path / f"{job_id}.wav").write_bytes(b"kept")
 
-    run("jobs", "download", job_id, cwd=tmp_path).refused(5, "FileError")
+    run("jobs", "download", job_id, cwd=tmp_path).expect_error(5, "FileError")
 
     assert (tmp_path / f"{job_id}.wav").read_bytes() == b"kept"
 
 
-def test_raw_samples_are_fetched_as_such(client: httpx.Client, tmp_path: Path) -> None:
+def test_raw_samples_need_format_pcm(client: httpx.Client, tmp_path: Path) -> None:
     job_id = done_job(client, response_format="pcm")
 
-    told = run("jobs", "download", job_id, cwd=tmp_path).refused(8, "InvalidResponseError")
+    told = run("jobs", "download", job_id, cwd=tmp_path).expect_error(8, "InvalidResponseError")
 
     assert "--format pcm" in told
     assert run("jobs", "download", job_id, "--format", "pcm", cwd=tmp_path).out == f"{job_id}.pcm\n"
 
 
-def test_job_that_is_final_is_shown_waited_for_and_not_cancelled(client: httpx.Client) -> None:
+def test_final_job_is_shown_and_not_cancelled(client: httpx.Client) -> None:
     job_id = done_job(client)
 
     assert f"job_id       {job_id}" in run("jobs", "show", job_id).out.splitlines()
     waited = run("jobs", "wait", job_id, "--json")
     assert json.loads(waited.out)["status"] == "ready"
     assert waited.err.endswith(f"Next: afterwords jobs download {job_id}\n")
-    run("jobs", "cancel", job_id).refused(5, "ConflictError")
+    run("jobs", "cancel", job_id).expect_error(5, "ConflictError")
 
 
-def test_pending_job_shows_what_is_done_for_it(client: httpx.Client) -> None:
+def test_pending_job_shows_its_step(client: httpx.Client) -> None:
     job_id = speak(client, register(client), "fault-slow " + 200 * "and on ")
     until(lambda: client.get(f"/v1/jobs/{job_id}").json()["step"] == "speaking", what="speaking")
 
@@ -106,36 +106,36 @@ def test_pending_job_shows_what_is_done_for_it(client: httpx.Client) -> None:
     assert (final(client, job_id)["step"], final(client, job_id)["progress"]) == (None, None)
 
 
-def test_pending_job_is_cancelled_and_then_not_waited_for(client: httpx.Client) -> None:
+def test_cancelled_job_is_not_waited_for(client: httpx.Client) -> None:
     job_id = speak(client, register(client), "this will fault-hang")
 
     assert json.loads(run("jobs", "cancel", job_id, "--json").out)["status"] == "cancelled"
 
-    run("jobs", "wait", job_id).refused(7, "JobError")
-    run("jobs", "download", job_id, "-o", "-").refused(7, "JobError")
+    run("jobs", "wait", job_id).expect_error(7, "JobError")
+    run("jobs", "download", job_id, "-o", "-").expect_error(7, "JobError")
 
 
 @pytest.mark.parametrize("command", ["show", "wait", "cancel", "download"])
 @pytest.mark.usefixtures("client")
-def test_unknown_job_is_exit_code_4(command: str) -> None:
-    assert "jobs list" in run("jobs", command, NOBODY).refused(4, "NotFoundError")
+def test_unknown_job_exits_4(command: str) -> None:
+    assert "jobs list" in run("jobs", command, NOBODY).expect_error(4, "NotFoundError")
 
 
 @pytest.mark.usefixtures("client")
-def test_id_that_is_none_leads_nowhere_else() -> None:
-    run("jobs", "show", "../usage").refused(4, "NotFoundError")
+def test_malformed_id_is_not_found() -> None:
+    run("jobs", "show", "../usage").expect_error(4, "NotFoundError")
 
 
 @pytest.mark.parametrize("command", ["wait", "download"])
-def test_time_that_is_over_leaves_the_job(command: str, hosted: HostedService, tmp_path: Path) -> None:
+def test_timeout_leaves_job_running(command: str, hosted: HostedService, tmp_path: Path) -> None:
     job_id = pending_job(hosted)
 
-    told = run("jobs", command, job_id, "--timeout", "0.1", cwd=tmp_path).refused(9, "JobTimeoutError")
+    told = run("jobs", command, job_id, "--timeout", "0.1", cwd=tmp_path).expect_error(9, "JobTimeoutError")
 
     assert f"afterwords jobs {command} {job_id}" in told
     assert "status       pending" in run("jobs", "show", job_id).out.splitlines()
 
 
-def test_what_the_server_does_not_know_is_exit_code_5(hosted: HostedService) -> None:
-    run("jobs", "list").refused(5, "UnsupportedByServerError")
-    run("jobs", "cancel", pending_job(hosted)).refused(5, "UnsupportedByServerError")
+def test_unsupported_request_exits_5(hosted: HostedService) -> None:
+    run("jobs", "list").expect_error(5, "UnsupportedByServerError")
+    run("jobs", "cancel", pending_job(hosted)).expect_error(5, "UnsupportedByServerError")

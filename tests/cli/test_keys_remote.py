@@ -33,7 +33,7 @@ def key(served: Served, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.usefixtures("key")
-def test_admin_makes_a_key_that_works(served: Served) -> None:
+def test_admin_creates_a_working_key(served: Served) -> None:
     done = run("keys", "create", "--remote", "--label", "new", "--scope", "voices:read", env=ADMIN)
 
     assert done.code == 0, done.err
@@ -46,17 +46,17 @@ def test_admin_makes_a_key_that_works(served: Served) -> None:
 
 
 @pytest.mark.usefixtures("key")
-def test_without_the_admin_secret_no_key_is_made() -> None:
-    told = run("keys", "create", "--remote").refused(3, "UnauthorizedError")
+def test_create_needs_admin_secret() -> None:
+    told = run("keys", "create", "--remote").expect_error(3, "UnauthorizedError")
     assert "AFTERWORDS_ADMIN_SECRET" in told
-    run("accounts", "--remote").refused(3, "UnauthorizedError")
+    run("accounts", "--remote").expect_error(3, "UnauthorizedError")
     wrong = "another-secret-that-opens-nothing-at-all"
-    assert wrong not in run("keys", "create", "--remote", env={"AFTERWORDS_ADMIN_SECRET": wrong}).refused(
+    assert wrong not in run("keys", "create", "--remote", env={"AFTERWORDS_ADMIN_SECRET": wrong}).expect_error(
         3, "UnauthorizedError"
     )
 
 
-def test_own_key_makes_a_narrow_one_without_the_admin_secret(key: str, served: Served) -> None:
+def test_key_creates_scoped_key_without_admin_secret(key: str, served: Served) -> None:
     made = run("keys", "create", "--remote", "--scope", "voices:read")
     assert made.code == 0, made.err
     for secret in (key, made.out.strip()):
@@ -66,7 +66,7 @@ def test_own_key_makes_a_narrow_one_without_the_admin_secret(key: str, served: S
     assert {account["keys"] for account in accounts} >= {2}
 
 
-def test_own_keys_are_listed_rotated_and_revoked_without_it(key: str) -> None:
+def test_key_lists_rotates_and_revokes_own_keys(key: str) -> None:
     head, row = run("keys", "list", "--remote").out.splitlines()
     assert head.split() == ["id", "key", "label", "account", "scopes", "spent", "used", "(UTC)", "created", "state"]
     key_id, begins, label, _, *rest = row.split()
@@ -80,21 +80,21 @@ def test_own_keys_are_listed_rotated_and_revoked_without_it(key: str) -> None:
     assert new["api_key"] != key
     env = {"AFTERWORDS_API_KEY": new["api_key"]}
     assert run("keys", "revoke", new["key_id"], "--remote", env=env).err == "Revoked.\n"
-    run("usage", env={"AFTERWORDS_API_KEY": new["api_key"]}).refused(3, "UnauthorizedError")
+    run("usage", env={"AFTERWORDS_API_KEY": new["api_key"]}).expect_error(3, "UnauthorizedError")
 
 
 @pytest.mark.parametrize("command", ["revoke", "rotate"])
 @pytest.mark.usefixtures("key")
 def test_unknown_id_is_not_found(command: str) -> None:
-    assert "keys list --remote" in run("keys", command, NOBODY, "--remote").refused(4, "NotFoundError")
+    assert "keys list --remote" in run("keys", command, NOBODY, "--remote").expect_error(4, "NotFoundError")
 
 
 @pytest.mark.usefixtures("key")
-def test_what_a_key_can_not_be_is_told() -> None:
-    run("keys", "create", "--remote", "--scope", "everything", env=ADMIN).refused(5, "InvalidRequestError")
+def test_invalid_scope_is_refused() -> None:
+    run("keys", "create", "--remote", "--scope", "everything", env=ADMIN).expect_error(5, "InvalidRequestError")
 
 
-def test_hosted_service_makes_keys_and_can_do_no_more() -> None:
+def test_hosted_service_only_creates_keys() -> None:
     with HostedService() as hosted:
         env = {
             "AFTERWORDS_BASE_URL": hosted.url,
@@ -104,5 +104,5 @@ def test_hosted_service_makes_keys_and_can_do_no_more() -> None:
         made = run("keys", "create", "--remote", "--label", "new", env=env)
         assert (made.code, made.err) == (0, "A key, shown this once:\n")
         assert run("usage", env={**env, "AFTERWORDS_API_KEY": made.out.strip()}).code == 0
-        run("keys", "list", "--remote", env=env).refused(5, "UnsupportedByServerError")
-        run("keys", "create", "--remote", "--character-limit", "5", env=env).refused(5, "UnsupportedByServerError")
+        run("keys", "list", "--remote", env=env).expect_error(5, "UnsupportedByServerError")
+        run("keys", "create", "--remote", "--character-limit", "5", env=env).expect_error(5, "UnsupportedByServerError")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.program import COMMAND, Done, environment, files_in, run
+from tests.cli.program import COMMAND, Result, environment, list_files, run
 from tests.hosted.service import HostedService
 
 WRONG = "aw_this-key-is-not-known-anywhere"
@@ -38,16 +38,14 @@ def keyring(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def login(url: str, *args: str, key: str, env: dict[str, str] | None = None) -> Done:
+def login(url: str, *args: str, key: str, env: dict[str, str] | None = None) -> Result:
     return run("login", url, *args, stdin=f"{key}\n".encode(), env=env)
 
 
 # -- login ----------------------------------------------------------------------------------------------------
 
 
-def test_login_keeps_the_key_in_a_file_of_its_owner_where_there_is_no_keyring(
-    hosted: HostedService, home: Path
-) -> None:
+def test_login_without_keyring_stores_key_in_private_file(hosted: HostedService, home: Path) -> None:
     done = login(hosted.url + "/", key=f"  {hosted.api_key}  ")
 
     assert (done.code, done.out) == (0, "")
@@ -68,7 +66,7 @@ def test_login_keeps_the_key_in_a_file_of_its_owner_where_there_is_no_keyring(
     }
 
 
-def test_login_keeps_the_key_in_the_keyring_where_there_is_one(
+def test_login_stores_key_in_keyring(
     hosted: HostedService, home: Path, keyring: dict[str, str], tmp_path: Path
 ) -> None:
     done = login(hosted.url, key=hosted.api_key, env=keyring)
@@ -84,10 +82,10 @@ def test_login_keeps_the_key_in_the_keyring_where_there_is_one(
     assert run("logout", env=keyring).code == 0
 
     assert len(kept.read_text()) < len(before)
-    run("whoami", env=keyring).refused(3, "UnauthorizedError")
+    run("whoami", env=keyring).expect_error(3, "UnauthorizedError")
 
 
-def test_key_of_a_server_that_was_left_does_not_stay_in_the_keyring(
+def test_login_to_other_server_removes_old_key_from_keyring(
     hosted: HostedService, elsewhere: str, keyring: dict[str, str], tmp_path: Path
 ) -> None:
     for url in (hosted.url, elsewhere):
@@ -98,31 +96,31 @@ def test_key_of_a_server_that_was_left_does_not_stay_in_the_keyring(
 
 
 def test_wrong_key_changes_nothing(hosted: HostedService, home: Path) -> None:
-    login(hosted.url, key=WRONG).refused(3, "UnauthorizedError")
-    assert not files_in(home)
+    login(hosted.url, key=WRONG).expect_error(3, "UnauthorizedError")
+    assert not list_files(home)
     login(hosted.url, key=hosted.api_key)
     before = (home / "profiles.json").read_bytes()
 
-    told = login(hosted.url, key=WRONG).refused(3, "UnauthorizedError")
+    told = login(hosted.url, key=WRONG).expect_error(3, "UnauthorizedError")
 
     assert WRONG not in told
     assert (home / "profiles.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("key", ["", "a\x1b[2J schlüssel"], ids=ascii)
-def test_key_that_can_be_none_is_refused_and_not_repeated(key: str, hosted: HostedService, home: Path) -> None:
+def test_malformed_key_is_refused_and_not_repeated(key: str, hosted: HostedService, home: Path) -> None:
     asked = len(hosted.requests)
 
-    told = login(hosted.url, key=key).refused(5, "InvalidInputError")
+    told = login(hosted.url, key=key).expect_error(5, "InvalidInputError")
 
     assert "The API key" in told
     assert not key or key not in told
     assert len(hosted.requests) == asked
-    assert not files_in(home)
+    assert not list_files(home)
 
 
-def test_key_is_taken_by_no_option_and_shown_by_no_traceback(hosted: HostedService) -> None:
-    run("login", hosted.url, "--key", WRONG, stdin=b"x\n").refused(2, "UsageError")
+def test_key_is_no_option_and_not_in_traceback(hosted: HostedService) -> None:
+    run("login", hosted.url, "--key", WRONG, stdin=b"x\n").expect_error(2, "UsageError")
     command = [*COMMAND, "--debug", "login", hosted.url]
     done = subprocess.run(
         command, input=WRONG, text=True, capture_output=True, check=False, env=environment(), timeout=60
@@ -140,18 +138,18 @@ def test_key_is_taken_by_no_option_and_shown_by_no_traceback(hosted: HostedServi
         ("https://me:canary@voices.example.com", "a user or a password"),
     ],
 )
-def test_address_that_is_none_is_refused_and_not_repeated(url: str, told: str) -> None:
+def test_invalid_address_is_refused_and_not_repeated(url: str, told: str) -> None:
     done = login(url, key="aw_key")
 
-    assert told in done.refused(5, "InvalidInputError")
+    assert told in done.expect_error(5, "InvalidInputError")
     assert "canary" not in done.err
 
 
-def test_nobody_to_ask_for_the_address_is_a_usage_error() -> None:
-    assert "afterwords login https://" in run("login", stdin=b"aw_key\n").refused(2, "UsageError")
+def test_missing_address_without_terminal_is_a_usage_error() -> None:
+    assert "afterwords login https://" in run("login", stdin=b"aw_key\n").expect_error(2, "UsageError")
 
 
-def test_address_is_the_one_that_is_set_up(hosted: HostedService) -> None:
+def test_login_defaults_to_configured_address(hosted: HostedService) -> None:
     env = {"AFTERWORDS_BASE_URL": hosted.url}
     done = run("login", stdin=f"{hosted.api_key}\n".encode(), env=env)
     assert f"Logged in to {hosted.url} as default." in done.err
@@ -163,7 +161,7 @@ def test_address_is_the_one_that_is_set_up(hosted: HostedService) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there 0.0.0.0 leads to this machine")
-def test_open_line_is_warned_of(hosted: HostedService) -> None:
+def test_plain_http_prints_a_warning(hosted: HostedService) -> None:
     done = login(hosted.url.replace("127.0.0.1", "0.0.0.0"), key=hosted.api_key, env={"NO_PROXY": "*"})
 
     assert done.code == 0
@@ -174,7 +172,7 @@ def test_open_line_is_warned_of(hosted: HostedService) -> None:
 # -- several servers ------------------------------------------------------------------------------------------
 
 
-def test_profiles_are_listed_chosen_and_forgotten(hosted: HostedService, elsewhere: str) -> None:
+def test_profiles_are_listed_used_and_removed(hosted: HostedService, elsewhere: str) -> None:
     assert "afterwords login" in run("profiles").err
     login(hosted.url, key=hosted.api_key)
     login(elsewhere, "-p", "work", key=hosted.api_key)
@@ -194,38 +192,38 @@ def test_profiles_are_listed_chosen_and_forgotten(hosted: HostedService, elsewhe
     assert [kept["profile"] for kept in json.loads(run("profiles", "list", "--json").out)] == ["work"]
 
 
-def test_login_elsewhere_takes_no_name_unasked(hosted: HostedService, elsewhere: str, home: Path) -> None:
+def test_login_to_other_server_keeps_default_profile(hosted: HostedService, elsewhere: str, home: Path) -> None:
     login(hosted.url, key=hosted.api_key)
     before = (home / "profiles.json").read_bytes()
 
-    assert "--profile NAME" in login(elsewhere, key=hosted.api_key).refused(2, "UsageError")
+    assert "--profile NAME" in login(elsewhere, key=hosted.api_key).expect_error(2, "UsageError")
 
     assert (home / "profiles.json").read_bytes() == before
 
 
-def test_profile_that_is_not_there_or_can_not_be_is_named(hosted: HostedService) -> None:
+def test_unknown_profile_is_refused(hosted: HostedService) -> None:
     for command in (("whoami",), ("usage",), ("logout",), ("voices",), ("jobs", "list")):
-        told = run(*command, "--profile", "a\x1b[2J").refused(5, "InvalidOptionError")
+        told = run(*command, "--profile", "a\x1b[2J").expect_error(5, "InvalidOptionError")
         assert r"a\x1b[2J" in told
-    run("profiles", "use", "nobody").refused(5, "InvalidOptionError")
-    login(hosted.url, "--profile", "a b", key=hosted.api_key).refused(5, "InvalidOptionError")
+    run("profiles", "use", "nobody").expect_error(5, "InvalidOptionError")
+    login(hosted.url, "--profile", "a b", key=hosted.api_key).expect_error(5, "InvalidOptionError")
 
 
 # -- who is asked ---------------------------------------------------------------------------------------------
 
 
-def test_without_a_key_it_says_how_to_get_one() -> None:
-    assert "afterwords login" in run("whoami").refused(3, "UnauthorizedError")
+def test_not_logged_in_names_login() -> None:
+    assert "afterwords login" in run("whoami").expect_error(3, "UnauthorizedError")
     assert run("logout").err == "You are not logged in.\n"
 
 
-def test_server_that_is_not_there_is_exit_code_8() -> None:
+def test_unreachable_server_exits_8() -> None:
     env = {"AFTERWORDS_BASE_URL": "http://127.0.0.1:1", "AFTERWORDS_API_KEY": "aw_key"}
 
-    assert "http://127.0.0.1:1" in run("whoami", env=env).refused(8, "UnreachableError")
+    assert "http://127.0.0.1:1" in run("whoami", env=env).expect_error(8, "UnreachableError")
 
 
-def test_key_from_the_environment_is_said_to_be(hosted: HostedService) -> None:
+def test_whoami_names_key_from_environment(hosted: HostedService) -> None:
     env = {"AFTERWORDS_BASE_URL": hosted.url, "AFTERWORDS_API_KEY": hosted.api_key}
     facts = [line.split(maxsplit=1) for line in run("whoami", env=env).out.splitlines()]
 
@@ -234,8 +232,8 @@ def test_key_from_the_environment_is_said_to_be(hosted: HostedService) -> None:
     assert not [fact for fact in facts if hosted.api_key in fact]
 
 
-def test_damaged_profiles_are_told_in_one_line(home: Path) -> None:
+def test_damaged_profiles_are_one_line_error(home: Path) -> None:
     home.mkdir()
     (home / "profiles.json").write_text('{"profiles": 7}')
 
-    assert "profiles.json" in run("whoami").refused(5, "FileError")
+    assert "profiles.json" in run("whoami").expect_error(5, "FileError")

@@ -23,7 +23,7 @@ from afterwords.errors import pip_install
 from afterwords.local import library
 from afterwords.models import Voice
 from afterwords.provenance import verify
-from tests.cli.program import COMMAND, environment, files_in, run
+from tests.cli.program import COMMAND, environment, list_files, run
 
 pytestmark = pytest.mark.usefixtures("me")
 
@@ -31,7 +31,7 @@ TEXT = "Hello, this is my voice."
 
 
 @pytest.mark.parametrize("ending", ["wav", "mp3", "opus", "flac"])
-def test_speech_is_written_in_the_format_of_the_ending(ending: str, tmp_path: Path) -> None:
+def test_file_extension_sets_format(ending: str, tmp_path: Path) -> None:
     done = run("say", TEXT, "-o", f"hello.{ending}", cwd=tmp_path)
 
     assert (done.code, done.out) == (0, "")
@@ -39,21 +39,21 @@ def test_speech_is_written_in_the_format_of_the_ending(ending: str, tmp_path: Pa
     assert done.err.endswith(f"Next: afterwords verify hello.{ending}\n")
     assert re.search(r"\(tone, took \d+(\.\d)? (s|min)", done.err)
     assert decode(tmp_path / f"hello.{ending}").duration_s == pytest.approx(1.44, abs=0.1)
-    assert files_in(tmp_path).count(f"hello.{ending}") == 1
-    assert not [name for name in files_in(tmp_path) if name.endswith(".part")]
+    assert list_files(tmp_path).count(f"hello.{ending}") == 1
+    assert not [name for name in list_files(tmp_path) if name.endswith(".part")]
     mark = verify(tmp_path / f"hello.{ending}")
     assert mark is not None
     assert mark.voice_name == "me"
 
 
-def test_text_comes_from_a_pipe_and_speech_goes_into_one() -> None:
+def test_text_and_speech_can_be_piped() -> None:
     done = run("say", "-", "-o", "-", stdin=TEXT.encode())
 
     assert done.code == 0
     np.testing.assert_array_equal(decode(done.stdout).samples, decode(aw.say(TEXT).to_bytes()).samples)
 
 
-def test_text_from_a_file_is_spoken_as_raw_samples(tmp_path: Path) -> None:
+def test_text_file_is_spoken_as_raw_samples(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
 
     done = run("say", "--file", tmp_path / "words.txt", "-o", "-", "--format", "pcm")
@@ -62,12 +62,12 @@ def test_text_from_a_file_is_spoken_as_raw_samples(tmp_path: Path) -> None:
     assert len(done.stdout) == 2 * round(len(TEXT) * SECONDS_PER_CHARACTER * SAMPLE_RATE)
 
 
-def test_speed_makes_it_shorter(tmp_path: Path) -> None:
+def test_speed_shortens_speech(tmp_path: Path) -> None:
     assert run("say", TEXT, "-o", "fast.wav", "--speed", "2", "--seed", "7", "--lang", "fr", cwd=tmp_path).code == 0
     assert decode(tmp_path / "fast.wav").duration_s == pytest.approx(0.72, abs=0.01)
 
 
-def test_json_tells_what_was_done(tmp_path: Path, me: Voice) -> None:
+def test_json_describes_the_speech(tmp_path: Path, me: Voice) -> None:
     done = run("say", TEXT, "-o", "hello.wav", "--json", cwd=tmp_path)
 
     facts = json.loads(done.out)
@@ -75,7 +75,7 @@ def test_json_tells_what_was_done(tmp_path: Path, me: Voice) -> None:
     assert facts["duration_s"] == pytest.approx(1.44)
 
 
-def test_words_that_are_left_out_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_left_out_words_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERWORDS_TESTING", "1")
     done = run("say", "Hello fault-unspoken-Иван and all.", "-o", "hello.wav", "--json", cwd=tmp_path)
     nothing = run("say", "fault-unspoken-Иван", "-o", "nothing.wav", cwd=tmp_path)
@@ -86,7 +86,7 @@ def test_words_that_are_left_out_are_named(tmp_path: Path, monkeypatch: pytest.M
     assert (nothing.code, "can't read the script" in nothing.err, "Иван" in nothing.err) == (5, True, False)
 
 
-def test_reader_that_leaves_early_meets_no_traceback() -> None:
+def test_closed_pipe_prints_no_traceback() -> None:
     with subprocess.Popen(
         [*COMMAND, "say", "word " * 4_000, "-o", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     ) as process:
@@ -100,7 +100,7 @@ def test_reader_that_leaves_early_meets_no_traceback() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full: Linux's")
-def test_full_output_is_said_in_one_line() -> None:
+def test_full_stdout_is_one_line_error() -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [*COMMAND, "say", TEXT, "-o", "-"], stdout=full, stderr=subprocess.PIPE, env=environment(), check=False
@@ -114,32 +114,32 @@ def test_full_output_is_said_in_one_line() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on file sizes")
-def test_full_disk_keeps_the_file_that_was_there(tmp_path: Path) -> None:
+def test_full_disk_keeps_existing_file(tmp_path: Path) -> None:
     (tmp_path / "hello.wav").write_bytes(b"kept")
     limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))"
     program = f"{limited}; runpy.run_module('afterwords', run_name='__main__')"
 
-    run("say", TEXT * 9, "-o", "hello.wav", cwd=tmp_path, python=program).refused(1, "StorageFullError")
+    run("say", TEXT * 9, "-o", "hello.wav", cwd=tmp_path, python=program).expect_error(1, "StorageFullError")
 
     assert (tmp_path / "hello.wav").read_bytes() == b"kept"
     assert not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.parametrize("fault", ["fail", "error", "memory"])
-def test_engine_that_fails_keeps_the_file_that_was_there(fault: str, tmp_path: Path) -> None:
+def test_failing_engine_keeps_existing_file(fault: str, tmp_path: Path) -> None:
     (tmp_path / "hello.wav").write_bytes(b"kept")
 
     done = run(
         "say", f"the canary says fault-{fault} aloud", "-o", "hello.wav", cwd=tmp_path, env={"AFTERWORDS_TESTING": "1"}
     )
 
-    assert "canary" not in done.refused(7, "SynthesisError")
+    assert "canary" not in done.expect_error(7, "SynthesisError")
     assert (tmp_path / "hello.wav").read_bytes() == b"kept"
     assert not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_engine_that_dies_keeps_the_file_that_was_there(tmp_path: Path) -> None:
+def test_crashing_engine_keeps_existing_file(tmp_path: Path) -> None:
     (tmp_path / "hello.wav").write_bytes(b"kept")
 
     settings = {"AFTERWORDS_TESTING": "1"}
@@ -160,22 +160,20 @@ def test_engine_that_dies_keeps_the_file_that_was_there(tmp_path: Path) -> None:
         ("\x1b[2J/\x07.wav", "FileError", r"\x1b[2J/\x07.wav can't be written"),
     ],
 )
-def test_output_that_cannot_be_written_is_refused_before_any_work(
-    out: str, error: str, told: str, tmp_path: Path
-) -> None:
+def test_unwritable_output_is_refused_first(out: str, error: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "file.txt").touch()
     (tmp_path / "folder.wav").mkdir()
 
     done = run("say", "fault-crash, were it spoken", "-o", out, cwd=tmp_path, env={"AFTERWORDS_TESTING": "1"})
 
-    assert told in done.refused(5, error)
+    assert told in done.expect_error(5, error)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions don't bind root")
 def test_read_only_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shut").mkdir(mode=0o500)
 
-    assert "not allowed" in run("say", TEXT, "-o", tmp_path / "shut" / "a.wav").refused(5, "FileError")
+    assert "not allowed" in run("say", TEXT, "-o", tmp_path / "shut" / "a.wav").expect_error(5, "FileError")
 
 
 @pytest.mark.parametrize(
@@ -193,15 +191,15 @@ def test_read_only_folder_is_refused(tmp_path: Path) -> None:
     ],
     ids=["empty", "blank", "marks", "nul", "escape", "not-utf8", "surrogate", "long", "huge"],
 )
-def test_text_that_cannot_be_spoken_is_refused_and_not_repeated(text: bytes, error: str, told: str) -> None:
+def test_invalid_text_is_refused_and_not_repeated(text: bytes, error: str, told: str) -> None:
     done = run("say", "-", "-o", "-", stdin=text)
 
-    assert told in done.refused(5, error)
+    assert told in done.expect_error(5, error)
     assert "canary" not in done.err
 
 
 @pytest.mark.parametrize("text", ["<speak>Hi</speak>", "{{ 7 * 7 }} $(id) `id`", "🙂" * 50, "a" + "\u0301" * 9_000])
-def test_text_in_other_tongues_than_speech_is_only_spoken(text: str) -> None:
+def test_markup_and_code_are_spoken_as_text(text: str) -> None:
     assert len(run("say", "-", "-o", "-", stdin=text.encode()).stdout) > 44
 
 
@@ -223,65 +221,65 @@ def test_text_in_other_tongues_than_speech_is_only_spoken(text: str) -> None:
         (("--json",), 2, "UsageError", "can't carry both audio and JSON"),
     ],
 )
-def test_option_that_cannot_be_is_refused(options: tuple[str, ...], code: int, error: str, told: str) -> None:
-    assert told in run("say", "the canary sings", "-o", "-", *options).refused(code, error)
+def test_invalid_option_is_refused(options: tuple[str, ...], code: int, error: str, told: str) -> None:
+    assert told in run("say", "the canary sings", "-o", "-", *options).expect_error(code, error)
 
 
 @pytest.mark.parametrize("args", [(), (TEXT, "--no-play")], ids=["no-text", "nowhere-to-go"])
-def test_call_that_cannot_be_is_a_usage_error(args: tuple[str, ...]) -> None:
-    run("say", *args).refused(2, "UsageError")
+def test_invalid_arguments_are_a_usage_error(args: tuple[str, ...]) -> None:
+    run("say", *args).expect_error(2, "UsageError")
 
 
-def test_text_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    assert "it is a folder" in run("say", "--file", tmp_path, "-o", "-").refused(5, "FileError")
-    assert "no such file" in run("say", "--file", tmp_path / "x", "-o", "-").refused(5, "FileError")
+def test_missing_text_file_is_refused(tmp_path: Path) -> None:
+    assert "it is a folder" in run("say", "--file", tmp_path, "-o", "-").expect_error(5, "FileError")
+    assert "no such file" in run("say", "--file", tmp_path / "x", "-o", "-").expect_error(5, "FileError")
 
 
 def test_several_voices_need_a_name_or_a_default(me: Voice) -> None:
     aw.clone(library().reference(me), name="you", consent="self")
-    assert "--voice NAME (me, you)" in run("say", TEXT, "-o", "-").refused(2, "InvalidInputError")
+    assert "--voice NAME (me, you)" in run("say", TEXT, "-o", "-").expect_error(2, "InvalidInputError")
 
     assert run("voices", "default", "you").out == "you\n"
 
     assert "in the voice you" in run("say", TEXT, "-o", "-").err
 
 
-def test_library_without_voices_says_how_to_make_one(tmp_path: Path) -> None:
+def test_empty_library_names_clone(tmp_path: Path) -> None:
     done = run("say", TEXT, "-o", "-", env={"AFTERWORDS_HOME": str(tmp_path / "empty")})
 
-    assert "afterwords clone me.wav --name me" in done.refused(2, "InvalidInputError")
+    assert "afterwords clone me.wav --name me" in done.expect_error(2, "InvalidInputError")
     assert not (tmp_path / "empty").exists()
 
 
-def test_missing_extra_is_named_with_its_pip_line(tmp_path: Path) -> None:
+def test_missing_extra_prints_pip_command(tmp_path: Path) -> None:
     absent = "import sys, runpy; sys.modules['sounddevice'] = None; runpy.run_module('afterwords', run_name='__main__')"
 
     done = run("say", TEXT, python=absent)
 
-    assert f"Fix: {pip_install('play')}" in done.refused(1, "MissingExtraError")
+    assert f"Fix: {pip_install('play')}" in done.expect_error(1, "MissingExtraError")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ALSA is Linux's")
-def test_machine_without_a_sound_device_says_what_to_do_instead(tmp_path: Path) -> None:
+def test_missing_sound_device_suggests_out(tmp_path: Path) -> None:
     pytest.importorskip("sounddevice")
     (tmp_path / "asoundrc").write_text("pcm.!default { type hw card 31 }\n")
 
     done = run("say", TEXT, env={"ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")})
 
-    assert "-o hello.wav" in done.refused(1, "UnavailableError")
+    assert "-o hello.wav" in done.expect_error(1, "UnavailableError")
 
 
-def test_voice_whose_recording_was_changed_is_refused(home: Path, me: Voice) -> None:
+def test_voice_with_altered_recording_is_refused(home: Path, me: Voice) -> None:
     folder = home / "voices" / me.voice_id
     (folder / "reference.wav").write_bytes(b"RIFF")
     for prompt in (folder / "prompts").iterdir():
         prompt.unlink()
 
-    run("say", TEXT, "-o", "-").refused(1, "CorruptVoiceError")
+    run("say", TEXT, "-o", "-").expect_error(1, "CorruptVoiceError")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGTERM is POSIX's")
-def test_sigterm_leaves_the_old_file_and_no_part(me: Voice, tmp_path: Path) -> None:
+def test_sigterm_keeps_existing_file(me: Voice, tmp_path: Path) -> None:
     out = tmp_path / "hello.wav"
     out.write_bytes(b"old")
     command = [*COMMAND, "say", "this will fault-hang half-way", "-v", me.name, "-o", str(out)]
@@ -292,11 +290,11 @@ def test_sigterm_leaves_the_old_file_and_no_part(me: Voice, tmp_path: Path) -> N
         process.terminate()
         assert process.wait(timeout=30) == 128 + signal.SIGTERM
     assert out.read_bytes() == b"old"
-    assert files_in(tmp_path).count("hello.wav") == 1
+    assert list_files(tmp_path).count("hello.wav") == 1
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_long_work_prints_a_line_where_no_bar_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_without_terminal_prints_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     printed: queue.Queue[str] = queue.Queue()
     monkeypatch.setattr(output, "LINE_EVERY_S", 0.01)  # the real ten seconds would be waited for
     monkeypatch.setattr(output, "note", printed.put)

@@ -16,8 +16,8 @@ from afterwords.client.profiles import Profiles
 from afterwords.errors import pip_install
 from afterwords.provenance import verify
 from tests.audio.test_devices import CARD, needs_alsa
-from tests.cli.conftest import Asking
-from tests.cli.program import files_in, run
+from tests.cli.conftest import UseServer
+from tests.cli.program import list_files, run
 from tests.e2e.served import Served, register
 from tests.hosted.service import HostedService
 
@@ -35,9 +35,9 @@ def key(served: Served) -> str:
 
 
 @pytest.fixture
-def server(served: Served, key: str, asking: Asking) -> Served:
+def server(served: Served, key: str, use_server: UseServer) -> Served:
     """The server is asked, with that account."""
-    asking(served.url, key)
+    use_server(served.url, key)
     return served
 
 
@@ -59,7 +59,7 @@ def _register(service: HostedService, name: str = "me") -> None:
 
 @pytest.mark.parametrize("ending", ["wav", "mp3", "flac"])
 @pytest.mark.usefixtures("server")
-def test_speech_is_written_in_the_format_of_the_ending_with_its_mark(ending: str, tmp_path: Path) -> None:
+def test_file_extension_sets_format(ending: str, tmp_path: Path) -> None:
     done = run("say", TEXT, "--remote", "-o", f"hello.{ending}", cwd=tmp_path)
 
     assert (done.code, done.out) == (0, "")
@@ -69,11 +69,11 @@ def test_speech_is_written_in_the_format_of_the_ending_with_its_mark(ending: str
     mark = verify(tmp_path / f"hello.{ending}")
     assert mark is not None
     assert (mark.is_synthetic, mark.voice_name) == (True, "me")
-    assert not [name for name in files_in(tmp_path) if name.endswith(".part")]
+    assert not [name for name in list_files(tmp_path) if name.endswith(".part")]
 
 
 @pytest.mark.usefixtures("server")
-def test_json_tells_what_was_done_and_whether_it_was_spoken_before(tmp_path: Path) -> None:
+def test_json_describes_job_and_cache_hit(tmp_path: Path) -> None:
     words = ("say", "This is said twice.", "--remote", "--voice", "me", "-o", "a.wav", "--json")
     first, again = (json.loads(run(*words, cwd=tmp_path).out) for _ in range(2))
 
@@ -86,7 +86,7 @@ def test_json_tells_what_was_done_and_whether_it_was_spoken_before(tmp_path: Pat
 
 @pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("options", [(), ("--json",)])
-def test_words_that_the_server_leaves_out_are_named(options: tuple[str, ...], tmp_path: Path) -> None:
+def test_left_out_words_are_printed(options: tuple[str, ...], tmp_path: Path) -> None:
     done = run("say", "Hello fault-unspoken-Иван, so.", "--remote", "-o", "hello.wav", *options, cwd=tmp_path)
 
     assert done.code == 0
@@ -96,7 +96,7 @@ def test_words_that_the_server_leaves_out_are_named(options: tuple[str, ...], tm
 
 
 @pytest.mark.usefixtures("server")
-def test_text_comes_from_a_pipe_or_a_file_and_speech_goes_into_a_pipe(tmp_path: Path) -> None:
+def test_text_and_speech_can_be_piped(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
 
     piped = run("say", "-", "--remote", "-o", "-", stdin=TEXT.encode())
@@ -115,7 +115,7 @@ def test_every_option_reaches_the_server(tmp_path: Path) -> None:
     assert decode(tmp_path / "fast.wav").duration_s == pytest.approx(0.72, abs=0.01)
 
 
-def test_naming_a_profile_is_enough_to_ask_its_server(served: Served, key: str, home: Path) -> None:
+def test_profile_implies_remote(served: Served, key: str, home: Path) -> None:
     Profiles(home).save("work", served.url, key)
     Profiles(home).save("other", "http://127.0.0.1:1", "aw_other")
 
@@ -124,7 +124,7 @@ def test_naming_a_profile_is_enough_to_ask_its_server(served: Served, key: str, 
 
 
 @pytest.mark.usefixtures("server")
-def test_writing_what_came_loads_nothing_that_decodes(tmp_path: Path) -> None:
+def test_saving_unchanged_audio_loads_no_decoder(tmp_path: Path) -> None:
     told = "print('loaded', *sorted(set(sys.argv[0].split()) & set(sys.modules)), file=sys.stderr)"
     program = f"import atexit, runpy, sys; atexit.register(lambda: {told.replace('sys.argv[0]', repr(HEAVY))}); "
 
@@ -155,10 +155,10 @@ def test_writing_what_came_loads_nothing_that_decodes(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("server")
-def test_option_that_cannot_be_is_refused(options: tuple[str, ...], code: int, error: str, told: str) -> None:
+def test_invalid_option_is_refused(options: tuple[str, ...], code: int, error: str, told: str) -> None:
     done = run("say", "the canary sings", "--remote", "-o", "-", *options)
 
-    assert told in done.refused(code, error)
+    assert told in done.expect_error(code, error)
     assert "canary" not in done.err
 
 
@@ -167,15 +167,15 @@ def test_option_that_cannot_be_is_refused(options: tuple[str, ...], code: int, e
     [(b"canary\x1b[2J", "TextError"), (b"canary " * 800, "TextError")],
     ids=["escape", "long"],
 )
-def test_text_that_no_server_takes_is_not_sent(text: bytes, error: str) -> None:
+def test_invalid_text_is_not_sent(text: bytes, error: str) -> None:
     nowhere = {"AFTERWORDS_BASE_URL": "http://127.0.0.1:1", "AFTERWORDS_API_KEY": "aw_key"}
     done = run("say", "-", "--remote", "-o", "-", stdin=text, env=nowhere)
 
-    assert "canary" not in done.refused(5, error)
+    assert "canary" not in done.expect_error(5, error)
 
 
-def test_timeout_goes_with_a_server() -> None:
-    assert "--remote" in run("say", TEXT, "-o", "-", "--timeout", "1").refused(2, "UsageError")
+def test_timeout_needs_remote() -> None:
+    assert "--remote" in run("say", TEXT, "-o", "-", "--timeout", "1").expect_error(2, "UsageError")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_timeout_goes_with_a_server() -> None:
     ],
     ids=["quota", "scope"],
 )
-def test_key_that_may_not_speak_has_an_exit_code_of_its_own(
+def test_key_without_permission_exits_3_or_6(
     limits: dict[str, object], code: int, error: str, server: Served, tmp_path: Path
 ) -> None:
     (tmp_path / "a.wav").write_bytes(b"kept")
@@ -194,17 +194,17 @@ def test_key_that_may_not_speak_has_an_exit_code_of_its_own(
     with server.client(key) as client:
         register(client)
 
-    run("say", TEXT, "--remote", "-o", "a.wav", cwd=tmp_path, env={"AFTERWORDS_API_KEY": key}).refused(code, error)
+    run("say", TEXT, "--remote", "-o", "a.wav", cwd=tmp_path, env={"AFTERWORDS_API_KEY": key}).expect_error(code, error)
 
     assert (tmp_path / "a.wav").read_bytes() == b"kept"
 
 
-def test_server_without_a_voice_or_with_several_says_what_to_do(server: Served, hosted: HostedService) -> None:
+def test_server_without_one_voice_needs_a_name(server: Served, hosted: HostedService) -> None:
     empty = {"AFTERWORDS_BASE_URL": server.url, "AFTERWORDS_API_KEY": server.new_key()}
-    assert "afterwords push" in run("say", TEXT, "--remote", "-o", "-", env=empty).refused(2, "UsageError")
+    assert "afterwords push" in run("say", TEXT, "--remote", "-o", "-", env=empty).expect_error(2, "UsageError")
     _register(hosted, name="you\u202e")
 
-    told = run("say", TEXT, "--remote", "-o", "-").refused(2, "UsageError")
+    told = run("say", TEXT, "--remote", "-o", "-").expect_error(2, "UsageError")
 
     assert r"--voice NAME (me, you\u202e)" in told
 
@@ -213,7 +213,7 @@ def test_server_without_a_voice_or_with_several_says_what_to_do(server: Served, 
 
 
 @pytest.mark.parametrize("ending", ["wav", "mp3"])
-def test_what_comes_without_a_mark_gets_one(ending: str, hosted: HostedService, tmp_path: Path) -> None:
+def test_unmarked_audio_is_marked(ending: str, hosted: HostedService, tmp_path: Path) -> None:
     done = run("say", TEXT, "--remote", "--voice", "me", "-o", f"a.{ending}", "--json", cwd=tmp_path)
 
     assert done.code == 0, done.err
@@ -223,27 +223,27 @@ def test_what_comes_without_a_mark_gets_one(ending: str, hosted: HostedService, 
     assert (mark.voice_name, mark.backend) == ("me", "qwen3-1.7b")
 
 
-def test_what_the_server_does_not_know_is_refused(hosted: HostedService) -> None:
-    run("say", TEXT, "--remote", "-o", "-", "--speed", "2").refused(5, "UnsupportedByServerError")
+def test_unsupported_option_is_refused(hosted: HostedService) -> None:
+    run("say", TEXT, "--remote", "-o", "-", "--speed", "2").expect_error(5, "UnsupportedByServerError")
 
 
-def test_job_that_fails_is_exit_code_7(hosted: HostedService, tmp_path: Path) -> None:
+def test_failed_job_exits_7(hosted: HostedService, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"kept")
 
-    told = run("say", "canary words that fail", "--remote", "-o", "a.wav", cwd=tmp_path).refused(7, "JobFailedError")
+    told = run("say", "canary words that fail", "--remote", "-o", "a.wav", cwd=tmp_path).expect_error(
+        7, "JobFailedError"
+    )
 
     assert "canary" not in told
     assert (tmp_path / "a.wav").read_bytes() == b"kept"
 
 
-def test_time_that_is_over_leaves_the_job_and_says_how_to_fetch_it(
-    hosted: HostedService, home: Path, tmp_path: Path
-) -> None:
+def test_timeout_prints_how_to_download(hosted: HostedService, home: Path, tmp_path: Path) -> None:
     hosted.pending_s = 1.5
     Profiles(home).save("work", hosted.url, hosted.api_key)
     out = tmp_path / "it's here.wav"
 
-    told = run("say", TEXT, "-p", "work", "--timeout", "0.1", "-o", out).refused(9, "JobTimeoutError")
+    told = run("say", TEXT, "-p", "work", "--timeout", "0.1", "-o", out).expect_error(9, "JobTimeoutError")
 
     program, *again = shlex.split(told.partition("resume with: ")[2])
     assert (program, again[:2]) == ("afterwords", ["jobs", "download"])
@@ -262,7 +262,7 @@ def _nowhere() -> Mapping[str, str]:
 @needs_alsa
 @pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("options", [(), ("-o", "hello.mp3", "--play")], ids=["played", "played-and-written"])
-def test_speech_is_played_while_it_comes(options: tuple[str, ...], tmp_path: Path) -> None:
+def test_speech_is_played_while_streamed(options: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "asoundrc").write_text(CARD)
     (tmp_path / "microphone.raw").touch()
 
@@ -277,9 +277,9 @@ def test_speech_is_played_while_it_comes(options: tuple[str, ...], tmp_path: Pat
 
 
 @pytest.mark.usefixtures("server")
-def test_missing_extra_is_named_with_its_pip_line() -> None:
+def test_missing_extra_prints_pip_command() -> None:
     absent = "import sys, runpy; sys.modules['sounddevice'] = None; runpy.run_module('afterwords', run_name='__main__')"
 
-    told = run("say", TEXT, "--remote", python=absent).refused(1, "MissingExtraError")
+    told = run("say", TEXT, "--remote", python=absent).expect_error(1, "MissingExtraError")
 
     assert pip_install("play") in told

@@ -44,7 +44,7 @@ def without_engines(tmp_path: Path) -> dict[str, str]:
 
 
 class TestWithoutEngines:
-    def test_server_that_only_accepts_starts(self, served: Served, without_engines: dict[str, str]) -> None:
+    def test_server_without_workers_accepts_jobs(self, served: Served, without_engines: dict[str, str]) -> None:
         served.start(**without_engines, AFTERWORDS_BACKENDS="qwen3-1.7b,lite")
         with served.client() as client:
             assert client.get("/v1/health").json()["backends"] == ["qwen3-1.7b", "lite"]
@@ -65,7 +65,7 @@ class TestWithoutEngines:
             ({"AFTERWORDS_WORKERS": "0", "AFTERWORDS_BACKENDS": "lite,mine"}, "AFTERWORDS_BACKENDS is 'mine'"),
         ],
     )
-    def test_server_that_could_never_speak_does_not_start(
+    def test_server_that_could_never_speak_is_refused(
         self, settings: dict[str, str], told: str, without_engines: dict[str, str]
     ) -> None:
         done = run("serve", "--port", "0", env={**without_engines, **settings})
@@ -82,7 +82,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.usefixtures("tone")
 class TestServe:
-    def test_a_new_database_gets_a_first_key_and_no_second(self, served: Served) -> None:
+    def test_new_database_gets_one_first_key(self, served: Served) -> None:
         served.start()
         key = served.key
         assert KEY.fullmatch(key)
@@ -103,7 +103,7 @@ class TestServe:
             assert client.get("/v1/voices").json() == []
 
     @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-    def test_it_stops_as_it_is_told(self, served: Served, sent: int, code: int) -> None:
+    def test_signal_stops_server(self, served: Served, sent: int, code: int) -> None:
         served.start()
         assert served.stop(sent) == code
         told = served.log.read_text()
@@ -112,16 +112,16 @@ class TestServe:
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{served.url}/healthz")
 
-    def test_a_port_in_use_is_told_in_one_line(self, home: Path) -> None:
+    def test_port_in_use_is_one_line_error(self, home: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            told = run("serve", "--port", str(port)).refused(8, "ServerSetupError")
+            told = run("serve", "--port", str(port)).expect_error(8, "ServerSetupError")
         assert f"127.0.0.1 port {port}: it is in use" in told
         assert not (home / "server").exists()
 
-    def test_an_address_that_is_not_of_this_machine_is_told_in_one_line(self) -> None:
+    def test_foreign_address_is_one_line_error(self) -> None:
         env = {"AFTERWORDS_ADMIN_SECRET": "x" * 32}
-        run("serve", "--host", "192.0.2.1", "--port", "0", env=env).refused(8, "ServerSetupError")
+        run("serve", "--host", "192.0.2.1", "--port", "0", env=env).expect_error(8, "ServerSetupError")
 
     @pytest.mark.parametrize(
         ("env", "args", "told"),
@@ -131,27 +131,25 @@ class TestServe:
             ({"AFTERWORDS_WORKERS": "-1"}, (), "AFTERWORDS_WORKERS is '-1', and must be greater than or equal to 0."),
         ],
     )
-    def test_a_setting_that_can_not_be_used_is_named(
-        self, env: dict[str, str], args: tuple[str, ...], told: str
-    ) -> None:
-        assert told in run("serve", *args, env=env).refused(5, "InvalidOptionError")
+    def test_invalid_setting_is_named(self, env: dict[str, str], args: tuple[str, ...], told: str) -> None:
+        assert told in run("serve", *args, env=env).expect_error(5, "InvalidOptionError")
 
-    def test_a_backend_that_is_not_there_is_told_before_anything_is_made(self, home: Path) -> None:
+    def test_unknown_backend_is_refused_first(self, home: Path) -> None:
         done = run("serve", "--port", "0", env={"AFTERWORDS_BACKENDS": "nobody"})
-        done.refused(1, "BackendUnavailableError")
+        done.expect_error(1, "BackendUnavailableError")
         assert not (home / "server").exists()
 
-    def test_a_database_of_a_newer_version_is_left_alone(self, served: Served) -> None:
+    def test_newer_database_is_not_changed(self, served: Served) -> None:
         served.start()
         served.stop()
         path = served.home / "server" / "afterwords.db"
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as rows:
             rows.execute("UPDATE alembic_version SET version_num = '9999'")
         done = run("serve", "--port", "0", env={"AFTERWORDS_HOME": str(served.home), "AFTERWORDS_BACKENDS": "tone"})
-        assert "upgrade" in done.refused(1, "ServerSetupError")
+        assert "upgrade" in done.expect_error(1, "ServerSetupError")
 
     @pytest.mark.parametrize("command", [("serve",), ("keys", "list")])
-    def test_without_the_extra_it_says_what_to_install(self, command: tuple[str, ...]) -> None:
+    def test_missing_extra_prints_pip_command(self, command: tuple[str, ...]) -> None:
         without = (
             "import sys, importlib.abc\n"
             "class Gone(importlib.abc.MetaPathFinder):\n"
@@ -182,21 +180,19 @@ def listed(shared: dict[str, str]) -> dict[str, dict[str, object]]:
 
 
 class TestKeys:
-    def test_before_there_is_a_key_the_list_says_how_to_make_one(self) -> None:
+    def test_empty_list_names_create(self) -> None:
         done = run("keys", "list")
         assert (done.code, done.out) == (0, "")
         assert "afterwords keys create" in done.err
 
-    def test_a_key_is_the_one_line_of_the_result(self, shared: dict[str, str]) -> None:
+    def test_create_prints_only_the_key(self, shared: dict[str, str]) -> None:
         done = run("keys", "create", env=shared)
         assert done.code == 0
         assert KEY.fullmatch(done.out.strip())
         assert re.search(rf"Key {UUID}, shown this once:", done.err)
         assert done.out.strip() not in run("keys", "list", "--json", env=shared).out
 
-    def test_what_was_asked_for_is_what_is_listed_and_a_label_does_not_act_on_the_terminal(
-        self, shared: dict[str, str]
-    ) -> None:
+    def test_list_shows_key_and_escapes_label(self, shared: dict[str, str]) -> None:
         label = "a\x1b[2Jb\u202e"
         _, key_id = created(
             shared, "--label", label, "--scope", "synthesize", "--scope", "voices:read", "--character-limit", "5"
@@ -210,7 +206,7 @@ class TestKeys:
         shown = ["a\\x1b[2Jb\\u202e", account, "synthesize", "voices:read", "0", "/", "5", "-", today, "valid"]
         assert row.split()[1:] == [begins, *shown]
 
-    def test_a_key_for_the_account_of_another(self, shared: dict[str, str]) -> None:
+    def test_key_joins_existing_account(self, shared: dict[str, str]) -> None:
         key, key_id = created(shared)
         _, by_key = created(shared, "--for", key_id, "--scope", "synthesize")
         account = str(listed(shared)[key_id]["account_id"])
@@ -218,8 +214,8 @@ class TestKeys:
         keys = listed(shared)
         assert {keys[each]["account_id"] for each in (key_id, by_key, by_account)} == {account}
         assert keys[key_id]["prefix"] == key[:8]
-        run("keys", "create", "--for", NOBODY, env=shared).refused(4, "NotFoundError")
-        run("keys", "create", "--account", NOBODY, env=shared).refused(5, "InvalidRequestError")
+        run("keys", "create", "--for", NOBODY, env=shared).expect_error(4, "NotFoundError")
+        run("keys", "create", "--account", NOBODY, env=shared).expect_error(5, "InvalidRequestError")
 
         done = run("accounts", env=shared)
 
@@ -227,26 +223,26 @@ class TestKeys:
         assert row.split()[:5] == [account, "3", "0", "0", "0.0"]
         assert account in {each["account_id"] for each in json.loads(run("accounts", "--json", env=shared).out)}
 
-    def test_storage_is_taken_by_the_server_or_by_hand(self, shared: dict[str, str]) -> None:
+    def test_storage_is_adopted(self, shared: dict[str, str]) -> None:
         created(shared)
         assert run("storage", env=shared).out == "sweep not begun: a server marks the storage when it starts\n"
         assert run("storage", "adopt", env=shared).code == 0
         assert run("storage", env=shared).out == "sweep ok\n"
 
-    def test_without_a_command_the_keys_are_listed(self, shared: dict[str, str]) -> None:
+    def test_no_subcommand_lists_keys(self, shared: dict[str, str]) -> None:
         _, key_id = created(shared)
         assert key_id in run("keys", env=shared).out
-        told = run("keys", "--remote", "revoke", key_id, env=shared).refused(2, "UsageError")
+        told = run("keys", "--remote", "revoke", key_id, env=shared).expect_error(2, "UsageError")
         assert "--remote stands before the subcommand" in told
 
-    def test_revoking_makes_a_key_useless(self, shared: dict[str, str]) -> None:
+    def test_revoked_key_is_listed_as_revoked(self, shared: dict[str, str]) -> None:
         _, key_id = created(shared)
         done = run("keys", "revoke", key_id, env=shared)
         assert (done.code, done.out) == (0, "")
         assert listed(shared)[key_id]["revoked_at"]
-        run("keys", "rotate", key_id, env=shared).refused(4, "NotFoundError")
+        run("keys", "rotate", key_id, env=shared).expect_error(4, "NotFoundError")
 
-    def test_rotating_gives_a_new_key_and_ends_the_old(self, shared: dict[str, str]) -> None:
+    def test_rotate_replaces_key(self, shared: dict[str, str]) -> None:
         old, key_id = created(shared, "--label", "turning", "--scope", "synthesize")
         done = run("keys", "rotate", key_id, "--overlap", "3600", "--json", env=shared)
         new = json.loads(done.out)
@@ -256,8 +252,8 @@ class TestKeys:
         assert listed(shared)[key_id]["expires_at"]
 
     @pytest.mark.parametrize(("command", "key_id"), [("revoke", NOBODY), ("rotate", "nonsense")])
-    def test_an_unknown_id_is_not_found(self, shared: dict[str, str], command: str, key_id: str) -> None:
-        run("keys", command, key_id, env=shared).refused(4, "NotFoundError")
+    def test_unknown_id_is_not_found(self, shared: dict[str, str], command: str, key_id: str) -> None:
+        run("keys", command, key_id, env=shared).expect_error(4, "NotFoundError")
 
     @pytest.mark.parametrize(
         ("args", "code", "error"),
@@ -267,10 +263,10 @@ class TestKeys:
             (("--character-limit", str(2**53)), 2, "UsageError"),
         ],
     )
-    def test_what_a_key_can_not_be_is_told(
+    def test_invalid_key_option_is_refused(
         self, shared: dict[str, str], args: tuple[str, ...], code: int, error: str
     ) -> None:
-        run("keys", "create", *args, env=shared).refused(code, error)
+        run("keys", "create", *args, env=shared).expect_error(code, error)
 
-    def test_an_overlap_of_more_than_30_days_is_told(self, shared: dict[str, str]) -> None:
-        run("keys", "rotate", NOBODY, "--overlap", "1e9", env=shared).refused(5, "InvalidRequestError")
+    def test_overlap_over_30_days_is_refused(self, shared: dict[str, str]) -> None:
+        run("keys", "rotate", NOBODY, "--overlap", "1e9", env=shared).expect_error(5, "InvalidRequestError")

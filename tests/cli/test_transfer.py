@@ -23,7 +23,7 @@ def client(served: Served, account: str) -> Iterator[aw.Client]:
 
 
 @pytest.mark.usefixtures("account")
-def test_a_voice_goes_to_the_server_and_comes_to_another_home(me: Voice, tmp_path: Path) -> None:
+def test_voice_is_pushed_and_pulled_to_another_home(me: Voice, tmp_path: Path) -> None:
     elsewhere = {"AFTERWORDS_HOME": str(tmp_path / "elsewhere")}
     pushed = run("push", "me")
     assert (pushed.code, pushed.out) == (0, "me\n")
@@ -37,7 +37,7 @@ def test_a_voice_goes_to_the_server_and_comes_to_another_home(me: Voice, tmp_pat
 
 
 @pytest.mark.usefixtures("me", "account")
-def test_doing_it_again_says_that_nothing_changed() -> None:
+def test_pushing_and_pulling_again_changes_nothing() -> None:
     first, again = (json.loads(run("push", "me", "--json").out) for _ in range(2))
     assert (first["outcome"], again["outcome"]) == ("pushed", "the same")
     assert first["voice"]["voice_id"] == again["voice"]["voice_id"]
@@ -46,14 +46,14 @@ def test_doing_it_again_says_that_nothing_changed() -> None:
 
 @pytest.mark.usefixtures("me")
 @pytest.mark.parametrize("command", ["push", "pull"])
-def test_another_voice_of_that_name_is_kept_unless_told(command: str, client: aw.Client) -> None:
+def test_different_voice_of_same_name_needs_replace(command: str, client: aw.Client) -> None:
     client.voices.create(READER, name="me")
-    run(command, "me").refused(5, "VoiceExistsError")
+    run(command, "me").expect_error(5, "VoiceExistsError")
     assert run(command, "me", "--replace").code == 0
 
 
 @pytest.mark.usefixtures("me")
-def test_sync_tells_what_it_did_voice_by_voice(client: aw.Client) -> None:
+def test_sync_lists_every_voice(client: aw.Client) -> None:
     client.voices.create(READER, name="theirs")
     assert "pulled" in run("sync", "--dry-run").out
     assert {trip["name"]: trip["outcome"] for trip in json.loads(run("sync", "--json").out)} == {
@@ -64,14 +64,14 @@ def test_sync_tells_what_it_did_voice_by_voice(client: aw.Client) -> None:
 
 
 @pytest.mark.usefixtures("account")
-def test_sync_of_nothing_tells_how_to_begin() -> None:
+def test_sync_of_no_voices_names_clone() -> None:
     done = run("sync")
     assert (done.code, done.out) == (0, "")
     assert "afterwords clone" in done.err
 
 
 @pytest.mark.usefixtures("account")
-def test_a_name_with_escapes_is_printed_escaped(me: Voice, home: Path) -> None:
+def test_escape_sequence_in_name_is_escaped(me: Voice, home: Path) -> None:
     path = home / "voices" / me.voice_id / "voice.json"
     path.write_text(path.read_text().replace('"name": "me"', '"name": ' + json.dumps(HOSTILE)))
     assert "me\\x1b[2J" in run("sync").out
@@ -79,12 +79,12 @@ def test_a_name_with_escapes_is_printed_escaped(me: Voice, home: Path) -> None:
 
 
 @pytest.mark.usefixtures("me", "account")
-def test_without_a_key_it_says_how_to_log_in() -> None:
-    error = run("push", "me", env={"AFTERWORDS_API_KEY": ""}).refused(3, "UnauthorizedError")
+def test_not_logged_in_names_login() -> None:
+    error = run("push", "me", env={"AFTERWORDS_API_KEY": ""}).expect_error(3, "UnauthorizedError")
     assert "afterwords login" in error
 
 
 @pytest.mark.usefixtures("me", "account")
-def test_a_server_that_is_not_there_is_said_to_be() -> None:
+def test_unreachable_server_exits_8() -> None:
     nowhere = {"AFTERWORDS_BASE_URL": "http://127.0.0.1:9"}
-    run("push", "me", env=nowhere).refused(8, "UnreachableError")
+    run("push", "me", env=nowhere).expect_error(8, "UnreachableError")

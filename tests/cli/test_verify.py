@@ -26,14 +26,14 @@ def test_mark_is_found_in_every_format(ending: str, tmp_path: Path, me: Voice) -
     assert f"  voice_id    {me.voice_id}" in facts
 
 
-def test_json_holds_the_mark(tmp_path: Path, me: Voice) -> None:
+def test_json_prints_the_mark(tmp_path: Path, me: Voice) -> None:
     facts = json.loads(run("verify", aw.say("Hello").save(tmp_path / "hello.wav"), "--json").out)
 
     assert facts["is_marked"] is facts["is_synthetic"] is True
     assert (facts["voice_name"], facts["backend"]) == ("me", "tone")
 
 
-def test_file_without_a_mark_ends_in_one_and_proves_nothing() -> None:
+def test_unmarked_file_exits_1() -> None:
     done = run("verify", READER)
 
     assert (done.code, done.err) == (1, "")
@@ -48,7 +48,7 @@ def test_file_without_a_mark_ends_in_one_and_proves_nothing() -> None:
         ("digitalSourceType=digitalCapture", "marked, but not as synthetic speech"),
     ],
 )
-def test_mark_of_a_stranger_is_shown_harmless_and_as_it_is(comment: str, title: str, tmp_path: Path) -> None:
+def test_mark_of_another_program_is_escaped(comment: str, title: str, tmp_path: Path) -> None:
     speech = Audio(decode(READER).samples, 16_000, {"comment": comment})
 
     done = run("verify", speech.save(tmp_path / "strange.flac"))
@@ -66,8 +66,8 @@ def test_mark_of_a_stranger_is_shown_harmless_and_as_it_is(comment: str, title: 
         ("empty.wav", "RecordingError"),
     ],
 )
-def test_file_that_is_no_audio_is_refused(name: str, error: str, tmp_path: Path) -> None:
+def test_file_without_audio_is_refused(name: str, error: str, tmp_path: Path) -> None:
     (tmp_path / "letter.wav").write_bytes(b"a letter" * 99)
     (tmp_path / "empty.wav").touch()
 
-    run("verify", tmp_path / name).refused(5, error)
+    run("verify", tmp_path / name).expect_error(5, error)

@@ -11,10 +11,10 @@ import afterwords as aw
 from afterwords.errors import pip_install
 from afterwords.local import library
 from afterwords.models import Voice
-from tests.cli.program import files_in, run
+from tests.cli.program import list_files, run
 
 
-def test_empty_library_says_how_to_make_a_voice(home: Path) -> None:
+def test_empty_library_names_clone(home: Path) -> None:
     done = run("voices")
 
     assert (done.code, done.out) == (0, "")
@@ -24,7 +24,7 @@ def test_empty_library_says_how_to_make_a_voice(home: Path) -> None:
 
 
 @pytest.mark.parametrize("args", [("voices",), ("voices", "list")])
-def test_list_is_a_table_with_a_star_at_the_default(args: tuple[str, ...], me: Voice) -> None:
+def test_list_marks_default_with_a_star(args: tuple[str, ...], me: Voice) -> None:
     library().set_default("me")
 
     done = run(*args)
@@ -36,7 +36,7 @@ def test_list_is_a_table_with_a_star_at_the_default(args: tuple[str, ...], me: V
     assert (done.code, done.err) == (0, "")
 
 
-def test_columns_stand_under_each_other_whatever_the_script(me: Voice) -> None:
+def test_columns_align_in_every_script(me: Voice) -> None:
     library().rename("me", "声")  # one sign, two columns of a terminal
 
     head, row = run("voices").out.splitlines()
@@ -44,14 +44,14 @@ def test_columns_stand_under_each_other_whatever_the_script(me: Voice) -> None:
     assert head.index("lang") == row.index("en") + 1
 
 
-def test_json_list_is_what_the_library_holds(me: Voice) -> None:
+def test_json_list_matches_library(me: Voice) -> None:
     library().set_default("me")
     (voice,) = json.loads(run("voices", "list", "--json").out)
     assert voice.pop("is_default") is True
     assert Voice.model_validate(voice) == me
 
 
-def test_damaged_voice_hides_no_other(home: Path, me: Voice) -> None:
+def test_damaged_voice_is_reported_and_removable(home: Path, me: Voice) -> None:
     lost = home / "voices" / "00000000-0000-4000-8000-000000000000"
     lost.mkdir()
     (lost / "voice.json").write_text("{")
@@ -65,7 +65,7 @@ def test_damaged_voice_hides_no_other(home: Path, me: Voice) -> None:
     assert run("voices", "list").err == ""
 
 
-def test_name_that_was_edited_by_hand_reaches_no_terminal(home: Path, me: Voice) -> None:
+def test_hostile_name_is_escaped(home: Path, me: Voice) -> None:
     file = home / "voices" / me.voice_id / "voice.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"name": "\x1b]0;owned\x07\u202e"}))
 
@@ -76,7 +76,7 @@ def test_name_that_was_edited_by_hand_reaches_no_terminal(home: Path, me: Voice)
     assert r"\x1b]0;owned\x07\u202e is gone" in run("voices", "rm", me.voice_id, "-y").err
 
 
-def test_show_tells_all_that_is_known(home: Path, me: Voice) -> None:
+def test_show_prints_details(home: Path, me: Voice) -> None:
     facts = json.loads(run("voices", "show", "me", "--json").out)
 
     assert facts["voice_id"] == me.voice_id
@@ -89,36 +89,36 @@ def test_show_tells_all_that_is_known(home: Path, me: Voice) -> None:
     assert not any("sha256" in line for line in shown)
 
 
-def test_voice_whose_recording_was_changed_is_not_shown_as_whole(home: Path, me: Voice) -> None:
+def test_voice_with_altered_recording_is_refused(home: Path, me: Voice) -> None:
     (home / "voices" / me.voice_id / "reference.wav").write_bytes(b"RIFF")
 
-    assert "its recording was changed" in run("voices", "show", "me").refused(1, "CorruptVoiceError")
+    assert "its recording was changed" in run("voices", "show", "me").expect_error(1, "CorruptVoiceError")
 
 
 @pytest.mark.parametrize("args", [("show",), ("rename", "x"), ("rm", "--yes"), ("rm",), ("default",)])
-def test_unknown_voice_is_answered_with_the_nearest(args: tuple[str, ...], me: Voice) -> None:
+def test_unknown_voice_suggests_nearest_name(args: tuple[str, ...], me: Voice) -> None:
     command, *rest = args
-    assert "did you mean 'me'?" in run("voices", command, "mee", *rest).refused(4, "VoiceNotFoundError")
+    assert "did you mean 'me'?" in run("voices", command, "mee", *rest).expect_error(4, "VoiceNotFoundError")
 
 
-def test_rename_gives_a_free_name_only(me: Voice) -> None:
+def test_rename_checks_the_new_name(me: Voice) -> None:
     assert run("voices", "rename", "me", " you ").out == "you\n"
     assert [voice.name for voice in aw.voices()] == ["you"]
-    run("voices", "rename", "you", "a\x07").refused(5, "InvalidInputError")
-    run("voices", "rename", "you").refused(2, "UsageError")
+    run("voices", "rename", "you", "a\x07").expect_error(5, "InvalidInputError")
+    run("voices", "rename", "you").expect_error(2, "UsageError")
 
 
-def test_removal_without_a_person_needs_yes(home: Path, me: Voice) -> None:
-    assert "add --yes" in run("voices", "rm", "me").refused(2, "UsageError")
+def test_removal_without_terminal_needs_yes(home: Path, me: Voice) -> None:
+    assert "add --yes" in run("voices", "rm", "me").expect_error(2, "UsageError")
     assert aw.voices() == [me]
 
     done = run("voices", "rm", "me", "--yes")
 
     assert (done.code, done.out, done.err) == (0, "", "✓ me is gone.\n")
-    assert files_in(home) == ["library.json"]
+    assert list_files(home) == ["library.json"]
 
 
-def test_default_is_none_until_one_is_chosen(me: Voice) -> None:
+def test_default_is_unset_at_first(me: Voice) -> None:
     none = run("voices", "default")
     assert (none.code, none.out) == (0, "")
     assert "afterwords voices default NAME" in none.err
@@ -126,15 +126,15 @@ def test_default_is_none_until_one_is_chosen(me: Voice) -> None:
     assert run("voices", "default").out == "me\n"
 
 
-def test_library_of_a_later_version_is_left_alone(home: Path, me: Voice) -> None:
+def test_newer_library_is_not_changed(home: Path, me: Voice) -> None:
     (home / "library.json").write_text('{"schema": 99, "default": null}')
 
-    assert pip_install(options="--upgrade") in run("voices").refused(1, "LibraryError")
-    assert "99" in run("voices", "rm", "me", "-y").refused(1, "LibraryError")
+    assert pip_install(options="--upgrade") in run("voices").expect_error(1, "LibraryError")
+    assert "99" in run("voices", "rm", "me", "-y").expect_error(1, "LibraryError")
     assert (home / "voices" / me.voice_id).exists()
 
 
-def test_json_tells_what_a_change_left(me: Voice) -> None:
+def test_json_prints_the_changed_voice(me: Voice) -> None:
     renamed = json.loads(run("voices", "rename", "me", "myself", "--json").out)
     assert (renamed["name"], renamed["voice_id"]) == ("myself", me.voice_id)
     assert json.loads(run("voices", "default", "--json").out) is None

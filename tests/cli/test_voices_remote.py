@@ -18,7 +18,7 @@ HOSTILE = "\x1b]0;owned\x07\u202e"
 
 
 @pytest.mark.parametrize("args", [("voices", "--remote"), ("voices", "list", "--remote")], ids=len)
-def test_list_is_that_of_the_server(args: tuple[str, ...], client: httpx.Client) -> None:
+def test_list_shows_voices_of_the_server(args: tuple[str, ...], client: httpx.Client) -> None:
     assert "afterwords push" in run(*args).err
     voice_id = register(client)
 
@@ -29,21 +29,21 @@ def test_list_is_that_of_the_server(args: tuple[str, ...], client: httpx.Client)
     assert [voice["voice_id"] for voice in json.loads(run("voices", "list", "--remote", "--json").out)] == [voice_id]
 
 
-def test_option_before_the_command_is_not_ignored() -> None:
-    assert "voices list … --remote" in run("voices", "--remote", "list").refused(2, "UsageError")
+def test_option_before_subcommand_is_refused() -> None:
+    assert "voices list … --remote" in run("voices", "--remote", "list").expect_error(2, "UsageError")
 
 
-def test_show_tells_what_the_server_knows(client: httpx.Client) -> None:
+def test_show_prints_details(client: httpx.Client) -> None:
     register(client, ref_text="The canary sings.", consent="self")
 
     facts = json.loads(run("voices", "show", "me", "--remote", "--json").out)
 
     assert (facts["name"], facts["consent"]["kind"], facts["ref_text"]) == ("me", "self", "The canary sings.")
     assert "lang         en" in run("voices", "show", facts["voice_id"], "--remote").out.splitlines()
-    assert "did you mean 'me'?" in run("voices", "show", "mee", "--remote").refused(4, "VoiceNotFoundError")
+    assert "did you mean 'me'?" in run("voices", "show", "mee", "--remote").expect_error(4, "VoiceNotFoundError")
 
 
-def test_name_from_a_server_reaches_no_terminal(hosted: HostedService) -> None:
+def test_hostile_name_is_escaped(hosted: HostedService) -> None:
     with httpx.Client(base_url=hosted.url, headers={"Authorization": f"Bearer {hosted.api_key}"}) as client:
         voice_id = register(client, name=HOSTILE)
 
@@ -53,19 +53,19 @@ def test_name_from_a_server_reaches_no_terminal(hosted: HostedService) -> None:
         assert args != ("list",) or r"\x1b]0;owned\x07\u202e" in done.out
 
 
-def test_rename_gives_another_name(client: httpx.Client) -> None:
+def test_rename_renames_on_the_server(client: httpx.Client) -> None:
     register(client)
 
     assert run("voices", "rename", "me", " you ", "--remote").out == "you\n"
 
     assert client.get("/v1/voices").json()[0]["name"] == "you"
-    run("voices", "rename", "you", "a\x07", "--remote").refused(5, "InvalidInputError")
-    run("voices", "rename", "me", "x", "--remote").refused(4, "VoiceNotFoundError")
+    run("voices", "rename", "you", "a\x07", "--remote").expect_error(5, "InvalidInputError")
+    run("voices", "rename", "me", "x", "--remote").expect_error(4, "VoiceNotFoundError")
 
 
-def test_removal_without_a_person_needs_yes(client: httpx.Client) -> None:
+def test_removal_without_terminal_needs_yes(client: httpx.Client) -> None:
     voice_id = register(client)
-    assert "add --yes" in run("voices", "rm", "me", "--remote").refused(2, "UsageError")
+    assert "add --yes" in run("voices", "rm", "me", "--remote").expect_error(2, "UsageError")
     assert len(client.get("/v1/voices").json()) == 1
 
     done = run("voices", "rm", "me", "--remote", "--yes")
@@ -74,7 +74,7 @@ def test_removal_without_a_person_needs_yes(client: httpx.Client) -> None:
     assert client.get("/v1/voices").json() == []
 
 
-def test_voice_leaves_a_server_as_a_file_and_speaks_at_home(client: httpx.Client, home: Path, tmp_path: Path) -> None:
+def test_exported_voice_speaks_locally(client: httpx.Client, home: Path, tmp_path: Path) -> None:
     register(client, consent="self")
 
     assert run("voices", "export", "me", "--remote", cwd=tmp_path).out == "me.afterwords\n"
@@ -85,7 +85,7 @@ def test_voice_leaves_a_server_as_a_file_and_speaks_at_home(client: httpx.Client
     assert (said.code, (tmp_path / "a.wav").exists()) == (0, True)
 
 
-def test_voice_comes_to_a_server_as_a_file(client: httpx.Client, me: Voice, tmp_path: Path) -> None:
+def test_import_uploads_voice_once(client: httpx.Client, me: Voice, tmp_path: Path) -> None:
     run("voices", "export", "me", "-o", "it", cwd=tmp_path)
 
     done = run("voices", "import", "it", "--remote", "--json", cwd=tmp_path)
@@ -97,13 +97,11 @@ def test_voice_comes_to_a_server_as_a_file(client: httpx.Client, me: Voice, tmp_
     assert len(client.get("/v1/voices").json()) == 1
 
 
-def test_voice_of_that_name_stays_on_the_server_unless_replacing_is_asked_for(
-    client: httpx.Client, me: Voice, tmp_path: Path
-) -> None:
+def test_import_replaces_name_in_use_only_with_replace(client: httpx.Client, me: Voice, tmp_path: Path) -> None:
     old = register(client)
     run("voices", "export", "me", "-o", "it", cwd=tmp_path)
 
-    run("voices", "import", "it", "--remote", cwd=tmp_path).refused(5, "VoiceExistsError")
+    run("voices", "import", "it", "--remote", cwd=tmp_path).expect_error(5, "VoiceExistsError")
     assert [voice["voice_id"] for voice in client.get("/v1/voices").json()] == [old]
     assert run("voices", "import", "it", "--remote", "--replace", cwd=tmp_path).out == "me\n"
 
@@ -111,26 +109,26 @@ def test_voice_of_that_name_stays_on_the_server_unless_replacing_is_asked_for(
     assert voice["voice_id"] != old
 
 
-def test_changed_byte_is_found_before_anything_is_sent(client: httpx.Client, me: Voice, tmp_path: Path) -> None:
+def test_altered_file_is_not_sent(client: httpx.Client, me: Voice, tmp_path: Path) -> None:
     run("voices", "export", "me", "-o", "it", cwd=tmp_path)
     data = bytearray((tmp_path / "it").read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "it").write_bytes(data)
 
-    run("voices", "import", "it", "--remote", cwd=tmp_path).refused(5, "InvalidBundleError")
+    run("voices", "import", "it", "--remote", cwd=tmp_path).expect_error(5, "InvalidBundleError")
 
     assert client.get("/v1/voices").json() == []
 
 
-def test_what_the_server_does_not_know_is_exit_code_5(hosted: HostedService, me: Voice, tmp_path: Path) -> None:
+def test_unsupported_request_exits_5(hosted: HostedService, me: Voice, tmp_path: Path) -> None:
     with httpx.Client(base_url=hosted.url, headers={"Authorization": f"Bearer {hosted.api_key}"}) as client:
         register(client, name="there")
     run("voices", "export", "me", "-o", "it", cwd=tmp_path)
 
-    run("voices", "import", "it", "--remote", cwd=tmp_path).refused(5, "UnsupportedByServerError")
-    run("voices", "export", "there", "--remote", cwd=tmp_path).refused(5, "UnsupportedByServerError")
-    run("voices", "rename", "there", "x", "--remote").refused(5, "UnsupportedByServerError")
+    run("voices", "import", "it", "--remote", cwd=tmp_path).expect_error(5, "UnsupportedByServerError")
+    run("voices", "export", "there", "--remote", cwd=tmp_path).expect_error(5, "UnsupportedByServerError")
+    run("voices", "rename", "there", "x", "--remote").expect_error(5, "UnsupportedByServerError")
 
 
-def test_server_in_the_way_of_none_is_named_with_its_exit_code() -> None:
-    run("voices", "--remote").refused(3, "UnauthorizedError")
+def test_not_logged_in_exits_3() -> None:
+    run("voices", "--remote").expect_error(3, "UnauthorizedError")

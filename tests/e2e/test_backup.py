@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.cli.program import Done, files_in, run
+from tests.cli.program import Result, list_files, run
 from tests.e2e.invariants import SWEEPING, blobs, invariants
 from tests.e2e.served import READER, Served, final, register, serving, speak
 
@@ -43,11 +43,11 @@ def backup(served: Served, ready: tuple[str, str, bytes], tmp_path_factory: pyte
         assert (done.code, done.out) == (0, f"{file}\n"), done.err
         assert {final(client, job_id)["status"] for job_id in begun} == {"ready"}
     assert file.stat().st_mode & 0o777 == 0o600
-    assert files_in(file.parent) == ["server.tar"]
+    assert list_files(file.parent) == ["server.tar"]
     return file
 
 
-def at(home: Path, *args: str | Path) -> Done:
+def at(home: Path, *args: str | Path) -> Result:
     return run(*args, env={**TONE, "AFTERWORDS_HOME": str(home)})
 
 
@@ -72,11 +72,11 @@ def test_restored_server_has_all_and_speaks_on(
             assert final(client, speak(client, voice_id, "Spoken after."))["status"] == "ready"
         assert httpx.get(f"{other.url}/readyz").json()["sweep"] == "ok"
         invariants(other)
-        at(other.home, "restore", backup, "--replace").refused(2, "ServerSetupError")
+        at(other.home, "restore", backup, "--replace").expect_error(2, "ServerSetupError")
         with other.client(served.key) as client:
             assert client.delete(f"/v1/voices/{voice_id}").status_code == 204
         other.stop()
-        assert "1 keys" in at(other.home, "restore", backup).refused(2, "ServerSetupError")
+        assert "1 keys" in at(other.home, "restore", backup).expect_error(2, "ServerSetupError")
         assert not [path for path in blobs(other) if path.endswith("ref.wav")]
         assert at(other.home, "restore", backup, "--replace").code == 0
         other.start().ready()
@@ -106,9 +106,9 @@ def test_damaged_backup_is_refused_and_changes_nothing(backup: Path, tmp_path: P
                     part.addfile(member, whole.extractfile(member))
     home = tmp_path / "new"
 
-    at(home, "restore", file).refused(5, "InvalidInputError")
+    at(home, "restore", file).expect_error(5, "InvalidInputError")
 
-    assert [name for name in files_in(home) if "server1" not in name] == []
+    assert [name for name in list_files(home) if "server1" not in name] == []
 
 
 def test_restore_that_storage_cuts_off_leaves_the_server_as_it_was(backup: Path, tmp_path: Path) -> None:
@@ -119,10 +119,10 @@ def test_restore_that_storage_cuts_off_leaves_the_server_as_it_was(backup: Path,
     (blobs / "voices").touch()  # no folder of voices can be made here
     before = at(home, "keys", "list", "--json").out
 
-    at(home, "restore", backup, "--replace").refused(8, "StorageUnavailableError")
+    at(home, "restore", backup, "--replace").expect_error(8, "StorageUnavailableError")
 
     assert at(home, "keys", "list", "--json").out == before
-    assert files_in(blobs) == ["voices"]
+    assert list_files(blobs) == ["voices"]
 
 
 def test_backup_says_which_audio_is_lost(served: Served, ready: tuple[str, str, bytes], tmp_path: Path) -> None:
@@ -141,5 +141,5 @@ def test_backup_says_which_audio_is_lost(served: Served, ready: tuple[str, str, 
 
 def test_backup_without_a_server_makes_no_file(tmp_path: Path) -> None:
     file = tmp_path / "server.tar"
-    at(tmp_path / "nowhere", "backup", file).refused(5, "FileError")
+    at(tmp_path / "nowhere", "backup", file).expect_error(5, "FileError")
     assert not file.exists()

@@ -305,7 +305,7 @@ def test_a_server_that_others_can_reach_does_not_start_without_a_strong_secret(
 ) -> None:
     env = {"AFTERWORDS_HOME": str(tmp_path / "home"), "AFTERWORDS_ADMIN_SECRET": secret, "AFTERWORDS_BACKENDS": "tone"}
     done = run("serve", "--host", host, "--port", "0", env=env)
-    told = done.refused(2, "ServerSetupError")
+    told = done.expect_error(2, "ServerSetupError")
     assert "32 characters" in told
     assert not (tmp_path / "home" / "server").exists()
 
@@ -381,7 +381,7 @@ def test_a_weak_secret_behind_a_proxy_on_this_machine_does_not_start(tmp_path: P
         "AFTERWORDS_ADMIN_SECRET": "weak",
         "AFTERWORDS_PUBLIC_URL": "https://voice.example",
     }
-    told = run("serve", "--port", "0", env=env).refused(2, "ServerSetupError")
+    told = run("serve", "--port", "0", env=env).expect_error(2, "ServerSetupError")
     assert "voice.example can be reached" in told
 
 

@@ -24,7 +24,7 @@ from afterwords.audio.wav import Samples
 from afterwords.local import library
 from afterwords.models import Voice
 from tests.audio.test_devices import CARD, NO_CARD, needs_alsa
-from tests.cli.program import COMMAND, environment, files_in, run
+from tests.cli.program import COMMAND, environment, list_files, run
 from tests.conftest import READER
 from tests.e2e.terminal import CTRL_C, CTRL_U, Terminal
 
@@ -74,7 +74,7 @@ def test_table_is_wrapped_between_words() -> None:
 # -- questions ------------------------------------------------------------------------------------------------
 
 
-def test_consent_is_asked_until_it_is_one_that_is_known(tmp_path: Path) -> None:
+def test_consent_is_asked_until_valid(tmp_path: Path) -> None:
     with Terminal("clone", READER, "--name", "me", stdout=tmp_path / "out") as terminal:
         terminal.expect("public-domain  a recording in the public domain")
         terminal.expect("Whose voice is this?")
@@ -91,15 +91,15 @@ def test_consent_is_asked_until_it_is_one_that_is_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("keys", "code"), [(CTRL_C, 130), ("\x04", 2)], ids=["ctrl-c", "ctrl-d"])
-def test_question_that_is_not_answered_ends_it(keys: str, code: int, home: Path) -> None:
+def test_unanswered_question_exits(keys: str, code: int, home: Path) -> None:
     with Terminal("clone", READER, "--name", "me") as terminal:
         terminal.expect("Whose voice is this?")
         assert terminal.type_until_end(keys) == code
 
-    assert files_in(home) == []
+    assert list_files(home) == []
 
 
-def test_name_in_use_is_refused_before_anything_is_asked(me: Voice) -> None:
+def test_name_in_use_is_refused_before_questions(me: Voice) -> None:
     with Terminal("clone", READER, "--name", "me") as terminal:
         assert terminal.end() == 5
 
@@ -108,7 +108,7 @@ def test_name_in_use_is_refused_before_anything_is_asked(me: Voice) -> None:
 
 @pytest.mark.usefixtures("whisper")
 @pytest.mark.parametrize("is_piped", [False, True], ids=["terminal", "stdout-elsewhere"])
-def test_what_was_heard_can_be_corrected(is_piped: bool, tmp_path: Path) -> None:
+def test_transcript_can_be_corrected(is_piped: bool, tmp_path: Path) -> None:
     out = tmp_path / "out" if is_piped else None
     with Terminal("clone", READER, "--name", "me", "--consent", "public-domain", stdout=out) as terminal:
         terminal.expect("Transcript (? marks doubtful words):")
@@ -122,7 +122,7 @@ def test_what_was_heard_can_be_corrected(is_piped: bool, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("whisper")
-def test_what_was_heard_is_taken_by_enter() -> None:
+def test_enter_accepts_transcript() -> None:
     with Terminal("clone", READER, "--name", "me", "--consent", "public-domain") as terminal:
         terminal.expect("then press Enter:")
         terminal.type("\n")
@@ -132,7 +132,7 @@ def test_what_was_heard_is_taken_by_enter() -> None:
 
 
 @pytest.mark.parametrize(("answer", "is_removed"), [("yes", True), ("no", False), ("", False)])
-def test_removal_is_asked_for(answer: str, is_removed: bool, me: Voice) -> None:
+def test_removal_asks_for_confirmation(answer: str, is_removed: bool, me: Voice) -> None:
     with Terminal("voices", "rm", me.voice_id) as terminal:
         terminal.expect("This removes me with its recordings, for good.")
         terminal.type(f"{answer}\n")
@@ -142,7 +142,7 @@ def test_removal_is_asked_for(answer: str, is_removed: bool, me: Voice) -> None:
     assert aw.voices() == ([] if is_removed else [me])
 
 
-def test_audio_is_not_poured_into_a_terminal_nor_asked_of_one(me: Voice) -> None:
+def test_terminal_is_no_input_or_output_for_audio(me: Voice) -> None:
     for args in (("say", "Hello", "-o", "-"), ("clone", "-", "--name", "you")):
         with Terminal(*args) as terminal:
             assert terminal.end() == 2
@@ -153,7 +153,7 @@ def test_audio_is_not_poured_into_a_terminal_nor_asked_of_one(me: Voice) -> None
 # -- progress and Ctrl-C --------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_while_speaking_keeps_the_file_that_was_there(me: Voice, tmp_path: Path) -> None:
+def test_ctrl_c_while_speaking_keeps_existing_file(me: Voice, tmp_path: Path) -> None:
     (tmp_path / "hello.wav").write_bytes(b"kept")
     words = "the canary meets fault-hang"
     with Terminal("say", words, "-o", "hello.wav", cwd=tmp_path, env={"AFTERWORDS_TESTING": "1"}) as terminal:
@@ -169,16 +169,16 @@ def test_ctrl_c_while_speaking_keeps_the_file_that_was_there(me: Voice, tmp_path
     assert terminal.raw.rfind(CURSOR_HIDDEN) < terminal.raw.rfind(CURSOR_SHOWN)
 
 
-def test_ctrl_c_while_cloning_leaves_nothing(home: Path, hanging: dict[str, str]) -> None:
+def test_ctrl_c_while_cloning_leaves_no_files(home: Path, hanging: dict[str, str]) -> None:
     with Terminal("clone", READER, "--name", "me", "--consent", "self", env=hanging) as terminal:
         terminal.expect("hanging")
         terminal.type(CTRL_C)
         assert terminal.end() == 130
 
-    assert files_in(home) == []
+    assert list_files(home) == []
 
 
-def test_progress_is_not_shown_in_a_pipe(me: Voice, tmp_path: Path) -> None:
+def test_pipe_shows_no_progress(me: Voice, tmp_path: Path) -> None:
     command = [*COMMAND, "say", "a text of some length, spoken in chunks", "-o", "a.wav"]
     coloured = environment({"FORCE_COLOR": "1"})
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=coloured)
@@ -252,7 +252,7 @@ def test_voice_is_cloned_from_the_microphone(microphone: Microphone, tmp_path: P
 
 
 @needs_alsa
-def test_recording_is_kept_where_it_is_too_short(home: Path, microphone: Microphone, tmp_path: Path) -> None:
+def test_short_recording_is_saved(home: Path, microphone: Microphone, tmp_path: Path) -> None:
     (tmp_path / "my-voice-recording.wav").write_bytes(b"of another day")
     record = ("clone", "--record", "--name", "my/voice", "--consent", "self")
     microphone.hear(speech(2))
@@ -268,11 +268,11 @@ def test_recording_is_kept_where_it_is_too_short(home: Path, microphone: Microph
 
     assert decode(tmp_path / "my-voice-recording-2.wav").duration_s == pytest.approx(2, abs=0.2)
     assert (tmp_path / "my-voice-recording.wav").read_bytes() == b"of another day"
-    assert files_in(home) == []
+    assert list_files(home) == []
 
 
 @needs_alsa
-def test_recording_is_kept_where_cloning_is_stopped(
+def test_ctrl_c_while_cloning_saves_recording(
     home: Path, microphone: Microphone, tmp_path: Path, hanging: dict[str, str]
 ) -> None:
     microphone.hear(speech(5.4))
@@ -286,11 +286,11 @@ def test_recording_is_kept_where_cloning_is_stopped(
         assert terminal.end() == 130
 
     assert decode(tmp_path / "me-recording.wav").duration_s == pytest.approx(5.4, abs=0.2)
-    assert files_in(home) == []
+    assert list_files(home) == []
 
 
 @needs_alsa
-def test_ctrl_c_gives_a_recording_up(home: Path, microphone: Microphone, tmp_path: Path) -> None:
+def test_ctrl_c_while_recording_saves_nothing(home: Path, microphone: Microphone, tmp_path: Path) -> None:
     microphone.hear(speech(2))
     with Terminal(*RECORD, cwd=tmp_path, env=microphone.settings) as terminal:
         terminal.expect("press Enter:")
@@ -299,12 +299,12 @@ def test_ctrl_c_gives_a_recording_up(home: Path, microphone: Microphone, tmp_pat
         microphone.hear(silence(0.1))
         assert terminal.end() == 130
 
-    assert files_in(home) == []
+    assert list_files(home) == []
     assert not list(tmp_path.glob("*.wav"))
 
 
 @needs_alsa
-def test_machine_without_a_microphone_says_so(tmp_path: Path) -> None:
+def test_missing_microphone_is_reported(tmp_path: Path) -> None:
     (tmp_path / "asoundrc").write_text(NO_CARD)
     with Terminal(*RECORD, env={"ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")}) as terminal:
         assert terminal.end() == 1

@@ -22,7 +22,7 @@ from afterwords.local import library
 from afterwords.models import Voice
 from afterwords.testing import Fault, FaultyServer
 from tests.audio.test_devices import CARD, needs_alsa
-from tests.cli.program import files_in, run
+from tests.cli.program import list_files, run
 from tests.e2e.served import ADMIN_SECRET, Served, final, register, serving, speak, until
 from tests.e2e.terminal import CTRL_C, Terminal
 
@@ -69,7 +69,7 @@ def stopped(terminal: Terminal) -> None:
 # -- Ctrl-C ---------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_while_a_job_is_waited_for_leaves_it_running(slow: FaultyServer, served: Served, tmp_path: Path) -> None:
+def test_ctrl_c_while_waiting_leaves_job_running(slow: FaultyServer, served: Served, tmp_path: Path) -> None:
     (tmp_path / "my hello.wav").write_bytes(b"kept")
     slow.inject(Fault.SLOW, path="/v1/jobs/", delay_s=LONG_S)
     with Terminal("say", TEXT, "-p", "work", "--voice", "me", "-o", "my hello.wav", cwd=tmp_path) as terminal:
@@ -88,9 +88,7 @@ def test_ctrl_c_while_a_job_is_waited_for_leaves_it_running(slow: FaultyServer, 
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_ctrl_c_while_it_downloads_keeps_the_file_that_was_there(
-    slow: FaultyServer, served: Served, tmp_path: Path
-) -> None:
+def test_ctrl_c_while_downloading_keeps_existing_file(slow: FaultyServer, served: Served, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"kept")
     with served.client() as client:
         job_id = speak(client, client.get("/v1/voices").json()[0]["voice_id"], "The canary is fetched.")
@@ -107,9 +105,7 @@ def test_ctrl_c_while_it_downloads_keeps_the_file_that_was_there(
     assert decode(tmp_path / "a.wav").duration_s > 1
 
 
-def test_ctrl_c_before_the_server_has_answered_says_that_it_may_have_taken_it(
-    slow: FaultyServer, tmp_path: Path
-) -> None:
+def test_ctrl_c_while_submitting_names_jobs_list(slow: FaultyServer, tmp_path: Path) -> None:
     slow.inject(Fault.SLOW, path="/v1/synthesize", delay_s=LONG_S)
     words = "Nobody waits for the canary."
     with Terminal("say", words, "--remote", "--voice", "me", "-o", "a.wav", cwd=tmp_path) as terminal:
@@ -120,12 +116,10 @@ def test_ctrl_c_before_the_server_has_answered_says_that_it_may_have_taken_it(
     assert "may have accepted the job already" in terminal.text
     assert "afterwords jobs list" in terminal.text
     assert "canary" not in terminal.text
-    assert files_in(tmp_path) == ["profiles.json"]
+    assert list_files(tmp_path) == ["profiles.json"]
 
 
-def test_ctrl_c_while_a_voice_is_sent_says_that_it_may_have_been_taken(
-    me: Voice, slow: FaultyServer, tmp_path: Path
-) -> None:
+def test_ctrl_c_while_importing_names_voices_list(me: Voice, slow: FaultyServer, tmp_path: Path) -> None:
     run("voices", "export", "me", "-o", "it", cwd=tmp_path)
     slow.inject(Fault.SLOW, path="/v1/voices/import", delay_s=LONG_S)
     with Terminal("voices", "import", "it", "--name", "sent", "--remote", cwd=tmp_path) as terminal:
@@ -136,19 +130,19 @@ def test_ctrl_c_while_a_voice_is_sent_says_that_it_may_have_been_taken(
     assert "afterwords voices list --remote" in terminal.text
 
 
-def test_ctrl_c_at_the_question_for_a_key_keeps_nothing(served: Served, home: Path) -> None:
+def test_ctrl_c_at_key_prompt_stores_nothing(served: Served, home: Path) -> None:
     with Terminal("login", served.url) as terminal:
         terminal.expect("API key for http://127.0.0.1")
         terminal.type("aw_half-of-a-ke")
         assert terminal.type_until_end(CTRL_C) == 130
         assert terminal.is_echoing
 
-    assert files_in(home) == []
+    assert list_files(home) == []
     assert "half-of" not in terminal.text
 
 
 @pytest.mark.parametrize("keys", [CTRL_C, "no\n"], ids=["ctrl-c", "no"])
-def test_voice_is_kept_where_replacing_it_is_not_confirmed(keys: str, me: Voice, tmp_path: Path) -> None:
+def test_voice_is_kept_without_confirmation(keys: str, me: Voice, tmp_path: Path) -> None:
     aw.clone(library().reference(me), name="you", consent="synthetic")
     run("voices", "export", "you", "-o", "it", cwd=tmp_path)
     run("voices", "rm", "you", "--yes")
@@ -162,7 +156,7 @@ def test_voice_is_kept_where_replacing_it_is_not_confirmed(keys: str, me: Voice,
 
 
 @needs_alsa
-def test_ctrl_c_while_it_plays_cancels_the_job(served: Served, tmp_path: Path) -> None:
+def test_ctrl_c_while_playing_cancels_job(served: Served, tmp_path: Path) -> None:
     (tmp_path / "asoundrc").write_text(CARD)
     account = {"AFTERWORDS_BASE_URL": served.url, "AFTERWORDS_API_KEY": served.key}
     env = {**account, "ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")}
@@ -179,7 +173,7 @@ def test_ctrl_c_while_it_plays_cancels_the_job(served: Served, tmp_path: Path) -
 # -- questions ------------------------------------------------------------------------------------------------
 
 
-def test_login_asks_for_the_address_and_for_the_key_which_is_not_shown(served: Served, home: Path) -> None:
+def test_login_asks_for_address_and_hidden_key(served: Served, home: Path) -> None:
     with Terminal("login") as terminal:
         terminal.expect("Address of the server")
         terminal.type(f"{served.url}\n")
@@ -192,7 +186,7 @@ def test_login_asks_for_the_address_and_for_the_key_which_is_not_shown(served: S
     assert [profile.url for profile in Profiles(home).all()] == [served.url]
 
 
-def test_replacing_a_voice_is_asked_for(me: Voice, tmp_path: Path) -> None:
+def test_replacing_asks_for_confirmation(me: Voice, tmp_path: Path) -> None:
     other = aw.clone(library().reference(me), name="you", consent="synthetic")
     run("voices", "export", "you", "-o", "it", cwd=tmp_path)
     run("voices", "rm", "you", "--yes")
@@ -204,7 +198,7 @@ def test_replacing_a_voice_is_asked_for(me: Voice, tmp_path: Path) -> None:
     assert [voice.voice_id for voice in aw.voices()] == [other.voice_id]
 
 
-def test_admin_secret_is_asked_for_and_not_shown(slow: FaultyServer, served: Served, tmp_path: Path) -> None:
+def test_admin_secret_is_asked_for_hidden(slow: FaultyServer, served: Served, tmp_path: Path) -> None:
     with Terminal("keys", "create", "--remote", stdout=tmp_path / "out") as terminal:
         terminal.expect("Admin secret of http://127.0.0.1")
         terminal.type(f"{ADMIN_SECRET}\n")
@@ -216,7 +210,7 @@ def test_admin_secret_is_asked_for_and_not_shown(slow: FaultyServer, served: Ser
         assert client.get("/v1/usage").status_code == 200
 
 
-def test_removal_from_a_server_is_asked_for(slow: FaultyServer, served: Served) -> None:
+def test_removal_from_server_asks_for_confirmation(slow: FaultyServer, served: Served) -> None:
     env = {"AFTERWORDS_BASE_URL": served.url, "AFTERWORDS_API_KEY": served.new_key()}
     with served.client(env["AFTERWORDS_API_KEY"]) as client:
         register(client, name="gone")

@@ -24,7 +24,7 @@ from afterwords.errors import (
 )
 from afterwords.weights.catalog import ModelState, get_status, locate, remove, verify
 from afterwords.weights.download import pull
-from tests.cli.program import files_in
+from tests.cli.program import list_files
 from tests.error_codes import has_code
 from tests.weights.loopback_hub import COMMIT, NEXT_COMMIT, WANTED, WEIGHTS, LoopbackHub, safetensors
 
@@ -48,7 +48,7 @@ def test_pull_downloads_only_required_files(hub: LoopbackHub, home: Path) -> Non
     folder = pull(NAME)
 
     assert folder == home / "models" / NAME == locate(NAME)
-    assert files_in(folder) == sorted([*(name.rpartition("/")[2] for name in WANTED), "lock.json"])
+    assert list_files(folder) == sorted([*(name.rpartition("/")[2] for name in WANTED), "lock.json"])
     assert {name: (folder / name).read_bytes() for name in WANTED} == {name: hub.files[name] for name in WANTED}
     assert not list(folder.parent.glob(".pulling-*"))
     assert {path.stat().st_mode & 0o077 for path in [folder, *folder.rglob("*")]} == {0}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from afterwords.errors import pip_install
-from tests.cli.program import environment, interrupted, run
+from tests.cli.program import environment, run, run_and_interrupt
 from tests.e2e.served import READER, Served, final, register, serving, speak
 
 TEXT, SEED = "In the sun.", 3
@@ -101,7 +101,7 @@ def test_listing_and_speaking_with_lite_load_no_torch(settings: dict[str, str], 
 def test_ctrl_c_while_it_speaks_ends_it_in_order(me: dict[str, str]) -> None:
     long = "The quick brown fox jumps over the lazy dog. " * 60
     command = ("say", long, "--seed", "1", "-o", "-", "--format", "pcm")
-    code, told = interrupted(*command, env=environment(me))
+    code, told = run_and_interrupt(*command, env=environment(me))
     assert (code, told.splitlines()[-1]) == (130, b"Stopped.")
 
 

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("mlx.core", reason="mlx is not installed: pip install 'afterwords[mlx]'")
 
 from scripts.make_qwen3_tiny import make_checkpoint
-from tests.cli.program import environment, interrupted, run
+from tests.cli.program import environment, run, run_and_interrupt
 from tests.e2e.served import READER, Served, final, serving, speak
 
 TEXT, SEED = "In the sun.", 3
@@ -96,12 +96,12 @@ def test_what_can_speak_is_listed_with_its_weights(settings: dict[str, str]) -> 
 
 
 def test_a_language_that_it_can_t_speak_is_refused(me: dict[str, str]) -> None:
-    run("say", TEXT, "--voice", "me", "--lang", "sv", env=environment(me)).refused(5, "UnsupportedLangError")
+    run("say", TEXT, "--voice", "me", "--lang", "sv", env=environment(me)).expect_error(5, "UnsupportedLangError")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send there")
 def test_ctrl_c_while_it_speaks_ends_it_in_order(me: dict[str, str]) -> None:
     long = "The quick brown fox jumps over the lazy dog. " * 60
     command = ("say", long, "--seed", "1", "-o", "-", "--format", "pcm")
-    code, told = interrupted(*command, env=environment(me))
+    code, told = run_and_interrupt(*command, env=environment(me))
     assert (code, told.splitlines()[-1]) == (130, b"Stopped.")
