@@ -20,7 +20,7 @@ from afterwords.server.services.housekeeping import Housekeeping
 from afterwords.server.services.ownership import MARK_PATH, Ownership, OwnershipStatus, database_id
 from afterwords.server.store import SqlStore
 from tests.contracts.blobs_contract import everything
-from tests.contracts.store_world import SetClock, World
+from tests.contracts.store_world import ManualClock, World
 
 GRACE_S = 600
 NOTHING = cast(Any, None)
@@ -33,7 +33,7 @@ class Sweeper:
 
     def __init__(self, folder: Path, blobs: Blobs) -> None:
         later = datetime.now(UTC) + timedelta(days=1)  # every blob is old by its own time
-        self.clock = SetClock(wall=later, steady_s=later.timestamp())
+        self.clock = ManualClock(wall=later, monotonic_s=later.timestamp())
         self.store = SqlStore("sqlite:///rows.db", clock=self.clock, folder=folder)
         self.world = World(self.store, self.clock)
         self.blobs = blobs
@@ -45,7 +45,7 @@ class Sweeper:
         return self
 
     async def sweep(self, *, after_s: float = 0) -> int:
-        self.clock.pass_s(after_s)
+        self.clock.advance(after_s)
         keeping = Housekeeping(
             store=self.store,
             blobs=self.blobs,
@@ -70,7 +70,7 @@ class Sweeper:
 
     async def voice(self) -> str:
         """The path of the recording of a voice that the database knows."""
-        voice = await self.world.voice()
+        voice = await self.world.add_voice()
         await self.blobs.put(voice.ref_audio_key, b"recording")
         return voice.ref_audio_key
 
@@ -98,7 +98,7 @@ class OwnershipContract:
 
             yield opening
 
-    async def test_stray_goes_once_it_was_seen_for_the_grace(self, blobs: Blobs, opening: Open) -> None:
+    async def test_stray_is_removed_after_the_grace(self, blobs: Blobs, opening: Open) -> None:
         mine = await opening("mine")
         assert await mine.sweep() == 0
         kept = await mine.voice()
@@ -112,14 +112,14 @@ class OwnershipContract:
 
         assert set(await everything(blobs)) == {kept, "notes.txt", "jobs/list.csv", MARK_PATH}
 
-    async def test_storage_of_another_database_is_left_alone(self, blobs: Blobs, opening: Open) -> None:
+    async def test_storage_of_another_database_is_not_swept(self, blobs: Blobs, opening: Open) -> None:
         other = await opening("other")
         await other.sweep()
         kept = {await other.voice(), stray()}
         for path in kept:
             await blobs.put(path, b"recording")
         mine = await opening("mine")
-        mine.clock.pass_s(7200)
+        mine.clock.advance(7200)
 
         assert await mine.sweep_twice() == 0
         assert await mine.ownership.read() is OwnershipStatus.FOREIGN
@@ -131,7 +131,7 @@ class OwnershipContract:
         assert await mine.sweep_twice() == 2
         assert not await other.ownership.holds()
 
-    async def test_storage_without_a_mark_is_taken_if_all_is_known(self, blobs: Blobs, opening: Open) -> None:
+    async def test_unmarked_storage_is_adopted_if_all_is_known(self, blobs: Blobs, opening: Open) -> None:
         mine, other = await opening("mine"), await opening("other")
         kept = await mine.voice()
         await blobs.put(job_path(new_id(), 1), b"left by a crash")
@@ -147,7 +147,9 @@ class OwnershipContract:
         assert set(await everything(blobs)) == {kept, MARK_PATH}
         assert await other.sweep_twice() == 0
 
-    async def test_older_copy_of_a_database_stops_both(self, blobs: Blobs, opening: Open, tmp_path: Path) -> None:
+    async def test_older_copy_of_a_database_stops_both_sweeps(
+        self, blobs: Blobs, opening: Open, tmp_path: Path
+    ) -> None:
         before = await opening("mine")
         kept = [await before.voice()]
         await before.sweep()
@@ -165,7 +167,7 @@ class OwnershipContract:
         assert await copy.sweep_twice() == 0
         assert sorted(await everything(blobs)) == sorted([*kept, MARK_PATH])
 
-    async def test_mark_that_can_not_be_read_is_no_leave(self, blobs: Blobs, opening: Open) -> None:
+    async def test_unreadable_mark_stops_the_sweep(self, blobs: Blobs, opening: Open) -> None:
         mine = await opening("mine")
         await blobs.put(stray(), b"x")
         for mark in (b"", b"[]", b"{}", b"\xff", json.dumps({"database": 1}).encode()):

@@ -8,16 +8,16 @@ from __future__ import annotations
 import pytest
 
 from afterwords.server.ports import Store
-from tests.contracts.store_attempts import AttemptClaims
-from tests.contracts.store_jobs import JobClaims
-from tests.contracts.store_keys import KeyClaims
-from tests.contracts.store_voices import VoiceClaims
-from tests.contracts.store_webhooks import WebhookClaims
-from tests.contracts.store_world import SetClock, World
+from tests.contracts.store_attempts import AttemptContract
+from tests.contracts.store_jobs import JobContract
+from tests.contracts.store_keys import KeyContract
+from tests.contracts.store_voices import VoiceContract
+from tests.contracts.store_webhooks import WebhookContract
+from tests.contracts.store_world import ManualClock, World
 
 
 @pytest.mark.anyio
-class StoreContract(KeyClaims, VoiceClaims, JobClaims, AttemptClaims, WebhookClaims):
+class StoreContract(KeyContract, VoiceContract, JobContract, AttemptContract, WebhookContract):
     """All claims. The adapter's store is open, empty, and goes by the fixture `clock`."""
 
     @pytest.fixture
@@ -25,17 +25,17 @@ class StoreContract(KeyClaims, VoiceClaims, JobClaims, AttemptClaims, WebhookCla
         return "asyncio"
 
     @pytest.fixture
-    def clock(self) -> SetClock:
-        return SetClock()
+    def clock(self) -> ManualClock:
+        return ManualClock()
 
     @pytest.fixture
-    def world(self, store: Store, clock: SetClock) -> World:
+    def world(self, store: Store, clock: ManualClock) -> World:
         return World(store, clock)
 
-    async def test_store_that_is_open_can_be_read_and_written(self, world: World) -> None:
+    async def test_open_store_passes_its_check(self, world: World) -> None:
         await world.store.check()
 
-    async def test_secret_is_made_once(self, world: World) -> None:
+    async def test_secret_is_created_once(self, world: World) -> None:
         secret = await world.store.secret()
 
         assert len(secret) == 32

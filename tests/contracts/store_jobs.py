@@ -14,13 +14,18 @@ from tests.contracts.store_world import MANY, START, TEXT, World, audio, request
 from tests.error_codes import has_code
 
 
-class JobClaims:
+class JobContract:
     """Jobs: accepted once, charged once, seen by their account only."""
 
-    async def test_accepted_job_is_seen_as_it_was_asked(self, world: World) -> None:
+    async def test_accepted_job_is_returned_as_submitted(self, world: World) -> None:
         ann = await world.caller()
-        asked = world.job_of(
-            ann, await world.voice(ann), speed=1.25, seed=2**63 - 1, response_format=SpeechFormat.OPUS, text="Grüße 🌅"
+        asked = world.new_job(
+            ann,
+            await world.add_voice(ann),
+            speed=1.25,
+            seed=2**63 - 1,
+            response_format=SpeechFormat.OPUS,
+            text="Grüße 🌅",
         )
 
         submitted = await world.store.submit(asked, limits=MANY)
@@ -31,134 +36,134 @@ class JobClaims:
         assert (job.status, job.attempt, job.lease_expires) == (JobStatus.PENDING, 0, None)
         assert (job.speed, job.seed, job.response_format) == (1.25, 2**63 - 1, SpeechFormat.OPUS)
         assert (job.text, job.created_at, job.completed_at) == ("Grüße 🌅", START, None)
-        assert await world.spent() == len(TEXT)
+        assert await world.characters_used() == len(TEXT)
 
-    async def test_job_of_another_account_is_as_if_it_were_not_there(self, world: World) -> None:
-        job = await world.job()
+    async def test_job_of_another_account_is_missing(self, world: World) -> None:
+        job = await world.add_job()
         bob = await world.caller("bob")
 
         assert await world.store.get_job(job.job_id, account_id=bob.account_id) is None
         assert await world.store.cancel(job.job_id, account_id=bob.account_id) is None
         assert await world.store.list_jobs(account_id=bob.account_id, status=None, limit=None, after=None) == []
         assert await world.store.list_jobs(account_id=bob.account_id, status=None, limit=9, after=job.job_id) == []
-        assert (await world.seen(job)).status is JobStatus.PENDING
+        assert (await world.reload(job)).status is JobStatus.PENDING
 
-    async def test_job_for_a_missing_voice_is_refused_and_not_charged(self, world: World) -> None:
+    async def test_job_for_a_missing_voice_is_rejected_and_not_charged(self, world: World) -> None:
         ann = await world.caller()
-        lost = world.voice_of(ann)
+        lost = world.new_voice(ann)
 
         with pytest.raises(VoiceNotFoundError):
-            await world.job(ann, lost)
-        assert await world.spent() == 0
+            await world.add_job(ann, lost)
+        assert await world.characters_used() == 0
 
-    async def test_job_under_way_stands_in_for_the_same_one(self, world: World) -> None:
+    async def test_duplicate_of_a_pending_job_returns_that_job(self, world: World) -> None:
         ann = await world.caller()
-        asked = world.job_of(ann, await world.voice(ann))
+        asked = world.new_job(ann, await world.add_voice(ann))
         twins = [replace(asked, job_id=f"twin {number}") for number in range(20)]
 
         first = await world.store.submit(asked, limits=MANY)
         others = await asyncio.gather(*[world.store.submit(twin, limits=MANY) for twin in twins])
 
         assert {(other.is_new, other.job.job_id) for other in others} == {(False, first.job.job_id)}
-        assert await world.spent() == len(TEXT)
+        assert await world.characters_used() == len(TEXT)
 
-    async def test_same_speech_of_another_voice_or_after_the_end_is_a_new_job(self, world: World) -> None:
+    async def test_same_text_is_a_new_job_for_another_voice_or_later(self, world: World) -> None:
         ann = await world.caller()
-        here, there = await world.voice(ann), await world.voice(ann)
+        here, there = await world.add_voice(ann), await world.add_voice(ann)
         same = {"flight_key": "f" * 64}
-        first = await world.claimed(caller=ann, voice=here, **same)
+        first = await world.add_claimed_job(caller=ann, voice=here, **same)
 
-        assert (await world.store.submit(world.job_of(ann, there, **same), limits=MANY)).is_new
+        assert (await world.store.submit(world.new_job(ann, there, **same), limits=MANY)).is_new
         await world.store.finish(first.job_id, 1, audio())
-        assert (await world.store.submit(world.job_of(ann, here, **same), limits=MANY)).is_new
+        assert (await world.store.submit(world.new_job(ann, here, **same), limits=MANY)).is_new
 
-    async def test_repeated_request_gets_the_job_of_the_first_even_when_it_is_over(self, world: World) -> None:
+    async def test_repeated_request_returns_the_first_job_even_if_final(self, world: World) -> None:
         ann = await world.caller()
-        voice = await world.voice(ann)
+        voice = await world.add_voice(ann)
         asked = request(ann)
-        first = await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=asked)
+        first = await world.store.submit(world.new_job(ann, voice), limits=MANY, idempotency=asked)
         await world.store.cancel(first.job.job_id, account_id=ann.account_id)
 
-        second = await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=asked)
+        second = await world.store.submit(world.new_job(ann, voice), limits=MANY, idempotency=asked)
 
         assert (second.is_new, second.job.job_id, second.job.status) == (False, first.job.job_id, JobStatus.CANCELLED)
-        assert await world.spent() == 0
+        assert await world.characters_used() == 0
 
-    async def test_idempotency_key_with_another_request_is_a_conflict(self, world: World) -> None:
+    async def test_job_idempotency_key_with_another_body_conflicts(self, world: World) -> None:
         ann = await world.caller()
-        voice = await world.voice(ann)
-        await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=request(ann))
+        voice = await world.add_voice(ann)
+        await world.store.submit(world.new_job(ann, voice), limits=MANY, idempotency=request(ann))
         other = request(ann, body="other")
 
         with pytest.raises(ConflictError, check=has_code("idempotency_conflict")):
-            await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=other)
+            await world.store.submit(world.new_job(ann, voice), limits=MANY, idempotency=other)
         with pytest.raises(ConflictError, check=has_code("idempotency_conflict")):
             await world.store.find_repeated_job(other)
-        assert await world.spent() == len(TEXT)
+        assert await world.characters_used() == len(TEXT)
 
-    async def test_repeated_request_of_a_stand_in_gets_the_same_stand_in(self, world: World) -> None:
+    async def test_repeated_duplicate_returns_the_same_job(self, world: World) -> None:
         ann = await world.caller()
-        voice = await world.voice(ann)
+        voice = await world.add_voice(ann)
         same = {"flight_key": "f" * 64}
-        first = await world.job(ann, voice, **same)
-        await world.store.submit(world.job_of(ann, voice, **same), limits=MANY, idempotency=request(ann))
+        first = await world.add_job(ann, voice, **same)
+        await world.store.submit(world.new_job(ann, voice, **same), limits=MANY, idempotency=request(ann))
         await world.store.cancel(first.job_id, account_id=ann.account_id)
 
-        again = await world.store.submit(world.job_of(ann, voice, **same), limits=MANY, idempotency=request(ann))
+        again = await world.store.submit(world.new_job(ann, voice, **same), limits=MANY, idempotency=request(ann))
 
         assert (again.is_new, again.job.job_id) == (False, first.job_id)
 
-    async def test_the_job_of_a_request_is_found_again_and_one_without_leaves_no_trace(self, world: World) -> None:
+    async def test_job_of_a_repeated_request_is_found(self, world: World) -> None:
         ann = await world.caller()
-        voice = await world.voice(ann)
+        voice = await world.add_voice(ann)
         asked = request(ann)
         assert await world.store.find_repeated_job(asked) is None
         assert await world.store.find_repeated_job(request(ann, body="other")) is None
 
-        made = await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=asked)
+        made = await world.store.submit(world.new_job(ann, voice), limits=MANY, idempotency=asked)
 
         assert await world.store.find_repeated_job(asked) == made.job.job_id
 
-    async def test_refused_request_leaves_its_idempotency_key_free(self, world: World) -> None:
+    async def test_rejected_request_does_not_use_its_idempotency_key(self, world: World) -> None:
         ann = await world.caller()
-        voice = await world.voice(ann)
+        voice = await world.add_voice(ann)
         full = QueueLimits(pending=0, pending_per_account=1)
         with pytest.raises(LimitError, check=has_code("queue_full")):
-            await world.store.submit(world.job_of(ann, voice), limits=full, idempotency=request(ann))
+            await world.store.submit(world.new_job(ann, voice), limits=full, idempotency=request(ann))
 
         other = request(ann, body="other")
-        assert (await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=other)).is_new
+        assert (await world.store.submit(world.new_job(ann, voice), limits=MANY, idempotency=other)).is_new
 
-    async def test_limits_count_what_waits_of_the_account_and_of_all(self, world: World) -> None:
+    async def test_limits_count_pending_jobs_per_account_and_in_total(self, world: World) -> None:
         ann, bob, eve = [await world.caller(name) for name in ("ann", "bob", "eve")]
-        of = {caller.account_id: await world.voice(caller) for caller in (ann, bob, eve)}
+        of = {caller.account_id: await world.add_voice(caller) for caller in (ann, bob, eve)}
         limits = QueueLimits(pending=3, pending_per_account=2)
         for caller in (ann, ann, bob):
-            await world.store.submit(world.job_of(caller, of[caller.account_id]), limits=limits)
+            await world.store.submit(world.new_job(caller, of[caller.account_id]), limits=limits)
 
         with pytest.raises(LimitError, match="2 jobs", check=has_code("too_many_concurrent_requests")):
-            await world.store.submit(world.job_of(ann, of[ann.account_id]), limits=limits)
+            await world.store.submit(world.new_job(ann, of[ann.account_id]), limits=limits)
         with pytest.raises(LimitError, match="3 jobs", check=has_code("queue_full")):
-            await world.store.submit(world.job_of(eve, of[eve.account_id]), limits=limits)
+            await world.store.submit(world.new_job(eve, of[eve.account_id]), limits=limits)
         claim = await world.claim()
         assert claim is not None
         await world.store.finish(claim.job.job_id, 1, audio())
-        assert (await world.store.submit(world.job_of(eve, of[eve.account_id]), limits=limits)).is_new
+        assert (await world.store.submit(world.new_job(eve, of[eve.account_id]), limits=limits)).is_new
 
-    async def test_limits_hold_when_all_come_at_once(self, world: World) -> None:
+    async def test_concurrent_requests_respect_the_limits(self, world: World) -> None:
         ann = await world.caller("ann", character_limit=10 * len(TEXT))
-        voice = await world.voice(ann)
-        many = [world.store.submit(world.job_of(ann, voice), limits=MANY) for _ in range(50)]
+        voice = await world.add_voice(ann)
+        many = [world.store.submit(world.new_job(ann, voice), limits=MANY) for _ in range(50)]
 
         ends = await asyncio.gather(*many, return_exceptions=True)
 
         assert sum(not isinstance(end, BaseException) for end in ends) == 10
         assert (await world.store.get_usage(ann)).characters == 10 * len(TEXT)
 
-    async def test_jobs_are_paged_newest_first_by_state(self, world: World) -> None:
+    async def test_jobs_are_listed_newest_first_by_status(self, world: World) -> None:
         ann = await world.caller()
-        voice = await world.voice(ann)
-        made = [await world.job(ann, voice) for _ in range(7)]
+        voice = await world.add_voice(ann)
+        made = [await world.add_job(ann, voice) for _ in range(7)]
         newest = [job.job_id for job in reversed(made)]
         await world.store.cancel(made[2].job_id, account_id=ann.account_id)
 
@@ -176,22 +181,22 @@ class JobClaims:
         assert await page(status=JobStatus.READY) == []
         assert await page(after="no such job") == []
 
-    async def test_cancelled_job_is_final_gives_back_its_charge_and_loses_its_text(self, world: World) -> None:
-        job = await world.claimed()
-        world.clock.pass_s(2)
+    async def test_cancelled_job_is_refunded_and_loses_its_text(self, world: World) -> None:
+        job = await world.add_claimed_job()
+        world.clock.advance(2)
 
         cancelled = await world.store.cancel(job.job_id, account_id=job.account_id)
         again = await world.store.cancel(job.job_id, account_id=job.account_id)
 
         assert cancelled is not None
-        assert again == cancelled == await world.seen(job)
+        assert again == cancelled == await world.reload(job)
         assert (cancelled.status, cancelled.text, cancelled.error) == (JobStatus.CANCELLED, None, None)
         assert cancelled.completed_at == world.clock.now()
-        assert await world.spent() == 0
+        assert await world.characters_used() == 0
         assert await world.store.finish(job.job_id, 1, audio()) is FinishStatus.ALREADY
 
     async def test_ready_job_is_not_cancelled(self, world: World) -> None:
-        job = await world.claimed()
+        job = await world.add_claimed_job()
         await world.store.finish(job.job_id, 1, audio())
 
         seen = await world.store.cancel(job.job_id, account_id=job.account_id)
@@ -199,26 +204,26 @@ class JobClaims:
         assert seen is not None
         assert seen.status is JobStatus.READY
         assert await world.store.cancel("no such job", account_id=job.account_id) is None
-        assert await world.spent() == len(TEXT)
+        assert await world.characters_used() == len(TEXT)
 
-    async def test_job_that_lost_its_audio_fails_once_and_is_not_charged(self, world: World) -> None:
-        job = await world.claimed()
+    async def test_job_with_lost_audio_fails_once_and_is_refunded(self, world: World) -> None:
+        job = await world.add_claimed_job()
         await world.store.mark_audio_lost(job.job_id)
-        assert (await world.seen(job)).status is JobStatus.PENDING
+        assert (await world.reload(job)).status is JobStatus.PENDING
         await world.store.finish(job.job_id, 1, audio())
 
         await asyncio.gather(*[world.store.mark_audio_lost(job.job_id) for _ in range(5)])
 
-        seen = await world.seen(job)
+        seen = await world.reload(job)
         assert (seen.status, seen.error, seen.audio_key) == (JobStatus.FAILED, "audio_lost", None)
-        assert await world.spent() == 0
+        assert await world.characters_used() == 0
 
-    async def test_old_idempotency_keys_and_tombstones_are_forgotten(self, world: World) -> None:
+    async def test_old_idempotency_keys_and_tombstones_are_deleted(self, world: World) -> None:
         ann = await world.caller()
-        voice = await world.voice(ann)
-        old = await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=request(ann))
-        world.clock.pass_s(24 * 3600 + 1)
-        await world.store.submit(world.job_of(ann, voice), limits=MANY, idempotency=request(ann, key="young"))
+        voice = await world.add_voice(ann)
+        old = await world.store.submit(world.new_job(ann, voice), limits=MANY, idempotency=request(ann))
+        world.clock.advance(24 * 3600 + 1)
+        await world.store.submit(world.new_job(ann, voice), limits=MANY, idempotency=request(ann, key="young"))
 
         await world.store.delete_expired()
 

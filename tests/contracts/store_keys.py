@@ -12,10 +12,10 @@ from tests.contracts.store_world import MANY, START, TEXT, World, audio, digest
 from tests.error_codes import has_code
 
 
-class KeyClaims:
+class KeyContract:
     """Keys: kept by their digest, shown without it."""
 
-    async def test_key_is_known_by_its_digest_alone(self, world: World) -> None:
+    async def test_key_is_found_by_its_digest(self, world: World) -> None:
         shown = await world.store.add_key(
             NewKey(digest("k"), label="laptop", scopes=("voices:read", "synthesize"), character_limit=100)
         )
@@ -28,14 +28,14 @@ class KeyClaims:
         assert (shown.label, shown.scopes, shown.created_at) == ("laptop", ("voices:read", "synthesize"), START)
         assert await world.store.find_caller(digest("another")) is None
 
-    async def test_key_without_an_account_gets_one_of_its_own(self, world: World) -> None:
+    async def test_key_without_an_account_gets_a_new_one(self, world: World) -> None:
         ann, bob = await world.caller("ann"), await world.caller("bob")
         again = await world.caller("again", account_id=ann.account_id)
 
         assert ann.account_id == again.account_id
         assert ann.account_id != bob.account_id
 
-    async def test_keys_of_the_home_share_its_account_and_others_do_not(self, world: World) -> None:
+    async def test_home_keys_share_an_account(self, world: World) -> None:
         assert await world.store.get_home_account() is None
         await world.caller("ann")
         for name in ("home", "again"):
@@ -48,7 +48,7 @@ class KeyClaims:
         assert first.account_id == second.account_id == await world.store.get_home_account()
         assert bob.account_id != first.account_id
 
-    async def test_keys_are_listed_oldest_first_for_one_account_or_for_all(self, world: World) -> None:
+    async def test_keys_are_listed_oldest_first(self, world: World) -> None:
         names = ["ann", "bob", "eve"]
         callers = [await world.caller(name) for name in names]
 
@@ -58,10 +58,10 @@ class KeyClaims:
         assert [key.key_id for key in everyone] == [caller.key_id for caller in callers]
         assert [key.key_id for key in bobs] == [callers[1].key_id]
 
-    async def test_revoked_key_is_nobodys_and_revoking_again_changes_nothing(self, world: World) -> None:
+    async def test_key_is_revoked_once(self, world: World) -> None:
         ann = await world.caller("ann")
         assert await world.store.revoke_key(ann.key_id, account_id=ann.account_id) == []
-        world.clock.pass_s(60)
+        world.clock.advance(60)
         assert await world.store.revoke_key(ann.key_id, account_id=None) == []
 
         [key] = await world.store.list_keys(account_id=ann.account_id)
@@ -69,7 +69,7 @@ class KeyClaims:
         assert await world.store.find_caller(digest("ann")) is None
         assert key.revoked_at == START
 
-    async def test_key_of_another_account_is_as_if_it_were_not_there(self, world: World) -> None:
+    async def test_key_of_another_account_is_missing(self, world: World) -> None:
         ann, bob = await world.caller("ann"), await world.caller("bob")
 
         assert await world.store.revoke_key(ann.key_id, account_id=bob.account_id) is None
@@ -78,7 +78,7 @@ class KeyClaims:
         assert rotated is None
         assert await world.store.find_caller(digest("ann")) == ann
 
-    async def test_rotated_key_takes_over_all_but_the_digest(self, world: World) -> None:
+    async def test_rotated_key_keeps_everything_but_the_digest(self, world: World) -> None:
         ann = await world.caller("ann", label="mine", scopes=("synthesize",), character_limit=70)
 
         new = await world.store.rotate_key(ann.key_id, account_id=ann.account_id, sha256=digest("new"), overlap_s=10)
@@ -89,18 +89,18 @@ class KeyClaims:
         assert (heir.key_id, heir.account_id, heir.spending_id) == (new.key_id, ann.account_id, ann.spending_id)
         assert (new.label, heir.scopes, heir.character_limit) == ("mine", frozenset({"synthesize"}), 70)
 
-    async def test_rotated_key_works_until_the_overlap_is_over(self, world: World) -> None:
+    async def test_rotated_key_expires_after_the_overlap(self, world: World) -> None:
         ann = await world.caller("ann")
         await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("new"), overlap_s=10)
 
-        world.clock.pass_s(9.999)
+        world.clock.advance(9.999)
         assert await world.store.find_caller(digest("ann")) == ann
-        world.clock.pass_s(0.001)
+        world.clock.advance(0.001)
         assert await world.store.find_caller(digest("ann")) is None
         again = await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("newer"), overlap_s=10)
         assert again is None
 
-    async def test_key_in_its_overlap_rotates_and_revokes_no_key(self, world: World) -> None:
+    async def test_rotated_key_can_not_rotate_or_revoke_others(self, world: World) -> None:
         ann = await world.caller("ann")
         new = await world.store.rotate_key(
             ann.key_id, account_id=ann.account_id, by=ann.key_id, sha256=digest("new"), overlap_s=5
@@ -117,7 +117,7 @@ class KeyClaims:
         assert await world.store.find_caller(digest("thief")) is None
         assert await world.store.find_caller(digest("new")) is not None
 
-    async def test_key_in_its_overlap_is_rotated_by_nobody_and_may_be_revoked(self, world: World) -> None:
+    async def test_rotated_key_can_be_revoked_but_not_rotated(self, world: World) -> None:
         ann = await world.caller("ann")
         new = await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("new"), overlap_s=5)
         assert new is not None
@@ -128,7 +128,7 @@ class KeyClaims:
         assert await world.store.revoke_key(ann.key_id, account_id=ann.account_id, by=ann.key_id) == []
         assert await world.store.find_caller(digest("ann")) is None
 
-    async def test_narrow_key_changes_no_key_but_itself(self, world: World) -> None:
+    async def test_limited_key_changes_only_itself(self, world: World) -> None:
         ann = await world.caller("ann")
         capped = await world.caller("capped", account_id=ann.account_id, character_limit=5)
         scoped = await world.caller("scoped", account_id=ann.account_id, scopes=("voices:read",))
@@ -144,10 +144,10 @@ class KeyClaims:
             capped.key_id, account_id=ann.account_id, by=capped.key_id, sha256=digest("still capped"), overlap_s=0
         )
 
-    async def test_usage_is_counted_by_calendar_month(self, world: World) -> None:
-        await world.job()
+    async def test_usage_is_counted_per_calendar_month(self, world: World) -> None:
+        await world.add_job()
         january = await world.store.get_usage(await world.caller())
-        world.clock.pass_s(12 * 3600)
+        world.clock.advance(12 * 3600)
         february = await world.store.get_usage(await world.caller())
 
         assert (january.characters, january.limit) == (len(TEXT), None)
@@ -164,51 +164,51 @@ class KeyClaims:
 
         assert usage.period_end == datetime(2027, 1, 1, tzinfo=UTC)
 
-    async def test_usage_is_the_keys_where_it_has_a_limit_and_else_its_accounts(self, world: World) -> None:
+    async def test_usage_is_per_key_with_a_limit_else_per_account(self, world: World) -> None:
         ann = await world.caller("ann")
         capped = await world.caller("capped", account_id=ann.account_id, character_limit=500)
-        voice = await world.voice(ann)
-        await world.job(ann, voice, char_count=30)
-        await world.job(capped, voice, char_count=4)
+        voice = await world.add_voice(ann)
+        await world.add_job(ann, voice, char_count=30)
+        await world.add_job(capped, voice, char_count=4)
 
         assert (await world.store.get_usage(ann)).characters == 34
         assert (await world.store.get_usage(capped)).characters == 4
 
-    async def test_limit_of_characters_holds_to_the_last_one_and_across_rotation(self, world: World) -> None:
+    async def test_character_limit_is_exact_and_survives_rotation(self, world: World) -> None:
         ann = await world.caller("ann", character_limit=50)
-        voice = await world.voice(ann)
-        await world.job(ann, voice, char_count=30)
+        voice = await world.add_voice(ann)
+        await world.add_job(ann, voice, char_count=30)
         await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("new"), overlap_s=0)
         heir = await world.store.find_caller(digest("new"))
         assert heir is not None
 
         with pytest.raises(QuotaExceededError, match="30 of its 50") as refused:
-            await world.store.submit(world.job_of(heir, voice, char_count=21), limits=MANY)
-        await world.job(heir, voice, char_count=20)
+            await world.store.submit(world.new_job(heir, voice, char_count=21), limits=MANY)
+        await world.add_job(heir, voice, char_count=20)
 
         assert (await world.store.get_usage(heir)).characters == 50
         assert refused.value.retry_after_s == 12 * 3600
 
-    async def test_charge_goes_back_to_the_month_it_came_from(self, world: World) -> None:
+    async def test_refund_goes_to_the_month_of_the_charge(self, world: World) -> None:
         ann = await world.caller("ann", character_limit=60)
-        voice = await world.voice(ann)
-        await world.job(ann, voice, char_count=50)
-        world.clock.pass_s(12 * 3600)
-        await world.job(ann, voice, char_count=7)
+        voice = await world.add_voice(ann)
+        await world.add_job(ann, voice, char_count=50)
+        world.clock.advance(12 * 3600)
+        await world.add_job(ann, voice, char_count=7)
         claim = await world.claim()
         assert claim is not None
 
         await world.store.finish(claim.job.job_id, 1, audio())
         await world.store.mark_audio_lost(claim.job.job_id)
 
-        assert await world.spent() == 7
+        assert await world.characters_used() == 7
         world.clock.wall = START
-        assert await world.spent() == 0
+        assert await world.characters_used() == 0
 
-    async def test_use_of_keys_is_noted_and_shown(self, world: World) -> None:
+    async def test_use_of_keys_is_stored(self, world: World) -> None:
         ann, bob = await world.caller("ann", prefix="aw_annie"), await world.caller("bob")
-        await world.job(ann, char_count=7)
-        world.clock.pass_s(60)
+        await world.add_job(ann, char_count=7)
+        world.clock.advance(60)
         await world.store.mark_keys_used([ann.key_id])
 
         first, second = await world.store.list_keys(account_id=None)
@@ -217,12 +217,12 @@ class KeyClaims:
         assert (first.used_at, first.characters) == (world.clock.now(), 7)
         assert (second.key_id, second.used_at, second.characters) == (bob.key_id, None, 0)
 
-    async def test_accounts_are_shown_with_what_they_have(self, world: World) -> None:
+    async def test_accounts_are_listed_with_their_usage(self, world: World) -> None:
         ann, bob = await world.caller("ann"), await world.caller("bob")
         other = await world.caller("other", account_id=ann.account_id)
         await world.store.revoke_key(other.key_id, account_id=None)
-        voice = await world.voice(ann, ref_duration_s=2.0, ref_sample_rate=24_000)
-        job = await world.job(ann, voice, char_count=7)
+        voice = await world.add_voice(ann, ref_duration_s=2.0, ref_sample_rate=24_000)
+        job = await world.add_job(ann, voice, char_count=7)
         await world.claim()
         await world.store.finish(job.job_id, 1, audio())
 
@@ -232,7 +232,7 @@ class KeyClaims:
         assert first.storage_bytes == 2 * 24_000 * 2 + 2 * 4800
         assert (second.account_id, second.keys, second.voices, second.storage_bytes) == (bob.account_id, 1, 0, 0)
 
-    async def test_key_in_its_overlap_makes_no_other(self, world: World) -> None:
+    async def test_rotated_key_can_not_create_keys(self, world: World) -> None:
         ann = await world.caller("ann")
         await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("new"), overlap_s=5)
 

@@ -17,17 +17,17 @@ URL: Final = "https://example.org/hook"
 PAUSES_S: Final = (5, 30, 120, 600, 3600, 6 * 3600)
 
 
-class WebhookClaims:
+class WebhookContract:
     """Webhooks: due with the end of their job."""
 
     async def ended(self, world: World, outcome: AttemptResult | None = None) -> StoredJob:
-        job = await world.claimed(webhook_url=URL)
+        job = await world.add_claimed_job(webhook_url=URL)
         await world.store.finish(job.job_id, 1, outcome or audio())
-        return await world.seen(job)
+        return await world.reload(job)
 
     @pytest.mark.parametrize("outcome", [audio(), AttemptResult(error="runaway_audio")], ids=["ready", "failed"])
-    async def test_webhook_is_due_when_the_job_is_final(self, world: World, outcome: AttemptResult) -> None:
-        waits = await world.job(webhook_url=URL)
+    async def test_webhook_is_due_once_the_job_is_final(self, world: World, outcome: AttemptResult) -> None:
+        waits = await world.add_job(webhook_url=URL)
         assert await world.store.claim_webhooks(limit=9) == []
         claim = await world.claim()
         assert claim is not None
@@ -36,13 +36,13 @@ class WebhookClaims:
         await world.store.finish(waits.job_id, 1, outcome)
 
         [call] = await world.store.claim_webhooks(limit=9)
-        assert (call.job, call.url, call.tries) == (await world.seen(waits), URL, 1)
+        assert (call.job, call.url, call.tries) == (await world.reload(waits), URL, 1)
 
-    async def test_cancelled_and_lost_jobs_are_announced_too(self, world: World) -> None:
-        lost = await world.claimed(webhook_url=URL)
-        cancelled = await world.job(webhook_url=URL)
+    async def test_cancelled_and_lost_jobs_have_webhooks_too(self, world: World) -> None:
+        lost = await world.add_claimed_job(webhook_url=URL)
+        cancelled = await world.add_job(webhook_url=URL)
         await world.store.cancel(cancelled.job_id, account_id=cancelled.account_id)
-        world.clock.pass_s(16)
+        world.clock.advance(16)
         await world.store.reap(max_attempts=1)
 
         calls = await world.store.claim_webhooks(limit=9)
@@ -50,13 +50,13 @@ class WebhookClaims:
         ends = {call.job.job_id: call.job.status for call in calls}
         assert ends == {lost.job_id: JobStatus.FAILED, cancelled.job_id: JobStatus.CANCELLED}
 
-    async def test_job_without_an_address_announces_nothing(self, world: World) -> None:
-        job = await world.claimed()
+    async def test_job_without_url_has_no_webhook(self, world: World) -> None:
+        job = await world.add_claimed_job()
         await world.store.finish(job.job_id, 1, audio())
 
         assert await world.store.claim_webhooks(limit=9) == []
 
-    async def test_signing_key_is_made_of_the_keys_digest_even_when_it_was_rotated(self, world: World) -> None:
+    async def test_signing_key_survives_rotation(self, world: World) -> None:
         ann = await world.caller()
         await self.ended(world)
         await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("new"), overlap_s=0)
@@ -66,10 +66,10 @@ class WebhookClaims:
         assert call.signing_key == hmac.digest(digest("ann"), b"afterwords webhook v1", hashlib.sha256)
         assert repr(call.signing_key) not in repr(call)
 
-    async def test_revoked_key_is_called_no_more_and_its_pending_jobs_end(self, world: World) -> None:
+    async def test_revoking_a_key_ends_its_webhooks_and_jobs(self, world: World) -> None:
         ann = await world.caller()
         await self.ended(world)
-        pending = await world.job(webhook_url=URL)
+        pending = await world.add_job(webhook_url=URL)
 
         assert await world.store.revoke_key(ann.key_id, account_id=None) == [pending.job_id]
 
@@ -78,50 +78,48 @@ class WebhookClaims:
         assert job.status is JobStatus.CANCELLED
         assert await world.store.claim_webhooks(limit=9) == []
 
-    async def test_webhook_that_is_not_settled_comes_again_with_growing_pauses_and_is_given_up(
-        self, world: World
-    ) -> None:
+    async def test_unsettled_webhook_is_due_again_with_growing_delays(self, world: World) -> None:
         await self.ended(world)
         for tries, pause_s in enumerate((*PAUSES_S, PAUSES_S[-1]), start=1):
             [call] = await world.store.claim_webhooks(limit=9)
             assert call.tries == tries
-            world.clock.pass_s(pause_s - 0.5)
+            world.clock.advance(pause_s - 0.5)
             assert await world.store.claim_webhooks(limit=9) == []
-            world.clock.pass_s(0.5)
+            world.clock.advance(0.5)
 
         assert await world.store.claim_webhooks(limit=9) == []
-        world.clock.pass_s(10 * 24 * 3600)
+        world.clock.advance(10 * 24 * 3600)
         assert await world.store.claim_webhooks(limit=9) == []
 
-    async def test_settled_webhook_does_not_come_again(self, world: World) -> None:
+    async def test_settled_webhook_is_not_due_again(self, world: World) -> None:
         job = await self.ended(world)
         await world.store.claim_webhooks(limit=9)
 
         await world.store.settle_webhook(job.job_id)
 
-        world.clock.pass_s(24 * 3600)
+        world.clock.advance(24 * 3600)
         assert await world.store.claim_webhooks(limit=9) == []
 
-    async def test_webhooks_come_a_few_at_a_time_the_longest_due_first(self, world: World) -> None:
+    async def test_webhooks_are_claimed_longest_due_first(self, world: World) -> None:
         ends = []
         for _ in range(3):
             ends.append((await self.ended(world)).job_id)
-            world.clock.pass_s(1)
+            world.clock.advance(1)
 
         first = await world.store.claim_webhooks(limit=2)
         second = await world.store.claim_webhooks(limit=2)
 
         assert [call.job.job_id for call in [*first, *second]] == ends
 
-    async def test_two_who_look_at_once_do_not_get_the_same_webhook(self, world: World) -> None:
+    async def test_concurrent_claims_never_get_the_same_webhook(self, world: World) -> None:
         await self.ended(world)
 
         calls = await asyncio.gather(*[world.store.claim_webhooks(limit=9) for _ in range(5)])
 
         assert sorted(len(some) for some in calls) == [0, 0, 0, 0, 1]
 
-    async def test_webhook_is_not_lost_when_the_clock_was_set_back(self, world: World) -> None:
+    async def test_webhook_is_due_after_the_clock_was_set_back(self, world: World) -> None:
         await self.ended(world)
-        world.clock.steady_s -= 7 * 3600
+        world.clock.monotonic_s -= 7 * 3600
 
         assert len(await world.store.claim_webhooks(limit=9)) == 1

@@ -27,22 +27,22 @@ TEXT = "What is said here is nobody's business."
 
 
 @dataclass
-class SetClock:
+class ManualClock:
     """A clock that stands still until a test moves it."""
 
     wall: datetime = START
-    steady_s: float = START.timestamp()
+    monotonic_s: float = START.timestamp()
 
     def now(self) -> datetime:
         return self.wall
 
     def monotonic(self) -> float:
-        return self.steady_s
+        return self.monotonic_s
 
-    def pass_s(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         """Let time go by."""
         self.wall += timedelta(seconds=seconds)
-        self.steady_s += seconds
+        self.monotonic_s += seconds
 
 
 def digest(word: str) -> bytes:
@@ -59,7 +59,7 @@ class World:
     """A store, its clock, and short words for what fills it."""
 
     store: Store
-    clock: SetClock
+    clock: ManualClock
 
     async def caller(self, name: str = "ann", **facts: Any) -> Caller:
         """The key of this name, made when it is first asked for, with an account of its own."""
@@ -70,7 +70,7 @@ class World:
         assert found is not None
         return found
 
-    def voice_of(self, caller: Caller, **facts: Any) -> StoredVoice:
+    def new_voice(self, caller: Caller, **facts: Any) -> StoredVoice:
         """A voice that is nowhere yet."""
         voice_id = new_id()
         plain = StoredVoice(
@@ -90,10 +90,10 @@ class World:
         )
         return replace(plain, **facts)
 
-    async def voice(self, caller: Caller | None = None, **facts: Any) -> StoredVoice:
-        return await self.store.add_voice(self.voice_of(caller or await self.caller(), **facts))
+    async def add_voice(self, caller: Caller | None = None, **facts: Any) -> StoredVoice:
+        return await self.store.add_voice(self.new_voice(caller or await self.caller(), **facts))
 
-    def job_of(self, caller: Caller, voice: StoredVoice, **facts: Any) -> NewJob:
+    def new_job(self, caller: Caller, voice: StoredVoice, **facts: Any) -> NewJob:
         """A job that is nowhere yet, unlike any other."""
         job_id = new_id()
         key = digest(job_id).hex()
@@ -113,30 +113,30 @@ class World:
         )
         return replace(plain, **facts)
 
-    async def job(self, caller: Caller | None = None, voice: StoredVoice | None = None, **facts: Any) -> StoredJob:
+    async def add_job(self, caller: Caller | None = None, voice: StoredVoice | None = None, **facts: Any) -> StoredJob:
         """A job that waits."""
         caller = caller or await self.caller()
-        voice = voice or await self.voice(caller)
-        submitted = await self.store.submit(self.job_of(caller, voice, **facts), limits=MANY)
+        voice = voice or await self.add_voice(caller)
+        submitted = await self.store.submit(self.new_job(caller, voice, **facts), limits=MANY)
         return submitted.job
 
     async def claim(self, *, lease_s: float = 15) -> Claim | None:
         return await self.store.claim(backends=["tone"], lease_s=lease_s, worker="w1")
 
-    async def claimed(self, **facts: Any) -> StoredJob:
+    async def add_claimed_job(self, **facts: Any) -> StoredJob:
         """A job in its first attempt."""
-        await self.job(**facts)
+        await self.add_job(**facts)
         claim = await self.claim()
         assert claim is not None
         return claim.job
 
-    async def seen(self, job: StoredJob) -> StoredJob:
+    async def reload(self, job: StoredJob) -> StoredJob:
         """A job as it is now."""
         found = await self.store.get_job(job.job_id)
         assert found is not None
         return found
 
-    async def spent(self, name: str = "ann") -> int:
+    async def characters_used(self, name: str = "ann") -> int:
         """Characters charged to the account of this key, this month."""
         return (await self.store.get_usage(await self.caller(name))).characters
 

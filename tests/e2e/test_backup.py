@@ -51,7 +51,7 @@ def at(home: Path, *args: str | Path) -> Result:
     return run(*args, env={**TONE, "AFTERWORDS_HOME": str(home)})
 
 
-def test_restored_server_has_all_and_speaks_on(
+def test_restored_server_has_everything(
     served: Served, ready: tuple[str, str, bytes], backup: Path, tmp_path: Path
 ) -> None:
     voice_id, job_id, audio = ready
@@ -89,7 +89,7 @@ def test_restored_server_has_all_and_speaks_on(
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "not a backup", "database without its audio"])
-def test_damaged_backup_is_refused_and_changes_nothing(backup: Path, tmp_path: Path, damage: str) -> None:
+def test_damaged_backup_is_rejected_and_changes_nothing(backup: Path, tmp_path: Path, damage: str) -> None:
     file = tmp_path / "damaged.tar"
     data = bytearray(backup.read_bytes())
     if damage == "cut":
@@ -111,7 +111,7 @@ def test_damaged_backup_is_refused_and_changes_nothing(backup: Path, tmp_path: P
     assert [name for name in list_files(home) if "server1" not in name] == []
 
 
-def test_restore_that_storage_cuts_off_leaves_the_server_as_it_was(backup: Path, tmp_path: Path) -> None:
+def test_failed_restore_changes_nothing(backup: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     assert at(home, "keys", "create", "--label", "mine").code == 0
     blobs = home / "server" / "blobs"
@@ -125,7 +125,7 @@ def test_restore_that_storage_cuts_off_leaves_the_server_as_it_was(backup: Path,
     assert list_files(blobs) == ["voices"]
 
 
-def test_backup_says_which_audio_is_lost(served: Served, ready: tuple[str, str, bytes], tmp_path: Path) -> None:
+def test_backup_lists_lost_audio(served: Served, ready: tuple[str, str, bytes], tmp_path: Path) -> None:
     home = tmp_path / "home"
     source = tmp_path / "whole.tar"
     assert at(served.home, "backup", source).code == 0
@@ -139,7 +139,7 @@ def test_backup_says_which_audio_is_lost(served: Served, ready: tuple[str, str, 
     assert at(tmp_path / "again", "restore", tmp_path / "lost.tar").code == 0
 
 
-def test_backup_without_a_server_makes_no_file(tmp_path: Path) -> None:
+def test_backup_without_a_server_creates_no_file(tmp_path: Path) -> None:
     file = tmp_path / "server.tar"
     at(tmp_path / "nowhere", "backup", file).expect_error(5, "FileError")
     assert not file.exists()

@@ -100,7 +100,7 @@ def code_of(answer: httpx.Response) -> tuple[int, str]:
 
 class TestTwice:
     @pytest.mark.parametrize("differ", [False, True], ids=["equal", "different"])
-    def test_fifty_deliveries_at_once_are_one_change_and_one_charge(self, served: Served, differ: bool) -> None:
+    def test_concurrent_deliveries_change_and_charge_once(self, served: Served, differ: bool) -> None:
         with served.client(served.new_key()) as user, ThreadPoolExecutor(50) as pool:
             job_id = speak(user, register(user), TEXT)
             sounds = [sound(300 + 10 * number * differ) for number in range(50)]
@@ -115,7 +115,7 @@ class TestTwice:
             assert heard.content == again.content == hit.content
             assert user.get("/v1/usage").json()["characters"] == len(TEXT)
 
-    def test_a_failure_and_audio_at_once_end_the_job_in_one_way(self, served: Served) -> None:
+    def test_concurrent_failure_and_audio_end_the_job_once(self, served: Served) -> None:
         with served.client(served.new_key()) as user, served.client(CALLBACK_SECRET) as worker:
             voice_id = register(user)
             for number in range(10):
@@ -130,14 +130,12 @@ class TestTwice:
 
 
 class TestAttempts:
-    def test_the_token_of_an_attempt_brings_its_audio(self, served: Served, client: httpx.Client, job_id: str) -> None:
+    def test_token_of_an_attempt_delivers_its_audio(self, served: Served, client: httpx.Client, job_id: str) -> None:
         assert claim(served, lease_s=60) == job_id
         assert bring(served, job_id, token_for(served, job_id, 1), sound()).status_code == 200
         assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "ready"
 
-    def test_an_attempt_whose_lease_is_over_brings_nothing(
-        self, served: Served, client: httpx.Client, job_id: str
-    ) -> None:
+    def test_attempt_with_an_expired_lease_returns_409(self, served: Served, client: httpx.Client, job_id: str) -> None:
         claim(served, lease_s=0.1)
         until(lambda: rows(served, "SELECT 1 FROM jobs WHERE job_id = ? AND worker IS NULL", job_id), what="the reaper")
         for secret in (token_for(served, job_id, 1), CALLBACK_SECRET):
@@ -145,9 +143,7 @@ class TestAttempts:
             assert not [path for path in blobs(served) if job_id in path]
         assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "pending"
 
-    def test_an_attempt_that_another_has_replaced_brings_nothing(
-        self, served: Served, client: httpx.Client, job_id: str
-    ) -> None:
+    def test_replaced_attempt_returns_409(self, served: Served, client: httpx.Client, job_id: str) -> None:
         claim(served, lease_s=0.1)
         until(lambda: rows(served, "SELECT 1 FROM jobs WHERE job_id = ? AND worker IS NULL", job_id), what="the reaper")
         claim(served, lease_s=60)
@@ -160,7 +156,7 @@ class TestAttempts:
         assert np.array_equal(read_wav(heard)[0], read_wav(sound(440))[0])
 
     @pytest.mark.parametrize("kind", ["another job's", "another server's", "shortened", "a user's key"])
-    def test_another_token_is_no_token(self, served: Served, client: httpx.Client, job_id: str, kind: str) -> None:
+    def test_other_tokens_return_401(self, served: Served, client: httpx.Client, job_id: str, kind: str) -> None:
         tokens = {
             "another job's": token_for(served, NOBODY, 0),
             "another server's": worker_token(b"another server's secret", job_id, 0),
@@ -173,9 +169,7 @@ class TestAttempts:
 
 
 class TestDeleted:
-    def test_audio_for_a_deleted_voice_is_refused_and_nothing_is_written(
-        self, served: Served, client: httpx.Client
-    ) -> None:
+    def test_audio_for_a_deleted_voice_returns_410(self, served: Served, client: httpx.Client) -> None:
         voice_id = register(client)
         job_id = speak(client, voice_id, TEXT)
         token = token_for(served, job_id, 0)
@@ -184,7 +178,7 @@ class TestDeleted:
             assert code_of(bring(served, job_id, secret, sound())) == (410, "voice_deleted")
         assert not [path for path in blobs(served) if job_id in path or voice_id in path]
 
-    def test_a_deletion_that_races_with_the_audio_leaves_nothing(self, served: Served, client: httpx.Client) -> None:
+    def test_deletion_during_a_delivery_leaves_no_blob(self, served: Served, client: httpx.Client) -> None:
         with ThreadPoolExecutor(2) as pool:
             for _ in range(20):
                 voice_id = register(client)
@@ -198,7 +192,7 @@ class TestDeleted:
 
 
 class TestBadAudio:
-    def test_samples_that_are_no_numbers_fail_the_job(self, served: Served, client: httpx.Client, job_id: str) -> None:
+    def test_non_finite_samples_fail_the_job(self, served: Served, client: httpx.Client, job_id: str) -> None:
         samples = np.full(SAMPLE_RATE, np.nan, np.float32).tobytes()
         chunk = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, SAMPLE_RATE, 4 * SAMPLE_RATE, 4, 32)
         data = struct.pack("<4sI", b"data", len(samples)) + samples
@@ -206,7 +200,7 @@ class TestBadAudio:
         assert code_of(bring(served, job_id, CALLBACK_SECRET, wav)) == (422, "non_finite_audio")
         assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "failed"
 
-    def test_while_storage_is_down_the_worker_is_asked_to_come_again(
+    def test_delivery_returns_503_while_storage_is_down(
         self, served: Served, client: httpx.Client, job_id: str
     ) -> None:
         away = blob_folder(served).with_name("away")

@@ -64,13 +64,11 @@ def references(served: Served) -> list[str]:
 
 
 class TestKilled:
-    def test_every_place_is_tried(self) -> None:
+    def test_every_failpoint_is_tested(self) -> None:
         assert {*IN_UPLOADS, *IN_JOBS, *IN_DELETIONS} == set(failpoints.PLACES)
 
     @pytest.mark.parametrize("place", IN_UPLOADS)
-    def test_in_an_upload_the_retry_makes_one_voice_and_no_recording_is_left_over(
-        self, place: str, tmp_path: Path
-    ) -> None:
+    def test_kill_during_an_upload_leaves_one_voice_and_recording(self, place: str, tmp_path: Path) -> None:
         with mortal(place, tmp_path / "home") as served:
             dies(served, upload)
             assert len(references(served)) == 1
@@ -87,7 +85,7 @@ class TestKilled:
             invariants(served)
 
     @pytest.mark.parametrize("place", IN_JOBS)
-    def test_in_a_job_it_is_spoken_unasked_and_paid_for_once(self, place: str, tmp_path: Path) -> None:
+    def test_kill_during_a_job_is_recovered_and_charged_once(self, place: str, tmp_path: Path) -> None:
         with mortal(place, tmp_path / "home") as served:
             with served.client() as client:
                 voice_id = register(client)
@@ -109,7 +107,7 @@ class TestKilled:
             invariants(served)
 
     @pytest.mark.parametrize("place", IN_DELETIONS)
-    def test_in_a_deletion_the_voice_is_gone_at_once_and_its_blobs_soon(self, place: str, tmp_path: Path) -> None:
+    def test_kill_during_a_deletion_deletes_the_blobs_later(self, place: str, tmp_path: Path) -> None:
         with mortal(place, tmp_path / "home") as served:
             with served.client() as client:
                 voice_id = register(client)
@@ -124,7 +122,7 @@ class TestKilled:
             until(lambda: not blobs(served), deadline_s=5, what="the end of the blobs")
             invariants(served, is_deleted_counted=True)
 
-    def test_while_it_speaks_all_is_spoken_after_the_next_start(self, tmp_path: Path) -> None:
+    def test_kill_during_synthesis_is_recovered_by_a_restart(self, tmp_path: Path) -> None:
         with mortal("", tmp_path / "home") as served:
             with served.client() as client:
                 voice_id = register(client)
@@ -140,7 +138,7 @@ class TestKilled:
 
 
 class TestStopped:
-    def test_what_was_begun_is_finished_and_no_process_stays(self, tmp_path: Path) -> None:
+    def test_stop_finishes_running_jobs_and_all_processes(self, tmp_path: Path) -> None:
         with serving(tmp_path / "home", SETTINGS) as served:
             with served.client() as client:
                 job_id = speak(client, register(client), LONG)
@@ -152,7 +150,7 @@ class TestStopped:
             served.start()
             invariants(served)
 
-    def test_what_does_not_end_in_time_is_given_back_and_spoken_after_the_next_start(self, tmp_path: Path) -> None:
+    def test_stop_releases_jobs_for_the_next_start(self, tmp_path: Path) -> None:
         settings = {**SETTINGS, "AFTERWORDS_LEASE_S": "60", "AFTERWORDS_DRAIN_S": "0.2"}
         with serving(tmp_path / "home", settings) as served:
             with served.client() as client:
@@ -168,7 +166,7 @@ class TestStopped:
                 assert {final(client, job_id)["status"] for job_id in jobs} == {"ready"}
             invariants(served)
 
-    def test_who_waits_for_a_job_is_answered(self, tmp_path: Path) -> None:
+    def test_stop_answers_long_polls(self, tmp_path: Path) -> None:
         with serving(tmp_path / "home", {**SETTINGS, "AFTERWORDS_DRAIN_S": "0.2"}) as served, served.client() as client:
             job_id = speak(client, register(client), LONG * 4)
             with ThreadPoolExecutor(1) as pool:
@@ -179,7 +177,7 @@ class TestStopped:
 
 
 class TestSeveral:
-    def test_two_servers_on_one_home_speak_every_job_once(self, tmp_path: Path) -> None:
+    def test_two_servers_run_every_job_once(self, tmp_path: Path) -> None:
         with serving(tmp_path / "home", SETTINGS) as first:
             second = Served(first.home, SETTINGS)
             with serving_too(second), first.client() as client, second.client(first.key) as other:
@@ -195,7 +193,7 @@ class TestSeveral:
                 assert rows(first, "SELECT DISTINCT attempt FROM jobs") == [(1,)]
             invariants(first)
 
-    def test_ten_servers_that_start_at_once_on_a_new_database_all_serve(self, tmp_path: Path) -> None:
+    def test_ten_servers_start_at_once_on_a_new_database(self, tmp_path: Path) -> None:
         many = [Served(tmp_path / "home", {**SETTINGS, "AFTERWORDS_WORKERS": "0"}) for _ in range(10)]
         for number, served in enumerate(many):
             served.log = tmp_path / f"{number}.log"

@@ -94,7 +94,7 @@ class TestDatabase:
             yield
             connection.execute("ROLLBACK")
 
-    def test_while_another_process_locks_it_writes_are_refused_and_nothing_is_lost(
+    def test_locked_database_rejects_writes_and_loses_nothing(
         self, served: Served, client: httpx.Client, voice_id: str
     ) -> None:
         ready = speak(client, voice_id, "Ready before it.")
@@ -113,13 +113,13 @@ class TestDatabase:
         assert len(client.get("/v1/jobs").json()) == 2
         assert final(client, speak(client, voice_id, "Asked for after it."))["status"] == "ready"
 
-    def test_an_upload_under_a_lock_leaves_no_recording(self, served: Served, client: httpx.Client) -> None:
+    def test_upload_to_a_locked_database_leaves_no_recording(self, served: Served, client: httpx.Client) -> None:
         with self.locked(served):
             refused(client, "POST", "/v1/voices", **UPLOAD, status=503, code="database_unavailable")
             assert orphans(served) == set()
         assert client.get("/v1/voices").json() == []
 
-    def test_while_its_file_is_away_all_is_refused_and_nothing_is_lost(
+    def test_missing_database_rejects_all_and_loses_nothing(
         self, served: Served, client: httpx.Client, voice_id: str
     ) -> None:
         spoken_meanwhile = speak(client, voice_id, SLOW)
@@ -134,9 +134,7 @@ class TestDatabase:
 
 
 class TestBlobs:
-    def test_while_their_folder_is_away_what_needs_them_is_refused_and_nothing_is_lost(
-        self, served: Served, client: httpx.Client, voice_id: str
-    ) -> None:
+    def test_missing_blob_folder_loses_nothing(self, served: Served, client: httpx.Client, voice_id: str) -> None:
         ready = speak(client, voice_id, "Ready before they went.")
         final(client, ready)
         spoken_meanwhile = speak(client, voice_id, SLOW)
@@ -157,7 +155,7 @@ class TestBlobs:
         assert final(client, spoken_meanwhile)["status"] == "ready"
         assert attempts_of(served, spoken_meanwhile) == 1
 
-    def test_a_cache_that_can_not_be_read_is_a_miss(self, served: Served, client: httpx.Client, voice_id: str) -> None:
+    def test_unreadable_cache_is_a_miss(self, served: Served, client: httpx.Client, voice_id: str) -> None:
         final(client, speak(client, voice_id, "Kept, and out of reach."))
         unreadable(cached(served, voice_id, "Kept, and out of reach."))
         job_id = speak(client, voice_id, "Kept, and out of reach.")
@@ -167,7 +165,7 @@ class TestBlobs:
         assert is_speech_of(hit.content, "Kept, and out of reach.")
 
     @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
-    def test_a_cache_entry_that_is_not_what_it_was_is_made_again(
+    def test_damaged_cache_entry_is_synthesized_again(
         self, served: Served, client: httpx.Client, voice_id: str, damage: str
     ) -> None:
         text = f"A cache entry, {damage}."
@@ -177,7 +175,7 @@ class TestBlobs:
         assert is_speech_of(client.post("/v1/synthesize", json={"voice_id": voice_id, "text": text}).content, text)
 
     @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
-    def test_audio_that_is_not_what_it_was_is_never_served_and_costs_nothing(
+    def test_damaged_audio_is_not_served_and_refunded(
         self, served: Served, client: httpx.Client, voice_id: str, damage: str
     ) -> None:
         job_id = speak(client, voice_id, f"Audio, {damage}.")
@@ -204,9 +202,7 @@ class TestFullDisk:
         finally:
             process.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
 
-    def test_an_upload_is_refused_and_leaves_nothing_while_all_else_goes_on(
-        self, served: Served, client: httpx.Client, voice_id: str
-    ) -> None:
+    def test_upload_to_a_full_disk_leaves_nothing(self, served: Served, client: httpx.Client, voice_id: str) -> None:
         with self.room(served, READER.stat().st_size // 2):
             before = blobs(served)
             refused(client, "POST", "/v1/voices", **UPLOAD, status=507, code="storage_full")
@@ -215,9 +211,7 @@ class TestFullDisk:
             assert client.delete(f"/v1/voices/{voice_id}").status_code == 204
         assert client.post("/v1/voices", **UPLOAD).status_code == 201
 
-    def test_speech_waits_for_room_and_is_kept_once_there_is(
-        self, served: Served, client: httpx.Client, voice_id: str
-    ) -> None:
+    def test_audio_waits_for_disk_space(self, served: Served, client: httpx.Client, voice_id: str) -> None:
         ready = speak(client, voice_id, "There was room for this.")
         final(client, ready)
         with self.room(served, READER.stat().st_size // 2):
@@ -229,7 +223,7 @@ class TestFullDisk:
         assert final(client, job_id)["status"] == "ready"
         assert is_speech_of(client.get(f"/v1/jobs/{job_id}/audio").content, LONG)
 
-    def test_a_job_is_refused_while_the_database_has_no_room_for_it(
+    def test_job_is_rejected_while_the_database_disk_is_full(
         self, served: Served, client: httpx.Client, voice_id: str
     ) -> None:
         ready = speak(client, voice_id, "There was room for this row.")
@@ -253,7 +247,7 @@ def can_mount(folder: Path) -> bool:
     return done.returncode == 0
 
 
-def test_on_a_disk_without_any_room_all_can_be_read_and_a_voice_can_be_deleted(tmp_path: Path) -> None:
+def test_full_disk_allows_reads_and_deletions(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     if not can_mount(home):

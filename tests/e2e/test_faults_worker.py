@@ -63,15 +63,13 @@ def characters(client: httpx.Client) -> int:
 
 
 class TestKilled:
-    def test_a_process_killed_before_it_speaks_costs_no_attempt(
-        self, served: Served, client: httpx.Client, voice_id: str
-    ) -> None:
+    def test_kill_before_synthesis_uses_no_attempt(self, served: Served, client: httpx.Client, voice_id: str) -> None:
         kill_speaker(served)
         job_id = speak(client, voice_id, "Nobody notices.")
         assert final(client, job_id)["status"] == "ready"
         assert attempts_of(served, job_id) == 1
 
-    def test_a_process_killed_while_it_speaks_costs_an_attempt_and_nothing_else(
+    def test_kill_during_synthesis_uses_only_an_attempt(
         self, served: Served, client: httpx.Client, voice_id: str
     ) -> None:
         job_id = speak(client, voice_id, SLOW)
@@ -82,17 +80,13 @@ class TestKilled:
         assert is_speech_of(client.get(f"/v1/jobs/{job_id}/audio").content, SLOW)
         assert characters(client) == len(SLOW)
 
-    def test_a_process_killed_after_it_spoke_takes_nothing_along(
-        self, served: Served, client: httpx.Client, voice_id: str
-    ) -> None:
+    def test_kill_after_synthesis_loses_nothing(self, served: Served, client: httpx.Client, voice_id: str) -> None:
         job_id = speak(client, voice_id, "Spoken and kept.")
         final(client, job_id)
         kill_speaker(served)
         assert is_speech_of(client.get(f"/v1/jobs/{job_id}/audio").content, "Spoken and kept.")
 
-    def test_after_three_kills_the_job_fails_and_costs_nothing(
-        self, served: Served, client: httpx.Client, voice_id: str
-    ) -> None:
+    def test_three_kills_fail_and_refund_the_job(self, served: Served, client: httpx.Client, voice_id: str) -> None:
         job_id = speak(client, voice_id, SLOW)
         for attempt in (1, 2, 3):
             until(lambda attempt=attempt: attempts_of(served, job_id) == attempt, what="the next attempt")  # type: ignore[misc]
@@ -103,7 +97,7 @@ class TestKilled:
 
 
 class TestEngineFaults:
-    def test_poison_fails_after_three_attempts_and_those_beside_it_are_ready(
+    def test_poison_job_fails_and_its_neighbors_are_ready(
         self, client: httpx.Client, served: Served, voice_id: str
     ) -> None:
         innocents = [speak(client, voice_id, f"fault-slow, innocent {number}") for number in range(5)]
@@ -113,9 +107,7 @@ class TestEngineFaults:
         assert {final(client, job_id)["status"] for job_id in innocents} == {"ready"}
         assert characters(client) == 5 * len("fault-slow, innocent 0")
 
-    def test_an_engine_that_hangs_is_killed_and_replaced(
-        self, served: Served, client: httpx.Client, voice_id: str
-    ) -> None:
+    def test_hanging_engine_is_killed_and_replaced(self, served: Served, client: httpx.Client, voice_id: str) -> None:
         first = speaker(served)
         hanging = speak(client, voice_id, "now fault-hang")
         others = [speak(client, voice_id, f"Not harmed {number}.") for number in range(3)]
@@ -124,7 +116,7 @@ class TestEngineFaults:
         assert {final(client, job_id)["status"] for job_id in others} == {"ready"}
         assert first not in speakers(served)
 
-    def test_out_of_memory_is_tried_once_more_in_a_fresh_process(
+    def test_out_of_memory_is_retried_once_in_a_new_process(
         self, served: Served, client: httpx.Client, voice_id: str
     ) -> None:
         first = speaker(served)
@@ -134,16 +126,14 @@ class TestEngineFaults:
         assert final(client, speak(client, voice_id, "The next one."))["status"] == "ready"
         assert first not in speakers(served)
 
-    def test_an_error_that_nobody_foresaw_fails_its_job_alone(self, client: httpx.Client, voice_id: str) -> None:
+    def test_unexpected_error_fails_only_its_job(self, client: httpx.Client, voice_id: str) -> None:
         failing, beside = speak(client, voice_id, "now fault-error"), speak(client, voice_id, "Beside it.")
         assert final(client, failing)["error"] == "synthesis_failed"
         assert final(client, beside)["status"] == "ready"
 
 
 class TestAskedTwice:
-    def test_twenty_equal_requests_at_once_are_one_job(
-        self, served: Served, client: httpx.Client, voice_id: str
-    ) -> None:
+    def test_twenty_equal_requests_share_one_job(self, served: Served, client: httpx.Client, voice_id: str) -> None:
         ask = {"voice_id": voice_id, "text": f"All at once. {SLOW}"}
         with ThreadPoolExecutor(20) as pool:
             answers = list(pool.map(lambda _: client.post("/v1/synthesize", json=ask), range(20)))
@@ -152,7 +142,7 @@ class TestAskedTwice:
         assert one(served, "SELECT count(*) FROM jobs WHERE voice_id = ?", voice_id) == 1
         assert (attempts_of(served, job_id), characters(client)) == (1, len(ask["text"]))
 
-    def test_a_client_that_gave_up_waiting_gets_the_same_job_by_its_key(
+    def test_repeated_request_after_a_timeout_returns_the_job(
         self, served: Served, client: httpx.Client, voice_id: str
     ) -> None:
         ask = {"voice_id": voice_id, "text": SLOW}
@@ -166,7 +156,7 @@ class TestAskedTwice:
             (answer.headers["x-job-id"], 1)
         ]
 
-    def test_a_stream_that_is_cut_cancels_its_job(self, client: httpx.Client, voice_id: str) -> None:
+    def test_disconnected_stream_cancels_its_job(self, client: httpx.Client, voice_id: str) -> None:
         ask = {"voice_id": voice_id, "text": SLOW, "stream": True}
         with client.stream("POST", "/v1/synthesize", json=ask) as answer:
             job_id = answer.headers["x-job-id"]
@@ -177,9 +167,7 @@ class TestAskedTwice:
 
 class TestDeleted:
     @pytest.mark.parametrize("text", ["Raced by a deletion.", f"fault-slow, {'raced while it is spoken' * 4}"])
-    def test_a_deletion_that_races_with_speech_leaves_nothing(
-        self, served: Served, client: httpx.Client, text: str
-    ) -> None:
+    def test_deletion_during_synthesis_leaves_nothing(self, served: Served, client: httpx.Client, text: str) -> None:
         with ThreadPoolExecutor(2) as pool, served.client(str(client.headers["authorization"]).split()[1]) as other:
             for number in range(12):
                 voice_id = register(client)
@@ -207,7 +195,7 @@ def of_nobody(served: Served) -> set[str]:
 
 
 class TestBacklog:
-    def test_a_second_tenant_does_not_wait_behind_the_first_ones_backlog(self, served: Served) -> None:
+    def test_backlog_of_one_account_does_not_delay_another(self, served: Served) -> None:
         with served.client(served.new_key()) as first, served.client(served.new_key()) as second:
             voice, other = register(first), register(second)
             many = [speak(first, voice, f"fault-slow, a backlog that lasts {number}") for number in range(150)]
@@ -222,7 +210,7 @@ class TestBacklog:
         assert n_served_before <= 3 * 16, "16 speak at once: those under way, and two job times at most"
 
 
-def test_beyond_the_limits_jobs_are_refused_with_a_time_to_come_back(tmp_path: Path) -> None:
+def test_jobs_over_the_limits_return_429_with_retry_after(tmp_path: Path) -> None:
     settings = {
         "AFTERWORDS_WORKERS": "0",
         "AFTERWORDS_MAX_PENDING_JOBS": "5",

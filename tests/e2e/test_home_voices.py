@@ -53,7 +53,7 @@ def copied(library: Library, name: str, ending: bytes = b"\1\0") -> Voice:
     return library.save(voice, reference_wav=wav)
 
 
-def test_voice_of_the_home_speaks_with_what_the_library_holds(shelf: Library, served: Served) -> None:
+def test_home_voice_uses_the_recording_in_the_library(shelf: Library, served: Served) -> None:
     me = shelf.get("me")
     with served.client() as client:
         shown = client.get("/v1/voices/me").json()
@@ -72,7 +72,7 @@ def test_voice_of_the_home_speaks_with_what_the_library_holds(shelf: Library, se
     assert "1 voice of this machine, for the first key" in served.log.read_text()
 
 
-def test_only_keys_of_the_home_see_its_voices(shelf: Library, served: Served) -> None:
+def test_only_home_keys_see_home_voices(shelf: Library, served: Served) -> None:
     voice_id = shelf.get("me").voice_id
     env = {"AFTERWORDS_HOME": str(shelf.home), "AFTERWORDS_BACKENDS": "tone"}
     of_home = run("keys", "create", "--home", "--scope", "synthesize", "--scope", "voices:read", env=env).out.strip()
@@ -87,7 +87,7 @@ def test_only_keys_of_the_home_see_its_voices(shelf: Library, served: Served) ->
         assert names(of_admin) == []
 
 
-def test_voice_of_the_home_is_not_changed_over_http(shelf: Library, served: Served) -> None:
+def test_home_voice_can_not_be_changed_over_http(shelf: Library, served: Served) -> None:
     with served.client() as client:
         answers = [client.delete("/v1/voices/me"), client.patch("/v1/voices/me", json={"name": "you"})]
         assert {(a.status_code, a.json()["error"]["code"]) for a in answers} == {(409, "home_voice")}
@@ -95,7 +95,7 @@ def test_voice_of_the_home_is_not_changed_over_http(shelf: Library, served: Serv
     assert shelf.get("me")
 
 
-def test_what_is_done_at_home_is_seen_at_once(shelf: Library, served: Served) -> None:
+def test_changes_of_the_library_are_seen(shelf: Library, served: Served) -> None:
     with served.client() as client:
         voice = copied(shelf, "guest")
         until(lambda: names(client) == ["me", "guest"], what="the new voice")
@@ -121,7 +121,7 @@ def test_what_is_done_at_home_is_seen_at_once(shelf: Library, served: Served) ->
         until(lambda: not list((shelf.home / "server" / "blobs").rglob(f"{job_id}*")), what="the end of its audio")
 
 
-def test_pushing_a_voice_of_the_home_makes_no_second(
+def test_pushing_a_home_voice_creates_no_second_voice(
     shelf: Library, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AFTERWORDS_HOME", str(shelf.home))
@@ -134,7 +134,7 @@ def test_pushing_a_voice_of_the_home_makes_no_second(
         assert http.delete(f"/v1/voices/{pushed}").status_code == 204
 
 
-def test_backup_keeps_what_was_spoken_and_leaves_the_voice_at_home(
+def test_backup_has_audio_but_no_recording_of_a_home_voice(
     shelf: Library, library: Library, served: Served, tmp_path: Path
 ) -> None:
     with served.client() as client:
@@ -150,7 +150,7 @@ def test_backup_keeps_what_was_spoken_and_leaves_the_voice_at_home(
         assert client.get(f"/v1/jobs/{job_id}/audio").status_code == 200
 
 
-def test_library_can_be_left_out_and_a_damaged_voice_hides_no_other(library: Library) -> None:
+def test_library_can_be_disabled_and_damaged_voices_skipped(library: Library) -> None:
     damaged = copied(library, "damaged")
     (library.home / "voices" / damaged.voice_id / "voice.json").write_text("{")
     with serving(library.home) as served:
@@ -170,7 +170,7 @@ def test_library_can_be_left_out_and_a_damaged_voice_hides_no_other(library: Lib
         assert again.headers["x-cache"] == "HIT"
 
 
-def test_speech_is_kept_while_a_voice_cannot_be_offered(library: Library) -> None:
+def test_audio_is_kept_while_a_voice_can_not_be_offered(library: Library) -> None:
     me = library.get("me")
     folder = library.home / "voices"
     described = (folder / me.voice_id / "voice.json").read_bytes()
@@ -192,7 +192,7 @@ def test_speech_is_kept_while_a_voice_cannot_be_offered(library: Library) -> Non
         assert client.post("/v1/synthesize", json={"voice_id": "me", "text": "To be kept."}).headers["x-cache"] == "HIT"
 
 
-def test_database_that_is_reached_by_others_gives_the_voices_to_no_key(library: Library) -> None:
+def test_public_server_has_no_home_account(library: Library) -> None:
     served = Served(library.home, {"AFTERWORDS_HOST": "0.0.0.0", "AFTERWORDS_REAP_INTERVAL_S": "0.1"})
     try:
         served.start().ready()

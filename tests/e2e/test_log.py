@@ -16,7 +16,7 @@ def lines_of(served: Served) -> list[dict[str, Any]]:
     return [json.loads(line) for line in served.log.read_text().splitlines()]
 
 
-def test_log_as_json_names_keys_and_tells_of_a_second_server(tmp_path: Path) -> None:
+def test_json_log_has_keys_and_a_second_server(tmp_path: Path) -> None:
     settings = {"AFTERWORDS_LOG": "JSON"}
     with serving(tmp_path / "home", settings) as served:
         second = Served(served.home, {**settings, "AFTERWORDS_LOG_LEVEL": "debug", "AFTERWORDS_WORKERS": "0"})

@@ -78,9 +78,7 @@ def places(parts: list[bytes], served: Served, temp: Path) -> set[str]:
     return {path.name for path, data in kept(served, temp).items() if any(part in data for part in parts)}
 
 
-def test_deleting_a_voice_leaves_nothing_that_was_said_or_recorded(
-    served: Served, client: httpx.Client, temp: Path
-) -> None:
+def test_deleting_a_voice_leaves_no_text_or_audio(served: Served, client: httpx.Client, temp: Path) -> None:
     said = [f"{CANARY} {word}".encode() for word in ("transcript", "text", "slow", "name", "family", "metadata")]
     windows = [WAV[start : start + 64] for start in range(44, len(WAV) - 64, 1_000)]
     voice = register(
@@ -100,7 +98,7 @@ def test_deleting_a_voice_leaves_nothing_that_was_said_or_recorded(
     assert not list((served.home / "server" / "blobs").rglob(f"*{pending}*"))
 
 
-def test_the_row_of_a_job_that_is_over_has_no_text(served: Served, client: httpx.Client) -> None:
+def test_row_of_a_final_job_has_no_text(served: Served, client: httpx.Client) -> None:
     voice = register(client, wav=WAV)
     for fault in ("", "fault-fail ", "fault-error "):
         final(client, speak(client, voice, f"{fault}{CANARY} passing by"))
@@ -110,7 +108,7 @@ def test_the_row_of_a_job_that_is_over_has_no_text(served: Served, client: httpx
     assert texts == [(None,)] * 4
 
 
-def test_what_is_said_or_secret_is_in_no_error_and_no_log(served: Served, client: httpx.Client) -> None:
+def test_errors_and_logs_contain_no_text_or_secret(served: Served, client: httpx.Client) -> None:
     answers = list(mistakes(served, client))
     assert {answer.status_code for answer in answers} >= {400, 401, 404, 409, 413, 416, 422, 500, 503}
     secrets = [CANARY, served.key, ADMIN_SECRET, CALLBACK_SECRET, STORAGE_SECRET]
@@ -197,7 +195,7 @@ def mistakes(served: Served, client: httpx.Client) -> Iterator[httpx.Response]:
     yield client.get(f"/v1/voices/{voice}/export")
 
 
-def test_what_is_kept_is_its_owners_alone(served: Served, client: httpx.Client) -> None:
+def test_files_of_the_server_are_private(served: Served, client: httpx.Client) -> None:
     final(client, speak(client, register(client, wav=WAV), "Written with care."))
     open_to_others = {
         str(path.relative_to(served.home)): oct(path.stat().st_mode)
@@ -208,7 +206,7 @@ def test_what_is_kept_is_its_owners_alone(served: Served, client: httpx.Client) 
     assert len([path for path in served.home.rglob("*.wav") if stat.S_IMODE(path.stat().st_mode) == 0o600]) > 2
 
 
-def test_a_speaking_process_knows_no_secret(served: Served) -> None:
+def test_worker_process_has_no_secrets(served: Served) -> None:
     assert served.process is not None
     children = psutil.Process(served.process.pid).children(recursive=True)
     environments = [child.environ() for child in children]
@@ -218,7 +216,7 @@ def test_a_speaking_process_knows_no_secret(served: Served) -> None:
     assert all(ADMIN_SECRET not in " ".join(child.cmdline()) for child in children)
 
 
-def test_what_a_server_leaves_when_it_stops_holds_no_key_and_no_text(tmp_path: Path) -> None:
+def test_stopped_server_leaves_no_key_and_no_text(tmp_path: Path) -> None:
     with serving(tmp_path / "home") as served:
         with served.client() as client:
             final(client, speak(client, register(client, wav=WAV, name="me"), f"{CANARY} passing by"))
@@ -226,7 +224,7 @@ def test_what_a_server_leaves_when_it_stops_holds_no_key_and_no_text(tmp_path: P
     assert not places([CANARY.encode(), served.key.encode()], served, tmp_path)
 
 
-def test_speaking_processes_and_transcripts_call_nobody(
+def test_workers_and_transcription_open_no_connections(
     tmp_path: Path, whisper: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not has_strace():

@@ -47,7 +47,7 @@ def sweep_state(served: Served) -> str:
     return str(answer.json()["sweep"])
 
 
-def test_new_database_leaves_storage_of_another_alone(server: Served, tmp_path: Path) -> None:
+def test_new_database_does_not_sweep_storage_of_another(server: Served, tmp_path: Path) -> None:
     storage = Path(server.settings["AFTERWORDS_STORAGE_URL"])
     kept = audio_in(storage)
     assert len(kept) == 3

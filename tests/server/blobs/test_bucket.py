@@ -28,7 +28,7 @@ from afterwords.server.ports import Blobs
 from afterwords.server.store import SqlStore
 from tests.contracts.blobs_contract import AUDIO, BlobsContract, everything
 from tests.contracts.ownership_contract import OwnershipContract
-from tests.contracts.store_world import SetClock, World
+from tests.contracts.store_world import ManualClock, World
 
 pytestmark = pytest.mark.anyio
 
@@ -96,7 +96,7 @@ class TestBucket(BlobsContract, OwnershipContract):
     pass
 
 
-async def test_another_prefix_of_the_bucket_is_another_storage(blobs: Blobs, bucket: str) -> None:
+async def test_prefixes_of_a_bucket_are_separate_storages(blobs: Blobs, bucket: str) -> None:
     beside = open_blobs(bucket.replace("pre/fix", "pre/fix-2"))
     await beside.put("jobs/1.wav", b"x")
     assert await everything(blobs) == {}
@@ -118,17 +118,17 @@ async def refusals(blobs: Blobs, error: type[Exception]) -> None:
         assert "127.0.0.1" not in str(refused.value)
 
 
-async def test_bucket_that_is_gone_is_a_fault_and_not_an_empty_one(s3: int) -> None:
+async def test_missing_bucket_is_unavailable(s3: int) -> None:
     await refusals(open_blobs(f"s3://none?endpoint=http://127.0.0.1:{s3}&region=auto"), StorageUnavailableError)
 
 
-async def test_server_that_is_down_is_a_fault_that_is_soon_told() -> None:
+async def test_server_that_is_down_is_unavailable() -> None:
     blobs = open_blobs(f"s3://bucket?endpoint=http://127.0.0.1:{free_port()}&region=auto")
     async with asyncio.timeout(10):
         await refusals(blobs, StorageUnavailableError)
 
 
-async def test_server_that_never_answers_is_given_up_in_time() -> None:
+async def test_server_that_never_answers_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:  # the system takes the connection, nobody the request
         blobs = open_blobs(f"s3://bucket?endpoint=http://127.0.0.1:{listening.getsockname()[1]}&region=auto")
         async with asyncio.timeout(5):
@@ -172,7 +172,7 @@ def status(code: int, body: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
 
 
 @pytest.mark.parametrize("code", [301, 400, 401, 403, 500])
-async def test_whatever_else_the_server_answers_is_a_fault(code: int) -> None:
+async def test_any_other_status_is_unavailable(code: int) -> None:
     with answering(status(code, b"<Error><Code>Other</Code></Error>")) as url:
         blobs = open_blobs(url)
         for step in (blobs.get("jobs/1.wav"), blobs.put("jobs/1.wav", b"x"), blobs.check()):
@@ -184,12 +184,12 @@ async def test_whatever_else_the_server_answers_is_a_fault(code: int) -> None:
     ("code", "body"),
     [(507, b""), (403, b"<Error><Code>QuotaExceeded</Code></Error>"), (507, b"<Code>XMinioStorageFull")],
 )
-async def test_server_that_is_full_says_so(code: int, body: bytes) -> None:
+async def test_full_server_raises_storage_full(code: int, body: bytes) -> None:
     with answering(status(code, body)) as url, pytest.raises(StorageFullError, match="holds the storage"):
         await open_blobs(url).put("jobs/1.wav", b"x")
 
 
-async def test_download_that_breaks_off_is_a_fault_and_not_a_short_blob() -> None:
+async def test_interrupted_download_is_unavailable() -> None:
     def cut(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         for name, value in (
@@ -206,7 +206,7 @@ async def test_download_that_breaks_off_is_a_fault_and_not_a_short_blob() -> Non
         await open_blobs(url).get("jobs/1.wav")
 
 
-def test_process_that_used_a_bucket_ends_in_order() -> None:
+def test_process_that_used_a_bucket_exits_cleanly() -> None:
     code = (
         "import asyncio, sys\n"
         "from afterwords.errors import StorageUnavailableError\n"
@@ -222,9 +222,9 @@ def test_process_that_used_a_bucket_ends_in_order() -> None:
 
 async def test_backup_of_a_bucket_is_restored_into_a_folder(bucket: str, blobs: Blobs, tmp_path: Path) -> None:
     here = load_settings(home=tmp_path / "here", storage_url=bucket)
-    store = SqlStore(f"sqlite:///{here.folder / 'afterwords.db'}", clock=SetClock(), folder=here.folder)
+    store = SqlStore(f"sqlite:///{here.folder / 'afterwords.db'}", clock=ManualClock(), folder=here.folder)
     await store.open()
-    voice = await World(store, SetClock()).voice(ref_sha256=sha256(AUDIO).hexdigest())
+    voice = await World(store, ManualClock()).add_voice(ref_sha256=sha256(AUDIO).hexdigest())
     await blobs.put(voice.ref_audio_key, AUDIO)
     await blobs.put(reference_path(new_id()), b"stray")
     there = load_settings(home=tmp_path / "there", storage_url=str(tmp_path / "audio"))

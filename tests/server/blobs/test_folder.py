@@ -10,12 +10,14 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
+from datetime import UTC
 from errno import EDQUOT, EFBIG, EIO, ENOSPC
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from afterwords import disk
 from afterwords.errors import StorageFullError, StorageUnavailableError
 from afterwords.server.blobs import open_blobs
 from afterwords.server.ports import Blobs
@@ -59,7 +61,7 @@ class TestFolder(BlobsContract, OwnershipContract):
 # -- who may look, and what is left --------------------------------------------------------------------------
 
 
-async def test_files_and_folders_are_for_their_owner_alone(blobs: Blobs, root: Path) -> None:
+async def test_files_and_folders_are_private(blobs: Blobs, root: Path) -> None:
     await blobs.put("voices/a/cache/b.wav", b"x")
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in [root, *root.rglob("*")]}
     assert len(modes) == 5
@@ -82,7 +84,7 @@ async def test_deleting_leaves_no_empty_folder(blobs: Blobs, root: Path) -> None
     assert list(root.iterdir()) == []
 
 
-async def test_delete_all_removes_what_no_listing_shows(blobs: Blobs, root: Path) -> None:
+async def test_delete_all_removes_files_that_are_not_listed(blobs: Blobs, root: Path) -> None:
     await blobs.put("voices/a/ref.wav", b"x")
     (root / "voices/a/Thumbs.db").touch()
     (root / "voices/a/LOST").mkdir()
@@ -90,14 +92,14 @@ async def test_delete_all_removes_what_no_listing_shows(blobs: Blobs, root: Path
     assert list(root.iterdir()) == []
 
 
-async def test_listing_shows_no_file_that_is_not_ours(blobs: Blobs, root: Path) -> None:
+async def test_listing_skips_files_that_are_not_blobs(blobs: Blobs, root: Path) -> None:
     (root / "lost+found").mkdir()
     (root / "lost+found" / "1.wav").touch()
     (root / ".DS_Store").touch()
     assert await everything(blobs) == {}
 
 
-async def test_listing_does_not_hold_a_large_folder_in_memory(blobs: Blobs, root: Path) -> None:
+async def test_listing_of_a_large_folder_uses_little_memory(blobs: Blobs, root: Path) -> None:
     (root / "jobs").mkdir()
     for number in range(10_000):
         (root / "jobs" / f"{number:036}.wav").touch()
@@ -113,7 +115,7 @@ async def test_listing_does_not_hold_a_large_folder_in_memory(blobs: Blobs, root
     assert min(peaks_bytes) < 600_000, "the names alone are more"
 
 
-async def test_durable_write_reaches_the_disk_with_every_folder_it_made(
+async def test_durable_write_syncs_the_file_and_every_new_folder(
     blobs: Blobs, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
@@ -138,7 +140,7 @@ async def test_durable_write_reaches_the_disk_with_every_folder_it_made(
 # -- deaths and damage ---------------------------------------------------------------------------------------
 
 
-async def test_killed_write_shows_in_the_listing_and_can_be_deleted(blobs: Blobs, root: Path) -> None:
+async def test_killed_write_is_listed_and_can_be_deleted(blobs: Blobs, root: Path) -> None:
     done = elsewhere(
         "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
         "asyncio.run(blobs.put('ref.wav', b'a voice'))",
@@ -154,7 +156,7 @@ async def test_killed_write_shows_in_the_listing_and_can_be_deleted(blobs: Blobs
 
 
 @pytest.mark.parametrize("size", [10_000, 3_000_000])
-async def test_flipped_byte_and_cut_file_are_found_by_the_digest(blobs: Blobs, root: Path, size: int) -> None:
+async def test_digest_detects_flipped_bytes_and_cut_files(blobs: Blobs, root: Path, size: int) -> None:
     data = bytes(size)
     digest = sha256(data).hexdigest()
     await blobs.put("jobs/1.wav", data)
@@ -170,7 +172,7 @@ async def test_flipped_byte_and_cut_file_are_found_by_the_digest(blobs: Blobs, r
 # -- the disk refuses ----------------------------------------------------------------------------------------
 
 
-async def test_full_disk_is_named_without_a_path_and_leaves_nothing(blobs: Blobs, root: Path) -> None:
+async def test_full_disk_error_has_no_path_and_leaves_no_file(blobs: Blobs, root: Path) -> None:
     await blobs.put("jobs/1.wav", b"before")
     done = elsewhere(
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
@@ -185,7 +187,7 @@ async def test_full_disk_is_named_without_a_path_and_leaves_nothing(blobs: Blobs
     assert list(await everything(blobs)) == ["jobs/1.wav"]
 
 
-async def test_check_finds_a_full_disk(root: Path) -> None:
+async def test_check_detects_a_full_disk(root: Path) -> None:
     done = elsewhere(
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
         "try: asyncio.run(blobs.check())\n"
@@ -195,7 +197,7 @@ async def test_check_finds_a_full_disk(root: Path) -> None:
     assert done.stdout == "storage_full []\n", done.stderr
 
 
-def test_folder_that_may_only_be_read_can_be_read_and_refuses_the_rest() -> None:
+def test_read_only_folder_can_be_read() -> None:
     """Permissions don't bind root, so the process gives up being root where it is."""
     with tempfile.TemporaryDirectory() as folder:  # outside of what only root may enter
         done = elsewhere(
@@ -221,7 +223,7 @@ def test_folder_that_may_only_be_read_can_be_read_and_refuses_the_rest() -> None
         assert done.stdout == "b'x' False\n" + "storage_unavailable " * 5 + "storage_unavailable\n", done.stderr
 
 
-async def test_folder_that_vanished_is_a_fault_and_not_an_empty_one(blobs: Blobs, root: Path) -> None:
+async def test_missing_folder_is_unavailable(blobs: Blobs, root: Path) -> None:
     await blobs.put("jobs/1.wav", b"x")
     root.rename(root.with_name("away"))
     for step in (
@@ -242,7 +244,7 @@ async def test_folder_that_vanished_is_a_fault_and_not_an_empty_one(blobs: Blobs
     assert await blobs.get("jobs/1.wav") == b"x"
 
 
-async def test_file_in_place_of_the_folder_is_a_fault(blobs: Blobs, root: Path) -> None:
+async def test_file_in_place_of_the_folder_is_unavailable(blobs: Blobs, root: Path) -> None:
     root.rmdir()
     root.touch()
     for step in (blobs.get("jobs/1.wav"), blobs.put("1.wav", b"x"), everything(blobs)):
@@ -250,7 +252,7 @@ async def test_file_in_place_of_the_folder_is_a_fault(blobs: Blobs, root: Path) 
             await step
 
 
-def test_folder_that_cannot_be_made_is_a_fault(tmp_path: Path) -> None:
+def test_folder_that_can_not_be_created_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in ("file", "file/storage"):
         with pytest.raises(StorageUnavailableError):
@@ -261,7 +263,7 @@ def test_folder_that_cannot_be_made_is_a_fault(tmp_path: Path) -> None:
     ("code", "error"),
     [(ENOSPC, StorageFullError), (EDQUOT, StorageFullError), (EFBIG, StorageFullError), (EIO, StorageUnavailableError)],
 )
-async def test_full_disk_quota_and_size_limit_are_full_and_all_else_is_a_fault(
+async def test_system_errors_map_to_full_or_unavailable(
     blobs: Blobs, root: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: type[Exception]
 ) -> None:
     def refuse(_: int) -> None:  # no test can use up a quota, or break a disk
@@ -289,7 +291,7 @@ def outside(tmp_path: Path, blobs: Blobs, root: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", ["voices/link/a.wav", "voices/link/deep/a.wav", "voices/link/new/a.wav"])
-async def test_write_through_a_link_that_leads_out_is_refused(blobs: Blobs, outside: Path, path: str) -> None:
+async def test_write_through_a_link_that_leads_out_is_rejected(blobs: Blobs, outside: Path, path: str) -> None:
     before = sorted(outside.rglob("*"))
     for step in (blobs.put(path, b"x"), blobs.delete(path), blobs.delete_all(path)):
         with pytest.raises(ValueError, match="leads out"):
@@ -297,7 +299,7 @@ async def test_write_through_a_link_that_leads_out_is_refused(blobs: Blobs, outs
     assert sorted(outside.rglob("*")) == before
 
 
-async def test_deleting_a_folder_leaves_alone_where_its_links_lead(blobs: Blobs, outside: Path, root: Path) -> None:
+async def test_deleting_a_folder_keeps_the_targets_of_its_links(blobs: Blobs, outside: Path, root: Path) -> None:
     await blobs.put("voices/a/ref.wav", b"x")
     (root / "voices/a/out").symlink_to(outside)
     (root / "voices/a/out.wav").symlink_to(outside / "mine.wav")
@@ -307,7 +309,7 @@ async def test_deleting_a_folder_leaves_alone_where_its_links_lead(blobs: Blobs,
     assert (outside / "mine.wav").read_bytes() == b"mine"
 
 
-async def test_write_over_a_link_replaces_the_link(blobs: Blobs, outside: Path, root: Path) -> None:
+async def test_write_to_a_link_replaces_the_link(blobs: Blobs, outside: Path, root: Path) -> None:
     (root / "ref.wav").symlink_to(outside / "mine.wav")
     await blobs.put("ref.wav", b"x")
     assert (outside / "mine.wav").read_bytes() == b"mine"
@@ -322,7 +324,7 @@ async def test_folder_may_itself_be_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "volume/jobs/1.wav").read_bytes() == b"x"
 
 
-async def test_what_is_no_plain_file_is_missing_or_unavailable_at_once(root: Path) -> None:
+async def test_special_files_are_missing_or_unavailable(root: Path) -> None:
     blobs = open_blobs(str(root))
     await blobs.put("voices/a/kept.wav", b"kept")
     os.mkfifo(root / "voices/a/fifo.wav")
@@ -339,10 +341,12 @@ async def test_what_is_no_plain_file_is_missing_or_unavailable_at_once(root: Pat
     assert not (root / "voices/a").exists()
 
 
-@pytest.mark.parametrize("at_s", [-1e12, 2**33, 2**62])
-async def test_a_file_of_any_age_is_listed(root: Path, at_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_file_with_any_modification_time_is_listed(root: Path) -> None:
     blobs = open_blobs(str(root))
     await blobs.put("voices/a/old.wav", b"old")
-    times = (0o100600, 0, 0, 1, 0, 0, 3, at_s, at_s, at_s)
-    monkeypatch.setattr("afterwords.server.blobs.folder._stat", lambda _: os.stat_result(times))
-    assert [blob.path async for batch in blobs.listing() for blob in batch] == ["voices/a/old.wav"]
+    for at_s in (-1e9, 2**33):  # before 1970, and after what a 32-bit time can hold
+        os.utime(root / "voices/a/old.wav", (at_s, at_s))
+        assert [blob.path async for batch in blobs.listing() for blob in batch] == ["voices/a/old.wav"]
+    for at_s in (-1e12, 2**62):  # outside of what every file system can hold
+        status = os.stat_result((0o100600, 0, 0, 1, 0, 0, 3, at_s, at_s, at_s))
+        assert disk.modified_at(status).tzinfo is UTC

@@ -21,12 +21,12 @@ class TestMemory(BlobsContract, OwnershipContract):
         return open_blobs("memory://")
 
 
-def test_each_memory_is_its_own() -> None:
+def test_memory_storages_are_separate() -> None:
     assert open_blobs("memory://") is not open_blobs("memory://")
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "file://localhost{}"])
-def test_folder_is_named_by_its_path_or_as_a_file_url(tmp_path: Path, form: str) -> None:
+def test_path_and_file_url_open_a_folder(tmp_path: Path, form: str) -> None:
     folder = tmp_path / "a folder" / "audio"
     assert isinstance(open_blobs(form.format(folder)), Folder)
     assert folder.is_dir()
@@ -37,14 +37,14 @@ def test_folder_url_may_be_escaped(tmp_path: Path) -> None:
     assert (tmp_path / "a folder").is_dir()
 
 
-def test_folder_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_path_opens_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     open_blobs("audio")
     assert (tmp_path / "audio").is_dir()
 
 
 @pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/pre/fix?endpoint=https://a.example&region=auto"])
-def test_bucket_is_named_by_an_s3_url(url: str) -> None:
+def test_s3_url_opens_a_bucket(url: str) -> None:
     assert isinstance(open_blobs(url), Bucket)
 
 
@@ -63,7 +63,7 @@ def test_bucket_is_named_by_an_s3_url(url: str) -> None:
         "",
     ],
 )
-def test_url_that_names_no_storage_is_refused_and_not_repeated(url: str) -> None:
+def test_invalid_url_is_rejected_and_not_repeated(url: str) -> None:
     with pytest.raises(InvalidOptionError, match="AFTERWORDS_STORAGE_URL") as refused:
         open_blobs(url)
     assert "secret" not in str(refused.value)

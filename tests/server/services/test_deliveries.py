@@ -14,7 +14,7 @@ from afterwords.errors import DatabaseUnavailableError
 from afterwords.server.records import WebhookCall
 from afterwords.server.services.deliveries import BACKOFF_MAX_S, PER_ACCOUNT_MAX, Deliveries
 from afterwords.server.store import SqlStore
-from tests.contracts.store_world import SetClock, World
+from tests.contracts.store_world import ManualClock, World
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +26,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    clock = SetClock()
+    clock = ManualClock()
     store = SqlStore("sqlite:///rows.db", clock=clock, folder=tmp_path)
     await store.open()
     yield World(store, clock)
@@ -36,10 +36,10 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 async def owe(world: World, name: str, n: int) -> str:
     """Have webhooks due for an account; returns its id."""
     caller = await world.caller(name)
-    voice = await world.voice(caller)
+    voice = await world.add_voice(caller)
 
     async def end_a_job() -> None:
-        job = await world.job(caller, voice, webhook_url="https://example.org/hook")
+        job = await world.add_job(caller, voice, webhook_url="https://example.org/hook")
         await world.store.cancel(job.job_id, account_id=job.account_id)
 
     await asyncio.gather(*[end_a_job() for _ in range(n)])
@@ -85,7 +85,7 @@ async def delivering(world: World, deliver: Callable[[WebhookCall], Awaitable[bo
             await running
 
 
-async def test_a_silent_receiver_delays_its_own_account_alone(world: World) -> None:
+async def test_silent_receiver_delays_only_its_own_account(world: World) -> None:
     receivers = Receivers()
     slow = await owe(world, "slow", 20)
     receivers.silent.add(slow)
@@ -96,7 +96,7 @@ async def test_a_silent_receiver_delays_its_own_account_alone(world: World) -> N
     assert receivers.held[slow] == receivers.sent[slow] == PER_ACCOUNT_MAX
 
 
-async def test_a_failing_receiver_is_called_one_at_a_time_after_pauses(world: World) -> None:
+async def test_failing_receiver_gets_one_call_at_a_time_with_backoff(world: World) -> None:
     receivers = Receivers()
     bad = await owe(world, "bad", 20)
     receivers.failing.add(bad)
@@ -106,14 +106,14 @@ async def test_a_failing_receiver_is_called_one_at_a_time_after_pauses(world: Wo
             good = await owe(world, f"good {number}", 1)
             await receivers.until(lambda account_id=good: receivers.sent[account_id] == 1)  # type: ignore[misc]
             assert receivers.sent[bad] == PER_ACCOUNT_MAX + number - 1
-            world.clock.pass_s(BACKOFF_MAX_S)
+            world.clock.advance(BACKOFF_MAX_S)
             await receivers.until(lambda n=number: receivers.sent[bad] == PER_ACCOUNT_MAX + n)  # type: ignore[misc]
         receivers.failing.clear()
-        world.clock.pass_s(BACKOFF_MAX_S)
+        world.clock.advance(BACKOFF_MAX_S)
         await receivers.until(lambda: receivers.sent[bad] >= 20)
 
 
-async def test_what_a_delivery_raises_ends_nothing(world: World) -> None:
+async def test_exception_of_a_delivery_does_not_end_the_loop(world: World) -> None:
     receivers = Receivers()
     account_id = await owe(world, "ann", 2)
     raised = iter([DatabaseUnavailableError(), ZeroDivisionError()])
@@ -125,5 +125,5 @@ async def test_what_a_delivery_raises_ends_nothing(world: World) -> None:
 
     async with delivering(world, deliver), asyncio.timeout(60):
         while not receivers.sent[account_id]:
-            world.clock.pass_s(1)
+            world.clock.advance(1)
             await asyncio.sleep(0.01)

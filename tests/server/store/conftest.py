@@ -9,7 +9,7 @@ import pytest
 
 from afterwords.server.ports import Store
 from afterwords.server.store import SqlStore
-from tests.contracts.store_world import SetClock, World
+from tests.contracts.store_world import ManualClock, World
 from tests.server.store.other import NAME
 
 
@@ -19,8 +19,8 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def clock() -> SetClock:
-    return SetClock()
+def clock() -> ManualClock:
+    return ManualClock()
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def store(folder: Path, clock: SetClock) -> AsyncIterator[Store]:
+async def store(folder: Path, clock: ManualClock) -> AsyncIterator[Store]:
     store: Store = SqlStore(f"sqlite:///{NAME}", clock=clock, folder=folder)
     await store.open()
     yield store
@@ -38,5 +38,5 @@ async def store(folder: Path, clock: SetClock) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
-def world(store: Store, clock: SetClock) -> World:
+def world(store: Store, clock: ManualClock) -> World:
     return World(store, clock)

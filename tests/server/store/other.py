@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 from afterwords.errors import DatabaseUnavailableError, StorageFullError
 from afterwords.server.clock import SystemClock
 from afterwords.server.store import SqlStore
-from tests.contracts.store_world import MANY, SetClock, World
+from tests.contracts.store_world import MANY, ManualClock, World
 
 T = TypeVar("T")
 ROOT: Final = Path(__file__).parents[3]
@@ -140,13 +140,13 @@ async def _submit(folder: Path) -> None:
     """Submit jobs without end, and say each that was accepted."""
     store = store_in(folder)
     await store.open()
-    world = World(store, SetClock())
+    world = World(store, ManualClock())
     ann = await world.caller()
-    voice = await world.voice(ann)
+    voice = await world.add_voice(ann)
 
     async def one() -> None:
         while True:
-            job = world.job_of(ann, voice)
+            job = world.new_job(ann, voice)
             await _insist(partial(store.submit, job, limits=MANY))
             _say(job.job_id)
 
@@ -157,9 +157,9 @@ async def _fill(folder: Path, limit: Callable[[], None], relief: Callable[[], No
     """Submit jobs until there is no room, then do what must work without; say each step."""
     store = store_in(folder)
     await store.open()
-    world = World(store, SetClock())
+    world = World(store, ManualClock())
     ann = await world.caller()
-    small, another, large = [await world.voice(ann) for _ in range(3)]
+    small, another, large = [await world.add_voice(ann) for _ in range(3)]
     limit()
 
     async def tried(name: str, work: Callable[[], Awaitable[object]]) -> None:
@@ -172,7 +172,7 @@ async def _fill(folder: Path, limit: Callable[[], None], relief: Callable[[], No
     n_accepted = 0
     try:
         while True:
-            job = world.job_of(ann, large, text="x" * 5000)
+            job = world.new_job(ann, large, text="x" * 5000)
             await _insist(partial(store.submit, job, limits=MANY))
             n_accepted += 1
     except StorageFullError:
@@ -184,7 +184,7 @@ async def _fill(folder: Path, limit: Callable[[], None], relief: Callable[[], No
     relief()
     await tried("delete", partial(store.delete_voice, another.voice_id, account_id=ann.account_id))
     await tried("purged", partial(store.mark_purged, another.voice_id))
-    await tried("submit", partial(store.submit, world.job_of(ann, large), limits=MANY))
+    await tried("submit", partial(store.submit, world.new_job(ann, large), limits=MANY))
     await store.close()
     with sqlite3.connect(folder / NAME) as connection:
         _say(connection.execute("PRAGMA integrity_check").fetchone()[0])

@@ -21,9 +21,9 @@ def left_of(folder: Path, *words: str) -> set[str]:
     return {word for word in words if word.encode() in files}
 
 
-async def test_transcript_of_a_deleted_voice_is_gone_from_file_and_log(world: World, folder: Path) -> None:
-    voice = await world.voice(ref_text="CANARY-TRANSCRIPT")
-    job = await world.job(voice=voice, text="CANARY-WAITING")
+async def test_transcript_of_a_deleted_voice_leaves_no_byte(world: World, folder: Path) -> None:
+    voice = await world.add_voice(ref_text="CANARY-TRANSCRIPT")
+    job = await world.add_job(voice=voice, text="CANARY-WAITING")
     assert left_of(folder, "CANARY-TRANSCRIPT", "CANARY-WAITING") == {"CANARY-TRANSCRIPT", "CANARY-WAITING"}
 
     await world.store.delete_voice(voice.voice_id, account_id=voice.account_id)
@@ -31,8 +31,8 @@ async def test_transcript_of_a_deleted_voice_is_gone_from_file_and_log(world: Wo
     assert left_of(folder, "CANARY-TRANSCRIPT", "CANARY-WAITING", job.job_id + "-") == set()
 
 
-async def test_transcript_that_was_replaced_is_gone(world: World, folder: Path) -> None:
-    voice = await world.voice(ref_text="CANARY-TRANSCRIPT")
+async def test_replaced_transcript_leaves_no_byte(world: World, folder: Path) -> None:
+    voice = await world.add_voice(ref_text="CANARY-TRANSCRIPT")
 
     changes = VoiceChanges(ref_text="ANOTHER-TRANSCRIPT")
     await world.store.update_voice(voice.voice_id, changes, account_id=voice.account_id)
@@ -40,8 +40,8 @@ async def test_transcript_that_was_replaced_is_gone(world: World, folder: Path) 
     assert left_of(folder, "CANARY-TRANSCRIPT", "ANOTHER-TRANSCRIPT") == {"ANOTHER-TRANSCRIPT"}
 
 
-async def test_text_of_a_job_that_is_over_is_gone_with_the_next_sweep(world: World, folder: Path) -> None:
-    job = await world.claimed(text="CANARY-TEXT")
+async def test_text_of_a_final_job_leaves_no_byte_after_a_sweep(world: World, folder: Path) -> None:
+    job = await world.add_claimed_job(text="CANARY-TEXT")
     await world.store.finish(job.job_id, 1, audio())
 
     await world.store.delete_expired()
@@ -49,8 +49,8 @@ async def test_text_of_a_job_that_is_over_is_gone_with_the_next_sweep(world: Wor
     assert left_of(folder, "CANARY-TEXT") == set()
 
 
-async def test_log_that_another_process_reads_is_emptied_later(world: World, folder: Path) -> None:
-    voice = await world.voice(ref_text="CANARY-TRANSCRIPT")
+async def test_log_in_use_by_another_process_is_truncated_later(world: World, folder: Path) -> None:
+    voice = await world.add_voice(ref_text="CANARY-TRANSCRIPT")
     with other("read", folder) as reader:
         assert reader.line() == "reading"
         await world.store.delete_voice(voice.voice_id, account_id=voice.account_id)
@@ -64,22 +64,20 @@ async def test_log_that_another_process_reads_is_emptied_later(world: World, fol
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_no_byte_of_any_removed_text_is_left_while_rows_come_and_go(
-    world: World, folder: Path, seed: int
-) -> None:
+async def test_removed_texts_leave_no_byte_when_rows_move(world: World, folder: Path, seed: int) -> None:
     """Rows that move between pages leave copies behind, which secure_delete does not find."""
     chance = random.Random(seed)
     ann = await world.caller()
-    keeper = await world.voice(ann, ref_text=None)
+    keeper = await world.add_voice(ann, ref_text=None)
     alive: dict[str, str] = {}
     gone: set[str] = set()
     for number in range(120):
         word = f"CANARY{seed}-{number:04}!"
         words = word * chance.choice([1, 2, 10, 100, 300])
         if chance.random() < 0.5:
-            alive[(await world.job(ann, keeper, text=words)).job_id] = word
+            alive[(await world.add_job(ann, keeper, text=words)).job_id] = word
         else:
-            alive[(await world.voice(ann, ref_text=words)).voice_id] = word
+            alive[(await world.add_voice(ann, ref_text=words)).voice_id] = word
         while len(alive) > 20:
             name = chance.choice(sorted(alive))
             if await world.store.cancel(name, account_id=ann.account_id) is None:
@@ -91,7 +89,7 @@ async def test_no_byte_of_any_removed_text_is_left_while_rows_come_and_go(
     assert left_of(folder, *alive.values()) == set(alive.values())
 
 
-def test_secure_delete_alone_leaves_copies_of_rows_that_moved(tmp_path: Path) -> None:
+def test_secure_delete_alone_leaves_copies_of_moved_rows(tmp_path: Path) -> None:
     """Why texts lie on pages of their own. If this fails, SQLite has learnt to clean up and the margin can go."""
     assert any(copies_left(tmp_path / f"{seed}", random.Random(seed)) for seed in range(60))
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 OWN_MOUNTS = ("unshare", "--user", "--map-root-user", "--mount")
 
 
-def test_limit_on_the_size_of_files_is_a_full_disk(folder: Path) -> None:
+def test_file_size_limit_counts_as_full_disk(folder: Path) -> None:
     with other("fill-file", folder) as process:
         said = process.end().splitlines()
 
@@ -30,7 +30,7 @@ def can_mount(folder: Path) -> bool:
     return done.returncode == 0
 
 
-def test_full_disk_still_lets_a_voice_be_deleted(tmp_path: Path) -> None:
+def test_voice_can_be_deleted_on_a_full_disk(tmp_path: Path) -> None:
     if not can_mount(tmp_path):
         pytest.skip("no mounts of one's own here")
     mounted = ("sh", "-c", 'mount -t tmpfs -o size=1m x "$0" && exec "$@"', str(tmp_path))

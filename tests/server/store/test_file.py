@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from afterwords.errors import DatabaseUnavailableError
-from tests.contracts.store_world import SetClock, World, digest
+from tests.contracts.store_world import ManualClock, World, digest
 from tests.server.store.other import NAME, store_in
 
 pytestmark = pytest.mark.anyio
@@ -31,13 +31,13 @@ async def assert_is_refused(world: World) -> None:
 async def assert_is_back(world: World) -> None:
     """With all that it had, and one more."""
     ann = await world.caller("ann")
-    voice = await world.voice(ann)
+    voice = await world.add_voice(ann)
     assert await world.store.get_voice(voice.voice_id, account_id=ann.account_id) == voice
     assert len(await world.store.list_keys(account_id=None)) == 1
     await world.store.check()
 
 
-async def test_file_that_was_moved_away_is_refused_until_it_is_back(world: World, folder: Path) -> None:
+async def test_moved_file_is_unavailable_until_it_is_back(world: World, folder: Path) -> None:
     await world.caller("ann")
     (folder / NAME).rename(folder / "elsewhere")
 
@@ -48,7 +48,7 @@ async def test_file_that_was_moved_away_is_refused_until_it_is_back(world: World
     await assert_is_back(world)
 
 
-async def test_folder_that_was_moved_away_is_refused_until_it_is_back(world: World, folder: Path) -> None:
+async def test_moved_folder_is_unavailable_until_it_is_back(world: World, folder: Path) -> None:
     await world.caller("ann")
     folder.rename(folder.with_name("elsewhere"))
 
@@ -59,7 +59,7 @@ async def test_folder_that_was_moved_away_is_refused_until_it_is_back(world: Wor
     await assert_is_back(world)
 
 
-async def test_copy_in_its_place_is_taken_up_by_the_next_start_only(world: World, folder: Path) -> None:
+async def test_copy_in_its_place_is_used_only_after_a_restart(world: World, folder: Path) -> None:
     """A backup, for example: the log that still lies there is not its own."""
     ann = await world.caller("ann")
     (folder / NAME).rename(folder / "elsewhere")
@@ -71,7 +71,7 @@ async def test_copy_in_its_place_is_taken_up_by_the_next_start_only(world: World
     assert await world.store.find_caller(digest("ann")) == ann
 
 
-async def test_other_database_in_its_place_is_left_alone(world: World, folder: Path, tmp_path: Path) -> None:
+async def test_other_database_in_its_place_is_not_changed(world: World, folder: Path, tmp_path: Path) -> None:
     await world.caller("ann")
     stranger = store_in(tmp_path / "stranger")
     await stranger.open()
@@ -85,9 +85,7 @@ async def test_other_database_in_its_place_is_left_alone(world: World, folder: P
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database " * 1000], ids=["empty", "noise"])
-async def test_file_that_is_no_database_is_refused_and_left_as_it_is(
-    world: World, folder: Path, content: bytes
-) -> None:
+async def test_other_file_in_its_place_is_not_changed(world: World, folder: Path, content: bytes) -> None:
     await world.caller("ann")
     (folder / NAME).rename(folder / "elsewhere")
     (folder / NAME).write_bytes(content)
@@ -99,7 +97,7 @@ async def test_file_that_is_no_database_is_refused_and_left_as_it_is(
     await assert_is_back(world)
 
 
-async def test_noise_can_not_be_opened(folder: Path) -> None:
+async def test_file_with_noise_can_not_be_opened(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / NAME).write_bytes(b"not a database " * 1000)
 
@@ -108,7 +106,7 @@ async def test_noise_can_not_be_opened(folder: Path) -> None:
     assert (folder / NAME).read_bytes() == b"not a database " * 1000
 
 
-async def test_only_its_owner_can_read_it(world: World, folder: Path) -> None:
+async def test_files_are_private(world: World, folder: Path) -> None:
     await world.caller("ann")
 
     modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
@@ -118,7 +116,7 @@ async def test_only_its_owner_can_read_it(world: World, folder: Path) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-async def test_store_that_is_not_open_is_unavailable(folder: Path, clock: SetClock) -> None:
+async def test_closed_store_is_unavailable(folder: Path, clock: ManualClock) -> None:
     store = store_in(folder)
     for _ in range(2):
         await assert_is_refused(World(store, clock))
@@ -129,9 +127,9 @@ async def test_store_that_is_not_open_is_unavailable(folder: Path, clock: SetClo
         await store.close()
 
 
-async def test_what_is_remembered_of_a_read_stands_until_anybody_writes(world: World, folder: Path) -> None:
+async def test_cached_read_is_dropped_after_any_write(world: World, folder: Path) -> None:
     ann = await world.caller("ann")
-    voice = await world.voice(ann)
+    voice = await world.add_voice(ann)
     for name in ("first", "second"):
         assert await world.store.get_voice(voice.voice_id, account_id=ann.account_id) is not None
         with closing(sqlite3.connect(folder / NAME)) as elsewhere, elsewhere:

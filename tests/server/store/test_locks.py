@@ -24,29 +24,29 @@ async def refusal(work: Awaitable[object]) -> DatabaseUnavailableError:
     return refused.value
 
 
-async def test_writes_are_refused_in_time_while_reads_go_on_and_none_is_done_later(world: World, folder: Path) -> None:
+async def test_locked_database_rejects_writes_and_allows_reads(world: World, folder: Path) -> None:
     ann = await world.caller()
-    voice = await world.voice(ann)
+    voice = await world.add_voice(ann)
     with other("hold", folder) as holder:
         assert holder.line() == "held"
-        many = [world.store.submit(world.job_of(ann, voice), limits=MANY) for _ in range(20)]
+        many = [world.store.submit(world.new_job(ann, voice), limits=MANY) for _ in range(20)]
         refusals = await asyncio.gather(*map(refusal, many), refusal(world.store.check()))
         assert await world.store.get_voice(voice.voice_id, account_id=ann.account_id) == voice
         holder.go_on()
         assert holder.line() == "released"
 
-    accepted = await world.job(ann, voice)
+    accepted = await world.add_job(ann, voice)
 
     seen = await world.store.list_jobs(account_id=ann.account_id, status=None, limit=None, after=None)
     assert [job.job_id for job in seen] == [accepted.job_id]
     assert {(error.code, error.http_status) for error in refusals} == {("database_unavailable", 503)}
 
 
-async def test_write_that_waits_is_done_when_the_lock_goes(world: World, folder: Path) -> None:
+async def test_waiting_write_runs_after_the_lock_is_released(world: World, folder: Path) -> None:
     ann = await world.caller()
     with other("hold", folder) as holder:
         assert holder.line() == "held"
-        waiting = asyncio.create_task(world.voice(ann))
+        waiting = asyncio.create_task(world.add_voice(ann))
         await asyncio.sleep(0)
         holder.go_on()
         voice = await waiting
@@ -54,22 +54,22 @@ async def test_write_that_waits_is_done_when_the_lock_goes(world: World, folder:
     assert await world.store.get_voice(voice.voice_id, account_id=ann.account_id) == voice
 
 
-async def test_write_whose_caller_has_left_is_never_done(world: World, folder: Path) -> None:
+async def test_cancelled_write_never_runs(world: World, folder: Path) -> None:
     ann = await world.caller()
     with other("hold", folder) as holder:
         assert holder.line() == "held"
-        leaving = asyncio.create_task(world.voice(ann))
+        leaving = asyncio.create_task(world.add_voice(ann))
         await asyncio.sleep(0)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving
         holder.go_on()
-        kept = await world.voice(ann)
+        kept = await world.add_voice(ann)
 
     assert await world.store.list_voices(account_id=ann.account_id, limit=None, after=None) == [kept]
 
 
-async def test_reads_of_a_database_that_is_locked_altogether_are_refused_in_time_and_work_after(folder: Path) -> None:
+async def test_exclusive_lock_rejects_reads_until_it_is_released(folder: Path) -> None:
     store = store_in(folder)
     await store.open()
     with other("hold-all", folder) as holder:

@@ -26,7 +26,7 @@ from tests.server.store.other import NAME, other, store_in
 
 
 @pytest.mark.anyio
-async def test_only_the_first_opening_finds_the_database_new(folder: Path) -> None:
+async def test_database_is_new_only_once(folder: Path) -> None:
     store = store_in(folder)
 
     assert await store.open()
@@ -37,7 +37,7 @@ async def test_only_the_first_opening_finds_the_database_new(folder: Path) -> No
     await store.close()
 
 
-def test_ten_processes_that_open_at_once_all_serve_and_one_made_the_database(folder: Path) -> None:
+def test_ten_processes_create_one_database(folder: Path) -> None:
     with ExitStack() as stack:
         processes = [stack.enter_context(other("open", folder)) for _ in range(10)]
         assert {process.line() for process in processes} == {"ready"}
@@ -50,7 +50,7 @@ def test_ten_processes_that_open_at_once_all_serve_and_one_made_the_database(fol
 
 
 @pytest.mark.anyio
-async def test_schema_is_what_the_migrations_make(folder: Path) -> None:
+async def test_schema_equals_the_result_of_the_migrations(folder: Path) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
@@ -77,12 +77,12 @@ def ddl(connection: object) -> dict[str, frozenset[str]]:
     return {name: frozenset(part.strip(" \t)") for part in re.split("[\n,]", sql)) - {""} for name, sql in rows}
 
 
-def test_head_is_that_of_the_migrations() -> None:
+def test_head_is_the_last_migration() -> None:
     assert ScriptDirectory(str(MIGRATIONS)).get_current_head() == HEAD
 
 
 @pytest.mark.anyio
-async def test_database_of_a_newer_version_is_refused_and_left_as_it_is(folder: Path) -> None:
+async def test_database_of_a_newer_version_is_rejected_unchanged(folder: Path) -> None:
     store = store_in(folder)
     await store.open()
     await store.close()
@@ -124,7 +124,7 @@ async def test_database_of_the_first_schema_keeps_its_rows(folder: Path) -> None
 
 
 @pytest.mark.anyio
-async def test_first_opening_that_was_cut_off_is_begun_again(folder: Path) -> None:
+async def test_interrupted_first_open_is_repeated(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / NAME).touch(0o600)
     store = store_in(folder)
@@ -135,7 +135,7 @@ async def test_first_opening_that_was_cut_off_is_begun_again(folder: Path) -> No
 
 
 @pytest.mark.anyio
-async def test_opening_a_database_in_order_loads_no_migrations(folder: Path) -> None:
+async def test_up_to_date_database_opens_without_alembic(folder: Path) -> None:
     store = store_in(folder)
     await store.open()
     await store.close()
@@ -155,7 +155,7 @@ async def test_opening_a_database_in_order_loads_no_migrations(folder: Path) -> 
 @pytest.mark.parametrize(
     "name", ["a b", "100%41", "a?mode=memory&b#c", "ü 声", "a'b\"", "line\nbreak", "a:/b", "x@y", "\udcff"]
 )
-async def test_the_data_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+async def test_data_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     settings = load_settings(home=tmp_path / name)
     for is_new in (True, False):
         store = open_store(settings)

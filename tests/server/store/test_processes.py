@@ -15,8 +15,8 @@ from tests.server.store.other import NAME, other, store_in
 @pytest.mark.anyio
 async def test_two_processes_never_claim_the_same_job(world: World, folder: Path) -> None:
     ann = await world.caller()
-    voice = await world.voice(ann)
-    made = {(await world.job(ann, voice)).job_id for _ in range(300)}
+    voice = await world.add_voice(ann)
+    made = {(await world.add_job(ann, voice)).job_id for _ in range(300)}
 
     with other("claim", folder) as one, other("claim", folder) as two:
         assert one.line() == two.line() == "ready"
@@ -29,7 +29,7 @@ async def test_two_processes_never_claim_the_same_job(world: World, folder: Path
 
 
 @pytest.mark.anyio
-async def test_kill_in_the_midst_of_writing_loses_nothing_that_was_answered(folder: Path) -> None:
+async def test_kill_during_writes_loses_no_accepted_job(folder: Path) -> None:
     answered: set[str] = set()
     for n_lines in (20, 75, 200):
         with other("submit", folder) as process:

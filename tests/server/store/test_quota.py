@@ -13,7 +13,7 @@ import pytest
 from afterwords.errors import QuotaExceededError
 from afterwords.server.records import AttemptResult, Caller, FinishStatus, StoredJob, VoiceChanges
 from afterwords.server.store import SqlStore
-from tests.contracts.store_world import MANY, SetClock, World, digest
+from tests.contracts.store_world import MANY, ManualClock, World, digest
 from tests.error_codes import has_code
 from tests.server.store.other import NAME
 
@@ -25,7 +25,7 @@ QUOTA_BYTES = 3 * REFERENCE_BYTES
 
 
 @pytest.fixture
-async def world(folder: Path, clock: SetClock) -> AsyncIterator[World]:
+async def world(folder: Path, clock: ManualClock) -> AsyncIterator[World]:
     store = SqlStore(f"sqlite:///{NAME}", clock=clock, folder=folder, storage_quota_bytes=QUOTA_BYTES)
     await store.open()
     yield World(store, clock)
@@ -49,13 +49,17 @@ async def stored(world: World, folder: Path, caller: Caller) -> int:
     return account.storage_bytes
 
 
-async def test_what_is_stored_is_counted_through_every_change(world: World, folder: Path) -> None:
+async def test_stored_bytes_follow_every_change(world: World, folder: Path) -> None:
     ann, bob = await world.caller("ann"), await world.caller("bob")
-    other = await world.voice(bob)
-    voice = await world.voice(ann)
+    other = await world.add_voice(bob)
+    voice = await world.add_voice(ann)
     assert await stored(world, folder, ann) == REFERENCE_BYTES
-    first = await world.claimed(caller=ann, voice=voice, cache_key=digest("same").hex(), flight_key=digest("1").hex())
-    second = await world.claimed(caller=ann, voice=voice, cache_key=digest("same").hex(), flight_key=digest("2").hex())
+    first = await world.add_claimed_job(
+        caller=ann, voice=voice, cache_key=digest("same").hex(), flight_key=digest("1").hex()
+    )
+    second = await world.add_claimed_job(
+        caller=ann, voice=voice, cache_key=digest("same").hex(), flight_key=digest("2").hex()
+    )
     assert [await finish(world, first), await finish(world, second, 7)] == [FinishStatus.DONE, FinishStatus.DONE]
     assert await stored(world, folder, ann) == REFERENCE_BYTES + AUDIO_BYTES + 7 + 7  # the cache has the second
     await world.store.mark_audio_lost(second.job_id)
@@ -64,11 +68,11 @@ async def test_what_is_stored_is_counted_through_every_change(world: World, fold
     assert entry
     await world.store.delete_cached(entry)
     await stored(world, folder, ann)
-    third = await world.claimed(caller=ann, voice=voice)
+    third = await world.add_claimed_job(caller=ann, voice=voice)
     await finish(world, third)
     await world.store.update_voice(voice.voice_id, VoiceChanges(ref_text="another"), account_id=ann.account_id)
     await stored(world, folder, ann)
-    fourth = await world.claimed(caller=ann, voice=voice)
+    fourth = await world.add_claimed_job(caller=ann, voice=voice)
     await finish(world, fourth)
     assert await stored(world, folder, ann) > REFERENCE_BYTES
     await world.store.delete_voice(voice.voice_id, account_id=ann.account_id)
@@ -77,36 +81,36 @@ async def test_what_is_stored_is_counted_through_every_change(world: World, fold
     assert other.account_id == bob.account_id
 
 
-async def test_uploads_at_once_stop_at_the_quota_and_deleting_frees_it(world: World, folder: Path) -> None:
+async def test_concurrent_uploads_stop_at_the_quota(world: World, folder: Path) -> None:
     ann = await world.caller("ann")
-    made = await asyncio.gather(*[world.voice(ann) for _ in range(10)], return_exceptions=True)
+    made = await asyncio.gather(*[world.add_voice(ann) for _ in range(10)], return_exceptions=True)
     voices = [voice for voice in made if not isinstance(voice, BaseException)]
     refused = [error for error in made if isinstance(error, QuotaExceededError)]
     assert (len(voices), len(refused)) == (3, 7)
     assert await stored(world, folder, ann) == QUOTA_BYTES
     with pytest.raises(QuotaExceededError, match="may store", check=has_code("storage_quota_exceeded")):
-        await world.store.submit(world.job_of(ann, voices[0]), limits=MANY)
-    await world.voice(await world.caller("bob"))
+        await world.store.submit(world.new_job(ann, voices[0]), limits=MANY)
+    await world.add_voice(await world.caller("bob"))
 
     await world.store.delete_voice(voices[1].voice_id, account_id=ann.account_id)
-    await world.store.submit(world.job_of(ann, voices[0]), limits=MANY)
-    await world.voice(ann)
+    await world.store.submit(world.new_job(ann, voices[0]), limits=MANY)
+    await world.add_voice(ann)
 
 
-async def test_audio_beyond_the_quota_changes_nothing(world: World, folder: Path) -> None:
+async def test_audio_over_the_quota_changes_nothing(world: World, folder: Path) -> None:
     ann = await world.caller("ann")
-    job = await world.claimed(caller=ann, webhook_url="https://example.org/")
+    job = await world.add_claimed_job(caller=ann, webhook_url="https://example.org/")
     with pytest.raises(QuotaExceededError, check=has_code("storage_quota_exceeded")):
         await finish(world, job, QUOTA_BYTES)
-    assert await world.seen(job) == job
+    assert await world.reload(job) == job
     assert await world.store.claim_webhooks(limit=9) == []
     assert await stored(world, folder, ann) == REFERENCE_BYTES
     assert await world.store.finish(job.job_id, 1, AttemptResult(error="storage_quota_exceeded")) is FinishStatus.DONE
 
 
-async def test_a_database_from_before_the_quota_is_counted_once(world: World, folder: Path, clock: SetClock) -> None:
+async def test_migration_counts_the_bytes_of_existing_rows(world: World, folder: Path, clock: ManualClock) -> None:
     ann = await world.caller("ann")
-    job = await world.claimed(caller=ann)
+    job = await world.add_claimed_job(caller=ann)
     await finish(world, job)
     before = await stored(world, folder, ann)
     await world.store.close()

@@ -30,7 +30,7 @@ class TestSqlStore(StoreContract):
         "",
     ],
 )
-def test_what_is_no_sqlite_file_is_refused_without_telling_its_password(url: str, tmp_path: Path) -> None:
+def test_url_that_is_not_sqlite_is_rejected_without_password(url: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidOptionError, match="AFTERWORDS_DATABASE_URL") as refused:
         SqlStore(url, clock=SystemClock(), folder=tmp_path)
 

@@ -21,13 +21,13 @@ from tests.server.store.other import NAME
 pytestmark = pytest.mark.anyio
 
 
-async def test_failed_writes_leave_nothing_behind_and_take_no_others_with_them(world: World) -> None:
+async def test_failed_writes_do_not_affect_others_in_the_batch(world: World) -> None:
     ann = await world.caller()
-    voice, nobody = await world.voice(ann), world.voice_of(ann)
-    first = await world.job(ann, voice)
-    good = [world.job_of(ann, voice) for _ in range(30)]
-    bad = [world.job_of(ann, nobody) for _ in range(30)]
-    twice = [replace(world.job_of(ann, voice), job_id=first.job_id) for _ in range(30)]
+    voice, nobody = await world.add_voice(ann), world.new_voice(ann)
+    first = await world.add_job(ann, voice)
+    good = [world.new_job(ann, voice) for _ in range(30)]
+    bad = [world.new_job(ann, nobody) for _ in range(30)]
+    twice = [replace(world.new_job(ann, voice), job_id=first.job_id) for _ in range(30)]
     mixed = [job for three in zip(good, bad, twice, strict=True) for job in three]
 
     ends = await asyncio.gather(*[world.store.submit(job, limits=MANY) for job in mixed], return_exceptions=True)
@@ -35,48 +35,48 @@ async def test_failed_writes_leave_nothing_behind_and_take_no_others_with_them(w
     assert {type(end) for end in ends[0::3]} == {SubmittedJob}
     assert {type(end) for end in ends[1::3]} == {VoiceNotFoundError}
     assert {type(end) for end in ends[2::3]} == {sqlite3.IntegrityError}
-    assert await world.spent() == 31 * len(TEXT)
+    assert await world.characters_used() == 31 * len(TEXT)
 
 
-async def test_write_that_fails_half_way_is_undone_to_its_beginning(world: World, folder: Path) -> None:
+async def test_write_that_fails_half_way_is_rolled_back(world: World, folder: Path) -> None:
     """A key without an account makes one first."""
     ann = await world.caller("ann")
     many = [world.store.add_key(NewKey(digest("ann"))) for _ in range(10)]
-    ends = await asyncio.gather(*many, world.voice(ann), return_exceptions=True)
+    ends = await asyncio.gather(*many, world.add_voice(ann), return_exceptions=True)
 
     with closing(sqlite3.connect(folder / NAME)) as connection:
         assert connection.execute("SELECT count(*) FROM accounts").fetchone() == (1,)
     assert [type(end) for end in ends] == [IntegrityError] * 10 + [StoredVoice]
 
 
-async def test_error_of_the_database_does_not_tell_what_was_written(world: World) -> None:
-    first = await world.job()
+async def test_database_error_does_not_contain_the_values(world: World) -> None:
+    first = await world.add_job()
     ann = await world.caller()
     with pytest.raises(sqlite3.IntegrityError) as refused:
-        await world.job(ann, await world.voice(ann), job_id=first.job_id, webhook_url="https://canary.example/")
+        await world.add_job(ann, await world.add_voice(ann), job_id=first.job_id, webhook_url="https://canary.example/")
 
     assert "canary" not in f"{refused.value} {refused.value!r}"
 
 
-async def test_writes_that_come_together_are_committed_together(world: World, folder: Path) -> None:
+async def test_concurrent_writes_share_a_commit(world: World, folder: Path) -> None:
     def pages() -> int:
         return (folder / f"{NAME}-wal").stat().st_size // 4096
 
     ann = await world.caller()
-    await world.voice(ann)
+    await world.add_voice(ann)
     before = pages()
-    await world.voice(ann)
+    await world.add_voice(ann)
     alone = pages() - before
 
-    await asyncio.gather(*[world.voice(ann) for _ in range(20)])
+    await asyncio.gather(*[world.add_voice(ann) for _ in range(20)])
 
     assert pages() - before - alone < 20 * alone / 2
 
 
-async def test_what_was_answered_is_on_disk(world: World, folder: Path) -> None:
+async def test_accepted_jobs_are_on_disk(world: World, folder: Path) -> None:
     """Seen by a connection that shares nothing with the store's."""
     ann = await world.caller()
-    jobs = await asyncio.gather(*[world.job(ann) for _ in range(10)])
+    jobs = await asyncio.gather(*[world.add_job(ann) for _ in range(10)])
 
     with closing(sqlite3.connect(folder / NAME)) as connection:
         rows = connection.execute("SELECT job_id FROM jobs").fetchall()
@@ -86,7 +86,7 @@ async def test_what_was_answered_is_on_disk(world: World, folder: Path) -> None:
     assert settings == ["wal", 4096]
 
 
-async def test_write_behind_one_that_hangs_is_refused_in_time_and_never_done(folder: Path) -> None:
+async def test_write_behind_a_hanging_one_times_out_and_never_runs(folder: Path) -> None:
     database = Database(folder / NAME)
     await database.open()
     done: list[str] = []
@@ -105,11 +105,11 @@ async def test_write_behind_one_that_hangs_is_refused_in_time_and_never_done(fol
     assert done == ["after"]
 
 
-async def test_store_serves_one_event_loop_after_another(world: World) -> None:
+async def test_store_works_on_several_event_loops(world: World) -> None:
     ann = await world.caller()
 
     def elsewhere() -> str:
-        return asyncio.run(world.voice(ann)).voice_id
+        return asyncio.run(world.add_voice(ann)).voice_id
 
     voice_id = await asyncio.to_thread(elsewhere)
 

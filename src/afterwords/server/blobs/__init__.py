@@ -1,10 +1,10 @@
-"""Where the audio bytes lie: a folder on this disk, or a bucket that speaks S3. The adapters of the port `Blobs`.
+"""The storage of audio: a folder on this disk, or an S3 bucket. These are the adapters of the port `Blobs`.
 
     /srv/afterwords · file:///srv/afterwords                   a folder
     s3://bucket/prefix?endpoint=https://…&region=…             a bucket of S3, R2 (region auto), MinIO
-    memory://                                                  nothing is kept: for tests
+    memory://                                                  in memory, for tests
 
-Keys for a bucket come from the environment under their usual names (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`).
+The credentials of a bucket come from the environment: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _OPTIONS = {"endpoint", "region"}
 
 
 def open_blobs(url: str) -> Blobs:
-    """Make the storage that a URL names. A folder is made where there is none; nothing is asked of a bucket yet.
+    """Open the storage at a URL. A missing folder is created; a bucket is not contacted yet.
 
     Raises:
-        InvalidOptionError: the URL names no storage.
-        StorageFullError, StorageUnavailableError: the folder can't be made.
+        InvalidOptionError: The URL is invalid.
+        StorageFullError, StorageUnavailableError: The folder can't be created.
     """
     if "://" not in url:
         return _folder(url)
@@ -37,24 +37,24 @@ def open_blobs(url: str) -> Blobs:
     options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
     has_user = any("@" in part for part in (parts.netloc, *options.values()))
     if parts.scheme != "s3" or not parts.netloc or has_user or options.keys() - _OPTIONS:
-        raise _unusable()
+        raise _invalid_url()
     from afterwords.server.blobs.bucket import open_bucket
 
     try:
         return open_bucket(parts.netloc, prefix=parts.path.strip("/"), **options)
-    except ValueError:  # `from error` would put the URL, which may hold a secret, into a traceback
-        raise _unusable() from None
+    except ValueError:  # `from error` would show the URL, which may contain a secret, in a traceback
+        raise _invalid_url() from None
 
 
 def _folder(path: str) -> Blobs:
     from afterwords.server.blobs.folder import open_folder
 
     if not path:
-        raise _unusable()
+        raise _invalid_url()
     return open_folder(Path(path).absolute())
 
 
-def _unusable() -> InvalidOptionError:
+def _invalid_url() -> InvalidOptionError:
     return InvalidOptionError.for_option(
         "AFTERWORDS_STORAGE_URL", value="what it is", allowed="a folder, or s3://bucket?endpoint=https://…&region=…"
     )

@@ -1,16 +1,15 @@
-"""Blobs in a bucket that speaks S3 (Amazon, Cloudflare R2, MinIO), or in memory: whatever obstore reaches.
+"""Blobs in an S3 bucket (Amazon, Cloudflare R2, MinIO) or in memory, through obstore.
 
-Its blocking calls run in threads of our own. Its asynchronous ones end in threads of Rust that enter the interpreter,
-and abort the process if it is just then on its way out.
+Its blocking calls run in threads of this module. Its asynchronous calls complete in Rust threads that enter the
+interpreter, which aborts a process that is about to exit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from hashlib import sha256
@@ -22,7 +21,7 @@ from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import MemoryStore, S3Store
 
 from afterwords.errors import StorageFullError, StorageUnavailableError
-from afterwords.server.blobs.paths import INLINE_MAX_BYTES, check_path, check_prefix, is_path, is_what_it_was
+from afterwords.server.blobs.paths import INLINE_MAX_BYTES, check_path, check_prefix, has_digest, is_path
 from afterwords.server.ports import BlobReader, BlobSource
 from afterwords.server.records import BlobInfo
 from afterwords.server.spool import MemoryReader
@@ -31,15 +30,15 @@ if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Config
 
-_THREADS: Final = 32  # calls at once; they wait for the network
+_THREADS: Final = 32  # concurrent calls, which wait for the network
 _BATCH: Final = 500
 ONE_REQUEST_MAX_BYTES: Final = 16 << 20
 PART_BYTES: Final = 8 << 20
-_PIECE_BYTES: Final = 256 * 1024
+_CHUNK_BYTES: Final = 256 * 1024
 
-_SILENCE: Final = "3s"
-_SILENCE_AFTER_MUCH: Final = "15s"
-"""The time to send counts as silence: enough for the longest audio at 1 MB/s."""
+_READ_TIMEOUT: Final = "3s"
+_READ_TIMEOUT_LARGE: Final = "15s"
+"""The read timeout includes the time to send: this is enough for the longest audio at 1 MB/s."""
 
 _RETRY: Final[RetryConfig] = {
     "max_retries": 2,
@@ -53,16 +52,16 @@ T = TypeVar("T")
 
 
 def open_memory() -> Bucket:
-    """Make storage that lives as long as it is held."""
+    """Open storage in memory. It is lost with the object."""
     store = MemoryStore()
     return Bucket(store, store)
 
 
 def open_bucket(bucket: str, *, prefix: str = "", endpoint: str | None = None, region: str | None = None) -> Bucket:
-    """Use a bucket; nothing is sent yet.
+    """Open a bucket without contacting it.
 
     Raises:
-        ValueError: the settings name no bucket.
+        ValueError: The settings are invalid.
     """
     if endpoint is not None and not endpoint.startswith(("https://", "http://")):
         raise ValueError("an endpoint begins with https://")
@@ -72,59 +71,65 @@ def open_bucket(bucket: str, *, prefix: str = "", endpoint: str | None = None, r
     if region:
         config["region"] = region
 
-    def store(silence: str) -> S3Store:
+    def store(read_timeout: str) -> S3Store:
         client: ClientConfig = {
             "allow_http": endpoint is not None and endpoint.startswith("http://"),
             "connect_timeout": "2s",
-            "read_timeout": silence,
+            "read_timeout": read_timeout,
             "timeout": "60s",
         }
         return S3Store(bucket, prefix=prefix or None, config=config, client_options=client, retry_config=_RETRY)
 
     try:
-        return Bucket(store(_SILENCE), store(_SILENCE_AFTER_MUCH))
+        return Bucket(store(_READ_TIMEOUT), store(_READ_TIMEOUT_LARGE))
     except BaseError as error:
         raise ValueError(str(error)) from error
 
 
 class Bucket:
-    """The port `Blobs` on an object store, where every write is whole and durable, and there are no folders."""
+    """The port `Blobs` on an object store. All writes are atomic and durable, and there are no folders."""
 
-    def __init__(self, store: ObjectStore, patient_store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, large_store: ObjectStore) -> None:
         self._store = store
-        self._patient_store = patient_store  # the same one, for what takes long to send
+        self._large_store = large_store  # the same store with a longer timeout, for large objects
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="storage")
 
     async def put(self, path: str, data: bytes | BlobSource, *, is_durable: bool = True) -> None:  # noqa: ARG002 - always durable
-        """Write an object, by one request unless it is very large: parts stay behind, unlisted, after a crash."""
+        """Write an object: in one request unless it is very large, since a crash leaves unlisted parts."""
         size_bytes = len(data) if isinstance(data, bytes) else data.size_bytes
-        store = self._patient_store if size_bytes > INLINE_MAX_BYTES else self._store
+        store = self._large_store if size_bytes > INLINE_MAX_BYTES else self._store
         put = partial(obstore.put, store, check_path(path))
         if isinstance(data, bytes):
-            await self._call(partial(put, data, use_multipart=False))
+            await self.call(partial(put, data, use_multipart=False))
         elif size_bytes <= ONE_REQUEST_MAX_BYTES:
-            await self._call(lambda: put(b"".join(data), use_multipart=False))
+            await self.call(lambda: put(b"".join(data), use_multipart=False))
         else:
-            await self._call(lambda: put(iter(data), use_multipart=True, chunk_size=PART_BYTES, max_concurrency=2))
+            await self.call(lambda: put(iter(data), use_multipart=True, chunk_size=PART_BYTES, max_concurrency=2))
 
     async def get(self, path: str, *, sha256: str | None = None) -> bytes | None:
         """Read an object."""
-        return await self._call(partial(self._get, check_path(path), sha256))
+        return await self.call(partial(self._get, check_path(path), sha256))
 
     async def open(self, path: str, *, sha256: str) -> BlobReader | None:
-        """Open an object; it is fetched once for its digest and, unless it is small, again piece by piece.
-
-        Its ETag sees to it that both are the same.
-        """
-        return await self._call(partial(self._open, check_path(path), sha256))
+        """Open an object. It is read once for its digest, and a large one again in chunks with the same ETag."""
+        return await self.call(partial(self._open, check_path(path), sha256))
 
     async def exists(self, path: str) -> bool:
-        """Ask for the head of an object."""
-        return await self._call(partial(self._exists, check_path(path)))
+        """Request the head of an object."""
+        check_path(path)
+
+        def head() -> bool:
+            try:
+                obstore.head(self._store, path)
+            except (NotFoundError, FileNotFoundError):  # the answer to HEAD doesn't show whether the bucket exists
+                return self._get(path, None) is not None
+            return True
+
+        return await self.call(head)
 
     async def delete(self, *paths: str) -> None:
         """Remove objects."""
-        await self._call(partial(obstore.delete, self._store, [check_path(path) for path in paths]))
+        await self.call(partial(obstore.delete, self._store, [check_path(path) for path in paths]))
 
     async def delete_all(self, prefix: str) -> None:
         """Remove all objects with a prefix."""
@@ -132,26 +137,26 @@ class Bucket:
             await self.delete(*(blob.path for blob in batch))
 
     async def listing(self, prefix: str = "") -> AsyncIterator[list[BlobInfo]]:
-        """List objects by name, those alone whose name is the path of a blob."""
+        """List the objects whose names are valid paths."""
         below = check_prefix(prefix) if prefix else None
         found = iter(obstore.list(self._store, below, chunk_size=_BATCH))
-        while (batch := await self._call(lambda: next(found, None))) is not None:
+        while (batch := await self.call(lambda: next(found, None))) is not None:
             if blobs := [BlobInfo(o["path"], o["size"], o["last_modified"]) for o in batch if is_path(o["path"])]:
                 yield blobs
 
     async def check(self) -> None:
-        """Write a small object, and remove it."""
+        """Write a small object and remove it."""
         probe = f"probe-{uuid4()}"
         await self.put(probe, b"probe")
         await self.delete(probe)
 
-    # -- in a thread -----------------------------------------------------------------------------------------
+    # -- in threads ------------------------------------------------------------------------------------------
 
     def _get(self, path: str, digest: str | None) -> bytes | None:
         if (found := self._found(path)) is None:
             return None
         data = found.bytes().to_bytes()
-        return data if is_what_it_was(data, digest) else None
+        return data if has_digest(data, digest) else None
 
     def _open(self, path: str, digest: str) -> BlobReader | None:
         found = self._found(path)
@@ -159,14 +164,14 @@ class Bucket:
             return None
         if found.meta["size"] <= INLINE_MAX_BYTES:
             data = found.bytes().to_bytes()
-            return MemoryReader(data) if is_what_it_was(data, digest) else None
+            return MemoryReader(data) if has_digest(data, digest) else None
         hashed = sha256()
-        for piece in found.stream(min_chunk_size=_PIECE_BYTES):
-            hashed.update(memoryview(piece))
+        for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
+            hashed.update(memoryview(chunk))
         return _ObjectReader(self, path, found.meta) if hashed.hexdigest() == digest else None
 
     def read(self, path: str, start: int, n_bytes: int, e_tag: str | None) -> bytes:
-        """Read a part of an object that still has this ETag, in this thread."""
+        """Read a part of an object that still has this ETag. This call blocks."""
         options: GetOptions = {"range": (start, start + n_bytes)}
         if e_tag is not None:
             options["if_match"] = e_tag
@@ -180,26 +185,23 @@ class Bucket:
                 raise
             return None
 
-    def _exists(self, path: str) -> bool:
-        try:
-            obstore.head(self._store, path)
-        except (NotFoundError, FileNotFoundError):  # an answer to HEAD can't say whether the bucket is there
-            return self._get(path, None) is not None
-        return True
-
     async def call(self, function: Callable[[], T]) -> T:
-        """Run a blocking call in a thread of this storage."""
-        return await self._call(function)
+        """Run a blocking call in a thread of this storage, and translate its errors.
 
-    async def _call(self, function: Callable[[], T]) -> T:
-        with _named():
+        The message of the store, which contains its address, remains in the cause.
+        """
+        try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        except (BaseError, OSError) as error:
+            raise (
+                StorageFullError.for_path("the storage") if _FULL.search(str(error)) else StorageUnavailableError()
+            ) from error
 
 
 class _ObjectReader:
     """The port `BlobReader` on a large object."""
 
-    chunk_bytes = _PIECE_BYTES
+    chunk_bytes = _CHUNK_BYTES
 
     def __init__(self, bucket: Bucket, path: str, meta: ObjectMeta) -> None:
         self._bucket = bucket
@@ -214,15 +216,4 @@ class _ObjectReader:
         return await self._bucket.call(partial(self._bucket.read, self._path, start, n_bytes, self._e_tag))
 
     def close(self) -> None:
-        """Do nothing: no connection is held."""
-
-
-@contextmanager
-def _named() -> Iterator[None]:
-    """Give what the store refused its name in the API; what it said, with its addresses, stays in the cause."""
-    try:
-        yield
-    except (BaseError, OSError) as error:
-        raise (
-            StorageFullError.for_path("the storage") if _FULL.search(str(error)) else StorageUnavailableError()
-        ) from error
+        """Do nothing: no connection is open."""

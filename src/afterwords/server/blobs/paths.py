@@ -1,4 +1,4 @@
-"""Which paths a blob may have: the one rule that every storage holds before it touches anything."""
+"""Valid paths of blobs. Every storage checks a path before it does anything."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from hashlib import sha256
 _PATH = re.compile(r"[a-z0-9.-]+(?:/[a-z0-9.-]+)*")
 
 INLINE_MAX_BYTES = 1 << 20
-"""What is larger takes time: reading and hashing that much blocks for about a millisecond."""
+"""Larger blobs are read in threads: reading and hashing this much blocks for about 1 ms."""
 
 
 def is_path(path: str) -> bool:
-    """Whether this may be the path of a blob: parts of `[a-z0-9.-]`, none of them empty, `.` or holding `..`."""
+    """Return whether a path is valid: parts of `[a-z0-9.-]`, none of which is empty, is `.`, or contains `..`."""
     return bool(_PATH.fullmatch(path)) and ".." not in path and "." not in path.split("/")
 
 
 def check_path(path: str) -> str:
-    """Return the path of a blob.
+    """Return the path.
 
     Raises:
-        ValueError: no blob can have it. Paths are made of UUIDs and hex, so whoever made this one has a bug.
+        ValueError: It is invalid. Paths consist of UUIDs and hex digits, so this is a bug in the caller.
     """
     if not is_path(path):
         raise ValueError(f"not the path of a blob: {path[:200]!a}")
@@ -28,14 +28,14 @@ def check_path(path: str) -> str:
 
 
 def check_prefix(prefix: str) -> str:
-    """Return the path of a folder, without the slash that it may end in.
+    """Return the path of a folder without a trailing slash.
 
     Raises:
-        ValueError: no folder can have it.
+        ValueError: It is invalid.
     """
     return check_path(prefix.removesuffix("/"))
 
 
-def is_what_it_was(data: bytes, digest: str | None) -> bool:
-    """Whether these are the bytes with this SHA-256; without one they are."""
+def has_digest(data: bytes, digest: str | None) -> bool:
+    """Return whether the data has this SHA-256. None matches any data."""
     return digest is None or sha256(data).hexdigest() == digest
