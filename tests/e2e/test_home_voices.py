@@ -19,10 +19,10 @@ from tests.e2e.served import READER, Served, final, register, serving, speak, un
 
 
 @pytest.fixture(scope="module")
-def shelf(_shelf_with_me: Path, tmp_path_factory: pytest.TempPathFactory) -> Library:
+def shelf(_library_with_me: Path, tmp_path_factory: pytest.TempPathFactory) -> Library:
     """A home with one voice, me, which no test changes."""
     folder = tmp_path_factory.mktemp("home-voices") / "home"
-    shutil.copytree(_shelf_with_me, folder)
+    shutil.copytree(_library_with_me, folder)
     return Library(folder)
 
 
@@ -33,9 +33,9 @@ def served(shelf: Library) -> Iterator[Served]:
 
 
 @pytest.fixture
-def library(_shelf_with_me: Path, tmp_path: Path) -> Library:
+def library(_library_with_me: Path, tmp_path: Path) -> Library:
     """A home with one voice, of which no server knows."""
-    shutil.copytree(_shelf_with_me, tmp_path / "served")
+    shutil.copytree(_library_with_me, tmp_path / "served")
     return Library(tmp_path / "served")
 
 
