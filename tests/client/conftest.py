@@ -1,4 +1,4 @@
-"""A real server that the tests of the clients share, and a client of either kind with an account of its own."""
+"""A real server that the tests of the clients share, and a client of make_client kind with an account of its own."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pytest
 
 from afterwords import Client, Voice
 from afterwords.testing import FaultyServer
-from tests.client.front import Either
+from tests.client.both_clients import ClientFactory
 from tests.e2e.served import ADMIN_SECRET, READER, Served, serving
 
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the developer's; and pauses of which no test wants to tell are short."""
+    """Unset the variables of the developer, and shorten the pauses between retries."""
     for name in ("BASE_URL", "API_KEY", "ADMIN_SECRET", "PROFILE"):
         monkeypatch.delenv(f"AFTERWORDS_{name}", raising=False)
-    # patched, since the real pauses add up to minutes; how long they are is told by tests that do no I/O
+    # The real pauses add up to minutes. TestRules checks how long they are, without I/O.
     monkeypatch.setattr("afterwords.client.requests.BACKOFF_S", 0.004)
 
 
@@ -30,13 +30,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def key(server: Served) -> str:
-    """Of an account that this test alone has."""
+    """Return a key of an account that only this test uses."""
     return server.new_key()
 
 
 @pytest.fixture
 def direct(server: Served, key: str) -> Iterator[Client]:
-    """A client past all faults, to see what is on the server."""
+    """Yield a client without faults, to inspect the server."""
     with Client(server.url, api_key=key, admin_secret=ADMIN_SECRET) as client:
         yield client
 
@@ -52,19 +52,19 @@ def faults(server: Served) -> Iterator[FaultyServer]:
         yield proxy
 
 
-@pytest.fixture(params=["blocking", "awaited"])
-def either(request: pytest.FixtureRequest) -> Iterator[Either]:
-    """Makes clients: the one kind, then the other."""
+@pytest.fixture(params=["blocking", "asynchronous"])
+def make_client(request: pytest.FixtureRequest) -> Iterator[ClientFactory]:
+    """Yield a factory of clients: first of the one kind, then of the other."""
     with ExitStack() as stack:
-        yield Either(request.param, stack)
+        yield ClientFactory(request.param, stack)
 
 
 @pytest.fixture
-def client(either: Either, server: Served, key: str) -> Client:
-    return either(server.url, key, admin_secret=ADMIN_SECRET)
+def client(make_client: ClientFactory, server: Served, key: str) -> Client:
+    return make_client(server.url, key, admin_secret=ADMIN_SECRET)
 
 
 @pytest.fixture
-def faulty(either: Either, faults: FaultyServer, key: str) -> Client:
-    """A client that asks through the proxy."""
-    return either(faults.url, key, admin_secret=ADMIN_SECRET)
+def faulty(make_client: ClientFactory, faults: FaultyServer, key: str) -> Client:
+    """Return a client whose requests pass through the proxy."""
+    return make_client(faults.url, key, admin_secret=ADMIN_SECRET)

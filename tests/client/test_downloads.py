@@ -1,4 +1,4 @@
-"""Audio that comes whole, or not at all: length, digest, and going on where the connection broke off."""
+"""Downloads: resumed after a lost connection, checked by length and digest, complete or refused."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from afterwords.client.requests import RETRIES, Request, Response
 from afterwords.errors import ConnectionLostError, InvalidRequestError, InvalidResponseError, NotFoundError
 from afterwords.models import FormatName
 from afterwords.testing import Fault, FaultyServer, Seen
-from tests.client.answering import answering
-from tests.client.front import Either, n_busy
+from tests.client.both_clients import ClientFactory, n_busy
+from tests.client.canned import canned_responses
 from tests.client.scripted import ScriptedSession
 from tests.e2e.served import READER
 from tests.error_codes import has_code
+from tests.hosted.http_server import HttpResponse
 from tests.hosted.service import HostedService
-from tests.hosted.wire import Answer as Page
 
-TEXT = "Half of this is lost on the way, and nobody who hears it will know."
+TEXT = "Half of this is lost on the way and fetched again."
 WAV = canonical_wav(np.sin(np.arange(4_800, dtype=np.float32) / 9) * np.float32(0.3), 24_000)
 AUDIO = {"content-type": "audio/wav"}
 
@@ -33,19 +33,19 @@ def job_id(direct: Client, voice: Voice) -> str:
     return str(direct.synthesize(TEXT, voice=voice).wait().job_id)
 
 
-def fetches(faults: FaultyServer) -> list[Seen]:
+def download_requests(faults: FaultyServer) -> list[Seen]:
     return [seen for seen in faults.seen if seen.path.endswith("/audio")]
 
 
 class TestRange:
     @pytest.mark.parametrize("times", [1, 2, 3])
-    def test_half_a_body_is_gone_on_with(
+    def test_lost_connection_is_resumed(
         self, faulty: Client, faults: FaultyServer, direct: Client, job_id: str, times: int
     ) -> None:
         whole = direct.jobs.data(job_id)
         faults.inject(Fault.HALF_BODY, path="/v1/jobs", times=times)
         assert faulty.jobs.data(job_id) == whole
-        first, *rest = fetches(faults)
+        first, *rest = download_requests(faults)
         assert first.headers["Range"] is None
         have = 0
         for seen in rest:
@@ -53,7 +53,7 @@ class TestRange:
             assert seen.headers["Range"] == f"bytes={have}-"
             assert len(seen.headers["If-Range"].strip('"')) == 64
 
-    def test_a_download_is_whole_and_follows_the_umask(
+    def test_downloaded_file_is_complete_and_follows_the_umask(
         self, faulty: Client, faults: FaultyServer, direct: Client, job_id: str, tmp_path: Path
     ) -> None:
         faults.inject(Fault.HALF_BODY, path="/v1/jobs")
@@ -66,7 +66,7 @@ class TestRange:
         assert path.stat().st_mode & 0o777 == 0o640
         assert [entry.name for entry in tmp_path.glob("speech*")] == ["speech.wav"]
 
-    def test_what_stood_there_stays_where_it_fails(
+    def test_failed_download_keeps_the_existing_file(
         self, faulty: Client, faults: FaultyServer, job_id: str, tmp_path: Path
     ) -> None:
         path = tmp_path / "speech.wav"
@@ -77,60 +77,56 @@ class TestRange:
         assert path.read_bytes() == b"before"
 
     @pytest.mark.parametrize("form", ["mp3", "opus", "flac", "pcm"])
-    def test_what_is_made_anew_each_time_is_fetched_from_its_beginning(
+    def test_format_encoded_on_the_fly_is_fetched_from_the_start(
         self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice, form: FormatName
     ) -> None:
         job = direct.synthesize(TEXT, voice=voice, format=form).wait()
         faults.inject(Fault.HALF_BODY, path="/v1/jobs")
         assert len(faulty.jobs.data(str(job.job_id))) == len(job.data())
-        assert [seen.headers["Range"] for seen in fetches(faults)] == [None, None]
+        assert [seen.headers["Range"] for seen in download_requests(faults)] == [None, None]
 
-    def test_a_bundle_is_fetched_whole(
-        self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice
-    ) -> None:
+    def test_bundle_is_resumed(self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice) -> None:
         faults.inject(Fault.HALF_BODY, path="/v1/voices")
         made = direct.voices.import_(faulty.voices.export(voice))
         assert direct.voices.get(made).ref_sha256 == direct.voices.get(voice).ref_sha256
 
-    def test_a_connection_that_keeps_breaking_off_is_named(
-        self, faulty: Client, faults: FaultyServer, job_id: str
-    ) -> None:
+    def test_connection_lost_in_every_attempt_raises(self, faulty: Client, faults: FaultyServer, job_id: str) -> None:
         faults.inject(Fault.HALF_BODY, path="/v1/jobs", times=99)
         with pytest.raises(ConnectionLostError):
             faulty.jobs.data(job_id)
-        assert len(fetches(faults)) == RETRIES + 1
+        assert len(download_requests(faults)) == RETRIES + 1
         assert n_busy(faulty) == 0
 
 
 class TestDigest:
     @pytest.mark.parametrize("fault", [Fault.WRONG_BYTES, Fault.SHORT_LENGTH])
-    def test_what_came_altered_is_fetched_again(
+    def test_damaged_body_is_fetched_again(
         self, faulty: Client, faults: FaultyServer, direct: Client, job_id: str, fault: Fault
     ) -> None:
         faults.inject(fault, path="/v1/jobs", times=2)
         assert faulty.jobs.data(job_id) == direct.jobs.data(job_id)
-        assert [seen.headers["Range"] for seen in fetches(faults)] == [None] * 3
+        assert [seen.headers["Range"] for seen in download_requests(faults)] == [None] * 3
 
     @pytest.mark.parametrize("fault", [Fault.WRONG_BYTES, Fault.SHORT_LENGTH])
-    def test_what_always_comes_altered_is_refused(
+    def test_body_damaged_in_every_attempt_is_refused(
         self, faulty: Client, faults: FaultyServer, job_id: str, fault: Fault
     ) -> None:
         faults.inject(fault, path="/v1/jobs", times=99)
         with pytest.raises(InvalidResponseError) as caught:
             faulty.jobs.data(job_id)
         assert caught.value.request_id
-        assert len(fetches(faults)) == RETRIES + 1
+        assert len(download_requests(faults)) == RETRIES + 1
 
-    def test_the_second_half_of_something_else_is_found(
+    def test_second_half_of_another_body_is_detected(
         self, faulty: Client, faults: FaultyServer, direct: Client, job_id: str
     ) -> None:
         faults.inject(Fault.HALF_BODY, path="/v1/jobs")
         faults.inject(Fault.WRONG_BYTES, path="/v1/jobs")
         assert faulty.jobs.data(job_id) == direct.jobs.data(job_id)
-        assert [seen.headers["Range"] is not None for seen in fetches(faults)] == [False, True, False]
+        assert [seen.headers["Range"] is not None for seen in download_requests(faults)] == [False, True, False]
 
     @pytest.mark.parametrize("fault", [Fault.HALF_BODY, Fault.WRONG_BYTES, Fault.SHORT_LENGTH])
-    def test_a_hit_that_came_broken_is_fetched_again_and_costs_nothing(
+    def test_damaged_cache_hit_is_fetched_again_free_of_charge(
         self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice, fault: Fault
     ) -> None:
         first = direct.say(TEXT, voice=voice)
@@ -139,7 +135,7 @@ class TestDigest:
         assert (direct.usage().characters, len(list(direct.jobs.list()))) == (len(TEXT), 1)
 
     @pytest.mark.parametrize("fault", [Fault.HALF_BODY, Fault.WRONG_BYTES])
-    def test_speech_that_came_broken_with_its_job_is_fetched_from_the_job(
+    def test_damaged_speech_is_fetched_from_its_job(
         self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice, fault: Fault
     ) -> None:
         faults.inject(fault, method="POST")
@@ -149,12 +145,12 @@ class TestDigest:
 
 
 class TestHosted:
-    """The hosted service states no digest; a WAV file says itself how long it is."""
+    """The hosted service sends no digest; the header of a WAV file has its length."""
 
     @pytest.mark.parametrize("fault", [Fault.HALF_BODY, Fault.SHORT_LENGTH])
-    def test_what_came_short_is_fetched_again(self, either: Either, fault: Fault) -> None:
+    def test_truncated_wav_is_fetched_again(self, make_client: ClientFactory, fault: Fault) -> None:
         with HostedService(pending_looks=0) as hosted, FaultyServer(hosted.url) as faults:
-            client = either(faults.url, hosted.api_key)
+            client = make_client(faults.url, hosted.api_key)
             job = client.synthesize(TEXT, voice=client.voices.create(READER, name="me")).wait()
             whole = job.data()
             faults.inject(fault, path=f"/v1/jobs/{job.job_id}/audio")
@@ -162,9 +158,9 @@ class TestHosted:
             faults.inject(fault, method="POST")
             assert client.synthesize(TEXT, voice="me").data() == whole
 
-    def test_what_always_comes_short_is_refused(self, either: Either) -> None:
+    def test_wav_truncated_in_every_attempt_is_refused(self, make_client: ClientFactory) -> None:
         with HostedService(pending_looks=0) as hosted, FaultyServer(hosted.url) as faults:
-            client = either(faults.url, hosted.api_key)
+            client = make_client(faults.url, hosted.api_key)
             job = client.synthesize(TEXT, voice=client.voices.create(READER, name="me")).wait()
             faults.inject(Fault.SHORT_LENGTH, path="/v1/jobs", times=99)
             with pytest.raises(InvalidResponseError):
@@ -172,7 +168,7 @@ class TestHosted:
 
 
 class TestLimits:
-    def test_a_body_that_is_too_long_is_refused(
+    def test_body_that_is_too_long_is_refused(
         self, client: Client, job_id: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("afterwords.client.requests.AUDIO_MAX_BYTES", 1_000)  # the real one is half a gigabyte
@@ -185,7 +181,7 @@ class TestLimits:
         with pytest.raises(InvalidResponseError, match="more than 10 bytes"):
             client.health()
 
-    def test_audio_of_a_job_that_is_pending_is_not_there(self, client: Client, voice: Voice) -> None:
+    def test_pending_job_has_no_audio(self, client: Client, voice: Voice) -> None:
         job = client.synthesize(f"fault-slow {TEXT * 5}", voice=voice)
         with pytest.raises(NotFoundError, check=has_code("job_not_ready")):
             client.jobs.audio(str(job.job_id))
@@ -196,13 +192,13 @@ class TestLimits:
         [WAV[:-100], b"RIFF", b"", b"no sound", WAV[:20] + b"\xff" * 30],
         ids=["cut", "head", "none", "text", "?"],
     )
-    def test_audio_that_is_none_is_refused_though_it_came_whole(self, either: Either, body: bytes) -> None:
-        with answering(Page(200, body, "audio/wav")) as (url, _), pytest.raises(InvalidResponseError):
-            either(url, "aw_x").jobs.audio("some-job")
+    def test_complete_but_invalid_audio_is_refused(self, make_client: ClientFactory, body: bytes) -> None:
+        with canned_responses(HttpResponse(200, body, "audio/wav")) as (url, _), pytest.raises(InvalidResponseError):
+            make_client(url, "aw_x").jobs.audio("some-job")
 
 
-class TestJoining:
-    """Parts as no real server sends them: the operation alone."""
+class TestPartialResponses:
+    """Ranges that no real server sends."""
 
     def download(self, *responses: Response) -> bytes:
         with closing(ScriptedSession(*responses)) as session:
@@ -219,20 +215,20 @@ class TestJoining:
             Response(416, {}, b""),
         ],
     )
-    def test_a_part_that_does_not_fit_is_thrown_away(self, second: Response) -> None:
+    def test_part_with_a_wrong_range_is_discarded(self, second: Response) -> None:
         half = Response(200, AUDIO, b"whole", is_whole=False)
         assert self.download(half, second, Response(200, AUDIO, b"all of it!")) == b"all of it!"
 
-    def test_a_part_shorter_than_asked_for_is_gone_on_with(self) -> None:
+    def test_part_shorter_than_requested_is_resumed(self) -> None:
         half = Response(200, AUDIO, b"abc", is_whole=False)
         parts = [Response(206, {"content-range": f"bytes {n}-{n}/5"}, b"de"[n - 3 :][:1]) for n in (3, 4)]
         assert self.download(half, *parts) == b"abcde"
 
-    def test_a_server_that_gives_all_of_it_again_is_taken_at_its_word(self) -> None:
+    def test_full_body_in_place_of_a_part_is_accepted(self) -> None:
         half = Response(200, AUDIO, b"abc", is_whole=False)
         assert self.download(half, Response(200, AUDIO, b"abcde")) == b"abcde"
 
-    def test_a_range_that_was_never_asked_for_is_no_reason_to_begin_anew(self) -> None:
+    def test_416_without_a_range_is_an_error(self) -> None:
         with pytest.raises(InvalidRequestError, check=has_code("range_not_satisfiable")):
             self.download(
                 *[Response(416, {"content-type": "application/json"}, b'{"error":{"code":"range_not_satisfiable"}}')]

@@ -1,4 +1,4 @@
-"""What loading the clients costs: nothing that asking a server does not need."""
+"""Importing and using a client loads only what it needs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.e2e.served import Served
 HEAVY = ("fastapi", "starlette", "torch", "numpy", "asyncio", "av", "soundfile", "soxr", "sqlalchemy", "uvicorn")
 
 
-def loaded_by(code: str, served: Served, key: str) -> set[str]:
-    """Which heavy modules a program has loaded in its end."""
-    told = f"import json, sys; print(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
+def loaded_modules(code: str, served: Served, key: str) -> set[str]:
+    """Run a program, and return the heavy modules that it loaded."""
+    report = f"import json, sys; print(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
     done = subprocess.run(
-        [sys.executable, "-c", f"import afterwords\n{code}\n{told}"],
+        [sys.executable, "-c", f"import afterwords\n{code}\n{report}"],
         env={**os.environ, "AFTERWORDS_BASE_URL": served.url, "AFTERWORDS_API_KEY": key},
         capture_output=True,
         text=True,
@@ -30,7 +30,7 @@ def loaded_by(code: str, served: Served, key: str) -> set[str]:
 
 
 @pytest.mark.usefixtures("voice")
-def test_asking_a_server_loads_nothing_of_weight(server: Served, key: str) -> None:
+def test_requests_load_no_heavy_module(server: Served, key: str) -> None:
     code = """
 with afterwords.Client() as client:
     assert client.health().status == "ok"
@@ -38,28 +38,28 @@ with afterwords.Client() as client:
     job = client.synthesize("A job and its bytes.", voice="me").wait()
     assert job.data()[:4] == b"RIFF"
 """
-    assert loaded_by(code, server, key) == set()
+    assert loaded_modules(code, server, key) == set()
 
 
-def test_registering_a_wav_loads_nothing_of_weight(server: Served, key: str) -> None:
+def test_uploading_a_wav_loads_no_heavy_module(server: Served, key: str) -> None:
     code = """
 from importlib.resources import files
 recording = files("afterwords") / "data" / "reader.wav"
 with afterwords.Client() as client:
     client.voices.create(recording.read_bytes(), name="me")
 """
-    assert loaded_by(code, server, key) == set()
+    assert loaded_modules(code, server, key) == set()
 
 
 @pytest.mark.usefixtures("voice")
-def test_hearing_it_loads_numpy_and_still_no_server(server: Served, key: str) -> None:
-    code = 'afterwords.Client().say("Heard.", voice="me")'
-    loaded = loaded_by(code, server, key)
+def test_decoding_loads_numpy_but_no_server(server: Served, key: str) -> None:
+    code = 'afterwords.Client().say("Hello.", voice="me")'
+    loaded = loaded_modules(code, server, key)
     assert "numpy" in loaded
     assert not loaded & {"fastapi", "starlette", "torch", "sqlalchemy", "uvicorn"}
 
 
-def test_the_awaited_client_loads_no_numpy(server: Served, key: str) -> None:
+def test_async_client_loads_only_asyncio(server: Served, key: str) -> None:
     code = """
 import asyncio
 async def main():
@@ -67,10 +67,10 @@ async def main():
         assert [voice async for voice in client.voices.list()] == []
 asyncio.run(main())
 """
-    assert loaded_by(code, server, key) == {"asyncio"}
+    assert loaded_modules(code, server, key) == {"asyncio"}
 
 
-def test_both_are_public_names() -> None:
+def test_clients_are_public_names() -> None:
     import afterwords
 
     assert {"Client", "AsyncClient", "Job", "Voice"} <= set(dir(afterwords))

@@ -1,4 +1,4 @@
-"""What is sent again and what is not, through a server that fails when it is told to."""
+"""Requests that are retried and those that are not, against a server with injected faults."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from afterwords.errors import (
     VoiceNotFoundError,
 )
 from afterwords.testing import Fault, FaultyServer
-from tests.client.front import Either
+from tests.client.both_clients import ClientFactory
 from tests.client.scripted import ScriptedSession
 from tests.e2e.served import READER
 from tests.hosted.service import HostedService
 
-TEXT = "Said once, however often it is asked."
+TEXT = "This is spoken once, however often it is requested."
 GET = Request("GET", "/v1/voices")
 POST = Request("POST", "/v1/keys", is_repeatable=False)
 KEYED = Request("POST", "/v1/synthesize", is_repeatable=False, idempotency_key="once")
-LOST, UNREACHED = ConnectionLostError.for_url("there"), UnreachableError.for_url("there", why="it refused")
+LOST, UNREACHABLE = ConnectionLostError.for_url("there"), UnreachableError.for_url("there", why="it refused")
 
 
-def answer(status: int, code: str = "", *, is_whole: bool = True, **headers: str) -> Response:
-    told = json.dumps({"error": {"code": code}}).encode() if code else b"{}"
+def response(status: int, code: str = "", *, is_whole: bool = True, **headers: str) -> Response:
+    body = json.dumps({"error": {"code": code}}).encode() if code else b"{}"
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Response(status, {"content-type": "application/json", **names}, told, is_whole=is_whole)
+    return Response(status, {"content-type": "application/json", **names}, body, is_whole=is_whole)
 
 
 def send(
@@ -62,101 +62,103 @@ def send(
 
 
 class TestRules:
-    """The rules alone: no network, no time."""
+    """The rules, without network and time."""
 
-    @pytest.mark.parametrize("ask", [GET, POST, KEYED], ids=["GET", "POST", "POST with a key"])
+    @pytest.mark.parametrize("sent", [GET, POST, KEYED], ids=["GET", "POST", "POST with a key"])
     @pytest.mark.parametrize("status", [408, 429, 503])
-    def test_what_was_certainly_not_done_is_sent_again(self, ask: Request, status: int) -> None:
-        n_sent, _, result = send(ask, answer(status), answer(200), is_hosted=True)
-        assert (n_sent, result) == (2, answer(200))
+    def test_unprocessed_request_is_retried(self, sent: Request, status: int) -> None:
+        n_sent, _, result = send(sent, response(status), response(200), is_hosted=True)
+        assert (n_sent, result) == (2, response(200))
 
-    @pytest.mark.parametrize("outcome", [answer(500), answer(502), answer(504), LOST, answer(200, is_whole=False)])
     @pytest.mark.parametrize(
-        ("ask", "is_hosted", "n_sent"), [(GET, True, 2), (KEYED, False, 2), (KEYED, True, 1), (POST, False, 1)]
+        "outcome", [response(500), response(502), response(504), LOST, response(200, is_whole=False)]
     )
-    def test_what_may_have_been_done_is_sent_again_where_that_is_safe(
-        self, outcome: Response | AfterwordsError, ask: Request, is_hosted: bool, n_sent: int
+    @pytest.mark.parametrize(
+        ("sent", "is_hosted", "n_sent"), [(GET, True, 2), (KEYED, False, 2), (KEYED, True, 1), (POST, False, 1)]
+    )
+    def test_possibly_processed_request_is_retried_if_safe(
+        self, outcome: Response | AfterwordsError, sent: Request, is_hosted: bool, n_sent: int
     ) -> None:
-        assert send(ask, outcome, answer(201), is_hosted=is_hosted)[0] == n_sent
+        assert send(sent, outcome, response(201), is_hosted=is_hosted)[0] == n_sent
 
-    @pytest.mark.parametrize("ask", [GET, POST, KEYED], ids=["GET", "POST", "POST with a key"])
-    def test_what_never_went_out_is_sent_again(self, ask: Request) -> None:
-        assert send(ask, UNREACHED, answer(200), is_hosted=True)[0] == 2
+    @pytest.mark.parametrize("sent", [GET, POST, KEYED], ids=["GET", "POST", "POST with a key"])
+    def test_unsent_request_is_retried(self, sent: Request) -> None:
+        assert send(sent, UNREACHABLE, response(200), is_hosted=True)[0] == 2
 
     @pytest.mark.parametrize(
         "outcome",
         [
-            *map(answer, (301, 400, 401, 403, 404, 405, 409, 410, 413, 416, 422, 501, 507)),
-            *(answer(500, code) for code in ("reference_missing", "audio_lost", "synthesis_failed")),
-            answer(429, "quota_exceeded", retry_after="1"),
+            *map(response, (301, 400, 401, 403, 404, 405, 409, 410, 413, 416, 422, 501, 507)),
+            *(response(500, code) for code in ("reference_missing", "audio_lost", "synthesis_failed")),
+            response(429, "quota_exceeded", retry_after="1"),
             UnauthorizedError.not_logged_in("there"),
             InvalidResponseError.for_reason("it is too long"),
         ],
     )
-    def test_what_would_fail_again_is_not(self, outcome: Response | AfterwordsError) -> None:
+    def test_permanent_failure_is_not_retried(self, outcome: Response | AfterwordsError) -> None:
         n_sent, pauses, error = send(GET, outcome)
         assert (n_sent, pauses, isinstance(error, AfterwordsError)) == (1, [], True)
 
-    @pytest.mark.parametrize("wish", [0, 1, 7, 60])
-    def test_the_server_says_how_long_to_wait(self, wish: int) -> None:
-        _, pauses, _ = send(GET, answer(429, retry_after=str(wish)), answer(200))
+    @pytest.mark.parametrize("retry_after", [0, 1, 7, 60])
+    def test_retry_after_is_respected(self, retry_after: int) -> None:
+        _, pauses, _ = send(GET, response(429, retry_after=str(retry_after)), response(200))
         assert len(pauses) == 1
-        assert wish <= pauses[0] <= wish + 0.25
+        assert retry_after <= pauses[0] <= retry_after + 0.25
 
-    def test_a_wait_that_is_too_long_is_the_callers_to_decide(self) -> None:
-        wish = round(RETRY_AFTER_MAX_S) + 1
-        n_sent, _, error = send(GET, answer(429, "rate_limited", retry_after=str(wish)))
+    def test_long_retry_after_is_left_to_the_caller(self) -> None:
+        retry_after = round(RETRY_AFTER_MAX_S) + 1
+        n_sent, _, error = send(GET, response(429, "rate_limited", retry_after=str(retry_after)))
         assert isinstance(error, LimitError)
-        assert (n_sent, error.retry_after_s) == (1, wish)
+        assert (n_sent, error.retry_after_s) == (1, retry_after)
 
-    @pytest.mark.parametrize("wish", ["-1", "1.5", "soon", "9" * 10, "Wed, 21 Oct 2026 07:28:00 GMT"])
-    def test_a_wish_that_is_no_number_is_as_good_as_none(self, wish: str) -> None:
-        n_sent, pauses, _ = send(GET, answer(503, retry_after=wish), answer(200))
+    @pytest.mark.parametrize("retry_after", ["-1", "1.5", "soon", "9" * 10, "Wed, 21 Oct 2026 07:28:00 GMT"])
+    def test_invalid_retry_after_is_ignored(self, retry_after: str) -> None:
+        n_sent, pauses, _ = send(GET, response(503, retry_after=retry_after), response(200))
         assert (n_sent, pauses[0] <= BACKOFF_MAX_S) == (2, True)
 
-    def test_pauses_grow_and_no_two_clients_pause_alike(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("afterwords.client.requests.BACKOFF_S", 0.25)  # the real one: nothing waits here
-        runs = [send(GET, answer(503))[1] for _ in range(20)]
+    def test_backoff_grows_and_has_jitter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("afterwords.client.requests.BACKOFF_S", 0.25)  # the default; nothing waits here
+        runs = [send(GET, response(503))[1] for _ in range(20)]
         for attempt in range(RETRIES):
             ceiling = min(BACKOFF_MAX_S, 0.25 * 2**attempt)
             assert all(ceiling / 2 <= run[attempt] <= ceiling for run in runs)
         assert len({tuple(run) for run in runs}) == 20
 
-    def test_in_the_end_the_last_failure_is_told(self) -> None:
-        n_sent, pauses, error = send(GET, answer(500), LOST, answer(503, "storage_unavailable"))
+    def test_last_failure_is_raised(self) -> None:
+        n_sent, pauses, error = send(GET, response(500), LOST, response(503, "storage_unavailable"))
         assert (n_sent, len(pauses)) == (RETRIES + 1, RETRIES)
         assert isinstance(error, ServiceUnavailableError)
 
     @pytest.mark.parametrize(
-        ("before", "is_done"),
+        ("before", "is_success"),
         [
             ([LOST], True),
-            ([answer(500)], True),
-            ([LOST, answer(503)], True),
-            ([answer(503)], False),
-            ([UNREACHED], False),
+            ([response(500)], True),
+            ([LOST, response(503)], True),
+            ([response(503)], False),
+            ([UNREACHABLE], False),
             ([], False),
         ],
     )
-    def test_what_is_gone_was_deleted_by_an_attempt_that_may_have_arrived(
-        self, before: list[Response | AfterwordsError], is_done: bool
+    def test_404_after_a_lost_delete_is_success(
+        self, before: list[Response | AfterwordsError], is_success: bool
     ) -> None:
-        ask = Request("DELETE", "/v1/voices/x", missing_code="voice_not_found", is_done_if_gone=True)
-        _, _, result = send(ask, *before, answer(404))
-        assert isinstance(result, Response if is_done else VoiceNotFoundError)
+        delete = Request("DELETE", "/v1/voices/x", missing_code="voice_not_found", is_done_if_gone=True)
+        _, _, result = send(delete, *before, response(404))
+        assert isinstance(result, Response if is_success else VoiceNotFoundError)
 
 
 class TestFaults:
-    """The same rules where it matters: what is on the server afterwards."""
+    """The rules, and what is on the server afterwards."""
 
     @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-    def test_a_get_is_sent_again_where_it_may_pass(self, faulty: Client, faults: FaultyServer, status: int) -> None:
+    def test_get_is_retried_after_a_transient_failure(self, faulty: Client, faults: FaultyServer, status: int) -> None:
         faults.inject(Fault.ANSWER, status=status)
         assert list(faulty.voices.list()) == []
         assert [seen.fault for seen in faults.seen] == [Fault.ANSWER, None]
 
     @pytest.mark.parametrize("status", [400, 403, 501, 507])
-    def test_a_get_is_not_sent_again_where_it_would_fail(
+    def test_get_is_not_retried_after_a_permanent_failure(
         self, faulty: Client, faults: FaultyServer, status: int
     ) -> None:
         faults.inject(Fault.ANSWER, status=status)
@@ -164,14 +166,14 @@ class TestFaults:
             list(faulty.voices.list())
         assert (caught.value.http_status, len(faults.seen)) == (status, 1)
 
-    def test_retry_after_is_waited_for(self, faulty: Client, faults: FaultyServer) -> None:
+    def test_client_waits_for_retry_after(self, faulty: Client, faults: FaultyServer) -> None:
         faults.inject(Fault.ANSWER, status=429, retry_after_s=1)
         began = time.monotonic()
         assert list(faulty.voices.list()) == []
-        assert time.monotonic() - began >= 1  # at least: that it waits is what is claimed
+        assert time.monotonic() - began >= 1  # at least
 
     @pytest.mark.parametrize("fault", [Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.HALF_BODY])
-    def test_speech_that_may_have_been_accepted_is_asked_for_again_and_made_once(
+    def test_retried_synthesis_creates_one_job(
         self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice, fault: Fault
     ) -> None:
         faults.inject(fault, method="POST", times=2)
@@ -181,14 +183,14 @@ class TestFaults:
         assert len(list(direct.jobs.list())) == 1
 
     @pytest.mark.parametrize("fault", [Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.HALF_BODY])
-    def test_a_voice_whose_answer_was_lost_is_made_once(
+    def test_retried_upload_creates_one_voice(
         self, faulty: Client, faults: FaultyServer, direct: Client, fault: Fault
     ) -> None:
         faults.inject(fault, method="POST", times=2)
         made = faulty.voices.create(READER, name="me")
         assert [voice.voice_id for voice in direct.voices.list()] == [made.voice_id]
 
-    def test_a_bundle_whose_answer_was_lost_is_taken_in_once(
+    def test_retried_import_creates_one_voice(
         self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice
     ) -> None:
         bundle = direct.voices.export(voice)
@@ -197,36 +199,34 @@ class TestFaults:
         assert [voice.voice_id for voice in direct.voices.list()] == [voice.voice_id, made.voice_id]
 
     @pytest.mark.parametrize("status", [500, 502, 503])
-    def test_speech_that_a_proxy_refused_is_asked_for_again(
+    def test_synthesis_refused_by_a_proxy_is_retried(
         self, faulty: Client, faults: FaultyServer, voice: Voice, status: int
     ) -> None:
         faults.inject(Fault.ANSWER, method="POST", status=status)
         assert faulty.say(TEXT, voice=voice).duration_s > 0
 
-    def test_a_key_that_may_have_been_made_is_not_asked_for_again(
-        self, faulty: Client, faults: FaultyServer, direct: Client
-    ) -> None:
+    def test_key_creation_is_not_retried(self, faulty: Client, faults: FaultyServer, direct: Client) -> None:
         faults.inject(Fault.DROP_AFTER, path="/v1/keys")
         before = len(direct.keys.list())
         with pytest.raises(ConnectionLostError):
             faulty.keys.create(label="lost")
         assert (len(faults.seen), len(direct.keys.list())) == (1, before + 1)
 
-    def test_a_deletion_whose_answer_was_lost_is_done(
+    def test_lost_response_to_a_deletion_is_success(
         self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice
     ) -> None:
         faults.inject(Fault.DROP_AFTER, method="DELETE")
         faulty.voices.delete(voice)
         assert list(direct.voices.list()) == []
 
-    def test_a_cancellation_whose_answer_was_lost_is_done(
+    def test_lost_response_to_a_cancellation_is_success(
         self, faulty: Client, faults: FaultyServer, voice: Voice
     ) -> None:
         job = faulty.synthesize(f"fault-slow {TEXT * 20}", voice=voice)
         faults.inject(Fault.DROP_AFTER, method="DELETE")
         assert job.cancel().status == "cancelled"
 
-    def test_a_quota_is_not_asked_for_twice(self, faulty: Client, faults: FaultyServer, voice: Voice) -> None:
+    def test_exceeded_quota_is_not_retried(self, faulty: Client, faults: FaultyServer, voice: Voice) -> None:
         faults.inject(Fault.ANSWER, method="POST", status=429, code="quota_exceeded", retry_after_s=1)
         with pytest.raises(QuotaExceededError) as caught:
             faulty.say(TEXT, voice=voice)
@@ -241,7 +241,7 @@ class TestFaults:
             (lambda faults: faults.inject(Fault.HALF_BODY, times=99), ConnectionLostError),
         ],
     )
-    def test_after_five_attempts_it_gives_up(
+    def test_fifth_failure_is_raised(
         self,
         faulty: Client,
         faults: FaultyServer,
@@ -253,40 +253,42 @@ class TestFaults:
             list(faulty.voices.list())
         assert len(faults.seen) == RETRIES + 1
 
-    def test_a_silent_server_is_named(self, either: Either, faults: FaultyServer, key: str) -> None:
+    def test_silent_server_times_out(self, make_client: ClientFactory, faults: FaultyServer, key: str) -> None:
         faults.inject(Fault.SLOW, times=99, delay_s=30)
         with pytest.raises(ServerTimeoutError) as caught:
-            list(either(faults.url, key, timeout_s=0.05).voices.list())
+            list(make_client(faults.url, key, timeout_s=0.05).voices.list())
         assert (caught.value.exit_code, len(faults.seen)) == (9, RETRIES + 1)
 
-    def test_where_nobody_listens_nothing_was_sent(self, either: Either) -> None:
+    def test_closed_port_is_unreachable(self, make_client: ClientFactory) -> None:
         with pytest.raises(UnreachableError) as caught:
-            either("http://127.0.0.1:9", "aw_nobody").usage()
+            make_client("http://127.0.0.1:9", "aw_x").usage()
         assert (caught.value.exit_code, caught.value.hint != "") == (8, True)
 
 
 class TestHosted:
-    """The hosted service knows no idempotency keys."""
+    """The hosted service ignores idempotency keys."""
 
     @pytest.mark.parametrize(("fault", "n_voices"), [(Fault.DROP_BEFORE, 0), (Fault.DROP_AFTER, 1)])
-    def test_what_may_have_arrived_is_not_sent_again(self, either: Either, fault: Fault, n_voices: int) -> None:
+    def test_possibly_processed_post_is_not_retried(
+        self, make_client: ClientFactory, fault: Fault, n_voices: int
+    ) -> None:
         with HostedService() as hosted, FaultyServer(hosted.url) as faults:
-            client = either(faults.url, hosted.api_key)
+            client = make_client(faults.url, hosted.api_key)
             faults.inject(fault, method="POST")
             with pytest.raises(ConnectionLostError):
                 client.voices.create(READER, name="me")
             assert len(list(client.voices.list())) == n_voices
 
-    def test_what_was_refused_for_now_is_sent_again(self, either: Either) -> None:
+    def test_post_refused_with_503_is_retried(self, make_client: ClientFactory) -> None:
         with HostedService() as hosted, FaultyServer(hosted.url) as faults:
-            client = either(faults.url, hosted.api_key)
+            client = make_client(faults.url, hosted.api_key)
             faults.inject(Fault.ANSWER, method="POST", status=503)
             made = client.voices.create(READER, name="me")
             assert [voice.voice_id for voice in client.voices.list()] == [made.voice_id]
 
-    def test_a_deletion_whose_answer_was_lost_is_done(self, either: Either) -> None:
+    def test_lost_response_to_a_deletion_is_success(self, make_client: ClientFactory) -> None:
         with HostedService() as hosted, FaultyServer(hosted.url) as faults:
-            client = either(faults.url, hosted.api_key)
+            client = make_client(faults.url, hosted.api_key)
             made = client.voices.create(READER, name="me")
             faults.inject(Fault.DROP_AFTER, method="DELETE")
             client.voices.delete(made)

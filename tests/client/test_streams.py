@@ -1,4 +1,4 @@
-"""Speech that is heard while a server makes it: piece by piece, to its end or to where somebody leaves."""
+"""Streams: speech that is read while the server generates it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from afterwords.errors import ConnectionLostError, InvalidResponseError, StreamC
 from afterwords.models import FormatName
 from afterwords.provenance import read_mark
 from afterwords.testing import Fault, FaultyServer
-from tests.client.answering import answering
-from tests.client.front import Either, n_busy
+from tests.client.both_clients import ClientFactory, n_busy
+from tests.client.canned import canned_responses
 from tests.e2e.served import READER, until
-from tests.hosted.client import NOBODY
+from tests.hosted.client import UNKNOWN_ID
+from tests.hosted.http_server import HttpResponse
 from tests.hosted.service import HostedService
-from tests.hosted.wire import Answer
 
-TEXT = "This is heard while the rest of it is still being made."
+TEXT = "The rest of this is generated while the beginning is read."
 LONG = f"fault-slow {'and so on, ' * 100}"
-SOUND = np.round(np.sin(np.arange(50) / 5) * 9_000).astype(np.float32) / np.float32(32_768)
-MONO = wav_header(24_000, n_frames=len(SOUND), tags={"title": "me"}) + pcm16(SOUND)
+SAMPLES = np.round(np.sin(np.arange(50) / 5) * 9_000).astype(np.float32) / np.float32(32_768)
+MONO = wav_header(24_000, n_frames=len(SAMPLES), tags={"title": "me"}) + pcm16(SAMPLES)
 
 
-def heard(*pieces: bytes) -> Samples:
+def parse(*pieces: bytes) -> Samples:
     wav = WavStream()
     parts = [samples for piece in pieces if (samples := wav.feed(piece)) is not None]
     wav.end()
@@ -48,40 +48,36 @@ def wav(data: bytes, *, n_channels: int = 1, encoding: int = 1, bits: int = 16, 
 
 
 class TestWav:
-    @pytest.mark.parametrize("at", range(1, len(MONO)))
-    def test_it_may_be_cut_anywhere(self, at: int) -> None:
-        assert np.array_equal(heard(MONO[:at], MONO[at:]), SOUND)
-
     @given(st.lists(st.integers(0, len(MONO)), max_size=12))
-    def test_it_may_come_in_pieces_of_any_length(self, cuts: list[int]) -> None:
+    def test_pieces_can_have_any_length(self, cuts: list[int]) -> None:
         ends = [0, *sorted(cuts), len(MONO)]
-        assert np.array_equal(heard(*(MONO[a:b] for a, b in pairwise(ends))), SOUND)
+        assert np.array_equal(parse(*(MONO[a:b] for a, b in pairwise(ends))), SAMPLES)
 
-    def test_byte_by_byte_is_the_same(self) -> None:
-        assert np.array_equal(heard(*(MONO[n : n + 1] for n in range(len(MONO)))), SOUND)
+    def test_pieces_can_be_single_bytes(self) -> None:
+        assert np.array_equal(parse(*(MONO[n : n + 1] for n in range(len(MONO)))), SAMPLES)
 
-    def test_its_rate_and_tags_are_known_once_the_sound_begins(self) -> None:
+    def test_rate_and_tags_are_known_when_samples_begin(self) -> None:
         stream = WavStream()
         assert (stream.feed(MONO[:40]), stream.sample_rate) == (None, 0)
         stream.feed(MONO[40:])
         assert (stream.sample_rate, stream.tags) == (24_000, {"title": "me"})
 
     @pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
-    def test_its_length_may_be_unknown(self, size: int) -> None:
-        assert np.array_equal(heard(wav(pcm16(SOUND), size=size)), SOUND)
+    def test_length_can_be_unknown(self, size: int) -> None:
+        assert np.array_equal(parse(wav(pcm16(SAMPLES), size=size)), SAMPLES)
 
     @pytest.mark.parametrize("at", [1, 44, 45, 46, 47, 48, 60])
     def test_channels_are_averaged(self, at: int) -> None:
         stereo = wav(struct.pack("<8h", 100, 300, -100, -300, 0, 2, 7, 7), n_channels=2)
-        assert np.array_equal(heard(stereo[:at], stereo[at:]) * 32_768, [200, -200, 1, 7])
+        assert np.array_equal(parse(stereo[:at], stereo[at:]) * 32_768, [200, -200, 1, 7])
 
-    def test_what_follows_the_sound_is_no_sound(self) -> None:
-        assert np.array_equal(heard(MONO, b"LIST\4\0\0\0INFO", b"\7" * 1_000), SOUND)
+    def test_chunks_after_the_samples_are_ignored(self) -> None:
+        assert np.array_equal(parse(MONO, b"LIST\4\0\0\0INFO", b"\7" * 1_000), SAMPLES)
 
     @pytest.mark.parametrize("missing", [1, 2, 99])
-    def test_one_that_ends_too_early_was_cut(self, missing: int) -> None:
+    def test_truncated_wav_is_a_lost_connection(self, missing: int) -> None:
         with pytest.raises(ConnectionLostError):
-            heard(MONO[:-missing])
+            parse(MONO[:-missing])
 
     @pytest.mark.parametrize(
         "data",
@@ -99,27 +95,29 @@ class TestWav:
             MONO[:12] + b"junk\xff\xff\xff\x7f" + b"\0" * 30,
         ],
     )
-    def test_what_is_none_is_refused(self, data: bytes) -> None:
+    def test_invalid_wav_is_refused(self, data: bytes) -> None:
         with pytest.raises(InvalidResponseError):
-            heard(data)
+            parse(data)
 
 
 class TestStream:
-    def test_a_slow_stream_comes_as_it_is_made(self, client: Client, direct: Client, voice: Voice) -> None:
+    def test_audio_arrives_while_it_is_generated(self, client: Client, direct: Client, voice: Voice) -> None:
         with client.stream(LONG, voice=voice) as speech:
             chunks = iter(speech)
             assert len(next(chunks).samples) > 0
             assert [job.job_id for job in direct.jobs.list(status="pending")] == [speech.job_id]
 
-    def test_a_slow_network_gives_what_has_arrived(self, faulty: Client, faults: FaultyServer, voice: Voice) -> None:
+    def test_slow_network_delivers_pieces_as_they_arrive(
+        self, faulty: Client, faults: FaultyServer, voice: Voice
+    ) -> None:
         faults.inject(Fault.SLOW, method="POST", delay_s=0.2)
         began = time.monotonic()
         with faulty.stream(TEXT, voice=voice) as speech:
             times = [time.monotonic() - began for _ in speech]
         assert len(times) >= 4
-        assert times[-1] - times[0] >= 0.4  # at least: that the first did not wait for the last is what is claimed
+        assert times[-1] - times[0] >= 0.4  # at least: the first piece does not wait for the last
 
-    def test_all_of_it_can_be_had_at_once(self, client: Client, voice: Voice) -> None:
+    def test_stream_can_be_read_at_once(self, client: Client, voice: Voice) -> None:
         audio = client.stream(TEXT, voice="me").audio()
         assert audio.duration_s == pytest.approx(len(TEXT) * 0.06)
         mark = read_mark(audio.tags)
@@ -130,7 +128,7 @@ class TestStream:
     @pytest.mark.parametrize(
         ("fault", "is_cached"), [(Fault.HALF_BODY, False), (Fault.HALF_BODY, True), (Fault.SHORT_LENGTH, True)]
     )
-    def test_one_that_breaks_off_gives_what_came_and_then_says_so(
+    def test_lost_connection_delivers_what_arrived(
         self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice, fault: Fault, is_cached: bool
     ) -> None:
         whole = direct.say(TEXT, voice=voice if is_cached else direct.voices.create(READER, name="you")).samples
@@ -140,39 +138,39 @@ class TestStream:
         assert speech.is_cached is is_cached
         with pytest.raises(ConnectionLostError):
             samples.extend(chunk.samples for chunk in speech)
-        came = np.concatenate(samples)
-        assert 0.4 < len(came) / len(whole) < 0.6
-        assert np.array_equal(came, whole[: len(came)])
+        received = np.concatenate(samples)
+        assert 0.4 < len(received) / len(whole) < 0.6
+        assert np.array_equal(received, whole[: len(received)])
         assert n_busy(faulty) == 0
 
     @pytest.mark.parametrize("fault", [Fault.DROP_BEFORE, Fault.DROP_AFTER])
-    def test_one_that_never_began_is_asked_for_again(
+    def test_stream_that_never_began_is_retried(
         self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice, fault: Fault
     ) -> None:
         faults.inject(fault, method="POST")
         assert faulty.stream(TEXT, voice=voice).audio().duration_s == pytest.approx(len(TEXT) * 0.06)
         assert len(list(direct.jobs.list())) == 1
 
-    def test_leaving_it_cancels_the_job(self, client: Client, direct: Client, voice: Voice) -> None:
+    def test_closing_early_cancels_the_job(self, client: Client, direct: Client, voice: Voice) -> None:
         with client.stream(LONG, voice=voice) as speech:
             for _ in speech:
                 break
         until(lambda: direct.jobs.get(str(speech.job_id)).status == "cancelled", what="the end of the job")
         assert n_busy(client) == 0
 
-    def test_it_is_read_once(self, client: Client, voice: Voice) -> None:
+    def test_stream_can_be_read_once(self, client: Client, voice: Voice) -> None:
         speech = client.stream(TEXT, voice=voice)
         speech.audio()
         with pytest.raises(StreamConsumedError):
             list(speech)
 
-    def test_one_that_was_closed_is_not_read(self, client: Client, voice: Voice) -> None:
+    def test_closed_stream_can_not_be_read(self, client: Client, voice: Voice) -> None:
         speech = client.stream(TEXT, voice=voice)
         speech.close()
         with pytest.raises(StreamConsumedError):
             speech.audio()
 
-    def test_one_that_is_closed_while_it_is_read_ends(self, client: Client, voice: Voice) -> None:
+    def test_closing_while_reading_ends_the_stream(self, client: Client, voice: Voice) -> None:
         speech = client.stream(LONG, voice=voice)
         chunks = iter(speech)
         next(chunks)
@@ -181,13 +179,13 @@ class TestStream:
             for _ in chunks:
                 pass
 
-    def test_a_voice_that_is_not_there_is_not_found(self, client: Client) -> None:
+    def test_unknown_voice_is_not_found(self, client: Client) -> None:
         with pytest.raises(VoiceNotFoundError):
-            client.stream(TEXT, voice="nobody")
+            client.stream(TEXT, voice="unknown")
 
-    def test_a_server_that_can_not_stream_gives_it_once_it_is_ready(self, either: Either) -> None:
+    def test_server_without_streams_sends_finished_audio(self, make_client: ClientFactory) -> None:
         with HostedService() as hosted:
-            client = either(hosted.url, hosted.api_key)
+            client = make_client(hosted.url, hosted.api_key)
             client.voices.create(READER, name="me")
             first, again = (client.stream(TEXT, voice="me") for _ in range(2))
             assert (first.is_cached, first.backend, first.job_id is None) == (False, "qwen3-1.7b", False)
@@ -195,7 +193,7 @@ class TestStream:
             assert again.is_cached
 
     @pytest.mark.parametrize("format", ["wav", "mp3", "opus", "flac", "pcm"])
-    def test_bytes_of_a_format_come_while_they_are_made(
+    def test_bytes_arrive_while_they_are_generated(
         self, client: Client, voice: Voice, tmp_path: Path, format: FormatName
     ) -> None:
         with client.stream_bytes(TEXT, voice="me", format=format) as speech:
@@ -209,13 +207,13 @@ class TestStream:
         assert again.stat().st_size > 1_000
         assert n_busy(client) == 0
 
-    def test_speech_is_saved_while_it_is_made(self, client: Client, voice: Voice, tmp_path: Path) -> None:
+    def test_stream_is_saved(self, client: Client, voice: Voice, tmp_path: Path) -> None:
         path = client.stream(TEXT, voice=voice).save(tmp_path / "speech.flac")
         audio = decode(path)
         assert audio.duration_s == pytest.approx(len(TEXT) * 0.06)
         assert read_mark(read_tags(path)) is not None
 
-    def test_file_of_bytes_that_break_off_is_kept_as_it_was(
+    def test_lost_connection_keeps_the_existing_file(
         self, faulty: Client, faults: FaultyServer, voice: Voice, tmp_path: Path
     ) -> None:
         path = tmp_path / "speech.mp3"
@@ -227,7 +225,7 @@ class TestStream:
         assert list(tmp_path.iterdir()) == [path]
         assert n_busy(faulty) == 0
 
-    def test_leaving_the_bytes_cancels_the_job(self, client: Client, direct: Client, voice: Voice) -> None:
+    def test_closing_the_bytes_early_cancels_the_job(self, client: Client, direct: Client, voice: Voice) -> None:
         with client.stream_bytes(LONG, voice=voice, format="mp3") as speech:
             next(iter(speech))
         until(lambda: direct.jobs.get(str(speech.job_id)).status == "cancelled", what="the end of the job")
@@ -235,17 +233,19 @@ class TestStream:
             list(speech)
 
     @pytest.mark.parametrize(
-        "page",
+        "response",
         [
-            Answer(200, b"<!doctype html>", "text/html"),
-            Answer(200, b"<!doctype html>", "audio/wav"),
-            Answer(200, b"", "audio/wav"),
-            Answer(200, b"no gzip", "audio/wav", {"Content-Encoding": "gzip"}),
+            HttpResponse(200, b"<!doctype html>", "text/html"),
+            HttpResponse(200, b"<!doctype html>", "audio/wav"),
+            HttpResponse(200, b"", "audio/wav"),
+            HttpResponse(200, b"no gzip", "audio/wav", {"Content-Encoding": "gzip"}),
         ],
     )
-    def test_what_is_no_sound_is_refused_and_its_connection_given_back(self, either: Either, page: Answer) -> None:
-        with answering(page) as (url, _):
-            client = either(url, "aw_x")
+    def test_invalid_audio_is_refused_and_connection_released(
+        self, make_client: ClientFactory, response: HttpResponse
+    ) -> None:
+        with canned_responses(response) as (url, _):
+            client = make_client(url, "aw_x")
             with pytest.raises(InvalidResponseError):
-                client.stream(TEXT, voice=NOBODY)
+                client.stream(TEXT, voice=UNKNOWN_ID)
             assert n_busy(client) == 0

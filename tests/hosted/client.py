@@ -1,4 +1,4 @@
-"""Bare HTTP for both the hosted service's twin and our server: only what the hosted tables name is sent."""
+"""Plain HTTP requests, as docs/api.md lists them, to the fake hosted service and to our server."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ import httpx
 
 from tests.e2e.served import READER, speak, until
 
-NOBODY = "00000000-0000-4000-8000-000000000000"
+UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 RECORDING = READER.read_bytes()
 
 
-def client_of(url: str, secret: str) -> httpx.Client:
+def http_client(url: str, secret: str) -> httpx.Client:
     return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {secret}"}, trust_env=False, timeout=30)
 
 
-def create(client: httpx.Client, wav: bytes = RECORDING, **fields: str) -> httpx.Response:
+def create_voice(client: httpx.Client, wav: bytes = RECORDING, **fields: str) -> httpx.Response:
     data = {"name": "me", **fields}
     return client.post("/v1/voices", data=data, files={"ref_audio": ("me.wav", wav, "audio/wav")})
 
 
-def ask(client: httpx.Client, voice_id: str, text: str, **fields: Any) -> httpx.Response:
+def synthesize(client: httpx.Client, voice_id: str, text: str, **fields: Any) -> httpx.Response:
     return client.post("/v1/synthesize", json={"voice_id": voice_id, "text": text, **fields})
 
 
-def final(client: httpx.Client, job_id: str) -> dict[str, Any]:
-    """The job, once it is final: looked at without asking the server to wait."""
+def wait_for_job(client: httpx.Client, job_id: str) -> dict[str, Any]:
+    """Poll a job until it has ended, and return it."""
 
-    def look() -> dict[str, Any] | None:
+    def get_final() -> dict[str, Any] | None:
         job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()
         return job if job["status"] != "pending" else None
 
-    return until(look, what="the end of the job")
+    return until(get_final, what="the end of the job")
 
 
-def spoken(client: httpx.Client, voice_id: str, text: str) -> str:
-    """The id of a job that is final."""
+def speak_and_wait(client: httpx.Client, voice_id: str, text: str) -> str:
+    """Submit a text, wait for the job, and return its ID."""
     job_id = speak(client, voice_id, text)
-    final(client, job_id)
+    wait_for_job(client, job_id)
     return job_id
 
 
-def x_headers(answer: httpx.Response) -> set[str]:
-    return {name for name in answer.headers if name.startswith("x-")}
+def x_headers(response: httpx.Response) -> set[str]:
+    return {name for name in response.headers if name.startswith("x-")}
 
 
-def code_of(answer: httpx.Response) -> str:
-    return str(answer.json()["error"]["code"])
+def error_code(response: httpx.Response) -> str:
+    return str(response.json()["error"]["code"])

@@ -39,7 +39,7 @@ def decode_speech(speech: SpeechResponse, voice: Voice | str | None = None) -> A
             samples, sample_rate, tags = read.samples, read.sample_rate, read_tags(speech.data)
     except RecordingError as error:
         raise InvalidResponseError.for_reason(
-            f"its audio can't be read ({error.code})", hint="ask again; something on the way may have cut it."
+            f"its audio can't be read ({error.code})", hint="try again; a proxy may have truncated it."
         ) from error
     return Audio(samples, sample_rate, ensure_mark(tags, speech, voice))
 

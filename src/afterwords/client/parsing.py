@@ -44,16 +44,16 @@ _CODES: Final = {
 }
 """The error codes of responses that have none."""
 _HINTS: Final = {
-    "unauthorized": "`afterwords login` takes another key; AFTERWORDS_API_KEY wins over it.",
-    "admin_required": "set AFTERWORDS_ADMIN_SECRET to the admin secret of the server, or ask the person who runs it.",
-    "key_replaced": "use the key that replaced it: `afterwords login`.",
-    "voice_not_found": "`afterwords voices --remote` lists the voices there; `afterwords push` copies a voice there.",
-    "ambiguous_voice_name": "use the id of the voice: `afterwords voices --remote --json`.",
-    "home_voice": "change it where it is at home: `afterwords voices` on the machine of the server.",
-    "job_not_found": "`afterwords jobs list` lists the jobs there.",
-    "key_not_found": "`afterwords keys list --remote` lists the keys there.",
-    "quota_exceeded": "`afterwords usage` shows when the next period begins; or ask for a higher limit.",
-    "storage_quota_exceeded": "delete a voice, or ask the person who runs the server for more room.",
+    "unauthorized": "log in with a valid key: `afterwords login`. AFTERWORDS_API_KEY takes precedence over it.",
+    "admin_required": "set AFTERWORDS_ADMIN_SECRET to the server's admin secret, or ask its administrator.",
+    "key_replaced": "log in with the new key: `afterwords login`.",
+    "voice_not_found": "list voices with `afterwords voices --remote`, or copy one to the server: `afterwords push`.",
+    "ambiguous_voice_name": "use the voice's ID, which `afterwords voices --remote --json` lists.",
+    "home_voice": "change it with `afterwords voices` on the machine that runs the server.",
+    "job_not_found": "list the server's jobs with `afterwords jobs list`.",
+    "key_not_found": "list the server's keys with `afterwords keys list --remote`.",
+    "quota_exceeded": "see with `afterwords usage` when the next period begins, or ask for a higher limit.",
+    "storage_quota_exceeded": "delete a voice, or ask the server's administrator for more storage.",
 }
 _WORD: Final = re.compile(r"[!-~]{1,80}")
 """What a code, a request ID or a field name looks like; anything else is not printed."""
@@ -109,11 +109,11 @@ def _hint(code: str, response: Response, request_id: str | None) -> str:
     if code in _HINTS:
         return _HINTS[code]
     if response.retry_after_s is not None:
-        return f"wait {response.retry_after_s} s, then ask again."
+        return f"wait {response.retry_after_s} s, then try again."
     if response.status < 500:
         return "correct the request, then try again."
-    about = f" about request {request_id}" if request_id else ""
-    return f"try again; if it fails again, ask the person who runs the server{about}."
+    about = f", and name the request {request_id}" if request_id else ""
+    return f"try again; if it fails again, ask the server's administrator{about}."
 
 
 def truncated_response(response: Response) -> ConnectionLostError:

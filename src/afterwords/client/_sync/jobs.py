@@ -164,14 +164,7 @@ class RemoteJob(Job):
     def wait(self, *, timeout_s: float = JOB_TIMEOUT_S, progress: Progress | None = None) -> RemoteJob:
         """Wait until the job is ready, and return it as it is then.
 
-        Args:
-            timeout_s: How long to wait, in seconds.
-            progress: Called about once a second with the fraction of the current step that is done, from 0 to 1, and
-                the step: "waiting", "loading", "preparing" or "speaking".
-
-        Raises:
-            JobFailedError, JobError: The job has no audio.
-            JobTimeoutError: The job is still pending, and continues.
+        The arguments and errors are those of `client.jobs.wait`.
         """
         if self.status is JobStatus.READY:
             return self

@@ -1,4 +1,4 @@
-"""Many at once: two hundred calls, none of which fails."""
+"""Two hundred concurrent calls, none of which fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from afterwords import AsyncClient, Client, Voice
-from tests.client.front import n_busy
+from tests.client.both_clients import n_busy
 from tests.e2e.served import READER, Served
 
 N = 200
@@ -18,25 +18,25 @@ N = 200
 
 @pytest.fixture(autouse=True)
 def real_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("afterwords.client.requests.BACKOFF_S", 0.25)  # back to what it is: a crowd needs it
+    monkeypatch.setattr("afterwords.client.requests.BACKOFF_S", 0.25)  # the default, which so many calls need
 
 
 def text_of(n: int) -> str:
     return f"Number {n}." + "!" * (n % 10)
 
 
-def test_two_hundred_calls_of_one_client_all_succeed(server: Served, key: str, voice: Voice) -> None:
+def test_calls_of_one_client_succeed(server: Served, key: str, voice: Voice) -> None:
     async def main() -> tuple[list[float], int]:
         async with AsyncClient(server.url, api_key=key) as client:
-            said = await asyncio.gather(*(client.say(text_of(n), voice="me") for n in range(N)))
-            return [audio.duration_s for audio in said], n_busy(client)
+            audios = await asyncio.gather(*(client.say(text_of(n), voice="me") for n in range(N)))
+            return [audio.duration_s for audio in audios], n_busy(client)
 
     durations, busy = asyncio.run(main())
     assert durations == pytest.approx([0.06 * len(text_of(n)) for n in range(N)])
     assert busy == 0
 
 
-def test_two_hundred_clients_all_succeed(server: Served, key: str, voice: Voice) -> None:
+def test_calls_of_many_clients_succeed(server: Served, key: str, voice: Voice) -> None:
     async def one(n: int) -> float:
         async with AsyncClient(server.url, api_key=key) as client:
             return (await client.say(text_of(n), voice=voice)).duration_s
@@ -47,7 +47,7 @@ def test_two_hundred_clients_all_succeed(server: Served, key: str, voice: Voice)
     assert asyncio.run(main()) == pytest.approx([0.06 * len(text_of(n)) for n in range(N)])
 
 
-def test_two_hundred_streams_of_one_client_all_come(server: Served, key: str, voice: Voice) -> None:
+def test_streams_of_one_client_succeed(server: Served, key: str, voice: Voice) -> None:
     async def main() -> list[float]:
         async with AsyncClient(server.url, api_key=key) as client:
 
@@ -60,15 +60,15 @@ def test_two_hundred_streams_of_one_client_all_come(server: Served, key: str, vo
     assert asyncio.run(main()) == pytest.approx([0.06 * len(text_of(n)) for n in range(N)])
 
 
-def test_threads_may_share_a_client(server: Served, key: str, direct: Client) -> None:
-    """While names come and go: what one thread learns of them does not trip another."""
+def test_threads_can_share_a_client(server: Served, key: str, direct: Client) -> None:
+    """Threads look names up, and delete and create them, at the same time."""
     for n in range(8):
         direct.voices.create(READER, name=f"voice {n}")
     with Client(server.url, api_key=key) as client, ThreadPoolExecutor(8) as pool:
 
         def work(n: int) -> float:
             if n % 10 == 0:
-                client.voices.delete(client.voices.create(READER, name=f"guest {n}"))
+                client.voices.delete(client.voices.create(READER, name=f"temporary {n}"))
             return client.say(text_of(n), voice=f"voice {n % 8}").duration_s
 
         durations = list(pool.map(work, range(60)))
@@ -77,7 +77,7 @@ def test_threads_may_share_a_client(server: Served, key: str, direct: Client) ->
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.002, 0.01, 0.05])
-def test_calls_that_are_cancelled_hold_nothing(server: Served, key: str, voice: Voice, after_s: float) -> None:
+def test_cancelled_calls_release_their_connections(server: Served, key: str, voice: Voice, after_s: float) -> None:
     async def main() -> int:
         async with AsyncClient(server.url, api_key=key) as client:
             calls = [client.say(f"{text_of(n)} {after_s}", voice=voice) for n in range(10)]
@@ -86,16 +86,16 @@ def test_calls_that_are_cancelled_hold_nothing(server: Served, key: str, voice: 
             await asyncio.wait(tasks, timeout=after_s)
             for task in tasks:
                 task.cancel()
-            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-                if not isinstance(outcome, BaseException) and hasattr(outcome, "close"):
-                    await outcome.close()  # it had begun
-            assert (await client.say("And then one more.", voice=voice)).duration_s > 0
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                if not isinstance(result, BaseException) and hasattr(result, "close"):
+                    await result.close()
+            assert (await client.say("One more.", voice=voice)).duration_s > 0
             return n_busy(client)
 
     assert asyncio.run(main()) == 0
 
 
-def test_a_call_cancelled_while_its_answer_is_closed_gives_its_connection_back() -> None:
+def test_call_cancelled_during_close_releases_its_connection() -> None:
     async def main() -> None:
         closing, go_on, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -108,10 +108,10 @@ def test_a_call_cancelled_while_its_answer_is_closed_gives_its_connection_back()
                 await go_on.wait()
                 closed.set()
 
-        def answer(request: httpx.Request) -> httpx.Response:
+        def respond(request: httpx.Request) -> httpx.Response:
             return httpx.Response(200, headers={"Content-Type": "application/json"}, stream=Body())
 
-        async with AsyncClient("http://127.0.0.1:9", api_key="aw_x", transport=httpx.MockTransport(answer)) as client:
+        async with AsyncClient("http://127.0.0.1:9", api_key="aw_x", transport=httpx.MockTransport(respond)) as client:
             call = asyncio.ensure_future(client.keys.list())
             await closing.wait()
             call.cancel()

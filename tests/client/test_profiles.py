@@ -1,4 +1,4 @@
-"""Which server is asked, with which key: what was given, else the environment, else a profile."""
+"""The server and key in use: from arguments, the environment or a profile."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ A, B = "https://a.example", "https://b.example"
 
 @pytest.fixture
 def profiles(home: Path, monkeypatch: pytest.MonkeyPatch) -> Profiles:
-    """Two profiles, of which `b` is chosen; keys lie in the file."""
-    # patched, since whether a machine has a keyring that works is no matter of these tests
+    """Return two profiles with keys in the file; `b` is in use."""
+    # These tests do not depend on the keyring of the machine.
     monkeypatch.setattr("afterwords.client.profiles._keyring", lambda: None)
-    known = Profiles(home)
-    known.save("a", A, "aw_of-a")
-    known.save("b", B, "aw_of-b")
-    return known
+    saved = Profiles(home)
+    saved.save("a", A, "aw_of-a")
+    saved.save("b", B, "aw_of-b")
+    return saved
 
 
-def found(home: Path, base_url: str | None = None, *, env: dict[str, str] | None = None, **given: str) -> Access:
+def access_of(home: Path, base_url: str | None = None, *, env: dict[str, str] | None = None, **given: str) -> Access:
     environ = {"AFTERWORDS_HOME": str(home), **{f"AFTERWORDS_{name}": value for name, value in (env or {}).items()}}
     return find_access(base_url, environ=environ, **given)
 
 
 class TestAccess:
-    def test_without_anything_it_is_this_machine(self, home: Path) -> None:
-        access = found(home)
+    def test_default_server_is_this_machine(self, home: Path) -> None:
+        access = access_of(home)
         assert (access.base_url, access.api_key, access.profile, access.is_loopback) == (LOCAL_URL, None, None, True)
 
     @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ class TestAccess:
         ],
     )
     @pytest.mark.usefixtures("profiles")
-    def test_a_key_goes_to_its_own_address_alone(
+    def test_key_is_used_for_its_own_address_only(
         self,
         home: Path,
         base_url: str | None,
@@ -66,28 +66,28 @@ class TestAccess:
         env: dict[str, str],
         expected: tuple[str, str | None, str | None],
     ) -> None:
-        access = found(home, base_url, env=env, **given)
+        access = access_of(home, base_url, env=env, **given)
         assert (access.base_url, access.api_key, access.profile) == expected
 
     @pytest.mark.parametrize(
         ("base_url", "env", "is_sent"),
         [(None, {}, True), (A, {}, True), (B, {"BASE_URL": B}, True), (A, {"BASE_URL": B}, False)],
     )
-    def test_the_admin_secret_of_one_server_does_not_go_to_another(
+    def test_admin_secret_is_used_for_its_own_server_only(
         self, home: Path, base_url: str | None, env: dict[str, str], is_sent: bool
     ) -> None:
-        access = found(home, base_url, env={**env, "ADMIN_SECRET": "of-this-server"})
+        access = access_of(home, base_url, env={**env, "ADMIN_SECRET": "of-this-server"})
         assert (access.admin_secret == "of-this-server") is is_sent
-        assert found(home, base_url, env=env, admin_secret="given").admin_secret == "given"
+        assert access_of(home, base_url, env=env, admin_secret="given").admin_secret == "given"
 
-    def test_of_two_accounts_with_one_server_the_chosen_one_asks(self, home: Path, profiles: Profiles) -> None:
+    def test_profile_in_use_wins_among_those_of_one_server(self, home: Path, profiles: Profiles) -> None:
         profiles.save("z", A, "aw_of-z")
-        assert found(home, A).api_key == "aw_of-z"
+        assert access_of(home, A).api_key == "aw_of-z"
         profiles.use("a")
-        assert found(home, A).api_key == "aw_of-a"
+        assert access_of(home, A).api_key == "aw_of-a"
 
     @pytest.mark.parametrize(
-        ("given", "standard"),
+        ("given", "normal"),
         [
             (" https://A.Example/ ", A),
             ("https://a.example:443", A),
@@ -97,8 +97,8 @@ class TestAccess:
             ("http://[::1]:7860", "http://[::1]:7860"),
         ],
     )
-    def test_an_address_has_one_form(self, given: str, standard: str) -> None:
-        assert check_url(given) == standard
+    def test_url_is_normalized(self, given: str, normal: str) -> None:
+        assert check_url(given) == normal
 
     @pytest.mark.parametrize(
         ("url", "is_loopback", "is_private"),
@@ -112,34 +112,34 @@ class TestAccess:
             ("https://evil.example", False, True),
         ],
     )
-    def test_it_is_known_whether_others_can_read_along(self, url: str, is_loopback: bool, is_private: bool) -> None:
+    def test_plain_http_is_private_on_loopback_only(self, url: str, is_loopback: bool, is_private: bool) -> None:
         assert (Access(url).is_loopback, Access(url).is_private) == (is_loopback, is_private)
 
     @pytest.mark.usefixtures("profiles")
-    def test_a_profile_that_is_not_there_is_named(self, home: Path) -> None:
+    def test_unknown_profile_is_refused_with_the_known_ones(self, home: Path) -> None:
         for options in ({"profile": "c"}, {"env": {"PROFILE": "c"}}):
             with pytest.raises(InvalidOptionError, match="a, b"):
-                found(home, **options)
+                access_of(home, **options)
 
 
 class TestProfiles:
-    def test_the_file_is_for_its_owner_alone(self, home: Path, profiles: Profiles) -> None:
+    def test_only_the_owner_can_read_the_file(self, home: Path, profiles: Profiles) -> None:
         assert profiles.path.stat().st_mode & 0o777 == 0o600
         assert home.stat().st_mode & 0o777 == 0o700
         assert [entry.name for entry in home.iterdir()] == ["profiles.json"]
 
-    def test_the_last_that_was_saved_is_used_until_another_is_chosen(self, profiles: Profiles) -> None:
+    def test_last_saved_profile_is_in_use_until_another_is(self, profiles: Profiles) -> None:
         assert [profile.name for profile in profiles.all()] == ["a", "b"]
         assert getattr(profiles.current(), "name", None) == "b"
         profiles.use("a")
         assert getattr(profiles.current(), "name", None) == "a"
 
-    def test_saved_again_it_is_replaced(self, profiles: Profiles) -> None:
-        assert profiles.save("a", f"{A}/", "aw_new") is False  # whether a keyring has it
+    def test_saving_again_replaces_the_profile(self, profiles: Profiles) -> None:
+        assert profiles.save("a", f"{A}/", "aw_new") is False  # not in a keyring
         assert profiles.get_key(profiles.get("a")) == "aw_new"
         assert len(profiles.all()) == 2
 
-    def test_removed_it_is_gone_with_its_key(self, profiles: Profiles) -> None:
+    def test_removing_a_profile_deletes_its_key(self, profiles: Profiles) -> None:
         profiles.remove("b")
         assert "aw_of-b" not in profiles.path.read_text()
         assert getattr(profiles.current(), "name", None) == "a"
@@ -149,11 +149,11 @@ class TestProfiles:
             profiles.remove("a")
 
     @pytest.mark.parametrize("name", ["", ".hidden", "two words", "../up", "x" * 65, "ключ"])
-    def test_a_name_that_makes_trouble_is_refused(self, profiles: Profiles, name: str) -> None:
+    def test_invalid_name_is_refused(self, profiles: Profiles, name: str) -> None:
         with pytest.raises(InvalidOptionError):
             profiles.save(name, A, "aw_x")
 
-    def test_what_can_not_be_used_is_not_kept(self, profiles: Profiles) -> None:
+    def test_invalid_url_or_key_is_not_saved(self, profiles: Profiles) -> None:
         for url, key in (("https://me:pw@a.example", "aw_x"), (A, "aw_two words"), (A, "")):
             with pytest.raises(InvalidInputError):
                 profiles.save("c", url, key)
@@ -176,13 +176,13 @@ class TestProfiles:
             b'{"chosen": "a", "profiles": {"a": {"url": "https://a.example", "api_key": 7}}}',
         ],
     )
-    def test_a_damaged_file_is_named_and_left_as_it_is(self, home: Path, profiles: Profiles, damaged: bytes) -> None:
+    def test_damaged_file_is_refused_and_left_unchanged(self, home: Path, profiles: Profiles, damaged: bytes) -> None:
         profiles.path.write_bytes(damaged)
-        for use in (profiles.all, lambda: found(home), lambda: profiles.save("c", A, "aw_x")):
+        for use in (profiles.all, lambda: access_of(home), lambda: profiles.save("c", A, "aw_x")):
             with pytest.raises(FileError):
                 use()
         assert profiles.path.read_bytes() == damaged
 
-    def test_a_choice_that_is_gone_is_none(self, home: Path, profiles: Profiles) -> None:
+    def test_profile_in_use_that_is_missing_is_ignored(self, home: Path, profiles: Profiles) -> None:
         profiles.path.write_text(json.dumps({"chosen": "gone", "profiles": {}}))
-        assert found(home).base_url == LOCAL_URL
+        assert access_of(home).base_url == LOCAL_URL

@@ -1,4 +1,4 @@
-"""What a server may answer: typed errors, one a code; and what is no answer of the API at all."""
+"""Error responses become typed errors; invalid responses are refused."""
 
 from __future__ import annotations
 
@@ -26,39 +26,42 @@ from afterwords.errors import (
     VoiceNotFoundError,
 )
 from afterwords.testing import Fault, FaultyServer
-from tests.client.answering import JSON, answering, page
-from tests.client.front import Either, n_busy
-from tests.hosted.client import NOBODY
+from tests.client.both_clients import ClientFactory, n_busy
+from tests.client.canned import JSON, canned_responses, json_response
+from tests.hosted.client import UNKNOWN_ID
+from tests.hosted.http_server import HttpResponse
 from tests.hosted.service import HostedService
-from tests.hosted.wire import Answer as Page
 
 DOCS = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
 ROWS = re.findall(r"^\| (\d{3})[^|]*\| (`.*) \|$", DOCS.partition("## Errors")[2], re.M)
 CODES = [(int(status), code) for status, codes in ROWS for code in re.findall(r"`([a-z_]+)`", codes)]
-EXITS = {401: 3, 403: 3, 404: 4, 410: 4, 429: 6}
+EXIT_CODES = {401: 3, 403: 3, 404: 4, 410: 4, 429: 6}
 
 
-def refused(status: int, body: bytes, content_type: str = JSON, **headers: str) -> AfterwordsError:
+def error_of(status: int, body: bytes, content_type: str = JSON, **headers: str) -> AfterwordsError:
     names = {"content-type": content_type, **{name.replace("_", "-"): value for name, value in headers.items()}}
     return parse_error(Response(status, names, body), Request("GET", "/v1/voices/x", missing_code="voice_not_found"))
 
 
 class TestCodes:
-    def test_the_documentation_names_them_all(self) -> None:
+    def test_docs_list_the_codes(self) -> None:
         assert len(CODES) > 50
         assert {"bad_request", "storage_full", "quota_exceeded", "not_wav"} <= {code for _, code in CODES}
 
-    @pytest.mark.parametrize(("status", "code"), CODES)
-    def test_each_code_has_a_class(self, status: int, code: str) -> None:
-        told = {"code": code, "message": "So it is.", "type": "x", "param": "text", "request_id": "req-1"}
-        error = refused(status, json.dumps({"error": told}).encode())
-        assert (error.code, error.message, error.request_id, error.http_status) == (code, "So it is.", "req-1", status)
-        assert code in (type(error).code, *type(error).codes)
-        assert error.hint
-        assert error.exit_code == (7 if code in ("runaway_audio", "synthesis_failed") else error.exit_code)
-        assert error.exit_code == EXITS.get(status, error.exit_code)
-        if isinstance(error, ServiceError):
-            assert (error.param, error.retry_after_s) == ("text", None)
+    def test_every_code_has_a_class(self) -> None:
+        wrong = []
+        for status, code in CODES:
+            fields = {"code": code, "message": "It failed.", "type": "x", "param": "text", "request_id": "req-1"}
+            error = error_of(status, json.dumps({"error": fields}).encode())
+            exit_code = 7 if code in ("runaway_audio", "synthesis_failed") else EXIT_CODES.get(status, error.exit_code)
+            is_right = (
+                code in (type(error).code, *type(error).codes)
+                and (error.code, error.http_status, error.exit_code) == (code, status, exit_code)
+                and (error.message, error.request_id, bool(error.hint)) == ("It failed.", "req-1", True)
+                and (not isinstance(error, ServiceError) or (error.param, error.retry_after_s) == ("text", None))
+            )
+            wrong += [] if is_right else [(status, code, error)]
+        assert wrong == []
 
     @pytest.mark.parametrize(
         ("status", "kind", "code"),
@@ -74,30 +77,30 @@ class TestCodes:
         ],
     )
     @pytest.mark.parametrize("body", [b"{}", b'{"error": null}', b'{"error": "No."}', b'{"detail": []}', b"[1]", b"{"])
-    def test_a_refusal_without_a_code_is_named_by_its_status(
+    def test_error_without_a_code_gets_that_of_its_status(
         self, status: int, kind: type[AfterwordsError], code: str, body: bytes
     ) -> None:
-        error = refused(status, body, x_request_id="req-2")
+        error = error_of(status, body, x_request_id="req-2")
         assert (type(error), error.code, error.http_status, error.request_id) == (kind, code, status, "req-2")
         assert error.message in ("No.", f"The server answered with status {status}.")
 
     @pytest.mark.parametrize(("status", "kind"), [(422, InvalidRequestError), (500, ServiceError)])
-    def test_a_code_that_is_not_known_is_kept(self, status: int, kind: type[AfterwordsError]) -> None:
-        error = refused(status, b'{"error": {"code": "from_the_future", "message": "New."}}')
+    def test_unknown_code_is_kept(self, status: int, kind: type[AfterwordsError]) -> None:
+        error = error_of(status, b'{"error": {"code": "from_the_future", "message": "New."}}')
         assert (type(error), error.code, error.message) == (kind, "from_the_future", "New.")
 
     @pytest.mark.parametrize("code", ["connection_lost", "job_failed", "server_setup", "error"])
-    def test_a_server_can_not_say_what_is_found_out_here(self, code: str) -> None:
-        assert type(refused(400, json.dumps({"error": {"code": code}}).encode())) is InvalidRequestError
+    def test_code_of_a_local_error_is_not_accepted(self, code: str) -> None:
+        assert type(error_of(400, json.dumps({"error": {"code": code}}).encode())) is InvalidRequestError
 
     @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-    def test_a_proxy_may_speak_for_a_server_that_is_away(self, status: int) -> None:
-        error = refused(status, b"<h1>Bad gateway</h1>", "text/html")
+    def test_html_error_of_a_proxy_is_a_service_error(self, status: int) -> None:
+        error = error_of(status, b"<h1>Bad gateway</h1>", "text/html")
         assert isinstance(error, ServiceError)
         assert (error.http_status, "Bad gateway" in str(error)) == (status, False)
 
-    def test_limits_say_how_long_and_how_much(self) -> None:
-        error = refused(429, b'{"error": {"code": "rate_limited"}}', retry_after="7", ratelimit_limit="60")
+    def test_limit_error_has_wait_and_limit(self) -> None:
+        error = error_of(429, b'{"error": {"code": "rate_limited"}}', retry_after="7", ratelimit_limit="60")
         assert isinstance(error, LimitError)
         assert (error.retry_after_s, error.limit, "7 s" in error.hint) == (7, 60, True)
 
@@ -107,38 +110,38 @@ class TestHostile:
         "text",
         ["\x1b[2J\x1b]0;owned\x07", "safe\u202egnp.exe", "a\r\nb\0", "\u2066\u200b", "x" * 10_000, "\x9b" * 10_000],
     )
-    def test_what_it_says_is_made_safe_to_print(self, text: str) -> None:
-        told = dict.fromkeys(("code", "message", "type", "param", "request_id"), text)
-        error = refused(400, json.dumps({"error": told}).encode(), x_request_id=text)
+    def test_error_text_is_safe_to_print(self, text: str) -> None:
+        fields = dict.fromkeys(("code", "message", "type", "param", "request_id"), text)
+        error = error_of(400, json.dumps({"error": fields}).encode(), x_request_id=text)
         assert isinstance(error, ServiceError)
-        for said in (str(error), error.hint, error.code, error.param or "", error.request_id or ""):
-            assert said.isprintable()
-            assert len(said) <= 2_500
+        for shown in (str(error), error.hint, error.code, error.param or "", error.request_id or ""):
+            assert shown.isprintable()
+            assert len(shown) <= 2_500
 
-    @pytest.mark.parametrize("told", [7, ["a"], {"b": 1}, True, None])
-    def test_a_wrong_type_is_as_good_as_nothing(self, told: object) -> None:
-        body = dict.fromkeys(("code", "message", "type", "param", "request_id"), told)
-        error = refused(400, json.dumps({"error": body}).encode())
+    @pytest.mark.parametrize("value", [7, ["a"], {"b": 1}, True, None])
+    def test_fields_of_a_wrong_type_are_ignored(self, value: object) -> None:
+        body = dict.fromkeys(("code", "message", "type", "param", "request_id"), value)
+        error = error_of(400, json.dumps({"error": body}).encode())
         assert (type(error), error.request_id) == (InvalidRequestError, None)
 
     @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"error":' * 50_000, b"\xff\xfe", b"9" * 10_000])
-    def test_json_that_breaks_parsers_breaks_nothing(self, either: Either, body: bytes) -> None:
-        assert refused(422, body).http_status == 422
-        with answering(Page(200, body, JSON)) as (url, _), pytest.raises(InvalidResponseError):
-            either(url, "aw_x").usage()
+    def test_hostile_json_is_refused(self, make_client: ClientFactory, body: bytes) -> None:
+        assert error_of(422, body).http_status == 422
+        with canned_responses(HttpResponse(200, body, JSON)) as (url, _), pytest.raises(InvalidResponseError):
+            make_client(url, "aw_x").usage()
 
 
-class TestStrange:
+class TestInvalidResponses:
     @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
     @pytest.mark.parametrize("method", ["GET", "POST"])
-    def test_no_redirect_is_followed(
+    def test_redirect_is_not_followed(
         self, faulty: Client, faults: FaultyServer, voice: Voice, status: int, method: str
     ) -> None:
-        with answering(page({})) as (elsewhere, asked):
+        with canned_responses(json_response({})) as (elsewhere, requests):
             faults.inject(Fault.REDIRECT, location=f"{elsewhere}/v1/voices", status=status)
             with pytest.raises(InvalidResponseError, match="another address"):
                 list(faulty.voices.list()) if method == "GET" else faulty.say("Hello.", voice=voice)
-        assert asked == []
+        assert requests == []
         assert len(faults.seen) == 1
 
     @pytest.mark.parametrize(
@@ -146,13 +149,13 @@ class TestStrange:
         [
             lambda client: client.health(),
             lambda client: list(client.voices.list()),
-            lambda client: client.say("Hello.", voice=NOBODY),
-            lambda client: client.stream("Hello.", voice=NOBODY),
-            lambda client: client.jobs.audio(NOBODY),
+            lambda client: client.say("Hello.", voice=UNKNOWN_ID),
+            lambda client: client.stream("Hello.", voice=UNKNOWN_ID),
+            lambda client: client.jobs.audio(UNKNOWN_ID),
             lambda client: client.keys.create(),
         ],
     )
-    def test_a_page_where_an_answer_belongs_is_refused(
+    def test_a_page_where_an_answer_belongs_is_error_of(
         self, faulty: Client, faults: FaultyServer, call: Callable[[Client], object]
     ) -> None:
         faults.inject(Fault.HTML, times=99)
@@ -162,14 +165,17 @@ class TestStrange:
         assert (len(faults.seen), n_busy(faulty)) == (1, 0)
 
     @pytest.mark.parametrize("status", [400, 403, 404, 418])
-    def test_a_page_that_refuses_is_no_refusal_of_the_api(self, either: Either, status: int) -> None:
-        no = Page(status, b"<h1>No</h1>", "text/html", {"X-Request-Id": "r-1"})
-        with answering(no) as (url, _), pytest.raises(InvalidResponseError, match=f"status {status}") as caught:
-            either(url, "aw_x").usage()
+    def test_html_error_is_not_an_api_error(self, make_client: ClientFactory, status: int) -> None:
+        page = HttpResponse(status, b"<h1>No</h1>", "text/html", {"X-Request-Id": "r-1"})
+        with (
+            canned_responses(page) as (url, _),
+            pytest.raises(InvalidResponseError, match=f"status {status}") as caught,
+        ):
+            make_client(url, "aw_x").usage()
         assert caught.value.request_id == "r-1"
 
     @pytest.mark.parametrize(
-        ("told", "call"),
+        ("body", "call"),
         [
             ([], lambda client: client.health()),
             ({"status": "ok"}, lambda client: client.health()),
@@ -177,59 +183,59 @@ class TestStrange:
             ({}, lambda client: list(client.voices.list())),
             ([1], lambda client: list(client.voices.list())),
             ([{"voice_id": 7}], lambda client: list(client.voices.list())),
-            ({"status": "ready"}, lambda client: client.jobs.get(NOBODY)),
-            ({"job_id": "a", "status": "resting"}, lambda client: client.jobs.get(NOBODY)),
-            ({"job_id": "a", "status": "pending", "audio_url": "x"}, lambda client: client.jobs.get(NOBODY)),
+            ({"status": "ready"}, lambda client: client.jobs.get(UNKNOWN_ID)),
+            ({"job_id": "a", "status": "resting"}, lambda client: client.jobs.get(UNKNOWN_ID)),
+            ({"job_id": "a", "status": "pending", "audio_url": "x"}, lambda client: client.jobs.get(UNKNOWN_ID)),
             ({"error": "it is not"}, lambda client: client.keys.create()),
         ],
     )
-    def test_json_of_another_shape_is_refused(
-        self, either: Either, told: object, call: Callable[[Client], object]
+    def test_json_of_another_shape_is_error_of(
+        self, make_client: ClientFactory, body: object, call: Callable[[Client], object]
     ) -> None:
-        with answering(page(told)) as (url, _), pytest.raises(InvalidResponseError):
-            call(either(url, "aw_x"))
+        with canned_responses(json_response(body)) as (url, _), pytest.raises(InvalidResponseError):
+            call(make_client(url, "aw_x"))
 
-    def test_json_that_says_more_than_is_known_is_taken(self, either: Either) -> None:
+    def test_unknown_fields_are_ignored(self, make_client: ClientFactory) -> None:
         health = {"status": "ok", "backends": ["tone"], "version": "9.9", "moon": {"phase": "full"}}
-        with answering(page(health)) as (url, _):
-            assert either(url).health().version == "9.9"
+        with canned_responses(json_response(health)) as (url, _):
+            assert make_client(url).health().version == "9.9"
 
     @pytest.mark.parametrize("body", [gzip.compress(b"{}"), b"no gzip"], ids=["good", "damaged"])
-    def test_a_compressed_answer_was_not_asked_for(self, either: Either, body: bytes) -> None:
-        with answering(Page(200, body, JSON, {"Content-Encoding": "gzip"})) as (url, asked):
-            client = either(url, "aw_x")
+    def test_compressed_response_is_refused(self, make_client: ClientFactory, body: bytes) -> None:
+        with canned_responses(HttpResponse(200, body, JSON, {"Content-Encoding": "gzip"})) as (url, requests):
+            client = make_client(url, "aw_x")
             with pytest.raises(InvalidResponseError, match="compressed"):
                 client.usage()
             assert n_busy(client) == 0
-        assert [request.headers["accept-encoding"] for request in asked] == ["identity"]
+        assert [request.headers["accept-encoding"] for request in requests] == ["identity"]
 
-    def test_pages_that_never_end_do(self, either: Either) -> None:
-        voice = {"voice_id": NOBODY, "name": "me", "backend": "tone", "created_at": "2026-01-01T00:00:00Z"}
-        with answering(page([voice], Link='</v1/voices?after=x>; rel="next"')) as (url, asked):
-            assert len(list(either(url, "aw_x").voices.list())) == 2
-        assert len(asked) == 2
+    def test_endless_pages_end(self, make_client: ClientFactory) -> None:
+        voice = {"voice_id": UNKNOWN_ID, "name": "me", "backend": "tone", "created_at": "2026-01-01T00:00:00Z"}
+        with canned_responses(json_response([voice], Link='</v1/voices?after=x>; rel="next"')) as (url, requests):
+            assert len(list(make_client(url, "aw_x").voices.list())) == 2
+        assert len(requests) == 2
 
 
 class TestEndToEnd:
-    def test_a_refusal_has_all_that_the_server_said(self, client: Client, voice: Voice) -> None:
+    def test_error_has_code_statuses_and_request_id(self, client: Client, voice: Voice) -> None:
         with pytest.raises(AfterwordsError) as caught:
             client.say("", voice=voice)
         assert (caught.value.code, caught.value.http_status, caught.value.exit_code) == ("empty_text", 422, 5)
         assert re.fullmatch(r"[0-9a-f-]{36}", str(caught.value.request_id))
 
     @pytest.mark.parametrize(("error_style", "request_id"), [("object", True), ("string", False)])
-    def test_the_hosted_service_refuses_in_either_style(
-        self, either: Either, error_style: str, request_id: bool
+    def test_both_error_styles_of_the_hosted_service(
+        self, make_client: ClientFactory, error_style: str, request_id: bool
     ) -> None:
         with HostedService(error_style=error_style) as hosted:  # type: ignore[arg-type]
-            client = either(hosted.url, hosted.api_key)
+            client = make_client(hosted.url, hosted.api_key)
             with pytest.raises(VoiceNotFoundError) as caught:
-                client.say("Hello.", voice=NOBODY)
+                client.say("Hello.", voice=UNKNOWN_ID)
             assert (caught.value.message, bool(caught.value.request_id)) == ("There is no such voice.", request_id)
             with pytest.raises(UnauthorizedError):
-                either(hosted.url, "aw_wrong").usage()
+                make_client(hosted.url, "aw_wrong").usage()
 
-    def test_a_full_disk_is_told_apart(self, faulty: Client, faults: FaultyServer) -> None:
+    def test_full_disk_and_missing_route_have_own_classes(self, faulty: Client, faults: FaultyServer) -> None:
         faults.inject(Fault.ANSWER, status=507, code="storage_full")
         with pytest.raises(StorageFullError):
             faulty.usage()
