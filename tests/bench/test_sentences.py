@@ -1,17 +1,11 @@
-"""The sentences that are said where nobody gives one."""
+"""The default sentences of `afterwords bench`."""
 
 from __future__ import annotations
-
-import pytest
 
 from afterwords.bench.sentences import SENTENCES
 from afterwords.text import LANGS, check_text, sentences
 
 
-def test_every_language_that_some_backend_speaks_has_one() -> None:
+def test_each_language_has_one_sentence() -> None:
     assert set(SENTENCES) == set(LANGS)
-
-
-@pytest.mark.parametrize("lang", LANGS)
-def test_it_is_one_sentence_that_can_be_spoken(lang: str) -> None:
-    assert sentences(check_text(SENTENCES[lang])) == [SENTENCES[lang]]
+    assert [lang for lang, text in SENTENCES.items() if sentences(check_text(text)) != [text]] == []

@@ -1,4 +1,4 @@
-"""`afterwords bench`, as a process: real backends in processes of their own, one that dies, and a real server."""
+"""`afterwords bench` as a process: real backends, one that dies, and a real server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Slow(ToneEngine):
 
 @pytest.fixture
 def plugins(tmp_path: Path) -> dict[str, str]:
-    """Settings with two more backends: `dies`, and `slow`."""
+    """Return settings with two more backends: `dies` and `slow`."""
     info = tmp_path / "plugins" / "odd-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
@@ -55,7 +55,7 @@ def plugins(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(info.parent), "AFTERWORDS_BACKENDS": "dies,tone,slow"}
 
 
-def test_json_has_the_same_keys_whether_or_not_it_was_measured(me: Voice, home: Path) -> None:
+def test_json_has_the_same_keys_with_and_without_figures(me: Voice, home: Path) -> None:
     prompts = [name for name in list_files(home) if name.startswith("tone")]
     for path in (home / "voices" / me.voice_id / "prompts").iterdir():
         path.unlink()
@@ -70,11 +70,11 @@ def test_json_has_the_same_keys_whether_or_not_it_was_measured(me: Voice, home: 
     assert measured["audio_s"] == pytest.approx(len(TEXT) * 0.06)
     assert -1 <= measured["similarity"] <= 1
     assert measured["memory_mib"] > 10
-    assert [name for name in list_files(home) if name.startswith("tone")] == prompts, "what was prepared is kept"
+    assert [name for name in list_files(home) if name.startswith("tone")] == prompts, "the prompt is stored"
 
 
 @pytest.mark.usefixtures("me")
-def test_table_has_a_row_for_each_and_one_that_dies_stops_no_other(plugins: dict[str, str]) -> None:
+def test_backend_that_dies_is_a_row_and_stops_no_other(plugins: dict[str, str]) -> None:
     done = run("bench", "--text", TEXT, "--skip-slow", env=plugins)
 
     assert done.code == 0
@@ -85,15 +85,15 @@ def test_table_has_a_row_for_each_and_one_that_dies_stops_no_other(plugins: dict
     assert "below 1 is faster than speech" in done.err
     assert "cosine of GE2E" in done.err
     assert "✗ dies: The backend dies could not speak: its process died." in done.err
-    assert "Left out: slow, which is slow here." in done.err
+    assert "Skipped: slow, which is slow here." in done.err
     assert "canary" not in done.out + done.err
 
 
 @pytest.mark.usefixtures("me")
-def test_backend_is_measured_once_however_often_it_is_named_and_a_slow_one_is_told(plugins: dict[str, str]) -> None:
-    named = ("--backend", "slow", "--backend", "slow", "--timeout", "0.01")
+def test_backend_named_twice_is_measured_once(plugins: dict[str, str]) -> None:
+    options = ("--backend", "slow", "--backend", "slow", "--timeout", "0.01")
 
-    done = run("bench", *named, "--json", env=plugins)
+    done = run("bench", *options, "--json", env=plugins)
 
     assert [(row["backend"], row["exit_code"]) for row in json.loads(done.out)] == [("slow", 9)]
     assert "slow is slow here" in done.err
@@ -105,7 +105,7 @@ def test_backend_is_measured_once_however_often_it_is_named_and_a_slow_one_is_to
     ("fault", "code", "error"),
     [("fail", 7, "synthesis_failed"), ("hang", 9, "measurement_timeout")],
 )
-def test_command_of_which_nothing_was_measured_fails_as_the_backend_did(fault: str, code: int, error: str) -> None:
+def test_exit_code_is_the_backend_s_if_none_was_measured(fault: str, code: int, error: str) -> None:
     limit = ("--timeout", "1") if fault == "hang" else ()
 
     done = run("bench", "--text", f"the canary says fault-{fault} aloud", "--json", *limit, env=TESTING)
@@ -116,19 +116,25 @@ def test_command_of_which_nothing_was_measured_fails_as_the_backend_did(fault: s
     assert "canary" not in done.err
 
 
+def leads_a_session(pid: int) -> bool:
+    """Return whether a child has its own session, as the measuring process does once it runs."""
+    return any(os.getsid(child.pid) == child.pid for child in psutil.Process(pid).children())
+
+
 @pytest.mark.usefixtures("me")
-@pytest.mark.skipif(os.name != "posix", reason="SIGINT to one process is POSIX's")
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX sends SIGINT to one process")
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
 def test_no_process_outlives_the_command(sig: signal.Signals) -> None:
     command = [*COMMAND, "bench", "--text", "this will fault-hang half-way"]
     with subprocess.Popen(
         command, env=environment(TESTING), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        child = until(lambda: next(iter(psutil.Process(process.pid).children()), None), what="the child")
+        until(lambda: leads_a_session(process.pid), what="the measuring process")
+        children = psutil.Process(process.pid).children()
         process.send_signal(sig)
         out, err = process.communicate(timeout=30)
 
-    assert psutil.wait_procs([child], timeout=30)[1] == []
+    assert psutil.wait_procs(children, timeout=30)[1] == []
     assert (process.returncode, out) == (130 if sig is signal.SIGINT else -sig, "")
     assert "Traceback" not in err
 
@@ -148,7 +154,7 @@ def test_no_process_outlives_the_command(sig: signal.Signals) -> None:
         (("-p", "nope"), {}, 5, "InvalidOptionError", "the profile"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_any_work(
+def test_invalid_options_are_refused_before_any_work(
     args: tuple[str, ...], env: dict[str, str], code: int, error: str, told: str, tmp_path: Path
 ) -> None:
     assert told in run("bench", *args, env=env, cwd=tmp_path).expect_error(code, error)
@@ -164,7 +170,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.mark.usefixtures("me")
-def test_server_is_asked_only_if_that_is_said_and_never_answers_from_its_cache(served: Served, home: Path) -> None:
+def test_server_is_measured_only_on_request_and_uncached(served: Served, home: Path) -> None:
     Profiles(home).save("work", served.url, served.new_key())
 
     alone = run("bench", "--timeout", "0.01")
@@ -175,9 +181,9 @@ def test_server_is_asked_only_if_that_is_said_and_never_answers_from_its_cache(s
         done = run("bench", "--text", TEXT, "-p", "work", "--json")
         assert len(list(client.jobs.list())) == 4
 
-    assert f"{served.url} is not asked. To send it the sentence, too: afterwords bench me --remote" in alone.err
+    assert f"{served.url} is not measured. To include it: afterwords bench me --remote" in alone.err
     assert (missing.code, json.loads(missing.out)[0]["error"]) == (4, "voice_not_found")
-    assert "bring it there: afterwords push me" in missing.err
+    assert "push it there: afterwords push me" in missing.err
     here, there = json.loads(done.out)
     assert (here["server"], there["server"], there["backend"]) == (None, served.url, "tone")
     assert there["audio_s"] == here["audio_s"]
@@ -185,7 +191,7 @@ def test_server_is_asked_only_if_that_is_said_and_never_answers_from_its_cache(s
     assert (there["memory_mib"], there["load_s"], there["prepare_s"]) == (None, None, None)
 
 
-def test_hosted_service_is_measured_though_it_knows_no_seeds(me: Voice, home: Path) -> None:
+def test_hosted_service_without_seeds_is_measured(me: Voice, home: Path) -> None:
     with HostedService(pending_looks=0) as service:
         Profiles(home).save("hosted", service.url, service.api_key)
         with aw.Client() as client:

@@ -1,6 +1,5 @@
-"""The same sentence on every backend that can run here, and on a server: how fast, how alike, how much memory.
+"""Measure one sentence on every backend that can run here, and on a server: speed, similarity, memory.
 
-Each is measured in a process of its own, so that the memory and the faults of one don't colour the next. `choice` says
-which take part, `measuring` starts the processes and watches them, `child` is what runs in them, `report` is what they
-tell each other. `afterwords bench` calls it.
+`measurement` chooses the backends and runs each in its own process, so that neither the memory nor a fault of one
+affects the next; `speaking` runs in that process. `afterwords bench` calls it.
 """

@@ -1,4 +1,4 @@
-"""What is said, unless the person gives a text: one sentence in each language, of like length and meaning."""
+"""The default text of `afterwords bench`: one sentence in each language, of similar length and meaning."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ SENTENCES: Final = {
     "pt": "O porto estava calmo quando chegaram, e só as gaivotas sobre a água pareceram notar.",
     "ru": "Когда они приехали, в гавани было тихо, и только чайки над водой, казалось, это заметили.",
 }
-"""By language: about six seconds of speech, with a clause mark at which sound may start early."""
+"""By language: about six seconds of speech, with a clause mark after which engines may start early."""

@@ -1,10 +1,11 @@
-"""Measuring itself: one utterance to warm up, a few that count, here or on a server. Runs in a process of its own."""
+"""Speak a sentence once to warm up and a few times to measure, here or on a server. Runs in a process of its own."""
 
 from __future__ import annotations
 
 import secrets
 import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -12,29 +13,38 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from afterwords import local
-from afterwords.audio.wav import Samples
+from afterwords.audio.wav import Samples, read_wav
 from afterwords.backends import registry
 from afterwords.backends.base import Progress
-from afterwords.bench.judge import device_peak_mib, likeness, peak_mib
-from afterwords.bench.report import N_RUNS, Figures, Order
-from afterwords.errors import InvalidResponseError, SynthesisError, UnsupportedByServerError, VoiceNotFoundError
+from afterwords.backends.memory import peak_bytes
+from afterwords.bench.measurement import N_RUNS, Measurement
+from afterwords.errors import (
+    AfterwordsError,
+    InvalidResponseError,
+    SynthesisError,
+    UnsupportedByServerError,
+    VoiceNotFoundError,
+)
 
 if TYPE_CHECKING:
     from afterwords.client import Client, RemoteSpeech
     from afterwords.models import Voice
 
-_LOADED, _PREPARED, _LOADED_AGAIN, _SPOKEN = 0.2, 0.4, 0.5, 0.95
-"""How far it is, for progress alone."""
+ENCODER: Final = "GE2E"
+"""The speaker encoder that ships with the engine `lite`: numpy alone, the same for every backend."""
+MIB: Final = 2**20
+_TUNED_BY_ENCODER: Final = frozenset({"lite"})
+"""Backends that choose how to speak by this very encoder; source: backends/lite/enrol.py."""
 _TRIES: Final = 5
-_BLANKS: Final = 8
+_N_BLANKS: Final = 8
 
 
 class Utterance(NamedTuple):
-    """One time that the sentence was spoken.
+    """The sentence, spoken once.
 
     Attributes:
-        first_s: from the asking to the first audio, in seconds; `work_s` to the last.
-        samples: shape (n_samples,), float32 in [-1, 1].
+        first_s: Time to the first audio, in seconds; `work_s` to the last.
+        samples: Shape (n_samples,), float32 in [-1, 1].
     """
 
     backend: str | None
@@ -51,144 +61,170 @@ class Utterance(NamedTuple):
 # -- here -----------------------------------------------------------------------------------------------------
 
 
-def prepare_voice(order: Order, progress: Progress) -> float | None:
-    """Make what the backend needs to speak with the voice; returns the seconds, None where it was kept from before.
-
-    A process that did it is not measured: preparing may take more memory than speaking, and leaves some behind.
-    """
-    voice = local.library().get(order.voice_id)
-    if local.has_prompt(voice, order.name):
-        return None
-    registry.engine_for(registry.choose(order.name, lang=order.lang)).load(order.name, _part(progress, 0.0, _LOADED))
-    began = time.perf_counter()
-    local.make_prompt(voice, order.name, progress=_part(progress, _LOADED, _PREPARED))
-    return time.perf_counter() - began
+def prepare_voice(*, voice_id: str, lang: str, backend: str, progress: Progress) -> Measurement:
+    """Make the prompt of a voice if there is none; return the time that it took, 0 if it was there."""
+    voice = local.library().get(voice_id)
+    if local.has_prompt(voice, backend):
+        return Measurement(prepare_s=0.0)
+    engine = registry.engine_for(registry.choose(backend, lang=lang))
+    engine.load(backend, lambda done, step: progress(done / 2, step))
+    started = time.perf_counter()
+    local.make_prompt(voice, backend, progress=lambda done, step: progress((1 + done) / 2, step))
+    return Measurement(prepare_s=time.perf_counter() - started)
 
 
-def measure_backend(order: Order, progress: Progress) -> Figures:
-    """Load a backend, and speak with a voice that is prepared.
+def speak_here(
+    text: str, *, voice_id: str, lang: str, backend: str, prepare_s: float | None, progress: Progress
+) -> Measurement:
+    """Load a backend and speak with a prepared voice.
 
     Raises:
-        AfterwordsError: as for `studio.say`.
+        AfterwordsError: As for `local.say`.
     """
-    shelf = local.library()
-    voice = shelf.get(order.voice_id)
-    engine = registry.engine_for(registry.choose(order.name, lang=order.lang))
-    began = time.perf_counter()
-    engine.load(order.name, _part(progress, _PREPARED, _LOADED_AGAIN))
-    load_s = time.perf_counter() - began
-    spoken = _rounds(lambda: _say(order, voice), progress, order.name)
-    memory, device_memory = peak_mib(), device_peak_mib()  # before the judge takes any
-    return _figures(
-        spoken,
-        shelf.reference(voice),
+    library = local.library()
+    voice = library.get(voice_id)
+    engine = registry.engine_for(registry.choose(backend, lang=lang))
+    started = time.perf_counter()
+    engine.load(backend, lambda done, step: progress(0.2 * done, step))
+    load_s = time.perf_counter() - started
+
+    def speak() -> Utterance:
+        speech = local.stream(text, voice=voice, lang=lang, backend=backend)
+        audio = speech.audio()
+        result = speech.result
+        assert result is not None, "all was read"
+        return Utterance(
+            speech.backend,
+            (result.first_audio_ms or 0) / 1000,
+            result.synth_ms / 1000,
+            audio.samples,
+            audio.sample_rate,
+        )
+
+    utterances = _repeat(speak, lambda done, step: progress(0.2 + 0.7 * done, step), backend)
+    peak, device_memory = peak_bytes(), device_peak_mib()  # before the encoder takes any
+    return _summarize(
+        utterances,
+        library.reference(voice),
         progress,
-        memory_mib=memory,
+        memory_mib=None if peak is None else round(peak / MIB, 1),
         device_memory_mib=device_memory,
         load_s=round(load_s, 2),
-        prepare_s=round(order.prepare_s or 0.0, 2),
+        prepare_s=round(prepare_s or 0.0, 2),
     )
 
 
-def _say(order: Order, voice: Voice) -> Utterance:
-    speech = local.stream(order.text, voice=voice, lang=order.lang, backend=order.backend)
-    audio = speech.audio()
-    done = speech.result
-    assert done is not None, "it was read to its end"
-    return Utterance(
-        speech.backend, (done.first_audio_ms or 0) / 1000, done.synth_ms / 1000, audio.samples, audio.sample_rate
-    )
+def device_peak_mib() -> float | None:
+    """Return the peak memory that torch or MLX held on a GPU, in MiB; None if no engine uses one.
+
+    A library that no engine has imported is not imported for this. On a Mac, part of it may be in the resident memory,
+    too, since its GPU has no memory of its own.
+    """
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return round(float(torch.cuda.max_memory_reserved()) / MIB, 1)
+    mlx: Any = sys.modules.get("mlx.core")
+    if mlx is not None and mlx.default_device().type == mlx.gpu:
+        return round(float(mlx.get_peak_memory()) / MIB, 1)
+    return None
 
 
 # -- on a server ----------------------------------------------------------------------------------------------
 
 
-def measure_server(order: Order, progress: Progress) -> Figures:
-    """Have a server speak, with the voice that it has already. Times are those of who waits here, network included.
+def speak_on_server(text: str, *, voice_id: str, lang: str, profile: str | None, progress: Progress) -> Measurement:
+    """Have a server speak with the voice that was pushed to it. Times include the network.
 
     Raises:
-        VoiceNotFoundError: the voice was never brought there.
-        ServiceError, RemoteError: as for `Client.stream`.
+        VoiceNotFoundError: The voice was never pushed.
+        ServiceError, RemoteError: As for `Client.stream`.
     """
     from afterwords.client import Client
     from afterwords.transfer import find_remote
 
-    shelf = local.library()
-    voice = shelf.get(order.voice_id)
+    library = local.library()
+    voice = library.get(voice_id)
     progress(0.0, "asking the server")
-    with Client(profile=order.profile) as client:
-        there = find_remote(voice, client=client)
-        if there is None:
+    with Client(profile=profile) as client:
+        remote = find_remote(voice, client=client)
+        if remote is None:
             missing = VoiceNotFoundError.for_name(voice.name)
-            missing.hint = f"bring it there: afterwords push {shlex.quote(voice.name)}"
+            missing.hint = f"push it there: afterwords push {shlex.quote(voice.name)}"
             raise missing
-        spoken = _rounds(lambda: _ask(client, order, there), progress, client.base_url)
-    return _figures(spoken, shelf.reference(voice), progress)
+        utterances = _repeat(lambda: _request(client, text, lang, remote), progress, client.base_url)
+    return _summarize(utterances, library.reference(voice), progress)
 
 
-def _ask(client: Client, order: Order, voice: Voice) -> Utterance:
+def _request(client: Client, text: str, lang: str, voice: Voice) -> Utterance:
     for _ in range(_TRIES):
-        began = time.perf_counter()
-        with _fresh(client, order, voice) as speech:
+        started = time.perf_counter()
+        with _stream_uncached(client, text, lang, voice) as speech:
             if speech.is_cached:
                 continue
             first_s, parts = 0.0, []
             for chunk in speech:
-                first_s = first_s or time.perf_counter() - began
+                first_s = first_s or time.perf_counter() - started
                 parts.append(chunk.samples)
-            work_s = time.perf_counter() - began
+            work_s = time.perf_counter() - started
         samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
         return Utterance(speech.backend, first_s, work_s, samples, speech.sample_rate)
-    raise InvalidResponseError.for_reason("it comes from a cache, whatever is asked")
+    raise InvalidResponseError.for_reason("it comes from a cache, although each request differs")
 
 
-def _fresh(client: Client, order: Order, voice: Voice) -> RemoteSpeech:
-    """Ask for the sentence so that no cache can answer: with a seed of its own, for the very same words.
+def _stream_uncached(client: Client, text: str, lang: str, voice: Voice) -> RemoteSpeech:
+    """Stream with a random seed, so that no cache has the answer.
 
-    The hosted service knows no seeds, but caches by the exact text: there, blanks that nobody hears follow it.
+    The hosted service takes no seeds and caches by the exact text: there, random blanks follow it.
     """
     try:
-        return client.stream(order.text, voice=voice, lang=order.lang, seed=secrets.randbits(53))
+        return client.stream(text, voice=voice, lang=lang, seed=secrets.randbits(53))
     except UnsupportedByServerError:
-        blanks = "".join(secrets.choice(" \n") for _ in range(_BLANKS))
-        return client.stream(f"{order.text}{blanks}", voice=voice, lang=order.lang)
+        blanks = "".join(secrets.choice(" \n") for _ in range(_N_BLANKS))
+        return client.stream(f"{text}{blanks}", voice=voice, lang=lang)
 
 
-# -- what they share ------------------------------------------------------------------------------------------
+# -- both -----------------------------------------------------------------------------------------------------
 
 
-def _rounds(speak: Callable[[], Utterance], progress: Progress, name: str) -> list[Utterance]:
-    """Speak once to warm up, then as often as it counts.
+def _repeat(speak: Callable[[], Utterance], progress: Progress, name: str) -> list[Utterance]:
+    """Speak once to warm up, then `N_RUNS` times.
 
     Raises:
-        SynthesisError: there was nothing to hear.
+        SynthesisError: There was no audio.
     """
-    spoken = []
+    utterances = []
     for number in range(1 + N_RUNS):
-        done = _LOADED_AGAIN + (_SPOKEN - _LOADED_AGAIN) * number / (1 + N_RUNS)
-        progress(done, f"speaking, {number} of {N_RUNS}" if number else "warming up")
+        progress(number / (1 + N_RUNS), f"speaking, {number} of {N_RUNS}" if number else "warming up")
         utterance = speak()
         if not len(utterance.samples):
             raise SynthesisError.for_backend(name, why="it made no sound")
-        spoken.append(utterance)
-    return spoken[1:]
+        utterances.append(utterance)
+    return utterances[1:]
 
 
-def _figures(spoken: Sequence[Utterance], reference: bytes, progress: Progress, **more: Any) -> Figures:
-    """The medians of utterances, and how alike they are to the recording, a WAV."""
-    progress(_SPOKEN, "comparing")
-    backend, sample_rate = spoken[0].backend, spoken[0].sample_rate
-    alike = likeness([one.samples for one in spoken], sample_rate, reference, backend=backend)
-    return Figures(
-        backend=backend,
-        first_audio_ms=round(1000 * statistics.median(one.first_s for one in spoken), 1),
-        real_time_factor=round(statistics.median(one.work_s / one.audio_s for one in spoken), 3),
-        audio_s=round(statistics.median(one.audio_s for one in spoken), 2),
-        **alike._asdict(),
-        **more,
+def _summarize(utterances: Sequence[Utterance], reference: bytes, progress: Progress, **figures: Any) -> Measurement:
+    progress(0.95, "comparing")
+    return Measurement(
+        backend=utterances[0].backend,
+        first_audio_ms=round(1000 * statistics.median(each.first_s for each in utterances), 1),
+        real_time_factor=round(statistics.median(each.work_s / each.audio_s for each in utterances), 3),
+        audio_s=round(statistics.median(each.audio_s for each in utterances), 2),
+        **compare(utterances, reference),
+        **figures,
     )
 
 
-def _part(progress: Progress, start: float, end: float) -> Progress:
-    """The progress of a part of the work."""
-    return lambda fraction, step: progress(start + (end - start) * fraction, step)
+def compare(utterances: Sequence[Utterance], reference: bytes) -> dict[str, Any]:
+    """Return the fields `similarity…` of a measurement: the median over utterances to the reference, a WAV."""
+    from afterwords.backends.lite.speaker import embed
+
+    try:
+        recording, rate = read_wav(reference, source="the reference")
+        speaker = embed(recording, rate)
+        similarity = statistics.median(float(embed(each.samples, each.sample_rate) @ speaker) for each in utterances)
+    except AfterwordsError as error:
+        return {"similarity_note": error.message}
+    fields = {"similarity": round(similarity, 3), "similarity_by": ENCODER}
+    if utterances[0].backend in _TUNED_BY_ENCODER:
+        fields["similarity_note"] = "its engine chooses how to speak by this very encoder, which flatters it"
+    return fields

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from afterwords.cli import output
-from afterwords.cli.options import Profile, complete_voice, is_remote
+from afterwords.cli.options import AsJson, Profile, complete_voice, is_remote
 from afterwords.cli.remote import command
 
 if TYPE_CHECKING:
-    from afterwords.bench.report import Order, Row
+    from afterwords.bench.measurement import Measurement
     from afterwords.models import Voice
 
 COLUMNS = {
@@ -27,12 +29,13 @@ COLUMNS = {
     "error": "error",
 }
 DIGITS = {"first_audio_ms": 0, "memory_mib": 0, "device_memory_mib": 0, "load_s": 1, "prepare_s": 1, "similarity": 3}
-ALWAYS = {"first audio ms", "RTF", "audio s", "similarity", "memory MiB"}
+ALWAYS_SHOWN = {"first audio ms", "RTF", "audio s", "similarity", "memory MiB"}
 
 
 def bench(
     voice: Annotated[
-        str | None, typer.Argument(help="Voice, by name or id. (default: as `say`)", autocompletion=complete_voice)
+        str | None,
+        typer.Argument(help="Voice, by name or id. (default: the voice of `say`)", autocompletion=complete_voice),
     ] = None,
     text: Annotated[
         str | None, typer.Option("--text", help="Sentence to speak. (default: one in the voice's language)")
@@ -41,56 +44,47 @@ def bench(
     backend: Annotated[
         list[str] | None, typer.Option("--backend", help="Backend to measure; may be given several times.")
     ] = None,
-    skip_slow: Annotated[bool, typer.Option("--skip-slow", help="Leave out backends that take minutes here.")] = False,
+    skip_slow: Annotated[bool, typer.Option("--skip-slow", help="Skip backends that take minutes here.")] = False,
     remote: Annotated[bool, typer.Option("--remote", help="Also measure a server.")] = False,
     profile: Profile = None,
     timeout: Annotated[float | None, typer.Option("--timeout", help="Seconds for each backend. (default: 600)")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Measure the speed, likeness and memory of each backend on this machine."""
+    """Measure the speed, similarity and memory of each backend on this machine."""
     from afterwords import local
-    from afterwords.bench.report import Order
+    from afterwords.bench.measurement import TIMEOUT_MAX_S, TIMEOUT_S
     from afterwords.bench.sentences import SENTENCES
-    from afterwords.text import check_text, normalise_lang
-
-    timeout_s = _timeout_s(timeout)
-    words = check_text(text) if text is not None else None
-    who = local.library().choose(voice)
-    lang = normalise_lang(lang or who.lang)
-    url = _server(profile) if is_remote(remote, profile) else None
-    sentence = Order(voice_id=who.voice_id, text=words or SENTENCES[lang], lang=lang)
-    orders = _orders_here(sentence, backend or [], skips_slow=skip_slow, has_server=url is not None)
-    if url is not None:
-        orders.append(sentence.model_copy(update={"server": url, "profile": profile}))
-    else:
-        _tell_of_server(who)
-    rows = _measured(orders, timeout_s)
-    if as_json:
-        output.result_json([{**row.facts(), "voice": who.name, "voice_id": who.voice_id, "lang": lang} for row in rows])
-    else:
-        _table(rows)
-    _explain(rows, len(sentence.text))
-    failures = [row.failure for row in rows if row.failure]
-    if len(failures) == len(rows):
-        raise typer.Exit(failures[0].exit_code)
-
-
-def _timeout_s(timeout: float | None) -> float:
-    from afterwords.bench.measuring import TIMEOUT_MAX_S, TIMEOUT_S
     from afterwords.errors import InvalidOptionError
+    from afterwords.text import check_text, normalise_lang
 
     timeout_s = TIMEOUT_S if timeout is None else timeout
     if not 0 < timeout_s <= TIMEOUT_MAX_S:
         allowed = f"a number of seconds, more than 0 and at most {TIMEOUT_MAX_S:.0f}"
         raise InvalidOptionError.for_option("timeout", value=timeout_s, allowed=allowed)
-    return timeout_s
+    text = check_text(text) if text is not None else None
+    chosen = local.library().choose(voice)
+    lang = normalise_lang(lang or chosen.lang)
+    server = _find_server(profile) if is_remote(remote, profile) else None
+    text = text or SENTENCES[lang]
+    backends = _choose_backends(backend or [], lang=lang, skips_slow=skip_slow, has_server=server is not None)
+    if server is None:
+        _mention_server(chosen)
+    rows = _measure(text, chosen, lang, backends, server=server, profile=profile, timeout_s=timeout_s)
+    if as_json:
+        voice_fields = {"voice": chosen.name, "voice_id": chosen.voice_id, "lang": lang}
+        output.result_json([{**asdict(row), **voice_fields} for row in rows])
+    else:
+        _print_table(rows)
+    _explain(rows, len(text))
+    if all(row.error for row in rows):
+        raise typer.Exit(rows[0].exit_code or 1)
 
 
-def _server(profile: str | None) -> str:
-    """The server to send the sentence to.
+def _find_server(profile: str | None) -> str:
+    """Return the address of the server to measure.
 
     Raises:
-        UnauthorizedError: there is no key for it.
+        UnauthorizedError: There is no key for it.
     """
     from afterwords.client.profiles import find_access
     from afterwords.errors import UnauthorizedError
@@ -101,94 +95,119 @@ def _server(profile: str | None) -> str:
     return access.base_url
 
 
-def _orders_here(sentence: Order, names: Sequence[str], *, skips_slow: bool, has_server: bool) -> list[Order]:
-    """What is measured on this machine, one after another; who takes no part is told.
+def _choose_backends(names: Sequence[str], *, lang: str, skips_slow: bool, has_server: bool) -> list[str]:
+    """Return the backends to measure, and print which are skipped.
 
     Raises:
-        UnavailableError, UnsupportedLangError: nothing here can speak it, and no server is asked.
+        UnavailableError, UnsupportedLangError: No backend here can speak the sentence, and no server is measured.
     """
     from afterwords.backends import registry
-    from afterwords.bench.choice import choose
+    from afterwords.bench.measurement import choose_backends
 
-    choice = choose(names, lang=sentence.lang, skips_slow=skips_slow)
-    if not choice.backends and not has_server:
-        registry.choose(lang=sentence.lang)  # which says why, and what would mend it
-        raise output.UsageError("Nothing is left to measure.", hint="leave --skip-slow away.")
-    for name, why in choice.left_out.items():
-        output.note(f"Left out: {output.shown(name)}, which {why}.")
-    for slow in choice.backends:
-        if slow.is_slow:
-            output.note(f"{output.shown(slow.name)} is slow here and may take minutes; --skip-slow leaves it out.")
-    return [sentence.model_copy(update={"backend": backend.name}) for backend in choice.backends]
+    backends, skipped = choose_backends(names, lang=lang, skips_slow=skips_slow)
+    if not backends and not has_server:
+        registry.choose(lang=lang)  # raises the reason and its fix
+        raise output.UsageError("There is nothing left to measure.", hint="omit --skip-slow.")
+    for name, reason in skipped.items():
+        output.note(f"Skipped: {output.shown(name)}, which {reason}.")
+    for backend in backends:
+        if backend.is_slow:
+            output.note(f"{output.shown(backend.name)} is slow here and may take minutes; --skip-slow skips it.")
+    return [backend.name for backend in backends]
 
 
-def _measured(orders: Sequence[Order], timeout_s: float) -> list[Row]:
-    from afterwords.bench.measuring import measure
+def _measure(
+    text: str,
+    voice: Voice,
+    lang: str,
+    backends: Sequence[str],
+    *,
+    server: str | None,
+    profile: str | None,
+    timeout_s: float,
+) -> list[Measurement]:
+    from afterwords.bench.measurement import measure_backend, measure_server
 
+    tasks = {
+        name: partial(measure_backend, text, voice_id=voice.voice_id, lang=lang, backend=name, timeout_s=timeout_s)
+        for name in backends
+    }
+    if server is not None:
+        tasks[server] = partial(
+            measure_server,
+            text,
+            voice_id=voice.voice_id,
+            lang=lang,
+            server=server,
+            profile=profile,
+            timeout_s=timeout_s,
+        )
     rows = []
     with output.progress_bar() as bar:
-        for number, order in enumerate(orders):
+        for number, (name, measure) in enumerate(tasks.items()):
 
-            def progress(fraction: float, step: str, number: int = number, name: str = order.name) -> None:
-                bar((number + fraction) / len(orders), f"{name}: {step}")
+            def progress(fraction: float, step: str, number: int = number, name: str = name) -> None:
+                bar((number + fraction) / len(tasks), f"{name}: {step}")
 
             progress(0.0, "starting")
-            rows.append(measure(order, timeout_s=timeout_s, progress=progress))
+            rows.append(measure(progress=progress))
     return rows
 
 
-# -- what was measured ----------------------------------------------------------------------------------------
+# -- results --------------------------------------------------------------------------------------------------
 
 
-def _table(rows: Sequence[Row]) -> None:
-    """A row each; columns that nobody has a figure for are left away."""
-    facts = [row.facts() for row in rows]
+def _print_table(rows: Sequence[Measurement]) -> None:
+    """Print a line for each row, without the columns that are empty everywhere."""
     shown = {
-        head: key for head, key in COLUMNS.items() if head in ALWAYS or any(fact[key] is not None for fact in facts)
+        head: key
+        for head, key in COLUMNS.items()
+        if head in ALWAYS_SHOWN or any(getattr(row, key) is not None for row in rows)
     }
-    cells = [(_name(row), *(_cell(fact, key) for key in shown.values())) for row, fact in zip(rows, facts, strict=True)]
+    cells = [(_name(row), *(_format(getattr(row, key), key) for key in shown.values())) for row in rows]
     output.result_table(("backend", *shown), cells)
 
 
-def _name(row: Row) -> str:
+def _name(row: Measurement) -> str:
     return " at ".join(filter(None, (row.backend, row.server)))
 
 
-def _cell(facts: dict[str, Any], key: str) -> str:
-    value = facts[key]
+def _format(value: float | str | None, key: str) -> str:
     if value is None:
         return "" if key == "error" else "-"
     return value if isinstance(value, str) else f"{value:.{DIGITS.get(key, 2)}f}"
 
 
-def _explain(rows: Sequence[Row], n_characters: int) -> None:
-    """Say how to read the figures, and how to mend what failed."""
-    from afterwords.bench.report import N_RUNS
+def _explain(rows: Sequence[Measurement], n_characters: int) -> None:
+    """Print how to read the figures, and how to fix what failed."""
+    from afterwords.bench.measurement import N_RUNS
 
-    measured = [(row, row.figures) for row in rows if row.figures]
+    measured = [row for row in rows if not row.error]
     if measured:
         output.note(
             f"Medians of {N_RUNS} utterances after one to warm up. First audio and RTF: less is better. "
-            "RTF: seconds of work a second of speech, below 1 is faster than speech."
+            "RTF: seconds of work for a second of speech, below 1 is faster than speech."
         )
-    if judges := {figures.similarity_by for _, figures in measured if figures.similarity_by}:
-        output.note(f"Similarity: cosine of {judges.pop()} speaker embeddings of speech and reference, 1 is the same.")
-    for row, figures in measured:
-        if figures.similarity_note:
-            output.note(f"  {output.shown(_name(row))}: {output.shown(figures.similarity_note)}")
+    if encoders := {row.similarity_by for row in measured if row.similarity_by}:
+        output.note(
+            f"Similarity: cosine of {encoders.pop()} speaker embeddings of speech and reference, 1 is identical."
+        )
+    for row in measured:
+        if row.similarity_note:
+            output.note(f"  {output.shown(_name(row))}: {output.shown(row.similarity_note)}")
         if row.server:
             output.note(
-                f"  {output.shown(_name(row))}: as heard from here, network included, and never from its cache; "
+                f"  {output.shown(_name(row))}: network included, never from the server's cache; "
                 f"it counts {(1 + N_RUNS) * n_characters} characters."
             )
     for row in rows:
-        if row.failure:
-            output.note(f"[bold red]✗[/bold red] {output.shown(_name(row))}: {output.shown(row.failure.reason)}")
-            output.note(f"  [bold]Fix:[/bold] {output.shown(row.failure.fix)}")
+        if row.error:
+            output.note(f"[bold red]✗[/bold red] {output.shown(_name(row))}: {output.shown(row.reason or '')}")
+            output.note(f"  [bold]Fix:[/bold] {output.shown(row.fix or '')}")
 
 
-def _tell_of_server(voice: Voice) -> None:
-    """Where a server is set up, say how to include it; its key is not looked for, since a keyring may ask."""
+def _mention_server(voice: Voice) -> None:
+    """If a server is configured, print how to measure it. Its key is not read, since a keyring may ask the user."""
     import os
 
     from afterwords.client.profiles import Profiles, check_url
@@ -196,12 +215,12 @@ def _tell_of_server(voice: Voice) -> None:
     from afterwords.errors import AfterwordsError
 
     try:
-        chosen = Profiles(load_config().home).current(os.environ.get("AFTERWORDS_PROFILE") or None)
-        url = os.environ.get("AFTERWORDS_BASE_URL") or (chosen.url if chosen else None)
+        current = Profiles(load_config().home).current(os.environ.get("AFTERWORDS_PROFILE") or None)
+        url = os.environ.get("AFTERWORDS_BASE_URL") or (current.url if current else None)
         if url is None:
             return
-        told = output.shown(check_url(url))  # what is none may hold a secret, and is not shown
-    except AfterwordsError:  # nobody asked for a server
+        shown = output.shown(check_url(url))  # an invalid URL may hold a secret, and is not printed
+    except AfterwordsError:  # a broken login does not matter here
         return
     again = output.shown(command("bench", voice.name, "--remote", profile=None))
-    output.note(f"{told} is not asked. To send it the sentence, too: {again}")
+    output.note(f"{shown} is not measured. To include it: {again}")

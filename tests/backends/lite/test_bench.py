@@ -15,7 +15,7 @@ from tests.conftest import READER
 from tests.watched import Watched
 
 
-def test_figures_tell_who_judged_and_that_the_judge_is_not_impartial(
+def test_similarity_names_its_encoder_and_its_bias(
     enrolment: Enrolment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AFTERWORDS_BACKENDS", "tone")

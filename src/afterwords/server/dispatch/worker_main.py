@@ -19,10 +19,10 @@ from typing import Any, BinaryIO
 from afterwords.backends.base import InvalidPromptError, ResumableEngine
 from afterwords.backends.memory import peak_bytes
 from afterwords.errors import AfterwordsError
-from afterwords.pipes import take_pipes
 from afterwords.server.dispatch import messages
 from afterwords.server.dispatch.messages import INVALID_PROMPT, Message
 from afterwords.server.dispatch.worker import PcmStream, Work, Worker, is_out_of_memory
+from afterwords.server.pipes import take_pipes
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

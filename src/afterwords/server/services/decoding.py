@@ -194,7 +194,7 @@ class DecodingProcess:
 
 def main() -> None:
     """Process files from standard input until it ends; each is a line of JSON and the bytes, as is each answer."""
-    from afterwords.pipes import take_pipes
+    from afterwords.server.pipes import take_pipes
 
     source, sink = take_pipes()
     import av  # before the limits, under which nothing is loaded
