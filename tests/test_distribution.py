@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 import afterwords
 
@@ -89,6 +90,11 @@ def test_sdist_brings_the_tests_and_the_docs(built: Built) -> None:
 
 def test_index_accepts_both(built: Built, tmp_path: Path) -> None:
     run(sys.executable, "-m", "twine", "check", "--strict", *built, cwd=tmp_path)
+
+
+def test_citation_has_the_version_and_the_license() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert (citation["version"], citation["license"]) == (VERSION, PROJECT["license"])
 
 
 def test_wheel_runs(built: Built, tmp_path: Path) -> None:
