@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from afterwords.audio.analysis import cosine_basis, decibels, keep_speech, mel_filters, power_spectrum
 from afterwords.audio.audio import Audio
 from afterwords.audio.effects import resample
+from afterwords.network import import_onnxruntime, turn_off_telemetry
 from afterwords.reference.transcription import transcribe
-from afterwords.telemetry import import_onnxruntime, turn_off_telemetry
 
 RATE = 16_000
 Array = NDArray[np.float32]

@@ -1,8 +1,9 @@
-"""Proxies and certificates of the environment that can't be used: the variable is named, and its value is not."""
+"""Network settings that can't be used are named without their values, and telemetry is off."""
 
 from __future__ import annotations
 
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import trustme
 
 from afterwords import AsyncClient, Client
 from afterwords.errors import HubError, RemoteError, UnreachableError
+from afterwords.network import TELEMETRY_SWITCHES, turn_off_telemetry
 from afterwords.weights.download import pull
 from tests.cli.program import run
 from tests.error_codes import has_code
@@ -30,11 +32,11 @@ CLIENTS = {
 UNUSABLE = [
     ("ALL_PROXY", "socks5://user:secret@127.0.0.1:9", "socksio"),
     ("https_proxy", "socks5h://127.0.0.1:9", "socksio"),
-    ("ALL_PROXY", "socks://127.0.0.1:9", "not the address of a proxy"),
-    ("HTTPS_PROXY", "http://user:secret@127.0.0.1:notaport", "not the address of a proxy"),
-    ("NO_PROXY", "[::1", "host names"),
+    ("ALL_PROXY", "socks://127.0.0.1:9", "not the URL of a proxy"),
+    ("HTTPS_PROXY", "http://user:secret@127.0.0.1:notaport", "not the URL of a proxy"),
+    ("NO_PROXY", "[::1", "list of host names"),
     ("SSL_CERT_FILE", "/nonexistent/ca.pem", "no such file"),
-    ("SSL_CERT_FILE", __file__, "no certificate"),
+    ("SSL_CERT_FILE", __file__, "no valid certificate"),
     ("SSLKEYLOGFILE", "/nonexistent/keys", "no such file"),
 ]
 
@@ -90,7 +92,7 @@ def test_setting_that_cannot_be_used_is_named(
 def test_variable_in_small_letters_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "ftp://127.0.0.1:9")
-    with pytest.raises(RemoteError, match="as https_proxy says", check=has_code("network_setting")):
+    with pytest.raises(RemoteError, match="setting of https_proxy", check=has_code("network_setting")):
         Client(ELSEWHERE, api_key="aw_x")
 
 
@@ -141,3 +143,31 @@ except UnavailableError as error:
     env |= {"HF_HOME": str(tmp_path), "ALL_PROXY": "socks5://127.0.0.1:9"}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
     assert "ALL_PROXY" in done.stdout
+
+
+def test_telemetry_is_turned_off_where_it_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "")
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    turn_off_telemetry()
+    assert {name: os.environ[name] for name in TELEMETRY_SWITCHES} == TELEMETRY_SWITCHES
+
+
+def test_telemetry_set_by_the_user_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "0")
+    turn_off_telemetry()
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "0"
+
+
+def test_onnxruntime_is_imported_in_one_place() -> None:
+    root = Path(__file__).parents[1]
+    programs = [
+        path for folder in ("src", "benchmarks", "examples", "scripts") for path in (root / folder).rglob("*.py")
+    ]
+    importing = [path.name for path in programs if re.search(r"(import|from) onnxruntime", path.read_text("utf-8"))]
+    assert importing == ["network.py"]
+
+
+def test_network_module_does_not_import_httpx() -> None:
+    program = "import sys, afterwords.network; print('httpx' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,8 +1,7 @@
 """Every error that afterwords raises on purpose.
 
-A class is what a caller catches, and its `code` tells the causes apart. Each error carries what the CLI, the server and
-the SDK need: `message` and `hint` for people, `code` and `http_status` for the API, `exit_code` for the shell. Messages
-never repeat text to speak, a transcript or a key.
+A class is what a caller catches, and its `code` tells the causes apart. Messages never repeat text to speak, a
+transcript or a key.
 
     AfterwordsError
     ├── InvalidInputError           an input can't be used (exit 5)
@@ -16,8 +15,8 @@ never repeat text to speak, a transcript or a key.
     │   └── MissingExtraError · BackendUnavailableError
     ├── ModelError                  a model is missing, damaged or can't be loaded (exit 1)
     ├── SynthesisError              an engine could not speak (exit 7)
-    ├── StreamConsumedError         a stream was read twice
-    ├── LibraryError                the voice library on this disk (exit 1)
+    ├── StreamConsumedError         a stream was read twice (exit 1)
+    ├── LibraryError                the voice library on this disk can't be used (exit 1)
     │   └── CorruptVoiceError · StorageFullError
     ├── ServiceError                a server refused a request, or failed (exit 8)
     │   ├── InvalidRequestError · InvalidBundleError
@@ -29,7 +28,7 @@ never repeat text to speak, a transcript or a key.
     │   ├── AudioMissingError
     │   └── ServiceUnavailableError
     │       └── DatabaseUnavailableError · StorageUnavailableError
-    ├── RemoteError                 a server or the model hub could not be reached or understood (exit 8)
+    ├── RemoteError                 a server or the model hub can't be reached or understood (exit 8)
     │   ├── UnreachableError · InvalidResponseError · UnsupportedByServerError · HubError
     │   └── ConnectionLostError
     │       └── ServerTimeoutError
@@ -42,12 +41,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from pathlib import Path
-from typing import ClassVar, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Code(NamedTuple):
-    """What one code of an error class changes: None and empty fields keep the defaults of the class."""
+    """What one code of a class changes; None and empty fields keep the defaults of the class."""
 
     http_status: int | None = None
     exit_code: int | None = None
@@ -60,11 +61,12 @@ class AfterwordsError(Exception):
 
     Attributes:
         code: Identifier of the cause, stable across versions.
-        message: What happened, in one sentence. Safe to print: control characters are escaped.
-        hint: How to fix it. Safe to print.
+        message: What happened, in one sentence. Control characters are escaped, so it is safe to print.
+        hint: How to fix it, also safe to print.
         http_status: Status of the server's response.
-        exit_code: Exit status of the CLI.
+        exit_code: Exit code of the CLI.
         param: Request field that is wrong.
+        limit: The limit that was reached, in requests, jobs or characters.
         retry_after_s: Seconds to wait before a retry.
         request_id: ID of the refused request in the server's log.
         headers: Further headers of the server's response.
@@ -76,10 +78,8 @@ class AfterwordsError(Exception):
     hint: str = ""
     http_status: int = 500
     exit_code: int = 1
-    param: str | None = None
     retry_after_s: int | None = None
     request_id: str | None = None
-    headers: Mapping[str, str] = {}
     codes: ClassVar[Mapping[str, Code]] = {}
 
     def __init__(
@@ -90,8 +90,8 @@ class AfterwordsError(Exception):
         hint: str = "",
         http_status: int | None = None,
         param: str | None = None,
+        limit: int | None = None,
         retry_after_s: int | None = None,
-        request_id: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.code = code or self.code
@@ -100,9 +100,9 @@ class AfterwordsError(Exception):
         self.hint = _escape(hint or details.hint or self.hint)
         self.http_status = http_status or details.http_status or self.http_status
         self.exit_code = details.exit_code or self.exit_code
-        self.param = param or self.param
+        self.param = param
+        self.limit = limit
         self.retry_after_s = self.retry_after_s if retry_after_s is None else retry_after_s
-        self.request_id = request_id
         self.headers = headers or {}
         super().__init__(self.message)
 
@@ -117,8 +117,8 @@ class InvalidInputError(AfterwordsError):
     http_status = 422
     exit_code = 5
     codes: ClassVar[Mapping[str, Code]] = {
-        "invalid_backend": Code(hint="`afterwords backends` lists them."),
-        "invalid_name": Code(hint="use 1 to 200 letters, digits, spaces or punctuation."),
+        "invalid_backend": Code(hint="run `afterwords backends` to list the backends."),
+        "invalid_name": Code(hint="use 1 to 200 letters, digits, spaces or punctuation marks."),
         "invalid_config": Code(),
         "invalid_backup": Code(hint="use another backup; nothing was changed here."),
         "invalid_format": Code(hint="add --format wav."),
@@ -129,26 +129,16 @@ class InvalidInputError(AfterwordsError):
     def for_backend(cls, backend: str | None, *, offered: Iterable[str]) -> Self:
         names = ", ".join(offered) or "none"
         which = "such backend" if backend is None else f"backend {_quote(backend)}"
-        return cls(f"There is no {which} here; offered: {names}.", code="invalid_backend")
+        return cls(f"There is no {which}; available: {names}.", code="invalid_backend")
 
     @classmethod
     def for_backup(cls, path: Path | str, why: str) -> Self:
         return cls(f"{str(path)!a} can't be restored: {why}.", code="invalid_backup")
 
     @classmethod
-    def for_format(cls, given: str, *, formats: Iterable[str]) -> Self:
+    def for_format(cls, name: str, *, formats: Iterable[str]) -> Self:
         known = ", ".join(formats)
-        return cls(f"{_quote(given)} is not a format that can be written; known: {known}.", code="invalid_format")
-
-    @classmethod
-    def voice_required(cls, *, names: Sequence[str]) -> Self:
-        message = f"There are {len(names)} voices and none was named." if names else "There is no voice yet."
-        hint = (
-            f"add --voice NAME ({', '.join(names[:5])}), or choose one for good with `afterwords voices default NAME`."
-            if names
-            else "make one: afterwords clone me.wav --name me (or try `afterwords demo`)."
-        )
-        return cls(message, code="voice_required", hint=hint)
+        return cls(f"{_quote(name)} is not a supported audio format; supported: {known}.", code="invalid_format")
 
 
 class InvalidOptionError(InvalidInputError):
@@ -158,15 +148,15 @@ class InvalidOptionError(InvalidInputError):
 
     @classmethod
     def for_option(cls, option: str, *, value: object, allowed: str) -> Self:
-        return cls(f"{option} is {_quote(value)}, and must be {allowed}.", hint=f"give {option} as {allowed}.")
+        return cls(f"{option} is {_quote(value)}, but must be {allowed}.", hint=f"set {option} to {allowed}.")
 
 
 class ConsentRequiredError(InvalidInputError):
     """A voice was to be cloned without a statement of consent."""
 
     code = "consent_required"
-    message = "Whose voice this is, and that they agree, has not been stated."
-    hint = "add --consent self (it is your own voice), granted (the speaker agreed), public-domain or synthetic."
+    message = "Cloning a voice requires a statement of consent."
+    hint = "add --consent self (your own voice), granted (the speaker agreed), public-domain or synthetic."
 
 
 class UnsupportedLangError(InvalidInputError):
@@ -193,17 +183,18 @@ class UnsupportedLangError(InvalidInputError):
             others: Backends that run here and speak the language.
             unavailable: Backends that speak the language but can't run here.
         """
-        who = f"The backend {backend}" if backend else "afterwords"
         spoken = ", ".join(sorted(supported))
+        hint = f"choose one of: {spoken}."
         if others:
             hint = f"use --backend {others[0]}, which speaks it."
         elif unavailable:
             names = " and ".join(unavailable[:2])
-            hint = f"no backend that runs here speaks it; {names} would: `afterwords backends` shows what is missing."
-        else:
-            hint = f"choose one of: {spoken}."
+            hint = (
+                f"no backend that runs here speaks it, but {names} would: `afterwords backends` shows what to install."
+            )
         what = "that language" if lang is None else _quote(lang)
-        return cls(f"{who} does not speak {what}; it speaks {spoken}.", hint=hint)
+        name = f"The backend {backend}" if backend else "afterwords"
+        return cls(f"{name} does not speak {what}; it speaks {spoken}.", hint=hint)
 
 
 class VoiceExistsError(InvalidInputError):
@@ -215,8 +206,8 @@ class VoiceExistsError(InvalidInputError):
     @classmethod
     def for_name(cls, name: str, *, where: str = "`afterwords clone --replace`") -> Self:
         return cls(
-            f"There is already another voice named {_quote(name)}.",
-            hint=f"choose another name, or let {where} take its place.",
+            f"Another voice is already named {_quote(name)}.",
+            hint=f"choose another name, or replace that voice with {where}.",
         )
 
 
@@ -226,7 +217,7 @@ class FileError(InvalidInputError):
     code = "unreadable_file"
     hint = "check the path and its permissions."
     codes: ClassVar[Mapping[str, Code]] = {
-        "unwritable_output": Code(hint="name a file in a folder that exists and is yours.")
+        "unwritable_output": Code(hint="choose a path in an existing folder that you can write to.")
     }
 
     @classmethod
@@ -243,12 +234,12 @@ class RecordingError(InvalidInputError):
 
     code = "invalid_audio"
     codes: ClassVar[Mapping[str, Code]] = {
-        "unsupported_audio": Code(hint="give a wav, flac, mp3, ogg, opus, m4a, aac or webm file."),
+        "unsupported_audio": Code(hint="use a WAV, FLAC, MP3, Ogg, Opus, M4A, AAC or WebM file."),
         "damaged_audio": Code(
-            hint="copy or download it again; if it was just recorded, let the program finish saving it."
+            hint="copy or download it again; if it was just recorded, wait until the recorder has saved it."
         ),
-        "empty_data": Code(hint="record it again, or give another file."),
-        "too_short": Code(hint="record a longer sample, or join clips into one."),
+        "empty_data": Code(hint="record it again, or use another file."),
+        "too_short": Code(hint="record a longer sample, or join several clips."),
         "too_long": Code(hint="cut it to the part where the voice is clearest."),
         "file_too_large": Code(hint="cut the recording, or save it as 16-bit mono."),
         "silent_audio": Code(hint="check the microphone and record again."),
@@ -260,20 +251,20 @@ class RecordingError(InvalidInputError):
     @classmethod
     def unsupported(cls, source: str, *, codec: str | None = None) -> Self:
         if codec is None:
-            return cls(f"{source} is not audio that any decoder here knows.", code="unsupported_audio")
+            return cls(f"{source} is not audio in a supported format.", code="unsupported_audio")
         return cls(
-            f"{source} holds sound, but in {codec}, which can't be decoded here.",
+            f"{source} contains audio in {codec}, which is not supported.",
             code="unsupported_audio",
-            hint="convert it to wav, flac, mp3 or m4a with the program that made it, and give that file.",
+            hint="convert it to WAV, FLAC, MP3 or M4A, and use that file.",
         )
 
     @classmethod
     def damaged(cls, source: str) -> Self:
-        return cls(f"{source} is damaged or incomplete: none of its sound can be read.", code="damaged_audio")
+        return cls(f"{source} is damaged or incomplete: none of its audio can be decoded.", code="damaged_audio")
 
     @classmethod
     def no_audio(cls, source: str) -> Self:
-        return cls(f"{source} holds no audio.", code="empty_data")
+        return cls(f"{source} contains no audio.", code="empty_data")
 
     @classmethod
     def too_short(cls, source: str, *, duration_s: float, minimum_s: float) -> Self:
@@ -289,59 +280,44 @@ class RecordingError(InvalidInputError):
 
     @classmethod
     def too_large(cls, source: str, *, size_bytes: int, maximum_bytes: int) -> Self:
-        return cls(
-            f"{source} has {size_bytes:,} bytes, but at most {maximum_bytes:,} are taken.", code="file_too_large"
-        )
+        return cls(f"{source} has {size_bytes:,} bytes; the limit is {maximum_bytes:,} bytes.", code="file_too_large")
 
     @classmethod
     def non_finite(cls, source: str) -> Self:
-        return cls(f"{source} holds samples that are not numbers (NaN or infinity).", code="non_finite_audio")
+        return cls(f"{source} contains samples that are not numbers (NaN or infinity).", code="non_finite_audio")
 
     @classmethod
     def no_voice(cls, source: str, *, voiced_s: float, minimum_s: float) -> Self:
         return cls(
-            f"{source} holds {voiced_s:.1f} s of voiced speech, but {minimum_s:g} s are needed.", code="no_voice"
+            f"{source} contains {voiced_s:.1f} s of voiced speech, but {minimum_s:g} s are needed.", code="no_voice"
         )
 
 
 class RecordingWarning(UserWarning):
-    """A recording was taken, but something about it should be known, such as that its file is damaged."""
+    """A recording was accepted, but has a problem that the user should know, such as a damaged file."""
 
 
 class MalformedWavError(RecordingError):
-    """A WAV file has a structure that can't be used."""
+    """A WAV file is malformed, or in a variant that is not supported."""
 
     code = "malformed_wav"
     hint = "export it again as a 16-bit PCM WAV."
-    codes: ClassVar[Mapping[str, Code]] = dict.fromkeys(
-        (
-            "not_wav",
-            "no_fmt",
-            "truncated",
-            "empty_data",
-            "too_many_chunks",
-            "bad_channels",
-            "bad_bits",
-            "bad_block_align",
-            "unsupported_encoding",
-        ),
-        Code(),
-    ) | {
-        "bad_sample_rate": Code(
-            hint="save it at 44,100 or 48,000 Hz, for example with `ffmpeg -i FILE -ar 48000 NEW.wav`."
-        )
+    codes: ClassVar[Mapping[str, Code]] = {
+        **dict.fromkeys(("not_wav", "no_fmt", "truncated", "empty_data", "too_many_chunks"), Code()),
+        **dict.fromkeys(("bad_channels", "bad_bits", "bad_block_align", "unsupported_encoding"), Code()),
+        "bad_sample_rate": Code(hint="resample it to 48,000 Hz, for example with `ffmpeg -i FILE -ar 48000 NEW.wav`."),
     }
 
     @classmethod
     def for_source(
-        cls, source: str, problem: str = "its chunks are out of order or cut", *, code: str = "malformed_wav"
+        cls, source: str, problem: str = "its chunks are out of order or truncated", *, code: str = "malformed_wav"
     ) -> Self:
-        return cls(f"{source} is not a well-formed WAV file: {problem}.", code=code)
+        return cls(f"{source} is not a valid WAV file: {problem}.", code=code)
 
     @classmethod
     def bad_sample_rate(cls, source: str, *, sample_rate: int, minimum: int, maximum: int) -> Self:
         return cls(
-            f"{source} has a sample rate of {sample_rate:,} Hz, and {minimum:,} to {maximum:,} Hz are taken.",
+            f"{source} has a sample rate of {sample_rate:,} Hz; {minimum:,} to {maximum:,} Hz are supported.",
             code="bad_sample_rate",
         )
 
@@ -352,15 +328,15 @@ class TextError(InvalidInputError):
     code = "invalid_text"
     codes: ClassVar[Mapping[str, Code]] = {
         "empty_text": Code(
-            message="The text holds nothing that can be spoken.", hint="give at least one letter or digit."
+            message="The text contains nothing that can be spoken.", hint="add at least one letter or digit."
         ),
         "unspeakable_text": Code(
-            hint="choose the language of the text, and a backend that speaks it, for example "
+            hint="choose the language of the text and a backend that speaks it, for example "
             "--lang ru --backend qwen3-1.7b; `afterwords backends` lists them."
         ),
-        "control_character": Code(hint="remove it; text copied from a terminal often carries some."),
+        "control_character": Code(hint="remove it; text copied from a terminal often contains some."),
         "invalid_unicode": Code(message="The text is not valid Unicode.", hint="save or send the text as UTF-8."),
-        "text_too_long": Code(hint="split it and speak the parts one by one."),
+        "text_too_long": Code(hint="split it, and speak the parts one by one."),
     }
 
     @classmethod
@@ -373,9 +349,7 @@ class TextError(InvalidInputError):
 
     @classmethod
     def too_long(cls, *, length: int, maximum: int) -> Self:
-        return cls(
-            f"The text has {length:,} characters, and at most {maximum:,} are taken at once.", code="text_too_long"
-        )
+        return cls(f"The text has {length:,} characters; the limit is {maximum:,}.", code="text_too_long")
 
 
 class TextWarning(UserWarning):
@@ -393,14 +367,14 @@ class NotFoundError(AfterwordsError):
     """A route, job, key or model does not exist."""
 
     code = "not_found"
-    message = "There is nothing at this address."
-    hint = "see the reference of the API."
+    message = "The API has no such path."
+    hint = "see the API reference."
     http_status = 404
     exit_code = 4
     codes: ClassVar[Mapping[str, Code]] = {
-        "job_not_found": Code(message="There is no such job.", hint="`GET /v1/jobs` lists those there are."),
+        "job_not_found": Code(message="There is no such job.", hint="`GET /v1/jobs` lists the jobs."),
         "job_not_ready": Code(hint="wait until its status is ready."),
-        "key_not_found": Code(message="There is no such key.", hint="`afterwords keys list` shows those there are."),
+        "key_not_found": Code(message="There is no such key.", hint="`afterwords keys list` lists the keys."),
         "unknown_model": Code(),
     }
 
@@ -410,15 +384,13 @@ class VoiceNotFoundError(NotFoundError):
 
     code = "voice_not_found"
     message = "There is no such voice."
-    hint = "`afterwords voices list` shows what there is."
+    hint = "`afterwords voices list` lists the voices."
 
     @classmethod
     def for_name(cls, name: str, *, nearest: Sequence[str] = (), where: str = "`afterwords voices list`") -> Self:
         near = " or ".join(_quote(n) for n in nearest)
-        return cls(
-            f"There is no voice {_quote(name)}.",
-            hint=f"did you mean {near}?" if near else f"{where} shows what there is.",
-        )
+        hint = f"did you mean {near}?" if near else f"{where} lists the voices."
+        return cls(f"There is no voice {_quote(name)}.", hint=hint)
 
 
 # -- this machine ---------------------------------------------------------------------------------------------
@@ -432,20 +404,13 @@ class UnavailableError(AfterwordsError):
     codes: ClassVar[Mapping[str, Code]] = {
         "no_audio_device": Code(),
         "transcriber_unavailable": Code(
-            hint="type the transcript with --text, or point AFTERWORDS_WHISPER at a faster-whisper model folder."
+            hint="type the transcript with --text, or set AFTERWORDS_WHISPER to the folder of a faster-whisper model."
         ),
     }
 
     @classmethod
-    def for_audio_device(cls, purpose: str, why: str) -> Self:
-        hint = "write to a file instead: -o hello.wav."
-        if purpose != "Playing":
-            hint = "give a recorded file instead of --record."
-        return cls(f"{purpose} needs a sound device, and none answers ({why}).", code="no_audio_device", hint=hint)
-
-    @classmethod
     def for_transcriber(cls, why: str) -> Self:
-        return cls(f"The recording could not be transcribed: {why}.", code="transcriber_unavailable")
+        return cls(f"The recording can't be transcribed: {why}.", code="transcriber_unavailable")
 
 
 class MissingExtraError(UnavailableError):
@@ -476,7 +441,7 @@ class ModelError(AfterwordsError):
         "model_not_here": Code(503),
         "too_little_memory": Code(503),
         "offline": Code(503),
-        "model_busy": Code(503, hint="wait for it to end, or end it."),
+        "model_busy": Code(503, hint="wait until it has finished, or stop it."),
         "precision": Code(503, hint="unset AFTERWORDS_PRECISION."),
         "foreign_model": Code(hint="change or remove that folder yourself."),
     }
@@ -486,21 +451,12 @@ class ModelError(AfterwordsError):
         return cls(f"The model file {name} {why}.", hint=hint)
 
     @classmethod
-    def not_downloaded(cls, name: str, *, why: str = "is not on this machine") -> Self:
+    def not_downloaded(cls, name: str, *, why: str = "is not downloaded") -> Self:
         return cls(f"The model {name} {why}.", code="model_not_here", hint=f"afterwords models pull {name}")
 
     @classmethod
-    def too_little_memory(cls, name: str, *, needed_bytes: int, room_bytes: int, fitting: Sequence[str]) -> Self:
-        return cls(
-            f"The model {name} needs {needed_bytes / 1e9:.1f} GB of memory; this machine can give it "
-            f"{room_bytes / 1e9:.1f} GB.",
-            code="too_little_memory",
-            hint=f"use {' or '.join(fitting) or 'the backend lite, which needs 1 GB'}.",
-        )
-
-    @classmethod
     def not_managed(cls, path: Path) -> Self:
-        return cls(f"The model in {path} was not pulled by afterwords, and is left alone.", code="foreign_model")
+        return cls(f"The model in {path} was not downloaded by afterwords, so it is not changed.", code="foreign_model")
 
 
 class SynthesisError(AfterwordsError):
@@ -510,8 +466,8 @@ class SynthesisError(AfterwordsError):
     hint = "try a shorter text or another --seed; --debug shows where it failed."
     exit_code = 7
     codes: ClassVar[Mapping[str, Code]] = {
-        "runaway_audio": Code(422, hint="try again, or with another seed."),
-        "measurement_timeout": Code(504, 9, hint="give it longer: --timeout SECONDS."),
+        "runaway_audio": Code(422, hint="try again, or use another seed."),
+        "measurement_timeout": Code(504, 9, hint="allow more time: --timeout SECONDS."),
     }
 
     @classmethod
@@ -521,7 +477,7 @@ class SynthesisError(AfterwordsError):
     @classmethod
     def runaway(cls, *, duration_s: float, maximum_s: float) -> Self:
         return cls(
-            f"The speech lasts {duration_s:.1f} s, and its text may last at most {maximum_s:.0f} s.",
+            f"The audio lasts {duration_s:.1f} s, but its text may last at most {maximum_s:.0f} s.",
             code="runaway_audio",
         )
 
@@ -530,8 +486,8 @@ class StreamConsumedError(AfterwordsError):
     """A stream of speech was read a second time."""
 
     code = "speech_read"
-    message = "This speech was read before, and what was read is not kept."
-    hint = "call stream again, or keep say's Audio."
+    message = "This stream was already read, and its audio is not kept."
+    hint = "call `stream` again, or use `say`, which returns the whole audio."
 
 
 class LibraryError(AfterwordsError):
@@ -540,23 +496,23 @@ class LibraryError(AfterwordsError):
     code = "library"
     codes: ClassVar[Mapping[str, Code]] = {
         "newer_library": Code(),
-        "library_busy": Code(503, hint="wait for it to end, then try again."),
+        "library_busy": Code(503, hint="wait until it has finished, then try again."),
     }
 
     @classmethod
     def busy(cls, home: Path, *, waited_s: float) -> Self:
-        return cls(f"Another process has held the library in {home} for {waited_s:g} s.", code="library_busy")
+        return cls(f"Another process has locked the library in {home} for {waited_s:g} s.", code="library_busy")
 
 
 class CorruptVoiceError(LibraryError):
     """The folder of a voice is damaged."""
 
     code = "corrupt_voice"
-    hint = "restore that folder from a backup, or move it away; the other voices are not affected."
+    hint = "restore that folder from a backup, or move it away; other voices are not affected."
 
     @classmethod
-    def for_folder(cls, entry: Path, why: str) -> Self:
-        return cls(f"The voice in {entry} is damaged: {why}.")
+    def for_folder(cls, folder: Path, why: str) -> Self:
+        return cls(f"The voice in {folder} is damaged: {why}.")
 
 
 class StorageFullError(LibraryError):
@@ -568,39 +524,37 @@ class StorageFullError(LibraryError):
 
     @classmethod
     def for_path(cls, path: Path | str, *, needed_bytes: int = 0, free_bytes: int = 0) -> Self:
-        lacks = (
-            f"has {free_bytes / 1e9:.1f} GB free, and {needed_bytes / 1e9:.1f} GB are needed"
-            if needed_bytes
-            else "is full"
-        )
-        return cls(f"The disk that holds {path} {lacks}.")
+        problem = "is full"
+        if needed_bytes:
+            problem = f"has {free_bytes / 1e9:.1f} GB free, but {needed_bytes / 1e9:.1f} GB are needed"
+        return cls(f"The disk that holds {path} {problem}.")
 
 
 # -- what a server refuses, or could not do -------------------------------------------------------------------
 
 
 class ServiceError(AfterwordsError):
-    """A server refused a request, or failed. Messages name the rule; they never echo what was sent."""
+    """A server refused a request, or failed. Messages name the rule; they never repeat what was sent."""
 
     code = "internal_error"
-    message = "The server failed, and wrote down why."
-    hint = "try again; if it fails again, give the request id to the person who runs the server."
+    message = "Internal server error; details are in the server log."
+    hint = "try again; if it persists, report the request ID to the operator of the server."
     exit_code = 8
     codes: ClassVar[Mapping[str, Code]] = {
         "not_opened": Code(
             503,
             message="The server was not opened: the lifespan of its router did not run.",
             hint="run the application with its lifespan, or enter app.router.lifespan_context(app) of a mounted one "
-            "in the lifespan of yours (docs/server.md).",
+            "in your own lifespan (docs/server.md).",
         )
     }
 
 
 class InvalidRequestError(ServiceError):
-    """A request is malformed, or has a field that can't be used."""
+    """A request is malformed, or has an invalid field."""
 
     code = "bad_request"
-    hint = "see the reference of the API."
+    hint = "see the API reference."
     http_status = 400
     exit_code = 5
     codes: ClassVar[Mapping[str, Code]] = {
@@ -610,16 +564,16 @@ class InvalidRequestError(ServiceError):
         ),
         "invalid_multipart": Code(hint="send multipart/form-data."),
         "invalid_host": Code(
-            message="This server does not answer to the name in the Host header.",
-            hint="use its own address, or name yours in AFTERWORDS_PUBLIC_URL or AFTERWORDS_ALLOWED_HOSTS.",
+            message="The Host header does not name this server.",
+            hint="use the address of the server, or add the name to AFTERWORDS_ALLOWED_HOSTS or AFTERWORDS_PUBLIC_URL.",
         ),
         "method_not_allowed": Code(405),
-        "request_timeout": Code(408, 8, hint="send it again."),
+        "request_timeout": Code(408, 8, hint="send the request again."),
         "request_too_large": Code(413, hint="send less at once."),
-        "range_not_satisfiable": Code(416, hint="ask for one range within it."),
+        "range_not_satisfiable": Code(416, hint="request one range within it."),
         "invalid_field": Code(422),
         "bad_content_type": Code(422),
-        "invalid_webhook_url": Code(422, hint="give an https:// URL of a public host."),
+        "invalid_webhook_url": Code(422, hint="use an https:// URL of a public host."),
     }
 
     @classmethod
@@ -628,20 +582,16 @@ class InvalidRequestError(ServiceError):
 
     @classmethod
     def invalid_field(cls, param: str, rule: str) -> Self:
-        return cls(
-            f"The field {param} can't be used: {rule}.",
-            code="invalid_field",
-            hint=f"see the reference of the API for {param}.",
-            param=param,
-        )
+        hint = f"see {param} in the API reference."
+        return cls(f"The field {param} is invalid: {rule}.", code="invalid_field", hint=hint, param=param)
 
     @classmethod
     def invalid_form(cls, why: str) -> Self:
-        return cls(f"The body is not the form that was expected: {why}.", code="invalid_multipart")
+        return cls(f"The body is not a valid form: {why}.", code="invalid_multipart")
 
     @classmethod
     def invalid_webhook_url(cls, why: str) -> Self:
-        return cls(f"The webhook URL can't be used: {why}.", code="invalid_webhook_url", param="webhook_url")
+        return cls(f"The webhook URL is invalid: {why}.", code="invalid_webhook_url", param="webhook_url")
 
     @classmethod
     def too_large(cls, *, maximum_bytes: int) -> Self:
@@ -649,22 +599,12 @@ class InvalidRequestError(ServiceError):
 
     @classmethod
     def timed_out(cls, *, waited_s: float) -> Self:
-        return cls(f"The body did not arrive: nothing came for {waited_s:g} s.", code="request_timeout")
-
-    @classmethod
-    def method_not_allowed(cls, *, allowed: Sequence[str]) -> Self:
-        methods = ", ".join(allowed)
-        return cls(
-            f"This address takes {methods}.",
-            code="method_not_allowed",
-            hint=f"use {methods}.",
-            headers={"Allow": methods},
-        )
+        return cls(f"The body did not arrive: no data came for {waited_s:g} s.", code="request_timeout")
 
     @classmethod
     def range_not_satisfiable(cls, *, size_bytes: int) -> Self:
         return cls(
-            f"The audio has {size_bytes:,} bytes, and no such range.",
+            f"The audio has {size_bytes:,} bytes, and the requested range is not one range within it.",
             code="range_not_satisfiable",
             headers={"Content-Range": f"bytes */{size_bytes}"},
         )
@@ -680,33 +620,32 @@ class InvalidBundleError(ServiceError):
 
     @classmethod
     def for_reason(cls, why: str) -> Self:
-        return cls(f"The bundle can't be used: {why}.")
+        return cls(f"The bundle is invalid: {why}.")
 
 
 class UnauthorizedError(ServiceError):
     """A request has no valid key."""
 
     code = "unauthorized"
-    message = "The key is missing, unknown, expired or revoked."
-    hint = "send `Authorization: Bearer` and a valid key."
+    message = "The API key is missing, unknown, expired or revoked."
+    hint = "send `Authorization: Bearer` with a valid key."
     http_status = 401
     exit_code = 3
     codes: ClassVar[Mapping[str, Code]] = {
         "admin_required": Code(
-            message="Only the admin secret of the server opens this; a key was sent.",
-            hint="set AFTERWORDS_ADMIN_SECRET to the server's; a key without scopes and limit can make keys with "
+            message="This route requires the admin secret of the server; an API key was sent.",
+            hint="set AFTERWORDS_ADMIN_SECRET to the server's; a key without scopes and limit can create keys with "
             "scopes for its own account.",
         ),
         "not_logged_in": Code(),
     }
 
     @classmethod
-    def not_logged_in(cls, url: str, *, what: str = "key") -> Self:
-        hints = {
-            "key": "afterwords login, or set AFTERWORDS_API_KEY.",
-            "admin secret": "set AFTERWORDS_ADMIN_SECRET.",
-        }
-        return cls(f"There is no {what} for {url}.", code="not_logged_in", hint=hints[what])
+    def not_logged_in(cls, url: str, *, is_admin: bool = False) -> Self:
+        what, hint = "API key", "run `afterwords login`, or set AFTERWORDS_API_KEY."
+        if is_admin:
+            what, hint = "admin secret", "set AFTERWORDS_ADMIN_SECRET."
+        return cls(f"There is no {what} for {url}.", code="not_logged_in", hint=hint)
 
 
 class InsufficientScopeError(ServiceError):
@@ -722,66 +661,26 @@ class InsufficientScopeError(ServiceError):
 
 
 class LimitError(ServiceError):
-    """A limit of use is reached.
-
-    Attributes:
-        limit: The limit, in requests, jobs or characters, where it is known.
-    """
+    """A rate limit, a quota or the capacity of the server is used up."""
 
     code = "limit_reached"
     http_status = 429
     exit_code = 6
-    limit: int | None = None
     codes: ClassVar[Mapping[str, Code]] = {
         "rate_limited": Code(),
         "too_many_auth_failures": Code(),
-        "too_many_concurrent_requests": Code(hint="wait until some have ended."),
+        "too_many_concurrent_requests": Code(hint="wait until some have finished."),
         "queue_full": Code(hint="try again later."),
     }
 
     @classmethod
-    def rate_limited(cls, *, limit: int, retry_after_s: int) -> Self:
-        return cls._for_limit(
-            f"The key has used up its {limit:,} requests.",
-            code="rate_limited",
-            hint=f"wait {retry_after_s} s.",
-            limit=limit,
-            retry_after_s=retry_after_s,
-        )
-
-    @classmethod
-    def too_many_auth_failures(cls, *, limit: int, retry_after_s: int) -> Self:
-        return cls._for_limit(
-            f"More than {limit:,} keys or secrets from this address were wrong within a minute.",
-            code="too_many_auth_failures",
-            hint=f"wait {retry_after_s} s, and check the key.",
-            limit=limit,
-            retry_after_s=retry_after_s,
-        )
-
-    @classmethod
-    def too_many_concurrent(cls, *, limit: int, doing: str = "jobs waiting", retry_after_s: int = 1) -> Self:
-        return cls._for_limit(
-            f"The account has {limit:,} {doing} already, the most there may be.",
+    def too_many_concurrent(cls, *, limit: int, what: str = "waiting jobs") -> Self:
+        return cls(
+            f"The account already has {limit:,} {what}, which is its limit.",
             code="too_many_concurrent_requests",
             limit=limit,
-            retry_after_s=retry_after_s,
+            retry_after_s=1,
         )
-
-    @classmethod
-    def queue_full(cls, *, limit: int, retry_after_s: int = 5) -> Self:
-        return cls._for_limit(
-            f"The server has {limit:,} jobs waiting already, the most there may be.",
-            code="queue_full",
-            limit=limit,
-            retry_after_s=retry_after_s,
-        )
-
-    @classmethod
-    def _for_limit(cls, message: str, *, limit: int, retry_after_s: int, code: str = "", hint: str = "") -> Self:
-        error = cls(message, code=code, hint=hint, retry_after_s=retry_after_s)
-        error.limit = limit
-        return error
 
 
 class QuotaExceededError(LimitError):
@@ -791,17 +690,9 @@ class QuotaExceededError(LimitError):
     hint = "wait for the next period, or ask for a higher limit."
     codes: ClassVar[Mapping[str, Code]] = {
         "storage_quota_exceeded": Code(
-            507, hint="delete a voice with its audio and cache, or have AFTERWORDS_STORAGE_PER_ACCOUNT_MB raised."
+            507, hint="delete a voice with its audio and cache, or raise AFTERWORDS_STORAGE_PER_ACCOUNT_MB."
         )
     }
-
-    @classmethod
-    def for_characters(cls, *, limit: int, used: int, asked: int, retry_after_s: int) -> Self:
-        return cls._for_limit(
-            f"The key has spent {used:,} of its {limit:,} characters, and this text has {asked:,}.",
-            limit=limit,
-            retry_after_s=retry_after_s,
-        )
 
     @classmethod
     def for_storage(cls, *, stored_bytes: int, quota_bytes: int) -> Self:
@@ -819,15 +710,15 @@ class ConflictError(ServiceError):
     exit_code = 5
     codes: ClassVar[Mapping[str, Code]] = {
         "idempotency_conflict": Code(
-            message="This Idempotency-Key came before with another request.", hint="use a new key for a new request."
+            message="This Idempotency-Key was already used for another request.",
+            hint="use a new key for a new request.",
         ),
-        "job_final": Code(hint="nothing is left to cancel."),
+        "job_final": Code(hint="there is nothing left to cancel."),
         "ambiguous_voice_name": Code(
             message="Several voices have this name.", hint="use the voice_id; GET /v1/voices lists them."
         ),
         "key_replaced": Code(
-            message="This key was replaced and is valid only until its overlap ends, so it can't replace or revoke "
-            "others.",
+            message="This key was replaced: until its overlap ends it is valid, but can't replace or revoke keys.",
             hint="use the key that replaced it; `afterwords keys list` shows both.",
         ),
         "home_voice": Code(
@@ -838,15 +729,15 @@ class ConflictError(ServiceError):
 
     @classmethod
     def job_final(cls, status: str) -> Self:
-        return cls(f"The job is {status} already, and can't be cancelled.", code="job_final")
+        return cls(f"The job is already {status}, so it can't be cancelled.", code="job_final")
 
 
 class StaleAttemptError(ConflictError):
-    """The result of a worker is not wanted any more: the job was taken over, or its voice was deleted."""
+    """The result of a worker is no longer needed: another attempt has the job, or its voice was deleted."""
 
     code = "stale_attempt"
-    message = "Another attempt has taken this job over."
-    hint = "drop this result."
+    message = "Another attempt has taken over this job."
+    hint = "discard this result."
     codes: ClassVar[Mapping[str, Code]] = {
         "voice_deleted": Code(410, 4, message="The voice was deleted, and the job with it.")
     }
@@ -860,7 +751,7 @@ class AudioMissingError(ServiceError):
     hint = "synthesize it again."
     codes: ClassVar[Mapping[str, Code]] = {
         "reference_missing": Code(
-            message="The reference recording is missing from storage or was altered.", hint="register the voice again."
+            message="The reference recording is missing from storage or was altered.", hint="create the voice again."
         )
     }
 
@@ -869,7 +760,7 @@ class ServiceUnavailableError(ServiceError):
     """The server can't do this at the moment; nothing was changed."""
 
     code = "service_unavailable"
-    message = "The server is stopping; nothing was changed."
+    message = "The server is shutting down; nothing was changed."
     hint = "try again in a moment."
     http_status = 503
     retry_after_s = 1
@@ -879,30 +770,26 @@ class DatabaseUnavailableError(ServiceUnavailableError):
     """The server's database does not respond."""
 
     code = "database_unavailable"
-    message = "The database does not answer; nothing was changed."
+    message = "The database does not respond; nothing was changed."
 
 
 class StorageUnavailableError(ServiceUnavailableError):
     """The server's audio storage does not respond."""
 
     code = "storage_unavailable"
-    message = "The storage does not answer; nothing was changed."
+    message = "The audio storage does not respond; nothing was changed."
 
 
 # -- on the way to a server -----------------------------------------------------------------------------------
 
 
 class RemoteError(AfterwordsError):
-    """A server or the model hub could not be reached, or its response can't be used."""
+    """A server or the model hub can't be reached, or its response can't be used."""
 
     code = "remote"
     http_status = 502
     exit_code = 8
     codes: ClassVar[Mapping[str, Code]] = {"network_setting": Code(503)}
-
-    @classmethod
-    def for_network_setting(cls, variable: str, why: str, *, hint: str) -> Self:
-        return cls(f"The network can't be used as {variable} says: {why}.", code="network_setting", hint=hint)
 
 
 class UnreachableError(RemoteError):
@@ -911,21 +798,12 @@ class UnreachableError(RemoteError):
     code = "unreachable"
     http_status = 503
 
-    @classmethod
-    def for_url(cls, url: str, *, why: str, check: str = "") -> Self:
-        also = f", and that {check}" if check else ""
-        return cls(
-            f"There is no connection to {url}: {why}.",
-            hint=f"see that the address is right and the server runs{also}; `afterwords whoami` shows which one is "
-            "asked.",
-        )
-
 
 class ConnectionLostError(RemoteError):
-    """The connection ended before the response did. Whether the server carried the request out is unknown."""
+    """The connection ended before the response did. Whether the server carried out the request is unknown."""
 
     code = "connection_lost"
-    hint = "look whether it was done (`afterwords jobs list`), then try again."
+    hint = "check whether the request was carried out (`afterwords jobs list`), then try again."
 
     @classmethod
     def for_url(cls, url: str, *, why: str = "it was closed") -> Self:
@@ -936,45 +814,45 @@ class ServerTimeoutError(ConnectionLostError):
     """The server sent nothing for too long."""
 
     code = "server_silent"
-    hint = "try again, or give it more time."
+    hint = "try again, or allow more time."
     http_status = 504
     exit_code = 9
 
 
 class InvalidResponseError(RemoteError):
-    """A response does not follow the API, or holds other bytes than were meant."""
+    """A response does not follow the API, or is damaged."""
 
     code = "strange_answer"
-    hint = "see that the address is that of an afterwords server, and that no proxy answers for it."
+    hint = "check that the address is that of an afterwords server, and that no proxy responds in its place."
 
     @classmethod
     def for_reason(cls, why: str, *, hint: str = "") -> Self:
-        return cls(f"The server's answer can't be used: {why}.", hint=hint)
+        return cls(f"The server's response can't be used: {why}.", hint=hint)
 
 
 class UnsupportedByServerError(RemoteError):
     """The hosted service lacks a feature that a self-hosted server has."""
 
     code = "unsupported_by_server"
-    hint = "ask a server of your own (`afterwords serve`), or do without."
+    hint = "use a server of your own (`afterwords serve`), or do without."
     http_status = 501
     exit_code = 5
 
     @classmethod
     def for_feature(cls, what: str) -> Self:
-        return cls(f"This server does not know {what}.")
+        return cls(f"This server does not support {what}.")
 
 
 class HubError(RemoteError):
-    """The model hub refused a download, or its response can't be used."""
+    """The model hub can't be reached or refused a download, or its response can't be used."""
 
     code = "hub"
-    hint = "try again; if it stays, see that HF_ENDPOINT, if set, is a whole mirror."
+    hint = "try again; if it persists, check that HF_ENDPOINT, if set, is a complete mirror."
     codes: ClassVar[Mapping[str, Code]] = {
         "hub_unreachable": Code(503),
         "hub_refused": Code(exit_code=3),
         "hub_missing": Code(
-            404, 4, hint="see that HF_ENDPOINT, if set, is a whole mirror; `--update` takes another revision."
+            404, 4, hint="check that HF_ENDPOINT, if set, is a complete mirror; `--update` takes another revision."
         ),
         "hub_busy": Code(503, 6),
     }
@@ -985,101 +863,45 @@ class HubError(RemoteError):
 
     @classmethod
     def unreachable(cls, url: str, *, why: str, check: str = "") -> Self:
-        also = f", that {check}," if check else ""
-        hint = f"see that there is a network{also} and pull again, it goes on where it was; HF_ENDPOINT names a mirror."
+        also = f" and that {check}" if check else ""
+        hint = f"check the network{also}, then pull again to resume; HF_ENDPOINT sets a mirror."
         return cls.for_url(url, f"can't be reached: {why}", code="hub_unreachable", hint=hint)
-
-    @classmethod
-    def refused(cls, url: str, *, what: str, has_token: bool) -> Self:
-        hint = "set HF_TOKEN to a token that may read it."
-        if has_token:
-            hint = "see that HF_TOKEN is valid and may read it, or unset it."
-        return cls.for_url(url, f"does not hand out {what}", code="hub_refused", hint=hint)
-
-    @classmethod
-    def busy(cls, url: str, *, retry_after_s: int | None) -> Self:
-        wait = "later" if retry_after_s is None else f"in {retry_after_s} s"
-        hint = f"pull again {wait}; HF_TOKEN raises the limit."
-        return cls.for_url(url, "gets too many requests from here", code="hub_busy", hint=hint)
 
 
 class JobError(AfterwordsError):
-    """A job on a server has no audio; the job itself is not lost.
+    """A job on a server has no audio.
 
     Attributes:
         job_id: ID of the job.
+        reason: The server's code for the failure of the job.
     """
 
     code = "job_error"
     exit_code = 7
-    job_id: str | None = None
-    codes: ClassVar[Mapping[str, Code]] = {"job_cancelled": Code(hint="nothing was charged; ask again if you want it.")}
+    codes: ClassVar[Mapping[str, Code]] = {
+        "job_cancelled": Code(hint="nothing was charged; request it again if you need it.")
+    }
 
-    @classmethod
-    def cancelled(cls, job_id: str | None) -> Self:
-        error = cls(f"The job {job_id} was cancelled.", code="job_cancelled")
-        error.job_id = job_id
-        return error
-
-
-_JOB_FAILURES: Final = {
-    "synthesis_failed": ("the engine could not speak the text", ""),
-    "worker_lost": ("the process that spoke it ended in every attempt", ""),
-    "out_of_memory": ("the server has too little memory for it", ""),
-    "runaway_audio": ("the engine did not find the end of the text", ""),
-    "reference_missing": ("the recording of the voice is missing from the storage", ""),
-    "audio_lost": ("its audio is missing from the storage, or was changed", ""),
-    "loading_timed_out": (
-        "loading the model made no progress for too long",
-        "try again; the setting of the server is AFTERWORDS_START_ALLOWANCE_S.",
-    ),
-    "preparing_timed_out": (
-        "preparing the voice made no progress for too long",
-        "try again: it goes on where it was. The setting of the server is AFTERWORDS_START_ALLOWANCE_S.",
-    ),
-    "speaking_timed_out": (
-        "speaking made no sound for too long",
-        "try again; the setting of the server is AFTERWORDS_STALL_S.",
-    ),
-}
-"""What each code of a failed job means, and what to do about it. docs/api.md lists the codes."""
+    def __init__(
+        self, message: str = "", *, code: str = "", hint: str = "", job_id: str | None = None, reason: str = ""
+    ) -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.job_id = job_id
+        self.reason = reason
 
 
 class JobFailedError(JobError):
-    """A job failed.
-
-    Attributes:
-        reason: The server's code for the failure.
-    """
+    """A job failed."""
 
     code = "job_failed"
-    reason: str = ""
-
-    @classmethod
-    def for_job(cls, job_id: str | None, *, reason: str) -> Self:
-        meaning, fix = _JOB_FAILURES.get(reason, ("", ""))
-        why = f"{meaning} ({reason})" if meaning else reason.rstrip(".")
-        fix = fix or "try again; if it fails again, ask the person who runs the server."
-        error = cls(f"The job {job_id} failed: {why}.", hint=f"nothing was charged; {fix}")
-        error.job_id, error.reason = job_id, reason
-        return error
 
 
 class JobTimeoutError(JobError):
-    """A job is still pending after the time that the caller would wait; it goes on."""
+    """A job is still pending after the time that the caller would wait; it continues."""
 
     code = "job_timeout"
     http_status = 504
     exit_code = 9
-
-    @classmethod
-    def for_job(cls, job_id: str | None, *, waited_s: float) -> Self:
-        error = cls(
-            f"The job {job_id} is still pending after {waited_s:g} s.",
-            hint=f"it goes on; wait for it again: afterwords jobs wait {job_id}",
-        )
-        error.job_id = job_id
-        return error
 
 
 class ServerSetupError(AfterwordsError):
@@ -1090,20 +912,16 @@ class ServerSetupError(AfterwordsError):
     codes: ClassVar[Mapping[str, Code]] = {
         "insecure_server": Code(),
         "server_running": Code(
-            message="A server uses the database that would be replaced.", hint="stop it, then run this again."
+            message="A running server uses the database that would be replaced.", hint="stop it, then run this again."
         ),
         "server_not_empty": Code(hint="back it up, then add --replace; or set AFTERWORDS_HOME to another folder."),
         "opened_twice": Code(
-            message="One router is opened twice: it is included twice, or its application runs twice.",
-            hint="make one with router(settings) for each place, each with a data folder of its own.",
+            message="A router is opened twice: it is included twice, or its application runs twice.",
+            hint="call router(settings) once for each place, each with a data folder of its own.",
         ),
-        "address_in_use": Code(exit_code=8, hint="choose another with --port."),
+        "address_in_use": Code(exit_code=8, hint="choose another port with --port."),
         "newer_database": Code(exit_code=1),
     }
-
-    @classmethod
-    def not_empty(cls, why: str) -> Self:
-        return cls(f"There is a server here already: {why}.", code="server_not_empty")
 
 
 # -- errors from codes, and text for people -------------------------------------------------------------------
@@ -1116,25 +934,27 @@ def error_from_code(
     hint: str = "",
     http_status: int | None = None,
     param: str | None = None,
+    limit: int | None = None,
     retry_after_s: int | None = None,
     request_id: str | None = None,
 ) -> AfterwordsError:
-    """Return the error that another process or a server reported: an instance of the class that carries the code.
+    """Return the error that a server or another process reported: an instance of the class that has the code.
 
     Args:
-        code: Code of the error. One that is unknown here becomes an InvalidRequestError for an HTTP status of 4xx, and
-            a ServiceError otherwise.
+        code: Code of the error. An unknown one makes an InvalidRequestError for an HTTP status of 4xx, and a
+            ServiceError otherwise.
         message: What happened; the default message of the code if empty.
         hint: How to fix it; the default hint of the code if empty.
         http_status: Status of the response; the default of the code if None.
         param: Request field that is wrong.
+        limit: The limit that was reached.
         retry_after_s: Seconds to wait before a retry, where the response states it.
         request_id: ID of the request in the server's log.
     """
-    fallback = InvalidRequestError if 400 <= (http_status or 500) < 500 else ServiceError
-    kind = _classes().get(code, fallback)
-    error = kind(message, code=code, hint=hint, http_status=http_status, param=param, request_id=request_id)
+    kind = _classes().get(code) or (InvalidRequestError if 400 <= (http_status or 500) < 500 else ServiceError)
+    error = kind(message, code=code, hint=hint, http_status=http_status, param=param, limit=limit)
     error.retry_after_s = retry_after_s
+    error.request_id = request_id
     return error
 
 
@@ -1171,12 +991,13 @@ def pip_install(extra: str = "", *, options: str = "") -> str:
         return f'{command} "afterwords{extras} @ {origin["vcs_info"]["vcs"]}+{url}"'
     if "dir_info" not in origin:
         return f'{command} "afterwords{extras} @ {url}"'
+    from pathlib import Path
     from urllib.parse import urlsplit
     from urllib.request import url2pathname
 
     folder = Path(url2pathname(urlsplit(url).path))
     if not folder.is_dir():
-        return f'{command} ".{extras}" in a clone of the repository of afterwords'
+        return f'{command} ".{extras}" in a clone of the afterwords repository'
     editable = "--editable " if origin["dir_info"].get("editable") else ""
     return f'{command} {editable}"{folder}{extras}"'
 

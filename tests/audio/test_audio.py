@@ -224,7 +224,7 @@ def test_unsupported_codec_is_named() -> None:
     data = FILES["webm"]().replace(b"A_OPUS", b"A_XPUS")
 
     with pytest.raises(
-        RecordingError, match=r"me\.webm holds sound, but in an unknown codec", check=has_code("unsupported_audio")
+        RecordingError, match=r"me\.webm contains audio in an unknown codec", check=has_code("unsupported_audio")
     ):
         decode(data, name="me.webm")
 
@@ -325,7 +325,7 @@ def test_non_finite_samples_are_refused(value: float) -> None:
     ids=["empty file", "no samples", "no audio track"],
 )
 def test_file_without_audio_raises_no_audio_error(data: bytes) -> None:
-    with pytest.raises(RecordingError, match=r"me\.wav holds no audio", check=has_code("empty_data")):
+    with pytest.raises(RecordingError, match=r"me\.wav contains no audio", check=has_code("empty_data")):
         decode(data, name="me.wav")
 
 

@@ -184,9 +184,7 @@ def test_missing_sound_device_raises_audio_device_error(program: str, purpose: s
 
     done = run(attempt, tmp_path, NO_CARD)
 
-    assert done.stdout.startswith(
-        f"no_audio_device {purpose} needs a sound device, and none answers (no device is set up)"
-    )
+    assert done.stdout.startswith(f"no_audio_device {purpose} needs an audio device: no device is set up")
     assert done.returncode == 0
 
 

@@ -105,7 +105,7 @@ def test_auto_never_takes_tone_where_another_can_run(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_not_offered_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="offered: lite", check=has_code("invalid_backend")):
+    with pytest.raises(InvalidInputError, match="available: lite", check=has_code("invalid_backend")):
         registry.choose("gpt-9", config=config(tmp_path, "lite"))
 
 

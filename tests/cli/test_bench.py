@@ -145,7 +145,7 @@ def test_no_process_outlives_the_command(sig: signal.Signals) -> None:
     [
         (("mee",), {}, 4, "VoiceNotFoundError", "did you mean 'me'?"),
         ((), {"AFTERWORDS_HOME": "empty"}, 2, "InvalidInputError", "afterwords clone"),
-        (("--backend", "nope"), {}, 5, "InvalidInputError", "offered: tone"),
+        (("--backend", "nope"), {}, 5, "InvalidInputError", "available: tone"),
         ((), {"AFTERWORDS_BACKENDS": "nope"}, 1, "BackendUnavailableError", "AFTERWORDS_BACKENDS"),
         (("--lang", "tlh"), {}, 5, "UnsupportedLangError", "'tlh'"),
         (("--text", "?!"), {}, 5, "TextError", "at least one letter"),

@@ -48,14 +48,14 @@ def sine(duration_s: float) -> bytes:
 
 
 BAD: dict[str, tuple[Callable[[], bytes], str, str]] = {
-    "empty": (lambda: b"", "RecordingError", "holds no audio"),
+    "empty": (lambda: b"", "RecordingError", "contains no audio"),
     "text": (lambda: b"not a recording, but a letter\n" * 99, "RecordingError", "not audio"),
     "png": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(999), "RecordingError", "not audio"),
     "gzip": (lambda: b"\x1f\x8b\x08" + bytes(999), "RecordingError", "not audio"),
     "riff-only": (lambda: b"RIFF", "RecordingError", "not audio"),
     "cut-in-fmt": (lambda: wav(speech(6))[:20], "RecordingError", "is damaged or incomplete"),
     "no-channels": (lambda: wav(speech(6), channels=0), "RecordingError", "is damaged or incomplete"),
-    "cut-at-data": (lambda: wav(speech(6))[:44], "RecordingError", "holds no audio"),
+    "cut-at-data": (lambda: wav(speech(6))[:44], "RecordingError", "contains no audio"),
     "cut-at-half": (lambda: wav(speech(6))[: 44 + 6 * RATE], "RecordingError", "3.00 s"),
     "three-seconds": (lambda: wav(speech(3)), "RecordingError", "must last at least 5 s"),
     "just-too-short": (lambda: wav(speech(4.99)), "RecordingError", "4.99 s"),
@@ -179,7 +179,7 @@ def test_consent_is_required_without_a_terminal(home: Path) -> None:
     [
         (("--consent", "maybe"), "InvalidOptionError", "self, granted, public-domain, synthetic"),
         (("--consent", "self", "--lang", "tlh"), "UnsupportedLangError", "'tlh'"),
-        (("--consent", "self", "--backend", "nope"), "InvalidInputError", "offered: tone"),
+        (("--consent", "self", "--backend", "nope"), "InvalidInputError", "available: tone"),
         (("--consent", "self", "--name", "a\x1b[2Jb"), "InvalidInputError", "U+001B"),
         (("--consent", "self", "--text", ""), "TextError", "nothing that can be spoken"),
         (("--consent", "self", "--text-file", "missing.txt"), "FileError", "missing.txt"),

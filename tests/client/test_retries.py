@@ -40,7 +40,7 @@ TEXT = "This is spoken once, however often it is requested."
 GET = Request("GET", "/v1/voices")
 POST = Request("POST", "/v1/keys", is_repeatable=False)
 KEYED = Request("POST", "/v1/synthesize", is_repeatable=False, idempotency_key="once")
-LOST, UNREACHABLE = ConnectionLostError.for_url("there"), UnreachableError.for_url("there", why="it refused")
+LOST, UNREACHABLE = ConnectionLostError.for_url("there"), UnreachableError("There is no connection.")
 
 
 def response(status: int, code: str = "", *, is_whole: bool = True, **headers: str) -> Response:

@@ -309,7 +309,7 @@ def test_missing_microphone_is_reported(tmp_path: Path) -> None:
     with Terminal(*RECORD, env={"ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")}) as terminal:
         assert terminal.end() == 1
 
-    assert "UnavailableError: Recording needs a sound device" in terminal.text
+    assert "UnavailableError: Recording needs an audio device" in terminal.text
     assert "Fix: give a recorded file instead of --record." in terminal.text
 
 

@@ -144,7 +144,7 @@ except UnavailableError as error:
     error = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | home, capture_output=True, text=True, check=True
     ).stdout
-    assert error.startswith("The recording could not be transcribed: the model small can't be loaded")
+    assert error.startswith("The recording can't be transcribed: the model small can't be loaded")
     assert error.count("\n") == 1
 
 

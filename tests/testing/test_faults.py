@@ -176,7 +176,9 @@ class TestPassing:
 
 
 class TestAnswers:
-    @pytest.mark.parametrize("error", [UnauthorizedError(), LimitError.rate_limited(limit=1, retry_after_s=7)])
+    @pytest.mark.parametrize(
+        "error", [UnauthorizedError(), LimitError("Wait.", code="rate_limited", limit=1, retry_after_s=7)]
+    )
     def test_an_injected_error_is_shaped_like_one_of_the_server(
         self,
         client: httpx.Client,

@@ -93,14 +93,19 @@ def _device(purpose: str) -> Iterator[Any]:
         raise MissingExtraError.for_extra("play", purpose=purpose) from error
     except OSError as error:
         fix = "; on Debian and Ubuntu: apt-get install libportaudio2" if sys.platform == "linux" else ""
-        raise UnavailableError.for_audio_device(purpose, why=f"the system library PortAudio is missing{fix}") from error
+        raise _unavailable(purpose, f"the system library PortAudio is missing{fix}") from error
     try:
         yield sounddevice
     except sounddevice.PortAudioError as error:
         has_none = "device -1" in str(error)  # PortAudio's number of a missing default device
-        raise UnavailableError.for_audio_device(
-            purpose, why="no device is set up" if has_none else str(error)
-        ) from error
+        raise _unavailable(purpose, "no device is set up" if has_none else str(error)) from error
+
+
+def _unavailable(purpose: str, why: str) -> UnavailableError:
+    hint = "give a recorded file instead of --record."
+    if purpose == "Playing":
+        hint = "write to a file instead: -o hello.wav."
+    return UnavailableError(f"{purpose} needs an audio device: {why}.", code="no_audio_device", hint=hint)
 
 
 def _device_rate(sounddevice: Any, kind: str, sample_rate: int) -> int:

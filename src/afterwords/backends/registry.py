@@ -14,7 +14,7 @@ from typing import Final
 from afterwords.backends.base import Available, Engine, Unavailable
 from afterwords.config import Config, load_config
 from afterwords.errors import BackendUnavailableError, InvalidInputError, UnsupportedLangError, pip_install
-from afterwords.telemetry import turn_off_telemetry
+from afterwords.network import turn_off_telemetry
 
 GROUP: Final = "afterwords.engines"
 PREFERENCE: Final = ("qwen3-1.7b", "qwen3-0.6b", "lite")

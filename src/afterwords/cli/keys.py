@@ -164,7 +164,7 @@ class RemoteKeys:
         if access.admin_secret is not None or not is_needed:
             return access.admin_secret
         if not output.is_terminal():
-            raise UnauthorizedError.not_logged_in(access.base_url, what="admin secret")
+            raise UnauthorizedError.not_logged_in(access.base_url, is_admin=True)
         return output.ask_hidden(f"Admin secret of {access.base_url} (it is not shown):")
 
 

@@ -22,7 +22,6 @@ from afterwords.errors import (
     InvalidResponseError,
     JobError,
     JobFailedError,
-    LimitError,
     TextWarning,
     error_from_code,
 )
@@ -58,6 +57,27 @@ _HINTS: Final = {
 _WORD: Final = re.compile(r"[!-~]{1,80}")
 """What a code, a request ID or a field name looks like; anything else is not printed."""
 _MESSAGE_MAX_CHARS: Final = 500
+_JOB_FAILURES: Final = {
+    "synthesis_failed": ("the engine could not speak the text", ""),
+    "worker_lost": ("its worker process ended in every attempt", ""),
+    "out_of_memory": ("the server has too little memory for it", ""),
+    "runaway_audio": ("the engine did not find the end of the text", ""),
+    "reference_missing": ("the reference recording of the voice is missing from storage", ""),
+    "audio_lost": ("its audio is missing from storage or was altered", ""),
+    "loading_timed_out": (
+        "loading the model made no progress for too long",
+        "try again; the server's setting is AFTERWORDS_START_ALLOWANCE_S.",
+    ),
+    "preparing_timed_out": (
+        "preparing the voice made no progress for too long",
+        "try again, which resumes it; the server's setting is AFTERWORDS_START_ALLOWANCE_S.",
+    ),
+    "speaking_timed_out": (
+        "the engine made no sound for too long",
+        "try again; the server's setting is AFTERWORDS_STALL_S.",
+    ),
+}
+"""What each error code of a failed job means, and how to fix it; docs/api.md lists the codes."""
 _NEXT_LINK: Final = re.compile(r'>\s*;\s*rel="?next"?')
 
 
@@ -77,19 +97,17 @@ def parse_error(response: Response, request: Request) -> AfterwordsError:
     code = _word(fields.get("code")) or _CODES.get(response.status) or missing_code
     request_id = _word(fields.get("request_id")) or _word(response.headers.get("x-request-id"))
     message = str(fields.get("message") or f"The server answered with status {response.status}.")
-    error = error_from_code(
+    limit = response.headers.get("ratelimit-limit", "")
+    return error_from_code(
         code,
         message[:_MESSAGE_MAX_CHARS],
         hint=_hint(code, response, request_id),
         http_status=response.status,
         param=_word(fields.get("param")),
+        limit=int(limit) if re.fullmatch(r"\d{1,15}", limit) else None,
         retry_after_s=response.retry_after_s,
         request_id=request_id,
     )
-    if isinstance(error, LimitError):
-        limit = response.headers.get("ratelimit-limit", "")
-        error.limit = int(limit) if re.fullmatch(r"\d{1,15}", limit) else None
-    return error
 
 
 def _error_fields(response: Response) -> dict[str, Any] | None:
@@ -211,9 +229,14 @@ def parse_job(response: Response) -> Job:
 def check_ready(job: Job) -> Job:
     """Return a final job that is ready, or raise JobFailedError or JobError."""
     if job.status is JobStatus.FAILED:
-        raise JobFailedError.for_job(job.job_id, reason=job.error or "no reason was given")
+        reason = job.error or "no reason was given"
+        meaning, fix = _JOB_FAILURES.get(reason, ("", ""))
+        why = f"{meaning} ({reason})" if meaning else reason.rstrip(".")
+        fix = fix or "try again; if it fails again, ask the operator of the server."
+        message, hint = f"The job {job.job_id} failed: {why}.", f"nothing was charged; {fix}"
+        raise JobFailedError(message, hint=hint, job_id=job.job_id, reason=reason)
     if job.status is JobStatus.CANCELLED:
-        raise JobError.cancelled(job.job_id)
+        raise JobError(f"The job {job.job_id} was cancelled.", code="job_cancelled", job_id=job.job_id)
     return job
 
 

@@ -61,7 +61,7 @@ def build_request(
     if not request.is_public:
         secret = (access.admin_secret if request.is_admin else None) or access.api_key
         if secret is None:
-            raise UnauthorizedError.not_logged_in(access.base_url, what="admin secret" if request.is_admin else "key")
+            raise UnauthorizedError.not_logged_in(access.base_url, is_admin=request.is_admin)
         headers["Authorization"] = f"Bearer {secret}"
     content: dict[str, Any] = {}
     if request.form is not None:
@@ -96,10 +96,14 @@ def translate_errors(access: Access, request: httpx.Request) -> Iterator[None]:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
         check = "" if access.is_loopback else setting_to_check(url, error)
-        raise UnreachableError.for_url(url, why=_reason(error), check=check) from error
+        also = f", and that {check}" if check else ""
+        raise UnreachableError(
+            f"Can't connect to {url}: {_reason(error)}.",
+            hint=f"check the address and that the server is running{also}; `afterwords whoami` shows the address.",
+        ) from error
     except httpx.ReadTimeout as error:
         raise ServerTimeoutError.for_url(
-            url, why=f"nothing came for {request.extensions['timeout']['read']:g} s"
+            url, why=f"no data came for {request.extensions['timeout']['read']:g} s"
         ) from error
     except httpx.TransportError as error:
         raise ConnectionLostError.for_url(url, why=_reason(error)) from error

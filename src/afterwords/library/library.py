@@ -130,7 +130,14 @@ class Library:
             return voice
         voices = self.list()
         if len(voices) != 1:
-            raise InvalidInputError.voice_required(names=[voice.name for voice in voices])
+            message = (
+                f"There are {len(voices)} voices, and no voice is chosen." if voices else "There are no voices yet."
+            )
+            hint = "create one: afterwords clone me.wav --name me (or try `afterwords demo`)."
+            if voices:
+                names = ", ".join(voice.name for voice in voices[:5])
+                hint = f"add --voice NAME ({names}), or set a default with `afterwords voices default NAME`."
+            raise InvalidInputError(message, code="voice_required", hint=hint)
         return voices[0]
 
     def reference(self, voice: Voice) -> bytes:

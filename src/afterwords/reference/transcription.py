@@ -19,7 +19,7 @@ from afterwords.audio.audio import Audio
 from afterwords.audio.effects import resample
 from afterwords.config import load_config
 from afterwords.errors import MissingExtraError, UnavailableError
-from afterwords.telemetry import turn_off_telemetry
+from afterwords.network import turn_off_telemetry
 
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
@@ -176,7 +176,7 @@ def _download(name: str, progress: Callable[[float, str], None]) -> str:
     from huggingface_hub import snapshot_download
     from tqdm import tqdm
 
-    from afterwords.network import checked_network
+    from afterwords.network import explain_network_errors
 
     reached = 0.0  # the total grows during the download, and progress must not go back
     is_over = False  # the hub client closes a bar when it is garbage-collected, maybe much later
@@ -197,7 +197,7 @@ def _download(name: str, progress: Callable[[float, str], None]) -> str:
     repository = name if "/" in name else f"Systran/faster-whisper-{name}"
     is_offline = load_config().is_offline
     try:
-        with checked_network():
+        with explain_network_errors():
             return str(
                 snapshot_download(repository, allow_patterns=files, tqdm_class=Reported, local_files_only=is_offline)
             )

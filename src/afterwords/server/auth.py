@@ -221,7 +221,14 @@ class Authenticator:
             raise InsufficientScopeError.for_scope(requirements.scope)
         if self._rate and not self._limiter.hit(self._rate_item, caller.spending_id):
             reset_at = self._limiter.get_window_stats(self._rate_item, caller.spending_id).reset_time
-            raise LimitError.rate_limited(limit=self._rate, retry_after_s=max(1, round(reset_at - time.time() + 0.5)))
+            wait_s = max(1, round(reset_at - time.time() + 0.5))
+            raise LimitError(
+                f"The key has used its {self._rate:,} requests for this minute.",
+                code="rate_limited",
+                hint=f"wait {wait_s} s.",
+                limit=self._rate,
+                retry_after_s=wait_s,
+            )
         return Identity(caller=caller, key_sha256=digest(secret))
 
     def _authenticate_worker(self, token: str, job_id: str) -> Identity:
@@ -349,7 +356,13 @@ class AuthFailures:
     def _limit(self, started: float, n_failures: int) -> None:
         if n_failures > self._maximum:
             wait_s = max(1, math.ceil(started + MINUTE_S - self._clock()))
-            raise LimitError.too_many_auth_failures(limit=self._maximum, retry_after_s=wait_s)
+            raise LimitError(
+                f"More than {self._maximum:,} wrong keys or secrets came from this address within a minute.",
+                code="too_many_auth_failures",
+                hint=f"check the key, and wait {wait_s} s.",
+                limit=self._maximum,
+                retry_after_s=wait_s,
+            )
 
 
 def _digest_of(secret: SecretStr | None) -> bytes | None:

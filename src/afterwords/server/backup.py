@@ -299,12 +299,15 @@ async def _check_is_empty(path: Path, blobs: Blobs, files: dict[str, str]) -> No
                 (n_voices,) = raw(rows).execute(_VOICES).fetchone()
                 (n_keys,) = raw(rows).execute("SELECT count(*) FROM keys").fetchone()
         except (sqlite3.Error, DatabaseUnavailableError):
-            raise ServerSetupError.not_empty(why="its database can't be read") from None
+            raise ServerSetupError(
+                "A server is already here, and its database can't be read.", code="server_not_empty"
+            ) from None
     async for batch in blobs.listing():
         n_files += sum(is_server_path(blob.path) and blob.path not in files for blob in batch)
     if n_voices or n_keys or n_files:
-        raise ServerSetupError.not_empty(
-            why=f"it has {n_voices} voices, {n_keys} keys, and {n_files} other files in storage"
+        raise ServerSetupError(
+            f"A server is already here, with {n_voices} voices, {n_keys} keys, and {n_files} other files in storage.",
+            code="server_not_empty",
         )
 
 

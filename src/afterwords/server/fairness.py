@@ -81,7 +81,7 @@ class ConcurrencyLimit:
         """Count one more, as `hold`; `leave` must follow."""
         n_open = self._n_open.get(who, 0)
         if n_open >= self._maximum:
-            raise LimitError.too_many_concurrent(limit=self._maximum, doing=self._doing)
+            raise LimitError.too_many_concurrent(limit=self._maximum, what=self._doing)
         self._n_open[who] = n_open + 1
 
     def leave(self, who: str) -> None:

@@ -29,7 +29,6 @@ from starlette.types import Message, Receive, Scope, Send
 from afterwords.errors import (
     AfterwordsError,
     InvalidRequestError,
-    LimitError,
     RecordingError,
     ServiceError,
     TextError,
@@ -157,7 +156,13 @@ class ApiRoute(APIRoute):
     async def _dispatch(self, scope: Scope, exchange: Exchange) -> None:
         if scope["method"] not in (self.methods or ()):
             exchange.check_host()
-            raise InvalidRequestError.method_not_allowed(allowed=sorted(self.lifetime.methods[self.path]))
+            allowed = ", ".join(sorted(self.lifetime.methods[self.path]))
+            raise InvalidRequestError(
+                f"This path supports only {allowed}.",
+                code="method_not_allowed",
+                hint=f"use {allowed}.",
+                headers={"Allow": allowed},
+            )
         if scope.get("afterwords.is_direct") and not self.dependant.dependencies:
             await exchange.authenticate(self.requirements)
             response = await self._call_endpoint(_JsonRequest(scope, exchange.receive))
@@ -351,7 +356,7 @@ def error_response(error: AfterwordsError, request_id: str) -> Response:
     headers = {"Cache-Control": "no-store"}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, LimitError) and error.limit is not None:
+    if error.limit is not None:
         headers |= {
             "RateLimit-Limit": str(error.limit),
             "RateLimit-Remaining": "0",

@@ -20,8 +20,7 @@ import httpx
 from afterwords import __version__, disk
 from afterwords.config import Config, load_config
 from afterwords.errors import HubError, InvalidInputError, MissingExtraError, ModelError, StorageFullError
-from afterwords.network import checked_network, root_cause, setting_to_check
-from afterwords.telemetry import turn_off_telemetry
+from afterwords.network import explain_network_errors, root_cause, setting_to_check, turn_off_telemetry
 from afterwords.weights.catalog import (
     ByteCounter,
     Checkpoint,
@@ -233,7 +232,9 @@ class _Hub:
         with suppress(ValueError):
             self._is_loopback = self._is_loopback or ip_address(str(parts.hostname)).is_loopback
         if not self._is_loopback:
-            with checked_network():  # names unusable settings before the hub's client fails on them in its own words
+            with (
+                explain_network_errors()
+            ):  # names unusable settings before the hub's client fails on them in its own words
                 httpx.Client().close()
         self._token = token if token and (self._is_loopback or parts.scheme == "https") else False
 
@@ -347,13 +348,17 @@ class _Hub:
         if status == 429:
             limit = parse_ratelimit_headers(response.headers)
             wait = response.headers.get("Retry-After", "")
-            return HubError.busy(
-                self.url, retry_after_s=int(wait) if wait.isdecimal() else limit.reset_in_seconds if limit else None
-            )
+            wait_s = int(wait) if wait.isdecimal() else limit.reset_in_seconds if limit else None
+            when = "later" if wait_s is None else f"in {wait_s} s"
+            hint = f"pull again {when}; HF_TOKEN raises the limit."
+            return HubError.for_url(self.url, "received too many requests from here", code="hub_busy", hint=hint)
         if status == 408 or status >= 500:
             return HubError.unreachable(self.url, why=f"it answers with status {status}")
         if status in (401, 403):  # the public hub answers 401 also for repositories that do not exist
-            return HubError.refused(self.url, what=f"the {what}", has_token=bool(self._token))
+            hint = "set HF_TOKEN to a token that may read it."
+            if self._token:
+                hint = "check that HF_TOKEN is valid and may read it, or unset it."
+            return HubError.for_url(self.url, f"refused the {what}", code="hub_refused", hint=hint)
         if status in (404, 410):
             return HubError.for_url(self.url, f"has no {what}", code="hub_missing")
         return HubError.for_url(self.url, why=f"answers with status {status} for the {what}")

@@ -59,7 +59,9 @@ def test_fewer_bits_agree_less_and_are_refused(model: Callable[[], Model], monke
     found = model().quantize("int3")
     assert not found.is_enough
     with pytest.raises(
-        ModelError, match=r"too much else in int3: [45]\d% of its codes are the same", check=has_code("precision")
+        ModelError,
+        match=r"loses too much accuracy at int3: [45]\d% of its codes are the same",
+        check=has_code("precision"),
     ) as refused:
         agreement.check(found, model="tiny", precision="int3")
     assert "AFTERWORDS_PRECISION" in refused.value.hint
@@ -80,5 +82,5 @@ def test_an_engine_rounds_as_it_is_told_and_refuses_what_is_too_little(
     engine.load("qwen3-1.7b")
     engine.close()
     monkeypatch.setattr(agreement, "LEAST_CODES", 1.0)
-    with pytest.raises(ModelError, match=r"qwen3-1\.7b says too much else in int8", check=has_code("precision")):
+    with pytest.raises(ModelError, match=r"qwen3-1\.7b loses too much accuracy at int8", check=has_code("precision")):
         engine.load("qwen3-1.7b")

@@ -261,7 +261,7 @@ def test_file_of_just_the_size_is_taken_and_one_byte_more_is_not(chunk_size: int
     beside = text(b"ref_text", b"t" * 60_000)
     assert len(read(*in_chunks(body(beside, part(FILE, bytes(CAP))), chunk_size)).file or b"") == CAP
     with pytest.raises(
-        RecordingError, match="ref_audio has 100,001 bytes, but at most 100,000", check=has_code("file_too_large")
+        RecordingError, match="ref_audio has 100,001 bytes; the limit is 100,000", check=has_code("file_too_large")
     ):
         read(*in_chunks(body(beside, part(FILE, bytes(CAP + 1))), chunk_size))
 
@@ -276,7 +276,7 @@ def test_body_is_read_no_further_than_the_cap_and_64_kib() -> None:
             n_read += 4_096
             yield bytes(4_096)
 
-    with pytest.raises(RecordingError, match="at most 100,000", check=has_code("file_too_large")) as error:
+    with pytest.raises(RecordingError, match="limit is 100,000", check=has_code("file_too_large")) as error:
         read_from(endless())
     assert error.value.http_status == 422
     assert n_read <= CAP + 64 * 1024 + 4_096

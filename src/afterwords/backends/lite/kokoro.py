@@ -22,7 +22,7 @@ from afterwords import disk
 from afterwords.backends.base import Progress, ignore_progress
 from afterwords.backends.lite.data import read_data
 from afterwords.errors import ModelError, pip_install
-from afterwords.telemetry import import_onnxruntime
+from afterwords.network import import_onnxruntime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -165,4 +165,8 @@ def check_memory(name: str, *, needed_bytes: int, room_bytes: float, sizes: Mapp
     """
     if needed_bytes > room_bytes:
         fitting = [other for other, size in sizes.items() if size <= room_bytes and other != name]
-        raise ModelError.too_little_memory(name, needed_bytes=needed_bytes, room_bytes=int(room_bytes), fitting=fitting)
+        raise ModelError(
+            f"The model {name} needs {needed_bytes / 1e9:.1f} GB of memory; {room_bytes / 1e9:.1f} GB are available.",
+            code="too_little_memory",
+            hint=f"use {' or '.join(fitting) or 'the backend lite, which needs 1 GB'}.",
+        )

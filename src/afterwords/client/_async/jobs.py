@@ -78,7 +78,11 @@ class AsyncJobs:
                 progress(job.progress or 0.0, job.step or "waiting")
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise JobTimeoutError.for_job(job_id, waited_s=round(timeout_s, 1))
+                raise JobTimeoutError(
+                    f"The job {job_id} is still pending after {timeout_s:.3g} s.",
+                    hint=f"it continues; wait for it again: afterwords jobs wait {job_id}",
+                    job_id=job_id,
+                )
             if time.monotonic() - began < 1.0:  # the server does not support long polls
                 await self._session.sleep(min(pause_s, left_s))
                 pause_s = min(_POLL_MAX_S, pause_s * 1.5)

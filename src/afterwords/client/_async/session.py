@@ -37,7 +37,7 @@ from afterwords.client.transport import (
     translate_errors,
 )
 from afterwords.errors import AfterwordsError, InvalidResponseError, RemoteError, UnsupportedByServerError
-from afterwords.network import checked_network
+from afterwords.network import explain_network_errors
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class AsyncSession:
         self.access = access
         self._timeout_s = timeout_s
         self._is_afterwords_server: bool | None = None
-        with checked_network():
+        with explain_network_errors():
             self._http = httpx.AsyncClient(transport=transport, **client_settings(access))
 
     async def close(self) -> None:

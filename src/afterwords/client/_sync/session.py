@@ -38,7 +38,7 @@ from afterwords.client.transport import (
     translate_errors,
 )
 from afterwords.errors import AfterwordsError, InvalidResponseError, RemoteError, UnsupportedByServerError
-from afterwords.network import checked_network
+from afterwords.network import explain_network_errors
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class Session:
         self.access = access
         self._timeout_s = timeout_s
         self._is_afterwords_server: bool | None = None
-        with checked_network():
+        with explain_network_errors():
             self._http = httpx.Client(transport=transport, **client_settings(access))
 
     def close(self) -> None:

@@ -199,15 +199,22 @@ def _admit(
         return get(connection, duplicate)
     limit, used = job.character_limit, used or 0
     if limit is not None and used + job.char_count > limit:
-        raise QuotaExceededError.for_characters(
-            limit=limit, used=used, asked=job.char_count, retry_after_s=usage_rows.seconds_left(now)
+        raise QuotaExceededError(
+            f"The key has used {used:,} of its {limit:,} characters, and this text has {job.char_count:,}.",
+            limit=limit,
+            retry_after_s=usage_rows.seconds_left(now),
         )
     if quota_bytes is not None and stored_bytes >= quota_bytes:
         raise QuotaExceededError.for_storage(stored_bytes=stored_bytes, quota_bytes=quota_bytes)
     if n_own >= limits.pending_per_account:
         raise LimitError.too_many_concurrent(limit=limits.pending_per_account)
     if n_all >= limits.pending:
-        raise LimitError.queue_full(limit=limits.pending)
+        raise LimitError(
+            f"The server already has {limits.pending:,} waiting jobs, which is its limit.",
+            code="queue_full",
+            limit=limits.pending,
+            retry_after_s=5,
+        )
     return None
 
 

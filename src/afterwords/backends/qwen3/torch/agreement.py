@@ -65,17 +65,12 @@ def quantize(talker: Talker, decoder: CodecDecoder, prompt: Prompt, precision: s
 
 
 def check(agreement: Agreement, *, model: str, precision: str) -> None:
-    """Refuse what is too little.
-
-    Raises:
-        ModelError: it says how little.
-    """
+    """Raise ModelError if the agreement is too low."""
     if not agreement.is_enough:
         raise ModelError(
-            f"The model {model} says too much else in {precision}: "
-            f"{agreement.codes:.0%} of its codes are the same, and {LEAST_CODES:.0%} must be; its sound lies "
-            f"{agreement.mel_db:.1f} dB away, and may {MOST_MEL_DB:.1f} dB"
-            ".",
+            f"The model {model} loses too much accuracy at {precision}: {agreement.codes:.0%} of its codes are the "
+            f"same ({LEAST_CODES:.0%} are required), and its audio differs by {agreement.mel_db:.1f} dB (at most "
+            f"{MOST_MEL_DB:.1f} dB is allowed).",
             code="precision",
         )
 
