@@ -25,7 +25,7 @@ from afterwords.audio.wav import Samples, read_wav
 from afterwords.backends.base import Reference
 from afterwords.backends.qwen3 import long_text
 from afterwords.backends.qwen3.mlx.engine import MlxLarge
-from afterwords.backends.qwen3.mlx.thread import owner
+from afterwords.backends.qwen3.mlx.thread import device_thread
 from afterwords.errors import SynthesisError
 from afterwords.models import SpeechTask
 
@@ -74,12 +74,12 @@ class Theirs:
         from transformers import AutoTokenizer
 
         logging.getLogger("transformers").setLevel(logging.ERROR)
-        model: Any = engine._parts()[0]
+        model: Any = engine._ensure_loaded()[0]
         self._network: Any = model.network
         self._network.load_speech_tokenizer(model._codec)
         self._network.tokenizer = AutoTokenizer.from_pretrained(str(folder))
         self._network.load_generate_config({})
-        self._samples, self._text = owner().run(lambda: mx.array(reference.samples)), reference.text
+        self._samples, self._text = device_thread().run(lambda: mx.array(reference.samples)), reference.text
 
     def speak(self, text: str, seed: int | None, *, max_frames: int) -> Iterator[Samples]:
         def make() -> Any:
@@ -94,8 +94,8 @@ class Theirs:
                 max_tokens=max_frames,
             )
 
-        results = owner().run(make)
-        while (sound := owner().run(lambda: self._next(results))) is not None:
+        results = device_thread().run(make)
+        while (sound := device_thread().run(lambda: self._next(results))) is not None:
             yield sound
 
     def _next(self, results: Any) -> Samples | None:
@@ -124,7 +124,7 @@ def table(folder: Path) -> list[str]:
 
 
 def _pairs(engine: MlxLarge, ours: Ours, theirs: Theirs) -> Iterator[tuple[Run, Run]]:
-    model, _ = engine._parts()
+    model, _ = engine._ensure_loaded()
     for number in range(-1, ROUNDS):  # the first pair warms up
         text = TEXTS[number % len(TEXTS)]
         ceiling = long_text.FRAMES_PER_TOKEN * model.n_tokens(text) + long_text.FRAMES_MORE

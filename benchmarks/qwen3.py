@@ -27,13 +27,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from afterwords.backends.qwen3.config import read_config
-from afterwords.backends.qwen3.request import BURSTS, Finish, Turn
+from afterwords.backends.qwen3.request import STEPS_PER_READ, DecodeRequest, FinishReason
 from afterwords.backends.qwen3.torch import ops as torch_ops
-from afterwords.backends.qwen3.torch.batch import Rows
-from afterwords.backends.qwen3.torch.cuda_graphs import Frames
+from afterwords.backends.qwen3.torch.batch import BatchState
+from afterwords.backends.qwen3.torch.cuda_graphs import GraphRunner
 from afterwords.backends.qwen3.torch.model import fastest_ops
-from afterwords.backends.qwen3.torch.scheduler import POSITION_BUCKETS, Loop, Speech
-from afterwords.backends.qwen3.torch.talker import Utterance
+from afterwords.backends.qwen3.torch.scheduler import POSITION_BUCKETS, Request, TorchScheduler
+from afterwords.backends.qwen3.torch.talker import PrefillRow
 from benchmarks import qwen3_faster
 from benchmarks.qwen3_model import REFERENCE_FRAMES, SIZES, RandomModel, RandomWeights, write_published
 from benchmarks.qwen3_plain import PlainTalker
@@ -143,18 +143,18 @@ def ours(model: RandomModel, way: Way, n_rows: int, n_frames: int, *, kept: floa
     """The engine's loop with so many turns at once; `kept` as in Row."""
     device, n_positions = model.talker.device, _n_positions(model, n_frames)
     with _measured_memory(device) as memory:
-        loop = Loop(model.talker, model.decoder, n_rows=n_rows, n_positions=n_positions)
+        scheduler = TorchScheduler(model.talker, model.decoder, n_rows=n_rows, n_positions=n_positions)
         if not way.is_captured:
-            loop._frames = model.talker.frame  # type: ignore[assignment] # a loop captures wherever it can
+            scheduler._frames = model.talker.decode_frame  # type: ignore[assignment] # a loop captures wherever it can
         try:  # sizes that the first round did not meet are captured in a later one: hence the median
             n_rounds = ROUNDS if way.is_captured else 1
-            rounds = [_spoken(loop, model, n_rows, n_frames) for _ in range(1 + n_rounds)][1:]
+            rounds = [_spoken(scheduler, model, n_rows, n_frames) for _ in range(1 + n_rounds)][1:]
         finally:
-            loop.close()
+            scheduler.close()
     firsts, lasts = sorted(rounds, key=lambda times: max(times[1]))[n_rounds // 2]
     rows = _begun(model, n_rows, n_positions, n_frames)
-    step = partial(Frames(model.talker) if way.is_captured else model.talker.frame, rows, with_top_p=False)
-    n_operations = _operations(partial(model.talker.frame, rows, with_top_p=False))
+    step = partial(GraphRunner(model.talker) if way.is_captured else model.talker.decode_frame, rows, with_top_p=False)
+    n_operations = _operations(partial(model.talker.decode_frame, rows, with_top_p=False))
     return Row(
         n_rows,
         step_ms=_step_ms(device, step, n_frames),
@@ -183,39 +183,43 @@ def plain(folder: Path, device: torch.device, dtype: torch.dtype, n_rows: int, n
     return Row(n_rows, step_ms, n_operations=_operations(step), memory=memory[0] if memory else None)
 
 
-def _spoken(loop: Loop, model: RandomModel, n_rows: int, n_frames: int) -> tuple[list[float], list[float]]:
+def _spoken(
+    scheduler: TorchScheduler, model: RandomModel, n_rows: int, n_frames: int
+) -> tuple[list[float], list[float]]:
     """Seconds to the first and to the last sound of each row, each heard by a thread of its own as from a server."""
     sampling = replace(model.config.sampling, min_frames=n_frames)
-    turns = [
-        Turn(model.prompt, model.primed, n_frames, replace(sampling, seed=seed), is_awaited=True)
+    requests = [
+        DecodeRequest(model.prompt, model.codec_state, n_frames, replace(sampling, seed=seed), is_streaming=True)
         for seed in range(n_rows)
     ]
     started = time.perf_counter()
 
-    def hear(turn: Speech) -> tuple[float, float]:
-        times = [time.perf_counter() - started for _ in turn.heard()]
-        if turn.finish is not Finish.LENGTH:
-            raise SystemExit(f"a turn ended after {turn.n_decoded} of {n_frames} frames: {turn.error or turn.finish}")
+    def hear(request: Request) -> tuple[float, float]:
+        times = [time.perf_counter() - started for _ in request.stream()]
+        if request.finish_reason is not FinishReason.LENGTH:
+            raise SystemExit(
+                f"it ended after {request.n_decoded} of {n_frames} frames: {request.error or request.finish_reason}"
+            )
         return times[0], times[-1]
 
     with ThreadPoolExecutor(n_rows) as pool:
-        for turn in turns:
-            loop.hand_in(turn)
-        heard = list(pool.map(hear, turns))
+        for request in requests:
+            scheduler.submit(request)
+        heard = list(pool.map(hear, requests))
     return [first for first, _ in heard], [last for _, last in heard]
 
 
-def _begun(model: RandomModel, n_rows: int, n_positions: int, n_frames: int) -> Rows:
+def _begun(model: RandomModel, n_rows: int, n_positions: int, n_frames: int) -> BatchState:
     """Rows that have heard the prompt."""
     rows = model.talker.new_rows(n_rows, n_positions)
     sampling = replace(model.config.sampling, min_frames=n_frames)
-    model.talker.join(rows, [Utterance(row, model.prompt, n_frames, sampling) for row in range(n_rows)])
+    model.talker.prefill(rows, [PrefillRow(row, model.prompt, n_frames, sampling) for row in range(n_rows)])
     return rows
 
 
 def _n_positions(model: RandomModel, n_frames: int) -> int:
     """Of the rows: the smallest bucket that holds prompt and frames."""
-    reach = len(model.prompt.columns) + n_frames + max(BURSTS)
+    reach = len(model.prompt.columns) + n_frames + max(STEPS_PER_READ)
     return next(n for n in POSITION_BUCKETS if n >= reach)
 
 
@@ -349,8 +353,8 @@ def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
-def _cell(form: str, value: float | None) -> str:
-    return "–" if value is None else form.format(value)
+def _cell(format: str, value: float | None) -> str:
+    return "–" if value is None else format.format(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -114,7 +114,7 @@ class RandomModel:
         self.prompt: Prompt = prompts.in_context(
             TEXT, reference_ids=prompts.tokens(TEXT), codes=codes, speaker=speaker, language="english"
         )
-        self.primed: DecoderState = self.decoder.prime(codes.to(device))
+        self.codec_state: DecoderState = self.decoder.prefill_codec(codes.to(device))
 
     def quantize(self, precision: str) -> Agreement:
         """Round the talker's weights, and see how much it still says of the same."""

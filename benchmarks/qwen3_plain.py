@@ -27,16 +27,16 @@ class PlainStack:
     def __call__(self, x: Tensor, cache: Cache) -> Tensor:
         """Go on from a cache by positions of shape (rows, n, hidden)."""
         begin = cache[0][0].shape[2] if cache else 0
-        turn = _rotation(self.config, begin, x)
+        request = _rotation(self.config, begin, x)
         for number, layer in enumerate(self._layers):
-            x = x + self._attend(layer, number, self._normed(x, layer["input_layernorm"]), turn, cache)
+            x = x + self._attend(layer, number, self._normed(x, layer["input_layernorm"]), request, cache)
             y = self._normed(x, layer["post_attention_layernorm"])
             gate = functional.silu(functional.linear(y, layer["mlp.gate_proj"]))
             x = x + functional.linear(gate * functional.linear(y, layer["mlp.up_proj"]), layer["mlp.down_proj"])
         return self._normed(x, self._norm)
 
     def _attend(
-        self, layer: dict[str, Tensor], number: int, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache
+        self, layer: dict[str, Tensor], number: int, x: Tensor, request: tuple[Tensor, Tensor], cache: Cache
     ) -> Tensor:
         n_rows, n, _ = x.shape
         heads = [
@@ -44,7 +44,7 @@ class PlainStack:
             for part in "qkv"
         ]
         query, key = (
-            _turned(self._normed(head, layer[f"self_attn.{part}_norm"]).transpose(1, 2), turn)
+            _turned(self._normed(head, layer[f"self_attn.{part}_norm"]).transpose(1, 2), request)
             for head, part in zip(heads, "qk", strict=False)
         )
         value = heads[2].transpose(1, 2)
@@ -145,6 +145,6 @@ def _rotation(config: StackConfig, begin: int, x: Tensor) -> tuple[Tensor, Tenso
     return angle.cos().to(x.dtype), angle.sin().to(x.dtype)
 
 
-def _turned(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+def _turned(x: Tensor, request: tuple[Tensor, Tensor]) -> Tensor:
     left, right = x.chunk(2, -1)
-    return x * turn[0] + torch.cat([-right, left], -1) * turn[1]
+    return x * request[0] + torch.cat([-right, left], -1) * request[1]

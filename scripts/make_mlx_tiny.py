@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx.nn.layers.quantized import quantize
 from mlx.utils import tree_flatten
 
-from afterwords.backends.qwen3.mlx.weights import load_parts
+from afterwords.backends.qwen3.mlx.weights import load_modules
 from scripts.make_qwen3_tiny import make_checkpoint
 
 GROUP: Final = 32
@@ -32,7 +32,7 @@ def make_mlx_checkpoint(folder: Path, *, bits: int | None = None) -> Path:
     Returns:
         The folder.
     """
-    network = load_parts(make_checkpoint(folder)).network
+    network = load_modules(make_checkpoint(folder)).network
     if bits is not None:
         quantize(network, group_size=GROUP, bits=bits, class_predicate=lambda path, module: _may(network, path, module))
         path = folder / "config.json"

@@ -12,7 +12,7 @@ pytest.importorskip("safetensors")
 
 import torch
 
-from afterwords.backends.qwen3.torch.model import Model
+from afterwords.backends.qwen3.torch.model import TorchModel
 from scripts.make_qwen3_tiny import make_checkpoint
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -25,9 +25,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint: Path) -> Model:
+def model(checkpoint: Path) -> TorchModel:
     """It, loaded."""
-    return Model(checkpoint, name="tiny", device=torch.device("cpu"), dtype=torch.float32)
+    return TorchModel(checkpoint, name="tiny", device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from afterwords.backends.qwen3.config import WIDEST_TOP_K, read_config
 from afterwords.backends.qwen3.torch import kernels, ops
-from afterwords.backends.qwen3.torch.cuda_graphs import Frames
+from afterwords.backends.qwen3.torch.cuda_graphs import GraphRunner
 from afterwords.backends.qwen3.torch.prompt import Prompt
-from afterwords.backends.qwen3.torch.quantized import Quantized, quantized
-from afterwords.backends.qwen3.torch.talker import Talker, Utterance
+from afterwords.backends.qwen3.torch.quantized import QuantizedMatrix, quantize_matrix
+from afterwords.backends.qwen3.torch.talker import PrefillRow, Talker
 from afterwords.backends.qwen3.torch.weights import Weights
 from tests.backends.qwen3.speaking import GREEDY, LANGUAGE, load, seeded, spoken
 
@@ -59,7 +59,7 @@ def test_rms_norm(n: int, width: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("n", "n_in", "n_out"), [(1, 64, 64), (3, 50, 37), (17, 130, 32), (64, 16, 96), (65, 16, 8)])
 @pytest.mark.parametrize("precision", ["fp8", "int8"])
 def test_linear_of_rounded_weights(precision: str, n: int, n_in: int, n_out: int, dtype: torch.dtype) -> None:
-    weight = quantized(random(n_out, n_in), precision)
+    weight = quantize_matrix(random(n_out, n_in), precision)
     x, heard = random(n, 2 * n_in, dtype=dtype)[:, :n_in], random(n, n_out, dtype=dtype)
     check(kernels.linear(x, weight) / n_in, ops.linear(x, weight) / n_in)
     added = [heard.clone(), heard.clone()]
@@ -71,7 +71,7 @@ def test_linear_of_rounded_weights(precision: str, n: int, n_in: int, n_out: int
 def test_linear_knows_every_number_of_eight_bits() -> None:
     values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     values = values[values.float().isfinite()].to(DEVICE)
-    weight = Quantized(values[:, None], torch.ones(len(values), device=DEVICE))
+    weight = QuantizedMatrix(values[:, None], torch.ones(len(values), device=DEVICE))
     assert torch.equal(kernels.linear(torch.ones(1, 1, device=DEVICE), weight)[0], values.float())
 
 
@@ -92,7 +92,7 @@ def test_turn_and_write(
     """In a step and in a prefill, at positions of each row or of all."""
     qkv = random(*shape, n_heads + 2 * n_kv, head_dim, dtype=dtype)
     along = (1, shape[1]) if len(shape) == 2 else (1,) if is_shared else shape
-    turn = random(2, 3, *along, n_heads + n_kv, head_dim)[:, 1]  # of one of some layers
+    rotation = random(2, 3, *along, n_heads + n_kv, head_dim)[:, 1]  # of one of some layers
     rows = torch.tensor([2, 0, 3], device=DEVICE)[: shape[0]]
     positions = torch.tensor([4, 1, 6, 0, 7], device=DEVICE)[: along[-1]]
     if len(shape) == 2:
@@ -100,7 +100,7 @@ def test_turn_and_write(
     caches = [torch.zeros(4, 12, 2 * n_kv, head_dim, dtype=dtype, device=DEVICE)[:, :9] for _ in range(2)]
     copies = [qkv.clone(), qkv.clone()]
     queries = [
-        module.turn_and_write_(copy, turn, cache, rows, positions, 1e-6)
+        module.rotate_and_cache_(copy, rotation, cache, rows, positions, 1e-6)
         for module, copy, cache in zip((kernels, ops), copies, caches, strict=True)
     ]
     for ours, plain in (queries, copies, caches):
@@ -184,9 +184,9 @@ def speak(chosen: Talker, *, captured: bool, with_top_p: bool = False) -> list[l
     torch.manual_seed(0)
     columns = torch.randn(9, chosen.config.talker.stack.hidden).to(DEVICE)
     prompt = Prompt(columns, torch.tensor([1, 2]))
-    chosen.join(rows, [Utterance(row, prompt, 25, sampling) for row, sampling in enumerate((GREEDY, seeded(1)))])
+    chosen.prefill(rows, [PrefillRow(row, prompt, 25, sampling) for row, sampling in enumerate((GREEDY, seeded(1)))])
     view = rows.view(4, 64)
-    frame: Callable[..., None] = Frames(chosen) if captured else chosen.frame
+    frame: Callable[..., None] = GraphRunner(chosen) if captured else chosen.decode_frame
     with torch.inference_mode():
         for _ in range(25):
             frame(view, with_top_p=with_top_p)

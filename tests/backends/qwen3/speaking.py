@@ -12,9 +12,9 @@ import torch
 
 from afterwords.backends.qwen3.config import ModelConfig, Sampling, read_config
 from afterwords.backends.qwen3.tokenizer import TextTokenizer
-from afterwords.backends.qwen3.torch.batch import Rows
+from afterwords.backends.qwen3.torch.batch import BatchState
 from afterwords.backends.qwen3.torch.prompt import Prompt, Prompts
-from afterwords.backends.qwen3.torch.talker import Talker, Utterance
+from afterwords.backends.qwen3.torch.talker import PrefillRow, Talker
 from afterwords.backends.qwen3.torch.weights import Weights
 
 LANGUAGE: Final[dict[str, Any]] = json.loads((Path(__file__).parent / "goldens/language.json").read_text("utf-8"))
@@ -35,7 +35,7 @@ class Language:
         """The prompt of a row of the goldens."""
         speaker, language = torch.tensor(LANGUAGE["speaker"]), row["language"]
         if row["reference"] is None:
-            return self.prompts.of_speaker(row["text"], speaker=speaker, language=language)
+            return self.prompts.from_speaker(row["text"], speaker=speaker, language=language)
         return self.prompts.in_context(
             row["text"],
             reference_ids=self.prompts.tokens(LANGUAGE["reference_text"]),
@@ -48,12 +48,12 @@ class Language:
         """Speak in one batch, each row to its end or to so many frames."""
         rows = self.talker.new_rows(len(prompts), N_POSITIONS)
         utterances = [
-            Utterance(row, prompt, n_frames, sampling)
+            PrefillRow(row, prompt, n_frames, sampling)
             for row, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True))
         ]
-        self.talker.join(rows, utterances)
+        self.talker.prefill(rows, utterances)
         for _ in range(n_frames):
-            self.talker.frame(rows)
+            self.talker.decode_frame(rows)
         return spoken(rows)
 
 
@@ -65,9 +65,9 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float32) -> Language:
     return Language(config, talker, Prompts(config, talker.embeddings, tokenizer))
 
 
-def spoken(rows: Rows) -> list[Codes]:
+def spoken(rows: BatchState) -> list[Codes]:
     """The frames of each row so far."""
-    return [rows.history[row, :n_frames].tolist() for row, (n_frames, _, _) in enumerate(rows.progress())]
+    return [rows.history[row, :n_frames].tolist() for row, (n_frames, _, _) in enumerate(rows.read_progress())]
 
 
 def seeded(seed: int) -> Sampling:

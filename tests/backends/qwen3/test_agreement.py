@@ -12,7 +12,7 @@ import torch
 from afterwords.backends.qwen3.torch import agreement, quantized
 from afterwords.backends.qwen3.torch.agreement import Agreement
 from afterwords.backends.qwen3.torch.engine import Qwen3Large
-from afterwords.backends.qwen3.torch.model import Model
+from afterwords.backends.qwen3.torch.model import TorchModel
 from afterwords.errors import ModelError
 from tests.backends.qwen3.speaking import GREEDY, LANGUAGE, load
 from tests.error_codes import has_code
@@ -21,8 +21,8 @@ ROWS = LANGUAGE["projected"]["rows of different length"]
 
 
 @pytest.fixture
-def model(checkpoint: Path) -> Callable[[], Model]:
-    return lambda: Model(checkpoint, name="tiny", device=torch.device("cpu"), dtype=torch.float32)
+def model(checkpoint: Path) -> Callable[[], TorchModel]:
+    return lambda: TorchModel(checkpoint, name="tiny", device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("row", ROWS[:3])
@@ -30,31 +30,33 @@ def test_the_likeliest_codes_after_greedy_ones_are_those(checkpoint: Path, row: 
     language = load(checkpoint)
     prompt, sampling = language.prompt(row), replace(GREEDY, repetition_penalty=1.0, min_frames=12)
     (codes,) = language.speak([prompt], [sampling], n_frames=12)
-    assert language.talker.likeliest(prompt, torch.tensor(codes)).tolist() == codes
+    assert language.talker.most_likely_codes(prompt, torch.tensor(codes)).tolist() == codes
 
 
 @pytest.mark.parametrize(("precision", "error"), [("fp8", 2**-4), ("int8", 0.5 / 127)])
 def test_rounding_keeps_each_weight_within_half_a_step(precision: str, error: float) -> None:
     weight = torch.randn(64, 48) * torch.logspace(-3, 3, 64)[:, None]  # each output has a scale of its own
-    rounded = quantized.quantized(weight, precision)
+    rounded = quantized.quantize_matrix(weight, precision)
     most = weight.abs().amax(1, keepdim=True)
     assert ((rounded.values.float() * rounded.scales[:, None] - weight).abs() / most).max() <= error * 1.001
     assert rounded.values.element_size() == 1
 
 
 def test_an_output_without_weights_stays_silent() -> None:
-    assert quantized.quantized(torch.zeros(2, 3), "fp8").values.float().tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert quantized.quantize_matrix(torch.zeros(2, 3), "fp8").values.float().tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 @pytest.mark.parametrize(("precision", "codes"), [("fp8", 0.9), ("int8", 0.95)])
-def test_rounded_weights_say_nearly_the_same(model: Callable[[], Model], precision: str, codes: float) -> None:
+def test_rounded_weights_say_nearly_the_same(model: Callable[[], TorchModel], precision: str, codes: float) -> None:
     found = model().quantize(precision)
     assert codes <= found.codes < 1
     assert 0 < found.mel_db < 2
     assert found.is_enough
 
 
-def test_fewer_bits_agree_less_and_are_refused(model: Callable[[], Model], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_bits_agree_less_and_are_refused(
+    model: Callable[[], TorchModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(quantized._FORMS, "int3", (torch.int8, 3.0))  # no setting asks for what can't be good enough
     found = model().quantize("int3")
     assert not found.is_enough

@@ -105,21 +105,21 @@ def test_rows_of_a_batch_may_be_at_different_places(exact: CodecDecoder, frames:
 def test_a_primed_row_goes_on_from_its_reference(
     exact: CodecDecoder, frames: Tensor, whole: Tensor, n_before: int
 ) -> None:
-    state = exact.prime(frames[0, :n_before])
+    state = exact.prefill_codec(frames[0, :n_before])
     heard = exact.decode(frames[:1, n_before:], state)
     assert gap(heard[0], whole[0, n_before * exact.samples_per_frame :]) < 1e-12
 
 
 def test_a_row_of_a_batch_can_be_given_to_another_voice(exact: CodecDecoder, frames: Tensor, whole: Tensor) -> None:
-    state, primed = exact.new_state(2), exact.prime(frames[1, :40])
+    state, codec_state = exact.new_state(2), exact.prefill_codec(frames[1, :40])
     exact.step(frames[:, :7], state)
-    state.put(0, primed)
-    state.clear(1)
+    state.copy_row(0, codec_state)
+    state.clear_row(1)
     heard = exact.step(torch.stack([frames[1, 40:48], frames[0, :8]]), state)
     start = 40 * exact.samples_per_frame
     assert gap(heard[0], whole[1, start : start + heard.shape[1]]) < 1e-12
     assert gap(heard[1], whole[0, : heard.shape[1]]) < 1e-12
-    assert int(primed.window.n_seen) == 40  # a voice's state serves the next utterance too
+    assert int(codec_state.window.n_seen) == 40  # a voice's state serves the next utterance too
 
 
 def test_a_batch_sounds_as_its_rows_alone(decoder: CodecDecoder, frames: Tensor) -> None:
@@ -130,9 +130,9 @@ def test_a_batch_sounds_as_its_rows_alone(decoder: CodecDecoder, frames: Tensor)
 
 def test_a_state_outlives_the_mode_it_was_made_in(decoder: CodecDecoder, frames: Tensor) -> None:
     with torch.inference_mode():
-        inside = decoder.prime(frames[0, :3])
+        inside = decoder.prefill_codec(frames[0, :3])
     state = decoder.new_state(1)
-    state.put(0, inside)
+    state.copy_row(0, inside)
     assert torch.equal(decoder.step(frames[:1, 3:5], state), decoder.step(frames[:1, 3:5], inside))
 
 

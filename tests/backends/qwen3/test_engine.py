@@ -17,7 +17,7 @@ from afterwords.backends.qwen3.base import check_memory
 from afterwords.backends.qwen3.torch import engine as engine_module
 from afterwords.backends.qwen3.torch.codec_encoder import CodecEncoder
 from afterwords.backends.qwen3.torch.engine import Qwen3Large, Qwen3Small
-from afterwords.backends.qwen3.torch.model import Model
+from afterwords.backends.qwen3.torch.model import TorchModel
 from afterwords.backends.qwen3.torch.speaker import SpeakerEncoder
 from afterwords.errors import MissingExtraError, ModelError, SynthesisError, pip_install
 from afterwords.models import SpeechTask
@@ -66,7 +66,7 @@ class TestQwen3(Qwen3Contract):
         self, reference: Reference, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made: list[str] = []
-        for part in (Model, CodecEncoder):
+        for part in (TorchModel, CodecEncoder):
             noted(part, made, monkeypatch)
         engine = Qwen3Large()
         prompts = at_once([lambda: engine.prepare(reference)] * 4)

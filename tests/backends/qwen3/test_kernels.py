@@ -30,9 +30,9 @@ KERNELS: Final[list[tuple[str, dict[str, str], dict[str, Any]]]] = [
     ),
     ("_swiglu", {"gate_up": "*bf16", "out": "*bf16"}, {"width": 6144, "block": 1024}),
     (
-        "_turn_and_write",
-        {"qkv": "*bf16", "turn": "*fp32", "cache": "*bf16", "rows": "*i64", "positions": "*i64", "eps": "fp32"},
-        {"n_queries": 16, "n_turned": 24, **HEADS},
+        "_rotate_and_cache",
+        {"qkv": "*bf16", "rotation": "*fp32", "cache": "*bf16", "rows": "*i64", "positions": "*i64", "eps": "fp32"},
+        {"n_queries": 16, "n_rotated": 24, **HEADS},
     ),
     (
         "_attend",

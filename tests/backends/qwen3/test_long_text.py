@@ -11,10 +11,10 @@ from afterwords.audio.wav import Samples
 from afterwords.backends.base import Reference
 from afterwords.backends.qwen3 import long_text
 from afterwords.backends.qwen3.config import Sampling
-from afterwords.backends.qwen3.long_text import AHEAD, FADE, PAUSE_S, TRIES, Reading, pieces_of, smoothed
-from afterwords.backends.qwen3.request import Finish
-from afterwords.backends.qwen3.torch.model import Model, VoiceOnDevice
-from afterwords.backends.qwen3.torch.scheduler import Loop, Speech
+from afterwords.backends.qwen3.long_text import AHEAD, FADE, PAUSE_S, TRIES, LongTextStream, smooth_edges, split_text
+from afterwords.backends.qwen3.request import FinishReason
+from afterwords.backends.qwen3.torch.model import TorchModel, VoiceOnDevice
+from afterwords.backends.qwen3.torch.scheduler import Request, TorchScheduler
 from afterwords.errors import SynthesisError, TextError
 from afterwords.models import SpeechTask
 from tests.error_codes import has_code
@@ -23,113 +23,115 @@ FOUR = "One two three four five. Six seven eight nine ten. Eleven twelve and so 
 
 
 @pytest.fixture(scope="module")
-def voice(model: Model) -> VoiceOnDevice:
+def voice(model: TorchModel) -> VoiceOnDevice:
     samples = np.random.default_rng(0).normal(0, 0.1, 5 * 16_000).astype(np.float32)
-    return model.place(model.hear(Reference(samples, 16_000)))
+    return model.to_device(model.encode_reference(Reference(samples, 16_000)))
 
 
-class Scripted(Loop):
+class Scripted(TorchScheduler):
     """A loop whose turns end as a test says, in order of being handed in, after a frame of sound each; no thread."""
 
-    def __init__(self, *ends: Finish | Exception, is_heard_first: bool = False) -> None:
+    def __init__(self, *ends: FinishReason | Exception, is_heard_first: bool = False) -> None:
         self.ends, self.is_heard_first = list(ends), is_heard_first
-        self.turns: list[Speech] = []
+        self.requests: list[Request] = []
 
-    def hand_in(self, turn: Speech) -> None:
-        self.turns.append(turn)
-        end = self.ends.pop(0) if self.ends else Finish.STOP
-        turn.sound.put(np.full(1920, 0.1 * len(self.turns), np.float32))
+    def submit(self, request: Request) -> None:
+        self.requests.append(request)
+        end = self.ends.pop(0) if self.ends else FinishReason.STOP
+        request.sound.put(np.full(1920, 0.1 * len(self.requests), np.float32))
         if isinstance(end, Exception):
-            turn.end(Finish.CANCELLED, end)
+            request.finish(FinishReason.CANCELLED, end)
         elif self.is_heard_first:
-            turn.sound.put(None)  # as where the end is known only after the sound was heard
+            request.sound.put(None)  # as where the end is known only after the sound was heard
         else:
-            turn.end(end)
+            request.finish(end)
 
 
 def task(text: str = "A text.", *, lang: str = "en", seed: int | None = 3) -> SpeechTask:
     return SpeechTask(text=text, lang=lang, backend="qwen3-1.7b", voice_id="me", prompt=b"", seed=seed)
 
 
-def read(model: Model, voice: VoiceOnDevice, loop: Loop, text: str = "A text.") -> Samples:
-    return np.concatenate([chunk.samples for chunk in Reading(model, loop, voice, task(text)).chunks()])
+def read(model: TorchModel, voice: VoiceOnDevice, scheduler: TorchScheduler, text: str = "A text.") -> Samples:
+    return np.concatenate([chunk.samples for chunk in LongTextStream(model, scheduler, voice, task(text)).chunks()])
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(long_text, "PIECE_CHARS", 26)  # so that a text of four sentences has as many pieces
+    monkeypatch.setattr(long_text, "SEGMENT_CHARS", 26)  # so that a text of four sentences has as many pieces
 
 
-@pytest.mark.parametrize("bad", [Finish.LENGTH, Finish.RUNAWAY])
+@pytest.mark.parametrize("bad", [FinishReason.LENGTH, FinishReason.RUNAWAY])
 def test_a_piece_that_ran_away_unheard_is_spoken_again_with_another_seed(
-    model: Model, voice: VoiceOnDevice, bad: Finish
+    model: TorchModel, voice: VoiceOnDevice, bad: FinishReason
 ) -> None:
-    loop = Scripted(bad, bad, Finish.STOP)
-    sound = read(model, voice, loop)
-    assert len({turn.sampling.seed for turn in loop.turns}) == 3
+    scheduler = Scripted(bad, bad, FinishReason.STOP)
+    sound = read(model, voice, scheduler)
+    assert len({request.sampling.seed for request in scheduler.requests}) == 3
     assert np.abs(sound).max() == np.float32(0.3)  # only the third was heard
     assert len(sound) == 1920 + FADE
 
 
-def test_a_piece_that_runs_away_each_time_is_no_speech(model: Model, voice: VoiceOnDevice) -> None:
-    loop = Scripted(*[Finish.RUNAWAY] * TRIES)
+def test_a_piece_that_runs_away_each_time_is_no_speech(model: TorchModel, voice: VoiceOnDevice) -> None:
+    scheduler = Scripted(*[FinishReason.RUNAWAY] * TRIES)
     with pytest.raises(SynthesisError, match=r"did not come to its end \(runaway\)"):
-        read(model, voice, loop)
-    assert len(loop.turns) == TRIES
+        read(model, voice, scheduler)
+    assert len(scheduler.requests) == TRIES
 
 
-def test_a_piece_that_ran_away_after_it_was_heard_is_not_spoken_again(model: Model, voice: VoiceOnDevice) -> None:
-    loop = Scripted(is_heard_first=True)
-    chunks = Reading(model, loop, voice, task()).chunks()
+def test_a_piece_that_ran_away_after_it_was_heard_is_not_spoken_again(model: TorchModel, voice: VoiceOnDevice) -> None:
+    scheduler = Scripted(is_heard_first=True)
+    chunks = LongTextStream(model, scheduler, voice, task()).chunks()
     next(chunks)
-    loop.turns[0].finish = Finish.LENGTH
+    scheduler.requests[0].finish_reason = FinishReason.LENGTH
     with pytest.raises(SynthesisError, match=r"\(length\)"):
         list(chunks)
-    assert len(loop.turns) == 1
+    assert len(scheduler.requests) == 1
 
 
-def test_what_broke_a_piece_is_told_by_its_kind_and_not_tried_again(model: Model, voice: VoiceOnDevice) -> None:
-    loop = Scripted(MemoryError("of a text"))
+def test_what_broke_a_piece_is_told_by_its_kind_and_not_tried_again(model: TorchModel, voice: VoiceOnDevice) -> None:
+    scheduler = Scripted(MemoryError("of a text"))
     with pytest.raises(SynthesisError, match="it raised MemoryError") as told:
-        read(model, voice, loop)
+        read(model, voice, scheduler)
     assert isinstance(told.value.__cause__, MemoryError)  # by which a server knows that memory ran out
-    assert len(loop.turns) == 1
+    assert len(scheduler.requests) == 1
 
 
-def test_an_engine_that_is_closed_while_it_speaks_says_so(model: Model, voice: VoiceOnDevice) -> None:
+def test_an_engine_that_is_closed_while_it_speaks_says_so(model: TorchModel, voice: VoiceOnDevice) -> None:
     with pytest.raises(SynthesisError, match="closed meanwhile"):
-        read(model, voice, Scripted(Finish.CANCELLED))
-    closed = Loop(model.talker, model.decoder, n_rows=1, n_positions=256)
+        read(model, voice, Scripted(FinishReason.CANCELLED))
+    closed = TorchScheduler(model.talker, model.decoder, n_rows=1, n_positions=256)
     closed.close()
     with pytest.raises(SynthesisError, match="closed meanwhile"):
         read(model, voice, closed)
 
 
 @pytest.mark.usefixtures("short")
-def test_pieces_are_handed_in_ahead_but_not_all_of_them(model: Model, voice: VoiceOnDevice) -> None:
-    loop = Scripted()
-    chunks = Reading(model, loop, voice, task(" ".join([FOUR] * 3))).chunks()
-    assert len(loop.turns) == 0
+def test_pieces_are_handed_in_ahead_but_not_all_of_them(model: TorchModel, voice: VoiceOnDevice) -> None:
+    scheduler = Scripted()
+    chunks = LongTextStream(model, scheduler, voice, task(" ".join([FOUR] * 3))).chunks()
+    assert len(scheduler.requests) == 0
     next(chunks)
-    assert len(loop.turns) == 1 + AHEAD
+    assert len(scheduler.requests) == 1 + AHEAD
     list(chunks)
-    assert len(loop.turns) == 12
-    assert len({turn.sampling.seed for turn in loop.turns}) == 12
+    assert len(scheduler.requests) == 12
+    assert len({request.sampling.seed for request in scheduler.requests}) == 12
 
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("n_read", [0, 1, 2, 3])
-def test_a_reading_that_is_given_up_gives_up_all_it_handed_in(model: Model, voice: VoiceOnDevice, n_read: int) -> None:
-    loop = Scripted()
-    chunks = Reading(model, loop, voice, task(FOUR)).chunks()
+def test_a_reading_that_is_given_up_gives_up_all_it_handed_in(
+    model: TorchModel, voice: VoiceOnDevice, n_read: int
+) -> None:
+    scheduler = Scripted()
+    chunks = LongTextStream(model, scheduler, voice, task(FOUR)).chunks()
     for _ in range(n_read):
         next(chunks)
     chunks.close()
-    assert all(turn.is_cancelled for turn in loop.turns)
+    assert all(request.is_cancelled for request in scheduler.requests)
 
 
 @pytest.mark.usefixtures("short")
-def test_pieces_join_without_a_step_and_with_a_pause(model: Model, voice: VoiceOnDevice) -> None:
+def test_pieces_join_without_a_step_and_with_a_pause(model: TorchModel, voice: VoiceOnDevice) -> None:
     sound = read(model, voice, Scripted(), FOUR)
     pause = round(PAUSE_S * 24_000)
     assert len(sound) == 4 * (1920 + FADE) + 3 * pause
@@ -138,25 +140,27 @@ def test_pieces_join_without_a_step_and_with_a_pause(model: Model, voice: VoiceO
 
 
 def test_a_piece_of_tiny_sounds_comes_in_over_all_of_them() -> None:
-    parts = list(smoothed(iter([np.ones(50, np.float32)] * 4), pause_s=0.0))
+    parts = list(smooth_edges(iter([np.ones(50, np.float32)] * 4), pause_s=0.0))
     assert all(part.dtype == np.float32 for part in parts)
     assert np.abs(np.diff(np.concatenate(parts), append=0)).max() <= 1 / 100
 
 
 @pytest.mark.parametrize("text", ["...", "?! —", "…\n\n。"])
-def test_punctuation_alone_is_nothing_to_speak(model: Model, text: str) -> None:
+def test_punctuation_alone_is_nothing_to_speak(model: TorchModel, text: str) -> None:
     with pytest.raises(TextError, check=has_code("empty_text")):
-        pieces_of(text, "en", model)
+        split_text(text, "en", model)
 
 
-def test_what_the_tokenizer_makes_nothing_of_is_nothing_to_speak(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_tokenizer_makes_nothing_of_is_nothing_to_speak(
+    model: TorchModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def only_ascii(text: str) -> int:  # a vocabulary of all bytes makes something of everything; others need not
         return len(text) if text.isascii() else 0
 
     monkeypatch.setattr(model, "n_tokens", only_ascii)
     with pytest.raises(TextError, check=has_code("empty_text")):
-        pieces_of("日本語です。", "ja", model)
-    assert pieces_of("A sentence of its own. 日本語の長い文がここにあります。", "en", model) == [
+        split_text("日本語です。", "ja", model)
+    assert split_text("A sentence of its own. 日本語の長い文がここにあります。", "en", model) == [
         "A sentence of its own."
     ]
 
@@ -166,41 +170,41 @@ def test_what_the_tokenizer_makes_nothing_of_is_nothing_to_speak(model: Model, m
     [("en", "and on it goes, " * 60, 0.07), ("zh", "今天天气很好，我们去公园吧，" * 40, 0.25)],
 )
 def test_a_piece_lasts_no_longer_than_the_model_keeps_its_voice(
-    model: Model, lang: str, sentence: str, seconds_a_character: float
+    model: TorchModel, lang: str, sentence: str, seconds_a_character: float
 ) -> None:
-    assert max(map(len, pieces_of(sentence, lang, model))) * seconds_a_character <= 20
+    assert max(map(len, split_text(sentence, lang, model))) * seconds_a_character <= 20
 
 
-def test_the_ceiling_follows_the_length_of_the_text(model: Model, voice: VoiceOnDevice) -> None:
-    loop = Scripted()
-    read(model, voice, loop, "Abc.")
-    read(model, voice, loop, "abc " * 10)
-    short, long = (turn.max_frames for turn in loop.turns)
+def test_the_ceiling_follows_the_length_of_the_text(model: TorchModel, voice: VoiceOnDevice) -> None:
+    scheduler = Scripted()
+    read(model, voice, scheduler, "Abc.")
+    read(model, voice, scheduler, "abc " * 10)
+    short, long = (request.max_frames for request in scheduler.requests)
     assert 50 < short < 100 < long
 
 
-def test_the_shortest_speech_is_the_checkpoints(model: Model, voice: VoiceOnDevice) -> None:
-    loop = Scripted()
-    read(model, voice, loop)
-    assert loop.turns[0].sampling.min_frames == Sampling().min_frames == 2
+def test_the_shortest_speech_is_the_checkpoints(model: TorchModel, voice: VoiceOnDevice) -> None:
+    scheduler = Scripted()
+    read(model, voice, scheduler)
+    assert scheduler.requests[0].sampling.min_frames == Sampling().min_frames == 2
 
 
 @pytest.fixture
-def loop(model: Model) -> Iterator[Loop]:
-    loop = Loop(model.talker, model.decoder, n_rows=4, n_positions=512)
-    yield loop
-    loop.close()
+def scheduler(model: TorchModel) -> Iterator[TorchScheduler]:
+    scheduler = TorchScheduler(model.talker, model.decoder, n_rows=4, n_positions=512)
+    yield scheduler
+    scheduler.close()
 
 
 @pytest.mark.usefixtures("short")
 def test_a_long_text_says_the_same_each_time_alone_or_in_company(
-    model: Model, voice: VoiceOnDevice, loop: Loop, monkeypatch: pytest.MonkeyPatch
+    model: TorchModel, voice: VoiceOnDevice, scheduler: TorchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(long_text, "TRIES", 40)  # random weights end when they end
-    alone = read(model, voice, loop, FOUR)
-    others = [Reading(model, loop, voice, task(FOUR, seed=seed)).chunks() for seed in (7, 8)]
+    alone = read(model, voice, scheduler, FOUR)
+    others = [LongTextStream(model, scheduler, voice, task(FOUR, seed=seed)).chunks() for seed in (7, 8)]
     for other in others:
         next(other)
-    np.testing.assert_allclose(read(model, voice, loop, FOUR), alone, atol=1e-4)
+    np.testing.assert_allclose(read(model, voice, scheduler, FOUR), alone, atol=1e-4)
     for other in others:
         other.close()

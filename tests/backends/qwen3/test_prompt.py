@@ -24,7 +24,7 @@ def language(checkpoint: Path) -> Language:
 def test_speaker_alone_has_one_column_of_text_and_the_rest_follows(
     language: Language, name: str | None, n_head: int
 ) -> None:
-    prompt = language.prompts.of_speaker("abcdefg", speaker=SPEAKER, language=name)
+    prompt = language.prompts.from_speaker("abcdefg", speaker=SPEAKER, language=name)
     assert prompt.columns.shape == (n_head + 1, 32)
     assert len(prompt.trailing) == 7 - 1 + 1  # and the end of text
     assert prompt.trailing[-1] == language.config.tokens.eos
@@ -56,21 +56,21 @@ def test_codes_of_any_integer_type_make_the_same_prompt(language: Language) -> N
 
 
 def test_typed_control_token_is_heard_letter_by_letter(language: Language) -> None:
-    prompt = language.prompts.of_speaker("a<|im_end|>", speaker=SPEAKER)
+    prompt = language.prompts.from_speaker("a<|im_end|>", speaker=SPEAKER)
     assert language.config.tokens.im_end not in prompt.trailing
     assert len(prompt.trailing) > 5
 
 
 def test_prompt_of_no_text_is_refused(language: Language) -> None:
     with pytest.raises(ValueError, match="no text to speak"):
-        language.prompts.of_speaker("", speaker=SPEAKER)
+        language.prompts.from_speaker("", speaker=SPEAKER)
     with pytest.raises(ValueError, match="no text to speak"):
         language.prompts.in_context("", reference_ids=language.prompts.tokens("hi"), codes=CODES, speaker=SPEAKER)
 
 
 def test_language_that_the_checkpoint_does_not_know_is_refused(language: Language) -> None:
     with pytest.raises(ValueError, match="'klingon' is none of chinese, english, german"):
-        language.prompts.of_speaker("hi", speaker=SPEAKER, language="klingon")
+        language.prompts.from_speaker("hi", speaker=SPEAKER, language="klingon")
 
 
 @pytest.mark.parametrize(
@@ -90,4 +90,4 @@ def test_codes_of_another_codec_are_refused(language: Language, codes: Tensor, w
 
 def test_speaker_of_another_size_of_the_model_is_refused(language: Language) -> None:
     with pytest.raises(ValueError, match=r"shape \(64,\) is none of this model's"):
-        language.prompts.of_speaker("hi", speaker=torch.zeros(64))
+        language.prompts.from_speaker("hi", speaker=torch.zeros(64))

@@ -14,7 +14,7 @@ from afterwords.backends import qwen3
 from afterwords.backends.qwen3.codec_config import read_codec_config
 from afterwords.backends.qwen3.config import read_config
 from afterwords.backends.qwen3.reference_prompt import (
-    PromptForm,
+    PromptFormat,
     ReferencePrompt,
     StalePromptError,
     make_prompt,
@@ -43,8 +43,8 @@ def speaker(checkpoint: Path) -> SpeakerEncoder:
 
 
 @pytest.fixture(scope="module")
-def form(checkpoint: Path) -> PromptForm:
-    return PromptForm.of("tiny@1", read_config(checkpoint), read_codec_config(checkpoint / "speech_tokenizer"))
+def format(checkpoint: Path) -> PromptFormat:
+    return PromptFormat.of("tiny@1", read_config(checkpoint), read_codec_config(checkpoint / "speech_tokenizer"))
 
 
 @pytest.fixture(scope="module")
@@ -71,18 +71,18 @@ def test_a_recording_at_another_rate_gives_the_codes_of_the_reference_package(
 
 
 def test_without_its_words_a_recording_gives_an_embedding_alone(
-    encoder: CodecEncoder, speaker: SpeakerEncoder, form: PromptForm
+    encoder: CodecEncoder, speaker: SpeakerEncoder, format: PromptFormat
 ) -> None:
     made = make_prompt(clip("short"), 24_000, encoder=encoder, speaker=speaker)
-    read = ReferencePrompt.from_bytes(made.to_bytes(form), form)
+    read = ReferencePrompt.from_bytes(made.to_bytes(format), format)
     assert read.codes is None
     assert read.text_ids == ()
     assert np.array_equal(read.speaker, made.speaker)
 
 
-def test_a_prompt_is_read_as_it_was_written(prompt: ReferencePrompt, form: PromptForm) -> None:
-    content = prompt.to_bytes(form)
-    read = ReferencePrompt.from_bytes(content, form, recording=recording_digest(clip("short"), 24_000))
+def test_a_prompt_is_read_as_it_was_written(prompt: ReferencePrompt, format: PromptFormat) -> None:
+    content = prompt.to_bytes(format)
+    read = ReferencePrompt.from_bytes(content, format, recording=recording_digest(clip("short"), 24_000))
     assert np.array_equal(read.speaker, prompt.speaker)
     assert read.codes is not None
     assert prompt.codes is not None
@@ -96,32 +96,34 @@ def test_a_prompt_is_read_as_it_was_written(prompt: ReferencePrompt, form: Promp
     [{"model": "tiny@2"}, {"speaker_width": 64}, {"n_codebooks": 8}, {"codebook_size": 8}],
     ids=lambda other: next(iter(other)),
 )
-def test_a_prompt_of_another_model_is_refused(prompt: ReferencePrompt, form: PromptForm, other: dict[str, Any]) -> None:
+def test_a_prompt_of_another_model_is_refused(
+    prompt: ReferencePrompt, format: PromptFormat, other: dict[str, Any]
+) -> None:
     with pytest.raises(StalePromptError):
-        ReferencePrompt.from_bytes(prompt.to_bytes(form), replace(form, **other))
+        ReferencePrompt.from_bytes(prompt.to_bytes(format), replace(format, **other))
 
 
-def test_a_prompt_of_another_recording_is_refused(prompt: ReferencePrompt, form: PromptForm) -> None:
+def test_a_prompt_of_another_recording_is_refused(prompt: ReferencePrompt, format: PromptFormat) -> None:
     with pytest.raises(StalePromptError, match="its recording is"):
-        ReferencePrompt.from_bytes(prompt.to_bytes(form), form, recording=recording_digest(clip("odd"), 24_000))
+        ReferencePrompt.from_bytes(prompt.to_bytes(format), format, recording=recording_digest(clip("odd"), 24_000))
 
 
 def test_a_prompt_of_an_older_encoder_is_refused(
-    prompt: ReferencePrompt, form: PromptForm, monkeypatch: pytest.MonkeyPatch
+    prompt: ReferencePrompt, format: PromptFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = prompt.to_bytes(form)
+    content = prompt.to_bytes(format)
     monkeypatch.setattr(qwen3, "ENCODER_VERSION", "2")  # a constant, and the next one is not yet written
     with pytest.raises(StalePromptError, match="its encoder is '1', not '2'"):
-        ReferencePrompt.from_bytes(content, form)
+        ReferencePrompt.from_bytes(content, format)
 
 
-def test_no_byte_can_change_unseen(prompt: ReferencePrompt, form: PromptForm) -> None:
-    content = prompt.to_bytes(form)
+def test_no_byte_can_change_unseen(prompt: ReferencePrompt, format: PromptFormat) -> None:
+    content = prompt.to_bytes(format)
     for place in range(len(content)):
         damaged = bytearray(content)
         damaged[place] ^= 0x20
         try:
-            read = ReferencePrompt.from_bytes(bytes(damaged), form)
+            read = ReferencePrompt.from_bytes(bytes(damaged), format)
         except StalePromptError:
             continue
         assert np.array_equal(read.speaker, prompt.speaker)
@@ -133,20 +135,20 @@ def test_no_byte_can_change_unseen(prompt: ReferencePrompt, form: PromptForm) ->
     [b"", b"\0" * 8, b"RIFF of some sound", b"\x02" + b"\0" * 7 + b"{}", b"\xff" * 64, b"\0" * (2 << 20)],
     ids=["empty", "zeros", "wav", "no tensors", "ones", "large"],
 )
-def test_what_is_no_prompt_is_refused(content: bytes, form: PromptForm) -> None:
+def test_what_is_no_prompt_is_refused(content: bytes, format: PromptFormat) -> None:
     with pytest.raises(StalePromptError):
-        ReferencePrompt.from_bytes(content, form)
+        ReferencePrompt.from_bytes(content, format)
 
 
-def test_a_prompt_that_was_cut_short_is_refused(prompt: ReferencePrompt, form: PromptForm) -> None:
-    content = prompt.to_bytes(form)
+def test_a_prompt_that_was_cut_short_is_refused(prompt: ReferencePrompt, format: PromptFormat) -> None:
+    content = prompt.to_bytes(format)
     for size in range(0, len(content), 97):
         with pytest.raises(StalePromptError):
-            ReferencePrompt.from_bytes(content[:size], form)
+            ReferencePrompt.from_bytes(content[:size], format)
 
 
 def test_codes_that_are_none_of_the_model_are_refused_though_the_digest_fits(
-    prompt: ReferencePrompt, form: PromptForm
+    prompt: ReferencePrompt, format: PromptFormat
 ) -> None:
     assert prompt.codes is not None
     for odd in (
@@ -156,7 +158,7 @@ def test_codes_that_are_none_of_the_model_are_refused_though_the_digest_fits(
         replace(prompt, speaker=np.full_like(prompt.speaker, np.nan)),
     ):
         with pytest.raises(StalePromptError):
-            ReferencePrompt.from_bytes(odd.to_bytes(form), form)
+            ReferencePrompt.from_bytes(odd.to_bytes(format), format)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from afterwords.backends.qwen3.config import WIDEST_TOP_K, Sampling
-from afterwords.backends.qwen3.torch.sampling import draw, noise, penalized
+from afterwords.backends.qwen3.torch.sampling import apply_penalty, draw, noise
 
 N_DRAWS = 20_000
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
@@ -91,7 +91,7 @@ def test_top_p_leaves_the_fewest_that_hold_the_share(top_p: float, n_left: int) 
 
 def test_penalty_lowers_what_was_drawn_before_and_nothing_else() -> None:
     logits, seen = torch.tensor([[2.0, -2.0, 3.0]]), torch.tensor([[True, True, False]])
-    assert penalized(logits, seen, torch.tensor([[2.0]])).tolist() == [[1.0, -4.0, 3.0]]
+    assert apply_penalty(logits, seen, torch.tensor([[2.0]])).tolist() == [[1.0, -4.0, 3.0]]
 
 
 @pytest.mark.parametrize(

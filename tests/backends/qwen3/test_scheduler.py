@@ -18,10 +18,17 @@ import torch
 
 from afterwords.audio.wav import Samples
 from afterwords.backends.qwen3.config import Sampling
-from afterwords.backends.qwen3.request import LOOP_FRAMES, Finish, LoopClosedError, NotFiniteError, Turn, goes_round
-from afterwords.backends.qwen3.torch.batch import Rows
-from afterwords.backends.qwen3.torch.model import Model
-from afterwords.backends.qwen3.torch.scheduler import Loop, Speech, rows_that_fit
+from afterwords.backends.qwen3.request import (
+    REPEAT_FRAMES,
+    DecodeRequest,
+    FinishReason,
+    NotFiniteError,
+    SchedulerClosedError,
+    is_looping,
+)
+from afterwords.backends.qwen3.torch.batch import BatchState
+from afterwords.backends.qwen3.torch.model import TorchModel
+from afterwords.backends.qwen3.torch.scheduler import Request, TorchScheduler, max_rows
 
 SEED = 3
 DEADLINE_S = 10.0
@@ -29,162 +36,162 @@ DOCUMENTATION = Path(__file__).parents[3] / "docs" / "qwen3.md"
 
 
 @pytest.fixture
-def loop(model: Model) -> Iterator[Loop]:
-    loop = Loop(model.talker, model.decoder, n_rows=2, n_positions=256)
-    yield loop
-    loop.close()
+def scheduler(model: TorchModel) -> Iterator[TorchScheduler]:
+    scheduler = TorchScheduler(model.talker, model.decoder, n_rows=2, n_positions=256)
+    yield scheduler
+    scheduler.close()
 
 
-def a_turn(model: Model, text: str = "abc", *, seed: int = SEED, max_frames: int = 60) -> Speech:
+def a_request(model: TorchModel, text: str = "abc", *, seed: int = SEED, max_frames: int = 60) -> Request:
     speaker = torch.from_numpy(np.random.default_rng(0).normal(0, 1, 32).astype(np.float32))
-    prompt = model.prompts.of_speaker(text, speaker=speaker)
-    return Turn(prompt, None, max_frames=max_frames, sampling=Sampling(seed=seed))
+    prompt = model.prompts.from_speaker(text, speaker=speaker)
+    return DecodeRequest(prompt, None, max_frames=max_frames, sampling=Sampling(seed=seed))
 
 
-def handed_in(loop: Loop, turns: list[Speech]) -> list[Speech]:
-    for turn in turns:
-        loop.hand_in(turn)
-    return turns
+def handed_in(scheduler: TorchScheduler, requests: list[Request]) -> list[Request]:
+    for request in requests:
+        scheduler.submit(request)
+    return requests
 
 
-def heard(turn: Speech) -> Samples:
+def heard(request: Request) -> Samples:
     """All of a turn; fails where its end does not come."""
     parts = [np.zeros(0, np.float32)]
-    while (sound := turn.sound.get(timeout=DEADLINE_S)) is not None:
+    while (sound := request.sound.get(timeout=DEADLINE_S)) is not None:
         parts.append(sound)
     return np.concatenate(parts)
 
 
-def test_more_than_there_are_rows_wait_and_all_are_spoken(model: Model, loop: Loop) -> None:
-    turns = [a_turn(model, seed=seed, max_frames=10 + seed) for seed in range(7)]
-    for turn in turns:
-        loop.hand_in(turn)
-    for turn in turns:
-        sound = heard(turn)
-        assert turn.finish in (Finish.STOP, Finish.LENGTH)
-        assert len(sound) == 1920 * turn.n_decoded
+def test_more_than_there_are_rows_wait_and_all_are_spoken(model: TorchModel, scheduler: TorchScheduler) -> None:
+    requests = [a_request(model, seed=seed, max_frames=10 + seed) for seed in range(7)]
+    for request in requests:
+        scheduler.submit(request)
+    for request in requests:
+        sound = heard(request)
+        assert request.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+        assert len(sound) == 1920 * request.n_decoded
 
 
-def test_a_turn_fills_its_row_to_the_last_position_and_no_further(model: Model, loop: Loop) -> None:
-    endless = a_turn(model, max_frames=10_000)
+def test_a_turn_fills_its_row_to_the_last_position_and_no_further(model: TorchModel, scheduler: TorchScheduler) -> None:
+    endless = a_request(model, max_frames=10_000)
     endless.sampling = Sampling(seed=SEED, min_frames=10_000)  # it may not end by itself
-    loop.hand_in(endless)
+    scheduler.submit(endless)
     heard(endless)
-    assert (endless.finish, endless.error) == (Finish.LENGTH, None)
+    assert (endless.finish_reason, endless.error) == (FinishReason.LENGTH, None)
     assert endless.n_columns + endless.n_decoded == 256
 
 
-def test_a_turn_sounds_the_same_in_rows_of_any_size(model: Model, loop: Loop) -> None:
-    other = Loop(model.talker, model.decoder, n_rows=3, n_positions=1024)
-    turns = [a_turn(model, "a" * 100, max_frames=155) for _ in range(2)]
-    for turn, where in zip(turns, (loop, other), strict=True):
-        where.hand_in(turn)
-    np.testing.assert_allclose(heard(turns[0]), heard(turns[1]), atol=1e-4)
+def test_a_turn_sounds_the_same_in_rows_of_any_size(model: TorchModel, scheduler: TorchScheduler) -> None:
+    other = TorchScheduler(model.talker, model.decoder, n_rows=3, n_positions=1024)
+    requests = [a_request(model, "a" * 100, max_frames=155) for _ in range(2)]
+    for request, where in zip(requests, (scheduler, other), strict=True):
+        where.submit(request)
+    np.testing.assert_allclose(heard(requests[0]), heard(requests[1]), atol=1e-4)
     other.close()
 
 
-def test_a_turn_of_no_frames_ends_at_once(model: Model, loop: Loop) -> None:
-    turn = a_turn(model, max_frames=0)
-    loop.hand_in(turn)
-    assert (len(heard(turn)), turn.finish) == (0, Finish.LENGTH)
+def test_a_turn_of_no_frames_ends_at_once(model: TorchModel, scheduler: TorchScheduler) -> None:
+    request = a_request(model, max_frames=0)
+    scheduler.submit(request)
+    assert (len(heard(request)), request.finish_reason) == (0, FinishReason.LENGTH)
 
 
-def test_a_turn_that_nobody_hears_any_more_frees_its_row(model: Model, loop: Loop) -> None:
-    given_up = [a_turn(model, seed=seed, max_frames=200) for seed in range(2)]
-    for turn in given_up:
-        loop.hand_in(turn)
-        assert next(turn.heard()) is not None  # the iterator is gone at once, and with it who heard it
-    after = a_turn(model, max_frames=5)
-    loop.hand_in(after)
+def test_a_turn_that_nobody_hears_any_more_frees_its_row(model: TorchModel, scheduler: TorchScheduler) -> None:
+    given_up = [a_request(model, seed=seed, max_frames=200) for seed in range(2)]
+    for request in given_up:
+        scheduler.submit(request)
+        assert next(request.stream()) is not None  # the iterator is gone at once, and with it who heard it
+    after = a_request(model, max_frames=5)
+    scheduler.submit(after)
     assert len(heard(after)) > 0
-    for turn in given_up:
-        heard(turn)
+    for request in given_up:
+        heard(request)
 
 
 def test_who_leaves_in_the_middle_of_a_burst_is_spoken_no_further_frame(
-    model: Model, loop: Loop, monkeypatch: pytest.MonkeyPatch
+    model: TorchModel, scheduler: TorchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turn = a_turn(model, max_frames=200)
-    turn.sampling = replace(turn.sampling, min_frames=200)
-    frames, n_spoken = loop._frames, 0
+    request = a_request(model, max_frames=200)
+    request.sampling = replace(request.sampling, min_frames=200)
+    frames, n_spoken = scheduler._frames, 0
 
-    def frame(rows: Rows, *, with_top_p: bool) -> None:
+    def frame(rows: BatchState, *, with_top_p: bool) -> None:
         nonlocal n_spoken
         frames(rows, with_top_p=with_top_p)
         n_spoken += 1
         if n_spoken == 20:
-            turn.give_up()
+            request.cancel()
 
-    monkeypatch.setattr(loop, "_frames", frame)  # frames can't be counted from outside
-    loop.hand_in(turn)
-    heard(turn)
-    assert (n_spoken, turn.finish) == (20, Finish.CANCELLED)
+    monkeypatch.setattr(scheduler, "_frames", frame)  # frames can't be counted from outside
+    scheduler.submit(request)
+    heard(request)
+    assert (n_spoken, request.finish_reason) == (20, FinishReason.CANCELLED)
 
 
-def test_a_prompt_that_no_row_holds_ends_its_turn_alone(model: Model, loop: Loop) -> None:
-    long, short = a_turn(model, "a" * 400), a_turn(model, max_frames=5)
-    loop.hand_in(long)
-    loop.hand_in(short)
+def test_a_prompt_that_no_row_holds_ends_its_turn_alone(model: TorchModel, scheduler: TorchScheduler) -> None:
+    long, short = a_request(model, "a" * 400), a_request(model, max_frames=5)
+    scheduler.submit(long)
+    scheduler.submit(short)
     assert len(heard(long)) == 0
     assert isinstance(long.error, ValueError)
     assert len(heard(short)) > 0
 
 
 def test_memory_that_runs_out_while_one_joins_ends_it_alone(
-    model: Model, loop: Loop, monkeypatch: pytest.MonkeyPatch
+    model: TorchModel, scheduler: TorchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    join = model.talker.join
-    unlucky, lucky = a_turn(model, seed=1), a_turn(model, max_frames=5)
+    join = model.talker.prefill
+    unlucky, lucky = a_request(model, seed=1), a_request(model, max_frames=5)
 
     def short_of_memory(rows: object, utterances: list[object]) -> None:  # no device here runs out when it is told to
         join(rows, utterances)  # type: ignore[arg-type]
         if utterances[0].sampling.seed == 1:  # type: ignore[attr-defined]
             raise MemoryError
 
-    monkeypatch.setattr(model.talker, "join", short_of_memory)
-    for turn in (unlucky, lucky):
-        loop.hand_in(turn)
+    monkeypatch.setattr(model.talker, "prefill", short_of_memory)
+    for request in (unlucky, lucky):
+        scheduler.submit(request)
     assert len(heard(unlucky)) == 0
     assert isinstance(unlucky.error, MemoryError)
     sound = heard(lucky)
     assert len(sound) > 0
     monkeypatch.undo()
-    again = a_turn(model, max_frames=5)
-    loop.hand_in(again)
+    again = a_request(model, max_frames=5)
+    scheduler.submit(again)
     np.testing.assert_array_equal(heard(again), sound)
 
 
 def test_a_frame_that_fails_ends_those_who_speak_and_not_those_who_come(
-    model: Model, loop: Loop, monkeypatch: pytest.MonkeyPatch
+    model: TorchModel, scheduler: TorchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> None:  # stands for a device that fails now and then
         raise RuntimeError("an illegal memory access")
 
-    monkeypatch.setattr(model.talker, "frame", broken)
-    turn = a_turn(model)
-    loop.hand_in(turn)
-    assert len(heard(turn)) == 0
-    assert isinstance(turn.error, RuntimeError)
+    monkeypatch.setattr(model.talker, "decode_frame", broken)
+    request = a_request(model)
+    scheduler.submit(request)
+    assert len(heard(request)) == 0
+    assert isinstance(request.error, RuntimeError)
     monkeypatch.undo()
-    after = a_turn(model, max_frames=5)
-    loop.hand_in(after)
+    after = a_request(model, max_frames=5)
+    scheduler.submit(after)
     assert len(heard(after)) > 0
 
 
 @pytest.mark.parametrize("where", ["frame", "codec", "reader"])
 def test_what_fails_for_one_utterance_ends_it_alone(
-    model: Model, loop: Loop, where: str, monkeypatch: pytest.MonkeyPatch
+    model: TorchModel, scheduler: TorchScheduler, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def long(seed: int) -> Speech:
-        turn = a_turn(model, seed=seed, max_frames=30)
-        turn.sampling, turn.is_awaited = Sampling(seed=seed, min_frames=20), True
-        return turn
+    def long(seed: int) -> Request:
+        request = a_request(model, seed=seed, max_frames=30)
+        request.sampling, request.is_streaming = Sampling(seed=seed, min_frames=20), True
+        return request
 
-    expected = [heard(turn) for turn in handed_in(loop, [long(3), long(4)])]
+    expected = [heard(request) for request in handed_in(scheduler, [long(3), long(4)])]
     bad, good = long(1), long(3)
-    frame, step = model.talker.frame, model.decoder.step
+    frame, step = model.talker.decode_frame, model.decoder.step
 
-    def failing_frame(rows: Rows, *, with_top_p: bool) -> None:  # half-way, after it has drawn and marked a code
+    def failing_frame(rows: BatchState, *, with_top_p: bool) -> None:  # half-way, after it has drawn and marked a code
         if ((rows.seeds == 1) & ~rows.done & (rows.frames > 4)).any():
             rows.seen.fill_(True)
             raise IndexError("index out of range in self")
@@ -192,8 +199,8 @@ def test_what_fails_for_one_utterance_ends_it_alone(
 
     def failing_step(codes: torch.Tensor, state: Any, n_frames: torch.Tensor | None = None) -> torch.Tensor:
         sound = step(codes, state, n_frames)  # the state has gone on for all when one fails
-        own = loop._state.pasts[0]
-        rows = [row for row, turn in enumerate(loop._active) if turn is bad and turn.n_decoded > 4]
+        own = scheduler._state.pasts[0]
+        rows = [row for row, request in enumerate(scheduler._active) if request is bad and request.n_decoded > 4]
         if any(own[row].data_ptr() in {past.data_ptr() for past in state.pasts[0]} for row in rows):
             raise IndexError("index out of range in self")
         return sound
@@ -206,54 +213,59 @@ def test_what_fails_for_one_utterance_ends_it_alone(
 
     queue = bad.sound
     if where == "frame":
-        monkeypatch.setattr(model.talker, "frame", failing_frame)
+        monkeypatch.setattr(model.talker, "decode_frame", failing_frame)
     elif where == "codec":
         monkeypatch.setattr(model.decoder, "step", failing_step)
     else:
         bad.sound = Deaf()  # type: ignore[assignment]
-    handed_in(loop, [bad, good])
+    handed_in(scheduler, [bad, good])
     sound = heard(good)
     while queue.get(timeout=DEADLINE_S) is not None:
         pass
-    assert (bad.finish, type(bad.error)) == (Finish.CANCELLED, BufferError if where == "reader" else IndexError)
+    assert (bad.finish_reason, type(bad.error)) == (
+        FinishReason.CANCELLED,
+        BufferError if where == "reader" else IndexError,
+    )
     assert good.error is None
     np.testing.assert_allclose(sound, expected[0], atol=1e-4)
     monkeypatch.undo()
-    (after,) = handed_in(loop, [long(4)])
+    (after,) = handed_in(scheduler, [long(4)])
     np.testing.assert_allclose(heard(after), expected[1], atol=1e-4)
 
 
 @pytest.mark.parametrize("buffer", ["cache", "predictor_cache", "codec"])
 def test_numbers_that_are_none_end_their_turn_alone_and_leave_nothing_in_its_row(
-    model: Model, loop: Loop, buffer: str, monkeypatch: pytest.MonkeyPatch
+    model: TorchModel, scheduler: TorchScheduler, buffer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def turns(*seeds: int) -> list[Speech]:
-        return [a_turn(model, seed=seed, max_frames=30) for seed in seeds]
+    def requests(*seeds: int) -> list[Request]:
+        return [a_request(model, seed=seed, max_frames=30) for seed in seeds]
 
-    expected = [heard(turn) for turn in handed_in(loop, turns(3, 4))]
-    frame, is_done = model.talker.frame, threading.Event()
+    expected = [heard(request) for request in handed_in(scheduler, requests(3, 4))]
+    frame, is_done = model.talker.decode_frame, threading.Event()
 
-    def overflowing(rows: Rows, *, with_top_p: bool) -> None:  # as a GPU may that is not well
+    def overflowing(rows: BatchState, *, with_top_p: bool) -> None:  # as a GPU may that is not well
         frame(rows, with_top_p=with_top_p)
         if is_done.is_set() or not (rows.seeds == 1).any() or rows.frames.max() < 4:
             return
         row = int((rows.seeds == 1).int().argmax())
-        buffers = loop._state.pasts if buffer == "codec" else [getattr(rows, buffer)]
+        buffers = scheduler._state.pasts if buffer == "codec" else [getattr(rows, buffer)]
         for one in buffers:
             (one[:, row] if "cache" in buffer else one[row]).fill_(torch.nan)
         is_done.set()
 
-    monkeypatch.setattr(model.talker, "frame", overflowing)
-    broken, other = handed_in(loop, turns(1, 3))
+    monkeypatch.setattr(model.talker, "decode_frame", overflowing)
+    broken, other = handed_in(scheduler, requests(1, 3))
     assert np.isfinite(heard(broken)).all()
     assert isinstance(broken.error, NotFiniteError)
     np.testing.assert_allclose(heard(other), expected[0], atol=1e-4)
-    for turn, sound in zip(handed_in(loop, turns(3, 4)), expected, strict=True):
-        np.testing.assert_allclose(heard(turn), sound, atol=1e-4)
-        assert turn.error is None
+    for request, sound in zip(handed_in(scheduler, requests(3, 4)), expected, strict=True):
+        np.testing.assert_allclose(heard(request), sound, atol=1e-4)
+        assert request.error is None
 
 
-def test_what_was_drawn_from_no_numbers_is_not_heard(model: Model, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_drawn_from_no_numbers_is_not_heard(
+    model: TorchModel, scheduler: TorchScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     step, n_steps = model.talker._stack.step, itertools.count()
 
     def overflowing(*args: Any) -> torch.Tensor:  # for one frame, and what it keeps is sound
@@ -261,125 +273,125 @@ def test_what_was_drawn_from_no_numbers_is_not_heard(model: Model, loop: Loop, m
         return made.fill_(torch.nan) if next(n_steps) == 4 else made
 
     monkeypatch.setattr(model.talker._stack, "step", overflowing)
-    (broken,) = handed_in(loop, [a_turn(model, max_frames=30)])
+    (broken,) = handed_in(scheduler, [a_request(model, max_frames=30)])
     assert len(heard(broken)) <= 4 * 1920
     assert isinstance(broken.error, NotFiniteError)
-    (after,) = handed_in(loop, [a_turn(model, max_frames=30)])
+    (after,) = handed_in(scheduler, [a_request(model, max_frames=30)])
     heard(after)
     assert after.error is None
 
 
 def test_steps_limit_the_share_only_while_somebody_speaks_who_asks_for_it(
-    model: Model, loop: Loop, monkeypatch: pytest.MonkeyPatch
+    model: TorchModel, scheduler: TorchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known: list[bool] = []
-    frame = model.talker.frame
+    frame = model.talker.decode_frame
 
-    def noted(rows: Rows, *, with_top_p: bool) -> None:  # what steps are made of can't be heard
+    def noted(rows: BatchState, *, with_top_p: bool) -> None:  # what steps are made of can't be heard
         known.append(with_top_p)
         frame(rows, with_top_p=with_top_p)
 
-    monkeypatch.setattr(model.talker, "frame", noted)
+    monkeypatch.setattr(model.talker, "decode_frame", noted)
     for limited in (Sampling(seed=SEED, predictor_top_p=0.9), Sampling(seed=SEED)):
-        turn = a_turn(model, max_frames=5)
-        turn.sampling = limited
-        loop.hand_in(turn)
-        heard(turn)
+        request = a_request(model, max_frames=5)
+        request.sampling = limited
+        scheduler.submit(request)
+        heard(request)
         assert set(known) == {limited.limits_share}
         known.clear()
 
 
-def test_sound_that_nobody_fetches_is_kept_alone(model: Model, loop: Loop) -> None:
-    turns = [a_turn(model, seed=seed, max_frames=8) for seed in range(2)]
-    for turn in turns:
-        loop.hand_in(turn)
-    for turn in turns:
-        while (sound := turn.sound.get(timeout=DEADLINE_S)) is not None:
+def test_sound_that_nobody_fetches_is_kept_alone(model: TorchModel, scheduler: TorchScheduler) -> None:
+    requests = [a_request(model, seed=seed, max_frames=8) for seed in range(2)]
+    for request in requests:
+        scheduler.submit(request)
+    for request in requests:
+        while (sound := request.sound.get(timeout=DEADLINE_S)) is not None:
             assert sound.base is None or sound.base.nbytes == sound.nbytes  # not a window on those of all rows
 
 
-def test_who_hears_the_first_sound_knows_whether_it_was_the_last(model: Model, loop: Loop) -> None:
-    turn = a_turn(model, max_frames=1)
-    finishes: list[Finish | None] = []
-    put = turn.sound.put
+def test_who_hears_the_first_sound_knows_whether_it_was_the_last(model: TorchModel, scheduler: TorchScheduler) -> None:
+    request = a_request(model, max_frames=1)
+    finishes: list[FinishReason | None] = []
+    put = request.sound.put
 
     class Watched:  # a queue that looks when it is put to: no reader is as quick
         def put(self, sound: Samples | None) -> None:
-            finishes.append(turn.finish)
+            finishes.append(request.finish_reason)
             put(sound)
 
-    queue, turn.sound = turn.sound, Watched()  # type: ignore[assignment]
-    loop.hand_in(turn)
+    queue, request.sound = request.sound, Watched()  # type: ignore[assignment]
+    scheduler.submit(request)
     assert queue.get(timeout=DEADLINE_S) is not None
-    assert finishes[0] is Finish.LENGTH
+    assert finishes[0] is FinishReason.LENGTH
 
 
-def test_what_is_spoken_ahead_leaves_room_and_waits_for_those_who_are_heard(model: Model) -> None:
-    loop = Loop(model.talker, model.decoder, n_rows=4, n_positions=256)
+def test_what_is_spoken_ahead_leaves_room_and_waits_for_those_who_are_heard(model: TorchModel) -> None:
+    scheduler = TorchScheduler(model.talker, model.decoder, n_rows=4, n_positions=256)
     order: list[int] = []
-    join = model.talker.join
+    join = model.talker.prefill
 
     def noted(rows: object, utterances: list[object]) -> None:
         order.append(utterances[0].sampling.seed)  # type: ignore[attr-defined]
         join(rows, utterances)  # type: ignore[arg-type]
 
-    model.talker.join = noted  # type: ignore[assignment, method-assign]  # who joins when can't be seen from outside
+    model.talker.prefill = noted  # type: ignore[assignment, method-assign]  # who joins when can't be seen from outside
     try:
-        ahead = [a_turn(model, seed=seed, max_frames=100) for seed in range(10, 16)]
-        for turn in ahead:
-            loop.hand_in(turn)
-        assert next(ahead[0].heard()) is not None
-        quick = a_turn(model, seed=1, max_frames=2)
-        loop.hand_in(quick)
-        assert next(quick.heard()) is not None
+        ahead = [a_request(model, seed=seed, max_frames=100) for seed in range(10, 16)]
+        for request in ahead:
+            scheduler.submit(request)
+        assert next(ahead[0].stream()) is not None
+        quick = a_request(model, seed=1, max_frames=2)
+        scheduler.submit(quick)
+        assert next(quick.stream()) is not None
         assert order.index(1) <= 3
     finally:
-        del model.talker.join
-        loop.close()
+        del model.talker.prefill
+        scheduler.close()
 
 
-def test_closing_ends_those_who_speak_and_those_who_wait(model: Model) -> None:
-    loop = Loop(model.talker, model.decoder, n_rows=1, n_positions=256)
-    turns = [a_turn(model, max_frames=200) for _ in range(2)]
-    for turn in turns:
-        loop.hand_in(turn)
-    loop.close()
-    for turn in turns:
-        heard(turn)
-        assert turn.finish is Finish.CANCELLED
-    with pytest.raises(LoopClosedError):
-        loop.hand_in(turns[0])
+def test_closing_ends_those_who_speak_and_those_who_wait(model: TorchModel) -> None:
+    scheduler = TorchScheduler(model.talker, model.decoder, n_rows=1, n_positions=256)
+    requests = [a_request(model, max_frames=200) for _ in range(2)]
+    for request in requests:
+        scheduler.submit(request)
+    scheduler.close()
+    for request in requests:
+        heard(request)
+        assert request.finish_reason is FinishReason.CANCELLED
+    with pytest.raises(SchedulerClosedError):
+        scheduler.submit(requests[0])
 
 
-def test_closing_while_one_joins_breaks_it_off(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = Loop(model.talker, model.decoder, n_rows=1, n_positions=256)
-    join, is_joining, may_join = model.talker.join, threading.Event(), threading.Event()
+def test_closing_while_one_joins_breaks_it_off(model: TorchModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = TorchScheduler(model.talker, model.decoder, n_rows=1, n_positions=256)
+    join, is_joining, may_join = model.talker.prefill, threading.Event(), threading.Event()
 
     def slow(rows: object, utterances: list[object]) -> None:  # between waiting and speaking, for as long as it takes
         is_joining.set()
         may_join.wait(DEADLINE_S)
         join(rows, utterances)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(model.talker, "join", slow)
-    turn = a_turn(model, max_frames=200)
-    loop.hand_in(turn)
+    monkeypatch.setattr(model.talker, "prefill", slow)
+    request = a_request(model, max_frames=200)
+    scheduler.submit(request)
     is_joining.wait(DEADLINE_S)
-    closing = threading.Thread(target=loop.close)
+    closing = threading.Thread(target=scheduler.close)
     closing.start()
-    while not loop._is_closing:
+    while not scheduler._is_closing:
         pass
     may_join.set()
     closing.join(DEADLINE_S)
-    heard(turn)
-    assert turn.finish is Finish.CANCELLED
-    assert turn.n_decoded <= 1
+    heard(request)
+    assert request.finish_reason is FinishReason.CANCELLED
+    assert request.n_decoded <= 1
 
 
-def test_a_closed_loop_gives_back_its_memory_and_its_thread(model: Model) -> None:
-    loop = Loop(model.talker, model.decoder, n_rows=1, n_positions=256)
-    thread, buffers = loop._thread, weakref.ref(loop._rows.cache)
-    loop.close()
-    del loop
+def test_a_closed_loop_gives_back_its_memory_and_its_thread(model: TorchModel) -> None:
+    scheduler = TorchScheduler(model.talker, model.decoder, n_rows=1, n_positions=256)
+    thread, buffers = scheduler._thread, weakref.ref(scheduler._rows.cache)
+    scheduler.close()
+    del scheduler
     gc.collect()
     assert not thread.is_alive()
     assert buffers() is None
@@ -388,22 +400,22 @@ def test_a_closed_loop_gives_back_its_memory_and_its_thread(model: Model) -> Non
 @pytest.mark.parametrize(
     ("codes", "is_round"),
     [
-        ([7] * LOOP_FRAMES, True),
-        ([1, 2, 3] * LOOP_FRAMES, True),
+        ([7] * REPEAT_FRAMES, True),
+        ([1, 2, 3] * REPEAT_FRAMES, True),
         ([1, 2, 3] * 3, False),
-        (list(range(LOOP_FRAMES)), False),
-        ([*[7] * (LOOP_FRAMES - 1), 8], False),
+        (list(range(REPEAT_FRAMES)), False),
+        ([*[7] * (REPEAT_FRAMES - 1), 8], False),
     ],
 )
 def test_codes_that_go_round_are_told_from_speech(codes: list[int], is_round: bool) -> None:
-    assert goes_round(deque(codes, maxlen=LOOP_FRAMES)) is is_round
+    assert is_looping(deque(codes, maxlen=REPEAT_FRAMES)) is is_round
 
 
 @pytest.mark.parametrize(("model_gb", "n_rows"), [(2.1, [4, 16, 64, 64]), (4.1, [4, 16, 32, 64])], ids=["0.6b", "1.7b"])
 def test_gpus_speak_as_many_at_once_as_the_documentation_says(model_gb: float, n_rows: list[int]) -> None:
     row_bytes, context_gb = 235 * 2**20, 0.7  # of CUDA, roughly
     free = [int(1e9 * (gpu_gb - context_gb - model_gb)) for gpu_gb in (8, 24, 48, 80)]
-    assert [rows_that_fit(free_bytes, row_bytes=row_bytes, most=64) for free_bytes in free] == n_rows
+    assert [max_rows(free_bytes, row_bytes=row_bytes, most=64) for free_bytes in free] == n_rows
     assert f"| {', '.join(map(str, n_rows))} |" in DOCUMENTATION.read_text("utf-8")
 
 
@@ -413,7 +425,7 @@ def test_both_sizes_on_one_gpu_leave_room_to_record_either(free_gib: int) -> Non
     left, taken = free_gib * 2**30, []
     for loaded in (0, smaller_model_bytes):  # the larger one is there, the smaller one comes
         left -= loaded
-        taken.append(rows_that_fit(left, row_bytes=row_bytes, most=64) * row_bytes)
+        taken.append(max_rows(left, row_bytes=row_bytes, most=64) * row_bytes)
         left -= taken[-1]
     assert left >= max(taken)
 
@@ -421,4 +433,4 @@ def test_both_sizes_on_one_gpu_leave_room_to_record_either(free_gib: int) -> Non
 @pytest.mark.parametrize(("free_gib", "n_rows"), [(70, 64), (40, 32), (12, 16), (0.1, 1)])
 def test_a_smaller_gpu_speaks_fewer_at_once(free_gib: float, n_rows: int) -> None:
     row_bytes = 235 * 2**20  # the larger model at 2,048 positions
-    assert rows_that_fit(int(free_gib * 2**30), row_bytes=row_bytes, most=64) == n_rows
+    assert max_rows(int(free_gib * 2**30), row_bytes=row_bytes, most=64) == n_rows

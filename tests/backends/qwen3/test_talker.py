@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from afterwords.backends.qwen3.config import Sampling, read_config
 from afterwords.backends.qwen3.torch import ops
 from afterwords.backends.qwen3.torch.prompt import Prompt
-from afterwords.backends.qwen3.torch.talker import Talker, Utterance
+from afterwords.backends.qwen3.torch.talker import PrefillRow, Talker
 from afterwords.backends.qwen3.torch.weights import Shape, Weights
 from scripts.make_qwen3_tiny import make_checkpoint
 from tests.backends.qwen3.speaking import GREEDY, LANGUAGE, N_POSITIONS, Language, load, seeded, spoken
@@ -81,12 +81,12 @@ def test_row_that_joins_later_speaks_as_if_alone_and_disturbs_nobody(language: L
     prompts = [language.prompt(row) for row in MIXED[:2]]
     alone = [language.speak([prompt], [seeded(seed)])[0] for seed, prompt in enumerate(prompts)]
     rows = language.talker.new_rows(3, N_POSITIONS)
-    language.talker.join(rows, [Utterance(2, prompts[0], 25, seeded(0))])
+    language.talker.prefill(rows, [PrefillRow(2, prompts[0], 25, seeded(0))])
     for _ in range(7):
-        language.talker.frame(rows)
-    language.talker.join(rows, [Utterance(0, prompts[1], 25, seeded(1))])
+        language.talker.decode_frame(rows)
+    language.talker.prefill(rows, [PrefillRow(0, prompts[1], 25, seeded(1))])
     for _ in range(25):
-        language.talker.frame(rows)
+        language.talker.decode_frame(rows)
     assert spoken(rows) == [alone[1], [], alone[0]]
 
 
@@ -94,59 +94,59 @@ def test_row_taken_a_second_time_remembers_nothing(language: Language) -> None:
     first, second = (language.prompt(row) for row in MIXED[1:3])
     rows = language.talker.new_rows(1, N_POSITIONS)
     for prompt in (first, second):
-        language.talker.join(rows, [Utterance(0, prompt, 10, seeded(5))])
+        language.talker.prefill(rows, [PrefillRow(0, prompt, 10, seeded(5))])
         for _ in range(10):
-            language.talker.frame(rows)
+            language.talker.decode_frame(rows)
     assert spoken(rows) == language.speak([second], [seeded(5)], n_frames=10)
 
 
 def test_row_goes_on_in_another_row(language: Language) -> None:
     prompt = language.prompt(MIXED[0])
     rows = language.talker.new_rows(4, N_POSITIONS)
-    language.talker.join(rows, [Utterance(3, prompt, 12, seeded(3))])
-    language.talker.frame(rows)
-    rows.move(3, 0)
+    language.talker.prefill(rows, [PrefillRow(3, prompt, 12, seeded(3))])
+    language.talker.decode_frame(rows)
+    rows.move_row(3, 0)
     for _ in range(11):
-        language.talker.frame(rows)
+        language.talker.decode_frame(rows)
     assert spoken(rows)[0] == language.speak([prompt], [seeded(3)], n_frames=12)[0]
-    assert rows.progress()[3] == (1, True, False)
+    assert rows.read_progress()[3] == (1, True, False)
 
 
 def test_view_of_the_first_rows_and_positions_speaks_in_the_same_buffers(language: Language) -> None:
     prompt = language.prompt(MIXED[0])
     rows = language.talker.new_rows(4, N_POSITIONS)
-    language.talker.join(rows, [Utterance(0, prompt, 12, seeded(3)), Utterance(1, prompt, 1, seeded(4))])
+    language.talker.prefill(rows, [PrefillRow(0, prompt, 12, seeded(3)), PrefillRow(1, prompt, 1, seeded(4))])
     view = rows.view(2, 64)
     for _ in range(12):
-        language.talker.frame(view)
+        language.talker.decode_frame(view)
     assert spoken(rows)[0] == language.speak([prompt], [seeded(3)], n_frames=12)[0]
 
 
 def test_row_that_left_is_done_and_counts_no_more(language: Language) -> None:
     rows = language.talker.new_rows(1, N_POSITIONS)
-    language.talker.join(rows, [Utterance(0, language.prompt(MIXED[0]), 25, seeded(0))])
-    language.talker.frame(rows)
-    rows.leave(0)
-    language.talker.frame(rows)
-    assert rows.progress() == [(1, True, False)]
+    language.talker.prefill(rows, [PrefillRow(0, language.prompt(MIXED[0]), 25, seeded(0))])
+    language.talker.decode_frame(rows)
+    rows.free_row(0)
+    language.talker.decode_frame(rows)
+    assert rows.read_progress() == [(1, True, False)]
 
 
 def test_progress_tells_the_end_of_speech_from_the_limit(language: Language) -> None:
     by_itself, by_limit = MIXED[3], MIXED[0]
     rows = language.talker.new_rows(2, N_POSITIONS)
     prompts = [language.prompt(row) for row in (by_itself, by_limit)]
-    language.talker.join(rows, [Utterance(row, prompt, 9, GREEDY) for row, prompt in enumerate(prompts)])
+    language.talker.prefill(rows, [PrefillRow(row, prompt, 9, GREEDY) for row, prompt in enumerate(prompts)])
     for _ in range(30):
-        language.talker.frame(rows)
-    assert rows.progress() == [(len(by_itself["codes"]), True, True), (9, True, False)]
+        language.talker.decode_frame(rows)
+    assert rows.read_progress() == [(len(by_itself["codes"]), True, True), (9, True, False)]
 
 
 def test_row_ends_where_its_cache_does(language: Language) -> None:
     prompt = language.prompt(MIXED[0])
     rows = language.talker.new_rows(1, len(prompt.columns) + 5)
-    language.talker.join(rows, [Utterance(0, prompt, 25, GREEDY)])
+    language.talker.prefill(rows, [PrefillRow(0, prompt, 25, GREEDY)])
     for _ in range(8):
-        language.talker.frame(rows)
+        language.talker.decode_frame(rows)
     assert spoken(rows) == [MIXED[0]["codes"][:5]]
 
 
@@ -157,7 +157,7 @@ def test_no_utterance_ends_before_its_least_length(language: Language) -> None:
 
 def test_row_without_top_p_draws_the_same_in_a_step_that_knows_it(language: Language) -> None:
     rows = language.talker.new_rows(1, N_POSITIONS)
-    language.talker.join(rows, [Utterance(0, language.prompt(MIXED[0]), 25, Sampling(temperature=1.0))])
+    language.talker.prefill(rows, [PrefillRow(0, language.prompt(MIXED[0]), 25, Sampling(temperature=1.0))])
     logits, dice = torch.tensor([[17.5, 0.0]]), torch.tensor([[-2.0, 16.6]])  # the first holds all, up to rounding
     for shares in (None, (rows.top_ps[:, 0], rows.temperatures[:, 0])):
         assert ops.draw(logits, rows.beyond[:, 0], dice, shares).tolist() == [1]
@@ -180,7 +180,7 @@ def test_bfloat16_speaks_codes_of_the_vocabulary(checkpoint: Path) -> None:
 def test_prompt_that_does_not_fit_its_row_is_refused(language: Language, n_positions: int, n_text: int) -> None:
     rows = language.talker.new_rows(1, n_positions, n_text=n_text)
     with pytest.raises(ValueError, match="is too long for rows"):
-        language.talker.join(rows, [Utterance(0, language.prompt(MIXED[1]), 25, GREEDY)])
+        language.talker.prefill(rows, [PrefillRow(0, language.prompt(MIXED[1]), 25, GREEDY)])
 
 
 def test_rows_longer_than_the_talker_was_loaded_for_are_refused(language: Language) -> None:
@@ -208,10 +208,10 @@ def frames_of(language: Language, *, n_frames: int, with_top_p: bool) -> Iterato
     """The operations of each frame of two rows, of which one ends on the way."""
     rows = language.talker.new_rows(3, 128)
     prompts = [language.prompt(row) for row in (MIXED[0], MIXED[3])]
-    language.talker.join(rows, [Utterance(row, prompt, 25, GREEDY) for row, prompt in enumerate(prompts)])
+    language.talker.prefill(rows, [PrefillRow(row, prompt, 25, GREEDY) for row, prompt in enumerate(prompts)])
     for _ in range(n_frames):
         with Operations() as operations:
-            language.talker.frame(rows, with_top_p=with_top_p)
+            language.talker.decode_frame(rows, with_top_p=with_top_p)
         yield operations
 
 
@@ -258,7 +258,7 @@ def test_a_frame_of_kernels_at_the_published_depth_is_a_thousand_operations(tmp_
         talker = Talker(weights, read_config(tmp_path), max_positions=128, ops=fused)
     rows = talker.new_rows(2, 128)
     with Operations() as operations:
-        talker.frame(rows)
+        talker.decode_frame(rows)
     assert fused.n + sum(name not in VIEWS for name, _ in operations.seen) <= 1_120
 
 
@@ -280,6 +280,6 @@ def test_everything_that_a_frame_touches_is_on_the_device(language: Language) ->
     talker = Talker(Elsewhere(), config, max_positions=64)
     rows = talker.new_rows(2, 64)
     columns = torch.empty(9, config.talker.stack.hidden, device="meta", dtype=torch.bfloat16)
-    talker.join(rows, [Utterance(1, Prompt(columns, torch.tensor([1, 2])), 25, GREEDY)])
-    talker.frame(rows)
+    talker.prefill(rows, [PrefillRow(1, Prompt(columns, torch.tensor([1, 2])), 25, GREEDY)])
+    talker.decode_frame(rows)
     assert {getattr(rows, field.name).device.type for field in fields(rows)} == {"meta"}

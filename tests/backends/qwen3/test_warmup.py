@@ -12,28 +12,28 @@ import pytest
 import torch
 
 from afterwords.backends.qwen3.reference_prompt import ReferencePrompt
-from afterwords.backends.qwen3.request import BURSTS
+from afterwords.backends.qwen3.request import STEPS_PER_READ
 from afterwords.backends.qwen3.torch import warmup
-from afterwords.backends.qwen3.torch.batch import Rows
+from afterwords.backends.qwen3.torch.batch import BatchState
 from afterwords.backends.qwen3.torch.engine import Qwen3Large
-from afterwords.backends.qwen3.torch.model import Model
-from afterwords.backends.qwen3.torch.scheduler import Loop
+from afterwords.backends.qwen3.torch.model import TorchModel
+from afterwords.backends.qwen3.torch.scheduler import TorchScheduler
 from afterwords.backends.qwen3.torch.warmup import warm_up
 
 
 @pytest.fixture
-def loop(model: Model) -> Iterator[Loop]:
-    loop = Loop(model.talker, model.decoder, n_rows=4, n_positions=1024)
-    yield loop
-    loop.close()
+def scheduler(model: TorchModel) -> Iterator[TorchScheduler]:
+    scheduler = TorchScheduler(model.talker, model.decoder, n_rows=4, n_positions=1024)
+    yield scheduler
+    scheduler.close()
 
 
-def noted(loop: Loop, patch: pytest.MonkeyPatch) -> set[tuple[Any, ...]]:
+def noted(scheduler: TorchScheduler, patch: pytest.MonkeyPatch) -> set[tuple[Any, ...]]:
     """The sizes that steps of the talker and of the codec are asked for: what a GPU makes ready for each."""
     sizes: set[tuple[Any, ...]] = set()
-    frames, step = loop._frames, loop._decoder.step
+    frames, step = scheduler._frames, scheduler._decoder.step
 
-    def frame(rows: Rows, *, with_top_p: bool) -> None:
+    def frame(rows: BatchState, *, with_top_p: bool) -> None:
         sizes.add(("talker", rows.n_rows, rows.n_positions, with_top_p))
         frames(rows, with_top_p=with_top_p)
 
@@ -41,34 +41,34 @@ def noted(loop: Loop, patch: pytest.MonkeyPatch) -> set[tuple[Any, ...]]:
         sizes.add(("codec", *codes.shape[:2]))
         return step(codes, *args)
 
-    patch.setattr(loop, "_frames", frame)
-    patch.setattr(loop._decoder, "step", decoded)
+    patch.setattr(scheduler, "_frames", frame)
+    patch.setattr(scheduler._decoder, "step", decoded)
     return sizes
 
 
 @pytest.mark.parametrize("reference_s", [5, 15])
 def test_who_listens_first_asks_for_no_size_that_is_not_ready(
-    model: Model, loop: Loop, reference_s: int, monkeypatch: pytest.MonkeyPatch
+    model: TorchModel, scheduler: TorchScheduler, reference_s: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = noted(loop, monkeypatch)
-    warm_up(model, loop)
-    assert {("codec", 1, burst) for burst in BURSTS} <= sizes
+    sizes = noted(scheduler, monkeypatch)
+    warm_up(model, scheduler)
+    assert {("codec", 1, burst) for burst in STEPS_PER_READ} <= sizes
     assert {("talker", 1, 256, False), ("talker", 1, 512, False)} <= sizes
     ready = sizes.copy()
     codes = np.zeros((int(12.5 * reference_s), model.codec.n_codebooks), np.uint16)
-    voice = model.place(ReferencePrompt(np.zeros(32, np.float32), codes, (1, 2, 3), ""))
-    turn = model.turn(voice, "The quick brown fox.", "en", max_frames=100, seed=3)
-    turn.sampling = replace(turn.sampling, min_frames=100)
-    loop.hand_in(turn)
-    assert sum(1 for _ in turn.heard()) > 3
+    voice = model.to_device(ReferencePrompt(np.zeros(32, np.float32), codes, (1, 2, 3), ""))
+    request = model.make_request(voice, "The quick brown fox.", "en", max_frames=100, seed=3)
+    request.sampling = replace(request.sampling, min_frames=100)
+    scheduler.submit(request)
+    assert sum(1 for _ in request.stream()) > 3
     assert sizes == ready
 
 
-def test_what_goes_wrong_while_warming_up_is_raised(model: Model) -> None:
-    loop = Loop(model.talker, model.decoder, n_rows=1, n_positions=64)
+def test_what_goes_wrong_while_warming_up_is_raised(model: TorchModel) -> None:
+    scheduler = TorchScheduler(model.talker, model.decoder, n_rows=1, n_positions=64)
     with pytest.raises(ValueError, match="too long for rows"):
-        warm_up(model, loop)
-    loop.close()
+        warm_up(model, scheduler)
+    scheduler.close()
 
 
 def test_a_cpu_is_not_warmed_up(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,11 +24,11 @@ from afterwords.backends.qwen3.config import LANGUAGE_NAMES
 from afterwords.errors import ModelError, SynthesisError, UnsupportedLangError
 
 if TYPE_CHECKING:
-    from afterwords.backends.qwen3.long_text import Loop
-    from afterwords.backends.qwen3.request import Turn
+    from afterwords.backends.qwen3.long_text import Scheduler
+    from afterwords.backends.qwen3.request import DecodeRequest
     from afterwords.models import SpeechTask
 
-Parts = tuple[Any, Any]
+LoadedParts = tuple[Any, Any]
 """A model and the loop that speaks with it, of whichever kind."""
 
 
@@ -43,7 +43,7 @@ class Qwen3Engine(ABC):
     def __init__(self) -> None:
         self.prompt_version = self._prompt_version()
         self._lock = threading.Lock()
-        self._loaded: Parts | None = None
+        self._loaded: LoadedParts | None = None
         self._is_warm = False
 
     @abstractmethod
@@ -51,11 +51,11 @@ class Qwen3Engine(ABC):
         """As `Engine.availability`."""
 
     @abstractmethod
-    def _load(self, progress: Progress) -> Parts:
+    def _load(self, progress: Progress) -> LoadedParts:
         """Load the checkpoint, or say what is missing."""
 
     @abstractmethod
-    def _warm_up(self, parts: Parts) -> None:
+    def _warm_up(self, parts: LoadedParts) -> None:
         """Have done, once, what the first listener would wait for otherwise."""
 
     @abstractmethod
@@ -71,23 +71,23 @@ class Qwen3Engine(ABC):
 
     def load(self, backend: str, progress: Progress = ignore_progress) -> None:
         progress(0.0, "loading the model")
-        parts = self._parts(lambda done, step: progress(0.8 * done, step))
+        parts = self._ensure_loaded(lambda done, step: progress(0.8 * done, step))
         if not self._is_warm:
             progress(0.8, "warming up")
-            from afterwords.backends.qwen3.request import LoopClosedError
+            from afterwords.backends.qwen3.request import SchedulerClosedError
 
             try:
                 self._warm_up(parts)
-            except LoopClosedError as error:
+            except SchedulerClosedError as error:
                 raise SynthesisError.for_backend(backend, why="it was closed meanwhile") from error
             self._is_warm = True
         progress(1.0, "done")
 
     def prepare(self, reference: Reference, progress: Progress = ignore_progress, *, fast: bool = False) -> bytes:  # noqa: ARG002 - it takes a second
         progress(0.0, "loading the model")
-        model, _ = self._parts(lambda done, step: progress(0.8 * done, step))
+        model, _ = self._ensure_loaded(lambda done, step: progress(0.8 * done, step))
         progress(0.8, "measuring the voice")
-        prompt: bytes = model.hear(reference).to_bytes(model.form)
+        prompt: bytes = model.encode_reference(reference).to_bytes(model.format)
         progress(1.0, "done")
         return prompt
 
@@ -105,16 +105,16 @@ class Qwen3Engine(ABC):
         }
 
     def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
-        model, loop = self._parts()
-        from afterwords.backends.qwen3.long_text import Reading
+        model, scheduler = self._ensure_loaded()
+        from afterwords.backends.qwen3.long_text import LongTextStream
         from afterwords.backends.qwen3.reference_prompt import StalePromptError
 
         self._check_language(task, model.config.talker.languages)
         try:
-            voice = model.voice(task.prompt)
+            voice = model.load_voice(task.prompt)
         except StalePromptError as error:
             raise SynthesisError.for_backend(task.backend, why=str(error)) from error
-        yield from Reading(model, loop, voice, task).chunks()
+        yield from LongTextStream(model, scheduler, voice, task).chunks()
 
     def _check_language(self, task: SpeechTask, known: Container[str]) -> None:
         """Refuse what this checkpoint has no id for: left to itself, the model would guess."""
@@ -131,24 +131,24 @@ class Qwen3Engine(ABC):
         del parts
         self._release()
 
-    def _parts(self, progress: Progress = ignore_progress) -> Parts:
+    def _ensure_loaded(self, progress: Progress = ignore_progress) -> LoadedParts:
         with self._lock:
             if self._loaded is None:
                 self._loaded = self._load(progress)
             return self._loaded
 
 
-def speak_to_nobody(loop: Loop, turn: Turn[Any, Any]) -> None:
+def run_to_end(scheduler: Scheduler, request: DecodeRequest[Any, Any]) -> None:
     """Have a turn spoken that nobody hears.
 
     Raises:
         Exception: whatever would have met its listener, for example that memory ran out.
     """
-    loop.hand_in(turn)
-    for _ in turn.heard():
+    scheduler.submit(request)
+    for _ in request.stream():
         pass
-    if turn.error is not None:
-        raise turn.error
+    if request.error is not None:
+        raise request.error
 
 
 def check_memory(name: str, *, needed_bytes: int, room_bytes: float, sizes: Mapping[str, int]) -> None:

@@ -13,14 +13,14 @@ import numpy as np
 
 from afterwords.audio.wav import Samples
 from afterwords.backends.base import Chunk
-from afterwords.backends.qwen3.request import Finish, LoopClosedError, Turn
+from afterwords.backends.qwen3.request import DecodeRequest, FinishReason, SchedulerClosedError
 from afterwords.errors import SynthesisError, TextError
 from afterwords.text import chunks
 
 if TYPE_CHECKING:
     from afterwords.models import SpeechTask
 
-PIECE_CHARS: Final = 280
+SEGMENT_CHARS: Final = 280
 """Longest piece spoken at once: beyond some 20 s, the model drifts. Source: QwenLM/Qwen3-TTS issues 68 and 239."""
 DENSE_CHARS: Final = 80
 """The same in Chinese, Japanese and Korean, where a character is a syllable or a word, 0.25 s of speech."""
@@ -37,39 +37,41 @@ TRIES: Final = 3
 """A piece that ran away before any of it was heard is spoken again, with another seed."""
 
 
-class Model(Protocol):
+class SpeechModel(Protocol):
     """What a reading asks of a loaded checkpoint; voices and turns are of its own kind."""
 
     def n_tokens(self, text: str) -> int: ...
 
-    def turn(self, voice: Any, text: str, lang: str, *, max_frames: int, seed: int) -> Turn[Any, Any]: ...
+    def make_request(
+        self, voice: Any, text: str, lang: str, *, max_frames: int, seed: int
+    ) -> DecodeRequest[Any, Any]: ...
 
 
-class Loop(Protocol):
+class Scheduler(Protocol):
     """Who speaks turns."""
 
-    def hand_in(self, turn: Any) -> None: ...
+    def submit(self, request: Any) -> None: ...
 
 
-def pieces_of(text: str, lang: str, model: Model) -> list[str]:
+def split_text(text: str, lang: str, model: SpeechModel) -> list[str]:
     """What is spoken at once; what the tokenizer makes nothing of is left out.
 
     Raises:
         TextError: that is all of it.
     """
-    pieces = chunks(text, max_chars=DENSE_CHARS if lang in DENSE_LANGS else PIECE_CHARS)
+    pieces = chunks(text, max_chars=DENSE_CHARS if lang in DENSE_LANGS else SEGMENT_CHARS)
     if not (pieces := [piece for piece in pieces if model.n_tokens(piece)]):
         raise TextError(code="empty_text")
     return pieces
 
 
-class Reading:
+class LongTextStream:
     """One text, read aloud once."""
 
-    def __init__(self, model: Model, loop: Loop, voice: Any, task: SpeechTask) -> None:
-        self._model, self._loop, self._voice, self._task = model, loop, voice, task
-        self._pieces: Sequence[str] = pieces_of(task.text, task.lang, model)
-        self._turns: dict[int, Turn[Any, Any]] = {}  # those handed in, by their piece
+    def __init__(self, model: SpeechModel, scheduler: Scheduler, voice: Any, task: SpeechTask) -> None:
+        self._model, self._scheduler, self._voice, self._task = model, scheduler, voice, task
+        self._pieces: Sequence[str] = split_text(task.text, task.lang, model)
+        self._turns: dict[int, DecodeRequest[Any, Any]] = {}  # those handed in, by their piece
         self._seed = random.getrandbits(63) if task.seed is None else task.seed
 
     def chunks(self) -> Generator[Chunk, None, None]:
@@ -81,11 +83,11 @@ class Reading:
         last = len(self._pieces) - 1
         try:
             for number in range(last + 1):
-                for sound in smoothed(self._piece(number), pause_s=PAUSE_S if number < last else 0.0):
+                for sound in smooth_edges(self._piece(number), pause_s=PAUSE_S if number < last else 0.0):
                     yield Chunk(sound)
         finally:
-            for turn in self._turns.values():
-                turn.give_up()
+            for request in self._turns.values():
+                request.cancel()
 
     def _piece(self, number: int) -> Iterator[Samples]:
         """The sound of a piece. While none of it was heard, a bad one is spoken again, with another seed."""
@@ -93,32 +95,32 @@ class Reading:
             if attempt:
                 self._hand_in(number, attempt=attempt)
             self._look_ahead(number)
-            turn = self._turns[number]
+            request = self._turns[number]
             is_heard = False
-            for sound in turn.heard():
-                if not is_heard and turn.finish not in (None, Finish.STOP):
+            for sound in request.stream():
+                if not is_heard and request.finish_reason not in (None, FinishReason.STOP):
                     break
                 is_heard = True
                 yield sound
-            turn.give_up()
-            if is_heard and turn.finish is Finish.STOP:
+            request.cancel()
+            if is_heard and request.finish_reason is FinishReason.STOP:
                 return
-            if is_heard or turn.finish is Finish.CANCELLED:
+            if is_heard or request.finish_reason is FinishReason.CANCELLED:
                 break
-        raise self._failed(turn) from turn.error
+        raise self._failed(request) from request.error
 
-    def _failed(self, turn: Turn[Any, Any]) -> SynthesisError:
-        if turn.finish is Finish.CANCELLED:
-            why = f"it raised {type(turn.error).__name__}" if turn.error else "it was closed meanwhile"
-        elif turn.finish is Finish.STOP:
+    def _failed(self, request: DecodeRequest[Any, Any]) -> SynthesisError:
+        if request.finish_reason is FinishReason.CANCELLED:
+            why = f"it raised {type(request.error).__name__}" if request.error else "it was closed meanwhile"
+        elif request.finish_reason is FinishReason.STOP:
             why = "the speech ended before its first sound"
         else:
-            why = f"the speech did not come to its end ({turn.finish})"
+            why = f"the speech did not come to its end ({request.finish_reason})"
         return SynthesisError.for_backend(self._task.backend, why=why)
 
     def _look_ahead(self, number: int) -> None:
         """Hand in a piece and those behind it."""
-        self._turns = {place: turn for place, turn in self._turns.items() if place >= number}
+        self._turns = {place: request for place, request in self._turns.items() if place >= number}
         for place in range(number, min(number + AHEAD + 1, len(self._pieces))):
             if place not in self._turns:
                 self._hand_in(place, attempt=0)
@@ -127,16 +129,16 @@ class Reading:
         piece = self._pieces[number]
         seed = (self._seed + 1_000_003 * number + 7_919 * attempt) % 2**63  # each piece and try draws its own
         max_frames = FRAMES_PER_TOKEN * self._model.n_tokens(piece) + FRAMES_MORE
-        turn = self._model.turn(self._voice, piece, self._task.lang, max_frames=max_frames, seed=seed)
-        turn.is_seeded = self._task.seed is not None
+        request = self._model.make_request(self._voice, piece, self._task.lang, max_frames=max_frames, seed=seed)
+        request.is_seeded = self._task.seed is not None
         try:
-            self._loop.hand_in(turn)
-        except LoopClosedError as error:
+            self._scheduler.submit(request)
+        except SchedulerClosedError as error:
             raise SynthesisError.for_backend(self._task.backend, why="it was closed meanwhile") from error
-        self._turns[number] = turn
+        self._turns[number] = request
 
 
-def smoothed(sounds: Iterator[Samples], *, pause_s: float) -> Iterator[Samples]:
+def smooth_edges(sounds: Iterator[Samples], *, pause_s: float) -> Iterator[Samples]:
     """A piece that comes from silence and goes back into it, without waiting to see which sound is its last.
 
     Args:

@@ -32,7 +32,7 @@ MAX_BYTES: Final = 1 << 20
 """More than the codes of half an hour."""
 
 
-class HearsCodes(Protocol):
+class CodeEncoder(Protocol):
     """A codec's encoder: samples of shape (n,), float32 at its rate, to codes of shape (n_frames, n_codebooks)."""
 
     @property
@@ -41,7 +41,7 @@ class HearsCodes(Protocol):
     def encode(self, samples: Samples) -> NDArray[np.uint16]: ...
 
 
-class HearsSpeaker(Protocol):
+class SpeakerEmbedder(Protocol):
     """A speaker encoder: samples of shape (n,), float32 at its rate, to an embedding of shape (speaker_width,)."""
 
     @property
@@ -58,7 +58,7 @@ class StalePromptError(InvalidPromptError):
 
 
 @dataclass(frozen=True, slots=True)
-class PromptForm:
+class PromptFormat:
     """What the prompts of one model look like.
 
     Attributes:
@@ -76,7 +76,7 @@ class PromptForm:
     text_vocab: int = 1 << 31
 
     @classmethod
-    def of(cls, model: str, config: ModelConfig, codec: CodecConfig) -> PromptForm:
+    def of(cls, model: str, config: ModelConfig, codec: CodecConfig) -> PromptFormat:
         """The form for a checkpoint and its codec."""
         codebook_size, text_vocab = codec.decoder.codebook_size, config.talker.text_vocab
         return cls(model, config.speaker.width, codec.n_codebooks, codebook_size, text_vocab)
@@ -99,17 +99,17 @@ class ReferencePrompt:
     text_ids: tuple[int, ...] = field(repr=False)
     recording: str
 
-    def to_bytes(self, form: PromptForm) -> bytes:
+    def to_bytes(self, format: PromptFormat) -> bytes:
         """The bytes to keep beside the voice, about 400 of them for a second of the reference."""
         tensors: dict[str, NDArray[Any]] = {"speaker": self.speaker}
         if self.codes is not None:
             codes = np.ascontiguousarray(self.codes)  # safetensors writes memory as it lies, whatever its order
             tensors |= {"codes": codes, "text_ids": np.array(self.text_ids, np.int32)}
-        facts = {"encoder": qwen3.ENCODER_VERSION, "model": form.model, "recording": self.recording}
+        facts = {"encoder": qwen3.ENCODER_VERSION, "model": format.model, "recording": self.recording}
         return save(tensors, metadata=facts | {"digest": _digest(facts, tensors)})
 
     @classmethod
-    def from_bytes(cls, content: bytes, form: PromptForm, *, recording: str | None = None) -> ReferencePrompt:
+    def from_bytes(cls, content: bytes, format: PromptFormat, *, recording: str | None = None) -> ReferencePrompt:
         """Read a prompt that was kept.
 
         Args:
@@ -121,10 +121,10 @@ class ReferencePrompt:
             StalePromptError: it is of another version, model or recording, or damaged.
         """
         facts, tensors = _read(content)
-        _check_facts(facts, {"encoder": qwen3.ENCODER_VERSION, "model": form.model}, recording)
+        _check_facts(facts, {"encoder": qwen3.ENCODER_VERSION, "model": format.model}, recording)
         if facts.get("digest") != _digest({k: v for k, v in facts.items() if k != "digest"}, tensors):
             raise StalePromptError("it is damaged")
-        _check_tensors(tensors, form)
+        _check_tensors(tensors, format)
         codes = tensors.get("codes")
         text_ids = tuple(tensors["text_ids"].tolist()) if codes is not None else ()
         return cls(tensors["speaker"], codes, text_ids, facts["recording"])
@@ -135,8 +135,8 @@ def make_prompt(
     sample_rate: int,
     *,
     text_ids: Sequence[int] = (),
-    encoder: HearsCodes,
-    speaker: HearsSpeaker,
+    encoder: CodeEncoder,
+    speaker: SpeakerEmbedder,
 ) -> ReferencePrompt:
     """Make the prompt of a voice.
 
@@ -200,19 +200,19 @@ def _check_facts(facts: Mapping[str, str], expected: Mapping[str, str], recordin
             raise StalePromptError(f"its {name} is {facts.get(name)!a}, not {value!a}")
 
 
-def _check_tensors(tensors: Mapping[str, NDArray[Any]], form: PromptForm) -> None:
+def _check_tensors(tensors: Mapping[str, NDArray[Any]], format: PromptFormat) -> None:
     """Refuse what the talker could not take, though it was written so."""
     speaker, codes = tensors.get("speaker"), tensors.get("codes")
-    if speaker is None or speaker.shape != (form.speaker_width,) or speaker.dtype != np.float32:
+    if speaker is None or speaker.shape != (format.speaker_width,) or speaker.dtype != np.float32:
         raise StalePromptError("its speaker embedding has another form")
     if not np.isfinite(speaker).all():
         raise StalePromptError("its speaker embedding is not finite")
     if codes is None:
         return
-    if codes.ndim != 2 or codes.shape[1] != form.n_codebooks or codes.dtype != np.uint16 or not len(codes):
+    if codes.ndim != 2 or codes.shape[1] != format.n_codebooks or codes.dtype != np.uint16 or not len(codes):
         raise StalePromptError("its codes have another form")
-    if codes.max() >= form.codebook_size or not tensors.get("text_ids", np.empty(0)).size:
+    if codes.max() >= format.codebook_size or not tensors.get("text_ids", np.empty(0)).size:
         raise StalePromptError("its codes are beyond the codebooks, or without words")
     words = tensors["text_ids"]
-    if words.ndim != 1 or words.dtype != np.int32 or words.min() < 0 or words.max() >= form.text_vocab:
+    if words.ndim != 1 or words.dtype != np.int32 or words.min() < 0 or words.max() >= format.text_vocab:
         raise StalePromptError("its words are no tokens of this model")

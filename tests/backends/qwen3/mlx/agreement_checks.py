@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from afterwords.audio.wav import Samples
 from afterwords.backends.base import Reference
 from afterwords.backends.qwen3.config import Sampling
-from afterwords.backends.qwen3.mlx.batch import Group
+from afterwords.backends.qwen3.mlx.batch import MlxBatch
 from afterwords.backends.qwen3.mlx.codec import CodecState
-from afterwords.backends.qwen3.mlx.model import Model as MlxModel
+from afterwords.backends.qwen3.mlx.model import MlxModel
 from afterwords.backends.qwen3.mlx.sampling import draw, noise
-from afterwords.backends.qwen3.mlx.thread import owner
+from afterwords.backends.qwen3.mlx.thread import device_thread
 from afterwords.backends.qwen3.reference_prompt import ReferencePrompt
 from afterwords.backends.qwen3.torch import sampling as torch_sampling
-from afterwords.backends.qwen3.torch.model import Model as TorchModel
-from afterwords.backends.qwen3.torch.talker import Utterance
+from afterwords.backends.qwen3.torch.model import TorchModel
+from afterwords.backends.qwen3.torch.talker import PrefillRow
 from scripts.make_qwen3_sound_goldens import clip
 from scripts.make_qwen3_tiny import make_checkpoint
 
@@ -44,40 +44,40 @@ def torch_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchModel
 
 @pytest.fixture(scope="module")
 def mlx_model(checkpoint: Path) -> MlxModel:
-    return MlxModel(checkpoint, name="tiny", owner=owner())
+    return MlxModel(checkpoint, name="tiny", device_thread=device_thread())
 
 
 @pytest.fixture(scope="module")
 def in_context(torch_model: TorchModel) -> ReferencePrompt:
-    return torch_model.hear(Reference(clip("odd"), 24_000, "hello world"))
+    return torch_model.encode_reference(Reference(clip("odd"), 24_000, "hello world"))
 
 
 def spoken_by_torch(model: TorchModel, voice: ReferencePrompt, samplings: list[Sampling]) -> list[list[list[int]]]:
-    rows, placed = model.talker.new_rows(len(TEXTS), 512), model.place(voice)
+    rows, placed = model.talker.new_rows(len(TEXTS), 512), model.to_device(voice)
     utterances = [
-        Utterance(row, model.prompt(placed, text, "en"), N_FRAMES, sampling)
+        PrefillRow(row, model.prompt(placed, text, "en"), N_FRAMES, sampling)
         for row, (text, sampling) in enumerate(zip(TEXTS, samplings, strict=True))
     ]
-    model.talker.join(rows, utterances)
+    model.talker.prefill(rows, utterances)
     for _ in range(N_FRAMES):
-        model.talker.frame(rows)
-    return [rows.history[row, :n].tolist() for row, (n, _, _) in enumerate(rows.progress())]
+        model.talker.decode_frame(rows)
+    return [rows.history[row, :n].tolist() for row, (n, _, _) in enumerate(rows.read_progress())]
 
 
 def spoken_by_mlx(
     model: MlxModel, voice: ReferencePrompt, samplings: list[Sampling], texts: list[str]
 ) -> NDArray[np.int32]:
-    scripts = [model.turn(voice, text, "en", max_frames=N_FRAMES, seed=0).prompt for text in texts]
+    scripts = [model.make_request(voice, text, "en", max_frames=N_FRAMES, seed=0).prompt for text in texts]
 
     def speak() -> NDArray[np.int32]:
-        group = Group(model, scripts, samplings)
+        group = MlxBatch(model, scripts, samplings)
         for _ in range(N_FRAMES):
-            group.frame()
-        codes, is_sane = group.spoken()
+            group.decode_frame()
+        codes, is_sane = group.read_codes()
         assert is_sane.all()
         return codes
 
-    return owner().run(speak)
+    return device_thread().run(speak)
 
 
 @pytest.mark.parametrize("is_alone", [True, False], ids=["embedding alone", "in context"])
@@ -124,7 +124,7 @@ def test_a_draw_is_among_the_likeliest(top_k: int, top_p: float) -> None:
 @pytest.mark.parametrize("name", ["short", "odd", "long"])
 def test_a_reference_is_heard_as_by_torch(torch_model: TorchModel, mlx_model: MlxModel, name: str) -> None:
     reference = Reference(clip(name), 24_000, "hello world")
-    ours, theirs = mlx_model.hear(reference), torch_model.hear(reference)
+    ours, theirs = mlx_model.encode_reference(reference), torch_model.encode_reference(reference)
     assert ours.codes is not None
     assert theirs.codes is not None
     assert np.mean(ours.codes == theirs.codes) > 0.99  # one of thousands lies between two entries of a codebook
@@ -147,7 +147,7 @@ def decoded(model: MlxModel, codes: NDArray[np.int32], state: CodecState, steps:
             begin += n_frames
         return np.concatenate(sound)
 
-    return owner().run(decode)
+    return device_thread().run(decode)
 
 
 @pytest.mark.parametrize("is_primed", [True, False])
@@ -158,8 +158,8 @@ def test_streamed_sound_is_that_of_torch_beyond_the_window(
     heard: Any = torch_model.decoder.new_state(1)
     state = CodecState()
     if is_primed:
-        heard = torch_model.place(in_context).primed
-        state = owner().run(lambda: mlx_model.decoder.prime(in_context.codes))  # type: ignore[arg-type]
+        heard = torch_model.to_device(in_context).codec_state
+        state = device_thread().run(lambda: mlx_model.decoder.prefill_codec(in_context.codes))  # type: ignore[arg-type]
     with torch.inference_mode():
         expected = torch_model.decoder.step(torch.from_numpy(codes).long(), heard, torch.tensor([codes.shape[1]]))
     ours = decoded(mlx_model, codes, state, [1, 2, 4, 8, 8, 30, codes.shape[1] - 53])
@@ -168,13 +168,13 @@ def test_streamed_sound_is_that_of_torch_beyond_the_window(
 
 
 def test_a_primed_state_holds_nothing_but_itself(mlx_model: MlxModel, codes: NDArray[np.int32]) -> None:
-    def primed() -> tuple[int, int]:
-        mlx_model.decoder.prime(codes[0].astype(np.uint16))  # what is made once is made
+    def codec_state() -> tuple[int, int]:
+        mlx_model.decoder.prefill_codec(codes[0].astype(np.uint16))  # what is made once is made
         before = mx.get_active_memory()
-        state = mlx_model.decoder.prime(codes[0].astype(np.uint16))
+        state = mlx_model.decoder.prefill_codec(codes[0].astype(np.uint16))
         return mx.get_active_memory() - before, sum(array.nbytes for array in state.arrays())
 
-    held, own = owner().run(primed)
+    held, own = device_thread().run(codec_state)
     assert held <= own + 2**16
 
 
@@ -186,5 +186,5 @@ def test_rows_of_a_state_go_on_as_they_would_alone(mlx_model: MlxModel, codes: N
         _, alone = mlx_model.decoder.step(both[1:, :80], CodecState())
         return together[0], mlx_model.decoder.step(both[1:, 80:90], alone)[0][0]
 
-    together, alone = owner().run(apart)
+    together, alone = device_thread().run(apart)
     np.testing.assert_allclose(together, alone, atol=1e-5)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from afterwords.backends.base import Available, Engine, Reference, Unavailable
 from afterwords.backends.qwen3 import long_text
 from afterwords.backends.qwen3.mlx import engine as engine_module
-from afterwords.backends.qwen3.mlx import scheduler as loop_module
-from afterwords.backends.qwen3.mlx.batch import Group
+from afterwords.backends.qwen3.mlx import scheduler as scheduler_module
+from afterwords.backends.qwen3.mlx.batch import MlxBatch
 from afterwords.backends.qwen3.mlx.engine import MlxLarge, MlxSmall
-from afterwords.backends.qwen3.mlx.thread import owner
-from afterwords.backends.qwen3.request import Finish, Turn
+from afterwords.backends.qwen3.mlx.thread import device_thread
+from afterwords.backends.qwen3.request import DecodeRequest, FinishReason
 from afterwords.errors import MissingExtraError, ModelError, SynthesisError, pip_install
 from tests.backends.qwen3.contract import SEED, Qwen3Contract, at_once, spoken
 from tests.error_codes import has_code
@@ -31,10 +31,10 @@ def here(models: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # 
     monkeypatch.setenv("AFTERWORDS_MODELS", str(models))
 
 
-def heard_of(turn: Turn[Any, Any]) -> NDArray[np.float32]:
+def heard_of(request: DecodeRequest[Any, Any]) -> NDArray[np.float32]:
     """All of a turn; fails where its end does not come."""
     parts = [np.zeros(0, np.float32)]
-    while (sound := turn.sound.get(timeout=30)) is not None:
+    while (sound := request.sound.get(timeout=30)) is not None:
         parts.append(sound)
     return np.concatenate(parts)
 
@@ -57,12 +57,12 @@ class TestMlx(Qwen3Contract):
     ) -> None:
         sizes: list[int] = []
 
-        class Counted(Group):
+        class Counted(MlxBatch):
             def __init__(self, model: object, scripts: list[object], samplings: list[object]) -> None:
                 sizes.append(len(scripts))
                 super().__init__(model, scripts, samplings)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(loop_module, "Group", Counted)  # how many speak at once can't be heard
+        monkeypatch.setattr(scheduler_module, "MlxBatch", Counted)  # how many speak at once can't be heard
         task = self.task(engine, prompt, text="One two three. " * 60, seed=None)
         speech = engine.synthesize(task)
         next(speech, None)
@@ -77,14 +77,14 @@ class TestMlx(Qwen3Contract):
     def test_numbers_that_are_none_end_that_utterance_and_no_other(
         self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        hear = Group._heard
+        hear = MlxBatch._forward
         is_broken = True
 
-        def broken(group: Group, columns: mx.array) -> tuple[mx.array, mx.array]:
+        def broken(group: MlxBatch, columns: mx.array) -> tuple[mx.array, mx.array]:
             hidden, logits = hear(group, columns)
             return hidden, logits * mx.nan if is_broken else logits
 
-        monkeypatch.setattr(Group, "_heard", broken)  # weights that overflow can't be had
+        monkeypatch.setattr(MlxBatch, "_forward", broken)  # weights that overflow can't be had
         with pytest.raises(SynthesisError, match="NotFiniteError"):
             self.speak(engine, self.task(engine, prompt))
         is_broken = False
@@ -92,39 +92,41 @@ class TestMlx(Qwen3Contract):
 
     def test_numbers_that_are_none_in_the_code_predictor_are_noticed(self, prompt: bytes) -> None:
         engine = MlxLarge()
-        norm = engine._parts()[0].network.talker.code_predictor.model.norm
-        norm.weight = owner().run(lambda: mx.full(norm.weight.shape, mx.nan))  # weights that overflow can't be had
+        norm = engine._ensure_loaded()[0].network.talker.code_predictor.model.norm
+        norm.weight = device_thread().run(
+            lambda: mx.full(norm.weight.shape, mx.nan)
+        )  # weights that overflow can't be had
         with pytest.raises(SynthesisError, match="NotFiniteError"):
             self.speak(engine, self.task(engine, prompt))
         engine.close()
 
     def test_an_utterance_has_as_many_frames_as_there_is_room_for(self, engine: Engine, prompt: bytes) -> None:
         assert isinstance(engine, MlxLarge)
-        model, loop = engine._parts()
-        turn = model.turn(model.voice(prompt), "In the sun.", "en", max_frames=10**6, seed=SEED)
-        loop.hand_in(turn)
-        assert turn.max_frames == engine_module.POSITIONS - turn.n_columns
-        turn.give_up()
-        small = loop_module.Loop(model, owner(), n_rows=1, n_positions=8)
-        turn = model.turn(model.voice(prompt), "In the sun.", "en", max_frames=5, seed=SEED)
-        small.hand_in(turn)
-        assert isinstance(turn.error, ValueError)
+        model, scheduler = engine._ensure_loaded()
+        request = model.make_request(model.load_voice(prompt), "In the sun.", "en", max_frames=10**6, seed=SEED)
+        scheduler.submit(request)
+        assert request.max_frames == engine_module.POSITIONS - request.n_columns
+        request.cancel()
+        small = scheduler_module.MlxScheduler(model, device_thread(), n_rows=1, n_positions=8)
+        request = model.make_request(model.load_voice(prompt), "In the sun.", "en", max_frames=5, seed=SEED)
+        small.submit(request)
+        assert isinstance(request.error, ValueError)
 
     def test_two_languages_are_not_spoken_in_one_group(self, engine: Engine, prompt: bytes) -> None:
         assert isinstance(engine, MlxLarge)
-        model, _ = engine._parts()
+        model, _ = engine._ensure_loaded()
         english, german, other = (
-            model.turn(model.voice(prompt), text, lang, max_frames=5, seed=SEED)
+            model.make_request(model.load_voice(prompt), text, lang, max_frames=5, seed=SEED)
             for text, lang in (("One.", "en"), ("Eins.", "de"), ("Two and three.", "en"))
         )
-        assert loop_module._fit(english, other)
-        assert not loop_module._fit(english, german)
+        assert scheduler_module.is_same_batch(english, other)
+        assert not scheduler_module.is_same_batch(english, german)
 
     def test_what_goes_wrong_on_the_device_ends_those_who_speak_and_not_the_loop(
         self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(Group, "frame", _out_of_memory)  # a device that is full can't be had
+            patch.setattr(MlxBatch, "decode_frame", _out_of_memory)  # a device that is full can't be had
             with pytest.raises(SynthesisError, match="it raised MemoryError"):
                 self.speak(engine, self.task(engine, prompt))
         assert len(self.speak(engine, self.task(engine, prompt)))
@@ -134,27 +136,29 @@ class TestMlx(Qwen3Contract):
         self, engine: Engine, prompt: bytes, where: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert isinstance(engine, MlxLarge)
-        model, loop = engine._parts()
-        voice = model.voice(prompt)
+        model, scheduler = engine._ensure_loaded()
+        voice = model.load_voice(prompt)
 
-        def a_turn(seed: int) -> Turn[Any, Any]:
-            turn: Turn[Any, Any] = model.turn(voice, "In the sun.", "en", max_frames=20, seed=seed)
-            turn.sampling, turn.is_awaited = replace(turn.sampling, min_frames=20), True
-            return turn
+        def a_request(seed: int) -> DecodeRequest[Any, Any]:
+            request: DecodeRequest[Any, Any] = model.make_request(voice, "In the sun.", "en", max_frames=20, seed=seed)
+            request.sampling, request.is_streaming = replace(request.sampling, min_frames=20), True
+            return request
 
-        def hand_in(*turns: Turn[Any, Any]) -> None:
-            owner().run(lambda: [loop.hand_in(turn) for turn in turns])  # a round comes behind it: they are one group
+        def submit(*requests: DecodeRequest[Any, Any]) -> None:
+            device_thread().run(
+                lambda: [scheduler.submit(request) for request in requests]
+            )  # a round comes behind it: they are one group
 
-        def is_bad(group: Group) -> bool:
+        def is_bad(group: MlxBatch) -> bool:
             return 1 in np.array(group._seeds)
 
-        def broken_hear(group: Group, columns: mx.array) -> tuple[mx.array, mx.array]:
+        def broken_hear(group: MlxBatch, columns: mx.array) -> tuple[mx.array, mx.array]:
             heard = hear(group, columns)  # the cache has gone on for all when one fails
             if is_bad(group) and (where == "prompt" or group.n_frames > 4):
                 raise IndexError
             return heard
 
-        def broken_sound(group: Group, codes: NDArray[np.int32]) -> list[NDArray[np.float32]]:
+        def broken_sound(group: MlxBatch, codes: NDArray[np.int32]) -> list[NDArray[np.float32]]:
             if is_bad(group) and group.n_frames > 4:
                 raise IndexError
             return sound(group, codes)
@@ -165,19 +169,19 @@ class TestMlx(Qwen3Contract):
                     raise IndexError
                 queue.put(heard)
 
-        other, good, bad = a_turn(2), a_turn(2), a_turn(1)
-        hand_in(other)
+        other, good, bad = a_request(2), a_request(2), a_request(1)
+        submit(other)
         expected, queue = heard_of(other), bad.sound
-        hear, sound = Group._heard, Group.sound
-        monkeypatch.setattr(Group, "_heard", broken_hear if where in ("prompt", "frame") else hear)
-        monkeypatch.setattr(Group, "sound", broken_sound if where == "codec" else sound)
+        hear, sound = MlxBatch._forward, MlxBatch.decode_audio
+        monkeypatch.setattr(MlxBatch, "_forward", broken_hear if where in ("prompt", "frame") else hear)
+        monkeypatch.setattr(MlxBatch, "decode_audio", broken_sound if where == "codec" else sound)
         if where == "reader":
             bad.sound = Deaf()  # type: ignore[assignment]
-        hand_in(bad, good)
+        submit(bad, good)
         np.testing.assert_allclose(heard_of(good), expected, atol=1e-3)
         while queue.get(timeout=30) is not None:
             pass
-        assert (bad.finish, type(bad.error), good.error) == (Finish.CANCELLED, IndexError, None)
+        assert (bad.finish_reason, type(bad.error), good.error) == (FinishReason.CANCELLED, IndexError, None)
 
     def test_two_who_load_and_listen_at_once_share_one_model(self, reference: Reference) -> None:
         engine = MlxLarge()
@@ -221,7 +225,7 @@ class TestMlx(Qwen3Contract):
         engine.close()
 
 
-def _out_of_memory(_: Group) -> None:
+def _out_of_memory(_: MlxBatch) -> None:
     raise MemoryError
 
 

@@ -14,9 +14,9 @@ import pytest
 from mlx.utils import tree_flatten
 
 from afterwords.backends.base import Reference
-from afterwords.backends.qwen3.mlx.model import Model
-from afterwords.backends.qwen3.mlx.thread import owner
-from afterwords.backends.qwen3.mlx.weights import load_parts
+from afterwords.backends.qwen3.mlx.model import MlxModel
+from afterwords.backends.qwen3.mlx.thread import device_thread
+from afterwords.backends.qwen3.mlx.weights import load_modules
 from afterwords.errors import ModelError
 from scripts.make_mlx_tiny import make_mlx_checkpoint
 from scripts.make_qwen3_sound_goldens import clip
@@ -24,7 +24,7 @@ from scripts.make_qwen3_tiny import make_checkpoint
 
 
 def tensors(folder: Path) -> dict[str, mx.array]:
-    parts = owner().run(lambda: load_parts(folder))
+    parts = device_thread().run(lambda: load_modules(folder))
     return {f"{kind}.{name}": value for kind in ("network", "codec") for name, value in tree_of(getattr(parts, kind))}
 
 
@@ -43,8 +43,8 @@ def test_both_layouts_give_the_same_weights(checkpoint: Path, tmp_path: Path) ->
 def test_quantized_weights_speak(tmp_path: Path, bits: int) -> None:
     folder = make_mlx_checkpoint(tmp_path / "tiny", bits=bits)
     assert sum(name.endswith(".scales") for name in tensors(folder)) == 18
-    model = Model(folder, name="tiny", owner=owner())
-    prompt = model.hear(Reference(clip("short"), 24_000, "hello"))
+    model = MlxModel(folder, name="tiny", device_thread=device_thread())
+    prompt = model.encode_reference(Reference(clip("short"), 24_000, "hello"))
     assert np.isfinite(prompt.speaker).all()
 
 
@@ -103,4 +103,4 @@ def test_a_damaged_checkpoint_is_named(
     shutil.copytree(checkpoint, folder)
     damage(folder)
     with pytest.raises(ModelError, match=told):
-        Model(folder, name="tiny", owner=owner())
+        MlxModel(folder, name="tiny", device_thread=device_thread())

@@ -18,7 +18,7 @@ from afterwords.backends import qwen3
 from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress, not_installed
 from afterwords.backends.idle import IdleTimer
 from afterwords.backends.memory import memory_bytes
-from afterwords.backends.qwen3.base import Parts, Qwen3Engine, check_memory, speak_to_nobody
+from afterwords.backends.qwen3.base import LoadedParts, Qwen3Engine, check_memory, run_to_end
 from afterwords.config import load_config
 from afterwords.errors import AfterwordsError, MissingExtraError, ModelError
 from afterwords.weights import catalog
@@ -80,7 +80,7 @@ class MlxEngine(Qwen3Engine):
         with self._idle.busy():
             yield from super().synthesize(task)
 
-    def _load(self, progress: Progress) -> Parts:
+    def _load(self, progress: Progress) -> LoadedParts:
         if _missing():
             raise MissingExtraError.for_extra("mlx", purpose="Speaking with Qwen3-TTS on Apple Silicon")
         checkpoint = self._checkpoint()
@@ -91,33 +91,33 @@ class MlxEngine(Qwen3Engine):
             room_bytes=MOST_SHARE * memory_bytes(),
             sizes={f"{name}-{weights}": size for name, of in NEEDED_BYTES.items() for weights, size in of.items()},
         )
-        from afterwords.backends.qwen3.mlx.model import Model
-        from afterwords.backends.qwen3.mlx.scheduler import Loop
-        from afterwords.backends.qwen3.mlx.thread import owner
+        from afterwords.backends.qwen3.mlx.model import MlxModel
+        from afterwords.backends.qwen3.mlx.scheduler import MlxScheduler
+        from afterwords.backends.qwen3.mlx.thread import device_thread
 
         version = _version_of(checkpoint)
-        model = Model(folder, name=f"{checkpoint} {version}", owner=owner(), progress=progress)
+        model = MlxModel(folder, name=f"{checkpoint} {version}", device_thread=device_thread(), progress=progress)
         n_positions = min(POSITIONS, model.config.talker.max_positions)
         self.prompt_version, self._spoken_with = version, checkpoint
-        return model, Loop(model, owner(), n_rows=ROWS, n_positions=n_positions)
+        return model, MlxScheduler(model, device_thread(), n_rows=ROWS, n_positions=n_positions)
 
-    def _warm_up(self, parts: Parts) -> None:
+    def _warm_up(self, parts: LoadedParts) -> None:
         import numpy as np
 
         from afterwords.backends.qwen3.reference_prompt import ReferencePrompt
 
-        model, loop = parts
+        model, scheduler = parts
         nobody = ReferencePrompt(np.zeros(model.config.speaker.width, np.float32), None, (), recording="")
-        speak_to_nobody(loop, model.turn(nobody, "One.", "en", max_frames=3, seed=0))
+        run_to_end(scheduler, model.make_request(nobody, "One.", "en", max_frames=3, seed=0))
 
     def _release(self) -> None:
         import mlx.core as mx
 
-        from afterwords.backends.qwen3.mlx.thread import OwnerGoneError, owner
+        from afterwords.backends.qwen3.mlx.thread import DeviceThreadGoneError, device_thread
 
         gc.collect()  # what MLX has compiled refers to itself and holds the weights
-        with suppress(OwnerGoneError):
-            owner().run(mx.clear_cache)
+        with suppress(DeviceThreadGoneError):
+            device_thread().run(mx.clear_cache)
 
     def _checkpoint(self) -> str:
         """Which checkpoint to load: the one that was set, or of those that are here the best that fits well.

@@ -1,6 +1,6 @@
-"""One checkpoint in MLX: what hears references, writes prompts, and makes speech of them.
+"""A checkpoint in MLX: encodes references, builds prompts and decodes speech.
 
-All that computes here runs on the thread of `Owner`; texts are laid out on whatever thread asks.
+Computation runs on the `DeviceThread`; text is tokenized and laid out on the calling thread.
 """
 
 from __future__ import annotations
@@ -21,116 +21,113 @@ from afterwords.backends.base import Progress, Reference, ignore_progress
 from afterwords.backends.qwen3.codec_config import CodecConfig, check_codes, read_codec_config
 from afterwords.backends.qwen3.config import LANGUAGE_NAMES, ModelConfig, Sampling, read_config
 from afterwords.backends.qwen3.layout import Layout, lay_out
-from afterwords.backends.qwen3.mlx.codec import CodecDecoder, CodecState
-from afterwords.backends.qwen3.mlx.decode_step import FrameSpeaker
-from afterwords.backends.qwen3.mlx.thread import Owner
-from afterwords.backends.qwen3.mlx.weights import CODEC, load_parts
-from afterwords.backends.qwen3.reference_prompt import PromptForm, ReferencePrompt, make_prompt
-from afterwords.backends.qwen3.request import Turn
+from afterwords.backends.qwen3.mlx.codec import CodecState, MlxCodecDecoder
+from afterwords.backends.qwen3.mlx.decode_step import FrameDecoder
+from afterwords.backends.qwen3.mlx.thread import DeviceThread
+from afterwords.backends.qwen3.mlx.weights import CODEC, load_modules
+from afterwords.backends.qwen3.reference_prompt import PromptFormat, ReferencePrompt, make_prompt
+from afterwords.backends.qwen3.request import DecodeRequest
 from afterwords.backends.qwen3.tokenizer import TextTokenizer
 
-VOICES_KEPT: Final = 16
-"""Voices whose frames and codec stand ready in memory: some 5 MB each, of published sizes."""
+MAX_CACHED_VOICES: Final = 16
+"""Voices that are kept in memory: about 5 MB each, for the published sizes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
-    """One utterance on paper.
-
-    Attributes:
-        layout: of its prompt.
-        voice: whose it is.
-    """
+class MlxPrompt:
+    """The prompt of one utterance: its layout, and its voice."""
 
     layout: Layout = field(repr=False)
     voice: ReferencePrompt
 
     @property
     def columns(self) -> Sequence[int]:
-        """One for each position that the talker hears before it speaks."""
+        """One item for each position of the prefill."""
         return self.layout.text
 
 
 @dataclass(frozen=True, slots=True)
-class _Standing:
-    """A voice in MLX's memory: what the talker hears of it, and the codec behind its reference."""
+class _VoiceOnDevice:
+    """A voice as MLX arrays: talker inputs, and the codec state after the reference."""
 
     speaker: mx.array
     frames: mx.array
-    primed: CodecState
+    codec_state: CodecState
 
 
-class Model:
+class MlxModel:
     """A loaded checkpoint.
 
     Attributes:
         network: mlx-audio's talker and speaker encoder.
-        decoder: makes sound.
-        form: what its prompts look like.
+        decoder: Decoder of the codec.
+        format: Format of its prompts.
     """
 
-    def __init__(self, folder: Path, *, name: str, owner: Owner, progress: Progress = ignore_progress) -> None:
+    def __init__(
+        self, folder: Path, *, name: str, device_thread: DeviceThread, progress: Progress = ignore_progress
+    ) -> None:
         """Load a checkpoint.
 
         Args:
-            folder: of it.
-            name: what its prompts say they were made for.
-            owner: of the thread that runs MLX.
-            progress: told how far it is.
+            folder: Folder of the checkpoint.
+            name: Name of the model that its prompts record.
+            device_thread: The thread that runs MLX.
+            progress: Called with the progress.
 
         Raises:
-            ModelError: a file is missing, damaged or of another model.
+            ModelError: A file is missing, damaged or of another model.
         """
         self.config: ModelConfig = read_config(folder)
         self.codec: CodecConfig = read_codec_config(folder / CODEC)
         check_codes(self.config, self.codec, folder / CODEC)
         self._tokenizer = TextTokenizer(folder, self.config.tokens, vocab=self.config.talker.text_vocab)
-        self.form = PromptForm.of(name, self.config, self.codec)
-        self._owner = owner
-        self._reading = threading.Lock()
-        self._prompts: LRUCache[bytes, ReferencePrompt] = LRUCache(VOICES_KEPT)
-        self._speakers: dict[Sampling, FrameSpeaker] = {}
-        self._standing: LRUCache[ReferencePrompt, _Standing] = LRUCache(VOICES_KEPT)
+        self.format = PromptFormat.of(name, self.config, self.codec)
+        self._device_thread = device_thread
+        self._voice_lock = threading.Lock()
+        self._prompts: LRUCache[bytes, ReferencePrompt] = LRUCache(MAX_CACHED_VOICES)
+        self._frame_decoders: dict[Sampling, FrameDecoder] = {}
+        self._voices_on_device: LRUCache[ReferencePrompt, _VoiceOnDevice] = LRUCache(MAX_CACHED_VOICES)
         progress(0.05, "loading the weights")
-        parts = owner.run(lambda: load_parts(folder))
-        self.network, self._codec = parts.network, parts.codec
-        self.decoder = CodecDecoder(
-            parts.codec.decoder, window=self.codec.decoder.window, samples_per_frame=self.codec.decode_upsample_rate
+        modules = device_thread.run(lambda: load_modules(folder))
+        self.network, self._codec = modules.network, modules.codec
+        self.decoder = MlxCodecDecoder(
+            modules.codec.decoder, window=self.codec.decoder.window, samples_per_frame=self.codec.decode_upsample_rate
         )
         progress(1.0, "done")
 
-    def hear(self, reference: Reference) -> ReferencePrompt:
-        """Make the prompt of a voice: in context where its words are known, else its speaker embedding alone."""
+    def encode_reference(self, reference: Reference) -> ReferencePrompt:
+        """Make the prompt of a voice: in context if its transcript is known, else the speaker embedding alone."""
         text_ids = self._tokenizer.encode(reference.text) if reference.text else []
         prompt = make_prompt(
             reference.samples,
             reference.sample_rate,
             text_ids=text_ids,
-            encoder=_Codes(self._owner, self._codec, self.codec.input_sample_rate),
-            speaker=_Speaker(self._owner, self.network, self.config.speaker.sample_rate),
+            encoder=_CodeEncoder(self._device_thread, self._codec, self.codec.input_sample_rate),
+            speaker=_SpeakerEmbedder(self._device_thread, self.network, self.config.speaker.sample_rate),
         )
-        self._owner.run(mx.clear_cache)  # what the encoders took is not needed again soon
+        self._device_thread.run(mx.clear_cache)  # the memory of the encoders
         return prompt
 
-    def voice(self, prompt: bytes) -> ReferencePrompt:
-        """The voice of a prompt, the same object as long as it is among the last few.
+    def load_voice(self, prompt: bytes) -> ReferencePrompt:
+        """Return the voice of a prompt, the same object while it is in the cache.
 
         Raises:
-            StalePromptError: it is no prompt of this model.
+            StalePromptError: The prompt does not fit this model.
         """
-        with self._reading:
+        with self._voice_lock:
             if prompt not in self._prompts:
-                self._prompts[prompt] = ReferencePrompt.from_bytes(prompt, self.form)
+                self._prompts[prompt] = ReferencePrompt.from_bytes(prompt, self.format)
             return self._prompts[prompt]
 
     def n_tokens(self, text: str) -> int:
-        """How many tokens a text has."""
+        """Return the number of tokens of a text."""
         return len(self._tokenizer.encode(text))
 
-    def turn(
+    def make_request(
         self, voice: ReferencePrompt, text: str, lang: str, *, max_frames: int, seed: int
-    ) -> Turn[Script, CodecState]:
-        """One utterance, to be handed in to a loop, drawn as the checkpoint says."""
+    ) -> DecodeRequest[MlxPrompt, CodecState]:
+        """Return a request for one utterance, with the sampling parameters of the checkpoint."""
         layout = lay_out(
             self.config,
             self._tokenizer.role,
@@ -140,77 +137,74 @@ class Model:
             language=LANGUAGE_NAMES[lang],
         )
         sampling = replace(self.config.sampling, seed=seed)
-        return Turn(Script(layout, voice), None, max_frames=max_frames, sampling=sampling)
+        return DecodeRequest(MlxPrompt(layout, voice), None, max_frames=max_frames, sampling=sampling)
 
-    # -- on the owner's thread -----------------------------------------------------------------------------------
+    # -- on the device thread ------------------------------------------------------------------------------------
 
-    def columns(self, scripts: Sequence[Script]) -> mx.array:
-        """What the talker hears before it speaks, shape (n_rows, n_columns, hidden); all of one voice and length."""
-        text = self.text([script.layout.text for script in scripts])
-        layout, voice = scripts[0].layout, self.standing(scripts[0].voice)
-        steering, closing = self._control(layout.steering), self._control(layout.closing)
+    def columns(self, prompts: Sequence[MlxPrompt]) -> mx.array:
+        """Return the talker inputs of prompts of one voice and length, shape (n_rows, n_columns, hidden)."""
+        text = self.embed_text([prompt.layout.text for prompt in prompts])
+        layout, voice = prompts[0].layout, self.voice_on_device(prompts[0].voice)
+        embed_codes = self.network.talker.get_input_embeddings()
+        steering, closing = (embed_codes(mx.array(list(ids))) for ids in (layout.steering, layout.closing))
         track = mx.concatenate([steering, voice.speaker, closing, voice.frames])
         return mx.concatenate([text[:, : -len(track)], text[:, -len(track) :] + track], axis=1)
 
-    def text(self, ids: Sequence[Sequence[int]]) -> mx.array:
-        """Text tokens as the talker hears them, shape (n_rows, n, hidden)."""
+    def embed_text(self, ids: Sequence[Sequence[int]]) -> mx.array:
+        """Return the talker inputs of text tokens, shape (n_rows, n, hidden)."""
         talker = self.network.talker
-        heard: mx.array = talker.text_projection(talker.get_text_embeddings()(mx.array([list(row) for row in ids])))
-        return heard
+        embedded: mx.array = talker.text_projection(talker.get_text_embeddings()(mx.array([list(row) for row in ids])))
+        return embedded
 
-    def speaker_of_frames(self, sampling: Sampling) -> FrameSpeaker:
-        """What speaks frames with such a sampling, whatever its seed; made and compiled once."""
-        drawing = replace(sampling, seed=0)
-        if drawing not in self._speakers:
-            self._speakers[drawing] = FrameSpeaker(self.network.talker, self.config, drawing)
-        return self._speakers[drawing]
+    def frame_decoder(self, sampling: Sampling) -> FrameDecoder:
+        """Return the frame decoder for sampling parameters, compiled once for all seeds."""
+        key = replace(sampling, seed=0)
+        if key not in self._frame_decoders:
+            self._frame_decoders[key] = FrameDecoder(self.network.talker, self.config, key)
+        return self._frame_decoders[key]
 
-    def standing(self, voice: ReferencePrompt) -> _Standing:
-        """A voice in memory; the last few are kept there."""
-        if voice not in self._standing:
-            self._standing[voice] = self._placed(voice)
-        return self._standing[voice]
+    def voice_on_device(self, voice: ReferencePrompt) -> _VoiceOnDevice:
+        """Return a voice as MLX arrays; the most recently used ones are cached."""
+        if voice not in self._voices_on_device:
+            self._voices_on_device[voice] = self._to_device(voice)
+        return self._voices_on_device[voice]
 
-    def _placed(self, voice: ReferencePrompt) -> _Standing:
+    def _to_device(self, voice: ReferencePrompt) -> _VoiceOnDevice:
         like = self.network.talker.get_input_embeddings()(mx.array([0]))
         speaker = mx.array(voice.speaker)[None].astype(like.dtype)
         if voice.codes is None:
-            return _Standing(speaker, like[:0], CodecState())
+            return _VoiceOnDevice(speaker, like[:0], CodecState())
         codes = mx.array(voice.codes.astype(np.int32))
         groups = [codes[:, group] for group in range(codes.shape[1])]
-        frames = self.speaker_of_frames(self.config.sampling).embedding(groups)
+        frames = self.frame_decoder(self.config.sampling).embed(groups)
         mx.eval(speaker, frames)
-        standing = _Standing(speaker, frames, self.decoder.prime(voice.codes))
-        mx.clear_cache()  # of what priming took, and of a voice that went for this one
-        return standing
-
-    def _control(self, ids: Sequence[int]) -> mx.array:
-        heard: mx.array = self.network.talker.get_input_embeddings()(mx.array(list(ids)))
-        return heard
+        voice_on_device = _VoiceOnDevice(speaker, frames, self.decoder.prefill_codec(voice.codes))
+        mx.clear_cache()  # the memory of the prefill, and of an evicted voice
+        return voice_on_device
 
 
 @dataclass(frozen=True, slots=True)
-class _Codes:
-    """The codec's encoder, as `make_prompt` calls it."""
+class _CodeEncoder:
+    """The encoder of the codec, for `make_prompt`."""
 
-    owner: Owner
+    device_thread: DeviceThread
     codec: Any
     sample_rate: int
 
     def encode(self, samples: Samples) -> NDArray[np.uint16]:
-        codes = self.owner.run(lambda: np.array(self.codec.encode(mx.array(samples)[None, None])[0]))
+        codes = self.device_thread.run(lambda: np.array(self.codec.encode(mx.array(samples)[None, None])[0]))
         return np.ascontiguousarray(codes.T, np.uint16)
 
 
 @dataclass(frozen=True, slots=True)
-class _Speaker:
-    """The speaker encoder, as `make_prompt` calls it."""
+class _SpeakerEmbedder:
+    """The speaker encoder, for `make_prompt`."""
 
-    owner: Owner
+    device_thread: DeviceThread
     network: Any
     sample_rate: int
 
     def embed(self, samples: Samples) -> Samples:
         embed = self.network.extract_speaker_embedding
-        told: Samples = self.owner.run(lambda: np.array(embed(mx.array(samples))[0].astype(mx.float32)))
-        return told
+        embedding: Samples = self.device_thread.run(lambda: np.array(embed(mx.array(samples))[0].astype(mx.float32)))
+        return embedding

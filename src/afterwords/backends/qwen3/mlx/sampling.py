@@ -1,4 +1,4 @@
-"""Drawing codes, as `qwen3.sampling` does it in torch: the same seed draws the same codes from the same logits."""
+"""Sampling of codes, as `torch.sampling` does it: the same seed draws the same codes from the same logits."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ _FRACTION_BITS: Final = 23
 
 
 def _constant(number: int) -> mx.array:
-    """A number of 64 bits, which MLX takes from numpy but not from Python."""
+    """Return a 64-bit number, which MLX accepts from numpy but not from Python."""
     return mx.array(np.array(number, np.uint64))
 
 
-def _mixed(z: mx.array) -> mx.array:
+def _mix(z: mx.array) -> mx.array:
     z = (z ^ (z >> 30)) * _constant(_FIRST)
     z = (z ^ (z >> 27)) * _constant(_SECOND)
     return z ^ (z >> 31)
 
 
 def noise(seeds: mx.array, frame: mx.array, counters: mx.array) -> mx.array:
-    """Gumbel noise: the code with the largest sum of logit and noise is a draw from their softmax.
+    """Return Gumbel noise: the code with the largest sum of logit and noise is a sample of the softmax.
 
     Args:
-        seeds: shape (n_rows,), uint64.
-        frame: which one, a uint64.
-        counters: any shape, uint64, each number once.
+        seeds: Shape (n_rows,), uint64.
+        frame: Number of the frame, uint64.
+        counters: Distinct numbers, any shape, uint64.
 
     Returns:
         Shape (n_rows, *counters.shape), float32.
     """
     golden = _constant(_GOLDEN)
-    keys = _mixed(_mixed(seeds) + frame * golden).reshape(-1, *[1] * counters.ndim)
-    numbers = _mixed(keys + counters * golden) >> (64 - _FRACTION_BITS)
+    keys = _mix(_mix(seeds) + frame * golden).reshape(-1, *[1] * counters.ndim)
+    numbers = _mix(keys + counters * golden) >> (64 - _FRACTION_BITS)
     fraction = (numbers.astype(mx.float32) + 0.5) * 2.0**-_FRACTION_BITS
     return -mx.log(-mx.log(fraction))
 
 
 def draw(logits: mx.array, noise: mx.array, *, temperature: float, top_k: int, top_p: float) -> mx.array:
-    """Draw one code a row.
+    """Draw one code per row.
 
     Args:
-        logits: shape (n_rows, n_codes), float32; -inf is never drawn.
-        noise: shape (n_rows, n_codes or more).
-        temperature: 0 takes the likeliest.
-        top_k: draw from so many of the likeliest.
-        top_p: and from no more of them than hold this share.
+        logits: Shape (n_rows, n_codes), float32; -inf is never drawn.
+        noise: Shape (n_rows, n_codes or more).
+        temperature: 0 is greedy.
+        top_k: Number of most likely codes to sample from.
+        top_p: Probability mass to sample from, within top_k.
 
     Returns:
         Shape (n_rows,), int32.

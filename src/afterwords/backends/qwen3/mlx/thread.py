@@ -1,4 +1,4 @@
-"""The one thread of this process that runs MLX: Metal is not safe under concurrency, so all models share it."""
+"""The one thread of this process that runs MLX, shared by all models, since Metal is not safe under concurrency."""
 
 from __future__ import annotations
 
@@ -15,73 +15,69 @@ import mlx.core as mx
 T = TypeVar("T")
 
 
-class OwnerGoneError(RuntimeError):
-    """The interpreter is going down, and nobody runs MLX any more."""
+class DeviceThreadGoneError(RuntimeError):
+    """The interpreter is shutting down, and MLX runs no more."""
 
 
-class Owner:
-    """Runs what it is given, one after the other."""
+class DeviceThread:
+    """Runs calls one after the other."""
 
     def __init__(self) -> None:
-        self._asked: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._is_ending = False
-        # A daemon, ended by `atexit`: MLX takes the process down hard if a thread that used it ends with its streams.
+        # A daemon, ended by `atexit`: MLX crashes the process if a thread that used it ends with its streams.
         self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
         self._thread.start()
         atexit.register(self._end)
 
-    def run(self, work: Callable[[], T]) -> T:
-        """Have work done, and wait for what comes of it; whatever it raises is raised here.
+    def run(self, call: Callable[[], T]) -> T:
+        """Run a call on the thread and return its result, or raise its exception.
 
         Raises:
-            OwnerGoneError: the interpreter is going down.
+            DeviceThreadGoneError: The interpreter is shutting down.
         """
         if threading.current_thread() is self._thread:
-            return work()
-        told: Future[T] = Future()
+            return call()
+        future: Future[T] = Future()
 
-        def tell() -> None:
+        def complete() -> None:
             try:
-                told.set_result(work())
-            except BaseException as error:  # noqa: BLE001 - of whoever asked, and raised there
-                told.set_exception(error)
+                future.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - raised in the calling thread
+                future.set_exception(error)
 
-        self.later(tell)
-        return told.result()
+        self.later(complete)
+        return future.result()
 
-    def later(self, work: Callable[[], None]) -> None:
-        """Have work done behind what is already asked for. It must not raise.
+    def later(self, call: Callable[[], None]) -> None:
+        """Queue a call, which must not raise.
 
         Raises:
-            OwnerGoneError: the interpreter is going down.
+            DeviceThreadGoneError: The interpreter is shutting down.
         """
         with self._lock:
             if self._is_ending:
-                raise OwnerGoneError
-            self._asked.put(work)
+                raise DeviceThreadGoneError
+            self._calls.put(call)
 
     def _run(self) -> None:
-        while (work := self._asked.get()) is not None:
-            work()
+        while (call := self._calls.get()) is not None:
+            call()
         mx.clear_streams()
 
     def _end(self) -> None:
         with self._lock:
             self._is_ending = True
-            self._asked.put(None)
+            self._calls.put(None)
         self._thread.join()
 
 
-_making = threading.Lock()
+_creation = threading.Lock()
+_create = cache(DeviceThread)
 
 
-def owner() -> Owner:
-    """The owner of this process."""
-    with _making:  # a cache alone lets two threads make one each
-        return _make()
-
-
-@cache
-def _make() -> Owner:
-    return Owner()
+def device_thread() -> DeviceThread:
+    """Return the device thread of this process, starting it at the first call."""
+    with _creation:  # a cache alone would let two threads create one each
+        return _create()

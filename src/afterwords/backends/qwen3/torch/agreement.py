@@ -16,7 +16,7 @@ from torch import Tensor
 from afterwords.audio.analysis import decibels, mel_filters, power_spectrum
 from afterwords.backends.qwen3.torch.codec_decoder import CodecDecoder
 from afterwords.backends.qwen3.torch.prompt import Prompt
-from afterwords.backends.qwen3.torch.talker import Talker, Utterance
+from afterwords.backends.qwen3.torch.talker import PrefillRow, Talker
 from afterwords.errors import ModelError
 
 N_FRAMES: Final = 25
@@ -57,9 +57,9 @@ def quantize(talker: Talker, decoder: CodecDecoder, prompt: Prompt, precision: s
         precision: "fp8" or "int8".
     """
     codes = _spoken(talker, prompt)
-    before = talker.likeliest(prompt, codes)
+    before = talker.most_likely_codes(prompt, codes)
     talker.quantize(precision)
-    after = talker.likeliest(prompt, codes)
+    after = talker.most_likely_codes(prompt, codes)
     distance = (_mel_db(decoder, before) - _mel_db(decoder, after)).abs().mean().item()
     return Agreement((before == after).float().mean().item(), distance)
 
@@ -80,9 +80,9 @@ def _spoken(talker: Talker, prompt: Prompt) -> Tensor:
     length = len(prompt.columns) + N_FRAMES
     rows = talker.new_rows(1, length + -length % 8, n_text=max(1, len(prompt.trailing)))
     greedy = replace(talker.config.sampling, temperature=0.0, predictor_temperature=0.0, min_frames=N_FRAMES)
-    talker.join(rows, [Utterance(0, prompt, N_FRAMES, greedy)])
+    talker.prefill(rows, [PrefillRow(0, prompt, N_FRAMES, greedy)])
     for _ in range(N_FRAMES):
-        talker.frame(rows, with_top_p=False)
+        talker.decode_frame(rows, with_top_p=False)
     return rows.history[0, :N_FRAMES].long()
 
 

@@ -18,7 +18,7 @@ _BATCH_SECOND = ("cache", "predictor_cache")
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class BatchState:
     """Buffers of n_rows rows; a row that nobody speaks in is done.
 
     Attributes:
@@ -66,7 +66,7 @@ class Rows:
     min_frames: Tensor
 
     @classmethod
-    def around(
+    def allocate(
         cls, cache: Tensor, predictor_cache: Tensor, *, hidden: int, vocab: int, n_code_groups: int, n_text: int
     ) -> Self:
         """Free rows around two empty caches."""
@@ -113,7 +113,7 @@ class Rows:
         views["predictor_cache"] = self.predictor_cache[:, :n_rows]
         return type(self)(**views)
 
-    def alone(self, row: int, n_positions: int) -> Self:
+    def isolate_row(self, row: int, n_positions: int) -> Self:
         """One row and its first positions, of the same buffers, as it was before a frame that broke off."""
         views = {field.name: getattr(self, field.name)[row : row + 1] for field in fields(self)}
         views["index"] = self.index[:1]
@@ -125,7 +125,9 @@ class Rows:
         return type(self)(**views)
 
     @torch.inference_mode()
-    def begin(self, row: int, *, n_columns: int, trailing: Tensor, pad: int, limit: int, sampling: Sampling) -> None:
+    def start_row(
+        self, row: int, *, n_columns: int, trailing: Tensor, pad: int, limit: int, sampling: Sampling
+    ) -> None:
         """Set a row to the state after its prefill, all but `hidden`, `logits` and the cache.
 
         Args:
@@ -157,33 +159,33 @@ class Rows:
         self.done[row] = False
 
     @torch.inference_mode()
-    def leave(self, row: int) -> None:
+    def free_row(self, row: int) -> None:
         """Free a row before its utterance is over."""
         self.done[row] = True
         self.positions[row] = 0
 
     @torch.inference_mode()
-    def clear(self, row: int) -> None:
+    def clear_row(self, row: int) -> None:
         """Forget what a row holds: what is hidden from its next utterance is still multiplied by 0, and may be NaN."""
         for number in (self.cache[:, row], self.predictor_cache[:, row], self.hidden[row], self.logits[row]):
             number.zero_()
 
     @torch.inference_mode()
-    def move(self, source: int, target: int) -> None:
+    def move_row(self, source: int, target: int) -> None:
         """Go on in another row, which is overwritten; the first row is free then."""
         for field in fields(self):
             if field.name != "index":
                 buffer: Tensor = getattr(self, field.name)
                 buffer = buffer.transpose(0, 1) if field.name in _BATCH_SECOND else buffer
                 buffer[target] = buffer[source]
-        self.leave(source)
+        self.free_row(source)
 
     def is_finite(self) -> Tensor:
         """Whether all that each row was drawn from were numbers, bool of shape (n_rows,)."""
         heard = self.predictor_cache.sum((0, 2, 3, 4), dtype=torch.float32)  # the talker's own shows in its logits
         return (self.logit_sums + heard).isfinite()
 
-    def progress(self) -> list[tuple[int, bool, bool]]:
+    def read_progress(self) -> list[tuple[int, bool, bool]]:
         """Frames spoken, whether done, whether the talker itself ended it, for each row. Waits for the device."""
         state = torch.stack([self.frames, self.done.long(), self.stopped.long()], 1).tolist()
         return [(frames, bool(done), bool(stopped)) for frames, done, stopped in state]

@@ -18,7 +18,7 @@ from torch.nn import functional
 from afterwords.backends.qwen3.torch.affine import take_affine
 from afterwords.backends.qwen3.torch.causal import CausalConv
 from afterwords.backends.qwen3.torch.codebooks import take_codebook
-from afterwords.backends.qwen3.torch.codec_transformer import Window, WindowTransformer
+from afterwords.backends.qwen3.torch.codec_transformer import WindowCache, WindowTransformer
 from afterwords.backends.qwen3.torch.codec_wave import wave_stages
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class DecoderState:
         pasts: the last inputs of each convolution, shape (rows, channels, n_past).
     """
 
-    window: Window
+    window: WindowCache
     pasts: list[Tensor]
 
-    def put(self, row: int, other: DecoderState, *, other_row: int = 0) -> None:
+    def copy_row(self, row: int, other: DecoderState, *, other_row: int = 0) -> None:
         """Let a row go on from where a row of another state is, for example from a voice's primed one."""
         mine, theirs = self.window, other.window
         mine.n_seen[row] = theirs.n_seen[other_row]
@@ -52,7 +52,7 @@ class DecoderState:
         for past, known in zip(self.pasts, other.pasts, strict=True):
             past[row] = known[other_row]
 
-    def clear(self, row: int) -> None:
+    def clear_row(self, row: int) -> None:
         """Let a row begin anew, with nothing before it: what is hidden is still multiplied by 0, and may be NaN."""
         self.window.n_seen[row] = 0
         self.window.keys[:, row] = 0
@@ -81,7 +81,7 @@ class CodecDecoder:
         self._stages = wave_stages(decoder, weights)
         self._layers = [layer for stage in self._stages for layer in stage.layers]
         weights.check_all_taken("decoder.")
-        self._heard_frames = ceil(sum(layer.n_past / layer.rate for layer in self._layers))
+        self._receptive_frames = ceil(sum(layer.n_past / layer.rate for layer in self._layers))
 
     @torch.inference_mode(mode=False)  # or a state made in that mode could not be updated out of it
     def new_state(self, rows: int) -> DecoderState:
@@ -107,7 +107,7 @@ class CodecDecoder:
             n_frames = n_frames.clamp(0, codes.shape[1])  # beyond it, a GPU would fail for good
         return self._sound(self._hear(codes, state, n_frames), state, n_frames)
 
-    def prime(self, codes: Tensor) -> DecoderState:
+    def prefill_codec(self, codes: Tensor) -> DecoderState:
         """Make a state of one row that stands behind these frames, with little of the work of their sound.
 
         A cloned voice goes on from its reference: prime with its codes once, then `put` the state into a row for each
@@ -119,7 +119,7 @@ class CodecDecoder:
         state = self.new_state(1)
         if len(codes):
             latent = self._hear(codes[None], state, None)
-            self._sound(latent[..., -self._heard_frames :], state, None)
+            self._sound(latent[..., -self._receptive_frames :], state, None)
         return state
 
     def decode(self, codes: Tensor, state: DecoderState | None = None) -> Tensor:

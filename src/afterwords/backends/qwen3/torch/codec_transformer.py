@@ -67,8 +67,8 @@ class Attention:
     def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of shape (rows, heads, n, head_dim) from a stream of shape (rows, n, hidden)."""
         heads = functional.linear(x, self._inward).unflatten(-1, (-1, self._head_dim))
-        turning, values = heads.split([self._heads + self._kv_heads, self._kv_heads], dim=2)
-        queries, keys = rotation(turning).transpose(1, 2).split([self._heads, self._kv_heads], dim=1)
+        rotated, values = heads.split([self._heads + self._kv_heads, self._kv_heads], dim=2)
+        queries, keys = rotation(rotated).transpose(1, 2).split([self._heads, self._kv_heads], dim=1)
         return queries, keys, values.transpose(1, 2)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -88,7 +88,7 @@ class Attention:
 
 
 @dataclass(slots=True, eq=False)
-class Window:
+class WindowCache:
     """The frames that a window transformer looks back at, in each row of a batch.
 
     Attributes:
@@ -122,13 +122,13 @@ class WindowTransformer:
         self._norm = weights.take(f"{name}.norm.weight", (hidden,))
         self._exit = take_affine(weights, f"{name}.output_proj", (latent, hidden))
 
-    def new_window(self, rows: int) -> Window:
+    def new_window(self, rows: int) -> WindowCache:
         """A window with nothing in it."""
         stack = self.stack
         keys = self._norm.new_zeros(stack.n_layers, rows, stack.n_kv_heads, self.window - 1, stack.head_dim)
-        return Window(torch.zeros(rows, dtype=torch.int64, device=keys.device), keys, keys.clone())
+        return WindowCache(torch.zeros(rows, dtype=torch.int64, device=keys.device), keys, keys.clone())
 
-    def __call__(self, x: Tensor, window: Window, n_frames: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, window: WindowCache, n_frames: Tensor | None = None) -> Tensor:
         """Go on by some frames.
 
         Args:

@@ -27,14 +27,14 @@ _BLOCK_EXPANSION: Final = 4
 _BLOCK_NORM_EPS: Final = 1e-6
 _SNAKE_FLOOR: Final = 1e-9
 
-Layer = CausalConv | CausalUpsampling
+WaveLayer = CausalConv | CausalUpsampling
 
 
 class Stage(Protocol):
     """Some layers of the decoder, from shape (rows, inputs, n) to (rows, outputs, n * upsampling)."""
 
     @property
-    def layers(self) -> Sequence[Layer]: ...
+    def layers(self) -> Sequence[WaveLayer]: ...
 
     def __call__(self, x: Tensor, pasts: Iterator[Tensor], n_frames: Tensor | None) -> Tensor: ...
 
@@ -46,12 +46,12 @@ def wave_stages(config: CodecDecoderConfig, weights: Weights) -> list[Stage]:
     for i, ratio in enumerate(config.upsampling_ratios):
         stages.append(FrameUpsampling(weights, f"decoder.upsample.{i}", width=width, ratio=ratio, rate=rate))
         rate *= ratio
-    stages.append(Entrance(weights, "decoder.decoder.0", shape=(config.wave_width, width, _KERNEL), rate=rate))
+    stages.append(InputConv(weights, "decoder.decoder.0", shape=(config.wave_width, width, _KERNEL), rate=rate))
     width = config.wave_width
     for i, ratio in enumerate(config.upsample_rates, 1):
         stages.append(WaveUpsampling(weights, f"decoder.decoder.{i}.block", width=width, ratio=ratio, rate=rate))
         rate, width = rate * ratio, width // 2
-    stages.append(Exit(weights, "decoder.decoder", place=len(config.upsample_rates) + 1, width=width, rate=rate))
+    stages.append(OutputConv(weights, "decoder.decoder", place=len(config.upsample_rates) + 1, width=width, rate=rate))
     return stages
 
 
@@ -97,7 +97,7 @@ class FrameUpsampling:
         return x + functional.linear(y, *self._down).transpose(1, 2)
 
 
-class Entrance:
+class InputConv:
     """From the width of a latent to that of the wave's stages."""
 
     def __init__(self, weights: Weights, name: str, *, shape: Shape, rate: int) -> None:
@@ -119,7 +119,7 @@ class WaveUpsampling:
             _ResidualUnit(weights, f"{name}.{i}", width=inner, dilation=dilation, rate=rate * ratio)
             for i, dilation in enumerate(_DILATIONS, 2)
         ]
-        self.layers: tuple[Layer, ...] = (self._wider, *(unit.far for unit in self._units))
+        self.layers: tuple[WaveLayer, ...] = (self._wider, *(unit.far for unit in self._units))
 
     def __call__(self, x: Tensor, pasts: Iterator[Tensor], n_frames: Tensor | None) -> Tensor:
         x = self._wider(self._snake(x), next(pasts), n_frames)
@@ -140,7 +140,7 @@ class _ResidualUnit:
         return x + functional.conv1d(y, *self._near)
 
 
-class Exit:
+class OutputConv:
     """From the last channels to one."""
 
     def __init__(self, weights: Weights, name: str, *, place: int, width: int, rate: int) -> None:

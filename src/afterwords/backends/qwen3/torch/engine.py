@@ -16,7 +16,7 @@ from typing import Final
 from afterwords.backends import qwen3
 from afterwords.backends.base import Available, Progress, Unavailable, not_installed
 from afterwords.backends.memory import memory_bytes
-from afterwords.backends.qwen3.base import Parts, Qwen3Engine, check_memory
+from afterwords.backends.qwen3.base import LoadedParts, Qwen3Engine, check_memory
 from afterwords.config import load_config
 from afterwords.errors import AfterwordsError, MissingExtraError
 from afterwords.weights import catalog
@@ -57,20 +57,20 @@ class CudaEngine(Qwen3Engine):
             return Available("NVIDIA GPU, 24 kHz, ten languages")
         return Available("CPU, slowly: no NVIDIA GPU is here; 24 kHz, ten languages", is_slow=True)
 
-    def _load(self, progress: Progress) -> Parts:
+    def _load(self, progress: Progress) -> LoadedParts:
         if _missing():
             raise MissingExtraError.for_extra("cuda", purpose="Speaking with Qwen3-TTS")
         import torch
 
         from afterwords.backends.qwen3.torch.agreement import check
-        from afterwords.backends.qwen3.torch.model import Model
-        from afterwords.backends.qwen3.torch.scheduler import Loop, rows_that_fit
+        from afterwords.backends.qwen3.torch.model import TorchModel
+        from afterwords.backends.qwen3.torch.scheduler import TorchScheduler, max_rows
 
         is_gpu = torch.cuda.is_available()
         folder = catalog.locate(self.backends[0])
         self._check_memory(torch.cuda.mem_get_info()[0] if is_gpu else memory_bytes(), is_gpu=is_gpu)
         version = self._prompt_version()
-        model = Model(
+        model = TorchModel(
             folder,
             name=f"{self.backends[0]} {version}",
             device=torch.device("cuda" if is_gpu else "cpu"),
@@ -83,17 +83,17 @@ class CudaEngine(Qwen3Engine):
         n_rows, n_positions = CPU_ROWS, min(POSITIONS, model.config.talker.max_positions)
         if is_gpu:
             free_bytes, _ = torch.cuda.mem_get_info()
-            n_rows = rows_that_fit(free_bytes, row_bytes=model.row_bytes(n_positions), most=GPU_ROWS)
-        loop = Loop(model.talker, model.decoder, n_rows=n_rows, n_positions=n_positions)
+            n_rows = max_rows(free_bytes, row_bytes=model.row_bytes(n_positions), most=GPU_ROWS)
+        scheduler = TorchScheduler(model.talker, model.decoder, n_rows=n_rows, n_positions=n_positions)
         self.max_concurrent, self.prompt_version = n_rows, version
-        return model, loop
+        return model, scheduler
 
-    def _warm_up(self, parts: Parts) -> None:
-        model, loop = parts
+    def _warm_up(self, parts: LoadedParts) -> None:
+        model, scheduler = parts
         if model.device.type == "cuda":  # elsewhere, there is nothing to compile or to capture
             from afterwords.backends.qwen3.torch.warmup import warm_up
 
-            warm_up(model, loop)
+            warm_up(model, scheduler)
 
     def _release(self) -> None:
         import torch

@@ -109,20 +109,22 @@ def _swiglu(gate_up, out, width: tl.constexpr, block: tl.constexpr) -> None:
     tl.store(out + row * width + at, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=at < width)
 
 
-def turn_and_write_(qkv: Tensor, turn: Tensor, cache: Tensor, rows: Tensor, positions: Tensor, eps: float) -> Tensor:
-    """As `ops.turn_and_write_`; the heads of qkv, turn and cache lie behind one another."""
+def rotate_and_cache_(
+    qkv: Tensor, rotation: Tensor, cache: Tensor, rows: Tensor, positions: Tensor, eps: float
+) -> Tensor:
+    """As `ops.rotate_and_cache_`; the heads of qkv, turn and cache lie behind one another."""
     *leading, n_heads, head_dim = qkv.shape
-    n_turned, n_kept = turn.shape[-2], cache.shape[-2]
+    n_rotated, n_kept = rotation.shape[-2], cache.shape[-2]
     n_queries = n_heads - n_kept
     # As (n, length): in a step, each row has one position.
     n, length = (*leading, 1)[:2]
     qkv_at = _strides(qkv, 2, leading)
-    turn_at = _strides(turn.expand(2, *leading, -1, -1)[0], 2, leading)
+    rotation_at = _strides(rotation.expand(2, *leading, -1, -1)[0], 2, leading)
     row_at, position_at = (_strides(index.expand(leading), 0, leading) for index in (rows, positions))
-    _turn_and_write[(n, length, n_heads)](
-        qkv, turn, cache, rows, positions,
-        *qkv_at, *turn_at, turn.stride(0), *row_at, *position_at, eps, _n_positions(cache),
-        n_queries=n_queries, n_turned=n_turned, head_dim=head_dim, block=triton.next_power_of_2(head_dim),
+    _rotate_and_cache[(n, length, n_heads)](
+        qkv, rotation, cache, rows, positions,
+        *qkv_at, *rotation_at, rotation.stride(0), *row_at, *position_at, eps, _n_positions(cache),
+        n_queries=n_queries, n_rotated=n_rotated, head_dim=head_dim, block=triton.next_power_of_2(head_dim),
     )  # fmt: skip
     return qkv[..., :n_queries, :]
 
@@ -139,31 +141,31 @@ def _strides(x: Tensor, n_last: int, leading: list[int]) -> tuple[int, int]:
 
 
 @triton.jit(do_not_specialize=["n_positions"])
-def _turn_and_write(
-    qkv, turn, cache, rows, positions,
-    qkv_row, qkv_column, turn_row, turn_column, turn_half,
+def _rotate_and_cache(
+    qkv, rotation, cache, rows, positions,
+    qkv_row, qkv_column, rotation_row, rotation_column, rotation_half,
     row_row, row_column, position_row, position_column, eps, n_positions,
-    n_queries: tl.constexpr, n_turned: tl.constexpr, head_dim: tl.constexpr, block: tl.constexpr,
+    n_queries: tl.constexpr, n_rotated: tl.constexpr, head_dim: tl.constexpr, block: tl.constexpr,
 ) -> None:  # fmt: skip
     i, j, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
     at = tl.arange(0, block)
     is_there = at < head_dim
     place = qkv + i * qkv_row + j * qkv_column + head * head_dim
     level = tl.load(place + at, mask=is_there, other=0.0).to(tl.float32)
-    if head < n_turned:
+    if head < n_rotated:
         half: tl.constexpr = head_dim // 2
         other = tl.load(place + tl.where(at < half, at + half, at - half), mask=is_there, other=0.0).to(tl.float32)
         scale = tl.rsqrt(tl.sum(level * level) / head_dim + eps)
-        angle = turn + i * turn_row + j * turn_column + head * head_dim + at
+        angle = rotation + i * rotation_row + j * rotation_column + head * head_dim + at
         cos = tl.load(angle, mask=is_there, other=0.0)
-        sin = tl.load(angle + turn_half, mask=is_there, other=0.0)
+        sin = tl.load(angle + rotation_half, mask=is_there, other=0.0)
         level = scale * (level * cos + other * sin)
         tl.debug_barrier()  # all of the head is read before any of it is overwritten
         tl.store(place + at, level.to(qkv.dtype.element_ty), mask=is_there)
     if head >= n_queries:
         row = tl.load(rows + i * row_row + j * row_column)
         position = tl.load(positions + i * position_row + j * position_column)
-        n_kept: tl.constexpr = 2 * (n_turned - n_queries)
+        n_kept: tl.constexpr = 2 * (n_rotated - n_queries)
         kept = cache + ((row * n_positions + position) * n_kept + head - n_queries) * head_dim
         tl.store(kept + at, level.to(cache.dtype.element_ty), mask=is_there)
 

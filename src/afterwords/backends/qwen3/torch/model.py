@@ -17,8 +17,8 @@ from cachetools import LRUCache
 from afterwords.backends.base import Progress, Reference, ignore_progress
 from afterwords.backends.qwen3.codec_config import CodecConfig, check_codes, read_codec_config
 from afterwords.backends.qwen3.config import LANGUAGE_NAMES, ModelConfig, read_config
-from afterwords.backends.qwen3.reference_prompt import PromptForm, ReferencePrompt, make_prompt
-from afterwords.backends.qwen3.request import Turn
+from afterwords.backends.qwen3.reference_prompt import PromptFormat, ReferencePrompt, make_prompt
+from afterwords.backends.qwen3.request import DecodeRequest
 from afterwords.backends.qwen3.tokenizer import TextTokenizer
 from afterwords.backends.qwen3.torch import ops as torch_ops
 from afterwords.backends.qwen3.torch.agreement import Agreement, quantize
@@ -32,7 +32,7 @@ from afterwords.backends.qwen3.torch.weights import Weights
 
 logger = logging.getLogger(__name__)
 CODEC: Final = "speech_tokenizer"
-VOICES_KEPT: Final = 16
+MAX_CACHED_VOICES: Final = 16
 """Voices whose codec stands ready on the device: 4 MB each."""
 _WORDS: Final = "The quick brown fox jumps over the lazy dog."
 
@@ -46,10 +46,10 @@ class VoiceOnDevice:
     """
 
     prompt: ReferencePrompt
-    primed: DecoderState | None
+    codec_state: DecoderState | None
 
 
-class Model:
+class TorchModel:
     """A loaded checkpoint.
 
     Attributes:
@@ -80,8 +80,8 @@ class Model:
         """
         self._folder, self.device = folder, device
         self._dtype = dtype
-        self._hearing, self._placing = threading.Lock(), threading.Lock()
-        self._voices: LRUCache[bytes, VoiceOnDevice] = LRUCache(VOICES_KEPT)
+        self._encoder_lock, self._voice_lock = threading.Lock(), threading.Lock()
+        self._voices: LRUCache[bytes, VoiceOnDevice] = LRUCache(MAX_CACHED_VOICES)
         self.config: ModelConfig = read_config(folder)
         self.codec: CodecConfig = read_codec_config(folder / CODEC)
         check_codes(self.config, self.codec, folder / CODEC)
@@ -94,42 +94,42 @@ class Model:
             weights.skip("encoder.")
             self.decoder = CodecDecoder(self.codec, weights)
         self.prompts = Prompts(self.config, self.talker.embeddings, tokenizer)
-        self.form = PromptForm.of(name, self.config, self.codec)
+        self.format = PromptFormat.of(name, self.config, self.codec)
         progress(1.0, "done")
 
     def quantize(self, precision: str) -> Agreement:
         """Round the talker's weights to "fp8" or "int8", for good, and measure on a few words what that does."""
         speaker = torch.zeros(self.config.talker.stack.hidden, device=self.device)
-        return quantize(self.talker, self.decoder, self.prompts.of_speaker(_WORDS, speaker=speaker), precision)
+        return quantize(self.talker, self.decoder, self.prompts.from_speaker(_WORDS, speaker=speaker), precision)
 
     @torch.inference_mode()
-    def hear(self, reference: Reference) -> ReferencePrompt:
+    def encode_reference(self, reference: Reference) -> ReferencePrompt:
         """Make the prompt of a voice: in context where its words are known, else its speaker embedding alone."""
-        with self._hearing:  # from Python 3.12 on, two that listen at once would both load them
-            encoder, speaker = self._listeners
+        with self._encoder_lock:  # from Python 3.12 on, two that listen at once would both load them
+            encoder, speaker = self._encoders
         text_ids = self.prompts.tokens(reference.text) if reference.text else []
         return make_prompt(
             reference.samples, reference.sample_rate, text_ids=text_ids, encoder=encoder, speaker=speaker
         )
 
-    def voice(self, prompt: bytes) -> VoiceOnDevice:
+    def load_voice(self, prompt: bytes) -> VoiceOnDevice:
         """The voice of a prompt, on the device; the last few are kept there.
 
         Raises:
             StalePromptError: it is no prompt of this model.
         """
-        with self._placing:
+        with self._voice_lock:
             if prompt not in self._voices:
-                self._voices[prompt] = self.place(ReferencePrompt.from_bytes(prompt, self.form))
+                self._voices[prompt] = self.to_device(ReferencePrompt.from_bytes(prompt, self.format))
             return self._voices[prompt]
 
     @torch.inference_mode()
-    def place(self, prompt: ReferencePrompt) -> VoiceOnDevice:
+    def to_device(self, prompt: ReferencePrompt) -> VoiceOnDevice:
         """Bring a voice to the device, once for all its utterances."""
         if prompt.codes is None:
             return VoiceOnDevice(prompt, None)
         codes = torch.from_numpy(prompt.codes.astype(np.int64)).to(self.device)
-        return VoiceOnDevice(prompt, self.decoder.prime(codes))
+        return VoiceOnDevice(prompt, self.decoder.prefill_codec(codes))
 
     @torch.inference_mode()
     def prompt(self, voice: VoiceOnDevice, text: str, lang: str) -> Prompt:
@@ -141,18 +141,20 @@ class Model:
         speaker = torch.from_numpy(voice.prompt.speaker).to(self.device)
         language = LANGUAGE_NAMES[lang]
         if voice.prompt.codes is None:
-            return self.prompts.of_speaker(text, speaker=speaker, language=language)
+            return self.prompts.from_speaker(text, speaker=speaker, language=language)
         codes = torch.from_numpy(voice.prompt.codes.astype(np.int64))
         return self.prompts.in_context(
             text, reference_ids=voice.prompt.text_ids, codes=codes, speaker=speaker, language=language
         )
 
-    def turn(
+    def make_request(
         self, voice: VoiceOnDevice, text: str, lang: str, *, max_frames: int, seed: int
-    ) -> Turn[Prompt, DecoderState]:
+    ) -> DecodeRequest[Prompt, DecoderState]:
         """One utterance, to be handed in to a loop, drawn as the checkpoint says."""
         sampling = replace(self.config.sampling, seed=seed)
-        return Turn(self.prompt(voice, text, lang), voice.primed, max_frames=max_frames, sampling=sampling)
+        return DecodeRequest(
+            self.prompt(voice, text, lang), voice.codec_state, max_frames=max_frames, sampling=sampling
+        )
 
     def n_tokens(self, text: str) -> int:
         """How many tokens a text has."""
@@ -164,7 +166,7 @@ class Model:
         return stack.n_layers * n_positions * 2 * stack.n_kv_heads * stack.head_dim * self._dtype.itemsize
 
     @cached_property
-    def _listeners(self) -> tuple[CodecEncoder, SpeakerEncoder]:
+    def _encoders(self) -> tuple[CodecEncoder, SpeakerEncoder]:
         with Weights.open(self._folder / CODEC, device=self.device, dtype=torch.float32) as weights:
             weights.skip("decoder.")
             encoder = CodecEncoder(self.codec, weights)

@@ -24,8 +24,8 @@ __all__ = [
     "draw",
     "linear",
     "rms_norm",
+    "rotate_and_cache_",
     "swiglu",
-    "turn_and_write_",
 ]
 
 
@@ -40,8 +40,8 @@ class Ops(Protocol):
 
     def swiglu(self, gate_up: Tensor) -> Tensor: ...
 
-    def turn_and_write_(
-        self, qkv: Tensor, turn: Tensor, cache: Tensor, rows: Tensor, positions: Tensor, eps: float
+    def rotate_and_cache_(
+        self, qkv: Tensor, rotation: Tensor, cache: Tensor, rows: Tensor, positions: Tensor, eps: float
     ) -> Tensor: ...
 
     def attend(self, query: Tensor, cache: Tensor, positions: Tensor, mask: Tensor) -> Tensor: ...
@@ -75,7 +75,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return functional.silu(gate).mul_(up)
 
 
-def turn_and_write_(qkv: Tensor, turn: Tensor, cache: Tensor, rows: Tensor, positions: Tensor, eps: float) -> Tensor:
+def rotate_and_cache_(
+    qkv: Tensor, rotation: Tensor, cache: Tensor, rows: Tensor, positions: Tensor, eps: float
+) -> Tensor:
     """Norm and rotate the queries and keys, and put keys and values into the cache.
 
     Args:
@@ -89,11 +91,11 @@ def turn_and_write_(qkv: Tensor, turn: Tensor, cache: Tensor, rows: Tensor, posi
     Returns:
         The queries, shape (..., n_heads, head_dim).
     """
-    n_turned, head_dim = turn.shape[-2:]
+    n_rotated, head_dim = rotation.shape[-2:]
     n_heads = qkv.shape[-2] - cache.shape[-2]
-    turned = qkv[..., :n_turned, :]
-    level = functional.rms_norm(turned, (head_dim,), eps=eps)
-    torch.addcmul(level * turn[0], level.roll(head_dim // 2, -1), turn[1], out=turned)
+    rotated = qkv[..., :n_rotated, :]
+    level = functional.rms_norm(rotated, (head_dim,), eps=eps)
+    torch.addcmul(level * rotation[0], level.roll(head_dim // 2, -1), rotation[1], out=rotated)
     cache.index_put_((rows, positions), qkv[..., n_heads:, :])
     return qkv[..., :n_heads, :]
 

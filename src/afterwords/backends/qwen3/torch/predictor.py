@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from afterwords.backends.qwen3.config import ModelConfig
 from afterwords.backends.qwen3.torch import ops as torch_ops
-from afterwords.backends.qwen3.torch.batch import Rows
+from afterwords.backends.qwen3.torch.batch import BatchState
 from afterwords.backends.qwen3.torch.embeddings import Embeddings
 from afterwords.backends.qwen3.torch.ops import Ops
 from afterwords.backends.qwen3.torch.transformer import Stack
@@ -41,7 +41,7 @@ class Predictor:
         first = torch.zeros(1, device=weights.device, dtype=torch.int64)
         self._places = [self.stack.place(first, first + position, self.n_groups) for position in range(self.n_groups)]
 
-    def frame(self, rows: Rows, code: Tensor, noise: Tensor, *, with_top_p: bool) -> Tensor:
+    def predict_frame(self, rows: BatchState, code: Tensor, noise: Tensor, *, with_top_p: bool) -> Tensor:
         """Draw the codes of a frame.
 
         Args:
@@ -66,7 +66,7 @@ class Predictor:
             codes.append(self._draw(logits, rows.beyond[:, 1], noise[:, group], shares))
         return torch.stack(codes, 1)
 
-    def likeliest(self, hidden: Tensor, codes: Tensor) -> Tensor:
+    def most_likely_codes(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """The likeliest code at each place but the first, given the codes before it in its frame.
 
         Args:

@@ -40,7 +40,7 @@ class Prompts:
         return self._tokenizer.encode(text)
 
     @torch.inference_mode()
-    def of_speaker(self, text: str, *, speaker: Tensor, language: str | None = None) -> Prompt:
+    def from_speaker(self, text: str, *, speaker: Tensor, language: str | None = None) -> Prompt:
         """Speak a text in the voice of a speaker embedding alone.
 
         Args:

@@ -16,7 +16,7 @@ _FORMS: Final = {"fp8": (torch.float8_e4m3fn, 448.0), "int8": (torch.int8, 127.0
 
 
 @dataclass(frozen=True, slots=True)
-class Quantized:
+class QuantizedMatrix:
     """A matrix.
 
     Attributes:
@@ -28,12 +28,12 @@ class Quantized:
     scales: Tensor
 
 
-Matrix = Tensor | Quantized
+Matrix = Tensor | QuantizedMatrix
 
 
-def quantized(weight: Tensor, precision: str) -> Quantized:
+def quantize_matrix(weight: Tensor, precision: str) -> QuantizedMatrix:
     """Round a matrix of shape (n_out, n_in) to a precision of one byte, "fp8" or "int8"."""
     dtype, most = _FORMS[precision]
     scales = weight.float().abs().amax(1).clamp_(min=1e-12) / most
     values = (weight.float() / scales[:, None]).clamp_(-most, most)
-    return Quantized((values if dtype.is_floating_point else values.round_()).to(dtype), scales)
+    return QuantizedMatrix((values if dtype.is_floating_point else values.round_()).to(dtype), scales)

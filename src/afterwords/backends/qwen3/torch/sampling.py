@@ -49,7 +49,7 @@ def _shifted(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def penalized(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+def apply_penalty(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
     """Make codes that were drawn before less likely: shape (n_rows, n_codes), seen as bool, penalty (n_rows, 1)."""
     lower = torch.where(logits < 0, logits * penalty, logits / penalty)
     return torch.where(seen, lower, logits)

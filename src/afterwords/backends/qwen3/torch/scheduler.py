@@ -1,14 +1,13 @@
-"""The loop that speaks: utterances join between frames, are spoken side by side, and leave when they end.
+"""Continuous batching in torch: requests join the batch between frames, are decoded together, and leave when they end.
 
-One thread owns the talker, the codec and every buffer. Whoever wants to speak hands in a `Turn` and reads its sound
-from it. The host looks at the device once a burst of frames, to see who has ended and to fetch what can be heard.
+`submit` takes a `DecodeRequest`, whose `stream` yields its samples. One thread owns the talker, the codec and every
+buffer. It reads the device once every few frames, to see which requests have ended and to fetch their audio.
 """
 
 from __future__ import annotations
 
 import atexit
 import threading
-from collections import deque
 from contextlib import suppress
 from typing import Final
 
@@ -16,71 +15,69 @@ import numpy as np
 import torch
 
 from afterwords.audio.wav import Samples
+from afterwords.backends.qwen3.admission import AdmissionQueue
 from afterwords.backends.qwen3.request import (
-    BURSTS,
-    Finish,
-    LoopClosedError,
+    STEPS_PER_READ,
+    DecodeRequest,
+    FinishReason,
     NotFiniteError,
-    Turn,
-    frames_due,
-    goes_round,
+    SchedulerClosedError,
+    is_looping,
+    steps_due,
 )
-from afterwords.backends.qwen3.torch.batch import Rows
+from afterwords.backends.qwen3.torch.batch import BatchState
 from afterwords.backends.qwen3.torch.codec_decoder import CodecDecoder, DecoderState
-from afterwords.backends.qwen3.torch.codec_transformer import Window
-from afterwords.backends.qwen3.torch.cuda_graphs import Frames
+from afterwords.backends.qwen3.torch.codec_transformer import WindowCache
+from afterwords.backends.qwen3.torch.cuda_graphs import GraphRunner
 from afterwords.backends.qwen3.torch.prompt import Prompt
-from afterwords.backends.qwen3.torch.talker import Talker, Utterance
+from afterwords.backends.qwen3.torch.talker import PrefillRow, Talker
 
-Speech = Turn[Prompt, DecoderState]
+Request = DecodeRequest[Prompt, DecoderState]
 ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
 POSITION_BUCKETS: Final = (256, 512, 1024, 2048, 4096)
-"""Sizes that a frame is run at; the smallest that holds what is spoken is taken."""
+"""Sizes of a decode step; the smallest that holds the batch is used."""
 
 
-class Loop:
-    """Speaks turns, up to `n_rows` at once; more wait.
+class TorchScheduler:
+    """Decodes up to `n_rows` requests at once; more wait, in the order of `AdmissionQueue`.
 
-    Those that somebody is reading go first. What is spoken ahead of its time joins once all others are heard, and
-    leaves a quarter of the rows free, so that a long text keeps nobody waiting.
+    A request that is decoded ahead of its time is admitted once every active request has audio.
 
     Args:
-        talker, decoder: of one model.
-        n_rows: utterances at once.
-        n_positions: the longest prompt and its frames.
+        talker, decoder: Parts of one model.
+        n_rows: Largest batch.
+        n_positions: Longest prompt with its frames.
     """
 
     def __init__(self, talker: Talker, decoder: CodecDecoder, *, n_rows: int, n_positions: int) -> None:
         self._talker, self._decoder = talker, decoder
         self._n_rows, self._n_positions = n_rows, n_positions
-        self._frames = Frames(talker)
-        self._rows: Rows = talker.new_rows(n_rows, n_positions)  # here, so that who loads hears that memory ran out
+        self._frames = GraphRunner(talker)
+        # Allocated here and not in the thread, so that loading raises if memory runs out.
+        self._rows: BatchState = talker.new_rows(n_rows, n_positions)
         self._state = decoder.new_state(n_rows)
-        self._waiting: deque[Speech] = deque()
-        self._active: list[Speech] = []  # by row
+        self._waiting: AdmissionQueue[Request] = AdmissionQueue(n_rows)
+        self._active: list[Request] = []  # by row
         self._awake = threading.Condition()
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="qwen3", daemon=True)
         self._thread.start()
-        atexit.register(self.close)  # a thread that runs torch while the interpreter goes down takes it down hard
+        atexit.register(self.close)  # a thread that runs torch during interpreter shutdown crashes the process
 
-    def hand_in(self, turn: Speech) -> None:
-        """Have a turn spoken as soon as there is a row for it.
+    def submit(self, request: Request) -> None:
+        """Queue a request.
 
         Raises:
-            LoopClosedError: it was closed.
+            SchedulerClosedError: The scheduler was closed.
         """
         with self._awake:
             if self._is_closing:
-                raise LoopClosedError
-            if turn.max_frames < 1:
-                turn.end(Finish.LENGTH)
-                return
-            self._waiting.append(turn)
+                raise SchedulerClosedError
+            self._waiting.add(request)
             self._awake.notify()
 
     def close(self) -> None:
-        """Break off what is spoken, and give back the thread."""
+        """Cancel all requests and end the thread."""
         atexit.unregister(self.close)
         with self._awake:
             self._is_closing = True
@@ -91,211 +88,198 @@ class Loop:
 
     @torch.inference_mode()
     def _run(self) -> None:
-        while self._has_work():
+        while True:
+            with self._awake:
+                self._awake.wait_for(lambda: self._waiting or self._active or self._is_closing)
+                if not self._waiting and not self._active:
+                    return
             try:
-                self._let_go()
+                self._evict_cancelled()
                 self._admit()
                 if self._active:
-                    self._burst()
-            except Exception as error:  # noqa: BLE001 - of this device: it ends those who speak, not the loop
+                    self._decode_steps()
+            except Exception as error:  # noqa: BLE001 - of the device: it ends the active requests, not the thread
                 self._fail(error)
 
-    def _has_work(self) -> bool:
-        """Wait for a turn; False once the loop is closed and nobody speaks."""
-        with self._awake:
-            self._awake.wait_for(lambda: self._waiting or self._active or self._is_closing)
-            return bool(self._waiting or self._active)
-
     def _fail(self, error: Exception) -> None:
-        """End those who speak. The buffers stay: graphs are captured on them."""
+        """End all active requests. The buffers stay, since graphs are captured on them."""
         failed, self._active = self._active, []
-        for turn in failed:
-            turn.end(Finish.CANCELLED, error)
-        with suppress(Exception):  # a GPU that is lost for good: the next who joins is told so, and no thread dies
+        for request in failed:
+            request.finish(FinishReason.CANCELLED, error)
+        with suppress(Exception):  # a GPU that is lost: the next request gets the error, and the thread lives on
             for row in range(len(failed)):
-                self._rows.clear(row)
+                self._rows.clear_row(row)
             for row in range(self._n_rows):
-                self._rows.leave(row)
+                self._rows.free_row(row)
 
-    def _let_go(self) -> None:
-        """Free the rows of those whom nobody listens to any more."""
+    def _evict_cancelled(self) -> None:
         for row in reversed(range(len(self._active))):
             if self._active[row].is_cancelled or self._is_closing:
-                self._end(row, Finish.CANCELLED)
+                self._end(row, FinishReason.CANCELLED)
         with self._awake:
-            gone = [turn for turn in self._waiting if turn.is_cancelled or self._is_closing]
-            self._waiting = deque(turn for turn in self._waiting if turn not in gone)
-        for turn in gone:
-            turn.end(Finish.CANCELLED)
+            self._waiting.evict(everything=self._is_closing)
 
     def _admit(self) -> None:
-        """Let those join who may."""
-        while (turn := self._next_in()) is not None:
+        while (request := self._next_request()) is not None:
             with self._awake:
-                self._waiting.remove(turn)
+                self._waiting.remove([request])
             row = len(self._active)
             try:
-                self._talker.join(self._rows, [Utterance(row, turn.prompt, turn.max_frames, turn.sampling)])
-                if turn.primed is None:
-                    self._state.clear(row)
-                else:
-                    self._state.put(row, turn.primed)
-            except Exception as error:  # noqa: BLE001 - too long for any row, or memory ran out: the others go on
-                turn.end(Finish.CANCELLED, error)
-                self._rows.clear(row)
-                self._rows.leave(row)
+                prefill_row = PrefillRow(row, request.prompt, request.max_frames, request.sampling)
+                self._talker.prefill(self._rows, [prefill_row])
+                self._reset_codec(row, request)
+            except Exception as error:  # noqa: BLE001 - the prompt is too long, or memory ran out: others go on
+                request.finish(FinishReason.CANCELLED, error)
+                self._rows.clear_row(row)
+                self._rows.free_row(row)
             else:
-                self._active.append(turn)
+                self._active.append(request)
 
-    def _next_in(self) -> Speech | None:
-        """Who may join now."""
+    def _next_request(self) -> Request | None:
+        """Return the request that may join now, or None."""
         n_free = self._n_rows - len(self._active)
         with self._awake:
-            if not n_free or not self._waiting:
+            if not n_free:
                 return None
-            if (awaited := next((turn for turn in self._waiting if turn.is_awaited), None)) is not None:
-                return awaited
-            may_go_ahead = n_free > self._n_rows // 4 and all(turn.n_decoded for turn in self._active)
-            return self._waiting[0] if may_go_ahead else None
+            has_reserve = n_free > self._waiting.n_reserved
+            return self._waiting.peek(may_look_ahead=has_reserve and all(each.n_decoded for each in self._active))
 
-    def _burst(self) -> None:
-        """Speak some frames in every row, then let everybody hear theirs."""
-        most = self._frames_due()
-        rows = self._view(most)
-        with_top_p = any(turn.sampling.limits_share for turn in self._active)
-        n = 0
-        while n < most and not (n and self._is_interrupted()):
+    def _reset_codec(self, row: int, request: Request) -> None:
+        """Set the codec of a row to the state after the voice's reference."""
+        if request.codec_state is None:
+            self._state.clear_row(row)
+        else:
+            self._state.copy_row(row, request.codec_state)
+
+    def _decode_steps(self) -> None:
+        """Decode some frames in every row, then deliver the audio."""
+        n_steps = steps_due(min(request.n_decoded for request in self._active))  # the youngest decides
+        rows = self._view(n_steps)
+        with_top_p = any(request.sampling.limits_share for request in self._active)
+        for step in range(n_steps):
+            is_interrupted = self._is_closing or any(request.is_cancelled for request in self._active)
+            if step and (is_interrupted or self._next_request() is not None):
+                break
             try:
                 self._frames(rows, with_top_p=with_top_p)
-            except Exception:  # noqa: BLE001 - of one row, or of the device: each row shows which
-                self._frame_apart(rows.n_positions, with_top_p=with_top_p)
+            except Exception:  # noqa: BLE001 - of one row, or of the device: a retry of each row shows which
+                self._retry_frame_by_row(rows.n_positions, with_top_p=with_top_p)
                 if not self._active:
                     return
                 break
-            n += 1
-        before = [turn.n_decoded for turn in self._active]
-        after = rows.progress()[: len(before)]
-        new = [max(0, spoken - known) for known, (spoken, _, _) in zip(before, after, strict=True)]
-        sound, first_codes = self._decoded(rows, before, new)
+        before = [request.n_decoded for request in self._active]
+        after = rows.read_progress()[: len(before)]
+        new = [max(0, n_frames - known) for known, (n_frames, _, _) in zip(before, after, strict=True)]
+        sounds, first_codes = self._decode_audio(rows, before, new)
         for row in reversed(range(len(before))):
-            turn, heard = self._active[row], sound[row]
+            request, sound = self._active[row], sounds[row]
             try:
-                if isinstance(heard, Exception):
-                    raise heard
-                self._told(row, new[row], heard, first_codes[row], after[row])
+                if isinstance(sound, Exception):
+                    raise sound
+                self._deliver(row, new[row], sound, first_codes[row], after[row])
             except Exception as error:
-                if not any(turn is other for other in self._active):
-                    raise  # it was ended already, so this is of the device
-                self._rows.clear(row)
-                self._end(row, Finish.CANCELLED, error)
+                if not any(request is other for other in self._active):
+                    raise  # the request has ended already, so this is an error of the device
+                self._rows.clear_row(row)
+                self._end(row, FinishReason.CANCELLED, error)
 
-    def _frame_apart(self, n_positions: int, *, with_top_p: bool) -> None:
-        """Speak a frame that failed for all again, row by row; end the utterances that it fails for alone."""
-        for row in reversed(range(len(self._active))):
-            try:
-                self._talker.frame(self._rows.alone(row, n_positions), with_top_p=with_top_p)
-            except Exception as error:  # noqa: BLE001 - of this utterance; if the device is lost, the next line says so
-                self._rows.clear(row)
-                self._end(row, Finish.CANCELLED, error)
-
-    def _is_interrupted(self) -> bool:
-        """Whether somebody wants to join or to leave, or all shall end."""
-        return self._is_closing or any(turn.is_cancelled for turn in self._active) or self._next_in() is not None
-
-    def _told(
-        self, row: int, n_new: int, sound: Samples, first_codes: list[int], state: tuple[int, bool, bool]
-    ) -> None:
-        """Give a turn its new sound, and see whether it has ended."""
-        turn = self._active[row]
-        if not np.isfinite(sound).all():
-            self._rows.clear(row)
-            self._end(row, Finish.CANCELLED, NotFiniteError())
-            return
-        turn.n_decoded += n_new
-        turn.first_codes.extend(first_codes[:n_new])
-        _, is_done, is_stopped = state
-        finish = None
-        if is_done:
-            finish = Finish.STOP if is_stopped else Finish.LENGTH
-        elif goes_round(turn.first_codes):
-            finish = Finish.RUNAWAY
-        turn.finish = finish  # before its sound: who hears the first of it shall know whether it came to a bad end
-        if n_new:
-            turn.sound.put(sound[: n_new * self._decoder.samples_per_frame].copy())  # a view would keep all rows
-        if finish is not None:
-            self._end(row, finish)
-
-    def _end(self, row: int, finish: Finish, error: Exception | None = None) -> None:
-        """Free a row; the last one takes its place, so that the first rows are always those that speak."""
-        turn, last = self._active[row], len(self._active) - 1
-        self._rows.leave(row)
-        if row != last:
-            self._rows.move(last, row)
-            self._state.put(row, self._state, other_row=last)
-            self._active[row] = self._active[last]
-        self._active.pop()
-        turn.end(finish, error)
-
-    # -- sizes -----------------------------------------------------------------------------------------------
-
-    def _frames_due(self) -> int:
-        """How many frames until somebody should hear something: the youngest decides."""
-        youngest = min(turn.n_decoded for turn in self._active)
-        return frames_due(youngest)
-
-    def _view(self, n_frames: int) -> Rows:
-        """The rows and positions that these frames need, and not many more."""
-        reach = max(turn.n_columns + turn.n_decoded for turn in self._active) + n_frames
+    def _view(self, n_steps: int) -> BatchState:
+        """Return the smallest bucket of rows and positions that holds the next steps."""
+        reach = max(request.n_columns + request.n_decoded for request in self._active) + n_steps
         n_rows = next(n for n in (*ROW_BUCKETS, self._n_rows) if n >= len(self._active))
         n_positions = next((n for n in POSITION_BUCKETS if n >= reach), self._n_positions)
         return self._rows.view(min(n_rows, self._n_rows), min(n_positions, self._n_positions))
 
-    def _decoded(
-        self, rows: Rows, before: list[int], new: list[int]
+    def _retry_frame_by_row(self, n_positions: int, *, with_top_p: bool) -> None:
+        """Repeat a failed frame for each row alone, and end the requests for which it fails again."""
+        for row in reversed(range(len(self._active))):
+            try:
+                self._talker.decode_frame(self._rows.isolate_row(row, n_positions), with_top_p=with_top_p)
+            except Exception as error:  # noqa: BLE001 - of this request; if the device is lost, the next line raises
+                self._rows.clear_row(row)
+                self._end(row, FinishReason.CANCELLED, error)
+
+    def _deliver(
+        self, row: int, n_new: int, sound: Samples, first_codes: list[int], progress: tuple[int, bool, bool]
+    ) -> None:
+        """Pass new samples to a request, and end it if it is done."""
+        request = self._active[row]
+        if not np.isfinite(sound).all():
+            self._rows.clear_row(row)
+            self._end(row, FinishReason.CANCELLED, NotFiniteError())
+            return
+        request.n_decoded += n_new
+        request.first_codes.extend(first_codes[:n_new])
+        _, is_done, is_stopped = progress
+        reason = None
+        if is_done:
+            reason = FinishReason.STOP if is_stopped else FinishReason.LENGTH
+        elif is_looping(request.first_codes):
+            reason = FinishReason.RUNAWAY
+        request.finish_reason = reason  # before the samples: their reader must see whether it ended badly
+        if n_new:
+            request.sound.put(sound[: n_new * self._decoder.samples_per_frame].copy())  # a view would keep all rows
+        if reason is not None:
+            self._end(row, reason)
+
+    def _end(self, row: int, reason: FinishReason, error: Exception | None = None) -> None:
+        """End a request and move the last row to its place, so that the active rows stay the first ones."""
+        request, last = self._active[row], len(self._active) - 1
+        self._rows.free_row(row)
+        if row != last:
+            self._rows.move_row(last, row)
+            self._state.copy_row(row, self._state, other_row=last)
+            self._active[row] = self._active[last]
+        self._active.pop()
+        request.finish(reason, error)
+
+    def _decode_audio(
+        self, rows: BatchState, before: list[int], new: list[int]
     ) -> tuple[list[Samples | Exception], list[list[int]]]:
-        """The sound of the new frames of each row, or why it has none, and their first codes; one transfer each. What
-        was drawn from anything but numbers sounds as NaN."""
-        width = next(burst for burst in BURSTS if burst >= max(1, *new))
+        """Return, for each row, the samples of its new frames or the error, and the first codes of these frames.
+
+        Samples of a row whose logits were not finite are NaN.
+        """
+        width = next(steps for steps in STEPS_PER_READ if steps >= max(1, *new))
         spare = [0] * (rows.n_rows - len(new))
-        begins = torch.tensor([*before, *spare], device=rows.index.device)
-        at = (begins[:, None] + torch.arange(width, device=begins.device)).clamp_(max=rows.history.shape[1] - 1)
+        starts = torch.tensor([*before, *spare], device=rows.index.device)
+        at = (starts[:, None] + torch.arange(width, device=starts.device)).clamp_(max=rows.history.shape[1] - 1)
         codes = rows.history.gather(1, at[..., None].expand(-1, -1, rows.history.shape[2])).long()
-        n_frames = torch.tensor([*new, *spare], device=begins.device)
+        n_frames = torch.tensor([*new, *spare], device=starts.device)
         try:
-            sound = self._decoder.step(codes, some_rows(self._state, 0, rows.n_rows), n_frames)
-        except Exception:  # noqa: BLE001 - of one row, or of the device: each row shows which
-            return [self._decoded_apart(row, n, new[row]) for row, n in enumerate(before)], codes[..., 0].tolist()
+            sound = self._decoder.step(codes, slice_state(self._state, 0, rows.n_rows), n_frames)
+        except Exception:  # noqa: BLE001 - of one row, or of the device: a retry of each row shows which
+            sounds = [self._retry_audio_of_row(row, n, new[row]) for row, n in enumerate(before)]
+            return sounds, codes[..., 0].tolist()
         sound = sound.masked_fill(~rows.is_finite()[:, None], torch.nan)
         return list(sound.float().cpu().numpy()), codes[..., 0].tolist()
 
-    def _decoded_apart(self, row: int, n_before: int, n_new: int) -> Samples | Exception:
-        """The sound of the new frames of one row, whose state is made again: it may have gone on when all failed."""
-        turn, state = self._active[row], some_rows(self._state, row, row + 1)
+    def _retry_audio_of_row(self, row: int, n_before: int, n_new: int) -> Samples | Exception:
+        """Decode the new frames of one row after its state is rebuilt, which the failed step may have advanced."""
+        state = slice_state(self._state, row, row + 1)
         codes = self._rows.history[row : row + 1, : n_before + n_new].long()
         try:
-            if turn.primed is None:
-                self._state.clear(row)
-            else:
-                self._state.put(row, turn.primed)
-            for piece in codes[:, :n_before].split(BURSTS[-1], dim=1) if n_before else ():
-                self._decoder.step(piece, state)
+            self._reset_codec(row, self._active[row])
+            for part in codes[:, :n_before].split(STEPS_PER_READ[-1], dim=1) if n_before else ():
+                self._decoder.step(part, state)
             sound = self._decoder.step(codes[:, n_before:], state) if n_new else codes.new_zeros((1, 0))
-        except Exception as error:  # noqa: BLE001 - of this utterance
+        except Exception as error:  # noqa: BLE001 - of this request
             return error
         if not bool(self._rows.is_finite()[row]):
             return NotFiniteError()
-        made: Samples = sound[0].float().cpu().numpy()
-        return made
+        samples: Samples = sound[0].float().cpu().numpy()
+        return samples
 
 
-def some_rows(state: DecoderState, first: int, end: int) -> DecoderState:
-    """The rows of a state from one up to another, in the same tensors."""
-    window, rows = state.window, slice(first, end)
+def slice_state(state: DecoderState, start: int, stop: int) -> DecoderState:
+    """Return a view of some rows of a state."""
+    window, rows = state.window, slice(start, stop)
     return DecoderState(
-        Window(window.n_seen[rows], window.keys[:, rows], window.values[:, rows]), [past[rows] for past in state.pasts]
+        WindowCache(window.n_seen[rows], window.keys[:, rows], window.values[:, rows]),
+        [past[rows] for past in state.pasts],
     )
 
 
-def rows_that_fit(free_bytes: int, *, row_bytes: int, most: int) -> int:
-    """How many rows a GPU has room for: twice, since a frame is recorded beside those that speak, and with a rest."""
+def max_rows(free_bytes: int, *, row_bytes: int, most: int) -> int:
+    """Return how many rows fit on a GPU, each twice, since a graph is captured on spare rows, and with a margin."""
     return max(n for n in (1, *ROW_BUCKETS) if n == 1 or (n <= most and 2 * n * row_bytes <= 0.7 * free_bytes))

@@ -104,7 +104,7 @@ class _Block:
         width, before, self._scale = config.channels[place], config.channels[place - 1], config.res2net_scale
         part = (width // self._scale, width // self._scale, config.kernels[place])
         self._enter = _Tdnn(weights, f"{name}.tdnn1", (width, before, 1))
-        self._parts = [
+        self._ensure_loaded = [
             _Tdnn(weights, f"{name}.res2net_block.blocks.{i}", part, dilation=config.dilations[place])
             for i in range(self._scale - 1)
         ]
@@ -115,7 +115,7 @@ class _Block:
     def __call__(self, x: Tensor) -> Tensor:
         first, *others = self._enter(x).chunk(self._scale, dim=1)
         heard = [first]
-        for i, (part, tdnn) in enumerate(zip(others, self._parts, strict=True)):
+        for i, (part, tdnn) in enumerate(zip(others, self._ensure_loaded, strict=True)):
             heard.append(tdnn(part if i == 0 else part + heard[-1]))
         y = self._leave(torch.cat(heard, dim=1))
         asked = functional.relu(functional.conv1d(y.mean(dim=2, keepdim=True), *self._squeeze))
@@ -133,8 +133,8 @@ class _Pooling:
     def __call__(self, x: Tensor) -> Tensor:
         """From shape (1, channels, frames) to (1, 2 * channels, 1)."""
         mean, spread = _moments(x, torch.full_like(x, 1 / x.shape[-1]))
-        around = torch.cat([x, mean.expand_as(x), spread.expand_as(x)], dim=1)
-        counts = functional.conv1d(torch.tanh(self._tdnn(around)), *self._attention).softmax(dim=2)
+        allocate = torch.cat([x, mean.expand_as(x), spread.expand_as(x)], dim=1)
+        counts = functional.conv1d(torch.tanh(self._tdnn(allocate)), *self._attention).softmax(dim=2)
         return torch.cat(_moments(x, counts), dim=1)
 
 

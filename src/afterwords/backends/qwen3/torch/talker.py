@@ -1,7 +1,7 @@
 """The talker: it hears a prompt, then speaks a frame of codes at a time, for all rows of a batch at once.
 
 Loading, joining and leaving happen between frames. A frame itself is a fixed sequence of operations on the buffers of
-`Rows`, with nothing read back to the host.
+`BatchState`, with nothing read back to the host.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch.nn import functional
 
 from afterwords.backends.qwen3.config import N_CONTROL_IDS, ModelConfig, Sampling
 from afterwords.backends.qwen3.torch import ops as torch_ops
-from afterwords.backends.qwen3.torch.batch import Rows
+from afterwords.backends.qwen3.torch.batch import BatchState
 from afterwords.backends.qwen3.torch.embeddings import Embeddings
 from afterwords.backends.qwen3.torch.ops import Ops
 from afterwords.backends.qwen3.torch.predictor import Predictor
 from afterwords.backends.qwen3.torch.prompt import Prompt
-from afterwords.backends.qwen3.torch.sampling import noise, penalized
+from afterwords.backends.qwen3.torch.sampling import apply_penalty, noise
 from afterwords.backends.qwen3.torch.transformer import Stack
 from afterwords.backends.qwen3.torch.weights import Weights
 
@@ -29,7 +29,7 @@ MAX_POSITIONS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Utterance:
+class PrefillRow:
     """What joins a batch: a prompt, the row it takes, the most frames it may have, and how its codes are drawn."""
 
     row: int
@@ -74,7 +74,7 @@ class Talker:
         self._is_banned = (codes >= talker.vocab - N_CONTROL_IDS) & ~self._is_end
         self._counters = torch.arange(talker.n_code_groups * talker.vocab, device=self.device).view(-1, talker.vocab)
 
-    def new_rows(self, n_rows: int, n_positions: int, *, n_text: int | None = None) -> Rows:
+    def new_rows(self, n_rows: int, n_positions: int, *, n_text: int | None = None) -> BatchState:
         """Free rows.
 
         Args:
@@ -88,7 +88,7 @@ class Talker:
         if n_positions > self._stack.n_positions:
             raise ValueError(f"{n_positions} positions are more than the {self._stack.n_positions} it was loaded for")
         config = self.config.talker
-        return Rows.around(
+        return BatchState.allocate(
             self._stack.new_cache(n_rows, n_positions),
             self._predictor.stack.new_cache(n_rows, self._predictor.n_groups),
             hidden=config.stack.hidden,
@@ -98,7 +98,7 @@ class Talker:
         )
 
     @torch.inference_mode()
-    def join(self, rows: Rows, utterances: Sequence[Utterance]) -> None:
+    def prefill(self, rows: BatchState, utterances: Sequence[PrefillRow]) -> None:
         """Hear the prompts of utterances, each in a row of its own; the rows of others are left as they are.
 
         Raises:
@@ -120,7 +120,7 @@ class Talker:
         rows.hidden[taken] = hidden
         rows.logits[taken] = functional.linear(hidden, self._head).float()
         for utterance, length in zip(utterances, lengths, strict=True):
-            rows.begin(
+            rows.start_row(
                 utterance.row,
                 n_columns=length,
                 trailing=utterance.prompt.trailing,
@@ -130,7 +130,7 @@ class Talker:
             )
 
     @torch.inference_mode()
-    def frame(self, rows: Rows, *, with_top_p: bool = True) -> None:
+    def decode_frame(self, rows: BatchState, *, with_top_p: bool = True) -> None:
         """Speak one frame in every row; a row that is done stays as it is.
 
         A fixed sequence of operations on the buffers of rows: it may be captured as a CUDA graph and replayed.
@@ -146,7 +146,7 @@ class Talker:
         is_end = code == self.config.talker.codes.eos
         rows.stopped.logical_or_(is_end & ~rows.done)
         rows.done.logical_or_(is_end)
-        codes = self._predictor.frame(rows, code, dice, with_top_p=with_top_p)
+        codes = self._predictor.predict_frame(rows, code, dice, with_top_p=with_top_p)
         rows.history.index_put_((rows.index, rows.frames), codes.int())
         self._hear(rows, codes)
 
@@ -159,7 +159,7 @@ class Talker:
         self._predictor.stack.quantize(precision, ["qkv", "out", "gate_up", "down"])
 
     @torch.inference_mode()
-    def likeliest(self, prompt: Prompt, codes: Tensor) -> Tensor:
+    def most_likely_codes(self, prompt: Prompt, codes: Tensor) -> Tensor:
         """The likeliest code at each place of an utterance, given the prompt and all codes before that place.
 
         Args:
@@ -177,9 +177,9 @@ class Talker:
         first_row = torch.zeros(1, device=self.device, dtype=torch.int64)
         hidden = self._stack.prefill(columns, self._stack.new_cache(1, columns.shape[1]), first_row)[0, n_columns - 1 :]
         logits = functional.linear(hidden, self._head).masked_fill_(self._is_banned | self._is_end, -torch.inf)
-        return torch.cat([logits.argmax(-1)[:, None], self._predictor.likeliest(hidden, codes)], 1)
+        return torch.cat([logits.argmax(-1)[:, None], self._predictor.most_likely_codes(hidden, codes)], 1)
 
-    def _hear(self, rows: Rows, codes: Tensor) -> None:
+    def _hear(self, rows: BatchState, codes: Tensor) -> None:
         """Take a frame in, with the text that goes with it, and count it."""
         follows = rows.frames.clamp(max=rows.trailing.shape[1] - 1)[:, None]
         text = self.embeddings.text(rows.trailing.gather(1, follows)[:, 0])
@@ -193,8 +193,8 @@ class Talker:
         rows.done.logical_or_(rows.frames >= rows.limits)
         rows.positions.add_(1).mul_(~rows.done)  # a row that is done writes to its first position, in any view
 
-    def _allowed(self, rows: Rows) -> Tensor:
+    def _allowed(self, rows: BatchState) -> Tensor:
         """The logits of what may be drawn first in a frame."""
-        logits = penalized(rows.logits, rows.seen, rows.penalties)
+        logits = apply_penalty(rows.logits, rows.seen, rows.penalties)
         is_early = (rows.frames < rows.min_frames)[:, None]
         return logits.masked_fill_(self._is_banned | (is_early & self._is_end), -torch.inf)

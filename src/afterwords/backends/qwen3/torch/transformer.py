@@ -16,12 +16,12 @@ from torch import Tensor
 from afterwords.backends.qwen3.config import StackConfig
 from afterwords.backends.qwen3.torch import ops as torch_ops
 from afterwords.backends.qwen3.torch.ops import Ops
-from afterwords.backends.qwen3.torch.quantized import Matrix, quantized
+from afterwords.backends.qwen3.torch.quantized import Matrix, quantize_matrix
 from afterwords.backends.qwen3.torch.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerWeights:
     """Weights of one layer; queries, keys and values are one matrix, and so are gate and up."""
 
     attention_norm: Tensor
@@ -33,7 +33,7 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StepPositions:
     """Where a step stands: one position a row.
 
     Attributes:
@@ -44,7 +44,7 @@ class Place:
 
     rows: Tensor
     positions: Tensor
-    turns: Tensor
+    rotations: Tensor
     mask: Tensor
 
 
@@ -79,7 +79,7 @@ class Stack:
     def quantize(self, precision: str, names: Sequence[str]) -> None:
         """Round these matrices of every layer, by their names in `Layer`."""
         for number, layer in enumerate(self._layers):  # one by one, so that memory holds one matrix twice at most
-            rounded: dict[str, Any] = {name: quantized(getattr(layer, name), precision) for name in names}
+            rounded: dict[str, Any] = {name: quantize_matrix(getattr(layer, name), precision) for name in names}
             self._layers[number] = replace(layer, **rounded)
 
     def new_cache(self, n_rows: int, n_positions: int) -> Tensor:
@@ -88,7 +88,7 @@ class Stack:
         shape = (config.n_layers, n_rows, n_positions, 2 * config.n_kv_heads, config.head_dim)
         return torch.zeros(shape, device=self._device, dtype=self._dtype)
 
-    def place(self, rows: Tensor, positions: Tensor, n_positions: int) -> Place:
+    def place(self, rows: Tensor, positions: Tensor, n_positions: int) -> StepPositions:
         """Where each row stands, for `step`.
 
         Args:
@@ -96,12 +96,12 @@ class Stack:
             positions: shape (n_rows,) or (1,).
             n_positions: of the cache.
         """
-        turns = self._angles[:, None, positions, None] * self._qk_norms[:, :, None]
+        rotations = self._angles[:, None, positions, None] * self._qk_norms[:, :, None]
         is_hidden = self._ahead[:n_positions] > positions[:, None]
         mask = torch.zeros_like(is_hidden, dtype=self._dtype).masked_fill_(is_hidden, -torch.inf)
-        return Place(rows, positions, turns, mask[:, None, None])
+        return StepPositions(rows, positions, rotations, mask[:, None, None])
 
-    def step(self, x: Tensor, cache: Tensor, place: Place) -> Tensor:
+    def step(self, x: Tensor, cache: Tensor, place: StepPositions) -> Tensor:
         """Go through the layers at one position a row.
 
         Args:
@@ -114,8 +114,8 @@ class Stack:
         """
 
         def attend(number: int, qkv: Tensor) -> Tensor:
-            query = self._ops.turn_and_write_(
-                qkv, place.turns[:, number], cache[number], place.rows, place.positions, self.config.norm_eps
+            query = self._ops.rotate_and_cache_(
+                qkv, place.rotations[:, number], cache[number], place.rows, place.positions, self.config.norm_eps
             )
             return self._ops.attend(query, cache[number], place.positions, place.mask)
 
@@ -141,8 +141,8 @@ class Stack:
 
         def attend(number: int, qkv: Tensor) -> Tensor:
             qkv = qkv.view(n, length, *qkv.shape[1:])
-            turn = (angles * self._qk_norms[:, number, None])[:, None]
-            self._ops.turn_and_write_(qkv, turn, cache[number], rows[:, None], positions, self.config.norm_eps)
+            rotation = (angles * self._qk_norms[:, number, None])[:, None]
+            self._ops.rotate_and_cache_(qkv, rotation, cache[number], rows[:, None], positions, self.config.norm_eps)
             return torch_ops.attend_causally(qkv, self.config.n_heads).view(n * length, -1)
 
         return self._run(x.view(n * length, hidden), attend).view(n, length, hidden)
@@ -157,11 +157,11 @@ class Stack:
         return ops.rms_norm(x, self._norm, eps)
 
 
-def _layer(weights: Weights, at: str, config: StackConfig) -> Layer:
+def _layer(weights: Weights, at: str, config: StackConfig) -> LayerWeights:
     hidden, head_dim = config.hidden, config.head_dim
     queries, keys = (config.n_heads * head_dim, hidden), (config.n_kv_heads * head_dim, hidden)
     heads = [("q", queries), ("k", keys), ("v", keys)]
-    return Layer(
+    return LayerWeights(
         attention_norm=weights.take(f"{at}.input_layernorm.weight", (hidden,)),
         qkv=weights.join([(f"{at}.self_attn.{name}_proj.weight", shape) for name, shape in heads]),
         out=weights.take(f"{at}.self_attn.o_proj.weight", (hidden, queries[0])),

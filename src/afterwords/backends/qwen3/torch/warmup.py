@@ -13,11 +13,11 @@ from typing import Final
 
 import numpy as np
 
-from afterwords.backends.qwen3.base import speak_to_nobody
+from afterwords.backends.qwen3.base import run_to_end
 from afterwords.backends.qwen3.reference_prompt import SILENCE_S, ReferencePrompt
-from afterwords.backends.qwen3.request import BURSTS
-from afterwords.backends.qwen3.torch.model import Model
-from afterwords.backends.qwen3.torch.scheduler import POSITION_BUCKETS, Loop
+from afterwords.backends.qwen3.request import STEPS_PER_READ
+from afterwords.backends.qwen3.torch.model import TorchModel
+from afterwords.backends.qwen3.torch.scheduler import POSITION_BUCKETS, TorchScheduler
 
 REFERENCE_S: Final = 15.0
 """The longest reference that is cut from a recording, as `reference.window` has it."""
@@ -25,7 +25,7 @@ FRAMES_PER_S: Final = 12.5
 TEXT: Final = "One, two, three."
 
 
-def warm_up(model: Model, loop: Loop) -> None:
+def warm_up(model: TorchModel, scheduler: TorchScheduler) -> None:
     """Speak what nobody hears: in the smallest bucket of positions, and over its edge into the next.
 
     Raises:
@@ -38,7 +38,7 @@ def warm_up(model: Model, loop: Loop) -> None:
         text_ids=tuple(model.prompts.tokens(TEXT)),
         recording="",
     )
-    turn = model.turn(model.place(voice), TEXT, "en", max_frames=0, seed=0)
-    turn.max_frames = max(0, POSITION_BUCKETS[0] - turn.n_columns) + sum(BURSTS) + BURSTS[-1]
-    turn.sampling = replace(turn.sampling, min_frames=turn.max_frames)
-    speak_to_nobody(loop, turn)
+    request = model.make_request(model.to_device(voice), TEXT, "en", max_frames=0, seed=0)
+    request.max_frames = max(0, POSITION_BUCKETS[0] - request.n_columns) + sum(STEPS_PER_READ) + STEPS_PER_READ[-1]
+    request.sampling = replace(request.sampling, min_frames=request.max_frames)
+    run_to_end(scheduler, request)
