@@ -1,7 +1,7 @@
-"""The types that the SDK, the command line, the server and the engines share.
+"""The types that the SDK, the CLI, the server and the engines share.
 
-All are frozen, every field is described (the text becomes API documentation), times are aware and in UTC.
-A Voice has no owner and no key, so it cannot leak one; text and transcripts stay out of every repr.
+The description of a field becomes API documentation. A Voice has no owner and no key, so it can't leak one; texts and
+transcripts are in no repr.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from afterwords.errors import InvalidOptionError
 
 NAME_MAX_CHARS = 200
 ID_PATTERN = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-"""What an identifier looks like: a UUID in lower case."""
+"""Pattern of an ID: a UUID in lower case."""
 _ID = re.compile(ID_PATTERN)
 BUNDLE_TYPE = "application/vnd.afterwords.voice+zip"
-"""The media type of a voice as one file, see `bundle`, which clients don't load."""
+"""Media type of a voice as one file; it stands here so that clients need not import `library.bundle`."""
 
 
 def new_id() -> str:
-    """Make an identifier: a random UUID in its usual form."""
+    """Return a new ID, a random UUID."""
     return str(uuid4())
 
 
 def is_id(value: str) -> bool:
-    """Whether it could be an identifier; what is not need not be looked for, and names no file."""
+    """Return whether a value has the form of an ID, and so is safe as a file name."""
     return _ID.fullmatch(value) is not None
 
 
-def as_id(value: str) -> str | None:
-    """Return the identifier that a value is, in lower case; None if it is none. Both cases name the same UUID."""
+def parse_id(value: str) -> str | None:
+    """Return a value as an ID in lower case, or None if it is not a UUID."""
     lowered = value.lower()
     return lowered if is_id(lowered) else None
 
 
 def now() -> datetime:
-    """The present moment, aware, in UTC, cut to the millisecond that the API shows."""
+    """Return the current UTC time, truncated to milliseconds as in the API."""
     moment = datetime.now(UTC)
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
@@ -62,7 +62,7 @@ def _iso(moment: datetime) -> str:
 def _in_utc(moment: datetime) -> datetime:
     try:
         return moment.astimezone(UTC)
-    except OverflowError:  # an offset that leads out of the years 1 to 9999
+    except OverflowError:  # the offset leads outside of the years 1 to 9999
         raise ValueError("it must be within the years 1 to 9999 in UTC") from None
 
 
@@ -75,13 +75,13 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Model(BaseModel):
-    """The base of all: immutable, closed to unknown fields, and silent about the values it refuses."""
+    """Base of all models: frozen, without unknown fields, and with errors that do not repeat the value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class ConsentKind(StrEnum):
-    """By what right a voice may be cloned."""
+    """Why a voice may be cloned."""
 
     SELF = "self"
     GRANTED = "granted"
@@ -96,57 +96,65 @@ ConsentName = Literal["self", "granted", "public-domain", "synthetic"]
 class Consent(Model):
     """The statement that a voice may be cloned."""
 
-    kind: ConsentKind = Field(description="By what right: one's own voice, leave given, public domain, or no person.")
-    stated_at: UtcTime = Field(description="When it was stated, UTC.")
+    kind: ConsentKind = Field(
+        description="Why the voice may be cloned: own voice, permission granted, public domain, or synthetic."
+    )
+    stated_at: UtcTime = Field(description="Time of the statement, UTC.")
 
 
 class ReferenceInfo(Model):
-    """What is known of the recording that a voice speaks from, without the recording."""
+    """Facts about the reference recording of a voice."""
 
     sha256: Sha256 = Field(description="SHA-256 of the prepared reference, a canonical WAV file.")
     duration_s: float = Field(gt=0, description="Length of the prepared reference in seconds.")
     sample_rate: int = Field(gt=0, description="Sample rate of the prepared reference in Hz.")
     grade: str | None = Field(
-        default=None, pattern=r"^[A-F]$", description="How good it is for cloning: A (best) to F; absent: not graded."
+        default=None, pattern=r"^[A-F]$", description="Quality for cloning, A (best) to F; absent if not graded."
     )
 
 
 class Provenance(Model):
-    """Where a voice came from: enough to tell later that nothing was exchanged."""
+    """Where a voice comes from, with a seal that detects later changes."""
 
     original_sha256: Sha256 = Field(description="SHA-256 of the untouched original recording.")
-    window_start_s: float = Field(ge=0, description="Where in the original the reference begins, in seconds.")
-    software: str = Field(description="The program and version that prepared the voice.")
-    sealed_at: UtcTime = Field(description="When the reference and the consent were bound together, UTC.")
-    seal: Sha256 = Field(description="SHA-256 over reference, original, consent and time: a change in any is found.")
+    window_start_s: float = Field(ge=0, description="Start of the reference in the original recording, in seconds.")
+    software: str = Field(description="Program and version that prepared the voice.")
+    sealed_at: UtcTime = Field(description="Time at which the reference and the consent were sealed, UTC.")
+    seal: Sha256 = Field(
+        description="SHA-256 over reference, original, consent and time; detects a change of any of them."
+    )
 
 
 class Voice(Model):
-    """A voice: a name, a reference recording, its transcript and language, and the right to use it."""
+    """A voice: a name, a reference recording, its transcript and language, and the consent to use it."""
 
-    voice_id: str = Field(default_factory=new_id, description="Identifier of the voice, a UUID.")
-    name: str = Field(min_length=1, max_length=NAME_MAX_CHARS, description="What its owner calls it.")
-    backend: str = Field(description="The backend that speaks it unless another is asked for.")
-    lang: str = Field(default="en", description="Language of the reference, two letters.")
+    voice_id: str = Field(default_factory=new_id, description="ID of the voice, a UUID.")
+    name: str = Field(
+        min_length=1, max_length=NAME_MAX_CHARS, description="Name of the voice, unique in its account or library."
+    )
+    backend: str = Field(description="Default backend of the voice.")
+    lang: str = Field(default="en", description="Language of the reference, a two-letter code.")
     ref_text: str | None = Field(default=None, repr=False, description="Transcript of the reference, if known.")
-    family: str | None = Field(default=None, description="Groups voices of one speaker, for example by language.")
+    family: str | None = Field(
+        default=None, description="Label that groups voices, for example those of one speaker in several languages."
+    )
     reference: ReferenceInfo | None = Field(
         default=None,
-        description="The prepared reference recording; absent: a server did not tell. At home it is known.",
+        description="The prepared reference recording; absent if the server does not report it.",
     )
-    consent: Consent | None = Field(default=None, description="The statement that it may be cloned.")
-    provenance: Provenance | None = Field(default=None, description="Where it came from.")
-    created_at: UtcTime = Field(default_factory=now, description="When it was made, UTC.")
-    metadata: dict[str, Any] = Field(default_factory=dict, repr=False, description="Free fields of its owner.")
+    consent: Consent | None = Field(default=None, description="Consent to clone the voice.")
+    provenance: Provenance | None = Field(default=None, description="Origin and seal of the voice.")
+    created_at: UtcTime = Field(default_factory=now, description="Creation time, UTC.")
+    metadata: dict[str, Any] = Field(default_factory=dict, repr=False, description="Free-form fields of the owner.")
 
     @property
     def ref_sha256(self) -> str | None:
-        """SHA-256 of the prepared reference, where it is known: voices that share it are the same voice."""
+        """SHA-256 of the prepared reference, if known; equal hashes mean the same voice."""
         return self.reference.sha256 if self.reference else None
 
 
 class JobStatus(StrEnum):
-    """Where a job stands. All but `pending` are final."""
+    """State of a job; all but `pending` are final."""
 
     PENDING = "pending"
     READY = "ready"
@@ -159,21 +167,23 @@ class JobStatus(StrEnum):
 
 
 class Job(Model):
-    """One request to speak that a server accepted."""
+    """A synthesis request that a server accepted."""
 
     job_id: str | None = Field(
-        default=None, description="Identifier of the job, a UUID; absent: it was spoken before, so no job was needed."
+        default=None, description="ID of the job, a UUID; absent if the audio came from the cache."
     )
-    voice_id: str | None = Field(default=None, description="The voice that speaks.")
-    status: JobStatus = Field(description="Where the job stands.")
-    audio_url: str | None = Field(default=None, description="Where the audio is, once the job is ready.")
-    error: str | None = Field(default=None, description="Why the job failed, if it did.")
-    step: str | None = Field(default=None, description="What is done for a pending job now, where the server says it.")
+    voice_id: str | None = Field(default=None, description="ID of the voice.")
+    status: JobStatus = Field(description="State of the job.")
+    audio_url: str | None = Field(default=None, description="URL of the audio, once the job is ready.")
+    error: str | None = Field(default=None, description="Error code of a failed job.")
+    step: str | None = Field(default=None, description="Current step of a pending job, if the server reports it.")
     progress: float | None = Field(
-        default=None, ge=0, le=1, description="How much of the step is done, where the server says it."
+        default=None, ge=0, le=1, description="Progress of the step from 0 to 1, if the server reports it."
     )
-    created_at: UtcTime | None = Field(default=None, description="When it was accepted, UTC.")
-    completed_at: UtcTime | None = Field(default=None, description="When it reached its final state, UTC.")
+    created_at: UtcTime | None = Field(default=None, description="Time at which the job was accepted, UTC.")
+    completed_at: UtcTime | None = Field(
+        default=None, description="Time at which the job reached its final state, UTC."
+    )
     char_count: int | None = Field(default=None, ge=0, description="Characters that were charged.")
 
     @model_validator(mode="after")
@@ -183,12 +193,12 @@ class Job(Model):
         if self.error is not None and self.status is not JobStatus.FAILED:
             raise ValueError("only a failed job has an error")
         if self.job_id is None and self.status is not JobStatus.READY:
-            raise ValueError("only speech that was made before needs no job")
+            raise ValueError("only a ready job may have no ID")
         return self
 
 
 class SpeechFormat(StrEnum):
-    """The audio formats that speech is written in; `pcm` is raw little-endian 16-bit mono."""
+    """Audio formats of speech; `pcm` is raw little-endian 16-bit mono."""
 
     WAV = "wav"
     MP3 = "mp3"
@@ -210,12 +220,12 @@ _OPTION_RULES = {
 
 
 class SpeechOptions(Model):
-    """How to speak a text."""
+    """Options of a synthesis."""
 
-    lang: str | None = Field(default=None, description="Language of the text; absent: the voice's.")
-    backend: str | None = Field(default=None, description="Backend to use; absent: the voice's.")
-    speed: Speed = Field(default=1.0, description="Speaking rate, 1 = the voice's own; the pitch is kept.")
-    seed: Seed | None = Field(default=None, description="Makes a sampled result repeatable.")
+    lang: str | None = Field(default=None, description="Language of the text; defaults to that of the voice.")
+    backend: str | None = Field(default=None, description="Backend to use; defaults to that of the voice.")
+    speed: Speed = Field(default=1.0, description="Speaking rate relative to the voice; the pitch is kept.")
+    seed: Seed | None = Field(default=None, description="Seed that makes sampling reproducible.")
 
     @classmethod
     def check(cls, **options: Any) -> SpeechOptions:
@@ -233,28 +243,28 @@ class SpeechOptions(Model):
 
 
 class SpeechTask(Model):
-    """What an engine is given: everything decided, one utterance."""
+    """One utterance for an engine, with every choice made."""
 
-    text: str = Field(min_length=1, repr=False, description="What to say, already checked.")
-    lang: str = Field(description="Language of the text, two letters, one that the backend speaks.")
-    backend: str = Field(description="Which of the engine's backends speaks.")
-    voice_id: str = Field(description="The voice, for logs and caches.")
-    prompt: bytes = Field(repr=False, description="What the engine's own `prepare` made of the reference.")
-    seed: Seed | None = Field(default=None, description="Makes a sampled result repeatable.")
+    text: str = Field(min_length=1, repr=False, description="Validated text to speak.")
+    lang: str = Field(description="Language of the text, a two-letter code that the backend speaks.")
+    backend: str = Field(description="Backend of the engine to use.")
+    voice_id: str = Field(description="ID of the voice, for logs and caches.")
+    prompt: bytes = Field(repr=False, description="Result of the engine's `prepare` for the reference.")
+    seed: Seed | None = Field(default=None, description="Seed that makes sampling reproducible.")
 
 
 class SpeechResult(Model):
-    """What came of a task, without the audio."""
+    """Facts about finished speech, without the audio."""
 
-    backend: str = Field(description="The backend that spoke.")
+    backend: str = Field(description="Backend that spoke.")
     sample_rate: int = Field(gt=0, description="Sample rate of the audio in Hz.")
     duration_s: float = Field(ge=0, description="Length of the audio in seconds.")
-    synth_ms: int = Field(ge=0, description="Time that synthesis took, in milliseconds.")
-    first_audio_ms: int | None = Field(default=None, ge=0, description="Time to first audio, in milliseconds.")
+    synth_ms: int = Field(ge=0, description="Synthesis time in milliseconds.")
+    first_audio_ms: int | None = Field(default=None, ge=0, description="Time to the first audio in milliseconds.")
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of work for each second of audio; below 1 is faster than speech."""
+        """Synthesis time divided by audio duration; below 1 is faster than real time."""
         return self.synth_ms / 1000 / self.duration_s if self.duration_s else float("inf")
 
 
@@ -262,56 +272,60 @@ class Usage(Model):
     """Characters spoken in a billing period."""
 
     characters: int = Field(ge=0, description="Characters charged in the period.")
-    limit: int | None = Field(default=None, ge=0, description="Characters allowed in the period; absent: no limit.")
-    period_start: UtcTime = Field(description="First moment of the period, UTC.")
-    period_end: UtcTime = Field(description="First moment after the period, UTC.")
+    limit: int | None = Field(default=None, ge=0, description="Characters allowed in the period; absent if unlimited.")
+    period_start: UtcTime = Field(description="Start of the period, UTC.")
+    period_end: UtcTime = Field(description="End of the period (exclusive), UTC.")
 
 
 class ApiKey(Model):
-    """An API key as it may be shown: never the key itself."""
+    """Facts about an API key, without the key."""
 
-    key_id: str = Field(description="Identifier of the key, a UUID.")
-    label: str | None = Field(default=None, description="What its owner calls it.")
-    scopes: tuple[str, ...] = Field(default=(), description="What it may do; empty: everything.")
-    created_at: UtcTime = Field(description="When it was made, UTC.")
-    expires_at: UtcTime | None = Field(default=None, description="When it stops working; absent: never.")
-    revoked_at: UtcTime | None = Field(default=None, description="When it was revoked, if it was.")
-    character_limit: int | None = Field(default=None, ge=0, description="Characters it may spend in a period.")
-    account_id: str | None = Field(default=None, description="The account that owns what is made with it.")
-    prefix: str | None = Field(default=None, description="How the key begins, to find it in a program's settings.")
-    used_at: UtcTime | None = Field(default=None, description="When it was last used, UTC, to the minute.")
+    key_id: str = Field(description="ID of the key, a UUID.")
+    label: str | None = Field(default=None, description="Label of the key.")
+    scopes: tuple[str, ...] = Field(default=(), description="Operations that the key permits; empty permits all.")
+    created_at: UtcTime = Field(description="Creation time, UTC.")
+    expires_at: UtcTime | None = Field(default=None, description="Expiry time, UTC; absent if the key does not expire.")
+    revoked_at: UtcTime | None = Field(default=None, description="Time at which the key was revoked, UTC.")
+    character_limit: int | None = Field(
+        default=None, ge=0, description="Characters that the key may use in a calendar month."
+    )
+    account_id: str | None = Field(default=None, description="ID of the account of the key.")
+    prefix: str | None = Field(default=None, description="First characters of the key, to recognize it.")
+    used_at: UtcTime | None = Field(default=None, description="Time of the last use, UTC, to the minute.")
     characters: int | None = Field(
-        default=None, ge=0, description="Characters spent this calendar month, by it and those it replaced."
+        default=None, ge=0, description="Characters used this calendar month by the key and those that it replaced."
     )
 
 
 class Account(Model):
-    """What one account of a server has and has spent, for the admin."""
+    """Contents and usage of an account, for the admin."""
 
-    account_id: str = Field(description="Identifier of the account, a UUID.")
-    created_at: UtcTime = Field(description="When it was made, UTC.")
-    keys: int = Field(ge=0, description="Keys that are valid.")
-    voices: int = Field(ge=0, description="Voices.")
-    characters: int = Field(ge=0, description="Characters spent this calendar month, UTC.")
-    storage_bytes: int = Field(ge=0, description="Size of its recordings, job audio and cache.")
+    account_id: str = Field(description="ID of the account, a UUID.")
+    created_at: UtcTime = Field(description="Creation time, UTC.")
+    keys: int = Field(ge=0, description="Number of valid keys.")
+    voices: int = Field(ge=0, description="Number of voices.")
+    characters: int = Field(ge=0, description="Characters used this calendar month (UTC).")
+    storage_bytes: int = Field(ge=0, description="Bytes of stored recordings, job audio and cache.")
 
 
 class NewApiKey(Model):
-    """An API key just made: the one time that it is shown."""
+    """A new API key, shown only once."""
 
-    api_key: str = Field(repr=False, description="The key. It is not kept, and can't be shown again.")
-    label: str | None = Field(default=None, description="What its owner calls it.")
-    created_at: UtcTime = Field(description="When it was made, UTC.")
-    key_id: str | None = Field(default=None, description="Identifier of the key; absent: the server does not tell.")
-    account_id: str | None = Field(default=None, description="The account that owns what is made with it.")
+    api_key: str = Field(repr=False, description="The key; it is not stored and can't be shown again.")
+    label: str | None = Field(default=None, description="Label of the key.")
+    created_at: UtcTime = Field(description="Creation time, UTC.")
+    key_id: str | None = Field(default=None, description="ID of the key; absent if the server does not report it.")
+    account_id: str | None = Field(default=None, description="ID of the account of the key.")
     webhook_secret: str | None = Field(
-        default=None, repr=False, description="What webhooks of its jobs are signed with (Standard Webhooks)."
+        default=None,
+        repr=False,
+        description="Secret that signs webhooks of jobs created with the key (Standard Webhooks).",
     )
 
 
 class Health(Model):
-    """That a server answers, and what it speaks."""
+    """Status and backends of a server."""
 
-    status: str = Field(description="`ok`.")
-    backends: tuple[str, ...] = Field(description="Backends that can be asked for, best first.")
-    version: str | None = Field(default=None, description="Version of afterwords; absent: the hosted service.")
+    status: str = Field(description="`ok` if the server responds.")
+    backends: tuple[str, ...] = Field(description="Available backends, best first.")
+    version: str | None = Field(default=None, description="Version of afterwords; absent on the hosted service.")

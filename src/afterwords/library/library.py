@@ -35,7 +35,7 @@ from afterwords.errors import (
 )
 from afterwords.library import migrations
 from afterwords.library.folder import Original, VoiceFolder
-from afterwords.models import ID_PATTERN, NAME_MAX_CHARS, Voice, as_id, is_id, new_id
+from afterwords.models import ID_PATTERN, NAME_MAX_CHARS, Voice, is_id, new_id, parse_id
 from afterwords.text import check_name
 
 LOCK_TIMEOUT_S = 10.0
@@ -235,7 +235,7 @@ class Library:
         """
         with self._locked():
             folders = self._folders().by_id
-            voice_id = as_id(name)
+            voice_id = parse_id(name)
             disk.discard(folders[voice_id if voice_id in folders else self._get(name).voice_id].path)
 
     def set_default(self, name: str) -> Voice:
@@ -304,7 +304,7 @@ class Library:
     def _get(self, name_or_id: str) -> Voice:
         wanted = unicodedata.normalize("NFC", name_or_id).strip()
         voices, damaged = self._scan()
-        wanted_id = as_id(wanted)
+        wanted_id = parse_id(wanted)
         for voice in (*(v for v in voices if v.voice_id == wanted_id), *(v for v in voices if v.name == wanted)):
             return voice
         if wanted_id in damaged:

@@ -14,7 +14,7 @@ from afterwords.client.files import parse_option, read_recording, read_source
 from afterwords.client.parsing import parse_object, parse_voice
 from afterwords.client.requests import PAGE_MAX, Request, Response, drop_none, resource_path, valid_key
 from afterwords.errors import VoiceNotFoundError
-from afterwords.models import BUNDLE_TYPE, NAME_MAX_CHARS, ConsentKind, ConsentName, Voice, as_id
+from afterwords.models import BUNDLE_TYPE, NAME_MAX_CHARS, ConsentKind, ConsentName, Voice, parse_id
 
 
 class AsyncVoices:
@@ -164,7 +164,7 @@ class AsyncVoices:
             is_resumed: Resume the download of a long body.
         """
         send = self._session.download if is_resumed else self._session.request
-        voice_id = voice.voice_id if isinstance(voice, Voice) else as_id(voice)
+        voice_id = voice.voice_id if isinstance(voice, Voice) else parse_id(voice)
         if voice_id is not None:
             return voice_id, await send(build(voice_id))
         name = unicodedata.normalize("NFC", str(voice)).strip()

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, BaseModel
 
 from afterwords.errors import InvalidRequestError, NotFoundError
-from afterwords.models import SpeechFormat, as_id
+from afterwords.models import SpeechFormat, parse_id
 from afterwords.server.app_state import ServerState
 from afterwords.server.auth import Identity
 from afterwords.server.records import Caller
@@ -33,13 +33,13 @@ _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 def _parse_job_id(value: str) -> str:
-    if (job_id := as_id(value)) is None:
+    if (job_id := parse_id(value)) is None:
         raise NotFoundError(code="job_not_found")
     return job_id
 
 
 def _parse_key_id(value: str) -> str:
-    if (key_id := as_id(value)) is None:
+    if (key_id := parse_id(value)) is None:
         raise NotFoundError(code="key_not_found")
     return key_id
 

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 
 from afterwords.errors import InvalidRequestError, MalformedWavError, SynthesisError
-from afterwords.models import as_id
+from afterwords.models import parse_id
 from afterwords.server.auth import JSON_MAX_BYTES, Credential, requires
 from afterwords.server.records import StoredJob
 from afterwords.server.routes.responses import COMMON, JobId, errors, identity_of, json_response, state_of
@@ -64,7 +64,7 @@ async def complete(request: Request, job_id: JobId) -> Response:
         if first["type"] == "missing":
             raise InvalidRequestError.missing_field(str(first["loc"][0])) from None
         raise InvalidRequestError.invalid_field(str(first["loc"][0]), rule=first["msg"].lower()) from None
-    if as_id(body.job_id) != job_id:
+    if parse_id(body.job_id) != job_id:
         raise InvalidRequestError.invalid_field("job_id", rule="it must be the job of the path")
     if job is None:
         return _taken()

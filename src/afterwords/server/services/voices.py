@@ -20,7 +20,7 @@ from afterwords.errors import (
     VoiceNotFoundError,
 )
 from afterwords.library.bundle import Bundle, BundledPrompt, holds_nul, pack, unpack
-from afterwords.models import Consent, ConsentKind, ReferenceInfo, Voice, as_id, new_id
+from afterwords.models import Consent, ConsentKind, ReferenceInfo, Voice, new_id, parse_id
 from afterwords.server.cache_key import reference_path, voice_prefix
 from afterwords.server.failpoints import reach
 from afterwords.server.ports import Blobs, Clock, Store
@@ -280,7 +280,7 @@ async def find_voice(store: Store, caller: Caller, name_or_id: str) -> StoredVoi
         VoiceNotFoundError: It does not exist, or belongs to another account.
         ConflictError: Several voices have this name.
     """
-    voice_id = as_id(name_or_id)
+    voice_id = parse_id(name_or_id)
     if voice_id and (voice := await store.get_voice(voice_id, account_id=caller.account_id)):
         return voice
     try:
