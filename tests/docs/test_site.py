@@ -110,7 +110,7 @@ def test_search_works_from_the_disk(built: tuple[Path, str]) -> None:
 
 def test_pages_load_nothing_from_another_host(built: tuple[Path, str]) -> None:
     pages = {path: Page(path).loaded for path in built[0].rglob("*.html")}
-    for path in built[0].rglob("*.css"):
-        pages[path] = re.findall(r"(?:url\(|@import)\s*[\"']?([^)\"']+)", path.read_text("utf-8"))
+    for path in [*built[0].rglob("*.css"), *built[0].rglob("media/*.svg")]:
+        pages[path] = re.findall(r"(?:url\(|@import|href=)\s*[\"']?([^)\"']+)", path.read_text("utf-8"))
     assert sum(map(len, pages.values())) > 50, "the site loads its own scripts and styles"
     assert [(path.name, url) for path, urls in pages.items() for url in urls if OTHER_HOST.match(url)] == []
