@@ -1,4 +1,4 @@
-"""Cloning and speaking on this machine, with the tone engine: all but the sound."""
+"""Test cloning and speaking on this machine with the tone engine."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def clone(name: str = "me", **options: object) -> aw.Voice:
 
 def test_clone_stores_recording_consent_and_seal() -> None:
     voice = clone()
-    shelf = local.library()
-    original = shelf.original_path(voice)
+    library = local.library()
+    original = library.original_path(voice)
     assert original is not None
     assert original.read_bytes() == READER.read_bytes()
     assert voice.consent is not None
@@ -141,10 +141,10 @@ def test_consent_is_required() -> None:
 
 def test_name_in_use_is_refused_first() -> None:
     clone()
-    told: list[str] = []
+    message: list[str] = []
     with pytest.raises(VoiceExistsError):
-        aw.clone(READER, name="me", consent="self", progress=lambda _, step: told.append(step))
-    assert told == []
+        aw.clone(READER, name="me", consent="self", progress=lambda _, step: message.append(step))
+    assert message == []
 
 
 def test_replace_leaves_one_voice(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_transcript_that_cannot_be_cut_is_dropped() -> None:
 
 @pytest.mark.usefixtures("whisper")
 def test_transcript_can_be_corrected() -> None:
-    cloned = local.make_voice(READER, name="me", consent="self", confirm=lambda heard: f"{heard.text} Amen.")
+    cloned = local.make_voice(READER, name="me", consent="self", confirm=lambda transcript: f"{transcript.text} Amen.")
     assert str(cloned.voice.ref_text).endswith("Amen.")
 
 
@@ -325,7 +325,7 @@ def test_prompt_is_made_once_per_recording(monkeypatch: pytest.MonkeyPatch) -> N
         made.append(prepare(self, reference, *rest, **options))
         return made[-1]
 
-    # Counting calls needs a patch: nothing outside shows how often an engine was asked.
+    # A patch, because nothing else shows how often an engine was called.
     monkeypatch.setattr(ToneEngine, "prepare", counted)
     clone("one")
     clone("two")
@@ -364,10 +364,10 @@ def test_make_prompt_prepares_voice(home: Path) -> None:
 
 def test_progress_runs_from_start_to_end() -> None:
     clone()
-    told: list[float] = []
-    aw.say("a text of some length, spoken in chunks", progress=lambda done, _: told.append(done))
-    assert told == sorted(told)
-    assert told[-1] == 1.0
+    message: list[float] = []
+    aw.say("a text of some length, spoken in chunks", progress=lambda done, _: message.append(done))
+    assert message == sorted(message)
+    assert message[-1] == 1.0
 
 
 def test_speech_is_iterated_once() -> None:
@@ -397,7 +397,7 @@ def test_engine_error_names_only_its_type(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(SynthesisError) as failed:
         aw.say("this text has the word fault-error in it")
     assert "ValueError" in failed.value.message
-    assert "told to" not in failed.value.message
+    assert "unexpected failure" not in failed.value.message
 
 
 def test_removed_voice_is_named() -> None:

@@ -1,4 +1,4 @@
-"""Voices between libraries and a server: real processes, real folders."""
+"""Test copying voices between libraries and a real server."""
 
 from __future__ import annotations
 
@@ -31,42 +31,42 @@ from tests.hosted.service import HostedService
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("travel") / "home") as server:
+    with serving(tmp_path_factory.mktemp("transfer") / "home") as server:
         yield server
 
 
 @pytest.fixture
 def client(served: Served) -> Iterator[aw.Client]:
-    """A server with an account that nothing else uses."""
+    """Return a client with a new account."""
     with aw.Client(served.url, api_key=served.new_key()) as client:
         yield client
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Another machine's home folder; ask for it after what happens on the first."""
-    return tmp_path / "elsewhere"
+def other_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return another home folder."""
+    return tmp_path / "other_home"
 
 
-def moved(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERWORDS_HOME", str(home))
 
 
-def outcomes(trips: list[transfer.TransferResult]) -> dict[str, TransferStatus]:
-    return {trip.name: trip.outcome for trip in trips}
+def outcomes(results: list[transfer.TransferResult]) -> dict[str, TransferStatus]:
+    return {result.name: result.outcome for result in results}
 
 
 def test_push_and_pull_include_prompts(
-    me: Voice, served: Served, client: aw.Client, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    me: Voice, served: Served, client: aw.Client, other_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shelf = local.library()
-    [prompt] = usable_prompts(shelf, me)
+    library = local.library()
+    [prompt] = usable_prompts(library, me)
     there = aw.push(me, client=client)
     stored = [
         path.read_bytes()[32:] for path in (served.home / "server" / "blobs").rglob(f"{there.voice_id}/prompts/*")
     ]
     assert stored == [prompt.data]
-    moved(elsewhere, monkeypatch)
+    use_home(other_home, monkeypatch)
     back = aw.pull("me", client=client)
     assert usable_prompts(local.library(), back) == [prompt]
 
@@ -107,11 +107,11 @@ def test_push_updates_changed_name(me: Voice, client: aw.Client) -> None:
 
 
 def test_pull_restores_voice_in_another_home(
-    me: Voice, client: aw.Client, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    me: Voice, client: aw.Client, other_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aw.push("me", client=client)
     recording = local.library().reference(me)
-    moved(elsewhere, monkeypatch)
+    use_home(other_home, monkeypatch)
     here = aw.pull("me", client=client)
     assert local.library().reference(here) == recording
     assert (here.name, here.lang, here.ref_text, here.consent) == (me.name, me.lang, me.ref_text, me.consent)
@@ -121,11 +121,11 @@ def test_pull_restores_voice_in_another_home(
 
 
 def test_pulling_again_changes_nothing(
-    me: Voice, client: aw.Client, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    me: Voice, client: aw.Client, other_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aw.push("me", client=client)
-    assert transfer.fetch("me", client=client).outcome is TransferStatus.SAME  # it is the one that was pushed from here
-    moved(elsewhere, monkeypatch)
+    assert transfer.fetch("me", client=client).outcome is TransferStatus.SAME  # pushed from here
+    use_home(other_home, monkeypatch)
     first = aw.pull("me", client=client)
     assert transfer.fetch("me", client=client).outcome is TransferStatus.SAME
     assert [voice.voice_id for voice in aw.voices()] == [first.voice_id]
@@ -177,14 +177,14 @@ def test_damaged_recording_is_not_pushed(me: Voice, client: aw.Client, home: Pat
 
 @pytest.mark.parametrize("homes", [1, 2])
 def test_concurrent_pushes_create_one_voice(
-    me: Voice, client: aw.Client, home: Path, elsewhere: Path, served: Served, homes: int
+    me: Voice, client: aw.Client, home: Path, other_home: Path, served: Served, homes: int
 ) -> None:
     folders = [home, home]
     if homes == 2:
         import shutil
 
-        shutil.copytree(home, elsewhere)
-        folders = [home, elsewhere]
+        shutil.copytree(home, other_home)
+        folders = [home, other_home]
     key = client._session.access.api_key
     assert key
     program = "import sys, afterwords as aw; sys.stdin.readline(); print(aw.push('me').voice_id)"
@@ -233,7 +233,7 @@ def test_sync_does_not_restore_removed_voices(me: Voice, client: aw.Client) -> N
     }
     assert [voice.name for voice in client.voices.list()] == ["theirs"]
     assert [voice.name for voice in aw.voices()] == ["me"]
-    assert aw.pull("theirs", client=client).name == "theirs"  # unless it is asked for
+    assert aw.pull("theirs", client=client).name == "theirs"
 
 
 def test_sync_keeps_both_voices_of_one_name(me: Voice, client: aw.Client) -> None:
@@ -245,10 +245,10 @@ def test_sync_keeps_both_voices_of_one_name(me: Voice, client: aw.Client) -> Non
 
 
 def test_sync_stops_without_valid_key(me: Voice, served: Served) -> None:
-    with aw.Client(served.url) as nobody, pytest.raises(UnauthorizedError, check=has_code("not_logged_in")):
-        aw.sync(client=nobody)
-    with aw.Client(served.url, api_key="aw_wrong") as stranger, pytest.raises(UnauthorizedError):
-        aw.sync(client=stranger)
+    with aw.Client(served.url) as anonymous, pytest.raises(UnauthorizedError, check=has_code("not_logged_in")):
+        aw.sync(client=anonymous)
+    with aw.Client(served.url, api_key="aw_wrong") as invalid, pytest.raises(UnauthorizedError):
+        aw.sync(client=invalid)
 
 
 def test_links_are_separate_per_account(me: Voice, client: aw.Client, served: Served) -> None:
@@ -285,7 +285,7 @@ class TestTheHostedService:
 
 
 def test_unknown_voice_is_named(client: aw.Client, tone: None) -> None:
-    with pytest.raises(VoiceNotFoundError, match="nobody"):
-        aw.push("nobody", client=client)
-    with pytest.raises(VoiceNotFoundError, match="nobody"):
-        aw.pull("nobody", client=client)
+    with pytest.raises(VoiceNotFoundError, match="unknown"):
+        aw.push("unknown", client=client)
+    with pytest.raises(VoiceNotFoundError, match="unknown"):
+        aw.pull("unknown", client=client)

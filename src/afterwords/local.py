@@ -438,7 +438,7 @@ def _worst(report: Report) -> Finding:
 
 
 def transcript_doubts(transcript: Transcript | None, *, lang: str, text: str | None) -> list[str]:
-    """Return what to tell the user about a doubtful transcript; nothing if their own text matches it."""
+    """Return a notice about a doubtful transcript, or nothing if the given text matches the recording."""
     from afterwords.reference.transcription import surplus
 
     if transcript is None or not transcript.doubt:

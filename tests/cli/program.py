@@ -84,7 +84,7 @@ def run(
     return Result(code, stdout, err)
 
 
-_READ_AT_START = ("PYTHON", "_AFTERWORDS", "ALSA_", "LD_", "HF_", "XDG_", "HOME")
+_READ_AT_START = ("PYTHON", "ALSA_", "LD_", "HF_", "XDG_", "HOME")
 
 
 def _read_at_start(settings: Mapping[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The program as a whole: help, version, completion, and how whatever goes wrong is told."""
+"""Test the program as a whole: help, version, completion, and how errors are printed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_installed_program_prints_its_version() -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (("nope",), "No such command 'nope'"),
         (("\x1b[2J",), r"\x1b[2J"),
@@ -72,10 +72,10 @@ def test_installed_program_prints_its_version() -> None:
         (("backends", "\x1b[2J"), "Too many arguments"),
     ],
 )
-def test_usage_error_is_one_line_and_names_help(args: tuple[str, ...], told: str) -> None:
+def test_usage_error_is_one_line_and_names_help(args: tuple[str, ...], message: str) -> None:
     done = run(*args)
 
-    assert told in done.expect_error(2, "UsageError")
+    assert message in done.expect_error(2, "UsageError")
     assert "see afterwords" in done.err
 
 
@@ -143,8 +143,8 @@ def test_invalid_toml_settings_are_refused(home: Path) -> None:
 # -- completion -----------------------------------------------------------------------------------------------
 
 
-def completed(line: str) -> list[str]:
-    """What the shell offers at the end of a line."""
+def complete(line: str) -> list[str]:
+    """Return what the shell suggests at the end of a line."""
     place = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
     done = run(env={"_AFTERWORDS_COMPLETE": "complete_bash", **place})
     assert done.err == ""
@@ -152,17 +152,17 @@ def completed(line: str) -> list[str]:
 
 
 def test_shell_completes_commands_options_and_voices(me: Voice) -> None:
-    assert completed("afterwords voi") == ["voices"]
-    assert completed("afterwords say --spe") == ["--speed"]
-    assert completed("afterwords say --voice m") == ["me"]
-    assert completed("afterwords voices rename ") == ["me"]
+    assert complete("afterwords voi") == ["voices"]
+    assert complete("afterwords say --spe") == ["--speed"]
+    assert complete("afterwords say --voice m") == ["me"]
+    assert complete("afterwords voices rename ") == ["me"]
 
 
 def test_completion_offers_no_escape_sequences(home: Path, me: Voice) -> None:
     file = home / "voices" / me.voice_id / "voice.json"
     file.write_text(file.read_text().replace('"me"', r'"\u001b[2J"'))
 
-    assert completed("afterwords say --voice ") == [me.voice_id]
+    assert complete("afterwords say --voice ") == [me.voice_id]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_completed_name_runs_nothing_in_a_shell(home: Path, me: Voice, tmp_path:
         terminal.type("afterwords voices show \t")
         terminal.expect(me.voice_id)
         terminal.type("\nexit\n")
-        terminal.end()
+        terminal.wait()
     assert not (tmp_path / "canary").exists()
 
 
@@ -217,7 +217,7 @@ def test_completion_is_empty_if_library_is_unreadable(home: Path) -> None:
     home.mkdir()
     (home / "config.toml").write_text("backends = [")
 
-    assert completed("afterwords say --voice ") == []
+    assert complete("afterwords say --voice ") == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

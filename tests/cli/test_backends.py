@@ -1,4 +1,4 @@
-"""`afterwords backends`, as a process, with the engines that are here and with plug-ins that fail."""
+"""Test `afterwords backends` with the tone engine and with failing plug-ins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.cli.program import run
 
 @pytest.fixture
 def broken(tmp_path: Path) -> str:
-    """A folder for PYTHONPATH with an engine that can't be loaded."""
+    """Return a folder for PYTHONPATH with an engine that can't be loaded."""
     folder = tmp_path / "plugins"
     (folder / "broken-1.0.dist-info").mkdir(parents=True)
     (folder / "broken-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")

@@ -1,4 +1,4 @@
-"""`afterwords voices export` and `import`, as processes: from one home folder to the next."""
+"""Test `afterwords voices export` and `import` between two home folders."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ HOSTILE = "\x1b]0;owned\x07\u202e"
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> dict[str, str]:
-    """Settings of another machine."""
+def other_home(tmp_path: Path) -> dict[str, str]:
+    """Return the settings of another home folder."""
     return {"AFTERWORDS_HOME": str(tmp_path / "elsewhere")}
 
 
@@ -30,32 +30,32 @@ def exported(me: Voice, tmp_path: Path) -> Path:
 
 
 def test_exported_voice_speaks_in_another_home(
-    me: Voice, exported: Path, elsewhere: dict[str, str], tmp_path: Path
+    me: Voice, exported: Path, other_home: dict[str, str], tmp_path: Path
 ) -> None:
-    done = run("voices", "import", exported, env=elsewhere)
+    done = run("voices", "import", exported, env=other_home)
 
     assert (done.code, done.out) == (0, "me\n")
     assert "Next: afterwords say" in done.err
     assert Library(tmp_path / "elsewhere").get("me") == me
     here = run("say", "Hello from here.", "-o", "-", "--format", "pcm").stdout
-    there = run("say", "Hello from here.", "-o", "-", "--format", "pcm", env=elsewhere).stdout
+    there = run("say", "Hello from here.", "-o", "-", "--format", "pcm", env=other_home).stdout
     assert len(here) > 10_000
     assert here == there
 
 
-def test_export_includes_prompts(me: Voice, exported: Path, elsewhere: dict[str, str], tmp_path: Path) -> None:
+def test_export_includes_prompts(me: Voice, exported: Path, other_home: dict[str, str], tmp_path: Path) -> None:
     prompt = library().prompt(me, "tone-1-fast") or library().prompt(me, "tone-1-full")
     assert prompt is not None
-    run("voices", "import", exported, env=elsewhere)
+    run("voices", "import", exported, env=other_home)
     there = Library(tmp_path / "elsewhere")
     assert prompt in (there.prompt(me, "tone-1-fast"), there.prompt(me, "tone-1-full"))
-    assert "Preparing" not in run("say", "Hello.", "-o", "-", env=elsewhere).err
+    assert "Preparing" not in run("say", "Hello.", "-o", "-", env=other_home).err
 
     other = pack(me, library().reference(me), [BundledPrompt("tone", "0", is_fast=False, data=prompt)])
     (tmp_path / "other.afterwords").write_bytes(other)
     third = {"AFTERWORDS_HOME": str(tmp_path / "third")}
-    told = run("voices", "import", tmp_path / "other.afterwords", env=third).err
-    assert "The prompt for tone was dropped: it is from another version of the engine." in told
+    message = run("voices", "import", tmp_path / "other.afterwords", env=third).err
+    assert "The prompt for tone was dropped: it is from another version of the engine." in message
     assert "Preparing the voice for tone, once" in run("say", "Hello.", "-o", "-", env=third).err
 
 
@@ -75,19 +75,19 @@ def test_export_prints_path_and_warning(me: Voice, tmp_path: Path) -> None:
     }
 
 
-def test_export_and_import_work_with_pipes(me: Voice, elsewhere: dict[str, str]) -> None:
+def test_export_and_import_work_with_pipes(me: Voice, other_home: dict[str, str]) -> None:
     packed = run("voices", "export", "me", "-o", "-")
 
     assert packed.err == ""
-    assert run("voices", "import", "-", "--json", stdin=packed.stdout, env=elsewhere).code == 0
+    assert run("voices", "import", "-", "--json", stdin=packed.stdout, env=other_home).code == 0
 
 
 def test_export_without_out_keeps_existing_file(exported: Path, tmp_path: Path) -> None:
     exported.write_bytes(b"kept")
 
-    told = run("voices", "export", "me", cwd=tmp_path).expect_error(5, "FileError")
-    assert "me.afterwords can't be written: it exists already." in told
-    assert "to replace it, add -o me.afterwords" in told
+    message = run("voices", "export", "me", cwd=tmp_path).expect_error(5, "FileError")
+    assert "me.afterwords can't be written: it exists already." in message
+    assert "to replace it, add -o me.afterwords" in message
     assert exported.read_bytes() == b"kept"
 
     assert run("voices", "export", "me", "-o", "me.afterwords", cwd=tmp_path).code == 0
@@ -106,12 +106,12 @@ def test_hostile_voice_name_makes_safe_file_name(home: Path, me: Voice, tmp_path
 
 
 @pytest.mark.parametrize("where", [60, 0.5], ids=["manifest", "recording"])
-def test_altered_file_is_refused(where: float, exported: Path, elsewhere: dict[str, str], tmp_path: Path) -> None:
+def test_altered_file_is_refused(where: float, exported: Path, other_home: dict[str, str], tmp_path: Path) -> None:
     data = bytearray(exported.read_bytes())
     data[int(where * len(data)) if where < 1 else int(where)] ^= 1
     exported.write_bytes(data)
 
-    run("voices", "import", exported, env=elsewhere).expect_error(5, "InvalidBundleError")
+    run("voices", "import", exported, env=other_home).expect_error(5, "InvalidBundleError")
 
     assert not (tmp_path / "elsewhere" / "voices").exists()
 
@@ -135,16 +135,18 @@ def test_unknown_voice_is_not_exported(me: Voice, tmp_path: Path) -> None:
 
 
 def test_import_replaces_name_in_use_only_with_replace(
-    me: Voice, exported: Path, elsewhere: dict[str, str], tmp_path: Path
+    me: Voice, exported: Path, other_home: dict[str, str], tmp_path: Path
 ) -> None:
     other = aw.clone(library().reference(me), name="me2", consent="synthetic")
     assert run("voices", "export", "me2", "-o", tmp_path / "other", cwd=tmp_path).code == 0
 
-    told = run("voices", "import", tmp_path / "other", "--name", "me", "--replace").expect_error(5, "VoiceExistsError")
-    assert "under another name" in told
+    message = run("voices", "import", tmp_path / "other", "--name", "me", "--replace").expect_error(
+        5, "VoiceExistsError"
+    )
+    assert "under another name" in message
     run("voices", "rm", "me2", "--yes")
-    told = run("voices", "import", tmp_path / "other", "--name", "me").expect_error(5, "VoiceExistsError")
-    assert "--replace" in told
+    message = run("voices", "import", tmp_path / "other", "--name", "me").expect_error(5, "VoiceExistsError")
+    assert "--replace" in message
     assert run("voices", "import", tmp_path / "other", "--name", "me", "--replace").out == "me\n"
 
     (voice,) = library().list()
@@ -165,6 +167,6 @@ def test_import_of_same_voice_keeps_its_original(me: Voice, exported: Path) -> N
     assert (voice.name, after.read_bytes()) == ("mine", content)
 
 
-def test_import_renames_voice(exported: Path, elsewhere: dict[str, str]) -> None:
-    assert run("voices", "import", exported, "--name", " you ", env=elsewhere).out == "you\n"
-    run("voices", "import", exported, "--name", "a\x07", env=elsewhere).expect_error(5, "InvalidInputError")
+def test_import_renames_voice(exported: Path, other_home: dict[str, str]) -> None:
+    assert run("voices", "import", exported, "--name", " you ", env=other_home).out == "you\n"
+    run("voices", "import", exported, "--name", "a\x07", env=other_home).expect_error(5, "InvalidInputError")

@@ -1,4 +1,4 @@
-"""`afterwords clone`, as a process: what becomes a voice, what is refused, and that nothing is left of the refused."""
+"""Test `afterwords clone`: what it accepts, what it refuses, and that a refusal leaves no files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SELF = ("--name", "me", "--consent", "self")
 
 
 def wav(data: bytes, *, format: int = 1, channels: int = 1, rate: int = RATE, bits: int = 16, size: int = -1) -> bytes:
-    """A WAV file as its parts are stated, however wrong."""
+    """Return a WAV file with the given header fields, valid or not."""
     align = channels * bits // 8
     fmt = struct.pack("<HHIIHH", format, channels, rate, rate * align % 2**32, align, bits)
     size = len(data) if size < 0 else size
@@ -34,7 +34,7 @@ def wav(data: bytes, *, format: int = 1, channels: int = 1, rate: int = RATE, bi
 
 
 def speech(duration_s: float) -> bytes:
-    """The beginning of the shipped recording, 16-bit."""
+    """Return the beginning of the bundled recording as 16-bit samples."""
     return (decode(READER).samples[: round(duration_s * RATE)] * 32767).astype("<i2").tobytes()
 
 
@@ -72,12 +72,12 @@ BAD: dict[str, tuple[Callable[[], bytes], str, str]] = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_unusable_recording_is_refused_and_leaves_no_files(kind: str, home: Path, tmp_path: Path) -> None:
-    make, error, told = BAD[kind]
+    make, error, message = BAD[kind]
     (tmp_path / "bad.wav").write_bytes(make())
 
     done = run("clone", "bad.wav", *SELF, cwd=tmp_path)
 
-    assert told in done.expect_error(5, error)
+    assert message in done.expect_error(5, error)
     assert "bad.wav" in done.err
     assert list_files(home) == []
 
@@ -128,7 +128,7 @@ def test_clone_prints_name_and_next_command() -> None:
     assert (done.code, done.out) == (0, "my voice\n")
     assert "✓ my voice: grade B, 10.2 to 24.5 s of the recording, backend tone" in done.err
     assert done.err.endswith("""Next: afterwords say "Hello, this is my voice." --voice 'my voice'\n""")
-    assert "%" not in done.err  # no progress where nobody looks
+    assert "%" not in done.err  # stderr is not a terminal
     (voice,) = aw.voices()
     assert voice.consent is not None
     assert (voice.name, voice.consent.kind) == ("my voice", "self")
@@ -175,7 +175,7 @@ def test_consent_is_required_without_a_terminal(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "told"),
+    ("options", "error", "message"),
     [
         (("--consent", "maybe"), "InvalidOptionError", "self, granted, public-domain, synthetic"),
         (("--consent", "self", "--lang", "tlh"), "UnsupportedLangError", "'tlh'"),
@@ -185,8 +185,8 @@ def test_consent_is_required_without_a_terminal(home: Path) -> None:
         (("--consent", "self", "--text-file", "missing.txt"), "FileError", "missing.txt"),
     ],
 )
-def test_invalid_option_is_refused(options: tuple[str, ...], error: str, told: str, home: Path) -> None:
-    assert told in run("clone", READER, "--name", "me", *options).expect_error(5, error)
+def test_invalid_option_is_refused(options: tuple[str, ...], error: str, message: str, home: Path) -> None:
+    assert message in run("clone", READER, "--name", "me", *options).expect_error(5, error)
     assert list_files(home) == []
 
 

@@ -1,4 +1,4 @@
-"""`afterwords demo`, as a process, with the tone engine."""
+"""Test `afterwords demo` with the tone engine."""
 
 from __future__ import annotations
 

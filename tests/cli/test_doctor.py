@@ -1,4 +1,4 @@
-"""`afterwords doctor`, as a process: what it says is what `clone` does."""
+"""Test `afterwords doctor`: it reports what `clone` does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_recording_is_graded_and_drawn() -> None:
     assert len(levels) == len(axis) == 74
     assert axis.split() == ["0", "s", "24.7", "s"]
     assert taken == "  ━ clone uses: 10.2 to 24.5 s, grade B"
-    # under the bars of these seconds, to the column
+    # aligned to the column with the bars of these seconds
     assert (window.index("━") - 2, len(window) - 2) == (round(10.17 / 24.7 * 72), round(24.51 / 24.7 * 72))
     noise = next(number for number, line in enumerate(findings) if line.startswith("  B  noise"))
     assert findings[noise + 1].strip().startswith("→ record in a quiet room")

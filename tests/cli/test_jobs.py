@@ -1,4 +1,4 @@
-"""`afterwords jobs`, as a process, against a real server and the twin of the hosted service."""
+"""Test `afterwords jobs` with a real server and a fake of the hosted service."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tests.cli.program import run
 from tests.e2e.served import final, register, speak, until
 from tests.hosted.service import HostedService
 
-NOBODY = "00000000-0000-4000-8000-000000000000"
+UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 TEXT = "Hello, this is my voice."
 
 
 @pytest.fixture
 def hosted(hosted: HostedService) -> HostedService:
-    """Its jobs are pending for longer than any test."""
+    """Keep its jobs pending for longer than any test."""
     hosted.pending_s = 600
     return hosted
 
 
 def done_job(client: httpx.Client, text: str = TEXT, **fields: str) -> str:
-    """Have something said; returns the job."""
+    """Submit a job, wait until it is final, and return its ID."""
     job_id = speak(client, register(client), text, **fields)
     final(client, job_id)
     return job_id
@@ -60,8 +60,8 @@ def test_download_keeps_or_converts_format(client: httpx.Client, tmp_path: Path)
     named = run("jobs", "download", job_id, cwd=tmp_path)
     assert (named.code, named.out) == (0, f"{job_id}.wav\n")
     assert (tmp_path / f"{job_id}.wav").read_bytes() == run("jobs", "download", job_id, "-o", "-").stdout
-    told = json.loads(run("jobs", "download", job_id, "-o", "a.mp3", "--json", cwd=tmp_path).out)
-    assert (told["job_id"], told["file"], told["duration_s"]) == (job_id, "a.mp3", pytest.approx(1.44))
+    message = json.loads(run("jobs", "download", job_id, "-o", "a.mp3", "--json", cwd=tmp_path).out)
+    assert (message["job_id"], message["file"], message["duration_s"]) == (job_id, "a.mp3", pytest.approx(1.44))
     assert decode(tmp_path / "a.mp3").duration_s == pytest.approx(1.44, abs=0.1)
     assert verify(tmp_path / "a.mp3") is not None
 
@@ -78,9 +78,9 @@ def test_download_without_out_keeps_existing_file(client: httpx.Client, tmp_path
 def test_raw_samples_need_format_pcm(client: httpx.Client, tmp_path: Path) -> None:
     job_id = done_job(client, response_format="pcm")
 
-    told = run("jobs", "download", job_id, cwd=tmp_path).expect_error(8, "InvalidResponseError")
+    message = run("jobs", "download", job_id, cwd=tmp_path).expect_error(8, "InvalidResponseError")
 
-    assert "--format pcm" in told
+    assert "--format pcm" in message
     assert run("jobs", "download", job_id, "--format", "pcm", cwd=tmp_path).out == f"{job_id}.pcm\n"
 
 
@@ -118,7 +118,7 @@ def test_cancelled_job_is_not_waited_for(client: httpx.Client) -> None:
 @pytest.mark.parametrize("command", ["show", "wait", "cancel", "download"])
 @pytest.mark.usefixtures("client")
 def test_unknown_job_exits_4(command: str) -> None:
-    assert "jobs list" in run("jobs", command, NOBODY).expect_error(4, "NotFoundError")
+    assert "jobs list" in run("jobs", command, UNKNOWN_ID).expect_error(4, "NotFoundError")
 
 
 @pytest.mark.usefixtures("client")
@@ -130,9 +130,9 @@ def test_malformed_id_is_not_found() -> None:
 def test_timeout_leaves_job_running(command: str, hosted: HostedService, tmp_path: Path) -> None:
     job_id = pending_job(hosted)
 
-    told = run("jobs", command, job_id, "--timeout", "0.1", cwd=tmp_path).expect_error(9, "JobTimeoutError")
+    message = run("jobs", command, job_id, "--timeout", "0.1", cwd=tmp_path).expect_error(9, "JobTimeoutError")
 
-    assert f"afterwords jobs {command} {job_id}" in told
+    assert f"afterwords jobs {command} {job_id}" in message
     assert "status       pending" in run("jobs", "show", job_id).out.splitlines()
 
 

@@ -1,4 +1,4 @@
-"""`afterwords keys --remote`, as a process, against a real server and the twin of the hosted service."""
+"""Test `afterwords keys --remote` with a real server and a fake of the hosted service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.cli.program import run
 from tests.e2e.served import ADMIN_SECRET, Served
 from tests.hosted.service import HostedService
 
-NOBODY = "00000000-0000-4000-8000-000000000000"
+UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 ADMIN = {"AFTERWORDS_ADMIN_SECRET": ADMIN_SECRET}
 LABEL = "a\x1b[2Jb\u202e"
 
@@ -25,7 +25,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def key(served: Served, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A key with an account of its own, which is the one that is used."""
+    """Return a key with a new account, which the commands use."""
     key = served.new_key(label=LABEL)
     monkeypatch.setenv("AFTERWORDS_BASE_URL", served.url)
     monkeypatch.setenv("AFTERWORDS_API_KEY", key)
@@ -47,8 +47,8 @@ def test_admin_creates_a_working_key(served: Served) -> None:
 
 @pytest.mark.usefixtures("key")
 def test_create_needs_admin_secret() -> None:
-    told = run("keys", "create", "--remote").expect_error(3, "UnauthorizedError")
-    assert "AFTERWORDS_ADMIN_SECRET" in told
+    message = run("keys", "create", "--remote").expect_error(3, "UnauthorizedError")
+    assert "AFTERWORDS_ADMIN_SECRET" in message
     run("accounts", "--remote").expect_error(3, "UnauthorizedError")
     wrong = "another-secret-that-opens-nothing-at-all"
     assert wrong not in run("keys", "create", "--remote", env={"AFTERWORDS_ADMIN_SECRET": wrong}).expect_error(
@@ -86,7 +86,7 @@ def test_key_lists_rotates_and_revokes_own_keys(key: str) -> None:
 @pytest.mark.parametrize("command", ["revoke", "rotate"])
 @pytest.mark.usefixtures("key")
 def test_unknown_id_is_not_found(command: str) -> None:
-    assert "keys list --remote" in run("keys", command, NOBODY, "--remote").expect_error(4, "NotFoundError")
+    assert "keys list --remote" in run("keys", command, UNKNOWN_ID, "--remote").expect_error(4, "NotFoundError")
 
 
 @pytest.mark.usefixtures("key")

@@ -1,4 +1,4 @@
-"""`afterwords login`, `logout`, `whoami`, `usage` and `profiles`, as processes, with the twin of the hosted service."""
+"""Test `afterwords login`, `logout`, `whoami`, `usage` and `profiles` with a fake of the hosted service."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def hosted() -> Iterator[HostedService]:
 
 
 @pytest.fixture
-def elsewhere(hosted: HostedService) -> str:
-    """The same service under another name."""
+def other_url(hosted: HostedService) -> str:
+    """Return the URL of the same service with another host name."""
     return hosted.url.replace("127.0.0.1", "localhost")
 
 
 @pytest.fixture
 def keyring(tmp_path: Path) -> dict[str, str]:
-    """Settings for a real keyring that keeps what it is given in a folder."""
+    """Return settings for a real keyring that stores secrets in a folder."""
     return {
         "PYTHON_KEYRING_BACKEND": "keyrings.alt.file.PlaintextKeyring",
         "XDG_DATA_HOME": str(tmp_path / "keyring"),
@@ -86,9 +86,9 @@ def test_login_stores_key_in_keyring(
 
 
 def test_login_to_other_server_removes_old_key_from_keyring(
-    hosted: HostedService, elsewhere: str, keyring: dict[str, str], tmp_path: Path
+    hosted: HostedService, other_url: str, keyring: dict[str, str], tmp_path: Path
 ) -> None:
-    for url in (hosted.url, elsewhere):
+    for url in (hosted.url, other_url):
         assert login(url, "--profile", "work", key=hosted.api_key, env=keyring).code == 0
 
     kept = (tmp_path / "keyring" / "python_keyring" / "keyring_pass.cfg").read_text()
@@ -101,9 +101,9 @@ def test_wrong_key_changes_nothing(hosted: HostedService, home: Path) -> None:
     login(hosted.url, key=hosted.api_key)
     before = (home / "profiles.json").read_bytes()
 
-    told = login(hosted.url, key=WRONG).expect_error(3, "UnauthorizedError")
+    message = login(hosted.url, key=WRONG).expect_error(3, "UnauthorizedError")
 
-    assert WRONG not in told
+    assert WRONG not in message
     assert (home / "profiles.json").read_bytes() == before
 
 
@@ -111,15 +111,15 @@ def test_wrong_key_changes_nothing(hosted: HostedService, home: Path) -> None:
 def test_malformed_key_is_refused_and_not_repeated(key: str, hosted: HostedService, home: Path) -> None:
     asked = len(hosted.requests)
 
-    told = login(hosted.url, key=key).expect_error(5, "InvalidInputError")
+    message = login(hosted.url, key=key).expect_error(5, "InvalidInputError")
 
-    assert "The API key" in told
-    assert not key or key not in told
+    assert "The API key" in message
+    assert not key or key not in message
     assert len(hosted.requests) == asked
     assert not list_files(home)
 
 
-def test_key_is_no_option_and_not_in_traceback(hosted: HostedService) -> None:
+def test_key_is_not_an_option_and_not_in_traceback(hosted: HostedService) -> None:
     run("login", hosted.url, "--key", WRONG, stdin=b"x\n").expect_error(2, "UsageError")
     command = [*COMMAND, "--debug", "login", hosted.url]
     done = subprocess.run(
@@ -132,16 +132,16 @@ def test_key_is_no_option_and_not_in_traceback(hosted: HostedService) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("ftp://voices.example.com", "does not begin with https://"),
         ("https://me:canary@voices.example.com", "a user or a password"),
     ],
 )
-def test_invalid_address_is_refused_and_not_repeated(url: str, told: str) -> None:
+def test_invalid_address_is_refused_and_not_repeated(url: str, message: str) -> None:
     done = login(url, key="aw_key")
 
-    assert told in done.expect_error(5, "InvalidInputError")
+    assert message in done.expect_error(5, "InvalidInputError")
     assert "canary" not in done.err
 
 
@@ -172,14 +172,14 @@ def test_plain_http_prints_a_warning(hosted: HostedService) -> None:
 # -- several servers ------------------------------------------------------------------------------------------
 
 
-def test_profiles_are_listed_used_and_removed(hosted: HostedService, elsewhere: str) -> None:
+def test_profiles_are_listed_used_and_removed(hosted: HostedService, other_url: str) -> None:
     assert "afterwords login" in run("profiles").err
     login(hosted.url, key=hosted.api_key)
-    login(elsewhere, "-p", "work", key=hosted.api_key)
+    login(other_url, "-p", "work", key=hosted.api_key)
 
     assert [line.split()[:3] for line in run("profiles").out.splitlines()[1:]] == [
         ["default", hosted.url, run("profiles").out.splitlines()[1].split()[2]],
-        ["work", "*", elsewhere],
+        ["work", "*", other_url],
     ]
     assert json.loads(run("whoami", "--json").out)["profile"] == "work"
     assert json.loads(run("whoami", "--json", "--profile", "default").out)["server"] == hosted.url
@@ -188,28 +188,28 @@ def test_profiles_are_listed_used_and_removed(hosted: HostedService, elsewhere: 
     assert run("profiles", "use", "default").out == "default\n"
 
     assert json.loads(run("whoami", "--json").out)["profile"] == "default"
-    assert f"Now in use: work, {elsewhere}" in run("logout").err
+    assert f"Now in use: work, {other_url}" in run("logout").err
     assert [kept["profile"] for kept in json.loads(run("profiles", "list", "--json").out)] == ["work"]
 
 
-def test_login_to_other_server_keeps_default_profile(hosted: HostedService, elsewhere: str, home: Path) -> None:
+def test_login_to_other_server_keeps_default_profile(hosted: HostedService, other_url: str, home: Path) -> None:
     login(hosted.url, key=hosted.api_key)
     before = (home / "profiles.json").read_bytes()
 
-    assert "--profile NAME" in login(elsewhere, key=hosted.api_key).expect_error(2, "UsageError")
+    assert "--profile NAME" in login(other_url, key=hosted.api_key).expect_error(2, "UsageError")
 
     assert (home / "profiles.json").read_bytes() == before
 
 
 def test_unknown_profile_is_refused(hosted: HostedService) -> None:
     for command in (("whoami",), ("usage",), ("logout",), ("voices",), ("jobs", "list")):
-        told = run(*command, "--profile", "a\x1b[2J").expect_error(5, "InvalidOptionError")
-        assert r"a\x1b[2J" in told
-    run("profiles", "use", "nobody").expect_error(5, "InvalidOptionError")
+        message = run(*command, "--profile", "a\x1b[2J").expect_error(5, "InvalidOptionError")
+        assert r"a\x1b[2J" in message
+    run("profiles", "use", "unknown").expect_error(5, "InvalidOptionError")
     login(hosted.url, "--profile", "a b", key=hosted.api_key).expect_error(5, "InvalidOptionError")
 
 
-# -- who is asked ---------------------------------------------------------------------------------------------
+# -- which server ---------------------------------------------------------------------------------------------
 
 
 def test_not_logged_in_names_login() -> None:

@@ -1,4 +1,4 @@
-"""`afterwords say`, as a process: files, pipes, and what is left when it fails half-way."""
+"""Test `afterwords say`: files, pipes, and what is left after a failure."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_crashing_engine_keeps_existing_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("out", "error", "told"),
+    ("out", "error", "message"),
     [
         ("missing/hello.wav", "FileError", "there is no folder missing"),
         ("file.txt/hello.wav", "FileError", "there is no folder file.txt"),
@@ -160,13 +160,13 @@ def test_crashing_engine_keeps_existing_file(tmp_path: Path) -> None:
         ("\x1b[2J/\x07.wav", "FileError", r"\x1b[2J/\x07.wav can't be written"),
     ],
 )
-def test_unwritable_output_is_refused_first(out: str, error: str, told: str, tmp_path: Path) -> None:
+def test_unwritable_output_is_refused_first(out: str, error: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "file.txt").touch()
     (tmp_path / "folder.wav").mkdir()
 
     done = run("say", "fault-crash, were it spoken", "-o", out, cwd=tmp_path, env={"AFTERWORDS_TESTING": "1"})
 
-    assert told in done.expect_error(5, error)
+    assert message in done.expect_error(5, error)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions don't bind root")
@@ -177,7 +177,7 @@ def test_read_only_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "error", "told"),
+    ("text", "error", "message"),
     [
         (b"", "TextError", "at least one letter"),
         ("\u200b \n\u200b".encode(), "TextError", "at least one letter"),
@@ -191,10 +191,10 @@ def test_read_only_folder_is_refused(tmp_path: Path) -> None:
     ],
     ids=["empty", "blank", "marks", "nul", "escape", "not-utf8", "surrogate", "long", "huge"],
 )
-def test_invalid_text_is_refused_and_not_repeated(text: bytes, error: str, told: str) -> None:
+def test_invalid_text_is_refused_and_not_repeated(text: bytes, error: str, message: str) -> None:
     done = run("say", "-", "-o", "-", stdin=text)
 
-    assert told in done.expect_error(5, error)
+    assert message in done.expect_error(5, error)
     assert "canary" not in done.err
 
 
@@ -204,7 +204,7 @@ def test_markup_and_code_are_spoken_as_text(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "error", "told"),
+    ("options", "code", "error", "message"),
     [
         (("--voice", "mee"), 4, "VoiceNotFoundError", "did you mean 'me'?"),
         (("--voice", "\x1b[2J"), 4, "VoiceNotFoundError", r"\x1b[2J"),
@@ -221,8 +221,8 @@ def test_markup_and_code_are_spoken_as_text(text: str) -> None:
         (("--json",), 2, "UsageError", "can't carry both audio and JSON"),
     ],
 )
-def test_invalid_option_is_refused(options: tuple[str, ...], code: int, error: str, told: str) -> None:
-    assert told in run("say", "the canary sings", "-o", "-", *options).expect_error(code, error)
+def test_invalid_option_is_refused(options: tuple[str, ...], code: int, error: str, message: str) -> None:
+    assert message in run("say", "the canary sings", "-o", "-", *options).expect_error(code, error)
 
 
 @pytest.mark.parametrize("args", [(), (TEXT, "--no-play")], ids=["no-text", "nowhere-to-go"])
@@ -286,7 +286,7 @@ def test_sigterm_keeps_existing_file(me: Voice, tmp_path: Path) -> None:
     with subprocess.Popen(command, env=environment({"AFTERWORDS_TESTING": "1"}), stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("*.part")) and time.monotonic() < deadline:
-            time.sleep(0.05)  # looked at until the deadline: the part file is the sign that it speaks
+            time.sleep(0.05)  # poll until the deadline: the part file shows that it speaks
         process.terminate()
         assert process.wait(timeout=30) == 128 + signal.SIGTERM
     assert out.read_bytes() == b"old"
@@ -296,7 +296,7 @@ def test_sigterm_keeps_existing_file(me: Voice, tmp_path: Path) -> None:
 
 def test_progress_without_terminal_prints_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     printed: queue.Queue[str] = queue.Queue()
-    monkeypatch.setattr(output, "LINE_EVERY_S", 0.01)  # the real ten seconds would be waited for
+    monkeypatch.setattr(output, "LINE_EVERY_S", 0.01)  # instead of 10 s
     monkeypatch.setattr(output, "note", printed.put)
 
     with output.progress_bar("loading") as bar:

@@ -1,4 +1,4 @@
-"""`afterwords say --remote`, as a process, against a real server and the twin of the hosted service."""
+"""Test `afterwords say --remote` with a real server and a fake of the hosted service."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEAVY = "numpy av soundfile soxr fastapi sqlalchemy asyncio"
 
 @pytest.fixture(scope="module")
 def key(served: Served) -> str:
-    """Of an account whose only voice is called me."""
+    """Return the key of an account whose only voice is named me."""
     key = served.new_key()
     with served.client(key) as client:
         register(client)
@@ -36,14 +36,14 @@ def key(served: Served) -> str:
 
 @pytest.fixture
 def server(served: Served, key: str, use_server: UseServer) -> Served:
-    """The server is asked, with that account."""
+    """Use the server with that account."""
     use_server(served.url, key)
     return served
 
 
 @pytest.fixture
 def hosted(hosted: HostedService) -> HostedService:
-    """Its one voice is called me, and speaks at once."""
+    """Give it one voice named me; its jobs are ready at once."""
     hosted.pending_looks = 0
     _register(hosted)
     return hosted
@@ -125,8 +125,8 @@ def test_profile_implies_remote(served: Served, key: str, home: Path) -> None:
 
 @pytest.mark.usefixtures("server")
 def test_saving_unchanged_audio_loads_no_decoder(tmp_path: Path) -> None:
-    told = "print('loaded', *sorted(set(sys.argv[0].split()) & set(sys.modules)), file=sys.stderr)"
-    program = f"import atexit, runpy, sys; atexit.register(lambda: {told.replace('sys.argv[0]', repr(HEAVY))}); "
+    message = "print('loaded', *sorted(set(sys.argv[0].split()) & set(sys.modules)), file=sys.stderr)"
+    program = f"import atexit, runpy, sys; atexit.register(lambda: {message.replace('sys.argv[0]', repr(HEAVY))}); "
 
     done = run(
         "say",
@@ -143,7 +143,7 @@ def test_saving_unchanged_audio_loads_no_decoder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "error", "told"),
+    ("options", "code", "error", "message"),
     [
         (("--voice", "mee"), 4, "VoiceNotFoundError", "did you mean 'me'?"),
         (("--voice", "\x1b[2J"), 4, "VoiceNotFoundError", r"\x1b[2J"),
@@ -151,14 +151,14 @@ def test_saving_unchanged_audio_loads_no_decoder(tmp_path: Path) -> None:
         (("--speed", "9"), 5, "InvalidOptionError", "speed is 9.0"),
         (("--speed", "nan"), 5, "InvalidOptionError", "speed is nan"),
         (("--json",), 2, "UsageError", "can't carry both audio and JSON"),
-        (("--profile", "nobody"), 5, "InvalidOptionError", "nobody"),
+        (("--profile", "unknown"), 5, "InvalidOptionError", "unknown"),
     ],
 )
 @pytest.mark.usefixtures("server")
-def test_invalid_option_is_refused(options: tuple[str, ...], code: int, error: str, told: str) -> None:
+def test_invalid_option_is_refused(options: tuple[str, ...], code: int, error: str, message: str) -> None:
     done = run("say", "the canary sings", "--remote", "-o", "-", *options)
 
-    assert told in done.expect_error(code, error)
+    assert message in done.expect_error(code, error)
     assert "canary" not in done.err
 
 
@@ -168,8 +168,8 @@ def test_invalid_option_is_refused(options: tuple[str, ...], code: int, error: s
     ids=["escape", "long"],
 )
 def test_invalid_text_is_not_sent(text: bytes, error: str) -> None:
-    nowhere = {"AFTERWORDS_BASE_URL": "http://127.0.0.1:1", "AFTERWORDS_API_KEY": "aw_key"}
-    done = run("say", "-", "--remote", "-o", "-", stdin=text, env=nowhere)
+    unreachable = {"AFTERWORDS_BASE_URL": "http://127.0.0.1:1", "AFTERWORDS_API_KEY": "aw_key"}
+    done = run("say", "-", "--remote", "-o", "-", stdin=text, env=unreachable)
 
     assert "canary" not in done.expect_error(5, error)
 
@@ -204,9 +204,9 @@ def test_server_without_one_voice_needs_a_name(server: Served, hosted: HostedSer
     assert "afterwords push" in run("say", TEXT, "--remote", "-o", "-", env=empty).expect_error(2, "UsageError")
     _register(hosted, name="you\u202e")
 
-    told = run("say", TEXT, "--remote", "-o", "-").expect_error(2, "UsageError")
+    message = run("say", TEXT, "--remote", "-o", "-").expect_error(2, "UsageError")
 
-    assert r"--voice NAME (me, you\u202e)" in told
+    assert r"--voice NAME (me, you\u202e)" in message
 
 
 # -- the hosted service ---------------------------------------------------------------------------------------
@@ -230,11 +230,11 @@ def test_unsupported_option_is_refused(hosted: HostedService) -> None:
 def test_failed_job_exits_7(hosted: HostedService, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"kept")
 
-    told = run("say", "canary words that fail", "--remote", "-o", "a.wav", cwd=tmp_path).expect_error(
+    message = run("say", "canary words that fail", "--remote", "-o", "a.wav", cwd=tmp_path).expect_error(
         7, "JobFailedError"
     )
 
-    assert "canary" not in told
+    assert "canary" not in message
     assert (tmp_path / "a.wav").read_bytes() == b"kept"
 
 
@@ -243,16 +243,16 @@ def test_timeout_prints_how_to_download(hosted: HostedService, home: Path, tmp_p
     Profiles(home).save("work", hosted.url, hosted.api_key)
     out = tmp_path / "it's here.wav"
 
-    told = run("say", TEXT, "-p", "work", "--timeout", "0.1", "-o", out).expect_error(9, "JobTimeoutError")
+    message = run("say", TEXT, "-p", "work", "--timeout", "0.1", "-o", out).expect_error(9, "JobTimeoutError")
 
-    program, *again = shlex.split(told.partition("resume with: ")[2])
+    program, *again = shlex.split(message.partition("resume with: ")[2])
     assert (program, again[:2]) == ("afterwords", ["jobs", "download"])
-    assert run(*again, env=_nowhere()).code == 0
+    assert run(*again, env=_unreachable()).code == 0
     assert decode(out).duration_s == pytest.approx(1.44, abs=0.01)
 
 
-def _nowhere() -> Mapping[str, str]:
-    """Settings under which only the profile leads anywhere."""
+def _unreachable() -> Mapping[str, str]:
+    """Return settings with an unreachable server, which only a profile overrides."""
     return {"AFTERWORDS_BASE_URL": "http://127.0.0.1:1"}
 
 
@@ -280,6 +280,6 @@ def test_speech_is_played_while_streamed(options: tuple[str, ...], tmp_path: Pat
 def test_missing_extra_prints_pip_command() -> None:
     absent = "import sys, runpy; sys.modules['sounddevice'] = None; runpy.run_module('afterwords', run_name='__main__')"
 
-    told = run("say", TEXT, "--remote", python=absent).expect_error(1, "MissingExtraError")
+    message = run("say", TEXT, "--remote", python=absent).expect_error(1, "MissingExtraError")
 
-    assert pip_install("play") in told
+    assert pip_install("play") in message

@@ -1,4 +1,4 @@
-"""`afterwords serve` and `afterwords keys`, as processes."""
+"""Test `afterwords serve`, `keys`, `accounts` and `storage`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.e2e.served import Served, register, speak, until
 
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 KEY = re.compile(r"aw_[A-Za-z0-9_-]{43}")
-NOBODY = "00000000-0000-4000-8000-000000000000"
+UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 QUICK = {"AFTERWORDS_WORKERS": "0"}
 
 
@@ -35,7 +35,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def without_engines(tmp_path: Path) -> dict[str, str]:
-    """The environment of a machine where nothing is installed that an engine needs to run."""
+    """Return an environment in which no engine can run."""
     folder = tmp_path / "blocked"
     folder.mkdir()
     needed = ("torch", "onnxruntime", "sanotts", "mlx", "mlx_audio", "safetensors", "tokenizers")
@@ -58,7 +58,7 @@ class TestWithoutEngines:
             assert client.post("/v1/synthesize", json={**french, "backend": "lite"}).status_code == 422
 
     @pytest.mark.parametrize(
-        ("settings", "told"),
+        ("settings", "message"),
         [
             ({"AFTERWORDS_WORKERS": "1", "AFTERWORDS_BACKENDS": "lite"}, "or set AFTERWORDS_WORKERS=0"),
             ({"AFTERWORDS_WORKERS": "0", "AFTERWORDS_BACKENDS": ""}, "AFTERWORDS_BACKENDS is 'not set'"),
@@ -66,17 +66,17 @@ class TestWithoutEngines:
         ],
     )
     def test_server_that_could_never_speak_is_refused(
-        self, settings: dict[str, str], told: str, without_engines: dict[str, str]
+        self, settings: dict[str, str], message: str, without_engines: dict[str, str]
     ) -> None:
         done = run("serve", "--port", "0", env={**without_engines, **settings})
         assert done.code != 0
-        assert told in done.err
+        assert message in done.err
         assert "Traceback" not in done.err
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A home folder for keys alone; each test makes its own."""
+    """Return a home folder for keys; each test creates its own keys."""
     return {"AFTERWORDS_HOME": str(tmp_path_factory.mktemp("keys") / "home")}
 
 
@@ -87,10 +87,10 @@ class TestServe:
         key = served.key
         assert KEY.fullmatch(key)
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", served.url)
-        told = served.log.read_text()
-        assert "shown this once" in told
+        log = served.log.read_text()
+        assert "shown this once" in log
         until(lambda: "0 voices. Clone one" in served.log.read_text(), what="the number of voices")
-        assert key not in told
+        assert key not in log
         with served.client() as client:
             assert client.get("/v1/voices").json() == []
         assert served.stop() == 0
@@ -106,17 +106,17 @@ class TestServe:
     def test_signal_stops_server(self, served: Served, sent: int, code: int) -> None:
         served.start()
         assert served.stop(sent) == code
-        told = served.log.read_text()
-        assert "Traceback" not in told
-        assert ("Stopped." in told) == (sent == signal.SIGINT)
+        log = served.log.read_text()
+        assert "Traceback" not in log
+        assert ("Stopped." in log) == (sent == signal.SIGINT)
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{served.url}/healthz")
 
     def test_port_in_use_is_one_line_error(self, home: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            told = run("serve", "--port", str(port)).expect_error(8, "ServerSetupError")
-        assert f"127.0.0.1 port {port}: it is in use" in told
+            message = run("serve", "--port", str(port)).expect_error(8, "ServerSetupError")
+        assert f"127.0.0.1 port {port}: it is in use" in message
         assert not (home / "server").exists()
 
     def test_foreign_address_is_one_line_error(self) -> None:
@@ -124,18 +124,18 @@ class TestServe:
         run("serve", "--host", "192.0.2.1", "--port", "0", env=env).expect_error(8, "ServerSetupError")
 
     @pytest.mark.parametrize(
-        ("env", "args", "told"),
+        ("env", "args", "message"),
         [
             ({"AFTERWORDS_PORT": "http"}, (), "AFTERWORDS_PORT is 'http', and must be a valid integer."),
             ({}, ("--port", "65536"), "port is 65536, and must be less than or equal to 65535."),
             ({"AFTERWORDS_WORKERS": "-1"}, (), "AFTERWORDS_WORKERS is '-1', and must be greater than or equal to 0."),
         ],
     )
-    def test_invalid_setting_is_named(self, env: dict[str, str], args: tuple[str, ...], told: str) -> None:
-        assert told in run("serve", *args, env=env).expect_error(5, "InvalidOptionError")
+    def test_invalid_setting_is_named(self, env: dict[str, str], args: tuple[str, ...], message: str) -> None:
+        assert message in run("serve", *args, env=env).expect_error(5, "InvalidOptionError")
 
     def test_unknown_backend_is_refused_first(self, home: Path) -> None:
-        done = run("serve", "--port", "0", env={"AFTERWORDS_BACKENDS": "nobody"})
+        done = run("serve", "--port", "0", env={"AFTERWORDS_BACKENDS": "unknown"})
         done.expect_error(1, "BackendUnavailableError")
         assert not (home / "server").exists()
 
@@ -167,15 +167,15 @@ class TestServe:
         assert len(done.err.splitlines()) == 2
 
 
-def created(shared: dict[str, str], *args: str) -> tuple[str, str]:
-    """Make a key; returns it and its id."""
+def create_key(shared: dict[str, str], *args: str) -> tuple[str, str]:
+    """Create a key; return it and its ID."""
     done = run("keys", "create", *args, "--json", env=shared)
     assert done.code == 0, done.err
     made = json.loads(done.out)
     return made["api_key"], made["key_id"]
 
 
-def listed(shared: dict[str, str]) -> dict[str, dict[str, object]]:
+def list_keys(shared: dict[str, str]) -> dict[str, dict[str, object]]:
     return {key["key_id"]: key for key in json.loads(run("keys", "list", "--json", env=shared).out)}
 
 
@@ -194,10 +194,10 @@ class TestKeys:
 
     def test_list_shows_key_and_escapes_label(self, shared: dict[str, str]) -> None:
         label = "a\x1b[2Jb\u202e"
-        _, key_id = created(
+        _, key_id = create_key(
             shared, "--label", label, "--scope", "synthesize", "--scope", "voices:read", "--character-limit", "5"
         )
-        key = listed(shared)[key_id]
+        key = list_keys(shared)[key_id]
         assert (key["label"], key["scopes"], key["character_limit"]) == (label, ["synthesize", "voices:read"], 5)
         (row,) = [line for line in run("keys", "list", env=shared).out.splitlines() if key_id in line]
         account = str(key["account_id"])[:8]
@@ -207,15 +207,15 @@ class TestKeys:
         assert row.split()[1:] == [begins, *shown]
 
     def test_key_joins_existing_account(self, shared: dict[str, str]) -> None:
-        key, key_id = created(shared)
-        _, by_key = created(shared, "--for", key_id, "--scope", "synthesize")
-        account = str(listed(shared)[key_id]["account_id"])
-        _, by_account = created(shared, "--account", account)
-        keys = listed(shared)
+        key, key_id = create_key(shared)
+        _, by_key = create_key(shared, "--for", key_id, "--scope", "synthesize")
+        account = str(list_keys(shared)[key_id]["account_id"])
+        _, by_account = create_key(shared, "--account", account)
+        keys = list_keys(shared)
         assert {keys[each]["account_id"] for each in (key_id, by_key, by_account)} == {account}
         assert keys[key_id]["prefix"] == key[:8]
-        run("keys", "create", "--for", NOBODY, env=shared).expect_error(4, "NotFoundError")
-        run("keys", "create", "--account", NOBODY, env=shared).expect_error(5, "InvalidRequestError")
+        run("keys", "create", "--for", UNKNOWN_ID, env=shared).expect_error(4, "NotFoundError")
+        run("keys", "create", "--account", UNKNOWN_ID, env=shared).expect_error(5, "InvalidRequestError")
 
         done = run("accounts", env=shared)
 
@@ -224,34 +224,34 @@ class TestKeys:
         assert account in {each["account_id"] for each in json.loads(run("accounts", "--json", env=shared).out)}
 
     def test_storage_is_adopted(self, shared: dict[str, str]) -> None:
-        created(shared)
+        create_key(shared)
         assert run("storage", env=shared).out == "sweep not begun: a server marks the storage when it starts\n"
         assert run("storage", "adopt", env=shared).code == 0
         assert run("storage", env=shared).out == "sweep ok\n"
 
     def test_no_subcommand_lists_keys(self, shared: dict[str, str]) -> None:
-        _, key_id = created(shared)
+        _, key_id = create_key(shared)
         assert key_id in run("keys", env=shared).out
-        told = run("keys", "--remote", "revoke", key_id, env=shared).expect_error(2, "UsageError")
-        assert "--remote stands before the subcommand" in told
+        message = run("keys", "--remote", "revoke", key_id, env=shared).expect_error(2, "UsageError")
+        assert "--remote stands before the subcommand" in message
 
     def test_revoked_key_is_listed_as_revoked(self, shared: dict[str, str]) -> None:
-        _, key_id = created(shared)
+        _, key_id = create_key(shared)
         done = run("keys", "revoke", key_id, env=shared)
         assert (done.code, done.out) == (0, "")
-        assert listed(shared)[key_id]["revoked_at"]
+        assert list_keys(shared)[key_id]["revoked_at"]
         run("keys", "rotate", key_id, env=shared).expect_error(4, "NotFoundError")
 
     def test_rotate_replaces_key(self, shared: dict[str, str]) -> None:
-        old, key_id = created(shared, "--label", "turning", "--scope", "synthesize")
+        old, key_id = create_key(shared, "--label", "rotated", "--scope", "synthesize")
         done = run("keys", "rotate", key_id, "--overlap", "3600", "--json", env=shared)
         new = json.loads(done.out)
         assert KEY.fullmatch(new["api_key"])
         assert new["api_key"] != old
-        assert (new["label"], new["scopes"]) == ("turning", ["synthesize"])
-        assert listed(shared)[key_id]["expires_at"]
+        assert (new["label"], new["scopes"]) == ("rotated", ["synthesize"])
+        assert list_keys(shared)[key_id]["expires_at"]
 
-    @pytest.mark.parametrize(("command", "key_id"), [("revoke", NOBODY), ("rotate", "nonsense")])
+    @pytest.mark.parametrize(("command", "key_id"), [("revoke", UNKNOWN_ID), ("rotate", "nonsense")])
     def test_unknown_id_is_not_found(self, shared: dict[str, str], command: str, key_id: str) -> None:
         run("keys", command, key_id, env=shared).expect_error(4, "NotFoundError")
 
@@ -269,4 +269,4 @@ class TestKeys:
         run("keys", "create", *args, env=shared).expect_error(code, error)
 
     def test_overlap_over_30_days_is_refused(self, shared: dict[str, str]) -> None:
-        run("keys", "rotate", NOBODY, "--overlap", "1e9", env=shared).expect_error(5, "InvalidRequestError")
+        run("keys", "rotate", UNKNOWN_ID, "--overlap", "1e9", env=shared).expect_error(5, "InvalidRequestError")

@@ -1,4 +1,4 @@
-"""`afterwords push`, `pull` and `sync` as a person uses them: a server, a laptop, and a second home folder."""
+"""Test `afterwords push`, `pull` and `sync` with a server and two home folders."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def client(served: Served, account: str) -> Iterator[aw.Client]:
 
 @pytest.mark.usefixtures("account")
 def test_voice_is_pushed_and_pulled_to_another_home(me: Voice, tmp_path: Path) -> None:
-    elsewhere = {"AFTERWORDS_HOME": str(tmp_path / "elsewhere")}
+    other_home = {"AFTERWORDS_HOME": str(tmp_path / "other")}
     pushed = run("push", "me")
     assert (pushed.code, pushed.out) == (0, "me\n")
     assert "pushed" in pushed.err
     assert "Next: afterwords say" in pushed.err
-    pulled = run("pull", "me", "--json", env=elsewhere)
+    pulled = run("pull", "me", "--json", env=other_home)
     assert json.loads(pulled.out)["voice"]["reference"]["sha256"] == me.ref_sha256
-    said = run("say", "Hello from here.", "--voice", "me", "-o", "hello.wav", cwd=tmp_path, env=elsewhere)
+    said = run("say", "Hello from here.", "--voice", "me", "-o", "hello.wav", cwd=tmp_path, env=other_home)
     assert said.code == 0, said.err
     assert (tmp_path / "hello.wav").stat().st_size > 10_000
 
@@ -56,7 +56,7 @@ def test_different_voice_of_same_name_needs_replace(command: str, client: aw.Cli
 def test_sync_lists_every_voice(client: aw.Client) -> None:
     client.voices.create(READER, name="theirs")
     assert "pulled" in run("sync", "--dry-run").out
-    assert {trip["name"]: trip["outcome"] for trip in json.loads(run("sync", "--json").out)} == {
+    assert {result["name"]: result["outcome"] for result in json.loads(run("sync", "--json").out)} == {
         "me": "pushed",
         "theirs": "pulled",
     }
@@ -75,7 +75,7 @@ def test_escape_sequence_in_name_is_escaped(me: Voice, home: Path) -> None:
     path = home / "voices" / me.voice_id / "voice.json"
     path.write_text(path.read_text().replace('"name": "me"', '"name": ' + json.dumps(HOSTILE)))
     assert "me\\x1b[2J" in run("sync").out
-    assert run("push", me.voice_id).code == 5  # the server takes no such name
+    assert run("push", me.voice_id).code == 5  # the server refuses the name
 
 
 @pytest.mark.usefixtures("me", "account")
@@ -86,5 +86,5 @@ def test_not_logged_in_names_login() -> None:
 
 @pytest.mark.usefixtures("me", "account")
 def test_unreachable_server_exits_8() -> None:
-    nowhere = {"AFTERWORDS_BASE_URL": "http://127.0.0.1:9"}
-    run("push", "me", env=nowhere).expect_error(8, "UnreachableError")
+    unreachable = {"AFTERWORDS_BASE_URL": "http://127.0.0.1:9"}
+    run("push", "me", env=unreachable).expect_error(8, "UnreachableError")

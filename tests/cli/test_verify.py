@@ -1,4 +1,4 @@
-"""`afterwords verify`, as a process: the mark that `say` leaves, in every format."""
+"""Test `afterwords verify`: it finds the mark of `say` in every format."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_unmarked_file_exits_1() -> None:
 def test_mark_of_another_program_is_escaped(comment: str, title: str, tmp_path: Path) -> None:
     speech = Audio(decode(READER).samples, 16_000, {"comment": comment})
 
-    done = run("verify", speech.save(tmp_path / "strange.flac"))
+    done = run("verify", speech.save(tmp_path / "other.flac"))
 
     assert done.out.splitlines()[0] == title
     assert not set("\x1b\x07") & set(done.out)

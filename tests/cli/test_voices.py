@@ -1,4 +1,4 @@
-"""`afterwords voices`, as a process."""
+"""Test `afterwords voices` with the library."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_list_marks_default_with_a_star(args: tuple[str, ...], me: Voice) -> Non
 
 
 def test_columns_align_in_every_script(me: Voice) -> None:
-    library().rename("me", "声")  # one sign, two columns of a terminal
+    library().rename("me", "声")  # one character, two columns of a terminal
 
     head, row = run("voices").out.splitlines()
 
@@ -69,7 +69,7 @@ def test_hostile_name_is_escaped(home: Path, me: Voice) -> None:
     file = home / "voices" / me.voice_id / "voice.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"name": "\x1b]0;owned\x07\u202e"}))
 
-    for args in (("list",), ("list", "--json"), ("show", me.voice_id), ("default", me.voice_id), ("show", "nobody")):
+    for args in (("list",), ("list", "--json"), ("show", me.voice_id), ("default", me.voice_id), ("show", "unknown")):
         done = run("voices", *args)
         assert not set("\x1b\x07\u202e") & set(done.out + done.err)
     assert r"\x1b]0;owned\x07\u202e" in run("voices", "list").out

@@ -1,4 +1,4 @@
-"""`afterwords voices … --remote`, as a process, against a real server and the twin of the hosted service."""
+"""Test `afterwords voices … --remote` with a real server and a fake of the hosted service."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_hostile_name_is_escaped(hosted: HostedService) -> None:
     with httpx.Client(base_url=hosted.url, headers={"Authorization": f"Bearer {hosted.api_key}"}) as client:
         voice_id = register(client, name=HOSTILE)
 
-    for args in (("list",), ("list", "--json"), ("show", voice_id), ("show", "nobody"), ("rm", voice_id, "-y")):
+    for args in (("list",), ("list", "--json"), ("show", voice_id), ("show", "unknown"), ("rm", voice_id, "-y")):
         done = run("voices", *args, "--remote")
         assert not set("\x1b\x07\u202e") & set(done.out + done.err)
         assert args != ("list",) or r"\x1b]0;owned\x07\u202e" in done.out

@@ -1,4 +1,4 @@
-"""A program at a terminal of its own, as a person sits before it: what it shows is awaited, keys are typed."""
+"""Run a program at its own pseudo-terminal: wait for its output, type keys."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ DEADLINE_S = 60.0
 CTRL_C, CTRL_U = "\x03", "\x15"
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[=>])")
 
-# The program must own the terminal, or Ctrl-C would reach nobody; a fork would do it, but not among pytest's threads.
+# The program must control the terminal to get Ctrl-C. `pty.fork` would do that, but is unsafe with pytest's threads.
 _OWN = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 class Terminal:
-    """Runs `afterwords`, or another command, with a terminal for stdin, stderr and, unless a file is given, stdout."""
+    """Run `afterwords`, or another command, with a terminal for stdin, stderr and, unless it is a file, stdout."""
 
     def __init__(
         self,
@@ -68,29 +68,28 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """All that was shown, without what steers the terminal."""
+        """The output so far, without escape sequences."""
         return _ESCAPES.sub("", self.raw).replace("\r", "")
 
     @property
     def is_echoing(self) -> bool:
-        """Whether what is typed is shown."""
+        """Whether typed keys are shown."""
         return bool(termios.tcgetattr(self._screen)[3] & termios.ECHO)
 
     def expect(self, wanted: str) -> None:
-        """Wait until this is shown, after what was awaited before."""
+        """Wait until this text is shown after the last expected one."""
         deadline = time.monotonic() + DEADLINE_S
         while (found := self.text.find(wanted, self._seen)) < 0:
-            assert self._read(deadline), f"{wanted!r} did not come; the last shown was:\n{self.text[-1500:]}"
+            assert self._read(deadline), f"{wanted!r} was not shown; the last output was:\n{self.text[-1500:]}"
         self._seen = found + len(wanted)
 
     def type(self, keys: str) -> None:
         os.write(self._screen, keys.encode())
 
     def type_until_end(self, keys: str) -> int:
-        """Type this until the program ends, and give its exit code.
+        """Type this until the program ends, and return its exit code.
 
-        Python's `input` loses a Ctrl-C that comes after the question and before it waits for keys: a machine is that
-        fast, on a busy processor about every tenth time, and a person presses it again.
+        Python's `input` loses a Ctrl-C between the prompt and the read, which happens on a busy machine.
         """
         deadline = time.monotonic() + DEADLINE_S
         while self._process.poll() is None and time.monotonic() < deadline:
@@ -99,10 +98,10 @@ class Terminal:
                 pass
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=0.5)
-        return self.end()
+        return self.wait()
 
-    def end(self) -> int:
-        """Wait until the program has ended, and give its exit code."""
+    def wait(self) -> int:
+        """Wait until the program has ended, and return its exit code."""
         deadline = time.monotonic() + DEADLINE_S
         while self._read(deadline):
             pass
@@ -111,12 +110,12 @@ class Terminal:
         return code
 
     def _read(self, deadline: float) -> bool:
-        """Read what there is; False at the end, or when the time is over."""
+        """Read available output; return False at the end or at the deadline."""
         if not select.select([self._screen], [], [], max(0.0, deadline - time.monotonic()))[0]:
             return False
         try:
             shown = os.read(self._screen, 65536)
-        except OSError:  # Linux says so when the program has gone
+        except OSError:  # Linux: the program has exited
             return False
         self.raw += shown.decode(errors="replace")
         return bool(shown)

@@ -1,4 +1,4 @@
-"""The command line before a person: questions, progress, Ctrl-C, the microphone and the loudspeaker."""
+"""Test the command line at a terminal: questions, progress, Ctrl-C, microphone and loudspeaker."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.e2e.terminal import CTRL_C, CTRL_U, Terminal
 
 pytestmark = pytest.mark.usefixtures("tone")
 
-RATE = 48_000  # Hz; what a recording is asked for
+RATE = 48_000  # Hz, the rate that a recording requests
 CURSOR_HIDDEN, CURSOR_SHOWN = "\x1b[?25l", "\x1b[?25h"
 HANGING_ENGINE = """
 import threading
@@ -48,7 +48,7 @@ class Engine(ToneEngine):
 
 @pytest.fixture
 def hanging(tmp_path: Path) -> dict[str, str]:
-    """Settings that offer an engine which never finishes preparing."""
+    """Return settings with an engine that never finishes preparing."""
     info = tmp_path / "plugins" / "hanging-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hanging\nVersion: 1.0\n")
@@ -64,7 +64,7 @@ def test_table_is_wrapped_between_words() -> None:
     facts = json.loads(run("backends", "--json", env={"AFTERWORDS_BACKENDS": "qwen3-1.7b"}).out)
     about = f"{facts[0]['reason']}; fix: {facts[0]['fix']}"
     with Terminal("backends", env={"COLUMNS": "70", "AFTERWORDS_BACKENDS": "qwen3-1.7b"}) as terminal:
-        assert terminal.end() == 0
+        assert terminal.wait() == 0
     lines = terminal.text.splitlines()
     assert max(map(len, lines)) <= 70
     assert len(about) > 70
@@ -82,7 +82,7 @@ def test_consent_is_asked_until_valid(tmp_path: Path) -> None:
         terminal.expect("Whose voice is this?")
         terminal.type("granted\n")
         terminal.expect("✓ me: grade B")
-        assert terminal.end() == 0
+        assert terminal.wait() == 0
 
     (voice,) = aw.voices()
     assert voice.consent is not None
@@ -101,7 +101,7 @@ def test_unanswered_question_exits(keys: str, code: int, home: Path) -> None:
 
 def test_name_in_use_is_refused_before_questions(me: Voice) -> None:
     with Terminal("clone", READER, "--name", "me") as terminal:
-        assert terminal.end() == 5
+        assert terminal.wait() == 5
 
     assert "Whose voice" not in terminal.text
 
@@ -114,9 +114,9 @@ def test_transcript_can_be_corrected(is_piped: bool, tmp_path: Path) -> None:
         terminal.expect("Transcript (? marks doubtful words):")
         terminal.expect("then press Enter:")
         if not is_piped:
-            terminal.expect("amiable")  # it stands in the line, to be edited
+            terminal.expect("amiable")  # the line that is edited
         terminal.type(f"{CTRL_U}It was corrected.\n")
-        assert terminal.end() == 0
+        assert terminal.wait() == 0
 
     assert aw.voices()[0].ref_text == "It was corrected."
 
@@ -126,7 +126,7 @@ def test_enter_accepts_transcript() -> None:
     with Terminal("clone", READER, "--name", "me", "--consent", "public-domain") as terminal:
         terminal.expect("then press Enter:")
         terminal.type("\n")
-        assert terminal.end() == 0
+        assert terminal.wait() == 0
 
     assert "amiable" in str(aw.voices()[0].ref_text)
 
@@ -136,16 +136,16 @@ def test_removal_asks_for_confirmation(answer: str, is_removed: bool, me: Voice)
     with Terminal("voices", "rm", me.voice_id) as terminal:
         terminal.expect("This removes me with its recordings, for good.")
         terminal.type(f"{answer}\n")
-        assert terminal.end() == (0 if is_removed else 1)
+        assert terminal.wait() == (0 if is_removed else 1)
 
     assert ("Nothing was removed." in terminal.text) is not is_removed
     assert aw.voices() == ([] if is_removed else [me])
 
 
-def test_terminal_is_no_input_or_output_for_audio(me: Voice) -> None:
+def test_terminal_is_refused_for_audio(me: Voice) -> None:
     for args in (("say", "Hello", "-o", "-"), ("clone", "-", "--name", "you")):
         with Terminal(*args) as terminal:
-            assert terminal.end() == 2
+            assert terminal.wait() == 2
         assert "UsageError" in terminal.text
         assert "Fix:" in terminal.text
 
@@ -160,7 +160,7 @@ def test_ctrl_c_while_speaking_keeps_existing_file(me: Voice, tmp_path: Path) ->
         terminal.expect("speaking")
         terminal.expect("%")
         terminal.type(CTRL_C)
-        assert terminal.end() == 130
+        assert terminal.wait() == 130
 
     assert terminal.text.rstrip().endswith("Stopped.")
     assert "canary" not in terminal.text
@@ -173,7 +173,7 @@ def test_ctrl_c_while_cloning_leaves_no_files(home: Path, hanging: dict[str, str
     with Terminal("clone", READER, "--name", "me", "--consent", "self", env=hanging) as terminal:
         terminal.expect("hanging")
         terminal.type(CTRL_C)
-        assert terminal.end() == 130
+        assert terminal.wait() == 130
 
     assert list_files(home) == []
 
@@ -190,13 +190,13 @@ def test_pipe_shows_no_progress(me: Voice, tmp_path: Path) -> None:
 # -- the sound card -------------------------------------------------------------------------------------------
 
 
-PIPE_BYTES = 2**20  # the most that Linux grants to everybody: 5.46 s of float32
+PIPE_BYTES = 2**20  # the maximum without privileges on Linux: 5.46 s of float32
 
 
 class Microphone:
-    """The file-backed card with a pipe for its file: what was said is heard at once, then it waits for more.
+    """A sound card that reads from a pipe and blocks when it is empty.
 
-    Speak before it is listened to, or the card meets half a block and counts it as a whole one.
+    Write before the card reads, or it gets half a block and counts it as a whole one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -206,7 +206,7 @@ class Microphone:
         (folder / "asoundrc").write_text(CARD)
         self.settings = {"ALSA_CONFIG_PATH": str(folder / "asoundrc")}
 
-    def hear(self, samples: Samples) -> None:
+    def write(self, samples: Samples) -> None:
         assert os.write(self._pipe, samples.tobytes()) == samples.nbytes
 
     def close(self) -> None:
@@ -234,14 +234,14 @@ RECORD = ("clone", "--record", "--name", "me", "--consent", "self")
 
 @needs_alsa
 def test_voice_is_cloned_from_the_microphone(microphone: Microphone, tmp_path: Path) -> None:
-    microphone.hear(speech(5.4))
+    microphone.write(speech(5.4))
     with Terminal(*RECORD, cwd=tmp_path, stdout=tmp_path / "out", env=microphone.settings) as terminal:
         terminal.expect("Read this aloud, then press Enter:")
         terminal.expect("5.4 s")
         terminal.type("\n")
-        microphone.hear(silence(0.1))
+        microphone.write(silence(0.1))
         terminal.expect("✓ me: grade")
-        assert terminal.end() == 0
+        assert terminal.wait() == 0
 
     (voice,) = aw.voices()
     original = library().original_path(voice)
@@ -255,16 +255,16 @@ def test_voice_is_cloned_from_the_microphone(microphone: Microphone, tmp_path: P
 def test_short_recording_is_saved(home: Path, microphone: Microphone, tmp_path: Path) -> None:
     (tmp_path / "my-voice-recording.wav").write_bytes(b"of another day")
     record = ("clone", "--record", "--name", "my/voice", "--consent", "self")
-    microphone.hear(speech(2))
+    microphone.write(speech(2))
     with Terminal(*record, cwd=tmp_path, env=microphone.settings) as terminal:
         terminal.expect("press Enter:")
         terminal.expect("2.0 s")
         terminal.type("\n")
-        microphone.hear(silence(0.1))
+        microphone.write(silence(0.1))
         terminal.expect("Your recording is saved: ")
         terminal.expect("my-voice-recording-2.wav")
         terminal.expect("RecordingError: the recording lasts 2.")
-        assert terminal.end() == 5
+        assert terminal.wait() == 5
 
     assert decode(tmp_path / "my-voice-recording-2.wav").duration_s == pytest.approx(2, abs=0.2)
     assert (tmp_path / "my-voice-recording.wav").read_bytes() == b"of another day"
@@ -275,15 +275,15 @@ def test_short_recording_is_saved(home: Path, microphone: Microphone, tmp_path: 
 def test_ctrl_c_while_cloning_saves_recording(
     home: Path, microphone: Microphone, tmp_path: Path, hanging: dict[str, str]
 ) -> None:
-    microphone.hear(speech(5.4))
+    microphone.write(speech(5.4))
     with Terminal(*RECORD, cwd=tmp_path, env={**microphone.settings, **hanging}) as terminal:
         terminal.expect("press Enter:")
         terminal.expect("5.4 s")
         terminal.type("\n")
-        microphone.hear(silence(0.1))
+        microphone.write(silence(0.1))
         terminal.expect("hanging")
         terminal.type(CTRL_C)
-        assert terminal.end() == 130
+        assert terminal.wait() == 130
 
     assert decode(tmp_path / "me-recording.wav").duration_s == pytest.approx(5.4, abs=0.2)
     assert list_files(home) == []
@@ -291,13 +291,13 @@ def test_ctrl_c_while_cloning_saves_recording(
 
 @needs_alsa
 def test_ctrl_c_while_recording_saves_nothing(home: Path, microphone: Microphone, tmp_path: Path) -> None:
-    microphone.hear(speech(2))
+    microphone.write(speech(2))
     with Terminal(*RECORD, cwd=tmp_path, env=microphone.settings) as terminal:
         terminal.expect("press Enter:")
         terminal.expect("2.0 s")
         terminal.type(CTRL_C)
-        microphone.hear(silence(0.1))
-        assert terminal.end() == 130
+        microphone.write(silence(0.1))
+        assert terminal.wait() == 130
 
     assert list_files(home) == []
     assert not list(tmp_path.glob("*.wav"))
@@ -307,7 +307,7 @@ def test_ctrl_c_while_recording_saves_nothing(home: Path, microphone: Microphone
 def test_missing_microphone_is_reported(tmp_path: Path) -> None:
     (tmp_path / "asoundrc").write_text(NO_CARD)
     with Terminal(*RECORD, env={"ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")}) as terminal:
-        assert terminal.end() == 1
+        assert terminal.wait() == 1
 
     assert "UnavailableError: Recording needs an audio device" in terminal.text
     assert "Fix: give a recorded file instead of --record." in terminal.text

@@ -1,6 +1,6 @@
-"""The command line before a person, with a server: hidden questions, and Ctrl-C wherever something is waited for.
+"""Test the command line at a terminal with a server: hidden questions, and Ctrl-C during every wait.
 
-A proxy in front of a real server makes it slow where a test wants to stop: what is stopped here goes on there.
+A proxy in front of a real server delays the request during which a test presses Ctrl-C.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.e2e.served import ADMIN_SECRET, Served, final, register, serving, spe
 from tests.e2e.terminal import CTRL_C, Terminal
 
 TEXT = "Hello, this is my voice."
-LONG_S = 600.0  # longer than any test; it ends with the proxy
+LONG_S = 600.0  # longer than any test; the proxy ends it
 CURSOR_HIDDEN, CURSOR_SHOWN = "\x1b[?25l", "\x1b[?25h"
 
 
@@ -41,27 +41,27 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def slow(served: Served, home: Path) -> Iterator[FaultyServer]:
-    """The server, through a proxy that can be slow, as the profile `work`."""
+    """Store a proxy to the server, which can delay requests, as the profile `work`."""
     with FaultyServer(served.url) as proxy:
         Profiles(home).save("work", proxy.url, served.key)
         yield proxy
 
 
-def shown_command(terminal: Terminal) -> list[str]:
-    """The last command that was shown to be copied, without the name of the program."""
+def suggested_command(terminal: Terminal) -> list[str]:
+    """Return the arguments of the last suggested command."""
     (*_, line) = [line for line in terminal.text.splitlines() if line.startswith("  afterwords ")]
     return shlex.split(line)[1:]
 
 
-def held(slow: FaultyServer) -> None:
-    """Wait until the proxy keeps a request waiting."""
+def wait_for_delay(slow: FaultyServer) -> None:
+    """Wait until the proxy delays a request."""
     until(lambda: [seen for seen in slow.seen if seen.fault], what="the request")
 
 
-def stopped(terminal: Terminal) -> None:
-    """Press Ctrl-C, and see that it ends as it should, with the terminal as it was."""
+def press_ctrl_c(terminal: Terminal) -> None:
+    """Press Ctrl-C; check the exit code, the message and that the cursor is visible."""
     terminal.type(CTRL_C)
-    assert terminal.end() == 130
+    assert terminal.wait() == 130
     assert terminal.text.rstrip().endswith("Stopped.")
     assert terminal.raw.rfind(CURSOR_HIDDEN) <= terminal.raw.rfind(CURSOR_SHOWN)
 
@@ -74,12 +74,12 @@ def test_ctrl_c_while_waiting_leaves_job_running(slow: FaultyServer, served: Ser
     slow.inject(Fault.SLOW, path="/v1/jobs/", delay_s=LONG_S)
     with Terminal("say", TEXT, "-p", "work", "--voice", "me", "-o", "my hello.wav", cwd=tmp_path) as terminal:
         terminal.expect("waiting for the speech; Ctrl-C leaves the job running")
-        held(slow)
-        stopped(terminal)
+        wait_for_delay(slow)
+        press_ctrl_c(terminal)
 
     assert "The job goes on." in terminal.text
     assert (tmp_path / "my hello.wav").read_bytes() == b"kept"
-    words = shown_command(terminal)
+    words = suggested_command(terminal)
     assert (words[:2], words[3:]) == (["jobs", "download"], ["-o", "my hello.wav", "--profile", "work"])
     with served.client() as client:
         assert final(client, words[2])["status"] == "ready"
@@ -96,22 +96,22 @@ def test_ctrl_c_while_downloading_keeps_existing_file(slow: FaultyServer, served
     slow.inject(Fault.SLOW, path=f"/v1/jobs/{job_id}/audio", delay_s=LONG_S)
     with Terminal("jobs", "download", job_id, "-o", "a.wav", "-p", "work", cwd=tmp_path) as terminal:
         terminal.expect("downloading")
-        held(slow)
-        stopped(terminal)
+        wait_for_delay(slow)
+        press_ctrl_c(terminal)
 
     assert (tmp_path / "a.wav").read_bytes() == b"kept"
     assert not list(tmp_path.glob("*.part"))
-    assert run(*shown_command(terminal), cwd=tmp_path).code == 0
+    assert run(*suggested_command(terminal), cwd=tmp_path).code == 0
     assert decode(tmp_path / "a.wav").duration_s > 1
 
 
 def test_ctrl_c_while_submitting_names_jobs_list(slow: FaultyServer, tmp_path: Path) -> None:
     slow.inject(Fault.SLOW, path="/v1/synthesize", delay_s=LONG_S)
-    words = "Nobody waits for the canary."
+    words = "The canary is not awaited."
     with Terminal("say", words, "--remote", "--voice", "me", "-o", "a.wav", cwd=tmp_path) as terminal:
         terminal.expect("asking the server")
-        held(slow)
-        stopped(terminal)
+        wait_for_delay(slow)
+        press_ctrl_c(terminal)
 
     assert "may have accepted the job already" in terminal.text
     assert "afterwords jobs list" in terminal.text
@@ -124,8 +124,8 @@ def test_ctrl_c_while_importing_names_voices_list(me: Voice, slow: FaultyServer,
     slow.inject(Fault.SLOW, path="/v1/voices/import", delay_s=LONG_S)
     with Terminal("voices", "import", "it", "--name", "sent", "--remote", cwd=tmp_path) as terminal:
         terminal.expect("sending the voice")
-        held(slow)
-        stopped(terminal)
+        wait_for_delay(slow)
+        press_ctrl_c(terminal)
 
     assert "afterwords voices list --remote" in terminal.text
 
@@ -160,10 +160,10 @@ def test_ctrl_c_while_playing_cancels_job(served: Served, tmp_path: Path) -> Non
     (tmp_path / "asoundrc").write_text(CARD)
     account = {"AFTERWORDS_BASE_URL": served.url, "AFTERWORDS_API_KEY": served.key}
     env = {**account, "ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")}
-    words = "This is heard at once. " * 3 + "Then it will fault-hang for a long while."
+    words = "This plays at once. " * 3 + "Then it will fault-hang for a long while."
     with Terminal("say", words, "--remote", "--voice", "me", cwd=tmp_path, env=env) as terminal:
         terminal.expect("playing; Ctrl-C stops it, and the job")
-        stopped(terminal)
+        press_ctrl_c(terminal)
 
     with served.client() as client:
         newest = client.get("/v1/jobs", params={"limit": 1}).json()[0]
@@ -180,7 +180,7 @@ def test_login_asks_for_address_and_hidden_key(served: Served, home: Path) -> No
         terminal.expect("(it is not shown):")
         terminal.type(f"{served.key}\n")
         terminal.expect("Logged in to")
-        assert terminal.end() == 0
+        assert terminal.wait() == 0
 
     assert served.key not in terminal.text
     assert [profile.url for profile in Profiles(home).all()] == [served.url]
@@ -193,7 +193,7 @@ def test_replacing_asks_for_confirmation(me: Voice, tmp_path: Path) -> None:
     with Terminal("voices", "import", "it", "--name", "me", cwd=tmp_path) as terminal:
         terminal.expect("Type yes to replace it for good")
         terminal.type("yes\n")
-        assert terminal.end() == 0
+        assert terminal.wait() == 0
 
     assert [voice.voice_id for voice in aw.voices()] == [other.voice_id]
 
@@ -203,7 +203,7 @@ def test_admin_secret_is_asked_for_hidden(slow: FaultyServer, served: Served, tm
         terminal.expect("Admin secret of http://127.0.0.1")
         terminal.type(f"{ADMIN_SECRET}\n")
         terminal.expect("shown this once")
-        assert terminal.end() == 0
+        assert terminal.wait() == 0
 
     assert ADMIN_SECRET not in terminal.text
     with served.client((tmp_path / "out").read_text().strip()) as client:
@@ -218,5 +218,5 @@ def test_removal_from_server_asks_for_confirmation(slow: FaultyServer, served: S
             with Terminal("voices", "rm", "gone", "--remote", env=env) as terminal:
                 terminal.expect("all speech made with it")
                 terminal.type(f"{answer}\n")
-                assert terminal.end() == code
+                assert terminal.wait() == code
             assert len(client.get("/v1/voices").json()) == n_left

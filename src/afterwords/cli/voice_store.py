@@ -79,7 +79,7 @@ class VoiceStore(Protocol):
         """Store the voice of a bundle; ask at a terminal before a voice of that name is replaced.
 
         Raises:
-            VoiceExistsError: The name is taken and nobody can be asked.
+            VoiceExistsError: The name is taken and there is no terminal to ask at.
         """
         ...
 
