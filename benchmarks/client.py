@@ -1,6 +1,6 @@
-"""What the SDK costs beside bare httpx, how it stands many calls at once, and what `say --remote` adds to the server.
+"""Overhead of the SDK over plain httpx, many concurrent calls, and the time that `say --remote` adds.
 
-One real server on this machine speaks for all; the two ways to ask it alternate, and medians are printed.
+All measurements use one real server on this machine. Those of the SDK and of httpx alternate; medians are printed.
 """
 
 from __future__ import annotations
@@ -29,50 +29,50 @@ UNLIMITED = {"AFTERWORDS_RATE_LIMIT": "0"}
 
 
 def seconds_each(call: Callable[[], object]) -> float:
-    """Mean time of a call over a round."""
+    """Return the mean time of a call in a round."""
     started = time.perf_counter()
     for _ in range(CALLS):
         call()
     return (time.perf_counter() - started) / CALLS
 
 
-def cached(url: str, key: str, voice_id: str) -> tuple[float, float, float]:
-    """A call of the SDK and of bare httpx for the same cached text, in seconds, and the median of their ratios."""
+def measure_cached(url: str, key: str, voice_id: str) -> tuple[float, float, float]:
+    """Return the times of a cached call by the SDK and by httpx, in seconds, and the median of their ratios."""
     body = {"voice_id": voice_id, "text": TEXT}
     headers = {"Authorization": f"Bearer {key}"}
     with aw.Client(url, api_key=key) as client, httpx.Client(base_url=url, headers=headers) as bare:
         client.say(TEXT, voice=voice_id)
 
-        def ask() -> bytes:
-            answer = bare.post("/v1/synthesize", json=body)
-            answer.raise_for_status()
-            return answer.content
+        def request() -> bytes:
+            response = bare.post("/v1/synthesize", json=body)
+            response.raise_for_status()
+            return response.content
 
         pairs = [
-            (seconds_each(lambda: client.say(TEXT, voice=voice_id)), seconds_each(ask)) for _ in range(ROUNDS + 1)
+            (seconds_each(lambda: client.say(TEXT, voice=voice_id)), seconds_each(request)) for _ in range(ROUNDS + 1)
         ][1:]
     ours, theirs = zip(*pairs, strict=True)
     return statistics.median(ours), statistics.median(theirs), statistics.median(a / b for a, b in pairs)
 
 
-async def at_once(url: str, key: str, voice_id: str) -> tuple[int, list[float]]:
-    """Rounds of 200 calls at once; how many failed, and the process's memory in MB after each round."""
+async def measure_concurrent(url: str, key: str, voice_id: str) -> tuple[int, list[float]]:
+    """Make rounds of 200 concurrent calls; return how many failed, and the memory in MB after each round."""
     failed = 0
     memory = []
     process = psutil.Process()
     async with aw.AsyncClient(url, api_key=key) as client:
         for _ in range(ROUNDS + 3):
             calls = [client.say(TEXT, voice=voice_id) for _ in range(CALLS)]
-            answers = await asyncio.gather(*calls, return_exceptions=True)
-            failed += sum(isinstance(answer, BaseException) for answer in answers)
-            del calls, answers
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            failed += sum(isinstance(result, BaseException) for result in results)
+            del calls, results
             gc.collect()
             memory.append(process.memory_info().rss / 1e6)
     return failed, memory[3:]
 
 
-def started(url: str, key: str, folder: Path) -> tuple[float, float]:
-    """What `say --remote` of a cached text takes, and the server's part of it, in seconds: medians."""
+def measure_command(url: str, key: str, folder: Path) -> tuple[float, float]:
+    """Return the median times of `say --remote` for a cached text, and of the server's part of it, in seconds."""
     env = {**os.environ, "AFTERWORDS_BASE_URL": url, "AFTERWORDS_API_KEY": key, "AFTERWORDS_HOME": str(folder)}
     command = [sys.executable, "-m", "afterwords", "say", TEXT, "--voice", "me", "--remote", "-o", "hello.wav"]
     whole = []
@@ -87,20 +87,20 @@ def started(url: str, key: str, folder: Path) -> tuple[float, float]:
 
 
 def table() -> list[str]:
-    """The figures as Markdown."""
+    """Return the figures as Markdown."""
     lines = ["| what | measured | to reach |", "|---|---|---|"]
     with tempfile.TemporaryDirectory() as name, serving(Path(name) / "home", UNLIMITED) as served:
         with aw.Client(served.url, api_key=served.key) as client:
             voice_id = client.voices.create(READER, name="me").voice_id
-        ours, theirs, ratio = cached(served.url, served.key, voice_id)
+        ours, theirs, ratio = measure_cached(served.url, served.key, voice_id)
         lines.append(
-            f"| `client.say`, cached text / the same by bare httpx | {ours * 1e3:.2f} / {theirs * 1e3:.2f} ms = "
+            f"| `client.say`, cached text / the same with bare httpx | {ours * 1e3:.2f} / {theirs * 1e3:.2f} ms = "
             f"{ratio:.2f} | ≤ 1.3 |"
         )
-        failed, memory = asyncio.run(at_once(served.url, served.key, voice_id))
-        lines.append(f"| {CALLS} calls at once on one `AsyncClient`, {ROUNDS + 3} rounds: failed | {failed} | 0 |")
+        failed, memory = asyncio.run(measure_concurrent(served.url, served.key, voice_id))
+        lines.append(f"| {CALLS} concurrent calls of one `AsyncClient`, {ROUNDS + 3} rounds: failed | {failed} | 0 |")
         lines.append(f"| memory, first and last round after three | {memory[0]:.0f}, {memory[-1]:.0f} MB | flat |")
-        whole, part = started(served.url, served.key, Path(name))
+        whole, part = measure_command(served.url, served.key, Path(name))
         lines.append(
             f"| `say --remote -o`, less the server's {part * 1e3:.0f} ms | {(whole - part) * 1e3:.0f} ms | ≤ 500 ms |"
         )

@@ -260,7 +260,7 @@ def _scale_pcm(raw: memoryview, bits: int) -> Samples:
     if bits == 8:
         return (np.frombuffer(raw, "u1").astype(np.float32) - 128) / np.float32(128)
     if bits == 16:
-        return np.frombuffer(raw, "<i2").astype(np.float32) / np.float32(_PCM16_SCALE)
+        return float_from_pcm16(raw)
     if bits == 24:
         wide = np.zeros((len(raw) // 3, 4), "u1")
         wide[:, 1:] = np.frombuffer(raw, "u1").reshape(-1, 3)  # the upper three of four bytes
@@ -318,6 +318,11 @@ def wav_header(sample_rate: int, *, n_frames: int | None, tags: Mapping[str, str
     head = struct.pack("<4sI4s", b"RIFF", riff_bytes, b"WAVE")
     fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, _PCM, 1, sample_rate, 2 * sample_rate, 2, 16)
     return head + fmt + info + struct.pack("<4sI", b"data", data_bytes)
+
+
+def float_from_pcm16(data: bytes | memoryview) -> Samples:
+    """Return 16-bit little-endian PCM as samples in [-1, 1), shape (n_samples,)."""
+    return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(_PCM16_SCALE)
 
 
 def pcm16(samples: Samples) -> bytes:

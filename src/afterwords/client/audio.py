@@ -12,8 +12,8 @@ import numpy as np
 
 from afterwords.audio.audio import DURATION_MAX_S, Audio
 from afterwords.audio.decoding import read_sound, read_tags
-from afterwords.audio.wav import Samples, read_wav
-from afterwords.audio.wav_chunks import UNKNOWN_SIZE, parse_fmt, read_info
+from afterwords.audio.wav import Samples, float_from_pcm16, read_wav
+from afterwords.audio.wav_chunks import RIFF_HEADER_BYTES, UNKNOWN_SIZE, check_magic, chunks, parse_fmt, read_info
 from afterwords.client.parsing import SpeechResponse
 from afterwords.errors import ConnectionLostError, InvalidResponseError, RecordingError
 from afterwords.models import Voice, now
@@ -69,7 +69,7 @@ class WavStream:
         self._left: int | None = None
 
     def feed(self, piece: bytes) -> Samples | None:
-        """Return the samples, shape (n_samples,), that a piece completes; None if there are none.
+        """Return the samples, shape (n_samples,), that a piece completes, or None.
 
         Raises:
             InvalidResponseError: The data is not a 16-bit WAV file.
@@ -87,7 +87,7 @@ class WavStream:
         raw, self._pending = self._pending[:n_bytes], self._pending[n_bytes:]
         if self._left is not None:
             self._left -= n_bytes
-        samples = np.frombuffer(raw, "<i2").astype(np.float32) / np.float32(32768)
+        samples = float_from_pcm16(raw)
         return samples if self._n_channels == 1 else samples.reshape(-1, self._n_channels).mean(1, dtype=np.float32)
 
     def end(self) -> None:
@@ -105,28 +105,24 @@ class WavStream:
     def _read_header(self) -> bool:
         """Read the chunks before the samples; return whether the samples have begun."""
         head = self._pending
-        if len(head) < 12:
+        if len(head) < RIFF_HEADER_BYTES:
             return False
-        if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-            raise InvalidResponseError.for_reason("its audio is not a WAV file")
-        offset = 12
-        sample_rate = 0
-        while len(head) >= offset + 8:
-            name, size = head[offset : offset + 4], int.from_bytes(head[offset + 4 : offset + 8], "little")
-            offset += 8
-            if name == b"data":
-                if not sample_rate:
-                    raise InvalidResponseError.for_reason("its audio has no format chunk")
-                self.tags = read_info(BytesIO(head[:offset]), source="the audio")
-                self.sample_rate, self._pending = sample_rate, head[offset:]
-                self._left = None if size in (0, UNKNOWN_SIZE) else size
-                return True
-            if name == b"fmt " and len(head) >= offset + 16:
-                fmt = parse_fmt(head[offset:])
-                self._n_channels, sample_rate = fmt.channels, fmt.sample_rate
-                if fmt.encoding != 1 or fmt.bits != 16 or not fmt.channels or not sample_rate:
-                    raise InvalidResponseError.for_reason("its audio is not a 16-bit WAV file")
-            offset += size + size % 2
-        if len(head) > _HEADER_MAX_BYTES or offset > _HEADER_MAX_BYTES:
+        fmt = None
+        try:
+            check_magic(head[:RIFF_HEADER_BYTES], "the audio")
+            for chunk in chunks(BytesIO(head), "the audio"):
+                if chunk.id == b"fmt " and chunk.present_bytes >= 16:
+                    fmt = parse_fmt(head[chunk.start :])
+                elif chunk.id == b"data":
+                    if fmt is None or fmt.encoding != 1 or fmt.bits != 16 or not fmt.channels or not fmt.sample_rate:
+                        raise InvalidResponseError.for_reason("its audio is not a 16-bit WAV file")
+                    self.tags = read_info(BytesIO(head[: chunk.start]), source="the audio")
+                    self.sample_rate, self._n_channels = fmt.sample_rate, fmt.channels
+                    self._pending = head[chunk.start :]
+                    self._left = None if chunk.size_bytes in (0, UNKNOWN_SIZE) else chunk.size_bytes
+                    return True
+        except RecordingError as error:
+            raise InvalidResponseError.for_reason("its audio is not a WAV file") from error
+        if len(head) > _HEADER_MAX_BYTES:
             raise InvalidResponseError.for_reason("its audio has no beginning")
         return False

@@ -143,6 +143,11 @@ def resource_path(collection: str, resource_id: str) -> str:
     return f"{collection}/{resource_id if _RESOURCE_ID.fullmatch(resource_id) else '-'}"
 
 
+def voice_request(method: str, voice_id: str, suffix: str = "", **options: Any) -> Request:
+    path = resource_path("/v1/voices", voice_id)
+    return Request(method, f"{path}{suffix}", missing_code="voice_not_found", **options)
+
+
 def valid_key(key: str | None = None) -> str:
     """Return an idempotency key: the given one, or a new one.
 
@@ -175,6 +180,23 @@ def speech_fields(
         seed=seed,
         response_format=None if format is SpeechFormat.WAV else format.value,
         webhook_url=webhook_url,
+    )
+
+
+def synthesis_request(voice_id: str, fields: dict[str, Any], *, key: str, wait_s: int = 0) -> Request:
+    """Return a synthesis request; the server responds within `wait_s` seconds, or streams if `stream` is set."""
+    is_stream = "stream" in fields
+    return Request(
+        "POST",
+        "/v1/synthesize",
+        json={"voice_id": voice_id, **fields},
+        headers={"Prefer": f"wait={wait_s}"} if wait_s else {},
+        is_repeatable=False,
+        idempotency_key=key,
+        missing_code="voice_not_found",
+        is_stream=is_stream,
+        is_download=True,
+        wait_s=FIRST_AUDIO_S if is_stream else wait_s,
     )
 
 

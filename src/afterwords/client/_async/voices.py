@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from afterwords.client._async.session import AsyncSession
 from afterwords.client.files import parse_option, read_recording, read_source
 from afterwords.client.parsing import parse_object, parse_voice
-from afterwords.client.requests import PAGE_MAX, Request, Response, drop_none, resource_path, valid_key
+from afterwords.client.requests import PAGE_MAX, Request, Response, drop_none, valid_key, voice_request
 from afterwords.errors import VoiceNotFoundError
 from afterwords.models import BUNDLE_TYPE, NAME_MAX_CHARS, ConsentKind, ConsentName, Voice, parse_id
 
@@ -76,7 +76,7 @@ class AsyncVoices:
     def list(self, *, page_size: int = 100) -> AsyncIterator[Voice]:
         """Iterate over all voices, oldest first; a page is fetched when it is needed.
 
-        The voices of a list lack some fields, which `get` returns.
+        The voices of a list lack some fields; `get` returns all of them.
         """
         limit = max(1, min(page_size, PAGE_MAX))
         return self._session.pages("/v1/voices", parse_voice, id_field="voice_id", limit=limit)
@@ -87,7 +87,7 @@ class AsyncVoices:
         Raises:
             VoiceNotFoundError: The server has no such voice.
         """
-        _, response = await self._request(voice, lambda voice_id: _request("GET", voice_id))
+        _, response = await self._request(voice, lambda voice_id: voice_request("GET", voice_id))
         return parse_voice(parse_object(response), response)
 
     async def update(
@@ -108,14 +108,16 @@ class AsyncVoices:
         """
         fields = drop_none(name=name, ref_text=text, lang=lang, backend=backend, family=family, metadata=metadata)
         voice_id, response = await self._request(
-            voice, lambda voice_id: _request("PATCH", voice_id, json=fields, feature="changing a voice")
+            voice, lambda voice_id: voice_request("PATCH", voice_id, json=fields, feature="changing a voice")
         )
         self._forget(voice_id)  # the name may have changed
         return parse_voice(parse_object(response), response)
 
     async def delete(self, voice: Voice | str) -> None:
         """Delete a voice from the server, with its recording, its jobs and all their audio."""
-        voice_id, _ = await self._request(voice, lambda voice_id: _request("DELETE", voice_id, is_done_if_gone=True))
+        voice_id, _ = await self._request(
+            voice, lambda voice_id: voice_request("DELETE", voice_id, is_done_if_gone=True)
+        )
         self._forget(voice_id)
 
     async def export(self, voice: Voice | str) -> bytes:
@@ -127,7 +129,9 @@ class AsyncVoices:
 
         def build(voice_id: str) -> Request:
             params = {"prompts": "true"}
-            return _request("GET", voice_id, "/export", params=params, is_download=True, feature="exporting a voice")
+            return voice_request(
+                "GET", voice_id, "/export", params=params, is_download=True, feature="exporting a voice"
+            )
 
         _, response = await self._request(voice, build, is_resumed=True)
         return response.body
@@ -192,8 +196,3 @@ class AsyncVoices:
         for name, known in list(self._ids.items()):
             if known == voice_id:
                 self._ids.pop(name, None)
-
-
-def _request(method: str, voice_id: str, suffix: str = "", **options: Any) -> Request:
-    path = resource_path("/v1/voices", voice_id)
-    return Request(method, f"{path}{suffix}", missing_code="voice_not_found", **options)

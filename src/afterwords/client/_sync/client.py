@@ -38,6 +38,7 @@ from afterwords.client.requests import (
     long_poll_s,
     resource_path,
     speech_fields,
+    synthesis_request,
     valid_key,
 )
 from afterwords.models import FormatName, Health, Job, JobStatus, SpeechFormat, Usage, Voice
@@ -219,7 +220,7 @@ class Client:
         """Create a job, or get the audio if it is cached or ready within `wait_s` seconds."""
 
         def build(voice_id: str) -> Request:
-            return _synthesis(voice_id, fields, key=key, wait_s=wait_s)
+            return synthesis_request(voice_id, fields, key=key, wait_s=wait_s)
 
         self._check_options(fields)
         voice_id, response = self.voices._request(voice, build)
@@ -242,7 +243,7 @@ class Client:
         key = valid_key()
         self._check_options(fields)
         voice_id, response = self.voices._request(
-            voice, lambda voice_id: _synthesis(voice_id, {**fields, "stream": True}, key=key)
+            voice, lambda voice_id: synthesis_request(voice_id, {**fields, "stream": True}, key=key)
         )
         if response.status == 200:
             check_audio(response)
@@ -263,19 +264,3 @@ class Client:
     def _check_options(self, fields: dict[str, Any]) -> None:
         if fields.keys() & {"speed", "seed", "response_format", "webhook_url"}:
             self._session.check_supports("speed, seed, other formats than wav, and webhooks")
-
-
-def _synthesis(voice_id: str, fields: dict[str, Any], *, key: str, wait_s: int = 0) -> Request:
-    is_stream = "stream" in fields
-    return Request(
-        "POST",
-        "/v1/synthesize",
-        json={"voice_id": voice_id, **fields},
-        headers={"Prefer": f"wait={wait_s}"} if wait_s else {},
-        is_repeatable=False,
-        idempotency_key=key,
-        missing_code="voice_not_found",
-        is_stream=is_stream,
-        is_download=True,
-        wait_s=FIRST_AUDIO_S if is_stream else wait_s,
-    )

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from afterwords.client._sync.session import Session
 from afterwords.client.files import parse_option, read_recording, read_source
 from afterwords.client.parsing import parse_object, parse_voice
-from afterwords.client.requests import PAGE_MAX, Request, Response, drop_none, resource_path, valid_key
+from afterwords.client.requests import PAGE_MAX, Request, Response, drop_none, valid_key, voice_request
 from afterwords.errors import VoiceNotFoundError
 from afterwords.models import BUNDLE_TYPE, NAME_MAX_CHARS, ConsentKind, ConsentName, Voice, parse_id
 
@@ -76,7 +76,7 @@ class Voices:
     def list(self, *, page_size: int = 100) -> Iterator[Voice]:
         """Iterate over all voices, oldest first; a page is fetched when it is needed.
 
-        The voices of a list lack some fields, which `get` returns.
+        The voices of a list lack some fields; `get` returns all of them.
         """
         limit = max(1, min(page_size, PAGE_MAX))
         return self._session.pages("/v1/voices", parse_voice, id_field="voice_id", limit=limit)
@@ -87,7 +87,7 @@ class Voices:
         Raises:
             VoiceNotFoundError: The server has no such voice.
         """
-        _, response = self._request(voice, lambda voice_id: _request("GET", voice_id))
+        _, response = self._request(voice, lambda voice_id: voice_request("GET", voice_id))
         return parse_voice(parse_object(response), response)
 
     def update(
@@ -108,14 +108,14 @@ class Voices:
         """
         fields = drop_none(name=name, ref_text=text, lang=lang, backend=backend, family=family, metadata=metadata)
         voice_id, response = self._request(
-            voice, lambda voice_id: _request("PATCH", voice_id, json=fields, feature="changing a voice")
+            voice, lambda voice_id: voice_request("PATCH", voice_id, json=fields, feature="changing a voice")
         )
         self._forget(voice_id)  # the name may have changed
         return parse_voice(parse_object(response), response)
 
     def delete(self, voice: Voice | str) -> None:
         """Delete a voice from the server, with its recording, its jobs and all their audio."""
-        voice_id, _ = self._request(voice, lambda voice_id: _request("DELETE", voice_id, is_done_if_gone=True))
+        voice_id, _ = self._request(voice, lambda voice_id: voice_request("DELETE", voice_id, is_done_if_gone=True))
         self._forget(voice_id)
 
     def export(self, voice: Voice | str) -> bytes:
@@ -127,7 +127,9 @@ class Voices:
 
         def build(voice_id: str) -> Request:
             params = {"prompts": "true"}
-            return _request("GET", voice_id, "/export", params=params, is_download=True, feature="exporting a voice")
+            return voice_request(
+                "GET", voice_id, "/export", params=params, is_download=True, feature="exporting a voice"
+            )
 
         _, response = self._request(voice, build, is_resumed=True)
         return response.body
@@ -192,8 +194,3 @@ class Voices:
         for name, known in list(self._ids.items()):
             if known == voice_id:
                 self._ids.pop(name, None)
-
-
-def _request(method: str, voice_id: str, suffix: str = "", **options: Any) -> Request:
-    path = resource_path("/v1/voices", voice_id)
-    return Request(method, f"{path}{suffix}", missing_code="voice_not_found", **options)

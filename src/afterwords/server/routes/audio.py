@@ -261,10 +261,10 @@ async def encoded_stream(
 
 async def _write(request: Request, writer: AudioWriter, pcm: bytes) -> None:
     """Encode one step, when the account's turn has come."""
-    import numpy as np
+    from afterwords.audio.wav import float_from_pcm16
 
     def write() -> None:
-        writer.write(np.frombuffer(pcm, "<i2").astype(np.float32) / np.float32(32768))
+        writer.write(float_from_pcm16(pcm))
 
     async with state_of(request).encoding.slot(caller_of(request).account_id):
         await in_thread(write)
