@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from afterwords.backends.qwen3.torch.affine import take_affine
 from afterwords.backends.qwen3.torch.causal import CausalConv
-from afterwords.backends.qwen3.torch.codebooks import take_codebook
 from afterwords.backends.qwen3.torch.codec_transformer import WindowCache, WindowTransformer
 from afterwords.backends.qwen3.torch.codec_wave import wave_stages
+from afterwords.backends.qwen3.torch.weights import Weights, take_affine, take_codebook
 
 if TYPE_CHECKING:
     from afterwords.backends.qwen3.codec_config import CodecConfig, CodecDecoderConfig
-    from afterwords.backends.qwen3.torch.weights import Weights
 
 PIECE_FRAMES: Final = 25
 """Frames decoded at once of a whole utterance, 2 s: larger pieces need more memory, and on a CPU take longer."""

@@ -16,14 +16,12 @@ from torch.nn import functional
 
 from afterwords.audio.wav import Samples
 from afterwords.backends.qwen3.codec_config import DOWNSAMPLING
-from afterwords.backends.qwen3.torch.affine import take_affine
 from afterwords.backends.qwen3.torch.causal import CausalConv
-from afterwords.backends.qwen3.torch.codebooks import take_codebook
 from afterwords.backends.qwen3.torch.codec_transformer import EncoderTransformer
+from afterwords.backends.qwen3.torch.weights import Weights, take_affine, take_codebook
 
 if TYPE_CHECKING:
     from afterwords.backends.qwen3.codec_config import CodecConfig, CodecEncoderConfig
-    from afterwords.backends.qwen3.torch.weights import Weights
 
 PIECE_FRAMES: Final = 25
 """Frames convolved at once: 2 s. The widest layer needs 12 MB for it."""

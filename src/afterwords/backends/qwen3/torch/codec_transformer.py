@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from afterwords.backends.qwen3.torch.affine import take_affine
 from afterwords.backends.qwen3.torch.causal import remember
+from afterwords.backends.qwen3.torch.weights import Shape, Weights, take_affine
 
 if TYPE_CHECKING:
     from afterwords.backends.qwen3.codec_config import CodecDecoderConfig
     from afterwords.backends.qwen3.config import StackConfig
-    from afterwords.backends.qwen3.torch.weights import Shape, Weights
 
 
 @dataclass(frozen=True, slots=True)

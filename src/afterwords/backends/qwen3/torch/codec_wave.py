@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from afterwords.backends.qwen3.torch.affine import take_affine
 from afterwords.backends.qwen3.torch.causal import CausalConv, CausalUpsampling
+from afterwords.backends.qwen3.torch.weights import Shape, Weights, take_affine
 
 if TYPE_CHECKING:
     from afterwords.backends.qwen3.codec_config import CodecDecoderConfig
-    from afterwords.backends.qwen3.torch.weights import Shape, Weights
 
 # What the checkpoint does not state. Source: qwen-tts 0.1.1, modeling_qwen3_tts_tokenizer_v2.py.
 _KERNEL: Final = 7

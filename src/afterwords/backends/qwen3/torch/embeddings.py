@@ -1,6 +1,6 @@
-"""What the talker hears: text tokens through their projection, and code frames as the sum of their codes.
+"""Inputs of the talker: projected text tokens, and code frames as the sum of their embeddings.
 
-Prompts are written with it, and each frame's next input is made with it.
+Used for prompts and for the next input of each frame.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from afterwords.backends.qwen3.config import ModelConfig
-from afterwords.backends.qwen3.torch.weights import Weights
+from afterwords.backends.qwen3.torch.weights import Weights, take_affine
 
 
 class Embeddings:
-    """The tables of one talker.
+    """The embedding tables of a talker.
 
     Attributes:
-        codes: shape (vocab + (n_code_groups - 1) * codes, hidden): the first codebook and the control ids, then the
-            other codebooks one below the other.
-        offsets: shape (n_code_groups,): the row of `codes` where each codebook begins.
+        codes: Shape (vocab + (n_code_groups - 1) * codes, hidden): the first codebook and the control ids, then the
+            other codebooks.
+        offsets: Row of `codes` where each codebook starts, shape (n_code_groups,).
     """
 
     def __init__(self, weights: Weights, config: ModelConfig) -> None:
@@ -37,23 +37,18 @@ class Embeddings:
         begins = [0, *(talker.vocab + group * config.predictor.vocab for group in range(n_others))]
         self.offsets = torch.tensor(begins, device=weights.device)
         self._text = weights.take("talker.model.text_embedding.weight", (talker.text_vocab, text))
-        self._widen = [_linear(weights, "talker.text_projection.linear_fc1", text, text)]
-        self._widen.append(_linear(weights, "talker.text_projection.linear_fc2", hidden, text))
+        self._inner = take_affine(weights, "talker.text_projection.linear_fc1", (text, text))
+        self._outer = take_affine(weights, "talker.text_projection.linear_fc2", (hidden, text))
 
     def text(self, ids: Tensor) -> Tensor:
-        """Text tokens, shape (n,), as the talker hears them, shape (n, hidden)."""
-        (inner, inner_bias), (outer, outer_bias) = self._widen
-        narrow = functional.silu(functional.linear(functional.embedding(ids, self._text), inner, inner_bias))
-        return functional.linear(narrow, outer, outer_bias)
+        """Embed text tokens of shape (n,), as shape (n, hidden)."""
+        narrow = functional.silu(functional.linear(functional.embedding(ids, self._text), *self._inner))
+        return functional.linear(narrow, *self._outer)
 
     def control(self, ids: Sequence[int]) -> Tensor:
-        """Control ids, or codes of the first codebook, shape (n, hidden)."""
+        """Embed control ids, or codes of the first codebook, as shape (n, hidden)."""
         return functional.embedding(torch.tensor(ids, device=self.codes.device), self.codes)
 
     def frames(self, codes: Tensor) -> Tensor:
-        """Frames of shape (n, n_code_groups) as the sum of their codes, shape (n, hidden)."""
+        """Embed frames of shape (n, n_code_groups) as the sum of their codes, shape (n, hidden)."""
         return functional.embedding(codes + self.offsets, self.codes).sum(1)
-
-
-def _linear(weights: Weights, name: str, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
-    return weights.take(f"{name}.weight", (outputs, inputs)), weights.take(f"{name}.bias", (outputs,))

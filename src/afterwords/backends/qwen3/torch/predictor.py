@@ -1,6 +1,7 @@
-"""The code predictor: from the first code of a frame and what the talker made of it, the other codes one by one.
+"""The code predictor: predicts the other codes of a frame one by one, from its first code and the talker's hidden
+state.
 
-Its context begins anew with every frame and holds as many positions as a frame has codes.
+Its context is empty at the start of every frame and has as many positions as a frame has codes.
 """
 
 from __future__ import annotations
@@ -18,78 +19,74 @@ from afterwords.backends.qwen3.torch.batch import BatchState
 from afterwords.backends.qwen3.torch.embeddings import Embeddings
 from afterwords.backends.qwen3.torch.ops import Ops
 from afterwords.backends.qwen3.torch.transformer import Stack
-from afterwords.backends.qwen3.torch.weights import Weights
+from afterwords.backends.qwen3.torch.weights import Weights, take_affine
 
-_AT: Final = "talker.code_predictor"
+_PREFIX: Final = "talker.code_predictor"
 
 
 class Predictor:
-    """The predictor of one checkpoint."""
+    """The code predictor of a checkpoint."""
 
     def __init__(self, weights: Weights, config: ModelConfig, embeddings: Embeddings, *, ops: Ops = torch_ops) -> None:
-        """Take its weights; the talker's embeddings are projected to its width here, once, where the two differ."""
+        """Take its weights, and project the talker's embeddings to its width if the two differ."""
         stack, codes = config.predictor.stack, config.predictor.vocab
         self.n_groups = config.talker.n_code_groups
-        self.stack = Stack(weights, f"{_AT}.model", stack, n_positions=self.n_groups, ops=ops)
+        self.stack = Stack(weights, f"{_PREFIX}.model", stack, n_positions=self.n_groups, ops=ops)
         self._draw = ops.draw
-        heads = [f"{_AT}.lm_head.{group}.weight" for group in range(self.n_groups - 1)]
+        heads = [f"{_PREFIX}.lm_head.{group}.weight" for group in range(self.n_groups - 1)]
         self._heads = [weights.take(name, (codes, stack.hidden)) for name in heads]
-        self._narrowing = _narrowing(weights, config)
-        narrow = self._narrowed(embeddings.codes)
-        # Each codebook but the last is heard; the first one's table has the control ids in it.
+        wide = config.talker.stack.hidden
+        name = f"{_PREFIX}.small_to_mtp_projection"
+        self._projection = None if wide == stack.hidden else take_affine(weights, name, (stack.hidden, wide))
+        narrow = self._project(embeddings.codes)
+        # Each codebook but the last is an input; the table of the first includes the control ids.
         self._tables = narrow.split([config.talker.vocab, *[codes] * (self.n_groups - 1)])[:-1]
         first = torch.zeros(1, device=weights.device, dtype=torch.int64)
-        self._places = [self.stack.place(first, first + position, self.n_groups) for position in range(self.n_groups)]
+        self._positions = [
+            self.stack.step_positions(first, first + position, self.n_groups) for position in range(self.n_groups)
+        ]
 
     def predict_frame(self, rows: BatchState, code: Tensor, noise: Tensor, *, with_top_p: bool) -> Tensor:
         """Draw the codes of a frame.
 
         Args:
-            rows: of which `hidden` is read and `predictor_cache` written.
-            code: shape (n_rows,), the first codes.
-            noise: shape (n_rows, n_code_groups, codes or more), times the temperature.
-            with_top_p: whether some row limits the share it draws from.
+            rows: `hidden` is read, and `predictor_cache` is written.
+            code: The first codes, shape (n_rows,).
+            noise: Noise times temperature, shape (n_rows, n_code_groups, codes or more).
+            with_top_p: Whether some row has a top_p below 1.
 
         Returns:
-            Shape (n_rows, n_code_groups), the first codes included.
+            Shape (n_rows, n_code_groups), with the first codes.
         """
         codes = [code]
-        heard = torch.stack([self._narrowed(rows.hidden), functional.embedding(code, self._tables[0])], 1)
-        x = self.stack.prefill(heard, rows.predictor_cache, rows.index)[:, -1]
+        inputs = torch.stack([self._project(rows.hidden), functional.embedding(code, self._tables[0])], 1)
+        x = self.stack.prefill(inputs, rows.predictor_cache, rows.index)[:, -1]
         for group in range(1, self.n_groups):
             if group > 1:
                 x = functional.embedding(codes[-1], self._tables[group - 1])
-                place = replace(self._places[group], rows=rows.index)
-                x = self.stack.step(x, rows.predictor_cache, place)
+                position = replace(self._positions[group], rows=rows.index)
+                x = self.stack.step(x, rows.predictor_cache, position)
             shares = (rows.top_ps[:, group], rows.temperatures[:, group]) if with_top_p else None
             logits = functional.linear(x, self._heads[group - 1])
             codes.append(self._draw(logits, rows.beyond[:, 1], noise[:, group], shares))
         return torch.stack(codes, 1)
 
     def most_likely_codes(self, hidden: Tensor, codes: Tensor) -> Tensor:
-        """The likeliest code at each place but the first, given the codes before it in its frame.
+        """Return the most likely code at each position but the first, given the codes before it in its frame.
 
         Args:
-            hidden: shape (n_frames, hidden), what the talker made of what came before each frame.
-            codes: shape (n_frames, n_code_groups).
+            hidden: Hidden state of the talker before each frame, shape (n_frames, hidden).
+            codes: Shape (n_frames, n_code_groups).
 
         Returns:
             Shape (n_frames, n_code_groups - 1).
         """
-        heard = [functional.embedding(codes[:, group], table) for group, table in enumerate(self._tables)]
+        inputs = [functional.embedding(codes[:, group], table) for group, table in enumerate(self._tables)]
         cache = self.stack.new_cache(len(codes), self.n_groups)
         rows = torch.arange(len(codes), device=codes.device)
-        made = self.stack.prefill(torch.stack([self._narrowed(hidden), *heard], 1), cache, rows)
-        likely = [functional.linear(made[:, group], head).argmax(-1) for group, head in enumerate(self._heads, 1)]
+        states = self.stack.prefill(torch.stack([self._project(hidden), *inputs], 1), cache, rows)
+        likely = [functional.linear(states[:, group], head).argmax(-1) for group, head in enumerate(self._heads, 1)]
         return torch.stack(likely, 1)
 
-    def _narrowed(self, x: Tensor) -> Tensor:
-        return x if self._narrowing is None else functional.linear(x, *self._narrowing)
-
-
-def _narrowing(weights: Weights, config: ModelConfig) -> tuple[Tensor, Tensor] | None:
-    narrow, wide = config.predictor.stack.hidden, config.talker.stack.hidden
-    if narrow == wide:
-        return None
-    at = f"{_AT}.small_to_mtp_projection"
-    return weights.take(f"{at}.weight", (narrow, wide)), weights.take(f"{at}.bias", (narrow,))
+    def _project(self, x: Tensor) -> Tensor:
+        return x if self._projection is None else functional.linear(x, *self._projection)

@@ -16,11 +16,10 @@ from torch.nn import functional
 
 from afterwords.audio.analysis import mel_filters
 from afterwords.audio.wav import Samples
-from afterwords.backends.qwen3.torch.affine import take_affine
+from afterwords.backends.qwen3.torch.weights import Weights, take_affine
 
 if TYPE_CHECKING:
     from afterwords.backends.qwen3.config import SpeakerConfig
-    from afterwords.backends.qwen3.torch.weights import Weights
 
 # How sound is heard is not stated by the checkpoint. Source: qwen-tts 0.1.1, `extract_speaker_embedding`.
 _N_FFT: Final = 1024

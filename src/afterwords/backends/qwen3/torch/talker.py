@@ -1,7 +1,7 @@
-"""The talker: it hears a prompt, then speaks a frame of codes at a time, for all rows of a batch at once.
+"""The talker: prefills prompts, then decodes a frame of codes at a time for all rows of a batch.
 
-Loading, joining and leaving happen between frames. A frame itself is a fixed sequence of operations on the buffers of
-`BatchState`, with nothing read back to the host.
+Rows start and end between frames. A frame is a fixed sequence of operations on the buffers of `BatchState`, and nothing
+is read back to the host.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_POSITIONS = 4096
 
 @dataclass(frozen=True, slots=True)
 class PrefillRow:
-    """What joins a batch: a prompt, the row it takes, the most frames it may have, and how its codes are drawn."""
+    """A prompt to prefill, its row, its maximum number of frames and its sampling parameters."""
 
     row: int
     prompt: Prompt = field(repr=False)
@@ -39,10 +39,10 @@ class PrefillRow:
 
 
 class Talker:
-    """The language half of one checkpoint, on one device.
+    """The language model of a checkpoint, on one device.
 
     Attributes:
-        embeddings: what prompts are written with.
+        embeddings: Embeddings to build prompts with.
     """
 
     @torch.inference_mode()
@@ -52,13 +52,13 @@ class Talker:
         """Take every tensor under "talker.".
 
         Args:
-            weights: of the checkpoint.
-            config: of the same.
-            max_positions: the longest row there will be.
-            ops: what its steps are made of, `fastest_ops` or plain torch.
+            weights: The tensors of the checkpoint.
+            config: Its configuration.
+            max_positions: Length of the longest row.
+            ops: Implementation of its steps: `fastest_ops` or plain torch.
 
         Raises:
-            ModelError: a tensor is missing, misshapen or unknown.
+            ModelError: A tensor is missing, misshapen or unknown.
         """
         self.config, self.device = config, weights.device
         talker = config.talker
@@ -75,15 +75,15 @@ class Talker:
         self._counters = torch.arange(talker.n_code_groups * talker.vocab, device=self.device).view(-1, talker.vocab)
 
     def new_rows(self, n_rows: int, n_positions: int, *, n_text: int | None = None) -> BatchState:
-        """Free rows.
+        """Allocate free rows.
 
         Args:
-            n_rows: utterances spoken at once.
-            n_positions: columns of a prompt and frames together; a multiple of 8 is attended to fastest.
-            n_text: text tokens that may follow a prompt's columns; as many as positions by default.
+            n_rows: Size of the batch.
+            n_positions: Columns of a prompt and frames together; a multiple of 8 is fastest.
+            n_text: Text tokens that may follow a prompt's columns; by default, as many as positions.
 
         Raises:
-            ValueError: more positions than the talker was loaded for.
+            ValueError: There are more positions than the talker was loaded for.
         """
         if n_positions > self._stack.n_positions:
             raise ValueError(f"{n_positions} positions are more than the {self._stack.n_positions} it was loaded for")
@@ -99,10 +99,10 @@ class Talker:
 
     @torch.inference_mode()
     def prefill(self, rows: BatchState, utterances: Sequence[PrefillRow]) -> None:
-        """Hear the prompts of utterances, each in a row of its own; the rows of others are left as they are.
+        """Prefill prompts, each in a row of its own; other rows do not change.
 
         Raises:
-            ValueError: a prompt leaves no position for a frame, or more text follows than the rows hold.
+            ValueError: A prompt leaves no position for a frame, or more text follows than the rows hold.
         """
         prompts = [utterance.prompt for utterance in utterances]
         lengths = [len(prompt.columns) for prompt in prompts]
@@ -114,9 +114,9 @@ class Talker:
                 )
         taken = torch.tensor([utterance.row for utterance in utterances], device=self.device)
         columns = torch.nn.utils.rnn.pad_sequence([prompt.columns for prompt in prompts], batch_first=True)
-        heard = self._stack.prefill(columns, rows.cache, taken)
+        states = self._stack.prefill(columns, rows.cache, taken)
         ends = torch.tensor(lengths, device=self.device) - 1
-        hidden = heard[torch.arange(len(lengths), device=self.device), ends]
+        hidden = states[torch.arange(len(lengths), device=self.device), ends]
         rows.hidden[taken] = hidden
         rows.logits[taken] = functional.linear(hidden, self._head).float()
         for utterance, length in zip(utterances, lengths, strict=True):
@@ -131,70 +131,67 @@ class Talker:
 
     @torch.inference_mode()
     def decode_frame(self, rows: BatchState, *, with_top_p: bool = True) -> None:
-        """Speak one frame in every row; a row that is done stays as it is.
+        """Decode one frame in every row; a row that is done does not change.
 
-        A fixed sequence of operations on the buffers of rows: it may be captured as a CUDA graph and replayed.
+        This is a fixed sequence of operations on the buffers of rows, so it can be captured as a CUDA graph.
 
         Args:
-            rows: of `new_rows`, or a view of them.
-            with_top_p: False leaves out a few operations for each code, where no row has a top_p below 1.
+            rows: Rows of `new_rows`, or a view of them.
+            with_top_p: False skips some operations per code, if no row has a top_p below 1.
         """
         dice = noise(rows.seeds, rows.frames, self._counters).mul_(rows.temperatures)
         shares = (rows.top_ps[:, 0], rows.temperatures[:, 0]) if with_top_p else None
-        code = self._draw(self._allowed(rows), rows.beyond[:, 0], dice[:, 0], shares)
+        logits = apply_penalty(rows.logits, rows.seen, rows.penalties)
+        is_early = (rows.frames < rows.min_frames)[:, None]
+        logits = logits.masked_fill_(self._is_banned | (is_early & self._is_end), -torch.inf)
+        code = self._draw(logits, rows.beyond[:, 0], dice[:, 0], shares)
         rows.seen.scatter_(1, code[:, None], True)
         is_end = code == self.config.talker.codes.eos
         rows.stopped.logical_or_(is_end & ~rows.done)
         rows.done.logical_or_(is_end)
         codes = self._predictor.predict_frame(rows, code, dice, with_top_p=with_top_p)
         rows.history.index_put_((rows.index, rows.frames), codes.int())
-        self._hear(rows, codes)
+        self._advance(rows, codes)
 
     def quantize(self, precision: str) -> None:
-        """Round what a frame reads most of, "fp8" or "int8": the gates of the talker, and the code predictor's layers.
+        """Quantize to "fp8" or "int8" the weights that a frame reads most: the talker's gates, the predictor's layers.
 
-        Norms, heads, embeddings and what the talker attends with stay as they are.
+        Norms, heads, embeddings and the talker's attention are not quantized.
         """
         self._stack.quantize(precision, ["gate_up"])
         self._predictor.stack.quantize(precision, ["qkv", "out", "gate_up", "down"])
 
     @torch.inference_mode()
     def most_likely_codes(self, prompt: Prompt, codes: Tensor) -> Tensor:
-        """The likeliest code at each place of an utterance, given the prompt and all codes before that place.
+        """Return the most likely code at each position of an utterance, given the prompt and all codes before it.
 
         Args:
-            prompt: of the utterance.
-            codes: shape (n_frames, n_code_groups).
+            prompt: Prompt of the utterance.
+            codes: Shape (n_frames, n_code_groups).
 
         Returns:
-            Shape (n_frames, n_code_groups); the end is no code.
+            Shape (n_frames, n_code_groups); the end of speech is excluded.
         """
-        n_columns, n_heard = len(prompt.columns), len(codes) - 1
-        pads = prompt.trailing.new_full((n_heard,), self.config.tokens.pad)
-        text = torch.cat([prompt.trailing, pads])[:n_heard].to(self.device)
-        heard = self.embeddings.text(text).add_(self.embeddings.frames(codes[:-1]))
-        columns = torch.cat([prompt.columns, heard])[None]
+        n_columns, n_inputs = len(prompt.columns), len(codes) - 1
+        pads = prompt.trailing.new_full((n_inputs,), self.config.tokens.pad)
+        text = torch.cat([prompt.trailing, pads])[:n_inputs].to(self.device)
+        inputs = self.embeddings.text(text).add_(self.embeddings.frames(codes[:-1]))
+        columns = torch.cat([prompt.columns, inputs])[None]
         first_row = torch.zeros(1, device=self.device, dtype=torch.int64)
         hidden = self._stack.prefill(columns, self._stack.new_cache(1, columns.shape[1]), first_row)[0, n_columns - 1 :]
         logits = functional.linear(hidden, self._head).masked_fill_(self._is_banned | self._is_end, -torch.inf)
         return torch.cat([logits.argmax(-1)[:, None], self._predictor.most_likely_codes(hidden, codes)], 1)
 
-    def _hear(self, rows: BatchState, codes: Tensor) -> None:
-        """Take a frame in, with the text that goes with it, and count it."""
+    def _advance(self, rows: BatchState, codes: Tensor) -> None:
+        """Run the talker on a frame and its text token, and count the frame."""
         follows = rows.frames.clamp(max=rows.trailing.shape[1] - 1)[:, None]
         text = self.embeddings.text(rows.trailing.gather(1, follows)[:, 0])
-        place = self._stack.place(rows.index, rows.positions, rows.n_positions)
-        hidden = self._stack.step(text.add_(self.embeddings.frames(codes)), rows.cache, place)
+        positions = self._stack.step_positions(rows.index, rows.positions, rows.n_positions)
+        hidden = self._stack.step(text.add_(self.embeddings.frames(codes)), rows.cache, positions)
         rows.hidden.copy_(hidden)
         rows.logits.copy_(functional.linear(hidden, self._head))
         rows.logit_sums.add_(rows.logits.sum(1))
         is_live = ~rows.done
         rows.frames.add_(is_live)
         rows.done.logical_or_(rows.frames >= rows.limits)
-        rows.positions.add_(1).mul_(~rows.done)  # a row that is done writes to its first position, in any view
-
-    def _allowed(self, rows: BatchState) -> Tensor:
-        """The logits of what may be drawn first in a frame."""
-        logits = apply_penalty(rows.logits, rows.seen, rows.penalties)
-        is_early = (rows.frames < rows.min_frames)[:, None]
-        return logits.masked_fill_(self._is_banned | (is_early & self._is_end), -torch.inf)
+        rows.positions.add_(1).mul_(~rows.done)  # a row that is done writes to its first position

@@ -1,7 +1,7 @@
-"""A stack of decoder layers with a static key-value cache: the talker is one, the code predictor another.
+"""A stack of decoder layers with a static key-value cache, for the talker and the code predictor.
 
-Every row has positions of its own. A step over one position a row is a fixed sequence of operations on buffers that
-stay where they are, so that it can be captured once as a CUDA graph and replayed.
+Every row has its own position. A step over one position per row is a fixed sequence of operations on buffers that do
+not move, so that it can be captured as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from afterwords.backends.qwen3.torch.weights import Weights
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """Weights of one layer; queries, keys and values are one matrix, and so are gate and up."""
+    """Weights of one layer; queries, keys and values are one matrix, as are gate and up."""
 
     attention_norm: Tensor
     qkv: Matrix
@@ -34,12 +34,12 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class StepPositions:
-    """Where a step stands: one position a row.
+    """The positions of a step, one per row.
 
     Attributes:
-        rows, positions: shape (n_rows,) each, or 1 position for all.
-        turns: shape (2, n_layers, n_rows or 1, n_heads + n_kv_heads, head_dim), see `ops.turn_and_write_`.
-        mask: shape (n_rows or 1, 1, 1, n_positions).
+        rows, positions: Shape (n_rows,) each, or one position for all rows.
+        rotations: Shape (2, n_layers, n_rows or 1, n_heads + n_kv_heads, head_dim), see `ops.rotate_and_cache_`.
+        mask: Shape (n_rows or 1, 1, 1, n_positions).
     """
 
     rows: Tensor
@@ -49,7 +49,7 @@ class StepPositions:
 
 
 class Stack:
-    """Decoder layers and the norm after them."""
+    """Decoder layers and the final norm."""
 
     def __init__(
         self, weights: Weights, prefix: str, config: StackConfig, *, n_positions: int, ops: Ops = torch_ops
@@ -57,83 +57,83 @@ class Stack:
         """Take the weights under a prefix.
 
         Args:
-            weights: of the checkpoint.
-            prefix: for example "talker.model".
-            config: sizes.
-            n_positions: the longest row there will be.
-            ops: what its steps are made of.
+            weights: The tensors of the checkpoint.
+            prefix: For example "talker.model".
+            config: Sizes of the stack.
+            n_positions: Length of the longest row.
+            ops: Implementation of its steps.
 
         Raises:
-            ModelError: a tensor is missing or misshapen.
+            ModelError: A tensor is missing or misshapen.
         """
         self.config, self.n_positions, self._ops = config, n_positions, ops
         self._device, self._dtype = weights.device, weights.dtype
-        self._layers = [_layer(weights, f"{prefix}.layers.{number}", config) for number in range(config.n_layers)]
-        norms = [_qk_norm(weights, f"{prefix}.layers.{number}", config) for number in range(config.n_layers)]
+        self._layers = [_take_layer(weights, f"{prefix}.layers.{number}", config) for number in range(config.n_layers)]
+        norms = [_take_qk_norm(weights, f"{prefix}.layers.{number}", config) for number in range(config.n_layers)]
         self._norm = weights.take(f"{prefix}.norm.weight", (config.hidden,))
-        # (2, n_layers, heads, head_dim): the weights, and the weights that reach each half from the other one.
+        # (2, n_layers, heads, head_dim): the weights, and the weights that each half gets from the other half.
         self._qk_norms = torch.stack([torch.stack(norms), torch.stack(norms).roll(config.head_dim // 2, -1)])
-        self._angles = _angles(config, n_positions, weights.device)
+        self._angles = _rotation_angles(config, n_positions, weights.device)
         self._ahead = torch.arange(n_positions, device=weights.device)
 
     def quantize(self, precision: str, names: Sequence[str]) -> None:
-        """Round these matrices of every layer, by their names in `Layer`."""
-        for number, layer in enumerate(self._layers):  # one by one, so that memory holds one matrix twice at most
+        """Quantize these matrices of every layer, by their names in `LayerWeights`."""
+        for number, layer in enumerate(self._layers):  # one by one, so that at most one matrix is in memory twice
             rounded: dict[str, Any] = {name: quantize_matrix(getattr(layer, name), precision) for name in names}
             self._layers[number] = replace(layer, **rounded)
 
     def new_cache(self, n_rows: int, n_positions: int) -> Tensor:
-        """An empty cache, shape (n_layers, n_rows, n_positions, 2 * n_kv_heads, head_dim)."""
+        """Return an empty cache, shape (n_layers, n_rows, n_positions, 2 * n_kv_heads, head_dim)."""
         config = self.config
         shape = (config.n_layers, n_rows, n_positions, 2 * config.n_kv_heads, config.head_dim)
         return torch.zeros(shape, device=self._device, dtype=self._dtype)
 
-    def place(self, rows: Tensor, positions: Tensor, n_positions: int) -> StepPositions:
-        """Where each row stands, for `step`.
+    def step_positions(self, rows: Tensor, positions: Tensor, n_positions: int) -> StepPositions:
+        """Return the positions of a `step`.
 
         Args:
-            rows: shape (n_rows,), rows of the cache.
-            positions: shape (n_rows,) or (1,).
-            n_positions: of the cache.
+            rows: Rows of the cache, shape (n_rows,).
+            positions: Shape (n_rows,) or (1,).
+            n_positions: Positions of the cache.
         """
         rotations = self._angles[:, None, positions, None] * self._qk_norms[:, :, None]
         is_hidden = self._ahead[:n_positions] > positions[:, None]
         mask = torch.zeros_like(is_hidden, dtype=self._dtype).masked_fill_(is_hidden, -torch.inf)
         return StepPositions(rows, positions, rotations, mask[:, None, None])
 
-    def step(self, x: Tensor, cache: Tensor, place: StepPositions) -> Tensor:
-        """Go through the layers at one position a row.
+    def step(self, x: Tensor, cache: Tensor, at: StepPositions) -> Tensor:
+        """Run the layers at one position per row.
 
         Args:
-            x: shape (n_rows, hidden); overwritten.
-            cache: of `new_cache`, or a view of its first rows and positions.
-            place: of `place`.
+            x: Shape (n_rows, hidden); overwritten.
+            cache: Cache of `new_cache`, or a view of its first rows and positions.
+            at: Positions of `step_positions`.
 
         Returns:
-            Shape (n_rows, hidden), normed.
+            Shape (n_rows, hidden), normalized.
         """
 
         def attend(number: int, qkv: Tensor) -> Tensor:
             query = self._ops.rotate_and_cache_(
-                qkv, place.rotations[:, number], cache[number], place.rows, place.positions, self.config.norm_eps
+                qkv, at.rotations[:, number], cache[number], at.rows, at.positions, self.config.norm_eps
             )
-            return self._ops.attend(query, cache[number], place.positions, place.mask)
+            return self._ops.attend(query, cache[number], at.positions, at.mask)
 
         return self._run(x, attend)
 
     def prefill(self, x: Tensor, cache: Tensor, rows: Tensor) -> Tensor:
-        """Go through the layers at the first positions of some rows.
+        """Run the layers at the first positions of some rows.
 
-        Shorter rows are padded on the right: what stands there is seen by no earlier position, and is overwritten
-        before a later one looks.
+        Shorter rows are padded on the right: no earlier position attends to the padding, and it is overwritten before a
+        later position does.
 
         Args:
-            x: shape (n, n_positions, hidden); overwritten.
-            cache: of `new_cache`.
-            rows: shape (n,), rows of the cache.
+            x: Shape (n, n_positions, hidden); overwritten.
+            cache: Cache of `new_cache`.
+            rows: Rows of the cache, shape (n,).
 
         Returns:
-            Shape (n, n_positions, hidden), normed.
+            Shape (n, n_positions, hidden), normalized.
         """
         n, length, hidden = x.shape
         positions = self._ahead[:length]
@@ -157,7 +157,7 @@ class Stack:
         return ops.rms_norm(x, self._norm, eps)
 
 
-def _layer(weights: Weights, at: str, config: StackConfig) -> LayerWeights:
+def _take_layer(weights: Weights, at: str, config: StackConfig) -> LayerWeights:
     hidden, head_dim = config.hidden, config.head_dim
     queries, keys = (config.n_heads * head_dim, hidden), (config.n_kv_heads * head_dim, hidden)
     heads = [("q", queries), ("k", keys), ("v", keys)]
@@ -171,16 +171,16 @@ def _layer(weights: Weights, at: str, config: StackConfig) -> LayerWeights:
     )
 
 
-def _qk_norm(weights: Weights, at: str, config: StackConfig) -> Tensor:
-    """The weights of the norms of each head, queries then keys, shape (n_heads + n_kv_heads, head_dim), float32."""
+def _take_qk_norm(weights: Weights, at: str, config: StackConfig) -> Tensor:
+    """Return the norm weights of each head, queries then keys, float32 of shape (n_heads + n_kv_heads, head_dim)."""
     query, key = (
         weights.take(f"{at}.self_attn.{name}_norm.weight", (config.head_dim,), dtype=torch.float32) for name in "qk"
     )
     return torch.cat([query.expand(config.n_heads, -1), key.expand(config.n_kv_heads, -1)])
 
 
-def _angles(config: StackConfig, n_positions: int, device: torch.device) -> Tensor:
-    """Cosines, and sines with the sign of their half, shape (2, n_positions, head_dim), float32."""
+def _rotation_angles(config: StackConfig, n_positions: int, device: torch.device) -> Tensor:
+    """Return cosines, and sines with the sign of their half, float32 of shape (2, n_positions, head_dim)."""
     steps = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
     angles = torch.arange(n_positions, device=device, dtype=torch.float32)[:, None] / config.rope_theta**steps
     cos, sin = angles.cos(), angles.sin()

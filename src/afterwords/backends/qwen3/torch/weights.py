@@ -1,7 +1,7 @@
-"""Weights of a checkpoint, read by name from safetensors straight to the device that will use them.
+"""Tensors of a checkpoint, read by name from safetensors straight to their device.
 
-A pickle can run any code when it is opened, so none is. Every part of the model takes its tensors here, each once,
-with the shape it expects; what is missing, misshapen, left over or damaged is told by file and tensor.
+Pickles are refused, since opening one can run any code. Every part of the model takes its tensors here, each once, with
+the shape it expects; errors name the file and the tensor that is missing, misshapen, unknown or damaged.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from torch import Tensor
 
 from afterwords.errors import ModelError, pip_install
 
+_USAGE_FLOOR: Final = 1e-5
+"""For an entry that was never used. Source: qwen-tts 0.1.1 and Mimi."""
 PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
-_AGAIN: Final = "delete the model's folder and download it again."
+_HINT: Final = "delete the model's folder and download it again."
 
 Shape = tuple[int, ...]
 
 
 class Weights:
-    """The tensors of one checkpoint that nobody has taken yet.
+    """The tensors of a checkpoint that are not taken yet.
 
     with Weights.open(folder, device="cuda", dtype=torch.bfloat16) as weights:
         head = weights.take("talker.codec_head.weight", (3072, 2048))
@@ -46,15 +48,15 @@ class Weights:
 
     @classmethod
     def open(cls, source: Path, *, device: torch.device | str, dtype: torch.dtype) -> Self:
-        """Open a checkpoint without reading any tensor of it.
+        """Open a checkpoint without reading tensors.
 
         Args:
-            source: a .safetensors file, or a folder with model.safetensors or shards and their index.
-            device: where the tensors go.
-            dtype: what floating-point tensors are converted to.
+            source: A .safetensors file, or a folder with model.safetensors or with shards and their index.
+            device: Device of the tensors.
+            dtype: Floating-point tensors are converted to it.
 
         Raises:
-            ModelError: no file is there, it is damaged, or it is a pickle.
+            ModelError: The file is missing, damaged or a pickle.
         """
         files = _shards(source) if source.is_dir() else [source]
         for path in files:
@@ -65,26 +67,26 @@ class Weights:
         """Read one tensor.
 
         Args:
-            name: as it stands in the file.
-            shape: the one it must have.
-            dtype: other than that of all.
+            name: Name of the tensor in the file.
+            shape: Its expected shape.
+            dtype: Overrides the dtype of the checkpoint.
 
         Raises:
-            ModelError: it is missing (or was taken before), has another shape, or can't be read.
+            ModelError: The tensor is missing or taken, has another shape, or can't be read.
         """
         path, opened = self._find(name)
         found = tuple(opened.get_slice(name).get_shape())
         if found != shape:
-            raise ModelError.for_file(str(path), why=f"has {name} of shape {found}, not {shape}", hint=_AGAIN)
+            raise ModelError.for_file(str(path), why=f"has {name} of shape {found}, not {shape}", hint=_HINT)
         try:
             tensor: Tensor = opened.get_tensor(name)
         except (SafetensorError, RuntimeError, OSError) as error:
-            raise ModelError.for_file(str(path), why=f"can't be read at {name} ({error})", hint=_AGAIN) from error
+            raise ModelError.for_file(str(path), why=f"can't be read at {name} ({error})", hint=_HINT) from error
         del self._left[name]
         return tensor.to(dtype or self.dtype) if tensor.is_floating_point() else tensor
 
     def join(self, parts: Sequence[tuple[str, Shape]]) -> Tensor:
-        """Read tensors that differ in their first dimension only, as one that holds them one below the other."""
+        """Read tensors and concatenate them along the first dimension."""
         n_rows, rest = sum(shape[0] for _, shape in parts), parts[0][1][1:]
         joined = torch.empty((n_rows, *rest), device=self.device, dtype=self.dtype)
         row = 0
@@ -94,18 +96,18 @@ class Weights:
         return joined
 
     def has(self, name: str) -> bool:
-        """Whether the tensor is there and not taken."""
+        """Return whether the tensor exists and is not taken."""
         return name in self._left
 
     def skip(self, prefix: str) -> None:
-        """Leave out the tensors whose names begin so: the model does not need them."""
+        """Ignore the tensors under a prefix."""
         self._left = {name: at for name, at in self._left.items() if not name.startswith(prefix)}
 
     def check_all_taken(self, prefix: str = "") -> None:
-        """Refuse a file with tensors under a prefix that no part of the model knows.
+        """Check that no tensor under a prefix is left, since a model with a missing part would speak wrongly.
 
         Raises:
-            ModelError: there are some; a model with parts left out would speak, and wrongly.
+            ModelError: A tensor is left.
         """
         unknown = sorted(name for name in self._left if name.startswith(prefix))
         if unknown:
@@ -118,7 +120,7 @@ class Weights:
             )
 
     def close(self) -> None:
-        """Let go of the files; what was taken stays."""
+        """Close the files; tensors that were taken stay valid."""
         self._left.clear()
         for opened in self._open_files:
             opened.__exit__(None, None, None)
@@ -136,7 +138,7 @@ class Weights:
         try:
             return self._left[name]
         except KeyError:
-            raise ModelError.for_file(str(self._source), why=f"lacks the tensor {name}", hint=_AGAIN) from None
+            raise ModelError.for_file(str(self._source), why=f"lacks the tensor {name}", hint=_HINT) from None
 
 
 def _opened(path: Path, device: torch.device) -> Any:
@@ -144,9 +146,9 @@ def _opened(path: Path, device: torch.device) -> Any:
     try:
         return safe_open(path, framework="pt", device=where)
     except FileNotFoundError as error:
-        raise ModelError.for_file(str(path), why="is missing", hint=_AGAIN) from error
+        raise ModelError.for_file(str(path), why="is missing", hint=_HINT) from error
     except (SafetensorError, OSError) as error:
-        raise ModelError.for_file(str(path), why=f"is damaged or was cut short ({error})", hint=_AGAIN) from error
+        raise ModelError.for_file(str(path), why=f"is damaged or was cut short ({error})", hint=_HINT) from error
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -157,17 +159,17 @@ def _shards(folder: Path) -> list[Path]:
         return _indexed(index)
     for path in sorted(folder.iterdir()):
         _check_kind(path, folder=True)
-    raise ModelError.for_file(str(folder / _SINGLE), why="is missing", hint=_AGAIN)
+    raise ModelError.for_file(str(folder / _SINGLE), why="is missing", hint=_HINT)
 
 
 def _indexed(index: Path) -> list[Path]:
     try:
         names = sorted({str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError.for_file(str(index), why="is not an index of shards", hint=_AGAIN) from error
+        raise ModelError.for_file(str(index), why="is not an index of shards", hint=_HINT) from error
     for name in names:
         if Path(name).name != name:
-            raise ModelError.for_file(str(index), why=f"names {name!a}, which is not beside it", hint=_AGAIN)
+            raise ModelError.for_file(str(index), why=f"names {name!a}, which is not beside it", hint=_HINT)
     return [index.with_name(name) for name in names]
 
 
@@ -180,3 +182,25 @@ def _check_kind(path: Path, *, folder: bool = False) -> None:
         )
     if not folder and path.suffix != ".safetensors":
         raise ModelError.for_file(str(path), why="is not a .safetensors file", hint="use a checkpoint in safetensors.")
+
+
+Affine = tuple[Tensor, Tensor]
+"""A weight and its bias."""
+
+
+def take_affine(
+    weights: Weights, name: str, shape: Shape, *, n_outputs: int | None = None, dtype: torch.dtype | None = None
+) -> Affine:
+    """Read `name.weight` of a shape, and `name.bias`, whose length is `n_outputs` or the weight's first dimension."""
+    weight = weights.take(f"{name}.weight", shape, dtype=dtype)
+    return weight, weights.take(f"{name}.bias", (n_outputs or shape[0],), dtype=dtype)
+
+
+def take_codebook(weights: Weights, name: str, sums: str, shape: Shape) -> Tensor:
+    """Return the entries of a codebook, float32 of shape (entries, width).
+
+    A checkpoint stores the sum of the vectors that fell to each entry in training, under the name `sums`, and their
+    number.
+    """
+    usage = weights.take(f"{name}.cluster_usage", shape[:1], dtype=torch.float32)
+    return weights.take(f"{name}.{sums}", shape, dtype=torch.float32) / usage.clamp(min=_USAGE_FLOOR)[:, None]
