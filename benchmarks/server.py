@@ -1,7 +1,7 @@
-"""How fast the server is: against a bare FastAPI route that returns the same bytes, in one run on one machine.
+"""Compare the server with a bare FastAPI route that returns the same bytes, in one run on one machine.
 
 Both are real processes with the same uvicorn, event loop and parser, and get the same requests; the bare route reads
-nothing of them, and logs nothing. Rounds alternate, and medians are printed.
+nothing of them and logs nothing. Rounds alternate, and medians are printed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.e2e.served import final, register, serving, speak
 
 ROUNDS = 9
 REQUESTS = 2_000
-BACKLOG = 1_000  # jobs that wait at the end of a round: the default limit of a server
+BACKLOG = 1_000  # pending jobs at the end of a round: the default limit of a server
 TEXT = "The harbour was quiet when they arrived."
 STATIC = """
 import sys, uvicorn
@@ -54,7 +54,7 @@ LIMITS = {
 
 @contextmanager
 def static(audio: Path) -> Iterator[str]:
-    """The peer: a process that answers the same bytes from memory."""
+    """Run the peer: a process that returns the same bytes from memory."""
     port = _free_port()
     process = subprocess.Popen([sys.executable, "-c", STATIC, str(audio), str(port)], stdout=subprocess.PIPE)
     try:
@@ -71,47 +71,47 @@ def static(audio: Path) -> Iterator[str]:
         process.wait()
 
 
-def compared(ours: Callable[[], Load], theirs: Callable[[], Load]) -> tuple[Load, Load, float]:
-    """Median rounds of both, in turn, and the median of the ratios of their requests per second."""
+def compare(ours: Callable[[], Load], theirs: Callable[[], Load]) -> tuple[Load, Load, float]:
+    """Return the median rounds of both and the median of the ratios of their requests per second."""
     pairs = [(ours(), theirs()) for _ in range(ROUNDS + 1)][1:]  # the first round warms both up
     ratio = statistics.median(mine.requests_per_s / peer.requests_per_s for mine, peer in pairs)
     middle = sorted(pairs, key=lambda pair: pair[0].requests_per_s / pair[1].requests_per_s)[len(pairs) // 2]
     return *middle, ratio
 
 
-def row(name: str, mine: Load, peer: Load, ratio: float, reach: str) -> str:
+def row(name: str, mine: Load, peer: Load, ratio: float, target: str) -> str:
     return (
         f"| {name} | {mine.requests_per_s:,.0f}/s | {peer.requests_per_s:,.0f}/s | {ratio:.2f} "
-        f"| {mine.percentile(0.99):.1f} ms ({mine.percentile(0.99) / peer.percentile(0.99):.1f} ×) | {reach} |"
+        f"| {mine.percentile(0.99):.1f} ms ({mine.percentile(0.99) / peer.percentile(0.99):.1f} ×) | {target} |"
     )
 
 
 def against_static(folder: Path) -> list[str]:
-    """Cache hits, durable submits and polls."""
+    """Measure cache hits, durable submits and polls."""
     with serving(folder / "speaking", LIMITS) as served, served.client() as client:
         voice_id = register(client)
         job_id = speak(client, voice_id, TEXT)
         final(client, job_id)
-        ask = json.dumps({"voice_id": voice_id, "text": TEXT}).encode()
+        body = json.dumps({"voice_id": voice_id, "text": TEXT}).encode()
         audio = folder / "audio.wav"
-        audio.write_bytes(client.post("/v1/synthesize", content=ask, headers=_JSON).content)
-        hit = request(f"{served.url}/v1/synthesize", "POST", body=ask, key=served.key)
+        audio.write_bytes(client.post("/v1/synthesize", content=body, headers=_JSON).content)
+        hit = request(f"{served.url}/v1/synthesize", "POST", body=body, key=served.key)
         poll = request(f"{served.url}/v1/jobs/{job_id}", key=served.key)
         with static(audio) as peer:
-            same = request(f"{peer}/v1/synthesize", "POST", body=ask, key=served.key)
+            same = request(f"{peer}/v1/synthesize", "POST", body=body, key=served.key)
             same_json = request(f"{peer}/v1/jobs/{job_id}", key=served.key)
-            hits = compared(
+            hits = compare(
                 lambda: load(served.url, lambda _: hit, n=REQUESTS, expect=200),
                 lambda: load(peer, lambda _: same, n=REQUESTS, expect=200),
             )
-            polls = compared(
+            polls = compare(
                 lambda: load(served.url, lambda _: poll, n=REQUESTS, expect=200),
                 lambda: load(peer, lambda _: same_json, n=REQUESTS, expect=200),
             )
-    submits = _submits(folder, audio)
+    submits = _measure_submits(folder, audio)
     size = f"{audio.stat().st_size / 1000:.0f} kB"
     return [
-        "| what | ours | static | ratio | p99 (of static's) | to reach |",
+        "| what | ours | static | ratio | p99 (of static's) | target |",
         "|---|---|---|---|---|---|",
         row(f"cache hit, {size} of audio", *hits, "≥ 0.50 (aim 0.70), p99 ≤ 3 ×"),
         row("durable submit", *submits, "≥ 0.30, p99 ≤ 150 ms"),
@@ -119,31 +119,31 @@ def against_static(folder: Path) -> list[str]:
     ]
 
 
-def _submits(folder: Path, audio: Path) -> tuple[Load, Load, float]:
-    """Jobs that are accepted and kept through a power cut; nobody speaks them, and each round has its own voice."""
+def _measure_submits(folder: Path, audio: Path) -> tuple[Load, Load, float]:
+    """Measure submits, durable through a power cut; no worker runs, and each round has its own voice."""
     serial = itertools.count()
     with serving(folder / "accepting", {**LIMITS, "AFTERWORDS_WORKERS": "0"}) as served, served.client() as client:
 
-        def round_of_submits() -> Load:
+        def submit_round() -> Load:
             voice_id = register(client)
 
-            def ask(_: int) -> bytes:
+            def submit(_: int) -> bytes:
                 body = json.dumps({"voice_id": voice_id, "text": f"{TEXT} {next(serial)}"}).encode()
                 return request(f"{served.url}/v1/synthesize", "POST", body=body, key=served.key)
 
-            done = load(served.url, ask, n=BACKLOG, expect=202)
+            done = load(served.url, submit, n=BACKLOG, expect=202)
             assert client.delete(f"/v1/voices/{voice_id}").status_code == 204
             return done
 
         with static(audio) as peer:
             body = json.dumps({"voice_id": "0" * 36, "text": TEXT}).encode()
             same = request(f"{peer}/v1/submit", "POST", body=body, key=served.key)
-            return compared(round_of_submits, lambda: load(peer, lambda _: same, n=REQUESTS, expect=202))
+            return compare(submit_round, lambda: load(peer, lambda _: same, n=REQUESTS, expect=202))
 
 
 def latency(folder: Path) -> list[str]:
-    """From submit to ready with an engine that takes no time, one job after the other."""
-    taken: list[float] = []
+    """Measure the time from submit to ready with an engine that takes no time, one job after the other."""
+    durations_ms: list[float] = []
     with serving(folder / "latency", LIMITS) as served, served.client() as client:
         voice_id = register(client)
         for number in range(220):
@@ -151,18 +151,18 @@ def latency(folder: Path) -> list[str]:
             job_id = speak(client, voice_id, f"Job number {number}.")
             while client.get(f"/v1/jobs/{job_id}", params={"wait": 10}).json()["status"] == "pending":
                 pass
-            taken.append(1000 * (time.perf_counter() - started))
-    taken = sorted(taken[20:])
+            durations_ms.append(1000 * (time.perf_counter() - started))
+    durations_ms = sorted(durations_ms[20:])
     return [
-        "| submit → ready, engine `tone` | measured | to reach |",
+        "| submit → ready, engine `tone` | measured | target |",
         "|---|---|---|",
-        f"| p50 | {statistics.median(taken):.1f} ms | ≤ 50 ms |",
-        f"| p99 | {taken[int(0.99 * len(taken))]:.1f} ms | ≤ 250 ms |",
+        f"| p50 | {statistics.median(durations_ms):.1f} ms | ≤ 50 ms |",
+        f"| p99 | {durations_ms[int(0.99 * len(durations_ms))]:.1f} ms | ≤ 250 ms |",
     ]
 
 
 def memory(folder: Path) -> list[str]:
-    """Resident memory of the server process, idle, after a voice and a job; engines live in processes of their own."""
+    """Measure the resident memory of the idle server process, which runs no engine, after a voice and a job."""
     with serving(folder / "idle") as served, served.client() as client:
         final(client, speak(client, register(client), TEXT))
         assert served.process is not None
@@ -170,8 +170,8 @@ def memory(folder: Path) -> list[str]:
     return [f"| server process, idle | {resident:.0f} MB | ≤ 150 MB |"]
 
 
-def judging() -> list[str]:
-    """The slowest of the bad uploads, beyond 5 ms a megabyte."""
+def validation() -> list[str]:
+    """Measure the slowest validation of an invalid WAV file, beyond 5 ms per megabyte."""
     from tests.audio.test_wav import BAD
 
     worst = 0.0
@@ -185,11 +185,11 @@ def judging() -> list[str]:
 
 
 def table() -> list[str]:
-    """The figures as Markdown."""
+    """Return the figures as Markdown."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rest = ["| what | measured | to reach |", "|---|---|---|"]
-        return [*against_static(folder), "", *latency(folder), "", *rest, *memory(folder), *judging()]
+        rest = ["| what | measured | target |", "|---|---|---|"]
+        return [*against_static(folder), "", *latency(folder), "", *rest, *memory(folder), *validation()]
 
 
 _JSON: dict[str, Any] = {"Content-Type": "application/json"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from afterwords.server.app_state import UPLOADS_PER_ACCOUNT
+from afterwords.server.app_state import MAX_UPLOADS_PER_ACCOUNT
 from tests.e2e.flood import MIB, flood, watched
 from tests.e2e.served import Served, final, register, serving, speak
 from tests.e2e.wire import ask, connected, head, read
@@ -40,7 +40,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, temp: Path) -> Iterator[Ser
 
 @pytest.mark.parametrize("is_announced", [True, False])
 @pytest.mark.parametrize(("has_key", "status", "code"), [(False, 401, "unauthorized"), (True, 422, "file_too_large")])
-def test_an_upload_of_200_mb_is_refused_without_being_kept(
+def test_200_mb_upload_is_refused_and_not_stored(
     served: Served, temp: Path, is_announced: bool, has_key: bool, status: int, code: str
 ) -> None:
     body = BOUNDARY + bytes(HUGE)
@@ -58,7 +58,7 @@ def test_an_upload_of_200_mb_is_refused_without_being_kept(
     assert not seen
 
 
-def test_an_hour_of_flac_is_refused_without_being_held_in_memory(served: Served) -> None:
+def test_hour_of_flac_is_refused_with_bounded_memory(served: Served) -> None:
     with watched(served) as memory, served.client() as client:
         files = {"ref_audio": ("me.wav", hour_of_flac(), "audio/wav")}
         answer = client.post("/v1/voices", data={"name": "me"}, files=files)
@@ -66,7 +66,7 @@ def test_an_hour_of_flac_is_refused_without_being_held_in_memory(served: Served)
     assert memory.growth_bytes < 64 * MIB
 
 
-def test_uploads_at_once_take_turns_and_the_server_stays_awake(served: Served, temp: Path) -> None:
+def test_concurrent_uploads_leave_the_server_responsive(served: Served, temp: Path) -> None:
     seen: set[Path] = set()
 
     with watched(served, look=lambda: seen.update(temp.iterdir())):
@@ -78,7 +78,7 @@ def test_uploads_at_once_take_turns_and_the_server_stays_awake(served: Served, t
     assert not seen
 
 
-def test_long_speech_costs_little_memory(served: Served) -> None:
+def test_long_speech_uses_little_memory(served: Served) -> None:
     with served.client() as client:
         voice_id = register(client)
         final(client, speak(client, voice_id, "The first job loads what every job needs."))
@@ -88,7 +88,7 @@ def test_long_speech_costs_little_memory(served: Served) -> None:
     assert memory.growth_bytes < 64 * MIB
 
 
-def test_uploads_that_drip_delay_no_other_account(served: Served, temp: Path) -> None:
+def test_slow_uploads_delay_no_other_account(served: Served, temp: Path) -> None:
     headers = [FORM, ("Authorization", f"Bearer {served.key}"), ("Content-Length", str(20 * MIB))]
     with ExitStack() as stack:
         for _ in range(8):
@@ -102,11 +102,11 @@ def test_uploads_that_drip_delay_no_other_account(served: Served, temp: Path) ->
         assert not list(temp.iterdir())
 
 
-def test_uploads_at_once_of_one_key_are_limited(served: Served) -> None:
+def test_concurrent_uploads_of_one_key_are_limited(served: Served) -> None:
     headers = [FORM, ("Authorization", f"Bearer {served.new_key()}"), ("Content-Length", str(20 * MIB))]
     with ExitStack() as stack:
         wires = []
-        for _ in range(UPLOADS_PER_ACCOUNT + 1):
+        for _ in range(MAX_UPLOADS_PER_ACCOUNT + 1):
             wires.append(stack.enter_context(connected(served)))
             wires[-1].sendall(head("POST", "/v1/voices", headers) + BOUNDARY)
         refused, _, _ = select.select(wires, [], [], 10)
@@ -117,17 +117,17 @@ def test_uploads_at_once_of_one_key_are_limited(served: Served) -> None:
             assert register(client)
 
 
-def test_a_client_that_leaves_takes_its_upload_along(served: Served) -> None:
+def test_aborted_upload_is_discarded(served: Served) -> None:
     with served.client() as client:
         before = client.get("/v1/voices").json()
         for _ in range(20):
             with pytest.raises(httpx.HTTPError):
-                client.post("/v1/voices", content=leaving(), headers=dict([FORM]))
+                client.post("/v1/voices", content=aborting(), headers=dict([FORM]))
         assert client.get("/v1/voices").json() == before
         assert register(client)
 
 
-def leaving() -> Iterator[bytes]:
+def aborting() -> Iterator[bytes]:
     """The begin of an upload whose client breaks off."""
     yield BOUNDARY + bytes(MIB)
     raise httpx.WriteError("gone")
@@ -136,7 +136,7 @@ def leaving() -> Iterator[bytes]:
 @pytest.mark.parametrize(("path", "scope", "status"), [
     ("/v1/voices", None, 401), ("/v1/voices", "synthesize", 403), ("/v1/synthesize", "synthesize", 413),
 ])  # fmt: skip
-def test_refusal_of_an_upload_reaches_a_client_that_sends_it_all(
+def test_refusal_reaches_client_that_sends_everything(
     served: Served, path: str, scope: str | None, status: int
 ) -> None:
     """http.client, and many others, read no answer before they have sent the whole body."""
@@ -152,7 +152,7 @@ def test_refusal_of_an_upload_reaches_a_client_that_sends_it_all(
             assert json.loads(answer.read())["error"]["request_id"]
 
 
-def test_refusal_of_an_upload_reaches_curl(served: Served, tmp_path: Path) -> None:
+def test_refusal_reaches_curl(served: Served, tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(12 * MIB))
     command = ["curl", "-sS", "-o", "answer", "-w", "%{http_code} ", "-H", "Expect:", "--data-binary", "@large"]
     done = subprocess.run([*command, *[f"{served.url}/v1/voices?[1-10]"]], cwd=tmp_path, capture_output=True, text=True,

@@ -1,10 +1,10 @@
-"""The server: the whole /v1 API, to be run by `afterwords serve` or embedded in a program of one's own.
+"""The server: the /v1 API, run by `afterwords serve` or embedded in another application.
 
     from afterwords.server import create_app, load_settings
 
     app = create_app(load_settings(port=8000))
 
-Needs the extra `server`. `create_app` is a program, `router` a part of one.
+Needs the extra `server`. `create_app` returns an ASGI application, `router` a router for one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["Settings", "create_app", "load_settings", "router"]
 
 
-if not TYPE_CHECKING:  # a type checker that saw this would accept every misspelt name
+if not TYPE_CHECKING:  # with this, a type checker would accept every misspelled name
 
     def __getattr__(name: str) -> Any:
-        """Load the web framework only when something of it is asked for: workers import this package too."""
+        """Load FastAPI only when it is used, because workers import this package too."""
         if name in ("create_app", "router"):
             from afterwords.server import app
 

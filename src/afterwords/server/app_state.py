@@ -1,4 +1,4 @@
-"""The one place that knows every adapter: it joins services to rows, blobs, engines and the post."""
+"""Wiring: connect the services to store, blobs, dispatcher and webhooks. The only module that knows all adapters."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from afterwords.library.library import Library
 from afterwords.server.auth import Authenticator
 from afterwords.server.blobs import open_blobs
 from afterwords.server.clock import SystemClock
+from afterwords.server.concurrency import ConcurrencyLimit, FairSemaphore
 from afterwords.server.dispatch import LocalDispatcher
-from afterwords.server.fairness import ConcurrencyLimit, FairSemaphore
 from afterwords.server.ports import Blobs, Dispatcher, Store
 from afterwords.server.records import QueueLimits
 from afterwords.server.services.audio_cache import ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES, AudioCache
@@ -39,16 +39,17 @@ from afterwords.server.webhooks import deliver
 
 log = logging.getLogger("afterwords.server")
 
-ENCODING_AT_ONCE: Final = 2
-UPLOADS_AT_ONCE: Final = 4
-"""Uploads judged at once, in memory; others wait in temporary files."""
-UPLOADS_PER_ACCOUNT: Final = 64
-"""Uploads of one account that may be under way."""
+MAX_ENCODING: Final = 2
+"""Concurrent encoding steps."""
+MAX_UPLOADS: Final = 4
+"""Uploads validated concurrently in memory; others wait in temporary files."""
+MAX_UPLOADS_PER_ACCOUNT: Final = 64
+"""Concurrent uploads of one account."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """A server, ready to be asked."""
+    """A running server: `request.state.afterwords`."""
 
     settings: Settings
     authenticator: Authenticator
@@ -69,7 +70,7 @@ class ServerState:
     _stopping: list[asyncio.Task[None]] = field(default_factory=list, init=False, repr=False)
 
     def begin_stop(self) -> asyncio.Task[None]:
-        """Answer those who wait, claim no more jobs, and finish what was begun within `drain_s` from now."""
+        """Wake long polls, claim no more jobs, and finish running work within `drain_s`."""
         if not self._stopping:
             self.synthesis.events.close()
             stopping = self.dispatcher.stop(grace_s=self.settings.drain_s)
@@ -77,12 +78,12 @@ class ServerState:
         return self._stopping[0]
 
     async def stop(self) -> None:
-        """Wait until all has stopped."""
+        """Stop, and wait until everything has stopped."""
         await self.begin_stop()
 
 
 def open_store(settings: Settings) -> SqlStore:
-    """The rows of a server; not yet connected."""
+    """Return the store of a server; not connected yet."""
     return SqlStore(
         settings.database_url or settings.folder / "afterwords.db",
         clock=SystemClock(),
@@ -93,15 +94,15 @@ def open_store(settings: Settings) -> SqlStore:
 
 
 def open_storage(settings: Settings) -> Blobs:
-    """The audio of a server."""
+    """Return the blobs of a server."""
     return open_blobs(settings.storage_url or str(settings.folder / "blobs"))
 
 
 @asynccontextmanager
 async def open_server(settings: Settings) -> AsyncIterator[ServerState]:
-    """Open a server: the database is brought up to date, models load in the background, housekeeping begins.
+    """Start a server: migrate the database, load models in the background, start housekeeping.
 
-    On leaving, what was begun is finished within `drain_s`, and the rest given back.
+    On exit, running work is finished within `drain_s`, and the rest released.
     """
     async with contextlib.AsyncExitStack() as stack:
         store = open_store(settings)
@@ -109,7 +110,7 @@ async def open_server(settings: Settings) -> AsyncIterator[ServerState]:
         stack.push_async_callback(store.close)
         try:
             n_servers = await store.announce()
-        except AfterwordsError as error:  # a full disk, for example: what is there can still be served
+        except AfterwordsError as error:  # a full disk, for example: stored audio can still be served
             log.warning("it is not known how many servers share this database code=%s", error.code)
         else:
             if n_servers > 1:
@@ -121,7 +122,7 @@ async def open_server(settings: Settings) -> AsyncIterator[ServerState]:
         stack.push_async_callback(state.stop)
         stack.push_async_callback(state.housekeeping.leave)
         for work in (state.housekeeping.run(), state.authenticator.requests.watch()):
-            stack.push_async_callback(_stopped, asyncio.create_task(work))
+            stack.push_async_callback(_cancel, asyncio.create_task(work))
         yield state
 
 
@@ -176,14 +177,14 @@ def _joined(settings: Settings, store: Store, secret: bytes) -> ServerState:
         ),
         home=home,
         ownership=ownership,
-        encoding=FairSemaphore(ENCODING_AT_ONCE),
+        encoding=FairSemaphore(MAX_ENCODING),
         encoded=encoded,
-        receiving=ConcurrencyLimit(UPLOADS_PER_ACCOUNT, doing="uploads under way"),
-        uploading=FairSemaphore(UPLOADS_AT_ONCE),
+        receiving=ConcurrencyLimit(MAX_UPLOADS_PER_ACCOUNT, doing="uploads under way"),
+        uploading=FairSemaphore(MAX_UPLOADS),
     )
 
 
-async def _stopped(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task

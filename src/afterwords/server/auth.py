@@ -36,7 +36,7 @@ from afterwords.errors import (
     UnauthorizedError,
 )
 from afterwords.server import records
-from afterwords.server.fairness import ConcurrencyLimit
+from afterwords.server.concurrency import ConcurrencyLimit
 from afterwords.server.services.keys import KeyService, digest
 from afterwords.server.services.signing import read_worker_token
 from afterwords.server.settings import LOCAL_NAMES, SECRET_MIN_CHARS, Settings

@@ -1,8 +1,8 @@
-"""A whole server in one file, and back: the database, and every blob that its rows name.
+"""Back up a server into one file and restore it: the database, and every blob that its rows reference.
 
 The file is a plain tar: a header, the blobs, the database, and last a manifest with the size and SHA-256 of each. The
-database is copied first, in one step and while servers write on; what its rows name does not change afterwards, and a
-voice that is deleted before its recording is copied is deleted from the copy as well. Blobs pass one at a time.
+database is copied first, in one step while servers keep writing; the blobs of its rows never change, and a voice that
+is deleted before its recording is copied is also deleted from the copy. Blobs are copied one at a time.
 
 Called by `afterwords backup` and `afterwords restore`.
 """
@@ -42,10 +42,10 @@ HEADER: Final = "afterwords-backup.json"
 DATABASE: Final = "afterwords.db"
 MANIFEST: Final = "manifest.json"
 BLOBS: Final = "blobs/"
-PATIENCE_S: Final = 10
+BUSY_TIMEOUT_S: Final = 10
 _VOICES: Final = "SELECT count(*) FROM voices WHERE ref_audio_key NOT LIKE 'home/%'"
-"""Those of the home are in its library, and no part of the server."""
-_MUST_BE_THERE: Final = (
+"""Voices of the library are not part of a backup."""
+_REFERENCED: Final = (
     "SELECT ref_audio_key, ref_sha256 FROM voices WHERE ref_audio_key NOT LIKE 'home/%' "
     "UNION ALL SELECT audio_key, audio_sha256 FROM jobs WHERE status = 'ready' AND audio_key IS NOT NULL"
 )
@@ -53,10 +53,10 @@ _MUST_BE_THERE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a backup holds.
+    """Contents of a backup.
 
     Attributes:
-        lost: paths of recordings and job audio that rows name and the storage did not have whole.
+        lost: Paths of recordings and job audio that rows reference, but that are missing or damaged in the storage.
     """
 
     n_voices: int
@@ -69,12 +69,12 @@ class Contents:
 
 
 async def back_up(settings: Settings, file: Path) -> Contents:
-    """Write a backup of the server with these settings, which may be running; for its owner alone (0600).
+    """Write a backup of a server, which may be running, into a file of mode 0600.
 
     Raises:
-        FileError: there is no server's database.
-        DatabaseUnavailableError, StorageUnavailableError: it can't be read at the moment.
-        StorageFullError, FileError: an existing file was kept.
+        FileError: There is no database.
+        DatabaseUnavailableError, StorageUnavailableError: Database or storage can't be read at the moment.
+        StorageFullError, FileError: The file can't be written; an existing one was kept.
     """
     source = open_store(settings).path
     if not source.is_file():
@@ -84,7 +84,7 @@ async def back_up(settings: Settings, file: Path) -> Contents:
         copy, part = Path(scratch, DATABASE), Path(scratch, "part")
         for new in (copy, part):
             os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        with _reading(source) as live, _reading(copy) as rows:
+        with _connect(source) as live, _connect(copy) as rows:
             raw(live).backup(raw(rows))
             with part.open("r+b") as out:
                 contents = await _write(out, blobs, live=live, rows=rows, copy=copy)
@@ -111,7 +111,7 @@ async def _write(out: Any, blobs: Blobs, *, live: Connection, rows: Connection, 
                 data = await blobs.get(path, sha256=digest)
                 if data is not None:
                     add(BLOBS + path, data)
-        missing = [path for path, _ in raw(rows).execute(_MUST_BE_THERE) if BLOBS + path not in files]
+        missing = [path for path, _ in raw(rows).execute(_REFERENCED) if BLOBS + path not in files]
         lost = sorted(garbage.find_known_paths(live, missing))
         gone = [(path,) for path in missing if path not in lost]  # deleted since the database was copied
         raw(rows).executemany("DELETE FROM voices WHERE ref_audio_key = ?", gone)
@@ -139,17 +139,17 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Connection]:
-    """Connect to a database as it is, whatever its schema."""
+def _connect(path: Path) -> Iterator[Connection]:
+    """Connect to a database of any schema version."""
     engine = engine_for(path)
     try:
-        with contextlib.closing(connect(engine, busy_timeout_s=PATIENCE_S)) as connection:
+        with contextlib.closing(connect(engine, busy_timeout_s=BUSY_TIMEOUT_S)) as connection:
             yield connection
     except Exception as error:
-        refusal = translate_error(error, path)
-        if refusal is error:
+        translated = translate_error(error, path)
+        if translated is error:
             raise
-        raise refusal from error
+        raise translated from error
     finally:
         engine.dispose()
 
@@ -158,21 +158,20 @@ def _reading(path: Path) -> Iterator[Connection]:
 
 
 async def restore(settings: Settings, file: Path, *, replace: bool = False) -> Contents:
-    """Make the server with these settings what a backup holds. Everything is verified before anything is changed.
+    """Restore a server from a backup. Everything is verified before anything is changed.
 
-    The storage becomes the restored database's own. What else lies in it is not removed here.
+    The storage then belongs to the restored database. Other files in it are not removed here.
 
     Args:
-        settings: where database and storage are; the server must not run.
-        file: a backup.
-        replace: whether a server that has voices or keys may be replaced.
+        settings: Settings of the server, which must not be running.
+        file: The backup.
+        replace: Whether to replace a server that has voices or keys.
 
     Raises:
-        InvalidInputError: it is no backup, or was cut or altered.
-        ServerSetupError: a later version of afterwords made it.
-        ServerSetupError: a server uses the database.
-        ServerSetupError: there is a server already, and `replace` is not set.
-        StorageFullError, StorageUnavailableError: the server is as it was.
+        InvalidInputError: The file is not a backup, or is truncated or altered.
+        ServerSetupError: A later version of afterwords wrote the backup, a server is running, or the server is not
+            empty and `replace` is False.
+        StorageFullError, StorageUnavailableError: The storage can't be written; the server is unchanged.
     """
     path = open_store(settings).path
     disk.make_folder(path.parent)
@@ -185,7 +184,7 @@ async def restore(settings: Settings, file: Path, *, replace: bool = False) -> C
             tempfile.TemporaryDirectory(prefix=".afterwords-restore-", dir=path.parent) as scratch,
         ):
             database = Path(scratch, DATABASE)
-            contents, files = _verified(file, database)
+            contents, files = _verify(file, database)
             blobs = open_storage(settings)
             if not replace:
                 await _check_is_empty(path, blobs, files)
@@ -207,29 +206,29 @@ async def restore(settings: Settings, file: Path, *, replace: bool = False) -> C
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Iterator[tuple[str, Any]]]:
-    """Open a backup: the name and content of each member, in order."""
+def _open_members(file: Path) -> Iterator[Iterator[tuple[str, Any]]]:
+    """Open a backup and yield name and content of its members, in order."""
     if not file.is_file():
         raise FileError.unreadable(file, why="it is not a file" if file.exists() else "there is no such file")
     try:
         with tarfile.open(file, "r:") as tar:
             yield ((member.name, tar.extractfile(member) if member.isreg() else None) for member in tar)
     except (tarfile.TarError, EOFError) as error:
-        raise InvalidInputError.for_backup(file, why="it is no tar file, or it was cut") from error
+        raise InvalidInputError.for_backup(file, why="it is not a tar file, or truncated") from error
 
 
-def _verified(file: Path, database: Path) -> tuple[Contents, dict[str, str]]:
-    """Check every byte of a backup, and take the database out; returns the digest of each blob by its path."""
+def _verify(file: Path, database: Path) -> tuple[Contents, dict[str, str]]:
+    """Check every byte of a backup and extract the database; return the digests of the blobs by path."""
     found: dict[str, dict[str, Any]] = {}
     manifest: Any = None
-    with _opened(file) as members:
+    with _open_members(file) as members:
         for name, content in members:
             if content is None or name in found or not _is_expected(name, is_first=not found):
                 raise InvalidInputError.for_backup(
-                    file, why="it is no backup of afterwords, or its parts are out of order"
+                    file, why="it is not a backup of afterwords, or its parts are out of order"
                 )
             if name == MANIFEST:
-                manifest = _parsed(file, content.read())
+                manifest = _parse_json(file, content.read())
                 break
             digest, size = sha256(), 0
             with database.open("xb") if name == DATABASE else contextlib.nullcontext() as target:
@@ -244,7 +243,7 @@ def _verified(file: Path, database: Path) -> tuple[Contents, dict[str, str]]:
     if manifest is None or not database.is_file():
         raise InvalidInputError.for_backup(file, why="its end is missing")
     if manifest.get("files") != found:
-        raise InvalidInputError.for_backup(file, why="its parts are not the ones that its manifest names")
+        raise InvalidInputError.for_backup(file, why="its parts differ from its manifest")
     digests = {name.removeprefix(BLOBS): facts["sha256"] for name, facts in found.items() if name.startswith(BLOBS)}
     n_voices = _check_database(file, database, digests, lost=frozenset(manifest.get("lost", ())))
     size_bytes = sum(facts["size"] for facts in found.values())
@@ -257,7 +256,7 @@ def _is_expected(name: str, *, is_first: bool) -> bool:
     return name in (DATABASE, MANIFEST) or (name.startswith(BLOBS) and is_server_path(name.removeprefix(BLOBS)))
 
 
-def _parsed(file: Path, data: bytes) -> dict[str, Any]:
+def _parse_json(file: Path, data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -268,34 +267,34 @@ def _parsed(file: Path, data: bytes) -> dict[str, Any]:
 
 
 def _check_format(file: Path, header: bytes) -> None:
-    if _parsed(file, header).get("format") != FORMAT:
-        raise InvalidInputError.for_backup(file, why="another version of afterwords made it")
+    if _parse_json(file, header).get("format") != FORMAT:
+        raise InvalidInputError.for_backup(file, why="another version of afterwords wrote it")
 
 
 def _check_database(file: Path, database: Path, digests: dict[str, str], *, lost: frozenset[str]) -> int:
-    """See that the database is whole and has the audio that it names; bring it up to date. Returns its voices."""
+    """Check the database and its references, migrate it, and return its number of voices."""
     database.chmod(0o600)
     try:
-        with _reading(database) as rows:
-            is_whole = raw(rows).execute("PRAGMA integrity_check").fetchone() == ("ok",)
-            wanted = dict(raw(rows).execute(_MUST_BE_THERE).fetchall())
+        with _connect(database) as rows:
+            is_intact = raw(rows).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            referenced = dict(raw(rows).execute(_REFERENCED).fetchall())
             (n_voices,) = raw(rows).execute(_VOICES).fetchone()
         prepare(database)
-        with _reading(database) as rows:
+        with _connect(database) as rows:
             raw(rows).execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except (sqlite3.Error, DatabaseUnavailableError) as error:
         raise InvalidInputError.for_backup(file, why="its database can't be read") from error
-    if not is_whole or any(digests.get(path) != digest for path, digest in wanted.items() if path not in lost):
-        raise InvalidInputError.for_backup(file, why="its database names audio that it does not hold")
+    if not is_intact or any(digests.get(path) != digest for path, digest in referenced.items() if path not in lost):
+        raise InvalidInputError.for_backup(file, why="its database references audio that is missing")
     return int(n_voices)
 
 
 async def _check_is_empty(path: Path, blobs: Blobs, files: dict[str, str]) -> None:
-    """See that nothing would be replaced; what an earlier restore of the same file left does not count."""
+    """Raise ServerSetupError unless nothing would be replaced, except by an earlier restore of the same file."""
     n_voices = n_keys = n_files = 0
     if path.is_file() and path.stat().st_size:
         try:
-            with _reading(path) as rows:
+            with _connect(path) as rows:
                 (n_voices,) = raw(rows).execute(_VOICES).fetchone()
                 (n_keys,) = raw(rows).execute("SELECT count(*) FROM keys").fetchone()
         except (sqlite3.Error, DatabaseUnavailableError):
@@ -312,10 +311,10 @@ async def _check_is_empty(path: Path, blobs: Blobs, files: dict[str, str]) -> No
 
 
 async def _put_blobs(file: Path, blobs: Blobs, files: dict[str, str]) -> list[str]:
-    """Write all blobs; returns those that were not there. If one can't be written, those are removed again."""
+    """Write all blobs, and return the new ones, which are removed again if one can't be written."""
     new: list[str] = []
     try:
-        with _opened(file) as members:
+        with _open_members(file) as members:
             for name, content in members:
                 path = name.removeprefix(BLOBS)
                 if not name.startswith(BLOBS) or await blobs.get(path, sha256=files[path]) is not None:
@@ -327,19 +326,19 @@ async def _put_blobs(file: Path, blobs: Blobs, files: dict[str, str]) -> list[st
                     new.append(path)
                 await blobs.put(path, data)
     except BaseException:
-        with contextlib.suppress(AfterwordsError):  # the sweep finds what can't be removed now
+        with contextlib.suppress(AfterwordsError):  # the sweep removes the rest
             await blobs.delete(*new)
         raise
     return new
 
 
 def _put_database(database: Path, path: Path) -> None:
-    """Put the restored database in the place of the one that is there, with nothing of its log left."""
+    """Replace the database and remove its write-ahead log."""
     with disk.locked(
-        path.with_name(f"{path.name}.lock"), timeout_s=PATIENCE_S, busy=ServerSetupError(code="server_running")
+        path.with_name(f"{path.name}.lock"), timeout_s=BUSY_TIMEOUT_S, busy=ServerSetupError(code="server_running")
     ):
         if path.is_file():
-            with contextlib.suppress(sqlite3.Error, DatabaseUnavailableError), _reading(path) as rows:
+            with contextlib.suppress(sqlite3.Error, DatabaseUnavailableError), _connect(path) as rows:
                 raw(rows).execute("PRAGMA wal_checkpoint(TRUNCATE)")
         for ending in ("-wal", "-shm"):  # SQLite would apply an old log to the new file
             path.with_name(path.name + ending).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Named places where a server dies on demand, so that tests can see what survives.
+"""Failpoints: named places where tests can kill the server.
 
-They work only with `AFTERWORDS_TESTING=1`. `AFTERWORDS_FAILPOINT=voice-committed` kills the process the first time
-that place is reached, `voice-committed:3` the third time.
+They work only with `AFTERWORDS_TESTING=1`. `AFTERWORDS_FAILPOINT=voice-committed` kills the process at the first
+reach of that place, `voice-committed:3` at the third.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Final
 
 PLACES: Final = (
     "reference-stored",  # an upload's blob is written, its row is not
-    "voice-committed",  # the row is written, the answer is not sent
-    "job-committed",  # a job is accepted, neither answered nor dispatched
-    "job-claimed",  # an attempt is open, nothing is spoken
+    "voice-committed",  # the row is written, the response is not sent
+    "job-committed",  # a job is accepted, but neither answered nor dispatched
+    "job-claimed",  # an attempt is open, nothing is synthesized
     "audio-stored",  # a result's blob is written, its row is not
-    "job-finished",  # the row is final, nobody was told
+    "job-finished",  # the row is final, no event is published
     "voice-tombstoned",  # a voice is deleted, its blobs are not
 )
 
@@ -25,7 +25,7 @@ _reached: Counter[str] = Counter()
 
 
 def reach(place: str) -> None:
-    """Die here, if that is what the environment asks for."""
+    """Kill the process if the environment names this place."""
     if os.environ.get("AFTERWORDS_TESTING") != "1":
         return
     name, _, count = os.environ.get("AFTERWORDS_FAILPOINT", "").partition(":")

@@ -1,4 +1,4 @@
-"""A server as a process: the socket, the signals, the log, and connections that never finish their first line."""
+"""Run the server as a process: socket, signals, log, and limits of slow connections."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ HEADER_TIMEOUT_S: Final = 10.0
 HEADER_MAX_BYTES: Final = 64 * 1024
 LINGER_S: Final = 10.0
 LINGER_MAX_BYTES: Final = 32 * 1024 * 1024
-"""How much of a refused body is read and thrown away: all of the largest upload that is taken."""
+"""How much of a refused body is read and discarded: more than the largest accepted upload."""
 SEND_BUFFER_BYTES: Final = 256 * 1024
-"""What the system holds of an answer that its client does not read; by default it may become 4 MB."""
+"""How much of an unread response the kernel buffers; the default may grow to 4 MB."""
 BACKLOG: Final = 256
-"""Connections that are accepted at one stroke, before one of them can be refused."""
+"""Connections that the kernel accepts at once, before any can be refused."""
 DESCRIPTORS_MAX: Final = 65_536
 DESCRIPTORS_RESERVED: Final = 512
-"""Of the descriptors, those that are no connections: storage, database, pipes, and what was accepted at one stroke."""
-TELL_INTERVAL_S: Final = 0.5
+"""Descriptors kept for storage, database, pipes, and the connections of the backlog."""
+LOADING_LOG_INTERVAL_S: Final = 0.5
 SWITCH_INTERVAL_S: Final = 0.0005
-"""How long a thread may keep the interpreter: the default of 5 ms is a long wait for a request beside the writer."""
+"""How long a thread may hold the GIL; with the default of 5 ms, requests wait long for the writer thread."""
 
 
 def serve(
@@ -58,27 +58,27 @@ def serve(
     on_first_key: Callable[[MintedKey], None],
     on_listening: Callable[[Settings, HomeVoices], None],
 ) -> int | None:
-    """Serve until a signal says otherwise, and return the signal.
+    """Serve until a signal arrives, and return the signal.
 
     Args:
-        on_first_key: given the first key, where the database is new and the address is loopback.
-        on_listening: given the settings with the port that was taken, and the voices of the home, once requests are
-            answered.
+        on_first_key: Called with the first key, if the database is new and the address is loopback.
+        on_listening: Called with the settings, with the actual port, and the voices of the library, once the server
+            answers requests.
 
     Raises:
-        ServerSetupError: it can't start like this.
-        BackendUnavailableError, InvalidOptionError: nothing would be spoken.
+        ServerSetupError: The server can't start with these settings.
+        BackendUnavailableError, InvalidOptionError: No backend can run.
     """
     settings.check_is_safe()
     n_connections = _raise_descriptor_limit()
-    if n_connections is not None:  # where descriptors are few, one key may not take them all
-        most = min(settings.max_requests_per_key, max(1, n_connections // 2))
-        settings = settings.model_copy(update={"max_requests_per_key": most})
+    if n_connections is not None:  # with few descriptors, one key must not take them all
+        maximum = min(settings.max_requests_per_key, max(1, n_connections // 2))
+        settings = settings.model_copy(update={"max_requests_per_key": maximum})
     check_backends(settings)
     os.umask(0o077)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    with _bound(settings) as bound:
-        settings = settings.model_copy(update={"port": bound.getsockname()[1]})
+    with _bind(settings) as listener:
+        settings = settings.model_copy(update={"port": listener.getsockname()[1]})
         if key := asyncio.run(_first_key(settings)):
             on_first_key(key)
         app = create_app(settings)
@@ -97,18 +97,20 @@ def serve(
             timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         )
         server = _Server(config, app.lifetime, lambda state: on_listening(settings, state.home))
-        server.run([bound])
+        server.run([listener])
         log.info("stopped")
         return server.signal
 
 
 def configure_log(settings: Settings) -> None:
-    """One line an event, to stderr, as text or as JSON.
+    """Log one line per event to stderr, as text or JSON.
 
-    Uvicorn's lines are shown where something is wrong, and of those of other libraries only the name, because they
-    quote what was sent.
+    Of uvicorn, only warnings and errors are logged; of other libraries, only the logger's name at an error, because
+    their messages may quote a request.
     """
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # looked up for each line otherwise
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = (
+        False  # not needed, and looked up for each line
+    )
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     line = _JsonLine() if settings.log == "json" else _Line()
     for name, lowest in (("afterwords.server", logging.DEBUG), ("uvicorn", logging.WARNING)):
@@ -119,16 +121,16 @@ def configure_log(settings: Settings) -> None:
         logger.setLevel(max(level, lowest))
         logger.propagate = False
     for name in ("uvicorn", "uvicorn.error"):
-        logging.getLogger(name).addFilter(_without_traceback)
+        logging.getLogger(name).addFilter(_remove_traceback)
     others = logging.StreamHandler()
     others.setFormatter(line)
     others.setLevel(logging.ERROR)
-    others.addFilter(_without_message)
+    others.addFilter(_remove_message)
     logging.getLogger().addHandler(others)
 
 
 class _Line(logging.Formatter):
-    """Time, level, message; the time is written out once a second, since there may be thousands of lines in one."""
+    """Format a line as text; the time is formatted once per second, because a second may have thousands of lines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +145,7 @@ class _Line(logging.Formatter):
 
 
 class _JsonLine(logging.Formatter):
-    """One object a line: time (UTC), level, logger, message, and the fields of a line that has some."""
+    """Format a line as a JSON object: time (UTC), level, logger, message, and the fields of a request."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -156,20 +158,20 @@ class _JsonLine(logging.Formatter):
         return json.dumps(facts | record.args if isinstance(record.args, dict) else facts)
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """A traceback shows what was thrown, and that may hold what a request said."""
+def _remove_traceback(record: logging.LogRecord) -> bool:
+    """Remove the traceback, which may show text of a request."""
     record.exc_info = record.exc_text = record.stack_info = None
     return True
 
 
-def _without_message(record: logging.LogRecord) -> bool:
-    """What another library says may hold what a request said: its name alone is written."""
+def _remove_message(record: logging.LogRecord) -> bool:
+    """Replace the message of another library, which may quote a request, by the name of its logger."""
     record.msg, record.args = "failed in=%s", (record.name,)
-    return _without_traceback(record)
+    return _remove_traceback(record)
 
 
 async def _first_key(settings: Settings) -> MintedKey | None:
-    """Bring the database up to date; if it was new and only this machine can reach it, make a key."""
+    """Migrate the database; if it is new and the server listens on loopback, create a key."""
     store = open_store(settings)
     try:
         is_new = await store.open()
@@ -181,54 +183,51 @@ async def _first_key(settings: Settings) -> MintedKey | None:
 
 
 def _raise_descriptor_limit() -> int | None:
-    """Let the process open as many files as it may, and return how many connections leave a reserve for its own.
-
-    None where the system knows no such limit.
-    """
+    """Raise the limit of open files, and return how many connections it allows; None if the system has no limit."""
     if sys.platform == "win32":
         return None
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        with contextlib.suppress(OSError, ValueError):  # macOS allows less than it says
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-            soft = most
+    maximum = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
+    if soft != resource.RLIM_INFINITY and soft < maximum:
+        with contextlib.suppress(OSError, ValueError):  # macOS allows less than it reports
+            resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, hard))
+            soft = maximum
     limit = DESCRIPTORS_MAX if soft == resource.RLIM_INFINITY else soft
     return limit - min(DESCRIPTORS_RESERVED, limit // 2)
 
 
-def _bound(settings: Settings) -> socket.socket:
+def _bind(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        bound.bind((settings.host, settings.port))
-        bound.listen(BACKLOG)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        listener.bind((settings.host, settings.port))
+        listener.listen(BACKLOG)
     except OSError as error:
-        bound.close()
+        listener.close()
         why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
         raise ServerSetupError(
             f"Nothing can listen on {settings.host} port {settings.port}: {why}.", code="address_in_use"
         ) from None
-    bound.setblocking(False)
-    return bound
+    listener.setblocking(False)
+    return listener
 
 
-async def _tell_loading(dispatcher: Dispatcher) -> None:
-    """Write down how far the models are, until they are there."""
-    told = ""
+async def _log_loading(dispatcher: Dispatcher) -> None:
+    """Log the progress of loading models until they are ready."""
+    logged = ""
     while not dispatcher.is_ready:
-        if dispatcher.state != told:
-            told = dispatcher.state
-            log.info("%s", told)
-        await asyncio.sleep(TELL_INTERVAL_S)
+        if dispatcher.state != logged:
+            logged = dispatcher.state
+            log.info("%s", logged)
+        await asyncio.sleep(LOADING_LOG_INTERVAL_S)
 
 
 class _Config(uvicorn.Config):
-    """Uvicorn's, with what our protocol is told."""
+    """Uvicorn's configuration, with settings of our protocol."""
 
     def __init__(self, app: ASGIApp, *, write_timeout_s: float, n_connections: int | None, **options: Any) -> None:
         super().__init__(cast("Any", app), **options)
@@ -237,50 +236,50 @@ class _Config(uvicorn.Config):
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn, which leaves with the signal's meaning and not by the signal itself."""
+    """A uvicorn server that records the signal that stops it, instead of raising it again."""
 
     def __init__(self, config: uvicorn.Config, lifetime: Lifetime, on_listening: Callable[[ServerState], None]) -> None:
         super().__init__(config)
         self._lifetime = lifetime
         self._on_listening = on_listening
         self.signal: int | None = None
-        self._telling: asyncio.Task[None] | None = None
+        self._loading_log: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        self._captured_signals.clear()  # or they would be raised again at the end, and kill us
+        self._captured_signals.clear()  # uvicorn would raise them again at the end
         self.signal = sig
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         gc.collect()
-        gc.freeze()  # what is loaded stays: looking through it again and again took a tenth of the time
+        gc.freeze()  # loaded modules stay: scanning them took a tenth of the time
         state = cast("ServerState", self._lifetime.state)
         self._on_listening(state)
-        self._telling = asyncio.create_task(_tell_loading(state.dispatcher))
+        self._loading_log = asyncio.create_task(_log_loading(state.dispatcher))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Those who wait for a job get their answer now, or they would hold the door open."""
+        """Wake long polls first, or graceful shutdown waits for them."""
         state = self._lifetime.state
         if state is not None:
             state.begin_stop()
-        if self._telling is not None:
-            self._telling.cancel()
+        if self._loading_log is not None:
+            self._loading_log.cancel()
         await super().shutdown(sockets)
 
 
 class _Lingering:
-    """A transport that is closed in two steps while the client is still sending.
+    """A transport with a lingering close, for a client that is still sending.
 
-    To close a socket whose input was not read resets the connection, and the client loses the answer that it has not
-    read yet (RFC 9112, 9.6). So the first `close` ends our side alone and lets the rest of the body be read and thrown
-    away; the second one, the end of the time, or too much of it closes for good.
+    Closing a socket with unread input resets the connection, and the client loses the response that it has not read
+    yet (RFC 9112, 9.6). So the first `close` only ends our side and discards the rest of the body; a second `close`,
+    LINGER_S or LINGER_MAX_BYTES close the connection.
     """
 
     def __init__(self, transport: asyncio.Transport, has_more_to_come: Callable[[], bool]) -> None:
         self._transport = transport
         self._has_more_to_come = has_more_to_come
-        self._n_left: int | None = None  # bytes that are still read; None before the first close
+        self._n_left: int | None = None  # bytes that may still arrive; None before the first close
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -297,7 +296,7 @@ class _Lingering:
         try:
             self._transport.write_eof()
             self._transport.resume_reading()
-        except (OSError, RuntimeError, NotImplementedError):  # the client is gone, or it is a kind without halves
+        except (OSError, RuntimeError, NotImplementedError):  # the client is gone, or the transport can't half-close
             self._transport.close()
 
     def close_now(self) -> None:
@@ -311,18 +310,18 @@ class _Lingering:
 
 
 class _Protocol(HttpToolsProtocol):
-    """HTTP/1.1 for clients in a hurry: headers that do not come or end, and answers that nobody reads, close it."""
+    """HTTP/1.1 with limits: late or large headers and unread responses close the connection."""
 
     _timer: asyncio.TimerHandle | None = None
     _n_header_bytes = 0
     _write_timer: asyncio.TimerHandle | None = None
     _n_unread_bytes = 0
-    _is_broken = False  # what came was not HTTP
+    _is_broken = False  # the client did not send HTTP
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast("asyncio.Transport", _Lingering(transport, self._has_more_to_come)))
-        most = cast("_Config", self.config).n_connections
-        if most is not None and len(self.connections) > most:
+        n_allowed = cast("_Config", self.config).n_connections
+        if n_allowed is not None and len(self.connections) > n_allowed:
             self._answer(ServiceUnavailableError("The server has as many connections as it may"))
         else:
             self._expect_headers()
@@ -335,7 +334,7 @@ class _Protocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         super().shutdown()
         if self.transport.is_closing():
-            self.transport.close()  # nobody is waited for now
+            self.transport.close()  # do not linger on shutdown
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -371,14 +370,14 @@ class _Protocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
-        """What is left of a body that was refused may not take longer than headers may."""
+        """Give the rest of a refused body as much time as headers."""
         super().on_response_complete()
         if self.cycle.response_complete and self.cycle.more_body:
             self._expect_headers()
         if self.transport.is_closing():
             self._watch_reading()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - our own words are in the shape of all errors
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - our response has the shape of all errors
         self._is_broken = True
         self._answer(InvalidRequestError("The request is not valid HTTP/1.1.", hint="use an HTTP client."))
 
@@ -393,12 +392,12 @@ class _Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def _has_more_to_come(self) -> bool:
-        """Whether the client may still be sending what nobody reads."""
+        """Return whether the client may still send data that is not read."""
         is_refused = self.cycle is not None and self.cycle.response_complete and self.cycle.more_body
         return self._is_broken or is_refused
 
     def _watch_reading(self) -> None:
-        """Cut the client off if it reads nothing of what waits for it before the time is over."""
+        """Close the connection if the client reads nothing of the buffered response in time."""
         self._stop_write_timer()
         self._n_unread_bytes = self.transport.get_write_buffer_size()
         timeout_s = cast("_Config", self.config).write_timeout_s
@@ -427,4 +426,4 @@ class _Protocol(HttpToolsProtocol):
 
 
 EXIT_BY_SIGNAL: Final[dict[int | None, int]] = {signal.SIGINT: 130}
-"""What the shell is told; a server that was asked to stop by SIGTERM has done well."""
+"""Exit codes; stopping by SIGTERM is a success."""

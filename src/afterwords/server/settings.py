@@ -1,4 +1,4 @@
-"""What whoever runs a server can set: environment first (`AFTERWORDS_…`), then `config.toml` in the home folder.
+"""Settings of the server, from the environment (`AFTERWORDS_…`) or `config.toml` in the home folder.
 
 Nothing is read at import. Every setting has a default that works on a laptop.
 """
@@ -29,12 +29,12 @@ SECRET_MIN_CHARS: Final = 32
 LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 Names = Annotated[tuple[str, ...], NoDecode]
-"""In the environment, names are separated by commas."""
+"""Comma-separated in the environment."""
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
-    """The settings of one server process. Each name must also be in `config.SETTINGS`."""
+    """Settings of a server process. Every name must also be in `config.SETTINGS`."""
 
     model_config = SettingsConfigDict(
         env_prefix="AFTERWORDS_", extra="ignore", frozen=True, hide_input_in_errors=True, env_ignore_empty=True
@@ -44,54 +44,70 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="The address to listen on.")
     port: int = Field(default=7860, ge=0, le=65535, description="The port to listen on; 0 takes a free one.")
     admin_secret: SecretStr | None = Field(default=None, description="Opens the admin routes.")
-    callback_secret: SecretStr | None = Field(default=None, description="A secret that all workers share, if any.")
-    public_url: str | None = Field(default=None, description="How others reach this server, for links in answers.")
-    allowed_hosts: Names = Field(default=(), description="Further names in the Host header; * takes any.")
+    callback_secret: SecretStr | None = Field(
+        default=None, description="Secret of remote workers; without it their routes answer 401."
+    )
+    public_url: str | None = Field(default=None, description="URL of this server for clients, used in links.")
+    allowed_hosts: Names = Field(default=(), description="Further names accepted in the Host header; * accepts any.")
     trusted_proxies: Names | None = Field(
         default=None,
-        description="Addresses whose X-Forwarded-For counts. Absent: this machine, if it has a public URL.",
+        description="Addresses whose X-Forwarded-For is trusted; unset: this machine, if it has a public URL.",
     )
-    cors_origins: Names = Field(default=(), description="Web pages that may ask from a browser, by origin; * is any.")
-    database_url: str | None = Field(default=None, repr=False, description="Absent: SQLite in the data folder.")
-    storage_url: str | None = Field(default=None, repr=False, description="Absent: a folder in the data folder.")
-    backends: Names | None = Field(default=None, description="The only backends offered, best first.")
+    cors_origins: Names = Field(
+        default=(), description="Origins of web pages that may call the API from a browser; * is any."
+    )
+    database_url: str | None = Field(
+        default=None, repr=False, description="URL of the database; unset: SQLite in the data folder."
+    )
+    storage_url: str | None = Field(
+        default=None, repr=False, description="URL of the storage; unset: a folder in the data folder."
+    )
+    backends: Names | None = Field(default=None, description="Backends to offer, best first; unset: all that can run.")
 
     serve_library: bool = Field(default=True, description="Offer the voices of the library in the data folder.")
-    workers: int = Field(default=1, ge=0, le=64, description="Processes that speak; 0: this server only accepts.")
-    recycle_after: int = Field(default=500, ge=1, description="Jobs after which such a process is replaced.")
-    worker_memory_mb: int | None = Field(default=None, ge=64, description="Its memory cap; absent: half the machine's.")
-    start_allowance_s: Seconds = Field(default=300, gt=0, description="Time without progress while loading.")
-    stall_s: Seconds = Field(default=120, gt=0, description="Time without sound after which a speaking process hangs.")
-    prepare: Literal["full", "fast"] = Field(default="full", description="How new voices are prepared.")
-    lease_s: Seconds = Field(default=15, gt=0, description="A job whose worker is silent for longer goes to another.")
-    max_attempts: int = Field(default=3, ge=1, description="Attempts before a job fails.")
-    drain_s: Seconds = Field(default=20, ge=0, description="Time to finish what was begun when told to stop.")
-
-    rate_limit: int = Field(default=6000, ge=0, description="Requests a minute and key; 0: any number.")
-    auth_failure_limit: int = Field(
-        default=30, ge=0, description="Wrong keys and secrets a minute and client address; 0: any number."
+    workers: int = Field(default=1, ge=0, le=64, description="Worker processes; 0: jobs are only accepted.")
+    recycle_after: int = Field(default=500, ge=1, description="Jobs after which a worker process is replaced.")
+    worker_memory_mb: int | None = Field(
+        default=None, ge=64, description="Memory limit of a worker process; unset: half the machine's."
     )
-    max_requests_per_key: int = Field(default=256, ge=1, description="Requests of one key that may be under way.")
-    processes: int = Field(default=1, ge=1, description="Server processes that share these rates.")
+    start_allowance_s: Seconds = Field(
+        default=300, gt=0, description="Longest time without progress while a model loads or a voice is prepared."
+    )
+    stall_s: Seconds = Field(default=120, gt=0, description="Longest time without audio during synthesis.")
+    prepare: Literal["full", "fast"] = Field(default="full", description="How new voices are prepared.")
+    lease_s: Seconds = Field(
+        default=15, gt=0, description="Time without a heartbeat after which a job is given to another worker."
+    )
+    max_attempts: int = Field(default=3, ge=1, description="Attempts before a job fails.")
+    drain_s: Seconds = Field(default=20, ge=0, description="Time to finish running work on shutdown.")
+
+    rate_limit: int = Field(default=6000, ge=0, description="Requests per minute and key; 0: unlimited.")
+    auth_failure_limit: int = Field(
+        default=30, ge=0, description="Failed authentications per minute and client address; 0: unlimited."
+    )
+    max_requests_per_key: int = Field(default=256, ge=1, description="Concurrent requests per key.")
+    processes: int = Field(default=1, ge=1, description="Server processes that share these limits.")
     storage_per_account_mb: int = Field(
         default=10_000,
         ge=0,
-        description="Recordings, job audio and cache of one account, in 10^6 bytes; 0: any amount.",
+        description="Storage per account in 10^6 bytes; 0: unlimited.",
     )
-    max_pending_jobs: int = Field(default=1000, ge=1, description="Jobs that may wait.")
-    max_pending_jobs_per_account: int = Field(default=200, ge=1, description="Jobs of one account that may wait.")
-    body_timeout_s: Seconds = Field(default=15, gt=0, description="A body that stays away for longer is refused.")
+    max_pending_jobs: int = Field(default=1000, ge=1, description="Pending jobs.")
+    max_pending_jobs_per_account: int = Field(default=200, ge=1, description="Pending jobs per account.")
+    body_timeout_s: Seconds = Field(default=15, gt=0, description="Longest pause in a request body.")
 
-    write_timeout_s: Seconds = Field(default=60, gt=0, description="A client that reads nothing for longer is cut off.")
+    write_timeout_s: Seconds = Field(
+        default=60, gt=0, description="Longest time in which a client reads nothing of a response."
+    )
 
-    log: Literal["text", "json"] = Field(default="text", description="What a line of the log is.")
+    log: Literal["text", "json"] = Field(default="text", description="Format of the log.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="The lowest level shown."
+        default="info", description="Lowest level that is logged."
     )
 
-    reap_interval_s: Seconds = Field(default=1, gt=0, description="How often leases are looked at.")
-    sweep_interval_s: Seconds = Field(default=600, gt=0, description="How often storage is swept.")
-    sweep_grace_s: Seconds = Field(default=3600, ge=0, description="Age at which what no row names is removed.")
+    reap_interval_s: Seconds = Field(default=1, gt=0, description="Interval of checking leases and webhooks.")
+    sweep_interval_s: Seconds = Field(default=600, gt=0, description="Interval of sweeping the storage.")
+    sweep_grace_s: Seconds = Field(default=3600, ge=0, description="Age at which unreferenced audio is removed.")
 
     @field_validator("log", "log_level", mode="before")
     @classmethod
@@ -143,7 +159,7 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - a .env beside the program is not ours to read
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - a .env file belongs to the application
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         file = InitSettingsSource(settings_cls, read_config_file(load_config().home))
@@ -151,38 +167,38 @@ class Settings(BaseSettings):
 
     @property
     def folder(self) -> Path:
-        """Where the server keeps its own: database and blobs, unless they are set to lie elsewhere."""
+        """The folder of database and blobs, unless their URLs are set."""
         return self.home / "server"
 
     @property
     def local_url(self) -> str:
-        """The address that it listens on, as this machine can reach it."""
+        """The URL of the server on this machine."""
         host = "localhost" if self.host in ("0.0.0.0", "::") else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
     def base_url(self) -> str:
-        """The address in links: the public one if there is one."""
+        """The URL in links: the public one if set."""
         return self.public_url or self.local_url
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach the address."""
+        """Whether the server listens on loopback only."""
         return _is_local(self.host)
 
     @property
     def public_names(self) -> list[str]:
-        """The names other than this machine's own under which a proxy may pass requests on."""
+        """Names other than this machine's own, under which a proxy may forward requests."""
         public = urlsplit(self.public_url or "").hostname
         return [name for name in (public, *self.allowed_hosts) if name and not _is_local(name)]
 
     def check_is_safe(self) -> None:
-        """Refuse to be reached from outside with a weak secret, and on any address but loopback without one.
+        """Refuse weak secrets on a server that others can reach, and a missing one on any address but loopback.
 
-        On loopback it counts as reachable once it has a public name: a proxy on this machine may pass requests on.
+        A server on loopback with a public name counts as reachable, because a proxy may forward requests.
 
         Raises:
-            ServerSetupError: a secret is missing or short.
+            ServerSetupError: A secret is missing or too short.
         """
         reached = self.host if not self.is_loopback else next(iter(self.public_names), None)
         if reached is None:
@@ -210,25 +226,25 @@ def _is_local(host: str) -> bool:
         return False
 
 
-def load_settings(**given: object) -> Settings:
-    """Read the settings; `given` wins over environment and file.
+def load_settings(**overrides: object) -> Settings:
+    """Load the settings; `overrides` win over environment and file.
 
     Raises:
-        InvalidOptionError: one can't be used.
-        InvalidInputError: config.toml is there but is not TOML, or sets a name that is not a setting.
+        InvalidOptionError: A setting is invalid.
+        InvalidInputError: config.toml is not TOML, or sets an unknown name.
     """
     try:
-        return Settings(**given)  # type: ignore[arg-type]
+        return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise _refusal(error, given) from None
+        raise _invalid_option(error, overrides) from None
 
 
-def _refusal(invalid: ValidationError, given: Mapping[str, object]) -> InvalidOptionError:
-    """The first setting that can't be used, named as it was set; a secret is not shown."""
+def _invalid_option(invalid: ValidationError, overrides: Mapping[str, object]) -> InvalidOptionError:
+    """Return the error for the first invalid setting, named as it was set; secrets are not shown."""
     first = invalid.errors(include_url=False)[0]
     field = str(first["loc"][0])
     variable = f"AFTERWORDS_{field.upper()}"
-    name = field if field in given else variable if os.environ.get(variable) else f"config.toml: {field}"
+    name = field if field in overrides else variable if os.environ.get(variable) else f"config.toml: {field}"
     rule = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable")[0]
     value = "***" if field.endswith("secret") else first["input"]
     if field.endswith("url") and isinstance(value, str):
@@ -237,7 +253,7 @@ def _refusal(invalid: ValidationError, given: Mapping[str, object]) -> InvalidOp
 
 
 def without_secrets(url: str) -> str:
-    """Return a URL as it may be shown: *** stands for user, password, query and fragment."""
+    """Return a URL with *** for user, password, query and fragment."""
     scheme, slashes, rest = url.partition("//") if "//" in url else ("", "", url)
     if "@" in rest:
         rest = f"***@{rest.rpartition('@')[2]}"

@@ -1,4 +1,4 @@
-"""Bytes on their way in or out: an upload while it is received, speech while it is made, audio that is sent."""
+"""Temporary bytes: an upload while it is received, speech while it is generated, audio while it is sent."""
 
 from __future__ import annotations
 
@@ -12,35 +12,34 @@ from afterwords import disk
 from afterwords.errors import StorageFullError, StorageUnavailableError
 
 MEMORY_MAX_BYTES: Final = 256 * 1024
-"""Up to this size it stays in memory."""
+"""Content up to this size stays in memory."""
 
 
 def open_spool(folder: Path | None) -> BinaryIO:
-    """Open a file that is in memory while it is small, then without a name in a folder; closing it removes it.
+    """Open a temporary file, in memory while it is small, then without a name in a folder.
 
     Args:
-        folder: None stands for the system's folder for temporary files.
+        folder: None uses the system's folder for temporary files.
     """
     return cast("BinaryIO", Spool(folder))
 
 
 class Spool(RawIOBase):
-    """The file of `open_spool`. What is written is added at its end, whole or not at all.
+    """The file of `open_spool`. A write appends all of its data or nothing, and may be retried.
 
     Raises:
-        StorageFullError, StorageUnavailableError: on writing, where the folder's disk is full or away; it may be tried
-            again.
+        StorageFullError, StorageUnavailableError: On writing, if the disk is full or unavailable.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._memory = BytesIO()
         self._file: BinaryIO | None = None
-        self._place = 0
+        self._position = 0
         self.size_bytes = 0
 
     def write(self, data: Any, /) -> int:
-        """Add bytes at the end."""
+        """Append bytes."""
         try:
             if self._file is None and self.size_bytes + len(data) > MEMORY_MAX_BYTES:
                 if self._folder is not None:
@@ -66,31 +65,31 @@ class Spool(RawIOBase):
         return len(data)
 
     def read(self, size: int = -1, /) -> bytes:
-        """Read from where it stands."""
-        data = self.read_at(self._place, self.size_bytes - self._place if size < 0 else size)
-        self._place += len(data)
+        """Read from the current position."""
+        data = self.read_at(self._position, self.size_bytes - self._position if size < 0 else size)
+        self._position += len(data)
         return data
 
-    def read_at(self, place: int, size: int) -> bytes:
-        """Read from a place, wherever it stands; other threads may read meanwhile."""
-        size = max(0, min(size, self.size_bytes - place))
+    def read_at(self, position: int, size: int) -> bytes:
+        """Read from a position; safe to call from several threads."""
+        size = max(0, min(size, self.size_bytes - position))
         if self._file is None:
-            return bytes(self._memory.getbuffer()[place : place + size])
-        return _read_at(self._file, place, size)
+            return bytes(self._memory.getbuffer()[position : position + size])
+        return _read_at(self._file, position, size)
 
     def replace_head(self, head: bytes) -> None:
-        """Write other bytes over the first ones."""
+        """Overwrite the first bytes."""
         file = self._file or self._memory
         file.seek(0)
         _write_all(file, head)
 
     def seek(self, offset: int, whence: int = SEEK_SET, /) -> int:
-        """Stand at a place for `read`."""
-        self._place = offset + {SEEK_SET: 0, SEEK_CUR: self._place, SEEK_END: self.size_bytes}[whence]
-        return self._place
+        """Set the position of `read`."""
+        self._position = offset + {SEEK_SET: 0, SEEK_CUR: self._position, SEEK_END: self.size_bytes}[whence]
+        return self._position
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def readable(self) -> bool:
         return True
@@ -102,7 +101,7 @@ class Spool(RawIOBase):
         return True
 
     def close(self) -> None:
-        """Remove it."""
+        """Close and remove the file."""
         if self._file is not None:
             self._file.close()
         self._memory.close()
@@ -115,27 +114,27 @@ def _write_all(file: BinaryIO, data: Any) -> None:
         left = left[file.write(left) :]
 
 
-def _read_at(file: BinaryIO, place: int, size: int) -> bytes:
+def _read_at(file: BinaryIO, position: int, size: int) -> bytes:
     if not hasattr(os, "pread"):  # Windows
-        file.seek(place)
+        file.seek(position)
         return file.read(size)
     pieces = []
-    while size and (piece := os.pread(file.fileno(), size, place)):
+    while size and (piece := os.pread(file.fileno(), size, position)):
         pieces.append(piece)
-        place, size = place + len(piece), size - len(piece)
+        position, size = position + len(piece), size - len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class MemoryReader:
-    """The port `BlobReader` on bytes."""
+    """A `BlobReader` of bytes."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.size_bytes = self.chunk_bytes = len(data)
 
     async def read(self, start: int, n_bytes: int) -> bytes:
-        """Return a part of them."""
+        """Return a part of the bytes."""
         return self.data[start : start + n_bytes]
 
     def close(self) -> None:
-        """Do nothing: nothing is held open."""
+        """Do nothing."""

@@ -1,7 +1,7 @@
-"""Webhooks: which URLs may be called, and one call, signed as Standard Webhooks says.
+"""Webhooks: validate URLs, and deliver one call, signed according to Standard Webhooks.
 
-Apart because it is the one place where a server fetches what a user named. The name is looked up here, once; every
-address that it has must be public, and the connection goes to one of them and nowhere else: no redirects, no proxies.
+The only place where the server connects to a host that a user names (SSRF). The name is resolved once; all of its
+addresses must be public, and the connection goes to one of them, without redirects and proxies.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ log = logging.getLogger("afterwords.server")
 
 URL_MAX_CHARS: Final = 2_000
 TIMEOUT_S: Final = 5.0
-"""For one call, from looking up the name to the status line."""
+"""Limit of one call, from resolving the name to the status line."""
 
-_CONNECT_S: Final = 2.0  # so that a name whose first address is dead has time for the next
+_CONNECT_S: Final = 2.0  # leaves time for the next address if the first is dead
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
@@ -63,20 +63,17 @@ _V6_MAPPED, _NAT64, _6TO4 = IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::
 
 
 def check_url(url: str) -> str:
-    """Return a URL that may be called later, as far as can be told without looking its name up.
+    """Return the URL if it is valid; its name is not resolved.
 
     Raises:
-        InvalidRequestError: it is not https, names no public host, or carries credentials or a fragment.
+        InvalidRequestError: The URL is not https, its host is not public, or it has credentials or a fragment.
     """
     _parse(url)
     return url
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one that anybody on the internet may have: global, and of one machine.
-
-    An IPv4 address in IPv6 clothes (mapped, NAT64, 6to4) is judged as what it hides.
-    """
+    """Return whether an IP address is global unicast; an embedded IPv4 address (mapped, NAT64, 6to4) decides."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:
@@ -115,7 +112,7 @@ def _parse(url: str) -> httpx.URL:
 
 
 def _host(url: httpx.URL) -> str:
-    """The host as certificates and resolvers know it: ASCII, without the dot of the root, an IPv6 without brackets."""
+    """Return the host in ASCII, without the root dot; an IPv6 address without brackets."""
     return url.raw_host.decode("ascii").lower().removesuffix(".")
 
 
@@ -123,7 +120,7 @@ def _check_host(host: str) -> None:
     if not host:
         raise InvalidRequestError.invalid_webhook_url(why="it names no host")
     if ":" in host or _NUMBER.fullmatch(host):
-        if not is_public(host):  # ip_address knows one spelling alone: 127.1, 0x7f.1 and 2130706433 are none
+        if not is_public(host):  # ip_address rejects 127.1, 0x7f.1 and 2130706433
             raise InvalidRequestError.invalid_webhook_url(why="its address is not a public one")
     elif len(host) > 253 or not _NAME.fullmatch(host) or f".{host}".endswith(tuple(f".{n}" for n in _PRIVATE_NAMES)):
         raise InvalidRequestError.invalid_webhook_url(why="its host is not the name of a public one")
@@ -133,18 +130,18 @@ def _check_host(host: str) -> None:
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
-    """Look a name up with this machine's resolver.
+    """Resolve a name with this machine's resolver.
 
-    A thread of its own does it: a name whose servers don't answer holds it for half a minute, and must not keep what
-    else waits for a thread, nor the end of the process.
+    Runs in a daemon thread of its own: a name whose servers don't answer takes half a minute, which must block neither
+    the thread pool nor the exit of the process.
 
     Raises:
-        OSError, UnicodeError: there is no such name, or it can't be one.
+        OSError, UnicodeError: The name does not exist or is invalid.
     """
     loop = asyncio.get_running_loop()
     found: asyncio.Future[list[str]] = loop.create_future()
 
-    def tell(addresses: list[str], error: Exception | None) -> None:
+    def finish(addresses: list[str], error: Exception | None) -> None:
         if found.cancelled():
             return
         if error is not None:
@@ -159,8 +156,8 @@ async def resolve(host: str, port: int) -> Sequence[str]:
             addresses = [str(entry[4][0]) for entry in entries]
         except (OSError, UnicodeError) as error:
             failure = error
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(tell, addresses, failure)
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(finish, addresses, failure)
 
     threading.Thread(target=look, name="webhook-resolver", daemon=True).start()
     return await found
@@ -175,15 +172,15 @@ async def deliver(
     tls: ssl.SSLContext | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> bool:
-    """Call a webhook once; whether it was taken. Trouble on the way is an answer, and never raised.
+    """Call a webhook once, and return whether it succeeded; errors of the network are logged and never raised.
 
     Args:
-        call: what is due.
-        clock: for the signature's time.
-        resolve: gives the addresses of a host; asked once.
-        may_reach: judges each of them; if one is refused, none is called.
-        tls: whom to trust; None trusts the public authorities.
-        timeout_s: for all of it.
+        call: The call to deliver.
+        clock: Gives the time for the signature.
+        resolve: Returns the addresses of a host; called once.
+        may_reach: Whether an address is allowed; if one is not, the call fails.
+        tls: TLS context; None trusts the public authorities.
+        timeout_s: Limit of the whole call.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -191,7 +188,7 @@ async def deliver(
     except (httpx.HTTPError, httpx.InvalidURL, InvalidRequestError, OSError, ValueError) as error:
         log.info(
             "the webhook of job %s failed: %s", call.job.job_id, type(error).__name__
-        )  # a message may hold the URL
+        )  # the message may contain the URL
         return False
     if not 200 <= status < 300:
         log.info("the webhook of job %s was answered with %d", call.job.job_id, status)
@@ -210,17 +207,17 @@ async def _call(
         raise InvalidRequestError.invalid_webhook_url(why="its host is not public")
     body, headers = _message(call, clock)
     headers["host"] = (f"[{host}]" if ":" in host else host) + (f":{url.port}" if url.port else "")
-    refusal: httpx.HTTPError | None = None
+    failure: httpx.HTTPError | None = None
     for address in addresses:
         try:
             return await _post(url.copy_with(host=address), host, body, headers, tls)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # nothing was sent: the next may be tried
-            refusal = error
-    raise refusal or httpx.ConnectError("no address answered")
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # nothing was sent: try the next address
+            failure = error
+    raise failure or httpx.ConnectError("no address answered")
 
 
 async def _post(url: httpx.URL, host: str, body: str, headers: dict[str, str], tls: ssl.SSLContext) -> int:
-    """Send it to the address in the URL, which must prove that it is the host; nothing is read beyond the headers."""
+    """Post to the address in the URL, which must present a certificate of the host; return the status."""
     timeout = httpx.Timeout(TIMEOUT_S, connect=_CONNECT_S)
     async with (
         httpx.AsyncClient(verify=tls, trust_env=False, follow_redirects=False, timeout=timeout) as client,
@@ -230,24 +227,24 @@ async def _post(url: httpx.URL, host: str, body: str, headers: dict[str, str], t
 
 
 class WebhookData(Model):
-    """The job that a webhook tells of."""
+    """The job of a webhook."""
 
-    job_id: str = Field(description="Identifier of the job, a UUID.")
-    voice_id: str = Field(description="The voice that speaks.")
-    status: JobStatus = Field(description="Where the job stands, for good.")
-    error: str | None = Field(description="Why the job failed, if it did: an error code.")
+    job_id: str = Field(description="ID of the job, a UUID.")
+    voice_id: str = Field(description="ID of the voice.")
+    status: JobStatus = Field(description="Final status of the job.")
+    error: str | None = Field(description="Error code, if the job failed.")
 
 
 class WebhookMessage(Model):
     """The body of a webhook. Source: Standard Webhooks 1.0.0."""
 
     type: str = Field(description="job.ready, job.failed or job.cancelled.")
-    timestamp: UtcTime = Field(description="When the job came to its end, UTC.")
+    timestamp: UtcTime = Field(description="When the job became final, UTC.")
     data: WebhookData = Field(description="The job.")
 
 
 def _message(call: WebhookCall, clock: Clock) -> tuple[str, dict[str, str]]:
-    """The body and the headers that sign it; all but the time is the same each time that it is tried."""
+    """Return the body and its signed headers; only the time differs between attempts."""
     job, now = call.job, clock.now()
     data = WebhookData(job_id=job.job_id, voice_id=job.voice_id, status=job.status, error=job.error)
     message = WebhookMessage(type=f"job.{job.status}", timestamp=job.completed_at or now, data=data)

@@ -24,10 +24,10 @@ from cachetools import LRUCache
 from afterwords import disk
 from afterwords.errors import FileError, StorageFullError, StorageUnavailableError
 from afterwords.server.blobs.paths import INLINE_MAX_BYTES, check_path, check_prefix, has_digest, is_path
+from afterwords.server.concurrency import in_thread
 from afterwords.server.ports import BlobReader, BlobSource
 from afterwords.server.records import BlobInfo
 from afterwords.server.spool import MemoryReader
-from afterwords.server.threads import in_thread
 
 _BATCH: Final = 500
 _CHUNK_BYTES: Final = 64 * 1024

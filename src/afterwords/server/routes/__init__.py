@@ -1,1 +1,1 @@
-"""The routes of the /v1 API, one file a noun."""
+"""The routes of the /v1 API, one file per resource."""

@@ -1,6 +1,6 @@
-"""Answers that are audio: read from storage, encoded or spoken piece by piece while they are sent.
+"""Responses of audio: read from storage, encoded or generated in chunks while they are sent.
 
-A response holds one piece at a time, whatever the length of the audio, and stops when its client disconnects.
+A response holds one chunk at a time, whatever the length of the audio, and stops when its client disconnects.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from starlette.types import Receive, Scope, Send
 
 from afterwords.errors import InvalidRequestError
 from afterwords.models import SpeechFormat
-from afterwords.server.disconnects import while_connected
+from afterwords.server.concurrency import in_thread, while_connected
 from afterwords.server.ports import BlobReader
 from afterwords.server.routes.responses import MEDIA_TYPES, caller_of, exchange_of, state_of
 from afterwords.server.spool import MemoryReader
-from afterwords.server.threads import in_thread
 
 if TYPE_CHECKING:
     from afterwords.audio.writer import AudioWriter
 
 WHOLE_MAX_BYTES: Final = 256 * 1024
-"""Audio up to this size is sent at once."""
+"""Audio up to this size is sent in one message."""
 ENCODE_WHOLE_MAX_BYTES: Final = 2 << 20
-"""A WAV up to this size (44 s at 24 kHz) is encoded before it is sent, so that the header states the length."""
+"""A WAV up to this size (44 s at 24 kHz) is encoded before it is sent, so that Content-Length is known."""
 STEP_BYTES: Final = 128 * 1024
-"""PCM that is encoded in one step: 2.7 s at 24 kHz."""
+"""PCM encoded per step: 2.7 s at 24 kHz."""
 _HEAD_BYTES: Final = 16 * 1024
 RANGES_MAX: Final = 16
 _RANGES: Final = re.compile(r"bytes=(.*)", re.IGNORECASE)
@@ -39,18 +38,18 @@ _RANGE: Final = re.compile(r"(\d*)-(\d*)", re.ASCII)
 _SIZE_DIGITS: Final = 18
 
 
-class PiecesResponse(Response):
-    """A body that is sent piece by piece, as long as its client is there.
+class ChunkedAudioResponse(Response):
+    """A response that is sent in chunks while the client is connected.
 
     Args:
-        pieces: of the body.
-        close: awaited once, in the end; told whether the client got everything.
-        size_bytes: of the whole body, where it is known.
+        chunks: The body.
+        close: Awaited once at the end, with whether the client received everything.
+        size_bytes: Length of the body, if known.
     """
 
     def __init__(
         self,
-        pieces: AsyncGenerator[bytes, None],
+        chunks: AsyncGenerator[bytes, None],
         status: int,
         headers: Mapping[str, str],
         media_type: str,
@@ -59,7 +58,7 @@ class PiecesResponse(Response):
         size_bytes: int | None = None,
     ) -> None:
         self.status_code, self.media_type, self.background = status, media_type, None
-        self._pieces = pieces
+        self._chunks = chunks
         self._close = close
         self.init_headers({**headers, **({} if size_bytes is None else {"Content-Length": str(size_bytes)})})
 
@@ -67,17 +66,17 @@ class PiecesResponse(Response):
         await while_connected(receive, self._send(send, is_head=scope["afterwords.exchange"].is_head))
 
     async def _send(self, send: Send, *, is_head: bool) -> None:
-        is_whole = False
+        is_complete = False
         try:
-            async with aclosing(self._pieces):
+            async with aclosing(self._chunks):
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                 if not is_head:
-                    async for piece in self._pieces:
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    async for chunk in self._chunks:
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-            is_whole = True
+            is_complete = True
         finally:
-            await self._close(is_whole)
+            await self._close(is_complete)
 
 
 async def audio_response(
@@ -89,14 +88,14 @@ async def audio_response(
     sha256: str,
     headers: Mapping[str, str],
 ) -> Response:
-    """Answer with a WAV file that we wrote, in a format.
+    """Return a stored WAV file in a format.
 
-    A WAV can be had in parts (Range); the other formats are made of it while they are sent, and come whole.
+    WAV supports ranges; other formats are encoded while they are sent, and always sent in full.
 
     Args:
-        audio: closed when it was sent.
-        voice_id: that speaks.
-        sha256: of the WAV.
+        audio: The WAV file, closed when it was sent.
+        voice_id: The voice, under which encoded audio is cached.
+        sha256: Digest of the WAV file.
     """
     headers = {"Cache-Control": "private, no-store", **headers}
     try:
@@ -113,57 +112,57 @@ async def _wav_response(request: Request, audio: BlobReader, sha256: str, header
     tag = f'"{sha256}"'
     headers |= {"Accept-Ranges": "bytes", "ETag": tag}
     is_get = request.method == "GET" and not exchange_of(request).is_head
-    asked = request.headers.get("range") if is_get else None
+    header = request.headers.get("range") if is_get else None
     part = None
-    if asked is not None and request.headers.get("if-range", tag) == tag:
-        part = requested_range(asked, audio.size_bytes)
+    if header is not None and request.headers.get("if-range", tag) == tag:
+        part = parse_range(header, audio.size_bytes)
     first, last = part or (0, audio.size_bytes - 1)
     status = 200 if part is None else 206
     if part is not None:
         headers["Content-Range"] = f"bytes {first}-{last}/{audio.size_bytes}"
-    return await _sent(audio, first, last + 1, status, headers, "audio/wav")
+    return await _send_range(audio, first, last + 1, status, headers, "audio/wav")
 
 
-async def _sent(
+async def _send_range(
     audio: BlobReader, start: int, end: int, status: int, headers: Mapping[str, str], media_type: str
 ) -> Response:
-    """The bytes of a blob from start to end, at once where they are few."""
+    """Send the bytes of a blob from start to end, in one message if they are few."""
     if end - start <= WHOLE_MAX_BYTES:
         data = await audio.read(start, end - start)
         audio.close()
         return Response(data, status, headers, media_type=media_type)
 
-    async def pieces() -> AsyncGenerator[bytes, None]:
+    async def chunks() -> AsyncGenerator[bytes, None]:
         step = min(audio.chunk_bytes, WHOLE_MAX_BYTES)
-        for place in range(start, end, step):
-            yield await audio.read(place, min(step, end - place))
+        for position in range(start, end, step):
+            yield await audio.read(position, min(step, end - position))
 
-    return PiecesResponse(pieces(), status, headers, media_type, close=_closing(audio), size_bytes=end - start)
+    return ChunkedAudioResponse(chunks(), status, headers, media_type, close=_closing(audio), size_bytes=end - start)
 
 
-def requested_range(header: str, size: int) -> tuple[int, int] | None:
-    """The first and last byte that a Range header asks for; None where it is to be ignored and all is sent.
+def parse_range(header: str, size: int) -> tuple[int, int] | None:
+    """Return the first and last byte of a Range header, or None to ignore it and send everything.
 
-    Ignored are other units, what is malformed, and several ranges (RFC 9110, 14.2).
+    Other units, malformed and multiple ranges are ignored (RFC 9110, 14.2).
 
     Raises:
-        InvalidRequestError: no byte is in the range, or the ranges are absurdly many.
+        InvalidRequestError: The range contains no byte, or there are more than RANGES_MAX ranges.
     """
-    given = _RANGES.fullmatch(header.strip())
-    if given is None:
+    match = _RANGES.fullmatch(header.strip())
+    if match is None:
         return None
-    ranges = given[1].split(",")
+    ranges = match[1].split(",")
     if len(ranges) > RANGES_MAX:
         raise InvalidRequestError.range_not_satisfiable(size_bytes=size)
     one = _RANGE.fullmatch(ranges[0].strip()) if len(ranges) == 1 else None
     if one is None or one[1] == one[2] == "":
         return None
     if not one[1]:
-        n_last = _number(one[2])
+        n_last = _parse_size(one[2])
         if not n_last:
             raise InvalidRequestError.range_not_satisfiable(size_bytes=size)
         return max(0, size - n_last), size - 1
-    first, last = _number(one[1]), _number(one[2]) if one[2] else size - 1
+    first, last = _parse_size(one[1]), _parse_size(one[2]) if one[2] else size - 1
     if first > last and one[2]:
         return None
     if first >= size:
@@ -171,8 +170,8 @@ def requested_range(header: str, size: int) -> tuple[int, int] | None:
     return first, min(last, size - 1)
 
 
-def _number(digits: str) -> int:
-    """A number of bytes; one with more digits than any file has counts as the largest."""
+def _parse_size(digits: str) -> int:
+    """Return a number of bytes, at most 10^18 - 1."""
     digits = digits.lstrip("0")
     return int(digits or 0) if len(digits) <= _SIZE_DIGITS else int("9" * _SIZE_DIGITS)
 
@@ -189,70 +188,70 @@ async def _encoded_response(
     headers: Mapping[str, str],
 ) -> Response:
     media_type = MEDIA_TYPES[speech_format]
-    kept, name = state_of(request).encoded, f"{sha256}.{speech_format}"
-    data = kept.get(voice_id, name)
+    cache, name = state_of(request).encoded, f"{sha256}.{speech_format}"
+    data = cache.get(voice_id, name)
     if data is None and not exchange_of(request).is_head and audio.size_bytes <= ENCODE_WHOLE_MAX_BYTES:
-        data = await while_connected(request.receive, _encoded_whole(request, audio, speech_format))
-        kept.put(voice_id, name, data)
+        data = await while_connected(request.receive, _encode_all(request, audio, speech_format))
+        cache.put(voice_id, name, data)
     if data is not None:
         audio.close()
-        return await _sent(MemoryReader(data), 0, len(data), 200, headers, media_type)
+        return await _send_range(MemoryReader(data), 0, len(data), 200, headers, media_type)
 
-    async def pieces() -> AsyncGenerator[bytes, None]:
-        with kept.collect(voice_id, name) as collected:
-            async with aclosing(_encoded(request, audio, speech_format, _Sink())) as encoded:
-                async for piece in encoded:
-                    collected.add(piece)
-                    yield piece
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        with cache.collect(voice_id, name) as collected:
+            async with aclosing(_encode(request, audio, speech_format, _Sink())) as encoded:
+                async for chunk in encoded:
+                    collected.add(chunk)
+                    yield chunk
             collected.finish()
 
-    return PiecesResponse(pieces(), 200, headers, media_type, close=_closing(audio))
+    return ChunkedAudioResponse(chunks(), 200, headers, media_type, close=_closing(audio))
 
 
-async def _encoded_whole(request: Request, audio: BlobReader, speech_format: SpeechFormat) -> bytes:
+async def _encode_all(request: Request, audio: BlobReader, speech_format: SpeechFormat) -> bytes:
     sink = _WholeSink()
-    async with aclosing(_encoded(request, audio, speech_format, sink)) as encoded:
+    async with aclosing(_encode(request, audio, speech_format, sink)) as encoded:
         async for _ in encoded:
             pass
     return sink.getvalue()
 
 
-async def _encoded(
+async def _encode(
     request: Request, audio: BlobReader, speech_format: SpeechFormat, sink: _Sink | _WholeSink
 ) -> AsyncGenerator[bytes, None]:
-    """A WAV file that we wrote, in another format; what it says of itself comes along."""
+    """Encode a stored WAV file, with its tags."""
     from afterwords.audio.wav_chunks import read_info, sound_start
     from afterwords.audio.writer import AudioWriter
 
     head = BytesIO(await audio.read(0, _HEAD_BYTES))
     sample_rate, start = sound_start(head)
     n_frames = (audio.size_bytes - start) // 2
-    file, tags, place = cast("BinaryIO", sink), read_info(head), start
+    file, tags, position = cast("BinaryIO", sink), read_info(head), start
     with AudioWriter(file, format=speech_format, sample_rate=sample_rate, tags=tags) as writer:
-        while pcm := await audio.read(place, STEP_BYTES):
+        while pcm := await audio.read(position, STEP_BYTES):
             await _write(request, writer, pcm)
             if ready := sink.take():
-                yield _stating_length(ready, n_frames) if place == start else ready
-            place += len(pcm)
+                yield _set_flac_length(ready, n_frames) if position == start else ready
+            position += len(pcm)
     if ready := sink.take():
         yield ready
 
 
-async def encoded_stream(
+async def encode_stream(
     request: Request,
     pcm: AsyncIterator[bytes],
     sample_rate: int,
     speech_format: SpeechFormat,
     tags: Mapping[str, str],
 ) -> AsyncGenerator[bytes, None]:
-    """PCM as it comes, in a format as far as it can be written by then."""
+    """Encode PCM as it arrives."""
     from afterwords.audio.writer import AudioWriter
 
     sink = _Sink()
     file = cast("BinaryIO", sink)
     with AudioWriter(file, format=speech_format, sample_rate=sample_rate, tags=dict(tags)) as writer:
-        async for piece in pcm:
-            await _write(request, writer, piece)
+        async for chunk in pcm:
+            await _write(request, writer, chunk)
             if ready := sink.take():
                 yield ready
     if ready := sink.take():
@@ -260,7 +259,7 @@ async def encoded_stream(
 
 
 async def _write(request: Request, writer: AudioWriter, pcm: bytes) -> None:
-    """Encode one step, when the account's turn has come."""
+    """Encode one step in a thread, fairly among accounts."""
     from afterwords.audio.wav import float_from_pcm16
 
     def write() -> None:
@@ -270,40 +269,40 @@ async def _write(request: Request, writer: AudioWriter, pcm: bytes) -> None:
         await in_thread(write)
 
 
-def _stating_length(begin: bytes, n_frames: int) -> bytes:
-    """The begin of a FLAC file with the number of samples, which its encoder learns too late; else as it is.
+def _set_flac_length(start: bytes, n_frames: int) -> bytes:
+    """Return the start of a FLAC file with its number of samples, which the encoder learns too late.
 
     Source: RFC 9639, 8.2: the 36 bits after 28 bits of rate, channels and sample size.
     """
-    if begin[:4] != b"fLaC":
-        return begin
-    facts = int.from_bytes(begin[18:26], "big") | n_frames
-    return begin[:18] + facts.to_bytes(8, "big") + begin[26:]
+    if start[:4] != b"fLaC":
+        return start
+    facts = int.from_bytes(start[18:26], "big") | n_frames
+    return start[:18] + facts.to_bytes(8, "big") + start[26:]
 
 
 def _closing(audio: BlobReader) -> Callable[[bool], Awaitable[None]]:
-    async def close(_is_whole: bool) -> None:
+    async def close(_is_complete: bool) -> None:
         audio.close()
 
     return close
 
 
 class _WholeSink(BytesIO):
-    """A file that is looked at when it is whole."""
+    """A sink that is read at the end."""
 
     def take(self) -> bytes:
         return b""
 
 
 class _Sink:
-    """A file that is only written to, and emptied by who sends it on."""
+    """A write-only file whose content is taken out while it is written."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
+        self._chunks: list[bytes] = []
         self._n_bytes = 0
 
     def write(self, data: Any, /) -> int:
-        self._pieces.append(bytes(data))
+        self._chunks.append(bytes(data))
         self._n_bytes += len(data)
         return len(data)
 
@@ -317,6 +316,6 @@ class _Sink:
         return False
 
     def take(self) -> bytes:
-        ready = b"".join(self._pieces)
-        self._pieces.clear()
+        ready = b"".join(self._chunks)
+        self._chunks.clear()
         return ready

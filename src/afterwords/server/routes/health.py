@@ -1,4 +1,4 @@
-"""Is it there, and can it speak."""
+"""Routes of health and readiness."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ router = APIRouter()
 @router.get("/v1/health", tags=["service"], responses={200: {"model": Health}, **errors(_400="invalid_host")})
 @requires(Credential.PUBLIC)
 async def health(request: Request) -> Response:
-    """Tell that the service answers, and which backends can be asked for."""
+    """Return that the service responds, and its backends."""
     return json_response(
         Health(status="ok", backends=tuple(state_of(request).dispatcher.backends), version=__version__)
     )
@@ -26,7 +26,7 @@ async def health(request: Request) -> Response:
 @router.get("/healthz", include_in_schema=False)
 @requires(Credential.PUBLIC)
 async def healthz(request: Request) -> Response:
-    """The process is alive."""
+    """Return that the process is alive."""
     exchange_of(request).is_routine = True
     return JSONResponse({"status": "ok"})
 
@@ -34,9 +34,9 @@ async def healthz(request: Request) -> Response:
 @router.get("/readyz", include_in_schema=False)
 @requires(Credential.PUBLIC)
 async def readyz(request: Request) -> Response:
-    """Whether a request would be served in full: database, storage and a backend; 503 says what is not ready.
+    """Return whether database, storage and a backend are ready; 503 names what is not.
 
-    A sweep that is off is said here, and does not make the server unready: it serves on.
+    A sweep that is off is shown, but does not make the server unready.
     """
     exchange_of(request).is_routine = True
     server = state_of(request)

@@ -1,8 +1,7 @@
-"""Forms with a file, parsed while they arrive.
+"""Multipart forms with one file, parsed while they arrive.
 
-Apart because the framework's own form parser keeps what it reads, names its limits in parts and answers in its own
-words. Here every limit is in bytes, and everything that is wrong is an error of the API. The routes that take a file
-call `read_form`, after the guard has seen who asks and how much is announced.
+Starlette's form parser limits the number of parts and not their bytes, and raises errors of its own. Here every limit
+is in bytes, and every error is one of the API.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from afterwords.errors import InvalidRequestError, RecordingError
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-BESIDE_FILE_MAX_BYTES: Final = 64 * 1024
-"""What a form may hold besides the content of its file: text fields, headers, boundaries."""
+OVERHEAD_MAX_BYTES: Final = 64 * 1024
+"""Limit of everything but the content of the file: text fields, headers, boundaries."""
 
 AUDIO_TYPES: Final = ("audio/*", "video/*", "application/ogg", "application/mp4", "application/octet-stream")
-"""What a recording may be said to be; phones and browsers also record sound alone as video/mp4 and video/webm."""
+"""Accepted content types of a recording; phones and browsers also record audio as video/mp4 and video/webm."""
 
 _PARTS_MAX: Final = 32
 _HEADER_MAX_BYTES: Final = 8 * 1024  # of one part
@@ -35,7 +34,7 @@ _PLAIN_ENCODINGS: Final = (b"binary", b"8bit", b"7bit")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What was sent. `content_type` is what the file was said to be, if anything."""
+    """A form. `content_type` is that of the file, if it was sent with one."""
 
     fields: dict[str, str] = field(repr=False)
     has_file: bool
@@ -45,31 +44,32 @@ class Form:
 async def read_form(
     request: Request, file: BinaryIO, *, max_file_bytes: int, file_field: str, fields: Collection[str]
 ) -> Form:
-    """Read a multipart form with some text fields and one file; other parts are passed over.
+    """Read a multipart form with some text fields and one file; other parts are ignored.
 
     Args:
-        request: whose body nobody has read yet.
-        file: an empty one, which gets the content of the form's file.
-        max_file_bytes: that the file may have.
-        file_field: the name of the file's field; what its sender calls the file is not looked at.
-        fields: names of text fields.
+        request: A request whose body was not read yet.
+        file: An empty file, to which the content of the form's file is written.
+        max_file_bytes: Limit of the file.
+        file_field: Name of the file's field; its filename is ignored.
+        fields: Names of text fields.
 
     Raises:
-        InvalidRequestError: it is no such form, or is not whole.
-        InvalidRequestError: the file is said to be something else than audio that is taken.
-        RecordingError, InvalidRequestError: the file, or all else together, is too large.
-        StorageFullError, StorageUnavailableError: as the file's own.
-        ClientDisconnect: the caller left.
+        InvalidRequestError: The body is not a valid form, or incomplete.
+        InvalidRequestError: The content type of the file is not accepted.
+        RecordingError: The file is too large.
+        InvalidRequestError: Everything but the file is too large.
+        StorageFullError, StorageUnavailableError: The file can't be written.
+        ClientDisconnect: The client disconnected.
     """
-    reading = _Reading(file, file_field, fields, max_file_bytes)
+    reader = _FormReader(file, file_field, fields, max_file_bytes)
     try:
-        parser = MultipartParser(_boundary(request), reading.callbacks())
+        parser = MultipartParser(_boundary(request), reader.callbacks())
         async for chunk in request.stream():
             parser.write(chunk)
-            reading.check_size(len(chunk))
+            reader.check_size(len(chunk))
     except FormParserError:  # its message quotes what was sent
         raise InvalidRequestError.invalid_form(why="it is malformed") from None
-    return reading.form()
+    return reader.form()
 
 
 def _boundary(request: Request) -> bytes:
@@ -84,7 +84,7 @@ def _boundary(request: Request) -> bytes:
 
 @dataclass(slots=True)
 class _Part:
-    """A part half-read. `content` stays None where nobody wants it."""
+    """A part of the form; `content` is None if the part is ignored."""
 
     headers: dict[bytes, bytes] = field(default_factory=dict)
     header_bytes: int = 0
@@ -94,8 +94,8 @@ class _Part:
     content: BinaryIO | None = None
 
 
-class _Reading:
-    """A form half-read; the parser calls it with every piece that it finds."""
+class _FormReader:
+    """Callbacks of the parser, which collect a form."""
 
     def __init__(self, file: BinaryIO, file_field: str, fields: Collection[str], max_file_bytes: int) -> None:
         self._file = file
@@ -108,34 +108,34 @@ class _Reading:
         self._parts: dict[str, BytesIO] = {}
         self._content_type: str | None = None
         self._n_read = self._n_file = 0  # bytes
-        self._is_whole = False
+        self._is_complete = False
 
     def callbacks(self) -> MultipartCallbacks:
-        """What the parser shall call."""
+        """Return the callbacks for the parser."""
         return {
             "on_part_begin": self._begin_part,
             "on_header_field": self._read_header_name,
             "on_header_value": self._read_header_value,
             "on_header_end": self._end_header,
-            "on_headers_finished": self._judge_part,
+            "on_headers_finished": self._begin_content,
             "on_part_data": self._read_content,
             "on_part_end": self._end_part,
             "on_end": self._end,
         }
 
     def check_size(self, n_bytes: int) -> None:
-        """Count what was read; a file that is too large is read on for a little, since its end tells its size."""
+        """Count bytes and check the limits; a file slightly over its limit is read to its end to report its size."""
         self._n_read += n_bytes
-        if self._n_read - self._n_file > BESIDE_FILE_MAX_BYTES:
-            raise InvalidRequestError.too_large(maximum_bytes=BESIDE_FILE_MAX_BYTES)
-        if self._n_read > self._max_file_bytes + BESIDE_FILE_MAX_BYTES:
+        if self._n_read - self._n_file > OVERHEAD_MAX_BYTES:
+            raise InvalidRequestError.too_large(maximum_bytes=OVERHEAD_MAX_BYTES)
+        if self._n_read > self._max_file_bytes + OVERHEAD_MAX_BYTES:
             raise self._too_large()
 
     def form(self) -> Form:
-        """What was read, once there is no more."""
-        if not self._is_whole:
+        """Return the form after its end."""
+        if not self._is_complete:
             raise InvalidRequestError.invalid_form(why="it ends before its last boundary")
-        texts = {name: _decoded(name, content) for name, content in self._parts.items()}
+        texts = {name: _decode(name, content) for name, content in self._parts.items()}
         return Form(texts, self._has_file, self._content_type)
 
     # -- headers ---------------------------------------------------------------------------------------------
@@ -167,8 +167,8 @@ class _Reading:
         part.headers[name] = part.header_value
         part.header_name = part.header_value = b""
 
-    def _judge_part(self) -> None:
-        """See what this part is, before any of it is kept."""
+    def _begin_content(self) -> None:
+        """Check the headers of a part and decide where its content goes."""
         headers = self._part.headers
         kind, options = parse_options_header(headers.get(b"content-disposition"))
         if kind != b"form-data" or b"name" not in options:
@@ -213,13 +213,13 @@ class _Reading:
             raise self._too_large()
 
     def _end(self) -> None:
-        self._is_whole = True
+        self._is_complete = True
 
     def _too_large(self) -> RecordingError:
         return RecordingError.too_large(self._file_field, size_bytes=self._n_file, maximum_bytes=self._max_file_bytes)
 
 
-def _decoded(name: str, content: BytesIO) -> str:
+def _decode(name: str, content: BytesIO) -> str:
     try:
         return content.getvalue().decode()
     except UnicodeDecodeError:

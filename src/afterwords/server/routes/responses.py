@@ -1,9 +1,9 @@
-"""How answers are made: JSON, links, and what a route may answer. `audio` makes those that are sound."""
+"""What all routes share: parameters, JSON responses, links, and the documentation of errors."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, cast
 from urllib.parse import quote
 
@@ -93,35 +93,36 @@ def base_url(request: Request) -> str:
     return settings.local_url + quote(prefix.removeprefix(scope.get("app_root_path", scope.get("root_path", ""))))
 
 
-# -- what an answer is ----------------------------------------------------------------------------------------
+# -- responses ------------------------------------------------------------------------------------------------
 
 
 def json_response(body: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON body of one of our shapes, never kept by caches on the way."""
-    return Response(
-        body.model_dump_json(exclude_none=False),
-        status,
-        {"Cache-Control": "no-store", **(headers or {})},
-        media_type="application/json",
-    )
+    """Return a JSON response, which caches must not store."""
+    headers = {"Cache-Control": "no-store", **(headers or {})}
+    return Response(body.model_dump_json(), status, headers, media_type="application/json")
 
 
 def list_response(
-    items: list[dict[str, Any]], *, request: Request, path: str, limit: int | None, last_id: str | None
+    items: Sequence[BaseModel],
+    *,
+    request: Request,
+    path: str = "",
+    limit: int | None = None,
+    last_id: str | None = None,
 ) -> Response:
-    """A page of the list at this path; where there may be more, a Link header leads on."""
-    response = JSONResponse(items, headers={"Cache-Control": "no-store"})
+    """Return a JSON array. If there may be more after `last_id`, a Link header leads to the next page of `path`."""
+    response = JSONResponse([item.model_dump(mode="json") for item in items], headers={"Cache-Control": "no-store"})
     if limit is not None and len(items) == limit and last_id is not None:
         query = request.url.include_query_params(after=last_id).query
         response.headers["Link"] = f'<{base_url(request)}{path}?{query}>; rel="next"'
     return response
 
 
-# -- what the documentation says ------------------------------------------------------------------------------
+# -- documentation --------------------------------------------------------------------------------------------
 
 
 def errors(**codes: str) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route: `_422="empty_text, text_too_long"` names the codes of a status."""
+    """Document errors of a route: `_422="empty_text, text_too_long"` names the codes of a status."""
     return {
         int(status.removeprefix("_")): {"model": ErrorBody, "description": f"Codes: {names}."}
         for status, names in codes.items()
@@ -138,9 +139,9 @@ COMMON: Final = errors(
     _503="database_unavailable, storage_unavailable, service_unavailable, not_opened",
     _507="storage_full, storage_quota_exceeded",
 )
-"""What any route may answer."""
+"""Errors of every route."""
 
 
 def audio_content(*formats: SpeechFormat) -> dict[str, Any]:
-    """The content of an answer that is audio."""
+    """Document a response of audio in these formats, or all."""
     return {MEDIA_TYPES[name]: {"schema": {"type": "string", "format": "binary"}} for name in formats or SpeechFormat}

@@ -1,4 +1,4 @@
-"""What goes over the wire: the bodies that are taken and given, as the contract of the API has them."""
+"""Bodies of requests and responses, as the API documents them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, Strict
 from afterwords.models import (
     NAME_MAX_CHARS,
     Consent,
-    ConsentKind,
     JobStatus,
     Provenance,
     Seed,
@@ -20,65 +19,65 @@ from afterwords.models import (
 from afterwords.server.records import Scope
 
 
-class Taken(BaseModel):
-    """A body that is taken. Fields of other versions of the API are ignored, and no error shows a value."""
+class RequestBody(BaseModel):
+    """A body of a request. Unknown fields are ignored, and no error shows a value."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", hide_input_in_errors=True)
 
 
-class Given(BaseModel):
-    """A body that is given."""
+class ResponseBody(BaseModel):
+    """A body of a response."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ErrorDetail(Given):
-    """What went wrong."""
+class ErrorDetail(ResponseBody):
+    """An error."""
 
-    code: str = Field(description="What it is, for programs; docs/api.md lists all.")
-    message: str = Field(description="What happened, in one sentence that names the rule and never repeats the input.")
-    type: str = Field(description="The kind of error.")
-    param: str | None = Field(description="The field that is wrong, where it is one.")
-    request_id: str = Field(description="Names this request in the server's log.")
-
-
-class ErrorBody(Given):
-    """Every error has this shape."""
-
-    error: ErrorDetail = Field(description="What went wrong.")
+    code: str = Field(description="Stable code of the error, for programs; docs/api.md lists all.")
+    message: str = Field(description="The rule that was violated, in one sentence that never repeats the input.")
+    type: str = Field(description="Kind of the error.")
+    param: str | None = Field(description="The invalid field, if there is one.")
+    request_id: str = Field(description="ID of the request in the server log.")
 
 
-class NewKeyBody(Taken):
-    """What a key shall be."""
+class ErrorBody(ResponseBody):
+    """The body of every error."""
 
-    label: str | None = Field(default=None, max_length=NAME_MAX_CHARS, description="What its owner calls it.")
+    error: ErrorDetail = Field(description="The error.")
+
+
+class NewKeyBody(RequestBody):
+    """Parameters of a new API key."""
+
+    label: str | None = Field(default=None, max_length=NAME_MAX_CHARS, description="Label of the key.")
     scopes: list[Annotated[Scope, Strict(False)]] = Field(
-        default=[], max_length=8, description="What it may do; empty: everything."
+        default=[], max_length=8, description="Scopes of the key; empty: all."
     )
     character_limit: int | None = Field(
-        default=None, ge=0, lt=2**53, description="Characters it may spend in a calendar month; absent: any number."
+        default=None, ge=0, lt=2**53, description="Characters per calendar month; omitted: unlimited."
     )
     account_id: str | None = Field(
-        default=None, max_length=36, description="The account that it is for; absent: a new one, or that of `for_key`."
+        default=None, max_length=36, description="Account of the key; omitted: a new one, or that of `for_key`."
     )
-    for_key: str | None = Field(default=None, max_length=36, description="Identifier of a key whose account it is for.")
+    for_key: str | None = Field(default=None, max_length=36, description="ID of a key whose account the key joins.")
 
 
-class RotateBody(Taken):
-    """How a key is replaced."""
+class RotateBody(RequestBody):
+    """Parameters of a key rotation."""
 
     overlap_s: float = Field(
         default=0, ge=0, le=30 * 86_400, allow_inf_nan=False, description="Seconds that the old key stays valid."
     )
 
 
-class VoiceCreated(Given):
-    """A voice that was registered."""
+class VoiceCreated(ResponseBody):
+    """A new voice."""
 
-    voice_id: str = Field(description="Identifier of the voice, a UUID.")
-    name: str = Field(description="What its owner calls it.")
-    backend: str = Field(description="The backend that speaks it unless another is asked for.")
-    created_at: UtcTime = Field(description="When it was registered, UTC.")
+    voice_id: str = Field(description="ID of the voice, a UUID.")
+    name: str = Field(description="Name of the voice.")
+    backend: str = Field(description="Default backend of the voice.")
+    created_at: UtcTime = Field(description="When the voice was created, UTC.")
 
 
 class VoiceListed(VoiceCreated):
@@ -88,88 +87,86 @@ class VoiceListed(VoiceCreated):
 
 
 class VoiceShown(VoiceListed):
-    """All that is kept of a voice but its owner."""
+    """A voice with all its fields."""
 
     ref_text: str | None = Field(description="Transcript of the reference, if known.")
     family: str | None = Field(description="Groups voices of one speaker.")
-    ref_audio_key: str = Field(description="Where the reference lies in the storage.")
-    metadata: dict[str, Any] = Field(description="Free fields of its owner.")
+    ref_audio_key: str = Field(description="Key of the reference in the storage.")
+    metadata: dict[str, Any] = Field(description="Free fields of the client.")
     ref_sha256: str = Field(description="SHA-256 of the reference, a canonical WAV file.")
     ref_duration_s: float = Field(description="Length of the reference in seconds.")
     ref_sample_rate: int = Field(description="Sample rate of the reference in Hz.")
     ref_grade: str | None = Field(
-        description="How good the recording is for cloning, A (best) to F; null: it was not graded."
+        description="Quality of the recording for cloning, A (best) to F; null: it was not graded."
     )
-    consent: Consent | None = Field(description="The statement that it may be cloned.")
-    provenance: Provenance | None = Field(description="Where it came from, if it came as a bundle.")
+    consent: Consent | None = Field(description="Statement of consent to clone the voice.")
+    provenance: Provenance | None = Field(description="Origin of the voice, if it was imported.")
 
 
-class VoicePatch(Taken):
-    """What shall become of a voice; what is absent stays."""
+class VoicePatch(RequestBody):
+    """Fields to update; omitted fields are unchanged."""
 
-    name: str | None = Field(default=None, description="What its owner calls it.")
-    backend: str | None = Field(default=None, description="The backend that speaks it unless another is asked for.")
+    name: str | None = Field(default=None, description="Name of the voice.")
+    backend: str | None = Field(default=None, description="Default backend of the voice.")
     lang: str | None = Field(default=None, description="Language of the reference, two letters.")
     ref_text: str | None = Field(default=None, description="Transcript of the reference.")
     family: str | None = Field(default=None, description="Groups voices of one speaker.")
     metadata: dict[str, Any] | None = Field(default=None, description="Free fields, at most 16 KiB as JSON.")
 
 
-class SynthesizeBody(Taken):
-    """What shall be spoken."""
+class SynthesizeBody(RequestBody):
+    """Parameters of a synthesis."""
 
-    voice_id: str = Field(description="The voice to speak with: its identifier or its exact name.")
-    text: str = Field(description="What it shall say: 1 to 5,000 code points.")
-    lang: str | None = Field(default=None, description="Language of the text; absent: the voice's.")
-    backend: str | None = Field(default=None, description="The backend to use; absent: the voice's.")
-    speed: Speed = Field(default=1.0, description="Speaking rate, 1 = as the voice speaks; the pitch is kept.")
-    seed: Seed | None = Field(default=None, description="Makes a sampled result repeatable.")
+    voice_id: str = Field(description="ID or exact name of the voice.")
+    text: str = Field(description="Text to synthesize, 1 to 5,000 characters.")
+    lang: str | None = Field(default=None, description="Language of the text; omitted: that of the voice.")
+    backend: str | None = Field(default=None, description="Backend to use; omitted: that of the voice.")
+    speed: Speed = Field(default=1.0, description="Speaking rate, 1 is the voice's own; the pitch is unchanged.")
+    seed: Seed | None = Field(default=None, description="Makes a sampled result reproducible.")
     response_format: SpeechFormat = Field(default=SpeechFormat.WAV, strict=False, description="Format of the audio.")
-    stream: bool = Field(default=False, description="Send the audio while it is made.")
-    webhook_url: str | None = Field(default=None, description="Told when the job is final; https and public.")
+    stream: bool = Field(default=False, description="Send the audio while it is generated.")
+    webhook_url: str | None = Field(default=None, description="URL to call when the job is final; https and public.")
 
 
-class JobAccepted(Given):
-    """A job that was accepted."""
+class JobAccepted(ResponseBody):
+    """An accepted job."""
 
-    job_id: str = Field(description="Identifier of the job, a UUID.")
-    status: JobStatus = Field(description="Where it stands.")
+    job_id: str = Field(description="ID of the job, a UUID.")
+    status: JobStatus = Field(description="Status of the job.")
 
 
 class JobShown(JobAccepted):
-    """Where a job stands."""
+    """A job."""
 
-    audio_url: str | None = Field(default=None, description="Where the audio is, once the job is ready.")
-    error: str | None = Field(default=None, description="Why it failed, if it did: an error code.")
+    audio_url: str | None = Field(default=None, description="URL of the audio, once the job is ready.")
+    error: str | None = Field(default=None, description="Error code, if the job failed.")
     step: str | None = Field(
-        default=None, description="What is done for a pending job now: `waiting`, `loading`, `preparing`, `speaking`."
+        default=None,
+        description="Current step of a pending job: `waiting`, `loading`, `preparing`, `speaking`.",
     )
-    progress: float | None = Field(default=None, description="How much of the step is done, 0 to 1, where it is known.")
+    progress: float | None = Field(default=None, description="Progress of the step, 0 to 1, if known.")
 
 
 class JobListed(JobShown):
     """A job in a list."""
 
-    voice_id: str = Field(description="The voice that speaks.")
-    created_at: UtcTime = Field(description="When it was accepted, UTC.")
-    completed_at: UtcTime | None = Field(default=None, description="When it became final, UTC.")
+    voice_id: str = Field(description="ID of the voice.")
+    created_at: UtcTime = Field(description="When the job was accepted, UTC.")
+    completed_at: UtcTime | None = Field(default=None, description="When the job became final, UTC.")
     char_count: int = Field(description="Characters that were charged.")
 
 
-class CompleteBody(Taken):
-    """What a worker brings: audio or an error."""
+class CompleteBody(RequestBody):
+    """The result of a job: audio or an error."""
 
-    job_id: str = Field(description="The job, as in the path.")
-    voice_id: str | None = Field(default=None, description="Ignored: the job knows its voice.")
-    cache_key: str | None = Field(default=None, description="Ignored: the job knows its key.")
+    job_id: str = Field(description="ID of the job, as in the path.")
+    voice_id: str | None = Field(default=None, description="Ignored.")
+    cache_key: str | None = Field(default=None, description="Ignored.")
     wav_b64: str | None = Field(default=None, description="The audio, a WAV file in base64.")
-    error: str | None = Field(default=None, description="Why it could not be spoken.")
+    error: str | None = Field(default=None, description="Why the synthesis failed.")
 
 
-class Completed(Given):
-    """That a result was taken."""
+class Completed(ResponseBody):
+    """Confirmation of a result."""
 
     status: str = Field(description="`ok`.")
-
-
-CONSENTS = ", ".join(ConsentKind)

@@ -1,4 +1,4 @@
-"""Speech: ask for it, follow the job, fetch the audio; and the door where workers bring theirs."""
+"""Routes of speech: request it, follow its job, download the audio."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from afterwords.errors import AfterwordsError, ConflictError, SynthesisError
 from afterwords.models import JobStatus
 from afterwords.provenance import mark_tags
 from afterwords.server.auth import Credential, requires
-from afterwords.server.disconnects import while_connected
+from afterwords.server.concurrency import while_connected
 from afterwords.server.records import Scope, StoredJob
-from afterwords.server.routes.audio import PiecesResponse, audio_response, encoded_stream
+from afterwords.server.routes.audio import ChunkedAudioResponse, audio_response, encode_stream
 from afterwords.server.routes.responses import (
     COMMON,
     MEDIA_TYPES,
@@ -38,13 +38,12 @@ router = APIRouter(tags=["speech"])
 
 WAIT_MAX_S: Final = 60
 LEFT_OUT_MAX: Final = 20
-"""The most words that X-Left-Out names."""
+"""Words that X-Left-Out lists at most."""
 STREAM_WAIT_S: Final = 3600.0
-"""How long a stream waits for its turn; a client that leaves ends it sooner."""
+"""How long a stream waits for its audio; it ends sooner if the client disconnects."""
 _WAIT: Final = re.compile(r"\s*wait\s*=\s*(\d{1,6})\s*", re.IGNORECASE)
 NOT_FOUND: Final = errors(_404="job_not_found")
 FORBIDDEN: Final = errors(_403="insufficient_scope")
-Wait = Annotated[int, Query(ge=0, le=WAIT_MAX_S, description="Seconds to wait for the job to become final.")]
 
 
 @router.post(
@@ -52,7 +51,7 @@ Wait = Annotated[int, Query(ge=0, le=WAIT_MAX_S, description="Seconds to wait fo
     status_code=202,
     responses={
         200: {"content": audio_content(), "description": "The audio: cached, waited for, or streamed."},
-        202: {"model": JobAccepted, "description": "A job that was accepted."},
+        202: {"model": JobAccepted, "description": "An accepted job."},
         **COMMON,
         **FORBIDDEN,
         **errors(
@@ -71,46 +70,34 @@ async def synthesize(
     request: Request,
     body: SynthesizeBody,
     idempotency_key: IdempotencyKey = None,
-    prefer: Annotated[str | None, Header(description="`wait=N`: answer with the audio if it is ready by then.")] = None,
+    prefer: Annotated[
+        str | None, Header(description="`wait=N`: respond with the audio if it is ready within N seconds, at most 60.")
+    ] = None,
 ) -> Response:
-    """Speak a text: audio at once where it was spoken before, else a job to follow."""
+    """Synthesize a text. Returns the audio if it is cached, else a job to follow."""
     state, caller = state_of(request), caller_of(request)
-    ask = SynthesisRequest(
+    options = SynthesisRequest(
         **body.model_dump(exclude={"stream", "webhook_url"}),
         webhook_url=check_url(body.webhook_url) if body.webhook_url else None,
     )
-    answer = await state.synthesis.submit(caller, ask, idempotency_key=idempotency_key, listen=body.stream)
-    response = await _answered(request, ask, answer, is_stream=body.stream, wait_s=_wait_of(prefer))
-    if answer.left_out:
-        response.headers["X-Left-Out"] = ",".join(quote(word[:40]) for word in answer.left_out[:LEFT_OUT_MAX])
-    return response
-
-
-async def _answered(
-    request: Request, ask: SynthesisRequest, answer: CachedSpeech | AcceptedJob, *, is_stream: bool, wait_s: int
-) -> Response:
-    state = state_of(request)
-    if isinstance(answer, CachedSpeech):
-        entry = answer.entry
-        headers = _about(entry.voice_id, answer.backend, cache="HIT", synth_ms=entry.synth_ms)
-        return await audio_response(
+    result = await state.synthesis.submit(caller, options, idempotency_key=idempotency_key, listen=body.stream)
+    if isinstance(result, CachedSpeech):
+        entry = result.entry
+        response = await audio_response(
             request,
-            answer.audio,
-            ask.response_format,
+            result.audio,
+            options.response_format,
             voice_id=entry.voice_id,
             sha256=entry.sha256,
-            headers=headers,
+            headers=_speech_headers(entry.voice_id, result.backend, cache="HIT", synth_ms=entry.synth_ms),
         )
-    if is_stream:
-        return await _streamed(request, answer)
-    job = answer.job
-    if wait_s:
-        waited = state.synthesis.get_job(caller_of(request), job.job_id, wait_s=wait_s)
-        job = await while_connected(request.receive, waited)
-        if job.status is JobStatus.READY:
-            return await _audio_of(request, job, _about_job(job))
-    headers = _about(job.voice_id, job.backend, cache="MISS", synth_ms=-1)
-    return json_response(JobAccepted(job_id=job.job_id, status=job.status), 202, headers)
+    elif body.stream:
+        response = await _stream(request, result)
+    else:
+        response = await _wait(request, result.job, wait_s=_parse_prefer(prefer))
+    if result.left_out:
+        response.headers["X-Left-Out"] = ",".join(quote(word[:40]) for word in result.left_out[:LEFT_OUT_MAX])
+    return response
 
 
 @router.get(
@@ -120,18 +107,26 @@ async def _answered(
 @requires(Credential.USER, Scope.SYNTHESIZE)
 async def list_jobs(
     request: Request,
-    status: Annotated[JobStatus | None, Query(description="Only jobs that stand so.")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000, description="The most that are listed at once.")] = 100,
-    after: Annotated[str | None, Query(max_length=64, description="Begin after this job_id.")] = None,
+    status: Annotated[JobStatus | None, Query(description="Only jobs with this status.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Jobs per page.")] = 100,
+    after: Annotated[str | None, Query(max_length=64, description="Start after this job_id.")] = None,
 ) -> Response:
-    """List the account's jobs, newest first. A Link header leads to the next page."""
+    """List the jobs of the account, newest first. A Link header leads to the next page."""
     jobs = await state_of(request).synthesis.list_jobs(
         caller_of(request), status=status, limit=limit, after=after and after.lower()
     )
-    items = [_listed(request, job).model_dump(mode="json") for job in jobs]
-    return list_response(
-        items, request=request, path="/v1/jobs", limit=limit, last_id=jobs[-1].job_id if jobs else None
-    )
+    items = [
+        JobListed(
+            **_job_body(request, job).model_dump(),
+            voice_id=job.voice_id,
+            created_at=job.created_at,
+            completed_at=job.completed_at,
+            char_count=job.char_count,
+        )
+        for job in jobs
+    ]
+    last_id = jobs[-1].job_id if jobs else None
+    return list_response(items, request=request, path="/v1/jobs", limit=limit, last_id=last_id)
 
 
 @router.get(
@@ -139,12 +134,16 @@ async def list_jobs(
     responses={200: {"model": JobShown}, **COMMON, **NOT_FOUND, **FORBIDDEN, **errors(_422="invalid_field")},
 )
 @requires(Credential.USER, Scope.SYNTHESIZE)
-async def show_job(request: Request, job_id: JobId, wait: Wait = 0) -> Response:
-    """Tell where a job stands."""
+async def show_job(
+    request: Request,
+    job_id: JobId,
+    wait: Annotated[int, Query(ge=0, le=WAIT_MAX_S, description="Seconds to wait for the job to become final.")] = 0,
+) -> Response:
+    """Return the status of a job."""
     found = state_of(request).synthesis.get_job(caller_of(request), job_id, wait_s=wait)
     job = await (while_connected(request.receive, found) if wait else found)
     exchange_of(request).is_routine = job.status is JobStatus.PENDING
-    return json_response(_shown(request, job))
+    return json_response(_job_body(request, job))
 
 
 @router.get(
@@ -159,9 +158,9 @@ async def show_job(request: Request, job_id: JobId, wait: Wait = 0) -> Response:
 )
 @requires(Credential.USER, Scope.SYNTHESIZE)
 async def job_audio(request: Request, job_id: JobId) -> Response:
-    """Give the audio of a job that is ready."""
+    """Return the audio of a job that is ready."""
     job = await state_of(request).synthesis.get_job(caller_of(request), job_id)
-    return await _audio_of(request, job, {"X-Job-Id": job.job_id})
+    return await _job_audio(request, job, {"X-Job-Id": job.job_id})
 
 
 @router.delete(
@@ -170,40 +169,49 @@ async def job_audio(request: Request, job_id: JobId) -> Response:
 )
 @requires(Credential.USER, Scope.SYNTHESIZE)
 async def cancel_job(request: Request, job_id: JobId) -> Response:
-    """Cancel a pending job; what it reserved is given back."""
-    return json_response(_shown(request, await state_of(request).synthesis.cancel(caller_of(request), job_id)))
+    """Cancel a pending job and refund its characters."""
+    return json_response(_job_body(request, await state_of(request).synthesis.cancel(caller_of(request), job_id)))
 
 
 # -- audio ----------------------------------------------------------------------------------------------------
 
 
-async def _audio_of(request: Request, job: StoredJob, headers: dict[str, str]) -> Response:
-    audio = await state_of(request).synthesis.open_audio(job)
-    return await audio_response(
-        request, audio, job.response_format, voice_id=job.voice_id, sha256=job.audio_sha256 or "", headers=headers
-    )
+async def _wait(request: Request, job: StoredJob, *, wait_s: int) -> Response:
+    """Return the audio if the job is ready in time, else the job."""
+    if wait_s:
+        waiting = state_of(request).synthesis.get_job(caller_of(request), job.job_id, wait_s=wait_s)
+        job = await while_connected(request.receive, waiting)
+        if job.status is JobStatus.READY:
+            return await _job_audio(request, job, _job_headers(job))
+    headers = _speech_headers(job.voice_id, job.backend, cache="MISS", synth_ms=-1)
+    return json_response(JobAccepted(job_id=job.job_id, status=job.status), 202, headers)
 
 
-async def _streamed(request: Request, accepted: AcceptedJob) -> Response:
-    """The audio while it is made; where it can't be heard from here, all of it once it is ready.
+async def _stream(request: Request, accepted: AcceptedJob) -> Response:
+    """Return the audio while it is generated; or, if this process can't listen to the job, once it is ready.
 
-    A client that disconnects has its job cancelled, whether it waits, is prepared, or is spoken.
+    Cancels the job if the client disconnects.
     """
     state, caller, job, listener = state_of(request), caller_of(request), accepted.job, accepted.listener
 
-    async def close(is_whole: bool) -> None:
+    async def close(is_complete: bool) -> None:
         if listener:
             listener.close()
         if accepted.is_new:
-            await state.synthesis.end_stream(caller, job.job_id, is_whole=is_whole)
+            await state.synthesis.end_stream(caller, job.job_id, is_whole=is_complete)
 
-    async def begun() -> Response:
+    async def start() -> Response:
         try:
-            sample_rate = (
-                await state.synthesis.wait_for_audio(job, listener, wait_s=STREAM_WAIT_S) if listener else None
-            )
+            sample_rate = None
+            if listener:
+                sample_rate = await state.synthesis.wait_for_audio(job, listener, wait_s=STREAM_WAIT_S)
             if sample_rate is None or listener is None:
-                response = await _once_ready(request, job)
+                final = await state.synthesis.get_job(caller, job.job_id, wait_s=STREAM_WAIT_S)
+                if final.status is JobStatus.CANCELLED:
+                    raise ConflictError.job_final(final.status)
+                if final.status is not JobStatus.READY:
+                    raise SynthesisError.for_backend(final.backend, why=final.error or "it took too long")
+                response = await _job_audio(request, final, _job_headers(final))
                 await close(True)
                 return response
             voice = await state.voices.get(caller, job.voice_id)
@@ -211,34 +219,32 @@ async def _streamed(request: Request, accepted: AcceptedJob) -> Response:
             await close(isinstance(error, AfterwordsError))
             raise
         tags = mark_tags(backend=job.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=job.created_at)
-        headers = {**_about_job(job), "Cache-Control": "private, no-store", "Accept-Ranges": "none"}
-        sound = encoded_stream(request, aiter(listener), sample_rate, job.response_format, tags)
-        return PiecesResponse(sound, 200, headers, MEDIA_TYPES[job.response_format], close=close)
+        headers = {**_job_headers(job), "Cache-Control": "private, no-store", "Accept-Ranges": "none"}
+        chunks = encode_stream(request, aiter(listener), sample_rate, job.response_format, tags)
+        return ChunkedAudioResponse(chunks, 200, headers, MEDIA_TYPES[job.response_format], close=close)
 
-    return await while_connected(request.receive, begun())
-
-
-async def _once_ready(request: Request, job: StoredJob) -> Response:
-    job = await state_of(request).synthesis.get_job(caller_of(request), job.job_id, wait_s=STREAM_WAIT_S)
-    if job.status is JobStatus.READY:
-        return await _audio_of(request, job, _about_job(job))
-    if job.status is JobStatus.CANCELLED:
-        raise ConflictError.job_final(job.status)
-    raise SynthesisError.for_backend(job.backend, why=job.error or "it took too long")
+    return await while_connected(request.receive, start())
 
 
-# -- shapes ---------------------------------------------------------------------------------------------------
+async def _job_audio(request: Request, job: StoredJob, headers: dict[str, str]) -> Response:
+    audio = await state_of(request).synthesis.open_audio(job)
+    return await audio_response(
+        request, audio, job.response_format, voice_id=job.voice_id, sha256=job.audio_sha256 or "", headers=headers
+    )
 
 
-def _wait_of(prefer: str | None) -> int:
-    """Seconds of `Prefer: wait=N`; other preferences are not ours to know."""
+# -- headers and bodies ---------------------------------------------------------------------------------------
+
+
+def _parse_prefer(prefer: str | None) -> int:
+    """Return the seconds of `Prefer: wait=N`; other preferences are ignored."""
     for preference in (prefer or "").split(","):
-        if wanted := _WAIT.fullmatch(preference):
-            return min(int(wanted[1]), WAIT_MAX_S)
+        if match := _WAIT.fullmatch(preference):
+            return min(int(match[1]), WAIT_MAX_S)
     return 0
 
 
-def _about(voice_id: str, backend: str, *, cache: str, synth_ms: int) -> dict[str, str]:
+def _speech_headers(voice_id: str, backend: str, *, cache: str, synth_ms: int) -> dict[str, str]:
     return {
         "X-Cache": cache,
         "X-Voice-Id": voice_id,
@@ -247,36 +253,20 @@ def _about(voice_id: str, backend: str, *, cache: str, synth_ms: int) -> dict[st
     }
 
 
-def _about_job(job: StoredJob) -> dict[str, str]:
+def _job_headers(job: StoredJob) -> dict[str, str]:
     synth_ms = -1 if job.synth_ms is None else job.synth_ms
-    return {**_about(job.voice_id, job.backend, cache="MISS", synth_ms=synth_ms), "X-Job-Id": job.job_id}
+    return {**_speech_headers(job.voice_id, job.backend, cache="MISS", synth_ms=synth_ms), "X-Job-Id": job.job_id}
 
 
-def _shown(request: Request, job: StoredJob) -> JobShown:
-    is_pending = job.status is JobStatus.PENDING
-    now = state_of(request).dispatcher.progress(job) if is_pending else None
+def _job_body(request: Request, job: StoredJob) -> JobShown:
+    """Return a job as the API shows it; its link comes from settings and route, never from the Host header."""
+    progress = state_of(request).dispatcher.progress(job) if job.status is JobStatus.PENDING else None
+    is_ready = job.status is JobStatus.READY
     return JobShown(
         job_id=job.job_id,
         status=job.status,
-        audio_url=_audio_url(request, job),
+        audio_url=f"{base_url(request)}/v1/jobs/{job.job_id}/audio" if is_ready else None,
         error=job.error,
-        step=now.step if now else None,
-        progress=None if now is None or now.fraction is None else round(now.fraction, 3),
+        step=progress.step if progress else None,
+        progress=None if progress is None or progress.fraction is None else round(progress.fraction, 3),
     )
-
-
-def _listed(request: Request, job: StoredJob) -> JobListed:
-    return JobListed(
-        **_shown(request, job).model_dump(),
-        voice_id=job.voice_id,
-        created_at=job.created_at,
-        completed_at=job.completed_at,
-        char_count=job.char_count,
-    )
-
-
-def _audio_url(request: Request, job: StoredJob) -> str | None:
-    """Made from configuration and the path of the route, never from what a request says of its host."""
-    if job.status is not JobStatus.READY:
-        return None
-    return f"{base_url(request)}/v1/jobs/{job.job_id}/audio"

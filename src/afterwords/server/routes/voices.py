@@ -1,4 +1,4 @@
-"""Voices: register, list, show, change, carry away, bring, delete."""
+"""Routes of voices: register, list, show, update, delete, export, import."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from afterwords.server.routes.responses import (
     list_response,
     state_of,
 )
-from afterwords.server.routes.schemas import CONSENTS, VoiceCreated, VoiceListed, VoicePatch, VoiceShown
+from afterwords.server.routes.schemas import VoiceCreated, VoiceListed, VoicePatch, VoiceShown
 from afterwords.server.routing import MULTIPART_OVERHEAD_BYTES
 from afterwords.server.services.voices import VoiceFields
 from afterwords.server.spool import open_spool
@@ -55,7 +55,7 @@ _FORM: Final[dict[str, Any]] = {
                     "type": "object",
                     "required": ["name", "ref_audio"],
                     "properties": {
-                        "name": {"type": "string", "maxLength": 200, "description": "What to call the voice."},
+                        "name": {"type": "string", "maxLength": 200, "description": "Name of the voice."},
                         "ref_audio": {
                             "type": "string",
                             "format": "binary",
@@ -63,10 +63,17 @@ _FORM: Final[dict[str, Any]] = {
                             "5 to 60 s, at most 20 MiB.",
                         },
                         "ref_text": {"type": "string", "description": "Transcript of the recording."},
-                        "backend": {"type": "string", "description": "The backend that speaks it; absent: the best."},
+                        "backend": {
+                            "type": "string",
+                            "description": "Default backend of the voice; omitted: the best.",
+                        },
                         "lang": {"type": "string", "default": "en", "description": "Language of the recording."},
                         "family": {"type": "string", "description": "Groups voices of one speaker."},
-                        "consent": {"type": "string", "enum": list(ConsentKind), "description": "By what right."},
+                        "consent": {
+                            "type": "string",
+                            "enum": list(ConsentKind),
+                            "description": "Consent of the speaker.",
+                        },
                     },
                 }
             }
@@ -89,17 +96,17 @@ _BUNDLE: Final[dict[str, Any]] = {
 )
 @requires(Credential.USER, Scope.VOICES_WRITE, max_body_bytes=FORM_MAX_BYTES, is_upload=True)
 async def create_voice(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """Register a voice from a recording; the recording is kept as mono 16-bit WAV, and what was sent is discarded."""
+    """Register a voice from a recording, which is stored as mono 16-bit WAV; the uploaded file is discarded."""
     state, caller = state_of(request), caller_of(request)
     with state.receiving.hold(caller.account_id), open_spool(state.settings.folder) as file:
         form = await read_form(
             request, file, max_file_bytes=REFERENCE_MAX_BYTES, file_field="ref_audio", fields=TEXT_FIELDS
         )
-        fields = _read(form)
+        fields = _parse_form(form)
         async with state.uploading.slot(caller.account_id):
             file.seek(0)
             voice = await state.voices.register(caller, fields, file.read(), idempotency_key=idempotency_key)
-    return json_response(_created(voice), 201, _grade_of(voice))
+    return json_response(_created_body(voice), 201, _grade_header(voice))
 
 
 @router.get(
@@ -109,12 +116,12 @@ async def create_voice(request: Request, idempotency_key: IdempotencyKey = None)
 @requires(Credential.USER, Scope.VOICES_READ)
 async def list_voices(
     request: Request,
-    limit: Annotated[int | None, Query(ge=1, le=1000, description="The most that are listed at once.")] = None,
-    after: Annotated[str | None, Query(max_length=64, description="Begin after this voice_id.")] = None,
+    limit: Annotated[int | None, Query(ge=1, le=1000, description="Voices per page; omitted: all.")] = None,
+    after: Annotated[str | None, Query(max_length=64, description="Start after this voice_id.")] = None,
 ) -> Response:
-    """List the account's voices, oldest first. With a limit, a Link header leads to the next page."""
+    """List the voices of the account, oldest first. With a limit, a Link header leads to the next page."""
     voices = await state_of(request).voices.list(caller_of(request), limit=limit, after=after and after.lower())
-    items = [VoiceListed(**_created(voice).model_dump(), lang=voice.lang).model_dump(mode="json") for voice in voices]
+    items = [VoiceListed(**_created_body(voice).model_dump(), lang=voice.lang) for voice in voices]
     return list_response(
         items, request=request, path="/v1/voices", limit=limit, last_id=voices[-1].voice_id if voices else None
     )
@@ -126,8 +133,8 @@ async def list_voices(
 )
 @requires(Credential.USER, Scope.VOICES_READ)
 async def show_voice(request: Request, voice_id: VoiceId) -> Response:
-    """Show all that is kept of a voice but its owner."""
-    return json_response(_shown(await state_of(request).voices.get(caller_of(request), voice_id)))
+    """Return a voice with all its fields."""
+    return json_response(_shown_body(await state_of(request).voices.get(caller_of(request), voice_id)))
 
 
 @router.patch(
@@ -145,10 +152,10 @@ async def show_voice(request: Request, voice_id: VoiceId) -> Response:
 )
 @requires(Credential.USER, Scope.VOICES_WRITE)
 async def change_voice(request: Request, voice_id: VoiceId, body: VoicePatch) -> Response:
-    """Change what is said about a voice. What was cached is dropped if its transcript or language changes."""
+    """Update fields of a voice. A new transcript or language clears its cached audio."""
     changes = VoiceChanges(**body.model_dump())
     changed = await state_of(request).voices.update(caller_of(request), voice_id, changes)
-    return json_response(_shown(changed))
+    return json_response(_shown_body(changed))
 
 
 @router.delete(
@@ -162,7 +169,7 @@ async def change_voice(request: Request, voice_id: VoiceId, body: VoicePatch) ->
 )
 @requires(Credential.USER, Scope.VOICES_WRITE)
 async def delete_voice(request: Request, voice_id: VoiceId) -> Response:
-    """Delete a voice, its recording, its jobs and all audio that was made with it."""
+    """Delete a voice with its recording, jobs and audio."""
     await state_of(request).voices.delete(caller_of(request), voice_id)
     return Response(status_code=204)
 
@@ -173,18 +180,16 @@ async def delete_voice(request: Request, voice_id: VoiceId) -> Response:
         200: {"content": {BUNDLE_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
         **COMMON,
         **NOT_FOUND,
-        **errors(_403="insufficient_scope", _500="reference_missing, internal_error"),
+        **errors(_403="insufficient_scope", _422="invalid_field", _500="reference_missing, internal_error"),
     },
 )
 @requires(Credential.USER, Scope.VOICES_READ)
 async def export_voice(
     request: Request,
     voice_id: VoiceId,
-    prompts: Annotated[
-        bool, Query(description="With what engines made of the voice, in version 2 of the format.")
-    ] = False,
+    prompts: Annotated[bool, Query(description="Include the prompts of engines (version 2 of the format).")] = False,
 ) -> Response:
-    """Give the voice as one portable file: recording, transcript, consent and their hashes."""
+    """Export a voice as one portable file: recording, transcript, consent and their hashes."""
     voices = state_of(request).voices
     found_id, data = await voices.export_bundle(caller_of(request), voice_id, with_prompts=prompts)
     name = f'attachment; filename="{found_id}.afterwords"'
@@ -204,7 +209,7 @@ async def export_voice(
 )
 @requires(Credential.USER, Scope.VOICES_WRITE, max_body_bytes=BUNDLE_MAX_BYTES, is_upload=True)
 async def import_voice(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """Make a voice of a portable file that `export` gave, here or elsewhere."""
+    """Import a voice from a file that `export` wrote, on this server or another."""
     state, caller = state_of(request), caller_of(request)
     with state.receiving.hold(caller.account_id), open_spool(state.settings.folder) as file:
         async for piece in request.stream():
@@ -212,39 +217,39 @@ async def import_voice(request: Request, idempotency_key: IdempotencyKey = None)
         async with state.uploading.slot(caller.account_id):
             file.seek(0)
             voice = await state.voices.import_bundle(caller, file.read(), idempotency_key=idempotency_key)
-    return json_response(_created(voice), 201, _grade_of(voice))
+    return json_response(_created_body(voice), 201, _grade_header(voice))
 
 
-def _read(form: Form) -> VoiceFields:
+def _parse_form(form: Form) -> VoiceFields:
     if "name" not in form.fields:
         raise InvalidRequestError.missing_field("name")
     if not form.has_file:
         raise InvalidRequestError.missing_field("ref_audio")
-    stated = form.fields.get("consent") or None
-    if stated is not None and stated not in set(ConsentKind):
-        raise InvalidRequestError.invalid_field("consent", rule=f"it must be one of {CONSENTS}")
+    consent = form.fields.get("consent") or None
+    if consent is not None and consent not in set(ConsentKind):
+        raise InvalidRequestError.invalid_field("consent", rule=f"it must be one of {', '.join(ConsentKind)}")
     return VoiceFields(
         name=form.fields["name"],
         backend=form.fields.get("backend"),
         lang=form.fields.get("lang") or "en",
         ref_text=form.fields.get("ref_text"),
         family=form.fields.get("family"),
-        consent=ConsentKind(stated) if stated else None,
+        consent=ConsentKind(consent) if consent else None,
     )
 
 
-def _grade_of(voice: StoredVoice) -> dict[str, str]:
-    """The grade as a header: the body of a created voice has the fields of the hosted service and no others."""
+def _grade_header(voice: StoredVoice) -> dict[str, str]:
+    """Return the grade as a header, because the body has only the fields of the hosted service."""
     return {"X-Reference-Grade": voice.ref_grade} if voice.ref_grade else {}
 
 
-def _created(voice: StoredVoice) -> VoiceCreated:
+def _created_body(voice: StoredVoice) -> VoiceCreated:
     return VoiceCreated(voice_id=voice.voice_id, name=voice.name, backend=voice.backend, created_at=voice.created_at)
 
 
-def _shown(voice: StoredVoice) -> VoiceShown:
+def _shown_body(voice: StoredVoice) -> VoiceShown:
     return VoiceShown(
-        **_created(voice).model_dump(),
+        **_created_body(voice).model_dump(),
         lang=voice.lang,
         ref_text=voice.ref_text,
         family=voice.family,

@@ -1,4 +1,4 @@
-"""Where workers bring what became of a job: JSON as the hosted service has it, or the audio itself."""
+"""Routes of remote workers: the result of a job as JSON, like the hosted service, or as the audio itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from afterwords.text import longest_speech_s
 router = APIRouter(tags=["workers"])
 
 BYTES_PER_SECOND: Final = 2 * 48_000
-"""The most that speech takes as 16-bit mono."""
+"""Largest rate of speech as 16-bit mono."""
 RESULT: Final = {
     **COMMON,
     **errors(
@@ -50,10 +50,10 @@ RESULT: Final = {
 )
 @requires(Credential.WORKER, max_body_bytes=None)
 async def complete(request: Request, job_id: JobId) -> Response:
-    """Bring the result of a job, in JSON. The first that arrives wins; a second changes nothing."""
-    job = await _open(request, job_id)
+    """Complete a job with audio in base64, or with an error. The first result wins; later ones change nothing."""
+    job = await state_of(request).completion.open_job(job_id, identity_of(request).attempt)
     with open_spool(state_of(request).settings.folder) as file:
-        await _receive(request, job, file, expansion=4 / 3)
+        await _spool_body(request, job, file, expansion=4 / 3)
         content = file.read()
     try:
         body = CompleteBody.model_validate_json(content.removeprefix(BOM_UTF8))
@@ -67,21 +67,21 @@ async def complete(request: Request, job_id: JobId) -> Response:
     if parse_id(body.job_id) != job_id:
         raise InvalidRequestError.invalid_field("job_id", rule="it must be the job of the path")
     if job is None:
-        return _taken()
+        return _ok()
     completion = state_of(request).completion
     if body.error is not None:
         await completion.fail(job_id, job.attempt, error="synthesis_failed")
-        return _taken()
+        return _ok()
     if not body.wav_b64:
         await completion.reject(
             job, MalformedWavError.for_source("the audio", "its data chunk declares no sound", code="empty_data")
         )
     try:
         wav = base64.b64decode(body.wav_b64 or "", validate=True)
-    except ValueError:  # of base64, or of what is not even ASCII
+    except ValueError:  # not base64, or not even ASCII
         await completion.reject(job, InvalidRequestError.invalid_field("wav_b64", rule="it must be base64"))
     await completion.complete(job_id, job.attempt, BytesIO(wav))
-    return _taken()
+    return _ok()
 
 
 @router.put(
@@ -102,34 +102,30 @@ async def put_audio(
         str | None, Header(alias="X-Content-SHA256", description="SHA-256 of the body in hex; required.")
     ] = None,
     synth_ms: Annotated[
-        int | None, Header(alias="X-Synthesis-Time-Ms", ge=0, le=2**31, description="What synthesis took.")
+        int | None, Header(alias="X-Synthesis-Time-Ms", ge=0, le=2**31, description="Duration of the synthesis.")
     ] = None,
 ) -> Response:
-    """Bring the audio of a job as it is, a WAV file. The same rules as for the form in JSON."""
-    job = await _open(request, job_id)
+    """Complete a job with a WAV file. The first result wins; later ones change nothing."""
+    job = await state_of(request).completion.open_job(job_id, identity_of(request).attempt)
     if digest is None:
         raise InvalidRequestError.missing_field("X-Content-SHA256")
     with open_spool(state_of(request).settings.folder) as file:
-        if await _receive(request, job, file) != digest.lower():
+        if await _spool_body(request, job, file) != digest.lower():
             raise InvalidRequestError.invalid_field("X-Content-SHA256", rule="it must be the SHA-256 of the body")
         if job is not None:
             await state_of(request).completion.complete(job_id, job.attempt, file, synth_ms=synth_ms)
-    return _taken()
+    return _ok()
 
 
-async def _open(request: Request, job_id: str) -> StoredJob | None:
-    """The job that waits for this result; None if it has come before. Asked before the body is read."""
-    return await state_of(request).completion.open_job(job_id, identity_of(request).attempt)
+async def _spool_body(request: Request, job: StoredJob | None, file: BinaryIO, *, expansion: float = 1) -> str:
+    """Write the body to a file and return its SHA-256 in hex.
 
-
-async def _receive(request: Request, job: StoredJob | None, file: BinaryIO, *, expansion: float = 1) -> str:
-    """Write the body to a file, as far as it may go, and return its SHA-256 in hex.
-
-    It may have the longest speech of the text, and a header.
+    Args:
+        expansion: How much larger the body is than its audio.
 
     Raises:
-        SynthesisError: it is longer; the job has failed.
-        InvalidRequestError: it is longer, and for nothing.
+        SynthesisError: The audio is longer than speech of the text can be; the job has failed.
+        InvalidRequestError: As above, but the job already has a result.
     """
     longest_s = longest_speech_s(job.text or "", speed=job.speed) if job else 0
     maximum = JSON_MAX_BYTES + round(expansion * longest_s * BYTES_PER_SECOND)
@@ -149,5 +145,5 @@ async def _receive(request: Request, job: StoredJob | None, file: BinaryIO, *, e
     return digest.hexdigest()
 
 
-def _taken() -> Response:
+def _ok() -> Response:
     return json_response(Completed(status="ok"))

@@ -15,11 +15,11 @@ from afterwords.audio.wav import WavBlocks, pcm16, wav_blocks, wav_header
 from afterwords.errors import AfterwordsError, QuotaExceededError, RecordingError, StaleAttemptError, SynthesisError
 from afterwords.provenance import mark_tags
 from afterwords.server.cache_key import cache_path, job_path
+from afterwords.server.concurrency import in_thread
 from afterwords.server.failpoints import reach
 from afterwords.server.ports import Blobs, Clock, Store
 from afterwords.server.records import AttemptResult, FinishStatus, StoredJob, StoredVoice
 from afterwords.server.services.job_events import JobEvents
-from afterwords.server.threads import in_thread
 from afterwords.text import longest_speech_s
 
 INLINE_BYTES: Final = 1 << 20

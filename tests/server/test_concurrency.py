@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from afterwords.errors import LimitError
-from afterwords.server.fairness import ConcurrencyLimit, FairSemaphore
+from afterwords.server.concurrency import ConcurrencyLimit, FairSemaphore
 from tests.error_codes import has_code
 
 
@@ -18,7 +18,7 @@ async def step(slots: FairSemaphore, account_id: str, log: list[str]) -> None:
         await asyncio.sleep(0)
 
 
-def test_an_account_waits_for_one_step_of_each_other() -> None:
+def test_accounts_are_served_round_robin() -> None:
     async def run() -> list[str]:
         slots, log = FairSemaphore(1), list[str]()
         await asyncio.gather(*(step(slots, name, log) for name in ["a"] * 10 + ["b"] * 2 + ["c"]))
@@ -28,7 +28,7 @@ def test_an_account_waits_for_one_step_of_each_other() -> None:
 
 
 @pytest.mark.parametrize("moment", ["while waiting", "when granted"])
-def test_cancelled_requests_give_their_slots_back(moment: str) -> None:
+def test_cancelled_requests_release_their_slots(moment: str) -> None:
     async def run() -> None:
         slots, log = FairSemaphore(2), list[str]()
         held = asyncio.Event()
@@ -56,7 +56,7 @@ def test_cancelled_requests_give_their_slots_back(moment: str) -> None:
     asyncio.run(run())
 
 
-def test_more_than_the_limit_is_refused_for_one_alone() -> None:
+def test_limit_applies_per_owner() -> None:
     limit = ConcurrencyLimit(2, doing="uploads under way")
     with limit.hold("a"), limit.hold("a"):
         with (
