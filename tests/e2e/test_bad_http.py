@@ -57,21 +57,21 @@ class TestAuthorization:
         ],
         ids=lambda values: repr(values)[:30],
     )
-    def test_what_opens_nothing_is_401(self, served: Served, values: list[bytes]) -> None:
+    def test_invalid_credential_returns_401(self, served: Served, values: list[bytes]) -> None:
         given = [("Authorization", value.replace(b"%s", served.key.encode())) for value in values]
         answer = ask(served, "GET", "/v1/voices", given)
         assert (answer.status, answer.code, answer.headers["www-authenticate"]) == (401, "unauthorized", "Bearer")
 
     @pytest.mark.parametrize("value", ["Bearer {}", "bearer {}", "Bearer   {}"])
-    def test_the_word_bearer_may_be_written_as_clients_do(self, served: Served, value: str) -> None:
+    def test_bearer_scheme_is_case_insensitive(self, served: Served, value: str) -> None:
         assert ask(served, "GET", "/v1/voices", [("Authorization", value.format(served.key))]).status == 200
 
     @pytest.mark.parametrize("length", ["99999999999", "200000000"])
-    def test_it_is_asked_for_before_the_size_of_the_body(self, served: Served, length: str) -> None:
+    def test_401_comes_before_413(self, served: Served, length: str) -> None:
         answer = ask(served, "POST", "/v1/synthesize", [JSON, ("Content-Length", length)])
         assert (answer.status, answer.code, answer.headers["connection"]) == (401, "unauthorized", "close")
 
-    def test_nobody_is_asked_to_go_on_without_it(self, served: Served) -> None:
+    def test_no_100_continue_without_credential(self, served: Served) -> None:
         asking = [("Expect", "100-continue"), ("Content-Length", "1000")]
         assert ask(served, "POST", "/v1/voices", asking).status == 401
 
@@ -80,9 +80,7 @@ class TestLengths:
     @pytest.mark.parametrize(
         "lengths", [["2", "3"], ["2", "2"], ["-1"], ["+2"], ["abc"], ["1e3"], ["0x2"], ["2, 2"], ["9" * 30], ["2 2"]]
     )
-    def test_a_length_that_is_not_one_number_is_refused(
-        self, served: Served, key: tuple[str, str], lengths: list[str]
-    ) -> None:
+    def test_invalid_content_length_returns_400(self, served: Served, key: tuple[str, str], lengths: list[str]) -> None:
         given = [("Content-Length", length) for length in lengths]
         answer = ask(served, "POST", "/v1/synthesize", [key, JSON, *given], b"{}")
         assert (answer.status, answer.code) == (400, "bad_request")
@@ -99,7 +97,7 @@ class TestLengths:
             ([CHUNKED], b"2\r\n{}zz\r\n0\r\n\r\n"),
         ],
     )
-    def test_a_body_whose_end_is_not_clear_is_refused(
+    def test_ambiguous_body_length_returns_400(
         self, served: Served, key: tuple[str, str], headers: list[tuple[str, str]], body: bytes
     ) -> None:
         answer = ask(served, "POST", "/v1/synthesize", [key, JSON, *headers], body)
@@ -110,7 +108,7 @@ class TestLengths:
                  b"GET /v1/voices/\xff HTTP/1.1", b"GET /" + b"a" * 70_000 + b" HTTP/1.1"],
         ids=lambda line: repr(line)[:30],
     )  # fmt: skip
-    def test_what_is_no_request_is_refused_in_the_shape_of_every_error(self, served: Served, line: bytes) -> None:
+    def test_malformed_request_returns_400_in_the_error_shape(self, served: Served, line: bytes) -> None:
         with connected(served) as wire:
             wire.sendall(line + b"\r\nHost: 127.0.0.1\r\n\r\n")
             answer = read(wire)
@@ -123,7 +121,7 @@ class TestHosts:
 
     @pytest.mark.parametrize("host", WRONG)
     @pytest.mark.parametrize("path", ["/v1/health", "/healthz", "/readyz", "/openapi.json", "/v1/voices"])
-    def test_a_name_that_is_not_the_servers_is_refused_also_where_no_key_is_needed(
+    def test_foreign_host_returns_400_on_every_route(
         self, served: Served, key: tuple[str, str], path: str, host: str
     ) -> None:
         answer = ask(served, "GET", path, [("Host", host), key])
@@ -131,14 +129,14 @@ class TestHosts:
         assert host not in answer.error["message"] or not host.isalpha()
 
     @pytest.mark.parametrize("hosts", [["127.0.0.1", "evil.example"], ["evil.example", "127.0.0.1"]])
-    def test_two_names_are_refused(self, served: Served, hosts: list[str]) -> None:
+    def test_two_host_headers_return_400(self, served: Served, hosts: list[str]) -> None:
         answer = ask(served, "GET", "/v1/health", [("Host", host) for host in hosts])
         assert (answer.status, answer.code) == (400, "invalid_host")
 
     @pytest.mark.parametrize(
         "host", ["127.0.0.1", "localhost", "LOCALHOST:1234", "[::1]:80", "[::1]", "voice.example", "other:443"]
     )
-    def test_names_of_the_server_are_taken(self, served: Served, host: str) -> None:
+    def test_hosts_of_the_server_are_accepted(self, served: Served, host: str) -> None:
         assert ask(served, "GET", "/v1/health", [("Host", host)]).status == 200
 
 
@@ -153,13 +151,13 @@ class TestMethods:
             ("POST", "/v1/voices/x", "DELETE, GET, HEAD, PATCH"),
         ],
     )
-    def test_another_method_is_told_all_that_there_are(
+    def test_wrong_method_returns_405_with_all_methods(
         self, served: Served, method: str, path: str, allowed: str
     ) -> None:
         answer = ask(served, method, path)
         assert (answer.status, answer.headers["allow"]) == (405, allowed)
 
-    def test_a_slash_at_the_end_is_another_address(self, served: Served, key: tuple[str, str]) -> None:
+    def test_trailing_slash_returns_404(self, served: Served, key: tuple[str, str]) -> None:
         answer = ask(served, "GET", "/v1/voices/", [key])
         assert (answer.status, answer.code) == (404, "not_found")
 
@@ -169,7 +167,7 @@ class TestMethods:
     ["bytes=" + ",".join(["0-1"] * 200), "bytes=99999999-", "bytes=-0", "bytes=" + "9" * 30 + "-", "BYTES=99999999-"],
     ids=lambda value: repr(value)[:20],
 )
-def test_range_beyond_the_audio_is_refused(
+def test_range_beyond_the_audio_returns_416(
     audio_url: str, served: Served, key: tuple[str, str], ranges: str | bytes
 ) -> None:
     answer = ask(served, "GET", audio_url, [key, ("Range", ranges)])
@@ -181,9 +179,7 @@ def test_range_beyond_the_audio_is_refused(
     "ranges",
     ["bytes=0-0,1-1", "bytes=5-2", "bytes=-", "lines=1-2", "bytes=a-b", b"bytes=\xb2-\xb3", "bytes 0-1", "bytes="],
 )
-def test_range_that_is_malformed_or_of_another_unit_is_ignored(
-    audio_url: str, served: Served, key: tuple[str, str], ranges: str | bytes
-) -> None:
+def test_malformed_range_is_ignored(audio_url: str, served: Served, key: tuple[str, str], ranges: str | bytes) -> None:
     answer = ask(served, "GET", audio_url, [key, ("Range", ranges)])
     assert (answer.status, answer.body[:4]) == (200, b"RIFF")
     assert "content-range" not in answer.headers
@@ -238,7 +234,7 @@ class TestSlowClients:
         ],
         ids=["nothing", "drop by drop", "chunks without end", "chunk by chunk", "trailers"],
     )
-    def test_a_body_that_does_not_come_is_given_up(
+    def test_stalled_body_returns_408(
         self, served: Served, key: tuple[str, str], headers: list[tuple[str, str]], start: bytes, drip: bytes
     ) -> None:
         with connected(served) as wire:
@@ -247,7 +243,7 @@ class TestSlowClients:
                 answer = read(wire)
         assert (answer.status, answer.code, answer.headers["connection"]) == (408, "request_timeout", "close")
 
-    def test_connections_that_are_held_open_are_closed_and_nobody_waits_for_them(self, served: Served) -> None:
+    def test_held_connections_are_closed_and_block_nothing(self, served: Served) -> None:
         bodies = ("Content-Length", "60000")
         holds: dict[str, tuple[bytes, bytes]] = {
             "nothing": (b"", b""),
@@ -273,7 +269,7 @@ class TestSlowClients:
                         pass
                 assert time.monotonic() - began < HEADER_TIMEOUT_S + 5, name
 
-    def test_a_client_that_is_slow_but_steady_is_heard(self, served: Served, key: tuple[str, str]) -> None:
+    def test_slow_but_steady_body_is_accepted(self, served: Served, key: tuple[str, str]) -> None:
         body = b" " * 100_000 + b'{"voice_id": "x", "text": "hi"}'
         with connected(served) as wire:
             wire.sendall(head("POST", "/v1/synthesize", [key, JSON, ("Content-Length", str(len(body)))]))
@@ -285,7 +281,7 @@ class TestSlowClients:
         assert (answer.status, answer.code) == (404, "voice_not_found")
 
 
-def test_an_answer_at_a_wrong_address_has_the_shape_of_every_error(served: Served) -> None:
+def test_unknown_path_returns_404_in_the_error_shape(served: Served) -> None:
     answer: Answer = ask(served, "GET", "//v1//voices")
     assert (answer.status, answer.code) == (404, "not_found")
     assert httpx.get(f"{served.url}/v1/nothing").headers["x-request-id"]

@@ -68,12 +68,12 @@ RECORDINGS: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 class TestRecordings:
     @pytest.mark.parametrize("name", [name for name in BAD if name not in DECODED])
-    def test_a_bad_file_is_refused_with_its_code(self, client: httpx.Client, name: str) -> None:
+    def test_bad_file_is_refused_with_its_code(self, client: httpx.Client, name: str) -> None:
         code, make = BAD[name]
         assert refusal(upload(client, make())) == (422, "unsupported_audio" if name in UNKNOWN else code)
 
     @pytest.mark.parametrize("name", [*DECODED, *RECORDINGS])
-    def test_recording_of_any_format_is_taken(self, served: Served, client: httpx.Client, name: str) -> None:
+    def test_every_audio_format_is_accepted(self, served: Served, client: httpx.Client, name: str) -> None:
         kind, make = RECORDINGS.get(name) or (f"audio/{name.lower()}", BAD[name][1])
         answer = upload(client, make(), kind=kind, filename="me")
         assert answer.status_code == 201, answer.text
@@ -83,13 +83,13 @@ class TestRecordings:
         assert np.abs(samples[rate:-rate]).max() == pytest.approx(0.5, abs=0.05)
 
     @pytest.mark.parametrize(("duration_s", "code"), [(4.9, "too_short"), (60.1, "too_long")])
-    def test_limits_of_length_hold_for_every_format(self, client: httpx.Client, duration_s: float, code: str) -> None:
+    def test_length_limits_apply_to_every_format(self, client: httpx.Client, duration_s: float, code: str) -> None:
         file = io.BytesIO()
         soundfile.write(file, tone(duration_s), RATE, format="FLAC")
         assert refusal(upload(client, file.getvalue())) == (422, code)
 
     @pytest.mark.parametrize("name", GOOD_FILES)
-    def test_a_good_file_is_taken_with_equal_sound(self, served: Served, client: httpx.Client, name: str) -> None:
+    def test_good_file_is_stored_with_equal_audio(self, served: Served, client: httpx.Client, name: str) -> None:
         answer = upload(client, GOOD_FILES[name]())
         assert answer.status_code == 201, answer.text
         kept = served.home / "server" / "blobs" / "voices" / answer.json()["voice_id"] / "ref.wav"
@@ -98,23 +98,23 @@ class TestRecordings:
         np.testing.assert_allclose(samples, SIX_SECONDS, atol=1 / 32_000)
 
     @pytest.mark.parametrize("duration_s", [5, 60])
-    def test_limits_of_length_belong_to_what_is_taken(self, client: httpx.Client, duration_s: int) -> None:
+    def test_length_limits_are_inclusive(self, client: httpx.Client, duration_s: int) -> None:
         assert upload(client, canonical_wav(tone(duration_s), RATE)).status_code == 201
 
-    def test_a_file_of_exactly_20_mib_is_taken(self, client: httpx.Client) -> None:
+    def test_file_of_exactly_20_mib_is_accepted(self, client: httpx.Client) -> None:
         wav = riff(fmt(), chunk(b"JUNK", bytes(REFERENCE_MAX_BYTES - len(GOOD) - 8)), DATA)
         assert len(wav) == REFERENCE_MAX_BYTES
         assert upload(client, wav).status_code == 201
 
     @pytest.mark.parametrize("kind", ["audio/wav", "audio/x-wav", "audio/wave", "application/octet-stream"])
-    def test_usual_content_types_are_taken(self, client: httpx.Client, kind: str) -> None:
+    def test_usual_content_types_are_accepted(self, client: httpx.Client, kind: str) -> None:
         assert upload(client, GOOD, kind=kind).status_code == 201
 
     @pytest.mark.parametrize("kind", ["text/plain", "image/png", "application/json"])
     def test_another_content_type_is_refused(self, client: httpx.Client, kind: str) -> None:
         assert refusal(upload(client, GOOD, kind=kind)) == (422, "bad_content_type")
 
-    def test_the_name_of_the_file_means_nothing(self, served: Served, client: httpx.Client) -> None:
+    def test_filename_is_ignored(self, served: Served, client: httpx.Client) -> None:
         before = {path for path in served.home.parent.rglob("*") if path.suffix == ".wav"}
         made = upload(client, GOOD, filename="../../../evil.wav").json()["voice_id"]
         after = {path for path in served.home.parent.rglob("*") if path.suffix == ".wav"}
@@ -149,11 +149,11 @@ class TestForms:
         ids=["no boundary", "empty boundary", "other boundary", "unterminated", "two files", "file as text", "UTF-8",
              "nothing", "JSON", "urlencoded"],
     )  # fmt: skip
-    def test_what_is_no_such_form_is_refused(self, client: httpx.Client, kind: str, body: bytes) -> None:
+    def test_malformed_form_is_refused(self, client: httpx.Client, kind: str, body: bytes) -> None:
         answer = client.post("/v1/voices", content=body, headers={"Content-Type": kind})
         assert refusal(answer) == (400, "invalid_multipart")
 
-    def test_the_same_form_whole_is_taken(self, client: httpx.Client) -> None:
+    def test_well_formed_form_is_accepted(self, client: httpx.Client) -> None:
         kind = {"Content-Type": "multipart/form-data; boundary=b"}
         assert client.post("/v1/voices", content=self.HEAD + self.FILE + b"--b--\r\n", headers=kind).status_code == 201
 
@@ -163,7 +163,7 @@ class TestTexts:
         return client.post("/v1/synthesize", json={"voice_id": voice_id, "text": text})
 
     @pytest.mark.parametrize("text", ["...", "!?" * 2_500, "\u3002" * 5_000, "—" * 5_000, "\u0301" * 100])
-    def test_punctuation_alone_is_refused_or_bounded(self, client: httpx.Client, voice_id: str, text: str) -> None:
+    def test_punctuation_only_is_refused_or_bounded(self, client: httpx.Client, voice_id: str, text: str) -> None:
         answer = self.say(client, voice_id, text)
         if answer.status_code == 422:
             assert refusal(answer) == (422, "empty_text")
@@ -184,9 +184,7 @@ class TestTexts:
         ],
         ids=["SSML", "script", "XML", "templates", "shell"],
     )
-    def test_markup_is_spoken_letter_by_letter_and_never_run(
-        self, client: httpx.Client, voice_id: str, text: str
-    ) -> None:
+    def test_markup_is_synthesized_as_text(self, client: httpx.Client, voice_id: str, text: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listening:
             text = text.format(here=f"127.0.0.1:{listening.getsockname()[1]}")
             job = final(client, self.say(client, voice_id, text).json()["job_id"])
@@ -199,12 +197,12 @@ class TestTexts:
     @pytest.mark.parametrize(
         "raw", [rb"a\ud800b", rb"\udc00", rb"\ud800\ud800", rb"\ud83dx", rb"\ude00\ud83d"], ids=lambda raw: raw.decode()
     )
-    def test_half_a_character_is_refused(self, client: httpx.Client, voice_id: str, raw: bytes) -> None:
+    def test_lone_surrogate_is_refused(self, client: httpx.Client, voice_id: str, raw: bytes) -> None:
         body = b'{"voice_id": "%s", "text": "%s"}' % (voice_id.encode(), raw)
         answer = client.post("/v1/synthesize", content=body, headers=dict([JSON]))
         assert refusal(answer) == (422, "invalid_unicode")
 
-    def test_escapes_for_both_halves_are_one_character(self, client: httpx.Client, voice_id: str) -> None:
+    def test_surrogate_pair_is_one_character(self, client: httpx.Client, voice_id: str) -> None:
         body = rb'{"voice_id": "%s", "text": "hi \ud83d\ude00"}' % voice_id.encode()
         assert client.post("/v1/synthesize", content=body, headers=dict([JSON])).status_code == 202
 
@@ -239,7 +237,7 @@ class TestJson:
         ],
         ids=lambda value: repr(value)[:40] if isinstance(value, bytes) else "",
     )
-    def test_a_body_that_is_not_what_was_asked_for_is_refused(
+    def test_malformed_body_is_refused(
         self, client: httpx.Client, voice_id: str, body: bytes, expected: tuple[int, str]
     ) -> None:
         content = body.replace(b"%s", voice_id.encode())
@@ -254,7 +252,7 @@ class TestJson:
 
     @pytest.mark.parametrize("n_bytes", [128 * 1024 + 1, 60_000_000])
     @pytest.mark.parametrize("is_announced", [True, False])
-    def test_a_body_that_is_too_large_is_refused(self, served: Served, n_bytes: int, is_announced: bool) -> None:
+    def test_body_over_128_kib_is_refused(self, served: Served, n_bytes: int, is_announced: bool) -> None:
         key = ("Authorization", f"Bearer {served.key}")
         text = b'{"text": "%s"}' % (b"a" * (n_bytes - 12))
         if is_announced:
@@ -264,20 +262,18 @@ class TestJson:
             answer = ask(served, "POST", "/v1/synthesize", [key, JSON, ("Transfer-Encoding", "chunked")], body)
         assert (answer.status, answer.code) == (413, "request_too_large")
 
-    def test_a_body_of_exactly_128_kib_is_read(self, client: httpx.Client, voice_id: str) -> None:
+    def test_body_of_exactly_128_kib_is_read(self, client: httpx.Client, voice_id: str) -> None:
         body = b'{"voice_id": "%s", "text": "%s"}' % (voice_id.encode(), b"a" * (128 * 1024 - 64))
         assert len(body) == 128 * 1024
         assert refusal(client.post("/v1/synthesize", content=body, headers=dict([JSON]))) == (422, "text_too_long")
 
     @pytest.mark.parametrize("value", ["NaN", "1e400", "-Infinity", '[{"b": 1e999}]', '"a\\u0000"', '"a\\\\\\u0000"'])
-    def test_metadata_that_json_can_not_carry_on_is_refused(
-        self, client: httpx.Client, voice_id: str, value: str
-    ) -> None:
+    def test_metadata_that_json_cannot_encode_is_refused(self, client: httpx.Client, voice_id: str, value: str) -> None:
         body = f'{{"metadata": {{"a": {value}}}}}'
         answer = client.patch(f"/v1/voices/{voice_id}", content=body, headers=dict([JSON]))
         assert refusal(answer) == (422, "invalid_field")
 
-    def test_metadata_of_any_other_kind_comes_back(self, client: httpx.Client, voice_id: str) -> None:
+    def test_metadata_round_trips(self, client: httpx.Client, voice_id: str) -> None:
         metadata = {"a": [1.5, 10**30, None, True, {"\u202e": "\\u0000 \U0001f600"}], "": "<script>"}
         assert client.patch(f"/v1/voices/{voice_id}", json={"metadata": metadata}).json()["metadata"] == metadata
         bundle = client.get(f"/v1/voices/{voice_id}/export").content
@@ -302,7 +298,7 @@ class TestCallbacks:
         ],
         ids=lambda body: repr(body)[:30],
     )
-    def test_what_is_no_result_is_refused(self, served: Served, client: httpx.Client, body: bytes) -> None:
+    def test_malformed_result_is_refused(self, served: Served, client: httpx.Client, body: bytes) -> None:
         voice = register(client)
         job = client.post("/v1/synthesize", json={"voice_id": voice, "text": f"fault-slow {'a' * 1_000}"}).json()[
             "job_id"
@@ -331,7 +327,7 @@ class TestIds:
             ("DELETE", "/v1/keys/{}"),
         ],
     )
-    def test_what_is_no_id_is_not_found(self, served: Served, method: str, path: str, bad: str) -> None:
+    def test_malformed_id_returns_404(self, served: Served, method: str, path: str, bad: str) -> None:
         if bad == " ":
             bad = "%20"
         answer = ask(served, method, path.format(bad), [("Authorization", f"Bearer {served.key}")])
@@ -340,12 +336,12 @@ class TestIds:
         assert "x-evil" not in answer.headers
 
     @pytest.mark.parametrize("bad", ["../x", "\x00", "a" * 60_000, f"{NOBODY}\n"])
-    def test_a_voice_id_in_a_body_that_is_none_is_not_found(self, client: httpx.Client, bad: str) -> None:
+    def test_malformed_voice_id_in_body_returns_404(self, client: httpx.Client, bad: str) -> None:
         answer = client.post("/v1/synthesize", json={"voice_id": bad, "text": "hi"})
         assert refusal(answer) == (404, "voice_not_found")
 
 
-def test_nothing_that_is_sent_forges_a_line_of_the_log(served: Served, client: httpx.Client, voice_id: str) -> None:
+def test_input_cannot_forge_log_lines(served: Served, client: httpx.Client, voice_id: str) -> None:
     forged = "hi\r\n2026-01-01 00:00:00,000 ERROR forged"
     key = ("Authorization", f"Bearer {served.key}")
     client.post("/v1/synthesize", json={"voice_id": voice_id, "text": forged})

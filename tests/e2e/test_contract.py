@@ -58,7 +58,7 @@ def voice_id(served: Served) -> str:
         return register(client, ref_text="What was read aloud.", family="readers")
 
 
-def code_of(answer: httpx.Response) -> str:
+def error_code(answer: httpx.Response) -> str:
     """The error code of an answer, whose shape is checked."""
     error = answer.json()["error"]
     assert set(error) == {"code", "message", "type", "param", "request_id"}
@@ -67,12 +67,12 @@ def code_of(answer: httpx.Response) -> str:
 
 
 class TestHealth:
-    def test_it_needs_no_key_and_names_the_backends(self, served: Served) -> None:
+    def test_health_needs_no_key_and_lists_backends(self, served: Served) -> None:
         answer = httpx.get(f"{served.url}/v1/health")
         assert answer.status_code == 200
         assert (answer.json()["status"], answer.json()["backends"]) == ("ok", ["tone"])
 
-    def test_every_answer_has_a_request_id_of_its_own(self, served: Served) -> None:
+    def test_every_response_has_its_own_request_id(self, served: Served) -> None:
         ids = {httpx.get(f"{served.url}/v1/health").headers["x-request-id"] for _ in range(3)}
         assert len(ids) == 3
 
@@ -81,7 +81,7 @@ class TestCors:
     """Pages of other origins, as a browser asks for them."""
 
     @pytest.mark.parametrize("path", sorted(create_app().openapi()["paths"]))
-    def test_preflight_of_every_route_allows_what_it_needs(self, served: Served, path: str) -> None:
+    def test_preflight_allows_headers_of_every_route(self, served: Served, path: str) -> None:
         for method in create_app().openapi()["paths"][path]:
             asked = {
                 "Origin": ORIGIN,
@@ -94,7 +94,7 @@ class TestCors:
             assert "idempotency-key" in answer.headers["access-control-allow-headers"].lower()
             assert "access-control-allow-credentials" not in answer.headers
 
-    def test_answers_and_errors_can_be_read_by_listed_pages_alone(self, client: httpx.Client, voice_id: str) -> None:
+    def test_only_listed_origins_may_read_responses(self, client: httpx.Client, voice_id: str) -> None:
         final(client, speak(client, voice_id, "Heard in a browser."))
         ask = {"voice_id": voice_id, "text": "Heard in a browser."}
         for origin in (ORIGIN, "http://localhost:5173"):
@@ -105,21 +105,21 @@ class TestCors:
                 assert "Origin" in answer.headers["vary"]
                 shown = set(answer.headers["access-control-expose-headers"].split(", "))
                 assert {"X-Request-Id", "X-Cache", "X-Job-Id", "Retry-After", "RateLimit-Reset"} <= shown
-            assert (spoken.headers["x-cache"], code_of(refused)) == ("HIT", "missing_field")
+            assert (spoken.headers["x-cache"], error_code(refused)) == ("HIT", "missing_field")
         for origin in ("https://evil.example", f"{ORIGIN}.evil", "null", ORIGIN.replace("https", "http")):
             answer = client.post("/v1/synthesize", json=ask, headers={"Origin": origin})
             assert "access-control-allow-origin" not in answer.headers
         asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
         assert client.options("/v1/synthesize", headers=asked).status_code == 400
 
-    def test_without_the_setting_no_page_may_read(self, accepting: Served) -> None:
+    def test_without_cors_origins_no_page_may_read(self, accepting: Served) -> None:
         answer = httpx.get(f"{accepting.url}/v1/health", headers={"Origin": ORIGIN})
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
 class TestKeys:
     @pytest.mark.parametrize("body", [None, {}, {"label": "mine"}])
-    def test_the_admin_makes_a_key(self, served: Served, body: dict[str, str] | None) -> None:
+    def test_admin_creates_key(self, served: Served, body: dict[str, str] | None) -> None:
         with served.admin as admin:
             answer = admin.post("/v1/keys", json=body) if body is not None else admin.post("/v1/keys")
         made = answer.json()
@@ -128,17 +128,15 @@ class TestKeys:
         assert made["label"] == (body or {}).get("label")
         assert TIME.fullmatch(made["created_at"])
 
-    def test_a_users_key_makes_none_without_scopes(self, served: Served, client: httpx.Client) -> None:
+    def test_user_key_creates_no_key_without_scopes(self, served: Served, client: httpx.Client) -> None:
         answer = client.post("/v1/keys", json={})
-        assert (answer.status_code, code_of(answer)) == (401, "admin_required")
+        assert (answer.status_code, error_code(answer)) == (401, "admin_required")
         answer = client.get("/v1/accounts")
-        assert (answer.status_code, code_of(answer)) == (401, "admin_required")
+        assert (answer.status_code, error_code(answer)) == (401, "admin_required")
         with served.client("aw_" + "a" * 43) as nobody:
             assert (nobody.post("/v1/keys").status_code, nobody.get("/v1/accounts").status_code) == (401, 401)
 
-    def test_a_full_key_makes_narrow_ones_that_speak_with_its_voices(
-        self, served: Served, client: httpx.Client
-    ) -> None:
+    def test_full_key_creates_scoped_keys_of_its_account(self, served: Served, client: httpx.Client) -> None:
         voice_id = register(client)
         made = client.post("/v1/keys", json={"label": "app", "scopes": ["synthesize"], "character_limit": 50})
         assert made.status_code == 201
@@ -150,13 +148,13 @@ class TestKeys:
                 app.get("/v1/voices"),
                 app.post("/v1/synthesize", json={"voice_id": voice_id, "text": "x" * 51}),
             ]
-        codes = [(answer.status_code, code_of(answer)) for answer in answers]
+        codes = [(answer.status_code, error_code(answer)) for answer in answers]
         assert codes == [(403, "insufficient_scope"), (403, "insufficient_scope"), (429, "quota_exceeded")]
         with served.client(served.new_key(character_limit=5)) as limited:
             answer = limited.post("/v1/keys", json={"scopes": ["synthesize"]})
-            assert (answer.status_code, code_of(answer)) == (403, "insufficient_scope")
+            assert (answer.status_code, error_code(answer)) == (403, "insufficient_scope")
 
-    def test_keys_for_an_account_are_made_by_the_admin_and_by_no_other(self, served: Served) -> None:
+    def test_only_admin_creates_keys_for_accounts(self, served: Served) -> None:
         client = served.client(served.new_key())
         [own] = client.get("/v1/keys").json()
         with served.client(served.new_key()) as other:
@@ -172,13 +170,13 @@ class TestKeys:
             client.post("/v1/keys", json={**narrow, "account_id": others["account_id"]}),
             client.post("/v1/keys", json={**narrow, "for_key": others["key_id"]}),
         ]
-        codes = [(answer.status_code, code_of(answer)) for answer in answers]
+        codes = [(answer.status_code, error_code(answer)) for answer in answers]
         unknown_account, unknown_key = (422, "invalid_field"), (404, "key_not_found")
         assert codes == [unknown_account, unknown_key, unknown_key, unknown_account, unknown_key]
         assert {key["account_id"] for key in client.get("/v1/keys").json()} == {own["account_id"]}
         client.close()
 
-    def test_the_admin_sees_what_each_account_has(self, served: Served) -> None:
+    def test_admin_lists_accounts_with_totals(self, served: Served) -> None:
         client = served.client(served.new_key())
         voice_id = register(client)
         final(client, speak(client, voice_id, "Counted."))
@@ -191,13 +189,13 @@ class TestKeys:
         assert key["prefix"] == client.headers["Authorization"].removeprefix("Bearer ")[:8]
         client.close()
 
-    def test_a_key_is_stored_as_its_sha256_only(self, served: Served) -> None:
+    def test_key_is_stored_as_sha256_only(self, served: Served) -> None:
         key = served.new_key()
         kept = b"".join(path.read_bytes() for path in (served.home / "server").glob("afterwords.db*"))
         assert key.encode() not in kept
         assert sha256(key.encode()).digest() in kept
 
-    def test_a_users_key_sees_the_keys_of_its_account_and_the_admin_all(self, served: Served) -> None:
+    def test_users_list_their_keys_and_admin_all(self, served: Served) -> None:
         mine = served.new_key(label="mine")
         with served.client(mine) as user, served.admin as admin:
             seen = user.get("/v1/keys").json()
@@ -205,14 +203,14 @@ class TestKeys:
         assert [key["label"] for key in seen] == ["mine"]
         assert len(all_of_them) > 1
 
-    def test_a_revoked_key_opens_nothing(self, served: Served) -> None:
+    def test_revoked_key_returns_401(self, served: Served) -> None:
         mine = served.new_key()
         with served.client(mine) as user:
             key_id = user.get("/v1/keys").json()[0]["key_id"]
             assert user.delete(f"/v1/keys/{key_id}").status_code == 204
             assert user.get("/v1/voices").status_code == 401
 
-    def test_a_rotated_key_stays_valid_for_the_overlap(self, served: Served) -> None:
+    def test_rotated_key_is_valid_during_overlap(self, served: Served) -> None:
         old = served.new_key()
         with served.client(old) as user:
             key_id = user.get("/v1/keys").json()[0]["key_id"]
@@ -222,31 +220,31 @@ class TestKeys:
         with served.client(rotated.json()["api_key"]) as user:
             assert user.get("/v1/voices").status_code == 200
 
-    def test_a_key_rotated_without_overlap_is_useless_at_once(self, served: Served) -> None:
+    def test_key_rotated_without_overlap_returns_401(self, served: Served) -> None:
         old = served.new_key()
         with served.client(old) as user:
             key_id = user.get("/v1/keys").json()[0]["key_id"]
             assert user.post(f"/v1/keys/{key_id}/rotate").status_code == 201
             assert user.get("/v1/voices").status_code == 401
 
-    def test_a_narrow_key_may_replace_itself_and_no_other(self, served: Served) -> None:
+    def test_scoped_key_rotates_only_itself(self, served: Served) -> None:
         narrow = served.new_key(scopes=["synthesize"])
         with served.client(narrow) as user, served.admin as admin:
             own = user.get("/v1/keys").json()[0]["key_id"]
             other = next(key["key_id"] for key in admin.get("/v1/keys").json() if key["key_id"] != own)
             refused = user.delete(f"/v1/keys/{other}")
             assert user.post(f"/v1/keys/{own}/rotate").status_code == 201
-        assert (refused.status_code, code_of(refused)) == (403, "insufficient_scope")
+        assert (refused.status_code, error_code(refused)) == (403, "insufficient_scope")
 
-    def test_scopes_limit_what_a_key_may_do(self, served: Served) -> None:
+    def test_scopes_restrict_a_key(self, served: Served) -> None:
         with served.client(served.new_key(scopes=["voices:read"])) as user:
             assert user.get("/v1/voices").status_code == 200
             answer = user.post("/v1/synthesize", json={"voice_id": NOBODY, "text": "hi"})
-        assert (answer.status_code, code_of(answer)) == (403, "insufficient_scope")
+        assert (answer.status_code, error_code(answer)) == (403, "insufficient_scope")
 
 
 class TestVoices:
-    def test_registering_answers_what_the_contract_says(self, client: httpx.Client) -> None:
+    def test_register_returns_the_contract_fields(self, client: httpx.Client) -> None:
         answer = client.post(
             "/v1/voices", data={"name": "me"}, files={"ref_audio": ("x", READER.read_bytes(), "audio/wav")}
         )
@@ -257,7 +255,7 @@ class TestVoices:
         assert (made["name"], made["backend"]) == ("me", "tone")
         assert TIME.fullmatch(made["created_at"])
 
-    def test_uploads_are_graded_and_a_poor_one_is_taken(self, client: httpx.Client, tmp_path: Path) -> None:
+    def test_uploads_are_graded_and_any_grade_accepted(self, client: httpx.Client, tmp_path: Path) -> None:
         poor = clipped(tmp_path / "clipped.wav").read_bytes()
         grades = []
         for recording in (READER.read_bytes(), poor):
@@ -268,13 +266,13 @@ class TestVoices:
         assert grades == [("B", "B"), ("F", "F")]
 
     @pytest.mark.parametrize("missing", ["name", "ref_audio"])
-    def test_a_missing_field_is_named(self, client: httpx.Client, missing: str) -> None:
+    def test_missing_field_is_named(self, client: httpx.Client, missing: str) -> None:
         data = {} if missing == "name" else {"name": "me"}
         files: dict[str, Any] = {"ref_audio": ("x.wav", READER.read_bytes(), "audio/wav")}
         if missing == "ref_audio":
             files = {"other": ("x.wav", b"", "audio/wav")}
         answer = client.post("/v1/voices", data=data, files=files)
-        assert (answer.status_code, code_of(answer)) == (400, "missing_field")
+        assert (answer.status_code, error_code(answer)) == (400, "missing_field")
         assert answer.json()["error"]["param"] == missing
 
     @pytest.mark.parametrize(
@@ -287,24 +285,22 @@ class TestVoices:
             ({"consent": "perhaps"}, "invalid_field"),
         ],
     )
-    def test_a_wrong_field_is_refused(self, client: httpx.Client, fields: dict[str, str], code: str) -> None:
+    def test_invalid_field_is_refused(self, client: httpx.Client, fields: dict[str, str], code: str) -> None:
         answer = client.post(
             "/v1/voices",
             data={"name": "me", **fields},
             files={"ref_audio": ("x.wav", READER.read_bytes(), "audio/wav")},
         )
-        assert (answer.status_code, code_of(answer)) == (422, code)
+        assert (answer.status_code, error_code(answer)) == (422, code)
         assert not any(value in answer.text for value in fields.values())
 
-    def test_the_stored_reference_is_canonical_and_canonical_stays_as_it_is(
-        self, served: Served, client: httpx.Client
-    ) -> None:
+    def test_stored_reference_is_canonical_wav(self, served: Served, client: httpx.Client) -> None:
         canonical = canonical_wav(*read_wav(READER.read_bytes()))
         made = register(client, wav=canonical)
         kept = served.home / "server" / "blobs" / "voices" / made / "ref.wav"
         assert kept.read_bytes() == canonical
 
-    def test_a_list_has_five_fields_a_voice_and_the_own_voices_only(self, served: Served) -> None:
+    def test_list_has_five_fields_and_own_voices_only(self, served: Served) -> None:
         with served.client(served.new_key()) as user:
             assert user.get("/v1/voices").json() == []
             made = register(user, name="only")
@@ -312,7 +308,7 @@ class TestVoices:
         assert [set(voice) for voice in listed] == [{"voice_id", "name", "backend", "lang", "created_at"}]
         assert listed[0]["voice_id"] == made
 
-    def test_a_list_comes_in_pages(self, served: Served) -> None:
+    def test_voice_list_is_paginated(self, served: Served) -> None:
         with served.client(served.new_key()) as user:
             made = [register(user, name=f"voice {n}") for n in range(3)]
             first = user.get("/v1/voices", params={"limit": 2})
@@ -322,7 +318,7 @@ class TestVoices:
         assert [voice["voice_id"] for voice in first.json() + second.json()] == made
         assert "link" not in second.headers
 
-    def test_a_voice_shows_every_column_but_its_owner(self, client: httpx.Client, voice_id: str) -> None:
+    def test_show_returns_every_column_but_the_owner(self, client: httpx.Client, voice_id: str) -> None:
         shown = client.get(f"/v1/voices/{voice_id}").json()
         assert set(shown) >= {
             "voice_id", "name", "backend", "ref_text", "lang", "family", "ref_audio_key", "created_at", "metadata",
@@ -334,7 +330,7 @@ class TestVoices:
         made = register(client, consent="self")
         assert client.get(f"/v1/voices/{made}").json()["consent"]["kind"] == "self"
 
-    def test_deleting_leaves_nothing(self, served: Served, client: httpx.Client) -> None:
+    def test_delete_leaves_nothing(self, served: Served, client: httpx.Client) -> None:
         made = register(client)
         job_id = speak(client, made, "This will be deleted.")
         final(client, job_id)
@@ -345,7 +341,7 @@ class TestVoices:
         assert not (blobs / "voices" / made).exists()
         assert not list(blobs.rglob(f"{job_id}*"))
 
-    def test_a_voice_that_is_not_there_is_404_whatever_is_asked(self, client: httpx.Client) -> None:
+    def test_missing_voice_returns_404_on_every_route(self, client: httpx.Client) -> None:
         answers = [
             client.get(f"/v1/voices/{NOBODY}"),
             client.delete(f"/v1/voices/{NOBODY}"),
@@ -353,9 +349,9 @@ class TestVoices:
             client.get(f"/v1/voices/{NOBODY}/export"),
             client.post("/v1/synthesize", json={"voice_id": NOBODY, "text": "hi"}),
         ]
-        assert {(answer.status_code, code_of(answer)) for answer in answers} == {(404, "voice_not_found")}
+        assert {(answer.status_code, error_code(answer)) for answer in answers} == {(404, "voice_not_found")}
 
-    def test_voice_is_found_by_exact_name_within_the_account(self, served: Served) -> None:
+    def test_voice_is_found_by_exact_name(self, served: Served) -> None:
         name = "Jürgen (läuft), 東京"
         with served.client(served.new_key()) as user, served.client(served.new_key()) as other:
             made = register(user, name=name)
@@ -367,7 +363,7 @@ class TestVoices:
             assert (hit.headers["x-cache"], hit.headers["x-voice-id"]) == ("HIT", made)
             assert f'"{made}.afterwords"' in user.get(f"/v1/voices/{name}/export").headers["content-disposition"]
             for wrong in (name.lower(), name[:-1], "*", "%"):
-                assert code_of(user.get(f"/v1/voices/{wrong}")) == "voice_not_found"
+                assert error_code(user.get(f"/v1/voices/{wrong}")) == "voice_not_found"
             without_id = [
                 answer.json()["error"] | {"request_id": ""}
                 for answer in (other.get(f"/v1/voices/{name}"), other.get(f"/v1/voices/{NOBODY}"))
@@ -377,7 +373,7 @@ class TestVoices:
             assert user.delete("/v1/voices/you").status_code == 204
             assert user.get("/v1/voices").json() == []
 
-    def test_name_of_two_voices_is_refused_and_changes_neither(self, served: Served) -> None:
+    def test_ambiguous_name_returns_409_and_changes_nothing(self, served: Served) -> None:
         with served.client(served.new_key()) as user:
             made = [register(user, name="me") for _ in range(2)]
             answers = [
@@ -386,10 +382,10 @@ class TestVoices:
                 user.delete("/v1/voices/me"),
                 user.post("/v1/synthesize", json={"voice_id": "me", "text": "hi"}),
             ]
-            assert {(answer.status_code, code_of(answer)) for answer in answers} == {(409, "ambiguous_voice_name")}
+            assert {(answer.status_code, error_code(answer)) for answer in answers} == {(409, "ambiguous_voice_name")}
             assert [voice["voice_id"] for voice in user.get("/v1/voices").json()] == made
 
-    def test_id_wins_over_a_name_that_looks_like_it(self, served: Served) -> None:
+    def test_id_wins_over_equal_name(self, served: Served) -> None:
         with served.client(served.new_key()) as user:
             first = register(user)
             second = register(user, name=first)
@@ -397,7 +393,7 @@ class TestVoices:
             assert user.delete(f"/v1/voices/{first}").status_code == 204
             assert user.get(f"/v1/voices/{first}").json()["voice_id"] == second
 
-    def test_ids_are_taken_in_either_case(self, served: Served) -> None:
+    def test_ids_are_case_insensitive(self, served: Served) -> None:
         with served.client(served.new_key()) as user:
             made = register(user)
             again = register(user)
@@ -411,9 +407,7 @@ class TestVoices:
             key_id = user.get("/v1/keys").json()[0]["key_id"]
             assert user.delete(f"/v1/keys/{key_id.upper()}").status_code == 204
 
-    def test_a_change_keeps_what_is_not_named_and_drops_what_was_cached_of_another_transcript(
-        self, client: httpx.Client
-    ) -> None:
+    def test_update_keeps_other_fields_and_clears_the_cache(self, client: httpx.Client) -> None:
         made = register(client, ref_text="before", family="readers")
         final(client, speak(client, made, "Cached once."))
         changed = client.patch(f"/v1/voices/{made}", json={"name": "you", "ref_text": "after", "metadata": {"a": 1}})
@@ -424,7 +418,7 @@ class TestVoices:
         again = client.post("/v1/synthesize", json={"voice_id": made, "text": "Cached once."})
         assert again.headers["x-cache"] == "MISS"
 
-    def test_a_voice_is_carried_away_and_brought_back_whole(self, served: Served, client: httpx.Client) -> None:
+    def test_export_and_import_round_trip(self, served: Served, client: httpx.Client) -> None:
         made = register(client, ref_text="What was read.", consent="granted", family="readers")
         bundle = client.get(f"/v1/voices/{made}/export")
         assert bundle.status_code == 200
@@ -436,15 +430,15 @@ class TestVoices:
         for field in ("name", "ref_text", "family", "ref_sha256", "ref_grade", "consent", "lang"):
             assert there[field] == here[field]
 
-    def test_a_changed_bundle_is_refused(self, client: httpx.Client, voice_id: str) -> None:
+    def test_altered_bundle_is_refused(self, client: httpx.Client, voice_id: str) -> None:
         bundle = bytearray(client.get(f"/v1/voices/{voice_id}/export").content)
         bundle[len(bundle) // 2] ^= 1
         answer = client.post("/v1/voices/import", content=bytes(bundle))
-        assert (answer.status_code, code_of(answer)) == (422, "invalid_bundle")
+        assert (answer.status_code, error_code(answer)) == (422, "invalid_bundle")
 
 
 class TestSynthesize:
-    def test_a_miss_is_a_job_and_a_hit_is_audio(self, client: httpx.Client, voice_id: str) -> None:
+    def test_miss_returns_job_and_hit_returns_audio(self, client: httpx.Client, voice_id: str) -> None:
         ask = {"voice_id": voice_id, "text": "A miss, and then a hit."}
         miss = client.post("/v1/synthesize", json=ask)
         assert (miss.status_code, set(miss.json()), miss.json()["status"]) == (202, {"job_id", "status"}, "pending")
@@ -457,11 +451,15 @@ class TestSynthesize:
         assert read_wav(hit.content)[1] == 24_000
 
     @pytest.mark.parametrize("missing", ["voice_id", "text"])
-    def test_a_missing_field_is_named(self, client: httpx.Client, voice_id: str, missing: str) -> None:
+    def test_missing_field_is_named(self, client: httpx.Client, voice_id: str, missing: str) -> None:
         ask = {"voice_id": voice_id, "text": "hi"}
         del ask[missing]
         answer = client.post("/v1/synthesize", json=ask)
-        assert (answer.status_code, code_of(answer), answer.json()["error"]["param"]) == (400, "missing_field", missing)
+        assert (answer.status_code, error_code(answer), answer.json()["error"]["param"]) == (
+            400,
+            "missing_field",
+            missing,
+        )
 
     @pytest.mark.parametrize(
         ("fields", "code"),
@@ -481,13 +479,13 @@ class TestSynthesize:
             ({"webhook_url": "https://127.0.0.1/"}, "invalid_webhook_url"),
         ],
     )
-    def test_a_wrong_field_is_refused(
+    def test_invalid_field_is_refused(
         self, client: httpx.Client, voice_id: str, fields: dict[str, Any], code: str
     ) -> None:
         answer = client.post("/v1/synthesize", json={"voice_id": voice_id, "text": "hi", **fields})
-        assert (answer.status_code, code_of(answer)) == (422, code)
+        assert (answer.status_code, error_code(answer)) == (422, code)
 
-    def test_words_left_out_are_named_by_every_answer(self, client: httpx.Client, voice_id: str) -> None:
+    def test_every_response_lists_skipped_words(self, client: httpx.Client, voice_id: str) -> None:
         ask = {"voice_id": voice_id, "text": "One\ffault-unspoken-Иван\x0btwo\x85\u2028three."}
         miss = client.post("/v1/synthesize", json=ask)
         final(client, miss.json()["job_id"])
@@ -495,24 +493,22 @@ class TestSynthesize:
         assert (miss.status_code, hit.status_code) == (202, 200)
         assert unquote(miss.headers["x-left-out"]) == unquote(hit.headers["x-left-out"]) == "fault-unspoken-Иван"
 
-    def test_five_thousand_emoji_are_a_text(self, accepting: Served) -> None:
+    def test_five_thousand_emoji_are_accepted(self, accepting: Served) -> None:
         with accepting.client() as client:
             speak(client, register(client), "\U0001f600" * 5_000)
 
-    def test_a_language_tag_is_its_language(self, client: httpx.Client, voice_id: str) -> None:
+    def test_language_tag_is_reduced_to_language(self, client: httpx.Client, voice_id: str) -> None:
         final(client, speak(client, voice_id, "One language.", lang="en-US"))
         hit = client.post("/v1/synthesize", json={"voice_id": voice_id, "text": "One language.", "lang": "en"})
         assert hit.headers["x-cache"] == "HIT"
 
-    def test_a_reference_that_is_gone_is_told(self, served: Served, client: httpx.Client) -> None:
+    def test_missing_reference_returns_reference_missing(self, served: Served, client: httpx.Client) -> None:
         made = register(client)
         (served.home / "server" / "blobs" / "voices" / made / "ref.wav").unlink()
         answer = client.post("/v1/synthesize", json={"voice_id": made, "text": "hi"})
-        assert (answer.status_code, code_of(answer)) == (500, "reference_missing")
+        assert (answer.status_code, error_code(answer)) == (500, "reference_missing")
 
-    def test_the_cache_lies_where_the_hosted_service_has_it(
-        self, served: Served, client: httpx.Client, voice_id: str
-    ) -> None:
+    def test_cache_paths_equal_the_hosted_service(self, served: Served, client: httpx.Client, voice_id: str) -> None:
         job_id = speak(client, voice_id, "Where does it lie?")
         final(client, job_id)
         blobs = served.home / "server" / "blobs"
@@ -521,7 +517,7 @@ class TestSynthesize:
         assert (blobs / "voices" / voice_id / "cache" / f"{key}.wav").is_file()
         assert (blobs / "jobs" / f"{job_id}.wav").is_file()
 
-    def test_speed_and_seed_are_pieces_of_their_own(self, client: httpx.Client, voice_id: str) -> None:
+    def test_speed_and_seed_have_their_own_cache_entries(self, client: httpx.Client, voice_id: str) -> None:
         texts = {"text": "As fast as it goes.", "voice_id": voice_id}
         lengths = {}
         for speed in (1.0, 2.0):
@@ -531,7 +527,7 @@ class TestSynthesize:
         assert lengths[2.0] == pytest.approx(lengths[1.0] / 2, rel=0.02)
         assert client.post("/v1/synthesize", json={**texts, "seed": 7}).headers["x-cache"] == "MISS"
 
-    def test_waiting_gives_the_audio(self, client: httpx.Client, voice_id: str) -> None:
+    def test_prefer_wait_returns_the_audio(self, client: httpx.Client, voice_id: str) -> None:
         ask = {"voice_id": voice_id, "text": "I can wait for it."}
         answer = client.post("/v1/synthesize", json=ask, headers={"Prefer": "wait=30"})
         assert (answer.status_code, answer.headers["x-cache"]) == (200, "MISS")
@@ -543,7 +539,7 @@ class TestSynthesize:
         [("mp3", "audio/mpeg", b""), ("opus", "audio/ogg", b"OggS"), ("flac", "audio/flac", b"fLaC"),
          ("pcm", "audio/pcm", b""), ("wav", "audio/wav", b"RIFF")],
     )  # fmt: skip
-    def test_audio_comes_in_the_format_that_was_asked_for(
+    def test_audio_has_the_requested_format(
         self, client: httpx.Client, voice_id: str, name: str, media_type: str, magic: bytes
     ) -> None:
         ask = {"voice_id": voice_id, "text": "In many formats.", "response_format": name}
@@ -552,7 +548,7 @@ class TestSynthesize:
         assert answer.content.startswith(magic)
         assert len(answer.content) > 1000
 
-    def test_a_stream_is_the_same_sound(self, client: httpx.Client, voice_id: str) -> None:
+    def test_stream_has_the_same_audio(self, client: httpx.Client, voice_id: str) -> None:
         ask = {"voice_id": voice_id, "text": "Streamed while it is spoken.", "response_format": "pcm"}
         with client.stream("POST", "/v1/synthesize", json={**ask, "stream": True}) as answer:
             streamed = b"".join(answer.iter_raw())
@@ -560,9 +556,7 @@ class TestSynthesize:
         final(client, answer.headers["x-job-id"])
         assert client.post("/v1/synthesize", json=ask).content == streamed
 
-    def test_the_same_idempotency_key_gives_the_same_job_and_another_body_a_conflict(
-        self, client: httpx.Client, voice_id: str
-    ) -> None:
+    def test_idempotency_key_repeats_job_or_conflicts(self, client: httpx.Client, voice_id: str) -> None:
         repeat = {"Idempotency-Key": "once-and-once-only"}
         ask = {"voice_id": voice_id, "text": "Once and once only."}
         first = client.post("/v1/synthesize", json=ask, headers=repeat)
@@ -570,9 +564,9 @@ class TestSynthesize:
         second = client.post("/v1/synthesize", json=ask, headers=repeat)
         assert second.json()["job_id"] == first.json()["job_id"]
         other = client.post("/v1/synthesize", json={**ask, "text": "Twice."}, headers=repeat)
-        assert (other.status_code, code_of(other)) == (409, "idempotency_conflict")
+        assert (other.status_code, error_code(other)) == (409, "idempotency_conflict")
 
-    def test_the_same_idempotency_key_registers_one_voice(self, served: Served) -> None:
+    def test_idempotency_key_registers_one_voice(self, served: Served) -> None:
         with served.client(served.new_key(), **{"Idempotency-Key": "one voice"}) as user:
             answer = user.get("/v1/voices")
             user.headers["Idempotency-Key"] = "one-voice"
@@ -582,11 +576,11 @@ class TestSynthesize:
                 "/v1/voices", data={"name": "you"}, files={"ref_audio": ("x", READER.read_bytes(), "audio/wav")}
             )
         assert answer.status_code == 200
-        assert (conflict.status_code, code_of(conflict)) == (409, "idempotency_conflict")
+        assert (conflict.status_code, error_code(conflict)) == (409, "idempotency_conflict")
 
 
 class TestJobs:
-    def test_a_ready_job_names_its_audio_by_the_public_url(self, client: httpx.Client, voice_id: str) -> None:
+    def test_ready_job_links_audio_with_public_url(self, client: httpx.Client, voice_id: str) -> None:
         job_id = speak(client, voice_id, "Where is my audio?")
         assert final(client, job_id) == {
             "job_id": job_id,
@@ -597,11 +591,11 @@ class TestJobs:
             "progress": None,
         }
 
-    def test_a_failed_job_says_why(self, client: httpx.Client, voice_id: str) -> None:
+    def test_failed_job_has_error_code(self, client: httpx.Client, voice_id: str) -> None:
         job = final(client, speak(client, voice_id, "fault-fail, it was told to"))
         assert (job["status"], job["error"], job["audio_url"]) == ("failed", "synthesis_failed", None)
 
-    def test_the_audio_can_be_had_whole_and_in_parts(self, client: httpx.Client, voice_id: str) -> None:
+    def test_audio_supports_ranges(self, client: httpx.Client, voice_id: str) -> None:
         job_id = speak(client, voice_id, "In parts, if you like.")
         final(client, job_id)
         url = f"/v1/jobs/{job_id}/audio"
@@ -614,16 +608,16 @@ class TestJobs:
         assert part.headers["content-range"] == f"bytes 10-19/{len(whole.content)}"
         assert client.get(url, headers={"Range": "bytes=-5"}).content == whole.content[-5:]
         many = client.get(url, headers={"Range": "bytes=" + ",".join(["0-1"] * 200)})
-        assert (many.status_code, code_of(many)) == (416, "range_not_satisfiable")
+        assert (many.status_code, error_code(many)) == (416, "range_not_satisfiable")
 
-    def test_a_pending_job_has_no_audio(self, accepting: Served) -> None:
+    def test_pending_job_has_no_audio(self, accepting: Served) -> None:
         with accepting.client() as client:
             job_id = speak(client, register(client), "Nobody speaks here.")
             answer = client.get(f"/v1/jobs/{job_id}/audio")
             assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "pending"
-        assert (answer.status_code, code_of(answer)) == (404, "job_not_ready")
+        assert (answer.status_code, error_code(answer)) == (404, "job_not_ready")
 
-    def test_audio_that_was_altered_is_never_served(self, served: Served, client: httpx.Client, voice_id: str) -> None:
+    def test_altered_audio_is_never_served(self, served: Served, client: httpx.Client, voice_id: str) -> None:
         job_id = speak(client, voice_id, "A flipped byte.")
         final(client, job_id)
         kept = served.home / "server" / "blobs" / "jobs" / f"{job_id}.wav"
@@ -631,13 +625,11 @@ class TestJobs:
         data[100] ^= 1
         kept.write_bytes(data)
         once = client.get(f"/v1/jobs/{job_id}/audio")
-        assert (once.status_code, code_of(once)) == (500, "audio_lost")
+        assert (once.status_code, error_code(once)) == (500, "audio_lost")
         assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "failed"
         assert client.get(f"/v1/jobs/{job_id}/audio").status_code == 404
 
-    def test_a_cache_entry_that_was_altered_is_made_again(
-        self, served: Served, client: httpx.Client, voice_id: str
-    ) -> None:
+    def test_altered_cache_entry_is_regenerated(self, served: Served, client: httpx.Client, voice_id: str) -> None:
         final(client, speak(client, voice_id, "A flipped cache."))
         key = cache_key("A flipped cache.", lang="en", backend="tone")
         kept = served.home / "server" / "blobs" / "voices" / voice_id / "cache" / f"{key}.wav"
@@ -645,16 +637,16 @@ class TestJobs:
         final(client, speak(client, voice_id, "A flipped cache."))
         assert client.post("/v1/synthesize", json={"voice_id": voice_id, "text": "A flipped cache."}).status_code == 200
 
-    def test_an_unknown_job_is_404(self, client: httpx.Client) -> None:
+    def test_unknown_job_returns_404(self, client: httpx.Client) -> None:
         answers = [
             client.get(f"/v1/jobs/{NOBODY}"),
             client.get(f"/v1/jobs/{NOBODY}/audio"),
             client.delete(f"/v1/jobs/{NOBODY}"),
             client.get("/v1/jobs/nonsense"),
         ]
-        assert {(answer.status_code, code_of(answer)) for answer in answers} == {(404, "job_not_found")}
+        assert {(answer.status_code, error_code(answer)) for answer in answers} == {(404, "job_not_found")}
 
-    def test_jobs_are_listed_by_state_and_in_pages(self, accepting: Served) -> None:
+    def test_job_list_is_filtered_and_paginated(self, accepting: Served) -> None:
         with accepting.client(accepting.new_key()) as user:
             voice = register(user)
             made = [speak(user, voice, f"Job {n}.") for n in range(3)]
@@ -664,22 +656,22 @@ class TestJobs:
         assert [job["job_id"] for job in first.json() + second.json()] == made[::-1]
         assert none == []
 
-    def test_a_cancelled_job_costs_nothing(self, accepting: Served) -> None:
+    def test_cancelled_job_is_refunded(self, accepting: Served) -> None:
         with accepting.client(accepting.new_key()) as user:
             job_id = speak(user, register(user), "Never mind.")
             assert user.get("/v1/usage").json()["characters"] == 11
             assert user.delete(f"/v1/jobs/{job_id}").json()["status"] == "cancelled"
             assert user.get("/v1/usage").json()["characters"] == 0
 
-    def test_a_final_job_can_not_be_cancelled(self, client: httpx.Client, voice_id: str) -> None:
+    def test_final_job_cannot_be_cancelled(self, client: httpx.Client, voice_id: str) -> None:
         job_id = speak(client, voice_id, "Done already.")
         final(client, job_id)
         answer = client.delete(f"/v1/jobs/{job_id}")
-        assert (answer.status_code, code_of(answer)) == (409, "job_final")
+        assert (answer.status_code, error_code(answer)) == (409, "job_final")
 
 
 class TestUsage:
-    def test_it_counts_characters_of_the_calendar_month(self, served: Served) -> None:
+    def test_usage_counts_characters_of_the_month(self, served: Served) -> None:
         with served.client(served.new_key()) as user:
             voice = register(user)
             final(user, speak(user, voice, "Twelve chars"))
@@ -690,13 +682,13 @@ class TestUsage:
         assert usage["period_start"].endswith("-01T00:00:00.000Z")
         assert usage["period_end"].endswith("-01T00:00:00.000Z")
 
-    def test_a_limit_of_characters_is_kept(self, served: Served) -> None:
+    def test_character_limit_is_enforced(self, served: Served) -> None:
         with served.client(served.new_key(character_limit=20)) as user:
             voice = register(user)
             final(user, speak(user, voice, "Fifteen letters"))
             answer = user.post("/v1/synthesize", json={"voice_id": voice, "text": "Six more"})
             assert user.get("/v1/usage").json()["limit"] == 20
-        assert (answer.status_code, code_of(answer)) == (429, "quota_exceeded")
+        assert (answer.status_code, error_code(answer)) == (429, "quota_exceeded")
         assert int(answer.headers["retry-after"]) > 0
         assert answer.headers["ratelimit-limit"] == "20"
 
@@ -713,9 +705,7 @@ class TestCompletion:
         with accepting.client(CALLBACK_SECRET) as worker:
             yield worker, job_id
 
-    def test_audio_makes_the_job_ready_and_a_second_delivery_changes_nothing(
-        self, accepting: Served, pending: tuple[httpx.Client, str]
-    ) -> None:
+    def test_first_result_completes_the_job(self, accepting: Served, pending: tuple[httpx.Client, str]) -> None:
         worker, job_id = pending
         body = {"job_id": job_id, "voice_id": "ignored", "cache_key": "../ignored", "wav_b64": self.WAV, "error": None}
         for _ in range(2):
@@ -726,7 +716,7 @@ class TestCompletion:
             assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "ready"
             assert len(read_wav(client.get(f"/v1/jobs/{job_id}/audio").content)[0]) == 24_000
 
-    def test_an_error_fails_the_job(self, accepting: Served, pending: tuple[httpx.Client, str]) -> None:
+    def test_error_result_fails_the_job(self, accepting: Served, pending: tuple[httpx.Client, str]) -> None:
         worker, job_id = pending
         body = {"job_id": job_id, "wav_b64": None, "error": "CUDA said no, and the text was: secret"}
         assert worker.post(f"/v1/jobs/{job_id}/complete", json=body).status_code == 200
@@ -734,42 +724,42 @@ class TestCompletion:
             assert client.get(f"/v1/jobs/{job_id}").json()["error"] == "synthesis_failed"
 
     @pytest.mark.parametrize("secret", ["wrong", "aw_something", ADMIN_SECRET])
-    def test_another_secret_is_401_and_the_job_untouched(
+    def test_wrong_worker_secret_returns_401(
         self, accepting: Served, pending: tuple[httpx.Client, str], secret: str
     ) -> None:
         _, job_id = pending
         with accepting.client(secret) as wrong, accepting.client() as client:
             answer = wrong.post(f"/v1/jobs/{job_id}/complete", json={"job_id": job_id, "wav_b64": self.WAV})
             assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "pending"
-        assert (answer.status_code, code_of(answer)) == (401, "unauthorized")
+        assert (answer.status_code, error_code(answer)) == (401, "unauthorized")
 
-    def test_a_body_about_another_job_is_refused(self, pending: tuple[httpx.Client, str]) -> None:
+    def test_result_of_another_job_is_refused(self, pending: tuple[httpx.Client, str]) -> None:
         worker, job_id = pending
         answer = worker.post(f"/v1/jobs/{job_id}/complete", json={"job_id": NOBODY, "wav_b64": self.WAV})
-        assert (answer.status_code, code_of(answer)) == (422, "invalid_field")
+        assert (answer.status_code, error_code(answer)) == (422, "invalid_field")
 
-    def test_a_job_that_is_gone_is_410(self, accepting: Served) -> None:
+    def test_result_of_deleted_voice_returns_410(self, accepting: Served) -> None:
         with accepting.client() as client, accepting.client(CALLBACK_SECRET) as worker:
             voice = register(client)
             job_id = speak(client, voice, "Deleted in the meantime.")
             client.delete(f"/v1/voices/{voice}")
             answer = worker.post(f"/v1/jobs/{job_id}/complete", json={"job_id": job_id, "wav_b64": self.WAV})
-        assert (answer.status_code, code_of(answer)) == (410, "voice_deleted")
+        assert (answer.status_code, error_code(answer)) == (410, "voice_deleted")
 
     @pytest.mark.parametrize(
         ("wav_b64", "code"),
         [("", "empty_data"), ("bm8gd2F2", "not_wav"), ("%%%", "invalid_field")],
     )
-    def test_bad_audio_is_422_and_fails_the_job(
+    def test_invalid_audio_returns_422_and_fails_the_job(
         self, accepting: Served, pending: tuple[httpx.Client, str], wav_b64: str, code: str
     ) -> None:
         worker, job_id = pending
         answer = worker.post(f"/v1/jobs/{job_id}/complete", json={"job_id": job_id, "wav_b64": wav_b64})
-        assert (answer.status_code, code_of(answer)) == (422, code)
+        assert (answer.status_code, error_code(answer)) == (422, code)
         with accepting.client() as client:
             assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "failed"
 
-    def test_a_runaway_is_failed_and_never_billed(self, accepting: Served) -> None:
+    def test_runaway_audio_fails_and_is_not_charged(self, accepting: Served) -> None:
         with accepting.client(accepting.new_key()) as user, accepting.client(CALLBACK_SECRET) as worker:
             job_id = speak(user, register(user), "Hi.")
             wav = canonical_wav(read_wav(READER.read_bytes())[0][:24_000].repeat(40), 24_000)
@@ -778,16 +768,14 @@ class TestCompletion:
             )
             assert user.get(f"/v1/jobs/{job_id}").json()["error"] == "runaway_audio"
             assert user.get("/v1/usage").json()["characters"] == 0
-        assert (answer.status_code, code_of(answer)) == (422, "runaway_audio")
+        assert (answer.status_code, error_code(answer)) == (422, "runaway_audio")
 
-    def test_the_binary_form_wants_the_hash_of_what_it_brings(
-        self, accepting: Served, pending: tuple[httpx.Client, str]
-    ) -> None:
+    def test_put_audio_requires_matching_sha256(self, accepting: Served, pending: tuple[httpx.Client, str]) -> None:
         worker, job_id = pending
         wav = base64.b64decode(self.WAV)
         url = f"/v1/jobs/{job_id}/audio"
-        assert code_of(worker.put(url, content=wav)) == "missing_field"
-        assert code_of(worker.put(url, content=wav, headers={"X-Content-SHA256": "0" * 64})) == "invalid_field"
+        assert error_code(worker.put(url, content=wav)) == "missing_field"
+        assert error_code(worker.put(url, content=wav, headers={"X-Content-SHA256": "0" * 64})) == "invalid_field"
         right = {"X-Content-SHA256": sha256(wav).hexdigest()}
         assert worker.put(f"/v1/jobs/{job_id.upper()}/audio", content=wav, headers=right).status_code == 200
         marked = b"\xef\xbb\xbf" + json.dumps({"job_id": job_id.upper(), "error": "late"}).encode()
@@ -796,17 +784,17 @@ class TestCompletion:
             assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "ready"
 
 
-def test_what_is_not_there_has_the_shape_of_every_error(served: Served) -> None:
+def test_unknown_path_returns_404_in_the_error_shape(served: Served) -> None:
     answer = httpx.get(f"{served.url}/v1/nothing")
-    assert (answer.status_code, code_of(answer)) == (404, "not_found")
+    assert (answer.status_code, error_code(answer)) == (404, "not_found")
 
 
-def test_another_method_is_told_which_there_are(client: httpx.Client) -> None:
+def test_wrong_method_returns_405_with_allow(client: httpx.Client) -> None:
     answer = client.put("/v1/synthesize")
-    assert (answer.status_code, code_of(answer), answer.headers["allow"]) == (405, "method_not_allowed", "POST")
+    assert (answer.status_code, error_code(answer), answer.headers["allow"]) == (405, "method_not_allowed", "POST")
 
 
-def test_the_operators_routes_need_no_key(served: Served, tmp_path: Path) -> None:
+def test_healthz_and_readyz_need_no_key(served: Served, tmp_path: Path) -> None:
     assert httpx.get(f"{served.url}/healthz").status_code == 200
     ready = httpx.get(f"{served.url}/readyz")
     assert (ready.status_code, ready.json()["status"]) == (200, "ready")

@@ -90,7 +90,7 @@ def rows(served: Served, client: httpx.Client) -> Rows:
     return Rows(served, client)
 
 
-def test_the_server_documents_itself(served: Served) -> None:
+def test_openapi_document_is_served(served: Served) -> None:
     document = httpx.get(f"{served.url}/openapi.json").json()
     assert document == json.loads(json.dumps(create_app().openapi()))
     assert set(document["components"]["securitySchemes"]) == {"key", "admin", "worker"}
@@ -102,9 +102,9 @@ def test_the_server_documents_itself(served: Served) -> None:
 @schema.given(is_real=st.booleans())
 @schema.parametrize()
 @STABLE
-def test_every_answer_is_as_documented(case: schemathesis.Case[Any], is_real: bool, served: Served, rows: Rows) -> None:
+def test_every_response_is_documented(case: schemathesis.Case[Any], is_real: bool, served: Served, rows: Rows) -> None:
     if is_real:
-        make_real(case, rows)
+        use_real_rows(case, rows)
     secrets = {"key": served.key, "admin": ADMIN_SECRET, "worker": CALLBACK_SECRET}
     schemes = [name for option in case.operation.definition.raw["security"] for name in option]
     headers = {"Authorization": f"Bearer {secrets[schemes[-1]]}"} if schemes else {}
@@ -113,7 +113,7 @@ def test_every_answer_is_as_documented(case: schemathesis.Case[Any], is_real: bo
     assert response.status_code != 401
 
 
-def make_real(case: schemathesis.Case[Any], rows: Rows) -> None:
+def use_real_rows(case: schemathesis.Case[Any], rows: Rows) -> None:
     """Let a case name rows that are there, and bring a recording that is one."""
     for name in case.path_parameters or {}:
         case.path_parameters[name] = getattr(rows, name)
@@ -132,7 +132,7 @@ def make_real(case: schemathesis.Case[Any], rows: Rows) -> None:
                 body.pop(name, None)
 
 
-def escaped(text: str) -> bytes:
+def escape_json(text: str) -> bytes:
     """A JSON string with every character as an escape, so that halves of characters can be sent."""
     units = text.encode("utf-16-be", "surrogatepass")
     return b"".join(b"\\u%04x" % int.from_bytes(units[at : at + 2], "big") for at in range(0, len(units), 2))
@@ -146,11 +146,11 @@ ANY_TEXT: Final = st.text(st.characters(), max_size=60) | st.text(
 
 @given(text=ANY_TEXT, fields=st.fixed_dictionaries({}, optional={"speed": st.floats(), "seed": st.integers()}))
 @settings(STABLE, max_examples=150)
-def test_any_text_is_spoken_or_refused(
+def test_any_text_is_accepted_or_refused(
     served: Served, client: httpx.Client, rows: Rows, text: str, fields: dict[str, Any]
 ) -> None:
     asked = json.dumps({"voice_id": rows.voice_id, **fields}).encode()
-    body = asked[:-1] + b', "text": "' + escaped(text) + b'"}'
+    body = asked[:-1] + b', "text": "' + escape_json(text) + b'"}'
     answer = client.post("/v1/synthesize", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code in (200, 202, 422, 429), answer.text
     if answer.status_code == 202:
@@ -163,7 +163,7 @@ def test_any_text_is_spoken_or_refused(
     header=st.binary(max_size=60).map(lambda value: value.translate(None, b"\r\n\0")),
 )
 @settings(STABLE, max_examples=200)
-def test_any_address_and_any_header_is_answered(served: Served, prefix: str, rest: bytes, header: bytes) -> None:
+def test_any_path_and_header_is_answered(served: Served, prefix: str, rest: bytes, header: bytes) -> None:
     target = prefix + "".join(f"%{byte:02x}" for byte in rest)
     names = ("Range", "Prefer", "Idempotency-Key", "Accept", "Content-Type", "X-Request-Id", "Cookie")
     key = ("Authorization", f"Bearer {served.key}")

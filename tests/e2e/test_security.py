@@ -64,7 +64,7 @@ def call(client: httpx.Client, method: str, path: str, **ids: str) -> httpx.Resp
     return client.request(method, url, **body)
 
 
-def without_request(answer: httpx.Response) -> tuple[int, dict[str, str], str]:
+def without_request_id(answer: httpx.Response) -> tuple[int, dict[str, str], str]:
     """An answer, byte by byte, but for the id and time of the request."""
     headers = {name: value for name, value in answer.headers.items() if name not in ("x-request-id", "date")}
     return answer.status_code, headers, answer.text.replace(answer.headers["x-request-id"], "")
@@ -73,13 +73,13 @@ def without_request(answer: httpx.Response) -> tuple[int, dict[str, str], str]:
 # -- routes ---------------------------------------------------------------------------------------------------
 
 
-def test_every_route_of_the_server_is_guarded_and_says_what_it_needs() -> None:
+def test_every_route_declares_its_requirements() -> None:
     assert all(isinstance(route, ApiRoute) for route in create_app().routes)
     assert {path for method, path in CALLS if (method, path) not in GUARDED} == PUBLIC
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
-def test_a_guarded_route_opens_for_no_other_credential(served: Served, method: str, path: str) -> None:
+def test_route_accepts_only_its_credential(served: Served, method: str, path: str) -> None:
     needed = requirements_of(method, path).credential
     with served.client() as client:
         key_id = client.get("/v1/keys").json()[0]["key_id"]
@@ -95,12 +95,12 @@ def test_a_guarded_route_opens_for_no_other_credential(served: Served, method: s
         for secret in wrong:
             client.headers["Authorization"] = f"Bearer {secret}"
             answers.append(call(client, method, path))
-    assert {without_request(answer)[0] for answer in answers} == {401}
-    assert len({without_request(answer)[2] for answer in answers}) == 1
+    assert {without_request_id(answer)[0] for answer in answers} == {401}
+    assert len({without_request_id(answer)[2] for answer in answers}) == 1
 
 
 @pytest.mark.parametrize(("method", "path"), [call for call in OF_USERS if requirements_of(*call).scope])
-def test_a_scope_opens_its_routes_and_no_other(served: Served, method: str, path: str) -> None:
+def test_scope_opens_only_its_routes(served: Served, method: str, path: str) -> None:
     scope = requirements_of(method, path).scope
     others = [other.value for other in Scope if other is not scope]
     with served.client(served.new_key(scopes=others)) as client:
@@ -110,7 +110,7 @@ def test_a_scope_opens_its_routes_and_no_other(served: Served, method: str, path
         assert call(client, method, path).status_code not in (401, 403)
 
 
-def test_admin_routes_stay_shut_where_no_admin_secret_is_set(tmp_path: Path) -> None:
+def test_admin_routes_return_401_without_admin_secret(tmp_path: Path) -> None:
     with serving(tmp_path / "home", {"AFTERWORDS_ADMIN_SECRET": "", "AFTERWORDS_WORKERS": "0"}) as served:
         for secret in ("", " ", "None", "null", served.key, ADMIN_SECRET, CALLBACK_SECRET):
             answer = httpx.post(f"{served.url}/v1/keys", headers={"Authorization": f"Bearer {secret}".strip()})
@@ -127,12 +127,12 @@ def secret_of(served: Served) -> bytes:
 
 
 @pytest.mark.parametrize("path", [path for method, path in CALLS if method == "GET"])
-def test_head_answers_like_get_without_a_body(served: Served, first: Tenant, path: str) -> None:
+def test_head_returns_headers_of_get_without_body(served: Served, first: Tenant, path: str) -> None:
     with httpx.Client(base_url=served.url) as nobody:
         for client in (first.client, nobody):
             by_get, by_head = (call(client, method, path, **first.ids) for method in ("GET", "HEAD"))
-            status, headers, _ = without_request(by_get)
-            assert without_request(by_head) == (status, headers, "")
+            status, headers, _ = without_request_id(by_get)
+            assert without_request_id(by_head) == (status, headers, "")
 
 
 # -- tenants --------------------------------------------------------------------------------------------------
@@ -184,17 +184,17 @@ IDS: Final = [*WITH_ID, ("POST", "/v1/synthesize")]
 
 
 @pytest.mark.parametrize(("method", "path"), IDS)
-def test_what_is_anothers_or_deleted_is_exactly_as_if_it_was_never_there(
+def test_foreign_and_deleted_ids_look_like_unknown_ids(
     first: Tenant, second: Tenant, gone: Tenant, method: str, path: str
 ) -> None:
     missing = call(second.client, method, path, voice_id=str(uuid4()), job_id=str(uuid4()), key_id=str(uuid4()))
     assert missing.status_code == 404
     for tenant in (first, gone):
-        assert without_request(call(second.client, method, path, **tenant.ids)) == without_request(missing)
+        assert without_request_id(call(second.client, method, path, **tenant.ids)) == without_request_id(missing)
 
 
 @pytest.mark.parametrize(("method", "path"), IDS)
-def test_what_is_ones_own_is_there(served: Served, method: str, path: str) -> None:
+def test_own_ids_are_found(served: Served, method: str, path: str) -> None:
     with Tenant(served) as own:
         answer = call(own.client, method, path, **own.ids)
     if (method, path) == ("DELETE", "/v1/jobs/{job_id}"):
@@ -204,12 +204,12 @@ def test_what_is_ones_own_is_there(served: Served, method: str, path: str) -> No
 
 
 @pytest.mark.parametrize(("method", "path"), IDS)
-def test_a_revoked_key_opens_nothing_not_even_its_own(gone: Tenant, first: Tenant, method: str, path: str) -> None:
-    answers = {without_request(call(gone.client, method, path, **tenant.ids))[0] for tenant in (gone, first)}
+def test_revoked_key_returns_401_on_every_route(gone: Tenant, first: Tenant, method: str, path: str) -> None:
+    answers = {without_request_id(call(gone.client, method, path, **tenant.ids))[0] for tenant in (gone, first)}
     assert answers == {401}
 
 
-def test_lists_show_ones_own_only_and_what_was_tried_changed_nothing(first: Tenant, second: Tenant) -> None:
+def test_lists_show_only_own_rows(first: Tenant, second: Tenant) -> None:
     for method, path in IDS:
         call(second.client, method, path, **first.ids)
     shown = first.client.get(f"/v1/voices/{first.voice_id}").json()
@@ -222,7 +222,7 @@ def test_lists_show_ones_own_only_and_what_was_tried_changed_nothing(first: Tena
     assert first.voice_id not in {each["voice_id"] for each in after}
 
 
-def test_an_idempotency_key_is_ones_own(first: Tenant, second: Tenant) -> None:
+def test_idempotency_keys_are_per_account(first: Tenant, second: Tenant) -> None:
     repeat = {"Idempotency-Key": "the-same-for-both"}
     ids = {
         tenant.client.post(
@@ -233,7 +233,7 @@ def test_an_idempotency_key_is_ones_own(first: Tenant, second: Tenant) -> None:
     assert len(ids) == 2
 
 
-def test_the_token_of_a_worker_opens_one_attempt_at_one_job(served: Served, first: Tenant, second: Tenant) -> None:
+def test_worker_token_opens_one_attempt_of_one_job(served: Served, first: Tenant, second: Tenant) -> None:
     secret = secret_of(served)
     for job_id, attempt, status in ((second.job_id, 1, 401), (first.job_id, 2, 409), (first.job_id, 1, 200)):
         with served.client(worker_token(secret, job_id, attempt)) as worker:
@@ -245,7 +245,7 @@ def test_the_token_of_a_worker_opens_one_attempt_at_one_job(served: Served, firs
 # -- keys -----------------------------------------------------------------------------------------------------
 
 
-def test_a_key_has_256_random_bits_and_stays_nowhere(served: Served) -> None:
+def test_key_has_256_random_bits_and_is_not_stored(served: Served) -> None:
     keys = [served.key, *(served.new_key(label=f"key {n}") for n in range(4))]
     assert len(set(keys)) == 5
     assert all(key.startswith("aw_") and len(key) == 3 + 43 for key in keys)
@@ -262,7 +262,7 @@ def test_a_key_has_256_random_bits_and_stays_nowhere(served: Served) -> None:
         assert key[3:].encode() not in path.read_bytes(), path
 
 
-def test_a_key_that_is_revoked_by_another_process_opens_nothing_within_a_second(served: Served) -> None:
+def test_key_revoked_by_another_process_returns_401(served: Served) -> None:
     with served.client(served.new_key()) as client:
         key_id = client.get("/v1/keys").json()[0]["key_id"]
         done = run("keys", "revoke", key_id, env={"AFTERWORDS_HOME": str(served.home)})
@@ -270,7 +270,7 @@ def test_a_key_that_is_revoked_by_another_process_opens_nothing_within_a_second(
         until(lambda: client.get("/v1/voices").status_code == 401, deadline_s=1, what="the revocation")
 
 
-def test_a_rotated_key_has_the_scopes_and_the_account_of_the_old(served: Served) -> None:
+def test_rotated_key_keeps_scopes_and_account(served: Served) -> None:
     with served.client(served.new_key(scopes=["voices:read"])) as client:
         key_id = client.get("/v1/keys").json()[0]["key_id"]
         key = client.post(f"/v1/keys/{key_id}/rotate").json()["api_key"]
@@ -280,7 +280,7 @@ def test_a_rotated_key_has_the_scopes_and_the_account_of_the_old(served: Served)
         assert client.post(f"/v1/keys/{key_id}/rotate").status_code == 403  # a narrow key may replace itself alone
 
 
-def test_a_key_in_its_overlap_speaks_and_makes_no_successor(served: Served) -> None:
+def test_key_in_overlap_works_but_cannot_rotate(served: Served) -> None:
     with served.client(served.new_key()) as client:
         key_id = client.get("/v1/keys").json()[0]["key_id"]
         new = client.post(f"/v1/keys/{key_id}/rotate", json={"overlap_s": 600}).json()
@@ -300,9 +300,7 @@ def test_a_key_in_its_overlap_speaks_and_makes_no_successor(served: Served) -> N
 
 
 @pytest.mark.parametrize(("host", "secret"), [("0.0.0.0", ""), ("::", "a-secret-that-is-31-bytes-short")])
-def test_a_server_that_others_can_reach_does_not_start_without_a_strong_secret(
-    tmp_path: Path, host: str, secret: str
-) -> None:
+def test_public_server_requires_strong_secret(tmp_path: Path, host: str, secret: str) -> None:
     env = {"AFTERWORDS_HOME": str(tmp_path / "home"), "AFTERWORDS_ADMIN_SECRET": secret, "AFTERWORDS_BACKENDS": "tone"}
     done = run("serve", "--host", host, "--port", "0", env=env)
     told = done.expect_error(2, "ServerSetupError")
@@ -310,7 +308,7 @@ def test_a_server_that_others_can_reach_does_not_start_without_a_strong_secret(
     assert not (tmp_path / "home" / "server").exists()
 
 
-def test_a_server_that_others_can_reach_shows_no_first_key(tmp_path: Path) -> None:
+def test_public_server_prints_no_first_key(tmp_path: Path) -> None:
     served = Served(tmp_path / "home", {"AFTERWORDS_HOST": "0.0.0.0", "AFTERWORDS_WORKERS": "0"})
     try:
         served.start()
@@ -322,7 +320,7 @@ def test_a_server_that_others_can_reach_shows_no_first_key(tmp_path: Path) -> No
         served.kill()
 
 
-def test_requests_beyond_the_rate_are_told_when_to_come_back(tmp_path: Path) -> None:
+def test_rate_limit_returns_429_with_retry_after(tmp_path: Path) -> None:
     with serving(tmp_path / "home", {"AFTERWORDS_RATE_LIMIT": "5", "AFTERWORDS_WORKERS": "0"}) as served:
         with served.client() as client:
             answers = [client.get("/v1/voices") for _ in range(12)]  # two minutes may meet within
@@ -338,7 +336,7 @@ def test_requests_beyond_the_rate_are_told_when_to_come_back(tmp_path: Path) -> 
         assert limits == ["5", "0", answer.headers["retry-after"]]
 
 
-def test_an_account_stores_no_more_than_its_quota(tmp_path: Path) -> None:
+def test_storage_quota_is_enforced(tmp_path: Path) -> None:
     with (
         serving(tmp_path / "home", {"AFTERWORDS_STORAGE_PER_ACCOUNT_MB": "1"}) as served,
         served.client() as client,
@@ -358,7 +356,7 @@ def test_an_account_stores_no_more_than_its_quota(tmp_path: Path) -> None:
         register(client, wav=WAV)
 
 
-def test_guesses_of_the_admin_secret_are_slowed_and_good_keys_pass(tmp_path: Path) -> None:
+def test_auth_failures_are_limited_and_valid_keys_pass(tmp_path: Path) -> None:
     proxied = {"AFTERWORDS_PUBLIC_URL": "https://voice.example", "AFTERWORDS_AUTH_FAILURE_LIMIT": "10"}
     with serving(tmp_path / "home", {**proxied, "AFTERWORDS_WORKERS": "0"}) as served:
         key = served.new_key()
@@ -375,7 +373,7 @@ def test_guesses_of_the_admin_secret_are_slowed_and_good_keys_pass(tmp_path: Pat
             assert client.get("/v1/keys").status_code == 401
 
 
-def test_a_weak_secret_behind_a_proxy_on_this_machine_does_not_start(tmp_path: Path) -> None:
+def test_weak_secret_with_public_name_does_not_start(tmp_path: Path) -> None:
     env = {
         "AFTERWORDS_HOME": str(tmp_path / "home"),
         "AFTERWORDS_ADMIN_SECRET": "weak",
@@ -398,7 +396,7 @@ def test_a_weak_secret_behind_a_proxy_on_this_machine_does_not_start(tmp_path: P
         "https://93.184.216.34:0/", "https://93.184.216.34/\r\nX-Evil: 1", "https://\u2488\u2488\u2488/", "https://",
     ],
 )  # fmt: skip
-def test_a_webhook_that_is_not_https_to_a_public_address_is_refused(second: Tenant, url: str) -> None:
+def test_webhook_url_must_be_public_https(second: Tenant, url: str) -> None:
     ask = {"voice_id": second.voice_id, "text": "hi", "webhook_url": url}
     answer = second.client.post("/v1/synthesize", json=ask)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_webhook_url")

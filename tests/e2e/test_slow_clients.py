@@ -95,7 +95,7 @@ def short_mp3(client: httpx.Client) -> httpx.Response:
     return client.post("/v1/synthesize", json=ask)
 
 
-def test_abandoned_mp3s_are_not_encoded_on(served: Served, voice_id: str, other: httpx.Client) -> None:
+def test_abandoned_mp3_is_not_encoded_further(served: Served, voice_id: str, other: httpx.Client) -> None:
     for _ in range(40):
         asking(served, voice_id, "mp3").close()
     answer = short_mp3(other)
@@ -103,16 +103,14 @@ def test_abandoned_mp3s_are_not_encoded_on(served: Served, voice_id: str, other:
     until(lambda: is_idle(served), what="the end of encoding", deadline_s=20)
 
 
-def test_an_mp3_of_another_account_does_not_wait_behind_many(
-    served: Served, voice_id: str, other: httpx.Client
-) -> None:
+def test_mp3_of_another_account_is_not_delayed(served: Served, voice_id: str, other: httpx.Client) -> None:
     with ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(asking(served, voice_id, "flac"))
         assert short_mp3(other).status_code == 200
 
 
-def test_a_long_mp3_starts_at_once_and_is_kept_encoded(served: Served, voice_id: str) -> None:
+def test_long_mp3_starts_early_and_is_cached(served: Served, voice_id: str) -> None:
     ask = {"voice_id": voice_id, "text": LONG, "speed": 0.25, "response_format": "opus"}
     assert served.process is not None
     process = psutil.Process(served.process.pid)
@@ -127,7 +125,7 @@ def test_a_long_mp3_starts_at_once_and_is_kept_encoded(served: Served, voice_id:
 
 
 @pytest.mark.parametrize(("speech_format", "n_clients"), [("wav", 200), ("mp3", 8)])
-def test_clients_that_read_nothing_cost_little_and_are_cut_off(
+def test_clients_that_read_nothing_are_disconnected(
     served: Served, voice_id: str, other: httpx.Client, speech_format: str, n_clients: int
 ) -> None:
     with ExitStack() as stack, watched(served) as memory:
@@ -138,7 +136,7 @@ def test_clients_that_read_nothing_cost_little_and_are_cut_off(
     assert memory.growth_bytes < 100 * MIB
 
 
-def test_a_server_that_encodes_ends_in_time(served: Served, voice_id: str) -> None:
+def test_server_stops_in_time_while_encoding(served: Served, voice_id: str) -> None:
     with ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(asking(served, voice_id, "flac", n_read_bytes=1))
@@ -165,7 +163,7 @@ class TestWaits:
     """A server where nobody speaks, so that who waits waits."""
 
     @pytest.mark.parametrize("workers", ["0", "1"])
-    def test_stream_left_before_its_first_sound_is_cancelled(
+    def test_stream_left_before_first_audio_is_cancelled(
         self, tmp_path_factory: pytest.TempPathFactory, workers: str
     ) -> None:
         settings = {"AFTERWORDS_WORKERS": workers, "AFTERWORDS_DRAIN_S": "1"}
@@ -180,7 +178,7 @@ class TestWaits:
             until(lambda: client.get("/v1/jobs", params={"limit": 1}).json()[0]["status"] == "cancelled")
             assert client.get("/v1/usage").json()["characters"] == (0 if workers == "0" else 16 * 64)
 
-    def test_stream_that_another_request_has_joined_goes_on(self, served: Served) -> None:
+    def test_stream_joined_by_another_request_continues(self, served: Served) -> None:
         with served.client() as client:
             ask = {"voice_id": register(client), "text": "Two wait for this."}
             body = json.dumps({**ask, "stream": True}).encode()
@@ -194,7 +192,7 @@ class TestWaits:
             assert first == joined
             assert client.get(f"/v1/jobs/{joined}").json()["status"] == "pending"
 
-    def test_thousand_waits_of_one_key_leave_room_for_others(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def test_thousand_waits_of_one_key_block_no_other(self, tmp_path_factory: pytest.TempPathFactory) -> None:
         limited = ["sh", "-c", 'ulimit -n 512; exec "$0" "$@"']
         served = Served(tmp_path_factory.mktemp("waits") / "home", {"AFTERWORDS_WORKERS": "0"}, before=limited)
         served.start().ready()
@@ -215,7 +213,7 @@ class TestWaits:
         finally:
             served.kill()
 
-    def test_waits_and_streams_of_a_revoked_key_end_at_once_and_its_jobs_too(self, served: Served) -> None:
+    def test_revoking_ends_waits_streams_and_jobs(self, served: Served) -> None:
         with served.admin as admin, ThreadPoolExecutor() as pool:
             made = admin.post("/v1/keys", json={}).json()
             with served.client(made["api_key"]) as thief:
@@ -241,7 +239,7 @@ class TestWaits:
             assert status == "cancelled"
             assert rows.execute("SELECT count(*) FROM webhooks WHERE job_id = ?", [job_id]).fetchone() == (0,)
 
-    def test_download_of_a_revoked_key_breaks_off(self, served: Served, voice_id: str) -> None:
+    def test_revoking_aborts_downloads(self, served: Served, voice_id: str) -> None:
         del voice_id
         with served.admin as admin:
             made = admin.post("/v1/keys", json={}).json()

@@ -1,4 +1,4 @@
-"""Which hosts and credentials open the server, without a server."""
+"""Hosts, credentials and limits of the Authenticator, without a server."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ CALLER: Final = Caller("account", "key", "spending", frozenset({Scope.VOICES_REA
 
 
 class OneKey:
-    """The keys of a server where there is one."""
+    """A KeyService with one valid key."""
 
     async def find_caller(self, secret: str) -> Caller | None:
         return CALLER if secret == "aw_good" else None
 
 
-def gate(**settings: Any) -> Authenticator:
+def make_authenticator(**settings: Any) -> Authenticator:
     return Authenticator(Settings(**settings), cast(KeyService, OneKey()), SIGNING)
 
 
-def admit(
-    gate: Authenticator, needed: Requirements, *authorization: bytes, job_id: str = "", **client: Any
+def authenticate(
+    authenticator: Authenticator, requirements: Requirements, *authorization: bytes, job_id: str = "", **client: Any
 ) -> Identity:
-    return asyncio.run(gate.authenticate(needed, list(authorization), job_id, **client))
+    return asyncio.run(authenticator.authenticate(requirements, list(authorization), job_id, **client))
 
 
 @pytest.mark.parametrize(
-    ("settings", "taken", "refused"),
+    ("settings", "accepted", "refused"),
     [
         ({}, ["127.0.0.1", "localhost:7860", "[::1]", "LocalHost"], ["evil.example", "10.0.0.1", "::1", "", "\xff"]),
         ({"host": "::1"}, ["[::1]:7860"], ["[::2]", "[::1", "[::1]x", "[::1]:x", "::1]"]),
@@ -59,19 +59,17 @@ def admit(
         ({"host": "0.0.0.0"}, ["10.0.0.1", "[2001:db8::1]:80", "localhost"], ["evil.example", "10.0.0.1.evil"]),
     ],
 )  # fmt: skip
-def test_a_host_is_one_of_the_servers_names(
-    settings: dict[str, Any], taken: Sequence[str], refused: Sequence[str]
-) -> None:
-    door = gate(**settings)
-    for host in taken:
-        door.check_host([host.encode("latin-1")])
+def test_host_must_name_the_server(settings: dict[str, Any], accepted: Sequence[str], refused: Sequence[str]) -> None:
+    authenticator = make_authenticator(**settings)
+    for host in accepted:
+        authenticator.check_host([host.encode("latin-1")])
     for host in refused:
         with pytest.raises(InvalidRequestError, check=has_code("invalid_host")):
-            door.check_host([host.encode("latin-1")])
+            authenticator.check_host([host.encode("latin-1")])
 
 
-def test_a_public_route_asks_nobody() -> None:
-    assert admit(gate(), Requirements(Credential.PUBLIC), b"Bearer x", b"Basic y") == Identity()
+def test_public_route_ignores_credentials() -> None:
+    assert authenticate(make_authenticator(), Requirements(Credential.PUBLIC), b"Bearer x", b"Basic y") == Identity()
 
 
 @pytest.mark.parametrize(
@@ -93,111 +91,123 @@ def test_a_public_route_asks_nobody() -> None:
         (Credential.WORKER, worker_token(b"t" * 32, JOB, 3), False),
     ],
 )
-def test_each_credential_opens_its_own_doors(credential: Credential, secret: str, opens: bool) -> None:
-    door = gate(admin_secret=ADMIN, callback_secret=CALLBACK)
+def test_credential_opens_only_its_routes(credential: Credential, secret: str, opens: bool) -> None:
+    authenticator = make_authenticator(admin_secret=ADMIN, callback_secret=CALLBACK)
     given = f"Bearer {secret}".encode()
     if opens:
-        admit(door, Requirements(credential), given, job_id=JOB)
+        authenticate(authenticator, Requirements(credential), given, job_id=JOB)
         return
     with pytest.raises(UnauthorizedError):
-        admit(door, Requirements(credential), given, job_id=JOB)
+        authenticate(authenticator, Requirements(credential), given, job_id=JOB)
 
 
-def test_the_admin_is_told_from_users_and_a_worker_by_its_attempt() -> None:
-    door = gate(admin_secret=ADMIN)
-    assert admit(door, Requirements(Credential.USER_OR_ADMIN), f"Bearer {ADMIN}".encode()) == Identity(is_admin=True)
-    assert admit(door, Requirements(Credential.USER_OR_ADMIN), b"Bearer aw_good").account_id == "account"
+def test_identity_of_admin_user_and_worker() -> None:
+    authenticator = make_authenticator(admin_secret=ADMIN)
+    assert authenticate(authenticator, Requirements(Credential.USER_OR_ADMIN), f"Bearer {ADMIN}".encode()) == Identity(
+        is_admin=True
+    )
+    assert (
+        authenticate(authenticator, Requirements(Credential.USER_OR_ADMIN), b"Bearer aw_good").account_id == "account"
+    )
     token = worker_token(SIGNING, JOB, 3)
-    assert admit(door, Requirements(Credential.WORKER), f"Bearer {token}".encode(), job_id=JOB).attempt == 3
+    assert (
+        authenticate(authenticator, Requirements(Credential.WORKER), f"Bearer {token}".encode(), job_id=JOB).attempt
+        == 3
+    )
 
 
-def test_no_secret_set_is_no_secret_that_opens() -> None:
+def test_unset_secrets_match_nothing() -> None:
     for credential in (Credential.ADMIN, Credential.WORKER):
         for secret in ("None", "null", "0", "''"):
             with pytest.raises(UnauthorizedError):
-                admit(
-                    gate(admin_secret="", callback_secret=None), Requirements(credential), f"Bearer {secret}".encode()
+                authenticate(
+                    make_authenticator(admin_secret="", callback_secret=None),
+                    Requirements(credential),
+                    f"Bearer {secret}".encode(),
                 )
 
 
-def test_a_scope_that_a_key_lacks_is_named() -> None:
-    assert admit(gate(), Requirements(Credential.USER, Scope.VOICES_READ), b"Bearer aw_good").caller == CALLER
+def test_missing_scope_is_named() -> None:
+    assert (
+        authenticate(make_authenticator(), Requirements(Credential.USER, Scope.VOICES_READ), b"Bearer aw_good").caller
+        == CALLER
+    )
     with pytest.raises(InsufficientScopeError, match="synthesize"):
-        admit(gate(), Requirements(Credential.USER, Scope.SYNTHESIZE), b"Bearer aw_good")
+        authenticate(make_authenticator(), Requirements(Credential.USER, Scope.SYNTHESIZE), b"Bearer aw_good")
 
 
-def test_the_rate_is_shared_by_processes_and_counts_what_was_let_in() -> None:
-    door = gate(rate_limit=6, processes=2, admin_secret=ADMIN, auth_failure_limit=0)
+def test_rate_limit_is_shared_by_processes() -> None:
+    authenticator = make_authenticator(rate_limit=6, processes=2, admin_secret=ADMIN, auth_failure_limit=0)
     for _ in range(20):
-        admit(door, Requirements(Credential.USER_OR_ADMIN), f"Bearer {ADMIN}".encode())
+        authenticate(authenticator, Requirements(Credential.USER_OR_ADMIN), f"Bearer {ADMIN}".encode())
         with pytest.raises(UnauthorizedError):
-            admit(door, Requirements(Credential.USER), b"Bearer aw_bad")
-    admit_often(door, 3)
+            authenticate(authenticator, Requirements(Credential.USER), b"Bearer aw_bad")
+    authenticate_often(authenticator, 3)
     with pytest.raises(LimitError, check=has_code("rate_limited")) as caught:
-        admit_often(door, 4)  # a new minute may begin within
+        authenticate_often(authenticator, 4)  # a new minute may begin within
     assert caught.value.limit == 3
     assert 1 <= (caught.value.retry_after_s or 0) <= 61
 
 
-def admit_often(door: Authenticator, times: int) -> None:
+def authenticate_often(authenticator: Authenticator, times: int) -> None:
     for _ in range(times):
-        admit(door, Requirements(Credential.USER), b"Bearer aw_good")
+        authenticate(authenticator, Requirements(Credential.USER), b"Bearer aw_good")
 
 
-def test_any_rate_is_let_in_where_there_is_no_limit() -> None:
-    door = gate(rate_limit=0)
-    admit_often(door, 50)
+def test_rate_limit_0_is_unlimited() -> None:
+    authenticator = make_authenticator(rate_limit=0)
+    authenticate_often(authenticator, 50)
 
 
 # -- wrong keys and secrets --------------------------------------------------------------------------------------
 
-WRONG: Final = (Requirements(Credential.USER_OR_ADMIN), b"Bearer wrong")
+WRONG_KEY: Final = (Requirements(Credential.USER_OR_ADMIN), b"Bearer wrong")
 
 
-def fail_often(door: Authenticator, times: int, **client: Any) -> None:
+def fail_often(authenticator: Authenticator, times: int, **client: Any) -> None:
     for _ in range(times):
         with pytest.raises(UnauthorizedError):
-            admit(door, *WRONG, **client)
+            authenticate(authenticator, *WRONG_KEY, **client)
 
 
 @pytest.mark.parametrize("needed", [Credential.USER, Credential.ADMIN, Credential.USER_OR_ADMIN, Credential.WORKER])
-def test_wrong_secrets_are_limited_by_address(needed: Credential) -> None:
-    door = gate(admin_secret=ADMIN, callback_secret=CALLBACK, auth_failure_limit=6, processes=2)
-    fail_often(door, 3, peer="198.51.100.1")
+def test_auth_failures_are_limited_by_address(needed: Credential) -> None:
+    authenticator = make_authenticator(admin_secret=ADMIN, callback_secret=CALLBACK, auth_failure_limit=6, processes=2)
+    fail_often(authenticator, 3, peer="198.51.100.1")
     with pytest.raises(LimitError, check=has_code("too_many_auth_failures")) as caught:
-        admit(door, Requirements(needed), b"Bearer wrong", peer="198.51.100.1")
+        authenticate(authenticator, Requirements(needed), b"Bearer wrong", peer="198.51.100.1")
     assert caught.value.limit == 3
     assert 1 <= (caught.value.retry_after_s or 0) <= 60
-    fail_often(door, 1, peer="198.51.100.2")
+    fail_often(authenticator, 1, peer="198.51.100.2")
 
 
-def test_good_credentials_pass_behind_an_address_that_fails() -> None:
-    door = gate(admin_secret=ADMIN, callback_secret=CALLBACK, auth_failure_limit=1)
-    fail_often(door, 1)
+def test_valid_credentials_pass_from_a_limited_address() -> None:
+    authenticator = make_authenticator(admin_secret=ADMIN, callback_secret=CALLBACK, auth_failure_limit=1)
+    fail_often(authenticator, 1)
     for needed, good in [
         (Credential.USER, b"Bearer aw_good"),
         (Credential.ADMIN, f"Bearer {ADMIN}".encode()),
         (Credential.WORKER, f"Bearer {CALLBACK}".encode()),
     ]:
         with pytest.raises(LimitError, check=has_code("too_many_auth_failures")):
-            admit(door, *WRONG)
-        admit(door, Requirements(needed), good)
+            authenticate(authenticator, *WRONG_KEY)
+        authenticate(authenticator, Requirements(needed), good)
 
 
-def test_a_short_admin_secret_is_not_found_by_guessing() -> None:
-    door = gate(admin_secret="short", auth_failure_limit=2)
-    admit(door, Requirements(Credential.ADMIN), b"Bearer short")
-    fail_often(door, 2)
+def test_short_admin_secret_is_limited_too() -> None:
+    authenticator = make_authenticator(admin_secret="short", auth_failure_limit=2)
+    authenticate(authenticator, Requirements(Credential.ADMIN), b"Bearer short")
+    fail_often(authenticator, 2)
     with pytest.raises(LimitError, check=has_code("too_many_auth_failures")):
-        admit(door, Requirements(Credential.ADMIN), b"Bearer short")
-    admit(door, Requirements(Credential.ADMIN), b"Bearer short", peer="198.51.100.1")
+        authenticate(authenticator, Requirements(Credential.ADMIN), b"Bearer short")
+    authenticate(authenticator, Requirements(Credential.ADMIN), b"Bearer short", peer="198.51.100.1")
 
 
-def test_no_credential_is_no_failure() -> None:
-    door = gate(auth_failure_limit=1)
+def test_missing_credential_is_not_counted() -> None:
+    authenticator = make_authenticator(auth_failure_limit=1)
     for _ in range(5):
         with pytest.raises(UnauthorizedError):
-            admit(door, Requirements(Credential.USER))
+            authenticate(authenticator, Requirements(Credential.USER))
 
 
 @pytest.mark.parametrize(
@@ -217,14 +227,14 @@ def test_no_credential_is_no_failure() -> None:
         ({}, "", ["198.51.100.7"], ""),
     ],
 )
-def test_the_client_is_who_the_last_trusted_proxy_saw(
+def test_client_address_comes_from_trusted_proxies(
     settings: dict[str, Any], peer: str, forwarded: list[str], client: str
 ) -> None:
     headers = [header.encode() for header in forwarded]
-    assert gate(**settings)._client_address(peer, headers) == client
+    assert make_authenticator(**settings)._client_address(peer, headers) == client
 
 
-def test_failures_end_with_their_minute_and_are_bounded() -> None:
+def test_auth_failures_expire_and_are_bounded() -> None:
     now = 0.0
     failures = AuthFailures(1, clock=lambda: now)
     failures.count("a")

@@ -19,7 +19,7 @@ def config(home: Path) -> Path:
     return home / "config.toml"
 
 
-def test_nothing_has_to_be_set(home: Path) -> None:
+def test_defaults_are_safe(home: Path) -> None:
     settings = load_settings()
     assert (settings.host, settings.port, settings.home) == ("127.0.0.1", 7860, home)
     assert settings.admin_secret is None
@@ -27,9 +27,7 @@ def test_nothing_has_to_be_set(home: Path) -> None:
     settings.check_is_safe()
 
 
-def test_what_is_given_wins_over_the_environment_and_that_over_the_file(
-    config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_arguments_win_over_environment_over_file(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text('port = 1\nhost = "localhost"\nworkers = 7\nallowed_hosts = ["a.example", "b.example"]')
     monkeypatch.setenv("AFTERWORDS_PORT", "2")
     monkeypatch.setenv("AFTERWORDS_HOST", "::1")
@@ -38,14 +36,14 @@ def test_what_is_given_wins_over_the_environment_and_that_over_the_file(
     assert settings.allowed_hosts == ("a.example", "b.example")
 
 
-def test_an_empty_variable_is_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERWORDS_ADMIN_SECRET", "")
     monkeypatch.setenv("AFTERWORDS_PORT", "")
     assert load_settings().admin_secret is None
     assert load_settings().port == 7860
 
 
-def test_names_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERWORDS_BACKENDS", "tone, lite,")
     assert load_settings().backends == ("tone", "lite")
 
@@ -67,7 +65,7 @@ def test_names_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("TRUSTED_PROXIES", "10.0.0.0/8, nonsense", "IP addresses or networks"),
     ],
 )
-def test_a_variable_that_can_not_be_used_is_named_with_its_rule(
+def test_invalid_variable_is_named_with_its_rule(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, rule: str
 ) -> None:
     monkeypatch.setenv(f"AFTERWORDS_{variable}", value)
@@ -91,44 +89,44 @@ def test_a_variable_that_can_not_be_used_is_named_with_its_rule(
         ("me:hunter2@voice.example", "***@voice.example"),
     ],
 )
-def test_a_public_url_with_credentials_is_refused_without_them(url: str, shown: str) -> None:
+def test_public_url_with_credentials_is_refused_redacted(url: str, shown: str) -> None:
     with pytest.raises(InvalidOptionError) as caught:
         load_settings(public_url=url)
     assert shown in caught.value.message
     assert not any(part in f"{caught.value} {caught.value.hint}" for part in ("hunter2", "ter2@", "hun"))
 
 
-def test_a_line_of_the_file_that_can_not_be_used_is_named(config: Path) -> None:
+def test_invalid_line_of_the_file_is_named(config: Path) -> None:
     config.write_text("port = 70000")
     with pytest.raises(InvalidOptionError, match=r"^config\.toml: port is 70000, and must be less than"):
         load_settings()
 
 
-def test_what_was_given_is_named_as_it_was_given() -> None:
+def test_invalid_argument_is_named() -> None:
     with pytest.raises(InvalidOptionError, match=r"^port is 70000, and must be less than"):
         load_settings(port=70_000)
 
 
-def test_a_secret_that_can_not_be_used_is_not_shown(config: Path) -> None:
+def test_invalid_secret_is_not_shown(config: Path) -> None:
     config.write_text("admin_secret = 123456789")
     with pytest.raises(InvalidOptionError) as caught:
         load_settings()
     assert "123456789" not in f"{caught.value} {caught.value.hint}"
 
 
-def test_a_file_that_is_no_toml_is_told(config: Path) -> None:
+def test_malformed_toml_is_refused(config: Path) -> None:
     config.write_text("port = ")
     with pytest.raises(InvalidInputError, match=r"config\.toml", check=has_code("invalid_config")):
         load_settings()
 
 
-def test_secrets_are_not_in_a_repr() -> None:
+def test_repr_hides_secrets() -> None:
     settings = Settings(admin_secret=STRONG, callback_secret="another-secret")  # type: ignore[arg-type]
     assert STRONG not in f"{settings!r} {settings}"
     assert "another-secret" not in f"{settings!r} {settings}"
 
 
-def test_urls_that_may_hold_credentials_are_not_in_a_repr() -> None:
+def test_repr_hides_urls_with_credentials() -> None:
     settings = load_settings(database_url="sqlite:///hunter2.db", storage_url="s3://b?endpoint=https://me:hunter2@x")
     assert "hunter2" not in f"{settings!r} {settings}"
 
@@ -144,7 +142,7 @@ def test_urls_that_may_hold_credentials_are_not_in_a_repr() -> None:
         ({"public_url": "http://[::1]:7860", "allowed_hosts": "127.0.0.1"}, False),
     ],
 )
-def test_a_secret_must_be_strong_behind_a_proxy_on_this_machine(names: dict[str, str], is_public: bool) -> None:
+def test_public_name_requires_strong_secrets(names: dict[str, str], is_public: bool) -> None:
     for weak in ({"admin_secret": "x" * 31}, {"admin_secret": STRONG, "callback_secret": "x"}):
         settings = load_settings(**names, **weak)
         if is_public:
@@ -157,13 +155,13 @@ def test_a_secret_must_be_strong_behind_a_proxy_on_this_machine(names: dict[str,
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.5.5.5", "::1", "localhost"])
-def test_a_loopback_address_needs_no_secret(host: str) -> None:
+def test_loopback_needs_no_secret(host: str) -> None:
     load_settings(host=host).check_is_safe()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "voice.example", "", "localhost.evil.example"])
 @pytest.mark.parametrize("secret", [None, "", "x" * 31])
-def test_any_other_address_needs_a_strong_secret(host: str, secret: str | None) -> None:
+def test_other_addresses_need_a_strong_secret(host: str, secret: str | None) -> None:
     with pytest.raises(ServerSetupError, match="at least 32 characters", check=has_code("insecure_server")):
         load_settings(host=host, admin_secret=secret).check_is_safe()
     load_settings(host=host, admin_secret=STRONG).check_is_safe()
@@ -178,7 +176,7 @@ def test_any_other_address_needs_a_strong_secret(host: str, secret: str | None) 
         ("::", "http://localhost:5"),
     ],
 )
-def test_links_lead_to_its_own_address_unless_another_is_public(host: str, url: str) -> None:
+def test_base_url_is_local_unless_public_url_is_set(host: str, url: str) -> None:
     assert load_settings(host=host, port=5).base_url == url
     assert load_settings(host=host, public_url="https://voice.example/").base_url == "https://voice.example"
 
@@ -195,7 +193,7 @@ def test_links_lead_to_its_own_address_unless_another_is_public(host: str, url: 
         ("null", None),
     ],
 )
-def test_cors_origins_are_origins(given: str, origins: tuple[str, ...] | None) -> None:
+def test_cors_origins_are_validated(given: str, origins: tuple[str, ...] | None) -> None:
     if origins is not None:
         assert load_settings(cors_origins=given).cors_origins == origins
     else:

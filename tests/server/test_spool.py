@@ -15,7 +15,7 @@ from afterwords.server.spool import MEMORY_MAX_BYTES, Spool
 
 
 @pytest.mark.parametrize("n_bytes", [0, 10, MEMORY_MAX_BYTES, MEMORY_MAX_BYTES + 1, 5 * MEMORY_MAX_BYTES])
-def test_what_was_written_is_read_from_any_place(tmp_path: Path, n_bytes: int) -> None:
+def test_content_is_read_from_any_position(tmp_path: Path, n_bytes: int) -> None:
     data = bytes(range(256)) * (n_bytes // 256 + 1)
     with Spool(tmp_path / "not made yet") as spool:
         for place in range(0, n_bytes, 100_000):
@@ -29,12 +29,12 @@ def test_what_was_written_is_read_from_any_place(tmp_path: Path, n_bytes: int) -
         assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_write_on_a_full_disk_is_refused_whole_and_may_be_tried_again(tmp_path: Path) -> None:
+def test_failed_write_changes_nothing_and_may_be_retried(tmp_path: Path) -> None:
     first, second = b"a" * MEMORY_MAX_BYTES, b"b" * MEMORY_MAX_BYTES
     with Spool(tmp_path) as spool:
         spool.write(first)
         for n_bytes in (MEMORY_MAX_BYTES // 2, MEMORY_MAX_BYTES * 3 // 2):
-            with room(n_bytes), pytest.raises(StorageFullError):
+            with file_size_limit(n_bytes), pytest.raises(StorageFullError):
                 spool.write(second)
             assert spool.read_at(0, 10**9) == first
         spool.write(second)
@@ -42,7 +42,7 @@ def test_write_on_a_full_disk_is_refused_whole_and_may_be_tried_again(tmp_path: 
 
 
 @contextmanager
-def room(n_bytes: int) -> Iterator[None]:
+def file_size_limit(n_bytes: int) -> Iterator[None]:
     """Let this process write no file that is larger."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))

@@ -28,7 +28,7 @@ from tests.error_codes import has_code
         "https://hook.example/" + "x" * 1_979,
     ],
 )
-def test_public_https_url_is_taken_as_it_is(url: str) -> None:
+def test_public_https_url_is_accepted(url: str) -> None:
     assert check_url(url) == url
 
 
@@ -62,7 +62,7 @@ def test_public_https_url_is_taken_as_it_is(url: str) -> None:
         ("https://１２７.0.0.1/", "not a URL"),
     ],
 )
-def test_url_that_cannot_be_called_is_refused_with_the_reason(url: str, why: str) -> None:
+def test_invalid_url_is_refused_with_the_reason(url: str, why: str) -> None:
     with pytest.raises(InvalidRequestError, match=why, check=has_code("invalid_webhook_url")) as refused:
         check_url(url)
     assert "secret" not in str(refused.value)
@@ -101,23 +101,23 @@ def test_url_that_cannot_be_called_is_refused_with_the_reason(url: str, why: str
         *("%31%32%37.0.0.1", "a." * 130 + "example", "x" * 64 + ".example", "localhost.localdomain"),
     ],
 )
-def test_host_that_is_not_public_is_refused_at_once(host: str) -> None:
+def test_private_host_is_refused(host: str) -> None:
     with pytest.raises(InvalidRequestError, match=r"public one|not a URL", check=has_code("invalid_webhook_url")):
         check_url(f"https://{host}/")
 
 
 @given(st.text() | st.text("htps:/[]@.:0x7f#%").map("https://".__add__))
-def test_any_text_is_taken_or_refused(url: str) -> None:
+def test_any_text_is_accepted_or_refused(url: str) -> None:
     with suppress(InvalidRequestError):
         assert check_url(url) == url
 
 
 @given(st.ip_addresses())
-def test_no_address_that_python_calls_private_is_public(ip: object) -> None:
+def test_private_and_multicast_addresses_are_not_public(ip: object) -> None:
     assert not (is_public(str(ip)) and getattr(ip, "is_private", False))
     assert not (is_public(str(ip)) and getattr(ip, "is_multicast", False))
 
 
 @pytest.mark.parametrize("address", ["", "hook.example", "127.1", "::ffff:0.0.0.0", "1.1.1.1 "])
-def test_what_is_no_address_is_not_public(address: str) -> None:
+def test_invalid_address_is_not_public(address: str) -> None:
     assert not is_public(address)

@@ -132,7 +132,7 @@ async def send(receiver: Receiver, *, url: str = f"https://{HOST}:{{}}/hook?a=b"
 # -- what is sent --------------------------------------------------------------------------------------------
 
 
-async def test_receiver_gets_a_message_that_its_secret_verifies() -> None:
+async def test_message_verifies_with_the_secret() -> None:
     secret = signing_secret(b"d" * 32)
     async with receiving() as receiver:
         call = replace(due(f"https://{HOST}:{receiver.port}/hook?a=b"), signing_key=signing_key(b"d" * 32))
@@ -150,7 +150,7 @@ async def test_receiver_gets_a_message_that_its_secret_verifies() -> None:
 
 
 @pytest.mark.parametrize(("status", "error"), [(JobStatus.FAILED, "out_of_memory"), (JobStatus.CANCELLED, None)])
-async def test_message_says_how_the_job_ended(status: JobStatus, error: str | None) -> None:
+async def test_message_has_status_and_error(status: JobStatus, error: str | None) -> None:
     async with receiving() as receiver:
         call = due(f"https://{HOST}:{receiver.port}/", status=status, error=error)
         await deliver(call, clock=SystemClock(), resolve=on_loopback, may_reach=lambda _: True, tls=receiver.tls)
@@ -173,7 +173,7 @@ async def test_message_says_how_the_job_ended(status: JobStatus, error: str | No
         (b"999999 What", False),
     ],
 )
-async def test_only_an_answer_of_the_two_hundreds_counts(answer: bytes, is_taken: bool) -> None:
+async def test_only_2xx_counts_as_success(answer: bytes, is_taken: bool) -> None:
     async with receiving(answer) as receiver:
         assert await send(receiver) is is_taken
         assert len(receiver.received) == 1
@@ -191,7 +191,7 @@ async def test_redirect_is_not_followed(status: int) -> None:
             assert (len(receiver.received), inner.connections) == (1, 0)
 
 
-async def test_name_is_looked_up_once_and_its_address_is_the_one_called(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_name_is_resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [["127.0.0.1"], ["10.0.0.1"], ["10.0.0.1"]]
     asked: list[object] = []
     system = socket.getaddrinfo
@@ -226,7 +226,7 @@ async def test_name_is_looked_up_once_and_its_address_is_the_one_called(monkeypa
         [],
     ],
 )
-async def test_one_address_that_is_not_public_is_enough_to_call_none(addresses: list[str]) -> None:
+async def test_one_private_address_fails_the_call(addresses: list[str]) -> None:
     async def to_these(host: str, port: int) -> Sequence[str]:
         return addresses
 
@@ -235,14 +235,14 @@ async def test_one_address_that_is_not_public_is_enough_to_call_none(addresses: 
         assert receiver.connections == 0
 
 
-async def test_url_that_was_stored_before_a_rule_is_judged_again() -> None:
+async def test_stored_url_is_validated_again() -> None:
     async with receiving(names=["127.0.0.1"]) as receiver:
         assert not await send(receiver, url="https://127.0.0.1:{}/", may_reach=is_public)
         assert not await send(receiver, url="http://hook.example:{}/")
         assert receiver.connections == 0
 
 
-async def test_name_with_a_dead_address_is_reached_at_the_next() -> None:
+async def test_next_address_is_tried_if_one_is_dead() -> None:
     async def two(host: str, port: int) -> Sequence[str]:
         return ["127.0.0.2", "127.0.0.1"]
 
@@ -252,19 +252,19 @@ async def test_name_with_a_dead_address_is_reached_at_the_next() -> None:
 
 
 @pytest.mark.parametrize("names", [["other.example"], ["127.0.0.1"], ["*.hook.example"]])
-async def test_certificate_of_another_name_is_not_talked_to(names: list[str]) -> None:
+async def test_certificate_of_another_name_is_refused(names: list[str]) -> None:
     async with receiving(names=names) as receiver:
         assert not await send(receiver)
         assert receiver.received == []
 
 
-async def test_certificate_of_an_unknown_authority_is_not_talked_to() -> None:
+async def test_certificate_of_unknown_authority_is_refused() -> None:
     async with receiving() as receiver:
         assert not await send(receiver, tls=None)
         assert receiver.received == []
 
 
-async def test_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_of_the_environment_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     async with receiving() as receiver:
@@ -297,7 +297,7 @@ async def go(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None
 
 
 @pytest.mark.parametrize("answer", [hang, drip, flood, go])
-async def test_receiver_that_hangs_drips_floods_or_goes_is_given_up_in_time(answer: Answer) -> None:
+async def test_misbehaving_receiver_times_out(answer: Answer) -> None:
     async with receiving(answer) as receiver, asyncio.timeout(3):
         assert not await send(receiver, timeout_s=0.3)
         assert len(receiver.received) == 1
@@ -319,7 +319,7 @@ async def test_endless_body_is_not_read() -> None:
     assert sent < 50_000_000  # what the system's buffers hold
 
 
-async def test_resolver_that_hangs_is_given_up_in_time() -> None:
+async def test_hanging_resolver_times_out() -> None:
     async def never(host: str, port: int) -> Sequence[str]:
         return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
 
@@ -327,16 +327,14 @@ async def test_resolver_that_hangs_is_given_up_in_time() -> None:
         assert not await send(receiver, resolve=never, timeout_s=0.1)
 
 
-async def test_nobody_at_the_port_is_an_answer_too() -> None:
+async def test_closed_port_is_a_failure() -> None:
     async with receiving() as receiver:
         pass
     assert not await send(receiver)
 
 
 @pytest.mark.parametrize("error", [socket.gaierror(-2, "no such name"), UnicodeError("label too long"), OSError()])
-async def test_name_that_cannot_be_looked_up_is_an_answer_too(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+async def test_unresolvable_name_is_a_failure(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*_: object, **__: object) -> None:  # the tests have no name server to ask
         raise error
 
@@ -345,7 +343,7 @@ async def test_name_that_cannot_be_looked_up_is_an_answer_too(
         assert not await send(receiver, resolve=resolve)
 
 
-async def test_resolver_of_this_machine_knows_this_machine() -> None:
+async def test_resolve_localhost() -> None:
     assert set(await resolve("localhost", 443)) <= {"127.0.0.1", "::1"}
     assert await resolve("93.184.216.34", 443) == ["93.184.216.34"]
 
@@ -360,7 +358,7 @@ async def test_log_names_the_job_and_not_the_url(caplog: pytest.LogCaptureFixtur
     assert all("0c6f2f0e" in line and "canary" not in line for line in ours)
 
 
-async def test_being_stopped_is_not_swallowed() -> None:
+async def test_cancellation_is_not_swallowed() -> None:
     async with receiving(hang) as receiver:
         task = asyncio.create_task(send(receiver))
         while not receiver.received:

@@ -95,7 +95,7 @@ def test_fields_and_file_are_read() -> None:
     assert read(sent) == Form({"name": "Zoë 声"}, b"RIFF\0\xff\r\n", "audio/wav")
 
 
-def test_form_of_a_usual_client_is_read() -> None:
+def test_form_of_httpx_is_read() -> None:
     request = httpx.Request(
         "POST", "https://a", data={"name": "me"}, files={"ref_audio": ("a.wav", b"RIFF", "audio/x-wav")}
     )
@@ -106,7 +106,7 @@ def test_form_of_a_usual_client_is_read() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
-def test_it_does_not_matter_how_the_body_is_cut_into_chunks(size: int) -> None:
+def test_chunk_size_does_not_matter(size: int) -> None:
     content = b"\r\n--" + BOUNDARY[:-1] + b"\r\n\r\r\n-" + bytes(50)
     sent = body(text(b"name", b"me"), part(FILE, content, b"Content-Type: audio/wav"), text(b"ref_text", b""))
     chunks = [sent[start : start + size] for start in range(0, len(sent), size)]
@@ -114,7 +114,7 @@ def test_it_does_not_matter_how_the_body_is_cut_into_chunks(size: int) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"--" + BOUNDARY + b"--", body()])
-def test_form_without_parts_is_an_empty_one(sent: bytes) -> None:
+def test_form_without_parts_is_empty(sent: bytes) -> None:
     assert read(sent) == Form({}, None, None)
 
 
@@ -122,13 +122,13 @@ def test_file_may_be_missing() -> None:
     assert read(body(text(b"name", b"me"))) == Form({"name": "me"}, None, None)
 
 
-def test_other_fields_and_files_are_passed_over_however_often_they_come() -> None:
+def test_other_fields_and_files_are_ignored() -> None:
     other = part(b'form-data; name="other"; filename="b.exe"', b"canary", b"Content-Type: text/html")
     assert read(body(other, text(b"x", b"\xff"), text(b"x", b"2"), text(b"name", b"me"))).fields == {"name": "me"}
 
 
 @pytest.mark.parametrize("name", [b"../../x.wav", b"", b"C:\\x.wav", b"\xff\xfe", b"a;b=c", b'a\\"b', b"x" * 4_000])
-def test_name_of_the_file_does_not_matter(name: bytes) -> None:
+def test_filename_is_ignored(name: bytes) -> None:
     disposition = b'form-data; name="ref_audio"; filename="' + name + b'"'
     assert read(body(part(disposition, b"RIFF"))) == Form({}, b"RIFF", None)
 
@@ -142,16 +142,16 @@ def test_name_of_the_file_does_not_matter(name: bytes) -> None:
         ("", None),
     ],
 )
-def test_content_types_of_recordings_are_taken(header: str, known: str | None) -> None:
+def test_content_types_of_recordings_are_accepted(header: str, known: str | None) -> None:
     assert read(body(part(FILE, b"x", b"Content-Type: " + header.encode()))).content_type == known
 
 
-def test_file_without_a_name_is_one_if_it_says_what_it_is() -> None:
+def test_file_without_filename_needs_a_content_type() -> None:
     sent = body(part(b'form-data; name="ref_audio"', b"x", b"Content-Type: audio/wav"))
     assert read(sent).file == b"x"
 
 
-def test_text_may_say_that_it_is_text() -> None:
+def test_text_field_may_have_a_content_type() -> None:
     sent = body(text(b"name", b"me", b"Content-Type: text/plain; charset=utf-8", b"Content-Transfer-Encoding: 8bit"))
     assert read(sent).fields == {"name": "me"}
 
@@ -175,7 +175,7 @@ def test_text_may_say_that_it_is_text() -> None:
         [TYPE, TYPE],
     ],
 )
-def test_body_that_is_no_form_is_refused(content_types: list[bytes]) -> None:
+def test_other_content_type_is_refused(content_types: list[bytes]) -> None:
     refused(body(text(b"name", b"canary")), content_types=content_types)
 
 
@@ -194,7 +194,7 @@ def test_body_that_is_no_form_is_refused(content_types: list[bytes]) -> None:
         body(text(b"name", b"x"))[: -len(BOUNDARY)],
     ],
 )
-def test_form_that_is_not_whole_is_refused(sent: bytes) -> None:
+def test_truncated_form_is_refused(sent: bytes) -> None:
     refused(sent)
 
 
@@ -222,7 +222,7 @@ def test_form_that_is_not_whole_is_refused(sent: bytes) -> None:
         (body(text(b"name", b"x", b"canary header")), "malformed"),
     ],
 )
-def test_form_with_a_fault_is_refused_with_the_reason(sent: bytes, why: str) -> None:
+def test_malformed_form_is_refused_with_the_reason(sent: bytes, why: str) -> None:
     with pytest.raises(InvalidRequestError, match=why, check=has_code("invalid_multipart")) as error:
         read(sent)
     assert "canary" not in str(error.value)
@@ -235,13 +235,13 @@ def test_file_of_another_type_is_refused(kind: bytes) -> None:
     assert (error.value.http_status, "canary" in str(error.value)) == (422, False)
 
 
-def test_caller_who_leaves_is_no_error_of_the_form() -> None:
+def test_disconnect_is_not_a_form_error() -> None:
     with pytest.raises(ClientDisconnect):
         read(body(part(FILE, b"x"))[:-30], is_cut=True)
 
 
 @given(st.binary(max_size=300), st.binary(max_size=60))
-def test_noise_gives_nothing_but_errors_of_the_api(noise: bytes, kind: bytes) -> None:
+def test_random_bytes_raise_only_api_errors(noise: bytes, kind: bytes) -> None:
     whole = body(text(b"name", b"me"), part(FILE, b"x"))
     for sent in (noise, b"--" + BOUNDARY + b"\r\n" + noise, whole[:100] + noise + whole[100:], part(noise, noise)):
         for content_type in (TYPE, kind, b"multipart/form-data; boundary=" + kind):
@@ -257,7 +257,7 @@ def in_chunks(sent: bytes, size: int = 8_192) -> list[bytes]:
 
 
 @pytest.mark.parametrize("chunk_size", [8_192, 10**9])
-def test_file_of_just_the_size_is_taken_and_one_byte_more_is_not(chunk_size: int) -> None:
+def test_file_size_limit_is_exact(chunk_size: int) -> None:
     beside = text(b"ref_text", b"t" * 60_000)
     assert len(read(*in_chunks(body(beside, part(FILE, bytes(CAP))), chunk_size)).file or b"") == CAP
     with pytest.raises(
@@ -266,7 +266,7 @@ def test_file_of_just_the_size_is_taken_and_one_byte_more_is_not(chunk_size: int
         read(*in_chunks(body(beside, part(FILE, bytes(CAP + 1))), chunk_size))
 
 
-def test_body_is_read_no_further_than_the_cap_and_64_kib() -> None:
+def test_body_is_read_64_kib_beyond_the_limit_at_most() -> None:
     n_read = 0
 
     def endless() -> Iterator[bytes]:
@@ -294,13 +294,13 @@ def test_body_is_read_no_further_than_the_cap_and_64_kib() -> None:
     ],
 )
 @pytest.mark.parametrize("chunk_size", [1_000, 10**9])
-def test_anything_beside_the_file_may_have_64_kib(sent: bytes, chunk_size: int) -> None:
+def test_form_overhead_is_limited_to_64_kib(sent: bytes, chunk_size: int) -> None:
     with pytest.raises(InvalidRequestError, match="65,536", check=has_code("request_too_large")) as error:
         read(*in_chunks(sent, chunk_size))
     assert error.value.http_status == 413
 
 
-def test_memory_does_not_depend_on_the_file(tmp_path: Path) -> None:
+def test_memory_is_independent_of_file_size(tmp_path: Path) -> None:
     size, chunk = 8_000_000, bytes(50_000)
 
     def pieces() -> Iterator[bytes]:
