@@ -71,7 +71,7 @@ def test_invalid_variable_is_named_with_its_rule(
     monkeypatch.setenv(f"AFTERWORDS_{variable}", value)
     with pytest.raises(InvalidOptionError) as caught:
         load_settings()
-    assert caught.value.message.startswith(f"AFTERWORDS_{variable} is '{value}', and must be {rule}")
+    assert caught.value.message.startswith(f"AFTERWORDS_{variable} is '{value}', but must be {rule}")
     assert rule in caught.value.hint
 
 
@@ -98,12 +98,12 @@ def test_public_url_with_credentials_is_refused_redacted(url: str, shown: str) -
 
 def test_invalid_line_of_the_file_is_named(config: Path) -> None:
     config.write_text("port = 70000")
-    with pytest.raises(InvalidOptionError, match=r"^config\.toml: port is 70000, and must be less than"):
+    with pytest.raises(InvalidOptionError, match=r"^config\.toml: port is 70000, but must be less than"):
         load_settings()
 
 
 def test_invalid_argument_is_named() -> None:
-    with pytest.raises(InvalidOptionError, match=r"^port is 70000, and must be less than"):
+    with pytest.raises(InvalidOptionError, match=r"^port is 70000, but must be less than"):
         load_settings(port=70_000)
 
 
