@@ -45,11 +45,11 @@ def open_file(path: Path) -> BinaryIO:
 
 
 class TestVoices:
-    @pytest.mark.parametrize("given", [Path, str, Path.read_bytes, open_file])
+    @pytest.mark.parametrize("convert", [Path, str, Path.read_bytes, open_file])
     def test_recording_can_be_a_path_bytes_or_an_open_file(
-        self, client: Client, given: Callable[[Path], Path | str | bytes | BinaryIO]
+        self, client: Client, convert: Callable[[Path], Path | str | bytes | BinaryIO]
     ) -> None:
-        recording = given(READER)
+        recording = convert(READER)
         created = client.voices.create(recording, name="me", text="What I say.", lang="en", consent="public-domain")
         if not isinstance(recording, Path | str | bytes):
             recording.close()

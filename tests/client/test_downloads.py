@@ -87,8 +87,8 @@ class TestRange:
 
     def test_bundle_is_resumed(self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice) -> None:
         faults.inject(Fault.HALF_BODY, path="/v1/voices")
-        made = direct.voices.import_(faulty.voices.export(voice))
-        assert direct.voices.get(made).ref_sha256 == direct.voices.get(voice).ref_sha256
+        imported = direct.voices.import_(faulty.voices.export(voice))
+        assert direct.voices.get(imported).ref_sha256 == direct.voices.get(voice).ref_sha256
 
     def test_connection_lost_in_every_attempt_raises(self, faulty: Client, faults: FaultyServer, job_id: str) -> None:
         faults.inject(Fault.HALF_BODY, path="/v1/jobs", times=99)

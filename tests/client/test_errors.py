@@ -76,13 +76,13 @@ class TestCodes:
             (599, ServiceError, "internal_error"),
         ],
     )
-    @pytest.mark.parametrize("body", [b"{}", b'{"error": null}', b'{"error": "No."}', b'{"detail": []}', b"[1]", b"{"])
     def test_error_without_a_code_gets_that_of_its_status(
-        self, status: int, kind: type[AfterwordsError], code: str, body: bytes
+        self, status: int, kind: type[AfterwordsError], code: str
     ) -> None:
-        error = error_of(status, body, x_request_id="req-2")
-        assert (type(error), error.code, error.http_status, error.request_id) == (kind, code, status, "req-2")
-        assert error.message in ("No.", f"The server answered with status {status}.")
+        for body in (b"{}", b'{"error": null}', b'{"error": "No."}', b'{"detail": []}', b"[1]", b"{"):
+            error = error_of(status, body, x_request_id="req-2")
+            assert (type(error), error.code, error.http_status, error.request_id) == (kind, code, status, "req-2")
+            assert error.message in ("No.", f"The server answered with status {status}.")
 
     @pytest.mark.parametrize(("status", "kind"), [(422, InvalidRequestError), (500, ServiceError)])
     def test_unknown_code_is_kept(self, status: int, kind: type[AfterwordsError]) -> None:
@@ -196,7 +196,7 @@ class TestInvalidResponses:
             call(make_client(url, "aw_x"))
 
     def test_unknown_fields_are_ignored(self, make_client: ClientFactory) -> None:
-        health = {"status": "ok", "backends": ["tone"], "version": "9.9", "moon": {"phase": "full"}}
+        health = {"status": "ok", "backends": ["tone"], "version": "9.9", "new_field": {"a": 1}}
         with canned_responses(json_response(health)) as (url, _):
             assert make_client(url).health().version == "9.9"
 

@@ -75,7 +75,7 @@ class TestRepr:
         for call in (
             lambda: faulty.voices.create(READER, name="me", text=TRANSCRIPT, lang="xx"),
             lambda: faulty.say(f"{TEXT}\0", voice=f"\0{TEXT}"[:1]),
-            lambda: faulty.keys.rotate("nothing"),
+            lambda: faulty.keys.rotate("unknown"),
         ):
             with pytest.raises(AfterwordsError) as caught:
                 call()
@@ -94,13 +94,13 @@ class TestLogs:
             faulty.say(f"{TEXT} {fault}", voice="me")
         faulty.stream(TEXT, voice=voice).audio()
         faulty.voices.update(voice, text=f"{TRANSCRIPT} No.")
-        made = faulty.keys.create()
+        created = faulty.keys.create()
         faults.inject(Fault.ANSWER, status=422)
         with pytest.raises(AfterwordsError):
             faulty.say(f"{TEXT} Again.", voice="me")
         assert "httpcore" in logged()
         assert "httpx" in logged()
-        assert has_no_secret(logged(), key, made.api_key, str(made.webhook_secret))
+        assert has_no_secret(logged(), key, created.api_key, str(created.webhook_secret))
 
 
 class TestDestination:

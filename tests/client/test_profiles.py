@@ -24,9 +24,11 @@ def profiles(home: Path, monkeypatch: pytest.MonkeyPatch) -> Profiles:
     return saved
 
 
-def access_of(home: Path, base_url: str | None = None, *, env: dict[str, str] | None = None, **given: str) -> Access:
+def access_of(
+    home: Path, base_url: str | None = None, *, env: dict[str, str] | None = None, **arguments: str
+) -> Access:
     environ = {"AFTERWORDS_HOME": str(home), **{f"AFTERWORDS_{name}": value for name, value in (env or {}).items()}}
-    return find_access(base_url, environ=environ, **given)
+    return find_access(base_url, environ=environ, **arguments)
 
 
 class TestAccess:
@@ -35,7 +37,7 @@ class TestAccess:
         assert (access.base_url, access.api_key, access.profile, access.is_loopback) == (LOCAL_URL, None, None, True)
 
     @pytest.mark.parametrize(
-        ("base_url", "given", "env", "expected"),
+        ("base_url", "arguments", "env", "expected"),
         [
             (None, {}, {}, (B, "aw_of-b", "b")),
             (None, {}, {"PROFILE": "a"}, (A, "aw_of-a", "a")),
@@ -62,11 +64,11 @@ class TestAccess:
         self,
         home: Path,
         base_url: str | None,
-        given: dict[str, str],
+        arguments: dict[str, str],
         env: dict[str, str],
         expected: tuple[str, str | None, str | None],
     ) -> None:
-        access = access_of(home, base_url, env=env, **given)
+        access = access_of(home, base_url, env=env, **arguments)
         assert (access.base_url, access.api_key, access.profile) == expected
 
     @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ class TestAccess:
         assert access_of(home, A).api_key == "aw_of-a"
 
     @pytest.mark.parametrize(
-        ("given", "normal"),
+        ("url", "normal"),
         [
             (" https://A.Example/ ", A),
             ("https://a.example:443", A),
@@ -97,8 +99,8 @@ class TestAccess:
             ("http://[::1]:7860", "http://[::1]:7860"),
         ],
     )
-    def test_url_is_normalized(self, given: str, normal: str) -> None:
-        assert check_url(given) == normal
+    def test_url_is_normalized(self, url: str, normal: str) -> None:
+        assert check_url(url) == normal
 
     @pytest.mark.parametrize(
         ("url", "is_loopback", "is_private"),

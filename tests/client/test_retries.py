@@ -178,8 +178,8 @@ class TestFaults:
     ) -> None:
         faults.inject(fault, method="POST", times=2)
         faulty.synthesize(TEXT, voice=voice).wait()
-        asked = [seen for seen in faults.seen if seen.method == "POST"]
-        assert (len(asked), len({seen.headers["Idempotency-Key"] for seen in asked})) == (3, 1)
+        posts = [seen for seen in faults.seen if seen.method == "POST"]
+        assert (len(posts), len({seen.headers["Idempotency-Key"] for seen in posts})) == (3, 1)
         assert len(list(direct.jobs.list())) == 1
 
     @pytest.mark.parametrize("fault", [Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.HALF_BODY])
@@ -187,16 +187,16 @@ class TestFaults:
         self, faulty: Client, faults: FaultyServer, direct: Client, fault: Fault
     ) -> None:
         faults.inject(fault, method="POST", times=2)
-        made = faulty.voices.create(READER, name="me")
-        assert [voice.voice_id for voice in direct.voices.list()] == [made.voice_id]
+        created = faulty.voices.create(READER, name="me")
+        assert [voice.voice_id for voice in direct.voices.list()] == [created.voice_id]
 
     def test_retried_import_creates_one_voice(
         self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice
     ) -> None:
         bundle = direct.voices.export(voice)
         faults.inject(Fault.DROP_AFTER, path="/v1/voices/import")
-        made = faulty.voices.import_(bundle)
-        assert [voice.voice_id for voice in direct.voices.list()] == [voice.voice_id, made.voice_id]
+        created = faulty.voices.import_(bundle)
+        assert [voice.voice_id for voice in direct.voices.list()] == [voice.voice_id, created.voice_id]
 
     @pytest.mark.parametrize("status", [500, 502, 503])
     def test_synthesis_refused_by_a_proxy_is_retried(
@@ -283,13 +283,13 @@ class TestHosted:
         with HostedService() as hosted, FaultyServer(hosted.url) as faults:
             client = make_client(faults.url, hosted.api_key)
             faults.inject(Fault.ANSWER, method="POST", status=503)
-            made = client.voices.create(READER, name="me")
-            assert [voice.voice_id for voice in client.voices.list()] == [made.voice_id]
+            created = client.voices.create(READER, name="me")
+            assert [voice.voice_id for voice in client.voices.list()] == [created.voice_id]
 
     def test_lost_response_to_a_deletion_is_success(self, make_client: ClientFactory) -> None:
         with HostedService() as hosted, FaultyServer(hosted.url) as faults:
             client = make_client(faults.url, hosted.api_key)
-            made = client.voices.create(READER, name="me")
+            created = client.voices.create(READER, name="me")
             faults.inject(Fault.DROP_AFTER, method="DELETE")
-            client.voices.delete(made)
+            client.voices.delete(created)
             assert list(client.voices.list()) == []

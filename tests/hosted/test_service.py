@@ -220,12 +220,12 @@ class TestMissingFeatures:
         assert len({speak(user, voices.copy().pop(), "Once.") for _ in range(2)}) == 2
 
     def test_long_polls_formats_and_streams_are_ignored(self, user: httpx.Client, voice_id: str) -> None:
-        ours = {"speed": 2, "seed": 7, "response_format": "mp3", "stream": True, "webhook_url": "http://127.0.0.1/"}
+        options = {"speed": 2, "seed": 7, "response_format": "mp3", "stream": True, "webhook_url": "http://127.0.0.1/"}
         user.headers["Prefer"] = "wait=30"
-        miss = synthesize(user, voice_id, "Plainly.", **ours)
+        miss = synthesize(user, voice_id, "Hello.", **options)
         assert (miss.status_code, miss.json()["status"]) == (202, "pending")
         wait_for_job(user, miss.json()["job_id"])
-        hit = synthesize(user, voice_id, "Plainly.")
+        hit = synthesize(user, voice_id, "Hello.")
         assert (hit.headers["x-cache"], hit.headers["content-type"]) == ("HIT", "audio/wav")
 
     def test_headers_of_our_server_are_missing(self, user: httpx.Client, voice_id: str) -> None:
@@ -234,8 +234,8 @@ class TestMissingFeatures:
             user.get("/v1/voices"),
             user.get(f"/v1/jobs/{UNKNOWN_ID}"),
         ]
-        ours = {"retry-after", "x-request-id", "etag", "link", "ratelimit-limit", "accept-ranges"}
-        assert not [ours & set(response.headers) for response in responses if ours & set(response.headers)]
+        names = {"retry-after", "x-request-id", "etag", "link", "ratelimit-limit", "accept-ranges"}
+        assert not [names & set(response.headers) for response in responses if names & set(response.headers)]
 
     def test_fake_does_not_import_the_package(self) -> None:
         names = []
