@@ -44,7 +44,7 @@ _CODES: Final = {
 """The error codes of responses that have none."""
 _HINTS: Final = {
     "unauthorized": "log in with a valid key: `afterwords login`. AFTERWORDS_API_KEY takes precedence over it.",
-    "admin_required": "set AFTERWORDS_ADMIN_SECRET to the server's admin secret, or ask its administrator.",
+    "admin_required": "set AFTERWORDS_ADMIN_SECRET to the server's admin secret, or ask its operator.",
     "key_replaced": "log in with the new key: `afterwords login`.",
     "voice_not_found": "list voices with `afterwords voices --remote`, or copy one to the server: `afterwords push`.",
     "ambiguous_voice_name": "use the voice's ID, which `afterwords voices --remote --json` lists.",
@@ -52,7 +52,7 @@ _HINTS: Final = {
     "job_not_found": "list the server's jobs with `afterwords jobs list`.",
     "key_not_found": "list the server's keys with `afterwords keys list --remote`.",
     "quota_exceeded": "see with `afterwords usage` when the next period begins, or ask for a higher limit.",
-    "storage_quota_exceeded": "delete a voice, or ask the server's administrator for more storage.",
+    "storage_quota_exceeded": "delete a voice, or ask the operator of the server for more storage.",
 }
 _WORD: Final = re.compile(r"[!-~]{1,80}")
 """What a code, a request ID or a field name looks like; anything else is not printed."""
@@ -131,7 +131,7 @@ def _hint(code: str, response: Response, request_id: str | None) -> str:
     if response.status < 500:
         return "correct the request, then try again."
     about = f", and name the request {request_id}" if request_id else ""
-    return f"try again; if it fails again, ask the server's administrator{about}."
+    return f"try again; if it fails again, ask the operator of the server{about}."
 
 
 def truncated_response(response: Response) -> ConnectionLostError:
