@@ -38,7 +38,7 @@ def test_codes_are_those_of_the_reference_package(encoder: CodecEncoder, name: s
 def test_sound_convolved_in_pieces_gives_the_same_codes(encoder: CodecEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     sound = clip("odd")
     whole = encoder.encode(sound)
-    monkeypatch.setattr(codec_encoder, "PIECE_FRAMES", 1)  # a constant: a clip of minutes would take too long
+    monkeypatch.setattr(codec_encoder, "CHUNK_FRAMES", 1)  # a constant: a clip of minutes would take too long
     assert np.array_equal(encoder.encode(sound), whole)
 
 

@@ -1,7 +1,7 @@
-"""The rows of a batch: everything the talker keeps of the utterances it speaks, in buffers that never move.
+"""The state of a batch: everything the talker keeps of its utterances, in buffers that never move.
 
-A row is taken when an utterance joins and is free when it is done. A frame step reads and writes these buffers alone,
-so a graph captured on a view of the first rows and positions goes on working whatever comes and goes in them.
+A frame step reads and writes only these buffers, so that a graph captured on a view of the first rows and positions
+stays valid while utterances start and end.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ _BATCH_SECOND = ("cache", "predictor_cache")
 
 @dataclass(frozen=True, slots=True)
 class BatchState:
-    """Buffers of n_rows rows; a row that nobody speaks in is done.
+    """Buffers of n_rows rows; a free row is done.
 
     Attributes:
-        index: shape (n_rows,): 0, 1, 2...
-        cache: the talker's, see `Stack.new_cache`.
-        predictor_cache: the code predictor's.
-        hidden: shape (n_rows, hidden): what the talker made of its last position.
-        logits: shape (n_rows, vocab), float32: for the first code of the next frame.
-        logit_sums: shape (n_rows,), float32: of all logits so far; not finite from then on, once one of them is not.
-        trailing: shape (n_rows, n_text + 1): text tokens heard one a frame; the last is always the pad.
-        positions: shape (n_rows,): where the next frame is written; 0 where done.
-        frames: shape (n_rows,): frames spoken.
-        limits: shape (n_rows,): the most frames.
-        done: shape (n_rows,), bool.
-        stopped: shape (n_rows,), bool: done because the talker ended the utterance, and not because of its limit.
-        seen: shape (n_rows, vocab), bool: first codes drawn so far.
-        history: shape (n_rows, n_positions, n_code_groups), int32: the first `frames` are what was spoken.
-        seeds: shape (n_rows,).
-        temperatures: shape (n_rows, n_code_groups, 1), float32.
-        top_ps: shape (n_rows, n_code_groups, 1), float32; infinite where the share is not limited.
-        beyond: shape (n_rows, 2, WIDEST_TOP_K), bool: ranks not drawn from, by the talker and by the predictor.
-        penalties: shape (n_rows, 1), float32.
-        min_frames: shape (n_rows,).
+        index: 0, 1, 2..., shape (n_rows,).
+        cache: Cache of the talker, see `Stack.new_cache`.
+        predictor_cache: Cache of the code predictor.
+        hidden: Hidden state of the last position, shape (n_rows, hidden).
+        logits: Logits of the first code of the next frame, float32 of shape (n_rows, vocab).
+        logit_sums: Sum of all logits so far, float32 of shape (n_rows,); not finite once a logit is not.
+        trailing: Text tokens of the next frames, shape (n_rows, n_text + 1); the last is always the pad.
+        positions: Position of the next frame, shape (n_rows,); 0 if done.
+        frames: Number of frames so far, shape (n_rows,).
+        limits: Maximum number of frames, shape (n_rows,).
+        done: Shape (n_rows,), bool.
+        stopped: Whether the talker ended the utterance, and not its limit, shape (n_rows,), bool.
+        seen: First codes drawn so far, shape (n_rows, vocab), bool.
+        history: Codes of the first `frames` frames, int32 of shape (n_rows, n_positions, n_code_groups).
+        seeds: Shape (n_rows,).
+        temperatures: Shape (n_rows, n_code_groups, 1), float32.
+        top_ps: Shape (n_rows, n_code_groups, 1), float32; infinite if not limited.
+        beyond: Ranks that are not drawn from, by talker and predictor, shape (n_rows, 2, WIDEST_TOP_K), bool.
+        penalties: Shape (n_rows, 1), float32.
+        min_frames: Shape (n_rows,).
     """
 
     index: Tensor
@@ -69,7 +69,7 @@ class BatchState:
     def allocate(
         cls, cache: Tensor, predictor_cache: Tensor, *, hidden: int, vocab: int, n_code_groups: int, n_text: int
     ) -> Self:
-        """Free rows around two empty caches."""
+        """Allocate free rows around two empty caches."""
         n_rows, n_positions, device = cache.shape[1], cache.shape[2], cache.device
 
         def numbers(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -107,14 +107,14 @@ class BatchState:
         return self.cache.shape[2]
 
     def view(self, n_rows: int, n_positions: int) -> Self:
-        """The first rows and positions of the same buffers; rows in it must not stand at later positions."""
+        """Return a view of the first rows and positions; its rows must not be at later positions."""
         views = {field.name: getattr(self, field.name)[:n_rows] for field in fields(self)}
         views["cache"] = self.cache[:, :n_rows, :n_positions]
         views["predictor_cache"] = self.predictor_cache[:, :n_rows]
         return type(self)(**views)
 
     def isolate_row(self, row: int, n_positions: int) -> Self:
-        """One row and its first positions, of the same buffers, as it was before a frame that broke off."""
+        """Return a view of one row and its first positions, as it was before a frame that failed."""
         views = {field.name: getattr(self, field.name)[row : row + 1] for field in fields(self)}
         views["index"] = self.index[:1]
         views["cache"] = self.cache[:, row : row + 1, :n_positions]
@@ -128,15 +128,15 @@ class BatchState:
     def start_row(
         self, row: int, *, n_columns: int, trailing: Tensor, pad: int, limit: int, sampling: Sampling
     ) -> None:
-        """Set a row to the state after its prefill, all but `hidden`, `logits` and the cache.
+        """Set a row to the state after its prefill, except `hidden`, `logits` and the cache.
 
         Args:
-            row: a free one.
-            n_columns: of the prompt.
-            trailing: shape (n,), text tokens heard one a frame.
-            pad: the text token after them.
-            limit: the most frames; fewer are spoken where the cache ends before.
-            sampling: how codes are drawn.
+            row: A free row.
+            n_columns: Columns of the prompt.
+            trailing: Text tokens of the next frames, shape (n,).
+            pad: Text token after them.
+            limit: Maximum number of frames; the size of the cache limits it too.
+            sampling: Sampling parameters.
         """
         self.trailing[row] = pad
         self.trailing[row, : len(trailing)] = trailing.to(self.trailing)
@@ -145,7 +145,8 @@ class BatchState:
         self.frames[row] = 0
         self.limits[row] = min(limit, self.n_positions - n_columns)
         self.seen[row] = False
-        self.seeds[row] = _signed(sampling.seed)
+        seed = sampling.seed & (2**64 - 1)
+        self.seeds[row] = seed - 2**64 if seed >= 2**63 else seed  # as int64
         self.temperatures[row] = sampling.predictor_temperature
         self.temperatures[row, 0] = sampling.temperature
         self.top_ps[row] = _limit(sampling.predictor_top_p)
@@ -160,19 +161,19 @@ class BatchState:
 
     @torch.inference_mode()
     def free_row(self, row: int) -> None:
-        """Free a row before its utterance is over."""
+        """Free a row."""
         self.done[row] = True
         self.positions[row] = 0
 
     @torch.inference_mode()
     def clear_row(self, row: int) -> None:
-        """Forget what a row holds: what is hidden from its next utterance is still multiplied by 0, and may be NaN."""
+        """Zero a row: masked values of its next utterance are still multiplied by 0, and NaN would spread."""
         for number in (self.cache[:, row], self.predictor_cache[:, row], self.hidden[row], self.logits[row]):
             number.zero_()
 
     @torch.inference_mode()
     def move_row(self, source: int, target: int) -> None:
-        """Go on in another row, which is overwritten; the first row is free then."""
+        """Move a row to another one, which is overwritten, and free the first."""
         for field in fields(self):
             if field.name != "index":
                 buffer: Tensor = getattr(self, field.name)
@@ -181,22 +182,16 @@ class BatchState:
         self.free_row(source)
 
     def is_finite(self) -> Tensor:
-        """Whether all that each row was drawn from were numbers, bool of shape (n_rows,)."""
-        heard = self.predictor_cache.sum((0, 2, 3, 4), dtype=torch.float32)  # the talker's own shows in its logits
-        return (self.logit_sums + heard).isfinite()
+        """Return whether all logits of each row were finite, bool of shape (n_rows,)."""
+        total = self.predictor_cache.sum((0, 2, 3, 4), dtype=torch.float32)  # the talker's cache shows in its logits
+        return (self.logit_sums + total).isfinite()
 
     def read_progress(self) -> list[tuple[int, bool, bool]]:
-        """Frames spoken, whether done, whether the talker itself ended it, for each row. Waits for the device."""
+        """Wait for the device, and return `frames`, `done` and `stopped` of each row."""
         state = torch.stack([self.frames, self.done.long(), self.stopped.long()], 1).tolist()
         return [(frames, bool(done), bool(stopped)) for frames, done, stopped in state]
 
 
 def _limit(top_p: float) -> float:
-    """A share that rounding can't reach where all is meant, so that a row draws the same whoever speaks beside it."""
+    """Return a top_p that rounding can't reach if it is 1, so that a row does not depend on the rest of its batch."""
     return top_p if top_p < 1 else torch.inf
-
-
-def _signed(seed: int) -> int:
-    """A seed as int64, of any whole number."""
-    seed &= 2**64 - 1
-    return seed - 2**64 if seed >= 2**63 else seed

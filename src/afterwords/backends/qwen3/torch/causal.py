@@ -1,8 +1,7 @@
-"""Convolutions that look back only, and remember what they looked back at.
+"""Causal convolutions that keep their past inputs, for both halves of the codec.
 
-Given sound piece by piece they answer exactly what they answer to the whole of it. Each keeps the last samples of its
-input in a tensor of a fixed shape, which is updated in place, so that a step over them can be captured in a CUDA graph.
-Both halves of the codec are made of them.
+Audio in chunks gives exactly the output of the whole audio. The past inputs are a tensor of a fixed shape that is
+updated in place, so that a step can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ from torch.nn import functional
 
 
 class CausalConv:
-    """A convolution whose every output depends on inputs up to its own time.
+    """A causal convolution.
 
     Args:
-        weight: shape (outputs, inputs / groups, kernel).
-        bias: shape (outputs,); None for none.
-        dilation: inputs between two taps.
-        stride: inputs between two outputs.
-        groups: as in torch's conv1d.
-        rate: samples of its input in one codec frame; needed where rows of a batch are not of one length.
+        weight: Shape (outputs, inputs / groups, kernel).
+        bias: Shape (outputs,), or None.
+        dilation: Inputs between two taps.
+        stride: Inputs between two outputs.
+        groups: As in torch's conv1d.
+        rate: Input samples per codec frame; needed if the rows of a batch differ in length.
     """
 
     def __init__(
@@ -33,17 +32,17 @@ class CausalConv:
         self.n_past = (weight.shape[-1] - 1) * dilation + 1 - stride
 
     def new_past(self, batch: int) -> Tensor:
-        """What it remembers before the first sample: silence, shape (batch, inputs, n_past)."""
+        """Return the past inputs before the first sample: silence, shape (batch, inputs, n_past)."""
         return self.weight.new_zeros(batch, self.n_inputs, self.n_past)
 
     def __call__(self, x: Tensor, past: Tensor, frames: Tensor | None = None) -> Tensor:
-        """Convolve the next piece.
+        """Convolve the next chunk.
 
         Args:
-            x: shape (batch, inputs, n). Where n is no multiple of the stride, the sound ends here, and silence is
-                thought behind it.
-            past: as `new_past` or as the piece before left it; updated in place.
-            frames: codec frames that count in each row, shape (batch,); what follows them is not remembered.
+            x: Shape (batch, inputs, n). If n is not a multiple of the stride, the audio ends here and silence is
+                appended.
+            past: From `new_past` or the previous chunk; updated in place.
+            frames: Number of valid codec frames in each row, shape (batch,); later ones are not kept.
 
         Returns:
             Shape (batch, outputs, ceil(n / stride)).
@@ -55,13 +54,13 @@ class CausalConv:
 
 
 class CausalUpsampling:
-    """A transposed convolution whose every output depends on inputs up to its own time.
+    """A causal transposed convolution.
 
     Args:
-        weight: shape (inputs, outputs, kernel).
-        bias: shape (outputs,).
-        stride: outputs for each input, at most the kernel.
-        rate: samples of its input in one codec frame.
+        weight: Shape (inputs, outputs, kernel).
+        bias: Shape (outputs,).
+        stride: Outputs per input, at most the kernel.
+        rate: Input samples per codec frame.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, *, stride: int, rate: int = 1) -> None:
@@ -70,27 +69,27 @@ class CausalUpsampling:
         self.n_past = -(-weight.shape[-1] // stride) - 1
 
     def new_past(self, batch: int) -> Tensor:
-        """What it remembers before the first sample: silence, shape (batch, inputs, n_past)."""
+        """Return the past inputs before the first sample: silence, shape (batch, inputs, n_past)."""
         return self.weight.new_zeros(batch, self.weight.shape[0], self.n_past)
 
     def __call__(self, x: Tensor, past: Tensor, frames: Tensor | None = None) -> Tensor:
-        """Upsample the next piece of shape (batch, inputs, n), to (batch, outputs, n * stride). As `CausalConv`."""
+        """Upsample the next chunk of shape (batch, inputs, n) to (batch, outputs, n * stride), as `CausalConv`."""
         joined = remember(past, x, None if frames is None else frames * self.rate)
         spread = functional.conv_transpose1d(joined, self.weight, self.bias, self.stride)
         return spread.narrow(-1, self.n_past * self.stride, x.shape[-1] * self.stride)
 
 
 def remember(past: Tensor, x: Tensor, taken: Tensor | None, *, dim: int = -1) -> Tensor:
-    """Join what is past and what is new, and let the past go on.
+    """Append new inputs to the past ones, and update the past.
 
     Args:
-        past: updated in place: it becomes the last of both that counts, as long as it was.
-        x: of the same shape, but along `dim`.
-        taken: how many of x count in each row, shape (rows,); None for all.
-        dim: the axis of time.
+        past: Past inputs; updated in place to the last valid inputs, of the same length.
+        x: New inputs, of the same shape except along `dim`.
+        taken: Number of valid inputs in each row of x, shape (rows,); None for all.
+        dim: Axis of time.
 
     Returns:
-        Both, x behind the past.
+        The past inputs followed by x.
     """
     size = past.shape[dim]
     if size == 0:

@@ -1,8 +1,8 @@
-"""From codec frames to sound: 16 codes a frame, 80 ms of 24 kHz for each.
+"""The decoder of the codec: from frames of 16 codes to 80 ms of audio each, at 24 kHz.
 
-Lookup, a transformer over a window of frames, and convolutions that make 1920 samples of each frame. None of it looks
-ahead, and what it looks back at is held in a `DecoderState`: speech decoded frame by frame is the speech decoded
-whole. The talker's loop calls `step` for all rows of a batch at once; each row may be at another place of its speech.
+It consists of an embedding lookup, a transformer over a window of frames, and convolutions that make 1920 samples of
+each frame. All of it is causal with its past in a `DecoderState`, so that audio decoded frame by frame equals audio
+decoded at once. The scheduler calls `step` for all rows of a batch, each at its own position.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from afterwords.backends.qwen3.codec_config import CodecConfig, CodecDecoderConfig
 
 PIECE_FRAMES: Final = 25
-"""Frames decoded at once of a whole utterance, 2 s: larger pieces need more memory, and on a CPU take longer."""
+"""Frames of a whole utterance that are decoded at once, 2 s: more need more memory, and more time on a CPU."""
 
-_ENTRANCE_KERNEL: Final = 3  # not stated by the checkpoint. Source: qwen-tts 0.1.1
+_INPUT_KERNEL: Final = 3  # not in the checkpoint's configuration. Source: qwen-tts 0.1.1
 
 
 @dataclass(slots=True, eq=False)
 class DecoderState:
-    """All that the decoder remembers of what it decoded, for each row of a batch. Its tensors keep their places.
+    """State of the decoder for each row of a batch, in tensors that do not move.
 
     Attributes:
-        window: the frames that the transformer looks back at.
-        pasts: the last inputs of each convolution, shape (rows, channels, n_past).
+        window: Window of the transformer.
+        pasts: Past inputs of each convolution, shape (rows, channels, n_past).
     """
 
     window: WindowCache
     pasts: list[Tensor]
 
     def copy_row(self, row: int, other: DecoderState, *, other_row: int = 0) -> None:
-        """Let a row go on from where a row of another state is, for example from a voice's primed one."""
+        """Copy a row of another state, for example of a voice's reference."""
         mine, theirs = self.window, other.window
         mine.n_seen[row] = theirs.n_seen[other_row]
         mine.keys[:, row] = theirs.keys[:, other_row]
@@ -51,7 +51,7 @@ class DecoderState:
             past[row] = known[other_row]
 
     def clear_row(self, row: int) -> None:
-        """Let a row begin anew, with nothing before it: what is hidden is still multiplied by 0, and may be NaN."""
+        """Zero a row: masked values are still multiplied by 0, and NaN would spread."""
         self.window.n_seen[row] = 0
         self.window.keys[:, row] = 0
         self.window.values[:, row] = 0
@@ -63,8 +63,8 @@ class CodecDecoder:
     """The decoder of a codec checkpoint.
 
     Args:
-        config: of the codec.
-        weights: of the codec's file; their device and dtype are the decoder's.
+        config: Configuration of the codec.
+        weights: Tensors of the codec; their device and dtype are the decoder's.
     """
 
     def __init__(self, config: CodecConfig, weights: Weights) -> None:
@@ -73,60 +73,62 @@ class CodecDecoder:
         self.n_codebooks, self.codebook_size = decoder.n_codebooks, decoder.codebook_size
         self._tables = _tables(decoder, weights)
         self._offsets = torch.arange(0, len(self._tables), self.codebook_size, device=self._tables.device)
-        entrance = (decoder.latent, decoder.codebook_dim, _ENTRANCE_KERNEL)
-        self._entrance = CausalConv(*take_affine(weights, "decoder.pre_conv.conv", entrance))
+        shape = (decoder.latent, decoder.codebook_dim, _INPUT_KERNEL)
+        self._input_conv = CausalConv(*take_affine(weights, "decoder.pre_conv.conv", shape))
         self._transformer = WindowTransformer(decoder, weights, "decoder.pre_transformer")
         self._stages = wave_stages(decoder, weights)
         self._layers = [layer for stage in self._stages for layer in stage.layers]
         weights.check_all_taken("decoder.")
         self._receptive_frames = ceil(sum(layer.n_past / layer.rate for layer in self._layers))
 
-    @torch.inference_mode(mode=False)  # or a state made in that mode could not be updated out of it
+    @torch.inference_mode(mode=False)  # otherwise the state could only be updated in that mode
     def new_state(self, rows: int) -> DecoderState:
-        """A state before the first frame, for a batch of that many rows."""
-        pasts = [layer.new_past(rows) for layer in (self._entrance, *self._layers)]
+        """Return the state before the first frame, for a number of rows."""
+        pasts = [layer.new_past(rows) for layer in (self._input_conv, *self._layers)]
         return DecoderState(self._transformer.new_window(rows), pasts)
 
     def step(self, codes: Tensor, state: DecoderState, n_frames: Tensor | None = None) -> Tensor:
         """Decode the next frames of every row.
 
-        Reads nothing back from the device, and for one shape of `codes` does the same operations each time.
+        Nothing is read back from the device, and the operations depend on the shape of `codes` only.
 
         Args:
-            codes: int64 of shape (rows, frames, codebooks); what is no code counts as the nearest one.
-            state: where each row is; updated in place.
-            n_frames: how many of its frames count in each row, int64 of shape (rows,), 0 for a row that waits; the
-                sound of the others is to be thrown away. None where all count.
+            codes: int64 of shape (rows, frames, codebooks); values out of range are clamped.
+            state: State of each row; updated in place.
+            n_frames: Number of valid frames in each row, int64 of shape (rows,), possibly 0; samples of other frames
+                must
+                be discarded. None if all are valid.
 
         Returns:
             Samples of shape (rows, frames * samples_per_frame) in [-1, 1], at `sample_rate`, in the weights' dtype.
         """
         if n_frames is not None:
-            n_frames = n_frames.clamp(0, codes.shape[1])  # beyond it, a GPU would fail for good
-        return self._sound(self._hear(codes, state, n_frames), state, n_frames)
+            n_frames = n_frames.clamp(0, codes.shape[1])  # an index out of range would break the GPU context
+        return self._synthesize(self._embed(codes, state, n_frames), state, n_frames)
 
     def prefill_codec(self, codes: Tensor) -> DecoderState:
-        """Make a state of one row that stands behind these frames, with little of the work of their sound.
+        """Return the state of one row after these frames, without computing most of their samples.
 
-        A cloned voice goes on from its reference: prime with its codes once, then `put` the state into a row for each
-        utterance. Windows upon windows reach back further than one: give all frames.
+        A cloned voice continues its reference: prefill its codes once, and `copy_row` the state for each utterance.
+        Stacked windows reach further back than one window, so all frames are needed.
 
         Args:
             codes: int64 of shape (frames, codebooks).
         """
         state = self.new_state(1)
         if len(codes):
-            latent = self._hear(codes[None], state, None)
-            self._sound(latent[..., -self._receptive_frames :], state, None)
+            latent = self._embed(codes[None], state, None)
+            self._synthesize(latent[..., -self._receptive_frames :], state, None)
         return state
 
     def decode(self, codes: Tensor, state: DecoderState | None = None) -> Tensor:
         """Decode whole utterances.
 
         Args:
-            codes: int64 of shape (rows, frames, codebooks), of one frame or more; any codes may fill up a shorter row,
-                for nothing behind a frame changes its sound.
-            state: where each row is, for example primed; updated in place. None for the beginning.
+            codes: int64 of shape (rows, frames, codebooks), one frame or more; a shorter row may be padded with any
+                codes,
+                since later frames do not change earlier samples.
+            state: State of each row, updated in place; None starts in silence.
 
         Returns:
             Samples of shape (rows, frames * samples_per_frame), as `step`.
@@ -134,15 +136,15 @@ class CodecDecoder:
         state = state or self.new_state(len(codes))
         return torch.cat([self.step(piece, state) for piece in codes.split(PIECE_FRAMES, dim=1)], dim=-1)
 
-    def _hear(self, codes: Tensor, state: DecoderState, n_frames: Tensor | None) -> Tensor:
-        """From codes to the latents of their frames, shape (rows, latent, frames)."""
+    def _embed(self, codes: Tensor, state: DecoderState, n_frames: Tensor | None) -> Tensor:
+        """Return the latents of frames, shape (rows, latent, frames)."""
         places = codes.clamp(0, self.codebook_size - 1) + self._offsets
         found = functional.embedding(places, self._tables).sum(dim=2).transpose(1, 2)
-        stream = self._entrance(found, state.pasts[0], n_frames).transpose(1, 2)
+        stream = self._input_conv(found, state.pasts[0], n_frames).transpose(1, 2)
         return self._transformer(stream, state.window, n_frames).transpose(1, 2)
 
-    def _sound(self, x: Tensor, state: DecoderState, n_frames: Tensor | None) -> Tensor:
-        """From latents to samples, shape (rows, samples)."""
+    def _synthesize(self, x: Tensor, state: DecoderState, n_frames: Tensor | None) -> Tensor:
+        """Return the samples of latents, shape (rows, samples)."""
         pasts = iter(state.pasts[1:])
         for stage in self._stages:
             x = stage(x, pasts, n_frames)
@@ -150,9 +152,9 @@ class CodecDecoder:
 
 
 def _tables(config: CodecDecoderConfig, weights: Weights) -> Tensor:
-    """What each code adds to the latent, shape (codebooks * codebook_size, codebook_dim).
+    """Return the embeddings of all codes, shape (codebooks * codebook_size, codebook_dim).
 
-    The projection behind each group of codebooks is folded in, so that a frame is one lookup and one sum.
+    They include the output projection of each group of codebooks, so that a frame is one lookup and one sum.
     """
     inner, size = config.codebook_dim // 2, config.codebook_size
     tables = []

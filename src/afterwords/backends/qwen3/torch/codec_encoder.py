@@ -1,7 +1,7 @@
-"""From sound to codec frames: the encoder of Mimi, of whose codebooks a frame has the first sixteen.
+"""The encoder of the codec, which is that of Mimi: from audio to frames of the first sixteen codebooks.
 
-Convolutions down to 25 steps a second, a transformer, once more by two, then each codebook quantizes what the ones
-before it left over. `Engine.prepare` makes the codes of a reference with it, once a voice.
+Convolutions down to 25 steps per second, a transformer, a convolution that halves the rate, then residual vector
+quantization. `Engine.prepare` encodes the reference of a voice with it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from afterwords.backends.qwen3.torch.weights import Weights, take_affine, take_c
 if TYPE_CHECKING:
     from afterwords.backends.qwen3.codec_config import CodecConfig, CodecEncoderConfig
 
-PIECE_FRAMES: Final = 25
-"""Frames convolved at once: 2 s. The widest layer needs 12 MB for it."""
+CHUNK_FRAMES: Final = 25
+"""Frames that are convolved at once: 2 s. The widest layer needs 12 MB for it."""
 
 
 class CodecEncoder:
     """The encoder of a codec checkpoint.
 
     Args:
-        config: of the codec.
-        weights: of the codec's file, in float32: in less, other codes come out.
+        config: Configuration of the codec.
+        weights: Tensors of the codec in float32; with lower precision, the codes differ.
     """
 
     def __init__(self, config: CodecConfig, weights: Weights) -> None:
@@ -55,34 +55,32 @@ class CodecEncoder:
         """Encode a recording.
 
         Args:
-            samples: shape (n_samples,), at least one, float32 in [-1, 1], at `sample_rate`.
+            samples: float32 of shape (n_samples,), at least one, in [-1, 1], at `sample_rate`.
 
         Returns:
             Codes, uint16 of shape (ceil(n_samples / samples_per_frame), codebooks).
         """
         sound = torch.from_numpy(samples).to(self._device, self._dtype)[None, None]
         pasts = [layer.new_past(1) for stage in self._stages for layer in stage.layers]
-        pieces = sound.split(PIECE_FRAMES * self.samples_per_frame, dim=-1)
-        steps = torch.cat([self._convolve(piece, pasts) for piece in pieces], dim=-1)
-        latent = self._halve(self._transformer(steps.transpose(1, 2)).transpose(1, 2))
+        chunks = sound.split(CHUNK_FRAMES * self.samples_per_frame, dim=-1)
+        steps = torch.cat([self._convolve(chunk, pasts) for chunk in chunks], dim=-1)
+        latent = self._transformer(steps.transpose(1, 2)).transpose(1, 2)
+        # This convolution repeats its edges, where the others pad with silence.
+        latent = functional.pad(latent, (DOWNSAMPLING, -latent.shape[-1] % DOWNSAMPLING), mode="replicate")
+        latent = functional.conv1d(latent, self._last, stride=DOWNSAMPLING)
         codes = torch.cat([quantizer(latent[0].T) for quantizer in self._quantizers], dim=1)
         return codes.cpu().numpy().astype(np.uint16)
 
     def _convolve(self, x: Tensor, pasts: list[Tensor]) -> Tensor:
-        """The next piece of sound, shape (1, 1, n), as steps of shape (1, hidden, ceil(n / 960))."""
-        left = iter(pasts)
+        """Return the steps of the next chunk of shape (1, 1, n), as shape (1, hidden, ceil(n / 960))."""
+        remaining = iter(pasts)
         for stage in self._stages:
-            x = stage(x, [next(left) for _ in stage.layers])
+            x = stage(x, [next(remaining) for _ in stage.layers])
         return x
-
-    def _halve(self, x: Tensor) -> Tensor:
-        """From steps to frames. Its edges go on as they are, where those of the other convolutions are silent."""
-        x = functional.pad(x, (DOWNSAMPLING, -x.shape[-1] % DOWNSAMPLING), mode="replicate")
-        return functional.conv1d(x, self._last, stride=DOWNSAMPLING)
 
 
 class _Convolution:
-    """A convolution, behind an ELU unless it is the first."""
+    """An ELU, except before the first layer, and a convolution."""
 
     def __init__(self, weights: Weights, place: int, shape: tuple[int, int, int], *, stride: int = 1) -> None:
         kernel = take_affine(weights, f"encoder.encoder.layers.{place}.conv", shape)
@@ -94,20 +92,20 @@ class _Convolution:
 
 
 class _ResidualUnit:
-    """What a narrower path adds to the stream."""
+    """A residual path through fewer channels."""
 
     def __init__(self, weights: Weights, place: int, width: int, inner: int, *, kernel: int, dilation: int) -> None:
         name = f"encoder.encoder.layers.{place}.block"
-        far = take_affine(weights, f"{name}.1.conv", (inner, width, kernel))
-        self.layers = (CausalConv(*far, dilation=dilation),)
-        self._near = take_affine(weights, f"{name}.3.conv", (width, inner, 1))
+        dilated = take_affine(weights, f"{name}.1.conv", (inner, width, kernel))
+        self.layers = (CausalConv(*dilated, dilation=dilation),)
+        self._pointwise = take_affine(weights, f"{name}.3.conv", (width, inner, 1))
 
     def __call__(self, x: Tensor, pasts: list[Tensor]) -> Tensor:
-        return x + functional.conv1d(functional.elu(self.layers[0](functional.elu(x), pasts[0])), *self._near)
+        return x + functional.conv1d(functional.elu(self.layers[0](functional.elu(x), pasts[0])), *self._pointwise)
 
 
 def _stages(config: CodecEncoderConfig, weights: Weights) -> list[_Convolution | _ResidualUnit]:
-    """The convolutions, from (1, 1, samples) to (1, hidden, steps). An ELU counts as a place of its own."""
+    """Return the convolutions, from (1, 1, samples) to (1, hidden, steps). An ELU has a layer number of its own."""
     width = config.n_filters
     stages: list[_Convolution | _ResidualUnit] = [_Convolution(weights, 0, (width, 1, config.kernel))]
     place = 1
@@ -124,7 +122,7 @@ def _stages(config: CodecEncoderConfig, weights: Weights) -> list[_Convolution |
 
 
 class _Quantizer:
-    """Codebooks one behind the other: each says which of its entries is nearest to what is left."""
+    """Residual vector quantization: each codebook gives the entry that is nearest to the residual."""
 
     def __init__(self, config: CodecEncoderConfig, weights: Weights, kind: str, count: int) -> None:
         name = f"encoder.quantizer.{kind}_residual_vector_quantizer"
@@ -134,14 +132,14 @@ class _Quantizer:
             take_codebook(weights, f"{name}.layers.{i}.codebook", "embed_sum", shape).to(weights.dtype)
             for i in range(count)
         ]
-        weights.skip(f"{name}.")  # the projection back, and codebooks beyond those of a frame
+        weights.skip(f"{name}.")  # the output projection, and codebooks that frames do not use
 
     def __call__(self, latent: Tensor) -> Tensor:
-        """Codes of shape (frames, codebooks), int64, for latents of shape (frames, hidden)."""
-        left = functional.linear(latent, self._inward)
+        """Return codes, int64 of shape (frames, codebooks), for latents of shape (frames, hidden)."""
+        residual = functional.linear(latent, self._inward)
         codes = []
         for book in self._books:
-            nearest = torch.cdist(left[None], book[None])[0].argmin(dim=-1)
-            left = left - functional.embedding(nearest, book)
+            nearest = torch.cdist(residual[None], book[None])[0].argmin(dim=-1)
+            residual = residual - functional.embedding(nearest, book)
             codes.append(nearest)
         return torch.stack(codes, dim=1)

@@ -1,7 +1,6 @@
-"""The transformers of the codec: one over a window of frames in its decoder, one over all that came in its encoder.
+"""The transformers of the codec: over a window of frames in its decoder, over all frames in its encoder.
 
-Both turn positions by rotation and scale what each layer adds. The decoder's remembers its window between pieces of
-speech, in tensors of a fixed shape.
+Both use rotary positions and a layer scale. The decoder keeps its window between chunks, in tensors of a fixed shape.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ class Rotation:
 
     @classmethod
     def at(cls, positions: Tensor, *, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
-        """For positions of shape (rows or 1, n); angles are float32, whatever the weights are in."""
+        """Return the rotation at positions of shape (rows or 1, n); angles are float32 for any dtype."""
         share = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
         angle = (positions[..., None].float() * (1.0 / theta**share))[:, :, None]
         return cls(angle.cos().to(dtype), angle.sin().to(dtype))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Turn heads of shape (rows, n, heads, head_dim); the halves of a head are the two axes of its planes."""
+        """Rotate heads of shape (rows, n, heads, head_dim); the halves of a head are the two axes of its planes."""
         left, right = x.chunk(2, dim=-1)
         return torch.cat([left * self.cos - right * self.sin, right * self.cos + left * self.sin], dim=-1)
 
 
 class Attention:
-    """The attention of one layer, up to what it adds to the stream."""
+    """The attention of one layer, with its output projection."""
 
     def __init__(self, config: StackConfig, weights: Weights, name: str) -> None:
         self._heads, self._kv_heads, self._head_dim = config.n_heads, config.n_kv_heads, config.head_dim
@@ -64,14 +63,14 @@ class Attention:
         )
 
     def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of shape (rows, heads, n, head_dim) from a stream of shape (rows, n, hidden)."""
+        """Return queries, keys and values of shape (rows, heads, n, head_dim) for x of shape (rows, n, hidden)."""
         heads = functional.linear(x, self._inward).unflatten(-1, (-1, self._head_dim))
         rotated, values = heads.split([self._heads + self._kv_heads, self._kv_heads], dim=2)
         queries, keys = rotation(rotated).transpose(1, 2).split([self._heads, self._kv_heads], dim=1)
         return queries, keys, values.transpose(1, 2)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """What is added to the stream, shape (rows, n, hidden). Without a mask, all sees what came before it."""
+        """Return the attention output, shape (rows, n, hidden); without a mask it is causal."""
         seen = functional.scaled_dot_product_attention(
             queries,
             keys,
@@ -88,12 +87,12 @@ class Attention:
 
 @dataclass(slots=True, eq=False)
 class WindowCache:
-    """The frames that a window transformer looks back at, in each row of a batch.
+    """Keys and values of the frames in the window, for each row of a batch.
 
     Attributes:
-        n_seen: frames so far, int64 of shape (rows,).
-        keys: of the last ones, shape (layers, rows, heads, window - 1, head_dim).
-        values: likewise.
+        n_seen: Number of frames so far, int64 of shape (rows,).
+        keys: Shape (layers, rows, heads, window - 1, head_dim).
+        values: The same shape.
     """
 
     n_seen: Tensor
@@ -101,7 +100,7 @@ class WindowCache:
     values: Tensor
 
     def mask(self, n: int) -> Tensor:
-        """What each of the next n frames sees of the window and of them, bool of shape (rows, 1, n, window - 1 + n)."""
+        """Return which frames each of the next n frames attends to, bool of shape (rows, 1, n, window - 1 + n)."""
         size = self.keys.shape[-2]
         frame = torch.arange(n, device=self.keys.device)[:, None]
         at = torch.arange(size + n, device=self.keys.device)
@@ -111,7 +110,7 @@ class WindowCache:
 
 
 class WindowTransformer:
-    """The decoder's: RMS norms, SwiGLU; each frame sees itself and those in the window before it."""
+    """The transformer of the decoder: RMS norms, SwiGLU; a frame attends to itself and the window before it."""
 
     def __init__(self, config: CodecDecoderConfig, weights: Weights, name: str) -> None:
         self.window, self.stack = config.window, config.stack
@@ -122,18 +121,18 @@ class WindowTransformer:
         self._exit = take_affine(weights, f"{name}.output_proj", (latent, hidden))
 
     def new_window(self, rows: int) -> WindowCache:
-        """A window with nothing in it."""
+        """Return an empty window."""
         stack = self.stack
         keys = self._norm.new_zeros(stack.n_layers, rows, stack.n_kv_heads, self.window - 1, stack.head_dim)
         return WindowCache(torch.zeros(rows, dtype=torch.int64, device=keys.device), keys, keys.clone())
 
     def __call__(self, x: Tensor, window: WindowCache, n_frames: Tensor | None = None) -> Tensor:
-        """Go on by some frames.
+        """Run the next frames.
 
         Args:
-            x: shape (rows, n, latent).
-            window: updated in place.
-            n_frames: how many of them count in each row, shape (rows,); None for all.
+            x: Shape (rows, n, latent).
+            window: Updated in place.
+            n_frames: Number of valid frames in each row, shape (rows,); None for all.
 
         Returns:
             Shape (rows, n, latent).
@@ -176,10 +175,10 @@ class _WindowLayer:
 
 
 class EncoderTransformer:
-    """The encoder's: layer norms, GELU; each step sees itself and all before it.
+    """The transformer of the encoder: layer norms, GELU; a step attends to itself and all steps before it.
 
-    The checkpoint states a window of 250 steps, which the reference package does not apply: with one, codes differ
-    from 10.2 s on, and the talker was trained on those without.
+    The checkpoint states a window of 250 steps, which the reference package does not apply: with it, codes differ from
+    10.2 s on, and the talker was trained on codes without it.
     """
 
     def __init__(self, config: StackConfig, weights: Weights, name: str) -> None:
@@ -187,7 +186,7 @@ class EncoderTransformer:
         self._layers = [_EncoderLayer(config, weights, f"{name}.layers.{i}") for i in range(config.n_layers)]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Go through a stream of shape (rows, n, hidden), to the same shape."""
+        """Run the layers on x of shape (rows, n, hidden); return the same shape."""
         positions = torch.arange(x.shape[1], device=x.device)[None]
         rotation = Rotation.at(positions, head_dim=self.stack.head_dim, theta=self.stack.rope_theta, dtype=x.dtype)
         for layer in self._layers:
@@ -217,6 +216,6 @@ _NORMS: Final = ("input_layernorm", "post_attention_layernorm")
 
 
 def _take_scaled(weights: Weights, name: str, shape: Shape, scale: str) -> Tensor:
-    """Read a matrix with the layer scale behind it folded in: one operation less."""
+    """Read a matrix and multiply it by its layer scale, which saves an operation."""
     gain = weights.take(scale, shape[:1], dtype=torch.float32)
     return (weights.take(name, shape, dtype=torch.float32) * gain[:, None]).to(weights.dtype)

@@ -1,7 +1,7 @@
-"""From the latent of a frame to its samples: the convolutions of the codec's decoder, stage after stage.
+"""The convolutions of the codec's decoder, from the latent of a frame to its samples.
 
-Nine tenths of the decoder's work is here. A stage takes what its convolutions remember from `pasts`, in the order of
-its `layers`.
+They take nine tenths of the decoder's time. A stage reads the past inputs of its convolutions from `pasts`, in the
+order of its `layers`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WaveLayer = CausalConv | CausalUpsampling
 
 
 class Stage(Protocol):
-    """Some layers of the decoder, from shape (rows, inputs, n) to (rows, outputs, n * upsampling)."""
+    """Layers of the decoder, from shape (rows, inputs, n) to (rows, outputs, n * upsampling)."""
 
     @property
     def layers(self) -> Sequence[WaveLayer]: ...
@@ -39,7 +39,7 @@ class Stage(Protocol):
 
 
 def wave_stages(config: CodecDecoderConfig, weights: Weights) -> list[Stage]:
-    """The stages, from (rows, latent, frames) to (rows, 1, samples)."""
+    """Return the stages, from (rows, latent, frames) to (rows, 1, samples)."""
     rate, width = 1, config.latent
     stages: list[Stage] = []
     for i, ratio in enumerate(config.upsampling_ratios):
@@ -71,7 +71,7 @@ class Snake:
 
 
 class FrameUpsampling:
-    """More frames a second, each seen with six before it (a ConvNeXt block)."""
+    """Upsampling of latent frames with a ConvNeXt block, over a frame and the six before it."""
 
     def __init__(self, weights: Weights, name: str, *, width: int, ratio: int, rate: int) -> None:
         wider = take_affine(weights, f"{name}.0.conv", (width, width, ratio))
@@ -97,7 +97,7 @@ class FrameUpsampling:
 
 
 class InputConv:
-    """From the width of a latent to that of the wave's stages."""
+    """The convolution from the latent width to that of the sample stages."""
 
     def __init__(self, weights: Weights, name: str, *, shape: Shape, rate: int) -> None:
         self.layers = (CausalConv(*take_affine(weights, f"{name}.conv", shape), rate=rate),)
@@ -107,7 +107,7 @@ class InputConv:
 
 
 class WaveUpsampling:
-    """More samples a second and half the channels, then three residual units that look ever further back."""
+    """Upsampling with half the channels, then three residual units with growing dilation."""
 
     def __init__(self, weights: Weights, name: str, *, width: int, ratio: int, rate: int) -> None:
         inner = width // 2
@@ -118,7 +118,7 @@ class WaveUpsampling:
             _ResidualUnit(weights, f"{name}.{i}", width=inner, dilation=dilation, rate=rate * ratio)
             for i, dilation in enumerate(_DILATIONS, 2)
         ]
-        self.layers: tuple[WaveLayer, ...] = (self._wider, *(unit.far for unit in self._units))
+        self.layers: tuple[WaveLayer, ...] = (self._wider, *(unit.dilated for unit in self._units))
 
     def __call__(self, x: Tensor, pasts: Iterator[Tensor], n_frames: Tensor | None) -> Tensor:
         x = self._wider(self._snake(x), next(pasts), n_frames)
@@ -130,17 +130,17 @@ class WaveUpsampling:
 class _ResidualUnit:
     def __init__(self, weights: Weights, name: str, *, width: int, dilation: int, rate: int) -> None:
         self._snakes = [Snake(weights, f"{name}.act{i}", width) for i in (1, 2)]
-        far = take_affine(weights, f"{name}.conv1.conv", (width, width, _KERNEL))
-        self.far = CausalConv(*far, dilation=dilation, rate=rate)
-        self._near = take_affine(weights, f"{name}.conv2.conv", (width, width, 1))
+        dilated = take_affine(weights, f"{name}.conv1.conv", (width, width, _KERNEL))
+        self.dilated = CausalConv(*dilated, dilation=dilation, rate=rate)
+        self._pointwise = take_affine(weights, f"{name}.conv2.conv", (width, width, 1))
 
     def __call__(self, x: Tensor, past: Tensor, n_frames: Tensor | None) -> Tensor:
-        y = self._snakes[1](self.far(self._snakes[0](x), past, n_frames))
-        return x + functional.conv1d(y, *self._near)
+        y = self._snakes[1](self.dilated(self._snakes[0](x), past, n_frames))
+        return x + functional.conv1d(y, *self._pointwise)
 
 
 class OutputConv:
-    """From the last channels to one."""
+    """The convolution from the last channels to one."""
 
     def __init__(self, weights: Weights, name: str, *, place: int, width: int, rate: int) -> None:
         self._snake = Snake(weights, f"{name}.{place}", width)
