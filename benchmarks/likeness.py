@@ -18,7 +18,7 @@ from afterwords.backends.base import Reference
 from afterwords.backends.lite.engine import SENTENCE_PAUSE_S, LiteEngine
 from afterwords.backends.lite.g2p import tokens
 from afterwords.backends.lite.kokoro import SAMPLE_RATE, Kokoro, model_file
-from afterwords.backends.lite.profile import Profile
+from afterwords.backends.lite.profile import LiteProfile
 from afterwords.backends.lite.search import trim
 from afterwords.backends.lite.speaker import embed
 from afterwords.backends.lite.styles import style_space
@@ -73,7 +73,7 @@ def measure() -> list[Row]:
     prompts = {
         name: engine.prepare(Reference(first, rate), fast=name.endswith("fast")) for name in ("lite --fast", "lite")
     }
-    stock = Profile.from_bytes(prompts["lite"]).nearest_stock
+    stock = LiteProfile.from_bytes(prompts["lite"]).nearest_stock
     sentences_by_stock, first_by_stock, second_by_stock = (
         [np.concatenate(_say_stock(name, texts)) for name in STOCK] for texts in (SENTENCES, FIRST_HALF, SECOND_HALF)
     )

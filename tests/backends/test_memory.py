@@ -22,7 +22,7 @@ def test_limit_of_a_container_counts_if_it_is_lower(tmp_path: Path, monkeypatch:
         assert memory.memory_bytes() == expected
 
 
-def test_default_stands_where_the_system_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_memory_size_uses_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sysconf", raising=False)
     assert memory.memory_bytes() == 1 << 40
     assert memory.memory_bytes(default=5) == 5

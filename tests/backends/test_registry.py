@@ -47,7 +47,7 @@ def listed(folder: Path) -> dict[str, dict[str, object]]:
     return {row["backend"]: row for row in json.loads(done.stdout)}
 
 
-def test_a_plug_in_is_offered_with_all_its_backends(tmp_path: Path) -> None:
+def test_plug_in_is_listed_with_all_backends(tmp_path: Path) -> None:
     install(tmp_path, "parrot", GOOD, "parrot:Parrot")
     rows = listed(tmp_path)
     assert rows["parrot-large"]["is_available"]
@@ -58,7 +58,7 @@ def test_a_plug_in_is_offered_with_all_its_backends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "code", ["import nonsense_that_is_nowhere", "class Parrot:\n  def __init__(self): 1/0", "x = 1"]
 )
-def test_a_broken_plug_in_is_listed_with_the_reason_and_hides_no_other(tmp_path: Path, code: str) -> None:
+def test_broken_plug_in_is_listed_with_reason(tmp_path: Path, code: str) -> None:
     install(tmp_path, "parrot", code, "parrot:Parrot")
     rows = listed(tmp_path)
     assert not rows["parrot"]["is_available"]
@@ -87,35 +87,33 @@ class Parrot(ToneEngine):
         ("Unavailable('a', 'b')", "Unavailable('c', 'd', is_foreign=True)", "first"),
     ],
 )
-def test_of_two_engines_for_one_backend_the_fitter_one_is_taken(
-    tmp_path: Path, first: str, second: str, taken: str
-) -> None:
+def test_fitter_of_two_engines_has_the_backend(tmp_path: Path, first: str, second: str, taken: str) -> None:
     for name, state in (("first", first), ("second", second)):
         install(tmp_path, name, KIND.format(name=name, state=state), f"{name}:Parrot")
     assert listed(tmp_path)["parrot"]["engine"] == taken
 
 
-def test_tone_is_offered_only_by_name(tmp_path: Path) -> None:
+def test_tone_is_listed_only_by_name(tmp_path: Path) -> None:
     assert "tone" not in [backend.name for backend in registry.backends(config(tmp_path))]
     assert [backend.name for backend in registry.backends(config(tmp_path, "tone"))] == ["tone"]
 
 
-def test_auto_never_takes_tone_where_another_can_run(tmp_path: Path) -> None:
+def test_auto_prefers_any_other_backend_to_tone(tmp_path: Path) -> None:
     assert registry.choose("auto", lang="en", config=config(tmp_path, "tone", "lite")).name == "lite"
 
 
-def test_a_name_that_is_not_offered_is_refused_with_those_that_are(tmp_path: Path) -> None:
+def test_unknown_backend_error_lists_the_others(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="available: lite", check=has_code("invalid_backend")):
         registry.choose("gpt-9", config=config(tmp_path, "lite"))
 
 
-def test_a_language_that_the_backend_lacks_is_refused_with_one_that_has_it(tmp_path: Path) -> None:
+def test_unsupported_lang_error_names_other_backend(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedLangError) as refused:
         registry.choose("lite", lang="de", config=config(tmp_path, "lite", "tone"))
     assert "tone" in refused.value.hint
 
 
-def test_fix_for_a_language_names_no_backend_that_cannot_run_here(tmp_path: Path) -> None:
+def test_lang_hint_names_only_available_backends(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedLangError) as refused:
         registry.choose("auto", lang="fr", config=config(tmp_path, "lite", "qwen3-1.7b"))
     assert "--backend" not in refused.value.hint
@@ -123,18 +121,18 @@ def test_fix_for_a_language_names_no_backend_that_cannot_run_here(tmp_path: Path
     assert "`afterwords backends`" in refused.value.hint
 
 
-def test_missing_packages_are_listed_in_one_sentence() -> None:
+def test_missing_packages_are_in_one_sentence() -> None:
     state = not_installed(["torch", "safetensors", "mlx_audio"], extra="mlx")
     assert state == Unavailable("torch, safetensors and mlx-audio are not installed", pip_install("mlx"))
     assert not_installed(["torch"], extra="cuda").reason == "torch is not installed"
 
 
-def test_no_engine_at_all_says_what_to_install(tmp_path: Path) -> None:
+def test_missing_engines_error_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(BackendUnavailableError) as refused:
         registry.choose("auto", config=config(tmp_path, "nothing-of-the-kind"))
     assert pip_install("lite") in refused.value.hint
 
 
-def test_an_engine_is_made_once_a_process(tmp_path: Path) -> None:
+def test_engine_is_created_once_per_process(tmp_path: Path) -> None:
     first, second = (registry.choose("tone", config=config(tmp_path, "tone")) for _ in range(2))
     assert registry.engine_for(first) is registry.engine_for(second)

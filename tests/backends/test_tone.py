@@ -27,21 +27,21 @@ class TestTone(EngineContract):
         return ToneEngine()
 
     @pytest.mark.parametrize("text", ["a", "exactly twenty chars", "x" * 500])
-    def test_length_is_sixty_milliseconds_a_character(self, text: str) -> None:
+    def test_duration_is_60_ms_per_character(self, text: str) -> None:
         samples = self.speak(ToneEngine(), task(text))
         assert len(samples) == round(SECONDS_PER_CHARACTER * len(text) * SAMPLE_RATE)
 
-    def test_other_words_make_another_tone(self) -> None:
+    def test_other_words_give_another_tone(self) -> None:
         one, other = (self.speak(ToneEngine(), task(text)) for text in ("this text", "that text"))
         assert np.abs(one - other).max() > 0.1
 
 
-def test_a_fault_word_is_only_a_word_outside_testing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_words_need_testing_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AFTERWORDS_TESTING", raising=False)
     assert len(list(ToneEngine().synthesize(task("please fault-fail here")))) > 1
 
 
-def test_a_fault_word_fails_after_the_first_chunk_when_testing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_word_fails_after_the_first_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERWORDS_TESTING", "1")
     chunks = ToneEngine().synthesize(task("please fault-fail here"))
     assert next(chunks).samples.any()
@@ -50,14 +50,14 @@ def test_a_fault_word_fails_after_the_first_chunk_when_testing(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("word", "error"), [("fault-error", ValueError), ("fault-memory", MemoryError)])
-def test_foreign_faults_come_as_they_are(word: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_faults_pass_unchanged(word: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERWORDS_TESTING", "1")
     with pytest.raises(error):
         list(ToneEngine().synthesize(task(f"please {word} here")))
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this platform")
-def test_the_crash_word_kills_the_process() -> None:
+def test_crash_word_kills_the_process() -> None:
     code = (
         "from afterwords.backends.tone import ToneEngine; from afterwords.models import SpeechTask;"
         "list(ToneEngine().synthesize(SpeechTask(text='now fault-crash', lang='en', backend='tone', voice_id='t',"

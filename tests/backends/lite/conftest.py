@@ -1,4 +1,4 @@
-"""The real network, and one fast enrolment of the reader, made once and shared by all tests and their processes."""
+"""The real network, and one fast enrollment of the reader, shared by all tests and their processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.conftest import READER
 
 @dataclass(frozen=True)
 class Enrolment:
-    """The prompt of the reader's first half, and the fractions that were reported while it was made."""
+    """Return the prompt of the first half of the reader, and the reported progress."""
 
     prompt: bytes
     fractions: list[float]
@@ -37,13 +37,13 @@ def first_half(reader: Audio) -> Reference:
 
 @pytest.fixture(scope="session")
 def second_half(reader: Audio) -> Reference:
-    """What the enrolled voice never heard."""
+    """A text that enrollment did not use."""
     return Reference(reader.samples[len(reader.samples) // 2 :], reader.sample_rate)
 
 
 @pytest.fixture(scope="session")
 def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home for the session; test processes that run side by side have it in common."""
+    """Return a home folder for the session, shared by parallel test processes."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "lite"
     folder.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ def enrolment(shared_home: Path, model: Path, first_half: Reference) -> Enrolmen
 
 @pytest.fixture(autouse=True)
 def home(home: Path, model: Path) -> Path:
-    """A home of the test's own, with the network in it: to make it anew each time would take longer than most tests."""
+    """Return a home folder of the test with the assembled network, which takes long to assemble."""
     home.mkdir()
     (home / "models").symlink_to(model.parent)
     return home

@@ -1,4 +1,4 @@
-"""`afterwords bench` with the engine `lite`, whose voice was prepared before."""
+"""`afterwords bench` with the engine `lite` and a prepared voice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shipped data: whole, as listed, noticed when changed, and made from generated voices alone."""
+"""The data files: hashes, damage, and contents from generated voices only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HASHES: dict[str, str] = json.loads((FOLDER / "hashes.json").read_text("utf-8"))
 
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The shipped files in a place where they may be damaged."""
+    """Copy the data files to a folder where a test may damage them."""
     for path in FOLDER.iterdir():
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -33,18 +33,18 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     data._hashes.cache_clear()
 
 
-def test_every_data_file_is_listed_and_every_listed_file_is_there() -> None:
+def test_data_files_and_hash_list_agree() -> None:
     shipped = {path.name for path in FOLDER.iterdir() if path.suffix in {".json", ".xz", ".npz", ".bin"}}
     assert shipped - {"hashes.json"} == set(HASHES)
 
 
 @pytest.mark.parametrize("name", sorted(HASHES))
-def test_a_file_has_the_hash_it_is_listed_with(name: str) -> None:
+def test_data_file_has_its_listed_hash(name: str) -> None:
     assert hashlib.sha256(read_data(name)).hexdigest() == HASHES[name]
 
 
 @pytest.mark.parametrize("name", sorted(HASHES))
-def test_one_changed_byte_is_noticed(name: str, copied: Path) -> None:
+def test_changed_byte_is_detected(name: str, copied: Path) -> None:
     content = bytearray((copied / name).read_bytes())
     content[len(content) // 3] ^= 1
     (copied / name).write_bytes(content)
@@ -53,25 +53,25 @@ def test_one_changed_byte_is_noticed(name: str, copied: Path) -> None:
     assert "pip install" in caught.value.hint
 
 
-def test_a_missing_file_is_named(copied: Path) -> None:
+def test_missing_file_error_names_it(copied: Path) -> None:
     (copied / "table.npz").unlink()
     with pytest.raises(ModelError, match=r"table\.npz is missing"):
         read_data("table.npz")
 
 
-def test_a_file_that_is_not_listed_is_not_read(copied: Path) -> None:
+def test_unlisted_file_is_not_read(copied: Path) -> None:
     (copied / "more.bin").write_bytes(b"more")
     with pytest.raises(ModelError):
         read_data("more.bin")
 
 
-def test_the_table_begins_with_the_stock_voices_and_holds_points_of_their_space() -> None:
+def test_table_starts_with_the_stock_voices() -> None:
     table, space = voice_table(), style_space()
     np.testing.assert_allclose(table.points[:54], space.coordinates, atol=2e-3)  # kept as half floats
     assert np.abs(table.points[54:]).max() <= LIMIT + 2e-3
 
 
-def test_the_table_has_for_each_voice_what_was_heard() -> None:
+def test_table_has_measurements_of_each_voice() -> None:
     table = voice_table()
     count = len(table.points)
     assert count >= 500

@@ -1,4 +1,4 @@
-"""Text as phonemes: real dictionaries, and texts that no dictionary knows."""
+"""Phonemes of real dictionaries and of unknown words."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def phonemes(text: str) -> str:
     return "".join(letters[number] for number in written(text))
 
 
-def test_words_become_the_phonemes_of_the_dictionary() -> None:
+def test_words_get_dictionary_phonemes() -> None:
     assert phonemes("Hello world.") == "həlˈO wˈɜɹld."
 
 
@@ -46,9 +46,9 @@ def test_words_become_the_phonemes_of_the_dictionary() -> None:
         ("café", "cafe"),
     ],
 )
-def test_numbers_and_abbreviations_sound_like_the_words_they_stand_for(text: str, words: str) -> None:
+def test_numbers_and_abbreviations_sound_like_words(text: str, words: str) -> None:
     def consonants(text: str) -> str:
-        """Stress and unstressed vowels differ between a number and its words; the frame of consonants does not."""
+        """Compare consonants: stress and unstressed vowels differ between a number and its words."""
         return "".join(symbol for symbol in phonemes(text) if symbol in "bdfhjklmnpstvwzðŋɡɹʃʒʤʧθ")
 
     assert consonants(text) == consonants(words)
@@ -56,25 +56,25 @@ def test_numbers_and_abbreviations_sound_like_the_words_they_stand_for(text: str
 
 
 @pytest.mark.parametrize("word", ["Zyxographic", "kubectl", "qzxvbtr", "Afterwordsish", "x" * 300])
-def test_unknown_words_have_a_pronunciation_too(word: str) -> None:
+def test_unknown_words_have_a_pronunciation(word: str) -> None:
     assert has_sound(tokens(word))
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n", "🙂", "👨‍👩‍👧", "你好", "привет", "مرحبا", "\u200b", "…", "?!", "🙂!"])
-def test_what_is_not_english_has_no_sound(text: str) -> None:
+def test_other_scripts_have_no_sound(text: str) -> None:
     assert not has_sound(written(text))
 
 
 @pytest.mark.parametrize(
     "text", ["9" * 19, "$" + "9" * 30, "1234567890123456789th", "99999999999999999999.5", "1" * 400]
 )
-def test_numbers_beyond_all_names_are_read_digit_by_digit(text: str) -> None:
+def test_huge_numbers_are_read_digit_by_digit(text: str) -> None:
     assert len(written(text)) > 3 * sum(character.isdigit() for character in text)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.one_of(st.text(max_size=40), st.text("0123456789.,:-–/$€%°'’ abAM½²", max_size=25)))
-def test_no_text_is_too_strange(text: str) -> None:
+def test_any_text_gives_tokens(text: str) -> None:
     assert all(number in SYMBOLS.values() for number in written(text))
 
 
@@ -85,7 +85,7 @@ def test_no_number_is_silent(number: int) -> None:
     assert has_sound(written(f"{number:,}"))
 
 
-def test_two_threads_may_ask_for_the_dictionaries_at_once() -> None:
+def test_two_threads_may_load_the_dictionaries() -> None:
     with ThreadPoolExecutor(2) as threads:
         loaded = [threads.submit(load_dictionaries) for _ in range(2)]
         one, other = threads.map(tokens, ["A red fox."] * 2)
@@ -96,13 +96,13 @@ def test_two_threads_may_ask_for_the_dictionaries_at_once() -> None:
 # -- lines ---------------------------------------------------------------------------------------------------
 
 
-def test_what_fits_is_one_line() -> None:
+def test_short_text_is_one_line() -> None:
     ids = tokens("A red fox.")
     assert list(lines(ids)) == [ids]
     assert list(lines([])) == []
 
 
-def test_an_overlong_text_is_cut_at_spaces_and_nothing_is_lost() -> None:
+def test_long_text_is_split_at_spaces_without_loss() -> None:
     ids = tokens("seven " * 120)
     cut = list(lines(ids))
     assert len(ids) > MAX_TOKENS
@@ -111,5 +111,5 @@ def test_an_overlong_text_is_cut_at_spaces_and_nothing_is_lost() -> None:
     assert all(line[0] == SYMBOLS[" "] for line in cut[1:])
 
 
-def test_a_word_longer_than_a_line_is_cut_within() -> None:
+def test_word_longer_than_a_line_is_split() -> None:
     assert [len(line) for line in lines([50] * (2 * MAX_LINE + 1))] == [MAX_LINE, MAX_LINE, 1]

@@ -1,4 +1,4 @@
-"""The network: its pitch control, and the file it lives in when that is damaged, raced for, or has no room."""
+"""The network: pitch control; its file when damaged, assembled concurrently, or without disk space."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from afterwords.backends.lite.kokoro import (
     PITCHED_SHA256,
     SAMPLE_RATE,
     Kokoro,
+    KokoroOutput,
     PitchTarget,
-    Utterance,
     add_pitch_control,
     model_file,
     pitch_stats,
@@ -36,17 +36,17 @@ IDS = tokens("The boy was there when the sun rose early.")
 MAKE = "import sys; from pathlib import Path; from afterwords.backends.lite.kokoro import model_file;"
 
 
-def say(kokoro: Kokoro, pitch: PitchTarget | None = None) -> Utterance:
+def say(kokoro: Kokoro, pitch: PitchTarget | None = None) -> KokoroOutput:
     space = style_space()
     return kokoro.speak(IDS, space.voices[space.names.index("am_michael")][len(IDS) - 1], pitch)
 
 
-def heard(utterance: Utterance) -> Pitch:
+def pitch_of(utterance: KokoroOutput) -> Pitch:
     return measure_pitch(utterance.samples, SAMPLE_RATE)
 
 
 @pytest.fixture(scope="module")
-def high(kokoro: Kokoro) -> Utterance:
+def high(kokoro: Kokoro) -> KokoroOutput:
     return say(kokoro, PitchTarget(150))
 
 
@@ -64,33 +64,33 @@ def flip_a_byte(path: Path) -> None:
 # -- pitch ---------------------------------------------------------------------------------------------------
 
 
-def test_the_pitch_that_is_asked_for_is_heard(kokoro: Kokoro, high: Utterance) -> None:
-    low = heard(say(kokoro, PitchTarget(100)))
-    assert heard(high).median_hz / low.median_hz == pytest.approx(1.5, rel=0.08)
+def test_output_has_the_requested_pitch(kokoro: Kokoro, high: KokoroOutput) -> None:
+    low = pitch_of(say(kokoro, PitchTarget(100)))
+    assert pitch_of(high).median_hz / low.median_hz == pytest.approx(1.5, rel=0.08)
     assert low.median_hz == pytest.approx(100, rel=0.12)
 
 
-def test_the_range_of_the_pitch_follows_its_factor(kokoro: Kokoro, high: Utterance) -> None:
+def test_pitch_range_follows_its_factor(kokoro: Kokoro, high: KokoroOutput) -> None:
     flat = say(kokoro, PitchTarget(150, range_scale=0.3))
-    assert heard(flat).spread_st < 0.6 * heard(high).spread_st
-    assert heard(flat).median_hz == pytest.approx(150, rel=0.12)
+    assert pitch_of(flat).spread_st < 0.6 * pitch_of(high).spread_st
+    assert pitch_of(flat).median_hz == pytest.approx(150, rel=0.12)
 
 
-def test_the_raw_pitch_is_the_network_s_own_whatever_is_asked_for(kokoro: Kokoro, high: Utterance) -> None:
+def test_raw_pitch_ignores_the_request(kokoro: Kokoro, high: KokoroOutput) -> None:
     free = say(kokoro)
     np.testing.assert_array_equal(free.raw_pitch, high.raw_pitch)
-    assert pitch_stats(free.raw_pitch)[0] == pytest.approx(heard(free).median_hz, rel=0.1)
+    assert pitch_stats(free.raw_pitch)[0] == pytest.approx(pitch_of(free).median_hz, rel=0.1)
 
 
-def test_a_given_source_keeps_the_distance_between_utterances(kokoro: Kokoro, high: Utterance) -> None:
+def test_given_source_keeps_distance_between_utterances(kokoro: Kokoro, high: KokoroOutput) -> None:
     own_hz, _ = pitch_stats(high.raw_pitch)
     at_source = say(kokoro, PitchTarget(150, source_hz=own_hz))
     below_source = say(kokoro, PitchTarget(150, source_hz=own_hz * 1.25))
-    assert heard(at_source).median_hz == pytest.approx(heard(high).median_hz, rel=0.02)
-    assert heard(high).median_hz / heard(below_source).median_hz == pytest.approx(1.25, rel=0.08)
+    assert pitch_of(at_source).median_hz == pytest.approx(pitch_of(high).median_hz, rel=0.02)
+    assert pitch_of(high).median_hz / pitch_of(below_source).median_hz == pytest.approx(1.25, rel=0.08)
 
 
-def test_pitch_statistics_leave_out_what_is_not_voiced() -> None:
+def test_pitch_statistics_skip_unvoiced_frames() -> None:
     median_hz, spread_st = pitch_stats(np.array([0, 100, 200, 0, 12], np.float32))
     assert median_hz == pytest.approx(np.sqrt(100 * 200))
     assert spread_st == pytest.approx(6.0, rel=1e-4)
@@ -101,25 +101,25 @@ def test_pitch_statistics_leave_out_what_is_not_voiced() -> None:
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, lambda path: path.write_bytes(b""), Path.unlink])
-def test_a_damaged_model_file_is_noticed_and_made_again(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+def test_damaged_model_file_is_assembled_again(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     damage(model_file(tmp_path))
     assert hashlib.sha256(model_file(tmp_path).read_bytes()).hexdigest() == PITCHED_SHA256
 
 
-def test_a_whole_export_in_place_of_the_packages_makes_the_same_file(tmp_path: Path) -> None:
+def test_joined_export_gives_the_same_file(tmp_path: Path) -> None:
     override = tmp_path / "kokoro.onnx"
     override.write_bytes(packaged_graph())
     assert hashlib.sha256(model_file(tmp_path, override).read_bytes()).hexdigest() == PITCHED_SHA256
 
 
-def test_making_the_model_file_is_told_and_finding_it_is_not(tmp_path: Path) -> None:
-    told: list[str] = []
+def test_only_assembling_the_file_reports_progress(tmp_path: Path) -> None:
+    steps: list[str] = []
     for _ in range(2):
-        model_file(tmp_path, progress=lambda _, step: told.append(step))
-    assert told == ["making the model file"]
+        model_file(tmp_path, progress=lambda _, step: steps.append(step))
+    assert steps == ["assembling the model file"]
 
 
-def test_a_damaged_export_is_refused_and_leaves_no_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_export_is_refused_without_a_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     override = home / "kokoro.onnx"
     override.write_bytes(packaged_graph())
     flip_a_byte(override)
@@ -131,9 +131,7 @@ def test_a_damaged_export_is_refused_and_leaves_no_file(home: Path, monkeypatch:
     assert not list((home / "models").glob("*.onnx*"))
 
 
-def test_an_export_that_is_not_there_is_named(
-    home: Path, monkeypatch: pytest.MonkeyPatch, enrolment: Enrolment
-) -> None:
+def test_missing_export_error_names_it(home: Path, monkeypatch: pytest.MonkeyPatch, enrolment: Enrolment) -> None:
     monkeypatch.setenv("AFTERWORDS_KOKORO_ONNX", "/nowhere/kokoro.onnx")
     (home / "models").unlink()
     task = SpeechTask(text="Hello.", lang="en", backend="lite", voice_id="1", prompt=enrolment.prompt)
@@ -141,12 +139,12 @@ def test_an_export_that_is_not_there_is_named(
         list(LiteEngine().synthesize(task))
 
 
-def test_a_graph_without_that_pitch_curve_is_refused() -> None:
+def test_graph_without_pitch_curve_is_refused() -> None:
     with pytest.raises(ModelError, match="no pitch curve"):
         add_pitch_control(b"some other graph")
 
 
-def test_two_processes_that_make_the_model_at_once_both_get_it(tmp_path: Path) -> None:
+def test_two_processes_assemble_the_model_once(tmp_path: Path) -> None:
     code = f"{MAKE} print(model_file(Path({str(tmp_path)!r})))"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     paths = [process.communicate(timeout=60)[0].strip() for process in both]
@@ -157,7 +155,7 @@ def test_two_processes_that_make_the_model_at_once_both_get_it(tmp_path: Path) -
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
-def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+def test_full_disk_error_leaves_no_file(tmp_path: Path) -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000));"
         f"{MAKE} model_file(Path({str(tmp_path)!r}))"

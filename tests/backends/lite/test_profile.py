@@ -1,4 +1,4 @@
-"""The profile as bytes: what comes back, and what is refused."""
+"""The profile as bytes: round trip and validation."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from afterwords.backends.lite.kokoro import PitchTarget
-from afterwords.backends.lite.profile import Profile
+from afterwords.backends.lite.profile import LiteProfile
 from afterwords.backends.lite.shaping import CepstralMap
 from afterwords.backends.lite.styles import style_space
 
 STATS = np.linspace(-3, 3, 48, dtype=np.float32).reshape(4, 12)
-PROFILE = Profile(
+PROFILE = LiteProfile(
     style=style_space().voices[3],
     pitch=PitchTarget(118.5, 131.25, 0.9),
-    equaliser_db=np.linspace(-8, 8, 513, dtype=np.float32),
+    equalizer_db=np.linspace(-8, 8, 513, dtype=np.float32),
     cepstra=CepstralMap(*STATS),
     gain=1.25,
     similarity=0.8123,
@@ -30,14 +30,14 @@ PROFILE = Profile(
 
 
 class Evil:
-    """Would tell if it were unpickled."""
+    """Record whether it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (pytest.fail, ("a pickle was run",))
 
 
 def changed(**entries: Any) -> bytes:
-    """The profile with other entries; "facts" are merged into its own, and None takes one out."""
+    """Return the profile with changed entries; "facts" are merged, and None removes an entry."""
     with np.load(io.BytesIO(PROFILE.to_bytes())) as stored:
         arrays = {name: stored[name] for name in stored.files}
     facts = json.loads(arrays["facts"].tobytes()) | entries.pop("facts", {})
@@ -49,7 +49,7 @@ def changed(**entries: Any) -> bytes:
 
 
 def bomb(style: np.ndarray[Any, Any], *, shape: str | None = None) -> bytes:
-    """A small profile whose style unpacks to much more, or says that it has another shape."""
+    """Return a small profile whose style unpacks to much more or declares another shape."""
     entry = io.BytesIO()
     np.save(entry, style)
     content = entry.getvalue()
@@ -66,20 +66,20 @@ def bomb(style: np.ndarray[Any, Any], *, shape: str | None = None) -> bytes:
     return out.getvalue()
 
 
-def test_a_profile_comes_back_as_it_was() -> None:
-    back = Profile.from_bytes(PROFILE.to_bytes())
+def test_profile_round_trips() -> None:
+    back = LiteProfile.from_bytes(PROFILE.to_bytes())
     assert (back.pitch, back.gain, back.nearest_stock) == (PROFILE.pitch, PROFILE.gain, PROFILE.nearest_stock)
     assert (back.similarity, back.baseline) == (PROFILE.similarity, PROFILE.baseline)
     np.testing.assert_allclose(back.style, PROFILE.style, atol=2e-3)
-    np.testing.assert_allclose(back.equaliser_db, PROFILE.equaliser_db, atol=4e-3)
+    np.testing.assert_allclose(back.equalizer_db, PROFILE.equalizer_db, atol=4e-3)
     np.testing.assert_array_equal(back.cepstra.speaker_std, STATS[3])
 
 
-def test_a_pitch_without_a_source_comes_back_without_one() -> None:
-    assert Profile.from_bytes(changed(facts={"pitch": [100.0, None, 1.0]})).pitch == PitchTarget(100.0)
+def test_pitch_without_source_round_trips() -> None:
+    assert LiteProfile.from_bytes(changed(facts={"pitch": [100.0, None, 1.0]})).pitch == PitchTarget(100.0)
 
 
-def test_it_is_small_enough_to_travel_with_a_voice() -> None:
+def test_profile_fits_into_a_bundle() -> None:
     assert len(PROFILE.to_bytes()) < 400_000
 
 
@@ -101,14 +101,14 @@ def test_it_is_small_enough_to_travel_with_a_voice() -> None:
         *("a bomb", "an array that says it is huge", "no numbers"),
     ],
 )
-def test_foreign_bytes_are_refused(content: bytes) -> None:
+def test_other_bytes_are_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match="not a profile"):
-        Profile.from_bytes(content)
+        LiteProfile.from_bytes(content)
 
 
-def test_an_older_version_is_named() -> None:
+def test_older_version_is_named() -> None:
     with pytest.raises(ValueError, match="version 0, not 1"):
-        Profile.from_bytes(changed(facts={"version": "0"}))
+        LiteProfile.from_bytes(changed(facts={"version": "0"}))
 
 
 @pytest.mark.parametrize(
@@ -134,6 +134,6 @@ def test_an_older_version_is_named() -> None:
         "not a number",
     ],
 )
-def test_a_profile_with_something_amiss_is_refused(content: bytes) -> None:
+def test_damaged_profile_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match="damaged"):
-        Profile.from_bytes(content)
+        LiteProfile.from_bytes(content)

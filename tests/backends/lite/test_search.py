@@ -1,4 +1,4 @@
-"""The search: its parts on functions that are known, and the whole in a world whose best voice is known."""
+"""The search: its parts on known functions, and the whole with a known best voice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from afterwords.backends.lite.search import (
     PROPOSALS,
     ROUNDS,
-    Heard,
+    Evaluation,
     Journal,
     Ridge,
     Surrogate,
@@ -30,21 +30,21 @@ TABLE = voice_table()
 
 
 class World:
-    """What every point of the style space sounds like, as a smooth function; and a speaker who lives at `home`."""
+    """A smooth function from points to voices, and a speaker at the point `home`."""
 
     def __init__(self) -> None:
         values = np.concatenate([TABLE.embeddings, TABLE.log_pitch[:, None]], axis=1)
         self._sound = Ridge(TABLE.points, values, penalty=0.05)
         self.home = np.clip(0.5 * (TABLE.points[20] + TABLE.points[40]), -LIMIT, LIMIT)
-        heard = self.hear(self.home)
-        self.target = Target(heard.embedding, heard.log_pitch)
+        evaluation = self.evaluate(self.home)
+        self.target = Target(evaluation.embedding, evaluation.log_pitch)
 
-    def hear(self, point: Array) -> Heard:
+    def evaluate(self, point: Array) -> Evaluation:
         sound = self._sound(point[None])[0]
-        return Heard((sound[:-1] / np.linalg.norm(sound[:-1])).astype(np.float32), float(sound[-1]))
+        return Evaluation((sound[:-1] / np.linalg.norm(sound[:-1])).astype(np.float32), float(sound[-1]))
 
     def similarity(self, point: Array) -> float:
-        return float(self.hear(point).embedding @ self.target.embedding)
+        return float(self.evaluate(point).embedding @ self.target.embedding)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def world() -> World:
 # -- the evolution strategy ----------------------------------------------------------------------------------
 
 
-def test_evolution_climbs_a_quadratic_to_its_top() -> None:
+def test_evolution_finds_the_maximum_of_a_quadratic() -> None:
     top = np.array([0.5, -1.0, 1.5, 0.0, 0.8])
     found = evolve(
         lambda points: -squared_distances(points, top[None])[:, 0],
@@ -66,7 +66,7 @@ def test_evolution_climbs_a_quadratic_to_its_top() -> None:
     np.testing.assert_allclose(found, top, atol=0.02)
 
 
-def test_evolution_gains_ground_in_the_few_steps_and_many_dimensions_of_a_search() -> None:
+def test_evolution_improves_in_few_steps() -> None:
     top = np.random.default_rng(3).normal(0, 1, SIZE)
     found = evolve(
         lambda points: -squared_distances(points, top[None])[:, 0], np.zeros(SIZE), random=np.random.default_rng(0)
@@ -74,14 +74,14 @@ def test_evolution_gains_ground_in_the_few_steps_and_many_dimensions_of_a_search
     assert np.linalg.norm(found - top) < 0.8 * np.linalg.norm(top)
 
 
-def test_evolution_stays_within_the_style_space() -> None:
+def test_evolution_stays_in_the_style_space() -> None:
     found = evolve(
         lambda points: points.sum(axis=1), np.full(4, 2.5), random=np.random.default_rng(0), iterations=60, step=1.0
     )
     np.testing.assert_array_equal(found, np.full(4, LIMIT))
 
 
-def test_the_same_seed_climbs_the_same_way() -> None:
+def test_equal_seeds_evolve_equally() -> None:
     one, other, third = (
         evolve(lambda points: -np.abs(points).sum(axis=1), np.ones(6), random=np.random.default_rng(seed))
         for seed in (4, 4, 5)
@@ -104,14 +104,14 @@ def test_ridge_regression_interpolates_a_smooth_function() -> None:
     np.testing.assert_allclose(predicted, smooth(unseen), atol=0.02)
 
 
-def test_a_greater_penalty_keeps_nearer_to_the_mean() -> None:
+def test_larger_penalty_stays_closer_to_the_mean() -> None:
     points = np.random.default_rng(0).normal(0, 1, (40, 3))
     stiff, loose = (np.std(Ridge(points, points[:, :1], penalty=p)(points)) for p in (100.0, 0.01))
     assert stiff < 0.3 * loose
 
 
 @pytest.mark.parametrize("semitones", [-8, 8])
-def test_a_pitch_far_off_costs_worth_and_one_nearby_does_not(world: World, semitones: int) -> None:
+def test_only_a_distant_pitch_costs_worth(world: World, semitones: int) -> None:
     surrogate = Surrogate(TABLE, world.target)
     points, similarity = TABLE.points[:1], np.array([0.7])
 
@@ -124,7 +124,7 @@ def test_a_pitch_far_off_costs_worth_and_one_nearby_does_not(world: World, semit
     assert worth(0) - worth(semitones) == pytest.approx(0.01 * (8 - 3))
 
 
-def test_a_poor_quality_and_an_extreme_voice_cost_worth(world: World) -> None:
+def test_low_quality_and_extreme_points_cost_worth(world: World) -> None:
     surrogate = Surrogate(TABLE, world.target)
     poor, good = TABLE.points[[TABLE.quality.argmin()]], TABLE.points[[TABLE.quality.argmax()]]
     extreme = 12 * good / np.linalg.norm(good)
@@ -135,16 +135,16 @@ def test_a_poor_quality_and_an_extreme_voice_cost_worth(world: World) -> None:
     assert surrogate.quality(good)[0] > surrogate.quality(poor)[0]
 
 
-def test_what_lies_far_from_all_that_was_heard_is_expected_to_be_worth_less(world: World) -> None:
+def test_distant_points_have_less_expected_worth(world: World) -> None:
     surrogate = Surrogate(TABLE, world.target)
     corner = np.full((1, SIZE), LIMIT)
     assert surrogate.expected(corner)[0] < surrogate.expected(TABLE.points).min()
 
 
-def test_what_was_heard_joins_what_is_known(world: World) -> None:
+def test_evaluations_join_the_table(world: World) -> None:
     surrogate = Surrogate(TABLE, world.target)
     before = surrogate.expected(world.home[None])[0]
-    surrogate.add(world.home[None], [world.hear(world.home)])
+    surrogate.add(world.home[None], [world.evaluate(world.home)])
     np.testing.assert_array_equal(surrogate.best(1)[0], world.home)
     assert surrogate.expected(world.home[None])[0] > before
 
@@ -153,57 +153,59 @@ def test_what_was_heard_joins_what_is_known(world: World) -> None:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[tuple[float, int]]:
-    """What the search below says of its progress."""
+def progress() -> list[tuple[float, int]]:
+    """Collect the progress of the search."""
     return []
 
 
 @pytest.fixture(scope="module")
-def trials(world: World, told: list[tuple[float, int]]) -> list[Trial]:
-    return search(Surrogate(TABLE, world.target), world.hear, on_trial=lambda done, total: told.append((done, total)))
+def trials(world: World, progress: list[tuple[float, int]]) -> list[Trial]:
+    return search(
+        Surrogate(TABLE, world.target), world.evaluate, on_trial=lambda done, total: progress.append((done, total))
+    )
 
 
-def test_the_search_finds_a_voice_more_alike_than_any_of_the_table(world: World, trials: list[Trial]) -> None:
+def test_search_beats_the_table(world: World, trials: list[Trial]) -> None:
     best_of_table = max(world.similarity(point) for point in TABLE.points)
     assert max(trial.similarity for trial in trials) > best_of_table
     assert trials[0].similarity == pytest.approx(world.similarity(trials[0].point), abs=1e-6)
 
 
-def test_the_search_hears_as_often_as_it_says(trials: list[Trial], told: list[tuple[float, int]]) -> None:
+def test_search_reports_each_evaluation(trials: list[Trial], progress: list[tuple[float, int]]) -> None:
     assert len(trials) == ROUNDS * PROPOSALS
-    assert {total for _, total in told} == {ROUNDS * PROPOSALS}
-    assert [done for done, _ in told if done == int(done)] == list(range(1, ROUNDS * PROPOSALS + 1))
-    assert all(before < after for (before, _), (after, _) in pairwise(told)), "each step is progress"
+    assert {total for _, total in progress} == {ROUNDS * PROPOSALS}
+    assert [done for done, _ in progress if done == int(done)] == list(range(1, ROUNDS * PROPOSALS + 1))
+    assert all(before < after for (before, _), (after, _) in pairwise(progress)), "each step is progress"
 
 
-def test_the_most_worth_comes_first_and_all_lie_in_the_style_space(trials: list[Trial]) -> None:
+def test_trials_are_sorted_and_in_the_style_space(trials: list[Trial]) -> None:
     assert [trial.worth for trial in trials] == sorted((trial.worth for trial in trials), reverse=True)
     assert all(np.abs(trial.point).max() <= LIMIT for trial in trials)
 
 
-def test_what_one_round_hears_guides_the_next(world: World) -> None:
-    """A world in which all that is heard sounds just like the speaker: so the search stays where it was heard."""
+def test_each_round_guides_the_next(world: World) -> None:
+    """With equal evaluations everywhere, the search stays near evaluated points."""
     points: list[Array] = []
 
-    def hear(point: Array) -> Heard:
+    def evaluate(point: Array) -> Evaluation:
         points.append(point)
-        return Heard(world.target.embedding, world.target.log_pitch)
+        return Evaluation(world.target.embedding, world.target.log_pitch)
 
-    search(Surrogate(TABLE, world.target), hear, rounds=2)
+    search(Surrogate(TABLE, world.target), evaluate, rounds=2)
     first, second = np.array(points[:PROPOSALS]), np.array(points[PROPOSALS:])
     to_first = np.sqrt(squared_distances(second, first).min(axis=1))
     to_table = np.sqrt(squared_distances(second, TABLE.points).min(axis=1))
     assert (to_first < to_table).all()
 
 
-def test_the_same_seed_finds_the_same_voices(world: World) -> None:
-    one, other = (search(Surrogate(TABLE, world.target), world.hear, rounds=1, seed=9) for _ in range(2))
+def test_equal_seeds_find_equal_voices(world: World) -> None:
+    one, other = (search(Surrogate(TABLE, world.target), world.evaluate, rounds=1, seed=9) for _ in range(2))
     for left, right in zip(one, other, strict=True):
         np.testing.assert_array_equal(left.point, right.point)
 
 
-def test_an_interrupted_preparation_goes_on_where_it_was() -> None:
-    """The search asks the same questions again, as a test above shows: the journal answers those that were answered."""
+def test_interrupted_preparation_resumes() -> None:
+    """A second search is equal, so the journal answers with its stored results."""
     saved: list[bytes] = []
     found: list[float] = []
 
@@ -224,7 +226,7 @@ def test_an_interrupted_preparation_goes_on_where_it_was() -> None:
 
 
 @pytest.mark.parametrize("damaged", [b"7 bytes", np.array([np.nan]).tobytes(), b""])
-def test_a_damaged_journal_counts_as_none(damaged: bytes) -> None:
+def test_damaged_checkpoint_is_ignored(damaged: bytes) -> None:
     saved: list[bytes] = []
     assert Journal(damaged, saved.append).recall(1, lambda: np.array([2.5])) == [2.5]
     assert Journal(saved[-1], saved.append).recall(1, lambda: np.zeros(1)) == [2.5]
@@ -233,7 +235,7 @@ def test_a_damaged_journal_counts_as_none(damaged: bytes) -> None:
 # -- trimming ------------------------------------------------------------------------------------------------
 
 
-def test_silence_around_speech_is_cut_but_for_thirty_milliseconds() -> None:
+def test_silence_is_trimmed_to_30_ms() -> None:
     samples = np.zeros(24_000, np.float32)
     samples[10_000:12_000] = 0.5
     assert len(trim(samples)) == 2_000 + 2 * 720 - 1

@@ -1,4 +1,4 @@
-"""What is done to speech after it was spoken: the equaliser, the cepstral map, the limiter."""
+"""The equalizer, the cepstral map and the limiter."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from afterwords.backends.lite.shaping import (
     TAPS,
     CepstralMap,
     cepstral_stats,
-    equalise,
-    equaliser_db,
+    equalize,
+    equalizer_db,
     limit,
 )
 from afterwords.backends.lite.styles import style_space
@@ -38,7 +38,7 @@ def spoken(kokoro: Kokoro) -> Array:
 
 
 def spectrum_db(samples: Array) -> Array:
-    """Long-term mel spectrum from 150 to 5,000 Hz, less its mean."""
+    """Return the long-term mel spectrum from 150 to 5,000 Hz without its mean."""
     power = power_spectrum(samples, TAPS, TAPS // 4)
     level = decibels(mel_filters(RATE, TAPS, 24, 150.0, 5000.0) @ power.mean(axis=0))
     return np.asarray(level - level.mean(), np.float32)
@@ -48,40 +48,40 @@ def distance(a: Array, b: Array) -> float:
     return float(np.sqrt(np.mean(np.square(a - b))))
 
 
-# -- the equaliser -------------------------------------------------------------------------------------------
+# -- equalizer -----------------------------------------------------------------------------------------------
 
 
-def test_the_equaliser_brings_the_long_term_spectrum_nearer(spoken: Array, speaker: Array) -> None:
-    moved = equalise(spoken, equaliser_db(spoken, speaker))
+def test_equalizer_matches_the_long_term_spectrum(spoken: Array, speaker: Array) -> None:
+    moved = equalize(spoken, equalizer_db(spoken, speaker))
     target = spectrum_db(speaker)
     assert distance(spectrum_db(moved), target) < 0.6 * distance(spectrum_db(spoken), target)
 
 
-def test_the_equaliser_leaves_alike_what_is_alike(spoken: Array) -> None:
-    np.testing.assert_allclose(equaliser_db(spoken, spoken), 0, atol=1e-4)
+def test_equalizer_keeps_equal_spectra(spoken: Array) -> None:
+    np.testing.assert_allclose(equalizer_db(spoken, spoken), 0, atol=1e-4)
 
 
-def test_loudness_is_none_of_the_equaliser_s_business(spoken: Array, speaker: Array) -> None:
-    curve, quiet = (equaliser_db(spoken, speaker * np.float32(gain)) for gain in (1.0, 0.1))
+def test_equalizer_ignores_loudness(spoken: Array, speaker: Array) -> None:
+    curve, quiet = (equalizer_db(spoken, speaker * np.float32(gain)) for gain in (1.0, 0.1))
     np.testing.assert_allclose(curve, quiet, atol=0.05)
 
 
-def test_the_equaliser_has_its_limits(spoken: Array, speaker: Array) -> None:
-    curve = equaliser_db(spoken, np.diff(speaker, prepend=0).astype(np.float32))
+def test_equalizer_gain_is_limited(spoken: Array, speaker: Array) -> None:
+    curve = equalizer_db(spoken, np.diff(speaker, prepend=0).astype(np.float32))
     assert curve.shape == (TAPS // 2 + 1,)
     assert 2 < np.abs(curve).max() <= 8
 
 
 @pytest.mark.parametrize("length", [1, 100, 5_000, 24_001])
-def test_a_flat_equaliser_changes_nothing_not_even_the_time(length: int) -> None:
+def test_flat_equalizer_changes_nothing(length: int) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, length).astype(np.float32)
-    np.testing.assert_allclose(equalise(noise, np.zeros(TAPS // 2 + 1)), noise, atol=1e-6)
+    np.testing.assert_allclose(equalize(noise, np.zeros(TAPS // 2 + 1)), noise, atol=1e-6)
 
 
-def test_a_click_stays_where_it_was_whatever_the_curve(spoken: Array, speaker: Array) -> None:
+def test_equalizer_keeps_the_time_of_a_click(spoken: Array, speaker: Array) -> None:
     click = np.zeros(4_000, np.float32)
     click[1_500] = 1
-    answer = equalise(click, equaliser_db(spoken, speaker))
+    answer = equalize(click, equalizer_db(spoken, speaker))
     assert len(answer) == len(click)
     assert np.abs(answer).argmax() == 1_500
     np.testing.assert_allclose(answer[1_500 - 400 : 1_500], answer[1_500 + 400 : 1_500 : -1], atol=1e-6)
@@ -89,7 +89,7 @@ def test_a_click_stays_where_it_was_whatever_the_curve(spoken: Array, speaker: A
 
 def test_six_decibels_double_a_tone() -> None:
     tone = np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE).astype(np.float32)
-    louder = equalise(tone, np.full(TAPS // 2 + 1, 20 * np.log10(2)))
+    louder = equalize(tone, np.full(TAPS // 2 + 1, 20 * np.log10(2)))
     np.testing.assert_allclose(louder[2_000:-2_000], 2 * tone[2_000:-2_000], atol=1e-3)
 
 
@@ -97,19 +97,19 @@ def test_six_decibels_double_a_tone() -> None:
 
 
 @pytest.mark.parametrize("length", [300, TAPS, 24_000, 24_123])
-def test_taking_apart_and_adding_up_again_is_exact(length: int) -> None:
-    """With equal statistics all gains are one, so that only the overlap-add is left."""
+def test_overlap_add_inverts_the_spectrum(length: int) -> None:
+    """Equal statistics give gains of one, so only the overlap-add remains."""
     stats = np.ones(CEPSTRA, np.float32)
     noise = np.random.default_rng(0).normal(0, 0.1, length).astype(np.float32)
     np.testing.assert_allclose(CepstralMap(stats, stats, stats, stats).apply(noise), noise, atol=1e-6)
 
 
-def test_equal_statistics_leave_speech_as_it_is(spoken: Array) -> None:
+def test_equal_statistics_keep_speech(spoken: Array) -> None:
     own = cepstral_stats(spoken)
     np.testing.assert_allclose(CepstralMap(*own, *own).apply(spoken), spoken, atol=1e-5)
 
 
-def test_the_mean_of_the_cepstra_moves_about_half_the_way(spoken: Array, speaker: Array) -> None:
+def test_mean_of_cepstra_moves_halfway(spoken: Array, speaker: Array) -> None:
     (own, own_std), (target, target_std) = cepstral_stats(spoken), cepstral_stats(speaker)
     moved, _ = cepstral_stats(CepstralMap(own, own_std, target, target_std).apply(spoken))
     way = float((moved - own) @ (target - own) / ((target - own) @ (target - own)))
@@ -118,7 +118,7 @@ def test_the_mean_of_the_cepstra_moves_about_half_the_way(spoken: Array, speaker
 
 
 @pytest.mark.parametrize(("factor", "is_wider"), [(2.5, True), (0.4, False)])
-def test_the_spread_of_the_cepstra_follows_the_speaker_s(spoken: Array, factor: float, is_wider: bool) -> None:
+def test_spread_of_cepstra_follows_the_speaker(spoken: Array, factor: float, is_wider: bool) -> None:
     mean, spread = cepstral_stats(spoken)
     _, moved = cepstral_stats(CepstralMap(mean, spread, mean, spread * np.float32(factor)).apply(spoken))
     assert (float(np.median(moved / spread)) > 1.03) == is_wider
@@ -135,18 +135,18 @@ def test_silence_stays_silent() -> None:
 
 
 @pytest.mark.parametrize("gain", [0.5, 1.0, 3.0, 1000.0])
-def test_the_limiter_is_never_exceeded(gain: float) -> None:
+def test_limiter_is_never_exceeded(gain: float) -> None:
     noise = (gain * np.random.default_rng(0).normal(0, 1, 10_000)).astype(np.float32)
     limited = limit(noise)
     assert np.abs(limited).max() <= 0.97
     np.testing.assert_array_equal(np.sign(limited), np.sign(noise))
 
 
-def test_what_is_soft_passes_the_limiter_unchanged() -> None:
+def test_soft_samples_pass_the_limiter() -> None:
     soft = np.linspace(-0.77, 0.77, 1_001, dtype=np.float32)
     np.testing.assert_array_equal(limit(soft), soft)
 
 
-def test_the_limiter_keeps_order() -> None:
+def test_limiter_keeps_order() -> None:
     rising = np.linspace(0, 2, 2_001, dtype=np.float32)
     assert (np.diff(limit(rising)) >= 0).all()

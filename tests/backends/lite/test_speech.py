@@ -1,4 +1,4 @@
-"""What is heard in the end: a passage in the voice of a fast enrolment, judged as a listener would judge it."""
+"""Speech of a fast enrollment: intelligibility, similarity, pitch, loudness, pauses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from afterwords.backends.base import Reference
 from afterwords.backends.lite.engine import CLAUSE_PAUSE_S, SENTENCE_PAUSE_S, LiteEngine
 from afterwords.backends.lite.g2p import tokens
 from afterwords.backends.lite.kokoro import Kokoro
-from afterwords.backends.lite.profile import Profile
+from afterwords.backends.lite.profile import LiteProfile
 from afterwords.backends.lite.speaker import embed
 from afterwords.backends.lite.styles import style_space
 from afterwords.models import SpeechTask
@@ -57,49 +57,49 @@ def words(text: str) -> list[str]:
     return [word.strip(".,!?").lower() for word in text.split()]
 
 
-def test_a_passage_is_understood(passage: Array, whisper: Path) -> None:
-    heard = transcribe(Audio(samples=passage, sample_rate=RATE), lang="en").text
-    said, understood = words(TEXT), words(heard)
+def test_passage_is_intelligible(passage: Array, whisper: Path) -> None:
+    recognized = transcribe(Audio(samples=passage, sample_rate=RATE), lang="en").text
+    said, understood = words(TEXT), words(recognized)
     changes = SequenceMatcher(None, said, understood, autojunk=False).get_opcodes()
     errors = sum(max(b - a, d - c) for tag, a, b, c, d in changes if tag != "equal")
-    assert errors / len(said) <= 0.2, heard
+    assert errors / len(said) <= 0.2, recognized
 
 
-def test_it_is_nearer_to_the_speaker_than_the_nearest_stock_voice(
+def test_voice_beats_the_nearest_stock_voice(
     passage: Array, enrolment: Enrolment, second_half: Reference, kokoro: Kokoro
 ) -> None:
     ids, space = tokens(TEXT[:150]), style_space()
-    stock = space.voices[space.names.index(Profile.from_bytes(enrolment.prompt).nearest_stock)]
+    stock = space.voices[space.names.index(LiteProfile.from_bytes(enrolment.prompt).nearest_stock)]
     target = embed(second_half.samples, second_half.sample_rate)
     plain = embed(kokoro.speak(ids, stock[len(ids) - 1]).samples, RATE) @ target
     assert embed(passage, RATE) @ target > plain + 0.05
 
 
-def test_its_pitch_is_the_speaker_s(passage: Array, first_half: Reference) -> None:
+def test_pitch_matches_the_speaker(passage: Array, first_half: Reference) -> None:
     own = measure_pitch(first_half.samples, first_half.sample_rate).median_hz
     assert abs(12 * np.log2(measure_pitch(passage, RATE).median_hz / own)) < 2
 
 
-def test_its_loudness_is_that_of_speech(passage: Array) -> None:
+def test_loudness_is_normalized(passage: Array) -> None:
     loudness = 20 * np.log10(np.sqrt(np.mean(np.square(keep_speech(passage, RATE)))))
     assert -26 < loudness < -18
     assert np.abs(passage).max() <= 0.97
 
 
-def test_a_long_text_comes_in_pieces_the_first_one_short(chunks: list[Array]) -> None:
+def test_long_text_comes_in_pieces_with_a_short_first(chunks: list[Array]) -> None:
     assert len(chunks) >= 5
     assert len(chunks[0]) < 3.5 * RATE
     assert max(len(chunk) for chunk in chunks) < 12 * RATE
 
 
-def test_pieces_join_without_a_click(chunks: list[Array]) -> None:
+def test_pieces_join_without_clicks(chunks: list[Array]) -> None:
     for left, right in pairwise(chunks):
         joint = np.concatenate([left[-200:], right[:40]])
         assert np.abs(np.diff(joint)).max() < 0.01
         assert right[0] == 0
 
 
-def test_a_sentence_ends_in_a_pause_and_a_clause_in_a_shorter_one(chunks: list[Array]) -> None:
+def test_pause_after_sentence_is_longer_than_after_clause(chunks: list[Array]) -> None:
     def silence_s(chunk: Array) -> float:
         return (len(chunk) - 1 - int(np.flatnonzero(chunk)[-1])) / RATE
 
@@ -116,13 +116,13 @@ def test_a_sentence_ends_in_a_pause_and_a_clause_in_a_shorter_one(chunks: list[A
         ("Hello, Zoë! Is the café open? 🙂", "hello"),
     ],
 )
-def test_digits_marks_and_emoji_do_not_stop_it(text: str, word: str, enrolment: Enrolment, whisper: Path) -> None:
+def test_digits_marks_and_emoji_are_synthesized(text: str, word: str, enrolment: Enrolment, whisper: Path) -> None:
     samples = np.concatenate(say(text, enrolment.prompt))
-    heard = transcribe(Audio(samples=samples, sample_rate=RATE), lang="en").text
-    assert word in heard.lower().replace("twelve", "12")
+    recognized = transcribe(Audio(samples=samples, sample_rate=RATE), lang="en").text
+    assert word in recognized.lower().replace("twelve", "12")
 
 
-def test_a_question_of_one_word_is_spoken(enrolment: Enrolment) -> None:
+def test_question_of_one_word_is_synthesized(enrolment: Enrolment) -> None:
     samples = np.concatenate(say("Really?", enrolment.prompt))
     assert 0.3 * RATE < len(samples) < 2 * RATE
     assert measure_pitch(samples, RATE).voiced_s > 0.2

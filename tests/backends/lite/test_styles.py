@@ -1,4 +1,4 @@
-"""The space of voices: packed and unpacked, and its stock voices found again in it."""
+"""The style space: packing, and its stock voices."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from afterwords.backends.lite.styles import unpack_voices as unpack
 SPACE = style_space()
 
 
-def test_the_space_has_the_shapes_it_promises() -> None:
+def test_space_has_its_documented_shapes() -> None:
     assert SPACE.voices.shape == (54, ROWS, WIDTH) == (len(SPACE.names), *SPACE.mean.shape)
     assert SPACE.coordinates.shape == (54, SIZE)
     assert [part.shape for part in SPACE.components] == [(TIMBRE, ROWS, 128), (PROSODY, ROWS, 128)]
     assert {"af_heart", "am_michael", "bf_emma"} <= set(SPACE.names)
 
 
-def test_packed_voices_come_back_within_half_a_step() -> None:
+def test_packed_voices_round_trip_within_half_a_step() -> None:
     voices = (np.random.default_rng(1).normal(0, 0.5, (3, ROWS, WIDTH)).cumsum(axis=1) / 30).astype(np.float32)
     names, back = unpack(pack_voices(("a", "b", "c"), voices))
     step = np.abs(voices).max(axis=(0, 1)) / (2**12 - 1)
@@ -26,7 +26,7 @@ def test_packed_voices_come_back_within_half_a_step() -> None:
     assert (np.abs(back - voices) <= 0.501 * step + 1e-7).all()
 
 
-def test_packing_what_was_unpacked_loses_no_more() -> None:
+def test_repacking_is_lossless() -> None:
     names, again = unpack(pack_voices(SPACE.names[:3], SPACE.voices[:3]))
     assert names == SPACE.names[:3]
     step = np.abs(SPACE.voices[:3]).max(axis=(0, 1)) / (2**12 - 1)
@@ -40,27 +40,27 @@ def test_fewer_bits_are_coarser() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 7, 120, ROWS])
-def test_the_row_of_a_length_is_that_row_of_the_table(length: int) -> None:
+def test_row_equals_row_of_the_table(length: int) -> None:
     point = np.random.default_rng(2).normal(0, 1, SIZE)
     np.testing.assert_allclose(SPACE.row(point, length), SPACE.table(point)[length - 1], atol=1e-5)
 
 
 @pytest.mark.parametrize(("asked", "given"), [(0, 1), (-5, 1), (ROWS + 100, ROWS)])
-def test_lengths_beyond_the_table_take_its_ends(asked: int, given: int) -> None:
+def test_lengths_beyond_the_table_are_clamped(asked: int, given: int) -> None:
     point = SPACE.coordinates[0]
     np.testing.assert_array_equal(SPACE.row(point, asked), SPACE.row(point, given))
 
 
-def test_the_origin_is_the_mean_voice() -> None:
+def test_origin_is_the_mean_voice() -> None:
     np.testing.assert_allclose(SPACE.table(np.zeros(SIZE)), SPACE.voices.mean(axis=0), atol=1e-6)
 
 
-def test_coordinates_have_unit_variance_and_no_correlation() -> None:
+def test_coordinates_are_uncorrelated_with_unit_variance() -> None:
     for half in (SPACE.coordinates[:, :TIMBRE], SPACE.coordinates[:, TIMBRE:]):
         np.testing.assert_allclose(half.T @ half / len(half), np.eye(half.shape[1]), atol=1e-4)
 
 
-def test_a_stock_voice_is_found_again_at_its_coordinates() -> None:
+def test_stock_voice_is_at_its_coordinates() -> None:
     rows = slice(20, 200)  # where speech of common length takes its style
     for index in (0, 20, 53):
         offset = SPACE.voices[index][rows] - SPACE.mean[rows]
@@ -68,5 +68,5 @@ def test_a_stock_voice_is_found_again_at_its_coordinates() -> None:
         assert np.square(missed).sum() < 0.35 * np.square(offset).sum()
 
 
-def test_the_stock_voices_lie_within_reach_of_the_search() -> None:
+def test_stock_voices_are_in_range_of_the_search() -> None:
     assert np.mean(np.abs(SPACE.coordinates) <= LIMIT) > 0.98

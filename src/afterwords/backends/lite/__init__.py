@@ -1,10 +1,10 @@
-"""The `lite` engine: a voice on any CPU, straight after installation, without torch and without a model hub.
+"""The `lite` engine: a voice on any CPU without torch and without a model hub.
 
-It matches pitch and timbre: it resembles a speaker and is not their identity. From sound to sound:
-`spelling` writes signs as words · `g2p` writes words as phonemes · `kokoro` speaks them with a style and a pitch ·
-`styles` is the space of voices · `speaker` hears who speaks · `search` finds the style of a voice · `shaping` brings
-its spectrum nearer · `enrol` puts these together and keeps the result in a `profile` · `engine` is the plug-in.
+It matches pitch and timbre: it resembles a speaker and is not their identity.
+`spelling` normalizes text to words · `g2p` converts words to phonemes · `kokoro` synthesizes them with a style and a
+pitch · `styles` is the space of styles · `speaker` computes speaker embeddings · `search` finds the style of a voice ·
+`shaping` matches its spectrum · `enroll` combines these into a `profile` · `engine` is the plug-in.
 """
 
 PROMPT_VERSION = "1"
-"""Goes up whenever a change in enrolment makes older profiles worth making again."""
+"""Increased when a change of enrollment makes older profiles worth preparing again."""

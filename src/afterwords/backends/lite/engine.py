@@ -1,4 +1,4 @@
-"""The plug-in: the lite engine behind the Engine protocol."""
+"""The plug-in: `LiteEngine` implements the Engine protocol."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from afterwords.backends.lite.enrol import Speak
-    from afterwords.backends.lite.kokoro import Kokoro, PitchTarget, Utterance
-    from afterwords.backends.lite.profile import Profile
+    from afterwords.backends.lite.enroll import SpeakTokens
+    from afterwords.backends.lite.kokoro import Kokoro, KokoroOutput, PitchTarget
+    from afterwords.backends.lite.profile import LiteProfile
     from afterwords.models import SpeechTask
 
 PIECE_CHARS: Final = 100
-"""Longest piece spoken at once: about 7 s. Memory grows by 30 MB a second of speech."""
+"""Longest piece synthesized at once, about 7 s. Memory grows by 30 MB per second of speech."""
 FIRST_PIECE_CHARS: Final = 60
 SENTENCE_PAUSE_S: Final = 0.22
 CLAUSE_PAUSE_S: Final = 0.06
 
 
 class LiteEngine:
-    """Kokoro-82M in a style found for the speaker. English only; resembles a voice, and is not its identity."""
+    """Kokoro-82M with a style found for the speaker. English only; resembles a voice without its identity."""
 
     name = "lite"
     backends: tuple[str, ...] = ("lite",)
@@ -69,9 +69,9 @@ class LiteEngine:
         progress(1.0, "done")
 
     def prepare(self, reference: Reference, progress: Progress = ignore_progress, *, fast: bool = False) -> bytes:
-        from afterwords.backends.lite.enrol import enrol
+        from afterwords.backends.lite.enroll import enroll
 
-        return enrol(reference, self._speaker(), progress, fast=fast).to_bytes()
+        return enroll(reference, self._speaker(), progress, fast=fast).to_bytes()
 
     def resume(
         self,
@@ -81,9 +81,9 @@ class LiteEngine:
         checkpoint: bytes | None,
         save: SaveCheckpoint,
     ) -> bytes:
-        from afterwords.backends.lite.enrol import enrol
+        from afterwords.backends.lite.enroll import enroll
 
-        return enrol(reference, self._speaker(), progress, checkpoint=checkpoint, save=save).to_bytes()
+        return enroll(reference, self._speaker(), progress, checkpoint=checkpoint, save=save).to_bytes()
 
     def describe(self, prompt: bytes) -> dict[str, float | str]:
         profile = _profile(prompt)
@@ -113,10 +113,10 @@ class LiteEngine:
             raise TextError(code="empty_text")
 
     def unspoken(self, text: str) -> list[str]:
-        """Return the words of a text that are in another script than English, and so are left out.
+        """Return the skipped words of a text: those in a script other than Latin.
 
         Raises:
-            TextError: nothing else is in it.
+            TextError: All words are skipped.
         """
         from afterwords.backends.lite.spelling import has_words, unspoken
 
@@ -129,26 +129,26 @@ class LiteEngine:
         with self._lock:
             self._kokoro = None
 
-    def _speaker(self) -> Speak:
-        """The network for enrolment, which gives others a chance to speak after each sentence of its own."""
+    def _speaker(self) -> SpeakTokens:
+        """Return the network for enrollment, which releases the lock after each sentence for other callers."""
         with self._lock:
             kokoro = self._loaded()
 
-        def speak(tokens: Sequence[int], style: NDArray[np.float32], pitch: PitchTarget | None = None) -> Utterance:
+        def speak(tokens: Sequence[int], style: NDArray[np.float32], pitch: PitchTarget | None = None) -> KokoroOutput:
             with self._lock:
                 return kokoro.speak(tokens, style, pitch)
 
         return speak
 
     def _loaded(self, progress: Progress = ignore_progress) -> Kokoro:
-        """The network; loaded when it is first needed, and the dictionaries in the same half second."""
+        """Return the network. On first use, load it, and the dictionaries at the same time."""
         if self._kokoro is None:
             from afterwords.backends.lite.g2p import load_dictionaries
             from afterwords.backends.lite.kokoro import Kokoro, model_file
 
             config = load_config()
-            with ThreadPoolExecutor(1) as beside:
-                dictionaries = beside.submit(load_dictionaries)
+            with ThreadPoolExecutor(1) as pool:
+                dictionaries = pool.submit(load_dictionaries)
                 model = model_file(config.home / "models", config.kokoro_onnx, progress)
                 progress(0.5, "loading the network")
                 kokoro = Kokoro(model)
@@ -156,30 +156,30 @@ class LiteEngine:
             self._kokoro = kokoro
         return self._kokoro
 
-    def _speak(self, piece: str, profile: Profile) -> NDArray[np.float32]:
-        """Speak one piece in the voice of the profile and add the pause that its punctuation asks for."""
+    def _speak(self, piece: str, profile: LiteProfile) -> NDArray[np.float32]:
+        """Synthesize one piece with a profile, and add the pause of its punctuation."""
         import numpy as np
 
         from afterwords.backends.lite.g2p import has_sound, lines, tokens
         from afterwords.backends.lite.search import trim
-        from afterwords.backends.lite.shaping import equalise, limit
+        from afterwords.backends.lite.shaping import equalize, limit
 
         kokoro = self._loaded()
         ids = tokens(piece)
         if not has_sound(ids):
             return np.zeros(0, np.float32)
-        said = [kokoro.speak(line, profile.style[len(line) - 1], profile.pitch).samples for line in lines(ids)]
-        samples = np.concatenate([_faded(trim(part)) for part in said])
+        parts = [kokoro.speak(line, profile.style[len(line) - 1], profile.pitch).samples for line in lines(ids)]
+        samples = np.concatenate([_fade(trim(part)) for part in parts])
         if not np.isfinite(samples).all():
-            raise SynthesisError.for_backend("lite", why="the network gave samples that are not numbers")
-        samples = profile.cepstra.apply(equalise(samples, profile.equaliser_db))
+            raise SynthesisError.for_backend("lite", why="the network returned samples that are not finite")
+        samples = profile.cepstra.apply(equalize(samples, profile.equalizer_db))
         samples = limit(samples * np.float32(profile.gain))
         pause_s = SENTENCE_PAUSE_S if piece.rstrip("\"')]”’ ").endswith((".", "!", "?", "…")) else CLAUSE_PAUSE_S
-        return np.concatenate([_faded(samples), np.zeros(round(pause_s * self.sample_rate), np.float32)])
+        return np.concatenate([_fade(samples), np.zeros(round(pause_s * self.sample_rate), np.float32)])
 
 
-def _faded(samples: NDArray[np.float32], ramp: int = 120) -> NDArray[np.float32]:
-    """Fade in and out over 5 ms, so that pieces join without a click."""
+def _fade(samples: NDArray[np.float32], ramp: int = 120) -> NDArray[np.float32]:
+    """Fade in and out over 5 ms to join pieces without clicks."""
     import numpy as np
 
     ramp = min(ramp, len(samples) // 2)
@@ -191,7 +191,7 @@ def _faded(samples: NDArray[np.float32], ramp: int = 120) -> NDArray[np.float32]
 
 
 @lru_cache(maxsize=8)
-def _profile(prompt: bytes) -> Profile:
-    from afterwords.backends.lite.profile import Profile
+def _profile(prompt: bytes) -> LiteProfile:
+    from afterwords.backends.lite.profile import LiteProfile
 
-    return Profile.from_bytes(prompt)
+    return LiteProfile.from_bytes(prompt)

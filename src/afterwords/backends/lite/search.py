@@ -1,9 +1,8 @@
-"""The search for the style that sounds like a speaker.
+"""Search for the style that sounds like a speaker.
 
-Speaking costs a second, so most of the search runs on a surrogate: kernel ridge regression from a point of the
-style space to the speaker embedding, pitch and quality of its voice, fitted on a shipped table of generated
-voices. An evolution strategy climbs on it from several starts, the proposals are spoken and heard, and what was
-heard joins the table of the next round.
+Synthesis takes a second, so most of the search runs on a surrogate: kernel ridge regression from a point of the style
+space to the speaker embedding, pitch and quality of its voice, fitted on a shipped table of generated voices. An
+evolution strategy optimizes it from several starts; the proposals are synthesized, evaluated and added to the table.
 """
 
 from __future__ import annotations
@@ -21,26 +20,26 @@ from afterwords.backends.lite.data import read_data
 from afterwords.backends.lite.styles import LIMIT
 
 PHRASE: Final = "The boy was there when the sun rose early."
-"""What every voice of the table says, and every proposal."""
+"""The phrase of all voices in the table and of all proposals."""
 ROUNDS: Final = 3
 PROPOSALS: Final = 7
 _FIRST_STARTS: Final = (0, 1, 2, 3, 5, 8, 12)
-_PAD: Final = 720  # samples kept around speech when it is trimmed: 30 ms at 24 kHz
+_PAD: Final = 720  # samples kept around trimmed speech: 30 ms at 24 kHz
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """What the search aims at: the speaker's embedding (256,) and log of the median pitch in Hz."""
+    """The goal of the search: the embedding of the speaker (256,) and the log of the median pitch in Hz."""
 
     embedding: NDArray[np.float32]
     log_pitch: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Heard:
-    """How a point sounded: its embedding (256,) and the log of its own pitch in Hz."""
+class Evaluation:
+    """The measured voice of a point: its embedding (256,) and the log of its pitch in Hz."""
 
     embedding: NDArray[np.float32]
     log_pitch: float
@@ -48,7 +47,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
-    """A point that was spoken, what it is worth, and the quality (DNSMOS) predicted for it."""
+    """An evaluated point: its similarity, worth and predicted quality (DNSMOS)."""
 
     point: Array = field(repr=False)
     similarity: float
@@ -56,15 +55,15 @@ class Trial:
     quality: float
 
 
-class Hear(Protocol):
-    """Speak PHRASE at a point of the style space and listen."""
+class Evaluate(Protocol):
+    """Synthesize PHRASE at a point of the style space and measure it."""
 
-    def __call__(self, point: Array) -> Heard: ...
+    def __call__(self, point: Array) -> Evaluation: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """Generated voices and how they sound: points (n, 45), embeddings (n, 256), log pitch (n,), DNSMOS (n,)."""
+    """Generated voices: points (n, 45), embeddings (n, 256), log pitch (n,), DNSMOS (n,)."""
 
     points: Array
     embeddings: Array
@@ -74,13 +73,13 @@ class Table:
 
 @cache
 def voice_table() -> Table:
-    """The shipped table; its first rows are the stock voices."""
+    """Return the shipped table; its first rows are the stock voices."""
     with np.load(io.BytesIO(read_data("table.npz")), allow_pickle=False) as stored:
         return Table(**{name: stored[name].astype(np.float64) for name in stored.files})
 
 
 def trim(samples: NDArray[np.float32], threshold: float = 0.01) -> NDArray[np.float32]:
-    """Cut silence before and after speech, but for 30 ms."""
+    """Trim silence before and after speech to 30 ms."""
     loud = np.flatnonzero(np.abs(samples) > threshold)
     return samples[max(0, loud[0] - _PAD) : loud[-1] + _PAD] if len(loud) else samples
 
@@ -108,9 +107,9 @@ class Ridge:
 
 
 class Journal:
-    """What a preparation has found so far, in order, so that another process can go on from there.
+    """The results of a preparation in order, for another process to resume from.
 
-    Finding is deterministic: the same recording leads to the same questions, and the journal has their answers.
+    The search is deterministic: equal recordings need the same results in the same order.
     """
 
     def __init__(self, checkpoint: bytes | None, save: Callable[[bytes], None]) -> None:
@@ -120,7 +119,7 @@ class Journal:
         self._place = 0
 
     def recall(self, count: int, find: Callable[[], Array]) -> Array:
-        """Return the next `count` numbers: those that were found before, or else those that `find` finds now."""
+        """Return the next `count` numbers, from the checkpoint or else from `find`."""
         known = self._found[self._place : self._place + count]
         self._place += count
         if len(known) == count:
@@ -132,12 +131,12 @@ class Journal:
 
 
 def squared_distances(a: Array, b: Array) -> Array:
-    """Squared Euclidean distances between the rows of a and of b."""
+    """Return the squared Euclidean distances between the rows of a and b."""
     return np.maximum(0, (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T)
 
 
 class Surrogate:
-    """What points are expected to be worth, from all voices heard so far."""
+    """Predicts the worth of points from all evaluated voices."""
 
     def __init__(self, table: Table, target: Target) -> None:
         self.target = target
@@ -149,26 +148,26 @@ class Surrogate:
         values = np.concatenate([self._embeddings, self._log_pitch[:, None]], axis=1)
         self._sound = Ridge(self._points, values, penalty=0.2)
 
-    def add(self, points: Array, heard: list[Heard]) -> None:
-        """Learn from points that were spoken."""
+    def add(self, points: Array, evaluations: list[Evaluation]) -> None:
+        """Add evaluated points and fit again."""
         self._points = np.concatenate([self._points, points])
-        self._embeddings = np.concatenate([self._embeddings, [h.embedding for h in heard]])
-        self._log_pitch = np.concatenate([self._log_pitch, [h.log_pitch for h in heard]])
+        self._embeddings = np.concatenate([self._embeddings, [e.embedding for e in evaluations]])
+        self._log_pitch = np.concatenate([self._log_pitch, [e.log_pitch for e in evaluations]])
         self._fit()
 
     def quality(self, points: Array) -> Array:
-        """The DNSMOS predicted for points, shape (n,)."""
+        """Predict the DNSMOS of points, shape (n,)."""
         return self._quality(points)[:, 0]
 
     def expected(self, points: Array) -> Array:
-        """The worth predicted for points; doubtful far from all that was heard."""
+        """Predict the worth of points, with a penalty for distance from all evaluated points."""
         sound = self._sound(points)
         similarity = _cosine(sound[:, :-1], self.target.embedding)
         distance = np.sqrt(squared_distances(points, self._points).min(axis=1))
         return self.worth(points, similarity, sound[:, -1]) - 0.02 * np.maximum(0, distance - 2.6)
 
     def worth(self, points: Array, similarity: Array, log_pitch: Array) -> Array:
-        """Likeness less what makes a voice sound poor or unnatural once its pitch is moved. Shapes (n,)."""
+        """Return similarity less penalties for low quality, shifted pitch and extreme points. Shapes (n,)."""
         off_st = 12 / np.log(2) * np.abs(log_pitch - self.target.log_pitch)
         worth: Array = (
             similarity
@@ -179,7 +178,7 @@ class Surrogate:
         return worth
 
     def best(self, count: int) -> Array:
-        """The points heard so far of the greatest worth, best first."""
+        """Return the best evaluated points, best first."""
         similarity = _cosine(self._embeddings, self.target.embedding)
         order = np.argsort(-self.worth(self._points, similarity, self._log_pitch))
         return self._points[order[:count]]
@@ -191,20 +190,20 @@ def _cosine(embeddings: Array, target: NDArray[np.float32]) -> Array:
 
 def search(
     surrogate: Surrogate,
-    hear: Hear,
+    evaluate: Evaluate,
     *,
     rounds: int = ROUNDS,
     on_trial: Callable[[float, int], None] = lambda _done, _total: None,
     seed: int = 0,
 ) -> list[Trial]:
-    """Find points that sound like the target: `rounds` × PROPOSALS spoken trials, the most worth first.
+    """Search for points that sound like the target: `rounds` × PROPOSALS trials, best first.
 
     Args:
-        surrogate: what is known of the speaker and of voices so far; it learns from every trial.
-        hear: speaks a point and listens; about a second each.
-        rounds: of proposing, speaking and learning.
-        on_trial: given how many of how many trials are done; a fraction while proposals are made.
-        seed: of the evolution strategy; the same seed finds the same points.
+        surrogate: The model of the target and of known voices; updated by every trial.
+        evaluate: Synthesizes and measures a point, in about a second.
+        rounds: Rounds of proposals, synthesis and fitting.
+        on_trial: Called with the number of finished trials and of all; fractional during proposals.
+        seed: Seed of the evolution strategy. Equal seeds find equal points.
     """
     random = np.random.default_rng(seed)
     trials: list[Trial] = []
@@ -216,18 +215,18 @@ def search(
             found.append(evolve(surrogate.expected, start, random=random))
             on_trial(len(trials) + 0.9 * len(found) / PROPOSALS, rounds * PROPOSALS)
         proposals = np.array(found)
-        heard = []
+        evaluations = []
         for point in proposals:
-            heard.append(hear(point))
-            on_trial(len(trials) + len(heard), rounds * PROPOSALS)
-        similarity = _cosine(np.array([h.embedding for h in heard]), surrogate.target.embedding)
-        worth = surrogate.worth(proposals, similarity, np.array([h.log_pitch for h in heard]))
+            evaluations.append(evaluate(point))
+            on_trial(len(trials) + len(evaluations), rounds * PROPOSALS)
+        similarity = _cosine(np.array([e.embedding for e in evaluations]), surrogate.target.embedding)
+        worth = surrogate.worth(proposals, similarity, np.array([e.log_pitch for e in evaluations]))
         quality = surrogate.quality(proposals)
         trials += [
             Trial(p, float(s), float(w), float(q))
             for p, s, w, q in zip(proposals, similarity, worth, quality, strict=True)
         ]
-        surrogate.add(proposals, heard)
+        surrogate.add(proposals, evaluations)
     return sorted(trials, key=lambda trial: -trial.worth)
 
 
@@ -240,7 +239,7 @@ def evolve(
     iterations: int = 15,
     step: float = 0.4,
 ) -> Array:
-    """Climb from a start by covariance matrix adaptation; returns the last mean, clipped to the style space.
+    """Maximize an objective by covariance matrix adaptation; return the last mean, clipped to the style space.
 
     Source: N. Hansen (2016), "The CMA evolution strategy: a tutorial", equations and defaults of its appendix A.
     """

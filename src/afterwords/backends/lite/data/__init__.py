@@ -1,6 +1,6 @@
-"""The data that the lite engine ships, each file named in `hashes.json` with its SHA-256.
+"""Data files of the lite engine, with their SHA-256 in `hashes.json`.
 
-Made by `scripts/make_lite_data.py`; where each comes from stands in NOTICE.
+Created by `scripts/make_lite_data.py`; NOTICE lists their sources.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from afterwords.errors import ModelError, pip_install
 
 
 def read_data(name: str) -> bytes:
-    """Read one shipped file.
+    """Read a data file.
 
     Raises:
-        ModelError: it is missing, or a byte of it has changed.
+        ModelError: The file is missing or changed.
     """
     reinstall = pip_install(options="--force-reinstall --no-deps")
     try:
