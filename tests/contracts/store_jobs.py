@@ -143,7 +143,7 @@ class JobContract:
 
         with pytest.raises(LimitError, match="2 waiting jobs", check=has_code("too_many_concurrent_requests")):
             await world.store.submit(world.new_job(ann, of[ann.account_id]), limits=limits)
-        with pytest.raises(LimitError, match="3 jobs", check=has_code("queue_full")):
+        with pytest.raises(LimitError, match="3 waiting jobs", check=has_code("queue_full")):
             await world.store.submit(world.new_job(eve, of[eve.account_id]), limits=limits)
         claim = await world.claim()
         assert claim is not None
