@@ -23,7 +23,7 @@ from tests.cli.program import run
 from tests.error_codes import has_code
 
 ELSEWHERE = "https://voices.invalid"
-PATIENCE = {"AFTERWORDS_BASE_URL": ELSEWHERE, "AFTERWORDS_API_KEY": "aw_x"}
+REMOTE_ENV = {"AFTERWORDS_BASE_URL": ELSEWHERE, "AFTERWORDS_API_KEY": "aw_x"}
 CLIENTS = {
     "blocking": lambda: Client(ELSEWHERE, api_key="aw_x"),
     "awaited": lambda: AsyncClient(ELSEWHERE, api_key="aw_x"),
@@ -42,8 +42,8 @@ UNUSABLE = [
 
 
 @pytest.fixture
-def distrusted() -> Iterator[str]:
-    """Serve with a certificate that nobody trusts, on this machine by a name that is not loopback."""
+def untrusted_server() -> Iterator[str]:
+    """Serve with an untrusted certificate on an address of this machine that is not loopback."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
@@ -56,12 +56,12 @@ def distrusted() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def _hub_elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the hub's client read the environment of each test."""
+def _reset_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let huggingface_hub read the environment of each test."""
     import huggingface_hub
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # it read it when it was imported
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # it was read on import
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", ELSEWHERE)
     huggingface_hub.close_session()
@@ -70,14 +70,14 @@ def _hub_elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clear_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.lower().endswith("_proxy") or name.startswith("SSL")]:
         monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize("make", CLIENTS.values(), ids=CLIENTS)
 @pytest.mark.parametrize(("variable", "value", "why"), UNUSABLE)
-def test_setting_that_cannot_be_used_is_named(
+def test_invalid_setting_is_named_without_its_value(
     make: Callable[[], object], variable: str, value: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -89,46 +89,46 @@ def test_setting_that_cannot_be_used_is_named(
     assert "secret" not in shown
 
 
-def test_variable_in_small_letters_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lower_case_variable_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "ftp://127.0.0.1:9")
     with pytest.raises(RemoteError, match="setting of https_proxy", check=has_code("network_setting")):
         Client(ELSEWHERE, api_key="aw_x")
 
 
-def test_server_on_this_machine_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loopback_server_ignores_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent/ca.pem")
     Client("http://127.0.0.1:9", api_key="aw_x").close()
 
 
-def test_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")  # no service has port 1
     with Client(ELSEWHERE, api_key="aw_x", timeout_s=0) as client, pytest.raises(UnreachableError) as caught:
         client.health()
     assert "the proxy in HTTPS_PROXY" in caught.value.hint
 
 
-def test_hub_behind_a_proxy_that_does_not_answer_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_behind_an_unreachable_proxy_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
     with pytest.raises(HubError, check=has_code("hub_unreachable")) as caught:
         pull("qwen3-1.7b")
     assert "the proxy in ALL_PROXY" in caught.value.hint
 
 
-def test_certificate_that_is_not_trusted_names_the_variable(distrusted: str) -> None:
-    with Client(distrusted, api_key="aw_x", timeout_s=0) as client, pytest.raises(UnreachableError) as caught:
+def test_untrusted_certificate_names_ssl_cert_file(untrusted_server: str) -> None:
+    with Client(untrusted_server, api_key="aw_x", timeout_s=0) as client, pytest.raises(UnreachableError) as caught:
         client.health()
     assert "certificate is not trusted" in caught.value.message
     assert "SSL_CERT_FILE" in caught.value.hint
 
 
-def test_command_line_names_the_variable() -> None:
-    done = run("whoami", env=PATIENCE | {"ALL_PROXY": "socks5://127.0.0.1:9"})
+def test_cli_names_the_variable() -> None:
+    done = run("whoami", env=REMOTE_ENV | {"ALL_PROXY": "socks5://127.0.0.1:9"})
     assert "unset ALL_PROXY" in done.expect_error(8, "RemoteError")
 
 
-def test_transcript_without_a_model_names_the_variable(tmp_path: Path) -> None:
+def test_transcription_without_a_model_names_the_variable(tmp_path: Path) -> None:
     program = """
 import numpy as np
 from afterwords.audio.audio import Audio

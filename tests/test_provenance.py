@@ -1,4 +1,4 @@
-"""The seal on a voice and the mark in a file."""
+"""The seal of a voice and the mark of synthetic speech in a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import afterwords
 from afterwords.models import Consent, ConsentKind, Provenance, ReferenceInfo, Voice
-from afterwords.provenance import Mark, mark, mark_tags, read_mark, seal, verify, verify_seal
+from afterwords.provenance import Mark, mark_tags, read_mark, seal, verify, verify_seal
 
 WHEN = datetime(2026, 11, 22, 12, 0, 0, 123456, UTC)
 CONSENT = Consent(kind=ConsentKind.SELF, stated_at=WHEN)
@@ -31,18 +31,18 @@ def sealed_voice() -> Voice:
 # -- the seal ------------------------------------------------------------------------------------------------
 
 
-def test_sealed_voice_names_the_program_and_verifies() -> None:
+def test_sealed_voice_verifies() -> None:
     voice = sealed_voice()
     assert voice.provenance is not None
     assert voice.provenance.software == f"afterwords {afterwords.__version__}"
     assert verify_seal(voice)
 
 
-def test_seal_survives_the_way_through_json() -> None:
+def test_seal_survives_json() -> None:
     assert verify_seal(Voice.model_validate_json(sealed_voice().model_dump_json()))
 
 
-def test_seal_holds_whatever_the_voice_is_called() -> None:
+def test_renaming_keeps_the_seal_valid() -> None:
     assert verify_seal(sealed_voice().model_copy(update={"name": "other"}))
 
 
@@ -56,7 +56,7 @@ def test_seal_holds_whatever_the_voice_is_called() -> None:
         {"seal": "0" * 64},
     ],
 )
-def test_changed_fact_breaks_the_seal(change: dict[str, object]) -> None:
+def test_changed_field_breaks_the_seal(change: dict[str, object]) -> None:
     voice = sealed_voice()
     assert isinstance(voice.provenance, Provenance)
     assert not verify_seal(voice.model_copy(update={"provenance": voice.provenance.model_copy(update=change)}))
@@ -79,7 +79,7 @@ def test_exchanged_recording_or_consent_breaks_the_seal(change: dict[str, object
 # -- the mark ------------------------------------------------------------------------------------------------
 
 
-def test_mark_is_a_line_that_people_can_read() -> None:
+def test_mark_is_one_readable_line() -> None:
     tags = mark_tags(backend="lite", voice_name="me", voice_id="11-22", made_at=WHEN)
     assert tags == {
         "title": "Synthetic speech",
@@ -93,7 +93,7 @@ def test_mark_is_a_line_that_people_can_read() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.text(st.characters(exclude_categories=["Cs"])))
-def test_mark_reads_back_whatever_the_names_are(voice_name: str, voice_id: str) -> None:
+def test_mark_survives_any_name(voice_name: str, voice_id: str) -> None:
     tags = mark_tags(backend="qwen3-1.7b", voice_name=voice_name, voice_id=voice_id, made_at=WHEN)
     found = read_mark(tags)
     assert tags["comment"].isascii()
@@ -116,7 +116,7 @@ def test_voice_name_cannot_forge_a_field() -> None:
 
 
 @pytest.mark.parametrize("length", [60, 75, 100, 115, 125, 160, 170, 190])
-def test_mark_that_was_cut_short_still_says_synthetic(length: int) -> None:
+def test_truncated_mark_still_says_synthetic(length: int) -> None:
     comment = mark_tags(backend="lite", voice_name="me;\"'", voice_id="11-22", made_at=WHEN)["comment"]
     found = read_mark({"comment": comment[:length]})
     assert found is not None
@@ -124,28 +124,18 @@ def test_mark_that_was_cut_short_still_says_synthetic(length: int) -> None:
 
 
 @pytest.mark.parametrize("tags", [{}, {"comment": "a song"}, {"title": "Synthetic speech"}, {"comment": '="\\'}])
-def test_file_without_a_mark_has_none(tags: dict[str, str]) -> None:
+def test_tags_without_a_mark_return_none(tags: dict[str, str]) -> None:
     assert read_mark(tags) is None
 
 
-def test_mark_keeps_the_tags_that_were_there() -> None:
-    from afterwords.audio.audio import Audio
-
-    audio = Audio(samples=np.zeros(10, np.float32), sample_rate=24_000, tags={"album": "hers", "comment": "old"})
-    marked = mark(audio, backend="lite", voice=sealed_voice(), made_at=WHEN)
-    assert marked.tags["album"] == "hers"
-    assert read_mark(marked.tags) is not None
-    assert read_mark(audio.tags) is None
-
-
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3", ".opus"])
-def test_mark_is_in_the_file_and_read_from_it(tmp_path: Path, suffix: str) -> None:
+def test_verify_reads_the_mark_of_a_file(tmp_path: Path, suffix: str) -> None:
     from afterwords.audio.audio import Audio
 
     tone = (np.sin(np.arange(24_000) / 20) / 4).astype(np.float32)
     voice = sealed_voice().model_copy(update={"name": 'Zoë "声"; x'})
-    marked = mark(Audio(samples=tone, sample_rate=24_000), backend="lite", voice=voice, made_at=WHEN)
-    marked.save(tmp_path / f"out{suffix}")
+    tags = mark_tags(backend="lite", voice_name=voice.name, voice_id=voice.voice_id, made_at=WHEN)
+    Audio(samples=tone, sample_rate=24_000, tags=tags).save(tmp_path / f"out{suffix}")
     found = verify(tmp_path / f"out{suffix}")
     assert found is not None
     assert (found.is_synthetic, found.voice_name, found.voice_id) == (True, voice.name, voice.voice_id)

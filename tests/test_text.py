@@ -1,4 +1,4 @@
-"""What may be spoken, and how it is cut."""
+"""Validation of texts and names, and splitting into sentences and chunks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from afterwords.text import (
     TINY_CHARS,
     check_name,
     check_text,
-    chunks,
     is_speakable,
-    longest_speech_s,
-    normalise_lang,
+    max_speech_s,
+    normalize_lang,
     printable,
-    sentences,
+    split_chunks,
+    split_sentences,
 )
 from tests.error_codes import has_code
 
@@ -40,39 +40,39 @@ def without_space(text: str) -> str:
 
 
 @pytest.mark.parametrize("text", ["hello", "a\tb\nc", "5", "😀", "€", "你好", "e\u0301"])
-def test_text_that_can_be_spoken_comes_back_as_it_is(text: str) -> None:
+def test_valid_text_is_returned_unchanged(text: str) -> None:
     assert check_text(text) == text
 
 
-def test_line_ends_become_newlines_and_a_byte_order_mark_is_dropped() -> None:
+def test_line_ends_become_newlines_without_a_bom() -> None:
     assert check_text("\ufeffone\r\ntwo\rthree\n") == "one\ntwo\nthree\n"
 
 
 @pytest.mark.parametrize(
     "text", ["", " \n\t", "\u200b\u200d\u2060", "\ufeff", "\u0301\u0301", "...", "!?", "—", "\u3164"]
 )
-def test_text_with_nothing_to_say_is_refused(text: str) -> None:
+def test_text_without_letters_is_rejected(text: str) -> None:
     with pytest.raises(TextError, check=has_code("empty_text")):
         check_text(text)
 
 
 @pytest.mark.parametrize("blank", ["\x0b", "\x0c", "\x85", "\u2028", "\r\n\x0c\n", "\u2029"])
-def test_page_breaks_and_line_ends_of_any_kind_are_newlines(blank: str) -> None:
+def test_page_breaks_become_newlines(blank: str) -> None:
     assert set(check_text(f"a{blank}b")) == {"a", "b", "\n"}
 
 
 @pytest.mark.parametrize("character", ["\0", "\x07", "\x1b", "\x1f", "\x7f", "\x84", "\x9f"])
-def test_control_character_is_refused_with_its_place(character: str) -> None:
+def test_control_character_is_rejected_with_its_position(character: str) -> None:
     with pytest.raises(TextError, match=f"U\\+{ord(character):04X} at position 4", check=has_code("control_character")):
         check_text(f"a\r\nb{character}c")
 
 
-def test_half_a_character_is_refused_before_anything_else() -> None:
+def test_lone_surrogate_is_rejected_first() -> None:
     with pytest.raises(TextError, match="position 1", check=has_code("invalid_unicode")):
         check_text("\0\ud800" + "a" * MAX_REQUEST_CHARS)
 
 
-def test_control_character_is_refused_before_the_length() -> None:
+def test_control_character_is_rejected_before_length() -> None:
     with pytest.raises(TextError, check=has_code("control_character")):
         check_text("a" * MAX_REQUEST_CHARS + "\x1b")
 
@@ -83,13 +83,13 @@ def test_length_is_counted_in_code_points() -> None:
         check_text("😀" * 5_001)
 
 
-def test_ten_thousand_combining_marks_are_too_long_rather_than_empty() -> None:
+def test_many_combining_marks_are_too_long_not_empty() -> None:
     with pytest.raises(TextError, check=has_code("text_too_long")):
         check_text("\u0301" * 10_000)
 
 
 @given(st.text(max_size=60))
-def test_checked_text_passes_again_unchanged(text: str) -> None:
+def test_check_text_is_idempotent(text: str) -> None:
     try:
         checked = check_text(text)
     except TextError:
@@ -103,8 +103,8 @@ def test_checked_text_passes_again_unchanged(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "speed", "seconds"), [("", 1.0, 10), ("a" * 100, 1.0, 70), ("a" * 100, 2.0, 35), ("a" * 100, 0.5, 140)]
 )
-def test_speech_may_last_so_long_and_no_longer(text: str, speed: float, seconds: float) -> None:
-    assert longest_speech_s(text, speed=speed) == pytest.approx(seconds)
+def test_max_speech_s_depends_on_length_and_speed(text: str, speed: float, seconds: float) -> None:
+    assert max_speech_s(text, speed=speed) == pytest.approx(seconds)
 
 
 def test_name_is_composed_and_stripped() -> None:
@@ -128,30 +128,30 @@ def test_name_is_composed_and_stripped() -> None:
         "\0",
     ],
 )
-def test_name_that_hides_something_is_refused(name: str) -> None:
+def test_names_with_hidden_characters_are_rejected(name: str) -> None:
     with pytest.raises(InvalidInputError, check=has_code("invalid_name")):
         check_name(name)
 
 
-def test_name_of_two_hundred_characters_is_taken() -> None:
+def test_name_of_200_characters_is_accepted() -> None:
     assert check_name("声" * 200) == "声" * 200
 
 
 @pytest.mark.parametrize(("lang", "code"), [("en", "en"), ("en-US", "en"), ("EN_us", "en"), (" zh-Hans-CN ", "zh")])
-def test_language_tag_is_cut_to_its_language(lang: str, code: str) -> None:
-    assert normalise_lang(lang) == code
+def test_language_tag_is_reduced_to_its_language(lang: str, code: str) -> None:
+    assert normalize_lang(lang) == code
 
 
 @pytest.mark.parametrize("lang", ["", "tlh", "english", "e", "\x1b[31m", "x" * 60_000])
-def test_unknown_language_is_refused_in_one_short_line(lang: str) -> None:
+def test_unknown_language_is_rejected_in_a_short_message(lang: str) -> None:
     with pytest.raises(UnsupportedLangError) as refused:
-        normalise_lang(lang)
+        normalize_lang(lang)
     assert refused.value.message.isprintable()
     assert len(refused.value.message) < 300
     assert all(code in refused.value.message for code in LANGS)
 
 
-def test_what_a_terminal_would_act_on_is_shown_as_escapes() -> None:
+def test_printable_escapes_control_characters() -> None:
     assert printable("Zoë 声\x1b[2J\u202e\n😀") == "Zoë 声\\x1b[2J\\u202e\\n😀"
 
 
@@ -182,8 +182,8 @@ def test_what_a_terminal_would_act_on_is_shown_as_escapes() -> None:
         ["🎉 Done!", "🎉 Next."],
     ],
 )
-def test_sentences_end_where_a_reader_breathes(expected: list[str]) -> None:
-    assert sentences(" ".join(expected)) == expected
+def test_sentences_end_at_full_stops_only(expected: list[str]) -> None:
+    assert split_sentences(" ".join(expected)) == expected
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_sentences_end_where_a_reader_breathes(expected: list[str]) -> None:
     ],
 )
 def test_chinese_and_japanese_stops_need_no_space(expected: list[str]) -> None:
-    assert sentences("".join(expected)) == expected
+    assert split_sentences("".join(expected)) == expected
 
 
 @pytest.mark.parametrize(
@@ -213,26 +213,26 @@ def test_chinese_and_japanese_stops_need_no_space(expected: list[str]) -> None:
         ("...", ["..."]),
     ],
 )
-def test_lines_are_joined_unless_they_look_ended(text: str, expected: list[str]) -> None:
-    assert sentences(text) == expected
+def test_wrapped_lines_are_joined(text: str, expected: list[str]) -> None:
+    assert split_sentences(text) == expected
 
 
 @given(PROSE | st.text())
-def test_sentences_lose_nothing_but_space(text: str) -> None:
-    assert without_space("".join(sentences(text))) == without_space(text)
+def test_sentences_keep_every_character_but_space(text: str) -> None:
+    assert without_space("".join(split_sentences(text))) == without_space(text)
 
 
 @given(PROSE | st.text())
-def test_no_sentence_is_empty_or_holds_a_line_end(text: str) -> None:
-    assert all(sentence == " ".join(sentence.split()) != "" for sentence in sentences(text))
+def test_no_sentence_is_empty_or_has_a_line_end(text: str) -> None:
+    assert all(sentence == " ".join(sentence.split()) != "" for sentence in split_sentences(text))
 
 
 # -- chunks --------------------------------------------------------------------------------------------------
 
 
-def test_each_sentence_is_a_chunk_of_its_own() -> None:
+def test_each_sentence_is_its_own_chunk() -> None:
     text = "The first sentence stands alone. The second one does as well."
-    assert chunks(text, max_chars=200) == ["The first sentence stands alone.", "The second one does as well."]
+    assert split_chunks(text, max_chars=200) == ["The first sentence stands alone.", "The second one does as well."]
 
 
 @pytest.mark.parametrize(
@@ -248,60 +248,60 @@ def test_each_sentence_is_a_chunk_of_its_own() -> None:
         ),
     ],
 )
-def test_tiny_sentences_and_bare_punctuation_join_a_neighbour(text: str, expected: list[str]) -> None:
-    assert chunks(text, max_chars=100) == expected
+def test_tiny_sentences_are_merged_with_a_neighbor(text: str, expected: list[str]) -> None:
+    assert split_chunks(text, max_chars=100) == expected
 
 
-def test_tiny_sentence_stays_alone_where_both_do_not_fit() -> None:
-    assert chunks("Yes. That is how it was done.", max_chars=25) == ["Yes.", "That is how it was done."]
+def test_tiny_sentence_stays_alone_if_both_do_not_fit() -> None:
+    assert split_chunks("Yes. That is how it was done.", max_chars=25) == ["Yes.", "That is how it was done."]
 
 
-def test_long_sentence_is_cut_at_clause_marks_near_its_middle() -> None:
+def test_long_sentence_is_split_at_clause_marks() -> None:
     text = "When the rain had stopped, and the sun came out, we all went home, where it was warm."
-    assert chunks(text, max_chars=60) == [
+    assert split_chunks(text, max_chars=60) == [
         "When the rain had stopped, and the sun came out,",
         "we all went home, where it was warm.",
     ]
 
 
-def test_long_clause_is_cut_at_a_space_and_a_long_word_anywhere() -> None:
-    assert chunks("one two three four five", max_chars=12) == ["one two", "three four", "five"]
-    assert chunks("a" * 25, max_chars=10) == ["a" * 10, "a" * 10, "a" * 5]
+def test_long_clause_is_split_at_spaces() -> None:
+    assert split_chunks("one two three four five", max_chars=12) == ["one two", "three four", "five"]
+    assert split_chunks("a" * 25, max_chars=10) == ["a" * 10, "a" * 10, "a" * 5]
 
 
-def test_numbers_are_not_cut_at_their_comma() -> None:
+def test_numbers_are_not_split_at_commas() -> None:
     text = "It was about 1,000,000 of them at 10:30"
-    assert chunks(text, max_chars=20) == ["It was about", "1,000,000 of", "them at 10:30"]
+    assert split_chunks(text, max_chars=20) == ["It was about", "1,000,000 of", "them at 10:30"]
 
 
-def test_forced_cut_keeps_a_character_with_its_marks() -> None:
+def test_forced_split_keeps_combining_marks() -> None:
     family = "👨\u200d👩\u200d👧"
-    assert chunks("e\u0301" * 6, max_chars=5) == ["e\u0301" * 2] * 3
-    assert chunks(family * 3, max_chars=7) == [family] * 3
+    assert split_chunks("e\u0301" * 6, max_chars=5) == ["e\u0301" * 2] * 3
+    assert split_chunks(family * 3, max_chars=7) == [family] * 3
 
 
 def test_first_chunk_ends_early_at_a_clause_mark() -> None:
     text = "Once the night had come, they lit the lamps and sat down to eat. Then they slept until the day."
-    early = chunks(text, max_chars=200, first_max_chars=30)
+    early = split_chunks(text, max_chars=200, first_max_chars=30)
     assert early[:2] == ["Once the night had come,", "they lit the lamps and sat down to eat."]
-    assert chunks(text, max_chars=200, first_max_chars=10) == chunks(text, max_chars=200)
+    assert split_chunks(text, max_chars=200, first_max_chars=10) == split_chunks(text, max_chars=200)
 
 
 @given(PROSE | st.text(), st.integers(1, 60), st.none() | st.integers(1, 30))
-def test_every_chunk_fits_and_has_something_to_say(text: str, max_chars: int, first_max_chars: int | None) -> None:
-    found = chunks(text, max_chars=max_chars, first_max_chars=first_max_chars)
+def test_every_chunk_fits_and_is_speakable(text: str, max_chars: int, first_max_chars: int | None) -> None:
+    found = split_chunks(text, max_chars=max_chars, first_max_chars=first_max_chars)
     assert all(1 <= len(chunk) <= max_chars and is_speakable(chunk) for chunk in found)
 
 
 @given(PROSE | st.text(), st.integers(1, 60), st.none() | st.integers(1, 30))
-def test_chunks_lose_no_letter(text: str, max_chars: int, first_max_chars: int | None) -> None:
+def test_chunks_keep_every_letter(text: str, max_chars: int, first_max_chars: int | None) -> None:
     def spoken(part: str) -> str:
         return "".join(c for c in part if unicodedata.category(c)[0] in "LNS" and is_speakable(c))
 
-    found = chunks(text, max_chars=max_chars, first_max_chars=first_max_chars)
+    found = split_chunks(text, max_chars=max_chars, first_max_chars=first_max_chars)
     assert spoken("".join(found)) == spoken(text)
 
 
-def test_no_two_neighbours_are_tiny_where_they_would_fit() -> None:
-    found = chunks("Yes. No. Oh! Ah. " * 20, max_chars=80)
+def test_no_two_tiny_neighbors_remain() -> None:
+    found = split_chunks("Yes. No. Oh! Ah. " * 20, max_chars=80)
     assert all(len(chunk) > TINY_CHARS for chunk in found)

@@ -5,13 +5,13 @@
     voice = aw.clone("me.wav", name="me", consent="self")
     aw.say("Hello", voice=voice).save("hello.wav")
 
-Names load when first used, so that importing the package costs nothing.
+Names are imported on first use, so that importing the package is fast.
 """
 
 from __future__ import annotations
 
 __version__ = "0.1.0"
-TYPE_CHECKING = False  # as type checkers know it; `typing` would double the time that importing takes
+TYPE_CHECKING = False  # type checkers know this name; importing `typing` would double the import time
 
 if TYPE_CHECKING:
     from afterwords import errors
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from afterwords.provenance import verify
     from afterwords.transfer import pull, push, sync
 
-_HOMES = {
+_MODULES = {
     "AfterwordsError": "afterwords.errors",
     "AsyncClient": "afterwords.client",
     "Audio": "afterwords.audio.audio",
@@ -82,16 +82,16 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # a type checker that saw this would accept every misspelt name
+if not TYPE_CHECKING:  # otherwise type checkers would accept every misspelled name
 
     def __getattr__(name: str) -> object:
         from importlib import import_module
 
         if name == "errors":
             return import_module("afterwords.errors")
-        if name not in _HOMES:
+        if name not in _MODULES:
             raise AttributeError(f"module 'afterwords' has no attribute {name!r}")
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m afterwords` is the program `afterwords`."""
+"""Run the CLI with `python -m afterwords`."""
 
 from afterwords.cli import main
 

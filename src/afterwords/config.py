@@ -1,6 +1,6 @@
-"""The settings of the person at this machine: environment first, then `config.toml` in the home folder.
+"""Settings of this machine: environment variables first, then `config.toml` in the home folder.
 
-Read when asked, never at import. Servers have settings of their own.
+Settings are read on each call, never at import. `server/settings.py` adds those of a server.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ MLX_WEIGHTS: Final = ("bf16", "8bit", "4bit")
 IDLE_UNLOAD_S: Final = 300.0
 PRECISIONS: Final = ("bf16", "fp8", "int8")
 PREFIX: Final = "AFTERWORDS_"
+_TRUE: Final = frozenset({"1", "on", "yes", "true"})  # the values that huggingface_hub accepts
 SETTINGS: Final = frozenset(
     {
         "admin_secret",
@@ -68,26 +69,26 @@ SETTINGS: Final = frozenset(
         "write_timeout_s",
     }
 )
-"""Every setting of this machine and of its server, as config.toml spells it."""
+"""Every setting of this machine and of its server, as spelled in config.toml."""
 ENVIRONMENT_SETTINGS: Final = frozenset({"api_key", "base_url", "debug", "failpoint", "profile", "testing"})
-"""Settings that are read from the environment alone."""
+"""Settings that are read only from the environment."""
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What was set.
+    """Settings of this machine.
 
     Attributes:
-        home: the folder of voices and models.
-        backends: the only backends offered, in this order; None offers all but `tone`.
-        whisper: folder or name of a faster-whisper model for transcripts.
-        kokoro_onnx: a Kokoro-82M ONNX file to use in place of the packaged one.
-        models: a folder with one folder of weights for each backend; None keeps them in `models` in the home folder.
-        mlx_weights: "bf16", "8bit" or "4bit", whichever the MLX engine shall load; None lets it choose by memory.
-        idle_unload_s: seconds that the MLX engine keeps its weights after it last spoke; 0 keeps them for ever.
-        precision: of the weights of engines that can round them, one of PRECISIONS.
-        is_offline: whether nothing may be downloaded.
-        is_testing: whether the fault words of the `tone` engine work.
+        home: Folder of voices and models.
+        backends: The only backends to offer, in this order; None offers all but `tone`.
+        whisper: Folder or name of a faster-whisper model for transcripts.
+        kokoro_onnx: A Kokoro-82M ONNX file that replaces the packaged one.
+        models: Folder of model weights; None means `models` in the home folder.
+        mlx_weights: Weights for the MLX engine, one of MLX_WEIGHTS; None chooses by memory.
+        idle_unload_s: Seconds without speech after which the MLX engine unloads its weights; 0 keeps them loaded.
+        precision: Precision of the weights of engines that can reduce it, one of PRECISIONS.
+        is_offline: Forbid downloads.
+        is_testing: Enable the fault words of the `tone` engine.
     """
 
     home: Path
@@ -103,26 +104,30 @@ class Config:
 
 
 def load_config(environ: Mapping[str, str] | None = None) -> Config:
-    """Read the settings: `AFTERWORDS_HOME`, `_BACKENDS`, `_WHISPER`, `_KOKORO_ONNX`, `_MODELS`, `_MLX_WEIGHTS`,
-    `_IDLE_UNLOAD_S`, `_PRECISION`, `_OFFLINE`, `_TESTING`, or the same in lower case, without the prefix, in
-    `config.toml` in the home folder. `HF_HUB_OFFLINE` counts as `AFTERWORDS_OFFLINE`.
+    """Read the settings of this machine.
+
+    Variables have the prefix `AFTERWORDS_`; `config.toml` has the same names in lower case without it.
+    `HF_HUB_OFFLINE` means the same as `AFTERWORDS_OFFLINE`.
+
+    Args:
+        environ: Environment variables; None reads those of the process.
 
     Warns:
-        UnknownSettingWarning: a variable of the environment has the prefix `AFTERWORDS_` and is not a setting.
+        UnknownSettingWarning: A variable with the prefix `AFTERWORDS_` is not a setting.
 
     Raises:
-        InvalidInputError: config.toml is there but is not TOML, or sets a name that is not a setting.
+        InvalidInputError: config.toml is not TOML, or sets a name that is not a setting.
         FileError: config.toml can't be read.
-        InvalidOptionError: a setting has the wrong type, or a value that it can't have.
+        InvalidOptionError: A setting has the wrong type or an invalid value.
     """
     env = os.environ if environ is None else environ
     if environ is None:
-        _warn_of(tuple(unknown_variables(env)))
+        _warn_once(tuple(unknown_variables(env)))
     home = _home(env)
     file = read_config_file(home)
 
     def setting(key: str) -> str | None:
-        value = env.get(f"AFTERWORDS_{key.upper()}") or file.get(key)
+        value = env.get(f"{PREFIX}{key.upper()}") or file.get(key)
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             value = ",".join(value)
         if key == "idle_unload_s" and isinstance(value, int | float):
@@ -131,43 +136,39 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
             raise InvalidOptionError.for_option(f"config.toml: {key}", value=value, allowed="a string")
         return value or None
 
+    def choice(key: str, allowed: tuple[str, ...]) -> str | None:
+        value = setting(key)
+        if value is not None and value not in allowed:
+            raise InvalidOptionError.for_option(f"{PREFIX}{key.upper()}", value=value, allowed=" or ".join(allowed))
+        return value
+
     backends = setting("backends")
     kokoro_onnx = setting("kokoro_onnx")
     models = setting("models")
+    offline = (setting("offline"), env.get("HF_HUB_OFFLINE"))
     return Config(
         home=home,
         backends=tuple(part.strip() for part in backends.split(",") if part.strip()) if backends else None,
         whisper=setting("whisper"),
         kokoro_onnx=Path(kokoro_onnx).expanduser() if kokoro_onnx else None,
         models=Path(models).expanduser().absolute() if models else None,
-        mlx_weights=_one_of(MLX_WEIGHTS, "mlx_weights", setting("mlx_weights")),
-        idle_unload_s=_seconds("idle_unload_s", setting("idle_unload_s"), default=IDLE_UNLOAD_S),
-        precision=_one_of(PRECISIONS, "precision", setting("precision")) or "bf16",
-        is_offline=any(_is_yes(told) for told in (setting("offline"), env.get("HF_HUB_OFFLINE"))),
+        mlx_weights=choice("mlx_weights", MLX_WEIGHTS),
+        idle_unload_s=_parse_seconds("idle_unload_s", setting("idle_unload_s"), default=IDLE_UNLOAD_S),
+        precision=choice("precision", PRECISIONS) or "bf16",
+        is_offline=any((value or "").lower() in _TRUE for value in offline),
         is_testing=env.get("AFTERWORDS_TESTING") == "1",
     )
 
 
-def _is_yes(told: str | None) -> bool:
-    return (told or "").lower() in {"1", "on", "yes", "true"}  # what the hub's own client takes
-
-
-def _one_of(allowed: tuple[str, ...], key: str, told: str | None) -> str | None:
-    if told is not None and told not in allowed:
-        raise InvalidOptionError.for_option(f"AFTERWORDS_{key.upper()}", value=told, allowed=" or ".join(allowed))
-    return told
-
-
-def _seconds(key: str, told: str | None, *, default: float) -> float:
+def _parse_seconds(key: str, value: str | None, *, default: float) -> float:
     try:
-        value = default if told is None else float(told)
+        seconds = default if value is None else float(value)
     except ValueError:
-        value = -1.0
-    if not 0 <= value <= TIMEOUT_MAX:
-        raise InvalidOptionError.for_option(
-            f"AFTERWORDS_{key.upper()}", value=told, allowed="a number of seconds, 0 or more"
-        )
-    return value
+        seconds = -1.0
+    if not 0 <= seconds <= TIMEOUT_MAX:
+        allowed = "a number of seconds, 0 or more"
+        raise InvalidOptionError.for_option(f"{PREFIX}{key.upper()}", value=value, allowed=allowed)
+    return seconds
 
 
 def _home(env: Mapping[str, str]) -> Path:
@@ -182,69 +183,54 @@ def read_config_file(home: Path) -> dict[str, object]:
     """Read `config.toml` in a home folder; return an empty dictionary if there is none.
 
     Raises:
-        InvalidInputError: it is not TOML, or sets a name that is not a setting.
-        FileError: it can't be read.
-        InvalidOptionError: the home folder is a file.
+        InvalidInputError: The file is not TOML, or sets a name that is not a setting.
+        FileError: The file can't be read.
+        InvalidOptionError: The home folder is a file.
     """
     path = home / "config.toml"
     try:
-        found = tomllib.loads(disk.read(path).decode("utf-8-sig"))  # some editors begin a file with a byte order mark
+        settings = tomllib.loads(disk.read(path).decode("utf-8-sig"))  # some editors write a byte order mark
     except FileNotFoundError:
         return {}
     except NotADirectoryError:
         raise InvalidOptionError.for_option(f"{PREFIX}HOME", value=str(home), allowed="a folder") from None
     except UnicodeDecodeError as error:
-        raise InvalidInputError(
-            f"There is a mistake in {path}: it is not UTF-8.", code="invalid_config", hint="save it as UTF-8."
-        ) from error
+        raise _config_error(path, "it is not UTF-8", hint="save it as UTF-8.") from error
     except tomllib.TOMLDecodeError as error:
-        raise InvalidInputError(
-            f"There is a mistake in {path}: {error}.", code="invalid_config", hint="correct it, or remove the file."
-        ) from error
+        raise _config_error(path, str(error)) from error
     except RecursionError as error:
-        raise InvalidInputError(
-            f"There is a mistake in {path}: it is nested too deep.",
-            code="invalid_config",
-            hint="correct it, or remove the file.",
-        ) from error
+        raise _config_error(path, "it is nested too deep") from error
     except OSError as error:
         raise FileError.unreadable(path, why=(error.strerror or str(error)).lower()) from error
-    for name in found.keys() - SETTINGS:
-        if isinstance(found[name], dict):
-            why, hint = f"it has the section {name}, and settings are in none", f"remove the line [{name}]."
-            raise InvalidInputError(f"There is a mistake in {path}: {why}.", code="invalid_config", hint=hint)
-        raise _unknown_setting(path, name)
-    return found
+    for name in settings.keys() - SETTINGS:
+        if isinstance(settings[name], dict):
+            why = f"it has the section {name}, but settings stand in no section"
+            raise _config_error(path, why, hint=f"remove the line [{name}].")
+        if name in ENVIRONMENT_SETTINGS:
+            hint = f"remove the line, and set {PREFIX}{name.upper()} in the environment."
+            raise _config_error(path, f"{name} is read only from the environment", hint=hint)
+        near = _nearest_setting(name)
+        hint = f"did you mean {near}?" if near in SETTINGS else "remove the line, or correct the name."
+        raise _config_error(path, f"it sets {name}, which is not a setting", hint=hint)
+    return settings
 
 
-def _unknown_setting(path: Path, name: str) -> InvalidInputError:
-    if name in ENVIRONMENT_SETTINGS:
-        hint = f"remove the line, and set {PREFIX}{name.upper()} in the environment."
-        return InvalidInputError(
-            f"There is a mistake in {path}: {name} is read from the environment alone.",
-            code="invalid_config",
-            hint=hint,
-        )
-    near = _near(name)
-    return InvalidInputError(
-        f"There is a mistake in {path}: it sets {name}, which is not a setting.",
-        code="invalid_config",
-        hint=f"did you mean {near}?" if near in SETTINGS else "remove the line, or correct the name.",
-    )
+def _config_error(path: Path, why: str, *, hint: str = "correct it, or remove the file.") -> InvalidInputError:
+    return InvalidInputError(f"Invalid settings in {path}: {why}.", code="invalid_config", hint=hint)
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """Return a sentence on each variable that has the prefix of settings and is none; values are not shown."""
-    names = sorted(name for name in environ if name.startswith(PREFIX))
-    unknown = [name for name in names if name.removeprefix(PREFIX).lower() not in SETTINGS | ENVIRONMENT_SETTINGS]
-    return [
-        f"{name} is not a setting and is ignored" + (f"; did you mean {PREFIX}{near.upper()}?" if near else ".")
-        for name in unknown
-        for near in [_near(name)]
-    ]
+    """Return a warning for each variable that has the prefix of settings but is not one, without its value."""
+    warnings = []
+    for name in sorted(name for name in environ if name.startswith(PREFIX)):
+        if name.removeprefix(PREFIX).lower() not in SETTINGS | ENVIRONMENT_SETTINGS:
+            near = _nearest_setting(name)
+            suggestion = f"; did you mean {PREFIX}{near.upper()}?" if near else "."
+            warnings.append(f"{name} is not a setting and is ignored{suggestion}")
+    return warnings
 
 
-def _near(name: str) -> str | None:
+def _nearest_setting(name: str) -> str | None:
     from difflib import get_close_matches
 
     known = sorted(SETTINGS | ENVIRONMENT_SETTINGS)
@@ -252,9 +238,9 @@ def _near(name: str) -> str | None:
 
 
 @cache
-def _warn_of(sentences: tuple[str, ...]) -> None:
-    """Warn once a process."""
+def _warn_once(messages: tuple[str, ...]) -> None:
+    """Issue warnings once per process."""
     import warnings
 
-    for sentence in sentences:
-        warnings.warn(sentence, UnknownSettingWarning, stacklevel=3)
+    for message in messages:
+        warnings.warn(message, UnknownSettingWarning, stacklevel=3)

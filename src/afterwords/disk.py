@@ -1,7 +1,6 @@
-"""Private files on this disk: for their owner alone, and written whole or not at all.
+"""Private files on this disk: readable only by their owner, and written completely or not at all.
 
-Apart because every change to a library must survive a crash and a full disk in the same way. Knows nothing of voices;
-the library, its folders and its migrations call it.
+Every change to a library, a weights folder or a server's files goes through here, to survive crashes and full disks.
 """
 
 from __future__ import annotations
@@ -26,56 +25,61 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 _HOME_HINT = (
-    "see that the folder can be made and written to, or set AFTERWORDS_HOME (for weights AFTERWORDS_MODELS) to another."
+    "check that the folder can be created and written to, or set AFTERWORDS_HOME (for weights AFTERWORDS_MODELS) to "
+    "another folder."
 )
 
 
 @contextmanager
-def storing(path: Path, *, hint: str | None = None) -> Iterator[None]:
-    """Give a failed write its name, and a fix if another than a better place for the file is right.
+def translate_errors(path: Path, *, hint: str | None = None) -> Iterator[None]:
+    """Translate errors of the operating system in writing to a path.
+
+    Args:
+        path: Path for the message.
+        hint: Fix for errors other than a full disk; None suggests another path.
 
     Raises:
-        StorageFullError: the disk, the quota or the size limit is used up.
-        FileError: whatever else the system refused.
+        StorageFullError: The disk, the quota or the file size limit is full.
+        FileError: The write failed for another reason.
     """
     try:
         yield
     except OSError as error:
-        raise refusal(error, path, why=error.strerror or str(error), hint=hint) from error
+        raise write_error(error, path, why=error.strerror or str(error), hint=hint) from error
 
 
-def refusal(error: OSError, path: Path | str, *, why: str, hint: str | None = None) -> StorageFullError | FileError:
-    """The name of a failed write: a disk, quota or size limit used up, or `why`."""
+def write_error(error: OSError, path: Path | str, *, why: str, hint: str | None = None) -> StorageFullError | FileError:
+    """Return the error for a failed write: StorageFullError for a full disk, else FileError with `why`."""
     if error.errno in _FULL:
         return StorageFullError.for_path(path)
-    return FileError.unwritable(path, why=why) if hint is None else FileError.unwritable(path, why=why, hint=hint)
+    return FileError.unwritable(path, why, hint=hint or "")
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder that only its owner may enter (0700); one that is there is left as it is."""
-    with storing(path, hint=_HOME_HINT):
-        for folder in [*reversed(path.parents), path]:  # `parents=True` would give the mode to the last alone
+    """Create a folder and its parents with mode 0700; an existing one is left as it is."""
+    with translate_errors(path, hint=_HOME_HINT):
+        for folder in [*reversed(path.parents), path]:  # `mkdir(parents=True)` sets the mode only of the last one
             if not folder.is_dir():
                 folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def write(path: Path, pieces: Iterable[bytes], *, part: Path | None = None, is_durable: bool = True) -> None:
-    """Write a file that only its owner may read (0600), beside its place and then into it.
+    """Write a file with mode 0600: to a temporary file next to it, which then replaces it.
 
     Args:
-        path: where it shall stand.
-        pieces: what it holds, in order.
-        part: where it grows; a name of its own lets several write the same file at once.
-        is_durable: whether it survives a power cut once this returns.
+        path: File to create or replace.
+        pieces: Content, in order.
+        part: Temporary file; a unique name lets several processes write the same file at once.
+        is_durable: Sync to disk, so that the file survives a power cut once this returns.
 
     Raises:
-        StorageFullError, FileError: what stood there before still stands there.
+        StorageFullError, FileError: The write failed; an existing file is unchanged.
     """
     part = part or path.with_name(f"{path.name}.part")
-    with storing(path, hint=_HOME_HINT):
+    with translate_errors(path, hint=_HOME_HINT):
         try:
             part.unlink(missing_ok=True)
-            # The mode is given at creation: between open and a later chmod, others could read.
+            # Set the mode on creation: between open and a later chmod, others could read the file.
             with open(part, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
                 for piece in pieces:
                     file.write(piece)
@@ -91,48 +95,50 @@ def write(path: Path, pieces: Iterable[bytes], *, part: Path | None = None, is_d
 
 
 @contextmanager
-def locked(
+def lock(
     path: Path, *, timeout_s: float, busy: AfterwordsError, waiting: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """Hold a lock that one process has at a time; its file stays, for its owner alone.
+    """Hold a lock that excludes other processes. The lock file remains.
 
     Args:
-        path: the file, in a folder that is there.
-        timeout_s: how long another process is waited for.
-        busy: raised if it does not let go by then, unless there is `waiting`.
-        waiting: called then, and from there on waited without end.
+        path: The lock file, in an existing folder.
+        timeout_s: Seconds to wait for another process.
+        busy: Error to raise after that time, unless `waiting` is given.
+        waiting: Called after that time; the wait then continues without a limit.
 
     Raises:
-        StorageFullError, FileError: there can't be such a file.
+        StorageFullError, FileError: The lock file can't be created.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path, timeout=timeout_s, mode=0o600)
-    with storing(path.parent, hint=_HOME_HINT):
+    file_lock = FileLock(path, timeout=timeout_s, mode=0o600)
+    with translate_errors(path.parent, hint=_HOME_HINT):
         try:
-            lock.acquire()
+            file_lock.acquire()
         except Timeout as error:
             if waiting is None:
                 raise busy from error
             waiting()
-            lock.acquire(timeout=-1)
+            file_lock.acquire(timeout=-1)
     try:
         yield
     finally:
-        lock.release()
+        file_lock.release()
 
 
 def open_plain(path: Path | str, *, buffering: int = -1) -> BinaryIO:
-    """Open a plain file for reading.
+    """Open a regular file for reading.
 
     Raises:
-        OSError: it can't be read, or is something else: a FIFO would block without end, a device has no end.
+        OSError: The file can't be read, or is not a regular file: a FIFO could block, and a device has no end.
     """
 
     def opener(name: str, flags: int) -> int:
-        descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # else it would wait for a FIFO's writer
+        descriptor = os.open(
+            name, flags | getattr(os, "O_NONBLOCK", 0)
+        )  # without it, open waits for the writer of a FIFO
         mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # open refuses a folder by itself
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # open itself rejects a folder
             os.close(descriptor)
             raise OSError(errno.EINVAL, "it is not a file", name)
         return descriptor
@@ -141,13 +147,13 @@ def open_plain(path: Path | str, *, buffering: int = -1) -> BinaryIO:
 
 
 def read(path: Path) -> bytes:
-    """Read a plain file; raises OSError as `open_plain`."""
+    """Read a regular file; raise OSError as `open_plain` does."""
     with open_plain(path) as file:
         return file.read()
 
 
 def modified_at(status: os.stat_result) -> datetime:
-    """When a file was changed, UTC; a time that is no date (a disk can hold any) is the nearest one."""
+    """Return the modification time of a file in UTC, clamped to what a datetime can represent."""
     return datetime.fromtimestamp(min(max(status.st_mtime, 0), _LATEST_S), UTC)
 
 
@@ -155,7 +161,7 @@ def read_pieces(path: Path) -> Iterator[bytes]:
     """Read a file block by block.
 
     Raises:
-        FileError: it is no file, or can't be read.
+        FileError: The file is missing, is not a file, or can't be read.
     """
     if not path.is_file():
         raise FileError.unreadable(path, why="it is not a file" if path.exists() else "there is no such file")
@@ -168,15 +174,15 @@ def read_pieces(path: Path) -> Iterator[bytes]:
 
 
 def read_stream(file: BinaryIO, max_bytes: int = -1, *, name: str = "The file object") -> bytes:
-    """Read an open file from where it stands; one that was just written, and stands at its end, from its beginning.
+    """Read an open file from its position; if that is the end of a file, as after writing, from the beginning.
 
     Args:
-        file: open for reading bytes.
-        max_bytes: how much to read at most; -1 reads all.
-        name: what to call it in a message.
+        file: File that is open for reading bytes.
+        max_bytes: Bytes to read at most; -1 reads all.
+        name: Name of the file in messages.
 
     Raises:
-        FileError: it is open as text, or not for reading, or reading fails.
+        FileError: The file is open as text or not for reading, or reading fails.
     """
     try:
         content = file.read(max_bytes)
@@ -187,17 +193,17 @@ def read_stream(file: BinaryIO, max_bytes: int = -1, *, name: str = "The file ob
         raise FileError.unreadable(name, why=str(error).rstrip(".").lower()) from error
     if not isinstance(content, bytes):
         hint = "open it with mode 'rb', or give its path."
-        raise FileError.unreadable(name, why="it is open as text and not as bytes", hint=hint)
+        raise FileError.unreadable(name, why="it is open as text, not as bytes", hint=hint)
     return content
 
 
 def read_json(path: Path) -> Any:
-    """Read a file of ours as JSON; whoever asks tells what it means if it is absent or damaged.
+    """Read a JSON file.
 
     Raises:
-        FileNotFoundError: there is none.
-        FileError: it can't be read.
-        ValueError: it is no JSON.
+        FileNotFoundError: The file is missing.
+        FileError: The file can't be read.
+        ValueError: The file is not JSON.
     """
     try:
         return json.loads(read(path))
@@ -210,45 +216,45 @@ def read_json(path: Path) -> Any:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder with all that is in it, for its owner alone. Links to folders stay links."""
+    """Copy a folder recursively with private modes; links to folders stay links."""
     make_folder(target)
     for entry in sorted(source.iterdir()):
         copy = target / entry.name
         if entry.is_file():
             write(copy, read_pieces(entry))
         elif entry.is_symlink():
-            with storing(copy):
+            with translate_errors(copy):
                 copy.symlink_to(entry.readlink())
         elif entry.is_dir():
             copy_folder(entry, copy)
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename within one disk, for good."""
-    with storing(target):
+    """Rename a file or folder on the same disk, durably."""
+    with translate_errors(target):
         source.rename(target)
         sync_folder(target.parent)
         if source.parent != target.parent:
             sync_folder(source.parent)
 
 
-def discard(path: Path) -> None:
-    """Remove a folder: gone from its place at once, from the disk right after."""
+def remove_folder(path: Path) -> None:
+    """Remove a folder: rename it first, so that it disappears at once, then delete its files."""
     trash = path.with_name(f".trash-{uuid4()}")
     move(path, trash)
-    with storing(trash):
+    with translate_errors(trash):
         shutil.rmtree(trash)
 
 
 def sync_folder(path: Path) -> None:
-    """Make a rename in this folder survive a power cut; Windows offers no such call and journals instead."""
+    """Make renames in a folder survive a power cut; Windows has no such call and journals instead."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a network disk that can't, for example SMB
+        if error.errno != errno.EINVAL:  # some network file systems, such as SMB, can't sync a folder
             raise
     finally:
         os.close(descriptor)

@@ -51,7 +51,7 @@ from afterwords.provenance import mark_tags, seal
 from afterwords.reference import Finding, PreparedReference, Report, examine, prepare
 from afterwords.reference.preparation import SURPLUS_MAX
 from afterwords.speech import Speech, speak
-from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text, normalise_lang
+from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text, normalize_lang
 
 if TYPE_CHECKING:
     from afterwords.backends.registry import Backend
@@ -130,7 +130,7 @@ def inspect(
     Raises:
         RecordingError: The recording can't be read.
     """
-    lang = normalise_lang(lang)
+    lang = normalize_lang(lang)
     text = check_text(text, max_chars=MAX_LOCAL_CHARS) if text is not None else None
     original, label = _read_source(recording)
     audio = decode(original, name=label)
@@ -300,7 +300,7 @@ def check_clone(name: str, *, lang: str = "en", backend: str = "auto", replace: 
     name = check_name(name)
     if not replace and any(voice.name == name for voice in voices()):
         raise VoiceExistsError.for_name(name)
-    return registry.choose(backend, lang=normalise_lang(lang))
+    return registry.choose(backend, lang=normalize_lang(lang))
 
 
 def make_voice(
@@ -323,7 +323,7 @@ def make_voice(
         confirm: Lets the user correct the transcript.
         accept: Lets the user see the grade before the slow work begins, and accept an F.
     """
-    name, lang = check_name(name), normalise_lang(lang)
+    name, lang = check_name(name), normalize_lang(lang)
     stated = _state_consent(consent)
     text = check_text(text, max_chars=MAX_LOCAL_CHARS) if text is not None else None
     voices = library()
@@ -517,7 +517,7 @@ def stream(
     options = SpeechOptions.check(lang=lang, backend=backend, speed=speed, seed=seed)
     voices = library()
     speaker = _find_voice(voices, voice)
-    lang = normalise_lang(options.lang or speaker.lang)
+    lang = normalize_lang(options.lang or speaker.lang)
     chosen, reason = _choose_backend(speaker, options.backend, lang)
     engine = registry.engine_for(chosen)
     if words := unspoken(engine, text):
@@ -588,7 +588,7 @@ def must_prepare(
     """
     voices = library()
     speaker = _find_voice(voices, voice)
-    chosen, _ = _choose_backend(speaker, backend, normalise_lang(lang or speaker.lang))
+    chosen, _ = _choose_backend(speaker, backend, normalize_lang(lang or speaker.lang))
     engine = registry.engine_for(chosen)
     key = prompt_key(chosen.name, engine.prompt_version, is_fast=False)
     if find_prompt(voices, speaker, engine, chosen.name) or find_equal_prompt(voices, speaker, key):

@@ -1,7 +1,6 @@
-"""Where a voice and a piece of speech come from: the seal on a voice, the mark in every audio file.
+"""Provenance: the seal of a voice, and the mark of synthetic speech in every audio file.
 
-Apart because both are promises to people outside: a reference and its consent belong together, and speech says that
-it is synthetic. The studio seals when it clones, and marks when it speaks; `afterwords verify` reads the mark.
+`clone` seals a voice, `say` and servers mark audio, and `afterwords verify` reads the mark.
 """
 
 from __future__ import annotations
@@ -9,11 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationError
 
@@ -21,27 +19,23 @@ from afterwords import __version__
 from afterwords.models import Consent, Model, Provenance, UtcTime, Voice, now
 from afterwords.text import printable
 
-if TYPE_CHECKING:
-    from afterwords.audio.audio import Audio
-
 SYNTHETIC = "trainedAlgorithmicMedia"
-"""What synthetic speech is called. Source: IPTC NewsCodes, digital source type (cv.iptc.org)."""
+"""Digital source type of synthetic speech. Source: IPTC NewsCodes (cv.iptc.org)."""
 
 
 # -- the seal ------------------------------------------------------------------------------------------------
 
 
 def seal(*, reference_sha256: str, original_sha256: str, window_start_s: float, consent: Consent) -> Provenance:
-    """Bind a prepared reference to the recording it came from and to the consent that was stated.
+    """Bind a prepared reference to its original recording and to the statement of consent.
 
-    The seal finds a change, by accident or by exchange of a file; it holds no secret, so it proves nothing of who
-    made it.
+    The seal detects changed or exchanged files. It contains no secret, so it does not prove who made it.
 
     Args:
-        reference_sha256: of the canonical WAV.
-        original_sha256: of the untouched file.
-        window_start_s: where in the original the reference begins, in seconds.
-        consent: by what right the voice is cloned.
+        reference_sha256: SHA-256 of the canonical WAV.
+        original_sha256: SHA-256 of the untouched file.
+        window_start_s: Start of the reference in the original, in seconds.
+        consent: Statement of consent.
     """
     facts = {
         "original_sha256": original_sha256,
@@ -54,9 +48,9 @@ def seal(*, reference_sha256: str, original_sha256: str, window_start_s: float, 
 
 
 def verify_seal(voice: Voice) -> bool:
-    """Whether reference, original, consent and time are still those that were sealed; without a seal they are not.
+    """Return whether reference, original, consent and time are those that were sealed; False without a seal.
 
-    Compares what the voice states. That the recording has the stated SHA-256 is checked where it is read.
+    This compares the fields of the voice. The SHA-256 of the recording is checked when the recording is read.
     """
     if voice.provenance is None or voice.consent is None or voice.reference is None:
         return False
@@ -64,7 +58,7 @@ def verify_seal(voice: Voice) -> bool:
 
 
 def _digest(provenance: Provenance, reference_sha256: str, consent: Consent) -> str:
-    """SHA-256 over canonical JSON: keys sorted, no spaces, ASCII, times as they are stored."""
+    """Return the SHA-256 of canonical JSON: sorted keys, no spaces, ASCII, times as stored."""
     facts = provenance.model_dump(mode="json", exclude={"seal"})
     facts |= {"reference_sha256": reference_sha256, "consent": consent.model_dump(mode="json")}
     return sha256(json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
@@ -74,14 +68,14 @@ def _digest(provenance: Provenance, reference_sha256: str, consent: Consent) -> 
 
 
 class Mark(Model):
-    """What a piece of audio says of itself. A tag can be removed, so the absence of a mark proves nothing."""
+    """Mark of synthetic speech in an audio file. Tags can be removed, so a missing mark proves nothing."""
 
-    is_synthetic: bool = Field(description="Whether it says that a machine spoke it.")
-    generator: str | None = Field(default=None, description="Program and version that made it, if stated.")
-    backend: str | None = Field(default=None, description="The backend that spoke, if stated.")
+    is_synthetic: bool = Field(description="True if the file states that its speech is synthetic.")
+    generator: str | None = Field(default=None, description="Program and version that made the audio, if stated.")
+    backend: str | None = Field(default=None, description="Backend that spoke, if stated.")
     voice_name: str | None = Field(default=None, description="Name of the voice, if stated.")
-    voice_id: str | None = Field(default=None, description="Identifier of the voice, if stated.")
-    made_at: UtcTime | None = Field(default=None, description="When it was made, UTC, if stated.")
+    voice_id: str | None = Field(default=None, description="ID of the voice, if stated.")
+    made_at: UtcTime | None = Field(default=None, description="Time of the synthesis, UTC, if stated.")
 
 
 _KEYS = {
@@ -95,16 +89,10 @@ _PLAIN = re.compile(r"[A-Za-z0-9._/:+-]+")
 _PAIR = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|[^;\s"]+)(?:; |$)?')
 
 
-def mark(audio: Audio, *, backend: str, voice: Voice, made_at: datetime) -> Audio:
-    """Return the audio with the mark among its tags, which every format that is written carries."""
-    tags = mark_tags(backend=backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=made_at)
-    return replace(audio, tags={**audio.tags, **tags})
-
-
 def mark_tags(*, backend: str, voice_name: str, voice_id: str, made_at: datetime) -> dict[str, str]:
-    """Make the tags of synthetic speech under generic keys: title, artist, comment, software, date.
+    """Return the tags that mark synthetic speech: title, artist, comment, software, date.
 
-    The comment is one line of ASCII for people and programs alike; what might end a value early is quoted as in JSON.
+    The comment is one line of ASCII for people and programs; values with special characters are quoted as in JSON.
     """
     facts = Mark(
         is_synthetic=True,
@@ -114,57 +102,50 @@ def mark_tags(*, backend: str, voice_name: str, voice_id: str, made_at: datetime
         voice_id=voice_id,
         made_at=made_at,
     ).model_dump(mode="json")
-    stated = "; ".join(f"{key}={_quoted(facts[field], always=key == 'voice')}" for key, field in _KEYS.items())
+    pairs = []
+    for key, field in _KEYS.items():
+        is_plain = key != "voice" and _PLAIN.fullmatch(facts[field])
+        pairs.append(f"{key}={facts[field] if is_plain else json.dumps(facts[field])}")
     return {
         "title": "Synthetic speech",
         "artist": printable(voice_name),
-        "comment": f"Synthetic speech. digitalSourceType={SYNTHETIC}; {stated}",
+        "comment": f"Synthetic speech. digitalSourceType={SYNTHETIC}; {'; '.join(pairs)}",
         "software": f"afterwords {__version__}",
         "date": made_at.astimezone(UTC).date().isoformat(),
     }
 
 
 def read_mark(tags: Mapping[str, str]) -> Mark | None:
-    """Find the mark among a file's tags; None where there is none. A mark that was cut short says what is left."""
+    """Return the mark in a file's tags, or None; a truncated mark has the fields that are left."""
     comment = tags.get("comment", "")
     position = comment.find("digitalSourceType=")
     stated: dict[str, str] = {}
-    # Pair by pair from the start, so that a voice's name can't state anything.
+    # Match pair by pair from the start, so that the name of a voice can't add fields.
     while position >= 0 and (pair := _PAIR.match(comment, position)):
-        stated.setdefault(pair[1], _unquoted(pair[2]))
+        value = pair[2]
+        with suppress(ValueError):
+            value = str(json.loads(value)) if value.startswith('"') else value
+        stated.setdefault(pair[1], value)
         position = pair.end()
-    return _mark_from(stated) if stated else None
-
-
-def verify(path: Path | str) -> Mark | None:
-    """Read the mark of synthetic speech from an audio file; None if the file has no mark.
-
-    The mark is metadata that anybody can remove, so a file without one proves nothing.
-
-    Raises:
-        FileError: the file can't be read.
-        RecordingError: it is not audio.
-    """
-    from afterwords.audio.decoding import read_tags
-
-    return read_mark(read_tags(Path(path)))
-
-
-def _mark_from(stated: dict[str, str]) -> Mark:
+    if not stated:
+        return None
     facts: dict[str, object] = {field: stated[key] for key, field in _KEYS.items() if key in stated}
     facts["is_synthetic"] = stated["digitalSourceType"] == SYNTHETIC
     try:
         return Mark.model_validate(facts)
-    except ValidationError:  # only the time can be wrong
+    except ValidationError:  # only the time can be invalid
         return Mark.model_validate({**facts, "made_at": None})
 
 
-def _quoted(value: str, *, always: bool) -> str:
-    return value if not always and _PLAIN.fullmatch(value) else json.dumps(value)
+def verify(path: Path | str) -> Mark | None:
+    """Read the mark of synthetic speech from an audio file; return None if the file has no mark.
 
+    The mark is metadata that anyone can remove, so a missing mark proves nothing.
 
-def _unquoted(value: str) -> str:
-    try:
-        return str(json.loads(value)) if value.startswith('"') else value
-    except ValueError:
-        return value
+    Raises:
+        FileError: The file can't be read.
+        RecordingError: The file is not audio.
+    """
+    from afterwords.audio.decoding import read_tags
+
+    return read_mark(read_tags(Path(path)))

@@ -1,6 +1,6 @@
-"""Speech while it is made: the chunks of one task at a speed, their timing, and what came of it.
+"""Speech while it is generated: the chunks of one task at a speed, and their timing.
 
-Apart from the studio, which decides what is said by whom; a Speech only carries it out, once, as it is read.
+`local` decides what is spoken and returns a Speech; reading it runs the engine.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from afterwords.errors import AfterwordsError, StreamConsumedError, SynthesisErr
 from afterwords.models import FormatName, SpeechFormat, SpeechResult, SpeechTask, Voice
 
 EXPECTED_SECONDS_PER_CHARACTER: Final = 0.068
-"""How long speech lasts, for progress alone; English read aloud."""
+"""Speaking rate of English read aloud, used only for progress."""
 
 
 @dataclass(slots=True, eq=False)
 class Speech:
-    """Speech that is made while it is read: iterate over it, once, to get its chunks.
+    """Speech that is generated while it is read: iterate over it once to get its chunks.
 
-    Reading it a second time raises StreamConsumedError: what was read is not kept.
+    Reading it a second time raises StreamConsumedError, since its audio is not kept.
 
     Attributes:
-        voice: who speaks.
-        backend: the backend that speaks, and `reason`, why it is this one.
-        sample_rate: of the chunks, in Hz.
-        tags: the mark that files of this speech carry.
-        result: what came of it, once all was read.
-        left_out: the words of the text that the backend can't speak.
+        voice: Voice that speaks.
+        backend: Backend that speaks.
+        reason: Why this backend was chosen.
+        sample_rate: Sample rate of the chunks in Hz.
+        tags: Tags that mark files of this speech as synthetic.
+        result: Duration and timing, once everything was read.
+        left_out: Words of the text that the backend can't speak.
     """
 
     voice: Voice
@@ -46,37 +47,37 @@ class Speech:
     _chunks: Generator[Chunk, None, None] = field(repr=False)
     result: SpeechResult | None = None
     left_out: tuple[str, ...] = field(default=(), repr=False)
-    _is_begun: bool = field(default=False, init=False, repr=False)
+    _is_started: bool = field(default=False, init=False, repr=False)
 
     def __iter__(self) -> Iterator[Chunk]:
-        if self._is_begun:
+        if self._is_started:
             raise StreamConsumedError
-        self._is_begun = True
-        return self._timed()
+        self._is_started = True
+        return self._measure()
 
     def audio(self) -> Audio:
-        """Read all of it."""
+        """Read everything and return it."""
         import numpy as np
 
         parts = [chunk.samples for chunk in self]
         return Audio(np.concatenate(parts) if parts else np.zeros(0, np.float32), self.sample_rate, self.tags)
 
     def save(self, path: Path | str, *, format: SpeechFormat | FormatName | None = None) -> Path:
-        """Write the speech to a file while it is made, and return its path. The file appears when it is whole.
+        """Write the speech to a file while it is generated, and return the path. The file appears when it is complete.
 
         Args:
-            path: an existing file is replaced, and kept if anything fails.
-            format: None takes it from the ending of the path.
+            path: Path of the file. An existing file is replaced, or kept if anything fails.
+            format: Audio format; None takes it from the extension of the path.
 
         Raises:
-            InvalidInputError, FileError, StorageFullError: as `Audio.save`.
+            InvalidInputError, FileError, StorageFullError: As for `Audio.save`.
         """
         with AudioWriter(Path(path), format=format, sample_rate=self.sample_rate, tags=self.tags) as writer:
             for chunk in self:
                 writer.write(chunk.samples)
         return Path(path)
 
-    def _timed(self) -> Iterator[Chunk]:
+    def _measure(self) -> Iterator[Chunk]:
         started = time.perf_counter()
         first_ms: int | None = None
         n_samples = 0
@@ -101,12 +102,12 @@ class Speech:
 
 
 def speak(engine: Engine, task: SpeechTask, speed: float, progress: Progress) -> Generator[Chunk, None, None]:
-    """The chunks of a task at a speed; whatever an engine raises unforeseen becomes a SynthesisError."""
+    """Generate the chunks of a task at a speed; an unexpected error of an engine becomes a SynthesisError."""
     expected_s = len(task.text) * EXPECTED_SECONDS_PER_CHARACTER
     spoken_s = 0.0
     chunks = engine.synthesize(task)
 
-    def as_spoken() -> Iterator[Samples]:
+    def samples_of_chunks() -> Iterator[Samples]:
         nonlocal spoken_s
         while (chunk := _next(chunks, task.backend)) is not None:
             spoken_s += len(chunk.samples) / engine.sample_rate
@@ -114,7 +115,7 @@ def speak(engine: Engine, task: SpeechTask, speed: float, progress: Progress) ->
             yield chunk.samples
 
     try:
-        for samples in change_speed(as_spoken(), engine.sample_rate, speed):
+        for samples in change_speed(samples_of_chunks(), engine.sample_rate, speed):
             yield Chunk(samples)
     finally:
         chunks.close()
@@ -122,9 +123,9 @@ def speak(engine: Engine, task: SpeechTask, speed: float, progress: Progress) ->
 
 
 def _next(chunks: Generator[Chunk, None, None], backend: str) -> Chunk | None:
-    """The next chunk of an engine, None at its end.
+    """Return the next chunk of an engine, or None at its end.
 
-    What a foreign engine says in its error may hold the text, so the message names its kind alone; `--debug` shows all.
+    The message of an engine's error may contain the text, so only its class is named; `--debug` shows everything.
     """
     try:
         return next(chunks, None)

@@ -1,8 +1,7 @@
-"""Text before it is spoken: checked, cut into sentences, packed into chunks.
+"""Text before synthesis: validated, split into sentences, packed into chunks.
 
-Apart because every door (command line, library, server) must refuse and cut the same text in the same way. Pure
-functions over strings but for `read_text`: no engine. The studio and the workers call `chunks`, all callers
-`check_text`.
+The CLI, the SDK and the server validate with `check_text`, so that all of them reject the same text; engines split with
+`split_chunks`.
 """
 
 from __future__ import annotations
@@ -18,45 +17,43 @@ from afterwords.errors import FileError, InvalidInputError, TextError, Unsupport
 from afterwords.models import NAME_MAX_CHARS
 
 LANGS = ("en", "zh", "ja", "ko", "es", "fr", "de", "it", "pt", "ru")
-"""Every language that some backend speaks, as two-letter codes."""
+"""Languages that at least one backend speaks, as two-letter codes."""
 
 MAX_REQUEST_CHARS = 5_000
-"""Code points in one API request."""
+"""Code points in an API request."""
 
 MAX_LOCAL_CHARS = 100_000
-"""Code points in one text spoken on this machine: about two hours of speech."""
+"""Code points in a text for local synthesis, about two hours of speech."""
 
 _MAX_BYTES = 4 * MAX_LOCAL_CHARS + 3
-"""No text that is taken has more: four bytes a character, and a byte order mark."""
+"""Bytes of the longest valid text: four per character, and a byte order mark."""
 
 TINY_CHARS = 12
-"""A chunk of at most this length joins its neighbour: alone, "Yes." sounds clipped and costs a whole pass."""
+"""A chunk of at most this length is merged with its neighbor: alone, "Yes." sounds clipped and costs a whole pass."""
 
-LONGEST_SPEECH_BASE_S, LONGEST_SPEECH_S_PER_CHARACTER = 10.0, 0.6
-"""Speech lasts 0.07 s a character in English and 0.25 s in Chinese; what outlasts this by far was never its text."""
+MAX_SPEECH_BASE_S, MAX_SPEECH_S_PER_CHARACTER = 10.0, 0.6
+"""Limits above which audio can't be its text; speech takes 0.07 s per character in English and 0.25 s in Chinese."""
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_LINE_END = re.compile(r"\r\n|[\r\x0b\x0c\x85\u2028]")  # page breaks too: they stand in text out of PDF files
+_LINE_END = re.compile(r"\r\n|[\r\x0b\x0c\x85\u2028]")  # with page breaks, which text copied from PDF files contains
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-_BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # fillers: letters and symbols to Unicode, blank to the eye
+_BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # fillers: letters or symbols in Unicode, but invisible
 
 
 def check_text(text: str, *, max_chars: int = MAX_REQUEST_CHARS) -> str:
-    """Return the text as it will be spoken: without a byte order mark, its line ends and page breaks all newlines.
+    """Validate a text and return it without a byte order mark, and with newlines for all line ends and page breaks.
 
     Raises:
-        TextError: it holds half a character (a lone surrogate).
-        TextError: it holds a control character other than a tab, a line end or a page break.
-        TextError: it has more than `max_chars` code points.
-        TextError: it holds no letter, digit or symbol.
+        TextError: The text has a lone surrogate, a control character other than whitespace, more than `max_chars` code
+            points, or no letter, digit or symbol.
     """
     if broken := _SURROGATE.search(text):
         raise TextError.invalid_unicode(position=broken.start())
     if control := _CONTROL.search(text):
         raise TextError(
-            f"The text holds the control character U+{ord(control.group()):04X} at position {control.start()}; "
-            "of those, only blanks (tabs, line ends, page breaks) are taken.",
+            f"The text contains the control character U+{ord(control.group()):04X} at position {control.start()}; "
+            "of those, only tabs, line ends and page breaks are allowed.",
             code="control_character",
         )
     text = _LINE_END.sub("\n", text.lstrip("\ufeff")).replace("\u2029", "\n\n")
@@ -68,61 +65,55 @@ def check_text(text: str, *, max_chars: int = MAX_REQUEST_CHARS) -> str:
 
 
 def is_speakable(text: str) -> bool:
-    """Whether there is anything to say: a letter, a digit or a symbol. Punctuation alone is silence."""
+    """Return whether a text has a letter, digit or symbol; punctuation alone is silent."""
     return any(unicodedata.category(c)[0] in "LNS" and c not in _BLANKS for c in text)
 
 
-def left_out(backend: str, words: Sequence[str]) -> str:
-    """Return the sentence that names the words of a text which a backend does not speak."""
+def describe_left_out(backend: str, words: Sequence[str]) -> str:
+    """Return a sentence that names the words of a text that a backend can't speak."""
     shown = ", ".join(printable(word[:40]) for word in words[:5]) + (", …" if len(words) > 5 else "")
     which = "a word" if len(words) == 1 else f"{len(words)} words"
-    return f"{backend} can't speak {which} of the text, and leaves out: {shown}"
+    return f"{backend} can't speak {which} of the text and leaves out: {shown}"
 
 
-def longest_speech_s(text: str, *, speed: float = 1.0) -> float:
-    """The longest that speech of a text may last, in seconds: a little for any, and 0.6 s a character, at the speed.
-
-    What lasts longer ran away: an engine that did not find the end.
-    """
-    return (LONGEST_SPEECH_BASE_S + LONGEST_SPEECH_S_PER_CHARACTER * len(text)) / speed
+def max_speech_s(text: str, *, speed: float = 1.0) -> float:
+    """Return the longest plausible duration of a text in seconds; longer audio means that the engine missed the end."""
+    return (MAX_SPEECH_BASE_S + MAX_SPEECH_S_PER_CHARACTER * len(text)) / speed
 
 
 def check_name(name: str) -> str:
-    """Return the name of a voice as it is kept: composed (NFC), without space around it.
+    """Validate the name of a voice and return it in NFC, without surrounding space.
 
     Raises:
-        InvalidInputError: it is empty, invisible or too long, or holds a control or format character, for example one
-            that turns the reading direction round.
+        InvalidInputError: The name is empty, invisible or too long, or contains a control or format character, such as
+            one that reverses the reading direction.
     """
     name = unicodedata.normalize("NFC", name).strip()
+    hidden = [character for character in name if unicodedata.category(character) in _UNPRINTABLE]
+    problem = ""
     if not name:
-        raise InvalidInputError("A voice can't have that name: it is empty.", code="invalid_name")
-    if len(name) > NAME_MAX_CHARS:
-        raise InvalidInputError(
-            f"A voice can't have that name: it has {len(name):,} characters, and at most {NAME_MAX_CHARS} are taken.",
-            code="invalid_name",
-        )
-    for character in name:
-        if unicodedata.category(character) in _UNPRINTABLE:
-            raise InvalidInputError(
-                f"A voice can't have that name: it holds the invisible character U+{ord(character):04X}.",
-                code="invalid_name",
-            )
-    if all(c.isspace() or c in _BLANKS or unicodedata.category(c)[0] == "M" for c in name):
-        raise InvalidInputError("A voice can't have that name: nothing of it can be seen.", code="invalid_name")
+        problem = "is empty"
+    elif len(name) > NAME_MAX_CHARS:
+        problem = f"has {len(name):,} characters; the limit is {NAME_MAX_CHARS}"
+    elif hidden:
+        problem = f"contains the invisible character U+{ord(hidden[0]):04X}"
+    elif all(c.isspace() or c in _BLANKS or unicodedata.category(c)[0] == "M" for c in name):
+        problem = "has no visible character"
+    if problem:
+        raise InvalidInputError(f"The voice name {problem}.", code="invalid_name")
     return name
 
 
 def printable(text: str) -> str:
-    """Return foreign text as a terminal may show it: escapes stand for what it would act on or hide."""
+    """Return a text with escapes for characters that a terminal would act on or hide."""
     return "".join(ascii(c)[1:-1] if unicodedata.category(c) in _UNPRINTABLE else c for c in text)
 
 
-def normalise_lang(lang: str) -> str:
-    """Return the two-letter code of a language tag: "en-US" and "EN_us" are "en".
+def normalize_lang(lang: str) -> str:
+    """Return the two-letter code of a language tag: "en" for "en-US" and "EN_us".
 
     Raises:
-        UnsupportedLangError: no backend speaks it.
+        UnsupportedLangError: No backend speaks the language.
     """
     code = re.split("[-_]", lang.strip(), maxsplit=1)[0].lower()
     if code not in LANGS:
@@ -137,44 +128,44 @@ _CJK_MARKS = "\u3001\u3002\u300c-\u300f\uff01\uff0c\uff1a\uff1b\uff1f\uff61"
 _CJK_STOPS = "。！？｡"
 _CLOSERS = "\"'”’»›«)\\]}」』）】〉》"
 
-_BREAK = re.compile(  # a blank line, or a line that begins as an item of a list or as a turn of a dialogue
+_BREAK = re.compile(  # a blank line, or a line that starts a list item or a line of dialog
     r"\n\s*\n|\u2029|\n(?=[ \t]*(?:[-*•‣–—]|\d{1,2}[.)])\s)"
 )
 _CJK_LINE_END = re.compile(rf"(?<=[{_CJK}{_CJK_MARKS}])\s*\n\s*(?=[{_CJK}{_CJK_MARKS}])")
 _SPACE = re.compile(r"\s+")
-_STOP = re.compile(  # French sets a space before », where German opens a quotation with it
+_STOP = re.compile(  # French has a space before », with which German opens a quotation
     rf"(?P<mark>[.!?…{_CJK_STOPS}]+|:(?=\n))(?P<close>(?:[{_CLOSERS}]|\s»(?=[\s.,;:!?)]|$))*)"
 )
 _TOKEN_BEFORE = re.compile(r"[^\W_]+(?:[.'’-][^\W_]+)*$")
 _WORD_AFTER = re.compile(r"[^\w\s]*(\w+)(\.?)")
 _DOTTED = re.compile(r"[^\W\d_](?:\.[^\W\d_])+")
 _ROMAN = re.compile(r"[IVXL]{2,}|[VX]")  # "I" is a word
-_QUOTED_ON = "とっ、，,"  # after 「…」 these go on with the sentence that quotes it
+_QUOTED_ON = "とっ、，,"  # after 「…」 these continue the sentence that contains the quotation
 
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# A stop after one of these is never the end.
+# A period after one of these never ends a sentence.
 _TITLES = _words(
     "mr mrs ms mx dr prof gen col capt lt sgt cpl pvt maj adm cmdr rev hon gov sen rep pres supt messrs mme mlle sra "
     "srta dra sig dott fr hr dipl "
     "e.g i.e eg ie cf vs viz approx incl excl esp ca bzw bspw z.b d.h m.e vgl p.ex т.е напр"
 )
-# After one of these it is the end only where the next word likely begins a sentence.
+# A period after one of these ends a sentence only if the next word is likely to start one.
 _ABBREVIATIONS = _words(
     "st mt ft etc inc ltd co corp jr sr esq bros dept govt assn univ ave blvd rd hwy pkwy apt bldg edn al "
     "a.m p.m ph.d m.d u.s u.k u.n u.s.a u.a usw evtl tel hrs mins secs yrs lbs oz tsp tbsp "
     "jan feb apr jun jul aug sep sept oct nov dec mon tue tues thu thur thurs fri г гг др ул"
 )
-# Months and days whose short form is a word too: no end where a number or a month follows, as in "On Mar. 7".
+# Months and days whose abbreviation is also a word: no end before a number or a month, as in "On Mar. 7".
 _DATED = _words("Mar Sat Sun Wed")
 _AFTER_A_DAY = _words(
     "january february march april may june july august september october november december "
     "jan feb mar apr jun jul aug sep sept oct nov dec"
 )
-# Before a number these stand for "number", "page" and the like.
+# Before a number these abbreviate "number", "page" and similar words.
 _NUMBERED = _words("no nos nr núm num ext eq fig figs vol vols p pp ch chap sec art abs bd n")
 _MONTHS = _words("januar februar märz april mai juni juli august september oktober november dezember")
 _STARTERS = _words(
@@ -187,13 +178,14 @@ _STARTERS = _words(
 )
 
 
-def sentences(text: str) -> list[str]:
-    """Cut a text into the pieces that a reader would take a breath between.
+def split_sentences(text: str) -> list[str]:
+    """Split a text into sentences.
 
-    Knows abbreviations, initials, numbers, ellipses, quotations, lists, wrapped lines, and the stops of Chinese and
-    Japanese. Spaces are evened out; every other character is kept, in order.
+    This handles abbreviations, initials, numbers, ellipses, quotations, lists, wrapped lines, and the punctuation of
+    Chinese and Japanese. Runs of whitespace become one space; every other character is kept, in order.
 
-    Source: the cases of pySBD's "golden rules" (github.com/diasks2/pragmatic_segmenter), answered without a language.
+    Source: the "golden rules" of pragmatic_segmenter (github.com/diasks2/pragmatic_segmenter), without its language
+    argument.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n")
     has_case = text != text.lower()
@@ -213,23 +205,23 @@ def _sentences_of(block: str, *, has_case: bool) -> Iterator[str]:
 
 
 def _is_end(block: str, start: int, stop: re.Match[str], *, has_case: bool) -> bool:
-    """Whether the sentence that began at `start` ends at this stop, which is not the block's last character."""
+    """Return whether the sentence that starts at `start` ends at this stop, which is not the last of the block."""
     mark, closers, after = stop["mark"], stop["close"], block[stop.end()]
     if any(c in _CJK_STOPS for c in mark):
         return not (closers and after in _QUOTED_ON)
     if not after.isspace():
         return mark[-1] in "!?" and re.match(f"[{_CJK}]", after) is not None
     is_line_end = after == "\n"
-    goes_on = has_case and block[stop.end() + 1].islower() and not is_line_end
+    continues = has_case and block[stop.end() + 1].islower() and not is_line_end
     if mark == ".":
-        return _is_full_stop(block, start, stop, has_case=has_case) and not goes_on
+        return _is_full_stop(block, start, stop, has_case=has_case) and not continues
     if "!" in mark or "?" in mark:
-        return not (closers and goes_on)
-    return not goes_on
+        return not (closers and continues)
+    return not continues
 
 
 def _is_full_stop(block: str, start: int, stop: re.Match[str], *, has_case: bool) -> bool:
-    """Whether a single dot before a space is more than the mark of an abbreviation, an initial or a number."""
+    """Return whether a period before a space ends a sentence, rather than an abbreviation, initial or number."""
     found = _TOKEN_BEFORE.search(block[max(start, stop.start() - 24) : stop.start()])
     token = found.group() if found else ""
     key = token.casefold()
@@ -241,9 +233,9 @@ def _is_full_stop(block: str, start: int, stop: re.Match[str], *, has_case: bool
         return False
     is_initial = len(token) == 1 and token.lower() != token.upper()
     if is_initial or key in _ABBREVIATIONS or _DOTTED.fullmatch(token):
-        begins = word.casefold() in _STARTERS and not (len(word) == 1 and dot)
-        begins = begins and not (has_case and word[:1].islower())
-        return begins or (not is_initial and block[stop.end()] == "\n")
+        starts = word.casefold() in _STARTERS and not (len(word) == 1 and dot)
+        starts = starts and not (has_case and word[:1].islower())
+        return starts or (not is_initial and block[stop.end()] == "\n")
     if token.isdecimal():
         is_item = len(token) <= 2 and block[start : stop.start()].strip() == token
         return not is_item and not (len(token) <= 2 and word.casefold() in _MONTHS)
@@ -255,39 +247,39 @@ def _is_full_stop(block: str, start: int, stop: re.Match[str], *, has_case: bool
 _CLAUSE_END = re.compile(rf"[;:,][{_CLOSERS}]*(?=\s)|[—、，；：](?=.)|(?<=\s)[–-](?=\s)")
 
 
-def chunks(text: str, *, max_chars: int, first_max_chars: int | None = None) -> list[str]:
-    """Cut a text into what an engine speaks in one go: a sentence, or a part of a long one.
+def split_chunks(text: str, *, max_chars: int, first_max_chars: int | None = None) -> list[str]:
+    """Split a text into chunks that an engine speaks in one pass: sentences, or parts of long ones.
 
-    A sentence too long is cut at clause marks, else at spaces, else anywhere, into parts of like length. Tiny
-    sentences join a neighbour; what can't be spoken joins one or is left out.
+    A long sentence is split into parts of similar length at clause marks, else at spaces, else anywhere. Tiny sentences
+    are merged with a neighbor; parts that can't be spoken are merged or left out.
 
     Args:
-        text: already checked.
-        max_chars: the most code points in a chunk.
-        first_max_chars: end the first chunk at a clause mark within this length, if there is one, so that sound
-            starts early.
+        text: Validated text.
+        max_chars: Code points in a chunk at most.
+        first_max_chars: End the first chunk at a clause mark within this length, if there is one, so that audio starts
+            early.
 
     Returns:
-        Chunks of 1 to `max_chars` code points, each with something to say.
+        Chunks of 1 to `max_chars` code points, each with something to speak.
     """
-    parts = [part for sentence in sentences(text) for part in _cut(sentence, max_chars)]
+    parts = [part for sentence in split_sentences(text) for part in _split_long(sentence, max_chars)]
     packed = _pack(parts, max_chars)
     if packed and first_max_chars is not None and len(packed[0]) > first_max_chars:
-        packed[:1] = _cut_early(packed[0], first_max_chars)
+        packed[:1] = _split_early(packed[0], first_max_chars)
     return packed
 
 
-def _cut(sentence: str, max_chars: int) -> Iterator[str]:
+def _split_long(sentence: str, max_chars: int) -> Iterator[str]:
     while len(sentence) > max_chars:
-        end = _cut_point(sentence, max_chars)
+        end = _split_point(sentence, max_chars)
         yield sentence[:end].rstrip()
         sentence = sentence[end:].lstrip()
     if sentence:
         yield sentence
 
 
-def _cut_point(sentence: str, max_chars: int) -> int:
-    """Where to end the first part: near the length at which all parts are alike, so that no scrap is left over."""
+def _split_point(sentence: str, max_chars: int) -> int:
+    """Return where to end the first part: near the length that makes all parts similar, so that none is tiny."""
     ideal = ceil(len(sentence) / ceil(len(sentence) / max_chars))
     window = sentence[: max_chars + 1]
     for breaks in (_CLAUSE_END, _SPACE):
@@ -301,7 +293,7 @@ def _cut_point(sentence: str, max_chars: int) -> int:
 
 
 def _is_joined(left: str, right: str) -> bool:
-    """Whether a cut here would part a character from its marks."""
+    """Return whether a split between two characters would separate a character from its marks."""
     return "\u200d" in (left, right) or unicodedata.category(right)[0] == "M" or "\U0001f3fb" <= right <= "\U0001f3ff"
 
 
@@ -328,7 +320,7 @@ def _join(left: str, right: str) -> str:
     return left + ("" if is_cjk else " ") + right
 
 
-def _cut_early(chunk: str, first_max_chars: int) -> list[str]:
+def _split_early(chunk: str, first_max_chars: int) -> list[str]:
     ends = [m.end() for m in _CLAUSE_END.finditer(chunk) if TINY_CHARS < m.end() <= first_max_chars]
     for end in reversed(ends):
         head, tail = chunk[:end].rstrip(), chunk[end:].lstrip()
@@ -338,14 +330,13 @@ def _cut_early(chunk: str, first_max_chars: int) -> list[str]:
 
 
 def read_text(source: Path | BinaryIO) -> str:
-    """Read a text file, by its path or an open one, as UTF-8.
+    """Read a UTF-8 text from a path or an open file.
 
     Raises:
-        FileError: it is not a file, or can't be read.
-        TextError: it is longer than anything that is spoken here; not all of it was read.
-        TextError: it is not UTF-8.
+        FileError: The path is not a regular file, or can't be read.
+        TextError: The text is longer than MAX_LOCAL_CHARS, so not all of it was read; or it is not UTF-8.
     """
-    content = _content(source) if isinstance(source, Path) else source.read(_MAX_BYTES + 1)
+    content = _read_file(source) if isinstance(source, Path) else source.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
         raise TextError.too_long(length=len(content.decode("utf-8", "replace")), maximum=MAX_LOCAL_CHARS)
     try:
@@ -354,9 +345,9 @@ def read_text(source: Path | BinaryIO) -> str:
         raise TextError.invalid_unicode(position=error.start) from error
 
 
-def _content(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
-        if path.exists() and not path.is_file():  # a FIFO would wait for somebody to write into it
+        if path.exists() and not path.is_file():  # opening a FIFO would block
             raise FileError.unreadable(path, why="it is a folder" if path.is_dir() else "it is not a regular file")
         with path.open("rb") as file:
             return file.read(_MAX_BYTES + 1)

@@ -81,7 +81,7 @@ def test_left_out_words_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     nothing = run("say", "fault-unspoken-Иван", "-o", "nothing.wav", cwd=tmp_path)
 
     assert json.loads(done.out)["left_out"] == ["fault-unspoken-Иван"]
-    assert "tone can't speak a word of the text, and leaves out: fault-unspoken-Иван" in done.err
+    assert "tone can't speak a word of the text and leaves out: fault-unspoken-Иван" in done.err
     assert "Warning" not in done.err
     assert (nothing.code, "can't read the script" in nothing.err, "Иван" in nothing.err) == (5, True, False)
 

@@ -90,7 +90,7 @@ def test_left_out_words_are_printed(options: tuple[str, ...], tmp_path: Path) ->
     done = run("say", "Hello fault-unspoken-Иван, so.", "--remote", "-o", "hello.wav", *options, cwd=tmp_path)
 
     assert done.code == 0
-    assert "tone can't speak a word of the text, and leaves out: fault-unspoken-Иван," in done.err
+    assert "tone can't speak a word of the text and leaves out: fault-unspoken-Иван," in done.err
     assert "Warning" not in done.err
     assert not options or json.loads(done.out)["left_out"] == ["fault-unspoken-Иван,"]
 

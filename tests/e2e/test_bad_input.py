@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from afterwords.audio.wav import REFERENCE_MAX_BYTES, canonical_wav, read_wav
-from afterwords.text import longest_speech_s
+from afterwords.text import max_speech_s
 from tests.audio.test_wav import BAD, DATA, GOOD, GOOD_FILES, RATE, SIX_SECONDS, chunk, fmt, riff, tone
 from tests.e2e.served import Served, final, register, serving
 from tests.e2e.wire import Answer, ask
@@ -171,7 +171,7 @@ class TestTexts:
         job = final(client, answer.json()["job_id"])
         audio = client.get(f"/v1/jobs/{job['job_id']}/audio")
         samples, rate = read_wav(audio.content)
-        assert len(samples) / rate <= longest_speech_s(text)
+        assert len(samples) / rate <= max_speech_s(text)
 
     @pytest.mark.parametrize(
         "text",

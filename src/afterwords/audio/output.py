@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 from uuid import uuid4
 
-from afterwords.disk import refusal
+from afterwords.disk import write_error
 from afterwords.errors import FileError, InvalidInputError
 from afterwords.models import SpeechFormat
 
@@ -183,7 +183,7 @@ def translate_write_errors(target: Path | BinaryIO) -> Iterator[None]:
         raise
     except OSError as error:
         shown = target if isinstance(target, Path) else str(getattr(target, "name", "the output"))
-        raise refusal(error, shown, why=_reason(error)) from error
+        raise write_error(error, shown, why=_reason(error)) from error
 
 
 def write_atomically(target: Path | BinaryIO, data: bytes, *, is_private: bool = False) -> None:

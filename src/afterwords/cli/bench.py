@@ -55,7 +55,7 @@ def bench(
     from afterwords.bench.measurement import TIMEOUT_MAX_S, TIMEOUT_S
     from afterwords.bench.sentences import SENTENCES
     from afterwords.errors import InvalidOptionError
-    from afterwords.text import check_text, normalise_lang
+    from afterwords.text import check_text, normalize_lang
 
     timeout_s = TIMEOUT_S if timeout is None else timeout
     if not 0 < timeout_s <= TIMEOUT_MAX_S:
@@ -63,7 +63,7 @@ def bench(
         raise InvalidOptionError.for_option("timeout", value=timeout_s, allowed=allowed)
     text = check_text(text) if text is not None else None
     chosen = local.library().choose(voice)
-    lang = normalise_lang(lang or chosen.lang)
+    lang = normalize_lang(lang or chosen.lang)
     server = _find_server(profile) if is_remote(remote, profile) else None
     text = text or SENTENCES[lang]
     backends = _choose_backends(backend or [], lang=lang, skips_slow=skip_slow, has_server=server is not None)

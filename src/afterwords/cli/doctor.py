@@ -30,9 +30,9 @@ def doctor(
     from afterwords.errors import RecordingError
     from afterwords.local import transcribe_recording, transcript_doubts
     from afterwords.reference import examine, prepare
-    from afterwords.text import MAX_LOCAL_CHARS, check_text, normalise_lang
+    from afterwords.text import MAX_LOCAL_CHARS, check_text, normalize_lang
 
-    lang = normalise_lang(lang)
+    lang = normalize_lang(lang)
     text = check_text(text, max_chars=MAX_LOCAL_CHARS) if text is not None else None
     audio = decode(recording)
     notices = list(audio.notices)

@@ -130,10 +130,10 @@ def note(message: str) -> None:
 
 def note_left_out(backend: str, words: Sequence[str]) -> None:
     """Print the words of a text that were not spoken, if there are any."""
-    from afterwords.text import left_out
+    from afterwords.text import describe_left_out
 
     if words:
-        note(f"  [yellow]![/yellow] {escape(left_out(backend, words))}")
+        note(f"  [yellow]![/yellow] {escape(describe_left_out(backend, words))}")
 
 
 @contextmanager

@@ -236,7 +236,7 @@ class Library:
         with self._locked():
             folders = self._folders().by_id
             voice_id = parse_id(name)
-            disk.discard(folders[voice_id if voice_id in folders else self._get(name).voice_id].path)
+            disk.remove_folder(folders[voice_id if voice_id in folders else self._get(name).voice_id].path)
 
     def set_default(self, name: str) -> Voice:
         """Set the default voice.
@@ -361,7 +361,7 @@ class Library:
         self._record()  # refuse a newer library before any write
         disk.make_folder(self.home)
         busy = LibraryError.busy(self.home, waited_s=timeout_s)
-        with disk.locked(self.home / ".lock", timeout_s=timeout_s, busy=busy):
+        with disk.lock(self.home / ".lock", timeout_s=timeout_s, busy=busy):
             schema = self._record().schema
             migrations.migrate(self.home, schema)
             disk.make_folder(self._voices)

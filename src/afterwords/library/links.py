@@ -55,7 +55,7 @@ class Links:
         """
         disk.make_folder(self._home)
         busy = LibraryError.busy(self._home, waited_s=LOCK_TIMEOUT_S)
-        with disk.locked(self._home / ".links.lock", timeout_s=LOCK_TIMEOUT_S, busy=busy):
+        with disk.lock(self._home / ".links.lock", timeout_s=LOCK_TIMEOUT_S, busy=busy):
             yield
 
     def _read(self) -> _Known:

@@ -18,7 +18,7 @@ from afterwords import disk
 from afterwords.errors import AfterwordsError, CorruptVoiceError
 from afterwords.library.folder import PROFILE, Original, VoiceFolder
 from afterwords.models import ReferenceInfo, Voice, new_id, now
-from afterwords.text import check_name, normalise_lang, printable
+from afterwords.text import check_name, normalize_lang, printable
 
 SCHEMA = 2
 """The schema that this version writes."""
@@ -58,7 +58,7 @@ def _from_profiles(home: Path) -> None:
             _migrate_profile(home, profile, new, taken)
         disk.move(voices, old)
         disk.move(new, voices)
-    disk.discard(old)
+    disk.remove_folder(old)
 
 
 _STEPS: dict[int, Callable[[Path], None]] = {1: _from_profiles}
@@ -133,7 +133,7 @@ def _voice(voice_id: str, profile: Path, recording: Path) -> tuple[Voice, bytes]
         voice_id=voice_id,
         name=check_name(str(fields.get("name") or profile.stem)),
         backend="lite",
-        lang=normalise_lang(lang) if isinstance(lang, str) else "en",  # 1.x spoke English only
+        lang=normalize_lang(lang) if isinstance(lang, str) else "en",  # 1.x spoke English only
         ref_text=text if isinstance(text, str) and text.strip() else None,
         reference=ReferenceInfo(
             sha256=sha256(reference_wav).hexdigest(),

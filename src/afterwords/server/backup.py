@@ -80,7 +80,7 @@ async def back_up(settings: Settings, file: Path) -> Contents:
     if not source.is_file():
         raise FileError.unreadable(source, why="there is no database of a server")
     blobs = open_storage(settings)
-    with disk.storing(file), tempfile.TemporaryDirectory(prefix=".afterwords-backup-", dir=file.parent) as scratch:
+    with disk.translate_errors(file), tempfile.TemporaryDirectory(prefix=".afterwords-backup-", dir=file.parent) as scratch:
         copy, part = Path(scratch, DATABASE), Path(scratch, "part")
         for new in (copy, part):
             os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -180,7 +180,7 @@ async def restore(settings: Settings, file: Path, *, replace: bool = False) -> C
         if presence.enter() > 1:
             raise ServerSetupError(code="server_running")
         with (
-            disk.storing(path),
+            disk.translate_errors(path),
             tempfile.TemporaryDirectory(prefix=".afterwords-restore-", dir=path.parent) as scratch,
         ):
             database = Path(scratch, DATABASE)
@@ -334,7 +334,7 @@ async def _put_blobs(file: Path, blobs: Blobs, files: dict[str, str]) -> list[st
 
 def _put_database(database: Path, path: Path) -> None:
     """Replace the database and remove its write-ahead log."""
-    with disk.locked(
+    with disk.lock(
         path.with_name(f"{path.name}.lock"), timeout_s=BUSY_TIMEOUT_S, busy=ServerSetupError(code="server_running")
     ):
         if path.is_file():

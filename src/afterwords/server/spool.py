@@ -59,7 +59,7 @@ class Spool(RawIOBase):
                 file.truncate(self.size_bytes)
                 raise
         except OSError as error:
-            is_full = isinstance(disk.refusal(error, "the server", why=""), StorageFullError)
+            is_full = isinstance(disk.write_error(error, "the server", why=""), StorageFullError)
             raise StorageFullError.for_path("the server") if is_full else StorageUnavailableError() from error
         self.size_bytes += len(data)
         return len(data)

@@ -286,7 +286,7 @@ def lock_model(root: Path, name: str, *, on_wait: Callable[[], None] | None = No
         on_wait: Called once before waiting for another process; if None, ModelError is raised instead.
     """
     disk.make_folder(root)
-    with disk.locked(
+    with disk.lock(
         root / f".{name}.lock",
         timeout_s=0,
         busy=ModelError(f"Another process is pulling the model {name}.", code="model_busy"),

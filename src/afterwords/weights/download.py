@@ -155,7 +155,7 @@ class _Download:
         known |= {
             get_path(file) for file in lock.files for get_path in (self._partial.file_path, self._partial.part_path)
         }
-        with disk.storing(self._partial.path):
+        with disk.translate_errors(self._partial.path):
             for path in list(self._partial.path.rglob("*")):
                 if not path.is_dir() and path not in known:
                     path.unlink()
@@ -184,7 +184,7 @@ class _Download:
             counter.add(0, file.name)
 
         for _attempt in range(2):
-            with disk.storing(part):
+            with disk.translate_errors(part):
                 if part.exists() and part.stat().st_size > file.size_bytes:
                     part.unlink()
                 part.touch(mode=0o600)
@@ -193,7 +193,7 @@ class _Download:
                 report(file.size_bytes)
                 disk.move(part, self._partial.file_path(file))
                 return
-            with disk.storing(part):
+            with disk.translate_errors(part):
                 part.unlink()
         raise ModelError.for_file(file.name, why="has the wrong hash, in two downloads", hint=_CHANGED_HINT)
 

@@ -12,7 +12,7 @@ from afterwords.audio.wav import read_wav
 from afterwords.errors import MalformedWavError, StaleAttemptError, SynthesisError
 from afterwords.models import JobStatus, SpeechFormat, new_id, now
 from afterwords.server.records import Claim, StoredJob, StoredVoice
-from afterwords.text import longest_speech_s
+from afterwords.text import max_speech_s
 from tests.conftest import READER
 
 DEADLINE_S = 30
@@ -154,7 +154,7 @@ class MemoryQueue:
         except MalformedWavError:
             self._end(job_id, status=JobStatus.FAILED, error="empty_data")
             raise
-        longest_s = longest_speech_s(job.text or "", speed=job.speed)
+        longest_s = max_speech_s(job.text or "", speed=job.speed)
         if len(samples) / sample_rate > longest_s:
             self._end(job_id, status=JobStatus.FAILED, error="runaway_audio")
             raise SynthesisError.runaway(duration_s=len(samples) / sample_rate, maximum_s=longest_s)

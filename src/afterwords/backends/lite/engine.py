@@ -95,14 +95,14 @@ class LiteEngine:
 
     def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
         from afterwords.backends.lite.g2p import plain_words
-        from afterwords.text import chunks
+        from afterwords.text import split_chunks
 
         try:
             profile = _profile(task.prompt)
         except InvalidPromptError as error:
             raise SynthesisError.for_backend("lite", why=f"its prompt is {error}") from error
         spoken = 0
-        for piece in chunks(plain_words(task.text), max_chars=PIECE_CHARS, first_max_chars=FIRST_PIECE_CHARS):
+        for piece in split_chunks(plain_words(task.text), max_chars=PIECE_CHARS, first_max_chars=FIRST_PIECE_CHARS):
             with self._lock:
                 samples = self._speak(piece, profile)
             spoken += len(samples)

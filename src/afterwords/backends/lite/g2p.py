@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from afterwords.backends.lite.data import read_data
 from afterwords.backends.lite.spelling import spell
 from afterwords.errors import ModelError, pip_install
-from afterwords.text import sentences
+from afterwords.text import split_sentences
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ def plain_words(text: str) -> str:
     Raises:
         ModelError: The dictionaries are missing or damaged.
     """
-    return "\n\n".join(_lower_words(spell(sentence)) for sentence in sentences(text))
+    return "\n\n".join(_lower_words(spell(sentence)) for sentence in split_sentences(text))
 
 
 _CAPITAL: Final = r"[A-Z]++(?:'[A-Z]++)*+(?![A-Za-z]|-[a-z])"

@@ -137,7 +137,7 @@ def model_file(models: Path, override: Path | None = None, progress: Progress = 
 
     progress(0.1, "assembling the model file")
     disk.make_folder(models)
-    with disk.storing(path), FileLock(models / ".lock", mode=0o600):
+    with disk.translate_errors(path), FileLock(models / ".lock", mode=0o600):
         if not _is_whole(path):  # another process may have assembled it
             disk.write(path, [_pitched(override)])
     return path

@@ -15,7 +15,7 @@ from afterwords.audio.wav import Samples
 from afterwords.backends.base import Chunk
 from afterwords.backends.qwen3.request import DecodeRequest, FinishReason, SchedulerClosedError
 from afterwords.errors import SynthesisError, TextError
-from afterwords.text import chunks
+from afterwords.text import split_chunks
 
 if TYPE_CHECKING:
     from afterwords.models import SpeechTask
@@ -59,7 +59,7 @@ def split_text(text: str, lang: str, model: SpeechModel) -> list[str]:
     Raises:
         TextError: that is all of it.
     """
-    pieces = chunks(text, max_chars=DENSE_CHARS if lang in DENSE_LANGS else SEGMENT_CHARS)
+    pieces = split_chunks(text, max_chars=DENSE_CHARS if lang in DENSE_LANGS else SEGMENT_CHARS)
     if not (pieces := [piece for piece in pieces if model.n_tokens(piece)]):
         raise TextError(code="empty_text")
     return pieces

@@ -295,5 +295,5 @@ def _translate_errors() -> Iterator[None]:
 
 def _storage_error(cause: BaseException | None) -> StorageFullError | StorageUnavailableError:
     storage = "the storage"
-    is_full = isinstance(cause, OSError) and isinstance(disk.refusal(cause, storage, why=""), StorageFullError)
+    is_full = isinstance(cause, OSError) and isinstance(disk.write_error(cause, storage, why=""), StorageFullError)
     return StorageFullError.for_path(storage) if is_full else StorageUnavailableError()

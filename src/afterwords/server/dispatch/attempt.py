@@ -27,7 +27,7 @@ from afterwords.server.ports import JobQueue
 from afterwords.server.records import Claim, JobProgress
 from afterwords.server.settings import Settings
 from afterwords.speech import EXPECTED_SECONDS_PER_CHARACTER
-from afterwords.text import longest_speech_s
+from afterwords.text import max_speech_s
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Attempt:
         self._queue = queue
         self._slot = slot
         self._lease_s = settings.lease_s
-        self._longest_s = longest_speech_s(claim.job.text or "", speed=claim.job.speed)
+        self._longest_s = max_speech_s(claim.job.text or "", speed=claim.job.speed)
         self._expected_s = EXPECTED_SECONDS_PER_CHARACTER * len(claim.job.text or " ") / claim.job.speed
         self._timeout_s = settings.start_allowance_s + 2 * self._longest_s
         self._is_reporting = False

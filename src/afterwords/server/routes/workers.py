@@ -19,7 +19,7 @@ from afterwords.server.records import StoredJob
 from afterwords.server.routes.responses import COMMON, JobId, errors, identity_of, json_response, state_of
 from afterwords.server.routes.schemas import CompleteBody, Completed
 from afterwords.server.spool import open_spool
-from afterwords.text import longest_speech_s
+from afterwords.text import max_speech_s
 
 router = APIRouter(tags=["workers"])
 
@@ -127,7 +127,7 @@ async def _spool_body(request: Request, job: StoredJob | None, file: BinaryIO, *
         SynthesisError: The audio is longer than speech of the text can be; the job has failed.
         InvalidRequestError: As above, but the job already has a result.
     """
-    longest_s = longest_speech_s(job.text or "", speed=job.speed) if job else 0
+    longest_s = max_speech_s(job.text or "", speed=job.speed) if job else 0
     maximum = JSON_MAX_BYTES + round(expansion * longest_s * BYTES_PER_SECOND)
     n_bytes, digest = 0, sha256()
     async for piece in request.stream():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from afterwords.errors import InvalidInputError, UnsupportedLangError
-from afterwords.text import LANGS, normalise_lang
+from afterwords.text import LANGS, normalize_lang
 
 DEFAULT_BACKEND: Final = "qwen3-1.7b"
 """The default of a new voice, as on the hosted service."""
@@ -41,7 +41,7 @@ class BackendCatalog:
 
     def _choose(self, backend: str | None, lang: str, *, default: str) -> tuple[str, str]:
         try:
-            lang = normalise_lang(lang)
+            lang = normalize_lang(lang)
         except UnsupportedLangError:  # its message repeats the input
             raise UnsupportedLangError.for_lang(None, supported=LANGS) from None
         if backend is None and lang in self.backends.get(default, ()):

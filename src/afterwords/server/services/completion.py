@@ -20,7 +20,7 @@ from afterwords.server.failpoints import reach
 from afterwords.server.ports import Blobs, Clock, Store
 from afterwords.server.records import AttemptResult, FinishStatus, StoredJob, StoredVoice
 from afterwords.server.services.job_events import JobEvents
-from afterwords.text import longest_speech_s
+from afterwords.text import max_speech_s
 
 INLINE_BYTES: Final = 1 << 20
 """WAV files up to this size are checked on the event loop, larger ones in a thread."""
@@ -132,7 +132,7 @@ class _MarkedAudio:
     def from_wav(cls, wav: BinaryIO, job: StoredJob, voice: StoredVoice) -> _MarkedAudio:
         blocks = wav_blocks(wav, source="the audio")
         duration_s = blocks.n_frames / blocks.sample_rate
-        longest_s = longest_speech_s(job.text or "", speed=job.speed)
+        longest_s = max_speech_s(job.text or "", speed=job.speed)
         if duration_s > longest_s:
             raise SynthesisError.runaway(duration_s=duration_s, maximum_s=longest_s)
         tags = mark_tags(backend=job.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=job.created_at)

@@ -37,7 +37,7 @@ def prepare(path: Path) -> tuple[Identity, bool]:
         return identity, False
     disk.make_folder(path.parent)
     lock = path.with_name(f"{path.name}.lock")
-    with disk.locked(lock, timeout_s=LOCK_TIMEOUT_S, busy=DatabaseUnavailableError()):
+    with disk.lock(lock, timeout_s=LOCK_TIMEOUT_S, busy=DatabaseUnavailableError()):
         if path.exists() and (identity := _identity(path)):
             return identity, False
         is_new = _migrate(path)
@@ -77,7 +77,7 @@ def _migrate(path: Path) -> bool:
     from alembic.runtime.environment import EnvironmentContext
     from alembic.script import ScriptDirectory
 
-    with disk.storing(path), contextlib.suppress(FileExistsError):
+    with disk.translate_errors(path), contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     script = ScriptDirectory(str(MIGRATIONS))
     with contextlib.closing(connect(engine_for(path), busy_timeout_s=BUSY_TIMEOUT_S)) as connection:

@@ -33,7 +33,7 @@ class Presence:
         from filelock import FileLock, Timeout
 
         n_others = 0
-        with disk.storing(self._database):
+        with disk.translate_errors(self._database):
             for number in range(1, SERVERS_MAX + 1):
                 path = self._database.with_name(f"{self._database.name}.server{number}")
                 if self._own is not None and not path.exists():

@@ -235,5 +235,5 @@ def _is_full(path: Path) -> bool:
             for _ in range(2):  # the first write may fit in part
                 probe.write(bytes(PAGE_BYTES))
     except OSError as error:
-        return isinstance(disk.refusal(error, path, why=""), StorageFullError)
+        return isinstance(disk.write_error(error, path, why=""), StorageFullError)
     return False
