@@ -80,7 +80,10 @@ async def back_up(settings: Settings, file: Path) -> Contents:
     if not source.is_file():
         raise FileError.unreadable(source, why="there is no database of a server")
     blobs = open_storage(settings)
-    with disk.translate_errors(file), tempfile.TemporaryDirectory(prefix=".afterwords-backup-", dir=file.parent) as scratch:
+    with (
+        disk.translate_errors(file),
+        tempfile.TemporaryDirectory(prefix=".afterwords-backup-", dir=file.parent) as scratch,
+    ):
         copy, part = Path(scratch, DATABASE), Path(scratch, "part")
         for new in (copy, part):
             os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
