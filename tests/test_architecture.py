@@ -87,3 +87,37 @@ def test_lowest_versions_have_no_known_vulnerability() -> None:
     floors = dict(re.findall(r"^([\w.-]+)(?:\[\w+\])?[>=]=([\d.]+)", "\n".join(requirements), re.M))
     for name, safe_since in SAFE_SINCE.items():
         assert Version(floors[name]) >= Version(safe_since), name
+
+
+# -- the map in CONTRIBUTING.md ------------------------------------------------------------------------------
+
+CONTRIBUTING: Final = (PYPROJECT.parent / "CONTRIBUTING.md").read_text("utf-8")
+
+
+def paths_on_the_map() -> set[str]:
+    """Return the paths below src/afterwords/ that the map lists; its indentation shows the folders."""
+    block = re.search(r"^src/afterwords/\n(.*?)```", CONTRIBUTING, re.M | re.S)
+    assert block is not None
+    paths, folders = set(), [""]
+    for indent, name in re.findall(r"^((?:  )+)([\w/.]+) ", block[1], re.M):
+        depth = len(indent) // 2
+        folders[depth:] = [folders[depth - 1] + name]
+        paths.add(folders[depth])
+    return paths
+
+
+def test_every_path_on_the_map_exists() -> None:
+    questions = re.findall(r"`((?:\w+/)*\w+\.py)`", CONTRIBUTING.partition("### Where is")[2].partition("\n## ")[0])
+    assert len(questions) > 10
+    assert [path for path in [*paths_on_the_map(), *questions] if not (SOURCE / path).exists()] == []
+
+
+def test_the_map_lists_every_package_and_top_level_module() -> None:
+    packages = {name.removesuffix("__init__.py") for name in MODULES if name.endswith("/__init__.py")}
+    code = {package for package in packages if not package.endswith(("data/", "_sync/"))}
+    modules = {name for name in MODULES if "/" not in name}
+    assert (code | modules) - paths_on_the_map() == set()
+
+
+def test_the_package_has_few_top_level_modules() -> None:
+    assert len([name for name in MODULES if "/" not in name]) <= 12
