@@ -8,8 +8,8 @@ from contextlib import ExitStack
 import pytest
 
 from afterwords import Client, Voice
-from afterwords.testing import FaultyServer
 from tests.client.both_clients import ClientFactory
+from tests.client.faulty_proxy import FaultyServer
 from tests.e2e.served import ADMIN_SECRET, READER, Served, serving
 
 

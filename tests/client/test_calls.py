@@ -30,8 +30,8 @@ from afterwords.errors import (
 )
 from afterwords.models import FormatName, JobStatus
 from afterwords.provenance import read_mark
-from afterwords.testing import FaultyServer
 from tests.client.both_clients import ClientFactory
+from tests.client.faulty_proxy import FaultyServer
 from tests.e2e.served import READER, Served
 from tests.error_codes import has_code
 

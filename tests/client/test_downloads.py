@@ -14,9 +14,10 @@ from afterwords.audio.wav import canonical_wav
 from afterwords.client.requests import RETRIES, Request, Response
 from afterwords.errors import ConnectionLostError, InvalidRequestError, InvalidResponseError, NotFoundError
 from afterwords.models import FormatName
-from afterwords.testing import Fault, FaultyServer, Seen
+from afterwords.testing import Fault
 from tests.client.both_clients import ClientFactory, n_busy
 from tests.client.canned import canned_responses
+from tests.client.faulty_proxy import FaultyServer, Seen
 from tests.client.scripted import ScriptedSession
 from tests.e2e.served import READER
 from tests.error_codes import has_code

@@ -25,9 +25,10 @@ from afterwords.errors import (
     UnauthorizedError,
     VoiceNotFoundError,
 )
-from afterwords.testing import Fault, FaultyServer
+from afterwords.testing import Fault
 from tests.client.both_clients import ClientFactory, n_busy
 from tests.client.canned import JSON, canned_responses, json_response
+from tests.client.faulty_proxy import FaultyServer
 from tests.hosted.client import UNKNOWN_ID
 from tests.hosted.http_server import HttpResponse
 from tests.hosted.service import HostedService

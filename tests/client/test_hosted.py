@@ -20,8 +20,9 @@ from afterwords.errors import (
     VoiceNotFoundError,
 )
 from afterwords.models import JobStatus
-from afterwords.testing import Fault, FaultyServer
+from afterwords.testing import Fault
 from tests.client.both_clients import ClientFactory
+from tests.client.faulty_proxy import FaultyServer
 from tests.e2e.served import READER
 from tests.error_codes import has_code
 from tests.hosted.client import UNKNOWN_ID

@@ -15,9 +15,10 @@ from afterwords.client.profiles import Access, Profile
 from afterwords.client.requests import Request, Response
 from afterwords.errors import AfterwordsError, InvalidInputError
 from afterwords.models import NewApiKey, now
-from afterwords.testing import Fault, FaultyServer
+from afterwords.testing import Fault
 from tests.client.both_clients import ClientFactory
 from tests.client.canned import canned_responses, json_response
+from tests.client.faulty_proxy import FaultyServer
 from tests.e2e.served import ADMIN_SECRET, READER, Served
 
 KEY = "aw_secret-of-the-owner"

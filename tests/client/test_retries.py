@@ -30,8 +30,9 @@ from afterwords.errors import (
     UnreachableError,
     VoiceNotFoundError,
 )
-from afterwords.testing import Fault, FaultyServer
+from afterwords.testing import Fault
 from tests.client.both_clients import ClientFactory
+from tests.client.faulty_proxy import FaultyServer
 from tests.client.scripted import ScriptedSession
 from tests.e2e.served import READER
 from tests.hosted.service import HostedService

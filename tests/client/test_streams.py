@@ -20,9 +20,10 @@ from afterwords.client.audio import WavStream
 from afterwords.errors import ConnectionLostError, InvalidResponseError, StreamConsumedError, VoiceNotFoundError
 from afterwords.models import FormatName
 from afterwords.provenance import read_mark
-from afterwords.testing import Fault, FaultyServer
+from afterwords.testing import Fault
 from tests.client.both_clients import ClientFactory, n_busy
 from tests.client.canned import canned_responses
+from tests.client.faulty_proxy import FaultyServer
 from tests.e2e.served import READER, until
 from tests.hosted.client import UNKNOWN_ID
 from tests.hosted.http_server import HttpResponse

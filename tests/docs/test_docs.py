@@ -26,7 +26,7 @@ import pytest
 
 import afterwords
 from afterwords.audio.audio import decode
-from afterwords.testing import Fault, FaultyServer
+from afterwords.testing import Fault, FaultyTransport
 from tests.e2e.served import Served, serving
 from tests.watched import Watched
 
@@ -178,7 +178,7 @@ def test_retrying_say_waits_for_a_slow_job(
 
 def test_retrying_say_survives_limits_and_invalid_responses(
     say: Any,
-    afterwords_faults: FaultyServer,
+    afterwords_faults: FaultyTransport,
     afterwords_faulty_client: afterwords.Client,
     afterwords_voice: afterwords.Voice,
     monkeypatch: pytest.MonkeyPatch,
@@ -193,7 +193,7 @@ def test_retrying_say_survives_limits_and_invalid_responses(
 
 def test_retrying_say_exits_when_the_quota_is_used_up(
     say: Any,
-    afterwords_faults: FaultyServer,
+    afterwords_faults: FaultyTransport,
     afterwords_faulty_client: afterwords.Client,
     afterwords_voice: afterwords.Voice,
 ) -> None:

@@ -20,9 +20,10 @@ from afterwords.audio.audio import decode
 from afterwords.client.profiles import Profiles
 from afterwords.local import library
 from afterwords.models import Voice
-from afterwords.testing import Fault, FaultyServer
+from afterwords.testing import Fault
 from tests.audio.test_devices import CARD, needs_alsa
 from tests.cli.program import list_files, run
+from tests.client.faulty_proxy import FaultyServer
 from tests.e2e.served import ADMIN_SECRET, Served, final, register, serving, speak, until
 from tests.e2e.terminal import CTRL_C, Terminal
 

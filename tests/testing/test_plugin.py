@@ -15,7 +15,7 @@ import pytest
 
 import afterwords.testing
 from afterwords.errors import JobFailedError, MissingExtraError, pip_install
-from afterwords.testing import Fault, FaultyServer, RunningServer
+from afterwords.testing import Fault, FaultyTransport, RunningServer
 
 if TYPE_CHECKING:
     from afterwords import AsyncClient, Client, Voice
@@ -103,7 +103,7 @@ class TestClient:
         self,
         afterwords_client: Client,
         afterwords_faulty_client: Client,
-        afterwords_faults: FaultyServer,
+        afterwords_faults: FaultyTransport,
         afterwords_voice: Voice,
     ) -> None:
         afterwords_faults.inject(Fault.ANSWER, status=401, times=9)

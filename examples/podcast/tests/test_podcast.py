@@ -7,7 +7,7 @@ import wave
 import pytest
 
 import afterwords as aw
-from afterwords.testing import Fault, FaultyServer, RunningServer
+from afterwords.testing import Fault, FaultyTransport, RunningServer
 from podcast import main, narrate, paragraphs_of
 
 ARTICLE = "A first paragraph,\nin two lines.\n\n\nA second one.\n\nAnd a third.\n"
@@ -28,17 +28,17 @@ def test_each_paragraph_becomes_a_file(afterwords_client, afterwords_voice, tmp_
 
 
 def test_failures_of_the_server_are_retried(
-    afterwords_faults: FaultyServer, afterwords_faulty_client, afterwords_voice, tmp_path
+    afterwords_faults: FaultyTransport, afterwords_faulty_client, afterwords_voice, tmp_path
 ):
     afterwords_faults.inject(Fault.ANSWER, path="/v1/synthesize", status=503)
     afterwords_faults.inject(Fault.DROP_AFTER, path="/v1/synthesize")
     assert len(narrate(afterwords_faulty_client, paragraphs_of(ARTICLE), voice=afterwords_voice, folder=tmp_path)) == 3
-    injected = [seen.fault for seen in afterwords_faults.seen if seen.fault]
+    injected = [fault for _, fault in afterwords_faults.requests if fault]
     assert injected == [Fault.ANSWER, Fault.DROP_AFTER]
 
 
 def test_used_up_quota_keeps_finished_files(
-    afterwords_faults: FaultyServer, afterwords_faulty_client, afterwords_voice, tmp_path
+    afterwords_faults: FaultyTransport, afterwords_faulty_client, afterwords_voice, tmp_path
 ):
     first, *rest = paragraphs_of(ARTICLE)
     narrate(afterwords_faulty_client, [first], voice=afterwords_voice, folder=tmp_path)
@@ -47,10 +47,10 @@ def test_used_up_quota_keeps_finished_files(
         narrate(afterwords_faulty_client, [first, *rest], voice=afterwords_voice, folder=tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["001.wav"]
 
-    n_before = len(afterwords_faults.seen)
+    n_before = len(afterwords_faults.requests)
     assert len(narrate(afterwords_faulty_client, [first, *rest], voice=afterwords_voice, folder=tmp_path)) == 3
-    spoken = [seen for seen in afterwords_faults.seen[n_before:] if seen.path == "/v1/synthesize"]
-    assert len(spoken) == 2
+    paths = [request.url.path for request, _ in afterwords_faults.requests[n_before:]]
+    assert paths.count("/v1/synthesize") == 2
 
 
 def test_failed_paragraph_is_reported_and_leaves_no_file(

@@ -1,40 +1,39 @@
-"""For those who build on afterwords: what their tests need.
+"""Tools for the tests of programs and engines that build on afterwords.
 
-- `EngineContract`: the contract that every engine keeps, as tests to inherit.
-- `RunningServer`: the real server in a thread, with a tone for a voice.
-- `FaultyServer`, `Fault`, `Seen`: a proxy in front of a server that fails when it is told to.
+- `EngineContract`: the contract of every engine, as tests to inherit.
+- `RunningServer`: the real server in a thread, with a test tone for a voice.
+- `FaultyTransport`, `Fault`: a transport for `Client` and `AsyncClient` that injects faults.
 
-The fixtures of `afterwords.testing.plugin` are there wherever pytest and afterwords are installed. Names load when
-first used, so that a pytest run which needs none of them pays for none.
+pytest loads the fixtures of `afterwords.testing.plugin` wherever afterwords is installed. Names are imported on first
+use, so that a pytest run without them imports nothing.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # as in the package: `typing` is not needed to load nothing
+TYPE_CHECKING = False  # without the cost of importing `typing`
 
 if TYPE_CHECKING:
     from afterwords.testing.engine_contract import EngineContract
-    from afterwords.testing.faults import Fault, FaultyServer, Seen
+    from afterwords.testing.faults import Fault, FaultyTransport
     from afterwords.testing.running import RunningServer
 
-_HOMES = {
+_MODULES = {
     "EngineContract": "afterwords.testing.engine_contract",
     "Fault": "afterwords.testing.faults",
-    "FaultyServer": "afterwords.testing.faults",
+    "FaultyTransport": "afterwords.testing.faults",
     "RunningServer": "afterwords.testing.running",
-    "Seen": "afterwords.testing.faults",
 }
-__all__ = ["EngineContract", "Fault", "FaultyServer", "RunningServer", "Seen"]
+__all__ = ["EngineContract", "Fault", "FaultyTransport", "RunningServer"]
 
 
-if not TYPE_CHECKING:  # a type checker that saw this would accept every misspelt name
+if not TYPE_CHECKING:  # so that a type checker still finds misspelt names
 
     def __getattr__(name: str) -> object:
         from importlib import import_module
 
-        if name not in _HOMES:
+        if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

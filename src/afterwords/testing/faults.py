@@ -1,63 +1,22 @@
-"""A server that fails on purpose: a proxy in front of a real one, which spoils the answers it is told to.
-
-It knows nothing of the client: what is seen through it is what any HTTP client would see of a bad network or server.
-A dropped connection is reset (RST), as by a process that was killed. One that ends within a body is closed in order
-(FIN), so that what was sent before arrives.
-"""
+"""A transport of httpx that injects faults, for tests of programs that use the client."""
 
 from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from email.message import Message
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Self, TypedDict, Unpack
+from typing import Final, TypedDict, Unpack
 from uuid import uuid4
 
-from afterwords.testing.proxy import Answer, Exchange, Proxy, whole
+import anyio
+import httpx
 
-SEEN_MAX: Final = 1000
-SLOW_PIECES: Final = 4
-
-
-class Fault(StrEnum):
-    """What can go wrong with a request. The server behind is asked only where its answer is spoken of."""
-
-    ANSWER = "answer"
-    """An error in the API's shape. Options: `status`, and if wanted `code` and `retry_after_s`."""
-    DROP_BEFORE = "drop-before"
-    """The request is read and the connection reset: nothing was done."""
-    DROP_AFTER = "drop-after"
-    """The server's answer is thrown away and the connection reset: the thing was done."""
-    HALF_BODY = "half-body"
-    """The server's answer breaks off in the middle: short of its Content-Length, or without its last chunk."""
-    SHORT_LENGTH = "short-length"
-    """The server's answer, with a Content-Length of half of it. Closes, so that the rest is not taken for an answer."""
-    WRONG_BYTES = "wrong-bytes"
-    """The server's answer, the byte in the middle wrong, the headers untouched."""
-    HTML = "html"
-    """200 with the page of a network that wants a login first."""
-    REDIRECT = "redirect"
-    """Elsewhere. Options: `location`, and if wanted `status`: 302, if not given."""
-    SLOW = "slow"
-    """The server's answer in four pieces. Option: `delay_s` goes by before each of them."""
-
-
-class Options(TypedDict, total=False):
-    """What a fault is told beside its name."""
-
-    status: int
-    code: str
-    retry_after_s: int
-    location: str
-    delay_s: float
-
-
-_NEEDED: Final = {Fault.ANSWER: {"status"}, Fault.REDIRECT: {"location"}, Fault.SLOW: {"delay_s"}}
-_ALLOWED: Final = {Fault.ANSWER: {"code", "retry_after_s"}, Fault.REDIRECT: {"status"}}
+REQUESTS_MAX: Final = 1000
+_N_SLOW_CHUNKS: Final = 4
 _CODES: Final = {
     400: "bad_request",
     401: "unauthorized",
@@ -73,195 +32,175 @@ _TYPES: Final = {401: "authentication_error", 403: "permission_error", 404: "not
 _LOGIN_PAGE: Final = b"<!doctype html><title>Welcome</title><p>Please log in to use this network.</p>\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A request as it came.
+class Fault(StrEnum):
+    """A fault of a network or a server. The server gets the request only if its response is mentioned."""
 
-    Attributes:
-        path: without the query.
-        headers: by name, in any case; `"Authorization" in seen.headers` tells whether a key was sent.
-        body_bytes: the length of its body.
-        fault: what was done to it; None: it passed.
-    """
+    ANSWER = "answer"
+    """An error response of the API. Options: `status`; `code` and `retry_after_s`."""
+    DROP_BEFORE = "drop-before"
+    """The connection is reset before the server gets the request."""
+    DROP_AFTER = "drop-after"
+    """The connection is reset instead of the server's response."""
+    HALF_BODY = "half-body"
+    """The server's response ends in the middle of its body."""
+    SHORT_LENGTH = "short-length"
+    """The server's response has a Content-Length of half its body, so that the client reads only this half."""
+    WRONG_BYTES = "wrong-bytes"
+    """The server's response has one wrong byte in the middle of its body."""
+    HTML = "html"
+    """200 with the login page of a captive portal."""
+    REDIRECT = "redirect"
+    """A redirect. Options: `location`; `status`, default 302."""
+    SLOW = "slow"
+    """The server's response arrives in four chunks. Option: `delay_s`, the time before each."""
 
-    method: str
-    path: str
-    query: str
-    headers: Message
-    body_bytes: int
-    fault: Fault | None
+
+class Options(TypedDict, total=False):
+    """The options of faults."""
+
+    status: int
+    code: str
+    retry_after_s: int
+    location: str
+    delay_s: float
 
 
-class FaultyServer:
-    """A proxy on a free loopback port; use it as a context manager, or call `start` and `stop`.
-
-    Attributes:
-        url: where it listens.
-    """
-
-    def __init__(self, upstream_url: str) -> None:
-        """Make a proxy in front of a server.
-
-        Args:
-            upstream_url: `http://` address of the server.
-        """
-        self._proxy = _FaultyProxy(upstream_url)
-        self._plan = self._proxy.plan
-        self.url = self._proxy.url
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def start(self) -> Self:
-        """Begin to pass requests on."""
-        self._proxy.start()
-        return self
-
-    def stop(self) -> None:
-        """Cut all connections and stop.
-
-        Raises:
-            ExceptionGroup: of what could not be done, such as to halve an answer that has no body.
-        """
-        self._proxy.stop()
-        if self._proxy.failures:
-            raise ExceptionGroup("the proxy could not do what it was told", self._proxy.failures)
-
-    def inject(
-        self, fault: Fault, *, path: str = "", method: str | None = None, times: int = 1, **options: Unpack[Options]
-    ) -> None:
-        """Let requests fail that match; what was injected first is used up first.
-
-        Args:
-            fault: what goes wrong.
-            path: how the request's path begins; "" matches any.
-            method: of the request; None matches any.
-            times: how many requests fail.
-            options: see `Fault`.
-
-        Raises:
-            TypeError: the fault lacks an option, or takes none of that name.
-            ValueError: no request would fail.
-        """
-        needed = _NEEDED.get(fault, set())
-        allowed = needed | _ALLOWED.get(fault, set())
-        if not needed <= options.keys() <= allowed:
-            raise TypeError(f"{fault} needs {sorted(needed)} and takes {sorted(allowed)}; given: {sorted(options)}")
-        if times < 1:
-            raise ValueError(f"times must be 1 or more, not {times}")
-        self._plan.add(_Injection(fault, path, method and method.upper(), times, options))
-
-    def clear(self) -> None:
-        """Let everything pass from now on, and forget what was seen."""
-        self._plan.clear()
-
-    @property
-    def seen(self) -> list[Seen]:
-        """The last 1,000 requests, oldest first."""
-        return list(self._plan.seen)
+_REQUIRED: Final = {Fault.ANSWER: {"status"}, Fault.REDIRECT: {"location"}, Fault.SLOW: {"delay_s"}}
+_OPTIONAL: Final = {Fault.ANSWER: {"code", "retry_after_s"}, Fault.REDIRECT: {"status"}}
 
 
 @dataclass(slots=True)
 class _Injection:
-    """A fault that waits for its requests."""
-
     fault: Fault
     path: str
     method: str | None
     n_left: int
     options: Options
 
-    def matches(self, method: str, path: str) -> bool:
-        return self.method in (None, method) and path.startswith(self.path)
 
+class FaultyTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """A network that fails on request: `Client(url, transport=FaultyTransport())`, or `AsyncClient` with its own one.
 
-class _Plan:
-    """What shall go wrong and what was seen; shared by all connections."""
+    It may be shared by threads, and by one client of each kind.
+    """
 
     def __init__(self) -> None:
-        self.seen: deque[Seen] = deque(maxlen=SEEN_MAX)
+        self._requests: deque[tuple[httpx.Request, Fault | None]] = deque(maxlen=REQUESTS_MAX)
         self._injections: list[_Injection] = []
         self._lock = threading.Lock()
+        self._sync: httpx.HTTPTransport | None = None
+        self._async: httpx.AsyncHTTPTransport | None = None
 
-    def add(self, injection: _Injection) -> None:
+    def inject(
+        self, fault: Fault, *, path: str = "", method: str | None = None, times: int = 1, **options: Unpack[Options]
+    ) -> None:
+        """Let matching requests fail. Faults that match the same request are used in the order of injection.
+
+        Args:
+            fault: What happens to the requests.
+            path: Beginning of the path; "" matches all.
+            method: HTTP method; None matches all.
+            times: How many requests fail.
+            options: See `Fault`.
+
+        Raises:
+            TypeError: An option is missing, or the fault has no such option.
+            ValueError: `times` is less than 1.
+        """
+        required = _REQUIRED.get(fault, set())
+        allowed = required | _OPTIONAL.get(fault, set())
+        if not required <= options.keys() <= allowed:
+            raise TypeError(f"{fault} requires {sorted(required)} and allows {sorted(allowed)}, not {sorted(options)}")
+        if times < 1:
+            raise ValueError(f"times must be 1 or more, not {times}")
         with self._lock:
-            self._injections.append(injection)
+            self._injections.append(_Injection(fault, path, method and method.upper(), times, options))
 
     def clear(self) -> None:
+        """Remove the faults that are left, and forget the requests."""
         with self._lock:
             self._injections.clear()
-            self.seen.clear()
+            self._requests.clear()
 
-    def take(self, method: str, target: str, headers: Message, body: bytes) -> _Injection | None:
-        """Write a request down, and tell what shall befall it."""
-        path, _, query = target.partition("?")
+    @property
+    def requests(self) -> list[tuple[httpx.Request, Fault | None]]:
+        """The last 1,000 requests, oldest first, each with the fault that was injected."""
+        return list(self._requests)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        injection = self._take(request)
+        if injection and (response := make_response(injection.fault, injection.options)):
+            return response
+        self._sync = self._sync or httpx.HTTPTransport()
+        response = self._sync.handle_request(request)
+        if injection is None:
+            return response
+        assert isinstance(response.stream, httpx.SyncByteStream)
+        try:
+            body = b"".join(response.stream)
+        finally:
+            response.close()
+        delay = _Delay(request, injection.options.get("delay_s", 0.0))
+        delay.sleep()
+        return _spoil(response, body, injection, request, delay)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        injection = self._take(request)
+        if injection and (response := make_response(injection.fault, injection.options)):
+            return response
+        self._async = self._async or httpx.AsyncHTTPTransport()
+        response = await self._async.handle_async_request(request)
+        if injection is None:
+            return response
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        try:
+            body = b"".join([chunk async for chunk in response.stream])
+        finally:
+            await response.aclose()
+        delay = _Delay(request, injection.options.get("delay_s", 0.0))
+        await delay.async_sleep()
+        return _spoil(response, body, injection, request, delay)
+
+    def close(self) -> None:
+        if self._sync:
+            self._sync.close()
+
+    async def aclose(self) -> None:
+        if self._async:
+            await self._async.aclose()
+
+    def _take(self, request: httpx.Request) -> _Injection | None:
+        """Record a request and return the injection for it."""
+        path = request.url.path
         with self._lock:
-            injection = next((one for one in self._injections if one.matches(method, path)), None)
-            if injection:
+            matching = (
+                each
+                for each in self._injections
+                if each.method in (None, request.method) and path.startswith(each.path)
+            )
+            if injection := next(matching, None):
                 injection.n_left -= 1
-                self._injections = [one for one in self._injections if one.n_left > 0]
-            self.seen.append(Seen(method, path, query, headers, len(body), injection.fault if injection else None))
+                if not injection.n_left:
+                    self._injections.remove(injection)
+            self._requests.append((request, injection.fault if injection else None))
+        if injection and injection.fault is Fault.DROP_BEFORE:
+            raise httpx.ReadError("Connection reset by peer", request=request)
         return injection
 
 
-class _FaultyProxy(Proxy):
-    """A proxy with a plan of what goes wrong."""
-
-    def __init__(self, upstream_url: str) -> None:
-        self.plan = _Plan()
-        super().__init__(upstream_url, _FaultyExchange)
-
-
-class _FaultyExchange(Exchange):
-    """Answers as the plan wants it."""
-
-    server: _FaultyProxy
-
-    def respond(self, body: bytes) -> None:
-        injection = self.server.plan.take(self.command, self.path, self.headers, body)
-        if injection is None:
-            super().respond(body)
-            return
-        fault, options = injection.fault, injection.options
-        if fault is Fault.DROP_BEFORE:
-            self.drop()
-        elif fault in _OWN:
-            self.send(_OWN[fault](options))
-        else:
-            with self.asked(body) as answer:
-                self._spoil(answer, fault, options)
-
-    def _spoil(self, answer: Answer, fault: Fault, options: Options) -> None:
-        body = whole(answer.pieces)
-        if fault is Fault.DROP_AFTER:
-            self.drop()
-        elif fault is Fault.SLOW:
-            self.server.stopping.wait(options["delay_s"])
-            self.send(replace(answer, pieces=self._slowly(body, options["delay_s"])))
-        elif body:
-            self.send(_SPOILERS[fault](answer, body))
-        else:
-            raise ValueError(f"{fault}: the answer to {self.command} {self.path.partition('?')[0]} has no body")
-
-    def _slowly(self, body: bytes, delay_s: float) -> Iterator[bytes]:
-        size = -(-len(body) // SLOW_PIECES) or 1
-        for start in range(0, len(body), size):
-            if start:
-                self.server.stopping.wait(delay_s)
-            yield body[start : start + size]
-
-
-# -- answers that the server behind did not give
-
-
-def _error(options: Options) -> Answer:
+def make_response(fault: Fault, options: Options) -> httpx.Response | None:
+    """Return the response of a fault that needs no server; None for other faults."""
+    if fault is Fault.HTML:
+        return httpx.Response(200, headers={"Content-Type": "text/html; charset=utf-8"}, content=_LOGIN_PAGE)
+    if fault is Fault.REDIRECT:
+        headers = {"Location": options["location"], "Content-Length": "0"}
+        return httpx.Response(options.get("status", 302), headers=headers, content=b"")
+    if fault is not Fault.ANSWER:
+        return None
     status, request_id = options["status"], str(uuid4())
     error = {
         "code": options.get("code") or _CODES.get(status, "internal_error"),
-        "message": "A test wanted this to fail.",
+        "message": "Injected by a test.",
         "type": _TYPES.get(status) or ("invalid_request_error" if status < 500 else "server_error"),
         "param": None,
         "request_id": request_id,
@@ -269,48 +208,84 @@ def _error(options: Options) -> Answer:
     headers = {"Content-Type": "application/json", "X-Request-Id": request_id}
     if "retry_after_s" in options:
         headers["Retry-After"] = str(options["retry_after_s"])
-    return _own(status, headers, json.dumps({"error": error}).encode())
+    return httpx.Response(status, headers=headers, content=json.dumps({"error": error}).encode())
 
 
-def _login_page(options: Options) -> Answer:  # noqa: ARG001 - like its siblings
-    return _own(200, {"Content-Type": "text/html; charset=utf-8"}, _LOGIN_PAGE)
+def _spoil(
+    response: httpx.Response, body: bytes, injection: _Injection, request: httpx.Request, delay: _Delay
+) -> httpx.Response:
+    """Return the response of the server with the fault in it.
+
+    Raises:
+        ValueError: The body is empty, so that it can't be halved or falsified.
+    """
+    fault, headers = injection.fault, response.headers.copy()
+    if fault is Fault.DROP_AFTER:
+        raise httpx.ReadError("Connection reset by peer", request=request)
+    half = len(body) // 2
+    stream = _Body(request, [body], delay)
+    if fault is Fault.SLOW:
+        size = -(-len(body) // _N_SLOW_CHUNKS) or 1
+        chunks = [body[start : start + size] for start in range(0, len(body), size)] or [b""]
+        stream = _Body(request, chunks, delay)
+    elif not body:
+        raise ValueError(f"{fault}: the response to {request.method} {request.url.path} has no body")
+    elif fault is Fault.HALF_BODY:
+        stream = _Body(request, [body[:half]], delay, is_cut=True)
+    elif fault is Fault.SHORT_LENGTH:
+        headers.pop("Transfer-Encoding", None)
+        headers["Content-Length"] = str(half)
+        stream = _Body(request, [body[:half]], delay)
+    elif fault is Fault.WRONG_BYTES:
+        stream = _Body(request, [body[:half], bytes([body[half] ^ 0xFF]), body[half + 1 :]], delay)
+    return httpx.Response(response.status_code, headers=headers, stream=stream, extensions=response.extensions)
 
 
-def _elsewhere(options: Options) -> Answer:
-    return _own(options.get("status", 302), {"Location": options["location"]}, b"")
+class _Delay:
+    """The time before each chunk; the read timeout of the request ends it."""
+
+    def __init__(self, request: httpx.Request, delay_s: float) -> None:
+        timeout_s: float | None = request.extensions.get("timeout", {}).get("read")
+        self._request = request
+        self._is_late = timeout_s is not None and delay_s > timeout_s
+        self._delay_s = timeout_s or 0.0 if self._is_late else delay_s
+
+    def sleep(self) -> None:
+        if self._delay_s:
+            time.sleep(self._delay_s)
+        self._check()
+
+    async def async_sleep(self) -> None:
+        if self._delay_s:
+            await anyio.sleep(self._delay_s)
+        self._check()
+
+    def _check(self) -> None:
+        if self._is_late:
+            raise httpx.ReadTimeout("The read operation timed out", request=self._request)
 
 
-def _own(status: int, headers: dict[str, str], body: bytes) -> Answer:
-    return Answer(status, [*headers.items(), ("Content-Length", str(len(body)))], [body])
+class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+    def __init__(self, request: httpx.Request, chunks: list[bytes], delay: _Delay, *, is_cut: bool = False) -> None:
+        self._request = request
+        self._chunks = chunks
+        self._delay = delay
+        self._is_cut = is_cut
 
+    def __iter__(self) -> Iterator[bytes]:
+        for index, chunk in enumerate(self._chunks):
+            if index:
+                self._delay.sleep()
+            yield chunk
+        self._check_end()
 
-_OWN: Final[dict[Fault, Callable[[Options], Answer]]] = {
-    Fault.ANSWER: _error,
-    Fault.HTML: _login_page,
-    Fault.REDIRECT: _elsewhere,
-}
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for index, chunk in enumerate(self._chunks):
+            if index:
+                await self._delay.async_sleep()
+            yield chunk
+        self._check_end()
 
-# -- answers of the server behind, spoilt
-
-
-def _halved(answer: Answer, body: bytes) -> Answer:
-    return replace(answer, pieces=[body[: len(body) // 2]], is_cut=True)
-
-
-def _understated(answer: Answer, body: bytes) -> Answer:
-    kept = [(name, value) for name, value in answer.headers if name.lower() not in _FRAMING]
-    headers = [*kept, ("Content-Length", str(len(body) // 2)), ("Connection", "close")]
-    return replace(answer, headers=headers, pieces=[body], is_chunked=False, is_last=True)
-
-
-def _falsified(answer: Answer, body: bytes) -> Answer:
-    middle = len(body) // 2
-    return replace(answer, pieces=[body[:middle] + bytes([body[middle] ^ 0xFF]) + body[middle + 1 :]])
-
-
-_FRAMING: Final = {"content-length", "transfer-encoding"}
-_SPOILERS: Final[dict[Fault, Callable[[Answer, bytes], Answer]]] = {
-    Fault.HALF_BODY: _halved,
-    Fault.SHORT_LENGTH: _understated,
-    Fault.WRONG_BYTES: _falsified,
-}
+    def _check_end(self) -> None:
+        if self._is_cut:
+            raise httpx.RemoteProtocolError("Server disconnected within the body", request=self._request)

@@ -1,7 +1,7 @@
-"""The pytest plug-in: fixtures for programs that speak through an afterwords server.
+"""The pytest plug-in: fixtures for tests of programs that use an afterwords server.
 
-Loaded in every pytest run on a machine that has afterwords, so that nothing but pytest is imported until a fixture is
-asked for. A server is started once a session; every test has an account of its own in it.
+pytest loads it wherever afterwords is installed, so it imports nothing but pytest until a fixture is used. The server
+starts once per session; every test has its own account.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import pytest
 
 if TYPE_CHECKING:
     from afterwords import AsyncClient, Client, Voice
-    from afterwords.testing import FaultyServer, RunningServer
+    from afterwords.testing import FaultyTransport, RunningServer
 
 
 @pytest.fixture(scope="session")
 def afterwords_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """The real server on a loopback port, with a tone for a voice: `url`, `api_key`, `admin_secret`, `new_key()`.
+    """The real server on a loopback port, with a test tone: `url`, `api_key`, `admin_secret`, `new_key()`.
 
     Raises:
-        MissingExtraError: the extra `server` is not installed.
+        MissingExtraError: The extra `server` is not installed.
     """
     from afterwords.testing import RunningServer
 
@@ -31,13 +31,13 @@ def afterwords_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runn
 
 @pytest.fixture
 def afterwords_api_key(afterwords_server: RunningServer) -> str:
-    """A key to an account that this test alone uses."""
+    """A key of an account that only this test uses."""
     return afterwords_server.new_key()
 
 
 @pytest.fixture
 def afterwords_client(afterwords_server: RunningServer, afterwords_api_key: str) -> Iterator[Client]:
-    """An `afterwords.Client` of the server, with the account of this test."""
+    """An `afterwords.Client` of the server with this test's account."""
     from afterwords import Client
 
     with Client(afterwords_server.url, api_key=afterwords_api_key) as client:
@@ -46,7 +46,7 @@ def afterwords_client(afterwords_server: RunningServer, afterwords_api_key: str)
 
 @pytest.fixture
 def afterwords_async_client(afterwords_server: RunningServer, afterwords_api_key: str) -> AsyncClient:
-    """An `afterwords.AsyncClient` of the server, with the account of this test, to be used in `async with`."""
+    """An `afterwords.AsyncClient` of the server with this test's account, for `async with`."""
     from afterwords import AsyncClient
 
     return AsyncClient(afterwords_server.url, api_key=afterwords_api_key)
@@ -54,7 +54,7 @@ def afterwords_async_client(afterwords_server: RunningServer, afterwords_api_key
 
 @pytest.fixture
 def afterwords_voice(afterwords_client: Client) -> Voice:
-    """A voice in the account of this test, made of the recording that comes with afterwords."""
+    """A voice in this test's account, from the recording that afterwords ships."""
     from importlib.resources import as_file, files
 
     with as_file(files("afterwords") / "data" / "reader.wav") as recording:
@@ -62,18 +62,19 @@ def afterwords_voice(afterwords_client: Client) -> Voice:
 
 
 @pytest.fixture
-def afterwords_faults(afterwords_server: RunningServer) -> Iterator[FaultyServer]:
-    """A proxy in front of the server: what `.inject(…)` says goes wrong, all else passes."""
-    from afterwords.testing import FaultyServer
+def afterwords_faults() -> FaultyTransport:
+    """A transport for clients that injects the faults of `.inject(…)`; other requests pass."""
+    from afterwords.testing import FaultyTransport
 
-    with FaultyServer(afterwords_server.url) as faults:
-        yield faults
+    return FaultyTransport()
 
 
 @pytest.fixture
-def afterwords_faulty_client(afterwords_faults: FaultyServer, afterwords_api_key: str) -> Iterator[Client]:
-    """An `afterwords.Client` that asks through `afterwords_faults`, with the account of this test."""
+def afterwords_faulty_client(
+    afterwords_server: RunningServer, afterwords_faults: FaultyTransport, afterwords_api_key: str
+) -> Iterator[Client]:
+    """An `afterwords.Client` with the transport `afterwords_faults` and this test's account."""
     from afterwords import Client
 
-    with Client(afterwords_faults.url, api_key=afterwords_api_key) as client:
+    with Client(afterwords_server.url, api_key=afterwords_api_key, transport=afterwords_faults) as client:
         yield client
