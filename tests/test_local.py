@@ -119,7 +119,9 @@ def test_grade_f_is_refused_before_preparing(tmp_path: Path) -> None:
     file = clipped(tmp_path / "clipped.wav")
     steps: list[str] = []
 
-    with pytest.raises(aw.errors.RecordingError, match=r"clipped\.wav is graded F for cloning: .* are clipped") as refused:
+    with pytest.raises(
+        aw.errors.RecordingError, match=r"clipped\.wav is graded F for cloning: .* are clipped"
+    ) as refused:
         aw.clone(file, name="me", consent="self", progress=lambda _, step: steps.append(step))
 
     assert steps == ["reading"]

@@ -176,7 +176,14 @@ def _translate(error: Exception) -> AfterwordsError | None:
     if isinstance(error, AfterwordsError):
         return error
     if isinstance(error, _ClickUsageError):
-        return _translate_usage_error(error)
+        context: typer.Context | None = getattr(error, "ctx", None)
+        see = f"see {context.command_path if context else 'afterwords'} --help."
+        message = str(getattr(error, "format_message", error.__str__)()).strip()
+        if message.startswith("Got unexpected extra argument"):  # click repeats them; they may be words of a text
+            return output.UsageError("Too many arguments.", hint=f"put a text in quotes, and options before it; {see}")
+        if message.startswith("No such option"):
+            see = f"a text or name that begins with - goes last, after -- ; {see}"
+        return output.UsageError(message if message.endswith((".", "?")) else f"{message}.", hint=see)
     if isinstance(error, typer.Abort):
         return output.UsageError("The input ended before the question was answered.", hint="answer it.")
     if os.environ.get("AFTERWORDS_DEBUG"):
@@ -188,14 +195,3 @@ def _translate(error: Exception) -> AfterwordsError | None:
         f"Unexpected error ({type(error).__name__}).",
         hint="run it again as `afterwords --debug …` and report the traceback.",
     )
-
-
-def _translate_usage_error(error: Exception) -> AfterwordsError:
-    context: typer.Context | None = getattr(error, "ctx", None)
-    see = f"see {context.command_path if context else 'afterwords'} --help."
-    message = str(getattr(error, "format_message", error.__str__)()).strip()
-    if message.startswith("Got unexpected extra argument"):  # click repeats them; they may be words of a text
-        return output.UsageError("Too many arguments.", hint=f"put a text in quotes, and options before it; {see}")
-    if message.startswith("No such option"):
-        see = f"a text or name that begins with - goes last, after -- ; {see}"
-    return output.UsageError(message if message.endswith((".", "?")) else f"{message}.", hint=see)

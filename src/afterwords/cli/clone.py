@@ -36,11 +36,13 @@ def clone(
     lang: Annotated[str, typer.Option("--lang", help="Language of the recording.")] = "en",
     backend: Annotated[
         str,
-        typer.Option("--backend", help="Backend to prepare the voice for; see `afterwords backends`. auto: the best."),
+        typer.Option(
+            "--backend", help="Backend to prepare the voice for; see `afterwords backends`. auto takes the best."
+        ),
     ] = "auto",
     consent: Annotated[
         str | None,
-        typer.Option("--consent", help="Whose voice it is: self, granted, public-domain or synthetic."),
+        typer.Option("--consent", help="Whose voice it is: self, granted, public-domain or synthetic. (default: ask)"),
     ] = None,
     fast: Fast = False,
     replace: Replace = False,

@@ -49,30 +49,24 @@ class KeyStore(Protocol):
 
     def list(self) -> Sequence[ApiKey]:
         """Return all keys."""
-        ...
 
     def create(self, *, scopes: Sequence[str], is_home: bool, **fields: Any) -> CreatedKey:
         """Create a key."""
-        ...
 
     def revoke(self, key_id: str) -> None:
         """Revoke a key."""
-        ...
 
     def rotate(self, key_id: str, *, overlap_s: float) -> CreatedKey:
         """Replace a key."""
-        ...
 
     def accounts(self) -> Sequence[Account]:
         """Return all accounts."""
-        ...
 
 
 class LocalKeys:
     """The keys in the database of the server on this machine."""
 
     def list(self) -> Sequence[ApiKey]:
-        """Return the keys of all accounts."""
         return self._run(lambda keys: keys.list(account_id=None))
 
     def create(self, *, scopes: Sequence[str], is_home: bool, **fields: Any) -> CreatedKey:
@@ -94,15 +88,12 @@ class LocalKeys:
         return self._new_key(self._run(lambda keys: keys.create(scopes=granted, is_home=is_home, **fields)))
 
     def revoke(self, key_id: str) -> None:
-        """Revoke a key of any account."""
         self._run(lambda keys: keys.revoke(key_id, account_id=None))
 
     def rotate(self, key_id: str, *, overlap_s: float) -> CreatedKey:
-        """Replace a key of any account."""
         return self._new_key(self._run(lambda keys: keys.rotate(key_id, account_id=None, overlap_s=overlap_s)))
 
     def accounts(self) -> Sequence[Account]:
-        """Return all accounts."""
         return list(self._run(lambda keys: keys.list_accounts()))
 
     @staticmethod
@@ -128,7 +119,6 @@ class RemoteKeys:
         self._profile = profile
 
     def list(self) -> Sequence[ApiKey]:
-        """Return the keys that the login may see."""
         with connect(self._profile) as client:
             return client.keys.list()
 
@@ -140,18 +130,15 @@ class RemoteKeys:
         return CreatedKey(made.api_key, made.key_id, made.model_dump(mode="json", exclude_none=True))
 
     def revoke(self, key_id: str) -> None:
-        """Revoke a key."""
         with connect(self._profile) as client:
             client.keys.revoke(key_id)
 
     def rotate(self, key_id: str, *, overlap_s: float) -> CreatedKey:
-        """Replace a key."""
         with connect(self._profile) as client:
             made = client.keys.rotate(key_id, overlap_s=overlap_s)
         return CreatedKey(made.api_key, made.key_id, made.model_dump(mode="json", exclude_none=True))
 
     def accounts(self) -> Sequence[Account]:
-        """Return all accounts, with the admin secret."""
         with connect(self._profile, admin_secret=self._admin_secret(is_needed=True)) as client:
             return list(client.keys.accounts())
 

@@ -38,7 +38,12 @@ def login(
     profiles = _profiles()
     if profile is not None:
         check_profile(profile)
-    if not (url := url or _configured_url(profiles, profile)):
+    if url is None and profile is not None:
+        url = next((known.url for known in profiles.all() if known.name == profile), None)
+    elif url is None:  # the server that commands use already
+        current = profiles.current(os.environ.get("AFTERWORDS_PROFILE") or None)
+        url = os.environ.get("AFTERWORDS_BASE_URL") or (current.url if current else None)
+    if not url:
         if not output.is_terminal():
             raise output.UsageError("No server is named.", hint="name it: afterwords login https://…")
         url = output.ask(f"Address of the server (Enter: {LOCAL_URL})").strip() or LOCAL_URL
@@ -61,14 +66,6 @@ def login(
     output.note(f"  The key is in {output.shown(place)}.")
     _warn_of_environment()
     output.note(f"Next: {output.shown(command('whoami', profile=profile))}")
-
-
-def _configured_url(profiles: Profiles, profile: str | None) -> str | None:
-    """Return the address to log in to if none is given: the profile's, or the one that commands use already."""
-    if profile is not None:
-        return next((kept.url for kept in profiles.all() if kept.name == profile), None)
-    chosen = profiles.current(os.environ.get("AFTERWORDS_PROFILE") or None)
-    return os.environ.get("AFTERWORDS_BASE_URL") or (chosen.url if chosen else None)
 
 
 def _choose_name(profiles: Profiles, url: str) -> str:

@@ -31,7 +31,7 @@ def complete_voice(incomplete: str) -> list[str]:
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-VoiceName = Annotated[str, typer.Argument(help="Voice, by name or id.", autocompletion=complete_voice)]
+VoiceName = Annotated[str, typer.Argument(help="Voice, by name or ID.", autocompletion=complete_voice)]
 Remote = Annotated[bool, typer.Option("--remote", help="Use the server of the current login.")]
 Profile = Annotated[
     str | None, typer.Option("--profile", "-p", help="Use the server of this login; see `afterwords profiles`.")

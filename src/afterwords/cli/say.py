@@ -31,7 +31,7 @@ VoiceOption = Annotated[
     typer.Option(
         "--voice",
         "-v",
-        help="Voice, by name or id. (default: the default voice, or the only one)",
+        help="Voice, by name or ID. (default: the default voice, or the only one)",
         autocompletion=complete_voice,
     ),
 ]

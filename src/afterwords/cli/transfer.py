@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def push(
-    name: Annotated[str, typer.Argument(help="Voice of the library, by name or id.", autocompletion=complete_voice)],
+    name: Annotated[str, typer.Argument(help="Voice of the library, by name or ID.", autocompletion=complete_voice)],
     profile: Profile = None,
     replace: Replace = False,
     as_json: AsJson = False,
@@ -36,7 +36,7 @@ def push(
 
 
 def pull(
-    name: Annotated[str, typer.Argument(help="Voice on the server, by name or id.")],
+    name: Annotated[str, typer.Argument(help="Voice on the server, by name or ID.")],
     profile: Profile = None,
     replace: Replace = False,
     as_json: AsJson = False,
@@ -63,7 +63,16 @@ def sync(
     if as_json:
         output.result_json([_facts(result) for result in results])
     elif results:
-        rows = [(result.name, result.outcome.value, _advice(result)) for result in results]
+        rows = []
+        for result in results:
+            name = output.plain(shlex.quote(result.name))
+            advice = {
+                "differs": f"two voices have this name: afterwords push {name} --replace, or pull {name} --replace",
+                "removed there": f"to copy it there again: afterwords push {name}",
+                "removed here": f"to copy it here again: afterwords pull {name}",
+                "failed": result.error.message if result.error else "",
+            }
+            rows.append((result.name, result.outcome.value, advice.get(result.outcome.value, "")))
         output.result_table(("name", "would be" if dry_run else "is", ""), rows)
     else:
         output.note("There are no voices, here or there. Make one: afterwords clone me.wav --name me")
@@ -112,14 +121,3 @@ def _facts(result: TransferResult) -> dict[str, object]:
         "voice": result.voice.model_dump(mode="json") if result.voice else None,
         "error": result.error.code if result.error else None,
     }
-
-
-def _advice(result: TransferResult) -> str:
-    """Return what to do about a voice that was not copied."""
-    name = output.plain(shlex.quote(result.name))
-    return {
-        "differs": f"two voices have this name: afterwords push {name} --replace, or pull {name} --replace",
-        "removed there": f"to copy it there again: afterwords push {name}",
-        "removed here": f"to copy it here again: afterwords pull {name}",
-        "failed": result.error.message if result.error else "",
-    }.get(result.outcome.value, "")

@@ -53,27 +53,21 @@ class VoiceStore(Protocol):
 
     def list(self) -> VoiceList:
         """Return all voices."""
-        ...
 
     def show(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return everything known about a voice for JSON, and what to print of it."""
-        ...
 
     def rename(self, name: str, new: str) -> Voice:
         """Rename a voice."""
-        ...
 
     def find_for_removal(self, name: str) -> Removal:
         """Find a voice to remove."""
-        ...
 
     def remove(self, key: str) -> None:
         """Remove a voice."""
-        ...
 
     def export(self, name: str) -> tuple[Voice, bytes]:
         """Return a voice and its bundle."""
-        ...
 
     def import_(self, voice: Voice, bundle: Bundle, *, replace: bool) -> Voice:
         """Store the voice of a bundle; ask at a terminal before a voice of that name is replaced.
@@ -81,7 +75,6 @@ class VoiceStore(Protocol):
         Raises:
             VoiceExistsError: The name is taken and there is no terminal to ask at.
         """
-        ...
 
 
 @contextmanager
@@ -161,7 +154,6 @@ class LocalVoices:
         return facts, summary
 
     def rename(self, name: str, new: str) -> Voice:
-        """Rename a voice."""
         return self._library.rename(name, new)
 
     def find_for_removal(self, name: str) -> Removal:
@@ -175,11 +167,9 @@ class LocalVoices:
         return Removal(name, label, f"This removes {label} with its recordings, for good.")
 
     def remove(self, key: str) -> None:
-        """Remove a voice."""
         self._library.remove(key)
 
     def export(self, name: str) -> tuple[Voice, bytes]:
-        """Return a voice and its bundle."""
         from afterwords.local import export_bundle
 
         return export_bundle(name)
@@ -214,13 +204,11 @@ class RemoteVoices:
         return VoiceList(("name", "lang", "backend", "made", "id"), rows, facts, hint)
 
     def show(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return everything that the server knows about a voice."""
         with output.waiting(ASKING):
             facts = self._client.voices.get(name).model_dump(mode="json", exclude_none=True)
         return facts, facts
 
     def rename(self, name: str, new: str) -> Voice:
-        """Rename a voice."""
         from afterwords.text import check_name
 
         new = check_name(new)
@@ -228,7 +216,6 @@ class RemoteVoices:
             return self._client.voices.update(name, name=new)
 
     def find_for_removal(self, name: str) -> Removal:
-        """Find a voice to remove."""
         voice = self._client.voices.get(name)
         label = f"{output.shown(voice.name)} ({output.shown(voice.voice_id)})"
         warning = (
@@ -238,11 +225,9 @@ class RemoteVoices:
         return Removal(voice.voice_id, label, warning)
 
     def remove(self, key: str) -> None:
-        """Remove a voice, its jobs and their audio."""
         self._client.voices.delete(key)
 
     def export(self, name: str) -> tuple[Voice, bytes]:
-        """Return a voice and its bundle."""
         from afterwords.library.bundle import unpack
 
         with output.waiting("fetching the voice"):

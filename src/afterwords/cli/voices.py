@@ -97,7 +97,7 @@ def rm(
 
 @app.command(cls=HelpCommand)
 def default(
-    name: Annotated[str | None, typer.Argument(help="Voice, by name or id.", autocompletion=complete_voice)] = None,
+    name: Annotated[str | None, typer.Argument(help="Voice, by name or ID.", autocompletion=complete_voice)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show or set the voice that `say` uses without --voice."""
