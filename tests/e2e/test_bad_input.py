@@ -22,7 +22,7 @@ from tests.server.services.test_decoding import by_libav
 CALLBACK_SECRET = "a-callback-secret-that-workers-share"
 JSON = ("Content-Type", "application/json")
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) \S")
-NOBODY = "00000000-0000-4000-8000-000000000000"
+UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +311,7 @@ class TestCallbacks:
 
 
 IDS = ["../", "..%2f..%2fetc%2fpasswd", "%00", "%ff", "%ed%a0%80", "%0d%0aX-Evil:%201", "a" * 60_000, "%2e%2e",
-       NOBODY.upper().replace("0", "A"), f"{NOBODY}%00", f"{NOBODY}%0a", " ", "*", "{id}", "0"]  # fmt: skip
+       UNKNOWN_ID.upper().replace("0", "A"), f"{UNKNOWN_ID}%00", f"{UNKNOWN_ID}%0a", " ", "*", "{id}", "0"]  # fmt: skip
 
 
 class TestIds:
@@ -335,7 +335,7 @@ class TestIds:
         assert answer.code in ("not_found", "voice_not_found", "job_not_found", "key_not_found")
         assert "x-evil" not in answer.headers
 
-    @pytest.mark.parametrize("bad", ["../x", "\x00", "a" * 60_000, f"{NOBODY}\n"])
+    @pytest.mark.parametrize("bad", ["../x", "\x00", "a" * 60_000, f"{UNKNOWN_ID}\n"])
     def test_malformed_voice_id_in_body_returns_404(self, client: httpx.Client, bad: str) -> None:
         answer = client.post("/v1/synthesize", json={"voice_id": bad, "text": "hi"})
         assert refusal(answer) == (404, "voice_not_found")

@@ -24,7 +24,7 @@ CALLBACK_SECRET = "a-callback-secret-that-workers-share"
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 ORIGIN = "https://app.example"
-NOBODY = "00000000-0000-4000-8000-000000000000"
+UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,11 @@ class TestKeys:
             for named in ({"account_id": own["account_id"]}, {"for_key": own["key_id"]}):
                 key = admin.post("/v1/keys", json=named).json()
                 assert key["account_id"] == own["account_id"]
-            wrong = [{"account_id": NOBODY}, {"for_key": NOBODY}, {"for_key": own["key_id"], "account_id": NOBODY}]
+            wrong = [
+                {"account_id": UNKNOWN_ID},
+                {"for_key": UNKNOWN_ID},
+                {"for_key": own["key_id"], "account_id": UNKNOWN_ID},
+            ]
             answers = [admin.post("/v1/keys", json=named) for named in wrong]
         narrow = {"scopes": ["synthesize"]}
         answers += [
@@ -239,7 +243,7 @@ class TestKeys:
     def test_scopes_restrict_a_key(self, served: Served) -> None:
         with served.client(served.new_key(scopes=["voices:read"])) as user:
             assert user.get("/v1/voices").status_code == 200
-            answer = user.post("/v1/synthesize", json={"voice_id": NOBODY, "text": "hi"})
+            answer = user.post("/v1/synthesize", json={"voice_id": UNKNOWN_ID, "text": "hi"})
         assert (answer.status_code, error_code(answer)) == (403, "insufficient_scope")
 
 
@@ -343,11 +347,11 @@ class TestVoices:
 
     def test_missing_voice_returns_404_on_every_route(self, client: httpx.Client) -> None:
         answers = [
-            client.get(f"/v1/voices/{NOBODY}"),
-            client.delete(f"/v1/voices/{NOBODY}"),
-            client.patch(f"/v1/voices/{NOBODY}", json={"name": "you"}),
-            client.get(f"/v1/voices/{NOBODY}/export"),
-            client.post("/v1/synthesize", json={"voice_id": NOBODY, "text": "hi"}),
+            client.get(f"/v1/voices/{UNKNOWN_ID}"),
+            client.delete(f"/v1/voices/{UNKNOWN_ID}"),
+            client.patch(f"/v1/voices/{UNKNOWN_ID}", json={"name": "you"}),
+            client.get(f"/v1/voices/{UNKNOWN_ID}/export"),
+            client.post("/v1/synthesize", json={"voice_id": UNKNOWN_ID, "text": "hi"}),
         ]
         assert {(answer.status_code, error_code(answer)) for answer in answers} == {(404, "voice_not_found")}
 
@@ -366,7 +370,7 @@ class TestVoices:
                 assert error_code(user.get(f"/v1/voices/{wrong}")) == "voice_not_found"
             without_id = [
                 answer.json()["error"] | {"request_id": ""}
-                for answer in (other.get(f"/v1/voices/{name}"), other.get(f"/v1/voices/{NOBODY}"))
+                for answer in (other.get(f"/v1/voices/{name}"), other.get(f"/v1/voices/{UNKNOWN_ID}"))
             ]
             assert without_id[0] == without_id[1]
             assert user.patch(f"/v1/voices/{name}", json={"name": "you"}).json()["voice_id"] == made
@@ -639,9 +643,9 @@ class TestJobs:
 
     def test_unknown_job_returns_404(self, client: httpx.Client) -> None:
         answers = [
-            client.get(f"/v1/jobs/{NOBODY}"),
-            client.get(f"/v1/jobs/{NOBODY}/audio"),
-            client.delete(f"/v1/jobs/{NOBODY}"),
+            client.get(f"/v1/jobs/{UNKNOWN_ID}"),
+            client.get(f"/v1/jobs/{UNKNOWN_ID}/audio"),
+            client.delete(f"/v1/jobs/{UNKNOWN_ID}"),
             client.get("/v1/jobs/nonsense"),
         ]
         assert {(answer.status_code, error_code(answer)) for answer in answers} == {(404, "job_not_found")}
@@ -735,7 +739,7 @@ class TestCompletion:
 
     def test_result_of_another_job_is_refused(self, pending: tuple[httpx.Client, str]) -> None:
         worker, job_id = pending
-        answer = worker.post(f"/v1/jobs/{job_id}/complete", json={"job_id": NOBODY, "wav_b64": self.WAV})
+        answer = worker.post(f"/v1/jobs/{job_id}/complete", json={"job_id": UNKNOWN_ID, "wav_b64": self.WAV})
         assert (answer.status_code, error_code(answer)) == (422, "invalid_field")
 
     def test_result_of_deleted_voice_returns_410(self, accepting: Served) -> None:

@@ -23,7 +23,7 @@ from tests.e2e.served import Served, final, register, serving, speak, until
 CALLBACK_SECRET = "a-callback-secret-that-workers-share"
 SAMPLE_RATE = 24_000
 TEXT = "Spoken elsewhere, by somebody."
-NOBODY = "00000000-0000-4000-8000-000000000000"
+UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ class TestAttempts:
     @pytest.mark.parametrize("kind", ["another job's", "another server's", "shortened", "a user's key"])
     def test_other_tokens_return_401(self, served: Served, client: httpx.Client, job_id: str, kind: str) -> None:
         tokens = {
-            "another job's": token_for(served, NOBODY, 0),
+            "another job's": token_for(served, UNKNOWN_ID, 0),
             "another server's": worker_token(b"another server's secret", job_id, 0),
             "shortened": token_for(served, job_id, 0)[:-1],
             "a user's key": served.key,

@@ -25,7 +25,7 @@ from tests.cli.program import run
 from tests.e2e.served import ADMIN_SECRET, Served, final, register, serving, speak, until
 
 CALLBACK_SECRET: Final = "a-callback-secret-that-workers-share"
-NOBODY: Final = "00000000-0000-4000-8000-000000000000"
+UNKNOWN_ID: Final = "00000000-0000-4000-8000-000000000000"
 WAV: Final = canonical_wav(tone(5), RATE)
 ROUTES: Final = [route for route in create_app().routes if isinstance(route, APIRoute)]
 CALLS: Final = [(method, route.path_format) for route in ROUTES for method in sorted(route.methods or ())]
@@ -55,12 +55,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def call(client: httpx.Client, method: str, path: str, **ids: str) -> httpx.Response:
     """Call a route with what it needs to get as far as the row that an id names."""
-    url = path.format(**{"voice_id": NOBODY, "job_id": NOBODY, "key_id": NOBODY, **ids})
+    url = path.format(**{"voice_id": UNKNOWN_ID, "job_id": UNKNOWN_ID, "key_id": UNKNOWN_ID, **ids})
     body: dict[str, Any] = {}
     if method == "PATCH":
         body = {"json": {"name": "changed"}}
     elif path == "/v1/synthesize":
-        body = {"json": {"voice_id": ids.get("voice_id", NOBODY), "text": "hi"}}
+        body = {"json": {"voice_id": ids.get("voice_id", UNKNOWN_ID), "text": "hi"}}
     return client.request(method, url, **body)
 
 
@@ -89,7 +89,7 @@ def test_route_accepts_only_its_credential(served: Served, method: str, path: st
     if needed not in (Credential.ADMIN, Credential.USER_OR_ADMIN):
         wrong.append(ADMIN_SECRET)
     if needed is not Credential.WORKER:
-        wrong += [CALLBACK_SECRET, worker_token(secret_of(served), NOBODY, 1)]
+        wrong += [CALLBACK_SECRET, worker_token(secret_of(served), UNKNOWN_ID, 1)]
     with httpx.Client(base_url=served.url) as client:
         answers = [call(client, method, path)]
         for secret in wrong:
@@ -116,7 +116,7 @@ def test_admin_routes_return_401_without_admin_secret(tmp_path: Path) -> None:
             answer = httpx.post(f"{served.url}/v1/keys", headers={"Authorization": f"Bearer {secret}".strip()})
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] == ("admin_required" if secret == served.key else "unauthorized")
-        wav = httpx.put(f"{served.url}/v1/jobs/{NOBODY}/audio", headers={"Authorization": "Bearer None"})
+        wav = httpx.put(f"{served.url}/v1/jobs/{UNKNOWN_ID}/audio", headers={"Authorization": "Bearer None"})
         assert wav.status_code == 401
 
 
@@ -276,7 +276,7 @@ def test_rotated_key_keeps_scopes_and_account(served: Served) -> None:
         key = client.post(f"/v1/keys/{key_id}/rotate").json()["api_key"]
         assert client.get("/v1/keys").status_code == 401
     with served.client(key) as client:
-        assert client.post("/v1/synthesize", json={"voice_id": NOBODY, "text": "x"}).status_code == 403
+        assert client.post("/v1/synthesize", json={"voice_id": UNKNOWN_ID, "text": "x"}).status_code == 403
         assert client.post(f"/v1/keys/{key_id}/rotate").status_code == 403  # a narrow key may replace itself alone
 
 

@@ -1,4 +1,4 @@
-"""Turns of accounts, and limits of each."""
+"""Fairness among accounts, and limits per owner."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from tests.audio.test_wav import RATE, tone
 from tests.e2e.served import ADMIN_SECRET, register, until
 
 WAV: Final = canonical_wav(tone(5), RATE)
-NOBODY: Final = "00000000-0000-4000-8000-000000000000"
+UNKNOWN_ID: Final = "00000000-0000-4000-8000-000000000000"
 
 
 class RunningApp:
@@ -127,7 +127,7 @@ def test_routes_of_the_application_are_unchanged(embedded: RunningApp) -> None:
         ("POST", "/v1/synthesize", {}, bytes(200_000), 401, "unauthorized"),
         ("PUT", "/v1/keys", {}, b"", 405, "method_not_allowed"),
         ("GET", "/v1/health", {"Host": "evil.example"}, b"", 400, "invalid_host"),
-        ("DELETE", f"/v1/keys/{NOBODY}", {"Authorization": f"Bearer {ADMIN_SECRET}"}, b"", 404, "key_not_found"),
+        ("DELETE", f"/v1/keys/{UNKNOWN_ID}", {"Authorization": f"Bearer {ADMIN_SECRET}"}, b"", 404, "key_not_found"),
         (
             "POST",
             "/v1/keys",
@@ -243,7 +243,7 @@ def test_dependencies_run_on_every_route(tmp_path: Path, where: str) -> None:
         failures = []
         for (method, path), requirements in REQUIREMENTS.items():
             client.headers["Authorization"] = f"Bearer {secrets.get(requirements.credential, key)}"
-            url = path.format(voice_id=NOBODY, job_id=NOBODY, key_id=NOBODY)
+            url = path.format(voice_id=UNKNOWN_ID, job_id=UNKNOWN_ID, key_id=UNKNOWN_ID)
             for sent in (method, "HEAD") if method == "GET" else (method,):
                 response = client.request(sent, url)
                 if response.status_code != 403 or (sent != "HEAD" and response.json() != {"detail": "no pass"}):
@@ -297,7 +297,7 @@ def test_exception_handler_receives_errors_of_the_api(silent: Settings, how: str
     with RunningApp(app) as running, running.client() as admin:
         for method, path, body, expected in [
             ("GET", "/v1/voices", None, (401, {"their": "unauthorized"})),
-            ("DELETE", f"/v1/keys/{NOBODY}", None, (404, {"their": "key_not_found"})),
+            ("DELETE", f"/v1/keys/{UNKNOWN_ID}", None, (404, {"their": "key_not_found"})),
             ("POST", "/v1/keys", {"label": 7}, (422, {"their": "invalid_field"})),
         ]:
             response = admin.request(method, path, json=body)
@@ -333,7 +333,7 @@ def test_yield_dependency_sees_errors_of_the_api(silent: Settings) -> None:
     app = FastAPI(dependencies=[Depends(transaction)])
     app.include_router(router(silent))
     with RunningApp(app) as running, running.client() as admin:
-        assert admin.delete(f"/v1/keys/{NOBODY}").json()["error"]["code"] == "key_not_found"
+        assert admin.delete(f"/v1/keys/{UNKNOWN_ID}").json()["error"]["code"] == "key_not_found"
     assert seen == ["key_not_found"]
 
 

@@ -219,17 +219,21 @@ class Authenticator:
             raise UnauthorizedError(code="admin_required")
         if requirements.scope and caller.scopes and requirements.scope not in caller.scopes:
             raise InsufficientScopeError.for_scope(requirements.scope)
-        if self._rate and not self._limiter.hit(self._rate_item, caller.spending_id):
-            reset_at = self._limiter.get_window_stats(self._rate_item, caller.spending_id).reset_time
-            wait_s = max(1, round(reset_at - time.time() + 0.5))
-            raise LimitError(
-                f"The key has used its {self._rate:,} requests for this minute.",
-                code="rate_limited",
-                hint=f"wait {wait_s} s.",
-                limit=self._rate,
-                retry_after_s=wait_s,
-            )
+        self._check_rate(caller)
         return Identity(caller=caller, key_sha256=digest(secret))
+
+    def _check_rate(self, caller: records.Caller) -> None:
+        if not self._rate or self._limiter.hit(self._rate_item, caller.spending_id):
+            return
+        reset_at = self._limiter.get_window_stats(self._rate_item, caller.spending_id).reset_time
+        wait_s = max(1, round(reset_at - time.time() + 0.5))
+        raise LimitError(
+            f"The key has used its {self._rate:,} requests for this minute.",
+            code="rate_limited",
+            hint=f"wait {wait_s} s.",
+            limit=self._rate,
+            retry_after_s=wait_s,
+        )
 
     def _authenticate_worker(self, token: str, job_id: str) -> Identity:
         attempt = read_worker_token(self._worker_secret, job_id, token)

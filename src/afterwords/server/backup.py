@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -121,8 +121,10 @@ async def _write(out: Any, blobs: Blobs, *, live: Connection, rows: Connection, 
         raw(rows).execute("PRAGMA wal_checkpoint(TRUNCATE)")
         (n_voices,) = raw(rows).execute(_VOICES).fetchone()
         with copy.open("rb") as database:
+            digest = file_digest(database, "sha256").hexdigest()
+            database.seek(0)
             tar.addfile(_member(DATABASE, copy.stat().st_size), database)
-        files[DATABASE] = {"size": copy.stat().st_size, "sha256": _digest(copy)}
+        files[DATABASE] = {"size": copy.stat().st_size, "sha256": digest}
         n_files = sum(name.startswith(BLOBS) for name in files)
         add(MANIFEST, json.dumps({"files": files, "lost": lost}).encode())
     return Contents(n_voices, n_files, sum(facts["size"] for facts in files.values()), tuple(lost))
@@ -132,13 +134,6 @@ def _member(name: str, size_bytes: int) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
     member.size, member.mode, member.mtime = size_bytes, 0o600, int(time.time())
     return member
-
-
-def _digest(path: Path) -> str:
-    digest = sha256()
-    for piece in disk.read_pieces(path):
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 @contextmanager
@@ -238,9 +233,9 @@ def _verify(file: Path, database: Path) -> tuple[Contents, dict[str, str]]:
                 while piece := content.read(disk.BLOCK_BYTES):
                     digest.update(piece)
                     size += len(piece)
-                    if name == HEADER:
-                        _check_format(file, piece)
-                    elif target is not None:
+                    if name == HEADER and _parse_json(file, piece).get("format") != FORMAT:
+                        raise InvalidInputError.for_backup(file, why="another version of afterwords wrote it")
+                    if target is not None:
                         target.write(piece)
             found[name] = {"size": size, "sha256": digest.hexdigest()}
     if manifest is None or not database.is_file():
@@ -267,11 +262,6 @@ def _parse_json(file: Path, data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidInputError.for_backup(file, why="its manifest can't be read")
     return value
-
-
-def _check_format(file: Path, header: bytes) -> None:
-    if _parse_json(file, header).get("format") != FORMAT:
-        raise InvalidInputError.for_backup(file, why="another version of afterwords wrote it")
 
 
 def _check_database(file: Path, database: Path, digests: dict[str, str], *, lost: frozenset[str]) -> int:

@@ -86,7 +86,7 @@ class ApiRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def check_and_handle(request: Request) -> Response:
-            await request.scope["afterwords.exchange"].authenticate(self.requirements)
+            await request.scope["afterwords.context"].authenticate(self.requirements)
             try:
                 return await handle(_JsonRequest(request.scope, request.receive))
             except RequestValidationError as error:
@@ -126,36 +126,36 @@ class ApiRoute(APIRoute):
 
         Exceptions of the dependencies of an application that includes the router pass through to that application.
         """
-        exchange = scope["afterwords.exchange"] = Exchange(scope, receive, send, self.path_format)
+        context = scope["afterwords.context"] = RequestContext(scope, receive, send, self.path_format)
         try:
             if (state := self.lifetime.state) is None:
                 raise ServiceError(code="not_opened")
-            exchange.state = scope.setdefault("state", {})["afterwords"] = state
-            await self._dispatch({**scope, "method": "GET"} if exchange.is_head else scope, exchange)
+            context.state = scope.setdefault("state", {})["afterwords"] = state
+            await self._dispatch({**scope, "method": "GET"} if context.is_head else scope, context)
         except ClientDisconnect:
-            exchange.status = exchange.status or 499
+            context.status = context.status or 499
         except asyncio.CancelledError:
-            if exchange.task is None or not exchange.task.take_revocation():
+            if context.task is None or not context.task.take_revocation():
                 raise
-            await exchange.answer(UnauthorizedError())
+            await context.answer(UnauthorizedError())
         except AfterwordsError as error:
             if error.code == "not_opened":
                 log.error("%s %s", error.message, error.hint)
-            if isinstance(error, ServiceError) and error.__cause__ is not None:
-                log.error("failed request_id=%s %s", exchange.request_id, _origin(error.__cause__))
-            await exchange.answer(error)
+            if error.code == "internal_error" and error.__cause__ is not None:
+                log.error("failed request_id=%s %s", context.request_id, _origin(error.__cause__))
+            await context.answer(error)
         except Exception as error:
-            log.error("failed request_id=%s %s", exchange.request_id, _origin(error))
-            exchange.status = exchange.status or 500
+            log.error("failed request_id=%s %s", context.request_id, _origin(error))
+            context.status = context.status or 500
             raise
         finally:
-            if exchange.task is not None and exchange.state is not None:
-                exchange.state.authenticator.requests.leave(exchange.task)
-            exchange.log()
+            if context.task is not None and context.state is not None:
+                context.state.authenticator.requests.leave(context.task)
+            context.log()
 
-    async def _dispatch(self, scope: Scope, exchange: Exchange) -> None:
+    async def _dispatch(self, scope: Scope, context: RequestContext) -> None:
         if scope["method"] not in (self.methods or ()):
-            exchange.check_host()
+            context.check_host()
             allowed = ", ".join(sorted(self.lifetime.methods[self.path]))
             raise InvalidRequestError(
                 f"This path supports only {allowed}.",
@@ -164,11 +164,11 @@ class ApiRoute(APIRoute):
                 headers={"Allow": allowed},
             )
         if scope.get("afterwords.is_direct") and not self.dependant.dependencies:
-            await exchange.authenticate(self.requirements)
-            response = await self._call_endpoint(_JsonRequest(scope, exchange.receive))
-            await response(scope, exchange.receive, exchange.send)
+            await context.authenticate(self.requirements)
+            response = await self._call_endpoint(_JsonRequest(scope, context.receive))
+            await response(scope, context.receive, context.send)
         else:
-            await super().handle(scope, exchange.receive, exchange.send)
+            await super().handle(scope, context.receive, context.send)
 
 
 class _JsonRequest(Request):
@@ -204,7 +204,7 @@ def _validation_error(first: Mapping[str, Any], request: Request) -> AfterwordsE
 
 
 @dataclass(slots=True)
-class Exchange:
+class RequestContext:
     """One request and its response.
 
     Attributes:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from afterwords.server import create_app, load_settings, router
 from tests.e2e.served import ADMIN_SECRET, register
-from tests.server.test_embedding import NOBODY, WAV, RunningApp
+from tests.server.test_embedding import UNKNOWN_ID, WAV, RunningApp
 
 JSON: Final = {"Content-Type": "application/json"}
 CANARY: Final = "canary7f3a"
@@ -62,8 +62,8 @@ PARAMETERS: Final = [
     ("/v1/jobs?limit=", {}, (422, "invalid_field", "limit")),
     ("/v1/jobs?limit=1e1", {}, (422, "invalid_field", "limit")),
     ("/v1/jobs/7", {}, (404, "job_not_found", None)),
-    (f"/v1/jobs/{NOBODY}?wait=61", {}, (422, "invalid_field", "wait")),
-    (f"/v1/jobs/{NOBODY}", {}, (404, "job_not_found", None)),
+    (f"/v1/jobs/{UNKNOWN_ID}?wait=61", {}, (422, "invalid_field", "wait")),
+    (f"/v1/jobs/{UNKNOWN_ID}", {}, (404, "job_not_found", None)),
 ]
 SPEECH: Final = b'{"voice_id": "v", "text": "hi"}'
 BODIES: Final = [

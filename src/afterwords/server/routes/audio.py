@@ -19,7 +19,7 @@ from afterwords.errors import InvalidRequestError
 from afterwords.models import SpeechFormat
 from afterwords.server.concurrency import in_thread, while_connected
 from afterwords.server.ports import BlobReader
-from afterwords.server.routes.responses import MEDIA_TYPES, caller_of, exchange_of, state_of
+from afterwords.server.routes.responses import MEDIA_TYPES, caller_of, context_of, state_of
 from afterwords.server.spool import MemoryReader
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class ChunkedAudioResponse(Response):
         self.init_headers({**headers, **({} if size_bytes is None else {"Content-Length": str(size_bytes)})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await while_connected(receive, self._send(send, is_head=scope["afterwords.exchange"].is_head))
+        await while_connected(receive, self._send(send, is_head=scope["afterwords.context"].is_head))
 
     async def _send(self, send: Send, *, is_head: bool) -> None:
         is_complete = False
@@ -111,7 +111,7 @@ async def audio_response(
 async def _wav_response(request: Request, audio: BlobReader, sha256: str, headers: dict[str, str]) -> Response:
     tag = f'"{sha256}"'
     headers |= {"Accept-Ranges": "bytes", "ETag": tag}
-    is_get = request.method == "GET" and not exchange_of(request).is_head
+    is_get = request.method == "GET" and not context_of(request).is_head
     header = request.headers.get("range") if is_get else None
     part = None
     if header is not None and request.headers.get("if-range", tag) == tag:
@@ -190,7 +190,7 @@ async def _encoded_response(
     media_type = MEDIA_TYPES[speech_format]
     cache, name = state_of(request).encoded, f"{sha256}.{speech_format}"
     data = cache.get(voice_id, name)
-    if data is None and not exchange_of(request).is_head and audio.size_bytes <= ENCODE_WHOLE_MAX_BYTES:
+    if data is None and not context_of(request).is_head and audio.size_bytes <= ENCODE_WHOLE_MAX_BYTES:
         data = await while_connected(request.receive, _encode_all(request, audio, speech_format))
         cache.put(voice_id, name, data)
     if data is not None:

@@ -9,7 +9,7 @@ from afterwords import __version__
 from afterwords.errors import AfterwordsError
 from afterwords.models import Health
 from afterwords.server.auth import Credential, requires
-from afterwords.server.routes.responses import errors, exchange_of, json_response, state_of
+from afterwords.server.routes.responses import context_of, errors, json_response, state_of
 
 router = APIRouter()
 
@@ -27,7 +27,7 @@ async def health(request: Request) -> Response:
 @requires(Credential.PUBLIC)
 async def healthz(request: Request) -> Response:
     """Return that the process is alive."""
-    exchange_of(request).is_routine = True
+    context_of(request).is_routine = True
     return JSONResponse({"status": "ok"})
 
 
@@ -38,7 +38,7 @@ async def readyz(request: Request) -> Response:
 
     A sweep that is off is shown, but does not make the server unready.
     """
-    exchange_of(request).is_routine = True
+    context_of(request).is_routine = True
     server = state_of(request)
     state = {"database": "ok", "storage": "ok", "backend": server.dispatcher.state}
     is_ready = server.dispatcher.is_ready

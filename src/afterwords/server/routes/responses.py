@@ -17,7 +17,7 @@ from afterwords.server.app_state import ServerState
 from afterwords.server.auth import Identity
 from afterwords.server.records import Caller
 from afterwords.server.routes.schemas import ErrorBody
-from afterwords.server.routing import Exchange
+from afterwords.server.routing import RequestContext
 
 MEDIA_TYPES: Final = {
     SpeechFormat.WAV: "audio/wav",
@@ -66,14 +66,14 @@ def state_of(request: Request) -> ServerState:
     return cast(ServerState, request.scope["state"]["afterwords"])
 
 
-def exchange_of(request: Request) -> Exchange:
+def context_of(request: Request) -> RequestContext:
     """Return what the route class knows about a request."""
-    return cast(Exchange, request.scope["afterwords.exchange"])
+    return cast(RequestContext, request.scope["afterwords.context"])
 
 
 def identity_of(request: Request) -> Identity:
     """Return who sent a request."""
-    return cast(Identity, exchange_of(request).identity)
+    return cast(Identity, context_of(request).identity)
 
 
 def caller_of(request: Request) -> Caller:
@@ -88,7 +88,7 @@ def base_url(request: Request) -> str:
     settings, scope = state_of(request).settings, request.scope
     if settings.public_url:
         return settings.public_url
-    n_segments = exchange_of(request).route.rpartition("/v1/")[2].count("/") + 2  # the route may include the prefix
+    n_segments = context_of(request).route.rpartition("/v1/")[2].count("/") + 2  # the route may include the prefix
     prefix = scope["path"].rsplit("/", n_segments)[0]
     return settings.local_url + quote(prefix.removeprefix(scope.get("app_root_path", scope.get("root_path", ""))))
 

@@ -24,8 +24,8 @@ from afterwords.server.routes.responses import (
     audio_content,
     base_url,
     caller_of,
+    context_of,
     errors,
-    exchange_of,
     json_response,
     list_response,
     state_of,
@@ -142,7 +142,7 @@ async def show_job(
     """Return the status of a job."""
     found = state_of(request).synthesis.get_job(caller_of(request), job_id, wait_s=wait)
     job = await (while_connected(request.receive, found) if wait else found)
-    exchange_of(request).is_routine = job.status is JobStatus.PENDING
+    context_of(request).is_routine = job.status is JobStatus.PENDING
     return json_response(_job_body(request, job))
 
 
