@@ -302,7 +302,7 @@ class TestService:
         user = make_client(server.url, key)
         assert len(user.keys.list()) == 1
         for call in (user.keys.create, user.keys.accounts):
-            with pytest.raises(UnauthorizedError, match="Only the admin secret", check=has_code("admin_required")):
+            with pytest.raises(UnauthorizedError, match="requires the admin secret", check=has_code("admin_required")):
                 call()
         created = user.keys.create(scopes=["synthesize"])
         assert created.account_id == user.keys.list()[0].account_id

@@ -148,7 +148,7 @@ def voice_request(method: str, voice_id: str, suffix: str = "", **options: Any) 
     return Request(method, f"{path}{suffix}", missing_code="voice_not_found", **options)
 
 
-def valid_key(key: str | None = None) -> str:
+def ensure_idempotency_key(key: str | None = None) -> str:
     """Return an idempotency key: the given one, or a new one.
 
     Raises:

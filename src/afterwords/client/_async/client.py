@@ -34,11 +34,11 @@ from afterwords.client.requests import (
     TIMEOUT_S,
     Request,
     Response,
+    ensure_idempotency_key,
     long_poll_s,
     resource_path,
     speech_fields,
     synthesis_request,
-    valid_key,
 )
 from afterwords.models import FormatName, Health, Job, JobStatus, SpeechFormat, Usage, Voice
 
@@ -132,7 +132,7 @@ class AsyncClient:
 
         deadline = time.monotonic() + timeout_s
         fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed)
-        job = await self._submit(voice, fields, key=valid_key(), wait_s=long_poll_s(timeout_s))
+        job = await self._submit(voice, fields, key=ensure_idempotency_key(), wait_s=long_poll_s(timeout_s))
         if job.status is not JobStatus.READY:
             await job.wait(timeout_s=max(0.0, deadline - time.monotonic()))
         return decode_speech(SpeechResponse(await job.data(), job.voice_id, job.backend, job.job_id), voice)
@@ -205,7 +205,7 @@ class AsyncClient:
         fields = speech_fields(
             text, lang=lang, backend=backend, speed=speed, seed=seed, format=kind, webhook_url=webhook_url
         )
-        return await self._submit(voice, fields, key=valid_key(idempotency_key))
+        return await self._submit(voice, fields, key=ensure_idempotency_key(idempotency_key))
 
     async def health(self) -> Health:
         """Return the status of the server and its backends. Needs no key."""
@@ -239,7 +239,7 @@ class AsyncClient:
 
     async def _open_stream(self, voice: Voice | str, fields: dict[str, Any]) -> SpeechResponse:
         """Return the audio as an open response; from a server that can't stream, once the job is ready."""
-        key = valid_key()
+        key = ensure_idempotency_key()
         await self._check_options(fields)
         voice_id, response = await self.voices._request(
             voice, lambda voice_id: synthesis_request(voice_id, {**fields, "stream": True}, key=key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import httpx
@@ -65,7 +66,7 @@ class AsyncSession:
             UnsupportedByServerError: The hosted service does not have this feature.
         """
         try:
-            return await self._retry(request)
+            return await self._send_with_retries(request)
         except AfterwordsError as error:
             if request.feature and error.http_status in (404, 405, 501) and not await self.is_afterwords_server():
                 raise UnsupportedByServerError.for_feature(request.feature) from error
@@ -135,7 +136,7 @@ class AsyncSession:
     async def is_afterwords_server(self) -> bool:
         """Return whether this is an afterwords server; the hosted service does not state a version."""
         if self._is_afterwords_server is None:
-            health = parse_object(await self._retry(Request("GET", "/v1/health", is_public=True)))
+            health = parse_object(await self._send_with_retries(Request("GET", "/v1/health", is_public=True)))
             self._is_afterwords_server = bool(health.get("version"))
         return self._is_afterwords_server
 
@@ -147,7 +148,7 @@ class AsyncSession:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def _retry(self, request: Request) -> Response:
+    async def _send_with_retries(self, request: Request) -> Response:
         may_be_done = False
         for attempt in range(RETRIES + 1):
             response = None
@@ -166,19 +167,14 @@ class AsyncSession:
                 raise error
             if not was_not_processed(response, error):
                 may_be_done = True
-                if not (request.is_repeatable or await self._detects_repeats(request)):
+                is_safe = request.is_repeatable
+                if not is_safe and request.idempotency_key is not None:
+                    with suppress(AfterwordsError):  # the error of the request itself says more
+                        is_safe = await self.is_afterwords_server()
+                if not is_safe:
                     raise error
             await self.sleep(backoff_s(attempt, error))
         raise AssertionError("the last attempt returns or raises")
-
-    async def _detects_repeats(self, request: Request) -> bool:
-        """Return whether the server recognizes the idempotency key of a request that it has processed."""
-        if request.idempotency_key is None:
-            return False
-        try:
-            return await self.is_afterwords_server()
-        except AfterwordsError:  # the error of the request itself says more
-            return False
 
     async def _send(self, request: Request) -> Response:
         """Send a request once, and read the body unless it is a stream.

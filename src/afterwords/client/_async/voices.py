@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from afterwords.client._async.session import AsyncSession
 from afterwords.client.files import parse_option, read_recording, read_source
 from afterwords.client.parsing import parse_object, parse_voice
-from afterwords.client.requests import PAGE_MAX, Request, Response, drop_none, valid_key, voice_request
+from afterwords.client.requests import PAGE_MAX, Request, Response, drop_none, ensure_idempotency_key, voice_request
 from afterwords.errors import VoiceNotFoundError
 from afterwords.models import BUNDLE_TYPE, NAME_MAX_CHARS, ConsentKind, ConsentName, Voice, parse_id
 
@@ -67,7 +67,7 @@ class AsyncVoices:
             form=drop_none(**fields),
             file=await asyncio.to_thread(read_recording, recording),
             is_repeatable=False,
-            idempotency_key=valid_key(idempotency_key),
+            idempotency_key=ensure_idempotency_key(idempotency_key),
         )
         response = await self._session.request(request)
         created = {"lang": lang, "ref_text": text, "family": family, **parse_object(response)}
@@ -149,7 +149,7 @@ class AsyncVoices:
             body=await asyncio.to_thread(read_source, bundle),
             headers={"Content-Type": BUNDLE_TYPE},
             is_repeatable=False,
-            idempotency_key=valid_key(idempotency_key),
+            idempotency_key=ensure_idempotency_key(idempotency_key),
             feature="importing a voice",
         )
         response = await self._session.request(request)

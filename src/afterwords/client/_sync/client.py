@@ -35,11 +35,11 @@ from afterwords.client.requests import (
     TIMEOUT_S,
     Request,
     Response,
+    ensure_idempotency_key,
     long_poll_s,
     resource_path,
     speech_fields,
     synthesis_request,
-    valid_key,
 )
 from afterwords.models import FormatName, Health, Job, JobStatus, SpeechFormat, Usage, Voice
 
@@ -133,7 +133,7 @@ class Client:
 
         deadline = time.monotonic() + timeout_s
         fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed)
-        job = self._submit(voice, fields, key=valid_key(), wait_s=long_poll_s(timeout_s))
+        job = self._submit(voice, fields, key=ensure_idempotency_key(), wait_s=long_poll_s(timeout_s))
         if job.status is not JobStatus.READY:
             job.wait(timeout_s=max(0.0, deadline - time.monotonic()))
         return decode_speech(SpeechResponse(job.data(), job.voice_id, job.backend, job.job_id), voice)
@@ -206,7 +206,7 @@ class Client:
         fields = speech_fields(
             text, lang=lang, backend=backend, speed=speed, seed=seed, format=kind, webhook_url=webhook_url
         )
-        return self._submit(voice, fields, key=valid_key(idempotency_key))
+        return self._submit(voice, fields, key=ensure_idempotency_key(idempotency_key))
 
     def health(self) -> Health:
         """Return the status of the server and its backends. Needs no key."""
@@ -240,7 +240,7 @@ class Client:
 
     def _open_stream(self, voice: Voice | str, fields: dict[str, Any]) -> SpeechResponse:
         """Return the audio as an open response; from a server that can't stream, once the job is ready."""
-        key = valid_key()
+        key = ensure_idempotency_key()
         self._check_options(fields)
         voice_id, response = self.voices._request(
             voice, lambda voice_id: synthesis_request(voice_id, {**fields, "stream": True}, key=key)
