@@ -1,4 +1,4 @@
-"""What every storage of audio bytes owes: inherited by the tests of each adapter, which bring the fixture `blobs`."""
+"""The contract of the port `Blobs`. The tests of each adapter inherit it and define the fixture `blobs`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from afterwords.server.records import BlobInfo
 
 VOICE, OTHER = "voices/0c6f2f0e", "voices/0c6f2f0e-2"
 AUDIO = bytes(range(256)) * 600  # 150 KB
-LARGE = bytes(range(256)) * 8192  # 2 MiB: read in another way by some
+LARGE = bytes(range(256)) * 8192  # 2 MiB: some adapters read it differently
 
 
-class Pieces:
-    """LARGE so many times, piece by piece."""
+class Chunks:
+    """LARGE `n_chunks` times."""
 
-    def __init__(self, n_pieces: int) -> None:
-        self._n_pieces = n_pieces
-        self.size_bytes = n_pieces * len(LARGE)
+    def __init__(self, n_chunks: int) -> None:
+        self._n_chunks = n_chunks
+        self.size_bytes = n_chunks * len(LARGE)
 
     def __iter__(self) -> Iterator[bytes]:
-        for _ in range(self._n_pieces):
+        for _ in range(self._n_chunks):
             yield LARGE
 
 
@@ -35,7 +35,7 @@ async def everything(blobs: Blobs, prefix: str = "") -> dict[str, BlobInfo]:
 
 @pytest.mark.anyio
 class BlobsContract:
-    """Two blobs share no folder of these tests unless a test puts them there."""
+    """Tests of any storage."""
 
     @pytest.fixture
     def anyio_backend(self) -> str:
@@ -48,10 +48,10 @@ class BlobsContract:
         assert await blobs.get(f"{VOICE}/ref.wav") == data
         assert await blobs.get(f"{VOICE}/ref.wav", sha256=sha256(data).hexdigest()) == data
 
-    @pytest.mark.parametrize("n_pieces", [1, 9], ids=["large", "very large"])
-    async def test_get_returns_what_was_put_in_chunks(self, blobs: Blobs, n_pieces: int) -> None:
-        await blobs.put("jobs/1.wav", Pieces(n_pieces))
-        assert await blobs.get("jobs/1.wav") == LARGE * n_pieces
+    @pytest.mark.parametrize("n_chunks", [1, 9], ids=["large", "very large"])
+    async def test_get_returns_what_was_put_in_chunks(self, blobs: Blobs, n_chunks: int) -> None:
+        await blobs.put("jobs/1.wav", Chunks(n_chunks))
+        assert await blobs.get("jobs/1.wav") == LARGE * n_chunks
         assert list(await everything(blobs)) == ["jobs/1.wav"]
 
     @pytest.mark.parametrize("data", [b"x", LARGE], ids=["byte", "large"])

@@ -1,4 +1,4 @@
-"""What is never removed from a storage: inherited by the tests of each adapter, which bring the fixture `blobs`."""
+"""The contract of sweeps: what they remove from any storage. Tests of storages define the fixture `blobs`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ Open = Callable[[str], Awaitable["Sweeper"]]
 
 
 class Sweeper:
-    """A database of its own, and the housekeeping of its server; clocks stand until a test moves them."""
+    """A database with a clock that a test moves, and the housekeeping of its server."""
 
     def __init__(self, folder: Path, blobs: Blobs) -> None:
-        later = datetime.now(UTC) + timedelta(days=1)  # every blob is old by its own time
+        later = datetime.now(UTC) + timedelta(days=1)  # every blob is old
         self.clock = ManualClock(wall=later, monotonic_s=later.timestamp())
         self.store = SqlStore("sqlite:///rows.db", clock=self.clock, folder=folder)
         self.world = World(self.store, self.clock)
@@ -65,11 +65,11 @@ class Sweeper:
         return await keeping.sweep()
 
     async def sweep_twice(self) -> int:
-        """Once to see, and once more when the grace is over."""
+        """Sweep once to see strays, and again after the grace."""
         return await self.sweep() + await self.sweep(after_s=GRACE_S)
 
-    async def voice(self) -> str:
-        """The path of the recording of a voice that the database knows."""
+    async def add_voice(self) -> str:
+        """Add a voice with its recording. Return the path of the recording."""
         voice = await self.world.add_voice()
         await self.blobs.put(voice.ref_audio_key, b"recording")
         return voice.ref_audio_key
@@ -81,7 +81,7 @@ def stray() -> str:
 
 @pytest.mark.anyio
 class OwnershipContract:
-    """A server removes only what its own database has known long enough."""
+    """A sweep removes only blobs that its own database has known for long enough."""
 
     @pytest.fixture
     def anyio_backend(self) -> str:
@@ -101,12 +101,12 @@ class OwnershipContract:
     async def test_stray_is_removed_after_the_grace(self, blobs: Blobs, opening: Open) -> None:
         mine = await opening("mine")
         assert await mine.sweep() == 0
-        kept = await mine.voice()
+        kept = await mine.add_voice()
         spoken = cache_path(kept.split("/")[1], "0" * 64)
         for path in (stray(), spoken, job_path(new_id(), 2), "notes.txt", "jobs/list.csv", f"probe-{new_id()}"):
             await blobs.put(path, b"x")
 
-        assert await mine.sweep(after_s=86_400) == 0, "old by its own time, and seen for the first time"
+        assert await mine.sweep(after_s=86_400) == 0, "old, but seen for the first time"
         assert await mine.sweep(after_s=GRACE_S - 1) == 0
         assert await mine.sweep(after_s=1) == 4
 
@@ -115,7 +115,7 @@ class OwnershipContract:
     async def test_storage_of_another_database_is_not_swept(self, blobs: Blobs, opening: Open) -> None:
         other = await opening("other")
         await other.sweep()
-        kept = {await other.voice(), stray()}
+        kept = {await other.add_voice(), stray()}
         for path in kept:
             await blobs.put(path, b"recording")
         mine = await opening("mine")
@@ -133,7 +133,7 @@ class OwnershipContract:
 
     async def test_unmarked_storage_is_adopted_if_all_is_known(self, blobs: Blobs, opening: Open) -> None:
         mine, other = await opening("mine"), await opening("other")
-        kept = await mine.voice()
+        kept = await mine.add_voice()
         await blobs.put(job_path(new_id(), 1), b"left by a crash")
 
         assert await other.sweep_twice() == 0
@@ -151,12 +151,12 @@ class OwnershipContract:
         self, blobs: Blobs, opening: Open, tmp_path: Path
     ) -> None:
         before = await opening("mine")
-        kept = [await before.voice()]
+        kept = [await before.add_voice()]
         await before.sweep()
         await before.store.close()
         shutil.copytree(tmp_path / "mine", tmp_path / "copy")
         mine, copy = await opening("mine"), await opening("copy")
-        kept.append(await mine.voice())
+        kept.append(await mine.add_voice())
         await mine.sweep()
 
         assert await copy.sweep_twice() == 0

@@ -1,4 +1,4 @@
-"""What every store promises to those who speak: one attempt at a time, in turns, ended once."""
+"""Tests of any store: claims, leases, results, retries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.contracts.store_world import TEXT, World, audio, digest
 
 
 class AttemptContract:
-    """Attempts: claimed, renewed, ended, and taken from workers that are lost."""
+    """Tests of attempts."""
 
     async def test_claim_starts_an_attempt_with_a_lease(self, world: World) -> None:
         voice = await world.add_voice()
@@ -130,8 +130,8 @@ class AttemptContract:
         assert await world.store.get_cached(job.voice_id, job.cache_key) is None
         assert await world.characters_used() == 0
 
-    @pytest.mark.parametrize("outcome", [audio(), AttemptResult(error="runaway_audio")], ids=["ready", "failed"])
-    async def test_concurrent_results_end_the_job_once(self, world: World, outcome: AttemptResult) -> None:
+    @pytest.mark.parametrize("result", [audio(), AttemptResult(error="runaway_audio")], ids=["ready", "failed"])
+    async def test_concurrent_results_end_the_job_once(self, world: World, result: AttemptResult) -> None:
         ann = await world.caller()
         voice = await world.add_voice(ann)
         await world.add_job(ann, voice, char_count=1000)
@@ -139,11 +139,11 @@ class AttemptContract:
         last = await world.claim()
         assert last is not None
 
-        ends = await asyncio.gather(*[world.store.finish(last.job.job_id, 1, outcome) for _ in range(50)])
+        ends = await asyncio.gather(*[world.store.finish(last.job.job_id, 1, result) for _ in range(50)])
 
         assert Counter(ends) == {FinishStatus.DONE: 1, FinishStatus.ALREADY: 49}
         assert job.char_count == 1000
-        assert await world.characters_used() == (1010 if outcome.audio_key else 1000)
+        assert await world.characters_used() == (1010 if result.audio_key else 1000)
 
     async def test_result_of_another_attempt_or_expired_lease_is_stale(self, world: World) -> None:
         job = await world.add_claimed_job()
@@ -183,7 +183,7 @@ class AttemptContract:
             assert not await world.store.release(job.job_id, attempt)
             claim = await world.claim()
             assert claim is not None
-            assert claim.job.returned == attempt, "by which its worker knows that it was never lost"
+            assert claim.job.returned == attempt, "by which its worker knows that it was not lost"
         world.clock.advance(16)
 
         reaped = await world.store.reap(max_attempts=2)

@@ -1,7 +1,4 @@
-"""What every store owes: inherited by the tests of each adapter, which bring the fixture `store`.
-
-The claims stand in modules of their own, by what they are about.
-"""
+"""The contract of the port `Store`. The tests of each adapter inherit it and define the fixture `store`."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from tests.contracts.store_world import ManualClock, World
 
 @pytest.mark.anyio
 class StoreContract(KeyContract, VoiceContract, JobContract, AttemptContract, WebhookContract):
-    """All claims. The adapter's store is open, empty, and goes by the fixture `clock`."""
+    """All tests of stores. `store` is open and empty, and uses the fixture `clock`."""
 
     @pytest.fixture
     def anyio_backend(self) -> str:

@@ -1,4 +1,4 @@
-"""What every store promises to those who ask for speech: jobs accepted once, within limits, charged once."""
+"""Tests of any store: jobs are accepted and charged once, within limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.error_codes import has_code
 
 
 class JobContract:
-    """Jobs: accepted once, charged once, seen by their account only."""
+    """Tests of jobs."""
 
     async def test_accepted_job_is_returned_as_submitted(self, world: World) -> None:
         ann = await world.caller()
@@ -59,10 +59,10 @@ class JobContract:
     async def test_duplicate_of_a_pending_job_returns_that_job(self, world: World) -> None:
         ann = await world.caller()
         asked = world.new_job(ann, await world.add_voice(ann))
-        twins = [replace(asked, job_id=f"twin {number}") for number in range(20)]
+        duplicates = [replace(asked, job_id=f"duplicate {number}") for number in range(20)]
 
         first = await world.store.submit(asked, limits=MANY)
-        others = await asyncio.gather(*[world.store.submit(twin, limits=MANY) for twin in twins])
+        others = await asyncio.gather(*[world.store.submit(duplicate, limits=MANY) for duplicate in duplicates])
 
         assert {(other.is_new, other.job.job_id) for other in others} == {(False, first.job.job_id)}
         assert await world.characters_used() == len(TEXT)

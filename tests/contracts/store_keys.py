@@ -1,4 +1,4 @@
-"""What every store promises of accounts, keys and what they spend."""
+"""Tests of any store: accounts, keys and their usage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.error_codes import has_code
 
 
 class KeyContract:
-    """Keys: kept by their digest, shown without it."""
+    """Tests of keys."""
 
     async def test_key_is_found_by_its_digest(self, world: World) -> None:
         shown = await world.store.add_key(

@@ -1,4 +1,4 @@
-"""What every store promises of voices, what is cached of them, and of their end."""
+"""Tests of any store: voices, their cache entries, and their deletion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.error_codes import has_code
 
 
 class VoiceContract:
-    """Voices: an account's own, and gone with all that is theirs."""
+    """Tests of voices."""
 
     async def test_voice_is_returned_as_stored(self, world: World) -> None:
         seal = Provenance(

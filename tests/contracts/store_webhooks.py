@@ -1,4 +1,4 @@
-"""What every store promises of webhooks: due once a job is final, and again until they are settled."""
+"""Tests of any store: webhooks are due once a job is final, and again until they are settled."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from afterwords.server.records import AttemptResult, StoredJob
 from tests.contracts.store_world import World, audio, digest
 
 URL: Final = "https://example.org/hook"
-PAUSES_S: Final = (5, 30, 120, 600, 3600, 6 * 3600)
+DELAYS_S: Final = (5, 30, 120, 600, 3600, 6 * 3600)
 
 
 class WebhookContract:
-    """Webhooks: due with the end of their job."""
+    """Tests of webhooks."""
 
-    async def ended(self, world: World, outcome: AttemptResult | None = None) -> StoredJob:
+    async def end_job(self, world: World, result: AttemptResult | None = None) -> StoredJob:
         job = await world.add_claimed_job(webhook_url=URL)
-        await world.store.finish(job.job_id, 1, outcome or audio())
+        await world.store.finish(job.job_id, 1, result or audio())
         return await world.reload(job)
 
-    @pytest.mark.parametrize("outcome", [audio(), AttemptResult(error="runaway_audio")], ids=["ready", "failed"])
-    async def test_webhook_is_due_once_the_job_is_final(self, world: World, outcome: AttemptResult) -> None:
+    @pytest.mark.parametrize("result", [audio(), AttemptResult(error="runaway_audio")], ids=["ready", "failed"])
+    async def test_webhook_is_due_once_the_job_is_final(self, world: World, result: AttemptResult) -> None:
         waits = await world.add_job(webhook_url=URL)
         assert await world.store.claim_webhooks(limit=9) == []
         claim = await world.claim()
         assert claim is not None
         assert claim.job.job_id == waits.job_id
 
-        await world.store.finish(waits.job_id, 1, outcome)
+        await world.store.finish(waits.job_id, 1, result)
 
         [call] = await world.store.claim_webhooks(limit=9)
         assert (call.job, call.url, call.tries) == (await world.reload(waits), URL, 1)
@@ -58,7 +58,7 @@ class WebhookContract:
 
     async def test_signing_key_survives_rotation(self, world: World) -> None:
         ann = await world.caller()
-        await self.ended(world)
+        await self.end_job(world)
         await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("new"), overlap_s=0)
 
         [call] = await world.store.claim_webhooks(limit=9)
@@ -68,7 +68,7 @@ class WebhookContract:
 
     async def test_revoking_a_key_ends_its_webhooks_and_jobs(self, world: World) -> None:
         ann = await world.caller()
-        await self.ended(world)
+        await self.end_job(world)
         pending = await world.add_job(webhook_url=URL)
 
         assert await world.store.revoke_key(ann.key_id, account_id=None) == [pending.job_id]
@@ -79,11 +79,11 @@ class WebhookContract:
         assert await world.store.claim_webhooks(limit=9) == []
 
     async def test_unsettled_webhook_is_due_again_with_growing_delays(self, world: World) -> None:
-        await self.ended(world)
-        for tries, pause_s in enumerate((*PAUSES_S, PAUSES_S[-1]), start=1):
+        await self.end_job(world)
+        for tries, delay_s in enumerate((*DELAYS_S, DELAYS_S[-1]), start=1):
             [call] = await world.store.claim_webhooks(limit=9)
             assert call.tries == tries
-            world.clock.advance(pause_s - 0.5)
+            world.clock.advance(delay_s - 0.5)
             assert await world.store.claim_webhooks(limit=9) == []
             world.clock.advance(0.5)
 
@@ -92,7 +92,7 @@ class WebhookContract:
         assert await world.store.claim_webhooks(limit=9) == []
 
     async def test_settled_webhook_is_not_due_again(self, world: World) -> None:
-        job = await self.ended(world)
+        job = await self.end_job(world)
         await world.store.claim_webhooks(limit=9)
 
         await world.store.settle_webhook(job.job_id)
@@ -103,7 +103,7 @@ class WebhookContract:
     async def test_webhooks_are_claimed_longest_due_first(self, world: World) -> None:
         ends = []
         for _ in range(3):
-            ends.append((await self.ended(world)).job_id)
+            ends.append((await self.end_job(world)).job_id)
             world.clock.advance(1)
 
         first = await world.store.claim_webhooks(limit=2)
@@ -112,14 +112,14 @@ class WebhookContract:
         assert [call.job.job_id for call in [*first, *second]] == ends
 
     async def test_concurrent_claims_never_get_the_same_webhook(self, world: World) -> None:
-        await self.ended(world)
+        await self.end_job(world)
 
         calls = await asyncio.gather(*[world.store.claim_webhooks(limit=9) for _ in range(5)])
 
         assert sorted(len(some) for some in calls) == [0, 0, 0, 0, 1]
 
     async def test_webhook_is_due_after_the_clock_was_set_back(self, world: World) -> None:
-        await self.ended(world)
+        await self.end_job(world)
         world.clock.monotonic_s -= 7 * 3600
 
         assert len(await world.store.claim_webhooks(limit=9)) == 1

@@ -1,4 +1,4 @@
-"""What a store's tests share: a clock that they set, and rows with everything that does not matter filled in."""
+"""Helpers of store tests: a clock that tests set, and rows with default values."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from afterwords.server.records import (
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
 MANY = QueueLimits(pending=10_000, pending_per_account=10_000)
-TEXT = "What is said here is nobody's business."
+TEXT = "A text that is not public."
 
 
 @dataclass
 class ManualClock:
-    """A clock that stands still until a test moves it."""
+    """A clock that only tests move."""
 
     wall: datetime = START
     monotonic_s: float = START.timestamp()
@@ -40,7 +40,7 @@ class ManualClock:
         return self.monotonic_s
 
     def advance(self, seconds: float) -> None:
-        """Let time go by."""
+        """Advance both clocks."""
         self.wall += timedelta(seconds=seconds)
         self.monotonic_s += seconds
 
@@ -50,19 +50,19 @@ def digest(word: str) -> bytes:
 
 
 def audio(path: str = "jobs/one.wav", *, content: str = "audio") -> AttemptResult:
-    """An attempt that ended with audio."""
+    """Return the result of an attempt with audio."""
     return AttemptResult(audio_key=path, audio_sha256=digest(content).hex(), audio_bytes=4800, synth_ms=120)
 
 
 @dataclass
 class World:
-    """A store, its clock, and short words for what fills it."""
+    """A store and its clock, with methods that add rows."""
 
     store: Store
     clock: ManualClock
 
     async def caller(self, name: str = "ann", **facts: Any) -> Caller:
-        """The key of this name, made when it is first asked for, with an account of its own."""
+        """Return the caller with this name, created with a new account on first use."""
         found = await self.store.find_caller(digest(name))
         if found is None:
             await self.store.add_key(NewKey(digest(name), **facts))
@@ -71,7 +71,7 @@ class World:
         return found
 
     def new_voice(self, caller: Caller, **facts: Any) -> StoredVoice:
-        """A voice that is nowhere yet."""
+        """Return a voice that is not stored yet."""
         voice_id = new_id()
         plain = StoredVoice(
             voice_id=voice_id,
@@ -94,7 +94,7 @@ class World:
         return await self.store.add_voice(self.new_voice(caller or await self.caller(), **facts))
 
     def new_job(self, caller: Caller, voice: StoredVoice, **facts: Any) -> NewJob:
-        """A job that is nowhere yet, unlike any other."""
+        """Return a new job that is not submitted yet."""
         job_id = new_id()
         key = digest(job_id).hex()
         plain = NewJob(
@@ -114,7 +114,7 @@ class World:
         return replace(plain, **facts)
 
     async def add_job(self, caller: Caller | None = None, voice: StoredVoice | None = None, **facts: Any) -> StoredJob:
-        """A job that waits."""
+        """Submit a job."""
         caller = caller or await self.caller()
         voice = voice or await self.add_voice(caller)
         submitted = await self.store.submit(self.new_job(caller, voice, **facts), limits=MANY)
@@ -124,23 +124,23 @@ class World:
         return await self.store.claim(backends=["tone"], lease_s=lease_s, worker="w1")
 
     async def add_claimed_job(self, **facts: Any) -> StoredJob:
-        """A job in its first attempt."""
+        """Submit and claim a job."""
         await self.add_job(**facts)
         claim = await self.claim()
         assert claim is not None
         return claim.job
 
     async def reload(self, job: StoredJob) -> StoredJob:
-        """A job as it is now."""
+        """Return the current row of a job."""
         found = await self.store.get_job(job.job_id)
         assert found is not None
         return found
 
     async def characters_used(self, name: str = "ann") -> int:
-        """Characters charged to the account of this key, this month."""
+        """Return the characters charged to the account of a caller in this month."""
         return (await self.store.get_usage(await self.caller(name))).characters
 
 
 def request(caller: Caller, *, key: str = "once", body: str = "same", route: str = "synthesize") -> Idempotency:
-    """A request that may be repeated."""
+    """Return the idempotency key of a request."""
     return Idempotency(caller.account_id, route, key, digest(body).hex())

@@ -1,8 +1,8 @@
-"""Jobs are asked for while speaking processes and the server are killed at random; then what is left is counted.
+"""Submits jobs while workers and the server are killed at random, then checks the invariants.
 
     python -m tests.e2e.chaos --jobs 500 --kills 60
 
-prints a table in Markdown and fails if anything was lost, charged twice, or left over. The suite runs a short one.
+prints a Markdown table, and fails if anything was lost, charged twice, or left over. The test suite runs a short one.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ import psutil
 
 from afterwords.server import failpoints
 from tests.e2e.invariants import (
-    attempts_of,
     blob_folder,
-    corrupt,
-    gone,
-    invariants,
+    check_invariants,
+    count_attempts,
+    find_corrupt,
+    find_orphans,
+    find_wrong_charges,
     is_alive,
     is_speech_of,
-    one,
-    orphans,
-    rows,
-    speakers,
-    wrongly_charged,
+    query,
+    query_one,
+    wait_until_gone,
+    worker_processes,
 )
 from tests.e2e.served import READER, Served, register, until
 
-ASKING = 4  # clients at once
+CLIENTS = 4
 ANSWERED_WITHIN_S = 180.0
 DIES_WITHIN_S = 1.0
-"""How long it is waited for a server to reach the place where it was told to die."""
+"""How long the server may take to reach its failpoint."""
 CATCHES_UP_WITHIN_S = 2.0
 PENDING = "SELECT count(*) FROM jobs WHERE status = 'pending'"
 SETTINGS = {
@@ -53,15 +53,15 @@ SETTINGS = {
     "AFTERWORDS_RATE_LIMIT": "0",
     "AFTERWORDS_MAX_PENDING_JOBS": "100000",
     "AFTERWORDS_MAX_PENDING_JOBS_PER_ACCOUNT": "100000",
-    "AFTERWORDS_MAX_ATTEMPTS": "1000",  # else some would rightly fail after the third kill
+    "AFTERWORDS_MAX_ATTEMPTS": "1000",  # otherwise jobs would fail after the third kill
 }
 SWEEPING = {"AFTERWORDS_SWEEP_INTERVAL_S": "0.3", "AFTERWORDS_SWEEP_GRACE_S": "0"}
-SPEAKER, SERVER, AT_A_PLACE = "of a speaking process", "of the server", "of the server, at a named place"
+WORKER, SERVER, AT_FAILPOINT = "of a worker process", "of the server", "of the server, at a failpoint"
 
 
 @dataclass
 class Report:
-    """What came of it."""
+    """The results of a run."""
 
     n_jobs: int
     kills: Counter[str] = field(default_factory=Counter)
@@ -81,11 +81,11 @@ class Report:
         return not any(faults)
 
     def table(self) -> Iterator[str]:
-        """In Markdown."""
+        """Yield the lines of a Markdown table."""
         yield from ("| what | number |", "|---|---|")
         yield f"| jobs accepted | {self.n_jobs} |"
-        yield from (f"| kills {kind} | {self.kills[kind]} |" for kind in (SPEAKER, SERVER, AT_A_PLACE))
-        yield f"| most attempts that a job took | {self.most_attempts} |"
+        yield from (f"| kills {kind} | {self.kills[kind]} |" for kind in (WORKER, SERVER, AT_FAILPOINT))
+        yield f"| most attempts of a job | {self.most_attempts} |"
         yield f"| **jobs lost** | {self.n_lost} |"
         yield f"| **jobs made twice for one request** | {self.n_twice} |"
         yield f"| **accounts charged wrongly** | {self.n_wrongly_charged} |"
@@ -97,7 +97,7 @@ class Report:
 
 
 class Chaos:
-    """One run, on a server of its own."""
+    """A run on a new server."""
 
     def __init__(self, home: Path, *, n_jobs: int, n_kills: int, seed: int) -> None:
         self.report = Report(n_jobs)
@@ -106,83 +106,83 @@ class Chaos:
         self._n_kills = n_kills
         self._jobs: dict[str, str] = {}  # text by job
         self._seen: set[psutil.Process] = set()
-        self._other = ""  # a key whose voices come and go
-        self._is_told = False  # where to die
+        self._other = ""  # a key whose voices are created and deleted
+        self._has_failpoint = False
 
     def run(self) -> Report:
-        """Ask, kill, wait, count."""
+        """Submit jobs, kill processes, wait for all jobs, and count."""
         began = time.monotonic()
         try:
             self._served.start().ready()
             self._other = self._served.new_key()
             with self._served.client() as client:
                 voice_id = register(client)
-            self._ask_and_kill(voice_id)
+            self._submit_and_kill(voice_id)
             self._count()
         finally:
             if self._served.is_running:
                 self._served.kill()
         with suppress(AssertionError):
-            gone(*self._seen)
+            wait_until_gone(*self._seen)
         self.report.n_processes = sum(map(is_alive, self._seen))
         self.report.duration_s = time.monotonic() - began
         return self.report
 
-    # -- asking ----------------------------------------------------------------------------------------------
+    # -- requests --------------------------------------------------------------------------------------------
 
-    def _ask_and_kill(self, voice_id: str) -> None:
+    def _submit_and_kill(self, voice_id: str) -> None:
         texts = [self._text(number) for number in range(self.report.n_jobs)]
         shares = [texts[number :: self._n_kills] for number in range(self._n_kills)]
-        with ThreadPoolExecutor(ASKING) as pool:
-            asked: list[Future[None]] = []
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            requests: list[Future[None]] = []
             for number, share in enumerate(shares):
                 self._catch_up(4 * len(share))
-                asked += [pool.submit(self._ask_for, voice_id, text) for text in share]
+                requests += [pool.submit(self._submit, voice_id, text) for text in share]
                 if number % 2 == 0:
-                    asked.append(pool.submit(self._come_and_go))
+                    requests.append(pool.submit(self._create_and_delete))
                 self._kill()
-            while sum(self.report.kills.values()) < self._n_kills:  # some have found nobody
+            while sum(self.report.kills.values()) < self._n_kills:  # some kills found no process
                 self._kill()
-            self._start_for_good()
-            for future in asked:
+            self._start_without_failpoint()
+            for future in requests:
                 future.result()
-        until(lambda: not one(self._served, PENDING), deadline_s=600, what="the end of all jobs")
+        until(lambda: not query_one(self._served, PENDING), deadline_s=600, what="the end of all jobs")
 
     def _catch_up(self, n_pending: int) -> None:
-        """Give the server a moment to get on, so that new jobs are begun, and not only old ones tried again."""
+        """Give the server a moment to start new jobs, and not only retry old ones."""
         end = time.monotonic() + CATCHES_UP_WITHIN_S
-        while self._served.is_running and time.monotonic() < end and one(self._served, PENDING) > n_pending:
+        while self._served.is_running and time.monotonic() < end and query_one(self._served, PENDING) > n_pending:
             threading.Event().wait(0.05)
 
     def _text(self, number: int) -> str:
-        """A text of its own, long or short, spoken slowly or at once."""
+        """Return a unique text, long or short, spoken slowly or at once."""
         words = "and so on " * self._random.randrange(1, 6)
         return f"{self._random.choice(['fault-slow', 'quickly'])}, {number}: {words}"
 
-    def _ask_for(self, voice_id: str, text: str) -> None:
+    def _submit(self, voice_id: str, text: str) -> None:
         ask = {"voice_id": voice_id, "text": text}
         headers = {"Authorization": f"Bearer {self._served.key}", "Idempotency-Key": str(uuid4())}
-        answer = self._answered(lambda url: httpx.post(f"{url}/v1/synthesize", json=ask, headers=headers))
+        answer = self._retry(lambda url: httpx.post(f"{url}/v1/synthesize", json=ask, headers=headers))
         assert answer.status_code == 202, answer.text
         self._jobs[answer.json()["job_id"]] = text
 
-    def _come_and_go(self) -> None:
-        """Register a voice and delete it again."""
+    def _create_and_delete(self) -> None:
+        """Register and delete a voice."""
         headers = {"Authorization": f"Bearer {self._other}", "Idempotency-Key": str(uuid4())}
         audio = {"ref_audio": ("me.wav", READER.read_bytes(), "audio/wav")}
-        made = self._answered(
+        made = self._retry(
             lambda url: httpx.post(f"{url}/v1/voices", data={"name": "me"}, files=audio, headers=headers)
         )
         voice = f"/v1/voices/{made.json()['voice_id']}"
-        gone = self._answered(lambda url: httpx.delete(f"{url}{voice}", headers=headers))
+        gone = self._retry(lambda url: httpx.delete(f"{url}{voice}", headers=headers))
         assert gone.status_code in (204, 404), gone.text
 
-    def _answered(self, ask: Callable[[str], httpx.Response]) -> httpx.Response:
-        """Ask, as a patient client would, until there is an answer."""
+    def _retry(self, send: Callable[[str], httpx.Response]) -> httpx.Response:
+        """Repeat a request until the server answers."""
 
         def look() -> httpx.Response | None:
             try:
-                answer = ask(self._served.url)
+                answer = send(self._served.url)
             except httpx.TransportError:
                 return None
             return None if answer.status_code == 503 else answer
@@ -192,80 +192,82 @@ class Chaos:
     # -- killing ---------------------------------------------------------------------------------------------
 
     def _kill(self) -> None:
-        """Kill somebody at a moment that nobody chose; a server that was told where to die may do it itself."""
+        """Kill a process at a random time. A server with a failpoint may kill itself."""
         threading.Event().wait(self._random.uniform(0.02, 0.6))
         if self._random.random() < 2 / 5:
-            self._kill_speaker()
-        elif self._is_told and self._dies():
-            self.report.kills[AT_A_PLACE] += 1
+            self._kill_worker()
+        elif self._has_failpoint and self._dies_at_failpoint():
+            self.report.kills[AT_FAILPOINT] += 1
             self._start_again()
         else:
             self._end_server()
             self._start_again()
 
-    def _kill_speaker(self) -> None:
-        until(lambda: speakers(self._served) or not self._served.is_running, what="somebody to kill")
-        for process in speakers(self._served):  # none, where the server has just died at the place it was told
+    def _kill_worker(self) -> None:
+        until(lambda: worker_processes(self._served) or not self._served.is_running, what="a process to kill")
+        for process in worker_processes(self._served):  # none if the server has just died at its failpoint
             self._seen.add(process)
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-                self.report.kills[SPEAKER] += 1
+                self.report.kills[WORKER] += 1
 
     def _end_server(self) -> None:
         if self._served.is_running:
-            self._seen.update(speakers(self._served))
+            self._seen.update(worker_processes(self._served))
         self._served.kill()
         self.report.kills[SERVER] += 1
 
     def _start_again(self) -> None:
         place = self._random.choice([*failpoints.PLACES, ""])
-        self._is_told = bool(place)
+        self._has_failpoint = bool(place)
         self._served.start(AFTERWORDS_FAILPOINT=f"{place}:{self._random.randrange(1, 4)}")
 
-    def _start_for_good(self) -> None:
-        if self._is_told:
+    def _start_without_failpoint(self) -> None:
+        if self._has_failpoint:
             self._end_server()
             self._served.start()
 
-    def _dies(self) -> bool:
-        """Whether the server dies within the time that it is given for it."""
+    def _dies_at_failpoint(self) -> bool:
+        """Return whether the server dies in time."""
         end = time.monotonic() + DIES_WITHIN_S
         while self._served.is_running and time.monotonic() < end:
-            self._seen.update(speakers(self._served))
+            self._seen.update(worker_processes(self._served))
             threading.Event().wait(0.02)
         if self._served.is_running:
             return False
         self._served.died()
         return True
 
-    # -- counting --------------------------------------------------------------------------------------------
+    # -- results ---------------------------------------------------------------------------------------------
 
     def _count(self) -> None:
         served, report = self._served, self.report
-        ready = dict(rows(served, "SELECT job_id, audio_key FROM jobs WHERE status = 'ready'"))
+        ready = dict(query(served, "SELECT job_id, audio_key FROM jobs WHERE status = 'ready'"))
         report.n_lost = report.n_jobs - len(ready.keys() & self._jobs.keys())
-        report.n_twice = one(served, "SELECT count(*) FROM jobs") - len(self._jobs)
-        report.n_wrongly_charged = len(wrongly_charged(served))
-        report.most_attempts = max(attempts_of(served, job_id) for job_id in self._jobs)
-        report.n_orphans_before = len(orphans(served))
-        report.n_corrupt = len(corrupt(served)) + sum(
+        report.n_twice = query_one(served, "SELECT count(*) FROM jobs") - len(self._jobs)
+        report.n_wrongly_charged = len(find_wrong_charges(served))
+        report.most_attempts = max(count_attempts(served, job_id) for job_id in self._jobs)
+        report.n_orphans_before = len(find_orphans(served))
+        report.n_corrupt = len(find_corrupt(served)) + sum(
             not is_speech_of((blob_folder(served) / path).read_bytes(), self._jobs[job_id])
             for job_id, path in ready.items()
         )
         served.kill()
         served.start(**SWEEPING)
-        invariants(served)
-        report.n_orphans = len(orphans(served))
+        check_invariants(served)
+        report.n_orphans = len(find_orphans(served))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=500)
     parser.add_argument("--kills", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="decides whom to kill, and when")
-    asked = parser.parse_args()
+    parser.add_argument(
+        "--seed", type=int, default=random.randrange(2**32), help="determines which process is killed, and when"
+    )
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="afterwords-chaos-") as folder:
-        report = Chaos(Path(folder) / "home", n_jobs=asked.jobs, n_kills=asked.kills, seed=asked.seed).run()
+        report = Chaos(Path(folder) / "home", n_jobs=args.jobs, n_kills=args.kills, seed=args.seed).run()
     sys.stdout.writelines(f"{line}\n" for line in report.table())
     sys.exit(not report.is_clean)
 

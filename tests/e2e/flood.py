@@ -1,4 +1,4 @@
-"""Many large uploads at once, and what a server makes of them: for tests with a few, for soak runs with many."""
+"""Sends many large uploads at once, and measures the memory and latency of the server."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.e2e.served import Served
 from tests.e2e.wire import Answer, ask
 
 MIB = 1 << 20
-LOOK_S = 0.01
+SAMPLE_INTERVAL_S = 0.01
 
 
 @dataclass
 class Memory:
-    """How much of it a server took: resident bytes before and at the peak, without its children."""
+    """Resident memory of a server before and at the peak, without its child processes."""
 
     idle_bytes: int
     peak_bytes: int
@@ -35,14 +35,14 @@ class Memory:
 
 @contextmanager
 def watched(served: Served, look: Callable[[], object] = lambda: None) -> Iterator[Memory]:
-    """Watch the memory of a server, and have a look at something else as often."""
+    """Sample the memory of a server, and call `look` at every sample."""
     assert served.process is not None
     process = psutil.Process(served.process.pid)
     memory = Memory(process.memory_info().rss, 0)
     ended = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(LOOK_S):
+        while not ended.wait(SAMPLE_INTERVAL_S):
             memory.peak_bytes = max(memory.peak_bytes, process.memory_info().rss)
             look()
 
@@ -57,7 +57,7 @@ def watched(served: Served, look: Callable[[], object] = lambda: None) -> Iterat
 
 @dataclass(frozen=True)
 class Flood:
-    """What came of it: the status of every upload, the memory, and the seconds that /healthz took meanwhile."""
+    """The status of every upload, the memory, and the latency of /healthz in seconds."""
 
     statuses: list[int]
     memory: Memory
@@ -65,7 +65,7 @@ class Flood:
 
 
 def flood(served: Served, n_uploads: int) -> Flood:
-    """Upload recordings of 20 MiB, all at once, and ask meanwhile whether the server is alive."""
+    """Upload recordings of 20 MiB at once, and request /healthz in the meantime."""
     wav = riff(fmt(), chunk(b"JUNK", bytes(REFERENCE_MAX_BYTES - len(GOOD) - 8)), DATA)
     body = b"".join(
         [

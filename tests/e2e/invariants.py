@@ -1,4 +1,4 @@
-"""What must be true of a server after whatever befell it, seen from outside: its rows, its blobs, its processes."""
+"""Invariants of a server after any fault, checked from outside: its rows, blobs and processes."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from tests.e2e.served import Served, until
 
 SWEPT_WITHIN_S = 15.0
 SWEEPING = {"AFTERWORDS_SWEEP_INTERVAL_S": "0.3", "AFTERWORDS_SWEEP_GRACE_S": "2"}
-"""A sweeper that is seen at work. Blobs are on their way for far less than the grace."""
+"""A sweep that tests can wait for. A write takes far less than the grace."""
 
 
-def rows(served: Served, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-    """What a statement finds in the database."""
+def query(served: Served, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+    """Return the rows of a statement."""
     with closing(sqlite3.connect(f"file:{database(served)}?mode=ro", uri=True, timeout=10)) as connection:
         return connection.execute(statement, values).fetchall()
 
 
-def one(served: Served, statement: str, *values: Any) -> Any:
-    """The only value that a statement finds."""
-    [(value,)] = rows(served, statement, *values)
+def query_one(served: Served, statement: str, *values: Any) -> Any:
+    """Return the single value of a statement."""
+    [(value,)] = query(served, statement, *values)
     return value
 
 
-def attempts_of(served: Served, job_id: str) -> int:
-    """How often a job was claimed."""
-    return int(one(served, "SELECT attempt FROM jobs WHERE job_id = ?", job_id))
+def count_attempts(served: Served, job_id: str) -> int:
+    """Return how often a job was claimed."""
+    return int(query_one(served, "SELECT attempt FROM jobs WHERE job_id = ?", job_id))
 
 
 def database(served: Served) -> Path:
@@ -49,20 +49,20 @@ def blob_folder(served: Served) -> Path:
     return served.home / "server" / "blobs"
 
 
-def blobs(served: Served) -> set[str]:
-    """The paths of all blobs, unfinished ones among them, without the mark; what vanishes meanwhile is left out."""
+def list_blobs(served: Served) -> set[str]:
+    """Return the paths of all blobs, including unfinished ones, without the mark of the storage."""
     root = blob_folder(served)
     files = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
     return {path.relative_to(root).as_posix() for path in files if not path.name.startswith(MARK_PATH)}
 
 
-def orphans(served: Served) -> set[str]:
-    """Blobs that no row names. Whoever looks before the rows sees what is on its way as an orphan."""
-    found = blobs(served)
-    known = {path for (path,) in rows(served, "SELECT ref_audio_key FROM voices")}
-    known |= {path for (path,) in rows(served, "SELECT audio_key FROM jobs")}
-    known |= {cache_path(*row) for row in rows(served, "SELECT voice_id, cache_key FROM cache")}
-    voices = {f"voices/{voice_id}" for (voice_id,) in rows(served, "SELECT voice_id FROM voices")}
+def find_orphans(served: Served) -> set[str]:
+    """Return blobs that no row refers to. Blobs are listed before rows, so a write in progress counts as one."""
+    found = list_blobs(served)
+    known = {path for (path,) in query(served, "SELECT ref_audio_key FROM voices")}
+    known |= {path for (path,) in query(served, "SELECT audio_key FROM jobs")}
+    known |= {cache_path(*row) for row in query(served, "SELECT voice_id, cache_key FROM cache")}
+    voices = {f"voices/{voice_id}" for (voice_id,) in query(served, "SELECT voice_id FROM voices")}
     return {
         path
         for path in found - known
@@ -70,19 +70,19 @@ def orphans(served: Served) -> set[str]:
     }
 
 
-def corrupt(served: Served) -> list[str]:
-    """Paths that rows name with a digest, whose blob is missing or another."""
+def find_corrupt(served: Served) -> list[str]:
+    """Return the paths in rows whose blob is missing or has another digest."""
     statement = (
         "SELECT audio_key, audio_sha256 FROM jobs WHERE status = 'ready' "
         "UNION SELECT ref_audio_key, ref_sha256 FROM voices"
     )
-    return [path for path, digest in rows(served, statement) if _digest(blob_folder(served) / path) != digest]
+    return [path for path, digest in query(served, statement) if _digest(blob_folder(served) / path) != digest]
 
 
-def wrongly_charged(served: Served, *, is_deleted_counted: bool = False) -> list[tuple[Any, ...]]:
-    """Accounts of which more or less is counted than their ready jobs cost: (spending_id, counted, cost)."""
+def find_wrong_charges(served: Served, *, is_deleted_counted: bool = False) -> list[tuple[Any, ...]]:
+    """Return keys whose usage differs from the cost of their ready jobs: (spending_id, usage, cost)."""
     wrong = "<" if is_deleted_counted else "!="
-    return rows(
+    return query(
         served,
         "SELECT spending_id, characters, cost FROM usage LEFT JOIN (SELECT spending_id, period, "
         "sum(char_count * (status IN ('ready', 'pending'))) AS cost FROM jobs GROUP BY spending_id, period) "
@@ -90,22 +90,21 @@ def wrongly_charged(served: Served, *, is_deleted_counted: bool = False) -> list
     )
 
 
-def invariants(served: Served, *, is_deleted_counted: bool = False) -> None:
-    """Check them all on a running server that sweeps (SWEEPING) and has nothing to do any more.
+def check_invariants(served: Served, *, is_deleted_counted: bool = False) -> None:
+    """Check all invariants on an idle server with the settings SWEEPING.
 
     Args:
-        is_deleted_counted: some jobs were deleted with their voice when they were ready: what they cost stays
-            counted, and can't be told from the rows.
+        is_deleted_counted: Some ready jobs were deleted with their voice. They remain charged, but have no row.
     """
-    assert rows(served, "SELECT job_id FROM jobs WHERE status = 'pending'") == []
-    assert rows(served, "SELECT job_id FROM jobs WHERE status != 'pending' AND text IS NOT NULL") == []
-    assert wrongly_charged(served, is_deleted_counted=is_deleted_counted) == []
-    assert corrupt(served) == []
-    assert one(served, "PRAGMA integrity_check") == "ok"
-    assert rows(served, "PRAGMA foreign_key_check") == []
-    until(lambda: not orphans(served), deadline_s=SWEPT_WITHIN_S, what="the end of all orphans")
+    assert query(served, "SELECT job_id FROM jobs WHERE status = 'pending'") == []
+    assert query(served, "SELECT job_id FROM jobs WHERE status != 'pending' AND text IS NOT NULL") == []
+    assert find_wrong_charges(served, is_deleted_counted=is_deleted_counted) == []
+    assert find_corrupt(served) == []
+    assert query_one(served, "PRAGMA integrity_check") == "ok"
+    assert query(served, "PRAGMA foreign_key_check") == []
+    until(lambda: not find_orphans(served), deadline_s=SWEPT_WITHIN_S, what="removal of all orphans")
     until(
-        lambda: not rows(served, "SELECT voice_id FROM tombstones WHERE purged_at IS NULL"),
+        lambda: not query(served, "SELECT voice_id FROM tombstones WHERE purged_at IS NULL"),
         deadline_s=SWEPT_WITHIN_S,
         what="the end of all deletions",
     )
@@ -114,26 +113,26 @@ def invariants(served: Served, *, is_deleted_counted: bool = False) -> None:
 # -- processes ------------------------------------------------------------------------------------------------
 
 
-def speakers(served: Served) -> list[psutil.Process]:
-    """The speaking processes of a server; none where it is dead."""
+def worker_processes(served: Served) -> list[psutil.Process]:
+    """Return the worker processes of a server, or none if it is dead."""
     assert served.process is not None
     try:
-        return [child for child in psutil.Process(served.process.pid).children() if _is_speaker(child)]
+        return [child for child in psutil.Process(served.process.pid).children() if _is_worker(child)]
     except psutil.NoSuchProcess:
         return []
 
 
-def speaker(served: Served) -> psutil.Process:
-    """The speaking process of a server that has one, once it is there."""
-    return until(lambda: speakers(served), what="a speaking process")[0]
+def worker_process(served: Served) -> psutil.Process:
+    """Wait for the worker process of a server."""
+    return until(lambda: worker_processes(served), what="a worker process")[0]
 
 
-def gone(*processes: psutil.Process) -> None:
-    """Wait until processes are no more."""
+def wait_until_gone(*processes: psutil.Process) -> None:
+    """Wait until processes have ended."""
     until(lambda: not any(is_alive(process) for process in processes), what="the end of the processes")
 
 
-def _is_speaker(process: psutil.Process) -> bool:
+def _is_worker(process: psutil.Process) -> bool:
     try:
         return "afterwords.server.dispatch.worker_main" in process.cmdline()
     except psutil.Error:
@@ -141,18 +140,18 @@ def _is_speaker(process: psutil.Process) -> bool:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it does anything; one that nobody has waited for does not."""
+    """Return whether a process runs. A zombie does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
 
-# -- sound ----------------------------------------------------------------------------------------------------
+# -- audio ----------------------------------------------------------------------------------------------------
 
 
 def is_speech_of(wav: bytes, text: str) -> bool:
-    """Whether audio is what the tone engine makes of a text, to the last sample."""
+    """Return whether audio is exactly what the tone engine makes of a text."""
     task = SpeechTask(text=text, lang="en", backend="tone", voice_id="any", prompt=b"")
     spoken = np.concatenate([chunk.samples for chunk in ToneEngine().synthesize(task)])
     return pcm16(read_wav(wav)[0]) == pcm16(spoken)

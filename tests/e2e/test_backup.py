@@ -1,4 +1,4 @@
-"""`afterwords backup` and `restore`, as processes: of a server that speaks meanwhile, onto another machine's folder."""
+"""Tests of `afterwords backup` of a running server, and of `restore` into another folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.cli.program import Result, list_files, run
-from tests.e2e.invariants import SWEEPING, blobs, invariants
+from tests.e2e.invariants import SWEEPING, check_invariants, list_blobs
 from tests.e2e.served import READER, Served, final, register, serving, speak
 
 TONE = {"AFTERWORDS_BACKENDS": "tone"}
@@ -25,7 +25,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def ready(served: Served) -> tuple[str, str, bytes]:
-    """A voice, a job of it, and its audio."""
+    """A voice, one of its jobs, and the audio."""
     with served.client() as client:
         voice_id = register(client)
         job_id = speak(client, voice_id, "Kept in the backup.")
@@ -35,11 +35,11 @@ def ready(served: Served) -> tuple[str, str, bytes]:
 
 @pytest.fixture(scope="module")
 def backup(served: Served, ready: tuple[str, str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made while jobs are spoken."""
+    """A backup, made while jobs run."""
     file = tmp_path_factory.mktemp("kept") / "server.tar"
     with served.client() as client:
         begun = [speak(client, ready[0], f"Spoken meanwhile, {number}.") for number in range(5)]
-        done = at(served.home, "backup", file)
+        done = run_at(served.home, "backup", file)
         assert (done.code, done.out) == (0, f"{file}\n"), done.err
         assert {final(client, job_id)["status"] for job_id in begun} == {"ready"}
     assert file.stat().st_mode & 0o777 == 0o600
@@ -47,7 +47,7 @@ def backup(served: Served, ready: tuple[str, str, bytes], tmp_path_factory: pyte
     return file
 
 
-def at(home: Path, *args: str | Path) -> Result:
+def run_at(home: Path, *args: str | Path) -> Result:
     return run(*args, env={**TONE, "AFTERWORDS_HOME": str(home)})
 
 
@@ -57,12 +57,12 @@ def test_restored_server_has_everything(
     voice_id, job_id, audio = ready
     other = Served(tmp_path / "other", SWEEPING)
 
-    done = at(other.home, "restore", backup)
+    done = run_at(other.home, "restore", backup)
 
     assert done.code == 0, done.err
     try:
         other.start().ready()
-        assert other.key == "", "it has its keys already"
+        assert other.key == "", "the backup has keys"
         with other.client(served.key) as client:
             assert [voice["voice_id"] for voice in client.get("/v1/voices").json()] == [voice_id]
             assert client.get(f"/v1/jobs/{job_id}/audio").content == audio
@@ -71,18 +71,18 @@ def test_restored_server_has_everything(
             assert {final(client, job["job_id"])["status"] for job in jobs} == {"ready"}
             assert final(client, speak(client, voice_id, "Spoken after."))["status"] == "ready"
         assert httpx.get(f"{other.url}/readyz").json()["sweep"] == "ok"
-        invariants(other)
-        at(other.home, "restore", backup, "--replace").expect_error(2, "ServerSetupError")
+        check_invariants(other)
+        run_at(other.home, "restore", backup, "--replace").expect_error(2, "ServerSetupError")
         with other.client(served.key) as client:
             assert client.delete(f"/v1/voices/{voice_id}").status_code == 204
         other.stop()
-        assert "1 keys" in at(other.home, "restore", backup).expect_error(2, "ServerSetupError")
-        assert not [path for path in blobs(other) if path.endswith("ref.wav")]
-        assert at(other.home, "restore", backup, "--replace").code == 0
+        assert "1 keys" in run_at(other.home, "restore", backup).expect_error(2, "ServerSetupError")
+        assert not [path for path in list_blobs(other) if path.endswith("ref.wav")]
+        assert run_at(other.home, "restore", backup, "--replace").code == 0
         other.start().ready()
         with other.client(served.key) as client:
             assert client.get(f"/v1/jobs/{job_id}/audio").content == audio
-        invariants(other)
+        check_invariants(other)
     finally:
         if other.is_running:
             other.kill()
@@ -106,40 +106,40 @@ def test_damaged_backup_is_rejected_and_changes_nothing(backup: Path, tmp_path: 
                     part.addfile(member, whole.extractfile(member))
     home = tmp_path / "new"
 
-    at(home, "restore", file).expect_error(5, "InvalidInputError")
+    run_at(home, "restore", file).expect_error(5, "InvalidInputError")
 
     assert [name for name in list_files(home) if "server1" not in name] == []
 
 
 def test_failed_restore_changes_nothing(backup: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    assert at(home, "keys", "create", "--label", "mine").code == 0
+    assert run_at(home, "keys", "create", "--label", "mine").code == 0
     blobs = home / "server" / "blobs"
     blobs.mkdir()
-    (blobs / "voices").touch()  # no folder of voices can be made here
-    before = at(home, "keys", "list", "--json").out
+    (blobs / "voices").touch()  # a folder can't be created here
+    before = run_at(home, "keys", "list", "--json").out
 
-    at(home, "restore", backup, "--replace").expect_error(8, "StorageUnavailableError")
+    run_at(home, "restore", backup, "--replace").expect_error(8, "StorageUnavailableError")
 
-    assert at(home, "keys", "list", "--json").out == before
+    assert run_at(home, "keys", "list", "--json").out == before
     assert list_files(blobs) == ["voices"]
 
 
 def test_backup_lists_lost_audio(served: Served, ready: tuple[str, str, bytes], tmp_path: Path) -> None:
     home = tmp_path / "home"
     source = tmp_path / "whole.tar"
-    assert at(served.home, "backup", source).code == 0
-    assert at(home, "restore", source).code == 0
+    assert run_at(served.home, "backup", source).code == 0
+    assert run_at(home, "restore", source).code == 0
     shutil.rmtree(home / "server" / "blobs" / "jobs")
 
-    done = at(home, "backup", tmp_path / "lost.tar")
+    done = run_at(home, "backup", tmp_path / "lost.tar")
 
     assert done.code == 1
     assert f"jobs/{ready[1]}.wav" in done.err
-    assert at(tmp_path / "again", "restore", tmp_path / "lost.tar").code == 0
+    assert run_at(tmp_path / "again", "restore", tmp_path / "lost.tar").code == 0
 
 
 def test_backup_without_a_server_creates_no_file(tmp_path: Path) -> None:
     file = tmp_path / "server.tar"
-    at(tmp_path / "nowhere", "backup", file).expect_error(5, "FileError")
+    run_at(tmp_path / "nowhere", "backup", file).expect_error(5, "FileError")
     assert not file.exists()

@@ -1,4 +1,4 @@
-"""The short chaos; `make soak` runs the long one."""
+"""A short chaos run; `make soak` runs a long one."""
 
 from __future__ import annotations
 

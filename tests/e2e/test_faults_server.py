@@ -1,4 +1,4 @@
-"""What may befall the server itself: killed at every place where that matters, stopped, started many times over."""
+"""Tests of faults of the server: killed at every failpoint, stopped, started several times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ import httpx
 import pytest
 
 from afterwords.server import failpoints
-from tests.e2e.invariants import SWEEPING, attempts_of, blobs, gone, invariants, is_speech_of, one, rows, speakers
+from tests.e2e.invariants import (
+    SWEEPING,
+    check_invariants,
+    count_attempts,
+    is_speech_of,
+    list_blobs,
+    query,
+    query_one,
+    wait_until_gone,
+    worker_processes,
+)
 from tests.e2e.served import READER, Served, final, register, serving, speak, until
 
 SETTINGS = {**SWEEPING, "AFTERWORDS_LEASE_S": "1", "AFTERWORDS_REAP_INTERVAL_S": "0.2", "AFTERWORDS_RATE_LIMIT": "0"}
@@ -20,7 +30,7 @@ TEXT = "Accepted before the server died."
 LONG = f"fault-slow, {'so that it lasts a second, ' * 3}"
 ONCE = {"Idempotency-Key": "asked-once"}
 PENDING_S = 1 + 5
-"""A job is taken up again within its lease and a few seconds."""
+"""A job is claimed again within its lease and a few seconds."""
 IN_UPLOADS = ("reference-stored", "voice-committed")
 IN_JOBS = ("job-committed", "job-claimed", "audio-stored", "job-finished")
 IN_DELETIONS = ("voice-tombstoned",)
@@ -36,8 +46,8 @@ def synthesize(client: httpx.Client, voice_id: str) -> httpx.Response:
 
 
 @contextmanager
-def mortal(place: str, home: Path) -> Iterator[Served]:
-    """A server that dies where it is told to, unless it is started again."""
+def serving_with_failpoint(place: str, home: Path) -> Iterator[Served]:
+    """Run a server that dies at a failpoint. A restart removes the failpoint."""
     served = Served(home, SETTINGS)
     try:
         yield served.start(AFTERWORDS_FAILPOINT=place).ready()
@@ -50,17 +60,17 @@ def end(served: Served) -> None:
         served.kill()
 
 
-def dies(served: Served, ask: Callable[[httpx.Client], object]) -> None:
-    """Ask for what kills the server; the answer may come before the end, and no child stays."""
-    children = speakers(served)
+def die(served: Served, send: Callable[[httpx.Client], object]) -> None:
+    """Send the request that kills the server. It may still answer, and all its child processes must end."""
+    children = worker_processes(served)
     with served.client() as client, suppress(httpx.TransportError):
-        ask(client)
+        send(client)
     assert served.died() == -signal.SIGKILL
-    gone(*children)
+    wait_until_gone(*children)
 
 
 def references(served: Served) -> list[str]:
-    return [path for path in blobs(served) if path.endswith("ref.wav")]
+    return [path for path in list_blobs(served) if path.endswith("ref.wav")]
 
 
 class TestKilled:
@@ -69,32 +79,32 @@ class TestKilled:
 
     @pytest.mark.parametrize("place", IN_UPLOADS)
     def test_kill_during_an_upload_leaves_one_voice_and_recording(self, place: str, tmp_path: Path) -> None:
-        with mortal(place, tmp_path / "home") as served:
-            dies(served, upload)
+        with serving_with_failpoint(place, tmp_path / "home") as served:
+            die(served, upload)
             assert len(references(served)) == 1
             served.start()
             with served.client() as client:
                 listed = [voice["voice_id"] for voice in client.get("/v1/voices").json()]
                 assert len(listed) == (1 if place == "voice-committed" else 0)
-                invariants(served)
+                check_invariants(served)
                 assert len(references(served)) == len(listed)
                 made = {upload(client).json()["voice_id"] for _ in range(2)}
                 assert len(made) == 1
                 assert set(listed) <= made
                 assert len(client.get("/v1/voices").json()) == 1
-            invariants(served)
+            check_invariants(served)
 
     @pytest.mark.parametrize("place", IN_JOBS)
     def test_kill_during_a_job_is_recovered_and_charged_once(self, place: str, tmp_path: Path) -> None:
-        with mortal(place, tmp_path / "home") as served:
+        with serving_with_failpoint(place, tmp_path / "home") as served:
             with served.client() as client:
                 voice_id = register(client)
-            dies(served, lambda client: synthesize(client, voice_id))
-            [(job_id, status)] = rows(served, "SELECT job_id, status FROM jobs")
+            die(served, lambda client: synthesize(client, voice_id))
+            [(job_id, status)] = query(served, "SELECT job_id, status FROM jobs")
             assert status == ("ready" if place == "job-finished" else "pending")
             served.start()
             until(
-                lambda: rows(served, "SELECT job_id FROM jobs WHERE status = 'ready'"),
+                lambda: query(served, "SELECT job_id FROM jobs WHERE status = 'ready'"),
                 deadline_s=PENDING_S,
                 what="the end of a job that was accepted",
             )
@@ -102,39 +112,39 @@ class TestKilled:
                 assert synthesize(client, voice_id).json()["job_id"] == job_id
                 assert is_speech_of(client.get(f"/v1/jobs/{job_id}/audio").content, TEXT)
                 assert client.get("/v1/usage").json()["characters"] == len(TEXT)
-            assert attempts_of(served, job_id) == (2 if place in ("job-claimed", "audio-stored") else 1)
-            assert one(served, "SELECT count(*) FROM jobs") == 1
-            invariants(served)
+            assert count_attempts(served, job_id) == (2 if place in ("job-claimed", "audio-stored") else 1)
+            assert query_one(served, "SELECT count(*) FROM jobs") == 1
+            check_invariants(served)
 
     @pytest.mark.parametrize("place", IN_DELETIONS)
     def test_kill_during_a_deletion_deletes_the_blobs_later(self, place: str, tmp_path: Path) -> None:
-        with mortal(place, tmp_path / "home") as served:
+        with serving_with_failpoint(place, tmp_path / "home") as served:
             with served.client() as client:
                 voice_id = register(client)
                 job_id = speak(client, voice_id, TEXT)
                 final(client, job_id)
-            dies(served, lambda client: client.delete(f"/v1/voices/{voice_id}"))
+            die(served, lambda client: client.delete(f"/v1/voices/{voice_id}"))
             assert references(served)
             served.start()
             with served.client() as client:
                 assert client.get(f"/v1/voices/{voice_id}").status_code == 404
                 assert client.get(f"/v1/jobs/{job_id}").status_code == 404
-            until(lambda: not blobs(served), deadline_s=5, what="the end of the blobs")
-            invariants(served, is_deleted_counted=True)
+            until(lambda: not list_blobs(served), deadline_s=5, what="the end of the blobs")
+            check_invariants(served, is_deleted_counted=True)
 
     def test_kill_during_synthesis_is_recovered_by_a_restart(self, tmp_path: Path) -> None:
-        with mortal("", tmp_path / "home") as served:
+        with serving_with_failpoint("", tmp_path / "home") as served:
             with served.client() as client:
                 voice_id = register(client)
                 jobs = [speak(client, voice_id, f"{LONG} {number}") for number in range(3)]
-            until(lambda: one(served, "SELECT sum(attempt) FROM jobs"), what="the first attempts")
-            children = speakers(served)
+            until(lambda: query_one(served, "SELECT sum(attempt) FROM jobs"), what="the first attempts")
+            children = worker_processes(served)
             served.kill()
-            gone(*children)
+            wait_until_gone(*children)
             served.start()
             with served.client() as client:
                 assert {final(client, job_id)["status"] for job_id in jobs} == {"ready"}
-            invariants(served)
+            check_invariants(served)
 
 
 class TestStopped:
@@ -142,13 +152,13 @@ class TestStopped:
         with serving(tmp_path / "home", SETTINGS) as served:
             with served.client() as client:
                 job_id = speak(client, register(client), LONG)
-            until(lambda: attempts_of(served, job_id), what="the first attempt")
-            children = speakers(served)
+            until(lambda: count_attempts(served, job_id), what="the first attempt")
+            children = worker_processes(served)
             assert served.stop() == 0
-            gone(*children)
-            assert rows(served, "SELECT status, attempt FROM jobs") == [("ready", 1)]
+            wait_until_gone(*children)
+            assert query(served, "SELECT status, attempt FROM jobs") == [("ready", 1)]
             served.start()
-            invariants(served)
+            check_invariants(served)
 
     def test_stop_releases_jobs_for_the_next_start(self, tmp_path: Path) -> None:
         settings = {**SETTINGS, "AFTERWORDS_LEASE_S": "60", "AFTERWORDS_DRAIN_S": "0.2"}
@@ -156,22 +166,22 @@ class TestStopped:
             with served.client() as client:
                 voice_id = register(client)
                 jobs = [speak(client, voice_id, f"{LONG} {number}") for number in range(2)]
-            until(lambda: one(served, "SELECT min(attempt) FROM jobs"), what="the first attempts")
-            children = speakers(served)
+            until(lambda: query_one(served, "SELECT min(attempt) FROM jobs"), what="the first attempts")
+            children = worker_processes(served)
             assert served.stop() == 0
-            gone(*children)
-            assert rows(served, "SELECT DISTINCT status, lease_expires, returned FROM jobs") == [("pending", None, 1)]
+            wait_until_gone(*children)
+            assert query(served, "SELECT DISTINCT status, lease_expires, returned FROM jobs") == [("pending", None, 1)]
             served.start()
             with served.client() as client:
                 assert {final(client, job_id)["status"] for job_id in jobs} == {"ready"}
-            invariants(served)
+            check_invariants(served)
 
     def test_stop_answers_long_polls(self, tmp_path: Path) -> None:
         with serving(tmp_path / "home", {**SETTINGS, "AFTERWORDS_DRAIN_S": "0.2"}) as served, served.client() as client:
             job_id = speak(client, register(client), LONG * 4)
             with ThreadPoolExecutor(1) as pool:
                 waiting = pool.submit(client.get, f"/v1/jobs/{job_id}", params={"wait": 50})
-                until(lambda: attempts_of(served, job_id), what="the first attempt")
+                until(lambda: count_attempts(served, job_id), what="the first attempt")
                 assert served.stop() == 0
                 assert waiting.result().json()["status"] == "pending"
 
@@ -180,7 +190,7 @@ class TestSeveral:
     def test_two_servers_run_every_job_once(self, tmp_path: Path) -> None:
         with serving(tmp_path / "home", SETTINGS) as first:
             second = Served(first.home, SETTINGS)
-            with serving_too(second), first.client() as client, second.client(first.key) as other:
+            with serving_second(second), first.client() as client, second.client(first.key) as other:
                 voice_id = register(client)
                 asked = [(client, other)[number % 2] for number in range(60)]
                 jobs = [speak(ask, voice_id, f"fault-slow, {number}") for number, ask in enumerate(asked)]
@@ -188,10 +198,10 @@ class TestSeveral:
                     "ready"
                 }
                 assert client.get("/v1/usage").json() == other.get("/v1/usage").json()
-                workers = {worker for (worker,) in rows(first, "SELECT DISTINCT worker FROM jobs")}
+                workers = {worker for (worker,) in query(first, "SELECT DISTINCT worker FROM jobs")}
                 assert workers == {f"local-{served.process.pid}" for served in (first, second) if served.process}
-                assert rows(first, "SELECT DISTINCT attempt FROM jobs") == [(1,)]
-            invariants(first)
+                assert query(first, "SELECT DISTINCT attempt FROM jobs") == [(1,)]
+            check_invariants(first)
 
     def test_ten_servers_start_at_once_on_a_new_database(self, tmp_path: Path) -> None:
         many = [Served(tmp_path / "home", {**SETTINGS, "AFTERWORDS_WORKERS": "0"}) for _ in range(10)]
@@ -208,12 +218,12 @@ class TestSeveral:
                 with served.client(key) as client:
                     voice_id = voice_id or register(client)
                     assert client.get(f"/v1/voices/{voice_id}").status_code == 200
-            assert one(many[0], "PRAGMA integrity_check") == "ok"
+            assert query_one(many[0], "PRAGMA integrity_check") == "ok"
 
 
 @contextmanager
-def serving_too(served: Served) -> Iterator[Served]:
-    """A further server on a home that has one."""
+def serving_second(served: Served) -> Iterator[Served]:
+    """Run a second server on the same home folder."""
     served.log = served.home.parent / "second.log"
     try:
         yield served.start().ready()

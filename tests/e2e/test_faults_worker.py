@@ -1,4 +1,4 @@
-"""What may befall those who speak, and those who ask: the server goes on, every job ends, each is paid for once."""
+"""Tests of faults of workers and clients: every job ends, and is charged once."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 
 from tests.e2e.invariants import (
     SWEEPING,
-    attempts_of,
-    blobs,
-    invariants,
+    check_invariants,
+    count_attempts,
     is_speech_of,
-    one,
-    rows,
-    speaker,
-    speakers,
+    list_blobs,
+    query,
+    query_one,
+    worker_process,
+    worker_processes,
 )
 from tests.e2e.served import Served, final, register, serving, speak, until
 
@@ -31,12 +31,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     settings = {**SWEEPING, "AFTERWORDS_STALL_S": "1", "AFTERWORDS_LEASE_S": "3", "AFTERWORDS_RATE_LIMIT": "0"}
     with serving(tmp_path_factory.mktemp("worker") / "home", settings) as running:
         yield running
-        invariants(running, is_deleted_counted=True)
+        check_invariants(running, is_deleted_counted=True)
 
 
 @pytest.fixture
 def client(served: Served) -> Iterator[httpx.Client]:
-    """A client with an account of its own, whose voice is `voice_id`."""
+    """A client with a new account."""
     with served.client(served.new_key()) as client:
         yield client
 
@@ -46,54 +46,54 @@ def voice_id(client: httpx.Client) -> str:
     return register(client)
 
 
-def begun(served: Served, job_id: str) -> None:
+def wait_for_claim(served: Served, job_id: str) -> None:
     """Wait until a job is claimed."""
-    until(lambda: attempts_of(served, job_id), what="the first attempt")
+    until(lambda: count_attempts(served, job_id), what="the first attempt")
 
 
-def kill_speaker(served: Served) -> None:
-    """Kill the process that speaks, and wait until another has taken its place."""
-    before = speaker(served)
+def kill_worker(served: Served) -> None:
+    """Kill the worker process, and wait for a new one."""
+    before = worker_process(served)
     before.kill()
-    until(lambda: [new for new in speakers(served) if new.pid != before.pid], what="another speaking process")
+    until(lambda: [new for new in worker_processes(served) if new.pid != before.pid], what="another worker process")
 
 
-def characters(client: httpx.Client) -> int:
+def characters_used(client: httpx.Client) -> int:
     return int(client.get("/v1/usage").json()["characters"])
 
 
 class TestKilled:
     def test_kill_before_synthesis_uses_no_attempt(self, served: Served, client: httpx.Client, voice_id: str) -> None:
-        kill_speaker(served)
-        job_id = speak(client, voice_id, "Nobody notices.")
+        kill_worker(served)
+        job_id = speak(client, voice_id, "The kill has no effect.")
         assert final(client, job_id)["status"] == "ready"
-        assert attempts_of(served, job_id) == 1
+        assert count_attempts(served, job_id) == 1
 
     def test_kill_during_synthesis_uses_only_an_attempt(
         self, served: Served, client: httpx.Client, voice_id: str
     ) -> None:
         job_id = speak(client, voice_id, SLOW)
-        begun(served, job_id)
-        kill_speaker(served)
+        wait_for_claim(served, job_id)
+        kill_worker(served)
         assert final(client, job_id)["status"] == "ready"
-        assert attempts_of(served, job_id) == 2
+        assert count_attempts(served, job_id) == 2
         assert is_speech_of(client.get(f"/v1/jobs/{job_id}/audio").content, SLOW)
-        assert characters(client) == len(SLOW)
+        assert characters_used(client) == len(SLOW)
 
     def test_kill_after_synthesis_loses_nothing(self, served: Served, client: httpx.Client, voice_id: str) -> None:
         job_id = speak(client, voice_id, "Spoken and kept.")
         final(client, job_id)
-        kill_speaker(served)
+        kill_worker(served)
         assert is_speech_of(client.get(f"/v1/jobs/{job_id}/audio").content, "Spoken and kept.")
 
     def test_three_kills_fail_and_refund_the_job(self, served: Served, client: httpx.Client, voice_id: str) -> None:
         job_id = speak(client, voice_id, SLOW)
         for attempt in (1, 2, 3):
-            until(lambda attempt=attempt: attempts_of(served, job_id) == attempt, what="the next attempt")  # type: ignore[misc]
-            kill_speaker(served)
+            until(lambda attempt=attempt: count_attempts(served, job_id) == attempt, what="the next attempt")  # type: ignore[misc]
+            kill_worker(served)
         job = final(client, job_id)
         assert (job["status"], job["error"]) == ("failed", "worker_lost")
-        assert (attempts_of(served, job_id), characters(client)) == (3, 0)
+        assert (count_attempts(served, job_id), characters_used(client)) == (3, 0)
 
 
 class TestEngineFaults:
@@ -103,44 +103,44 @@ class TestEngineFaults:
         innocents = [speak(client, voice_id, f"fault-slow, innocent {number}") for number in range(5)]
         poison = speak(client, voice_id, "now fault-crash")
         job = final(client, poison)
-        assert (job["status"], job["error"], attempts_of(served, poison)) == ("failed", "worker_lost", 3)
+        assert (job["status"], job["error"], count_attempts(served, poison)) == ("failed", "worker_lost", 3)
         assert {final(client, job_id)["status"] for job_id in innocents} == {"ready"}
-        assert characters(client) == 5 * len("fault-slow, innocent 0")
+        assert characters_used(client) == 5 * len("fault-slow, innocent 0")
 
     def test_hanging_engine_is_killed_and_replaced(self, served: Served, client: httpx.Client, voice_id: str) -> None:
-        first = speaker(served)
+        first = worker_process(served)
         hanging = speak(client, voice_id, "now fault-hang")
         others = [speak(client, voice_id, f"Not harmed {number}.") for number in range(3)]
         job = final(client, hanging)
-        assert (job["status"], job["error"], attempts_of(served, hanging)) == ("failed", "speaking_timed_out", 3)
+        assert (job["status"], job["error"], count_attempts(served, hanging)) == ("failed", "speaking_timed_out", 3)
         assert {final(client, job_id)["status"] for job_id in others} == {"ready"}
-        assert first not in speakers(served)
+        assert first not in worker_processes(served)
 
     def test_out_of_memory_is_retried_once_in_a_new_process(
         self, served: Served, client: httpx.Client, voice_id: str
     ) -> None:
-        first = speaker(served)
+        first = worker_process(served)
         greedy = speak(client, voice_id, "now fault-memory")
         job = final(client, greedy)
-        assert (job["status"], job["error"], attempts_of(served, greedy)) == ("failed", "out_of_memory", 2)
+        assert (job["status"], job["error"], count_attempts(served, greedy)) == ("failed", "out_of_memory", 2)
         assert final(client, speak(client, voice_id, "The next one."))["status"] == "ready"
-        assert first not in speakers(served)
+        assert first not in worker_processes(served)
 
     def test_unexpected_error_fails_only_its_job(self, client: httpx.Client, voice_id: str) -> None:
-        failing, beside = speak(client, voice_id, "now fault-error"), speak(client, voice_id, "Beside it.")
+        failing, other = speak(client, voice_id, "now fault-error"), speak(client, voice_id, "Next to it.")
         assert final(client, failing)["error"] == "synthesis_failed"
-        assert final(client, beside)["status"] == "ready"
+        assert final(client, other)["status"] == "ready"
 
 
-class TestAskedTwice:
+class TestRepeatedRequests:
     def test_twenty_equal_requests_share_one_job(self, served: Served, client: httpx.Client, voice_id: str) -> None:
         ask = {"voice_id": voice_id, "text": f"All at once. {SLOW}"}
         with ThreadPoolExecutor(20) as pool:
             answers = list(pool.map(lambda _: client.post("/v1/synthesize", json=ask), range(20)))
         [job_id] = {answer.json()["job_id"] for answer in answers}
         assert final(client, job_id)["status"] == "ready"
-        assert one(served, "SELECT count(*) FROM jobs WHERE voice_id = ?", voice_id) == 1
-        assert (attempts_of(served, job_id), characters(client)) == (1, len(ask["text"]))
+        assert query_one(served, "SELECT count(*) FROM jobs WHERE voice_id = ?", voice_id) == 1
+        assert (count_attempts(served, job_id), characters_used(client)) == (1, len(ask["text"]))
 
     def test_repeated_request_after_a_timeout_returns_the_job(
         self, served: Served, client: httpx.Client, voice_id: str
@@ -152,7 +152,7 @@ class TestAskedTwice:
         answer = client.post("/v1/synthesize", json=ask, headers=headers)
         assert answer.status_code == 200
         assert is_speech_of(answer.content, SLOW)
-        assert rows(served, "SELECT job_id, attempt FROM jobs WHERE voice_id = ?", voice_id) == [
+        assert query(served, "SELECT job_id, attempt FROM jobs WHERE voice_id = ?", voice_id) == [
             (answer.headers["x-job-id"], 1)
         ]
 
@@ -162,7 +162,7 @@ class TestAskedTwice:
             job_id = answer.headers["x-job-id"]
             next(answer.iter_raw())
         assert final(client, job_id)["status"] == "cancelled"
-        assert characters(client) == 0
+        assert characters_used(client) == 0
 
 
 class TestDeleted:
@@ -172,8 +172,8 @@ class TestDeleted:
             for number in range(12):
                 voice_id = register(client)
                 ask = {"voice_id": voice_id, "text": f"{text} {number}"}
-                if number % 2:  # it is spoken, or done, when the deletion comes
-                    begun(served, speak(client, voice_id, ask["text"]))
+                if number % 2:  # the job is running or ready when the voice is deleted
+                    wait_for_claim(served, speak(client, voice_id, ask["text"]))
                 asked = pool.submit(other.post, "/v1/synthesize", json=ask)
                 assert client.delete(f"/v1/voices/{voice_id}").status_code == 204
                 assert asked.result().status_code in (200, 202, 404)
@@ -181,16 +181,18 @@ class TestDeleted:
                 assert other.post("/v1/synthesize", json=ask).status_code == 404
                 if job_id := asked.result().headers.get("x-cache") == "MISS" and asked.result().json()["job_id"]:
                     assert client.get(f"/v1/jobs/{job_id}").status_code == 404
-        until(lambda: not of_nobody(served), deadline_s=5, what="the end of all that was spoken")
-        assert rows(served, "SELECT job_id FROM jobs WHERE voice_id NOT IN (SELECT voice_id FROM voices)") == []
+        until(lambda: not find_unowned(served), deadline_s=5, what="removal of all blobs")
+        assert query(served, "SELECT job_id FROM jobs WHERE voice_id NOT IN (SELECT voice_id FROM voices)") == []
 
 
-def of_nobody(served: Served) -> set[str]:
-    """Blobs of voices and jobs that are not there."""
-    known = {f"voices/{voice_id}" for (voice_id,) in rows(served, "SELECT voice_id FROM voices")}
-    jobs = {job_id for (job_id,) in rows(served, "SELECT job_id FROM jobs")}
+def find_unowned(served: Served) -> set[str]:
+    """Return blobs whose voice or job does not exist."""
+    known = {f"voices/{voice_id}" for (voice_id,) in query(served, "SELECT voice_id FROM voices")}
+    jobs = {job_id for (job_id,) in query(served, "SELECT job_id FROM jobs")}
     return {
-        path for path in blobs(served) if (path[:43] if path.startswith("voices/") else path[5:41]) not in known | jobs
+        path
+        for path in list_blobs(served)
+        if (path[:43] if path.startswith("voices/") else path[5:41]) not in known | jobs
     }
 
 
@@ -206,8 +208,8 @@ class TestBacklog:
             "SELECT count(*) FROM jobs, jobs AS alone WHERE jobs.voice_id = ? AND alone.job_id = ?"
             " AND jobs.completed_at > alone.created_at AND jobs.completed_at < alone.completed_at"
         )
-        n_served_before = one(served, between, voice, alone)
-        assert n_served_before <= 3 * 16, "16 speak at once: those under way, and two job times at most"
+        n_served_before = query_one(served, between, voice, alone)
+        assert n_served_before <= 3 * 16, "16 jobs run at once: the running ones, and those of two job times"
 
 
 def test_jobs_over_the_limits_return_429_with_retry_after(tmp_path: Path) -> None:
@@ -223,6 +225,6 @@ def test_jobs_over_the_limits_return_429_with_retry_after(tmp_path: Path) -> Non
             answer = client.post("/v1/synthesize", json={"voice_id": voices[client], "text": "One too many."})
             assert (answer.status_code, answer.json()["error"]["code"]) == (429, code)
             assert int(answer.headers["retry-after"]) >= 1
-            assert characters(client) == len("Job 0.") * n_accepted
+            assert characters_used(client) == len("Job 0.") * n_accepted
         client.delete(f"/v1/jobs/{jobs[0]}")
         speak(two, voices[two], "There is room again.")

@@ -1,4 +1,4 @@
-"""The voices of the library in a server's home: offered as they are, to the keys of the home alone."""
+"""Tests of home voices: voices of the library in the home folder of a server, visible to home keys only."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from tests.e2e.served import READER, Served, final, register, serving, speak, un
 
 
 @pytest.fixture(scope="module")
-def shelf(_library_with_me: Path, tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """A home with one voice, me, which no test changes."""
+def shared_library(_library_with_me: Path, tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """A library with one voice, me, which tests don't change."""
     folder = tmp_path_factory.mktemp("home-voices") / "home"
     shutil.copytree(_library_with_me, folder)
     return Library(folder)
 
 
 @pytest.fixture(scope="module")
-def served(shelf: Library) -> Iterator[Served]:
-    with serving(shelf.home, {"AFTERWORDS_REAP_INTERVAL_S": "0.1"}) as running:
+def served(shared_library: Library) -> Iterator[Served]:
+    with serving(shared_library.home, {"AFTERWORDS_REAP_INTERVAL_S": "0.1"}) as running:
         yield running
 
 
 @pytest.fixture
 def library(_library_with_me: Path, tmp_path: Path) -> Library:
-    """A home with one voice, of which no server knows."""
+    """A library with one voice, without a server."""
     shutil.copytree(_library_with_me, tmp_path / "served")
     return Library(tmp_path / "served")
 
@@ -43,8 +43,8 @@ def names(client: httpx.Client) -> list[str]:
     return [voice["name"] for voice in client.get("/v1/voices").json()]
 
 
-def copied(library: Library, name: str, ending: bytes = b"\1\0") -> Voice:
-    """Another voice of the library, whose recording differs in its last sample."""
+def add_copy(library: Library, name: str, ending: bytes = b"\1\0") -> Voice:
+    """Add a voice whose recording differs in its last sample."""
     first = library.get("me")
     wav = library.reference(first)[:-2] + ending
     assert first.reference is not None
@@ -53,8 +53,8 @@ def copied(library: Library, name: str, ending: bytes = b"\1\0") -> Voice:
     return library.save(voice, reference_wav=wav)
 
 
-def test_home_voice_uses_the_recording_in_the_library(shelf: Library, served: Served) -> None:
-    me = shelf.get("me")
+def test_home_voice_uses_the_recording_in_the_library(shared_library: Library, served: Served) -> None:
+    me = shared_library.get("me")
     with served.client() as client:
         shown = client.get("/v1/voices/me").json()
         assert (shown["voice_id"], shown["ref_sha256"]) == (me.voice_id, me.ref_sha256)
@@ -66,20 +66,20 @@ def test_home_voice_uses_the_recording_in_the_library(shelf: Library, served: Se
         assert final(client, job_id)["status"] == "ready"
         bundle = client.get("/v1/voices/me/export")
         assert bundle.status_code == 200
-    kept = {path.name for path in (shelf.home / "server" / "blobs").rglob("*.*")}
-    assert "ref.wav" not in kept  # the recording is nowhere but at home
-    assert not list((shelf.home / "server" / "blobs").rglob("prompts"))  # and so is what was prepared there
+    kept = {path.name for path in (shared_library.home / "server" / "blobs").rglob("*.*")}
+    assert "ref.wav" not in kept  # the recording is only in the library
+    assert not list((shared_library.home / "server" / "blobs").rglob("prompts"))  # so are its prompts
     assert "1 voice of this machine, for the first key" in served.log.read_text()
 
 
-def test_only_home_keys_see_home_voices(shelf: Library, served: Served) -> None:
-    voice_id = shelf.get("me").voice_id
-    env = {"AFTERWORDS_HOME": str(shelf.home), "AFTERWORDS_BACKENDS": "tone"}
+def test_only_home_keys_see_home_voices(shared_library: Library, served: Served) -> None:
+    voice_id = shared_library.get("me").voice_id
+    env = {"AFTERWORDS_HOME": str(shared_library.home), "AFTERWORDS_BACKENDS": "tone"}
     of_home = run("keys", "create", "--home", "--scope", "synthesize", "--scope", "voices:read", env=env).out.strip()
-    with served.client(run("keys", "create", env=env).out.strip()) as stranger:
-        assert names(stranger) == []
+    with served.client(run("keys", "create", env=env).out.strip()) as other_client:
+        assert names(other_client) == []
         for path in ("/v1/voices/me", f"/v1/voices/{voice_id}", f"/v1/voices/{voice_id}/export"):
-            assert stranger.get(path).json()["error"]["code"] == "voice_not_found"
+            assert other_client.get(path).json()["error"]["code"] == "voice_not_found"
     with served.client(of_home) as narrow:
         assert names(narrow) == ["me"]
         assert final(narrow, speak(narrow, "me", "With a narrow key."))["status"] == "ready"
@@ -87,62 +87,65 @@ def test_only_home_keys_see_home_voices(shelf: Library, served: Served) -> None:
         assert names(of_admin) == []
 
 
-def test_home_voice_can_not_be_changed_over_http(shelf: Library, served: Served) -> None:
+def test_home_voice_can_not_be_changed_over_http(shared_library: Library, served: Served) -> None:
     with served.client() as client:
         answers = [client.delete("/v1/voices/me"), client.patch("/v1/voices/me", json={"name": "you"})]
         assert {(a.status_code, a.json()["error"]["code"]) for a in answers} == {(409, "home_voice")}
         assert names(client) == ["me"]
-    assert shelf.get("me")
+    assert shared_library.get("me")
 
 
-def test_changes_of_the_library_are_seen(shelf: Library, served: Served) -> None:
+def test_changes_of_the_library_are_seen(shared_library: Library, served: Served) -> None:
     with served.client() as client:
-        voice = copied(shelf, "guest")
-        until(lambda: names(client) == ["me", "guest"], what="the new voice")
-        final(client, job_id := speak(client, "guest", "Soon to be gone."))
-        shelf.rename("guest", "visitor")
+        voice = add_copy(shared_library, "friend")
+        until(lambda: names(client) == ["me", "friend"], what="the new voice")
+        final(client, job_id := speak(client, "friend", "Soon to be gone."))
+        shared_library.rename("friend", "visitor")
         until(lambda: names(client) == ["me", "visitor"], what="the new name")
         assert client.get(f"/v1/jobs/{job_id}").status_code == 200
 
-        other = copied(shelf, "other", b"\3\0")
-        wav = shelf.reference(other)
-        shelf.remove("other")
+        other = add_copy(shared_library, "other", b"\3\0")
+        wav = shared_library.reference(other)
+        shared_library.remove("other")
         same_id = other.model_copy(update={"voice_id": voice.voice_id, "name": "visitor"})
-        shelf.save(same_id, reference_wav=wav, replace=True)
+        shared_library.save(same_id, reference_wav=wav, replace=True)
         until(lambda: client.get("/v1/voices/visitor").json().get("ref_sha256") == other.ref_sha256, what="the other")
         again = client.post("/v1/synthesize", json={"voice_id": "visitor", "text": "Soon to be gone."})
         assert again.headers["x-cache"] == "MISS"
         assert client.get(f"/v1/jobs/{job_id}").status_code == 404
 
         final(client, job_id := again.json()["job_id"])
-        shelf.remove("visitor")
+        shared_library.remove("visitor")
         until(lambda: names(client) == ["me"], what="the end of the voice")
         assert client.get(f"/v1/jobs/{job_id}").status_code == 404
-        until(lambda: not list((shelf.home / "server" / "blobs").rglob(f"{job_id}*")), what="the end of its audio")
+        until(
+            lambda: not list((shared_library.home / "server" / "blobs").rglob(f"{job_id}*")),
+            what="the end of its audio",
+        )
 
 
 def test_pushing_a_home_voice_creates_no_second_voice(
-    shelf: Library, served: Served, monkeypatch: pytest.MonkeyPatch
+    shared_library: Library, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AFTERWORDS_HOME", str(shelf.home))
+    monkeypatch.setenv("AFTERWORDS_HOME", str(shared_library.home))
     with Client(served.url, api_key=served.key) as client, served.client() as http:
-        assert transfer.push("me", client=client).voice_id == shelf.get("me").voice_id
+        assert transfer.push("me", client=client).voice_id == shared_library.get("me").voice_id
         assert names(http) == ["me"]
         assert client.say("From the SDK.", voice="me").duration_s > 0
-        pushed = register(http, name="guest", wav=READER.read_bytes())
-        assert names(http) == ["me", "guest"]
+        pushed = register(http, name="friend", wav=READER.read_bytes())
+        assert names(http) == ["me", "friend"]
         assert http.delete(f"/v1/voices/{pushed}").status_code == 204
 
 
 def test_backup_has_audio_but_no_recording_of_a_home_voice(
-    shelf: Library, library: Library, served: Served, tmp_path: Path
+    shared_library: Library, library: Library, served: Served, tmp_path: Path
 ) -> None:
     with served.client() as client:
         final(client, job_id := speak(client, "me", "To be backed up."))
     file = tmp_path / "server.backup"
-    done = run("backup", str(file), env={"AFTERWORDS_HOME": str(shelf.home)})
+    done = run("backup", str(file), env={"AFTERWORDS_HOME": str(shared_library.home)})
     assert done.code == 0, done.err
-    assert shelf.reference(shelf.get("me"))[44:1044] not in file.read_bytes()
+    assert shared_library.reference(shared_library.get("me"))[44:1044] not in file.read_bytes()
     done = run("restore", str(file), env={"AFTERWORDS_HOME": str(library.home)})
     assert done.code == 0, done.err
     with serving(library.home) as restored, restored.client(served.key) as client:
@@ -151,7 +154,7 @@ def test_backup_has_audio_but_no_recording_of_a_home_voice(
 
 
 def test_library_can_be_disabled_and_damaged_voices_skipped(library: Library) -> None:
-    damaged = copied(library, "damaged")
+    damaged = add_copy(library, "damaged")
     (library.home / "voices" / damaged.voice_id / "voice.json").write_text("{")
     with serving(library.home) as served:
         key = served.key
@@ -178,11 +181,11 @@ def test_audio_is_kept_while_a_voice_can_not_be_offered(library: Library) -> Non
         key = served.key
         final(client, job_id := speak(client, "me", "To be kept."))
         (folder / me.voice_id / "voice.json").write_text("{")
-        until(lambda: "not offered=1" in served.log.read_text(), what="a look at the damaged voice")
+        until(lambda: "not offered=1" in served.log.read_text(), what="the warning about the damaged voice")
         (folder / me.voice_id / "voice.json").write_bytes(described)
         assert client.get(f"/v1/jobs/{job_id}/audio").status_code == 200
     (library.home / "library.json").rename(library.home / "away.json")
-    folder.rename(library.home / "away")  # as if the disk were not mounted
+    folder.rename(library.home / "away")  # like a disk that is not mounted
     with serving(library.home) as served, served.client(key) as client:
         assert client.get(f"/v1/jobs/{job_id}/audio").status_code == 200
     (library.home / "away").rename(folder)
@@ -197,8 +200,8 @@ def test_public_server_has_no_home_account(library: Library) -> None:
     try:
         served.start().ready()
         until(lambda: "No key can use them yet" in served.log.read_text(), what="the line")
-        with served.client(served.new_key()) as stranger:
-            assert names(stranger) == []
+        with served.client(served.new_key()) as other_client:
+            assert names(other_client) == []
         env = {"AFTERWORDS_HOME": str(library.home), "AFTERWORDS_BACKENDS": "tone"}
         with served.client(run("keys", "create", "--home", env=env).out.strip()) as own:
             until(lambda: names(own) == ["me"], what="the voice")

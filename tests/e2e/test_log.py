@@ -1,4 +1,4 @@
-"""What a server writes down: one line an event, whose key it was, and nothing that repeats without news."""
+"""Tests of the log: one line per event, with the key of the request, and none for repeated polls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.e2e.served import Served, final, register, serving, speak
 
 
 def lines_of(served: Served) -> list[dict[str, Any]]:
-    """Every line that the server wrote to stderr, which must be one JSON object."""
+    """Return the lines of the log. Each must be a JSON object."""
     return [json.loads(line) for line in served.log.read_text().splitlines()]
 
 
@@ -24,7 +24,7 @@ def test_json_log_has_keys_and_a_second_server(tmp_path: Path) -> None:
         second.start()
         with served.client() as client:
             voice_id = register(client)
-            job_id = speak(client, voice_id, "fault-slow, so that a look comes before its end. " * 8)
+            job_id = speak(client, voice_id, "fault-slow, so that a poll comes before its end. " * 8)
             pending = client.get(f"/v1/jobs/{job_id}").json()
             assert final(client, job_id)["status"] == "ready"
             [key] = client.get("/v1/keys").json()
@@ -38,15 +38,15 @@ def test_json_log_has_keys_and_a_second_server(tmp_path: Path) -> None:
     assert (registered["account"], registered["key"], registered["status"]) == (key["account_id"], key["key_id"], 201)
     assert (registered["level"], registered["logger"]) == ("info", "afterwords.server")
     assert f"account={key['account_id']} key={key['key_id']}" in registered["message"]
-    looks = [line for line in lines if line.get("route") == "/v1/jobs/{job_id}"]
+    polls = [line for line in lines if line.get("route") == "/v1/jobs/{job_id}"]
     assert pending["status"] == "pending"
-    assert len(looks) == 1, "only the one that found the end"
+    assert len(polls) == 1, "only the poll that found the final job"
     probes = [line["status"] for line in lines if line.get("route") in ("/healthz", "/readyz")]
-    assert set(probes) <= {503}, "only those that were not good"
+    assert set(probes) <= {503}, "only failed probes"
     assert [line["level"] for line in others if line.get("route") == "/healthz"] == ["debug"]
     assert "2 servers share this database" in {line["message"] for line in others}
-    told = [line["message"] for line in lines]
-    assert told[-1] == "stopped"
-    assert [message for message in told if message.endswith(" stopped")]
-    assert not [message for message in told if "status -9" in message]
+    messages = [line["message"] for line in lines]
+    assert messages[-1] == "stopped"
+    assert [message for message in messages if message.endswith(" stopped")]
+    assert not [message for message in messages if "status -9" in message]
     assert served.key not in served.log.read_text()

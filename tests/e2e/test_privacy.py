@@ -1,4 +1,4 @@
-"""What is said to a server stays there as long as it must: not in logs, not in errors, not after deletion."""
+"""Tests that texts, recordings and secrets are not in logs or errors, and not in any file after deletion."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.e2e.wire import ask
 from tests.watched import Watched, has_strace
 
 CALLBACK_SECRET: Final = "a-callback-secret-that-workers-share"
-STORAGE_SECRET: Final = "a-storage-secret-of-whoever-runs-it"
+STORAGE_SECRET: Final = "a-storage-secret-of-the-operator"
 NOISE: Final = np.random.default_rng(1).uniform(-0.5, 0.5, 48_000).astype(np.float32)
 WAV: Final = canonical_wav(NOISE, 8_000)
 CANARY: Final = "canary7f3a"
@@ -38,7 +38,7 @@ def temp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, temp: Path) -> Iterator[Served]:
-    """A server that was started by someone who lets everyone read everything."""
+    """A server that was started with umask 0."""
     settings = {
         "AFTERWORDS_CALLBACK_SECRET": CALLBACK_SECRET,
         "AWS_SECRET_ACCESS_KEY": STORAGE_SECRET,
@@ -61,21 +61,21 @@ def client(served: Served) -> Iterator[httpx.Client]:
         yield client
 
 
-def kept(served: Served, temp: Path) -> dict[Path, bytes]:
-    """Everything that the server has written anywhere, byte by byte."""
+def read_files(served: Served, temp: Path) -> dict[Path, bytes]:
+    """Return the content of all files that the server has written."""
     files = [served.log, *(path for folder in (served.home, temp) for path in folder.rglob("*"))]
     found = {}
     for path in files:
         try:
             found[path] = path.read_bytes() if path.is_file() else b""
-        except FileNotFoundError:  # it went while we looked
+        except FileNotFoundError:  # removed in the meantime
             continue
     return found
 
 
-def places(parts: list[bytes], served: Served, temp: Path) -> set[str]:
-    """The names of files that hold one of these."""
-    return {path.name for path, data in kept(served, temp).items() if any(part in data for part in parts)}
+def find_files(parts: list[bytes], served: Served, temp: Path) -> set[str]:
+    """Return the names of files that contain one of these."""
+    return {path.name for path, data in read_files(served, temp).items() if any(part in data for part in parts)}
 
 
 def test_deleting_a_voice_leaves_no_text_or_audio(served: Served, client: httpx.Client, temp: Path) -> None:
@@ -89,12 +89,14 @@ def test_deleting_a_voice_leaves_no_text_or_audio(served: Served, client: httpx.
     client.post("/v1/synthesize", json={"voice_id": voice, "text": f"{CANARY} text"})
     pending = speak(client, voice, f"{CANARY} slow, fault-slow" + "." * 2_000)
     client.get(f"/v1/voices/{voice}/export")
-    assert {"afterwords.db", "ref.wav"} <= {name.removesuffix("-wal") for name in places(said + windows, served, temp)}
+    assert {"afterwords.db", "ref.wav"} <= {
+        name.removesuffix("-wal") for name in find_files(said + windows, served, temp)
+    }
 
     assert client.delete(f"/v1/voices/{voice}").status_code == 204
 
     assert client.get(f"/v1/jobs/{pending}").status_code == 404
-    until(lambda: not places(said + windows, served, temp), deadline_s=GONE_WITHIN_S, what="the end of all traces")
+    until(lambda: not find_files(said + windows, served, temp), deadline_s=GONE_WITHIN_S, what="removal of all traces")
     assert not list((served.home / "server" / "blobs").rglob(f"*{pending}*"))
 
 
@@ -109,7 +111,7 @@ def test_row_of_a_final_job_has_no_text(served: Served, client: httpx.Client) ->
 
 
 def test_errors_and_logs_contain_no_text_or_secret(served: Served, client: httpx.Client) -> None:
-    answers = list(mistakes(served, client))
+    answers = list(send_invalid_requests(served, client))
     assert {answer.status_code for answer in answers} >= {400, 401, 404, 409, 413, 416, 422, 500, 503}
     secrets = [CANARY, served.key, ADMIN_SECRET, CALLBACK_SECRET, STORAGE_SECRET]
     for answer in answers:
@@ -123,8 +125,8 @@ def test_errors_and_logs_contain_no_text_or_secret(served: Served, client: httpx
     assert not [secret for secret in secrets if secret in log]
 
 
-def mistakes(served: Served, client: httpx.Client) -> Iterator[httpx.Response]:
-    """Everything that can be done wrong, with a canary in it."""
+def send_invalid_requests(served: Served, client: httpx.Client) -> Iterator[httpx.Response]:
+    """Yield the responses to all kinds of invalid requests with a canary."""
     json = {"Content-Type": "application/json"}
     voice = register(client, wav=WAV, name=f"me {CANARY}", ref_text=f"{CANARY}.")
     files = {"ref_audio": (f"{CANARY}.wav", WAV, "audio/wav")}
@@ -157,9 +159,9 @@ def mistakes(served: Served, client: httpx.Client) -> Iterator[httpx.Response]:
         )
     yield repeated
     for secret in (CANARY, served.key + CANARY, f"{ADMIN_SECRET}x", f"{CALLBACK_SECRET}x"):
-        with served.client(secret) as stranger:
-            yield stranger.get("/v1/voices")
-            yield stranger.post("/v1/keys", json={"label": CANARY})
+        with served.client(secret) as other_client:
+            yield other_client.get("/v1/voices")
+            yield other_client.post("/v1/keys", json={"label": CANARY})
     yield client.get("/v1/health", headers={"Host": CANARY})
     with served.client(CALLBACK_SECRET) as worker:
         results: list[dict[str, Any]] = [
@@ -221,14 +223,14 @@ def test_stopped_server_leaves_no_key_and_no_text(tmp_path: Path) -> None:
         with served.client() as client:
             final(client, speak(client, register(client, wav=WAV, name="me"), f"{CANARY} passing by"))
         assert served.stop() == 0
-    assert not places([CANARY.encode(), served.key.encode()], served, tmp_path)
+    assert not find_files([CANARY.encode(), served.key.encode()], served, tmp_path)
 
 
 def test_workers_and_transcription_open_no_connections(
     tmp_path: Path, whisper: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not has_strace():
-        pytest.skip("strace is not here, or may not trace")
+        pytest.skip("strace is missing, or may not trace")
     watched = Watched(tmp_path, monkeypatch)
     program = "import sys, pathlib, afterwords.reference.transcription as t, afterwords.audio.audio as a\n"
     program += "print(t.transcribe(a.decode(pathlib.Path(sys.argv[1]))))"

@@ -1,4 +1,4 @@
-"""A server never removes what belongs to another database: a real process on storage that is not its own."""
+"""Tests that a server never removes blobs of another database."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.cli.program import run
 from tests.e2e.served import Served, final, register, speak, until
 
 EAGER = {"AFTERWORDS_SWEEP_INTERVAL_S": "0.2", "AFTERWORDS_SWEEP_GRACE_S": "0"}
-"""A sweeper that removes at once whatever it may remove."""
+"""A sweep without grace."""
 OFF = re.compile(r"WARNING sweep off: (.+)")
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Served]:
-    """A server that has kept a voice and some speech in the storage, and has stopped."""
+    """A stopped server with a voice and audio in the storage."""
     served = Served(tmp_path / "first", {**EAGER, "AFTERWORDS_STORAGE_URL": str(tmp_path / "storage")})
     try:
         served.start().ready()
@@ -37,7 +37,7 @@ def server(tmp_path: Path) -> Iterator[Served]:
 
 
 def audio_in(storage: Path) -> dict[str, bytes]:
-    """Every recording and every piece of speech, by its path."""
+    """Return all audio files by path."""
     return {path.relative_to(storage).as_posix(): path.read_bytes() for path in storage.rglob("*.wav")}
 
 
@@ -70,7 +70,7 @@ def test_new_database_does_not_sweep_storage_of_another(server: Served, tmp_path
         done = run("storage", "adopt", "--yes", env=env)
 
         assert done.code == 0, done.err
-        until(lambda: not audio_in(storage), what="the sweep of what nobody knows")
+        until(lambda: not audio_in(storage), what="the sweep of unknown blobs")
         assert sweep_state(second) == "ok"
     finally:
         if second.is_running:
@@ -96,7 +96,7 @@ def test_older_copy_of_the_database_stops_both_sweeps(server: Served) -> None:
             assert client.delete(f"/v1/voices/{voice['voice_id']}").status_code == 204
             assert client.get("/v1/voices").json() == []
         assert "deletion waits" in copy.log.read_text()
-        assert audio_in(storage) == kept, "the origin has the voice still"
+        assert audio_in(storage) == kept, "the original database still has the voice"
     finally:
         if copy.is_running:
             copy.kill()

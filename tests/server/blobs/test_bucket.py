@@ -1,4 +1,4 @@
-"""A bucket as storage: it keeps the contract on a server that speaks S3, and one that is down is no empty one."""
+"""Tests of blobs in a bucket, against moto's S3 server and servers that fail."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def request(port: int, method: str, path: str) -> int:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[int]:
-    """The port of a server that speaks S3."""
+    """The port of an S3 server."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
@@ -81,7 +81,7 @@ def s3() -> Iterator[int]:
 
 @pytest.fixture
 def bucket(s3: int) -> str:
-    """The URL of a bucket of its own."""
+    """The URL of a new bucket."""
     name = f"b-{uuid4()}"
     assert request(s3, "PUT", f"/{name}") == 200
     return f"s3://{name}/pre/fix?endpoint=http://127.0.0.1:{s3}&region=auto"
@@ -97,13 +97,13 @@ class TestBucket(BlobsContract, OwnershipContract):
 
 
 async def test_prefixes_of_a_bucket_are_separate_storages(blobs: Blobs, bucket: str) -> None:
-    beside = open_blobs(bucket.replace("pre/fix", "pre/fix-2"))
-    await beside.put("jobs/1.wav", b"x")
+    other = open_blobs(bucket.replace("pre/fix", "pre/fix-2"))
+    await other.put("jobs/1.wav", b"x")
     assert await everything(blobs) == {}
     assert await blobs.get("jobs/1.wav") is None
 
 
-async def refusals(blobs: Blobs, error: type[Exception]) -> None:
+async def assert_raises(blobs: Blobs, error: type[Exception]) -> None:
     for step in (
         blobs.get("jobs/1.wav"),
         blobs.exists("jobs/1.wav"),
@@ -119,17 +119,19 @@ async def refusals(blobs: Blobs, error: type[Exception]) -> None:
 
 
 async def test_missing_bucket_is_unavailable(s3: int) -> None:
-    await refusals(open_blobs(f"s3://none?endpoint=http://127.0.0.1:{s3}&region=auto"), StorageUnavailableError)
+    await assert_raises(open_blobs(f"s3://none?endpoint=http://127.0.0.1:{s3}&region=auto"), StorageUnavailableError)
 
 
 async def test_server_that_is_down_is_unavailable() -> None:
     blobs = open_blobs(f"s3://bucket?endpoint=http://127.0.0.1:{free_port()}&region=auto")
     async with asyncio.timeout(10):
-        await refusals(blobs, StorageUnavailableError)
+        await assert_raises(blobs, StorageUnavailableError)
 
 
 async def test_server_that_never_answers_times_out() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:  # the system takes the connection, nobody the request
+    with socket.create_server(
+        ("127.0.0.1", 0)
+    ) as listening:  # the system accepts the connection, but nothing reads the request
         blobs = open_blobs(f"s3://bucket?endpoint=http://127.0.0.1:{listening.getsockname()[1]}&region=auto")
         async with asyncio.timeout(5):
             with pytest.raises(StorageUnavailableError):
@@ -138,7 +140,7 @@ async def test_server_that_never_answers_times_out() -> None:
 
 @contextmanager
 def answering(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """A server that gives every request the same answer; yields the URL of a bucket there."""
+    """Run a server with the same answer to every request. Yield the URL of a bucket on it."""
 
     class Handler(BaseHTTPRequestHandler):
         def __getattr__(self, name: str) -> object:
@@ -212,12 +214,12 @@ def test_process_that_used_a_bucket_exits_cleanly() -> None:
         "from afterwords.errors import StorageUnavailableError\n"
         "from afterwords.server.blobs import open_blobs\n"
         "try: asyncio.run(open_blobs(sys.argv[1]).get('jobs/1.wav'))\n"
-        "except StorageUnavailableError: print('told')\n"
+        "except StorageUnavailableError: print('raised')\n"
     )
     url = f"s3://bucket?endpoint=http://127.0.0.1:{free_port()}&region=auto"
     command = [sys.executable, "-W", "error", "-c", code, url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert (done.returncode, done.stdout) == (0, "told\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "raised\n"), done.stderr
 
 
 async def test_backup_of_a_bucket_is_restored_into_a_folder(bucket: str, blobs: Blobs, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A folder as storage: it keeps the contract, keeps others out, and says what became of it."""
+"""Tests of blobs in a folder: privacy, crashes, full disks, links."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def blobs(root: Path) -> Blobs:
     return open_blobs(str(root))
 
 
-def elsewhere(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own, where `blobs` is the folder named first."""
-    before = (
+def run_process(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run code in a process in which `blobs` is the folder given first."""
+    header = (
         "import asyncio, os, resource, signal, sys\n"
         "from afterwords.errors import AfterwordsError\n"
         "from afterwords.server.blobs import open_blobs\n"
         "blobs = open_blobs(sys.argv[1])\n"
     )
-    command = [sys.executable, "-W", "error", "-c", before + code, *map(str, arguments)]
+    command = [sys.executable, "-W", "error", "-c", header + code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
@@ -58,7 +58,7 @@ class TestFolder(BlobsContract, OwnershipContract):
     pass
 
 
-# -- who may look, and what is left --------------------------------------------------------------------------
+# -- permissions and folders ---------------------------------------------------------------------------------
 
 
 async def test_files_and_folders_are_private(blobs: Blobs, root: Path) -> None:
@@ -104,7 +104,7 @@ async def test_listing_of_a_large_folder_uses_little_memory(blobs: Blobs, root: 
     for number in range(10_000):
         (root / "jobs" / f"{number:036}.wav").touch()
     peaks_bytes = []
-    for _ in range(2):  # the interpreter's own table of names may grow meanwhile, by megabytes, but not twice
+    for _ in range(2):  # the interpreter's table of names may grow by megabytes, but only once
         tracemalloc.start()
         try:
             n_listed = sum([len(batch) async for batch in blobs.listing()])
@@ -112,7 +112,7 @@ async def test_listing_of_a_large_folder_uses_little_memory(blobs: Blobs, root: 
         finally:
             tracemalloc.stop()
         assert n_listed == 10_000
-    assert min(peaks_bytes) < 600_000, "the names alone are more"
+    assert min(peaks_bytes) < 600_000, "the names alone would be more"
 
 
 async def test_durable_write_syncs_the_file_and_every_new_folder(
@@ -121,13 +121,13 @@ async def test_durable_write_syncs_the_file_and_every_new_folder(
     synced: list[str] = []
     fsync = os.fsync
 
-    def noting(descriptor: int) -> None:  # no test can cut the power: what was asked of the system is all there is
+    def record(descriptor: int) -> None:  # no test can cut the power: this checks the calls of fsync
         synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()).removeprefix(str(root)))
         fsync(descriptor)
 
     if not Path("/proc/self/fd").is_dir():
-        pytest.skip("the system does not tell which file a descriptor is of")
-    monkeypatch.setattr(os, "fsync", noting)
+        pytest.skip("this system has no /proc/self/fd")
+    monkeypatch.setattr(os, "fsync", record)
     await blobs.put("voices/a/ref.wav", b"x")
     assert synced[:2] == ["", "/voices"]
     assert synced[2].startswith("/voices/a/ref.wav.")
@@ -137,11 +137,11 @@ async def test_durable_write_syncs_the_file_and_every_new_folder(
     assert synced == []
 
 
-# -- deaths and damage ---------------------------------------------------------------------------------------
+# -- crashes and damage --------------------------------------------------------------------------------------
 
 
 async def test_killed_write_is_listed_and_can_be_deleted(blobs: Blobs, root: Path) -> None:
-    done = elsewhere(
+    done = run_process(
         "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
         "asyncio.run(blobs.put('ref.wav', b'a voice'))",
         root,
@@ -169,12 +169,12 @@ async def test_digest_detects_flipped_bytes_and_cut_files(blobs: Blobs, root: Pa
     assert await blobs.get("jobs/1.wav", sha256=digest) == data
 
 
-# -- the disk refuses ----------------------------------------------------------------------------------------
+# -- full disks and missing folders --------------------------------------------------------------------------
 
 
 async def test_full_disk_error_has_no_path_and_leaves_no_file(blobs: Blobs, root: Path) -> None:
     await blobs.put("jobs/1.wav", b"before")
-    done = elsewhere(
+    done = run_process(
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: asyncio.run(blobs.put('jobs/1.wav', bytes(2000)))\n"
         "except AfterwordsError as error: print(error.code, error.http_status, error.message)\n"
@@ -188,7 +188,7 @@ async def test_full_disk_error_has_no_path_and_leaves_no_file(blobs: Blobs, root
 
 
 async def test_check_detects_a_full_disk(root: Path) -> None:
-    done = elsewhere(
+    done = run_process(
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
         "try: asyncio.run(blobs.check())\n"
         "except AfterwordsError as error: print(error.code, os.listdir(sys.argv[1]))\n",
@@ -198,9 +198,9 @@ async def test_check_detects_a_full_disk(root: Path) -> None:
 
 
 def test_read_only_folder_can_be_read() -> None:
-    """Permissions don't bind root, so the process gives up being root where it is."""
-    with tempfile.TemporaryDirectory() as folder:  # outside of what only root may enter
-        done = elsewhere(
+    """Root ignores permissions, so the process drops them."""
+    with tempfile.TemporaryDirectory() as folder:  # a folder that other users may enter
+        done = run_process(
             "asyncio.run(blobs.put('jobs/1.wav', b'x'))\n"
             "for path in (os.path.join(sys.argv[1], 'jobs'), sys.argv[1]):\n"
             "    os.chmod(path, 0o500)\n"
@@ -266,10 +266,10 @@ def test_folder_that_can_not_be_created_is_unavailable(tmp_path: Path) -> None:
 async def test_system_errors_map_to_full_or_unavailable(
     blobs: Blobs, root: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: type[Exception]
 ) -> None:
-    def refuse(_: int) -> None:  # no test can use up a quota, or break a disk
+    def fail(_: int) -> None:  # no test can exceed a quota, or break a disk
         raise OSError(code, "refused", str(root))
 
-    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(error) as refused:
         await blobs.put("jobs/1.wav", b"x")
     assert str(root) not in str(refused.value)
@@ -281,7 +281,7 @@ async def test_system_errors_map_to_full_or_unavailable(
 
 @pytest.fixture
 def outside(tmp_path: Path, blobs: Blobs, root: Path) -> Path:
-    """A folder beside the storage, which a link in it leads to."""
+    """A folder outside of the storage, and a link to it in the storage."""
     folder = tmp_path / "outside"
     (folder / "deep").mkdir(parents=True)
     (folder / "mine.wav").write_bytes(b"mine")

@@ -1,4 +1,4 @@
-"""Storage in memory keeps the contract; and which URLs name a storage."""
+"""Tests of blobs in memory, and of storage URLs."""
 
 from __future__ import annotations
 

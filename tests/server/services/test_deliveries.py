@@ -1,4 +1,4 @@
-"""Webhooks of many accounts: one whose receiver does not answer delays nobody else."""
+"""Tests of webhook deliveries: a receiver that fails delays only its own account."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     await store.close()
 
 
-async def owe(world: World, name: str, n: int) -> str:
-    """Have webhooks due for an account; returns its id."""
+async def add_webhooks(world: World, name: str, n: int) -> str:
+    """Make webhooks of an account due. Return its id."""
     caller = await world.caller(name)
     voice = await world.add_voice(caller)
 
@@ -47,7 +47,7 @@ async def owe(world: World, name: str, n: int) -> str:
 
 
 class Receivers:
-    """What all receivers do, and what they were sent."""
+    """All receivers: how they behave, and what they were sent."""
 
     def __init__(self) -> None:
         self.silent: set[str] = set()
@@ -87,23 +87,23 @@ async def delivering(world: World, deliver: Callable[[WebhookCall], Awaitable[bo
 
 async def test_silent_receiver_delays_only_its_own_account(world: World) -> None:
     receivers = Receivers()
-    slow = await owe(world, "slow", 20)
+    slow = await add_webhooks(world, "slow", 20)
     receivers.silent.add(slow)
     async with delivering(world, receivers.deliver):
         await receivers.until(lambda: receivers.held[slow] == PER_ACCOUNT_MAX)
-        good = await owe(world, "good", 3 * PER_ACCOUNT_MAX)
+        good = await add_webhooks(world, "good", 3 * PER_ACCOUNT_MAX)
         await receivers.until(lambda: receivers.sent[good] == 3 * PER_ACCOUNT_MAX)
     assert receivers.held[slow] == receivers.sent[slow] == PER_ACCOUNT_MAX
 
 
 async def test_failing_receiver_gets_one_call_at_a_time_with_backoff(world: World) -> None:
     receivers = Receivers()
-    bad = await owe(world, "bad", 20)
+    bad = await add_webhooks(world, "bad", 20)
     receivers.failing.add(bad)
     async with delivering(world, receivers.deliver):
         await receivers.until(lambda: receivers.sent[bad] == PER_ACCOUNT_MAX)
         for number in range(1, 5):
-            good = await owe(world, f"good {number}", 1)
+            good = await add_webhooks(world, f"good {number}", 1)
             await receivers.until(lambda account_id=good: receivers.sent[account_id] == 1)  # type: ignore[misc]
             assert receivers.sent[bad] == PER_ACCOUNT_MAX + number - 1
             world.clock.advance(BACKOFF_MAX_S)
@@ -115,7 +115,7 @@ async def test_failing_receiver_gets_one_call_at_a_time_with_backoff(world: Worl
 
 async def test_exception_of_a_delivery_does_not_end_the_loop(world: World) -> None:
     receivers = Receivers()
-    account_id = await owe(world, "ann", 2)
+    account_id = await add_webhooks(world, "ann", 2)
     raised = iter([DatabaseUnavailableError(), ZeroDivisionError()])
 
     async def deliver(call: WebhookCall) -> bool:

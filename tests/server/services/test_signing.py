@@ -1,4 +1,4 @@
-"""The secret of webhooks, and the tokens of workers."""
+"""Tests of webhook secrets and worker tokens."""
 
 from __future__ import annotations
 

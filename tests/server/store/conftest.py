@@ -1,4 +1,4 @@
-"""A SQL store on a file of its own, open."""
+"""Fixtures of store tests: an open SQL store on a new file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from afterwords.server.ports import Store
 from afterwords.server.store import SqlStore
 from tests.contracts.store_world import ManualClock, World
-from tests.server.store.other import NAME
+from tests.server.store.second_process import NAME
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where the server keeps its own; it is not there yet."""
+    """The folder of the server, which does not exist yet."""
     return tmp_path / "home" / "server"
 
 

@@ -1,4 +1,4 @@
-"""What is deleted is gone from the file and its log, byte by byte."""
+"""Tests that deleted texts leave no byte in the database and its log."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 
 from afterwords.server.records import VoiceChanges
 from tests.contracts.store_world import World, audio
-from tests.server.store.other import other
+from tests.server.store.second_process import second_process
 
 pytestmark = pytest.mark.anyio
 
 
-def left_of(folder: Path, *words: str) -> set[str]:
-    """Those of the words that stand in any file."""
+def find_words(folder: Path, *words: str) -> set[str]:
+    """Return the words that any file contains."""
     files = b"".join(path.read_bytes() for path in folder.iterdir())
     return {word for word in words if word.encode() in files}
 
@@ -24,11 +24,11 @@ def left_of(folder: Path, *words: str) -> set[str]:
 async def test_transcript_of_a_deleted_voice_leaves_no_byte(world: World, folder: Path) -> None:
     voice = await world.add_voice(ref_text="CANARY-TRANSCRIPT")
     job = await world.add_job(voice=voice, text="CANARY-WAITING")
-    assert left_of(folder, "CANARY-TRANSCRIPT", "CANARY-WAITING") == {"CANARY-TRANSCRIPT", "CANARY-WAITING"}
+    assert find_words(folder, "CANARY-TRANSCRIPT", "CANARY-WAITING") == {"CANARY-TRANSCRIPT", "CANARY-WAITING"}
 
     await world.store.delete_voice(voice.voice_id, account_id=voice.account_id)
 
-    assert left_of(folder, "CANARY-TRANSCRIPT", "CANARY-WAITING", job.job_id + "-") == set()
+    assert find_words(folder, "CANARY-TRANSCRIPT", "CANARY-WAITING", job.job_id + "-") == set()
 
 
 async def test_replaced_transcript_leaves_no_byte(world: World, folder: Path) -> None:
@@ -37,7 +37,7 @@ async def test_replaced_transcript_leaves_no_byte(world: World, folder: Path) ->
     changes = VoiceChanges(ref_text="ANOTHER-TRANSCRIPT")
     await world.store.update_voice(voice.voice_id, changes, account_id=voice.account_id)
 
-    assert left_of(folder, "CANARY-TRANSCRIPT", "ANOTHER-TRANSCRIPT") == {"ANOTHER-TRANSCRIPT"}
+    assert find_words(folder, "CANARY-TRANSCRIPT", "ANOTHER-TRANSCRIPT") == {"ANOTHER-TRANSCRIPT"}
 
 
 async def test_text_of_a_final_job_leaves_no_byte_after_a_sweep(world: World, folder: Path) -> None:
@@ -46,26 +46,26 @@ async def test_text_of_a_final_job_leaves_no_byte_after_a_sweep(world: World, fo
 
     await world.store.delete_expired()
 
-    assert left_of(folder, "CANARY-TEXT") == set()
+    assert find_words(folder, "CANARY-TEXT") == set()
 
 
 async def test_log_in_use_by_another_process_is_truncated_later(world: World, folder: Path) -> None:
     voice = await world.add_voice(ref_text="CANARY-TRANSCRIPT")
-    with other("read", folder) as reader:
+    with second_process("read", folder) as reader:
         assert reader.line() == "reading"
         await world.store.delete_voice(voice.voice_id, account_id=voice.account_id)
-        assert left_of(folder, "CANARY-TRANSCRIPT")
+        assert find_words(folder, "CANARY-TRANSCRIPT")
         reader.go_on()
         assert reader.line() == "done"
 
     await world.store.reap(max_attempts=3)
 
-    assert left_of(folder, "CANARY-TRANSCRIPT") == set()
+    assert find_words(folder, "CANARY-TRANSCRIPT") == set()
 
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_removed_texts_leave_no_byte_when_rows_move(world: World, folder: Path, seed: int) -> None:
-    """Rows that move between pages leave copies behind, which secure_delete does not find."""
+    """Rows that move between pages leave copies that secure_delete does not zero."""
     chance = random.Random(seed)
     ann = await world.caller()
     keeper = await world.add_voice(ann, ref_text=None)
@@ -85,17 +85,17 @@ async def test_removed_texts_leave_no_byte_when_rows_move(world: World, folder: 
             gone.add(alive.pop(name))
     await world.store.delete_expired()
 
-    assert left_of(folder, *gone) == set()
-    assert left_of(folder, *alive.values()) == set(alive.values())
+    assert find_words(folder, *gone) == set()
+    assert find_words(folder, *alive.values()) == set(alive.values())
 
 
 def test_secure_delete_alone_leaves_copies_of_moved_rows(tmp_path: Path) -> None:
-    """Why texts lie on pages of their own. If this fails, SQLite has learnt to clean up and the margin can go."""
+    """If this fails, SQLite zeroes such copies, and `VanishingText` needs no margin."""
     assert any(copies_left(tmp_path / f"{seed}", random.Random(seed)) for seed in range(60))
 
 
 def copies_left(folder: Path, chance: random.Random) -> set[str]:
-    """Removed texts that stand in the file, after some hundred came and went."""
+    """Return the removed texts that the file contains after some hundred inserts and deletes."""
     folder.mkdir()
     connection = sqlite3.connect(folder / "plain.db", isolation_level=None)
     for setting in ("secure_delete = ON", "synchronous = OFF"):
@@ -116,4 +116,4 @@ def copies_left(folder: Path, chance: random.Random) -> set[str]:
                 connection.execute("DELETE FROM texts WHERE seq = ?", [seq])
             gone.add(alive.pop(seq))
     connection.close()
-    return left_of(folder, *gone)
+    return find_words(folder, *gone)

@@ -1,4 +1,4 @@
-"""A database file that is moved, replaced or broken: refused, never made anew, and back as soon as it is."""
+"""Tests of a database file that is moved, replaced or damaged: unavailable, never created again, and recovered."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 
 from afterwords.errors import DatabaseUnavailableError
 from tests.contracts.store_world import ManualClock, World, digest
-from tests.server.store.other import NAME, store_in
+from tests.server.store.second_process import NAME, store_in
 
 pytestmark = pytest.mark.anyio
 
 
-async def assert_is_refused(world: World) -> None:
-    """Neither read nor written."""
+async def assert_is_unavailable(world: World) -> None:
+    """Check that reads and writes fail."""
     with pytest.raises(DatabaseUnavailableError):
         await world.store.find_caller(digest("ann"))
     with pytest.raises(DatabaseUnavailableError):
@@ -29,7 +29,7 @@ async def assert_is_refused(world: World) -> None:
 
 
 async def assert_is_back(world: World) -> None:
-    """With all that it had, and one more."""
+    """Check that the rows are there, and that a voice can be added."""
     ann = await world.caller("ann")
     voice = await world.add_voice(ann)
     assert await world.store.get_voice(voice.voice_id, account_id=ann.account_id) == voice
@@ -41,7 +41,7 @@ async def test_moved_file_is_unavailable_until_it_is_back(world: World, folder: 
     await world.caller("ann")
     (folder / NAME).rename(folder / "elsewhere")
 
-    await assert_is_refused(world)
+    await assert_is_unavailable(world)
     assert not (folder / NAME).exists()
     (folder / "elsewhere").rename(folder / NAME)
 
@@ -52,7 +52,7 @@ async def test_moved_folder_is_unavailable_until_it_is_back(world: World, folder
     await world.caller("ann")
     folder.rename(folder.with_name("elsewhere"))
 
-    await assert_is_refused(world)
+    await assert_is_unavailable(world)
     assert not folder.exists()
     folder.with_name("elsewhere").rename(folder)
 
@@ -60,11 +60,11 @@ async def test_moved_folder_is_unavailable_until_it_is_back(world: World, folder
 
 
 async def test_copy_in_its_place_is_used_only_after_a_restart(world: World, folder: Path) -> None:
-    """A backup, for example: the log that still lies there is not its own."""
+    """The log of the old file remains, and does not belong to the copy (a backup, for example)."""
     ann = await world.caller("ann")
     (folder / NAME).rename(folder / "elsewhere")
     shutil.copy(folder / "elsewhere", folder / NAME)
-    await assert_is_refused(world)
+    await assert_is_unavailable(world)
     await world.store.close()
 
     await world.store.open()
@@ -73,14 +73,14 @@ async def test_copy_in_its_place_is_used_only_after_a_restart(world: World, fold
 
 async def test_other_database_in_its_place_is_not_changed(world: World, folder: Path, tmp_path: Path) -> None:
     await world.caller("ann")
-    stranger = store_in(tmp_path / "stranger")
-    await stranger.open()
-    await stranger.close()
+    other = store_in(tmp_path / "other")
+    await other.open()
+    await other.close()
     (folder / NAME).rename(folder / "elsewhere")
-    content = (tmp_path / "stranger" / NAME).read_bytes()
-    (tmp_path / "stranger" / NAME).rename(folder / NAME)
+    content = (tmp_path / "other" / NAME).read_bytes()
+    (tmp_path / "other" / NAME).rename(folder / NAME)
 
-    await assert_is_refused(world)
+    await assert_is_unavailable(world)
     assert (folder / NAME).read_bytes() == content
 
 
@@ -90,7 +90,7 @@ async def test_other_file_in_its_place_is_not_changed(world: World, folder: Path
     (folder / NAME).rename(folder / "elsewhere")
     (folder / NAME).write_bytes(content)
 
-    await assert_is_refused(world)
+    await assert_is_unavailable(world)
     assert (folder / NAME).read_bytes() == content
     (folder / "elsewhere").rename(folder / NAME)
 
@@ -119,7 +119,7 @@ async def test_files_are_private(world: World, folder: Path) -> None:
 async def test_closed_store_is_unavailable(folder: Path, clock: ManualClock) -> None:
     store = store_in(folder)
     for _ in range(2):
-        await assert_is_refused(World(store, clock))
+        await assert_is_unavailable(World(store, clock))
         await store.close()
         await store.open()
         await store.check()

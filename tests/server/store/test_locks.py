@@ -1,4 +1,4 @@
-"""A database that another process keeps locked: an answer within 2 s, nothing done behind anyone's back."""
+"""Tests of a database that another process locks: operations fail within 2 s, and failed writes never run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 
 from afterwords.errors import DatabaseUnavailableError
 from tests.contracts.store_world import MANY, World
-from tests.server.store.other import other, store_in
+from tests.server.store.second_process import second_process, store_in
 
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 2
 
 
 async def refusal(work: Awaitable[object]) -> DatabaseUnavailableError:
-    """How it is refused, in time."""
+    """Return the error, which must come in time."""
     async with asyncio.timeout(DEADLINE_S):
         with pytest.raises(DatabaseUnavailableError) as refused:
             await work
@@ -27,7 +27,7 @@ async def refusal(work: Awaitable[object]) -> DatabaseUnavailableError:
 async def test_locked_database_rejects_writes_and_allows_reads(world: World, folder: Path) -> None:
     ann = await world.caller()
     voice = await world.add_voice(ann)
-    with other("hold", folder) as holder:
+    with second_process("hold", folder) as holder:
         assert holder.line() == "held"
         many = [world.store.submit(world.new_job(ann, voice), limits=MANY) for _ in range(20)]
         refusals = await asyncio.gather(*map(refusal, many), refusal(world.store.check()))
@@ -44,7 +44,7 @@ async def test_locked_database_rejects_writes_and_allows_reads(world: World, fol
 
 async def test_waiting_write_runs_after_the_lock_is_released(world: World, folder: Path) -> None:
     ann = await world.caller()
-    with other("hold", folder) as holder:
+    with second_process("hold", folder) as holder:
         assert holder.line() == "held"
         waiting = asyncio.create_task(world.add_voice(ann))
         await asyncio.sleep(0)
@@ -56,7 +56,7 @@ async def test_waiting_write_runs_after_the_lock_is_released(world: World, folde
 
 async def test_cancelled_write_never_runs(world: World, folder: Path) -> None:
     ann = await world.caller()
-    with other("hold", folder) as holder:
+    with second_process("hold", folder) as holder:
         assert holder.line() == "held"
         leaving = asyncio.create_task(world.add_voice(ann))
         await asyncio.sleep(0)
@@ -72,7 +72,7 @@ async def test_cancelled_write_never_runs(world: World, folder: Path) -> None:
 async def test_exclusive_lock_rejects_reads_until_it_is_released(folder: Path) -> None:
     store = store_in(folder)
     await store.open()
-    with other("hold-all", folder) as holder:
+    with second_process("hold-all", folder) as holder:
         assert holder.line() == "held"
         await asyncio.gather(*[refusal(store.find_caller(bytes(32))) for _ in range(20)], refusal(store.check()))
         waiting = asyncio.create_task(store.find_caller(bytes(32)))

@@ -1,4 +1,4 @@
-"""Opening: the schema is brought up to date once, by one process, and nothing is done where nothing has to be."""
+"""Tests of opening a database: one process migrates the schema, once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from afterwords.server.store.migrate import HEAD, MIGRATIONS
 from afterwords.server.store.schema import metadata
 from tests.contracts.store_world import digest
 from tests.error_codes import has_code
-from tests.server.store.other import NAME, other, store_in
+from tests.server.store.second_process import NAME, second_process, store_in
 
 
 @pytest.mark.anyio
@@ -39,7 +39,7 @@ async def test_database_is_new_only_once(folder: Path) -> None:
 
 def test_ten_processes_create_one_database(folder: Path) -> None:
     with ExitStack() as stack:
-        processes = [stack.enter_context(other("open", folder)) for _ in range(10)]
+        processes = [stack.enter_context(second_process("open", folder)) for _ in range(10)]
         assert {process.line() for process in processes} == {"ready"}
         for process in processes:
             process.go_on()
@@ -66,12 +66,12 @@ async def test_schema_equals_the_result_of_the_migrations(folder: Path) -> None:
 
     found.pop("alembic_version")
     triggers = {name for name, words in found.items() if any(word.startswith("CREATE TRIGGER") for word in words)}
-    assert triggers == {f"stored_bytes_{number}" for number in range(1, 9)}  # they stand in their migration alone
+    assert triggers == {f"stored_bytes_{number}" for number in range(1, 9)}  # defined only in their migration
     assert {name: words for name, words in found.items() if name not in triggers} == wanted
 
 
 def ddl(connection: object) -> dict[str, frozenset[str]]:
-    """Every table and index, as the parts of the statement that makes it: their order may differ."""
+    """Return the parts of the CREATE statement of each table and index. Their order may differ."""
     assert isinstance(connection, sqlite3.Connection)
     rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
     return {name: frozenset(part.strip(" \t)") for part in re.split("[\n,]", sql)) - {""} for name, sql in rows}
@@ -140,7 +140,7 @@ async def test_up_to_date_database_opens_without_alembic(folder: Path) -> None:
     await store.open()
     await store.close()
     code = (
-        "import asyncio, pathlib, sys; from tests.server.store.other import store_in\n"
+        "import asyncio, pathlib, sys; from tests.server.store.second_process import store_in\n"
         "store = store_in(pathlib.Path(sys.argv[1])); assert not asyncio.run(store.open())\n"
         "print('alembic' in sys.modules)"
     )

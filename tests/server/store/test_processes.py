@@ -1,4 +1,4 @@
-"""Several processes on one file, and processes that die: no job twice, none lost, nothing broken."""
+"""Tests of several processes on one database, and of processes that are killed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.store_world import TEXT, World
-from tests.server.store.other import NAME, other, store_in
+from tests.server.store.second_process import NAME, second_process, store_in
 
 
 @pytest.mark.anyio
@@ -18,7 +18,7 @@ async def test_two_processes_never_claim_the_same_job(world: World, folder: Path
     voice = await world.add_voice(ann)
     made = {(await world.add_job(ann, voice)).job_id for _ in range(300)}
 
-    with other("claim", folder) as one, other("claim", folder) as two:
+    with second_process("claim", folder) as one, second_process("claim", folder) as two:
         assert one.line() == two.line() == "ready"
         one.go_on()
         two.go_on()
@@ -32,7 +32,7 @@ async def test_two_processes_never_claim_the_same_job(world: World, folder: Path
 async def test_kill_during_writes_loses_no_accepted_job(folder: Path) -> None:
     answered: set[str] = set()
     for n_lines in (20, 75, 200):
-        with other("submit", folder) as process:
+        with second_process("submit", folder) as process:
             answered |= {process.line() for _ in range(n_lines)}
             process.kill()
             answered |= set(process.end().splitlines())

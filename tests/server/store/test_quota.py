@@ -1,4 +1,4 @@
-"""What an account has stored is counted exactly, and no account stores more than it may."""
+"""Tests of the storage quota: stored bytes are exact, and no account exceeds its quota."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from afterwords.server.records import AttemptResult, Caller, FinishStatus, Store
 from afterwords.server.store import SqlStore
 from tests.contracts.store_world import MANY, ManualClock, World, digest
 from tests.error_codes import has_code
-from tests.server.store.other import NAME
+from tests.server.store.second_process import NAME
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +43,7 @@ def counted(folder: Path) -> dict[str, int]:
 
 
 async def stored(world: World, folder: Path, caller: Caller) -> int:
-    """What is counted for an account, which is what its rows add up to."""
+    """Return the stored bytes of an account, which must be the sum of its rows."""
     [account] = [found for found in await world.store.list_accounts() if found.account_id == caller.account_id]
     assert counted(folder)[caller.account_id] == account.storage_bytes
     return account.storage_bytes

@@ -1,4 +1,4 @@
-"""The SQL store on SQLite: all that every store owes."""
+"""Tests of the SQL store: the contract, and its URL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.contracts.store_contract import StoreContract
 
 
 class TestSqlStore(StoreContract):
-    """The fixture `store` is that of all tests here."""
+    """The contract on SQLite."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One writer for all: what one of them does wrong is nobody else's concern."""
+"""Tests of the writer thread: a failed write affects no other."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from afterwords.errors import DatabaseUnavailableError, VoiceNotFoundError
 from afterwords.server.records import NewKey, StoredVoice, SubmittedJob
 from afterwords.server.store.database import Database
 from tests.contracts.store_world import MANY, TEXT, World, digest
-from tests.server.store.other import NAME
+from tests.server.store.second_process import NAME
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_failed_writes_do_not_affect_others_in_the_batch(world: World) -> None:
     ann = await world.caller()
-    voice, nobody = await world.add_voice(ann), world.new_voice(ann)
+    voice, unstored = await world.add_voice(ann), world.new_voice(ann)
     first = await world.add_job(ann, voice)
     good = [world.new_job(ann, voice) for _ in range(30)]
-    bad = [world.new_job(ann, nobody) for _ in range(30)]
+    bad = [world.new_job(ann, unstored) for _ in range(30)]
     twice = [replace(world.new_job(ann, voice), job_id=first.job_id) for _ in range(30)]
     mixed = [job for three in zip(good, bad, twice, strict=True) for job in three]
 
@@ -39,7 +39,7 @@ async def test_failed_writes_do_not_affect_others_in_the_batch(world: World) -> 
 
 
 async def test_write_that_fails_half_way_is_rolled_back(world: World, folder: Path) -> None:
-    """A key without an account makes one first."""
+    """`add_key` creates the account before the key."""
     ann = await world.caller("ann")
     many = [world.store.add_key(NewKey(digest("ann"))) for _ in range(10)]
     ends = await asyncio.gather(*many, world.add_voice(ann), return_exceptions=True)
@@ -74,7 +74,7 @@ async def test_concurrent_writes_share_a_commit(world: World, folder: Path) -> N
 
 
 async def test_accepted_jobs_are_on_disk(world: World, folder: Path) -> None:
-    """Seen by a connection that shares nothing with the store's."""
+    """The rows are read by a separate connection."""
     ann = await world.caller()
     jobs = await asyncio.gather(*[world.add_job(ann) for _ in range(10)])
 

@@ -1,7 +1,7 @@
 """Decides which database owns the storage: only the owner may remove blobs that it has no rows for.
 
 The storage contains a mark with the id of its database and a token. Each sweep replaces the token, and the database
-keeps the tokens that it wrote. So a copy or an older backup of a database is told from the one that used it last.
+keeps the tokens that it wrote. So a copy or an older backup of the database is detected.
 """
 
 from __future__ import annotations

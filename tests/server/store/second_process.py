@@ -1,6 +1,6 @@
-"""Another process on the same database: what it does is its first argument, where the second.
+"""A second process on a database, which runs one task in a folder: `python -m … TASK FOLDER`.
 
-It says one line when it is ready or has done something, and waits for a line before it goes on.
+It prints a line when it is ready or has completed a step, and waits for a line of input before the next step.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ ROOT: Final = Path(__file__).parents[3]
 NAME: Final = "afterwords.db"
 
 
-class Other:
-    """The process as the test sees it."""
+class SecondProcess:
+    """The process, from the view of a test."""
 
     def __init__(self, *args: str | Path, before: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen(
-            [*before, sys.executable, "-m", "tests.server.store.other", *map(str, args)],
+            [*before, sys.executable, "-m", "tests.server.store.second_process", *map(str, args)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -40,7 +40,7 @@ class Other:
         )
 
     def line(self) -> str:
-        """The next line it says; empty once it has ended."""
+        """Return the next line of its output, or an empty one after its end."""
         assert self._process.stdout
         return self._process.stdout.readline().strip()
 
@@ -53,15 +53,15 @@ class Other:
         self._process.kill()
 
     def end(self) -> str:
-        """All that it still says."""
+        """Wait for its end. Return the rest of its output."""
         out, _ = self._process.communicate(timeout=60)
         return out.strip()
 
 
 @contextmanager
-def other(*args: str | Path, before: Sequence[str] = ()) -> Iterator[Other]:
-    """Start it; it does not outlive the test."""
-    process = Other(*args, before=before)
+def second_process(*args: str | Path, before: Sequence[str] = ()) -> Iterator[SecondProcess]:
+    """Start the process, and kill it at the end."""
+    process = SecondProcess(*args, before=before)
     try:
         yield process
     finally:
@@ -73,38 +73,38 @@ def store_in(folder: Path) -> SqlStore:
     return SqlStore(f"sqlite:///{NAME}", clock=SystemClock(), folder=folder)
 
 
-def _say(words: object) -> None:
+def _print(words: object) -> None:
     sys.stdout.write(f"{words}\n")
     sys.stdout.flush()
 
 
 def _hold(folder: Path, *, is_exclusive: bool = False) -> None:
-    """Keep the database locked: for writing, or altogether."""
+    """Lock the database for writes, or exclusively."""
     connection = sqlite3.connect(folder / NAME, isolation_level=None)
     if is_exclusive:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("UPDATE server SET checked_at = NULL")
-    _say("held")
+    _print("held")
     sys.stdin.readline()
     connection.execute("ROLLBACK")
     connection.close()
-    _say("released")
+    _print("released")
 
 
 def _read(folder: Path) -> None:
-    """Keep a snapshot, so that the log can't be emptied."""
+    """Hold a read transaction, so that the log can't be truncated."""
     connection = sqlite3.connect(folder / NAME, isolation_level=None)
     connection.execute("BEGIN")
     connection.execute("SELECT count(*) FROM voices").fetchone()
-    _say("reading")
+    _print("reading")
     sys.stdin.readline()
     connection.close()
-    _say("done")
+    _print("done")
 
 
-async def _insist(work: Callable[[], Awaitable[T]]) -> T:
-    """Try again where the machine was too busy to answer in time."""
+async def _retry(work: Callable[[], Awaitable[T]]) -> T:
+    """Repeat work that a busy machine did not complete in time."""
     while True:
         try:
             return await work()
@@ -113,31 +113,31 @@ async def _insist(work: Callable[[], Awaitable[T]]) -> T:
 
 
 async def _open(folder: Path) -> None:
-    """Open the database when told to, and say whether it was new."""
+    """Open the database after a line of input. Print whether it is new."""
     store = store_in(folder)
-    _say("ready")
+    _print("ready")
     sys.stdin.readline()
     is_new = await store.open()
-    await _insist(store.check)
-    _say(f"{is_new} {(await store.secret()).hex()}")
+    await _retry(store.check)
+    _print(f"{is_new} {(await store.secret()).hex()}")
     await store.close()
 
 
 async def _claim(folder: Path) -> None:
-    """Claim jobs until there are none, and say which."""
+    """Claim all jobs, and print them."""
     store = store_in(folder)
     await store.open()
-    _say("ready")
+    _print("ready")
     sys.stdin.readline()
     found = []
-    while claim := await _insist(partial(store.claim, backends=["tone"], lease_s=600, worker=str(os.getpid()))):
+    while claim := await _retry(partial(store.claim, backends=["tone"], lease_s=600, worker=str(os.getpid()))):
         found.append(claim.job.job_id)
     await store.close()
-    _say(" ".join(found))
+    _print(" ".join(found))
 
 
 async def _submit(folder: Path) -> None:
-    """Submit jobs without end, and say each that was accepted."""
+    """Submit jobs forever, and print each accepted one."""
     store = store_in(folder)
     await store.open()
     world = World(store, ManualClock())
@@ -147,14 +147,14 @@ async def _submit(folder: Path) -> None:
     async def one() -> None:
         while True:
             job = world.new_job(ann, voice)
-            await _insist(partial(store.submit, job, limits=MANY))
-            _say(job.job_id)
+            await _retry(partial(store.submit, job, limits=MANY))
+            _print(job.job_id)
 
     await asyncio.gather(*[one() for _ in range(8)])
 
 
 async def _fill(folder: Path, limit: Callable[[], None], relief: Callable[[], None]) -> None:
-    """Submit jobs until there is no room, then do what must work without; say each step."""
+    """Submit jobs until the disk is full, then check what must still work. Print each step."""
     store = store_in(folder)
     await store.open()
     world = World(store, ManualClock())
@@ -162,36 +162,36 @@ async def _fill(folder: Path, limit: Callable[[], None], relief: Callable[[], No
     small, another, large = [await world.add_voice(ann) for _ in range(3)]
     limit()
 
-    async def tried(name: str, work: Callable[[], Awaitable[object]]) -> None:
+    async def attempt(name: str, work: Callable[[], Awaitable[object]]) -> None:
         try:
-            await _insist(work)
-            _say(f"{name}: done")
+            await _retry(work)
+            _print(f"{name}: done")
         except StorageFullError:
-            _say(f"{name}: full")
+            _print(f"{name}: full")
 
     n_accepted = 0
     try:
         while True:
             job = world.new_job(ann, large, text="x" * 5000)
-            await _insist(partial(store.submit, job, limits=MANY))
+            await _retry(partial(store.submit, job, limits=MANY))
             n_accepted += 1
     except StorageFullError:
-        _say("submit: full")
+        _print("submit: full")
     jobs = await store.list_jobs(account_id=ann.account_id, status=None, limit=None, after=None)
-    _say(f"read: {len(jobs) == n_accepted > 0}")
-    await tried("delete", partial(store.delete_voice, small.voice_id, account_id=ann.account_id))
-    await tried("purged", partial(store.mark_purged, small.voice_id))
+    _print(f"read: {len(jobs) == n_accepted > 0}")
+    await attempt("delete", partial(store.delete_voice, small.voice_id, account_id=ann.account_id))
+    await attempt("purged", partial(store.mark_purged, small.voice_id))
     relief()
-    await tried("delete", partial(store.delete_voice, another.voice_id, account_id=ann.account_id))
-    await tried("purged", partial(store.mark_purged, another.voice_id))
-    await tried("submit", partial(store.submit, world.new_job(ann, large), limits=MANY))
+    await attempt("delete", partial(store.delete_voice, another.voice_id, account_id=ann.account_id))
+    await attempt("purged", partial(store.mark_purged, another.voice_id))
+    await attempt("submit", partial(store.submit, world.new_job(ann, large), limits=MANY))
     await store.close()
     with sqlite3.connect(folder / NAME) as connection:
-        _say(connection.execute("PRAGMA integrity_check").fetchone()[0])
+        _print(connection.execute("PRAGMA integrity_check").fetchone()[0])
 
 
 async def _fill_file(folder: Path) -> None:
-    """With a limit on the size of files."""
+    """Limit the size of files."""
     import resource
 
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -203,7 +203,7 @@ async def _fill_file(folder: Path) -> None:
 
 
 async def _fill_disk(folder: Path) -> None:
-    """With blobs that leave no room on the disk."""
+    """Fill the disk with a blob."""
     blob = folder / "blob"
 
     def limit() -> None:
