@@ -37,8 +37,13 @@ def server(tmp_path: Path) -> Iterator[Served]:
 
 
 def audio_in(storage: Path) -> dict[str, bytes]:
-    """Return all audio files by path."""
-    return {path.relative_to(storage).as_posix(): path.read_bytes() for path in storage.rglob("*.wav")}
+    """Return all audio files by path. A sweep may remove files and folders in the meantime."""
+    found = {}
+    for folder, _, names in os.walk(storage):
+        for path in (Path(folder, name) for name in names if name.endswith(".wav")):
+            with suppress(FileNotFoundError):
+                found[path.relative_to(storage).as_posix()] = path.read_bytes()
+    return found
 
 
 def sweep_state(served: Served) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 
@@ -150,6 +150,9 @@ class Synthesis:
             webhook_url=request.webhook_url,
             character_limit=caller.character_limit,
         )
+        return replace(await self._submit_new(new, idempotency, listen=listen), left_out=left_out)
+
+    async def _submit_new(self, new: NewJob, idempotency: Idempotency | None, *, listen: bool) -> AcceptedJob:
         listener = self.dispatcher.listen(new.job_id) if listen else None
         try:
             submitted = await self.store.submit(new, limits=self.limits, idempotency=idempotency)
@@ -167,7 +170,7 @@ class Synthesis:
             listener.close()
             listener = None
         self.dispatcher.wake()
-        return AcceptedJob(submitted.job, submitted.is_new, listener, left_out)
+        return AcceptedJob(submitted.job, submitted.is_new, listener)
 
     async def _open_cached(self, voice: StoredVoice, key: str) -> tuple[CacheEntry, BlobReader] | None:
         """Open cached audio. A damaged file is dropped; unavailable storage counts as a cache miss."""

@@ -19,7 +19,7 @@ from afterwords.errors import DatabaseUnavailableError, StorageFullError
 from afterwords.server.store.disk_reserve import DiskReserve
 from afterwords.server.store.migrate import prepare
 from afterwords.server.store.schema import server
-from afterwords.server.store.sqlite import Identity, VerifiedConnection, engine_for, is_busy, raw, translate_error
+from afterwords.server.store.sqlite import FileIdentity, VerifiedConnection, engine_for, is_busy, raw, translate_error
 from afterwords.server.store.write_queue import Writer, WriteTask
 
 P = ParamSpec("P")
@@ -46,7 +46,7 @@ class Database:
         self.path = path
         self._engine: Engine = engine_for(path)
         self._reserve = DiskReserve(path.with_name(f"{path.name}.reserve"))
-        self._identity: Identity | None = None
+        self._identity: FileIdentity | None = None
         self._reader: VerifiedConnection | None = None
         self._writer: Writer | None = None
         self._threads: ThreadPoolExecutor | None = None

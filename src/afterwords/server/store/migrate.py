@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from afterwords import disk
 from afterwords.errors import DatabaseUnavailableError, ServerSetupError, pip_install
 from afterwords.server.store.column_types import PAGE_BYTES
-from afterwords.server.store.sqlite import Identity, connect, engine_for, raw
+from afterwords.server.store.sqlite import FileIdentity, connect, engine_for, raw
 
 HEAD: Final = "0006"
 """The schema version of this release."""
@@ -26,7 +26,7 @@ BUSY_TIMEOUT_S: Final = 10
 SECRET_BYTES: Final = 32
 
 
-def prepare(path: Path) -> tuple[Identity, bool]:
+def prepare(path: Path) -> tuple[FileIdentity, bool]:
     """Create or migrate the database. Return its identity, and whether it is new.
 
     Raises:
@@ -47,7 +47,7 @@ def prepare(path: Path) -> tuple[Identity, bool]:
     return identity, is_new
 
 
-def _identity(path: Path) -> Identity | None:
+def _identity(path: Path) -> FileIdentity | None:
     """Return the identity of an up-to-date database. None: it must be migrated, or is locked."""
     try:
         with contextlib.closing(connect(engine_for(path), busy_timeout_s=0)) as connection:
@@ -56,7 +56,7 @@ def _identity(path: Path) -> Identity | None:
                 return None
             (secret,) = raw(connection).execute("SELECT secret FROM server").fetchone()
             file = path.stat()
-            return Identity(file.st_dev, file.st_ino, version, secret)
+            return FileIdentity(file.st_dev, file.st_ino, version, secret)
     except sqlite3.OperationalError:
         return None
 

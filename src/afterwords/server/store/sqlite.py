@@ -132,7 +132,7 @@ class CompiledInsert:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class FileIdentity:
     """The place of a database file on the disk, and what was created with it."""
 
     device: int
@@ -151,7 +151,7 @@ class VerifiedConnection:
 
     engine: Engine
     path: Path
-    identity: Identity
+    identity: FileIdentity
     busy_timeout_s: float
     _connection: Connection | None = None
 
