@@ -428,7 +428,7 @@ def _check_grade(prepared: PreparedReference, label: str, accept: AcceptRecordin
         raise RecordingError(
             f"{label} is graded F for cloning: {worst.reason}",
             code="poor_recording",
-            hint=f"{worst.advice or 'record again'}; or clone it all the same with --anyway (anyway=True in Python).",
+            hint=f"{worst.advice or 'record again'}; or clone it anyway with --anyway (anyway=True in Python).",
         )
 
 

@@ -86,7 +86,7 @@ def test_export_without_out_keeps_existing_file(exported: Path, tmp_path: Path) 
     exported.write_bytes(b"kept")
 
     message = run("voices", "export", "me", cwd=tmp_path).expect_error(5, "FileError")
-    assert "me.afterwords can't be written: it exists already." in message
+    assert "me.afterwords can't be written: it already exists." in message
     assert "to replace it, add -o me.afterwords" in message
     assert exported.read_bytes() == b"kept"
 

@@ -83,7 +83,7 @@ class TestCodes:
         for body in (b"{}", b'{"error": null}', b'{"error": "No."}', b'{"detail": []}', b"[1]", b"{"):
             error = error_of(status, body, x_request_id="req-2")
             assert (type(error), error.code, error.http_status, error.request_id) == (kind, code, status, "req-2")
-            assert error.message in ("No.", f"The server answered with status {status}.")
+            assert error.message in ("No.", f"The server responded with status {status}.")
 
     @pytest.mark.parametrize(("status", "kind"), [(422, InvalidRequestError), (500, ServiceError)])
     def test_unknown_code_is_kept(self, status: int, kind: type[AfterwordsError]) -> None:

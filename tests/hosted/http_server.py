@@ -92,7 +92,7 @@ class _Server(ThreadingHTTPServer):
 
     def close_connections(self) -> None:
         for connection in tuple(self._open):
-            with suppress(OSError):  # it was closed meanwhile
+            with suppress(OSError):  # the other side closed it
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(

@@ -179,40 +179,40 @@ def _find_sound(file: Readable, source: str) -> tuple[_Format, Chunk]:
     file.seek(fmt.start)
     layout = _parse_format(file.read(min(fmt.size_bytes, FMT_MAX_BYTES)), source)
     if sound is None:
-        raise MalformedWavError.for_source(source, "it ends before its sound begins", code="truncated")
+        raise MalformedWavError.for_source(source, "it ends before its audio data", code="truncated")
     if sound.size_bytes == 0:
-        raise MalformedWavError.for_source(source, "its data chunk declares no sound", code="empty_data")
+        raise MalformedWavError.for_source(source, "its data chunk is empty", code="empty_data")
     is_cut = sound.present_bytes < sound.size_bytes and sound.size_bytes != UNKNOWN_SIZE
     if is_cut or sound.present_bytes == 0:
         raise MalformedWavError.for_source(
             source,
-            f"it declares {sound.size_bytes:,} bytes of sound and holds {sound.present_bytes:,}",
+            f"it declares {sound.size_bytes:,} bytes of audio but contains {sound.present_bytes:,}",
             code="truncated",
         )
     if sound.present_bytes < layout.frame_bytes:
-        raise MalformedWavError.for_source(source, "its data chunk declares no sound", code="empty_data")
+        raise MalformedWavError.for_source(source, "its data chunk is empty", code="empty_data")
     return layout, sound
 
 
 def _parse_format(fmt: bytes, source: str) -> _Format:
     if len(fmt) < 16:
-        raise MalformedWavError.for_source(source, f"its fmt chunk has {len(fmt)} bytes, and needs 16")
+        raise MalformedWavError.for_source(source, f"its fmt chunk has {len(fmt)} bytes, but needs 16")
     encoding, channels, sample_rate, _, block_align, bits = parse_fmt(fmt)
     if encoding == _EXTENSIBLE:
         if len(fmt) < 40:
-            raise MalformedWavError.for_source(source, f"its extensible fmt chunk has {len(fmt)} bytes, and needs 40")
+            raise MalformedWavError.for_source(source, f"its extensible fmt chunk has {len(fmt)} bytes, but needs 40")
         if fmt[26:40] == _EXTENSIBLE_TAIL:
             encoding = int.from_bytes(fmt[24:26], "little")
     if encoding not in _BITS:
         raise MalformedWavError.for_source(
             source,
-            f"its sound is encoded as {_ENCODINGS.get(encoding, f'format 0x{encoding:04X}')}, "
-            "and PCM or 32-bit float is taken",
+            f"its encoding is {_ENCODINGS.get(encoding, f'format 0x{encoding:04X}')}; "
+            "PCM and 32-bit float are supported",
             code="unsupported_encoding",
         )
     if channels not in (1, 2):
         raise MalformedWavError.for_source(
-            source, f"it declares {channels:,} channels, and 1 or 2 are taken", code="bad_channels"
+            source, f"it has {channels:,} channels; 1 or 2 are supported", code="bad_channels"
         )
     if not SAMPLE_RATE_MIN <= sample_rate <= SAMPLE_RATE_MAX:
         raise MalformedWavError.bad_sample_rate(
@@ -221,18 +221,18 @@ def _parse_format(fmt: bytes, source: str) -> _Format:
     if encoding == _FLOAT and bits in (16, 24, 64):
         raise MalformedWavError.for_source(
             source,
-            f"its sound is encoded as {bits}-bit float, and PCM or 32-bit float is taken",
+            f"its encoding is {bits}-bit float; PCM and 32-bit float are supported",
             code="unsupported_encoding",
         )
     if bits not in _BITS[encoding]:
         raise MalformedWavError.for_source(
-            source, f"it declares {bits} bits a sample, and 8, 16, 24 or 32 are taken", code="bad_bits"
+            source, f"it has {bits} bits per sample; 8, 16, 24 and 32 are supported", code="bad_bits"
         )
     layout = _Format(encoding, channels, sample_rate, bits)
     if block_align != layout.frame_bytes:
         raise MalformedWavError.for_source(
             source,
-            f"it declares {block_align} bytes a frame, and its format needs {layout.frame_bytes}",
+            f"it has {block_align} bytes per frame, but its format needs {layout.frame_bytes}",
             code="bad_block_align",
         )
     return layout
@@ -279,7 +279,7 @@ def check_not_silent(samples: Samples, source: str) -> None:
     """Raise RecordingError if samples hold only silence or a constant offset."""
     if (peak := peak_db(samples)) < SILENCE_PEAK_DB:
         raise RecordingError(
-            f"{source} is silent: its sound peaks at {peak:.0f} dBFS once any constant offset is removed.",
+            f"{source} is silent: its peak is {peak:.0f} dBFS without any constant offset.",
             code="silent_audio",
         )
 

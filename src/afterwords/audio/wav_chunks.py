@@ -66,12 +66,14 @@ def check_magic(head: bytes, source: str) -> None:
     """
     if head[:4] != b"RIFF":
         found = ascii(head[:4].decode("latin-1")) if head else "an empty file"
-        raise MalformedWavError.for_source(source, f"it begins as {found}, not RIFF/WAVE", code="not_wav")
+        raise MalformedWavError.for_source(source, f"it starts with {found} instead of RIFF/WAVE", code="not_wav")
     if len(head) < RIFF_HEADER_BYTES:
         raise MalformedWavError.for_source(source, "it ends inside its header")
     if head[8:12] != b"WAVE":
         raise MalformedWavError.for_source(
-            source, f"it begins as RIFF/{ascii(head[8:12].decode('latin-1'))[1:-1]}, not RIFF/WAVE", code="not_wav"
+            source,
+            f"it starts with RIFF/{ascii(head[8:12].decode('latin-1'))[1:-1]} instead of RIFF/WAVE",
+            code="not_wav",
         )
 
 

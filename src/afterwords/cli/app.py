@@ -190,7 +190,7 @@ def _translate(error: Exception) -> AfterwordsError | None:
         return None
     if isinstance(error, OSError) and error.strerror:
         hint = "check the free disk space and the permissions of your folders, then run it again."
-        return AfterwordsError(f"The system refused: {error.strerror.lower()}.", hint=hint)
+        return AfterwordsError(f"The operating system reported: {error.strerror.lower()}.", hint=hint)
     return AfterwordsError(
         f"Unexpected error ({type(error).__name__}).",
         hint="run it again as `afterwords --debug …` and report the traceback.",

@@ -198,7 +198,9 @@ def create(
     from afterwords.errors import InvalidOptionError
 
     if home and (account or for_key or is_remote(remote, profile)):
-        raise InvalidOptionError.for_option("--home", value="true", allowed="without --account, --for and --remote")
+        raise InvalidOptionError(
+            "--home can't be combined with --account, --for or --remote.", hint="remove one of these options."
+        )
     key = _open(remote, profile).create(
         scopes=scope or (),
         is_home=home,

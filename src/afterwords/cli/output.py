@@ -111,7 +111,7 @@ def free_path(path: Path) -> Path:
         FileError: The file exists.
     """
     if path.exists():
-        raise FileError.unwritable(path, why="it exists already", hint=f"to replace it, add -o {path}")
+        raise FileError.unwritable(path, why="it already exists", hint=f"to replace it, add -o {path}")
     return path
 
 

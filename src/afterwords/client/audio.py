@@ -98,7 +98,7 @@ class WavStream:
             ConnectionLostError: The data ended early.
         """
         if not self.sample_rate:
-            raise InvalidResponseError.for_reason("its audio has no beginning")
+            raise InvalidResponseError.for_reason("its audio is empty")
         if self._left:
             raise ConnectionLostError.for_url("the server", why="it ended within the audio")
 
@@ -124,5 +124,5 @@ class WavStream:
         except RecordingError as error:
             raise InvalidResponseError.for_reason("its audio is not a WAV file") from error
         if len(head) > _HEADER_MAX_BYTES:
-            raise InvalidResponseError.for_reason("its audio has no beginning")
+            raise InvalidResponseError.for_reason("its audio is empty")
         return False

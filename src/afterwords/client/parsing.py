@@ -87,7 +87,7 @@ _NEXT_LINK: Final = re.compile(r'>\s*;\s*rel="?next"?')
 def parse_error(response: Response, request: Request) -> AfterwordsError:
     """Return the error that a response describes: the class of its code, with the request ID."""
     if 300 <= response.status < 400:
-        return invalid_response(response, "it leads to another address, and keys are sent nowhere else")
+        return invalid_response(response, "it redirects to another address, which must not receive the key")
     fields = _error_fields(response)
     if fields is None:
         if not response.is_json and not response.is_transient_failure:  # else a proxy reports that the server is down
@@ -96,7 +96,7 @@ def parse_error(response: Response, request: Request) -> AfterwordsError:
     missing_code = request.missing_code if response.status == 404 else ""
     code = _word(fields.get("code")) or _CODES.get(response.status) or missing_code
     request_id = _word(fields.get("request_id")) or _word(response.headers.get("x-request-id"))
-    message = str(fields.get("message") or f"The server answered with status {response.status}.")
+    message = str(fields.get("message") or f"The server responded with status {response.status}.")
     limit = response.headers.get("ratelimit-limit", "")
     return error_from_code(
         code,
@@ -136,7 +136,7 @@ def _hint(code: str, response: Response, request_id: str | None) -> str:
 
 def truncated_response(response: Response) -> ConnectionLostError:
     """Return the error for a connection that was lost within the body."""
-    error = ConnectionLostError.for_url("the server", why="it ended within the answer")
+    error = ConnectionLostError.for_url("the server", why="it ended within the response")
     error.request_id = _word(response.headers.get("x-request-id"))
     return error
 
@@ -153,7 +153,7 @@ def invalid_response(response: Response, why: str) -> InvalidResponseError:
 
 def _parse_json(response: Response) -> Any:
     if not response.is_json:
-        raise invalid_response(response, f"it is {response.content_type} where JSON belongs")
+        raise invalid_response(response, f"its content type is {response.content_type} instead of JSON")
     try:
         return json.loads(response.body)
     except (ValueError, RecursionError):
@@ -265,7 +265,7 @@ class SpeechResponse:
 def check_audio(response: Response) -> None:
     """Raise InvalidResponseError if a successful response is not audio."""
     if not response.is_audio:
-        raise invalid_response(response, f"it is {response.content_type} where audio belongs")
+        raise invalid_response(response, f"its content type is {response.content_type} instead of audio")
 
 
 def parse_speech(response: Response, voice_id: str) -> SpeechResponse:

@@ -140,7 +140,7 @@ def check_url(url: str) -> str:
 def _invalid_url(why: str) -> InvalidInputError:
     """Return the error, whose message omits the address, because it may contain a secret."""
     hint = "use an address such as https://voices.example.com."
-    return InvalidInputError(f"The address of the server can't be used: {why}.", hint=hint)
+    return InvalidInputError(f"The server address is invalid: {why}.", hint=hint)
 
 
 def check_profile(name: str) -> str:

@@ -134,4 +134,4 @@ def response_headers(response: httpx.Response) -> dict[str, str]:
 def check_uncompressed(response: httpx.Response) -> None:
     """Raise InvalidResponseError if the body is compressed, which no request asks for."""
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise InvalidResponseError.for_reason("it is compressed, which was not asked for")
+        raise InvalidResponseError.for_reason("it is compressed, although the client did not request that")

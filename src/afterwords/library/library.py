@@ -335,7 +335,7 @@ class Library:
             return _Record(migrations.SCHEMA, None, is_damaged=True)
         if schema > migrations.SCHEMA:
             raise LibraryError(
-                f"The library in {self.home} has schema {schema}, and this version knows up to {migrations.SCHEMA}.",
+                f"The library in {self.home} has schema {schema}, but this version supports up to {migrations.SCHEMA}.",
                 code="newer_library",
                 hint=f"install a newer afterwords: {pip_install(options='--upgrade')}",
             )

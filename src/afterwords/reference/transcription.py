@@ -101,7 +101,7 @@ def transcribe(
     whisper = _model(model or load_config().whisper or DEFAULT_MODEL, progress)
     progress(0.0, "transcribing")
     if lang not in (None, "en") and not whisper.model.is_multilingual:
-        raise UnavailableError.for_transcriber(f"the Whisper model knows English only, and '{lang}' was asked for")
+        raise UnavailableError.for_transcriber(f"the Whisper model supports only English, not '{lang}'")
     if len(audio.samples) == 0:
         return Transcript("", (), lang or "en")
     samples = resample(audio.samples, audio.sample_rate, _WHISPER_RATE)

@@ -265,7 +265,7 @@ class RequestContext:
         self._timeout_s = self.state.settings.body_timeout_s
         lengths = self.headers.get(b"content-length", [])
         if any(not length.isdigit() for length in lengths) or len(set(lengths)) > 1:
-            raise InvalidRequestError("The Content-Length is not one number.", hint="send the length of the body.")
+            raise InvalidRequestError("The Content-Length header is not a number.", hint="send the length of the body.")
         if lengths:
             self._check_size(int(lengths[0][:20]))
         self.task = authenticator.requests.enter(self.identity)

@@ -210,7 +210,7 @@ def _bind(settings: Settings) -> socket.socket:
         listener.close()
         why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
         raise ServerSetupError(
-            f"Nothing can listen on {settings.host} port {settings.port}: {why}.", code="address_in_use"
+            f"Can't listen on {settings.host} port {settings.port}: {why}.", code="address_in_use"
         ) from None
     listener.setblocking(False)
     return listener
@@ -322,7 +322,7 @@ class _Protocol(HttpToolsProtocol):
         super().connection_made(cast("asyncio.Transport", _Lingering(transport, self._has_more_to_come)))
         n_allowed = cast("_Config", self.config).n_connections
         if n_allowed is not None and len(self.connections) > n_allowed:
-            self._answer(ServiceUnavailableError("The server has as many connections as it may"))
+            self._answer(ServiceUnavailableError("The server has reached its connection limit; nothing was changed."))
         else:
             self._expect_headers()
 

@@ -93,12 +93,12 @@ def _parse(url: str) -> httpx.URL:
     if len(url) > URL_MAX_CHARS:
         raise InvalidRequestError.invalid_webhook_url(why=f"it has more than {URL_MAX_CHARS:,} characters")
     if any(c.isspace() or not c.isprintable() or c == "\\" for c in url):
-        raise InvalidRequestError.invalid_webhook_url(why="it holds a space, a control character or a backslash")
+        raise InvalidRequestError.invalid_webhook_url(why="it contains a space, a control character or a backslash")
     authority = _AUTHORITY.match(url)
     if authority is None:
         raise InvalidRequestError.invalid_webhook_url(why="it does not begin with https://")
     if "@" in authority[1]:
-        raise InvalidRequestError.invalid_webhook_url(why="it holds credentials")
+        raise InvalidRequestError.invalid_webhook_url(why="it contains credentials")
     if "#" in url:
         raise InvalidRequestError.invalid_webhook_url(why="it has a fragment")
     try:

@@ -114,7 +114,7 @@ def find_checkpoint(name: str) -> Checkpoint:
     """Return the checkpoint of that name, or raise NotFoundError."""
     if name not in CHECKPOINTS:
         raise NotFoundError(
-            f"There is no model '{name}' to pull.",
+            f"There is no model '{name}'.",
             code="unknown_model",
             hint=f"choose one of: {', '.join(CHECKPOINTS)}.",
         )
@@ -289,7 +289,7 @@ def lock_model(root: Path, name: str, *, on_wait: Callable[[], None] | None = No
     with disk.lock(
         root / f".{name}.lock",
         timeout_s=0,
-        busy=ModelError(f"Another process is pulling the model {name}.", code="model_busy"),
+        busy=ModelError(f"Another process is downloading the model {name}.", code="model_busy"),
         waiting=on_wait,
     ):
         yield

@@ -78,9 +78,9 @@ def pull(
         return path
     if config.is_offline:
         raise ModelError(
-            f"The model {name} is not pulled: AFTERWORDS_OFFLINE or HF_HUB_OFFLINE forbids it.",
+            f"The model {name} is not downloaded, and AFTERWORDS_OFFLINE or HF_HUB_OFFLINE forbids downloads.",
             code="offline",
-            hint=f"unset it, or put the files into the folder {name} below AFTERWORDS_MODELS.",
+            hint=f"unset it, or put the files into the folder {name} in AFTERWORDS_MODELS.",
         )
     root = model_roots(config)[0]
     with lock_model(root, name, on_wait=lambda: progress(0, 1, "waiting for another pull")):

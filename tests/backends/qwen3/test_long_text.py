@@ -97,11 +97,11 @@ def test_what_broke_a_piece_is_told_by_its_kind_and_not_tried_again(model: Torch
 
 
 def test_an_engine_that_is_closed_while_it_speaks_says_so(model: TorchModel, voice: VoiceOnDevice) -> None:
-    with pytest.raises(SynthesisError, match="closed meanwhile"):
+    with pytest.raises(SynthesisError, match="the engine was closed"):
         read(model, voice, Scripted(FinishReason.CANCELLED))
     closed = TorchScheduler(model.talker, model.decoder, n_rows=1, n_positions=256)
     closed.close()
-    with pytest.raises(SynthesisError, match="closed meanwhile"):
+    with pytest.raises(SynthesisError, match="the engine was closed"):
         read(model, voice, closed)
 
 

@@ -83,7 +83,7 @@ def test_shards_and_their_index_are_as_one_file(folder: Path) -> None:
     [
         ("{}", "is not an index of shards"),
         ("[", "is not an index of shards"),
-        ('{"weight_map": {"x": "../model.safetensors"}}', "which is not beside it"),
+        ('{"weight_map": {"x": "../model.safetensors"}}', "which is not in the same folder"),
         ('{"weight_map": {"x": "pytorch_model.bin"}}', "is a pickle"),
     ],
 )
@@ -97,7 +97,7 @@ def test_index_that_leads_elsewhere_is_refused(tmp_path: Path, index: str, why: 
 def test_pickle_is_not_opened(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     for source in (tmp_path, tmp_path / name):
-        with pytest.raises(ModelError, match=rf"{name} is a pickle, which can run any code"):
+        with pytest.raises(ModelError, match=rf"{name} is a pickle, which can run arbitrary code"):
             open_weights(source)
 
 
@@ -114,13 +114,13 @@ def test_folder_without_weights_says_which_file_it_lacks(tmp_path: Path) -> None
 def test_file_that_was_cut_is_refused_as_it_is_opened(folder: Path, n_bytes: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:n_bytes])
-    with pytest.raises(ModelError, match="is damaged or was cut short"):
+    with pytest.raises(ModelError, match="is damaged or truncated"):
         open_weights(folder)
 
 
 def test_file_of_something_else_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\x93NUMPY" * 1_000)
-    with pytest.raises(ModelError, match="is damaged or was cut short"):
+    with pytest.raises(ModelError, match="is damaged or truncated"):
         open_weights(folder)
 
 
@@ -136,7 +136,7 @@ def test_file_of_something_else_is_refused(folder: Path) -> None:
             lambda tensors: tensors.update(
                 {"talker.lora.0": np.zeros(1, np.float32), "talker.lora.1": np.zeros(1, np.float32)}
             ),
-            r"has the tensor talker\.lora\.0 and 1 more, which this version does not know",
+            r"has the tensor talker\.lora\.0 and 1 more, which this version does not support",
         ),
     ],
 )

@@ -79,7 +79,7 @@ class Qwen3Engine(ABC):
             try:
                 self._warm_up(parts)
             except SchedulerClosedError as error:
-                raise SynthesisError.for_backend(backend, why="it was closed meanwhile") from error
+                raise SynthesisError.for_backend(backend, why="the engine was closed") from error
             self._is_warm = True
         progress(1.0, "done")
 

@@ -111,7 +111,7 @@ class LongTextStream:
 
     def _failed(self, request: DecodeRequest[Any, Any]) -> SynthesisError:
         if request.finish_reason is FinishReason.CANCELLED:
-            why = f"it raised {type(request.error).__name__}" if request.error else "it was closed meanwhile"
+            why = f"it raised {type(request.error).__name__}" if request.error else "the engine was closed"
         elif request.finish_reason is FinishReason.STOP:
             why = "the speech ended before its first sound"
         else:
@@ -134,7 +134,7 @@ class LongTextStream:
         try:
             self._scheduler.submit(request)
         except SchedulerClosedError as error:
-            raise SynthesisError.for_backend(self._task.backend, why="it was closed meanwhile") from error
+            raise SynthesisError.for_backend(self._task.backend, why="the engine was closed") from error
         self._turns[number] = request
 
 

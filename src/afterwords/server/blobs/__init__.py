@@ -55,6 +55,7 @@ def _folder(path: str) -> Blobs:
 
 
 def _invalid_url() -> InvalidOptionError:
-    return InvalidOptionError.for_option(
-        "AFTERWORDS_STORAGE_URL", value="what it is", allowed="a folder, or s3://bucket?endpoint=https://…&region=…"
+    return InvalidOptionError(  # without the value, which may contain a secret
+        "AFTERWORDS_STORAGE_URL is neither a folder nor a valid s3:// URL.",
+        hint="set it to a folder, or to s3://bucket?endpoint=https://…&region=….",
     )

@@ -103,7 +103,7 @@ class AudioListener:
             elif not stream.is_finished:
                 await stream.changed.wait()
             elif stream.is_aborted:
-                raise SynthesisError.for_backend(stream.backend, why="it broke off")
+                raise SynthesisError.for_backend(stream.backend, why="its audio stream ended early")
             else:
                 return
 

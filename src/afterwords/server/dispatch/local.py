@@ -290,7 +290,7 @@ def check_backends(settings: Settings) -> None:
         try:
             registry.choose(config=config)
         except BackendUnavailableError as error:
-            error.hint = f"{error.hint}; or set AFTERWORDS_WORKERS=0 if other machines speak for this server"
+            error.hint = f"{error.hint}; or set AFTERWORDS_WORKERS=0 if workers run on other machines"
             raise
         return
     listed = registry.backends(config if settings.backends else replace(config, backends=None))
@@ -298,14 +298,12 @@ def check_backends(settings: Settings) -> None:
     unknown = [name for name in settings.backends or () if name not in names]
     if unknown:
         known = [backend.name for backend in registry.backends(replace(config, backends=None))]
-        raise InvalidOptionError.for_option(
-            "AFTERWORDS_BACKENDS", value=unknown[0], allowed=f"of installed engines ({', '.join(known)})"
-        )
+        allowed = f"the names of installed backends ({', '.join(known)})"
+        raise InvalidOptionError.for_option("AFTERWORDS_BACKENDS", value=unknown[0], allowed=allowed)
     if not settings.backends and not any(backend.is_available for backend in listed):
-        raise InvalidOptionError.for_option(
-            "AFTERWORDS_BACKENDS",
-            value="not set",
-            allowed=f"what other machines speak for this server ({', '.join(names)}), since no engine can run here",
+        raise InvalidOptionError(
+            "No backend can run on this machine, and AFTERWORDS_BACKENDS does not name those of other machines.",
+            hint=f"set AFTERWORDS_BACKENDS to the backends of your workers, out of {', '.join(names)}.",
         )
 
 

@@ -122,7 +122,9 @@ def _check_may_change(request: Request, key_id: str) -> None:
     """Raise InsufficientScopeError if the caller's key has scopes and is not this key."""
     caller = identity_of(request).caller
     if caller and caller.scopes and caller.key_id != key_id:
-        raise InsufficientScopeError.for_scope("of a key without scopes")
+        raise InsufficientScopeError(
+            "A key with scopes can't change other keys.", hint="use a key without scopes, or the admin secret."
+        )
 
 
 def _minted_response(minted: MintedKey) -> Response:

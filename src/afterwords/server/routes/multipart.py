@@ -182,7 +182,7 @@ class _FormReader:
                 raise InvalidRequestError.invalid_form(why=f"{name} is text, not a file")
             if content_type and not any(fnmatchcase(content_type, allowed) for allowed in AUDIO_TYPES):
                 raise InvalidRequestError(
-                    f"The content type is not one that is taken; taken: {', '.join(AUDIO_TYPES)}.",
+                    f"The content type is not supported; supported: {', '.join(AUDIO_TYPES)}.",
                     code="bad_content_type",
                     hint=f"send {', '.join(AUDIO_TYPES)}.",
                 )

@@ -74,7 +74,7 @@ async def complete(request: Request, job_id: JobId) -> Response:
         return _ok()
     if not body.wav_b64:
         await completion.reject(
-            job, MalformedWavError.for_source("the audio", "its data chunk declares no sound", code="empty_data")
+            job, MalformedWavError.for_source("the audio", "its data chunk is empty", code="empty_data")
         )
     try:
         wav = base64.b64decode(body.wav_b64 or "", validate=True)

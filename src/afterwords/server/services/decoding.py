@@ -170,7 +170,7 @@ class DecodingProcess:
             timer.cancel()
         self.stop()
         if self._is_late:
-            raise ServiceUnavailableError("The recording could not be decoded in time")
+            raise ServiceUnavailableError("The recording could not be decoded in time; nothing was changed.")
         log.warning("a decoding process ended with status %d", self._process.returncode)
         raise DecoderDiedError(is_reused=self.n_files > 1)
 

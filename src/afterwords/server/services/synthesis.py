@@ -246,7 +246,7 @@ class Synthesis:
             AudioMissingError: The audio is missing or altered. The job is failed.
         """
         if job.status is not JobStatus.READY or job.audio_key is None:
-            raise NotFoundError(f"The job has no audio: it is {job.status}.", code="job_not_ready")
+            raise NotFoundError(f"The job has no audio: its status is {job.status}.", code="job_not_ready")
         audio = await self.blobs.open(job.audio_key, sha256=job.audio_sha256 or "")
         if audio is None:
             await self.store.mark_audio_lost(job.job_id)

@@ -328,10 +328,12 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
         raise InvalidRequestError.invalid_field("metadata", rule="its numbers must be finite") from None
     if holds_nul(plain):
         raise InvalidRequestError.invalid_field(
-            "metadata", rule="it may hold no NUL"
+            "metadata", rule="it must not contain NUL characters"
         )  # a bundle can't contain one either
     if len(plain.encode()) > METADATA_MAX_BYTES:
-        raise InvalidRequestError.invalid_field("metadata", rule=f"it may have {METADATA_MAX_BYTES:,} bytes as JSON")
+        raise InvalidRequestError.invalid_field(
+            "metadata", rule=f"it may have at most {METADATA_MAX_BYTES:,} bytes as JSON"
+        )
 
 
 def _idempotency(caller: Caller, key: str | None, *parts: bytes) -> Idempotency | None:

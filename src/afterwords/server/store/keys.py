@@ -192,7 +192,10 @@ def _check_may_manage(connection: Connection, by: str) -> Row[Any]:
     if row is None or row.expires_at is not None:
         raise ConflictError(code="key_replaced")
     if row.scopes or row.character_limit is not None:
-        raise InsufficientScopeError.for_scope("of a key without scopes and limit")
+        raise InsufficientScopeError(
+            "A key with scopes or a limit can't create or change other keys.",
+            hint="use a key without scopes and limit, or the admin secret.",
+        )
     return row
 
 

@@ -89,7 +89,7 @@ def _migrate(path: Path) -> bool:
             found = _version(connection)
             if found and found not in {revision.revision for revision in script.walk_revisions()}:
                 raise ServerSetupError(
-                    f"The database has schema {found}, and this version knows up to {HEAD}.",
+                    f"The database has schema {found}, but this version supports up to {HEAD}.",
                     code="newer_database",
                     hint=f"install a newer afterwords: {pip_install(options='--upgrade')}",
                 )

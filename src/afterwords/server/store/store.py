@@ -304,11 +304,11 @@ class SqlStore:
 
 
 def _file_name(url: str) -> str:
-    allowed = "sqlite:/// and the name of a file"
+    allowed = "sqlite:/// followed by the path of a file"
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise InvalidOptionError.for_option("AFTERWORDS_DATABASE_URL", value="no URL", allowed=allowed) from None
+        raise InvalidOptionError.for_option("AFTERWORDS_DATABASE_URL", value="not a URL", allowed=allowed) from None
     is_file = parsed.database not in (None, "", ":memory:") and not (parsed.host or parsed.username or parsed.query)
     if parsed.get_backend_name() != "sqlite" or not is_file:
         raise InvalidOptionError.for_option("AFTERWORDS_DATABASE_URL", value=without_secrets(url), allowed=allowed)

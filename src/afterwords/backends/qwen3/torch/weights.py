@@ -115,8 +115,8 @@ class Weights:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise ModelError.for_file(
                 str(path),
-                why=f"has the tensor {unknown[0]}{more}, which this version does not know",
-                hint=f"{pip_install(options='--upgrade')}, or use a checkpoint that it knows.",
+                why=f"has the tensor {unknown[0]}{more}, which this version does not support",
+                hint=f"{pip_install(options='--upgrade')}, or use a checkpoint that it supports.",
             )
 
     def close(self) -> None:
@@ -148,7 +148,7 @@ def _opened(path: Path, device: torch.device) -> Any:
     except FileNotFoundError as error:
         raise ModelError.for_file(str(path), why="is missing", hint=_HINT) from error
     except (SafetensorError, OSError) as error:
-        raise ModelError.for_file(str(path), why=f"is damaged or was cut short ({error})", hint=_HINT) from error
+        raise ModelError.for_file(str(path), why=f"is damaged or truncated ({error})", hint=_HINT) from error
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -169,7 +169,7 @@ def _indexed(index: Path) -> list[Path]:
         raise ModelError.for_file(str(index), why="is not an index of shards", hint=_HINT) from error
     for name in names:
         if Path(name).name != name:
-            raise ModelError.for_file(str(index), why=f"names {name!a}, which is not beside it", hint=_HINT)
+            raise ModelError.for_file(str(index), why=f"names {name!a}, which is not in the same folder", hint=_HINT)
     return [index.with_name(name) for name in names]
 
 
@@ -177,7 +177,7 @@ def _check_kind(path: Path, *, folder: bool = False) -> None:
     if path.suffix in PICKLES:
         raise ModelError.for_file(
             str(path),
-            why="is a pickle, which can run any code when it is opened",
+            why="is a pickle, which can run arbitrary code when it is loaded",
             hint="use a checkpoint in safetensors.",
         )
     if not folder and path.suffix != ".safetensors":
