@@ -76,9 +76,9 @@ def test_language_that_the_checkpoint_does_not_know_is_refused(language: Languag
 @pytest.mark.parametrize(
     ("codes", "why"),
     [
-        (CODES[:, :15], "no frames of 16 codes"),
-        (CODES[:0], "no frames of 16 codes"),
-        (CODES[0], "no frames of 16 codes"),
+        (CODES[:, :15], "not frames of 16 codes"),
+        (CODES[:0], "not frames of 16 codes"),
+        (CODES[0], "not frames of 16 codes"),
         (CODES + 64, "between 0 and 63"),
         (-1 - CODES, "between 0 and 63"),
     ],
@@ -89,5 +89,5 @@ def test_codes_of_another_codec_are_refused(language: Language, codes: Tensor, w
 
 
 def test_speaker_of_another_size_of_the_model_is_refused(language: Language) -> None:
-    with pytest.raises(ValueError, match=r"shape \(64,\) is none of this model's"):
+    with pytest.raises(ValueError, match=r"shape \(64,\) does not fit this model"):
         language.prompts.from_speaker("hi", speaker=torch.zeros(64))

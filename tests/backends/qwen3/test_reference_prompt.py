@@ -169,5 +169,5 @@ def test_codes_that_are_none_of_the_model_are_refused_though_the_digest_fits(
 def test_what_is_no_recording_is_refused(
     encoder: CodecEncoder, speaker: SpeakerEncoder, samples: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 ) -> None:
-    with pytest.raises(ValueError, match="no mono recording"):
+    with pytest.raises(ValueError, match="not a mono recording"):
         make_prompt(samples, 24_000, encoder=encoder, speaker=speaker)

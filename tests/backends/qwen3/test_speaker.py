@@ -37,12 +37,12 @@ def test_embeddings_tell_sounds_apart(speaker: SpeakerEncoder) -> None:
 
 def test_a_tone_is_loudest_in_the_band_it_lies_in(speaker: SpeakerEncoder) -> None:
     time = torch.arange(24_000) / 24_000
-    low, high = (speaker.hear(torch.sin(2 * torch.pi * hertz * time)).mean(dim=1) for hertz in (300, 6000))
+    low, high = (speaker.mel_frames(torch.sin(2 * torch.pi * hertz * time)).mean(dim=1) for hertz in (300, 6000))
     assert low.shape == (128,)
     assert low.argmax() < 15
     assert 95 < high.argmax() < 110
 
 
 def test_silence_is_heard_as_the_floor(speaker: SpeakerEncoder) -> None:
-    assert speaker.hear(torch.zeros(24_000)).max() < -7
+    assert speaker.mel_frames(torch.zeros(24_000)).max() < -7
     assert np.isfinite(speaker.embed(np.zeros(24_000, np.float32))).all()

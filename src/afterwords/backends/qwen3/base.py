@@ -1,6 +1,6 @@
-"""What the engines of Qwen3-TTS have in common, on torch and on MLX: a loaded checkpoint, its prompts and readings.
+"""The base class of the Qwen3-TTS engines, for torch and MLX.
 
-Listing engines imports this module, so all that needs tensors stands inside the functions that speak.
+Listing engines imports this module, so that tensor libraries are imported in functions only.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from afterwords.models import SpeechTask
 
 LoadedParts = tuple[Any, Any]
-"""A model and the loop that speaks with it, of whichever kind."""
+"""A model and its scheduler, in torch or MLX."""
 
 
 class Qwen3Engine(ABC):
-    """One checkpoint, loaded when it is first needed."""
+    """An engine with one checkpoint, which is loaded when it is first needed."""
 
     name: str
     backends: tuple[str, ...]
@@ -48,23 +48,23 @@ class Qwen3Engine(ABC):
 
     @abstractmethod
     def availability(self) -> Available | Unavailable:
-        """As `Engine.availability`."""
+        """See `Engine.availability`."""
 
     @abstractmethod
     def _load(self, progress: Progress) -> LoadedParts:
-        """Load the checkpoint, or say what is missing."""
+        """Load the checkpoint, or raise the error that names what is missing."""
 
     @abstractmethod
     def _warm_up(self, parts: LoadedParts) -> None:
-        """Have done, once, what the first listener would wait for otherwise."""
+        """Run once what the first request would wait for otherwise."""
 
     @abstractmethod
     def _release(self) -> None:
-        """Give back what the device keeps of a model that is gone."""
+        """Free the memory that the device keeps for a closed model."""
 
     @abstractmethod
     def _prompt_version(self) -> str:
-        """Of the encoder, and of the weights: another revision hears otherwise."""
+        """Return the version of the encoder with the revision of the weights, which prompts depend on."""
 
     def languages(self, backend: str) -> frozenset[str]:  # noqa: ARG002 - all sizes speak the same
         return frozenset(LANGUAGE_NAMES)
@@ -92,7 +92,7 @@ class Qwen3Engine(ABC):
         return prompt
 
     def describe(self, prompt: bytes) -> dict[str, float | str]:
-        try:  # the header of safetensors: JSON behind its length in 8 bytes. What read it may be gone since it was made
+        try:  # the header of safetensors: JSON after its length in 8 bytes
             is_in_context = "codes" in json.loads(prompt[8 : 8 + int.from_bytes(prompt[:8], "little")])
         except (ValueError, TypeError, RecursionError):
             raise InvalidPromptError("not a prompt for this model: it can't be read") from None
@@ -117,7 +117,7 @@ class Qwen3Engine(ABC):
         yield from LongTextStream(model, scheduler, voice, task).chunks()
 
     def _check_language(self, task: SpeechTask, known: Container[str]) -> None:
-        """Refuse what this checkpoint has no id for: left to itself, the model would guess."""
+        """Refuse a language without an id in this checkpoint: the model would guess."""
         if LANGUAGE_NAMES.get(task.lang) not in known:
             speaks = [lang for lang, name in LANGUAGE_NAMES.items() if name in known]
             raise UnsupportedLangError.for_lang(task.lang, supported=speaks, backend=task.backend)
@@ -139,10 +139,10 @@ class Qwen3Engine(ABC):
 
 
 def run_to_end(scheduler: Scheduler, request: DecodeRequest[Any, Any]) -> None:
-    """Have a turn spoken that nobody hears.
+    """Decode a request and discard its audio.
 
     Raises:
-        Exception: whatever would have met its listener, for example that memory ran out.
+        Exception: The error that ended the request, for example that memory ran out.
     """
     scheduler.submit(request)
     for _ in request.stream():
@@ -152,16 +152,16 @@ def run_to_end(scheduler: Scheduler, request: DecodeRequest[Any, Any]) -> None:
 
 
 def check_memory(name: str, *, needed_bytes: int, room_bytes: float, sizes: Mapping[str, int]) -> None:
-    """Refuse a model that there is no room for.
+    """Refuse a model that does not fit in memory.
 
     Args:
-        name: of it.
-        needed_bytes: what it takes.
-        room_bytes: what it may take.
-        sizes: what all models take, by name.
+        name: Name of the model.
+        needed_bytes: Memory that it needs.
+        room_bytes: Memory that it may use.
+        sizes: Memory of all models, by name.
 
     Raises:
-        ModelError: says how much is needed, and what would fit.
+        ModelError: The model does not fit; the message states the needed memory, and the hint what would fit.
     """
     if needed_bytes > room_bytes:
         fitting = [other for other, size in sizes.items() if size <= room_bytes and other != name]

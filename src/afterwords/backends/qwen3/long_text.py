@@ -1,12 +1,12 @@
-"""A text on its way through the loop, piece by piece: what makes one utterance of them, and what is done if one fails.
+"""Synthesis of a text of any length: splits it into segments, decodes some ahead, and retries failed ones.
 
-Apart from the loop, which knows turns and no texts, and from the engine, which knows neither.
+The engines call it. The schedulers know requests only, and no texts.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from afterwords.models import SpeechTask
 
 SEGMENT_CHARS: Final = 280
-"""Longest piece spoken at once: beyond some 20 s, the model drifts. Source: QwenLM/Qwen3-TTS issues 68 and 239."""
+"""Longest segment: beyond about 20 s, the model drifts. Source: QwenLM/Qwen3-TTS issues 68 and 239."""
 DENSE_CHARS: Final = 80
-"""The same in Chinese, Japanese and Korean, where a character is a syllable or a word, 0.25 s of speech."""
+"""The same in Chinese, Japanese and Korean, where a character is a syllable or a word of 0.25 s."""
 DENSE_LANGS: Final = frozenset({"zh", "ja", "ko"})
 AHEAD: Final = 3
-"""Pieces of one text that are spoken before they are asked for."""
+"""Segments of one text that are decoded ahead."""
 PAUSE_S: Final = 0.15
 SAMPLE_RATE: Final = 24_000
 FADE: Final = 120
-"""Samples, 5 ms, over which a piece comes and goes, so that pieces join without a click."""
+"""Samples, 5 ms, of fade-in and fade-out, so that segments join without a click."""
 FRAMES_PER_TOKEN, FRAMES_MORE = 6, 50
-"""An utterance of more frames than 6 a token and 4 s does not end by itself any more. Source: measured upstream."""
+"""An utterance longer than 6 frames per token and 4 s does not end by itself. Source: measured upstream."""
 TRIES: Final = 3
-"""A piece that ran away before any of it was heard is spoken again, with another seed."""
+"""Attempts for a segment that failed before any of it was streamed, each with another seed."""
 
 
 class SpeechModel(Protocol):
-    """What a reading asks of a loaded checkpoint; voices and turns are of its own kind."""
+    """A loaded checkpoint, in torch or MLX, with voices and requests of its own types."""
 
     def n_tokens(self, text: str) -> int: ...
 
@@ -48,108 +48,101 @@ class SpeechModel(Protocol):
 
 
 class Scheduler(Protocol):
-    """Who speaks turns."""
+    """A scheduler, in torch or MLX."""
 
     def submit(self, request: Any) -> None: ...
 
 
 def split_text(text: str, lang: str, model: SpeechModel) -> list[str]:
-    """What is spoken at once; what the tokenizer makes nothing of is left out.
+    """Split a text into segments, without those that have no token.
 
     Raises:
-        TextError: that is all of it.
+        TextError: No segment is left.
     """
-    pieces = split_chunks(text, max_chars=DENSE_CHARS if lang in DENSE_LANGS else SEGMENT_CHARS)
-    if not (pieces := [piece for piece in pieces if model.n_tokens(piece)]):
+    segments = split_chunks(text, max_chars=DENSE_CHARS if lang in DENSE_LANGS else SEGMENT_CHARS)
+    if not (segments := [segment for segment in segments if model.n_tokens(segment)]):
         raise TextError(code="empty_text")
-    return pieces
+    return segments
 
 
 class LongTextStream:
-    """One text, read aloud once."""
+    """The audio of one text."""
 
     def __init__(self, model: SpeechModel, scheduler: Scheduler, voice: Any, task: SpeechTask) -> None:
         self._model, self._scheduler, self._voice, self._task = model, scheduler, voice, task
-        self._pieces: Sequence[str] = split_text(task.text, task.lang, model)
-        self._turns: dict[int, DecodeRequest[Any, Any]] = {}  # those handed in, by their piece
+        self._segments = split_text(task.text, task.lang, model)
+        self._requests: dict[int, DecodeRequest[Any, Any]] = {}  # submitted, by segment
         self._seed = random.getrandbits(63) if task.seed is None else task.seed
 
     def chunks(self) -> Generator[Chunk, None, None]:
-        """The sound of all pieces in order.
+        """Yield the audio of all segments in order.
 
         Raises:
-            SynthesisError: a piece went wrong every time, or after it was heard.
+            SynthesisError: A segment failed in every attempt, or after some of it was streamed.
         """
-        last = len(self._pieces) - 1
+        last = len(self._segments) - 1
         try:
             for number in range(last + 1):
-                for sound in smooth_edges(self._piece(number), pause_s=PAUSE_S if number < last else 0.0):
+                for sound in smooth_edges(self._stream_segment(number), pause_s=PAUSE_S if number < last else 0.0):
                     yield Chunk(sound)
         finally:
-            for request in self._turns.values():
+            for request in self._requests.values():
                 request.cancel()
 
-    def _piece(self, number: int) -> Iterator[Samples]:
-        """The sound of a piece. While none of it was heard, a bad one is spoken again, with another seed."""
+    def _stream_segment(self, number: int) -> Iterator[Samples]:
+        """Yield the audio of a segment; retry it with another seed while none of it was streamed."""
         for attempt in range(TRIES):
             if attempt:
-                self._hand_in(number, attempt=attempt)
-            self._look_ahead(number)
-            request = self._turns[number]
-            is_heard = False
+                self._submit(number, attempt=attempt)
+            self._requests = {place: request for place, request in self._requests.items() if place >= number}
+            for place in range(number, min(number + AHEAD + 1, len(self._segments))):
+                if place not in self._requests:
+                    self._submit(place, attempt=0)
+            request = self._requests[number]
+            is_streamed = False
             for sound in request.stream():
-                if not is_heard and request.finish_reason not in (None, FinishReason.STOP):
+                if not is_streamed and request.finish_reason not in (None, FinishReason.STOP):
                     break
-                is_heard = True
+                is_streamed = True
                 yield sound
             request.cancel()
-            if is_heard and request.finish_reason is FinishReason.STOP:
+            if is_streamed and request.finish_reason is FinishReason.STOP:
                 return
-            if is_heard or request.finish_reason is FinishReason.CANCELLED:
+            if is_streamed or request.finish_reason is FinishReason.CANCELLED:
                 break
-        raise self._failed(request) from request.error
-
-    def _failed(self, request: DecodeRequest[Any, Any]) -> SynthesisError:
         if request.finish_reason is FinishReason.CANCELLED:
             why = f"it raised {type(request.error).__name__}" if request.error else "the engine was closed"
         elif request.finish_reason is FinishReason.STOP:
             why = "the speech ended before its first sound"
         else:
             why = f"the speech did not come to its end ({request.finish_reason})"
-        return SynthesisError.for_backend(self._task.backend, why=why)
+        raise SynthesisError.for_backend(self._task.backend, why=why) from request.error
 
-    def _look_ahead(self, number: int) -> None:
-        """Hand in a piece and those behind it."""
-        self._turns = {place: request for place, request in self._turns.items() if place >= number}
-        for place in range(number, min(number + AHEAD + 1, len(self._pieces))):
-            if place not in self._turns:
-                self._hand_in(place, attempt=0)
-
-    def _hand_in(self, number: int, *, attempt: int) -> None:
-        piece = self._pieces[number]
-        seed = (self._seed + 1_000_003 * number + 7_919 * attempt) % 2**63  # each piece and try draws its own
-        max_frames = FRAMES_PER_TOKEN * self._model.n_tokens(piece) + FRAMES_MORE
-        request = self._model.make_request(self._voice, piece, self._task.lang, max_frames=max_frames, seed=seed)
+    def _submit(self, number: int, *, attempt: int) -> None:
+        segment = self._segments[number]
+        seed = (self._seed + 1_000_003 * number + 7_919 * attempt) % 2**63  # one for each segment and attempt
+        max_frames = FRAMES_PER_TOKEN * self._model.n_tokens(segment) + FRAMES_MORE
+        request = self._model.make_request(self._voice, segment, self._task.lang, max_frames=max_frames, seed=seed)
         request.is_seeded = self._task.seed is not None
         try:
             self._scheduler.submit(request)
         except SchedulerClosedError as error:
             raise SynthesisError.for_backend(self._task.backend, why="the engine was closed") from error
-        self._turns[number] = request
+        self._requests[number] = request
 
 
 def smooth_edges(sounds: Iterator[Samples], *, pause_s: float) -> Iterator[Samples]:
-    """A piece that comes from silence and goes back into it, without waiting to see which sound is its last.
+    """Fade a segment in and out, without waiting to see which samples are its last.
 
     Args:
-        sounds: of shape (n,), float32 at 24 kHz; the first ones fade in.
-        pause_s: of silence behind the piece. In front of it, 5 ms lead from the last sample down to 0.
+        sounds: float32 samples of shape (n,) at 24 kHz.
+        pause_s: Silence after the segment, following a fade of 5 ms from the last sample to 0.
     """
     n_before, last = 0, np.float32(0)
     for sound in sounds:
         if n_before < FADE:
-            rise = np.arange(n_before, n_before + len(sound), dtype=np.float32) / FADE
-            sound = sound * rise.clip(max=1)  # noqa: PLW2901 - the same sound, quieter
+            gain = np.arange(n_before, n_before + len(sound), dtype=np.float32) / FADE
+            sound = sound * gain.clip(max=1)  # noqa: PLW2901 - the same samples, faded
         n_before += len(sound)
         last = sound[-1]
         yield sound

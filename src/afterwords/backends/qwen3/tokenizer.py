@@ -1,7 +1,7 @@
-"""Text to token ids: the byte-level BPE of a checkpoint, and the control ids around what a user wrote.
+"""The byte-level BPE tokenizer of a checkpoint.
 
-A user's text goes through the plain vocabulary only, so nothing that is typed becomes a control token: `<|im_end|>`
-in a text is nine letters and signs to be spoken, where the reference package would end the text there.
+Text never becomes a control token: `<|im_end|>` in a text is tokenized as its characters, where the reference package
+would end the text there.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from afterwords.backends.qwen3.config import HINT, CheckpointSection, ControlTokens, read_section
 from afterwords.errors import ModelError
 
-# How text falls into words before merges: contractions, letters with the sign before them, single digits, other signs,
-# line breaks, spaces. Source: transformers 4.57.3, `Qwen2Converter`.
+# Splits text before merges: contractions, letters with a preceding character, single digits, punctuation, line breaks,
+# spaces. Source: transformers 4.57.3, `Qwen2Converter`.
 _WORDS: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -28,22 +28,22 @@ class _TokenizerFile(CheckpointSection):
 
 
 class TextTokenizer:
-    """The vocabulary of one checkpoint.
+    """The tokenizer of a checkpoint.
 
     Attributes:
-        role: the ids that a prompt begins with: `<|im_start|>assistant` and a line break.
+        role: Ids at the start of a prompt: `<|im_start|>assistant` and a line break.
     """
 
     def __init__(self, folder: Path, tokens: ControlTokens, *, vocab: int) -> None:
         """Read vocab.json, merges.txt and tokenizer_config.json.
 
         Args:
-            folder: of the checkpoint.
-            tokens: control ids that its config.json states.
-            vocab: how many ids the model has embeddings for.
+            folder: Folder of the checkpoint.
+            tokens: Control ids of its config.json.
+            vocab: Size of the model's vocabulary.
 
         Raises:
-            ModelError: a file is missing or damaged, or they don't fit one another.
+            ModelError: A file is missing or damaged, or the files do not match.
         """
         self._bpe = _read_bpe(folder)
         if self._bpe.get_vocab_size() > vocab:
@@ -63,7 +63,7 @@ class TextTokenizer:
             )
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, none of them a control id."""
+        """Return the ids of a text, none of them a control id."""
         ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
         return ids
 

@@ -1,7 +1,7 @@
-"""The plug-ins: Qwen3-TTS through MLX behind the Engine protocol, one engine for each size of the model.
+"""The engines for Qwen3-TTS on MLX, one for each size of the model.
 
-On Apple Silicon it speaks on the GPU; on Linux, with `mlx[cpu]`, slowly. Which checkpoint it loads is chosen by memory,
-or set. Listing engines imports this module, so MLX and all that needs it stands inside the functions that speak.
+On Apple Silicon they use the GPU; on Linux, with `mlx[cpu]`, they are slow. The checkpoint is chosen by memory or by a
+setting. Listing engines imports this module, so MLX is imported in functions only.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ if TYPE_CHECKING:
     from afterwords.models import SpeechTask
 
 NEEDS: Final = ("mlx", "mlx_audio", "safetensors", "tokenizers", "cachetools")
-"""What the extra `mlx` installs."""
+"""Packages that the extra `mlx` installs."""
 ROWS: Final = 4
 POSITIONS: Final = 2048
-"""Columns of a prompt and frames of a piece: a reference of a minute has 760, a piece that fills up its limit 1,290."""
+"""Columns of a prompt and frames of a segment: a reference of a minute has 760, the longest segment 1,290."""
 NEEDED_BYTES: Final = {
     "qwen3-1.7b": {"bf16": 5_600_000_000, "8bit": 4_100_000_000, "4bit": 3_300_000_000},
     "qwen3-0.6b": {"bf16": 3_500_000_000, "8bit": 3_000_000_000, "4bit": 2_700_000_000},
 }
-"""What the published checkpoints take, the most alike first. Computed of their parameters: quantized ones have 8.5 or
-4.5 bits with their scales, embeddings and speaker encoder 16, the codec 32; and a gigabyte for what speaking takes."""
+"""Memory of the published checkpoints, most accurate first, computed from their parameters: quantized weights have 8.5
+or 4.5 bits with their scales, embeddings and speaker encoder 16, the codec 32; and one gigabyte for decoding."""
 SPEAKING_BYTES: Final = 1_000_000_000
 CHOSEN_SHARE, MOST_SHARE = 0.5, 0.75
-"""Of this machine's memory, which a Mac's GPU shares with all else: up to which weights are chosen, and may be set."""
+"""Shares of the memory, which a Mac's GPU shares with all else, up to which weights are chosen and may be set."""
 
 
 class MlxEngine(Qwen3Engine):
-    """One size of Qwen3-TTS, loaded when it is first needed, and given back when nobody has spoken for a while."""
+    """One size of Qwen3-TTS on MLX, unloaded when it is idle."""
 
     name = "mlx"
 
     def __init__(self) -> None:
-        self._spoken_with: str | None = None  # the checkpoint that was loaded before
+        self._last_checkpoint: str | None = None  # that was loaded
         super().__init__()
         self.max_concurrent = ROWS
         self._idle = IdleTimer(self._close_unless_changed, after_s=load_config().idle_unload_s)
@@ -62,7 +62,7 @@ class MlxEngine(Qwen3Engine):
             checkpoint = self._checkpoint()
         except AfterwordsError as error:
             return Unavailable(error.message.rstrip("."), error.hint.rstrip("."))
-        if self._loaded is None:  # they may have been pulled since
+        if self._loaded is None:  # the weights may have been downloaded since
             self.prompt_version = _version_of(checkpoint)
         if _is_apple_silicon():
             return Available(f"Apple Silicon, weights {checkpoint}, 24 kHz, ten languages")
@@ -98,7 +98,7 @@ class MlxEngine(Qwen3Engine):
         version = _version_of(checkpoint)
         model = MlxModel(folder, name=f"{checkpoint} {version}", device_thread=device_thread(), progress=progress)
         n_positions = min(POSITIONS, model.config.talker.max_positions)
-        self.prompt_version, self._spoken_with = version, checkpoint
+        self.prompt_version, self._last_checkpoint = version, checkpoint
         return model, MlxScheduler(model, device_thread(), n_rows=ROWS, n_positions=n_positions)
 
     def _warm_up(self, parts: LoadedParts) -> None:
@@ -107,33 +107,37 @@ class MlxEngine(Qwen3Engine):
         from afterwords.backends.qwen3.reference_prompt import ReferencePrompt
 
         model, scheduler = parts
-        nobody = ReferencePrompt(np.zeros(model.config.speaker.width, np.float32), None, (), recording="")
-        run_to_end(scheduler, model.make_request(nobody, "One.", "en", max_frames=3, seed=0))
+        voice = ReferencePrompt(np.zeros(model.config.speaker.width, np.float32), None, (), recording="")
+        run_to_end(scheduler, model.make_request(voice, "One.", "en", max_frames=3, seed=0))
 
     def _release(self) -> None:
         import mlx.core as mx
 
         from afterwords.backends.qwen3.mlx.thread import DeviceThreadGoneError, device_thread
 
-        gc.collect()  # what MLX has compiled refers to itself and holds the weights
+        gc.collect()  # compiled functions are in reference cycles that hold the weights
         with suppress(DeviceThreadGoneError):
             device_thread().run(mx.clear_cache)
 
     def _checkpoint(self) -> str:
-        """Which checkpoint to load: the one that was set, or of those that are here the best that fits well.
+        """Return the name of the checkpoint to load: the one that is set, or the best one here that fits.
 
         Raises:
-            ModelError: none that may be used is here.
-            ModelError: a file of it is missing or cut.
+            ModelError: No usable checkpoint is here, or a file of it is missing or truncated.
         """
         (backend,) = self.backends
         needed, room = NEEDED_BYTES[backend], CHOSEN_SHARE * memory_bytes()
-        if self._spoken_with and catalog.get_status(self._spoken_with).state is catalog.ModelState.WHOLE:
-            return self._spoken_with  # prompts were made for these
+        if self._last_checkpoint and catalog.get_status(self._last_checkpoint).state is catalog.ModelState.WHOLE:
+            return self._last_checkpoint  # for which prompts were issued
         by_choice = sorted(needed, key=lambda weights: max(0, needed[weights] - room))  # those that fit, then smaller
         if (wanted := load_config().mlx_weights) is not None:
             by_choice = [wanted]
-        names = [name for weights in by_choice for name in _names(backend, weights)]
+        # The checkpoints that were published for torch are bf16.
+        names = [
+            name
+            for weights in by_choice
+            for name in (f"{backend}-{weights}", *([backend] if weights == "bf16" else []))
+        ]
         found = [catalog.get_status(name) for name in names]
         if whole := next((status for status in found if status.state is catalog.ModelState.WHOLE), None):
             return whole.checkpoint.name
@@ -142,7 +146,7 @@ class MlxEngine(Qwen3Engine):
         raise ModelError.not_downloaded(names[0])
 
     def _close_unless_changed(self) -> None:
-        """Give memory back, but not to load other weights next time: prompts are out that were made for these."""
+        """Unload, unless the weights on disk changed: issued prompts fit only the loaded ones."""
         if self._prompt_version() == self.prompt_version:
             self.close()
 
@@ -154,20 +158,15 @@ class MlxEngine(Qwen3Engine):
 
 
 class MlxLarge(MlxEngine):
-    """1.7 billion parameters."""
+    """The engine of the 1.7B model."""
 
     backends: tuple[str, ...] = ("qwen3-1.7b",)
 
 
 class MlxSmall(MlxEngine):
-    """0.6 billion parameters."""
+    """The engine of the 0.6B model."""
 
     backends: tuple[str, ...] = ("qwen3-0.6b",)
-
-
-def _names(backend: str, weights: str) -> tuple[str, ...]:
-    """The checkpoints with such weights: those that were published for torch are bf16."""
-    return (f"{backend}-{weights}", backend) if weights == "bf16" else (f"{backend}-{weights}",)
 
 
 def _version_of(checkpoint: str) -> str:

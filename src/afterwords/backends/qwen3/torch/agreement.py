@@ -1,7 +1,7 @@
-"""How much a talker of rounded weights still says what it said before, and the refusal where that is too little.
+"""Compares a talker before and after quantization, and refuses too large a difference.
 
-Both are given the same words and the same frames before each place, and asked for the likeliest code there. That tells
-the rounding from what follows of it: a single other code, and two utterances go their own ways.
+Both get the same text and the same frames before each position, and give the most likely code there. This measures the
+quantization alone: in free decoding, one different code changes everything after it.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ N_FRAMES: Final = 25
 """2 s."""
 LEAST_CODES: Final = 0.75
 MOST_MEL_DB: Final = 6.0
-"""What is enough. Chosen without the published weights: with random ones of the size 0.6B, fp8 keeps 81 % of the codes,
-int8 93 %, and 4 bits, which nobody wants to hear, 25 %; all of them sound 2.5 dB away, since a random codec tells
-little. Random logits lie close together, so trained ones should keep more."""
+"""Limits that were chosen without the published weights: with random weights of the 0.6B size, fp8 keeps 81 % of the
+codes, int8 93 %, and 4 bits, which is not usable, 25 %; all of them differ by 2.5 dB, since a random codec
+distinguishes little. Random logits are close together, so trained weights should keep more."""
 _N_FFT, _HOP, _N_MELS = 1024, 256, 80
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How alike two talkers are.
+    """Similarity of two talkers.
 
     Attributes:
-        codes: the share of places at which both take the same code for the likeliest.
-        mel_db: the mean difference of the log mel spectra of what these codes sound like, in dB.
+        codes: Share of positions at which both have the same most likely code.
+        mel_db: Mean difference of the log mel spectra of the decoded audio, in dB.
     """
 
     codes: float
@@ -48,15 +48,15 @@ class Agreement:
 
 @torch.inference_mode()
 def quantize(talker: Talker, decoder: CodecDecoder, prompt: Prompt, precision: str) -> Agreement:
-    """Round the weights of a talker, for good, and measure what that does.
+    """Quantize the weights of a talker, and measure the difference.
 
     Args:
-        talker: that nobody speaks with yet.
-        decoder: of the same model.
-        prompt: what it shall say.
+        talker: A talker that is not in use yet.
+        decoder: Decoder of the same model.
+        prompt: Prompt to compare with.
         precision: "fp8" or "int8".
     """
-    codes = _spoken(talker, prompt)
+    codes = _decode_greedily(talker, prompt)
     before = talker.most_likely_codes(prompt, codes)
     talker.quantize(precision)
     after = talker.most_likely_codes(prompt, codes)
@@ -75,8 +75,8 @@ def check(agreement: Agreement, *, model: str, precision: str) -> None:
         )
 
 
-def _spoken(talker: Talker, prompt: Prompt) -> Tensor:
-    """The likeliest frames, shape (N_FRAMES, n_code_groups)."""
+def _decode_greedily(talker: Talker, prompt: Prompt) -> Tensor:
+    """Return the most likely frames, shape (N_FRAMES, n_code_groups)."""
     length = len(prompt.columns) + N_FRAMES
     rows = talker.new_rows(1, length + -length % 8, n_text=max(1, len(prompt.trailing)))
     greedy = replace(talker.config.sampling, temperature=0.0, predictor_temperature=0.0, min_frames=N_FRAMES)

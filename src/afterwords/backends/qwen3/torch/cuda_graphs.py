@@ -1,4 +1,4 @@
-"""Frame steps as fast as the device does them: on CUDA as captured graphs, one for each size, elsewhere as they are."""
+"""Runs frame steps as captured CUDA graphs, one for each size of the batch; on other devices, eagerly."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ WARM_UPS: Final = 3
 
 
 class GraphRunner:
-    """Calls `Talker.decode_frame` on views of one set of rows.
+    """Runs `Talker.decode_frame` on views of a batch.
 
-    A step is captured when its size is first asked for, and replayed from then on; all graphs share one pool of memory.
-    One that knows no top_p is a step of its own, shorter by some operations for each code.
+    A step is captured when its size is first used, and replayed from then on; all graphs share one memory pool. The
+    step without top_p has a graph of its own, with fewer operations per code.
     """
 
     def __init__(self, talker: Talker) -> None:
@@ -26,22 +26,22 @@ class GraphRunner:
         self._pool: Any = None
 
     def __call__(self, rows: BatchState, *, with_top_p: bool) -> None:
-        """Speak one frame in every row.
+        """Decode one frame in every row.
 
         Args:
-            rows: as for `Talker.decode_frame`.
-            with_top_p: whether some row has a top_p below 1, which its sampling says without a look at the device.
+            rows: As for `Talker.decode_frame`.
+            with_top_p: Whether some row has a top_p below 1.
         """
         if rows.index.device.type != "cuda":
             self._talker.decode_frame(rows, with_top_p=with_top_p)
             return
         key = (rows.cache.data_ptr(), rows.n_rows, rows.n_positions, with_top_p)
         if key not in self._graphs:
-            self._graphs[key] = self._captured(rows, with_top_p=with_top_p)
+            self._graphs[key] = self._capture(rows, with_top_p=with_top_p)
         self._graphs[key].replay()
 
-    def _captured(self, rows: BatchState, *, with_top_p: bool) -> torch.cuda.CUDAGraph:
-        """Record a step on these rows. Recording runs nothing; the runs before it are on rows of their own."""
+    def _capture(self, rows: BatchState, *, with_top_p: bool) -> torch.cuda.CUDAGraph:
+        """Capture a step on these rows. A capture executes nothing; the warm-up runs use spare rows."""
         spare = self._talker.new_rows(rows.n_rows, rows.n_positions)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -50,7 +50,7 @@ class GraphRunner:
                 self._talker.decode_frame(spare, with_top_p=with_top_p)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: what other threads do meanwhile, for example write a prompt, must not break the recording off
+        # thread_local: CUDA calls of other threads, for example to build a prompt, must not abort the capture
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             self._talker.decode_frame(rows, with_top_p=with_top_p)
         self._pool = self._pool or graph.pool()

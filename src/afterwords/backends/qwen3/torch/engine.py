@@ -1,7 +1,7 @@
-"""The plug-ins: Qwen3-TTS behind the Engine protocol, one engine for each size of the model.
+"""The engines for Qwen3-TTS in torch, one for each size of the model.
 
-On an NVIDIA GPU it speaks many utterances at once and faster than speech; on a CPU it is slow, and says so. Listing
-engines imports this module, so torch and all that needs it stands inside the functions that speak.
+On an NVIDIA GPU they decode many utterances at once, faster than real time; on a CPU they are slow. Listing engines
+imports this module, so torch is imported in functions only.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from afterwords.errors import AfterwordsError, MissingExtraError
 from afterwords.weights import catalog
 
 NEEDS: Final = ("torch", "safetensors", "tokenizers", "cachetools")
-"""What the extra `cuda` installs."""
+"""Packages that the extra `cuda` installs."""
 GPU_ROWS, CPU_ROWS = 64, 4
 POSITIONS: Final = 2048
-"""Columns of a prompt and frames of a piece: a reference of a minute has 760, a piece that fills up its limit 1,290."""
+"""Columns of a prompt and frames of a segment: a reference of a minute has 760, the longest segment 1,290."""
 WEIGHT_BYTES: Final = {"qwen3-1.7b": 4_100_000_000, "qwen3-0.6b": 2_100_000_000}
-"""Of the published weights that speak, in bfloat16."""
+"""Sizes of the published weights without the encoders, in bfloat16."""
 SPEAKING_BYTES: Final = 1_000_000_000
-"""Beside the weights: one utterance, and the steps of its frames."""
+"""Memory for one utterance and its decode steps, in addition to the weights."""
 
 
 class CudaEngine(Qwen3Engine):
-    """One size of Qwen3-TTS."""
+    """One size of Qwen3-TTS in torch."""
 
     name = "cuda"
 
@@ -51,7 +51,7 @@ class CudaEngine(Qwen3Engine):
         except AfterwordsError as error:
             is_foreign = sys.platform == "darwin"  # no Mac has a GPU of NVIDIA's
             return Unavailable(error.message.rstrip("."), error.hint.rstrip("."), is_foreign=is_foreign)
-        if self._loaded is None:  # they may have been pulled since
+        if self._loaded is None:  # the weights may have been downloaded since
             self.prompt_version = self._prompt_version()
         if _has_gpu():
             return Available("NVIDIA GPU, 24 kHz, ten languages")
@@ -90,7 +90,7 @@ class CudaEngine(Qwen3Engine):
 
     def _warm_up(self, parts: LoadedParts) -> None:
         model, scheduler = parts
-        if model.device.type == "cuda":  # elsewhere, there is nothing to compile or to capture
+        if model.device.type == "cuda":  # other devices compile and capture nothing
             from afterwords.backends.qwen3.torch.warmup import warm_up
 
             warm_up(model, scheduler)
@@ -98,10 +98,10 @@ class CudaEngine(Qwen3Engine):
     def _release(self) -> None:
         import torch
 
-        torch.cuda.empty_cache()  # which does nothing where no GPU was used
+        torch.cuda.empty_cache()  # does nothing if no GPU was used
 
     def _check_memory(self, room_bytes: int, *, is_gpu: bool) -> None:
-        """Refuse what there is no room for. A checkpoint has two bytes a weight, and so has a GPU; a CPU has four."""
+        """Refuse a model that does not fit: weights take two bytes in the checkpoint and on a GPU, four on a CPU."""
         (backend,) = self.backends
         times = 1 if is_gpu else 2
         check_memory(
@@ -116,13 +116,13 @@ class CudaEngine(Qwen3Engine):
 
 
 class Qwen3Large(CudaEngine):
-    """1.7 billion parameters."""
+    """The engine of the 1.7B model."""
 
     backends: tuple[str, ...] = ("qwen3-1.7b",)
 
 
 class Qwen3Small(CudaEngine):
-    """0.6 billion parameters."""
+    """The engine of the 0.6B model."""
 
     backends: tuple[str, ...] = ("qwen3-0.6b",)
 
@@ -132,13 +132,11 @@ def _missing() -> list[str]:
 
 
 def _has_gpu() -> bool:
-    """Whether there is an NVIDIA driver and a torch that uses it, without loading torch, which takes seconds."""
+    """Return whether there is an NVIDIA driver and a torch with CUDA, without importing torch, which takes seconds."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     has_driver = Path("/proc/driver/nvidia/version").exists() or which("nvidia-smi") is not None
-    return has_driver and _torch_knows_gpus()
-
-
-def _torch_knows_gpus() -> bool:
     torch = find_spec("torch")
-    return torch is not None and torch.origin is not None and any(Path(torch.origin).parent.glob("lib/*torch_cuda*"))
+    if not has_driver or torch is None or torch.origin is None:
+        return False
+    return any(Path(torch.origin).parent.glob("lib/*torch_cuda*"))

@@ -1,4 +1,4 @@
-"""One checkpoint on one device: everything that hears and speaks, loaded once and shared by all utterances."""
+"""A checkpoint on one device, loaded once and shared by all utterances."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from afterwords.backends.qwen3.torch.weights import Weights
 logger = logging.getLogger(__name__)
 CODEC: Final = "speech_tokenizer"
 MAX_CACHED_VOICES: Final = 16
-"""Voices whose codec stands ready on the device: 4 MB each."""
-_WORDS: Final = "The quick brown fox jumps over the lazy dog."
+"""Voices whose codec state is kept on the device: 4 MB each."""
+_SENTENCE: Final = "The quick brown fox jumps over the lazy dog."
 
 
 @dataclass(frozen=True, slots=True)
 class VoiceOnDevice:
-    """A voice that was heard: its prompt, and the codec standing behind its reference.
+    """A prompt, and the state of the codec after its reference.
 
     Attributes:
-        primed: None where the voice is a speaker embedding alone.
+        codec_state: None if the voice is a speaker embedding alone.
     """
 
     prompt: ReferencePrompt
@@ -53,8 +53,8 @@ class TorchModel:
     """A loaded checkpoint.
 
     Attributes:
-        talker, prompts, decoder: the parts that speak.
-        form: what its prompts look like.
+        talker, prompts, decoder: The parts that synthesize.
+        format: Format of its prompts.
     """
 
     def __init__(
@@ -66,17 +66,17 @@ class TorchModel:
         dtype: torch.dtype,
         progress: Progress = ignore_progress,
     ) -> None:
-        """Load what speaks; what only listens is loaded when a voice is prepared.
+        """Load the parts that synthesize; the encoders are loaded when a voice is prepared.
 
         Args:
-            folder: of the checkpoint.
-            name: what its prompts say they were made for.
-            device: where it speaks.
-            dtype: of its weights; the encoders are float32 whatever this is, or other codes come out.
-            progress: told how far it is.
+            folder: Folder of the checkpoint.
+            name: Name of the model that its prompts record.
+            device: Device to run on.
+            dtype: dtype of the weights; the encoders are always float32, or their codes would differ.
+            progress: Called with the progress.
 
         Raises:
-            ModelError: a file is missing, damaged or of another model.
+            ModelError: A file is missing, damaged or of another model.
         """
         self._folder, self.device = folder, device
         self._dtype = dtype
@@ -98,14 +98,14 @@ class TorchModel:
         progress(1.0, "done")
 
     def quantize(self, precision: str) -> Agreement:
-        """Round the talker's weights to "fp8" or "int8", for good, and measure on a few words what that does."""
+        """Quantize the talker to "fp8" or "int8", and measure the effect on a sentence."""
         speaker = torch.zeros(self.config.talker.stack.hidden, device=self.device)
-        return quantize(self.talker, self.decoder, self.prompts.from_speaker(_WORDS, speaker=speaker), precision)
+        return quantize(self.talker, self.decoder, self.prompts.from_speaker(_SENTENCE, speaker=speaker), precision)
 
     @torch.inference_mode()
     def encode_reference(self, reference: Reference) -> ReferencePrompt:
-        """Make the prompt of a voice: in context where its words are known, else its speaker embedding alone."""
-        with self._encoder_lock:  # from Python 3.12 on, two that listen at once would both load them
+        """Make the prompt of a voice: in context if its transcript is known, else the speaker embedding alone."""
+        with self._encoder_lock:  # since Python 3.12, two threads would both load them
             encoder, speaker = self._encoders
         text_ids = self.prompts.tokens(reference.text) if reference.text else []
         return make_prompt(
@@ -113,10 +113,10 @@ class TorchModel:
         )
 
     def load_voice(self, prompt: bytes) -> VoiceOnDevice:
-        """The voice of a prompt, on the device; the last few are kept there.
+        """Return the voice of a prompt on the device; the most recently used ones are cached.
 
         Raises:
-            StalePromptError: it is no prompt of this model.
+            StalePromptError: The prompt does not fit this model.
         """
         with self._voice_lock:
             if prompt not in self._voices:
@@ -125,7 +125,7 @@ class TorchModel:
 
     @torch.inference_mode()
     def to_device(self, prompt: ReferencePrompt) -> VoiceOnDevice:
-        """Bring a voice to the device, once for all its utterances."""
+        """Copy a voice to the device and prefill the codec with its reference."""
         if prompt.codes is None:
             return VoiceOnDevice(prompt, None)
         codes = torch.from_numpy(prompt.codes.astype(np.int64)).to(self.device)
@@ -133,10 +133,10 @@ class TorchModel:
 
     @torch.inference_mode()
     def prompt(self, voice: VoiceOnDevice, text: str, lang: str) -> Prompt:
-        """Write the prompt of one utterance.
+        """Build the prompt of one utterance.
 
         Raises:
-            KeyError, ValueError: the text has no token, or the language is none of the checkpoint's.
+            KeyError, ValueError: The text has no token, or the checkpoint does not know the language.
         """
         speaker = torch.from_numpy(voice.prompt.speaker).to(self.device)
         language = LANGUAGE_NAMES[lang]
@@ -150,18 +150,18 @@ class TorchModel:
     def make_request(
         self, voice: VoiceOnDevice, text: str, lang: str, *, max_frames: int, seed: int
     ) -> DecodeRequest[Prompt, DecoderState]:
-        """One utterance, to be handed in to a loop, drawn as the checkpoint says."""
+        """Return a request for one utterance, with the sampling parameters of the checkpoint."""
         sampling = replace(self.config.sampling, seed=seed)
         return DecodeRequest(
             self.prompt(voice, text, lang), voice.codec_state, max_frames=max_frames, sampling=sampling
         )
 
     def n_tokens(self, text: str) -> int:
-        """How many tokens a text has."""
+        """Return the number of tokens of a text."""
         return len(self.prompts.tokens(text))
 
     def row_bytes(self, n_positions: int) -> int:
-        """What the talker's cache takes for each row."""
+        """Return the size of the talker's cache for one row."""
         stack = self.config.talker.stack
         return stack.n_layers * n_positions * 2 * stack.n_kv_heads * stack.head_dim * self._dtype.itemsize
 
@@ -176,14 +176,14 @@ class TorchModel:
 
 
 def fastest_ops(device: torch.device) -> Ops:
-    """What a decoder layer is made of on a device: kernels where Triton can make them, else plain torch."""
+    """Return the operations of a decoder layer: Triton kernels if they can be compiled, else plain torch."""
     if device.type != "cuda" or find_spec("triton") is None:
         return torch_ops
     from afterwords.backends.qwen3.torch import kernels
 
     try:
         kernels.swiglu(torch.zeros(1, 2, device=device))
-    except Exception as error:  # noqa: BLE001 - Triton needs a C compiler and a driver it knows; torch does without
-        logger.warning("Triton makes no kernels here, so speaking is slower: %s", error)
+    except Exception as error:  # noqa: BLE001 - Triton needs a C compiler and a supported driver
+        logger.warning("Triton can't compile kernels here, so synthesis is slower: %s", error)
         return torch_ops
     return kernels

@@ -1,7 +1,7 @@
-"""Drawing codes: what may be drawn, the likeliest of it, and random numbers that depend on a row's seed alone.
+"""Sampling of codes, with random numbers that depend on the seed of a row only.
 
-The numbers are not a stream: each is the hash of a seed, a frame, a codebook and a code. So a row draws the same in
-any batch and at any place of it, and a captured graph has no state of a generator to keep.
+Each random number is a hash of a seed, a frame, a codebook and a code. So a row gets the same codes in any batch, and a
+captured graph has no generator state.
 """
 
 from __future__ import annotations
@@ -22,47 +22,47 @@ _FRACTION_BITS: Final = 23  # and a half is added: 24 bits, all that float32 hol
 
 
 def noise(seeds: Tensor, frames: Tensor, counters: Tensor) -> Tensor:
-    """Gumbel noise: the code with the largest sum of logit and noise is a draw from their softmax.
+    """Return Gumbel noise: the code with the largest sum of logit and noise is a sample of the softmax.
 
     Args:
-        seeds: shape (n_rows,), int64.
-        frames: shape (n_rows,), int64.
-        counters: any shape, int64, each number once.
+        seeds: Shape (n_rows,), int64.
+        frames: Shape (n_rows,), int64.
+        counters: Distinct numbers, any shape, int64.
 
     Returns:
         Shape (n_rows, *counters.shape), float32.
     """
-    keys = _mixed(_mixed(seeds) + frames * _GOLDEN)
-    numbers = _mixed(keys.view(-1, *[1] * counters.ndim) + counters * _GOLDEN)
-    fraction = _shifted(numbers, 64 - _FRACTION_BITS).float().add_(0.5).mul_(2.0**-_FRACTION_BITS)
+    keys = _mix(_mix(seeds) + frames * _GOLDEN)
+    numbers = _mix(keys.view(-1, *[1] * counters.ndim) + counters * _GOLDEN)
+    fraction = _shift_right(numbers, 64 - _FRACTION_BITS).float().add_(0.5).mul_(2.0**-_FRACTION_BITS)
     return fraction.log_().neg_().log_().neg_()
 
 
-def _mixed(z: Tensor) -> Tensor:
-    z = (z ^ _shifted(z, 30)) * _FIRST
-    z = (z ^ _shifted(z, 27)) * _SECOND
-    return z ^ _shifted(z, 31)
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift_right(z, 30)) * _FIRST
+    z = (z ^ _shift_right(z, 27)) * _SECOND
+    return z ^ _shift_right(z, 31)
 
 
-def _shifted(z: Tensor, bits: int) -> Tensor:
-    """Shift right with zeros, where torch shifts int64 with its sign."""
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Shift right with zeros; torch shifts int64 with its sign."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def apply_penalty(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
-    """Make codes that were drawn before less likely: shape (n_rows, n_codes), seen as bool, penalty (n_rows, 1)."""
+    """Apply the repetition penalty, shape (n_rows, 1), to logits of shape (n_rows, n_codes) where `seen` is true."""
     lower = torch.where(logits < 0, logits * penalty, logits / penalty)
     return torch.where(seen, lower, logits)
 
 
 def draw(logits: Tensor, beyond: Tensor, noise: Tensor, shares: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Draw one code a row.
+    """Draw one code per row.
 
     Args:
-        logits: shape (n_rows, n_codes).
-        beyond: shape (n_rows, WIDEST_TOP_K), bool: ranks that the row does not draw from.
-        noise: shape (n_rows, n_codes or more), times the row's temperature.
-        shares: top_p and temperature, shape (n_rows, 1) each; None where no row limits the share.
+        logits: Shape (n_rows, n_codes).
+        beyond: shape (n_rows, WIDEST_TOP_K), bool: ranks that are not drawn from.
+        noise: Noise times temperature, shape (n_rows, n_codes or more).
+        shares: top_p and temperature, shape (n_rows, 1) each; None if no row has a top_p below 1.
 
     Returns:
         Shape (n_rows,), int64.

@@ -1,7 +1,7 @@
-"""Who speaks: the ECAPA-TDNN speaker encoder over mel frames, to one embedding a recording.
+"""The speaker encoder: an ECAPA-TDNN over mel frames that gives one embedding per recording.
 
-Its embedding is as wide as the talker, which hears it as one position of its stream: each size of the model has a
-speaker encoder of its own, within its checkpoint.
+The embedding is as wide as the talker, whose input it is at one position; so each size of the model has a speaker
+encoder of its own in its checkpoint.
 Source: B. Desplanques et al. (2020), "ECAPA-TDNN: emphasized channel attention, propagation and aggregation in TDNN
 based speaker verification".
 """
@@ -21,7 +21,7 @@ from afterwords.backends.qwen3.torch.weights import Weights, take_affine
 if TYPE_CHECKING:
     from afterwords.backends.qwen3.config import SpeakerConfig
 
-# How sound is heard is not stated by the checkpoint. Source: qwen-tts 0.1.1, `extract_speaker_embedding`.
+# Not in the checkpoint's configuration. Source: qwen-tts 0.1.1, `extract_speaker_embedding`.
 _N_FFT: Final = 1024
 _HOP: Final = 256
 _HIGH_HZ: Final = 12_000.0
@@ -34,8 +34,8 @@ class SpeakerEncoder:
     """The speaker encoder of a checkpoint.
 
     Args:
-        config: of it.
-        weights: of the checkpoint's own file, in float32.
+        config: Its configuration.
+        weights: Tensors of the checkpoint's main file, in float32.
     """
 
     def __init__(self, config: SpeakerConfig, weights: Weights) -> None:
@@ -56,24 +56,24 @@ class SpeakerEncoder:
 
     @torch.inference_mode()
     def embed(self, samples: Samples) -> Samples:
-        """Tell who speaks.
+        """Return the speaker embedding of a recording.
 
         Args:
-            samples: shape (n_samples,), at least 0.1 s, float32 in [-1, 1], at `sample_rate`.
+            samples: float32 of shape (n_samples,), at least 0.1 s, in [-1, 1], at `sample_rate`.
 
         Returns:
             The embedding, float32 of shape (width,).
         """
-        x = self._first(self.hear(torch.from_numpy(samples))[None])
-        heard = []
+        x = self._first(self.mel_frames(torch.from_numpy(samples))[None])
+        outputs = []
         for block in self._blocks:
             x = block(x)
-            heard.append(x)
-        embedding = functional.conv1d(self._pool(self._join(torch.cat(heard, dim=1))), *self._last)[0, :, 0]
+            outputs.append(x)
+        embedding = functional.conv1d(self._pool(self._join(torch.cat(outputs, dim=1))), *self._last)[0, :, 0]
         return embedding.float().cpu().numpy()
 
-    def hear(self, samples: Tensor) -> Tensor:
-        """Log mel frames of shape (n_mels, n_frames): 1024 samples each, every 256."""
+    def mel_frames(self, samples: Tensor) -> Tensor:
+        """Return log mel frames of shape (n_mels, n_frames): 1024 samples each, every 256."""
         sound = samples.to(self._device, self._dtype)
         edge = (_N_FFT - _HOP) // 2
         sound = functional.pad(sound[None], (edge, edge), mode="reflect")[0]
@@ -83,7 +83,7 @@ class SpeakerEncoder:
 
 
 class _Tdnn:
-    """A convolution that mirrors the edges, and a ReLU."""
+    """A convolution with reflected edges, and a ReLU."""
 
     def __init__(self, weights: Weights, name: str, shape: tuple[int, int, int], *, dilation: int = 1) -> None:
         self._weight, self._bias = take_affine(weights, f"{name}.conv", shape)
@@ -97,7 +97,7 @@ class _Tdnn:
 
 
 class _Block:
-    """SE-Res2Net: parts of the channels that hear more and more of each other, each as loud as the whole asks."""
+    """An SE-Res2Net block: groups of channels with growing context, and squeeze-excitation."""
 
     def __init__(self, config: SpeakerConfig, weights: Weights, name: str, place: int) -> None:
         width, before, self._scale = config.channels[place], config.channels[place - 1], config.res2net_scale
@@ -113,16 +113,16 @@ class _Block:
 
     def __call__(self, x: Tensor) -> Tensor:
         first, *others = self._enter(x).chunk(self._scale, dim=1)
-        heard = [first]
+        outputs = [first]
         for i, (part, tdnn) in enumerate(zip(others, self._ensure_loaded, strict=True)):
-            heard.append(tdnn(part if i == 0 else part + heard[-1]))
-        y = self._leave(torch.cat(heard, dim=1))
-        asked = functional.relu(functional.conv1d(y.mean(dim=2, keepdim=True), *self._squeeze))
-        return x + y * torch.sigmoid(functional.conv1d(asked, *self._excite))
+            outputs.append(tdnn(part if i == 0 else part + outputs[-1]))
+        y = self._leave(torch.cat(outputs, dim=1))
+        squeezed = functional.relu(functional.conv1d(y.mean(dim=2, keepdim=True), *self._squeeze))
+        return x + y * torch.sigmoid(functional.conv1d(squeezed, *self._excite))
 
 
 class _Pooling:
-    """Mean and spread of each channel over time, where attention says which moments count."""
+    """Attentive pooling: weighted mean and standard deviation of each channel over time."""
 
     def __init__(self, config: SpeakerConfig, weights: Weights, name: str) -> None:
         width, inner = config.channels[-1], config.attention_channels
@@ -130,14 +130,14 @@ class _Pooling:
         self._attention = take_affine(weights, f"{name}.conv", (width, inner, 1))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """From shape (1, channels, frames) to (1, 2 * channels, 1)."""
+        """Pool shape (1, channels, frames) to (1, 2 * channels, 1)."""
         mean, spread = _moments(x, torch.full_like(x, 1 / x.shape[-1]))
         allocate = torch.cat([x, mean.expand_as(x), spread.expand_as(x)], dim=1)
-        counts = functional.conv1d(torch.tanh(self._tdnn(allocate)), *self._attention).softmax(dim=2)
-        return torch.cat(_moments(x, counts), dim=1)
+        weighting = functional.conv1d(torch.tanh(self._tdnn(allocate)), *self._attention).softmax(dim=2)
+        return torch.cat(_moments(x, weighting), dim=1)
 
 
-def _moments(x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    mean = (counts * x).sum(dim=2, keepdim=True)
-    variance = (counts * (x - mean).square()).sum(dim=2, keepdim=True)
+def _moments(x: Tensor, weighting: Tensor) -> tuple[Tensor, Tensor]:
+    mean = (weighting * x).sum(dim=2, keepdim=True)
+    variance = (weighting * (x - mean).square()).sum(dim=2, keepdim=True)
     return mean, variance.clamp(min=_VARIANCE_FLOOR).sqrt()

@@ -1,8 +1,7 @@
-"""What the first listener would wait for otherwise: kernels are compiled, and graphs captured, at their first use.
+"""Warms up a GPU: kernels are compiled and graphs captured at their first use, which would delay the first request.
 
-So a voice of nobody speaks to nobody, once, through all that a voice does: its codec is primed, its prompt is heard,
-and it speaks for as long as it takes to meet every size that a single listener needs at first. Sizes for more rows and
-longer speech are captured when somebody comes to them.
+A silent voice is prefilled and decoded until every size has been used that one request needs at first. Sizes for more
+rows and longer speech are captured when they are first needed.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from afterwords.backends.qwen3.torch.model import TorchModel
 from afterwords.backends.qwen3.torch.scheduler import POSITION_BUCKETS, TorchScheduler
 
 REFERENCE_S: Final = 15.0
-"""The longest reference that is cut from a recording, as `reference.window` has it."""
+"""Longest reference that is cut from a recording, see `reference.window`."""
 FRAMES_PER_S: Final = 12.5
 TEXT: Final = "One, two, three."
 
 
 def warm_up(model: TorchModel, scheduler: TorchScheduler) -> None:
-    """Speak what nobody hears: in the smallest bucket of positions, and over its edge into the next.
+    """Decode a request in the smallest bucket of positions and into the next one.
 
     Raises:
-        Exception: whatever would have met the first listener, for example that memory ran out.
+        Exception: The error that the first request would have met, for example that memory ran out.
     """
     codec = model.codec
     voice = ReferencePrompt(
