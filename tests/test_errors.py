@@ -214,5 +214,6 @@ def test_unknown_codes_become_the_class_of_the_status() -> None:
 def test_errors_survive_pickle_and_copy() -> None:
     limit = errors.LimitError("Wait.", code="rate_limited", limit=600, retry_after_s=1)
     job = errors.JobFailedError("It failed.", hint="try again.", job_id="1", reason="worker_lost")
-    for error, twin in [(e, t) for e in (limit, job) for t in (pickle.loads(pickle.dumps(e)), copy.copy(e))]:
-        assert (type(twin), vars(twin), twin.args) == (type(error), vars(error), error.args)
+    for error in (limit, job):
+        for copied in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+            assert (type(copied), vars(copied), copied.args) == (type(error), vars(error), error.args)

@@ -1,6 +1,6 @@
 """Every error that afterwords raises on purpose.
 
-A class is what a caller catches, and its `code` tells the causes apart. Messages never repeat text to speak, a
+A class is what a caller catches, and its `code` distinguishes the causes. Messages never repeat text to speak, a
 transcript or a key.
 
     AfterwordsError
