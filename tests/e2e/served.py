@@ -1,4 +1,4 @@
-"""`afterwords serve` as a real process on loopback, and a client that knows its key."""
+"""Run `afterwords serve` as a real process on loopback, with clients that have its key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def until(look: Callable[[], T | None], *, deadline_s: float = DEADLINE_S, what: str = "it") -> T:
-    """Look again and again until there is something to see."""
+    """Poll until the result is truthy, and return it."""
     end = time.monotonic() + deadline_s
     while time.monotonic() < end:
         if seen := look():
@@ -33,13 +33,13 @@ def until(look: Callable[[], T | None], *, deadline_s: float = DEADLINE_S, what:
 
 
 class Served:
-    """A server process. Start it again after it died: the home folder stays."""
+    """A server process, which can be started again with the same home folder."""
 
     def __init__(
         self, home: Path, settings: Mapping[str, str] | None = None, *, before: Sequence[str | Path] = ()
     ) -> None:
         self.home = home
-        self.before = before  # a command that runs the server
+        self.before = before  # a command to run the server under
         self.settings = dict(settings or {})
         self.log = home.parent / f"{home.name}.server.log"
         self.key = ""
@@ -47,7 +47,7 @@ class Served:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, **more: str) -> Served:
-        """Start it on a free port and wait until it answers."""
+        """Start the server on a free port and wait until it responds."""
         env = {
             **os.environ,
             "AFTERWORDS_HOME": str(self.home),
@@ -77,24 +77,24 @@ class Served:
         raise AssertionError(f"it did not start ({self.process.wait(10)}):\n{self.log.read_text()}")
 
     def ready(self) -> Served:
-        """Wait until its engine is loaded."""
+        """Wait until the server is ready."""
         until(lambda: httpx.get(f"{self.url}/readyz").status_code == 200, what="readiness")
         return self
 
     def stop(self, sig: int = signal.SIGTERM) -> int:
-        """Stop it in order; returns its exit code."""
+        """Stop the server with a signal, and return its exit code."""
         assert self.process is not None
         self.process.send_signal(sig)
         return self._ended()
 
     def kill(self) -> None:
-        """Kill it without notice."""
+        """Kill the server."""
         assert self.process is not None
         self.process.kill()
         self._ended()
 
     def died(self) -> int:
-        """Wait until it has ended by itself; returns its exit code."""
+        """Wait for the server to exit, and return its exit code."""
         return self._ended()
 
     def _ended(self) -> int:
@@ -112,7 +112,7 @@ class Served:
         return self.process is not None and self.process.poll() is None
 
     def client(self, key: str | None = None, **headers: str) -> httpx.Client:
-        """A client with a key: the first one, unless another is given."""
+        """Return a client with a key, by default the first one."""
         return httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key or self.key}", **headers},
@@ -125,7 +125,7 @@ class Served:
         return self.client(ADMIN_SECRET)
 
     def new_key(self, **body: Any) -> str:
-        """Make a key with an account of its own."""
+        """Create a key with a new account."""
         with self.admin as admin:
             answer = admin.post("/v1/keys", json=body)
         assert answer.status_code == 201, answer.text
@@ -134,7 +134,7 @@ class Served:
 
 @contextmanager
 def serving(home: Path, settings: Mapping[str, str] | None = None) -> Iterator[Served]:
-    """A server that is ready, and gone in the end."""
+    """Run a server that is ready, and stop it at the end."""
     served = Served(home, settings)
     try:
         yield served.start().ready()
@@ -147,7 +147,7 @@ def serving(home: Path, settings: Mapping[str, str] | None = None) -> Iterator[S
 
 
 def register(client: httpx.Client, *, name: str = "me", wav: bytes | None = None, **fields: str) -> str:
-    """Register a voice and return its id."""
+    """Register a voice and return its ID."""
     answer = client.post(
         "/v1/voices",
         data={"name": name, **fields},
@@ -158,14 +158,14 @@ def register(client: httpx.Client, *, name: str = "me", wav: bytes | None = None
 
 
 def speak(client: httpx.Client, voice_id: str, text: str, **fields: Any) -> str:
-    """Ask for speech and return the job's id."""
+    """Submit a text and return the job's ID."""
     answer = client.post("/v1/synthesize", json={"voice_id": voice_id, "text": text, **fields})
     assert answer.status_code == 202, answer.text
     return str(answer.json()["job_id"])
 
 
 def final(client: httpx.Client, job_id: str, *, deadline_s: float = DEADLINE_S) -> dict[str, Any]:
-    """The job, once it is final."""
+    """Return the job once it is final."""
 
     def look() -> dict[str, Any] | None:
         answer = client.get(f"/v1/jobs/{job_id}", params={"wait": 5})

@@ -1,4 +1,4 @@
-"""Every file, text and body that a server must refuse or take, each by its row of the list of bad input."""
+"""Files, texts and bodies that a server must refuse or accept."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def upload(client: httpx.Client, wav: bytes, *, kind: str = "audio/wav", filenam
 
 
 def refusal(answer: httpx.Response | Answer) -> tuple[int, str]:
-    """Status and code of a refusal, whose shape is checked."""
+    """Return status and code of an error, and check its shape."""
     if isinstance(answer, Answer):
         return answer.status, answer.code
     error = answer.json()["error"]
@@ -57,7 +57,7 @@ def refusal(answer: httpx.Response | Answer) -> tuple[int, str]:
 
 
 DECODED = ("FLAC", "OGG", "MP3")
-"""No WAV files, and taken as what they are."""
+"""Not WAV files, but accepted as their own format."""
 UNKNOWN = ("PNG", "text", "gzip")
 RECORDINGS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "m4a": ("audio/mp4", lambda: by_libav("ipod", "aac")),
@@ -192,7 +192,9 @@ class TestTexts:
             with pytest.raises(BlockingIOError):
                 listening.accept()
         samples, rate = read_wav(client.get(f"/v1/jobs/{job['job_id']}/audio").content)
-        assert len(samples) == pytest.approx(0.06 * len(text) * rate, abs=2)  # as the tone engine speaks any text
+        assert len(samples) == pytest.approx(
+            0.06 * len(text) * rate, abs=2
+        )  # the length of any text with the tone engine
 
     @pytest.mark.parametrize(
         "raw", [rb"a\ud800b", rb"\udc00", rb"\ud800\ud800", rb"\ud83dx", rb"\ude00\ud83d"], ids=lambda raw: raw.decode()
@@ -306,7 +308,7 @@ class TestCallbacks:
         with served.client(CALLBACK_SECRET) as worker:
             answer = worker.post(f"/v1/jobs/{job}/complete", content=body.replace(b"%s", job.encode()))
         client.delete(f"/v1/jobs/{job}")
-        assert answer.status_code in (400, 409, 422)  # 409: a worker has taken the job up in that moment
+        assert answer.status_code in (400, 409, 422)  # 409: a worker claimed the job in the meantime
         assert refusal(answer)[1] in ("invalid_json", "invalid_field", "missing_field", "stale_attempt")
 
 

@@ -1,4 +1,4 @@
-"""The contract of the hosted service, row by row, and what ours adds on top: against a real server process."""
+"""The contract of the hosted service, and what this server adds, against a real server process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def accepting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that only accepts jobs: workers elsewhere speak them."""
+    """A server without workers, which only accepts jobs."""
     settings = {"AFTERWORDS_CALLBACK_SECRET": CALLBACK_SECRET, "AFTERWORDS_WORKERS": "0"}
     with serving(tmp_path_factory.mktemp("accepting") / "home", settings) as running:
         yield running
@@ -59,7 +59,7 @@ def voice_id(served: Served) -> str:
 
 
 def error_code(answer: httpx.Response) -> str:
-    """The error code of an answer, whose shape is checked."""
+    """Return the error code of a response, and check its shape."""
     error = answer.json()["error"]
     assert set(error) == {"code", "message", "type", "param", "request_id"}
     assert error["request_id"] == answer.headers["x-request-id"]
@@ -78,7 +78,7 @@ class TestHealth:
 
 
 class TestCors:
-    """Pages of other origins, as a browser asks for them."""
+    """CORS, as a browser uses it."""
 
     @pytest.mark.parametrize("path", sorted(create_app().openapi()["paths"]))
     def test_preflight_allows_headers_of_every_route(self, served: Served, path: str) -> None:
@@ -95,8 +95,8 @@ class TestCors:
             assert "access-control-allow-credentials" not in answer.headers
 
     def test_only_listed_origins_may_read_responses(self, client: httpx.Client, voice_id: str) -> None:
-        final(client, speak(client, voice_id, "Heard in a browser."))
-        ask = {"voice_id": voice_id, "text": "Heard in a browser."}
+        final(client, speak(client, voice_id, "Played in a browser."))
+        ask = {"voice_id": voice_id, "text": "Played in a browser."}
         for origin in (ORIGIN, "http://localhost:5173"):
             spoken = client.post("/v1/synthesize", json=ask, headers={"Origin": origin})
             refused = client.post("/v1/synthesize", json={}, headers={"Origin": origin})
@@ -133,8 +133,8 @@ class TestKeys:
         assert (answer.status_code, error_code(answer)) == (401, "admin_required")
         answer = client.get("/v1/accounts")
         assert (answer.status_code, error_code(answer)) == (401, "admin_required")
-        with served.client("aw_" + "a" * 43) as nobody:
-            assert (nobody.post("/v1/keys").status_code, nobody.get("/v1/accounts").status_code) == (401, 401)
+        with served.client("aw_" + "a" * 43) as unknown:
+            assert (unknown.post("/v1/keys").status_code, unknown.get("/v1/accounts").status_code) == (401, 401)
 
     def test_full_key_creates_scoped_keys_of_its_account(self, served: Served, client: httpx.Client) -> None:
         voice_id = register(client)
@@ -596,7 +596,7 @@ class TestJobs:
         }
 
     def test_failed_job_has_error_code(self, client: httpx.Client, voice_id: str) -> None:
-        job = final(client, speak(client, voice_id, "fault-fail, it was told to"))
+        job = final(client, speak(client, voice_id, "fault-fail, on purpose"))
         assert (job["status"], job["error"], job["audio_url"]) == ("failed", "synthesis_failed", None)
 
     def test_audio_supports_ranges(self, client: httpx.Client, voice_id: str) -> None:
@@ -616,7 +616,7 @@ class TestJobs:
 
     def test_pending_job_has_no_audio(self, accepting: Served) -> None:
         with accepting.client() as client:
-            job_id = speak(client, register(client), "Nobody speaks here.")
+            job_id = speak(client, register(client), "No worker runs here.")
             answer = client.get(f"/v1/jobs/{job_id}/audio")
             assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "pending"
         assert (answer.status_code, error_code(answer)) == (404, "job_not_ready")
@@ -698,7 +698,7 @@ class TestUsage:
 
 
 class TestCompletion:
-    """The hosted callback, with the secret that all workers share."""
+    """Results of remote workers, with the shared secret."""
 
     WAV = base64.b64encode(canonical_wav(read_wav(READER.read_bytes())[0][:24_000], 24_000)).decode()
 

@@ -1,4 +1,4 @@
-"""A running server under generated requests: its own documentation says what it may answer, and it never fails."""
+"""Generated requests: every response is documented, and the server never fails."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def client(served: Served) -> Iterator[httpx.Client]:
 
 
 class Rows:
-    """Rows that are there; what a case deletes is made anew for the next."""
+    """Rows that exist; a row that a case deletes is created again for the next."""
 
     def __init__(self, served: Served, client: httpx.Client) -> None:
         self._served, self._client = served, client
@@ -114,7 +114,7 @@ def test_every_response_is_documented(case: schemathesis.Case[Any], is_real: boo
 
 
 def use_real_rows(case: schemathesis.Case[Any], rows: Rows) -> None:
-    """Let a case name rows that are there, and bring a recording that is one."""
+    """Let a case reference existing rows and send a valid recording."""
     for name in case.path_parameters or {}:
         case.path_parameters[name] = getattr(rows, name)
     if case.method == "PUT":
@@ -133,7 +133,7 @@ def use_real_rows(case: schemathesis.Case[Any], rows: Rows) -> None:
 
 
 def escape_json(text: str) -> bytes:
-    """A JSON string with every character as an escape, so that halves of characters can be sent."""
+    """Return a JSON string with every character escaped, so that lone surrogates can be sent."""
     units = text.encode("utf-16-be", "surrogatepass")
     return b"".join(b"\\u%04x" % int.from_bytes(units[at : at + 2], "big") for at in range(0, len(units), 2))
 

@@ -1,4 +1,4 @@
-"""Who may do what: every route with every credential, every tenant with every id, keys from birth to revocation."""
+"""Authorization: every route with every credential, every tenant with every ID, the life of keys, and limits."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def call(client: httpx.Client, method: str, path: str, **ids: str) -> httpx.Response:
-    """Call a route with what it needs to get as far as the row that an id names."""
+    """Call a route with a body that is valid up to the row that an ID names."""
     url = path.format(**{"voice_id": UNKNOWN_ID, "job_id": UNKNOWN_ID, "key_id": UNKNOWN_ID, **ids})
     body: dict[str, Any] = {}
     if method == "PATCH":
@@ -65,7 +65,7 @@ def call(client: httpx.Client, method: str, path: str, **ids: str) -> httpx.Resp
 
 
 def without_request_id(answer: httpx.Response) -> tuple[int, dict[str, str], str]:
-    """An answer, byte by byte, but for the id and time of the request."""
+    """Return a response without the ID and time of the request."""
     headers = {name: value for name, value in answer.headers.items() if name not in ("x-request-id", "date")}
     return answer.status_code, headers, answer.text.replace(answer.headers["x-request-id"], "")
 
@@ -121,7 +121,7 @@ def test_admin_routes_return_401_without_admin_secret(tmp_path: Path) -> None:
 
 
 def secret_of(served: Served) -> bytes:
-    """What the server signs tokens with."""
+    """Return the secret that signs worker tokens."""
     with contextlib.closing(sqlite3.connect(served.home / "server" / "afterwords.db")) as rows:
         return bytes(rows.execute("SELECT secret FROM server").fetchone()[0])
 
@@ -139,7 +139,7 @@ def test_head_returns_headers_of_get_without_body(served: Served, first: Tenant,
 
 
 class Tenant:
-    """An account with one of everything."""
+    """An account with one of each resource."""
 
     def __init__(self, served: Served) -> None:
         self.client = served.client(served.new_key())
@@ -173,7 +173,7 @@ def second(served: Served) -> Iterator[Tenant]:
 
 @pytest.fixture(scope="module")
 def gone(served: Served) -> Iterator[Tenant]:
-    """Of a voice that was deleted, and its key revoked."""
+    """Return the IDs of a deleted voice and a revoked key."""
     with Tenant(served) as tenant:
         tenant.client.delete(f"/v1/voices/{tenant.voice_id}")
         tenant.client.delete(f"/v1/keys/{tenant.key_id}")
@@ -267,7 +267,7 @@ def test_key_revoked_by_another_process_returns_401(served: Served) -> None:
         key_id = client.get("/v1/keys").json()[0]["key_id"]
         done = run("keys", "revoke", key_id, env={"AFTERWORDS_HOME": str(served.home)})
         assert done.code == 0, done.err
-        until(lambda: client.get("/v1/voices").status_code == 401, deadline_s=1, what="the revocation")
+        until(lambda: client.get("/v1/voices").status_code == 401, what="the revocation")
 
 
 def test_rotated_key_keeps_scopes_and_account(served: Served) -> None:
@@ -277,7 +277,7 @@ def test_rotated_key_keeps_scopes_and_account(served: Served) -> None:
         assert client.get("/v1/keys").status_code == 401
     with served.client(key) as client:
         assert client.post("/v1/synthesize", json={"voice_id": UNKNOWN_ID, "text": "x"}).status_code == 403
-        assert client.post(f"/v1/keys/{key_id}/rotate").status_code == 403  # a narrow key may replace itself alone
+        assert client.post(f"/v1/keys/{key_id}/rotate").status_code == 403  # a scoped key may rotate only itself
 
 
 def test_key_in_overlap_works_but_cannot_rotate(served: Served) -> None:
@@ -303,8 +303,8 @@ def test_key_in_overlap_works_but_cannot_rotate(served: Served) -> None:
 def test_public_server_requires_strong_secret(tmp_path: Path, host: str, secret: str) -> None:
     env = {"AFTERWORDS_HOME": str(tmp_path / "home"), "AFTERWORDS_ADMIN_SECRET": secret, "AFTERWORDS_BACKENDS": "tone"}
     done = run("serve", "--host", host, "--port", "0", env=env)
-    told = done.expect_error(2, "ServerSetupError")
-    assert "32 characters" in told
+    error = done.expect_error(2, "ServerSetupError")
+    assert "32 characters" in error
     assert not (tmp_path / "home" / "server").exists()
 
 
@@ -323,7 +323,7 @@ def test_public_server_prints_no_first_key(tmp_path: Path) -> None:
 def test_rate_limit_returns_429_with_retry_after(tmp_path: Path) -> None:
     with serving(tmp_path / "home", {"AFTERWORDS_RATE_LIMIT": "5", "AFTERWORDS_WORKERS": "0"}) as served:
         with served.client() as client:
-            answers = [client.get("/v1/voices") for _ in range(12)]  # two minutes may meet within
+            answers = [client.get("/v1/voices") for _ in range(12)]  # a new minute may begin
             limited = [answer for answer in answers if answer.status_code == 429]
         with served.client(served.new_key()) as other:
             assert other.get("/v1/voices").status_code == 200
@@ -364,7 +364,7 @@ def test_auth_failures_are_limited_and_valid_keys_pass(tmp_path: Path) -> None:
         with served.client("guess", **thief) as client:
             answers = [client.get("/v1/keys") for _ in range(40)]
         slowed = [answer for answer in answers if answer.status_code == 429]
-        assert len(slowed) >= 20  # two minutes may meet within
+        assert len(slowed) >= 20  # a new minute may begin
         assert slowed[0].json()["error"]["code"] == "too_many_auth_failures"
         assert 1 <= int(slowed[0].headers["retry-after"]) <= 60
         with served.client(key, **thief) as client:
@@ -379,8 +379,8 @@ def test_weak_secret_with_public_name_does_not_start(tmp_path: Path) -> None:
         "AFTERWORDS_ADMIN_SECRET": "weak",
         "AFTERWORDS_PUBLIC_URL": "https://voice.example",
     }
-    told = run("serve", "--port", "0", env=env).expect_error(2, "ServerSetupError")
-    assert "voice.example can be reached" in told
+    error = run("serve", "--port", "0", env=env).expect_error(2, "ServerSetupError")
+    assert "voice.example can be reached" in error
 
 
 @pytest.mark.parametrize(

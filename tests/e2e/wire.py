@@ -1,4 +1,4 @@
-"""HTTP as bytes on a socket, for what no client library would send."""
+"""HTTP as bytes on a socket, for requests that no client library sends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEADLINE_S = 10.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back. `status` 0 means that the connection was closed without an answer."""
+    """A response. `status` 0 means that the connection was closed without one."""
 
     status: int
     headers: dict[str, str]
@@ -26,7 +26,7 @@ class Answer:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error, whose shape is checked."""
+        """Return the error, and check its shape."""
         error: dict[str, Any] = json.loads(self.body)["error"]
         assert set(error) == {"code", "message", "type", "param", "request_id"}
         return error
@@ -37,7 +37,7 @@ class Answer:
 
 
 def connected(served: Served, *, deadline_s: float = DEADLINE_S) -> socket.socket:
-    """A connection to the server, with a deadline for each step."""
+    """Open a connection to the server, with a deadline for each step."""
     parts = urlsplit(served.url)
     assert parts.hostname
     assert parts.port
@@ -45,7 +45,7 @@ def connected(served: Served, *, deadline_s: float = DEADLINE_S) -> socket.socke
 
 
 def head(method: str, target: str, headers: Iterable[tuple[str, str | bytes]] = ()) -> bytes:
-    """The head of a request; a Host that is right comes first, unless one is given."""
+    """Return the head of a request, with a valid Host unless one is given."""
     pairs = list(headers)
     if not any(name.lower() == "host" for name, _ in pairs):
         pairs.insert(0, ("Host", "127.0.0.1"))
@@ -63,7 +63,7 @@ def ask(
     *,
     deadline_s: float = DEADLINE_S,
 ) -> Answer:
-    """Send a request as it is, and read one answer, which may come before all was sent."""
+    """Send a request and read one response, which may arrive before everything is sent."""
     with connected(served, deadline_s=deadline_s) as wire:
         with suppress(ConnectionError):
             wire.sendall(head(method, target, headers))
@@ -72,7 +72,7 @@ def ask(
 
 
 def read(wire: socket.socket, method: str = "GET") -> Answer:
-    """The next answer on a connection."""
+    """Read the next response of a connection."""
     answer = HTTPResponse(wire, method=method)
     try:
         answer.begin()

@@ -1,4 +1,4 @@
-"""The documentation of the API is that of the code: schema, pages and errors."""
+"""The documentation of the API matches the code: schema, pages and errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GENERAL = {"conflict", "limit_reached", "not_logged_in", "unknown_model"}
 
 
 def listed() -> set[str]:
-    """The codes in the table of errors."""
+    """Return the codes in the table of errors."""
     table = API.partition("## Errors")[2].partition("A failed job")[0]
     return {
         code for line in table.splitlines() if line.startswith("| ") for code in re.findall(r"`([a-z0-9_]+)`", line)

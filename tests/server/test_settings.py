@@ -1,4 +1,4 @@
-"""Where settings come from, which win, and what is said of one that can't be used."""
+"""Settings: sources, precedence, validation and secrets."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_public_name_requires_strong_secrets(names: dict[str, str], is_public: b
                 settings.check_is_safe()
         else:
             settings.check_is_safe()
-    load_settings(**names).check_is_safe()  # the admin routes stay shut
+    load_settings(**names).check_is_safe()  # the admin routes answer 401
     load_settings(**names, admin_secret=STRONG, callback_secret=STRONG).check_is_safe()
 
 

@@ -1,4 +1,4 @@
-"""A file that is on its way: in memory, on the disk, and on a full one."""
+"""The temporary file of uploads: in memory, on disk, and on a full disk."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_failed_write_changes_nothing_and_may_be_retried(tmp_path: Path) -> None
 
 @contextmanager
 def file_size_limit(n_bytes: int) -> Iterator[None]:
-    """Let this process write no file that is larger."""
+    """Limit the size of files that this process may write."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     try:

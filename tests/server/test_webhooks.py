@@ -1,4 +1,4 @@
-"""A webhook is signed, goes where it may, and comes to an end whatever stands at the other side."""
+"""Webhook delivery: signature, SSRF protection, and timeouts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def anyio_backend() -> str:
 
 @dataclass
 class Receiver:
-    """A server on loopback with a certificate, and what it was sent."""
+    """An HTTPS server on loopback that records requests."""
 
     port: int
     tls: ssl.SSLContext
@@ -60,7 +60,7 @@ async def take(receiver: Receiver, reader: asyncio.StreamReader) -> None:
 async def receiving(
     answer: bytes | Answer = b"204 No Content", *, names: Sequence[str] = (HOST,)
 ) -> AsyncIterator[Receiver]:
-    """A receiver that answers with a status line, or does something else once it has read the request."""
+    """Run a receiver that sends a status line, or calls `answer` after it has read the request."""
     authority = trustme.CA()
     server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(*names).configure_cert(server_tls)
@@ -119,7 +119,7 @@ def due(url: str, **changes: object) -> WebhookCall:
 
 
 async def send(receiver: Receiver, *, url: str = f"https://{HOST}:{{}}/hook?a=b", **options: object) -> bool:
-    """Deliver to the receiver, as if loopback were a public address."""
+    """Deliver to the receiver as if loopback were a public address."""
     chosen = {
         "resolve": on_loopback,
         "may_reach": lambda address: address == "127.0.0.1",
@@ -129,7 +129,7 @@ async def send(receiver: Receiver, *, url: str = f"https://{HOST}:{{}}/hook?a=b"
     return await deliver(due(url.format(receiver.port)), clock=SystemClock(), **chosen)  # type: ignore[arg-type]
 
 
-# -- what is sent --------------------------------------------------------------------------------------------
+# -- message --------------------------------------------------------------------------------------------
 
 
 async def test_message_verifies_with_the_secret() -> None:
@@ -179,7 +179,7 @@ async def test_only_2xx_counts_as_success(answer: bytes, is_taken: bool) -> None
         assert len(receiver.received) == 1
 
 
-# -- where it goes -------------------------------------------------------------------------------------------
+# -- destination -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -200,9 +200,7 @@ async def test_name_is_resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(host)
         return answers.pop(0)
 
-    def noting(
-        host: object, *rest: object, **options: object
-    ) -> object:  # that nobody else looks it up behind our back
+    def noting(host: object, *rest: object, **options: object) -> object:
         asked.append(host)
         return system(host, *rest, **options)  # type: ignore[arg-type]
 
@@ -271,7 +269,7 @@ async def test_proxy_of_the_environment_is_ignored(monkeypatch: pytest.MonkeyPat
         assert await send(receiver)
 
 
-# -- trouble -------------------------------------------------------------------------------------------------
+# -- failures -------------------------------------------------------------------------------------------------
 
 
 async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Forms with a file: what is taken, what is refused and how, and what it costs."""
+"""Multipart forms with a file: accepted forms, errors, limits and memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILE = b'form-data; name="ref_audio"; filename="me.wav"'
 
 @dataclass
 class Form:
-    """A form with the content of its file."""
+    """A form and the content of its file."""
 
     fields: dict[str, str]
     file: bytes | None
@@ -57,7 +57,7 @@ def read_from(
     folder: Path | None = None,
     is_kept: bool = True,
 ) -> Form:
-    """Read a form whose body comes in these chunks, or breaks off after them."""
+    """Read a form whose body arrives in these chunks, or breaks off after them."""
 
     async def receive() -> dict[str, object]:
         chunk = next(chunks, None)
@@ -258,12 +258,12 @@ def in_chunks(sent: bytes, size: int = 8_192) -> list[bytes]:
 
 @pytest.mark.parametrize("chunk_size", [8_192, 10**9])
 def test_file_size_limit_is_exact(chunk_size: int) -> None:
-    beside = text(b"ref_text", b"t" * 60_000)
-    assert len(read(*in_chunks(body(beside, part(FILE, bytes(CAP))), chunk_size)).file or b"") == CAP
+    overhead = text(b"ref_text", b"t" * 60_000)
+    assert len(read(*in_chunks(body(overhead, part(FILE, bytes(CAP))), chunk_size)).file or b"") == CAP
     with pytest.raises(
         RecordingError, match="ref_audio has 100,001 bytes; the limit is 100,000", check=has_code("file_too_large")
     ):
-        read(*in_chunks(body(beside, part(FILE, bytes(CAP + 1))), chunk_size))
+        read(*in_chunks(body(overhead, part(FILE, bytes(CAP + 1))), chunk_size))
 
 
 def test_body_is_read_64_kib_beyond_the_limit_at_most() -> None:
