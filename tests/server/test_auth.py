@@ -244,6 +244,6 @@ def test_auth_failures_expire_and_are_bounded() -> None:
     failures.check("a")
     for number in range(CLIENTS_MAX + 5):
         failures.count(str(number))
-    assert len(failures._counts) == CLIENTS_MAX
+    assert len(failures._clients) == CLIENTS_MAX
     with pytest.raises(LimitError, check=has_code("too_many_auth_failures")):
         failures.count(str(CLIENTS_MAX))

@@ -21,6 +21,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import Any, Final, ParamSpec, TypeVar, cast
 from urllib.parse import urlsplit
 
+from cachetools import TTLCache
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
@@ -324,13 +325,19 @@ class RequestTask:
         return self._is_revoked
 
 
+@dataclass(slots=True)
+class _Failures:
+    started: float
+    count: int = 0
+
+
 class AuthFailures:
-    """Failed authentications of the last minute by client; beyond CLIENTS_MAX clients the oldest are dropped."""
+    """Failed authentications of a client, for a minute from the first; beyond CLIENTS_MAX the oldest are dropped."""
 
     def __init__(self, maximum: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._maximum = maximum
         self._clock = clock
-        self._counts: dict[str, tuple[float, int]] = {}  # client: start of its minute, failures since
+        self._clients: TTLCache[str, _Failures] = TTLCache(CLIENTS_MAX, ttl=MINUTE_S, timer=clock)
 
     def count(self, client: str) -> None:
         """Count a failure.
@@ -338,28 +345,18 @@ class AuthFailures:
         Raises:
             LimitError: The client is over the limit.
         """
-        started, n_failures = self._current(client)
-        if client not in self._counts and len(self._counts) >= CLIENTS_MAX:
-            del self._counts[next(iter(self._counts))]
-        self._counts[client] = started, n_failures + 1
-        self._limit(started, n_failures + 1)
+        failures = self._clients.setdefault(client, _Failures(self._clock()))
+        failures.count += 1
+        self._limit(failures, failures.count)
 
     def check(self, client: str) -> None:
         """Raise LimitError if the client is at the limit."""
-        started, n_failures = self._current(client)
-        self._limit(started, n_failures + 1)
+        if failures := self._clients.get(client):
+            self._limit(failures, failures.count + 1)
 
-    def _current(self, client: str) -> tuple[float, int]:
-        now = self._clock()
-        started, n_failures = self._counts.get(client, (now, 0))
-        if now < started + MINUTE_S:
-            return started, n_failures
-        del self._counts[client]  # it is inserted again as the youngest
-        return now, 0
-
-    def _limit(self, started: float, n_failures: int) -> None:
-        if n_failures > self._maximum:
-            wait_s = max(1, math.ceil(started + MINUTE_S - self._clock()))
+    def _limit(self, failures: _Failures, count: int) -> None:
+        if count > self._maximum:
+            wait_s = max(1, math.ceil(failures.started + MINUTE_S - self._clock()))
             raise LimitError(
                 f"More than {self._maximum:,} wrong keys or secrets came from this address within a minute.",
                 code="too_many_auth_failures",
