@@ -141,7 +141,7 @@ def test_no_process_outlives_the_command(sig: signal.Signals) -> None:
 
 @pytest.mark.usefixtures("me")
 @pytest.mark.parametrize(
-    ("args", "env", "code", "error", "told"),
+    ("args", "env", "code", "error", "message"),
     [
         (("mee",), {}, 4, "VoiceNotFoundError", "did you mean 'me'?"),
         ((), {"AFTERWORDS_HOME": "empty"}, 2, "InvalidInputError", "afterwords clone"),
@@ -155,9 +155,9 @@ def test_no_process_outlives_the_command(sig: signal.Signals) -> None:
     ],
 )
 def test_invalid_options_are_refused_before_any_work(
-    args: tuple[str, ...], env: dict[str, str], code: int, error: str, told: str, tmp_path: Path
+    args: tuple[str, ...], env: dict[str, str], code: int, error: str, message: str, tmp_path: Path
 ) -> None:
-    assert told in run("bench", *args, env=env, cwd=tmp_path).expect_error(code, error)
+    assert message in run("bench", *args, env=env, cwd=tmp_path).expect_error(code, error)
 
 
 # -- a server -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The server of the plug-in, for these tests alone: it would stay until the end of the session."""
+"""The server of the plug-in for this package only, instead of the whole session."""
 
 from __future__ import annotations
 

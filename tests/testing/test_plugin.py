@@ -1,4 +1,4 @@
-"""The fixtures that a project gets by installing afterwords beside pytest."""
+"""The pytest plug-in of afterwords: the server, the clients and the fixtures."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 PLUGIN: Final = "afterwords.testing.plugin"
 
 
-def ask(server: RunningServer, path: str, secret: str = "nothing") -> httpx.Response:
+def get(server: RunningServer, path: str, secret: str = "nothing") -> httpx.Response:
     return httpx.get(f"{server.url}{path}", headers={"Authorization": f"Bearer {secret}"}, trust_env=False)
 
 
 def run_pytest(folder: Path, *options: str, **env: str) -> str:
-    """What pytest says in a project of its own, where warnings are errors and ours is the only plug-in."""
+    """Run pytest in a project with our plug-in alone, warnings as errors; return its output."""
     options = ("-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", ".", *options)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options],
@@ -43,37 +43,39 @@ def run_pytest(folder: Path, *options: str, **env: str) -> str:
 
 
 class TestServer:
-    def test_it_is_the_real_server_with_a_tone_for_a_voice(self, afterwords_server: RunningServer) -> None:
-        assert ask(afterwords_server, "/v1/health").json()["backends"] == ["tone"]
-        assert ask(afterwords_server, "/readyz").status_code == 200
+    def test_server_offers_the_tone_and_is_ready(self, afterwords_server: RunningServer) -> None:
+        assert get(afterwords_server, "/v1/health").json()["backends"] == ["tone"]
+        assert get(afterwords_server, "/readyz").status_code == 200
 
-    def test_its_secrets_open_what_they_should(self, afterwords_server: RunningServer) -> None:
-        assert ask(afterwords_server, "/v1/voices", afterwords_server.api_key).json() == []
-        assert ask(afterwords_server, "/v1/voices", afterwords_server.new_key()).json() == []
-        assert ask(afterwords_server, "/v1/keys", afterwords_server.admin_secret).status_code == 200
-        assert ask(afterwords_server, "/v1/voices", "aw_guessed").status_code == 401
+    def test_keys_and_admin_secret_open_their_routes(self, afterwords_server: RunningServer) -> None:
+        assert get(afterwords_server, "/v1/voices", afterwords_server.api_key).json() == []
+        assert get(afterwords_server, "/v1/voices", afterwords_server.new_key()).json() == []
+        assert get(afterwords_server, "/v1/keys", afterwords_server.admin_secret).status_code == 200
+        assert get(afterwords_server, "/v1/voices", "aw_guessed").status_code == 401
 
-    def test_a_key_can_be_given_a_limit(self, afterwords_server: RunningServer) -> None:
+    def test_new_key_takes_a_limit(self, afterwords_server: RunningServer) -> None:
         key = afterwords_server.new_key(label="poor", character_limit=10)
-        assert ask(afterwords_server, "/v1/usage", key).json()["limit"] == 10
+        assert get(afterwords_server, "/v1/usage", key).json()["limit"] == 10
 
-    def test_a_key_that_can_not_be_made_is_told(self, afterwords_server: RunningServer) -> None:
+    def test_new_key_with_invalid_fields_raises(self, afterwords_server: RunningServer) -> None:
         with pytest.raises(ValueError, match="invalid_field"):
             afterwords_server.new_key(character_limit=-1)
 
-    def test_stopped_it_is_gone_and_leaves_nothing_open(self, tmp_path: Path) -> None:
+    def test_stopped_server_closes_port_and_database(self, tmp_path: Path) -> None:
         with RunningServer(tmp_path) as server:
             assert (tmp_path / "server" / "afterwords.db").is_file()
         with pytest.raises(httpx.ConnectError):
-            ask(server, "/v1/health")
+            get(server, "/v1/health")
         assert not (tmp_path / "server" / "afterwords.db-wal").exists()
 
-    def test_one_that_can_not_start_says_so(self, tmp_path: Path) -> None:
+    def test_failed_start_raises_with_the_log(self, tmp_path: Path) -> None:
         (tmp_path / "server").write_text("a file where its folder belongs")
         with pytest.raises(RuntimeError, match=r"the log of uvicorn\.error says why"):
             RunningServer(tmp_path).start()
 
-    def test_without_the_extra_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_missing_extra_raises_with_the_install_command(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         # patched, since a machine without the extra can't run the other tests
         monkeypatch.setattr("afterwords.testing.running.find_spec", lambda _: None)
         with pytest.raises(MissingExtraError, match="A server for tests needs the extra 'server'") as caught:
@@ -82,24 +84,22 @@ class TestServer:
 
 
 class TestClient:
-    def test_it_can_be_awaited(self, afterwords_async_client: AsyncClient, afterwords_voice: Voice) -> None:
+    def test_async_client_speaks(self, afterwords_async_client: AsyncClient, afterwords_voice: Voice) -> None:
         async def say() -> float:
             async with afterwords_async_client as client:
                 return (await client.say("Awaited.", voice=afterwords_voice)).duration_s
 
         assert asyncio.run(say()) == pytest.approx(8 * 0.06)
 
-    def test_it_speaks(self, afterwords_client: Client, afterwords_voice: Voice) -> None:
+    def test_client_speaks(self, afterwords_client: Client, afterwords_voice: Voice) -> None:
         audio = afterwords_client.say("A tone lasts sixty milliseconds a character.", voice=afterwords_voice)
         assert audio.duration_s == pytest.approx(44 * 0.06)
 
-    @pytest.mark.parametrize("_turn", [1, 2])
-    def test_every_test_has_an_account_of_its_own(
-        self, afterwords_client: Client, afterwords_voice: Voice, _turn: int
-    ) -> None:
+    @pytest.mark.parametrize("_run", [1, 2])
+    def test_each_test_has_its_own_account(self, afterwords_client: Client, afterwords_voice: Voice, _run: int) -> None:
         assert [voice.voice_id for voice in afterwords_client.voices.list()] == [afterwords_voice.voice_id]
 
-    def test_a_fault_befalls_only_the_client_that_asks_through_the_proxy(
+    def test_fault_reaches_only_the_faulty_client(
         self,
         afterwords_client: Client,
         afterwords_faulty_client: Client,
@@ -123,17 +123,17 @@ class TestClient:
             ("fault-hang", "speaking_timed_out"),
         ],
     )
-    def test_a_fault_word_makes_the_job_fail(
+    def test_fault_word_makes_the_job_fail(
         self, afterwords_client: Client, afterwords_voice: Voice, word: str, reason: str
     ) -> None:
         with pytest.raises(JobFailedError) as caught:
             afterwords_client.say(f"Then {word} comes.", voice=afterwords_voice)
         assert caught.value.reason == reason
-        assert afterwords_client.say("The next is spoken.", voice=afterwords_voice).duration_s > 0
+        assert afterwords_client.say("The next one works.", voice=afterwords_voice).duration_s > 0
 
 
 class TestElsewhere:
-    def test_neither_side_reads_the_settings_of_the_other(self, tmp_path: Path) -> None:
+    def test_settings_of_developer_and_server_stay_apart(self, tmp_path: Path) -> None:
         (tmp_path / "test_it.py").write_text("""
 import os, httpx
 
@@ -148,11 +148,11 @@ def test_it(afterwords_server):
 """)
         home = tmp_path / "home"
         theirs = {"HOME": str(home), "DATABASE_URL": "sqlite:////nowhere/db", "PORT": "x", "BACKENDS": "lite"}
-        said = run_pytest(tmp_path, **{f"AFTERWORDS_{name}": value for name, value in theirs.items()})
-        assert "1 passed" in said, said
+        output = run_pytest(tmp_path, **{f"AFTERWORDS_{name}": value for name, value in theirs.items()})
+        assert "1 passed" in output, output
         assert not home.exists()
 
-    def test_a_run_that_uses_no_fixture_loads_nothing_but_pytest(self, tmp_path: Path) -> None:
+    def test_run_without_fixtures_imports_only_the_plugin(self, tmp_path: Path) -> None:
         (tmp_path / "test_it.py").write_text("""
 import sys
 
@@ -161,24 +161,24 @@ def test_it():
     assert ours == {"afterwords", "afterwords.testing", "afterwords.testing.plugin"}
     assert not {"numpy", "pydantic", "httpx", "fastapi", "uvicorn", "sqlalchemy"} & sys.modules.keys()
 """)
-        said = run_pytest(tmp_path)
-        assert "1 passed" in said, said
+        output = run_pytest(tmp_path)
+        assert "1 passed" in output, output
 
-    def test_pytest_tells_what_the_fixtures_are(self, tmp_path: Path) -> None:
+    def test_fixtures_have_docstrings(self, tmp_path: Path) -> None:
         lines = run_pytest(tmp_path, "--fixtures").splitlines()
         ours = {n: line for n, line in enumerate(lines) if line.startswith("afterwords_")}
         assert len(ours) == 7
         assert all(lines[n + 1].startswith("    ") and "no docstring" not in lines[n + 1] for n in ours)
 
 
-def test_every_public_name_can_be_had() -> None:
+def test_public_names_can_be_imported() -> None:
     assert all(getattr(afterwords.testing, name) is not None for name in afterwords.testing.__all__)
     assert set(afterwords.testing.__all__) == set(dir(afterwords.testing))
     with pytest.raises(AttributeError, match="no attribute 'TestServer'"):
         getattr(afterwords.testing, "TestServer")  # noqa: B009 - mypy would refuse the attribute
 
 
-def test_pytest_finds_the_plug_in() -> None:
+def test_entry_point_names_the_plugin() -> None:
     (point,) = entry_points(group="pytest11", name="afterwords")
     assert point.value == PLUGIN
     assert point.load().__name__ == PLUGIN

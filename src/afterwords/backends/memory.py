@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 CGROUP_LIMITS: Final = (
-    Path("/sys/fs/cgroup/memory.max"),  # version 2; "max" is no limit
+    Path("/sys/fs/cgroup/memory.max"),  # version 2; "max" means unlimited
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
 )
 

@@ -33,8 +33,8 @@ _MEASURED_SHARE: Final = 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """The figures of one backend, or why there are none. Times are medians; None where something was not measured.
+class BenchResult:
+    """The figures of one backend, or its error. Times are medians; None means not measured.
 
     Attributes:
         backend: The backend that spoke; None if a server did not say.
@@ -76,7 +76,7 @@ class Measurement:
 class _Task(Protocol):
     """A function of `speaking` with its arguments."""
 
-    def __call__(self, *, progress: Progress) -> Measurement: ...
+    def __call__(self, *, progress: Progress) -> BenchResult: ...
 
 
 def choose_backends(
@@ -116,7 +116,7 @@ def measure_backend(
     backend: str,
     timeout_s: float = TIMEOUT_S,
     progress: Progress = ignore_progress,
-) -> Measurement:
+) -> BenchResult:
     """Measure a backend of this machine with a voice of its library. A failure becomes part of the measurement.
 
     Raises:
@@ -125,7 +125,7 @@ def measure_backend(
     from afterwords.bench import speaking
 
     deadline = time.monotonic() + timeout_s
-    row = Measurement(backend=backend)
+    row = BenchResult(backend=backend)
     prepare = partial(speaking.prepare_voice, voice_id=voice_id, lang=lang, backend=backend)
     speak = partial(speaking.speak_here, text, voice_id=voice_id, lang=lang, backend=backend)
     try:
@@ -150,7 +150,7 @@ def measure_server(
     profile: str | None,
     timeout_s: float = TIMEOUT_S,
     progress: Progress = ignore_progress,
-) -> Measurement:
+) -> BenchResult:
     """Measure a server with the voice that was pushed to it. A failure becomes part of the measurement.
 
     Raises:
@@ -158,7 +158,7 @@ def measure_server(
     """
     from afterwords.bench import speaking
 
-    row = Measurement(server=server)
+    row = BenchResult(server=server)
     speak = partial(speaking.speak_on_server, text, voice_id=voice_id, lang=lang, profile=profile)
     try:
         return _run(speak, row, time.monotonic() + timeout_s, progress)
@@ -170,11 +170,11 @@ def _timeout_error(name: str, timeout_s: float) -> SynthesisError:
     return SynthesisError(f"Measuring {name} took longer than {timeout_s:g} s.", code="measurement_timeout")
 
 
-def _with_error(row: Measurement, error: AfterwordsError) -> Measurement:
+def _with_error(row: BenchResult, error: AfterwordsError) -> BenchResult:
     return replace(row, error=error.code, reason=error.message, fix=error.hint, exit_code=error.exit_code)
 
 
-def _run(task: _Task, row: Measurement, deadline: float, progress: Progress) -> Measurement:
+def _run(task: _Task, row: BenchResult, deadline: float, progress: Progress) -> BenchResult:
     """Run a task in a new process, which is gone at the end.
 
     Raises:
@@ -189,7 +189,7 @@ def _run(task: _Task, row: Measurement, deadline: float, progress: Progress) -> 
         try:
             while reader.poll(max(0.0, deadline - time.monotonic())):
                 received = reader.recv()
-                if isinstance(received, Measurement):
+                if isinstance(received, BenchResult):
                     return received
                 progress(*received)
             raise TimeoutError
@@ -232,7 +232,7 @@ def _describe_exit(status: int | None) -> str:
 # -- in the child ---------------------------------------------------------------------------------------------
 
 
-def _run_in_child(writer: Connection, task: _Task, row: Measurement) -> None:
+def _run_in_child(writer: Connection, task: _Task, row: BenchResult) -> None:
     """Run a task; send its progress, then its measurement. The process ends with its parent."""
     is_debugging = bool(os.environ.get("AFTERWORDS_DEBUG"))
     if sys.platform != "win32":

@@ -17,7 +17,7 @@ from afterwords.audio.wav import Samples, read_wav
 from afterwords.backends import registry
 from afterwords.backends.base import Progress
 from afterwords.backends.memory import peak_bytes
-from afterwords.bench.measurement import N_RUNS, Measurement
+from afterwords.bench.measurement import N_RUNS, BenchResult
 from afterwords.errors import (
     AfterwordsError,
     InvalidResponseError,
@@ -61,21 +61,21 @@ class Utterance(NamedTuple):
 # -- here -----------------------------------------------------------------------------------------------------
 
 
-def prepare_voice(*, voice_id: str, lang: str, backend: str, progress: Progress) -> Measurement:
+def prepare_voice(*, voice_id: str, lang: str, backend: str, progress: Progress) -> BenchResult:
     """Make the prompt of a voice if there is none; return the time that it took, 0 if it was there."""
     voice = local.library().get(voice_id)
     if local.has_prompt(voice, backend):
-        return Measurement(prepare_s=0.0)
+        return BenchResult(prepare_s=0.0)
     engine = registry.engine_for(registry.choose(backend, lang=lang))
     engine.load(backend, lambda done, step: progress(done / 2, step))
     started = time.perf_counter()
     local.make_prompt(voice, backend, progress=lambda done, step: progress((1 + done) / 2, step))
-    return Measurement(prepare_s=time.perf_counter() - started)
+    return BenchResult(prepare_s=time.perf_counter() - started)
 
 
 def speak_here(
     text: str, *, voice_id: str, lang: str, backend: str, prepare_s: float | None, progress: Progress
-) -> Measurement:
+) -> BenchResult:
     """Load a backend and speak with a prepared voice.
 
     Raises:
@@ -132,7 +132,7 @@ def device_peak_mib() -> float | None:
 # -- on a server ----------------------------------------------------------------------------------------------
 
 
-def speak_on_server(text: str, *, voice_id: str, lang: str, profile: str | None, progress: Progress) -> Measurement:
+def speak_on_server(text: str, *, voice_id: str, lang: str, profile: str | None, progress: Progress) -> BenchResult:
     """Have a server speak with the voice that was pushed to it. Times include the network.
 
     Raises:
@@ -202,9 +202,9 @@ def _repeat(speak: Callable[[], Utterance], progress: Progress, name: str) -> li
     return utterances[1:]
 
 
-def _summarize(utterances: Sequence[Utterance], reference: bytes, progress: Progress, **figures: Any) -> Measurement:
+def _summarize(utterances: Sequence[Utterance], reference: bytes, progress: Progress, **figures: Any) -> BenchResult:
     progress(0.95, "comparing")
-    return Measurement(
+    return BenchResult(
         backend=utterances[0].backend,
         first_audio_ms=round(1000 * statistics.median(each.first_s for each in utterances), 1),
         real_time_factor=round(statistics.median(each.work_s / each.audio_s for each in utterances), 3),

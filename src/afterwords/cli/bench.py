@@ -14,7 +14,7 @@ from afterwords.cli.options import AsJson, Profile, complete_voice, is_remote
 from afterwords.cli.remote import command
 
 if TYPE_CHECKING:
-    from afterwords.bench.measurement import Measurement
+    from afterwords.bench.measurement import BenchResult
     from afterwords.models import Voice
 
 COLUMNS = {
@@ -125,7 +125,7 @@ def _measure(
     server: str | None,
     profile: str | None,
     timeout_s: float,
-) -> list[Measurement]:
+) -> list[BenchResult]:
     from afterwords.bench.measurement import measure_backend, measure_server
 
     tasks = {
@@ -157,28 +157,28 @@ def _measure(
 # -- results --------------------------------------------------------------------------------------------------
 
 
-def _print_table(rows: Sequence[Measurement]) -> None:
+def _print_table(rows: Sequence[BenchResult]) -> None:
     """Print a line for each row, without the columns that are empty everywhere."""
     shown = {
         head: key
         for head, key in COLUMNS.items()
         if head in ALWAYS_SHOWN or any(getattr(row, key) is not None for row in rows)
     }
-    cells = [(_name(row), *(_format(getattr(row, key), key) for key in shown.values())) for row in rows]
+
+    def format_cell(value: float | str | None, key: str) -> str:
+        if value is None:
+            return "" if key == "error" else "-"
+        return value if isinstance(value, str) else f"{value:.{DIGITS.get(key, 2)}f}"
+
+    cells = [(_name(row), *(format_cell(getattr(row, key), key) for key in shown.values())) for row in rows]
     output.result_table(("backend", *shown), cells)
 
 
-def _name(row: Measurement) -> str:
+def _name(row: BenchResult) -> str:
     return " at ".join(filter(None, (row.backend, row.server)))
 
 
-def _format(value: float | str | None, key: str) -> str:
-    if value is None:
-        return "" if key == "error" else "-"
-    return value if isinstance(value, str) else f"{value:.{DIGITS.get(key, 2)}f}"
-
-
-def _explain(rows: Sequence[Measurement], n_characters: int) -> None:
+def _explain(rows: Sequence[BenchResult], n_characters: int) -> None:
     """Print how to read the figures, and how to fix what failed."""
     from afterwords.bench.measurement import N_RUNS
 

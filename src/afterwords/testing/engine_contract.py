@@ -1,4 +1,4 @@
-"""For those who write an engine: the contract that every engine keeps, as tests to inherit.
+"""The contract of every engine, as tests to inherit.
 
 from afterwords.testing import EngineContract
 
@@ -28,12 +28,12 @@ TEXT = "The quick brown fox jumps over the lazy dog. Then it sleeps, for a while
 
 
 class EngineContract:
-    """Inherit it, give a fixture `engine`, and, where the engine needs real speech, a fixture `reference`."""
+    """Inherit it and provide a fixture `engine`; and a fixture `reference` if the engine needs real speech."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def reference(cls) -> Reference:
-        """Eight seconds of a buzzing voice with pauses; override it with real speech if the engine listens closely."""
+        """Return eight seconds of a buzzing voice with pauses; override it if the engine needs real speech."""
         time_s = np.arange(8 * 24_000) / 24_000
         buzz = sum(np.sin(2 * np.pi * 120 * harmonic * time_s) / harmonic for harmonic in range(1, 30))
         syllables = np.clip(np.sin(2 * np.pi * 2.5 * time_s), 0, 1)
@@ -52,7 +52,7 @@ class EngineContract:
     def speak(self, engine: Engine, task: SpeechTask) -> NDArray[np.float32]:
         return np.concatenate([chunk.samples for chunk in engine.synthesize(task)])
 
-    def test_it_is_an_engine_with_names_and_limits(self, engine: Engine) -> None:
+    def test_engine_has_names_and_limits(self, engine: Engine) -> None:
         assert isinstance(engine, Engine)
         assert engine.name
         assert engine.backends
@@ -60,16 +60,16 @@ class EngineContract:
         assert engine.max_concurrent >= 1
         assert engine.prompt_version
 
-    def test_it_tells_whether_it_can_run(self, engine: Engine) -> None:
+    def test_availability_has_a_reason_and_a_fix(self, engine: Engine) -> None:
         state = engine.availability()
         assert isinstance(state, Available) or (isinstance(state, Unavailable) and state.reason and state.fix)
 
-    def test_every_backend_speaks_a_known_language(self, engine: Engine) -> None:
+    def test_backends_speak_known_languages(self, engine: Engine) -> None:
         for backend in engine.backends:
             assert engine.languages(backend)
             assert engine.languages(backend) <= set(LANGS)
 
-    def test_loading_ahead_reports_progress_up_to_the_end(self, engine: Engine, prompt: bytes) -> None:
+    def test_load_reports_progress_up_to_the_end(self, engine: Engine, prompt: bytes) -> None:
         fractions: list[float] = []
         for _ in range(2):
             fractions.clear()
@@ -78,7 +78,7 @@ class EngineContract:
             assert fractions[-1] == 1.0
         assert len(self.speak(engine, self.task(engine, prompt)))
 
-    def test_preparing_reports_progress_up_to_the_end(self, engine: Engine, reference: Reference) -> None:
+    def test_prepare_reports_progress_up_to_the_end(self, engine: Engine, reference: Reference) -> None:
         fractions: list[float] = []
         assert isinstance(engine.prepare(reference, lambda done, _: fractions.append(done), fast=True), bytes)
         assert fractions == sorted(fractions)
@@ -94,16 +94,16 @@ class EngineContract:
             assert np.isfinite(chunk.samples).all()
             assert np.abs(chunk.samples).max(initial=0) <= 1.0
 
-    def test_speech_lasts_as_long_as_its_text_and_can_be_heard(self, engine: Engine, prompt: bytes) -> None:
+    def test_speech_is_audible_and_lasts_as_long_as_its_text(self, engine: Engine, prompt: bytes) -> None:
         samples = self.speak(engine, self.task(engine, prompt))
         assert 0.03 * len(TEXT) < len(samples) / engine.sample_rate < 0.3 * len(TEXT)
         assert float(np.sqrt(np.mean(samples**2))) > 0.005
 
-    def test_the_same_seed_says_the_same(self, engine: Engine, prompt: bytes) -> None:
+    def test_same_seed_gives_the_same_audio(self, engine: Engine, prompt: bytes) -> None:
         first, second = (self.speak(engine, self.task(engine, prompt)) for _ in range(2))
         np.testing.assert_allclose(first, second, atol=1e-4)
 
-    def test_an_utterance_given_up_leaves_the_next_unharmed(self, engine: Engine, prompt: bytes) -> None:
+    def test_closed_utterance_does_not_affect_the_next(self, engine: Engine, prompt: bytes) -> None:
         started = engine.synthesize(self.task(engine, prompt))
         assert list(islice(started, 1))
         started.close()
@@ -112,6 +112,6 @@ class EngineContract:
     def test_one_character_is_spoken(self, engine: Engine, prompt: bytes) -> None:
         assert len(self.speak(engine, self.task(engine, prompt, text="A"))) > 0
 
-    def test_a_closed_engine_speaks_again(self, engine: Engine, prompt: bytes) -> None:
+    def test_closed_engine_speaks_again(self, engine: Engine, prompt: bytes) -> None:
         engine.close()
         assert len(self.speak(engine, self.task(engine, prompt))) > 0

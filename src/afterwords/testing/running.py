@@ -1,7 +1,7 @@
-"""The real server as a part of a test run: in a thread, on a free loopback port, with a tone for a voice.
+"""The real server in a test run: in a thread, on a free loopback port, with a test tone as its engine.
 
-Apart from the fixtures, which pytest loads in every run: this needs the extra `server`. Rows lie in SQLite and audio
-in a folder, as with `afterwords serve`; speech is made in a process of its own, which ends with the server.
+It stores rows in SQLite and audio in a folder, as `afterwords serve` does; its worker process ends with it. Unlike
+`plugin`, which pytest loads in every run, it needs the extra `server`.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ if TYPE_CHECKING:
     import uvicorn
 
 DEADLINE_S: Final = 60.0
-"""For starting and for stopping; either takes about a second."""
-LOOK_INTERVAL_S: Final = 0.02
+"""For the start and for the stop, each of which takes about a second."""
+POLL_INTERVAL_S: Final = 0.02
 STALL_S: Final = 1.0
-"""After such a silence a speaking process is replaced, three times for a job: soon enough to test with `fault-hang`."""
+"""Silence after which a worker process is replaced, three times for a job: short, for tests with `fault-hang`."""
 DRAIN_S: Final = 1.0
-"""Tests that are over wait for no job."""
+"""Short, since no test waits for a job any more."""
 
 
 class RunningServer:
     """A server for tests; use it as a context manager, or call `start` and `stop`.
 
-    No setting of the developer's reaches it, and no environment variable of its own stays behind.
+    It ignores the developer's settings, and leaves the environment as it was.
 
     Attributes:
-        url: where it listens, once it is started.
-        admin_secret: opens the admin routes.
-        api_key: a key with an account of its own, made when it started.
+        url: Its address.
+        admin_secret: Secret of the admin routes.
+        api_key: A key with its own account, created by `start`.
     """
 
     def __init__(self, home: Path) -> None:
-        """Make a server that keeps everything in an empty folder.
+        """Create a server that stores everything in an empty folder.
 
         Raises:
-            MissingExtraError: the extra `server` is not installed.
+            MissingExtraError: The extra `server` is not installed.
         """
         if any(find_spec(name) is None for name in ("fastapi", "sqlalchemy", "pydantic_settings", "uvicorn")):
             raise MissingExtraError.for_extra("server", purpose="A server for tests")
         self.admin_secret = secrets.token_urlsafe(32)
         self.api_key = ""
         self._home = home
-        self._socket = socket.create_server(("127.0.0.1", 0))  # first: links in answers name the port
+        self._socket = socket.create_server(("127.0.0.1", 0))  # now, since links in responses contain the port
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -69,17 +69,17 @@ class RunningServer:
         self.stop()
 
     def start(self) -> Self:
-        """Start it and wait until it can speak.
+        """Start it and wait until its engine is loaded.
 
         Raises:
-            RuntimeError: it ended at once; the log of `uvicorn.error` says why.
-            TimeoutError: it could not speak within 60 s.
+            RuntimeError: It ended at once; the log of `uvicorn.error` says why.
+            TimeoutError: Its engine was not loaded within 60 s.
         """
         try:
-            with _own_environment(self._home):  # it is read while the server starts, and not again
-                server = self._serve()
+            with _own_environment(self._home):  # the server reads it only when it starts
+                server = self._start_thread()
                 self._wait_until(lambda: server.started, what="did not start")
-            self._wait_until(lambda: self._ask("GET", "/readyz")[0] == 200, what="was not ready to speak")
+            self._wait_until(lambda: self._request("GET", "/readyz")[0] == 200, what="did not load its engine")
             self.api_key = self.new_key()
         except BaseException:
             self.stop()
@@ -87,10 +87,10 @@ class RunningServer:
         return self
 
     def stop(self) -> None:
-        """Stop it; what it was speaking is given up after a second.
+        """Stop it; running jobs have one second to finish.
 
         Raises:
-            TimeoutError: it did not end within 60 s.
+            TimeoutError: It did not end within 60 s.
         """
         self._socket.close()
         if self._server is None or self._thread is None:
@@ -101,17 +101,20 @@ class RunningServer:
             raise TimeoutError(f"the server for tests did not end within {DEADLINE_S:g} s")
 
     def new_key(self, **fields: Any) -> str:
-        """Make a key with an account of its own.
+        """Create a key with its own account.
 
         Args:
-            fields: of POST /v1/keys: `label`, `scopes`, `character_limit`.
-        """
-        status, answer = self._ask("POST", "/v1/keys", fields)
-        if status != 201:
-            raise ValueError(f"no key was made: {answer}")
-        return str(answer["api_key"])
+            fields: Of POST /v1/keys: `label`, `scopes`, `character_limit`.
 
-    def _serve(self) -> uvicorn.Server:
+        Raises:
+            ValueError: The server refused the fields.
+        """
+        status, body = self._request("POST", "/v1/keys", fields)
+        if status != 201:
+            raise ValueError(f"no key was created: {body}")
+        return str(body["api_key"])
+
+    def _start_thread(self) -> uvicorn.Server:
         import uvicorn
 
         from afterwords.server import create_app, load_settings
@@ -121,7 +124,7 @@ class RunningServer:
             port=self._socket.getsockname()[1],
             admin_secret=self.admin_secret,
             backends="tone",
-            auth_failure_limit=0,  # a test may try any number of wrong keys
+            auth_failure_limit=0,  # tests may use any number of wrong keys
             stall_s=STALL_S,
             drain_s=DRAIN_S,
         )
@@ -129,35 +132,37 @@ class RunningServer:
             create_app(settings), lifespan="on", ws="none", log_config=None, timeout_graceful_shutdown=round(DRAIN_S)
         )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._run, args=(self._server,), name="afterwords-server", daemon=True)
+        server = self._server
+
+        def run() -> None:
+            with suppress(SystemExit):  # uvicorn exits if it can't start; its log says why
+                server.run([self._socket])
+
+        self._thread = threading.Thread(target=run, name="afterwords-server", daemon=True)
         self._thread.start()
-        return self._server
+        return server
 
-    def _run(self, server: uvicorn.Server) -> None:
-        with suppress(SystemExit):  # so it ends where it can't start; its log says why
-            server.run([self._socket])
-
-    def _wait_until(self, look: Callable[[], bool], *, what: str) -> None:
+    def _wait_until(self, predicate: Callable[[], bool], *, what: str) -> None:
         end = time.monotonic() + DEADLINE_S
-        while not look():
+        while not predicate():
             if self._thread is None or not self._thread.is_alive():
                 raise RuntimeError("the server for tests ended at once; the log of uvicorn.error says why")
             if time.monotonic() > end:
                 raise TimeoutError(f"the server for tests {what} within {DEADLINE_S:g} s")
-            time.sleep(LOOK_INTERVAL_S)
+            time.sleep(POLL_INTERVAL_S)
 
-    def _ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """The status and the JSON of an answer; as the admin, and past every proxy that may be set."""
+    def _request(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """Send a request as the admin, without a proxy; return the status and the JSON of the response."""
         headers = {"Authorization": f"Bearer {self.admin_secret}", "Content-Type": "application/json"}
         with closing(HTTPConnection(self.url.removeprefix("http://"), timeout=DEADLINE_S)) as connection:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
 
 
 @contextmanager
 def _own_environment(home: Path) -> Iterator[None]:
-    """Without what the developer set for afterwords, and with what makes the fault words of the tone work."""
+    """Remove the developer's settings from the environment, and enable the fault words of the tone."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.upper().startswith("AFTERWORDS_")]:
             patch.delenv(name)

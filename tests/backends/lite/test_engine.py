@@ -42,7 +42,7 @@ class TestLite(EngineContract):
     def fractions(cls, enrolment: Enrolment) -> list[float]:
         return enrolment.fractions
 
-    def test_preparing_reports_progress_up_to_the_end(  # type: ignore[override]
+    def test_prepare_reports_progress_up_to_the_end(  # type: ignore[override]
         self, fractions: list[float]
     ) -> None:
         """Use the shared enrollment: another one takes 15 s."""

@@ -37,7 +37,7 @@ class Odd(ToneEngine):
 
     def load(self, backend, progress=lambda fraction, step: None):
         if (Path(os.environ["AFTERWORDS_HOME"]) / "broken").exists():
-            raise ModelError("odd.bin", why="is missing", hint="wait")
+            raise ModelError.for_file("odd.bin", why="is missing", hint="wait")
         progress(0.4, "loading")
         progress(1.0, "done")
 
@@ -97,7 +97,7 @@ class Other(Odd):
 
     def synthesize(self, task):
         if task.prompt.decode() != self.prompt_version:
-            raise SynthesisError(task.backend, why="the prompt belongs to other weights")
+            raise SynthesisError.for_backend(task.backend, why="the prompt belongs to other weights")
         return super().synthesize(task)
 '''
 

@@ -35,10 +35,10 @@ async def test_both_readers_return_what_pack_wrote() -> None:
     assert [messages.read(file), messages.read(file), messages.read(file)] == [expected, expected, None]
 
 
-@pytest.mark.parametrize("n_bytes", range(len(SENT)))
-async def test_truncated_message_is_the_end(n_bytes: int) -> None:
-    assert await read_all(SENT[:n_bytes]) == []
-    assert messages.read(BytesIO(SENT[:n_bytes])) is None
+async def test_truncated_message_is_the_end() -> None:
+    for n_bytes in range(len(SENT)):
+        assert await read_all(SENT[:n_bytes]) == [], n_bytes
+        assert messages.read(BytesIO(SENT[:n_bytes])) is None, n_bytes
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ async def test_result_is_redelivered_and_claims_pause_meanwhile(queue: MemoryQue
     async with running_dispatcher(queue):
         job_id = queue.submit("hello")
         await queue.wait_until(lambda: queue.calls.count(("complete", job_id)) >= 2)
-        waiting = queue.submit("and what comes after it")
+        waiting = queue.submit("and the next one")
         await queue.wait_until(lambda: queue.calls.count(("complete", job_id)) >= 4)
         assert waiting not in queue.claimed
         queue.errors.clear()

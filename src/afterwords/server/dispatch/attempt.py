@@ -1,6 +1,6 @@
 """One attempt at a claimed job: fetch the prompt or reference, have a worker process speak, deliver the result.
 
-Every way in which an attempt can end stands in `Attempt._run`, and the job queue is told one of them.
+`Attempt._run` has every way in which an attempt can end, and reports one of them to the job queue.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import BinaryIO, Final, TypeVar, cast
 
 from afterwords.errors import (
@@ -21,7 +22,7 @@ from afterwords.errors import (
 from afterwords.server.dispatch.audio_stream import AudioStream
 from afterwords.server.dispatch.messages import INVALID_PROMPT, Message
 from afterwords.server.dispatch.worker import Work
-from afterwords.server.dispatch.worker_process import WorkerCrashedError, WorkerError, WorkerProcess, WorkerUtterance
+from afterwords.server.dispatch.worker_process import WorkerCrashedError, WorkerError
 from afterwords.server.dispatch.worker_slot import BackendInfo, PromptVersionError, SlotUnavailableError, WorkerSlot
 from afterwords.server.ports import JobQueue
 from afterwords.server.records import Claim, JobProgress
@@ -72,7 +73,7 @@ class Attempt:
     Attributes:
         backend: The backend that speaks.
         audio: The audio so far.
-        is_dropped: The result is not wanted any more, and the job queue is told nothing.
+        is_dropped: The result is not wanted any more, and nothing is reported to the job queue.
         will_be_retried: The job waits for another attempt.
         is_held_up: The audio is ready, and can't be stored at the moment.
         has_prompt: The prompt of the voice is stored, as far as is known: other jobs of the voice need not wait.
@@ -190,10 +191,16 @@ class Attempt:
             self._slot.acquire(self)
             synth_ms = await self._speak()
         self.leave()  # another attempt may speak while this one delivers
-        if self.audio.has_started:
-            await self._deliver(synth_ms)
-        else:
+        if not self.audio.has_started:
             await self._fail("synthesis_failed")
+            return
+        job = self.claim.job
+        wav = cast("BinaryIO", self.audio.file)
+        self._is_reporting = True
+        try:
+            await self._retry_held_up(lambda: self._queue.complete(job.job_id, job.attempt, wav, synth_ms=synth_ms))
+        except (RecordingError, SynthesisError) as error:
+            _log.warning("job %s: its audio was refused: %s", job.job_id, error.code)
 
     async def _send_heartbeats(self) -> None:
         while True:
@@ -241,26 +248,25 @@ class Attempt:
             ref_lang=voice.lang,
         )
 
-    async def _start_utterance(self) -> tuple[WorkerProcess, WorkerUtterance, str]:
-        """Start the utterance; return its process, itself, and the version of its prompt.
-
-        The process may have loaded weights that were updated since the prompt was fetched.
-        """
+    async def _speak(self) -> int | None:
+        """Collect the audio; return the time to synthesize it, in ms, or None if the engine did not stop."""
         while True:
             version = self._slot.prompt_version(self.backend)
             work = await self._fetch_work(version)
             try:
-                return *await self._slot.speak(self, work, prompt_version=version), version
-            except PromptVersionError:
+                worker, utterance = await self._slot.speak(self, work, prompt_version=version)
+                break
+            except PromptVersionError:  # weights were updated since the prompt was fetched
                 continue
-
-    async def _speak(self) -> int | None:
-        """Collect the audio; return the time to synthesize it, in ms, or None if the engine did not stop."""
-        worker, utterance, version = await self._start_utterance()
         try:
             while (message := await utterance.next()) is not None:
                 if message.kind == "preparing":
-                    self._show_preparing(message.facts["fraction"])
+                    fraction = message.facts["fraction"]
+                    self.progress = JobProgress("preparing", fraction)
+                    percent = int(100 * fraction)
+                    if percent >= self._logged_percent + _LOG_STEP_PERCENT:
+                        self._logged_percent = percent
+                        _log.info("preparing voice %s for %s, %d %%", work.voice_id, self.backend.name, percent)
                 elif message.kind == "checkpoint":
                     self._checkpoint = message.body
                     if self._checkpoint_task is None or self._checkpoint_task.done():
@@ -271,7 +277,7 @@ class Attempt:
                     if message.facts["is_new"]:
                         self._prompt_task = asyncio.create_task(self._save_prompt(message.body, version))
                 elif message.kind == "audio":
-                    await self._write_audio(message)
+                    await self._retry_held_up(partial(self._write, message))
                     self.progress = JobProgress("speaking", min(0.99, self.audio.duration_s / self._expected_s))
                 if self.audio.duration_s > self._longest_s:
                     self.audio.abort()  # the engine did not find the end; completion will refuse the audio
@@ -281,13 +287,8 @@ class Attempt:
         self.audio.finish()
         return utterance.synth_ms
 
-    async def _write_audio(self, message: Message) -> None:
-        """Append a chunk of audio; while the disk is full, wait."""
-
-        async def write() -> None:
-            self.audio.write(message.body, sample_rate=message.facts["sample_rate"], backend=self.backend.name)
-
-        await self._retry_held_up(write)
+    async def _write(self, message: Message) -> None:
+        self.audio.write(message.body, sample_rate=message.facts["sample_rate"], backend=self.backend.name)
 
     async def _retry_held_up(self, call: Callable[[], Awaitable[None]]) -> None:
         """Retry during an outage, and let the dispatcher know that it lasts."""
@@ -303,13 +304,6 @@ class Attempt:
             await retry_during_outage(call_and_note, timeout_s=self._timeout_s, should_stop=lambda: self.is_dropped)
         finally:
             self.is_held_up = False
-
-    def _show_preparing(self, fraction: float) -> None:
-        self.progress = JobProgress("preparing", fraction)
-        percent = int(100 * fraction)
-        if percent >= self._logged_percent + _LOG_STEP_PERCENT:
-            self._logged_percent = percent
-            _log.info("preparing voice %s for %s, %d %%", self.claim.voice.voice_id, self.backend.name, percent)
 
     def _note_prompt(self) -> None:
         if not self.has_prompt:
@@ -344,15 +338,6 @@ class Attempt:
                 _log.warning("voice %s: a checkpoint is not kept: %s", voice.voice_id, type(error).__name__)
 
     # -- reporting to the job queue
-
-    async def _deliver(self, synth_ms: int | None) -> None:
-        job = self.claim.job
-        wav = cast("BinaryIO", self.audio.file)
-        self._is_reporting = True
-        try:
-            await self._retry_held_up(lambda: self._queue.complete(job.job_id, job.attempt, wav, synth_ms=synth_ms))
-        except (RecordingError, SynthesisError) as error:
-            _log.warning("job %s: its audio was refused: %s", job.job_id, error.code)
 
     async def _retry(self, error: str) -> None:
         job = self.claim.job

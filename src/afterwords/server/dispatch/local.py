@@ -312,7 +312,7 @@ def _load_config(settings: Settings) -> Config:
 
 
 def _find_backends(config: Config, *, n_workers: int) -> tuple[dict[str, BackendInfo], dict[str, Engine], str]:
-    """Return the backends to offer, best first; the engines that can run here; and why there are none, if so.
+    """Return the backends to offer, best first; the engines that can run here; and why if there are no backends.
 
     A server without workers offers the backends that are named, since others speak them: the languages are known
     without what an engine needs to run.

@@ -111,8 +111,13 @@ class MessageServer:
         def save(checkpoint: bytes) -> None:
             self._send("checkpoint", checkpoint, number=number)
 
+        parts: dict[str, Any] = {}
+        start = 0
+        for name, n_bytes in message.facts["parts"].items():
+            parts[name] = message.body[start : start + n_bytes]
+            start += n_bytes
         try:
-            stream = self._worker.start(_parse_work(message), progress, save)
+            stream = self._worker.start(Work(**message.facts["work"], **parts), progress, save)
             facts = self._stream(number, stream, cancelled)
         except UtteranceCancelledError:
             facts = {}
@@ -141,15 +146,6 @@ class MessageServer:
 
 def _clip(fraction: float) -> float:
     return min(1.0, max(0.0, float(fraction)))  # NaN becomes 0
-
-
-def _parse_work(message: Message) -> Work:
-    parts: dict[str, Any] = {}
-    start = 0
-    for name, n_bytes in message.facts["parts"].items():
-        parts[name] = message.body[start : start + n_bytes]
-        start += n_bytes
-    return Work(**message.facts["work"], **parts)
 
 
 def _describe(error: Exception) -> dict[str, Any]:

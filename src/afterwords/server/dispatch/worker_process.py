@@ -280,9 +280,7 @@ class WorkerProcess:
             _log.info("worker process %d stopped", self.pid)
         else:
             _log.warning("worker process %d ended with status %d", self.pid, status)
-        self._fail_all(is_out_of_memory=self._memory_bytes >= NEAR_THE_LIMIT * self._limits.memory_bytes)
-
-    def _fail_all(self, *, is_out_of_memory: bool) -> None:
+        is_out_of_memory = self._memory_bytes >= NEAR_THE_LIMIT * self._limits.memory_bytes
         for loading in self._loadings.values():
             if loading.is_stuck:
                 loading.done.set_exception(WorkerCrashedError(is_out_of_memory=False, code=LOADING))
@@ -314,7 +312,7 @@ class WorkerProcess:
             return
         if message.kind == "preparing":
             position = facts["fraction"], facts["step"]
-            if position == utterance.position:  # a repetition is no progress
+            if position == utterance.position:  # repeated, so the idle time goes on
                 return
             utterance.position = position
         elif message.kind == "speaking":

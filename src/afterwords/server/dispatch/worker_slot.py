@@ -105,6 +105,10 @@ class WorkerSlot:
 
     async def _run_process(self) -> str | None:
         """Start a process, load it, and wait until it is retired or dead; return why it never became ready."""
+
+        def show_progress(fraction: float, step: str) -> None:  # noqa: ARG001 - the steps are for callers who wait
+            self.state = f"loading {self._first.name}, {100 * fraction:.0f} %"
+
         try:
             self._process = worker = await WorkerProcess.start(self._limits, self._environment)
         except OSError as error:
@@ -112,7 +116,7 @@ class WorkerSlot:
         try:
             if self._closed.is_set():
                 return None
-            await worker.load(self._first.name, self._show_progress)
+            await worker.load(self._first.name, show_progress)
             if worker.is_retired:
                 return "it takes more memory than AFTERWORDS_WORKER_MEMORY_MB allows"
             self._worker, self.is_ready, self.state = worker, True, "ready"
@@ -128,9 +132,6 @@ class WorkerSlot:
             self._worker = None
             await worker.end()
         return None
-
-    def _show_progress(self, fraction: float, step: str) -> None:  # noqa: ARG002 - the steps are for callers who wait
-        self.state = f"loading {self._first.name}, {100 * fraction:.0f} %"
 
     def _notify(self) -> None:
         self._changed.notify_all()

@@ -98,17 +98,18 @@ class DecodingPool:
         except BaseException:  # cancellation, too: the answer would be taken for that of the next file
             process.stop()
             raise
-        if process.n_files < FILES_MAX:
-            self._idle.append(process)
-            process.expiry = asyncio.get_running_loop().call_later(self._idle_s, self._expire, process)
-        else:
+        if process.n_files >= FILES_MAX:
             process.stop()
-        return answer
+            return answer
 
-    def _expire(self, process: DecodingProcess) -> None:
-        if process in self._idle:
-            self._idle.remove(process)
-            process.stop()
+        def expire() -> None:
+            if process in self._idle:
+                self._idle.remove(process)
+                process.stop()
+
+        self._idle.append(process)
+        process.expiry = asyncio.get_running_loop().call_later(self._idle_s, expire)
+        return answer
 
 
 class DecoderDiedError(Exception):
@@ -129,7 +130,6 @@ class DecodingProcess:
     def __init__(self) -> None:
         self.n_files = 0
         self.expiry: asyncio.TimerHandle | None = None
-        self._is_late = False
         env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         self._process = subprocess.Popen(
             COMMAND,
@@ -152,7 +152,13 @@ class DecodingProcess:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        timer = threading.Timer(WAIT_MAX_S, self._kill_late)
+        is_late = threading.Event()
+
+        def kill_late() -> None:
+            is_late.set()
+            self._process.kill()
+
+        timer = threading.Timer(WAIT_MAX_S, kill_late)
         timer.daemon = True
         timer.start()
         try:
@@ -169,7 +175,7 @@ class DecodingProcess:
         finally:
             timer.cancel()
         self.stop()
-        if self._is_late:
+        if is_late.is_set():
             raise ServiceUnavailableError("The recording could not be decoded in time; nothing was changed.")
         log.warning("a decoding process ended with status %d", self._process.returncode)
         raise DecoderDiedError(is_reused=self.n_files > 1)
@@ -183,10 +189,6 @@ class DecodingProcess:
         for pipe in (self._process.stdin, self._process.stdout):
             with suppress(OSError):  # a file that was not read to its end
                 pipe.close()  # type: ignore[union-attr]
-
-    def _kill_late(self) -> None:
-        self._is_late = True
-        self._process.kill()
 
 
 # -- the process ----------------------------------------------------------------------------------------------
