@@ -28,7 +28,7 @@ COMMANDS = (
     ["clone", "me.wav", "--name", "me", "--consent", "public-domain"],
     ["say", SENTENCE, "--voice", "me", "-o", "clone.mp3"],
 )
-LEFT_OUT = re.compile(r"\w.* after \d+ s\n|.*The recording could not be transcribed(?:.|\n)*?(?=Next:)")
+LEFT_OUT = re.compile(r"\w.* after \d+ s\n|.*be transcribed(?:.|\n)*?(?=Next:)")
 """Lines of progress, which a terminal shows as a bar, and the notice of `transcribe` when its model is missing."""
 SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">
 <title>A recording is graded and cloned, and the voice says a sentence.</title>
