@@ -1,4 +1,4 @@
-"""A real server that the tests of the clients share, and a client of make_client kind with an account of its own."""
+"""A real server for all tests of the clients, and a client of each kind with its own account."""
 
 from __future__ import annotations
 
