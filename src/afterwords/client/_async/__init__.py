@@ -1,1 +1,1 @@
-"""The client to await, written by hand."""
+"""The asynchronous client, written by hand."""
