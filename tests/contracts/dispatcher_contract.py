@@ -92,7 +92,7 @@ class DispatcherContract:
         if listener is None:
             pytest.skip("this dispatcher can't stream")
         async with asyncio.timeout(DEADLINE_S):
-            assert await listener.begun() == SAMPLE_RATE
+            assert await listener.wait_until_started() == SAMPLE_RATE
             assert not queue.is_final(job_id)
             received = [pcm async for pcm in listener]
         await queue.wait_for(job_id)
@@ -105,6 +105,6 @@ class DispatcherContract:
         if listener is None:
             pytest.skip("this dispatcher can't stream")
         async with asyncio.timeout(DEADLINE_S):
-            assert await listener.begun() == SAMPLE_RATE
+            assert await listener.wait_until_started() == SAMPLE_RATE
             with pytest.raises(SynthesisError):
                 _ = [pcm async for pcm in listener]

@@ -529,7 +529,7 @@ class Dispatcher(Protocol):
 class Listener(Protocol):
     """The audio of one job while it is synthesized."""
 
-    async def begun(self) -> int | None:
+    async def wait_until_started(self) -> int | None:
         """Wait for the first audio, and return the sample rate in Hz. None: the job runs elsewhere or was closed."""
         ...
 

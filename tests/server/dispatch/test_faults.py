@@ -136,7 +136,7 @@ async def test_waiting_job_loses_no_attempt_in_a_crash(queue: MemoryQueue) -> No
         speaking, waiting = queue.submit(ENDLESS), queue.submit("alone", attempt=1)
         listener = dispatcher.listen(speaking)
         assert listener is not None
-        await listener.begun()
+        await listener.wait_until_started()
         await queue.wait_until(lambda: waiting in queue.claimed)
         children()[0].kill()
         assert await queue.wait_for(waiting) == ["ready"]
@@ -152,7 +152,7 @@ async def test_waiting_job_is_released_if_no_process_starts(
         speaking, waiting = queue.submit(ENDLESS), queue.submit("alone", attempt=1)
         listener = dispatcher.listen(speaking)
         assert listener is not None
-        await listener.begun()
+        await listener.wait_until_started()
         await queue.wait_until(lambda: waiting in queue.claimed)
         (home / "broken").touch()
         children()[0].kill()

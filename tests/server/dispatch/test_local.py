@@ -60,7 +60,7 @@ async def test_voice_without_reference_fails_job_without_audio(queue: MemoryQueu
         job_id = queue.submit("hello")
         listener = dispatcher.listen(job_id)
         assert listener is not None
-        assert await listener.begun() is None
+        assert await listener.wait_until_started() is None
         assert await queue.wait_for(job_id) == ["reference_missing"]
 
 
@@ -130,7 +130,7 @@ async def test_cancelling_one_job_leaves_the_others(queue: MemoryQueue) -> None:
         endless, slow = queue.submit(ENDLESS), queue.submit("fault-slow but not for long")
         listener = dispatcher.listen(endless)
         assert listener is not None
-        await listener.begun()
+        await listener.wait_until_started()
         before = children()
         queue.cancel(endless)
         dispatcher.cancel(endless)
@@ -157,7 +157,7 @@ async def test_new_attempt_replaces_the_older_one(queue: MemoryQueue) -> None:
         job_id = queue.submit("fault-slow and some more of it")
         listener = dispatcher.listen(job_id)
         assert listener is not None
-        await listener.begun()
+        await listener.wait_until_started()
         queue.requeue(job_id)
         dispatcher.wake()
         assert await queue.wait_for(job_id) == ["ready"]
@@ -189,8 +189,8 @@ async def test_waiting_listener_can_be_cancelled_or_closed(queue: MemoryQueue) -
         listener, other = dispatcher.listen("elsewhere"), dispatcher.listen("elsewhere")
         assert listener is not None
         assert other is not None
-        waiting = asyncio.create_task(listener.begun())
-        also_waiting = asyncio.create_task(other.begun())
+        waiting = asyncio.create_task(listener.wait_until_started())
+        also_waiting = asyncio.create_task(other.wait_until_started())
         await asyncio.sleep(0)
         waiting.cancel()
         listener.close()

@@ -26,7 +26,7 @@ async def main():
     async with running_dispatcher(queue) as dispatcher:
         job_id = queue.submit(sys.argv[1])
         listener = dispatcher.listen(job_id)
-        await listener.begun()
+        await listener.wait_until_started()
         print(children()[0].pid, flush=True)
         await asyncio.Event().wait()
 
@@ -77,7 +77,7 @@ async def test_stop_ends_waiting_listeners(queue: MemoryQueue) -> None:
         never = dispatcher.listen("never submitted")
         assert never is not None
         await dispatcher.stop(grace_s=0)
-        assert await never.begun() is None
+        assert await never.wait_until_started() is None
 
 
 @pytest.mark.parametrize("text", ["fault-slow " * 200, "now fault-hang"], ids=["speaking", "hanging"])

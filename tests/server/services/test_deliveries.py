@@ -6,31 +6,15 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
 from afterwords.errors import DatabaseUnavailableError
 from afterwords.server.records import WebhookCall
 from afterwords.server.services.deliveries import BACKOFF_MAX_S, PER_ACCOUNT_MAX, Deliveries
-from afterwords.server.store import SqlStore
-from tests.contracts.store_world import ManualClock, World
+from tests.contracts.store_world import World
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    clock = ManualClock()
-    store = SqlStore("sqlite:///rows.db", clock=clock, folder=tmp_path)
-    await store.open()
-    yield World(store, clock)
-    await store.close()
 
 
 async def add_webhooks(world: World, name: str, n: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,11 @@ from afterwords.server.ports import Blobs
 from afterwords.server.services.job_events import JobEvents
 from afterwords.server.services.job_queue import StoredJobQueue
 from afterwords.server.services.recordings import Recordings
-from afterwords.server.store import SqlStore
-from tests.contracts.store_world import ManualClock, World
+from tests.contracts.store_world import World
 
 pytestmark = pytest.mark.anyio
 
 KEY: dict[str, Any] = {"backend": "tone", "version": "1"}
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    clock = ManualClock()
-    store = SqlStore("sqlite:///afterwords.db", clock=clock, folder=tmp_path)
-    await store.open()
-    yield World(store, clock)
-    await store.close()
 
 
 @pytest.fixture

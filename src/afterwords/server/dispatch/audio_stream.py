@@ -89,7 +89,7 @@ class AudioListener:
         self._is_closed = False
         stream.n_listeners += 1
 
-    async def begun(self) -> int | None:
+    async def wait_until_started(self) -> int | None:
         stream = self._stream
         await stream.changed.wait_for(lambda: stream.has_started or stream.is_finished or self._is_closed)
         return None if self._is_closed else stream.sample_rate

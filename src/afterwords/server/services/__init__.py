@@ -1,1 +1,1 @@
-"""The rules: what a request may do and what becomes of a job. Knows ports only."""
+"""The rules of the server: what requests may do, and how jobs end. They depend on ports only."""

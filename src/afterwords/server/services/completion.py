@@ -58,7 +58,7 @@ class Completion:
         return job
 
     async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:
-        """Complete a job with its audio; see `ports.JobQueue.complete`.
+        """Complete a job with its audio; see `JobQueue.complete` in `ports`.
 
         The file is read several times in blocks. Memory does not depend on its length.
         """
@@ -95,7 +95,7 @@ class Completion:
         raise error
 
     async def fail(self, job_id: str, attempt: int | None, *, error: str) -> None:
-        """Fail a job with an error code; see `ports.JobQueue.fail`."""
+        """Fail a job with an error code; see `JobQueue.fail` in `ports`."""
         if job := await self.open_job(job_id, attempt):
             await self._finish(job, AttemptResult(error=error))
 

@@ -219,7 +219,7 @@ class Synthesis:
 
     async def wait_for_audio(self, job: StoredJob, listener: Listener, *, wait_s: float) -> int | None:
         """Wait for the first audio of a stream, and return its sample rate in Hz. None: the job ended without any."""
-        began = asyncio.ensure_future(listener.begun())
+        began = asyncio.ensure_future(listener.wait_until_started())
         ended = asyncio.ensure_future(self._wait_until_final(job, wait_s))
         try:
             await asyncio.wait({began, ended}, return_when=asyncio.FIRST_COMPLETED)
