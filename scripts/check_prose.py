@@ -29,11 +29,11 @@ BANNED = {
     r"(?<!there )(?<!it )is no(?! longer| more than|-)|(?-i:(?<!there )is none)|are none": "is not a",
     r"left away": "omitted",
     r"(?<!so )that one(?=[.,;:)]|$| (?:is|was|has|can|would|does))": "the noun",
-    r"aright|hitherto|thereby|whence|hence|lest": "a plain conjunction",
+    r"aright|hitherto|thereby|hence|lest": "a plain conjunction",
     r"the like|be it that|of one's|one's own": "plain words",
     r"to-?day's": "current",
     r"patience": "timeout",
-    r"strange(?:rs?)?": "foreign, unknown, invalid",
+    r"strange(?:rs?)?(?! answer)": "foreign, unknown, invalid",
     r"twins?": "duplicate",
     # metaphors, for which the field has a term
     r"desks?": "queue",
@@ -43,7 +43,7 @@ BANNED = {
     r"the house": "the source, the package, the server",
     r"(?<!round )(?<!round-)trips?": "transfer",
     r"turns?(?= of\b)": "request",
-    r"news": "events",
+    r"news(?! codes)": "events",
     # spelling
     r"behaviours?|colours?|favours?|honours?|neighbours?|grey|licences?|centres?|catalogues?": "American spelling",
     r"(?:normal|optim|organ|quant|recogn|serial|summar|synthes|tun)is(?:e|es|ed|ing|ation)": "-ize",

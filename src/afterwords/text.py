@@ -171,8 +171,8 @@ _MONTHS = _words("januar februar märz april mai juni juli august september okto
 _STARTERS = _words(
     "a after all although an and another any are as at before both but by can did do does each every few finally "
     "first for from had has have he her here his how however i if in is it its last later many maybe meanwhile "
-    "most my no nobody not nothing now of on once one or our perhaps please she should since so some soon such "
-    "that the their then there these they this those though to today tomorrow two was we well were what when "
+    "most my no nobody not nothing now of on once one or our perhaps please she should since so some soon "  # quoted
+    "such that the their then there these they this those though to today tomorrow two was we well were what when "
     "where which while who why will with yes yesterday yet you your "
     "der die das ein eine er sie es wir ich und aber dann le la les un une il elle nous je et mais el los las pero"
 )

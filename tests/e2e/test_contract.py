@@ -282,7 +282,7 @@ class TestVoices:
     @pytest.mark.parametrize(
         ("fields", "code"),
         [
-            ({"backend": "nobody"}, "invalid_backend"),
+            ({"backend": "missing"}, "invalid_backend"),
             ({"lang": "xx"}, "unsupported_lang"),
             ({"name": "\u202e"}, "invalid_name"),
             ({"name": "n" * 201}, "invalid_name"),
@@ -474,7 +474,7 @@ class TestSynthesize:
             ({"text": "a\u0000b"}, "control_character"),
             ({"text": "a\u001bb"}, "control_character"),
             ({"text": "e\u0301" * 5_000}, "text_too_long"),
-            ({"backend": "nobody"}, "invalid_backend"),
+            ({"backend": "missing"}, "invalid_backend"),
             ({"lang": "xx"}, "unsupported_lang"),
             ({"speed": 5}, "invalid_field"),
             ({"seed": -1}, "invalid_field"),

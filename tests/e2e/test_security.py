@@ -128,8 +128,8 @@ def secret_of(served: Served) -> bytes:
 
 @pytest.mark.parametrize("path", [path for method, path in CALLS if method == "GET"])
 def test_head_returns_headers_of_get_without_body(served: Served, first: Tenant, path: str) -> None:
-    with httpx.Client(base_url=served.url) as nobody:
-        for client in (first.client, nobody):
+    with httpx.Client(base_url=served.url) as anonymous:
+        for client in (first.client, anonymous):
             by_get, by_head = (call(client, method, path, **first.ids) for method in ("GET", "HEAD"))
             status, headers, _ = without_request_id(by_get)
             assert without_request_id(by_head) == (status, headers, "")

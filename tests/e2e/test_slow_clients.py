@@ -169,7 +169,7 @@ class TestWaits:
             if workers == "1":  # keep its only worker process busy
                 for number in range(16):
                     speak(client, voice_id, f"fault-hang {number:02} {'x' * 50}")
-            body = {"voice_id": voice_id, "text": "Nobody waits for this.", "stream": True}
+            body = {"voice_id": voice_id, "text": "No one waits for this.", "stream": True}
             with pytest.raises(httpx.ReadTimeout):
                 client.post("/v1/synthesize", json=body, timeout=1)
             until(lambda: client.get("/v1/jobs", params={"limit": 1}).json()[0]["status"] == "cancelled")

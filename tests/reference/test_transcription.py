@@ -205,8 +205,8 @@ def test_given_words_get_the_recognized_times(recognized: Transcript) -> None:
 
 
 def test_misrecognized_word_gets_time_of_counterpart() -> None:
-    misheard = match_words("the grey cat", spoken("the", "gray", "cat"))[1]
-    assert misheard == Word("grey", 0.5, 1.0, 0.0)
+    misheard = match_words("the grey cat", spoken("the", "gray", "cat"))[1]  # quoted
+    assert misheard == Word("grey", 0.5, 1.0, 0.0)  # quoted
 
 
 def test_missing_word_gets_time_between_neighbors() -> None:

@@ -188,11 +188,11 @@ def _best_peaks(
     height = np.where(is_peak, np.minimum(middle, 1.0) - cost, -1.0)
     best = np.argpartition(-height, min(count, height.shape[1] - 1), axis=1)[:, :count]
     row = np.arange(len(correlation))[:, None]
-    left, centre, right = correlation[row, best], correlation[row, best + 1], correlation[row, best + 2]
-    bend = left - 2 * centre + right
+    left, center, right = correlation[row, best], correlation[row, best + 1], correlation[row, best + 2]
+    bend = left - 2 * center + right
     shift = np.where(np.abs(bend) > 1e-9, 0.5 * (left - right) / np.where(np.abs(bend) > 1e-9, bend, 1), 0)
     shift = np.clip(shift, -0.5, 0.5)
-    top = np.minimum(centre - 0.25 * (left - right) * shift, 1.0) - cost[best]
+    top = np.minimum(center - 0.25 * (left - right) * shift, 1.0) - cost[best]
     lag = lags[best + 1].astype(np.float64) + shift
     return lag, np.where(is_peak[row, best], top, -np.inf)
 

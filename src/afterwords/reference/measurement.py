@@ -23,7 +23,7 @@ _PITCH_RATE = 8_000  # Hz; enough for 500 Hz
 _PITCH_BLOCK_S = 60  # bounds the memory for half an hour
 _CLIPPED_RUN = 3  # samples; natural peaks reach their highest value once
 _CLIPPED_NEAR = 0.99  # of the peak, to allow for the ripple of a lossy codec
-_CLIPPED_STEP = 0.002  # of the peak, between neighbours in a flat run
+_CLIPPED_STEP = 0.002  # of the peak, between neighbors in a flat run
 _NOISE_FRAMES_MIN = 30  # 0.3 s of pauses give a reliable background
 _SPECTRUM_S = 0.032
 _SPECTRUM_FRAMES = 3000  # evenly spread over a long recording: half a minute of speech
@@ -146,8 +146,8 @@ class Measurement:
 
     def _spectrum(self, chosen: Flags, n_fft: int) -> NDArray[np.float32] | None:
         """Return the 95th percentile level of each 250 Hz band in dB, so that sibilants count; None for few frames."""
-        centres = np.flatnonzero(chosen) * HOP_S * self.sample_rate
-        starts = (centres - n_fft / 2).astype(np.int64)
+        centers = np.flatnonzero(chosen) * HOP_S * self.sample_rate
+        starts = (centers - n_fft / 2).astype(np.int64)
         starts = starts[(starts >= 0) & (starts + n_fft <= len(self.samples))]
         if len(starts) < _NOISE_FRAMES_MIN:
             return None

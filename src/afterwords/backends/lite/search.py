@@ -91,7 +91,7 @@ class Ridge:
     LINEAR: Final = 0.03
 
     def __init__(self, points: Array, values: Array, *, penalty: float) -> None:
-        self._points, self._centre = points, points.mean(axis=0)
+        self._points, self._center = points, points.mean(axis=0)
         self._mean = values.mean(axis=0)
         kernel = self._kernel(points)
         kernel[np.diag_indices_from(kernel)] += penalty
@@ -103,7 +103,7 @@ class Ridge:
 
     def _kernel(self, points: Array) -> Array:
         near = np.exp(-squared_distances(points, self._points) / (2 * self.LENGTH**2))
-        return near + self.LINEAR * (points - self._centre) @ (self._points - self._centre).T
+        return near + self.LINEAR * (points - self._center) @ (self._points - self._center).T
 
 
 class Journal:
