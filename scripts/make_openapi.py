@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "openapi.yaml"
 
 
 def document() -> str:
-    """The OpenAPI document as YAML."""
+    """Return the OpenAPI document as YAML."""
     return yaml.safe_dump(create_app().openapi(), sort_keys=False, allow_unicode=True, width=120)
 
 

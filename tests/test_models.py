@@ -143,7 +143,7 @@ def test_voice_has_no_owner_and_no_key() -> None:
     assert not [name for name in Voice.model_fields if any(word in name for word in suspicious)]
 
 
-def test_only_a_ready_job_has_audio_and_only_a_failed_one_an_error() -> None:
+def test_only_ready_jobs_have_audio_and_failed_ones_an_error() -> None:
     for status in JobStatus:
         if status is not JobStatus.READY:
             with pytest.raises(ValidationError, match="only a ready job has audio"):

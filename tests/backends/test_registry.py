@@ -40,7 +40,7 @@ def install(folder: Path, name: str, code: str, entry: str) -> None:
 
 
 def listed(folder: Path) -> dict[str, dict[str, object]]:
-    """What `afterwords backends --json` shows in a process that has the folder on its path."""
+    """Return the output of `afterwords backends --json` in a process that has the folder on its path."""
     env = {**os.environ, "PYTHONPATH": str(folder), "AFTERWORDS_HOME": str(folder / "home")}
     command = [sys.executable, "-m", "afterwords", "backends", "--json"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)

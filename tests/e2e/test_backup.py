@@ -25,7 +25,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def ready(served: Served) -> tuple[str, str, bytes]:
-    """A voice, one of its jobs, and the audio."""
+    """Return a voice, one of its jobs, and the audio."""
     with served.client() as client:
         voice_id = register(client)
         job_id = speak(client, voice_id, "Kept in the backup.")
@@ -35,7 +35,7 @@ def ready(served: Served) -> tuple[str, str, bytes]:
 
 @pytest.fixture(scope="module")
 def backup(served: Served, ready: tuple[str, str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backup, made while jobs run."""
+    """Return a backup, made while jobs run."""
     file = tmp_path_factory.mktemp("kept") / "server.tar"
     with served.client() as client:
         begun = [speak(client, ready[0], f"Spoken meanwhile, {number}.") for number in range(5)]

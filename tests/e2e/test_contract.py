@@ -40,7 +40,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def accepting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server without workers, which only accepts jobs."""
+    """Return a server without workers, which only accepts jobs."""
     settings = {"AFTERWORDS_CALLBACK_SECRET": CALLBACK_SECRET, "AFTERWORDS_WORKERS": "0"}
     with serving(tmp_path_factory.mktemp("accepting") / "home", settings) as running:
         yield running

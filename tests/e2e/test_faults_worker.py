@@ -36,7 +36,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def client(served: Served) -> Iterator[httpx.Client]:
-    """A client with a new account."""
+    """Return a client with a new account."""
     with served.client(served.new_key()) as client:
         yield client
 

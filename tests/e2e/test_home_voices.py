@@ -20,7 +20,7 @@ from tests.e2e.served import READER, Served, final, register, serving, speak, un
 
 @pytest.fixture(scope="module")
 def shared_library(_library_with_me: Path, tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """A library with one voice, me, which tests don't change."""
+    """Return a library with one voice, me, which tests don't change."""
     folder = tmp_path_factory.mktemp("home-voices") / "home"
     shutil.copytree(_library_with_me, folder)
     return Library(folder)
@@ -34,7 +34,7 @@ def served(shared_library: Library) -> Iterator[Served]:
 
 @pytest.fixture
 def library(_library_with_me: Path, tmp_path: Path) -> Library:
-    """A library with one voice, without a server."""
+    """Return a library with one voice, without a server."""
     shutil.copytree(_library_with_me, tmp_path / "served")
     return Library(tmp_path / "served")
 

@@ -38,7 +38,7 @@ def temp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, temp: Path) -> Iterator[Served]:
-    """A server that was started with umask 0."""
+    """Return a server that was started with umask 0."""
     settings = {
         "AFTERWORDS_CALLBACK_SECRET": CALLBACK_SECRET,
         "AWS_SECRET_ACCESS_KEY": STORAGE_SECRET,

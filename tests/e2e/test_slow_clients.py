@@ -31,7 +31,7 @@ WRITE_TIMEOUT_S = 2
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server without workers, with 10 minutes of audio in its cache."""
+    """Return a server without workers, with 10 minutes of audio in its cache."""
     settings = {
         "AFTERWORDS_WORKERS": "0",
         "AFTERWORDS_CALLBACK_SECRET": SECRET,
@@ -44,7 +44,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def voice_id(served: Served) -> str:
-    """A voice of the first key with cached audio of LONG and SHORT."""
+    """Return a voice of the first key with cached audio of LONG and SHORT."""
     with served.client() as client:
         voice_id = register(client)
         spoken(served, client, voice_id, LONG, LONG_S, speed=0.25)

@@ -22,7 +22,7 @@ OFF = re.compile(r"WARNING sweep off: (.+)")
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Served]:
-    """A stopped server with a voice and audio in the storage."""
+    """Return a stopped server with a voice and audio in the storage."""
     served = Served(tmp_path / "first", {**EAGER, "AFTERWORDS_STORAGE_URL": str(tmp_path / "storage")})
     try:
         served.start().ready()

@@ -81,7 +81,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def embedded(settings: Settings) -> Iterator[RunningApp]:
-    """An application with a lifespan and a route of its own, which includes the router below /voice."""
+    """Return an application with a lifespan and a route of its own, which includes the router below /voice."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, str]]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def afterwords_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """The real server on a loopback port, with a test tone: `url`, `api_key`, `admin_secret`, `new_key()`.
+    """Return the real server on a loopback port, with a test tone: `url`, `api_key`, `admin_secret`, `new_key()`.
 
     Raises:
         MissingExtraError: The extra `server` is not installed.
@@ -31,13 +31,13 @@ def afterwords_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runn
 
 @pytest.fixture
 def afterwords_api_key(afterwords_server: RunningServer) -> str:
-    """A key of an account that only this test uses."""
+    """Return a key of an account that only this test uses."""
     return afterwords_server.new_key()
 
 
 @pytest.fixture
 def afterwords_client(afterwords_server: RunningServer, afterwords_api_key: str) -> Iterator[Client]:
-    """An `afterwords.Client` of the server with this test's account."""
+    """Return an `afterwords.Client` of the server with this test's account."""
     from afterwords import Client
 
     with Client(afterwords_server.url, api_key=afterwords_api_key) as client:
@@ -46,7 +46,7 @@ def afterwords_client(afterwords_server: RunningServer, afterwords_api_key: str)
 
 @pytest.fixture
 def afterwords_async_client(afterwords_server: RunningServer, afterwords_api_key: str) -> AsyncClient:
-    """An `afterwords.AsyncClient` of the server with this test's account, for `async with`."""
+    """Return an `afterwords.AsyncClient` of the server with this test's account, for `async with`."""
     from afterwords import AsyncClient
 
     return AsyncClient(afterwords_server.url, api_key=afterwords_api_key)
@@ -54,7 +54,7 @@ def afterwords_async_client(afterwords_server: RunningServer, afterwords_api_key
 
 @pytest.fixture
 def afterwords_voice(afterwords_client: Client) -> Voice:
-    """A voice in this test's account, from the recording that afterwords ships."""
+    """Return a voice in this test's account, from the recording that afterwords ships."""
     from importlib.resources import as_file, files
 
     with as_file(files("afterwords") / "data" / "reader.wav") as recording:
@@ -63,7 +63,7 @@ def afterwords_voice(afterwords_client: Client) -> Voice:
 
 @pytest.fixture
 def afterwords_faults() -> FaultyTransport:
-    """A transport for clients that injects the faults of `.inject(…)`; other requests pass."""
+    """Return a transport for clients that injects the faults of `.inject(…)`; other requests pass."""
     from afterwords.testing import FaultyTransport
 
     return FaultyTransport()
@@ -73,7 +73,7 @@ def afterwords_faults() -> FaultyTransport:
 def afterwords_faulty_client(
     afterwords_server: RunningServer, afterwords_faults: FaultyTransport, afterwords_api_key: str
 ) -> Iterator[Client]:
-    """An `afterwords.Client` with the transport `afterwords_faults` and this test's account."""
+    """Return an `afterwords.Client` with the transport `afterwords_faults` and this test's account."""
     from afterwords import Client
 
     with Client(afterwords_server.url, api_key=afterwords_api_key, transport=afterwords_faults) as client:

@@ -37,7 +37,7 @@ def first_half(reader: Audio) -> Reference:
 
 @pytest.fixture(scope="session")
 def second_half(reader: Audio) -> Reference:
-    """A text that enrollment did not use."""
+    """Return a text that enrollment did not use."""
     return Reference(reader.samples[len(reader.samples) // 2 :], reader.sample_rate)
 
 

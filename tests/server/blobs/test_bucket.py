@@ -61,7 +61,7 @@ def request(port: int, method: str, path: str) -> int:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[int]:
-    """The port of an S3 server."""
+    """Return the port of an S3 server."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
@@ -81,7 +81,7 @@ def s3() -> Iterator[int]:
 
 @pytest.fixture
 def bucket(s3: int) -> str:
-    """The URL of a new bucket."""
+    """Return the URL of a new bucket."""
     name = f"b-{uuid4()}"
     assert request(s3, "PUT", f"/{name}") == 200
     return f"s3://{name}/pre/fix?endpoint=http://127.0.0.1:{s3}&region=auto"

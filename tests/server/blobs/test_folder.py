@@ -281,7 +281,7 @@ async def test_system_errors_map_to_full_or_unavailable(
 
 @pytest.fixture
 def outside(tmp_path: Path, blobs: Blobs, root: Path) -> Path:
-    """A folder outside of the storage, and a link to it in the storage."""
+    """Return a folder outside of the storage, and a link to it in the storage."""
     folder = tmp_path / "outside"
     (folder / "deep").mkdir(parents=True)
     (folder / "mine.wav").write_bytes(b"mine")

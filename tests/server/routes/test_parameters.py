@@ -23,7 +23,7 @@ CANARY: Final = "canary7f3a"
 
 @pytest.fixture(scope="module")
 def users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, httpx.Client]]:
-    """A client of each kind of application; the canary is the name of its voice."""
+    """Return a client of each kind of application; the canary is the name of its voice."""
     extended = create_app(load(tmp_path_factory, "extended"))
     extended.add_middleware(GZipMiddleware)
     including = FastAPI()

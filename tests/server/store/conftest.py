@@ -25,7 +25,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The folder of the server, which does not exist yet."""
+    """Return the folder of the server, which does not exist yet."""
     return tmp_path / "home" / "server"
 
 
