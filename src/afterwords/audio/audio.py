@@ -117,13 +117,9 @@ def decode(
 
     Raises:
         FileError: The file is missing, a folder, a pipe or a device, or reading failed.
-        RecordingError: No decoder knows the format or the codec.
-        RecordingError: The format is known, but nothing can be decoded.
-        RecordingError: The file is empty or has no audio track.
-        RecordingError: The recording is longer than `max_duration_s`.
-        RecordingError: A pipe has more than 512 MiB.
+        RecordingError: The format or codec is unknown, nothing can be decoded, there is no audio, the recording is
+            longer than `max_duration_s`, a pipe has more than 512 MiB, or samples are NaN or infinite.
         MalformedWavError: The rate is below 8 kHz or above 192 kHz.
-        RecordingError: Samples are NaN or infinite.
     """
     sound = read_sound(source, name=name, max_duration_s=max_duration_s)
     return Audio(sound.samples, sound.sample_rate, notices=sound.notices)

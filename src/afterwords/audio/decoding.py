@@ -80,8 +80,7 @@ def read_tags(source: Path | bytes, *, name: str | None = None) -> dict[str, str
 
     Raises:
         FileError: The file is missing, a folder, a pipe or a device, or reading failed.
-        RecordingError: No decoder knows the format.
-        RecordingError: The file is empty.
+        RecordingError: The format is unknown, or the file is empty.
     """
     import av
 
@@ -139,12 +138,12 @@ def _opened(source: Path | bytes | BinaryIO, name: str) -> Iterator[_NamelessFil
             raise FileError.unreadable(name, why=_reason(error)) from error
         if not size_bytes:
             raise RecordingError.no_audio(name)
-        face = _NamelessFile(file)
+        nameless = _NamelessFile(file)
         try:
-            yield face
+            yield nameless
         finally:
-            if face.error is not None:
-                raise FileError.unreadable(name, why=_reason(face.error)) from face.error
+            if nameless.error is not None:
+                raise FileError.unreadable(name, why=_reason(nameless.error)) from nameless.error
 
 
 def _open(source: Path | bytes | BinaryIO, name: str) -> AbstractContextManager[BinaryIO]:
@@ -152,7 +151,12 @@ def _open(source: Path | bytes | BinaryIO, name: str) -> AbstractContextManager[
         return BytesIO(source)
     try:
         if not isinstance(source, Path):
-            return nullcontext(source if source.seekable() else _read_pipe(source, name))
+            if source.seekable():
+                return nullcontext(source)
+            data = source.read(_PIPE_MAX_BYTES + 1)
+            if len(data) > _PIPE_MAX_BYTES:
+                raise RecordingError.too_large(name, size_bytes=len(data), maximum_bytes=_PIPE_MAX_BYTES)
+            return BytesIO(data)
         mode = source.stat().st_mode  # first: opening a pipe would block until it has a writer
         if stat.S_ISDIR(mode):
             raise FileError.unreadable(name, why="it is a folder")
@@ -161,13 +165,6 @@ def _open(source: Path | bytes | BinaryIO, name: str) -> AbstractContextManager[
         return source.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise FileError.unreadable(name, why=_reason(error)) from error
-
-
-def _read_pipe(pipe: BinaryIO, name: str) -> BytesIO:
-    data = pipe.read(_PIPE_MAX_BYTES + 1)
-    if len(data) > _PIPE_MAX_BYTES:
-        raise RecordingError.too_large(name, size_bytes=len(data), maximum_bytes=_PIPE_MAX_BYTES)
-    return BytesIO(data)
 
 
 def _name_of(source: Path | bytes | BinaryIO) -> str:

@@ -107,8 +107,13 @@ class LibavEncoder:
         import av
 
         container, codec, self._sample_format, bit_rate, rates = _LIBAV[format]
-        self._rate = _encodable_rate(sample_rate, rates)
-        self._resampler = _make_resampler(sample_rate, self._rate)
+        self._rate = sample_rate
+        self._resampler: soxr.ResampleStream | None = None
+        if rates and sample_rate not in rates:
+            import soxr
+
+            self._rate = min((rate for rate in rates if rate > sample_rate), default=max(rates))
+            self._resampler = soxr.ResampleStream(sample_rate, self._rate, 1, dtype="float32")
         self._sink = _SeekableSink(file) if file.seekable() else _Sink(file)
         with self._file_errors():
             # a listener at the end of a pipe gets every packet at once
@@ -205,17 +210,3 @@ class _SeekableSink(_Sink):
 
     def tell(self) -> int:
         return 0 if self.is_quiet else self._file.tell() - self._start
-
-
-def _encodable_rate(sample_rate: int, rates: tuple[int, ...]) -> int:
-    if not rates or sample_rate in rates:
-        return sample_rate
-    return min((rate for rate in rates if rate > sample_rate), default=max(rates))
-
-
-def _make_resampler(from_rate: int, to_rate: int) -> soxr.ResampleStream | None:
-    if from_rate == to_rate:
-        return None
-    import soxr
-
-    return soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32")

@@ -93,8 +93,7 @@ def check_reference_wav(data: bytes, *, source: str = "the recording") -> tuple[
         As for `read_wav`.
 
     Raises:
-        RecordingError: A limit is exceeded.
-        RecordingError: The file holds only silence or a constant offset.
+        RecordingError: A limit is exceeded, or the file holds only silence or a constant offset.
         MalformedWavError, RecordingError: As for `read_wav`.
     """
     if len(data) > REFERENCE_MAX_BYTES:

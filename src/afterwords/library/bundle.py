@@ -269,7 +269,8 @@ def _read_manifest(data: bytes) -> tuple[_Manifest, dict[str, Any]]:
     """Return the manifest, and its voice as JSON that any database can store."""
     try:
         stated = json.loads(data)
-        if isinstance(stated, dict) and stated.get("format") == FORMAT and _is_newer(stated.get("version")):
+        version = stated.get("version") if isinstance(stated, dict) and stated.get("format") == FORMAT else None
+        if isinstance(version, int) and version > VERSION:
             raise InvalidBundleError.for_reason(why=f"its format is newer than version {VERSION}")
         manifest = _Manifest.model_validate(stated)
         plain = json.dumps(manifest.voice, ensure_ascii=False, allow_nan=False)
@@ -284,10 +285,6 @@ def _read_manifest(data: bytes) -> tuple[_Manifest, dict[str, Any]]:
 def holds_nul(stated: str) -> bool:
     """Return whether JSON contains an escaped NUL, which some databases can't store."""
     return _NUL.search(stated) is not None
-
-
-def _is_newer(version: object) -> bool:
-    return isinstance(version, int) and version > VERSION
 
 
 def _read_voice(part: dict[str, Any], transcript: bytes | None) -> Voice:

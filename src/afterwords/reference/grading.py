@@ -156,12 +156,7 @@ def examine(audio: Audio, *, transcript: str | None = None, words: Sequence[Word
 
 def report_on(measurement: Measurement, *, transcript: str | None, words: Sequence[Word] | None) -> Report:
     """Grade a measured recording."""
-    findings = [
-        *_sound(measurement),
-        *_silence(measurement),
-        *_pitch(measurement),
-        *_transcript(measurement, transcript, words),
-    ]
+    findings = list(_findings(measurement, transcript, words))
     counted = [
         max(0, GRADES.index(finding.grade) - RULES[finding.measure].leniency)
         for finding in findings
@@ -189,61 +184,38 @@ def _finding(measure: str, value: float, fact: str) -> Finding:
     )
 
 
-def _sound(measurement: Measurement) -> Iterator[Finding]:
+def _findings(measurement: Measurement, transcript: str | None, words: Sequence[Word] | None) -> Iterator[Finding]:
     yield _finding("length", measurement.speech_s, f"{{}} s of the {measurement.duration_s:.1f} s are speech")
     yield _finding("voiced", measurement.voiced_s, "{} s of it are voiced")
     power = measurement.speech_power()
-    if power == 0:
-        return
-    noise_db = _noise_db(power, measurement.background_power())
-    yield _finding("noise", noise_db, "The speech is {} dB above the background")
-    yield _finding("clipping", 100 * measurement.clipped_share, "{}% of the samples are clipped")
-    yield _finding("bandwidth", measurement.bandwidth_hz() / 1000, "The sound reaches up to {} kHz")
-    peak_db = 20 * np.log10(measurement.peak())
-    yield _finding("level", 10 * float(np.log10(power)), f"The speech is at {{}} dBFS, its peak at {peak_db:.0f} dBFS")
-
-
-def _noise_db(power: float, background: float) -> float:
-    """Return the signal-to-noise ratio in dB, without the noise in the speech; from 0 to SNR_MAX_DB."""
-    if background <= 0:
-        return SNR_MAX_DB
-    return float(np.clip(10 * np.log10(max(power - background, 1e-12) / background), 0, SNR_MAX_DB))
-
-
-def _silence(measurement: Measurement) -> Iterator[Finding]:
-    if measurement.speech_s == 0:
-        return
-    start_s, end_s = measurement.speech_span()
-    inner = [end - start for start, end in measurement.pauses(0) if start > start_s and end < end_s]
-    yield _finding("pause", max(inner, default=0.0), "The longest pause lasts {} s")
-    edges = 100 * (1 - (end_s - start_s) / measurement.duration_s)
-    yield _finding("edges", max(0.0, edges), "{}% of the recording is silence before and after the speech")
-
-
-def _pitch(measurement: Measurement) -> Iterator[Finding]:
+    if power > 0:
+        background = measurement.background_power()
+        snr_db = SNR_MAX_DB
+        if background > 0:  # without the noise in the speech
+            snr_db = float(np.clip(10 * np.log10(max(power - background, 1e-12) / background), 0, SNR_MAX_DB))
+        yield _finding("noise", snr_db, "The speech is {} dB above the background")
+        yield _finding("clipping", 100 * measurement.clipped_share, "{}% of the samples are clipped")
+        yield _finding("bandwidth", measurement.bandwidth_hz() / 1000, "The sound reaches up to {} kHz")
+        fact = f"The speech is at {{}} dBFS, its peak at {20 * np.log10(measurement.peak()):.0f} dBFS"
+        yield _finding("level", 10 * float(np.log10(power)), fact)
+    if measurement.speech_s > 0:
+        start_s, end_s = measurement.speech_span()
+        inner = [end - start for start, end in measurement.pauses(0) if start > start_s and end < end_s]
+        yield _finding("pause", max(inner, default=0.0), "The longest pause lasts {} s")
+        edges = max(0.0, 100 * (1 - (end_s - start_s) / measurement.duration_s))
+        yield _finding("edges", edges, "{}% of the recording is silence before and after the speech")
     median_hz, spread_st = measurement.pitch()
     if median_hz > 0:
         yield Finding("pitch", round(median_hz, 1), "Hz", None, f"The median pitch is {median_hz:.0f} Hz.")
         fact = f"The pitch varies by {spread_st:.1f} semitones (standard deviation)."
         yield Finding("spread", round(spread_st, 1), "semitones", None, fact)
-
-
-def _transcript(measurement: Measurement, transcript: str | None, words: Sequence[Word] | None) -> Iterator[Finding]:
     text = transcript if transcript is not None else join_words(word.text for word in words or ())
-    if not text or measurement.speech_s == 0:
-        return
-    fact = "The transcript has {} characters per second of speech"
-    yield _finding("pace", _letters(text) / measurement.speech_s, fact)
-    if transcript is not None and words:
+    if text and measurement.speech_s > 0:
+        spoken = (c for c in text if c.isalnum() or c == " ")
+        n_letters = sum(_WIDE_SIGN_CHARS if unicodedata.east_asian_width(c) in "WF" else 1 for c in spoken)
+        fact = "The transcript has {} characters per second of speech"
+        yield _finding("pace", n_letters / measurement.speech_s, fact)
+    if transcript and words and measurement.speech_s > 0:
         yield _finding("coverage", 100 * coverage(transcript, words), "The transcript has {}% of the recognized words")
-        yield _finding(
-            "surplus",
-            100 * surplus(transcript, words),
-            "{}% of the transcript's words were not recognized in the recording",
-        )
-
-
-def _letters(text: str) -> int:
-    return sum(
-        _WIDE_SIGN_CHARS if unicodedata.east_asian_width(c) in "WF" else 1 for c in text if c.isalnum() or c == " "
-    )
+        fact = "{}% of the transcript's words were not recognized in the recording"
+        yield _finding("surplus", 100 * surplus(transcript, words), fact)

@@ -68,14 +68,20 @@ def prepare(
         max_s: Longest window in seconds.
 
     Raises:
-        RecordingError: Shorter than 5 s or longer than 30 min.
-        RecordingError: Samples are NaN or infinite.
-        RecordingError: Only silence or a constant offset.
-        RecordingError: Less than 2 s of voiced speech in the window.
+        RecordingError: Shorter than 5 s or longer than 30 min, silent, NaN or infinite samples, or less than 2 s of
+            voiced speech in the window.
     """
-    measurement = _check_and_measure(audio, source)
+    if audio.duration_s < REFERENCE_MIN_S:
+        raise RecordingError.too_short(source, duration_s=audio.duration_s, minimum_s=REFERENCE_MIN_S)
+    if audio.duration_s > DURATION_MAX_S:
+        raise RecordingError.too_long(source, duration_s=audio.duration_s, maximum_s=DURATION_MAX_S)
+    if not np.isfinite(audio.samples).all():
+        raise RecordingError.non_finite(source)
+    check_not_silent(audio.samples, source)
+    measurement = measure(audio)
     window = choose_window(measurement, max_s=max_s, words=words, missing=_missing_words(transcript, words))
-    cut = measure(_cut_window(measurement, window))
+    start, end = floor(window.start_s * measurement.sample_rate), ceil(window.end_s * measurement.sample_rate)
+    cut = measure(Audio(measurement.samples[start:end], measurement.sample_rate))
     if cut.voiced_s < VOICED_MIN_S:
         raise RecordingError.no_voice(source, voiced_s=cut.voiced_s, minimum_s=VOICED_MIN_S)
     text = _transcript_of(measurement, window, transcript, words)
@@ -89,17 +95,6 @@ def prepare(
         report=report_on(cut, transcript=text, words=_words_in(measurement, window, words or ())),
         wav=canonical_wav(samples, sample_rate),
     )
-
-
-def _check_and_measure(audio: Audio, source: str) -> Measurement:
-    if audio.duration_s < REFERENCE_MIN_S:
-        raise RecordingError.too_short(source, duration_s=audio.duration_s, minimum_s=REFERENCE_MIN_S)
-    if audio.duration_s > DURATION_MAX_S:
-        raise RecordingError.too_long(source, duration_s=audio.duration_s, maximum_s=DURATION_MAX_S)
-    if not np.isfinite(audio.samples).all():
-        raise RecordingError.non_finite(source)
-    check_not_silent(audio.samples, source)
-    return measure(audio)
 
 
 def _missing_words(transcript: str | None, words: Sequence[Word] | None) -> list[Word]:
@@ -130,11 +125,6 @@ def _words_in(measurement: Measurement, window: Window, words: Sequence[Word]) -
         for word in words
         if measurement.contains(word, window.start_s, window.end_s)
     ]
-
-
-def _cut_window(measurement: Measurement, window: Window) -> Audio:
-    start, end = floor(window.start_s * measurement.sample_rate), ceil(window.end_s * measurement.sample_rate)
-    return Audio(measurement.samples[start:end], measurement.sample_rate)
 
 
 def _normalize_level(cut: Measurement) -> tuple[Samples, int]:
