@@ -70,7 +70,7 @@ def common() -> dict[str, object]:
 
 @pytest.fixture
 def silent(tmp_path: Path) -> Settings:
-    """Settings of a server without workers."""
+    """Return the settings of a server without workers."""
     return load_settings(home=tmp_path / "home", **common())
 
 
