@@ -123,7 +123,12 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
     env = os.environ if environ is None else environ
     if environ is None:
         _warn_once(tuple(unknown_variables(env)))
-    home = _home(env)
+    if env.get("AFTERWORDS_HOME"):
+        home = Path(env["AFTERWORDS_HOME"]).expanduser().absolute()
+    else:
+        from platformdirs import user_data_path
+
+        home = user_data_path("afterwords", appauthor=False)
     file = read_config_file(home)
 
     def setting(key: str) -> str | None:
@@ -169,14 +174,6 @@ def _parse_seconds(key: str, value: str | None, *, default: float) -> float:
         allowed = "a number of seconds, 0 or more"
         raise InvalidOptionError.for_option(f"{PREFIX}{key.upper()}", value=value, allowed=allowed)
     return seconds
-
-
-def _home(env: Mapping[str, str]) -> Path:
-    if env.get("AFTERWORDS_HOME"):
-        return Path(env["AFTERWORDS_HOME"]).expanduser().absolute()
-    from platformdirs import user_data_path
-
-    return user_data_path("afterwords", appauthor=False)
 
 
 def read_config_file(home: Path) -> dict[str, object]:

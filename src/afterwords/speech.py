@@ -109,7 +109,15 @@ def speak(engine: Engine, task: SpeechTask, speed: float, progress: Progress) ->
 
     def samples_of_chunks() -> Iterator[Samples]:
         nonlocal spoken_s
-        while (chunk := _next(chunks, task.backend)) is not None:
+        while True:
+            try:
+                chunk = next(chunks, None)
+            except AfterwordsError:
+                raise
+            except Exception as error:  # its message may contain the text, so only its class is named
+                raise SynthesisError.for_backend(task.backend, why=f"it raised {type(error).__name__}") from error
+            if chunk is None:
+                return
             spoken_s += len(chunk.samples) / engine.sample_rate
             progress(min(0.99, spoken_s / expected_s), "speaking")
             yield chunk.samples
@@ -120,16 +128,3 @@ def speak(engine: Engine, task: SpeechTask, speed: float, progress: Progress) ->
     finally:
         chunks.close()
     progress(1.0, "done")
-
-
-def _next(chunks: Generator[Chunk, None, None], backend: str) -> Chunk | None:
-    """Return the next chunk of an engine, or None at its end.
-
-    The message of an engine's error may contain the text, so only its class is named; `--debug` shows everything.
-    """
-    try:
-        return next(chunks, None)
-    except AfterwordsError:
-        raise
-    except Exception as error:
-        raise SynthesisError.for_backend(backend, why=f"it raised {type(error).__name__}") from error

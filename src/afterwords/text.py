@@ -287,14 +287,13 @@ def _split_point(sentence: str, max_chars: int) -> int:
         if fitting := [end for end in ends if ideal // 2 < end <= max_chars]:
             return min(fitting, key=lambda end: abs(end - ideal))
     cut = max_chars
-    while cut > 1 and _is_joined(sentence[cut - 1], sentence[cut]):
+    while cut > 1 and (
+        "\u200d" in sentence[cut - 1 : cut + 1]  # a split here would separate a character from its marks
+        or unicodedata.category(sentence[cut])[0] == "M"
+        or "\U0001f3fb" <= sentence[cut] <= "\U0001f3ff"
+    ):
         cut -= 1
     return cut if cut > 1 else max_chars
-
-
-def _is_joined(left: str, right: str) -> bool:
-    """Return whether a split between two characters would separate a character from its marks."""
-    return "\u200d" in (left, right) or unicodedata.category(right)[0] == "M" or "\U0001f3fb" <= right <= "\U0001f3ff"
 
 
 def _pack(parts: list[str], max_chars: int) -> list[str]:
@@ -336,20 +335,21 @@ def read_text(source: Path | BinaryIO) -> str:
         FileError: The path is not a regular file, or can't be read.
         TextError: The text is longer than MAX_LOCAL_CHARS, so not all of it was read; or it is not UTF-8.
     """
-    content = _read_file(source) if isinstance(source, Path) else source.read(_MAX_BYTES + 1)
+    if isinstance(source, Path):
+        try:
+            if source.exists() and not source.is_file():  # opening a FIFO would block
+                why = "it is a folder" if source.is_dir() else "it is not a regular file"
+                raise FileError.unreadable(source, why)
+            with source.open("rb") as file:
+                content = file.read(_MAX_BYTES + 1)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            why = (getattr(error, "strerror", None) or str(error)).lower()
+            raise FileError.unreadable(source, why) from error
+    else:
+        content = source.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
         raise TextError.too_long(length=len(content.decode("utf-8", "replace")), maximum=MAX_LOCAL_CHARS)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise TextError.invalid_unicode(position=error.start) from error
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        if path.exists() and not path.is_file():  # opening a FIFO would block
-            raise FileError.unreadable(path, why="it is a folder" if path.is_dir() else "it is not a regular file")
-        with path.open("rb") as file:
-            return file.read(_MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise FileError.unreadable(path, why=(getattr(error, "strerror", None) or str(error)).lower()) from error
