@@ -202,7 +202,7 @@ def import_bundle(voice: Voice, bundle: Bundle, *, may_replace: Callable[[Voice]
         raise error
     if taken and not may_replace(taken[0]):
         raise VoiceExistsError.for_name(voice.name, where="`replace`")
-    # A bundle has no original recording. If it replaces an earlier copy of the same voice, that copy's is kept.
+    # A bundle has no original recording. If it replaces an earlier copy of the same voice, the copy's original stays.
     same = [other for other in taken if (other.voice_id, other.provenance) == (voice.voice_id, voice.provenance)]
     original = voices.original_path(same[0]) if same else None
     suffix = original.suffix if original else ""
@@ -445,12 +445,12 @@ def transcript_doubts(transcript: Transcript | None, *, lang: str, text: str | N
         return []
     if text and transcript.words and surplus(text, transcript.words) <= SURPLUS_MAX:
         return []
-    kept = "" if text else " So no transcript was kept; the backend lite needs none."
+    dropped = "" if text else " So no transcript was kept; the backend lite needs none."
     if transcript.lang != lang:
         fix = f'If that is right, give it: --lang {transcript.lang}, or lang="{transcript.lang}" in Python.'
     else:
         fix = "If another language is spoken, name it: --lang de, or lang= in Python; if not, record it more clearly."
-    return [f"{transcript.doubt}{kept} {fix}"]
+    return [f"{transcript.doubt}{dropped} {fix}"]
 
 
 def transcribe_recording(audio: Audio, lang: str, progress: Progress) -> tuple[Transcript | None, list[str]]:
@@ -561,8 +561,8 @@ def likeness(voice: Voice) -> dict[str, float | str]:
     """Return what a voice's engine reports about its prompt, for example the speaker similarity; {} if nothing."""
     for backend in registry.backends():
         if backend.name == voice.backend and backend.engine is not None:
-            kept = find_prompt(library(), voice, backend.engine, backend.name)
-            return {} if kept is None else backend.engine.describe(kept)
+            prompt = find_prompt(library(), voice, backend.engine, backend.name)
+            return {} if prompt is None else backend.engine.describe(prompt)
     return {}
 
 
@@ -609,8 +609,8 @@ def make_prompt(voice: Voice, backend: str, *, progress: Progress = ignore_progr
 
 def _get_prompt(voices: Library, voice: Voice, engine: Engine, backend: str, progress: Progress) -> bytes:
     """Return the engine's prompt for a voice; make and store it if there is none."""
-    if (kept := find_prompt(voices, voice, engine, backend)) is not None:
-        return kept
+    if (stored := find_prompt(voices, voice, engine, backend)) is not None:
+        return stored
     key = prompt_key(backend, engine.prompt_version, is_fast=False)
     prompt = find_equal_prompt(voices, voice, key)
     if prompt is None:

@@ -233,7 +233,7 @@ class TestKeys:
         _, key_id = create_key(shared)
         assert key_id in run("keys", env=shared).out
         message = run("keys", "--remote", "revoke", key_id, env=shared).expect_error(2, "UsageError")
-        assert "--remote stands before the subcommand" in message
+        assert "--remote must come after the subcommand" in message
 
     def test_revoked_key_is_listed_as_revoked(self, shared: dict[str, str]) -> None:
         _, key_id = create_key(shared)

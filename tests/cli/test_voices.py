@@ -73,7 +73,7 @@ def test_hostile_name_is_escaped(home: Path, me: Voice) -> None:
         done = run("voices", *args)
         assert not set("\x1b\x07\u202e") & set(done.out + done.err)
     assert r"\x1b]0;owned\x07\u202e" in run("voices", "list").out
-    assert r"\x1b]0;owned\x07\u202e is gone" in run("voices", "rm", me.voice_id, "-y").err
+    assert r"\x1b]0;owned\x07\u202e." in run("voices", "rm", me.voice_id, "-y").err
 
 
 def test_show_prints_details(home: Path, me: Voice) -> None:
@@ -114,7 +114,7 @@ def test_removal_without_terminal_needs_yes(home: Path, me: Voice) -> None:
 
     done = run("voices", "rm", "me", "--yes")
 
-    assert (done.code, done.out, done.err) == (0, "", "✓ me is gone.\n")
+    assert (done.code, done.out, done.err) == (0, "", "✓ Removed me.\n")
     assert list_files(home) == ["library.json"]
 
 

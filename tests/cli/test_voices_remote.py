@@ -70,7 +70,7 @@ def test_removal_without_terminal_needs_yes(client: httpx.Client) -> None:
 
     done = run("voices", "rm", "me", "--remote", "--yes")
 
-    assert (done.code, done.err) == (0, f"✓ me ({voice_id}) is gone.\n")
+    assert (done.code, done.err) == (0, f"✓ Removed me ({voice_id}).\n")
     assert client.get("/v1/voices").json() == []
 
 

@@ -145,7 +145,7 @@ def run() -> None:
         output.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except BrokenPipeError:  # the reader of the output has gone
+    except BrokenPipeError:  # the reader of the output has closed it
         code = 1
     except Exception as error:
         translated = _translate(error)

@@ -115,7 +115,7 @@ def download(
 
     if out == "-" and as_json:
         raise output.UsageError("stdout can't carry both audio and JSON.", hint="name a file: -o hello.wav.")
-    place = parse_output(out, format) if out is not None else None
+    destination = parse_output(out, format) if out is not None else None
     options = ("-o", option_value(out)) if out is not None else ()
     resume = command("jobs", "download", job_id, *options, profile=profile)
     with connect(profile) as client:
@@ -123,25 +123,25 @@ def download(
             job = client.jobs.wait(job_id, timeout_s=job_timeout_s(timeout), progress=progress)
         with explain_interrupt("Nothing was written. Run it again:", resume), output.waiting("downloading"):
             data = client.jobs.data(job_id)
-    if place is None:
+    if destination is None:
         stem, suffix = re.sub(r"[^\w-]", "-", str(job.job_id))[:60], format or detect_format(data) or "wav"
-        place = parse_output(str(output.free_path(Path(f"{stem}.{suffix}"))), format)
+        destination = parse_output(str(output.free_path(Path(f"{stem}.{suffix}"))), format)
     try:
-        duration_s = save_audio(SpeechResponse(data, job.voice_id, None, job.job_id), place)
+        duration_s = save_audio(SpeechResponse(data, job.voice_id, None, job.job_id), destination)
     except InvalidResponseError as error:
         if detect_format(data) is None:
             error.hint = "if the job was submitted for raw samples, add --format pcm."
         raise
     if as_json:
         rounded = None if duration_s is None else round(duration_s, 3)
-        output.result_json({"job_id": job.job_id, "file": place.file, "duration_s": rounded})
+        output.result_json({"job_id": job.job_id, "file": destination.file, "duration_s": rounded})
     elif out is None:
-        output.result(output.plain(place.out))
-    if place.file is not None:
+        output.result(output.plain(destination.out))
+    if destination.file is not None:
         length = "" if duration_s is None else f": {duration_s:.1f} s"
-        output.note(f"[bold green]✓[/bold green] {output.shown(place.file)}{length}")
-        if place.format != "pcm":
-            output.note(f"Next: afterwords verify {output.quoted(option_value(place.file))}")
+        output.note(f"[bold green]✓[/bold green] {output.shown(destination.file)}{length}")
+        if destination.format != "pcm":
+            output.note(f"Next: afterwords verify {output.quoted(option_value(destination.file))}")
 
 
 @contextmanager

@@ -252,7 +252,7 @@ def _row(key: ApiKey) -> tuple[str, ...]:
 
 @app.command(cls=HelpCommand)
 def revoke(key_id: KeyId, remote: Remote = False, profile: Profile = None) -> None:
-    """Revoke an API key at once."""
+    """Revoke an API key with immediate effect."""
     _open(remote, profile).revoke(key_id)
     output.note("Revoked.")
 

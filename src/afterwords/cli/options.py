@@ -49,10 +49,10 @@ def is_remote(remote: bool, profile: str | None) -> bool:
 
 
 def check_group_options(context: typer.Context, *, remote: bool = False, profile: str | None = None) -> None:
-    """Raise UsageError if --remote or --profile stands before the subcommand, which would ignore it."""
+    """Raise UsageError if --remote or --profile precedes the subcommand, which would ignore it."""
     if is_remote(remote, profile):
         option = "--remote" if profile is None else f"--profile {profile}"
         raise output.UsageError(
-            f"{option.split(maxsplit=1)[0]} stands before the subcommand.",
+            f"{option.split(maxsplit=1)[0]} must come after the subcommand.",
             hint=f"put it last: {context.command_path} {context.invoked_subcommand} … {option}.",
         )

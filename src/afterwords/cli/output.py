@@ -223,7 +223,7 @@ def progress_bar(step: str = "loading") -> Iterator[Bar]:
 
         def print_lines() -> None:
             started = time.monotonic()
-            with suppress(OSError):  # the reader of stderr has gone
+            with suppress(OSError):  # the reader of stderr has closed it
                 while not is_over.wait(LINE_EVERY_S):
                     note(f"{shown(plain_bar.line)} after {time.monotonic() - started:.0f} s")
 

@@ -66,12 +66,12 @@ def detect_format(data: bytes) -> SpeechFormat | None:
     return next((format for magic, format in _MAGIC.items() if data.startswith(magic)), None)
 
 
-def save_audio(sound: SpeechResponse, place: AudioOutput, *, voice: str | None = None) -> float | None:
+def save_audio(sound: SpeechResponse, destination: AudioOutput, *, voice: str | None = None) -> float | None:
     """Write audio from a server, converted to the wanted format and marked as synthetic if it is not yet.
 
     Args:
         sound: The bytes of an audio file.
-        place: Where to write it.
+        destination: Where to write it.
         voice: Name of the voice, for a new mark.
 
     Returns:
@@ -82,19 +82,21 @@ def save_audio(sound: SpeechResponse, place: AudioOutput, *, voice: str | None =
         StorageFullError, FileError: The file can't be written; an existing one is kept.
     """
     format = detect_format(sound.data)
-    if format is None and place.format in (SpeechFormat.MP3, SpeechFormat.PCM):
-        format = place.format
+    if format is None and destination.format in (SpeechFormat.MP3, SpeechFormat.PCM):
+        format = destination.format
     header = read_wav_header(sound.data) if format is SpeechFormat.WAV else None
-    if format is place.format and (format is not SpeechFormat.WAV or (header is not None and header.is_marked)):
+    if format is destination.format and (format is not SpeechFormat.WAV or (header is not None and header.is_marked)):
         from afterwords.audio.output import write_atomically
 
-        write_atomically(place.target, sound.data)
+        write_atomically(destination.target, sound.data)
         return header.duration_s if header else None
     from afterwords.audio.writer import AudioWriter
     from afterwords.client.audio import decode_speech
 
     audio = decode_speech(sound, voice)
-    with AudioWriter(place.target, format=place.format, sample_rate=audio.sample_rate, tags=dict(audio.tags)) as writer:
+    with AudioWriter(
+        destination.target, format=destination.format, sample_rate=audio.sample_rate, tags=dict(audio.tags)
+    ) as writer:
         writer.write(audio.samples)
     return audio.duration_s
 

@@ -62,7 +62,7 @@ class SayRequest:
     text: str = field(repr=False)
     voice: str | None
     options: SpeechOptions
-    place: AudioOutput | None
+    destination: AudioOutput | None
     is_played: bool
 
 
@@ -114,7 +114,7 @@ def say(
             facts, detail = _say_here(request)
     if as_json:
         output.result_json(facts)
-    _print_result(facts, detail, request.place)
+    _print_result(facts, detail, request.destination)
 
 
 def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
@@ -129,7 +129,7 @@ def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
         output.note(f"Preparing the voice for {output.shown(preparing)}, once{about}.")
     with output.progress_bar() as progress, ExitStack() as stack:
         speech = local.stream(request.text, voice=voice, **options.model_dump(), progress=progress)
-        samples = _SampleStream(speech, request.place, stack)
+        samples = _SampleStream(speech, request.destination, stack)
         if request.is_played:
             from afterwords.audio.devices import play
 
@@ -141,7 +141,7 @@ def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
     facts = {
         "voice": speech.voice.name,
         "voice_id": speech.voice.voice_id,
-        "file": request.place.file if request.place else None,
+        "file": request.destination.file if request.destination else None,
         "left_out": list(speech.left_out),
         "real_time_factor": round(done.real_time_factor, 3),
         **done.model_dump(mode="json"),
@@ -167,14 +167,14 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
                 with output.waiting("waiting for the speech"):
                     stream = client.stream(request.text, voice=voice, **request.options.model_dump())
                     done = stack.enter_context(stream)
-                samples = _SampleStream(done, request.place, stack)
+                samples = _SampleStream(done, request.destination, stack)
                 with output.waiting("playing; Ctrl-C stops it, and the job"):
                     play(samples, done.sample_rate)
             duration_s = samples.duration_s
         else:
             done, duration_s = _download_speech(client, request, voice, profile, timeout_s)
     facts = {
-        "file": request.place.file if request.place else None,
+        "file": request.destination.file if request.destination else None,
         "voice": voice if isinstance(voice, str) else voice.name,
         "voice_id": done.voice_id,
         "backend": done.backend,
@@ -208,41 +208,41 @@ def _download_speech(
     from afterwords.errors import UnsupportedByServerError
     from afterwords.models import SpeechFormat
 
-    place, options = request.place, request.options
-    assert place is not None, "speech that is not played has an output"
+    destination, options = request.destination, request.options
+    assert destination is not None, "speech that is not played has an output"
     listing = command("jobs", "list", profile=profile)
     interrupted = explain_interrupt("The server may have accepted the job already. List its jobs with:", listing)
     with interrupted, output.waiting("asking the server"):
         try:
-            job = client.synthesize(request.text, voice=voice, format=place.format, **options.model_dump())
+            job = client.synthesize(request.text, voice=voice, format=destination.format, **options.model_dump())
         except UnsupportedByServerError:
-            if place.format is SpeechFormat.WAV or options.speed != 1 or options.seed is not None:
+            if destination.format is SpeechFormat.WAV or options.speed != 1 or options.seed is not None:
                 raise
             job = client.synthesize(request.text, voice=voice, **options.model_dump())  # converted below
     if job.job_id is None:  # cached: the audio came with the response
         data = job.data()
     else:
-        resume = command("jobs", "download", job.job_id, "-o", option_value(place.out), profile=profile)
+        resume = command("jobs", "download", job.job_id, "-o", option_value(destination.out), profile=profile)
         with show_progress(resume) as progress:
             job = job.wait(timeout_s=timeout_s, progress=progress)
         with explain_interrupt("Nothing was written. Download it with:", resume), output.waiting("downloading"):
             data = job.data()
     name = voice if isinstance(voice, str) else voice.name
-    return job, save_audio(SpeechResponse(data, job.voice_id, job.backend, job.job_id), place, voice=name)
+    return job, save_audio(SpeechResponse(data, job.voice_id, job.backend, job.job_id), destination, voice=name)
 
 
 class _SampleStream:
     """The samples of streamed speech; each chunk is written to the output, if there is one, before it is yielded."""
 
-    def __init__(self, speech: Speech | RemoteSpeech, place: AudioOutput | None, stack: ExitStack) -> None:
+    def __init__(self, speech: Speech | RemoteSpeech, destination: AudioOutput | None, stack: ExitStack) -> None:
         self._speech = speech
         self._writer: AudioWriter | None = None
         self.duration_s = 0.0
-        if place is not None:
+        if destination is not None:
             from afterwords.audio.writer import AudioWriter
 
             rate, tags = speech.sample_rate, speech.tags
-            writer = AudioWriter(place.target, format=place.format, sample_rate=rate, tags=tags)
+            writer = AudioWriter(destination.target, format=destination.format, sample_rate=rate, tags=tags)
             self._writer = stack.enter_context(writer)
 
     def __iter__(self) -> Iterator[Samples]:
@@ -259,17 +259,17 @@ class _SampleStream:
                 pass
         except KeyboardInterrupt:
             made = output.duration(self.duration_s)
-            output.note(f"{made} of speech were made and not kept: a file is written completely or not at all.")
+            output.note(f"{made} of speech were discarded: a file is written completely or not at all.")
             raise
 
 
-def _print_result(facts: dict[str, Any], detail: str, place: AudioOutput | None) -> None:
-    file = place.file if place else None
+def _print_result(facts: dict[str, Any], detail: str, destination: AudioOutput | None) -> None:
+    file = destination.file if destination else None
     subject = "" if file is None else f"{output.shown(file)}: "
     length = "" if facts["duration_s"] is None else f"{facts['duration_s']:.1f} s "
     detail = f" ({output.shown(detail)})" if detail else ""
     output.note(f"[bold green]✓[/bold green] {subject}{length}in the voice {output.shown(facts['voice'])}{detail}")
     output.note_left_out(facts["backend"] or "the server", facts["left_out"])
-    if place and file is not None and place.format != "pcm":
+    if destination and file is not None and destination.format != "pcm":
         output.note_how_to_listen(option_value(file))
         output.note(f"Next: afterwords verify {output.quoted(option_value(file))}")

@@ -92,7 +92,7 @@ def rm(
         store.remove(removal.key)
     if as_json:
         output.result_json({"removed": removal.key})
-    output.note(f"[bold green]✓[/bold green] {removal.label} is gone.")
+    output.note(f"[bold green]✓[/bold green] Removed {removal.label}.")
 
 
 @app.command(cls=HelpCommand)
