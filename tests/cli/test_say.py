@@ -210,7 +210,7 @@ def test_markup_and_code_are_spoken_as_text(text: str) -> None:
         (("--voice", "\x1b[2J"), 4, "VoiceNotFoundError", r"\x1b[2J"),
         (("--lang", "tlh"), 5, "UnsupportedLangError", "'tlh'"),
         (("--backend", "nope"), 5, "InvalidInputError", "available: tone"),
-        (("--speed", "9"), 5, "InvalidOptionError", "speed is 9.0, and must be a number from 0.25 to 4"),
+        (("--speed", "9"), 5, "InvalidOptionError", "speed is 9.0, but must be a number from 0.25 to 4"),
         (("--speed", "nan"), 5, "InvalidOptionError", "speed is nan"),
         (("--seed", "-1"), 5, "InvalidOptionError", "seed is -1"),
         (("--format", "aiff"), 5, "InvalidInputError", "supported: wav, mp3, opus, flac, pcm"),

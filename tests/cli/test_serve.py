@@ -126,9 +126,9 @@ class TestServe:
     @pytest.mark.parametrize(
         ("env", "args", "message"),
         [
-            ({"AFTERWORDS_PORT": "http"}, (), "AFTERWORDS_PORT is 'http', and must be a valid integer."),
-            ({}, ("--port", "65536"), "port is 65536, and must be less than or equal to 65535."),
-            ({"AFTERWORDS_WORKERS": "-1"}, (), "AFTERWORDS_WORKERS is '-1', and must be greater than or equal to 0."),
+            ({"AFTERWORDS_PORT": "http"}, (), "AFTERWORDS_PORT is 'http', but must be a valid integer."),
+            ({}, ("--port", "65536"), "port is 65536, but must be less than or equal to 65535."),
+            ({"AFTERWORDS_WORKERS": "-1"}, (), "AFTERWORDS_WORKERS is '-1', but must be greater than or equal to 0."),
         ],
     )
     def test_invalid_setting_is_named(self, env: dict[str, str], args: tuple[str, ...], message: str) -> None:
