@@ -148,7 +148,10 @@ class InvalidOptionError(InvalidInputError):
 
     @classmethod
     def for_option(cls, option: str, *, value: object, allowed: str) -> Self:
-        return cls(f"{option} is {_quote(value)}, but must be {allowed}.", hint=f"set {option} to {allowed}.")
+        return cls(
+            f"{option} is {_quote(value)}, but must be {allowed}.",
+            hint=f"choose a value for {option} that is {allowed}.",
+        )
 
 
 class ConsentRequiredError(InvalidInputError):

@@ -61,7 +61,7 @@ class TestWithoutEngines:
         ("settings", "message"),
         [
             ({"AFTERWORDS_WORKERS": "1", "AFTERWORDS_BACKENDS": "lite"}, "or set AFTERWORDS_WORKERS=0"),
-            ({"AFTERWORDS_WORKERS": "0", "AFTERWORDS_BACKENDS": ""}, "AFTERWORDS_BACKENDS is 'not set'"),
+            ({"AFTERWORDS_WORKERS": "0", "AFTERWORDS_BACKENDS": ""}, "AFTERWORDS_BACKENDS does not name"),
             ({"AFTERWORDS_WORKERS": "0", "AFTERWORDS_BACKENDS": "lite,mine"}, "AFTERWORDS_BACKENDS is 'mine'"),
         ],
     )
