@@ -1,4 +1,4 @@
-"""What the tests of Qwen3-TTS share: a tiny checkpoint, and what the reference package made with it."""
+"""Fixtures of the Qwen3-TTS tests: a tiny checkpoint and the model loaded from it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ GOLDENS = Path(__file__).parent / "goldens"
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole checkpoint of about 1 MB, with random weights. Not to be written to."""
+    """Return a complete read-only checkpoint of about 1 MB, with random weights."""
     return make_checkpoint(tmp_path_factory.mktemp("qwen3") / "tiny")
 
 
 @pytest.fixture(scope="module")
 def model(checkpoint: Path) -> TorchModel:
-    """It, loaded."""
+    """Return the loaded checkpoint."""
     return TorchModel(checkpoint, name="tiny", device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """On tensors this small, threads cost more than they do."""
+    """Use one thread, which is faster for tensors this small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""What every engine of Qwen3-TTS keeps besides the contract of all engines, on torch and on MLX."""
+"""The contract of the Qwen3-TTS engines, in addition to that of all engines."""
 
 from __future__ import annotations
 
@@ -28,76 +28,70 @@ T = TypeVar("T")
 
 
 class Qwen3Contract(EngineContract):
-    """Inherit it, and give a fixture `engine` and a fixture `other`, an engine of another size."""
+    """Inherit it, and define the fixtures `engine` and `other`, an engine of another size."""
 
     def task(self, engine: Engine, prompt: bytes, *, text: str = TEXT, seed: int | None = SEED) -> SpeechTask:
         return super().task(engine, prompt, text=text, seed=seed)
 
-    def test_a_voice_without_a_transcript_speaks_by_its_embedding_alone(self, engine: Engine) -> None:
+    def test_voice_without_transcript_uses_embedding_alone(self, engine: Engine) -> None:
         reference = Reference(np.random.default_rng(0).normal(0, 0.1, 5 * 16_000).astype(np.float32), 16_000)
         prompt = engine.prepare(reference)
         assert "alone" in str(engine.describe(prompt)["speaks"])
         tasks = [self.task(engine, prompt, text="In the sun.", seed=seed) for seed in range(5)]
         assert any(len(spoken(engine, task)) for task in tasks)  # random weights don't always find an end
 
-    def test_a_voice_in_context_is_told_from_one_without_words(self, engine: Engine, prompt: bytes) -> None:
+    def test_describe_tells_how_a_voice_speaks(self, engine: Engine, prompt: bytes) -> None:
         assert engine.describe(prompt) == {"speaks": "as a continuation of the recording"}
         for damaged in (b"", prompt[:20], b"\x02" + 7 * b"\x00" + b"12", b"\xff" * 40):
             with pytest.raises(InvalidPromptError):
                 engine.describe(damaged)
 
-    def test_a_prompt_of_another_model_is_refused(self, engine: Engine, other: Engine, prompt: bytes) -> None:
+    def test_prompt_of_another_model_is_refused(self, engine: Engine, other: Engine, prompt: bytes) -> None:
         with pytest.raises(SynthesisError, match="not a prompt for this model"):
             self.speak(engine, self.task(engine, prompt[:-1] + bytes([prompt[-1] ^ 1])))
         with pytest.raises(SynthesisError, match="its model is"):
             list(other.synthesize(self.task(engine, prompt)))
 
-    def test_a_prompt_that_was_kept_speaks_as_a_fresh_one(
-        self, engine: Engine, reference: Reference, prompt: bytes
-    ) -> None:
+    def test_stored_prompt_equals_a_new_one(self, engine: Engine, reference: Reference, prompt: bytes) -> None:
         fresh = engine.prepare(reference)
         assert tensors(fresh) == tensors(prompt)
         said = self.speak(engine, self.task(engine, prompt))
         engine.close()
         np.testing.assert_allclose(self.speak(engine, self.task(engine, fresh)), said, atol=1e-4)
 
-    def test_many_speak_at_once_as_each_does_alone(self, engine: Engine, prompt: bytes) -> None:
+    def test_concurrent_requests_equal_single_ones(self, engine: Engine, prompt: bytes) -> None:
         tasks = [self.task(engine, prompt, text=text) for text in TEXTS]
         alone = [spoken(engine, task) for task in tasks]
-        together = at_once([partial(spoken, engine, task) for task in tasks])
+        together = run_concurrently([partial(spoken, engine, task) for task in tasks])
         for one, many in zip(alone, together, strict=True):
             np.testing.assert_allclose(one, many, atol=1e-4)
 
-    def test_the_first_chunk_is_one_frame_and_later_ones_are_longer(self, engine: Engine, prompt: bytes) -> None:
+    def test_chunks_grow_from_one_frame(self, engine: Engine, prompt: bytes) -> None:
         chunks = [len(chunk.samples) // 1920 for chunk in engine.synthesize(self.task(engine, prompt))]
         assert chunks[0] == 1
         assert max(chunks) == 8
 
-    def test_speech_that_does_not_end_is_no_speech(
-        self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_endless_speech_is_an_error(self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(long_text, "FRAMES_PER_TOKEN", 0)  # the ceiling, where random weights reach it
         monkeypatch.setattr(long_text, "FRAMES_MORE", 5)
         with pytest.raises(SynthesisError, match="did not come to its end"):
             self.speak(engine, self.task(engine, prompt))
 
-    def test_a_language_that_the_checkpoint_has_no_id_for_is_refused(self, engine: Engine, prompt: bytes) -> None:
+    def test_unknown_language_is_refused(self, engine: Engine, prompt: bytes) -> None:
         task = self.task(engine, prompt)
         for lang in ("sv", "ja"):  # one that no checkpoint speaks, and one that this one does not
             with pytest.raises(UnsupportedLangError, match="it speaks de, en, zh"):
                 list(engine.synthesize(task.model_copy(update={"lang": lang})))
 
-    def test_what_holds_nothing_to_speak_is_refused(self, engine: Engine, prompt: bytes) -> None:
+    def test_text_without_tokens_is_refused(self, engine: Engine, prompt: bytes) -> None:
         with pytest.raises(TextError, check=has_code("empty_text")):
             self.speak(engine, self.task(engine, prompt, text="... — !"))
 
-    def test_an_utterance_nobody_began_to_hear_leaves_nothing_behind(self, engine: Engine, prompt: bytes) -> None:
+    def test_unstarted_stream_leaves_nothing_behind(self, engine: Engine, prompt: bytes) -> None:
         engine.synthesize(self.task(engine, prompt)).close()
         assert len(self.speak(engine, self.task(engine, prompt)))
 
-    def test_who_speaks_while_it_is_closed_is_told_and_the_next_speaks_again(
-        self, engine: Engine, prompt: bytes
-    ) -> None:
+    def test_closing_ends_streams_and_reloads_later(self, engine: Engine, prompt: bytes) -> None:
         speech = engine.synthesize(self.task(engine, prompt, text=TEXT * 9))
         next(speech)
         engine.close()
@@ -107,8 +101,8 @@ class Qwen3Contract(EngineContract):
 
 
 @contextmanager
-def shelved(folder: Path, checkpoint: Path, *names: str) -> Iterator[Path]:
-    """A folder of models as AFTERWORDS_MODELS names it, with a checkpoint under these names."""
+def linked_models(folder: Path, checkpoint: Path, *names: str) -> Iterator[Path]:
+    """Set AFTERWORDS_MODELS to a folder with a checkpoint under these names."""
     for name in names:
         (folder / name).symlink_to(checkpoint)
     with pytest.MonkeyPatch.context() as patch:
@@ -117,7 +111,7 @@ def shelved(folder: Path, checkpoint: Path, *names: str) -> Iterator[Path]:
 
 
 def spoken(engine: Engine, task: SpeechTask) -> Samples:
-    """All of an utterance; nothing where it ran on, which random weights do alone and in company alike."""
+    """Return the audio of an utterance; empty if it runs away, which random weights may do."""
     try:
         return np.concatenate([chunk.samples for chunk in engine.synthesize(task)])
     except SynthesisError:
@@ -125,12 +119,12 @@ def spoken(engine: Engine, task: SpeechTask) -> Samples:
 
 
 def tensors(prompt: bytes) -> bytes:
-    """What a prompt holds behind its header, whose order is any."""
+    """Return a prompt without its header, whose order varies."""
     return prompt[8 + int.from_bytes(prompt[:8], "little") :]
 
 
-def at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
-    """What each call returns, all of them made at once."""
+def run_concurrently(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """Run calls concurrently and return their results."""
     results: dict[int, T] = {}
 
     def call(place: int) -> None:

@@ -58,7 +58,7 @@ def test_rms_norm(n: int, width: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, WHOLE], ids=str)
 @pytest.mark.parametrize(("n", "n_in", "n_out"), [(1, 64, 64), (3, 50, 37), (17, 130, 32), (64, 16, 96), (65, 16, 8)])
 @pytest.mark.parametrize("precision", ["fp8", "int8"])
-def test_linear_of_rounded_weights(precision: str, n: int, n_in: int, n_out: int, dtype: torch.dtype) -> None:
+def test_linear_with_quantized_weights(precision: str, n: int, n_in: int, n_out: int, dtype: torch.dtype) -> None:
     weight = quantize_matrix(random(n_out, n_in), precision)
     x, heard = random(n, 2 * n_in, dtype=dtype)[:, :n_in], random(n, n_out, dtype=dtype)
     check(kernels.linear(x, weight) / n_in, ops.linear(x, weight) / n_in)
@@ -68,7 +68,7 @@ def test_linear_of_rounded_weights(precision: str, n: int, n_in: int, n_out: int
     check(added[0] / n_in, added[1] / n_in)
 
 
-def test_linear_knows_every_number_of_eight_bits() -> None:
+def test_linear_decodes_every_eight_bit_value() -> None:
     values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     values = values[values.float().isfinite()].to(DEVICE)
     weight = QuantizedMatrix(values[:, None], torch.ones(len(values), device=DEVICE))
@@ -86,10 +86,10 @@ def test_swiglu(n: int, width: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("n_heads", "n_kv", "head_dim"), HEADS)
 @pytest.mark.parametrize("shape", [(1,), (3,), (2, 5)], ids=str)
 @pytest.mark.parametrize("is_shared", [False, True])
-def test_turn_and_write(
+def test_rotate_and_cache(
     shape: tuple[int, ...], n_heads: int, n_kv: int, head_dim: int, dtype: torch.dtype, is_shared: bool
 ) -> None:
-    """In a step and in a prefill, at positions of each row or of all."""
+    """Check a step and a prefill, with one position per row or for all rows."""
     qkv = random(*shape, n_heads + 2 * n_kv, head_dim, dtype=dtype)
     along = (1, shape[1]) if len(shape) == 2 else (1,) if is_shared else shape
     rotation = random(2, 3, *along, n_heads + n_kv, head_dim)[:, 1]  # of one of some layers
@@ -133,7 +133,7 @@ def test_attend_at_one_position_for_all_rows() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("top_p", [None, math.inf, 0.6, 1e-6])
 def test_draw(n_codes: int, temperature: float, top_p: float | None, dtype: torch.dtype) -> None:
-    """With another top_k in each row, and codes that are banned; no logit comes twice, which is up to chance."""
+    """Use another top_k in each row, and banned codes; logits are distinct, since ties are resolved at random."""
     n = 6
     logits = torch.linspace(-3, 4, n_codes)[torch.stack([torch.randperm(n_codes) for _ in range(n)])].to(DEVICE, dtype)
     logits[:, 3:9] = -torch.inf
@@ -154,7 +154,7 @@ def test_draw(n_codes: int, temperature: float, top_p: float | None, dtype: torc
 
 @pytest.mark.parametrize("module", [ops, kernels], ids=["torch", "kernels"])
 @pytest.mark.parametrize("top_p", [None, 0.6])
-def test_draw_from_what_is_no_number_gives_a_code(module: ops.Ops, top_p: float | None) -> None:
+def test_draw_from_nan_gives_a_code(module: ops.Ops, top_p: float | None) -> None:
     logits, heat = random(2, 100), torch.ones(2, 1, device=DEVICE)
     logits[0], logits[1, 5:] = torch.nan, torch.nan
     shares = None if top_p is None else (torch.full_like(heat, top_p), heat)
@@ -166,7 +166,7 @@ def test_draw_from_what_is_no_number_gives_a_code(module: ops.Ops, top_p: float 
     DEVICE.type == "cuda", reason="prompts of the goldens are written on the CPU; see below for the GPU"
 )
 def test_greedy_codes_equal_those_of_the_reference_package(checkpoint: Path) -> None:
-    """A few frames of one row: the interpreter takes seconds for each."""
+    """Decode few frames of one row, since the interpreter takes seconds for each."""
     row = LANGUAGE["projected"]["rows of different length"][0]
     language = replace(load(checkpoint), talker=talker(checkpoint, kernels, DEVICE))
     (codes,) = language.speak([language.prompt(row)], [GREEDY], n_frames=N_INTERPRETED)
@@ -179,7 +179,7 @@ def talker(checkpoint: Path, chosen: ops.Ops, device: torch.device, dtype: torch
 
 
 def speak(chosen: Talker, *, captured: bool, with_top_p: bool = False) -> list[list[list[int]]]:
-    """Two rows of five, in a view of larger buffers."""
+    """Decode two rows in a view of larger buffers."""
     rows = chosen.new_rows(8, 256)
     torch.manual_seed(0)
     columns = torch.randn(9, chosen.config.talker.stack.hidden).to(DEVICE)
@@ -196,15 +196,13 @@ def speak(chosen: Talker, *, captured: bool, with_top_p: bool = False) -> list[l
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize("module", [ops, kernels], ids=["torch", "kernels"])
 @pytest.mark.parametrize("with_top_p", [False, True])
-def test_captured_frames_speak_as_those_that_run_one_by_one(
-    checkpoint: Path, module: ops.Ops, with_top_p: bool
-) -> None:
+def test_captured_frames_equal_eager_ones(checkpoint: Path, module: ops.Ops, with_top_p: bool) -> None:
     chosen = talker(checkpoint, module, DEVICE)
     captured, plain = (speak(chosen, captured=way, with_top_p=with_top_p) for way in (True, False))
     assert captured == plain
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="in the interpreter, the test above says the same")
-def test_kernels_speak_as_plain_torch_does(checkpoint: Path) -> None:
+def test_kernels_decode_as_plain_torch(checkpoint: Path) -> None:
     ours, plain = (speak(talker(checkpoint, module, DEVICE), captured=False) for module in (kernels, ops))
     assert ours[0] == plain[0]  # the greedy row

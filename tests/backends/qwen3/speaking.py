@@ -1,4 +1,4 @@
-"""A loaded language half, and what the reference package said with the same tiny checkpoint."""
+"""A loaded talker, and the codes that the reference package decodes with the same tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Codes = list[list[int]]
 
 @dataclass(frozen=True)
 class Language:
-    """The talker of one checkpoint and what writes its prompts."""
+    """The talker of a checkpoint and its prompt builder."""
 
     config: ModelConfig
     talker: Talker
     prompts: Prompts
 
     def prompt(self, row: dict[str, Any]) -> Prompt:
-        """The prompt of a row of the goldens."""
+        """Build the prompt of a row of the goldens."""
         speaker, language = torch.tensor(LANGUAGE["speaker"]), row["language"]
         if row["reference"] is None:
             return self.prompts.from_speaker(row["text"], speaker=speaker, language=language)
@@ -45,7 +45,7 @@ class Language:
         )
 
     def speak(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling], *, n_frames: int = 25) -> list[Codes]:
-        """Speak in one batch, each row to its end or to so many frames."""
+        """Decode a batch, each row to its end or a number of frames."""
         rows = self.talker.new_rows(len(prompts), N_POSITIONS)
         utterances = [
             PrefillRow(row, prompt, n_frames, sampling)
@@ -66,10 +66,10 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float32) -> Language:
 
 
 def spoken(rows: BatchState) -> list[Codes]:
-    """The frames of each row so far."""
+    """Return the frames of each row so far."""
     return [rows.history[row, :n_frames].tolist() for row, (n_frames, _, _) in enumerate(rows.read_progress())]
 
 
 def seeded(seed: int) -> Sampling:
-    """As published, with a seed."""
+    """Return the published sampling parameters with a seed."""
     return replace(Sampling(), seed=seed)

@@ -1,4 +1,4 @@
-"""Rounded weights: what they still say, how that is measured, and the refusal where it is too little."""
+"""Quantization of the talker, and the check of its effect."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model(checkpoint: Path) -> Callable[[], TorchModel]:
 
 
 @pytest.mark.parametrize("row", ROWS[:3])
-def test_the_likeliest_codes_after_greedy_ones_are_those(checkpoint: Path, row: dict[str, object]) -> None:
+def test_most_likely_codes_equal_greedy_codes(checkpoint: Path, row: dict[str, object]) -> None:
     language = load(checkpoint)
     prompt, sampling = language.prompt(row), replace(GREEDY, repetition_penalty=1.0, min_frames=12)
     (codes,) = language.speak([prompt], [sampling], n_frames=12)
@@ -34,7 +34,7 @@ def test_the_likeliest_codes_after_greedy_ones_are_those(checkpoint: Path, row: 
 
 
 @pytest.mark.parametrize(("precision", "error"), [("fp8", 2**-4), ("int8", 0.5 / 127)])
-def test_rounding_keeps_each_weight_within_half_a_step(precision: str, error: float) -> None:
+def test_quantization_error_is_at_most_half_a_step(precision: str, error: float) -> None:
     weight = torch.randn(64, 48) * torch.logspace(-3, 3, 64)[:, None]  # each output has a scale of its own
     rounded = quantized.quantize_matrix(weight, precision)
     most = weight.abs().amax(1, keepdim=True)
@@ -42,21 +42,19 @@ def test_rounding_keeps_each_weight_within_half_a_step(precision: str, error: fl
     assert rounded.values.element_size() == 1
 
 
-def test_an_output_without_weights_stays_silent() -> None:
+def test_zero_output_stays_zero() -> None:
     assert quantized.quantize_matrix(torch.zeros(2, 3), "fp8").values.float().tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 @pytest.mark.parametrize(("precision", "codes"), [("fp8", 0.9), ("int8", 0.95)])
-def test_rounded_weights_say_nearly_the_same(model: Callable[[], TorchModel], precision: str, codes: float) -> None:
+def test_quantized_weights_agree(model: Callable[[], TorchModel], precision: str, codes: float) -> None:
     found = model().quantize(precision)
     assert codes <= found.codes < 1
     assert 0 < found.mel_db < 2
     assert found.is_enough
 
 
-def test_fewer_bits_agree_less_and_are_refused(
-    model: Callable[[], TorchModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_three_bits_are_refused(model: Callable[[], TorchModel], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(quantized._FORMS, "int3", (torch.int8, 3.0))  # no setting asks for what can't be good enough
     found = model().quantize("int3")
     assert not found.is_enough
@@ -70,11 +68,11 @@ def test_fewer_bits_agree_less_and_are_refused(
 
 
 @pytest.mark.parametrize(("codes", "mel_db", "is_enough"), [(0.75, 6.0, True), (0.74, 0.1, False), (1.0, 6.1, False)])
-def test_codes_and_sound_must_both_agree(codes: float, mel_db: float, is_enough: bool) -> None:
+def test_codes_and_audio_must_both_agree(codes: float, mel_db: float, is_enough: bool) -> None:
     assert Agreement(codes, mel_db).is_enough is is_enough
 
 
-def test_an_engine_rounds_as_it_is_told_and_refuses_what_is_too_little(
+def test_engine_applies_the_precision_setting(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "qwen3-1.7b").symlink_to(checkpoint)

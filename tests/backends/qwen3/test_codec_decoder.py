@@ -1,4 +1,4 @@
-"""The codec's decoder: as the reference package decodes, the same in pieces as whole, and fit for a captured graph."""
+"""The decoder of the codec: equal to the reference package, in chunks and at once, and fit for CUDA graphs."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def decoder(checkpoint: Path) -> CodecDecoder:
 
 @pytest.fixture(scope="module")
 def exact(checkpoint: Path) -> CodecDecoder:
-    """In float64, where what is not the same cannot hide behind rounding."""
+    """Return a decoder in float64, in which rounding hides no difference."""
     return load(checkpoint, torch.float64)
 
 
 @pytest.fixture(scope="module")
 def frames() -> Tensor:
-    """Two rows of frames."""
+    """Return two rows of frames."""
     return torch.from_numpy(codes("long"))[:, :N_FRAMES]
 
 
 @pytest.fixture(scope="module")
 def whole(exact: CodecDecoder, frames: Tensor) -> Tensor:
-    """The sound of both rows, each decoded alone and at once."""
+    """Return the audio of both rows, each decoded alone and at once."""
     return torch.cat([exact.step(row[None], exact.new_state(1)) for row in frames])
 
 
@@ -59,7 +59,7 @@ def gap(heard: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", ["short", "long"])
-def test_sound_is_what_the_reference_package_makes(decoder: CodecDecoder, name: str) -> None:
+def test_audio_equals_the_reference_package(decoder: CodecDecoder, name: str) -> None:
     with np.load(GOLDENS / "sound.npz") as goldens:
         expected = torch.from_numpy(goldens[f"sound_{name}"] / 32_767)
     heard = decoder.decode(torch.from_numpy(codes(name)))[:, :: EVERY[name]]
@@ -68,22 +68,20 @@ def test_sound_is_what_the_reference_package_makes(decoder: CodecDecoder, name: 
 
 
 @pytest.mark.parametrize("size", PIECES)
-def test_sound_decoded_in_pieces_is_the_sound_decoded_whole(
-    exact: CodecDecoder, frames: Tensor, whole: Tensor, size: int
-) -> None:
+def test_audio_in_chunks_equals_audio_at_once(exact: CodecDecoder, frames: Tensor, whole: Tensor, size: int) -> None:
     state = exact.new_state(2)
     heard = torch.cat([exact.step(piece, state) for piece in frames.split(size, dim=1)], dim=1)
     assert gap(heard, whole) < 1e-12
 
 
-def test_pieces_may_grow_as_a_stream_goes_on(decoder: CodecDecoder, frames: Tensor, whole: Tensor) -> None:
+def test_chunks_may_grow(decoder: CodecDecoder, frames: Tensor, whole: Tensor) -> None:
     state = decoder.new_state(2)
     heard = torch.cat([decoder.step(piece, state) for piece in frames.split([1, 2, 4, 8, 25, 25, 35], dim=1)], dim=1)
     assert gap(heard.double(), whole) < 1e-4
 
 
-def test_rows_of_a_batch_may_be_at_different_places(exact: CodecDecoder, frames: Tensor, whole: Tensor) -> None:
-    """In each step a row takes 0 to 8 frames of its own; what stands behind them is rubbish."""
+def test_rows_may_be_at_different_positions(exact: CodecDecoder, frames: Tensor, whole: Tensor) -> None:
+    """Give each row 0 to 8 valid frames per step; the codes after them are random."""
     state, taken = exact.new_state(2), [0, 0]
     heard: list[list[Tensor]] = [[], []]
     generator = np.random.Generator(np.random.PCG64(1))
@@ -102,7 +100,7 @@ def test_rows_of_a_batch_may_be_at_different_places(exact: CodecDecoder, frames:
 
 
 @pytest.mark.parametrize("n_before", [0, 1, 5, 72, 90])
-def test_a_primed_row_goes_on_from_its_reference(
+def test_prefilled_row_continues_its_reference(
     exact: CodecDecoder, frames: Tensor, whole: Tensor, n_before: int
 ) -> None:
     state = exact.prefill_codec(frames[0, :n_before])
@@ -110,7 +108,7 @@ def test_a_primed_row_goes_on_from_its_reference(
     assert gap(heard[0], whole[0, n_before * exact.samples_per_frame :]) < 1e-12
 
 
-def test_a_row_of_a_batch_can_be_given_to_another_voice(exact: CodecDecoder, frames: Tensor, whole: Tensor) -> None:
+def test_row_can_change_its_voice(exact: CodecDecoder, frames: Tensor, whole: Tensor) -> None:
     state, codec_state = exact.new_state(2), exact.prefill_codec(frames[1, :40])
     exact.step(frames[:, :7], state)
     state.copy_row(0, codec_state)
@@ -122,13 +120,13 @@ def test_a_row_of_a_batch_can_be_given_to_another_voice(exact: CodecDecoder, fra
     assert int(codec_state.window.n_seen) == 40  # a voice's state serves the next utterance too
 
 
-def test_a_batch_sounds_as_its_rows_alone(decoder: CodecDecoder, frames: Tensor) -> None:
+def test_batch_equals_its_rows_alone(decoder: CodecDecoder, frames: Tensor) -> None:
     together = decoder.decode(frames)
     alone = torch.cat([decoder.decode(row[None]) for row in frames])
     assert gap(together, alone) < 1e-5
 
 
-def test_a_state_outlives_the_mode_it_was_made_in(decoder: CodecDecoder, frames: Tensor) -> None:
+def test_state_works_outside_inference_mode(decoder: CodecDecoder, frames: Tensor) -> None:
     with torch.inference_mode():
         inside = decoder.prefill_codec(frames[0, :3])
     state = decoder.new_state(1)
@@ -136,18 +134,18 @@ def test_a_state_outlives_the_mode_it_was_made_in(decoder: CodecDecoder, frames:
     assert torch.equal(decoder.step(frames[:1, 3:5], state), decoder.step(frames[:1, 3:5], inside))
 
 
-def test_what_fills_up_a_shorter_row_is_not_heard_before_it(decoder: CodecDecoder, frames: Tensor) -> None:
+def test_padding_does_not_change_earlier_audio(decoder: CodecDecoder, frames: Tensor) -> None:
     short = frames[1:, :10]
     filled = torch.cat([short, torch.full_like(short, 7)], dim=1)
     together = decoder.decode(torch.cat([frames[:1, :20], filled]))
     assert gap(together[1:, : 10 * decoder.samples_per_frame], decoder.decode(short)) < 1e-5
 
 
-def test_ids_that_are_no_codes_do_no_harm(decoder: CodecDecoder) -> None:
+def test_codes_out_of_range_are_clamped(decoder: CodecDecoder) -> None:
     assert decoder.decode(torch.tensor([[[2150] * 16], [[-1] * 16]])).isfinite().all()
 
 
-def test_more_frames_than_there_are_count_as_all(decoder: CodecDecoder, frames: Tensor) -> None:
+def test_too_large_n_frames_is_clamped(decoder: CodecDecoder, frames: Tensor) -> None:
     one, other = decoder.new_state(2), decoder.new_state(2)
     decoder.step(frames[:, :3], one, torch.tensor([9, -1]))
     decoder.step(frames[:, :3], other, torch.tensor([3, 0]))
@@ -155,14 +153,14 @@ def test_more_frames_than_there_are_count_as_all(decoder: CodecDecoder, frames: 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_near(checkpoint: Path, whole: Tensor, frames: Tensor, dtype: torch.dtype) -> None:
+def test_half_precision_is_close(checkpoint: Path, whole: Tensor, frames: Tensor, dtype: torch.dtype) -> None:
     heard = load(checkpoint, dtype).decode(frames)
     assert heard.dtype == dtype
     assert float((heard.double() - whole).square().mean().sqrt() / whole.square().mean().sqrt()) < 0.05
 
 
 class Operations(TorchDispatchMode):
-    """Writes down every operation, with the shapes it was given."""
+    """Records every operation with its shapes."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -174,9 +172,7 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("is_ragged", [False, True])
-def test_steps_are_the_same_operations_and_never_wait_for_the_device(
-    decoder: CodecDecoder, frames: Tensor, is_ragged: bool
-) -> None:
+def test_steps_have_the_same_operations(decoder: CodecDecoder, frames: Tensor, is_ragged: bool) -> None:
     state, seen = decoder.new_state(2), []
     places = [tensor.data_ptr() for tensor in (*state.pasts, state.window.keys, state.window.n_seen)]
     for step in range(3):
@@ -201,7 +197,7 @@ def test_steps_are_the_same_operations_and_never_wait_for_the_device(
         ("encoder_config", "upsampling_ratios", [8, 6, 5, 2]),
     ],
 )
-def test_a_config_that_is_not_known_is_refused_by_field(
+def test_unsupported_config_names_its_field(
     checkpoint: Path, tmp_path: Path, section: str, field: str, value: object
 ) -> None:
     content = json.loads((checkpoint / "speech_tokenizer/config.json").read_text("utf-8"))
@@ -211,7 +207,7 @@ def test_a_config_that_is_not_known_is_refused_by_field(
         read_codec_config(tmp_path)
 
 
-def test_weights_without_a_tensor_are_refused_by_its_name(checkpoint: Path, tmp_path: Path) -> None:
+def test_missing_tensor_is_named(checkpoint: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoint / "speech_tokenizer", tmp_path / "speech_tokenizer")
     file = tmp_path / "speech_tokenizer/model.safetensors"
     tensors = load_file(file)

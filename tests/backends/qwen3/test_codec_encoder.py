@@ -1,4 +1,4 @@
-"""The codec's encoder: the very codes that the reference package makes, of clips of any length."""
+"""The encoder of the codec gives the codes of the reference package, for clips of any length."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encoder(checkpoint: Path) -> CodecEncoder:
 
 
 @pytest.mark.parametrize("name", ["short", "odd", "long"])
-def test_codes_are_those_of_the_reference_package(encoder: CodecEncoder, name: str) -> None:
+def test_codes_equal_the_reference_package(encoder: CodecEncoder, name: str) -> None:
     with np.load(GOLDENS / "sound.npz") as goldens:
         expected = goldens[f"codes_{name}"]
     codes = encoder.encode(clip(name))
@@ -35,7 +35,7 @@ def test_codes_are_those_of_the_reference_package(encoder: CodecEncoder, name: s
     assert name != "long" or len(expected) > WINDOW_FRAMES
 
 
-def test_sound_convolved_in_pieces_gives_the_same_codes(encoder: CodecEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_give_the_same_codes(encoder: CodecEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     sound = clip("odd")
     whole = encoder.encode(sound)
     monkeypatch.setattr(codec_encoder, "CHUNK_FRAMES", 1)  # a constant: a clip of minutes would take too long
@@ -43,12 +43,12 @@ def test_sound_convolved_in_pieces_gives_the_same_codes(encoder: CodecEncoder, m
 
 
 @pytest.mark.parametrize("n_samples", [1, 959, 960, 961, 1919, 1920, 1921, 3840])
-def test_a_frame_that_has_begun_counts(encoder: CodecEncoder, n_samples: int) -> None:
+def test_partial_frame_is_encoded(encoder: CodecEncoder, n_samples: int) -> None:
     codes = encoder.encode(np.full(n_samples, 0.1, np.float32))
     assert codes.shape == (-(-n_samples // 1920), 16)
     assert codes.dtype == np.uint16
 
 
-def test_what_comes_later_changes_no_code_before_it(encoder: CodecEncoder) -> None:
+def test_later_audio_does_not_change_earlier_codes(encoder: CodecEncoder) -> None:
     sound = clip("short")
     assert np.array_equal(encoder.encode(sound[: 20 * 1920]), encoder.encode(sound)[:20])

@@ -1,4 +1,4 @@
-"""The engine on a tiny checkpoint: the contract of all engines, and what is its own."""
+"""The engine on a tiny checkpoint: the contract of all engines, and its own behavior."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from afterwords.backends.qwen3.torch.model import TorchModel
 from afterwords.backends.qwen3.torch.speaker import SpeakerEncoder
 from afterwords.errors import MissingExtraError, ModelError, SynthesisError, pip_install
 from afterwords.models import SpeechTask
-from tests.backends.qwen3.contract import Qwen3Contract, at_once, shelved, tensors
+from tests.backends.qwen3.contract import Qwen3Contract, linked_models, run_concurrently, tensors
 from tests.error_codes import has_code
 
 
 @pytest.fixture(scope="module")
 def models(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of models, as AFTERWORDS_MODELS names it."""
-    with shelved(tmp_path_factory.mktemp("models"), checkpoint, "qwen3-1.7b", "qwen3-0.6b") as folder:
+    """Return a folder of models, set as AFTERWORDS_MODELS."""
+    with linked_models(tmp_path_factory.mktemp("models"), checkpoint, "qwen3-1.7b", "qwen3-0.6b") as folder:
         yield folder
 
 
@@ -50,9 +50,7 @@ class TestQwen3(Qwen3Contract):
     def other(self) -> Engine:
         return Qwen3Small()
 
-    def test_a_request_touches_no_recording(
-        self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_request_encodes_no_recording(self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
         def listens(*_: object) -> None:  # whoever listens is found out
             raise AssertionError("a recording was listened to")
 
@@ -62,21 +60,19 @@ class TestQwen3(Qwen3Contract):
             engine.prepare(Reference(np.ones(16_000, np.float32), 16_000, "words"))
         assert len(self.speak(engine, self.task(engine, prompt)))
 
-    def test_two_who_load_and_listen_at_once_share_one_model(
-        self, reference: Reference, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_concurrent_loads_share_one_model(self, reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
         made: list[str] = []
         for part in (TorchModel, CodecEncoder):
             noted(part, made, monkeypatch)
         engine = Qwen3Large()
-        prompts = at_once([lambda: engine.prepare(reference)] * 4)
+        prompts = run_concurrently([lambda: engine.prepare(reference)] * 4)
         engine.close()
         assert made == ["TorchModel", "CodecEncoder"]
         assert len({tensors(prompt) for prompt in prompts}) == 1
 
 
 def noted(part: type, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Note each time that a part is made: how many there are can't be seen from outside."""
+    """Record each construction of a class, which is not visible from outside."""
     begin: Callable[..., None] = part.__init__  # type: ignore[misc]
 
     def init(*args: object, **named: object) -> None:
@@ -86,14 +82,14 @@ def noted(part: type, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(part, "__init__", init)
 
 
-def test_without_its_weights_it_says_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_name_the_pull_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERWORDS_MODELS", str(tmp_path))
     state = Qwen3Small().availability()
     assert isinstance(state, Unavailable)
     assert "afterwords models pull qwen3-0.6b" in state.fix
 
 
-def test_on_a_cpu_it_says_that_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "_has_gpu", lambda: False)  # whatever machine this is
     state = Qwen3Large().availability()
     assert isinstance(state, Available)
@@ -101,7 +97,7 @@ def test_on_a_cpu_it_says_that_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("missing", ["torch", "safetensors", "tokenizers"])
-def test_without_a_part_of_its_extra_it_says_how_to_install_it(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_names_the_pip_command(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def found(name: str) -> object:  # what is installed can't be taken away for a test
         return None if name == missing else name
 
@@ -115,7 +111,7 @@ def test_without_a_part_of_its_extra_it_says_how_to_install_it(missing: str, mon
             engine.load(engine.backends[0])
 
 
-def test_a_driver_without_a_torch_that_uses_it_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_without_cuda_torch_is_not_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = tmp_path / "torch"
     (torch / "lib").mkdir(parents=True)
     spec = SimpleNamespace(origin=str(torch / "__init__.py"))
@@ -129,7 +125,7 @@ def test_a_driver_without_a_torch_that_uses_it_is_no_gpu(tmp_path: Path, monkeyp
     assert not engine_module._has_gpu()
 
 
-def test_too_small_a_container_is_refused_with_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_container_memory_limit_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "memory.max"
     limit.write_text("900000000\n")
     monkeypatch.setattr(memory, "CGROUP_LIMITS", (limit,))
@@ -140,7 +136,7 @@ def test_too_small_a_container_is_refused_with_what_is_needed(tmp_path: Path, mo
     assert told.value.hint == "use the backend lite, which needs 1 GB."
 
 
-def test_a_machine_with_too_little_memory_is_told_what_fits() -> None:
+def test_too_little_memory_names_what_fits() -> None:
     sizes = {"qwen3-1.7b": 5_000, "qwen3-0.6b": 3_000}
     with pytest.raises(ModelError, check=has_code("too_little_memory")) as told:
         check_memory("qwen3-1.7b", needed_bytes=5_000, room_bytes=4_000, sizes=sizes)
@@ -148,12 +144,12 @@ def test_a_machine_with_too_little_memory_is_told_what_fits() -> None:
     check_memory("qwen3-1.7b", needed_bytes=5_000, room_bytes=5_000, sizes=sizes)
 
 
-def test_on_a_cpu_few_speak_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_has_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "_has_gpu", lambda: False)
     assert Qwen3Large().max_concurrent == 4
 
 
-def test_prompts_are_bound_to_the_weights_and_to_the_encoder(
+def test_prompt_version_depends_on_weights_and_encoder(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = Qwen3Large().prompt_version
@@ -169,9 +165,7 @@ def test_prompts_are_bound_to_the_weights_and_to_the_encoder(
     assert Qwen3Large().prompt_version != here
 
 
-def test_a_prompt_of_other_weights_is_refused(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prompt_of_other_weights_is_refused(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = Reference(np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32), 16_000, "words")
     first = Qwen3Large()
     prompt = first.prepare(reference)
@@ -189,9 +183,7 @@ def test_a_prompt_of_other_weights_is_refused(
     other.close()
 
 
-def test_weights_that_come_while_it_runs_are_seen(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_downloaded_later_are_found(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERWORDS_MODELS", str(tmp_path))
     engine = Qwen3Large()
     assert isinstance(engine.availability(), Unavailable)

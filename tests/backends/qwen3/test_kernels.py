@@ -1,4 +1,4 @@
-"""The Triton kernels: interpreted and compiled on any machine, and run where there is a GPU."""
+"""The Triton kernels: interpreted and compiled on any machine, and run on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ KERNELS: Final[list[tuple[str, dict[str, str], dict[str, Any]]]] = [
 
 
 def run_checks(**env: str) -> None:
-    """All of them in one process."""
+    """Run the kernel checks in a process."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS)]
     root, env = Path(__file__).parents[3], {**os.environ, "TRITON_DEFAULT_FP_FUSION": "1", **env}
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=570, check=False)

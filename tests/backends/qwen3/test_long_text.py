@@ -1,4 +1,4 @@
-"""How a text is read: cut, guarded, spoken again where it failed unheard, and joined."""
+"""Synthesis of long texts: splitting, limits, retries and joining."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def voice(model: TorchModel) -> VoiceOnDevice:
 
 
 class Scripted(TorchScheduler):
-    """A loop whose turns end as a test says, in order of being handed in, after a frame of sound each; no thread."""
+    """A scheduler without a thread: requests end as scripted, in order, after a frame of audio each."""
 
     def __init__(self, *ends: FinishReason | Exception, is_heard_first: bool = False) -> None:
         self.ends, self.is_heard_first = list(ends), is_heard_first
@@ -61,9 +61,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("bad", [FinishReason.LENGTH, FinishReason.RUNAWAY])
-def test_a_piece_that_ran_away_unheard_is_spoken_again_with_another_seed(
-    model: TorchModel, voice: VoiceOnDevice, bad: FinishReason
-) -> None:
+def test_unstreamed_runaway_segment_is_retried(model: TorchModel, voice: VoiceOnDevice, bad: FinishReason) -> None:
     scheduler = Scripted(bad, bad, FinishReason.STOP)
     sound = read(model, voice, scheduler)
     assert len({request.sampling.seed for request in scheduler.requests}) == 3
@@ -71,14 +69,14 @@ def test_a_piece_that_ran_away_unheard_is_spoken_again_with_another_seed(
     assert len(sound) == 1920 + FADE
 
 
-def test_a_piece_that_runs_away_each_time_is_no_speech(model: TorchModel, voice: VoiceOnDevice) -> None:
+def test_segment_that_always_runs_away_is_an_error(model: TorchModel, voice: VoiceOnDevice) -> None:
     scheduler = Scripted(*[FinishReason.RUNAWAY] * TRIES)
     with pytest.raises(SynthesisError, match=r"did not come to its end \(runaway\)"):
         read(model, voice, scheduler)
     assert len(scheduler.requests) == TRIES
 
 
-def test_a_piece_that_ran_away_after_it_was_heard_is_not_spoken_again(model: TorchModel, voice: VoiceOnDevice) -> None:
+def test_streamed_runaway_segment_is_not_retried(model: TorchModel, voice: VoiceOnDevice) -> None:
     scheduler = Scripted(is_heard_first=True)
     chunks = LongTextStream(model, scheduler, voice, task()).chunks()
     next(chunks)
@@ -88,7 +86,7 @@ def test_a_piece_that_ran_away_after_it_was_heard_is_not_spoken_again(model: Tor
     assert len(scheduler.requests) == 1
 
 
-def test_what_broke_a_piece_is_told_by_its_kind_and_not_tried_again(model: TorchModel, voice: VoiceOnDevice) -> None:
+def test_exception_is_named_and_not_retried(model: TorchModel, voice: VoiceOnDevice) -> None:
     scheduler = Scripted(MemoryError("of a text"))
     with pytest.raises(SynthesisError, match="it raised MemoryError") as told:
         read(model, voice, scheduler)
@@ -96,7 +94,7 @@ def test_what_broke_a_piece_is_told_by_its_kind_and_not_tried_again(model: Torch
     assert len(scheduler.requests) == 1
 
 
-def test_an_engine_that_is_closed_while_it_speaks_says_so(model: TorchModel, voice: VoiceOnDevice) -> None:
+def test_closed_engine_is_named_in_the_error(model: TorchModel, voice: VoiceOnDevice) -> None:
     with pytest.raises(SynthesisError, match="the engine was closed"):
         read(model, voice, Scripted(FinishReason.CANCELLED))
     closed = TorchScheduler(model.talker, model.decoder, n_rows=1, n_positions=256)
@@ -106,7 +104,7 @@ def test_an_engine_that_is_closed_while_it_speaks_says_so(model: TorchModel, voi
 
 
 @pytest.mark.usefixtures("short")
-def test_pieces_are_handed_in_ahead_but_not_all_of_them(model: TorchModel, voice: VoiceOnDevice) -> None:
+def test_some_segments_are_submitted_ahead(model: TorchModel, voice: VoiceOnDevice) -> None:
     scheduler = Scripted()
     chunks = LongTextStream(model, scheduler, voice, task(" ".join([FOUR] * 3))).chunks()
     assert len(scheduler.requests) == 0
@@ -119,9 +117,7 @@ def test_pieces_are_handed_in_ahead_but_not_all_of_them(model: TorchModel, voice
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("n_read", [0, 1, 2, 3])
-def test_a_reading_that_is_given_up_gives_up_all_it_handed_in(
-    model: TorchModel, voice: VoiceOnDevice, n_read: int
-) -> None:
+def test_closed_stream_cancels_its_requests(model: TorchModel, voice: VoiceOnDevice, n_read: int) -> None:
     scheduler = Scripted()
     chunks = LongTextStream(model, scheduler, voice, task(FOUR)).chunks()
     for _ in range(n_read):
@@ -131,7 +127,7 @@ def test_a_reading_that_is_given_up_gives_up_all_it_handed_in(
 
 
 @pytest.mark.usefixtures("short")
-def test_pieces_join_without_a_step_and_with_a_pause(model: TorchModel, voice: VoiceOnDevice) -> None:
+def test_segments_join_smoothly_with_a_pause(model: TorchModel, voice: VoiceOnDevice) -> None:
     sound = read(model, voice, Scripted(), FOUR)
     pause = round(PAUSE_S * 24_000)
     assert len(sound) == 4 * (1920 + FADE) + 3 * pause
@@ -139,21 +135,19 @@ def test_pieces_join_without_a_step_and_with_a_pause(model: TorchModel, voice: V
     assert np.abs(np.diff(sound, prepend=0, append=0)).max() < 0.41 / FADE  # without fades it would be 0.4
 
 
-def test_a_piece_of_tiny_sounds_comes_in_over_all_of_them() -> None:
+def test_fade_in_spans_small_chunks() -> None:
     parts = list(smooth_edges(iter([np.ones(50, np.float32)] * 4), pause_s=0.0))
     assert all(part.dtype == np.float32 for part in parts)
     assert np.abs(np.diff(np.concatenate(parts), append=0)).max() <= 1 / 100
 
 
 @pytest.mark.parametrize("text", ["...", "?! —", "…\n\n。"])
-def test_punctuation_alone_is_nothing_to_speak(model: TorchModel, text: str) -> None:
+def test_punctuation_alone_is_refused(model: TorchModel, text: str) -> None:
     with pytest.raises(TextError, check=has_code("empty_text")):
         split_text(text, "en", model)
 
 
-def test_what_the_tokenizer_makes_nothing_of_is_nothing_to_speak(
-    model: TorchModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_segments_without_tokens_are_skipped(model: TorchModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def only_ascii(text: str) -> int:  # a vocabulary of all bytes makes something of everything; others need not
         return len(text) if text.isascii() else 0
 
@@ -169,13 +163,11 @@ def test_what_the_tokenizer_makes_nothing_of_is_nothing_to_speak(
     ("lang", "sentence", "seconds_a_character"),
     [("en", "and on it goes, " * 60, 0.07), ("zh", "今天天气很好，我们去公园吧，" * 40, 0.25)],
 )
-def test_a_piece_lasts_no_longer_than_the_model_keeps_its_voice(
-    model: TorchModel, lang: str, sentence: str, seconds_a_character: float
-) -> None:
+def test_segments_are_short_enough(model: TorchModel, lang: str, sentence: str, seconds_a_character: float) -> None:
     assert max(map(len, split_text(sentence, lang, model))) * seconds_a_character <= 20
 
 
-def test_the_ceiling_follows_the_length_of_the_text(model: TorchModel, voice: VoiceOnDevice) -> None:
+def test_max_frames_follows_the_text(model: TorchModel, voice: VoiceOnDevice) -> None:
     scheduler = Scripted()
     read(model, voice, scheduler, "Abc.")
     read(model, voice, scheduler, "abc " * 10)
@@ -183,7 +175,7 @@ def test_the_ceiling_follows_the_length_of_the_text(model: TorchModel, voice: Vo
     assert 50 < short < 100 < long
 
 
-def test_the_shortest_speech_is_the_checkpoints(model: TorchModel, voice: VoiceOnDevice) -> None:
+def test_min_frames_is_the_checkpoints(model: TorchModel, voice: VoiceOnDevice) -> None:
     scheduler = Scripted()
     read(model, voice, scheduler)
     assert scheduler.requests[0].sampling.min_frames == Sampling().min_frames == 2
@@ -197,7 +189,7 @@ def scheduler(model: TorchModel) -> Iterator[TorchScheduler]:
 
 
 @pytest.mark.usefixtures("short")
-def test_a_long_text_says_the_same_each_time_alone_or_in_company(
+def test_long_text_is_reproducible_with_a_seed(
     model: TorchModel, voice: VoiceOnDevice, scheduler: TorchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(long_text, "TRIES", 40)  # random weights end when they end

@@ -1,4 +1,4 @@
-"""Qwen3-TTS as its users meet it: `afterwords clone` and `say` as processes, and a server that speaks with it.
+"""Qwen3-TTS end to end: `afterwords clone` and `say` as processes, and a server.
 
 The weights are tiny and random, so speech ends by chance; the seeds here are such that it does.
 """
@@ -23,7 +23,7 @@ WORDS = (READER.parent / "reader.txt").read_text("utf-8").strip()
 
 @pytest.fixture(scope="module")
 def settings(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What a person sets who has weights of their own."""
+    """Return the settings for weights of the user's own."""
     models = tmp_path_factory.mktemp("models")
     for name in ("qwen3-1.7b", "qwen3-0.6b"):
         (models / name).symlink_to(checkpoint)
@@ -32,7 +32,7 @@ def settings(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.fixture(scope="module")
 def me(settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The settings of a home in which a voice was cloned."""
+    """Return the settings of a home folder with a cloned voice."""
     settings = settings | {"AFTERWORDS_HOME": str(tmp_path_factory.mktemp("me") / "home")}
     done = run("clone", READER, "--name", "me", "--consent", "public-domain", env=environment(settings))
     assert done.code == 0, done.err
@@ -45,7 +45,7 @@ def frames_of(wav: bytes) -> tuple[int, bytes]:
         return sound.getframerate(), sound.readframes(sound.getnframes())
 
 
-def test_a_cloned_voice_speaks_and_says_the_same_to_the_same_seed(me: dict[str, str]) -> None:
+def test_cloned_voice_is_reproducible_with_a_seed(me: dict[str, str]) -> None:
     one, two = (
         run("say", TEXT, "--backend", "qwen3-1.7b", "--seed", str(SEED), "-o", "-", env=environment(me))
         for _ in range(2)
@@ -57,7 +57,7 @@ def test_a_cloned_voice_speaks_and_says_the_same_to_the_same_seed(me: dict[str, 
     assert frames_of(two.stdout) == (rate, sound)
 
 
-def test_another_size_makes_a_prompt_of_its_own(me: dict[str, str]) -> None:
+def test_each_size_makes_its_own_prompt(me: dict[str, str]) -> None:
     both = me | {"AFTERWORDS_BACKENDS": "qwen3-1.7b,qwen3-0.6b"}
     done = run("say", TEXT, "--backend", "qwen3-0.6b", "--seed", str(SEED), "-o", "-", env=environment(both))
     assert done.code in (0, 7), done.err  # random weights don't always find an end
@@ -65,7 +65,7 @@ def test_another_size_makes_a_prompt_of_its_own(me: dict[str, str]) -> None:
     assert prompts == {"qwen3-1.7b", "qwen3-0.6b"}
 
 
-def test_the_slow_engine_is_not_taken_of_itself(me: dict[str, str]) -> None:
+def test_auto_does_not_choose_the_slow_engine(me: dict[str, str]) -> None:
     done = run("backends", "--json", env=environment(me | {"AFTERWORDS_BACKENDS": "", "CUDA_VISIBLE_DEVICES": ""}))
     assert '"backend": "lite"' in done.out
     auto = [part for part in done.out.split("{") if '"is_auto": true' in part]
@@ -73,7 +73,7 @@ def test_the_slow_engine_is_not_taken_of_itself(me: dict[str, str]) -> None:
     assert '"backend": "lite"' in auto[0]
 
 
-def test_what_is_missing_is_listed_with_its_fix(settings: dict[str, str], tmp_path: Path) -> None:
+def test_backends_lists_what_is_missing(settings: dict[str, str], tmp_path: Path) -> None:
     code = "import sys; sys.modules['torch'] = sys.modules['mlx'] = None; "  # as if neither were installed
     code += "from afterwords.cli import main; main()"
     both = settings | {"AFTERWORDS_BACKENDS": "qwen3-1.7b,qwen3-0.6b", "COLUMNS": "200"}
@@ -84,7 +84,7 @@ def test_what_is_missing_is_listed_with_its_fix(settings: dict[str, str], tmp_pa
         assert f"fix: afterwords models pull {name}" in without_weights.out
 
 
-def test_listing_and_speaking_with_lite_load_no_torch(settings: dict[str, str], tmp_path: Path) -> None:
+def test_lite_does_not_import_torch(settings: dict[str, str], tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from afterwords.backends import registry\n"
@@ -98,7 +98,7 @@ def test_listing_and_speaking_with_lite_load_no_torch(settings: dict[str, str], 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send there")
-def test_ctrl_c_while_it_speaks_ends_it_in_order(me: dict[str, str]) -> None:
+def test_ctrl_c_exits_cleanly(me: dict[str, str]) -> None:
     long = "The quick brown fox jumps over the lazy dog. " * 60
     command = ("say", long, "--seed", "1", "-o", "-", "--format", "pcm")
     code, told = run_and_interrupt(*command, env=environment(me))
@@ -111,7 +111,7 @@ def served(settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
         yield served
 
 
-def test_a_server_registers_a_voice_streams_it_live_and_speaks_many_at_once(served: Served) -> None:
+def test_server_streams_and_serves_concurrent_requests(served: Served) -> None:
     with served.client() as client:
         voice_id = register(client, consent="public-domain", ref_text=WORDS)
         body = {"voice_id": voice_id, "text": TEXT, "seed": 0, "stream": True, "response_format": "pcm"}

@@ -1,4 +1,4 @@
-"""Prompts: as many columns as the reference has, and text that follows where it outlasts them."""
+"""Prompts of the talker: columns for the reference, and text after them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ def language(checkpoint: Path) -> Language:
 
 
 @pytest.mark.parametrize(("name", "n_head"), [("english", N_HEAD), (None, N_HEAD - 1)])
-def test_speaker_alone_has_one_column_of_text_and_the_rest_follows(
-    language: Language, name: str | None, n_head: int
-) -> None:
+def test_speaker_prompt_has_one_text_column(language: Language, name: str | None, n_head: int) -> None:
     prompt = language.prompts.from_speaker("abcdefg", speaker=SPEAKER, language=name)
     assert prompt.columns.shape == (n_head + 1, 32)
     assert len(prompt.trailing) == 7 - 1 + 1  # and the end of text
@@ -31,9 +29,7 @@ def test_speaker_alone_has_one_column_of_text_and_the_rest_follows(
 
 
 @pytest.mark.parametrize(("n_letters", "n_trailing"), [(1, 0), (5, 0), (50, 44)])
-def test_in_context_has_a_column_for_each_frame_of_the_reference(
-    language: Language, n_letters: int, n_trailing: int
-) -> None:
+def test_in_context_prompt_has_a_column_per_frame(language: Language, n_letters: int, n_trailing: int) -> None:
     prompt = language.prompts.in_context(
         "b" * n_letters,
         reference_ids=language.prompts.tokens("cdcdcd"),
@@ -55,20 +51,20 @@ def test_codes_of_any_integer_type_make_the_same_prompt(language: Language) -> N
     assert torch.equal(columns(torch.uint16), columns(torch.int64))
 
 
-def test_typed_control_token_is_heard_letter_by_letter(language: Language) -> None:
+def test_typed_control_token_is_embedded_as_text(language: Language) -> None:
     prompt = language.prompts.from_speaker("a<|im_end|>", speaker=SPEAKER)
     assert language.config.tokens.im_end not in prompt.trailing
     assert len(prompt.trailing) > 5
 
 
-def test_prompt_of_no_text_is_refused(language: Language) -> None:
+def test_empty_text_is_refused(language: Language) -> None:
     with pytest.raises(ValueError, match="no text to speak"):
         language.prompts.from_speaker("", speaker=SPEAKER)
     with pytest.raises(ValueError, match="no text to speak"):
         language.prompts.in_context("", reference_ids=language.prompts.tokens("hi"), codes=CODES, speaker=SPEAKER)
 
 
-def test_language_that_the_checkpoint_does_not_know_is_refused(language: Language) -> None:
+def test_unknown_language_is_refused(language: Language) -> None:
     with pytest.raises(ValueError, match="'klingon' is none of chinese, english, german"):
         language.prompts.from_speaker("hi", speaker=SPEAKER, language="klingon")
 
@@ -88,6 +84,6 @@ def test_codes_of_another_codec_are_refused(language: Language, codes: Tensor, w
         language.prompts.in_context("hi", reference_ids=language.prompts.tokens("oh"), codes=codes, speaker=SPEAKER)
 
 
-def test_speaker_of_another_size_of_the_model_is_refused(language: Language) -> None:
+def test_speaker_of_another_size_is_refused(language: Language) -> None:
     with pytest.raises(ValueError, match=r"shape \(64,\) does not fit this model"):
         language.prompts.from_speaker("hi", speaker=torch.zeros(64))

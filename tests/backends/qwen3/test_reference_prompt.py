@@ -1,4 +1,4 @@
-"""Prompts of voices: made of a recording, kept as bytes, and refused wherever they do not belong."""
+"""Prompts of voices: made from a recording, serialized, and refused if they do not fit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def prompt(encoder: CodecEncoder, speaker: SpeakerEncoder) -> ReferencePrompt:
     return make_prompt(clip("short"), 24_000, text_ids=WORDS, encoder=encoder, speaker=speaker)
 
 
-def test_codes_are_of_the_recording_and_of_half_a_second_of_silence(prompt: ReferencePrompt) -> None:
+def test_codes_include_half_a_second_of_silence(prompt: ReferencePrompt) -> None:
     assert prompt.codes is not None
     assert prompt.codes.dtype == np.uint16
     assert prompt.codes.shape == (37, 16)  # 2.4 s and 0.5 s, at 12.5 frames a second
@@ -61,16 +61,14 @@ def test_codes_are_of_the_recording_and_of_half_a_second_of_silence(prompt: Refe
         assert np.abs(prompt.speaker - goldens["speaker_short"]).max() < 1e-4
 
 
-def test_a_recording_at_another_rate_gives_the_codes_of_the_reference_package(
-    encoder: CodecEncoder, speaker: SpeakerEncoder
-) -> None:
+def test_resampled_recording_gives_reference_codes(encoder: CodecEncoder, speaker: SpeakerEncoder) -> None:
     made = make_prompt(clip("slow"), 16_000, text_ids=WORDS, encoder=encoder, speaker=speaker)
     assert made.codes is not None
     with np.load(GOLDENS / "sound.npz") as goldens:
         assert np.array_equal(made.codes[:30], goldens["codes_slow"])
 
 
-def test_without_its_words_a_recording_gives_an_embedding_alone(
+def test_no_transcript_gives_an_embedding_alone(
     encoder: CodecEncoder, speaker: SpeakerEncoder, format: PromptFormat
 ) -> None:
     made = make_prompt(clip("short"), 24_000, encoder=encoder, speaker=speaker)
@@ -80,7 +78,7 @@ def test_without_its_words_a_recording_gives_an_embedding_alone(
     assert np.array_equal(read.speaker, made.speaker)
 
 
-def test_a_prompt_is_read_as_it_was_written(prompt: ReferencePrompt, format: PromptFormat) -> None:
+def test_prompt_round_trips(prompt: ReferencePrompt, format: PromptFormat) -> None:
     content = prompt.to_bytes(format)
     read = ReferencePrompt.from_bytes(content, format, recording=recording_digest(clip("short"), 24_000))
     assert np.array_equal(read.speaker, prompt.speaker)
@@ -96,19 +94,19 @@ def test_a_prompt_is_read_as_it_was_written(prompt: ReferencePrompt, format: Pro
     [{"model": "tiny@2"}, {"speaker_width": 64}, {"n_codebooks": 8}, {"codebook_size": 8}],
     ids=lambda other: next(iter(other)),
 )
-def test_a_prompt_of_another_model_is_refused(
+def test_prompt_of_another_model_is_refused(
     prompt: ReferencePrompt, format: PromptFormat, other: dict[str, Any]
 ) -> None:
     with pytest.raises(StalePromptError):
         ReferencePrompt.from_bytes(prompt.to_bytes(format), replace(format, **other))
 
 
-def test_a_prompt_of_another_recording_is_refused(prompt: ReferencePrompt, format: PromptFormat) -> None:
+def test_prompt_of_another_recording_is_refused(prompt: ReferencePrompt, format: PromptFormat) -> None:
     with pytest.raises(StalePromptError, match="its recording is"):
         ReferencePrompt.from_bytes(prompt.to_bytes(format), format, recording=recording_digest(clip("odd"), 24_000))
 
 
-def test_a_prompt_of_an_older_encoder_is_refused(
+def test_prompt_of_an_older_encoder_is_refused(
     prompt: ReferencePrompt, format: PromptFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = prompt.to_bytes(format)
@@ -117,7 +115,7 @@ def test_a_prompt_of_an_older_encoder_is_refused(
         ReferencePrompt.from_bytes(content, format)
 
 
-def test_no_byte_can_change_unseen(prompt: ReferencePrompt, format: PromptFormat) -> None:
+def test_any_changed_byte_is_detected(prompt: ReferencePrompt, format: PromptFormat) -> None:
     content = prompt.to_bytes(format)
     for place in range(len(content)):
         damaged = bytearray(content)
@@ -135,21 +133,19 @@ def test_no_byte_can_change_unseen(prompt: ReferencePrompt, format: PromptFormat
     [b"", b"\0" * 8, b"RIFF of some sound", b"\x02" + b"\0" * 7 + b"{}", b"\xff" * 64, b"\0" * (2 << 20)],
     ids=["empty", "zeros", "wav", "no tensors", "ones", "large"],
 )
-def test_what_is_no_prompt_is_refused(content: bytes, format: PromptFormat) -> None:
+def test_other_bytes_are_refused(content: bytes, format: PromptFormat) -> None:
     with pytest.raises(StalePromptError):
         ReferencePrompt.from_bytes(content, format)
 
 
-def test_a_prompt_that_was_cut_short_is_refused(prompt: ReferencePrompt, format: PromptFormat) -> None:
+def test_truncated_prompt_is_refused(prompt: ReferencePrompt, format: PromptFormat) -> None:
     content = prompt.to_bytes(format)
     for size in range(0, len(content), 97):
         with pytest.raises(StalePromptError):
             ReferencePrompt.from_bytes(content[:size], format)
 
 
-def test_codes_that_are_none_of_the_model_are_refused_though_the_digest_fits(
-    prompt: ReferencePrompt, format: PromptFormat
-) -> None:
+def test_codes_of_another_model_are_refused(prompt: ReferencePrompt, format: PromptFormat) -> None:
     assert prompt.codes is not None
     for odd in (
         replace(prompt, codes=prompt.codes + np.uint16(64)),
@@ -166,7 +162,7 @@ def test_codes_that_are_none_of_the_model_are_refused_though_the_digest_fits(
     [np.zeros(0, np.float32), np.zeros((2, 9000), np.float32), np.full(9000, np.nan, np.float32)],
     ids=["none", "stereo", "not finite"],
 )
-def test_what_is_no_recording_is_refused(
+def test_invalid_recording_is_refused(
     encoder: CodecEncoder, speaker: SpeakerEncoder, samples: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 ) -> None:
     with pytest.raises(ValueError, match="not a mono recording"):

@@ -1,4 +1,4 @@
-"""The loop: who joins and leaves, what ends whom, and that nobody waits for what never comes."""
+"""The scheduler in torch: admission, cancellation, failures and closing."""
 
 from __future__ import annotations
 
@@ -48,67 +48,67 @@ def a_request(model: TorchModel, text: str = "abc", *, seed: int = SEED, max_fra
     return DecodeRequest(prompt, None, max_frames=max_frames, sampling=Sampling(seed=seed))
 
 
-def handed_in(scheduler: TorchScheduler, requests: list[Request]) -> list[Request]:
+def submit_all(scheduler: TorchScheduler, requests: list[Request]) -> list[Request]:
     for request in requests:
         scheduler.submit(request)
     return requests
 
 
-def heard(request: Request) -> Samples:
-    """All of a turn; fails where its end does not come."""
+def read_audio(request: Request) -> Samples:
+    """Return the audio of a request; fail if it does not end."""
     parts = [np.zeros(0, np.float32)]
     while (sound := request.sound.get(timeout=DEADLINE_S)) is not None:
         parts.append(sound)
     return np.concatenate(parts)
 
 
-def test_more_than_there_are_rows_wait_and_all_are_spoken(model: TorchModel, scheduler: TorchScheduler) -> None:
+def test_excess_requests_wait_and_are_decoded(model: TorchModel, scheduler: TorchScheduler) -> None:
     requests = [a_request(model, seed=seed, max_frames=10 + seed) for seed in range(7)]
     for request in requests:
         scheduler.submit(request)
     for request in requests:
-        sound = heard(request)
+        sound = read_audio(request)
         assert request.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
         assert len(sound) == 1920 * request.n_decoded
 
 
-def test_a_turn_fills_its_row_to_the_last_position_and_no_further(model: TorchModel, scheduler: TorchScheduler) -> None:
+def test_request_ends_at_the_last_position(model: TorchModel, scheduler: TorchScheduler) -> None:
     endless = a_request(model, max_frames=10_000)
     endless.sampling = Sampling(seed=SEED, min_frames=10_000)  # it may not end by itself
     scheduler.submit(endless)
-    heard(endless)
+    read_audio(endless)
     assert (endless.finish_reason, endless.error) == (FinishReason.LENGTH, None)
     assert endless.n_columns + endless.n_decoded == 256
 
 
-def test_a_turn_sounds_the_same_in_rows_of_any_size(model: TorchModel, scheduler: TorchScheduler) -> None:
+def test_audio_does_not_depend_on_the_row_size(model: TorchModel, scheduler: TorchScheduler) -> None:
     other = TorchScheduler(model.talker, model.decoder, n_rows=3, n_positions=1024)
     requests = [a_request(model, "a" * 100, max_frames=155) for _ in range(2)]
     for request, where in zip(requests, (scheduler, other), strict=True):
         where.submit(request)
-    np.testing.assert_allclose(heard(requests[0]), heard(requests[1]), atol=1e-4)
+    np.testing.assert_allclose(read_audio(requests[0]), read_audio(requests[1]), atol=1e-4)
     other.close()
 
 
-def test_a_turn_of_no_frames_ends_at_once(model: TorchModel, scheduler: TorchScheduler) -> None:
+def test_request_of_no_frames_ends_at_once(model: TorchModel, scheduler: TorchScheduler) -> None:
     request = a_request(model, max_frames=0)
     scheduler.submit(request)
-    assert (len(heard(request)), request.finish_reason) == (0, FinishReason.LENGTH)
+    assert (len(read_audio(request)), request.finish_reason) == (0, FinishReason.LENGTH)
 
 
-def test_a_turn_that_nobody_hears_any_more_frees_its_row(model: TorchModel, scheduler: TorchScheduler) -> None:
+def test_closed_stream_frees_its_row(model: TorchModel, scheduler: TorchScheduler) -> None:
     given_up = [a_request(model, seed=seed, max_frames=200) for seed in range(2)]
     for request in given_up:
         scheduler.submit(request)
         assert next(request.stream()) is not None  # the iterator is gone at once, and with it who heard it
     after = a_request(model, max_frames=5)
     scheduler.submit(after)
-    assert len(heard(after)) > 0
+    assert len(read_audio(after)) > 0
     for request in given_up:
-        heard(request)
+        read_audio(request)
 
 
-def test_who_leaves_in_the_middle_of_a_burst_is_spoken_no_further_frame(
+def test_cancelled_request_gets_no_further_frame(
     model: TorchModel, scheduler: TorchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = a_request(model, max_frames=200)
@@ -124,20 +124,20 @@ def test_who_leaves_in_the_middle_of_a_burst_is_spoken_no_further_frame(
 
     monkeypatch.setattr(scheduler, "_frames", frame)  # frames can't be counted from outside
     scheduler.submit(request)
-    heard(request)
+    read_audio(request)
     assert (n_spoken, request.finish_reason) == (20, FinishReason.CANCELLED)
 
 
-def test_a_prompt_that_no_row_holds_ends_its_turn_alone(model: TorchModel, scheduler: TorchScheduler) -> None:
+def test_too_long_prompt_ends_its_request_alone(model: TorchModel, scheduler: TorchScheduler) -> None:
     long, short = a_request(model, "a" * 400), a_request(model, max_frames=5)
     scheduler.submit(long)
     scheduler.submit(short)
-    assert len(heard(long)) == 0
+    assert len(read_audio(long)) == 0
     assert isinstance(long.error, ValueError)
-    assert len(heard(short)) > 0
+    assert len(read_audio(short)) > 0
 
 
-def test_memory_that_runs_out_while_one_joins_ends_it_alone(
+def test_out_of_memory_in_prefill_ends_one_request(
     model: TorchModel, scheduler: TorchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     join = model.talker.prefill
@@ -151,17 +151,17 @@ def test_memory_that_runs_out_while_one_joins_ends_it_alone(
     monkeypatch.setattr(model.talker, "prefill", short_of_memory)
     for request in (unlucky, lucky):
         scheduler.submit(request)
-    assert len(heard(unlucky)) == 0
+    assert len(read_audio(unlucky)) == 0
     assert isinstance(unlucky.error, MemoryError)
-    sound = heard(lucky)
+    sound = read_audio(lucky)
     assert len(sound) > 0
     monkeypatch.undo()
     again = a_request(model, max_frames=5)
     scheduler.submit(again)
-    np.testing.assert_array_equal(heard(again), sound)
+    np.testing.assert_array_equal(read_audio(again), sound)
 
 
-def test_a_frame_that_fails_ends_those_who_speak_and_not_those_who_come(
+def test_failed_frame_ends_active_requests_only(
     model: TorchModel, scheduler: TorchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> None:  # stands for a device that fails now and then
@@ -170,16 +170,16 @@ def test_a_frame_that_fails_ends_those_who_speak_and_not_those_who_come(
     monkeypatch.setattr(model.talker, "decode_frame", broken)
     request = a_request(model)
     scheduler.submit(request)
-    assert len(heard(request)) == 0
+    assert len(read_audio(request)) == 0
     assert isinstance(request.error, RuntimeError)
     monkeypatch.undo()
     after = a_request(model, max_frames=5)
     scheduler.submit(after)
-    assert len(heard(after)) > 0
+    assert len(read_audio(after)) > 0
 
 
 @pytest.mark.parametrize("where", ["frame", "codec", "reader"])
-def test_what_fails_for_one_utterance_ends_it_alone(
+def test_failure_of_one_utterance_ends_it_alone(
     model: TorchModel, scheduler: TorchScheduler, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def long(seed: int) -> Request:
@@ -187,7 +187,7 @@ def test_what_fails_for_one_utterance_ends_it_alone(
         request.sampling, request.is_streaming = Sampling(seed=seed, min_frames=20), True
         return request
 
-    expected = [heard(request) for request in handed_in(scheduler, [long(3), long(4)])]
+    expected = [read_audio(request) for request in submit_all(scheduler, [long(3), long(4)])]
     bad, good = long(1), long(3)
     frame, step = model.talker.decode_frame, model.decoder.step
 
@@ -218,8 +218,8 @@ def test_what_fails_for_one_utterance_ends_it_alone(
         monkeypatch.setattr(model.decoder, "step", failing_step)
     else:
         bad.sound = Deaf()  # type: ignore[assignment]
-    handed_in(scheduler, [bad, good])
-    sound = heard(good)
+    submit_all(scheduler, [bad, good])
+    sound = read_audio(good)
     while queue.get(timeout=DEADLINE_S) is not None:
         pass
     assert (bad.finish_reason, type(bad.error)) == (
@@ -229,18 +229,18 @@ def test_what_fails_for_one_utterance_ends_it_alone(
     assert good.error is None
     np.testing.assert_allclose(sound, expected[0], atol=1e-4)
     monkeypatch.undo()
-    (after,) = handed_in(scheduler, [long(4)])
-    np.testing.assert_allclose(heard(after), expected[1], atol=1e-4)
+    (after,) = submit_all(scheduler, [long(4)])
+    np.testing.assert_allclose(read_audio(after), expected[1], atol=1e-4)
 
 
 @pytest.mark.parametrize("buffer", ["cache", "predictor_cache", "codec"])
-def test_numbers_that_are_none_end_their_turn_alone_and_leave_nothing_in_its_row(
+def test_nan_ends_one_request_and_its_row_is_cleared(
     model: TorchModel, scheduler: TorchScheduler, buffer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def requests(*seeds: int) -> list[Request]:
         return [a_request(model, seed=seed, max_frames=30) for seed in seeds]
 
-    expected = [heard(request) for request in handed_in(scheduler, requests(3, 4))]
+    expected = [read_audio(request) for request in submit_all(scheduler, requests(3, 4))]
     frame, is_done = model.talker.decode_frame, threading.Event()
 
     def overflowing(rows: BatchState, *, with_top_p: bool) -> None:  # as a GPU may that is not well
@@ -254,16 +254,16 @@ def test_numbers_that_are_none_end_their_turn_alone_and_leave_nothing_in_its_row
         is_done.set()
 
     monkeypatch.setattr(model.talker, "decode_frame", overflowing)
-    broken, other = handed_in(scheduler, requests(1, 3))
-    assert np.isfinite(heard(broken)).all()
+    broken, other = submit_all(scheduler, requests(1, 3))
+    assert np.isfinite(read_audio(broken)).all()
     assert isinstance(broken.error, NotFiniteError)
-    np.testing.assert_allclose(heard(other), expected[0], atol=1e-4)
-    for request, sound in zip(handed_in(scheduler, requests(3, 4)), expected, strict=True):
-        np.testing.assert_allclose(heard(request), sound, atol=1e-4)
+    np.testing.assert_allclose(read_audio(other), expected[0], atol=1e-4)
+    for request, sound in zip(submit_all(scheduler, requests(3, 4)), expected, strict=True):
+        np.testing.assert_allclose(read_audio(request), sound, atol=1e-4)
         assert request.error is None
 
 
-def test_what_was_drawn_from_no_numbers_is_not_heard(
+def test_codes_from_nan_logits_are_not_decoded(
     model: TorchModel, scheduler: TorchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, n_steps = model.talker._stack.step, itertools.count()
@@ -273,15 +273,15 @@ def test_what_was_drawn_from_no_numbers_is_not_heard(
         return made.fill_(torch.nan) if next(n_steps) == 4 else made
 
     monkeypatch.setattr(model.talker._stack, "step", overflowing)
-    (broken,) = handed_in(scheduler, [a_request(model, max_frames=30)])
-    assert len(heard(broken)) <= 4 * 1920
+    (broken,) = submit_all(scheduler, [a_request(model, max_frames=30)])
+    assert len(read_audio(broken)) <= 4 * 1920
     assert isinstance(broken.error, NotFiniteError)
-    (after,) = handed_in(scheduler, [a_request(model, max_frames=30)])
-    heard(after)
+    (after,) = submit_all(scheduler, [a_request(model, max_frames=30)])
+    read_audio(after)
     assert after.error is None
 
 
-def test_steps_limit_the_share_only_while_somebody_speaks_who_asks_for_it(
+def test_top_p_step_is_used_only_when_needed(
     model: TorchModel, scheduler: TorchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known: list[bool] = []
@@ -296,12 +296,12 @@ def test_steps_limit_the_share_only_while_somebody_speaks_who_asks_for_it(
         request = a_request(model, max_frames=5)
         request.sampling = limited
         scheduler.submit(request)
-        heard(request)
+        read_audio(request)
         assert set(known) == {limited.limits_share}
         known.clear()
 
 
-def test_sound_that_nobody_fetches_is_kept_alone(model: TorchModel, scheduler: TorchScheduler) -> None:
+def test_unread_audio_does_not_keep_other_rows(model: TorchModel, scheduler: TorchScheduler) -> None:
     requests = [a_request(model, seed=seed, max_frames=8) for seed in range(2)]
     for request in requests:
         scheduler.submit(request)
@@ -310,7 +310,7 @@ def test_sound_that_nobody_fetches_is_kept_alone(model: TorchModel, scheduler: T
             assert sound.base is None or sound.base.nbytes == sound.nbytes  # not a window on those of all rows
 
 
-def test_who_hears_the_first_sound_knows_whether_it_was_the_last(model: TorchModel, scheduler: TorchScheduler) -> None:
+def test_finish_reason_is_set_before_the_last_audio(model: TorchModel, scheduler: TorchScheduler) -> None:
     request = a_request(model, max_frames=1)
     finishes: list[FinishReason | None] = []
     put = request.sound.put
@@ -326,7 +326,7 @@ def test_who_hears_the_first_sound_knows_whether_it_was_the_last(model: TorchMod
     assert finishes[0] is FinishReason.LENGTH
 
 
-def test_what_is_spoken_ahead_leaves_room_and_waits_for_those_who_are_heard(model: TorchModel) -> None:
+def test_look_ahead_leaves_rows_for_streams(model: TorchModel) -> None:
     scheduler = TorchScheduler(model.talker, model.decoder, n_rows=4, n_positions=256)
     order: list[int] = []
     join = model.talker.prefill
@@ -350,20 +350,20 @@ def test_what_is_spoken_ahead_leaves_room_and_waits_for_those_who_are_heard(mode
         scheduler.close()
 
 
-def test_closing_ends_those_who_speak_and_those_who_wait(model: TorchModel) -> None:
+def test_close_ends_active_and_waiting_requests(model: TorchModel) -> None:
     scheduler = TorchScheduler(model.talker, model.decoder, n_rows=1, n_positions=256)
     requests = [a_request(model, max_frames=200) for _ in range(2)]
     for request in requests:
         scheduler.submit(request)
     scheduler.close()
     for request in requests:
-        heard(request)
+        read_audio(request)
         assert request.finish_reason is FinishReason.CANCELLED
     with pytest.raises(SchedulerClosedError):
         scheduler.submit(requests[0])
 
 
-def test_closing_while_one_joins_breaks_it_off(model: TorchModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_during_prefill_cancels_the_request(model: TorchModel, monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = TorchScheduler(model.talker, model.decoder, n_rows=1, n_positions=256)
     join, is_joining, may_join = model.talker.prefill, threading.Event(), threading.Event()
 
@@ -382,12 +382,12 @@ def test_closing_while_one_joins_breaks_it_off(model: TorchModel, monkeypatch: p
         pass
     may_join.set()
     closing.join(DEADLINE_S)
-    heard(request)
+    read_audio(request)
     assert request.finish_reason is FinishReason.CANCELLED
     assert request.n_decoded <= 1
 
 
-def test_a_closed_loop_gives_back_its_memory_and_its_thread(model: TorchModel) -> None:
+def test_closed_scheduler_frees_memory_and_thread(model: TorchModel) -> None:
     scheduler = TorchScheduler(model.talker, model.decoder, n_rows=1, n_positions=256)
     thread, buffers = scheduler._thread, weakref.ref(scheduler._rows.cache)
     scheduler.close()
@@ -407,12 +407,12 @@ def test_a_closed_loop_gives_back_its_memory_and_its_thread(model: TorchModel) -
         ([*[7] * (REPEAT_FRAMES - 1), 8], False),
     ],
 )
-def test_codes_that_go_round_are_told_from_speech(codes: list[int], is_round: bool) -> None:
+def test_repeating_codes_are_detected(codes: list[int], is_round: bool) -> None:
     assert is_looping(deque(codes, maxlen=REPEAT_FRAMES)) is is_round
 
 
 @pytest.mark.parametrize(("model_gb", "n_rows"), [(2.1, [4, 16, 64, 64]), (4.1, [4, 16, 32, 64])], ids=["0.6b", "1.7b"])
-def test_gpus_speak_as_many_at_once_as_the_documentation_says(model_gb: float, n_rows: list[int]) -> None:
+def test_documented_batch_sizes_fit(model_gb: float, n_rows: list[int]) -> None:
     row_bytes, context_gb = 235 * 2**20, 0.7  # of CUDA, roughly
     free = [int(1e9 * (gpu_gb - context_gb - model_gb)) for gpu_gb in (8, 24, 48, 80)]
     assert [max_rows(free_bytes, row_bytes=row_bytes, most=64) for free_bytes in free] == n_rows
@@ -420,7 +420,7 @@ def test_gpus_speak_as_many_at_once_as_the_documentation_says(model_gb: float, n
 
 
 @pytest.mark.parametrize("free_gib", [10, 20, 40, 70])
-def test_both_sizes_on_one_gpu_leave_room_to_record_either(free_gib: int) -> None:
+def test_two_models_on_one_gpu_leave_room_to_capture(free_gib: int) -> None:
     row_bytes, smaller_model_bytes = 235 * 2**20, int(2.5 * 2**30)
     left, taken = free_gib * 2**30, []
     for loaded in (0, smaller_model_bytes):  # the larger one is there, the smaller one comes
@@ -431,6 +431,6 @@ def test_both_sizes_on_one_gpu_leave_room_to_record_either(free_gib: int) -> Non
 
 
 @pytest.mark.parametrize(("free_gib", "n_rows"), [(70, 64), (40, 32), (12, 16), (0.1, 1)])
-def test_a_smaller_gpu_speaks_fewer_at_once(free_gib: float, n_rows: int) -> None:
+def test_smaller_gpu_has_fewer_rows(free_gib: float, n_rows: int) -> None:
     row_bytes = 235 * 2**20  # the larger model at 2,048 positions
     assert max_rows(int(free_gib * 2**30), row_bytes=row_bytes, most=64) == n_rows

@@ -1,4 +1,4 @@
-"""The speaker encoder: the embedding that the reference package makes, of what it hears in mel frames."""
+"""The speaker encoder gives the embedding of the reference package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def speaker(checkpoint: Path) -> SpeakerEncoder:
 
 
 @pytest.mark.parametrize("name", ["short", "odd", "long"])
-def test_embedding_is_that_of_the_reference_package(speaker: SpeakerEncoder, name: str) -> None:
+def test_embedding_equals_the_reference_package(speaker: SpeakerEncoder, name: str) -> None:
     with np.load(GOLDENS / "sound.npz") as goldens:
         expected = goldens[f"speaker_{name}"]
     embedding = speaker.embed(clip(name))
@@ -30,12 +30,12 @@ def test_embedding_is_that_of_the_reference_package(speaker: SpeakerEncoder, nam
     assert expected.std() > 0.1
 
 
-def test_embeddings_tell_sounds_apart(speaker: SpeakerEncoder) -> None:
+def test_embeddings_differ_between_sounds(speaker: SpeakerEncoder) -> None:
     one, other = (speaker.embed(clip(name)) for name in ("short", "odd"))
     assert np.abs(one - other).max() > 1e-3
 
 
-def test_a_tone_is_loudest_in_the_band_it_lies_in(speaker: SpeakerEncoder) -> None:
+def test_tone_is_loudest_in_its_band(speaker: SpeakerEncoder) -> None:
     time = torch.arange(24_000) / 24_000
     low, high = (speaker.mel_frames(torch.sin(2 * torch.pi * hertz * time)).mean(dim=1) for hertz in (300, 6000))
     assert low.shape == (128,)
@@ -43,6 +43,6 @@ def test_a_tone_is_loudest_in_the_band_it_lies_in(speaker: SpeakerEncoder) -> No
     assert 95 < high.argmax() < 110
 
 
-def test_silence_is_heard_as_the_floor(speaker: SpeakerEncoder) -> None:
+def test_silence_gives_the_floor(speaker: SpeakerEncoder) -> None:
     assert speaker.mel_frames(torch.zeros(24_000)).max() < -7
     assert np.isfinite(speaker.embed(np.zeros(24_000, np.float32))).all()

@@ -1,4 +1,4 @@
-"""The talker: as the reference speaks, alone and in any batch, by a sequence of operations that never changes."""
+"""The talker: equal to the reference package in any batch, with a fixed sequence of operations."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ HOST_READS = {"_local_scalar_dense", "nonzero", "item", "is_nonzero", "masked_se
 
 @pytest.fixture(scope="module", params=["projected", "unprojected"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """Whether the code predictor is narrower than the talker, as in the 1.7B, or as wide, as in the 0.6B."""
+    """Use a code predictor that is narrower than the talker, as in the 1.7B, or as wide, as in the 0.6B."""
     return str(request.param)
 
 
@@ -63,7 +63,7 @@ def test_greedy_codes_equal_those_of_the_reference_package(both: Language, kind:
     assert codes == [row["codes"] for row in rows]
 
 
-def test_sampled_row_is_the_same_alone_and_in_any_place_of_a_batch(language: Language) -> None:
+def test_sampled_row_is_the_same_in_any_batch(language: Language) -> None:
     prompts = [language.prompt(row) for row in MIXED]
     samplings = [seeded(seed) for seed in range(len(prompts))]
     alone = [language.speak([prompt], [sampling])[0] for prompt, sampling in zip(prompts, samplings, strict=True)]
@@ -71,13 +71,13 @@ def test_sampled_row_is_the_same_alone_and_in_any_place_of_a_batch(language: Lan
     assert language.speak(prompts[::-1], samplings[::-1]) == alone[::-1]
 
 
-def test_another_seed_says_it_in_another_way(language: Language) -> None:
+def test_another_seed_gives_other_codes(language: Language) -> None:
     prompt = language.prompt(MIXED[0])
     first, second, again = language.speak([prompt] * 3, [seeded(1), seeded(2), seeded(1)])
     assert first == again != second
 
 
-def test_row_that_joins_later_speaks_as_if_alone_and_disturbs_nobody(language: Language) -> None:
+def test_later_row_is_independent_of_the_others(language: Language) -> None:
     prompts = [language.prompt(row) for row in MIXED[:2]]
     alone = [language.speak([prompt], [seeded(seed)])[0] for seed, prompt in enumerate(prompts)]
     rows = language.talker.new_rows(3, N_POSITIONS)
@@ -90,7 +90,7 @@ def test_row_that_joins_later_speaks_as_if_alone_and_disturbs_nobody(language: L
     assert spoken(rows) == [alone[1], [], alone[0]]
 
 
-def test_row_taken_a_second_time_remembers_nothing(language: Language) -> None:
+def test_reused_row_keeps_nothing(language: Language) -> None:
     first, second = (language.prompt(row) for row in MIXED[1:3])
     rows = language.talker.new_rows(1, N_POSITIONS)
     for prompt in (first, second):
@@ -100,7 +100,7 @@ def test_row_taken_a_second_time_remembers_nothing(language: Language) -> None:
     assert spoken(rows) == language.speak([second], [seeded(5)], n_frames=10)
 
 
-def test_row_goes_on_in_another_row(language: Language) -> None:
+def test_moved_row_continues(language: Language) -> None:
     prompt = language.prompt(MIXED[0])
     rows = language.talker.new_rows(4, N_POSITIONS)
     language.talker.prefill(rows, [PrefillRow(3, prompt, 12, seeded(3))])
@@ -112,7 +112,7 @@ def test_row_goes_on_in_another_row(language: Language) -> None:
     assert rows.read_progress()[3] == (1, True, False)
 
 
-def test_view_of_the_first_rows_and_positions_speaks_in_the_same_buffers(language: Language) -> None:
+def test_view_decodes_in_the_same_buffers(language: Language) -> None:
     prompt = language.prompt(MIXED[0])
     rows = language.talker.new_rows(4, N_POSITIONS)
     language.talker.prefill(rows, [PrefillRow(0, prompt, 12, seeded(3)), PrefillRow(1, prompt, 1, seeded(4))])
@@ -122,7 +122,7 @@ def test_view_of_the_first_rows_and_positions_speaks_in_the_same_buffers(languag
     assert spoken(rows)[0] == language.speak([prompt], [seeded(3)], n_frames=12)[0]
 
 
-def test_row_that_left_is_done_and_counts_no_more(language: Language) -> None:
+def test_freed_row_is_done(language: Language) -> None:
     rows = language.talker.new_rows(1, N_POSITIONS)
     language.talker.prefill(rows, [PrefillRow(0, language.prompt(MIXED[0]), 25, seeded(0))])
     language.talker.decode_frame(rows)
@@ -131,7 +131,7 @@ def test_row_that_left_is_done_and_counts_no_more(language: Language) -> None:
     assert rows.read_progress() == [(1, True, False)]
 
 
-def test_progress_tells_the_end_of_speech_from_the_limit(language: Language) -> None:
+def test_progress_separates_end_of_speech_from_limit(language: Language) -> None:
     by_itself, by_limit = MIXED[3], MIXED[0]
     rows = language.talker.new_rows(2, N_POSITIONS)
     prompts = [language.prompt(row) for row in (by_itself, by_limit)]
@@ -150,12 +150,12 @@ def test_row_ends_where_its_cache_does(language: Language) -> None:
     assert spoken(rows) == [MIXED[0]["codes"][:5]]
 
 
-def test_no_utterance_ends_before_its_least_length(language: Language) -> None:
+def test_utterance_has_min_frames(language: Language) -> None:
     (codes,) = language.speak([language.prompt(MIXED[3])], [Sampling(temperature=0, min_frames=20)])
     assert len(codes) >= 20 > len(MIXED[3]["codes"])
 
 
-def test_row_without_top_p_draws_the_same_in_a_step_that_knows_it(language: Language) -> None:
+def test_step_with_top_p_keeps_rows_without_it(language: Language) -> None:
     rows = language.talker.new_rows(1, N_POSITIONS)
     language.talker.prefill(rows, [PrefillRow(0, language.prompt(MIXED[0]), 25, Sampling(temperature=1.0))])
     logits, dice = torch.tensor([[17.5, 0.0]]), torch.tensor([[-2.0, 16.6]])  # the first holds all, up to rounding
@@ -163,14 +163,14 @@ def test_row_without_top_p_draws_the_same_in_a_step_that_knows_it(language: Lang
         assert ops.draw(logits, rows.beyond[:, 0], dice, shares).tolist() == [1]
 
 
-def test_control_ids_are_never_spoken(language: Language) -> None:
+def test_control_ids_are_never_decoded(language: Language) -> None:
     prompts = [language.prompt(MIXED[0])] * 8
     hot = [Sampling(temperature=50, top_k=128, predictor_temperature=50, seed=seed) for seed in range(8)]
     codes = language.speak(prompts, hot)
     assert max(code for row in codes for frame in row for code in frame) < language.config.predictor.vocab
 
 
-def test_bfloat16_speaks_codes_of_the_vocabulary(checkpoint: Path) -> None:
+def test_bfloat16_gives_codes_of_the_vocabulary(checkpoint: Path) -> None:
     language = load(checkpoint, dtype=torch.bfloat16)
     codes = language.speak([language.prompt(row) for row in MIXED], [seeded(0)] * len(MIXED), n_frames=6)
     assert all(0 <= code < language.config.predictor.vocab for row in codes for frame in row for code in frame)
@@ -183,7 +183,7 @@ def test_prompt_that_does_not_fit_its_row_is_refused(language: Language, n_posit
         language.talker.prefill(rows, [PrefillRow(0, language.prompt(MIXED[1]), 25, GREEDY)])
 
 
-def test_rows_longer_than_the_talker_was_loaded_for_are_refused(language: Language) -> None:
+def test_rows_beyond_max_positions_are_refused(language: Language) -> None:
     with pytest.raises(ValueError, match="257 positions are more than the 256"):
         language.talker.new_rows(1, N_POSITIONS + 1)
 
@@ -192,7 +192,7 @@ def test_rows_longer_than_the_talker_was_loaded_for_are_refused(language: Langua
 
 
 class Operations(TorchDispatchMode):
-    """The name and shapes of every operation, in order."""
+    """Records the name and shapes of every operation, in order."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -205,7 +205,7 @@ class Operations(TorchDispatchMode):
 
 
 def frames_of(language: Language, *, n_frames: int, with_top_p: bool) -> Iterator[Operations]:
-    """The operations of each frame of two rows, of which one ends on the way."""
+    """Return the operations of each frame of two rows, of which one ends early."""
     rows = language.talker.new_rows(3, 128)
     prompts = [language.prompt(row) for row in (MIXED[0], MIXED[3])]
     language.talker.prefill(rows, [PrefillRow(row, prompt, 25, GREEDY) for row, prompt in enumerate(prompts)])
@@ -216,25 +216,25 @@ def frames_of(language: Language, *, n_frames: int, with_top_p: bool) -> Iterato
 
 
 @pytest.mark.parametrize("with_top_p", [False, True])
-def test_each_frame_is_the_same_operations_on_the_same_shapes(language: Language, with_top_p: bool) -> None:
+def test_every_frame_has_the_same_operations(language: Language, with_top_p: bool) -> None:
     first, *others = frames_of(language, n_frames=9, with_top_p=with_top_p)
     assert all(frame.seen == first.seen for frame in others)
 
 
-def test_a_frame_reads_nothing_back_to_the_host(language: Language) -> None:
+def test_frame_reads_nothing_back_to_the_host(language: Language) -> None:
     (frame,) = frames_of(language, n_frames=1, with_top_p=True)
     assert not HOST_READS & {name for name, _ in frame.seen}
 
 
-def test_a_frame_at_the_published_depth_stays_within_its_number_of_operations(tmp_path: Path) -> None:
-    """The reference package takes 5,888 and reads back 33 times. Views are not counted."""
+def test_operations_of_a_frame_are_limited(tmp_path: Path) -> None:
+    """Compare with the reference package: 5,888 operations and 33 reads. Views are not counted."""
     deep = load(make_checkpoint(tmp_path, n_layers=28, n_predictor_layers=5))
     (frame,) = frames_of(deep, n_frames=1, with_top_p=False)
     assert sum(name not in VIEWS for name, _ in frame.seen) <= 1_700
 
 
 class Fused:
-    """The steps that there are kernels for, each counted as the one operation that it is on a GPU."""
+    """Operations with a kernel, each counted as one."""
 
     def __init__(self) -> None:
         self.n = 0
@@ -251,7 +251,7 @@ class Fused:
         return fused
 
 
-def test_a_frame_of_kernels_at_the_published_depth_is_a_thousand_operations(tmp_path: Path) -> None:
+def test_frame_of_kernels_has_a_thousand_operations(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, n_layers=28, n_predictor_layers=5)
     fused = Fused()
     with Weights.open(tmp_path, device="cpu", dtype=torch.float32) as weights:
@@ -263,7 +263,7 @@ def test_a_frame_of_kernels_at_the_published_depth_is_a_thousand_operations(tmp_
 
 
 class Elsewhere(Weights):
-    """Weights on a device that holds shapes only: an operation that brings in anything of the host fails on it."""
+    """Weights on the meta device, on which an operation with a host tensor fails."""
 
     def __init__(self) -> None:
         self.device, self.dtype = torch.device("meta"), torch.bfloat16
@@ -275,7 +275,7 @@ class Elsewhere(Weights):
         pass
 
 
-def test_everything_that_a_frame_touches_is_on_the_device(language: Language) -> None:
+def test_frame_uses_device_tensors_only(language: Language) -> None:
     config = language.config
     talker = Talker(Elsewhere(), config, max_positions=64)
     rows = talker.new_rows(2, 64)

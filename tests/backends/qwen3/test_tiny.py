@@ -1,4 +1,4 @@
-"""The tiny checkpoint: small, and the same wherever it is made."""
+"""The tiny checkpoint is small and reproducible."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from scripts.make_qwen3_tiny import make_checkpoint
 
 
-def test_checkpoint_is_the_same_each_time_and_about_a_megabyte(checkpoint: Path, tmp_path: Path) -> None:
+def test_checkpoint_is_small_and_reproducible(checkpoint: Path, tmp_path: Path) -> None:
     again = make_checkpoint(tmp_path / "again")
     files = [path.relative_to(again) for path in again.rglob("*") if path.is_file()]
     assert all((again / file).read_bytes() == (checkpoint / file).read_bytes() for file in files)

@@ -1,4 +1,4 @@
-"""Text to token ids: those of the reference package, but that nobody types a control token."""
+"""The tokenizer: equal to the reference package, except for typed control tokens."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def tokenizer(checkpoint: Path) -> TextTokenizer:
 
 
 @pytest.mark.parametrize("text", list(LANGUAGE["token_ids"]))
-def test_ids_are_those_of_the_reference_package(tokenizer: TextTokenizer, text: str) -> None:
+def test_ids_equal_the_reference_package(tokenizer: TextTokenizer, text: str) -> None:
     assert tokenizer.encode(text) == LANGUAGE["token_ids"][text]
 
 
 @pytest.mark.parametrize("token", [*CONTROL_TOKENS, "<tool_call>"])
-def test_control_token_that_a_user_typed_is_spelled_out(tokenizer: TextTokenizer, token: str) -> None:
+def test_typed_control_token_is_plain_text(tokenizer: TextTokenizer, token: str) -> None:
     ids = tokenizer.encode(f"say {token} now")
     assert max(ids) < 256 + len(MERGES)
     assert len(ids) > len(token)
@@ -67,12 +67,12 @@ def test_damaged_file_is_named(checkpoint: Path, tmp_path: Path, file: str, cont
         tokenizer_of(folder)
 
 
-def test_vocabulary_larger_than_the_models_is_refused(checkpoint: Path) -> None:
+def test_too_large_vocabulary_is_refused(checkpoint: Path) -> None:
     with pytest.raises(ModelError, match="more than the model's 200 tokens"):
         tokenizer_of(checkpoint, vocab=200)
 
 
-def test_control_ids_are_among_the_added_tokens(checkpoint: Path) -> None:
+def test_missing_control_id_is_named(checkpoint: Path) -> None:
     added: dict[str, Any] = json.loads((checkpoint / "tokenizer_config.json").read_text("utf-8"))[
         "added_tokens_decoder"
     ]

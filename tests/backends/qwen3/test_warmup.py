@@ -1,4 +1,4 @@
-"""Warming up meets every size that a single listener needs, so that the first one waits for none."""
+"""Warming up covers every size that the first request needs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def scheduler(model: TorchModel) -> Iterator[TorchScheduler]:
 
 
 def noted(scheduler: TorchScheduler, patch: pytest.MonkeyPatch) -> set[tuple[Any, ...]]:
-    """The sizes that steps of the talker and of the codec are asked for: what a GPU makes ready for each."""
+    """Record the sizes of the steps of talker and codec, each of which a GPU captures."""
     sizes: set[tuple[Any, ...]] = set()
     frames, step = scheduler._frames, scheduler._decoder.step
 
@@ -47,7 +47,7 @@ def noted(scheduler: TorchScheduler, patch: pytest.MonkeyPatch) -> set[tuple[Any
 
 
 @pytest.mark.parametrize("reference_s", [5, 15])
-def test_who_listens_first_asks_for_no_size_that_is_not_ready(
+def test_first_request_needs_no_new_size(
     model: TorchModel, scheduler: TorchScheduler, reference_s: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = noted(scheduler, monkeypatch)
@@ -64,14 +64,14 @@ def test_who_listens_first_asks_for_no_size_that_is_not_ready(
     assert sizes == ready
 
 
-def test_what_goes_wrong_while_warming_up_is_raised(model: TorchModel) -> None:
+def test_error_during_warm_up_is_raised(model: TorchModel) -> None:
     scheduler = TorchScheduler(model.talker, model.decoder, n_rows=1, n_positions=64)
     with pytest.raises(ValueError, match="too long for rows"):
         warm_up(model, scheduler)
     scheduler.close()
 
 
-def test_a_cpu_is_not_warmed_up(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_is_not_warmed_up(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def warm(*_: object) -> None:
         raise AssertionError("it was warmed up")
 

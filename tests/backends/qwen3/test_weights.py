@@ -1,4 +1,4 @@
-"""Weights: each tensor once, from one file or several, and the error that names what is wrong with a file."""
+"""Reading tensors: each once, from one file or several, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load_talker(folder: Path) -> Talker:
 
 @pytest.fixture
 def folder(checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy that may be spoilt."""
+    """Return a writable copy."""
     return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
 
 
@@ -42,7 +42,7 @@ def alter(folder: Path, change: Callable[[Tensors], object]) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def test_tensor_is_taken_once_in_the_type_asked_for(checkpoint: Path) -> None:
+def test_tensor_is_taken_once_with_its_dtype(checkpoint: Path) -> None:
     with open_weights(checkpoint, torch.bfloat16) as weights:
         assert weights.has(HEAD)
         assert weights.take(HEAD, (1088, 32)).dtype == torch.bfloat16
@@ -51,12 +51,12 @@ def test_tensor_is_taken_once_in_the_type_asked_for(checkpoint: Path) -> None:
             weights.take(HEAD, (1088, 32))
 
 
-def test_one_tensor_may_keep_another_type(checkpoint: Path) -> None:
+def test_dtype_can_be_overridden(checkpoint: Path) -> None:
     with open_weights(checkpoint, torch.bfloat16) as weights:
         assert weights.take(HEAD, (1088, 32), dtype=torch.float32).dtype == torch.float32
 
 
-def test_joined_tensors_lie_one_below_the_other(checkpoint: Path) -> None:
+def test_join_concatenates_tensors(checkpoint: Path) -> None:
     names = [f"talker.model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
     shapes = [(64, 32), (32, 32), (32, 32)]
     stored = load_file(checkpoint / "model.safetensors")
@@ -65,7 +65,7 @@ def test_joined_tensors_lie_one_below_the_other(checkpoint: Path) -> None:
     assert np.array_equal(joined.numpy(), np.concatenate([stored[name] for name in names]))
 
 
-def test_shards_and_their_index_are_as_one_file(folder: Path) -> None:
+def test_shards_equal_one_file(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     shards = {name: f"model-{place % 2 + 1:05}-of-00002.safetensors" for place, name in enumerate(tensors)}
@@ -87,21 +87,21 @@ def test_shards_and_their_index_are_as_one_file(folder: Path) -> None:
         ('{"weight_map": {"x": "pytorch_model.bin"}}', "is a pickle"),
     ],
 )
-def test_index_that_leads_elsewhere_is_refused(tmp_path: Path, index: str, why: str) -> None:
+def test_index_outside_its_folder_is_refused(tmp_path: Path, index: str, why: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(index, "utf-8")
     with pytest.raises(ModelError, match=why):
         open_weights(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth"])
-def test_pickle_is_not_opened(tmp_path: Path, name: str) -> None:
+def test_pickle_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     for source in (tmp_path, tmp_path / name):
         with pytest.raises(ModelError, match=rf"{name} is a pickle, which can run arbitrary code"):
             open_weights(source)
 
 
-def test_folder_without_weights_says_which_file_it_lacks(tmp_path: Path) -> None:
+def test_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.safetensors is missing"):
         open_weights(tmp_path)
     with pytest.raises(ModelError, match=r"other\.safetensors is missing"):
@@ -111,14 +111,14 @@ def test_folder_without_weights_says_which_file_it_lacks(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("n_bytes", [0, 5, 1_000, -1])
-def test_file_that_was_cut_is_refused_as_it_is_opened(folder: Path, n_bytes: int) -> None:
+def test_truncated_file_is_refused(folder: Path, n_bytes: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:n_bytes])
     with pytest.raises(ModelError, match="is damaged or truncated"):
         open_weights(folder)
 
 
-def test_file_of_something_else_is_refused(folder: Path) -> None:
+def test_other_file_type_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\x93NUMPY" * 1_000)
     with pytest.raises(ModelError, match="is damaged or truncated"):
         open_weights(folder)
@@ -140,13 +140,13 @@ def test_file_of_something_else_is_refused(folder: Path) -> None:
         ),
     ],
 )
-def test_tensor_that_does_not_belong_is_named(folder: Path, change: Callable[[Tensors], object], why: str) -> None:
+def test_unknown_tensor_is_named(folder: Path, change: Callable[[Tensors], object], why: str) -> None:
     alter(folder, change)
     with pytest.raises(ModelError, match=why):
         load_talker(folder)
 
 
-def test_tensors_of_another_part_are_left_for_it(checkpoint: Path) -> None:
+def test_skip_ignores_a_prefix(checkpoint: Path) -> None:
     with open_weights(checkpoint) as weights:
         Talker(weights, read_config(checkpoint), max_positions=64)
         with pytest.raises(ModelError, match=r"has the tensor speaker_encoder\."):

@@ -1,4 +1,4 @@
-"""MLX against torch on the same tiny weights: the same codes, greedy and drawn, and the same sound."""
+"""MLX compared with torch on the same tiny weights: codes, greedy and sampled, and audio."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def spoken_by_mlx(
 
 @pytest.mark.parametrize("is_alone", [True, False], ids=["embedding alone", "in context"])
 @pytest.mark.parametrize("temperature", [0.0, 0.9], ids=["greedy", "drawn"])
-def test_each_row_has_the_codes_of_torch(
+def test_codes_equal_torch(
     torch_model: TorchModel, mlx_model: MlxModel, in_context: ReferencePrompt, temperature: float, is_alone: bool
 ) -> None:
     voice = replace(in_context, codes=None, text_ids=()) if is_alone else in_context
@@ -98,7 +98,7 @@ def test_each_row_has_the_codes_of_torch(
     assert len({tuple(frames[0]) for frames in expected if frames}) > 1  # or the text would not be heard
 
 
-def test_random_numbers_are_those_of_torch() -> None:
+def test_random_numbers_equal_torch() -> None:
     counters = np.arange(16 * 1088).reshape(16, 1088)
     ours = noise(mx.array([3, 2**63 - 1], mx.uint64), mx.array(7, mx.uint64), mx.array(counters.astype(np.uint64)))
     theirs = torch_sampling.noise(torch.tensor([3, 2**63 - 1]), torch.tensor([7, 7]), torch.from_numpy(counters))
@@ -106,7 +106,7 @@ def test_random_numbers_are_those_of_torch() -> None:
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (5, 1.0), (50, 0.6), (50, 0.05)])
-def test_a_draw_is_among_the_likeliest(top_k: int, top_p: float) -> None:
+def test_draw_respects_top_k(top_k: int, top_p: float) -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (1, 64)).astype(np.float32)
     order = np.argsort(-logits[0])[:top_k]
@@ -122,7 +122,7 @@ def test_a_draw_is_among_the_likeliest(top_k: int, top_p: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["short", "odd", "long"])
-def test_a_reference_is_heard_as_by_torch(torch_model: TorchModel, mlx_model: MlxModel, name: str) -> None:
+def test_encoded_reference_equals_torch(torch_model: TorchModel, mlx_model: MlxModel, name: str) -> None:
     reference = Reference(clip(name), 24_000, "hello world")
     ours, theirs = mlx_model.encode_reference(reference), torch_model.encode_reference(reference)
     assert ours.codes is not None
@@ -151,7 +151,7 @@ def decoded(model: MlxModel, codes: NDArray[np.int32], state: CodecState, steps:
 
 
 @pytest.mark.parametrize("is_primed", [True, False])
-def test_streamed_sound_is_that_of_torch_beyond_the_window(
+def test_streamed_audio_equals_torch_beyond_the_window(
     torch_model: TorchModel, mlx_model: MlxModel, in_context: ReferencePrompt, codes: NDArray[np.int32], is_primed: bool
 ) -> None:
     assert in_context.codes is not None
@@ -167,7 +167,7 @@ def test_streamed_sound_is_that_of_torch_beyond_the_window(
     np.testing.assert_allclose(ours, expected[0].numpy(), atol=5e-5)
 
 
-def test_a_primed_state_holds_nothing_but_itself(mlx_model: MlxModel, codes: NDArray[np.int32]) -> None:
+def test_prefilled_state_keeps_no_other_memory(mlx_model: MlxModel, codes: NDArray[np.int32]) -> None:
     def codec_state() -> tuple[int, int]:
         mlx_model.decoder.prefill_codec(codes[0].astype(np.uint16))  # what is made once is made
         before = mx.get_active_memory()
@@ -178,7 +178,7 @@ def test_a_primed_state_holds_nothing_but_itself(mlx_model: MlxModel, codes: NDA
     assert held <= own + 2**16
 
 
-def test_rows_of_a_state_go_on_as_they_would_alone(mlx_model: MlxModel, codes: NDArray[np.int32]) -> None:
+def test_state_rows_are_independent(mlx_model: MlxModel, codes: NDArray[np.int32]) -> None:
     def apart() -> tuple[Samples, Samples]:
         both = np.concatenate([codes, codes[:, ::-1]])
         _, state = mlx_model.decoder.step(both[:, :80], CodecState())

@@ -1,4 +1,4 @@
-"""What the checks of the MLX engine share: a tiny checkpoint in the layout that mlx-audio publishes."""
+"""Fixtures of the MLX checks: a tiny checkpoint in the layout of mlx-audio."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends.qwen3.contract import shelved
+from tests.backends.qwen3.contract import linked_models
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole checkpoint of about 1 MB with random weights. Not to be written to."""
+    """Return a complete read-only checkpoint of about 1 MB, with random weights."""
     from scripts.make_mlx_tiny import make_mlx_checkpoint
 
     return make_mlx_checkpoint(tmp_path_factory.mktemp("mlx") / "tiny")
@@ -20,6 +20,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def models(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of models, as AFTERWORDS_MODELS names it."""
-    with shelved(tmp_path_factory.mktemp("models"), checkpoint, "qwen3-1.7b-bf16", "qwen3-0.6b-8bit") as folder:
+    """Return a folder of models, set as AFTERWORDS_MODELS."""
+    with linked_models(tmp_path_factory.mktemp("models"), checkpoint, "qwen3-1.7b-bf16", "qwen3-0.6b-8bit") as folder:
         yield folder

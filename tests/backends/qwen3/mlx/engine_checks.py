@@ -1,4 +1,4 @@
-"""The engine on a tiny checkpoint: the contract of all engines, and what is its own."""
+"""The engine on a tiny checkpoint: the contract of all engines, and its own behavior."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from afterwords.backends.qwen3.mlx.engine import MlxLarge, MlxSmall
 from afterwords.backends.qwen3.mlx.thread import device_thread
 from afterwords.backends.qwen3.request import DecodeRequest, FinishReason
 from afterwords.errors import MissingExtraError, ModelError, SynthesisError, pip_install
-from tests.backends.qwen3.contract import SEED, Qwen3Contract, at_once, spoken
+from tests.backends.qwen3.contract import SEED, Qwen3Contract, run_concurrently, spoken
 from tests.error_codes import has_code
 
 
@@ -31,8 +31,8 @@ def here(models: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # 
     monkeypatch.setenv("AFTERWORDS_MODELS", str(models))
 
 
-def heard_of(request: DecodeRequest[Any, Any]) -> NDArray[np.float32]:
-    """All of a turn; fails where its end does not come."""
+def read_audio(request: DecodeRequest[Any, Any]) -> NDArray[np.float32]:
+    """Return the audio of a request; fail if it does not end."""
     parts = [np.zeros(0, np.float32)]
     while (sound := request.sound.get(timeout=30)) is not None:
         parts.append(sound)
@@ -52,7 +52,7 @@ class TestMlx(Qwen3Contract):
     def other(self) -> Engine:
         return MlxSmall()
 
-    def test_those_of_one_voice_without_a_seed_are_spoken_in_one_group(
+    def test_unseeded_requests_of_a_voice_share_a_batch(
         self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sizes: list[int] = []
@@ -74,9 +74,7 @@ class TestMlx(Qwen3Contract):
         speech.close()
         assert sizes == [1]  # alone, and nothing ahead of it that would take turns with it
 
-    def test_numbers_that_are_none_end_that_utterance_and_no_other(
-        self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_nan_ends_one_utterance_only(self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
         hear = MlxBatch._forward
         is_broken = True
 
@@ -90,7 +88,7 @@ class TestMlx(Qwen3Contract):
         is_broken = False
         assert len(self.speak(engine, self.task(engine, prompt)))
 
-    def test_numbers_that_are_none_in_the_code_predictor_are_noticed(self, prompt: bytes) -> None:
+    def test_nan_in_the_code_predictor_is_detected(self, prompt: bytes) -> None:
         engine = MlxLarge()
         norm = engine._ensure_loaded()[0].network.talker.code_predictor.model.norm
         norm.weight = device_thread().run(
@@ -100,7 +98,7 @@ class TestMlx(Qwen3Contract):
             self.speak(engine, self.task(engine, prompt))
         engine.close()
 
-    def test_an_utterance_has_as_many_frames_as_there_is_room_for(self, engine: Engine, prompt: bytes) -> None:
+    def test_max_frames_is_limited_by_positions(self, engine: Engine, prompt: bytes) -> None:
         assert isinstance(engine, MlxLarge)
         model, scheduler = engine._ensure_loaded()
         request = model.make_request(model.load_voice(prompt), "In the sun.", "en", max_frames=10**6, seed=SEED)
@@ -112,7 +110,7 @@ class TestMlx(Qwen3Contract):
         small.submit(request)
         assert isinstance(request.error, ValueError)
 
-    def test_two_languages_are_not_spoken_in_one_group(self, engine: Engine, prompt: bytes) -> None:
+    def test_languages_do_not_share_a_batch(self, engine: Engine, prompt: bytes) -> None:
         assert isinstance(engine, MlxLarge)
         model, _ = engine._ensure_loaded()
         english, german, other = (
@@ -122,7 +120,7 @@ class TestMlx(Qwen3Contract):
         assert scheduler_module.is_same_batch(english, other)
         assert not scheduler_module.is_same_batch(english, german)
 
-    def test_what_goes_wrong_on_the_device_ends_those_who_speak_and_not_the_loop(
+    def test_device_error_ends_requests_not_the_scheduler(
         self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
@@ -132,7 +130,7 @@ class TestMlx(Qwen3Contract):
         assert len(self.speak(engine, self.task(engine, prompt)))
 
     @pytest.mark.parametrize("where", ["prompt", "frame", "codec", "reader"])
-    def test_what_fails_for_one_utterance_ends_it_alone(
+    def test_failure_of_one_utterance_ends_it_alone(
         self, engine: Engine, prompt: bytes, where: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert isinstance(engine, MlxLarge)
@@ -171,28 +169,28 @@ class TestMlx(Qwen3Contract):
 
         other, good, bad = a_request(2), a_request(2), a_request(1)
         submit(other)
-        expected, queue = heard_of(other), bad.sound
+        expected, queue = read_audio(other), bad.sound
         hear, sound = MlxBatch._forward, MlxBatch.decode_audio
         monkeypatch.setattr(MlxBatch, "_forward", broken_hear if where in ("prompt", "frame") else hear)
         monkeypatch.setattr(MlxBatch, "decode_audio", broken_sound if where == "codec" else sound)
         if where == "reader":
             bad.sound = Deaf()  # type: ignore[assignment]
         submit(bad, good)
-        np.testing.assert_allclose(heard_of(good), expected, atol=1e-3)
+        np.testing.assert_allclose(read_audio(good), expected, atol=1e-3)
         while queue.get(timeout=30) is not None:
             pass
         assert (bad.finish_reason, type(bad.error), good.error) == (FinishReason.CANCELLED, IndexError, None)
 
-    def test_two_who_load_and_listen_at_once_share_one_model(self, reference: Reference) -> None:
+    def test_concurrent_loads_share_one_model(self, reference: Reference) -> None:
         engine = MlxLarge()
-        prompts = at_once([lambda: engine.prepare(reference)] * 4)
+        prompts = run_concurrently([lambda: engine.prepare(reference)] * 4)
         assert len(set(map(len, prompts))) == 1
         loaded = engine._loaded
         assert len(self.speak(engine, self.task(engine, prompts[0])))
         assert engine._loaded is loaded
         engine.close()
 
-    def test_fifty_requests_take_no_more_memory_than_two(
+    def test_memory_does_not_grow_with_requests(
         self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(long_text, "FRAMES_PER_TOKEN", 0)  # so that fifty don't take a minute
@@ -203,9 +201,7 @@ class TestMlx(Qwen3Contract):
             used.append(mx.get_active_memory())
         assert max(used[2:]) <= max(used[:2]) + 2**20
 
-    def test_what_nobody_has_used_for_a_while_is_given_back_and_loads_anew(
-        self, prompt: bytes, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_idle_model_is_unloaded_and_loads_again(self, prompt: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AFTERWORDS_IDLE_UNLOAD_S", "0.05")
         before = mx.get_active_memory()
         engine = MlxLarge()
@@ -229,7 +225,7 @@ def _out_of_memory(_: MlxBatch) -> None:
     raise MemoryError
 
 
-def test_weights_are_chosen_by_memory_and_by_what_is_here(
+def test_weights_are_chosen_by_memory_and_presence(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AFTERWORDS_MODELS", str(tmp_path))
@@ -256,7 +252,7 @@ def test_weights_are_chosen_by_memory_and_by_what_is_here(
     assert "weights qwen3-0.6b," in state.note  # as published for torch
 
 
-def test_a_machine_with_too_little_memory_is_told_what_fits(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_names_what_fits(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.is_dir()
     monkeypatch.setattr(engine_module, "memory_bytes", lambda: 1_200_000_000)  # of another machine
     with pytest.raises(ModelError, match=r"needs 1\.0 GB", check=has_code("too_little_memory")) as told:
@@ -270,7 +266,7 @@ def test_a_machine_with_too_little_memory_is_told_what_fits(models: Path, monkey
 
 
 @pytest.mark.parametrize("missing", ["mlx_audio", "safetensors", "tokenizers"])
-def test_without_a_part_of_its_extra_it_says_how_to_install_it(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_names_the_pip_command(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "find_spec", lambda name: None if name == missing else name)
     state = MlxLarge().availability()
     assert isinstance(state, Unavailable)
@@ -283,14 +279,14 @@ def test_without_a_part_of_its_extra_it_says_how_to_install_it(missing: str, mon
         MlxLarge().load("qwen3-1.7b")
 
 
-def test_a_machine_that_mlx_is_not_made_for_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_machines_are_foreign(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "find_spec", lambda _: None)  # as on most of them
     state = MlxLarge().availability()
     assert isinstance(state, Unavailable)
     assert state.is_foreign
 
 
-def test_on_apple_silicon_it_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apple_silicon_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     state = MlxLarge().availability()
     assert isinstance(state, Available)
     assert state.is_slow

@@ -1,4 +1,4 @@
-"""Checkpoints in MLX: either layout, quantized or not, and whatever is wrong with one is named."""
+"""Loading checkpoints in MLX: either layout, quantized or not, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_both_layouts_give_the_same_weights(checkpoint: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantized_weights_speak(tmp_path: Path, bits: int) -> None:
+def test_quantized_weights_give_speech(tmp_path: Path, bits: int) -> None:
     folder = make_mlx_checkpoint(tmp_path / "tiny", bits=bits)
     assert sum(name.endswith(".scales") for name in tensors(folder)) == 18
     model = MlxModel(folder, name="tiny", device_thread=device_thread())
@@ -96,7 +96,7 @@ def with_a_codec_of_fewer_codes(folder: Path) -> None:
         (of_another_kind, "custom_voice"),
     ],
 )
-def test_a_damaged_checkpoint_is_named(
+def test_damaged_checkpoint_is_named(
     checkpoint: Path, tmp_path: Path, damage: Callable[[Path], None], told: str
 ) -> None:
     folder = tmp_path / "tiny"

@@ -1,4 +1,4 @@
-"""The checks of the MLX engine, each file in a process: MLX looks at no bounds, and a fault ends the process."""
+"""Runs the MLX checks, each file in a process: MLX does not check bounds, and a fault ends the process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytest.importorskip("mlx.core", reason="mlx is not installed: pip install 'after
 
 
 @pytest.mark.parametrize("checks", ["engine_checks.py", "agreement_checks.py", "parts_checks.py"])
-def test_all_hold(checks: str) -> None:
+def test_checks_pass(checks: str) -> None:
     file, root = Path(__file__).with_name(checks), Path(__file__).parents[4]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)

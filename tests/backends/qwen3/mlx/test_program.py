@@ -1,4 +1,4 @@
-"""The MLX engine as a Mac's user meets it: clone, say and push as processes, and a server that speaks with it.
+"""The MLX engine end to end: clone, say and push as processes, and a server.
 
 The weights are tiny and random, so speech ends by chance; the seeds here are such that it does.
 """
@@ -27,13 +27,13 @@ SERVER_DEADLINE_S = 60.0
 
 @pytest.fixture(scope="module")
 def settings(models: Path) -> dict[str, str]:
-    """What a person sets who has MLX weights of their own."""
+    """Return the settings for MLX weights of the user's own."""
     return {"AFTERWORDS_MODELS": str(models), "AFTERWORDS_BACKENDS": "qwen3-0.6b", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
 def me(settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The settings of a home in which a voice was cloned."""
+    """Return the settings of a home folder with a cloned voice."""
     settings = settings | {"AFTERWORDS_HOME": str(tmp_path_factory.mktemp("me") / "home")}
     options = ("--name", "me", "--consent", "public-domain", "--text-file", WORDS)
     done = run("clone", READER, *options, env=environment(settings))
@@ -54,14 +54,14 @@ def sound_of(wav: bytes) -> bytes:
         return bytes(sound.readframes(sound.getnframes()))
 
 
-def test_a_cloned_voice_speaks_and_says_the_same_to_the_same_seed(me: dict[str, str]) -> None:
+def test_cloned_voice_is_reproducible_with_a_seed(me: dict[str, str]) -> None:
     one, two = (run("say", TEXT, "--seed", str(SEED), "-o", "-", env=environment(me)) for _ in range(2))
     assert (one.code, two.code) == (0, 0), one.err
     assert len(sound_of(one.stdout)) > 10_000
     assert sound_of(one.stdout) == sound_of(two.stdout)
 
 
-def test_it_is_pushed_to_a_server_and_speaks_there(me: dict[str, str], served: Served) -> None:
+def test_pushed_voice_works_on_a_server(me: dict[str, str], served: Served) -> None:
     login = {"AFTERWORDS_BASE_URL": served.url, "AFTERWORDS_API_KEY": served.key}
     pushed = run("push", "me", "--json", env=environment(me | login))
     assert pushed.code == 0, pushed.err
@@ -73,7 +73,7 @@ def test_it_is_pushed_to_a_server_and_speaks_there(me: dict[str, str], served: S
         assert all(len(sound_of(client.get(f"/v1/jobs/{job_id}/audio").content)) > 10_000 for job_id in ready)
 
 
-def test_a_voice_of_another_engine_speaks_here(me: dict[str, str], tmp_path: Path) -> None:
+def test_voice_of_another_engine_works(me: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("torch")
     make_checkpoint(tmp_path / "models" / "qwen3-0.6b")
     home = tmp_path / "home"
@@ -90,17 +90,17 @@ def test_a_voice_of_another_engine_speaks_here(me: dict[str, str], tmp_path: Pat
     assert len(list(home.rglob("prompts/*"))) == 2
 
 
-def test_what_can_speak_is_listed_with_its_weights(settings: dict[str, str]) -> None:
+def test_backends_lists_the_weights(settings: dict[str, str]) -> None:
     listed = run("backends", env=environment(settings | {"COLUMNS": "200"}))
     assert "MLX on the CPU, slowly; weights qwen3-0.6b-8bit" in listed.out
 
 
-def test_a_language_that_it_can_t_speak_is_refused(me: dict[str, str]) -> None:
+def test_unsupported_language_is_refused(me: dict[str, str]) -> None:
     run("say", TEXT, "--voice", "me", "--lang", "sv", env=environment(me)).expect_error(5, "UnsupportedLangError")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send there")
-def test_ctrl_c_while_it_speaks_ends_it_in_order(me: dict[str, str]) -> None:
+def test_ctrl_c_exits_cleanly(me: dict[str, str]) -> None:
     long = "The quick brown fox jumps over the lazy dog. " * 60
     command = ("say", long, "--seed", "1", "-o", "-", "--format", "pcm")
     code, told = run_and_interrupt(*command, env=environment(me))
