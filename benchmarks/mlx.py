@@ -1,7 +1,7 @@
 """Our MLX engine against mlx-audio's own `generate`, on the same weights in the same process, as ratios of pairs.
 
 Both speak the same texts in the same voice, streamed in chunks of 8 frames; runs alternate. Random weights end an
-utterance by chance and the two draw differently, so time is told for each frame that was heard. A frame is 80 ms.
+utterance by chance and the two draw differently, so times are per decoded frame. A frame is 80 ms.
 `python -m benchmarks.mlx` makes a tiny checkpoint; `python -m benchmarks.mlx FOLDER` takes a published one.
 """
 
@@ -39,23 +39,23 @@ ROUNDS: Final = 8
 CHUNK_FRAMES: Final = 8
 FRAME_SAMPLES: Final = 1920
 Run = tuple[float, float, int]
-"""Seconds to the first sound, seconds in all, and frames."""
+"""Seconds to the first audio, total seconds, and frames."""
 
 
 def timed(sounds: Iterator[Samples]) -> Run:
-    """Hear all of it."""
+    """Read all audio."""
     started, first, n_samples = time.perf_counter(), 0.0, 0
     try:
         for sound in sounds:
             first = first or time.perf_counter() - started
             n_samples += len(sound)
-    except SynthesisError:  # random weights: it did not end by itself, and was heard up to its ceiling
+    except SynthesisError:  # random weights: it did not end by itself, and was decoded up to its limit
         pass
     return first, time.perf_counter() - started, max(1, n_samples // FRAME_SAMPLES)
 
 
 class Ours:
-    """The engine, as a studio drives it, with the voice prepared."""
+    """Our engine, with the voice prepared."""
 
     def __init__(self, engine: MlxLarge, reference: Reference) -> None:
         self._engine, self._prompt = engine, engine.prepare(reference)
@@ -68,7 +68,7 @@ class Ours:
 
 
 class Theirs:
-    """mlx-audio's `generate` on the modules that the engine has loaded, on the engine's thread, as it must be."""
+    """mlx-audio's `generate` on the modules and the thread of our engine."""
 
     def __init__(self, engine: MlxLarge, reference: Reference, folder: Path) -> None:
         from transformers import AutoTokenizer
@@ -104,7 +104,7 @@ class Theirs:
 
 
 def table(folder: Path) -> list[str]:
-    """The figures as Markdown."""
+    """Yield the figures as Markdown."""
     data = files("afterwords") / "data"
     samples, rate = read_wav((data / "reader.wav").read_bytes())
     reference = Reference(samples[: REFERENCE_S * rate], rate, (data / "reader.txt").read_text("utf-8")[:150])
@@ -140,7 +140,7 @@ def _line(what: str, pairs: Sequence[tuple[float, float]], goal: str) -> str:
 
 
 def _batch(ours: Ours, alone: Sequence[Run]) -> str:
-    """A text of several pieces without a seed, which are spoken side by side."""
+    """Measure a text of several segments without a seed, which are decoded as a batch."""
     text = " ".join(TEXTS * 8)
     runs = [timed(ours.speak(text, None)) for _ in range(4)][1:]  # the first compiles for so many rows
     single = statistics.median(run[1] / run[2] for run in alone)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.qwen3
 
-Ours goes through the loop that serves users, codec included. Beside it stand a plain eager loop, faster-qwen3-tts where
-it is installed, and the least time in which the device could read what a frame reads in bfloat16, by the bandwidth that
-a large copy reaches in the same run. What can't be run here, or not in time, is left out, and the reason printed.
+Our engine runs with its scheduler and codec. It is compared with a plain eager loop, with faster-qwen3-tts if
+installed, and with the time to read the weights and caches of a frame in bfloat16, at the bandwidth of a large copy in
+the same run. A variant that can't run here, or not in time, is skipped, and the reason is printed.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from benchmarks.qwen3_plain import PlainTalker
 FRAME_S: Final = 0.08
 BATCHES: Final = (1, 4, 16, 64)
 FRAMES: Final = 100
-"""8 s of speech in every row; the talker can't end it before."""
+"""8 s of speech in every row; the talker can't end earlier."""
 ROUNDS: Final = 3
 BUDGET_S: Final = 420.0
-"""What is not begun by then is left out; each size has its share."""
+"""Measurements that start later are skipped; each size has its share."""
 COPY_BYTES: Final = {"cuda": 2**31, "cpu": 2**26}
 HEADER: Final = (
     "| size | way | rows | operations | frame step | of the limit | frame, all in | first sound | × real time "
@@ -54,7 +54,7 @@ HEADER: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way to run it.
+    """A variant to measure.
 
     Attributes:
         name: as printed.
@@ -69,7 +69,7 @@ class Way:
     precision: str = "bf16"
 
     def missing(self, device: torch.device) -> str | None:
-        """Why it can't be run."""
+        """Return why it can't run."""
         if self.is_captured and device.type != "cuda":
             return "it needs an NVIDIA GPU"
         if self.has_kernels and find_spec("triton") is None:
@@ -89,7 +89,7 @@ FASTER: Final = "faster-qwen3-tts, no codec"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was measured; None where it was not.
+    """The figures of one measurement; None if not measured.
 
     Attributes:
         step_ms: talker and code predictor alone.
@@ -129,36 +129,36 @@ class Row:
         return f"| {' | '.join(cells)} |"
 
 
-# -- what is measured --------------------------------------------------------------------------------------------
+# -- measurements ------------------------------------------------------------------------------------------------
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second that a large copy moves, those read and those written."""
+    """Measure the bandwidth of a large copy, reads and writes, in bytes per second."""
     source = torch.empty(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() / min(_seconds(device, lambda: target.copy_(source)) for _ in range(10))
 
 
 def ours(model: RandomModel, way: Way, n_rows: int, n_frames: int, *, kept: float | None = None) -> Row:
-    """The engine's loop with so many turns at once; `kept` as in Row."""
+    """Measure the scheduler with a number of concurrent requests; `kept` as in Row."""
     device, n_positions = model.talker.device, _n_positions(model, n_frames)
     with _measured_memory(device) as memory:
         scheduler = TorchScheduler(model.talker, model.decoder, n_rows=n_rows, n_positions=n_positions)
         if not way.is_captured:
-            scheduler._frames = model.talker.decode_frame  # type: ignore[assignment] # a loop captures wherever it can
-        try:  # sizes that the first round did not meet are captured in a later one: hence the median
+            scheduler._frames = model.talker.decode_frame  # type: ignore[assignment] # the scheduler captures if it can
+        try:  # later rounds may capture new sizes, so the median is taken
             n_rounds = ROUNDS if way.is_captured else 1
-            rounds = [_spoken(scheduler, model, n_rows, n_frames) for _ in range(1 + n_rounds)][1:]
+            rounds = [_run_requests(scheduler, model, n_rows, n_frames) for _ in range(1 + n_rounds)][1:]
         finally:
             scheduler.close()
     firsts, lasts = sorted(rounds, key=lambda times: max(times[1]))[n_rounds // 2]
-    rows = _begun(model, n_rows, n_positions, n_frames)
+    rows = _prefilled_rows(model, n_rows, n_positions, n_frames)
     step = partial(GraphRunner(model.talker) if way.is_captured else model.talker.decode_frame, rows, with_top_p=False)
     n_operations = _operations(partial(model.talker.decode_frame, rows, with_top_p=False))
     return Row(
         n_rows,
         step_ms=_step_ms(device, step, n_frames),
-        n_operations=None if way.has_kernels else n_operations,  # those of Triton don't pass through torch
+        n_operations=None if way.has_kernels else n_operations,  # Triton kernels are not dispatched by torch
         frame_ms=1000 * (max(lasts) - max(firsts)) / (n_frames - 1),
         first_ms=1000 * statistics.median(firsts),
         total_s=max(lasts),
@@ -168,7 +168,7 @@ def ours(model: RandomModel, way: Way, n_rows: int, n_frames: int, *, kept: floa
 
 
 def plain(folder: Path, device: torch.device, dtype: torch.dtype, n_rows: int, n_frames: int) -> Row:
-    """A plain eager loop, without codec."""
+    """Measure a plain eager loop, without codec."""
     with _measured_memory(device) as memory:
         config = read_config(folder)
         talker = PlainTalker(RandomWeights(device, dtype), config)
@@ -183,10 +183,10 @@ def plain(folder: Path, device: torch.device, dtype: torch.dtype, n_rows: int, n
     return Row(n_rows, step_ms, n_operations=_operations(step), memory=memory[0] if memory else None)
 
 
-def _spoken(
+def _run_requests(
     scheduler: TorchScheduler, model: RandomModel, n_rows: int, n_frames: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds to the first and to the last sound of each row, each heard by a thread of its own as from a server."""
+    """Return the seconds to the first and last audio of each row, read by a thread each, as in a server."""
     sampling = replace(model.config.sampling, min_frames=n_frames)
     requests = [
         DecodeRequest(model.prompt, model.codec_state, n_frames, replace(sampling, seed=seed), is_streaming=True)
@@ -194,7 +194,7 @@ def _spoken(
     ]
     started = time.perf_counter()
 
-    def hear(request: Request) -> tuple[float, float]:
+    def read(request: Request) -> tuple[float, float]:
         times = [time.perf_counter() - started for _ in request.stream()]
         if request.finish_reason is not FinishReason.LENGTH:
             raise SystemExit(
@@ -205,12 +205,12 @@ def _spoken(
     with ThreadPoolExecutor(n_rows) as pool:
         for request in requests:
             scheduler.submit(request)
-        heard = list(pool.map(hear, requests))
-    return [first for first, _ in heard], [last for _, last in heard]
+        times = list(pool.map(read, requests))
+    return [first for first, _ in times], [last for _, last in times]
 
 
-def _begun(model: RandomModel, n_rows: int, n_positions: int, n_frames: int) -> BatchState:
-    """Rows that have heard the prompt."""
+def _prefilled_rows(model: RandomModel, n_rows: int, n_positions: int, n_frames: int) -> BatchState:
+    """Return rows after the prefill of the prompt."""
     rows = model.talker.new_rows(n_rows, n_positions)
     sampling = replace(model.config.sampling, min_frames=n_frames)
     model.talker.prefill(rows, [PrefillRow(row, model.prompt, n_frames, sampling) for row in range(n_rows)])
@@ -218,13 +218,13 @@ def _begun(model: RandomModel, n_rows: int, n_positions: int, n_frames: int) -> 
 
 
 def _n_positions(model: RandomModel, n_frames: int) -> int:
-    """Of the rows: the smallest bucket that holds prompt and frames."""
+    """Return the smallest bucket of positions that holds prompt and frames."""
     reach = len(model.prompt.columns) + n_frames + max(STEPS_PER_READ)
     return next(n for n in POSITION_BUCKETS if n >= reach)
 
 
 def _step_ms(device: torch.device, step: Callable[[], None], n_frames: int) -> float:
-    """The median of some rounds of frames, a frame."""
+    """Return the median time of a frame over some rounds."""
 
     def steps() -> None:
         for _ in range(max(1, n_frames // ROUNDS)):
@@ -250,7 +250,7 @@ def _wait(device: torch.device) -> None:
 
 @contextmanager
 def _measured_memory(device: torch.device) -> Iterator[list[int]]:
-    """Into the list, the most bytes that stood on a GPU at once."""
+    """Append the peak memory of the GPU in bytes to the list."""
     most: list[int] = []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -284,7 +284,7 @@ def table(
     n_frames: int = FRAMES,
     budget_s: float = BUDGET_S,
 ) -> Iterator[str]:
-    """The figures as Markdown, line by line as they come.
+    """Yield the figures as lines of Markdown.
 
     Args:
         folders: the description of a checkpoint, by the name of its size.
@@ -326,7 +326,7 @@ def table(
 def _measures(
     folder: Path, device: torch.device, dtype: torch.dtype, batches: Sequence[int], n_frames: int
 ) -> Iterator[tuple[str, int, Callable[[], Row]]]:
-    """What there is to measure, each by its name and its rows; what matters most comes first."""
+    """Return the measurements with their names and rows, the most important first."""
     for way in WAYS:
         if way.missing(device):
             continue

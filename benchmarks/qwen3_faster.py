@@ -22,11 +22,11 @@ MAX_POSITIONS: Final = 512
 
 
 class FailedError(Exception):
-    """It is installed, and does not run with random weights."""
+    """faster-qwen3-tts is installed but does not run with random weights."""
 
 
 def missing(device: torch.device) -> str | None:
-    """Why it can't be run."""
+    """Return why it can't run."""
     if device.type != "cuda":
         return "it needs an NVIDIA GPU"
     absent = [name for name in NEEDS if find_spec(name) is None]
@@ -34,7 +34,7 @@ def missing(device: torch.device) -> str | None:
 
 
 def step_ms(folder: Path, device: torch.device, dtype: torch.dtype, n_frames: int) -> float:
-    """What it takes for a frame of one row.
+    """Return the time of a frame of one row.
 
     Raises:
         FailedError: another version than the 0.5.4 that this was written for, or something it needs is missing.
@@ -52,7 +52,7 @@ def step_ms(folder: Path, device: torch.device, dtype: torch.dtype, n_frames: in
 
 
 def random_talker(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """Its talker, code predictor included, for the sizes of a checkpoint's description."""
+    """Return its talker with code predictor, for the sizes of a configuration."""
     if find_spec("torchaudio") is None or find_spec("sox") is None:
         stub_unused_tokenizer()
     from qwen_tts.core.models.configuration_qwen3_tts import Qwen3TTSConfig
@@ -65,7 +65,7 @@ def random_talker(folder: Path, device: torch.device, dtype: torch.dtype) -> Any
 
 
 def graphs(talker: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Its two graphs, as its loader makes them."""
+    """Return its two graphs, as its loader makes them."""
     from faster_qwen3_tts.predictor_graph import PredictorGraph
     from faster_qwen3_tts.talker_graph import TalkerGraph
 
@@ -77,7 +77,7 @@ def graphs(talker: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, 
 
 
 def speak(talker: Any, predictor_graph: Any, talker_graph: Any, n_frames: int) -> dict[str, float]:
-    """Speak behind a prompt as long as ours; its own figures."""
+    """Decode after a prompt as long as ours; return its own figures."""
     from faster_qwen3_tts.generate import fast_generate
 
     weight = talker.codec_head.weight

@@ -1,4 +1,4 @@
-"""Qwen3-TTS at its published sizes with random weights, made on the device: how fast it is does not depend on them."""
+"""Qwen3-TTS at its published sizes with random weights, created on the device; their values do not affect speed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from afterwords.backends.qwen3.torch.weights import Shape, Weights
 from scripts.make_qwen3_tiny import CODEC, model_config, write_all_but_weights
 
 REFERENCE_FRAMES: Final = 125
-"""A cloned voice begins behind 10 s of its reference."""
+"""Frames of the reference that precede the speech: 10 s."""
 TEXT: Final = "The harbour was quiet when they arrived, and only the gulls seemed to notice."
 
 _HEADS: Final = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
@@ -46,11 +46,11 @@ SIZES: Final = tuple(_TALKERS)
 
 
 def write_published(folder: Path, size: str) -> Path:
-    """Write the description of a checkpoint of a published size, without weights; only its vocabulary is small."""
+    """Write the configuration of a checkpoint of a published size, without weights and with a small vocabulary."""
     config = model_config(predictor_hidden=1024, n_layers=28, n_predictor_layers=5)
     talker = config["talker_config"]
     is_code = {name: number for name, number in talker.items() if name.startswith("codec_") and name.endswith("_id")}
-    shift = 2048 + 1024 - talker["vocab_size"]  # control ids stand behind the codes
+    shift = 2048 + 1024 - talker["vocab_size"]  # control ids follow the codes
     talker.update({name: number + shift for name, number in is_code.items() if isinstance(number, int)})
     talker["codec_language_id"] = {name: number + shift for name, number in talker["codec_language_id"].items()}
     talker.update(_TALKERS[size], vocab_size=3072, text_vocab_size=151_936, text_hidden_size=2048, **_HEADS)
@@ -63,7 +63,7 @@ def write_published(folder: Path, size: str) -> Path:
 
 
 class RandomWeights(Weights):
-    """Gives every tensor that is asked for, drawn by its fan-in, so that nothing overflows on its way.
+    """Returns random tensors of any name, scaled by their fan-in so that nothing overflows.
 
     Attributes:
         sizes: elements of each tensor that was taken, by name.
@@ -85,14 +85,14 @@ class RandomWeights(Weights):
         )
 
     def skip(self, prefix: str) -> None:
-        """Nothing is left over."""
+        """Do nothing, since no tensor is left."""
 
     def check_all_taken(self, prefix: str = "") -> None:
-        """Nothing is left over."""
+        """Do nothing, since no tensor is left."""
 
 
 class RandomModel:
-    """All that speaks, and a voice to speak with.
+    """The parts that synthesize, and a voice.
 
     Attributes:
         talker, decoder: as of a loaded checkpoint.
@@ -117,11 +117,11 @@ class RandomModel:
         self.codec_state: DecoderState = self.decoder.prefill_codec(codes.to(device))
 
     def quantize(self, precision: str) -> Agreement:
-        """Round the talker's weights, and see how much it still says of the same."""
+        """Quantize the talker, and return the share of codes that stay the same."""
         return quantize(self.talker, self.decoder, self.prompt, precision)
 
     def bytes_per_frame(self, n_rows: int, n_positions: float) -> float:
-        """What one frame of all rows must read: each weight once a pass, and the keys and values of each row.
+        """Return the bytes that a frame reads: each weight once per pass, and the keys and values of each row.
 
         The talker passes once, the code predictor as often as a frame has further codes; its own keys and values are
         few. What a table gives is one row of it.

@@ -17,7 +17,7 @@ Cache = list[tuple[Tensor, Tensor]]
 
 
 class PlainStack:
-    """Decoder layers, written as a textbook has them."""
+    """Decoder layers in plain torch."""
 
     def __init__(self, weights: Weights, prefix: str, config: StackConfig) -> None:
         self.config = config
@@ -25,7 +25,7 @@ class PlainStack:
         self._norm = weights.take(f"{prefix}.norm.weight", (config.hidden,))
 
     def __call__(self, x: Tensor, cache: Cache) -> Tensor:
-        """Go on from a cache by positions of shape (rows, n, hidden)."""
+        """Run the next positions, of shape (rows, n, hidden), after a cache."""
         begin = cache[0][0].shape[2] if cache else 0
         request = _rotation(self.config, begin, x)
         for number, layer in enumerate(self._layers):
@@ -66,7 +66,7 @@ class PlainStack:
 
 
 class PlainTalker:
-    """Speaks the same prompt in every row."""
+    """Decodes the same prompt in every row."""
 
     @torch.inference_mode()
     def __init__(self, weights: Weights, config: ModelConfig) -> None:
@@ -88,13 +88,13 @@ class PlainTalker:
 
     @torch.inference_mode()
     def hear(self, columns: Tensor, n_rows: int) -> tuple[Tensor, Cache]:
-        """Take in a prompt of shape (n, hidden): what the talker makes of its end, and its cache."""
+        """Prefill a prompt of shape (n, hidden); return the last hidden state and the cache."""
         cache: Cache = []
         return self._talker(columns.expand(n_rows, -1, -1), cache)[:, -1:], cache
 
     @torch.inference_mode()
     def frame(self, hidden: Tensor, cache: Cache) -> Tensor:
-        """Speak one frame; what the talker makes of it."""
+        """Decode one frame; return the next hidden state."""
         code = self._drawn(functional.linear(hidden[:, -1], self._head)[:, : self._config.predictor.vocab])
         heard = [functional.embedding(code, self._tables[0])]
         x, context = torch.cat([hidden, heard[0]], 1), Cache()
@@ -106,7 +106,7 @@ class PlainTalker:
         return self._talker(torch.stack(heard).sum(0), cache)
 
     def _drawn(self, logits: Tensor) -> Tensor:
-        """A code a row, shape (rows, 1), and whether it is the end: read back, as a loop of generation does."""
+        """Draw a code per row, shape (rows, 1), and read back whether it is the end, as generation loops do."""
         sampling = self._config.sampling
         logits = logits / sampling.temperature
         least = logits.topk(min(sampling.top_k, logits.shape[-1]))[0][:, -1:]

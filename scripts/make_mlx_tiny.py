@@ -1,4 +1,4 @@
-"""Make a Qwen3-TTS checkpoint of about 1 MB as mlx-audio publishes them: convolutions turned, quantized if asked for.
+"""Make a Qwen3-TTS checkpoint of about 1 MB as mlx-audio publishes them: convolutions transposed, optionally quantized.
 
 The weights are those of `make_qwen3_tiny`, so that what speaks on torch and what speaks on MLX can be compared. Tests
 make it in a temporary folder; `python -m scripts.make_mlx_tiny FOLDER [BITS]` makes one to look at.
@@ -19,11 +19,11 @@ from afterwords.backends.qwen3.mlx.weights import load_modules
 from scripts.make_qwen3_tiny import make_checkpoint
 
 GROUP: Final = 32
-"""Weights that share a scale: as many as the narrowest layer has; published ones have 64."""
+"""Weights per scale: the width of the narrowest layer; 64 in published checkpoints."""
 
 
 def make_mlx_checkpoint(folder: Path, *, bits: int | None = None) -> Path:
-    """Write a whole checkpoint.
+    """Write a complete checkpoint.
 
     Args:
         folder: made if need be; files in it are replaced.
@@ -44,7 +44,7 @@ def make_mlx_checkpoint(folder: Path, *, bits: int | None = None) -> Path:
 
 
 def _may(network: Any, path: str, module: Any) -> bool:
-    """Whether mlx-audio quantizes a module when it converts a checkpoint."""
+    """Return whether mlx-audio quantizes a module when it converts a checkpoint."""
     is_linear = hasattr(module, "to_quantized") and module.weight.shape[-1] % GROUP == 0
     return is_linear and bool(network.model_quant_predicate(path, module))
 

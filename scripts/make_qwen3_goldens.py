@@ -1,4 +1,4 @@
-"""Write down what the reference package says with the tiny checkpoint, for the tests of our own modelling.
+"""Write the codes of the reference package for the tiny checkpoint, which the tests compare with.
 
 The reference is `qwen-tts` 0.1.1, which pins an old transformers and drags a web interface: it gets an environment of
 its own, and is no dependency of the tests.
@@ -51,7 +51,7 @@ TEXTS: Final = (
 
 @dataclass(frozen=True)
 class Row:
-    """One utterance: what is said, in which language (None: the model's choice), after how long a reference."""
+    """One utterance: text, language (None lets the model choose), and length of the reference."""
 
     text: str
     language: str | None
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def _spoken(model: Any, rows: list[Row], goldens: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of one batch with the greedy codes of each, shape (n_frames, 16), up to the end of its speech."""
+    """Return the rows of a batch with their greedy codes, shape (n_frames, 16), up to the end of speech."""
     import torch
 
     references = [None if row.reference is None else goldens["references"][row.reference] for row in rows]
@@ -110,7 +110,7 @@ def _spoken(model: Any, rows: list[Row], goldens: dict[str, Any]) -> list[dict[s
 
 
 def _text_ids(model: Any, text: str) -> list[int]:
-    """The ids that the reference hears as the text: what stands between the role and the end of the turn."""
+    """Return the ids of the text in the reference package: those between the role and the end of the turn."""
     ids: list[int] = model._tokenize_texts([model._build_assistant_text(text)])[0][0].tolist()
     return ids[3:-5]
 
@@ -155,7 +155,7 @@ def stub_unused_tokenizer() -> None:
 
 
 def _laid_out(value: Any, depth: int = 0) -> str:
-    """JSON with a line for each entry of an object, and lists of numbers on one line."""
+    """Return JSON with one line per entry of an object, and lists of numbers on one line."""
     if isinstance(value, dict):
         inner = ",\n".join(
             " " * (depth + 1) + json.dumps(key, ensure_ascii=True) + ": " + _laid_out(entry, depth + 1)

@@ -17,7 +17,7 @@ from scripts.make_qwen3_goldens import GOLDENS, load_reference, stub_unused_toke
 from scripts.make_qwen3_tiny import N_CODE_GROUPS, N_CODES, make_checkpoint
 
 CLIPS: Final = {"short": (2.4, 24_000), "odd": (1.2345, 24_000), "long": (12.0, 24_000), "slow": (2.4, 16_000)}
-"""Seconds and rate in Hz. The long one goes beyond the 10.2 s at which a window in the encoder would be heard."""
+"""Seconds and rate in Hz. The long one exceeds 10.2 s, from where a window in the encoder would change codes."""
 N_FRAMES: Final = {"short": 12, "long": 300}
 EVERY: Final = {"short": 1, "long": 13}
 """Which samples of the decoded sound are kept, so that the file stays small."""

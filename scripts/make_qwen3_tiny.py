@@ -48,7 +48,7 @@ TEXT_VOCAB: Final = 320
 def make_checkpoint(
     folder: Path, *, predictor_hidden: int = 16, n_layers: int = 2, n_predictor_layers: int = 2
 ) -> Path:
-    """Write a whole checkpoint.
+    """Write a complete checkpoint.
 
     Args:
         folder: made if need be; files in it are replaced.
@@ -69,7 +69,7 @@ def make_checkpoint(
 
 
 def write_all_but_weights(folder: Path, config: Json, codec_config: Json) -> None:
-    """Write what a checkpoint says of itself, and its vocabulary.
+    """Write the configuration and the vocabulary of a checkpoint.
 
     Args:
         folder: made if need be.
@@ -113,7 +113,7 @@ FEATURES: Final[Json] = {
 
 
 def model_config(*, predictor_hidden: int, n_layers: int, n_predictor_layers: int) -> Json:
-    """What config.json says, of the keys that a published one has."""
+    """Return the content of config.json, with the keys of a published one."""
     first_token = 256 + len(MERGES)
     token = {name: first_token + place for place, name in enumerate(CONTROL_TOKENS)}
     return {
@@ -290,7 +290,7 @@ def _write_tokenizer(folder: Path) -> None:
 
 
 def _byte_letters() -> list[str]:
-    """The letters that GPT-2's byte-level BPE writes bytes as, in the order of its vocabulary."""
+    """Return the characters of bytes in GPT-2's byte-level BPE, in the order of its vocabulary."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return [*map(chr, shown), *(chr(256 + place) for place in range(256 - len(shown)))]
 
@@ -481,7 +481,7 @@ def _write_weights(path: Path, shapes: list[tuple[str, Shape]]) -> None:
 
 
 def _drawn(name: str, shape: Shape) -> NDArray[np.float32]:
-    """One tensor: wide enough that each input, norm and bias is heard in what the model says."""
+    """Return a tensor with a spread in which each input, norm and bias affects the codes."""
     noise = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()))).standard_normal(shape)
     return (_center(name) + _spread(name, shape) * noise).astype(np.float32)
 
@@ -510,7 +510,7 @@ def _gain(name: str) -> float:
 
 
 def _decoder_gain(name: str) -> float:
-    """The decoder squares what it is given, stage after stage: no more than keeps its sound below full scale."""
+    """Return a scale that keeps the audio below full scale, since the decoder squares its input in every stage."""
     if ".conv2." in name:
         return 0.3
     return 0.1 if name.startswith("decoder.decoder.6.") else 0.9

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Container, Generator, Mapping
+from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from afterwords.backends.base import (
@@ -109,18 +109,15 @@ class Qwen3Engine(ABC):
         from afterwords.backends.qwen3.long_text import LongTextStream
         from afterwords.backends.qwen3.reference_prompt import StalePromptError
 
-        self._check_language(task, model.config.talker.languages)
+        known = model.config.talker.languages
+        if LANGUAGE_NAMES.get(task.lang) not in known:  # the model would guess
+            supported = [lang for lang, name in LANGUAGE_NAMES.items() if name in known]
+            raise UnsupportedLangError.for_lang(task.lang, supported=supported, backend=task.backend)
         try:
             voice = model.load_voice(task.prompt)
         except StalePromptError as error:
             raise SynthesisError.for_backend(task.backend, why=str(error)) from error
         yield from LongTextStream(model, scheduler, voice, task).chunks()
-
-    def _check_language(self, task: SpeechTask, known: Container[str]) -> None:
-        """Refuse a language without an id in this checkpoint: the model would guess."""
-        if LANGUAGE_NAMES.get(task.lang) not in known:
-            speaks = [lang for lang, name in LANGUAGE_NAMES.items() if name in known]
-            raise UnsupportedLangError.for_lang(task.lang, supported=speaks, backend=task.backend)
 
     def close(self) -> None:
         with self._lock:

@@ -1,9 +1,9 @@
-"""The steps of `ops.Ops` as one Triton kernel each, which a GPU does in one go: a frame is a thousand of them.
+"""The operations of `ops.Ops` as one Triton kernel each; a frame is a thousand of them.
 
-Each gives what the function of the same name in `ops` gives, up to rounding: between the beginning and the end of a
-step, everything is float32. Nothing is read back to the host, and what is returned comes from torch's allocator, so
-they can be captured in a CUDA graph; Triton compiles a kernel at its first call, in the runs before a capture. For
-that reason it may not specialize on how long the rows of a cache are: those of such a run have another length.
+Each equals the function of the same name in `ops` up to rounding, and computes in float32. Nothing is read back to the
+host and results come from torch's allocator, so that kernels can be captured in a CUDA graph. Triton compiles a kernel
+at its first call, in the warm-up runs before a capture; it must not specialize on the length of the cache, which
+differs there.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _rms_norm(x, weight, out, row_stride, eps, width: tl.constexpr, block: tl.co
 
 
 def linear(x: Tensor, weight: Matrix) -> Tensor:
-    """As `ops.linear`: one kernel for rounded weights and up to 64 rows, which read each weight once."""
+    """As `ops.linear`: one kernel for quantized weights and up to 64 rows, which reads each weight once."""
     if isinstance(weight, Tensor) or len(x) > _MOST_ROWS:
         return ops.linear(x, weight)
     (n, n_in), n_out = x.shape, len(weight.scales)
@@ -81,7 +81,7 @@ def _linear(
         level = tl.load(x + row[:, None] * x_row + column[None, :], mask=is_row & is_input[None, :], other=0.0)
         there = values + at[None, :].to(tl.int64) * n_in + column[:, None]
         value = tl.load(there, mask=is_input[:, None] & is_output, other=0)
-        if is_fp8:  # the bits of a float16 that is 256 times less: no GPU before Ada knows these 8
+        if is_fp8:  # as bits of a float16 that is 256 times smaller: GPUs before Ada have no fp8
             bits = value.to(tl.int16)
             value = (((bits & 0x7F) << 7) | ((bits & 0x80) << 8)).to(tl.float16, bitcast=True)
         total = tl.dot(level, value.to(level.dtype), total, input_precision="ieee")
@@ -112,7 +112,7 @@ def _swiglu(gate_up, out, width: tl.constexpr, block: tl.constexpr) -> None:
 def rotate_and_cache_(
     qkv: Tensor, rotation: Tensor, cache: Tensor, rows: Tensor, positions: Tensor, eps: float
 ) -> Tensor:
-    """As `ops.rotate_and_cache_`; the heads of qkv, turn and cache lie behind one another."""
+    """As `ops.rotate_and_cache_`; the heads of qkv, rotation and cache must be contiguous."""
     *leading, n_heads, head_dim = qkv.shape
     n_rotated, n_kept = rotation.shape[-2], cache.shape[-2]
     n_queries = n_heads - n_kept
@@ -130,12 +130,12 @@ def rotate_and_cache_(
 
 
 def _n_positions(cache: Tensor) -> int:
-    """From one row of a cache to the next, of which it may be a view."""
+    """Return the number of positions of a cache, of which `cache` may be a view."""
     return cache.stride(0) // cache.stride(1)
 
 
 def _strides(x: Tensor, n_last: int, leading: list[int]) -> tuple[int, int]:
-    """Of the leading dimensions, before so many others; 0 for the second where there is one only."""
+    """Return the strides of the leading dimensions; 0 for the second if there is only one."""
     strides = x.stride()[: x.ndim - n_last]
     return (strides[0], strides[1] if len(leading) == 2 else 0)
 
@@ -160,7 +160,7 @@ def _rotate_and_cache(
         cos = tl.load(angle, mask=is_there, other=0.0)
         sin = tl.load(angle + rotation_half, mask=is_there, other=0.0)
         level = scale * (level * cos + other * sin)
-        tl.debug_barrier()  # all of the head is read before any of it is overwritten
+        tl.debug_barrier()  # read all of the head before overwriting it
         tl.store(place + at, level.to(qkv.dtype.element_ty), mask=is_there)
     if head >= n_queries:
         row = tl.load(rows + i * row_row + j * row_column)
@@ -170,8 +170,8 @@ def _rotate_and_cache(
         tl.store(kept + at, level.to(cache.dtype.element_ty), mask=is_there)
 
 
-def attend(query: Tensor, cache: Tensor, positions: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001 - positions say it
-    """As `ops.attend`, reading no key behind the position of its row."""
+def attend(query: Tensor, cache: Tensor, positions: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001 - given by the positions
+    """As `ops.attend`, without reading keys after the position of a row."""
     n_rows, n_heads, head_dim = query.shape
     n_kv_heads = cache.shape[2] // 2
     out = torch.empty((n_rows, n_heads * head_dim), dtype=query.dtype, device=query.device)
@@ -200,7 +200,7 @@ def _attend(
     keys = cache + row * n_positions * kept + (head // (n_heads // n_kv_heads)) * head_dim + at[None, :]
     most = tl.full((), float("-inf"), tl.float32)
     total = tl.full((), 0.0, tl.float32)
-    heard = tl.zeros((block,), tl.float32)
+    weighted = tl.zeros((block,), tl.float32)
     for begin in range(0, last + 1, n_keys):
         position = begin + ahead
         is_seen = position <= last
@@ -213,17 +213,17 @@ def _attend(
         share = tl.exp(match - higher)
         fade = tl.exp(most - higher)
         total = total * fade + tl.sum(share, 0)
-        heard = heard * fade + tl.sum(share[:, None] * value, 0)
+        weighted = weighted * fade + tl.sum(share[:, None] * value, 0)
         most = higher
     place = out + row * n_heads * head_dim + head * head_dim + at
-    tl.store(place, (heard / total).to(out.dtype.element_ty), mask=is_there)
+    tl.store(place, (weighted / total).to(out.dtype.element_ty), mask=is_there)
 
 
 def draw(logits: Tensor, beyond: Tensor, noise: Tensor, shares: tuple[Tensor, Tensor] | None) -> Tensor:
-    """As `ops.draw`; of several codes with the same logit at the edge of the likeliest, all may be drawn, and none
-    for a NaN: a code beyond the tables would break the device for everybody.
+    """As `ops.draw`, except that ties at the edge of top_k may all be drawn.
 
-    Instead of sorting, it narrows down the least logit that may be drawn, bit by bit.
+    NaN gives a valid code, since one beyond the tables would break the device. Instead of sorting, the kernel finds the
+    smallest logit that may be drawn, bit by bit.
     """
     n_rows, n_codes = logits.shape
     code = torch.empty((n_rows,), dtype=torch.int64, device=logits.device)
@@ -249,9 +249,9 @@ def _draw(
     is_code = at < n_codes
     level = tl.load(logits + row * logits_row + at, mask=is_code, other=float("-inf")).to(tl.float32)
     is_out = tl.load(beyond + row * beyond_row + rank, mask=rank < n_ranks, other=1)
-    level = tl.where(level == level, level, -3e38)  # noqa: PLR0124 - NaN alone is not what it is
+    level = tl.where(level == level, level, -3e38)  # noqa: PLR0124 - only NaN differs from itself
     n_kept = tl.sum((is_out == 0).to(tl.int32), 0)
-    # The bits of a float32 as a number that grows as it does; 0 is below all of them.
+    # The bits of a float32 as an integer with the same order; 0 is below all of them.
     bits = level.to(tl.int32, bitcast=True)
     order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 0x80000000
     order = tl.where(is_code, order, -1)
@@ -265,7 +265,7 @@ def _draw(
         share = tl.where(is_kept, tl.exp((level - tl.max(level, 0)) / heat), 0.0)
         share = share / tl.sum(share, 0)
         limit = tl.load(top_p + row * top_p_row)
-        # A code is kept where those above it hold less than the limit: find the last where they hold as much.
+        # A code is kept if those above it have less than the limit: find the last one where they have as much.
         enough = tl.full((), 0, tl.int64)
         for bit in range(31, -1, -1):
             higher = enough + (tl.full((), 1, tl.int64) << bit)

@@ -42,7 +42,7 @@ class Weights:
         self._open_files: list[Any] = []
         self._left: dict[str, tuple[Path, Any]] = {}
         for path in files:
-            opened = _opened(path, device)
+            opened = _open(path, device)
             self._open_files.append(opened)
             self._left.update((name, (path, opened)) for name in opened.keys())  # noqa: SIM118 - no mapping
 
@@ -58,7 +58,7 @@ class Weights:
         Raises:
             ModelError: The file is missing, damaged or a pickle.
         """
-        files = _shards(source) if source.is_dir() else [source]
+        files = _find_files(source) if source.is_dir() else [source]
         for path in files:
             _check_kind(path)
         return cls(source, files, device=torch.device(device), dtype=dtype)
@@ -141,7 +141,7 @@ class Weights:
             raise ModelError.for_file(str(self._source), why=f"lacks the tensor {name}", hint=_HINT) from None
 
 
-def _opened(path: Path, device: torch.device) -> Any:
+def _open(path: Path, device: torch.device) -> Any:
     where = f"{device.type}:{device.index or 0}" if device.type == "cuda" else device.type
     try:
         return safe_open(path, framework="pt", device=where)
@@ -151,18 +151,18 @@ def _opened(path: Path, device: torch.device) -> Any:
         raise ModelError.for_file(str(path), why=f"is damaged or truncated ({error})", hint=_HINT) from error
 
 
-def _shards(folder: Path) -> list[Path]:
+def _find_files(folder: Path) -> list[Path]:
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     index = folder / _INDEX
     if index.is_file():
-        return _indexed(index)
+        return [index.with_name(name) for name in _read_index(index)]
     for path in sorted(folder.iterdir()):
         _check_kind(path, folder=True)
     raise ModelError.for_file(str(folder / _SINGLE), why="is missing", hint=_HINT)
 
 
-def _indexed(index: Path) -> list[Path]:
+def _read_index(index: Path) -> list[str]:
     try:
         names = sorted({str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -170,7 +170,7 @@ def _indexed(index: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name:
             raise ModelError.for_file(str(index), why=f"names {name!a}, which is not in the same folder", hint=_HINT)
-    return [index.with_name(name) for name in names]
+    return names
 
 
 def _check_kind(path: Path, *, folder: bool = False) -> None:
