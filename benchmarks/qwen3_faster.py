@@ -1,6 +1,6 @@
 """faster-qwen3-tts with random weights: the reference package's modules, each step of one row as a CUDA graph.
 
-It is no dependency of this project: `pip install faster-qwen3-tts` beside it. Its own loop is run and times itself,
+It is not a dependency of this project: `pip install faster-qwen3-tts` adds it. Its own loop is run and times itself,
 without codec; its loader, which downloads a checkpoint, is not.
 """
 

@@ -1,6 +1,6 @@
 """The usual way to run Qwen3-TTS, to compare with: one module for each matrix, a cache that grows, codes read back.
 
-It stands for the reference package, which can't be installed beside a current transformers, in what costs time: the
+It stands for the reference package, which does not support a current transformers, in what costs time: the
 number of small operations, and the host that waits for the device after each code. All rows are of one length.
 """
 
@@ -54,10 +54,10 @@ class PlainStack:
         else:
             cache.append((key, value))
         repeats = self.config.n_heads // self.config.n_kv_heads
-        heard = functional.scaled_dot_product_attention(
+        output = functional.scaled_dot_product_attention(
             query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), is_causal=n > 1
         )
-        return functional.linear(heard.transpose(1, 2).reshape(n_rows, n, -1), layer["self_attn.o_proj"])
+        return functional.linear(output.transpose(1, 2).reshape(n_rows, n, -1), layer["self_attn.o_proj"])
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         wide = x.float()
@@ -96,14 +96,14 @@ class PlainTalker:
     def frame(self, hidden: Tensor, cache: Cache) -> Tensor:
         """Decode one frame; return the next hidden state."""
         code = self._drawn(functional.linear(hidden[:, -1], self._head)[:, : self._config.predictor.vocab])
-        heard = [functional.embedding(code, self._tables[0])]
-        x, context = torch.cat([hidden, heard[0]], 1), Cache()
+        output = [functional.embedding(code, self._tables[0])]
+        x, context = torch.cat([hidden, output[0]], 1), Cache()
         for group, head in enumerate(self._heads, 1):
             made = self._predictor(self._narrow(x), context)
             code = self._drawn(functional.linear(made[:, -1], head))
             x = functional.embedding(code, self._tables[group])
-            heard.append(x)
-        return self._talker(torch.stack(heard).sum(0), cache)
+            output.append(x)
+        return self._talker(torch.stack(output).sum(0), cache)
 
     def _drawn(self, logits: Tensor) -> Tensor:
         """Draw a code per row, shape (rows, 1), and read back whether it is the end, as generation loops do."""

@@ -40,7 +40,7 @@ class Qwen3Contract(EngineContract):
         tasks = [self.task(engine, prompt, text="In the sun.", seed=seed) for seed in range(5)]
         assert any(len(spoken(engine, task)) for task in tasks)  # random weights don't always find an end
 
-    def test_describe_tells_how_a_voice_speaks(self, engine: Engine, prompt: bytes) -> None:
+    def test_describe_says_how_a_voice_is_made(self, engine: Engine, prompt: bytes) -> None:
         assert engine.describe(prompt) == {"speaks": "as a continuation of the recording"}
         for damaged in (b"", prompt[:20], b"\x02" + 7 * b"\x00" + b"12", b"\xff" * 40):
             with pytest.raises(InvalidPromptError):

@@ -1,7 +1,7 @@
 """Each kernel against the function of plain torch whose name it bears. `test_kernels` runs this in other processes.
 
-Triton decides when it is imported whether it compiles or interprets, so this can't be done beside other tests. On a
-machine with a GPU the same checks run on it, and a captured frame is compared besides.
+Triton decides when it is imported whether it compiles or interprets, so this needs a process of its own, apart from
+other tests. On a machine with a GPU the same checks run on it, and a captured frame is compared besides.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def test_rms_norm(n: int, width: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("precision", ["fp8", "int8"])
 def test_linear_with_quantized_weights(precision: str, n: int, n_in: int, n_out: int, dtype: torch.dtype) -> None:
     weight = quantize_matrix(random(n_out, n_in), precision)
-    x, heard = random(n, 2 * n_in, dtype=dtype)[:, :n_in], random(n, n_out, dtype=dtype)
+    x, output = random(n, 2 * n_in, dtype=dtype)[:, :n_in], random(n, n_out, dtype=dtype)
     check(kernels.linear(x, weight) / n_in, ops.linear(x, weight) / n_in)
-    added = [heard.clone(), heard.clone()]
+    added = [output.clone(), output.clone()]
     for module, stream in zip((kernels, ops), added, strict=True):
         module.add_linear_(stream, x, weight)
     check(added[0] / n_in, added[1] / n_in)

@@ -53,37 +53,37 @@ def whole(exact: CodecDecoder, frames: Tensor) -> Tensor:
     return torch.cat([exact.step(row[None], exact.new_state(1)) for row in frames])
 
 
-def gap(heard: Tensor, expected: Tensor) -> float:
-    assert heard.shape == expected.shape
-    return float((heard - expected).abs().max())
+def gap(output: Tensor, expected: Tensor) -> float:
+    assert output.shape == expected.shape
+    return float((output - expected).abs().max())
 
 
 @pytest.mark.parametrize("name", ["short", "long"])
 def test_audio_equals_the_reference_package(decoder: CodecDecoder, name: str) -> None:
     with np.load(GOLDENS / "sound.npz") as goldens:
         expected = torch.from_numpy(goldens[f"sound_{name}"] / 32_767)
-    heard = decoder.decode(torch.from_numpy(codes(name)))[:, :: EVERY[name]]
-    assert gap(heard, expected) < 1e-4
+    output = decoder.decode(torch.from_numpy(codes(name)))[:, :: EVERY[name]]
+    assert gap(output, expected) < 1e-4
     assert expected.std() > 0.1  # or silence would pass
 
 
 @pytest.mark.parametrize("size", PIECES)
 def test_audio_in_chunks_equals_audio_at_once(exact: CodecDecoder, frames: Tensor, whole: Tensor, size: int) -> None:
     state = exact.new_state(2)
-    heard = torch.cat([exact.step(piece, state) for piece in frames.split(size, dim=1)], dim=1)
-    assert gap(heard, whole) < 1e-12
+    output = torch.cat([exact.step(piece, state) for piece in frames.split(size, dim=1)], dim=1)
+    assert gap(output, whole) < 1e-12
 
 
 def test_chunks_may_grow(decoder: CodecDecoder, frames: Tensor, whole: Tensor) -> None:
     state = decoder.new_state(2)
-    heard = torch.cat([decoder.step(piece, state) for piece in frames.split([1, 2, 4, 8, 25, 25, 35], dim=1)], dim=1)
-    assert gap(heard.double(), whole) < 1e-4
+    output = torch.cat([decoder.step(piece, state) for piece in frames.split([1, 2, 4, 8, 25, 25, 35], dim=1)], dim=1)
+    assert gap(output.double(), whole) < 1e-4
 
 
 def test_rows_may_be_at_different_positions(exact: CodecDecoder, frames: Tensor, whole: Tensor) -> None:
     """Give each row 0 to 8 valid frames per step; the codes after them are random."""
     state, taken = exact.new_state(2), [0, 0]
-    heard: list[list[Tensor]] = [[], []]
+    output: list[list[Tensor]] = [[], []]
     generator = np.random.Generator(np.random.PCG64(1))
     while max(taken) < N_FRAMES - 8:
         counts = generator.integers(0, 9, 2).tolist()
@@ -92,10 +92,10 @@ def test_rows_may_be_at_different_positions(exact: CodecDecoder, frames: Tensor,
             piece[row, :count] = frames[row, taken[row] : taken[row] + count]
         sound = exact.step(piece, state, torch.tensor(counts))
         for row, count in enumerate(counts):
-            heard[row].append(sound[row, : count * exact.samples_per_frame])
+            output[row].append(sound[row, : count * exact.samples_per_frame])
             taken[row] += count
     for row in (0, 1):
-        got = torch.cat(heard[row])
+        got = torch.cat(output[row])
         assert gap(got, whole[row, : len(got)]) < 1e-12
 
 
@@ -104,8 +104,8 @@ def test_prefilled_row_continues_its_reference(
     exact: CodecDecoder, frames: Tensor, whole: Tensor, n_before: int
 ) -> None:
     state = exact.prefill_codec(frames[0, :n_before])
-    heard = exact.decode(frames[:1, n_before:], state)
-    assert gap(heard[0], whole[0, n_before * exact.samples_per_frame :]) < 1e-12
+    output = exact.decode(frames[:1, n_before:], state)
+    assert gap(output[0], whole[0, n_before * exact.samples_per_frame :]) < 1e-12
 
 
 def test_row_can_change_its_voice(exact: CodecDecoder, frames: Tensor, whole: Tensor) -> None:
@@ -113,10 +113,10 @@ def test_row_can_change_its_voice(exact: CodecDecoder, frames: Tensor, whole: Te
     exact.step(frames[:, :7], state)
     state.copy_row(0, codec_state)
     state.clear_row(1)
-    heard = exact.step(torch.stack([frames[1, 40:48], frames[0, :8]]), state)
+    output = exact.step(torch.stack([frames[1, 40:48], frames[0, :8]]), state)
     start = 40 * exact.samples_per_frame
-    assert gap(heard[0], whole[1, start : start + heard.shape[1]]) < 1e-12
-    assert gap(heard[1], whole[0, : heard.shape[1]]) < 1e-12
+    assert gap(output[0], whole[1, start : start + output.shape[1]]) < 1e-12
+    assert gap(output[1], whole[0, : output.shape[1]]) < 1e-12
     assert int(codec_state.window.n_seen) == 40  # a voice's state serves the next utterance too
 
 
@@ -154,9 +154,9 @@ def test_too_large_n_frames_is_clamped(decoder: CodecDecoder, frames: Tensor) ->
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_close(checkpoint: Path, whole: Tensor, frames: Tensor, dtype: torch.dtype) -> None:
-    heard = load(checkpoint, dtype).decode(frames)
-    assert heard.dtype == dtype
-    assert float((heard.double() - whole).square().mean().sqrt() / whole.square().mean().sqrt()) < 0.05
+    output = load(checkpoint, dtype).decode(frames)
+    assert output.dtype == dtype
+    assert float((output.double() - whole).square().mean().sqrt() / whole.square().mean().sqrt()) < 0.05
 
 
 class Operations(TorchDispatchMode):

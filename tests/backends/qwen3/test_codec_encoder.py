@@ -15,7 +15,7 @@ from afterwords.backends.qwen3.torch.weights import Weights
 from scripts.make_qwen3_sound_goldens import clip
 from tests.backends.qwen3.conftest import GOLDENS
 
-WINDOW_FRAMES = 125  # 250 steps at 25 Hz: where a window in the transformer would begin to be heard
+WINDOW_FRAMES = 125  # 250 steps at 25 Hz: from where a window in the transformer would have an effect
 
 
 @pytest.fixture(scope="module")

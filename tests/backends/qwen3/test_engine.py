@@ -51,7 +51,7 @@ class TestQwen3(Qwen3Contract):
         return Qwen3Small()
 
     def test_request_encodes_no_recording(self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-        def listens(*_: object) -> None:  # whoever listens is found out
+        def listens(*_: object) -> None:  # fails if a recording is encoded
             raise AssertionError("a recording was listened to")
 
         monkeypatch.setattr(CodecEncoder, "encode", listens)
@@ -131,16 +131,16 @@ def test_container_memory_limit_is_respected(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(memory, "CGROUP_LIMITS", (limit,))
     with pytest.raises(
         ModelError, match=r"needs 1\.0 GB of memory; 0\.9 GB", check=has_code("too_little_memory")
-    ) as told:
+    ) as caught:
         Qwen3Large().load("qwen3-1.7b")
-    assert told.value.hint == "use the backend lite, which needs 1 GB."
+    assert caught.value.hint == "use the backend lite, which needs 1 GB."
 
 
 def test_too_little_memory_names_what_fits() -> None:
     sizes = {"qwen3-1.7b": 5_000, "qwen3-0.6b": 3_000}
-    with pytest.raises(ModelError, check=has_code("too_little_memory")) as told:
+    with pytest.raises(ModelError, check=has_code("too_little_memory")) as caught:
         check_memory("qwen3-1.7b", needed_bytes=5_000, room_bytes=4_000, sizes=sizes)
-    assert told.value.hint == "use qwen3-0.6b."
+    assert caught.value.hint == "use qwen3-0.6b."
     check_memory("qwen3-1.7b", needed_bytes=5_000, room_bytes=5_000, sizes=sizes)
 
 

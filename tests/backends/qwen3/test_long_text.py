@@ -31,8 +31,8 @@ def voice(model: TorchModel) -> VoiceOnDevice:
 class Scripted(TorchScheduler):
     """A scheduler without a thread: requests end as scripted, in order, after a frame of audio each."""
 
-    def __init__(self, *ends: FinishReason | Exception, is_heard_first: bool = False) -> None:
-        self.ends, self.is_heard_first = list(ends), is_heard_first
+    def __init__(self, *ends: FinishReason | Exception, is_streamed_first: bool = False) -> None:
+        self.ends, self.is_streamed_first = list(ends), is_streamed_first
         self.requests: list[Request] = []
 
     def submit(self, request: Request) -> None:
@@ -41,8 +41,8 @@ class Scripted(TorchScheduler):
         request.sound.put(np.full(1920, 0.1 * len(self.requests), np.float32))
         if isinstance(end, Exception):
             request.finish(FinishReason.CANCELLED, end)
-        elif self.is_heard_first:
-            request.sound.put(None)  # as where the end is known only after the sound was heard
+        elif self.is_streamed_first:
+            request.sound.put(None)  # the end is known only after the audio was read
         else:
             request.finish(end)
 
@@ -65,7 +65,7 @@ def test_unstreamed_runaway_segment_is_retried(model: TorchModel, voice: VoiceOn
     scheduler = Scripted(bad, bad, FinishReason.STOP)
     sound = read(model, voice, scheduler)
     assert len({request.sampling.seed for request in scheduler.requests}) == 3
-    assert np.abs(sound).max() == np.float32(0.3)  # only the third was heard
+    assert np.abs(sound).max() == np.float32(0.3)  # only the third was streamed
     assert len(sound) == 1920 + FADE
 
 
@@ -77,7 +77,7 @@ def test_segment_that_always_runs_away_is_an_error(model: TorchModel, voice: Voi
 
 
 def test_streamed_runaway_segment_is_not_retried(model: TorchModel, voice: VoiceOnDevice) -> None:
-    scheduler = Scripted(is_heard_first=True)
+    scheduler = Scripted(is_streamed_first=True)
     chunks = LongTextStream(model, scheduler, voice, task()).chunks()
     next(chunks)
     scheduler.requests[0].finish_reason = FinishReason.LENGTH
@@ -88,9 +88,9 @@ def test_streamed_runaway_segment_is_not_retried(model: TorchModel, voice: Voice
 
 def test_exception_is_named_and_not_retried(model: TorchModel, voice: VoiceOnDevice) -> None:
     scheduler = Scripted(MemoryError("of a text"))
-    with pytest.raises(SynthesisError, match="it raised MemoryError") as told:
+    with pytest.raises(SynthesisError, match="it raised MemoryError") as caught:
         read(model, voice, scheduler)
-    assert isinstance(told.value.__cause__, MemoryError)  # by which a server knows that memory ran out
+    assert isinstance(caught.value.__cause__, MemoryError)  # by which a server knows that memory ran out
     assert len(scheduler.requests) == 1
 
 

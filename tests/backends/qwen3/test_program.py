@@ -101,8 +101,8 @@ def test_lite_does_not_import_torch(settings: dict[str, str], tmp_path: Path) ->
 def test_ctrl_c_exits_cleanly(me: dict[str, str]) -> None:
     long = "The quick brown fox jumps over the lazy dog. " * 60
     command = ("say", long, "--seed", "1", "-o", "-", "--format", "pcm")
-    code, told = run_and_interrupt(*command, env=environment(me))
-    assert (code, told.splitlines()[-1]) == (130, b"Stopped.")
+    code, stderr = run_and_interrupt(*command, env=environment(me))
+    assert (code, stderr.splitlines()[-1]) == (130, b"Stopped.")
 
 
 @pytest.fixture(scope="module")

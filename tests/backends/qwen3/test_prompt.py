@@ -65,7 +65,7 @@ def test_empty_text_is_refused(language: Language) -> None:
 
 
 def test_unknown_language_is_refused(language: Language) -> None:
-    with pytest.raises(ValueError, match="'klingon' is none of chinese, english, german"):
+    with pytest.raises(ValueError, match="'klingon' is not one of chinese, english, german"):
         language.prompts.from_speaker("hi", speaker=SPEAKER, language="klingon")
 
 

@@ -100,7 +100,7 @@ def test_closed_stream_frees_its_row(model: TorchModel, scheduler: TorchSchedule
     given_up = [a_request(model, seed=seed, max_frames=200) for seed in range(2)]
     for request in given_up:
         scheduler.submit(request)
-        assert next(request.stream()) is not None  # the iterator is gone at once, and with it who heard it
+        assert next(request.stream()) is not None  # the iterator is closed at once
     after = a_request(model, max_frames=5)
     scheduler.submit(after)
     assert len(read_audio(after)) > 0
@@ -143,7 +143,9 @@ def test_out_of_memory_in_prefill_ends_one_request(
     join = model.talker.prefill
     unlucky, lucky = a_request(model, seed=1), a_request(model, max_frames=5)
 
-    def short_of_memory(rows: object, utterances: list[object]) -> None:  # no device here runs out when it is told to
+    def short_of_memory(
+        rows: object, utterances: list[object]
+    ) -> None:  # a device that runs out of memory is not available
         join(rows, utterances)  # type: ignore[arg-type]
         if utterances[0].sampling.seed == 1:  # type: ignore[attr-defined]
             raise MemoryError
@@ -287,7 +289,7 @@ def test_top_p_step_is_used_only_when_needed(
     known: list[bool] = []
     frame = model.talker.decode_frame
 
-    def noted(rows: BatchState, *, with_top_p: bool) -> None:  # what steps are made of can't be heard
+    def noted(rows: BatchState, *, with_top_p: bool) -> None:  # the kind of step is not visible from outside
         known.append(with_top_p)
         frame(rows, with_top_p=with_top_p)
 

@@ -64,7 +64,7 @@ def lay_out(
     if language is not None:
         languages = config.talker.languages
         if language not in languages:
-            raise ValueError(f"the language {language!a} is none of {', '.join(sorted(languages))}")
+            raise ValueError(f"the language {language!a} is not one of {', '.join(sorted(languages))}")
         steering = (control.think, control.think_bos, languages[language], control.think_eos)
     spoken = [*reference_ids, *text_ids, tokens.eos]
     n_laid = 1 + n_frames

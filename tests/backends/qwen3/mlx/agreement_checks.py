@@ -95,7 +95,7 @@ def test_codes_equal_torch(
         alone = spoken_by_mlx(mlx_model, voice, samplings[row : row + 1], TEXTS[row : row + 1])
         assert alone[0, : len(frames)].tolist() == frames
     assert max(len(frames) for frames in expected) > 20
-    assert len({tuple(frames[0]) for frames in expected if frames}) > 1  # or the text would not be heard
+    assert len({tuple(frames[0]) for frames in expected if frames}) > 1  # otherwise the text would have no effect
 
 
 def test_random_numbers_equal_torch() -> None:
@@ -142,8 +142,8 @@ def decoded(model: MlxModel, codes: NDArray[np.int32], state: CodecState, steps:
     def decode() -> Samples:
         sound, begin, now = [], 0, state
         for n_frames in steps:
-            heard, now = model.decoder.step(codes[:, begin : begin + n_frames], now)
-            sound.append(heard[0])
+            output, now = model.decoder.step(codes[:, begin : begin + n_frames], now)
+            sound.append(output[0])
             begin += n_frames
         return np.concatenate(sound)
 
@@ -155,13 +155,13 @@ def test_streamed_audio_equals_torch_beyond_the_window(
     torch_model: TorchModel, mlx_model: MlxModel, in_context: ReferencePrompt, codes: NDArray[np.int32], is_primed: bool
 ) -> None:
     assert in_context.codes is not None
-    heard: Any = torch_model.decoder.new_state(1)
+    output: Any = torch_model.decoder.new_state(1)
     state = CodecState()
     if is_primed:
-        heard = torch_model.to_device(in_context).codec_state
+        output = torch_model.to_device(in_context).codec_state
         state = device_thread().run(lambda: mlx_model.decoder.prefill_codec(in_context.codes))  # type: ignore[arg-type]
     with torch.inference_mode():
-        expected = torch_model.decoder.step(torch.from_numpy(codes).long(), heard, torch.tensor([codes.shape[1]]))
+        expected = torch_model.decoder.step(torch.from_numpy(codes).long(), output, torch.tensor([codes.shape[1]]))
     ours = decoded(mlx_model, codes, state, [1, 2, 4, 8, 8, 30, codes.shape[1] - 53])
     assert np.abs(expected[0].numpy()).max() > 0.1
     np.testing.assert_allclose(ours, expected[0].numpy(), atol=5e-5)

@@ -62,7 +62,7 @@ class TestMlx(Qwen3Contract):
                 sizes.append(len(scripts))
                 super().__init__(model, scripts, samplings)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(scheduler_module, "MlxBatch", Counted)  # how many speak at once can't be heard
+        monkeypatch.setattr(scheduler_module, "MlxBatch", Counted)  # the batch size is not visible from outside
         task = self.task(engine, prompt, text="One two three. " * 60, seed=None)
         speech = engine.synthesize(task)
         next(speech, None)
@@ -75,11 +75,11 @@ class TestMlx(Qwen3Contract):
         assert sizes == [1]  # alone, and nothing ahead of it that would take turns with it
 
     def test_nan_ends_one_utterance_only(self, engine: Engine, prompt: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-        hear = MlxBatch._forward
+        forward = MlxBatch._forward
         is_broken = True
 
         def broken(group: MlxBatch, columns: mx.array) -> tuple[mx.array, mx.array]:
-            hidden, logits = hear(group, columns)
+            hidden, logits = forward(group, columns)
             return hidden, logits * mx.nan if is_broken else logits
 
         monkeypatch.setattr(MlxBatch, "_forward", broken)  # weights that overflow can't be had
@@ -150,11 +150,11 @@ class TestMlx(Qwen3Contract):
         def is_bad(group: MlxBatch) -> bool:
             return 1 in np.array(group._seeds)
 
-        def broken_hear(group: MlxBatch, columns: mx.array) -> tuple[mx.array, mx.array]:
-            heard = hear(group, columns)  # the cache has gone on for all when one fails
+        def broken_forward(group: MlxBatch, columns: mx.array) -> tuple[mx.array, mx.array]:
+            output = forward(group, columns)  # the cache has gone on for all when one fails
             if is_bad(group) and (where == "prompt" or group.n_frames > 4):
                 raise IndexError
-            return heard
+            return output
 
         def broken_sound(group: MlxBatch, codes: NDArray[np.int32]) -> list[NDArray[np.float32]]:
             if is_bad(group) and group.n_frames > 4:
@@ -162,16 +162,16 @@ class TestMlx(Qwen3Contract):
             return sound(group, codes)
 
         class Deaf:  # a reader that fails when the sound reaches it
-            def put(self, heard: Any) -> None:
-                if heard is not None and bad.n_decoded > 4:
+            def put(self, output: Any) -> None:
+                if output is not None and bad.n_decoded > 4:
                     raise IndexError
-                queue.put(heard)
+                queue.put(output)
 
         other, good, bad = a_request(2), a_request(2), a_request(1)
         submit(other)
         expected, queue = read_audio(other), bad.sound
-        hear, sound = MlxBatch._forward, MlxBatch.decode_audio
-        monkeypatch.setattr(MlxBatch, "_forward", broken_hear if where in ("prompt", "frame") else hear)
+        forward, sound = MlxBatch._forward, MlxBatch.decode_audio
+        monkeypatch.setattr(MlxBatch, "_forward", broken_forward if where in ("prompt", "frame") else forward)
         monkeypatch.setattr(MlxBatch, "decode_audio", broken_sound if where == "codec" else sound)
         if where == "reader":
             bad.sound = Deaf()  # type: ignore[assignment]
@@ -230,21 +230,21 @@ def test_weights_are_chosen_by_memory_and_presence(
 ) -> None:
     monkeypatch.setenv("AFTERWORDS_MODELS", str(tmp_path))
 
-    def told(memory_gb: int) -> str:
+    def describe(memory_gb: int) -> str:
         monkeypatch.setattr(engine_module, "memory_bytes", lambda: memory_gb * 10**9)  # of other machines
         state = MlxLarge().availability()
         return state.fix if isinstance(state, Unavailable) else state.note
 
-    assert [told(gb).split()[-1] for gb in (6, 7, 9, 12, 64)] == [
+    assert [describe(gb).split()[-1] for gb in (6, 7, 9, 12, 64)] == [
         f"qwen3-1.7b-{weights}" for weights in ("4bit", "4bit", "8bit", "bf16", "bf16")
     ]
     (tmp_path / "qwen3-1.7b-4bit").symlink_to(checkpoint)
-    assert "weights qwen3-1.7b-4bit" in told(64)
+    assert "weights qwen3-1.7b-4bit" in describe(64)
     (tmp_path / "qwen3-1.7b-bf16").symlink_to(checkpoint)
-    assert "weights qwen3-1.7b-bf16" in told(64)
-    assert "weights qwen3-1.7b-4bit" in told(8)
+    assert "weights qwen3-1.7b-bf16" in describe(64)
+    assert "weights qwen3-1.7b-4bit" in describe(8)
     monkeypatch.setenv("AFTERWORDS_MLX_WEIGHTS", "8bit")
-    assert told(64) == "afterwords models pull qwen3-1.7b-8bit"
+    assert describe(64) == "afterwords models pull qwen3-1.7b-8bit"
     monkeypatch.delenv("AFTERWORDS_MLX_WEIGHTS")
     (tmp_path / "qwen3-0.6b").symlink_to(checkpoint)
     state = MlxSmall().availability()
@@ -255,14 +255,14 @@ def test_weights_are_chosen_by_memory_and_presence(
 def test_too_little_memory_names_what_fits(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.is_dir()
     monkeypatch.setattr(engine_module, "memory_bytes", lambda: 1_200_000_000)  # of another machine
-    with pytest.raises(ModelError, match=r"needs 1\.0 GB", check=has_code("too_little_memory")) as told:
+    with pytest.raises(ModelError, match=r"needs 1\.0 GB", check=has_code("too_little_memory")) as caught:
         MlxLarge().load("qwen3-1.7b")
-    assert "lite" in told.value.hint
+    assert "lite" in caught.value.hint
     monkeypatch.setattr(engine_module, "SPEAKING_BYTES", 4_000_000_000)
     monkeypatch.setattr(engine_module, "memory_bytes", lambda: 4_000_000_000)
-    with pytest.raises(ModelError, check=has_code("too_little_memory")) as told:
+    with pytest.raises(ModelError, check=has_code("too_little_memory")) as caught:
         MlxLarge().load("qwen3-1.7b")
-    assert told.value.hint == "use qwen3-0.6b-8bit or qwen3-0.6b-4bit."
+    assert caught.value.hint == "use qwen3-0.6b-8bit or qwen3-0.6b-4bit."
 
 
 @pytest.mark.parametrize("missing", ["mlx_audio", "safetensors", "tokenizers"])

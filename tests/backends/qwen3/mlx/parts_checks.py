@@ -86,7 +86,7 @@ def with_a_codec_of_fewer_codes(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (with_a_codec_of_fewer_codes, "16 codebooks of 32 codes"),
         (cut, r"model\.safetensors"),
@@ -97,10 +97,10 @@ def with_a_codec_of_fewer_codes(folder: Path) -> None:
     ],
 )
 def test_damaged_checkpoint_is_named(
-    checkpoint: Path, tmp_path: Path, damage: Callable[[Path], None], told: str
+    checkpoint: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     folder = tmp_path / "tiny"
     shutil.copytree(checkpoint, folder)
     damage(folder)
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         MlxModel(folder, name="tiny", device_thread=device_thread())

@@ -1,6 +1,6 @@
 """Warms up a GPU: kernels are compiled and graphs captured at their first use, which would delay the first request.
 
-A silent voice is prefilled and decoded until every size has been used that one request needs at first. Sizes for more
+A silent voice is prefilled and decoded until every size has been used that a single request needs first. Sizes for more
 rows and longer speech are captured when they are first needed.
 """
 
