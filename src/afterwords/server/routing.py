@@ -98,12 +98,13 @@ class ApiRoute(APIRoute):
 
         return check_and_handle
 
-    async def _call_endpoint(self, request: _JsonRequest) -> Response:
+    async def _call_endpoint(self, request: Request) -> Response:
         """Do what FastAPI's handler does for a route without dependencies, in a third of the time."""
         name = self.dependant.request_param_name
         arguments: dict[str, Any] = {name: request} if name else {}
+        has_query = bool(request.scope["query_string"])  # parsing an empty one takes 4 % of a poll
         for place, source, parameter in self._parameters:
-            value = getattr(request, source).get(parameter.alias)
+            value = getattr(request, source).get(parameter.alias) if has_query or place != "query" else None
             if value is None:
                 arguments[parameter.name] = parameter.get_default()
                 continue
@@ -111,8 +112,8 @@ class ApiRoute(APIRoute):
             if errors:
                 raise _validation_error(errors[0], request)
         if self.body_field is not None:
-            content = await request.body()
-            body = (await request.json() if _is_json(request) else content) if content else None
+            content = await _read_body(request.receive)
+            body = (_parse_json(content) if _is_json(request) else content) if content else None
             if body is None and not self.body_field.field_info.is_required():
                 arguments[self.body_field.name] = self.body_field.get_default()
             else:
@@ -165,7 +166,7 @@ class ApiRoute(APIRoute):
             )
         if scope.get("afterwords.is_direct") and not self.dependant.dependencies:
             await context.authenticate(self.requirements)
-            response = await self._call_endpoint(_JsonRequest(scope, context.receive))
+            response = await self._call_endpoint(Request(scope, context.receive))
             await response(scope, context.receive, context.send)
         else:
             await super().handle(scope, context.receive, context.send)
@@ -175,12 +176,28 @@ class _JsonRequest(Request):
     """A request whose JSON body is parsed by pydantic: faster than the standard library, and bounded in depth."""
 
     async def json(self) -> Any:
-        try:
-            return from_json((await self.body()).removeprefix(BOM_UTF8))
-        except ValueError as error:
-            if any(sign in str(error) for sign in _LONE_SURROGATE):
-                raise TextError(code="invalid_unicode") from None
-            raise InvalidRequestError(code="invalid_json") from None
+        return _parse_json(await self.body())
+
+
+def _parse_json(content: bytes) -> Any:
+    try:
+        return from_json(content.removeprefix(BOM_UTF8))
+    except ValueError as error:
+        if any(sign in str(error) for sign in _LONE_SURROGATE):
+            raise TextError(code="invalid_unicode") from None
+        raise InvalidRequestError(code="invalid_json") from None
+
+
+async def _read_body(receive: Receive) -> bytes:
+    """Read a body, which usually arrives in one message, faster than `Request.body`."""
+    chunks: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _is_json(request: Request) -> bool:
