@@ -127,7 +127,16 @@ async def test_unused_process_ends() -> None:
     pool.close()
 
 
-@pytest.mark.parametrize("code", ["import os; os.abort()", "raise MemoryError", "print('no JSON')"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os.abort()",
+        "raise MemoryError",
+        "print('no JSON')",
+        "print('[]')",
+        """print('{"n_bytes": 1000000000000}')""",
+    ],
+)
 async def test_file_that_kills_its_process_is_refused(
     pool: DecodingPool, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Check, decode and grade uploaded recordings in processes of their own. `VoiceService` calls it, for every format.
+"""Check, decode and grade uploaded recordings in separate processes. `VoiceService` calls it, for every format.
 
 Decoders are large C libraries and uploads are untrusted: what crashes, hangs or fills the memory does so in a process
 with little to lose. It has no secret in its environment, writes no file, and is limited in time and memory. NumPy's
@@ -35,6 +35,8 @@ CPU_MAX_S: Final = 30  # for one file; 60 s of speech take less than one
 WAIT_MAX_S: Final = 120.0  # for one file, on a busy machine
 MEMORY_MAX_BYTES: Final = 768 << 20  # of address space: 200 MiB of libraries, and 60 s at 192 kHz
 RATE_MAX: Final = 48_000  # Hz; nothing a voice needs lies above
+HEADER_MAX_BYTES: Final = 1 << 16
+WAV_MAX_BYTES: Final = 1 << 23  # 60 s at 48 kHz have 5.8 MB
 WAV_MAGICS: Final = (b"RIFF", b"RIFX", b"RF64", b"riff")
 SOURCE: Final = "the recording"
 _ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH",
@@ -165,13 +167,13 @@ class DecodingProcess:
             stdin.write(json.dumps({"task": task, "n_bytes": len(data)}).encode() + b"\n")
             stdin.write(data)
             stdin.flush()
-            facts = json.loads(stdout.readline())
+            facts = json.loads(stdout.readline(HEADER_MAX_BYTES))
             n_bytes = facts.pop("n_bytes")
-            body = stdout.read(n_bytes)
+            body = stdout.read(max(0, min(n_bytes, WAV_MAX_BYTES)))
             if len(body) == n_bytes:
                 return facts, body
-        except (OSError, ValueError):
-            pass  # a broken pipe, or no line: below
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):
+            pass  # a broken pipe, or a malformed answer: below
         finally:
             timer.cancel()
         self.stop()
