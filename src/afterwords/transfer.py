@@ -240,38 +240,29 @@ def sync(*, client: Client | None = None, is_dry: bool = False) -> list[Transfer
         client: The server; None uses the one that `Client()` finds.
         is_dry: Only report what would be done.
     """
+    results = []
     with _connect(client) as server:
         library, links = _open_library()
         remote = {voice.voice_id: voice for voice in server.voices.list()}
-        pushed = list(_push_all(library.list(), remote, server, links, is_dry))
-        return [*pushed, *_pull_all(library.list(), remote, server, links, is_dry)]
-
-
-def _push_all(
-    local: list[Voice], remote: dict[str, Voice], client: Client, links: Links, is_dry: bool
-) -> Iterator[TransferResult]:
-    for voice in local:
-        linked = links.remote_ids(client.base_url, voice.voice_id)
-        if linked and not remote.keys() & set(linked):
-            yield TransferResult(voice.name, TransferStatus.REMOVED_THERE)
-        else:
-            yield _try(_preview if is_dry else send, voice, client)
-
-
-def _pull_all(
-    local: list[Voice], remote: dict[str, Voice], client: Client, links: Links, is_dry: bool
-) -> Iterator[TransferResult]:
-    names, ids = {voice.name for voice in local}, {voice.voice_id for voice in local}
-    for voice in remote.values():
-        linked_id = links.voice_id(client.base_url, voice.voice_id)
-        if linked_id in ids or voice.name in names:  # _push_all has reported it
-            continue
-        if linked_id is not None:
-            yield TransferResult(voice.name, TransferStatus.REMOVED_HERE)
-        elif is_dry:
-            yield TransferResult(voice.name, TransferStatus.PULLED)
-        else:
-            yield _try(fetch, voice, client)
+        for voice in library.list():
+            linked = links.remote_ids(server.base_url, voice.voice_id)
+            if linked and not remote.keys() & set(linked):
+                results.append(TransferResult(voice.name, TransferStatus.REMOVED_THERE))
+            else:
+                results.append(_try(_preview if is_dry else send, voice, server))
+        local = library.list()
+        names, ids = {voice.name for voice in local}, {voice.voice_id for voice in local}
+        for voice in remote.values():
+            linked_id = links.voice_id(server.base_url, voice.voice_id)
+            if linked_id in ids or voice.name in names:  # reported above
+                continue
+            if linked_id is not None:
+                results.append(TransferResult(voice.name, TransferStatus.REMOVED_HERE))
+            elif is_dry:
+                results.append(TransferResult(voice.name, TransferStatus.PULLED))
+            else:
+                results.append(_try(fetch, voice, server))
+    return results
 
 
 def _preview(voice: Voice, *, client: Client) -> TransferResult:
