@@ -32,7 +32,7 @@ from afterwords.models import SpeechTask
 TEXTS: Final = (
     "The harbor was quiet when they arrived.",
     "Every morning she walked along the river to the old mill.",
-    "Nobody had told him that the bridge was closed.",
+    "No one had warned him that the bridge was closed.",
 )
 REFERENCE_S: Final = 10
 ROUNDS: Final = 8

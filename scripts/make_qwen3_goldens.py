@@ -1,7 +1,7 @@
 """Write the codes of the reference package for the tiny checkpoint, which the tests compare with.
 
-The reference is `qwen-tts` 0.1.1, which pins an old transformers and drags a web interface: it gets an environment of
-its own, and is no dependency of the tests.
+The reference is `qwen-tts` 0.1.1, which pins an old transformers and depends on a web interface. It needs its own
+environment, and the tests do not depend on it.
 
     python3.11 -m venv /tmp/oracle
     /tmp/oracle/bin/pip install torch==2.13.0 transformers==4.57.3 accelerate librosa soundfile

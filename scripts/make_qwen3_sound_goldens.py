@@ -24,7 +24,7 @@ EVERY: Final = {"short": 1, "long": 13}
 
 
 def clip(name: str) -> NDArray[np.float32]:
-    """A recording that is the same on every machine: a sawtooth in noise, of whole numbers only."""
+    """Return a recording that is the same on every machine: a sawtooth in noise, of whole numbers only."""
     seconds, rate = CLIPS[name]
     n_samples = int(seconds * rate)
     noise = np.random.Generator(np.random.PCG64(n_samples)).integers(-6000, 6000, n_samples)

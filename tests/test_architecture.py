@@ -121,3 +121,14 @@ def test_the_map_lists_every_package_and_top_level_module() -> None:
 
 def test_the_package_has_few_top_level_modules() -> None:
     assert len([name for name in MODULES if "/" not in name]) <= 12
+
+
+def test_names_of_tests_have_at_most_60_characters() -> None:
+    tests = PYPROJECT.parent / "tests"
+    names = [
+        f"{path.relative_to(tests)}: {name}"
+        for path in sorted(tests.rglob("*.py"))
+        for name in re.findall(r"^ *(?:async )?def (test_\w+)", path.read_text("utf-8"), re.M)
+        if len(name) > 60
+    ]
+    assert names == []
