@@ -76,7 +76,7 @@ media: $(VENV)/.dev
 	$(BIN)/python -m scripts.make_media
 
 $(VENV)/pyvenv.cfg:
-	$(if $(UV),$(UV) venv --quiet --seed --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
+	$(if $(UV),$(UV) venv --quiet --seed --allow-existing --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
 	$(if $(UV),,$(BIN)/python -m pip install --quiet --upgrade pip)
 
 $(VENV)/.lite: pyproject.toml | $(VENV)/pyvenv.cfg
