@@ -105,8 +105,11 @@ def create_app(settings: Settings | None = None) -> AfterwordsApp:
         """Return this API as an OpenAPI document."""
         return JSONResponse(app.openapi())
 
+    async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
+        await unrouted_response(NotFoundError())(scope, receive, send)
+
     app.router.add_api_route("/openapi.json", openapi, include_in_schema=False, route_class_override=route_class)
-    app.router.default = _not_found
+    app.router.default = not_found
     return app
 
 
@@ -149,10 +152,6 @@ def _lifespan(lifetime: Lifetime, settings: Settings | None) -> Callable[[Any], 
                 lifetime.state = None
 
     return lifespan
-
-
-async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    await unrouted_response(NotFoundError())(scope, receive, send)
 
 
 class AfterwordsApp(FastAPI):

@@ -204,7 +204,10 @@ class Authenticator:
         secret = bearer[1]
         try:
             if credential is Credential.WORKER:
-                return self._authenticate_worker(secret, job_id)
+                attempt = read_worker_token(self._worker_secret, job_id, secret)
+                if attempt is None and not _is_equal(self._callback, secret):
+                    raise UnauthorizedError
+                return Identity(attempt=attempt)
             if credential is not Credential.USER and _is_equal(self._admin, secret):
                 if self._is_guessable and self._failures:
                     self._failures.check(self._client_address(peer, forwarded))
@@ -235,14 +238,6 @@ class Authenticator:
             limit=self._rate,
             retry_after_s=wait_s,
         )
-
-    def _authenticate_worker(self, token: str, job_id: str) -> Identity:
-        attempt = read_worker_token(self._worker_secret, job_id, token)
-        if attempt is not None:
-            return Identity(attempt=attempt)
-        if _is_equal(self._callback, token):
-            return Identity()
-        raise UnauthorizedError
 
     def _client_address(self, peer: str, forwarded: Sequence[bytes]) -> str:
         """Return the address of the client: the last one before the trusted proxies, or the network of an IPv6."""

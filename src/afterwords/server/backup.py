@@ -221,7 +221,10 @@ def _verify(file: Path, database: Path) -> tuple[Contents, dict[str, str]]:
     manifest: Any = None
     with _open_members(file) as members:
         for name, content in members:
-            if content is None or name in found or not _is_expected(name, is_first=not found):
+            is_known = name in (DATABASE, MANIFEST) or (
+                name.startswith(BLOBS) and is_server_path(name.removeprefix(BLOBS))
+            )
+            if content is None or name in found or not (is_known if found else name == HEADER):
                 raise InvalidInputError.for_backup(
                     file, why="it is not a backup of afterwords, or its parts are out of order"
                 )
@@ -246,12 +249,6 @@ def _verify(file: Path, database: Path) -> tuple[Contents, dict[str, str]]:
     n_voices = _check_database(file, database, digests, lost=frozenset(manifest.get("lost", ())))
     size_bytes = sum(facts["size"] for facts in found.values())
     return Contents(n_voices, len(digests), size_bytes, tuple(manifest.get("lost", ()))), digests
-
-
-def _is_expected(name: str, *, is_first: bool) -> bool:
-    if is_first:
-        return name == HEADER
-    return name in (DATABASE, MANIFEST) or (name.startswith(BLOBS) and is_server_path(name.removeprefix(BLOBS)))
 
 
 def _parse_json(file: Path, data: bytes) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
@@ -236,12 +235,7 @@ def load_settings(**overrides: object) -> Settings:
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise _invalid_option(error, overrides) from None
-
-
-def _invalid_option(invalid: ValidationError, overrides: Mapping[str, object]) -> InvalidOptionError:
-    """Return the error for the first invalid setting, named as it was set; secrets are not shown."""
-    first = invalid.errors(include_url=False)[0]
+        first = error.errors(include_url=False)[0]
     field = str(first["loc"][0])
     variable = f"AFTERWORDS_{field.upper()}"
     name = field if field in overrides else variable if os.environ.get(variable) else f"config.toml: {field}"
@@ -249,7 +243,7 @@ def _invalid_option(invalid: ValidationError, overrides: Mapping[str, object]) -
     value = "***" if field.endswith("secret") else first["input"]
     if field.endswith("url") and isinstance(value, str):
         value = without_secrets(value)
-    return InvalidOptionError.for_option(name, value=value, allowed=rule)
+    raise InvalidOptionError.for_option(name, value=value, allowed=rule)
 
 
 def without_secrets(url: str) -> str:

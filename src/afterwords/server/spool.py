@@ -75,7 +75,14 @@ class Spool(RawIOBase):
         size = max(0, min(size, self.size_bytes - position))
         if self._file is None:
             return bytes(self._memory.getbuffer()[position : position + size])
-        return _read_at(self._file, position, size)
+        if not hasattr(os, "pread"):  # Windows
+            self._file.seek(position)
+            return self._file.read(size)
+        pieces = []
+        while size and (piece := os.pread(self._file.fileno(), size, position)):
+            pieces.append(piece)
+            position, size = position + len(piece), size - len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def replace_head(self, head: bytes) -> None:
         """Overwrite the first bytes."""
@@ -112,17 +119,6 @@ def _write_all(file: BinaryIO, data: Any) -> None:
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
-
-
-def _read_at(file: BinaryIO, position: int, size: int) -> bytes:
-    if not hasattr(os, "pread"):  # Windows
-        file.seek(position)
-        return file.read(size)
-    pieces = []
-    while size and (piece := os.pread(file.fileno(), size, position)):
-        pieces.append(piece)
-        position, size = position + len(piece), size - len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class MemoryReader:

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from pydantic import Field
@@ -107,16 +107,7 @@ def _parse(url: str) -> httpx.URL:
         raise InvalidRequestError.invalid_webhook_url(why="it is not a URL") from None
     if parsed.port is not None and not 1 <= parsed.port <= 65_535:
         raise InvalidRequestError.invalid_webhook_url(why="its port is not 1 to 65535")
-    _check_host(_host(parsed))
-    return parsed
-
-
-def _host(url: httpx.URL) -> str:
-    """Return the host in ASCII, without the root dot; an IPv6 address without brackets."""
-    return url.raw_host.decode("ascii").lower().removesuffix(".")
-
-
-def _check_host(host: str) -> None:
+    host = _host(parsed)
     if not host:
         raise InvalidRequestError.invalid_webhook_url(why="it names no host")
     if ":" in host or _NUMBER.fullmatch(host):
@@ -124,6 +115,12 @@ def _check_host(host: str) -> None:
             raise InvalidRequestError.invalid_webhook_url(why="its address is not a public one")
     elif len(host) > 253 or not _NAME.fullmatch(host) or f".{host}".endswith(tuple(f".{n}" for n in _PRIVATE_NAMES)):
         raise InvalidRequestError.invalid_webhook_url(why="its host is not the name of a public one")
+    return parsed
+
+
+def _host(url: httpx.URL) -> str:
+    """Return the host in ASCII, without the root dot; an IPv6 address without brackets."""
+    return url.raw_host.decode("ascii").lower().removesuffix(".")
 
 
 # -- one call ------------------------------------------------------------------------------------------------
@@ -207,23 +204,19 @@ async def _call(
         raise InvalidRequestError.invalid_webhook_url(why="its host is not public")
     body, headers = _message(call, clock)
     headers["host"] = (f"[{host}]" if ":" in host else host) + (f":{url.port}" if url.port else "")
+    options: dict[str, Any] = {"headers": headers, "extensions": {"sni_hostname": host}}
+    timeout = httpx.Timeout(TIMEOUT_S, connect=_CONNECT_S)
     failure: httpx.HTTPError | None = None
     for address in addresses:
         try:
-            return await _post(url.copy_with(host=address), host, body, headers, tls)
+            async with (  # the address must present a certificate of the host
+                httpx.AsyncClient(verify=tls, trust_env=False, follow_redirects=False, timeout=timeout) as client,
+                client.stream("POST", url.copy_with(host=address), content=body, **options) as response,
+            ):
+                return response.status_code
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # nothing was sent: try the next address
             failure = error
     raise failure or httpx.ConnectError("no address answered")
-
-
-async def _post(url: httpx.URL, host: str, body: str, headers: dict[str, str], tls: ssl.SSLContext) -> int:
-    """Post to the address in the URL, which must present a certificate of the host; return the status."""
-    timeout = httpx.Timeout(TIMEOUT_S, connect=_CONNECT_S)
-    async with (
-        httpx.AsyncClient(verify=tls, trust_env=False, follow_redirects=False, timeout=timeout) as client,
-        client.stream("POST", url, content=body, headers=headers, extensions={"sni_hostname": host}) as response,
-    ):
-        return response.status_code
 
 
 class WebhookData(Model):

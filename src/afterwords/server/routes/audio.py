@@ -100,27 +100,22 @@ async def audio_response(
     headers = {"Cache-Control": "private, no-store", **headers}
     try:
         if speech_format is SpeechFormat.WAV:
-            return await _wav_response(request, audio, sha256, headers)
+            tag = f'"{sha256}"'
+            headers |= {"Accept-Ranges": "bytes", "ETag": tag}
+            is_get = request.method == "GET" and not context_of(request).is_head
+            header = request.headers.get("range") if is_get else None
+            part = None
+            if header is not None and request.headers.get("if-range", tag) == tag:
+                part = parse_range(header, audio.size_bytes)
+            first, last = part or (0, audio.size_bytes - 1)
+            if part is not None:
+                headers["Content-Range"] = f"bytes {first}-{last}/{audio.size_bytes}"
+            return await _send_range(audio, first, last + 1, 200 if part is None else 206, headers, "audio/wav")
         headers["Accept-Ranges"] = "none"
         return await _encoded_response(request, audio, speech_format, voice_id, sha256, headers)
     except BaseException:
         audio.close()
         raise
-
-
-async def _wav_response(request: Request, audio: BlobReader, sha256: str, headers: dict[str, str]) -> Response:
-    tag = f'"{sha256}"'
-    headers |= {"Accept-Ranges": "bytes", "ETag": tag}
-    is_get = request.method == "GET" and not context_of(request).is_head
-    header = request.headers.get("range") if is_get else None
-    part = None
-    if header is not None and request.headers.get("if-range", tag) == tag:
-        part = parse_range(header, audio.size_bytes)
-    first, last = part or (0, audio.size_bytes - 1)
-    status = 200 if part is None else 206
-    if part is not None:
-        headers["Content-Range"] = f"bytes {first}-{last}/{audio.size_bytes}"
-    return await _send_range(audio, first, last + 1, status, headers, "audio/wav")
 
 
 async def _send_range(

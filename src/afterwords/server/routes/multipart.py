@@ -54,32 +54,27 @@ async def read_form(
         fields: Names of text fields.
 
     Raises:
-        InvalidRequestError: The body is not a valid form, or incomplete.
-        InvalidRequestError: The content type of the file is not accepted.
+        InvalidRequestError: The body is not a valid form, incomplete, or too large without the file; or the content
+            type of the file is not accepted.
         RecordingError: The file is too large.
-        InvalidRequestError: Everything but the file is too large.
         StorageFullError, StorageUnavailableError: The file can't be written.
         ClientDisconnect: The client disconnected.
     """
-    reader = _FormReader(file, file_field, fields, max_file_bytes)
-    try:
-        parser = MultipartParser(_boundary(request), reader.callbacks())
-        async for chunk in request.stream():
-            parser.write(chunk)
-            reader.check_size(len(chunk))
-    except FormParserError:  # its message quotes what was sent
-        raise InvalidRequestError.invalid_form(why="it is malformed") from None
-    return reader.form()
-
-
-def _boundary(request: Request) -> bytes:
     kinds = request.headers.getlist("content-type")
     kind, options = parse_options_header(kinds[0]) if len(kinds) == 1 else (b"", {})
     if kind.lower() != b"multipart/form-data":
         raise InvalidRequestError.invalid_form(why="its content type is not multipart/form-data")
     if not (boundary := options.get(b"boundary")):
         raise InvalidRequestError.invalid_form(why="its content type names no boundary")
-    return boundary
+    reader = _FormReader(file, file_field, fields, max_file_bytes)
+    try:
+        parser = MultipartParser(boundary, reader.callbacks())
+        async for chunk in request.stream():
+            parser.write(chunk)
+            reader.check_size(len(chunk))
+    except FormParserError:  # its message quotes what was sent
+        raise InvalidRequestError.invalid_form(why="it is malformed") from None
+    return reader.form()
 
 
 @dataclass(slots=True)
@@ -135,7 +130,12 @@ class _FormReader:
         """Return the form after its end."""
         if not self._is_complete:
             raise InvalidRequestError.invalid_form(why="it ends before its last boundary")
-        texts = {name: _decode(name, content) for name, content in self._parts.items()}
+        texts = {}
+        for name, content in self._parts.items():
+            try:
+                texts[name] = content.getvalue().decode()
+            except UnicodeDecodeError:
+                raise InvalidRequestError.invalid_form(why=f"{name} is not UTF-8") from None
         return Form(texts, self._has_file, self._content_type)
 
     # -- headers ---------------------------------------------------------------------------------------------
@@ -217,10 +217,3 @@ class _FormReader:
 
     def _too_large(self) -> RecordingError:
         return RecordingError.too_large(self._file_field, size_bytes=self._n_file, maximum_bytes=self._max_file_bytes)
-
-
-def _decode(name: str, content: BytesIO) -> str:
-    try:
-        return content.getvalue().decode()
-    except UnicodeDecodeError:
-        raise InvalidRequestError.invalid_form(why=f"{name} is not UTF-8") from None

@@ -32,16 +32,13 @@ _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 # -- requests -------------------------------------------------------------------------------------------------
 
 
-def _parse_job_id(value: str) -> str:
-    if (job_id := parse_id(value)) is None:
-        raise NotFoundError(code="job_not_found")
-    return job_id
+def _id_parser(missing_code: str) -> AfterValidator:
+    def parse(value: str) -> str:
+        if (parsed := parse_id(value)) is None:
+            raise NotFoundError(code=missing_code)
+        return parsed
 
-
-def _parse_key_id(value: str) -> str:
-    if (key_id := parse_id(value)) is None:
-        raise NotFoundError(code="key_not_found")
-    return key_id
+    return AfterValidator(parse)
 
 
 def _check_idempotency_key(value: str) -> str:
@@ -52,8 +49,8 @@ def _check_idempotency_key(value: str) -> str:
     return value
 
 
-JobId = Annotated[str, AfterValidator(_parse_job_id), Path(description="ID of the job.")]
-KeyId = Annotated[str, AfterValidator(_parse_key_id), Path(description="ID of the key.")]
+JobId = Annotated[str, _id_parser("job_not_found"), Path(description="ID of the job.")]
+KeyId = Annotated[str, _id_parser("key_not_found"), Path(description="ID of the key.")]
 VoiceId = Annotated[str, Path(description="ID or exact name of the voice.")]
 IdempotencyKey = Annotated[
     Annotated[str, AfterValidator(_check_idempotency_key)] | None,

@@ -94,7 +94,17 @@ async def synthesize(
     elif body.stream:
         response = await _stream(request, result)
     else:
-        response = await _wait(request, result.job, wait_s=_parse_prefer(prefer))
+        job = result.job
+        waits = (_WAIT.fullmatch(preference) for preference in (prefer or "").split(","))
+        wait_s = next((min(int(match[1]), WAIT_MAX_S) for match in waits if match), 0)
+        if wait_s:
+            waiting = state.synthesis.get_job(caller, job.job_id, wait_s=wait_s)
+            job = await while_connected(request.receive, waiting)
+        if wait_s and job.status is JobStatus.READY:
+            response = await _job_audio(request, job, _job_headers(job))
+        else:
+            headers = _speech_headers(job.voice_id, job.backend, cache="MISS", synth_ms=-1)
+            response = json_response(JobAccepted(job_id=job.job_id, status=job.status), 202, headers)
     if result.left_out:
         response.headers["X-Left-Out"] = ",".join(quote(word[:40]) for word in result.left_out[:LEFT_OUT_MAX])
     return response
@@ -176,17 +186,6 @@ async def cancel_job(request: Request, job_id: JobId) -> Response:
 # -- audio ----------------------------------------------------------------------------------------------------
 
 
-async def _wait(request: Request, job: StoredJob, *, wait_s: int) -> Response:
-    """Return the audio if the job is ready in time, else the job."""
-    if wait_s:
-        waiting = state_of(request).synthesis.get_job(caller_of(request), job.job_id, wait_s=wait_s)
-        job = await while_connected(request.receive, waiting)
-        if job.status is JobStatus.READY:
-            return await _job_audio(request, job, _job_headers(job))
-    headers = _speech_headers(job.voice_id, job.backend, cache="MISS", synth_ms=-1)
-    return json_response(JobAccepted(job_id=job.job_id, status=job.status), 202, headers)
-
-
 async def _stream(request: Request, accepted: AcceptedJob) -> Response:
     """Return the audio while it is generated; or, if this process can't listen to the job, once it is ready.
 
@@ -234,14 +233,6 @@ async def _job_audio(request: Request, job: StoredJob, headers: dict[str, str]) 
 
 
 # -- headers and bodies ---------------------------------------------------------------------------------------
-
-
-def _parse_prefer(prefer: str | None) -> int:
-    """Return the seconds of `Prefer: wait=N`; other preferences are ignored."""
-    for preference in (prefer or "").split(","):
-        if match := _WAIT.fullmatch(preference):
-            return min(int(match[1]), WAIT_MAX_S)
-    return 0
 
 
 def _speech_headers(voice_id: str, backend: str, *, cache: str, synth_ms: int) -> dict[str, str]:

@@ -13,7 +13,7 @@ from afterwords.library.bundle import BUNDLE_MAX_BYTES
 from afterwords.models import BUNDLE_TYPE, ConsentKind
 from afterwords.server.auth import Credential, requires
 from afterwords.server.records import Scope, StoredVoice, VoiceChanges
-from afterwords.server.routes.multipart import Form, read_form
+from afterwords.server.routes.multipart import read_form
 from afterwords.server.routes.responses import (
     COMMON,
     IdempotencyKey,
@@ -102,7 +102,20 @@ async def create_voice(request: Request, idempotency_key: IdempotencyKey = None)
         form = await read_form(
             request, file, max_file_bytes=REFERENCE_MAX_BYTES, file_field="ref_audio", fields=TEXT_FIELDS
         )
-        fields = _parse_form(form)
+        for name, is_present in (("name", "name" in form.fields), ("ref_audio", form.has_file)):
+            if not is_present:
+                raise InvalidRequestError.missing_field(name)
+        consent = form.fields.get("consent") or None
+        if consent is not None and consent not in set(ConsentKind):
+            raise InvalidRequestError.invalid_field("consent", rule=f"it must be one of {', '.join(ConsentKind)}")
+        fields = VoiceFields(
+            name=form.fields["name"],
+            backend=form.fields.get("backend"),
+            lang=form.fields.get("lang") or "en",
+            ref_text=form.fields.get("ref_text"),
+            family=form.fields.get("family"),
+            consent=ConsentKind(consent) if consent else None,
+        )
         async with state.uploading.slot(caller.account_id):
             file.seek(0)
             voice = await state.voices.register(caller, fields, file.read(), idempotency_key=idempotency_key)
@@ -218,24 +231,6 @@ async def import_voice(request: Request, idempotency_key: IdempotencyKey = None)
             file.seek(0)
             voice = await state.voices.import_bundle(caller, file.read(), idempotency_key=idempotency_key)
     return json_response(_created_body(voice), 201, _grade_header(voice))
-
-
-def _parse_form(form: Form) -> VoiceFields:
-    if "name" not in form.fields:
-        raise InvalidRequestError.missing_field("name")
-    if not form.has_file:
-        raise InvalidRequestError.missing_field("ref_audio")
-    consent = form.fields.get("consent") or None
-    if consent is not None and consent not in set(ConsentKind):
-        raise InvalidRequestError.invalid_field("consent", rule=f"it must be one of {', '.join(ConsentKind)}")
-    return VoiceFields(
-        name=form.fields["name"],
-        backend=form.fields.get("backend"),
-        lang=form.fields.get("lang") or "en",
-        ref_text=form.fields.get("ref_text"),
-        family=form.fields.get("family"),
-        consent=ConsentKind(consent) if consent else None,
-    )
 
 
 def _grade_header(voice: StoredVoice) -> dict[str, str]:
