@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import signal
 import socket
@@ -138,6 +139,12 @@ class TestServe:
         done = run("serve", "--port", "0", env={"AFTERWORDS_BACKENDS": "unknown"})
         done.expect_error(1, "BackendUnavailableError")
         assert not (home / "server").exists()
+
+    def test_refused_start_leaves_no_log_handlers(self) -> None:
+        loggers = [logging.getLogger(name) for name in (None, "afterwords.server", "uvicorn")]
+        before = [[*logger.handlers] for logger in loggers]
+        run("serve", "--port", "0", env={"AFTERWORDS_BACKENDS": "unknown"}).expect_error(1, "BackendUnavailableError")
+        assert [logger.handlers for logger in loggers] == before
 
     def test_newer_database_is_not_changed(self, served: Served) -> None:
         served.start()

@@ -30,14 +30,13 @@ def serve(
     Settings come from AFTERWORDS_* variables and config.toml in the home folder: see docs/server.md.
     """
     require_server("Serving")
-    from afterwords.server.run import EXIT_BY_SIGNAL, configure_log
+    from afterwords.server.run import EXIT_BY_SIGNAL
     from afterwords.server.run import serve as run
     from afterwords.server.settings import load_settings
 
     serve_library = None if library else False  # without the flag, the setting decides
     options = {"host": host, "port": port, "serve_library": serve_library}
     settings = load_settings(**{name: value for name, value in options.items() if value is not None})
-    configure_log(settings)
 
     def show_key(minted: MintedKey) -> None:
         if settings.log == "text":  # otherwise stderr carries only JSON

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from http import HTTPStatus
 from types import FrameType
@@ -74,10 +74,12 @@ def serve(
     if n_connections is not None:  # with few descriptors, one key must not take them all
         maximum = min(settings.max_requests_per_key, max(1, n_connections // 2))
         settings = settings.model_copy(update={"max_requests_per_key": maximum})
-    check_backends(settings)
-    os.umask(0o077)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    with _bind(settings) as listener:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(log_to_stderr(settings))
+        check_backends(settings)
+        os.umask(0o077)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        listener = stack.enter_context(_bind(settings))
         settings = settings.model_copy(update={"port": listener.getsockname()[1]})
         if key := asyncio.run(_first_key(settings)):
             on_first_key(key)
@@ -102,8 +104,9 @@ def serve(
         return server.signal
 
 
-def configure_log(settings: Settings) -> None:
-    """Log one line per event to stderr, as text or JSON.
+@contextlib.contextmanager
+def log_to_stderr(settings: Settings) -> Iterator[None]:
+    """Log one line per event to stderr, as text or JSON, until the block ends.
 
     Of uvicorn, only warnings and errors are logged; of other libraries, only the logger's name at an error, because
     their messages may quote a request.
@@ -113,20 +116,27 @@ def configure_log(settings: Settings) -> None:
     )
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     line = _JsonLine() if settings.log == "json" else _Line()
-    for name, lowest in (("afterwords.server", logging.DEBUG), ("uvicorn", logging.WARNING)):
-        handler = logging.StreamHandler()
-        handler.setFormatter(line)
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.setLevel(max(level, lowest))
-        logger.propagate = False
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).addFilter(_remove_traceback)
-    others = logging.StreamHandler()
+    handler, others = logging.StreamHandler(), logging.StreamHandler()
+    handler.setFormatter(line)
     others.setFormatter(line)
     others.setLevel(logging.ERROR)
     others.addFilter(_remove_message)
     logging.getLogger().addHandler(others)
+    ours = [(logging.getLogger("afterwords.server"), logging.DEBUG), (logging.getLogger("uvicorn"), logging.WARNING)]
+    for logger, lowest in ours:
+        logger.addHandler(handler)
+        logger.setLevel(max(level, lowest))
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(others)
+        for logger, _ in ours:
+            logger.removeHandler(handler)
+            logger.setLevel(logging.NOTSET)
+            logger.propagate = True
 
 
 class _Line(logging.Formatter):
