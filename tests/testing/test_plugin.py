@@ -136,9 +136,11 @@ class TestElsewhere:
     def test_settings_of_developer_and_server_stay_apart(self, tmp_path: Path) -> None:
         (tmp_path / "test_it.py").write_text("""
 import os, httpx
+from afterwords.network import TELEMETRY_SWITCHES
 
 def settings():
-    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    others = {"PYTEST_CURRENT_TEST", *TELEMETRY_SWITCHES}
+    return {name: value for name, value in os.environ.items() if name not in others}
 
 BEFORE = settings()
 

@@ -12,8 +12,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from http.client import HTTPConnection
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,7 +38,8 @@ DRAIN_S: Final = 1.0
 class RunningServer:
     """A server for tests; use it as a context manager, or call `start` and `stop`.
 
-    It ignores the developer's settings, and leaves the environment as it was.
+    It ignores the developer's settings, and leaves the environment as it was, except that it turns off the telemetry of
+    libraries.
 
     Attributes:
         url: Its address.
@@ -76,7 +77,11 @@ class RunningServer:
             TimeoutError: Its engine was not loaded within 60 s.
         """
         try:
-            with _own_environment(self._home):  # the server reads it only when it starts
+            with pytest.MonkeyPatch.context() as patch:  # the server reads the environment only when it starts
+                for name in [name for name in os.environ if name.upper().startswith("AFTERWORDS_")]:
+                    patch.delenv(name)
+                patch.setenv("AFTERWORDS_HOME", str(self._home))
+                patch.setenv("AFTERWORDS_TESTING", "1")  # enables the fault words of the tone
                 server = self._start_thread()
                 self._wait_until(lambda: server.started, what="did not start")
             self._wait_until(lambda: self._request("GET", "/readyz")[0] == 200, what="did not load its engine")
@@ -158,14 +163,3 @@ class RunningServer:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
             return response.status, json.loads(response.read())
-
-
-@contextmanager
-def _own_environment(home: Path) -> Iterator[None]:
-    """Remove the developer's settings from the environment, and enable the fault words of the tone."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.upper().startswith("AFTERWORDS_")]:
-            patch.delenv(name)
-        patch.setenv("AFTERWORDS_HOME", str(home))
-        patch.setenv("AFTERWORDS_TESTING", "1")
-        yield
