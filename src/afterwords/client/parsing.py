@@ -88,11 +88,13 @@ def parse_error(response: Response, request: Request) -> AfterwordsError:
     """Return the error that a response describes: the class of its code, with the request ID."""
     if 300 <= response.status < 400:
         return invalid_response(response, "it redirects to another address, which must not receive the key")
-    fields = _error_fields(response)
-    if fields is None:
+    fields: dict[str, Any] = {}
+    try:
+        error = json.loads(response.body)["error"]
+        fields = error if isinstance(error, dict) else {"message": error if isinstance(error, str) else ""}
+    except (ValueError, KeyError, TypeError, RecursionError):
         if not response.is_json and not response.is_transient_failure:  # else a proxy reports that the server is down
             return invalid_response(response, f"it has status {response.status} and is not JSON")
-        fields = {}
     missing_code = request.missing_code if response.status == 404 else ""
     code = _word(fields.get("code")) or _CODES.get(response.status) or missing_code
     request_id = _word(fields.get("request_id")) or _word(response.headers.get("x-request-id"))
@@ -108,15 +110,6 @@ def parse_error(response: Response, request: Request) -> AfterwordsError:
         retry_after_s=response.retry_after_s,
         request_id=request_id,
     )
-
-
-def _error_fields(response: Response) -> dict[str, Any] | None:
-    """Return the error object of a body; a plain message counts as one."""
-    try:
-        error = json.loads(response.body)["error"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return error if isinstance(error, dict) else {"message": error if isinstance(error, str) else ""}
 
 
 def _word(value: object) -> str | None:

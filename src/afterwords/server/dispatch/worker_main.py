@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +21,7 @@ from afterwords.backends.memory import peak_bytes
 from afterwords.errors import AfterwordsError
 from afterwords.server.dispatch import messages
 from afterwords.server.dispatch.messages import INVALID_PROMPT, Message
-from afterwords.server.dispatch.worker import PcmStream, Work, Worker, is_out_of_memory
+from afterwords.server.dispatch.worker import Work, Worker, is_out_of_memory
 from afterwords.server.pipes import take_pipes
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -112,15 +112,22 @@ class MessageServer:
             self._send("checkpoint", checkpoint, number=number)
 
         parts: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         start = 0
         for name, n_bytes in message.facts["parts"].items():
             parts[name] = message.body[start : start + n_bytes]
             start += n_bytes
         try:
-            stream = self._worker.start(Work(**message.facts["work"], **parts), progress, save)
-            facts = self._stream(number, stream, cancelled)
+            with closing(self._worker.start(Work(**message.facts["work"], **parts), progress, save)) as stream:
+                self._send("speaking", stream.new_prompt or b"", number=number, is_new=stream.new_prompt is not None)
+                for pcm in stream:
+                    if cancelled.is_set():
+                        break
+                    self._send("audio", pcm, number=number, sample_rate=stream.sample_rate)
+            if stream.result is not None:  # it was not cancelled
+                facts = {"synth_ms": stream.result.synth_ms}
         except UtteranceCancelledError:
-            facts = {}
+            pass
         except Exception as error:  # noqa: BLE001 - as above
             facts = _describe(error)
         del self._cancelled[number]
@@ -129,19 +136,6 @@ class MessageServer:
             for backend, version in [*self._prompt_versions.items()]
         )
         self._send("ended", number=number, peak=peak_bytes(), is_outdated=is_outdated, **facts)
-
-    def _stream(self, number: int, stream: PcmStream, cancelled: threading.Event) -> dict[str, Any]:
-        """Send prompt and audio; return the facts of the end."""
-        self._send("speaking", stream.new_prompt or b"", number=number, is_new=stream.new_prompt is not None)
-        try:
-            for pcm in stream:
-                if cancelled.is_set():
-                    return {}
-                self._send("audio", pcm, number=number, sample_rate=stream.sample_rate)
-        finally:
-            stream.close()
-        assert stream.result is not None
-        return {"synth_ms": stream.result.synth_ms}
 
 
 def _clip(fraction: float) -> float:
