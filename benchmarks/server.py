@@ -25,7 +25,7 @@ import psutil
 from afterwords.audio.wav import check_reference_wav
 from afterwords.errors import AfterwordsError
 from benchmarks.load import Load, load, request
-from tests.e2e.served import final, register, serving, speak
+from tests.e2e.served import register, serving, submit_text, wait_for_job
 
 ROUNDS = 9
 REQUESTS = 2_000
@@ -90,8 +90,8 @@ def against_static(folder: Path) -> list[str]:
     """Measure cache hits, durable submits and polls."""
     with serving(folder / "speaking", LIMITS) as served, served.client() as client:
         voice_id = register(client)
-        job_id = speak(client, voice_id, TEXT)
-        final(client, job_id)
+        job_id = submit_text(client, voice_id, TEXT)
+        wait_for_job(client, job_id)
         body = json.dumps({"voice_id": voice_id, "text": TEXT}).encode()
         audio = folder / "audio.wav"
         audio.write_bytes(client.post("/v1/synthesize", content=body, headers=_JSON).content)
@@ -148,7 +148,7 @@ def latency(folder: Path) -> list[str]:
         voice_id = register(client)
         for number in range(220):
             started = time.perf_counter()
-            job_id = speak(client, voice_id, f"Job number {number}.")
+            job_id = submit_text(client, voice_id, f"Job number {number}.")
             while client.get(f"/v1/jobs/{job_id}", params={"wait": 10}).json()["status"] == "pending":
                 pass
             durations_ms.append(1000 * (time.perf_counter() - started))
@@ -164,7 +164,7 @@ def latency(folder: Path) -> list[str]:
 def memory(folder: Path) -> list[str]:
     """Measure the resident memory of the idle server process, which runs no engine, after a voice and a job."""
     with serving(folder / "idle") as served, served.client() as client:
-        final(client, speak(client, register(client), TEXT))
+        wait_for_job(client, submit_text(client, register(client), TEXT))
         assert served.process is not None
         resident = psutil.Process(served.process.pid).memory_info().rss / 2**20
     return [f"| server process, idle | {resident:.0f} MB | ≤ 150 MB |"]

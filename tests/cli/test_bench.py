@@ -16,7 +16,7 @@ import afterwords as aw
 from afterwords.client.profiles import Profiles
 from afterwords.models import Voice
 from tests.cli.program import COMMAND, environment, list_files, run
-from tests.e2e.served import Served, serving, until
+from tests.e2e.served import Served, serving, wait_until
 from tests.hosted.service import HostedService
 
 TEXT = "Hello there, canary."
@@ -129,7 +129,7 @@ def test_no_process_outlives_the_command(sig: signal.Signals) -> None:
     with subprocess.Popen(
         command, env=environment(TESTING), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        until(lambda: leads_a_session(process.pid), what="the measuring process")
+        wait_until(lambda: leads_a_session(process.pid), what="the measuring process")
         children = psutil.Process(process.pid).children()
         process.send_signal(sig)
         out, err = process.communicate(timeout=30)

@@ -11,7 +11,7 @@ import pytest
 from afterwords.audio.audio import decode
 from afterwords.provenance import verify
 from tests.cli.program import run
-from tests.e2e.served import final, register, speak, until
+from tests.e2e.served import register, submit_text, wait_for_job, wait_until
 from tests.hosted.service import HostedService
 
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
@@ -27,15 +27,15 @@ def hosted(hosted: HostedService) -> HostedService:
 
 def done_job(client: httpx.Client, text: str = TEXT, **fields: str) -> str:
     """Submit a job, wait until it is final, and return its ID."""
-    job_id = speak(client, register(client), text, **fields)
-    final(client, job_id)
+    job_id = submit_text(client, register(client), text, **fields)
+    wait_for_job(client, job_id)
     return job_id
 
 
 def pending_job(service: HostedService) -> str:
     headers = {"Authorization": f"Bearer {service.api_key}"}
     with httpx.Client(base_url=service.url, headers=headers) as client:
-        return speak(client, register(client), TEXT)
+        return submit_text(client, register(client), TEXT)
 
 
 def test_list_is_newest_first_with_status(client: httpx.Client) -> None:
@@ -95,19 +95,19 @@ def test_final_job_is_shown_and_not_cancelled(client: httpx.Client) -> None:
 
 
 def test_pending_job_shows_its_step(client: httpx.Client) -> None:
-    job_id = speak(client, register(client), "fault-slow " + 200 * "and on ")
-    until(lambda: client.get(f"/v1/jobs/{job_id}").json()["step"] == "speaking", what="speaking")
+    job_id = submit_text(client, register(client), "fault-slow " + 200 * "and on ")
+    wait_until(lambda: client.get(f"/v1/jobs/{job_id}").json()["step"] == "speaking", what="speaking")
 
     shown = json.loads(run("jobs", "show", job_id, "--json").out)
     assert (shown["step"], 0 <= shown["progress"] < 1) == ("speaking", True)
     [row] = [line for line in run("jobs", "list").out.splitlines() if job_id in line]
     assert "pending: speaking, " in row
     run("jobs", "cancel", job_id)
-    assert (final(client, job_id)["step"], final(client, job_id)["progress"]) == (None, None)
+    assert (wait_for_job(client, job_id)["step"], wait_for_job(client, job_id)["progress"]) == (None, None)
 
 
 def test_cancelled_job_is_not_waited_for(client: httpx.Client) -> None:
-    job_id = speak(client, register(client), "this will fault-hang")
+    job_id = submit_text(client, register(client), "this will fault-hang")
 
     assert json.loads(run("jobs", "cancel", job_id, "--json").out)["status"] == "cancelled"
 

@@ -18,7 +18,7 @@ import pytest
 
 from afterwords.errors import pip_install
 from tests.cli.program import run
-from tests.e2e.served import Served, register, speak, until
+from tests.e2e.served import Served, register, submit_text, wait_until
 
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 KEY = re.compile(r"aw_[A-Za-z0-9_-]{43}")
@@ -53,7 +53,7 @@ class TestWithoutEngines:
             german = register(client, name="german", lang="de")
             assert client.get(f"/v1/voices/{german}").json()["backend"] == "qwen3-1.7b"
             english = register(client, backend="lite")
-            assert client.get(f"/v1/jobs/{speak(client, english, 'Hello.')}").json()["step"] == "waiting"
+            assert client.get(f"/v1/jobs/{submit_text(client, english, 'Hello.')}").json()["step"] == "waiting"
             french = {"voice_id": english, "text": "Bonjour.", "lang": "fr"}
             assert client.post("/v1/synthesize", json=french).headers["x-backend"] == "qwen3-1.7b"
             assert client.post("/v1/synthesize", json={**french, "backend": "lite"}).status_code == 422
@@ -90,7 +90,7 @@ class TestServe:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", served.url)
         log = served.log.read_text()
         assert "shown this once" in log
-        until(lambda: "0 voices. Clone one" in served.log.read_text(), what="the number of voices")
+        wait_until(lambda: "0 voices. Clone one" in served.log.read_text(), what="the number of voices")
         assert key not in log
         with served.client() as client:
             assert client.get("/v1/voices").json() == []

@@ -24,7 +24,7 @@ from afterwords.testing import Fault
 from tests.client.both_clients import ClientFactory, n_busy
 from tests.client.canned import canned_responses
 from tests.client.faulty_proxy import FaultyServer
-from tests.e2e.served import READER, until
+from tests.e2e.served import READER, wait_until
 from tests.hosted.client import UNKNOWN_ID
 from tests.hosted.http_server import HttpResponse
 from tests.hosted.service import HostedService
@@ -156,7 +156,7 @@ class TestStream:
         with client.stream(LONG, voice=voice) as speech:
             for _ in speech:
                 break
-        until(lambda: direct.jobs.get(str(speech.job_id)).status == "cancelled", what="the end of the job")
+        wait_until(lambda: direct.jobs.get(str(speech.job_id)).status == "cancelled", what="the end of the job")
         assert n_busy(client) == 0
 
     def test_stream_can_be_read_once(self, client: Client, voice: Voice) -> None:
@@ -229,7 +229,7 @@ class TestStream:
     def test_closing_the_bytes_early_cancels_the_job(self, client: Client, direct: Client, voice: Voice) -> None:
         with client.stream_bytes(LONG, voice=voice, format="mp3") as speech:
             next(iter(speech))
-        until(lambda: direct.jobs.get(str(speech.job_id)).status == "cancelled", what="the end of the job")
+        wait_until(lambda: direct.jobs.get(str(speech.job_id)).status == "cancelled", what="the end of the job")
         with pytest.raises(StreamConsumedError):
             list(speech)
 

@@ -39,7 +39,7 @@ from tests.e2e.invariants import (
     wait_until_gone,
     worker_processes,
 )
-from tests.e2e.served import READER, Served, register, until
+from tests.e2e.served import READER, Served, register, wait_until
 
 CLIENTS = 4
 ANSWERED_WITHIN_S = 600.0
@@ -146,7 +146,7 @@ class Chaos:
             self._start_without_failpoint()
             for future in requests:
                 future.result()
-        until(lambda: not query_one(self._served, PENDING), deadline_s=600, what="the end of all jobs")
+        wait_until(lambda: not query_one(self._served, PENDING), deadline_s=600, what="the end of all jobs")
 
     def _catch_up(self, n_pending: int) -> None:
         """Give the server a moment to start new jobs, and not only retry old ones."""
@@ -187,7 +187,7 @@ class Chaos:
                 return None
             return None if answer.status_code == 503 else answer
 
-        return until(look, deadline_s=ANSWERED_WITHIN_S, what="an answer")
+        return wait_until(look, deadline_s=ANSWERED_WITHIN_S, what="an answer")
 
     # -- killing ---------------------------------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ class Chaos:
             self._start_again()
 
     def _kill_worker(self) -> None:
-        until(lambda: worker_processes(self._served) or not self._served.is_running, what="a process to kill")
+        wait_until(lambda: worker_processes(self._served) or not self._served.is_running, what="a process to kill")
         for process in worker_processes(self._served):  # none if the server has just died at its failpoint
             self._seen.add(process)
             with suppress(psutil.NoSuchProcess):

@@ -17,7 +17,7 @@ from afterwords.backends.tone import ToneEngine
 from afterwords.models import SpeechTask
 from afterwords.server.cache_key import cache_path
 from afterwords.server.services.ownership import MARK_PATH
-from tests.e2e.served import Served, until
+from tests.e2e.served import Served, wait_until
 
 SWEPT_WITHIN_S = 15.0
 SWEEPING = {"AFTERWORDS_SWEEP_INTERVAL_S": "0.3", "AFTERWORDS_SWEEP_GRACE_S": "2"}
@@ -102,8 +102,8 @@ def check_invariants(served: Served, *, is_deleted_counted: bool = False) -> Non
     assert find_corrupt(served) == []
     assert query_one(served, "PRAGMA integrity_check") == "ok"
     assert query(served, "PRAGMA foreign_key_check") == []
-    until(lambda: not find_orphans(served), deadline_s=SWEPT_WITHIN_S, what="removal of all orphans")
-    until(
+    wait_until(lambda: not find_orphans(served), deadline_s=SWEPT_WITHIN_S, what="removal of all orphans")
+    wait_until(
         lambda: not query(served, "SELECT voice_id FROM tombstones WHERE purged_at IS NULL"),
         deadline_s=SWEPT_WITHIN_S,
         what="the end of all deletions",
@@ -124,12 +124,12 @@ def worker_processes(served: Served) -> list[psutil.Process]:
 
 def worker_process(served: Served) -> psutil.Process:
     """Wait for the worker process of a server."""
-    return until(lambda: worker_processes(served), what="a worker process")[0]
+    return wait_until(lambda: worker_processes(served), what="a worker process")[0]
 
 
 def wait_until_gone(*processes: psutil.Process) -> None:
     """Wait until processes have ended."""
-    until(lambda: not any(is_alive(process) for process in processes), what="the end of the processes")
+    wait_until(lambda: not any(is_alive(process) for process in processes), what="the end of the processes")
 
 
 def _is_worker(process: psutil.Process) -> bool:

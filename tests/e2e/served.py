@@ -22,7 +22,7 @@ DEADLINE_S = 30.0
 T = TypeVar("T")
 
 
-def until(look: Callable[[], T | None], *, deadline_s: float = DEADLINE_S, what: str = "it") -> T:
+def wait_until(look: Callable[[], T | None], *, deadline_s: float = DEADLINE_S, what: str = "it") -> T:
     """Poll until the result is truthy, and return it."""
     end = time.monotonic() + deadline_s
     while time.monotonic() < end:
@@ -78,7 +78,7 @@ class Served:
 
     def ready(self) -> Served:
         """Wait until the server is ready."""
-        until(lambda: httpx.get(f"{self.url}/readyz").status_code == 200, what="readiness")
+        wait_until(lambda: httpx.get(f"{self.url}/readyz").status_code == 200, what="readiness")
         return self
 
     def stop(self, sig: int = signal.SIGTERM) -> int:
@@ -157,14 +157,14 @@ def register(client: httpx.Client, *, name: str = "me", wav: bytes | None = None
     return str(answer.json()["voice_id"])
 
 
-def speak(client: httpx.Client, voice_id: str, text: str, **fields: Any) -> str:
+def submit_text(client: httpx.Client, voice_id: str, text: str, **fields: Any) -> str:
     """Submit a text and return the job's ID."""
     answer = client.post("/v1/synthesize", json={"voice_id": voice_id, "text": text, **fields})
     assert answer.status_code == 202, answer.text
     return str(answer.json()["job_id"])
 
 
-def final(client: httpx.Client, job_id: str, *, deadline_s: float = DEADLINE_S) -> dict[str, Any]:
+def wait_for_job(client: httpx.Client, job_id: str, *, deadline_s: float = DEADLINE_S) -> dict[str, Any]:
     """Return the job once it is final."""
 
     def look() -> dict[str, Any] | None:
@@ -172,4 +172,4 @@ def final(client: httpx.Client, job_id: str, *, deadline_s: float = DEADLINE_S) 
         assert answer.status_code == 200, answer.text
         return answer.json() if answer.json()["status"] != "pending" else None
 
-    return until(look, deadline_s=deadline_s, what="the end of the job")
+    return wait_until(look, deadline_s=deadline_s, what="the end of the job")

@@ -23,7 +23,7 @@ import httpx
 import psutil
 
 from tests.e2e.invariants import check_invariants, query_one, worker_processes
-from tests.e2e.served import READER, Served, final, register, serving, speak, until
+from tests.e2e.served import READER, Served, register, serving, submit_text, wait_for_job, wait_until
 
 CLIENTS = 16
 STEPS = 20
@@ -93,14 +93,14 @@ class Soak:
         with serving(self._folder / "home", {**SETTINGS, "TMPDIR": str(temporary)}) as served:
             with served.client() as client:
                 self._voice_id = register(client)
-                self._jobs = [speak(client, self._voice_id, text) for text in HITS]
+                self._jobs = [submit_text(client, self._voice_id, text) for text in HITS]
                 for job_id in self._jobs:
-                    final(client, job_id)
+                    wait_for_job(client, job_id)
             for step in range(STEPS):
                 began = time.monotonic()
                 asyncio.run(self._step(served, self._n_requests // STEPS))
                 took_s = time.monotonic() - began
-                until(lambda: not query_one(served, PENDING), deadline_s=120, what="the end of all jobs")
+                wait_until(lambda: not query_one(served, PENDING), deadline_s=120, what="the end of all jobs")
                 sample = self._sample(served, temporary)
                 sample["requests"] = (step + 1) * (self._n_requests // STEPS)
                 sample["requests/s"] = self._n_requests / STEPS / took_s
@@ -111,7 +111,7 @@ class Soak:
     def _sample(self, served: Served, temporary: Path) -> dict[str, float]:
         assert served.process is not None
         process = psutil.Process(served.process.pid)
-        until(lambda: worker_processes(served), what="a worker process")  # the process is replaced now and then
+        wait_until(lambda: worker_processes(served), what="a worker process")  # the process is replaced now and then
         return {
             "memory, MB": process.memory_info().rss / 1e6,
             "descriptors": process.num_fds(),

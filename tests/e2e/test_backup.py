@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.program import Result, list_files, run
 from tests.e2e.invariants import SWEEPING, check_invariants, list_blobs
-from tests.e2e.served import READER, Served, final, register, serving, speak
+from tests.e2e.served import READER, Served, register, serving, submit_text, wait_for_job
 
 TONE = {"AFTERWORDS_BACKENDS": "tone"}
 
@@ -28,8 +28,8 @@ def ready(served: Served) -> tuple[str, str, bytes]:
     """Return a voice, one of its jobs, and the audio."""
     with served.client() as client:
         voice_id = register(client)
-        job_id = speak(client, voice_id, "Kept in the backup.")
-        final(client, job_id)
+        job_id = submit_text(client, voice_id, "Kept in the backup.")
+        wait_for_job(client, job_id)
         return voice_id, job_id, client.get(f"/v1/jobs/{job_id}/audio").content
 
 
@@ -38,10 +38,10 @@ def backup(served: Served, ready: tuple[str, str, bytes], tmp_path_factory: pyte
     """Return a backup, made while jobs run."""
     file = tmp_path_factory.mktemp("kept") / "server.tar"
     with served.client() as client:
-        begun = [speak(client, ready[0], f"Spoken meanwhile, {number}.") for number in range(5)]
+        begun = [submit_text(client, ready[0], f"Spoken meanwhile, {number}.") for number in range(5)]
         done = run_at(served.home, "backup", file)
         assert (done.code, done.out) == (0, f"{file}\n"), done.err
-        assert {final(client, job_id)["status"] for job_id in begun} == {"ready"}
+        assert {wait_for_job(client, job_id)["status"] for job_id in begun} == {"ready"}
     assert file.stat().st_mode & 0o777 == 0o600
     assert list_files(file.parent) == ["server.tar"]
     return file
@@ -68,8 +68,8 @@ def test_restored_server_has_everything(
             assert client.get(f"/v1/jobs/{job_id}/audio").content == audio
             jobs = client.get("/v1/jobs", params={"limit": 100}).json()
             assert len(jobs) == 6
-            assert {final(client, job["job_id"])["status"] for job in jobs} == {"ready"}
-            assert final(client, speak(client, voice_id, "Spoken after."))["status"] == "ready"
+            assert {wait_for_job(client, job["job_id"])["status"] for job in jobs} == {"ready"}
+            assert wait_for_job(client, submit_text(client, voice_id, "Spoken after."))["status"] == "ready"
         assert httpx.get(f"{other.url}/readyz").json()["sweep"] == "ok"
         check_invariants(other)
         run_at(other.home, "restore", backup, "--replace").expect_error(2, "ServerSetupError")

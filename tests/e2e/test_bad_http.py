@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import httpx
 import pytest
 
-from tests.e2e.served import Served, final, register, serving, speak
+from tests.e2e.served import Served, register, serving, submit_text, wait_for_job
 from tests.e2e.wire import Answer, ask, connected, head, read
 
 RANGED = "In parts."
@@ -196,8 +196,8 @@ def test_range_is_ignored_on_post(served: Served, audio_url: str, key: tuple[str
 @pytest.fixture(scope="module")
 def audio_url(served: Served) -> str:
     with served.client() as client:
-        job_id = speak(client, register(client), RANGED)
-        final(client, job_id)
+        job_id = submit_text(client, register(client), RANGED)
+        wait_for_job(client, job_id)
     return f"/v1/jobs/{job_id}/audio"
 
 

@@ -15,7 +15,7 @@ import soundfile
 from afterwords.audio.wav import REFERENCE_MAX_BYTES, canonical_wav, read_wav
 from afterwords.text import max_speech_s
 from tests.audio.test_wav import BAD, DATA, GOOD, GOOD_FILES, RATE, SIX_SECONDS, chunk, fmt, riff, tone
-from tests.e2e.served import Served, final, register, serving
+from tests.e2e.served import Served, register, serving, wait_for_job
 from tests.e2e.wire import Answer, ask
 from tests.server.services.test_decoding import by_libav
 
@@ -168,7 +168,7 @@ class TestTexts:
         if answer.status_code == 422:
             assert refusal(answer) == (422, "empty_text")
             return
-        job = final(client, answer.json()["job_id"])
+        job = wait_for_job(client, answer.json()["job_id"])
         audio = client.get(f"/v1/jobs/{job['job_id']}/audio")
         samples, rate = read_wav(audio.content)
         assert len(samples) / rate <= max_speech_s(text)
@@ -187,7 +187,7 @@ class TestTexts:
     def test_markup_is_synthesized_as_text(self, client: httpx.Client, voice_id: str, text: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listening:
             text = text.format(here=f"127.0.0.1:{listening.getsockname()[1]}")
-            job = final(client, self.say(client, voice_id, text).json()["job_id"])
+            job = wait_for_job(client, self.say(client, voice_id, text).json()["job_id"])
             listening.setblocking(False)
             with pytest.raises(BlockingIOError):
                 listening.accept()

@@ -18,7 +18,7 @@ from afterwords.audio.wav import canonical_wav, read_wav
 from afterwords.server import create_app
 from afterwords.server.cache_key import cache_key
 from tests.conftest import clipped
-from tests.e2e.served import ADMIN_SECRET, READER, Served, final, register, serving, speak
+from tests.e2e.served import ADMIN_SECRET, READER, Served, register, serving, submit_text, wait_for_job
 
 CALLBACK_SECRET = "a-callback-secret-that-workers-share"
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -95,7 +95,7 @@ class TestCors:
             assert "access-control-allow-credentials" not in answer.headers
 
     def test_only_listed_origins_may_read_responses(self, client: httpx.Client, voice_id: str) -> None:
-        final(client, speak(client, voice_id, "Played in a browser."))
+        wait_for_job(client, submit_text(client, voice_id, "Played in a browser."))
         ask = {"voice_id": voice_id, "text": "Played in a browser."}
         for origin in (ORIGIN, "http://localhost:5173"):
             spoken = client.post("/v1/synthesize", json=ask, headers={"Origin": origin})
@@ -141,8 +141,8 @@ class TestKeys:
         made = client.post("/v1/keys", json={"label": "app", "scopes": ["synthesize"], "character_limit": 50})
         assert made.status_code == 201
         with served.client(made.json()["api_key"]) as app:
-            job_id = speak(app, voice_id, "Spoken by the app.")
-            assert final(client, job_id)["status"] == "ready"
+            job_id = submit_text(app, voice_id, "Spoken by the app.")
+            assert wait_for_job(client, job_id)["status"] == "ready"
             answers = [
                 app.post("/v1/keys", json={"scopes": ["synthesize"]}),
                 app.get("/v1/voices"),
@@ -183,7 +183,7 @@ class TestKeys:
     def test_admin_lists_accounts_with_totals(self, served: Served) -> None:
         client = served.client(served.new_key())
         voice_id = register(client)
-        final(client, speak(client, voice_id, "Counted."))
+        wait_for_job(client, submit_text(client, voice_id, "Counted."))
         [key] = client.get("/v1/keys").json()
         with served.admin as admin:
             (account,) = [each for each in admin.get("/v1/accounts").json() if each["account_id"] == key["account_id"]]
@@ -336,8 +336,8 @@ class TestVoices:
 
     def test_delete_leaves_nothing(self, served: Served, client: httpx.Client) -> None:
         made = register(client)
-        job_id = speak(client, made, "This will be deleted.")
-        final(client, job_id)
+        job_id = submit_text(client, made, "This will be deleted.")
+        wait_for_job(client, job_id)
         assert client.delete(f"/v1/voices/{made}").status_code == 204
         blobs = served.home / "server" / "blobs"
         assert client.get(f"/v1/voices/{made}").status_code == 404
@@ -361,7 +361,7 @@ class TestVoices:
             made = register(user, name=name)
             shown = user.get(f"/v1/voices/{name}")
             assert shown.json()["voice_id"] == made
-            spoken = final(user, speak(user, name, "By name."))
+            spoken = wait_for_job(user, submit_text(user, name, "By name."))
             assert spoken["status"] == "ready"
             hit = user.post("/v1/synthesize", json={"voice_id": name, "text": "By name."})
             assert (hit.headers["x-cache"], hit.headers["x-voice-id"]) == ("HIT", made)
@@ -401,8 +401,8 @@ class TestVoices:
         with served.client(served.new_key()) as user:
             made = register(user)
             again = register(user)
-            job_id = speak(user, made.upper(), "In capitals.")
-            assert final(user, job_id.upper())["job_id"] == job_id
+            job_id = submit_text(user, made.upper(), "In capitals.")
+            assert wait_for_job(user, job_id.upper())["job_id"] == job_id
             assert user.get(f"/v1/jobs/{job_id.upper()}/audio").status_code == 200
             assert user.get("/v1/jobs", params={"after": job_id.upper()}).json() == []
             after = user.get("/v1/voices", params={"after": made.upper()}).json()
@@ -413,7 +413,7 @@ class TestVoices:
 
     def test_update_keeps_other_fields_and_clears_the_cache(self, client: httpx.Client) -> None:
         made = register(client, ref_text="before", family="readers")
-        final(client, speak(client, made, "Cached once."))
+        wait_for_job(client, submit_text(client, made, "Cached once."))
         changed = client.patch(f"/v1/voices/{made}", json={"name": "you", "ref_text": "after", "metadata": {"a": 1}})
         assert changed.status_code == 200
         assert {key: changed.json()[key] for key in ("name", "ref_text", "family", "metadata")} == {
@@ -448,7 +448,7 @@ class TestSynthesize:
         assert (miss.status_code, set(miss.json()), miss.json()["status"]) == (202, {"job_id", "status"}, "pending")
         about = ("x-cache", "x-voice-id", "x-backend", "x-synthesis-time-ms")
         assert [miss.headers[name] for name in about] == ["MISS", voice_id, "tone", "-1"]
-        assert final(client, miss.json()["job_id"])["status"] == "ready"
+        assert wait_for_job(client, miss.json()["job_id"])["status"] == "ready"
         hit = client.post("/v1/synthesize", json=ask)
         assert (hit.status_code, hit.headers["content-type"], hit.headers["x-cache"]) == (200, "audio/wav", "HIT")
         assert int(hit.headers["x-synthesis-time-ms"]) >= 0
@@ -492,17 +492,17 @@ class TestSynthesize:
     def test_every_response_lists_skipped_words(self, client: httpx.Client, voice_id: str) -> None:
         ask = {"voice_id": voice_id, "text": "One\ffault-unspoken-Иван\x0btwo\x85\u2028three."}
         miss = client.post("/v1/synthesize", json=ask)
-        final(client, miss.json()["job_id"])
+        wait_for_job(client, miss.json()["job_id"])
         hit = client.post("/v1/synthesize", json=ask)
         assert (miss.status_code, hit.status_code) == (202, 200)
         assert unquote(miss.headers["x-left-out"]) == unquote(hit.headers["x-left-out"]) == "fault-unspoken-Иван"
 
     def test_five_thousand_emoji_are_accepted(self, accepting: Served) -> None:
         with accepting.client() as client:
-            speak(client, register(client), "\U0001f600" * 5_000)
+            submit_text(client, register(client), "\U0001f600" * 5_000)
 
     def test_language_tag_is_reduced_to_language(self, client: httpx.Client, voice_id: str) -> None:
-        final(client, speak(client, voice_id, "One language.", lang="en-US"))
+        wait_for_job(client, submit_text(client, voice_id, "One language.", lang="en-US"))
         hit = client.post("/v1/synthesize", json={"voice_id": voice_id, "text": "One language.", "lang": "en"})
         assert hit.headers["x-cache"] == "HIT"
 
@@ -513,8 +513,8 @@ class TestSynthesize:
         assert (answer.status_code, error_code(answer)) == (500, "reference_missing")
 
     def test_cache_paths_equal_the_hosted_service(self, served: Served, client: httpx.Client, voice_id: str) -> None:
-        job_id = speak(client, voice_id, "Where does it lie?")
-        final(client, job_id)
+        job_id = submit_text(client, voice_id, "Where does it lie?")
+        wait_for_job(client, job_id)
         blobs = served.home / "server" / "blobs"
         key = sha256(b"Where does it lie?\0en\0tone").hexdigest()
         assert key == cache_key("Where does it lie?", lang="en", backend="tone")
@@ -557,14 +557,14 @@ class TestSynthesize:
         with client.stream("POST", "/v1/synthesize", json={**ask, "stream": True}) as answer:
             streamed = b"".join(answer.iter_raw())
         assert answer.status_code == 200
-        final(client, answer.headers["x-job-id"])
+        wait_for_job(client, answer.headers["x-job-id"])
         assert client.post("/v1/synthesize", json=ask).content == streamed
 
     def test_idempotency_key_repeats_job_or_conflicts(self, client: httpx.Client, voice_id: str) -> None:
         repeat = {"Idempotency-Key": "once-and-once-only"}
         ask = {"voice_id": voice_id, "text": "Once and once only."}
         first = client.post("/v1/synthesize", json=ask, headers=repeat)
-        final(client, first.json()["job_id"])
+        wait_for_job(client, first.json()["job_id"])
         second = client.post("/v1/synthesize", json=ask, headers=repeat)
         assert second.json()["job_id"] == first.json()["job_id"]
         other = client.post("/v1/synthesize", json={**ask, "text": "Twice."}, headers=repeat)
@@ -585,8 +585,8 @@ class TestSynthesize:
 
 class TestJobs:
     def test_ready_job_links_audio_with_public_url(self, client: httpx.Client, voice_id: str) -> None:
-        job_id = speak(client, voice_id, "Where is my audio?")
-        assert final(client, job_id) == {
+        job_id = submit_text(client, voice_id, "Where is my audio?")
+        assert wait_for_job(client, job_id) == {
             "job_id": job_id,
             "status": "ready",
             "audio_url": f"https://voice.example/v1/jobs/{job_id}/audio",
@@ -596,12 +596,12 @@ class TestJobs:
         }
 
     def test_failed_job_has_error_code(self, client: httpx.Client, voice_id: str) -> None:
-        job = final(client, speak(client, voice_id, "fault-fail, on purpose"))
+        job = wait_for_job(client, submit_text(client, voice_id, "fault-fail, on purpose"))
         assert (job["status"], job["error"], job["audio_url"]) == ("failed", "synthesis_failed", None)
 
     def test_audio_supports_ranges(self, client: httpx.Client, voice_id: str) -> None:
-        job_id = speak(client, voice_id, "In parts, if you like.")
-        final(client, job_id)
+        job_id = submit_text(client, voice_id, "In parts, if you like.")
+        wait_for_job(client, job_id)
         url = f"/v1/jobs/{job_id}/audio"
         whole = client.get(url)
         assert (whole.status_code, whole.headers["content-type"], whole.headers["x-job-id"]) == (
@@ -616,14 +616,14 @@ class TestJobs:
 
     def test_pending_job_has_no_audio(self, accepting: Served) -> None:
         with accepting.client() as client:
-            job_id = speak(client, register(client), "No worker runs here.")
+            job_id = submit_text(client, register(client), "No worker runs here.")
             answer = client.get(f"/v1/jobs/{job_id}/audio")
             assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "pending"
         assert (answer.status_code, error_code(answer)) == (404, "job_not_ready")
 
     def test_altered_audio_is_never_served(self, served: Served, client: httpx.Client, voice_id: str) -> None:
-        job_id = speak(client, voice_id, "A flipped byte.")
-        final(client, job_id)
+        job_id = submit_text(client, voice_id, "A flipped byte.")
+        wait_for_job(client, job_id)
         kept = served.home / "server" / "blobs" / "jobs" / f"{job_id}.wav"
         data = bytearray(kept.read_bytes())
         data[100] ^= 1
@@ -634,11 +634,11 @@ class TestJobs:
         assert client.get(f"/v1/jobs/{job_id}/audio").status_code == 404
 
     def test_altered_cache_entry_is_regenerated(self, served: Served, client: httpx.Client, voice_id: str) -> None:
-        final(client, speak(client, voice_id, "A flipped cache."))
+        wait_for_job(client, submit_text(client, voice_id, "A flipped cache."))
         key = cache_key("A flipped cache.", lang="en", backend="tone")
         kept = served.home / "server" / "blobs" / "voices" / voice_id / "cache" / f"{key}.wav"
         kept.write_bytes(kept.read_bytes()[:-2])
-        final(client, speak(client, voice_id, "A flipped cache."))
+        wait_for_job(client, submit_text(client, voice_id, "A flipped cache."))
         assert client.post("/v1/synthesize", json={"voice_id": voice_id, "text": "A flipped cache."}).status_code == 200
 
     def test_unknown_job_returns_404(self, client: httpx.Client) -> None:
@@ -653,7 +653,7 @@ class TestJobs:
     def test_job_list_is_filtered_and_paginated(self, accepting: Served) -> None:
         with accepting.client(accepting.new_key()) as user:
             voice = register(user)
-            made = [speak(user, voice, f"Job {n}.") for n in range(3)]
+            made = [submit_text(user, voice, f"Job {n}.") for n in range(3)]
             first = user.get("/v1/jobs", params={"status": "pending", "limit": 2})
             second = user.get(first.links["next"]["url"])
             none = user.get("/v1/jobs", params={"status": "ready"}).json()
@@ -662,14 +662,14 @@ class TestJobs:
 
     def test_cancelled_job_is_refunded(self, accepting: Served) -> None:
         with accepting.client(accepting.new_key()) as user:
-            job_id = speak(user, register(user), "Never mind.")
+            job_id = submit_text(user, register(user), "Never mind.")
             assert user.get("/v1/usage").json()["characters"] == 11
             assert user.delete(f"/v1/jobs/{job_id}").json()["status"] == "cancelled"
             assert user.get("/v1/usage").json()["characters"] == 0
 
     def test_final_job_cannot_be_cancelled(self, client: httpx.Client, voice_id: str) -> None:
-        job_id = speak(client, voice_id, "Done already.")
-        final(client, job_id)
+        job_id = submit_text(client, voice_id, "Done already.")
+        wait_for_job(client, job_id)
         answer = client.delete(f"/v1/jobs/{job_id}")
         assert (answer.status_code, error_code(answer)) == (409, "job_final")
 
@@ -678,9 +678,9 @@ class TestUsage:
     def test_usage_counts_characters_of_the_month(self, served: Served) -> None:
         with served.client(served.new_key()) as user:
             voice = register(user)
-            final(user, speak(user, voice, "Twelve chars"))
+            wait_for_job(user, submit_text(user, voice, "Twelve chars"))
             user.post("/v1/synthesize", json={"voice_id": voice, "text": "Twelve chars"})
-            final(user, speak(user, voice, "fault-fail costs nothing"))
+            wait_for_job(user, submit_text(user, voice, "fault-fail costs nothing"))
             usage = user.get("/v1/usage").json()
         assert (usage["characters"], usage["limit"]) == (12, None)
         assert usage["period_start"].endswith("-01T00:00:00.000Z")
@@ -689,7 +689,7 @@ class TestUsage:
     def test_character_limit_is_enforced(self, served: Served) -> None:
         with served.client(served.new_key(character_limit=20)) as user:
             voice = register(user)
-            final(user, speak(user, voice, "Fifteen letters"))
+            wait_for_job(user, submit_text(user, voice, "Fifteen letters"))
             answer = user.post("/v1/synthesize", json={"voice_id": voice, "text": "Six more"})
             assert user.get("/v1/usage").json()["limit"] == 20
         assert (answer.status_code, error_code(answer)) == (429, "quota_exceeded")
@@ -705,7 +705,7 @@ class TestCompletion:
     @pytest.fixture
     def pending(self, accepting: Served) -> Iterator[tuple[httpx.Client, str]]:
         with accepting.client() as client:
-            job_id = speak(client, register(client), "Spoken elsewhere.")
+            job_id = submit_text(client, register(client), "Spoken elsewhere.")
         with accepting.client(CALLBACK_SECRET) as worker:
             yield worker, job_id
 
@@ -745,7 +745,7 @@ class TestCompletion:
     def test_result_of_deleted_voice_returns_410(self, accepting: Served) -> None:
         with accepting.client() as client, accepting.client(CALLBACK_SECRET) as worker:
             voice = register(client)
-            job_id = speak(client, voice, "Deleted in the meantime.")
+            job_id = submit_text(client, voice, "Deleted in the meantime.")
             client.delete(f"/v1/voices/{voice}")
             answer = worker.post(f"/v1/jobs/{job_id}/complete", json={"job_id": job_id, "wav_b64": self.WAV})
         assert (answer.status_code, error_code(answer)) == (410, "voice_deleted")
@@ -765,7 +765,7 @@ class TestCompletion:
 
     def test_runaway_audio_fails_and_is_not_charged(self, accepting: Served) -> None:
         with accepting.client(accepting.new_key()) as user, accepting.client(CALLBACK_SECRET) as worker:
-            job_id = speak(user, register(user), "Hi.")
+            job_id = submit_text(user, register(user), "Hi.")
             wav = canonical_wav(read_wav(READER.read_bytes())[0][:24_000].repeat(40), 24_000)
             answer = worker.put(
                 f"/v1/jobs/{job_id}/audio", content=wav, headers={"X-Content-SHA256": sha256(wav).hexdigest()}

@@ -18,7 +18,7 @@ from afterwords.server.clock import SystemClock
 from afterwords.server.services.signing import worker_token
 from afterwords.server.store import SqlStore
 from tests.e2e.invariants import SWEEPING, blob_folder, check_invariants, count_attempts, list_blobs, query, query_one
-from tests.e2e.served import Served, final, register, serving, speak, until
+from tests.e2e.served import Served, register, serving, submit_text, wait_for_job, wait_until
 
 CALLBACK_SECRET = "a-callback-secret-that-workers-share"
 SAMPLE_RATE = 24_000
@@ -57,7 +57,7 @@ def voice_id(served: Served) -> str:
 
 @pytest.fixture
 def job_id(client: httpx.Client, voice_id: str) -> Iterator[str]:
-    job_id = speak(client, voice_id, f"{TEXT} {uuid4()}")
+    job_id = submit_text(client, voice_id, f"{TEXT} {uuid4()}")
     yield job_id
     client.delete(f"/v1/jobs/{job_id}")  # the next test claims the next job
 
@@ -102,7 +102,7 @@ class TestConcurrent:
     @pytest.mark.parametrize("differ", [False, True], ids=["equal", "different"])
     def test_concurrent_deliveries_change_and_charge_once(self, served: Served, differ: bool) -> None:
         with served.client(served.new_key()) as user, ThreadPoolExecutor(50) as pool:
-            job_id = speak(user, register(user), TEXT)
+            job_id = submit_text(user, register(user), TEXT)
             sounds = [make_wav(300 + 10 * number * differ) for number in range(50)]
             answers = list(pool.map(lambda wav: deliver(served, job_id, CALLBACK_SECRET, wav), sounds))
             served_audio = user.get(f"/v1/jobs/{job_id}/audio")
@@ -119,13 +119,13 @@ class TestConcurrent:
         with served.client(served.new_key()) as user, served.client(CALLBACK_SECRET) as worker:
             voice_id = register(user)
             for number in range(10):
-                job_id = speak(user, voice_id, f"{TEXT} {number}")
+                job_id = submit_text(user, voice_id, f"{TEXT} {number}")
                 failure = {"job_id": job_id, "wav_b64": None, "error": "it failed"}
                 with ThreadPoolExecutor(2) as pool:
                     failing = pool.submit(worker.post, f"/v1/jobs/{job_id}/complete", json=failure)
                     bringing = pool.submit(deliver, served, job_id, CALLBACK_SECRET, make_wav())
                 assert {failing.result().status_code, bringing.result().status_code} <= {200, 409}
-                status = final(user, job_id)["status"]
+                status = wait_for_job(user, job_id)["status"]
                 assert user.get(f"/v1/jobs/{job_id}/audio").status_code == (200 if status == "ready" else 404)
 
 
@@ -137,7 +137,7 @@ class TestAttempts:
 
     def test_attempt_with_an_expired_lease_returns_409(self, served: Served, client: httpx.Client, job_id: str) -> None:
         claim(served, lease_s=0.1)
-        until(
+        wait_until(
             lambda: query(served, "SELECT 1 FROM jobs WHERE job_id = ? AND worker IS NULL", job_id), what="the reaper"
         )
         for secret in (token_for(served, job_id, 1), CALLBACK_SECRET):
@@ -147,7 +147,7 @@ class TestAttempts:
 
     def test_replaced_attempt_returns_409(self, served: Served, client: httpx.Client, job_id: str) -> None:
         claim(served, lease_s=0.1)
-        until(
+        wait_until(
             lambda: query(served, "SELECT 1 FROM jobs WHERE job_id = ? AND worker IS NULL", job_id), what="the reaper"
         )
         claim(served, lease_s=60)
@@ -175,7 +175,7 @@ class TestAttempts:
 class TestDeleted:
     def test_audio_for_a_deleted_voice_returns_410(self, served: Served, client: httpx.Client) -> None:
         voice_id = register(client)
-        job_id = speak(client, voice_id, TEXT)
+        job_id = submit_text(client, voice_id, TEXT)
         token = token_for(served, job_id, 0)
         client.delete(f"/v1/voices/{voice_id}")
         for secret in (token, CALLBACK_SECRET):
@@ -186,7 +186,7 @@ class TestDeleted:
         with ThreadPoolExecutor(2) as pool:
             for _ in range(20):
                 voice_id = register(client)
-                job_id = speak(client, voice_id, TEXT)
+                job_id = submit_text(client, voice_id, TEXT)
                 bringing = pool.submit(deliver, served, job_id, CALLBACK_SECRET, make_wav())
                 assert client.delete(f"/v1/voices/{voice_id}").status_code == 204
                 assert bringing.result().status_code in (200, 410)

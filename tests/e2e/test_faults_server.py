@@ -23,7 +23,7 @@ from tests.e2e.invariants import (
     wait_until_gone,
     worker_processes,
 )
-from tests.e2e.served import READER, Served, final, register, serving, speak, until
+from tests.e2e.served import READER, Served, register, serving, submit_text, wait_for_job, wait_until
 
 SETTINGS = {**SWEEPING, "AFTERWORDS_LEASE_S": "1", "AFTERWORDS_REAP_INTERVAL_S": "0.2", "AFTERWORDS_RATE_LIMIT": "0"}
 TEXT = "Accepted before the server died."
@@ -103,7 +103,7 @@ class TestKilled:
             [(job_id, status)] = query(served, "SELECT job_id, status FROM jobs")
             assert status == ("ready" if place == "job-finished" else "pending")
             served.start()
-            until(
+            wait_until(
                 lambda: query(served, "SELECT job_id FROM jobs WHERE status = 'ready'"),
                 deadline_s=PENDING_S,
                 what="the end of a job that was accepted",
@@ -121,29 +121,29 @@ class TestKilled:
         with serving_with_failpoint(place, tmp_path / "home") as served:
             with served.client() as client:
                 voice_id = register(client)
-                job_id = speak(client, voice_id, TEXT)
-                final(client, job_id)
+                job_id = submit_text(client, voice_id, TEXT)
+                wait_for_job(client, job_id)
             die(served, lambda client: client.delete(f"/v1/voices/{voice_id}"))
             assert references(served)
             served.start()
             with served.client() as client:
                 assert client.get(f"/v1/voices/{voice_id}").status_code == 404
                 assert client.get(f"/v1/jobs/{job_id}").status_code == 404
-            until(lambda: not list_blobs(served), deadline_s=5, what="the end of the blobs")
+            wait_until(lambda: not list_blobs(served), deadline_s=5, what="the end of the blobs")
             check_invariants(served, is_deleted_counted=True)
 
     def test_kill_during_synthesis_is_recovered_by_a_restart(self, tmp_path: Path) -> None:
         with serving_with_failpoint("", tmp_path / "home") as served:
             with served.client() as client:
                 voice_id = register(client)
-                jobs = [speak(client, voice_id, f"{LONG} {number}") for number in range(3)]
-            until(lambda: query_one(served, "SELECT sum(attempt) FROM jobs"), what="the first attempts")
+                jobs = [submit_text(client, voice_id, f"{LONG} {number}") for number in range(3)]
+            wait_until(lambda: query_one(served, "SELECT sum(attempt) FROM jobs"), what="the first attempts")
             children = worker_processes(served)
             served.kill()
             wait_until_gone(*children)
             served.start()
             with served.client() as client:
-                assert {final(client, job_id)["status"] for job_id in jobs} == {"ready"}
+                assert {wait_for_job(client, job_id)["status"] for job_id in jobs} == {"ready"}
             check_invariants(served)
 
 
@@ -151,8 +151,8 @@ class TestStopped:
     def test_stop_finishes_running_jobs_and_all_processes(self, tmp_path: Path) -> None:
         with serving(tmp_path / "home", SETTINGS) as served:
             with served.client() as client:
-                job_id = speak(client, register(client), LONG)
-            until(lambda: count_attempts(served, job_id), what="the first attempt")
+                job_id = submit_text(client, register(client), LONG)
+            wait_until(lambda: count_attempts(served, job_id), what="the first attempt")
             children = worker_processes(served)
             assert served.stop() == 0
             wait_until_gone(*children)
@@ -165,23 +165,23 @@ class TestStopped:
         with serving(tmp_path / "home", settings) as served:
             with served.client() as client:
                 voice_id = register(client)
-                jobs = [speak(client, voice_id, f"{LONG} {number}") for number in range(2)]
-            until(lambda: query_one(served, "SELECT min(attempt) FROM jobs"), what="the first attempts")
+                jobs = [submit_text(client, voice_id, f"{LONG} {number}") for number in range(2)]
+            wait_until(lambda: query_one(served, "SELECT min(attempt) FROM jobs"), what="the first attempts")
             children = worker_processes(served)
             assert served.stop() == 0
             wait_until_gone(*children)
             assert query(served, "SELECT DISTINCT status, lease_expires, returned FROM jobs") == [("pending", None, 1)]
             served.start()
             with served.client() as client:
-                assert {final(client, job_id)["status"] for job_id in jobs} == {"ready"}
+                assert {wait_for_job(client, job_id)["status"] for job_id in jobs} == {"ready"}
             check_invariants(served)
 
     def test_stop_answers_long_polls(self, tmp_path: Path) -> None:
         with serving(tmp_path / "home", {**SETTINGS, "AFTERWORDS_DRAIN_S": "0.2"}) as served, served.client() as client:
-            job_id = speak(client, register(client), LONG * 4)
+            job_id = submit_text(client, register(client), LONG * 4)
             with ThreadPoolExecutor(1) as pool:
                 waiting = pool.submit(client.get, f"/v1/jobs/{job_id}", params={"wait": 50})
-                until(lambda: count_attempts(served, job_id), what="the first attempt")
+                wait_until(lambda: count_attempts(served, job_id), what="the first attempt")
                 assert served.stop() == 0
                 assert waiting.result().json()["status"] == "pending"
 
@@ -193,8 +193,8 @@ class TestSeveral:
             with serving_second(second), first.client() as client, second.client(first.key) as other:
                 voice_id = register(client)
                 asked = [(client, other)[number % 2] for number in range(60)]
-                jobs = [speak(ask, voice_id, f"fault-slow, {number}") for number, ask in enumerate(asked)]
-                assert {final(ask, job_id)["status"] for ask, job_id in zip(asked[::-1], jobs, strict=True)} == {
+                jobs = [submit_text(ask, voice_id, f"fault-slow, {number}") for number, ask in enumerate(asked)]
+                assert {wait_for_job(ask, job_id)["status"] for ask, job_id in zip(asked[::-1], jobs, strict=True)} == {
                     "ready"
                 }
                 assert client.get("/v1/usage").json() == other.get("/v1/usage").json()

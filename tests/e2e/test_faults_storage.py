@@ -28,7 +28,7 @@ from tests.e2e.invariants import (
     is_speech_of,
     list_blobs,
 )
-from tests.e2e.served import READER, Served, final, register, serving, speak, until
+from tests.e2e.served import READER, Served, register, serving, submit_text, wait_for_job, wait_until
 
 ANSWER_S = 2.0
 SLOW = "fault-slow, so that it is still running when the fault comes"
@@ -50,7 +50,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def client(served: Served) -> Iterator[httpx.Client]:
     with served.client(served.new_key()) as client:
         yield client
-    until(lambda: httpx.get(f"{served.url}/readyz").status_code == 200, what="recovery")
+    wait_until(lambda: httpx.get(f"{served.url}/readyz").status_code == 200, what="recovery")
 
 
 @pytest.fixture
@@ -97,10 +97,10 @@ class TestDatabase:
     def test_locked_database_rejects_writes_and_loses_nothing(
         self, served: Served, client: httpx.Client, voice_id: str
     ) -> None:
-        ready = speak(client, voice_id, "Ready before it.")
-        final(client, ready)
-        running = speak(client, voice_id, SLOW)
-        until(lambda: count_attempts(served, running), what="the first attempt")
+        ready = submit_text(client, voice_id, "Ready before it.")
+        wait_for_job(client, ready)
+        running = submit_text(client, voice_id, SLOW)
+        wait_until(lambda: count_attempts(served, running), what="the first attempt")
         with self.locked(served):
             began = time.monotonic()
             while time.monotonic() - began < 5:
@@ -109,9 +109,9 @@ class TestDatabase:
                 assert_alive_but_not_ready(served, "database", "database_unavailable")
                 assert client.get(f"/v1/jobs/{ready}").json()["status"] == "ready"
                 assert client.get(f"/v1/jobs/{ready}/audio").status_code == 200
-        assert final(client, running)["status"] == "ready"
+        assert wait_for_job(client, running)["status"] == "ready"
         assert len(client.get("/v1/jobs").json()) == 2
-        assert final(client, speak(client, voice_id, "Requested after it."))["status"] == "ready"
+        assert wait_for_job(client, submit_text(client, voice_id, "Requested after it."))["status"] == "ready"
 
     def test_upload_to_a_locked_database_leaves_no_recording(self, served: Served, client: httpx.Client) -> None:
         with self.locked(served):
@@ -122,23 +122,23 @@ class TestDatabase:
     def test_missing_database_rejects_all_and_loses_nothing(
         self, served: Served, client: httpx.Client, voice_id: str
     ) -> None:
-        running = speak(client, voice_id, SLOW)
-        until(lambda: count_attempts(served, running), what="the first attempt")
+        running = submit_text(client, voice_id, SLOW)
+        wait_until(lambda: count_attempts(served, running), what="the first attempt")
         with moved_away(database(served)):
             assert_refused(client, "GET", "/v1/voices", status=503, code="database_unavailable")
             assert_refused(client, "POST", "/v1/voices", **UPLOAD, status=503, code="database_unavailable")
             assert_alive_but_not_ready(served, "database", "database_unavailable")
             assert not database(served).exists(), "an empty one must not replace it"
-        until(lambda: client.get("/v1/voices").status_code == 200, what="recovery")
-        assert final(client, running)["status"] == "ready"
+        wait_until(lambda: client.get("/v1/voices").status_code == 200, what="recovery")
+        assert wait_for_job(client, running)["status"] == "ready"
 
 
 class TestBlobs:
     def test_missing_blob_folder_loses_nothing(self, served: Served, client: httpx.Client, voice_id: str) -> None:
-        ready = speak(client, voice_id, "Ready before they went.")
-        final(client, ready)
-        running = speak(client, voice_id, SLOW)
-        until(lambda: count_attempts(served, running), what="the first attempt")
+        ready = submit_text(client, voice_id, "Ready before they went.")
+        wait_for_job(client, ready)
+        running = submit_text(client, voice_id, SLOW)
+        wait_until(lambda: count_attempts(served, running), what="the first attempt")
         with moved_away(blob_folder(served)):
             again, new = (
                 {"voice_id": voice_id, "text": text} for text in ("Ready before they went.", "Something new.")
@@ -152,14 +152,14 @@ class TestBlobs:
             assert not blob_folder(served).exists(), "an empty one must not replace it"
         assert is_speech_of(client.get(f"/v1/jobs/{ready}/audio").content, "Ready before they went.")
         assert client.post("/v1/synthesize", json=again).headers["x-cache"] == "HIT"
-        assert final(client, running)["status"] == "ready"
+        assert wait_for_job(client, running)["status"] == "ready"
         assert count_attempts(served, running) == 1
 
     def test_unreadable_cache_is_a_miss(self, served: Served, client: httpx.Client, voice_id: str) -> None:
-        final(client, speak(client, voice_id, "Kept, and out of reach."))
+        wait_for_job(client, submit_text(client, voice_id, "Kept, and out of reach."))
         make_unreadable(cached_file(served, voice_id, "Kept, and out of reach."))
-        job_id = speak(client, voice_id, "Kept, and out of reach.")
-        assert final(client, job_id)["status"] == "ready"
+        job_id = submit_text(client, voice_id, "Kept, and out of reach.")
+        assert wait_for_job(client, job_id)["status"] == "ready"
         hit = client.post("/v1/synthesize", json={"voice_id": voice_id, "text": "Kept, and out of reach."})
         assert hit.headers["x-cache"] == "HIT"
         assert is_speech_of(hit.content, "Kept, and out of reach.")
@@ -169,17 +169,17 @@ class TestBlobs:
         self, served: Served, client: httpx.Client, voice_id: str, damage: str
     ) -> None:
         text = f"A cache entry, {damage}."
-        final(client, speak(client, voice_id, text))
+        wait_for_job(client, submit_text(client, voice_id, text))
         damage_file(cached_file(served, voice_id, text), damage)
-        assert final(client, speak(client, voice_id, text))["status"] == "ready"
+        assert wait_for_job(client, submit_text(client, voice_id, text))["status"] == "ready"
         assert is_speech_of(client.post("/v1/synthesize", json={"voice_id": voice_id, "text": text}).content, text)
 
     @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
     def test_damaged_audio_is_not_served_and_refunded(
         self, served: Served, client: httpx.Client, voice_id: str, damage: str
     ) -> None:
-        job_id = speak(client, voice_id, f"Audio, {damage}.")
-        final(client, job_id)
+        job_id = submit_text(client, voice_id, f"Audio, {damage}.")
+        wait_for_job(client, job_id)
         damage_file(blob_folder(served) / "jobs" / f"{job_id}.wav", damage)
         url = f"/v1/jobs/{job_id}/audio"
         assert_refused(client, "GET", url, status=500, code="audio_lost")
@@ -212,28 +212,28 @@ class TestFullDisk:
         assert client.post("/v1/voices", **UPLOAD).status_code == 201
 
     def test_audio_waits_for_disk_space(self, served: Served, client: httpx.Client, voice_id: str) -> None:
-        ready = speak(client, voice_id, "There was room for this.")
-        final(client, ready)
+        ready = submit_text(client, voice_id, "There was room for this.")
+        wait_for_job(client, ready)
         with self.limit_file_size(served, READER.stat().st_size // 2):
-            job_id = speak(client, voice_id, LONG)
-            until(lambda: count_attempts(served, job_id), what="the first attempt")
+            job_id = submit_text(client, voice_id, LONG)
+            wait_until(lambda: count_attempts(served, job_id), what="the first attempt")
             assert client.get(f"/v1/jobs/{job_id}", params={"wait": 1}).json()["status"] == "pending"
             assert not [path for path in list_blobs(served) if job_id in path and not path.endswith(".part")]
             assert client.get(f"/v1/jobs/{ready}/audio").status_code == 200
-        assert final(client, job_id)["status"] == "ready"
+        assert wait_for_job(client, job_id)["status"] == "ready"
         assert is_speech_of(client.get(f"/v1/jobs/{job_id}/audio").content, LONG)
 
     def test_job_is_rejected_while_the_database_disk_is_full(
         self, served: Served, client: httpx.Client, voice_id: str
     ) -> None:
-        ready = speak(client, voice_id, "There was room for this row.")
-        final(client, ready)
+        ready = submit_text(client, voice_id, "There was room for this row.")
+        wait_for_job(client, ready)
         with self.limit_file_size(served, database(served).stat().st_size + (1 << 16)):
             fill_database(client, voice_id)
             assert client.get(f"/v1/jobs/{ready}").json()["status"] == "ready"
             assert client.get(f"/v1/jobs/{ready}/audio").status_code == 200
-        assert final(client, speak(client, voice_id, "Room again."))["status"] == "ready"
-        assert {final(client, job["job_id"])["status"] for job in client.get("/v1/jobs").json()} == {"ready"}
+        assert wait_for_job(client, submit_text(client, voice_id, "Room again."))["status"] == "ready"
+        assert {wait_for_job(client, job["job_id"])["status"] for job in client.get("/v1/jobs").json()} == {"ready"}
 
 
 OWN_MOUNTS = ("unshare", "--user", "--map-root-user", "--mount")
@@ -260,8 +260,8 @@ def test_full_disk_allows_reads_and_deletions(tmp_path: Path) -> None:
         served.home = Path(f"/proc/{served.process.pid}/root{home}")  # the path in the namespace of the process
         with served.client() as client:
             kept, deleted = register(client), register(client)
-            ready = speak(client, kept, "There was room for this.")
-            final(client, ready)
+            ready = submit_text(client, kept, "There was room for this.")
+            wait_for_job(client, ready)
             fill_disk(served.home / "filler")
             fill_database(client, kept)
             assert_refused(client, "POST", "/v1/voices", **UPLOAD, status=507, code="storage_full")
@@ -269,8 +269,8 @@ def test_full_disk_allows_reads_and_deletions(tmp_path: Path) -> None:
             assert is_speech_of(client.get(f"/v1/jobs/{ready}/audio").content, "There was room for this.")
             assert client.delete(f"/v1/voices/{deleted}").status_code == 204
             (served.home / "filler").unlink()
-            assert final(client, speak(client, kept, "Room again."))["status"] == "ready"
-            assert {final(client, job["job_id"])["status"] for job in client.get("/v1/jobs").json()} == {"ready"}
+            assert wait_for_job(client, submit_text(client, kept, "Room again."))["status"] == "ready"
+            assert {wait_for_job(client, job["job_id"])["status"] for job in client.get("/v1/jobs").json()} == {"ready"}
         shutil.copytree(served.home, tmp_path / "copy")  # SQLite does not follow a link into /proc
         check_invariants(Served(tmp_path / "copy"))
     finally:

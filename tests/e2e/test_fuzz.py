@@ -24,7 +24,7 @@ from afterwords.audio.wav import canonical_wav
 from afterwords.models import BUNDLE_TYPE
 from afterwords.server import create_app
 from tests.audio.test_wav import RATE, tone
-from tests.e2e.served import ADMIN_SECRET, Served, final, register, serving, speak
+from tests.e2e.served import ADMIN_SECRET, Served, register, serving, submit_text, wait_for_job
 from tests.e2e.wire import ask
 
 CALLBACK_SECRET: Final = "a-callback-secret-that-workers-share"
@@ -75,8 +75,8 @@ class Rows:
     def job_id(self) -> str:
         voice_id = self.voice_id
         if self._client.get(f"/v1/jobs/{self._job_id}").status_code != 200:
-            self._job_id = speak(self._client, voice_id, f"Spoken for {voice_id}.")
-            final(self._client, self._job_id)
+            self._job_id = submit_text(self._client, voice_id, f"Spoken for {voice_id}.")
+            wait_for_job(self._client, self._job_id)
         return self._job_id
 
     @property
@@ -154,7 +154,7 @@ def test_any_text_is_accepted_or_refused(
     answer = client.post("/v1/synthesize", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code in (200, 202, 422, 429), answer.text
     if answer.status_code == 202:
-        assert final(client, answer.json()["job_id"])["error"] in (None, "runaway_audio")
+        assert wait_for_job(client, answer.json()["job_id"])["error"] in (None, "runaway_audio")
 
 
 @given(

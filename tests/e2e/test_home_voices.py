@@ -15,7 +15,7 @@ from afterwords.client import Client
 from afterwords.library.library import Library
 from afterwords.models import Voice, new_id
 from tests.cli.program import run
-from tests.e2e.served import READER, Served, final, register, serving, speak, until
+from tests.e2e.served import READER, Served, register, serving, submit_text, wait_for_job, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def test_home_voice_uses_the_recording_in_the_library(shared_library: Library, s
         assert me.provenance is not None
         assert shown["consent"] == me.consent.model_dump(mode="json")
         assert shown["provenance"]["seal"] == me.provenance.seal
-        job_id = speak(client, "me", "From home.")
-        assert final(client, job_id)["status"] == "ready"
+        job_id = submit_text(client, "me", "From home.")
+        assert wait_for_job(client, job_id)["status"] == "ready"
         bundle = client.get("/v1/voices/me/export")
         assert bundle.status_code == 200
     kept = {path.name for path in (shared_library.home / "server" / "blobs").rglob("*.*")}
@@ -82,7 +82,7 @@ def test_only_home_keys_see_home_voices(shared_library: Library, served: Served)
             assert other_client.get(path).json()["error"]["code"] == "voice_not_found"
     with served.client(of_home) as narrow:
         assert names(narrow) == ["me"]
-        assert final(narrow, speak(narrow, "me", "With a narrow key."))["status"] == "ready"
+        assert wait_for_job(narrow, submit_text(narrow, "me", "With a narrow key."))["status"] == "ready"
     with served.client(served.new_key()) as of_admin:
         assert names(of_admin) == []
 
@@ -98,10 +98,10 @@ def test_home_voice_can_not_be_changed_over_http(shared_library: Library, served
 def test_changes_of_the_library_are_seen(shared_library: Library, served: Served) -> None:
     with served.client() as client:
         voice = add_copy(shared_library, "friend")
-        until(lambda: names(client) == ["me", "friend"], what="the new voice")
-        final(client, job_id := speak(client, "friend", "Soon to be gone."))
+        wait_until(lambda: names(client) == ["me", "friend"], what="the new voice")
+        wait_for_job(client, job_id := submit_text(client, "friend", "Soon to be gone."))
         shared_library.rename("friend", "visitor")
-        until(lambda: names(client) == ["me", "visitor"], what="the new name")
+        wait_until(lambda: names(client) == ["me", "visitor"], what="the new name")
         assert client.get(f"/v1/jobs/{job_id}").status_code == 200
 
         other = add_copy(shared_library, "other", b"\3\0")
@@ -109,16 +109,18 @@ def test_changes_of_the_library_are_seen(shared_library: Library, served: Served
         shared_library.remove("other")
         same_id = other.model_copy(update={"voice_id": voice.voice_id, "name": "visitor"})
         shared_library.save(same_id, reference_wav=wav, replace=True)
-        until(lambda: client.get("/v1/voices/visitor").json().get("ref_sha256") == other.ref_sha256, what="the other")
+        wait_until(
+            lambda: client.get("/v1/voices/visitor").json().get("ref_sha256") == other.ref_sha256, what="the other"
+        )
         again = client.post("/v1/synthesize", json={"voice_id": "visitor", "text": "Soon to be gone."})
         assert again.headers["x-cache"] == "MISS"
         assert client.get(f"/v1/jobs/{job_id}").status_code == 404
 
-        final(client, job_id := again.json()["job_id"])
+        wait_for_job(client, job_id := again.json()["job_id"])
         shared_library.remove("visitor")
-        until(lambda: names(client) == ["me"], what="the end of the voice")
+        wait_until(lambda: names(client) == ["me"], what="the end of the voice")
         assert client.get(f"/v1/jobs/{job_id}").status_code == 404
-        until(
+        wait_until(
             lambda: not list((shared_library.home / "server" / "blobs").rglob(f"{job_id}*")),
             what="the end of its audio",
         )
@@ -141,7 +143,7 @@ def test_backup_has_audio_but_no_recording_of_a_home_voice(
     shared_library: Library, library: Library, served: Served, tmp_path: Path
 ) -> None:
     with served.client() as client:
-        final(client, job_id := speak(client, "me", "To be backed up."))
+        wait_for_job(client, job_id := submit_text(client, "me", "To be backed up."))
     file = tmp_path / "server.backup"
     done = run("backup", str(file), env={"AFTERWORDS_HOME": str(shared_library.home)})
     assert done.code == 0, done.err
@@ -160,7 +162,7 @@ def test_library_can_be_disabled_and_damaged_voices_skipped(library: Library) ->
         key = served.key
         with served.client() as client:
             assert names(client) == ["me"]
-            final(client, speak(client, "me", "Before."))
+            wait_for_job(client, submit_text(client, "me", "Before."))
     log = served.log.read_text()
     assert log.count("voices of this home not offered=1") == 1
     with serving(library.home, {"AFTERWORDS_SERVE_LIBRARY": "false"}) as served, served.client(key) as client:
@@ -179,9 +181,9 @@ def test_audio_is_kept_while_a_voice_can_not_be_offered(library: Library) -> Non
     described = (folder / me.voice_id / "voice.json").read_bytes()
     with serving(library.home, {"AFTERWORDS_REAP_INTERVAL_S": "0.1"}) as served, served.client() as client:
         key = served.key
-        final(client, job_id := speak(client, "me", "To be kept."))
+        wait_for_job(client, job_id := submit_text(client, "me", "To be kept."))
         (folder / me.voice_id / "voice.json").write_text("{")
-        until(lambda: "not offered=1" in served.log.read_text(), what="the warning about the damaged voice")
+        wait_until(lambda: "not offered=1" in served.log.read_text(), what="the warning about the damaged voice")
         (folder / me.voice_id / "voice.json").write_bytes(described)
         assert client.get(f"/v1/jobs/{job_id}/audio").status_code == 200
     (library.home / "library.json").rename(library.home / "away.json")
@@ -199,11 +201,11 @@ def test_public_server_has_no_home_account(library: Library) -> None:
     served = Served(library.home, {"AFTERWORDS_HOST": "0.0.0.0", "AFTERWORDS_REAP_INTERVAL_S": "0.1"})
     try:
         served.start().ready()
-        until(lambda: "No key can use them yet" in served.log.read_text(), what="the line")
+        wait_until(lambda: "No key can use them yet" in served.log.read_text(), what="the line")
         with served.client(served.new_key()) as other_client:
             assert names(other_client) == []
         env = {"AFTERWORDS_HOME": str(library.home), "AFTERWORDS_BACKENDS": "tone"}
         with served.client(run("keys", "create", "--home", env=env).out.strip()) as own:
-            until(lambda: names(own) == ["me"], what="the voice")
+            wait_until(lambda: names(own) == ["me"], what="the voice")
     finally:
         served.kill()

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from tests.e2e.served import Served, final, register, serving, speak
+from tests.e2e.served import Served, register, serving, submit_text, wait_for_job
 
 
 def lines_of(served: Served) -> list[dict[str, Any]]:
@@ -24,9 +24,9 @@ def test_json_log_has_keys_and_a_second_server(tmp_path: Path) -> None:
         second.start()
         with served.client() as client:
             voice_id = register(client)
-            job_id = speak(client, voice_id, "fault-slow, so that a poll comes before its end. " * 8)
+            job_id = submit_text(client, voice_id, "fault-slow, so that a poll comes before its end. " * 8)
             pending = client.get(f"/v1/jobs/{job_id}").json()
-            assert final(client, job_id)["status"] == "ready"
+            assert wait_for_job(client, job_id)["status"] == "ready"
             [key] = client.get("/v1/keys").json()
             assert httpx.get(f"{served.url}/healthz").status_code == 200
             assert httpx.get(f"{second.url}/healthz").status_code == 200

@@ -16,7 +16,7 @@ import pytest
 
 from afterwords.server.app_state import MAX_UPLOADS_PER_ACCOUNT
 from tests.e2e.flood import MIB, flood, watched
-from tests.e2e.served import DEADLINE_S, Served, final, register, serving, speak
+from tests.e2e.served import DEADLINE_S, Served, register, serving, submit_text, wait_for_job
 from tests.e2e.wire import ask, connected, head, read
 from tests.server.services.test_decoding import hour_of_flac
 
@@ -81,10 +81,10 @@ def test_concurrent_uploads_leave_the_server_responsive(served: Served, temp: Pa
 def test_long_speech_uses_little_memory(served: Served) -> None:
     with served.client() as client:
         voice_id = register(client)
-        final(client, speak(client, voice_id, "The first job loads what every job needs."))
+        wait_for_job(client, submit_text(client, voice_id, "The first job loads what every job needs."))
         with watched(served) as memory:
-            job_id = speak(client, voice_id, "x" * 5000, speed=0.25)  # 20 minutes, 58 MB
-            assert final(client, job_id, deadline_s=120)["status"] == "ready"
+            job_id = submit_text(client, voice_id, "x" * 5000, speed=0.25)  # 20 minutes, 58 MB
+            assert wait_for_job(client, job_id, deadline_s=120)["status"] == "ready"
     assert memory.growth_bytes < 64 * MIB
 
 

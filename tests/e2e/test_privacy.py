@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from afterwords.audio.wav import canonical_wav
-from tests.e2e.served import ADMIN_SECRET, READER, Served, final, register, serving, speak, until
+from tests.e2e.served import ADMIN_SECRET, READER, Served, register, serving, submit_text, wait_for_job, wait_until
 from tests.e2e.wire import ask
 from tests.watched import Watched, has_strace
 
@@ -85,9 +85,9 @@ def test_deleting_a_voice_leaves_no_text_or_audio(served: Served, client: httpx.
         client, wav=WAV, name=f"{CANARY} name", ref_text=f"{CANARY} transcript.", family=f"{CANARY} family"
     )
     client.patch(f"/v1/voices/{voice}", json={"metadata": {"note": f"{CANARY} metadata"}})
-    final(client, speak(client, voice, f"{CANARY} text"))
+    wait_for_job(client, submit_text(client, voice, f"{CANARY} text"))
     client.post("/v1/synthesize", json={"voice_id": voice, "text": f"{CANARY} text"})
-    pending = speak(client, voice, f"{CANARY} slow, fault-slow" + "." * 2_000)
+    pending = submit_text(client, voice, f"{CANARY} slow, fault-slow" + "." * 2_000)
     client.get(f"/v1/voices/{voice}/export")
     assert {"afterwords.db", "ref.wav"} <= {
         name.removesuffix("-wal") for name in find_files(said + windows, served, temp)
@@ -96,15 +96,17 @@ def test_deleting_a_voice_leaves_no_text_or_audio(served: Served, client: httpx.
     assert client.delete(f"/v1/voices/{voice}").status_code == 204
 
     assert client.get(f"/v1/jobs/{pending}").status_code == 404
-    until(lambda: not find_files(said + windows, served, temp), deadline_s=GONE_WITHIN_S, what="removal of all traces")
+    wait_until(
+        lambda: not find_files(said + windows, served, temp), deadline_s=GONE_WITHIN_S, what="removal of all traces"
+    )
     assert not list((served.home / "server" / "blobs").rglob(f"*{pending}*"))
 
 
 def test_row_of_a_final_job_has_no_text(served: Served, client: httpx.Client) -> None:
     voice = register(client, wav=WAV)
     for fault in ("", "fault-fail ", "fault-error "):
-        final(client, speak(client, voice, f"{fault}{CANARY} passing by"))
-    client.delete(f"/v1/jobs/{speak(client, voice, f'fault-slow {CANARY} passing by' + '.' * 2_000)}")
+        wait_for_job(client, submit_text(client, voice, f"{fault}{CANARY} passing by"))
+    client.delete(f"/v1/jobs/{submit_text(client, voice, f'fault-slow {CANARY} passing by' + '.' * 2_000)}")
     with contextlib.closing(sqlite3.connect(served.home / "server" / "afterwords.db")) as rows:
         texts = rows.execute("SELECT text FROM jobs WHERE voice_id = ?", [voice]).fetchall()
     assert texts == [(None,)] * 4
@@ -171,16 +173,16 @@ def send_invalid_requests(served: Served, client: httpx.Client) -> Iterator[http
             {"wav_b64": base64.b64encode(CANARY.encode()).decode()},
         ]
         for number, result in enumerate(results):
-            job = speak(client, voice, f"{CANARY}, fault-slow {number}" + "." * 1_000)
+            job = submit_text(client, voice, f"{CANARY}, fault-slow {number}" + "." * 1_000)
             yield worker.post(f"/v1/jobs/{job}/complete", json={"job_id": job, **result})
             client.delete(f"/v1/jobs/{job}")
-        job = speak(client, voice, f"{CANARY}, fault-slow" + "." * 1_000)
+        job = submit_text(client, voice, f"{CANARY}, fault-slow" + "." * 1_000)
         yield worker.put(f"/v1/jobs/{job}/audio", content=CANARY, headers={"X-Content-SHA256": CANARY})
         client.delete(f"/v1/jobs/{job}")
     for fault in ("fault-fail", "fault-error", "fault-memory", "fault-crash"):
-        assert final(client, speak(client, voice, f"{fault} {CANARY}"))["status"] == "failed"
-    spoken = speak(client, voice, f"{CANARY} spoken")
-    final(client, spoken)
+        assert wait_for_job(client, submit_text(client, voice, f"{fault} {CANARY}"))["status"] == "failed"
+    spoken = submit_text(client, voice, f"{CANARY} spoken")
+    wait_for_job(client, spoken)
     yield client.get(f"/v1/jobs/{spoken}/audio", headers={"Range": "bytes=99999999-", "If-Match": CANARY})
     ask(served, "GET", f"/{CANARY}", [("X-Bad", f"\x00{CANARY}")])
     blobs = served.home / "server" / "blobs"
@@ -198,7 +200,7 @@ def send_invalid_requests(served: Served, client: httpx.Client) -> Iterator[http
 
 
 def test_files_of_the_server_are_private(served: Served, client: httpx.Client) -> None:
-    final(client, speak(client, register(client, wav=WAV), "Written with care."))
+    wait_for_job(client, submit_text(client, register(client, wav=WAV), "Written with care."))
     open_to_others = {
         str(path.relative_to(served.home)): oct(path.stat().st_mode)
         for path in [served.home, *served.home.rglob("*")]
@@ -221,7 +223,7 @@ def test_worker_process_has_no_secrets(served: Served) -> None:
 def test_stopped_server_leaves_no_key_and_no_text(tmp_path: Path) -> None:
     with serving(tmp_path / "home") as served:
         with served.client() as client:
-            final(client, speak(client, register(client, wav=WAV, name="me"), f"{CANARY} passing by"))
+            wait_for_job(client, submit_text(client, register(client, wav=WAV, name="me"), f"{CANARY} passing by"))
         assert served.stop() == 0
     assert not find_files([CANARY.encode(), served.key.encode()], served, tmp_path)
 
@@ -242,5 +244,5 @@ def test_workers_and_transcription_open_no_connections(
         served.stop()
     process = served.process
     assert process is not None
-    until(lambda: watched.saw_the_end_of(process.pid), what="the end of the trace")
+    wait_until(lambda: watched.saw_the_end_of(process.pid), what="the end of the trace")
     assert (watched.files, watched.addresses) == ([], set())

@@ -22,7 +22,7 @@ from afterwords.server.routing import ApiRoute
 from afterwords.server.services.signing import worker_token
 from tests.audio.test_wav import RATE, tone
 from tests.cli.program import run
-from tests.e2e.served import ADMIN_SECRET, Served, final, register, serving, speak, until
+from tests.e2e.served import ADMIN_SECRET, Served, register, serving, submit_text, wait_for_job, wait_until
 
 CALLBACK_SECRET: Final = "a-callback-secret-that-workers-share"
 UNKNOWN_ID: Final = "00000000-0000-4000-8000-000000000000"
@@ -144,8 +144,8 @@ class Tenant:
     def __init__(self, served: Served) -> None:
         self.client = served.client(served.new_key())
         self.voice_id = register(self.client, wav=WAV)
-        self.job_id = speak(self.client, self.voice_id, "Mine.")
-        final(self.client, self.job_id)
+        self.job_id = submit_text(self.client, self.voice_id, "Mine.")
+        wait_for_job(self.client, self.job_id)
         self.key_id = self.client.get("/v1/keys").json()[0]["key_id"]
 
     def __enter__(self) -> Tenant:
@@ -252,7 +252,7 @@ def test_key_has_256_random_bits_and_is_not_stored(served: Served) -> None:
     for key in keys:
         with served.client(key) as client:
             voice_id = register(client, wav=WAV)
-            final(client, speak(client, voice_id, "A key speaks."))
+            wait_for_job(client, submit_text(client, voice_id, "A key speaks."))
             client.get(f"/v1/voices/{key}")
             client.get("/v1/voices", params={"after": key, key: "x"})
             client.post("/v1/synthesize", json={"voice_id": key, "text": "x"})
@@ -267,7 +267,7 @@ def test_key_revoked_by_another_process_returns_401(served: Served) -> None:
         key_id = client.get("/v1/keys").json()[0]["key_id"]
         done = run("keys", "revoke", key_id, env={"AFTERWORDS_HOME": str(served.home)})
         assert done.code == 0, done.err
-        until(lambda: client.get("/v1/voices").status_code == 401, what="the revocation")
+        wait_until(lambda: client.get("/v1/voices").status_code == 401, what="the revocation")
 
 
 def test_rotated_key_keeps_scopes_and_account(served: Served) -> None:
@@ -343,12 +343,14 @@ def test_storage_quota_is_enforced(tmp_path: Path) -> None:
         served.client(served.new_key()) as other,
     ):
         voice_id = register(client, wav=WAV)
-        job = final(client, speak(client, voice_id, "Far too long a text to be kept. " * 60))
+        job = wait_for_job(client, submit_text(client, voice_id, "Far too long a text to be kept. " * 60))
         assert (job["status"], job["error"]) == ("failed", "storage_quota_exceeded")
         blobs = served.home / "server" / "blobs"
-        until(lambda: [path.name for path in blobs.rglob("*.wav")] == ["ref.wav"], what="the end of what was written")
+        wait_until(
+            lambda: [path.name for path in blobs.rglob("*.wav")] == ["ref.wav"], what="the end of what was written"
+        )
         form = {"files": {"ref_audio": ("me.wav", WAV, "audio/wav")}, "data": {"name": "me"}}
-        until(lambda: client.post("/v1/voices", **form).status_code == 507, what="the quota")  # type: ignore[arg-type]
+        wait_until(lambda: client.post("/v1/voices", **form).status_code == 507, what="the quota")  # type: ignore[arg-type]
         refused = client.post("/v1/voices", **form)  # type: ignore[arg-type]
         assert refused.json()["error"]["code"] == "storage_quota_exceeded"
         register(other, wav=WAV)

@@ -18,7 +18,7 @@ import pytest
 
 from afterwords.audio.wav import wav_header
 from tests.e2e.flood import MIB, watched
-from tests.e2e.served import Served, final, register, serving, speak, until
+from tests.e2e.served import Served, register, serving, submit_text, wait_for_job, wait_until
 from tests.e2e.wire import connected, head, read
 
 SECRET = "a-callback-secret-for-tests-0123456789"
@@ -64,13 +64,13 @@ def other(served: Served) -> Iterator[httpx.Client]:
 
 def spoken(served: Served, client: httpx.Client, voice_id: str, text: str, duration_s: int, **fields: float) -> str:
     """Complete a job as a remote worker with noise, and return its ID."""
-    job_id = speak(client, voice_id, text, **fields)
+    job_id = submit_text(client, voice_id, text, **fields)
     noise = np.random.default_rng(1).integers(-3000, 3000, duration_s * RATE, np.int16)
     wav = wav_header(RATE, n_frames=len(noise)) + noise.tobytes()
     digest = hashlib.sha256(wav).hexdigest()
     with served.client(SECRET) as worker:
         worker.put(f"/v1/jobs/{job_id}/audio", content=wav, headers={"X-Content-SHA256": digest}).raise_for_status()
-    assert final(client, job_id)["status"] == "ready"
+    assert wait_for_job(client, job_id)["status"] == "ready"
     return job_id
 
 
@@ -99,7 +99,7 @@ def test_abandoned_mp3_is_not_encoded_further(served: Served, voice_id: str, oth
         asking(served, voice_id, "mp3").close()
     answer = short_mp3(other)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "audio/mpeg")
-    until(lambda: is_idle(served), what="the end of encoding", deadline_s=20)
+    wait_until(lambda: is_idle(served), what="the end of encoding", deadline_s=20)
 
 
 def test_mp3_of_another_account_is_not_delayed(served: Served, voice_id: str, other: httpx.Client) -> None:
@@ -131,7 +131,7 @@ def test_clients_that_read_nothing_are_disconnected(
     with ExitStack() as stack, watched(served) as memory:
         wires = [stack.enter_context(asking(served, voice_id, speech_format)) for _ in range(n_clients)]
         assert short_mp3(other).status_code == 200
-        until(lambda: n_connections(served) <= 1, what="the end of the connections", deadline_s=90)
+        wait_until(lambda: n_connections(served) <= 1, what="the end of the connections", deadline_s=90)
         del wires
     assert memory.growth_bytes < 100 * MIB
 
@@ -168,11 +168,11 @@ class TestWaits:
             voice_id = register(client)
             if workers == "1":  # keep its only worker process busy
                 for number in range(16):
-                    speak(client, voice_id, f"fault-hang {number:02} {'x' * 50}")
+                    submit_text(client, voice_id, f"fault-hang {number:02} {'x' * 50}")
             body = {"voice_id": voice_id, "text": "No one waits for this.", "stream": True}
             with pytest.raises(httpx.ReadTimeout):
                 client.post("/v1/synthesize", json=body, timeout=1)
-            until(lambda: client.get("/v1/jobs", params={"limit": 1}).json()[0]["status"] == "cancelled")
+            wait_until(lambda: client.get("/v1/jobs", params={"limit": 1}).json()[0]["status"] == "cancelled")
             assert client.get("/v1/usage").json()["characters"] == (0 if workers == "0" else 16 * 64)
 
     def test_stream_joined_by_another_request_continues(self, served: Served) -> None:
@@ -183,9 +183,9 @@ class TestWaits:
             n_left = served.log.read_text().count(" 499 ")
             with connected(served) as wire:
                 wire.sendall(head("POST", "/v1/synthesize", [*headers, ("Content-Length", str(len(body)))]) + body)
-                first = until(lambda: pending(client))
+                first = wait_until(lambda: pending(client))
                 joined = client.post("/v1/synthesize", json=ask).json()["job_id"]
-            until(lambda: served.log.read_text().count(" 499 ") > n_left, what="the end of the stream")
+            wait_until(lambda: served.log.read_text().count(" 499 ") > n_left, what="the end of the stream")
             assert first == joined
             assert client.get(f"/v1/jobs/{joined}").json()["status"] == "pending"
 
@@ -196,17 +196,17 @@ class TestWaits:
         try:
             with served.client() as client, served.client(served.new_key()) as other, ExitStack() as stack:
                 voice_id = register(client)
-                job_id = speak(client, voice_id, "x")
+                job_id = submit_text(client, voice_id, "x")
                 wait = head("GET", f"/v1/jobs/{job_id}?wait=60", [("Authorization", f"Bearer {served.key}")])
                 wires = []
                 for _ in range(400):
                     wires.append(stack.enter_context(connected(served)))
                     with suppress(ConnectionError):
                         wires[-1].sendall(wait)
-                refused = until(lambda: select.select(wires, [], [], 0)[0])
+                refused = wait_until(lambda: select.select(wires, [], [], 0)[0])
                 assert read(refused[0]).status in (429, 503)
-                until(lambda: other.get("/readyz").status_code == 200)
-                assert speak(other, register(other), "There is room for this.")
+                wait_until(lambda: other.get("/readyz").status_code == 200)
+                assert submit_text(other, register(other), "There is room for this.")
         finally:
             served.kill()
 
@@ -215,12 +215,12 @@ class TestWaits:
             made = admin.post("/v1/keys", json={}).json()
             with served.client(made["api_key"]) as thief:
                 voice_id = register(thief)
-                job_id = speak(thief, voice_id, "Never to be spoken.", webhook_url="https://example.com/hook")
+                job_id = submit_text(thief, voice_id, "Never to be spoken.", webhook_url="https://example.com/hook")
                 waiting = pool.submit(thief.get, f"/v1/jobs/{job_id}", params={"wait": 60})
                 body = {"voice_id": voice_id, "text": "Nor this.", "stream": True}
                 streaming = pool.submit(thief.post, "/v1/synthesize", json=body)
-                until(lambda: len(thief.get("/v1/jobs").json()) == 2)
-                until(lambda: n_connections(served) >= 3, what="the connections of the wait and the stream")
+                wait_until(lambda: len(thief.get("/v1/jobs").json()) == 2)
+                wait_until(lambda: n_connections(served) >= 3, what="the connections of the wait and the stream")
                 admin.delete(f"/v1/keys/{made['key_id']}").raise_for_status()
                 answers = [waiting.result(50), streaming.result(50)]  # the wait itself would take 60 s
         assert {answer.status_code for answer in answers} <= {200, 401, 409}  # cancelled or unauthorized
@@ -238,7 +238,7 @@ class TestWaits:
                 spoken(served, thief, own, LONG, 60, speed=0.25)
             with asking(served, own, "wav", key=made["api_key"], n_read_bytes=1000) as wire:
                 admin.delete(f"/v1/keys/{made['key_id']}").raise_for_status()
-                until(lambda: n_connections(served) <= 1, what="the end of the download")  # the admin's is left
+                wait_until(lambda: n_connections(served) <= 1, what="the end of the download")  # the admin's is left
                 n_bytes = 0
                 with suppress(ConnectionError):
                     while piece := wire.recv(65_536):

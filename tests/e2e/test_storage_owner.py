@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.cli.program import run
-from tests.e2e.served import Served, final, register, speak, until
+from tests.e2e.served import Served, register, submit_text, wait_for_job, wait_until
 
 EAGER = {"AFTERWORDS_SWEEP_INTERVAL_S": "0.2", "AFTERWORDS_SWEEP_GRACE_S": "0"}
 """A sweep without grace."""
@@ -27,7 +27,7 @@ def server(tmp_path: Path) -> Iterator[Served]:
     try:
         served.start().ready()
         with served.client() as client:
-            final(client, speak(client, register(client), "Spoken first."))
+            wait_for_job(client, submit_text(client, register(client), "Spoken first."))
         served.stop()
         yield served
     finally:
@@ -59,13 +59,13 @@ def test_new_database_does_not_sweep_storage_of_another(server: Served, tmp_path
     second = Served(tmp_path / "second", server.settings)
     try:
         second.start().ready()
-        [why] = until(lambda: OFF.findall(second.log.read_text()), what="the reason")
+        [why] = wait_until(lambda: OFF.findall(second.log.read_text()), what="the reason")
         assert "another database" in why
         assert "afterwords storage adopt" in why
         assert sweep_state(second).startswith("off: ")
         with second.client() as client:
             voice_id = register(client)
-            assert final(client, speak(client, voice_id, "Spoken second."))["status"] == "ready"
+            assert wait_for_job(client, submit_text(client, voice_id, "Spoken second."))["status"] == "ready"
             assert client.delete(f"/v1/voices/{voice_id}").status_code == 204
             assert client.get(f"/v1/voices/{voice_id}").status_code == 404
         assert kept.items() <= audio_in(storage).items()
@@ -75,7 +75,7 @@ def test_new_database_does_not_sweep_storage_of_another(server: Served, tmp_path
         done = run("storage", "adopt", "--yes", env=env)
 
         assert done.code == 0, done.err
-        until(lambda: not audio_in(storage), what="the sweep of unknown blobs")
+        wait_until(lambda: not audio_in(storage), what="the sweep of unknown blobs")
         assert sweep_state(second) == "ok"
     finally:
         if second.is_running:
@@ -88,13 +88,13 @@ def test_older_copy_of_the_database_stops_both_sweeps(server: Served) -> None:
     shutil.copytree(server.home, copy.home)
     server.start().ready()
     with server.client() as client:
-        final(client, speak(client, register(client), "Spoken since."))
+        wait_for_job(client, submit_text(client, register(client), "Spoken since."))
     kept = audio_in(storage)
     assert len(kept) == 6
     try:
         copy.start().ready()
         for served in (copy, server):
-            [why] = until(lambda served=served: OFF.findall(served.log.read_text()), what="the reason")  # type: ignore[misc]
+            [why] = wait_until(lambda served=served: OFF.findall(served.log.read_text()), what="the reason")  # type: ignore[misc]
             assert "copy" in why
         with copy.client(server.key) as client:
             [voice] = client.get("/v1/voices").json()

@@ -24,7 +24,7 @@ from afterwords.testing import Fault
 from tests.audio.test_devices import CARD, needs_alsa
 from tests.cli.program import list_files, run
 from tests.client.faulty_proxy import FaultyServer
-from tests.e2e.served import ADMIN_SECRET, Served, final, register, serving, speak, until
+from tests.e2e.served import ADMIN_SECRET, Served, register, serving, submit_text, wait_for_job, wait_until
 from tests.e2e.terminal import CTRL_C, Terminal
 
 TEXT = "Hello, this is my voice."
@@ -56,7 +56,7 @@ def suggested_command(terminal: Terminal) -> list[str]:
 
 def wait_for_delay(slow: FaultyServer) -> None:
     """Wait until the proxy delays a request."""
-    until(lambda: [seen for seen in slow.seen if seen.fault], what="the request")
+    wait_until(lambda: [seen for seen in slow.seen if seen.fault], what="the request")
 
 
 def press_ctrl_c(terminal: Terminal) -> None:
@@ -83,7 +83,7 @@ def test_ctrl_c_while_waiting_leaves_job_running(slow: FaultyServer, served: Ser
     words = suggested_command(terminal)
     assert (words[:2], words[3:]) == (["jobs", "download"], ["-o", "my hello.wav", "--profile", "work"])
     with served.client() as client:
-        assert final(client, words[2])["status"] == "ready"
+        assert wait_for_job(client, words[2])["status"] == "ready"
     assert run(*words, cwd=tmp_path).code == 0
     assert decode(tmp_path / "my hello.wav").duration_s == pytest.approx(1.44)
     assert not list(tmp_path.glob("*.part"))
@@ -92,8 +92,8 @@ def test_ctrl_c_while_waiting_leaves_job_running(slow: FaultyServer, served: Ser
 def test_ctrl_c_while_downloading_keeps_existing_file(slow: FaultyServer, served: Served, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"kept")
     with served.client() as client:
-        job_id = speak(client, client.get("/v1/voices").json()[0]["voice_id"], "The canary is fetched.")
-        final(client, job_id)
+        job_id = submit_text(client, client.get("/v1/voices").json()[0]["voice_id"], "The canary is fetched.")
+        wait_for_job(client, job_id)
     slow.inject(Fault.SLOW, path=f"/v1/jobs/{job_id}/audio", delay_s=LONG_S)
     with Terminal("jobs", "download", job_id, "-o", "a.wav", "-p", "work", cwd=tmp_path) as terminal:
         terminal.expect("downloading")
@@ -168,7 +168,7 @@ def test_ctrl_c_while_playing_cancels_job(served: Served, tmp_path: Path) -> Non
 
     with served.client() as client:
         newest = client.get("/v1/jobs", params={"limit": 1}).json()[0]
-        assert final(client, newest["job_id"])["status"] == "cancelled"
+        assert wait_for_job(client, newest["job_id"])["status"] == "cancelled"
 
 
 # -- questions ------------------------------------------------------------------------------------------------

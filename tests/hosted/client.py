@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from tests.e2e.served import READER, speak, until
+from tests.e2e.served import READER, submit_text, wait_until
 
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 RECORDING = READER.read_bytes()
@@ -32,12 +32,12 @@ def wait_for_job(client: httpx.Client, job_id: str) -> dict[str, Any]:
         job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()
         return job if job["status"] != "pending" else None
 
-    return until(get_final, what="the end of the job")
+    return wait_until(get_final, what="the end of the job")
 
 
 def speak_and_wait(client: httpx.Client, voice_id: str, text: str) -> str:
     """Submit a text, wait for the job, and return its ID."""
-    job_id = speak(client, voice_id, text)
+    job_id = submit_text(client, voice_id, text)
     wait_for_job(client, job_id)
     return job_id
 

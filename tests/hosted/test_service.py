@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.served import register, speak
+from tests.e2e.served import register, submit_text
 from tests.hosted.client import (
     RECORDING,
     UNKNOWN_ID,
@@ -137,7 +137,7 @@ class TestRows:
         assert synthesize(user, voice_id, "Bonjour.", **other).headers["x-cache"] == "MISS"
 
     def test_job_is_pending_twice_and_then_ready(self, user: httpx.Client, voice_id: str) -> None:
-        job_id = speak(user, voice_id, "Poll this twice.")
+        job_id = submit_text(user, voice_id, "Poll this twice.")
         responses = [user.get(f"/v1/jobs/{job_id}", params={"wait": 30}) for _ in range(3)]
         assert [response.json() for response in responses] == [
             {"job_id": job_id, "status": "pending"},
@@ -147,7 +147,7 @@ class TestRows:
         assert [x_headers(response) for response in responses] == [set(), set(), set()]
 
     def test_failed_job_is_free_of_charge(self, user: httpx.Client, voice_id: str) -> None:
-        job = wait_for_job(user, speak(user, voice_id, "It will fail."))
+        job = wait_for_job(user, submit_text(user, voice_id, "It will fail."))
         assert (set(job), job["status"]) == ({"job_id", "status", "error"}, "failed")
         assert user.get(f"/v1/jobs/{job['job_id']}/audio").status_code == 404
         assert user.get("/v1/usage").json()["characters"] == 0
@@ -217,7 +217,7 @@ class TestMissingFeatures:
         user.headers["Idempotency-Key"] = "once"
         voices = {register(user) for _ in range(2)}
         assert len(voices) == 2
-        assert len({speak(user, voices.copy().pop(), "Once.") for _ in range(2)}) == 2
+        assert len({submit_text(user, voices.copy().pop(), "Once.") for _ in range(2)}) == 2
 
     def test_long_polls_formats_and_streams_are_ignored(self, user: httpx.Client, voice_id: str) -> None:
         options = {"speed": 2, "seed": 7, "response_format": "mp3", "stream": True, "webhook_url": "http://127.0.0.1/"}
@@ -263,12 +263,12 @@ class TestOptions:
 
     def test_job_is_ready_at_once_without_pending_looks(self) -> None:
         with HostedService(pending_looks=0) as quick, http_client(quick.url, quick.api_key) as client:
-            job_id = speak(client, register(client), "At once.")
+            job_id = submit_text(client, register(client), "At once.")
             assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "ready"
 
     def test_job_is_pending_for_pending_s(self) -> None:
         with HostedService(pending_looks=0, pending_s=3600) as slow, http_client(slow.url, slow.api_key) as client:
-            job_id = speak(client, register(client), "In an hour.")
+            job_id = submit_text(client, register(client), "In an hour.")
             assert {client.get(f"/v1/jobs/{job_id}").json()["status"] for _ in range(5)} == {"pending"}
             assert error_code(client.get(f"/v1/jobs/{job_id}/audio")) == "job_not_ready"
 

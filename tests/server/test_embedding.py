@@ -25,7 +25,7 @@ from afterwords.server import Settings, create_app, load_settings, router
 from afterwords.server.auth import Credential
 from afterwords.server.routing import ApiRoute
 from tests.audio.test_wav import RATE, tone
-from tests.e2e.served import ADMIN_SECRET, register, until
+from tests.e2e.served import ADMIN_SECRET, register, wait_until
 
 WAV: Final = canonical_wav(tone(5), RATE)
 UNKNOWN_ID: Final = "00000000-0000-4000-8000-000000000000"
@@ -48,7 +48,7 @@ class RunningApp:
 
     def __enter__(self) -> RunningApp:
         self._thread.start()
-        until(lambda: self._server.started or not self._thread.is_alive(), what="the start")
+        wait_until(lambda: self._server.started or not self._thread.is_alive(), what="the start")
         port = self._server.servers[0].sockets[0].getsockname()[1]
         self.address = ("127.0.0.1", port)
         self.url = f"http://127.0.0.1:{port}{self._prefix}"
@@ -155,7 +155,7 @@ def test_lifespan_opens_and_closes_the_server(settings: Settings) -> None:
     assert not settings.folder.exists()
     with RunningApp(app) as running:
         assert (settings.folder / "afterwords.db").is_file()
-        until(lambda: httpx.get(f"{running.url}/readyz").status_code == 200, what="readiness")
+        wait_until(lambda: httpx.get(f"{running.url}/readyz").status_code == 200, what="readiness")
     assert not (settings.folder / "afterwords.db-wal").exists()
 
 
@@ -195,7 +195,7 @@ def test_create_app_reads_and_writes_nothing(monkeypatch: pytest.MonkeyPatch, ho
 def test_request_log_goes_to_the_logger(embedded: RunningApp, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "afterwords.server"):
         httpx.get(f"{embedded.url}/v1/voices?after=secret")
-        lines = until(lambda: [line for line in caplog.messages if "/v1/voices" in line], what="the line")
+        lines = wait_until(lambda: [line for line in caplog.messages if "/v1/voices" in line], what="the line")
     assert len(lines) == 1
     assert lines[0].startswith("GET ")
     assert "secret" not in lines[0]
@@ -237,7 +237,7 @@ def test_dependencies_run_on_every_route(tmp_path: Path, where: str) -> None:
     with RunningApp(app, "/voice") as running, running.client() as client:
         client.headers["X-Pass"] = "good"
         key = client.post("/v1/keys", json={"label": "mine"}).json()["api_key"]
-        until(lambda: guard.finished == ["/voice/v1/keys"], what="the end of the dependency, after the response")
+        wait_until(lambda: guard.finished == ["/voice/v1/keys"], what="the end of the dependency, after the response")
         del client.headers["X-Pass"]
         secrets = {Credential.ADMIN: ADMIN_SECRET, Credential.WORKER: WORKER_SECRET}
         failures = []

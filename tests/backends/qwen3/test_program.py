@@ -15,7 +15,7 @@ import pytest
 
 from afterwords.errors import pip_install
 from tests.cli.program import environment, run, run_and_interrupt
-from tests.e2e.served import READER, Served, final, register, serving, speak
+from tests.e2e.served import READER, Served, register, serving, submit_text, wait_for_job
 
 TEXT, SEED = "In the sun.", 3
 WORDS = (READER.parent / "reader.txt").read_text("utf-8").strip()
@@ -119,7 +119,7 @@ def test_server_streams_and_serves_concurrent_requests(served: Served) -> None:
             assert answer.status_code == 200
             streamed = b"".join(answer.iter_bytes())
         assert len(streamed) > 24_000
-        jobs = [speak(client, voice_id, TEXT, seed=seed) for seed in range(1, 6)]
-        ready = [job["job_id"] for job in (final(client, job_id) for job_id in jobs) if job["status"] == "ready"]
+        jobs = [submit_text(client, voice_id, TEXT, seed=seed) for seed in range(1, 6)]
+        ready = [job["job_id"] for job in (wait_for_job(client, job_id) for job_id in jobs) if job["status"] == "ready"]
         assert len(ready) > 1  # random weights don't always find an end
         assert all(len(frames_of(client.get(f"/v1/jobs/{job_id}/audio").content)[1]) > 24_000 for job_id in ready)

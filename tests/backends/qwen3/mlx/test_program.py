@@ -18,7 +18,7 @@ pytest.importorskip("mlx.core", reason="mlx is not installed: pip install 'after
 
 from scripts.make_qwen3_tiny import make_checkpoint
 from tests.cli.program import environment, run, run_and_interrupt
-from tests.e2e.served import READER, Served, final, serving, speak
+from tests.e2e.served import READER, Served, serving, submit_text, wait_for_job
 
 TEXT, SEED = "In the sun.", 3
 WORDS = READER.parent / "reader.txt"
@@ -67,8 +67,8 @@ def test_pushed_voice_works_on_a_server(me: dict[str, str], served: Served) -> N
     assert pushed.code == 0, pushed.err
     voice_id = json.loads(pushed.stdout)["voice"]["voice_id"]
     with served.client() as client:
-        jobs = [speak(client, voice_id, TEXT, seed=seed) for seed in (SEED, 4, 5)]
-        ready = [job_id for job_id in jobs if final(client, job_id)["status"] == "ready"]
+        jobs = [submit_text(client, voice_id, TEXT, seed=seed) for seed in (SEED, 4, 5)]
+        ready = [job_id for job_id in jobs if wait_for_job(client, job_id)["status"] == "ready"]
         assert ready  # random weights don't always find an end
         assert all(len(sound_of(client.get(f"/v1/jobs/{job_id}/audio").content)) > 10_000 for job_id in ready)
 
