@@ -16,7 +16,7 @@ from afterwords.server.auth import Authenticator
 from afterwords.server.blobs import open_blobs
 from afterwords.server.clock import SystemClock
 from afterwords.server.concurrency import ConcurrencyLimit, FairSemaphore
-from afterwords.server.dispatch import LocalDispatcher
+from afterwords.server.dispatch.local import LocalDispatcher
 from afterwords.server.ports import Blobs, Dispatcher, Store
 from afterwords.server.records import QueueLimits
 from afterwords.server.services.audio_cache import ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES, AudioCache
@@ -70,16 +70,12 @@ class ServerState:
     _stopping: list[asyncio.Task[None]] = field(default_factory=list, init=False, repr=False)
 
     def begin_stop(self) -> asyncio.Task[None]:
-        """Wake long polls, claim no more jobs, and finish running work within `drain_s`."""
+        """Wake long polls, claim no more jobs, and finish running work within `drain_s`; the task ends with it."""
         if not self._stopping:
             self.synthesis.events.close()
             stopping = self.dispatcher.stop(grace_s=self.settings.drain_s)
             self._stopping.append(asyncio.create_task(stopping))
         return self._stopping[0]
-
-    async def stop(self) -> None:
-        """Stop, and wait until everything has stopped."""
-        await self.begin_stop()
 
 
 def open_store(settings: Settings) -> SqlStore:
@@ -119,7 +115,7 @@ async def open_server(settings: Settings) -> AsyncIterator[ServerState]:
         stack.callback(state.voices.decoding.close)
         await state.home.refresh()
         await state.dispatcher.start()
-        stack.push_async_callback(state.stop)
+        stack.push_async_callback(state.begin_stop)
         stack.push_async_callback(state.housekeeping.leave)
         for work in (state.housekeeping.run(), state.authenticator.requests.watch()):
             stack.push_async_callback(_cancel, asyncio.create_task(work))

@@ -36,11 +36,9 @@ class Clock(Protocol):
 
     def now(self) -> datetime:
         """Return the wall-clock time: aware, UTC, whole milliseconds."""
-        ...
 
     def monotonic(self) -> float:
         """Return seconds since the epoch that steps of the wall clock don't change while the process lives."""
-        ...
 
 
 class Store(Protocol):
@@ -52,21 +50,17 @@ class Store(Protocol):
 
     async def open(self) -> bool:
         """Connect, and migrate the schema under a lock. Return whether the database is new."""
-        ...
 
     async def close(self) -> None: ...
 
     async def announce(self) -> int:
         """Register this process as a server of the database until `close`. Return the number of servers."""
-        ...
 
     async def check(self) -> None:
         """Check that the database can be read and written."""
-        ...
 
     async def secret(self) -> bytes:
         """Return the 32 random bytes that were created with the database. They sign worker tokens."""
-        ...
 
     # keys
 
@@ -82,27 +76,21 @@ class Store(Protocol):
             InsufficientScopeError: The requesting key has scopes or a limit.
             UnauthorizedError: The new key has no scopes.
         """
-        ...
 
     async def mark_keys_used(self, key_ids: Sequence[str]) -> None:
         """Set the time of last use of these keys to now."""
-        ...
 
     async def list_accounts(self) -> list[Account]:
         """Return all accounts, oldest first, with their usage in this calendar month."""
-        ...
 
     async def get_home_account(self) -> str | None:
         """Return the account that sees the voices of the home folder. None: no key was created for it."""
-        ...
 
     async def find_caller(self, sha256: bytes) -> Caller | None:
         """Return the key with this digest if it is neither revoked nor expired."""
-        ...
 
     async def list_keys(self, *, account_id: str | None) -> list[ApiKey]:
         """Return the keys of an account, or all keys, oldest first."""
-        ...
 
     async def revoke_key(self, key_id: str, *, account_id: str | None, by: str | None = None) -> list[str] | None:
         """Revoke a key, cancel its pending jobs, and drop its webhooks.
@@ -117,7 +105,6 @@ class Store(Protocol):
             ConflictError: The requesting key is another one, and valid only for its overlap.
             InsufficientScopeError: The requesting key is another one, and has scopes or a limit.
         """
-        ...
 
     async def rotate_key(
         self,
@@ -138,11 +125,9 @@ class Store(Protocol):
             ConflictError: The key, or the requesting key, was rotated before.
             InsufficientScopeError: The requesting key is another one, and has scopes or a limit.
         """
-        ...
 
     async def get_usage(self, caller: Caller) -> Usage:
         """Return the usage in this calendar month (UTC) of a key with a limit, otherwise of the whole account."""
-        ...
 
     # voices and cache
 
@@ -155,7 +140,6 @@ class Store(Protocol):
             ConflictError: The idempotency key was used with another body.
             QuotaExceededError: The account would exceed its storage quota.
         """
-        ...
 
     async def find_repeated_voice(self, idempotency: Idempotency) -> StoredVoice | None:
         """Return the voice that the same request created before.
@@ -163,21 +147,17 @@ class Store(Protocol):
         Raises:
             ConflictError: The idempotency key was used with another body.
         """
-        ...
 
     async def get_voice(self, voice_id: str, *, account_id: str) -> StoredVoice | None: ...
 
     async def find_voices(self, name: str, *, account_id: str) -> list[StoredVoice]:
         """Return the voices of an account with exactly this name, oldest first, at most two."""
-        ...
 
     async def list_voices(self, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
         """Return voices of an account, oldest first, starting after the voice with the id `after`."""
-        ...
 
     async def update_voice(self, voice_id: str, changes: VoiceChanges, *, account_id: str) -> StoredVoice | None:
         """Update a voice. Another transcript or language removes its cache entries."""
-        ...
 
     async def delete_voice(self, voice_id: str, *, account_id: str) -> list[str] | None:
         """Delete a voice with its jobs, cache and idempotency rows, refund its pending jobs, and add a tombstone.
@@ -185,21 +165,17 @@ class Store(Protocol):
         Returns:
             Paths of the audio of its jobs. Its other blobs are below `voice_prefix`. None: the voice does not exist.
         """
-        ...
 
     async def list_unpurged(self) -> list[tuple[str, list[str]]]:
         """Return the deleted voices that may still have blobs: (voice_id, paths of the audio of its jobs)."""
-        ...
 
     async def mark_purged(self, voice_id: str) -> None:
         """Record that the blobs of a deleted voice are gone."""
-        ...
 
     async def get_cached(self, voice_id: str, cache_key: str) -> CacheEntry | None: ...
 
     async def delete_cached(self, entry: CacheEntry) -> None:
         """Delete a cache entry unless it was replaced in the meantime."""
-        ...
 
     # jobs
 
@@ -215,7 +191,6 @@ class Store(Protocol):
             QuotaExceededError: The account has reached its storage quota.
             ConflictError: The idempotency key was used with another body.
         """
-        ...
 
     async def find_repeated_job(self, idempotency: Idempotency) -> str | None:
         """Return the id of the job that the same request created before. A cached answer creates none.
@@ -223,17 +198,14 @@ class Store(Protocol):
         Raises:
             ConflictError: The idempotency key was used with another body.
         """
-        ...
 
     async def get_job(self, job_id: str, *, account_id: str | None = None) -> StoredJob | None:
         """Return a job of an account, or of any account."""
-        ...
 
     async def list_jobs(
         self, *, account_id: str, status: JobStatus | None, limit: int | None, after: str | None
     ) -> list[StoredJob]:
         """Return jobs of an account, newest first, starting after the job with the id `after`."""
-        ...
 
     async def claim(
         self, *, backends: Sequence[str], lease_s: float, worker: str, skip_voices: Sequence[str] = ()
@@ -242,11 +214,9 @@ class Store(Protocol):
 
         The account that was served longest ago is first, then its oldest job. Two processes never claim the same job.
         """
-        ...
 
     async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float) -> bool:
         """Renew a lease. Return False if this attempt no longer holds the job: the worker must stop."""
-        ...
 
     async def finish(self, job_id: str, attempt: int | None, result: AttemptResult) -> FinishStatus:
         """End a job by one conditional UPDATE, and apply what follows from it in the same transaction.
@@ -259,15 +229,12 @@ class Store(Protocol):
         Raises:
             QuotaExceededError: The audio would exceed the storage quota of the account.
         """
-        ...
 
     async def cancel(self, job_id: str, *, account_id: str) -> StoredJob | None:
         """Cancel a job if it is pending, and refund it. Return the job as it is now."""
-        ...
 
     async def release(self, job_id: str, attempt: int) -> bool:
         """Put a job back into the queue without counting this attempt, because the worker stops."""
-        ...
 
     async def retry(self, job_id: str, attempt: int, *, error: str, max_attempts: int) -> JobStatus | None:
         """Put a job back into the queue, or fail it with the error code if no attempts are left.
@@ -275,18 +242,15 @@ class Store(Protocol):
         Returns:
             The new status. None: this attempt does not hold the job.
         """
-        ...
 
     async def reap(self, *, max_attempts: int) -> ReapResult:
         """Put jobs with expired leases back into the queue, and fail those without attempts left (`worker_lost`).
 
         A lease that ends later than it could have been granted for has expired: the clock was set back.
         """
-        ...
 
     async def mark_audio_lost(self, job_id: str) -> None:
         """Fail a ready job whose audio is missing or altered (`audio_lost`)."""
-        ...
 
     # webhooks and housekeeping
 
@@ -300,34 +264,27 @@ class Store(Protocol):
             per_account: Maximum per account. The first webhook of every account precedes the second of any.
             allowed: Lower maximum of some accounts.
         """
-        ...
 
     async def settle_webhook(self, job_id: str) -> None:
         """Remove a webhook: it was delivered or given up."""
-        ...
 
     async def find_known_paths(self, paths: Sequence[str]) -> set[str]:
         """Return the paths that rows refer to: references, audio of jobs, cache entries, prompts of known voices."""
-        ...
 
     async def find_strays(self, paths: Sequence[str], *, grace_s: float) -> set[str]:
         """Return the paths that no row refers to, and that this database first saw so at least `grace_s` ago.
 
         The other ones are stored with the time at which they were seen.
         """
-        ...
 
     async def add_mark(self, token: str) -> None:
         """Store a token before it is written into the storage. The last 32 are kept."""
-        ...
 
     async def has_mark(self, token: str) -> bool:
         """Return whether this database wrote the token. A copy or an older backup of the database did not."""
-        ...
 
     async def delete_expired(self) -> None:
         """Delete idempotency rows after a day, tombstones of purged voices after 30 days, and old strays."""
-        ...
 
 
 class BlobSource(Protocol):
@@ -359,7 +316,6 @@ class BlobReader(Protocol):
         Raises:
             StorageUnavailableError: The blob was removed or replaced.
         """
-        ...
 
     def close(self) -> None: ...
 
@@ -372,35 +328,27 @@ class Blobs(Protocol):
 
     async def put(self, path: str, data: bytes | BlobSource, *, is_durable: bool = True) -> None:
         """Write a blob completely or not at all. A durable blob survives a power cut after this returns."""
-        ...
 
     async def get(self, path: str, *, sha256: str | None = None) -> bytes | None:
         """Read a blob. Return None if it is missing or does not match the digest."""
-        ...
 
     async def open(self, path: str, *, sha256: str) -> BlobReader | None:
         """Open a blob to read it in chunks. Return None if it is missing or does not match the digest."""
-        ...
 
     async def exists(self, path: str) -> bool:
         """Return whether a blob exists, intact or not."""
-        ...
 
     async def delete(self, *paths: str) -> None:
         """Remove blobs. Missing ones are ignored."""
-        ...
 
     async def delete_all(self, prefix: str) -> None:
         """Remove a folder (`voices/…/`) and everything in it."""
-        ...
 
     def listing(self, prefix: str = "") -> AsyncIterator[list[BlobInfo]]:
         """List everything below a folder in batches, unfinished writes included."""
-        ...
 
     async def check(self) -> None:
         """Check that the storage can be written."""
-        ...
 
 
 class JobQueue(Protocol):
@@ -408,11 +356,9 @@ class JobQueue(Protocol):
 
     async def claim(self, *, backends: Sequence[str], worker: str, skip_voices: Sequence[str] = ()) -> Claim | None:
         """Claim the next waiting job, except for these voices."""
-        ...
 
     async def heartbeat(self, claim: Claim) -> bool:
         """Renew the lease of a claim. Return False if the job was cancelled or claimed by another worker."""
-        ...
 
     async def reference(self, voice: StoredVoice) -> bytes:
         """Return the reference recording as a canonical WAV file.
@@ -420,25 +366,20 @@ class JobQueue(Protocol):
         Raises:
             AudioMissingError: The recording is missing or altered.
         """
-        ...
 
     async def prompt(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
         """Return the stored prompt of an engine for a voice."""
-        ...
 
     async def save_prompt(
         self, voice: StoredVoice, *, backend: str, version: str, prompt: bytes, is_fast: bool = False
     ) -> None:
         """Store the prompt of an engine for a voice, and remove its checkpoint."""
-        ...
 
     async def checkpoint(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
         """Return the checkpoint of a preparation that was interrupted."""
-        ...
 
     async def save_checkpoint(self, voice: StoredVoice, *, backend: str, version: str, checkpoint: bytes) -> None:
         """Store a checkpoint, from which the next attempt continues to prepare the voice."""
-        ...
 
     async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:
         """Complete an attempt with its audio, an open WAV file. A second delivery changes nothing.
@@ -451,7 +392,6 @@ class JobQueue(Protocol):
             StaleAttemptError: Another attempt holds the job, or the lease has expired. Nothing is stored.
             StaleAttemptError: The job was deleted with its voice. Nothing is stored.
         """
-        ...
 
     async def fail(self, job_id: str, attempt: int | None, *, error: str) -> None:
         """Fail a job with an error code of the API. A second call changes nothing.
@@ -459,15 +399,12 @@ class JobQueue(Protocol):
         Raises:
             StaleAttemptError: As for `complete`.
         """
-        ...
 
     async def retry(self, job_id: str, attempt: int, *, error: str, max_attempts: int | None = None) -> None:
         """Put the job of a lost worker back into the queue, or fail it with the code if no attempts are left."""
-        ...
 
     async def release(self, job_id: str, attempt: int) -> None:
         """Put a job back into the queue, because the worker stops."""
-        ...
 
 
 class Dispatcher(Protocol):
@@ -476,7 +413,6 @@ class Dispatcher(Protocol):
     @property
     def backends(self) -> Mapping[str, frozenset[str]]:
         """The backends, best first, with the languages of each."""
-        ...
 
     def unspoken(self, backend: str, text: str) -> list[str]:
         """Return the words of a text that a backend can't pronounce.
@@ -484,46 +420,36 @@ class Dispatcher(Protocol):
         Raises:
             TextError: No word can be pronounced.
         """
-        ...
 
     @property
     def prompt_versions(self) -> Mapping[str, str]:
         """The prompt version of each backend, if it is known without loading the backend."""
-        ...
 
     @property
     def is_ready(self) -> bool:
         """Whether a job would start immediately."""
-        ...
 
     @property
     def state(self) -> str:
         """Human-readable status, such as "loading lite, 40 %"."""
-        ...
 
     async def start(self) -> None:
         """Start. Models load in the background."""
-        ...
 
     def wake(self) -> None:
         """Signal that a job is waiting."""
-        ...
 
     def listen(self, job_id: str) -> Listener | None:
         """Subscribe to the audio of a job before it is submitted. Return None if the dispatcher can't stream."""
-        ...
 
     def progress(self, job: StoredJob) -> JobProgress:
         """Return the progress of a pending job, as far as this dispatcher knows it."""
-        ...
 
     def cancel(self, job_id: str) -> None:
         """Stop a job if this dispatcher runs it."""
-        ...
 
     async def stop(self, *, grace_s: float) -> None:
         """Claim no more jobs, finish the running ones within `grace_s`, and release the rest."""
-        ...
 
 
 class Listener(Protocol):
@@ -531,12 +457,9 @@ class Listener(Protocol):
 
     async def wait_until_started(self) -> int | None:
         """Wait for the first audio, and return the sample rate in Hz. None: the job runs elsewhere or was closed."""
-        ...
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield mono 16-bit little-endian PCM. Raises SynthesisError if the synthesis breaks off."""
-        ...
 
     def close(self) -> None:
         """Unsubscribe."""
-        ...

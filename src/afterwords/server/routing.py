@@ -40,7 +40,7 @@ from afterwords.server.auth import Identity, RequestTask, Requirements
 log = logging.getLogger("afterwords.server")
 
 MULTIPART_OVERHEAD_BYTES: Final = 64 * 1024
-"""How much a multipart form may add to the file that it carries."""
+"""How much a multipart form may add to the file that it carries: text fields, headers, boundaries."""
 BODY_RATE_MIN: Final = 8 * 1024
 """Bytes per second. A body that takes longer than the timeout must arrive at this rate at least."""
 _LONE_SURROGATE: Final = ("surrogate", "end of hex escape")

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from afterwords.server.dispatch import LocalDispatcher
+from afterwords.server.dispatch.local import LocalDispatcher
 from afterwords.server.settings import Settings
 from tests.server.dispatch.memory_queue import DEADLINE_S, MemoryQueue
 

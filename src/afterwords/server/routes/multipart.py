@@ -17,12 +17,10 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from afterwords.errors import InvalidRequestError, RecordingError
+from afterwords.server.routing import MULTIPART_OVERHEAD_BYTES
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
-
-OVERHEAD_MAX_BYTES: Final = 64 * 1024
-"""Limit of everything but the content of the file: text fields, headers, boundaries."""
 
 AUDIO_TYPES: Final = ("audio/*", "video/*", "application/ogg", "application/mp4", "application/octet-stream")
 """Accepted content types of a recording; phones and browsers also record audio as video/mp4 and video/webm."""
@@ -121,9 +119,9 @@ class _FormReader:
     def check_size(self, n_bytes: int) -> None:
         """Count bytes and check the limits; a file slightly over its limit is read to its end to report its size."""
         self._n_read += n_bytes
-        if self._n_read - self._n_file > OVERHEAD_MAX_BYTES:
-            raise InvalidRequestError.too_large(maximum_bytes=OVERHEAD_MAX_BYTES)
-        if self._n_read > self._max_file_bytes + OVERHEAD_MAX_BYTES:
+        if self._n_read - self._n_file > MULTIPART_OVERHEAD_BYTES:
+            raise InvalidRequestError.too_large(maximum_bytes=MULTIPART_OVERHEAD_BYTES)
+        if self._n_read > self._max_file_bytes + MULTIPART_OVERHEAD_BYTES:
             raise self._too_large()
 
     def form(self) -> Form:
