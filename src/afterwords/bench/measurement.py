@@ -86,7 +86,6 @@ def choose_backends(
 
     Args:
         names: Backends to measure; none: all that can run here and speak the language.
-        lang: Two letters.
         skips_slow: Skip backends that are slower than speech here.
 
     Returns:

@@ -111,7 +111,7 @@ async def open_server(settings: Settings) -> AsyncIterator[ServerState]:
         else:
             if n_servers > 1:
                 log.info("%d servers share this database", n_servers)
-        state = _joined(settings, store, await store.secret())
+        state = _build_state(settings, store, await store.secret())
         stack.callback(state.voices.decoding.close)
         await state.home.refresh()
         await state.dispatcher.start()
@@ -122,7 +122,7 @@ async def open_server(settings: Settings) -> AsyncIterator[ServerState]:
         yield state
 
 
-def _joined(settings: Settings, store: Store, secret: bytes) -> ServerState:
+def _build_state(settings: Settings, store: Store, secret: bytes) -> ServerState:
     blobs = open_storage(settings)
     ownership = Ownership(store, blobs, database_id(secret))
     clock, events, audio_cache = SystemClock(), JobEvents(), AudioCache()

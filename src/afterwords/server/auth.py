@@ -182,8 +182,6 @@ class Authenticator:
         that is short enough to be guessed is refused as well.
 
         Args:
-            requirements: What the route requires.
-            authorization: The Authorization headers.
             job_id: The job of the path, which a worker token must name.
             peer: The address of the connection.
             forwarded: The X-Forwarded-For headers, which count if the peer is a trusted proxy.

@@ -162,7 +162,6 @@ async def restore(settings: Settings, file: Path, *, replace: bool = False) -> C
 
     Args:
         settings: Settings of the server, which must not be running.
-        file: The backup.
         replace: Whether to replace a server that has voices or keys.
 
     Raises:

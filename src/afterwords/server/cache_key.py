@@ -14,8 +14,6 @@ def cache_key(text: str, *, lang: str, backend: str, speed: float = 1.0, seed: i
 
     Args:
         text: Validated text, without NUL, which separates the fields of the key.
-        lang: Language, two letters.
-        backend: Backend of the synthesis.
         speed: Omitted from the key at 1, like on the hosted service.
         seed: Omitted from the key if None.
     """

@@ -1,4 +1,4 @@
-"""Run work fairly among accounts, in threads, and only while its client is connected."""
+"""Run work fairly among accounts, in threads, only while its client is connected, or once something has changed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,27 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Condition:
+    """`asyncio.Condition` without its lock: callbacks, which can't await one, may notify."""
+
+    def __init__(self) -> None:
+        self._next = asyncio.Event()
+
+    def notify_all(self) -> None:
+        """Wake every waiter."""
+        self._next.set()
+        self._next = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Wait for the next notification."""
+        await self._next.wait()
+
+    async def wait_for(self, predicate: Callable[[], bool]) -> None:
+        """Wait until the predicate is true; it is evaluated after each notification."""
+        while not predicate():
+            await self.wait()
 
 
 class FairSemaphore:
@@ -59,7 +80,6 @@ class ConcurrencyLimit:
     """A limit of concurrent operations per key or account.
 
     Args:
-        maximum: Concurrent operations.
         doing: Name of the operations in the error, as in "uploads under way".
     """
 

@@ -172,8 +172,6 @@ async def deliver(
     """Call a webhook once, and return whether it succeeded; errors of the network are logged and never raised.
 
     Args:
-        call: The call to deliver.
-        clock: Gives the time for the signature.
         resolve: Returns the addresses of a host; called once.
         may_reach: Whether an address is allowed; if one is not, the call fails.
         tls: TLS context; None trusts the public authorities.

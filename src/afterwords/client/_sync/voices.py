@@ -159,11 +159,6 @@ class Voices:
         """Send a request about a voice, and return the ID of the voice with the response.
 
         A name is looked up once; if its ID is no longer known to the server, the name is looked up again.
-
-        Args:
-            voice: A voice, its name or its ID.
-            build: Returns the request for an ID.
-            is_resumed: Resume the download of a long body.
         """
         send = self._session.download if is_resumed else self._session.request
         voice_id = voice.voice_id if isinstance(voice, Voice) else parse_id(voice)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from afterwords.audio.wav import wav_header
 from afterwords.errors import SynthesisError
-from afterwords.server.dispatch.condition import Condition
+from afterwords.server.concurrency import Condition
 from afterwords.server.spool import Spool
 
 _HEADER_BYTES = len(wav_header(8000, n_frames=0))

@@ -72,7 +72,6 @@ class Worker:
         """Make the prompt if needed, and return the audio, which is synthesized while it is read.
 
         Args:
-            work: The text and the voice.
             progress: Called with the progress of the preparation; an exception that it raises ends it.
             save: Called with checkpoints of the preparation, if the engine makes any.
 

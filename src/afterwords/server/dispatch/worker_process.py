@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from afterwords.backends.base import Progress
 from afterwords.backends.memory import resident_bytes
+from afterwords.server.concurrency import Condition
 from afterwords.server.dispatch import messages
-from afterwords.server.dispatch.condition import Condition
 from afterwords.server.dispatch.messages import MalformedMessageError, Message
 from afterwords.server.dispatch.worker import Work
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from afterwords.backends.base import ignore_progress
-from afterwords.server.dispatch.condition import Condition
+from afterwords.server.concurrency import Condition
 from afterwords.server.dispatch.worker import Work
 from afterwords.server.dispatch.worker_process import (
     WorkerCrashedError,
