@@ -139,6 +139,14 @@ COMMON: Final = errors(
 """Errors of every route."""
 
 
+BINARY: Final = {"type": "string", "format": "binary"}
+
+
 def audio_content(*formats: SpeechFormat) -> dict[str, Any]:
     """Document a response of audio in these formats, or all."""
-    return {MEDIA_TYPES[name]: {"schema": {"type": "string", "format": "binary"}} for name in formats or SpeechFormat}
+    return {MEDIA_TYPES[name]: {"schema": BINARY} for name in formats or SpeechFormat}
+
+
+def request_body(media_type: str, schema: Mapping[str, Any] = BINARY) -> dict[str, Any]:
+    """Document the body of a route that reads it by itself."""
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}

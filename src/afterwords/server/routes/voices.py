@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
@@ -15,6 +15,7 @@ from afterwords.server.auth import Credential, requires
 from afterwords.server.records import Scope, StoredVoice, VoiceChanges
 from afterwords.server.routes.multipart import read_form
 from afterwords.server.routes.responses import (
+    BINARY,
     COMMON,
     IdempotencyKey,
     VoiceId,
@@ -22,6 +23,7 @@ from afterwords.server.routes.responses import (
     errors,
     json_response,
     list_response,
+    request_body,
     state_of,
 )
 from afterwords.server.routes.schemas import VoiceCreated, VoiceListed, VoicePatch, VoiceShown
@@ -46,46 +48,26 @@ UPLOAD: Final = errors(
     _409="idempotency_conflict",
     _422=f"{RECORDING}, invalid_name, invalid_field, invalid_backend, unsupported_lang, {TEXTS}",
 )
-_FORM: Final[dict[str, Any]] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["name", "ref_audio"],
-                    "properties": {
-                        "name": {"type": "string", "maxLength": 200, "description": "Name of the voice."},
-                        "ref_audio": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": "WAV, m4a, mp3, ogg, opus, flac, webm, amr or any other audio: "
-                            "5 to 60 s, at most 20 MiB.",
-                        },
-                        "ref_text": {"type": "string", "description": "Transcript of the recording."},
-                        "backend": {
-                            "type": "string",
-                            "description": "Default backend of the voice; omitted: the best.",
-                        },
-                        "lang": {"type": "string", "default": "en", "description": "Language of the recording."},
-                        "family": {"type": "string", "description": "Groups voices of one speaker."},
-                        "consent": {
-                            "type": "string",
-                            "enum": list(ConsentKind),
-                            "description": "Consent of the speaker.",
-                        },
-                    },
-                }
-            }
+_FORM: Final = request_body(
+    "multipart/form-data",
+    {
+        "type": "object",
+        "required": ["name", "ref_audio"],
+        "properties": {
+            "name": {"type": "string", "maxLength": 200, "description": "Name of the voice."},
+            "ref_audio": {
+                **BINARY,
+                "description": "WAV, m4a, mp3, ogg, opus, flac, webm, amr or any other audio: "
+                "5 to 60 s, at most 20 MiB.",
+            },
+            "ref_text": {"type": "string", "description": "Transcript of the recording."},
+            "backend": {"type": "string", "description": "Default backend of the voice; omitted: the best."},
+            "lang": {"type": "string", "default": "en", "description": "Language of the recording."},
+            "family": {"type": "string", "description": "Groups voices of one speaker."},
+            "consent": {"type": "string", "enum": list(ConsentKind), "description": "Consent of the speaker."},
         },
-    }
-}
-_BUNDLE: Final[dict[str, Any]] = {
-    "requestBody": {
-        "required": True,
-        "content": {BUNDLE_TYPE: {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
+    },
+)
 
 
 @router.post(
@@ -190,7 +172,7 @@ async def delete_voice(request: Request, voice_id: VoiceId) -> Response:
 @router.get(
     "/v1/voices/{voice_id}/export",
     responses={
-        200: {"content": {BUNDLE_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
+        200: {"content": {BUNDLE_TYPE: {"schema": BINARY}}},
         **COMMON,
         **NOT_FOUND,
         **errors(_403="insufficient_scope", _422="invalid_field", _500="reference_missing, internal_error"),
@@ -218,7 +200,7 @@ async def export_voice(
         **UPLOAD,
         **errors(_422=f"invalid_bundle, unsupported_lang, invalid_name, invalid_field, file_too_large, {TEXTS}"),
     },
-    openapi_extra=_BUNDLE,
+    openapi_extra=request_body(BUNDLE_TYPE),
 )
 @requires(Credential.USER, Scope.VOICES_WRITE, max_body_bytes=BUNDLE_MAX_BYTES, is_upload=True)
 async def import_voice(request: Request, idempotency_key: IdempotencyKey = None) -> Response:

@@ -16,7 +16,7 @@ from afterwords.errors import InvalidRequestError, MalformedWavError, SynthesisE
 from afterwords.models import parse_id
 from afterwords.server.auth import JSON_MAX_BYTES, Credential, requires
 from afterwords.server.records import StoredJob
-from afterwords.server.routes.responses import COMMON, JobId, errors, identity_of, json_response, state_of
+from afterwords.server.routes.responses import COMMON, JobId, errors, identity_of, json_response, request_body, state_of
 from afterwords.server.routes.schemas import CompleteBody, Completed
 from afterwords.server.spool import open_spool
 from afterwords.text import max_speech_s
@@ -41,12 +41,7 @@ RESULT: Final = {
 @router.post(
     "/v1/jobs/{job_id}/complete",
     responses={200: {"model": Completed}, **RESULT},
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": CompleteBody.model_json_schema()}},
-        }
-    },
+    openapi_extra=request_body("application/json", CompleteBody.model_json_schema()),
 )
 @requires(Credential.WORKER, max_body_bytes=None)
 async def complete(request: Request, job_id: JobId) -> Response:
@@ -87,12 +82,7 @@ async def complete(request: Request, job_id: JobId) -> Response:
 @router.put(
     "/v1/jobs/{job_id}/audio",
     responses={200: {"model": Completed}, **RESULT},
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"audio/wav": {"schema": {"type": "string", "format": "binary"}}},
-        }
-    },
+    openapi_extra=request_body("audio/wav"),
 )
 @requires(Credential.WORKER, max_body_bytes=None)
 async def put_audio(
