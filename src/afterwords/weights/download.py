@@ -123,7 +123,13 @@ class _Download:
                         self._old.check_sizes(old_lock, hint="")
                         return self._old.path
         self._partial.write_lock(lock)
-        self._remove_other_files(lock)
+        known = {self._partial.path / LOCK}  # files of another revision could fill the disk
+        for file in lock.files:
+            known |= {self._partial.file_path(file), self._partial.part_path(file)}
+        with disk.translate_errors(self._partial.path):
+            for path in list(self._partial.path.rglob("*")):
+                if not path.is_dir() and path not in known:
+                    path.unlink()
         counter = ByteCounter(lock.size_bytes, self._progress)
         for file in lock.files:
             self._reuse_old(file, on_read=lambda n, name: counter.add(n, f"checking {name}"))
@@ -148,17 +154,6 @@ class _Download:
                 if (lock := folder.read_lock()) is not None and lock.repository == self._checkpoint.repository:
                     return lock
         return None
-
-    def _remove_other_files(self, lock: Lock) -> None:
-        """Remove files of another revision, which could fill the disk."""
-        known = {self._partial.path / LOCK}
-        known |= {
-            get_path(file) for file in lock.files for get_path in (self._partial.file_path, self._partial.part_path)
-        }
-        with disk.translate_errors(self._partial.path):
-            for path in list(self._partial.path.rglob("*")):
-                if not path.is_dir() and path not in known:
-                    path.unlink()
 
     def _reuse_old(self, file: ModelFile, *, on_read: Callable[[int, str], None]) -> None:
         """Link or copy a file of the folder that will be replaced, if its hash is the same."""
