@@ -32,7 +32,7 @@ def make_mlx_checkpoint(folder: Path, *, bits: int | None = None) -> Path:
     Returns:
         The folder.
     """
-    network = load_modules(make_checkpoint(folder)).network
+    network, _ = load_modules(make_checkpoint(folder))
     if bits is not None:
         quantize(network, group_size=GROUP, bits=bits, class_predicate=lambda path, module: _may(network, path, module))
         path = folder / "config.json"

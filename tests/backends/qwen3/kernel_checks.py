@@ -18,8 +18,8 @@ from torch import Tensor
 from afterwords.backends.qwen3.config import WIDEST_TOP_K, read_config
 from afterwords.backends.qwen3.torch import kernels, ops
 from afterwords.backends.qwen3.torch.cuda_graphs import GraphRunner
+from afterwords.backends.qwen3.torch.ops import QuantizedMatrix, quantize_matrix
 from afterwords.backends.qwen3.torch.prompt import Prompt
-from afterwords.backends.qwen3.torch.quantized import QuantizedMatrix, quantize_matrix
 from afterwords.backends.qwen3.torch.talker import PrefillRow, Talker
 from afterwords.backends.qwen3.torch.weights import Weights
 from tests.backends.qwen3.speaking import GREEDY, LANGUAGE, load, seeded, spoken

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from afterwords.backends.qwen3.torch import agreement, quantized
+from afterwords.backends.qwen3.torch import agreement, ops
 from afterwords.backends.qwen3.torch.agreement import Agreement
 from afterwords.backends.qwen3.torch.engine import Qwen3Large
 from afterwords.backends.qwen3.torch.model import TorchModel
@@ -36,14 +36,14 @@ def test_most_likely_codes_equal_greedy_codes(checkpoint: Path, row: dict[str, o
 @pytest.mark.parametrize(("precision", "error"), [("fp8", 2**-4), ("int8", 0.5 / 127)])
 def test_quantization_error_is_at_most_half_a_step(precision: str, error: float) -> None:
     weight = torch.randn(64, 48) * torch.logspace(-3, 3, 64)[:, None]  # each output has a scale of its own
-    rounded = quantized.quantize_matrix(weight, precision)
+    rounded = ops.quantize_matrix(weight, precision)
     most = weight.abs().amax(1, keepdim=True)
     assert ((rounded.values.float() * rounded.scales[:, None] - weight).abs() / most).max() <= error * 1.001
     assert rounded.values.element_size() == 1
 
 
 def test_zero_output_stays_zero() -> None:
-    assert quantized.quantize_matrix(torch.zeros(2, 3), "fp8").values.float().tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert ops.quantize_matrix(torch.zeros(2, 3), "fp8").values.float().tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 @pytest.mark.parametrize(("precision", "codes"), [("fp8", 0.9), ("int8", 0.95)])
@@ -55,7 +55,7 @@ def test_quantized_weights_agree(model: Callable[[], TorchModel], precision: str
 
 
 def test_three_bits_are_refused(model: Callable[[], TorchModel], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(quantized._FORMS, "int3", (torch.int8, 3.0))  # no setting asks for what can't be good enough
+    monkeypatch.setitem(ops._FORMS, "int3", (torch.int8, 3.0))  # no setting asks for what can't be good enough
     found = model().quantize("int3")
     assert not found.is_enough
     with pytest.raises(

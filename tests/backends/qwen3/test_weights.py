@@ -81,9 +81,9 @@ def test_shards_equal_one_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("index", "why"),
     [
-        ("{}", "is not an index of shards"),
-        ("[", "is not an index of shards"),
-        ('{"weight_map": {"x": "../model.safetensors"}}', "which is not in the same folder"),
+        ("{}", "is not an index of weight files"),
+        ("[", "is not an index of weight files"),
+        ('{"weight_map": {"x": "../model.safetensors"}}', "is not an index of weight files"),
         ('{"weight_map": {"x": "pytorch_model.bin"}}', "is a pickle"),
     ],
 )

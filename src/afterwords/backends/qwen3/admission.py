@@ -33,11 +33,7 @@ class AdmissionQueue(Generic[RequestT]):
             self._waiting.append(request)
 
     def peek(self, *, may_look_ahead: bool) -> RequestT | None:
-        """Return the request to admit next, or None.
-
-        Args:
-            may_look_ahead: Whether a request may be admitted that no client is streaming.
-        """
+        """Return the request to admit next, or None; `may_look_ahead` allows one that no client is streaming."""
         for request in self._waiting:
             if request.is_streaming:
                 return request

@@ -149,13 +149,7 @@ def run_to_end(scheduler: Scheduler, request: DecodeRequest[Any, Any]) -> None:
 
 
 def check_memory(name: str, *, needed_bytes: int, room_bytes: float, sizes: Mapping[str, int]) -> None:
-    """Refuse a model that does not fit in memory.
-
-    Args:
-        name: Name of the model.
-        needed_bytes: Memory that it needs.
-        room_bytes: Memory that it may use.
-        sizes: Memory of all models, by name.
+    """Refuse a model that needs more memory than it may use; `sizes` is the memory that each model needs.
 
     Raises:
         ModelError: The model does not fit; the message states the needed memory, and the hint what would fit.

@@ -120,7 +120,15 @@ class ReferencePrompt:
         Raises:
             StalePromptError: The prompt is of another version, model or recording, or damaged.
         """
-        facts, tensors = _read(content)
+        if len(content) > MAX_BYTES:
+            raise StalePromptError(f"it has {len(content)} bytes")
+        try:  # the header of safetensors: JSON after its length in 8 bytes
+            tensors = load(content)
+            facts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StalePromptError("it can't be read") from error
+        if not isinstance(facts, dict) or not isinstance(facts.get("recording"), str):
+            raise StalePromptError("it does not name its recording")
         expected = {"encoder": qwen3.ENCODER_VERSION, "model": format.model}
         for name, value in (expected | ({} if recording is None else {"recording": recording})).items():
             if facts.get(name) != value:
@@ -178,20 +186,6 @@ def _digest(facts: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> st
         digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape} ".encode())
         digest.update(tensors[name].tobytes())
     return digest.hexdigest()
-
-
-def _read(content: bytes) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
-    """Return the metadata and the tensors of a safetensors file, whose header is JSON after its length in 8 bytes."""
-    if len(content) > MAX_BYTES:
-        raise StalePromptError(f"it has {len(content)} bytes")
-    try:
-        tensors = load(content)
-        facts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StalePromptError("it can't be read") from error
-    if not isinstance(facts, dict) or not isinstance(facts.get("recording"), str):
-        raise StalePromptError("it does not name its recording")
-    return facts, tensors
 
 
 def _check_tensors(tensors: Mapping[str, NDArray[Any]], format: PromptFormat) -> None:

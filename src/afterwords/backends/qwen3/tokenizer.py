@@ -37,19 +37,27 @@ class TextTokenizer:
     def __init__(self, folder: Path, tokens: ControlTokens, *, vocab: int) -> None:
         """Read vocab.json, merges.txt and tokenizer_config.json.
 
-        Args:
-            folder: Folder of the checkpoint.
-            tokens: Control ids of its config.json.
-            vocab: Size of the model's vocabulary.
-
         Raises:
             ModelError: A file is missing or damaged, or the files do not match.
         """
-        self._bpe = _read_bpe(folder)
-        if self._bpe.get_vocab_size() > vocab:
-            raise ModelError.for_file(
-                str(folder / "vocab.json"), why=f"has more than the model's {vocab} tokens", hint=HINT
-            )
+        vocab_path, merges = folder / "vocab.json", folder / "merges.txt"
+        for path in (vocab_path, merges):
+            if not path.is_file():
+                raise ModelError.for_file(str(path), why="is missing", hint=HINT)
+        try:
+            bpe = Tokenizer(models.BPE.from_file(str(vocab_path), str(merges)))
+        except Exception as error:
+            raise ModelError.for_file(str(merges), why=f"does not fit vocab.json ({error})", hint=HINT) from error
+        bpe.normalizer = normalizers.NFC()
+        bpe.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        self._bpe = bpe
+        if bpe.get_vocab_size() > vocab:
+            raise ModelError.for_file(str(vocab_path), why=f"has more than the model's {vocab} tokens", hint=HINT)
         path = folder / "tokenizer_config.json"
         added = read_section(path, _TokenizerFile).added_tokens_decoder
         for number in (tokens.im_start, tokens.im_end, tokens.pad, tokens.bos, tokens.eos):
@@ -58,30 +66,9 @@ class TextTokenizer:
                 raise ModelError.for_file(str(path), why=why, hint=HINT)
         self.role = (tokens.im_start, *self.encode("assistant\n"))
         if len(self.role) != 3:
-            raise ModelError.for_file(
-                str(folder / "merges.txt"), why='does not make one token of "assistant"', hint=HINT
-            )
+            raise ModelError.for_file(str(merges), why='does not make one token of "assistant"', hint=HINT)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, none of them a control id."""
         ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
         return ids
-
-
-def _read_bpe(folder: Path) -> Tokenizer:
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    for path in (vocab, merges):
-        if not path.is_file():
-            raise ModelError.for_file(str(path), why="is missing", hint=HINT)
-    try:
-        bpe = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
-    except Exception as error:
-        raise ModelError.for_file(str(merges), why=f"does not fit vocab.json ({error})", hint=HINT) from error
-    bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    return bpe

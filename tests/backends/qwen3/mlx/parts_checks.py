@@ -24,8 +24,8 @@ from scripts.make_qwen3_tiny import make_checkpoint
 
 
 def tensors(folder: Path) -> dict[str, mx.array]:
-    parts = device_thread().run(lambda: load_modules(folder))
-    return {f"{kind}.{name}": value for kind in ("network", "codec") for name, value in tree_of(getattr(parts, kind))}
+    parts = zip(("network", "codec"), device_thread().run(lambda: load_modules(folder)), strict=True)
+    return {f"{kind}.{name}": value for kind, part in parts for name, value in tree_of(part)}
 
 
 def tree_of(module: Any) -> list[tuple[str, mx.array]]:

@@ -22,13 +22,7 @@ class MlxBatch:
     """Rows that are decoded in lockstep. `n_frames` counts the frames so far."""
 
     def __init__(self, model: MlxModel, prompts: Sequence[MlxPrompt], samplings: Sequence[Sampling]) -> None:
-        """Prefill the prompts.
-
-        Args:
-            model: The loaded checkpoint.
-            prompts: Prompts of one voice and one number of columns.
-            samplings: Sampling of each row; they may differ in their seeds only.
-        """
+        """Prefill prompts of one voice and one number of columns; their samplings may differ in their seeds only."""
         self._model, self._frame_decoder = model, model.frame_decoder(samplings[0])
         self._talker = model.network.talker
         self._seeds = mx.array([sampling.seed for sampling in samplings], mx.uint64)

@@ -73,13 +73,7 @@ class CodecState:
 
 
 class MlxCodecDecoder:
-    """The decoder of a checkpoint.
-
-    Args:
-        decoder: mlx-audio's decoder.
-        window: Frames that a frame attends to, itself included.
-        samples_per_frame: Samples per frame.
-    """
+    """mlx-audio's decoder, in which a frame attends to the `window` last frames, itself included."""
 
     def __init__(self, decoder: Any, *, window: int, samples_per_frame: int) -> None:
         self._decoder, self._window, self.samples_per_frame = decoder, window, samples_per_frame

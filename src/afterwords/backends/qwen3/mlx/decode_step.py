@@ -34,13 +34,7 @@ class _FrameCache:
 
 
 class FrameDecoder:
-    """Decodes frames with one set of sampling parameters.
-
-    Args:
-        talker: mlx-audio's talker, with its code predictor.
-        config: Configuration of the checkpoint.
-        sampling: Sampling parameters; the seed is not used.
-    """
+    """Decodes frames with mlx-audio's talker and one set of sampling parameters, whose seed is not used."""
 
     def __init__(self, talker: Any, config: ModelConfig, sampling: Sampling) -> None:
         self._talker, self._sampling = talker, sampling
@@ -83,7 +77,17 @@ class FrameDecoder:
         is_early = frame < self._sampling.min_frames
         allowed = mx.where(self._is_banned | (self._is_end & is_early), -mx.inf, allowed)
         first = self._draw_first(allowed, dice[:, : self._n_first])
-        codes, total = self._predict(hidden, first, dice[:, self._n_first :])
+        predictor = self._talker.code_predictor
+        caches = [_FrameCache() for _ in predictor.model.layers]
+        codes, total = [first], mx.zeros(first.shape)
+        inputs = mx.concatenate([hidden, self._talker.get_input_embeddings()(first)[:, None]], axis=1)
+        for group, table in enumerate(predictor.codec_embedding):
+            other, _, _ = predictor(inputs, cache=caches, generation_step=group)
+            start = self._n_first + group * self._n_other
+            other = other[:, -1].astype(mx.float32)
+            total = total + other.sum(-1)
+            codes.append(self._draw_other(other, dice[:, start : start + self._n_other]))
+            inputs = table(codes[-1])[:, None]
         is_sane = mx.isfinite(logits.sum(-1) + total)
         seen = seen | (first[:, None] == mx.arange(self._n_first))
         return mx.stack(codes, axis=1), seen, (text + self.embed(codes))[:, None], is_sane
@@ -93,18 +97,3 @@ class FrameDecoder:
         tables = [self._talker.get_input_embeddings(), *self._talker.code_predictor.codec_embedding]
         embedded = mx.stack([table(code) for table, code in zip(tables, codes, strict=True)])
         return embedded.astype(mx.float32).sum(0).astype(embedded.dtype)  # rounded once, and not 15 times
-
-    def _predict(self, hidden: mx.array, first: mx.array, dice: mx.array) -> tuple[list[mx.array], mx.array]:
-        """Return the codes of a frame, each of shape (n_rows,), and the sum of all logits."""
-        predictor = self._talker.code_predictor
-        caches = [_FrameCache() for _ in predictor.model.layers]
-        codes, total = [first], mx.zeros(first.shape)
-        inputs = mx.concatenate([hidden, self._talker.get_input_embeddings()(first)[:, None]], axis=1)
-        for group, table in enumerate(predictor.codec_embedding):
-            logits, _, _ = predictor(inputs, cache=caches, generation_step=group)
-            group_noise = dice[:, group * self._n_other : (group + 1) * self._n_other]
-            logits = logits[:, -1].astype(mx.float32)
-            total = total + logits.sum(-1)
-            codes.append(self._draw_other(logits, group_noise))
-            inputs = table(codes[-1])[:, None]
-        return codes, total

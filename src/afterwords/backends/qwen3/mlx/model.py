@@ -67,13 +67,7 @@ class MlxModel:
     def __init__(
         self, folder: Path, *, name: str, device_thread: DeviceThread, progress: Progress = ignore_progress
     ) -> None:
-        """Load a checkpoint.
-
-        Args:
-            folder: Folder of the checkpoint.
-            name: Name of the model that its prompts record.
-            device_thread: The thread that runs MLX.
-            progress: Called with the progress.
+        """Load a checkpoint, whose prompts record the name.
 
         Raises:
             ModelError: A file is missing, damaged or of another model.
@@ -89,10 +83,9 @@ class MlxModel:
         self._frame_decoders: dict[Sampling, FrameDecoder] = {}
         self._voices_on_device: LRUCache[ReferencePrompt, _VoiceOnDevice] = LRUCache(MAX_CACHED_VOICES)
         progress(0.05, "loading the weights")
-        modules = device_thread.run(lambda: load_modules(folder))
-        self.network, self._codec = modules.network, modules.codec
+        self.network, self._codec = device_thread.run(lambda: load_modules(folder))
         self.decoder = MlxCodecDecoder(
-            modules.codec.decoder, window=self.codec.decoder.window, samples_per_frame=self.codec.decode_upsample_rate
+            self._codec.decoder, window=self.codec.decoder.window, samples_per_frame=self.codec.decode_upsample_rate
         )
         progress(1.0, "done")
 
@@ -165,22 +158,20 @@ class MlxModel:
 
     def voice_on_device(self, voice: ReferencePrompt) -> _VoiceOnDevice:
         """Return a voice as MLX arrays; the most recently used ones are cached."""
-        if voice not in self._voices_on_device:
-            self._voices_on_device[voice] = self._to_device(voice)
-        return self._voices_on_device[voice]
-
-    def _to_device(self, voice: ReferencePrompt) -> _VoiceOnDevice:
+        if voice in self._voices_on_device:
+            return self._voices_on_device[voice]
         like = self.network.talker.get_input_embeddings()(mx.array([0]))
         speaker = mx.array(voice.speaker)[None].astype(like.dtype)
-        if voice.codes is None:
-            return _VoiceOnDevice(speaker, like[:0], CodecState())
-        codes = mx.array(voice.codes.astype(np.int32))
-        groups = [codes[:, group] for group in range(codes.shape[1])]
-        frames = self.frame_decoder(self.config.sampling).embed(groups)
-        mx.eval(speaker, frames)
-        voice_on_device = _VoiceOnDevice(speaker, frames, self.decoder.prefill_codec(voice.codes))
-        mx.clear_cache()  # the memory of the prefill, and of an evicted voice
-        return voice_on_device
+        on_device = _VoiceOnDevice(speaker, like[:0], CodecState())
+        if voice.codes is not None:
+            codes = mx.array(voice.codes.astype(np.int32))
+            groups = [codes[:, group] for group in range(codes.shape[1])]
+            frames = self.frame_decoder(self.config.sampling).embed(groups)
+            mx.eval(speaker, frames)
+            on_device = _VoiceOnDevice(speaker, frames, self.decoder.prefill_codec(voice.codes))
+            mx.clear_cache()  # the memory of the prefill, and of an evicted voice
+        self._voices_on_device[voice] = on_device
+        return on_device
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,12 +34,7 @@ class MlxScheduler:
     """Decodes up to `n_rows` requests at once; more wait, in the order of `AdmissionQueue`.
 
     A request that is decoded ahead of its time is admitted with those of its voice, or while there is no other batch.
-
-    Args:
-        model: The loaded checkpoint.
-        device_thread: The thread that runs MLX.
-        n_rows: Number of requests at once.
-        n_positions: Longest prompt with its frames.
+    `n_positions` is the length of the longest prompt with its frames.
     """
 
     def __init__(self, model: MlxModel, device_thread: DeviceThread, *, n_rows: int, n_positions: int) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -30,21 +29,12 @@ _NOT_STATED: Final = ".codebook.initialized"
 """An attribute of a module that no file has, and nothing reads."""
 
 
-@dataclass(frozen=True, slots=True)
-class MlxModules:
-    """A loaded checkpoint.
-
-    Attributes:
-        network: The talker with its code predictor, and the speaker encoder in float32.
-        codec: Encoder and decoder in float32; with lower precision, a reference gets other codes.
-    """
-
-    network: Any
-    codec: Any
-
-
-def load_modules(folder: Path) -> MlxModules:
+def load_modules(folder: Path) -> tuple[Any, Any]:
     """Load a checkpoint in the layout of MLX or of the original, quantized or not.
+
+    Returns:
+        The talker with its code predictor and the speaker encoder in float32; and encoder and decoder of the codec in
+        float32: with lower precision, a reference gets other codes.
 
     Raises:
         ModelError: A file is missing, damaged or of another model.
@@ -55,17 +45,7 @@ def load_modules(folder: Path) -> MlxModules:
     apply_quantization(network, config, weights, network.model_quant_predicate)
     _fill(network, weights, folder)
     network.speaker_encoder.set_dtype(mx.float32)
-    codec = _load_codec(folder / CODEC)
-    network.eval()
-    codec.eval()
-    mx.eval(network.parameters(), codec.parameters())
-    for quantizer in (codec.encoder_model.quantizer.rvq_first, codec.encoder_model.quantizer.rvq_rest):
-        for layer in quantizer.vq.layers:
-            layer.codebook.update_in_place()
-    return MlxModules(network, codec)
-
-
-def _load_codec(folder: Path) -> Any:
+    folder = folder / CODEC
     raw = _read_json(folder / "config.json")
     encoder, decoder = (
         kind(**network_config.filter_dict_for_dataclass(kind, raw[name]))
@@ -74,14 +54,20 @@ def _load_codec(folder: Path) -> Any:
             (network_config.Qwen3TTSTokenizerDecoderConfig, "decoder_config"),
         )
     )
-    config = network_config.Qwen3TTSTokenizerConfig(encoder_config=encoder, decoder_config=decoder)
+    codec_config = network_config.Qwen3TTSTokenizerConfig(encoder_config=encoder, decoder_config=decoder)
     for name in network_config.filter_dict_for_dataclass(network_config.Qwen3TTSTokenizerConfig, raw):
         if not name.endswith("coder_config"):
-            setattr(config, name, raw[name])
-    codec = Codec(config)
+            setattr(codec_config, name, raw[name])
+    codec = Codec(codec_config)
     _fill(codec, _read_tensors(Codec, folder), folder)
     codec.set_dtype(mx.float32)
-    return codec
+    network.eval()
+    codec.eval()
+    mx.eval(network.parameters(), codec.parameters())
+    for quantizer in (codec.encoder_model.quantizer.rvq_first, codec.encoder_model.quantizer.rvq_rest):
+        for layer in quantizer.vq.layers:
+            layer.codebook.update_in_place()
+    return network, codec
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -48,15 +48,14 @@ class Agreement:
 
 @torch.inference_mode()
 def quantize(talker: Talker, decoder: CodecDecoder, prompt: Prompt, precision: str) -> Agreement:
-    """Quantize the weights of a talker, and measure the difference.
-
-    Args:
-        talker: A talker that is not in use yet.
-        decoder: Decoder of the same model.
-        prompt: Prompt to compare with.
-        precision: "fp8" or "int8".
-    """
-    codes = _decode_greedily(talker, prompt)
+    """Quantize the weights of a talker that is not in use yet to "fp8" or "int8", and measure the difference."""
+    length = len(prompt.columns) + N_FRAMES
+    rows = talker.new_rows(1, length + -length % 8, n_text=max(1, len(prompt.trailing)))
+    greedy = replace(talker.config.sampling, temperature=0.0, predictor_temperature=0.0, min_frames=N_FRAMES)
+    talker.prefill(rows, [PrefillRow(0, prompt, N_FRAMES, greedy)])
+    for _ in range(N_FRAMES):
+        talker.decode_frame(rows, with_top_p=False)
+    codes = rows.history[0, :N_FRAMES].long()
     before = talker.most_likely_codes(prompt, codes)
     talker.quantize(precision)
     after = talker.most_likely_codes(prompt, codes)
@@ -73,17 +72,6 @@ def check(agreement: Agreement, *, model: str, precision: str) -> None:
             f"{MOST_MEL_DB:.1f} dB is allowed).",
             code="precision",
         )
-
-
-def _decode_greedily(talker: Talker, prompt: Prompt) -> Tensor:
-    """Return the most likely frames, shape (N_FRAMES, n_code_groups)."""
-    length = len(prompt.columns) + N_FRAMES
-    rows = talker.new_rows(1, length + -length % 8, n_text=max(1, len(prompt.trailing)))
-    greedy = replace(talker.config.sampling, temperature=0.0, predictor_temperature=0.0, min_frames=N_FRAMES)
-    talker.prefill(rows, [PrefillRow(0, prompt, N_FRAMES, greedy)])
-    for _ in range(N_FRAMES):
-        talker.decode_frame(rows, with_top_p=False)
-    return rows.history[0, :N_FRAMES].long()
 
 
 def _mel_db(decoder: CodecDecoder, codes: Tensor) -> Tensor:

@@ -60,12 +60,7 @@ class DecoderState:
 
 
 class CodecDecoder:
-    """The decoder of a codec checkpoint.
-
-    Args:
-        config: Configuration of the codec.
-        weights: Tensors of the codec; their device and dtype are the decoder's.
-    """
+    """The decoder of a codec checkpoint, on the device and in the dtype of its weights."""
 
     def __init__(self, config: CodecConfig, weights: Weights) -> None:
         decoder = config.decoder
@@ -96,8 +91,7 @@ class CodecDecoder:
             codes: int64 of shape (rows, frames, codebooks); values out of range are clamped.
             state: State of each row; updated in place.
             n_frames: Number of valid frames in each row, int64 of shape (rows,), possibly 0; samples of other frames
-                must
-                be discarded. None if all are valid.
+                must be discarded. None if all are valid.
 
         Returns:
             Samples of shape (rows, frames * samples_per_frame) in [-1, 1], at `sample_rate`, in the weights' dtype.
@@ -126,8 +120,7 @@ class CodecDecoder:
 
         Args:
             codes: int64 of shape (rows, frames, codebooks), one frame or more; a shorter row may be padded with any
-                codes,
-                since later frames do not change earlier samples.
+                codes, since later frames do not change earlier samples.
             state: State of each row, updated in place; None starts in silence.
 
         Returns:

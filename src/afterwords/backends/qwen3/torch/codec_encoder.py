@@ -28,12 +28,7 @@ CHUNK_FRAMES: Final = 25
 
 
 class CodecEncoder:
-    """The encoder of a codec checkpoint.
-
-    Args:
-        config: Configuration of the codec.
-        weights: Tensors of the codec in float32; with lower precision, the codes differ.
-    """
+    """The encoder of a codec checkpoint. Its weights are float32; with lower precision, the codes differ."""
 
     def __init__(self, config: CodecConfig, weights: Weights) -> None:
         encoder = config.encoder
@@ -62,21 +57,18 @@ class CodecEncoder:
         """
         sound = torch.from_numpy(samples).to(self._device, self._dtype)[None, None]
         pasts = [layer.new_past(1) for stage in self._stages for layer in stage.layers]
-        chunks = sound.split(CHUNK_FRAMES * self.samples_per_frame, dim=-1)
-        steps = torch.cat([self._convolve(chunk, pasts) for chunk in chunks], dim=-1)
-        latent = self._transformer(steps.transpose(1, 2)).transpose(1, 2)
+        steps = []
+        for chunk in sound.split(CHUNK_FRAMES * self.samples_per_frame, dim=-1):
+            x, remaining = chunk, iter(pasts)
+            for stage in self._stages:
+                x = stage(x, [next(remaining) for _ in stage.layers])
+            steps.append(x)
+        latent = self._transformer(torch.cat(steps, dim=-1).transpose(1, 2)).transpose(1, 2)
         # This convolution repeats its edges, where the others pad with silence.
         latent = functional.pad(latent, (DOWNSAMPLING, -latent.shape[-1] % DOWNSAMPLING), mode="replicate")
         latent = functional.conv1d(latent, self._last, stride=DOWNSAMPLING)
         codes = torch.cat([quantizer(latent[0].T) for quantizer in self._quantizers], dim=1)
         return codes.cpu().numpy().astype(np.uint16)
-
-    def _convolve(self, x: Tensor, pasts: list[Tensor]) -> Tensor:
-        """Return the steps of the next chunk of shape (1, 1, n), as shape (1, hidden, ceil(n / 960))."""
-        remaining = iter(pasts)
-        for stage in self._stages:
-            x = stage(x, [next(remaining) for _ in stage.layers])
-        return x
 
 
 class _Convolution:

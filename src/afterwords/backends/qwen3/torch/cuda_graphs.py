@@ -26,12 +26,7 @@ class GraphRunner:
         self._pool: Any = None
 
     def __call__(self, rows: BatchState, *, with_top_p: bool) -> None:
-        """Decode one frame in every row.
-
-        Args:
-            rows: As for `Talker.decode_frame`.
-            with_top_p: Whether some row has a top_p below 1.
-        """
+        """Decode one frame in every row, see `Talker.decode_frame`."""
         if rows.index.device.type != "cuda":
             self._talker.decode_frame(rows, with_top_p=with_top_p)
             return

@@ -68,7 +68,13 @@ class CudaEngine(Qwen3Engine):
 
         is_gpu = torch.cuda.is_available()
         folder = catalog.locate(self.backends[0])
-        self._check_memory(torch.cuda.mem_get_info()[0] if is_gpu else memory_bytes(), is_gpu=is_gpu)
+        times = 1 if is_gpu else 2  # weights take two bytes in the checkpoint and on a GPU, four on a CPU
+        check_memory(
+            self.backends[0],
+            needed_bytes=times * catalog.get_status(self.backends[0]).present_bytes + SPEAKING_BYTES,
+            room_bytes=torch.cuda.mem_get_info()[0] if is_gpu else memory_bytes(),
+            sizes={name: times * size + SPEAKING_BYTES for name, size in WEIGHT_BYTES.items()},
+        )
         version = self._prompt_version()
         model = TorchModel(
             folder,
@@ -99,17 +105,6 @@ class CudaEngine(Qwen3Engine):
         import torch
 
         torch.cuda.empty_cache()  # does nothing if no GPU was used
-
-    def _check_memory(self, room_bytes: int, *, is_gpu: bool) -> None:
-        """Refuse a model that does not fit: weights take two bytes in the checkpoint and on a GPU, four on a CPU."""
-        (backend,) = self.backends
-        times = 1 if is_gpu else 2
-        check_memory(
-            backend,
-            needed_bytes=times * catalog.get_status(backend).present_bytes + SPEAKING_BYTES,
-            room_bytes=room_bytes,
-            sizes={name: times * size + SPEAKING_BYTES for name, size in WEIGHT_BYTES.items()},
-        )
 
     def _prompt_version(self) -> str:
         return f"{qwen3.ENCODER_VERSION}-{catalog.find_revision(self.backends[0])}"

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from afterwords.backends.qwen3.torch import ops
-from afterwords.backends.qwen3.torch.quantized import Matrix
+from afterwords.backends.qwen3.torch.ops import Matrix
 
 _SWIGLU_BLOCK: Final = 1024
 _KEYS_AT_ONCE: Final = 64

@@ -68,12 +68,7 @@ class TorchModel:
     ) -> None:
         """Load the parts that synthesize; the encoders are loaded when a voice is prepared.
 
-        Args:
-            folder: Folder of the checkpoint.
-            name: Name of the model that its prompts record.
-            device: Device to run on.
-            dtype: dtype of the weights; the encoders are always float32, or their codes would differ.
-            progress: Called with the progress.
+        Prompts record the name. The encoders are float32 for any dtype, or their codes would differ.
 
         Raises:
             ModelError: A file is missing, damaged or of another model.

@@ -16,8 +16,8 @@ from torch.nn import functional
 from afterwords.backends.qwen3.config import ModelConfig
 from afterwords.backends.qwen3.torch import ops as torch_ops
 from afterwords.backends.qwen3.torch.batch import BatchState
-from afterwords.backends.qwen3.torch.embeddings import Embeddings
 from afterwords.backends.qwen3.torch.ops import Ops
+from afterwords.backends.qwen3.torch.prompt import Embeddings
 from afterwords.backends.qwen3.torch.transformer import Stack
 from afterwords.backends.qwen3.torch.weights import Weights, take_affine
 

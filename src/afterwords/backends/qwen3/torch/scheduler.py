@@ -42,11 +42,7 @@ class TorchScheduler:
     """Decodes up to `n_rows` requests at once; more wait, in the order of `AdmissionQueue`.
 
     A request that is decoded ahead of its time is admitted once every active request has audio.
-
-    Args:
-        talker, decoder: Parts of one model.
-        n_rows: Largest batch.
-        n_positions: Longest prompt with its frames.
+    `n_positions` is the length of the longest prompt with its frames.
     """
 
     def __init__(self, talker: Talker, decoder: CodecDecoder, *, n_rows: int, n_positions: int) -> None:
@@ -94,7 +90,11 @@ class TorchScheduler:
                 if not self._waiting and not self._active:
                     return
             try:
-                self._evict_cancelled()
+                for row in reversed(range(len(self._active))):
+                    if self._active[row].is_cancelled or self._is_closing:
+                        self._end(row, FinishReason.CANCELLED)
+                with self._awake:
+                    self._waiting.evict(everything=self._is_closing)
                 self._admit()
                 if self._active:
                     self._decode_steps()
@@ -111,13 +111,6 @@ class TorchScheduler:
                 self._rows.clear_row(row)
             for row in range(self._n_rows):
                 self._rows.free_row(row)
-
-    def _evict_cancelled(self) -> None:
-        for row in reversed(range(len(self._active))):
-            if self._active[row].is_cancelled or self._is_closing:
-                self._end(row, FinishReason.CANCELLED)
-        with self._awake:
-            self._waiting.evict(everything=self._is_closing)
 
     def _admit(self) -> None:
         while (request := self._next_request()) is not None:
@@ -154,7 +147,10 @@ class TorchScheduler:
     def _decode_steps(self) -> None:
         """Decode some frames in every row, then deliver the audio."""
         n_steps = steps_due(min(request.n_decoded for request in self._active))  # the youngest decides
-        rows = self._view(n_steps)
+        reach = max(request.n_columns + request.n_decoded for request in self._active) + n_steps
+        n_rows = next(n for n in (*ROW_BUCKETS, self._n_rows) if n >= len(self._active))
+        n_positions = next((n for n in POSITION_BUCKETS if n >= reach), self._n_positions)
+        rows = self._rows.view(min(n_rows, self._n_rows), min(n_positions, self._n_positions))
         with_top_p = any(request.sampling.limits_share for request in self._active)
         for step in range(n_steps):
             is_interrupted = self._is_closing or any(request.is_cancelled for request in self._active)
@@ -182,13 +178,6 @@ class TorchScheduler:
                     raise  # the request has ended already, so this is an error of the device
                 self._rows.clear_row(row)
                 self._end(row, FinishReason.CANCELLED, error)
-
-    def _view(self, n_steps: int) -> BatchState:
-        """Return the smallest bucket of rows and positions that holds the next steps."""
-        reach = max(request.n_columns + request.n_decoded for request in self._active) + n_steps
-        n_rows = next(n for n in (*ROW_BUCKETS, self._n_rows) if n >= len(self._active))
-        n_positions = next((n for n in POSITION_BUCKETS if n >= reach), self._n_positions)
-        return self._rows.view(min(n_rows, self._n_rows), min(n_positions, self._n_positions))
 
     def _retry_frame_by_row(self, n_positions: int, *, with_top_p: bool) -> None:
         """Repeat a failed frame for each row alone, and end the requests for which it fails again."""

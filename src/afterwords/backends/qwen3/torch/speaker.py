@@ -31,12 +31,7 @@ _VARIANCE_FLOOR: Final = 1e-12
 
 
 class SpeakerEncoder:
-    """The speaker encoder of a checkpoint.
-
-    Args:
-        config: Its configuration.
-        weights: Tensors of the checkpoint's main file, in float32.
-    """
+    """The speaker encoder of a checkpoint, with weights of its main file in float32."""
 
     def __init__(self, config: SpeakerConfig, weights: Weights) -> None:
         self.width, self.sample_rate = config.width, config.sample_rate
@@ -103,7 +98,7 @@ class _Block:
         width, before, self._scale = config.channels[place], config.channels[place - 1], config.res2net_scale
         part = (width // self._scale, width // self._scale, config.kernels[place])
         self._enter = _Tdnn(weights, f"{name}.tdnn1", (width, before, 1))
-        self._ensure_loaded = [
+        self._tdnns = [
             _Tdnn(weights, f"{name}.res2net_block.blocks.{i}", part, dilation=config.dilations[place])
             for i in range(self._scale - 1)
         ]
@@ -114,7 +109,7 @@ class _Block:
     def __call__(self, x: Tensor) -> Tensor:
         first, *others = self._enter(x).chunk(self._scale, dim=1)
         outputs = [first]
-        for i, (part, tdnn) in enumerate(zip(others, self._ensure_loaded, strict=True)):
+        for i, (part, tdnn) in enumerate(zip(others, self._tdnns, strict=True)):
             outputs.append(tdnn(part if i == 0 else part + outputs[-1]))
         y = self._leave(torch.cat(outputs, dim=1))
         squeezed = functional.relu(functional.conv1d(y.mean(dim=2, keepdim=True), *self._squeeze))
@@ -132,8 +127,8 @@ class _Pooling:
     def __call__(self, x: Tensor) -> Tensor:
         """Pool shape (1, channels, frames) to (1, 2 * channels, 1)."""
         mean, spread = _moments(x, torch.full_like(x, 1 / x.shape[-1]))
-        allocate = torch.cat([x, mean.expand_as(x), spread.expand_as(x)], dim=1)
-        weighting = functional.conv1d(torch.tanh(self._tdnn(allocate)), *self._attention).softmax(dim=2)
+        context = torch.cat([x, mean.expand_as(x), spread.expand_as(x)], dim=1)
+        weighting = functional.conv1d(torch.tanh(self._tdnn(context)), *self._attention).softmax(dim=2)
         return torch.cat(_moments(x, weighting), dim=1)
 
 

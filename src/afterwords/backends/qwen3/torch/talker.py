@@ -16,10 +16,9 @@ from torch.nn import functional
 from afterwords.backends.qwen3.config import N_CONTROL_IDS, ModelConfig, Sampling
 from afterwords.backends.qwen3.torch import ops as torch_ops
 from afterwords.backends.qwen3.torch.batch import BatchState
-from afterwords.backends.qwen3.torch.embeddings import Embeddings
 from afterwords.backends.qwen3.torch.ops import Ops
 from afterwords.backends.qwen3.torch.predictor import Predictor
-from afterwords.backends.qwen3.torch.prompt import Prompt
+from afterwords.backends.qwen3.torch.prompt import Embeddings, Prompt
 from afterwords.backends.qwen3.torch.sampling import apply_penalty, noise
 from afterwords.backends.qwen3.torch.transformer import Stack
 from afterwords.backends.qwen3.torch.weights import Weights
@@ -50,12 +49,6 @@ class Talker:
         self, weights: Weights, config: ModelConfig, *, max_positions: int = MAX_POSITIONS, ops: Ops = torch_ops
     ) -> None:
         """Take every tensor under "talker.".
-
-        Args:
-            weights: The tensors of the checkpoint.
-            config: Its configuration.
-            max_positions: Length of the longest row.
-            ops: Implementation of its steps: `fastest_ops` or plain torch.
 
         Raises:
             ModelError: A tensor is missing, misshapen or unknown.
@@ -151,7 +144,16 @@ class Talker:
         rows.done.logical_or_(is_end)
         codes = self._predictor.predict_frame(rows, code, dice, with_top_p=with_top_p)
         rows.history.index_put_((rows.index, rows.frames), codes.int())
-        self._advance(rows, codes)
+        follows = rows.frames.clamp(max=rows.trailing.shape[1] - 1)[:, None]
+        text = self.embeddings.text(rows.trailing.gather(1, follows)[:, 0])
+        positions = self._stack.step_positions(rows.index, rows.positions, rows.n_positions)
+        hidden = self._stack.step(text.add_(self.embeddings.frames(codes)), rows.cache, positions)
+        rows.hidden.copy_(hidden)
+        rows.logits.copy_(functional.linear(hidden, self._head))
+        rows.logit_sums.add_(rows.logits.sum(1))
+        rows.frames.add_(~rows.done)
+        rows.done.logical_or_(rows.frames >= rows.limits)
+        rows.positions.add_(1).mul_(~rows.done)  # a row that is done writes to its first position
 
     def quantize(self, precision: str) -> None:
         """Quantize to "fp8" or "int8" the weights that a frame reads most: the talker's gates, the predictor's layers.
@@ -181,17 +183,3 @@ class Talker:
         hidden = self._stack.prefill(columns, self._stack.new_cache(1, columns.shape[1]), first_row)[0, n_columns - 1 :]
         logits = functional.linear(hidden, self._head).masked_fill_(self._is_banned | self._is_end, -torch.inf)
         return torch.cat([logits.argmax(-1)[:, None], self._predictor.most_likely_codes(hidden, codes)], 1)
-
-    def _advance(self, rows: BatchState, codes: Tensor) -> None:
-        """Run the talker on a frame and its text token, and count the frame."""
-        follows = rows.frames.clamp(max=rows.trailing.shape[1] - 1)[:, None]
-        text = self.embeddings.text(rows.trailing.gather(1, follows)[:, 0])
-        positions = self._stack.step_positions(rows.index, rows.positions, rows.n_positions)
-        hidden = self._stack.step(text.add_(self.embeddings.frames(codes)), rows.cache, positions)
-        rows.hidden.copy_(hidden)
-        rows.logits.copy_(functional.linear(hidden, self._head))
-        rows.logit_sums.add_(rows.logits.sum(1))
-        is_live = ~rows.done
-        rows.frames.add_(is_live)
-        rows.done.logical_or_(rows.frames >= rows.limits)
-        rows.positions.add_(1).mul_(~rows.done)  # a row that is done writes to its first position

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from afterwords.backends.qwen3.config import StackConfig
 from afterwords.backends.qwen3.torch import ops as torch_ops
-from afterwords.backends.qwen3.torch.ops import Ops
-from afterwords.backends.qwen3.torch.quantized import Matrix, quantize_matrix
+from afterwords.backends.qwen3.torch.ops import Matrix, Ops, quantize_matrix
 from afterwords.backends.qwen3.torch.weights import Weights
 
 
@@ -54,27 +53,32 @@ class Stack:
     def __init__(
         self, weights: Weights, prefix: str, config: StackConfig, *, n_positions: int, ops: Ops = torch_ops
     ) -> None:
-        """Take the weights under a prefix.
-
-        Args:
-            weights: The tensors of the checkpoint.
-            prefix: For example "talker.model".
-            config: Sizes of the stack.
-            n_positions: Length of the longest row.
-            ops: Implementation of its steps.
+        """Take the weights under a prefix, for rows of up to `n_positions`.
 
         Raises:
             ModelError: A tensor is missing or misshapen.
         """
         self.config, self.n_positions, self._ops = config, n_positions, ops
         self._device, self._dtype = weights.device, weights.dtype
-        self._layers = [_take_layer(weights, f"{prefix}.layers.{number}", config) for number in range(config.n_layers)]
-        norms = [_take_qk_norm(weights, f"{prefix}.layers.{number}", config) for number in range(config.n_layers)]
+        self._layers: list[LayerWeights] = []
+        norms: list[Tensor] = []  # of each layer: of each head, queries then keys
+        head_dim = config.head_dim
+        for number in range(config.n_layers):
+            at = f"{prefix}.layers.{number}"
+            self._layers.append(_take_layer(weights, at, config))
+            query, key = (
+                weights.take(f"{at}.self_attn.{name}_norm.weight", (head_dim,), dtype=torch.float32) for name in "qk"
+            )
+            norms.append(torch.cat([query.expand(config.n_heads, -1), key.expand(config.n_kv_heads, -1)]))
         self._norm = weights.take(f"{prefix}.norm.weight", (config.hidden,))
         # (2, n_layers, heads, head_dim): the weights, and the weights that each half gets from the other half.
-        self._qk_norms = torch.stack([torch.stack(norms), torch.stack(norms).roll(config.head_dim // 2, -1)])
-        self._angles = _rotation_angles(config, n_positions, weights.device)
+        self._qk_norms = torch.stack([torch.stack(norms), torch.stack(norms).roll(head_dim // 2, -1)])
         self._ahead = torch.arange(n_positions, device=weights.device)
+        steps = torch.arange(0, head_dim, 2, device=weights.device, dtype=torch.float32) / head_dim
+        angles = self._ahead.float()[:, None] / config.rope_theta**steps
+        cos, sin = angles.cos(), angles.sin()
+        # (2, n_positions, head_dim): cosines, and sines with the sign of their half.
+        self._angles = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])
 
     def quantize(self, precision: str, names: Sequence[str]) -> None:
         """Quantize these matrices of every layer, by their names in `LayerWeights`."""
@@ -169,19 +173,3 @@ def _take_layer(weights: Weights, at: str, config: StackConfig) -> LayerWeights:
         gate_up=weights.join([(f"{at}.mlp.{name}_proj.weight", (config.ffn, hidden)) for name in ("gate", "up")]),
         down=weights.take(f"{at}.mlp.down_proj.weight", (hidden, config.ffn)),
     )
-
-
-def _take_qk_norm(weights: Weights, at: str, config: StackConfig) -> Tensor:
-    """Return the norm weights of each head, queries then keys, float32 of shape (n_heads + n_kv_heads, head_dim)."""
-    query, key = (
-        weights.take(f"{at}.self_attn.{name}_norm.weight", (config.head_dim,), dtype=torch.float32) for name in "qk"
-    )
-    return torch.cat([query.expand(config.n_heads, -1), key.expand(config.n_kv_heads, -1)])
-
-
-def _rotation_angles(config: StackConfig, n_positions: int, device: torch.device) -> Tensor:
-    """Return cosines, and sines with the sign of their half, float32 of shape (2, n_positions, head_dim)."""
-    steps = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
-    angles = torch.arange(n_positions, device=device, dtype=torch.float32)[:, None] / config.rope_theta**steps
-    cos, sin = angles.cos(), angles.sin()
-    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])

@@ -6,7 +6,6 @@ the shape it expects; errors name the file and the tensor that is missing, missh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from afterwords.errors import ModelError, pip_install
+from afterwords.weights.folder import read_shard_names
 
 _USAGE_FLOOR: Final = 1e-5
 """For an entry that was never used. Source: qwen-tts 0.1.1 and Mimi."""
@@ -41,8 +41,14 @@ class Weights:
         self._source = source
         self._open_files: list[Any] = []
         self._left: dict[str, tuple[Path, Any]] = {}
+        where = f"{device.type}:{device.index or 0}" if device.type == "cuda" else device.type
         for path in files:
-            opened = _open(path, device)
+            try:
+                opened: Any = safe_open(path, framework="pt", device=where)
+            except FileNotFoundError as error:
+                raise ModelError.for_file(str(path), why="is missing", hint=_HINT) from error
+            except (SafetensorError, OSError) as error:
+                raise ModelError.for_file(str(path), why=f"is damaged or truncated ({error})", hint=_HINT) from error
             self._open_files.append(opened)
             self._left.update((name, (path, opened)) for name in opened.keys())  # noqa: SIM118 - no mapping
 
@@ -74,7 +80,9 @@ class Weights:
         Raises:
             ModelError: The tensor is missing or taken, has another shape, or can't be read.
         """
-        path, opened = self._find(name)
+        if name not in self._left:
+            raise ModelError.for_file(str(self._source), why=f"lacks the tensor {name}", hint=_HINT)
+        path, opened = self._left[name]
         found = tuple(opened.get_slice(name).get_shape())
         if found != shape:
             raise ModelError.for_file(str(path), why=f"has {name} of shape {found}, not {shape}", hint=_HINT)
@@ -134,43 +142,16 @@ class Weights:
     ) -> None:
         self.close()
 
-    def _find(self, name: str) -> tuple[Path, Any]:
-        try:
-            return self._left[name]
-        except KeyError:
-            raise ModelError.for_file(str(self._source), why=f"lacks the tensor {name}", hint=_HINT) from None
-
-
-def _open(path: Path, device: torch.device) -> Any:
-    where = f"{device.type}:{device.index or 0}" if device.type == "cuda" else device.type
-    try:
-        return safe_open(path, framework="pt", device=where)
-    except FileNotFoundError as error:
-        raise ModelError.for_file(str(path), why="is missing", hint=_HINT) from error
-    except (SafetensorError, OSError) as error:
-        raise ModelError.for_file(str(path), why=f"is damaged or truncated ({error})", hint=_HINT) from error
-
 
 def _find_files(folder: Path) -> list[Path]:
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     index = folder / _INDEX
-    if index.is_file():
-        return [index.with_name(name) for name in _read_index(index)]
-    for path in sorted(folder.iterdir()):
-        _check_kind(path, folder=True)
-    raise ModelError.for_file(str(folder / _SINGLE), why="is missing", hint=_HINT)
-
-
-def _read_index(index: Path) -> list[str]:
-    try:
-        names = sorted({str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError.for_file(str(index), why="is not an index of shards", hint=_HINT) from error
-    for name in names:
-        if Path(name).name != name:
-            raise ModelError.for_file(str(index), why=f"names {name!a}, which is not in the same folder", hint=_HINT)
-    return names
+    if not index.is_file():
+        for path in sorted(folder.iterdir()):
+            _check_kind(path, folder=True)
+        raise ModelError.for_file(str(folder / _SINGLE), why="is missing", hint=_HINT)
+    return [folder / name for name in read_shard_names(index, hint=_HINT)]
 
 
 def _check_kind(path: Path, *, folder: bool = False) -> None:
