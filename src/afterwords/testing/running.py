@@ -38,8 +38,8 @@ DRAIN_S: Final = 1.0
 class RunningServer:
     """A server for tests; use it as a context manager, or call `start` and `stop`.
 
-    It ignores the developer's settings, and leaves the environment as it was, except that it turns off the telemetry of
-    libraries.
+    It ignores the developer's settings, and leaves the environment as it was, except that it disables the
+    telemetry of libraries.
 
     Attributes:
         url: Its address.
