@@ -68,7 +68,10 @@ def read_sound(source: Path | bytes | BinaryIO, *, name: str | None = None, max_
         if recording is None or (recording.is_damaged and not recording.duration_s):
             recording = _read_by_soundfile(file, name, max_duration_s) or recording
         if recording is None:
-            raise RecordingError.damaged(name) if _has_known_magic(file) else RecordingError.unsupported(name)
+            file.seek(0)
+            head = file.read(16)
+            is_known = any(head[start : start + len(magic)] == magic for start, magic in _MAGIC)
+            raise RecordingError.damaged(name) if is_known else RecordingError.unsupported(name)
         return recording.finish()
 
 
@@ -423,13 +426,6 @@ def _declared_by_mp3(file: _NamelessFile, stream: AudioStream) -> float:
     if place < 0 or not int.from_bytes(frame[place + 4 : place + 8]) & 1:
         return 0.0
     return int.from_bytes(frame[place + 8 : place + 12]) * stream.codec_context.frame_size / max(stream.rate, 1)
-
-
-def _has_known_magic(file: _NamelessFile) -> bool:
-    """Return whether a file begins with the magic bytes of a supported format."""
-    file.seek(0)
-    head = file.read(16)
-    return any(head[start : start + len(magic)] == magic for start, magic in _MAGIC)
 
 
 def _frames_of(frame: AudioFrame) -> NDArray[np.float32]:

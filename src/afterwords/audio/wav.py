@@ -23,8 +23,8 @@ from afterwords.audio.wav_chunks import (
     INFO_IDS,
     RIFF_HEADER_BYTES,
     UNKNOWN_SIZE,
-    Chunk,
     Readable,
+    WavChunk,
     check_magic,
     chunks,
     parse_fmt,
@@ -150,7 +150,7 @@ def wav_blocks(file: Readable, *, source: str = "the file") -> WavBlocks:
     return WavBlocks(layout.sample_rate, n_frames, file, layout, sound.start, source)
 
 
-def _find_sound(file: Readable, source: str) -> tuple[_Format, Chunk]:
+def _find_sound(file: Readable, source: str) -> tuple[_Format, WavChunk]:
     """Return the validated format and the data chunk, which holds at least one frame."""
     length = file.seek(0, SEEK_END)
     file.seek(0)
@@ -237,34 +237,30 @@ def _parse_format(fmt: bytes, source: str) -> _Format:
     return layout
 
 
-def _decode(data: bytes, layout: _Format, sound: Chunk, source: str) -> Samples:
+def _decode(data: bytes, layout: _Format, sound: WavChunk, source: str) -> Samples:
     n_bytes = sound.present_bytes // layout.frame_bytes * layout.frame_bytes
     return _samples(memoryview(data)[sound.start : sound.start + n_bytes], layout, source)
 
 
 def _samples(raw: memoryview, layout: _Format, source: str) -> Samples:
-    if layout.encoding == _PCM:
-        samples = _scale_pcm(raw, layout.bits)
-    else:
+    if layout.encoding == _FLOAT:
         samples = np.frombuffer(raw, "<f4").astype(np.float32, copy=False)
         if not np.isfinite(samples).all():
             raise RecordingError.non_finite(source)
         samples = np.clip(samples, np.float32(-1), np.float32(1))
+    elif layout.bits == 8:
+        samples = (np.frombuffer(raw, "u1").astype(np.float32) - 128) / np.float32(128)
+    elif layout.bits == 16:
+        samples = float_from_pcm16(raw)
+    elif layout.bits == 24:
+        wide = np.zeros((len(raw) // 3, 4), "u1")
+        wide[:, 1:] = np.frombuffer(raw, "u1").reshape(-1, 3)  # the upper three of four bytes
+        samples = wide.view("<i4")[:, 0].astype(np.float32) / np.float32(2**31)
+    else:
+        samples = np.frombuffer(raw, "<i4").astype(np.float32) / np.float32(2**31)
     if layout.channels == 2:
         samples = (samples[0::2] + samples[1::2]) * np.float32(0.5)
     return samples
-
-
-def _scale_pcm(raw: memoryview, bits: int) -> Samples:
-    if bits == 8:
-        return (np.frombuffer(raw, "u1").astype(np.float32) - 128) / np.float32(128)
-    if bits == 16:
-        return float_from_pcm16(raw)
-    if bits == 24:
-        wide = np.zeros((len(raw) // 3, 4), "u1")
-        wide[:, 1:] = np.frombuffer(raw, "u1").reshape(-1, 3)  # the upper three of four bytes
-        return wide.view("<i4")[:, 0].astype(np.float32) / np.float32(2**31)
-    return np.frombuffer(raw, "<i4").astype(np.float32) / np.float32(2**31)
 
 
 def peak_db(samples: Samples) -> float:

@@ -33,7 +33,7 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class WavChunk:
     """A chunk: the size that it declares (`size_bytes`) and the bytes that are there (`present_bytes`)."""
 
     id: bytes
@@ -77,7 +77,7 @@ def check_magic(head: bytes, source: str) -> None:
         )
 
 
-def chunks(file: Readable, source: str) -> Iterator[Chunk]:
+def chunks(file: Readable, source: str) -> Iterator[WavChunk]:
     """Yield the chunks in order, up to the first bytes that can't be the ID of a chunk.
 
     Raises:
@@ -92,7 +92,7 @@ def chunks(file: Readable, source: str) -> Iterator[Chunk]:
             return
         start = offset + CHUNK_HEADER_BYTES
         size_bytes = int.from_bytes(head[4:], "little")
-        yield Chunk(head[:4], start, size_bytes, min(size_bytes, length - start))
+        yield WavChunk(head[:4], start, size_bytes, min(size_bytes, length - start))
         offset = start + size_bytes + size_bytes % 2
     if offset < length:
         raise MalformedWavError.for_source(source, f"it has more than {CHUNKS_MAX} chunks", code="too_many_chunks")

@@ -56,7 +56,13 @@ class AudioWriter:
             self.format = parse_format(format)
         if not 0 < sample_rate < 2**31:
             raise InvalidOptionError.for_option("sample_rate", value=sample_rate, allowed="a positive number of Hz")
-        self._tags = _clean_tags(tags or {})
+        self._tags = {}
+        for name, text in (tags or {}).items():
+            if name not in INFO_IDS:
+                raise InvalidOptionError.for_option("tags", value=name, allowed="named " + ", ".join(INFO_IDS))
+            # No container can hold NUL or a lone surrogate.
+            if clean := text.replace("\0", "").encode("utf-8", "replace").decode():
+                self._tags[name] = clean
         self._target = target
         self._sample_rate = sample_rate
         self._n_frames = 0
@@ -98,12 +104,3 @@ class AudioWriter:
         finally:  # no effect after a commit
             self._encoder.abandon()
             self._output.discard()
-
-
-def _clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return tags without NUL and lone surrogates, which no container can hold."""
-    for name in tags:
-        if name not in INFO_IDS:
-            raise InvalidOptionError.for_option("tags", value=name, allowed="named " + ", ".join(INFO_IDS))
-    clean = {name: text.replace("\0", "").encode("utf-8", "replace").decode() for name, text in tags.items()}
-    return {name: text for name, text in clean.items() if text}

@@ -207,14 +207,6 @@ def unpack(data: bytes) -> Bundle:
     _check_recording(voice, members[_REFERENCE])
     if voice.provenance is not None and not verify_seal(voice):
         raise InvalidBundleError.for_reason(why="its seal does not match its recording and consent")
-    prompts, n_mismatched = _read_prompts(manifest, members, voice)
-    return Bundle(voice, members[_REFERENCE], prompts, n_mismatched)
-
-
-def _read_prompts(
-    manifest: _Manifest, members: Mapping[str, bytes], voice: Voice
-) -> tuple[tuple[BundledPrompt, ...], int]:
-    """Return the prompts that match the voice, and the number of those that don't."""
     stated = manifest.prompts
     if stated.keys() != set(_PROMPTS) & members.keys() or bool(stated) != (manifest.version == 2):
         raise InvalidBundleError.for_reason(why="its manifest lists other prompts than it has")
@@ -222,7 +214,7 @@ def _read_prompts(
         raise InvalidBundleError.for_reason(why="the backend of a prompt is not a valid name")
     own = {name: prompt for name, prompt in stated.items() if prompt.made_from == _made_from(voice)}
     prompts = [BundledPrompt(p.backend, p.version, p.is_fast, members[name]) for name, p in sorted(own.items())]
-    return tuple(prompts), len(stated) - len(own)
+    return Bundle(voice, members[_REFERENCE], tuple(prompts), n_mismatched=len(stated) - len(own))
 
 
 def _members(data: bytes) -> dict[str, bytes]:
@@ -241,7 +233,15 @@ def _members(data: bytes) -> dict[str, bytes]:
             raise InvalidBundleError.for_reason(why="it ends inside a header")
         _, _, flags, method, _, _, _, size_bytes, _, name_bytes, _ = _LOCAL.unpack(header)
         start = offset + _LOCAL.size + name_bytes
-        name = _check_member(data[start - name_bytes : start], flags, method, size_bytes, known=members)
+        name = data[start - name_bytes : start].decode("latin-1")
+        if name not in _MEMBERS:
+            raise InvalidBundleError.for_reason(why=f"it has members other than {', '.join(_MEMBERS)}")
+        if name in members or list(_MEMBERS).index(name) < len(members):
+            raise InvalidBundleError.for_reason(why=f"its {name} is there twice or out of order")
+        if flags or method:
+            raise InvalidBundleError.for_reason(why=f"its {name} is compressed or encrypted")
+        if size_bytes > _MEMBERS[name]:
+            raise InvalidBundleError.for_reason(why=f"its {name} has more than {_MEMBERS[name]:,} bytes")
         members[name] = data[start : start + size_bytes]
         offset = start + size_bytes
     if not members.keys() >= {_MANIFEST, _REFERENCE}:
@@ -249,20 +249,6 @@ def _members(data: bytes) -> dict[str, bytes]:
     if b"".join(_archive(members)) != data:
         raise InvalidBundleError.for_reason(why="it was truncated, changed, or packed by another program")
     return members
-
-
-def _check_member(name_bytes: bytes, flags: int, method: int, size_bytes: int, *, known: Mapping[str, bytes]) -> str:
-    """Return the name of a member, after checking that it may come next."""
-    name = name_bytes.decode("latin-1")
-    if name not in _MEMBERS:
-        raise InvalidBundleError.for_reason(why=f"it has members other than {', '.join(_MEMBERS)}")
-    if name in known or list(_MEMBERS).index(name) < len(known):
-        raise InvalidBundleError.for_reason(why=f"its {name} is there twice or out of order")
-    if flags or method:
-        raise InvalidBundleError.for_reason(why=f"its {name} is compressed or encrypted")
-    if size_bytes > _MEMBERS[name]:
-        raise InvalidBundleError.for_reason(why=f"its {name} has more than {_MEMBERS[name]:,} bytes")
-    return name
 
 
 def _read_manifest(data: bytes) -> tuple[_Manifest, dict[str, Any]]:

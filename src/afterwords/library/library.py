@@ -260,23 +260,19 @@ class Library:
 
     # -- finding, without a lock -----------------------------------------------------------------------------
 
-    def _names(self) -> set[str]:
-        """Return the names in the voices folder, listed until two lists agree: one may miss a concurrent rename."""
+    def _folders(self) -> _Folders:
+        names: set[str] = set()
         before: set[str] | None = None
         try:
-            for _ in range(_SCANS_MAX):
+            for _ in range(_SCANS_MAX):  # until two lists agree: one may miss a concurrent rename
                 names = {path.name for path in self._voices.iterdir()}
                 if names == before:
                     break
                 before = names
         except FileNotFoundError:
-            return set()
+            names = set()
         except OSError as error:
             raise FileError.unreadable(self._voices, why=error.strerror or str(error)) from error
-        return names
-
-    def _folders(self) -> _Folders:
-        names = self._names()
         by_id = {n: VoiceFolder(self._voices / n) for n in names if is_id(n)}
         replaced_by: dict[str, str] = {}
         for found in filter(None, map(_REPLACED.fullmatch, names)):

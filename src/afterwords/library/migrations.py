@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -50,7 +50,13 @@ def _from_profiles(home: Path) -> None:
     if old.exists() and not voices.exists():  # a crash between the two moves below: start over
         disk.move(old, voices)
     if not old.exists():
-        _keep_copy(home, voices)
+        # Copied under a hidden name first, so that the final name is always complete.
+        unfinished = home / ".new-copy"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        disk.copy_folder(voices, unfinished)
+        first = home / f"voices-schema1-{now().date().isoformat()}"
+        names = (first.with_name(f"{first.name}-{number}") for number in count(2))
+        disk.move(unfinished, next(path for path in chain([first], names) if not path.exists()))
         shutil.rmtree(new, ignore_errors=True)
         disk.make_folder(new)
         taken: set[str] = set()
@@ -64,25 +70,11 @@ def _from_profiles(home: Path) -> None:
 _STEPS: dict[int, Callable[[Path], None]] = {1: _from_profiles}
 
 
-def _keep_copy(home: Path, voices: Path) -> None:
-    """Copy the old folder under a hidden name first, so that the final name is always complete."""
-    unfinished = home / ".new-copy"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    disk.copy_folder(voices, unfinished)
-    kept = first = home / f"voices-schema1-{now().date().isoformat()}"
-    for number in count(2):
-        if not kept.exists():
-            break
-        kept = first.with_name(f"{first.name}-{number}")
-    disk.move(unfinished, kept)
-
-
 def _migrate_profile(home: Path, profile: Path, new: Path, taken: set[str]) -> None:
     """Create a voice from a profile, or else a folder that is reported as damaged."""
     voice_id = new_id()
     try:
-        recording = _recording(home, profile)
-        voice, reference_wav = _voice(voice_id, profile, recording)
+        voice, reference_wav, recording = _read_profile(profile, home, voice_id)
     except (AfterwordsError, ValidationError):
         disk.make_folder(new / voice_id)
         disk.write(new / voice_id / PROFILE, disk.read_pieces(profile))
@@ -97,27 +89,8 @@ def _migrate_profile(home: Path, profile: Path, new: Path, taken: set[str]) -> N
     VoiceFolder(new / voice_id).write(voice, reference_wav=reference_wav, original=original)
 
 
-def _fields(profile: Path) -> dict[str, object]:
-    try:
-        fields = json.loads(disk.read(profile))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorruptVoiceError.for_folder(profile, why="its profile is not JSON") from error
-    if not isinstance(fields, dict):
-        raise CorruptVoiceError.for_folder(profile, why="its profile is not an object")
-    return fields
-
-
-def _recording(home: Path, profile: Path) -> Path:
-    named = _fields(profile).get("reference_audio")
-    if isinstance(named, str) and named and "\0" not in named:
-        for base in (profile.parent, home):
-            if (base / named).is_file():
-                return base / named
-    raise CorruptVoiceError.for_folder(profile, why="its recording is missing")
-
-
-def _voice(voice_id: str, profile: Path, recording: Path) -> tuple[Voice, bytes]:
-    """Return the voice of a profile and its canonical WAV.
+def _read_profile(profile: Path, home: Path, voice_id: str) -> tuple[Voice, bytes, Path]:
+    """Return the voice of a profile, its canonical WAV, and its recording.
 
     Raises:
         AfterwordsError, ValidationError: The profile or the recording is unusable.
@@ -125,7 +98,19 @@ def _voice(voice_id: str, profile: Path, recording: Path) -> tuple[Voice, bytes]
     from afterwords.audio.audio import decode
     from afterwords.audio.wav import canonical_wav
 
-    fields = _fields(profile)
+    try:
+        fields = json.loads(disk.read(profile))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptVoiceError.for_folder(profile, why="its profile is not JSON") from error
+    if not isinstance(fields, dict):
+        raise CorruptVoiceError.for_folder(profile, why="its profile is not an object")
+    path = fields.get("reference_audio")
+    found: list[Path] = []
+    if isinstance(path, str) and path and "\0" not in path:
+        found = [base / path for base in (profile.parent, home) if (base / path).is_file()]
+    if not found:
+        raise CorruptVoiceError.for_folder(profile, why="its recording is missing")
+    recording = found[0]
     audio = decode(recording)
     reference_wav = canonical_wav(audio.samples, audio.sample_rate)
     text, lang = fields.get("reference_text"), fields.get("lang")
@@ -143,4 +128,4 @@ def _voice(voice_id: str, profile: Path, recording: Path) -> tuple[Voice, bytes]
         created_at=disk.modified_at(profile.stat()),
         metadata={key: printable(str(fields[key])) for key in ("source_url", "segment_start_s") if fields.get(key)},
     )
-    return voice, reference_wav
+    return voice, reference_wav, recording

@@ -179,13 +179,22 @@ def measure(audio: Audio) -> Measurement:
     frame = np.minimum(np.flatnonzero(is_flat) / audio.sample_rate / HOP_S, len(level_db) - 1).astype(np.int64)
     is_clipped = np.zeros(len(level_db), bool)
     is_clipped[frame] = True
+    slow = resample(samples, audio.sample_rate, _PITCH_RATE)
+    block = _PITCH_BLOCK_S * _PITCH_RATE
+    lead = round(1.5 / analysis.PITCH_FLOOR_HZ / HOP_S)  # hops to the center of the first pitch frame
+    pitch_hz = np.zeros(len(level_db))
+    for start in range(0, len(slow), block):
+        found = analysis.pitch_track(slow[start : start + block], _PITCH_RATE)
+        first = round(start / _PITCH_RATE / HOP_S) + lead
+        found = found[: max(0, len(level_db) - first)]
+        pitch_hz[first : first + len(found)] = found
     return Measurement(
         samples=samples,
         sample_rate=audio.sample_rate,
         level_db=level_db,
         is_live=is_live,
         is_speech=is_speech,
-        pitch_hz=np.where(is_speech, _pitch(samples, audio.sample_rate, len(level_db)), 0.0),
+        pitch_hz=np.where(is_speech, pitch_hz, 0.0),
         is_clipped=is_clipped,
         clipped_share=float(is_flat.mean()) if len(is_flat) else 0.0,
     )
@@ -197,19 +206,6 @@ def level_over_time(audio: Audio, columns: int) -> list[float]:
     parts = [audio.samples[start:end] for start, end in pairwise(edges)]
     power = np.array([float(np.mean(np.square(part), dtype=np.float64)) if len(part) else 0.0 for part in parts])
     return [float(level) for level in analysis.decibels(power)]
-
-
-def _pitch(samples: Samples, sample_rate: int, n_frames: int) -> NDArray[np.float64]:
-    slow = resample(samples, sample_rate, _PITCH_RATE)
-    block = _PITCH_BLOCK_S * _PITCH_RATE
-    lead = round(1.5 / analysis.PITCH_FLOOR_HZ / HOP_S)  # hops to the center of the first pitch frame
-    track = np.zeros(n_frames)
-    for start in range(0, len(slow), block):
-        found = analysis.pitch_track(slow[start : start + block], _PITCH_RATE)
-        first = round(start / _PITCH_RATE / HOP_S) + lead
-        found = found[: max(0, n_frames - first)]
-        track[first : first + len(found)] = found
-    return track
 
 
 def _flat_runs(samples: Samples) -> Flags:

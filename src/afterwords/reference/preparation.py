@@ -85,7 +85,12 @@ def prepare(
     if cut.voiced_s < VOICED_MIN_S:
         raise RecordingError.no_voice(source, voiced_s=cut.voiced_s, minimum_s=VOICED_MIN_S)
     text = _transcript_of(measurement, window, transcript, words)
-    samples, sample_rate = _normalize_level(cut)
+    sample_rate = min(max(cut.sample_rate, SAMPLE_RATE_MIN), RATE_MAX)
+    samples = resample(cut.samples, cut.sample_rate, sample_rate)
+    peak = float(np.abs(samples).max(initial=0.0))
+    rms = max(cut.speech_power(), 1e-12) ** 0.5
+    gain = min(10 ** (SPEECH_LEVEL_DB / 20) / rms, 10 ** (PEAK_MAX_DB / 20) / max(peak, 1e-6))
+    samples = (samples * np.float32(gain)).astype(np.float32)
     return PreparedReference(
         samples=samples,
         sample_rate=sample_rate,
@@ -125,13 +130,3 @@ def _words_in(measurement: Measurement, window: Window, words: Sequence[Word]) -
         for word in words
         if measurement.contains(word, window.start_s, window.end_s)
     ]
-
-
-def _normalize_level(cut: Measurement) -> tuple[Samples, int]:
-    """Scale the speech to SPEECH_LEVEL_DB, as far as the peak allows, at a rate within the limits."""
-    sample_rate = min(max(cut.sample_rate, SAMPLE_RATE_MIN), RATE_MAX)
-    samples = resample(cut.samples, cut.sample_rate, sample_rate)
-    peak = float(np.abs(samples).max(initial=0.0))
-    rms = max(cut.speech_power(), 1e-12) ** 0.5
-    gain = min(10 ** (SPEECH_LEVEL_DB / 20) / rms, 10 ** (PEAK_MAX_DB / 20) / max(peak, 1e-6))
-    return (samples * np.float32(gain)).astype(np.float32), sample_rate

@@ -283,8 +283,16 @@ def match_words(given_text: str, recognized: Sequence[Word]) -> tuple[Word, ...]
             place = replace(recognized[piece_home[int(first)]], text=units[unit])
         else:
             place = Word(units[unit], *_time_at(recognized, piece_home, first, last), 0.0)
-        found[unit] = _merged(found[unit], place)
-    return tuple(_fill_gaps(units, found, recognized))
+        if (earlier := found[unit]) is not None:
+            start_s, end_s = min(earlier.start_s, place.start_s), max(earlier.end_s, place.end_s)
+            place = Word(place.text, start_s, end_s, max(earlier.confidence, place.confidence))
+        found[unit] = place
+    matched = []
+    moment_s = next((word.start_s for word in found if word is not None), recognized[0].start_s)
+    for unit_text, word in zip(units, found, strict=True):
+        matched.append(word or Word(unit_text, moment_s, moment_s, 0.0))
+        moment_s = matched[-1].end_s
+    return tuple(matched)
 
 
 def _opcodes(given: list[str], recognized: list[str]) -> list[tuple[str, int, int, int, int]]:
@@ -341,17 +349,3 @@ def _time_at(words: Sequence[Word], home: Sequence[int], first: float, last: flo
         for place in (first, last)
     )
     return start, end
-
-
-def _merged(earlier: Word | None, later: Word) -> Word:
-    if earlier is None:
-        return later
-    confidence = max(earlier.confidence, later.confidence)
-    return Word(later.text, min(earlier.start_s, later.start_s), max(earlier.end_s, later.end_s), confidence)
-
-
-def _fill_gaps(units: Sequence[str], found: Sequence[Word | None], recognized: Sequence[Word]) -> Iterator[Word]:
-    moment = next((word.start_s for word in found if word is not None), recognized[0].start_s)
-    for unit, word in zip(units, found, strict=True):
-        yield word or Word(unit, moment, moment, 0.0)
-        moment = word.end_s if word is not None else moment

@@ -86,7 +86,12 @@ def choose_window(
     is_short = whole.duration_s <= max(max_s, min_s)
     if is_short and not missing:
         return whole
-    worth = _worth(measurement, missing)
+    # The value of each frame, in seconds of voice:
+    voiced = (measurement.pitch_hz > 0).astype(np.float64)
+    can_avoid_clipping = 2 * np.count_nonzero(measurement.is_clipped) < np.count_nonzero(voiced)
+    for word in missing:
+        voiced[round(word.start_s / HOP_S) : round(word.end_s / HOP_S)] *= -1
+    worth = (voiced - _CLIPPED_COST * (measurement.is_clipped & can_avoid_clipping)) * HOP_S
     for starts, ends in (
         _pause_cuts(measurement, words),
         _quiet_cuts(measurement, words),
@@ -97,15 +102,6 @@ def choose_window(
             value = worth[round(window.start_s / HOP_S) : round(window.end_s / HOP_S)].sum()
             return whole if is_short and value <= 0 else window
     return whole
-
-
-def _worth(measurement: Measurement, missing: Sequence[Word]) -> NDArray[np.float64]:
-    """Return the value of each frame for a window, in seconds of voice."""
-    voiced = (measurement.pitch_hz > 0).astype(np.float64)
-    can_avoid_clipping = 2 * np.count_nonzero(measurement.is_clipped) < np.count_nonzero(voiced)
-    for word in missing:
-        voiced[round(word.start_s / HOP_S) : round(word.end_s / HOP_S)] *= -1
-    return (voiced - _CLIPPED_COST * (measurement.is_clipped & can_avoid_clipping)) * HOP_S
 
 
 def _pause_cuts(measurement: Measurement, words: Sequence[Word] | None) -> tuple[list[float], list[float]]:

@@ -39,7 +39,7 @@ class UtcTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-class Word(TypeDecorator[E], Generic[E]):
+class EnumValue(TypeDecorator[E], Generic[E]):
     """The value of an enum member."""
 
     impl = String(16)

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from afterwords.models import Consent, JobStatus, Provenance, SpeechFormat
-from afterwords.server.store.column_types import ID, SEQUENCE, Document, UtcTime, VanishingText, Word
+from afterwords.server.store.column_types import ID, SEQUENCE, Document, EnumValue, UtcTime, VanishingText
 
 metadata: Final = MetaData(
     naming_convention={
@@ -106,14 +106,14 @@ jobs: Final = Table(
     Column("account_id", ForeignKey("accounts.account_id"), nullable=False),
     Column("voice_id", ForeignKey("voices.voice_id", ondelete="CASCADE"), nullable=False, index=True),
     Column("key_id", ForeignKey("keys.key_id"), nullable=False),
-    Column("status", Word(JobStatus), nullable=False),
+    Column("status", EnumValue(JobStatus), nullable=False),
     Column("lang", Text, nullable=False),
     Column("backend", Text, nullable=False),
     Column("cache_key", String(64), nullable=False),
     Column("flight_key", String(64)),  # NULL: the voice was changed, so the audio is not shared
     Column("speed", Float, nullable=False),
     Column("seed", BigInteger),
-    Column("response_format", Word(SpeechFormat), nullable=False),
+    Column("response_format", EnumValue(SpeechFormat), nullable=False),
     Column("webhook_url", Text),
     Column("char_count", Integer, nullable=False),
     Column("spending_id", ID, nullable=False),
