@@ -110,11 +110,12 @@ class Library:
     def default(self) -> Voice | None:
         """Return the default voice, if one is set."""
         self._open()
-        tried = None
-        while (chosen := self._record().default) not in (None, tried):  # it may be replaced in the meantime
-            tried = chosen
+        for _ in range(_SCANS_MAX):  # it may be replaced in the meantime, even by an earlier one
+            chosen = self._record().default
+            if chosen is None:
+                break
             with suppress(VoiceNotFoundError):
-                return self._get(str(chosen))
+                return self._get(chosen)
         return None
 
     def choose(self, name: str | None) -> Voice:
