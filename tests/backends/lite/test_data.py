@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +20,14 @@ HASHES: dict[str, str] = json.loads((FOLDER / "hashes.json").read_text("utf-8"))
 
 
 @pytest.fixture
-def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Copy the data files to a folder where a test may damage them."""
     for path in FOLDER.iterdir():
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())
     # Patched, because the installed files must stay whole.
     monkeypatch.setattr(data, "files", lambda _: tmp_path)
-    data._hashes.cache_clear()
-    yield tmp_path
-    data._hashes.cache_clear()
+    return tmp_path
 
 
 def test_data_files_and_hash_list_agree() -> None:

@@ -145,8 +145,11 @@ def enroll(
     )
     choice = comparison.best(journal)
     progress(COMPARED, "matching the sound")
-    raw = _raw(space.voices[stock], speak, lambda done: progress(COMPARED + 0.02 * done, "matching the sound"))
-    profile = _profile(choice, speaker, speaker.similarity(raw), space.names[stock])
+    raw = []
+    for ids in map(tokens, CALIBRATION):
+        raw.append(trim(speak(ids, space.voices[stock][len(ids) - 1]).samples))
+        progress(COMPARED + 0.02 * len(raw), "matching the sound")
+    profile = _profile(choice, speaker, speaker.similarity(np.concatenate(raw)), space.names[stock])
     progress(1.0, "done")
     return profile
 
@@ -187,9 +190,20 @@ class Comparison:
         return np.array(found)
 
     def _candidate(self, number: int) -> Candidate:
-        if number not in self._candidates:  # also needed at the end if the comparison was resumed
-            style, quality = self._styles[number], float(self._quality[number])
-            self._candidates[number] = _calibrate(style, quality, self._speaker, self._speak, self._step)
+        """Synthesize the calibration sentences at the pitch of the speaker."""
+        if number in self._candidates:  # else at the end, if the comparison was resumed
+            return self._candidates[number]
+        style, speaker, said = self._styles[number], self._speaker, []
+        for ids in map(tokens, CALIBRATION):
+            said.append(self._speak(ids, style[len(ids) - 1], PitchTarget(speaker.pitch.median_hz)))
+            self._step()
+        source_hz, spread_st = pitch_stats(np.concatenate([utterance.raw_pitch for utterance in said]))
+        # Half of the difference in log frequency: the two spreads are measured differently, and all of it sounds worse.
+        scale = float(np.clip(np.sqrt(speaker.pitch.spread_st / max(spread_st, 0.5)), *_RANGE_LIMITS))
+        spoken = np.concatenate([trim(utterance.samples) for utterance in said])
+        pitch = PitchTarget(speaker.pitch.median_hz, source_hz or None, scale)
+        curve_db = equalizer_db(spoken, speaker.samples)
+        self._candidates[number] = Candidate(style, float(self._quality[number]), spoken, pitch, curve_db)
         return self._candidates[number]
 
     def _step(self) -> None:
@@ -243,32 +257,6 @@ def _nearest_stock(target: Target, space: StyleSpace) -> int:
     off_st = 12 / np.log(2) * np.abs(table.log_pitch[:count] - target.log_pitch)
     is_english = np.array([name[0] in "ab" for name in space.names])
     return int(np.argmax(np.where(is_english, similarity - 0.05 * (off_st > 5), -np.inf)))
-
-
-def _calibrate(
-    style: Array, quality: float, speaker: ReferenceSpeaker, speak: SpeakTokens, on_sentence: Callable[[], None]
-) -> Candidate:
-    """Synthesize the calibration sentences at the pitch of the speaker."""
-    moved = PitchTarget(speaker.pitch.median_hz)
-    said = []
-    for ids in map(tokens, CALIBRATION):
-        said.append(speak(ids, style[len(ids) - 1], moved))
-        on_sentence()
-    source_hz, spread_st = pitch_stats(np.concatenate([utterance.raw_pitch for utterance in said]))
-    # Half of the difference in log frequency: the two spreads are measured differently, and all of it sounds worse.
-    scale = float(np.clip(np.sqrt(speaker.pitch.spread_st / max(spread_st, 0.5)), *_RANGE_LIMITS))
-    spoken = np.concatenate([trim(utterance.samples) for utterance in said])
-    pitch = PitchTarget(speaker.pitch.median_hz, source_hz or None, scale)
-    return Candidate(style, quality, spoken, pitch, equalizer_db(spoken, speaker.samples))
-
-
-def _raw(style: Array, speak: SpeakTokens, on_sentence: Callable[[int], None]) -> Array:
-    """Synthesize the calibration sentences with an unchanged style."""
-    said = []
-    for ids in map(tokens, CALIBRATION):
-        said.append(trim(speak(ids, style[len(ids) - 1]).samples))
-        on_sentence(len(said))
-    return np.concatenate(said)
 
 
 def _profile(choice: EqualizedCandidate, speaker: ReferenceSpeaker, baseline: float, stock: str) -> LiteProfile:

@@ -53,22 +53,17 @@ def _lower_words(sentence: str) -> str:
         words = [word for word in _CAPITALS.findall(run[0]) if len(word) > 1]
         if len(words) > 1 and 2 * sum(map(_is_word, words)) > len(words):
             return _CAPITALS.sub(lambda word: _small(word[0]), _COUNTRY.sub("U.S.", run[0]))
-        return _CAPITALS.sub(lambda word: word[0] if _is_abbreviation(word[0]) else _small(word[0]), spelled(run))
-
-    def spelled(run: re.Match[str]) -> str:
         before = run.string[max(0, run.start() - 4) : run.start()]
-        text = _INITIALS.sub(lambda found: ".".join(found[0]) + ".", before + run[0])
-        return text[len(before) :]
+        text = _INITIALS.sub(lambda found: ".".join(found[0]) + ".", before + run[0])[len(before) :]
+        return _CAPITALS.sub(
+            lambda word: word[0] if len(word[0]) == 1 or word[0] in _lexicon().golds else _small(word[0]), text
+        )
 
     return _CAPITAL_RUN.sub(lowered, sentence)
 
 
 def _small(word: str) -> str:
     return word.lower() if (len(word) > 1 and _is_word(word)) or word == "A" else word
-
-
-def _is_abbreviation(word: str) -> bool:
-    return len(word) == 1 or word in _lexicon().golds
 
 
 def _is_word(word: str) -> bool:
@@ -97,7 +92,8 @@ def tokens(words: str) -> list[int]:
 
 def has_sound(ids: Sequence[int]) -> bool:
     """Return whether tokens include a phoneme, not only punctuation."""
-    return any(number not in _marks() for number in ids)
+    marks = {number for symbol, number in _symbols().items() if not symbol.isalpha()}
+    return not marks.issuperset(ids)
 
 
 def lines(ids: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -135,11 +131,6 @@ def load_dictionaries() -> None:
             raise ModelError.for_file(
                 "of the English dictionary", why=f"can't be read ({error})", hint=reinstall
             ) from error
-
-
-@cache
-def _marks() -> frozenset[int]:
-    return frozenset(number for symbol, number in _symbols().items() if not symbol.isalpha())
 
 
 @cache

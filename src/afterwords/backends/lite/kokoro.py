@@ -139,24 +139,13 @@ def model_file(models: Path, override: Path | None = None, progress: Progress = 
     disk.make_folder(models)
     with disk.translate_errors(path), FileLock(models / ".lock", mode=0o600):
         if not _is_whole(path):  # another process may have assembled it
-            disk.write(path, [_pitched(override)])
+            disk.write(path, [_assemble(override)])
     return path
 
 
 def _is_whole(path: Path) -> bool:
     # All at once: each smaller block would wait for the thread that reads the dictionaries.
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == PITCHED_SHA256
-
-
-def _pitched(override: Path | None) -> bytes:
-    graph = add_pitch_control(_joined(override))
-    if hashlib.sha256(graph).hexdigest() != PITCHED_SHA256:
-        raise ModelError.for_file(
-            "Kokoro-82M",
-            why="has an unexpected SHA-256 after assembly",
-            hint=pip_install("lite", options="--force-reinstall"),
-        )
-    return graph
 
 
 def add_pitch_control(graph: bytes) -> bytes:
@@ -172,24 +161,27 @@ def add_pitch_control(graph: bytes) -> bytes:
     return graph.replace(tag + _PITCH, tag + _RAW_PITCH, 1) + read_data("pitch.bin")
 
 
-def _joined(override: Path | None) -> bytes:
+def _assemble(override: Path | None) -> bytes:
+    """Return the model with pitch control, from an export or the parts in the packages."""
+    reinstall = pip_install("lite", options="--force-reinstall")
     if override is not None:
         source, hint = str(override), "unset AFTERWORDS_KOKORO_ONNX to use the packaged one."
         files = [override]
     else:
-        source, hint = "Kokoro-82M", pip_install("lite", options="--force-reinstall")
-        files = [_package_folder(name) / "part.bin" for name in PARTS]
+        source, hint = "Kokoro-82M", reinstall
+        files = []
+        for name in PARTS:
+            spec = find_spec(name)
+            if spec is None or spec.origin is None:
+                raise ModelError.for_file(name, why="is not installed", hint=pip_install("lite"))
+            files.append(Path(spec.origin).with_name("part.bin"))
     try:
         graph = b"".join(file.read_bytes() for file in files)
     except OSError as error:
         raise ModelError.for_file(source, why=f"can't be read ({error.strerror})", hint=hint) from error
     if hashlib.sha256(graph).hexdigest() != JOINED_SHA256:
         raise ModelError.for_file(source, why="does not have the expected SHA-256", hint=hint)
+    graph = add_pitch_control(graph)
+    if hashlib.sha256(graph).hexdigest() != PITCHED_SHA256:
+        raise ModelError.for_file("Kokoro-82M", why="has an unexpected SHA-256 after assembly", hint=reinstall)
     return graph
-
-
-def _package_folder(name: str) -> Path:
-    spec = find_spec(name)
-    if spec is None or spec.origin is None:
-        raise ModelError.for_file(name, why="is not installed", hint=pip_install("lite"))
-    return Path(spec.origin).parent

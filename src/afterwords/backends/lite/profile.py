@@ -71,7 +71,20 @@ class LiteProfile:
         Raises:
             InvalidPromptError: The bytes are not a profile of this version.
         """
-        facts, arrays = _read(content)
+        try:
+            with ZipFile(io.BytesIO(content)) as stored:
+                facts: dict[str, Any] = json.loads(_array(stored, "facts", max_bytes=_FACTS_MAX_BYTES).tobytes())
+                version = facts["version"]
+                arrays = {name: _array(stored, name, max_bytes=8 * prod(shape)) for name, shape in _SHAPES.items()}
+        except Exception as error:  # untrusted bytes fail in many ways
+            raise InvalidPromptError("not a profile") from error
+        if version != PROMPT_VERSION:
+            found = ascii(version)[:40].strip("'")
+            raise InvalidPromptError(f"a profile of version {found}, not {PROMPT_VERSION}")
+        shapes = {name: array.shape for name, array in arrays.items()}
+        arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+        if shapes != _SHAPES or not _are_valid(facts) or not all(np.isfinite(a).all() for a in arrays.values()):
+            raise InvalidPromptError("a damaged profile")
         return cls(
             style=arrays["style"],
             pitch=PitchTarget(*facts["pitch"]),
@@ -82,25 +95,6 @@ class LiteProfile:
             baseline=facts["baseline"],
             nearest_stock=facts["nearest_stock"],
         )
-
-
-def _read(content: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Return the validated facts and arrays of a profile."""
-    try:
-        with ZipFile(io.BytesIO(content)) as stored:
-            facts: dict[str, Any] = json.loads(_array(stored, "facts", max_bytes=_FACTS_MAX_BYTES).tobytes())
-            version = facts["version"]
-            arrays = {name: _array(stored, name, max_bytes=8 * prod(shape)) for name, shape in _SHAPES.items()}
-    except Exception as error:  # untrusted bytes fail in many ways
-        raise InvalidPromptError("not a profile") from error
-    if version != PROMPT_VERSION:
-        found = ascii(version)[:40].strip("'")
-        raise InvalidPromptError(f"a profile of version {found}, not {PROMPT_VERSION}")
-    shapes = {name: array.shape for name, array in arrays.items()}
-    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
-    if shapes != _SHAPES or not _are_valid(facts) or not all(np.isfinite(a).all() for a in arrays.values()):
-        raise InvalidPromptError("a damaged profile")
-    return facts, arrays
 
 
 def _array(stored: ZipFile, name: str, *, max_bytes: int) -> NDArray[Any]:

@@ -100,7 +100,14 @@ class CepstralMap:
         short_by = -(len(padded) - TAPS) % _HOP
         spectrum = np.fft.rfft(frames(np.pad(padded, (0, short_by)), TAPS, _HOP) * hann(TAPS), axis=1)
         power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
-        return _overlap_add(spectrum * self._gains(power), len(samples))
+        pieces = np.fft.irfft(spectrum * self._gains(power), TAPS, axis=1) * hann(TAPS)
+        out = np.zeros((len(pieces) - 1) * _HOP + TAPS)
+        weight = np.zeros_like(out)
+        for number, piece in enumerate(pieces):
+            out[number * _HOP : number * _HOP + TAPS] += piece
+            weight[number * _HOP : number * _HOP + TAPS] += hann(TAPS) ** 2
+        out /= np.maximum(weight, 1e-3)
+        return out[TAPS // 2 : TAPS // 2 + len(samples)].astype(np.float32)
 
     def _gains(self, power: Array) -> Array:
         """Return linear gains for each frame and frequency, in the shape of `power`."""
@@ -113,26 +120,9 @@ class CepstralMap:
         gain_db = _smooth(np.clip((is_speech[:, None] * spread + shift) @ basis, -8, 8))
         at = np.fft.rfftfreq(TAPS, 1 / RATE)
         centers = mel_frequencies(_ENVELOPE_BANDS + 2, _LOW_HZ, _ENVELOPE_HIGH_HZ)[1:-1]
-        gain_db = gain_db @ _interpolation(centers, at.astype(np.float64)) * np.clip((11_000 - at) / 4000, 0, 1)
+        interpolation = np.array([np.interp(at, centers, row) for row in np.eye(len(centers))], np.float32)
+        gain_db = gain_db @ interpolation * np.clip((11_000 - at) / 4000, 0, 1)
         return (10 ** (gain_db / 20)).astype(np.float32)
-
-
-def _interpolation(known: NDArray[np.float64], at: NDArray[np.float64]) -> Array:
-    """Return the matrix (n_known, n_at) of linear interpolation, constant beyond the ends."""
-    return np.array([np.interp(at, known, row) for row in np.eye(len(known))], np.float32)
-
-
-def _overlap_add(spectrum: NDArray[np.complexfloating], length: int) -> Array:
-    """Invert a short-time spectrum with hop _HOP and a Hann window."""
-    window = hann(TAPS)
-    pieces = np.fft.irfft(spectrum, TAPS, axis=1) * window
-    out = np.zeros((len(pieces) - 1) * _HOP + TAPS)
-    weight = np.zeros_like(out)
-    for number, piece in enumerate(pieces):
-        out[number * _HOP : number * _HOP + TAPS] += piece
-        weight[number * _HOP : number * _HOP + TAPS] += window**2
-    out /= np.maximum(weight, 1e-3)
-    return out[TAPS // 2 : TAPS // 2 + length].astype(np.float32)
 
 
 def limit(samples: Array, ceiling: float = 0.97) -> Array:

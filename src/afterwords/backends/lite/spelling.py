@@ -65,16 +65,16 @@ _SAME: Final = (
     | {"\u00b5": "μ", "\u00ad": "", "\u200b": " "}
 )
 _CHARACTERS: Final = str.maketrans(_LETTERS | _SAME)
-_GREEK: Final = dict(
-    zip(
-        "αβγδεζηθικλμνξοπρστυφχψω",
-        _words(
-            "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau "
-            "upsilon phi chi psi omega"
-        ),
-        strict=True,
-    )
+_GREEK_NAMES: Final = _words(
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau "
+    "upsilon phi chi psi omega"
 )
+_GREEK: Final = {
+    letter: f" {name.title() if letter.isupper() else name} "
+    for letters in ("αβγδεζηθικλμνξοπρστυφχψω", "ΑΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩ")
+    for letter, name in zip(letters, _GREEK_NAMES, strict=True)
+}
+"""Names of single letters, as in "β-carotene"; several letters are a Greek word."""
 _KEPT: Final = frozenset("“”‘’…—–−÷×±°′″⁄≈≠≤≥<>∞√→·μ¢£€¥₹₽₩₺₴₪₫₦฿₱₿§‰©")
 _RAISED: Final = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 
@@ -84,7 +84,7 @@ def _plain(text: str) -> str:
     text = _SUPERSCRIPT.sub(lambda found: f"^{found[0].translate(_RAISED)} ", text)
     text = _SPACES.sub(" ", text.translate(_CHARACTERS))
     if not text.isascii():
-        text = _GREEK_LETTER.sub(_greek, text)
+        text = _GREEK_LETTER.sub(lambda found: _GREEK.get(found[0], found[0]), text)
         text = "".join(_plain_character(character) for character in text)
     return _SPACES.sub(" ", text)
 
@@ -107,13 +107,6 @@ def _is_foreign(character: str) -> bool:
     """Return whether `_plain` drops a letter."""
     is_letter = unicodedata.category(character)[0] == "L" and not character.isascii()
     return is_letter and not _plain(character).strip()
-
-
-def _greek(found: re.Match[str]) -> str:
-    """Return the name of a single Greek letter, as in "β-carotene"; several are a Greek word."""
-    letter = found[0]
-    name = _GREEK.get(letter.lower(), "")
-    return f" {name.capitalize() if letter.isupper() else name} " if name else letter
 
 
 _GREEK_WORD: Final = re.compile(r"[\u0370-\u03ff\u1f00-\u1fff]{2}")
@@ -140,13 +133,6 @@ def _cardinal(digits: str) -> str:
     return _in_words(cardinal_words(int(digits)))
 
 
-def _year(digits: str) -> str:
-    """Spell four digits in pairs, as in years and house numbers."""
-    from sanotts.nano_g2p import year_words
-
-    return _in_words(year_words(int(digits))) if len(digits) == 4 and digits[0] != "0" else _cardinal(digits)
-
-
 def _ordinal(digits: str) -> str:
     from sanotts.nano_g2p import ordinal_words
 
@@ -158,10 +144,14 @@ def _in_words(words: str) -> str:
 
 
 def _number(written: str, *, is_amount: bool = False) -> str:
-    """Spell a number with thousands and decimals; four digits are a year unless it is an amount."""
+    """Spell a number with thousands and decimals; four digits are a year, in pairs, unless it is an amount."""
+    from sanotts.nano_g2p import year_words
+
     whole, *decimals = written.replace(",", "").split(".")
     if not decimals:
-        return _year(whole) if "," not in written and not is_amount else _cardinal(whole)
+        if len(whole) != 4 or whole[0] == "0" or "," in written or is_amount:
+            return _cardinal(whole)
+        return _in_words(year_words(int(whole)))
     if len(decimals) == 1:
         return f"{_cardinal(whole) + ' ' if whole else ''}point {_one_by_one(decimals[0])}"
     return " point ".join(_cardinal(part) for part in (whole, *decimals) if part)  # a version, an address
@@ -522,10 +512,6 @@ def _unit(found: re.Match[str]) -> str:
     return said
 
 
-def _in_scale(found: re.Match[str]) -> str:
-    return f"{_number(found['number'])}{_scale(found['scale'])}"
-
-
 _PER: Final = "day|week|wk|month|mo|year|yr|hour|hr|min|minute|second|sec|person|night|L|mL|dL|kg|mol|m|s|h"
 _PERIODS: Final = {
     "wk": "week", "mo": "month", "yr": "year", "hr": "hour", "min": "minute", "sec": "second", "L": "liter",
@@ -563,7 +549,10 @@ _MEASURES: Final[tuple[Rule, ...]] = (
     (re.compile(r"(?<=\d)h ?(?P<minutes>\d{1,2}) ?m(?:in)?\b"), r" hours \g<minutes> minutes"),
     (re.compile(r"(?<=\d)h ?(?=\d{1,2} minutes)"), " hours "),
     (re.compile(r"(?<=\d)M(?= [a-z]{3})"), " million"),
-    (re.compile(rf"(?P<number>{_ALONE}\d++\.\d++)(?P<scale>[MB])(?![A-Za-z0-9])"), _apart(_in_scale)),
+    (
+        re.compile(rf"(?P<number>{_ALONE}\d++\.\d++)(?P<scale>[MB])(?![A-Za-z0-9])"),
+        _apart(lambda found: _number(found["number"]) + _scale(found["scale"])),
+    ),
     (re.compile(rf"(?P<number>{_ALONE}\d++\.\d++)/(?=(?:4|5|10|20|100)(?!\d))"), r"\g<number> out of "),
     (re.compile(r"(?<=\d) sq\. ft\b"), " sq ft"),
     (re.compile(r" ?° ?C\b"), " degrees Celsius"),

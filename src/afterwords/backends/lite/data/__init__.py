@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
 from importlib.resources import files
 
 from afterwords.errors import ModelError, pip_install
@@ -24,12 +23,7 @@ def read_data(name: str) -> bytes:
         content = (files(__package__) / name).read_bytes()
     except OSError as error:
         raise ModelError.for_file(name, why="is missing", hint=reinstall) from error
-    if hashlib.sha256(content).hexdigest() != _hashes().get(name):
+    hashes = json.loads((files(__package__) / "hashes.json").read_text("utf-8"))
+    if hashlib.sha256(content).hexdigest() != hashes.get(name):
         raise ModelError.for_file(name, why="does not have the expected SHA-256", hint=reinstall)
     return content
-
-
-@cache
-def _hashes() -> dict[str, str]:
-    hashes: dict[str, str] = json.loads((files(__package__) / "hashes.json").read_text("utf-8"))
-    return hashes
