@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 from typing import BinaryIO
@@ -189,19 +189,18 @@ def split_sentences(text: str) -> list[str]:
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n")
     has_case = text != text.lower()
-    return [sentence for block in _BREAK.split(text) for sentence in _sentences_of(block, has_case=has_case)]
-
-
-def _sentences_of(block: str, *, has_case: bool) -> Iterator[str]:
-    block = _CJK_LINE_END.sub("", block)
-    block = _SPACE.sub(lambda run: "\n" if "\n" in run.group() else " ", block.strip())
-    start = 0
-    for stop in _STOP.finditer(block):
-        if stop.end() < len(block) and _is_end(block, start, stop, has_case=has_case):
-            yield " ".join(block[start : stop.end()].split())
-            start = stop.end()
-    if rest := block[start:].split():
-        yield " ".join(rest)
+    sentences = []
+    for part in _BREAK.split(text):
+        block = _CJK_LINE_END.sub("", part)
+        block = _SPACE.sub(lambda run: "\n" if "\n" in run.group() else " ", block.strip())
+        start = 0
+        for stop in _STOP.finditer(block):
+            if stop.end() < len(block) and _is_end(block, start, stop, has_case=has_case):
+                sentences.append(" ".join(block[start : stop.end()].split()))
+                start = stop.end()
+        if rest := block[start:].split():
+            sentences.append(" ".join(rest))
+    return sentences
 
 
 def _is_end(block: str, start: int, stop: re.Match[str], *, has_case: bool) -> bool:
@@ -262,20 +261,24 @@ def split_chunks(text: str, *, max_chars: int, first_max_chars: int | None = Non
     Returns:
         Chunks of 1 to `max_chars` code points, each with something to speak.
     """
-    parts = [part for sentence in split_sentences(text) for part in _split_long(sentence, max_chars)]
+    parts = []
+    for sentence in split_sentences(text):
+        rest = sentence
+        while len(rest) > max_chars:
+            end = _split_point(rest, max_chars)
+            parts.append(rest[:end].rstrip())
+            rest = rest[end:].lstrip()
+        if rest:
+            parts.append(rest)
     packed = _pack(parts, max_chars)
     if packed and first_max_chars is not None and len(packed[0]) > first_max_chars:
-        packed[:1] = _split_early(packed[0], first_max_chars)
+        ends = [m.end() for m in _CLAUSE_END.finditer(packed[0]) if TINY_CHARS < m.end() <= first_max_chars]
+        for end in reversed(ends):
+            head, tail = packed[0][:end].rstrip(), packed[0][end:].lstrip()
+            if is_speakable(head) and is_speakable(tail):
+                packed[:1] = [head, tail]
+                break
     return packed
-
-
-def _split_long(sentence: str, max_chars: int) -> Iterator[str]:
-    while len(sentence) > max_chars:
-        end = _split_point(sentence, max_chars)
-        yield sentence[:end].rstrip()
-        sentence = sentence[end:].lstrip()
-    if sentence:
-        yield sentence
 
 
 def _split_point(sentence: str, max_chars: int) -> int:
@@ -317,15 +320,6 @@ def _is_tiny(part: str) -> bool:
 def _join(left: str, right: str) -> str:
     is_cjk = re.match(f"[{_CJK}{_CJK_MARKS}]", left[-1]) and re.match(f"[{_CJK}{_CJK_MARKS}]", right[0])
     return left + ("" if is_cjk else " ") + right
-
-
-def _split_early(chunk: str, first_max_chars: int) -> list[str]:
-    ends = [m.end() for m in _CLAUSE_END.finditer(chunk) if TINY_CHARS < m.end() <= first_max_chars]
-    for end in reversed(ends):
-        head, tail = chunk[:end].rstrip(), chunk[end:].lstrip()
-        if is_speakable(head) and is_speakable(tail):
-            return [head, tail]
-    return [chunk]
 
 
 def read_text(source: Path | BinaryIO) -> str:

@@ -20,6 +20,11 @@ GROUP: Final = "afterwords.engines"
 PREFERENCE: Final = ("qwen3-1.7b", "qwen3-0.6b", "lite")
 """The first choices of `auto`; other backends follow by name."""
 HIDDEN: Final = frozenset({"tone"})
+_NO_ENGINE: Final = Unavailable(
+    "no installed engine has a requested backend",
+    f"{pip_install('lite')}; if AFTERWORDS_BACKENDS is set, it must name backends that `afterwords backends` lists",
+)
+_instances_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ def choose(name: str = "auto", *, lang: str | None = None, config: Config | None
             raise InvalidInputError.for_backend(name, offered=[backend.name for backend in offered])
     usable = sorted((backend for backend in wanted if backend.is_available), key=lambda backend: backend.is_slow)
     if not usable:
-        state = wanted[0].state if wanted else _no_engine()
+        state = wanted[0].state if wanted else _NO_ENGINE
         assert isinstance(state, Unavailable)
         raise BackendUnavailableError.for_backend(
             wanted[0].name if wanted else name, reason=state.reason, fix=state.fix
@@ -116,16 +121,10 @@ def engine_for(backend: Backend) -> Engine:
     return backend.engine
 
 
-def _no_engine() -> Unavailable:
-    return Unavailable(
-        "no installed engine has a requested backend",
-        f"{pip_install('lite')}; if AFTERWORDS_BACKENDS is set, it must name backends that `afterwords backends` lists",
-    )
-
-
 def _backends_of(point: EntryPoint) -> list[Backend]:
     try:
-        engine = _instance(point)
+        with _instances_lock:
+            engine = _instance(point)
         state = engine.availability()
     except Exception as error:  # noqa: BLE001 - a plug-in may fail in any way
         reason = f"its plug-in could not be loaded ({type(error).__name__}: {error})"
@@ -134,16 +133,8 @@ def _backends_of(point: EntryPoint) -> list[Backend]:
     return [Backend(name, engine.name, engine, state) for name in engine.backends]
 
 
-_instances_lock = threading.Lock()
-
-
-def _instance(point: EntryPoint) -> Engine:
-    with _instances_lock:
-        return _make(point)
-
-
 @cache
-def _make(point: EntryPoint) -> Engine:
+def _instance(point: EntryPoint) -> Engine:
     turn_off_telemetry()
     engine: Engine = point.load()()
     return engine

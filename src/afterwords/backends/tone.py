@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Final
 
 from afterwords.backends.base import (
@@ -41,6 +41,10 @@ BAD_PROMPT: Final = b"fault-prompt"
 SLOW_S: Final = 0.05
 UNSPOKEN: Final = "fault-unspoken"
 LEAK_BYTES: Final = 16 * 1024 * 1024
+FAULTS: Final = (
+    "fault-fail", "fault-error", "fault-memory", "fault-hang", "fault-crash", "fault-slow", "fault-leak",
+)  # fmt: skip
+"""The fault words; their effects follow in this order."""
 
 
 class ToneEngine:
@@ -88,9 +92,9 @@ class ToneEngine:
         step = round(CHUNK_S * SAMPLE_RATE)
         for start in range(0, length, step):
             if is_testing and start:
-                for word, fault in FAULTS.items():
+                for word in FAULTS:
                     if word in task.text:
-                        fault()
+                        _inject_fault(word)
             time_s = np.arange(start, min(start + step, length)) / SAMPLE_RATE
             yield Chunk((0.2 * np.sin(2 * np.pi * frequency * time_s)).astype(np.float32))
 
@@ -106,44 +110,24 @@ class ToneEngine:
         pass
 
 
-def _crash() -> None:
-    os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
-
-
-def _raise_typed() -> None:
-    raise SynthesisError.for_backend("tone", why="the text asked for a failure")
-
-
-def _raise_unexpected() -> None:
-    raise ValueError("the text asked for an unexpected failure")
-
-
-def _exhaust_memory() -> None:
-    raise MemoryError("the text asked for a memory error")
-
-
-def _hang() -> None:
-    threading.Event().wait()
-
-
-def _slow_down() -> None:
-    time.sleep(SLOW_S)
-
-
-def _leak() -> None:
-    time.sleep(SLOW_S)
-    _leaked.append(b"\1" * LEAK_BYTES)
+def _inject_fault(word: str) -> None:
+    """Have the effect of a fault word."""
+    match word:
+        case "fault-fail":
+            raise SynthesisError.for_backend("tone", why="the text asked for a failure")
+        case "fault-error":
+            raise ValueError("the text asked for an unexpected failure")
+        case "fault-memory":
+            raise MemoryError("the text asked for a memory error")
+        case "fault-hang":
+            threading.Event().wait()
+        case "fault-crash":
+            os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+        case "fault-slow":
+            time.sleep(SLOW_S)
+        case "fault-leak":
+            time.sleep(SLOW_S)
+            _leaked.append(b"\1" * LEAK_BYTES)
 
 
 _leaked: list[bytes] = []
-
-FAULTS: Final[dict[str, Callable[[], None]]] = {
-    "fault-fail": _raise_typed,
-    "fault-error": _raise_unexpected,
-    "fault-memory": _exhaust_memory,
-    "fault-hang": _hang,
-    "fault-crash": _crash,
-    "fault-slow": _slow_down,
-    "fault-leak": _leak,
-}
-"""Effects of the fault words."""
