@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from afterwords.audio.audio import Audio, decode
 from afterwords.models import Voice
@@ -44,6 +45,10 @@ LONGEST = (
     "reference/test_whisper_download.py",
 )
 """Files that take 20 s or more run first: started last, one of them would keep a single process busy at the end."""
+
+# Examples have no time limit: a busy machine takes 200 ms for any of them.
+settings.register_profile("afterwords", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("afterwords")
 
 
 @pytest.hookimpl(optionalhook=True)

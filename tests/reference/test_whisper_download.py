@@ -123,7 +123,7 @@ def transcribed(hub: Hub, home: Path, **settings: str) -> subprocess.CompletedPr
         **settings,
     }
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=600, check=False
     )
 
 

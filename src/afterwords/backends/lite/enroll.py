@@ -191,7 +191,7 @@ class Comparison:
 
     def _candidate(self, number: int) -> Candidate:
         """Synthesize the calibration sentences at the pitch of the speaker."""
-        if number in self._candidates:  # else at the end, if the comparison was resumed
+        if number in self._candidates:  # unless a resumed comparison recalled its worths
             return self._candidates[number]
         style, speaker, said = self._styles[number], self._speaker, []
         for ids in map(tokens, CALIBRATION):
