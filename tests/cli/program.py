@@ -142,5 +142,5 @@ def run_and_interrupt(*args: str, env: Mapping[str, str]) -> tuple[int, bytes]:
         assert process.stdout is not None
         assert process.stdout.read(8000)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=120)
     return process.returncode, stderr

@@ -257,7 +257,7 @@ class TestFaults:
     def test_silent_server_times_out(self, make_client: ClientFactory, faults: FaultyServer, key: str) -> None:
         faults.inject(Fault.SLOW, times=99, delay_s=30)
         with pytest.raises(ServerTimeoutError) as caught:
-            list(make_client(faults.url, key, timeout_s=0.05).voices.list())
+            list(make_client(faults.url, key, timeout_s=0.5).voices.list())
         assert (caught.value.exit_code, len(faults.seen)) == (9, RETRIES + 1)
 
     def test_closed_port_is_unreachable(self, make_client: ClientFactory) -> None:

@@ -17,7 +17,7 @@ import httpx
 
 READER = Path(str(files("afterwords") / "data" / "reader.wav"))
 ADMIN_SECRET = "an-admin-secret-for-tests-0123456789"
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 
 T = TypeVar("T")
 

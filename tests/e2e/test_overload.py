@@ -144,7 +144,7 @@ def test_refusal_reaches_client_that_sends_everything(
     headers = {"Authorization": f"Bearer {key}", "Content-Type": FORM[1]}
     address = served.url.removeprefix("http://")
     for _ in range(10):
-        connection = HTTPConnection(address, timeout=30)
+        connection = HTTPConnection(address, timeout=120)
         with contextlib.closing(connection):
             connection.request("POST", path, body=bytes(12 * MIB), headers=headers)
             answer = connection.getresponse()

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from tests.e2e.served import Served
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True)

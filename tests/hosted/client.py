@@ -13,7 +13,7 @@ RECORDING = READER.read_bytes()
 
 
 def http_client(url: str, secret: str) -> httpx.Client:
-    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {secret}"}, trust_env=False, timeout=30)
+    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {secret}"}, trust_env=False, timeout=120)
 
 
 def create_voice(client: httpx.Client, wav: bytes = RECORDING, **fields: str) -> httpx.Response:

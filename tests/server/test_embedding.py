@@ -368,7 +368,7 @@ def test_embedded_route_refuses_before_it_reads_the_body(
     seen: list[str] = []
     app = FastAPI(dependencies=[Depends(lambda: seen.append("called"))])
     app.include_router(router(silent))
-    with RunningApp(app) as running, socket.create_connection(running.address, timeout=30) as connection:
+    with RunningApp(app) as running, socket.create_connection(running.address, timeout=120) as connection:
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {secret}\r\n"
         connection.sendall(f"{head}Content-Type: application/json\r\nContent-Length: {n_bytes}\r\n\r\n".encode())
         assert connection.recv(4096).startswith(f"HTTP/1.1 {status} ".encode())

@@ -31,7 +31,7 @@ from afterwords.backends.qwen3.torch.model import TorchModel
 from afterwords.backends.qwen3.torch.scheduler import Request, TorchScheduler, max_rows
 
 SEED = 3
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 DOCUMENTATION = Path(__file__).parents[3] / "docs" / "qwen3.md"
 
 

@@ -124,7 +124,7 @@ async def test_missing_bucket_is_unavailable(s3: int) -> None:
 
 async def test_server_that_is_down_is_unavailable() -> None:
     blobs = open_blobs(f"s3://bucket?endpoint=http://127.0.0.1:{free_port()}&region=auto")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await assert_raises(blobs, StorageUnavailableError)
 
 
@@ -133,7 +133,7 @@ async def test_server_that_never_answers_times_out() -> None:
         ("127.0.0.1", 0)
     ) as listening:  # the system accepts the connection, but nothing reads the request
         blobs = open_blobs(f"s3://bucket?endpoint=http://127.0.0.1:{listening.getsockname()[1]}&region=auto")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             with pytest.raises(StorageUnavailableError):
                 await blobs.check()
 
@@ -218,7 +218,7 @@ def test_process_that_used_a_bucket_exits_cleanly() -> None:
     )
     url = f"s3://bucket?endpoint=http://127.0.0.1:{free_port()}&region=auto"
     command = [sys.executable, "-W", "error", "-c", code, url]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "raised\n"), done.stderr
 
 

@@ -51,7 +51,7 @@ def run_process(code: str, *arguments: object) -> subprocess.CompletedProcess[st
         "blobs = open_blobs(sys.argv[1])\n"
     )
     command = [sys.executable, "-W", "error", "-c", header + code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 class TestFolder(BlobsContract, OwnershipContract):

@@ -15,7 +15,7 @@ from afterwords.server.records import Claim, StoredJob, StoredVoice
 from afterwords.text import max_speech_s
 from tests.conftest import READER
 
-DEADLINE_S = 30
+DEADLINE_S = 120
 MAX_ATTEMPTS = 3
 
 

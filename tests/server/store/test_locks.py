@@ -13,7 +13,7 @@ from tests.contracts.store_world import MANY, World
 from tests.server.store.second_process import second_process, store_in
 
 pytestmark = pytest.mark.anyio
-DEADLINE_S = 2
+DEADLINE_S = 60
 
 
 async def refusal(work: Awaitable[object]) -> DatabaseUnavailableError:

@@ -34,7 +34,7 @@ def here(models: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # 
 def read_audio(request: DecodeRequest[Any, Any]) -> NDArray[np.float32]:
     """Return the audio of a request; fail if it does not end."""
     parts = [np.zeros(0, np.float32)]
-    while (sound := request.sound.get(timeout=30)) is not None:
+    while (sound := request.sound.get(timeout=120)) is not None:
         parts.append(sound)
     return np.concatenate(parts)
 
@@ -177,7 +177,7 @@ class TestMlx(Qwen3Contract):
             bad.sound = Deaf()  # type: ignore[assignment]
         submit(bad, good)
         np.testing.assert_allclose(read_audio(good), expected, atol=1e-3)
-        while queue.get(timeout=30) is not None:
+        while queue.get(timeout=120) is not None:
             pass
         assert (bad.finish_reason, type(bad.error), good.error) == (FinishReason.CANCELLED, IndexError, None)
 
