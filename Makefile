@@ -10,6 +10,10 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(VENV),$(BIN)/python -
 # Without bytecode, each of the hundreds of processes that the tests start would compile the sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
+# Test processes share the cores, and threads that spin while they wait would slow the others down.
+test pytest: export OMP_WAIT_POLICY = PASSIVE
+test pytest: export OPENBLAS_NUM_THREADS = 1
+
 .PHONY: demo test pytest lint style docs soak floors bench client openapi data media clean
 
 demo: $(VENV)/.lite
