@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
 UV := $(shell command -v uv)
-INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(VENV),$(BIN)/python -m pip install --quiet)
+# pip would compile all of PyTorch and the rest, 30 s; Python compiles what it imports.
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(VENV),$(BIN)/python -m pip install --quiet --no-compile)
 
 # Without bytecode, each of the hundreds of processes that the tests start would compile the sources again.
 unexport PYTHONDONTWRITEBYTECODE
