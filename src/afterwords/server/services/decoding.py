@@ -49,7 +49,7 @@ class DecodingPool:
     def __init__(self, *, idle_s: float = IDLE_S) -> None:
         self._idle_s = idle_s
         self._slots = asyncio.Semaphore(PROCESSES_MAX)
-        self._idle: list[DecodingProcess] = []
+        self._idle: dict[DecodingProcess, asyncio.TimerHandle] = {}  # with the timer that ends it
 
     async def prepare(self, data: bytes) -> tuple[bytes, ReferenceInfo]:
         """Decode a recording of any format into a canonical WAV file, and grade it.
@@ -77,12 +77,19 @@ class DecodingPool:
     def close(self) -> None:
         """End the processes that wait for work."""
         while self._idle:
-            self._idle.pop().stop()
+            self._take().stop()
+
+    def _take(self) -> DecodingProcess:
+        if not self._idle:
+            return DecodingProcess()
+        process, expiry = self._idle.popitem()
+        expiry.cancel()  # here, since timers belong to the thread of the event loop
+        return process
 
     async def _run(self, task: str, data: bytes) -> tuple[dict[str, Any], bytes]:
         async with self._slots:
             try:
-                facts, body = await self._run_in(self._idle.pop() if self._idle else DecodingProcess(), task, data)
+                facts, body = await self._run_in(self._take(), task, data)
             except DecoderDiedError as died:
                 if not died.is_reused:
                     raise RecordingError.unsupported(SOURCE) from died
@@ -105,12 +112,10 @@ class DecodingPool:
             return answer
 
         def expire() -> None:
-            if process in self._idle:
-                self._idle.remove(process)
-                process.stop()
+            del self._idle[process]
+            process.stop()
 
-        self._idle.append(process)
-        process.expiry = asyncio.get_running_loop().call_later(self._idle_s, expire)
+        self._idle[process] = asyncio.get_running_loop().call_later(self._idle_s, expire)
         return answer
 
 
@@ -131,7 +136,6 @@ class DecodingProcess:
 
     def __init__(self) -> None:
         self.n_files = 0
-        self.expiry: asyncio.TimerHandle | None = None
         env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         self._process = subprocess.Popen(
             COMMAND,
@@ -148,8 +152,6 @@ class DecodingProcess:
             ServiceUnavailableError: The process took too long and was killed.
             DecoderDiedError: The process died.
         """
-        if self.expiry:
-            self.expiry.cancel()
         self.n_files += 1
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
@@ -184,8 +186,6 @@ class DecodingProcess:
 
     def stop(self) -> None:
         """Kill the process and wait until it is gone."""
-        if self.expiry:
-            self.expiry.cancel()
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
