@@ -961,6 +961,12 @@ def error_from_code(
     return error
 
 
+def error_type(http_status: int) -> str:
+    """Return the `type` of an error in the API, which follows from its status."""
+    types = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+    return types.get(http_status) or ("invalid_request_error" if http_status < 500 else "server_error")
+
+
 @cache
 def _classes() -> dict[str, type[AfterwordsError]]:
     """Return the class of each code that another process may report."""

@@ -8,6 +8,7 @@ import typer
 
 from afterwords.cli import output
 from afterwords.cli.help import HelpCommand, HelpGroup
+from afterwords.cli.options import AsJson
 
 if TYPE_CHECKING:
     from afterwords.weights.catalog import ModelStatus, Progress
@@ -24,7 +25,6 @@ def complete_model(incomplete: str) -> list[str]:
 Name = Annotated[
     str, typer.Argument(help="Name of a model, as printed by `models list`.", autocompletion=complete_model)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback()

@@ -33,6 +33,7 @@ from afterwords.errors import (
     ServiceError,
     TextError,
     UnauthorizedError,
+    error_type,
 )
 from afterwords.server.app_state import ServerState
 from afterwords.server.auth import Identity, RequestTask, Requirements
@@ -357,8 +358,6 @@ class RequestContext:
 
 # -- errors ---------------------------------------------------------------------------------------------------
 
-_TYPES: Final = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-
 
 def error_response(error: AfterwordsError, request_id: str) -> Response:
     """Return the response for an error, in the one shape of the API."""
@@ -366,7 +365,7 @@ def error_response(error: AfterwordsError, request_id: str) -> Response:
     body = {
         "code": error.code,
         "message": error.message,
-        "type": _TYPES.get(status) or ("invalid_request_error" if status < 500 else "server_error"),
+        "type": error_type(status),
         "param": error.param,
         "request_id": request_id,
     }

@@ -15,6 +15,8 @@ from uuid import uuid4
 import anyio
 import httpx
 
+from afterwords.errors import error_type
+
 REQUESTS_MAX: Final = 1000
 _N_SLOW_CHUNKS: Final = 4
 _CODES: Final = {
@@ -28,7 +30,6 @@ _CODES: Final = {
     429: "rate_limited",
     503: "service_unavailable",
 }
-_TYPES: Final = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _LOGIN_PAGE: Final = b"<!doctype html><title>Welcome</title><p>Please log in to use this network.</p>\n"
 
 
@@ -201,7 +202,7 @@ def make_response(fault: Fault, options: Options) -> httpx.Response | None:
     error = {
         "code": options.get("code") or _CODES.get(status, "internal_error"),
         "message": "Injected by a test.",
-        "type": _TYPES.get(status) or ("invalid_request_error" if status < 500 else "server_error"),
+        "type": error_type(status),
         "param": None,
         "request_id": request_id,
     }
