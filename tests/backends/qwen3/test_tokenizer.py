@@ -13,7 +13,7 @@ from afterwords.backends.qwen3.config import read_config
 from afterwords.backends.qwen3.tokenizer import TextTokenizer
 from afterwords.errors import ModelError
 from scripts.make_qwen3_tiny import CONTROL_TOKENS, MERGES
-from tests.backends.qwen3.speaking import LANGUAGE
+from tests.backends.qwen3.torch.speaking import LANGUAGE
 
 
 def tokenizer_of(folder: Path, **kwargs: int) -> TextTokenizer:

@@ -22,7 +22,7 @@ from afterwords.backends.qwen3.torch.ops import QuantizedMatrix, quantize_matrix
 from afterwords.backends.qwen3.torch.prompt import Prompt
 from afterwords.backends.qwen3.torch.talker import PrefillRow, Talker
 from afterwords.backends.qwen3.torch.weights import Weights
-from tests.backends.qwen3.speaking import GREEDY, LANGUAGE, load, seeded, spoken
+from tests.backends.qwen3.torch.speaking import GREEDY, LANGUAGE, load, seeded, spoken
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HEADS = [(4, 2, 16), (2, 1, 8), (6, 2, 10), (3, 3, 128)]

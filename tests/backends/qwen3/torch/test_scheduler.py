@@ -32,7 +32,7 @@ from afterwords.backends.qwen3.torch.scheduler import Request, TorchScheduler, m
 
 SEED = 3
 DEADLINE_S = 60.0
-DOCUMENTATION = Path(__file__).parents[3] / "docs" / "qwen3.md"
+DOCUMENTATION = Path(__file__).parents[4] / "docs" / "qwen3.md"
 
 
 @pytest.fixture

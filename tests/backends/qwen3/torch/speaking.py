@@ -16,8 +16,9 @@ from afterwords.backends.qwen3.torch.batch import BatchState
 from afterwords.backends.qwen3.torch.prompt import Prompt, Prompts
 from afterwords.backends.qwen3.torch.talker import PrefillRow, Talker
 from afterwords.backends.qwen3.torch.weights import Weights
+from tests.backends.qwen3.conftest import GOLDENS
 
-LANGUAGE: Final[dict[str, Any]] = json.loads((Path(__file__).parent / "goldens/language.json").read_text("utf-8"))
+LANGUAGE: Final[dict[str, Any]] = json.loads((GOLDENS / "language.json").read_text("utf-8"))
 N_POSITIONS: Final = 256
 GREEDY: Final = Sampling(temperature=0.0, predictor_temperature=0.0)
 Codes = list[list[int]]

@@ -17,7 +17,7 @@ from afterwords.backends.qwen3.torch.prompt import Prompt
 from afterwords.backends.qwen3.torch.talker import PrefillRow, Talker
 from afterwords.backends.qwen3.torch.weights import Shape, Weights
 from scripts.make_qwen3_tiny import make_checkpoint
-from tests.backends.qwen3.speaking import GREEDY, LANGUAGE, N_POSITIONS, Language, load, seeded, spoken
+from tests.backends.qwen3.torch.speaking import GREEDY, LANGUAGE, N_POSITIONS, Language, load, seeded, spoken
 
 CASES = list(LANGUAGE["projected"])
 MIXED = LANGUAGE["projected"]["rows of different length"]

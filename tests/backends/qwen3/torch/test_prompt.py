@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.backends.qwen3.speaking import LANGUAGE, Language, load
+from tests.backends.qwen3.torch.speaking import LANGUAGE, Language, load
 
 SPEAKER = torch.tensor(LANGUAGE["speaker"])
 CODES = torch.tensor(LANGUAGE["references"]["short"])

@@ -54,7 +54,7 @@ KERNELS: Final[list[tuple[str, dict[str, str], dict[str, Any]]]] = [
 def run_checks(**env: str) -> None:
     """Run the kernel checks in a process."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS)]
-    root, env = Path(__file__).parents[3], {**os.environ, "TRITON_DEFAULT_FP_FUSION": "1", **env}
+    root, env = Path(__file__).parents[4], {**os.environ, "TRITON_DEFAULT_FP_FUSION": "1", **env}
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=570, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -14,7 +14,7 @@ from afterwords.backends.qwen3.torch.agreement import Agreement
 from afterwords.backends.qwen3.torch.engine import Qwen3Large
 from afterwords.backends.qwen3.torch.model import TorchModel
 from afterwords.errors import ModelError
-from tests.backends.qwen3.speaking import GREEDY, LANGUAGE, load
+from tests.backends.qwen3.torch.speaking import GREEDY, LANGUAGE, load
 from tests.error_codes import has_code
 
 ROWS = LANGUAGE["projected"]["rows of different length"]
