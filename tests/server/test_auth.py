@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final, cast
 
 import pytest
@@ -19,9 +20,11 @@ from afterwords.server.auth import (
     Identity,
     Requirements,
 )
+from afterwords.server.clock import SystemClock
 from afterwords.server.records import Caller, Scope
 from afterwords.server.services.keys import KeyService
 from afterwords.server.services.signing import worker_token
+from afterwords.server.store import SqlStore
 from tests.error_codes import has_code
 
 ADMIN: Final = "an-admin-secret-for-tests-0123456789"
@@ -34,7 +37,7 @@ CALLER: Final = Caller("account", "key", "spending", frozenset({Scope.VOICES_REA
 class OneKey:
     """A KeyService with one valid key."""
 
-    async def find_caller(self, secret: str) -> Caller | None:
+    async def find_caller(self, secret: str, *, is_cached: bool = True) -> Caller | None:  # noqa: ARG002
         return CALLER if secret == "aw_good" else None
 
 
@@ -125,6 +128,27 @@ def test_unset_secrets_match_nothing() -> None:
                     Requirements(credential),
                     f"Bearer {secret}".encode(),
                 )
+
+
+@pytest.mark.anyio
+async def test_key_revoked_elsewhere_can_not_manage_keys(tmp_path: Path) -> None:
+    here, elsewhere = (SqlStore("sqlite:///keys.db", clock=SystemClock(), folder=tmp_path) for _ in range(2))
+    await here.open()
+    await elsewhere.open()
+    keys = KeyService(here)
+    minted = await keys.create()
+    authenticator, key = Authenticator(Settings(), keys, SIGNING), [f"Bearer {minted.secret}".encode()]
+    for credential in (Credential.USER, Credential.USER_OR_ADMIN):
+        assert (await authenticator.authenticate(Requirements(credential), key)).key_id == minted.key.key_id
+
+    await KeyService(elsewhere).revoke(minted.key.key_id, account_id=None)
+
+    with pytest.raises(UnauthorizedError):
+        await authenticator.authenticate(Requirements(Credential.USER_OR_ADMIN), key)
+    with pytest.raises(UnauthorizedError):  # and what was cached is dropped
+        await authenticator.authenticate(Requirements(Credential.USER), key)
+    await here.close()
+    await elsewhere.close()
 
 
 def test_missing_scope_is_named() -> None:

@@ -210,7 +210,7 @@ class Authenticator:
                 if self._is_guessable and self._failures:
                     self._failures.check(self._client_address(peer, forwarded))
                 return Identity(is_admin=True)
-            caller = await self._keys.find_caller(secret)
+            caller = await self._keys.find_caller(secret, is_cached=credential is Credential.USER)
             if caller is None:
                 raise UnauthorizedError
         except UnauthorizedError:

@@ -84,12 +84,16 @@ class KeyService:
         )
         return MintedKey(secret, await self._store.add_key(new, by=by))
 
-    async def find_caller(self, secret: str) -> Caller | None:
-        """Return the caller with this key if it is valid. A key revoked by another process passes for half a second."""
+    async def find_caller(self, secret: str, *, is_cached: bool = True) -> Caller | None:
+        """Return the caller with this key if it is valid.
+
+        Args:
+            is_cached: Read a cached caller, so that a key that another process revoked passes for half a second.
+        """
         if not secret.startswith(PREFIX):
             return None
         sha256, now = digest(secret), time.monotonic()
-        cached = self._callers.get(sha256)
+        cached = self._callers.get(sha256) if is_cached else None
         if cached and now < cached[1]:
             return cached[0]
         caller = await self._store.find_caller(sha256)
