@@ -27,6 +27,7 @@ AUDIO_TYPES: Final = ("audio/*", "video/*", "application/ogg", "application/mp4"
 
 _PARTS_MAX: Final = 32
 _HEADER_MAX_BYTES: Final = 8 * 1024  # of one part
+_SHOWN_CHARS: Final = 40
 _PLAIN_ENCODINGS: Final = (b"binary", b"8bit", b"7bit")
 
 
@@ -42,7 +43,7 @@ class Form:
 async def read_form(
     request: Request, file: BinaryIO, *, max_file_bytes: int, file_field: str, fields: Collection[str]
 ) -> Form:
-    """Read a multipart form with some text fields and one file; other parts are ignored.
+    """Read a multipart form with some text fields and one file; other text fields are ignored.
 
     Args:
         request: A request whose body was not read yet.
@@ -52,8 +53,8 @@ async def read_form(
         fields: Names of text fields.
 
     Raises:
-        InvalidRequestError: The body is not a valid form, incomplete, or too large without the file; or the content
-            type of the file is not accepted.
+        InvalidRequestError: The body is not a valid form, incomplete, or too large without the file; a file is in
+            another field; or its content type is not accepted.
         RecordingError: The file is too large.
         StorageFullError, StorageUnavailableError: The file can't be written.
         ClientDisconnect: The client disconnected.
@@ -186,6 +187,13 @@ class _FormReader:
                 )
             self._content_type = content_type or None
         elif name not in self._text_fields:
+            if b"filename" in options:
+                raise InvalidRequestError(
+                    f"The file is in an unknown field, {name[:_SHOWN_CHARS]!a}; expected {self._file_field}.",
+                    code="missing_field",
+                    hint=f"send the file as {self._file_field}.",
+                    param=self._file_field,
+                )
             return
         if name in self._parts or (name == self._file_field and self._has_file):
             raise InvalidRequestError.invalid_form(why=f"{name} is there twice")
