@@ -82,6 +82,11 @@ class AfterwordsError(Exception):
     request_id: str | None = None
     codes: ClassVar[Mapping[str, Code]] = {}
 
+    def __init_subclass__(cls, *, code: str = "", http_status: int = 0, exit_code: int = 0) -> None:
+        cls.code = code or cls.code
+        cls.http_status = http_status or cls.http_status
+        cls.exit_code = exit_code or cls.exit_code
+
     def __init__(
         self,
         message: str = "",
@@ -107,15 +112,9 @@ class AfterwordsError(Exception):
         super().__init__(self.message)
 
 
-# -- inputs ---------------------------------------------------------------------------------------------------
-
-
-class InvalidInputError(AfterwordsError):
+class InvalidInputError(AfterwordsError, code="invalid_input", http_status=422, exit_code=5):
     """An input can't be used."""
 
-    code = "invalid_input"
-    http_status = 422
-    exit_code = 5
     codes: ClassVar[Mapping[str, Code]] = {
         "invalid_backend": Code(hint="run `afterwords backends` to list the backends."),
         "invalid_name": Code(hint="use 1 to 200 letters, digits, spaces or punctuation marks."),
@@ -126,25 +125,12 @@ class InvalidInputError(AfterwordsError):
     }
 
     @classmethod
-    def for_backend(cls, backend: str | None, *, offered: Iterable[str]) -> Self:
-        names = ", ".join(offered) or "none"
-        which = "such backend" if backend is None else f"backend {_quote(backend)}"
-        return cls(f"There is no {which}; available: {names}.", code="invalid_backend")
-
-    @classmethod
     def for_backup(cls, path: Path | str, why: str) -> Self:
         return cls(f"{str(path)!a} can't be restored: {why}.", code="invalid_backup")
 
-    @classmethod
-    def for_format(cls, name: str, *, formats: Iterable[str]) -> Self:
-        known = ", ".join(formats)
-        return cls(f"{_quote(name)} is not a supported audio format; supported: {known}.", code="invalid_format")
 
-
-class InvalidOptionError(InvalidInputError):
+class InvalidOptionError(InvalidInputError, code="invalid_option"):
     """An option of a function, a command or the configuration has an invalid value."""
-
-    code = "invalid_option"
 
     @classmethod
     def for_option(cls, option: str, *, value: object, allowed: str) -> Self:
@@ -154,18 +140,15 @@ class InvalidOptionError(InvalidInputError):
         )
 
 
-class ConsentRequiredError(InvalidInputError):
+class ConsentRequiredError(InvalidInputError, code="consent_required"):
     """A voice was to be cloned without a statement of consent."""
 
-    code = "consent_required"
     message = "Cloning a voice requires a statement of consent."
     hint = "add --consent self (your own voice), granted (the speaker agreed), public-domain or synthetic."
 
 
-class UnsupportedLangError(InvalidInputError):
+class UnsupportedLangError(InvalidInputError, code="unsupported_lang"):
     """A backend does not speak the language."""
-
-    code = "unsupported_lang"
 
     @classmethod
     def for_lang(
@@ -177,14 +160,9 @@ class UnsupportedLangError(InvalidInputError):
         others: Sequence[str] = (),
         unavailable: Sequence[str] = (),
     ) -> Self:
-        """Describe the languages there are.
+        """Describe the languages there are; a `lang` of None keeps the language out of the message.
 
-        Args:
-            lang: Language code, or None if the message must not repeat it.
-            supported: Languages that the backend speaks.
-            backend: Name of the backend, or empty for all of them.
-            others: Backends that run here and speak the language.
-            unavailable: Backends that speak the language but can't run here.
+        `others` are the backends that run here and speak it, and `unavailable` those that can't run here.
         """
         spoken = ", ".join(sorted(supported))
         hint = f"choose one of: {spoken}."
@@ -192,19 +170,14 @@ class UnsupportedLangError(InvalidInputError):
             hint = f"use --backend {others[0]}, which speaks it."
         elif unavailable:
             names = " and ".join(unavailable[:2])
-            hint = (
-                f"no backend that runs here speaks it, but {names} would: `afterwords backends` shows what to install."
-            )
+            hint = f"no backend here speaks it, but {names} would: `afterwords backends` shows what to install."
         what = "that language" if lang is None else _quote(lang)
         name = f"The backend {backend}" if backend else "afterwords"
         return cls(f"{name} does not speak {what}; it speaks {spoken}.", hint=hint)
 
 
-class VoiceExistsError(InvalidInputError):
+class VoiceExistsError(InvalidInputError, code="voice_exists", http_status=409):
     """Another voice has the name."""
-
-    code = "voice_exists"
-    http_status = 409
 
     @classmethod
     def for_name(cls, name: str, *, where: str = "`afterwords clone --replace`") -> Self:
@@ -214,10 +187,9 @@ class VoiceExistsError(InvalidInputError):
         )
 
 
-class FileError(InvalidInputError):
+class FileError(InvalidInputError, code="unreadable_file"):
     """A file can't be read or written."""
 
-    code = "unreadable_file"
     hint = "check the path and its permissions."
     codes: ClassVar[Mapping[str, Code]] = {
         "unwritable_output": Code(hint="choose a path in an existing folder that you can write to.")
@@ -232,15 +204,12 @@ class FileError(InvalidInputError):
         return cls(f"{path} can't be written: {why}.", code="unwritable_output", hint=hint)
 
 
-class RecordingError(InvalidInputError):
+class RecordingError(InvalidInputError, code="invalid_audio"):
     """A recording can't be used."""
 
-    code = "invalid_audio"
     codes: ClassVar[Mapping[str, Code]] = {
         "unsupported_audio": Code(hint="use a WAV, FLAC, MP3, Ogg, Opus, M4A, AAC or WebM file."),
-        "damaged_audio": Code(
-            hint="copy or download it again; if it was just recorded, wait until the recorder has saved it."
-        ),
+        "damaged_audio": Code(hint="copy or download it again; if it was just recorded, wait until it is saved."),
         "empty_data": Code(hint="record it again, or use another file."),
         "too_short": Code(hint="record a longer sample, or join several clips."),
         "too_long": Code(hint="cut it to the part where the voice is clearest."),
@@ -252,14 +221,8 @@ class RecordingError(InvalidInputError):
     }
 
     @classmethod
-    def unsupported(cls, source: str, *, codec: str | None = None) -> Self:
-        if codec is None:
-            return cls(f"{source} is not audio in a supported format.", code="unsupported_audio")
-        return cls(
-            f"{source} contains audio in {codec}, which is not supported.",
-            code="unsupported_audio",
-            hint="convert it to WAV, FLAC, MP3 or M4A, and use that file.",
-        )
+    def unsupported(cls, source: str) -> Self:
+        return cls(f"{source} is not audio in a supported format.", code="unsupported_audio")
 
     @classmethod
     def damaged(cls, source: str) -> Self:
@@ -289,21 +252,14 @@ class RecordingError(InvalidInputError):
     def non_finite(cls, source: str) -> Self:
         return cls(f"{source} contains samples that are not numbers (NaN or infinity).", code="non_finite_audio")
 
-    @classmethod
-    def no_voice(cls, source: str, *, voiced_s: float, minimum_s: float) -> Self:
-        return cls(
-            f"{source} contains {voiced_s:.1f} s of voiced speech, but {minimum_s:g} s are needed.", code="no_voice"
-        )
-
 
 class RecordingWarning(UserWarning):
     """A recording was accepted, but has a problem that the user should know, such as a damaged file."""
 
 
-class MalformedWavError(RecordingError):
+class MalformedWavError(RecordingError, code="malformed_wav"):
     """A WAV file is malformed, or in a variant that is not supported."""
 
-    code = "malformed_wav"
     hint = "export it again as a 16-bit PCM WAV."
     codes: ClassVar[Mapping[str, Code]] = {
         **dict.fromkeys(("not_wav", "no_fmt", "truncated", "empty_data", "too_many_chunks"), Code()),
@@ -317,18 +273,10 @@ class MalformedWavError(RecordingError):
     ) -> Self:
         return cls(f"{source} is not a valid WAV file: {problem}.", code=code)
 
-    @classmethod
-    def bad_sample_rate(cls, source: str, *, sample_rate: int, minimum: int, maximum: int) -> Self:
-        return cls(
-            f"{source} has a sample rate of {sample_rate:,} Hz; {minimum:,} to {maximum:,} Hz are supported.",
-            code="bad_sample_rate",
-        )
 
-
-class TextError(InvalidInputError):
+class TextError(InvalidInputError, code="invalid_text"):
     """A text can't be spoken. The message never repeats the text."""
 
-    code = "invalid_text"
     codes: ClassVar[Mapping[str, Code]] = {
         "empty_text": Code(
             message="The text contains nothing that can be spoken.", hint="add at least one letter or digit."
@@ -342,18 +290,6 @@ class TextError(InvalidInputError):
         "text_too_long": Code(hint="split it, and speak the parts one by one."),
     }
 
-    @classmethod
-    def unspeakable(cls, backend: str) -> Self:
-        return cls(f"The backend {backend} can't read the script that the text is written in.", code="unspeakable_text")
-
-    @classmethod
-    def invalid_unicode(cls, *, position: int) -> Self:
-        return cls(f"The text is not valid Unicode at position {position}.", code="invalid_unicode")
-
-    @classmethod
-    def too_long(cls, *, length: int, maximum: int) -> Self:
-        return cls(f"The text has {length:,} characters; the limit is {maximum:,}.", code="text_too_long")
-
 
 class TextWarning(UserWarning):
     """A text is spoken without some of its words. The message never repeats the text."""
@@ -363,17 +299,11 @@ class UnknownSettingWarning(UserWarning):
     """An environment variable is named like a setting of afterwords but is not one; it may be misspelled."""
 
 
-# -- what does not exist --------------------------------------------------------------------------------------
-
-
-class NotFoundError(AfterwordsError):
+class NotFoundError(AfterwordsError, code="not_found", http_status=404, exit_code=4):
     """A route, job, key or model does not exist."""
 
-    code = "not_found"
     message = "The API has no such path."
     hint = "see the API reference."
-    http_status = 404
-    exit_code = 4
     codes: ClassVar[Mapping[str, Code]] = {
         "job_not_found": Code(message="There is no such job.", hint="`GET /v1/jobs` lists the jobs."),
         "job_not_ready": Code(hint="wait until its status is ready."),
@@ -382,10 +312,9 @@ class NotFoundError(AfterwordsError):
     }
 
 
-class VoiceNotFoundError(NotFoundError):
+class VoiceNotFoundError(NotFoundError, code="voice_not_found"):
     """A voice does not exist."""
 
-    code = "voice_not_found"
     message = "There is no such voice."
     hint = "`afterwords voices list` lists the voices."
 
@@ -396,14 +325,9 @@ class VoiceNotFoundError(NotFoundError):
         return cls(f"There is no voice {_quote(name)}.", hint=hint)
 
 
-# -- this machine ---------------------------------------------------------------------------------------------
-
-
-class UnavailableError(AfterwordsError):
+class UnavailableError(AfterwordsError, code="unavailable", http_status=503):
     """This machine lacks something that the work needs."""
 
-    code = "unavailable"
-    http_status = 503
     codes: ClassVar[Mapping[str, Code]] = {
         "no_audio_device": Code(),
         "transcriber_unavailable": Code(
@@ -411,35 +335,22 @@ class UnavailableError(AfterwordsError):
         ),
     }
 
-    @classmethod
-    def for_transcriber(cls, why: str) -> Self:
-        return cls(f"The recording can't be transcribed: {why}.", code="transcriber_unavailable")
 
-
-class MissingExtraError(UnavailableError):
+class MissingExtraError(UnavailableError, code="missing_extra"):
     """An optional dependency is not installed."""
-
-    code = "missing_extra"
 
     @classmethod
     def for_extra(cls, extra: str, *, purpose: str) -> Self:
         return cls(f"{purpose} needs the extra {_quote(extra)}, which is not installed.", hint=pip_install(extra))
 
 
-class BackendUnavailableError(UnavailableError):
+class BackendUnavailableError(UnavailableError, code="backend_unavailable"):
     """A backend can't run on this machine."""
 
-    code = "backend_unavailable"
 
-    @classmethod
-    def for_backend(cls, backend: str, *, reason: str, fix: str) -> Self:
-        return cls(f"The backend {backend} can't run here: {reason}.", hint=fix)
-
-
-class ModelError(AfterwordsError):
+class ModelError(AfterwordsError, code="model_file"):
     """The weights of a model are missing or damaged, or can't be loaded."""
 
-    code = "model_file"
     codes: ClassVar[Mapping[str, Code]] = {
         "model_not_here": Code(503),
         "too_little_memory": Code(503),
@@ -457,17 +368,11 @@ class ModelError(AfterwordsError):
     def not_downloaded(cls, name: str, *, why: str = "is not downloaded") -> Self:
         return cls(f"The model {name} {why}.", code="model_not_here", hint=f"afterwords models pull {name}")
 
-    @classmethod
-    def not_managed(cls, path: Path) -> Self:
-        return cls(f"The model in {path} was not downloaded by afterwords, so it is not changed.", code="foreign_model")
 
-
-class SynthesisError(AfterwordsError):
+class SynthesisError(AfterwordsError, code="synthesis_failed", exit_code=7):
     """An engine could not speak a text."""
 
-    code = "synthesis_failed"
     hint = "try a shorter text or another --seed; --debug shows where it failed."
-    exit_code = 7
     codes: ClassVar[Mapping[str, Code]] = {
         "runaway_audio": Code(422, hint="try again, or use another seed."),
         "measurement_timeout": Code(504, 9, hint="allow more time: --timeout SECONDS."),
@@ -485,32 +390,25 @@ class SynthesisError(AfterwordsError):
         )
 
 
-class StreamConsumedError(AfterwordsError):
+class StreamConsumedError(AfterwordsError, code="speech_read"):
     """A stream of speech was read a second time."""
 
-    code = "speech_read"
     message = "This stream was already read, and its audio is not kept."
     hint = "call `stream` again, or use `say`, which returns the whole audio."
 
 
-class LibraryError(AfterwordsError):
+class LibraryError(AfterwordsError, code="library"):
     """The voice library on this disk can't be used."""
 
-    code = "library"
     codes: ClassVar[Mapping[str, Code]] = {
         "newer_library": Code(),
         "library_busy": Code(503, hint="wait until it has finished, then try again."),
     }
 
-    @classmethod
-    def busy(cls, home: Path, *, waited_s: float) -> Self:
-        return cls(f"Another process has locked the library in {home} for {waited_s:g} s.", code="library_busy")
 
-
-class CorruptVoiceError(LibraryError):
+class CorruptVoiceError(LibraryError, code="corrupt_voice"):
     """The folder of a voice is damaged."""
 
-    code = "corrupt_voice"
     hint = "restore that folder from a backup, or move it away; other voices are not affected."
 
     @classmethod
@@ -518,31 +416,21 @@ class CorruptVoiceError(LibraryError):
         return cls(f"The voice in {folder} is damaged: {why}.")
 
 
-class StorageFullError(LibraryError):
+class StorageFullError(LibraryError, code="storage_full", http_status=507):
     """A disk is full."""
 
-    code = "storage_full"
-    http_status = 507
     hint = "free some space; nothing was changed or lost."
 
     @classmethod
-    def for_path(cls, path: Path | str, *, needed_bytes: int = 0, free_bytes: int = 0) -> Self:
-        problem = "is full"
-        if needed_bytes:
-            problem = f"has {free_bytes / 1e9:.1f} GB free, but {needed_bytes / 1e9:.1f} GB are needed"
-        return cls(f"The disk that holds {path} {problem}.")
+    def for_path(cls, path: Path | str) -> Self:
+        return cls(f"The disk that holds {path} is full.")
 
 
-# -- what a server refuses, or could not do -------------------------------------------------------------------
-
-
-class ServiceError(AfterwordsError):
+class ServiceError(AfterwordsError, code="internal_error", exit_code=8):
     """A server refused a request, or failed. Messages name the rule; they never repeat what was sent."""
 
-    code = "internal_error"
     message = "Internal server error; details are in the server log."
     hint = "try again; if it persists, report the request ID to the operator of the server."
-    exit_code = 8
     codes: ClassVar[Mapping[str, Code]] = {
         "not_opened": Code(
             503,
@@ -553,13 +441,10 @@ class ServiceError(AfterwordsError):
     }
 
 
-class InvalidRequestError(ServiceError):
+class InvalidRequestError(ServiceError, code="bad_request", http_status=400, exit_code=5):
     """A request is malformed, or has an invalid field."""
 
-    code = "bad_request"
     hint = "see the API reference."
-    http_status = 400
-    exit_code = 5
     codes: ClassVar[Mapping[str, Code]] = {
         "missing_field": Code(),
         "invalid_json": Code(
@@ -600,40 +485,22 @@ class InvalidRequestError(ServiceError):
     def too_large(cls, *, maximum_bytes: int) -> Self:
         return cls(f"The body has more than {maximum_bytes:,} bytes.", code="request_too_large")
 
-    @classmethod
-    def timed_out(cls, *, waited_s: float) -> Self:
-        return cls(f"The body did not arrive: no data came for {waited_s:g} s.", code="request_timeout")
 
-    @classmethod
-    def range_not_satisfiable(cls, *, size_bytes: int) -> Self:
-        return cls(
-            f"The audio has {size_bytes:,} bytes, and the requested range is not one range within it.",
-            code="range_not_satisfiable",
-            headers={"Content-Range": f"bytes */{size_bytes}"},
-        )
-
-
-class InvalidBundleError(ServiceError):
+class InvalidBundleError(ServiceError, code="invalid_bundle", http_status=422, exit_code=5):
     """A bundle can't be imported."""
 
-    code = "invalid_bundle"
     hint = "export the voice again."
-    http_status = 422
-    exit_code = 5
 
     @classmethod
     def for_reason(cls, why: str) -> Self:
         return cls(f"The bundle is invalid: {why}.")
 
 
-class UnauthorizedError(ServiceError):
+class UnauthorizedError(ServiceError, code="unauthorized", http_status=401, exit_code=3):
     """A request has no valid key."""
 
-    code = "unauthorized"
     message = "The API key is missing, unknown, expired or revoked."
     hint = "send `Authorization: Bearer` with a valid key."
-    http_status = 401
-    exit_code = 3
     codes: ClassVar[Mapping[str, Code]] = {
         "admin_required": Code(
             message="This route requires the admin secret of the server; an API key was sent.",
@@ -651,24 +518,13 @@ class UnauthorizedError(ServiceError):
         return cls(f"There is no {what} for {url}.", code="not_logged_in", hint=hint)
 
 
-class InsufficientScopeError(ServiceError):
+class InsufficientScopeError(ServiceError, code="insufficient_scope", http_status=403, exit_code=3):
     """The key is valid but lacks a scope."""
 
-    code = "insufficient_scope"
-    http_status = 403
-    exit_code = 3
 
-    @classmethod
-    def for_scope(cls, scope: str) -> Self:
-        return cls(f"The key lacks the scope {scope}.", hint=f"use a key with the scope {scope}.")
-
-
-class LimitError(ServiceError):
+class LimitError(ServiceError, code="limit_reached", http_status=429, exit_code=6):
     """A rate limit, a quota or the capacity of the server is used up."""
 
-    code = "limit_reached"
-    http_status = 429
-    exit_code = 6
     codes: ClassVar[Mapping[str, Code]] = {
         "rate_limited": Code(),
         "too_many_auth_failures": Code(),
@@ -676,20 +532,10 @@ class LimitError(ServiceError):
         "queue_full": Code(hint="try again later."),
     }
 
-    @classmethod
-    def too_many_concurrent(cls, *, limit: int, what: str = "waiting jobs") -> Self:
-        return cls(
-            f"The account already has {limit:,} {what}, which is its limit.",
-            code="too_many_concurrent_requests",
-            limit=limit,
-            retry_after_s=1,
-        )
 
-
-class QuotaExceededError(LimitError):
+class QuotaExceededError(LimitError, code="quota_exceeded"):
     """The characters or the storage of an account are used up."""
 
-    code = "quota_exceeded"
     hint = "wait for the next period, or ask for a higher limit."
     codes: ClassVar[Mapping[str, Code]] = {
         "storage_quota_exceeded": Code(
@@ -697,20 +543,10 @@ class QuotaExceededError(LimitError):
         )
     }
 
-    @classmethod
-    def for_storage(cls, *, stored_bytes: int, quota_bytes: int) -> Self:
-        return cls(
-            f"The account may store {quota_bytes / 1e6:,.0f} MB and has {stored_bytes / 1e6:,.1f} MB.",
-            code="storage_quota_exceeded",
-        )
 
-
-class ConflictError(ServiceError):
+class ConflictError(ServiceError, code="conflict", http_status=409, exit_code=5):
     """The request conflicts with the state of the resource."""
 
-    code = "conflict"
-    http_status = 409
-    exit_code = 5
     codes: ClassVar[Mapping[str, Code]] = {
         "idempotency_conflict": Code(
             message="This Idempotency-Key was already used for another request.",
@@ -730,15 +566,10 @@ class ConflictError(ServiceError):
         ),
     }
 
-    @classmethod
-    def job_final(cls, status: str) -> Self:
-        return cls(f"The job is already {status}, so it can't be cancelled.", code="job_final")
 
-
-class StaleAttemptError(ConflictError):
+class StaleAttemptError(ConflictError, code="stale_attempt"):
     """The result of a worker is no longer needed: another attempt has the job, or its voice was deleted."""
 
-    code = "stale_attempt"
     message = "Another attempt has taken over this job."
     hint = "discard this result."
     codes: ClassVar[Mapping[str, Code]] = {
@@ -746,10 +577,9 @@ class StaleAttemptError(ConflictError):
     }
 
 
-class AudioMissingError(ServiceError):
+class AudioMissingError(ServiceError, code="audio_lost"):
     """Stored audio is missing or altered."""
 
-    code = "audio_lost"
     message = "The audio is missing from storage or was altered."
     hint = "synthesize it again."
     codes: ClassVar[Mapping[str, Code]] = {
@@ -759,53 +589,39 @@ class AudioMissingError(ServiceError):
     }
 
 
-class ServiceUnavailableError(ServiceError):
+class ServiceUnavailableError(ServiceError, code="service_unavailable", http_status=503):
     """The server can't do this at the moment; nothing was changed."""
 
-    code = "service_unavailable"
     message = "The server is shutting down; nothing was changed."
     hint = "try again in a moment."
-    http_status = 503
     retry_after_s = 1
 
 
-class DatabaseUnavailableError(ServiceUnavailableError):
+class DatabaseUnavailableError(ServiceUnavailableError, code="database_unavailable"):
     """The server's database does not respond."""
 
-    code = "database_unavailable"
     message = "The database does not respond; nothing was changed."
 
 
-class StorageUnavailableError(ServiceUnavailableError):
+class StorageUnavailableError(ServiceUnavailableError, code="storage_unavailable"):
     """The server's audio storage does not respond."""
 
-    code = "storage_unavailable"
     message = "The audio storage does not respond; nothing was changed."
 
 
-# -- on the way to a server -----------------------------------------------------------------------------------
-
-
-class RemoteError(AfterwordsError):
+class RemoteError(AfterwordsError, code="remote", http_status=502, exit_code=8):
     """A server or the model hub can't be reached, or its response can't be used."""
 
-    code = "remote"
-    http_status = 502
-    exit_code = 8
     codes: ClassVar[Mapping[str, Code]] = {"network_setting": Code(503)}
 
 
-class UnreachableError(RemoteError):
+class UnreachableError(RemoteError, code="unreachable", http_status=503):
     """No connection was made; nothing was sent."""
 
-    code = "unreachable"
-    http_status = 503
 
-
-class ConnectionLostError(RemoteError):
+class ConnectionLostError(RemoteError, code="connection_lost"):
     """The connection ended before the response did. Whether the server carried out the request is unknown."""
 
-    code = "connection_lost"
     hint = "check whether the request was carried out (`afterwords jobs list`), then try again."
 
     @classmethod
@@ -813,19 +629,15 @@ class ConnectionLostError(RemoteError):
         return cls(f"The connection to {url} was lost: {why}.")
 
 
-class ServerTimeoutError(ConnectionLostError):
+class ServerTimeoutError(ConnectionLostError, code="server_silent", http_status=504, exit_code=9):
     """The server sent nothing for too long."""
 
-    code = "server_silent"
     hint = "try again, or allow more time."
-    http_status = 504
-    exit_code = 9
 
 
-class InvalidResponseError(RemoteError):
+class InvalidResponseError(RemoteError, code="strange_answer"):
     """A response does not follow the API, or is damaged."""
 
-    code = "strange_answer"
     hint = "check that the address is that of an afterwords server, and that no proxy responds in its place."
 
     @classmethod
@@ -833,23 +645,15 @@ class InvalidResponseError(RemoteError):
         return cls(f"The server's response can't be used: {why}.", hint=hint)
 
 
-class UnsupportedByServerError(RemoteError):
+class UnsupportedByServerError(RemoteError, code="unsupported_by_server", http_status=501, exit_code=5):
     """The hosted service lacks a feature that a self-hosted server has."""
 
-    code = "unsupported_by_server"
     hint = "use a server of your own (`afterwords serve`), or do without."
-    http_status = 501
-    exit_code = 5
-
-    @classmethod
-    def for_feature(cls, what: str) -> Self:
-        return cls(f"This server does not support {what}.")
 
 
-class HubError(RemoteError):
+class HubError(RemoteError, code="hub"):
     """The model hub can't be reached or refused a download, or its response can't be used."""
 
-    code = "hub"
     hint = "try again; if it persists, check that HF_ENDPOINT, if set, is a complete mirror."
     codes: ClassVar[Mapping[str, Code]] = {
         "hub_unreachable": Code(503),
@@ -864,14 +668,8 @@ class HubError(RemoteError):
     def for_url(cls, url: str, why: str, *, code: str = "", hint: str = "") -> Self:
         return cls(f"The model hub {url} {why}.", code=code, hint=hint)
 
-    @classmethod
-    def unreachable(cls, url: str, *, why: str, check: str = "") -> Self:
-        also = f" and that {check}" if check else ""
-        hint = f"check the network{also}, then pull again to resume; HF_ENDPOINT sets a mirror."
-        return cls.for_url(url, f"can't be reached: {why}", code="hub_unreachable", hint=hint)
 
-
-class JobError(AfterwordsError):
+class JobError(AfterwordsError, code="job_error", exit_code=7):
     """A job on a server has no audio.
 
     Attributes:
@@ -879,8 +677,6 @@ class JobError(AfterwordsError):
         reason: The server's code for the failure of the job.
     """
 
-    code = "job_error"
-    exit_code = 7
     codes: ClassVar[Mapping[str, Code]] = {
         "job_cancelled": Code(hint="nothing was charged; request it again if you need it.")
     }
@@ -893,25 +689,17 @@ class JobError(AfterwordsError):
         self.reason = reason
 
 
-class JobFailedError(JobError):
+class JobFailedError(JobError, code="job_failed"):
     """A job failed."""
 
-    code = "job_failed"
 
-
-class JobTimeoutError(JobError):
+class JobTimeoutError(JobError, code="job_timeout", http_status=504, exit_code=9):
     """A job is still pending after the time that the caller would wait; it continues."""
 
-    code = "job_timeout"
-    http_status = 504
-    exit_code = 9
 
-
-class ServerSetupError(AfterwordsError):
+class ServerSetupError(AfterwordsError, code="server_setup", exit_code=2):
     """A server can't start with these settings."""
 
-    code = "server_setup"
-    exit_code = 2
     codes: ClassVar[Mapping[str, Code]] = {
         "insecure_server": Code(),
         "server_running": Code(
@@ -927,9 +715,6 @@ class ServerSetupError(AfterwordsError):
     }
 
 
-# -- errors from codes, and text for people -------------------------------------------------------------------
-
-
 def error_from_code(
     code: str,
     message: str = "",
@@ -943,16 +728,8 @@ def error_from_code(
 ) -> AfterwordsError:
     """Return the error that a server or another process reported: an instance of the class that has the code.
 
-    Args:
-        code: Code of the error. An unknown one makes an InvalidRequestError for an HTTP status of 4xx, and a
-            ServiceError otherwise.
-        message: What happened; the default message of the code if empty.
-        hint: How to fix it; the default hint of the code if empty.
-        http_status: Status of the response; the default of the code if None.
-        param: Request field that is wrong.
-        limit: The limit that was reached.
-        retry_after_s: Seconds to wait before a retry, where the response states it.
-        request_id: ID of the request in the server's log.
+    An unknown code makes an InvalidRequestError for an HTTP status of 4xx, and a ServiceError otherwise. The other
+    arguments are the attributes of AfterwordsError; what is missing has the defaults of the code.
     """
     kind = _classes().get(code) or (InvalidRequestError if 400 <= (http_status or 500) < 500 else ServiceError)
     error = kind(message, code=code, hint=hint, http_status=http_status, param=param, limit=limit)
@@ -985,43 +762,30 @@ def pip_install(extra: str = "", *, options: str = "") -> str:
 
     pip records the origin of a package that did not come from an index (PEP 610, `direct_url.json`). A copy that was
     installed from a folder or from Git is installed from there again, since no index may have it.
-
-    Args:
-        extra: Name of the extra, or empty for the package alone.
-        options: Further options of `pip install`, for example `--upgrade`.
     """
-    extras = f"[{extra}]" if extra else ""
-    command = " ".join(filter(None, ("pip install", options)))
-    origin = _origin()
-    url = str(origin.get("url", ""))
-    if not url:
-        return f'{command} "afterwords{extras}"'
-    if "vcs_info" in origin:
-        return f'{command} "afterwords{extras} @ {origin["vcs_info"]["vcs"]}+{url}"'
-    if "dir_info" not in origin:
-        return f'{command} "afterwords{extras} @ {url}"'
-    from pathlib import Path
-    from urllib.parse import urlsplit
-    from urllib.request import url2pathname
-
-    folder = Path(url2pathname(urlsplit(url).path))
-    if not folder.is_dir():
-        return f'{command} ".{extras}" in a clone of the afterwords repository'
-    editable = "--editable " if origin["dir_info"].get("editable") else ""
-    return f'{command} {editable}"{folder}{extras}"'
-
-
-def _origin() -> dict[str, dict[str, str]]:
-    """Return where pip installed afterwords from; empty for an index or a source tree."""
     import json
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
         recorded = distribution("afterwords").read_text("direct_url.json")
     except PackageNotFoundError:
-        return {}
-    origin: dict[str, dict[str, str]] = json.loads(recorded) if recorded else {}
-    return origin
+        recorded = None
+    origin = json.loads(recorded or "{}")
+    command = f"pip install {options}".rstrip()
+    extras = f"[{extra}]" if extra else ""
+    if "dir_info" not in origin:
+        vcs = f"{origin['vcs_info']['vcs']}+" if "vcs_info" in origin else ""
+        place = f" @ {vcs}{origin['url']}" if origin else ""
+        return f'{command} "afterwords{extras}{place}"'
+    from pathlib import Path
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    folder = Path(url2pathname(urlsplit(origin["url"]).path))
+    if not folder.is_dir():
+        return f'{command} ".{extras}" in a clone of the afterwords repository'
+    editable = "--editable " if origin["dir_info"].get("editable") else ""
+    return f'{command} {editable}"{folder}{extras}"'
 
 
 def _quote(value: object) -> str:

@@ -49,7 +49,7 @@ def check_text(text: str, *, max_chars: int = MAX_REQUEST_CHARS) -> str:
             points, or no letter, digit or symbol.
     """
     if broken := _SURROGATE.search(text):
-        raise TextError.invalid_unicode(position=broken.start())
+        raise TextError(f"The text is not valid Unicode at position {broken.start()}.", code="invalid_unicode")
     if control := _CONTROL.search(text):
         raise TextError(
             f"The text contains the control character U+{ord(control.group()):04X} at position {control.start()}; "
@@ -58,7 +58,7 @@ def check_text(text: str, *, max_chars: int = MAX_REQUEST_CHARS) -> str:
         )
     text = _LINE_END.sub("\n", text.lstrip("\ufeff")).replace("\u2029", "\n\n")
     if len(text) > max_chars:
-        raise TextError.too_long(length=len(text), maximum=max_chars)
+        raise TextError(f"The text has {len(text):,} characters; the limit is {max_chars:,}.", code="text_too_long")
     if not is_speakable(text):
         raise TextError(code="empty_text")
     return text
@@ -342,8 +342,10 @@ def read_text(source: Path | BinaryIO) -> str:
     else:
         content = source.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
-        raise TextError.too_long(length=len(content.decode("utf-8", "replace")), maximum=MAX_LOCAL_CHARS)
+        length = len(content.decode("utf-8", "replace"))
+        raise TextError(f"The text has {length:,} characters; the limit is {MAX_LOCAL_CHARS:,}.", code="text_too_long")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise TextError.invalid_unicode(position=error.start) from error
+        why = f"The text is not valid Unicode at position {error.start}."
+        raise TextError(why, code="invalid_unicode") from error

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from afterwords.audio.wav import SAMPLE_RATE_MAX, SAMPLE_RATE_MIN, SILENCE_PEAK_DB, Samples, peak_db
+from afterwords.audio.wav import SILENCE_PEAK_DB, Samples, check_sample_rate, peak_db
 from afterwords.audio.wav_chunks import INFO_IDS, chunks, read_info
 from afterwords.errors import FileError, MalformedWavError, RecordingError
 
@@ -215,10 +215,7 @@ class _Recording:
 
     def add(self, frames: NDArray[np.float32], sample_rate: int) -> None:
         """Add frames of shape (n_frames, n_channels) at a rate in Hz."""
-        if not SAMPLE_RATE_MIN <= sample_rate <= SAMPLE_RATE_MAX:
-            raise MalformedWavError.bad_sample_rate(
-                self.name, sample_rate=sample_rate, minimum=SAMPLE_RATE_MIN, maximum=SAMPLE_RATE_MAX
-            )
+        check_sample_rate(sample_rate, self.name)
         if not np.isfinite(frames).all():
             raise RecordingError.non_finite(self.name)
         if not self._parts or self._parts[-1][0] != sample_rate:
@@ -239,7 +236,11 @@ class _Recording:
         """Return all decoded samples at the rate of the longest part."""
         if not self.duration_s:
             if self.is_codec_lacking:
-                raise RecordingError.unsupported(self.name, codec=self.codec or "an unknown codec")
+                raise RecordingError(
+                    f"{self.name} contains audio in {self.codec or 'an unknown codec'}, which is not supported.",
+                    code="unsupported_audio",
+                    hint="convert it to WAV, FLAC, MP3 or M4A, and use that file.",
+                )
             raise RecordingError.damaged(self.name) if self.is_damaged else RecordingError.no_audio(self.name)
         parts = [(rate, np.frombuffer(values, np.float32)) for rate, values in self._parts]
         sample_rate, samples = max(parts, key=lambda part: len(part[1]) / part[0])

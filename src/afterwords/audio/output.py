@@ -31,10 +31,7 @@ def format_of(path: Path) -> SpeechFormat:
     Raises:
         InvalidInputError: No format has that extension.
     """
-    try:
-        return _ENDINGS[path.suffix.lower()]
-    except KeyError:
-        raise InvalidInputError.for_format(path.suffix or path.name, formats=SpeechFormat) from None
+    return _ENDINGS.get(path.suffix.lower()) or parse_format(path.suffix or path.name)
 
 
 def parse_format(name: str) -> SpeechFormat:
@@ -46,7 +43,8 @@ def parse_format(name: str) -> SpeechFormat:
     try:
         return SpeechFormat(name.lower())
     except ValueError:
-        raise InvalidInputError.for_format(name, formats=SpeechFormat) from None
+        problem = f"'{name}' is not a supported audio format; supported: {', '.join(SpeechFormat)}."
+        raise InvalidInputError(problem, code="invalid_format") from None
 
 
 def check_output(path: Path | None, *, format: SpeechFormat | str | None = None) -> None:

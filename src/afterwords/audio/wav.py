@@ -213,10 +213,7 @@ def _parse_format(fmt: bytes, source: str) -> _Format:
         raise MalformedWavError.for_source(
             source, f"it has {channels:,} channels; 1 or 2 are supported", code="bad_channels"
         )
-    if not SAMPLE_RATE_MIN <= sample_rate <= SAMPLE_RATE_MAX:
-        raise MalformedWavError.bad_sample_rate(
-            source, sample_rate=sample_rate, minimum=SAMPLE_RATE_MIN, maximum=SAMPLE_RATE_MAX
-        )
+    check_sample_rate(sample_rate, source)
     if encoding == _FLOAT and bits in (16, 24, 64):
         raise MalformedWavError.for_source(
             source,
@@ -235,6 +232,16 @@ def _parse_format(fmt: bytes, source: str) -> _Format:
             code="bad_block_align",
         )
     return layout
+
+
+def check_sample_rate(sample_rate: int, source: str) -> None:
+    """Raise MalformedWavError for a rate in Hz that is not supported."""
+    if not SAMPLE_RATE_MIN <= sample_rate <= SAMPLE_RATE_MAX:
+        raise MalformedWavError(
+            f"{source} has a sample rate of {sample_rate:,} Hz; {SAMPLE_RATE_MIN:,} to {SAMPLE_RATE_MAX:,} Hz are "
+            "supported.",
+            code="bad_sample_rate",
+        )
 
 
 def _decode(data: bytes, layout: _Format, sound: WavChunk, source: str) -> Samples:

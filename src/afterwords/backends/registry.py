@@ -92,14 +92,14 @@ def choose(name: str = "auto", *, lang: str | None = None, config: Config | None
     else:
         wanted = [backend for backend in offered if backend.name == name]
         if not wanted:
-            raise InvalidInputError.for_backend(name, offered=[backend.name for backend in offered])
+            names = ", ".join(backend.name for backend in offered) or "none"
+            raise InvalidInputError(f"There is no backend '{name}'; available: {names}.", code="invalid_backend")
     usable = sorted((backend for backend in wanted if backend.is_available), key=lambda backend: backend.is_slow)
     if not usable:
         state = wanted[0].state if wanted else _NO_ENGINE
         assert isinstance(state, Unavailable)
-        raise BackendUnavailableError.for_backend(
-            wanted[0].name if wanted else name, reason=state.reason, fix=state.fix
-        )
+        refused = wanted[0].name if wanted else name
+        raise BackendUnavailableError(f"The backend {refused} can't run here: {state.reason}.", hint=state.fix)
     speaks = [backend for backend in usable if lang is None or lang in backend.languages]
     if not speaks:
         others = [other for other in offered if lang in other.languages]
@@ -115,8 +115,8 @@ def choose(name: str = "auto", *, lang: str | None = None, config: Config | None
 
 def engine_for(backend: Backend) -> Engine:
     """Return the engine of an available backend: one instance per process, shared by its backends."""
-    if isinstance(backend.state, Unavailable):
-        raise BackendUnavailableError.for_backend(backend.name, reason=backend.state.reason, fix=backend.state.fix)
+    if isinstance(state := backend.state, Unavailable):
+        raise BackendUnavailableError(f"The backend {backend.name} can't run here: {state.reason}.", hint=state.fix)
     assert backend.engine is not None, "a backend without an engine is unavailable"
     return backend.engine
 

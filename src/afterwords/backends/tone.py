@@ -103,7 +103,8 @@ class ToneEngine:
             return []
         words = [word for word in text.split() if UNSPOKEN in word]
         if len(words) == len(text.split()):
-            raise TextError.unspeakable("tone")
+            why = "The backend tone can't read the script that the text is written in."
+            raise TextError(why, code="unspeakable_text")
         return words
 
     def close(self) -> None:

@@ -357,7 +357,9 @@ class Library:
         timeout_s = self._lock_timeout_s if waits else 0
         self._record()  # refuse a newer library before any write
         disk.make_folder(self.home)
-        busy = LibraryError.busy(self.home, waited_s=timeout_s)
+        busy = LibraryError(
+            f"Another process has locked the library in {self.home} for {timeout_s:g} s.", code="library_busy"
+        )
         with disk.lock(self.home / ".lock", timeout_s=timeout_s, busy=busy):
             schema = self._record().schema
             migrations.migrate(self.home, schema)

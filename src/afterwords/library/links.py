@@ -54,7 +54,9 @@ class Links:
             LibraryError: Another process holds the lock.
         """
         disk.make_folder(self._home)
-        busy = LibraryError.busy(self._home, waited_s=LOCK_TIMEOUT_S)
+        busy = LibraryError(
+            f"Another process has locked the library in {self._home} for {LOCK_TIMEOUT_S:g} s.", code="library_busy"
+        )
         with disk.lock(self._home / ".links.lock", timeout_s=LOCK_TIMEOUT_S, busy=busy):
             yield
 

@@ -83,7 +83,10 @@ def prepare(
     start, end = floor(window.start_s * measurement.sample_rate), ceil(window.end_s * measurement.sample_rate)
     cut = measure(Audio(measurement.samples[start:end], measurement.sample_rate))
     if cut.voiced_s < VOICED_MIN_S:
-        raise RecordingError.no_voice(source, voiced_s=cut.voiced_s, minimum_s=VOICED_MIN_S)
+        raise RecordingError(
+            f"{source} contains {cut.voiced_s:.1f} s of voiced speech, but {VOICED_MIN_S:g} s are needed.",
+            code="no_voice",
+        )
     text = _transcript_of(measurement, window, transcript, words)
     sample_rate = min(max(cut.sample_rate, SAMPLE_RATE_MIN), RATE_MAX)
     samples = resample(cut.samples, cut.sample_rate, sample_rate)

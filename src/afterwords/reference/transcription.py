@@ -101,7 +101,7 @@ def transcribe(
     whisper = _model(model or load_config().whisper or DEFAULT_MODEL, progress)
     progress(0.0, "transcribing")
     if lang not in (None, "en") and not whisper.model.is_multilingual:
-        raise UnavailableError.for_transcriber(f"the Whisper model supports only English, not '{lang}'")
+        raise _failure(f"the Whisper model supports only English, not '{lang}'")
     if len(audio.samples) == 0:
         return Transcript("", (), lang or "en")
     samples = resample(audio.samples, audio.sample_rate, _WHISPER_RATE)
@@ -123,7 +123,7 @@ def transcribe(
         found = list(segments)
         words = tuple(_whole_words(piece for segment in found for piece in segment.words or ()))
     except Exception as error:
-        raise UnavailableError.for_transcriber(_first_line(error)) from error
+        raise _failure(_first_line(error)) from error
     repetition = max((segment.compression_ratio for segment in found), default=0.0)
     doubt = _doubt(words, repetition, info.language)
     return Transcript(join_words(word.text for word in words), words, info.language, doubt)
@@ -145,7 +145,7 @@ def _model(name: str, progress: Callable[[float, str], None]) -> WhisperModel:
     """Return the model with a name or in a folder, downloaded if needed."""
     folder = Path(name).expanduser()
     if (folder.is_absolute() or name.startswith(".")) and not folder.is_dir():
-        raise UnavailableError.for_transcriber(f"there is no model folder {name}")
+        raise _failure(f"there is no model folder {name}")
     try:
         if folder.is_dir():
             return _load(str(folder))
@@ -156,7 +156,7 @@ def _model(name: str, progress: Callable[[float, str], None]) -> WhisperModel:
     except MissingExtraError:
         raise
     except Exception as error:
-        raise UnavailableError.for_transcriber(f"the model {name} can't be loaded ({_first_line(error)})") from error
+        raise _failure(f"the model {name} can't be loaded ({_first_line(error)})") from error
 
 
 @lru_cache(maxsize=1)
@@ -203,6 +203,10 @@ def _download(name: str, progress: Callable[[float, str], None]) -> str:
             )
     finally:
         is_over = True
+
+
+def _failure(why: str) -> UnavailableError:
+    return UnavailableError(f"The recording can't be transcribed: {why}.", code="transcriber_unavailable")
 
 
 def _first_line(error: Exception) -> str:

@@ -220,7 +220,8 @@ class Authenticator:
         if credential is Credential.ADMIN:
             raise UnauthorizedError(code="admin_required")
         if requirements.scope and caller.scopes and requirements.scope not in caller.scopes:
-            raise InsufficientScopeError.for_scope(requirements.scope)
+            scope = requirements.scope
+            raise InsufficientScopeError(f"The key lacks the scope {scope}.", hint=f"use a key with the scope {scope}.")
         self._check_rate(caller)
         return Identity(caller=caller, key_sha256=digest(secret))
 

@@ -105,7 +105,12 @@ class ConcurrencyLimit:
         """Count an operation until `leave`; raises like `hold`."""
         n_open = self._n_open.get(owner_id, 0)
         if n_open >= self._maximum:
-            raise LimitError.too_many_concurrent(limit=self._maximum, what=self._doing)
+            raise LimitError(
+                f"The account already has {self._maximum:,} {self._doing}, which is its limit.",
+                code="too_many_concurrent_requests",
+                limit=self._maximum,
+                retry_after_s=1,
+            )
         self._n_open[owner_id] = n_open + 1
 
     def leave(self, owner_id: str) -> None:

@@ -288,6 +288,10 @@ class RequestContext:
             self._check_size(int(lengths[0][:20]))
         self.task = authenticator.requests.enter(self.identity)
 
+    def _timed_out(self) -> InvalidRequestError:
+        why = f"The body did not arrive: no data came for {self._timeout_s:g} s."
+        return InvalidRequestError(why, code="request_timeout")
+
     async def receive(self) -> Message:
         """Receive a message, counted and timed while it belongs to the body."""
         if not self._has_body:
@@ -298,14 +302,14 @@ class RequestContext:
                 message = await self._receive()
         except TimeoutError:
             self._has_body = False
-            raise InvalidRequestError.timed_out(waited_s=self._timeout_s) from None
+            raise self._timed_out() from None
         if message["type"] == "http.request":
             self._n_bytes += len(message.get("body", b""))
             self._has_body = message.get("more_body", False)
             self._check_size(self._n_bytes)
             elapsed_s = time.monotonic() - self._body_began
             if self._has_body and elapsed_s > self._timeout_s and self._n_bytes < elapsed_s * BODY_RATE_MIN:
-                raise InvalidRequestError.timed_out(waited_s=self._timeout_s)
+                raise self._timed_out()
         return message
 
     async def send(self, message: Message) -> None:

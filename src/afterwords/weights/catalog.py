@@ -260,7 +260,7 @@ def remove(name: str, config: Config | None = None) -> Path:
     if status.path is None:
         raise ModelError.not_downloaded(name)
     if not status.is_pulled or status.path.is_symlink():
-        raise ModelError.not_managed(status.path)
+        raise foreign_model(status.path)
     root = status.path.parent
     with lock_model(root, name):
         for path in (status.path, partial_folder(root, name).path):
@@ -268,6 +268,11 @@ def remove(name: str, config: Config | None = None) -> Path:
                 disk.move(path, root / f".trash-{name}-{uuid4()}")
         empty_trash(root, name)
     return status.path
+
+
+def foreign_model(path: Path) -> ModelError:
+    why = f"The model in {path} was not downloaded by afterwords, so it is not changed."
+    return ModelError(why, code="foreign_model")
 
 
 def empty_trash(root: Path, name: str) -> None:

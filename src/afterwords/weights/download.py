@@ -28,6 +28,7 @@ from afterwords.weights.catalog import (
     Progress,
     empty_trash,
     find_checkpoint,
+    foreign_model,
     get_status,
     lock_model,
     model_roots,
@@ -87,7 +88,7 @@ def pull(
         if (path := _find_usable(name, config)) and not is_wanted:
             return path
         if (root / name).is_symlink() or (path and not get_status(name, config).is_pulled):
-            raise ModelError.not_managed(path or root / name)
+            raise foreign_model(path or root / name)
         empty_trash(root, name)
         return _Download(checkpoint, config, progress).run(is_update=is_update)
 
@@ -136,7 +137,10 @@ class _Download:
         needed_bytes = lock.size_bytes - self._partial.present_bytes(lock)
         free_bytes = shutil.disk_usage(self._partial.path).free
         if needed_bytes > free_bytes:
-            raise StorageFullError.for_path(self._partial.path.parent, needed_bytes=needed_bytes, free_bytes=free_bytes)
+            raise StorageFullError(
+                f"The disk that holds {self._partial.path.parent} has {free_bytes / 1e9:.1f} GB free, but "
+                f"{needed_bytes / 1e9:.1f} GB are needed."
+            )
         counter.done_bytes = sum(file.size_bytes for file in lock.files if self._partial.has(file))
         for file in lock.files:
             if not self._partial.has(file):
@@ -330,11 +334,16 @@ class _Hub:
             elif isinstance(cause, OSError) and cause.strerror:
                 why = cause.strerror.lower()
             check = "" if self._is_loopback else setting_to_check(self.url, error)
-            raise HubError.unreachable(self.url, why=why, check=check) from error
+            raise self._unreachable(why, check) from error
         except OSError as error:
             if error.errno is not None:  # of the disk
                 raise
             raise HubError.for_url(self.url, why=f"sends another size than it states for the {what}") from error
+
+    def _unreachable(self, why: str, check: str = "") -> HubError:
+        also = f" and that {check}" if check else ""
+        hint = f"check the network{also}, then pull again to resume; HF_ENDPOINT sets a mirror."
+        return HubError.for_url(self.url, f"can't be reached: {why}", code="hub_unreachable", hint=hint)
 
     def _refusal(self, response: Any, what: str) -> HubError:
         from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # exported lazily
@@ -348,7 +357,7 @@ class _Hub:
             hint = f"pull again {when}; HF_TOKEN raises the limit."
             return HubError.for_url(self.url, "received too many requests from here", code="hub_busy", hint=hint)
         if status == 408 or status >= 500:
-            return HubError.unreachable(self.url, why=f"it answers with status {status}")
+            return self._unreachable(f"it answers with status {status}")
         if status in (401, 403):  # the public hub answers 401 also for repositories that do not exist
             hint = "set HF_TOKEN to a token that may read it."
             if self._token:

@@ -122,7 +122,8 @@ class LiteEngine:
 
         words = unspoken(text)
         if words and not has_words(text):
-            raise TextError.unspeakable("lite")
+            why = "The backend lite can't read the script that the text is written in."
+            raise TextError(why, code="unspeakable_text")
         return words
 
     def close(self) -> None:

@@ -92,8 +92,11 @@ class ReferenceSpeaker:
     def __init__(self, reference: Reference) -> None:
         self.samples = resample(reference.samples, reference.sample_rate, SAMPLE_RATE)
         self.pitch = measure_pitch(reference.samples, reference.sample_rate)
-        if self.pitch.voiced_s < MIN_VOICED_S:
-            raise RecordingError.no_voice("The reference", voiced_s=self.pitch.voiced_s, minimum_s=MIN_VOICED_S)
+        if (voiced_s := self.pitch.voiced_s) < MIN_VOICED_S:
+            raise RecordingError(
+                f"The reference contains {voiced_s:.1f} s of voiced speech, but {MIN_VOICED_S:g} s are needed.",
+                code="no_voice",
+            )
         self.embedding = embed(self.samples, SAMPLE_RATE)
         self.timbre = timbre(self.samples, SAMPLE_RATE)
         self.target = Target(self.embedding, float(np.log(self.pitch.median_hz)))

@@ -209,5 +209,5 @@ class RemoteJob(Job):
 
     def _id(self) -> str:
         if self.job_id is None:  # the speech was in the cache, so there is no job
-            raise ConflictError.job_final(self.status)
+            raise ConflictError(f"The job is already {self.status}, so it can't be cancelled.", code="job_final")
         return self.job_id

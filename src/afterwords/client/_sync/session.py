@@ -70,7 +70,7 @@ class Session:
             return self._send_with_retries(request)
         except AfterwordsError as error:
             if request.feature and error.http_status in (404, 405, 501) and not self.is_afterwords_server():
-                raise UnsupportedByServerError.for_feature(request.feature) from error
+                raise UnsupportedByServerError(f"This server does not support {request.feature}.") from error
             raise
 
     def download(self, request: Request) -> Response:
@@ -143,7 +143,7 @@ class Session:
     def check_supports(self, feature: str) -> None:
         """Raise UnsupportedByServerError for a feature that the hosted service would silently ignore."""
         if not self.is_afterwords_server():
-            raise UnsupportedByServerError.for_feature(feature)
+            raise UnsupportedByServerError(f"This server does not support {feature}.")
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)

@@ -143,25 +143,30 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
     Raises:
         InvalidRequestError: The range contains no byte, or there are more than RANGES_MAX ranges.
     """
+    not_satisfiable = InvalidRequestError(
+        f"The audio has {size:,} bytes, and the requested range is not one range within it.",
+        code="range_not_satisfiable",
+        headers={"Content-Range": f"bytes */{size}"},
+    )
     match = _RANGES.fullmatch(header.strip())
     if match is None:
         return None
     ranges = match[1].split(",")
     if len(ranges) > RANGES_MAX:
-        raise InvalidRequestError.range_not_satisfiable(size_bytes=size)
+        raise not_satisfiable
     one = _RANGE.fullmatch(ranges[0].strip()) if len(ranges) == 1 else None
     if one is None or one[1] == one[2] == "":
         return None
     if not one[1]:
         n_last = _parse_size(one[2])
         if not n_last:
-            raise InvalidRequestError.range_not_satisfiable(size_bytes=size)
+            raise not_satisfiable
         return max(0, size - n_last), size - 1
     first, last = _parse_size(one[1]), _parse_size(one[2]) if one[2] else size - 1
     if first > last and one[2]:
         return None
     if first >= size:
-        raise InvalidRequestError.range_not_satisfiable(size_bytes=size)
+        raise not_satisfiable
     return first, min(last, size - 1)
 
 

@@ -207,7 +207,9 @@ async def _stream(request: Request, accepted: AcceptedJob) -> Response:
             if sample_rate is None or listener is None:
                 final = await state.synthesis.get_job(caller, job.job_id, wait_s=STREAM_WAIT_S)
                 if final.status is JobStatus.CANCELLED:
-                    raise ConflictError.job_final(final.status)
+                    raise ConflictError(
+                        f"The job is already {final.status}, so it can't be cancelled.", code="job_final"
+                    )
                 if final.status is not JobStatus.READY:
                     raise SynthesisError.for_backend(final.backend, why=final.error or "it took too long")
                 response = await _job_audio(request, final, _job_headers(final))

@@ -47,7 +47,8 @@ class BackendCatalog:
         if backend is None and lang in self.backends.get(default, ()):
             return default, lang
         if backend is not None and backend not in self.backends:
-            raise InvalidInputError.for_backend(None, offered=self.backends)
+            names = ", ".join(self.backends) or "none"
+            raise InvalidInputError(f"There is no such backend; available: {names}.", code="invalid_backend")
         candidates = list(self.backends) if backend is None else [backend]
         for name in candidates:
             if lang in self.backends[name]:

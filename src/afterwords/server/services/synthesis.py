@@ -264,7 +264,7 @@ class Synthesis:
         if job is None:
             raise NotFoundError(code="job_not_found")
         if job.status is not JobStatus.CANCELLED:
-            raise ConflictError.job_final(job.status)
+            raise ConflictError(f"The job is already {job.status}, so it can't be cancelled.", code="job_final")
         self.dispatcher.cancel(job_id)
         self.events.publish(job_id)
         return job

@@ -205,9 +205,14 @@ def _admit(
             retry_after_s=usage_rows.seconds_left(now),
         )
     if quota_bytes is not None and stored_bytes >= quota_bytes:
-        raise QuotaExceededError.for_storage(stored_bytes=stored_bytes, quota_bytes=quota_bytes)
+        raise usage_rows.storage_exceeded(stored_bytes=stored_bytes, quota_bytes=quota_bytes)
     if n_own >= limits.pending_per_account:
-        raise LimitError.too_many_concurrent(limit=limits.pending_per_account)
+        raise LimitError(
+            f"The account already has {limits.pending_per_account:,} waiting jobs, which is its limit.",
+            code="too_many_concurrent_requests",
+            limit=limits.pending_per_account,
+            retry_after_s=1,
+        )
     if n_all >= limits.pending:
         raise LimitError(
             f"The server already has {limits.pending:,} waiting jobs, which is its limit.",

@@ -8,6 +8,7 @@ from typing import Final
 
 from sqlalchemy import BigInteger, Connection, bindparam, case, func, select, update
 
+from afterwords.errors import QuotaExceededError
 from afterwords.models import Usage
 from afterwords.server.records import Caller
 from afterwords.server.store.schema import usage
@@ -62,3 +63,10 @@ def get(connection: Connection, caller: Caller, *, now: datetime) -> Usage:
     used = connection.execute(statement.where(usage.c.period == period_of(now))).scalar()
     start, end = bounds(now)
     return Usage(characters=used or 0, limit=caller.character_limit, period_start=start, period_end=end)
+
+
+def storage_exceeded(*, stored_bytes: int, quota_bytes: int) -> QuotaExceededError:
+    return QuotaExceededError(
+        f"The account may store {quota_bytes / 1e6:,.0f} MB and has {stored_bytes / 1e6:,.1f} MB.",
+        code="storage_quota_exceeded",
+    )

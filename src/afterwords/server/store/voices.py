@@ -7,7 +7,6 @@ from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, union_all, update
 
-from afterwords.errors import QuotaExceededError
 from afterwords.models import new_id
 from afterwords.server.cache_key import job_path
 from afterwords.server.records import CacheEntry, Idempotency, StoredVoice, VoiceChanges
@@ -68,7 +67,7 @@ def check_quota(connection: Connection, account_id: str, *, quota_bytes: int | N
     stored = select(accounts.c.stored_bytes).where(accounts.c.account_id == account_id)
     stored_bytes = connection.execute(stored).scalar_one()
     if stored_bytes > quota_bytes:
-        raise QuotaExceededError.for_storage(stored_bytes=stored_bytes, quota_bytes=quota_bytes)
+        raise usage.storage_exceeded(stored_bytes=stored_bytes, quota_bytes=quota_bytes)
 
 
 def find_repeated(connection: Connection, request: Idempotency) -> StoredVoice | None:
