@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Final
 
-Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
+Say = Callable[[re.Match[str]], str]
 
 _SAYABLE_DIGITS: Final = 15  # longer numbers are read digit by digit
 
@@ -23,9 +23,8 @@ _SAYABLE_DIGITS: Final = 15  # longer numbers are read digit by digit
 def spell(text: str) -> str:
     """Spell out one sentence in letters and punctuation; letters of other scripts are dropped (see `unspoken`)."""
     text = _plain(text)
-    for rules in _RULES:
-        for pattern, said in rules:
-            text = pattern.sub(said, text)
+    for pattern, said in _RULES:
+        text = pattern.sub(said, text)
     return text.strip()
 
 
@@ -49,13 +48,11 @@ def _words(text: str) -> list[str]:
 # -- characters ----------------------------------------------------------------------------------------------
 
 _QUOTING: Final = ".,;:!?\"'()[]{}“”‘’«»„…—–-"
-_LETTERS: Final = (
+_CHARACTERS: Final = str.maketrans(
     {"ß": "ss", "ẞ": "SS", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L"}
     | {"đ": "d", "Đ": "D", "ð": "th", "Ð": "Th", "þ": "th", "Þ": "Th", "ı": "i", "ħ": "h", "Ħ": "H", "ŋ": "ng"}
     | {"ə": "e", "Ə": "E", "ƒ": "f", "ĸ": "k", "ŧ": "t", "Ŧ": "T"}
-)
-_SAME: Final = (
-    dict.fromkeys("\u02bc\u02b9\u02bb\u02bd\u02c8\u201b\uff07\u00b4\uff40", "'")
+    | dict.fromkeys("\u02bc\u02b9\u02bb\u02bd\u02c8\u201b\uff07\u00b4\uff40", "'")
     | dict.fromkeys("\u2010\u2011\ufe63\uff0d\u2043", "-")
     | dict.fromkeys("\u2012\ufe58", "–")
     | dict.fromkeys("\u2015\u2e3a\u2e3b", "—")
@@ -64,7 +61,6 @@ _SAME: Final = (
     | {"\u2215": "/", "\u201a": ",", "\u2217": "*", "\u2022": "·", "\u2103": "°C", "\u2109": "°F", "\u2116": "No. "}
     | {"\u00b5": "μ", "\u00ad": "", "\u200b": " "}
 )
-_CHARACTERS: Final = str.maketrans(_LETTERS | _SAME)
 _GREEK_NAMES: Final = _words(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau "
     "upsilon phi chi psi omega"
@@ -118,6 +114,7 @@ _GREEK_LETTER: Final = re.compile(
 
 # -- numbers in words ----------------------------------------------------------------------------------------
 
+
 _DIGITS: Final = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -167,7 +164,7 @@ def _value(written: str) -> float:
     return float(written.replace(",", "")) if written.count(".") < 2 else 0.0
 
 
-def _apart(say: Callable[[re.Match[str]], str]) -> Callable[[re.Match[str]], str]:
+def _apart(say: Say) -> Say:
     """Separate spoken words from adjacent letters and digits, but not from quotation marks."""
 
     def said(found: re.Match[str]) -> str:
@@ -182,7 +179,26 @@ _NUM: Final = r"\d++(?:[.,]\d++)*+"
 _ALONE: Final = r"(?<!\d)(?<!\d[.,])"  # before a number: not within one
 _AMOUNT: Final = rf"{_ALONE}(?:{_NUM}|(?<![\w.])\.{_NUM})"
 
-# -- addresses -----------------------------------------------------------------------------------------------
+_RULES: Final[list[tuple[re.Pattern[str], str | Say]]] = []
+"""All rules, in the order of this file, in which they apply."""
+
+
+def _replace(*rules: tuple[str, str | Say]) -> None:
+    """Add rules: patterns, each with a template or a function."""
+    _RULES.extend((re.compile(pattern), said) for pattern, said in rules)
+
+
+def _rule(pattern: str) -> Callable[[Say], Say]:
+    """Add a function as a rule."""
+
+    def add(say: Say) -> Say:
+        _replace((pattern, say))
+        return say
+
+    return add
+
+
+# -- addresses and markup ------------------------------------------------------------------------------------
 
 _ADDRESS_SIGNS: Final = {
     ".": " dot ", "/": " slash ", "-": " dash ", "_": " underscore ", "@": " at ", ":": " colon ", "=": " equals ",
@@ -200,26 +216,173 @@ def _address(found: re.Match[str]) -> str:
 
 
 _DOMAINS: Final = "com|org|net|edu|gov|info|io|dev|app|ai|uk|eu|de|fr|ca|au|us|co|tv|me|ly"
-_ADDRESSES: Final[tuple[Rule, ...]] = (
-    (re.compile(r"\]\((?=https?:)"), "] ("),
-    (re.compile(r"(?<![A-Za-z])(?:(?:https?|ftp)://|www\.)[^\s<>]++"), _address),
-    (re.compile(r"(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]++)++"), _address),
-    (re.compile(rf"(?<![\w.@-])[A-Za-z][\w-]*+(?:\.[\w-]++)*\.(?:{_DOMAINS})(?![\w@-])(?:/[^\s<>]*+)?"), _address),
-    (re.compile(r"(?<![\w@])@(?=[A-Za-z])"), " at "),
-    (
-        re.compile(r"(?<=[a-z]{2})\.(?=[a-z]{2})|(?<=[A-Za-z0-9_])\.(?=(?:pdf|txt|py|js|jpg|png|mp3|zip|exe)\b)"),
-        " dot ",
-    ),
-    (re.compile(r"(?<=[a-z])\.(?=[A-Z][a-z])"), ". "),
+_replace(
+    (r"\]\((?=https?:)", "] ("),
+    (r"(?<![A-Za-z])(?:(?:https?|ftp)://|www\.)[^\s<>]++", _address),
+    (r"(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]++)++", _address),
+    (rf"(?<![\w.@-])[A-Za-z][\w-]*+(?:\.[\w-]++)*\.(?:{_DOMAINS})(?![\w@-])(?:/[^\s<>]*+)?", _address),
+    (r"(?<![\w@])@(?=[A-Za-z])", " at "),
+    (r"(?<=[a-z]{2})\.(?=[a-z]{2})|(?<=[A-Za-z0-9_])\.(?=(?:pdf|txt|py|js|jpg|png|mp3|zip|exe)\b)", " dot "),
+    (r"(?<=[a-z])\.(?=[A-Z][a-z])", ". "),
+    (r"(?<![A-Za-z'’])(?P<factor>[a-z])\*(?=\d)", r"\g<factor> times "),
+    (r"(?<!\d )\*(?! ?\d)|(?<![\d ])\*|[*](?![ \d])|[`_|·]", " "),
+    (r"^ ?#+ ", ""),
+    (r">=", "≥"),
+    (r"<=", "≤"),
+    (r"!=", "≠"),
+    (r"={2,}+", "="),
+    (r"&{2,}+", "&"),
+    (r" {2,}", " "),
 )
+
+# -- abbreviations -------------------------------------------------------------------------------------------
+
+
+def _also_in_capitals(words: dict[str, str]) -> dict[str, str]:
+    return {short.upper(): word for short, word in words.items() if short[0].isupper()} | words
+
+
+_TITLES: Final = _also_in_capitals(
+    {
+    "Lt": "Lieutenant", "Capt": "Captain", "Col": "Colonel", "Gen": "General", "Maj": "Major", "Sgt": "Sergeant",
+    "Cpl": "Corporal", "Pvt": "Private", "Adm": "Admiral", "Cmdr": "Commander", "Gov": "Governor", "Sen": "Senator",
+    "Rep": "Representative", "Pres": "President", "Rev": "Reverend", "Hon": "Honorable", "Prof": "Professor",
+    "Fr": "Father", "Supt": "Superintendent", "Mt": "Mount", "Ft": "Fort",
+}
+)  # fmt: skip
+"""Spelled out before a name."""
+_SHORT: Final = _also_in_capitals(
+    {
+    "Mr": "Mister", "Mrs": "Missus", "Jr": "Junior", "Sr": "Senior", "Esq": "Esquire", "Inc": "Incorporated",
+    "Ltd": "Limited", "Corp": "Corporation", "Co": "Company", "Cos": "Companies", "Bros": "Brothers",
+    "Assn": "Association", "Univ": "University", "Dept": "Department", "Govt": "Government", "Ave": "Avenue",
+    "Blvd": "Boulevard", "Rd": "Road", "Hwy": "Highway", "Pkwy": "Parkway", "Apt": "Apartment", "Bldg": "Building",
+    "Mts": "Mountains", "Intl": "International", "Natl": "National", "dept": "department", "approx": "approximately",
+    "etc": "et cetera", "vs": "versus", "viz": "namely", "cf": "compare", "incl": "including", "govt": "government",
+    "assoc": "associate", "misc": "miscellaneous", "edn": "edition", "esp": "especially", "Approx": "Approximately",
+    "hrs": "hours", "yrs": "years", "mins": "minutes", "secs": "seconds", "tsp": "teaspoon", "tbsp": "tablespoon",
+    "Tbsp": "tablespoon",
+}
+)  # fmt: skip
+"""Spelled out before a period."""
+_LATIN: Final = {
+    "e.g": "for example", "i.e": "that is", "et al": "et al", "a.k.a": "also known as", "Ph.D": "P.H.D.",
+    "Ph.Ds": "P.H.D.s", "w/o": "without", "w/": "with ", "c/o": "care of",
+}  # fmt: skip
+_NUMBERED: Final = {
+    "No": "number", "no": "number", "NO": "number", "Nos": "numbers", "nos": "numbers", "p": "page", "pp": "pages",
+    "Fig": "Figure", "Figs": "Figures", "fig": "figure", "Vol": "Volume", "vol": "Volume", "Ch": "Chapter",
+    "ch": "Chapter", "Sec": "Section", "sec": "section", "Art": "Article", "Eq": "Equation", "ext": "extension",
+    "Ext": "Extension", "ca": "circa", "c": "circa", "b": "born", "d": "died",
+}  # fmt: skip
+"""Spelled out before a number."""
+_MONTHS: Final = _words("January February March April May June July August September October November December")
+_MONTH: Final = {month[:3]: month for month in _MONTHS if month != "May"} | {"Sept": "September"}
+_DAY: Final = {
+    "Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday", "Thur": "Thursday",
+    "Thurs": "Thursday", "Fri": "Friday", "Sat": "Saturday", "Sun": "Sunday",
+}  # fmt: skip
+_CALENDAR: Final = _MONTH | _DAY
+_IS_END: Final = r"(?=[\"'”’)\]]*+$)"
+_WHEN: Final = "in|on|by|since|until|till|from|to|through|this|last|next|every|early|late|mid|of"
+
+
+def _expanded(words: dict[str, str]) -> Say:
+    """Return `before` and the word for `short`; keep the period if it also ends the sentence."""
+
+    def say(found: re.Match[str]) -> str:
+        groups = found.groupdict()
+        return groups.get("before", "") + words[found["short"]] + ("." if groups.get("end") is not None else "")
+
+    return say
+
+
+def _any(words: Iterable[str]) -> str:
+    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+
+
+_replace(
+    (r"(?<=[A-Za-z])[‘’](?=[A-Za-z])", "'"),
+    (
+        rf"(?<![\w.])(?P<short>{_any(_NUMBERED)})\. ?(?=\d|(?:[IVXL]{{2,}}+|[VX])\b)",
+        lambda found: f"{_NUMBERED[found['short']]} ",
+    ),
+    (r"(?<=\d[snrt][tdh] )c\.(?=[ ,;])", "century"),
+    (r"\bWW(?P<which>II?)\b", r"World War \g<which>"),
+    (r"(?<!\w)#(?=\d)", "number "),
+    (rf"(?<![\w.])(?P<short>{_any(_TITLES)})\.(?= [A-Z])", _expanded(_TITLES)),
+)
+
+
+@_rule(
+    r"(?<![\w.'])(?P<place>(?:[A-Z][a-z]++|\d++(?:st|nd|rd|th)) )?(?P<short>St|Dr)\."
+    rf"(?:(?P<name>(?= [A-Z]))|(?P<end>{_IS_END})|)"
+)
+def _street(found: re.Match[str]) -> str:
+    """Expand St. and Dr.: Saint and Doctor before a name, Street and Drive after one."""
+    saint, street = ("Saint", "Street") if found["short"] == "St" else ("Doctor", "Drive")
+    place, has_end = found["place"] or "", found["end"] is not None
+    if not place[:1].isdigit() if found["name"] is not None else not (place or has_end):
+        return place + saint
+    return place + street + "." * has_end
+
+
+_replace(
+    (rf"(?<![\w.])(?P<short>{_any(_SHORT)})\.(?P<end>{_IS_END})?", _expanded(_SHORT)),
+    (rf"(?<![\w.])(?P<short>e\.g|i\.e|a\.k\.a|et al|Ph\.D)\.?(?!\w)(?P<end>(?<=\.){_IS_END})?", _expanded(_LATIN)),
+    (r"(?<![\w/])(?P<short>w/o|c/o|w/)(?![/\d])(?=[ \w])", _expanded(_LATIN)),
+    (r"\bvs\b", "versus"),
+    (
+        rf"\b(?P<first>{_any(_CALENDAR)})\.?(?: ?[-–—] ?|/)(?P<short>{_any(_CALENDAR)})\b\.?"
+        rf"(?P<end>(?<=\.){_IS_END})?",
+        lambda found: f"{_CALENDAR[found['first']]} to {_expanded(_CALENDAR)(found)}",
+    ),
+    (
+        rf"(?<![\w.])(?P<short>{_any(_CALENDAR)})\.(?=[,;]|'s| [a-z0-9(]| (?:{_any([*_MONTHS, *_MONTH])})\b)",
+        _expanded(_CALENDAR),
+    ),
+    (rf"(?<=\d )(?P<short>{_any(_MONTH)})\.?(?P<end>(?<=\.){_IS_END})?(?![\w'])", _expanded(_MONTH)),
+    (rf"\b(?P<short>{_any(_MONTH)})(?= \d)", _expanded(_MONTH)),
+    (
+        rf"(?P<before>\b(?:{_WHEN}) )(?P<short>{_any(_CALENDAR)})\.(?P<end>{_IS_END})?",
+        _expanded(_CALENDAR),
+    ),
+    (
+        rf"(?P<before>(?:day,?|ary,?|ber,?) (?:and|or) )(?P<short>{_any(_CALENDAR)})\.(?P<end>{_IS_END})?",
+        _expanded(_CALENDAR),
+    ),
+)
+
+# -- Roman numerals ------------------------------------------------------------------------------------------
+
+_ROMAN: Final = {"I": 1, "V": 5, "X": 10, "L": 50}
+_RULERS: Final = _words(
+    "Henry Louis Charles James George Edward Richard William Elizabeth Mary Paul Pius Benedict Leo Gregory Innocent "
+    "Clement Urban Alexander Nicholas Peter Philip Frederick Napoleon Ivan Ramses Ptolemy Francis Ferdinand Otto "
+    "Catherine Harald Haakon Gustav Christian Wilhelm Franz Sixtus Boniface Callixtus Ludwig Alfonso"
+)
+_COUNTED: Final = _words("Chapter Act Scene Volume Book Type Phase Appendix War Section Article Title Stage")
+_AFTER_A_RULER: Final = re.compile(r"[,.;)]| (?:was|of|and|died|ruled|reigned)\b")  # so "I" is not a pronoun
+_NEVER_COUNTED: Final = _words("The A An In On At And Or To For With My Your His Her Our Their An")
+
+
+@_rule(
+    r"\b(?P<before>[A-Z][A-Za-z]++) "
+    r"(?P<numeral>(?=[XVI]|[XL]{2}[XVI]|L[XVI]{2})(?:XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?![\w'’.]\w|\w)"
+)
+def _roman(found: re.Match[str]) -> str:
+    before, numeral = found["before"], found["numeral"]
+    values = [_ROMAN[letter] for letter in numeral]
+    value = sum(-a if a < b else a for a, b in zip(values, [*values[1:], 0], strict=True))
+    key = before.title()
+    is_name = key in _RULERS and (numeral == "V" or _AFTER_A_RULER.match(found.string, found.end()) is not None)
+    if (len(numeral) == 1 and key not in _COUNTED and not is_name) or key in _NEVER_COUNTED:
+        return found[0]
+    return f"{before} the {_ordinal(str(value))}" if key in _RULERS else f"{before} {_cardinal(str(value))}"
+
 
 # -- dates, clock times, telephone numbers -------------------------------------------------------------------
 
-_MONTHS: Final = (
-    _words(
-        "January February March April May June July August September October November December"
-    )
-)  # fmt: skip
 _HALVES: Final = {"a": "a.m.", "p": "p.m."}  # as the dictionaries have them; "A" alone is an article
 
 
@@ -229,6 +392,17 @@ def _date(year: str, month: str, day: str, otherwise: str) -> str:
     return f"{_MONTHS[int(month) - 1]} {int(day)}, {year}"
 
 
+def _telephone(found: re.Match[str]) -> str:
+    groups = re.findall(r"\d+", found[0])
+    return ("plus " if found[0][0] == "+" else "") + ", ".join(_one_by_one(group) for group in groups)
+
+
+@_rule(r"(?<![\w-])(?P<year>\d{4})[-/](?P<month>\d\d)[-/](?P<day>\d\d)(?![\d-])(?P<time>T(?=\d\d:))?")
+def _iso_date(found: re.Match[str]) -> str:
+    return _date(found["year"], found["month"], found["day"], found[0]) + (", " if found["time"] else "")
+
+
+@_rule(r"(?<![\d/.])(?P<first>\d{1,2})/(?P<second>\d{1,2})/(?P<year>\d{4}|\d\d)(?![\d/])")
 def _slashed_date(found: re.Match[str]) -> str:
     """Spell a date: 12/25/2024 and 25/12/2024 are unambiguous, 12/03/2024 is read in its order."""
     first, second, year = found["first"], found["second"], found["year"]
@@ -239,11 +413,16 @@ def _slashed_date(found: re.Match[str]) -> str:
     return _date(year, month, day, as_it_stands)
 
 
-def _telephone(found: re.Match[str]) -> str:
-    groups = re.findall(r"\d+", found[0])
-    return ("plus " if found[0][0] == "+" else "") + ", ".join(_one_by_one(group) for group in groups)
+_replace(
+    (
+        r"(?<![\d.])(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})(?![\d.]\d)(?!\d)",
+        lambda found: _date(found["year"], found["month"], found["day"], found[0]),
+    ),
+    (r"(?<![\w-])(?:\+?\d{1,2}[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?![\w-])", _telephone),
+)
 
 
+@_rule(r"(?<![\w.,-])(?P<first>[2-9]\d\d)-(?P<second>\d{4})(?![\w-]|[.,]\d)")
 def _short_telephone(found: re.Match[str]) -> str:
     first, second = found["first"], found["second"]
     if first.endswith("0") and second.endswith("00"):
@@ -251,6 +430,13 @@ def _short_telephone(found: re.Match[str]) -> str:
     return f"{_one_by_one(first)}, {_one_by_one(second)}"
 
 
+_replace((r"(?<![\w-])\d++(?:-\d++){2,}+(?!\w)", _telephone))  # an ISBN, an account
+
+
+@_rule(
+    r"(?<![\d:.])(?P<hour>[01]?\d|2[0-4]):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?(?![\d:])"
+    r"(?: ?(?P<half>[AaPp]\.?[Mm]\b(?:\.(?! [A-Z]|$))?))?(?P<to> ?[-–—] ?(?=\d{1,2}:\d\d)|)"
+)
 def _time(found: re.Match[str]) -> str:
     hour, minute, second, half = found["hour"], found["minute"], found["second"], found["half"]
     second = None if second == "00" else second
@@ -264,38 +450,13 @@ def _time(found: re.Match[str]) -> str:
     return " ".join(said) + found["to"].replace("-", " to ").replace("–", " to ").replace("—", " to ")
 
 
-_DATES: Final[tuple[Rule, ...]] = (
+_replace(
     (
-        re.compile(r"(?<![\w-])(?P<year>\d{4})[-/](?P<month>\d\d)[-/](?P<day>\d\d)(?![\d-])(?P<time>T(?=\d\d:))?"),
-        lambda found: _date(found["year"], found["month"], found["day"], found[0]) + (", " if found["time"] else ""),
-    ),
-    (
-        re.compile(r"(?<![\d/.])(?P<first>\d{1,2})/(?P<second>\d{1,2})/(?P<year>\d{4}|\d\d)(?![\d/])"),
-        _slashed_date,
-    ),
-    (
-        re.compile(r"(?<![\d.])(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})(?![\d.]\d)(?!\d)"),
-        lambda found: _date(found["year"], found["month"], found["day"], found[0]),
-    ),
-    (
-        re.compile(r"(?<![\w-])(?:\+?\d{1,2}[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?![\w-])"),
-        _telephone,
-    ),
-    (re.compile(r"(?<![\w.,-])(?P<first>[2-9]\d\d)-(?P<second>\d{4})(?![\w-]|[.,]\d)"), _short_telephone),
-    (re.compile(r"(?<![\w-])\d++(?:-\d++){2,}+(?!\w)"), _telephone),  # an ISBN, an account
-    (
-        re.compile(
-            r"(?<![\d:.])(?P<hour>[01]?\d|2[0-4]):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?(?![\d:])"
-            r"(?: ?(?P<half>[AaPp]\.?[Mm]\b(?:\.(?! [A-Z]|$))?))?(?P<to> ?[-–—] ?(?=\d{1,2}:\d\d)|)"
-        ),
-        _time,
-    ),
-    (
-        re.compile(r"(?<=\d) ?(?P<half>[ap])\.?m\b(?:\.(?! [A-Z]|$))?(?P<to> ?[-–—] ?(?=\d)|)", re.IGNORECASE),
+        r"(?i)(?<=\d) ?(?P<half>[ap])\.?m\b(?:\.(?! [A-Z]|$))?(?P<to> ?[-–—] ?(?=\d)|)",
         lambda found: f" {_HALVES[found['half'].lower()]}{' to ' if found['to'] else ''}",
     ),
-    (re.compile(r"(?<=\d):(?=\d(?![\dA-Za-z]))"), " to "),  # odds, a score
-    (re.compile(r"(?<=\d):(?=\d)"), " "),
+    (r"(?<=\d):(?=\d(?![\dA-Za-z]))", " to "),  # odds, a score
+    (r"(?<=\d):(?=\d)", " "),
 )
 
 # -- signs between and before numbers ------------------------------------------------------------------------
@@ -319,9 +480,8 @@ def _singular(words: str) -> str:
     first, *rest = words.split(" ", 1)
     if first in {"US", "Canadian", "Australian", "Swiss", "square", "cubic"} and rest:
         return f"{first} {_singular(rest[0])}"
-    one = {"feet": "foot", "inches": "inch", "pence": "penny", "hertz": "hertz", "kilohertz": "kilohertz"}
-    one |= {"megahertz": "megahertz", "gigahertz": "gigahertz"}
-    return " ".join([one.get(first, first.removesuffix("s")), *rest])
+    one = {"feet": "foot", "inches": "inch", "pence": "penny"}.get(first, first.removesuffix("s"))
+    return " ".join([one, *rest])
 
 
 def _scale(written: str | None) -> str:
@@ -329,6 +489,79 @@ def _scale(written: str | None) -> str:
     return f" {_SCALES.get(word, word)}" if word else ""
 
 
+def _amount(found: re.Match[str]) -> str:
+    return _number(found["number"], is_amount=True) + _scale(found["scale"])
+
+
+_replace((r"(?<=\d)['’](?=\d{3}(?!\d))", ""))  # Swiss thousands
+
+
+@_rule(
+    rf"(?P<sign>[{_SIGNS}]) ?(?P<low>{_NUM})(?P<scale>{_SCALE})?(?: ?(?:[-–—]|\bto\b) ?(?P=sign) ?|[-–—])"
+    rf"(?P<high>{_NUM})(?P<scale2>{_SCALE})?"
+)
+@_apart
+def _money_range(found: re.Match[str]) -> str:
+    low, high = (_number(found[name], is_amount=True) for name in ("low", "high"))
+    scales = _scale(found["scale"]), _scale(found["scale2"])
+    return f"{low}{scales[0]} to {high}{scales[1]} {_MONEY[found['sign']]} "
+
+
+_replace(
+    (rf"(?<!\d)(?P<sign>[{_SIGNS}])[-−–](?=\.?\d)", r" minus \g<sign>"),
+    (r"[-−–](?= ?[$£€¥₹] ?\.?\d)(?<![\w.,%)]-)(?<![\w.,%)]–)", " minus "),
+)
+
+
+@_rule(
+    rf"(?P<left>{_ALONE}(?P<low>{_NUM})(?:%|°[CF]?)?)(?P<before> ?)(?P<dash>[-–—−])(?P<after> ?)"
+    rf"(?P<right>\+)?(?=(?P<high>{_NUM})(?P<equals> ?=)?)"
+)
+def _between(found: re.Match[str]) -> str:
+    """Return the word for a dash between two numbers: "to", "minus", or a pause."""
+    left, dash, right = found["left"], found["dash"], found["right"]
+    low, high = found["low"], found["high"]
+    is_spaced = bool(found["before"] and found["after"])
+    is_rising = _value(low) < _value(high)
+    if len(low) == 4 and len(high) == 2:  # years
+        is_range = low.isdigit() and high.isdigit() and int(high) > 12 and int(low[2:]) < int(high)
+    else:
+        is_short = max(len(part) for number in (low, high) for part in number.split(",")) <= 4
+        is_range = is_short and (is_rising or max(len(low), len(high)) <= 3)
+    if dash == "−" or found["equals"] or (found["before"] and not found["after"]):
+        said = " minus "
+    elif dash == "—" and not is_rising:
+        said = " — "
+    elif is_spaced:
+        said = " to " if is_rising else " minus " if dash == "-" else " — "
+    elif dash == "-" and not is_range:
+        said = " "
+    else:
+        said = " to "
+    return f"{left}{said}{right or ''}"
+
+
+_replace(
+    (r"(?<=\d[\"'’”′″])[-–—](?=\d)", " to "),
+    (r"(?:(?<=\d[A-Za-z])|(?<=\d[A-Za-z]{2}))[-–—](?=\d++[A-Za-z])", " to "),  # 3k–5k, 10kg-20kg
+    (r"(?<![\w.,%)\]}])[-–−](?=\.?\d)", " minus "),
+    (r"(?<=%)[-–](?=\d)", " to "),
+    (r"(?<=\d)[-–—](?=(?:present|now|today|date)\b)", " to "),
+    (r"(?:(?<=[^A-Za-z'’][b-hj-z])|(?<=^[b-hj-z])|(?<=\))) - (?=\d|[b-hj-z]\b)", " minus "),
+    (r"−", " minus "),
+    (r"(?<=\d),(?=\d)(?!\d{3}(?!\d))", ", "),  # a list; what groups thousands stays
+    (r"(?<=\d) ?\* ?(?=\d)", " times "),
+    (r"(?<=\d) / (?=\d)|(?<=\))/(?=\w)", " divided by "),
+    (r"(?<=\d) ?[xX] ?(?=\d)", " by "),
+)
+
+
+@_rule(
+    rf"(?P<article>\b[Aa]n? )?(?:(?<![A-Za-z])(?P<country>US|AU|CA|A|C))?(?P<sign>[{_SIGNS}]) ?"
+    rf"(?P<number>{_NUM}|\.\d++)(?P<scale>{_SCALE})?(?:(?<!\D\D) ?(?P<code>USD|CAD|AUD)\b)?"
+    r"(?P<noun>(?=[ -][a-z]))?"
+)
+@_apart
 def _sum(found: re.Match[str]) -> str:
     """Spell an amount of money: "$5.50" has cents, "£5.50 million" has not."""
     sign, written, scale = found["sign"], found["number"], _scale(found["scale"])
@@ -350,43 +583,140 @@ def _sum(found: re.Match[str]) -> str:
     return f"{found['article'] or ''}{' and '.join(parts)} "
 
 
-def _money_range(found: re.Match[str]) -> str:
-    low, high = (_number(found[name], is_amount=True) for name in ("low", "high"))
-    scales = _scale(found["scale"]), _scale(found["scale2"])
-    return f"{low}{scales[0]} to {high}{scales[1]} {_MONEY[found['sign']]} "
+_replace(
+    (
+        rf"(?P<number>{_AMOUNT})(?P<scale>{_SCALE})? ?(?P<sign>[{_SIGNS}])(?!\d)",
+        _apart(
+            lambda found: (
+                f"{_amount(found)} "
+                f"{_singular(_MONEY[found['sign']]) if found['number'] == '1' else _MONEY[found['sign']]}"
+            )
+        ),
+    ),
+    (
+        rf"\b(?P<code>{'|'.join(_CODES)}) ?(?P<number>{_NUM})(?P<scale>{_SCALE})?",
+        _apart(lambda found: f"{_amount(found)} {_CODES[found['code']]}"),
+    ),
+    (rf"(?<=\d|n) ?(?P<code>{'|'.join(_CODES)})\b", lambda found: f" {_CODES[found['code']]}"),
+    (r"(?<=\d) ?¢", " cents"),
+    (rf"(?P<sign>[{_SIGNS}])(?P=sign)*+", lambda found: f" {_singular(_MONEY[found['sign']])} "),
+    (r"(?<=dollars|.pounds|..euros) ?/ ?(?=[a-z])", " per "),
+)
+
+# -- units ---------------------------------------------------------------------------------------------------
+
+_UNITS: Final = {
+    "km/h": "kilometers per hour", "kph": "kilometers per hour", "mph": "miles per hour", "km": "kilometers",
+    "cm": "centimeters", "mm": "millimeters", "nm": "nanometers", "μm": "micrometers", "m": "meters", "kg": "kilograms",
+    "mg": "milligrams", "μg": "micrograms", "g": "grams", "lb": "pounds", "lbs": "pounds", "oz": "ounces", "ft": "feet",
+    "yd": "yards", "mi": "miles", "sq ft": "square feet", "ml": "milliliters", "mL": "milliliters", "dl": "deciliters",
+    "L": "liters", "l": "liters", "gal": "gallons", "tsp": "teaspoons", "tbsp": "tablespoons", "Tbsp": "tablespoons",
+    "qt": "quarts", "pt": "pints", "ms": "milliseconds", "s": "seconds", "sec": "seconds", "secs": "seconds",
+    "min": "minutes", "mins": "minutes", "h": "hours", "hr": "hours", "hrs": "hours", "yr": "years", "yrs": "years",
+    "Hz": "hertz", "kHz": "kilohertz", "MHz": "megahertz", "GHz": "gigahertz", "kB": "kilobytes", "KB": "kilobytes",
+    "MB": "megabytes", "GB": "gigabytes", "TB": "terabytes", "Mbps": "megabits per second",
+    "Gbps": "gigabits per second", "kW": "kilowatts", "MW": "megawatts", "GW": "gigawatts", "kWh": "kilowatt hours",
+    "kcal": "kilocalories", "mmol": "millimoles", "mol": "moles", "J": "joules", "kJ": "kilojoules", "mM": "millimolar",
+    "μM": "micromolar", "μL": "microliters", "μl": "microliters", "μs": "microseconds", "Pa": "pascals",
+    "kPa": "kilopascals", "hPa": "hectopascals", "dB": "decibels", "rpm": "revolutions per minute",
+    "ppm": "parts per million", "bpm": "beats per minute",
+}  # fmt: skip
+_OWN: Final = "km/h kph mph km cm mm kg mg lbs sq_ft ml mL hrs kHz MHz GHz kB MB GB TB kWh Mbps".replace(
+    "_", " "
+).split()
+"""Unambiguous units, spelled out also without a number."""
+_UNIT: Final = _any(_UNITS)
+_PER: Final = "day|week|wk|month|mo|year|yr|hour|hr|min|minute|second|sec|person|night|L|mL|dL|kg|mol|m|s|h"
+_PERIODS: Final = {
+    "wk": "week", "mo": "month", "yr": "year", "hr": "hour", "min": "minute", "sec": "second", "L": "liter",
+    "mL": "milliliter", "dL": "deciliter", "mol": "mole", "m": "meter", "s": "second", "h": "hour",
+}  # fmt: skip
+_TOP: Final = re.compile(r"(?P<whole>\d[ -])?\d{1,4}[/⁄]$")  # the upper part of a fraction
+_PARTS: Final = frozenset({2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 20, 32, 64, 1000})
 
 
-def _between(found: re.Match[str]) -> str:
-    """Return the word for a dash between two numbers: "to", "minus", or a pause."""
-    left, dash, right = found["left"], found["dash"], found["right"]
-    low, high = found["low"], found["high"]
-    is_spaced = bool(found["before"] and found["after"])
-    is_rising = _value(low) < _value(high)
-    if dash == "−" or found["equals"] or (found["before"] and not found["after"]):
-        said = " minus "
-    elif dash == "—" and not is_rising:
-        said = " — "
-    elif is_spaced:
-        said = " to " if is_rising else " minus " if dash == "-" else " — "
-    elif dash == "-" and not _is_range(low, high):
-        said = " "
-    else:
-        said = " to "
-    return f"{left}{said}{right or ''}"
+def _measured(unit: str, power: str | None, *, is_one: bool) -> str:
+    said = {"2": "square ", "3": "cubic "}.get((power or "").strip(" ^"), "") + _UNITS[unit]
+    return _singular(said) if is_one else said
 
 
-def _is_range(low: str, high: str) -> bool:
-    if len(low) == 4 and len(high) == 2:
-        return int(low[2:]) < int(high) if low.isdigit() and high.isdigit() and int(high) > 12 else False
-    if max(len(part) for number in (low, high) for part in number.split(",")) > 4:
-        return False
-    return _value(low) < _value(high) or max(len(low), len(high)) <= 3
+_replace(
+    (
+        r"(?<=\d)° ?(?P<minutes>\d{1,2})['′’](?: ?(?P<seconds>\d{1,2}(?:\.\d++)?)(?:[\"″”]|''))?",
+        _apart(
+            lambda found: (
+                f"degrees {found['minutes']} minutes {found['seconds'] or ''}{' seconds' * bool(found['seconds'])}"
+            )
+        ),
+    ),
+    (
+        r"(?<!\d)(?P<feet>\d{1,3})['′’] ?(?P<inches>\d{1,2}(?:\.\d)?)(?:[\"″”]|''|’’|′′)",
+        _apart(
+            lambda found: (
+                f"{found['feet']} {'foot' if found['feet'] == '1' else 'feet'} "
+                f"{found['inches']} {'inch' if found['inches'] == '1' else 'inches'}"
+            )
+        ),
+    ),
+    (r"(?<=\d)′", " feet"),
+    (r"(?<=\d)″", " inches"),
+    (r"(?<=\d) in\.(?= [a-z]|,)", " inches"),
+    (
+        r"(?<!\d)(?P<one>\d{1,3})(?P<mark>['’\"”]) ?[x×] ?(?P<other>\d{1,3})(?P=mark)",
+        _apart(
+            lambda found: "{1} {0} by {2} {0}".format("feet" if found["mark"] in "'’" else "inches", *found.group(1, 3))
+        ),
+    ),
+    (r"(?<=\d)m ?(?P<seconds>\d{1,2})s\b", r" minutes \g<seconds> seconds"),
+    (r"(?<=\d)h ?(?P<minutes>\d{1,2}) ?m(?:in)?\b", r" hours \g<minutes> minutes"),
+    (r"(?<=\d)h ?(?=\d{1,2} minutes)", " hours "),
+    (r"(?<=\d)M(?= [a-z]{3})", " million"),
+    (
+        rf"(?P<number>{_ALONE}\d++\.\d++)(?P<scale>[MB])(?![A-Za-z0-9])",
+        _apart(lambda found: _number(found["number"]) + _scale(found["scale"])),
+    ),
+    (rf"(?P<number>{_ALONE}\d++\.\d++)/(?=(?:4|5|10|20|100)(?!\d))", r"\g<number> out of "),
+    (r"(?<=\d) sq\. ft\b", " sq ft"),
+    (r" ?° ?C\b", " degrees Celsius"),
+    (r" ?° ?F\b", " degrees Fahrenheit"),
+    (r"(?<![\d.,])(?:1°|1 degrees\b)", "1 degree"),
+)
 
 
+@_rule(
+    rf"(?P<number>{_ALONE}{_NUM})(?P<gap>[ -]?)(?P<unit>{_UNIT})(?P<power>\^[23] ?)?"
+    rf"(?: ?/ ?(?P<per>{_UNIT})(?P<power2>\^[23] ?)?)?(?![A-Za-z0-9/])(?:\.(?= [a-z0-9(]|[,;]))?"
+)
+def _unit(found: re.Match[str]) -> str:
+    number, unit = found["number"], found["unit"]
+    if found["gap"] == "" and unit in {"s", "l"} and "." not in number and not found["per"]:
+        return found[0]  # "the 1990s"
+    before = _TOP.search(found.string, max(0, found.start() - 8), found.start())
+    is_one = (found["gap"] == "-" or number == "1") if before is None else not before["whole"]
+    said = f"{number} {_measured(unit, found['power'], is_one=is_one)}"
+    if found["per"]:
+        said += f" per {_measured(found['per'], found['power2'], is_one=True)}"
+    return said
+
+
+_replace(
+    (rf"(?<=[A-Za-z])\.?/(?=(?:{_PER})\b)", " per "),
+    (r"(?<=\bper )(?P<unit>wk|mo|yr|hr|min|sec|L|mL|dL|mol|m|s|h)\b", lambda found: _PERIODS[found["unit"]]),
+    (
+        rf"(?<![A-Za-z0-9/-])(?P<one>(?:a|per|each|every|one|half) )?(?P<unit>{'|'.join(_OWN)})(?![\w/])",
+        lambda found: (found["one"] or "") + _measured(found["unit"], None, is_one=bool(found["one"])),
+    ),
+)
+
+
+@_rule(
+    r"(?:(?<!\d)(?<!\d[.,/])(?P<whole>\d++)(?: ?-? ?))?(?<![\d/])(?<!\d[.,])(?P<top>\d{1,4})(?P<slash>[/⁄])"
+    r"(?P<bottom>\d{1,4})(?![\d/]|[.,]\d)(?P<equals>(?= ?=))?"
+)
+@_apart
 def _fraction(found: re.Match[str]) -> str:
     whole, top, bottom = found["whole"], found["top"], found["bottom"]
-    is_sign = found["slash"] == "⁄"
-    if not is_sign and (int(bottom) not in _PARTS or int(top) >= int(bottom)):
+    if found["slash"] == "/" and (int(bottom) not in _PARTS or int(top) >= int(bottom)):
         said = " slash "
         if (top, bottom) in {("24", "7"), ("9", "11"), ("50", "50")}:
             said = " "
@@ -403,373 +733,42 @@ def _fraction(found: re.Match[str]) -> str:
     return f"{_number(whole)} and {said} " if whole else f"{said} "
 
 
-_PARTS: Final = frozenset({2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 20, 32, 64, 1000})
-_GLUE: Final = r"(?<![\w.,%)\]}])"  # before a sign that belongs to the number after it
-_BETWEEN: Final[tuple[Rule, ...]] = (
-    (re.compile(r"(?<=\d)['’](?=\d{3}(?!\d))"), ""),  # Swiss thousands
-    (
-        re.compile(
-            rf"(?P<sign>[{_SIGNS}]) ?(?P<low>{_NUM})(?P<scale>{_SCALE})?(?: ?(?:[-–—]|\bto\b) ?(?P=sign) ?|[-–—])"
-            rf"(?P<high>{_NUM})(?P<scale2>{_SCALE})?"
-        ),
-        _apart(_money_range),
-    ),
-    (re.compile(rf"(?<!\d)(?P<sign>[{_SIGNS}])[-−–](?=\.?\d)"), r" minus \g<sign>"),
-    (re.compile(r"[-−–](?= ?[$£€¥₹] ?\.?\d)(?<![\w.,%)]-)(?<![\w.,%)]–)"), " minus "),
-    (
-        re.compile(
-            rf"(?P<left>{_ALONE}(?P<low>{_NUM})(?:%|°[CF]?)?)(?P<before> ?)(?P<dash>[-–—−])(?P<after> ?)"
-            rf"(?P<right>\+)?(?=(?P<high>{_NUM})(?P<equals> ?=)?)"
-        ),
-        _between,
-    ),
-    (re.compile(r"(?<=\d[\"'’”′″])[-–—](?=\d)"), " to "),
-    (re.compile(r"(?:(?<=\d[A-Za-z])|(?<=\d[A-Za-z]{2}))[-–—](?=\d++[A-Za-z])"), " to "),  # 3k–5k, 10kg-20kg
-    (re.compile(rf"{_GLUE}[-–−](?=\.?\d)"), " minus "),
-    (re.compile(r"(?<=%)[-–](?=\d)"), " to "),
-    (re.compile(r"(?<=\d)[-–—](?=(?:present|now|today|date)\b)"), " to "),
-    (re.compile(r"(?:(?<=[^A-Za-z'’][b-hj-z])|(?<=^[b-hj-z])|(?<=\))) - (?=\d|[b-hj-z]\b)"), " minus "),
-    (re.compile(r"−"), " minus "),
-    (re.compile(r"(?<=\d),(?=\d)(?!\d{3}(?!\d))"), ", "),  # a list; what groups thousands stays
-    (re.compile(r"(?<=\d) ?\* ?(?=\d)"), " times "),
-    (re.compile(r"(?<=\d) / (?=\d)|(?<=\))/(?=\w)"), " divided by "),
-    (re.compile(r"(?<=\d) ?[xX] ?(?=\d)"), " by "),
-)
-_MONEYS: Final[tuple[Rule, ...]] = (
-    (
-        re.compile(
-            rf"(?P<article>\b[Aa]n? )?(?:(?<![A-Za-z])(?P<country>US|AU|CA|A|C))?(?P<sign>[{_SIGNS}]) ?"
-            rf"(?P<number>{_NUM}|\.\d++)(?P<scale>{_SCALE})?(?:(?<!\D\D) ?(?P<code>USD|CAD|AUD)\b)?"
-            r"(?P<noun>(?=[ -][a-z]))?",
-        ),
-        _apart(_sum),
-    ),
-    (
-        re.compile(rf"(?P<number>{_AMOUNT})(?P<scale>{_SCALE})? ?(?P<sign>[{_SIGNS}])(?!\d)"),
-        _apart(
-            lambda found: (
-                f"{_number(found['number'], is_amount=True)}{_scale(found['scale'])} "
-                f"{_singular(_MONEY[found['sign']]) if found['number'] == '1' else _MONEY[found['sign']]}"
-            )
-        ),
-    ),
-    (
-        re.compile(rf"\b(?P<code>{'|'.join(_CODES)}) ?(?P<number>{_NUM})(?P<scale>{_SCALE})?"),
-        _apart(
-            lambda found: f"{_number(found['number'], is_amount=True)}{_scale(found['scale'])} {_CODES[found['code']]}"
-        ),
-    ),
-    (
-        re.compile(rf"(?<=\d|n) ?(?P<code>{'|'.join(_CODES)})\b"),
-        lambda found: f" {_CODES[found['code']]}",
-    ),
-    (re.compile(r"(?<=\d) ?¢"), " cents"),
-    (re.compile(rf"(?P<sign>[{_SIGNS}])(?P=sign)*+"), lambda found: f" {_singular(_MONEY[found['sign']])} "),
-    (re.compile(r"(?<=dollars|.pounds|..euros) ?/ ?(?=[a-z])"), " per "),
-)
-
-# -- units ---------------------------------------------------------------------------------------------------
-
-_UNITS: Final = {
-    "km/h": "kilometers per hour", "kph": "kilometers per hour", "mph": "miles per hour", "km": "kilometers",
-    "cm": "centimeters", "mm": "millimeters", "nm": "nanometers", "μm": "micrometers", "m": "meters",
-    "kg": "kilograms", "mg": "milligrams", "μg": "micrograms", "g": "grams", "lb": "pounds", "lbs": "pounds",
-    "oz": "ounces", "ft": "feet", "yd": "yards", "mi": "miles", "sq ft": "square feet", "ml": "milliliters",
-    "mL": "milliliters", "dl": "deciliters", "L": "liters", "l": "liters", "gal": "gallons", "tsp": "teaspoons",
-    "tbsp": "tablespoons", "Tbsp": "tablespoons", "qt": "quarts", "pt": "pints", "ms": "milliseconds",
-    "s": "seconds", "sec": "seconds", "secs": "seconds", "min": "minutes", "mins": "minutes", "h": "hours",
-    "hr": "hours", "hrs": "hours", "yr": "years", "yrs": "years", "Hz": "hertz", "kHz": "kilohertz",
-    "MHz": "megahertz", "GHz": "gigahertz", "kB": "kilobytes", "KB": "kilobytes", "MB": "megabytes",
-    "GB": "gigabytes", "TB": "terabytes", "Mbps": "megabits per second", "Gbps": "gigabits per second",
-    "kW": "kilowatts", "MW": "megawatts", "GW": "gigawatts", "kWh": "kilowatt hours", "kcal": "kilocalories",
-    "mmol": "millimoles", "mol": "moles", "J": "joules", "kJ": "kilojoules", "mM": "millimolar", "μM": "micromolar",
-    "μL": "microliters", "μl": "microliters", "μs": "microseconds", "Pa": "pascals", "kPa": "kilopascals",
-    "hPa": "hectopascals",
-    "dB": "decibels", "rpm": "revolutions per minute", "ppm": "parts per million", "bpm": "beats per minute",
-}  # fmt: skip
-_OWN: Final = "km/h kph mph km cm mm kg mg lbs sq_ft ml mL hrs kHz MHz GHz kB MB GB TB kWh Mbps".replace(
-    "_", " "
-).split()
-"""Unambiguous units, spelled out also without a number."""
-_UNIT: Final = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
-_POWERS: Final = {"2": "square ", "3": "cubic "}
-
-
-def _measured(unit: str, power: str | None, *, is_one: bool) -> str:
-    said = _POWERS.get((power or "").strip(" ^"), "") + _UNITS[unit]
-    return _singular(said) if is_one else said
-
-
-def _unit(found: re.Match[str]) -> str:
-    number, unit = found["number"], found["unit"]
-    if found["gap"] == "" and unit in {"s", "l"} and "." not in number and not found["per"]:
-        return found[0]  # "the 1990s"
-    before = _TOP.search(found.string, max(0, found.start() - 8), found.start())
-    is_one = (found["gap"] == "-" or number == "1") if before is None else not before["whole"]
-    said = f"{number} {_measured(unit, found['power'], is_one=is_one)}"
-    if found["per"]:
-        said += f" per {_measured(found['per'], found['power2'], is_one=True)}"
-    return said
-
-
-_PER: Final = "day|week|wk|month|mo|year|yr|hour|hr|min|minute|second|sec|person|night|L|mL|dL|kg|mol|m|s|h"
-_PERIODS: Final = {
-    "wk": "week", "mo": "month", "yr": "year", "hr": "hour", "min": "minute", "sec": "second", "L": "liter",
-    "mL": "milliliter", "dL": "deciliter", "mol": "mole", "m": "meter", "s": "second", "h": "hour",
-}  # fmt: skip
-_TOP: Final = re.compile(r"(?P<whole>\d[ -])?\d{1,4}[/⁄]$")  # the upper part of a fraction
-_MEASURES: Final[tuple[Rule, ...]] = (
-    (
-        re.compile(r"(?<=\d)° ?(?P<minutes>\d{1,2})['′’](?: ?(?P<seconds>\d{1,2}(?:\.\d++)?)(?:[\"″”]|''))?"),
-        _apart(
-            lambda found: (
-                f"degrees {found['minutes']} minutes {found['seconds'] or ''}{' seconds' * bool(found['seconds'])}"
-            )
-        ),
-    ),
-    (
-        re.compile(r"(?<!\d)(?P<feet>\d{1,3})['′’] ?(?P<inches>\d{1,2}(?:\.\d)?)(?:[\"″”]|''|’’|′′)"),
-        _apart(
-            lambda found: (
-                f"{found['feet']} {'foot' if found['feet'] == '1' else 'feet'} "
-                f"{found['inches']} {'inch' if found['inches'] == '1' else 'inches'}"
-            )
-        ),
-    ),
-    (re.compile(r"(?<=\d)′"), " feet"),
-    (re.compile(r"(?<=\d)″"), " inches"),
-    (re.compile(r"(?<=\d) in\.(?= [a-z]|,)"), " inches"),
-    (
-        re.compile(r"(?<!\d)(?P<one>\d{1,3})(?P<mark>['’\"”]) ?[x×] ?(?P<other>\d{1,3})(?P=mark)"),
-        _apart(
-            lambda found: "{1} {0} by {2} {0}".format("feet" if found["mark"] in "'’" else "inches", *found.group(1, 3))
-        ),
-    ),
-    (re.compile(r"(?<=\d)m ?(?P<seconds>\d{1,2})s\b"), r" minutes \g<seconds> seconds"),
-    (re.compile(r"(?<=\d)h ?(?P<minutes>\d{1,2}) ?m(?:in)?\b"), r" hours \g<minutes> minutes"),
-    (re.compile(r"(?<=\d)h ?(?=\d{1,2} minutes)"), " hours "),
-    (re.compile(r"(?<=\d)M(?= [a-z]{3})"), " million"),
-    (
-        re.compile(rf"(?P<number>{_ALONE}\d++\.\d++)(?P<scale>[MB])(?![A-Za-z0-9])"),
-        _apart(lambda found: _number(found["number"]) + _scale(found["scale"])),
-    ),
-    (re.compile(rf"(?P<number>{_ALONE}\d++\.\d++)/(?=(?:4|5|10|20|100)(?!\d))"), r"\g<number> out of "),
-    (re.compile(r"(?<=\d) sq\. ft\b"), " sq ft"),
-    (re.compile(r" ?° ?C\b"), " degrees Celsius"),
-    (re.compile(r" ?° ?F\b"), " degrees Fahrenheit"),
-    (re.compile(r"(?<![\d.,])(?:1°|1 degrees\b)"), "1 degree"),
-    (
-        re.compile(
-            rf"(?P<number>{_ALONE}{_NUM})(?P<gap>[ -]?)(?P<unit>{_UNIT})(?P<power>\^[23] ?)?"
-            rf"(?: ?/ ?(?P<per>{_UNIT})(?P<power2>\^[23] ?)?)?(?![A-Za-z0-9/])(?:\.(?= [a-z0-9(]|[,;]))?"
-        ),
-        _unit,
-    ),
-    (re.compile(rf"(?<=[A-Za-z])\.?/(?=(?:{_PER})\b)"), " per "),
-    (
-        re.compile(r"(?<=\bper )(?P<unit>wk|mo|yr|hr|min|sec|L|mL|dL|mol|m|s|h)\b"),
-        lambda found: _PERIODS[found["unit"]],
-    ),
-    (
-        re.compile(rf"(?<![A-Za-z0-9/-])(?P<one>(?:a|per|each|every|one|half) )?(?P<unit>{'|'.join(_OWN)})(?![\w/])"),
-        lambda found: (found["one"] or "") + _measured(found["unit"], None, is_one=bool(found["one"])),
-    ),
-    (
-        re.compile(
-            r"(?:(?<!\d)(?<!\d[.,/])(?P<whole>\d++)(?: ?-? ?))?(?<![\d/])(?<!\d[.,])(?P<top>\d{1,4})(?P<slash>[/⁄])"
-            r"(?P<bottom>\d{1,4})(?![\d/]|[.,]\d)(?P<equals>(?= ?=))?"
-        ),
-        _apart(_fraction),
-    ),
-    (re.compile(r"(?<=\d)/(?=\d)"), " slash "),
-)
-
-# -- abbreviations -------------------------------------------------------------------------------------------
-
-
-def _also_in_capitals(words: dict[str, str]) -> dict[str, str]:
-    return {short.upper(): word for short, word in words.items() if short[0].isupper()} | words
-
-
-_TITLES: Final = _also_in_capitals(
-    {
-    "Lt": "Lieutenant", "Capt": "Captain", "Col": "Colonel", "Gen": "General", "Maj": "Major", "Sgt": "Sergeant",
-    "Cpl": "Corporal", "Pvt": "Private", "Adm": "Admiral", "Cmdr": "Commander", "Gov": "Governor", "Sen": "Senator",
-    "Rep": "Representative", "Pres": "President", "Rev": "Reverend", "Hon": "Honorable", "Prof": "Professor",
-    "Fr": "Father", "Supt": "Superintendent", "Mt": "Mount", "Ft": "Fort",
-}
-)  # fmt: skip
-"""Spelled out before a name."""
-_SHORT: Final = _also_in_capitals(
-    {
-    "Mr": "Mister", "Mrs": "Missus", "Jr": "Junior", "Sr": "Senior", "Esq": "Esquire", "Inc": "Incorporated",
-    "Ltd": "Limited", "Corp": "Corporation",
-    "Co": "Company", "Cos": "Companies", "Bros": "Brothers", "Assn": "Association", "Univ": "University",
-    "Dept": "Department", "Govt": "Government", "Ave": "Avenue", "Blvd": "Boulevard", "Rd": "Road", "Hwy": "Highway",
-    "Pkwy": "Parkway", "Apt": "Apartment", "Bldg": "Building", "Mts": "Mountains", "Intl": "International",
-    "Natl": "National", "dept": "department", "approx": "approximately", "etc": "et cetera", "vs": "versus",
-    "viz": "namely", "cf": "compare", "incl": "including", "govt": "government", "assoc": "associate",
-    "misc": "miscellaneous", "edn": "edition", "esp": "especially", "Approx": "Approximately",
-    "hrs": "hours", "yrs": "years",
-    "mins": "minutes", "secs": "seconds", "tsp": "teaspoon", "tbsp": "tablespoon", "Tbsp": "tablespoon",
-}
-)  # fmt: skip
-"""Spelled out before a period."""
-_LATIN: Final = {
-    "e.g": "for example", "i.e": "that is", "et al": "et al", "a.k.a": "also known as", "Ph.D": "P.H.D.",
-    "Ph.Ds": "P.H.D.s", "w/o": "without", "w/": "with ", "c/o": "care of",
-}  # fmt: skip
-_NUMBERED: Final = {
-    "No": "number", "no": "number", "NO": "number", "Nos": "numbers", "nos": "numbers", "p": "page", "pp": "pages",
-    "Fig": "Figure", "Figs": "Figures", "fig": "figure", "Vol": "Volume", "vol": "Volume", "Ch": "Chapter",
-    "ch": "Chapter", "Sec": "Section", "sec": "section", "Art": "Article", "Eq": "Equation", "ext": "extension",
-    "Ext": "Extension", "ca": "circa", "c": "circa", "b": "born", "d": "died",
-}  # fmt: skip
-"""Spelled out before a number."""
-_MONTH: Final = {month[:3]: month for month in _MONTHS if month != "May"} | {"Sept": "September"}
-_DAY: Final = {
-    "Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday", "Thur": "Thursday",
-    "Thurs": "Thursday", "Fri": "Friday", "Sat": "Saturday", "Sun": "Sunday",
-}  # fmt: skip
-_CALENDAR: Final = _MONTH | _DAY
-_IS_END: Final = r"(?=[\"'”’)\]]*+$)"
-_WHEN: Final = "in|on|by|since|until|till|from|to|through|this|last|next|every|early|late|mid|of"
-
-
-def _expanded(words: dict[str, str]) -> Callable[[re.Match[str]], str]:
-    """Return the word for `short`; keep the period if it also ends the sentence."""
-
-    def say(found: re.Match[str]) -> str:
-        return words[found["short"]] + ("." if found.groupdict().get("end") is not None else "")
-
-    return say
-
-
-def _any(words: Iterable[str]) -> str:
-    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
-
-
-def _street(found: re.Match[str]) -> str:
-    """Expand St. and Dr.: Saint and Doctor before a name, Street and Drive after one."""
-    saint, street = ("Saint", "Street") if found["short"] == "St" else ("Doctor", "Drive")
-    if found["name"] is not None and not (found["place"] and found["place"].strip()[0].isdigit()):
-        return f"{found['place'] or ''}{saint}"
-    if found["place"] is None and found["name"] is None and found["end"] is None:
-        return f"{saint}"
-    return f"{found['place'] or ''}{street}" + ("." if found["end"] is not None else "")
-
-
-_ABBREVIATED: Final[tuple[Rule, ...]] = (
-    (re.compile(r"(?<=[A-Za-z])[‘’](?=[A-Za-z])"), "'"),
-    (
-        re.compile(rf"(?<![\w.])(?P<short>{_any(_NUMBERED)})\. ?(?=\d|(?:[IVXL]{{2,}}+|[VX])\b)"),
-        lambda found: f"{_NUMBERED[found['short']]} ",
-    ),
-    (re.compile(r"(?<=\d[snrt][tdh] )c\.(?=[ ,;])"), "century"),
-    (re.compile(r"\bWW(?P<which>II?)\b"), r"World War \g<which>"),
-    (re.compile(r"(?<!\w)#(?=\d)"), "number "),
-    (re.compile(rf"(?<![\w.])(?P<short>{_any(_TITLES)})\.(?= [A-Z])"), _expanded(_TITLES)),
-    (
-        re.compile(
-            r"(?<![\w.'])(?P<place>(?:[A-Z][a-z]++|\d++(?:st|nd|rd|th)) )?(?P<short>St|Dr)\."
-            rf"(?:(?P<name>(?= [A-Z]))|(?P<end>{_IS_END})|)"
-        ),
-        _street,
-    ),
-    (
-        re.compile(rf"(?<![\w.])(?P<short>{_any(_SHORT)})\.(?P<end>{_IS_END})?"),
-        _expanded(_SHORT),
-    ),
-    (
-        re.compile(rf"(?<![\w.])(?P<short>e\.g|i\.e|a\.k\.a|et al|Ph\.D)\.?(?!\w)(?P<end>(?<=\.){_IS_END})?"),
-        _expanded(_LATIN),
-    ),
-    (re.compile(r"(?<![\w/])(?P<short>w/o|c/o|w/)(?![/\d])(?=[ \w])"), _expanded(_LATIN)),
-    (re.compile(r"\bvs\b"), "versus"),
-    (
-        re.compile(
-            rf"\b(?P<first>{_any(_CALENDAR)})\.?(?: ?[-–—] ?|/)(?P<short>{_any(_CALENDAR)})\b\.?"
-            rf"(?P<end>(?<=\.){_IS_END})?"
-        ),
-        lambda found: (
-            f"{_CALENDAR[found['first']]} to {_CALENDAR[found['short']]}" + ("." if found["end"] is not None else "")
-        ),
-    ),
-    (
-        re.compile(
-            rf"(?<![\w.])(?P<short>{_any(_CALENDAR)})\.(?=[,;]|'s| [a-z0-9(]| (?:{_any([*_MONTHS, *_MONTH])})\b)"
-        ),
-        _expanded(_CALENDAR),
-    ),
-    (re.compile(rf"(?<=\d )(?P<short>{_any(_MONTH)})\.?(?P<end>(?<=\.){_IS_END})?(?![\w'])"), _expanded(_MONTH)),
-    (re.compile(rf"\b(?P<short>{_any(_MONTH)})(?= \d)"), _expanded(_MONTH)),
-    (
-        re.compile(rf"(?P<before>\b(?:{_WHEN}) )(?P<short>{_any(_CALENDAR)})\.(?P<end>{_IS_END})?"),
-        lambda found: found["before"] + _expanded(_CALENDAR)(found),
-    ),
-    (
-        re.compile(rf"(?P<before>(?:day,?|ary,?|ber,?) (?:and|or) )(?P<short>{_any(_CALENDAR)})\.(?P<end>{_IS_END})?"),
-        lambda found: found["before"] + _expanded(_CALENDAR)(found),
-    ),
-)  # fmt: skip
-
-# -- Roman numerals ------------------------------------------------------------------------------------------
-
-_ROMAN: Final = {"I": 1, "V": 5, "X": 10, "L": 50}
-_RULERS: Final = frozenset(
-    _words(
-        "Henry Louis Charles James George Edward Richard William Elizabeth Mary Paul Pius Benedict Leo "
-        "Gregory Innocent Clement Urban Alexander Nicholas Peter Philip Frederick Napoleon Ivan Ramses "
-        "Ptolemy Francis Ferdinand Otto Catherine Harald Haakon Gustav Christian Wilhelm Franz Sixtus "
-        "Boniface Callixtus Ludwig Alfonso"
-    )
-)
-_COUNTED: Final = frozenset(_words("Chapter Act Scene Volume Book Type Phase Appendix War Section Article Title Stage"))
-
-
-def _roman(found: re.Match[str]) -> str:
-    before, numeral = found["before"], found["numeral"]
-    values = [_ROMAN[letter] for letter in numeral]
-    value = sum(-a if a < b else a for a, b in zip(values, [*values[1:], 0], strict=True))
-    key = before.title()
-    is_name = key in _RULERS and (numeral == "V" or _AFTER_A_RULER.match(found.string, found.end()) is not None)
-    if (len(numeral) == 1 and key not in _COUNTED and not is_name) or key in _NEVER_COUNTED:
-        return found[0]
-    return f"{before} the {_ordinal(str(value))}" if key in _RULERS else f"{before} {_cardinal(str(value))}"
-
-
-_AFTER_A_RULER: Final = re.compile(r"[,.;)]| (?:was|of|and|died|ruled|reigned)\b")  # so "I" is not a pronoun
-_NEVER_COUNTED: Final = frozenset(_words("The A An In On At And Or To For With My Your His Her Our Their An"))
-_ROMANS: Final[tuple[Rule, ...]] = (
-    (
-        re.compile(
-            r"\b(?P<before>[A-Z][A-Za-z]++) "
-            r"(?P<numeral>(?=[XVI]|[XL]{2}[XVI]|L[XVI]{2})(?:XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?![\w'’.]\w|\w)"
-        ),
-        _roman,
-    ),
-)
+_replace((r"(?<=\d)/(?=\d)", " slash "))
 
 # -- remaining numbers and signs -----------------------------------------------------------------------------
 
 _SYMBOLS: Final = {
     "°": " degrees ", "=": " equals ", "×": " times ", "÷": " divided by ", "±": " plus or minus ",
     "^": " to the power of ", "≤": " at most ", "≥": " at least ", "→": " to ", "≠": " is not ",
-    "√": " the square root of ",
-    "∞": " infinity ", "§": " section ", "‰": " per thousand ", "μ": " micro ", "©": " copyright ", "⁄": " slash ",
-    "%": " percent ",
-    "&": " and ", "@": " at ", "+": " plus ", "¢": " cents ",
+    "√": " the square root of ", "∞": " infinity ", "§": " section ", "‰": " per thousand ", "μ": " micro ",
+    "©": " copyright ", "⁄": " slash ", "%": " percent ", "&": " and ", "@": " at ", "+": " plus ", "¢": " cents ",
 }  # fmt: skip
 
 
+@_rule(r"(?<=[A-Za-z0-9)])\^(?P<power>[+-]?\d++)")
 def _powered(found: re.Match[str]) -> str:
     power = found["power"]
-    if power in {"2", "3"}:
-        return " squared " if power == "2" else " cubed "
-    minus = "minus " if power[0] == "-" else ""
-    return f" to the power of {minus}{_cardinal(power.lstrip('+-'))} "
+    said = f" to the power of {'minus ' * (power[0] == '-')}{_cardinal(power.lstrip('+-'))} "
+    return {"2": " squared ", "3": " cubed "}.get(power, said)
 
 
+_replace(
+    (r"[~≈](?= ?\d)", " about "),
+    (r"<(?= ?\d)| < ", " less than "),
+    (r"(?<!-)>(?= ?\d)| > ", " greater than "),
+    (r"(?<!-)-++>|=>", " to "),
+    (r"\b(?P<letter>[CF])#(?!\w)", r"\g<letter> sharp"),
+    (r"#(?=[A-Za-z])", " hashtag "),
+    (r"\b(?P<said>[Cc]opyright) ?(?:©|\([Cc]\))", r"\g<said>"),
+    (r"\bv\.?(?=\d)", "version "),
+    (r"(?<=[\w)])\((?P<within>\w{1,3})\)", lambda found: "s" if found["within"] == "s" else f" {found['within']} "),
+    (r"(?<=m)\.\.(?!\.)", "."),
+    (r"(?<!\w)['‘’](?=\d\ds?\b(?!['’]))", ""),
+)
+
+
+@_rule(rf"(?P<letter>(?<=[A-Z]))?(?P<number>{_AMOUNT})(?:(?P<end>st|nd|rd|th|['’]?s)(?![A-Za-z]))?")
+@_apart
 def _counted(found: re.Match[str]) -> str:
     """Spell a remaining number with its suffix: "2nd", "1990s", "'90s"."""
     written, end = found["number"], found["end"]
@@ -782,65 +781,22 @@ def _counted(found: re.Match[str]) -> str:
     return f"{glue}{said}"
 
 
-_REST: Final[tuple[Rule, ...]] = (
-    (re.compile(r"(?<=[A-Za-z0-9)])\^(?P<power>[+-]?\d++)"), _powered),
-    (re.compile(r"[~≈](?= ?\d)"), " about "),
-    (re.compile(r"<(?= ?\d)| < "), " less than "),
-    (re.compile(r"(?<!-)>(?= ?\d)| > "), " greater than "),
-    (re.compile(r"(?<!-)-++>|=>"), " to "),
-    (re.compile(r"\b(?P<letter>[CF])#(?!\w)"), r"\g<letter> sharp"),
-    (re.compile(r"#(?=[A-Za-z])"), " hashtag "),
-    (re.compile(r"\b(?P<said>[Cc]opyright) ?(?:©|\([Cc]\))"), r"\g<said>"),
-    (re.compile(r"\bv\.?(?=\d)"), "version "),
-    (
-        re.compile(r"(?<=[\w)])\((?P<within>\w{1,3})\)"),
-        lambda found: "s" if found["within"] == "s" else f" {found['within']} ",
-    ),
-    (re.compile(r"(?<=m)\.\.(?!\.)"), "."),
-    (re.compile(r"(?<!\w)['‘’](?=\d\ds?\b(?!['’]))"), ""),
-    (
-        re.compile(rf"(?P<letter>(?<=[A-Z]))?(?P<number>{_AMOUNT})(?:(?P<end>st|nd|rd|th|['’]?s)(?![A-Za-z]))?"),
-        _apart(_counted),
-    ),
-    (re.compile(r"\d++"), _apart(lambda found: _cardinal(found[0]))),  # any remaining digits
-    (re.compile("[" + re.escape("".join(_SYMBOLS)) + "]"), lambda found: _SYMBOLS[found[0]]),
-    (re.compile(r"(?<=[A-Za-z])–(?=[A-Za-z])"), " "),
-    (re.compile(r"-{2,}+|[–—]|(?<= )-(?= )"), " — "),
-    (re.compile(r"(?<![A-Za-z])-|-(?![A-Za-z])"), " "),
+_replace(
+    (r"\d++", _apart(lambda found: _cardinal(found[0]))),  # any remaining digits
+    ("[" + re.escape("".join(_SYMBOLS)) + "]", lambda found: _SYMBOLS[found[0]]),
+    (r"(?<=[A-Za-z])–(?=[A-Za-z])", " "),
+    (r"-{2,}+|[–—]|(?<= )-(?= )", " — "),
+    (r"(?<![A-Za-z])-|-(?![A-Za-z])", " "),
     # The dictionaries drop a whole word with an unknown sign in it.
-    (re.compile(r"[^A-Za-z .,:;!?'\"()…“”‘’—-]|(?<=\w)\((?=\w)|(?<=\w)[\"“”](?=\w)"), " "),
-    (re.compile(r"(?<=[,:;!?….)])(?=[\"“‘(]\w)|(?<=[,:;!?])(?='\w)|(?<=[,:;!?…])(?=\w)|(?<=[.,:;!?…)]\.)(?=\w)"), " "),
-    (
-        re.compile(r"(?<![A-Za-z])['‘’](?![A-Za-z])"),
-        "",
-    ),  # an apostrophe next to another mark hides the word from the dictionaries
-    (re.compile(r"(?<=[^ (“‘\"'])\("), " ("),
-    (re.compile(r"\)(?=[A-Za-z(])"), ") "),
-    (re.compile(r"\( "), "("),
-    (re.compile(r" {2,}"), " "),
-    (re.compile(r"— (?:— )++"), "— "),
-    (re.compile(r"^ ?— | —(?= ?[.,:;!?…)])| — ?$"), " "),
-    (re.compile(r" {1,3}(?=[.,:;!?…)](?:[ \"'”’.,:;!?…)]|$))"), ""),
-)
-_MARKED: Final[tuple[Rule, ...]] = (
-    (re.compile(r"(?<![A-Za-z'’])(?P<factor>[a-z])\*(?=\d)"), r"\g<factor> times "),
-    (re.compile(r"(?<!\d )\*(?! ?\d)|(?<![\d ])\*|[*](?![ \d])|[`_|·]"), " "),
-    (re.compile(r"^ ?#+ "), ""),
-    (re.compile(r">="), "≥"),
-    (re.compile(r"<="), "≤"),
-    (re.compile(r"!="), "≠"),
-    (re.compile(r"={2,}+"), "="),
-    (re.compile(r"&{2,}+"), "&"),
-    (re.compile(r" {2,}"), " "),
-)
-_RULES: Final[tuple[tuple[Rule, ...], ...]] = (
-    _ADDRESSES,
-    _MARKED,
-    _ABBREVIATED,
-    _ROMANS,
-    _DATES,
-    _BETWEEN,
-    _MONEYS,
-    _MEASURES,
-    _REST,
+    (r"[^A-Za-z .,:;!?'\"()…“”‘’—-]|(?<=\w)\((?=\w)|(?<=\w)[\"“”](?=\w)", " "),
+    (r"(?<=[,:;!?….)])(?=[\"“‘(]\w)|(?<=[,:;!?])(?='\w)|(?<=[,:;!?…])(?=\w)|(?<=[.,:;!?…)]\.)(?=\w)", " "),
+    # An apostrophe next to another mark hides the word from the dictionaries.
+    (r"(?<![A-Za-z])['‘’](?![A-Za-z])", ""),
+    (r"(?<=[^ (“‘\"'])\(", " ("),
+    (r"\)(?=[A-Za-z(])", ") "),
+    (r"\( ", "("),
+    (r" {2,}", " "),
+    (r"— (?:— )++", "— "),
+    (r"^ ?— | —(?= ?[.,:;!?…)])| — ?$", " "),
+    (r" {1,3}(?=[.,:;!?…)](?:[ \"'”’.,:;!?…)]|$))", ""),
 )
