@@ -130,7 +130,7 @@ def _build_state(settings: Settings, store: Store, secret: bytes) -> ServerState
     recordings = Recordings(blobs, Library(settings.home) if settings.serve_library else None)
     queue = StoredJobQueue(store, blobs, clock, events, recordings, settings.lease_s, settings.max_attempts)
     dispatcher: Dispatcher = LocalDispatcher(settings, queue)
-    catalog = BackendCatalog(dispatcher.backends)
+    catalog = BackendCatalog(dispatcher)
 
     def on_cancelled(job_ids: Sequence[str]) -> None:
         for job_id in job_ids:
@@ -139,10 +139,7 @@ def _build_state(settings: Settings, store: Store, secret: bytes) -> ServerState
 
     keys = KeyService(store, on_cancelled=on_cancelled)
     decoding = DecodingPool()
-    versions = dispatcher.prompt_versions
-    voices = VoiceService(
-        store, blobs, recordings, clock, catalog, decoding, (audio_cache, encoded), ownership, versions
-    )
+    voices = VoiceService(store, blobs, recordings, clock, catalog, decoding, (audio_cache, encoded), ownership)
     home = HomeVoices(recordings.library, store, voices, catalog)
     limits = QueueLimits(settings.max_pending_jobs, settings.max_pending_jobs_per_account)
     return ServerState(

@@ -360,25 +360,23 @@ class JobQueue(Protocol):
     async def heartbeat(self, claim: Claim) -> bool:
         """Renew the lease of a claim. Return False if the job was cancelled or claimed by another worker."""
 
-    async def reference(self, voice: StoredVoice) -> bytes:
+    async def reference(self, claim: Claim) -> bytes:
         """Return the reference recording as a canonical WAV file.
 
         Raises:
             AudioMissingError: The recording is missing or altered.
         """
 
-    async def prompt(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
-        """Return the stored prompt of an engine for a voice."""
+    async def prompt(self, claim: Claim, *, version: str) -> bytes | None:
+        """Return the stored prompt of the job's backend for its voice."""
 
-    async def save_prompt(
-        self, voice: StoredVoice, *, backend: str, version: str, prompt: bytes, is_fast: bool = False
-    ) -> None:
-        """Store the prompt of an engine for a voice, and remove its checkpoint."""
+    async def save_prompt(self, claim: Claim, *, version: str, prompt: bytes, is_fast: bool = False) -> None:
+        """Store the prompt of the job's backend for its voice, and remove its checkpoint."""
 
-    async def checkpoint(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
+    async def checkpoint(self, claim: Claim, *, version: str) -> bytes | None:
         """Return the checkpoint of a preparation that was interrupted."""
 
-    async def save_checkpoint(self, voice: StoredVoice, *, backend: str, version: str, checkpoint: bytes) -> None:
+    async def save_checkpoint(self, claim: Claim, *, version: str, checkpoint: bytes) -> None:
         """Store a checkpoint, from which the next attempt continues to prepare the voice."""
 
     async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:

@@ -203,10 +203,15 @@ class QueueLimits:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A job that a worker holds for one attempt."""
+    """A job that a worker holds for one attempt.
+
+    Attributes:
+        lease_s: Time without a heartbeat after which the claim ends. None: as in the settings.
+    """
 
     job: StoredJob
     voice: StoredVoice
+    lease_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,29 +118,27 @@ class MemoryQueue:
         self._note("heartbeat", claim.job.job_id)
         return self._holds(claim.job.job_id, claim.job.attempt)
 
-    async def reference(self, voice: StoredVoice) -> bytes:
-        self._note("reference", voice.voice_id)
-        return self.references[voice.voice_id]
+    async def reference(self, claim: Claim) -> bytes:
+        self._note("reference", claim.voice.voice_id)
+        return self.references[claim.voice.voice_id]
 
-    async def prompt(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
-        self._note("prompt", voice.voice_id)
-        return self.prompts.get((voice.voice_id, backend, version))
+    async def prompt(self, claim: Claim, *, version: str) -> bytes | None:
+        self._note("prompt", claim.voice.voice_id)
+        return self.prompts.get(_key(claim, version))
 
-    async def save_prompt(
-        self, voice: StoredVoice, *, backend: str, version: str, prompt: bytes, is_fast: bool = False
-    ) -> None:
-        self._note("save_prompt", voice.voice_id)
-        self.prompts[voice.voice_id, backend, version] = prompt
-        self.checkpoints.pop((voice.voice_id, backend, version), None)
-        self.fast[voice.voice_id] = is_fast
+    async def save_prompt(self, claim: Claim, *, version: str, prompt: bytes, is_fast: bool = False) -> None:
+        self._note("save_prompt", claim.voice.voice_id)
+        self.prompts[_key(claim, version)] = prompt
+        self.checkpoints.pop(_key(claim, version), None)
+        self.fast[claim.voice.voice_id] = is_fast
 
-    async def checkpoint(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
-        self._note("checkpoint", voice.voice_id)
-        return self.checkpoints.get((voice.voice_id, backend, version))
+    async def checkpoint(self, claim: Claim, *, version: str) -> bytes | None:
+        self._note("checkpoint", claim.voice.voice_id)
+        return self.checkpoints.get(_key(claim, version))
 
-    async def save_checkpoint(self, voice: StoredVoice, *, backend: str, version: str, checkpoint: bytes) -> None:
-        self._note("save_checkpoint", voice.voice_id)
-        self.checkpoints[voice.voice_id, backend, version] = checkpoint
+    async def save_checkpoint(self, claim: Claim, *, version: str, checkpoint: bytes) -> None:
+        self._note("save_checkpoint", claim.voice.voice_id)
+        self.checkpoints[_key(claim, version)] = checkpoint
 
     async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:
         self._note("complete", job_id)
@@ -215,3 +213,7 @@ class MemoryQueue:
             ref_sample_rate=24_000,
             created_at=now(),
         )
+
+
+def _key(claim: Claim, version: str) -> tuple[str, str, str]:
+    return claim.voice.voice_id, claim.job.backend, version

@@ -9,6 +9,7 @@ import pytest
 
 from afterwords.server.blobs import open_blobs
 from afterwords.server.ports import Blobs
+from afterwords.server.records import Claim
 from afterwords.server.services.job_events import JobEvents
 from afterwords.server.services.job_queue import StoredJobQueue
 from afterwords.server.services.recordings import Recordings
@@ -16,7 +17,15 @@ from tests.contracts.store_world import World
 
 pytestmark = pytest.mark.anyio
 
-KEY: dict[str, Any] = {"backend": "tone", "version": "1"}
+KEY: dict[str, Any] = {"version": "1"}
+
+
+@pytest.fixture
+async def claim(world: World) -> Claim:
+    await world.add_job()
+    claim = await world.claim()
+    assert claim is not None
+    return claim
 
 
 @pytest.fixture
@@ -33,30 +42,31 @@ async def stored(blobs: Blobs) -> list[str]:
     return [blob.path async for batch in blobs.listing() for blob in batch if "/prompts/" in blob.path]
 
 
-async def test_checkpoint_is_kept_until_there_is_a_prompt(world: World, queue: StoredJobQueue, blobs: Blobs) -> None:
-    voice = await world.add_voice()
+async def test_checkpoint_is_kept_until_there_is_a_prompt(
+    world: World, queue: StoredJobQueue, blobs: Blobs, claim: Claim
+) -> None:
     for checkpoint in (b"a third", b"two thirds"):
-        await queue.save_checkpoint(voice, **KEY, checkpoint=checkpoint)
-    assert await queue.checkpoint(voice, **KEY) == b"two thirds"
-    assert await queue.checkpoint(voice, backend="tone", version="2") is None
-    assert await queue.prompt(voice, **KEY) is None
+        await queue.save_checkpoint(claim, **KEY, checkpoint=checkpoint)
+    assert await queue.checkpoint(claim, **KEY) == b"two thirds"
+    assert await queue.checkpoint(claim, version="2") is None
+    assert await queue.prompt(claim, **KEY) is None
     assert len(await world.store.find_known_paths(await stored(blobs))) == 1, "the sweep leaves it"
-    await queue.save_prompt(voice, **KEY, prompt=b"whole")
-    assert (await queue.prompt(voice, **KEY), await queue.checkpoint(voice, **KEY)) == (b"whole", None)
+    await queue.save_prompt(claim, **KEY, prompt=b"whole")
+    assert (await queue.prompt(claim, **KEY), await queue.checkpoint(claim, **KEY)) == (b"whole", None)
     assert len(await stored(blobs)) == 1
 
 
-async def test_full_prompt_is_preferred_to_a_fast_one(world: World, queue: StoredJobQueue) -> None:
-    voice = await world.add_voice()
-    await queue.save_prompt(voice, **KEY, prompt=b"fast", is_fast=True)
-    assert await queue.prompt(voice, **KEY) == b"fast"
-    await queue.save_prompt(voice, **KEY, prompt=b"full")
-    assert await queue.prompt(voice, **KEY) == b"full"
+async def test_full_prompt_is_preferred_to_a_fast_one(queue: StoredJobQueue, claim: Claim) -> None:
+    await queue.save_prompt(claim, **KEY, prompt=b"fast", is_fast=True)
+    assert await queue.prompt(claim, **KEY) == b"fast"
+    await queue.save_prompt(claim, **KEY, prompt=b"full")
+    assert await queue.prompt(claim, **KEY) == b"full"
 
 
-async def test_prompt_of_a_deleted_voice_is_not_stored(world: World, queue: StoredJobQueue, blobs: Blobs) -> None:
-    voice = await world.add_voice()
-    await world.store.delete_voice(voice.voice_id, account_id=voice.account_id)
-    await queue.save_checkpoint(voice, **KEY, checkpoint=b"a third")
-    await queue.save_prompt(voice, **KEY, prompt=b"whole")
+async def test_prompt_of_a_deleted_voice_is_not_stored(
+    world: World, queue: StoredJobQueue, blobs: Blobs, claim: Claim
+) -> None:
+    await world.store.delete_voice(claim.voice.voice_id, account_id=claim.voice.account_id)
+    await queue.save_checkpoint(claim, **KEY, checkpoint=b"a third")
+    await queue.save_prompt(claim, **KEY, prompt=b"whole")
     assert await stored(blobs) == []

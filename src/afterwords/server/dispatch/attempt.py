@@ -107,7 +107,7 @@ class Attempt:
         self._is_fast = settings.prepare == "fast"
         self._queue = queue
         self._slot = slot
-        self._lease_s = settings.lease_s
+        self._lease_s = claim.lease_s or settings.lease_s
         self._longest_s = max_speech_s(claim.job.text or "", speed=claim.job.speed)
         self._expected_s = EXPECTED_SECONDS_PER_CHARACTER * len(claim.job.text or " ") / claim.job.speed
         self._timeout_s = settings.start_allowance_s + 2 * self._longest_s
@@ -223,13 +223,13 @@ class Attempt:
         prompt = reference = checkpoint = None
         if not self._ignores_prompt:
             prompt = await retry_during_outage(
-                lambda: self._queue.prompt(voice, backend=job.backend, version=version), timeout_s=self._lease_s
+                lambda: self._queue.prompt(self.claim, version=version), timeout_s=self._lease_s
             )
         self.must_prepare = prompt is None
         if prompt is None:
-            reference = await retry_during_outage(lambda: self._queue.reference(voice), timeout_s=self._lease_s)
+            reference = await retry_during_outage(lambda: self._queue.reference(self.claim), timeout_s=self._lease_s)
             checkpoint = await retry_during_outage(
-                lambda: self._queue.checkpoint(voice, backend=job.backend, version=version), timeout_s=self._lease_s
+                lambda: self._queue.checkpoint(self.claim, version=version), timeout_s=self._lease_s
             )
         else:
             self._note_prompt()
@@ -312,30 +312,27 @@ class Attempt:
 
     async def _save_prompt(self, prompt: bytes, version: str) -> None:
         """Store a new prompt at once: the speech may fail, and the prompt may have taken minutes."""
-        voice, backend = self.claim.voice, self.backend.name
         is_fast = self._is_fast and not self._ignores_prompt  # or the invalid one, a full one, would be found first
         if self._checkpoint_task:
             await asyncio.wait([self._checkpoint_task])  # or a late checkpoint would stay beyond the prompt
         try:
             await retry_during_outage(
-                lambda: self._queue.save_prompt(
-                    voice, backend=backend, version=version, prompt=prompt, is_fast=is_fast
-                ),
+                lambda: self._queue.save_prompt(self.claim, version=version, prompt=prompt, is_fast=is_fast),
                 timeout_s=self._lease_s,
             )
         except Exception as error:  # noqa: BLE001 - a prompt is a cache, and can be made again
-            _log.warning("voice %s: its prompt is not kept: %s", voice.voice_id, type(error).__name__)
+            _log.warning("voice %s: its prompt is not kept: %s", self.claim.voice.voice_id, type(error).__name__)
         self._note_prompt()
 
     async def _save_checkpoints(self, version: str) -> None:
         """Store the latest checkpoint, and the one that arrived meanwhile."""
-        voice, backend = self.claim.voice, self.backend.name
         while (checkpoint := self._checkpoint) is not None:
             self._checkpoint = None
             try:
-                await self._queue.save_checkpoint(voice, backend=backend, version=version, checkpoint=checkpoint)
+                await self._queue.save_checkpoint(self.claim, version=version, checkpoint=checkpoint)
             except Exception as error:  # noqa: BLE001 - an interrupted preparation restarts from an earlier one
-                _log.warning("voice %s: a checkpoint is not kept: %s", voice.voice_id, type(error).__name__)
+                voice_id = self.claim.voice.voice_id
+                _log.warning("voice %s: a checkpoint is not kept: %s", voice_id, type(error).__name__)
 
     # -- reporting to the job queue
 

@@ -20,6 +20,7 @@ class AudioStream:
     Attributes:
         file: In memory while it is short, then on disk; its header is valid once it is finished.
         sample_rate: In Hz; None before the first chunk.
+        has_writer: An attempt writes it, or is about to.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,6 +31,7 @@ class AudioStream:
         self.is_finished = False
         self.is_aborted = False
         self.n_listeners = 0
+        self.has_writer = False
         self._is_job_over = False
 
     @property
@@ -114,3 +116,50 @@ class AudioListener:
             self._stream.changed.notify_all()
             self._on_close()
             self._stream.remove_unused()
+
+
+class AudioStreams:
+    """The streams of pending jobs: each has listeners, or an attempt that writes it. All dispatchers share them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._streams: dict[str, AudioStream] = {}
+
+    def listen(self, job_id: str) -> AudioListener:
+        """Subscribe to the audio of the next attempt at a job."""
+        stream = self._streams.setdefault(job_id, AudioStream(self._folder))
+
+        def forget_unused() -> None:
+            if not stream.n_listeners and not stream.has_writer and self._streams.get(job_id) is stream:
+                del self._streams[job_id]
+
+        return AudioListener(stream, on_close=forget_unused)
+
+    def begin(self, job_id: str) -> AudioStream:
+        """Return the stream for a new attempt: the one that listeners wait for, unless another attempt has begun it."""
+        stream = self._streams.get(job_id)
+        if stream is None or stream.has_started or stream.has_writer:
+            stream = self._streams[job_id] = AudioStream(self._folder)
+        stream.has_writer = True
+        return stream
+
+    def end(self, job_id: str, stream: AudioStream, *, will_be_retried: bool) -> None:
+        """End an attempt. A stream without audio waits for the next attempt, if there will be one."""
+        stream.has_writer = False
+        if will_be_retried and not stream.has_started and stream.n_listeners:
+            return
+        stream.abort()
+        if self._streams.get(job_id) is stream:
+            del self._streams[job_id]
+        stream.release()
+
+    def cancel(self, job_id: str) -> None:
+        """End the stream of a job that is not wanted any more."""
+        if stream := self._streams.pop(job_id, None):
+            stream.abort()
+
+    def close(self) -> None:
+        """End all streams."""
+        for stream in self._streams.values():
+            stream.abort()
+        self._streams.clear()

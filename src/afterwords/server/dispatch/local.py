@@ -22,7 +22,7 @@ from afterwords.config import Config, load_config
 from afterwords.errors import BackendUnavailableError, InvalidOptionError
 from afterwords.server import failpoints
 from afterwords.server.dispatch.attempt import FIRST_PAUSE_S, LONGEST_PAUSE_S, Attempt
-from afterwords.server.dispatch.audio_stream import AudioListener, AudioStream
+from afterwords.server.dispatch.audio_stream import AudioListener, AudioStreams
 from afterwords.server.dispatch.worker_process import WorkerLimits
 from afterwords.server.dispatch.worker_slot import BackendInfo, WorkerSlot
 from afterwords.server.ports import JobQueue
@@ -46,7 +46,9 @@ _SECRET_PREFIXES: Final = ("AFTERWORDS_API_KEY", "AFTERWORDS_STRIPE_", "AWS_")
 class LocalDispatcher:
     """Run jobs on this machine, in `settings.workers` processes; implements the port Dispatcher."""
 
-    def __init__(self, settings: Settings, queue: JobQueue, *, config: Config | None = None) -> None:
+    def __init__(
+        self, settings: Settings, queue: JobQueue, streams: AudioStreams | None = None, *, config: Config | None = None
+    ) -> None:
         config = config or _load_config(settings)
         self._settings = settings
         self._queue = queue
@@ -54,7 +56,7 @@ class LocalDispatcher:
         self._environment = environment_for(config, os.environ)
         self._slots: list[WorkerSlot] = []
         self._attempts: dict[Attempt, asyncio.Task[None]] = {}
-        self._streams: dict[str, AudioStream] = {}
+        self._streams = streams or AudioStreams(settings.folder)
         self._prepared: set[tuple[str, str]] = set()  # voice and backend whose prompt is, or was, stored
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -112,13 +114,7 @@ class LocalDispatcher:
     def listen(self, job_id: str) -> AudioListener | None:
         if not self._settings.workers or not self._backends:
             return None
-        stream = self._streams.setdefault(job_id, AudioStream(self._settings.folder))
-
-        def forget_unused() -> None:
-            if not stream.n_listeners and not self._attempts_at(job_id) and self._streams.get(job_id) is stream:
-                del self._streams[job_id]
-
-        return AudioListener(stream, on_close=forget_unused)
+        return self._streams.listen(job_id)
 
     def progress(self, job: StoredJob) -> JobProgress:
         for attempt in self._attempts:
@@ -134,8 +130,7 @@ class LocalDispatcher:
     def cancel(self, job_id: str) -> None:
         for attempt in self._attempts_at(job_id):
             attempt.drop()
-        if stream := self._streams.pop(job_id, None):
-            stream.abort()
+        self._streams.cancel(job_id)
 
     async def stop(self, *, grace_s: float) -> None:
         self._stopping.set()
@@ -151,9 +146,7 @@ class LocalDispatcher:
             slot.close()
         await asyncio.gather(*self._running)
         await asyncio.gather(*(attempt.release() for attempt in unfinished))
-        for stream in self._streams.values():
-            stream.abort()
-        self._streams.clear()
+        self._streams.close()
 
     # -- claiming
 
@@ -204,22 +197,20 @@ class LocalDispatcher:
         slot = self._find_slot(backend) or min(self._slots, key=lambda slot: slot.n_active)
         for older in self._attempts_at(job.job_id):
             older.drop()  # its lease expired, or the job would not have been claimed again
-        stream = self._streams.get(job.job_id)
-        if stream is None or stream.has_started or self._attempts_at(job.job_id):
-            stream = self._streams[job.job_id] = AudioStream(self._settings.folder)
         voice = (claim.voice.voice_id, backend.name)
         attempt = Attempt(
             claim,
             backend,
             queue=self._queue,
             slot=slot,
-            audio=stream,
+            audio=self._streams.begin(job.job_id),
             settings=self._settings,
             has_prompt=voice in self._prepared,
             on_prompt=partial(self._note_prepared, voice),
         )
         if self._stopping.is_set():
             await attempt.release()
+            self._streams.end(job.job_id, attempt.audio, will_be_retried=True)
             return
         self._attempts[attempt] = attempt.start()
         self._attempts[attempt].add_done_callback(lambda _: self._remove(attempt))
@@ -232,15 +223,9 @@ class LocalDispatcher:
         self.wake()
 
     def _remove(self, attempt: Attempt) -> None:
-        job_id, stream = attempt.claim.job.job_id, attempt.audio
         attempt.leave()
         del self._attempts[attempt]
-        can_continue = attempt.will_be_retried and not stream.has_started and stream.n_listeners
-        if not can_continue:
-            stream.abort()
-            if self._streams.get(job_id) is stream:
-                del self._streams[job_id]
-            stream.release()
+        self._streams.end(attempt.claim.job.job_id, attempt.audio, will_be_retried=attempt.will_be_retried)
         self.wake()
 
     def _attempts_at(self, job_id: str) -> list[Attempt]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from afterwords.errors import InvalidInputError, UnsupportedLangError
+from afterwords.server.ports import Dispatcher
 from afterwords.text import LANGS, normalize_lang
 
 DEFAULT_BACKEND: Final = "qwen3-1.7b"
@@ -15,9 +16,19 @@ DEFAULT_BACKEND: Final = "qwen3-1.7b"
 
 @dataclass(frozen=True, slots=True)
 class BackendCatalog:
-    """The backends of this server, best first, with the languages of each."""
+    """The backends of this server, as they are now: remote workers come and go."""
 
-    backends: Mapping[str, frozenset[str]]
+    dispatcher: Dispatcher
+
+    @property
+    def backends(self) -> Mapping[str, frozenset[str]]:
+        """The backends, best first, with the languages of each."""
+        return self.dispatcher.backends
+
+    @property
+    def prompt_versions(self) -> Mapping[str, str]:
+        """The prompt version of each backend, as far as it is known."""
+        return self.dispatcher.prompt_versions
 
     def for_voice(self, backend: str | None, lang: str) -> tuple[str, str]:
         """Return the backend and language of a new voice.
@@ -44,14 +55,15 @@ class BackendCatalog:
             lang = normalize_lang(lang)
         except UnsupportedLangError:  # its message repeats the input
             raise UnsupportedLangError.for_lang(None, supported=LANGS) from None
-        if backend is None and lang in self.backends.get(default, ()):
+        backends = self.backends
+        if backend is None and lang in backends.get(default, ()):
             return default, lang
-        if backend is not None and backend not in self.backends:
-            names = ", ".join(self.backends) or "none"
+        if backend is not None and backend not in backends:
+            names = ", ".join(backends) or "none"
             raise InvalidInputError(f"There is no such backend; available: {names}.", code="invalid_backend")
-        candidates = list(self.backends) if backend is None else [backend]
+        candidates = list(backends) if backend is None else [backend]
         for name in candidates:
-            if lang in self.backends[name]:
+            if lang in backends[name]:
                 return name, lang
-        supported = frozenset[str]().union(*(self.backends[name] for name in candidates))
+        supported = frozenset[str]().union(*(backends[name] for name in candidates))
         raise UnsupportedLangError.for_lang(None, supported=supported, backend=backend or "of this server")

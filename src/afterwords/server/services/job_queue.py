@@ -41,31 +41,32 @@ class StoredJobQueue(Completion):
     async def heartbeat(self, claim: Claim) -> bool:
         return await self.store.heartbeat(claim.job.job_id, claim.job.attempt, lease_s=self.lease_s)
 
-    async def reference(self, voice: StoredVoice) -> bytes:
-        wav = await self.recordings.get(voice)
+    async def reference(self, claim: Claim) -> bytes:
+        wav = await self.recordings.get(claim.voice)
         if wav is None:
             raise AudioMissingError(code="reference_missing")
         return wav
 
-    async def prompt(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
+    async def prompt(self, claim: Claim, *, version: str) -> bytes | None:
+        voice, backend = claim.voice, claim.job.backend
         if found := await read_prompt(self.blobs, voice, backend=backend, version=version):
             return found[1]
         return await self.recordings.prompt(voice, backend=backend, version=version)
 
-    async def save_prompt(
-        self, voice: StoredVoice, *, backend: str, version: str, prompt: bytes, is_fast: bool = False
-    ) -> None:
-        kind = PromptKind.FAST if is_fast else PromptKind.FULL
-        await self._save(voice, prompt_path_of(voice, backend, version, kind), prompt)
-        await self.blobs.delete(prompt_path_of(voice, backend, version, PromptKind.CHECKPOINT))
+    async def save_prompt(self, claim: Claim, *, version: str, prompt: bytes, is_fast: bool = False) -> None:
+        await self._save(claim, version, PromptKind.FAST if is_fast else PromptKind.FULL, prompt)
+        await self.blobs.delete(prompt_path_of(claim.voice, claim.job.backend, version, PromptKind.CHECKPOINT))
 
-    async def checkpoint(self, voice: StoredVoice, *, backend: str, version: str) -> bytes | None:
-        return await _read(self.blobs, prompt_path_of(voice, backend, version, PromptKind.CHECKPOINT))
+    async def checkpoint(self, claim: Claim, *, version: str) -> bytes | None:
+        path = prompt_path_of(claim.voice, claim.job.backend, version, PromptKind.CHECKPOINT)
+        return await _read(self.blobs, path)
 
-    async def save_checkpoint(self, voice: StoredVoice, *, backend: str, version: str, checkpoint: bytes) -> None:
-        await self._save(voice, prompt_path_of(voice, backend, version, PromptKind.CHECKPOINT), checkpoint)
+    async def save_checkpoint(self, claim: Claim, *, version: str, checkpoint: bytes) -> None:
+        await self._save(claim, version, PromptKind.CHECKPOINT, checkpoint)
 
-    async def _save(self, voice: StoredVoice, path: str, data: bytes) -> None:
+    async def _save(self, claim: Claim, version: str, kind: PromptKind, data: bytes) -> None:
+        voice = claim.voice
+        path = prompt_path_of(voice, claim.job.backend, version, kind)
         await self.blobs.put(path, with_digest(data), is_durable=False)
         if await self.store.get_voice(voice.voice_id, account_id=voice.account_id) is None:
             await self.blobs.delete(path)  # the voice was deleted during its preparation

@@ -62,7 +62,6 @@ class VoiceService:
     decoding: DecodingPool
     audio_caches: tuple[AudioCache, ...]
     ownership: Ownership
-    prompt_versions: Mapping[str, str]
 
     async def register(
         self, caller: Caller, fields: VoiceFields, recording: bytes, *, idempotency_key: str | None = None
@@ -138,7 +137,7 @@ class VoiceService:
         """Store the prompts of a bundle that fit this server. The engine validates the bytes when it reads them."""
         is_changed = (voice.lang, voice.ref_text) != (bundle.voice.lang, bundle.voice.ref_text)
         for prompt in bundle.prompts:
-            version = self.prompt_versions.get(prompt.backend, prompt.version)  # unknown for remote workers
+            version = self.catalog.prompt_versions.get(prompt.backend, prompt.version)  # unknown for remote workers
             if is_changed or prompt.backend not in self.catalog.backends or version != prompt.version:
                 log.info("voice %s: the prompt for %s does not fit this server", voice.voice_id, prompt.backend)
                 continue
@@ -200,7 +199,7 @@ class VoiceService:
         if wav is None:
             raise AudioMissingError(code="reference_missing")
         prompts = []
-        for backend, version in self.prompt_versions.items() if with_prompts else ():
+        for backend, version in self.catalog.prompt_versions.items() if with_prompts else ():
             if found := await read_prompt(self.blobs, stored, backend=backend, version=version):
                 kind, data = found
                 prompts.append(BundledPrompt(backend, version, kind is PromptKind.FAST, data))
