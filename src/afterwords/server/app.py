@@ -15,8 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from afterwords import __version__
 from afterwords.errors import NotFoundError, ServerSetupError
 from afterwords.server.app_state import open_server
-from afterwords.server.auth import Credential, requires
+from afterwords.server.auth import Credential, Requirements, requires
 from afterwords.server.routes import health, keys, speech, voices, workers
+from afterwords.server.routes.responses import COMMON, FORBIDDEN
 from afterwords.server.routing import ApiRoute, Lifetime, unrouted_response
 from afterwords.server.settings import Settings, load_settings
 
@@ -123,13 +124,18 @@ def _add_routes(to: APIRouter, lifetime: Lifetime) -> type[ApiRoute]:
     for part in (speech, health, voices, keys, workers):
         for route in part.router.routes:
             assert isinstance(route, APIRoute)
+            required: Requirements = route.endpoint.requirements  # type: ignore[attr-defined]
             to.add_api_route(
                 route.path,
                 route.endpoint,
                 methods=route.methods,
                 status_code=route.status_code,
                 tags=route.tags,
-                responses=route.responses,
+                responses={
+                    **(COMMON if required.credential is not Credential.PUBLIC else {}),
+                    **(FORBIDDEN if required.scope else {}),
+                    **route.responses,
+                },
                 openapi_extra=route.openapi_extra,
                 include_in_schema=route.include_in_schema,
                 route_class_override=ServerRoute,

@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final, cast
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -22,9 +22,6 @@ from afterwords.server.ports import BlobReader
 from afterwords.server.routes.responses import MEDIA_TYPES, caller_of, context_of, state_of
 from afterwords.server.spool import MemoryReader
 
-if TYPE_CHECKING:
-    from afterwords.audio.writer import AudioWriter
-
 WHOLE_MAX_BYTES: Final = 256 * 1024
 """Audio up to this size is sent in one message."""
 ENCODE_WHOLE_MAX_BYTES: Final = 2 << 20
@@ -33,9 +30,7 @@ STEP_BYTES: Final = 128 * 1024
 """PCM encoded per step: 2.7 s at 24 kHz."""
 _HEAD_BYTES: Final = 16 * 1024
 RANGES_MAX: Final = 16
-_RANGES: Final = re.compile(r"bytes=(.*)", re.IGNORECASE)
-_RANGE: Final = re.compile(r"(\d*)-(\d*)", re.ASCII)
-_SIZE_DIGITS: Final = 18
+_RANGE: Final = re.compile(r"(\d{0,4000})-(\d{0,4000})", re.ASCII)  # int() takes 4,300 digits
 
 
 class ChunkedAudioResponse(Response):
@@ -63,20 +58,20 @@ class ChunkedAudioResponse(Response):
         self.init_headers({**headers, **({} if size_bytes is None else {"Content-Length": str(size_bytes)})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await while_connected(receive, self._send(send, is_head=scope["afterwords.context"].is_head))
+        async def send_all() -> None:
+            is_complete = False
+            try:
+                async with aclosing(self._chunks):
+                    await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                    if not scope["afterwords.context"].is_head:
+                        async for chunk in self._chunks:
+                            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                is_complete = True
+            finally:
+                await self._close(is_complete)
 
-    async def _send(self, send: Send, *, is_head: bool) -> None:
-        is_complete = False
-        try:
-            async with aclosing(self._chunks):
-                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-                if not is_head:
-                    async for chunk in self._chunks:
-                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            is_complete = True
-        finally:
-            await self._close(is_complete)
+        await while_connected(receive, send_all())
 
 
 async def audio_response(
@@ -148,7 +143,7 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
         code="range_not_satisfiable",
         headers={"Content-Range": f"bytes */{size}"},
     )
-    match = _RANGES.fullmatch(header.strip())
+    match = re.fullmatch(r"bytes=(.*)", header.strip(), re.IGNORECASE)
     if match is None:
         return None
     ranges = match[1].split(",")
@@ -157,23 +152,13 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
     one = _RANGE.fullmatch(ranges[0].strip()) if len(ranges) == 1 else None
     if one is None or one[1] == one[2] == "":
         return None
-    if not one[1]:
-        n_last = _parse_size(one[2])
-        if not n_last:
-            raise not_satisfiable
-        return max(0, size - n_last), size - 1
-    first, last = _parse_size(one[1]), _parse_size(one[2]) if one[2] else size - 1
-    if first > last and one[2]:
+    first = int(one[1]) if one[1] else max(0, size - int(one[2]))
+    last = int(one[2]) if one[1] and one[2] else size - 1
+    if one[1] and one[2] and first > last:
         return None
     if first >= size:
         raise not_satisfiable
     return first, min(last, size - 1)
-
-
-def _parse_size(digits: str) -> int:
-    """Return a number of bytes, at most 10^18 - 1."""
-    digits = digits.lstrip("0")
-    return int(digits or 0) if len(digits) <= _SIZE_DIGITS else int("9" * _SIZE_DIGITS)
 
 
 # -- other formats --------------------------------------------------------------------------------------------
@@ -191,7 +176,14 @@ async def _encoded_response(
     cache, name = state_of(request).encoded, f"{sha256}.{speech_format}"
     data = cache.get(voice_id, name)
     if data is None and not context_of(request).is_head and audio.size_bytes <= ENCODE_WHOLE_MAX_BYTES:
-        data = await while_connected(request.receive, _encode_all(request, audio, speech_format))
+        sink = _WholeSink()
+
+        async def encode_whole() -> None:
+            async for _ in _encode(request, audio, speech_format, sink):
+                pass
+
+        await while_connected(request.receive, encode_whole())
+        data = sink.getvalue()
         cache.put(voice_id, name, data)
     if data is not None:
         audio.close()
@@ -208,33 +200,26 @@ async def _encoded_response(
     return ChunkedAudioResponse(chunks(), 200, headers, media_type, close=_closing(audio))
 
 
-async def _encode_all(request: Request, audio: BlobReader, speech_format: SpeechFormat) -> bytes:
-    sink = _WholeSink()
-    async with aclosing(_encode(request, audio, speech_format, sink)) as encoded:
-        async for _ in encoded:
-            pass
-    return sink.getvalue()
-
-
 async def _encode(
     request: Request, audio: BlobReader, speech_format: SpeechFormat, sink: _Sink | _WholeSink
 ) -> AsyncGenerator[bytes, None]:
     """Encode a stored WAV file, with its tags."""
     from afterwords.audio.wav_chunks import read_info, sound_start
-    from afterwords.audio.writer import AudioWriter
 
     head = BytesIO(await audio.read(0, _HEAD_BYTES))
     sample_rate, start = sound_start(head)
-    n_frames = (audio.size_bytes - start) // 2
-    file, tags, position = cast("BinaryIO", sink), read_info(head), start
-    with AudioWriter(file, format=speech_format, sample_rate=sample_rate, tags=tags) as writer:
+
+    async def steps() -> AsyncGenerator[bytes, None]:
+        position = start
         while pcm := await audio.read(position, STEP_BYTES):
-            await _write(request, writer, pcm)
-            if ready := sink.take():
-                yield _set_flac_length(ready, n_frames) if position == start else ready
+            yield pcm
             position += len(pcm)
-    if ready := sink.take():
-        yield ready
+
+    n_frames, is_first = (audio.size_bytes - start) // 2, True
+    async with aclosing(encode_stream(request, steps(), sample_rate, speech_format, read_info(head), sink)) as encoded:
+        async for ready in encoded:
+            yield _set_flac_length(ready, n_frames) if is_first else ready
+            is_first = False
 
 
 async def encode_stream(
@@ -243,30 +228,27 @@ async def encode_stream(
     sample_rate: int,
     speech_format: SpeechFormat,
     tags: Mapping[str, str],
+    sink: _Sink | _WholeSink | None = None,
 ) -> AsyncGenerator[bytes, None]:
-    """Encode PCM as it arrives."""
+    """Encode PCM as it arrives, each step in a thread and fairly among accounts."""
+    from afterwords.audio.wav import float_from_pcm16
     from afterwords.audio.writer import AudioWriter
 
-    sink = _Sink()
+    encoding, account_id = state_of(request).encoding, caller_of(request).account_id
+    sink = _Sink() if sink is None else sink
     file = cast("BinaryIO", sink)
     with AudioWriter(file, format=speech_format, sample_rate=sample_rate, tags=dict(tags)) as writer:
+
+        def write(chunk: bytes) -> None:
+            writer.write(float_from_pcm16(chunk))
+
         async for chunk in pcm:
-            await _write(request, writer, chunk)
+            async with encoding.slot(account_id):
+                await in_thread(write, chunk)
             if ready := sink.take():
                 yield ready
     if ready := sink.take():
         yield ready
-
-
-async def _write(request: Request, writer: AudioWriter, pcm: bytes) -> None:
-    """Encode one step in a thread, fairly among accounts."""
-    from afterwords.audio.wav import float_from_pcm16
-
-    def write() -> None:
-        writer.write(float_from_pcm16(pcm))
-
-    async with state_of(request).encoding.slot(caller_of(request).account_id):
-        await in_thread(write)
 
 
 def _set_flac_length(start: bytes, n_frames: int) -> bytes:

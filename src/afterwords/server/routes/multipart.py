@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from io import BytesIO
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 AUDIO_TYPES: Final = ("audio/*", "video/*", "application/ogg", "application/mp4", "application/octet-stream")
 """Accepted content types of a recording; phones and browsers also record audio as video/mp4 and video/webm."""
 
+_EVENTS: Final = (
+    *("on_part_begin", "on_part_data", "on_part_end", "on_end"),
+    *("on_header_field", "on_header_value", "on_header_end", "on_headers_finished"),
+)
 _PARTS_MAX: Final = 32
 _HEADER_MAX_BYTES: Final = 8 * 1024  # of one part
 _SHOWN_CHARS: Final = 40
@@ -67,13 +71,23 @@ async def read_form(
         raise InvalidRequestError.invalid_form(why="its content type names no boundary")
     reader = _FormReader(file, file_field, fields, max_file_bytes)
     try:
-        parser = MultipartParser(boundary, reader.callbacks())
+        parser = MultipartParser(
+            boundary, cast("MultipartCallbacks", {name: getattr(reader, name) for name in _EVENTS})
+        )
         async for chunk in request.stream():
             parser.write(chunk)
             reader.check_size(len(chunk))
     except FormParserError:  # its message quotes what was sent
         raise InvalidRequestError.invalid_form(why="it is malformed") from None
-    return reader.form()
+    if not reader.is_complete:
+        raise InvalidRequestError.invalid_form(why="it ends before its last boundary")
+    texts = {}
+    for name, content in reader.texts.items():
+        try:
+            texts[name] = content.getvalue().decode()
+        except UnicodeDecodeError:
+            raise InvalidRequestError.invalid_form(why=f"{name} is not UTF-8") from None
+    return Form(texts, reader.has_file, reader.content_type)
 
 
 @dataclass(slots=True)
@@ -89,76 +103,52 @@ class _Part:
 
 
 class _FormReader:
-    """Callbacks of the parser, which collect a form."""
+    """Collects a form; the methods `on_…` are the callbacks of the parser."""
 
     def __init__(self, file: BinaryIO, file_field: str, fields: Collection[str], max_file_bytes: int) -> None:
+        self.texts: dict[str, BytesIO] = {}
+        self.has_file = self.is_complete = False
+        self.content_type: str | None = None
         self._file = file
-        self._has_file = False
         self._file_field = file_field
         self._text_fields = frozenset(fields)
         self._max_file_bytes = max_file_bytes
         self._part = _Part()
-        self._n_parts = 0
-        self._parts: dict[str, BytesIO] = {}
-        self._content_type: str | None = None
-        self._n_read = self._n_file = 0  # bytes
-        self._is_complete = False
-
-    def callbacks(self) -> MultipartCallbacks:
-        """Return the callbacks for the parser."""
-        return {
-            "on_part_begin": self._begin_part,
-            "on_header_field": self._read_header_name,
-            "on_header_value": self._read_header_value,
-            "on_header_end": self._end_header,
-            "on_headers_finished": self._begin_content,
-            "on_part_data": self._read_content,
-            "on_part_end": self._end_part,
-            "on_end": self._end,
-        }
+        self._n_parts = self._n_read = self._n_file = 0  # the latter two in bytes
 
     def check_size(self, n_bytes: int) -> None:
         """Count bytes and check the limits; a file slightly over its limit is read to its end to report its size."""
         self._n_read += n_bytes
         if self._n_read - self._n_file > MULTIPART_OVERHEAD_BYTES:
             raise InvalidRequestError.too_large(maximum_bytes=MULTIPART_OVERHEAD_BYTES)
-        if self._n_read > self._max_file_bytes + MULTIPART_OVERHEAD_BYTES:
-            raise self._too_large()
+        self._check_file(self._n_read - MULTIPART_OVERHEAD_BYTES)
 
-    def form(self) -> Form:
-        """Return the form after its end."""
-        if not self._is_complete:
-            raise InvalidRequestError.invalid_form(why="it ends before its last boundary")
-        texts = {}
-        for name, content in self._parts.items():
-            try:
-                texts[name] = content.getvalue().decode()
-            except UnicodeDecodeError:
-                raise InvalidRequestError.invalid_form(why=f"{name} is not UTF-8") from None
-        return Form(texts, self._has_file, self._content_type)
+    def _check_file(self, n_bytes: int) -> None:
+        if n_bytes > self._max_file_bytes:
+            raise RecordingError.too_large(
+                self._file_field, size_bytes=self._n_file, maximum_bytes=self._max_file_bytes
+            )
 
-    # -- headers ---------------------------------------------------------------------------------------------
-
-    def _begin_part(self) -> None:
+    def on_part_begin(self) -> None:
         self._part = _Part()
         self._n_parts += 1
         if self._n_parts > _PARTS_MAX:
             raise InvalidRequestError.invalid_form(why=f"it has more than {_PARTS_MAX} parts")
 
-    def _read_header_name(self, data: bytes, start: int, end: int) -> None:
-        self._count_header(end - start)
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._part.header_name += data[start:end]
-
-    def _read_header_value(self, data: bytes, start: int, end: int) -> None:
         self._count_header(end - start)
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
         self._part.header_value += data[start:end]
+        self._count_header(end - start)
 
     def _count_header(self, n_bytes: int) -> None:
         self._part.header_bytes += n_bytes
         if self._part.header_bytes > _HEADER_MAX_BYTES:
             raise InvalidRequestError.invalid_form(why=f"a part has more than {_HEADER_MAX_BYTES:,} bytes of headers")
 
-    def _end_header(self) -> None:
+    def on_header_end(self) -> None:
         part = self._part
         name = part.header_name.lower()
         if name in part.headers:
@@ -166,7 +156,7 @@ class _FormReader:
         part.headers[name] = part.header_value
         part.header_name = part.header_value = b""
 
-    def _begin_content(self) -> None:
+    def on_headers_finished(self) -> None:
         """Check the headers of a part and decide where its content goes."""
         headers = self._part.headers
         kind, options = parse_options_header(headers.get(b"content-disposition"))
@@ -185,7 +175,7 @@ class _FormReader:
                     code="bad_content_type",
                     hint=f"send {', '.join(AUDIO_TYPES)}.",
                 )
-            self._content_type = content_type or None
+            self.content_type = content_type or None
         elif name not in self._text_fields:
             if b"filename" in options:
                 raise InvalidRequestError(
@@ -195,17 +185,15 @@ class _FormReader:
                     param=self._file_field,
                 )
             return
-        if name in self._parts or (name == self._file_field and self._has_file):
+        if name in self.texts or (name == self._file_field and self.has_file):
             raise InvalidRequestError.invalid_form(why=f"{name} is there twice")
         self._part.name = name
         if name == self._file_field:
-            self._has_file, self._part.content = True, self._file
+            self.has_file, self._part.content = True, self._file
         else:
-            self._part.content = self._parts[name] = BytesIO()
+            self._part.content = self.texts[name] = BytesIO()
 
-    # -- content ---------------------------------------------------------------------------------------------
-
-    def _read_content(self, data: bytes, start: int, end: int) -> None:
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
         part = self._part
         if part.name == self._file_field:
             self._n_file += end - start
@@ -214,12 +202,9 @@ class _FormReader:
         if part.content is not None:
             part.content.write(memoryview(data)[start:end])
 
-    def _end_part(self) -> None:
-        if self._part.name == self._file_field and self._n_file > self._max_file_bytes:
-            raise self._too_large()
+    def on_part_end(self) -> None:
+        if self._part.name == self._file_field:
+            self._check_file(self._n_file)
 
-    def _end(self) -> None:
-        self._is_complete = True
-
-    def _too_large(self) -> RecordingError:
-        return RecordingError.too_large(self._file_field, size_bytes=self._n_file, maximum_bytes=self._max_file_bytes)
+    def on_end(self) -> None:
+        self.is_complete = True

@@ -26,8 +26,6 @@ MEDIA_TYPES: Final = {
     SpeechFormat.FLAC: "audio/flac",
     SpeechFormat.PCM: "audio/pcm",
 }
-_IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
-
 
 # -- requests -------------------------------------------------------------------------------------------------
 
@@ -42,7 +40,7 @@ def _id_parser(missing_code: str) -> AfterValidator:
 
 
 def _check_idempotency_key(value: str) -> str:
-    if not _IDEMPOTENCY_KEY.fullmatch(value):
+    if not re.fullmatch(r"[\x21-\x7e]{1,255}", value):
         raise InvalidRequestError.invalid_field(
             "Idempotency-Key", rule="it must have 1 to 255 visible ASCII characters"
         )
@@ -136,9 +134,9 @@ COMMON: Final = errors(
     _503="database_unavailable, storage_unavailable, service_unavailable, not_opened",
     _507="storage_full, storage_quota_exceeded",
 )
-"""Errors of every route."""
-
-
+"""Errors of every route with a credential."""
+FORBIDDEN: Final = errors(_403="insufficient_scope")
+"""Errors of every route with a scope."""
 BINARY: Final = {"type": "string", "format": "binary"}
 
 

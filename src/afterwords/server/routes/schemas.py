@@ -26,9 +26,9 @@ class RequestBody(BaseModel):
 
 
 class ResponseBody(BaseModel):
-    """A body of a response."""
+    """A body of a response, also made of an object with these attributes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
 
 
 class ErrorDetail(ResponseBody):

@@ -17,7 +17,6 @@ from afterwords.server.concurrency import while_connected
 from afterwords.server.records import Scope, StoredJob
 from afterwords.server.routes.audio import ChunkedAudioResponse, audio_response, encode_stream
 from afterwords.server.routes.responses import (
-    COMMON,
     MEDIA_TYPES,
     IdempotencyKey,
     JobId,
@@ -32,6 +31,7 @@ from afterwords.server.routes.responses import (
 )
 from afterwords.server.routes.schemas import JobAccepted, JobListed, JobShown, SynthesizeBody
 from afterwords.server.services.synthesis import AcceptedJob, CachedSpeech, SynthesisRequest
+from afterwords.server.services.voices import find_voice
 from afterwords.server.webhooks import check_url
 
 router = APIRouter(tags=["speech"])
@@ -43,7 +43,6 @@ STREAM_WAIT_S: Final = 3600.0
 """How long a stream waits for its audio; it ends sooner if the client disconnects."""
 _WAIT: Final = re.compile(r"\s*wait\s*=\s*(\d{1,6})\s*", re.IGNORECASE)
 NOT_FOUND: Final = errors(_404="job_not_found")
-FORBIDDEN: Final = errors(_403="insufficient_scope")
 
 
 @router.post(
@@ -52,8 +51,6 @@ FORBIDDEN: Final = errors(_403="insufficient_scope")
     responses={
         200: {"content": audio_content(), "description": "The audio: cached, waited for, or streamed."},
         202: {"model": JobAccepted, "description": "An accepted job."},
-        **COMMON,
-        **FORBIDDEN,
         **errors(
             _400="missing_field, invalid_json, bad_request, invalid_host",
             _404="voice_not_found",
@@ -112,7 +109,7 @@ async def synthesize(
 
 @router.get(
     "/v1/jobs",
-    responses={200: {"model": list[JobListed]}, **COMMON, **FORBIDDEN, **errors(_422="invalid_field")},
+    responses={200: {"model": list[JobListed]}, **errors(_422="invalid_field")},
 )
 @requires(Credential.USER, Scope.SYNTHESIZE)
 async def list_jobs(
@@ -122,26 +119,18 @@ async def list_jobs(
     after: Annotated[str | None, Query(max_length=64, description="Start after this job_id.")] = None,
 ) -> Response:
     """List the jobs of the account, newest first. A Link header leads to the next page."""
-    jobs = await state_of(request).synthesis.list_jobs(
-        caller_of(request), status=status, limit=limit, after=after and after.lower()
+    jobs = await state_of(request).store.list_jobs(
+        account_id=caller_of(request).account_id, status=status, limit=limit, after=after and after.lower()
     )
-    items = [
-        JobListed(
-            **_job_body(request, job).model_dump(),
-            voice_id=job.voice_id,
-            created_at=job.created_at,
-            completed_at=job.completed_at,
-            char_count=job.char_count,
-        )
-        for job in jobs
-    ]
+    facts = ("voice_id", "created_at", "completed_at", "char_count")
+    items = [JobListed(**dict(_job_body(request, job)), **{name: getattr(job, name) for name in facts}) for job in jobs]
     last_id = jobs[-1].job_id if jobs else None
     return list_response(items, request=request, path="/v1/jobs", limit=limit, last_id=last_id)
 
 
 @router.get(
     "/v1/jobs/{job_id}",
-    responses={200: {"model": JobShown}, **COMMON, **NOT_FOUND, **FORBIDDEN, **errors(_422="invalid_field")},
+    responses={200: {"model": JobShown}, **NOT_FOUND, **errors(_422="invalid_field")},
 )
 @requires(Credential.USER, Scope.SYNTHESIZE)
 async def show_job(
@@ -161,8 +150,6 @@ async def show_job(
     responses={
         200: {"content": audio_content(), "description": "The audio."},
         206: {"content": audio_content(), "description": "A part of the audio."},
-        **COMMON,
-        **FORBIDDEN,
         **errors(_404="job_not_found, job_not_ready", _416="range_not_satisfiable", _500="audio_lost, internal_error"),
     },
 )
@@ -175,7 +162,7 @@ async def job_audio(request: Request, job_id: JobId) -> Response:
 
 @router.delete(
     "/v1/jobs/{job_id}",
-    responses={200: {"model": JobShown}, **COMMON, **NOT_FOUND, **FORBIDDEN, **errors(_409="job_final")},
+    responses={200: {"model": JobShown}, **NOT_FOUND, **errors(_409="job_final")},
 )
 @requires(Credential.USER, Scope.SYNTHESIZE)
 async def cancel_job(request: Request, job_id: JobId) -> Response:
@@ -215,7 +202,7 @@ async def _stream(request: Request, accepted: AcceptedJob) -> Response:
                 response = await _job_audio(request, final, _job_headers(final))
                 await close(True)
                 return response
-            voice = await state.voices.get(caller, job.voice_id)
+            voice = await find_voice(state.store, caller, job.voice_id)
         except BaseException as error:
             await close(isinstance(error, AfterwordsError))
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
@@ -16,7 +16,6 @@ from afterwords.server.records import Scope, StoredVoice, VoiceChanges
 from afterwords.server.routes.multipart import read_form
 from afterwords.server.routes.responses import (
     BINARY,
-    COMMON,
     IdempotencyKey,
     VoiceId,
     caller_of,
@@ -28,7 +27,7 @@ from afterwords.server.routes.responses import (
 )
 from afterwords.server.routes.schemas import VoiceCreated, VoiceListed, VoicePatch, VoiceShown
 from afterwords.server.routing import MULTIPART_OVERHEAD_BYTES
-from afterwords.server.services.voices import VoiceFields
+from afterwords.server.services.voices import VoiceFields, find_voice
 from afterwords.server.spool import open_spool
 
 router = APIRouter(tags=["voices"])
@@ -36,6 +35,7 @@ router = APIRouter(tags=["voices"])
 FORM_MAX_BYTES: Final = REFERENCE_MAX_BYTES + MULTIPART_OVERHEAD_BYTES
 TEXT_FIELDS: Final = ("name", "backend", "ref_text", "lang", "family", "consent")
 NOT_FOUND: Final = errors(_404="voice_not_found", _409="ambiguous_voice_name")
+CHANGE: Final = errors(_404="voice_not_found", _409="ambiguous_voice_name, home_voice")
 RECORDING: Final = (
     "file_too_large, too_short, too_long, silent_audio, non_finite_audio, not_wav, malformed_wav, no_fmt, truncated, "
     "empty_data, too_many_chunks, bad_channels, bad_sample_rate, bad_bits, bad_block_align, unsupported_encoding, "
@@ -44,7 +44,6 @@ RECORDING: Final = (
 TEXTS: Final = "empty_text, text_too_long, control_character, invalid_unicode"
 UPLOAD: Final = errors(
     _400="missing_field, invalid_multipart, bad_request, invalid_host",
-    _403="insufficient_scope",
     _409="idempotency_conflict",
     _422=f"{RECORDING}, invalid_name, invalid_field, invalid_backend, unsupported_lang, {TEXTS}",
 )
@@ -70,12 +69,7 @@ _FORM: Final = request_body(
 )
 
 
-@router.post(
-    "/v1/voices",
-    status_code=201,
-    responses={201: {"model": VoiceCreated}, **COMMON, **UPLOAD},
-    openapi_extra=_FORM,
-)
+@router.post("/v1/voices", status_code=201, responses={201: {"model": VoiceCreated}, **UPLOAD}, openapi_extra=_FORM)
 @requires(Credential.USER, Scope.VOICES_WRITE, max_body_bytes=FORM_MAX_BYTES, is_upload=True)
 async def create_voice(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
     """Register a voice from a recording, which is stored as mono 16-bit WAV; the uploaded file is discarded."""
@@ -90,24 +84,15 @@ async def create_voice(request: Request, idempotency_key: IdempotencyKey = None)
         consent = form.fields.get("consent") or None
         if consent is not None and consent not in set(ConsentKind):
             raise InvalidRequestError.invalid_field("consent", rule=f"it must be one of {', '.join(ConsentKind)}")
-        fields = VoiceFields(
-            name=form.fields["name"],
-            backend=form.fields.get("backend"),
-            lang=form.fields.get("lang") or "en",
-            ref_text=form.fields.get("ref_text"),
-            family=form.fields.get("family"),
-            consent=ConsentKind(consent) if consent else None,
-        )
+        chosen: dict[str, Any] = {"lang": form.fields.get("lang") or "en", "consent": consent and ConsentKind(consent)}
+        fields = VoiceFields(**{**form.fields, **chosen})
         async with state.uploading.slot(caller.account_id):
             file.seek(0)
             voice = await state.voices.register(caller, fields, file.read(), idempotency_key=idempotency_key)
-    return json_response(_created_body(voice), 201, _grade_header(voice))
+    return _created_response(voice)
 
 
-@router.get(
-    "/v1/voices",
-    responses={200: {"model": list[VoiceListed]}, **COMMON, **errors(_403="insufficient_scope", _422="invalid_field")},
-)
+@router.get("/v1/voices", responses={200: {"model": list[VoiceListed]}, **errors(_422="invalid_field")})
 @requires(Credential.USER, Scope.VOICES_READ)
 async def list_voices(
     request: Request,
@@ -115,34 +100,28 @@ async def list_voices(
     after: Annotated[str | None, Query(max_length=64, description="Start after this voice_id.")] = None,
 ) -> Response:
     """List the voices of the account, oldest first. With a limit, a Link header leads to the next page."""
-    voices = await state_of(request).voices.list(caller_of(request), limit=limit, after=after and after.lower())
-    items = [VoiceListed(**_created_body(voice).model_dump(), lang=voice.lang) for voice in voices]
-    return list_response(
-        items, request=request, path="/v1/voices", limit=limit, last_id=voices[-1].voice_id if voices else None
+    voices = await state_of(request).store.list_voices(
+        account_id=caller_of(request).account_id, limit=limit, after=after and after.lower()
     )
+    items = [VoiceListed.model_validate(voice) for voice in voices]
+    last_id = voices[-1].voice_id if voices else None
+    return list_response(items, request=request, path="/v1/voices", limit=limit, last_id=last_id)
 
 
-@router.get(
-    "/v1/voices/{voice_id}",
-    responses={200: {"model": VoiceShown}, **COMMON, **NOT_FOUND, **errors(_403="insufficient_scope")},
-)
+@router.get("/v1/voices/{voice_id}", responses={200: {"model": VoiceShown}, **NOT_FOUND})
 @requires(Credential.USER, Scope.VOICES_READ)
 async def show_voice(request: Request, voice_id: VoiceId) -> Response:
     """Return a voice with all its fields."""
-    return json_response(_shown_body(await state_of(request).voices.get(caller_of(request), voice_id)))
+    voice = await find_voice(state_of(request).store, caller_of(request), voice_id)
+    return json_response(VoiceShown.model_validate(voice))
 
 
 @router.patch(
     "/v1/voices/{voice_id}",
     responses={
         200: {"model": VoiceShown},
-        **COMMON,
-        **NOT_FOUND,
-        **errors(
-            _403="insufficient_scope",
-            _409="ambiguous_voice_name, home_voice",
-            _422=f"invalid_field, invalid_name, invalid_backend, unsupported_lang, {TEXTS}",
-        ),
+        **CHANGE,
+        **errors(_422=f"invalid_field, invalid_name, invalid_backend, unsupported_lang, {TEXTS}"),
     },
 )
 @requires(Credential.USER, Scope.VOICES_WRITE)
@@ -150,18 +129,10 @@ async def change_voice(request: Request, voice_id: VoiceId, body: VoicePatch) ->
     """Update fields of a voice. A new transcript or language clears its cached audio."""
     changes = VoiceChanges(**body.model_dump())
     changed = await state_of(request).voices.update(caller_of(request), voice_id, changes)
-    return json_response(_shown_body(changed))
+    return json_response(VoiceShown.model_validate(changed))
 
 
-@router.delete(
-    "/v1/voices/{voice_id}",
-    status_code=204,
-    responses={
-        **COMMON,
-        **NOT_FOUND,
-        **errors(_403="insufficient_scope", _409="ambiguous_voice_name, home_voice"),
-    },
-)
+@router.delete("/v1/voices/{voice_id}", status_code=204, responses=CHANGE)
 @requires(Credential.USER, Scope.VOICES_WRITE)
 async def delete_voice(request: Request, voice_id: VoiceId) -> Response:
     """Delete a voice with its recording, jobs and audio."""
@@ -173,9 +144,8 @@ async def delete_voice(request: Request, voice_id: VoiceId) -> Response:
     "/v1/voices/{voice_id}/export",
     responses={
         200: {"content": {BUNDLE_TYPE: {"schema": BINARY}}},
-        **COMMON,
         **NOT_FOUND,
-        **errors(_403="insufficient_scope", _422="invalid_field", _500="reference_missing, internal_error"),
+        **errors(_422="invalid_field", _500="reference_missing, internal_error"),
     },
 )
 @requires(Credential.USER, Scope.VOICES_READ)
@@ -196,7 +166,6 @@ async def export_voice(
     status_code=201,
     responses={
         201: {"model": VoiceCreated},
-        **COMMON,
         **UPLOAD,
         **errors(_422=f"invalid_bundle, unsupported_lang, invalid_name, invalid_field, file_too_large, {TEXTS}"),
     },
@@ -212,30 +181,10 @@ async def import_voice(request: Request, idempotency_key: IdempotencyKey = None)
         async with state.uploading.slot(caller.account_id):
             file.seek(0)
             voice = await state.voices.import_bundle(caller, file.read(), idempotency_key=idempotency_key)
-    return json_response(_created_body(voice), 201, _grade_header(voice))
+    return _created_response(voice)
 
 
-def _grade_header(voice: StoredVoice) -> dict[str, str]:
-    """Return the grade as a header, because the body has only the fields of the hosted service."""
-    return {"X-Reference-Grade": voice.ref_grade} if voice.ref_grade else {}
-
-
-def _created_body(voice: StoredVoice) -> VoiceCreated:
-    return VoiceCreated(voice_id=voice.voice_id, name=voice.name, backend=voice.backend, created_at=voice.created_at)
-
-
-def _shown_body(voice: StoredVoice) -> VoiceShown:
-    return VoiceShown(
-        **_created_body(voice).model_dump(),
-        lang=voice.lang,
-        ref_text=voice.ref_text,
-        family=voice.family,
-        ref_audio_key=voice.ref_audio_key,
-        metadata=dict(voice.metadata),
-        ref_sha256=voice.ref_sha256,
-        ref_duration_s=voice.ref_duration_s,
-        ref_sample_rate=voice.ref_sample_rate,
-        ref_grade=voice.ref_grade,
-        consent=voice.consent,
-        provenance=voice.provenance,
-    )
+def _created_response(voice: StoredVoice) -> Response:
+    """Return a new voice, with its grade as a header: the body has only the fields of the hosted service."""
+    headers = {"X-Reference-Grade": voice.ref_grade} if voice.ref_grade else None
+    return json_response(VoiceCreated.model_validate(voice), 201, headers)

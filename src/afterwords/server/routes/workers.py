@@ -16,7 +16,7 @@ from afterwords.errors import InvalidRequestError, MalformedWavError, SynthesisE
 from afterwords.models import parse_id
 from afterwords.server.auth import JSON_MAX_BYTES, Credential, requires
 from afterwords.server.records import StoredJob
-from afterwords.server.routes.responses import COMMON, JobId, errors, identity_of, json_response, request_body, state_of
+from afterwords.server.routes.responses import JobId, errors, identity_of, json_response, request_body, state_of
 from afterwords.server.routes.schemas import CompleteBody, Completed
 from afterwords.server.spool import open_spool
 from afterwords.text import max_speech_s
@@ -26,7 +26,6 @@ router = APIRouter(tags=["workers"])
 BYTES_PER_SECOND: Final = 2 * 48_000
 """Largest rate of speech as 16-bit mono."""
 RESULT: Final = {
-    **COMMON,
     **errors(
         _400="missing_field, invalid_json, bad_request, invalid_host",
         _404="job_not_found",

@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Final
 
 from afterwords.errors import AfterwordsError, InvalidRequestError, NotFoundError
-from afterwords.models import Account, ApiKey, Usage
+from afterwords.models import Account, ApiKey
 from afterwords.server.ports import Store
 from afterwords.server.records import Caller, NewKey, Scope
 
@@ -52,7 +52,7 @@ class KeyService:
         self,
         *,
         label: str | None = None,
-        scopes: tuple[Scope, ...] = (),
+        scopes: Sequence[Scope] = (),
         character_limit: int | None = None,
         account_id: str | None = None,
         for_key: str | None = None,
@@ -174,7 +174,3 @@ class KeyService:
         if key is None:
             raise NotFoundError(code="key_not_found")
         return MintedKey(secret, key)
-
-    async def get_usage(self, caller: Caller) -> Usage:
-        """Return the usage of a caller in this calendar month, UTC."""
-        return await self._store.get_usage(caller)

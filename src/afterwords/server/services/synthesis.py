@@ -207,12 +207,6 @@ class Synthesis:
             raise NotFoundError(code="job_not_found")
         return job
 
-    async def list_jobs(
-        self, caller: Caller, *, status: JobStatus | None, limit: int | None, after: str | None
-    ) -> list[StoredJob]:
-        """Return the jobs of the caller's account, newest first."""
-        return await self.store.list_jobs(account_id=caller.account_id, status=status, limit=limit, after=after)
-
     async def _wait_until_final(self, job: StoredJob, wait_s: float) -> StoredJob | None:
         read = partial(self.store.get_job, job.job_id, account_id=job.account_id)
         return await self.events.wait_until_final(job.job_id, read, wait_s=wait_s)

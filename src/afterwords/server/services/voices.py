@@ -146,14 +146,6 @@ class VoiceService:
             with suppress(AfterwordsError):  # a prompt is a cache: it can be made again
                 await self.blobs.put(path, with_digest(prompt.data), is_durable=False)
 
-    async def get(self, caller: Caller, name_or_id: str) -> StoredVoice:
-        """Return a voice of the caller's account; see `find_voice`."""
-        return await find_voice(self.store, caller, name_or_id)
-
-    async def list(self, caller: Caller, *, limit: int | None, after: str | None) -> list[StoredVoice]:
-        """Return the voices of the caller's account, oldest first."""
-        return await self.store.list_voices(account_id=caller.account_id, limit=limit, after=after)
-
     async def update(self, caller: Caller, name_or_id: str, changes: VoiceChanges) -> StoredVoice:
         """Update the fields of a voice, but not its recording.
 
@@ -194,7 +186,7 @@ class VoiceService:
             VoiceNotFoundError, ConflictError: No voice, or several voices, match.
             AudioMissingError: The recording is missing or altered.
         """
-        stored = await self.get(caller, name_or_id)
+        stored = await find_voice(self.store, caller, name_or_id)
         wav = await self.recordings.get(stored)
         if wav is None:
             raise AudioMissingError(code="reference_missing")
@@ -221,7 +213,7 @@ class VoiceService:
             log.warning("deletion waits voice_id=%s: the storage belongs to another database", voice_id)
 
     async def _get_changeable(self, caller: Caller, name_or_id: str) -> StoredVoice:
-        voice = await self.get(caller, name_or_id)
+        voice = await find_voice(self.store, caller, name_or_id)
         if voice.home_id is not None:
             raise ConflictError(code="home_voice")
         return voice
