@@ -64,9 +64,21 @@ def backends(config: Config | None = None) -> list[Backend]:
     config = config or load_config()
     found: dict[str, Backend] = {}
     points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
-    for backend in (backend for point in points for backend in _backends_of(point)):
-        if backend.name not in found or backend.fitness > found[backend.name].fitness:
-            found[backend.name] = backend
+    for point in points:
+        try:
+            with _instances_lock:
+                engine = _instance(point)
+            state = engine.availability()
+        except Exception as error:  # noqa: BLE001 - a plug-in may fail in any way
+            reason = f"its plug-in could not be loaded ({type(error).__name__}: {error})"
+            package = point.dist.name if point.dist else point.value
+            broken = Unavailable(reason, f"reinstall or remove {package}")
+            offered = [Backend(point.name, point.name, None, broken)]
+        else:
+            offered = [Backend(name, engine.name, engine, state) for name in engine.backends]
+        for backend in offered:
+            if backend.name not in found or backend.fitness > found[backend.name].fitness:
+                found[backend.name] = backend
     if config.backends is not None:
         return [found[name] for name in config.backends if name in found]
     rank = {name: place for place, name in enumerate(PREFERENCE)}
@@ -119,18 +131,6 @@ def engine_for(backend: Backend) -> Engine:
         raise BackendUnavailableError(f"The backend {backend.name} can't run here: {state.reason}.", hint=state.fix)
     assert backend.engine is not None, "a backend without an engine is unavailable"
     return backend.engine
-
-
-def _backends_of(point: EntryPoint) -> list[Backend]:
-    try:
-        with _instances_lock:
-            engine = _instance(point)
-        state = engine.availability()
-    except Exception as error:  # noqa: BLE001 - a plug-in may fail in any way
-        reason = f"its plug-in could not be loaded ({type(error).__name__}: {error})"
-        package = point.dist.name if point.dist else point.value
-        return [Backend(point.name, point.name, None, Unavailable(reason, f"reinstall or remove {package}"))]
-    return [Backend(name, engine.name, engine, state) for name in engine.backends]
 
 
 @cache

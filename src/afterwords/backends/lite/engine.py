@@ -87,28 +87,37 @@ class LiteEngine:
 
     def describe(self, prompt: bytes) -> dict[str, float | str]:
         profile = _profile(prompt)
-        return {
-            "similarity": profile.similarity,
-            "baseline": profile.baseline,
-            "nearest_stock": profile.nearest_stock,
-        }
+        return {name: getattr(profile, name) for name in ("similarity", "baseline", "nearest_stock")}
 
     def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
-        from afterwords.backends.lite.g2p import plain_words
+        import numpy as np
+
+        from afterwords.backends.lite.g2p import has_sound, lines, plain_words, tokens
+        from afterwords.backends.lite.search import trim
+        from afterwords.backends.lite.shaping import equalize, limit
         from afterwords.text import split_chunks
 
         try:
             profile = _profile(task.prompt)
         except InvalidPromptError as error:
             raise SynthesisError.for_backend("lite", why=f"its prompt is {error}") from error
-        spoken = 0
+        is_spoken = False
         for piece in split_chunks(plain_words(task.text), max_chars=PIECE_CHARS, first_max_chars=FIRST_PIECE_CHARS):
+            ids = tokens(piece)
+            if not has_sound(ids):
+                continue
             with self._lock:
-                samples = self._speak(piece, profile)
-            spoken += len(samples)
-            if len(samples):
-                yield Chunk(samples)
-        if not spoken:
+                kokoro = self._loaded()
+                parts = [kokoro.speak(line, profile.style[len(line) - 1], profile.pitch).samples for line in lines(ids)]
+                samples = np.concatenate([_fade(trim(part)) for part in parts])
+                if not np.isfinite(samples).all():
+                    raise SynthesisError.for_backend("lite", why="the network returned samples that are not finite")
+                samples = profile.cepstra.apply(equalize(samples, profile.equalizer_db))
+                samples = limit(samples * np.float32(profile.gain))
+            pause_s = SENTENCE_PAUSE_S if piece.rstrip("\"')]”’ ").endswith((".", "!", "?", "…")) else CLAUSE_PAUSE_S
+            yield Chunk(np.concatenate([_fade(samples), np.zeros(round(pause_s * self.sample_rate), np.float32)]))
+            is_spoken = True
+        if not is_spoken:
             self.unspoken(task.text)
             raise TextError(code="empty_text")
 
@@ -156,27 +165,6 @@ class LiteEngine:
                 dictionaries.result()
             self._kokoro = kokoro
         return self._kokoro
-
-    def _speak(self, piece: str, profile: LiteProfile) -> NDArray[np.float32]:
-        """Synthesize one piece with a profile, and add the pause of its punctuation."""
-        import numpy as np
-
-        from afterwords.backends.lite.g2p import has_sound, lines, tokens
-        from afterwords.backends.lite.search import trim
-        from afterwords.backends.lite.shaping import equalize, limit
-
-        kokoro = self._loaded()
-        ids = tokens(piece)
-        if not has_sound(ids):
-            return np.zeros(0, np.float32)
-        parts = [kokoro.speak(line, profile.style[len(line) - 1], profile.pitch).samples for line in lines(ids)]
-        samples = np.concatenate([_fade(trim(part)) for part in parts])
-        if not np.isfinite(samples).all():
-            raise SynthesisError.for_backend("lite", why="the network returned samples that are not finite")
-        samples = profile.cepstra.apply(equalize(samples, profile.equalizer_db))
-        samples = limit(samples * np.float32(profile.gain))
-        pause_s = SENTENCE_PAUSE_S if piece.rstrip("\"')]”’ ").endswith((".", "!", "?", "…")) else CLAUSE_PAUSE_S
-        return np.concatenate([_fade(samples), np.zeros(round(pause_s * self.sample_rate), np.float32)])
 
 
 def _fade(samples: NDArray[np.float32], ramp: int = 120) -> NDArray[np.float32]:

@@ -122,9 +122,7 @@ def enroll(
     """Create the profile of a voice.
 
     Args:
-        reference: The prepared recording.
-        speak: The network.
-        progress: Called with the progress.
+        reference, speak, progress: The prepared recording, the network, and a callback.
         fast: Search without synthesis: about a third of the time, with less similarity.
         checkpoint: The last state passed to `save` by an interrupted call; the resulting profile is the same.
         save: Called with the state after each result.
@@ -135,8 +133,12 @@ def enroll(
     progress(0.0, "measuring the voice")
     speaker, space, journal = ReferenceSpeaker(reference), style_space(), Journal(checkpoint, save)
     progress(MEASURED / 2, "measuring the voice")
-    stock = _nearest_stock(speaker.target, space)
-    surrogate = Surrogate(voice_table(), speaker.target)
+    table, target = voice_table(), speaker.target
+    n_stock = len(space.names)
+    off_st = 12 / np.log(2) * np.abs(table.log_pitch[:n_stock] - target.log_pitch)
+    worth = table.embeddings[:n_stock] @ target.embedding - 0.05 * (off_st > 5)  # alone, it may pick the wrong sex
+    stock = int(np.argmax(np.where([name[0] in "ab" for name in space.names], worth, -np.inf)))  # an English voice
+    surrogate = Surrogate(table, target)
     progress(MEASURED, "finding a similar voice")
     found = _search(speaker, space, speak, surrogate, progress, journal, fast=fast)
     comparison = Comparison(
@@ -152,7 +154,18 @@ def enroll(
     for ids in map(tokens, CALIBRATION):
         raw.append(trim(speak(ids, space.voices[stock][len(ids) - 1]).samples))
         progress(COMPARED + 0.02 * len(raw), "matching the sound")
-    profile = _profile(choice, speaker, speaker.similarity(np.concatenate(raw)), space.names[stock])
+    cepstra = CepstralMap(*cepstral_stats(choice.spoken), *cepstral_stats(speaker.samples))
+    spoken = cepstra.apply(choice.spoken)
+    profile = LiteProfile(
+        style=choice.candidate.style,
+        pitch=choice.candidate.pitch,
+        equalizer_db=choice.equalizer_db,
+        cepstra=cepstra,
+        gain=LOUDNESS / max(float(np.sqrt(np.mean(np.square(spoken)))), 1e-6),
+        similarity=speaker.similarity(spoken),
+        baseline=speaker.similarity(np.concatenate(raw)),
+        nearest_stock=space.names[stock],
+    )
     progress(1.0, "done")
     return profile
 
@@ -250,28 +263,3 @@ def _search(
     trials = search(surrogate, evaluate, on_trial=on_trial)
     best = [trial.point for trial in trials[:3]]
     return [*best, np.mean(best, axis=0)]
-
-
-def _nearest_stock(target: Target, space: StyleSpace) -> int:
-    """Return the most similar English stock voice, also by pitch: similarity alone may pick the wrong sex."""
-    table = voice_table()
-    count = len(space.names)
-    similarity = table.embeddings[:count] @ target.embedding
-    off_st = 12 / np.log(2) * np.abs(table.log_pitch[:count] - target.log_pitch)
-    is_english = np.array([name[0] in "ab" for name in space.names])
-    return int(np.argmax(np.where(is_english, similarity - 0.05 * (off_st > 5), -np.inf)))
-
-
-def _profile(choice: EqualizedCandidate, speaker: ReferenceSpeaker, baseline: float, stock: str) -> LiteProfile:
-    cepstra = CepstralMap(*cepstral_stats(choice.spoken), *cepstral_stats(speaker.samples))
-    spoken = cepstra.apply(choice.spoken)
-    return LiteProfile(
-        style=choice.candidate.style,
-        pitch=choice.candidate.pitch,
-        equalizer_db=choice.equalizer_db,
-        cepstra=cepstra,
-        gain=LOUDNESS / max(float(np.sqrt(np.mean(np.square(spoken)))), 1e-6),
-        similarity=speaker.similarity(spoken),
-        baseline=baseline,
-        nearest_stock=stock,
-    )

@@ -26,13 +26,25 @@ _loading = Lock()  # the dictionaries take 70 MB, and two threads would read the
 def plain_words(text: str) -> str:
     """Normalize a text to words and punctuation, one paragraph per sentence.
 
-    Capitalized words are words if a dictionary has them ("DOORS"), also with an ending, else initialisms ("FBI").
+    Capitalized words are words if a dictionary has them ("DOORS"), also with an ending, else initialisms ("FBI"); a run
+    of mostly known ones is a headline.
     Words of other scripts are dropped; `spelling.unspoken` returns them.
 
     Raises:
         ModelError: The dictionaries are missing or damaged.
     """
-    return "\n\n".join(_lower_words(spell(sentence)) for sentence in split_sentences(text))
+
+    def lowered(run: re.Match[str]) -> str:
+        words = [word for word in _CAPITALS.findall(run[0]) if len(word) > 1]
+        if len(words) > 1 and 2 * sum(map(_is_word, words)) > len(words):  # a headline, in which "US" is "us"
+            return _CAPITALS.sub(lambda word: _small(word[0]), _COUNTRY.sub("U.S.", run[0]))
+        before = run.string[max(0, run.start() - 4) : run.start()]
+        text = _INITIALS.sub(lambda found: ".".join(found[0]) + ".", before + run[0])[len(before) :]
+        return _CAPITALS.sub(
+            lambda word: word[0] if len(word[0]) == 1 or word[0] in _lexicon().golds else _small(word[0]), text
+        )
+
+    return "\n\n".join(_CAPITAL_RUN.sub(lowered, spell(sentence)) for sentence in split_sentences(text))
 
 
 _CAPITAL: Final = r"[A-Z]++(?:'[A-Z]++)*+(?![A-Za-z]|-[a-z])"
@@ -41,25 +53,6 @@ _CAPITAL_RUN: Final = re.compile(rf"(?<![A-Za-z]){_CAPITAL}(?:[^A-Za-z]{{1,3}}{_
 _INITIALS: Final = re.compile(r"\bUS\b|\bWHO\b(?<=[Tt]he WHO)|\bIT\b(?<=[Tt]he IT|our IT|.in IT)")
 _COUNTRY: Final = re.compile(r"^US\b|\bUS\b(?<=THE US)")  # in a headline, "US" is otherwise "us"
 """Initialisms that are also words."""
-
-
-def _lower_words(sentence: str) -> str:
-    """Lowercase capitalized words, except those that the dictionaries have only in capitals or not at all.
-
-    A run of capitals with mostly known words is a headline, in which "US" is "us".
-    """
-
-    def lowered(run: re.Match[str]) -> str:
-        words = [word for word in _CAPITALS.findall(run[0]) if len(word) > 1]
-        if len(words) > 1 and 2 * sum(map(_is_word, words)) > len(words):
-            return _CAPITALS.sub(lambda word: _small(word[0]), _COUNTRY.sub("U.S.", run[0]))
-        before = run.string[max(0, run.start() - 4) : run.start()]
-        text = _INITIALS.sub(lambda found: ".".join(found[0]) + ".", before + run[0])[len(before) :]
-        return _CAPITALS.sub(
-            lambda word: word[0] if len(word[0]) == 1 or word[0] in _lexicon().golds else _small(word[0]), text
-        )
-
-    return _CAPITAL_RUN.sub(lowered, sentence)
 
 
 def _small(word: str) -> str:

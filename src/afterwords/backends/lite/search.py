@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,19 +30,15 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Target:
-    """The goal of the search: the embedding of the speaker (256,) and the log of the median pitch in Hz."""
-
-    embedding: NDArray[np.float32]
-    log_pitch: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """The measured voice of a point: its embedding (256,) and the log of its pitch in Hz."""
+    """A measured voice: its embedding (256,) and the log of its median pitch in Hz."""
 
     embedding: NDArray[np.float32]
     log_pitch: float
+
+
+Target = Evaluation
+"""The speaker, who is the goal of the search."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,10 +51,8 @@ class Trial:
     quality: float
 
 
-class Evaluate(Protocol):
-    """Synthesize PHRASE at a point of the style space and measure it."""
-
-    def __call__(self, point: Array) -> Evaluation: ...
+Evaluate = Callable[[Array], Evaluation]
+"""Synthesize PHRASE at a point of the style space and measure it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -222,10 +216,8 @@ def search(
         similarity = _cosine(np.array([e.embedding for e in evaluations]), surrogate.target.embedding)
         worth = surrogate.worth(proposals, similarity, np.array([e.log_pitch for e in evaluations]))
         quality = surrogate.quality(proposals)
-        trials += [
-            Trial(p, float(s), float(w), float(q))
-            for p, s, w, q in zip(proposals, similarity, worth, quality, strict=True)
-        ]
+        figures = zip(similarity.tolist(), worth.tolist(), quality.tolist(), strict=True)
+        trials += [Trial(point, *of) for point, of in zip(proposals, figures, strict=True)]
         surrogate.add(proposals, evaluations)
     return sorted(trials, key=lambda trial: -trial.worth)
 

@@ -99,19 +99,7 @@ class CepstralMap:
         padded = np.pad(samples, TAPS // 2)
         short_by = -(len(padded) - TAPS) % _HOP
         spectrum = np.fft.rfft(frames(np.pad(padded, (0, short_by)), TAPS, _HOP) * hann(TAPS), axis=1)
-        power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
-        pieces = np.fft.irfft(spectrum * self._gains(power), TAPS, axis=1) * hann(TAPS)
-        out = np.zeros((len(pieces) - 1) * _HOP + TAPS)
-        weight = np.zeros_like(out)
-        for number, piece in enumerate(pieces):
-            out[number * _HOP : number * _HOP + TAPS] += piece
-            weight[number * _HOP : number * _HOP + TAPS] += hann(TAPS) ** 2
-        out /= np.maximum(weight, 1e-3)
-        return out[TAPS // 2 : TAPS // 2 + len(samples)].astype(np.float32)
-
-    def _gains(self, power: Array) -> Array:
-        """Return linear gains for each frame and frequency, in the shape of `power`."""
-        envelope, level = _envelope(power)
+        envelope, level = _envelope((spectrum.real**2 + spectrum.imag**2).astype(np.float32))
         basis = cosine_basis(CEPSTRA, _ENVELOPE_BANDS)
         ratio = np.clip((self.speaker_std / np.maximum(self.spoken_std, 1e-3)) ** 0.3, 0.75, 1.35)
         shift = 0.5 * (self.speaker_mean - self.spoken_mean)
@@ -122,7 +110,15 @@ class CepstralMap:
         centers = mel_frequencies(_ENVELOPE_BANDS + 2, _LOW_HZ, _ENVELOPE_HIGH_HZ)[1:-1]
         interpolation = np.array([np.interp(at, centers, row) for row in np.eye(len(centers))], np.float32)
         gain_db = gain_db @ interpolation * np.clip((11_000 - at) / 4000, 0, 1)
-        return (10 ** (gain_db / 20)).astype(np.float32)
+        gains = (10 ** (gain_db / 20)).astype(np.float32)
+        pieces = np.fft.irfft(spectrum * gains, TAPS, axis=1) * hann(TAPS)
+        out = np.zeros((len(pieces) - 1) * _HOP + TAPS)
+        weight = np.zeros_like(out)
+        for number, piece in enumerate(pieces):
+            out[number * _HOP : number * _HOP + TAPS] += piece
+            weight[number * _HOP : number * _HOP + TAPS] += hann(TAPS) ** 2
+        out /= np.maximum(weight, 1e-3)
+        return out[TAPS // 2 : TAPS // 2 + len(samples)].astype(np.float32)
 
 
 def limit(samples: Array, ceiling: float = 0.97) -> Array:
