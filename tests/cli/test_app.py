@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 import afterwords as aw
+from afterwords.cli.app import COMMANDS, load_command
 from afterwords.cli.options import complete_voice
 from afterwords.models import Voice
 from tests.cli.program import COMMAND, environment, run
 from tests.conftest import READER
 from tests.e2e.terminal import Terminal
-
-COMMANDS = ("clone", "say", "doctor", "verify", "backends", "demo", "voices")
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
@@ -30,6 +29,20 @@ def test_help_names_every_command(option: str) -> None:
     assert [line.split()[1] for line in done.out.splitlines() if line.startswith("╭─ ")] == [
         *("Options", "Voices", "Speak", "Server", "Remote", "Setup")
     ]
+
+
+def test_listed_help_is_the_first_paragraph_of_the_command() -> None:
+    helps = {name: str(load_command(name).help).split("\n\n")[0].replace("\n", " ") for name in COMMANDS}
+
+    assert helps == {name: entry.help for name, entry in COMMANDS.items()}
+
+
+def test_help_imports_no_command() -> None:
+    program = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); "
+    done = run("--help", python=program + "from afterwords.cli import main; main()")
+
+    loaded = {name for name in done.err.split() if name.startswith("afterwords")}
+    assert loaded == {"afterwords", "afterwords.cli", "afterwords.cli.app", "afterwords.cli.help"}
 
 
 def test_help_shows_examples_and_flags_without_types() -> None:
@@ -153,6 +166,7 @@ def complete(line: str) -> list[str]:
 
 def test_shell_completes_commands_options_and_voices(me: Voice) -> None:
     assert complete("afterwords voi") == ["voices"]
+    assert complete("afterwords jobs c") == ["cancel"]
     assert complete("afterwords say --spe") == ["--speed"]
     assert complete("afterwords say --voice m") == ["me"]
     assert complete("afterwords voices rename ") == ["me"]

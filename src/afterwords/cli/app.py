@@ -1,4 +1,4 @@
-"""The program `afterwords`: registers the commands, and turns errors into messages and exit codes."""
+"""The program `afterwords`: imports the command to run, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -6,44 +6,137 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from io import BytesIO, TextIOWrapper
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, NoReturn
 
 import typer
+from typer.core import TyperCommand
+from typer.main import get_group
 
-from afterwords.cli import (
-    backends,
-    backup,
-    bench,
-    clone,
-    demo,
-    doctor,
-    jobs,
-    keys,
-    login,
-    models,
-    output,
-    say,
-    serve,
-    storage,
-    transfer,
-    verify,
-    voices,
-)
 from afterwords.cli.help import HelpCommand, HelpGroup, examples
-from afterwords.errors import AfterwordsError, UnknownSettingWarning
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from afterwords.errors import AfterwordsError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
-VOICES, SPEAK, SERVER, REMOTE, SETUP = "Voices", "Speak", "Server", "Remote", "Setup"
+
+class Entry(NamedTuple):
+    """What the help shows of a command: its panel and its first sentences; and the module that has it."""
+
+    panel: str
+    module: str
+    help: str
+
+
+# Help and completion list the commands without importing them.
+COMMANDS: Final = {
+    "clone": Entry("Voices", "clone", "Make a voice from a recording."),
+    "doctor": Entry(
+        "Voices", "doctor", "Grade a recording from A to F, with reasons, and show the part that `clone` would use."
+    ),
+    "voices": Entry("Voices", "voices", "List, show, rename, remove, export and import voices."),
+    "say": Entry("Speak", "say", "Speak a text with a voice, on this machine or on a server."),
+    "verify": Entry(
+        "Speak", "verify", "Check whether a file is marked as synthetic speech. The exit code is 1 if it is not."
+    ),
+    "demo": Entry(
+        "Speak",
+        "demo",
+        "Clone the voice of a recording that comes with afterwords, and speak a sentence into hello.wav.",
+    ),
+    "bench": Entry("Speak", "bench", "Measure the speed, similarity and memory of each backend on this machine."),
+    "serve": Entry(
+        "Server", "serve", "Serve the /v1 API: voices, speech and jobs for other programs. Ctrl-C stops it."
+    ),
+    "backup": Entry("Server", "backup", "Back up the server's database and audio into one file, while it runs."),
+    "restore": Entry("Server", "backup", "Restore the server on this machine from a backup. Stop the server first."),
+    "accounts": Entry(
+        "Server", "keys", "List the accounts of the server on this machine, with their voices and this month's use."
+    ),
+    "keys": Entry(
+        "Server", "keys", "List, create, rotate and revoke API keys of the server on this machine, or of another."
+    ),
+    "storage": Entry(
+        "Server", "storage", "Check that the storage belongs to the server on this machine, and adopt it."
+    ),
+    "login": Entry("Remote", "login", "Log in to a server with an API key, which is asked for or read from stdin."),
+    "logout": Entry(
+        "Remote",
+        "login",
+        "Remove a login and its key from this machine. The key stays valid until `afterwords keys revoke`.",
+    ),
+    "whoami": Entry("Remote", "login", "Show the current server and login, and the backends that the server offers."),
+    "push": Entry("Remote", "transfer", "Copy a voice to a server. Running it again changes nothing."),
+    "pull": Entry(
+        "Remote", "transfer", "Copy a voice from a server into the library. Running it again changes nothing."
+    ),
+    "sync": Entry(
+        "Remote",
+        "transfer",
+        "Sync voices both ways: copy those that only one side has. Nothing is removed or overwritten.",
+    ),
+    "usage": Entry("Remote", "login", "Show the characters used in this billing period."),
+    "profiles": Entry("Remote", "login", "List your logins on several servers, and choose one."),
+    "jobs": Entry("Remote", "jobs", "List, show, wait for, cancel and download jobs of a server."),
+    "backends": Entry("Setup", "backends", "List the backends that can run on this machine, and what the others need."),
+    "models": Entry("Setup", "models", "List, download, verify and remove model weights."),
+}
+EXAMPLES: Final = {
+    "clone": ("afterwords clone me.wav --name me --consent self", "afterwords clone --record --name me"),
+    "doctor": ("afterwords doctor me.wav",),
+    "say": (
+        'afterwords say "Hello, this is my voice." --voice me',
+        "afterwords say --file story.txt --voice me -o story.mp3",
+        "echo Hello | afterwords say - -o - --format mp3 > hello.mp3",
+        'afterwords say "Hello" --voice me --remote -o hello.wav',
+    ),
+    "verify": ("afterwords verify hello.mp3",),
+    "demo": ("afterwords demo",),
+    "bench": ("afterwords bench me", "afterwords bench me --backend lite --json"),
+    "serve": ("afterwords serve", "afterwords serve --host 0.0.0.0 --port 8000"),
+    "backup": ("afterwords backup /backups/afterwords.tar",),
+    "restore": ("afterwords restore /backups/afterwords.tar",),
+    "accounts": ("afterwords accounts",),
+    "login": ("afterwords login https://voices.example.com",),
+    "push": ("afterwords push me",),
+    "pull": ("afterwords pull me",),
+    "sync": ("afterwords sync --dry-run",),
+}
+
+
+class RootGroup(HelpGroup):
+    """A group that lists the commands of the table, and imports only the one to run."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, entry in COMMANDS.items():
+            self.commands[name] = TyperCommand(name, help=entry.help, rich_help_panel=entry.panel)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _listed, rest = super().resolve_command(ctx, args)
+        return name, name and load_command(name), rest
+
+
+def load_command(name: str) -> Any:
+    """Import a command or a group from its module, where it has the same name."""
+    source = getattr(import_module(f"afterwords.cli.{COMMANDS[name].module}"), name)
+    parent = typer.Typer()
+    if isinstance(source, typer.Typer):
+        parent.add_typer(source, name=name, help=COMMANDS[name].help)
+    else:
+        parent.command(name, cls=HelpCommand, epilog=examples(*EXAMPLES.get(name, ())))(source)
+    return get_group(parent).commands[name]
+
 
 app = typer.Typer(
     name="afterwords",
     help="Clone your voice once, own it forever, use it anywhere.",
-    cls=HelpGroup,
+    cls=RootGroup,
     epilog=examples(
         "afterwords demo",
         "afterwords clone me.wav --name me --consent self",
@@ -58,6 +151,7 @@ app = typer.Typer(
 def _show_version(is_asked: bool) -> None:
     if is_asked:
         from afterwords import __version__
+        from afterwords.cli import output
 
         output.result(f"afterwords {__version__}")
         raise typer.Exit
@@ -75,57 +169,14 @@ def options(
         os.environ["AFTERWORDS_DEBUG"] = "1"
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), nl=False)
-        raise typer.Exit(output.UsageError.exit_code)
+        raise typer.Exit(2)  # wrong usage
+    from afterwords.cli import output
     from afterwords.config import unknown_variables
+    from afterwords.errors import UnknownSettingWarning
 
     warnings.simplefilter("ignore", UnknownSettingWarning)  # printed here, in one line each
     for sentence in unknown_variables(os.environ):
         output.note(f"[bold yellow]Warning:[/bold yellow] {output.shown(sentence)}")
-
-
-def _add(name: str, function: Callable[..., None], panel: str, *lines: str) -> None:
-    """Register a command in a panel of the help, with examples."""
-    app.command(name, cls=HelpCommand, rich_help_panel=panel, epilog=examples(*lines))(function)
-
-
-_add(
-    "clone",
-    clone.clone,
-    VOICES,
-    "afterwords clone me.wav --name me --consent self",
-    "afterwords clone --record --name me",
-)
-app.add_typer(voices.app, name="voices", rich_help_panel=VOICES)
-_add("doctor", doctor.doctor, VOICES, "afterwords doctor me.wav")
-_add(
-    "say",
-    say.say,
-    SPEAK,
-    'afterwords say "Hello, this is my voice." --voice me',
-    "afterwords say --file story.txt --voice me -o story.mp3",
-    "echo Hello | afterwords say - -o - --format mp3 > hello.mp3",
-    'afterwords say "Hello" --voice me --remote -o hello.wav',
-)
-_add("verify", verify.verify, SPEAK, "afterwords verify hello.mp3")
-_add("demo", demo.demo, SPEAK, "afterwords demo")
-_add("bench", bench.bench, SPEAK, "afterwords bench me", "afterwords bench me --backend lite --json")
-_add("serve", serve.serve, SERVER, "afterwords serve", "afterwords serve --host 0.0.0.0 --port 8000")
-app.add_typer(keys.app, name="keys", rich_help_panel=SERVER)
-_add("backup", backup.backup, SERVER, "afterwords backup /backups/afterwords.tar")
-_add("restore", backup.restore, SERVER, "afterwords restore /backups/afterwords.tar")
-_add("accounts", keys.accounts, SERVER, "afterwords accounts")
-app.add_typer(storage.app, name="storage", rich_help_panel=SERVER)
-_add("login", login.login, REMOTE, "afterwords login https://voices.example.com")
-_add("logout", login.logout, REMOTE)
-_add("whoami", login.whoami, REMOTE)
-app.add_typer(login.profiles_app, name="profiles", rich_help_panel=REMOTE)
-_add("push", transfer.push, REMOTE, "afterwords push me")
-_add("pull", transfer.pull, REMOTE, "afterwords pull me")
-_add("sync", transfer.sync, REMOTE, "afterwords sync --dry-run")
-app.add_typer(jobs.app, name="jobs", rich_help_panel=REMOTE)
-_add("usage", login.usage, REMOTE)
-_add("backends", backends.backends, SETUP)
-app.add_typer(models.app, name="models", rich_help_panel=SETUP)
 
 
 _ClickUsageError = typer.BadParameter.__mro__[1]
@@ -142,7 +193,7 @@ def run() -> None:
     signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         code: int | None = app(prog_name="afterwords", standalone_mode=False)
-        output.flush()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of the output has closed it
@@ -151,6 +202,8 @@ def run() -> None:
         translated = _translate(error)
         if translated is None:
             raise
+        from afterwords.cli import output
+
         code = translated.exit_code
         if os.environ.get("AFTERWORDS_DEBUG"):
             output.console().print_exception()
@@ -158,6 +211,8 @@ def run() -> None:
         if translated.hint:
             output.note(f"  [bold]Fix:[/bold] {output.shown(translated.hint)}")
     if code == INTERRUPTED:
+        from afterwords.cli import output
+
         output.note("Stopped.")
     if code:
         # Python flushes stdout again at exit, and would complain about output that can't be written.
@@ -173,6 +228,9 @@ def _exit_on_signal(signum: int, _frame: FrameType | None) -> NoReturn:
 
 def _translate(error: Exception) -> AfterwordsError | None:
     """Return the error to print, or None to show the traceback."""
+    from afterwords.cli.output import UsageError
+    from afterwords.errors import AfterwordsError
+
     if isinstance(error, AfterwordsError):
         return error
     if isinstance(error, _ClickUsageError):
@@ -180,12 +238,12 @@ def _translate(error: Exception) -> AfterwordsError | None:
         see = f"see {context.command_path if context else 'afterwords'} --help."
         message = str(getattr(error, "format_message", error.__str__)()).strip()
         if message.startswith("Got unexpected extra argument"):  # click repeats them; they may be words of a text
-            return output.UsageError("Too many arguments.", hint=f"put a text in quotes, and options before it; {see}")
+            return UsageError("Too many arguments.", hint=f"put a text in quotes, and options before it; {see}")
         if message.startswith("No such option"):
             see = f"a text or name that begins with - goes last, after -- ; {see}"
-        return output.UsageError(message if message.endswith((".", "?")) else f"{message}.", hint=see)
+        return UsageError(message if message.endswith((".", "?")) else f"{message}.", hint=see)
     if isinstance(error, typer.Abort):
-        return output.UsageError("The input ended before the question was answered.", hint="answer it.")
+        return UsageError("The input ended before the question was answered.", hint="answer it.")
     if os.environ.get("AFTERWORDS_DEBUG"):
         return None
     if isinstance(error, OSError) and error.strerror:

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from afterwords.backends.base import Progress
     from afterwords.models import Job
 
-app = typer.Typer(
-    cls=HelpGroup, help="List, show, wait for, cancel and download jobs of a server.", invoke_without_command=True
-)
+jobs = typer.Typer(cls=HelpGroup, invoke_without_command=True)
 
 STEPS: Final = {
     "waiting": "waiting for the speech",
@@ -35,15 +33,15 @@ STEPS: Final = {
 JobId = Annotated[str, typer.Argument(help="ID of a job, from `afterwords jobs list`.")]
 
 
-@app.callback()
-def jobs(context: typer.Context, profile: Profile = None) -> None:
+@jobs.callback()
+def options(context: typer.Context, profile: Profile = None) -> None:
     if context.invoked_subcommand is None:
         list_jobs(profile=profile)
     else:
         check_group_options(context, profile=profile)
 
 
-@app.command("list", cls=HelpCommand)
+@jobs.command("list", cls=HelpCommand)
 def list_jobs(
     status: Annotated[
         str | None, typer.Option("--status", help="Only pending, ready, failed or cancelled jobs.")
@@ -75,14 +73,14 @@ def list_jobs(
         output.note('There are no jobs. Submit one: afterwords say "Hello" --remote -o hello.wav')
 
 
-@app.command(cls=HelpCommand)
+@jobs.command(cls=HelpCommand)
 def show(job_id: JobId, profile: Profile = None, as_json: AsJson = False) -> None:
     """Show the status of a job."""
     with output.waiting("asking the server"), connect(profile) as client:
         _print_job(client.jobs.get(job_id), as_json=as_json)
 
 
-@app.command(cls=HelpCommand)
+@jobs.command(cls=HelpCommand)
 def wait(job_id: JobId, timeout: Timeout = None, profile: Profile = None, as_json: AsJson = False) -> None:
     """Wait until a job is ready. Ctrl-C leaves the job running."""
     resume = command("jobs", "wait", job_id, profile=profile)
@@ -92,14 +90,14 @@ def wait(job_id: JobId, timeout: Timeout = None, profile: Profile = None, as_jso
     output.note(f"Next: {output.shown(command('jobs', 'download', job_id, profile=profile))}")
 
 
-@app.command(cls=HelpCommand)
+@jobs.command(cls=HelpCommand)
 def cancel(job_id: JobId, profile: Profile = None, as_json: AsJson = False) -> None:
     """Cancel a pending job. Its characters are not charged."""
     with output.waiting("asking the server"), connect(profile) as client:
         _print_job(client.jobs.cancel(job_id), as_json=as_json)
 
 
-@app.command(cls=HelpCommand)
+@jobs.command(cls=HelpCommand)
 def download(
     job_id: JobId,
     out: OutFile = None,

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
     from afterwords.models import Account, ApiKey
     from afterwords.server.services.keys import KeyService, MintedKey
 
-app = typer.Typer(
-    cls=HelpGroup,
-    help="List, create, rotate and revoke API keys of the server on this machine, or of another.",
-    invoke_without_command=True,
-)
+keys = typer.Typer(cls=HelpGroup, invoke_without_command=True)
 
 T = TypeVar("T")
 KeyId = Annotated[str, typer.Argument(help="ID of the key, from `keys list`.")]
@@ -162,15 +158,15 @@ def _open(remote: bool, profile: str | None) -> KeyStore:
 # -- commands -------------------------------------------------------------------------------------------------
 
 
-@app.callback()
-def keys(context: typer.Context, remote: Remote = False, profile: Profile = None) -> None:
+@keys.callback()
+def options(context: typer.Context, remote: Remote = False, profile: Profile = None) -> None:
     if context.invoked_subcommand is None:
         list_keys(remote=remote, profile=profile)
     else:
         check_group_options(context, remote=remote, profile=profile)
 
 
-@app.command(cls=HelpCommand, epilog=examples("afterwords keys create --for KEY_ID --scope synthesize --label app"))
+@keys.command(cls=HelpCommand, epilog=examples("afterwords keys create --for KEY_ID --scope synthesize --label app"))
 def create(
     label: Annotated[str | None, typer.Option(help="Label to recognize the key by.")] = None,
     scope: Annotated[
@@ -212,7 +208,7 @@ def create(
     _print_key(key, as_json=as_json)
 
 
-@app.command("list", cls=HelpCommand)
+@keys.command("list", cls=HelpCommand)
 def list_keys(remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
     """List the API keys with their limits and use, without the secrets."""
     found = _open(remote, profile).list()
@@ -250,14 +246,14 @@ def _row(key: ApiKey) -> tuple[str, ...]:
     )
 
 
-@app.command(cls=HelpCommand)
+@keys.command(cls=HelpCommand)
 def revoke(key_id: KeyId, remote: Remote = False, profile: Profile = None) -> None:
     """Revoke an API key with immediate effect."""
     _open(remote, profile).revoke(key_id)
     output.note("Revoked.")
 
 
-@app.command(cls=HelpCommand)
+@keys.command(cls=HelpCommand)
 def rotate(
     key_id: KeyId,
     overlap: Annotated[float, typer.Option(min=0, help="Seconds that the old key stays valid.")] = 0,

@@ -145,18 +145,16 @@ def _facts(usage: Usage) -> dict[str, object]:
     }
 
 
-profiles_app = typer.Typer(
-    cls=HelpGroup, help="List your logins on several servers, and choose one.", invoke_without_command=True
-)
+profiles = typer.Typer(cls=HelpGroup, invoke_without_command=True)
 
 
-@profiles_app.callback()
-def profiles(context: typer.Context) -> None:
+@profiles.callback()
+def options(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         list_profiles()
 
 
-@profiles_app.command("list", cls=HelpCommand)
+@profiles.command("list", cls=HelpCommand)
 def list_profiles(as_json: AsJson = False) -> None:
     """List the logins; the current one has a star."""
     profiles = _profiles()
@@ -183,7 +181,7 @@ def list_profiles(as_json: AsJson = False) -> None:
         output.note("You are not logged in to any server: afterwords login https://voices.example.com")
 
 
-@profiles_app.command(cls=HelpCommand)
+@profiles.command(cls=HelpCommand)
 def use(name: Annotated[str, typer.Argument(help="Name of a login, from `afterwords profiles`.")]) -> None:
     """Make a login the current one."""
     chosen = _profiles().use(name)

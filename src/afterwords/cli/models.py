@@ -13,7 +13,7 @@ from afterwords.cli.options import AsJson
 if TYPE_CHECKING:
     from afterwords.weights.catalog import ModelStatus, Progress
 
-app = typer.Typer(cls=HelpGroup, help="List, download, verify and remove model weights.", invoke_without_command=True)
+models = typer.Typer(cls=HelpGroup, invoke_without_command=True)
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -27,13 +27,13 @@ Name = Annotated[
 ]
 
 
-@app.callback()
-def models(context: typer.Context) -> None:
+@models.callback()
+def options(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         list_models(as_json=False)
 
 
-@app.command("list", cls=HelpCommand)
+@models.command("list", cls=HelpCommand)
 def list_models(as_json: AsJson = False) -> None:
     """List the models and their state on this machine."""
     from afterwords.weights.catalog import list_statuses
@@ -56,7 +56,7 @@ def list_models(as_json: AsJson = False) -> None:
             output.note(f"{output.shown(status.problem.message)}\n  Fix: {output.shown(status.problem.hint)}")
 
 
-@app.command(cls=HelpCommand)
+@models.command(cls=HelpCommand)
 def pull(
     name: Name,
     update: Annotated[bool, typer.Option("--update", help="Download the newest revision.")] = False,
@@ -78,7 +78,7 @@ def pull(
     output.note(f"[bold green]✓[/bold green] {output.shown(name)} is ready. List the backends: afterwords backends")
 
 
-@app.command(cls=HelpCommand)
+@models.command(cls=HelpCommand)
 def path(name: Name, as_json: AsJson = False) -> None:
     """Print the folder of a complete model."""
     from afterwords.weights.catalog import locate
@@ -90,7 +90,7 @@ def path(name: Name, as_json: AsJson = False) -> None:
         output.result(str(folder))
 
 
-@app.command(cls=HelpCommand)
+@models.command(cls=HelpCommand)
 def verify(name: Name, as_json: AsJson = False) -> None:
     """Compare every file of a model with its hash at the hub."""
     from afterwords.weights.catalog import verify as check
@@ -105,7 +105,7 @@ def verify(name: Name, as_json: AsJson = False) -> None:
     output.note(f"[bold green]✓[/bold green] {output.shown(name)}: {what}.")
 
 
-@app.command(cls=HelpCommand)
+@models.command(cls=HelpCommand)
 def rm(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,

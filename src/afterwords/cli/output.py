@@ -88,12 +88,6 @@ def result_table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> N
         result_wrapped("  ".join(padded).rstrip(), indent=indent)
 
 
-def flush() -> None:
-    """Flush stdout, also for text that typer printed, such as the help."""
-    with _stdout_errors():
-        sys.stdout.flush()
-
-
 @contextmanager
 def _stdout_errors() -> Iterator[None]:
     try:

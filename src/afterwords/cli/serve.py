@@ -48,8 +48,7 @@ def serve(
 
 
 def _show_address(settings: Settings, home: HomeVoices) -> None:
-    output.result(settings.local_url)
-    output.flush()  # a parent process may wait for this line
+    output.result(settings.local_url)  # a parent process may wait for this line
     if settings.log == "json":  # stderr carries only JSON
         return
     if settings.serve_library:

@@ -17,17 +17,13 @@ if TYPE_CHECKING:
     from afterwords.server.services.ownership import Ownership
     from afterwords.server.settings import Settings
 
-app = typer.Typer(
-    cls=HelpGroup,
-    help="Check that the storage belongs to the server on this machine, and adopt it.",
-    invoke_without_command=True,
-)
+storage = typer.Typer(cls=HelpGroup, invoke_without_command=True)
 
 T = TypeVar("T")
 
 
-@app.callback()
-def storage(context: typer.Context) -> None:
+@storage.callback()
+def options(context: typer.Context) -> None:
     if context.invoked_subcommand is not None:
         return
 
@@ -42,7 +38,7 @@ def storage(context: typer.Context) -> None:
     output.result(f"sweep {_with_ownership(state)}")
 
 
-@app.command(cls=HelpCommand)
+@storage.command(cls=HelpCommand)
 def adopt(yes: Yes = False) -> None:
     """Mark the storage as owned by this server's database, which then removes audio that it does not know."""
     unknown = _with_ownership(lambda ownership: ownership.list_unknown())

@@ -29,20 +29,18 @@ from afterwords.cli.voice_store import open_store
 if TYPE_CHECKING:
     from afterwords.models import Voice
 
-app = typer.Typer(
-    cls=HelpGroup, help="List, show, rename, remove, export and import voices.", invoke_without_command=True
-)
+voices = typer.Typer(cls=HelpGroup, invoke_without_command=True)
 
 
-@app.callback()
-def voices(context: typer.Context, remote: Remote = False, profile: Profile = None) -> None:
+@voices.callback()
+def options(context: typer.Context, remote: Remote = False, profile: Profile = None) -> None:
     if context.invoked_subcommand is None:
         list_voices(remote=remote, profile=profile)
     else:
         check_group_options(context, remote=remote, profile=profile)
 
 
-@app.command("list", cls=HelpCommand)
+@voices.command("list", cls=HelpCommand)
 def list_voices(remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
     """List all voices."""
     with open_store(remote, profile) as store:
@@ -55,7 +53,7 @@ def list_voices(remote: Remote = False, profile: Profile = None, as_json: AsJson
         output.note(found.hint)
 
 
-@app.command(cls=HelpCommand)
+@voices.command(cls=HelpCommand)
 def show(name: VoiceName, remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
     """Show the details of a voice."""
     with open_store(remote, profile) as store:
@@ -66,7 +64,7 @@ def show(name: VoiceName, remote: Remote = False, profile: Profile = None, as_js
         output.result_facts(summary)
 
 
-@app.command(cls=HelpCommand)
+@voices.command(cls=HelpCommand)
 def rename(
     name: VoiceName,
     new: Annotated[str, typer.Argument(help="The new name.")],
@@ -80,7 +78,7 @@ def rename(
     _print_voice(voice, as_json=as_json)
 
 
-@app.command(cls=HelpCommand)
+@voices.command(cls=HelpCommand)
 def rm(
     name: VoiceName, yes: Yes = False, remote: Remote = False, profile: Profile = None, as_json: AsJson = False
 ) -> None:
@@ -95,7 +93,7 @@ def rm(
     output.note(f"[bold green]✓[/bold green] Removed {removal.label}.")
 
 
-@app.command(cls=HelpCommand)
+@voices.command(cls=HelpCommand)
 def default(
     name: Annotated[str | None, typer.Argument(help="Voice, by name or ID.", autocompletion=complete_voice)] = None,
     as_json: AsJson = False,
@@ -112,7 +110,7 @@ def default(
     output.note("No default voice is set. Set one: afterwords voices default NAME")
 
 
-@app.command(cls=HelpCommand)
+@voices.command(cls=HelpCommand)
 def export(
     name: VoiceName, out: OutFile = None, remote: Remote = False, profile: Profile = None, as_json: AsJson = False
 ) -> None:
@@ -145,7 +143,7 @@ def export(
     output.note(f"Next, on another machine: afterwords voices import {output.quoted(option_value(str(path)))}")
 
 
-@app.command("import", cls=HelpCommand)
+@voices.command("import", cls=HelpCommand)
 def import_(
     file: Annotated[str, typer.Argument(help="File written by `voices export`; - reads stdin.")],
     name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the voice. (default: its own)")] = None,
