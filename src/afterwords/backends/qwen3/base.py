@@ -39,9 +39,9 @@ class Qwen3Engine(ABC):
     backends: tuple[str, ...]
     sample_rate = 24_000
     max_concurrent: int
+    prompt_version: str
 
     def __init__(self) -> None:
-        self.prompt_version = self._prompt_version()
         self._lock = threading.Lock()
         self._loaded: LoadedParts | None = None
         self._is_warm = False
@@ -61,10 +61,6 @@ class Qwen3Engine(ABC):
     @abstractmethod
     def _release(self) -> None:
         """Free the memory that the device keeps for a closed model."""
-
-    @abstractmethod
-    def _prompt_version(self) -> str:
-        """Return the version of the encoder with the revision of the weights, which prompts depend on."""
 
     def languages(self, backend: str) -> frozenset[str]:  # noqa: ARG002 - all sizes speak the same
         return frozenset(LANGUAGE_NAMES)

@@ -135,10 +135,20 @@ class ReferencePrompt:
                 raise StalePromptError(f"its {name} is {facts.get(name)!a}, not {value!a}")
         if facts.get("digest") != _digest({k: v for k, v in facts.items() if k != "digest"}, tensors):
             raise StalePromptError("it is damaged")
-        _check_tensors(tensors, format)
-        codes = tensors.get("codes")
-        text_ids = tuple(tensors["text_ids"].tolist()) if codes is not None else ()
-        return cls(tensors["speaker"], codes, text_ids, facts["recording"])
+        speaker, codes, words = (tensors.get(name) for name in ("speaker", "codes", "text_ids"))
+        if speaker is None or speaker.shape != (format.speaker_width,) or speaker.dtype != np.float32:
+            raise StalePromptError("its speaker embedding has another shape")
+        if not np.isfinite(speaker).all():
+            raise StalePromptError("its speaker embedding is not finite")
+        if codes is None:
+            return cls(speaker, None, (), facts["recording"])
+        if codes.ndim != 2 or codes.shape[1] != format.n_codebooks or codes.dtype != np.uint16 or not len(codes):
+            raise StalePromptError("its codes have another shape")
+        if codes.max() >= format.codebook_size or words is None or not words.size:
+            raise StalePromptError("its codes are beyond the codebooks, or without a transcript")
+        if words.ndim != 1 or words.dtype != np.int32 or words.min() < 0 or words.max() >= format.text_vocab:
+            raise StalePromptError("its tokens are not of this model")
+        return cls(speaker, codes, tuple(words.tolist()), facts["recording"])
 
 
 def make_prompt(
@@ -186,21 +196,3 @@ def _digest(facts: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> st
         digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape} ".encode())
         digest.update(tensors[name].tobytes())
     return digest.hexdigest()
-
-
-def _check_tensors(tensors: Mapping[str, NDArray[Any]], format: PromptFormat) -> None:
-    """Refuse tensors that do not fit the talker."""
-    speaker, codes = tensors.get("speaker"), tensors.get("codes")
-    if speaker is None or speaker.shape != (format.speaker_width,) or speaker.dtype != np.float32:
-        raise StalePromptError("its speaker embedding has another shape")
-    if not np.isfinite(speaker).all():
-        raise StalePromptError("its speaker embedding is not finite")
-    if codes is None:
-        return
-    if codes.ndim != 2 or codes.shape[1] != format.n_codebooks or codes.dtype != np.uint16 or not len(codes):
-        raise StalePromptError("its codes have another shape")
-    if codes.max() >= format.codebook_size or not tensors.get("text_ids", np.empty(0)).size:
-        raise StalePromptError("its codes are beyond the codebooks, or without a transcript")
-    words = tensors["text_ids"]
-    if words.ndim != 1 or words.dtype != np.int32 or words.min() < 0 or words.max() >= format.text_vocab:
-        raise StalePromptError("its tokens are not of this model")

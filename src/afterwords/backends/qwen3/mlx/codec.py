@@ -96,18 +96,12 @@ class MlxCodecDecoder:
         Returns:
             The samples of each row, float32 of shape (n_frames * samples_per_frame,) in [-1, 1], and the next state.
         """
-        sound, state = self._step(mx.array(codes), state)
-        state = state.rows([*range(len(codes))])  # copies: a slice of an MLX array keeps all of it
-        mx.eval(sound, state.arrays())
-        return list(np.array(sound)), state
-
-    def _step(self, codes: mx.array, state: CodecState) -> tuple[mx.array, CodecState]:
         decoder, n_frames = self._decoder, codes.shape[1]
         for (module, name), past in zip(self._memories, state.pasts or [None] * len(self._memories), strict=True):
             setattr(module, name, past)
         windows = state.windows or [_Window(self._window) for _ in decoder.pre_transformer.layers]
         windows = [_Window(self._window, window.offset, window.kept) for window in windows]
-        hidden = decoder.quantizer.decode(codes.transpose(0, 2, 1)).transpose(0, 2, 1)
+        hidden = decoder.quantizer.decode(mx.array(codes).transpose(0, 2, 1)).transpose(0, 2, 1)
         hidden = decoder.pre_conv.step(hidden)
         n_past = min(windows[0].offset, self._window - 1)
         query, key = mx.arange(n_past, n_past + n_frames)[:, None], mx.arange(n_past + n_frames)[None]
@@ -124,7 +118,10 @@ class MlxCodecDecoder:
         pasts = tuple(getattr(module, name) for module, name in self._memories)
         for module, name in self._memories:
             setattr(module, name, None)
-        return sound, CodecState(tuple(windows), pasts)
+        state = CodecState(tuple(windows), pasts)
+        state = state.rows([*range(len(codes))])  # copies: a slice of an MLX array keeps all of it
+        mx.eval(sound, state.arrays())
+        return list(np.array(sound)), state
 
 
 def _memories(decoder: Any) -> Iterator[tuple[Any, str]]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import gc
 import platform
 import sys
-from collections.abc import Generator
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 from afterwords.backends import qwen3
 from afterwords.backends.base import Available, Chunk, Progress, Reference, Unavailable, ignore_progress, not_installed
-from afterwords.backends.idle import IdleTimer
 from afterwords.backends.memory import memory_bytes
 from afterwords.backends.qwen3.base import LoadedParts, Qwen3Engine, check_memory, run_to_end
 from afterwords.config import load_config
@@ -42,15 +42,47 @@ CHOSEN_SHARE, MOST_SHARE = 0.5, 0.75
 """Shares of the memory, which a Mac's GPU shares with all else, up to which weights are chosen and may be set."""
 
 
+class IdleTimer:
+    """Calls `close`, which releases the memory, after a time in seconds without use; with 0, never."""
+
+    def __init__(self, close: Callable[[], None], *, after_s: float) -> None:
+        self._close, self._after_s = close, after_s
+        self._lock = threading.RLock()  # reentrant: a garbage-collected generator may exit in any thread
+        self._n_busy = 0
+        self._timer: threading.Timer | None = None
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Mark as in use inside the block. Waits for a running close."""
+        with self._lock:
+            self._n_busy += 1
+            if self._timer is not None:
+                self._timer.cancel()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_busy -= 1
+                if not self._n_busy and self._after_s:
+                    self._timer = threading.Timer(self._after_s, self._close_if_idle)
+                    self._timer.daemon = True
+                    self._timer.start()
+
+    def _close_if_idle(self) -> None:
+        with self._lock:
+            if not self._n_busy:
+                self._close()
+
+
 class MlxEngine(Qwen3Engine):
     """One size of Qwen3-TTS on MLX, unloaded when it is idle."""
 
     name = "mlx"
 
     def __init__(self) -> None:
-        self._last_checkpoint: str | None = None  # that was loaded
         super().__init__()
-        self.max_concurrent = ROWS
+        self._last_checkpoint: str | None = None  # that was loaded
+        self.max_concurrent, self.prompt_version = ROWS, self._prompt_version()
         self._idle = IdleTimer(self._close_unless_changed, after_s=load_config().idle_unload_s)
 
     def availability(self) -> Available | Unavailable:

@@ -40,6 +40,7 @@ class CudaEngine(Qwen3Engine):
     def __init__(self) -> None:
         super().__init__()
         self.max_concurrent = GPU_ROWS if _has_gpu() else CPU_ROWS
+        self.prompt_version = self._prompt_version()
 
     def availability(self) -> Available | Unavailable:
         if missing := _missing():
@@ -107,6 +108,7 @@ class CudaEngine(Qwen3Engine):
         torch.cuda.empty_cache()  # does nothing if no GPU was used
 
     def _prompt_version(self) -> str:
+        """Return the version of the encoder with the revision of the weights, which prompts depend on."""
         return f"{qwen3.ENCODER_VERSION}-{catalog.find_revision(self.backends[0])}"
 
 

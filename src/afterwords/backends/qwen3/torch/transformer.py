@@ -62,15 +62,27 @@ class Stack:
         self._device, self._dtype = weights.device, weights.dtype
         self._layers: list[LayerWeights] = []
         norms: list[Tensor] = []  # of each layer: of each head, queries then keys
-        head_dim = config.head_dim
+        hidden, head_dim = config.hidden, config.head_dim
+        queries, keys = (config.n_heads * head_dim, hidden), (config.n_kv_heads * head_dim, hidden)
+        heads = [("q", queries), ("k", keys), ("v", keys)]
         for number in range(config.n_layers):
             at = f"{prefix}.layers.{number}"
-            self._layers.append(_take_layer(weights, at, config))
+            layer = LayerWeights(
+                attention_norm=weights.take(f"{at}.input_layernorm.weight", (hidden,)),
+                qkv=weights.join([(f"{at}.self_attn.{name}_proj.weight", shape) for name, shape in heads]),
+                out=weights.take(f"{at}.self_attn.o_proj.weight", (hidden, queries[0])),
+                ffn_norm=weights.take(f"{at}.post_attention_layernorm.weight", (hidden,)),
+                gate_up=weights.join(
+                    [(f"{at}.mlp.{part}_proj.weight", (config.ffn, hidden)) for part in ("gate", "up")]
+                ),
+                down=weights.take(f"{at}.mlp.down_proj.weight", (hidden, config.ffn)),
+            )
+            self._layers.append(layer)
             query, key = (
                 weights.take(f"{at}.self_attn.{name}_norm.weight", (head_dim,), dtype=torch.float32) for name in "qk"
             )
             norms.append(torch.cat([query.expand(config.n_heads, -1), key.expand(config.n_kv_heads, -1)]))
-        self._norm = weights.take(f"{prefix}.norm.weight", (config.hidden,))
+        self._norm = weights.take(f"{prefix}.norm.weight", (hidden,))
         # (2, n_layers, heads, head_dim): the weights, and the weights that each half gets from the other half.
         self._qk_norms = torch.stack([torch.stack(norms), torch.stack(norms).roll(head_dim // 2, -1)])
         self._ahead = torch.arange(n_positions, device=weights.device)
@@ -159,17 +171,3 @@ class Stack:
             gate_up = ops.linear(ops.rms_norm(x, layer.ffn_norm, eps), layer.gate_up)
             ops.add_linear_(x, ops.swiglu(gate_up), layer.down)
         return ops.rms_norm(x, self._norm, eps)
-
-
-def _take_layer(weights: Weights, at: str, config: StackConfig) -> LayerWeights:
-    hidden, head_dim = config.hidden, config.head_dim
-    queries, keys = (config.n_heads * head_dim, hidden), (config.n_kv_heads * head_dim, hidden)
-    heads = [("q", queries), ("k", keys), ("v", keys)]
-    return LayerWeights(
-        attention_norm=weights.take(f"{at}.input_layernorm.weight", (hidden,)),
-        qkv=weights.join([(f"{at}.self_attn.{name}_proj.weight", shape) for name, shape in heads]),
-        out=weights.take(f"{at}.self_attn.o_proj.weight", (hidden, queries[0])),
-        ffn_norm=weights.take(f"{at}.post_attention_layernorm.weight", (hidden,)),
-        gate_up=weights.join([(f"{at}.mlp.{name}_proj.weight", (config.ffn, hidden)) for name in ("gate", "up")]),
-        down=weights.take(f"{at}.mlp.down_proj.weight", (hidden, config.ffn)),
-    )

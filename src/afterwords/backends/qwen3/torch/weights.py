@@ -64,7 +64,15 @@ class Weights:
         Raises:
             ModelError: The file is missing, damaged or a pickle.
         """
-        files = _find_files(source) if source.is_dir() else [source]
+        files = [source]
+        if source.is_dir() and (source / _SINGLE).is_file():
+            files = [source / _SINGLE]
+        elif source.is_dir():
+            if not (source / _INDEX).is_file():
+                for path in sorted(source.iterdir()):
+                    _check_kind(path, folder=True)
+                raise ModelError.for_file(str(source / _SINGLE), why="is missing", hint=_HINT)
+            files = [source / name for name in read_shard_names(source / _INDEX, hint=_HINT)]
         for path in files:
             _check_kind(path)
         return cls(source, files, device=torch.device(device), dtype=dtype)
@@ -141,17 +149,6 @@ class Weights:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _find_files(folder: Path) -> list[Path]:
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    index = folder / _INDEX
-    if not index.is_file():
-        for path in sorted(folder.iterdir()):
-            _check_kind(path, folder=True)
-        raise ModelError.for_file(str(folder / _SINGLE), why="is missing", hint=_HINT)
-    return [folder / name for name in read_shard_names(index, hint=_HINT)]
 
 
 def _check_kind(path: Path, *, folder: bool = False) -> None:
