@@ -33,9 +33,9 @@ from afterwords.server.ports import Blobs
 from afterwords.server.services.ownership import Ownership, database_id, is_server_path
 from afterwords.server.settings import Settings
 from afterwords.server.store import garbage
-from afterwords.server.store.migrate import prepare
-from afterwords.server.store.presence import Presence
-from afterwords.server.store.sqlite import connect, engine_for, raw, translate_error
+from afterwords.server.store.sqlite.connections import connect, engine_for, raw, translate_error
+from afterwords.server.store.sqlite.opening import prepare
+from afterwords.server.store.sqlite.presence import Presence
 
 FORMAT: Final = 1
 HEADER: Final = "afterwords-backup.json"

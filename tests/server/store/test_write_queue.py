@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from afterwords.errors import DatabaseUnavailableError, VoiceNotFoundError
 from afterwords.server.records import NewKey, StoredVoice, SubmittedJob
-from afterwords.server.store.database import Database
+from afterwords.server.store.sqlite.database import Database
 from tests.contracts.store_world import MANY, TEXT, World, digest
 from tests.server.store.second_process import NAME
 

@@ -1,4 +1,4 @@
-"""The database: SQLAlchemy Core on SQLite, one writer thread with group commit."""
+"""The database: SQLAlchemy Core."""
 
 from afterwords.server.store.store import SqlStore
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, case, delete, func, insert, or_, select
 
 from afterwords.server.cache_key import cache_path, voice_prefix
 from afterwords.server.store.schema import cache, idempotency, jobs, storage_marks, strays, tombstones, voices
-from afterwords.server.store.sqlite import upsert
+from afterwords.server.store.sqlite.connections import upsert
 
 IDEMPOTENCY_AGE: Final = timedelta(days=1)
 TOMBSTONE_AGE: Final = timedelta(days=30)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from afterwords.errors import ConflictError
 from afterwords.server.records import Idempotency
 from afterwords.server.store.schema import idempotency
-from afterwords.server.store.sqlite import CompiledQuery
+from afterwords.server.store.sqlite.connections import CompiledQuery
 
 _IS_REQUEST = (
     idempotency.c.account_id == bindparam("account"),

@@ -16,7 +16,7 @@ from afterwords.server.records import Idempotency, NewJob, QueueLimits, StoredJo
 from afterwords.server.store import idempotency
 from afterwords.server.store import usage as usage_rows
 from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, usage, voices, webhooks
-from afterwords.server.store.sqlite import CompiledInsert, CompiledQuery, upsert
+from afterwords.server.store.sqlite.connections import CompiledInsert, CompiledQuery, upsert
 
 _NEW_COLUMNS = [field.name for field in fields(NewJob) if field.name != "character_limit"]
 JOB = [jobs.c[field.name] for field in fields(StoredJob)]

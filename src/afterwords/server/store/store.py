@@ -32,8 +32,8 @@ from afterwords.server.records import (
 )
 from afterwords.server.settings import without_secrets
 from afterwords.server.store import garbage, jobs, keys, leases, usage, voices, webhooks
-from afterwords.server.store.database import Database
-from afterwords.server.store.presence import Presence
+from afterwords.server.store.sqlite.database import Database
+from afterwords.server.store.sqlite.presence import Presence
 
 SHORT_LIST: Final = 100
 """Rows that are read on the event loop: this takes well under 10 ms."""

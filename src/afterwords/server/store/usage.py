@@ -12,7 +12,7 @@ from afterwords.errors import QuotaExceededError
 from afterwords.models import Usage
 from afterwords.server.records import Caller
 from afterwords.server.store.schema import usage
-from afterwords.server.store.sqlite import CompiledInsert, upsert
+from afterwords.server.store.sqlite.connections import CompiledInsert, upsert
 
 _NEW = upsert(usage).values({name: bindparam(name) for name in ("spending_id", "account_id", "period", "characters")})
 _CHARGE = CompiledInsert(

@@ -12,7 +12,7 @@ from afterwords.server.cache_key import job_path
 from afterwords.server.records import CacheEntry, Idempotency, StoredVoice, VoiceChanges
 from afterwords.server.store import idempotency, usage
 from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, tombstones, voices
-from afterwords.server.store.sqlite import CompiledQuery
+from afterwords.server.store.sqlite.connections import CompiledQuery
 
 _NAMES = [field.name for field in fields(StoredVoice)]
 _CACHE_COLUMNS = [cache.c[field.name] for field in fields(CacheEntry)]

@@ -16,11 +16,11 @@ from sqlalchemy import Connection
 from afterwords import disk
 from afterwords.errors import DatabaseUnavailableError, ServerSetupError, pip_install
 from afterwords.server.store.column_types import PAGE_BYTES
-from afterwords.server.store.sqlite import FileIdentity, connect, engine_for, raw
+from afterwords.server.store.sqlite.connections import FileIdentity, connect, engine_for, raw
 
 HEAD: Final = "0006"
 """The schema version of this release."""
-MIGRATIONS: Final = Path(__file__).parent / "migrations"
+MIGRATIONS: Final = Path(__file__).parents[1] / "migrations"
 LOCK_TIMEOUT_S: Final = 60
 BUSY_TIMEOUT_S: Final = 10
 SECRET_BYTES: Final = 32

@@ -15,8 +15,8 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from afterwords.errors import DatabaseUnavailableError, StorageFullError
-from afterwords.server.store.disk_reserve import DiskReserve
-from afterwords.server.store.sqlite import VerifiedConnection, is_busy, raw, translate_error
+from afterwords.server.store.sqlite.connections import VerifiedConnection, is_busy, raw, translate_error
+from afterwords.server.store.sqlite.disk_reserve import DiskReserve
 
 BATCH_MAX: Final = 256
 

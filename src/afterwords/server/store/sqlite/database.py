@@ -16,11 +16,18 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine, update
 
 from afterwords.errors import DatabaseUnavailableError, StorageFullError
-from afterwords.server.store.disk_reserve import DiskReserve
-from afterwords.server.store.migrate import prepare
 from afterwords.server.store.schema import server
-from afterwords.server.store.sqlite import FileIdentity, VerifiedConnection, engine_for, is_busy, raw, translate_error
-from afterwords.server.store.write_queue import Writer, WriteTask
+from afterwords.server.store.sqlite.connections import (
+    FileIdentity,
+    VerifiedConnection,
+    engine_for,
+    is_busy,
+    raw,
+    translate_error,
+)
+from afterwords.server.store.sqlite.disk_reserve import DiskReserve
+from afterwords.server.store.sqlite.opening import prepare
+from afterwords.server.store.sqlite.write_queue import Writer, WriteTask
 
 P = ParamSpec("P")
 T = TypeVar("T")
