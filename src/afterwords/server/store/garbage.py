@@ -12,7 +12,7 @@ from sqlalchemy import Connection, case, delete, func, insert, or_, select
 
 from afterwords.server.cache_key import cache_path, voice_prefix
 from afterwords.server.store.schema import cache, idempotency, jobs, storage_marks, strays, tombstones, voices
-from afterwords.server.store.sqlite.connections import upsert
+from afterwords.server.store.statements import Insert
 
 IDEMPOTENCY_AGE: Final = timedelta(days=1)
 TOMBSTONE_AGE: Final = timedelta(days=30)
@@ -23,15 +23,15 @@ N_MARKS: Final = 32
 CHUNK: Final = 500
 """Values in one statement. SQLite takes 32,766, but takes longer to plan."""
 
-_NEW_STRAY = upsert(strays)
-_ADD_STRAYS = _NEW_STRAY.on_conflict_do_update(
-    index_elements=[strays.c.path],
-    set_={
+_ADD_STRAY = Insert(
+    strays,
+    strays.c.keys(),
+    key=("path",),
+    update=lambda new: {
         "first_seen": case(  # the clock may have been set back between starts
-            (strays.c.first_seen > _NEW_STRAY.excluded.first_seen, _NEW_STRAY.excluded.first_seen),
-            else_=strays.c.first_seen,
+            (strays.c.first_seen > new.first_seen, new.first_seen), else_=strays.c.first_seen
         ),
-        "last_seen": _NEW_STRAY.excluded.last_seen,
+        "last_seen": new.last_seen,
     },
 )
 
@@ -68,9 +68,8 @@ def add_strays(connection: Connection, paths: Sequence[str], *, grace_s: float, 
     """Store paths that no row refers to. Return those that were first seen at least `grace_s` ago."""
     found: set[str] = set()
     for chunk in _chunks(paths):
-        connection.execute(
-            _ADD_STRAYS, [{"path": path, "first_seen": monotonic, "last_seen": monotonic} for path in chunk]
-        )
+        for path in sorted(chunk):  # in one order, so that two servers don't wait for each other
+            _ADD_STRAY(connection, {"path": path, "first_seen": monotonic, "last_seen": monotonic})
         is_due = (strays.c.path.in_(chunk), strays.c.first_seen <= monotonic - grace_s)
         found |= set(connection.execute(select(strays.c.path).where(*is_due)).scalars())
     return found

@@ -5,22 +5,20 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from afterwords.errors import ConflictError
 from afterwords.server.records import Idempotency
 from afterwords.server.store.schema import idempotency
-from afterwords.server.store.sqlite.connections import CompiledQuery
+from afterwords.server.store.statements import Insert, Query
 
 _IS_REQUEST = (
     idempotency.c.account_id == bindparam("account"),
     idempotency.c.route == bindparam("path"),
     idempotency.c.key == bindparam("name"),
 )
-_FIND = CompiledQuery(
-    select(idempotency.c.body_sha256, idempotency.c.voice_id, idempotency.c.job_id).where(*_IS_REQUEST)
-)
-_ADD = insert(idempotency).inline()
+_FIND = Query(select(idempotency.c.body_sha256, idempotency.c.voice_id, idempotency.c.job_id).where(*_IS_REQUEST))
+_ADD = Insert(idempotency, idempotency.c.keys())
 _SET_JOB = update(idempotency).where(*_IS_REQUEST).values(job_id=bindparam("job"))
 
 
@@ -64,7 +62,7 @@ def add(
         "job_id": job_id,
         "created_at": now,
     }
-    connection.execute(_ADD, values)
+    _ADD(connection, values)
 
 
 def set_job(connection: Connection, request: Idempotency, job_id: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, literal, select, update
+from sqlalchemy import Connection, bindparam, func, literal, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from afterwords.errors import LimitError, QuotaExceededError, VoiceNotFoundError
@@ -16,17 +16,15 @@ from afterwords.server.records import Idempotency, NewJob, QueueLimits, StoredJo
 from afterwords.server.store import idempotency
 from afterwords.server.store import usage as usage_rows
 from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, usage, voices, webhooks
-from afterwords.server.store.sqlite.connections import CompiledInsert, CompiledQuery, upsert
+from afterwords.server.store.statements import Insert, Query
 
 _NEW_COLUMNS = [field.name for field in fields(NewJob) if field.name != "character_limit"]
 JOB = [jobs.c[field.name] for field in fields(StoredJob)]
 _SELECT = select(*JOB).where(jobs.c.job_id == bindparam("job_id"))
-_GET = CompiledQuery(_SELECT)
-_GET_OWN = CompiledQuery(_SELECT.where(jobs.c.account_id == bindparam("account_id")))
-_INSERT = CompiledInsert(
-    insert(jobs).values({name: bindparam(name) for name in [*_NEW_COLUMNS, "status", "period", "created_at"]})
-)
-_ADMISSION = CompiledQuery(
+_GET = Query(_SELECT)
+_GET_OWN = Query(_SELECT.where(jobs.c.account_id == bindparam("account_id")))
+_INSERT = Insert(jobs, [*_NEW_COLUMNS, "status", "period", "created_at"])
+_ADMISSION = Query(
     select(
         select(literal(1))
         .where(voices.c.voice_id == bindparam("voice_id"), voices.c.account_id == bindparam("account_id"))
@@ -50,12 +48,13 @@ _ADMISSION = CompiledQuery(
 
 # -- final states --------------------------------------------------------------------------------------------
 
-_NEW_ENTRY = upsert(cache).inline()
-_CACHE = _NEW_ENTRY.on_conflict_do_update(
-    index_elements=[cache.c.voice_id, cache.c.cache_key],
-    set_={name: _NEW_ENTRY.excluded[name] for name in ("sha256", "size_bytes", "synth_ms", "created_at")},
+_CACHE = Insert(
+    cache,
+    cache.c.keys(),
+    key=("voice_id", "cache_key"),
+    update=lambda new: {name: new[name] for name in ("sha256", "size_bytes", "synth_ms", "created_at")},
 )
-_ADD_WEBHOOK = insert(webhooks).inline()
+_ADD_WEBHOOK = Insert(webhooks, webhooks.c.keys())
 
 
 def ending(status: JobStatus, **values: Any) -> ReturningUpdate[Any]:
@@ -104,10 +103,10 @@ def end(
                 "synth_ms": row.synth_ms or 0,
                 "created_at": now,
             }
-            connection.execute(_CACHE, entry)
+            _CACHE(connection, entry)
         if row.webhook_url is not None:
             webhook = {"job_id": row.job_id, "url": row.webhook_url, "tries": 0, "next_at": monotonic}
-            connection.execute(_ADD_WEBHOOK, webhook)
+            _ADD_WEBHOOK(connection, webhook)
     return [row.job_id for row in rows]
 
 

@@ -35,11 +35,11 @@ from afterwords.models import Account, ApiKey, JobStatus, new_id
 from afterwords.server.records import Caller, NewKey
 from afterwords.server.store.jobs import end, ending
 from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, keys, server, usage, voices, webhooks
-from afterwords.server.store.sqlite.connections import CompiledQuery
+from afterwords.server.store.statements import Query
 from afterwords.server.store.usage import period_of
 
 _COLUMNS = [keys.c[name] for name in ApiKey.model_fields if name != "characters"]
-_BY_DIGEST = CompiledQuery(
+_BY_DIGEST = Query(
     select(
         keys.c.sha256,
         keys.c.revoked_at,

@@ -12,14 +12,13 @@ from afterwords.errors import QuotaExceededError
 from afterwords.models import Usage
 from afterwords.server.records import Caller
 from afterwords.server.store.schema import usage
-from afterwords.server.store.sqlite.connections import CompiledInsert, upsert
+from afterwords.server.store.statements import Insert
 
-_NEW = upsert(usage).values({name: bindparam(name) for name in ("spending_id", "account_id", "period", "characters")})
-_CHARGE = CompiledInsert(
-    _NEW.on_conflict_do_update(
-        index_elements=[usage.c.spending_id, usage.c.period],
-        set_={"characters": usage.c.characters + _NEW.excluded.characters},
-    )
+_CHARGE = Insert(
+    usage,
+    ("spending_id", "account_id", "period", "characters"),
+    key=("spending_id", "period"),
+    update=lambda new: {"characters": usage.c.characters + new.characters},
 )
 _CHARGED: Final = bindparam("char_count", type_=BigInteger)
 _REFUND = (

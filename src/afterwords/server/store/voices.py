@@ -12,16 +12,16 @@ from afterwords.server.cache_key import job_path
 from afterwords.server.records import CacheEntry, Idempotency, StoredVoice, VoiceChanges
 from afterwords.server.store import idempotency, usage
 from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, tombstones, voices
-from afterwords.server.store.sqlite.connections import CompiledQuery
+from afterwords.server.store.statements import Query
 
 _NAMES = [field.name for field in fields(StoredVoice)]
 _CACHE_COLUMNS = [cache.c[field.name] for field in fields(CacheEntry)]
 _SELECT = select(*[voices.c[name] for name in _NAMES])
-_GET = CompiledQuery(_SELECT.where(voices.c.voice_id == bindparam("voice_id")))
-_GET_OWN = CompiledQuery(
+_GET = Query(_SELECT.where(voices.c.voice_id == bindparam("voice_id")))
+_GET_OWN = Query(
     _SELECT.where(voices.c.voice_id == bindparam("voice_id"), voices.c.account_id == bindparam("account_id"))
 )
-_GET_CACHED = CompiledQuery(
+_GET_CACHED = Query(
     select(*_CACHE_COLUMNS).where(
         cache.c.voice_id == bindparam("voice_id"), cache.c.cache_key == bindparam("cache_key")
     )
