@@ -29,7 +29,7 @@ from scripts.make_qwen3_sound_goldens import clip
 from scripts.make_qwen3_tiny import make_checkpoint
 
 TEXTS = ["Hello.", "The quick brown fox jumps over the lazy dog, then sleeps.", "a"]
-N_FRAMES = 40
+N_FRAMES = 24
 WINDOW = 72
 
 
