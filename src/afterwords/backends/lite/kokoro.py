@@ -120,10 +120,7 @@ def missing_parts() -> tuple[str, ...]:
 def model_file(models: Path, override: Path | None = None, progress: Progress = ignore_progress) -> Path:
     """Return the model file with pitch control, assembled from the packages if it is missing or damaged.
 
-    Args:
-        models: Folder of the file (92 MB).
-        override: A joined Kokoro-82M int8 export to use instead of the packages.
-        progress: Called if the file has to be assembled, which takes longer than reading it.
+    The file has 92 MB. `override` is a joined Kokoro-82M int8 export to use instead of the packages.
 
     Raises:
         ModelError: A package or the override has other contents than expected.

@@ -36,7 +36,6 @@ class CodecDecoderConfig(CheckpointSection):
     """The decoder, from codes to samples.
 
     Attributes:
-        stack: Sizes of its transformer.
         n_codebooks: Codes per frame.
         n_semantic: Number of codebooks, from the first, that have a projection of their own.
         codebook_size: Entries of a codebook. A published file also has semantic_codebook_size 4096; its first codebook
@@ -67,18 +66,12 @@ class CodecEncoderConfig(CheckpointSection):
     """The encoder of Mimi, from samples to codes.
 
     Attributes:
-        stack: Sizes of its transformer.
         n_codebooks: Number of codebooks; a frame has fewer codes.
         n_semantic: Number of codebooks, from the first, that quantize separately.
-        codebook_size: Entries of a codebook.
-        codebook_dim: Width of an entry.
         n_filters: Width of the first convolution; each ratio doubles it.
         n_residual: Residual units before each ratio.
         compress: Factor by which a residual unit is narrower inside.
         dilation_growth: Factor of the dilation from one residual unit to the next.
-        kernel: Kernel of the first convolution.
-        residual_kernel: Kernel of the residual units.
-        last_kernel: Kernel of the last convolution.
         ratios: Downsampling ratios, in the order of their stages.
     """
 
@@ -116,17 +109,7 @@ class CodecEncoderConfig(CheckpointSection):
 
 
 class CodecConfig(CheckpointSection):
-    """The codec.
-
-    Attributes:
-        encoder: The half that makes codes.
-        decoder: The half that makes samples.
-        n_codebooks: Codes per frame.
-        input_sample_rate: Sample rate of the encoder, in Hz.
-        output_sample_rate: Sample rate of the decoder, in Hz.
-        encode_downsample_rate: Samples per encoded frame.
-        decode_upsample_rate: Samples per decoded frame.
-    """
+    """The codec; `n_codebooks` is the number of codes per frame, the last two rates are samples per frame."""
 
     model_type: Literal["qwen3_tts_tokenizer_12hz"]
     encoder: CodecEncoderConfig = Field(alias="encoder_config")

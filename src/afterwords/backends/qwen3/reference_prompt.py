@@ -59,15 +59,7 @@ class StalePromptError(InvalidPromptError):
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """The format of a model's prompts.
-
-    Attributes:
-        model: Identifies the weights, for example a backend with a revision.
-        speaker_width: Width of its speaker embeddings.
-        n_codebooks: Codes per frame.
-        codebook_size: Number of codes in a codebook.
-        text_vocab: Size of the text vocabulary.
-    """
+    """The format of a model's prompts; `model` identifies the weights, for example a backend with a revision."""
 
     model: str
     speaker_width: int

@@ -28,13 +28,8 @@ def _mix(z: mx.array) -> mx.array:
 def noise(seeds: mx.array, frame: mx.array, counters: mx.array) -> mx.array:
     """Return Gumbel noise: the code with the largest sum of logit and noise is a sample of the softmax.
 
-    Args:
-        seeds: Shape (n_rows,), uint64.
-        frame: Number of the frame, uint64.
-        counters: Distinct numbers, any shape, uint64.
-
-    Returns:
-        Shape (n_rows, *counters.shape), float32.
+    All are uint64: seeds of shape (n_rows,), the number of the frame, and distinct counters of any shape. The noise is
+    float32 of shape (n_rows, *counters.shape).
     """
     golden = _constant(_GOLDEN)
     keys = _mix(_mix(seeds) + frame * golden).reshape(-1, *[1] * counters.ndim)
@@ -44,17 +39,9 @@ def noise(seeds: mx.array, frame: mx.array, counters: mx.array) -> mx.array:
 
 
 def draw(logits: mx.array, noise: mx.array, *, temperature: float, top_k: int, top_p: float) -> mx.array:
-    """Draw one code per row.
+    """Draw one code per row, int32 of shape (n_rows,); temperature 0 is greedy, and top_p counts within top_k.
 
-    Args:
-        logits: Shape (n_rows, n_codes), float32; -inf is never drawn.
-        noise: Shape (n_rows, n_codes or more).
-        temperature: 0 is greedy.
-        top_k: Number of most likely codes to sample from.
-        top_p: Probability mass to sample from, within top_k.
-
-    Returns:
-        Shape (n_rows,), int32.
+    Logits are float32 of shape (n_rows, n_codes), of which -inf is never drawn, and noise has n_codes or more.
     """
     if temperature == 0:
         return logits.argmax(-1).astype(mx.int32)

@@ -74,12 +74,8 @@ class Predictor:
     def most_likely_codes(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """Return the most likely code at each position but the first, given the codes before it in its frame.
 
-        Args:
-            hidden: Hidden state of the talker before each frame, shape (n_frames, hidden).
-            codes: Shape (n_frames, n_code_groups).
-
-        Returns:
-            Shape (n_frames, n_code_groups - 1).
+        From the talker's hidden state before each frame, shape (n_frames, hidden), and codes of shape (n_frames,
+        n_code_groups); returns one code less per frame.
         """
         inputs = [functional.embedding(codes[:, group], table) for group, table in enumerate(self._tables)]
         cache = self.stack.new_cache(len(codes), self.n_groups)

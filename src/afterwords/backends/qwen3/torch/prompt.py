@@ -98,14 +98,10 @@ class Prompts:
     def in_context(
         self, text: str, *, reference_ids: Sequence[int], codes: Tensor, speaker: Tensor, language: str | None = None
     ) -> Prompt:
-        """Build a prompt in which the text continues a reference.
+        """Build a prompt as `from_speaker`, in which the text continues a reference.
 
-        Args:
-            text: Text with at least one token.
-            reference_ids: Tokens of the exact transcript of the reference.
-            codes: Frames of the reference, integers of shape (n_frames, n_code_groups).
-            speaker: Shape (hidden,).
-            language: Name of the language in the checkpoint; None lets the model infer it.
+        The codes are the frames of the reference, integers of shape (n_frames, n_code_groups), and `reference_ids` the
+        tokens of its exact transcript.
 
         Raises:
             ValueError: The text or the codes are empty or invalid, or the checkpoint does not know the language.

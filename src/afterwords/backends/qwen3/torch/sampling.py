@@ -24,13 +24,8 @@ _FRACTION_BITS: Final = 23  # and a half is added: 24 bits, all that float32 hol
 def noise(seeds: Tensor, frames: Tensor, counters: Tensor) -> Tensor:
     """Return Gumbel noise: the code with the largest sum of logit and noise is a sample of the softmax.
 
-    Args:
-        seeds: Shape (n_rows,), int64.
-        frames: Shape (n_rows,), int64.
-        counters: Distinct numbers, any shape, int64.
-
-    Returns:
-        Shape (n_rows, *counters.shape), float32.
+    Seeds and frames are int64 of shape (n_rows,), counters distinct int64 of any shape; the noise is float32 of shape
+    (n_rows, *counters.shape).
     """
     keys = _mix(_mix(seeds) + frames * _GOLDEN)
     numbers = _mix(keys.view(-1, *[1] * counters.ndim) + counters * _GOLDEN)

@@ -159,7 +159,12 @@ class TorchScheduler:
             try:
                 self._frames(rows, with_top_p=with_top_p)
             except Exception:  # noqa: BLE001 - of one row, or of the device: a retry of each row shows which
-                self._retry_frame_by_row(rows.n_positions, with_top_p=with_top_p)
+                for row in reversed(range(len(self._active))):
+                    try:
+                        self._talker.decode_frame(self._rows.isolate_row(row, rows.n_positions), with_top_p=with_top_p)
+                    except Exception as error:  # noqa: BLE001 - of this row; if the device is lost, the next line raises
+                        self._rows.clear_row(row)
+                        self._end(row, FinishReason.CANCELLED, error)
                 if not self._active:
                     return
                 break
@@ -176,15 +181,6 @@ class TorchScheduler:
             except Exception as error:
                 if not any(request is other for other in self._active):
                     raise  # the request has ended already, so this is an error of the device
-                self._rows.clear_row(row)
-                self._end(row, FinishReason.CANCELLED, error)
-
-    def _retry_frame_by_row(self, n_positions: int, *, with_top_p: bool) -> None:
-        """Repeat a failed frame for each row alone, and end the requests for which it fails again."""
-        for row in reversed(range(len(self._active))):
-            try:
-                self._talker.decode_frame(self._rows.isolate_row(row, n_positions), with_top_p=with_top_p)
-            except Exception as error:  # noqa: BLE001 - of this request; if the device is lost, the next line raises
                 self._rows.clear_row(row)
                 self._end(row, FinishReason.CANCELLED, error)
 

@@ -167,12 +167,7 @@ class Talker:
     def most_likely_codes(self, prompt: Prompt, codes: Tensor) -> Tensor:
         """Return the most likely code at each position of an utterance, given the prompt and all codes before it.
 
-        Args:
-            prompt: Prompt of the utterance.
-            codes: Shape (n_frames, n_code_groups).
-
-        Returns:
-            Shape (n_frames, n_code_groups); the end of speech is excluded.
+        Both have shape (n_frames, n_code_groups); the end of speech is excluded.
         """
         n_columns, n_inputs = len(prompt.columns), len(codes) - 1
         pads = prompt.trailing.new_full((n_inputs,), self.config.tokens.pad)
