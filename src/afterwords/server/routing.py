@@ -113,7 +113,15 @@ class ApiRoute(APIRoute):
             if errors:
                 raise _validation_error(errors[0], request)
         if self.body_field is not None:
-            content = await _read_body(request.receive)
+            chunks: list[bytes] = []
+            more_body = True
+            while more_body:  # usually one message: faster than `Request.body`
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunks.append(message.get("body", b""))
+                more_body = message.get("more_body", False)
+            content = chunks[0] if len(chunks) == 1 else b"".join(chunks)
             body = (_parse_json(content) if _is_json(request) else content) if content else None
             if body is None and not self.body_field.field_info.is_required():
                 arguments[self.body_field.name] = self.body_field.get_default()
@@ -187,18 +195,6 @@ def _parse_json(content: bytes) -> Any:
         if any(sign in str(error) for sign in _LONE_SURROGATE):
             raise TextError(code="invalid_unicode") from None
         raise InvalidRequestError(code="invalid_json") from None
-
-
-async def _read_body(receive: Receive) -> bytes:
-    """Read a body, which usually arrives in one message, faster than `Request.body`."""
-    chunks: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _is_json(request: Request) -> bool:

@@ -160,6 +160,23 @@ async def resolve(host: str, port: int) -> Sequence[str]:
     return await found
 
 
+class WebhookData(Model):
+    """The job of a webhook."""
+
+    job_id: str = Field(description="ID of the job, a UUID.")
+    voice_id: str = Field(description="ID of the voice.")
+    status: JobStatus = Field(description="Final status of the job.")
+    error: str | None = Field(description="Error code, if the job failed.")
+
+
+class WebhookMessage(Model):
+    """The body of a webhook. Source: Standard Webhooks 1.0.0."""
+
+    type: str = Field(description="job.ready, job.failed or job.cancelled.")
+    timestamp: UtcTime = Field(description="When the job became final, UTC.")
+    data: WebhookData = Field(description="The job.")
+
+
 async def deliver(
     call: WebhookCall,
     *,
@@ -200,8 +217,18 @@ async def _call(
     addresses = [host] if is_address else list(dict.fromkeys(await resolve(host, url.port or 443)))
     if not addresses or not all(map(may_reach, addresses)):
         raise InvalidRequestError.invalid_webhook_url(why="its host is not public")
-    body, headers = _message(call, clock)
-    headers["host"] = (f"[{host}]" if ":" in host else host) + (f":{url.port}" if url.port else "")
+    job, now = call.job, clock.now()  # only the time differs between attempts
+    data = WebhookData(job_id=job.job_id, voice_id=job.voice_id, status=job.status, error=job.error)
+    message = WebhookMessage(type=f"job.{job.status}", timestamp=job.completed_at or now, data=data)
+    message_id, body = f"msg_{job.job_id}", message.model_dump_json()
+    headers = {
+        "content-type": "application/json",
+        "user-agent": f"afterwords/{__version__}",
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": Webhook(call.signing_key).sign(message_id, now, body),
+        "host": (f"[{host}]" if ":" in host else host) + (f":{url.port}" if url.port else ""),
+    }
     options: dict[str, Any] = {"headers": headers, "extensions": {"sni_hostname": host}}
     timeout = httpx.Timeout(TIMEOUT_S, connect=_CONNECT_S)
     failure: httpx.HTTPError | None = None
@@ -215,38 +242,6 @@ async def _call(
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # nothing was sent: try the next address
             failure = error
     raise failure or httpx.ConnectError("no address answered")
-
-
-class WebhookData(Model):
-    """The job of a webhook."""
-
-    job_id: str = Field(description="ID of the job, a UUID.")
-    voice_id: str = Field(description="ID of the voice.")
-    status: JobStatus = Field(description="Final status of the job.")
-    error: str | None = Field(description="Error code, if the job failed.")
-
-
-class WebhookMessage(Model):
-    """The body of a webhook. Source: Standard Webhooks 1.0.0."""
-
-    type: str = Field(description="job.ready, job.failed or job.cancelled.")
-    timestamp: UtcTime = Field(description="When the job became final, UTC.")
-    data: WebhookData = Field(description="The job.")
-
-
-def _message(call: WebhookCall, clock: Clock) -> tuple[str, dict[str, str]]:
-    """Return the body and its signed headers; only the time differs between attempts."""
-    job, now = call.job, clock.now()
-    data = WebhookData(job_id=job.job_id, voice_id=job.voice_id, status=job.status, error=job.error)
-    message = WebhookMessage(type=f"job.{job.status}", timestamp=job.completed_at or now, data=data)
-    message_id, body = f"msg_{job.job_id}", message.model_dump_json()
-    return body, {
-        "content-type": "application/json",
-        "user-agent": f"afterwords/{__version__}",
-        "webhook-id": message_id,
-        "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": Webhook(call.signing_key).sign(message_id, now, body),
-    }
 
 
 @cache

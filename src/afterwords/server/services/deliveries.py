@@ -49,7 +49,7 @@ class Deliveries:
             while True:
                 self._ended.clear()
                 with _log_failure():
-                    for call in await self._claim():
+                    for call in await self._claim() if self._n_running < CONCURRENT_MAX else ():
                         self._accounts.setdefault(call.job.account_id, _AccountState()).n_running += 1
                         self._n_running += 1
                         group.create_task(self._attempt(call))
@@ -58,8 +58,6 @@ class Deliveries:
                         await self._ended.wait()
 
     async def _claim(self) -> list[WebhookCall]:
-        if self._n_running >= CONCURRENT_MAX:
-            return []
         now = self._clock.monotonic()
         allowed = {}
         for account_id, account in self._accounts.items():

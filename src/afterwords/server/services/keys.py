@@ -59,17 +59,10 @@ class KeyService:
         is_home: bool = False,
         by: str | None = None,
     ) -> MintedKey:
-        """Create a key for an account.
+        """Create a key for an account; see `NewKey`, and `Store.add_key` for the errors.
 
         Args:
-            account_id: The account. None: that of `for_key`, or a new one.
-            for_key: Id of a key of the account.
-            is_home: Use the account that sees the home voices, and create it if there is none.
             by: Id of the requesting key, which creates keys with scopes for its own account. None: the admin.
-
-        Raises:
-            NotFoundError, InvalidRequestError: The key or account does not exist.
-            ConflictError, InsufficientScopeError, UnauthorizedError: The requesting key is not allowed to.
         """
         secret = PREFIX + secrets.token_urlsafe(32)
         new = NewKey(
@@ -118,7 +111,6 @@ class KeyService:
             raise
 
     async def list_accounts(self) -> Sequence[Account]:
-        """Return all accounts, for the admin."""
         return await self._store.list_accounts()
 
     async def is_valid(self, sha256: bytes) -> bool:
@@ -130,15 +122,7 @@ class KeyService:
         return await self._store.list_keys(account_id=account_id)
 
     async def revoke(self, key_id: str, *, account_id: str | None, by: str | None = None) -> None:
-        """Revoke a key at once, and cancel its pending jobs.
-
-        Args:
-            by: Id of the requesting key. None: the admin.
-
-        Raises:
-            NotFoundError: The key does not exist.
-            ConflictError, InsufficientScopeError: The requesting key may only revoke itself.
-        """
+        """Revoke a key at once, and cancel its pending jobs; raises like `Store.revoke_key`, or NotFoundError."""
         cancelled = await self._store.revoke_key(key_id, account_id=account_id, by=by)
         self._callers.clear()
         if cancelled is None:
@@ -148,15 +132,10 @@ class KeyService:
     async def rotate(
         self, key_id: str, *, account_id: str | None, by: str | None = None, overlap_s: float = 0
     ) -> MintedKey:
-        """Replace a key. The old one remains valid for `overlap_s` seconds.
-
-        Args:
-            by: Id of the requesting key. None: the admin.
+        """Replace a key, which remains valid for `overlap_s` seconds; raises like `Store.rotate_key`.
 
         Raises:
             NotFoundError: The key does not exist or is no longer valid.
-            ConflictError: The key, or the requesting key, was rotated before.
-            InsufficientScopeError: The requesting key may only rotate itself.
             InvalidRequestError: The overlap is negative or longer than 30 days.
         """
         if not 0 <= overlap_s <= OVERLAP_MAX_S:

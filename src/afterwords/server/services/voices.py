@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from hashlib import sha256
@@ -19,7 +19,7 @@ from afterwords.errors import (
     InvalidRequestError,
     VoiceNotFoundError,
 )
-from afterwords.library.bundle import Bundle, BundledPrompt, holds_nul, pack, unpack
+from afterwords.library.bundle import BundledPrompt, holds_nul, pack, unpack
 from afterwords.models import Consent, ConsentKind, ReferenceInfo, Voice, new_id, parse_id
 from afterwords.server.cache_key import reference_path, voice_prefix
 from afterwords.server.failpoints import reach
@@ -101,7 +101,7 @@ class VoiceService:
         )
 
     async def import_bundle(self, caller: Caller, data: bytes, *, idempotency_key: str | None = None) -> StoredVoice:
-        """Create a voice, with a new id, from a bundle. Consent and provenance are kept.
+        """Create a voice, with a new id, from a bundle. Consent, provenance and the prompts that fit are kept.
 
         Raises:
             InvalidBundleError: The data is not a bundle, or was altered.
@@ -130,21 +130,17 @@ class VoiceService:
             provenance=voice.provenance,
             metadata=voice.metadata,
         )
-        await self._save_prompts(stored, bundle)
-        return stored
-
-    async def _save_prompts(self, voice: StoredVoice, bundle: Bundle) -> None:
-        """Store the prompts of a bundle that fit this server. The engine validates the bytes when it reads them."""
-        is_changed = (voice.lang, voice.ref_text) != (bundle.voice.lang, bundle.voice.ref_text)
-        for prompt in bundle.prompts:
+        is_changed = (stored.lang, stored.ref_text) != (voice.lang, voice.ref_text)
+        for prompt in bundle.prompts:  # the engine validates the bytes when it reads them
             version = self.catalog.prompt_versions.get(prompt.backend, prompt.version)  # unknown for remote workers
             if is_changed or prompt.backend not in self.catalog.backends or version != prompt.version:
-                log.info("voice %s: the prompt for %s does not fit this server", voice.voice_id, prompt.backend)
+                log.info("voice %s: the prompt for %s does not fit this server", stored.voice_id, prompt.backend)
                 continue
             kind = PromptKind.FAST if prompt.is_fast else PromptKind.FULL
-            path = prompt_path_of(voice, prompt.backend, prompt.version, kind)
+            path = prompt_path_of(stored, prompt.backend, prompt.version, kind)
             with suppress(AfterwordsError):  # a prompt is a cache: it can be made again
                 await self.blobs.put(path, with_digest(prompt.data), is_durable=False)
+        return stored
 
     async def update(self, caller: Caller, name_or_id: str, changes: VoiceChanges) -> StoredVoice:
         """Update the fields of a voice, but not its recording.
@@ -160,7 +156,15 @@ class VoiceService:
         if backend is not None or lang is not None:
             backend, lang = self.catalog.for_speech(backend, lang, voice_backend=before.backend, voice_lang=before.lang)
         if changes.metadata is not None:
-            _check_metadata(changes.metadata)
+            try:
+                plain = json.dumps(changes.metadata, ensure_ascii=False, allow_nan=False)
+            except ValueError:
+                raise InvalidRequestError.invalid_field("metadata", rule="its numbers must be finite") from None
+            if holds_nul(plain):  # a bundle can't contain one either
+                raise InvalidRequestError.invalid_field("metadata", rule="it must not contain NUL characters")
+            if len(plain.encode()) > METADATA_MAX_BYTES:
+                rule = f"it may have at most {METADATA_MAX_BYTES:,} bytes as JSON"
+                raise InvalidRequestError.invalid_field("metadata", rule=rule)
         changes = VoiceChanges(
             name=None if changes.name is None else check_name(changes.name),
             backend=backend,
@@ -310,21 +314,6 @@ def as_voice(stored: StoredVoice) -> Voice:
 
 def _check_transcript(text: str | None) -> str | None:
     return check_text(text) if text and text.strip() else None
-
-
-def _check_metadata(metadata: Mapping[str, Any]) -> None:
-    try:
-        plain = json.dumps(metadata, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        raise InvalidRequestError.invalid_field("metadata", rule="its numbers must be finite") from None
-    if holds_nul(plain):
-        raise InvalidRequestError.invalid_field(
-            "metadata", rule="it must not contain NUL characters"
-        )  # a bundle can't contain one either
-    if len(plain.encode()) > METADATA_MAX_BYTES:
-        raise InvalidRequestError.invalid_field(
-            "metadata", rule=f"it may have at most {METADATA_MAX_BYTES:,} bytes as JSON"
-        )
 
 
 def _idempotency(caller: Caller, key: str | None, *parts: bytes) -> Idempotency | None:
