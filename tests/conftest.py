@@ -31,18 +31,23 @@ CLEARED = (
 )
 READER = Path(str(files("afterwords") / "data" / "reader.wav"))
 LONGEST = (
-    "docs/test_docs.py",
     "e2e/test_readme.py",
-    "backends/qwen3/mlx/test_mlx.py",
-    "e2e/test_chaos.py",
-    "e2e/test_faults_server.py",
     "backends/lite/test_engine.py",
-    "library/test_library.py",
-    "cli/test_serve.py",
-    "backends/lite/test_speech.py",
-    "backends/lite/test_bench.py",
+    "e2e/test_faults_server.py",
+    "docs/test_docs.py",
+    "backends/qwen3/mlx/test_mlx.py",
     "e2e/test_faults_worker.py",
+    "library/test_library.py",
+    "backends/lite/test_speech.py",
+    "e2e/test_slow_clients.py",
+    "backends/qwen3/mlx/test_program.py",
+    "backends/qwen3/torch/test_program.py",
+    "backends/lite/test_kokoro.py",
+    "e2e/test_chaos.py",
+    "e2e/test_terminal.py",
+    "client/test_calls.py",
     "reference/test_whisper_download.py",
+    "cli/test_serve.py",
 )
 """Files that take 20 s or more run first: started last, one of them would keep a single process busy at the end."""
 

