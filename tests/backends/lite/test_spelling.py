@@ -116,6 +116,7 @@ def test_signs_that_change_the_meaning(written: str, words: str) -> None:
         ("a $20 bill", "a twenty dollar bill"),
         ("5km, 1 kg, 100kg.", "five kilometers one kilogram one hundred kilograms"),
         ("a 10-km run at 60 km/h", "a ten kilometer run at sixty kilometers per hour"),
+        ("sixty sq miles, per sq ft, in ft", "sixty sq miles per square foot in feet"),
         ("6'2\" and 5 m/s", "six feet two inches and five meters per second"),
         ("90 hrs. and 5 lbs.", "ninety hours and five pounds"),
         ("1/2 lb, 2 1/2 lbs", "a half pound two and a half pounds"),

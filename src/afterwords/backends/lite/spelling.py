@@ -621,7 +621,7 @@ _UNITS: Final = {
     "kPa": "kilopascals", "hPa": "hectopascals", "dB": "decibels", "rpm": "revolutions per minute",
     "ppm": "parts per million", "bpm": "beats per minute",
 }  # fmt: skip
-_OWN: Final = [*_words("km/h kph mph km cm mm kg mg lbs ml mL hrs kHz MHz GHz kB MB GB TB kWh Mbps"), "sq ft"]
+_OWN: Final = [*_words("km/h kph mph km cm mm kg mg lbs ft ml mL hrs kHz MHz GHz kB MB GB TB kWh Mbps"), "sq ft"]
 """Unambiguous units, spelled out also without a number."""
 _UNIT: Final = _any(_UNITS)
 _PER: Final = "day|week|wk|month|mo|year|yr|hour|hr|min|minute|second|sec|person|night|L|mL|dL|kg|mol|m|s|h"
