@@ -22,7 +22,7 @@ from afterwords.audio.wav_chunks import INFO_IDS, chunks, read_info
 from afterwords.errors import FileError, MalformedWavError, RecordingError
 
 if TYPE_CHECKING:
-    from av import AudioFrame, AudioStream
+    from av import AudioStream
     from av.container import InputContainer
 
 _PIPE_MAX_BYTES = 512 * 1024 * 1024  # more than 30 minutes in any usual format
@@ -357,7 +357,12 @@ def _decode_track(container: InputContainer, stream: AudioStream, file: _Nameles
                 )  # streamed WAV files are flagged too
                 try:
                     for frame in packet.decode():
-                        recording.add(_frames_of(frame), frame.sample_rate)
+                        values = frame.to_ndarray()
+                        values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
+                        if values.dtype.kind != "f":
+                            full_scale = 2.0 ** (8 * values.dtype.itemsize - 1)
+                            values = (values - (full_scale if values.dtype.kind == "u" else 0.0)) / full_scale
+                        recording.add(values.astype(np.float32), frame.sample_rate)
                     last_failed_s = None if packet.size else last_failed_s
                 except av.FFmpegError as error:
                     recording.n_failed += 1
@@ -427,14 +432,3 @@ def _declared_by_mp3(file: _NamelessFile, stream: AudioStream) -> float:
     if place < 0 or not int.from_bytes(frame[place + 4 : place + 8]) & 1:
         return 0.0
     return int.from_bytes(frame[place + 8 : place + 12]) * stream.codec_context.frame_size / max(stream.rate, 1)
-
-
-def _frames_of(frame: AudioFrame) -> NDArray[np.float32]:
-    """Return samples of shape (n_frames, n_channels), float32 with full scale at 1."""
-    values = frame.to_ndarray()
-    values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
-    if values.dtype.kind == "f":
-        return values.astype(np.float32)
-    full_scale = 2.0 ** (8 * values.dtype.itemsize - 1)
-    middle = full_scale if values.dtype.kind == "u" else 0.0
-    return ((values - middle) / full_scale).astype(np.float32)

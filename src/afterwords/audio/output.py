@@ -102,8 +102,16 @@ class _PartFile:
             self._path = path.resolve()  # a link stays a link; its target is replaced
             if self._path.exists() and not os.access(self._path, os.W_OK):
                 raise FileError.unwritable(path, why="it is read-only")
-            self._mode = 0o600 if is_private else _mode_of_new_files(self._path.parent)
             self._keeps_mode = not is_private
+            self._mode = 0o600
+            if not is_private:  # the mode of an empty file: reading the umask means changing it for all threads
+                probe = self._path.with_name(f".{uuid4().hex}.part")
+                handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+                try:
+                    self._mode = _mode_of(os.fstat(handle))
+                finally:
+                    os.close(handle)
+                    probe.unlink()
             # 60 characters leave room for the rest of the name whatever the alphabet
             handle, part = tempfile.mkstemp(dir=self._path.parent, prefix=f"{path.name[:60]}.", suffix=".part")
         except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links, before Python 3.13
@@ -218,20 +226,6 @@ def open_atomically(target: Path | BinaryIO, *, is_private: bool = False) -> Ite
 
 def _mode_of(status: os.stat_result) -> int:
     return status.st_mode & 0o777
-
-
-def _mode_of_new_files(folder: Path) -> int:
-    """Return the permissions of a new file in a folder.
-
-    An empty file is created to see them: reading the umask means changing it for all threads.
-    """
-    probe = folder / f".{uuid4().hex}.part"
-    handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    try:
-        return _mode_of(os.fstat(handle))
-    finally:
-        os.close(handle)
-        probe.unlink()
 
 
 def _is_file(path: Path) -> bool:

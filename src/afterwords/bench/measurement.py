@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -184,7 +184,14 @@ def _run(task: _Task, row: BenchResult, deadline: float, progress: Progress) -> 
     process = context.Process(target=_run_in_child, args=(writer, task, row))
     with reader:
         with writer:
-            _start_without_sigint(process.start)
+            if sys.platform == "win32":
+                process.start()
+            else:  # the process never gets SIGINT: Ctrl-C is for the caller, which then kills it
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                try:
+                    process.start()
+                finally:
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
             while reader.poll(max(0.0, deadline - time.monotonic())):
                 received = reader.recv()
@@ -194,7 +201,11 @@ def _run(task: _Task, row: BenchResult, deadline: float, progress: Progress) -> 
             raise TimeoutError
         except EOFError:
             process.join(_EXIT_GRACE_S)
-            error = SynthesisError.for_backend(row.backend or row.server or "", why=_describe_exit(process.exitcode))
+            why, status = "its process died", process.exitcode or 0
+            if status < 0:
+                names = {number.value: number.name for number in signal.Signals}
+                why = f"its process was killed by {names.get(-status, f'signal {-status}')}"
+            error = SynthesisError.for_backend(row.backend or row.server or "", why=why)
             error.hint = DEBUG_HINT
             return _with_error(row, error)
         finally:
@@ -204,28 +215,6 @@ def _run(task: _Task, row: BenchResult, deadline: float, progress: Progress) -> 
             process.kill()
             process.join()
             process.close()
-
-
-def _start_without_sigint(start: Callable[[], None]) -> None:
-    """Start a process that never gets SIGINT: Ctrl-C is for the caller, which then kills it."""
-    if sys.platform == "win32":
-        start()
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _describe_exit(status: int | None) -> str:
-    if status is None or status >= 0:
-        return "its process died"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    return f"its process was killed by {name}"
 
 
 # -- in the child ---------------------------------------------------------------------------------------------

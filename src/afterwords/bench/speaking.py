@@ -27,7 +27,7 @@ from afterwords.errors import (
 )
 
 if TYPE_CHECKING:
-    from afterwords.client import Client, RemoteSpeech
+    from afterwords.client import Client
     from afterwords.models import Voice
 
 ENCODER: Final = "GE2E"
@@ -158,7 +158,12 @@ def speak_on_server(text: str, *, voice_id: str, lang: str, profile: str | None,
 def _request(client: Client, text: str, lang: str, voice: Voice) -> Utterance:
     for _ in range(_TRIES):
         started = time.perf_counter()
-        with _stream_uncached(client, text, lang, voice) as speech:
+        try:  # with a random seed, so that no cache has the answer
+            stream = client.stream(text, voice=voice, lang=lang, seed=secrets.randbits(53))
+        except UnsupportedByServerError:  # the hosted service takes no seeds and caches by the exact text
+            blanks = "".join(secrets.choice(" \n") for _ in range(_N_BLANKS))
+            stream = client.stream(f"{text}{blanks}", voice=voice, lang=lang)
+        with stream as speech:
             if speech.is_cached:
                 continue
             first_s, parts = 0.0, []
@@ -169,18 +174,6 @@ def _request(client: Client, text: str, lang: str, voice: Voice) -> Utterance:
         samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
         return Utterance(speech.backend, first_s, work_s, samples, speech.sample_rate)
     raise InvalidResponseError.for_reason("it comes from a cache, although each request differs")
-
-
-def _stream_uncached(client: Client, text: str, lang: str, voice: Voice) -> RemoteSpeech:
-    """Stream with a random seed, so that no cache has the answer.
-
-    The hosted service takes no seeds and caches by the exact text: there, random blanks follow it.
-    """
-    try:
-        return client.stream(text, voice=voice, lang=lang, seed=secrets.randbits(53))
-    except UnsupportedByServerError:
-        blanks = "".join(secrets.choice(" \n") for _ in range(_N_BLANKS))
-        return client.stream(f"{text}{blanks}", voice=voice, lang=lang)
 
 
 # -- both -----------------------------------------------------------------------------------------------------

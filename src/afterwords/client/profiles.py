@@ -230,7 +230,11 @@ class Profiles:
         """
         profile = Profile(check_profile(name), check_url(url), check_secret(api_key, "the API key"))
         content = self._read()
-        is_in_keyring = _save_key(profile)
+        is_in_keyring = False
+        if keyring := _keyring():
+            with suppress(keyring.errors.KeyringError):  # the machine has no keyring, or it is locked
+                keyring.set_password(_KEYRING_SERVICE, _account(profile), profile.api_key)
+                is_in_keyring = keyring.get_password(_KEYRING_SERVICE, _account(profile)) == profile.api_key
         before = content.profiles.get(name)
         saved = _SavedProfile(url=profile.url, api_key=None if is_in_keyring else profile.api_key)
         self._write(name, {**content.profiles, name: saved})
@@ -279,17 +283,6 @@ def _keyring() -> Any:
     except ImportError:
         return None
     return keyring
-
-
-def _save_key(profile: Profile) -> bool:
-    """Save the key in the keyring, and return whether that succeeded."""
-    if (keyring := _keyring()) is None:
-        return False
-    try:
-        keyring.set_password(_KEYRING_SERVICE, _account(profile), profile.api_key)
-        return bool(keyring.get_password(_KEYRING_SERVICE, _account(profile)) == profile.api_key)
-    except keyring.errors.KeyringError:  # the machine has no keyring, or it is locked
-        return False
 
 
 def _delete_key(profile: Profile) -> None:

@@ -204,7 +204,21 @@ def unpack(data: bytes) -> Bundle:
         if manifest.members[name] != _Member(sha256=sha256(member).hexdigest(), size_bytes=len(member)):
             raise InvalidBundleError.for_reason(why=f"its {name} does not match its manifest")
     voice = _read_voice(part, members.get(_TRANSCRIPT))
-    _check_recording(voice, members[_REFERENCE])
+    wav = members[_REFERENCE]
+    try:
+        samples, sample_rate = check_reference_wav(wav)
+    except RecordingError as error:
+        raise InvalidBundleError.for_reason(why=f"its recording is invalid ({error.code})") from error
+    facts = voice.reference
+    if (
+        facts is None
+        or facts.sha256 != manifest.members[_REFERENCE].sha256
+        or facts.sample_rate != sample_rate
+        or abs(facts.duration_s - len(samples) / sample_rate) > _DURATION_SLACK_S
+    ):
+        raise InvalidBundleError.for_reason(why="its recording does not match its voice")
+    if canonical_wav(samples, sample_rate) != wav:
+        raise InvalidBundleError.for_reason(why="its recording is not a plain mono 16-bit WAV file")
     if voice.provenance is not None and not verify_seal(voice):
         raise InvalidBundleError.for_reason(why="its seal does not match its recording and consent")
     stated = manifest.prompts
@@ -214,7 +228,7 @@ def unpack(data: bytes) -> Bundle:
         raise InvalidBundleError.for_reason(why="the backend of a prompt is not a valid name")
     own = {name: prompt for name, prompt in stated.items() if prompt.made_from == _made_from(voice)}
     prompts = [BundledPrompt(p.backend, p.version, p.is_fast, members[name]) for name, p in sorted(own.items())]
-    return Bundle(voice, members[_REFERENCE], tuple(prompts), n_mismatched=len(stated) - len(own))
+    return Bundle(voice, wav, tuple(prompts), n_mismatched=len(stated) - len(own))
 
 
 def _members(data: bytes) -> dict[str, bytes]:
@@ -296,21 +310,3 @@ def _read_voice(part: dict[str, Any], transcript: bytes | None) -> Voice:
     if not (is_id(voice.voice_id) and _BACKEND.fullmatch(voice.backend) and _LANG.fullmatch(voice.lang)):
         raise InvalidBundleError.for_reason(why="its voice_id, backend or lang is invalid")
     return voice
-
-
-def _check_recording(voice: Voice, reference_wav: bytes) -> None:
-    """Raise unless the recording is a valid reference in canonical form and matches the voice."""
-    try:
-        samples, sample_rate = check_reference_wav(reference_wav)
-    except RecordingError as error:
-        raise InvalidBundleError.for_reason(why=f"its recording is invalid ({error.code})") from error
-    facts = voice.reference
-    if (
-        facts is None
-        or facts.sha256 != sha256(reference_wav).hexdigest()
-        or facts.sample_rate != sample_rate
-        or abs(facts.duration_s - len(samples) / sample_rate) > _DURATION_SLACK_S
-    ):
-        raise InvalidBundleError.for_reason(why="its recording does not match its voice")
-    if canonical_wav(samples, sample_rate) != reference_wav:
-        raise InvalidBundleError.for_reason(why="its recording is not a plain mono 16-bit WAV file")

@@ -55,38 +55,30 @@ def _from_profiles(home: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         disk.copy_folder(voices, unfinished)
         first = home / f"voices-schema1-{now().date().isoformat()}"
-        names = (first.with_name(f"{first.name}-{number}") for number in count(2))
-        disk.move(unfinished, next(path for path in chain([first], names) if not path.exists()))
+        paths = chain([first], (first.with_name(f"{first.name}-{number}") for number in count(2)))
+        disk.move(unfinished, next(path for path in paths if not path.exists()))
         shutil.rmtree(new, ignore_errors=True)
         disk.make_folder(new)
         taken: set[str] = set()
         for profile in sorted(voices.glob("*.json")):
-            _migrate_profile(home, profile, new, taken)
+            voice_id = new_id()
+            try:
+                voice, reference_wav, recording = _read_profile(profile, home, voice_id)
+            except (AfterwordsError, ValidationError):
+                disk.make_folder(new / voice_id)
+                disk.write(new / voice_id / PROFILE, disk.read_pieces(profile))
+                continue
+            names = chain([voice.name], (f"{voice.name[:190]} {number}" for number in count(2)))
+            voice = voice.model_copy(update={"name": next(name for name in names if name not in taken)})
+            taken.add(voice.name)
+            original = Original(recording, recording.suffix)
+            VoiceFolder(new / voice_id).write(voice, reference_wav=reference_wav, original=original)
         disk.move(voices, old)
         disk.move(new, voices)
     disk.remove_folder(old)
 
 
 _STEPS: dict[int, Callable[[Path], None]] = {1: _from_profiles}
-
-
-def _migrate_profile(home: Path, profile: Path, new: Path, taken: set[str]) -> None:
-    """Create a voice from a profile, or else a folder that is reported as damaged."""
-    voice_id = new_id()
-    try:
-        voice, reference_wav, recording = _read_profile(profile, home, voice_id)
-    except (AfterwordsError, ValidationError):
-        disk.make_folder(new / voice_id)
-        disk.write(new / voice_id / PROFILE, disk.read_pieces(profile))
-        return
-    name = voice.name
-    for number in count(2):
-        if voice.name not in taken:
-            break
-        voice = voice.model_copy(update={"name": f"{name[:190]} {number}"})
-    taken.add(voice.name)
-    original = Original(recording, recording.suffix)
-    VoiceFolder(new / voice_id).write(voice, reference_wav=reference_wav, original=original)
 
 
 def _read_profile(profile: Path, home: Path, voice_id: str) -> tuple[Voice, bytes, Path]:

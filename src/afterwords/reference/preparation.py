@@ -79,7 +79,16 @@ def prepare(
         raise RecordingError.non_finite(source)
     check_not_silent(audio.samples, source)
     measurement = measure(audio)
-    window = choose_window(measurement, max_s=max_s, words=words, missing=_missing_words(transcript, words))
+    missing: list[Word] = []  # the recognized words that the transcript lacks, unless they are recognition errors
+    if (
+        transcript is not None
+        and words
+        and surplus(transcript, words) <= SURPLUS_MAX
+        and coverage(transcript, words) < COVERED_WHOLE
+    ):
+        held = held_words(transcript, words)
+        missing = [word for word, is_held in zip(words, held, strict=True) if not is_held]
+    window = choose_window(measurement, max_s=max_s, words=words, missing=missing)
     start, end = floor(window.start_s * measurement.sample_rate), ceil(window.end_s * measurement.sample_rate)
     cut = measure(Audio(measurement.samples[start:end], measurement.sample_rate))
     if cut.voiced_s < VOICED_MIN_S:
@@ -103,15 +112,6 @@ def prepare(
         report=report_on(cut, transcript=text, words=_words_in(measurement, window, words or ())),
         wav=canonical_wav(samples, sample_rate),
     )
-
-
-def _missing_words(transcript: str | None, words: Sequence[Word] | None) -> list[Word]:
-    """Return the recognized words that a transcript lacks, if they are more than recognition errors."""
-    if transcript is None or not words or surplus(transcript, words) > SURPLUS_MAX:
-        return []
-    if coverage(transcript, words) >= COVERED_WHOLE:
-        return []
-    return [word for word, is_held in zip(words, held_words(transcript, words), strict=True) if not is_held]
 
 
 def _transcript_of(

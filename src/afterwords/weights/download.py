@@ -114,7 +114,11 @@ class _Download:
         self._hub = _Hub(checkpoint)
 
     def run(self, *, is_update: bool) -> Path:
-        lock = None if is_update else self._find_lock()
+        lock: Lock | None = None
+        for folder in filter(None, (self._partial, self._old)):  # keep the revision of what is here
+            with suppress(ModelError):
+                found = None if is_update or lock else folder.read_lock()
+                lock = found if found and found.repository == self._checkpoint.repository else lock
         if lock is None:
             lock = self._hub.read_lock(self._checkpoint)
             if is_update and self._old is not None:
@@ -150,14 +154,6 @@ class _Download:
         disk.move(self._partial.path, self._target)
         empty_trash(self._target.parent, self._target.name)
         return self._target
-
-    def _find_lock(self) -> Lock | None:
-        """Return the lock of the interrupted download, else of the damaged model, so that its revision stays."""
-        for folder in filter(None, (self._partial, self._old)):
-            with suppress(ModelError):
-                if (lock := folder.read_lock()) is not None and lock.repository == self._checkpoint.repository:
-                    return lock
-        return None
 
     def _reuse_old(self, file: ModelFile, *, on_read: Callable[[int, str], None]) -> None:
         """Link or copy a file of the folder that will be replaced, if its hash is the same."""
