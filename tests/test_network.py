@@ -125,7 +125,7 @@ def test_untrusted_certificate_names_ssl_cert_file(untrusted_server: str) -> Non
 
 def test_cli_names_the_variable() -> None:
     done = run("whoami", env=REMOTE_ENV | {"ALL_PROXY": "socks5://127.0.0.1:9"})
-    assert "unset ALL_PROXY" in done.expect_error(8, "RemoteError")
+    assert "unset ALL_PROXY" in done.expect_error(8, "network_setting")
 
 
 def test_transcription_without_a_model_names_the_variable(tmp_path: Path) -> None:

@@ -30,11 +30,11 @@ class Result:
     def out(self) -> str:
         return self.stdout.decode()
 
-    def expect_error(self, code: int, error: str) -> str:
-        """Check that it failed with one line that begins with the error, its fix, and no result; return stderr."""
+    def expect_error(self, exit_code: int, code: str) -> str:
+        """Check that it failed with one line that begins with the code, its fix, and no result; return stderr."""
         first, second = [line for line in self.err.splitlines() if not _PROGRESS.fullmatch(line)]
-        assert (self.code, self.stdout) == (code, b"")
-        assert first.startswith(f"{error}: ")
+        assert (self.code, self.stdout) == (exit_code, b"")
+        assert first.startswith(f"Error ({code}): ")
         assert second.startswith("  Fix: ")
         return self.err
 

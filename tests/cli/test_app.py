@@ -88,7 +88,7 @@ def test_installed_program_prints_its_version() -> None:
 def test_usage_error_is_one_line_and_names_help(args: tuple[str, ...], message: str) -> None:
     done = run(*args)
 
-    assert message in done.expect_error(2, "UsageError")
+    assert message in done.expect_error(2, "usage")
     assert "see afterwords" in done.err
 
 
@@ -99,7 +99,7 @@ UNFORESEEN = PLANTED + "runpy.run_module('afterwords', run_name='__main__')"
 def test_unexpected_error_is_one_line() -> None:
     done = run("voices", python=UNFORESEEN)
 
-    assert "Unexpected error (KeyError)" in done.expect_error(1, "AfterwordsError")
+    assert "Unexpected exception (KeyError)" in done.expect_error(1, "unexpected_error")
     assert "afterwords --debug" in done.err
     assert "canary" not in done.err
 
@@ -115,7 +115,7 @@ def test_debug_shows_traceback(tmp_path: Path) -> None:
     assert "KeyError: 'canary'" in foreign.stderr
     assert "Traceback" in typed.stderr
     assert "FileNotFoundError" in typed.stderr
-    assert "FileError: " in typed.stderr.splitlines()[-2]
+    assert "Error (unreadable_file): " in typed.stderr.splitlines()[-2]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full: Linux's")
@@ -150,7 +150,7 @@ def test_invalid_toml_settings_are_refused(home: Path) -> None:
     home.mkdir()
     (home / "config.toml").write_text("backends = [")
 
-    assert "config.toml" in run("voices").expect_error(5, "InvalidInputError")
+    assert "config.toml" in run("voices").expect_error(5, "invalid_config")
 
 
 # -- completion -----------------------------------------------------------------------------------------------

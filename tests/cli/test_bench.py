@@ -97,7 +97,7 @@ def test_backend_named_twice_is_measured_once(plugins: dict[str, str]) -> None:
 
     assert [(row["backend"], row["exit_code"]) for row in json.loads(done.out)] == [("slow", 9)]
     assert "slow is slow here" in done.err
-    run("bench", "--backend", "slow", "--skip-slow", env=plugins).expect_error(2, "UsageError")
+    run("bench", "--backend", "slow", "--skip-slow", env=plugins).expect_error(2, "usage")
 
 
 @pytest.mark.usefixtures("me")
@@ -143,15 +143,15 @@ def test_no_process_outlives_the_command(sig: signal.Signals) -> None:
 @pytest.mark.parametrize(
     ("args", "env", "code", "error", "message"),
     [
-        (("mee",), {}, 4, "VoiceNotFoundError", "did you mean 'me'?"),
-        ((), {"AFTERWORDS_HOME": "empty"}, 2, "InvalidInputError", "afterwords clone"),
-        (("--backend", "nope"), {}, 5, "InvalidInputError", "available: tone"),
-        ((), {"AFTERWORDS_BACKENDS": "nope"}, 1, "BackendUnavailableError", "AFTERWORDS_BACKENDS"),
-        (("--lang", "tlh"), {}, 5, "UnsupportedLangError", "'tlh'"),
-        (("--text", "?!"), {}, 5, "TextError", "at least one letter"),
-        (("--timeout", "nan"), {}, 5, "InvalidOptionError", "timeout is nan"),
-        (("--remote",), {"AFTERWORDS_BASE_URL": "http://127.0.0.1:1"}, 3, "UnauthorizedError", "afterwords login"),
-        (("-p", "nope"), {}, 5, "InvalidOptionError", "the profile"),
+        (("mee",), {}, 4, "voice_not_found", "did you mean 'me'?"),
+        ((), {"AFTERWORDS_HOME": "empty"}, 2, "voice_required", "afterwords clone"),
+        (("--backend", "nope"), {}, 5, "invalid_backend", "available: tone"),
+        ((), {"AFTERWORDS_BACKENDS": "nope"}, 1, "backend_unavailable", "AFTERWORDS_BACKENDS"),
+        (("--lang", "tlh"), {}, 5, "unsupported_lang", "'tlh'"),
+        (("--text", "?!"), {}, 5, "empty_text", "at least one letter"),
+        (("--timeout", "nan"), {}, 5, "invalid_option", "timeout is nan"),
+        (("--remote",), {"AFTERWORDS_BASE_URL": "http://127.0.0.1:1"}, 3, "not_logged_in", "afterwords login"),
+        (("-p", "nope"), {}, 5, "invalid_option", "the profile"),
     ],
 )
 def test_invalid_options_are_refused_before_any_work(

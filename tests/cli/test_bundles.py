@@ -85,7 +85,7 @@ def test_export_and_import_work_with_pipes(me: Voice, other_home: dict[str, str]
 def test_export_without_out_keeps_existing_file(exported: Path, tmp_path: Path) -> None:
     exported.write_bytes(b"kept")
 
-    message = run("voices", "export", "me", cwd=tmp_path).expect_error(5, "FileError")
+    message = run("voices", "export", "me", cwd=tmp_path).expect_error(5, "unwritable_output")
     assert "me.afterwords can't be written: it already exists." in message
     assert "to replace it, add -o me.afterwords" in message
     assert exported.read_bytes() == b"kept"
@@ -102,7 +102,7 @@ def test_hostile_voice_name_makes_safe_file_name(home: Path, me: Voice, tmp_path
 
     assert done.out == "0-owned.afterwords\n"
     assert not set(HOSTILE) & set("\x1b\x07\u202e") & set(done.out + done.err)
-    run("voices", "import", tmp_path / "0-owned.afterwords").expect_error(5, "InvalidBundleError")
+    run("voices", "import", tmp_path / "0-owned.afterwords").expect_error(5, "invalid_bundle")
 
 
 @pytest.mark.parametrize("where", [60, 0.5], ids=["manifest", "recording"])
@@ -111,7 +111,7 @@ def test_altered_file_is_refused(where: float, exported: Path, other_home: dict[
     data[int(where * len(data)) if where < 1 else int(where)] ^= 1
     exported.write_bytes(data)
 
-    run("voices", "import", exported, env=other_home).expect_error(5, "InvalidBundleError")
+    run("voices", "import", exported, env=other_home).expect_error(5, "invalid_bundle")
 
     assert not (tmp_path / "elsewhere" / "voices").exists()
 
@@ -120,17 +120,17 @@ def test_altered_file_is_refused(where: float, exported: Path, other_home: dict[
 def test_other_zip_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(content)
 
-    run("voices", "import", tmp_path / "x").expect_error(5, "InvalidBundleError")
+    run("voices", "import", tmp_path / "x").expect_error(5, "invalid_bundle")
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
-    run("voices", "import", tmp_path / "x").expect_error(5, "FileError")
-    run("voices", "import", tmp_path).expect_error(5, "FileError")
+    run("voices", "import", tmp_path / "x").expect_error(5, "unreadable_file")
+    run("voices", "import", tmp_path).expect_error(5, "unreadable_file")
 
 
 def test_unknown_voice_is_not_exported(me: Voice, tmp_path: Path) -> None:
-    run("voices", "export", "mee", cwd=tmp_path).expect_error(4, "VoiceNotFoundError")
-    run("voices", "export", "me", "-o", tmp_path / "no" / "x").expect_error(5, "FileError")
+    run("voices", "export", "mee", cwd=tmp_path).expect_error(4, "voice_not_found")
+    run("voices", "export", "me", "-o", tmp_path / "no" / "x").expect_error(5, "unwritable_output")
     assert not list(tmp_path.glob("*.afterwords"))
 
 
@@ -140,12 +140,10 @@ def test_import_replaces_name_in_use_only_with_replace(
     other = aw.clone(library().reference(me), name="me2", consent="synthetic")
     assert run("voices", "export", "me2", "-o", tmp_path / "other", cwd=tmp_path).code == 0
 
-    message = run("voices", "import", tmp_path / "other", "--name", "me", "--replace").expect_error(
-        5, "VoiceExistsError"
-    )
+    message = run("voices", "import", tmp_path / "other", "--name", "me", "--replace").expect_error(5, "voice_exists")
     assert "under another name" in message
     run("voices", "rm", "me2", "--yes")
-    message = run("voices", "import", tmp_path / "other", "--name", "me").expect_error(5, "VoiceExistsError")
+    message = run("voices", "import", tmp_path / "other", "--name", "me").expect_error(5, "voice_exists")
     assert "--replace" in message
     assert run("voices", "import", tmp_path / "other", "--name", "me", "--replace").out == "me\n"
 
@@ -169,4 +167,4 @@ def test_import_of_same_voice_keeps_its_original(me: Voice, exported: Path) -> N
 
 def test_import_renames_voice(exported: Path, other_home: dict[str, str]) -> None:
     assert run("voices", "import", exported, "--name", " you ", env=other_home).out == "you\n"
-    run("voices", "import", exported, "--name", "a\x07", env=other_home).expect_error(5, "InvalidInputError")
+    run("voices", "import", exported, "--name", "a\x07", env=other_home).expect_error(5, "invalid_name")

@@ -28,6 +28,6 @@ def test_demo_clones_the_reader_and_speaks(tmp_path: Path) -> None:
 
 
 def test_unwritable_output_is_refused_first(home: Path, tmp_path: Path) -> None:
-    run("demo", "-o", "missing/hello.wav", cwd=tmp_path).expect_error(5, "FileError")
+    run("demo", "-o", "missing/hello.wav", cwd=tmp_path).expect_error(5, "unwritable_output")
 
     assert list_files(home) == []

@@ -109,9 +109,9 @@ def test_text_of_wrong_length_is_graded_without_whisper() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "error"),
     [
-        ("empty.wav", b"", "RecordingError"),
-        ("letter.wav", b"a letter" * 99, "RecordingError"),
-        ("\x1b[2J.wav", None, "FileError"),
+        ("empty.wav", b"", "empty_data"),
+        ("letter.wav", b"a letter" * 99, "unsupported_audio"),
+        ("\x1b[2J.wav", None, "unreadable_file"),
     ],
 )
 def test_file_without_audio_is_refused(name: str, content: bytes | None, error: str, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_list_is_newest_first_with_status(client: httpx.Client) -> None:
     assert [job["job_id"] for job in json.loads(run("jobs", "list", "--limit", "1", "--json").out)] == [newer]
     assert json.loads(run("jobs", "list", "--status", "failed", "--json").out) == []
     assert "canary" not in run("jobs", "show", newer, "--json").out
-    run("jobs", "list", "--status", "lost").expect_error(5, "InvalidOptionError")
+    run("jobs", "list", "--status", "lost").expect_error(5, "invalid_option")
 
 
 def test_download_keeps_or_converts_format(client: httpx.Client, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_download_without_out_keeps_existing_file(client: httpx.Client, tmp_path
     job_id = done_job(client)
     (tmp_path / f"{job_id}.wav").write_bytes(b"kept")
 
-    run("jobs", "download", job_id, cwd=tmp_path).expect_error(5, "FileError")
+    run("jobs", "download", job_id, cwd=tmp_path).expect_error(5, "unwritable_output")
 
     assert (tmp_path / f"{job_id}.wav").read_bytes() == b"kept"
 
@@ -78,7 +78,7 @@ def test_download_without_out_keeps_existing_file(client: httpx.Client, tmp_path
 def test_raw_samples_need_format_pcm(client: httpx.Client, tmp_path: Path) -> None:
     job_id = done_job(client, response_format="pcm")
 
-    message = run("jobs", "download", job_id, cwd=tmp_path).expect_error(8, "InvalidResponseError")
+    message = run("jobs", "download", job_id, cwd=tmp_path).expect_error(8, "strange_answer")
 
     assert "--format pcm" in message
     assert run("jobs", "download", job_id, "--format", "pcm", cwd=tmp_path).out == f"{job_id}.pcm\n"
@@ -91,7 +91,7 @@ def test_final_job_is_shown_and_not_cancelled(client: httpx.Client) -> None:
     waited = run("jobs", "wait", job_id, "--json")
     assert json.loads(waited.out)["status"] == "ready"
     assert waited.err.endswith(f"Next: afterwords jobs download {job_id}\n")
-    run("jobs", "cancel", job_id).expect_error(5, "ConflictError")
+    run("jobs", "cancel", job_id).expect_error(5, "job_final")
 
 
 def test_pending_job_shows_its_step(client: httpx.Client) -> None:
@@ -111,31 +111,31 @@ def test_cancelled_job_is_not_waited_for(client: httpx.Client) -> None:
 
     assert json.loads(run("jobs", "cancel", job_id, "--json").out)["status"] == "cancelled"
 
-    run("jobs", "wait", job_id).expect_error(7, "JobError")
-    run("jobs", "download", job_id, "-o", "-").expect_error(7, "JobError")
+    run("jobs", "wait", job_id).expect_error(7, "job_cancelled")
+    run("jobs", "download", job_id, "-o", "-").expect_error(7, "job_cancelled")
 
 
 @pytest.mark.parametrize("command", ["show", "wait", "cancel", "download"])
 @pytest.mark.usefixtures("client")
 def test_unknown_job_exits_4(command: str) -> None:
-    assert "jobs list" in run("jobs", command, UNKNOWN_ID).expect_error(4, "NotFoundError")
+    assert "jobs list" in run("jobs", command, UNKNOWN_ID).expect_error(4, "job_not_found")
 
 
 @pytest.mark.usefixtures("client")
 def test_malformed_id_is_not_found() -> None:
-    run("jobs", "show", "../usage").expect_error(4, "NotFoundError")
+    run("jobs", "show", "../usage").expect_error(4, "job_not_found")
 
 
 @pytest.mark.parametrize("command", ["wait", "download"])
 def test_timeout_leaves_job_running(command: str, hosted: HostedService, tmp_path: Path) -> None:
     job_id = pending_job(hosted)
 
-    message = run("jobs", command, job_id, "--timeout", "0.1", cwd=tmp_path).expect_error(9, "JobTimeoutError")
+    message = run("jobs", command, job_id, "--timeout", "0.1", cwd=tmp_path).expect_error(9, "job_timeout")
 
     assert f"afterwords jobs {command} {job_id}" in message
     assert "status       pending" in run("jobs", "show", job_id).out.splitlines()
 
 
 def test_unsupported_request_exits_5(hosted: HostedService) -> None:
-    run("jobs", "list").expect_error(5, "UnsupportedByServerError")
-    run("jobs", "cancel", pending_job(hosted)).expect_error(5, "UnsupportedByServerError")
+    run("jobs", "list").expect_error(5, "unsupported_by_server")
+    run("jobs", "cancel", pending_job(hosted)).expect_error(5, "unsupported_by_server")

@@ -47,12 +47,12 @@ def test_admin_creates_a_working_key(served: Served) -> None:
 
 @pytest.mark.usefixtures("key")
 def test_create_needs_admin_secret() -> None:
-    message = run("keys", "create", "--remote").expect_error(3, "UnauthorizedError")
+    message = run("keys", "create", "--remote").expect_error(3, "not_logged_in")
     assert "AFTERWORDS_ADMIN_SECRET" in message
-    run("accounts", "--remote").expect_error(3, "UnauthorizedError")
+    run("accounts", "--remote").expect_error(3, "not_logged_in")
     wrong = "another-secret-that-opens-nothing-at-all"
     assert wrong not in run("keys", "create", "--remote", env={"AFTERWORDS_ADMIN_SECRET": wrong}).expect_error(
-        3, "UnauthorizedError"
+        3, "unauthorized"
     )
 
 
@@ -80,18 +80,18 @@ def test_key_lists_rotates_and_revokes_own_keys(key: str) -> None:
     assert new["api_key"] != key
     env = {"AFTERWORDS_API_KEY": new["api_key"]}
     assert run("keys", "revoke", new["key_id"], "--remote", env=env).err == "Revoked.\n"
-    run("usage", env={"AFTERWORDS_API_KEY": new["api_key"]}).expect_error(3, "UnauthorizedError")
+    run("usage", env={"AFTERWORDS_API_KEY": new["api_key"]}).expect_error(3, "unauthorized")
 
 
 @pytest.mark.parametrize("command", ["revoke", "rotate"])
 @pytest.mark.usefixtures("key")
 def test_unknown_id_is_not_found(command: str) -> None:
-    assert "keys list --remote" in run("keys", command, UNKNOWN_ID, "--remote").expect_error(4, "NotFoundError")
+    assert "keys list --remote" in run("keys", command, UNKNOWN_ID, "--remote").expect_error(4, "key_not_found")
 
 
 @pytest.mark.usefixtures("key")
 def test_invalid_scope_is_refused() -> None:
-    run("keys", "create", "--remote", "--scope", "everything", env=ADMIN).expect_error(5, "InvalidRequestError")
+    run("keys", "create", "--remote", "--scope", "everything", env=ADMIN).expect_error(5, "invalid_field")
 
 
 def test_hosted_service_only_creates_keys() -> None:
@@ -104,5 +104,5 @@ def test_hosted_service_only_creates_keys() -> None:
         made = run("keys", "create", "--remote", "--label", "new", env=env)
         assert (made.code, made.err) == (0, "A key, shown this once:\n")
         assert run("usage", env={**env, "AFTERWORDS_API_KEY": made.out.strip()}).code == 0
-        run("keys", "list", "--remote", env=env).expect_error(5, "UnsupportedByServerError")
-        run("keys", "create", "--remote", "--character-limit", "5", env=env).expect_error(5, "UnsupportedByServerError")
+        run("keys", "list", "--remote", env=env).expect_error(5, "unsupported_by_server")
+        run("keys", "create", "--remote", "--character-limit", "5", env=env).expect_error(5, "unsupported_by_server")

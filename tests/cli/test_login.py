@@ -82,7 +82,7 @@ def test_login_stores_key_in_keyring(
     assert run("logout", env=keyring).code == 0
 
     assert len(kept.read_text()) < len(before)
-    run("whoami", env=keyring).expect_error(3, "UnauthorizedError")
+    run("whoami", env=keyring).expect_error(3, "not_logged_in")
 
 
 def test_login_to_other_server_removes_old_key_from_keyring(
@@ -96,12 +96,12 @@ def test_login_to_other_server_removes_old_key_from_keyring(
 
 
 def test_wrong_key_changes_nothing(hosted: HostedService, home: Path) -> None:
-    login(hosted.url, key=WRONG).expect_error(3, "UnauthorizedError")
+    login(hosted.url, key=WRONG).expect_error(3, "unauthorized")
     assert not list_files(home)
     login(hosted.url, key=hosted.api_key)
     before = (home / "profiles.json").read_bytes()
 
-    message = login(hosted.url, key=WRONG).expect_error(3, "UnauthorizedError")
+    message = login(hosted.url, key=WRONG).expect_error(3, "unauthorized")
 
     assert WRONG not in message
     assert (home / "profiles.json").read_bytes() == before
@@ -111,7 +111,7 @@ def test_wrong_key_changes_nothing(hosted: HostedService, home: Path) -> None:
 def test_malformed_key_is_refused_and_not_repeated(key: str, hosted: HostedService, home: Path) -> None:
     asked = len(hosted.requests)
 
-    message = login(hosted.url, key=key).expect_error(5, "InvalidInputError")
+    message = login(hosted.url, key=key).expect_error(5, "invalid_input")
 
     assert "The API key" in message
     assert not key or key not in message
@@ -120,7 +120,7 @@ def test_malformed_key_is_refused_and_not_repeated(key: str, hosted: HostedServi
 
 
 def test_key_is_not_an_option_and_not_in_traceback(hosted: HostedService) -> None:
-    run("login", hosted.url, "--key", WRONG, stdin=b"x\n").expect_error(2, "UsageError")
+    run("login", hosted.url, "--key", WRONG, stdin=b"x\n").expect_error(2, "usage")
     command = [*COMMAND, "--debug", "login", hosted.url]
     done = subprocess.run(
         command, input=WRONG, text=True, capture_output=True, check=False, env=environment(), timeout=60
@@ -141,12 +141,12 @@ def test_key_is_not_an_option_and_not_in_traceback(hosted: HostedService) -> Non
 def test_invalid_address_is_refused_and_not_repeated(url: str, message: str) -> None:
     done = login(url, key="aw_key")
 
-    assert message in done.expect_error(5, "InvalidInputError")
+    assert message in done.expect_error(5, "invalid_input")
     assert "canary" not in done.err
 
 
 def test_missing_address_without_terminal_is_a_usage_error() -> None:
-    assert "afterwords login https://" in run("login", stdin=b"aw_key\n").expect_error(2, "UsageError")
+    assert "afterwords login https://" in run("login", stdin=b"aw_key\n").expect_error(2, "usage")
 
 
 def test_login_defaults_to_configured_address(hosted: HostedService) -> None:
@@ -196,31 +196,31 @@ def test_login_to_other_server_keeps_default_profile(hosted: HostedService, othe
     login(hosted.url, key=hosted.api_key)
     before = (home / "profiles.json").read_bytes()
 
-    assert "--profile NAME" in login(other_url, key=hosted.api_key).expect_error(2, "UsageError")
+    assert "--profile NAME" in login(other_url, key=hosted.api_key).expect_error(2, "usage")
 
     assert (home / "profiles.json").read_bytes() == before
 
 
 def test_unknown_profile_is_refused(hosted: HostedService) -> None:
     for command in (("whoami",), ("usage",), ("logout",), ("voices",), ("jobs", "list")):
-        message = run(*command, "--profile", "a\x1b[2J").expect_error(5, "InvalidOptionError")
+        message = run(*command, "--profile", "a\x1b[2J").expect_error(5, "invalid_option")
         assert r"a\x1b[2J" in message
-    run("profiles", "use", "unknown").expect_error(5, "InvalidOptionError")
-    login(hosted.url, "--profile", "a b", key=hosted.api_key).expect_error(5, "InvalidOptionError")
+    run("profiles", "use", "unknown").expect_error(5, "invalid_option")
+    login(hosted.url, "--profile", "a b", key=hosted.api_key).expect_error(5, "invalid_option")
 
 
 # -- which server ---------------------------------------------------------------------------------------------
 
 
 def test_not_logged_in_names_login() -> None:
-    assert "afterwords login" in run("whoami").expect_error(3, "UnauthorizedError")
+    assert "afterwords login" in run("whoami").expect_error(3, "not_logged_in")
     assert run("logout").err == "You are not logged in.\n"
 
 
 def test_unreachable_server_exits_8() -> None:
     env = {"AFTERWORDS_BASE_URL": "http://127.0.0.1:1", "AFTERWORDS_API_KEY": "aw_key"}
 
-    assert "http://127.0.0.1:1" in run("whoami", env=env).expect_error(8, "UnreachableError")
+    assert "http://127.0.0.1:1" in run("whoami", env=env).expect_error(8, "unreachable")
 
 
 def test_whoami_names_key_from_environment(hosted: HostedService) -> None:
@@ -236,4 +236,4 @@ def test_damaged_profiles_are_one_line_error(home: Path) -> None:
     home.mkdir()
     (home / "profiles.json").write_text('{"profiles": 7}')
 
-    assert "profiles.json" in run("whoami").expect_error(5, "FileError")
+    assert "profiles.json" in run("whoami").expect_error(5, "unreadable_file")

@@ -90,7 +90,7 @@ def test_interrupted_pull_is_resumed(hub: LoopbackHub, home: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, b"")
     assert b"Traceback" not in err
-    run("models", "path", NAME).expect_error(1, "ModelError")
+    run("models", "path", NAME).expect_error(1, "model_not_here")
     hub.stall_after = None
     hub.go.set()
 
@@ -101,29 +101,29 @@ def test_interrupted_pull_is_resumed(hub: LoopbackHub, home: Path) -> None:
 
 def test_truncated_file_is_named(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(b"cut")
-    assert f"{WEIGHTS} has 3 bytes instead of" in run("models", "path", NAME).expect_error(1, "ModelError")
+    assert f"{WEIGHTS} has 3 bytes instead of" in run("models", "path", NAME).expect_error(1, "model_file")
 
 
 def test_altered_file_is_repaired(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1] + b"?")
-    refusal = run("models", "verify", NAME).expect_error(1, "ModelError")
+    refusal = run("models", "verify", NAME).expect_error(1, "model_file")
     assert refusal.endswith(f"Fix: afterwords models pull {NAME} --repair\n")
     assert run("models", "pull", NAME, "--repair").code == 0
     verify(NAME)
 
 
 def test_rm_without_a_terminal_needs_yes(folder: Path) -> None:
-    run("models", "rm", NAME).expect_error(2, "UsageError")
+    run("models", "rm", NAME).expect_error(2, "usage")
     assert folder.is_dir()
 
 
 @pytest.mark.parametrize(
     ("settings", "code", "error"),
     [
-        ({"HF_HUB_OFFLINE": "1"}, 1, "ModelError"),
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, 8, "HubError"),
-        ({"HF_ENDPOINT": "nowhere"}, 5, "InvalidInputError"),
-        ({"AFTERWORDS_MODELS": "/dev/null/models"}, 5, "FileError"),
+        ({"HF_HUB_OFFLINE": "1"}, 1, "offline"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, 8, "hub_unreachable"),
+        ({"HF_ENDPOINT": "nowhere"}, 5, "invalid_input"),
+        ({"AFTERWORDS_MODELS": "/dev/null/models"}, 5, "unwritable_output"),
     ],
 )
 def test_failed_pull_has_its_exit_code(hub: LoopbackHub, settings: dict[str, str], code: int, error: str) -> None:
@@ -131,8 +131,8 @@ def test_failed_pull_has_its_exit_code(hub: LoopbackHub, settings: dict[str, str
 
 
 def test_unknown_model_is_refused() -> None:
-    assert NAME in run("models", "pull", "gpt\x1b[2J").expect_error(4, "NotFoundError")
+    assert NAME in run("models", "pull", "gpt\x1b[2J").expect_error(4, "unknown_model")
 
 
 def test_absent_model_names_the_pull_command() -> None:
-    assert f"afterwords models pull {NAME}" in run("models", "rm", NAME).expect_error(1, "ModelError")
+    assert f"afterwords models pull {NAME}" in run("models", "rm", NAME).expect_error(1, "model_not_here")

@@ -108,7 +108,7 @@ def test_full_stdout_is_one_line_error() -> None:
 
     assert done.returncode == 1
     assert done.stderr.decode().splitlines() == [
-        "StorageFullError: The disk that holds <stdout> is full.",
+        "Error (storage_full): The disk that holds <stdout> is full.",
         "  Fix: free some space; nothing was changed or lost.",
     ]
 
@@ -119,7 +119,7 @@ def test_full_disk_keeps_existing_file(tmp_path: Path) -> None:
     limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))"
     program = f"{limited}; runpy.run_module('afterwords', run_name='__main__')"
 
-    run("say", TEXT * 9, "-o", "hello.wav", cwd=tmp_path, python=program).expect_error(1, "StorageFullError")
+    run("say", TEXT * 9, "-o", "hello.wav", cwd=tmp_path, python=program).expect_error(1, "storage_full")
 
     assert (tmp_path / "hello.wav").read_bytes() == b"kept"
     assert not list(tmp_path.glob("*.part"))
@@ -133,7 +133,7 @@ def test_failing_engine_keeps_existing_file(fault: str, tmp_path: Path) -> None:
         "say", f"the canary says fault-{fault} aloud", "-o", "hello.wav", cwd=tmp_path, env={"AFTERWORDS_TESTING": "1"}
     )
 
-    assert "canary" not in done.expect_error(7, "SynthesisError")
+    assert "canary" not in done.expect_error(7, "synthesis_failed")
     assert (tmp_path / "hello.wav").read_bytes() == b"kept"
     assert not list(tmp_path.glob("*.part"))
 
@@ -152,12 +152,12 @@ def test_crashing_engine_keeps_existing_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("out", "error", "message"),
     [
-        ("missing/hello.wav", "FileError", "there is no folder missing"),
-        ("file.txt/hello.wav", "FileError", "there is no folder file.txt"),
-        ("folder.wav", "FileError", "it is a folder"),
-        ("hello.xyz", "InvalidInputError", "'.xyz' is not a supported"),
-        ("hello", "InvalidInputError", "--format wav"),
-        ("\x1b[2J/\x07.wav", "FileError", r"\x1b[2J/\x07.wav can't be written"),
+        ("missing/hello.wav", "unwritable_output", "there is no folder missing"),
+        ("file.txt/hello.wav", "unwritable_output", "there is no folder file.txt"),
+        ("folder.wav", "unwritable_output", "it is a folder"),
+        ("hello.xyz", "invalid_format", "'.xyz' is not a supported"),
+        ("hello", "invalid_format", "--format wav"),
+        ("\x1b[2J/\x07.wav", "unwritable_output", r"\x1b[2J/\x07.wav can't be written"),
     ],
 )
 def test_unwritable_output_is_refused_first(out: str, error: str, message: str, tmp_path: Path) -> None:
@@ -173,21 +173,21 @@ def test_unwritable_output_is_refused_first(out: str, error: str, message: str, 
 def test_read_only_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shut").mkdir(mode=0o500)
 
-    assert "not allowed" in run("say", TEXT, "-o", tmp_path / "shut" / "a.wav").expect_error(5, "FileError")
+    assert "not allowed" in run("say", TEXT, "-o", tmp_path / "shut" / "a.wav").expect_error(5, "unwritable_output")
 
 
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        (b"", "TextError", "at least one letter"),
-        ("\u200b \n\u200b".encode(), "TextError", "at least one letter"),
-        (b"?!...", "TextError", "at least one letter"),
-        (b"canary\0", "TextError", "U+0000 at position 6"),
-        (b"canary\x1b[31m", "TextError", "U+001B at position 6"),
-        (b"canary\xff", "TextError", "position 6"),
-        (b"canary\xed\xa0\x80", "TextError", "position 6"),
-        (b"canary " * 15_000, "TextError", "105,000 characters; the limit is 100,000"),
-        (b"canary " * 1_000_000, "TextError", "the limit is 100,000"),
+        (b"", "empty_text", "at least one letter"),
+        ("\u200b \n\u200b".encode(), "empty_text", "at least one letter"),
+        (b"?!...", "empty_text", "at least one letter"),
+        (b"canary\0", "control_character", "U+0000 at position 6"),
+        (b"canary\x1b[31m", "control_character", "U+001B at position 6"),
+        (b"canary\xff", "invalid_unicode", "position 6"),
+        (b"canary\xed\xa0\x80", "invalid_unicode", "position 6"),
+        (b"canary " * 15_000, "text_too_long", "105,000 characters; the limit is 100,000"),
+        (b"canary " * 1_000_000, "text_too_long", "the limit is 100,000"),
     ],
     ids=["empty", "blank", "marks", "nul", "escape", "not-utf8", "surrogate", "long", "huge"],
 )
@@ -206,19 +206,19 @@ def test_markup_and_code_are_spoken_as_text(text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "error", "message"),
     [
-        (("--voice", "mee"), 4, "VoiceNotFoundError", "did you mean 'me'?"),
-        (("--voice", "\x1b[2J"), 4, "VoiceNotFoundError", r"\x1b[2J"),
-        (("--lang", "tlh"), 5, "UnsupportedLangError", "'tlh'"),
-        (("--backend", "nope"), 5, "InvalidInputError", "available: tone"),
-        (("--speed", "9"), 5, "InvalidOptionError", "speed is 9.0, but must be a number from 0.25 to 4"),
-        (("--speed", "nan"), 5, "InvalidOptionError", "speed is nan"),
-        (("--seed", "-1"), 5, "InvalidOptionError", "seed is -1"),
-        (("--format", "aiff"), 5, "InvalidInputError", "supported: wav, mp3, opus, flac, pcm"),
-        (("--speed", "fast"), 2, "UsageError", "--speed"),
-        (("--nope",), 2, "UsageError", "No such option: --nope"),
-        (("and more words",), 2, "UsageError", "put a text in quotes"),
-        (("--file", "words.txt"), 2, "UsageError", "give it once: in quotes, as - for stdin, or with --file FILE."),
-        (("--json",), 2, "UsageError", "can't carry both audio and JSON"),
+        (("--voice", "mee"), 4, "voice_not_found", "did you mean 'me'?"),
+        (("--voice", "\x1b[2J"), 4, "voice_not_found", r"\x1b[2J"),
+        (("--lang", "tlh"), 5, "unsupported_lang", "'tlh'"),
+        (("--backend", "nope"), 5, "invalid_backend", "available: tone"),
+        (("--speed", "9"), 5, "invalid_option", "speed is 9.0, but must be a number from 0.25 to 4"),
+        (("--speed", "nan"), 5, "invalid_option", "speed is nan"),
+        (("--seed", "-1"), 5, "invalid_option", "seed is -1"),
+        (("--format", "aiff"), 5, "invalid_format", "supported: wav, mp3, opus, flac, pcm"),
+        (("--speed", "fast"), 2, "usage", "--speed"),
+        (("--nope",), 2, "usage", "No such option: --nope"),
+        (("and more words",), 2, "usage", "put a text in quotes"),
+        (("--file", "words.txt"), 2, "usage", "give it once: in quotes, as - for stdin, or with --file FILE."),
+        (("--json",), 2, "usage", "can't carry both audio and JSON"),
     ],
 )
 def test_invalid_option_is_refused(options: tuple[str, ...], code: int, error: str, message: str) -> None:
@@ -227,17 +227,17 @@ def test_invalid_option_is_refused(options: tuple[str, ...], code: int, error: s
 
 @pytest.mark.parametrize("args", [(), (TEXT, "--no-play")], ids=["no-text", "nowhere-to-go"])
 def test_invalid_arguments_are_a_usage_error(args: tuple[str, ...]) -> None:
-    run("say", *args).expect_error(2, "UsageError")
+    run("say", *args).expect_error(2, "usage")
 
 
 def test_missing_text_file_is_refused(tmp_path: Path) -> None:
-    assert "it is a folder" in run("say", "--file", tmp_path, "-o", "-").expect_error(5, "FileError")
-    assert "no such file" in run("say", "--file", tmp_path / "x", "-o", "-").expect_error(5, "FileError")
+    assert "it is a folder" in run("say", "--file", tmp_path, "-o", "-").expect_error(5, "unreadable_file")
+    assert "no such file" in run("say", "--file", tmp_path / "x", "-o", "-").expect_error(5, "unreadable_file")
 
 
 def test_several_voices_need_a_name_or_a_default(me: Voice) -> None:
     aw.clone(library().reference(me), name="you", consent="self")
-    assert "--voice NAME (me, you)" in run("say", TEXT, "-o", "-").expect_error(2, "InvalidInputError")
+    assert "--voice NAME (me, you)" in run("say", TEXT, "-o", "-").expect_error(2, "voice_required")
 
     assert run("voices", "default", "you").out == "you\n"
 
@@ -247,7 +247,7 @@ def test_several_voices_need_a_name_or_a_default(me: Voice) -> None:
 def test_empty_library_names_clone(tmp_path: Path) -> None:
     done = run("say", TEXT, "-o", "-", env={"AFTERWORDS_HOME": str(tmp_path / "empty")})
 
-    assert "afterwords clone me.wav --name me" in done.expect_error(2, "InvalidInputError")
+    assert "afterwords clone me.wav --name me" in done.expect_error(2, "voice_required")
     assert not (tmp_path / "empty").exists()
 
 
@@ -256,7 +256,7 @@ def test_missing_extra_prints_pip_command(tmp_path: Path) -> None:
 
     done = run("say", TEXT, python=absent)
 
-    assert f"Fix: {pip_install('play')}" in done.expect_error(1, "MissingExtraError")
+    assert f"Fix: {pip_install('play')}" in done.expect_error(1, "missing_extra")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ALSA is Linux's")
@@ -266,7 +266,7 @@ def test_missing_sound_device_suggests_out(tmp_path: Path) -> None:
 
     done = run("say", TEXT, env={"ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")})
 
-    assert "-o hello.wav" in done.expect_error(1, "UnavailableError")
+    assert "-o hello.wav" in done.expect_error(1, "no_audio_device")
 
 
 def test_voice_with_altered_recording_is_refused(home: Path, me: Voice) -> None:
@@ -275,7 +275,7 @@ def test_voice_with_altered_recording_is_refused(home: Path, me: Voice) -> None:
     for prompt in (folder / "prompts").iterdir():
         prompt.unlink()
 
-    run("say", TEXT, "-o", "-").expect_error(1, "CorruptVoiceError")
+    run("say", TEXT, "-o", "-").expect_error(1, "corrupt_voice")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGTERM is POSIX's")

@@ -145,13 +145,13 @@ def test_saving_unchanged_audio_loads_no_decoder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "error", "message"),
     [
-        (("--voice", "mee"), 4, "VoiceNotFoundError", "did you mean 'me'?"),
-        (("--voice", "\x1b[2J"), 4, "VoiceNotFoundError", r"\x1b[2J"),
-        (("--lang", "tlh"), 5, "UnsupportedLangError", ""),
-        (("--speed", "9"), 5, "InvalidOptionError", "speed is 9.0"),
-        (("--speed", "nan"), 5, "InvalidOptionError", "speed is nan"),
-        (("--json",), 2, "UsageError", "can't carry both audio and JSON"),
-        (("--profile", "unknown"), 5, "InvalidOptionError", "unknown"),
+        (("--voice", "mee"), 4, "voice_not_found", "did you mean 'me'?"),
+        (("--voice", "\x1b[2J"), 4, "voice_not_found", r"\x1b[2J"),
+        (("--lang", "tlh"), 5, "unsupported_lang", ""),
+        (("--speed", "9"), 5, "invalid_option", "speed is 9.0"),
+        (("--speed", "nan"), 5, "invalid_option", "speed is nan"),
+        (("--json",), 2, "usage", "can't carry both audio and JSON"),
+        (("--profile", "unknown"), 5, "invalid_option", "unknown"),
     ],
 )
 @pytest.mark.usefixtures("server")
@@ -164,7 +164,7 @@ def test_invalid_option_is_refused(options: tuple[str, ...], code: int, error: s
 
 @pytest.mark.parametrize(
     ("text", "error"),
-    [(b"canary\x1b[2J", "TextError"), (b"canary " * 800, "TextError")],
+    [(b"canary\x1b[2J", "control_character"), (b"canary " * 800, "text_too_long")],
     ids=["escape", "long"],
 )
 def test_invalid_text_is_not_sent(text: bytes, error: str) -> None:
@@ -175,14 +175,14 @@ def test_invalid_text_is_not_sent(text: bytes, error: str) -> None:
 
 
 def test_timeout_needs_remote() -> None:
-    assert "--remote" in run("say", TEXT, "-o", "-", "--timeout", "1").expect_error(2, "UsageError")
+    assert "--remote" in run("say", TEXT, "-o", "-", "--timeout", "1").expect_error(2, "usage")
 
 
 @pytest.mark.parametrize(
     ("limits", "code", "error"),
     [
-        ({"character_limit": 3}, 6, "QuotaExceededError"),
-        ({"scopes": ["voices:read", "voices:write"]}, 3, "InsufficientScopeError"),
+        ({"character_limit": 3}, 6, "quota_exceeded"),
+        ({"scopes": ["voices:read", "voices:write"]}, 3, "insufficient_scope"),
     ],
     ids=["quota", "scope"],
 )
@@ -201,10 +201,10 @@ def test_key_without_permission_exits_3_or_6(
 
 def test_server_without_one_voice_needs_a_name(server: Served, hosted: HostedService) -> None:
     empty = {"AFTERWORDS_BASE_URL": server.url, "AFTERWORDS_API_KEY": server.new_key()}
-    assert "afterwords push" in run("say", TEXT, "--remote", "-o", "-", env=empty).expect_error(2, "UsageError")
+    assert "afterwords push" in run("say", TEXT, "--remote", "-o", "-", env=empty).expect_error(2, "usage")
     _register(hosted, name="you\u202e")
 
-    message = run("say", TEXT, "--remote", "-o", "-").expect_error(2, "UsageError")
+    message = run("say", TEXT, "--remote", "-o", "-").expect_error(2, "usage")
 
     assert r"--voice NAME (me, you\u202e)" in message
 
@@ -224,14 +224,14 @@ def test_unmarked_audio_is_marked(ending: str, hosted: HostedService, tmp_path: 
 
 
 def test_unsupported_option_is_refused(hosted: HostedService) -> None:
-    run("say", TEXT, "--remote", "-o", "-", "--speed", "2").expect_error(5, "UnsupportedByServerError")
+    run("say", TEXT, "--remote", "-o", "-", "--speed", "2").expect_error(5, "unsupported_by_server")
 
 
 def test_failed_job_exits_7(hosted: HostedService, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"kept")
 
     message = run("say", "canary words that fail", "--remote", "-o", "a.wav", cwd=tmp_path).expect_error(
-        7, "JobFailedError"
+        7, "job_failed"
     )
 
     assert "canary" not in message
@@ -243,7 +243,7 @@ def test_timeout_prints_how_to_download(hosted: HostedService, home: Path, tmp_p
     Profiles(home).save("work", hosted.url, hosted.api_key)
     out = tmp_path / "it's here.wav"
 
-    message = run("say", TEXT, "-p", "work", "--timeout", "0.1", "-o", out).expect_error(9, "JobTimeoutError")
+    message = run("say", TEXT, "-p", "work", "--timeout", "0.1", "-o", out).expect_error(9, "job_timeout")
 
     program, *again = shlex.split(message.partition("resume with: ")[2])
     assert (program, again[:2]) == ("afterwords", ["jobs", "download"])
@@ -280,6 +280,6 @@ def test_speech_is_played_while_streamed(options: tuple[str, ...], tmp_path: Pat
 def test_missing_extra_prints_pip_command() -> None:
     absent = "import sys, runpy; sys.modules['sounddevice'] = None; runpy.run_module('afterwords', run_name='__main__')"
 
-    message = run("say", TEXT, "--remote", python=absent).expect_error(1, "MissingExtraError")
+    message = run("say", TEXT, "--remote", python=absent).expect_error(1, "missing_extra")
 
     assert pip_install("play") in message

@@ -116,13 +116,13 @@ class TestServe:
     def test_port_in_use_is_one_line_error(self, home: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            message = run("serve", "--port", str(port)).expect_error(8, "ServerSetupError")
+            message = run("serve", "--port", str(port)).expect_error(8, "address_in_use")
         assert f"127.0.0.1 port {port}: it is in use" in message
         assert not (home / "server").exists()
 
     def test_foreign_address_is_one_line_error(self) -> None:
         env = {"AFTERWORDS_ADMIN_SECRET": "x" * 32}
-        run("serve", "--host", "192.0.2.1", "--port", "0", env=env).expect_error(8, "ServerSetupError")
+        run("serve", "--host", "192.0.2.1", "--port", "0", env=env).expect_error(8, "address_in_use")
 
     @pytest.mark.parametrize(
         ("env", "args", "message"),
@@ -133,17 +133,17 @@ class TestServe:
         ],
     )
     def test_invalid_setting_is_named(self, env: dict[str, str], args: tuple[str, ...], message: str) -> None:
-        assert message in run("serve", *args, env=env).expect_error(5, "InvalidOptionError")
+        assert message in run("serve", *args, env=env).expect_error(5, "invalid_option")
 
     def test_unknown_backend_is_refused_first(self, home: Path) -> None:
         done = run("serve", "--port", "0", env={"AFTERWORDS_BACKENDS": "unknown"})
-        done.expect_error(1, "BackendUnavailableError")
+        done.expect_error(1, "backend_unavailable")
         assert not (home / "server").exists()
 
     def test_refused_start_leaves_no_log_handlers(self) -> None:
         loggers = [logging.getLogger(name) for name in (None, "afterwords.server", "uvicorn")]
         before = [[*logger.handlers] for logger in loggers]
-        run("serve", "--port", "0", env={"AFTERWORDS_BACKENDS": "unknown"}).expect_error(1, "BackendUnavailableError")
+        run("serve", "--port", "0", env={"AFTERWORDS_BACKENDS": "unknown"}).expect_error(1, "backend_unavailable")
         assert [logger.handlers for logger in loggers] == before
 
     def test_newer_database_is_not_changed(self, served: Served) -> None:
@@ -153,7 +153,7 @@ class TestServe:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as rows:
             rows.execute("UPDATE alembic_version SET version_num = '9999'")
         done = run("serve", "--port", "0", env={"AFTERWORDS_HOME": str(served.home), "AFTERWORDS_BACKENDS": "tone"})
-        assert "upgrade" in done.expect_error(1, "ServerSetupError")
+        assert "upgrade" in done.expect_error(1, "newer_database")
 
     @pytest.mark.parametrize("command", [("serve",), ("keys", "list")])
     def test_missing_extra_prints_pip_command(self, command: tuple[str, ...]) -> None:
@@ -221,8 +221,8 @@ class TestKeys:
         keys = list_keys(shared)
         assert {keys[each]["account_id"] for each in (key_id, by_key, by_account)} == {account}
         assert keys[key_id]["prefix"] == key[:8]
-        run("keys", "create", "--for", UNKNOWN_ID, env=shared).expect_error(4, "NotFoundError")
-        run("keys", "create", "--account", UNKNOWN_ID, env=shared).expect_error(5, "InvalidRequestError")
+        run("keys", "create", "--for", UNKNOWN_ID, env=shared).expect_error(4, "key_not_found")
+        run("keys", "create", "--account", UNKNOWN_ID, env=shared).expect_error(5, "invalid_field")
 
         done = run("accounts", env=shared)
 
@@ -239,7 +239,7 @@ class TestKeys:
     def test_no_subcommand_lists_keys(self, shared: dict[str, str]) -> None:
         _, key_id = create_key(shared)
         assert key_id in run("keys", env=shared).out
-        message = run("keys", "--remote", "revoke", key_id, env=shared).expect_error(2, "UsageError")
+        message = run("keys", "--remote", "revoke", key_id, env=shared).expect_error(2, "usage")
         assert "--remote must come after the subcommand" in message
 
     def test_revoked_key_is_listed_as_revoked(self, shared: dict[str, str]) -> None:
@@ -247,7 +247,7 @@ class TestKeys:
         done = run("keys", "revoke", key_id, env=shared)
         assert (done.code, done.out) == (0, "")
         assert list_keys(shared)[key_id]["revoked_at"]
-        run("keys", "rotate", key_id, env=shared).expect_error(4, "NotFoundError")
+        run("keys", "rotate", key_id, env=shared).expect_error(4, "key_not_found")
 
     def test_rotate_replaces_key(self, shared: dict[str, str]) -> None:
         old, key_id = create_key(shared, "--label", "rotated", "--scope", "synthesize")
@@ -260,14 +260,14 @@ class TestKeys:
 
     @pytest.mark.parametrize(("command", "key_id"), [("revoke", UNKNOWN_ID), ("rotate", "nonsense")])
     def test_unknown_id_is_not_found(self, shared: dict[str, str], command: str, key_id: str) -> None:
-        run("keys", command, key_id, env=shared).expect_error(4, "NotFoundError")
+        run("keys", command, key_id, env=shared).expect_error(4, "key_not_found")
 
     @pytest.mark.parametrize(
         ("args", "code", "error"),
         [
-            (("--scope", "everything"), 5, "InvalidOptionError"),
-            (("--label", "x" * 201), 5, "InvalidOptionError"),
-            (("--character-limit", str(2**53)), 2, "UsageError"),
+            (("--scope", "everything"), 5, "invalid_option"),
+            (("--label", "x" * 201), 5, "invalid_option"),
+            (("--character-limit", str(2**53)), 2, "usage"),
         ],
     )
     def test_invalid_key_option_is_refused(
@@ -276,4 +276,4 @@ class TestKeys:
         run("keys", "create", *args, env=shared).expect_error(code, error)
 
     def test_overlap_over_30_days_is_refused(self, shared: dict[str, str]) -> None:
-        run("keys", "rotate", UNKNOWN_ID, "--overlap", "1e9", env=shared).expect_error(5, "InvalidRequestError")
+        run("keys", "rotate", UNKNOWN_ID, "--overlap", "1e9", env=shared).expect_error(5, "invalid_field")

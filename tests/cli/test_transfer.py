@@ -48,7 +48,7 @@ def test_pushing_and_pulling_again_changes_nothing() -> None:
 @pytest.mark.parametrize("command", ["push", "pull"])
 def test_different_voice_of_same_name_needs_replace(command: str, client: aw.Client) -> None:
     client.voices.create(READER, name="me")
-    run(command, "me").expect_error(5, "VoiceExistsError")
+    run(command, "me").expect_error(5, "voice_exists")
     assert run(command, "me", "--replace").code == 0
 
 
@@ -80,11 +80,11 @@ def test_escape_sequence_in_name_is_escaped(me: Voice, home: Path) -> None:
 
 @pytest.mark.usefixtures("me", "account")
 def test_not_logged_in_names_login() -> None:
-    error = run("push", "me", env={"AFTERWORDS_API_KEY": ""}).expect_error(3, "UnauthorizedError")
+    error = run("push", "me", env={"AFTERWORDS_API_KEY": ""}).expect_error(3, "not_logged_in")
     assert "afterwords login" in error
 
 
 @pytest.mark.usefixtures("me", "account")
 def test_unreachable_server_exits_8() -> None:
     unreachable = {"AFTERWORDS_BASE_URL": "http://127.0.0.1:9"}
-    run("push", "me", env=unreachable).expect_error(8, "UnreachableError")
+    run("push", "me", env=unreachable).expect_error(8, "unreachable")

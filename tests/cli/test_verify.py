@@ -60,10 +60,10 @@ def test_mark_of_another_program_is_escaped(comment: str, title: str, tmp_path: 
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("missing.wav", "FileError"),
-        (".", "FileError"),
-        ("letter.wav", "RecordingError"),
-        ("empty.wav", "RecordingError"),
+        ("missing.wav", "unreadable_file"),
+        (".", "unreadable_file"),
+        ("letter.wav", "unsupported_audio"),
+        ("empty.wav", "empty_data"),
     ],
 )
 def test_file_without_audio_is_refused(name: str, error: str, tmp_path: Path) -> None:

@@ -92,24 +92,24 @@ def test_show_prints_details(home: Path, me: Voice) -> None:
 def test_voice_with_altered_recording_is_refused(home: Path, me: Voice) -> None:
     (home / "voices" / me.voice_id / "reference.wav").write_bytes(b"RIFF")
 
-    assert "its recording was changed" in run("voices", "show", "me").expect_error(1, "CorruptVoiceError")
+    assert "its recording was changed" in run("voices", "show", "me").expect_error(1, "corrupt_voice")
 
 
 @pytest.mark.parametrize("args", [("show",), ("rename", "x"), ("rm", "--yes"), ("rm",), ("default",)])
 def test_unknown_voice_suggests_nearest_name(args: tuple[str, ...], me: Voice) -> None:
     command, *rest = args
-    assert "did you mean 'me'?" in run("voices", command, "mee", *rest).expect_error(4, "VoiceNotFoundError")
+    assert "did you mean 'me'?" in run("voices", command, "mee", *rest).expect_error(4, "voice_not_found")
 
 
 def test_rename_checks_the_new_name(me: Voice) -> None:
     assert run("voices", "rename", "me", " you ").out == "you\n"
     assert [voice.name for voice in aw.voices()] == ["you"]
-    run("voices", "rename", "you", "a\x07").expect_error(5, "InvalidInputError")
-    run("voices", "rename", "you").expect_error(2, "UsageError")
+    run("voices", "rename", "you", "a\x07").expect_error(5, "invalid_name")
+    run("voices", "rename", "you").expect_error(2, "usage")
 
 
 def test_removal_without_terminal_needs_yes(home: Path, me: Voice) -> None:
-    assert "add --yes" in run("voices", "rm", "me").expect_error(2, "UsageError")
+    assert "add --yes" in run("voices", "rm", "me").expect_error(2, "usage")
     assert aw.voices() == [me]
 
     done = run("voices", "rm", "me", "--yes")
@@ -129,8 +129,8 @@ def test_default_is_unset_at_first(me: Voice) -> None:
 def test_newer_library_is_not_changed(home: Path, me: Voice) -> None:
     (home / "library.json").write_text('{"schema": 99, "default": null}')
 
-    assert pip_install(options="--upgrade") in run("voices").expect_error(1, "LibraryError")
-    assert "99" in run("voices", "rm", "me", "-y").expect_error(1, "LibraryError")
+    assert pip_install(options="--upgrade") in run("voices").expect_error(1, "newer_library")
+    assert "99" in run("voices", "rm", "me", "-y").expect_error(1, "newer_library")
     assert (home / "voices" / me.voice_id).exists()
 
 

@@ -30,7 +30,7 @@ def test_list_shows_voices_of_the_server(args: tuple[str, ...], client: httpx.Cl
 
 
 def test_option_before_subcommand_is_refused() -> None:
-    assert "voices list … --remote" in run("voices", "--remote", "list").expect_error(2, "UsageError")
+    assert "voices list … --remote" in run("voices", "--remote", "list").expect_error(2, "usage")
 
 
 def test_show_prints_details(client: httpx.Client) -> None:
@@ -40,7 +40,7 @@ def test_show_prints_details(client: httpx.Client) -> None:
 
     assert (facts["name"], facts["consent"]["kind"], facts["ref_text"]) == ("me", "self", "The canary sings.")
     assert "lang         en" in run("voices", "show", facts["voice_id"], "--remote").out.splitlines()
-    assert "did you mean 'me'?" in run("voices", "show", "mee", "--remote").expect_error(4, "VoiceNotFoundError")
+    assert "did you mean 'me'?" in run("voices", "show", "mee", "--remote").expect_error(4, "voice_not_found")
 
 
 def test_hostile_name_is_escaped(hosted: HostedService) -> None:
@@ -59,13 +59,13 @@ def test_rename_renames_on_the_server(client: httpx.Client) -> None:
     assert run("voices", "rename", "me", " you ", "--remote").out == "you\n"
 
     assert client.get("/v1/voices").json()[0]["name"] == "you"
-    run("voices", "rename", "you", "a\x07", "--remote").expect_error(5, "InvalidInputError")
-    run("voices", "rename", "me", "x", "--remote").expect_error(4, "VoiceNotFoundError")
+    run("voices", "rename", "you", "a\x07", "--remote").expect_error(5, "invalid_name")
+    run("voices", "rename", "me", "x", "--remote").expect_error(4, "voice_not_found")
 
 
 def test_removal_without_terminal_needs_yes(client: httpx.Client) -> None:
     voice_id = register(client)
-    assert "add --yes" in run("voices", "rm", "me", "--remote").expect_error(2, "UsageError")
+    assert "add --yes" in run("voices", "rm", "me", "--remote").expect_error(2, "usage")
     assert len(client.get("/v1/voices").json()) == 1
 
     done = run("voices", "rm", "me", "--remote", "--yes")
@@ -101,7 +101,7 @@ def test_import_replaces_name_in_use_only_with_replace(client: httpx.Client, me:
     old = register(client)
     run("voices", "export", "me", "-o", "it", cwd=tmp_path)
 
-    run("voices", "import", "it", "--remote", cwd=tmp_path).expect_error(5, "VoiceExistsError")
+    run("voices", "import", "it", "--remote", cwd=tmp_path).expect_error(5, "voice_exists")
     assert [voice["voice_id"] for voice in client.get("/v1/voices").json()] == [old]
     assert run("voices", "import", "it", "--remote", "--replace", cwd=tmp_path).out == "me\n"
 
@@ -115,7 +115,7 @@ def test_altered_file_is_not_sent(client: httpx.Client, me: Voice, tmp_path: Pat
     data[len(data) // 2] ^= 1
     (tmp_path / "it").write_bytes(data)
 
-    run("voices", "import", "it", "--remote", cwd=tmp_path).expect_error(5, "InvalidBundleError")
+    run("voices", "import", "it", "--remote", cwd=tmp_path).expect_error(5, "invalid_bundle")
 
     assert client.get("/v1/voices").json() == []
 
@@ -125,10 +125,10 @@ def test_unsupported_request_exits_5(hosted: HostedService, me: Voice, tmp_path:
         register(client, name="there")
     run("voices", "export", "me", "-o", "it", cwd=tmp_path)
 
-    run("voices", "import", "it", "--remote", cwd=tmp_path).expect_error(5, "UnsupportedByServerError")
-    run("voices", "export", "there", "--remote", cwd=tmp_path).expect_error(5, "UnsupportedByServerError")
-    run("voices", "rename", "there", "x", "--remote").expect_error(5, "UnsupportedByServerError")
+    run("voices", "import", "it", "--remote", cwd=tmp_path).expect_error(5, "unsupported_by_server")
+    run("voices", "export", "there", "--remote", cwd=tmp_path).expect_error(5, "unsupported_by_server")
+    run("voices", "rename", "there", "x", "--remote").expect_error(5, "unsupported_by_server")
 
 
 def test_not_logged_in_exits_3() -> None:
-    run("voices", "--remote").expect_error(3, "UnauthorizedError")
+    run("voices", "--remote").expect_error(3, "not_logged_in")

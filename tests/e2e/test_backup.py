@@ -72,11 +72,11 @@ def test_restored_server_has_everything(
             assert wait_for_job(client, submit_text(client, voice_id, "Spoken after."))["status"] == "ready"
         assert httpx.get(f"{other.url}/readyz").json()["sweep"] == "ok"
         check_invariants(other)
-        run_at(other.home, "restore", backup, "--replace").expect_error(2, "ServerSetupError")
+        run_at(other.home, "restore", backup, "--replace").expect_error(2, "server_running")
         with other.client(served.key) as client:
             assert client.delete(f"/v1/voices/{voice_id}").status_code == 204
         other.stop()
-        assert "1 keys" in run_at(other.home, "restore", backup).expect_error(2, "ServerSetupError")
+        assert "1 keys" in run_at(other.home, "restore", backup).expect_error(2, "server_not_empty")
         assert not [path for path in list_blobs(other) if path.endswith("ref.wav")]
         assert run_at(other.home, "restore", backup, "--replace").code == 0
         other.start().ready()
@@ -106,7 +106,7 @@ def test_damaged_backup_is_rejected_and_changes_nothing(backup: Path, tmp_path: 
                     part.addfile(member, whole.extractfile(member))
     home = tmp_path / "new"
 
-    run_at(home, "restore", file).expect_error(5, "InvalidInputError")
+    run_at(home, "restore", file).expect_error(5, "invalid_backup")
 
     assert [name for name in list_files(home) if "server1" not in name] == []
 
@@ -119,7 +119,7 @@ def test_failed_restore_changes_nothing(backup: Path, tmp_path: Path) -> None:
     (blobs / "voices").touch()  # a folder can't be created here
     before = run_at(home, "keys", "list", "--json").out
 
-    run_at(home, "restore", backup, "--replace").expect_error(8, "StorageUnavailableError")
+    run_at(home, "restore", backup, "--replace").expect_error(8, "storage_unavailable")
 
     assert run_at(home, "keys", "list", "--json").out == before
     assert list_files(blobs) == ["voices"]
@@ -141,5 +141,5 @@ def test_backup_lists_lost_audio(served: Served, ready: tuple[str, str, bytes], 
 
 def test_backup_without_a_server_creates_no_file(tmp_path: Path) -> None:
     file = tmp_path / "server.tar"
-    run_at(tmp_path / "nowhere", "backup", file).expect_error(5, "FileError")
+    run_at(tmp_path / "nowhere", "backup", file).expect_error(5, "unreadable_file")
     assert not file.exists()

@@ -303,7 +303,7 @@ def test_key_in_overlap_works_but_cannot_rotate(served: Served) -> None:
 def test_public_server_requires_strong_secret(tmp_path: Path, host: str, secret: str) -> None:
     env = {"AFTERWORDS_HOME": str(tmp_path / "home"), "AFTERWORDS_ADMIN_SECRET": secret, "AFTERWORDS_BACKENDS": "tone"}
     done = run("serve", "--host", host, "--port", "0", env=env)
-    error = done.expect_error(2, "ServerSetupError")
+    error = done.expect_error(2, "insecure_server")
     assert "32 characters" in error
     assert not (tmp_path / "home" / "server").exists()
 
@@ -381,7 +381,7 @@ def test_weak_secret_with_public_name_does_not_start(tmp_path: Path) -> None:
         "AFTERWORDS_ADMIN_SECRET": "weak",
         "AFTERWORDS_PUBLIC_URL": "https://voice.example",
     }
-    error = run("serve", "--port", "0", env=env).expect_error(2, "ServerSetupError")
+    error = run("serve", "--port", "0", env=env).expect_error(2, "insecure_server")
     assert "voice.example can be reached" in error
 
 

@@ -146,7 +146,7 @@ def test_terminal_is_refused_for_audio(me: Voice) -> None:
     for args in (("say", "Hello", "-o", "-"), ("clone", "-", "--name", "you")):
         with Terminal(*args) as terminal:
             assert terminal.wait() == 2
-        assert "UsageError" in terminal.text
+        assert "Error (usage): " in terminal.text
         assert "Fix:" in terminal.text
 
 
@@ -263,7 +263,7 @@ def test_short_recording_is_saved(home: Path, microphone: Microphone, tmp_path: 
         microphone.write(silence(0.1))
         terminal.expect("Your recording is saved: ")
         terminal.expect("my-voice-recording-2.wav")
-        terminal.expect("RecordingError: the recording lasts 2.")
+        terminal.expect("Error (too_short): the recording lasts 2.")
         assert terminal.wait() == 5
 
     assert decode(tmp_path / "my-voice-recording-2.wav").duration_s == pytest.approx(2, abs=0.2)
@@ -309,7 +309,7 @@ def test_missing_microphone_is_reported(tmp_path: Path) -> None:
     with Terminal(*RECORD, env={"ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")}) as terminal:
         assert terminal.wait() == 1
 
-    assert "UnavailableError: Recording needs an audio device" in terminal.text
+    assert "Error (no_audio_device): Recording needs an audio device" in terminal.text
     assert "Fix: give a recorded file instead of --record." in terminal.text
 
 

@@ -207,7 +207,7 @@ def run() -> None:
         code = translated.exit_code
         if os.environ.get("AFTERWORDS_DEBUG"):
             output.console().print_exception()
-        output.note(f"[bold red]{type(translated).__name__}[/bold red]: {output.shown(translated.message)}")
+        output.note(f"[bold red]Error ({translated.code}):[/bold red] {output.shown(translated.message)}")
         if translated.hint:
             output.note(f"  [bold]Fix:[/bold] {output.shown(translated.hint)}")
     if code == INTERRUPTED:
@@ -248,8 +248,10 @@ def _translate(error: Exception) -> AfterwordsError | None:
         return None
     if isinstance(error, OSError) and error.strerror:
         hint = "check the free disk space and the permissions of your folders, then run it again."
-        return AfterwordsError(f"The operating system reported: {error.strerror.lower()}.", hint=hint)
+        message = f"The operating system reported: {error.strerror.lower()}."
+        return AfterwordsError(message, code="system_error", hint=hint)
     return AfterwordsError(
-        f"Unexpected error ({type(error).__name__}).",
+        f"Unexpected exception ({type(error).__name__}).",
+        code="unexpected_error",
         hint="run it again as `afterwords --debug …` and report the traceback.",
     )

@@ -96,7 +96,7 @@ def test_backends_lists_the_weights(settings: dict[str, str]) -> None:
 
 
 def test_unsupported_language_is_refused(me: dict[str, str]) -> None:
-    run("say", TEXT, "--voice", "me", "--lang", "sv", env=environment(me)).expect_error(5, "UnsupportedLangError")
+    run("say", TEXT, "--voice", "me", "--lang", "sv", env=environment(me)).expect_error(5, "unsupported_lang")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send there")
