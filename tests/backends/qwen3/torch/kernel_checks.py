@@ -68,11 +68,28 @@ def test_linear_with_quantized_weights(precision: str, n: int, n_in: int, n_out:
     check(added[0] / n_in, added[1] / n_in)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, WHOLE], ids=str)
+@pytest.mark.parametrize(("n", "n_in", "n_out"), [(1, 64, 64), (3, 50, 37), (4, 1030, 3), (2, 2048, 20), (5, 16, 8)])
+@pytest.mark.parametrize("precision", [None, "fp8", "int8"])
+def test_layers_after_norm(precision: str | None, n: int, n_in: int, n_out: int, dtype: torch.dtype) -> None:
+    x, norm = random(n, 2 * n_in, dtype=dtype)[:, :n_in], random(n_in, dtype=dtype)
+    weight, gate_up = (random(size, n_in, dtype=dtype) / n_in**0.5 for size in (n_out, 2 * n_out))
+    matrices = [quantize_matrix(each, precision) if precision else each for each in (weight, gate_up)]
+    check(kernels.norm_linear(x, norm, matrices[0], 1e-6), ops.norm_linear(x, norm, matrices[0], 1e-6))
+    check(kernels.norm_swiglu(x, norm, matrices[1], 1e-6), ops.norm_swiglu(x, norm, matrices[1], 1e-6))
+    check(kernels.linear(x, matrices[0]), ops.linear(x, matrices[0]))
+    streams = [random(n, n_out, dtype=dtype)] * 2
+    for module, stream in zip((kernels, ops), (copies := [each.clone() for each in streams]), strict=True):
+        module.add_linear_(stream, x, matrices[0])
+    check(*copies)
+
+
 def test_linear_decodes_every_eight_bit_value() -> None:
     values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     values = values[values.float().isfinite()].to(DEVICE)
     weight = QuantizedMatrix(values[:, None], torch.ones(len(values), device=DEVICE))
-    assert torch.equal(kernels.linear(torch.ones(1, 1, device=DEVICE), weight)[0], values.float())
+    for n in (1, 5):  # a few rows have a kernel of their own
+        assert torch.equal(kernels.linear(torch.ones(n, 1, device=DEVICE), weight)[-1], values.float())
 
 
 @dtypes
@@ -110,22 +127,32 @@ def test_rotate_and_cache(
 @dtypes
 @pytest.mark.parametrize(("n_heads", "n_kv", "head_dim"), HEADS)
 @pytest.mark.parametrize("positions", [[0], [63], [64], [5, 130, 0, 64]], ids=str)
-def test_attend(positions: list[int], n_heads: int, n_kv: int, head_dim: int, dtype: torch.dtype) -> None:
+def test_rotate_and_attend(positions: list[int], n_heads: int, n_kv: int, head_dim: int, dtype: torch.dtype) -> None:
     n, seen = len(positions), torch.tensor(positions, device=DEVICE)
-    query = random(n, n_heads + 2 * n_kv, head_dim, dtype=dtype)[:, :n_heads]
+    qkv = random(n, n_heads + 2 * n_kv, head_dim, dtype=dtype)
+    rotation = random(2, 3, n, n_heads + n_kv, head_dim)[:, 1]  # of one of some layers
     cache = random(n + 1, 200, 2 * n_kv, head_dim, dtype=dtype)[:n, :136]
-    hidden = torch.arange(136, device=DEVICE) > seen[:, None]
-    mask = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, -torch.inf)[:, None, None]
-    plain = ops.attend(query, cache, seen, mask)
-    cache[hidden] = torch.nan  # of what lies behind its position, no row reads anything
-    check(kernels.attend(query, cache, seen, mask), plain)
+    ours, plain = check_attention(qkv, rotation, cache, seen)
+    check(ours, plain)
 
 
-def test_attend_at_one_position_for_all_rows() -> None:
-    query, cache, seen = random(3, 4, 16), random(3, 16, 4, 16), torch.tensor([7], device=DEVICE)
-    mask = torch.zeros(1, 1, 1, 16, device=DEVICE)
-    mask[..., 8:] = -torch.inf
-    check(kernels.attend(query, cache, seen, mask), ops.attend(query, cache, seen, mask))
+def test_rotate_and_attend_at_one_position_for_all_rows() -> None:
+    rotation, seen = random(2, 1, 3, 16), torch.tensor([7], device=DEVICE)
+    ours, plain = check_attention(random(3, 4, 16), rotation, random(3, 16, 2, 16), seen)
+    check(ours, plain)
+
+
+def check_attention(qkv: Tensor, rotation: Tensor, cache: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Compare the caches after an attention, and return its outputs."""
+    hidden = torch.arange(cache.shape[1], device=DEVICE) > seen[:, None]
+    mask = torch.zeros_like(hidden, dtype=qkv.dtype).masked_fill_(hidden, -torch.inf)[:, None, None]
+    rows, copy = torch.arange(len(qkv), device=DEVICE), cache.clone()
+    plain = ops.rotate_and_attend(qkv.clone(), rotation, copy, rows, seen, mask, 1e-6)
+    cache[hidden.expand(len(qkv), -1)] = torch.nan  # of what lies behind its position, no row reads anything
+    ours = kernels.rotate_and_attend(qkv.clone(), rotation, cache, rows, seen, mask, 1e-6)
+    written = ~hidden.expand(len(qkv), -1)
+    check(cache[written], copy[written])
+    return ours, plain
 
 
 @dtypes

@@ -16,9 +16,26 @@ pytest.importorskip("triton", reason="triton is not installed: pip install trito
 CHECKS: Final = Path(__file__).with_name("kernel_checks.py")
 HEADS: Final = {"head_dim": 128, "block": 128}
 DRAWN: Final = {"noise": "*fp32", "beyond": "*i1", "top_p": "*fp32", "temperature": "*fp32", "code": "*i64"}
+RANKS: Final = {"n_ranks": 128, "rank_block": 128, "overlaps": False}
+FRACTIONS: Final = {"scale": "fp32", "eps": "fp32"}
+
+
+def flag_sets(values: str) -> list[dict[str, bool]]:
+    """Return the ways in which a layer applies its weights, once with kernels that overlap."""
+    kind = {"has_scales": values != "*bf16", "is_fp8": values == "*u8"}
+    return [
+        {**kind, "has_norm": True, "is_gated": True, "is_added": False, "overlaps": False},
+        {**kind, "has_norm": False, "is_gated": False, "is_added": True, "overlaps": False},
+    ]
+
+
 # Name, types of pointers and fractions, and sizes, as the published 1.7B has them in bfloat16.
 KERNELS: Final[list[tuple[str, dict[str, str], dict[str, Any]]]] = [
-    ("_rms_norm", {"x": "*bf16", "weight": "*bf16", "out": "*bf16", "eps": "fp32"}, {"width": 2048, "block": 2048}),
+    (
+        "_rms_norm",
+        {"x": "*bf16", "weight": "*bf16", "out": "*bf16", "eps": "fp32"},
+        {"width": 2048, "block": 2048, "overlaps": False},
+    ),
     *(
         (
             "_linear",
@@ -34,16 +51,25 @@ KERNELS: Final[list[tuple[str, dict[str, str], dict[str, Any]]]] = [
         {"qkv": "*bf16", "rotation": "*fp32", "cache": "*bf16", "rows": "*i64", "positions": "*i64", "eps": "fp32"},
         {"n_queries": 16, "n_rotated": 24, **HEADS},
     ),
+    *(
+        (
+            "_matvec",
+            {"x": "*bf16", "norm": "*bf16", "values": values, "scales": "*fp32", "out": "*bf16", "eps": "fp32"},
+            {"n_rows": n_rows, "n_in": n_in, "n_out": 6144, "block_out": 2, "block_in": block_in, **flags},
+        )
+        for values, flags in ((values, flags) for values in ("*bf16", "*i8", "*u8") for flags in flag_sets(values))
+        for n_rows, n_in, block_in in ((1, 2048, 2048), (4, 6144, 8192))
+    ),
     (
-        "_attend",
-        {"query": "*bf16", "cache": "*bf16", "positions": "*i64", "out": "*bf16", "scale": "fp32"},
-        {"n_heads": 16, "n_kv_heads": 8, "n_keys": 64, **HEADS},
+        "_rotate_and_attend",
+        {**dict.fromkeys(("qkv", "cache", "out"), "*bf16"), "rotation": "*fp32", "positions": "*i64", **FRACTIONS},
+        {"n_queries": 16, "n_kv_heads": 8, "n_keys": 128, "overlaps": False, **HEADS},
     ),
     *(
         (
             "_draw",
             {"logits": logits, **DRAWN},
-            {"n_codes": n, "n_ranks": 128, "with_top_p": with_top_p, "block": block, "rank_block": 128},
+            {"n_codes": n, "with_top_p": with_top_p, "block": block, **RANKS},
         )
         for logits, n, block in (("*bf16", 2048, 2048), ("*fp32", 3072, 4096))
         for with_top_p in (False, True)

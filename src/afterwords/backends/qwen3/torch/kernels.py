@@ -1,14 +1,19 @@
-"""The operations of `ops.Ops` as one Triton kernel each; a frame is a thousand of them.
+"""The operations of `ops.Ops` as Triton kernels, one each for a few rows; a frame is 600 of them.
 
 Each equals the function of the same name in `ops` up to rounding, and computes in float32. Nothing is read back to the
 host and results come from torch's allocator, so that kernels can be captured in a CUDA graph. Triton compiles a kernel
 at its first call, in the warm-up runs before a capture; it must not specialize on the length of the cache, which
 differs there.
+
+On Hopper and later, a kernel starts while the one before it still runs, and reads its weights before it waits for it
+("programmatic dependent launch"). So each kernel that is launched this way must wait before it reads or writes
+anything else, and once in any case, since the next kernel relies on it.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from functools import cache as cached
+from typing import Any, Final
 
 import torch
 import triton
@@ -18,32 +23,161 @@ from torch import Tensor
 from afterwords.backends.qwen3.torch import ops
 from afterwords.backends.qwen3.torch.ops import Matrix
 
+try:
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+except ImportError:  # before Triton 3.4
+    gdc_launch_dependents = gdc_wait = None
+
 _SWIGLU_BLOCK: Final = 1024
-_KEYS_AT_ONCE: Final = 64
+_KEYS_AT_ONCE: Final = 128
 _MOST_ROWS: Final = 64
 _OUTPUTS_AT_ONCE, _INPUTS_AT_ONCE = 32, 128
+_FEW_ROWS: Final = 4
+"""Up to as many, a kernel without tensor cores is faster than cuBLAS: reading the weights takes all the time."""
+
+
+@cached
+def _launch_options(device: torch.device) -> dict[str, Any]:
+    """Return whether kernels overlap, as an argument of the kernel and as an option of its launch."""
+    if device.type != "cuda" or gdc_wait is None or torch.cuda.get_device_capability(device) < (9, 0):
+        return {"overlaps": False}
+    return {"overlaps": True, "launch_pdl": True}
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `ops.rms_norm`, for x of shape (n, width)."""
     n, width = x.shape
     out = torch.empty((n, width), dtype=x.dtype, device=x.device)
-    _rms_norm[(n,)](x, weight, out, x.stride(0), eps, width=width, block=triton.next_power_of_2(width))
+    _rms_norm[(n,)](
+        x, weight, out, x.stride(0), eps,
+        width=width, block=triton.next_power_of_2(width), **_launch_options(x.device),
+    )  # fmt: skip
     return out
 
 
 @triton.jit
-def _rms_norm(x, weight, out, row_stride, eps, width: tl.constexpr, block: tl.constexpr) -> None:
+def _rms_norm(
+    x, weight, out, row_stride, eps, width: tl.constexpr, block: tl.constexpr, overlaps: tl.constexpr
+) -> None:
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, block)
+    gain = tl.load(weight + at, mask=at < width, other=0.0).to(tl.float32)
+    if overlaps:
+        gdc_launch_dependents()
+        gdc_wait()
     level = tl.load(x + row * row_stride + at, mask=at < width, other=0.0).to(tl.float32)
     level = level * tl.rsqrt(tl.sum(level * level) / width + eps)
-    level *= tl.load(weight + at, mask=at < width, other=0.0).to(tl.float32)
-    tl.store(out + row * width + at, level.to(out.dtype.element_ty), mask=at < width)
+    tl.store(out + row * width + at, (level * gain).to(out.dtype.element_ty), mask=at < width)
+
+
+def norm_linear(x: Tensor, norm: Tensor, weight: Matrix, eps: float) -> Tensor:
+    """As `ops.norm_linear`."""
+    if len(x) > _FEW_ROWS:
+        return linear(rms_norm(x, norm, eps), weight)
+    return _apply(x, weight, norm=norm, eps=eps)
+
+
+def norm_swiglu(x: Tensor, norm: Tensor, gate_up: Matrix, eps: float) -> Tensor:
+    """As `ops.norm_swiglu`."""
+    if len(x) > _FEW_ROWS:
+        return swiglu(linear(rms_norm(x, norm, eps), gate_up))
+    return _apply(x, gate_up, norm=norm, eps=eps, is_gated=True)
+
+
+def add_linear_(x: Tensor, y: Tensor, weight: Matrix) -> None:
+    """As `ops.add_linear_`."""
+    if len(x) <= _FEW_ROWS:
+        _apply(y, weight, stream=x)
+    elif isinstance(weight, Tensor):
+        ops.add_linear_(x, y, weight)
+    else:
+        x.add_(linear(y, weight))
+
+
+def _apply(
+    x: Tensor,
+    weight: Matrix,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    is_gated: bool = False,
+    stream: Tensor | None = None,
+) -> Tensor:
+    """Apply a linear layer to a few rows: after a norm, as a gate, or added to a residual stream."""
+    values, scales = (weight, None) if isinstance(weight, Tensor) else (weight.values, weight.scales)
+    is_fp8 = scales is not None and values.is_floating_point()
+    values = values.view(torch.uint8) if is_fp8 else values
+    n_in, n_out = values.shape[1], len(values) // (2 if is_gated else 1)
+    out = torch.empty((len(x), n_out), dtype=x.dtype, device=x.device) if stream is None else stream
+    block_in = triton.next_power_of_2(n_in)
+    # Measured on an H200: most rows of weights at once that don't spill registers.
+    block_out = max(1, (16_384 if block_in >= 2048 else 8192) // block_in) // (2 if is_gated else 1)
+    block_out = min(max(1, block_out), triton.next_power_of_2(n_out))
+    _matvec[(triton.cdiv(n_out, block_out),)](
+        x, x if norm is None else norm, values, x if scales is None else scales, out, x.stride(0), out.stride(0), eps,
+        n_rows=len(x), n_in=n_in, n_out=n_out, block_out=block_out, block_in=block_in,
+        has_norm=norm is not None, has_scales=scales is not None, is_fp8=is_fp8,
+        is_gated=is_gated, is_added=stream is not None, **_launch_options(x.device),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _widen(values, is_fp8: tl.constexpr):
+    """Convert weights to float32; fp8 as bits of a float16 that is 256 times smaller: GPUs before Ada have no fp8."""
+    if is_fp8:
+        bits = values.to(tl.int16)
+        values = (((bits & 0x7F) << 7) | ((bits & 0x80) << 8)).to(tl.float16, bitcast=True)
+    return values.to(tl.float32)
+
+
+@triton.jit
+def _matvec(
+    x, norm, values, scales, out, x_row, out_row, eps,
+    n_rows: tl.constexpr, n_in: tl.constexpr, n_out: tl.constexpr, block_out: tl.constexpr, block_in: tl.constexpr,
+    has_norm: tl.constexpr, has_scales: tl.constexpr, is_fp8: tl.constexpr,
+    is_gated: tl.constexpr, is_added: tl.constexpr, overlaps: tl.constexpr,
+) -> None:  # fmt: skip
+    at, column = tl.program_id(0) * block_out + tl.arange(0, block_out), tl.arange(0, block_in)
+    is_output, is_input = at < n_out, column < n_in
+    there = values + at[:, None].to(tl.int64) * n_in + column[None, :]
+    both = is_output[:, None] & is_input[None, :]
+    if overlaps:
+        gdc_launch_dependents()
+    weight = tl.load(there, mask=both, other=0)
+    if is_gated:
+        other = tl.load(there + n_out * n_in, mask=both, other=0)
+    if has_norm:
+        gain = tl.load(norm + column, mask=is_input, other=0.0).to(tl.float32)
+    if overlaps:
+        gdc_wait()
+    weight = _widen(weight, is_fp8)
+    if is_gated:
+        other = _widen(other, is_fp8)
+    for row in tl.static_range(n_rows):
+        level = tl.load(x + row * x_row + column, mask=is_input, other=0.0).to(tl.float32)
+        scale = 256.0 if is_fp8 else 1.0
+        if has_norm:
+            scale *= tl.rsqrt(tl.sum(level * level) / n_in + eps)
+            level *= gain
+        total = tl.sum(weight * level[None, :], 1) * scale
+        if has_scales:
+            total *= tl.load(scales + at, mask=is_output, other=0.0)
+        if is_gated:
+            up = tl.sum(other * level[None, :], 1) * scale
+            if has_scales:
+                up *= tl.load(scales + n_out + at, mask=is_output, other=0.0)
+            total *= tl.sigmoid(total) * up
+        place = out + row * out_row + at
+        if is_added:
+            total += tl.load(place, mask=is_output, other=0.0).to(tl.float32)
+        tl.store(place, total.to(out.dtype.element_ty), mask=is_output)
 
 
 def linear(x: Tensor, weight: Matrix) -> Tensor:
-    """As `ops.linear`: one kernel for quantized weights and up to 64 rows, which reads each weight once."""
+    """As `ops.linear`; for quantized weights and up to 64 rows, a kernel that reads each weight once."""
+    if len(x) <= _FEW_ROWS:
+        return _apply(x, weight)
     if isinstance(weight, Tensor) or len(x) > _MOST_ROWS:
         return ops.linear(x, weight)
     (n, n_in), n_out = x.shape, len(weight.scales)
@@ -56,14 +190,6 @@ def linear(x: Tensor, weight: Matrix) -> Tensor:
         n_rows=max(16, triton.next_power_of_2(n)), block_out=_OUTPUTS_AT_ONCE, block_in=_INPUTS_AT_ONCE,
     )  # fmt: skip
     return out
-
-
-def add_linear_(x: Tensor, y: Tensor, weight: Matrix) -> None:
-    """As `ops.add_linear_`."""
-    if isinstance(weight, Tensor):
-        ops.add_linear_(x, y, weight)
-    else:
-        x.add_(linear(y, weight))
 
 
 @triton.jit
@@ -170,52 +296,91 @@ def _rotate_and_cache(
         tl.store(kept + at, level.to(cache.dtype.element_ty), mask=is_there)
 
 
-def attend(query: Tensor, cache: Tensor, positions: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001 - given by the positions
-    """As `ops.attend`, without reading keys after the position of a row."""
-    n_rows, n_heads, head_dim = query.shape
-    n_kv_heads = cache.shape[2] // 2
-    out = torch.empty((n_rows, n_heads * head_dim), dtype=query.dtype, device=query.device)
-    _attend[(n_rows, n_heads)](
-        query, cache, positions, out,
-        query.stride(0), _n_positions(cache), positions.stride(0) if len(positions) > 1 else 0, head_dim**-0.5,
-        n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim,
-        block=triton.next_power_of_2(head_dim), n_keys=_KEYS_AT_ONCE,
+def rotate_and_attend(
+    qkv: Tensor,
+    rotation: Tensor,
+    cache: Tensor,
+    rows: Tensor,  # noqa: ARG001 - 0, 1, 2...
+    positions: Tensor,
+    mask: Tensor,  # noqa: ARG001 - given by the positions
+    eps: float,
+) -> Tensor:
+    """As `ops.rotate_and_attend`, without reading keys after the position of a row."""
+    n_rows, n_heads, head_dim = qkv.shape
+    n_kept = cache.shape[2]
+    n_queries = n_heads - n_kept
+    out = torch.empty((n_rows, n_queries * head_dim), dtype=qkv.dtype, device=qkv.device)
+    _rotate_and_attend[(n_rows, n_queries)](
+        qkv, rotation, cache, positions, out,
+        qkv.stride(0), rotation.stride(1) if rotation.shape[1] > 1 else 0, rotation.stride(0), _n_positions(cache),
+        positions.stride(0) if len(positions) > 1 else 0, head_dim**-0.5, eps,
+        n_queries=n_queries, n_kv_heads=n_kept // 2, head_dim=head_dim, block=triton.next_power_of_2(head_dim),
+        n_keys=min(_KEYS_AT_ONCE, triton.next_power_of_2(cache.shape[1])), num_warps=4 if cache.shape[1] <= 32 else 8,
+        **_launch_options(qkv.device),
     )  # fmt: skip
     return out
 
 
+@triton.jit
+def _rotate(place, angle, sine, eps, head_dim: tl.constexpr, block: tl.constexpr):
+    """Return a normalized and rotated head, with cosines at `angle` and sines behind."""
+    at = tl.arange(0, block)
+    is_there = at < head_dim
+    half: tl.constexpr = head_dim // 2
+    level = tl.load(place + at, mask=is_there, other=0.0).to(tl.float32)
+    other = tl.load(place + tl.where(at < half, at + half, at - half), mask=is_there, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(level * level) / head_dim + eps)
+    cos = tl.load(angle + at, mask=is_there, other=0.0)
+    sin = tl.load(angle + sine + at, mask=is_there, other=0.0)
+    return scale * (level * cos + other * sin)
+
+
 @triton.jit(do_not_specialize=["n_positions"])
-def _attend(
-    query, cache, positions, out,
-    query_row, n_positions, position_row, scale,
-    n_heads: tl.constexpr, n_kv_heads: tl.constexpr, head_dim: tl.constexpr, block: tl.constexpr,
-    n_keys: tl.constexpr,
+def _rotate_and_attend(
+    qkv, rotation, cache, positions, out,
+    qkv_row, rotation_row, rotation_half, n_positions, position_row, scale, eps,
+    n_queries: tl.constexpr, n_kv_heads: tl.constexpr, head_dim: tl.constexpr, block: tl.constexpr,
+    n_keys: tl.constexpr, overlaps: tl.constexpr,
 ) -> None:  # fmt: skip
+    if overlaps:
+        gdc_launch_dependents()
+        gdc_wait()
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    share: tl.constexpr = n_queries // n_kv_heads
+    kv_head = head // share
     at, ahead = tl.arange(0, block), tl.arange(0, n_keys)
     is_there = at < head_dim
-    asked = tl.load(query + row * query_row + head * head_dim + at, mask=is_there, other=0.0).to(tl.float32) * scale
     last = tl.load(positions + row * position_row)
+    heads, angles = qkv + row * qkv_row, rotation + row * rotation_row
+    kv_at = (n_queries + kv_head) * head_dim
+    query = _rotate(heads + head * head_dim, angles + head * head_dim, rotation_half, eps, head_dim, block) * scale
+    key = _rotate(heads + kv_at, angles + kv_at, rotation_half, eps, head_dim, block)
+    value = tl.load(heads + kv_at + n_kv_heads * head_dim + at, mask=is_there, other=0.0)
+    key = key.to(cache.dtype.element_ty)
     kept: tl.constexpr = 2 * n_kv_heads * head_dim
-    keys = cache + row * n_positions * kept + (head // (n_heads // n_kv_heads)) * head_dim + at[None, :]
-    most = tl.full((), float("-inf"), tl.float32)
-    total = tl.full((), 0.0, tl.float32)
-    weighted = tl.zeros((block,), tl.float32)
-    for begin in range(0, last + 1, n_keys):
+    keys = cache + row * n_positions * kept + kv_head * head_dim + at
+    if head % share == 0:
+        tl.store(keys + last * kept, key, mask=is_there)
+        tl.store(keys + last * kept + n_kv_heads * head_dim, value, mask=is_there)
+    # The new key and value come from registers, so that programs don't wait for each other.
+    most = tl.sum(query * key.to(tl.float32), 0)
+    total = tl.full((), 1.0, tl.float32)
+    weighted = value.to(tl.float32)
+    for begin in range(0, last, n_keys):
         position = begin + ahead
-        is_seen = position <= last
-        here = keys + position[:, None].to(tl.int64) * kept
+        is_seen = position < last
+        here = keys[None, :] + position[:, None].to(tl.int64) * kept
         both = is_seen[:, None] & is_there[None, :]
-        key = tl.load(here, mask=both, other=0.0).to(tl.float32)
-        value = tl.load(here + n_kv_heads * head_dim, mask=both, other=0.0).to(tl.float32)
-        match = tl.where(is_seen, tl.sum(key * asked[None, :], 1), float("-inf"))
+        old_keys = tl.load(here, mask=both, other=0.0).to(tl.float32)
+        old_values = tl.load(here + n_kv_heads * head_dim, mask=both, other=0.0).to(tl.float32)
+        match = tl.where(is_seen, tl.sum(old_keys * query[None, :], 1), float("-inf"))
         higher = tl.maximum(most, tl.max(match, 0))
-        share = tl.exp(match - higher)
+        part = tl.exp(match - higher)
         fade = tl.exp(most - higher)
-        total = total * fade + tl.sum(share, 0)
-        weighted = weighted * fade + tl.sum(share[:, None] * value, 0)
+        total = total * fade + tl.sum(part, 0)
+        weighted = weighted * fade + tl.sum(part[:, None] * old_values, 0)
         most = higher
-    place = out + row * n_heads * head_dim + head * head_dim + at
+    place = out + row * n_queries * head_dim + head * head_dim + at
     tl.store(place, (weighted / total).to(out.dtype.element_ty), mask=is_there)
 
 
@@ -233,6 +398,7 @@ def draw(logits: Tensor, beyond: Tensor, noise: Tensor, shares: tuple[Tensor, Te
         logits.stride(0), beyond.stride(0), noise.stride(0), top_p.stride(0), temperature.stride(0),
         n_codes=n_codes, n_ranks=min(beyond.shape[1], n_codes), with_top_p=shares is not None,
         block=triton.next_power_of_2(n_codes), rank_block=triton.next_power_of_2(beyond.shape[1]),
+        **_launch_options(logits.device),
     )  # fmt: skip
     return code
 
@@ -242,8 +408,11 @@ def _draw(
     logits, beyond, noise, top_p, temperature, code,
     logits_row, beyond_row, noise_row, top_p_row, temperature_row,
     n_codes: tl.constexpr, n_ranks: tl.constexpr, with_top_p: tl.constexpr, block: tl.constexpr,
-    rank_block: tl.constexpr,
+    rank_block: tl.constexpr, overlaps: tl.constexpr,
 ) -> None:  # fmt: skip
+    if overlaps:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     at, rank = tl.arange(0, block), tl.arange(0, rank_block)
     is_code = at < n_codes

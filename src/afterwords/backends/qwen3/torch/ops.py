@@ -52,15 +52,19 @@ class Ops(Protocol):
 
     def linear(self, x: Tensor, weight: Matrix) -> Tensor: ...
 
-    def add_linear_(self, x: Tensor, y: Tensor, weight: Matrix) -> None: ...
+    def norm_linear(self, x: Tensor, norm: Tensor, weight: Matrix, eps: float) -> Tensor: ...
 
-    def swiglu(self, gate_up: Tensor) -> Tensor: ...
+    def norm_swiglu(self, x: Tensor, norm: Tensor, gate_up: Matrix, eps: float) -> Tensor: ...
+
+    def add_linear_(self, x: Tensor, y: Tensor, weight: Matrix) -> None: ...
 
     def rotate_and_cache_(
         self, qkv: Tensor, rotation: Tensor, cache: Tensor, rows: Tensor, positions: Tensor, eps: float
     ) -> Tensor: ...
 
-    def attend(self, query: Tensor, cache: Tensor, positions: Tensor, mask: Tensor) -> Tensor: ...
+    def rotate_and_attend(
+        self, qkv: Tensor, rotation: Tensor, cache: Tensor, rows: Tensor, positions: Tensor, mask: Tensor, eps: float
+    ) -> Tensor: ...
 
     def draw(self, logits: Tensor, beyond: Tensor, noise: Tensor, shares: tuple[Tensor, Tensor] | None) -> Tensor: ...
 
@@ -75,6 +79,16 @@ def linear(x: Tensor, weight: Matrix) -> Tensor:
     if isinstance(weight, Tensor):
         return functional.linear(x, weight)
     return functional.linear(x, weight.values.to(x.dtype)).mul_(weight.scales.to(x.dtype))
+
+
+def norm_linear(x: Tensor, norm: Tensor, weight: Matrix, eps: float) -> Tensor:
+    """Apply a norm, then a linear layer."""
+    return linear(rms_norm(x, norm, eps), weight)
+
+
+def norm_swiglu(x: Tensor, norm: Tensor, gate_up: Matrix, eps: float) -> Tensor:
+    """Apply a norm, then a linear layer whose outputs are gates and as many values."""
+    return swiglu(linear(rms_norm(x, norm, eps), gate_up))
 
 
 def add_linear_(x: Tensor, y: Tensor, weight: Matrix) -> None:
@@ -116,18 +130,24 @@ def rotate_and_cache_(
     return qkv[..., :n_heads, :]
 
 
-def attend(query: Tensor, cache: Tensor, positions: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001 - given by the mask
-    """Attend from one position per row to its cache.
+def rotate_and_attend(
+    qkv: Tensor, rotation: Tensor, cache: Tensor, rows: Tensor, positions: Tensor, mask: Tensor, eps: float
+) -> Tensor:
+    """Normalize and rotate one position per row, write it to the cache, and attend from it.
 
     Args:
-        query: Shape (n_rows, n_heads, head_dim).
+        qkv: Shape (n_rows, n_heads + 2 * n_kv_heads, head_dim); may be overwritten.
+        rotation: As in `rotate_and_cache_`, shape (2, n_rows or 1, n_heads + n_kv_heads, head_dim).
         cache: Shape (n_rows, n_positions, 2 * n_kv_heads, head_dim).
-        positions: The last position that each row attends to, shape (n_rows or 1,).
-        mask: The same as 0 or -inf, shape (n_rows or 1, 1, 1, n_positions).
+        rows: 0, 1, 2..., shape (n_rows,).
+        positions: Position of each row, shape (n_rows or 1,).
+        mask: 0 up to this position, -inf after it, shape (n_rows or 1, 1, 1, n_positions).
+        eps: Epsilon of the norm.
 
     Returns:
         Shape (n_rows, n_heads * head_dim).
     """
+    query = rotate_and_cache_(qkv, rotation, cache, rows, positions, eps)
     n_rows, n_heads, head_dim = query.shape
     key, value = cache.transpose(1, 2).chunk(2, 1)
     # Heads that share a key become queries of one head, which needs no copy of the keys and avoids a slow path.

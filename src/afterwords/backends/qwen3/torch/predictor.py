@@ -32,7 +32,7 @@ class Predictor:
         stack, codes = config.predictor.stack, config.predictor.vocab
         self.n_groups = config.talker.n_code_groups
         self.stack = Stack(weights, f"{_PREFIX}.model", stack, n_positions=self.n_groups, ops=ops)
-        self._draw = ops.draw
+        self._draw, self._linear = ops.draw, ops.linear
         heads = [f"{_PREFIX}.lm_head.{group}.weight" for group in range(self.n_groups - 1)]
         self._heads = [weights.take(name, (codes, stack.hidden)) for name in heads]
         wide = config.talker.stack.hidden
@@ -67,7 +67,7 @@ class Predictor:
                 position = replace(self._positions[group], rows=rows.index)
                 x = self.stack.step(x, rows.predictor_cache, position)
             shares = (rows.top_ps[:, group], rows.temperatures[:, group]) if with_top_p else None
-            logits = functional.linear(x, self._heads[group - 1])
+            logits = self._linear(x, self._heads[group - 1])
             codes.append(self._draw(logits, rows.beyond[:, 1], noise[:, group], shares))
         return torch.stack(codes, 1)
 

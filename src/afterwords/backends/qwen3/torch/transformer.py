@@ -130,10 +130,9 @@ class Stack:
         """
 
         def attend(number: int, qkv: Tensor) -> Tensor:
-            query = self._ops.rotate_and_cache_(
-                qkv, at.rotations[:, number], cache[number], at.rows, at.positions, self.config.norm_eps
+            return self._ops.rotate_and_attend(
+                qkv, at.rotations[:, number], cache[number], at.rows, at.positions, at.mask, self.config.norm_eps
             )
-            return self._ops.attend(query, cache[number], at.positions, at.mask)
 
         return self._run(x, attend)
 
@@ -166,8 +165,7 @@ class Stack:
     def _run(self, x: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
         ops, eps, head_dim = self._ops, self.config.norm_eps, self.config.head_dim
         for number, layer in enumerate(self._layers):
-            qkv = ops.linear(ops.rms_norm(x, layer.attention_norm, eps), layer.qkv)
+            qkv = ops.norm_linear(x, layer.attention_norm, layer.qkv, eps)
             ops.add_linear_(x, attend(number, qkv.view(len(x), -1, head_dim)), layer.out)
-            gate_up = ops.linear(ops.rms_norm(x, layer.ffn_norm, eps), layer.gate_up)
-            ops.add_linear_(x, ops.swiglu(gate_up), layer.down)
+            ops.add_linear_(x, ops.norm_swiglu(x, layer.ffn_norm, layer.gate_up, eps), layer.down)
         return ops.rms_norm(x, self._norm, eps)
