@@ -41,6 +41,14 @@ class DecoderState:
     window: WindowCache
     pasts: list[Tensor]
 
+    def view(self, start: int, stop: int) -> DecoderState:
+        """Return a view of some rows."""
+        window, rows = self.window, slice(start, stop)
+        return DecoderState(
+            WindowCache(window.n_seen[rows], window.keys[:, rows], window.values[:, rows]),
+            [past[rows] for past in self.pasts],
+        )
+
     def copy_row(self, row: int, other: DecoderState, *, other_row: int = 0) -> None:
         """Copy a row of another state, for example of a voice's reference."""
         mine, theirs = self.window, other.window

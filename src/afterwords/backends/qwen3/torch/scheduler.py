@@ -27,8 +27,7 @@ from afterwords.backends.qwen3.request import (
 )
 from afterwords.backends.qwen3.torch.batch import BatchState
 from afterwords.backends.qwen3.torch.codec_decoder import CodecDecoder, DecoderState
-from afterwords.backends.qwen3.torch.codec_transformer import WindowCache
-from afterwords.backends.qwen3.torch.cuda_graphs import GraphRunner
+from afterwords.backends.qwen3.torch.cuda_graphs import CodecRunner, GraphRunner, Graphs
 from afterwords.backends.qwen3.torch.prompt import Prompt
 from afterwords.backends.qwen3.torch.talker import PrefillRow, Talker
 
@@ -48,10 +47,12 @@ class TorchScheduler:
     def __init__(self, talker: Talker, decoder: CodecDecoder, *, n_rows: int, n_positions: int) -> None:
         self._talker, self._decoder = talker, decoder
         self._n_rows, self._n_positions = n_rows, n_positions
-        self._frames = GraphRunner(talker)
         # Allocated here and not in the thread, so that loading raises if memory runs out.
         self._rows: BatchState = talker.new_rows(n_rows, n_positions)
         self._state = decoder.new_state(n_rows)
+        graphs = Graphs()
+        self._frames = GraphRunner(talker, graphs)
+        self._sound = CodecRunner(decoder, self._state, graphs, n_frames=STEPS_PER_READ[-1])
         self._waiting: AdmissionQueue[Request] = AdmissionQueue(n_rows)
         self._active: list[Request] = []  # by row
         self._awake = threading.Condition()
@@ -232,7 +233,7 @@ class TorchScheduler:
         codes = rows.history.gather(1, at[..., None].expand(-1, -1, rows.history.shape[2])).long()
         n_frames = torch.tensor([*new, *spare], device=starts.device)
         try:
-            sound = self._decoder.step(codes, slice_state(self._state, 0, rows.n_rows), n_frames)
+            sound = self._sound(codes, n_frames)
         except Exception:  # noqa: BLE001 - of one row, or of the device: a retry of each row shows which
             sounds = [self._retry_audio_of_row(row, n, new[row]) for row, n in enumerate(before)]
             return sounds, codes[..., 0].tolist()
@@ -241,7 +242,7 @@ class TorchScheduler:
 
     def _retry_audio_of_row(self, row: int, n_before: int, n_new: int) -> Samples | Exception:
         """Decode the new frames of one row after its state is rebuilt, which the failed step may have advanced."""
-        state = slice_state(self._state, row, row + 1)
+        state = self._state.view(row, row + 1)
         codes = self._rows.history[row : row + 1, : n_before + n_new].long()
         try:
             self._reset_codec(row, self._active[row])
@@ -254,15 +255,6 @@ class TorchScheduler:
             return NotFiniteError()
         samples: Samples = sound[0].float().cpu().numpy()
         return samples
-
-
-def slice_state(state: DecoderState, start: int, stop: int) -> DecoderState:
-    """Return a view of some rows of a state."""
-    window, rows = state.window, slice(start, stop)
-    return DecoderState(
-        WindowCache(window.n_seen[rows], window.keys[:, rows], window.values[:, rows]),
-        [past[rows] for past in state.pasts],
-    )
 
 
 def max_rows(free_bytes: int, *, row_bytes: int, most: int) -> int:
