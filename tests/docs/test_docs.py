@@ -107,7 +107,7 @@ def test_web_app_streams_to_a_browser(
         rejected = httpx.get(f"{url}/speech", params={"text": ""}, trust_env=False)
     finally:
         app.terminate()
-        app.communicate(timeout=20)
+        app.communicate(timeout=60)
     assert response.headers["content-type"] == "audio/mpeg"
     assert decode(b"".join(chunks)).duration_s == pytest.approx(6 * 0.06, abs=0.1)
     assert (rejected.status_code, rejected.json()) == (422, {"error": "empty_text"})

@@ -19,14 +19,14 @@ from afterwords.server.cache_key import cache_path
 from afterwords.server.services.ownership import MARK_PATH
 from tests.e2e.served import Served, wait_until
 
-SWEPT_WITHIN_S = 15.0
+SWEPT_WITHIN_S = 60.0
 SWEEPING = {"AFTERWORDS_SWEEP_INTERVAL_S": "0.3", "AFTERWORDS_SWEEP_GRACE_S": "2"}
 """A sweep that tests can wait for. A write takes far less than the grace."""
 
 
 def query(served: Served, statement: str, *values: Any) -> list[tuple[Any, ...]]:
     """Return the rows of a statement."""
-    with closing(sqlite3.connect(f"file:{database(served)}?mode=ro", uri=True, timeout=10)) as connection:
+    with closing(sqlite3.connect(f"file:{database(served)}?mode=ro", uri=True, timeout=60)) as connection:
         return connection.execute(statement, values).fetchall()
 
 

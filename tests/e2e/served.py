@@ -74,7 +74,7 @@ class Served:
             elif line.startswith("http"):
                 self.url = line.strip()
                 return self
-        raise AssertionError(f"it did not start ({self.process.wait(10)}):\n{self.log.read_text()}")
+        raise AssertionError(f"it did not start ({self.process.wait(60)}):\n{self.log.read_text()}")
 
     def ready(self) -> Served:
         """Wait until the server is ready."""

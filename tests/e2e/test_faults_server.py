@@ -126,7 +126,7 @@ class TestKilled:
             with served.client() as client:
                 assert client.get(f"/v1/voices/{voice_id}").status_code == 404
                 assert client.get(f"/v1/jobs/{job_id}").status_code == 404
-            wait_until(lambda: not list_blobs(served), deadline_s=5, what="the end of the blobs")
+            wait_until(lambda: not list_blobs(served), what="the end of the blobs")
             check_invariants(served, is_deleted_counted=True)
 
     def test_kill_during_synthesis_is_recovered_by_a_restart(self, tmp_path: Path) -> None:

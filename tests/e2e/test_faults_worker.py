@@ -183,7 +183,7 @@ class TestDeleted:
                 assert other.post("/v1/synthesize", json=ask).status_code == 404
                 if job_id := asked.result().headers.get("x-cache") == "MISS" and asked.result().json()["job_id"]:
                     assert client.get(f"/v1/jobs/{job_id}").status_code == 404
-        wait_until(lambda: not find_unowned(served), deadline_s=5, what="removal of all blobs")
+        wait_until(lambda: not find_unowned(served), what="removal of all blobs")
         assert query(served, "SELECT job_id FROM jobs WHERE voice_id NOT IN (SELECT voice_id FROM voices)") == []
 
 
