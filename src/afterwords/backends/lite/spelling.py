@@ -179,20 +179,20 @@ _NUM: Final = r"\d++(?:[.,]\d++)*+"
 _ALONE: Final = r"(?<!\d)(?<!\d[.,])"  # before a number: not within one
 _AMOUNT: Final = rf"{_ALONE}(?:{_NUM}|(?<![\w.])\.{_NUM})"
 
-_RULES: Final[list[tuple[re.Pattern[str], str | Say]]] = []
+_RULES: list[tuple[re.Pattern[str], str | Say]] = []
 """All rules, in the order of this file, in which they apply."""
 
 
-def _replace(*rules: tuple[str, str | Say]) -> None:
-    """Add rules: patterns, each with a template or a function."""
-    _RULES.extend((re.compile(pattern), said) for pattern, said in rules)
+def _compile(*rules: tuple[str, str | Say]) -> list[tuple[re.Pattern[str], str | Say]]:
+    """Return rules with compiled patterns; each has a template or a function."""
+    return [(re.compile(pattern), said) for pattern, said in rules]
 
 
 def _rule(pattern: str) -> Callable[[Say], Say]:
     """Add a function as a rule."""
 
     def add(say: Say) -> Say:
-        _replace((pattern, say))
+        _RULES.extend(_compile((pattern, say)))
         return say
 
     return add
@@ -216,7 +216,7 @@ def _address(found: re.Match[str]) -> str:
 
 
 _DOMAINS: Final = "com|org|net|edu|gov|info|io|dev|app|ai|uk|eu|de|fr|ca|au|us|co|tv|me|ly"
-_replace(
+_RULES += _compile(
     (r"\]\((?=https?:)", "] ("),
     (r"(?<![A-Za-z])(?:(?:https?|ftp)://|www\.)[^\s<>]++", _address),
     (r"(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]++)++", _address),
@@ -301,7 +301,7 @@ def _any(words: Iterable[str]) -> str:
     return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
 
 
-_replace(
+_RULES += _compile(
     (r"(?<=[A-Za-z])[‘’](?=[A-Za-z])", "'"),
     (
         rf"(?<![\w.])(?P<short>{_any(_NUMBERED)})\. ?(?=\d|(?:[IVXL]{{2,}}+|[VX])\b)",
@@ -327,7 +327,7 @@ def _street(found: re.Match[str]) -> str:
     return place + street + "." * has_end
 
 
-_replace(
+_RULES += _compile(
     (rf"(?<![\w.])(?P<short>{_any(_SHORT)})\.(?P<end>{_IS_END})?", _expanded(_SHORT)),
     (rf"(?<![\w.])(?P<short>e\.g|i\.e|a\.k\.a|et al|Ph\.D)\.?(?!\w)(?P<end>(?<=\.){_IS_END})?", _expanded(_LATIN)),
     (r"(?<![\w/])(?P<short>w/o|c/o|w/)(?![/\d])(?=[ \w])", _expanded(_LATIN)),
@@ -413,7 +413,7 @@ def _slashed_date(found: re.Match[str]) -> str:
     return _date(year, month, day, as_it_stands)
 
 
-_replace(
+_RULES += _compile(
     (
         r"(?<![\d.])(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})(?![\d.]\d)(?!\d)",
         lambda found: _date(found["year"], found["month"], found["day"], found[0]),
@@ -430,7 +430,7 @@ def _short_telephone(found: re.Match[str]) -> str:
     return f"{_one_by_one(first)}, {_one_by_one(second)}"
 
 
-_replace((r"(?<![\w-])\d++(?:-\d++){2,}+(?!\w)", _telephone))  # an ISBN, an account
+_RULES += _compile((r"(?<![\w-])\d++(?:-\d++){2,}+(?!\w)", _telephone))  # an ISBN, an account
 
 
 @_rule(
@@ -450,7 +450,7 @@ def _time(found: re.Match[str]) -> str:
     return " ".join(said) + found["to"].replace("-", " to ").replace("–", " to ").replace("—", " to ")
 
 
-_replace(
+_RULES += _compile(
     (
         r"(?i)(?<=\d) ?(?P<half>[ap])\.?m\b(?:\.(?! [A-Z]|$))?(?P<to> ?[-–—] ?(?=\d)|)",
         lambda found: f" {_HALVES[found['half'].lower()]}{' to ' if found['to'] else ''}",
@@ -493,7 +493,7 @@ def _amount(found: re.Match[str]) -> str:
     return _number(found["number"], is_amount=True) + _scale(found["scale"])
 
 
-_replace((r"(?<=\d)['’](?=\d{3}(?!\d))", ""))  # Swiss thousands
+_RULES += _compile((r"(?<=\d)['’](?=\d{3}(?!\d))", ""))  # Swiss thousands
 
 
 @_rule(
@@ -507,7 +507,7 @@ def _money_range(found: re.Match[str]) -> str:
     return f"{low}{scales[0]} to {high}{scales[1]} {_MONEY[found['sign']]} "
 
 
-_replace(
+_RULES += _compile(
     (rf"(?<!\d)(?P<sign>[{_SIGNS}])[-−–](?=\.?\d)", r" minus \g<sign>"),
     (r"[-−–](?= ?[$£€¥₹] ?\.?\d)(?<![\w.,%)]-)(?<![\w.,%)]–)", " minus "),
 )
@@ -541,7 +541,7 @@ def _between(found: re.Match[str]) -> str:
     return f"{left}{said}{right or ''}"
 
 
-_replace(
+_RULES += _compile(
     (r"(?<=\d[\"'’”′″])[-–—](?=\d)", " to "),
     (r"(?:(?<=\d[A-Za-z])|(?<=\d[A-Za-z]{2}))[-–—](?=\d++[A-Za-z])", " to "),  # 3k–5k, 10kg-20kg
     (r"(?<![\w.,%)\]}])[-–−](?=\.?\d)", " minus "),
@@ -583,7 +583,7 @@ def _sum(found: re.Match[str]) -> str:
     return f"{found['article'] or ''}{' and '.join(parts)} "
 
 
-_replace(
+_RULES += _compile(
     (
         rf"(?P<number>{_AMOUNT})(?P<scale>{_SCALE})? ?(?P<sign>[{_SIGNS}])(?!\d)",
         _apart(
@@ -638,7 +638,7 @@ def _measured(unit: str, power: str | None, *, is_one: bool) -> str:
     return _singular(said) if is_one else said
 
 
-_replace(
+_RULES += _compile(
     (
         r"(?<=\d)° ?(?P<minutes>\d{1,2})['′’](?: ?(?P<seconds>\d{1,2}(?:\.\d++)?)(?:[\"″”]|''))?",
         _apart(
@@ -697,7 +697,7 @@ def _unit(found: re.Match[str]) -> str:
     return said
 
 
-_replace(
+_RULES += _compile(
     (rf"(?<=[A-Za-z])\.?/(?=(?:{_PER})\b)", " per "),
     (r"(?<=\bper )(?P<unit>wk|mo|yr|hr|min|sec|L|mL|dL|mol|m|s|h)\b", lambda found: _PERIODS[found["unit"]]),
     (
@@ -731,7 +731,7 @@ def _fraction(found: re.Match[str]) -> str:
     return f"{_number(whole)} and {said} " if whole else f"{said} "
 
 
-_replace((r"(?<=\d)/(?=\d)", " slash "))
+_RULES += _compile((r"(?<=\d)/(?=\d)", " slash "))
 
 # -- remaining numbers and signs -----------------------------------------------------------------------------
 
@@ -750,7 +750,7 @@ def _powered(found: re.Match[str]) -> str:
     return {"2": " squared ", "3": " cubed "}.get(power, said)
 
 
-_replace(
+_RULES += _compile(
     (r"[~≈](?= ?\d)", " about "),
     (r"<(?= ?\d)| < ", " less than "),
     (r"(?<!-)>(?= ?\d)| > ", " greater than "),
@@ -779,7 +779,7 @@ def _counted(found: re.Match[str]) -> str:
     return f"{glue}{said}"
 
 
-_replace(
+_RULES += _compile(
     (r"\d++", _apart(lambda found: _cardinal(found[0]))),  # any remaining digits
     ("[" + re.escape("".join(_SYMBOLS)) + "]", lambda found: _SYMBOLS[found[0]]),
     (r"(?<=[A-Za-z])–(?=[A-Za-z])", " "),
