@@ -18,8 +18,8 @@ from sqlalchemy import create_engine
 from afterwords.errors import ServerSetupError
 from afterwords.server import load_settings
 from afterwords.server.app_state import open_storage, open_store
+from afterwords.server.store.migrate import HEAD, MIGRATIONS
 from afterwords.server.store.schema import metadata
-from afterwords.server.store.sqlite.opening import HEAD, MIGRATIONS
 from tests.contracts.store_world import digest
 from tests.error_codes import has_code
 from tests.server.store.second_process import NAME, second_process, store_in

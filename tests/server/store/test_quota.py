@@ -117,7 +117,15 @@ async def test_migration_counts_the_bytes_of_existing_rows(world: World, folder:
     with closing(sqlite3.connect(folder / NAME)) as database:
         for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             database.execute(f"DROP TRIGGER {name}")
-        database.execute("ALTER TABLE accounts DROP COLUMN stored_bytes")
+        database.executescript(
+            """
+            ALTER TABLE accounts DROP COLUMN stored_bytes;
+            ALTER TABLE accounts ADD COLUMN turn BIGINT NOT NULL DEFAULT 0;
+            CREATE INDEX ix_accounts_turn ON accounts (turn);
+            DROP TABLE turns;
+            DROP TABLE servers;
+            """
+        )
         database.execute("UPDATE alembic_version SET version_num = '0005'")
         database.commit()
 

@@ -15,6 +15,7 @@ from afterwords.models import JobStatus
 from afterwords.server.records import Idempotency, NewJob, QueueLimits, StoredJob, SubmittedJob
 from afterwords.server.store import idempotency
 from afterwords.server.store import usage as usage_rows
+from afterwords.server.store.locks import lock_account, lock_account_of_job
 from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, usage, voices, webhooks
 from afterwords.server.store.statements import Insert, Query
 
@@ -91,7 +92,7 @@ def end(
     The UPDATE is conditional, so a job is refunded once and its webhook becomes due once.
     """
     rows = connection.execute(statement, {**values, "ended_at": now}).all()
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (row.spending_id, row.period)):  # the order in which rows are locked
         if row.audio_sha256 is None:
             usage_rows.refund(connection, spending_id=row.spending_id, period=row.period, characters=row.char_count)
         elif row.flight_key is not None:
@@ -132,6 +133,7 @@ def submit(
     quota_bytes: int | None = None,
     now: datetime,
 ) -> SubmittedJob:
+    lock_account(connection, account_id=job.account_id)
     before = idempotency.find(connection, request) if request else None
     if before and before.job_id and (stored := get(connection, before.job_id)):
         return SubmittedJob(stored, is_new=False)
@@ -250,10 +252,12 @@ def list_jobs(
 def cancel(
     connection: Connection, job_id: str, *, account_id: str, now: datetime, monotonic: float
 ) -> StoredJob | None:
+    lock_account(connection, account_id=account_id)
     end(connection, _CANCEL, {"which": job_id, "owner": account_id}, now=now, monotonic=monotonic)
     return get(connection, job_id, account_id=account_id)
 
 
 def mark_audio_lost(connection: Connection, job_id: str) -> None:
+    lock_account_of_job(connection, job_id=job_id)
     for spending_id, period, characters in connection.execute(_MARK_AUDIO_LOST, {"which": job_id}).all():
         usage_rows.refund(connection, spending_id=spending_id, period=period, characters=characters)

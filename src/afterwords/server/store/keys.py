@@ -8,6 +8,7 @@ from hmac import compare_digest
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     Row,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Select,
     Table,
     bindparam,
+    cast,
     delete,
     exists,
     func,
@@ -34,8 +36,9 @@ from afterwords.errors import (
 from afterwords.models import Account, ApiKey, JobStatus, new_id
 from afterwords.server.records import Caller, NewKey
 from afterwords.server.store.jobs import end, ending
+from afterwords.server.store.locks import lock_account
 from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, keys, server, usage, voices, webhooks
-from afterwords.server.store.statements import Query
+from afterwords.server.store.statements import Query, RowLock
 from afterwords.server.store.usage import period_of
 
 _COLUMNS = [keys.c[name] for name in ApiKey.model_fields if name != "characters"]
@@ -51,6 +54,7 @@ _BY_DIGEST = Query(
         keys.c.character_limit,
     ).where(keys.c.sha256 == bindparam("sha256"))
 )
+_lock_server = RowLock(select(server.c.server_id), of=server)
 _REFERENCE_BYTES = voices.c.ref_duration_s * voices.c.ref_sample_rate * 2  # mono, 16-bit
 
 
@@ -64,6 +68,7 @@ def add(connection: Connection, key: NewKey, *, by: str | None, now: datetime) -
             raise NotFoundError(code="key_not_found")
         account_id = sibling.account_id
     if key.is_home:
+        _lock_server(connection)
         account_id = get_home_account(connection)
     if account_id is None:
         account_id = new_id()
@@ -103,10 +108,14 @@ def list_accounts(connection: Connection, *, now: datetime) -> list[Account]:
         accounts.c.created_at,
         _per_account(func.count(), keys, is_valid).label("keys"),
         _per_account(func.count(), voices).label("voices"),
-        _per_account(func.sum(usage.c.characters), usage, usage.c.period == period_of(now)).label("characters"),
+        _per_account(cast(func.sum(usage.c.characters), BigInteger), usage, usage.c.period == period_of(now)).label(
+            "characters"
+        ),
         _per_account(func.sum(_REFERENCE_BYTES), voices, voices.c.home_id.is_(None)).label("references"),
-        _per_account(func.sum(jobs.c.audio_bytes), jobs).label("audio"),
-        _per_account(func.sum(cache.c.size_bytes), voices, voices.c.voice_id == cache.c.voice_id).label("cached"),
+        _per_account(cast(func.sum(jobs.c.audio_bytes), BigInteger), jobs).label("audio"),
+        _per_account(
+            cast(func.sum(cache.c.size_bytes), BigInteger), voices, voices.c.voice_id == cache.c.voice_id
+        ).label("cached"),
     ).order_by(accounts.c.created_at, _per_account(func.min(keys.c.seq), keys))
     return [
         Account(
@@ -151,6 +160,7 @@ def revoke(
         return None
     if by is not None and by != key_id:
         _check_may_manage(connection, by)
+    lock_account(connection, account_id=row.account_id)
     if row.revoked_at is None:
         connection.execute(update(keys).where(keys.c.key_id == key_id).values(revoked_at=now))
     cancelled = end(connection, _CANCEL_ALL, {"owner": key_id}, now=now, monotonic=monotonic)
@@ -226,7 +236,8 @@ def _insert(
 
 
 def _find(connection: Connection, key_id: str, account_id: str | None) -> Row[Any] | None:
-    statement = select(keys).where(keys.c.key_id == key_id)
+    """Return a key, which no other transaction changes until this one ends."""
+    statement = select(keys).where(keys.c.key_id == key_id).with_for_update(key_share=True)
     if account_id is not None:
         statement = statement.where(keys.c.account_id == account_id)
     return connection.execute(statement).first()

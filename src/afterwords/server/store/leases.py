@@ -6,13 +6,28 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Float,
+    Integer,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from afterwords.models import JobStatus
 from afterwords.server.records import AttemptResult, Claim, FinishStatus, ReapResult, StoredJob
 from afterwords.server.store import voices
 from afterwords.server.store.jobs import JOB, end, ending, get
-from afterwords.server.store.schema import IS_PENDING, accounts, jobs
+from afterwords.server.store.locks import lock_account_of_job
+from afterwords.server.store.schema import IS_PENDING, jobs, turns
+from afterwords.server.store.statements import Insert, Query
 
 _BACKENDS = jobs.c.backend.in_(bindparam("backends", expanding=True))
 _WAITS = (IS_PENDING, jobs.c.lease_expires.is_(None))
@@ -30,17 +45,23 @@ def _select_next(*conditions: ColumnElement[bool]) -> Select[tuple[int, str]]:
     )
     return (
         select(oldest.c.seq, oldest.c.account_id)
-        .join(accounts, accounts.c.account_id == oldest.c.account_id)
-        .order_by(accounts.c.turn, oldest.c.seq)
+        .outerjoin(turns, turns.c.account_id == oldest.c.account_id)
+        .order_by(func.coalesce(turns.c.turn, 0), oldest.c.seq)
         .limit(1)
     )
 
 
 _NEXT = _select_next()
 _NEXT_OF_OTHERS = _select_next(_OTHER_VOICES)
-_CLAIM = (
+_UNLOCKED = select(jobs.c.seq).where(*_WAITS).with_for_update(of=jobs, skip_locked=True)
+_ANY_UNLOCKED = (
+    _UNLOCKED.outerjoin(turns, turns.c.account_id == jobs.c.account_id)
+    .where(_BACKENDS, _OTHER_VOICES)
+    .order_by(func.coalesce(turns.c.turn, 0), jobs.c.seq)
+    .limit(1)
+)
+_START = (
     update(jobs)
-    .where(jobs.c.seq == bindparam("which"), *_WAITS)
     .values(
         attempt=jobs.c.attempt + 1,
         lease_expires=bindparam("expires"),
@@ -49,12 +70,10 @@ _CLAIM = (
     )
     .returning(*JOB)
 )
-_others = accounts.alias()
-_MARK_SERVED = (
-    update(accounts)
-    .where(accounts.c.account_id == bindparam("owner"))
-    .values(turn=select(func.max(_others.c.turn) + 1).scalar_subquery())
-)
+_CLAIM = _START.where(jobs.c.seq == _UNLOCKED.where(jobs.c.seq == bindparam("which")).scalar_subquery())
+_CLAIM_ANY = _START.where(jobs.c.seq == _ANY_UNLOCKED.scalar_subquery())
+_LAST_TURN = Query(select(func.max(turns.c.turn)))
+_SET_TURN = Insert(turns, turns.c.keys(), key=("account_id",), update=lambda new: {"turn": new.turn})
 
 _IS_HELD = (
     jobs.c.job_id == bindparam("which"),
@@ -68,10 +87,11 @@ _RELEASE = _REQUEUE.values(returned=jobs.c.returned + 1)
 _HAS_ATTEMPTS = jobs.c.attempt - jobs.c.returned < bindparam("max_attempts")
 _FAIL_HELD = ending(JobStatus.FAILED, error=bindparam("code")).where(*_IS_HELD)
 
+_NUMBER: ColumnElement[int] = bindparam("number", type_=Integer)
 _IS_CURRENT = (
     jobs.c.job_id == bindparam("which"),
     IS_PENDING,
-    or_(bindparam("number").is_(None), jobs.c.attempt == bindparam("number")),
+    or_(_NUMBER.is_(None), jobs.c.attempt == _NUMBER),
     or_(jobs.c.lease_expires > bindparam("monotonic"), jobs.c.attempt == 0),  # 0: completed without a claim
 )
 _FAIL = ending(JobStatus.FAILED, error=bindparam("code")).where(*_IS_CURRENT)
@@ -88,14 +108,19 @@ _IS_EXPIRED = and_(
     jobs.c.lease_expires.is_not(None),
     or_(
         jobs.c.lease_expires <= bindparam("monotonic"),
-        jobs.c.lease_expires > bindparam("monotonic") + jobs.c.lease_s,  # the clock was set back between starts
+        jobs.c.lease_expires
+        > bindparam("monotonic", type_=Float) + jobs.c.lease_s,  # the clock was set back between starts
     ),
 )
 _EXPIRED = select(jobs.c.seq).where(_IS_EXPIRED).limit(1)
+_REAPED = select(jobs.c.seq).with_for_update(skip_locked=True)
 _REQUEUE_EXPIRED = (
-    update(jobs).where(_IS_EXPIRED, _HAS_ATTEMPTS).values(lease_expires=None, worker=None).returning(jobs.c.job_id)
+    update(jobs)
+    .where(jobs.c.seq.in_(_REAPED.where(_IS_EXPIRED, _HAS_ATTEMPTS)))
+    .values(lease_expires=None, worker=None)
+    .returning(jobs.c.job_id)
 )
-_FAIL_EXPIRED = ending(JobStatus.FAILED, error="worker_lost").where(_IS_EXPIRED)
+_FAIL_EXPIRED = ending(JobStatus.FAILED, error="worker_lost").where(jobs.c.seq.in_(_REAPED.where(_IS_EXPIRED)))
 
 
 def is_any_waiting(connection: Connection, backends: Sequence[str], skip_voices: Sequence[str]) -> bool:
@@ -114,12 +139,22 @@ def claim(
     found = _first(connection, _NEXT, _NEXT_OF_OTHERS, backends, skip_voices)
     if found is None:
         return None
-    values = {"which": found.seq, "expires": monotonic + lease_s, "length_s": lease_s, "claimed_by": worker}
+    values: dict[str, Any] = {
+        "which": found.seq,
+        "expires": monotonic + lease_s,
+        "length_s": lease_s,
+        "claimed_by": worker,
+    }
     row = connection.execute(_CLAIM, values).first()
+    if row is None:  # another server claims this job right now
+        del values["which"]
+        values |= {"backends": list(backends), "voices": list(skip_voices)}
+        row = connection.execute(_CLAIM_ANY, values).first()
     if row is None:
         return None
-    connection.execute(_MARK_SERVED, {"owner": found.account_id})
     job = StoredJob(*row)
+    (last_turn,) = _LAST_TURN(connection) or [None]
+    _SET_TURN(connection, {"account_id": job.account_id, "turn": (last_turn or 0) + 1})
     voice = voices.get(connection, job.voice_id)
     return Claim(job, voice) if voice else None
 
@@ -151,6 +186,7 @@ def finish(
     now: datetime,
     monotonic: float,
 ) -> FinishStatus:
+    lock_account_of_job(connection, job_id=job_id)
     values = {"which": job_id, "number": attempt, "monotonic": monotonic}
     if result.audio_key is None:
         ended = end(connection, _FAIL, {**values, "code": result.error}, now=now, monotonic=monotonic)

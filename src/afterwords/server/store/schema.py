@@ -50,8 +50,21 @@ accounts: Final = Table(
     metadata,
     Column("account_id", ID, primary_key=True),
     Column("created_at", UtcTime, nullable=False),
-    Column("turn", BigInteger, nullable=False, server_default="0", index=True),  # increases with every claim of a job
     Column("stored_bytes", BigInteger, nullable=False, server_default="0"),  # updated by triggers, see migration 0006
+)
+
+turns: Final = Table(  # not a column of `accounts`: a claim must not wait for other writes of the account
+    "turns",
+    metadata,
+    Column("account_id", ForeignKey("accounts.account_id"), primary_key=True),
+    Column("turn", BigInteger, nullable=False, index=True),  # increases with every claim of a job
+)
+
+servers: Final = Table(  # those that share a database without a file; presence.py
+    "servers",
+    metadata,
+    Column("server_id", ID, primary_key=True),
+    Column("seen_at", Float, nullable=False),  # monotonic time
 )
 
 keys: Final = Table(

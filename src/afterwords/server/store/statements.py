@@ -6,7 +6,7 @@ while SQLAlchemy's result takes 45 us.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -18,29 +18,38 @@ class Query:
 
     def __init__(self, statement: Select[Any]) -> None:
         self._statement = statement
-        self._compiled: dict[str, tuple[str, dict[str, Any], list[tuple[int, Any]]]] = {}
+        self._compiled: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._readers: dict[str, list[tuple[int, Any]]] = {}
 
     def __call__(self, connection: Connection, **values: Any) -> list[Any] | None:
         """Return the row, converted by the column types."""
-        found = self._compiled.get(connection.dialect.name) or self._compile(connection.dialect)
-        sql, constants, readers = found
+        dialect = connection.dialect
+        sql, constants = self._compiled.get(dialect.name) or self._compile(dialect)
         driver: Any = connection.connection.dbapi_connection
-        row = driver.execute(sql, constants | values).fetchone()
+        cursor = driver.execute(sql, constants | values)
+        row = cursor.fetchone()
         if row is None:
             return None
-        read_row = list(row)
+        found = list(row)
+        readers = self._readers.get(dialect.name)
+        if readers is None:
+            readers = self._find_readers(dialect, cursor.description)
         for place, read in readers:
-            read_row[place] = read(read_row[place])
-        return read_row
+            found[place] = read(found[place])
+        return found
 
-    def _compile(self, dialect: Dialect) -> tuple[str, dict[str, Any], list[tuple[int, Any]]]:
+    def _compile(self, dialect: Dialect) -> tuple[str, dict[str, Any]]:
         compiled = self._statement.compile(dialect=dialect)
         constants = {name: value for name, value in compiled.params.items() if value is not None}
+        self._compiled[dialect.name] = str(compiled), constants
+        return self._compiled[dialect.name]
+
+    def _find_readers(self, dialect: Dialect, description: Sequence[Any]) -> list[tuple[int, Any]]:
+        """Return the conversions of the columns, which depend on the types that the driver returns."""
         types = [column.type.dialect_impl(dialect) for column in self._statement.selected_columns]
-        readers = [kind.result_processor(dialect, None) for kind in types]
-        found = str(compiled), constants, [(place, read) for place, read in enumerate(readers) if read is not None]
-        self._compiled[dialect.name] = found
-        return found
+        readers = [kind.result_processor(dialect, column[1]) for kind, column in zip(types, description, strict=True)]
+        self._readers[dialect.name] = [(place, read) for place, read in enumerate(readers) if read is not None]
+        return self._readers[dialect.name]
 
 
 class Insert:
@@ -88,3 +97,18 @@ class Insert:
         found = str(compiled), [(name, write) for name, write in processors.items() if write is not None]
         self._compiled[dialect.name] = found
         return found
+
+
+class RowLock:
+    """A lock of the row that a query finds, until the transaction ends.
+
+    Args:
+        of: The table of the row.
+    """
+
+    def __init__(self, statement: Select[Any], *, of: Table) -> None:
+        self._query = Query(statement.with_for_update(of=of, key_share=True))
+
+    def __call__(self, connection: Connection, **values: Any) -> None:
+        if connection.dialect.name != "sqlite":  # SQLite runs one writing transaction at a time
+            self._query(connection, **values)

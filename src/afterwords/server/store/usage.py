@@ -6,7 +6,7 @@ import math
 from datetime import UTC, datetime
 from typing import Final
 
-from sqlalchemy import BigInteger, Connection, bindparam, case, func, select, update
+from sqlalchemy import BigInteger, Connection, bindparam, case, cast, func, select, update
 
 from afterwords.errors import QuotaExceededError
 from afterwords.models import Usage
@@ -55,10 +55,11 @@ def refund(connection: Connection, *, spending_id: str, period: str, characters:
 
 
 def get(connection: Connection, caller: Caller, *, now: datetime) -> Usage:
+    statement = select(cast(func.sum(usage.c.characters), BigInteger))
     if caller.character_limit is None:
-        statement = select(func.sum(usage.c.characters)).where(usage.c.account_id == caller.account_id)
+        statement = statement.where(usage.c.account_id == caller.account_id)
     else:
-        statement = select(func.sum(usage.c.characters)).where(usage.c.spending_id == caller.spending_id)
+        statement = statement.where(usage.c.spending_id == caller.spending_id)
     used = connection.execute(statement.where(usage.c.period == period_of(now))).scalar()
     start, end = bounds(now)
     return Usage(characters=used or 0, limit=caller.character_limit, period_start=start, period_end=end)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, union_all, update
+from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, insert, select, union_all, update
 
 from afterwords.models import new_id
 from afterwords.server.cache_key import job_path
 from afterwords.server.records import CacheEntry, Idempotency, StoredVoice, VoiceChanges
 from afterwords.server.store import idempotency, usage
+from afterwords.server.store.locks import lock_account, lock_account_of_voice
 from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, tombstones, voices
 from afterwords.server.store.statements import Query
 
@@ -36,6 +37,7 @@ def add(
     quota_bytes: int | None = None,
     now: datetime,
 ) -> StoredVoice:
+    lock_account(connection, account_id=voice.account_id)
     if request and (before := find_repeated(connection, request)):
         return before
     if voice.home_id is not None:
@@ -103,6 +105,7 @@ def list_voices(
 def update_voice(
     connection: Connection, voice_id: str, changes: VoiceChanges, *, account_id: str
 ) -> StoredVoice | None:
+    lock_account(connection, account_id=account_id)
     before = get(connection, voice_id, account_id=account_id)
     values = {field.name: getattr(changes, field.name) for field in fields(changes)}
     values = {name: value for name, value in values.items() if value is not None}
@@ -121,6 +124,7 @@ def update_voice(
 
 def delete_voice(connection: Connection, voice_id: str, *, account_id: str, now: datetime) -> list[str] | None:
     """Delete a voice. Foreign keys delete its other rows."""
+    lock_account(connection, account_id=account_id)
     if get(connection, voice_id, account_id=account_id) is None:
         return None
     rows = select(jobs.c.job_id, jobs.c.attempt, jobs.c.audio_key).where(jobs.c.voice_id == voice_id)
@@ -132,9 +136,10 @@ def delete_voice(connection: Connection, voice_id: str, *, account_id: str, now:
     paths = sorted(found)
     connection.execute(insert(tombstones).values(voice_id=voice_id, deleted_at=now, audio_paths=paths))
     reserved = (
-        select(jobs.c.spending_id, jobs.c.period, func.sum(jobs.c.char_count))
+        select(jobs.c.spending_id, jobs.c.period, cast(func.sum(jobs.c.char_count), BigInteger))
         .where(jobs.c.voice_id == voice_id, IS_PENDING)
         .group_by(jobs.c.spending_id, jobs.c.period)
+        .order_by(jobs.c.spending_id, jobs.c.period)
     )
     for spending_id, period, characters in connection.execute(reserved).all():
         usage.refund(connection, spending_id=spending_id, period=period, characters=characters)
@@ -165,5 +170,6 @@ def get_cached(connection: Connection, voice_id: str, cache_key: str) -> CacheEn
 
 
 def delete_cached(connection: Connection, entry: CacheEntry) -> None:
+    lock_account_of_voice(connection, voice_id=entry.voice_id)
     is_entry = [column == getattr(entry, column.name) for column in _CACHE_COLUMNS]
     connection.execute(delete(cache).where(*is_entry))

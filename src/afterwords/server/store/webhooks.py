@@ -33,7 +33,7 @@ _NUMBERED = (
     .subquery()
 )
 _DUE = (
-    select(webhooks.c.url, webhooks.c.tries, keys.c.sha256, *JOB)
+    select(webhooks.c.url, webhooks.c.tries, webhooks.c.next_at, keys.c.sha256, *JOB)
     .join(_NUMBERED, _NUMBERED.c.job_id == webhooks.c.job_id)
     .join(jobs, jobs.c.job_id == webhooks.c.job_id)
     .join(keys, keys.c.key_id == jobs.c.key_id)
@@ -43,7 +43,7 @@ _DUE = (
 _DELETE_EXHAUSTED = delete(webhooks).where(_IS_DUE, webhooks.c.tries >= MAX_TRIES)
 _DELAY = (
     update(webhooks)
-    .where(webhooks.c.job_id == bindparam("which"))
+    .where(webhooks.c.job_id == bindparam("which"), webhooks.c.next_at == bindparam("due"))  # not claimed meanwhile
     .values(tries=bindparam("number"), next_at=bindparam("later"))
 )
 
@@ -59,15 +59,16 @@ def claim(
     calls: list[WebhookCall] = []
     left = dict(allowed)
     values = {"monotonic": monotonic, "per_account": per_account}
-    for url, tries, sha256, *job in connection.execute(_DUE, values).all():
+    for url, tries, next_at, sha256, *job in connection.execute(_DUE, values).all():
         stored = StoredJob(*job)
         n_left = left.get(stored.account_id, per_account)
         if not n_left or len(calls) == limit:
             continue
-        left[stored.account_id] = n_left - 1
-        delay_s = DELAYS_S[min(tries, len(DELAYS_S) - 1)]
-        connection.execute(_DELAY, {"which": stored.job_id, "number": tries + 1, "later": monotonic + delay_s})
-        calls.append(WebhookCall(stored, url, tries + 1, signing_key=signing_key(sha256)))
+        later = monotonic + DELAYS_S[min(tries, len(DELAYS_S) - 1)]
+        delay = {"which": stored.job_id, "due": next_at, "number": tries + 1, "later": later}
+        if connection.execute(_DELAY, delay).rowcount:
+            left[stored.account_id] = n_left - 1
+            calls.append(WebhookCall(stored, url, tries + 1, signing_key=signing_key(sha256)))
     return calls
 
 

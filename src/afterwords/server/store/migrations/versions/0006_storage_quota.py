@@ -1,6 +1,6 @@
 """Bytes stored per account, updated by triggers: exact with several writers, and rolled back with them.
 
-SQLite also fires triggers for rows that a foreign key deletes. When a voice is deleted, its row is removed before its
+Databases also fire triggers for rows that a foreign key deletes. When a voice is deleted, its row is removed before its
 cache rows, so the trigger of the voice subtracts them.
 """
 
@@ -48,5 +48,13 @@ def upgrade() -> None:
                 WHERE voices.account_id = accounts.account_id), 0)
         """
     )
+    is_sqlite = op.get_bind().dialect.name == "sqlite"
     for number, (event, (what, whose)) in enumerate(TRIGGERS.items(), start=1):
-        op.execute(f"CREATE TRIGGER stored_bytes_{number} {event} BEGIN {ADD.format(what=what, whose=whose)}; END")
+        name, statement = f"stored_bytes_{number}", ADD.format(what=what, whose=whose)
+        if is_sqlite:
+            op.execute(f"CREATE TRIGGER {name} {event} BEGIN {statement}; END")
+            continue
+        row = "OLD" if "DELETE" in event else "NEW"
+        body = f"BEGIN {statement}; RETURN {row}; END"
+        op.execute(f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
+        op.execute(f"CREATE TRIGGER {name} {event} FOR EACH ROW EXECUTE FUNCTION {name}()")
