@@ -39,6 +39,9 @@ class ManualClock:
     def monotonic(self) -> float:
         return self.monotonic_s
 
+    def synchronize(self, monotonic: float) -> None:
+        """Do nothing: the time is that of the test."""
+
     def advance(self, seconds: float) -> None:
         """Advance both clocks."""
         self.wall += timedelta(seconds=seconds)

@@ -51,7 +51,7 @@ def _show_address(settings: Settings, home: HomeVoices) -> None:
     output.result(settings.local_url)  # a parent process may wait for this line
     if settings.log == "json":  # stderr carries only JSON
         return
-    if settings.serve_library:
+    if settings.offers_library:
         if not home.n_offered:
             note = "0 voices. Clone one (afterwords clone), or push one from another machine (afterwords push)."
         else:

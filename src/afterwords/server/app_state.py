@@ -17,7 +17,7 @@ from afterwords.server.blobs import open_blobs
 from afterwords.server.clock import SystemClock
 from afterwords.server.concurrency import ConcurrencyLimit, FairSemaphore
 from afterwords.server.dispatch.local import LocalDispatcher
-from afterwords.server.ports import Blobs, Dispatcher, Store
+from afterwords.server.ports import Blobs, Clock, Dispatcher, Store
 from afterwords.server.records import QueueLimits
 from afterwords.server.services.audio_cache import ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES, AudioCache
 from afterwords.server.services.backend_choice import BackendCatalog
@@ -78,14 +78,14 @@ class ServerState:
         return self._stopping[0]
 
 
-def open_store(settings: Settings) -> SqlStore:
+def open_store(settings: Settings, clock: Clock | None = None) -> SqlStore:
     """Return the store of a server; not connected yet."""
     return SqlStore(
         settings.database_url or settings.folder / "afterwords.db",
-        clock=SystemClock(),
+        clock=clock or SystemClock(),
         folder=settings.folder,
         storage_quota_bytes=settings.storage_per_account_mb * 10**6 or None,
-        shows_home=settings.serve_library,
+        shows_home=settings.offers_library,
     )
 
 
@@ -101,7 +101,8 @@ async def open_server(settings: Settings) -> AsyncIterator[ServerState]:
     On exit, running work is finished within `drain_s`, and the rest released.
     """
     async with contextlib.AsyncExitStack() as stack:
-        store = open_store(settings)
+        clock = SystemClock()
+        store = open_store(settings, clock)
         await store.open()
         stack.push_async_callback(store.close)
         try:
@@ -111,7 +112,7 @@ async def open_server(settings: Settings) -> AsyncIterator[ServerState]:
         else:
             if n_servers > 1:
                 log.info("%d servers share this database", n_servers)
-        state = _build_state(settings, store, await store.secret())
+        state = _build_state(settings, store, clock, await store.secret())
         stack.callback(state.voices.decoding.close)
         await state.home.refresh()
         await state.dispatcher.start()
@@ -122,12 +123,12 @@ async def open_server(settings: Settings) -> AsyncIterator[ServerState]:
         yield state
 
 
-def _build_state(settings: Settings, store: Store, secret: bytes) -> ServerState:
+def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) -> ServerState:
     blobs = open_storage(settings)
     ownership = Ownership(store, blobs, database_id(secret))
-    clock, events, audio_cache = SystemClock(), JobEvents(), AudioCache()
+    events, audio_cache = JobEvents(), AudioCache()
     encoded = AudioCache(ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES)
-    recordings = Recordings(blobs, Library(settings.home) if settings.serve_library else None)
+    recordings = Recordings(blobs, Library(settings.home) if settings.offers_library else None)
     queue = StoredJobQueue(store, blobs, clock, events, recordings, settings.lease_s, settings.max_attempts)
     dispatcher: Dispatcher = LocalDispatcher(settings, queue)
     catalog = BackendCatalog(dispatcher)

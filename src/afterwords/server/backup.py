@@ -27,7 +27,14 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from afterwords import __version__, disk
-from afterwords.errors import AfterwordsError, DatabaseUnavailableError, FileError, InvalidInputError, ServerSetupError
+from afterwords.errors import (
+    AfterwordsError,
+    DatabaseUnavailableError,
+    FileError,
+    InvalidInputError,
+    InvalidOptionError,
+    ServerSetupError,
+)
 from afterwords.server.app_state import open_storage, open_store
 from afterwords.server.ports import Blobs
 from afterwords.server.services.ownership import Ownership, database_id, is_server_path
@@ -76,7 +83,7 @@ async def back_up(settings: Settings, file: Path) -> Contents:
         DatabaseUnavailableError, StorageUnavailableError: Database or storage can't be read at the moment.
         StorageFullError, FileError: The file can't be written; an existing one was kept.
     """
-    source = open_store(settings).path
+    source = _file_of(settings)
     if not source.is_file():
         raise FileError.unreadable(source, why="there is no database of a server")
     blobs = open_storage(settings)
@@ -136,6 +143,16 @@ def _member(name: str, size_bytes: int) -> tarfile.TarInfo:
     return member
 
 
+def _file_of(settings: Settings) -> Path:
+    """Return the file of the database."""
+    path = open_store(settings).path
+    if path is None:
+        raise InvalidOptionError.for_option(
+            "AFTERWORDS_DATABASE_URL", value="Postgres", allowed="SQLite here; back up Postgres with pg_dump"
+        )
+    return path
+
+
 @contextmanager
 def _connect(path: Path) -> Iterator[Connection]:
     """Connect to a database of any schema version."""
@@ -170,7 +187,7 @@ async def restore(settings: Settings, file: Path, *, replace: bool = False) -> C
             empty and `replace` is False.
         StorageFullError, StorageUnavailableError: The storage can't be written; the server is unchanged.
     """
-    path = open_store(settings).path
+    path = _file_of(settings)
     disk.make_folder(path.parent)
     presence = Presence(path)
     try:

@@ -21,6 +21,10 @@ class SystemClock:
         """Return the wall-clock time: aware, UTC, whole milliseconds."""
         return now()
 
+    def synchronize(self, monotonic: float) -> None:
+        """Continue from the time of a database that servers on several machines share."""
+        self._offset_s = monotonic - time.monotonic()
+
     def monotonic(self) -> float:
         """Return seconds since the epoch that steps of the wall clock don't change."""
         return self._offset_s + time.monotonic()

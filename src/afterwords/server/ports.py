@@ -40,6 +40,9 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Return seconds since the epoch that steps of the wall clock don't change while the process lives."""
 
+    def synchronize(self, monotonic: float) -> None:
+        """Set the monotonic time: servers on several machines use that of their database for leases."""
+
 
 class Store(Protocol):
     """The database. Every method is one transaction, which is rolled back if it raises.

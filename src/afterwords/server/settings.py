@@ -170,6 +170,11 @@ class Settings(BaseSettings):
         return self.home / "server"
 
     @property
+    def offers_library(self) -> bool:
+        """Whether the voices of the library are offered. Servers that share Postgres have different libraries."""
+        return self.serve_library and not (self.database_url or "").startswith("postgres")
+
+    @property
     def local_url(self) -> str:
         """The URL of the server on this machine."""
         host = "localhost" if self.host in ("0.0.0.0", "::") else self.host

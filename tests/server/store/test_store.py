@@ -19,8 +19,8 @@ class TestSqlStore(StoreContract):
 @pytest.mark.parametrize(
     "url",
     [
-        "postgresql://me:hunter2@example.org/afterwords",
-        "postgresql://hunter2@example.org/afterwords",
+        "postgresql://me:hunter2@example.org",
+        "postgresql+asyncpg://me:hunter2@example.org/afterwords",
         "sqlite://me:hunter2@example.org/file.db",
         "mysql://example.org/x?password=hunter2",
         "sqlite://",
@@ -30,7 +30,7 @@ class TestSqlStore(StoreContract):
         "",
     ],
 )
-def test_url_that_is_not_sqlite_is_rejected_without_password(url: str, tmp_path: Path) -> None:
+def test_unknown_url_is_rejected_without_password(url: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidOptionError, match="AFTERWORDS_DATABASE_URL") as refused:
         SqlStore(url, clock=SystemClock(), folder=tmp_path)
 

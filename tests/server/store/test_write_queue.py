@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from afterwords.errors import DatabaseUnavailableError, VoiceNotFoundError
 from afterwords.server.records import NewKey, StoredVoice, SubmittedJob
-from afterwords.server.store.sqlite.database import Database
+from afterwords.server.store.sqlite.database import SqliteDatabase
 from tests.contracts.store_world import MANY, TEXT, World, digest
 from tests.server.store.second_process import NAME
 
@@ -87,7 +87,7 @@ async def test_accepted_jobs_are_on_disk(world: World, folder: Path) -> None:
 
 
 async def test_write_behind_a_hanging_one_times_out_and_never_runs(folder: Path) -> None:
-    database = Database(folder / NAME)
+    database = SqliteDatabase(folder / NAME)
     await database.open()
     done: list[str] = []
     let_go = threading.Event()

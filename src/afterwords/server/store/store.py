@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from afterwords.errors import InvalidOptionError
+from afterwords.errors import InvalidOptionError, MissingExtraError
 from afterwords.models import Account, ApiKey, JobStatus, Usage
 from afterwords.server.ports import Clock
 from afterwords.server.records import (
@@ -32,25 +32,27 @@ from afterwords.server.records import (
 )
 from afterwords.server.settings import without_secrets
 from afterwords.server.store import garbage, jobs, keys, leases, usage, voices, webhooks
-from afterwords.server.store.sqlite.database import Database
-from afterwords.server.store.sqlite.presence import Presence
+from afterwords.server.store.database import Database
 
+POSTGRES: Final = frozenset({"postgresql", "postgres", "postgresql+psycopg"})
+"""Schemes of Postgres; hosting services print `postgres`."""
 SHORT_LIST: Final = 100
 """Rows that are read on the event loop: this takes well under 10 ms."""
 
 
 class SqlStore:
-    """The port `Store` on SQLite.
+    """The port `Store` on a database.
 
     Args:
-        url: A path, or `sqlite:///name.db`: relative to the folder unless the name is absolute.
+        url: A path, or `sqlite:///name.db`: relative to the folder unless the name is absolute; or `postgresql://…`.
         clock: The time.
         folder: Folder of the server.
         storage_quota_bytes: Storage quota of each account. None: unlimited.
         shows_home: Whether voices of the home folder are visible. If not, their rows are kept.
 
     Raises:
-        InvalidOptionError: The URL is malformed, or not that of a SQLite file.
+        InvalidOptionError: The URL is malformed, or not that of a SQLite file or a Postgres database.
+        MissingExtraError: The driver of Postgres is not installed.
     """
 
     def __init__(
@@ -65,30 +67,32 @@ class SqlStore:
         self._clock = clock
         self._shows_home = shows_home
         self._quota_bytes = storage_quota_bytes
-        self._database = Database(folder / (url if isinstance(url, Path) else _file_name(url)))
-        self._presence = Presence(self._database.path)
+        self._database = open_database(url, folder=folder)
 
     @property
-    def path(self) -> Path:
-        """The file of the database."""
+    def path(self) -> Path | None:
+        """The file of the database. None: it is no file."""
         return self._database.path
 
     def _times(self) -> dict[str, Any]:
         return {"now": self._clock.now(), "monotonic": self._clock.monotonic()}
 
     async def announce(self) -> int:
-        return await asyncio.to_thread(self._presence.enter)
+        return await self._database.announce(monotonic=self._clock.monotonic())
 
     async def open(self) -> bool:
         """Connect, and migrate the schema. Return whether the database is new.
 
         Raises:
-            ServerSetupError: A later version has changed the schema.
+            ServerSetupError: The database refuses the connection, or a later version has changed the schema.
         """
-        return await self._database.open()
+        is_new = await self._database.open()
+        if (time_s := await self._database.read_time()) is not None:
+            self._clock.synchronize(time_s)
+        return is_new
 
     async def close(self) -> None:
-        self._presence.leave()
+        await self._database.leave()
         await self._database.close()
 
     async def check(self) -> None:
@@ -261,6 +265,7 @@ class SqlStore:
 
     async def reap(self, *, max_attempts: int) -> ReapResult:
         await self._database.scrub_if_due()
+        await self._database.stay(monotonic=self._clock.monotonic())
         if not await self._database.read(leases.is_any_expired, monotonic=self._clock.monotonic()):
             return ReapResult()
         return await self._database.write(leases.reap, max_attempts=max_attempts, **self._times())
@@ -303,13 +308,39 @@ class SqlStore:
         await self._database.scrub()
 
 
-def _file_name(url: str) -> str:
-    allowed = "sqlite:/// followed by the path of a file"
+def open_database(url: str | Path, *, folder: Path) -> Database:
+    """Return the database with a URL; not connected yet.
+
+    Raises:
+        InvalidOptionError: The URL is malformed, or not that of a SQLite file or a Postgres database.
+        MissingExtraError: The driver of Postgres is not installed.
+    """
+    parsed = None if isinstance(url, Path) else parse_url(url)
+    if parsed is None or parsed.get_backend_name() == "sqlite":
+        from afterwords.server.store.sqlite.database import SqliteDatabase
+
+        return SqliteDatabase(folder / (url if parsed is None else str(parsed.database)))
+    if find_spec("psycopg") is None:
+        raise MissingExtraError.for_extra("postgres", purpose="A Postgres database")
+    from afterwords.server.store.postgres.database import PostgresDatabase
+
+    return PostgresDatabase(parsed)
+
+
+def parse_url(url: str) -> URL:
+    """Return the parts of a URL of a database, with the driver that is used.
+
+    Raises:
+        InvalidOptionError: It is malformed, or not that of a SQLite file or a Postgres database.
+    """
+    allowed = "sqlite:/// followed by the path of a file, or postgresql://user:password@host/database"
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise InvalidOptionError.for_option("AFTERWORDS_DATABASE_URL", value="not a URL", allowed=allowed) from None
+    if parsed.drivername in POSTGRES and parsed.database:
+        return parsed.set(drivername="postgresql+psycopg")
     is_file = parsed.database not in (None, "", ":memory:") and not (parsed.host or parsed.username or parsed.query)
     if parsed.get_backend_name() != "sqlite" or not is_file:
         raise InvalidOptionError.for_option("AFTERWORDS_DATABASE_URL", value=without_secrets(url), allowed=allowed)
-    return str(parsed.database)
+    return parsed

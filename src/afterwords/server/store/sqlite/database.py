@@ -1,6 +1,6 @@
 """One SQLite file: reads run on the event loop, writes on one thread.
 
-A point read costs less than the switch to a thread. Work is a plain function of a connection and its arguments.
+A point read costs less than the switch to a thread.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, update
 
 from afterwords.errors import DatabaseUnavailableError, StorageFullError
+from afterwords.server.store.database import Work
 from afterwords.server.store.schema import server
 from afterwords.server.store.sqlite.connections import (
     FileIdentity,
@@ -27,11 +28,11 @@ from afterwords.server.store.sqlite.connections import (
 )
 from afterwords.server.store.sqlite.disk_reserve import DiskReserve
 from afterwords.server.store.sqlite.opening import prepare
+from afterwords.server.store.sqlite.presence import Presence
 from afterwords.server.store.sqlite.write_queue import Writer, WriteTask
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Work = Callable[Concatenate[Connection, P], T]
 
 WRITE_DEADLINE_S: Final = 1.8
 READ_DEADLINE_S: Final = 1.5
@@ -42,16 +43,13 @@ N_READ_THREADS: Final = 4
 CACHE_MAX: Final = 4096
 
 
-class Database:
-    """Atomic reads and writes.
-
-    All raise DatabaseUnavailableError within 2 s if the file is locked, missing, replaced, or not a database, and
-    StorageFullError if its disk is full. They recover by themselves.
-    """
+class SqliteDatabase:
+    """The port `Database` on a SQLite file, which is unavailable while it is locked, missing, replaced or damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._engine: Engine = engine_for(path)
+        self._presence = Presence(path)
         self._reserve = DiskReserve(path.with_name(f"{path.name}.reserve"))
         self._identity: FileIdentity | None = None
         self._reader: VerifiedConnection | None = None
@@ -68,11 +66,7 @@ class Database:
         return self._identity.secret
 
     async def open(self) -> bool:
-        """Create the file if it is missing, migrate its schema, and connect. Return whether it is new.
-
-        Raises:
-            ServerSetupError: A later version has changed the schema.
-        """
+        """Create the file if it is missing, migrate its schema, and connect. Return whether it is new."""
         try:
             identity, is_new = await asyncio.to_thread(prepare, self.path)
             await asyncio.to_thread(self._reserve.make)
@@ -99,6 +93,18 @@ class Database:
         if self._threads:
             self._threads.shutdown(wait=False)
         self._engine.dispose()
+
+    async def announce(self, *, monotonic: float) -> int:  # noqa: ARG002 - the system releases the locks of the dead
+        return await asyncio.to_thread(self._presence.enter)
+
+    async def stay(self, *, monotonic: float) -> None:
+        """Do nothing: a process holds its lock until it ends."""
+
+    async def leave(self) -> None:
+        self._presence.leave()
+
+    async def read_time(self) -> float | None:
+        return None
 
     async def check(self, now: datetime) -> None:
         """Check that the database can be read and written."""

