@@ -63,8 +63,7 @@ def explain_network_errors() -> Iterator[None]:
     try:
         yield
     except (ImportError, OSError, ValueError, httpx.InvalidURL):
-        problem = _proxy_problem() or _certificate_problem() or _no_proxy_problem()
-        if problem is None:
+        if (problem := _find_problem()) is None:
             raise
         raise problem from None  # the cause may quote the password of a proxy
 
@@ -94,7 +93,7 @@ def _proxy_variables() -> dict[str, str]:
     return {name.lower(): name for name in sorted(names, key=str.islower)}
 
 
-def _proxy_problem() -> RemoteError | None:
+def _find_problem() -> RemoteError | None:
     import httpx
 
     variables = _proxy_variables()
@@ -111,10 +110,6 @@ def _proxy_problem() -> RemoteError | None:
         except (ValueError, httpx.InvalidURL):
             hint = f"set {name} to a URL such as http://proxy.example.com:3128, or unset it."
             return _setting_error(name, "it is not the URL of a proxy", hint=hint)
-    return None
-
-
-def _certificate_problem() -> RemoteError | None:
     if path := os.environ.get("SSLKEYLOGFILE"):
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).keylog_filename = path
@@ -129,22 +124,15 @@ def _certificate_problem() -> RemoteError | None:
             if isinstance(error, ssl.SSLError):
                 why = "the file contains no valid certificate"
             return _setting_error("SSL_CERT_FILE", why, hint="set SSL_CERT_FILE to a PEM file, or unset it.")
-    return None
-
-
-def _no_proxy_problem() -> RemoteError | None:
-    """Return what is wrong with NO_PROXY; call it only when the proxies themselves are valid."""
-    import httpx
-
-    try:
+    try:  # NO_PROXY, since the proxies themselves are valid
         httpx.Client(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)).close()
     except (ImportError, ValueError, httpx.InvalidURL):
-        name = _proxy_variables().get("no_proxy")
-        if name is None:
+        no_proxy = variables.get("no_proxy")
+        if no_proxy is None:
             hint = "correct them, or set HTTPS_PROXY, which takes precedence."
             return _setting_error("the system", "its proxy settings are invalid", hint=hint)
-        hint = f"set {name} to a comma-separated list of host names, or unset it."
-        return _setting_error(name, "it is not a list of host names", hint=hint)
+        hint = f"set {no_proxy} to a comma-separated list of host names, or unset it."
+        return _setting_error(no_proxy, "it is not a list of host names", hint=hint)
     return None
 
 

@@ -212,15 +212,11 @@ def _is_end(block: str, start: int, stop: re.Match[str], *, has_case: bool) -> b
         return mark[-1] in "!?" and re.match(f"[{_CJK}]", after) is not None
     is_line_end = after == "\n"
     continues = has_case and block[stop.end() + 1].islower() and not is_line_end
-    if mark == ".":
-        return _is_full_stop(block, start, stop, has_case=has_case) and not continues
-    if "!" in mark or "?" in mark:
-        return not (closers and continues)
-    return not continues
-
-
-def _is_full_stop(block: str, start: int, stop: re.Match[str], *, has_case: bool) -> bool:
-    """Return whether a period before a space ends a sentence, rather than an abbreviation, initial or number."""
+    if mark != ".":
+        return not continues or (not closers and ("!" in mark or "?" in mark))
+    if continues:
+        return False
+    # A period before a space ends a sentence, or an abbreviation, initial or number.
     found = _TOKEN_BEFORE.search(block[max(start, stop.start() - 24) : stop.start()])
     token = found.group() if found else ""
     key = token.casefold()
@@ -234,7 +230,7 @@ def _is_full_stop(block: str, start: int, stop: re.Match[str], *, has_case: bool
     if is_initial or key in _ABBREVIATIONS or _DOTTED.fullmatch(token):
         starts = word.casefold() in _STARTERS and not (len(word) == 1 and dot)
         starts = starts and not (has_case and word[:1].islower())
-        return starts or (not is_initial and block[stop.end()] == "\n")
+        return starts or (not is_initial and is_line_end)
     if token.isdecimal():
         is_item = len(token) <= 2 and block[start : stop.start()].strip() == token
         return not is_item and not (len(token) <= 2 and word.casefold() in _MONTHS)

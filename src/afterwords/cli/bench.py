@@ -54,7 +54,8 @@ def bench(
     from afterwords import local
     from afterwords.bench.measurement import TIMEOUT_MAX_S, TIMEOUT_S
     from afterwords.bench.sentences import SENTENCES
-    from afterwords.errors import InvalidOptionError
+    from afterwords.client.profiles import find_access
+    from afterwords.errors import InvalidOptionError, UnauthorizedError
     from afterwords.text import check_text, normalize_lang
 
     timeout_s = TIMEOUT_S if timeout is None else timeout
@@ -64,7 +65,12 @@ def bench(
     text = check_text(text) if text is not None else None
     chosen = local.library().choose(voice)
     lang = normalize_lang(lang or chosen.lang)
-    server = _find_server(profile) if is_remote(remote, profile) else None
+    server = None
+    if is_remote(remote, profile):
+        access = find_access(profile=profile)
+        if access.api_key is None:
+            raise UnauthorizedError.not_logged_in(access.base_url)
+        server = access.base_url
     text = text or SENTENCES[lang]
     backends = _choose_backends(backend or [], lang=lang, skips_slow=skip_slow, has_server=server is not None)
     if server is None:
@@ -78,21 +84,6 @@ def bench(
     _explain(rows, len(text))
     if all(row.error for row in rows):
         raise typer.Exit(rows[0].exit_code or 1)
-
-
-def _find_server(profile: str | None) -> str:
-    """Return the address of the server to measure.
-
-    Raises:
-        UnauthorizedError: There is no key for it.
-    """
-    from afterwords.client.profiles import find_access
-    from afterwords.errors import UnauthorizedError
-
-    access = find_access(profile=profile)
-    if access.api_key is None:
-        raise UnauthorizedError.not_logged_in(access.base_url)
-    return access.base_url
 
 
 def _choose_backends(names: Sequence[str], *, lang: str, skips_slow: bool, has_server: bool) -> list[str]:

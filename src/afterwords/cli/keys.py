@@ -211,39 +211,41 @@ def create(
 @keys.command("list", cls=HelpCommand)
 def list_keys(remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
     """List the API keys with their limits and use, without the secrets."""
+    from afterwords.models import now
+
     found = _open(remote, profile).list()
     if as_json:
         output.result_json([key.model_dump(mode="json") for key in found])
-    elif found:
-        headers = ("id", "key", "label", "account", "scopes", "spent", "used (UTC)", "created", "state")
-        output.result_table(headers, [_row(key) for key in found])
-    else:
+        return
+    if not found:
         output.note("There are no keys yet. Create one: afterwords keys create")
-
-
-def _row(key: ApiKey) -> tuple[str, ...]:
-    from afterwords.models import now
-
-    spent = "-" if key.characters is None else f"{key.characters:,}"
-    if key.character_limit is not None:
-        spent += f" / {key.character_limit:,}"
-    if key.revoked_at is not None:
-        state = "revoked"
-    elif key.expires_at is None:
-        state = "valid"
-    else:
-        state = "expired" if key.expires_at <= now() else f"valid until {key.expires_at:%Y-%m-%d %H:%M} UTC"
-    return (
-        key.key_id,
-        f"{key.prefix}…" if key.prefix else "-",
-        key.label or "-",
-        key.account_id[:8] if key.account_id else "-",
-        " ".join(key.scopes) or "all",
-        spent,
-        f"{key.used_at:%Y-%m-%d %H:%M}" if key.used_at else "-",
-        f"{key.created_at:%Y-%m-%d}",
-        state,
-    )
+        return
+    rows = []
+    for key in found:
+        spent = "-" if key.characters is None else f"{key.characters:,}"
+        if key.character_limit is not None:
+            spent += f" / {key.character_limit:,}"
+        if key.revoked_at is not None:
+            state = "revoked"
+        elif key.expires_at is None:
+            state = "valid"
+        else:
+            state = "expired" if key.expires_at <= now() else f"valid until {key.expires_at:%Y-%m-%d %H:%M} UTC"
+        rows.append(
+            (
+                key.key_id,
+                f"{key.prefix}…" if key.prefix else "-",
+                key.label or "-",
+                key.account_id[:8] if key.account_id else "-",
+                " ".join(key.scopes) or "all",
+                spent,
+                f"{key.used_at:%Y-%m-%d %H:%M}" if key.used_at else "-",
+                f"{key.created_at:%Y-%m-%d}",
+                state,
+            )
+        )
+    headers = ("id", "key", "label", "account", "scopes", "spent", "used (UTC)", "created", "state")
+    output.result_table(headers, rows)
 
 
 @keys.command(cls=HelpCommand)

@@ -33,7 +33,7 @@ def login(
 ) -> None:
     """Log in to a server with an API key, which is asked for or read from stdin."""
     from afterwords.client import Client
-    from afterwords.client.profiles import LOCAL_URL, Access, check_profile, check_secret, check_url
+    from afterwords.client.profiles import DEFAULT_NAME, LOCAL_URL, Access, check_profile, check_secret, check_url
 
     profiles = _profiles()
     if profile is not None:
@@ -48,7 +48,18 @@ def login(
             raise output.UsageError("No server is named.", hint="name it: afterwords login https://…")
         url = output.ask(f"Address of the server (Enter: {LOCAL_URL})").strip() or LOCAL_URL
     url = check_url(url)
-    name = profile or _choose_name(profiles, url)
+    name = profile
+    if name is None:  # the login with this address, or `default` unless another server has that name
+        urls = {known.name: known.url for known in profiles.all()}
+        if same := [known for known, address in urls.items() if address == url]:
+            chosen = profiles.current()
+            name = chosen.name if chosen and chosen.name in same else same[0]
+        elif DEFAULT_NAME in urls:
+            raise output.UsageError(
+                f"You are logged in to {urls[DEFAULT_NAME]} already.", hint="add --profile NAME to have both."
+            )
+        else:
+            name = DEFAULT_NAME
     if not Access(url).is_private:
         output.note("[yellow]The address begins with http://: anyone on the network can read the key.[/yellow]")
     if output.is_terminal():
@@ -66,21 +77,6 @@ def login(
     output.note(f"  The key is in {output.shown(place)}.")
     _warn_of_environment()
     output.note(f"Next: {output.shown(command('whoami', profile=profile))}")
-
-
-def _choose_name(profiles: Profiles, url: str) -> str:
-    """Return the name of the login with this address, or `default` unless another server has that name."""
-    from afterwords.client.profiles import DEFAULT_NAME
-
-    urls = {profile.name: profile.url for profile in profiles.all()}
-    if same := [name for name, known in urls.items() if known == url]:
-        chosen = profiles.current()
-        return chosen.name if chosen and chosen.name in same else same[0]
-    if DEFAULT_NAME in urls:
-        raise output.UsageError(
-            f"You are logged in to {urls[DEFAULT_NAME]} already.", hint="add --profile NAME to have both."
-        )
-    return DEFAULT_NAME
 
 
 def logout(profile: Profile = None) -> None:

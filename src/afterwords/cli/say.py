@@ -157,7 +157,18 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
 
     check_text(request.text)
     with connect(profile) as client:
-        voice = request.voice if request.voice is not None else _find_only_voice(client, profile)
+        voice: Voice | str | None = request.voice
+        if voice is None:
+            voices = list(client.voices.list())
+            if not voices:
+                push = command("push", "NAME", profile=profile)
+                raise output.UsageError(f"{client.base_url} has no voices yet.", hint=f"copy one there: {push}")
+            if len(voices) > 1:
+                raise output.UsageError(
+                    f"{client.base_url} has {len(voices)} voices and none was named.",
+                    hint=f"add --voice NAME ({', '.join(output.plain(voice.name) for voice in voices[:5])}).",
+                )
+            voice = voices[0]
         done: RemoteSpeech | RemoteJob
         duration_s: float | None
         if request.is_played:
@@ -184,19 +195,6 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
         "left_out": list(done.left_out),
     }
     return facts, ", ".join(filter(None, (done.backend, "from the cache, free of charge" if done.is_cached else "")))
-
-
-def _find_only_voice(client: Client, profile: str | None) -> Voice:
-    voices = list(client.voices.list())
-    if len(voices) == 1:
-        return voices[0]
-    if not voices:
-        push = command("push", "NAME", profile=profile)
-        raise output.UsageError(f"{client.base_url} has no voices yet.", hint=f"copy one there: {push}")
-    raise output.UsageError(
-        f"{client.base_url} has {len(voices)} voices and none was named.",
-        hint=f"add --voice NAME ({', '.join(output.plain(voice.name) for voice in voices[:5])}).",
-    )
 
 
 def _download_speech(

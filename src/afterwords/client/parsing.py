@@ -100,10 +100,19 @@ def parse_error(response: Response, request: Request) -> AfterwordsError:
     request_id = _word(fields.get("request_id")) or _word(response.headers.get("x-request-id"))
     message = str(fields.get("message") or f"The server responded with status {response.status}.")
     limit = response.headers.get("ratelimit-limit", "")
+    if code in _HINTS:
+        hint = _HINTS[code]
+    elif response.retry_after_s is not None:
+        hint = f"wait {response.retry_after_s} s, then try again."
+    elif response.status < 500:
+        hint = "correct the request, then try again."
+    else:
+        about = f", and name the request {request_id}" if request_id else ""
+        hint = f"try again; if it fails again, ask the operator of the server{about}."
     return error_from_code(
         code,
         message[:_MESSAGE_MAX_CHARS],
-        hint=_hint(code, response, request_id),
+        hint=hint,
         http_status=response.status,
         param=_word(fields.get("param")),
         limit=int(limit) if re.fullmatch(r"\d{1,15}", limit) else None,
@@ -114,17 +123,6 @@ def parse_error(response: Response, request: Request) -> AfterwordsError:
 
 def _word(value: object) -> str | None:
     return value if isinstance(value, str) and _WORD.fullmatch(value) else None
-
-
-def _hint(code: str, response: Response, request_id: str | None) -> str:
-    if code in _HINTS:
-        return _HINTS[code]
-    if response.retry_after_s is not None:
-        return f"wait {response.retry_after_s} s, then try again."
-    if response.status < 500:
-        return "correct the request, then try again."
-    about = f", and name the request {request_id}" if request_id else ""
-    return f"try again; if it fails again, ask the operator of the server{about}."
 
 
 def truncated_response(response: Response) -> ConnectionLostError:

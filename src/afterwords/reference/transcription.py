@@ -281,12 +281,18 @@ def match_words(given_text: str, recognized: Sequence[Word]) -> tuple[Word, ...]
     given, home = _all_pieces(units)
     pieces, piece_home = _all_pieces([word.text for word in recognized])
     found: list[Word | None] = [None] * len(units)
+    # A place between two positions, counted in pieces of the recognized words, in seconds:
+    edges = [recognized[index].start_s for index in piece_home] + [recognized[index].end_s for index in piece_home[-1:]]
     for position, first, last, is_equal in _places(given, pieces):
         unit = home[position]
         if is_equal:
             place = replace(recognized[piece_home[int(first)]], text=units[unit])
         else:
-            place = Word(units[unit], *_time_at(recognized, piece_home, first, last), 0.0)
+            start_s, end_s = (
+                edges[int(at)] + (at % 1) * (edges[min(int(at) + 1, len(piece_home))] - edges[int(at)])
+                for at in (first, last)
+            )
+            place = Word(units[unit], start_s, end_s, 0.0)
         if (earlier := found[unit]) is not None:
             start_s, end_s = min(earlier.start_s, place.start_s), max(earlier.end_s, place.end_s)
             place = Word(place.text, start_s, end_s, max(earlier.confidence, place.confidence))
@@ -343,13 +349,3 @@ def _all_pieces(words: Sequence[str]) -> tuple[list[str], list[int]]:
     """Return the pieces of all words, and the index of the word of each piece."""
     pairs = [(piece, index) for index, word in enumerate(words) for piece in _pieces(word)]
     return [piece for piece, _ in pairs], [index for _, index in pairs]
-
-
-def _time_at(words: Sequence[Word], home: Sequence[int], first: float, last: float) -> tuple[float, float]:
-    """Return start and end in seconds between two positions, counted in pieces of the recognized words."""
-    edges = [words[index].start_s for index in home] + [words[home[-1]].end_s]
-    start, end = (
-        edges[int(place)] + (place % 1) * (edges[min(int(place) + 1, len(home))] - edges[int(place)])
-        for place in (first, last)
-    )
-    return start, end

@@ -232,7 +232,7 @@ def _open_members(file: Path) -> Iterator[Iterator[tuple[str, Any]]]:
 
 
 def _verify(file: Path, database: Path) -> tuple[Contents, dict[str, str]]:
-    """Check every byte of a backup and extract the database; return the digests of the blobs by path."""
+    """Check every byte of a backup, extract and migrate the database; return the digests of the blobs by path."""
     found: dict[str, dict[str, Any]] = {}
     manifest: Any = None
     with _open_members(file) as members:
@@ -262,23 +262,7 @@ def _verify(file: Path, database: Path) -> tuple[Contents, dict[str, str]]:
     if manifest.get("files") != found:
         raise InvalidInputError.for_backup(file, why="its parts differ from its manifest")
     digests = {name.removeprefix(BLOBS): facts["sha256"] for name, facts in found.items() if name.startswith(BLOBS)}
-    n_voices = _check_database(file, database, digests, lost=frozenset(manifest.get("lost", ())))
-    size_bytes = sum(facts["size"] for facts in found.values())
-    return Contents(n_voices, len(digests), size_bytes, tuple(manifest.get("lost", ()))), digests
-
-
-def _parse_json(file: Path, data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise InvalidInputError.for_backup(file, why="its manifest can't be read")
-    return value
-
-
-def _check_database(file: Path, database: Path, digests: dict[str, str], *, lost: frozenset[str]) -> int:
-    """Check the database and its references, migrate it, and return its number of voices."""
+    lost = tuple(manifest.get("lost", ()))
     database.chmod(0o600)
     try:
         with _connect(database) as rows:
@@ -292,7 +276,18 @@ def _check_database(file: Path, database: Path, digests: dict[str, str], *, lost
         raise InvalidInputError.for_backup(file, why="its database can't be read") from error
     if not is_intact or any(digests.get(path) != digest for path, digest in referenced.items() if path not in lost):
         raise InvalidInputError.for_backup(file, why="its database references audio that is missing")
-    return int(n_voices)
+    size_bytes = sum(facts["size"] for facts in found.values())
+    return Contents(n_voices, len(digests), size_bytes, lost), digests
+
+
+def _parse_json(file: Path, data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InvalidInputError.for_backup(file, why="its manifest can't be read")
+    return value
 
 
 async def _check_is_empty(path: Path, blobs: Blobs, files: dict[str, str]) -> None:

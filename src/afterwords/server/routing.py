@@ -141,7 +141,23 @@ class ApiRoute(APIRoute):
             if (state := self.lifetime.state) is None:
                 raise ServiceError(code="not_opened")
             context.state = scope.setdefault("state", {})["afterwords"] = state
-            await self._dispatch({**scope, "method": "GET"} if context.is_head else scope, context)
+            if context.is_head:
+                scope = {**scope, "method": "GET"}
+            if scope["method"] not in (self.methods or ()):
+                context.check_host()
+                allowed = ", ".join(sorted(self.lifetime.methods[self.path]))
+                raise InvalidRequestError(
+                    f"This path supports only {allowed}.",
+                    code="method_not_allowed",
+                    hint=f"use {allowed}.",
+                    headers={"Allow": allowed},
+                )
+            if scope.get("afterwords.is_direct") and not self.dependant.dependencies:
+                await context.authenticate(self.requirements)
+                response = await self._call_endpoint(Request(scope, context.receive))
+                await response(scope, context.receive, context.send)
+            else:
+                await super().handle(scope, context.receive, context.send)
         except ClientDisconnect:
             context.status = context.status or 499
         except asyncio.CancelledError:
@@ -162,23 +178,6 @@ class ApiRoute(APIRoute):
             if context.task is not None and context.state is not None:
                 context.state.authenticator.requests.leave(context.task)
             context.log()
-
-    async def _dispatch(self, scope: Scope, context: RequestContext) -> None:
-        if scope["method"] not in (self.methods or ()):
-            context.check_host()
-            allowed = ", ".join(sorted(self.lifetime.methods[self.path]))
-            raise InvalidRequestError(
-                f"This path supports only {allowed}.",
-                code="method_not_allowed",
-                hint=f"use {allowed}.",
-                headers={"Allow": allowed},
-            )
-        if scope.get("afterwords.is_direct") and not self.dependant.dependencies:
-            await context.authenticate(self.requirements)
-            response = await self._call_endpoint(Request(scope, context.receive))
-            await response(scope, context.receive, context.send)
-        else:
-            await super().handle(scope, context.receive, context.send)
 
 
 class _JsonRequest(Request):

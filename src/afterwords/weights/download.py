@@ -136,8 +136,16 @@ class _Download:
                 if not path.is_dir() and path not in known:
                     path.unlink()
         counter = ByteCounter(lock.size_bytes, self._progress)
-        for file in lock.files:
-            self._reuse_old(file, on_read=lambda n, name: counter.add(n, f"checking {name}"))
+        for file in lock.files:  # link or copy a file of the folder that will be replaced, if its hash is the same
+            if self._old is None or self._partial.has(file) or not self._old.has(file):
+                continue
+            source, target = self._old.file_path(file), self._partial.file_path(file)
+            if has_hash(source, file, on_read=lambda n, name: counter.add(n, f"checking {name}")):
+                disk.make_folder(target.parent)
+                try:
+                    target.hardlink_to(source)
+                except OSError:  # on another disk, or on one without links
+                    disk.write(target, disk.read_pieces(source))
         needed_bytes = lock.size_bytes - self._partial.present_bytes(lock)
         free_bytes = shutil.disk_usage(self._partial.path).free
         if needed_bytes > free_bytes:
@@ -154,19 +162,6 @@ class _Download:
         disk.move(self._partial.path, self._target)
         empty_trash(self._target.parent, self._target.name)
         return self._target
-
-    def _reuse_old(self, file: ModelFile, *, on_read: Callable[[int, str], None]) -> None:
-        """Link or copy a file of the folder that will be replaced, if its hash is the same."""
-        if self._old is None or self._partial.has(file) or not self._old.has(file):
-            return
-        source, target = self._old.file_path(file), self._partial.file_path(file)
-        if not has_hash(source, file, on_read=on_read):
-            return
-        disk.make_folder(target.parent)
-        try:
-            target.hardlink_to(source)
-        except OSError:  # on another disk, or on one without links
-            disk.write(target, disk.read_pieces(source))
 
     def _download(self, lock: Lock, file: ModelFile, counter: ByteCounter) -> None:
         """Download one file, verify it and move it to its name. A file with the wrong hash is downloaded once more."""
@@ -242,10 +237,13 @@ class _Hub:
         with self._translate_errors(f"repository {repository}"):
             try:
                 info = api.model_info(repository, revision="main", timeout=30, files_metadata=True)
-                files = [
-                    _to_model_file(sibling)
-                    for sibling in info.siblings or []
-                    if matches(sibling.rfilename, (*checkpoint.required, *checkpoint.optional))
+                siblings: list[Any] = info.siblings or []
+                files = [  # the hub lists the SHA-256 of large files, and the SHA-1 of git of the others
+                    ModelFile(name=file.rfilename, size_bytes=file.lfs.size, sha256=file.lfs.sha256)
+                    if file.lfs
+                    else ModelFile(name=file.rfilename, size_bytes=file.size, git_sha1=file.blob_id)
+                    for file in siblings
+                    if matches(file.rfilename, (*checkpoint.required, *checkpoint.optional))
                 ]
                 lock = Lock(repository=repository, revision=info.sha or "", files=tuple(files))
             except OSError:
@@ -362,10 +360,3 @@ class _Hub:
         if status in (404, 410):
             return HubError.for_url(self.url, f"has no {what}", code="hub_missing")
         return HubError.for_url(self.url, why=f"answers with status {status} for the {what}")
-
-
-def _to_model_file(sibling: Any) -> ModelFile:
-    """Return a file as the hub lists it: SHA-256 for large files, the SHA-1 of git for the others."""
-    if sibling.lfs:
-        return ModelFile(name=sibling.rfilename, size_bytes=sibling.lfs.size, sha256=sibling.lfs.sha256)
-    return ModelFile(name=sibling.rfilename, size_bytes=sibling.size, git_sha1=sibling.blob_id)

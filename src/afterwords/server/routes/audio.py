@@ -218,7 +218,13 @@ async def _encode(
     n_frames, is_first = (audio.size_bytes - start) // 2, True
     async with aclosing(encode_stream(request, steps(), sample_rate, speech_format, read_info(head), sink)) as encoded:
         async for ready in encoded:
-            yield _set_flac_length(ready, n_frames) if is_first else ready
+            if is_first and ready[:4] == b"fLaC":
+                # The encoder learns the number of samples too late. Source: RFC 9639, 8.2: the 36 bits after 28 bits of
+                # rate, channels and sample size.
+                facts = int.from_bytes(ready[18:26], "big") | n_frames
+                yield ready[:18] + facts.to_bytes(8, "big") + ready[26:]
+            else:
+                yield ready
             is_first = False
 
 
@@ -249,17 +255,6 @@ async def encode_stream(
                 yield ready
     if ready := sink.take():
         yield ready
-
-
-def _set_flac_length(start: bytes, n_frames: int) -> bytes:
-    """Return the start of a FLAC file with its number of samples, which the encoder learns too late.
-
-    Source: RFC 9639, 8.2: the 36 bits after 28 bits of rate, channels and sample size.
-    """
-    if start[:4] != b"fLaC":
-        return start
-    facts = int.from_bytes(start[18:26], "big") | n_frames
-    return start[:18] + facts.to_bytes(8, "big") + start[26:]
 
 
 def _closing(audio: BlobReader) -> Callable[[bool], Awaitable[None]]:

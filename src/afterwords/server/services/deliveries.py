@@ -48,24 +48,21 @@ class Deliveries:
         async with asyncio.TaskGroup() as group:
             while True:
                 self._ended.clear()
+                now = self._clock.monotonic()
+                allowed = {}
+                for account_id, account in self._accounts.items():
+                    maximum = PER_ACCOUNT_MAX if not account.n_failed else int(now >= account.not_before_s)
+                    allowed[account_id] = max(0, maximum - account.n_running)
                 with _log_failure():
-                    for call in await self._claim() if self._n_running < CONCURRENT_MAX else ():
-                        self._accounts.setdefault(call.job.account_id, _AccountState()).n_running += 1
-                        self._n_running += 1
-                        group.create_task(self._attempt(call))
+                    if limit := CONCURRENT_MAX - self._n_running:
+                        calls = self._store.claim_webhooks(limit=limit, per_account=PER_ACCOUNT_MAX, allowed=allowed)
+                        for call in await calls:
+                            self._accounts.setdefault(call.job.account_id, _AccountState()).n_running += 1
+                            self._n_running += 1
+                            group.create_task(self._attempt(call))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(interval_s):  # wait_for loses a cancellation that comes with the event
                         await self._ended.wait()
-
-    async def _claim(self) -> list[WebhookCall]:
-        now = self._clock.monotonic()
-        allowed = {}
-        for account_id, account in self._accounts.items():
-            maximum = PER_ACCOUNT_MAX if not account.n_failed else int(now >= account.not_before_s)
-            allowed[account_id] = max(0, maximum - account.n_running)
-        return await self._store.claim_webhooks(
-            limit=CONCURRENT_MAX - self._n_running, per_account=PER_ACCOUNT_MAX, allowed=allowed
-        )
 
     async def _attempt(self, call: WebhookCall) -> None:
         account_id = call.job.account_id

@@ -60,15 +60,13 @@ class HomeVoices:
             log.warning("the voices of this home can't be read code=%s", error.code)
             self._signature = signature
             return
-        rows = {voice.voice_id: row for voice in voices if (row := self._row(voice, account_id or "")) is not None}
-        if n_hidden := len(damaged) + len(voices) - len(rows):
+        new = {voice.voice_id: row for voice in voices if (row := self._row(voice, account_id or "")) is not None}
+        if n_hidden := len(damaged) + len(voices) - len(new):
             log.warning("voices of this home not offered=%d (afterwords voices shows why)", n_hidden)
-        self.n_offered = len(rows)
-        if account_id is not None:
-            await self._update_rows(account_id, rows, kept=kept)
-        self._signature = signature
-
-    async def _update_rows(self, account_id: str, new: dict[str, StoredVoice], *, kept: frozenset[str] | None) -> None:
+        self.n_offered = len(new)
+        if account_id is None:
+            self._signature = signature
+            return
         rows = await self.store.list_voices(account_id=account_id, limit=None, after=None)
         pushed = {row.ref_sha256 for row in rows if row.home_id is None}
         old = {row.home_id: row for row in rows if row.home_id is not None}
@@ -86,6 +84,7 @@ class HomeVoices:
             exists = home_id in old and _identity(old[home_id]) == _identity(wanted)
             if not exists and wanted.ref_sha256 not in pushed:  # the same recording is the same voice
                 await self.store.add_voice(wanted)
+        self._signature = signature
 
     async def _delete(self, row: StoredVoice) -> None:
         paths = await self.store.delete_voice(row.voice_id, account_id=row.account_id)
