@@ -48,6 +48,22 @@ class KeyContract:
         assert first.account_id == second.account_id == await world.store.get_home_account()
         assert bob.account_id != first.account_id
 
+    async def test_worker_token_is_valid_until_it_is_revoked(self, world: World) -> None:
+        store = world.store
+        first = await store.add_worker_token(digest("first"), label="gpu", prefix="awp_1234")
+        second = await store.add_worker_token(digest("second"), label=None, prefix="awp_5678")
+
+        assert await store.list_worker_tokens() == [first, second]
+        assert (first.label, first.created_at, first.revoked_at) == ("gpu", START, None)
+        assert await store.find_worker_token(digest("first")) == first.token_id
+        assert await store.find_worker_token(digest("another")) is None
+        assert await store.revoke_worker_token(first.token_id)
+        assert await store.find_worker_token(digest("first")) is None
+        assert not await store.is_worker_token_valid(first.token_id)
+        assert await store.is_worker_token_valid(second.token_id)
+        assert [token.revoked_at for token in await store.list_worker_tokens()] == [START, None]
+        assert not await store.revoke_worker_token(digest("unknown").hex()[:36])
+
     async def test_keys_are_listed_oldest_first(self, world: World) -> None:
         names = ["ann", "bob", "eve"]
         callers = [await world.caller(name) for name in names]

@@ -66,6 +66,21 @@ class Idempotency:
     body_sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerToken:
+    """A token of remote workers, without its secret.
+
+    Attributes:
+        prefix: Its first characters, to recognize it by.
+    """
+
+    token_id: str
+    label: str | None
+    prefix: str
+    created_at: datetime
+    revoked_at: datetime | None = None
+
+
 # -- voices --------------------------------------------------------------------------------------------------
 
 

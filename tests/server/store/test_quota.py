@@ -124,6 +124,7 @@ async def test_migration_counts_the_bytes_of_existing_rows(world: World, folder:
             CREATE INDEX ix_accounts_turn ON accounts (turn);
             DROP TABLE turns;
             DROP TABLE servers;
+            DROP TABLE worker_tokens;
             """
         )
         database.execute("UPDATE alembic_version SET version_num = '0005'")

@@ -86,6 +86,19 @@ keys: Final = Table(
     sqlite_autoincrement=True,
 )
 
+worker_tokens: Final = Table(
+    "worker_tokens",
+    metadata,
+    Column("seq", SEQUENCE, primary_key=True),
+    Column("token_id", ID, nullable=False, unique=True),
+    Column("sha256", LargeBinary, nullable=False, unique=True),
+    Column("label", Text),
+    Column("prefix", String(16), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("revoked_at", UtcTime),
+    sqlite_autoincrement=True,
+)
+
 voices: Final = Table(
     "voices",
     metadata,

@@ -29,9 +29,10 @@ from afterwords.server.records import (
     SubmittedJob,
     VoiceChanges,
     WebhookCall,
+    WorkerToken,
 )
 from afterwords.server.settings import without_secrets
-from afterwords.server.store import garbage, jobs, keys, leases, usage, voices, webhooks
+from afterwords.server.store import garbage, jobs, keys, leases, usage, voices, webhooks, worker_tokens
 from afterwords.server.store.database import Database
 
 POSTGRES: Final = frozenset({"postgresql", "postgres", "postgresql+psycopg"})
@@ -147,6 +148,23 @@ class SqlStore:
 
     async def get_usage(self, caller: Caller) -> Usage:
         return await self._database.read(usage.get, caller, now=self._clock.now())
+
+    # -- tokens of remote workers ----------------------------------------------------------------------------
+
+    async def add_worker_token(self, sha256: bytes, *, label: str | None, prefix: str) -> WorkerToken:
+        return await self._database.write(worker_tokens.add, sha256, label=label, prefix=prefix, now=self._clock.now())
+
+    async def list_worker_tokens(self) -> list[WorkerToken]:
+        return await self._database.read(worker_tokens.list_all)
+
+    async def find_worker_token(self, sha256: bytes) -> str | None:
+        return await self._database.read(worker_tokens.find, sha256)
+
+    async def is_worker_token_valid(self, token_id: str) -> bool:
+        return await self._database.read(worker_tokens.is_valid, token_id)
+
+    async def revoke_worker_token(self, token_id: str) -> bool:
+        return await self._database.write(worker_tokens.revoke, token_id, now=self._clock.now())
 
     # -- voices and cache ------------------------------------------------------------------------------------
 
