@@ -22,6 +22,7 @@ STATUSES = {
     (403, 3): "insufficient_scope",
     (404, 4): "hub_missing job_not_found job_not_ready key_not_found not_found unknown_model voice_not_found",
     (405, 5): "method_not_allowed",
+    (426, 5): "worker_protocol",
     (408, 8): "request_timeout",
     (409, 5): "ambiguous_voice_name conflict home_voice idempotency_conflict job_final key_replaced stale_attempt "
     "voice_exists",

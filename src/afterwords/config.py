@@ -70,7 +70,9 @@ SETTINGS: Final = frozenset(
     }
 )
 """Every setting of this machine and of its server, as spelled in config.toml."""
-ENVIRONMENT_SETTINGS: Final = frozenset({"api_key", "base_url", "debug", "failpoint", "profile", "testing"})
+ENVIRONMENT_SETTINGS: Final = frozenset(
+    {"api_key", "base_url", "debug", "failpoint", "profile", "testing", "worker_token"}
+)
 """Settings that are read only from the environment."""
 
 

@@ -456,6 +456,7 @@ class InvalidRequestError(ServiceError, code="bad_request", http_status=400, exi
             hint="use the address of the server, or add the name to AFTERWORDS_ALLOWED_HOSTS or AFTERWORDS_PUBLIC_URL.",
         ),
         "method_not_allowed": Code(405),
+        "worker_protocol": Code(426, hint="install the version of the server on the machine of the worker."),
         "request_timeout": Code(408, 8, hint="send the request again."),
         "request_too_large": Code(413, hint="send less at once."),
         "range_not_satisfiable": Code(416, hint="request one range within it."),

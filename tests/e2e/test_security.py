@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import sqlite3
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -29,6 +30,7 @@ UNKNOWN_ID: Final = "00000000-0000-4000-8000-000000000000"
 WAV: Final = canonical_wav(tone(5), RATE)
 ROUTES: Final = [route for route in create_app().routes if isinstance(route, APIRoute)]
 CALLS: Final = [(method, route.path_format) for route in ROUTES for method in sorted(route.methods or ())]
+WORKERS: Final = (Credential.WORKER, Credential.ATTEMPT, Credential.WORKER_TOKEN)
 PUBLIC: Final = {"/v1/health", "/healthz", "/readyz", "/openapi.json"}
 
 
@@ -84,12 +86,18 @@ def test_route_accepts_only_its_credential(served: Served, method: str, path: st
     with served.client() as client:
         key_id = client.get("/v1/keys").json()[0]["key_id"]
     wrong = ["aw_", "aw_" + "a" * 43, served.key[:-1], served.key + "a", served.key.upper(), key_id, "None", "null"]
-    if needed is Credential.WORKER:
+    if needed in WORKERS:
         wrong.append(served.key)
     if needed not in (Credential.ADMIN, Credential.USER_OR_ADMIN):
         wrong.append(ADMIN_SECRET)
     if needed is not Credential.WORKER:
-        wrong += [CALLBACK_SECRET, worker_token(secret_of(served), UNKNOWN_ID, 1)]
+        wrong.append(CALLBACK_SECRET)
+    if needed not in (Credential.WORKER, Credential.ATTEMPT):
+        wrong.append(worker_token(secret_of(served), UNKNOWN_ID, 1))
+    if needed is not Credential.WORKER_TOKEN:
+        wrong.append(worker_token_of(served))
+    if needed in WORKERS:  # of an attempt that was claimed with a token that does not exist
+        wrong.append(worker_token(secret_of(served), UNKNOWN_ID, 1, claimed_with=UNKNOWN_ID))
     with httpx.Client(base_url=served.url) as client:
         answers = [call(client, method, path)]
         for secret in wrong:
@@ -118,6 +126,12 @@ def test_admin_routes_return_401_without_admin_secret(tmp_path: Path) -> None:
             assert answer.json()["error"]["code"] == ("admin_required" if secret == served.key else "unauthorized")
         wav = httpx.put(f"{served.url}/v1/jobs/{UNKNOWN_ID}/audio", headers={"Authorization": "Bearer None"})
         assert wav.status_code == 401
+
+
+@cache
+def worker_token_of(served: Served) -> str:
+    """Return a new token of remote workers."""
+    return run("workers", "token", "create", env={"AFTERWORDS_HOME": str(served.home)}).out.strip()
 
 
 def secret_of(served: Served) -> bytes:

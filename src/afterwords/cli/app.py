@@ -61,6 +61,10 @@ COMMANDS: Final = {
     "keys": Entry(
         "Server", "keys", "List, create, rotate and revoke API keys of the server on this machine, or of another."
     ),
+    "worker": Entry(
+        "Server", "workers", "Run the jobs of a server elsewhere on this machine. Ctrl-C stops it after running jobs."
+    ),
+    "workers": Entry("Server", "workers", "Manage the tokens of remote workers."),
     "storage": Entry(
         "Server", "storage", "Check that the storage belongs to the server on this machine, and adopt it."
     ),
@@ -102,6 +106,7 @@ EXAMPLES: Final = {
     "backup": ("afterwords backup /backups/afterwords.tar",),
     "restore": ("afterwords restore /backups/afterwords.tar",),
     "accounts": ("afterwords accounts",),
+    "worker": ("afterwords worker --server https://voices.example.com --token - < token.txt",),
     "login": ("afterwords login https://voices.example.com",),
     "push": ("afterwords push me",),
     "pull": ("afterwords pull me",),

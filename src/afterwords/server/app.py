@@ -25,7 +25,7 @@ DESCRIPTION: Final = "Register a voice once and speak with it from anywhere."
 SCHEMES: Final = {
     "key": "An API key: `aw_…`.",
     "admin": "The admin secret, `AFTERWORDS_ADMIN_SECRET`.",
-    "worker": "The secret that all workers share, `AFTERWORDS_CALLBACK_SECRET`.",
+    "worker": "The token of the attempt, or the secret that all workers share, `AFTERWORDS_CALLBACK_SECRET`.",
 }
 REQUEST_HEADERS: Final = (
     "Authorization",
@@ -62,6 +62,8 @@ SECURITY: Final = {
     Credential.ADMIN: ("admin",),
     Credential.USER_OR_ADMIN: ("key", "admin"),
     Credential.WORKER: ("worker",),
+    Credential.ATTEMPT: ("worker",),
+    Credential.WORKER_TOKEN: ("worker",),
 }
 
 

@@ -16,7 +16,9 @@ from afterwords.server.auth import Authenticator
 from afterwords.server.blobs import open_blobs
 from afterwords.server.clock import SystemClock
 from afterwords.server.concurrency import ConcurrencyLimit, FairSemaphore
+from afterwords.server.dispatch.audio_stream import AudioStreams
 from afterwords.server.dispatch.local import LocalDispatcher
+from afterwords.server.dispatch.remote import CombinedDispatcher, RemoteDispatcher
 from afterwords.server.ports import Blobs, Clock, Dispatcher, Store
 from afterwords.server.records import QueueLimits
 from afterwords.server.services.audio_cache import ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES, AudioCache
@@ -57,6 +59,7 @@ class ServerState:
     voices: VoiceService
     synthesis: Synthesis
     completion: Completion
+    workers: RemoteDispatcher
     store: Store
     blobs: Blobs
     dispatcher: Dispatcher
@@ -130,7 +133,9 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
     encoded = AudioCache(ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES)
     recordings = Recordings(blobs, Library(settings.home) if settings.offers_library else None)
     queue = StoredJobQueue(store, blobs, clock, events, recordings, settings.lease_s, settings.max_attempts)
-    dispatcher: Dispatcher = LocalDispatcher(settings, queue)
+    streams = AudioStreams(settings.folder)
+    remote = RemoteDispatcher(settings, queue, streams)
+    dispatcher: Dispatcher = CombinedDispatcher(LocalDispatcher(settings, queue, streams), remote)
     catalog = BackendCatalog(dispatcher)
 
     def on_cancelled(job_ids: Sequence[str]) -> None:
@@ -150,6 +155,7 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
         voices=voices,
         synthesis=Synthesis(store, blobs, recordings, clock, catalog, limits, dispatcher, events, audio_cache),
         completion=queue,
+        workers=remote,
         store=store,
         blobs=blobs,
         dispatcher=dispatcher,

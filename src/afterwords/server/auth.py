@@ -39,7 +39,7 @@ from afterwords.errors import (
 from afterwords.server import records
 from afterwords.server.concurrency import ConcurrencyLimit
 from afterwords.server.services.keys import KeyService, digest
-from afterwords.server.services.signing import read_worker_token
+from afterwords.server.services.signing import read_worker_token, worker_token
 from afterwords.server.settings import LOCAL_NAMES, SECRET_MIN_CHARS, Settings
 
 CHECK_KEYS_S: Final = 0.4
@@ -63,7 +63,9 @@ class Credential(StrEnum):
     USER = "user"
     ADMIN = "admin"
     USER_OR_ADMIN = "user or admin"
-    WORKER = "worker token"
+    WORKER = "token of an attempt, or the callback secret"
+    ATTEMPT = "token of an attempt"
+    WORKER_TOKEN = "token of remote workers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +76,14 @@ class Requirements:
         scope: Scope that a user's key must have.
         max_body_bytes: Limit of the body; None if the route counts by itself.
         is_upload: Whether a body over the limit is a file that is too large (422) and not a request (413).
+        is_live: Whether the body is sent while it is generated, at any rate.
     """
 
     credential: Credential
     scope: records.Scope | None = None
     max_body_bytes: int | None = JSON_MAX_BYTES
     is_upload: bool = False
+    is_live: bool = False
 
 
 def requires(
@@ -88,6 +92,7 @@ def requires(
     *,
     max_body_bytes: int | None = JSON_MAX_BYTES,
     is_upload: bool = False,
+    is_live: bool = False,
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
     """Declare what an endpoint requires; every endpoint of an `ApiRoute` does.
 
@@ -104,7 +109,7 @@ def requires(
             except Exception as error:
                 raise ServiceError from error
 
-        call.requirements = Requirements(credential, scope, max_body_bytes, is_upload)  # type: ignore[attr-defined]
+        call.requirements = Requirements(credential, scope, max_body_bytes, is_upload, is_live)  # type: ignore[attr-defined]
         return call
 
     return declare
@@ -112,11 +117,17 @@ def requires(
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who sent a request: a key, the admin, or a worker with its attempt."""
+    """Who sent a request: a key, the admin, or a worker.
+
+    Attributes:
+        attempt: The attempt that a worker runs.
+        worker_token_id: The token of remote workers, also of one that the attempt was claimed with.
+    """
 
     caller: records.Caller | None = None
     is_admin: bool = False
     attempt: int | None = None
+    worker_token_id: str | None = None
     key_sha256: bytes | None = None
 
     @property
@@ -201,11 +212,8 @@ class Authenticator:
             raise UnauthorizedError
         secret = bearer[1]
         try:
-            if credential is Credential.WORKER:
-                attempt = read_worker_token(self._worker_secret, job_id, secret)
-                if attempt is None and not _is_equal(self._callback, secret):
-                    raise UnauthorizedError
-                return Identity(attempt=attempt)
+            if credential in (Credential.WORKER, Credential.ATTEMPT, Credential.WORKER_TOKEN):
+                return await self._authenticate_worker(credential, job_id, secret)
             if credential is not Credential.USER and _is_equal(self._admin, secret):
                 if self._is_guessable and self._failures:
                     self._failures.check(self._client_address(peer, forwarded))
@@ -224,6 +232,23 @@ class Authenticator:
             raise InsufficientScopeError(f"The key lacks the scope {scope}.", hint=f"use a key with the scope {scope}.")
         self._check_rate(caller)
         return Identity(caller=caller, key_sha256=digest(secret))
+
+    async def _authenticate_worker(self, credential: Credential, job_id: str, secret: str) -> Identity:
+        if credential is Credential.WORKER_TOKEN:
+            if (token_id := await self._keys.find_worker_token(secret)) is None:
+                raise UnauthorizedError
+            return Identity(worker_token_id=token_id)
+        if found := read_worker_token(self._worker_secret, job_id, secret):
+            attempt, claimed_with = found
+            if claimed_with is None or await self._keys.is_worker_token_valid(claimed_with):
+                return Identity(attempt=attempt, worker_token_id=claimed_with)
+        elif credential is Credential.WORKER and _is_equal(self._callback, secret):
+            return Identity()
+        raise UnauthorizedError
+
+    def attempt_token(self, job_id: str, attempt: int, *, claimed_with: str) -> str:
+        """Return the token for an attempt that a remote worker claimed."""
+        return worker_token(self._worker_secret, job_id, attempt, claimed_with=claimed_with)
 
     def _check_rate(self, caller: records.Caller) -> None:
         if not self._rate or self._limiter.hit(self._rate_item, caller.spending_id):
@@ -250,7 +275,7 @@ class Authenticator:
 
 
 class OpenRequests:
-    """The running requests of keys: limited per key, and cancelled once the key is revoked or expires.
+    """The running requests of keys and workers, cancelled once the key or token is revoked or expires.
 
     Args:
         maximum: Concurrent requests of one key and of those that replaced it.
@@ -259,49 +284,58 @@ class OpenRequests:
     def __init__(self, keys: KeyService, maximum: int) -> None:
         self._keys = keys
         self._limit = ConcurrencyLimit(maximum, doing="requests under way")
-        self._open: dict[bytes, set[RequestTask]] = {}
+        self._open: dict[bytes | str, set[RequestTask]] = {}
 
     def enter(self, identity: Identity) -> RequestTask | None:
-        """Count the current task as a request, until `leave`; return None if it has no key.
+        """Count the current task as a request, until `leave`; return None if it has neither key nor worker token.
 
         Raises:
             LimitError: The key has reached its limit.
         """
-        caller, key_sha256 = identity.caller, identity.key_sha256
-        if caller is None or key_sha256 is None:
+        secret_id = identity.key_sha256 or identity.worker_token_id
+        if secret_id is None:
             return None
-        self._limit.enter(caller.spending_id)
-        request = RequestTask(caller.spending_id, key_sha256)
-        self._open.setdefault(key_sha256, set()).add(request)
+        if identity.caller:
+            self._limit.enter(identity.caller.spending_id)
+        request = RequestTask(identity.caller.spending_id if identity.caller else None, secret_id)
+        self._open.setdefault(secret_id, set()).add(request)
         return request
 
     def leave(self, request: RequestTask) -> None:
         """Stop counting a request."""
-        self._limit.leave(request.spending_id)
-        requests = self._open[request.key_sha256]
+        if request.spending_id is not None:
+            self._limit.leave(request.spending_id)
+        requests = self._open[request.secret_id]
         requests.discard(request)
         if not requests:
-            del self._open[request.key_sha256]
+            del self._open[request.secret_id]
 
     async def watch(self) -> None:
         """Cancel the requests of keys that are no longer valid, also if another process revoked them; never returns."""
         while True:
             await asyncio.sleep(CHECK_KEYS_S)
-            for key_sha256, requests in [*self._open.items()]:
+            for secret_id, requests in [*self._open.items()]:
+                is_valid: Callable[[Any], Awaitable[bool]] = self._keys.is_valid
+                if isinstance(secret_id, str):
+                    is_valid = self._keys.is_worker_token_valid
                 with contextlib.suppress(AfterwordsError):  # the database is unavailable: check again next time
-                    if not await self._keys.is_valid(key_sha256):
+                    if not await is_valid(secret_id):
                         for request in [*requests]:
                             request.revoke()
 
 
 class RequestTask:
-    """The task of one request, which is cancelled when its key is no longer valid."""
+    """The task of one request, which is cancelled when its key or token is no longer valid.
 
-    __slots__ = ("_is_revoked", "_started", "_task", "key_sha256", "spending_id")
+    Attributes:
+        secret_id: Digest of the key, or id of the token of remote workers.
+    """
 
-    def __init__(self, spending_id: str, key_sha256: bytes) -> None:
+    __slots__ = ("_is_revoked", "_started", "_task", "secret_id", "spending_id")
+
+    def __init__(self, spending_id: str | None, secret_id: bytes | str) -> None:
         self.spending_id = spending_id
-        self.key_sha256 = key_sha256
+        self.secret_id = secret_id
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._started = time.monotonic()
         self._is_revoked = False

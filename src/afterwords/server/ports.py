@@ -28,6 +28,7 @@ from afterwords.server.records import (
     SubmittedJob,
     VoiceChanges,
     WebhookCall,
+    WorkerToken,
 )
 
 
@@ -131,6 +132,23 @@ class Store(Protocol):
 
     async def get_usage(self, caller: Caller) -> Usage:
         """Return the usage in this calendar month (UTC) of a key with a limit, otherwise of the whole account."""
+
+    # tokens of remote workers
+
+    async def add_worker_token(self, sha256: bytes, *, label: str | None, prefix: str) -> WorkerToken:
+        """Store the digest of a token."""
+
+    async def list_worker_tokens(self) -> list[WorkerToken]:
+        """Return all tokens, oldest first."""
+
+    async def find_worker_token(self, sha256: bytes) -> str | None:
+        """Return the id of the token with this digest if it is not revoked."""
+
+    async def is_worker_token_valid(self, token_id: str) -> bool:
+        """Return whether a token exists and is not revoked."""
+
+    async def revoke_worker_token(self, token_id: str) -> bool:
+        """Revoke a token. Return False if there is none with this id."""
 
     # voices and cache
 
@@ -358,10 +376,13 @@ class JobQueue(Protocol):
     """The source of a dispatcher's jobs, and the receiver of its results."""
 
     async def claim(self, *, backends: Sequence[str], worker: str, skip_voices: Sequence[str] = ()) -> Claim | None:
-        """Claim the next waiting job, except for these voices."""
+        """Claim the next waiting job, except for these voices. A queue may wait for one until it is interrupted."""
 
-    async def heartbeat(self, claim: Claim) -> bool:
-        """Renew the lease of a claim. Return False if the job was cancelled or claimed by another worker."""
+    def interrupt(self) -> None:
+        """Make a claim that waits for a job return, because other jobs can start now."""
+
+    async def heartbeat(self, job_id: str, attempt: int) -> bool:
+        """Renew the lease of an attempt. Return False if the job was cancelled or claimed by another worker."""
 
     async def reference(self, claim: Claim) -> bytes:
         """Return the reference recording as a canonical WAV file.
@@ -406,6 +427,17 @@ class JobQueue(Protocol):
 
     async def release(self, job_id: str, attempt: int) -> None:
         """Put a job back into the queue, because the worker stops."""
+
+
+class AttemptQueue(JobQueue, Protocol):
+    """A queue whose attempts may be continued by a process that did not claim them."""
+
+    async def find_claim(self, job_id: str, attempt: int, *, may_be_final: bool = False) -> Claim:
+        """Return the claim of an attempt, optionally also after it ended the job.
+
+        Raises:
+            StaleAttemptError: It does not hold the job, or the job was deleted with its voice.
+        """
 
 
 class Dispatcher(Protocol):

@@ -238,6 +238,7 @@ class RequestContext:
     _started: float = field(default_factory=time.perf_counter)
     _max_bytes: int | None = None
     _is_upload: bool = False
+    _is_live: bool = False
     _timeout_s: float = 15
     _n_bytes: int = 0
     _body_began: float = 0
@@ -275,7 +276,9 @@ class RequestContext:
             forwarded=self.headers.get(b"x-forwarded-for", ()),
         )
         self._max_bytes, self._is_upload = requirements.max_body_bytes, requirements.is_upload
-        self._timeout_s = self.state.settings.body_timeout_s
+        settings = self.state.settings
+        self._timeout_s = settings.stall_s if requirements.is_live else settings.body_timeout_s
+        self._is_live = requirements.is_live
         lengths = self.headers.get(b"content-length", [])
         if any(not length.isdigit() for length in lengths) or len(set(lengths)) > 1:
             raise InvalidRequestError("The Content-Length header is not a number.", hint="send the length of the body.")
@@ -303,7 +306,8 @@ class RequestContext:
             self._has_body = message.get("more_body", False)
             self._check_size(self._n_bytes)
             elapsed_s = time.monotonic() - self._body_began
-            if self._has_body and elapsed_s > self._timeout_s and self._n_bytes < elapsed_s * BODY_RATE_MIN:
+            is_slow = elapsed_s > self._timeout_s and self._n_bytes < elapsed_s * BODY_RATE_MIN
+            if self._has_body and is_slow and not self._is_live:
                 raise self._timed_out()
         return message
 

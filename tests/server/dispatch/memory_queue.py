@@ -114,9 +114,12 @@ class MemoryQueue:
                 return Claim(self.jobs[job.job_id], self._voice(job.voice_id))
         return None
 
-    async def heartbeat(self, claim: Claim) -> bool:
-        self._note("heartbeat", claim.job.job_id)
-        return self._holds(claim.job.job_id, claim.job.attempt)
+    def interrupt(self) -> None:
+        pass
+
+    async def heartbeat(self, job_id: str, attempt: int) -> bool:
+        self._note("heartbeat", job_id)
+        return self._holds(job_id, attempt)
 
     async def reference(self, claim: Claim) -> bytes:
         self._note("reference", claim.voice.voice_id)

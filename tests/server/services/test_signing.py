@@ -31,7 +31,15 @@ def test_webhook_secrets_of_keys_differ() -> None:
 def test_token_contains_its_attempt(attempt: int) -> None:
     token = worker_token(SECRET, JOB, attempt)
     assert token.startswith(f"awt_{attempt}.")
-    assert read_worker_token(SECRET, JOB, token) == attempt
+    assert read_worker_token(SECRET, JOB, token) == (attempt, None)
+
+
+def test_token_is_bound_to_what_it_was_claimed_with() -> None:
+    token = worker_token(SECRET, JOB, 1, claimed_with=JOB)
+    other = JOB[:-1] + ("0" if JOB[-1] != "0" else "1")
+    assert read_worker_token(SECRET, JOB, token) == (1, JOB)
+    assert read_worker_token(SECRET, JOB, token.replace(JOB, other)) is None
+    assert read_worker_token(SECRET, JOB, token.replace(f"{JOB}.", "")) is None
 
 
 def test_token_of_another_job_is_invalid() -> None:
@@ -63,4 +71,4 @@ def test_token_has_one_spelling(change: str) -> None:
 @given(st.text(), st.text(st.characters()))
 def test_no_token_raises(job_id: str, token: str) -> None:
     assert read_worker_token(SECRET, job_id, token) is None
-    assert read_worker_token(SECRET, job_id, worker_token(SECRET, job_id, 2)) == 2
+    assert read_worker_token(SECRET, job_id, worker_token(SECRET, job_id, 2)) == (2, None)

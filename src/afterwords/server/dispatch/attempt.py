@@ -203,12 +203,13 @@ class Attempt:
             _log.warning("job %s: its audio was refused: %s", job.job_id, error.code)
 
     async def _send_heartbeats(self) -> None:
+        job = self.claim.job
         while True:
             await asyncio.sleep(self._lease_s / 3)
             try:
-                is_ours = await self._queue.heartbeat(self.claim)
+                is_ours = await self._queue.heartbeat(job.job_id, job.attempt)
             except Exception as error:  # noqa: BLE001 - the next heartbeat may succeed, and the lease outlasts two
-                _log.warning("job %s: a heartbeat failed: %s", self.claim.job.job_id, type(error).__name__)
+                _log.warning("job %s: a heartbeat failed: %s", job.job_id, type(error).__name__)
                 continue
             if not is_ours:
                 self.drop()

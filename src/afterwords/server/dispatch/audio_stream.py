@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from afterwords.audio.wav import wav_header
 from afterwords.errors import SynthesisError
@@ -64,6 +65,18 @@ class AudioStream:
             self.file.replace_head(wav_header(self.sample_rate, n_frames=n_frames))
         self.is_finished = True
         self.changed.notify_all()
+
+    def finish_from(self, wav: BinaryIO, *, backend: str) -> None:
+        """Append what is missing from a whole WAV file of the same audio, written by another stream, and finish."""
+        if self.is_finished:
+            return
+        wav.seek(0)
+        header = wav.read(_HEADER_BYTES)
+        sample_rate = int.from_bytes(header[24:28], "little")
+        wav.seek(max(_HEADER_BYTES, self.file.size_bytes))
+        while header[36:40] == b"data" and (pcm := wav.read(_READ_BYTES)):
+            self.write(pcm, sample_rate=sample_rate, backend=backend)
+        self.finish()
 
     def abort(self) -> None:
         """End the stream: the audio is incomplete. A finished stream stays as it is."""

@@ -39,7 +39,7 @@ PREPARED_MAX: Final = 10_000
 """Voices that are known to have their prompts; to ask for one again costs a look into the storage."""
 CLAIM_MAX_S: Final = 10.0
 """How long the last claim may take when the server stops; the job queue answers within 2 s."""
-_SECRET_PREFIXES: Final = ("AFTERWORDS_API_KEY", "AFTERWORDS_STRIPE_", "AWS_")
+_SECRET_PREFIXES: Final = ("AFTERWORDS_API_KEY", "AFTERWORDS_STRIPE_", "AFTERWORDS_WORKER_TOKEN", "AWS_")
 """Beginnings of variables that engines, which may be plug-ins, don't get; nor do they get the server's settings."""
 
 
@@ -49,15 +49,16 @@ class LocalDispatcher:
     def __init__(
         self, settings: Settings, queue: JobQueue, streams: AudioStreams | None = None, *, config: Config | None = None
     ) -> None:
-        config = config or _load_config(settings)
+        config = config or load_worker_config(settings)
         self._settings = settings
         self._queue = queue
-        self._backends, self._engines, self._obstacle = _find_backends(config, n_workers=settings.workers)
+        self._backends, self._engines, self._obstacle = _find_backends(config)
         self._environment = environment_for(config, os.environ)
         self._slots: list[WorkerSlot] = []
         self._attempts: dict[Attempt, asyncio.Task[None]] = {}
         self._streams = streams or AudioStreams(settings.folder)
         self._prepared: set[tuple[str, str]] = set()  # voice and backend whose prompt is, or was, stored
+        self._wish: tuple[list[str], list[str]] | None = None  # of the claim in progress
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
         self._claiming: asyncio.Task[None] | None = None
@@ -85,16 +86,18 @@ class LocalDispatcher:
     def state(self) -> str:
         if self._stopping.is_set():
             return "stopping"
-        if not self._backends:
+        if not self._backends or (self._settings.workers and not self._engines):
             return f"no backend can run here: {self._obstacle}"
         if not self._settings.workers:
             return "only accepts jobs"
         return next((slot.state for slot in self._slots if not slot.is_ready), "ready")
 
     async def start(self) -> None:
-        if not self._backends or not self._settings.workers:
+        if not self._engines or not self._settings.workers:
             return
-        first = next(iter(self._backends.values()))
+        for name in self._backends.keys() - self._engines.keys():
+            _log.warning("%s can't run here: its jobs wait for a remote worker", name)
+        first = self._backends[next(iter(self._engines))]
         memory_mb = self._settings.worker_memory_mb
         limits = WorkerLimits(
             start_allowance_s=self._settings.start_allowance_s,
@@ -108,11 +111,18 @@ class LocalDispatcher:
             self._running.append(asyncio.create_task(slot.run()))
         self._claiming = asyncio.create_task(self._claim_jobs())
 
+    @property
+    def n_running(self) -> int:
+        """Number of attempts that have not ended."""
+        return len(self._attempts)
+
     def wake(self) -> None:
         self._woken.set()
+        if self._wish is not None and self._find_wish() != self._wish:
+            self._queue.interrupt()
 
     def listen(self, job_id: str) -> AudioListener | None:
-        if not self._settings.workers or not self._backends:
+        if not self._settings.workers or not self._engines:
             return None
         return self._streams.listen(job_id)
 
@@ -169,17 +179,24 @@ class LocalDispatcher:
 
     async def _claim(self) -> Claim | None:
         """Claim the next job that can start now, if any."""
+        self._wish = self._find_wish()
+        if self._wish is None:
+            return None
+        try:
+            backends, skip_voices = self._wish
+            return await self._queue.claim(backends=backends, worker=f"local-{os.getpid()}", skip_voices=skip_voices)
+        finally:
+            self._wish = None
+
+    def _find_wish(self) -> tuple[list[str], list[str]] | None:
+        """Return the backends of which a job could start now, and the voices to skip. None: no job could start."""
+        if self._stopping.is_set() or len(self._attempts) >= ATTEMPTS_MAX * self._settings.workers:
+            return None
         if any(attempt.is_held_up for attempt in self._attempts):
             return None  # more audio could not be stored either
-        if len(self._attempts) >= ATTEMPTS_MAX * self._settings.workers:
-            return None
-        startable = [name for name, backend in self._backends.items() if self._find_slot(backend)]
-        if not startable:
-            return None
+        startable = [name for name in self._engines if self._find_slot(self._backends[name])]
         unprepared = {attempt.claim.voice.voice_id for attempt in self._attempts if not attempt.has_prompt}
-        return await self._queue.claim(
-            backends=startable, worker=f"local-{os.getpid()}", skip_voices=sorted(unprepared)
-        )
+        return (startable, sorted(unprepared)) if startable else None
 
     def _find_slot(self, backend: BackendInfo) -> WorkerSlot | None:
         """Return the slot with the fewest attempts where one more could start now."""
@@ -270,7 +287,7 @@ def check_backends(settings: Settings) -> None:
         BackendUnavailableError: This server has workers, and no engine can run here.
         InvalidOptionError: It only accepts jobs, and the backends of other machines are not set, or not known here.
     """
-    config = _load_config(settings)
+    config = load_worker_config(settings)
     if settings.workers:
         try:
             registry.choose(config=config)
@@ -292,23 +309,23 @@ def check_backends(settings: Settings) -> None:
         )
 
 
-def _load_config(settings: Settings) -> Config:
+def load_worker_config(settings: Settings) -> Config:
+    """Return the settings of engines."""
     return replace(load_config(), home=settings.home, backends=settings.backends)
 
 
-def _find_backends(config: Config, *, n_workers: int) -> tuple[dict[str, BackendInfo], dict[str, Engine], str]:
+def _find_backends(config: Config) -> tuple[dict[str, BackendInfo], dict[str, Engine], str]:
     """Return the backends to offer, best first; the engines that can run here; and why if there are no backends.
 
-    A server without workers offers the backends that are named, since others speak them: the languages are known
-    without what an engine needs to run.
+    Backends that are named are offered even if they can't run here, since remote workers may run them: the languages
+    are known without what an engine needs to run.
     """
     found = registry.backends(config)
     engines = {each.name: each.engine for each in found if each.is_available and each.engine is not None}
-    is_for_others = not n_workers and config.backends is not None
     backends = {
         each.name: BackendInfo(each.name, each.engine.backends[0], each.engine.prompt_version, each.languages)
         for each in found
-        if each.engine is not None and (each.is_available or is_for_others)
+        if each.engine is not None and (each.is_available or config.backends is not None)
     }
     reasons = [f"{backend.name}: {backend.state.reason}" for backend in found if isinstance(backend.state, Unavailable)]
     return backends, engines, "; ".join(reasons) or "none is installed"

@@ -6,23 +6,49 @@ import base64
 from codecs import BOM_UTF8
 from hashlib import sha256
 from io import BytesIO
-from typing import Annotated, BinaryIO, Final
+from typing import Annotated, BinaryIO, Final, TypeVar
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
+from afterwords import __version__
 from afterwords.errors import InvalidRequestError, MalformedWavError, SynthesisError
 from afterwords.models import parse_id
 from afterwords.server.auth import JSON_MAX_BYTES, Credential, requires
+from afterwords.server.concurrency import while_connected
+from afterwords.server.dispatch.protocol import (
+    PART_MAX_BYTES,
+    PROTOCOL,
+    ClaimAnswer,
+    ClaimBody,
+    ClaimedJob,
+    EndBody,
+    HeartbeatAnswer,
+    HeartbeatBody,
+    Hello,
+)
 from afterwords.server.records import StoredJob
-from afterwords.server.routes.responses import JobId, errors, identity_of, json_response, request_body, state_of
+from afterwords.server.routes.responses import (
+    JobId,
+    context_of,
+    errors,
+    identity_of,
+    json_response,
+    request_body,
+    state_of,
+)
 from afterwords.server.routes.schemas import CompleteBody, Completed
 from afterwords.server.spool import open_spool
 from afterwords.text import max_speech_s
 
 router = APIRouter(tags=["workers"])
 
+M = TypeVar("M", bound=BaseModel)
+PromptVersion = Annotated[str, Query(min_length=1, max_length=200)]
+
+NO_STORE: Final = {"Cache-Control": "no-store"}
 BYTES_PER_SECOND: Final = 2 * 48_000
 """Largest rate of speech as 16-bit mono."""
 RESULT: Final = {
@@ -49,15 +75,7 @@ async def complete(request: Request, job_id: JobId) -> Response:
     with open_spool(state_of(request).settings.folder) as file:
         await _spool_body(request, job, file, expansion=4 / 3)
         content = file.read()
-    try:
-        body = CompleteBody.model_validate_json(content.removeprefix(BOM_UTF8))
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        if not first["loc"]:
-            raise InvalidRequestError(code="invalid_json") from None
-        if first["type"] == "missing":
-            raise InvalidRequestError.missing_field(str(first["loc"][0])) from None
-        raise InvalidRequestError.invalid_field(str(first["loc"][0]), rule=first["msg"].lower()) from None
+    body = _parse_body(CompleteBody, content)
     if parse_id(body.job_id) != job_id:
         raise InvalidRequestError.invalid_field("job_id", rule="it must be the job of the path")
     if job is None:
@@ -102,8 +120,142 @@ async def put_audio(
         if await _spool_body(request, job, file) != digest.lower():
             raise InvalidRequestError.invalid_field("X-Content-SHA256", rule="it must be the SHA-256 of the body")
         if job is not None:
-            await state_of(request).completion.complete(job_id, job.attempt, file, synth_ms=synth_ms)
+            await state_of(request).workers.complete(job_id, job.attempt, file, synth_ms=synth_ms)
     return _ok()
+
+
+# -- workers that ask for jobs: `dispatch/protocol.py` has the bodies ---------------------------------------------
+
+
+@router.post("/v1/workers/claim", include_in_schema=False)
+@requires(Credential.WORKER_TOKEN)
+async def claim(request: Request) -> Response:
+    """Return a job once there is one, if the connection is still there."""
+    context_of(request).is_routine = True
+    state, token_id = state_of(request), identity_of(request).worker_token_id
+    assert token_id is not None, "the route requires it"
+    content = await request.body()
+    if (spoken := _parse_body(Hello, content)).protocol != PROTOCOL:
+        raise InvalidRequestError(
+            f"The worker speaks protocol {spoken.protocol} (afterwords {spoken.version}), but this server "
+            f"{PROTOCOL} (afterwords {__version__}).",
+            code="worker_protocol",
+        )
+    body = _parse_body(ClaimBody, content)
+    claim = await while_connected(request.receive, state.workers.claim(body, token_id=token_id))
+    if claim is None:
+        return json_response(ClaimAnswer(job=None))
+    if await request.is_disconnected():
+        await state.workers.take_back(body, claim, token_id=token_id)
+        raise ClientDisconnect
+    job = claim.job
+    token = state.authenticator.attempt_token(job.job_id, job.attempt, claimed_with=token_id)
+    is_streamed = state.workers.is_streamed(job.job_id)
+    claimed = ClaimedJob.from_claim(claim, token=token, lease_s=state.settings.lease_s, is_streamed=is_streamed)
+    return json_response(ClaimAnswer(job=claimed))
+
+
+@router.post("/v1/jobs/{job_id}/heartbeat", include_in_schema=False)
+@requires(Credential.ATTEMPT)
+async def heartbeat(request: Request, job_id: JobId) -> Response:
+    """Renew the lease, and return whether the job is still wanted."""
+    context_of(request).is_routine = True
+    body = _parse_body(HeartbeatBody, await request.body())
+    is_wanted = await state_of(request).workers.heartbeat(job_id, _attempt(request), body)
+    return json_response(HeartbeatAnswer(is_wanted=is_wanted))
+
+
+@router.post("/v1/jobs/{job_id}/end", include_in_schema=False)
+@requires(Credential.ATTEMPT)
+async def end(request: Request, job_id: JobId) -> Response:
+    """End an attempt without audio: fail the job, or return it to the queue."""
+    body = _parse_body(EndBody, await request.body())
+    await state_of(request).workers.end(job_id, _attempt(request), body)
+    return _ok()
+
+
+@router.get("/v1/jobs/{job_id}/reference", include_in_schema=False)
+@requires(Credential.ATTEMPT)
+async def get_reference(request: Request, job_id: JobId) -> Response:
+    """Return the recording of the voice, a canonical WAV file."""
+    queue = state_of(request).workers.queue
+    wav = await queue.reference(await queue.find_claim(job_id, _attempt(request)))
+    return Response(wav, headers=NO_STORE, media_type="audio/wav")
+
+
+@router.get("/v1/jobs/{job_id}/prompt", include_in_schema=False)
+@requires(Credential.ATTEMPT)
+async def get_prompt(request: Request, job_id: JobId, version: PromptVersion) -> Response:
+    """Return the stored prompt of the voice; 204 if there is none."""
+    queue = state_of(request).workers.queue
+    return _part(await queue.prompt(await queue.find_claim(job_id, _attempt(request)), version=version))
+
+
+@router.put("/v1/jobs/{job_id}/prompt", include_in_schema=False)
+@requires(Credential.ATTEMPT, max_body_bytes=PART_MAX_BYTES)
+async def put_prompt(
+    request: Request, job_id: JobId, version: PromptVersion, is_fast: Annotated[bool, Query()] = False
+) -> Response:
+    """Store a prompt of the voice, also when the job has its audio already."""
+    queue, prompt = state_of(request).workers.queue, await request.body()
+    claim = await queue.find_claim(job_id, _attempt(request), may_be_final=True)
+    await queue.save_prompt(claim, version=version, prompt=prompt, is_fast=is_fast)
+    return _ok()
+
+
+@router.get("/v1/jobs/{job_id}/checkpoint", include_in_schema=False)
+@requires(Credential.ATTEMPT)
+async def get_checkpoint(request: Request, job_id: JobId, version: PromptVersion) -> Response:
+    """Return where an earlier preparation of the voice stopped; 204 if it is not known."""
+    queue = state_of(request).workers.queue
+    return _part(await queue.checkpoint(await queue.find_claim(job_id, _attempt(request)), version=version))
+
+
+@router.put("/v1/jobs/{job_id}/checkpoint", include_in_schema=False)
+@requires(Credential.ATTEMPT, max_body_bytes=PART_MAX_BYTES)
+async def put_checkpoint(request: Request, job_id: JobId, version: PromptVersion) -> Response:
+    """Store how far the preparation of the voice is."""
+    queue, checkpoint = state_of(request).workers.queue, await request.body()
+    claim = await queue.find_claim(job_id, _attempt(request))
+    await queue.save_checkpoint(claim, version=version, checkpoint=checkpoint)
+    return _ok()
+
+
+@router.post("/v1/jobs/{job_id}/stream", include_in_schema=False)
+@requires(Credential.ATTEMPT, max_body_bytes=None, is_live=True)
+async def stream(request: Request, job_id: JobId, sample_rate: Annotated[int, Query(ge=8_000, le=192_000)]) -> Response:
+    """Pass on the audio of an attempt while it is generated: mono 16-bit PCM."""
+    workers = state_of(request).workers
+    await workers.receive(job_id, _attempt(request), request.stream(), sample_rate=sample_rate)
+    return _ok()
+
+
+def _attempt(request: Request) -> int:
+    attempt = identity_of(request).attempt
+    assert attempt is not None, "the route requires the token of an attempt"
+    return attempt
+
+
+def _part(data: bytes | None) -> Response:
+    headers = NO_STORE
+    return Response(status_code=204, headers=headers) if data is None else Response(data, headers=headers)
+
+
+def _parse_body(model: type[M], content: bytes) -> M:
+    """Return a JSON body.
+
+    Raises:
+        InvalidRequestError: It is not JSON, or a field is missing or invalid.
+    """
+    try:
+        return model.model_validate_json(content.removeprefix(BOM_UTF8))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        if not first["loc"]:
+            raise InvalidRequestError(code="invalid_json") from None
+        if first["type"] == "missing":
+            raise InvalidRequestError.missing_field(str(first["loc"][0])) from None
+        raise InvalidRequestError.invalid_field(str(first["loc"][0]), rule=first["msg"].lower()) from None
 
 
 async def _spool_body(request: Request, job: StoredJob | None, file: BinaryIO, *, expansion: float = 1) -> str:

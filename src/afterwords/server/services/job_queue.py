@@ -8,7 +8,7 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Final
 
-from afterwords.errors import AudioMissingError
+from afterwords.errors import AudioMissingError, StaleAttemptError
 from afterwords.models import JobStatus
 from afterwords.server.cache_key import prompt_path
 from afterwords.server.ports import Blobs
@@ -38,8 +38,22 @@ class StoredJobQueue(Completion):
     async def claim(self, *, backends: Sequence[str], worker: str, skip_voices: Sequence[str] = ()) -> Claim | None:
         return await self.store.claim(backends=backends, lease_s=self.lease_s, worker=worker, skip_voices=skip_voices)
 
-    async def heartbeat(self, claim: Claim) -> bool:
-        return await self.store.heartbeat(claim.job.job_id, claim.job.attempt, lease_s=self.lease_s)
+    async def find_claim(self, job_id: str, attempt: int, *, may_be_final: bool = False) -> Claim:
+        job = await self.open_job(job_id, attempt)
+        if job is None and may_be_final:
+            job = await self.store.get_job(job_id)
+        if job is None:
+            raise StaleAttemptError
+        voice = await self.store.get_voice(job.voice_id, account_id=job.account_id)
+        if voice is None:
+            raise StaleAttemptError(code="voice_deleted")
+        return Claim(job, voice)
+
+    def interrupt(self) -> None:
+        pass  # no claim waits
+
+    async def heartbeat(self, job_id: str, attempt: int) -> bool:
+        return await self.store.heartbeat(job_id, attempt, lease_s=self.lease_s)
 
     async def reference(self, claim: Claim) -> bytes:
         wav = await self.recordings.get(claim.voice)

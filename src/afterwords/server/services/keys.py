@@ -12,9 +12,10 @@ from typing import Final
 from afterwords.errors import AfterwordsError, InvalidRequestError, NotFoundError
 from afterwords.models import Account, ApiKey
 from afterwords.server.ports import Store
-from afterwords.server.records import Caller, NewKey, Scope
+from afterwords.server.records import Caller, NewKey, Scope, WorkerToken
 
 PREFIX: Final = "aw_"
+WORKER_PREFIX: Final = "awp_"
 OVERLAP_MAX_S: Final = 30 * 86_400
 CALLER_TTL_S: Final = 0.5
 """How long a caller is cached."""
@@ -109,6 +110,40 @@ class KeyService:
         except AfterwordsError:
             self._used |= used
             raise
+
+    # -- tokens of remote workers
+
+    async def create_worker_token(self, *, label: str | None = None) -> tuple[str, WorkerToken]:
+        """Create a token of remote workers; return it, which is not stored, and its row."""
+        secret = WORKER_PREFIX + secrets.token_urlsafe(32)
+        return secret, await self._store.add_worker_token(digest(secret), label=label, prefix=secret[:SHOWN_CHARS])
+
+    async def list_worker_tokens(self) -> Sequence[WorkerToken]:
+        """Return all tokens of remote workers, oldest first."""
+        return await self._store.list_worker_tokens()
+
+    async def find_worker_token(self, secret: str) -> str | None:
+        """Return the id of a valid token."""
+        return await self._store.find_worker_token(digest(secret)) if secret.startswith(WORKER_PREFIX) else None
+
+    async def is_worker_token_valid(self, token_id: str) -> bool:
+        """Return whether a token is still valid."""
+        return await self._store.is_worker_token_valid(token_id)
+
+    async def revoke_worker_token(self, token_id: str) -> None:
+        """Revoke a token: its workers stop within a second, and their jobs are given to others.
+
+        Raises:
+            NotFoundError: There is no such token.
+        """
+        if not await self._store.revoke_worker_token(token_id):
+            raise NotFoundError(
+                "There is no such worker token.",
+                code="key_not_found",
+                hint="`afterwords workers token list` lists the tokens.",
+            )
+
+    # -- accounts
 
     async def list_accounts(self) -> Sequence[Account]:
         return await self._store.list_accounts()

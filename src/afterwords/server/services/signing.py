@@ -11,7 +11,7 @@ import re
 
 _WEBHOOK = b"afterwords webhook v1"
 _WORKER = b"afterwords worker v1"
-_TOKEN = re.compile(r"awt_(0|[1-9][0-9]{0,8})\.([0-9a-f]{64})")
+_TOKEN = re.compile(r"awt_(0|[1-9][0-9]{0,8})\.(?:([0-9a-f-]{36})\.)?([0-9a-f]{64})")
 
 
 def signing_key(api_key_sha256: bytes) -> bytes:
@@ -24,20 +24,28 @@ def signing_secret(api_key_sha256: bytes) -> str:
     return "whsec_" + base64.b64encode(signing_key(api_key_sha256)).decode()
 
 
-def worker_token(secret: bytes, job_id: str, attempt: int) -> str:
-    """Return the token that delivers the result of one attempt at one job."""
-    return f"awt_{attempt}.{_signature(secret, job_id, attempt)}"
+def worker_token(secret: bytes, job_id: str, attempt: int, *, claimed_with: str | None = None) -> str:
+    """Return the token of one attempt at one job.
+
+    Args:
+        claimed_with: Id of the token of remote workers that claimed it: both are valid equally long.
+    """
+    signature = _signature(secret, job_id, attempt, claimed_with)
+    return ".".join([f"awt_{attempt}", *([claimed_with] if claimed_with else []), signature])
 
 
-def read_worker_token(secret: bytes, job_id: str, token: str) -> int | None:
-    """Return the attempt of a token. None: it is not a token of this server for this job."""
+def read_worker_token(secret: bytes, job_id: str, token: str) -> tuple[int, str | None] | None:
+    """Return the attempt of a token, and what it was claimed with. None: it is not a token for this job."""
     parts = _TOKEN.fullmatch(token)
     if parts is None:
         return None
-    attempt = int(parts[1])
-    return attempt if hmac.compare_digest(parts[2], _signature(secret, job_id, attempt)) else None
+    attempt, claimed_with = int(parts[1]), parts[2]
+    is_authentic = hmac.compare_digest(parts[3], _signature(secret, job_id, attempt, claimed_with))
+    return (attempt, claimed_with) if is_authentic else None
 
 
-def _signature(secret: bytes, job_id: str, attempt: int) -> str:
-    message = b"\0".join([_WORKER, str(attempt).encode(), job_id.encode("utf-8", "surrogatepass")])
-    return hmac.digest(secret, message, "sha256").hex()
+def _signature(secret: bytes, job_id: str, attempt: int, claimed_with: str | None) -> str:
+    message = [_WORKER, str(attempt).encode(), job_id.encode("utf-8", "surrogatepass")]
+    if claimed_with is not None:
+        message.append(claimed_with.encode())
+    return hmac.digest(secret, b"\0".join(message), "sha256").hex()

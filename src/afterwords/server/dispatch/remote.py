@@ -1,0 +1,405 @@
+"""The dispatcher of remote workers: hands jobs to the workers that ask for them, and passes their audio on.
+
+Everything that counts is in the database: a worker may finish its attempt at another server, or after a restart of
+this one. What is kept here, streams and progress, is lost with the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import BinaryIO, Final
+
+from cachetools import TTLCache
+
+from afterwords.errors import InvalidRequestError, StaleAttemptError
+from afterwords.server.dispatch.attempt import FIRST_PAUSE_S, LONGEST_PAUSE_S, OUTAGE
+from afterwords.server.dispatch.audio_stream import AudioListener, AudioStream, AudioStreams
+from afterwords.server.dispatch.protocol import ClaimBody, EndBody, HeartbeatBody
+from afterwords.server.ports import AttemptQueue, Dispatcher, Listener
+from afterwords.server.records import Claim, JobProgress, StoredJob
+from afterwords.server.settings import Settings
+from afterwords.text import max_speech_s
+
+_log = logging.getLogger(__name__)
+
+LOOK_INTERVAL_S: Final = 0.5
+"""Time between looks for jobs while workers wait: other servers submit to the same database."""
+WORKER_GONE_S: Final = 60.0
+"""Time without a request after which a worker counts as gone, and its backends are not offered any more."""
+LOOK_MAX_S: Final = 5.0
+"""Longest wait of a worker that does not wait for a job: one look at the queue."""
+GIVEN_MAX: Final = 1024
+GIVEN_S: Final = 60.0
+"""How many claims are remembered for how long, for workers that did not get the answer and ask again."""
+
+
+@dataclass(slots=True, eq=False)
+class RemoteWorker:
+    """A connected worker, as it described itself last."""
+
+    name: str
+    version: str
+    languages: Mapping[str, frozenset[str]]
+    prompt_versions: Mapping[str, str]
+    seen: float
+
+
+@dataclass(slots=True, eq=False)
+class _Poll:
+    """A worker that waits for a job."""
+
+    worker: str
+    body: ClaimBody
+    given: asyncio.Future[Claim | None]
+
+    def end(self) -> None:
+        """End the wait without a job, unless one was given."""
+        if not self.given.done():
+            self.given.set_result(None)
+
+    @property
+    def wish(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return tuple(self.body.backends), tuple(self.body.skip_voices)
+
+
+@dataclass(slots=True, eq=False)
+class _RemoteAttempt:
+    """An attempt that a worker of this server runs."""
+
+    claim: Claim
+    stream: AudioStream
+    worker: str
+    expires: float
+    progress: JobProgress = field(default=JobProgress("waiting"))
+
+
+class RemoteDispatcher:
+    """Run jobs on remote workers; implements the port Dispatcher.
+
+    Attributes:
+        queue: The queue of the jobs.
+    """
+
+    def __init__(self, settings: Settings, queue: AttemptQueue, streams: AudioStreams) -> None:
+        self._lease_s = settings.lease_s
+        self.queue = queue
+        self._streams = streams
+        self._workers: dict[str, RemoteWorker] = {}
+        self._polls: dict[str, _Poll] = {}  # by claim ID, longest waiting first
+        self._given: TTLCache[str, Claim] = TTLCache(GIVEN_MAX, ttl=GIVEN_S)
+        self._numbers: TTLCache[str, int] = TTLCache(GIVEN_MAX, ttl=GIVEN_S)  # of the last requests, by claim ID
+        self._attempts: dict[str, _RemoteAttempt] = {}  # by job
+        self._woken = asyncio.Event()
+        self._is_stopping = False
+        self._running: list[asyncio.Task[None]] = []
+
+    # -- the port Dispatcher
+
+    @property
+    def workers(self) -> list[RemoteWorker]:
+        """The connected workers."""
+        now = time.monotonic()
+        for worker_id, worker in [*self._workers.items()]:
+            if now - worker.seen > WORKER_GONE_S:
+                del self._workers[worker_id]
+        return list(self._workers.values())
+
+    @property
+    def backends(self) -> Mapping[str, frozenset[str]]:
+        return {name: langs for worker in self.workers for name, langs in worker.languages.items()}
+
+    def unspoken(self, backend: str, text: str) -> list[str]:  # noqa: ARG002 - only the worker knows
+        return []
+
+    @property
+    def prompt_versions(self) -> Mapping[str, str]:
+        return {name: version for worker in self.workers for name, version in worker.prompt_versions.items()}
+
+    @property
+    def is_ready(self) -> bool:
+        return bool(self.workers) and not self._is_stopping
+
+    @property
+    def state(self) -> str:
+        n_workers = len(self.workers)
+        return f"{n_workers} remote worker{'' if n_workers == 1 else 's'}" if n_workers else "no remote workers"
+
+    async def start(self) -> None:
+        self._running = [asyncio.create_task(work) for work in (self._give_jobs(), self._end_lost_attempts())]
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def listen(self, job_id: str) -> AudioListener:
+        return self._streams.listen(job_id)
+
+    def progress(self, job: StoredJob) -> JobProgress:
+        attempt = self._attempts.get(job.job_id)
+        return attempt.progress if attempt else JobProgress("waiting")
+
+    def cancel(self, job_id: str) -> None:
+        """End the stream of a job. Its worker stops with its next heartbeat."""
+        if attempt := self._attempts.pop(job_id, None):
+            self._end(attempt, will_be_retried=False)
+        self._streams.cancel(job_id)
+
+    async def stop(self, *, grace_s: float) -> None:
+        """Give no more jobs, and finish open streams. Workers keep their attempts, and deliver to the next server."""
+        self._is_stopping = True
+        for poll in self._polls.values():
+            poll.end()
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        streams = [attempt.stream for attempt in self._attempts.values() if attempt.stream.n_listeners]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                for stream in streams:
+                    await stream.changed.wait_for(partial(getattr, stream, "is_finished"))
+        for attempt in self._attempts.values():
+            self._end(attempt, will_be_retried=False)
+        self._attempts.clear()
+
+    # -- claims
+
+    async def claim(self, body: ClaimBody, *, token_id: str) -> Claim | None:
+        """Return a job for a worker once there is one, or None after `body.wait_s` seconds.
+
+        If it is cancelled, because the worker disconnects, its job goes back to the queue.
+        """
+        worker = f"{token_id[:8]}:{body.worker}"
+        self._workers[worker] = RemoteWorker(
+            body.worker,
+            body.version,
+            {name: offer.languages for name, offer in body.offers.items()},
+            {name: offer.prompt_version for name, offer in body.offers.items()},
+            time.monotonic(),
+        )
+        claim_id = f"{token_id}:{body.claim_id}"
+        is_late = body.number < self._numbers.get(claim_id, 0)
+        if not is_late:
+            self._numbers[claim_id] = body.number
+            if older := self._polls.pop(claim_id, None):
+                older.end()
+        if (claim := self._given.get(claim_id)) or is_late or self._is_stopping or not body.backends:
+            return claim
+        poll = self._polls[claim_id] = _Poll(worker, body, asyncio.get_running_loop().create_future())
+        self.wake()
+        try:
+            await asyncio.wait({poll.given}, timeout=body.wait_s or LOOK_MAX_S)
+            poll.end()
+            return poll.given.result()
+        except asyncio.CancelledError:
+            poll.end()
+            if (claim := poll.given.result()) and self._polls.get(claim_id) is poll:
+                await self.take_back(body, claim, token_id=token_id)
+            raise
+        finally:
+            if self._polls.get(claim_id) is poll:
+                del self._polls[claim_id]
+
+    async def take_back(self, body: ClaimBody, claim: Claim, *, token_id: str) -> None:
+        """Put a job back into the queue, because its worker was gone before the answer."""
+        self._given.pop(f"{token_id}:{body.claim_id}", None)
+        await self.end(claim.job.job_id, claim.job.attempt, EndBody(outcome="released"))
+        self.wake()
+
+    def is_streamed(self, job_id: str) -> bool:
+        """Return whether a client listens to the audio of a job."""
+        attempt = self._attempts.get(job_id)
+        return attempt is not None and attempt.stream.n_listeners > 0
+
+    async def _give_jobs(self) -> None:
+        """Claim jobs for the workers that wait, with one look at the queue for all that want the same."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            self._woken.clear()
+            try:
+                await self._give_waiting_jobs()
+                pause_s = FIRST_PAUSE_S
+            except Exception as error:  # noqa: BLE001 - whatever ails the job queue, the next claim may succeed
+                _log.warning("no job could be claimed: %s; trying again in %.2g s", type(error).__name__, pause_s)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                continue
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), LOOK_INTERVAL_S if self._polls else None)
+
+    async def _give_waiting_jobs(self) -> None:
+        unfulfilled = set()
+        for claim_id, poll in [*self._polls.items()]:
+            if poll.given.done():
+                continue
+            claim = None
+            if poll.wish not in unfulfilled:
+                backends, skip_voices = poll.wish
+                claim = await self.queue.claim(backends=backends, worker=poll.worker, skip_voices=skip_voices)
+            if claim is None:
+                unfulfilled.add(poll.wish)
+                if not poll.body.wait_s:
+                    poll.end()
+            elif poll.given.done():  # it left meanwhile
+                await self.queue.release(claim.job.job_id, claim.job.attempt)
+                self.wake()
+            else:
+                self._begin(claim, poll.worker)
+                self._given[claim_id] = claim
+                poll.given.set_result(claim)
+
+    def _begin(self, claim: Claim, worker: str) -> None:
+        job_id = claim.job.job_id
+        if older := self._attempts.pop(job_id, None):  # its lease expired, or the job would not have been claimed
+            self._end(older, will_be_retried=True)
+        expires = time.monotonic() + self._lease_s
+        self._attempts[job_id] = _RemoteAttempt(claim, self._streams.begin(job_id), worker, expires)
+
+    def _end(self, attempt: _RemoteAttempt, *, will_be_retried: bool) -> None:
+        self._streams.end(attempt.claim.job.job_id, attempt.stream, will_be_retried=will_be_retried)
+
+    # -- attempts
+
+    async def heartbeat(self, job_id: str, number: int, body: HeartbeatBody) -> bool:
+        """Renew the lease of an attempt; return whether its result is still wanted."""
+        is_wanted = await self.queue.heartbeat(job_id, number)
+        if attempt := self._find(job_id, number):
+            if not is_wanted:
+                self._forget(job_id, number)
+            attempt.expires = time.monotonic() + self._lease_s
+            attempt.progress = JobProgress(body.step, body.fraction)
+            if worker := self._workers.get(attempt.worker):
+                worker.seen = time.monotonic()
+        return is_wanted
+
+    async def receive(self, job_id: str, number: int, pcm: AsyncIterator[bytes], *, sample_rate: int) -> None:
+        """Pass the audio of an attempt on to its listeners while it arrives: mono 16-bit little-endian PCM.
+
+        If the connection is lost, `complete` adds what is missing.
+
+        Raises:
+            StaleAttemptError: The attempt is not one of this server, or its audio has been received before.
+            InvalidRequestError: The audio is longer than speech of the text can be.
+        """
+        attempt = self._find(job_id, number)
+        if attempt is None or attempt.stream.has_started:
+            raise StaleAttemptError
+        job, stream, odd = attempt.claim.job, attempt.stream, b""
+        longest_s = max_speech_s(job.text or "", speed=job.speed)
+        async for piece in pcm:
+            data = odd + piece
+            odd = data[len(data) & ~1 :]
+            if stream.is_finished:
+                raise StaleAttemptError
+            stream.write(data[: len(data) & ~1], sample_rate=sample_rate, backend=job.backend)
+            if stream.duration_s > longest_s:
+                raise InvalidRequestError.too_large(maximum_bytes=round(2 * sample_rate * longest_s))
+        stream.finish()
+
+    async def complete(self, job_id: str, number: int | None, wav: BinaryIO, *, synth_ms: int | None) -> None:
+        """Complete an attempt with its audio; raises like `JobQueue.complete`."""
+        try:
+            await self.queue.complete(job_id, number, wav, synth_ms=synth_ms)
+            if number is not None and (attempt := self._find(job_id, number)) and attempt.stream.n_listeners:
+                attempt.stream.finish_from(wav, backend=attempt.claim.job.backend)
+        except OUTAGE:  # the worker delivers it again
+            raise
+        except BaseException:
+            self._forget(job_id, number)
+            raise
+        self._forget(job_id, number)
+
+    async def end(self, job_id: str, number: int, body: EndBody) -> None:
+        """End an attempt without audio."""
+        if body.outcome == "failed":
+            await self.queue.fail(job_id, number, error=body.error)
+        elif body.outcome == "retry":
+            await self.queue.retry(job_id, number, error=body.error, max_attempts=body.max_attempts)
+        else:
+            await self.queue.release(job_id, number)
+        self._forget(job_id, number, will_be_retried=body.outcome != "failed")
+        self.wake()
+
+    def _forget(self, job_id: str, number: int | None, *, will_be_retried: bool = False) -> None:
+        if number is not None and (attempt := self._find(job_id, number)):
+            del self._attempts[job_id]
+            self._end(attempt, will_be_retried=will_be_retried)
+
+    def _find(self, job_id: str, number: int) -> _RemoteAttempt | None:
+        attempt = self._attempts.get(job_id)
+        return attempt if attempt and attempt.claim.job.attempt == number else None
+
+    async def _end_lost_attempts(self) -> None:
+        """End the streams of attempts whose leases have expired, unless another server receives their heartbeats."""
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            for job_id, attempt in [*self._attempts.items()]:
+                if time.monotonic() < attempt.expires + LOOK_INTERVAL_S:
+                    continue
+                try:
+                    await self.queue.find_claim(job_id, attempt.claim.job.attempt)
+                    attempt.expires = time.monotonic() + self._lease_s
+                except StaleAttemptError:
+                    self._forget(job_id, attempt.claim.job.attempt, will_be_retried=True)
+                except Exception as error:  # noqa: BLE001 - the database may answer next time
+                    _log.warning("job %s: its lease could not be checked: %s", job_id, type(error).__name__)
+
+
+class CombinedDispatcher:
+    """The dispatcher of a server together with its remote workers; implements the port Dispatcher.
+
+    Both claim jobs from the same queue and write the same streams.
+    """
+
+    def __init__(self, main: Dispatcher, remote: RemoteDispatcher) -> None:
+        self._main = main
+        self._remote = remote
+
+    @property
+    def backends(self) -> Mapping[str, frozenset[str]]:
+        backends = dict(self._main.backends)
+        for name, languages in self._remote.backends.items():
+            backends.setdefault(name, languages)
+        return backends
+
+    def unspoken(self, backend: str, text: str) -> list[str]:
+        return self._main.unspoken(backend, text)
+
+    @property
+    def prompt_versions(self) -> Mapping[str, str]:
+        return {**self._remote.prompt_versions, **self._main.prompt_versions}
+
+    @property
+    def is_ready(self) -> bool:
+        return self._main.is_ready or self._remote.is_ready
+
+    @property
+    def state(self) -> str:
+        return f"{self._main.state}; {self._remote.state}" if self._remote.workers else self._main.state
+
+    async def start(self) -> None:
+        await self._main.start()
+        await self._remote.start()
+
+    def wake(self) -> None:
+        self._main.wake()
+        self._remote.wake()
+
+    def listen(self, job_id: str) -> Listener | None:
+        return self._main.listen(job_id) or self._remote.listen(job_id)
+
+    def progress(self, job: StoredJob) -> JobProgress:
+        progress = self._remote.progress(job)
+        return self._main.progress(job) if progress.step == "waiting" else progress
+
+    def cancel(self, job_id: str) -> None:
+        self._main.cancel(job_id)
+        self._remote.cancel(job_id)
+
+    async def stop(self, *, grace_s: float) -> None:
+        await self._remote.stop(grace_s=grace_s)
+        await self._main.stop(grace_s=grace_s)

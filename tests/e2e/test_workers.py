@@ -1,0 +1,519 @@
+"""Remote workers as real processes: jobs, faults, signals, tokens and versions."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psutil
+import pytest
+
+from afterwords.server.dispatch.protocol import PROTOCOL
+from tests.cli.program import run
+from tests.e2e.invariants import count_attempts, query_one
+from tests.e2e.served import DEADLINE_S, Served, register, submit_text, wait_for_job, wait_until
+
+SLOW = "fault-slow, four characters every 50 ms, so that this lasts about two seconds: " + "and on " * 12
+LEASE_S = 3
+_numbers = count()
+
+
+def unique(text: str) -> str:
+    """Return a text of which no audio is cached."""
+    return f"{text} {next(_numbers)}"
+
+
+class WorkerProgram:
+    """`afterwords worker` as a process."""
+
+    def __init__(self, folder: Path, *options: str, token: str, url: str, **env: str) -> None:
+        self.log = folder / f"worker-{uuid4().hex[:8]}.log"
+        settings = {
+            "AFTERWORDS_HOME": str(folder / "worker"),
+            "AFTERWORDS_BACKENDS": "tone",
+            "AFTERWORDS_TESTING": "1",
+            "AFTERWORDS_WORKER_TOKEN": token,
+            "AFTERWORDS_LOG_LEVEL": "debug",
+        }
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "afterwords", "worker", "--server", url, *options],
+                env={**os.environ, **settings, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def wait_for_log(self, words: str) -> None:
+        wait_until(lambda: words in self.log.read_text() or self.ended(), what=f"{words!r} in the log of the worker")
+        assert words in self.log.read_text()
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def stop(self, sig: int = signal.SIGTERM) -> int:
+        self.process.send_signal(sig)
+        return self.process.wait(DEADLINE_S)
+
+    def engines(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
+
+
+class World:
+    """A server without worker processes, a client, a voice, and remote workers."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder = folder
+        defaults = {"AFTERWORDS_WORKERS": "0", "AFTERWORDS_LEASE_S": str(LEASE_S), "AFTERWORDS_RATE_LIMIT": "0"}
+        self.served = Served(folder / "home", {**defaults, **settings}).start()
+        self.token = self.new_token()
+        self.client = self.served.client()
+        self.voice_id = register(self.client)
+        self.workers: list[WorkerProgram] = []
+
+    def new_token(self) -> str:
+        done = run("workers", "token", "create", env={"AFTERWORDS_HOME": str(self.served.home)})
+        assert done.code == 0, done.err
+        return done.out.strip()
+
+    def start_worker(
+        self, *options: str, token: str | None = None, url: str | None = None, **env: str
+    ) -> WorkerProgram:
+        worker = WorkerProgram(self.folder, *options, token=token or self.token, url=url or self.served.url, **env)
+        self.workers.append(worker)
+        return worker
+
+    def submit(self, text: str, **fields: Any) -> str:
+        return submit_text(self.client, self.voice_id, unique(text), **fields)
+
+    def wait_for(self, job_id: str) -> str:
+        job = wait_for_job(self.client, job_id)
+        return str(job["error"] or job["status"])
+
+    def speak(self, text: str) -> bytes:
+        """Return the audio of a text, as a WAV file."""
+        job_id = self.submit(text)
+        assert self.wait_for(job_id) == "ready"
+        return self.client.get(f"/v1/jobs/{job_id}/audio").content
+
+    def offered(self) -> list[str]:
+        return list(self.client.get("/v1/health").json()["backends"])
+
+    def wait_for_step(self, job_id: str, step: str = "speaking") -> None:
+        """Wait until the worker reports a step of a job."""
+        wait_until(lambda: self.client.get(f"/v1/jobs/{job_id}").json()["step"] == step, what=f"step {step}")
+
+    def close(self) -> None:
+        self.client.close()
+        for worker in self.workers:
+            if not worker.ended():
+                worker.process.kill()
+            worker.process.wait(DEADLINE_S)
+        with suppress(Exception):
+            self.served.stop()
+        if self.served.is_running:
+            self.served.kill()
+
+
+@contextmanager
+def open_world(folder: Path, **settings: str) -> Iterator[World]:
+    world = World(folder, **settings)
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Return a server whose workers may come and go, but don't change it."""
+    with open_world(tmp_path_factory.mktemp("workers")) as world:
+        yield world
+
+
+@pytest.fixture
+def world(shared: World) -> Iterator[World]:
+    yield shared
+    for worker in shared.workers:
+        if not worker.ended():
+            worker.stop(signal.SIGKILL)
+    shared.workers.clear()
+
+
+# -- jobs -----------------------------------------------------------------------------------------------------
+
+
+def test_stream_begins_before_the_job_is_final(world: World) -> None:
+    world.start_worker()
+    world.speak("The voice is prepared now.")
+    body = {"voice_id": world.voice_id, "text": unique(SLOW), "stream": True, "response_format": "pcm"}
+    received, statuses = bytearray(), set()
+    with world.client.stream("POST", "/v1/synthesize", json=body) as answer:
+        job_id = answer.headers["x-job-id"]
+        for chunk in answer.iter_raw():
+            if not received:
+                statuses.add(query_one(world.served, "SELECT status FROM jobs WHERE job_id = ?", job_id))
+            received += chunk
+    assert statuses == {"pending"}
+    assert world.wait_for(job_id) == "ready"
+    wav = world.client.get(f"/v1/jobs/{job_id}/audio").content
+    assert wav.endswith(bytes(received))
+    assert len(received) > 0.9 * len(wav)
+
+
+def test_jobs_wait_for_a_worker(world: World) -> None:
+    job_id = world.submit("No worker is here yet.")
+    assert world.client.get(f"/v1/jobs/{job_id}").json()["step"] == "waiting"
+    world.start_worker()
+    assert world.wait_for(job_id) == "ready"
+
+
+def test_prompt_is_stored_for_the_next_worker(world: World) -> None:
+    first = world.start_worker()
+    world.speak("The first worker prepares the voice, if no other did.")
+    first.stop()
+    second = world.start_worker()
+    world.speak("The second finds the prompt.")
+    assert "preparing voice" not in second.log.read_text()
+
+
+def test_other_prompt_version_prepares_again(tmp_path: Path, world: World) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "from afterwords.backends.tone import ToneEngine\nToneEngine.prompt_version = 'another'\n"
+    )
+    world.start_worker().wait_for_log("is ready")
+    world.speak("With the first version.")
+    world.workers[0].stop()
+    other = world.start_worker(PYTHONPATH=str(tmp_path))
+    world.speak("With another version.")
+    assert "preparing voice" in other.log.read_text()
+
+
+def test_engine_errors_reach_the_job(world: World) -> None:
+    world.start_worker()
+    assert world.wait_for(world.submit("now fault-fail")) == "synthesis_failed"
+    assert world.wait_for(world.submit("now fault-crash")) == "worker_lost"
+    assert world.wait_for(world.submit("And the next one.")) == "ready"
+
+
+def test_cancelled_job_stops_at_the_worker(world: World) -> None:
+    worker = world.start_worker()
+    job_id = world.submit(SLOW + "and on " * 400)
+    world.wait_for_step(job_id)
+    world.client.delete(f"/v1/jobs/{job_id}").raise_for_status()
+    assert world.wait_for(job_id) == "cancelled"
+    world.speak("The worker goes on.")
+    assert worker.stop() == 0
+
+
+def test_local_and_remote_workers_share_the_jobs(tmp_path: Path) -> None:
+    with open_world(tmp_path, AFTERWORDS_WORKERS="1") as world:
+        world.speak("The voice is prepared now.")
+        worker = world.start_worker()
+        worker.wait_for_log("is ready")
+        jobs = [world.submit(f"{SLOW} {number}") for number in range(12)]
+        assert {world.wait_for(job_id) for job_id in jobs} == {"ready"}
+        names = {query_one(world.served, "SELECT worker FROM jobs WHERE job_id = ?", job_id) for job_id in jobs}
+        assert {name.startswith("local-") for name in names} == {True, False}
+        assert {count_attempts(world.served, job_id) for job_id in jobs} == {1}
+
+
+def test_backends_of_connected_workers_are_offered(tmp_path: Path) -> None:
+    with open_world(tmp_path, AFTERWORDS_WORKERS="1", AFTERWORDS_BACKENDS="lite") as world:
+        assert world.offered() == ["lite"]
+        world.start_worker()
+        wait_until(lambda: world.offered() == ["lite", "tone"], what="the backend of the worker")
+        assert world.wait_for(world.submit("By the worker.", backend="tone")) == "ready"
+
+
+# -- faults ---------------------------------------------------------------------------------------------------
+
+
+def test_job_of_killed_worker_is_retried(world: World) -> None:
+    first = world.start_worker()
+    world.speak("The voice is prepared now.")
+    job_id = world.submit(SLOW)
+    world.wait_for_step(job_id)
+    first.stop(signal.SIGKILL)
+    world.start_worker()
+    assert world.wait_for(job_id) == "ready"
+    assert count_attempts(world.served, job_id) == 2
+
+
+def test_stream_of_killed_worker_ends_with_an_error(world: World) -> None:
+    worker = world.start_worker()
+    world.speak("The voice is prepared now.")
+    body = {"voice_id": world.voice_id, "text": unique(SLOW * 8), "stream": True, "response_format": "pcm"}
+    with world.client.stream("POST", "/v1/synthesize", json=body) as answer:
+        chunks = answer.iter_raw()
+        next(chunks)
+        worker.stop(signal.SIGKILL)
+        with pytest.raises(httpx.RemoteProtocolError):
+            for _ in chunks:
+                pass
+
+
+def test_terminated_worker_finishes_its_job(world: World) -> None:
+    worker = world.start_worker()
+    job_id = world.submit(SLOW)
+    world.wait_for_step(job_id)
+    assert worker.stop() == 0
+    assert world.wait_for(job_id) == "ready"
+    assert count_attempts(world.served, job_id) == 1
+
+
+def test_terminated_worker_releases_long_jobs(world: World) -> None:
+    worker = world.start_worker(AFTERWORDS_DRAIN_S="0")
+    job_id = world.submit(SLOW + "and on " * 300)
+    world.wait_for_step(job_id)
+    assert worker.stop() == 0
+    assert query_one(world.served, "SELECT lease_expires FROM jobs WHERE job_id = ?", job_id) is None
+    assert query_one(world.served, "SELECT returned FROM jobs WHERE job_id = ?", job_id) == 1
+    world.client.delete(f"/v1/jobs/{job_id}").raise_for_status()
+
+
+def test_worker_waits_for_a_server_that_restarts(tmp_path: Path) -> None:
+    with open_world(tmp_path) as world:
+        port = world.served.url.rpartition(":")[2]
+        worker = world.start_worker()
+        world.speak("The voice is prepared now.")
+        job_id = world.submit(SLOW)
+        world.wait_for_step(job_id)
+        world.served.stop()
+        worker.wait_for_log("the server is away")
+        world.client.close()
+        restart(world.served, port)
+        world.client = world.served.client()
+        assert world.wait_for(job_id) == "ready"
+        world.speak("After the restart.")
+        assert worker.log.read_text().count("the server is away") == 1
+
+
+def restart(served: Served, port: str) -> None:
+    """Start a server again at the same port."""
+    env = {**os.environ, "AFTERWORDS_HOME": str(served.home), "AFTERWORDS_BACKENDS": "tone", **served.settings}
+    with served.log.open("ab") as log:
+        served.process = subprocess.Popen(
+            [sys.executable, "-m", "afterwords", "serve", "--port", port],
+            env={**env, "AFTERWORDS_TESTING": "1"},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    wait_until(lambda: _answers(served.url), what="the server")
+
+
+def _answers(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/healthz").status_code == 200
+    return False
+
+
+def test_cut_upload_of_audio_is_repeated(world: World) -> None:
+    with CuttingProxy(world.served.url) as proxy:
+        world.start_worker(url=proxy.url)
+        job_id = world.submit("Speech whose upload is cut in the middle. " * 8)
+        assert world.wait_for(job_id) == "ready"
+        assert proxy.n_cut == 1
+        assert count_attempts(world.served, job_id) == 1
+
+
+class CuttingProxy:
+    """A TCP proxy that cuts the first upload of audio in the middle."""
+
+    def __init__(self, url: str) -> None:
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        self._target = host, int(port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.n_cut = 0
+
+    def __enter__(self) -> CuttingProxy:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self._target)
+            threading.Thread(target=self._copy, args=(client, server, True), daemon=True).start()
+            threading.Thread(target=self._copy, args=(server, client, False), daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket, is_request: bool) -> None:
+        n_left = None
+        with closing(source), closing(sink), suppress(OSError):
+            while data := source.recv(4096):
+                if is_request and not self.n_cut and b"/audio HTTP" in data and data.startswith(b"PUT"):
+                    n_left = 20_000
+                if n_left is not None:
+                    n_left -= len(data)
+                    if n_left < 0:
+                        self.n_cut += 1
+                        source.shutdown(socket.SHUT_RDWR)
+                        sink.shutdown(socket.SHUT_RDWR)
+                        return
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_clock_of_the_worker_does_not_matter(tmp_path: Path, world: World, hours: int) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import time\nreal = time.time\ntime.time = lambda: real() + {3600 * hours}\n"
+    )
+    world.start_worker(PYTHONPATH=str(tmp_path))
+    job_id = world.submit(SLOW)
+    assert world.wait_for(job_id) == "ready"
+    assert count_attempts(world.served, job_id) == 1
+
+
+# -- ending by itself -----------------------------------------------------------------------------------------
+
+
+def test_worker_stops_after_max_jobs(world: World) -> None:
+    worker = world.start_worker("--max-jobs", "2")
+    jobs = [world.submit(f"Job number {number}.") for number in range(3)]
+    assert worker.process.wait(DEADLINE_S) == 0
+    final = [job for job in jobs if world.client.get(f"/v1/jobs/{job}").json()["status"] == "ready"]
+    assert len(final) == 2
+    world.start_worker()
+    assert {world.wait_for(job_id) for job_id in jobs} == {"ready"}
+
+
+def test_worker_with_once_stops_when_no_job_waits(world: World) -> None:
+    jobs = [world.submit(f"Waiting job number {number}.") for number in range(3)]
+    worker = world.start_worker("--once")
+    assert worker.process.wait(DEADLINE_S) == 0
+    assert {world.client.get(f"/v1/jobs/{job}").json()["status"] for job in jobs} == {"ready"}
+
+
+# -- tokens and versions --------------------------------------------------------------------------------------
+
+
+def test_wrong_token_exits_with_3(world: World) -> None:
+    worker = world.start_worker(token="awp_" + "a" * 43)
+    assert worker.process.wait(DEADLINE_S) == 3
+    assert "refuses the worker token" in worker.log.read_text()
+
+
+def test_revoked_token_stops_its_workers(world: World) -> None:
+    token = world.new_token()
+    worker = world.start_worker(token=token)
+    worker.wait_for_log("is ready")
+    env = {"AFTERWORDS_HOME": str(world.served.home)}
+    listed = run("workers", "token", "list", "--json", env=env).out
+    token_id = re.findall(r'"token_id": ?"([0-9a-f-]{36})"', listed)[-1]
+    assert run("workers", "token", "revoke", token_id, env=env).code == 0
+    assert worker.process.wait(DEADLINE_S) == 3
+    assert "revoked" in run("workers", "token", "list", env=env).out
+
+
+def claim_body(**fields: Any) -> Mapping[str, Any]:
+    return {
+        "protocol": PROTOCOL,
+        "version": "9.9.9",
+        "worker": "test",
+        "claim_id": str(uuid4()),
+        "number": 1,
+        "offers": {"tone": {"languages": ["en"], "prompt_version": "1"}},
+        "backends": ["tone"],
+        "skip_voices": [],
+        "wait_s": 0,
+        **fields,
+    }
+
+
+def test_other_protocol_is_refused_with_the_versions(world: World) -> None:
+    with world.served.client(world.token) as worker:
+        answer = worker.post("/v1/workers/claim", json={"protocol": PROTOCOL + 1, "version": "9.9.9"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (426, "worker_protocol")
+    assert "9.9.9" in answer.json()["error"]["message"]
+
+
+def test_worker_of_another_protocol_exits_with_what_to_install(tmp_path: Path, world: World) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import afterwords.server.dispatch.protocol as protocol\nprotocol.PROTOCOL = 7\n"
+    )
+    worker = world.start_worker(PYTHONPATH=str(tmp_path))
+    assert worker.process.wait(DEADLINE_S) == 2
+    assert 'pip install "afterwords==' in worker.log.read_text()
+
+
+def test_worker_of_another_package_version_works(world: World) -> None:
+    job_id = world.submit("Claimed by another version.")
+    with world.served.client(world.token) as worker:
+        [job] = [worker.post("/v1/workers/claim", json=claim_body(wait_s=5)).json()["job"]]
+    assert job["job_id"] == job_id
+    with world.served.client(job["token"]) as attempt:
+        attempt.post(f"/v1/jobs/{job_id}/end", json={"outcome": "failed", "error": "out_of_memory"}).raise_for_status()
+    assert world.wait_for(job_id) == "out_of_memory"
+
+
+def test_repeated_claim_returns_the_same_job(world: World) -> None:
+    jobs = {world.submit(f"Repeated claim {number}.") for number in range(2)}
+    body = claim_body(wait_s=5)
+    with world.served.client(world.token) as worker:
+        first, again = (worker.post("/v1/workers/claim", json={**body, "number": n}).json()["job"] for n in (1, 2))
+        assert first == again
+        settled = worker.post("/v1/workers/claim", json={**body, "number": 3, "backends": []}).json()["job"]
+        assert settled == first
+        other = worker.post("/v1/workers/claim", json=claim_body(wait_s=5)).json()["job"]
+    assert {first["job_id"], other["job_id"]} == jobs
+    for job in (first, other):
+        with world.served.client(job["token"]) as attempt:
+            attempt.post(f"/v1/jobs/{job['job_id']}/end", json={"outcome": "failed"}).raise_for_status()
+
+
+def test_claim_of_a_worker_that_left_is_given_to_another(world: World) -> None:
+    with world.served.client(world.token) as gone, pytest.raises(httpx.ReadTimeout):
+        gone.post("/v1/workers/claim", json=claim_body(wait_s=20), timeout=0.5)
+    job_id = world.submit("Not for the worker that left.")
+    world.start_worker()
+    assert world.wait_for(job_id) == "ready"
+    assert count_attempts(world.served, job_id) == 1
+
+
+def test_attempt_token_opens_only_its_job(world: World) -> None:
+    jobs = [world.submit(f"Only my job {number}.") for number in range(2)]
+    with world.served.client(world.token) as worker:
+        job = worker.post("/v1/workers/claim", json=claim_body(wait_s=5)).json()["job"]
+    [other] = [job_id for job_id in jobs if job_id != job["job_id"]]
+    with world.served.client(job["token"]) as attempt:
+        assert attempt.get(f"/v1/jobs/{job['job_id']}/reference").headers["content-type"] == "audio/wav"
+        assert attempt.get(f"/v1/jobs/{other}/reference").status_code == 401
+        assert attempt.post("/v1/workers/claim", json=claim_body()).status_code == 401
+        assert attempt.get("/v1/voices").status_code == 401
+        attempt.post(f"/v1/jobs/{job['job_id']}/end", json={"outcome": "failed"}).raise_for_status()
+        assert attempt.get(f"/v1/jobs/{job['job_id']}/reference").status_code == 409
+    world.client.delete(f"/v1/jobs/{other}").raise_for_status()
+
+
+def test_worker_token_is_in_no_log_and_no_engine(world: World) -> None:
+    worker = world.start_worker()
+    world.speak("Where is the token?")
+    [engine] = worker.engines()
+    assert "AFTERWORDS_WORKER_TOKEN" not in engine.environ()
+    attempt = re.compile(rb"awt_\d+\.[0-9a-f]")
+    stored = [path for path in world.served.home.rglob("*") if path.is_file()]
+    for path in (world.served.log, worker.log, *stored):
+        content = path.read_bytes()
+        assert world.token.encode() not in content, path
+        assert not attempt.search(content), path
