@@ -163,6 +163,34 @@ def test_out_of_memory_in_prefill_ends_one_request(
     np.testing.assert_array_equal(read_audio(again), sound)
 
 
+def test_streams_that_wait_are_prefilled_together(model: TorchModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = TorchScheduler(model.talker, model.decoder, n_rows=4, n_positions=256)
+    join, sizes = model.talker.prefill, []
+
+    def noted(rows: object, utterances: list[object]) -> None:  # one of three fails, together and alone
+        sizes.append(len(utterances))
+        join(rows, utterances)  # type: ignore[arg-type]
+        if any(each.sampling.seed == 1 for each in utterances):  # type: ignore[attr-defined]
+            raise MemoryError
+
+    requests = [a_request(model, "a" * (1 + seed), seed=seed, max_frames=5) for seed in range(3)]
+    alone = [read_audio(request) for request in submit_all(scheduler, requests)]
+    requests = [a_request(model, "a" * (1 + seed), seed=seed, max_frames=5) for seed in range(3)]
+    monkeypatch.setattr(model.talker, "prefill", noted)
+    with scheduler._awake:  # so that all of them wait
+        for request in requests:
+            request.is_streaming = True
+            scheduler.submit(request)
+    for request, sound in zip(requests, alone, strict=True):
+        if request is requests[1]:
+            assert len(read_audio(request)) == 0
+            assert isinstance(request.error, MemoryError)
+        else:
+            np.testing.assert_allclose(read_audio(request), sound, atol=1e-4)
+    scheduler.close()
+    assert sizes == [3, 1, 1, 1]
+
+
 def test_failed_frame_ends_active_requests_only(
     model: TorchModel, scheduler: TorchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,8 @@ Request = DecodeRequest[Prompt, DecoderState]
 ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
 POSITION_BUCKETS: Final = (256, 512, 1024, 2048, 4096)
 """Sizes of a decode step; the smallest that holds the batch is used."""
+PREFILL_ROWS: Final = 8
+"""Requests that are prefilled at once: one alone leaves a GPU idle, since launching its operations takes longer."""
 
 
 class TorchScheduler:
@@ -114,29 +116,53 @@ class TorchScheduler:
                 self._rows.free_row(row)
 
     def _admit(self) -> None:
-        while (request := self._next_request()) is not None:
-            with self._awake:
-                self._waiting.remove([request])
-            row = len(self._active)
+        while group := self._next_group():
             try:
-                prefill_row = PrefillRow(row, request.prompt, request.max_frames, request.sampling)
-                self._talker.prefill(self._rows, [prefill_row])
+                self._join(group)
+            except Exception:  # noqa: BLE001 - a prompt is too long, or memory ran out: one by one, others go on
+                for request in group:
+                    try:
+                        self._join([request])
+                    except Exception as error:  # noqa: BLE001 - of this request
+                        request.finish(FinishReason.CANCELLED, error)
+
+    def _join(self, requests: list[Request]) -> None:
+        """Prefill requests together, in the next free rows."""
+        rows = range(len(self._active), len(self._active) + len(requests))
+        try:
+            self._talker.prefill(
+                self._rows,
+                [
+                    PrefillRow(row, request.prompt, request.max_frames, request.sampling)
+                    for row, request in zip(rows, requests, strict=True)
+                ],
+            )
+            for row, request in zip(rows, requests, strict=True):
                 self._reset_codec(row, request)
-            except Exception as error:  # noqa: BLE001 - the prompt is too long, or memory ran out: others go on
-                request.finish(FinishReason.CANCELLED, error)
+        except Exception:
+            for row in rows:
                 self._rows.clear_row(row)
                 self._rows.free_row(row)
-            else:
-                self._active.append(request)
+            raise
+        self._active += requests
 
-    def _next_request(self) -> Request | None:
-        """Return the request that may join now, or None."""
-        n_free = self._n_rows - len(self._active)
+    def _next_group(self) -> list[Request]:
+        """Remove and return the requests that join now."""
+        group: list[Request] = []
+        while len(group) < PREFILL_ROWS and (request := self._next_request(len(group))) is not None:
+            with self._awake:
+                self._waiting.remove([request])
+            group.append(request)
+        return group
+
+    def _next_request(self, n_joining: int = 0) -> Request | None:
+        """Return the request that may join now, with others that are joining, or None."""
+        n_free = self._n_rows - len(self._active) - n_joining
         with self._awake:
             if not n_free:
                 return None
-            has_reserve = n_free > self._waiting.n_reserved
-            return self._waiting.peek(may_look_ahead=has_reserve and all(each.n_decoded for each in self._active))
+            may_look_ahead = not n_joining and n_free > self._waiting.n_reserved
+            return self._waiting.peek(may_look_ahead=may_look_ahead and all(each.n_decoded for each in self._active))
 
     def _reset_codec(self, row: int, request: Request) -> None:
         """Set the codec of a row to the state after the voice's reference."""
