@@ -106,7 +106,7 @@ class RandomModel:
         torch.manual_seed(0)
         self.weights = RandomWeights(device, dtype)
         self.talker = Talker(self.weights, self.config, ops=ops)
-        self.decoder = CodecDecoder(self.codec, RandomWeights(device, dtype))
+        self.decoder = CodecDecoder(self.codec, RandomWeights(device, dtype), ops=ops)
         tokenizer = TextTokenizer(folder, self.config.tokens, vocab=self.config.talker.text_vocab)
         prompts = Prompts(self.config, self.talker.embeddings, tokenizer)
         codes = torch.randint(self.config.predictor.vocab, (REFERENCE_FRAMES, self.config.talker.n_code_groups))

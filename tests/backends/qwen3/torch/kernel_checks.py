@@ -11,15 +11,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from afterwords.backends.qwen3.config import WIDEST_TOP_K, read_config
+from afterwords.backends.qwen3.request import DecodeRequest
 from afterwords.backends.qwen3.torch import kernels, ops
-from afterwords.backends.qwen3.torch.cuda_graphs import GraphRunner
+from afterwords.backends.qwen3.torch.cuda_graphs import CodecRunner, GraphRunner, Graphs
+from afterwords.backends.qwen3.torch.model import TorchModel
 from afterwords.backends.qwen3.torch.ops import QuantizedMatrix, quantize_matrix
 from afterwords.backends.qwen3.torch.prompt import Prompt
+from afterwords.backends.qwen3.torch.scheduler import Request, TorchScheduler
 from afterwords.backends.qwen3.torch.talker import PrefillRow, Talker
 from afterwords.backends.qwen3.torch.weights import Weights
 from tests.backends.qwen3.torch.speaking import GREEDY, LANGUAGE, load, seeded, spoken
@@ -156,6 +160,15 @@ def check_attention(qkv: Tensor, rotation: Tensor, cache: Tensor, seen: Tensor) 
 
 
 @dtypes
+@pytest.mark.parametrize("shape", [(1, 3, 40), (2, 5, 1920)], ids=str)
+def test_snake(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = random(*shape[:2], shape[2] + 9, dtype=dtype)[..., 4:-5]
+    numbers = [random(shape[1], 1, dtype=dtype) for _ in range(3)]
+    exact = ops.snake(x.float(), *(number.float() for number in numbers))  # plain torch rounds the angle
+    check(kernels.snake(x, *numbers), exact.to(dtype))
+
+
+@dtypes
 @pytest.mark.parametrize("n_codes", [64, 1088, 100])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("top_p", [None, math.inf, 0.6, 1e-6])
@@ -205,14 +218,14 @@ def talker(checkpoint: Path, chosen: ops.Ops, device: torch.device, dtype: torch
         return Talker(weights, read_config(checkpoint), max_positions=256, ops=chosen)
 
 
-def speak(chosen: Talker, *, captured: bool, with_top_p: bool = False) -> list[list[list[int]]]:
+def speak(chosen: Talker, *, captured: bool, n_rows: int = 2, with_top_p: bool = False) -> list[list[list[int]]]:
     """Decode two rows in a view of larger buffers."""
     rows = chosen.new_rows(8, 256)
     torch.manual_seed(0)
-    columns = torch.randn(9, chosen.config.talker.stack.hidden).to(DEVICE)
+    columns = torch.randn(9, chosen.config.talker.stack.hidden).to(chosen.device)
     prompt = Prompt(columns, torch.tensor([1, 2]))
     chosen.prefill(rows, [PrefillRow(row, prompt, 25, sampling) for row, sampling in enumerate((GREEDY, seeded(1)))])
-    view = rows.view(4, 64)
+    view = rows.view(n_rows, 64)
     frame: Callable[..., None] = GraphRunner(chosen) if captured else chosen.decode_frame
     with torch.inference_mode():
         for _ in range(25):
@@ -220,16 +233,66 @@ def speak(chosen: Talker, *, captured: bool, with_top_p: bool = False) -> list[l
     return spoken(rows)
 
 
-@pytest.mark.skipif(DEVICE.type == "cpu", reason="CUDA graphs need a GPU")
+needs_gpu = pytest.mark.skipif(DEVICE.type == "cpu", reason="needs an NVIDIA GPU")
+
+
+@needs_gpu
 @pytest.mark.parametrize("module", [ops, kernels], ids=["torch", "kernels"])
 @pytest.mark.parametrize("with_top_p", [False, True])
-def test_captured_frames_equal_eager_ones(checkpoint: Path, module: ops.Ops, with_top_p: bool) -> None:
+@pytest.mark.parametrize("n_rows", [2, 4])  # a few rows have kernels of their own
+def test_captured_frames_equal_eager_ones(checkpoint: Path, module: ops.Ops, with_top_p: bool, n_rows: int) -> None:
     chosen = talker(checkpoint, module, DEVICE)
-    captured, plain = (speak(chosen, captured=way, with_top_p=with_top_p) for way in (True, False))
+    captured, plain = (speak(chosen, captured=way, with_top_p=with_top_p, n_rows=n_rows) for way in (True, False))
     assert captured == plain
 
 
-@pytest.mark.skipif(DEVICE.type == "cpu", reason="in the interpreter, the test above says the same")
-def test_kernels_decode_as_plain_torch(checkpoint: Path) -> None:
-    ours, plain = (speak(talker(checkpoint, module, DEVICE), captured=False) for module in (kernels, ops))
-    assert ours[0] == plain[0]  # the greedy row
+@needs_gpu
+@pytest.mark.parametrize("n_rows", [2, 4])
+def test_greedy_codes_on_the_gpu_equal_those_on_the_cpu(checkpoint: Path, n_rows: int) -> None:
+    places = [(kernels, DEVICE), (ops, DEVICE), (ops, torch.device("cpu"))]
+    ours, plain, cpu = (
+        speak(talker(checkpoint, module, device), captured=False, n_rows=n_rows)[0] for module, device in places
+    )
+    assert ours == plain == cpu
+
+
+@needs_gpu
+def test_bfloat16_keeps_most_likely_codes(checkpoint: Path) -> None:
+    codes = torch.tensor(speak(talker(checkpoint, ops, torch.device("cpu")), captured=False)[0])
+    torch.manual_seed(0)
+    prompt = Prompt(torch.randn(9, 32), torch.tensor([1, 2]))
+    exact = talker(checkpoint, ops, torch.device("cpu")).most_likely_codes(prompt, codes)
+    rounded = talker(checkpoint, kernels, DEVICE, torch.bfloat16)
+    prompt = replace(prompt, columns=prompt.columns.to(DEVICE, torch.bfloat16))
+    likely = rounded.most_likely_codes(prompt, codes.to(DEVICE)).cpu()
+    assert (likely == exact).float().mean() > 0.9
+
+
+@needs_gpu
+def test_captured_audio_equals_eager_audio(checkpoint: Path) -> None:
+    model = TorchModel(checkpoint, name="tiny", device=DEVICE, dtype=torch.float32)
+    states = [model.decoder.new_state(4) for _ in range(2)]
+    run = CodecRunner(model.decoder, states[0], Graphs(), n_frames=8)
+    for n_rows, width in ((2, 1), (4, 8), (2, 1), (4, 8)):
+        codes = torch.randint(64, (n_rows, width, 16), device=DEVICE)
+        n_frames = torch.randint(width + 1, (n_rows,), device=DEVICE)
+        sound = run(codes, n_frames).clone()
+        check(sound, model.decoder.step(codes, states[1].view(0, n_rows), n_frames))
+
+
+@needs_gpu
+def test_scheduler_speaks_on_the_gpu_as_on_the_cpu(checkpoint: Path) -> None:
+    sounds = []
+    for device in (DEVICE, torch.device("cpu")):
+        model = TorchModel(checkpoint, name="tiny", device=device, dtype=torch.float32)
+        scheduler = TorchScheduler(model.talker, model.decoder, n_rows=4, n_positions=256)
+        requests: list[Request] = []
+        for text in ("In the sun.", "Hello.", "abc"):
+            prompt = model.prompts.from_speaker(text, speaker=torch.ones(32, device=device))
+            requests.append(DecodeRequest(prompt, None, max_frames=20, sampling=replace(GREEDY, min_frames=20)))
+            requests[-1].is_streaming = True
+            scheduler.submit(requests[-1])
+        sounds.append([np.concatenate(list(request.stream())) for request in requests])
+        scheduler.close()
+    for ours, cpu in zip(*sounds, strict=True):
+        np.testing.assert_allclose(ours, cpu, atol=2e-2)  # cuDNN convolves in tf32

@@ -58,13 +58,14 @@ KERNELS: Final[list[tuple[str, dict[str, str], dict[str, Any]]]] = [
             {"n_rows": n_rows, "n_in": n_in, "n_out": 6144, "block_out": 2, "block_in": block_in, **flags},
         )
         for values, flags in ((values, flags) for values in ("*bf16", "*i8", "*u8") for flags in flag_sets(values))
-        for n_rows, n_in, block_in in ((1, 2048, 2048), (4, 6144, 8192))
+        for n_rows, n_in, block_in in ((1, 2048, 2048), (2, 6144, 8192))
     ),
     (
         "_rotate_and_attend",
         {**dict.fromkeys(("qkv", "cache", "out"), "*bf16"), "rotation": "*fp32", "positions": "*i64", **FRACTIONS},
         {"n_queries": 16, "n_kv_heads": 8, "n_keys": 128, "overlaps": False, **HEADS},
     ),
+    ("_snake", dict.fromkeys(("x", "slope", "weight", "bias", "out"), "*bf16"), {"block": 1024}),
     *(
         (
             "_draw",

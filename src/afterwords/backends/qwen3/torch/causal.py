@@ -58,12 +58,12 @@ class CausalUpsampling:
 
     Args:
         weight: Shape (inputs, outputs, kernel).
-        bias: Shape (outputs,).
+        bias: Shape (outputs,), or None.
         stride: Outputs per input, at most the kernel.
         rate: Input samples per codec frame.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, *, stride: int, rate: int = 1) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, stride: int, rate: int = 1) -> None:
         self.weight, self.bias = weight, bias
         self.stride, self.rate = stride, rate
         self.n_past = -(-weight.shape[-1] // stride) - 1

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from afterwords.backends.qwen3.torch import ops as torch_ops
 from afterwords.backends.qwen3.torch.causal import CausalConv
 from afterwords.backends.qwen3.torch.codec_transformer import WindowCache, WindowTransformer
 from afterwords.backends.qwen3.torch.codec_wave import wave_stages
+from afterwords.backends.qwen3.torch.ops import Ops
 from afterwords.backends.qwen3.torch.weights import Weights, take_affine, take_codebook
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ class DecoderState:
 class CodecDecoder:
     """The decoder of a codec checkpoint, on the device and in the dtype of its weights."""
 
-    def __init__(self, config: CodecConfig, weights: Weights) -> None:
+    def __init__(self, config: CodecConfig, weights: Weights, *, ops: Ops = torch_ops) -> None:
         decoder = config.decoder
         self.sample_rate, self.samples_per_frame = config.output_sample_rate, config.decode_upsample_rate
         self.n_codebooks, self.codebook_size = decoder.n_codebooks, decoder.codebook_size
@@ -79,7 +81,7 @@ class CodecDecoder:
         shape = (decoder.latent, decoder.codebook_dim, _INPUT_KERNEL)
         self._input_conv = CausalConv(*take_affine(weights, "decoder.pre_conv.conv", shape))
         self._transformer = WindowTransformer(decoder, weights, "decoder.pre_transformer")
-        self._stages = wave_stages(decoder, weights)
+        self._stages = wave_stages(decoder, weights, ops)
         self._layers = [layer for stage in self._stages for layer in stage.layers]
         weights.check_all_taken("decoder.")
         self._receptive_frames = ceil(sum(layer.n_past / layer.rate for layer in self._layers))

@@ -1,7 +1,8 @@
 """The convolutions of the codec's decoder, from the latent of a frame to its samples.
 
 They take nine tenths of the decoder's time. A stage reads the past inputs of its convolutions from `pasts`, in the
-order of its `layers`.
+order of its `layers`. The biases of most convolutions are added by the next snake, which reads their
+output in any case.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from afterwords.backends.qwen3.torch.causal import CausalConv, CausalUpsampling
+from afterwords.backends.qwen3.torch.causal import CausalConv, CausalUpsampling, remember
+from afterwords.backends.qwen3.torch.ops import Ops
 from afterwords.backends.qwen3.torch.weights import Shape, Weights, take_affine
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ _DILATIONS: Final = (1, 3, 9)
 _BLOCK_EXPANSION: Final = 4
 _BLOCK_NORM_EPS: Final = 1e-6
 _SNAKE_FLOOR: Final = 1e-9
+_OUTPUTS: Final = 8
 
 WaveLayer = CausalConv | CausalUpsampling
 
@@ -38,36 +41,42 @@ class Stage(Protocol):
     def __call__(self, x: Tensor, pasts: Iterator[Tensor], n_frames: Tensor | None) -> Tensor: ...
 
 
-def wave_stages(config: CodecDecoderConfig, weights: Weights) -> list[Stage]:
-    """Return the stages, from (rows, latent, frames) to (rows, 1, samples)."""
+def wave_stages(config: CodecDecoderConfig, weights: Weights, ops: Ops) -> list[Stage]:
+    """Return the stages, from (rows, latent, frames) to (rows, 8, samples), of which the first is meant."""
     rate, width = 1, config.latent
     stages: list[Stage] = []
     for i, ratio in enumerate(config.upsampling_ratios):
         stages.append(FrameUpsampling(weights, f"decoder.upsample.{i}", width=width, ratio=ratio, rate=rate))
         rate *= ratio
-    stages.append(InputConv(weights, "decoder.decoder.0", shape=(config.wave_width, width, _KERNEL), rate=rate))
-    width = config.wave_width
+    entrance = InputConv(weights, "decoder.decoder.0", shape=(config.wave_width, width, _KERNEL), rate=rate)
+    stages.append(entrance)
+    width, bias = config.wave_width, entrance.bias
     for i, ratio in enumerate(config.upsample_rates, 1):
-        stages.append(WaveUpsampling(weights, f"decoder.decoder.{i}.block", width=width, ratio=ratio, rate=rate))
-        rate, width = rate * ratio, width // 2
-    stages.append(OutputConv(weights, "decoder.decoder", place=len(config.upsample_rates) + 1, width=width, rate=rate))
+        name = f"decoder.decoder.{i}.block"
+        stage = WaveUpsampling(weights, name, ops, width=width, ratio=ratio, rate=rate, bias=bias)
+        stages.append(stage)
+        rate, width, bias = rate * ratio, width // 2, stage.bias
+    place = len(config.upsample_rates) + 1
+    stages.append(OutputConv(weights, "decoder.decoder", ops, place=place, width=width, rate=rate, bias=bias))
     return stages
 
 
 class Snake:
-    """x + sin²(a x) / b, with a and b for each channel.
+    """x + sin²(a x) / b, with a and b for each channel, after a bias is added to x.
 
     Source: L. Ziyin et al. (2020), "Neural networks fail to learn periodic functions and how to fix it".
     """
 
-    def __init__(self, weights: Weights, name: str, width: int) -> None:
+    def __init__(self, weights: Weights, name: str, ops: Ops, *, bias: Tensor) -> None:
         slope, height = (
-            weights.take(f"{name}.{part}", (width,), dtype=torch.float32).exp()[:, None] for part in ("alpha", "beta")
+            weights.take(f"{name}.{part}", (len(bias),), dtype=torch.float32).exp() for part in ("alpha", "beta")
         )
-        self._slope, self._weight = slope.to(weights.dtype), (1 / (height + _SNAKE_FLOOR)).to(weights.dtype)
+        numbers = (slope, 1 / (height + _SNAKE_FLOOR), bias)
+        self._numbers = [number.to(weights.dtype)[:, None] for number in numbers]
+        self._snake = ops.snake
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.addcmul(x, (x * self._slope).sin_().square_(), self._weight)
+        return self._snake(x, *self._numbers)
 
 
 class FrameUpsampling:
@@ -97,27 +106,44 @@ class FrameUpsampling:
 
 
 class InputConv:
-    """The convolution from the latent width to that of the sample stages."""
+    """The convolution from the latent width to that of the sample stages.
+
+    Attributes:
+        bias: Not added yet, float32 of shape (outputs,).
+    """
 
     def __init__(self, weights: Weights, name: str, *, shape: Shape, rate: int) -> None:
-        self.layers = (CausalConv(*take_affine(weights, f"{name}.conv", shape), rate=rate),)
+        weight, bias = take_affine(weights, f"{name}.conv", shape)
+        self.layers, self.bias = (CausalConv(weight, None, rate=rate),), bias.float()
+        self._matrix = weight.flatten(1)
 
     def __call__(self, x: Tensor, pasts: Iterator[Tensor], n_frames: Tensor | None) -> Tensor:
-        return self.layers[0](x, next(pasts), n_frames)
+        # As a matrix product, since cuDNN has no fast kernel for few samples of many channels.
+        joined = remember(next(pasts), x, None if n_frames is None else n_frames * self.layers[0].rate)
+        windows = joined.unfold(-1, _KERNEL, 1).transpose(1, 2).flatten(2)
+        return functional.linear(windows, self._matrix).transpose(1, 2).contiguous()
 
 
 class WaveUpsampling:
-    """Upsampling with half the channels, then three residual units with growing dilation."""
+    """Upsampling with half the channels, then three residual units with growing dilation.
 
-    def __init__(self, weights: Weights, name: str, *, width: int, ratio: int, rate: int) -> None:
+    Attributes:
+        bias: Not added yet, float32 of shape (outputs,).
+    """
+
+    def __init__(
+        self, weights: Weights, name: str, ops: Ops, *, width: int, ratio: int, rate: int, bias: Tensor
+    ) -> None:
         inner = width // 2
-        self._snake = Snake(weights, f"{name}.0", width)
-        wider = take_affine(weights, f"{name}.1.conv", (width, inner, 2 * ratio), n_outputs=inner)
-        self._wider = CausalUpsampling(*wider, stride=ratio, rate=rate)
-        self._units = [
-            _ResidualUnit(weights, f"{name}.{i}", width=inner, dilation=dilation, rate=rate * ratio)
-            for i, dilation in enumerate(_DILATIONS, 2)
-        ]
+        self._snake = Snake(weights, f"{name}.0", ops, bias=bias)
+        wider, bias = take_affine(weights, f"{name}.1.conv", (width, inner, 2 * ratio), n_outputs=inner)
+        self._wider = CausalUpsampling(wider, None, stride=ratio, rate=rate)
+        self._units: list[_ResidualUnit] = []
+        self.bias = bias.float()
+        for i, dilation in enumerate(_DILATIONS, 2):
+            unit = _ResidualUnit(weights, f"{name}.{i}", ops, dilation=dilation, rate=rate * ratio, bias=self.bias)
+            self._units.append(unit)
+            self.bias = unit.bias
         self.layers: tuple[WaveLayer, ...] = (self._wider, *(unit.dilated for unit in self._units))
 
     def __call__(self, x: Tensor, pasts: Iterator[Tensor], n_frames: Tensor | None) -> Tensor:
@@ -128,24 +154,32 @@ class WaveUpsampling:
 
 
 class _ResidualUnit:
-    def __init__(self, weights: Weights, name: str, *, width: int, dilation: int, rate: int) -> None:
-        self._snakes = [Snake(weights, f"{name}.act{i}", width) for i in (1, 2)]
-        dilated = take_affine(weights, f"{name}.conv1.conv", (width, width, _KERNEL))
-        self.dilated = CausalConv(*dilated, dilation=dilation, rate=rate)
-        self._pointwise = take_affine(weights, f"{name}.conv2.conv", (width, width, 1))
+    def __init__(self, weights: Weights, name: str, ops: Ops, *, dilation: int, rate: int, bias: Tensor) -> None:
+        width = len(bias)
+        dilated, inner_bias = take_affine(weights, f"{name}.conv1.conv", (width, width, _KERNEL))
+        self._snakes = [
+            Snake(weights, f"{name}.act{i}", ops, bias=each) for i, each in ((1, bias), (2, inner_bias.float()))
+        ]
+        self.dilated = CausalConv(dilated, None, dilation=dilation, rate=rate)
+        pointwise, outer_bias = take_affine(weights, f"{name}.conv2.conv", (width, width, 1))
+        self._pointwise = pointwise[..., 0]
+        self.bias = bias + outer_bias.float()
 
     def __call__(self, x: Tensor, past: Tensor, n_frames: Tensor | None) -> Tensor:
         y = self._snakes[1](self.dilated(self._snakes[0](x), past, n_frames))
-        return x + functional.conv1d(y, *self._pointwise)
+        return torch.baddbmm(x, self._pointwise.expand(len(y), -1, -1), y)
 
 
 class OutputConv:
-    """The convolution from the last channels to one."""
+    """The convolution from the last channels to one; others are zero, since tensor cores need eight."""
 
-    def __init__(self, weights: Weights, name: str, *, place: int, width: int, rate: int) -> None:
-        self._snake = Snake(weights, f"{name}.{place}", width)
-        last = take_affine(weights, f"{name}.{place + 1}.conv", (1, width, _KERNEL))
-        self.layers = (CausalConv(*last, rate=rate),)
+    def __init__(
+        self, weights: Weights, name: str, ops: Ops, *, place: int, width: int, rate: int, bias: Tensor
+    ) -> None:
+        self._snake = Snake(weights, f"{name}.{place}", ops, bias=bias)
+        weight, last_bias = take_affine(weights, f"{name}.{place + 1}.conv", (1, width, _KERNEL))
+        wide = functional.pad(weight, (0, 0, 0, 0, 0, _OUTPUTS - 1)), functional.pad(last_bias, (0, _OUTPUTS - 1))
+        self.layers = (CausalConv(*wide, rate=rate),)
 
     def __call__(self, x: Tensor, pasts: Iterator[Tensor], n_frames: Tensor | None) -> Tensor:
         return self.layers[0](self._snake(x), next(pasts), n_frames)

@@ -29,10 +29,11 @@ except ImportError:  # before Triton 3.4
     gdc_launch_dependents = gdc_wait = None
 
 _SWIGLU_BLOCK: Final = 1024
+_SNAKE_BLOCK: Final = 1024
 _KEYS_AT_ONCE: Final = 128
 _MOST_ROWS: Final = 64
 _OUTPUTS_AT_ONCE, _INPUTS_AT_ONCE = 32, 128
-_FEW_ROWS: Final = 4
+_FEW_ROWS: Final = 2
 """Up to as many, a kernel without tensor cores is faster than cuBLAS: reading the weights takes all the time."""
 
 
@@ -382,6 +383,28 @@ def _rotate_and_attend(
         most = higher
     place = out + row * n_queries * head_dim + head * head_dim + at
     tl.store(place, (weighted / total).to(out.dtype.element_ty), mask=is_there)
+
+
+def snake(x: Tensor, slope: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """As `ops.snake`; x is contiguous along its last dimension."""
+    n_rows, n_channels, n = x.shape
+    out = torch.empty((n_rows, n_channels, n), dtype=x.dtype, device=x.device)
+    _snake[(n_rows * n_channels, triton.cdiv(n, _SNAKE_BLOCK))](
+        x, slope, weight, bias, out, n, n_channels, x.stride(0), x.stride(1), block=_SNAKE_BLOCK
+    )
+    return out
+
+
+@triton.jit
+def _snake(x, slope, weight, bias, out, n, n_channels, x_row, x_channel, block: tl.constexpr) -> None:
+    line = tl.program_id(0).to(tl.int64)
+    row, channel = line // n_channels, line % n_channels
+    at = tl.program_id(1) * block + tl.arange(0, block)
+    level = tl.load(x + row * x_row + channel * x_channel + at, mask=at < n, other=0.0).to(tl.float32)
+    level += tl.load(bias + channel).to(tl.float32)
+    wave = tl.sin(level * tl.load(slope + channel).to(tl.float32))
+    level += wave * wave * tl.load(weight + channel).to(tl.float32)
+    tl.store(out + line * n + at, level.to(out.dtype.element_ty), mask=at < n)
 
 
 def draw(logits: Tensor, beyond: Tensor, noise: Tensor, shares: tuple[Tensor, Tensor] | None) -> Tensor:

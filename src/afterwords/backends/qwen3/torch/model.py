@@ -83,11 +83,12 @@ class TorchModel:
         tokenizer = TextTokenizer(folder, self.config.tokens, vocab=self.config.talker.text_vocab)
         with Weights.open(folder, device=device, dtype=dtype) as weights:
             progress(0.05, "loading the talker")
-            self.talker = Talker(weights, self.config, ops=fastest_ops(device))
+            ops = fastest_ops(device)
+            self.talker = Talker(weights, self.config, ops=ops)
         with Weights.open(folder / CODEC, device=device, dtype=dtype) as weights:
             progress(0.8, "loading the codec")
             weights.skip("encoder.")
-            self.decoder = CodecDecoder(self.codec, weights)
+            self.decoder = CodecDecoder(self.codec, weights, ops=ops)
         self.prompts = Prompts(self.config, self.talker.embeddings, tokenizer)
         self.format = PromptFormat.of(name, self.config, self.codec)
         progress(1.0, "done")

@@ -66,6 +66,8 @@ class Ops(Protocol):
         self, qkv: Tensor, rotation: Tensor, cache: Tensor, rows: Tensor, positions: Tensor, mask: Tensor, eps: float
     ) -> Tensor: ...
 
+    def snake(self, x: Tensor, slope: Tensor, weight: Tensor, bias: Tensor) -> Tensor: ...
+
     def draw(self, logits: Tensor, beyond: Tensor, noise: Tensor, shares: tuple[Tensor, Tensor] | None) -> Tensor: ...
 
 
@@ -161,3 +163,14 @@ def attend_causally(qkv: Tensor, n_heads: int) -> Tensor:
     query, key, value = qkv.transpose(1, 2).split([n_heads, n_kv_heads, n_kv_heads], 1)
     output = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     return output.transpose(1, 2).flatten(2)
+
+
+def snake(x: Tensor, slope: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Add a bias, then return x + sin²(slope x) * weight: the nonlinearity of the codec.
+
+    Args:
+        x: Shape (rows, channels, n).
+        slope, weight, bias: Of each channel, shape (channels, 1).
+    """
+    x = x + bias
+    return torch.addcmul(x, (x * slope).sin_().square_(), weight)
