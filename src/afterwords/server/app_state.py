@@ -143,6 +143,7 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
             dispatcher.cancel(job_id)
         events.publish(*job_ids)
 
+    store.subscribe(on_waiting=dispatcher.wake, on_final=lambda job_id: on_cancelled([job_id]))
     keys = KeyService(store, on_cancelled=on_cancelled)
     decoding = DecodingPool()
     voices = VoiceService(store, blobs, recordings, clock, catalog, decoding, (audio_cache, encoded), ownership)

@@ -5,7 +5,7 @@ Every method is atomic. Adapters live in `store/`, `blobs/` and `dispatch/`; tes
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import BinaryIO, Protocol
 
@@ -59,6 +59,12 @@ class Store(Protocol):
 
     async def announce(self) -> int:
         """Register this process as a server of the database until `close`. Return the number of servers."""
+
+    def subscribe(self, *, on_waiting: Callable[[], None], on_final: Callable[[str], None]) -> None:
+        """Call back on this event loop when another server adds a job, or ends one with this id.
+
+        Calls may be missing, and some databases make none: callers also poll.
+        """
 
     async def check(self) -> None:
         """Check that the database can be read and written."""

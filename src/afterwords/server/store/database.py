@@ -49,6 +49,12 @@ class Database(Protocol):
     async def leave(self) -> None:
         """Remove the registration of this process."""
 
+    def notify(self, message: str) -> None:
+        """Send a message to the other servers, if the database can."""
+
+    def listen(self, on_message: Callable[[str], None]) -> None:
+        """Call `on_message` on this event loop with each message of another server, until `close`."""
+
     async def check(self, now: datetime) -> None:
         """Check that the database can be read and written."""
 

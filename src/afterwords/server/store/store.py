@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -96,6 +96,13 @@ class SqlStore:
         await self._database.leave()
         await self._database.close()
 
+    def subscribe(self, *, on_waiting: Callable[[], None], on_final: Callable[[str], None]) -> None:
+        self._database.listen(lambda message: on_final(message) if message else on_waiting())
+
+    def _notify_final(self, *job_ids: str) -> None:
+        for job_id in job_ids:
+            self._database.notify(job_id)
+
     async def check(self) -> None:
         await self._database.check(self._clock.now())
 
@@ -123,7 +130,9 @@ class SqlStore:
         return await self._database.read_long(keys.list_keys, account_id=account_id, now=self._clock.now())
 
     async def revoke_key(self, key_id: str, *, account_id: str | None, by: str | None = None) -> list[str] | None:
-        return await self._database.write(keys.revoke, key_id, account_id=account_id, by=by, **self._times())
+        cancelled = await self._database.write(keys.revoke, key_id, account_id=account_id, by=by, **self._times())
+        self._notify_final(*(cancelled or ()))
+        return cancelled
 
     async def rotate_key(
         self,
@@ -223,9 +232,12 @@ class SqlStore:
     # -- jobs, for clients -----------------------------------------------------------------------------------
 
     async def submit(self, job: NewJob, *, limits: QueueLimits, idempotency: Idempotency | None = None) -> SubmittedJob:
-        return await self._database.write(
+        submitted = await self._database.write(
             jobs.submit, job, limits=limits, request=idempotency, quota_bytes=self._quota_bytes, now=self._clock.now()
         )
+        if submitted.is_new:
+            self._database.notify("")
+        return submitted
 
     async def find_repeated_job(self, idempotency: Idempotency) -> str | None:
         return await self._database.read(jobs.find_repeated, idempotency)
@@ -242,7 +254,10 @@ class SqlStore:
         return await read(jobs.list_jobs, account_id=account_id, status=status, limit=limit, after=after)
 
     async def cancel(self, job_id: str, *, account_id: str) -> StoredJob | None:
-        return await self._database.write(jobs.cancel, job_id, account_id=account_id, **self._times())
+        job = await self._database.write(jobs.cancel, job_id, account_id=account_id, **self._times())
+        if job:
+            self._notify_final(job_id)
+        return job
 
     async def mark_audio_lost(self, job_id: str) -> None:
         await self._database.write(jobs.mark_audio_lost, job_id)
@@ -269,24 +284,37 @@ class SqlStore:
         )
 
     async def finish(self, job_id: str, attempt: int | None, result: AttemptResult) -> FinishStatus:
-        return await self._database.write(
+        status = await self._database.write(
             leases.finish, job_id, attempt, result, quota_bytes=self._quota_bytes, **self._times()
         )
+        if status is FinishStatus.DONE:
+            self._notify_final(job_id)
+        return status
 
     async def release(self, job_id: str, attempt: int) -> bool:
-        return await self._database.write(leases.release, job_id, attempt)
+        is_released = await self._database.write(leases.release, job_id, attempt)
+        if is_released:
+            self._database.notify("")
+        return is_released
 
     async def retry(self, job_id: str, attempt: int, *, error: str, max_attempts: int) -> JobStatus | None:
-        return await self._database.write(
+        status = await self._database.write(
             leases.retry, job_id, attempt, error=error, max_attempts=max_attempts, **self._times()
         )
+        if status is not None:
+            self._database.notify("" if status is JobStatus.PENDING else job_id)
+        return status
 
     async def reap(self, *, max_attempts: int) -> ReapResult:
         await self._database.scrub_if_due()
         await self._database.stay(monotonic=self._clock.monotonic())
         if not await self._database.read(leases.is_any_expired, monotonic=self._clock.monotonic()):
             return ReapResult()
-        return await self._database.write(leases.reap, max_attempts=max_attempts, **self._times())
+        reaped = await self._database.write(leases.reap, max_attempts=max_attempts, **self._times())
+        self._notify_final(*reaped.failed)
+        if reaped.requeued:
+            self._database.notify("")
+        return reaped
 
     # -- webhooks and housekeeping ---------------------------------------------------------------------------
 

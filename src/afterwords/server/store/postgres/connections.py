@@ -25,7 +25,7 @@ IDLE_TIMEOUT_S: Final = 10.0
 """How long a transaction of a server that hangs holds its locks."""
 RECYCLE_S: Final = 1800
 """Age at which a connection is replaced, so that none outlives a change of the network unnoticed."""
-_SETTINGS: Final = {
+_SETTINGS: Final[dict[str, Any]] = {
     "application_name": "afterwords",
     "client_encoding": "utf8",
     "connect_timeout": CONNECT_TIMEOUT_S,
@@ -101,6 +101,12 @@ def engine_for(url: URL, identity: Identity) -> Engine:
             raise
 
     return engine
+
+
+def connect(engine: Engine) -> psycopg.Connection[Any]:
+    """Return a connection that does not belong to the pool."""
+    _, options = engine.dialect.create_connect_args(engine.url)
+    return psycopg.connect(**options, **_SETTINGS, autocommit=True)
 
 
 def is_pooled(driver: psycopg.Connection[Any]) -> bool:

@@ -25,6 +25,7 @@ from afterwords.server.store.postgres.connections import (
     STATEMENT_TIMEOUT_S,
     Identity,
     abort,
+    connect,
     engine_for,
     is_conflict,
     is_disconnect,
@@ -32,6 +33,7 @@ from afterwords.server.store.postgres.connections import (
     timeouts,
     translate_error,
 )
+from afterwords.server.store.postgres.listener import CHANNEL, Listener
 from afterwords.server.store.schema import server
 
 P = ParamSpec("P")
@@ -42,6 +44,7 @@ LONG_DEADLINE_S: Final = 30.0
 MIGRATION_DEADLINE_S: Final = 600.0
 MIGRATION_LOCK: Final = 0x6166_7465_7277_6F72
 """Key of the advisory lock under which one server migrates; the bytes of "afterwor"."""
+_SEND: Final = text(f"SELECT pg_notify('{CHANNEL}', message) FROM unnest(CAST(:messages AS text[])) AS message")
 _WRITE: Final = f"BEGIN; {timeouts(STATEMENT_TIMEOUT_S, scope='LOCAL')}"
 _READ_LONG: Final = f"BEGIN READ ONLY; {timeouts(LONG_DEADLINE_S, scope='LOCAL')}"
 _MIGRATE: Final = f"BEGIN; {timeouts(MIGRATION_DEADLINE_S, scope='LOCAL')}"
@@ -90,6 +93,10 @@ class PostgresDatabase:
         self._identity = Identity()
         self._engine: Engine | None = None
         self._threads: ThreadPoolExecutor | None = None
+        self._listener: Listener | None = None
+        self._sender = new_id()[:8]
+        self._messages: set[str] = set()
+        self._sending: asyncio.Task[None] | None = None
         self._server_id: str | None = None
         self._renewed_at = 0.0
 
@@ -136,12 +143,47 @@ class PostgresDatabase:
         return is_new
 
     async def close(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener:
+            await asyncio.to_thread(listener.stop)
+        sending, self._sending = self._sending, None
+        if sending:
+            sending.cancel()
+            await asyncio.wait({sending})
         engine, self._engine = self._engine, None
         threads, self._threads = self._threads, None
         if threads:
             await asyncio.to_thread(threads.shutdown)
         if engine:
             engine.dispose()
+
+    def notify(self, message: str) -> None:
+        """Send a message in a transaction of its own: commits with a NOTIFY wait for each other.
+
+        What is to be sent meanwhile is sent together.
+        """
+        self._messages.add(f"{self._sender} {message}")
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send())
+
+    async def _send(self) -> None:
+        while self._messages:
+            messages, self._messages = list(self._messages), set()
+            with contextlib.suppress(DatabaseUnavailableError):  # the other servers poll
+                await self.read(_send, messages)
+
+    def listen(self, on_message: Callable[[str], None]) -> None:
+        engine, loop = self._engine, asyncio.get_running_loop()
+        if engine is None:
+            raise DatabaseUnavailableError
+
+        def receive(payload: str) -> None:
+            sender, _, message = payload.partition(" ")
+            if sender != self._sender:
+                with contextlib.suppress(RuntimeError):  # the loop was closed
+                    loop.call_soon_threadsafe(on_message, message)
+
+        self._listener = Listener(partial(connect, engine), receive)
 
     async def check(self, now: datetime) -> None:
         await self.write(lambda connection: connection.execute(update(server).values(checked_at=now)).close())
@@ -217,6 +259,10 @@ class PostgresDatabase:
         if not done and operation.give_up():
             raise DatabaseUnavailableError
         return await future
+
+
+def _send(connection: Connection, messages: list[str]) -> None:
+    connection.execute(_SEND, {"messages": messages})
 
 
 def _perform(

@@ -103,6 +103,12 @@ class SqliteDatabase:
     async def leave(self) -> None:
         self._presence.leave()
 
+    def notify(self, message: str) -> None:
+        """Do nothing: other processes on this machine poll."""
+
+    def listen(self, on_message: Callable[[str], None]) -> None:
+        """Do nothing."""
+
     async def read_time(self) -> float | None:
         return None
 
