@@ -375,7 +375,11 @@ class Blobs(Protocol):
         """List everything below a folder in batches, unfinished writes included."""
 
     async def check(self) -> None:
-        """Check that the storage can be written."""
+        """Check that the storage can be written.
+
+        Raises:
+            ServerSetupError: It refuses, and will until an operator corrects a setting.
+        """
 
 
 class JobQueue(Protocol):

@@ -23,9 +23,15 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from afterwords.errors import AfterwordsError, InvalidRequestError, ServerSetupError, ServiceUnavailableError
+from afterwords.errors import (
+    AfterwordsError,
+    InvalidRequestError,
+    ServerSetupError,
+    ServiceUnavailableError,
+    StorageUnavailableError,
+)
 from afterwords.server.app import create_app
-from afterwords.server.app_state import ServerState, open_store
+from afterwords.server.app_state import ServerState, open_storage, open_store
 from afterwords.server.dispatch.local import check_backends
 from afterwords.server.ports import Dispatcher
 from afterwords.server.routing import Lifetime, unrouted_response
@@ -67,6 +73,7 @@ def serve(
 
     Raises:
         ServerSetupError: The server can't start with these settings.
+        StorageUnavailableError: The bucket does not answer.
         BackendUnavailableError, InvalidOptionError: No backend can run.
     """
     settings.check_is_safe()
@@ -77,6 +84,7 @@ def serve(
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_to_stderr(settings))
         check_backends(settings)
+        asyncio.run(_check_bucket(settings))
         os.umask(0o077)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         listener = stack.enter_context(_bind(settings))
@@ -178,6 +186,17 @@ def _remove_message(record: logging.LogRecord) -> bool:
     """Replace the message of another library, which may quote a request, by the name of its logger."""
     record.msg, record.args = "failed in=%s", (record.name,)
     return _remove_traceback(record)
+
+
+async def _check_bucket(settings: Settings) -> None:
+    """Raise an error if the audio is in a bucket that does not answer, or that refuses our credentials."""
+    if (settings.storage_url or "").startswith("s3:"):
+        try:
+            await open_storage(settings).check()
+        except StorageUnavailableError as error:
+            raise StorageUnavailableError(
+                "The audio storage does not answer.", hint="start it, or correct AFTERWORDS_STORAGE_URL."
+            ) from error
 
 
 async def _first_key(settings: Settings) -> MintedKey | None:

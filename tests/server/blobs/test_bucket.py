@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
+import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
-from afterwords.errors import StorageFullError, StorageUnavailableError
+from afterwords.errors import ServerSetupError, StorageFullError, StorageUnavailableError
 from afterwords.models import new_id
 from afterwords.server import load_settings
 from afterwords.server.backup import back_up, restore
@@ -26,9 +24,10 @@ from afterwords.server.blobs import open_blobs
 from afterwords.server.cache_key import reference_path
 from afterwords.server.ports import Blobs
 from afterwords.server.store import SqlStore
-from tests.contracts.blobs_contract import AUDIO, BlobsContract, everything
+from tests.contracts.blobs_contract import AUDIO, BlobsContract, Chunks, everything
 from tests.contracts.ownership_contract import OwnershipContract
 from tests.contracts.store_world import ManualClock, World
+from tests.s3 import S3, free_port, running_s3
 
 pytestmark = pytest.mark.anyio
 
@@ -44,47 +43,16 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
-def request(port: int, method: str, path: str) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
-        connection.request(method, path)
-        return connection.getresponse().status
-    finally:
-        connection.close()
-
-
 @pytest.fixture(scope="module")
-def s3() -> Iterator[int]:
-    """Return the port of an S3 server."""
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            deadline = time.monotonic() + 30
-            while True:
-                try:
-                    request(port, "GET", "/moto-api/")
-                    break
-                except OSError:
-                    assert server.poll() is None
-                    assert time.monotonic() < deadline
-            yield port
-        finally:
-            server.kill()
+def s3() -> Iterator[S3]:
+    with running_s3() as server:
+        yield server
 
 
 @pytest.fixture
-def bucket(s3: int) -> str:
+def bucket(s3: S3) -> str:
     """Return the URL of a new bucket."""
-    name = f"b-{uuid4()}"
-    assert request(s3, "PUT", f"/{name}") == 200
-    return f"s3://{name}/pre/fix?endpoint=http://127.0.0.1:{s3}&region=auto"
+    return s3.new_bucket()
 
 
 @pytest.fixture
@@ -111,21 +79,22 @@ async def assert_raises(blobs: Blobs, error: type[Exception]) -> None:
         blobs.delete("jobs/1.wav"),
         blobs.delete_all("jobs/"),
         everything(blobs),
-        blobs.check(),
     ):
         with pytest.raises(error) as refused:
             await step
         assert "127.0.0.1" not in str(refused.value)
 
 
-async def test_missing_bucket_is_unavailable(s3: int) -> None:
-    await assert_raises(open_blobs(f"s3://none?endpoint=http://127.0.0.1:{s3}&region=auto"), StorageUnavailableError)
+async def test_missing_bucket_is_unavailable(s3: S3) -> None:
+    await assert_raises(open_blobs(s3.storage_url("none")), StorageUnavailableError)
 
 
 async def test_server_that_is_down_is_unavailable() -> None:
     blobs = open_blobs(f"s3://bucket?endpoint=http://127.0.0.1:{free_port()}&region=auto")
     async with asyncio.timeout(60):
         await assert_raises(blobs, StorageUnavailableError)
+        with pytest.raises(StorageUnavailableError):
+            await blobs.check()
 
 
 async def test_server_that_never_answers_times_out() -> None:
@@ -177,7 +146,7 @@ def status(code: int, body: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
 async def test_any_other_status_is_unavailable(code: int) -> None:
     with answering(status(code, b"<Error><Code>Other</Code></Error>")) as url:
         blobs = open_blobs(url)
-        for step in (blobs.get("jobs/1.wav"), blobs.put("jobs/1.wav", b"x"), blobs.check()):
+        for step in (blobs.get("jobs/1.wav"), blobs.put("jobs/1.wav", b"x"), blobs.put("jobs/1.wav", Chunks(9))):
             with pytest.raises(StorageUnavailableError):
                 await step
 
@@ -187,8 +156,9 @@ async def test_any_other_status_is_unavailable(code: int) -> None:
     [(507, b""), (403, b"<Error><Code>QuotaExceeded</Code></Error>"), (507, b"<Code>XMinioStorageFull")],
 )
 async def test_full_server_raises_storage_full(code: int, body: bytes) -> None:
-    with answering(status(code, body)) as url, pytest.raises(StorageFullError, match="holds the storage"):
-        await open_blobs(url).put("jobs/1.wav", b"x")
+    for audio in (b"x", Chunks(9)):
+        with answering(status(code, body)) as url, pytest.raises(StorageFullError, match="holds the storage"):
+            await open_blobs(url).put("jobs/1.wav", audio)
 
 
 async def test_interrupted_download_is_unavailable() -> None:
@@ -238,3 +208,77 @@ async def test_backup_of_a_bucket_is_restored_into_a_folder(bucket: str, blobs: 
     assert (made.n_voices, made.n_files, made.lost) == (1, 1, ())
     assert (restored.n_voices, restored.n_files) == (1, 1)
     assert await open_blobs(str(tmp_path / "audio")).get(voice.ref_audio_key) == AUDIO
+
+
+# -- long audio -----------------------------------------------------------------------------------------------
+
+
+async def test_upload_of_a_killed_process_leaves_nothing(s3: S3, bucket: str, blobs: Blobs) -> None:
+    code = (
+        "import asyncio, os, signal, sys\n"
+        "from afterwords.server.blobs import open_blobs\n"
+        "class Dying:\n"
+        "    size_bytes = 64 << 20\n"
+        "    def __iter__(self):\n"
+        "        yield from [bytes(1 << 20)] * 40\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(open_blobs(sys.argv[1]).put('jobs/1.wav', Dying()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, bucket], capture_output=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    await blobs.put("jobs/2.wav", Chunks(9))
+    assert list(await everything(blobs)) == ["jobs/2.wav"]
+    assert s3.unfinished_uploads(bucket) == 0
+
+
+# -- check ----------------------------------------------------------------------------------------------------
+
+
+async def refusal(storage_url: str) -> ServerSetupError:
+    with pytest.raises(ServerSetupError) as refused:
+        await open_blobs(storage_url).check()
+    assert (refused.value.code, refused.value.exit_code) == ("storage_refused", 2)
+    return refused.value
+
+
+async def test_check_names_a_missing_bucket(s3: S3) -> None:
+    error = await refusal(s3.storage_url("no-such-bucket"))
+    assert str(error).startswith(
+        "The bucket no-such-bucket can't be listed and read: the storage answers NoSuchBucket."
+    )
+    assert error.hint.startswith("create the bucket")
+
+
+async def test_check_names_wrong_credentials(s3: S3, bucket: str) -> None:
+    with s3.refusing_others():
+        error = await refusal(bucket)
+    assert "InvalidAccessKeyId" in str(error)
+    assert "correct AWS_ACCESS_KEY_ID" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("allowed", "doing"),
+    [
+        (["s3:GetObject", "s3:ListBucket"], "written"),
+        (["s3:GetObject", "s3:ListBucket", "s3:PutObject"], "deleted from"),
+        (["s3:PutObject", "s3:DeleteObject"], "listed and read"),
+    ],
+)
+async def test_check_names_a_missing_permission(
+    s3: S3, bucket: str, allowed: list[str], doing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_id, secret = s3.new_key(*allowed)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    with s3.refusing_others():
+        error = await refusal(bucket)
+    assert f"can't be {doing}: the storage answers AccessDenied" in str(error)
+    assert secret not in str(error)
+
+
+async def test_key_with_all_permissions_passes_the_check(s3: S3, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    key_id, secret = s3.new_key("s3:GetObject", "s3:ListBucket", "s3:PutObject", "s3:DeleteObject")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    with s3.refusing_others():
+        await open_blobs(bucket).check()

@@ -1,7 +1,8 @@
 """Blobs in an S3 bucket (Amazon, Cloudflare R2, MinIO) or in memory, through obstore.
 
 Its blocking calls run in threads of this module. Its asynchronous calls complete in Rust threads that enter the
-interpreter, which aborts a process that is about to exit.
+interpreter, which aborts a process that is about to exit. Long audio is written with httpx, to a signed URL: obstore
+would hold it in memory, or write parts, which a killed server leaves in the bucket, unlisted.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import uuid4
 
+import httpx
 import obstore
 from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import MemoryStore, S3Store
 
-from afterwords.errors import StorageFullError, StorageUnavailableError
+from afterwords.errors import ServerSetupError, StorageFullError, StorageUnavailableError
 from afterwords.server.blobs.paths import INLINE_MAX_BYTES, check_path, check_prefix, has_digest, is_path
 from afterwords.server.ports import BlobReader, BlobSource
 from afterwords.server.records import BlobInfo
@@ -32,13 +34,18 @@ if TYPE_CHECKING:
 
 _THREADS: Final = 32  # concurrent calls, which wait for the network
 _BATCH: Final = 500
-ONE_REQUEST_MAX_BYTES: Final = 16 << 20
-PART_BYTES: Final = 8 << 20
+IN_MEMORY_MAX_BYTES: Final = 16 << 20
 _CHUNK_BYTES: Final = 256 * 1024
 
 _READ_TIMEOUT: Final = "3s"
 _READ_TIMEOUT_LARGE: Final = "15s"
 """The read timeout includes the time to send: this is enough for the longest audio at 1 MB/s."""
+
+_UPLOAD_TIMEOUT: Final = httpx.Timeout(15, connect=2, read=60)
+_UPLOAD_VALID: Final = timedelta(minutes=15)
+
+_AUDIO_ATTRIBUTES: Final = {"Content-Type": "audio/wav", "Cache-Control": "private, no-store"}
+"""Headers with which the storage answers a signed URL."""
 
 _RETRY: Final[RetryConfig] = {
     "max_retries": 2,
@@ -46,6 +53,20 @@ _RETRY: Final[RetryConfig] = {
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(milliseconds=500), "base": 2},
 }
 _NO_BUCKET: Final = "NoSuchBucket"
+_METADATA_SERVICE: Final = "169.254.169.254"
+_CODE: Final = re.compile(r"(?:<Code>|\(code: )([A-Za-z0-9]{1,60})")
+_KEY: Final = "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+_REGION: Final = "correct the region or endpoint in AFTERWORDS_STORAGE_URL."
+_FIXES: Final = {
+    _NO_BUCKET: "create the bucket, or correct its name in AFTERWORDS_STORAGE_URL.",
+    "AccessDenied": "allow the key to list, read, write and delete the objects of this bucket.",
+    **dict.fromkeys(
+        ("InvalidAccessKeyId", "SignatureDoesNotMatch", "Unauthorized", "InvalidToken", "ExpiredToken"), _KEY
+    ),
+    **dict.fromkeys(("AuthorizationHeaderMalformed", "PermanentRedirect", "InvalidRegionName"), _REGION),
+    "RequestTimeTooSkewed": "set the clock of this machine.",
+}
+"""How to fix what an S3 storage refuses, by its error code."""
 _FULL: Final = re.compile("507 Insufficient Storage|StorageFull|QuotaExceeded")
 
 T = TypeVar("T")
@@ -54,7 +75,7 @@ T = TypeVar("T")
 def open_memory() -> Bucket:
     """Open storage in memory. It is lost with the object."""
     store = MemoryStore()
-    return Bucket(store, store)
+    return Bucket("memory", store, store)
 
 
 def open_bucket(bucket: str, *, prefix: str = "", endpoint: str | None = None, region: str | None = None) -> Bucket:
@@ -81,7 +102,7 @@ def open_bucket(bucket: str, *, prefix: str = "", endpoint: str | None = None, r
         return S3Store(bucket, prefix=prefix or None, config=config, client_options=client, retry_config=_RETRY)
 
     try:
-        return Bucket(store(_READ_TIMEOUT), store(_READ_TIMEOUT_LARGE))
+        return Bucket(bucket, store(_READ_TIMEOUT), store(_READ_TIMEOUT_LARGE))
     except BaseError as error:
         raise ValueError(str(error)) from error
 
@@ -89,22 +110,15 @@ def open_bucket(bucket: str, *, prefix: str = "", endpoint: str | None = None, r
 class Bucket:
     """The port `Blobs` on an object store. All writes are atomic and durable, and there are no folders."""
 
-    def __init__(self, store: ObjectStore, large_store: ObjectStore) -> None:
+    def __init__(self, name: str, store: ObjectStore, large_store: ObjectStore) -> None:
+        self._name = name
         self._store = store
         self._large_store = large_store  # the same store with a longer timeout, for large objects
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="storage")
 
     async def put(self, path: str, data: bytes | BlobSource, *, is_durable: bool = True) -> None:  # noqa: ARG002 - always durable
-        """Write an object: in one request unless it is very large, since a crash leaves unlisted parts."""
-        size_bytes = len(data) if isinstance(data, bytes) else data.size_bytes
-        store = self._large_store if size_bytes > INLINE_MAX_BYTES else self._store
-        put = partial(obstore.put, store, check_path(path))
-        if isinstance(data, bytes):
-            await self.call(partial(put, data, use_multipart=False))
-        elif size_bytes <= ONE_REQUEST_MAX_BYTES:
-            await self.call(lambda: put(b"".join(data), use_multipart=False))
-        else:
-            await self.call(lambda: put(iter(data), use_multipart=True, chunk_size=PART_BYTES, max_concurrency=2))
+        """Write an object in one request."""
+        await self.call(partial(self._put, check_path(path), data))
 
     async def get(self, path: str, *, sha256: str | None = None) -> bytes | None:
         """Read an object."""
@@ -145,12 +159,42 @@ class Bucket:
                 yield blobs
 
     async def check(self) -> None:
-        """Write a small object and remove it."""
+        """Write a small object and remove it; before, read it, which needs the permission to list if it is missing."""
         probe = f"probe-{uuid4()}"
-        await self.put(probe, b"probe")
-        await self.delete(probe)
+        try:
+            doing = "listed and read"
+            await self.get(probe)
+            doing = "written"
+            await self.put(probe, b"probe")
+            doing = "deleted from"
+            await self.delete(probe)
+        except StorageUnavailableError as error:
+            why = str(error.__cause__)
+            if code := _CODE.search(why):
+                fix = _FIXES.get(code[1], "correct AFTERWORDS_STORAGE_URL or the bucket.")
+                message = f"The bucket {self._name} can't be {doing}: the storage answers {code[1]}."
+                raise ServerSetupError(message, code="storage_refused", hint=fix) from error
+            if _METADATA_SERVICE in why:  # the last place where credentials are looked for
+                message = f"There are no credentials for the bucket {self._name}."
+                fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+                raise ServerSetupError(message, code="storage_refused", hint=fix) from error
+            raise
 
     # -- in threads ------------------------------------------------------------------------------------------
+
+    def _put(self, path: str, data: bytes | BlobSource) -> None:
+        size_bytes = len(data) if isinstance(data, bytes) else data.size_bytes
+        attributes = _AUDIO_ATTRIBUTES if path.endswith(".wav") else {}
+        if isinstance(data, bytes) or size_bytes <= IN_MEMORY_MAX_BYTES or not isinstance(self._store, S3Store):
+            store = self._large_store if size_bytes > INLINE_MAX_BYTES else self._store
+            whole = data if isinstance(data, bytes) else b"".join(data)
+            obstore.put(store, path, whole, use_multipart=False, attributes=attributes)
+            return
+        url = obstore.sign(self._store, "PUT", path, _UPLOAD_VALID)
+        headers = {"Content-Length": str(size_bytes), **attributes}
+        response = httpx.put(url, content=iter(data), headers=headers, timeout=_UPLOAD_TIMEOUT)
+        if not response.is_success:
+            raise OSError(f"{response.status_code} {response.reason_phrase}: {response.text[:1000]}")
 
     def _get(self, path: str, digest: str | None) -> bytes | None:
         if (found := self._found(path)) is None:
@@ -192,7 +236,7 @@ class Bucket:
         """
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, function)
-        except (BaseError, OSError) as error:
+        except (BaseError, OSError, httpx.HTTPError) as error:
             raise (
                 StorageFullError.for_path("the storage") if _FULL.search(str(error)) else StorageUnavailableError()
             ) from error
