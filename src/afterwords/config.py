@@ -60,6 +60,7 @@ SETTINGS: Final = frozenset(
         "start_allowance_s",
         "storage_per_account_mb",
         "storage_url",
+        "audio_redirect",
         "sweep_grace_s",
         "sweep_interval_s",
         "trusted_proxies",

@@ -37,6 +37,8 @@ async def everything(blobs: Blobs, prefix: str = "") -> dict[str, BlobInfo]:
 class BlobsContract:
     """Tests of any storage."""
 
+    signs_urls = False
+
     @pytest.fixture
     def anyio_backend(self) -> str:
         return "asyncio"
@@ -156,6 +158,11 @@ class BlobsContract:
             await blobs.delete(*(blob.path for blob in batch))
             break
         assert 0 < len(await everything(blobs)) < 510
+
+    async def test_only_a_bucket_signs_urls_and_only_of_blobs(self, blobs: Blobs) -> None:
+        assert await blobs.signed_url("jobs/1.wav") is None
+        await blobs.put("jobs/1.wav", b"x")
+        assert (await blobs.signed_url("jobs/1.wav") is not None) == self.signs_urls
 
     async def test_check_leaves_nothing_behind(self, blobs: Blobs) -> None:
         await blobs.check()

@@ -1,7 +1,7 @@
 """Settings, requests and errors of httpx, for both clients.
 
-The key is added here and nowhere else. Requests go to the client's address only: redirects are not followed, and a
-server on this machine is not asked through a proxy.
+The key is added here and nowhere else, and goes to the client's address only. A redirect is followed for audio only,
+which a server may keep elsewhere. A server on this machine is not asked through a proxy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import httpx
 
 from afterwords import __version__
 from afterwords.client.profiles import Access
-from afterwords.client.requests import Request
+from afterwords.client.requests import Request, Response
 from afterwords.errors import (
     ConnectionLostError,
     InvalidInputError,
@@ -27,15 +27,16 @@ from afterwords.errors import (
 from afterwords.network import root_cause, setting_to_check
 
 CONNECT_TIMEOUT_S: Final = 10.0
+HEADERS: Final = {
+    "User-Agent": f"afterwords/{__version__}",
+    "Accept-Encoding": "identity",  # ranges and digests are those of the stored bytes
+}
 
 
 def client_settings(access: Access) -> dict[str, Any]:
     """Return the arguments of the httpx client."""
     settings: dict[str, Any] = {
-        "headers": {
-            "User-Agent": f"afterwords/{__version__}",
-            "Accept-Encoding": "identity",  # ranges and digests are those of the stored bytes
-        },
+        "headers": HEADERS,
         "follow_redirects": False,
         "limits": httpx.Limits(max_connections=100, max_keepalive_connections=20),
         "trust_env": not access.is_loopback,
@@ -88,10 +89,30 @@ def build_request(
         ) from None
 
 
+def audio_location(request: Request, response: Response, access: Access) -> httpx.URL | None:
+    """Return the URL of audio that the server keeps elsewhere. None: the response is not such a redirect."""
+    if response.status != 307 or request.method != "GET" or not request.is_download:
+        return None
+    try:
+        url = httpx.URL(response.headers.get("location", ""))
+    except httpx.InvalidURL:
+        return None
+    is_safe = url.scheme == "https" or (url.scheme == "http" and access.base_url.startswith("http:"))
+    return url if is_safe and url.host else None
+
+
+def audio_request(http: httpx.Client | httpx.AsyncClient, url: httpx.URL, first: httpx.Request) -> httpx.Request:
+    """Return the request for audio at another address: without the key, for the same range."""
+    headers = {"Range": part} if (part := first.headers.get("range")) else {}
+    return http.build_request("GET", url, headers=headers, extensions={"timeout": first.extensions["timeout"]})
+
+
 @contextmanager
 def translate_errors(access: Access, request: httpx.Request) -> Iterator[None]:
     """Raise a RemoteError in place of an httpx error."""
     url = access.base_url
+    if not str(request.url).startswith(url):
+        url = f"{request.url.scheme}://{request.url.netloc.decode()}"
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:

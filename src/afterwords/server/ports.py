@@ -365,6 +365,12 @@ class Blobs(Protocol):
     async def exists(self, path: str) -> bool:
         """Return whether a blob exists, intact or not."""
 
+    async def signed_url(self, path: str) -> str | None:
+        """Return a URL from which anyone can read a blob for a few minutes.
+
+        None: the blob is missing, or the storage is not a bucket.
+        """
+
     async def delete(self, *paths: str) -> None:
         """Remove blobs. Missing ones are ignored."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     )
     storage_url: str | None = Field(
         default=None, repr=False, description="URL of the storage; unset: a folder in the data folder."
+    )
+    audio_redirect: bool = Field(
+        default=False, description="Redirect downloads of job audio to signed URLs of the bucket."
     )
     backends: Names | None = Field(default=None, description="Backends to offer, best first; unset: all that can run.")
 
@@ -117,6 +120,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("audio_redirect")
+    @classmethod
+    def _needs_a_bucket(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not (info.data.get("storage_url") or "").startswith("s3:"):
+            raise ValueError("false, unless AFTERWORDS_STORAGE_URL is s3://…")
+        return value
 
     @field_validator("cors_origins")
     @classmethod

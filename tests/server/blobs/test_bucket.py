@@ -14,7 +14,11 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
+from botocore.auth import S3SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 from afterwords.errors import ServerSetupError, StorageFullError, StorageUnavailableError
 from afterwords.models import new_id
@@ -61,7 +65,7 @@ def blobs(bucket: str) -> Blobs:
 
 
 class TestBucket(BlobsContract, OwnershipContract):
-    pass
+    signs_urls = True
 
 
 async def test_prefixes_of_a_bucket_are_separate_storages(blobs: Blobs, bucket: str) -> None:
@@ -282,3 +286,30 @@ async def test_key_with_all_permissions_passes_the_check(s3: S3, bucket: str, mo
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     with s3.refusing_others():
         await open_blobs(bucket).check()
+
+
+# -- signed URLs ----------------------------------------------------------------------------------------------
+
+
+async def test_signed_url_reads_one_blob_without_a_key(blobs: Blobs) -> None:
+    await blobs.put("jobs/1.wav", AUDIO)
+    url = await blobs.signed_url("jobs/1.wav")
+    assert url is not None
+    answer = httpx.get(url)
+    assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, AUDIO, "audio/wav")
+
+
+async def test_signature_is_the_one_that_aws_computes(blobs: Blobs) -> None:
+    """Compare with the signature of botocore, because moto checks none."""
+    await blobs.put("jobs/1.wav", b"x")
+    url = await blobs.signed_url("jobs/1.wav")
+    assert url is not None
+    signed = httpx.URL(url)
+    date, expires = signed.params["X-Amz-Date"], int(signed.params["X-Amz-Expires"])
+    request = AWSRequest("GET", url.partition("?")[0])
+    request.context["timestamp"] = date
+    signer = S3SigV4QueryAuth(Credentials("test", "test"), "s3", "auto", expires=expires)
+    signer._modify_request_before_signing(request)
+    signature = signer.signature(signer.string_to_sign(request, signer.canonical_request(request)), request)
+    assert signed.params["X-Amz-Signature"] == signature
+    assert expires == 300

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar, cast
+from dataclasses import replace
+from typing import Any, Final, TypeVar, cast
 
 import httpx
 
@@ -31,6 +32,9 @@ from afterwords.client.requests import (
     was_not_processed,
 )
 from afterwords.client.transport import (
+    HEADERS,
+    audio_location,
+    audio_request,
     build_request,
     check_uncompressed,
     client_settings,
@@ -42,6 +46,9 @@ from afterwords.network import explain_network_errors
 
 T = TypeVar("T")
 
+_NAMED_BY_SERVER: Final = ("content-type", "etag", "x-request-id")
+"""Headers of a redirect to audio that win over those of the storage."""
+
 
 class AsyncSession:
     """A server, the key for it, and the connections to it."""
@@ -50,11 +57,15 @@ class AsyncSession:
         self.access = access
         self._timeout_s = timeout_s
         self._is_afterwords_server: bool | None = None
+        self._transport = transport
+        self._storage: httpx.AsyncClient | None = None  # for audio that a server keeps elsewhere
         with explain_network_errors():
             self._http = httpx.AsyncClient(transport=transport, **client_settings(access))
 
     async def close(self) -> None:
         await self._http.aclose()
+        if self._storage is not None:
+            await self._storage.aclose()
 
     async def request(self, request: Request) -> Response:
         """Send a request until it succeeds, as often as that is safe.
@@ -177,17 +188,29 @@ class AsyncSession:
         raise AssertionError("the last attempt returns or raises")
 
     async def _send(self, request: Request) -> Response:
-        """Send a request once, and read the body unless it is a stream.
+        """Send a request once, and follow a redirect to audio, whose digest is the one that the server named."""
+        outgoing = build_request(self._http, request, self.access, self._timeout_s)
+        response = await self._exchange(self._http, outgoing, request)
+        if (url := audio_location(request, response, self.access)) is None:
+            return response
+        if self._storage is None:
+            with explain_network_errors():
+                self._storage = httpx.AsyncClient(headers=HEADERS, transport=self._transport)
+        audio = await self._exchange(self._storage, audio_request(self._storage, url, outgoing), request)
+        named = {name: response.headers[name] for name in _NAMED_BY_SERVER if name in response.headers}
+        return replace(audio, headers={**audio.headers, **named})
+
+    async def _exchange(self, http: httpx.AsyncClient, outgoing: httpx.Request, request: Request) -> Response:
+        """Send an httpx request, and read the body unless it is a stream.
 
         httpx would release the connection at the last byte, and a call that is cancelled at that moment would leak
         it: so the raw stream is read here.
         """
-        outgoing = build_request(self._http, request, self.access, self._timeout_s)
         pieces: list[bytes] = []
         n_bytes = 0
         is_whole = True
         with translate_errors(self.access, outgoing):
-            incoming = await self._http.send(outgoing, stream=True)
+            incoming = await http.send(outgoing, stream=True)
             status, headers = incoming.status_code, response_headers(incoming)
             if request.is_stream and status == 200 and (opened := Response(status, headers, stream=incoming)).is_audio:
                 return opened

@@ -43,6 +43,8 @@ _READ_TIMEOUT_LARGE: Final = "15s"
 
 _UPLOAD_TIMEOUT: Final = httpx.Timeout(15, connect=2, read=60)
 _UPLOAD_VALID: Final = timedelta(minutes=15)
+_DOWNLOAD_VALID: Final = timedelta(minutes=5)
+"""How long a download may start; it may take longer."""
 
 _AUDIO_ATTRIBUTES: Final = {"Content-Type": "audio/wav", "Cache-Control": "private, no-store"}
 """Headers with which the storage answers a signed URL."""
@@ -140,6 +142,12 @@ class Bucket:
             return True
 
         return await self.call(head)
+
+    async def signed_url(self, path: str) -> str | None:
+        """Sign a GET request, after requesting the head."""
+        if not isinstance(self._store, S3Store) or not await self.exists(path):
+            return None
+        return await self.call(partial(obstore.sign, self._store, "GET", path, _DOWNLOAD_VALID))
 
     async def delete(self, *paths: str) -> None:
         """Remove objects."""

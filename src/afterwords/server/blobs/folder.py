@@ -112,6 +112,10 @@ class Folder:
         self._check_root()
         return False
 
+    async def signed_url(self, path: str) -> str | None:  # noqa: ARG002 - a folder has no URLs
+        """Return None."""
+        return None
+
     async def delete(self, *paths: str) -> None:
         """Remove files and empty folders."""
         await asyncio.to_thread(self._delete, [check_path(path) for path in paths])

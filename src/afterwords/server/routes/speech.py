@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 
 from afterwords.errors import AfterwordsError, ConflictError, SynthesisError
-from afterwords.models import JobStatus
+from afterwords.models import JobStatus, SpeechFormat
 from afterwords.provenance import mark_tags
 from afterwords.server.auth import Credential, requires
 from afterwords.server.concurrency import while_connected
@@ -150,14 +150,23 @@ async def show_job(
     responses={
         200: {"content": audio_content(), "description": "The audio."},
         206: {"content": audio_content(), "description": "A part of the audio."},
+        307: {"description": "The audio is at the URL in Location, for a few minutes and without a key."},
         **errors(_404="job_not_found, job_not_ready", _416="range_not_satisfiable", _500="audio_lost, internal_error"),
     },
 )
 @requires(Credential.USER, Scope.SYNTHESIZE)
 async def job_audio(request: Request, job_id: JobId) -> Response:
-    """Return the audio of a job that is ready."""
-    job = await state_of(request).synthesis.get_job(caller_of(request), job_id)
-    return await _job_audio(request, job, {"X-Job-Id": job.job_id})
+    """Return the audio of a job that is ready, or where it is."""
+    state = state_of(request)
+    job = await state.synthesis.get_job(caller_of(request), job_id)
+    headers = {"X-Job-Id": job.job_id}
+    is_redirected = state.settings.audio_redirect and job.response_format is SpeechFormat.WAV
+    if is_redirected and request.method == "GET" and not context_of(request).is_head:
+        path = job.audio_key if job.status is JobStatus.READY and job.audio_sha256 else None
+        if path and (url := await state.blobs.signed_url(path)):
+            headers |= {"Location": url, "ETag": f'"{job.audio_sha256}"', "Cache-Control": "private, no-store"}
+            return Response(None, 307, headers, media_type=MEDIA_TYPES[SpeechFormat.WAV])
+    return await _job_audio(request, job, headers)
 
 
 @router.delete(
