@@ -251,7 +251,7 @@ class Fused:
         return fused
 
 
-def test_frame_of_kernels_has_a_thousand_operations(tmp_path: Path) -> None:
+def test_frame_of_a_few_rows_has_700_operations(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, n_layers=28, n_predictor_layers=5)
     fused = Fused()
     with Weights.open(tmp_path, device="cpu", dtype=torch.float32) as weights:
@@ -259,7 +259,7 @@ def test_frame_of_kernels_has_a_thousand_operations(tmp_path: Path) -> None:
     rows = talker.new_rows(2, 128)
     with Operations() as operations:
         talker.decode_frame(rows)
-    assert fused.n + sum(name not in VIEWS for name, _ in operations.seen) <= 1_120
+    assert fused.n + sum(name not in VIEWS for name, _ in operations.seen) <= 700
 
 
 class Elsewhere(Weights):
