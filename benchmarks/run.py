@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import platform
 
-from benchmarks import client, likeness, server, speed, startup
+from benchmarks import client, likeness, server, speed, startup, workers
 
 
 def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
-    tables = {"Start-up": startup, "Server": server, "Client": client, "lite: speed": speed, "lite: likeness": likeness}
+    tables = {
+        "Start-up": startup,
+        "Server": server,
+        "Remote workers": workers,
+        "Client": client,
+        "lite: speed": speed,
+        "lite: likeness": likeness,
+    }
     for title, module in tables.items():
         print(f"### {title}\n", *module.table(), "", sep="\n", flush=True)
 
