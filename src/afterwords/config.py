@@ -32,6 +32,7 @@ SETTINGS: Final = frozenset(
         "callback_secret",
         "cors_origins",
         "database_url",
+        "dispatcher",
         "drain_s",
         "home",
         "host",

@@ -1,4 +1,6 @@
-"""The contract of every dispatcher. The tests of each inherit it and provide the fixtures `queue` and `dispatcher`.
+"""What a dispatcher does with its job queue. Tests inherit it and provide the fixtures `queue` and `dispatcher`.
+
+`afterwords.testing.DispatcherContract` tests dispatchers from outside, with a real server.
 
 The fixture starts the dispatcher with the backend `tone`, fault words enabled, and stops it at the end.
 """
@@ -21,7 +23,7 @@ TEXT = "A text that is spoken."
 
 
 @pytest.mark.anyio
-class DispatcherContract:
+class JobQueueUserContract:
     @pytest.fixture
     def anyio_backend(self) -> str:
         return "asyncio"

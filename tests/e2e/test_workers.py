@@ -75,6 +75,7 @@ class World:
     """A server without worker processes, a client, a voice, and remote workers."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         defaults = {"AFTERWORDS_WORKERS": "0", "AFTERWORDS_LEASE_S": str(LEASE_S), "AFTERWORDS_RATE_LIMIT": "0"}
         self.served = Served(folder / "home", {**defaults, **settings}).start()
@@ -168,9 +169,7 @@ def test_stream_begins_before_the_job_is_final(world: World) -> None:
             received += chunk
     assert statuses == {"pending"}
     assert world.wait_for(job_id) == "ready"
-    wav = world.client.get(f"/v1/jobs/{job_id}/audio").content
-    assert wav.endswith(bytes(received))
-    assert len(received) > 0.9 * len(wav)
+    assert world.client.get(f"/v1/jobs/{job_id}/audio").content == received
 
 
 def test_jobs_wait_for_a_worker(world: World) -> None:

@@ -3,8 +3,8 @@
 The hash of the text gives the pitch, its length the duration. Listed only if `AFTERWORDS_BACKENDS` names it.
 With `AFTERWORDS_TESTING=1`, fault words in the text make it fail at each chunk after the first: `fault-fail` raises a
 SynthesisError, `fault-error` a ValueError, `fault-memory` a MemoryError; `fault-hang` never returns; `fault-crash`
-kills the process; `fault-slow` takes 50 ms; `fault-leak` takes 50 ms and leaks 16 MB. A word with `fault-unspoken` in
-it is skipped.
+kills the process; `fault-slow` takes 50 ms; `fault-leak` takes 50 ms and leaks 16 MB. With `fault-runaway` the
+audio is a hundred times as long. A word with `fault-unspoken` in it is skipped.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ BAD_PROMPT: Final = b"fault-prompt"
 """An invalid prompt, for tests."""
 SLOW_S: Final = 0.05
 UNSPOKEN: Final = "fault-unspoken"
+RUNAWAY: Final = "fault-runaway"
 LEAK_BYTES: Final = 16 * 1024 * 1024
 FAULTS: Final = (
     "fault-fail", "fault-error", "fault-memory", "fault-hang", "fault-crash", "fault-slow", "fault-leak",
@@ -88,6 +89,8 @@ class ToneEngine:
 
         is_testing = load_config().is_testing
         length = round(SECONDS_PER_CHARACTER * len(task.text) * SAMPLE_RATE)
+        if is_testing and RUNAWAY in task.text:
+            length *= 100
         frequency = 200 + int.from_bytes(hashlib.sha256(task.text.encode()).digest()[:2], "big") % 600
         step = round(CHUNK_S * SAMPLE_RATE)
         for start in range(0, length, step):

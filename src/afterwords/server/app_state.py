@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from typing import Final
 
-from afterwords.errors import AfterwordsError
+from afterwords.errors import AfterwordsError, InvalidOptionError
 from afterwords.library.library import Library
 from afterwords.server.auth import Authenticator
 from afterwords.server.blobs import open_blobs
@@ -19,7 +20,7 @@ from afterwords.server.concurrency import ConcurrencyLimit, FairSemaphore
 from afterwords.server.dispatch.audio_stream import AudioStreams
 from afterwords.server.dispatch.local import LocalDispatcher
 from afterwords.server.dispatch.remote import CombinedDispatcher, RemoteDispatcher
-from afterwords.server.ports import Blobs, Clock, Dispatcher, Store
+from afterwords.server.ports import Blobs, Clock, Dispatcher, JobQueue, Store
 from afterwords.server.records import QueueLimits
 from afterwords.server.services.audio_cache import ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES, AudioCache
 from afterwords.server.services.backend_choice import BackendCatalog
@@ -41,6 +42,8 @@ from afterwords.server.webhooks import deliver
 
 log = logging.getLogger("afterwords.server")
 
+DISPATCHERS: Final = "afterwords.dispatchers"
+"""Group of the entry points of plug-ins: callables with the arguments of `LocalDispatcher`."""
 MAX_ENCODING: Final = 2
 """Concurrent encoding steps."""
 MAX_UPLOADS: Final = 4
@@ -135,7 +138,7 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
     queue = StoredJobQueue(store, blobs, clock, events, recordings, settings.lease_s, settings.max_attempts)
     streams = AudioStreams(settings.folder)
     remote = RemoteDispatcher(settings, queue, streams)
-    dispatcher: Dispatcher = CombinedDispatcher(LocalDispatcher(settings, queue, streams), remote)
+    dispatcher: Dispatcher = CombinedDispatcher(find_dispatcher(settings)(settings, queue, streams), remote)
     catalog = BackendCatalog(dispatcher)
 
     def on_cancelled(job_ids: Sequence[str]) -> None:
@@ -183,6 +186,22 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
         receiving=ConcurrencyLimit(MAX_UPLOADS_PER_ACCOUNT, doing="uploads under way"),
         uploading=FairSemaphore(MAX_UPLOADS),
     )
+
+
+def find_dispatcher(settings: Settings) -> Callable[[Settings, JobQueue, AudioStreams], Dispatcher]:
+    """Return the dispatcher that the settings name: our own, or that of a plug-in.
+
+    Raises:
+        InvalidOptionError: No installed dispatcher has this name.
+    """
+    if settings.dispatcher == "local":
+        return LocalDispatcher
+    installed = entry_points(group=DISPATCHERS)
+    if settings.dispatcher not in installed.names:
+        allowed = ", ".join(["local", *sorted(installed.names)])
+        raise InvalidOptionError.for_option("AFTERWORDS_DISPATCHER", value=settings.dispatcher, allowed=allowed)
+    found: Callable[[Settings, JobQueue, AudioStreams], Dispatcher] = installed[settings.dispatcher].load()
+    return found
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -31,8 +31,8 @@ from afterwords.errors import (
     StorageUnavailableError,
 )
 from afterwords.server.app import create_app
-from afterwords.server.app_state import ServerState, open_storage, open_store
-from afterwords.server.dispatch.local import check_backends
+from afterwords.server.app_state import ServerState, find_dispatcher, open_storage, open_store
+from afterwords.server.dispatch.local import LocalDispatcher, check_backends
 from afterwords.server.ports import Dispatcher
 from afterwords.server.routing import Lifetime, unrouted_response
 from afterwords.server.services.home import HomeVoices
@@ -83,7 +83,8 @@ def serve(
         settings = settings.model_copy(update={"max_requests_per_key": maximum})
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_to_stderr(settings))
-        check_backends(settings)
+        if find_dispatcher(settings) is LocalDispatcher:
+            check_backends(settings)
         asyncio.run(_check_bucket(settings))
         os.umask(0o077)
         sys.setswitchinterval(SWITCH_INTERVAL_S)

@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     backends: Names | None = Field(default=None, description="Backends to offer, best first; unset: all that can run.")
 
     serve_library: bool = Field(default=True, description="Offer the voices of the library in the data folder.")
+    dispatcher: str = Field(
+        default="local", description="Where jobs run besides remote workers: local, or the name of a plug-in."
+    )
     workers: int = Field(default=1, ge=0, le=64, description="Worker processes; 0: jobs are only accepted.")
     recycle_after: int = Field(default=500, ge=1, description="Jobs after which a worker process is replaced.")
     worker_memory_mb: int | None = Field(

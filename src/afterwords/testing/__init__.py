@@ -1,6 +1,6 @@
 """Tools for the tests of programs and engines that build on afterwords.
 
-- `EngineContract`: the contract of every engine, as tests to inherit.
+- `EngineContract`, `DispatcherContract`: the contracts of engines and dispatchers, as tests to inherit.
 - `RunningServer`: the real server in a thread, with a test tone for a voice.
 - `FaultyTransport`, `Fault`: a transport for `Client` and `AsyncClient` that injects faults.
 
@@ -13,17 +13,19 @@ from __future__ import annotations
 TYPE_CHECKING = False  # without the cost of importing `typing`
 
 if TYPE_CHECKING:
+    from afterwords.testing.dispatcher_contract import DispatcherContract
     from afterwords.testing.engine_contract import EngineContract
     from afterwords.testing.faults import Fault, FaultyTransport
     from afterwords.testing.running import RunningServer
 
 _MODULES = {
+    "DispatcherContract": "afterwords.testing.dispatcher_contract",
     "EngineContract": "afterwords.testing.engine_contract",
     "Fault": "afterwords.testing.faults",
     "FaultyTransport": "afterwords.testing.faults",
     "RunningServer": "afterwords.testing.running",
 }
-__all__ = ["EngineContract", "Fault", "FaultyTransport", "RunningServer"]
+__all__ = ["DispatcherContract", "EngineContract", "Fault", "FaultyTransport", "RunningServer"]
 
 
 if not TYPE_CHECKING:  # so that a type checker still finds misspelt names

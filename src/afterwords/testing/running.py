@@ -45,10 +45,15 @@ class RunningServer:
         url: Its address.
         admin_secret: Secret of the admin routes.
         api_key: A key with its own account, created by `start`.
+        settings: Its settings, once it was started.
     """
 
-    def __init__(self, home: Path) -> None:
-        """Create a server that stores everything in an empty folder.
+    def __init__(self, home: Path, **settings: Any) -> None:
+        """Create a server that stores everything in a folder.
+
+        Args:
+            home: The data folder.
+            settings: Settings of the server, without the prefix and in lower case: `workers=0`.
 
         Raises:
             MissingExtraError: The extra `server` is not installed.
@@ -58,6 +63,7 @@ class RunningServer:
         self.admin_secret = secrets.token_urlsafe(32)
         self.api_key = ""
         self._home = home
+        self._options = settings
         self._socket = socket.create_server(("127.0.0.1", 0))  # now, since links in responses contain the port
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._server: uvicorn.Server | None = None
@@ -131,8 +137,9 @@ class RunningServer:
             backends="tone",
             auth_failure_limit=0,  # tests may use any number of wrong keys
             stall_s=STALL_S,
-            drain_s=DRAIN_S,
+            **{"drain_s": DRAIN_S, **self._options},
         )
+        self.settings = settings
         config = uvicorn.Config(
             create_app(settings), lifespan="on", ws="none", log_config=None, timeout_graceful_shutdown=round(DRAIN_S)
         )
