@@ -9,7 +9,7 @@ import pytest
 
 from afterwords.errors import ConflictError, LimitError, VoiceNotFoundError
 from afterwords.models import JobStatus, SpeechFormat
-from afterwords.server.records import FinishStatus, QueueLimits
+from afterwords.server.records import FinishStatus, QueueLimits, QueueState
 from tests.contracts.store_world import MANY, START, TEXT, World, audio, request
 from tests.error_codes import has_code
 
@@ -55,6 +55,22 @@ class JobContract:
         with pytest.raises(VoiceNotFoundError):
             await world.add_job(ann, lost)
         assert await world.characters_used() == 0
+
+    async def test_queue_counts_pending_jobs_by_backend(self, world: World) -> None:
+        assert await world.store.read_queue() == []
+        await world.add_claimed_job()
+        world.clock.advance(5)
+        await world.add_job()
+        other = await world.add_job(backend="other")
+        cancelled = await world.add_job(backend="third")
+        await world.store.cancel(cancelled.job_id, account_id=cancelled.account_id)
+
+        queue = {state.backend: state for state in await world.store.read_queue()}
+
+        assert queue == {
+            "tone": QueueState("tone", waiting=1, running=1, oldest_at=START),
+            "other": QueueState("other", waiting=1, running=0, oldest_at=other.created_at),
+        }
 
     async def test_duplicate_of_a_pending_job_returns_that_job(self, world: World) -> None:
         ann = await world.caller()

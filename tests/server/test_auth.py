@@ -119,6 +119,36 @@ def test_identity_of_admin_user_and_worker() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "peer", "is_proxied", "opens"),
+    [
+        ({}, "127.0.0.1", False, True),
+        ({}, "::1", False, True),
+        ({}, "::ffff:127.0.0.2", False, True),
+        ({}, "127.0.0.1", True, False),
+        ({}, "10.0.0.1", False, False),
+        ({}, "", False, False),
+        ({"host": "0.0.0.0"}, "127.0.0.1", False, True),
+        ({"public_url": "https://voice.example"}, "127.0.0.1", False, False),
+        ({"allowed_hosts": "voice.example"}, "127.0.0.1", False, False),
+    ],
+)
+def test_local_route_is_open_to_this_machine_only(
+    settings: dict[str, Any], peer: str, is_proxied: bool, opens: bool
+) -> None:
+    authenticator = make_authenticator(admin_secret=ADMIN, **settings)
+    needed = Requirements(Credential.LOCAL_OR_ADMIN)
+    if opens:
+        assert authenticate(authenticator, needed, peer=peer, is_proxied=is_proxied) == Identity()
+    else:
+        with pytest.raises(UnauthorizedError):
+            authenticate(authenticator, needed, peer=peer, is_proxied=is_proxied)
+    for wrong in (b"Bearer aw_good", b"Bearer wrong"):
+        with pytest.raises(UnauthorizedError):
+            authenticate(authenticator, needed, wrong, peer=peer)
+    assert authenticate(authenticator, needed, f"Bearer {ADMIN}".encode(), peer=peer).is_admin
+
+
 def test_unset_secrets_match_nothing() -> None:
     for credential in (Credential.ADMIN, Credential.WORKER):
         for secret in ("None", "null", "0", "''"):

@@ -239,7 +239,11 @@ def test_dependencies_run_on_every_route(tmp_path: Path, where: str) -> None:
         key = client.post("/v1/keys", json={"label": "mine"}).json()["api_key"]
         wait_until(lambda: guard.finished == ["/voice/v1/keys"], what="the end of the dependency, after the response")
         del client.headers["X-Pass"]
-        secrets = {Credential.ADMIN: ADMIN_SECRET, Credential.WORKER: WORKER_SECRET}
+        secrets = {
+            Credential.ADMIN: ADMIN_SECRET,
+            Credential.LOCAL_OR_ADMIN: ADMIN_SECRET,
+            Credential.WORKER: WORKER_SECRET,
+        }
         failures = []
         for (method, path), requirements in REQUIREMENTS.items():
             client.headers["Authorization"] = f"Bearer {secrets.get(requirements.credential, key)}"

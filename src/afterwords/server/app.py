@@ -16,7 +16,7 @@ from afterwords import __version__
 from afterwords.errors import NotFoundError, ServerSetupError
 from afterwords.server.app_state import open_server
 from afterwords.server.auth import Credential, Requirements, requires
-from afterwords.server.routes import health, keys, speech, voices, workers
+from afterwords.server.routes import health, keys, metrics, speech, voices, workers
 from afterwords.server.routes.responses import COMMON, FORBIDDEN
 from afterwords.server.routing import ApiRoute, Lifetime, unrouted_response
 from afterwords.server.settings import Settings, load_settings
@@ -61,6 +61,7 @@ SECURITY: Final = {
     Credential.USER: ("key",),
     Credential.ADMIN: ("admin",),
     Credential.USER_OR_ADMIN: ("key", "admin"),
+    Credential.LOCAL_OR_ADMIN: ("admin",),
     Credential.WORKER: ("worker",),
     Credential.ATTEMPT: ("worker",),
     Credential.WORKER_TOKEN: ("worker",),
@@ -109,6 +110,8 @@ def create_app(settings: Settings | None = None) -> AfterwordsApp:
         return JSONResponse(app.openapi())
 
     async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
+        if lifetime.state is not None:
+            lifetime.state.metrics.count_request("", scope.get("method", ""), 404, 0)
         await unrouted_response(NotFoundError())(scope, receive, send)
 
     app.router.add_api_route("/openapi.json", openapi, include_in_schema=False, route_class_override=route_class)
@@ -123,7 +126,7 @@ def _add_routes(to: APIRouter, lifetime: Lifetime) -> type[ApiRoute]:
         pass
 
     ServerRoute.lifetime = lifetime
-    for part in (speech, health, voices, keys, workers):
+    for part in (speech, health, voices, keys, workers, metrics):
         for route in part.router.routes:
             assert isinstance(route, APIRoute)
             required: Requirements = route.endpoint.requirements  # type: ignore[attr-defined]

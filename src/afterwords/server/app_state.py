@@ -20,6 +20,7 @@ from afterwords.server.concurrency import ConcurrencyLimit, FairSemaphore
 from afterwords.server.dispatch.audio_stream import AudioStreams
 from afterwords.server.dispatch.local import LocalDispatcher
 from afterwords.server.dispatch.remote import CombinedDispatcher, RemoteDispatcher
+from afterwords.server.metrics import Metrics
 from afterwords.server.ports import Blobs, Clock, Dispatcher, JobQueue, Store
 from afterwords.server.records import QueueLimits
 from afterwords.server.services.audio_cache import ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES, AudioCache
@@ -32,6 +33,7 @@ from afterwords.server.services.housekeeping import Housekeeping
 from afterwords.server.services.job_events import JobEvents
 from afterwords.server.services.job_queue import StoredJobQueue
 from afterwords.server.services.keys import KeyService
+from afterwords.server.services.monitoring import Monitoring
 from afterwords.server.services.ownership import Ownership, database_id
 from afterwords.server.services.recordings import Recordings
 from afterwords.server.services.synthesis import Synthesis
@@ -67,6 +69,8 @@ class ServerState:
     blobs: Blobs
     dispatcher: Dispatcher
     housekeeping: Housekeeping
+    metrics: Metrics
+    monitoring: Monitoring
     home: HomeVoices
     ownership: Ownership
     encoding: FairSemaphore
@@ -130,23 +134,29 @@ async def open_server(settings: Settings) -> AsyncIterator[ServerState]:
 
 
 def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) -> ServerState:
-    blobs = open_storage(settings)
+    blobs, metrics = open_storage(settings), Metrics()
     ownership = Ownership(store, blobs, database_id(secret))
     events, audio_cache = JobEvents(), AudioCache()
     encoded = AudioCache(ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES)
     recordings = Recordings(blobs, Library(settings.home) if settings.offers_library else None)
-    queue = StoredJobQueue(store, blobs, clock, events, recordings, settings.lease_s, settings.max_attempts)
-    streams = AudioStreams(settings.folder)
+    queue = StoredJobQueue(
+        store, blobs, clock, events, recordings, settings.lease_s, settings.max_attempts, metrics=metrics
+    )
+    streams = AudioStreams(settings.folder, metrics)
     remote = RemoteDispatcher(settings, queue, streams)
     dispatcher: Dispatcher = CombinedDispatcher(find_dispatcher(settings)(settings, queue, streams), remote)
     catalog = BackendCatalog(dispatcher)
 
+    def on_final(job_id: str) -> None:
+        dispatcher.cancel(job_id)
+        events.publish(job_id)
+
     def on_cancelled(job_ids: Sequence[str]) -> None:
         for job_id in job_ids:
-            dispatcher.cancel(job_id)
-        events.publish(*job_ids)
+            on_final(job_id)
+            metrics.end_job("", "cancelled")
 
-    store.subscribe(on_waiting=dispatcher.wake, on_final=lambda job_id: on_cancelled([job_id]))
+    store.subscribe(on_waiting=dispatcher.wake, on_final=on_final)
     keys = KeyService(store, on_cancelled=on_cancelled)
     decoding = DecodingPool()
     voices = VoiceService(store, blobs, recordings, clock, catalog, decoding, (audio_cache, encoded), ownership)
@@ -157,7 +167,7 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
         authenticator=Authenticator(settings, keys, secret),
         keys=keys,
         voices=voices,
-        synthesis=Synthesis(store, blobs, recordings, clock, catalog, limits, dispatcher, events, audio_cache),
+        synthesis=Synthesis(store, blobs, recordings, clock, catalog, limits, dispatcher, events, audio_cache, metrics),
         completion=queue,
         workers=remote,
         store=store,
@@ -173,11 +183,21 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
             ownership=ownership,
             dispatcher=dispatcher,
             events=events,
-            deliveries=Deliveries(store, clock, lambda call: deliver(call, clock=clock)),
+            deliveries=Deliveries(store, clock, lambda call: deliver(call, clock=clock), metrics=metrics),
             max_attempts=settings.max_attempts,
             reap_interval_s=settings.reap_interval_s,
             sweep_interval_s=settings.sweep_interval_s,
             sweep_grace_s=settings.sweep_grace_s,
+            metrics=metrics,
+        ),
+        metrics=metrics,
+        monitoring=Monitoring(
+            store,
+            clock,
+            dispatcher,
+            metrics,
+            settings.folder,
+            count_workers=lambda: {"local": settings.workers, "remote": len(remote.workers)},
         ),
         home=home,
         ownership=ownership,

@@ -63,6 +63,7 @@ class Credential(StrEnum):
     USER = "user"
     ADMIN = "admin"
     USER_OR_ADMIN = "user or admin"
+    LOCAL_OR_ADMIN = "this machine or admin"
     WORKER = "token of an attempt, or the callback secret"
     ATTEMPT = "token of an attempt"
     WORKER_TOKEN = "token of remote workers"
@@ -186,6 +187,7 @@ class Authenticator:
         *,
         peer: str = "",
         forwarded: Sequence[bytes] = (),
+        is_proxied: bool = False,
     ) -> Identity:
         """Return who sent a request.
 
@@ -196,6 +198,7 @@ class Authenticator:
             job_id: The job of the path, which a worker token must name.
             peer: The address of the connection.
             forwarded: The X-Forwarded-For headers, which count if the peer is a trusted proxy.
+            is_proxied: Whether headers show that a proxy forwarded the request.
 
         Raises:
             UnauthorizedError: The credential is missing, malformed or not valid for this route.
@@ -206,6 +209,8 @@ class Authenticator:
         """
         credential = requirements.credential
         if credential is Credential.PUBLIC:
+            return Identity()
+        if credential is Credential.LOCAL_OR_ADMIN and not authorization and not is_proxied and self._is_local(peer):
             return Identity()
         bearer = _BEARER.fullmatch(authorization[0].decode("latin-1").strip()) if len(authorization) == 1 else None
         if bearer is None:
@@ -225,7 +230,7 @@ class Authenticator:
             if self._failures:
                 self._failures.count(self._client_address(peer, forwarded))
             raise
-        if credential is Credential.ADMIN:
+        if credential in (Credential.ADMIN, Credential.LOCAL_OR_ADMIN):
             raise UnauthorizedError(code="admin_required")
         if requirements.scope and caller.scopes and requirements.scope not in caller.scopes:
             scope = requirements.scope
@@ -249,6 +254,11 @@ class Authenticator:
     def attempt_token(self, job_id: str, attempt: int, *, claimed_with: str) -> str:
         """Return the token for an attempt that a remote worker claimed."""
         return worker_token(self._worker_secret, job_id, attempt, claimed_with=claimed_with)
+
+    def _is_local(self, peer: str) -> bool:
+        """Return whether a connection comes from this machine, and not from a proxy on it as far as is known."""
+        address = _parse_address(peer)
+        return address is not None and address.is_loopback and not self.settings.public_names
 
     def _check_rate(self, caller: records.Caller) -> None:
         if not self._rate or self._limiter.hit(self._rate_item, caller.spending_id):

@@ -22,6 +22,7 @@ from afterwords.server.records import (
     NewJob,
     NewKey,
     QueueLimits,
+    QueueState,
     ReapResult,
     StoredJob,
     StoredVoice,
@@ -256,6 +257,9 @@ class Store(Protocol):
         Raises:
             QuotaExceededError: The audio would exceed the storage quota of the account.
         """
+
+    async def read_queue(self) -> list[QueueState]:
+        """Return the pending jobs of each backend that has any."""
 
     async def cancel(self, job_id: str, *, account_id: str) -> StoredJob | None:
         """Cancel a job if it is pending, and refund it. Return the job as it is now."""

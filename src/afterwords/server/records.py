@@ -174,6 +174,7 @@ class StoredJob:
         returned: Number of attempts that were released by servers that stopped.
         lease_expires: Monotonic time in seconds. None: no worker holds the job.
         error: Error code of the API, if the job failed.
+        worker: The last worker that held the job; None while it waits.
     """
 
     job_id: str
@@ -198,6 +199,28 @@ class StoredJob:
     completed_at: datetime | None
     text: str | None = field(default=None, repr=False)
     returned: int = 0
+    worker: str | None = None
+
+    @property
+    def worker_kind(self) -> str:
+        """Where the last attempt ran: "local" is a process of a server, and "remote" another machine."""
+        return "local" if (self.worker or "").startswith("local-") else "remote"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """The pending jobs of a backend.
+
+    Attributes:
+        waiting: Jobs that no worker holds.
+        running: Jobs with a lease.
+        oldest_at: When the oldest of these jobs was submitted.
+    """
+
+    backend: str
+    waiting: int
+    running: int
+    oldest_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ MULTIPART_OVERHEAD_BYTES: Final = 64 * 1024
 """How much a multipart form may add to the file that it carries: text fields, headers, boundaries."""
 BODY_RATE_MIN: Final = 8 * 1024
 """Bytes per second. A body that takes longer than the timeout must arrive at this rate at least."""
+PROXY_HEADERS: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"})
 _LONE_SURROGATE: Final = ("surrogate", "end of hex escape")
 """How pydantic's JSON parser reports an escape that stands for half a character."""
 
@@ -177,7 +178,7 @@ class ApiRoute(APIRoute):
         finally:
             if context.task is not None and context.state is not None:
                 context.state.authenticator.requests.leave(context.task)
-            context.log()
+            context.end()
 
 
 class _JsonRequest(Request):
@@ -274,6 +275,7 @@ class RequestContext:
             self.scope["path_params"].get("job_id", "").lower(),
             peer=(self.scope.get("client") or ("",))[0],
             forwarded=self.headers.get(b"x-forwarded-for", ()),
+            is_proxied=not PROXY_HEADERS.isdisjoint(self.headers),
         )
         self._max_bytes, self._is_upload = requirements.max_body_bytes, requirements.is_upload
         settings = self.state.settings
@@ -332,8 +334,11 @@ class RequestContext:
             response.headers["Connection"] = "close"  # otherwise the rest of a large body would be read for nothing
         await response(self.scope, self._receive, self.send)
 
-    def log(self) -> None:
-        """Log one line; it names the route, not the path."""
+    def end(self) -> None:
+        """Count the request, and log one line; both name the route, not the path."""
+        elapsed_s = time.perf_counter() - self._started
+        if self.state is not None:
+            self.state.metrics.count_request(self.route, self.scope["method"], self.status, elapsed_s)
         level = logging.DEBUG if self.is_routine and self.status == 200 else logging.INFO
         if not log.isEnabledFor(level):
             return
@@ -342,7 +347,7 @@ class RequestContext:
             "method": self.scope["method"] if self.scope["method"].isalpha() else "?",
             "route": self.route,
             "status": self.status,
-            "ms": round(1000 * (time.perf_counter() - self._started), 1),
+            "ms": round(1000 * elapsed_s, 1),
             "account": "admin" if identity.is_admin else identity.account_id or "-",
             "key": identity.key_id or "-",
             "request_id": self.request_id,

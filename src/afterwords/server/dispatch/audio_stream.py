@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from afterwords.audio.wav import wav_header
 from afterwords.errors import SynthesisError
 from afterwords.server.concurrency import Condition
+from afterwords.server.metrics import Metrics
+from afterwords.server.records import StoredJob
 from afterwords.server.spool import Spool
 
 _HEADER_BYTES = len(wav_header(8000, n_frames=0))
@@ -22,6 +25,7 @@ class AudioStream:
         file: In memory while it is short, then on disk; its header is valid once it is finished.
         sample_rate: In Hz; None before the first chunk.
         has_writer: An attempt writes it, or is about to.
+        on_start: Called with the backend after the first chunk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,6 +37,7 @@ class AudioStream:
         self.is_aborted = False
         self.n_listeners = 0
         self.has_writer = False
+        self.on_start: Callable[[str], None] = lambda _: None
         self._is_job_over = False
 
     @property
@@ -55,8 +60,11 @@ class AudioStream:
         if not self.file.size_bytes:
             self.file.write(wav_header(sample_rate, n_frames=0))
         self.file.write(pcm)
+        is_first = not self.has_started
         self.sample_rate, self.backend = sample_rate, backend
         self.changed.notify_all()
+        if is_first:
+            self.on_start(backend)
 
     def finish(self) -> None:
         """End the stream: the audio is complete."""
@@ -134,8 +142,9 @@ class AudioListener:
 class AudioStreams:
     """The streams of pending jobs: each has listeners, or an attempt that writes it. All dispatchers share them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, metrics: Metrics | None = None) -> None:
         self._folder = folder
+        self._metrics = metrics or Metrics()
         self._streams: dict[str, AudioStream] = {}
 
     def listen(self, job_id: str) -> AudioListener:
@@ -148,12 +157,14 @@ class AudioStreams:
 
         return AudioListener(stream, on_close=forget_unused)
 
-    def begin(self, job_id: str) -> AudioStream:
+    def begin(self, job: StoredJob) -> AudioStream:
         """Return the stream for a new attempt: the one that listeners wait for, unless another attempt has begun it."""
+        job_id = job.job_id
         stream = self._streams.get(job_id)
         if stream is None or stream.has_started or stream.has_writer:
             stream = self._streams[job_id] = AudioStream(self._folder)
         stream.has_writer = True
+        stream.on_start = partial(self._metrics.observe_first_audio, submitted_at=job.created_at)
         return stream
 
     def end(self, job_id: str, stream: AudioStream, *, will_be_retried: bool) -> None:

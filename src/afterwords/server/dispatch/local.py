@@ -220,7 +220,7 @@ class LocalDispatcher:
             backend,
             queue=self._queue,
             slot=slot,
-            audio=self._streams.begin(job.job_id),
+            audio=self._streams.begin(job),
             settings=self._settings,
             has_prompt=voice in self._prepared,
             on_prompt=partial(self._note_prepared, voice),

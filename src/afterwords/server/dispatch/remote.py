@@ -257,7 +257,7 @@ class RemoteDispatcher:
         if older := self._attempts.pop(job_id, None):  # its lease expired, or the job would not have been claimed
             self._end(older, will_be_retried=True)
         expires = time.monotonic() + self._lease_s
-        self._attempts[job_id] = _RemoteAttempt(claim, self._streams.begin(job_id), worker, expires)
+        self._attempts[job_id] = _RemoteAttempt(claim, self._streams.begin(claim.job), worker, expires)
 
     def _end(self, attempt: _RemoteAttempt, *, will_be_retried: bool) -> None:
         self._streams.end(attempt.claim.job.job_id, attempt.stream, will_be_retried=will_be_retried)

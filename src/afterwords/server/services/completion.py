@@ -17,6 +17,7 @@ from afterwords.provenance import mark_tags
 from afterwords.server.cache_key import cache_path, job_path
 from afterwords.server.concurrency import in_thread
 from afterwords.server.failpoints import reach
+from afterwords.server.metrics import Metrics
 from afterwords.server.ports import Blobs, Clock, Store
 from afterwords.server.records import AttemptResult, FinishStatus, StoredJob, StoredVoice
 from afterwords.server.services.job_events import JobEvents
@@ -35,6 +36,7 @@ class Completion:
     blobs: Blobs
     clock: Clock
     events: JobEvents
+    metrics: Metrics = field(default_factory=Metrics, kw_only=True)
     _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary, init=False, repr=False)
     """Two deliveries of one attempt write the same blob, and the second may bring other audio."""
 
@@ -81,7 +83,7 @@ class Completion:
             await self.blobs.put(cache_path(job.voice_id, job.cache_key), audio, is_durable=False)
             reach("audio-stored")
             try:
-                await self._finish(job, AttemptResult(path, digest, audio.size_bytes, synth_ms))
+                await self._finish(job, AttemptResult(path, digest, audio.size_bytes, synth_ms), audio.duration_s)
             except QuotaExceededError as error:  # not the fault of the worker: its delivery succeeds
                 await self._finish(job, AttemptResult(error=error.code))
                 await self._delete_audio(job, path)
@@ -99,7 +101,7 @@ class Completion:
         if job := await self.open_job(job_id, attempt):
             await self._finish(job, AttemptResult(error=error))
 
-    async def _finish(self, job: StoredJob, result: AttemptResult) -> None:
+    async def _finish(self, job: StoredJob, result: AttemptResult, duration_s: float = 0) -> None:
         status = await self.store.finish(job.job_id, job.attempt, result)
         if status is FinishStatus.GONE:
             raise StaleAttemptError(code="voice_deleted")
@@ -112,6 +114,12 @@ class Completion:
             return
         reach("job-finished")
         self.events.publish(job.job_id)
+        metrics, who = self.metrics, (job.backend, job.worker_kind)
+        metrics.end_job(job.backend, "failed" if result.error else "ready", result.error)
+        if result.synth_ms is not None and duration_s:
+            metrics.audio_seconds.add(*who, amount=duration_s)
+            metrics.synthesis_seconds.add(*who, amount=result.synth_ms / 1000)
+            metrics.real_time_factor.observe(result.synth_ms / 1000 / duration_s, *who)
 
     async def _delete_audio(self, job: StoredJob, path: str) -> None:
         """Delete the audio of a result that was too late or too large."""
@@ -137,6 +145,10 @@ class _MarkedAudio:
             raise SynthesisError.runaway(duration_s=duration_s, maximum_s=longest_s)
         tags = mark_tags(backend=job.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=job.created_at)
         return cls(wav_header(blocks.sample_rate, n_frames=blocks.n_frames, tags=tags), blocks)
+
+    @property
+    def duration_s(self) -> float:
+        return self.blocks.n_frames / self.blocks.sample_rate
 
     @property
     def size_bytes(self) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from afterwords.errors import AfterwordsError
+from afterwords.server.metrics import Metrics
 from afterwords.server.ports import Clock, Store
 from afterwords.server.records import WebhookCall
 
@@ -35,10 +36,18 @@ class _AccountState:
 class Deliveries:
     """Delivers webhooks that are due. A receiver that is slow or fails delays only the webhooks of its own account."""
 
-    def __init__(self, store: Store, clock: Clock, deliver: Callable[[WebhookCall], Awaitable[bool]]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        deliver: Callable[[WebhookCall], Awaitable[bool]],
+        *,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._store = store
         self._clock = clock
         self._deliver = deliver
+        self._metrics = metrics or Metrics()
         self._accounts: dict[str, _AccountState] = {}  # with running or failed deliveries
         self._n_running = 0
         self._ended = asyncio.Event()
@@ -74,6 +83,7 @@ class Deliveries:
                 if is_delivered:
                     await self._store.settle_webhook(call.job.job_id)
         finally:
+            self._metrics.webhooks.add("delivered" if is_delivered else "failed")
             self._n_running -= 1
             account.n_running -= 1
             account.n_failed = 0 if is_delivered else account.n_failed + 1

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
 from afterwords.errors import AfterwordsError
+from afterwords.server.metrics import Metrics
 from afterwords.server.ports import Blobs, Clock, Dispatcher, Store
 from afterwords.server.services.deliveries import Deliveries
 from afterwords.server.services.home import HomeVoices
@@ -42,20 +43,39 @@ class Housekeeping:
     reap_interval_s: float
     sweep_interval_s: float
     sweep_grace_s: float
+    metrics: Metrics = field(default_factory=Metrics)
 
     async def run(self) -> None:
         """Run until cancelled. A failure is logged, and the work is repeated at the next interval."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(_repeat(self.reap_interval_s, self.reap))
+            group.create_task(self._repeat("reap", self.reap_interval_s, self.reap))
             group.create_task(self.deliveries.run(self.reap_interval_s))
-            group.create_task(_repeat(self.reap_interval_s, self.home.refresh))
-            group.create_task(_repeat(self.sweep_interval_s, self.sweep))
-            group.create_task(_repeat(KEY_USE_INTERVAL_S, self.keys.save_use))
+            group.create_task(self._repeat("library", self.reap_interval_s, self.home.refresh))
+            group.create_task(self._repeat("sweep", self.sweep_interval_s, self.sweep))
+            group.create_task(self._repeat("key use", KEY_USE_INTERVAL_S, self.keys.save_use))
+
+    async def _repeat(self, name: str, interval_s: float, work: Callable[[], Awaitable[object]]) -> None:
+        while True:
+            try:
+                await work()
+            except AfterwordsError as error:
+                self.metrics.housekeeping_failures.add(name)
+                log.warning("housekeeping failed code=%s", error.code)
+            except Exception as error:  # noqa: BLE001 - an edge: the loop must survive any failure
+                self.metrics.housekeeping_failures.add(name)
+                with contextlib.suppress(Exception):
+                    log.error("housekeeping failed kind=%s", type(error).__name__)
+            await asyncio.sleep(interval_s)
 
     async def reap(self) -> None:
         """Put the jobs of dead workers back into the queue, and finish interrupted deletions."""
         reaped = await self.store.reap(max_attempts=self.max_attempts)
         self.events.publish(*reaped.failed)
+        self.metrics.expired.add("requeued", amount=len(reaped.requeued))
+        self.metrics.expired.add("failed", amount=len(reaped.failed))
+        for job_id in reaped.failed:
+            if job := await self.store.get_job(job_id):
+                self.metrics.end_job(job.backend, job.status, job.error)
         if reaped.requeued:
             self.dispatcher.wake()
         unpurged = await self.store.list_unpurged()
@@ -78,6 +98,7 @@ class Housekeeping:
                 await self.blobs.delete(*sorted(strays))
                 n_swept += len(strays)
         if n_swept:
+            self.metrics.swept.add(amount=n_swept)
             log.info("swept orphans=%d", n_swept)
         await self.store.delete_expired()
         return n_swept
@@ -89,15 +110,3 @@ class Housekeeping:
         with contextlib.suppress(AfterwordsError):  # the mark of the last sweep remains
             if await self.ownership.read() is OwnershipStatus.OWN:
                 await self.ownership.adopt()
-
-
-async def _repeat(interval_s: float, work: Callable[[], Awaitable[object]]) -> None:
-    while True:
-        try:
-            await work()
-        except AfterwordsError as error:
-            log.warning("housekeeping failed code=%s", error.code)
-        except Exception as error:  # noqa: BLE001 - an edge: the loop must survive any failure
-            with contextlib.suppress(Exception):
-                log.error("housekeeping failed kind=%s", type(error).__name__)
-        await asyncio.sleep(interval_s)

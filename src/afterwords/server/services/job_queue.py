@@ -36,7 +36,14 @@ class StoredJobQueue(Completion):
     max_attempts: int
 
     async def claim(self, *, backends: Sequence[str], worker: str, skip_voices: Sequence[str] = ()) -> Claim | None:
-        return await self.store.claim(backends=backends, lease_s=self.lease_s, worker=worker, skip_voices=skip_voices)
+        claim = await self.store.claim(backends=backends, lease_s=self.lease_s, worker=worker, skip_voices=skip_voices)
+        if claim:
+            job = claim.job
+            self.metrics.attempts.add(job.backend, job.worker_kind)
+            if job.attempt == 1:
+                waited_s = (self.clock.now() - job.created_at).total_seconds()
+                self.metrics.queue_wait.observe(max(0.0, waited_s), job.backend)
+        return claim
 
     async def find_claim(self, job_id: str, attempt: int, *, may_be_final: bool = False) -> Claim:
         job = await self.open_job(job_id, attempt)
@@ -89,11 +96,16 @@ class StoredJobQueue(Completion):
         status = await self.store.retry(
             job_id, attempt, error=error, max_attempts=min(max_attempts or self.max_attempts, self.max_attempts)
         )
+        if status is not None:
+            self.metrics.retry(error)
         if status is not None and status is not JobStatus.PENDING:
             self.events.publish(job_id)
+            if job := await self.store.get_job(job_id):
+                self.metrics.end_job(job.backend, status, error)
 
     async def release(self, job_id: str, attempt: int) -> None:
-        await self.store.release(job_id, attempt)
+        if await self.store.release(job_id, attempt):
+            self.metrics.releases.add()
 
 
 async def read_prompt(

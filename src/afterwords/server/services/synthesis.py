@@ -14,6 +14,7 @@ from afterwords.errors import AudioMissingError, ConflictError, NotFoundError, S
 from afterwords.models import JobStatus, SpeechFormat, new_id
 from afterwords.server.cache_key import cache_key, cache_path
 from afterwords.server.failpoints import reach
+from afterwords.server.metrics import Metrics
 from afterwords.server.ports import BlobReader, Blobs, Clock, Dispatcher, Listener, Store
 from afterwords.server.records import CacheEntry, Caller, Idempotency, NewJob, QueueLimits, StoredJob, StoredVoice
 from afterwords.server.services.audio_cache import AudioCache
@@ -87,6 +88,7 @@ class Synthesis:
     dispatcher: Dispatcher
     events: JobEvents
     audio_cache: AudioCache
+    metrics: Metrics = field(default_factory=Metrics)
     _streams: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
     """Jobs with an open stream, and whether another request shares the job."""
 
@@ -123,6 +125,7 @@ class Synthesis:
                 audio.close()
                 raise
             if job is None:
+                self.metrics.cache_hits.add(backend)
                 return CachedSpeech(audio, entry, backend, left_out)
             audio.close()
             return AcceptedJob(job, is_new=False, left_out=left_out)
@@ -162,6 +165,8 @@ class Synthesis:
             raise
         reach("job-committed")
         job_id = submitted.job.job_id
+        if submitted.is_new:
+            self.metrics.cache_misses.add(new.backend)
         if not submitted.is_new and job_id in self._streams:
             self._streams[job_id] = True
         elif submitted.is_new and listen:
@@ -244,6 +249,7 @@ class Synthesis:
         audio = await self.blobs.open(job.audio_key, sha256=job.audio_sha256 or "")
         if audio is None:
             await self.store.mark_audio_lost(job.job_id)
+            self.metrics.audio_lost.add()
             raise AudioMissingError
         return audio
 
@@ -254,6 +260,7 @@ class Synthesis:
             NotFoundError: The job does not exist.
             ConflictError: The job is ready or has failed.
         """
+        began = self.clock.now()
         job = await self.store.cancel(job_id, account_id=caller.account_id)
         if job is None:
             raise NotFoundError(code="job_not_found")
@@ -261,4 +268,6 @@ class Synthesis:
             raise ConflictError(f"The job is already {job.status}, so it can't be cancelled.", code="job_final")
         self.dispatcher.cancel(job_id)
         self.events.publish(job_id)
+        if job.completed_at and job.completed_at >= began:  # not by an earlier request
+            self.metrics.end_job(job.backend, job.status)
         return job

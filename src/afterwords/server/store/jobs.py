@@ -12,7 +12,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from afterwords.errors import LimitError, QuotaExceededError, VoiceNotFoundError
 from afterwords.models import JobStatus
-from afterwords.server.records import Idempotency, NewJob, QueueLimits, StoredJob, SubmittedJob
+from afterwords.server.records import Idempotency, NewJob, QueueLimits, QueueState, StoredJob, SubmittedJob
 from afterwords.server.store import idempotency
 from afterwords.server.store import usage as usage_rows
 from afterwords.server.store.locks import lock_account, lock_account_of_job
@@ -247,6 +247,22 @@ def list_jobs(
         seen = select(jobs.c.seq).where(jobs.c.job_id == after, jobs.c.account_id == account_id)
         statement = statement.where(jobs.c.seq < seen.scalar_subquery())
     return [StoredJob(*row) for row in connection.execute(statement)]
+
+
+_QUEUE = (
+    select(
+        jobs.c.backend,
+        func.count() - func.count(jobs.c.lease_expires),
+        func.count(jobs.c.lease_expires),
+        func.min(jobs.c.created_at),
+    )
+    .where(IS_PENDING)
+    .group_by(jobs.c.backend)
+)
+
+
+def read_queue(connection: Connection) -> list[QueueState]:
+    return [QueueState(*row) for row in connection.execute(_QUEUE)]
 
 
 def cancel(

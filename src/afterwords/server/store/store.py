@@ -23,6 +23,7 @@ from afterwords.server.records import (
     NewJob,
     NewKey,
     QueueLimits,
+    QueueState,
     ReapResult,
     StoredJob,
     StoredVoice,
@@ -252,6 +253,9 @@ class SqlStore:
     ) -> list[StoredJob]:
         read = self._database.read if limit is not None and limit <= SHORT_LIST else self._database.read_long
         return await read(jobs.list_jobs, account_id=account_id, status=status, limit=limit, after=after)
+
+    async def read_queue(self) -> list[QueueState]:
+        return await self._database.read(jobs.read_queue)
 
     async def cancel(self, job_id: str, *, account_id: str) -> StoredJob | None:
         job = await self._database.write(jobs.cancel, job_id, account_id=account_id, **self._times())

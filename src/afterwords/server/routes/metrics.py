@@ -1,0 +1,24 @@
+"""The route of metrics."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from afterwords.server.auth import Credential, requires
+from afterwords.server.routes.responses import context_of, state_of
+
+MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+router = APIRouter()
+
+
+@router.get("/metrics", include_in_schema=False)
+@requires(Credential.LOCAL_OR_ADMIN)
+async def metrics(request: Request) -> Response:
+    """Return metrics for Prometheus."""
+    context_of(request).is_routine = True
+    content = await state_of(request).monitoring.render_metrics()
+    return Response(content, media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"})
