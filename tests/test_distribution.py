@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -78,6 +80,18 @@ def test_wheel_from_the_sdist_is_the_same_to_the_byte(built: Built, tmp_path: Pa
         sdist.extractall(tmp_path, filter="data")
     again = build(tmp_path / f"afterwords-{VERSION}", tmp_path / "dist")
     assert again.wheel.read_bytes() == built.wheel.read_bytes()
+
+
+def test_files_of_the_image_build_the_same_wheel(built: Built, tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text("utf-8")
+    copied = [name for names in re.findall(r"^COPY ([^-].*) \S+$", dockerfile, re.M) for name in names.split()]
+    ignored = (ROOT / "deploy" / "Dockerfile.dockerignore").read_text("utf-8").split()
+    assert {f"!{name}" for name in copied} == {line for line in ignored if line.startswith("!")}
+    for name in copied:
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, source / name)
+    assert build(source, tmp_path / "dist").wheel.read_bytes() == built.wheel.read_bytes()
 
 
 def test_sdist_brings_the_tests_and_the_docs(built: Built) -> None:
