@@ -1,4 +1,4 @@
-"""The operations of `ops.Ops` as Triton kernels, one each for a few rows; a frame is 600 of them.
+"""The operations of `ops.Ops` as Triton kernels, one each for one or two rows; a frame is 560 of them.
 
 Each equals the function of the same name in `ops` up to rounding, and computes in float32. Nothing is read back to the
 host and results come from torch's allocator, so that kernels can be captured in a CUDA graph. Triton compiles a kernel
