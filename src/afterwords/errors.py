@@ -713,6 +713,7 @@ class ServerSetupError(AfterwordsError, code="server_setup", exit_code=2):
         ),
         "address_in_use": Code(exit_code=8, hint="choose another port with --port."),
         "newer_database": Code(exit_code=1),
+        "older_database": Code(exit_code=1, hint="set AFTERWORDS_DATABASE_URL to it, then run: afterwords db migrate"),
         "database_refused": Code(hint="correct AFTERWORDS_DATABASE_URL, or what it names in Postgres."),
         "storage_refused": Code(hint="correct AFTERWORDS_STORAGE_URL, or the bucket that it names."),
     }

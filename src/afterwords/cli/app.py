@@ -55,6 +55,7 @@ COMMANDS: Final = {
     ),
     "backup": Entry("Server", "backup", "Back up the server's database and audio into one file, while it runs."),
     "restore": Entry("Server", "backup", "Restore the server on this machine from a backup. Stop the server first."),
+    "db": Entry("Server", "db", "Migrate, check, copy, back up and restore the database of the server."),
     "accounts": Entry(
         "Server", "keys", "List the accounts of the server on this machine, with their voices and this month's use."
     ),

@@ -4,11 +4,14 @@ The file is a plain tar: a header, the blobs, the database, and last a manifest 
 database is copied first, in one step while servers keep writing; the blobs of its rows never change, and a voice that
 is deleted before its recording is copied is also deleted from the copy. Blobs are copied one at a time.
 
+The rows of Postgres are in the backup as a SQLite file, so that each can be restored into the other.
+
 Called by `afterwords backup` and `afterwords restore`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
@@ -24,7 +27,8 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from afterwords import __version__, disk
 from afterwords.errors import (
@@ -32,17 +36,20 @@ from afterwords.errors import (
     DatabaseUnavailableError,
     FileError,
     InvalidInputError,
-    InvalidOptionError,
     ServerSetupError,
 )
 from afterwords.server.app_state import open_storage, open_store
+from afterwords.server.clock import SystemClock
 from afterwords.server.ports import Blobs
 from afterwords.server.services.ownership import Ownership, database_id, is_server_path
 from afterwords.server.settings import Settings
 from afterwords.server.store import garbage
+from afterwords.server.store.copy import copy_rows
+from afterwords.server.store.database import Database
+from afterwords.server.store.migrate import HEAD, find_version
 from afterwords.server.store.sqlite.connections import connect, engine_for, raw, translate_error
+from afterwords.server.store.sqlite.database import SqliteDatabase
 from afterwords.server.store.sqlite.opening import prepare
-from afterwords.server.store.sqlite.presence import Presence
 
 FORMAT: Final = 1
 HEADER: Final = "afterwords-backup.json"
@@ -83,8 +90,9 @@ async def back_up(settings: Settings, file: Path) -> Contents:
         DatabaseUnavailableError, StorageUnavailableError: Database or storage can't be read at the moment.
         StorageFullError, FileError: The file can't be written; an existing one was kept.
     """
-    source = _file_of(settings)
-    if not source.is_file():
+    database = open_store(settings).database
+    source = database.path
+    if source is not None and not source.is_file():
         raise FileError.unreadable(source, why="there is no database of a server")
     blobs = open_storage(settings)
     with (
@@ -94,18 +102,34 @@ async def back_up(settings: Settings, file: Path) -> Contents:
         copy, part = Path(scratch, DATABASE), Path(scratch, "part")
         for new in (copy, part):
             os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        with _connect(source) as live, _connect(copy) as rows:
-            raw(live).backup(raw(rows))
-            with part.open("r+b") as out:
-                contents = await _write(out, blobs, live=live, rows=rows, copy=copy)
-                out.flush()
-                os.fsync(out.fileno())
+        if source is None:
+            await asyncio.to_thread(_dump, database, copy)
+        else:
+            with _connect(source) as live, _connect(copy) as rows:
+                raw(live).backup(raw(rows))
+        with _connect(copy) as rows, part.open("r+b") as out:
+            contents = await _write(out, blobs, database=database, rows=rows, copy=copy)
+            out.flush()
+            os.fsync(out.fileno())
         part.replace(file)
         disk.sync_folder(file.parent)
     return contents
 
 
-async def _write(out: Any, blobs: Blobs, *, live: Connection, rows: Connection, copy: Path) -> Contents:
+def _dump(database: Database, copy: Path) -> None:
+    """Copy all rows into a SQLite file."""
+    with database.session() as live:
+        version = find_version(live)
+        if version != HEAD:
+            raise ServerSetupError(
+                f"The database has schema {version or '(none)'}, and this version needs {HEAD}.", code="older_database"
+            )
+        prepare(copy)
+        with SqliteDatabase(copy).session(is_writing=True) as rows:
+            copy_rows(live, rows)
+
+
+async def _write(out: Any, blobs: Blobs, *, database: Database, rows: Connection, copy: Path) -> Contents:
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         files: dict[str, dict[str, Any]] = {}
 
@@ -122,15 +146,16 @@ async def _write(out: Any, blobs: Blobs, *, live: Connection, rows: Connection, 
                 if data is not None:
                     add(BLOBS + path, data)
         missing = [path for path, _ in raw(rows).execute(_REFERENCED) if BLOBS + path not in files]
-        lost = sorted(garbage.find_known_paths(live, missing))
+        with database.session() as live:
+            lost = sorted(garbage.find_known_paths(live, missing))
         gone = [(path,) for path in missing if path not in lost]  # deleted since the database was copied
         raw(rows).executemany("DELETE FROM voices WHERE ref_audio_key = ?", gone)
         raw(rows).execute("PRAGMA wal_checkpoint(TRUNCATE)")
         (n_voices,) = raw(rows).execute(_VOICES).fetchone()
-        with copy.open("rb") as database:
-            digest = file_digest(database, "sha256").hexdigest()
-            database.seek(0)
-            tar.addfile(_member(DATABASE, copy.stat().st_size), database)
+        with copy.open("rb") as content:
+            digest = file_digest(content, "sha256").hexdigest()
+            content.seek(0)
+            tar.addfile(_member(DATABASE, copy.stat().st_size), content)
         files[DATABASE] = {"size": copy.stat().st_size, "sha256": digest}
         n_files = sum(name.startswith(BLOBS) for name in files)
         add(MANIFEST, json.dumps({"files": files, "lost": lost}).encode())
@@ -141,16 +166,6 @@ def _member(name: str, size_bytes: int) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
     member.size, member.mode, member.mtime = size_bytes, 0o600, int(time.time())
     return member
-
-
-def _file_of(settings: Settings) -> Path:
-    """Return the file of the database."""
-    path = open_store(settings).path
-    if path is None:
-        raise InvalidOptionError.for_option(
-            "AFTERWORDS_DATABASE_URL", value="Postgres", allowed="SQLite here; back up Postgres with pg_dump"
-        )
-    return path
 
 
 @contextmanager
@@ -187,24 +202,30 @@ async def restore(settings: Settings, file: Path, *, replace: bool = False) -> C
             empty and `replace` is False.
         StorageFullError, StorageUnavailableError: The storage can't be written; the server is unchanged.
     """
-    path = _file_of(settings)
-    disk.make_folder(path.parent)
-    presence = Presence(path)
+    database = open_store(settings).database
+    path = database.path
+    if path is not None:
+        disk.make_folder(path.parent)
     try:
-        if presence.enter() > 1:
+        if path is None:
+            await database.open()
+        if await database.announce(monotonic=await _time_of(database)) > 1:
             raise ServerSetupError(code="server_running")
         with (
-            disk.translate_errors(path),
-            tempfile.TemporaryDirectory(prefix=".afterwords-restore-", dir=path.parent) as scratch,
+            disk.translate_errors(path or Path(tempfile.gettempdir())),
+            tempfile.TemporaryDirectory(prefix=".afterwords-restore-", dir=path and path.parent) as scratch,
         ):
-            database = Path(scratch, DATABASE)
-            contents, files = _verify(file, database)
+            rows = Path(scratch, DATABASE)
+            contents, files = _verify(file, rows)
             blobs = open_storage(settings)
             if not replace:
-                await _check_is_empty(path, blobs, files)
+                await _check_is_empty(database, blobs, files)
             new = await _put_blobs(file, blobs, files)
             try:
-                _put_database(database, path)
+                if path is None:
+                    await asyncio.to_thread(_load, rows, database)
+                else:
+                    _put_database(rows, path)
             except BaseException:
                 await blobs.delete(*new)
                 raise
@@ -215,8 +236,21 @@ async def restore(settings: Settings, file: Path, *, replace: bool = False) -> C
         finally:
             await store.close()
     finally:
-        presence.leave()
+        await database.leave()
+        await database.close()
     return contents
+
+
+async def _time_of(database: Database) -> float:
+    """Return the time of a database that is open, or of this machine."""
+    time_s = None if database.path else await database.read_time()
+    return SystemClock().monotonic() if time_s is None else time_s
+
+
+def _load(rows: Path, database: Database) -> None:
+    """Replace all rows of a database by those of a SQLite file."""
+    with SqliteDatabase(rows).session() as restored, database.session(is_writing=True) as target:
+        copy_rows(restored, target)
 
 
 @contextmanager
@@ -290,15 +324,15 @@ def _parse_json(file: Path, data: bytes) -> dict[str, Any]:
     return value
 
 
-async def _check_is_empty(path: Path, blobs: Blobs, files: dict[str, str]) -> None:
+async def _check_is_empty(database: Database, blobs: Blobs, files: dict[str, str]) -> None:
     """Raise ServerSetupError unless nothing would be replaced, except by an earlier restore of the same file."""
     n_voices = n_keys = n_files = 0
-    if path.is_file() and path.stat().st_size:
+    if database.path is None or (database.path.is_file() and database.path.stat().st_size):
         try:
-            with _connect(path) as rows:
-                (n_voices,) = raw(rows).execute(_VOICES).fetchone()
-                (n_keys,) = raw(rows).execute("SELECT count(*) FROM keys").fetchone()
-        except (sqlite3.Error, DatabaseUnavailableError):
+            with database.session() as rows:
+                n_voices = rows.execute(text(_VOICES)).scalar_one()
+                n_keys = rows.execute(text("SELECT count(*) FROM keys")).scalar_one()
+        except (sqlite3.Error, DBAPIError, DatabaseUnavailableError):
             raise ServerSetupError(
                 "A server is already here, and its database can't be read.", code="server_not_empty"
             ) from None

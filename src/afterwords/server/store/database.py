@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
@@ -48,6 +49,15 @@ class Database(Protocol):
 
     async def leave(self) -> None:
         """Remove the registration of this process."""
+
+    def session(self, *, is_writing: bool = False) -> AbstractContextManager[Connection]:
+        """Connect with one transaction, which sees one state of all rows, in this thread and without a deadline.
+
+        The database need not be open.
+        """
+
+    def find_damage(self, connection: Connection) -> list[str]:
+        """Return what is damaged."""
 
     def notify(self, message: str) -> None:
         """Send a message to the other servers, if the database can."""

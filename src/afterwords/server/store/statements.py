@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Dialect, Select, Table, bindparam
+from sqlalchemy import ColumnElement, Connection, Dialect, Select, Table, bindparam, func, select
 
 
 class Query:
@@ -112,3 +112,11 @@ class RowLock:
     def __call__(self, connection: Connection, **values: Any) -> None:
         if connection.dialect.name != "sqlite":  # SQLite runs one writing transaction at a time
             self._query(connection, **values)
+
+
+def continue_sequence(connection: Connection, table: Table) -> None:
+    """Let the next row of a table follow those that were inserted with a `seq`. SQLite does so by itself."""
+    if connection.dialect.name == "postgresql":
+        last = select(func.max(table.c.seq)).scalar_subquery()
+        sequence = func.pg_get_serial_sequence(table.name, "seq")
+        connection.execute(select(func.setval(sequence, func.coalesce(last, 1), last.is_not(None))))

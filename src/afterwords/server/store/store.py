@@ -69,18 +69,18 @@ class SqlStore:
         self._clock = clock
         self._shows_home = shows_home
         self._quota_bytes = storage_quota_bytes
-        self._database = open_database(url, folder=folder)
+        self.database = open_database(url, folder=folder)
 
     @property
     def path(self) -> Path | None:
         """The file of the database. None: it is no file."""
-        return self._database.path
+        return self.database.path
 
     def _times(self) -> dict[str, Any]:
         return {"now": self._clock.now(), "monotonic": self._clock.monotonic()}
 
     async def announce(self) -> int:
-        return await self._database.announce(monotonic=self._clock.monotonic())
+        return await self.database.announce(monotonic=self._clock.monotonic())
 
     async def open(self) -> bool:
         """Connect, and migrate the schema. Return whether the database is new.
@@ -88,50 +88,50 @@ class SqlStore:
         Raises:
             ServerSetupError: The database refuses the connection, or a later version has changed the schema.
         """
-        is_new = await self._database.open()
-        if (time_s := await self._database.read_time()) is not None:
+        is_new = await self.database.open()
+        if (time_s := await self.database.read_time()) is not None:
             self._clock.synchronize(time_s)
         return is_new
 
     async def close(self) -> None:
-        await self._database.leave()
-        await self._database.close()
+        await self.database.leave()
+        await self.database.close()
 
     def subscribe(self, *, on_waiting: Callable[[], None], on_final: Callable[[str], None]) -> None:
-        self._database.listen(lambda message: on_final(message) if message else on_waiting())
+        self.database.listen(lambda message: on_final(message) if message else on_waiting())
 
     def _notify_final(self, *job_ids: str) -> None:
         for job_id in job_ids:
-            self._database.notify(job_id)
+            self.database.notify(job_id)
 
     async def check(self) -> None:
-        await self._database.check(self._clock.now())
+        await self.database.check(self._clock.now())
 
     async def secret(self) -> bytes:
-        return self._database.secret
+        return self.database.secret
 
     # -- keys ------------------------------------------------------------------------------------------------
 
     async def add_key(self, key: NewKey, *, by: str | None = None) -> ApiKey:
-        return await self._database.write(keys.add, key, by=by, now=self._clock.now())
+        return await self.database.write(keys.add, key, by=by, now=self._clock.now())
 
     async def mark_keys_used(self, key_ids: Sequence[str]) -> None:
-        await self._database.write(keys.mark_used, key_ids, now=self._clock.now())
+        await self.database.write(keys.mark_used, key_ids, now=self._clock.now())
 
     async def list_accounts(self) -> list[Account]:
-        return await self._database.read_long(keys.list_accounts, now=self._clock.now())
+        return await self.database.read_long(keys.list_accounts, now=self._clock.now())
 
     async def get_home_account(self) -> str | None:
-        return await self._database.read_cached(("home account",), keys.get_home_account)
+        return await self.database.read_cached(("home account",), keys.get_home_account)
 
     async def find_caller(self, sha256: bytes) -> Caller | None:
-        return await self._database.read(keys.find_caller, sha256, now=self._clock.now())
+        return await self.database.read(keys.find_caller, sha256, now=self._clock.now())
 
     async def list_keys(self, *, account_id: str | None) -> list[ApiKey]:
-        return await self._database.read_long(keys.list_keys, account_id=account_id, now=self._clock.now())
+        return await self.database.read_long(keys.list_keys, account_id=account_id, now=self._clock.now())
 
     async def revoke_key(self, key_id: str, *, account_id: str | None, by: str | None = None) -> list[str] | None:
-        cancelled = await self._database.write(keys.revoke, key_id, account_id=account_id, by=by, **self._times())
+        cancelled = await self.database.write(keys.revoke, key_id, account_id=account_id, by=by, **self._times())
         self._notify_final(*(cancelled or ()))
         return cancelled
 
@@ -145,7 +145,7 @@ class SqlStore:
         by: str | None = None,
         prefix: str | None = None,
     ) -> ApiKey | None:
-        return await self._database.write(
+        return await self.database.write(
             keys.rotate,
             key_id,
             account_id=account_id,
@@ -157,123 +157,123 @@ class SqlStore:
         )
 
     async def get_usage(self, caller: Caller) -> Usage:
-        return await self._database.read(usage.get, caller, now=self._clock.now())
+        return await self.database.read(usage.get, caller, now=self._clock.now())
 
     # -- tokens of remote workers ----------------------------------------------------------------------------
 
     async def add_worker_token(self, sha256: bytes, *, label: str | None, prefix: str) -> WorkerToken:
-        return await self._database.write(worker_tokens.add, sha256, label=label, prefix=prefix, now=self._clock.now())
+        return await self.database.write(worker_tokens.add, sha256, label=label, prefix=prefix, now=self._clock.now())
 
     async def list_worker_tokens(self) -> list[WorkerToken]:
-        return await self._database.read(worker_tokens.list_all)
+        return await self.database.read(worker_tokens.list_all)
 
     async def find_worker_token(self, sha256: bytes) -> str | None:
-        return await self._database.read(worker_tokens.find, sha256)
+        return await self.database.read(worker_tokens.find, sha256)
 
     async def is_worker_token_valid(self, token_id: str) -> bool:
-        return await self._database.read(worker_tokens.is_valid, token_id)
+        return await self.database.read(worker_tokens.is_valid, token_id)
 
     async def revoke_worker_token(self, token_id: str) -> bool:
-        return await self._database.write(worker_tokens.revoke, token_id, now=self._clock.now())
+        return await self.database.write(worker_tokens.revoke, token_id, now=self._clock.now())
 
     # -- voices and cache ------------------------------------------------------------------------------------
 
     async def add_voice(self, voice: StoredVoice, *, idempotency: Idempotency | None = None) -> StoredVoice:
-        return await self._database.write(
+        return await self.database.write(
             voices.add, voice, request=idempotency, quota_bytes=self._quota_bytes, now=self._clock.now()
         )
 
     async def find_repeated_voice(self, idempotency: Idempotency) -> StoredVoice | None:
-        return await self._database.read(voices.find_repeated, idempotency)
+        return await self.database.read(voices.find_repeated, idempotency)
 
     async def get_voice(self, voice_id: str, *, account_id: str) -> StoredVoice | None:
-        voice = await self._database.read_cached(
+        voice = await self.database.read_cached(
             ("voice", voice_id, account_id), voices.get, voice_id, account_id=account_id
         )
         return None if voice is None or self._is_hidden(voice) else voice
 
     async def find_voices(self, name: str, *, account_id: str) -> list[StoredVoice]:
-        found = await self._database.read(voices.find_by_name, name, account_id=account_id)
+        found = await self.database.read(voices.find_by_name, name, account_id=account_id)
         return [voice for voice in found if not self._is_hidden(voice)]
 
     def _is_hidden(self, voice: StoredVoice) -> bool:
         return voice.home_id is not None and not self._shows_home
 
     async def list_voices(self, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
-        read = self._database.read if limit is not None and limit <= SHORT_LIST else self._database.read_long
+        read = self.database.read if limit is not None and limit <= SHORT_LIST else self.database.read_long
         return await read(
             voices.list_voices, account_id=account_id, limit=limit, after=after, shows_home=self._shows_home
         )
 
     async def update_voice(self, voice_id: str, changes: VoiceChanges, *, account_id: str) -> StoredVoice | None:
-        voice = await self._database.write(voices.update_voice, voice_id, changes, account_id=account_id)
+        voice = await self.database.write(voices.update_voice, voice_id, changes, account_id=account_id)
         if changes.ref_text is not None:
-            await self._database.scrub()
+            await self.database.scrub()
         return voice
 
     async def delete_voice(self, voice_id: str, *, account_id: str) -> list[str] | None:
-        paths = await self._database.free(voices.delete_voice, voice_id, account_id=account_id, now=self._clock.now())
+        paths = await self.database.free(voices.delete_voice, voice_id, account_id=account_id, now=self._clock.now())
         if paths is not None:
-            await self._database.scrub()
+            await self.database.scrub()
         return paths
 
     async def list_unpurged(self) -> list[tuple[str, list[str]]]:
-        return await self._database.read(voices.list_unpurged)
+        return await self.database.read(voices.list_unpurged)
 
     async def mark_purged(self, voice_id: str) -> None:
-        await self._database.free(voices.mark_purged, voice_id, now=self._clock.now())
-        await self._database.scrub_if_due()
+        await self.database.free(voices.mark_purged, voice_id, now=self._clock.now())
+        await self.database.scrub_if_due()
 
     async def get_cached(self, voice_id: str, cache_key: str) -> CacheEntry | None:
-        return await self._database.read_cached(("cached", voice_id, cache_key), voices.get_cached, voice_id, cache_key)
+        return await self.database.read_cached(("cached", voice_id, cache_key), voices.get_cached, voice_id, cache_key)
 
     async def delete_cached(self, entry: CacheEntry) -> None:
-        await self._database.write(voices.delete_cached, entry)
+        await self.database.write(voices.delete_cached, entry)
 
     # -- jobs, for clients -----------------------------------------------------------------------------------
 
     async def submit(self, job: NewJob, *, limits: QueueLimits, idempotency: Idempotency | None = None) -> SubmittedJob:
-        submitted = await self._database.write(
+        submitted = await self.database.write(
             jobs.submit, job, limits=limits, request=idempotency, quota_bytes=self._quota_bytes, now=self._clock.now()
         )
         if submitted.is_new:
-            self._database.notify("")
+            self.database.notify("")
         return submitted
 
     async def find_repeated_job(self, idempotency: Idempotency) -> str | None:
-        return await self._database.read(jobs.find_repeated, idempotency)
+        return await self.database.read(jobs.find_repeated, idempotency)
 
     async def get_job(self, job_id: str, *, account_id: str | None = None) -> StoredJob | None:
-        return await self._database.read_cached(
+        return await self.database.read_cached(
             ("job", job_id, account_id or ""), jobs.get, job_id, account_id=account_id
         )
 
     async def list_jobs(
         self, *, account_id: str, status: JobStatus | None, limit: int | None, after: str | None
     ) -> list[StoredJob]:
-        read = self._database.read if limit is not None and limit <= SHORT_LIST else self._database.read_long
+        read = self.database.read if limit is not None and limit <= SHORT_LIST else self.database.read_long
         return await read(jobs.list_jobs, account_id=account_id, status=status, limit=limit, after=after)
 
     async def read_queue(self) -> list[QueueState]:
-        return await self._database.read(jobs.read_queue)
+        return await self.database.read(jobs.read_queue)
 
     async def cancel(self, job_id: str, *, account_id: str) -> StoredJob | None:
-        job = await self._database.write(jobs.cancel, job_id, account_id=account_id, **self._times())
+        job = await self.database.write(jobs.cancel, job_id, account_id=account_id, **self._times())
         if job:
             self._notify_final(job_id)
         return job
 
     async def mark_audio_lost(self, job_id: str) -> None:
-        await self._database.write(jobs.mark_audio_lost, job_id)
+        await self.database.write(jobs.mark_audio_lost, job_id)
 
     # -- jobs, for workers -----------------------------------------------------------------------------------
 
     async def claim(
         self, *, backends: Sequence[str], lease_s: float, worker: str, skip_voices: Sequence[str] = ()
     ) -> Claim | None:
-        if not await self._database.read(leases.is_any_waiting, backends, skip_voices):
+        if not await self.database.read(leases.is_any_waiting, backends, skip_voices):
             return None
-        return await self._database.write(
+        return await self.database.write(
             leases.claim,
             backends=backends,
             lease_s=lease_s,
@@ -283,12 +283,12 @@ class SqlStore:
         )
 
     async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float) -> bool:
-        return await self._database.write(
+        return await self.database.write(
             leases.heartbeat, job_id, attempt, lease_s=lease_s, monotonic=self._clock.monotonic()
         )
 
     async def finish(self, job_id: str, attempt: int | None, result: AttemptResult) -> FinishStatus:
-        status = await self._database.write(
+        status = await self.database.write(
             leases.finish, job_id, attempt, result, quota_bytes=self._quota_bytes, **self._times()
         )
         if status is FinishStatus.DONE:
@@ -296,28 +296,28 @@ class SqlStore:
         return status
 
     async def release(self, job_id: str, attempt: int) -> bool:
-        is_released = await self._database.write(leases.release, job_id, attempt)
+        is_released = await self.database.write(leases.release, job_id, attempt)
         if is_released:
-            self._database.notify("")
+            self.database.notify("")
         return is_released
 
     async def retry(self, job_id: str, attempt: int, *, error: str, max_attempts: int) -> JobStatus | None:
-        status = await self._database.write(
+        status = await self.database.write(
             leases.retry, job_id, attempt, error=error, max_attempts=max_attempts, **self._times()
         )
         if status is not None:
-            self._database.notify("" if status is JobStatus.PENDING else job_id)
+            self.database.notify("" if status is JobStatus.PENDING else job_id)
         return status
 
     async def reap(self, *, max_attempts: int) -> ReapResult:
-        await self._database.scrub_if_due()
-        await self._database.stay(monotonic=self._clock.monotonic())
-        if not await self._database.read(leases.is_any_expired, monotonic=self._clock.monotonic()):
+        await self.database.scrub_if_due()
+        await self.database.stay(monotonic=self._clock.monotonic())
+        if not await self.database.read(leases.is_any_expired, monotonic=self._clock.monotonic()):
             return ReapResult()
-        reaped = await self._database.write(leases.reap, max_attempts=max_attempts, **self._times())
+        reaped = await self.database.write(leases.reap, max_attempts=max_attempts, **self._times())
         self._notify_final(*reaped.failed)
         if reaped.requeued:
-            self._database.notify("")
+            self.database.notify("")
         return reaped
 
     # -- webhooks and housekeeping ---------------------------------------------------------------------------
@@ -326,36 +326,34 @@ class SqlStore:
         self, *, limit: int, per_account: int = 4, allowed: Mapping[str, int] | None = None
     ) -> list[WebhookCall]:
         monotonic = self._clock.monotonic()
-        if not await self._database.read(webhooks.is_any_due, monotonic=monotonic):
+        if not await self.database.read(webhooks.is_any_due, monotonic=monotonic):
             return []
-        return await self._database.write(
+        return await self.database.write(
             webhooks.claim, limit=limit, per_account=per_account, allowed=allowed or {}, monotonic=monotonic
         )
 
     async def settle_webhook(self, job_id: str) -> None:
-        await self._database.write(webhooks.settle, job_id)
+        await self.database.write(webhooks.settle, job_id)
 
     async def find_known_paths(self, paths: Sequence[str]) -> set[str]:
-        return set(await self._database.read_long(garbage.find_known_paths, paths))
+        return set(await self.database.read_long(garbage.find_known_paths, paths))
 
     async def find_strays(self, paths: Sequence[str], *, grace_s: float) -> set[str]:
         known = await self.find_known_paths(paths)
         unknown = [path for path in paths if path not in known]
         if not unknown:
             return set()
-        return await self._database.free(
-            garbage.add_strays, unknown, grace_s=grace_s, monotonic=self._clock.monotonic()
-        )
+        return await self.database.free(garbage.add_strays, unknown, grace_s=grace_s, monotonic=self._clock.monotonic())
 
     async def add_mark(self, token: str) -> None:
-        await self._database.free(garbage.add_mark, token)
+        await self.database.free(garbage.add_mark, token)
 
     async def has_mark(self, token: str) -> bool:
-        return await self._database.read(garbage.has_mark, token)
+        return await self.database.read(garbage.has_mark, token)
 
     async def delete_expired(self) -> None:
-        await self._database.free(garbage.delete_expired, **self._times())
-        await self._database.scrub()
+        await self.database.free(garbage.delete_expired, **self._times())
+        await self.database.scrub()
 
 
 def open_database(url: str | Path, *, folder: Path) -> Database:

@@ -56,7 +56,7 @@ def timeouts(seconds: float, *, scope: str) -> str:
     values = {
         "statement_timeout": seconds,
         "lock_timeout": seconds,
-        "idle_in_transaction_session_timeout": IDLE_TIMEOUT_S,
+        "idle_in_transaction_session_timeout": max(IDLE_TIMEOUT_S, seconds),
     }
     return "; ".join(f"SET {scope} {name} = {round(1000 * value)}" for name, value in values.items())
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
@@ -42,11 +42,14 @@ T = TypeVar("T")
 DEADLINE_S: Final = 1.8
 LONG_DEADLINE_S: Final = 30.0
 MIGRATION_DEADLINE_S: Final = 600.0
+SESSION_TIMEOUT_S: Final = 3600.0
 MIGRATION_LOCK: Final = 0x6166_7465_7277_6F72
 """Key of the advisory lock under which one server migrates; the bytes of "afterwor"."""
 _SEND: Final = text(f"SELECT pg_notify('{CHANNEL}', message) FROM unnest(CAST(:messages AS text[])) AS message")
 _WRITE: Final = f"BEGIN; {timeouts(STATEMENT_TIMEOUT_S, scope='LOCAL')}"
 _READ_LONG: Final = f"BEGIN READ ONLY; {timeouts(LONG_DEADLINE_S, scope='LOCAL')}"
+_READ_ALL: Final = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {timeouts(SESSION_TIMEOUT_S, scope='LOCAL')}"
+_WRITE_ALL: Final = f"BEGIN; {timeouts(SESSION_TIMEOUT_S, scope='LOCAL')}"
 _MIGRATE: Final = f"BEGIN; {timeouts(MIGRATION_DEADLINE_S, scope='LOCAL')}"
 
 
@@ -156,6 +159,25 @@ class PostgresDatabase:
             await asyncio.to_thread(threads.shutdown)
         if engine:
             engine.dispose()
+
+    @contextlib.contextmanager
+    def session(self, *, is_writing: bool = False) -> Iterator[Connection]:
+        engine = engine_for(self._url, Identity())
+        try:
+            with engine.connect() as connection:
+                driver: Any = connection.connection.dbapi_connection
+                driver.execute(_WRITE_ALL if is_writing else _READ_ALL, prepare=False)
+                yield connection
+                driver.execute("COMMIT", prepare=False)
+        except Exception as error:
+            if translate_error(error) is error:
+                raise
+            raise start_error(error, self._url) from error
+        finally:
+            engine.dispose()
+
+    def find_damage(self, connection: Connection) -> list[str]:  # noqa: ARG002 - Postgres checks its own files
+        return []
 
     def notify(self, message: str) -> None:
         """Send a message in a transaction of its own: commits with a NOTIFY wait for each other.

@@ -6,8 +6,9 @@ A point read costs less than the switch to a thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from afterwords.server.store.schema import server
 from afterwords.server.store.sqlite.connections import (
     FileIdentity,
     VerifiedConnection,
+    connect,
     engine_for,
     is_busy,
     raw,
@@ -39,6 +41,7 @@ READ_DEADLINE_S: Final = 1.5
 SCRUB_DEADLINE_S: Final = 0.1
 LOCK_SLICE_S: Final = 0.05
 """How long the writer waits for a lock before it checks whether its tasks are still wanted."""
+SESSION_BUSY_S: Final = 10
 N_READ_THREADS: Final = 4
 CACHE_MAX: Final = 4096
 
@@ -102,6 +105,24 @@ class SqliteDatabase:
 
     async def leave(self) -> None:
         self._presence.leave()
+
+    @contextlib.contextmanager
+    def session(self, *, is_writing: bool = False) -> Iterator[Connection]:
+        try:
+            with contextlib.closing(connect(self._engine, busy_timeout_s=SESSION_BUSY_S)) as connection:
+                raw(connection).execute("BEGIN IMMEDIATE" if is_writing else "BEGIN")
+                yield connection
+                raw(connection).execute("COMMIT")
+        except Exception as error:
+            translated = translate_error(error, self.path)
+            if translated is error:
+                raise
+            raise translated from error
+
+    def find_damage(self, connection: Connection) -> list[str]:
+        driver = raw(connection)
+        found = [str(row[0]) for row in driver.execute("PRAGMA integrity_check") if row[0] != "ok"]
+        return found + [f"{row[0]}: a row without its {row[2]}" for row in driver.execute("PRAGMA foreign_key_check")]
 
     def notify(self, message: str) -> None:
         """Do nothing: other processes on this machine poll."""
