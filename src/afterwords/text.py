@@ -266,7 +266,17 @@ def split_chunks(text: str, *, max_chars: int, first_max_chars: int | None = Non
             rest = rest[end:].lstrip()
         if rest:
             parts.append(rest)
-    packed = _pack(parts, max_chars)
+    packed: list[str] = []
+    for part in parts:
+        joined = _join(packed[-1], part) if packed else part
+        is_small = not is_speakable(part) or (packed and _is_tiny(packed[-1]))
+        if packed and is_small and len(joined) <= max_chars:
+            packed[-1] = joined
+        else:
+            packed.append(part)
+    if len(packed) > 1 and _is_tiny(packed[-1]) and len(joined := _join(packed[-2], packed[-1])) <= max_chars:
+        packed[-2:] = [joined]
+    packed = [chunk for chunk in packed if is_speakable(chunk)]
     if packed and first_max_chars is not None and len(packed[0]) > first_max_chars:
         ends = [m.end() for m in _CLAUSE_END.finditer(packed[0]) if TINY_CHARS < m.end() <= first_max_chars]
         for end in reversed(ends):
@@ -293,20 +303,6 @@ def _split_point(sentence: str, max_chars: int) -> int:
     ):
         cut -= 1
     return cut if cut > 1 else max_chars
-
-
-def _pack(parts: list[str], max_chars: int) -> list[str]:
-    packed: list[str] = []
-    for part in parts:
-        joined = _join(packed[-1], part) if packed else part
-        is_small = not is_speakable(part) or (packed and _is_tiny(packed[-1]))
-        if packed and is_small and len(joined) <= max_chars:
-            packed[-1] = joined
-        else:
-            packed.append(part)
-    if len(packed) > 1 and _is_tiny(packed[-1]) and len(joined := _join(packed[-2], packed[-1])) <= max_chars:
-        packed[-2:] = [joined]
-    return [chunk for chunk in packed if is_speakable(chunk)]
 
 
 def _is_tiny(part: str) -> bool:

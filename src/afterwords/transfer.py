@@ -7,7 +7,7 @@ does not restore a voice that was removed on one side, and nothing is overwritte
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
@@ -122,7 +122,22 @@ def send(voice: Voice | str, *, client: Client, replace: bool = False) -> Transf
         if remote is None:
             if others and not replace:
                 raise VoiceExistsError.for_name(local.name, where="`afterwords push --replace`")
-            remote = _create(local, wav, usable_prompts(library, local), client)
+            prompts = usable_prompts(library, local)
+            # The key names the recording and the voice's name, so that two concurrent pushes create one voice.
+            key = sha256(f"{local.ref_sha256}\0{local.name}".encode()).hexdigest()
+            for attempt in (f"push-{key}", f"push-{key[:32]}-{new_id()}"):
+                with suppress(VoiceNotFoundError):  # the first key was used for a voice that was deleted since
+                    try:
+                        remote = client.voices.get(_upload(local, wav, prompts, client, attempt))
+                        break
+                    except ConflictError as error:
+                        if error.code != "idempotency_conflict":
+                            raise  # otherwise the first key was used for a push with another transcript
+            if remote is None:
+                raise InvalidResponseError.for_reason("the voice that it created can't be found")
+            if remote.ref_sha256 not in (None, local.ref_sha256):
+                client.voices.delete(remote)
+                raise InvalidResponseError.for_reason("the recording that it stored differs from the one that was sent")
             links.link(client.base_url, local.voice_id, remote.voice_id)
             for other in others:
                 client.voices.delete(other)
@@ -174,28 +189,6 @@ def _match(local: Voice, client: Client, links: Links) -> tuple[Voice | None, li
         except VoiceNotFoundError:  # deleted there, or another account's
             continue
     return find_by_name(local, client)
-
-
-def _create(local: Voice, wav: bytes, prompts: list[BundledPrompt], client: Client) -> Voice:
-    """Create a voice on the server.
-
-    The idempotency key names the recording and the voice's name, so that two concurrent pushes create one voice.
-    """
-    key = sha256(f"{local.ref_sha256}\0{local.name}".encode()).hexdigest()
-    for attempt in (f"push-{key}", f"push-{key[:32]}-{new_id()}"):
-        try:
-            remote = client.voices.get(_upload(local, wav, prompts, client, attempt))
-        except VoiceNotFoundError:
-            continue  # the first key was used for a voice that was deleted since
-        except ConflictError as error:
-            if error.code != "idempotency_conflict":
-                raise
-            continue  # the first key was used for a push with another transcript
-        if remote.ref_sha256 not in (None, local.ref_sha256):
-            client.voices.delete(remote)
-            raise InvalidResponseError.for_reason("the recording that it stored differs from the one that was sent")
-        return remote
-    raise InvalidResponseError.for_reason("the voice that it created can't be found")
 
 
 def _upload(local: Voice, wav: bytes, prompts: list[BundledPrompt], client: Client, key: str) -> Voice:

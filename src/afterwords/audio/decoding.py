@@ -249,10 +249,6 @@ class _Recording:
 
             resampled = [soxr.resample(values, rate, sample_rate) for rate, values in parts]
             samples = np.clip(np.concatenate(resampled), np.float32(-1), np.float32(1))
-        notices = (self._loss_notice(), self.tracks_notice)
-        return DecodedAudio(samples, sample_rate, tuple(notice for notice in notices if notice))
-
-    def _loss_notice(self) -> str:
         lost_s, short_s = self.lost_s, self._declared_s - self.duration_s
         is_short = short_s > max(_SHORT_MIN_S, _SHORT_MIN_SHARE * self._declared_s)
         if is_short or (lost_s and short_s > 0):  # the header is more exact than the sum of the gaps
@@ -260,22 +256,23 @@ class _Recording:
         total_s = self.duration_s + lost_s
         seconds = f"at least {lost_s:.1f} s" if lost_s >= 0.1 else "less than 0.1 s"
         share = f"{100 * lost_s / total_s:.0f} %" if lost_s >= 0.01 * total_s else "less than 1 %"
+        loss = ""
         if self.is_codec_lacking:
-            return (
+            loss = (
                 f"{self.name}: {seconds} of {total_s:.1f} s ({share}) could not be decoded and were skipped. Either "
                 f"the file is damaged, or it uses a feature of the codec {self.codec} that is not supported."
             )
-        if lost_s or self.n_failed:
-            return (
+        elif lost_s or self.n_failed:
+            loss = (
                 f"{self.name} is damaged or incomplete: {seconds} of {total_s:.1f} s ({share}) could not be read "
                 "and were skipped. Copy or download it again if you can."
             )
-        if self.is_cut:
-            return (
+        elif self.is_cut:
+            loss = (
                 f"{self.name} is damaged or incomplete: nothing could be read after {total_s:.1f} s. "
                 "Copy or download it again if you can."
             )
-        return ""
+        return DecodedAudio(samples, sample_rate, tuple(filter(None, (loss, self.tracks_notice))))
 
 
 def _read_by_soundfile(file: _NamelessFile, name: str, max_duration_s: float) -> _Recording | None:

@@ -40,10 +40,17 @@ def play(chunks: Iterable[Samples], sample_rate: int) -> None:
         with closing(stream), ThreadPoolExecutor(1, thread_name_prefix="afterwords-play") as pool:
             playing = pool.submit(_play_queued, stream, waiting, is_stopped, block=round(rate * _BLOCK_S))
             try:
-                for chunk in _at_rate(chunks, sample_rate, rate):
-                    waiting.put(chunk)
+                resampler = None
+                if rate != sample_rate:
+                    import soxr
+
+                    resampler = soxr.ResampleStream(sample_rate, rate, 1, dtype="float32")
+                for chunk in chunks:
+                    waiting.put(resampler.resample_chunk(chunk) if resampler else chunk)
                     if playing.done():  # the device failed
                         break
+                if resampler:
+                    waiting.put(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
                 waiting.put(None)
                 while not playing.done():
                     wait([playing], timeout=_WAIT_S)
@@ -131,15 +138,3 @@ def _play_queued(stream: Any, waiting: SimpleQueue[Samples | None], is_stopped: 
         stream.abort()
     elif stream.active:
         stream.stop()  # waits for the buffer to play
-
-
-def _at_rate(chunks: Iterable[Samples], from_rate: int, to_rate: int) -> Iterator[Samples]:
-    if from_rate == to_rate:
-        yield from chunks
-        return
-    import soxr
-
-    resampler = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32")
-    for chunk in chunks:
-        yield resampler.resample_chunk(chunk)
-    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)

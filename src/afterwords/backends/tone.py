@@ -88,16 +88,30 @@ class ToneEngine:
         import numpy as np
 
         is_testing = load_config().is_testing
+        faults = [word for word in FAULTS if word in task.text] if is_testing else []
         length = round(SECONDS_PER_CHARACTER * len(task.text) * SAMPLE_RATE)
         if is_testing and RUNAWAY in task.text:
             length *= 100
         frequency = 200 + int.from_bytes(hashlib.sha256(task.text.encode()).digest()[:2], "big") % 600
         step = round(CHUNK_S * SAMPLE_RATE)
         for start in range(0, length, step):
-            if is_testing and start:
-                for word in FAULTS:
-                    if word in task.text:
-                        _inject_fault(word)
+            for fault in faults if start else ():
+                match fault:
+                    case "fault-fail":
+                        raise SynthesisError.for_backend("tone", why="the text asked for a failure")
+                    case "fault-error":
+                        raise ValueError("the text asked for an unexpected failure")
+                    case "fault-memory":
+                        raise MemoryError("the text asked for a memory error")
+                    case "fault-hang":
+                        threading.Event().wait()
+                    case "fault-crash":
+                        os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+                    case "fault-slow":
+                        time.sleep(SLOW_S)
+                    case "fault-leak":
+                        time.sleep(SLOW_S)
+                        _leaked.append(b"\1" * LEAK_BYTES)
             time_s = np.arange(start, min(start + step, length)) / SAMPLE_RATE
             yield Chunk((0.2 * np.sin(2 * np.pi * frequency * time_s)).astype(np.float32))
 
@@ -112,26 +126,6 @@ class ToneEngine:
 
     def close(self) -> None:
         pass
-
-
-def _inject_fault(word: str) -> None:
-    """Have the effect of a fault word."""
-    match word:
-        case "fault-fail":
-            raise SynthesisError.for_backend("tone", why="the text asked for a failure")
-        case "fault-error":
-            raise ValueError("the text asked for an unexpected failure")
-        case "fault-memory":
-            raise MemoryError("the text asked for a memory error")
-        case "fault-hang":
-            threading.Event().wait()
-        case "fault-crash":
-            os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
-        case "fault-slow":
-            time.sleep(SLOW_S)
-        case "fault-leak":
-            time.sleep(SLOW_S)
-            _leaked.append(b"\1" * LEAK_BYTES)
 
 
 _leaked: list[bytes] = []

@@ -79,9 +79,7 @@ def bench(
     if as_json:
         voice_fields = {"voice": chosen.name, "voice_id": chosen.voice_id, "lang": lang}
         output.result_json([{**asdict(row), **voice_fields} for row in rows])
-    else:
-        _print_table(rows)
-    _explain(rows, len(text))
+    _print_results(rows, len(text), has_table=not as_json)
     if all(row.error for row in rows):
         raise typer.Exit(rows[0].exit_code or 1)
 
@@ -148,9 +146,15 @@ def _measure(
 # -- results --------------------------------------------------------------------------------------------------
 
 
-def _print_table(rows: Sequence[BenchResult]) -> None:
-    """Print a line for each row, without the columns that are empty everywhere."""
-    shown = {
+def _name(row: BenchResult) -> str:
+    return " at ".join(filter(None, (row.backend, row.server)))
+
+
+def _print_results(rows: Sequence[BenchResult], n_characters: int, *, has_table: bool) -> None:
+    """Print a line for each row, how to read the figures, and how to fix what failed."""
+    from afterwords.bench.measurement import N_RUNS
+
+    shown = {  # without the columns that are empty everywhere
         head: key
         for head, key in COLUMNS.items()
         if head in ALWAYS_SHOWN or any(getattr(row, key) is not None for row in rows)
@@ -162,17 +166,8 @@ def _print_table(rows: Sequence[BenchResult]) -> None:
         return value if isinstance(value, str) else f"{value:.{DIGITS.get(key, 2)}f}"
 
     cells = [(_name(row), *(format_cell(getattr(row, key), key) for key in shown.values())) for row in rows]
-    output.result_table(("backend", *shown), cells)
-
-
-def _name(row: BenchResult) -> str:
-    return " at ".join(filter(None, (row.backend, row.server)))
-
-
-def _explain(rows: Sequence[BenchResult], n_characters: int) -> None:
-    """Print how to read the figures, and how to fix what failed."""
-    from afterwords.bench.measurement import N_RUNS
-
+    if has_table:
+        output.result_table(("backend", *shown), cells)
     measured = [row for row in rows if not row.error]
     if measured:
         output.note(

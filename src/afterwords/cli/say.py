@@ -114,7 +114,16 @@ def say(
             facts, detail = _say_here(request)
     if as_json:
         output.result_json(facts)
-    _print_result(facts, detail, request.destination)
+    destination = request.destination
+    name = destination.file if destination else None
+    subject = "" if name is None else f"{output.shown(name)}: "
+    length = "" if facts["duration_s"] is None else f"{facts['duration_s']:.1f} s "
+    detail = f" ({output.shown(detail)})" if detail else ""
+    output.note(f"[bold green]✓[/bold green] {subject}{length}in the voice {output.shown(facts['voice'])}{detail}")
+    output.note_left_out(facts["backend"] or "the server", facts["left_out"])
+    if destination and name is not None and destination.format != "pcm":
+        output.note_how_to_listen(option_value(name))
+        output.note(f"Next: afterwords verify {output.quoted(option_value(name))}")
 
 
 def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
@@ -259,15 +268,3 @@ class _SampleStream:
             made = output.duration(self.duration_s)
             output.note(f"{made} of speech were discarded: a file is written completely or not at all.")
             raise
-
-
-def _print_result(facts: dict[str, Any], detail: str, destination: AudioOutput | None) -> None:
-    file = destination.file if destination else None
-    subject = "" if file is None else f"{output.shown(file)}: "
-    length = "" if facts["duration_s"] is None else f"{facts['duration_s']:.1f} s "
-    detail = f" ({output.shown(detail)})" if detail else ""
-    output.note(f"[bold green]✓[/bold green] {subject}{length}in the voice {output.shown(facts['voice'])}{detail}")
-    output.note_left_out(facts["backend"] or "the server", facts["left_out"])
-    if destination and file is not None and destination.format != "pcm":
-        output.note_how_to_listen(option_value(file))
-        output.note(f"Next: afterwords verify {output.quoted(option_value(file))}")

@@ -197,13 +197,24 @@ def unpack(data: bytes) -> Bundle:
         InvalidBundleError: The bundle is incomplete or changed, or its voice is invalid.
     """
     members = _members(data)
-    manifest, part = _read_manifest(members.pop(_MANIFEST))
+    try:
+        stated = json.loads(members.pop(_MANIFEST))
+        version = stated.get("version") if isinstance(stated, dict) and stated.get("format") == FORMAT else None
+        if isinstance(version, int) and version > VERSION:
+            raise InvalidBundleError.for_reason(why=f"its format is newer than version {VERSION}")
+        manifest = _Manifest.model_validate(stated)
+        plain = json.dumps(manifest.voice, ensure_ascii=False, allow_nan=False)
+        plain.encode()  # fails on a lone surrogate
+    except (ValueError, RecursionError):  # their messages quote the input
+        raise InvalidBundleError.for_reason(why=f"its {_MANIFEST} is invalid") from None
+    if holds_nul(plain):  # some databases can't store it
+        raise InvalidBundleError.for_reason(why=f"its {_MANIFEST} contains a NUL character")
     if manifest.members.keys() != members.keys():
         raise InvalidBundleError.for_reason(why="its manifest lists other members than it has")
     for name, member in members.items():
         if manifest.members[name] != _Member(sha256=sha256(member).hexdigest(), size_bytes=len(member)):
             raise InvalidBundleError.for_reason(why=f"its {name} does not match its manifest")
-    voice = _read_voice(part, members.get(_TRANSCRIPT))
+    voice = _read_voice(manifest.voice, members.get(_TRANSCRIPT))
     wav = members[_REFERENCE]
     try:
         samples, sample_rate = check_reference_wav(wav)
@@ -221,14 +232,14 @@ def unpack(data: bytes) -> Bundle:
         raise InvalidBundleError.for_reason(why="its recording is not a plain mono 16-bit WAV file")
     if voice.provenance is not None and not verify_seal(voice):
         raise InvalidBundleError.for_reason(why="its seal does not match its recording and consent")
-    stated = manifest.prompts
-    if stated.keys() != set(_PROMPTS) & members.keys() or bool(stated) != (manifest.version == 2):
+    bundled = manifest.prompts
+    if bundled.keys() != set(_PROMPTS) & members.keys() or bool(bundled) != (manifest.version == 2):
         raise InvalidBundleError.for_reason(why="its manifest lists other prompts than it has")
-    if not all(_BACKEND.fullmatch(prompt.backend) for prompt in stated.values()):
+    if not all(_BACKEND.fullmatch(prompt.backend) for prompt in bundled.values()):
         raise InvalidBundleError.for_reason(why="the backend of a prompt is not a valid name")
-    own = {name: prompt for name, prompt in stated.items() if prompt.made_from == _made_from(voice)}
+    own = {name: prompt for name, prompt in bundled.items() if prompt.made_from == _made_from(voice)}
     prompts = [BundledPrompt(p.backend, p.version, p.is_fast, members[name]) for name, p in sorted(own.items())]
-    return Bundle(voice, wav, tuple(prompts), n_mismatched=len(stated) - len(own))
+    return Bundle(voice, wav, tuple(prompts), n_mismatched=len(bundled) - len(own))
 
 
 def _members(data: bytes) -> dict[str, bytes]:
@@ -263,23 +274,6 @@ def _members(data: bytes) -> dict[str, bytes]:
     if b"".join(_archive(members)) != data:
         raise InvalidBundleError.for_reason(why="it was truncated, changed, or packed by another program")
     return members
-
-
-def _read_manifest(data: bytes) -> tuple[_Manifest, dict[str, Any]]:
-    """Return the manifest, and its voice as JSON that any database can store."""
-    try:
-        stated = json.loads(data)
-        version = stated.get("version") if isinstance(stated, dict) and stated.get("format") == FORMAT else None
-        if isinstance(version, int) and version > VERSION:
-            raise InvalidBundleError.for_reason(why=f"its format is newer than version {VERSION}")
-        manifest = _Manifest.model_validate(stated)
-        plain = json.dumps(manifest.voice, ensure_ascii=False, allow_nan=False)
-        plain.encode()  # fails on a lone surrogate
-    except (ValueError, RecursionError):  # their messages quote the input
-        raise InvalidBundleError.for_reason(why=f"its {_MANIFEST} is invalid") from None
-    if holds_nul(plain):
-        raise InvalidBundleError.for_reason(why=f"its {_MANIFEST} contains a NUL character")
-    return manifest, manifest.voice
 
 
 def holds_nul(stated: str) -> bool:

@@ -125,20 +125,16 @@ def transcribe(
     except Exception as error:
         raise _failure(_first_line(error)) from error
     repetition = max((segment.compression_ratio for segment in found), default=0.0)
-    doubt = _doubt(words, repetition, info.language)
-    return Transcript(join_words(word.text for word in words), words, info.language, doubt)
-
-
-def _doubt(words: Sequence[Word], repetition: float, lang: str) -> str:
+    confidence = sum(word.confidence for word in words) / max(1, len(words))
+    doubt = ""
     if not words:
-        return f'No words of the language "{lang}" were recognized in the recording.'
-    confidence = sum(word.confidence for word in words) / len(words)
-    if confidence >= _CONFIDENCE_MIN and repetition <= _REPETITION_MAX:
-        return ""
-    return (
-        f'The recording was recognized poorly as the language "{lang}" '
-        f"({confidence:.0%} sure{', with repetitions' if repetition > _REPETITION_MAX else ''})."
-    )
+        doubt = f'No words of the language "{info.language}" were recognized in the recording.'
+    elif confidence < _CONFIDENCE_MIN or repetition > _REPETITION_MAX:
+        doubt = (
+            f'The recording was recognized poorly as the language "{info.language}" '
+            f"({confidence:.0%} sure{', with repetitions' if repetition > _REPETITION_MAX else ''})."
+        )
+    return Transcript(join_words(word.text for word in words), words, info.language, doubt)
 
 
 def _model(name: str, progress: Callable[[float, str], None]) -> WhisperModel:

@@ -82,13 +82,41 @@ class RunningServer:
             RuntimeError: It ended at once; the log of `uvicorn.error` says why.
             TimeoutError: Its engine was not loaded within 60 s.
         """
+        import uvicorn
+
+        from afterwords.server import create_app, load_settings
+
         try:
             with pytest.MonkeyPatch.context() as patch:  # the server reads the environment only when it starts
                 for name in [name for name in os.environ if name.upper().startswith("AFTERWORDS_")]:
                     patch.delenv(name)
                 patch.setenv("AFTERWORDS_HOME", str(self._home))
                 patch.setenv("AFTERWORDS_TESTING", "1")  # enables the fault words of the tone
-                server = self._start_thread()
+                settings = load_settings(
+                    home=self._home,
+                    port=self._socket.getsockname()[1],
+                    admin_secret=self.admin_secret,
+                    backends="tone",
+                    auth_failure_limit=0,  # tests may use any number of wrong keys
+                    stall_s=STALL_S,
+                    **{"drain_s": DRAIN_S, **self._options},
+                )
+                self.settings = settings
+                config = uvicorn.Config(
+                    create_app(settings),
+                    lifespan="on",
+                    ws="none",
+                    log_config=None,
+                    timeout_graceful_shutdown=round(DRAIN_S),
+                )
+                self._server = server = uvicorn.Server(config)
+
+                def run() -> None:
+                    with suppress(SystemExit):  # uvicorn exits if it can't start; its log says why
+                        server.run([self._socket])
+
+                self._thread = threading.Thread(target=run, name="afterwords-server", daemon=True)
+                self._thread.start()
                 self._wait_until(lambda: server.started, what="did not start")
             self._wait_until(lambda: self._request("GET", "/readyz")[0] == 200, what="did not load its engine")
             self.api_key = self.new_key()
@@ -124,35 +152,6 @@ class RunningServer:
         if status != 201:
             raise ValueError(f"no key was created: {body}")
         return str(body["api_key"])
-
-    def _start_thread(self) -> uvicorn.Server:
-        import uvicorn
-
-        from afterwords.server import create_app, load_settings
-
-        settings = load_settings(
-            home=self._home,
-            port=self._socket.getsockname()[1],
-            admin_secret=self.admin_secret,
-            backends="tone",
-            auth_failure_limit=0,  # tests may use any number of wrong keys
-            stall_s=STALL_S,
-            **{"drain_s": DRAIN_S, **self._options},
-        )
-        self.settings = settings
-        config = uvicorn.Config(
-            create_app(settings), lifespan="on", ws="none", log_config=None, timeout_graceful_shutdown=round(DRAIN_S)
-        )
-        self._server = uvicorn.Server(config)
-        server = self._server
-
-        def run() -> None:
-            with suppress(SystemExit):  # uvicorn exits if it can't start; its log says why
-                server.run([self._socket])
-
-        self._thread = threading.Thread(target=run, name="afterwords-server", daemon=True)
-        self._thread.start()
-        return server
 
     def _wait_until(self, predicate: Callable[[], bool], *, what: str) -> None:
         end = time.monotonic() + DEADLINE_S

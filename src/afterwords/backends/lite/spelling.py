@@ -81,21 +81,21 @@ def _plain(text: str) -> str:
     text = _SPACES.sub(" ", text.translate(_CHARACTERS))
     if not text.isascii():
         text = _GREEK_LETTER.sub(lambda found: _GREEK.get(found[0], found[0]), text)
-        text = "".join(_plain_character(character) for character in text)
+        plain = []
+        for character in text:
+            kind = unicodedata.category(character)
+            if character.isascii() or character in _KEPT:
+                plain.append(character)
+            elif kind == "Nd":
+                plain.append(str(unicodedata.decimal(character)))
+            elif kind[0] in "LNS":
+                letters = "".join(c for c in unicodedata.normalize("NFKD", character) if c.isascii() or c in _KEPT)
+                is_apart = "⁄" in letters or (kind == "No" and not "₀" <= character <= "₉")
+                plain.append(f" {letters} " if is_apart else letters or " ")
+            elif kind[0] not in "MC":
+                plain.append(" ")
+        text = "".join(plain)
     return _SPACES.sub(" ", text)
-
-
-def _plain_character(character: str) -> str:
-    if character.isascii() or character in _KEPT:
-        return character
-    kind = unicodedata.category(character)
-    if kind == "Nd":
-        return str(unicodedata.decimal(character))
-    if kind[0] in "LNS":
-        plain = "".join(c for c in unicodedata.normalize("NFKD", character) if c.isascii() or c in _KEPT)
-        is_apart = "⁄" in plain or (kind == "No" and not "₀" <= character <= "₉")
-        return f" {plain} " if is_apart else plain or " "
-    return "" if kind[0] in "MC" else " "
 
 
 @cache
