@@ -109,9 +109,9 @@ class RandomModel:
         self.decoder = CodecDecoder(self.codec, RandomWeights(device, dtype), ops=ops)
         tokenizer = TextTokenizer(folder, self.config.tokens, vocab=self.config.talker.text_vocab)
         prompts = Prompts(self.config, self.talker.embeddings, tokenizer)
-        codes = torch.randint(self.config.predictor.vocab, (REFERENCE_FRAMES, self.config.talker.n_code_groups))
+        codes = torch.randint(self.config.talker.predictor.vocab, (REFERENCE_FRAMES, self.config.talker.n_code_groups))
         speaker = torch.randn(self.config.talker.stack.hidden, device=device)
-        self.prompt: Prompt = prompts.in_context(
+        self.prompt: Prompt = prompts.build(
             TEXT, reference_ids=prompts.tokens(TEXT), codes=codes, speaker=speaker, language="english"
         )
         self.codec_state: DecoderState = self.decoder.prefill_codec(codes.to(device))

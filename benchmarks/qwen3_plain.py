@@ -70,12 +70,12 @@ class PlainTalker:
 
     @torch.inference_mode()
     def __init__(self, weights: Weights, config: ModelConfig) -> None:
-        self._config, talker, codes = config, config.talker, config.predictor.vocab
-        wide, narrow = talker.stack.hidden, config.predictor.stack.hidden
+        self._config, talker, codes = config, config.talker, config.talker.predictor.vocab
+        wide, narrow = talker.stack.hidden, config.talker.predictor.stack.hidden
         self._talker = PlainStack(weights, "talker.model", talker.stack)
         self._head = weights.take("talker.codec_head.weight", (talker.vocab, wide))
         at = "talker.code_predictor"
-        self._predictor = PlainStack(weights, f"{at}.model", config.predictor.stack)
+        self._predictor = PlainStack(weights, f"{at}.model", config.talker.predictor.stack)
         others = range(talker.n_code_groups - 1)
         self._heads = [weights.take(f"{at}.lm_head.{group}.weight", (codes, narrow)) for group in others]
         self._tables = [
@@ -95,7 +95,7 @@ class PlainTalker:
     @torch.inference_mode()
     def frame(self, hidden: Tensor, cache: Cache) -> Tensor:
         """Decode one frame; return the next hidden state."""
-        code = self._drawn(functional.linear(hidden[:, -1], self._head)[:, : self._config.predictor.vocab])
+        code = self._drawn(functional.linear(hidden[:, -1], self._head)[:, : self._config.talker.predictor.vocab])
         output = [functional.embedding(code, self._tables[0])]
         x, context = torch.cat([hidden, output[0]], 1), Cache()
         for group, head in enumerate(self._heads, 1):

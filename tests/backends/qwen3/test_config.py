@@ -36,7 +36,7 @@ def test_config_is_read_from_both_files(checkpoint: Path) -> None:
     config = read_config(checkpoint)
     assert config.talker.stack.n_layers == 2
     assert config.talker.stack.rope_theta == 1e6
-    assert config.predictor.vocab == 64
+    assert config.talker.predictor.vocab == 64
     assert config.talker.languages == {"chinese": 71, "english": 66, "german": 69}
     assert config.sampling == Sampling(temperature=0.9, top_k=50, repetition_penalty=1.05)
     assert config.max_frames == 8192

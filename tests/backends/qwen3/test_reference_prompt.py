@@ -30,16 +30,15 @@ WORDS = (5, 260, 7)
 
 
 @pytest.fixture(scope="module")
-def encoder(checkpoint: Path) -> CodecEncoder:
+def encoders(checkpoint: Path) -> dict[str, Any]:
+    """Load the encoders as arguments of `make_prompt`."""
     folder = checkpoint / "speech_tokenizer"
     with Weights.open(folder, device="cpu", dtype=torch.float32) as weights:
-        return CodecEncoder(read_codec_config(folder), weights)
-
-
-@pytest.fixture(scope="module")
-def speaker(checkpoint: Path) -> SpeakerEncoder:
+        codec = CodecEncoder(read_codec_config(folder), weights)
     with Weights.open(checkpoint, device="cpu", dtype=torch.float32) as weights:
-        return SpeakerEncoder(read_config(checkpoint).speaker, weights)
+        speaker = SpeakerEncoder(read_config(checkpoint).speaker, weights)
+    rates = {"encode_rate": codec.sample_rate, "embed_rate": speaker.sample_rate}
+    return {"encode": codec.encode, "embed": speaker.embed, **rates}
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +47,8 @@ def format(checkpoint: Path) -> PromptFormat:
 
 
 @pytest.fixture(scope="module")
-def prompt(encoder: CodecEncoder, speaker: SpeakerEncoder) -> ReferencePrompt:
-    return make_prompt(clip("short"), 24_000, text_ids=WORDS, encoder=encoder, speaker=speaker)
+def prompt(encoders: dict[str, Any]) -> ReferencePrompt:
+    return make_prompt(clip("short"), 24_000, text_ids=WORDS, **encoders)
 
 
 def test_codes_include_half_a_second_of_silence(prompt: ReferencePrompt) -> None:
@@ -61,17 +60,15 @@ def test_codes_include_half_a_second_of_silence(prompt: ReferencePrompt) -> None
         assert np.abs(prompt.speaker - goldens["speaker_short"]).max() < 1e-4
 
 
-def test_resampled_recording_gives_reference_codes(encoder: CodecEncoder, speaker: SpeakerEncoder) -> None:
-    made = make_prompt(clip("slow"), 16_000, text_ids=WORDS, encoder=encoder, speaker=speaker)
+def test_resampled_recording_gives_reference_codes(encoders: dict[str, Any]) -> None:
+    made = make_prompt(clip("slow"), 16_000, text_ids=WORDS, **encoders)
     assert made.codes is not None
     with np.load(GOLDENS / "sound.npz") as goldens:
         assert np.array_equal(made.codes[:30], goldens["codes_slow"])
 
 
-def test_no_transcript_gives_an_embedding_alone(
-    encoder: CodecEncoder, speaker: SpeakerEncoder, format: PromptFormat
-) -> None:
-    made = make_prompt(clip("short"), 24_000, encoder=encoder, speaker=speaker)
+def test_no_transcript_gives_an_embedding_alone(encoders: dict[str, Any], format: PromptFormat) -> None:
+    made = make_prompt(clip("short"), 24_000, **encoders)
     read = ReferencePrompt.from_bytes(made.to_bytes(format), format)
     assert read.codes is None
     assert read.text_ids == ()
@@ -163,7 +160,7 @@ def test_codes_of_another_model_are_refused(prompt: ReferencePrompt, format: Pro
     ids=["none", "stereo", "not finite"],
 )
 def test_invalid_recording_is_refused(
-    encoder: CodecEncoder, speaker: SpeakerEncoder, samples: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+    encoders: dict[str, Any], samples: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 ) -> None:
     with pytest.raises(ValueError, match="not a mono recording"):
-        make_prompt(samples, 24_000, encoder=encoder, speaker=speaker)
+        make_prompt(samples, 24_000, **encoders)

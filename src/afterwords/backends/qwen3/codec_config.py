@@ -150,7 +150,7 @@ def check_codes(config: ModelConfig, codec: CodecConfig, folder: Path) -> None:
         ModelError: They do not match.
     """
     size = codec.decoder.codebook_size
-    talker = (config.talker.vocab - N_CONTROL_IDS, config.predictor.vocab, config.talker.n_code_groups)
+    talker = (config.talker.vocab - N_CONTROL_IDS, config.talker.predictor.vocab, config.talker.n_code_groups)
     if talker != (size, size, codec.n_codebooks):
         why = f"has {codec.n_codebooks} codebooks of {size} codes, which do not match its talker"
         raise ModelError.for_file(str(folder / "config.json"), why=why, hint=HINT)

@@ -320,7 +320,6 @@ class ModelConfig:
     """Configuration of a checkpoint's model."""
 
     talker: TalkerConfig
-    predictor: PredictorConfig
     tokens: ControlTokens
     speaker: SpeakerConfig
     sampling: Sampling
@@ -337,7 +336,6 @@ def read_config(folder: Path) -> ModelConfig:
     generation = read_section(folder / "generation_config.json", _GenerationFile)
     return ModelConfig(
         talker=model.talker,
-        predictor=model.talker.predictor,
         tokens=model.tokens,
         speaker=model.speaker,
         sampling=generation.to_sampling(),

@@ -7,10 +7,10 @@ prompt of another model or recording, or a damaged one, is refused and made agai
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,24 +30,6 @@ SILENCE_S: Final = 0.5
 """Appended to a reference before it is encoded: without it, the speech would start with the reference's last sound."""
 MAX_BYTES: Final = 1 << 20
 """More than the codes of half an hour."""
-
-
-class CodeEncoder(Protocol):
-    """The encoder of a codec: float32 samples of shape (n,) to codes of shape (n_frames, n_codebooks)."""
-
-    @property
-    def sample_rate(self) -> int: ...
-
-    def encode(self, samples: Samples) -> NDArray[np.uint16]: ...
-
-
-class SpeakerEmbedder(Protocol):
-    """A speaker encoder: float32 samples of shape (n,) to an embedding of shape (speaker_width,)."""
-
-    @property
-    def sample_rate(self) -> int: ...
-
-    def embed(self, samples: Samples) -> Samples: ...
 
 
 class StalePromptError(InvalidPromptError):
@@ -148,8 +130,10 @@ def make_prompt(
     sample_rate: int,
     *,
     text_ids: Sequence[int] = (),
-    encoder: CodeEncoder,
-    speaker: SpeakerEmbedder,
+    encode: Callable[[Samples], NDArray[np.uint16]],
+    encode_rate: int,
+    embed: Callable[[Samples], Samples],
+    embed_rate: int,
 ) -> ReferencePrompt:
     """Make the prompt of a voice.
 
@@ -157,19 +141,22 @@ def make_prompt(
         samples: The reference, float32 mono of shape (n_samples,) in [-1, 1], at least 0.1 s.
         sample_rate: Its sample rate in Hz.
         text_ids: Tokens of the exact transcript; with more or less, the speech degrades. Empty if unknown.
-        encoder: Makes the codes, if there are `text_ids`.
-        speaker: Makes the speaker embedding.
+        encode: Encoder of the codec: float32 samples of shape (n,) to codes of shape (n_frames, n_codebooks). Used
+            if there are `text_ids`.
+        encode_rate: Sample rate of its input in Hz.
+        embed: Speaker encoder: float32 samples of shape (n,) to an embedding of shape (speaker_width,).
+        embed_rate: Sample rate of its input in Hz.
 
     Raises:
         ValueError: The samples are empty, of another shape, or not finite.
     """
     if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
         raise ValueError(f"samples of shape {samples.shape} are not a mono recording of finite numbers")
-    embedding = speaker.embed(_resample(samples, sample_rate, speaker.sample_rate))
+    embedding = embed(_resample(samples, sample_rate, embed_rate))
     codes = None
     if text_ids:
-        sound = _resample(samples, sample_rate, encoder.sample_rate)
-        codes = encoder.encode(np.pad(sound, (0, round(SILENCE_S * encoder.sample_rate))))
+        sound = _resample(samples, sample_rate, encode_rate)
+        codes = encode(np.pad(sound, (0, round(SILENCE_S * encode_rate))))
     return ReferencePrompt(embedding, codes, tuple(text_ids), recording_digest(samples, sample_rate))
 
 

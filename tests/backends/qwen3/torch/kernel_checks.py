@@ -288,7 +288,7 @@ def test_scheduler_speaks_on_the_gpu_as_on_the_cpu(checkpoint: Path) -> None:
         scheduler = TorchScheduler(model.talker, model.decoder, n_rows=4, n_positions=256)
         requests: list[Request] = []
         for text in ("In the sun.", "Hello.", "abc"):
-            prompt = model.prompts.from_speaker(text, speaker=torch.ones(32, device=device))
+            prompt = model.prompts.build(text, speaker=torch.ones(32, device=device))
             requests.append(DecodeRequest(prompt, None, max_frames=20, sampling=replace(GREEDY, min_frames=20)))
             requests[-1].is_streaming = True
             scheduler.submit(requests[-1])

@@ -36,8 +36,8 @@ class Language:
         """Build the prompt of a row of the goldens."""
         speaker, language = torch.tensor(LANGUAGE["speaker"]), row["language"]
         if row["reference"] is None:
-            return self.prompts.from_speaker(row["text"], speaker=speaker, language=language)
-        return self.prompts.in_context(
+            return self.prompts.build(row["text"], speaker=speaker, language=language)
+        return self.prompts.build(
             row["text"],
             reference_ids=self.prompts.tokens(LANGUAGE["reference_text"]),
             codes=torch.tensor(LANGUAGE["references"][row["reference"]]),

@@ -22,7 +22,7 @@ def language(checkpoint: Path) -> Language:
 
 @pytest.mark.parametrize(("name", "n_head"), [("english", N_HEAD), (None, N_HEAD - 1)])
 def test_speaker_prompt_has_one_text_column(language: Language, name: str | None, n_head: int) -> None:
-    prompt = language.prompts.from_speaker("abcdefg", speaker=SPEAKER, language=name)
+    prompt = language.prompts.build("abcdefg", speaker=SPEAKER, language=name)
     assert prompt.columns.shape == (n_head + 1, 32)
     assert len(prompt.trailing) == 7 - 1 + 1  # and the end of text
     assert prompt.trailing[-1] == language.config.tokens.eos
@@ -30,7 +30,7 @@ def test_speaker_prompt_has_one_text_column(language: Language, name: str | None
 
 @pytest.mark.parametrize(("n_letters", "n_trailing"), [(1, 0), (5, 0), (50, 44)])
 def test_in_context_prompt_has_a_column_per_frame(language: Language, n_letters: int, n_trailing: int) -> None:
-    prompt = language.prompts.in_context(
+    prompt = language.prompts.build(
         "b" * n_letters,
         reference_ids=language.prompts.tokens("cdcdcd"),
         codes=CODES,
@@ -44,7 +44,7 @@ def test_in_context_prompt_has_a_column_per_frame(language: Language, n_letters:
 def test_codes_of_any_integer_type_make_the_same_prompt(language: Language) -> None:
     def columns(dtype: torch.dtype) -> Tensor:
         codes = CODES.to(dtype)
-        return language.prompts.in_context(
+        return language.prompts.build(
             "hi", reference_ids=language.prompts.tokens("oh"), codes=codes, speaker=SPEAKER
         ).columns
 
@@ -52,21 +52,21 @@ def test_codes_of_any_integer_type_make_the_same_prompt(language: Language) -> N
 
 
 def test_typed_control_token_is_embedded_as_text(language: Language) -> None:
-    prompt = language.prompts.from_speaker("a<|im_end|>", speaker=SPEAKER)
+    prompt = language.prompts.build("a<|im_end|>", speaker=SPEAKER)
     assert language.config.tokens.im_end not in prompt.trailing
     assert len(prompt.trailing) > 5
 
 
 def test_empty_text_is_refused(language: Language) -> None:
     with pytest.raises(ValueError, match="no text to speak"):
-        language.prompts.from_speaker("", speaker=SPEAKER)
+        language.prompts.build("", speaker=SPEAKER)
     with pytest.raises(ValueError, match="no text to speak"):
-        language.prompts.in_context("", reference_ids=language.prompts.tokens("hi"), codes=CODES, speaker=SPEAKER)
+        language.prompts.build("", reference_ids=language.prompts.tokens("hi"), codes=CODES, speaker=SPEAKER)
 
 
 def test_unknown_language_is_refused(language: Language) -> None:
     with pytest.raises(ValueError, match="'klingon' is not one of chinese, english, german"):
-        language.prompts.from_speaker("hi", speaker=SPEAKER, language="klingon")
+        language.prompts.build("hi", speaker=SPEAKER, language="klingon")
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_unknown_language_is_refused(language: Language) -> None:
 )
 def test_codes_of_another_codec_are_refused(language: Language, codes: Tensor, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        language.prompts.in_context("hi", reference_ids=language.prompts.tokens("oh"), codes=codes, speaker=SPEAKER)
+        language.prompts.build("hi", reference_ids=language.prompts.tokens("oh"), codes=codes, speaker=SPEAKER)
 
 
 def test_speaker_of_another_size_is_refused(language: Language) -> None:
     with pytest.raises(ValueError, match=r"shape \(64,\) does not fit this model"):
-        language.prompts.from_speaker("hi", speaker=torch.zeros(64))
+        language.prompts.build("hi", speaker=torch.zeros(64))

@@ -44,7 +44,7 @@ def scheduler(model: TorchModel) -> Iterator[TorchScheduler]:
 
 def a_request(model: TorchModel, text: str = "abc", *, seed: int = SEED, max_frames: int = 60) -> Request:
     speaker = torch.from_numpy(np.random.default_rng(0).normal(0, 1, 32).astype(np.float32))
-    prompt = model.prompts.from_speaker(text, speaker=speaker)
+    prompt = model.prompts.build(text, speaker=speaker)
     return DecodeRequest(prompt, None, max_frames=max_frames, sampling=Sampling(seed=seed))
 
 

@@ -167,13 +167,13 @@ def test_control_ids_are_never_decoded(language: Language) -> None:
     prompts = [language.prompt(MIXED[0])] * 8
     hot = [Sampling(temperature=50, top_k=128, predictor_temperature=50, seed=seed) for seed in range(8)]
     codes = language.speak(prompts, hot)
-    assert max(code for row in codes for frame in row for code in frame) < language.config.predictor.vocab
+    assert max(code for row in codes for frame in row for code in frame) < language.config.talker.predictor.vocab
 
 
 def test_bfloat16_gives_codes_of_the_vocabulary(checkpoint: Path) -> None:
     language = load(checkpoint, dtype=torch.bfloat16)
     codes = language.speak([language.prompt(row) for row in MIXED], [seeded(0)] * len(MIXED), n_frames=6)
-    assert all(0 <= code < language.config.predictor.vocab for row in codes for frame in row for code in frame)
+    assert all(0 <= code < language.config.talker.predictor.vocab for row in codes for frame in row for code in frame)
 
 
 @pytest.mark.parametrize(("n_positions", "n_text"), [(20, 100), (N_POSITIONS, 3)])

@@ -38,7 +38,7 @@ class FrameDecoder:
 
     def __init__(self, talker: Any, config: ModelConfig, sampling: Sampling) -> None:
         self._talker, self._sampling = talker, sampling
-        self._n_first, self._n_other = config.talker.vocab, config.predictor.vocab
+        self._n_first, self._n_other = config.talker.vocab, config.talker.predictor.vocab
         codes = mx.arange(self._n_first)
         self._is_end = codes == config.talker.codes.eos
         self._is_banned = (codes >= self._n_first - N_CONTROL_IDS) & ~self._is_end

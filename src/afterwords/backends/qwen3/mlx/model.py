@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import mlx.core as mx
 import numpy as np
@@ -91,13 +91,23 @@ class MlxModel:
 
     def encode_reference(self, reference: Reference) -> ReferencePrompt:
         """Make the prompt of a voice: in context if its transcript is known, else the speaker embedding alone."""
-        text_ids = self._tokenizer.encode(reference.text) if reference.text else []
+
+        def encode(samples: Samples) -> NDArray[np.uint16]:
+            codes = self._device_thread.run(lambda: np.array(self._codec.encode(mx.array(samples)[None, None])[0]))
+            return np.ascontiguousarray(codes.T, np.uint16)
+
+        def embed(samples: Samples) -> Samples:
+            extract = self.network.extract_speaker_embedding
+            return self._device_thread.run(lambda: np.array(extract(mx.array(samples))[0].astype(mx.float32)))
+
         prompt = make_prompt(
             reference.samples,
             reference.sample_rate,
-            text_ids=text_ids,
-            encoder=_CodeEncoder(self._device_thread, self._codec, self.codec.input_sample_rate),
-            speaker=_SpeakerEmbedder(self._device_thread, self.network, self.config.speaker.sample_rate),
+            text_ids=self._tokenizer.encode(reference.text) if reference.text else (),
+            encode=encode,
+            encode_rate=self.codec.input_sample_rate,
+            embed=embed,
+            embed_rate=self.config.speaker.sample_rate,
         )
         self._device_thread.run(mx.clear_cache)  # the memory of the encoders
         return prompt
@@ -172,30 +182,3 @@ class MlxModel:
             mx.clear_cache()  # the memory of the prefill, and of an evicted voice
         self._voices_on_device[voice] = on_device
         return on_device
-
-
-@dataclass(frozen=True, slots=True)
-class _CodeEncoder:
-    """The encoder of the codec, for `make_prompt`."""
-
-    device_thread: DeviceThread
-    codec: Any
-    sample_rate: int
-
-    def encode(self, samples: Samples) -> NDArray[np.uint16]:
-        codes = self.device_thread.run(lambda: np.array(self.codec.encode(mx.array(samples)[None, None])[0]))
-        return np.ascontiguousarray(codes.T, np.uint16)
-
-
-@dataclass(frozen=True, slots=True)
-class _SpeakerEmbedder:
-    """The speaker encoder, for `make_prompt`."""
-
-    device_thread: DeviceThread
-    network: Any
-    sample_rate: int
-
-    def embed(self, samples: Samples) -> Samples:
-        embed = self.network.extract_speaker_embedding
-        embedding: Samples = self.device_thread.run(lambda: np.array(embed(mx.array(samples))[0].astype(mx.float32)))
-        return embedding

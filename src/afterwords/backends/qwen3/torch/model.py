@@ -96,16 +96,21 @@ class TorchModel:
     def quantize(self, precision: str) -> Agreement:
         """Quantize the talker to "fp8" or "int8", and measure the effect on a sentence."""
         speaker = torch.zeros(self.config.talker.stack.hidden, device=self.device)
-        return quantize(self.talker, self.decoder, self.prompts.from_speaker(_SENTENCE, speaker=speaker), precision)
+        return quantize(self.talker, self.decoder, self.prompts.build(_SENTENCE, speaker=speaker), precision)
 
     @torch.inference_mode()
     def encode_reference(self, reference: Reference) -> ReferencePrompt:
         """Make the prompt of a voice: in context if its transcript is known, else the speaker embedding alone."""
         with self._encoder_lock:  # since Python 3.12, two threads would both load them
             encoder, speaker = self._encoders
-        text_ids = self.prompts.tokens(reference.text) if reference.text else []
         return make_prompt(
-            reference.samples, reference.sample_rate, text_ids=text_ids, encoder=encoder, speaker=speaker
+            reference.samples,
+            reference.sample_rate,
+            text_ids=self.prompts.tokens(reference.text) if reference.text else (),
+            encode=encoder.encode,
+            encode_rate=encoder.sample_rate,
+            embed=speaker.embed,
+            embed_rate=speaker.sample_rate,
         )
 
     def load_voice(self, prompt: bytes) -> VoiceOnDevice:
@@ -135,12 +140,13 @@ class TorchModel:
             KeyError, ValueError: The text has no token, or the checkpoint does not know the language.
         """
         speaker = torch.from_numpy(voice.prompt.speaker).to(self.device)
-        language = LANGUAGE_NAMES[lang]
-        if voice.prompt.codes is None:
-            return self.prompts.from_speaker(text, speaker=speaker, language=language)
-        codes = torch.from_numpy(voice.prompt.codes.astype(np.int64))
-        return self.prompts.in_context(
-            text, reference_ids=voice.prompt.text_ids, codes=codes, speaker=speaker, language=language
+        codes = None if voice.prompt.codes is None else torch.from_numpy(voice.prompt.codes.astype(np.int64))
+        return self.prompts.build(
+            text,
+            speaker=speaker,
+            language=LANGUAGE_NAMES[lang],
+            reference_ids=voice.prompt.text_ids,
+            codes=codes,
         )
 
     def make_request(

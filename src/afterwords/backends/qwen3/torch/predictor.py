@@ -29,7 +29,7 @@ class Predictor:
 
     def __init__(self, weights: Weights, config: ModelConfig, embeddings: Embeddings, *, ops: Ops = torch_ops) -> None:
         """Take its weights, and project the talker's embeddings to its width if the two differ."""
-        stack, codes = config.predictor.stack, config.predictor.vocab
+        stack, codes = config.talker.predictor.stack, config.talker.predictor.vocab
         self.n_groups = config.talker.n_code_groups
         self.stack = Stack(weights, f"{_PREFIX}.model", stack, n_positions=self.n_groups, ops=ops)
         self._draw, self._linear = ops.draw, ops.linear

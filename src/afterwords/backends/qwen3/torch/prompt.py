@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from afterwords.backends.qwen3.config import ModelConfig
-from afterwords.backends.qwen3.layout import Layout, lay_out
+from afterwords.backends.qwen3.layout import lay_out
 from afterwords.backends.qwen3.tokenizer import TextTokenizer
 from afterwords.backends.qwen3.torch.weights import Weights, take_affine
 
@@ -31,10 +31,10 @@ class Embeddings:
         self.codes = weights.join(
             [
                 ("talker.model.codec_embedding.weight", (talker.vocab, hidden)),
-                *((other.format(group), (config.predictor.vocab, hidden)) for group in range(n_others)),
+                *((other.format(group), (talker.predictor.vocab, hidden)) for group in range(n_others)),
             ]
         )
-        begins = [0, *(talker.vocab + group * config.predictor.vocab for group in range(n_others))]
+        begins = [0, *(talker.vocab + group * talker.predictor.vocab for group in range(n_others))]
         self.offsets = torch.tensor(begins, device=weights.device)
         self._text = weights.take("talker.model.text_embedding.weight", (talker.text_vocab, text))
         self._inner = take_affine(weights, "talker.text_projection.linear_fc1", (text, text))
@@ -80,54 +80,47 @@ class Prompts:
         return self._tokenizer.encode(text)
 
     @torch.inference_mode()
-    def from_speaker(self, text: str, *, speaker: Tensor, language: str | None = None) -> Prompt:
-        """Build a prompt with a speaker embedding alone.
+    def build(
+        self,
+        text: str,
+        *,
+        speaker: Tensor,
+        language: str | None = None,
+        reference_ids: Sequence[int] = (),
+        codes: Tensor | None = None,
+    ) -> Prompt:
+        """Build a prompt: in context if there are codes, else with the speaker embedding alone.
 
         Args:
             text: Text with at least one token.
             speaker: Shape (hidden,).
             language: Name of the language in the checkpoint; None lets the model infer it.
-
-        Raises:
-            ValueError: The text is empty, or the checkpoint does not know the language.
-        """
-        layout = lay_out(self._config, self._tokenizer.role, self.tokens(text), language=language)
-        return self._embed(layout, speaker, [])
-
-    @torch.inference_mode()
-    def in_context(
-        self, text: str, *, reference_ids: Sequence[int], codes: Tensor, speaker: Tensor, language: str | None = None
-    ) -> Prompt:
-        """Build a prompt as `from_speaker`, in which the text continues a reference.
-
-        The codes are the frames of the reference, integers of shape (n_frames, n_code_groups), and `reference_ids` the
-        tokens of its exact transcript.
+            reference_ids: Tokens of the exact transcript of the reference.
+            codes: Frames of the reference, which the text continues; integers of shape (n_frames, n_code_groups).
 
         Raises:
             ValueError: The text or the codes are empty or invalid, or the checkpoint does not know the language.
         """
-        n_groups, n_codes = self._config.talker.n_code_groups, self._config.predictor.vocab
-        codes = codes.to(torch.int64)  # first, since uint16 tensors can't be compared
-        if codes.ndim != 2 or codes.shape[1] != n_groups or not len(codes):
-            raise ValueError(f"codes of shape {tuple(codes.shape)} are not frames of {n_groups} codes")
-        if codes.min() < 0 or codes.max() >= n_codes:
-            raise ValueError(f"codes must lie between 0 and {n_codes - 1}")
-        codes = codes.to(self._embeddings.offsets.device)
+        config, embed = self._config, self._embeddings
+        frames: list[Tensor] = []
+        if codes is not None:
+            n_groups, n_codes = config.talker.n_code_groups, config.talker.predictor.vocab
+            codes = codes.to(torch.int64)  # first, since uint16 tensors can't be compared
+            if codes.ndim != 2 or codes.shape[1] != n_groups or not len(codes):
+                raise ValueError(f"codes of shape {tuple(codes.shape)} are not frames of {n_groups} codes")
+            if codes.min() < 0 or codes.max() >= n_codes:
+                raise ValueError(f"codes must lie between 0 and {n_codes - 1}")
+            frames = [embed.frames(codes.to(embed.offsets.device))]
+        if speaker.shape != (config.talker.stack.hidden,):
+            raise ValueError(f"a speaker embedding of shape {tuple(speaker.shape)} does not fit this model")
         layout = lay_out(
-            self._config,
+            config,
             self._tokenizer.role,
             self.tokens(text),
             reference_ids=reference_ids,
-            n_frames=len(codes),
+            n_frames=sum(map(len, frames)),
             language=language,
         )
-        return self._embed(layout, speaker, [self._embeddings.frames(codes)])
-
-    def _embed(self, layout: Layout, speaker: Tensor, frames: list[Tensor]) -> Prompt:
-        """Embed the columns of a layout, with the frames of a reference if there is one."""
-        if speaker.shape != (self._config.talker.stack.hidden,):
-            raise ValueError(f"a speaker embedding of shape {tuple(speaker.shape)} does not fit this model")
-        embed = self._embeddings
         track = [embed.control(layout.steering), speaker.to(embed.codes)[None], embed.control(layout.closing), *frames]
         columns = embed.text(torch.tensor(layout.text, device=embed.codes.device))
         columns[len(self._tokenizer.role) :] += torch.cat(track)
