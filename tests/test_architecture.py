@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -28,9 +29,13 @@ HEAVY = {
     "fastapi",
     "platformdirs",
 }
-MODULES: Final = {
-    path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text("utf-8")) for path in sorted(SOURCE.rglob("*.py"))
-}
+
+
+@cache
+def parse_sources() -> dict[str, ast.Module]:
+    """Return the syntax trees of the package by path."""
+    paths = sorted(SOURCE.rglob("*.py"))
+    return {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text("utf-8")) for path in paths}
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -56,15 +61,15 @@ def test_every_public_name_resolves() -> None:
 
 
 def test_every_module_has_a_docstring() -> None:
-    assert len(MODULES) > 100
-    assert [name for name, tree in MODULES.items() if not ast.get_docstring(tree)] == []
+    assert len(parse_sources()) > 100
+    assert [name for name, tree in parse_sources().items() if not ast.get_docstring(tree)] == []
 
 
 def test_modules_have_no_side_effects_at_import() -> None:
     """A module's top level defines names; the only bare call runs `main()` in `__main__`."""
     assert [
         f"{name}: {ast.unparse(node)}"
-        for name, tree in MODULES.items()
+        for name, tree in parse_sources().items()
         if name != "__main__.py"
         for node in tree.body
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
@@ -111,14 +116,14 @@ def test_every_path_on_the_map_exists() -> None:
 
 
 def test_the_map_lists_every_package_and_top_level_module() -> None:
-    packages = {name.removesuffix("__init__.py") for name in MODULES if name.endswith("/__init__.py")}
+    packages = {name.removesuffix("__init__.py") for name in parse_sources() if name.endswith("/__init__.py")}
     code = {package for package in packages if not package.endswith(("data/", "_sync/"))}
-    modules = {name for name in MODULES if "/" not in name}
+    modules = {name for name in parse_sources() if "/" not in name}
     assert (code | modules) - paths_on_the_map() == set()
 
 
 def test_the_package_has_few_top_level_modules() -> None:
-    assert len([name for name in MODULES if "/" not in name]) <= 12
+    assert len([name for name in parse_sources() if "/" not in name]) <= 12
 
 
 def test_names_of_tests_have_at_most_60_characters() -> None:

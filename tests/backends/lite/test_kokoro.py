@@ -32,13 +32,12 @@ from afterwords.errors import ModelError
 from afterwords.models import SpeechTask
 from tests.backends.lite.conftest import Enrolment
 
-IDS = tokens("The boy was there when the sun rose early.")
 MAKE = "import sys; from pathlib import Path; from afterwords.backends.lite.kokoro import model_file;"
 
 
 def say(kokoro: Kokoro, pitch: PitchTarget | None = None) -> KokoroOutput:
-    space = style_space()
-    return kokoro.speak(IDS, space.voices[space.names.index("am_michael")][len(IDS) - 1], pitch)
+    ids, space = tokens("The boy was there when the sun rose early."), style_space()
+    return kokoro.speak(ids, space.voices[space.names.index("am_michael")][len(ids) - 1], pitch)
 
 
 def pitch_of(utterance: KokoroOutput) -> Pitch:

@@ -14,11 +14,11 @@ import pytest
 from afterwords.backends.lite.kokoro import PitchTarget
 from afterwords.backends.lite.profile import LiteProfile
 from afterwords.backends.lite.shaping import CepstralMap
-from afterwords.backends.lite.styles import style_space
+from afterwords.backends.lite.styles import ROWS, WIDTH
 
 STATS = np.linspace(-3, 3, 48, dtype=np.float32).reshape(4, 12)
 PROFILE = LiteProfile(
-    style=style_space().voices[3],
+    style=np.sin(np.arange(ROWS * WIDTH, dtype=np.float32)).reshape(ROWS, WIDTH),
     pitch=PitchTarget(118.5, 131.25, 0.9),
     equalizer_db=np.linspace(-8, 8, 513, dtype=np.float32),
     cepstra=CepstralMap(*STATS),
