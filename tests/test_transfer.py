@@ -24,7 +24,7 @@ from afterwords.library.prompts import usable_prompts
 from afterwords.models import Voice
 from afterwords.provenance import verify_seal
 from afterwords.transfer import TransferStatus
-from tests.e2e.served import READER, Served, serving
+from tests.e2e.served import RECORDING, Served, serving
 from tests.error_codes import has_code
 from tests.hosted.service import HostedService
 
@@ -140,7 +140,7 @@ def test_lost_link_is_found_by_recording(me: Voice, client: aw.Client, home: Pat
 
 
 def test_push_replaces_different_voice_only_with_replace(me: Voice, client: aw.Client) -> None:
-    other = client.voices.create(READER, name="me")
+    other = client.voices.create(RECORDING, name="me")
     with pytest.raises(VoiceExistsError) as refused:
         aw.push("me", client=client)
     assert "push --replace" in refused.value.hint
@@ -150,7 +150,7 @@ def test_push_replaces_different_voice_only_with_replace(me: Voice, client: aw.C
 
 
 def test_pull_replaces_different_voice_only_with_replace(me: Voice, client: aw.Client) -> None:
-    other = client.voices.create(READER, name="me")
+    other = client.voices.create(RECORDING, name="me")
     with pytest.raises(VoiceExistsError) as refused:
         aw.pull("me", client=client)
     assert "pull --replace" in refused.value.hint
@@ -212,7 +212,7 @@ def test_concurrent_pushes_create_one_voice(
 
 
 def test_sync_copies_both_ways(me: Voice, client: aw.Client) -> None:
-    client.voices.create(READER, name="theirs", consent="granted")
+    client.voices.create(RECORDING, name="theirs", consent="granted")
     assert outcomes(aw.sync(client=client, is_dry=True)) == {
         "me": TransferStatus.PUSHED,
         "theirs": TransferStatus.PULLED,
@@ -223,7 +223,7 @@ def test_sync_copies_both_ways(me: Voice, client: aw.Client) -> None:
 
 
 def test_sync_does_not_restore_removed_voices(me: Voice, client: aw.Client) -> None:
-    client.voices.create(READER, name="theirs")
+    client.voices.create(RECORDING, name="theirs")
     aw.sync(client=client)
     client.voices.delete("me")
     local.library().remove("theirs")
@@ -237,7 +237,7 @@ def test_sync_does_not_restore_removed_voices(me: Voice, client: aw.Client) -> N
 
 
 def test_sync_keeps_both_voices_of_one_name(me: Voice, client: aw.Client) -> None:
-    other = client.voices.create(READER, name="me")
+    other = client.voices.create(RECORDING, name="me")
     assert outcomes(aw.sync(client=client, is_dry=True)) == {"me": TransferStatus.DIFFERS}
     assert outcomes(aw.sync(client=client)) == {"me": TransferStatus.DIFFERS}
     assert client.voices.get("me").voice_id == other.voice_id
@@ -278,7 +278,7 @@ class TestTheHostedService:
             aw.push("me", client=hosted)
 
     def test_pull_is_unsupported(self, hosted: aw.Client) -> None:
-        hosted.voices.create(READER, name="theirs")
+        hosted.voices.create(RECORDING, name="theirs")
         with pytest.raises(UnsupportedByServerError):
             aw.pull("theirs", client=hosted)
         assert outcomes(aw.sync(client=hosted)) == {"me": TransferStatus.PUSHED, "theirs": TransferStatus.FAILED}

@@ -11,7 +11,7 @@ import pytest
 import afterwords as aw
 from afterwords.models import Voice
 from tests.cli.program import run
-from tests.e2e.served import READER, Served
+from tests.e2e.served import RECORDING, Served
 
 HOSTILE = "me\x1b[2J"
 
@@ -47,14 +47,14 @@ def test_pushing_and_pulling_again_changes_nothing() -> None:
 @pytest.mark.usefixtures("me")
 @pytest.mark.parametrize("command", ["push", "pull"])
 def test_different_voice_of_same_name_needs_replace(command: str, client: aw.Client) -> None:
-    client.voices.create(READER, name="me")
+    client.voices.create(RECORDING, name="me")
     run(command, "me").expect_error(5, "voice_exists")
     assert run(command, "me", "--replace").code == 0
 
 
 @pytest.mark.usefixtures("me")
 def test_sync_lists_every_voice(client: aw.Client) -> None:
-    client.voices.create(READER, name="theirs")
+    client.voices.create(RECORDING, name="theirs")
     assert "pulled" in run("sync", "--dry-run").out
     assert {result["name"]: result["outcome"] for result in json.loads(run("sync", "--json").out)} == {
         "me": "pushed",

@@ -10,7 +10,7 @@ import pytest
 from afterwords import Client, Voice
 from tests.client.both_clients import ClientFactory
 from tests.client.faulty_proxy import FaultyServer
-from tests.e2e.served import ADMIN_SECRET, READER, Served, serving
+from tests.e2e.served import ADMIN_SECRET, RECORDING, Served, serving
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def direct(server: Served, key: str) -> Iterator[Client]:
 
 @pytest.fixture
 def voice(direct: Client) -> Voice:
-    return direct.voices.create(READER, name="me", consent="public-domain")
+    return direct.voices.create(RECORDING, name="me", consent="public-domain")
 
 
 @pytest.fixture

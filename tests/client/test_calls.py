@@ -32,7 +32,7 @@ from afterwords.models import FormatName, JobStatus
 from afterwords.provenance import read_mark
 from tests.client.both_clients import ClientFactory
 from tests.client.faulty_proxy import FaultyServer
-from tests.e2e.served import READER, Served
+from tests.e2e.served import READER, RECORDING, Served
 from tests.error_codes import has_code
 
 TEXT = "A tone lasts sixty milliseconds for each character."
@@ -81,7 +81,7 @@ class TestVoices:
             client.voices.create(recording, name="me")
 
     def test_list_fetches_all_pages(self, client: Client) -> None:
-        created = [client.voices.create(READER, name=name).voice_id for name in ("a", "b", "c")]
+        created = [client.voices.create(RECORDING, name=name).voice_id for name in ("a", "b", "c")]
         for page_size in (1, 2, 3, 100):
             assert [voice.voice_id for voice in client.voices.list(page_size=page_size)] == created
 
@@ -105,7 +105,7 @@ class TestVoices:
         assert "me" in f"{caught.value.message} {caught.value.hint}"
 
     def test_newer_of_two_voices_with_one_name_speaks(self, client: Client, voice: Voice) -> None:
-        newer = client.voices.create(READER, name="me")
+        newer = client.voices.create(RECORDING, name="me")
         assert client.voices.get(voice).voice_id == voice.voice_id  # seeing the older voice again
         assert next(iter(client.voices.list(page_size=1))).voice_id == voice.voice_id  # does not change that
         assert client.synthesize(TEXT, voice="me").voice_id == newer.voice_id
@@ -126,7 +126,7 @@ class TestVoices:
     def test_name_of_a_replaced_voice_is_looked_up_again(self, client: Client, direct: Client, voice: Voice) -> None:
         assert client.say(TEXT, voice="me").duration_s > 0
         direct.voices.delete(voice)
-        again = direct.voices.create(READER, name="me")
+        again = direct.voices.create(RECORDING, name="me")
         assert client.synthesize(TEXT, voice="me").voice_id == again.voice_id
 
     def test_deleted_voice_is_gone(self, client: Client, voice: Voice) -> None:
@@ -146,13 +146,13 @@ class TestVoices:
             there.import_(bundle[:-30])
 
     def test_idempotency_key_creates_one_voice(self, client: Client) -> None:
-        created = {client.voices.create(READER, name="me", idempotency_key="once").voice_id for _ in range(2)}
+        created = {client.voices.create(RECORDING, name="me", idempotency_key="once").voice_id for _ in range(2)}
         assert [voice.voice_id for voice in client.voices.list()] == list(created)
         with pytest.raises(ConflictError, check=has_code("idempotency_conflict")):
-            client.voices.create(READER, name="you", idempotency_key="once")
+            client.voices.create(RECORDING, name="you", idempotency_key="once")
 
     def test_each_call_without_a_key_creates_a_voice(self, client: Client) -> None:
-        assert client.voices.create(READER, name="me") != client.voices.create(READER, name="me")
+        assert client.voices.create(RECORDING, name="me") != client.voices.create(READER, name="me")
 
 
 class TestSpeech:
@@ -255,7 +255,7 @@ class TestSpeech:
         for call in (
             lambda: client.synthesize(TEXT, voice=voice, format="aiff"),  # type: ignore[arg-type]
             lambda: client.jobs.list(status="unknown"),
-            lambda: client.voices.create(READER, name="me", consent="unknown"),  # type: ignore[arg-type]
+            lambda: client.voices.create(RECORDING, name="me", consent="unknown"),  # type: ignore[arg-type]
         ):
             with pytest.raises(InvalidOptionError):
                 call()
@@ -265,7 +265,7 @@ class TestSpeech:
         with pytest.raises(InvalidInputError):
             client.synthesize(TEXT, voice=voice, idempotency_key=invalid)
         with pytest.raises(InvalidInputError):
-            client.voices.create(READER, name="me", idempotency_key=invalid)
+            client.voices.create(RECORDING, name="me", idempotency_key=invalid)
 
     def test_argument_that_can_not_be_encoded_is_refused(self, client: Client, voice: Voice) -> None:
         for text, speed in ((f"half \ud800 {TEXT}", 1.0), (TEXT, float("nan"))):
@@ -273,7 +273,7 @@ class TestSpeech:
                 client.say(text, voice=voice, speed=speed)
             assert TEXT not in str(caught.value)
         with pytest.raises(InvalidInputError):
-            client.voices.create(READER, name="half \ud800")
+            client.voices.create(RECORDING, name="half \ud800")
 
 
 class TestService:

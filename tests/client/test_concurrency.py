@@ -11,7 +11,7 @@ import pytest
 
 from afterwords import AsyncClient, Client, Voice
 from tests.client.both_clients import n_busy
-from tests.e2e.served import READER, Served
+from tests.e2e.served import RECORDING, Served
 
 N = 200
 
@@ -63,12 +63,12 @@ def test_streams_of_one_client_succeed(server: Served, key: str, voice: Voice) -
 def test_threads_can_share_a_client(server: Served, key: str, direct: Client) -> None:
     """Threads look names up, and delete and create them, at the same time."""
     for n in range(8):
-        direct.voices.create(READER, name=f"voice {n}")
+        direct.voices.create(RECORDING, name=f"voice {n}")
     with Client(server.url, api_key=key) as client, ThreadPoolExecutor(8) as pool:
 
         def work(n: int) -> float:
             if n % 10 == 0:
-                client.voices.delete(client.voices.create(READER, name=f"temporary {n}"))
+                client.voices.delete(client.voices.create(RECORDING, name=f"temporary {n}"))
             return client.say(text_of(n), voice=f"voice {n % 8}").duration_s
 
         durations = list(pool.map(work, range(60)))

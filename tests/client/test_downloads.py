@@ -19,7 +19,7 @@ from tests.client.both_clients import ClientFactory, n_busy
 from tests.client.canned import canned_responses
 from tests.client.faulty_proxy import FaultyServer, Seen
 from tests.client.scripted import ScriptedSession
-from tests.e2e.served import READER
+from tests.e2e.served import RECORDING
 from tests.error_codes import has_code
 from tests.hosted.http_server import HttpResponse
 from tests.hosted.service import HostedService
@@ -152,7 +152,7 @@ class TestHosted:
     def test_truncated_wav_is_fetched_again(self, make_client: ClientFactory, fault: Fault) -> None:
         with HostedService(pending_looks=0) as hosted, FaultyServer(hosted.url) as faults:
             client = make_client(faults.url, hosted.api_key)
-            job = client.synthesize(TEXT, voice=client.voices.create(READER, name="me")).wait()
+            job = client.synthesize(TEXT, voice=client.voices.create(RECORDING, name="me")).wait()
             whole = job.data()
             faults.inject(fault, path=f"/v1/jobs/{job.job_id}/audio")
             assert job.data() == whole
@@ -162,7 +162,7 @@ class TestHosted:
     def test_wav_truncated_in_every_attempt_is_refused(self, make_client: ClientFactory) -> None:
         with HostedService(pending_looks=0) as hosted, FaultyServer(hosted.url) as faults:
             client = make_client(faults.url, hosted.api_key)
-            job = client.synthesize(TEXT, voice=client.voices.create(READER, name="me")).wait()
+            job = client.synthesize(TEXT, voice=client.voices.create(RECORDING, name="me")).wait()
             faults.inject(Fault.SHORT_LENGTH, path="/v1/jobs", times=99)
             with pytest.raises(InvalidResponseError):
                 job.audio()

@@ -23,7 +23,7 @@ from afterwords.models import JobStatus
 from afterwords.testing import Fault
 from tests.client.both_clients import ClientFactory
 from tests.client.faulty_proxy import FaultyServer
-from tests.e2e.served import READER
+from tests.e2e.served import RECORDING
 from tests.error_codes import has_code
 from tests.hosted.client import UNKNOWN_ID
 from tests.hosted.service import HostedService
@@ -44,7 +44,7 @@ def client(make_client: ClientFactory, hosted: HostedService) -> Client:
 
 class TestFeatures:
     def test_voice_is_created_shown_and_deleted(self, client: Client, hosted: HostedService) -> None:
-        created = client.voices.create(READER, name="me", text="What I say.", lang="de", family="mine")
+        created = client.voices.create(RECORDING, name="me", text="What I say.", lang="de", family="mine")
         hosted.annotate(created.voice_id, mood="calm")
         shown = client.voices.get("me")
         assert (shown.voice_id, shown.lang, shown.ref_text, shown.family) == (
@@ -60,7 +60,7 @@ class TestFeatures:
             client.voices.get(created)
 
     def test_text_is_spoken_and_then_cached(self, client: Client) -> None:
-        voice = client.voices.create(READER, name="me")
+        voice = client.voices.create(RECORDING, name="me")
         first = client.say(TEXT, voice="me", lang="fr", backend="qwen3-0.6b")
         assert first.duration_s == pytest.approx(len(TEXT) * 0.06, abs=0.01)
         assert first.tags  # the mark, which the client adds
@@ -71,7 +71,7 @@ class TestFeatures:
     def test_audio_is_fetched_from_the_address_of_the_key(
         self, client: Client, hosted: HostedService, tmp_path: Path
     ) -> None:
-        client.voices.create(READER, name="me")
+        client.voices.create(RECORDING, name="me")
         job = client.synthesize(TEXT, voice="me")
         assert client.jobs.get(str(job.job_id)).status is JobStatus.PENDING
         ready = job.wait()
@@ -80,7 +80,7 @@ class TestFeatures:
         assert hosted.requests[-1].path == f"/v1/jobs/{job.job_id}/audio"
 
     def test_failures_raise_typed_errors(self, client: Client, hosted: HostedService) -> None:
-        client.voices.create(READER, name="me")
+        client.voices.create(RECORDING, name="me")
         with pytest.raises(JobFailedError) as failed:
             client.say("This will fail.", voice="me")
         assert failed.value.reason == "The worker could not speak the text."
@@ -94,7 +94,7 @@ class TestFeatures:
     def test_timeout_stops_polling(self, make_client: ClientFactory) -> None:
         with HostedService(pending_s=60) as slow:
             client = make_client(slow.url, slow.api_key)
-            client.voices.create(READER, name="me")
+            client.voices.create(RECORDING, name="me")
             with pytest.raises(JobTimeoutError):
                 client.say(TEXT, voice="me", timeout_s=0.2)
             assert len([seen for seen in slow.requests if seen.path.startswith("/v1/jobs/")]) < 6
@@ -133,7 +133,7 @@ IGNORED: list[Callable[[Client], object]] = [
 class TestLimits:
     @pytest.mark.parametrize("call", UNSUPPORTED, ids=range(len(UNSUPPORTED)))
     def test_unsupported_call_raises(self, client: Client, call: Callable[[Client], object]) -> None:
-        client.voices.create(READER, name="me")
+        client.voices.create(RECORDING, name="me")
         with pytest.raises(UnsupportedByServerError) as caught:
             call(client)
         assert (caught.value.code, caught.value.exit_code) == ("unsupported_by_server", 5)
@@ -142,7 +142,7 @@ class TestLimits:
     def test_option_that_would_be_ignored_is_not_sent(
         self, client: Client, hosted: HostedService, call: Callable[[Client], object]
     ) -> None:
-        client.voices.create(READER, name="me")
+        client.voices.create(RECORDING, name="me")
         n_posts = sum(seen.method == "POST" for seen in hosted.requests)
         with pytest.raises(UnsupportedByServerError):
             call(client)

@@ -19,7 +19,7 @@ from afterwords.testing import Fault
 from tests.client.both_clients import ClientFactory
 from tests.client.canned import canned_responses, json_response
 from tests.client.faulty_proxy import FaultyServer
-from tests.e2e.served import ADMIN_SECRET, READER, Served
+from tests.e2e.served import ADMIN_SECRET, RECORDING, Served
 
 KEY = "aw_secret-of-the-owner"
 TEXT = "This sentence is private."
@@ -59,7 +59,7 @@ class TestRepr:
         assert has_no_secret(f"{thing!r} {thing!s} {[thing]}")
 
     def test_clients_and_their_results_show_no_secret(self, client: Client, key: str) -> None:
-        voice = client.voices.create(READER, name="me", text=TRANSCRIPT)
+        voice = client.voices.create(RECORDING, name="me", text=TRANSCRIPT)
         job = client.synthesize(TEXT, voice=voice)
         with client.stream(TEXT, voice=voice) as speech:
             things = [client, client.voices, client.jobs, client.keys, voice, client.voices.get(voice), speech, job]
@@ -74,7 +74,7 @@ class TestRepr:
         if fault:
             faults.inject(fault, times=99)
         for call in (
-            lambda: faulty.voices.create(READER, name="me", text=TRANSCRIPT, lang="xx"),
+            lambda: faulty.voices.create(RECORDING, name="me", text=TRANSCRIPT, lang="xx"),
             lambda: faulty.say(f"{TEXT}\0", voice=f"\0{TEXT}"[:1]),
             lambda: faulty.keys.rotate("unknown"),
         ):
@@ -89,7 +89,7 @@ class TestLogs:
     def test_logs_contain_no_secret(
         self, faulty: Client, faults: FaultyServer, key: str, logged: Callable[[], str]
     ) -> None:
-        voice = faulty.voices.create(READER, name="me", text=TRANSCRIPT)
+        voice = faulty.voices.create(RECORDING, name="me", text=TRANSCRIPT)
         for fault in (Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.HALF_BODY):
             faults.inject(fault)
             faulty.say(f"{TEXT} {fault}", voice="me")

@@ -34,7 +34,7 @@ from afterwords.testing import Fault
 from tests.client.both_clients import ClientFactory
 from tests.client.faulty_proxy import FaultyServer
 from tests.client.scripted import ScriptedSession
-from tests.e2e.served import READER
+from tests.e2e.served import RECORDING
 from tests.hosted.service import HostedService
 
 TEXT = "This is spoken once, however often it is requested."
@@ -188,7 +188,7 @@ class TestFaults:
         self, faulty: Client, faults: FaultyServer, direct: Client, fault: Fault
     ) -> None:
         faults.inject(fault, method="POST", times=2)
-        created = faulty.voices.create(READER, name="me")
+        created = faulty.voices.create(RECORDING, name="me")
         assert [voice.voice_id for voice in direct.voices.list()] == [created.voice_id]
 
     def test_retried_import_creates_one_voice(
@@ -277,20 +277,20 @@ class TestHosted:
             client = make_client(faults.url, hosted.api_key)
             faults.inject(fault, method="POST")
             with pytest.raises(ConnectionLostError):
-                client.voices.create(READER, name="me")
+                client.voices.create(RECORDING, name="me")
             assert len(list(client.voices.list())) == n_voices
 
     def test_post_refused_with_503_is_retried(self, make_client: ClientFactory) -> None:
         with HostedService() as hosted, FaultyServer(hosted.url) as faults:
             client = make_client(faults.url, hosted.api_key)
             faults.inject(Fault.ANSWER, method="POST", status=503)
-            created = client.voices.create(READER, name="me")
+            created = client.voices.create(RECORDING, name="me")
             assert [voice.voice_id for voice in client.voices.list()] == [created.voice_id]
 
     def test_lost_response_to_a_deletion_is_success(self, make_client: ClientFactory) -> None:
         with HostedService() as hosted, FaultyServer(hosted.url) as faults:
             client = make_client(faults.url, hosted.api_key)
-            created = client.voices.create(READER, name="me")
+            created = client.voices.create(RECORDING, name="me")
             faults.inject(Fault.DROP_AFTER, method="DELETE")
             client.voices.delete(created)
             assert list(client.voices.list()) == []

@@ -24,7 +24,7 @@ from afterwords.testing import Fault
 from tests.client.both_clients import ClientFactory, n_busy
 from tests.client.canned import canned_responses
 from tests.client.faulty_proxy import FaultyServer
-from tests.e2e.served import READER, wait_until
+from tests.e2e.served import RECORDING, wait_until
 from tests.hosted.client import UNKNOWN_ID
 from tests.hosted.http_server import HttpResponse
 from tests.hosted.service import HostedService
@@ -132,7 +132,7 @@ class TestStream:
     def test_lost_connection_delivers_what_arrived(
         self, faulty: Client, faults: FaultyServer, direct: Client, voice: Voice, fault: Fault, is_cached: bool
     ) -> None:
-        whole = direct.say(TEXT, voice=voice if is_cached else direct.voices.create(READER, name="you")).samples
+        whole = direct.say(TEXT, voice=voice if is_cached else direct.voices.create(RECORDING, name="you")).samples
         faults.inject(fault, method="POST")
         speech = faulty.stream(TEXT, voice=voice)
         samples: list[Samples] = []
@@ -187,7 +187,7 @@ class TestStream:
     def test_server_without_streams_sends_finished_audio(self, make_client: ClientFactory) -> None:
         with HostedService() as hosted:
             client = make_client(hosted.url, hosted.api_key)
-            client.voices.create(READER, name="me")
+            client.voices.create(RECORDING, name="me")
             first, again = (client.stream(TEXT, voice="me") for _ in range(2))
             assert (first.is_cached, first.backend, first.job_id is None) == (False, "qwen3-1.7b", False)
             assert np.array_equal(first.audio().samples, again.audio().samples)

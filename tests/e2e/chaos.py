@@ -39,7 +39,7 @@ from tests.e2e.invariants import (
     wait_until_gone,
     worker_processes,
 )
-from tests.e2e.served import READER, Served, register, wait_until
+from tests.e2e.served import RECORDING, Served, register, wait_until
 
 CLIENTS = 4
 ANSWERED_WITHIN_S = 600.0
@@ -169,7 +169,7 @@ class Chaos:
     def _create_and_delete(self) -> None:
         """Register and delete a voice."""
         headers = {"Authorization": f"Bearer {self._other}", "Idempotency-Key": str(uuid4())}
-        audio = {"ref_audio": ("me.wav", READER.read_bytes(), "audio/wav")}
+        audio = {"ref_audio": ("me.wav", RECORDING, "audio/wav")}
         made = self._retry(
             lambda url: httpx.post(f"{url}/v1/voices", data={"name": "me"}, files=audio, headers=headers)
         )

@@ -11,11 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 
+from afterwords.audio.wav import canonical_wav, read_wav
+
 READER = Path(str(files("afterwords") / "data" / "reader.wav"))
+RECORDING: Final = canonical_wav(read_wav(READER.read_bytes())[0][:88_000], 16_000)
+"""Its first 5.5 s, which a server grades in a tenth of the time."""
 ADMIN_SECRET = "an-admin-secret-for-tests-0123456789"
 DEADLINE_S = 120.0
 
@@ -151,7 +155,7 @@ def register(client: httpx.Client, *, name: str = "me", wav: bytes | None = None
     answer = client.post(
         "/v1/voices",
         data={"name": name, **fields},
-        files={"ref_audio": ("me.wav", wav or READER.read_bytes(), "audio/wav")},
+        files={"ref_audio": ("me.wav", wav or RECORDING, "audio/wav")},
     )
     assert answer.status_code == 201, answer.text
     return str(answer.json()["voice_id"])

@@ -23,7 +23,7 @@ import httpx
 import psutil
 
 from tests.e2e.invariants import check_invariants, query_one, worker_processes
-from tests.e2e.served import READER, Served, register, serving, submit_text, wait_for_job, wait_until
+from tests.e2e.served import RECORDING, Served, register, serving, submit_text, wait_for_job, wait_until
 
 CLIENTS = 16
 STEPS = 20
@@ -162,7 +162,7 @@ class Soak:
 
     async def create_and_delete(self, client: httpx.AsyncClient) -> httpx.Response:
         """Upload a voice, use it, and delete it."""
-        audio = {"ref_audio": ("me.wav", READER.read_bytes(), "audio/wav")}
+        audio = {"ref_audio": ("me.wav", RECORDING, "audio/wav")}
         made = await client.post("/v1/voices", data={"name": "me"}, files=audio)
         voice_id = made.json()["voice_id"]
         await client.post("/v1/synthesize", json={"voice_id": voice_id, "text": "Soon gone."})

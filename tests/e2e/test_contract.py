@@ -18,7 +18,7 @@ from afterwords.audio.wav import canonical_wav, read_wav
 from afterwords.server import create_app
 from afterwords.server.cache_key import cache_key
 from tests.conftest import clipped
-from tests.e2e.served import ADMIN_SECRET, READER, Served, register, serving, submit_text, wait_for_job
+from tests.e2e.served import ADMIN_SECRET, READER, RECORDING, Served, register, serving, submit_text, wait_for_job
 
 CALLBACK_SECRET = "a-callback-secret-that-workers-share"
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -188,7 +188,7 @@ class TestKeys:
         with served.admin as admin:
             (account,) = [each for each in admin.get("/v1/accounts").json() if each["account_id"] == key["account_id"]]
         assert (account["keys"], account["voices"], account["characters"]) == (1, 1, len("Counted."))
-        assert account["storage_bytes"] > READER.stat().st_size / 4
+        assert account["storage_bytes"] > len(RECORDING) / 4
         assert key["characters"] == len("Counted.")
         assert key["prefix"] == client.headers["Authorization"].removeprefix("Bearer ")[:8]
         client.close()
@@ -249,9 +249,7 @@ class TestKeys:
 
 class TestVoices:
     def test_register_returns_the_contract_fields(self, client: httpx.Client) -> None:
-        answer = client.post(
-            "/v1/voices", data={"name": "me"}, files={"ref_audio": ("x", READER.read_bytes(), "audio/wav")}
-        )
+        answer = client.post("/v1/voices", data={"name": "me"}, files={"ref_audio": ("x", RECORDING, "audio/wav")})
         made = answer.json()
         assert answer.status_code == 201
         assert set(made) == {"voice_id", "name", "backend", "created_at"}
@@ -272,7 +270,7 @@ class TestVoices:
     @pytest.mark.parametrize("missing", ["name", "ref_audio"])
     def test_missing_field_is_named(self, client: httpx.Client, missing: str) -> None:
         data = {} if missing == "name" else {"name": "me"}
-        files: dict[str, Any] = {"ref_audio": ("x.wav", READER.read_bytes(), "audio/wav")}
+        files: dict[str, Any] = {"ref_audio": ("x.wav", RECORDING, "audio/wav")}
         if missing == "ref_audio":
             files = {"other": ("x.wav", b"", "audio/wav")}
         answer = client.post("/v1/voices", data=data, files=files)
@@ -293,13 +291,13 @@ class TestVoices:
         answer = client.post(
             "/v1/voices",
             data={"name": "me", **fields},
-            files={"ref_audio": ("x.wav", READER.read_bytes(), "audio/wav")},
+            files={"ref_audio": ("x.wav", RECORDING, "audio/wav")},
         )
         assert (answer.status_code, error_code(answer)) == (422, code)
         assert not any(value in answer.text for value in fields.values())
 
     def test_stored_reference_is_canonical_wav(self, served: Served, client: httpx.Client) -> None:
-        canonical = canonical_wav(*read_wav(READER.read_bytes()))
+        canonical = canonical_wav(*read_wav(RECORDING))
         made = register(client, wav=canonical)
         kept = served.home / "server" / "blobs" / "voices" / made / "ref.wav"
         assert kept.read_bytes() == canonical
@@ -576,9 +574,7 @@ class TestSynthesize:
             user.headers["Idempotency-Key"] = "one-voice"
             ids = {register(user) for _ in range(2)}
             assert len(ids) == 1
-            conflict = user.post(
-                "/v1/voices", data={"name": "you"}, files={"ref_audio": ("x", READER.read_bytes(), "audio/wav")}
-            )
+            conflict = user.post("/v1/voices", data={"name": "you"}, files={"ref_audio": ("x", RECORDING, "audio/wav")})
         assert answer.status_code == 200
         assert (conflict.status_code, error_code(conflict)) == (409, "idempotency_conflict")
 
@@ -700,7 +696,7 @@ class TestUsage:
 class TestCompletion:
     """Results of remote workers, with the shared secret."""
 
-    WAV = base64.b64encode(canonical_wav(read_wav(READER.read_bytes())[0][:24_000], 24_000)).decode()
+    WAV = base64.b64encode(canonical_wav(read_wav(RECORDING)[0][:24_000], 24_000)).decode()
 
     @pytest.fixture
     def pending(self, accepting: Served) -> Iterator[tuple[httpx.Client, str]]:
@@ -766,7 +762,7 @@ class TestCompletion:
     def test_runaway_audio_fails_and_is_not_charged(self, accepting: Served) -> None:
         with accepting.client(accepting.new_key()) as user, accepting.client(CALLBACK_SECRET) as worker:
             job_id = submit_text(user, register(user), "Hi.")
-            wav = canonical_wav(read_wav(READER.read_bytes())[0][:24_000].repeat(40), 24_000)
+            wav = canonical_wav(read_wav(RECORDING)[0][:24_000].repeat(40), 24_000)
             answer = worker.put(
                 f"/v1/jobs/{job_id}/audio", content=wav, headers={"X-Content-SHA256": sha256(wav).hexdigest()}
             )

@@ -23,7 +23,7 @@ from tests.e2e.invariants import (
     wait_until_gone,
     worker_processes,
 )
-from tests.e2e.served import READER, Served, register, serving, submit_text, wait_for_job, wait_until
+from tests.e2e.served import RECORDING, Served, register, serving, submit_text, wait_for_job, wait_until
 
 SETTINGS = {**SWEEPING, "AFTERWORDS_LEASE_S": "1", "AFTERWORDS_REAP_INTERVAL_S": "0.2", "AFTERWORDS_RATE_LIMIT": "0"}
 TEXT = "Accepted before the server died."
@@ -35,7 +35,7 @@ IN_DELETIONS = ("voice-tombstoned",)
 
 
 def upload(client: httpx.Client) -> httpx.Response:
-    audio = {"ref_audio": ("me.wav", READER.read_bytes(), "audio/wav")}
+    audio = {"ref_audio": ("me.wav", RECORDING, "audio/wav")}
     return client.post("/v1/voices", data={"name": "me"}, files=audio, headers=ONCE)
 
 

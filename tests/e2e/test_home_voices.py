@@ -15,7 +15,7 @@ from afterwords.client import Client
 from afterwords.library.library import Library
 from afterwords.models import Voice, new_id
 from tests.cli.program import run
-from tests.e2e.served import READER, Served, register, serving, submit_text, wait_for_job, wait_until
+from tests.e2e.served import Served, register, serving, submit_text, wait_for_job, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_pushing_a_home_voice_creates_no_second_voice(
         assert transfer.push("me", client=client).voice_id == shared_library.get("me").voice_id
         assert names(http) == ["me"]
         assert client.say("From the SDK.", voice="me").duration_s > 0
-        pushed = register(http, name="friend", wav=READER.read_bytes())
+        pushed = register(http, name="friend")
         assert names(http) == ["me", "friend"]
         assert http.delete(f"/v1/voices/{pushed}").status_code == 204
 

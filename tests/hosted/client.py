@@ -6,10 +6,9 @@ from typing import Any
 
 import httpx
 
-from tests.e2e.served import READER, submit_text, wait_until
+from tests.e2e.served import RECORDING, submit_text, wait_until
 
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
-RECORDING = READER.read_bytes()
 
 
 def http_client(url: str, secret: str) -> httpx.Client:

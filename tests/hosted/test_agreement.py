@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from tests.e2e.served import ADMIN_SECRET, Served, register, serving
+from tests.e2e.served import ADMIN_SECRET, RECORDING, Served, register, serving
 from tests.hosted.audio import sine_wav
 from tests.hosted.client import (
-    RECORDING,
     UNKNOWN_ID,
     create_voice,
     error_code,

@@ -15,9 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.served import register, submit_text
+from tests.e2e.served import RECORDING, register, submit_text
 from tests.hosted.client import (
-    RECORDING,
     UNKNOWN_ID,
     create_voice,
     error_code,

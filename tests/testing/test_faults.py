@@ -13,7 +13,7 @@ import pytest
 from afterwords import AsyncClient, Client
 from afterwords.errors import ConnectionLostError, LimitError, UnauthorizedError
 from afterwords.testing import Fault, FaultyTransport, RunningServer
-from tests.e2e.served import register
+from tests.e2e.served import RECORDING, register
 
 
 @dataclass
@@ -120,9 +120,8 @@ def test_drop_comes_before_or_after_the_server(
 
 @pytest.fixture
 def reader_upload() -> dict[str, Any]:
-    from tests.e2e.served import READER
 
-    return {"data": {"name": "me"}, "files": {"ref_audio": ("me.wav", READER.read_bytes(), "audio/wav")}}
+    return {"data": {"name": "me"}, "files": {"ref_audio": ("me.wav", RECORDING, "audio/wav")}}
 
 
 def test_half_body_keeps_the_length_of_the_whole(call: Caller, direct: httpx.Client, audio: str) -> None:
