@@ -88,7 +88,7 @@ def flood(served: Served, n_uploads: int) -> Flood:
     with (
         watched(served) as memory,
         ThreadPoolExecutor(n_uploads) as pool,
-        httpx.Client(base_url=served.url, timeout=120) as client,
+        httpx.Client(base_url=served.url, timeout=120, verify=False) as client,
     ):
         uploads = [pool.submit(upload, n) for n in range(n_uploads)]
         while not all(each.done() for each in uploads):

@@ -82,7 +82,7 @@ class Served:
 
     def ready(self) -> Served:
         """Wait until the server is ready."""
-        wait_until(lambda: httpx.get(f"{self.url}/readyz").status_code == 200, what="readiness")
+        wait_until(lambda: httpx.get(f"{self.url}/readyz", verify=False).status_code == 200, what="readiness")
         return self
 
     def stop(self, sig: int = signal.SIGTERM) -> int:
@@ -122,6 +122,7 @@ class Served:
             headers={"Authorization": f"Bearer {key or self.key}", **headers},
             timeout=60,
             trust_env=False,
+            verify=False,  # nothing uses TLS, and loading the authorities takes 20 ms
         )
 
     @property

@@ -50,7 +50,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def client(served: Served) -> Iterator[httpx.Client]:
     with served.client(served.new_key()) as client:
         yield client
-    wait_until(lambda: httpx.get(f"{served.url}/readyz").status_code == 200, what="recovery")
+    wait_until(lambda: httpx.get(f"{served.url}/readyz", verify=False).status_code == 200, what="recovery")
 
 
 @pytest.fixture

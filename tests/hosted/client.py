@@ -12,7 +12,8 @@ UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 
 
 def http_client(url: str, secret: str) -> httpx.Client:
-    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {secret}"}, trust_env=False, timeout=120)
+    headers = {"Authorization": f"Bearer {secret}"}
+    return httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=120, verify=False)
 
 
 def create_voice(client: httpx.Client, wav: bytes = RECORDING, **fields: str) -> httpx.Response:

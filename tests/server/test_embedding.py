@@ -61,7 +61,7 @@ class RunningApp:
 
     def client(self, secret: str = ADMIN_SECRET) -> httpx.Client:
         headers = {"Authorization": f"Bearer {secret}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False, verify=False)
 
 
 def common() -> dict[str, object]:
@@ -155,7 +155,7 @@ def test_lifespan_opens_and_closes_the_server(settings: Settings) -> None:
     assert not settings.folder.exists()
     with RunningApp(app) as running:
         assert (settings.folder / "afterwords.db").is_file()
-        wait_until(lambda: httpx.get(f"{running.url}/readyz").status_code == 200, what="readiness")
+        wait_until(lambda: httpx.get(f"{running.url}/readyz", verify=False).status_code == 200, what="readiness")
     assert not (settings.folder / "afterwords.db-wal").exists()
 
 
