@@ -329,10 +329,25 @@ def test_cut_upload_of_audio_is_repeated(world: World) -> None:
         assert count_attempts(world.served, job_id) == 1
 
 
-class CuttingProxy:
-    """A TCP proxy that cuts the first upload of audio in the middle."""
+def test_cut_stream_is_completed_from_the_result(world: World) -> None:
+    with CuttingProxy(world.served.url, path=b"/stream?") as proxy:
+        world.start_worker(url=proxy.url)
+        world.speak("The voice is prepared now.")
+        body = {"voice_id": world.voice_id, "text": unique(SLOW), "stream": True, "response_format": "pcm"}
+        answer = world.client.post("/v1/synthesize", json=body)
+        assert proxy.n_cut == 1
+    assert answer.status_code == 200
+    job_id = answer.headers["x-job-id"]
+    assert world.wait_for(job_id) == "ready"
+    assert world.client.get(f"/v1/jobs/{job_id}/audio").content == answer.content
+    assert count_attempts(world.served, job_id) == 1
 
-    def __init__(self, url: str) -> None:
+
+class CuttingProxy:
+    """A TCP proxy that cuts the first request to a path after 20 kB."""
+
+    def __init__(self, url: str, *, path: bytes = b"/audio ") -> None:
+        self._path = path
         host, _, port = url.removeprefix("http://").rpartition(":")
         self._target = host, int(port)
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -360,7 +375,7 @@ class CuttingProxy:
         n_left = None
         with closing(source), closing(sink), suppress(OSError):
             while data := source.recv(4096):
-                if is_request and not self.n_cut and b"/audio HTTP" in data and data.startswith(b"PUT"):
+                if is_request and not self.n_cut and self._path in data.partition(b"\r\n")[0] + b" ":
                     n_left = 20_000
                 if n_left is not None:
                     n_left -= len(data)

@@ -42,7 +42,6 @@ def worker(
     """
     require_server("A worker")
     from afterwords.client.profiles import Access, check_secret, check_url
-    from afterwords.errors import InvalidOptionError
     from afterwords.server.run import EXIT_BY_SIGNAL
     from afterwords.server.run_worker import run_worker
     from afterwords.server.settings import load_settings
@@ -59,7 +58,7 @@ def worker(
         )
     secret = token or os.environ.get(VARIABLE)
     if not secret:
-        raise InvalidOptionError(
+        raise output.UsageError(
             "No worker token is given.",
             hint=f"create one on the machine of the server (afterwords workers token create), and set {VARIABLE}.",
         )
