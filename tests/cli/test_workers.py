@@ -17,7 +17,7 @@ def env(tmp_path: Path) -> dict[str, str]:
     return {"AFTERWORDS_HOME": str(tmp_path), "AFTERWORDS_BACKENDS": "nothing", "AFTERWORDS_WORKER_TOKEN": ""}
 
 
-def tokens(env: dict[str, str]) -> list[dict[str, str]]:
+def tokens(env: dict[str, str]) -> list[dict[str, str | None]]:
     return list(json.loads(run("workers", "token", "list", "--json", env=env).out))
 
 
@@ -29,7 +29,7 @@ def test_token_is_created_listed_and_revoked(env: dict[str, str]) -> None:
     [token] = tokens(env)
     assert (token["label"], token["revoked_at"], token["prefix"]) == ("gpu", None, made.out[:8])
     assert made.out.strip()[8:] not in json.dumps(token)
-    assert run("workers", "token", "revoke", token["token_id"], env=env).code == 0
+    assert run("workers", "token", "revoke", str(token["token_id"]), env=env).code == 0
     assert tokens(env)[0]["revoked_at"]
     listed = run("workers", "token", "list", env=env)
     assert "revoked" in listed.out
