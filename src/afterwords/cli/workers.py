@@ -18,13 +18,20 @@ if TYPE_CHECKING:
     from afterwords.server.records import WorkerToken
     from afterwords.server.services.keys import KeyService
 
-workers = typer.Typer(cls=HelpGroup, no_args_is_help=True)
 tokens = typer.Typer(cls=HelpGroup, no_args_is_help=True)
-workers.add_typer(tokens, name="token", help="List, create and revoke the tokens of remote workers.")
 
 T = TypeVar("T")
 VARIABLE: Final = "AFTERWORDS_WORKER_TOKEN"
 TOKEN_MAX_BYTES: Final = 1024
+
+
+def _workers() -> typer.Typer:
+    group = typer.Typer(cls=HelpGroup, no_args_is_help=True)
+    group.add_typer(tokens, name="token", help="List, create and revoke the tokens of remote workers.")
+    return group
+
+
+workers = _workers()
 
 
 def worker(
