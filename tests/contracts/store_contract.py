@@ -6,6 +6,7 @@ import pytest
 
 from afterwords.server.ports import Store
 from tests.contracts.store_attempts import AttemptContract
+from tests.contracts.store_audit import AuditContract
 from tests.contracts.store_jobs import JobContract
 from tests.contracts.store_keys import KeyContract
 from tests.contracts.store_voices import VoiceContract
@@ -14,7 +15,7 @@ from tests.contracts.store_world import ManualClock, World
 
 
 @pytest.mark.anyio
-class StoreContract(KeyContract, VoiceContract, JobContract, AttemptContract, WebhookContract):
+class StoreContract(KeyContract, AuditContract, VoiceContract, JobContract, AttemptContract, WebhookContract):
     """All tests of stores. `store` is open and empty, and uses the fixture `clock`."""
 
     @pytest.fixture

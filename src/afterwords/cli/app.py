@@ -66,6 +66,9 @@ COMMANDS: Final = {
         "Server", "workers", "Run the jobs of a server elsewhere on this machine. Ctrl-C stops it after running jobs."
     ),
     "workers": Entry("Server", "workers", "Manage the tokens of remote workers."),
+    "audit": Entry(
+        "Server", "audit", "Show what was done to keys, worker tokens and voices of the server on this machine."
+    ),
     "storage": Entry(
         "Server", "storage", "Check that the storage belongs to the server on this machine, and adopt it."
     ),

@@ -22,7 +22,7 @@ from afterwords.server.dispatch.local import LocalDispatcher
 from afterwords.server.dispatch.remote import CombinedDispatcher, RemoteDispatcher
 from afterwords.server.metrics import Metrics
 from afterwords.server.ports import Blobs, Clock, Dispatcher, JobQueue, Store
-from afterwords.server.records import QueueLimits
+from afterwords.server.records import ACTOR, Actor, QueueLimits
 from afterwords.server.services.audio_cache import ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES, AudioCache
 from afterwords.server.services.backend_choice import BackendCatalog
 from afterwords.server.services.completion import Completion
@@ -110,6 +110,7 @@ async def open_server(settings: Settings) -> AsyncIterator[ServerState]:
 
     On exit, running work is finished within `drain_s`, and the rest released.
     """
+    ACTOR.set(Actor("server"))  # of what the tasks below do
     async with contextlib.AsyncExitStack() as stack:
         clock = SystemClock()
         store = open_store(settings, clock)

@@ -12,6 +12,7 @@ from typing import BinaryIO, Protocol
 from afterwords.models import Account, ApiKey, JobStatus, Usage
 from afterwords.server.records import (
     AttemptResult,
+    AuditEntry,
     BlobInfo,
     CacheEntry,
     Caller,
@@ -156,6 +157,9 @@ class Store(Protocol):
 
     async def revoke_worker_token(self, token_id: str) -> bool:
         """Revoke a token. Return False if there is none with this id."""
+
+    async def list_audit(self, *, limit: int | None) -> list[AuditEntry]:
+        """Return the audit log, newest first. Its entries are written with the actions, for the current `ACTOR`."""
 
     # voices and cache
 
@@ -315,7 +319,8 @@ class Store(Protocol):
         """Return whether this database wrote the token. A copy or an older backup of the database did not."""
 
     async def delete_expired(self) -> None:
-        """Delete idempotency rows after a day, tombstones of purged voices after 30 days, and old strays."""
+        """Delete idempotency rows after a day, tombstones of purged voices after 30 days, audit entries after 400
+        days, and old strays."""
 
 
 class BlobSource(Protocol):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from afterwords.models import Consent, JobStatus, Provenance, SpeechFormat
 
@@ -79,6 +80,56 @@ class WorkerToken:
     prefix: str
     created_at: datetime
     revoked_at: datetime | None = None
+
+
+# -- the audit log -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """The one who changes something.
+
+    Attributes:
+        name: The ID of a key; "admin"; "cli", the command line on a machine of the server; or "server" itself.
+        request_id: ID of the request, as in the log.
+    """
+
+    name: str = "cli"
+    request_id: str | None = None
+
+
+_COMMAND_LINE: Final = Actor()
+ACTOR: Final[ContextVar[Actor]] = ContextVar("afterwords_actor", default=_COMMAND_LINE)
+"""The actor of the current task. Requests and servers set it."""
+
+
+class AuditAction(StrEnum):
+    """What the audit log records."""
+
+    KEY_CREATED = "key_created"
+    KEY_ROTATED = "key_rotated"
+    KEY_REVOKED = "key_revoked"
+    VOICE_DELETED = "voice_deleted"
+    WORKER_TOKEN_CREATED = "worker_token_created"
+    WORKER_TOKEN_REVOKED = "worker_token_revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """An action. A rotated key is recorded with its old ID, and the new key as created.
+
+    Attributes:
+        target_id: ID of the key, worker token or voice.
+        account_id: The account that it belongs to; None for worker tokens.
+        actor: See `Actor.name`.
+    """
+
+    at: datetime
+    action: AuditAction
+    target_id: str
+    account_id: str | None
+    actor: str
+    request_id: str | None
 
 
 # -- voices --------------------------------------------------------------------------------------------------

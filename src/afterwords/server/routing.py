@@ -37,6 +37,8 @@ from afterwords.errors import (
 )
 from afterwords.server.app_state import ServerState
 from afterwords.server.auth import Identity, RequestTask, Requirements
+from afterwords.server.records import ACTOR, Actor
+from afterwords.server.records import Scope as KeyScope
 
 log = logging.getLogger("afterwords.server")
 
@@ -277,6 +279,8 @@ class RequestContext:
             forwarded=self.headers.get(b"x-forwarded-for", ()),
             is_proxied=not PROXY_HEADERS.isdisjoint(self.headers),
         )
+        if requirements.scope is not KeyScope.SYNTHESIZE:  # with this scope nothing is audited
+            ACTOR.set(Actor(self.identity.key_id or ("admin" if self.identity.is_admin else "worker"), self.request_id))
         self._max_bytes, self._is_upload = requirements.max_body_bytes, requirements.is_upload
         settings = self.state.settings
         self._timeout_s = settings.stall_s if requirements.is_live else settings.body_timeout_s

@@ -34,6 +34,7 @@ from afterwords.server.app import create_app
 from afterwords.server.app_state import ServerState, find_dispatcher, open_storage, open_store
 from afterwords.server.dispatch.local import LocalDispatcher, check_backends
 from afterwords.server.ports import Dispatcher
+from afterwords.server.records import ACTOR, Actor
 from afterwords.server.routing import Lifetime, unrouted_response
 from afterwords.server.services.home import HomeVoices
 from afterwords.server.services.keys import KeyService, MintedKey
@@ -203,6 +204,7 @@ async def _check_bucket(settings: Settings) -> None:
 async def _first_key(settings: Settings) -> MintedKey | None:
     """Migrate the database; if it is new and the server listens on loopback, create a key."""
     store = open_store(settings)
+    ACTOR.set(Actor("server"))
     try:
         is_new = await store.open()
         return (

@@ -42,11 +42,11 @@ class UtcTime(TypeDecorator[datetime]):
 class EnumValue(TypeDecorator[E], Generic[E]):
     """The value of an enum member."""
 
-    impl = String(16)
+    impl = String
     cache_ok = True
 
-    def __init__(self, kind: type[E]) -> None:
-        super().__init__()
+    def __init__(self, kind: type[E], length: int = 16) -> None:
+        super().__init__(length)
         self.kind = kind
 
     def process_bind_param(self, value: E | None, dialect: Dialect) -> str | None:  # noqa: ARG002

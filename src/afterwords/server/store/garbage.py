@@ -11,6 +11,7 @@ from typing import Final
 from sqlalchemy import Connection, case, delete, func, insert, or_, select
 
 from afterwords.server.cache_key import cache_path, voice_prefix
+from afterwords.server.store import audit
 from afterwords.server.store.schema import cache, idempotency, jobs, storage_marks, strays, tombstones, voices
 from afterwords.server.store.statements import Insert
 
@@ -90,6 +91,7 @@ def delete_expired(connection: Connection, *, now: datetime, monotonic: float) -
     connection.execute(delete(strays).where(is_old))
     connection.execute(delete(idempotency).where(idempotency.c.created_at < now - IDEMPOTENCY_AGE))
     connection.execute(delete(tombstones).where(tombstones.c.purged_at < now - TOMBSTONE_AGE))
+    audit.delete_old(connection, now=now)
 
 
 def _chunks(paths: Iterable[str]) -> Iterator[list[str]]:

@@ -34,7 +34,8 @@ from afterwords.errors import (
     UnauthorizedError,
 )
 from afterwords.models import Account, ApiKey, JobStatus, new_id
-from afterwords.server.records import Caller, NewKey
+from afterwords.server.records import Actor, AuditAction, Caller, NewKey
+from afterwords.server.store import audit
 from afterwords.server.store.jobs import end, ending
 from afterwords.server.store.locks import lock_account
 from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, keys, server, usage, voices, webhooks
@@ -58,7 +59,7 @@ _lock_server = RowLock(select(server.c.server_id), of=server)
 _REFERENCE_BYTES = voices.c.ref_duration_s * voices.c.ref_sample_rate * 2  # mono, 16-bit
 
 
-def add(connection: Connection, key: NewKey, *, by: str | None, now: datetime) -> ApiKey:
+def add(connection: Connection, key: NewKey, *, by: str | None, actor: Actor, now: datetime) -> ApiKey:
     requesting = _check_may_manage(connection, by) if by else None
     own = requesting.account_id if requesting else None
     account_id = key.account_id or own
@@ -82,7 +83,7 @@ def add(connection: Connection, key: NewKey, *, by: str | None, now: datetime) -
     if requesting and not key.scopes:
         raise UnauthorizedError(code="admin_required")
     key_id = new_id()
-    return _insert(connection, key, key_id, account_id=account_id, spending_id=key_id, now=now)
+    return _insert(connection, key, key_id, account_id=account_id, spending_id=key_id, actor=actor, now=now)
 
 
 def get_home_account(connection: Connection) -> str | None:
@@ -153,7 +154,14 @@ _DELETE_WEBHOOKS = delete(webhooks).where(
 
 
 def revoke(
-    connection: Connection, key_id: str, *, account_id: str | None, by: str | None, now: datetime, monotonic: float
+    connection: Connection,
+    key_id: str,
+    *,
+    account_id: str | None,
+    by: str | None,
+    actor: Actor,
+    now: datetime,
+    monotonic: float,
 ) -> list[str] | None:
     row = _find(connection, key_id, account_id)
     if row is None:
@@ -163,6 +171,7 @@ def revoke(
     lock_account(connection, account_id=row.account_id)
     if row.revoked_at is None:
         connection.execute(update(keys).where(keys.c.key_id == key_id).values(revoked_at=now))
+        audit.add(connection, AuditAction.KEY_REVOKED, key_id, account_id=row.account_id, actor=actor, now=now)
     cancelled = end(connection, _CANCEL_ALL, {"owner": key_id}, now=now, monotonic=monotonic)
     connection.execute(_DELETE_WEBHOOKS, {"owner": key_id})
     return cancelled
@@ -177,6 +186,7 @@ def rotate(
     sha256: bytes,
     prefix: str | None,
     overlap_s: float,
+    actor: Actor,
     now: datetime,
 ) -> ApiKey | None:
     old = _find(connection, key_id, account_id)
@@ -189,7 +199,10 @@ def rotate(
     expires_at = now + timedelta(seconds=overlap_s)
     connection.execute(update(keys).where(keys.c.key_id == key_id).values(expires_at=expires_at))
     new = NewKey(sha256, old.label, tuple(old.scopes.split()), old.character_limit, prefix=prefix)
-    return _insert(connection, new, new_id(), account_id=old.account_id, spending_id=old.spending_id, now=now)
+    audit.add(connection, AuditAction.KEY_ROTATED, key_id, account_id=old.account_id, actor=actor, now=now)
+    return _insert(
+        connection, new, new_id(), account_id=old.account_id, spending_id=old.spending_id, actor=actor, now=now
+    )
 
 
 def _check_may_manage(connection: Connection, by: str) -> Row[Any]:
@@ -210,7 +223,14 @@ def _check_may_manage(connection: Connection, by: str) -> Row[Any]:
 
 
 def _insert(
-    connection: Connection, key: NewKey, key_id: str, *, account_id: str, spending_id: str, now: datetime
+    connection: Connection,
+    key: NewKey,
+    key_id: str,
+    *,
+    account_id: str,
+    spending_id: str,
+    actor: Actor,
+    now: datetime,
 ) -> ApiKey:
     values = {
         "key_id": key_id,
@@ -224,6 +244,7 @@ def _insert(
         "created_at": now,
     }
     connection.execute(insert(keys).inline(), values)
+    audit.add(connection, AuditAction.KEY_CREATED, key_id, account_id=account_id, actor=actor, now=now)
     return ApiKey(
         key_id=key_id,
         label=key.label,

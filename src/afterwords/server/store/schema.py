@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 
 from afterwords.models import Consent, JobStatus, Provenance, SpeechFormat
+from afterwords.server.records import AuditAction
 from afterwords.server.store.column_types import ID, SEQUENCE, Document, EnumValue, UtcTime, VanishingText
 
 metadata: Final = MetaData(
@@ -96,6 +97,19 @@ worker_tokens: Final = Table(
     Column("prefix", String(16), nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("revoked_at", UtcTime),
+    sqlite_autoincrement=True,
+)
+
+audit: Final = Table(
+    "audit",
+    metadata,
+    Column("seq", SEQUENCE, primary_key=True),
+    Column("at", UtcTime, nullable=False, index=True),
+    Column("action", EnumValue(AuditAction, length=32), nullable=False),
+    Column("target_id", ID, nullable=False),  # without foreign keys: entries outlive what they name
+    Column("account_id", ID),
+    Column("actor", ID, nullable=False),
+    Column("request_id", ID),
     sqlite_autoincrement=True,
 )
 

@@ -14,7 +14,9 @@ from afterwords.errors import InvalidOptionError, MissingExtraError
 from afterwords.models import Account, ApiKey, JobStatus, Usage
 from afterwords.server.ports import Clock
 from afterwords.server.records import (
+    ACTOR,
     AttemptResult,
+    AuditEntry,
     CacheEntry,
     Caller,
     Claim,
@@ -33,7 +35,7 @@ from afterwords.server.records import (
     WorkerToken,
 )
 from afterwords.server.settings import without_secrets
-from afterwords.server.store import garbage, jobs, keys, leases, usage, voices, webhooks, worker_tokens
+from afterwords.server.store import audit, garbage, jobs, keys, leases, usage, voices, webhooks, worker_tokens
 from afterwords.server.store.database import Database
 
 POSTGRES: Final = frozenset({"postgresql", "postgres", "postgresql+psycopg"})
@@ -113,7 +115,7 @@ class SqlStore:
     # -- keys ------------------------------------------------------------------------------------------------
 
     async def add_key(self, key: NewKey, *, by: str | None = None) -> ApiKey:
-        return await self.database.write(keys.add, key, by=by, now=self._clock.now())
+        return await self.database.write(keys.add, key, by=by, actor=ACTOR.get(), now=self._clock.now())
 
     async def mark_keys_used(self, key_ids: Sequence[str]) -> None:
         await self.database.write(keys.mark_used, key_ids, now=self._clock.now())
@@ -131,7 +133,9 @@ class SqlStore:
         return await self.database.read_long(keys.list_keys, account_id=account_id, now=self._clock.now())
 
     async def revoke_key(self, key_id: str, *, account_id: str | None, by: str | None = None) -> list[str] | None:
-        cancelled = await self.database.write(keys.revoke, key_id, account_id=account_id, by=by, **self._times())
+        cancelled = await self.database.write(
+            keys.revoke, key_id, account_id=account_id, by=by, actor=ACTOR.get(), **self._times()
+        )
         self._notify_final(*(cancelled or ()))
         return cancelled
 
@@ -153,6 +157,7 @@ class SqlStore:
             sha256=sha256,
             prefix=prefix,
             overlap_s=overlap_s,
+            actor=ACTOR.get(),
             now=self._clock.now(),
         )
 
@@ -162,7 +167,9 @@ class SqlStore:
     # -- tokens of remote workers ----------------------------------------------------------------------------
 
     async def add_worker_token(self, sha256: bytes, *, label: str | None, prefix: str) -> WorkerToken:
-        return await self.database.write(worker_tokens.add, sha256, label=label, prefix=prefix, now=self._clock.now())
+        return await self.database.write(
+            worker_tokens.add, sha256, label=label, prefix=prefix, actor=ACTOR.get(), now=self._clock.now()
+        )
 
     async def list_worker_tokens(self) -> list[WorkerToken]:
         return await self.database.read(worker_tokens.list_all)
@@ -174,7 +181,10 @@ class SqlStore:
         return await self.database.read(worker_tokens.is_valid, token_id)
 
     async def revoke_worker_token(self, token_id: str) -> bool:
-        return await self.database.write(worker_tokens.revoke, token_id, now=self._clock.now())
+        return await self.database.write(worker_tokens.revoke, token_id, actor=ACTOR.get(), now=self._clock.now())
+
+    async def list_audit(self, *, limit: int | None) -> list[AuditEntry]:
+        return await self.database.read_long(audit.list_newest, limit=limit)
 
     # -- voices and cache ------------------------------------------------------------------------------------
 
@@ -212,7 +222,9 @@ class SqlStore:
         return voice
 
     async def delete_voice(self, voice_id: str, *, account_id: str) -> list[str] | None:
-        paths = await self.database.free(voices.delete_voice, voice_id, account_id=account_id, now=self._clock.now())
+        paths = await self.database.free(
+            voices.delete_voice, voice_id, account_id=account_id, actor=ACTOR.get(), now=self._clock.now()
+        )
         if paths is not None:
             await self.database.scrub()
         return paths

@@ -9,8 +9,8 @@ from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, in
 
 from afterwords.models import new_id
 from afterwords.server.cache_key import job_path
-from afterwords.server.records import CacheEntry, Idempotency, StoredVoice, VoiceChanges
-from afterwords.server.store import idempotency, usage
+from afterwords.server.records import Actor, AuditAction, CacheEntry, Idempotency, StoredVoice, VoiceChanges
+from afterwords.server.store import audit, idempotency, usage
 from afterwords.server.store.locks import lock_account, lock_account_of_voice
 from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, tombstones, voices
 from afterwords.server.store.statements import Query
@@ -122,7 +122,9 @@ def update_voice(
     return after
 
 
-def delete_voice(connection: Connection, voice_id: str, *, account_id: str, now: datetime) -> list[str] | None:
+def delete_voice(
+    connection: Connection, voice_id: str, *, account_id: str, actor: Actor, now: datetime
+) -> list[str] | None:
     """Delete a voice. Foreign keys delete its other rows."""
     lock_account(connection, account_id=account_id)
     if get(connection, voice_id, account_id=account_id) is None:
@@ -144,6 +146,7 @@ def delete_voice(connection: Connection, voice_id: str, *, account_id: str, now:
     for spending_id, period, characters in connection.execute(reserved).all():
         usage.refund(connection, spending_id=spending_id, period=period, characters=characters)
     connection.execute(delete(voices).where(voices.c.voice_id == voice_id))
+    audit.add(connection, AuditAction.VOICE_DELETED, voice_id, account_id=account_id, actor=actor, now=now)
     return paths
 
 
