@@ -108,8 +108,8 @@ _IS_EXPIRED = and_(
     jobs.c.lease_expires.is_not(None),
     or_(
         jobs.c.lease_expires <= bindparam("monotonic"),
-        jobs.c.lease_expires
-        > bindparam("monotonic", type_=Float) + jobs.c.lease_s,  # the clock was set back between starts
+        # The clock was set back between starts. The clocks of two servers may differ a little.
+        jobs.c.lease_expires > bindparam("monotonic", type_=Float) + 2 * jobs.c.lease_s,
     ),
 )
 _EXPIRED = select(jobs.c.seq).where(_IS_EXPIRED).limit(1)

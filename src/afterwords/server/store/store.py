@@ -91,9 +91,12 @@ class SqlStore:
             ServerSetupError: The database refuses the connection, or a later version has changed the schema.
         """
         is_new = await self.database.open()
+        await self._synchronize()
+        return is_new
+
+    async def _synchronize(self) -> None:
         if (time_s := await self.database.read_time()) is not None:
             self._clock.synchronize(time_s)
-        return is_new
 
     async def close(self) -> None:
         await self.database.leave()
@@ -323,6 +326,7 @@ class SqlStore:
 
     async def reap(self, *, max_attempts: int) -> ReapResult:
         await self.database.scrub_if_due()
+        await self._synchronize()  # this machine may have been suspended
         await self.database.stay(monotonic=self._clock.monotonic())
         if not await self.database.read(leases.is_any_expired, monotonic=self._clock.monotonic()):
             return ReapResult()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from datetime import datetime
+from itertools import groupby
 
-from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, insert, select, union_all, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, union_all, update
 
 from afterwords.models import new_id
 from afterwords.server.cache_key import job_path
@@ -138,12 +139,13 @@ def delete_voice(
     paths = sorted(found)
     connection.execute(insert(tombstones).values(voice_id=voice_id, deleted_at=now, audio_paths=paths))
     reserved = (
-        select(jobs.c.spending_id, jobs.c.period, cast(func.sum(jobs.c.char_count), BigInteger))
+        select(jobs.c.spending_id, jobs.c.period, jobs.c.char_count)
         .where(jobs.c.voice_id == voice_id, IS_PENDING)
-        .group_by(jobs.c.spending_id, jobs.c.period)
         .order_by(jobs.c.spending_id, jobs.c.period)
+        .with_for_update(key_share=True)  # a job that fails meanwhile is refunded there
     )
-    for spending_id, period, characters in connection.execute(reserved).all():
+    for (spending_id, period), of_period in groupby(connection.execute(reserved).all(), key=lambda row: row[:2]):
+        characters = sum(row.char_count for row in of_period)
         usage.refund(connection, spending_id=spending_id, period=period, characters=characters)
     connection.execute(delete(voices).where(voices.c.voice_id == voice_id))
     audit.add(connection, AuditAction.VOICE_DELETED, voice_id, account_id=account_id, actor=actor, now=now)

@@ -50,6 +50,37 @@ async def test_servers_share_one_clock(shared_url: str, tmp_path: Path) -> None:
     assert 0 <= clocks[1].monotonic_s - clocks[0].monotonic_s < DEADLINE_S
 
 
+async def test_server_whose_clock_lags_expires_no_lease(world: World, shared_url: str, tmp_path: Path) -> None:
+    job = await world.add_claimed_job()
+    slow = ManualClock(monotonic_s=world.clock.monotonic() - 10)
+    store = SqlStore(shared_url, clock=slow, folder=tmp_path)
+    await store.open()
+    reaped = await store.reap(max_attempts=3)
+    await store.close()
+
+    assert not reaped.requeued
+    assert (await world.reload(job)).attempt == 1
+    assert await world.store.heartbeat(job.job_id, 1, lease_s=15)
+
+
+async def test_clock_of_a_server_follows_the_database(shared_url: str, tmp_path: Path) -> None:
+    """A suspended machine, for example, does not count the time."""
+
+    class SlowClock(ManualClock):
+        def synchronize(self, monotonic: float) -> None:
+            self.monotonic_s = monotonic
+
+    clock = SlowClock()
+    store = SqlStore(shared_url, clock=clock, folder=tmp_path)
+    await store.open()
+    right = clock.monotonic_s
+    clock.monotonic_s -= 3600
+    await store.reap(max_attempts=3)
+    await store.close()
+
+    assert 0 <= clock.monotonic_s - right < DEADLINE_S
+
+
 async def test_servers_are_counted_until_they_leave_or_die(world: World, second: World, clock: ManualClock) -> None:
     assert await world.store.announce() == 1
     assert await second.store.announce() == 2
@@ -93,6 +124,36 @@ async def test_limit_of_a_key_is_exact_across_servers(world: World, second: Worl
 
     assert sum(not isinstance(end, BaseException) for end in ends) == 10
     assert await world.characters_used() == 260
+
+
+async def test_job_that_fails_while_its_voice_is_deleted_is_refunded_once(
+    world: World, second: World, shared_url: str
+) -> None:
+    ann = await world.caller()
+    voice = await world.add_voice(ann)
+    kept = await world.add_job(ann)
+    await world.add_job(ann, voice)
+    claim = await world.store.claim(backends=["tone"], lease_s=15, worker="w1", skip_voices=[kept.voice_id])
+    assert claim is not None
+    with psycopg.connect(shared_url, autocommit=True) as rows:
+        rows.execute("BEGIN")
+        rows.execute("SELECT 1 FROM usage FOR UPDATE")
+        failing = asyncio.create_task(world.store.retry(claim.job.job_id, 1, error="worker_lost", max_attempts=1))
+        await _wait_for_locks(rows, 1)
+        deleting = asyncio.create_task(second.store.delete_voice(voice.voice_id, account_id=ann.account_id))
+        await _wait_for_locks(rows, 2)
+        rows.execute("COMMIT")
+    await asyncio.gather(failing, deleting)
+
+    assert await world.characters_used() == kept.char_count
+
+
+async def _wait_for_locks(rows: psycopg.Connection[tuple[int]], n_waiting: int) -> None:
+    """Wait until other transactions wait for locks."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with asyncio.timeout(DEADLINE_S):
+        while rows.execute(waiting).fetchone() != (n_waiting,):
+            await asyncio.sleep(0.02)
 
 
 async def test_servers_never_claim_the_same_job(world: World, second: World) -> None:
