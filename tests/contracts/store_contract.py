@@ -38,3 +38,7 @@ class StoreContract(KeyContract, AuditContract, VoiceContract, JobContract, Atte
 
         assert len(secret) == 32
         assert await world.store.secret() == secret
+
+    async def test_announced_server_is_counted(self, world: World) -> None:
+        assert await world.store.announce() == 1
+        assert await world.store.count_servers() == 1

@@ -41,7 +41,7 @@ def requirements_of(method: str, path: str) -> Requirements:
     return route.requirements
 
 
-LOCAL: Final = {"/metrics"}
+LOCAL: Final = {"/metrics", "/status"}
 OPEN_HERE: Final = (Credential.PUBLIC, Credential.LOCAL_OR_ADMIN)
 GUARDED: Final = [call for call in CALLS if requirements_of(*call).credential not in OPEN_HERE]
 OF_USERS: Final = [

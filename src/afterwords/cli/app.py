@@ -53,6 +53,11 @@ COMMANDS: Final = {
     "serve": Entry(
         "Server", "serve", "Serve the /v1 API: voices, speech and jobs for other programs. Ctrl-C stops it."
     ),
+    "status": Entry(
+        "Server",
+        "status",
+        "Show whether a running server is ready, its queue and workers. The exit code is 8 if it is not.",
+    ),
     "backup": Entry("Server", "backup", "Back up the server's database and audio into one file, while it runs."),
     "restore": Entry("Server", "backup", "Restore the server on this machine from a backup. Stop the server first."),
     "db": Entry("Server", "db", "Migrate, check, copy, back up and restore the database of the server."),
@@ -107,6 +112,7 @@ EXAMPLES: Final = {
     "demo": ("afterwords demo",),
     "bench": ("afterwords bench me", "afterwords bench me --backend lite --json"),
     "serve": ("afterwords serve", "afterwords serve --host 0.0.0.0 --port 8000"),
+    "status": ("afterwords status", "afterwords status --url https://voice.example.com --json"),
     "backup": ("afterwords backup /backups/afterwords.tar",),
     "restore": ("afterwords restore /backups/afterwords.tar",),
     "accounts": ("afterwords accounts",),

@@ -199,6 +199,7 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
             metrics,
             settings.folder,
             count_workers=lambda: {"local": settings.workers, "remote": len(remote.workers)},
+            ownership=ownership,
         ),
         home=home,
         ownership=ownership,

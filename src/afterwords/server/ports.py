@@ -62,6 +62,9 @@ class Store(Protocol):
     async def announce(self) -> int:
         """Register this process as a server of the database until `close`. Return the number of servers."""
 
+    async def count_servers(self) -> int:
+        """Return the number of servers that use the database now."""
+
     def subscribe(self, *, on_waiting: Callable[[], None], on_final: Callable[[str], None]) -> None:
         """Call back on this event loop when another server adds a job, or ends one with this id.
 

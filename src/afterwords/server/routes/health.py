@@ -6,7 +6,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from afterwords import __version__
-from afterwords.errors import AfterwordsError
 from afterwords.models import Health
 from afterwords.server.auth import Credential, requires
 from afterwords.server.routes.responses import context_of, errors, json_response, state_of
@@ -39,16 +38,5 @@ async def readyz(request: Request) -> Response:
     A sweep that is off is shown, but does not make the server unready.
     """
     context_of(request).is_routine = True
-    server = state_of(request)
-    state = {"database": "ok", "storage": "ok", "backend": server.dispatcher.state}
-    is_ready = server.dispatcher.is_ready
-    for name, part in (("database", server.store), ("storage", server.blobs)):
-        try:
-            await part.check()
-        except AfterwordsError as error:
-            state[name], is_ready = error.code, False
-    try:
-        state["sweep"] = (await server.ownership.read()).sweep
-    except AfterwordsError as error:
-        state["sweep"] = error.code
+    is_ready, state = await state_of(request).monitoring.check()
     return JSONResponse({"status": "ready" if is_ready else "not ready", **state}, 200 if is_ready else 503)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from afterwords import __version__
 from afterwords.errors import AfterwordsError
@@ -15,6 +16,7 @@ from afterwords.server.concurrency import in_thread
 from afterwords.server.metrics import Metrics
 from afterwords.server.ports import Clock, Dispatcher, Store
 from afterwords.server.records import QueueState
+from afterwords.server.services.ownership import Ownership
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -38,7 +40,12 @@ class Monitoring:
     metrics: Metrics
     folder: Path
     count_workers: Callable[[], Mapping[str, int]]
+    ownership: Ownership
     _queue: tuple[float, Sequence[QueueState]] | None = field(default=None, init=False)
+    _started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._started = self.clock.monotonic()
 
     async def read_queue(self) -> Sequence[QueueState]:
         """Return the pending jobs of each backend, at most a second old.
@@ -50,6 +57,52 @@ class Monitoring:
         if self._queue is None or not 0 <= now - self._queue[0] < QUEUE_TTL_S:
             self._queue = now, await self.store.read_queue()
         return self._queue[1]
+
+    async def check(self) -> tuple[bool, dict[str, str]]:
+        """Check database, storage, backend and sweep. Return whether the server is ready, and the state of each.
+
+        A sweep that is off does not make it unready.
+        """
+        state = {"database": "ok", "storage": "ok", "backend": self.dispatcher.state}
+        is_ready = self.dispatcher.is_ready
+        for name, part in (("database", self.store), ("storage", self.ownership.blobs)):
+            try:
+                await part.check()
+            except AfterwordsError as error:
+                state[name], is_ready = error.code, False
+        try:
+            state["sweep"] = (await self.ownership.read()).sweep
+        except AfterwordsError as error:
+            state["sweep"] = error.code
+        return is_ready, state
+
+    async def read_status(self) -> dict[str, Any]:
+        """Return the state of the server as JSON; what the database does not answer is None."""
+        is_ready, state = await self.check()
+        hits, misses = (sum(metric.sums.values()) for metric in (self.metrics.cache_hits, self.metrics.cache_misses))
+        status: dict[str, Any] = {
+            "status": "ready" if is_ready else "not ready",
+            **state,
+            "version": __version__,
+            "uptime_s": round(self.clock.monotonic() - self._started),
+            "backends": list(self.dispatcher.backends),
+            "workers": dict(self.count_workers()),
+            "cache_hit_rate": round(hits / (hits + misses), 3) if hits + misses else None,
+            "disk_free_bytes": shutil.disk_usage(self.folder).free,
+            "waiting_jobs": None,
+            "running_jobs": None,
+            "oldest_job_s": None,
+            "servers": None,
+        }
+        with contextlib.suppress(AfterwordsError):  # shown as the state of the database
+            queue = await self.read_queue()
+            oldest_at = min((part.oldest_at for part in queue), default=None)
+            status["waiting_jobs"] = sum(part.waiting for part in queue)
+            status["running_jobs"] = sum(part.running for part in queue)
+            if oldest_at is not None:
+                status["oldest_job_s"] = round(max(0.0, (self.clock.now() - oldest_at).total_seconds()), 1)
+            status["servers"] = await self.store.count_servers()
+        return status
 
     async def render_metrics(self) -> bytes:
         """Return all metrics in the text format of Prometheus."""

@@ -44,6 +44,9 @@ class Database(Protocol):
     async def announce(self, *, monotonic: float) -> int:
         """Register this process as a server of the database until `leave`. Return the number of servers."""
 
+    async def count_servers(self, *, monotonic: float) -> int:
+        """Return the number of registered servers."""
+
     async def stay(self, *, monotonic: float) -> None:
         """Renew the registration of this process."""
 

@@ -30,4 +30,9 @@ def enter(connection: Connection, server_id: str, *, monotonic: float) -> int:
     is_dead = or_(servers.c.seen_at < monotonic - ALIVE_S, servers.c.seen_at > monotonic + ALIVE_S)
     connection.execute(delete(servers).where(is_dead))
     renew(connection, server_id, monotonic=monotonic)
-    return connection.execute(select(func.count()).select_from(servers)).scalar_one()
+    return count(connection, monotonic=monotonic)
+
+
+def count(connection: Connection, *, monotonic: float) -> int:
+    is_alive = servers.c.seen_at.between(monotonic - ALIVE_S, monotonic + ALIVE_S)
+    return connection.execute(select(func.count()).select_from(servers).where(is_alive)).scalar_one()

@@ -84,6 +84,9 @@ class SqlStore:
     async def announce(self) -> int:
         return await self.database.announce(monotonic=self._clock.monotonic())
 
+    async def count_servers(self) -> int:
+        return await self.database.count_servers(monotonic=self._clock.monotonic())
+
     async def open(self) -> bool:
         """Connect, and migrate the schema. Return whether the database is new.
 

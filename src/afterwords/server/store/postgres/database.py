@@ -221,6 +221,9 @@ class PostgresDatabase:
         self._server_id, self._renewed_at = new_id(), monotonic
         return await self.write(servers.enter, self._server_id, monotonic=monotonic)
 
+    async def count_servers(self, *, monotonic: float) -> int:
+        return await self.read(servers.count, monotonic=monotonic)
+
     async def stay(self, *, monotonic: float) -> None:
         if self._server_id is not None and not 0 <= monotonic - self._renewed_at < servers.RENEW_S:
             await self.write(servers.renew, self._server_id, monotonic=monotonic)

@@ -100,6 +100,9 @@ class SqliteDatabase:
     async def announce(self, *, monotonic: float) -> int:  # noqa: ARG002 - the system releases the locks of the dead
         return await asyncio.to_thread(self._presence.enter)
 
+    async def count_servers(self, *, monotonic: float) -> int:  # noqa: ARG002 - likewise
+        return await asyncio.to_thread(self._presence.enter)
+
     async def stay(self, *, monotonic: float) -> None:
         """Do nothing: a process holds its lock until it ends."""
 

@@ -25,7 +25,7 @@ class Presence:
         self._own: BaseFileLock | None = None
 
     def enter(self) -> int:
-        """Take a lock. Return the number of servers, including this one.
+        """Take a lock, unless this process has one. Return the number of servers, including this one.
 
         Raises:
             StorageFullError, FileError: A lock file can't be created.
@@ -38,6 +38,8 @@ class Presence:
                 path = self._database.with_name(f"{self._database.name}.server{number}")
                 if self._own is not None and not path.exists():
                     break
+                if self._own is not None and str(path) == self._own.lock_file:
+                    continue
                 lock = FileLock(path, timeout=0, mode=0o600)
                 try:
                     lock.acquire()
