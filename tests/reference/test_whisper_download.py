@@ -127,7 +127,7 @@ def transcribed(hub: Hub, home: Path, **settings: str) -> subprocess.CompletedPr
     )
 
 
-def test_missing_model_is_downloaded_with_progress(hub: Hub, tmp_path: Path) -> None:
+def test_missing_model_is_downloaded_once_with_progress(hub: Hub, tmp_path: Path) -> None:
     done = transcribed(hub, tmp_path)
     assert done.returncode == 0, done.stderr
     text, steps = json.loads(done.stdout)
@@ -141,14 +141,11 @@ def test_missing_model_is_downloaded_with_progress(hub: Hub, tmp_path: Path) -> 
     assert not [path for path, _ in hub.asked if path.startswith("/api/") and not path.startswith("/api/models/")]
     assert not [agent for _, agent in hub.asked if "torch" in agent or "agent/" in agent]
 
-
-def test_model_on_disk_makes_no_request(hub: Hub, tmp_path: Path) -> None:
-    assert transcribed(hub, tmp_path).returncode == 0
     hub.ranges.clear()
-    done = transcribed(hub, tmp_path)
-    assert done.returncode == 0, done.stderr
+    again = transcribed(hub, tmp_path)
+    assert again.returncode == 0, again.stderr
     assert hub.ranges == []
-    assert not [step for _, step in json.loads(done.stdout)[1] if step == "downloading"]
+    assert not [step for _, step in json.loads(again.stdout)[1] if step == "downloading"]
 
 
 def test_interrupted_download_resumes(hub: Hub, tmp_path: Path) -> None:
