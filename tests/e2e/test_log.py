@@ -49,4 +49,16 @@ def test_json_log_has_keys_and_a_second_server(tmp_path: Path) -> None:
     assert messages[-1] == "stopped"
     assert [message for message in messages if message.endswith(" stopped")]
     assert not [message for message in messages if "status -9" in message]
+    (submitted,) = [line for line in lines if line.get("route") == "/v1/synthesize"]
+    assert submitted["job_id"] == polls[0]["job_id"] == job_id
+    assert submitted["message"].endswith(f"request_id={submitted['request_id']} job_id={job_id}")
     assert served.key not in served.log.read_text()
+
+
+def test_json_line_of_a_failed_attempt_names_its_job(tmp_path: Path) -> None:
+    with serving(tmp_path / "home", {"AFTERWORDS_LOG": "json"}) as served, served.client() as client:
+        job_id = submit_text(client, register(client), "one fault-fail two")
+        wait_for_job(client, job_id)
+
+    (failed,) = [line for line in lines_of(served) if "the engine failed" in line["message"]]
+    assert (failed["level"], failed["job_id"]) == ("warning", job_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -25,6 +25,9 @@ def serve(
     library: Annotated[
         bool, typer.Option("--library/--no-library", help="Whether to offer the voices of this machine.")
     ] = True,
+    log_format: Annotated[
+        Literal["text", "json"] | None, typer.Option(help="Format of the log. (default: text)")
+    ] = None,
 ) -> None:
     """Serve the /v1 API: voices, speech and jobs for other programs. Ctrl-C stops it.
 
@@ -39,7 +42,7 @@ def serve(
     gc.freeze()
     gc.enable()
     serve_library = None if library else False  # without the flag, the setting decides
-    options = {"host": host, "port": port, "serve_library": serve_library}
+    options = {"host": host, "port": port, "serve_library": serve_library, "log": log_format}
     settings = load_settings(**{name: value for name, value in options.items() if value is not None})
 
     def show_key(minted: MintedKey) -> None:

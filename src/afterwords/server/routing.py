@@ -35,6 +35,7 @@ from afterwords.errors import (
     UnauthorizedError,
     error_type,
 )
+from afterwords.models import parse_id
 from afterwords.server.app_state import ServerState
 from afterwords.server.auth import Identity, RequestTask, Requirements
 from afterwords.server.records import ACTOR, Actor
@@ -224,6 +225,7 @@ class RequestContext:
     """One request and its response.
 
     Attributes:
+        job_id: The job that the request submitted.
         is_routine: Whether a success is logged at debug level only: a probe, or a poll of a pending job.
     """
 
@@ -236,6 +238,7 @@ class RequestContext:
     task: RequestTask | None = None
     status: int = 0
     is_routine: bool = False
+    job_id: str | None = None
     request_id: str = field(default_factory=lambda: str(uuid4()))
     headers: dict[bytes, list[bytes]] = field(init=False)
     _started: float = field(default_factory=time.perf_counter)
@@ -347,7 +350,7 @@ class RequestContext:
         if not log.isEnabledFor(level):
             return
         identity = self.identity or Identity()
-        facts = {
+        facts: dict[str, str | float] = {
             "method": self.scope["method"] if self.scope["method"].isalpha() else "?",
             "route": self.route,
             "status": self.status,
@@ -357,6 +360,9 @@ class RequestContext:
             "request_id": self.request_id,
         }
         line = "%(method)s %(route)s %(status)d %(ms).1fms account=%(account)s key=%(key)s request_id=%(request_id)s"
+        if job_id := self.job_id or parse_id(self.scope["path_params"].get("job_id", "")):
+            facts["job_id"] = job_id
+            line += " job_id=%(job_id)s"
         log.log(level, line, facts)
 
     def _check_size(self, n_bytes: int) -> None:

@@ -165,7 +165,7 @@ class _Line(logging.Formatter):
 
 
 class _JsonLine(logging.Formatter):
-    """Format a line as a JSON object: time (UTC), level, logger, message, and the fields of a request."""
+    """Format a line as a JSON object: time (UTC), level, logger, message, and the fields of a request or job."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -175,7 +175,11 @@ class _JsonLine(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        return json.dumps(facts | record.args if isinstance(record.args, dict) else facts)
+        if isinstance(record.args, dict):
+            facts |= record.args
+        elif isinstance(record.args, tuple) and record.msg.startswith("job %s"):
+            facts["job_id"] = record.args[0]
+        return json.dumps(facts)
 
 
 def _remove_traceback(record: logging.LogRecord) -> bool:

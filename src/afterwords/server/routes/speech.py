@@ -78,6 +78,8 @@ async def synthesize(
         webhook_url=check_url(body.webhook_url) if body.webhook_url else None,
     )
     result = await state.synthesis.submit(caller, options, idempotency_key=idempotency_key, listen=body.stream)
+    if isinstance(result, AcceptedJob):
+        context_of(request).job_id = result.job.job_id
     if isinstance(result, CachedSpeech):
         entry = result.entry
         response = await audio_response(
