@@ -40,7 +40,8 @@ STATUSES = {
     (429, 6): "limit_reached queue_full quota_exceeded rate_limited too_many_auth_failures "
     "too_many_concurrent_requests",
     (500, 1): "corrupt_voice error foreign_model library model_file newer_database newer_library "
-    "older_database speech_read",
+    "older_database speech_read"
+    " system_error unexpected_error",
     (500, 2): "database_refused insecure_server opened_twice server_not_empty server_running server_setup"
     " storage_refused",
     (500, 7): "job_cancelled job_error job_failed synthesis_failed",

@@ -80,7 +80,7 @@ class AfterwordsError(Exception):
     exit_code: int = 1
     retry_after_s: int | None = None
     request_id: str | None = None
-    codes: ClassVar[Mapping[str, Code]] = {}
+    codes: ClassVar[Mapping[str, Code]] = {"system_error": Code(), "unexpected_error": Code()}
 
     def __init_subclass__(cls, *, code: str = "", http_status: int = 0, exit_code: int = 0) -> None:
         cls.code = code or cls.code
@@ -755,7 +755,7 @@ def _classes() -> dict[str, type[AfterwordsError]]:
     client_side = (RemoteError, JobError, ServerSetupError)  # raised only where they are found
     waiting = [kind for kind in AfterwordsError.__subclasses__() if kind not in client_side]
     for kind in waiting:
-        for code in (kind.code, *kind.codes):
+        for code in (kind.code, *vars(kind).get("codes", ())):
             found.setdefault(code, kind)
         waiting += (sub for sub in kind.__subclasses__() if sub.__module__ == __name__)
     return found
