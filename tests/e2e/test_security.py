@@ -146,9 +146,10 @@ def secret_of(served: Served) -> bytes:
 def test_head_returns_headers_of_get_without_body(served: Served, first: Tenant, path: str) -> None:
     with httpx.Client(base_url=served.url) as anonymous:
         for client in (first.client, anonymous):
-            by_get, by_head = (call(client, method, path, **first.ids) for method in ("GET", "HEAD"))
-            status, headers, _ = without_request_id(by_get)
-            assert without_request_id(by_head) == (status, headers, "")
+            by_get, by_head = (without_request_id(call(client, each, path, **first.ids)) for each in ("GET", "HEAD"))
+            if path == "/metrics":  # its figures change with each request
+                del by_get[1]["content-length"], by_head[1]["content-length"]
+            assert by_head == (*by_get[:2], "")
 
 
 # -- tenants --------------------------------------------------------------------------------------------------

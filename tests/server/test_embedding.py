@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -24,7 +25,9 @@ from afterwords.errors import AfterwordsError, InvalidOptionError, ServerSetupEr
 from afterwords.server import Settings, create_app, load_settings, router
 from afterwords.server.auth import Credential
 from afterwords.server.routing import ApiRoute
+from afterwords.server.services.signing import worker_token
 from tests.audio.test_wav import RATE, tone
+from tests.cli.program import run
 from tests.e2e.served import ADMIN_SECRET, register, wait_until
 
 WAV: Final = canonical_wav(tone(5), RATE)
@@ -239,10 +242,15 @@ def test_dependencies_run_on_every_route(tmp_path: Path, where: str) -> None:
         key = client.post("/v1/keys", json={"label": "mine"}).json()["api_key"]
         wait_until(lambda: guard.finished == ["/voice/v1/keys"], what="the end of the dependency, after the response")
         del client.headers["X-Pass"]
+        create = run("workers", "token", "create", env={"AFTERWORDS_HOME": str(settings.home)})
+        with contextlib.closing(sqlite3.connect(settings.folder / "afterwords.db")) as rows:
+            [secret] = rows.execute("SELECT secret FROM server").fetchone()
         secrets = {
             Credential.ADMIN: ADMIN_SECRET,
             Credential.LOCAL_OR_ADMIN: ADMIN_SECRET,
             Credential.WORKER: WORKER_SECRET,
+            Credential.ATTEMPT: worker_token(secret, UNKNOWN_ID, 1),
+            Credential.WORKER_TOKEN: create.out.strip(),
         }
         failures = []
         for (method, path), requirements in REQUIREMENTS.items():
