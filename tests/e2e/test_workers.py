@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -412,6 +413,15 @@ def test_worker_stops_after_max_jobs(world: World) -> None:
     assert {world.wait_for(job_id) for job_id in jobs} == {"ready"}
 
 
+def test_signal_stops_the_last_job_of_a_worker(world: World) -> None:
+    worker = world.start_worker("--max-jobs", "1", AFTERWORDS_DRAIN_S="0")
+    job_id = world.submit(SLOW + "and on " * 300)
+    world.wait_for_step(job_id)
+    assert worker.stop() == 0
+    assert query_one(world.served, "SELECT returned FROM jobs WHERE job_id = ?", job_id) == 1
+    world.client.delete(f"/v1/jobs/{job_id}").raise_for_status()
+
+
 def test_worker_with_once_stops_when_no_job_waits(world: World) -> None:
     jobs = [world.submit(f"Waiting job number {number}.") for number in range(3)]
     worker = world.start_worker("--once")
@@ -503,6 +513,33 @@ def test_claim_of_a_worker_that_left_is_given_to_another(world: World) -> None:
     world.start_worker()
     assert world.wait_for(job_id) == "ready"
     assert count_attempts(world.served, job_id) == 1
+
+
+def test_prompt_of_an_old_transcript_is_not_stored(world: World) -> None:
+    voice_id = register(world.client)
+
+    @contextmanager
+    def claim() -> Iterator[tuple[str, httpx.Client, dict[str, str]]]:
+        submit_text(world.client, voice_id, unique("Prepared for a transcript."))
+        with world.served.client(world.token) as worker:
+            job = worker.post("/v1/workers/claim", json=claim_body(wait_s=5)).json()["job"]
+        parts = ["tone", "1", job["ref_sha256"], job["voice_lang"], job["ref_text"] or ""]
+        params = {"version": "1", "digest": sha256("\0".join(parts).encode()).hexdigest()}
+        path = f"/v1/jobs/{job['job_id']}"
+        with world.served.client(job["token"]) as attempt:
+            yield path, attempt, params
+            attempt.post(f"{path}/end", json={"outcome": "failed"}).raise_for_status()
+
+    with claim() as (path, attempt, params):
+        world.client.patch(f"/v1/voices/{voice_id}", json={"ref_text": "Another transcript."}).raise_for_status()
+        for part in ("checkpoint", "prompt"):
+            assert attempt.put(f"{path}/{part}", params=params, content=b"old").status_code == 409
+            assert attempt.get(f"{path}/{part}", params=params).status_code == 204
+    with claim() as (path, attempt, params):
+        for part in ("checkpoint", "prompt"):
+            assert attempt.get(f"{path}/{part}", params=params).status_code == 204
+            attempt.put(f"{path}/{part}", params=params, content=b"new").raise_for_status()
+            assert attempt.get(f"{path}/{part}", params=params).content == b"new"
 
 
 def test_attempt_token_opens_only_its_job(world: World) -> None:

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
 from typing import Any, Final
 
 from afterwords.models import Consent, JobStatus, Provenance, SpeechFormat
@@ -161,6 +162,11 @@ class StoredVoice:
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     home_id: str | None = None
     ref_grade: str | None = None
+
+    def prompt_digest(self, *kind: str, backend: str, version: str) -> str:
+        """Return a digest of everything that a prompt depends on, among it the recording and the transcript."""
+        parts = [backend, version, self.ref_sha256, self.lang, self.ref_text or "", *kind]
+        return sha256("\0".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 from collections.abc import Coroutine
-from typing import Final
 
 from afterwords.backends import registry
 from afterwords.client.profiles import Access
@@ -18,9 +17,6 @@ from afterwords.server.dispatch.local import LocalDispatcher, load_worker_config
 from afterwords.server.dispatch.protocol import Offer
 from afterwords.server.run import log_to_stderr
 from afterwords.server.settings import Settings
-
-FINISH_S: Final = 86_400.0
-"""How long the last jobs may run if no signal stops the worker."""
 
 
 def run_worker(
@@ -73,7 +69,8 @@ async def _run(settings: Settings, access: Access, token: str, *, once: bool, ma
         if not stopped.is_set():
             await dispatcher.start()
             await _until(stopped, queue.is_over.wait())
-            await dispatcher.stop(grace_s=settings.drain_s if stopped.is_set() else FINISH_S)
+            await _until(stopped, dispatcher.finish())
+            await dispatcher.stop(grace_s=settings.drain_s)
     finally:
         await queue.close()
     if queue.failure:

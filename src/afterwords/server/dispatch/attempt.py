@@ -36,6 +36,8 @@ OUTAGE: Final = (ServiceUnavailableError, StorageFullError)
 """Errors of a database or storage that may work again later."""
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 2.0
+CLAIM_MAX_S: Final = 10.0
+"""How long the last claim may take when the server stops; the job queue answers within 2 s."""
 OUT_OF_MEMORY_ATTEMPTS: Final = 2
 """What does not fit into a fresh process that does nothing else never will."""
 _LOG_STEP_PERCENT: Final = 10

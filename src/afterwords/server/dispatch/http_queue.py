@@ -127,8 +127,6 @@ class HttpJobQueue:
 
     async def claim(self, *, backends: Sequence[str], worker: str, skip_voices: Sequence[str] = ()) -> Claim | None:  # noqa: ARG002 - it has its own name
         self._interrupted.clear()
-        self._cache.expire()
-        self._claims.expire()
         if self.is_over.is_set():
             return None
         wait_s = 0 if self._once else POLL_MAX_S
@@ -177,20 +175,24 @@ class HttpJobQueue:
         return wav
 
     async def prompt(self, claim: Claim, *, version: str) -> bytes | None:
-        return await self._fetch(claim, "prompt", _digest(claim, version), version=version)
+        digest = _prompt_digest(claim, version)
+        return await self._fetch(claim, "prompt", digest, version=version, digest=digest)
 
     async def save_prompt(self, claim: Claim, *, version: str, prompt: bytes, is_fast: bool = False) -> None:
-        params = {"version": version, "is_fast": str(is_fast).lower()}
+        digest = _prompt_digest(claim, version)
+        params = {"version": version, "digest": digest, "is_fast": str(is_fast).lower()}
         await self._send(claim, "PUT", "prompt", params=params, content=prompt)
-        self._keep(("prompt", claim.voice.voice_id, _digest(claim, version)), prompt)
+        self._keep(("prompt", claim.voice.voice_id, digest), prompt)
 
     async def checkpoint(self, claim: Claim, *, version: str) -> bytes | None:
-        response = await self._send(claim, "GET", "checkpoint", params={"version": version})
+        params = {"version": version, "digest": _prompt_digest(claim, version)}
+        response = await self._send(claim, "GET", "checkpoint", params=params)
         return None if response.status_code == 204 else response.content
 
     async def save_checkpoint(self, claim: Claim, *, version: str, checkpoint: bytes) -> None:
         if len(checkpoint) <= PART_MAX_BYTES:
-            await self._send(claim, "PUT", "checkpoint", params={"version": version}, content=checkpoint)
+            params = {"version": version, "digest": _prompt_digest(claim, version)}
+            await self._send(claim, "PUT", "checkpoint", params=params, content=checkpoint)
 
     async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:
         claim, _ = self._find(job_id, attempt)
@@ -239,6 +241,8 @@ class HttpJobQueue:
                 return None
             settled = await self._request_claim([], [], wait_s=0)
             await asyncio.wait({poll}, timeout=SETTLE_S)
+            if settled is None and poll.done():  # given by another server, which does not know the second claim
+                return poll.result()
             return settled
         finally:
             for task in (poll, interruption):
@@ -267,6 +271,8 @@ class HttpJobQueue:
     async def _request_claim(
         self, backends: Sequence[str], skip_voices: Sequence[str], *, wait_s: float
     ) -> ClaimedJob | None:
+        self._cache.expire()
+        self._claims.expire()
         self._n_requests += 1
         body = ClaimBody(
             protocol=PROTOCOL,
@@ -318,9 +324,9 @@ class HttpJobQueue:
             upload.cancel()
         await self._send(claim, "POST", "end", json=body)
 
-    async def _fetch(self, claim: Claim, name: str, digest: str, **params: str) -> bytes | None:
+    async def _fetch(self, claim: Claim, name: str, cache_key: str, **params: str) -> bytes | None:
         """Fetch what belongs to a voice, or take it from the cache."""
-        key = (name, claim.voice.voice_id, digest)
+        key = (name, claim.voice.voice_id, cache_key)
         if (data := self._cache.get(key)) is not None:
             return data
         response = await self._send(claim, "GET", name, params=params)
@@ -389,11 +395,8 @@ class HttpJobQueue:
         raise refusal
 
 
-def _digest(claim: Claim, version: str) -> str:
-    """Return a digest of everything that a prompt depends on."""
-    voice = claim.voice
-    parts = [claim.job.backend, version, voice.ref_sha256, voice.lang, voice.ref_text or ""]
-    return sha256("\0".join(parts).encode()).hexdigest()
+def _prompt_digest(claim: Claim, version: str) -> str:
+    return claim.voice.prompt_digest(backend=claim.job.backend, version=version)
 
 
 def _parse(model: type[M], response: httpx.Response) -> M:

@@ -21,7 +21,7 @@ from afterwords.backends.memory import memory_bytes
 from afterwords.config import Config, load_config
 from afterwords.errors import BackendUnavailableError, InvalidOptionError
 from afterwords.server import failpoints
-from afterwords.server.dispatch.attempt import FIRST_PAUSE_S, LONGEST_PAUSE_S, Attempt
+from afterwords.server.dispatch.attempt import CLAIM_MAX_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, Attempt
 from afterwords.server.dispatch.audio_stream import AudioListener, AudioStreams
 from afterwords.server.dispatch.worker_process import WorkerLimits
 from afterwords.server.dispatch.worker_slot import BackendInfo, WorkerSlot
@@ -37,9 +37,7 @@ ATTEMPTS_MAX: Final = 32
 """Attempts at once for each process, including those whose audio is being delivered and waits in memory."""
 PREPARED_MAX: Final = 10_000
 """Voices that are known to have their prompts; to ask for one again costs a look into the storage."""
-CLAIM_MAX_S: Final = 10.0
-"""How long the last claim may take when the server stops; the job queue answers within 2 s."""
-_SECRET_PREFIXES: Final = ("AFTERWORDS_API_KEY", "AFTERWORDS_STRIPE_", "AFTERWORDS_WORKER_TOKEN", "AWS_")
+_SECRET_PREFIXES: Final = ("AFTERWORDS_API_KEY", "AFTERWORDS_STRIPE_", "AFTERWORDS_WORKER_TOKEN", "AWS_", "PGPASS")
 """Beginnings of variables that engines, which may be plug-ins, don't get; nor do they get the server's settings."""
 
 
@@ -115,6 +113,11 @@ class LocalDispatcher:
     def n_running(self) -> int:
         """Number of attempts that have not ended."""
         return len(self._attempts)
+
+    async def finish(self) -> None:
+        """Wait until no attempt runs."""
+        while self._attempts:
+            await asyncio.wait(self._attempts.values())
 
     def wake(self) -> None:
         self._woken.set()

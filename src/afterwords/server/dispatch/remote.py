@@ -18,7 +18,7 @@ from typing import BinaryIO, Final
 from cachetools import TTLCache
 
 from afterwords.errors import InvalidRequestError, StaleAttemptError
-from afterwords.server.dispatch.attempt import FIRST_PAUSE_S, LONGEST_PAUSE_S, OUTAGE
+from afterwords.server.dispatch.attempt import CLAIM_MAX_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, OUTAGE
 from afterwords.server.dispatch.audio_stream import AudioListener, AudioStream, AudioStreams
 from afterwords.server.dispatch.protocol import ClaimBody, EndBody, HeartbeatBody
 from afterwords.server.ports import AttemptQueue, Dispatcher, Listener
@@ -154,6 +154,9 @@ class RemoteDispatcher:
         self._is_stopping = True
         for poll in self._polls.values():
             poll.end()
+        self.wake()
+        if self._running:  # a claim in progress is not cut off: its job would wait until its lease expires
+            await asyncio.wait(self._running[:1], timeout=CLAIM_MAX_S)
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -218,7 +221,7 @@ class RemoteDispatcher:
     async def _give_jobs(self) -> None:
         """Claim jobs for the workers that wait, with one look at the queue for all that want the same."""
         pause_s = FIRST_PAUSE_S
-        while True:
+        while not self._is_stopping:
             self._woken.clear()
             try:
                 await self._give_waiting_jobs()

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from afterwords import __version__
-from afterwords.errors import InvalidRequestError, MalformedWavError, SynthesisError
+from afterwords.errors import InvalidRequestError, MalformedWavError, StaleAttemptError, SynthesisError
 from afterwords.models import parse_id
 from afterwords.server.auth import JSON_MAX_BYTES, Credential, requires
 from afterwords.server.concurrency import while_connected
@@ -29,7 +29,7 @@ from afterwords.server.dispatch.protocol import (
     HeartbeatBody,
     Hello,
 )
-from afterwords.server.records import StoredJob
+from afterwords.server.records import Claim, StoredJob
 from afterwords.server.routes.responses import (
     JobId,
     context_of,
@@ -47,6 +47,8 @@ router = APIRouter(tags=["workers"])
 
 M = TypeVar("M", bound=BaseModel)
 PromptVersion = Annotated[str, Query(min_length=1, max_length=200)]
+PromptDigest = Annotated[str, Query(pattern="^[0-9a-f]{64}$")]
+"""See `StoredVoice.prompt_digest`: the transcript may have changed since the claim."""
 
 NO_STORE: Final = {"Cache-Control": "no-store"}
 BYTES_PER_SECOND: Final = 2 * 48_000
@@ -185,38 +187,48 @@ async def get_reference(request: Request, job_id: JobId) -> Response:
 
 @router.get("/v1/jobs/{job_id}/prompt", include_in_schema=False)
 @requires(Credential.ATTEMPT)
-async def get_prompt(request: Request, job_id: JobId, version: PromptVersion) -> Response:
+async def get_prompt(request: Request, job_id: JobId, version: PromptVersion, digest: PromptDigest) -> Response:
     """Return the stored prompt of the voice; 204 if there is none."""
     queue = state_of(request).workers.queue
-    return _part(await queue.prompt(await queue.find_claim(job_id, _attempt(request)), version=version))
+    claim = await queue.find_claim(job_id, _attempt(request))
+    return _part(await queue.prompt(claim, version=version) if _is_same(claim, version, digest) else None)
 
 
 @router.put("/v1/jobs/{job_id}/prompt", include_in_schema=False)
 @requires(Credential.ATTEMPT, max_body_bytes=PART_MAX_BYTES)
 async def put_prompt(
-    request: Request, job_id: JobId, version: PromptVersion, is_fast: Annotated[bool, Query()] = False
+    request: Request,
+    job_id: JobId,
+    version: PromptVersion,
+    digest: PromptDigest,
+    is_fast: Annotated[bool, Query()] = False,
 ) -> Response:
     """Store a prompt of the voice, also when the job has its audio already."""
     queue, prompt = state_of(request).workers.queue, await request.body()
     claim = await queue.find_claim(job_id, _attempt(request), may_be_final=True)
+    if not _is_same(claim, version, digest):
+        raise StaleAttemptError
     await queue.save_prompt(claim, version=version, prompt=prompt, is_fast=is_fast)
     return _ok()
 
 
 @router.get("/v1/jobs/{job_id}/checkpoint", include_in_schema=False)
 @requires(Credential.ATTEMPT)
-async def get_checkpoint(request: Request, job_id: JobId, version: PromptVersion) -> Response:
+async def get_checkpoint(request: Request, job_id: JobId, version: PromptVersion, digest: PromptDigest) -> Response:
     """Return where an earlier preparation of the voice stopped; 204 if it is not known."""
     queue = state_of(request).workers.queue
-    return _part(await queue.checkpoint(await queue.find_claim(job_id, _attempt(request)), version=version))
+    claim = await queue.find_claim(job_id, _attempt(request))
+    return _part(await queue.checkpoint(claim, version=version) if _is_same(claim, version, digest) else None)
 
 
 @router.put("/v1/jobs/{job_id}/checkpoint", include_in_schema=False)
 @requires(Credential.ATTEMPT, max_body_bytes=PART_MAX_BYTES)
-async def put_checkpoint(request: Request, job_id: JobId, version: PromptVersion) -> Response:
+async def put_checkpoint(request: Request, job_id: JobId, version: PromptVersion, digest: PromptDigest) -> Response:
     """Store how far the preparation of the voice is."""
     queue, checkpoint = state_of(request).workers.queue, await request.body()
     claim = await queue.find_claim(job_id, _attempt(request))
+    if not _is_same(claim, version, digest):
+        raise StaleAttemptError
     await queue.save_checkpoint(claim, version=version, checkpoint=checkpoint)
     return _ok()
 
@@ -234,6 +246,11 @@ def _attempt(request: Request) -> int:
     attempt = identity_of(request).attempt
     assert attempt is not None, "the route requires the token of an attempt"
     return attempt
+
+
+def _is_same(claim: Claim, version: str, digest: str) -> bool:
+    """Return whether the voice still has the recording and the transcript that the worker knows."""
+    return claim.voice.prompt_digest(backend=claim.job.backend, version=version) == digest
 
 
 def _part(data: bytes | None) -> Response:

@@ -131,8 +131,6 @@ def with_digest(data: bytes) -> bytes:
 
 
 def prompt_path_of(voice: StoredVoice, backend: str, version: str, kind: PromptKind) -> str:
-    """Return the path of a prompt or checkpoint. It depends on version, recording and transcript."""
-    parts = [backend, version, voice.ref_sha256, voice.lang, voice.ref_text or ""]
-    if kind is not PromptKind.FULL:
-        parts.append(kind)
-    return prompt_path(voice.voice_id, sha256("\0".join(parts).encode()).hexdigest())
+    """Return the path of a prompt or checkpoint."""
+    further = () if kind is PromptKind.FULL else (kind,)
+    return prompt_path(voice.voice_id, voice.prompt_digest(*further, backend=backend, version=version))

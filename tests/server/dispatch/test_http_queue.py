@@ -1,0 +1,113 @@
+"""Tests of the queue of remote workers against a server of which only the answers to claims matter."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from afterwords.client.profiles import Access
+from afterwords.server.dispatch import http_queue
+from afterwords.server.dispatch.http_queue import HttpJobQueue
+from tests.server.dispatch.memory_queue import DEADLINE_S
+
+pytestmark = pytest.mark.anyio
+JOB = {
+    "token": "awt_1.x",
+    "lease_s": 15,
+    "is_streamed": False,
+    "job_id": "31c3c1a6-0d5c-4bd4-a8cf-1b5eb6e0a3f1",
+    "attempt": 1,
+    "returned": 0,
+    "backend": "tone",
+    "lang": "en",
+    "text": "A text.",
+    "speed": 1,
+    "seed": None,
+    "voice_id": "3a07b2f8-4a3c-4f43-9a4e-8f1f6f9d5d0e",
+    "voice_lang": "en",
+    "ref_sha256": "0" * 64,
+    "ref_text": None,
+}
+
+
+@contextmanager
+def serve_claims(answer: Callable[[dict[str, Any]], object]) -> Iterator[str]:
+    """Answer each claim with a job, and yield the URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            content = json.dumps({"job": answer(body)}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+async def test_job_that_another_server_gives_late_is_taken() -> None:
+    """Of two servers behind one address, the one that ends the wait does not know the poll at the other one."""
+    asked, ended = threading.Event(), threading.Event()
+
+    def answer(body: dict[str, Any]) -> object:
+        if not body["backends"]:
+            ended.set()
+            return None
+        asked.set()
+        assert ended.wait(DEADLINE_S)
+        return JOB
+
+    with serve_claims(answer) as url:
+        queue = HttpJobQueue(Access(url), "awp_x", name="test")
+        claiming = asyncio.create_task(queue.claim(backends=["tone"], worker="w"))
+        await asyncio.to_thread(asked.wait, DEADLINE_S)
+        queue.interrupt()
+        claim = await claiming
+        await queue.close()
+    assert claim is not None
+    assert claim.job.job_id == JOB["job_id"]
+
+
+async def test_idle_worker_forgets_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_queue, "CACHE_TTL_S", 0.05)
+    recording = b"a voice" * 1000
+    n_before = sys.getrefcount(recording)
+    asked = threading.Semaphore(0)
+
+    def answer(body: dict[str, Any]) -> object:
+        asked.release()
+        return None
+
+    with serve_claims(answer) as url:
+        queue = HttpJobQueue(Access(url), "awp_x", name="test")
+        waiting = asyncio.create_task(queue.claim(backends=["tone"], worker="w"))
+        await asyncio.to_thread(asked.acquire)
+        queue._keep(("reference", "voice", "digest"), recording)
+        assert sys.getrefcount(recording) > n_before
+        async with asyncio.timeout(DEADLINE_S):
+            while sys.getrefcount(recording) > n_before:
+                await asyncio.to_thread(asked.acquire)
+        queue.interrupt()
+        await waiting
+        await queue.close()
