@@ -126,7 +126,7 @@ async def test_limit_of_a_key_is_exact_across_servers(world: World, second: Worl
     assert await world.characters_used() == 260
 
 
-async def test_job_that_fails_while_its_voice_is_deleted_is_refunded_once(
+async def test_job_failing_while_its_voice_is_deleted_is_refunded_once(
     world: World, second: World, shared_url: str
 ) -> None:
     ann = await world.caller()
