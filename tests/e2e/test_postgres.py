@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.cli.program import run
-from tests.e2e.served import Served, register, submit_text, wait_for_job
+from tests.e2e.served import ADMIN_SECRET, Served, register, submit_text, wait_for_job
 from tests.postgres import PASSWORD, PostgresServer, running_postgres
 
 
@@ -62,6 +62,15 @@ def test_job_of_one_machine_is_spoken_by_another(machines: tuple[Served, Served]
     assert "2 servers share this database" in speaking.log.read_text()
     assert PASSWORD not in accepting.log.read_text() + speaking.log.read_text()
     assert (accepting.stop(), speaking.stop()) == (0, 0)
+
+
+def test_nul_is_refused(postgres: PostgresServer, tmp_path: Path) -> None:
+    served = Served(tmp_path / "home", {"AFTERWORDS_DATABASE_URL": postgres.url(postgres.create_database())}).start()
+    with served.client() as client, served.client(ADMIN_SECRET) as admin:
+        answers = [client.get(path, params={"after": "a\0b"}) for path in ("/v1/jobs", "/v1/voices")]
+        answers += [admin.post("/v1/keys", json={name: "a\0b"}) for name in ("label", "account_id", "for_key")]
+    assert [(answer.status_code, answer.json()["error"]["code"]) for answer in answers] == [(422, "invalid_field")] * 5
+    served.stop()
 
 
 def test_database_that_can_not_be_used_is_one_line(postgres: PostgresServer) -> None:

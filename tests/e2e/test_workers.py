@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from hashlib import sha256
@@ -24,7 +25,7 @@ import pytest
 from afterwords.server.dispatch.protocol import PROTOCOL
 from tests.cli.program import run
 from tests.e2e.invariants import count_attempts, query_one
-from tests.e2e.served import DEADLINE_S, Served, register, submit_text, wait_for_job, wait_until
+from tests.e2e.served import DEADLINE_S, RECORDING, Served, register, submit_text, wait_for_job, wait_until
 
 SLOW = "fault-slow, four characters every 50 ms, so that this lasts about two seconds: " + "and on " * 12
 LEASE_S = 3
@@ -540,6 +541,25 @@ def test_prompt_of_an_old_transcript_is_not_stored(world: World) -> None:
             assert attempt.get(f"{path}/{part}", params=params).status_code == 204
             attempt.put(f"{path}/{part}", params=params, content=b"new").raise_for_status()
             assert attempt.get(f"{path}/{part}", params=params).content == b"new"
+
+
+def test_repeated_delivery_of_long_audio_succeeds(world: World) -> None:
+    job_id = world.submit("Delivered twice, since the first answer was lost.")
+    with world.served.client(world.token) as worker:
+        job = worker.post("/v1/workers/claim", json=claim_body(wait_s=5)).json()["job"]
+    with world.served.client(job["token"]) as attempt:
+        for _ in range(2):
+            headers = {"X-Content-SHA256": sha256(RECORDING).hexdigest()}
+            assert attempt.put(f"/v1/jobs/{job_id}/audio", content=RECORDING, headers=headers).status_code == 200
+        body = {"job_id": job_id, "wav_b64": b64encode(RECORDING).decode()}
+        assert attempt.post(f"/v1/jobs/{job_id}/complete", json=body).status_code == 200
+    assert world.wait_for(job_id) == "ready"
+
+
+def test_voices_to_skip_are_ids(world: World) -> None:
+    with world.served.client(world.token) as worker:
+        answer = worker.post("/v1/workers/claim", json=claim_body(skip_voices=["a\0b"]))
+    assert answer.status_code == 422
 
 
 def test_attempt_token_opens_only_its_job(world: World) -> None:

@@ -59,7 +59,7 @@ class ClaimBody(Hello):
     number: Annotated[int, Field(ge=0)]
     offers: Annotated[dict[Name, Offer], Field(max_length=64)]
     backends: Annotated[list[Name], Field(max_length=64)]
-    skip_voices: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=1024)]
+    skip_voices: Annotated[list[Annotated[str, Field(pattern="^[0-9a-f-]{36}$")]], Field(max_length=1024)]
     wait_s: Annotated[float, Field(ge=0, le=POLL_MAX_S, allow_inf_nan=False)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 
 from afterwords.models import (
     NAME_MAX_CHARS,
@@ -17,6 +17,16 @@ from afterwords.models import (
     UtcTime,
 )
 from afterwords.server.records import Scope
+
+
+def _without_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("it must not contain NUL characters")
+    return value
+
+
+StorableText = Annotated[str, AfterValidator(_without_nul)]
+"""A text without NUL, which Postgres does not store."""
 
 
 class RequestBody(BaseModel):
@@ -50,17 +60,19 @@ class ErrorBody(ResponseBody):
 class NewKeyBody(RequestBody):
     """Parameters of a new API key."""
 
-    label: str | None = Field(default=None, max_length=NAME_MAX_CHARS, description="Label of the key.")
+    label: StorableText | None = Field(default=None, max_length=NAME_MAX_CHARS, description="Label of the key.")
     scopes: list[Annotated[Scope, Strict(False)]] = Field(
         default=[], max_length=8, description="Scopes of the key; empty: all."
     )
     character_limit: int | None = Field(
         default=None, ge=0, lt=2**53, description="Characters per calendar month; omitted: unlimited."
     )
-    account_id: str | None = Field(
+    account_id: StorableText | None = Field(
         default=None, max_length=36, description="Account of the key; omitted: a new one, or that of `for_key`."
     )
-    for_key: str | None = Field(default=None, max_length=36, description="ID of a key whose account the key joins.")
+    for_key: StorableText | None = Field(
+        default=None, max_length=36, description="ID of a key whose account the key joins."
+    )
 
 
 class RotateBody(RequestBody):

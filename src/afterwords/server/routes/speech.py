@@ -29,7 +29,7 @@ from afterwords.server.routes.responses import (
     list_response,
     state_of,
 )
-from afterwords.server.routes.schemas import JobAccepted, JobListed, JobShown, SynthesizeBody
+from afterwords.server.routes.schemas import JobAccepted, JobListed, JobShown, StorableText, SynthesizeBody
 from afterwords.server.services.synthesis import AcceptedJob, CachedSpeech, SynthesisRequest
 from afterwords.server.services.voices import find_voice
 from afterwords.server.webhooks import check_url
@@ -118,7 +118,7 @@ async def list_jobs(
     request: Request,
     status: Annotated[JobStatus | None, Query(description="Only jobs with this status.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="Jobs per page.")] = 100,
-    after: Annotated[str | None, Query(max_length=64, description="Start after this job_id.")] = None,
+    after: Annotated[StorableText | None, Query(max_length=64, description="Start after this job_id.")] = None,
 ) -> Response:
     """List the jobs of the account, newest first. A Link header leads to the next page."""
     jobs = await state_of(request).store.list_jobs(

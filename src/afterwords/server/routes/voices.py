@@ -25,7 +25,7 @@ from afterwords.server.routes.responses import (
     request_body,
     state_of,
 )
-from afterwords.server.routes.schemas import VoiceCreated, VoiceListed, VoicePatch, VoiceShown
+from afterwords.server.routes.schemas import StorableText, VoiceCreated, VoiceListed, VoicePatch, VoiceShown
 from afterwords.server.routing import MULTIPART_OVERHEAD_BYTES
 from afterwords.server.services.voices import VoiceFields, find_voice
 from afterwords.server.spool import open_spool
@@ -97,7 +97,7 @@ async def create_voice(request: Request, idempotency_key: IdempotencyKey = None)
 async def list_voices(
     request: Request,
     limit: Annotated[int | None, Query(ge=1, le=1000, description="Voices per page; omitted: all.")] = None,
-    after: Annotated[str | None, Query(max_length=64, description="Start after this voice_id.")] = None,
+    after: Annotated[StorableText | None, Query(max_length=64, description="Start after this voice_id.")] = None,
 ) -> Response:
     """List the voices of the account, oldest first. With a limit, a Link header leads to the next page."""
     voices = await state_of(request).store.list_voices(

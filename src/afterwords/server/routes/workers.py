@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from afterwords import __version__
 from afterwords.errors import InvalidRequestError, MalformedWavError, StaleAttemptError, SynthesisError
-from afterwords.models import parse_id
+from afterwords.models import SPEED_MIN, parse_id
 from afterwords.server.auth import JSON_MAX_BYTES, Credential, requires
 from afterwords.server.concurrency import while_connected
 from afterwords.server.dispatch.protocol import (
@@ -41,7 +41,7 @@ from afterwords.server.routes.responses import (
 )
 from afterwords.server.routes.schemas import CompleteBody, Completed
 from afterwords.server.spool import open_spool
-from afterwords.text import max_speech_s
+from afterwords.text import MAX_REQUEST_CHARS, max_speech_s
 
 router = APIRouter(tags=["workers"])
 
@@ -53,6 +53,8 @@ PromptDigest = Annotated[str, Query(pattern="^[0-9a-f]{64}$")]
 NO_STORE: Final = {"Cache-Control": "no-store"}
 BYTES_PER_SECOND: Final = 2 * 48_000
 """Largest rate of speech as 16-bit mono."""
+LONGEST_S: Final = max_speech_s("x" * MAX_REQUEST_CHARS, speed=SPEED_MIN)
+"""Longest speech of any text."""
 RESULT: Final = {
     **errors(
         _400="missing_field, invalid_json, bad_request, invalid_host",
@@ -77,11 +79,11 @@ async def complete(request: Request, job_id: JobId) -> Response:
     with open_spool(state_of(request).settings.folder) as file:
         await _spool_body(request, job, file, expansion=4 / 3)
         content = file.read()
+    if job is None:
+        return _ok()
     body = _parse_body(CompleteBody, content)
     if parse_id(body.job_id) != job_id:
         raise InvalidRequestError.invalid_field("job_id", rule="it must be the job of the path")
-    if job is None:
-        return _ok()
     completion = state_of(request).completion
     if body.error is not None:
         await completion.fail(job_id, job.attempt, error="synthesis_failed")
@@ -278,6 +280,8 @@ def _parse_body(model: type[M], content: bytes) -> M:
 async def _spool_body(request: Request, job: StoredJob | None, file: BinaryIO, *, expansion: float = 1) -> str:
     """Write the body to a file and return its SHA-256 in hex.
 
+    Of a job that already has a result, it is read, but not written: the worker may have lost the answer.
+
     Args:
         expansion: How much larger the body is than its audio.
 
@@ -285,7 +289,7 @@ async def _spool_body(request: Request, job: StoredJob | None, file: BinaryIO, *
         SynthesisError: The audio is longer than speech of the text can be; the job has failed.
         InvalidRequestError: As above, but the job already has a result.
     """
-    longest_s = max_speech_s(job.text or "", speed=job.speed) if job else 0
+    longest_s = max_speech_s(job.text or "", speed=job.speed) if job else LONGEST_S
     maximum = JSON_MAX_BYTES + round(expansion * longest_s * BYTES_PER_SECOND)
     n_bytes, digest = 0, sha256()
     async for piece in request.stream():
@@ -298,7 +302,8 @@ async def _spool_body(request: Request, job: StoredJob | None, file: BinaryIO, *
                 job, SynthesisError.runaway(duration_s=at_least_s, maximum_s=longest_s)
             )
         digest.update(piece)
-        file.write(piece)
+        if job is not None:
+            file.write(piece)
     file.seek(0)
     return digest.hexdigest()
 
