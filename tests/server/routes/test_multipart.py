@@ -235,14 +235,11 @@ def test_file_of_another_type_is_refused(kind: bytes) -> None:
 
 
 @pytest.mark.parametrize("size", [6, 70_000, 3 * CAP])
-@pytest.mark.parametrize(
-    ("name", "shown"), [("audio", "'audio'"), ("s\xf6und", r"'s\\xf6und'"), ("x" * 99, f"'{'x' * 40}'")]
-)
-def test_file_in_an_unknown_field_is_refused(name: str, shown: str, size: int) -> None:
+@pytest.mark.parametrize("name", ["audio", "s\xf6und", "canary"])
+def test_file_in_an_unknown_field_is_refused(name: str, size: int) -> None:
     other = part(f'form-data; name="{name}"; filename="a.wav"'.encode("latin-1"), b"canary" * (size // 6))
-    expected = f"{shown}.*ref_audio"
     for sent in (body(text(b"name", b"me"), other), body(part(FILE, b"RIFF"), other)):
-        with pytest.raises(InvalidRequestError, match=expected, check=has_code("missing_field")) as error:
+        with pytest.raises(InvalidRequestError, match="ref_audio", check=has_code("missing_field")) as error:
             read(*in_chunks(sent))
         assert (error.value.http_status, error.value.param) == (400, "ref_audio")
         assert "canary" not in str(error.value)

@@ -31,7 +31,6 @@ _EVENTS: Final = (
 )
 _PARTS_MAX: Final = 32
 _HEADER_MAX_BYTES: Final = 8 * 1024  # of one part
-_SHOWN_CHARS: Final = 40
 _PLAIN_ENCODINGS: Final = (b"binary", b"8bit", b"7bit")
 
 
@@ -179,7 +178,7 @@ class _FormReader:
         elif name not in self._text_fields:
             if b"filename" in options:
                 raise InvalidRequestError(
-                    f"The file is in an unknown field, {name[:_SHOWN_CHARS]!a}; expected {self._file_field}.",
+                    f"The file is in an unknown field instead of {self._file_field}.",
                     code="missing_field",
                     hint=f"send the file as {self._file_field}.",
                     param=self._file_field,
