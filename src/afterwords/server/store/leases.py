@@ -16,6 +16,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
+    not_,
     or_,
     select,
     update,
@@ -120,7 +121,9 @@ _REQUEUE_EXPIRED = (
     .values(lease_expires=None, worker=None)
     .returning(jobs.c.job_id)
 )
-_FAIL_EXPIRED = ending(JobStatus.FAILED, error="worker_lost").where(jobs.c.seq.in_(_REAPED.where(_IS_EXPIRED)))
+_FAIL_EXPIRED = ending(JobStatus.FAILED, error="worker_lost").where(
+    jobs.c.seq.in_(_REAPED.where(_IS_EXPIRED, not_(_HAS_ATTEMPTS)))
+)
 
 
 def is_any_waiting(connection: Connection, backends: Sequence[str], skip_voices: Sequence[str]) -> bool:
@@ -237,5 +240,5 @@ def is_any_expired(connection: Connection, *, monotonic: float) -> bool:
 def reap(connection: Connection, *, max_attempts: int, now: datetime, monotonic: float) -> ReapResult:
     values = {"monotonic": monotonic, "max_attempts": max_attempts}
     requeued = connection.execute(_REQUEUE_EXPIRED, values).scalars().all()
-    failed = end(connection, _FAIL_EXPIRED, {"monotonic": monotonic}, now=now, monotonic=monotonic)
+    failed = end(connection, _FAIL_EXPIRED, values, now=now, monotonic=monotonic)
     return ReapResult(tuple(requeued), tuple(failed))

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import Connection, event
 
 from afterwords.errors import AfterwordsError, DatabaseUnavailableError
 from afterwords.models import JobStatus
 from afterwords.server.ports import Store
-from afterwords.server.records import AttemptResult, Caller, StoredJob, StoredVoice, VoiceChanges
-from afterwords.server.store import SqlStore
+from afterwords.server.records import AttemptResult, Caller, ReapResult, StoredJob, StoredVoice, VoiceChanges
+from afterwords.server.store import SqlStore, leases
 from tests.contracts.store_world import MANY, ManualClock, World, audio, digest, request
 from tests.postgres import Pooler, PostgresServer
 
@@ -61,6 +62,26 @@ async def test_server_whose_clock_lags_expires_no_lease(world: World, shared_url
     assert not reaped.requeued
     assert (await world.reload(job)).attempt == 1
     assert await world.store.heartbeat(job.job_id, 1, lease_s=15)
+
+
+async def test_locked_job_whose_lease_expired_is_not_failed(
+    world: World, store: SqlStore, clock: ManualClock, shared_url: str
+) -> None:
+    """A writer may unlock it after the reaper has skipped it, and before the reaper fails others."""
+    job = await world.add_claimed_job()
+    clock.advance(60)
+    with psycopg.connect(shared_url) as writer:
+        writer.execute("SELECT 1 FROM jobs FOR KEY SHARE")
+
+        def reap(connection: Connection) -> ReapResult:
+            event.listen(connection, "after_cursor_execute", lambda *_: writer.commit())
+            return leases.reap(connection, max_attempts=3, now=clock.now(), monotonic=clock.monotonic())
+
+        reaped = await store.database.write(reap)
+
+    assert reaped == ReapResult()
+    assert (await world.reload(job)).status is JobStatus.PENDING
+    assert (await store.reap(max_attempts=3)).requeued == (job.job_id,)
 
 
 async def test_clock_of_a_server_follows_the_database(shared_url: str, tmp_path: Path) -> None:
