@@ -62,7 +62,7 @@ def assert_refused(client: httpx.Client, method: str, url: str, *, status: int, 
     """Check that a request fails in time, with an error of the API."""
     began = time.monotonic()
     answer = client.request(method, url, **request)
-    assert time.monotonic() - began < ANSWER_S + 0.5, "the deadline and the overhead of a busy machine"
+    assert time.monotonic() - began < ANSWER_S + 3, "the deadline and the overhead of a busy machine"
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     if status == 503:
         assert int(answer.headers["retry-after"]) >= 1
