@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -128,6 +129,9 @@ def test_metrics_answer_only_this_machine_or_the_admin(tmp_path: Path) -> None:
         assert httpx.get(f"{served.url}/metrics").status_code == 200
         forwarded = httpx.get(f"{served.url}/metrics", headers={"X-Forwarded-For": "127.0.0.1"})
         assert forwarded.status_code == 401
+        with socket.create_connection((httpx.URL(served.url).host, httpx.URL(served.url).port or 80)) as nginx:
+            nginx.sendall(b"GET /metrics HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")  # as nginx does by default
+            assert nginx.makefile("rb").readline().split()[1] == b"401"
 
 
 def test_metrics_count_a_crashed_worker_and_its_job(served: Served) -> None:

@@ -47,7 +47,9 @@ MULTIPART_OVERHEAD_BYTES: Final = 64 * 1024
 """How much a multipart form may add to the file that it carries: text fields, headers, boundaries."""
 BODY_RATE_MIN: Final = 8 * 1024
 """Bytes per second. A body that takes longer than the timeout must arrive at this rate at least."""
-PROXY_HEADERS: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"})
+PROXY_HEADERS: Final = frozenset(
+    {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip", b"via"}
+)
 _LONE_SURROGATE: Final = ("surrogate", "end of hex escape")
 """How pydantic's JSON parser reports an escape that stands for half a character."""
 
@@ -280,7 +282,8 @@ class RequestContext:
             self.scope["path_params"].get("job_id", "").lower(),
             peer=(self.scope.get("client") or ("",))[0],
             forwarded=self.headers.get(b"x-forwarded-for", ()),
-            is_proxied=not PROXY_HEADERS.isdisjoint(self.headers),
+            # Without settings, nginx sets no header, and speaks HTTP/1.0.
+            is_proxied=not PROXY_HEADERS.isdisjoint(self.headers) or self.scope.get("http_version") == "1.0",
         )
         if requirements.scope is not KeyScope.SYNTHESIZE:  # with this scope nothing is audited
             ACTOR.set(Actor(self.identity.key_id or ("admin" if self.identity.is_admin else "worker"), self.request_id))
