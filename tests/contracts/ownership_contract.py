@@ -18,6 +18,7 @@ from afterwords.server.ports import Blobs
 from afterwords.server.services.deliveries import Deliveries
 from afterwords.server.services.housekeeping import Housekeeping
 from afterwords.server.services.ownership import MARK_PATH, Ownership, OwnershipStatus, database_id
+from afterwords.server.settings import Settings
 from afterwords.server.store import SqlStore
 from tests.contracts.blobs_contract import everything
 from tests.contracts.store_world import ManualClock, World
@@ -57,10 +58,7 @@ class Sweeper:
             dispatcher=NOTHING,
             events=NOTHING,
             deliveries=Deliveries(self.store, self.clock, NOTHING),
-            max_attempts=3,
-            reap_interval_s=1,
-            sweep_interval_s=600,
-            sweep_grace_s=GRACE_S,
+            settings=Settings(sweep_grace_s=GRACE_S),
         )
         return await keeping.sweep()
 

@@ -73,10 +73,12 @@ class ServerState:
     monitoring: Monitoring
     home: HomeVoices
     ownership: Ownership
-    encoding: FairSemaphore
     encoded: AudioCache
-    receiving: ConcurrencyLimit
-    uploading: FairSemaphore
+    encoding: FairSemaphore = field(default_factory=lambda: FairSemaphore(MAX_ENCODING), init=False)
+    uploading: FairSemaphore = field(default_factory=lambda: FairSemaphore(MAX_UPLOADS), init=False)
+    receiving: ConcurrencyLimit = field(
+        default_factory=lambda: ConcurrencyLimit(MAX_UPLOADS_PER_ACCOUNT, doing="uploads under way"), init=False
+    )
     _stopping: list[asyncio.Task[None]] = field(default_factory=list, init=False, repr=False)
 
     def begin_stop(self) -> asyncio.Task[None]:
@@ -135,7 +137,7 @@ async def open_server(settings: Settings) -> AsyncIterator[ServerState]:
 
 
 def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) -> ServerState:
-    blobs, metrics = open_storage(settings), Metrics()
+    blobs, decoding, metrics = open_storage(settings), DecodingPool(), Metrics()
     ownership = Ownership(store, blobs, database_id(secret))
     events, audio_cache = JobEvents(), AudioCache()
     encoded = AudioCache(ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES)
@@ -159,7 +161,6 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
 
     store.subscribe(on_waiting=dispatcher.wake, on_final=on_final)
     keys = KeyService(store, on_cancelled=on_cancelled)
-    decoding = DecodingPool()
     voices = VoiceService(store, blobs, recordings, clock, catalog, decoding, (audio_cache, encoded), ownership)
     home = HomeVoices(recordings.library, store, voices, catalog)
     limits = QueueLimits(settings.max_pending_jobs, settings.max_pending_jobs_per_account)
@@ -185,28 +186,14 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
             dispatcher=dispatcher,
             events=events,
             deliveries=Deliveries(store, clock, lambda call: deliver(call, clock=clock), metrics=metrics),
-            max_attempts=settings.max_attempts,
-            reap_interval_s=settings.reap_interval_s,
-            sweep_interval_s=settings.sweep_interval_s,
-            sweep_grace_s=settings.sweep_grace_s,
+            settings=settings,
             metrics=metrics,
         ),
         metrics=metrics,
-        monitoring=Monitoring(
-            store,
-            clock,
-            dispatcher,
-            metrics,
-            settings.folder,
-            count_workers=lambda: {"local": settings.workers, "remote": len(remote.workers)},
-            ownership=ownership,
-        ),
+        monitoring=Monitoring(store, clock, dispatcher, metrics, ownership, settings, lambda: len(remote.workers)),
         home=home,
         ownership=ownership,
-        encoding=FairSemaphore(MAX_ENCODING),
         encoded=encoded,
-        receiving=ConcurrencyLimit(MAX_UPLOADS_PER_ACCOUNT, doing="uploads under way"),
-        uploading=FairSemaphore(MAX_UPLOADS),
     )
 
 

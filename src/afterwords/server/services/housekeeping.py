@@ -19,6 +19,7 @@ from afterwords.server.services.job_events import JobEvents
 from afterwords.server.services.keys import KeyService
 from afterwords.server.services.ownership import Ownership, OwnershipStatus, is_server_path
 from afterwords.server.services.voices import VoiceService
+from afterwords.server.settings import Settings
 
 log = logging.getLogger("afterwords.server")
 
@@ -39,19 +40,16 @@ class Housekeeping:
     dispatcher: Dispatcher
     events: JobEvents
     deliveries: Deliveries
-    max_attempts: int
-    reap_interval_s: float
-    sweep_interval_s: float
-    sweep_grace_s: float
+    settings: Settings
     metrics: Metrics = field(default_factory=Metrics)
 
     async def run(self) -> None:
         """Run until cancelled. A failure is logged, and the work is repeated at the next interval."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._repeat("reap", self.reap_interval_s, self.reap))
-            group.create_task(self.deliveries.run(self.reap_interval_s))
-            group.create_task(self._repeat("library", self.reap_interval_s, self.home.refresh))
-            group.create_task(self._repeat("sweep", self.sweep_interval_s, self.sweep))
+            group.create_task(self._repeat("reap", self.settings.reap_interval_s, self.reap))
+            group.create_task(self.deliveries.run(self.settings.reap_interval_s))
+            group.create_task(self._repeat("library", self.settings.reap_interval_s, self.home.refresh))
+            group.create_task(self._repeat("sweep", self.settings.sweep_interval_s, self.sweep))
             group.create_task(self._repeat("key use", KEY_USE_INTERVAL_S, self.keys.save_use))
 
     async def _repeat(self, name: str, interval_s: float, work: Callable[[], Awaitable[object]]) -> None:
@@ -69,7 +67,7 @@ class Housekeeping:
 
     async def reap(self) -> None:
         """Put the jobs of dead workers back into the queue, and finish interrupted deletions."""
-        reaped = await self.store.reap(max_attempts=self.max_attempts)
+        reaped = await self.store.reap(max_attempts=self.settings.max_attempts)
         self.events.publish(*reaped.failed)
         self.metrics.expired.add("requeued", amount=len(reaped.requeued))
         self.metrics.expired.add("failed", amount=len(reaped.failed))
@@ -89,12 +87,12 @@ class Housekeeping:
         Nothing is removed unless the storage belongs to this database. The grace starts when this database first
         sees the blob, since a database that was restored from a backup may lack the rows of recent blobs.
         """
-        newest = self.clock.now() - timedelta(seconds=self.sweep_grace_s)
+        newest = self.clock.now() - timedelta(seconds=self.settings.sweep_grace_s)
         n_swept = 0
         if await self.ownership.renew() is OwnershipStatus.OWN:
             async for batch in self.blobs.listing():
                 old = [blob.path for blob in batch if blob.modified_at <= newest and is_server_path(blob.path)]
-                strays = await self.store.find_strays(old, grace_s=self.sweep_grace_s) if old else set()
+                strays = await self.store.find_strays(old, grace_s=self.settings.sweep_grace_s) if old else set()
                 await self.blobs.delete(*sorted(strays))
                 n_swept += len(strays)
         if n_swept:

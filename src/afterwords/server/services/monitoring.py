@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from afterwords import __version__
@@ -17,6 +16,7 @@ from afterwords.server.metrics import Metrics
 from afterwords.server.ports import Clock, Dispatcher, Store
 from afterwords.server.records import QueueState
 from afterwords.server.services.ownership import Ownership
+from afterwords.server.settings import Settings
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -30,17 +30,16 @@ class Monitoring:
     """Reads the state of a server.
 
     Attributes:
-        folder: A folder on the disk whose free space is shown.
-        count_workers: Returns the worker processes of this server, and the remote workers that it knows.
+        count_remote_workers: Returns the number of connected remote workers.
     """
 
     store: Store
     clock: Clock
     dispatcher: Dispatcher
     metrics: Metrics
-    folder: Path
-    count_workers: Callable[[], Mapping[str, int]]
     ownership: Ownership
+    settings: Settings
+    count_remote_workers: Callable[[], int]
     _queue: tuple[float, Sequence[QueueState]] | None = field(default=None, init=False)
     _started: float = field(init=False)
 
@@ -86,9 +85,9 @@ class Monitoring:
             "version": __version__,
             "uptime_s": round(self.clock.monotonic() - self._started),
             "backends": list(self.dispatcher.backends),
-            "workers": dict(self.count_workers()),
+            "workers": self._count_workers(),
             "cache_hit_rate": round(hits / (hits + misses), 3) if hits + misses else None,
-            "disk_free_bytes": shutil.disk_usage(self.folder).free,
+            "disk_free_bytes": shutil.disk_usage(self.settings.folder).free,
             "waiting_jobs": None,
             "running_jobs": None,
             "oldest_job_s": None,
@@ -113,6 +112,9 @@ class Monitoring:
         families = [*self._gauges(queue), *(metric.family() for metric in self.metrics)]
         return await in_thread(_render, families)
 
+    def _count_workers(self) -> dict[str, int]:
+        return {"local": self.settings.workers, "remote": self.count_remote_workers()}
+
     def _gauges(self, queue: Sequence[QueueState] | None) -> Iterator[Metric]:
         from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily
 
@@ -124,10 +126,12 @@ class Monitoring:
         yield gauge("ready", "Whether a job would start at once.", self.dispatcher.is_ready)
         yield gauge("database_up", "Whether the database answers.", queue is not None)
         yield gauge(
-            "disk_free_bytes", "Free space on the disk of the data folder.", shutil.disk_usage(self.folder).free
+            "disk_free_bytes",
+            "Free space on the disk of the data folder.",
+            shutil.disk_usage(self.settings.folder).free,
         )
         workers = GaugeMetricFamily("afterwords_workers", "Workers of this server.", labels=("worker",))
-        for kind, count in self.count_workers().items():
+        for kind, count in self._count_workers().items():
             workers.add_metric((kind,), count)
         yield workers
         if queue is None:
