@@ -15,15 +15,16 @@ import pytest
 from tests.cli.program import run
 from tests.e2e.served import Served, register, submit_text, wait_for_job, wait_until
 
-EAGER = {"AFTERWORDS_SWEEP_INTERVAL_S": "0.2", "AFTERWORDS_SWEEP_GRACE_S": "0"}
-"""A sweep without grace."""
+OFTEN = {"AFTERWORDS_SWEEP_INTERVAL_S": "0.2"}
+NO_GRACE = {"AFTERWORDS_SWEEP_GRACE_S": "0"}
+"""Unknown audio is removed at once, even if its row is about to be written."""
 OFF = re.compile(r"WARNING sweep off: (.+)")
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Served]:
     """Return a stopped server with a voice and audio in the storage."""
-    served = Served(tmp_path / "first", {**EAGER, "AFTERWORDS_STORAGE_URL": str(tmp_path / "storage")})
+    served = Served(tmp_path / "first", {**OFTEN, "AFTERWORDS_STORAGE_URL": str(tmp_path / "storage")})
     try:
         served.start().ready()
         with served.client() as client:
@@ -56,7 +57,7 @@ def test_new_database_does_not_sweep_storage_of_another(server: Served, tmp_path
     storage = Path(server.settings["AFTERWORDS_STORAGE_URL"])
     kept = audio_in(storage)
     assert len(kept) == 3
-    second = Served(tmp_path / "second", server.settings)
+    second = Served(tmp_path / "second", {**server.settings, **NO_GRACE})
     try:
         second.start().ready()
         [why] = wait_until(lambda: OFF.findall(second.log.read_text()), what="the reason")
@@ -84,7 +85,7 @@ def test_new_database_does_not_sweep_storage_of_another(server: Served, tmp_path
 
 def test_older_copy_of_the_database_stops_both_sweeps(server: Served) -> None:
     storage = Path(server.settings["AFTERWORDS_STORAGE_URL"])
-    copy = Served(server.home.with_name("copy"), server.settings)
+    copy = Served(server.home.with_name("copy"), {**server.settings, **NO_GRACE})
     shutil.copytree(server.home, copy.home)
     server.start().ready()
     with server.client() as client:
