@@ -37,10 +37,12 @@ _DUE = (
     .join(_NUMBERED, _NUMBERED.c.job_id == webhooks.c.job_id)
     .join(jobs, jobs.c.job_id == webhooks.c.job_id)
     .join(keys, keys.c.key_id == jobs.c.key_id)
-    .where(_NUMBERED.c.number <= bindparam("per_account"))
+    .where(_NUMBERED.c.number <= bindparam("per_account"), _IS_DUE)
     .order_by(_NUMBERED.c.number, webhooks.c.next_at, jobs.c.seq)
+    .with_for_update(of=webhooks, skip_locked=True)  # a claim waits for no lock while it holds others
 )
-_DELETE_EXHAUSTED = delete(webhooks).where(_IS_DUE, webhooks.c.tries >= MAX_TRIES)
+_EXHAUSTED = select(webhooks.c.job_id).where(_IS_DUE, webhooks.c.tries >= MAX_TRIES)
+_DELETE_EXHAUSTED = delete(webhooks).where(webhooks.c.job_id.in_(_EXHAUSTED.with_for_update(skip_locked=True)))
 _DELAY = (
     update(webhooks)
     .where(webhooks.c.job_id == bindparam("which"), webhooks.c.next_at == bindparam("due"))  # not claimed meanwhile

@@ -169,6 +169,22 @@ async def test_job_failing_while_its_voice_is_deleted_is_refunded_once(
     assert await world.characters_used() == kept.char_count
 
 
+async def test_claim_of_webhooks_waits_for_no_lock(world: World, shared_url: str) -> None:
+    """A voice that is deleted locks its webhooks in another order."""
+    ann = await world.caller()
+    voice = await world.add_voice(ann)
+    for _ in range(2):
+        job = await world.add_job(ann, voice, webhook_url="https://example.org/")
+        await world.store.cancel(job.job_id, account_id=ann.account_id)
+    with psycopg.connect(shared_url) as deleting:
+        deleting.execute("SELECT 1 FROM webhooks WHERE job_id = %s FOR UPDATE", [job.job_id])
+        claimed = await world.store.claim_webhooks(limit=9)
+        assert [call.job.job_id for call in claimed if call.job.job_id == job.job_id] == []
+        assert len(claimed) == 1
+        deleting.rollback()
+    assert [call.job.job_id for call in await world.store.claim_webhooks(limit=9)] == [job.job_id]
+
+
 async def _wait_for_locks(rows: psycopg.Connection[tuple[int]], n_waiting: int) -> None:
     """Wait until other transactions wait for locks."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
