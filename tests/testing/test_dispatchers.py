@@ -22,8 +22,9 @@ MODULE = "afterwords.server.dispatch.worker_main"
 
 class TestLocalDispatcher(DispatcherContract):
     def kill_worker(self, server: RunningServer) -> None:  # noqa: ARG002 - it is in this process
-        [worker] = [child for child in psutil.Process().children() if MODULE in child.cmdline()]
-        worker.kill()
+        """Kill the newest worker: servers of earlier tests may have theirs in this process, too."""
+        workers = [child for child in psutil.Process().children() if MODULE in child.cmdline()]
+        max(workers, key=psutil.Process.create_time).kill()
 
 
 class TestRemoteDispatcher(DispatcherContract):
