@@ -10,7 +10,7 @@ import typer
 
 from afterwords.cli import output
 from afterwords.cli.help import HelpCommand, HelpGroup, examples
-from afterwords.cli.options import AsJson, Profile, Remote, check_group_options, is_remote
+from afterwords.cli.options import AsJson, Profile, Remote, check_group_options, check_label, is_remote
 from afterwords.cli.remote import connect
 from afterwords.cli.serve import run_with_store
 
@@ -68,14 +68,9 @@ class LocalKeys:
     def create(self, *, scopes: Sequence[str], is_home: bool, **fields: Any) -> CreatedKey:
         """Create a key after checking its label and scopes."""
         from afterwords.errors import InvalidOptionError
-        from afterwords.models import NAME_MAX_CHARS
         from afterwords.server.records import Scope
 
-        label = fields["label"]
-        if label and len(label) > NAME_MAX_CHARS:
-            raise InvalidOptionError.for_option(
-                "--label", value=f"{label[:20]}…", allowed=f"at most {NAME_MAX_CHARS} characters"
-            )
+        check_label(fields["label"])
         known = set(Scope)
         for name in scopes:
             if name not in known:

@@ -48,6 +48,17 @@ def is_remote(remote: bool, profile: str | None) -> bool:
     return remote or profile is not None
 
 
+def check_label(label: str | None) -> None:
+    """Raise InvalidOptionError if a label is longer than the server accepts."""
+    from afterwords.errors import InvalidOptionError
+    from afterwords.models import NAME_MAX_CHARS
+
+    if label and len(label) > NAME_MAX_CHARS:
+        raise InvalidOptionError.for_option(
+            "--label", value=f"{label[:20]}…", allowed=f"at most {NAME_MAX_CHARS} characters"
+        )
+
+
 def check_group_options(context: typer.Context, *, remote: bool = False, profile: str | None = None) -> None:
     """Raise UsageError if --remote or --profile precedes the subcommand, which would ignore it."""
     if is_remote(remote, profile):

@@ -11,7 +11,7 @@ import typer
 
 from afterwords.cli import output
 from afterwords.cli.help import HelpCommand, HelpGroup, examples
-from afterwords.cli.options import AsJson
+from afterwords.cli.options import AsJson, check_label
 from afterwords.cli.serve import require_server, run_with_store
 
 if TYPE_CHECKING:
@@ -78,13 +78,7 @@ def create(
     label: Annotated[str | None, typer.Option(help="Label to recognize the token by.")] = None, as_json: AsJson = False
 ) -> None:
     """Create a token for remote workers. It is shown only once."""
-    from afterwords.errors import InvalidOptionError
-    from afterwords.models import NAME_MAX_CHARS
-
-    if label and len(label) > NAME_MAX_CHARS:
-        raise InvalidOptionError.for_option(
-            "--label", value=f"{label[:20]}…", allowed=f"at most {NAME_MAX_CHARS} characters"
-        )
+    check_label(label)
     secret, row = _run(lambda keys: keys.create_worker_token(label=label))
     if as_json:
         output.result_json({"token": secret, **_facts(row)})
