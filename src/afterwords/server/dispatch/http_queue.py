@@ -175,23 +175,21 @@ class HttpJobQueue:
         return wav
 
     async def prompt(self, claim: Claim, *, version: str) -> bytes | None:
-        digest = _prompt_digest(claim, version)
-        return await self._fetch(claim, "prompt", digest, version=version, digest=digest)
+        params = _prompt_params(claim, version)
+        return await self._fetch(claim, "prompt", params["digest"], **params)
 
     async def save_prompt(self, claim: Claim, *, version: str, prompt: bytes, is_fast: bool = False) -> None:
-        digest = _prompt_digest(claim, version)
-        params = {"version": version, "digest": digest, "is_fast": str(is_fast).lower()}
+        params = {**_prompt_params(claim, version), "is_fast": str(is_fast).lower()}
         await self._send(claim, "PUT", "prompt", params=params, content=prompt)
-        self._keep(("prompt", claim.voice.voice_id, digest), prompt)
+        self._keep(("prompt", claim.voice.voice_id, params["digest"]), prompt)
 
     async def checkpoint(self, claim: Claim, *, version: str) -> bytes | None:
-        params = {"version": version, "digest": _prompt_digest(claim, version)}
-        response = await self._send(claim, "GET", "checkpoint", params=params)
+        response = await self._send(claim, "GET", "checkpoint", params=_prompt_params(claim, version))
         return None if response.status_code == 204 else response.content
 
     async def save_checkpoint(self, claim: Claim, *, version: str, checkpoint: bytes) -> None:
         if len(checkpoint) <= PART_MAX_BYTES:
-            params = {"version": version, "digest": _prompt_digest(claim, version)}
+            params = _prompt_params(claim, version)
             await self._send(claim, "PUT", "checkpoint", params=params, content=checkpoint)
 
     async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:
@@ -395,8 +393,9 @@ class HttpJobQueue:
         raise refusal
 
 
-def _prompt_digest(claim: Claim, version: str) -> str:
-    return claim.voice.prompt_digest(backend=claim.job.backend, version=version)
+def _prompt_params(claim: Claim, version: str) -> dict[str, str]:
+    """Return the query by which the server recognizes a prompt or checkpoint."""
+    return {"version": version, "digest": claim.voice.prompt_digest(backend=claim.job.backend, version=version)}
 
 
 def _parse(model: type[M], response: httpx.Response) -> M:

@@ -20,7 +20,7 @@ from cachetools import TTLCache
 from afterwords.errors import InvalidRequestError, StaleAttemptError
 from afterwords.server.dispatch.attempt import CLAIM_MAX_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, OUTAGE
 from afterwords.server.dispatch.audio_stream import AudioListener, AudioStream, AudioStreams
-from afterwords.server.dispatch.protocol import ClaimBody, EndBody, HeartbeatBody
+from afterwords.server.dispatch.protocol import ClaimBody, EndBody, HeartbeatBody, Offer
 from afterwords.server.ports import AttemptQueue, Dispatcher, Listener
 from afterwords.server.records import Claim, JobProgress, StoredJob
 from afterwords.server.settings import Settings
@@ -41,12 +41,9 @@ GIVEN_S: Final = 60.0
 
 @dataclass(slots=True, eq=False)
 class RemoteWorker:
-    """A connected worker, as it described itself last."""
+    """A connected worker, with what it offered last."""
 
-    name: str
-    version: str
-    languages: Mapping[str, frozenset[str]]
-    prompt_versions: Mapping[str, str]
+    offers: Mapping[str, Offer]
     seen: float
 
 
@@ -112,14 +109,14 @@ class RemoteDispatcher:
 
     @property
     def backends(self) -> Mapping[str, frozenset[str]]:
-        return {name: langs for worker in self.workers for name, langs in worker.languages.items()}
+        return {name: offer.languages for worker in self.workers for name, offer in worker.offers.items()}
 
     def unspoken(self, backend: str, text: str) -> list[str]:  # noqa: ARG002 - only the worker knows
         return []
 
     @property
     def prompt_versions(self) -> Mapping[str, str]:
-        return {name: version for worker in self.workers for name, version in worker.prompt_versions.items()}
+        return {name: offer.prompt_version for worker in self.workers for name, offer in worker.offers.items()}
 
     @property
     def is_ready(self) -> bool:
@@ -177,13 +174,7 @@ class RemoteDispatcher:
         If it is cancelled, because the worker disconnects, its job goes back to the queue.
         """
         worker = f"{token_id[:8]}:{body.worker}"
-        self._workers[worker] = RemoteWorker(
-            body.worker,
-            body.version,
-            {name: offer.languages for name, offer in body.offers.items()},
-            {name: offer.prompt_version for name, offer in body.offers.items()},
-            time.monotonic(),
-        )
+        self._workers[worker] = RemoteWorker(body.offers, time.monotonic())
         claim_id = f"{token_id}:{body.claim_id}"
         is_late = body.number < self._numbers.get(claim_id, 0)
         if not is_late:
