@@ -39,14 +39,14 @@ from afterwords.errors import (
     ServerSetupError,
 )
 from afterwords.server.app_state import open_storage, open_store
-from afterwords.server.clock import SystemClock
+from afterwords.server.databases import announce_alone, check_exists
 from afterwords.server.ports import Blobs
 from afterwords.server.services.ownership import Ownership, database_id, is_server_path
 from afterwords.server.settings import Settings
 from afterwords.server.store import garbage
 from afterwords.server.store.copy import copy_rows
 from afterwords.server.store.database import Database
-from afterwords.server.store.migrate import HEAD, find_version
+from afterwords.server.store.migrate import check_version, find_version
 from afterwords.server.store.sqlite.connections import connect, engine_for, raw, translate_error
 from afterwords.server.store.sqlite.database import SqliteDatabase
 from afterwords.server.store.sqlite.opening import prepare
@@ -92,8 +92,7 @@ async def back_up(settings: Settings, file: Path) -> Contents:
     """
     database = open_store(settings).database
     source = database.path
-    if source is not None and not source.is_file():
-        raise FileError.unreadable(source, why="there is no database of a server")
+    check_exists(database)
     blobs = open_storage(settings)
     with (
         disk.translate_errors(file),
@@ -119,11 +118,7 @@ async def back_up(settings: Settings, file: Path) -> Contents:
 def _dump(database: Database, copy: Path) -> None:
     """Copy all rows into a SQLite file."""
     with database.session() as live:
-        version = find_version(live)
-        if version != HEAD:
-            raise ServerSetupError(
-                f"The database has schema {version or '(none)'}, and this version needs {HEAD}.", code="older_database"
-            )
+        check_version(find_version(live))
         prepare(copy)
         with SqliteDatabase(copy).session(is_writing=True) as rows:
             copy_rows(live, rows)
@@ -209,8 +204,7 @@ async def restore(settings: Settings, file: Path, *, replace: bool = False) -> C
     try:
         if path is None:
             await database.open()
-        if await database.announce(monotonic=await _time_of(database)) > 1:
-            raise ServerSetupError(code="server_running")
+        await announce_alone(database)
         with (
             disk.translate_errors(path or Path(tempfile.gettempdir())),
             tempfile.TemporaryDirectory(prefix=".afterwords-restore-", dir=path and path.parent) as scratch,
@@ -239,12 +233,6 @@ async def restore(settings: Settings, file: Path, *, replace: bool = False) -> C
         await database.leave()
         await database.close()
     return contents
-
-
-async def _time_of(database: Database) -> float:
-    """Return the time of a database that is open, or of this machine."""
-    time_s = None if database.path else await database.read_time()
-    return SystemClock().monotonic() if time_s is None else time_s
 
 
 def _load(rows: Path, database: Database) -> None:

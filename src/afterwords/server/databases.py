@@ -14,7 +14,7 @@ from afterwords.server.clock import SystemClock
 from afterwords.server.settings import Settings
 from afterwords.server.store.copy import copy_rows, count_rows
 from afterwords.server.store.database import Database
-from afterwords.server.store.migrate import HEAD, find_version, newer_database
+from afterwords.server.store.migrate import HEAD, check_version, find_version
 from afterwords.server.store.store import open_database
 
 
@@ -67,7 +67,7 @@ async def check(settings: Settings) -> DatabaseState:
 
 
 def _inspect(database: Database) -> DatabaseState:
-    _check_exists(database)
+    check_exists(database)
     with database.session() as connection:
         version = find_version(connection)
         if version != HEAD:
@@ -89,13 +89,7 @@ async def copy(source_url: str, target_url: str) -> dict[str, int]:
     """
     source, target = (open_database(url, folder=Path.cwd()) for url in (source_url, target_url))
     state = await asyncio.to_thread(_inspect, source)
-    if not state.is_current:
-        if state.version and state.version > HEAD:
-            raise newer_database(state.version)
-        raise ServerSetupError(
-            f"The source has schema {state.version or '(none)'}, and this version needs {HEAD}.",
-            code="older_database",
-        )
+    check_version(state.version, what="The source")
     async with _alone(source), _alone(target):
         return await asyncio.to_thread(_copy, source, target)
 
@@ -114,14 +108,24 @@ async def _alone(database: Database) -> AsyncIterator[None]:
     """Open a database that no server uses, and keep servers from being restored or copied meanwhile."""
     try:
         await database.open()
-        if await database.announce(monotonic=await database.read_time() or SystemClock().monotonic()) > 1:
-            raise ServerSetupError("A running server uses the database.", code="server_running")
+        await announce_alone(database, message="A running server uses the database.")
         yield
     finally:
         await database.leave()
         await database.close()
 
 
-def _check_exists(database: Database) -> None:
+async def announce_alone(database: Database, *, message: str = "") -> None:
+    """Register this process as a server of the database.
+
+    Raises:
+        ServerSetupError: It has one already; `message` says so.
+    """
+    if await database.announce(monotonic=await database.read_time() or SystemClock().monotonic()) > 1:
+        raise ServerSetupError(message, code="server_running")
+
+
+def check_exists(database: Database) -> None:
+    """Raise FileError if the file of a database is missing."""
     if database.path is not None and not database.path.is_file():
         raise FileError.unreadable(database.path, why="there is no database of a server")

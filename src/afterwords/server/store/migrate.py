@@ -50,6 +50,16 @@ def upgrade(connection: Connection) -> bool:
     return found is None
 
 
+def check_version(version: str | None, *, what: str = "The database") -> None:
+    """Raise ServerSetupError unless a schema is that of this version."""
+    if version is not None and version > HEAD:
+        raise newer_database(version)
+    if version != HEAD:
+        raise ServerSetupError(
+            f"{what} has schema {version or '(none)'}, and this version needs {HEAD}.", code="older_database"
+        )
+
+
 def newer_database(version: str) -> ServerSetupError:
     """Return the error for a schema that this version does not know."""
     return ServerSetupError(
