@@ -106,12 +106,6 @@ def due(url: str, **changes: object) -> WebhookCall:
         seed=None,
         response_format=SpeechFormat.WAV,
         attempt=1,
-        lease_expires=None,
-        audio_key=None,
-        audio_sha256=None,
-        audio_bytes=None,
-        synth_ms=None,
-        error=None,
         created_at=NOW,
         completed_at=NOW,
     )

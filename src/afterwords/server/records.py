@@ -245,15 +245,15 @@ class StoredJob:
     speed: float
     seed: int | None
     response_format: SpeechFormat
-    attempt: int
-    lease_expires: float | None
-    audio_key: str | None
-    audio_sha256: str | None
-    audio_bytes: int | None
-    synth_ms: int | None
-    error: str | None
     created_at: datetime
-    completed_at: datetime | None
+    attempt: int = 0
+    lease_expires: float | None = None
+    audio_key: str | None = None
+    audio_sha256: str | None = None
+    audio_bytes: int | None = None
+    synth_ms: int | None = None
+    error: str | None = None
+    completed_at: datetime | None = None
     text: str | None = field(default=None, repr=False)
     returned: int = 0
     worker: str | None = None

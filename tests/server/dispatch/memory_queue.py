@@ -60,14 +60,7 @@ class MemoryQueue:
             seed=None,
             response_format=SpeechFormat.WAV,
             attempt=attempt,
-            lease_expires=None,
-            audio_key=None,
-            audio_sha256=None,
-            audio_bytes=None,
-            synth_ms=None,
-            error=None,
             created_at=now(),
-            completed_at=None,
             text=text,
         )
         return job_id

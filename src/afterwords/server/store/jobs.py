@@ -168,15 +168,7 @@ def submit(
         speed=job.speed,
         seed=job.seed,
         response_format=job.response_format,
-        attempt=0,
-        lease_expires=None,
-        audio_key=None,
-        audio_sha256=None,
-        audio_bytes=None,
-        synth_ms=None,
-        error=None,
         created_at=now,
-        completed_at=None,
         text=job.text,
     )
     return SubmittedJob(accepted, is_new=True)
