@@ -460,6 +460,9 @@ class JobQueue(Protocol):
 class AttemptQueue(JobQueue, Protocol):
     """A queue whose attempts may be continued by a process that did not claim them."""
 
+    async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float | None = None) -> bool:
+        """Renew a lease, for as long as the process that continues the attempt may take to start, if given."""
+
     async def find_claim(self, job_id: str, attempt: int, *, may_be_final: bool = False) -> Claim:
         """Return the claim of an attempt, optionally also after it ended the job.
 

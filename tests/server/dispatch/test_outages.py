@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from afterwords.errors import DatabaseUnavailableError, StaleAttemptError, StorageFullError, StorageUnavailableError
-from afterwords.server.dispatch.attempt import retry_during_outage
+from afterwords.server.dispatch.claiming import retry_during_outage
 from tests.error_codes import has_code
 from tests.server.dispatch.memory_queue import MemoryQueue
 from tests.server.dispatch.running import running_dispatcher

@@ -1,4 +1,4 @@
-"""The queue: what it keeps for engines of a voice."""
+"""The queue: what it keeps for engines of a voice, and leases."""
 
 from __future__ import annotations
 
@@ -70,3 +70,13 @@ async def test_prompt_of_a_deleted_voice_is_not_stored(
     await queue.save_checkpoint(claim, **KEY, checkpoint=b"a third")
     await queue.save_prompt(claim, **KEY, prompt=b"whole")
     assert await stored(blobs) == []
+
+
+async def test_lease_is_stretched_until_the_next_heartbeat(world: World, queue: StoredJobQueue, claim: Claim) -> None:
+    job = claim.job
+    assert await queue.heartbeat(job.job_id, job.attempt, lease_s=600)
+    world.clock.advance(599)
+    assert (await world.store.reap(max_attempts=3)).requeued == ()
+    assert await queue.heartbeat(job.job_id, job.attempt)
+    world.clock.advance(16)
+    assert (await world.store.reap(max_attempts=3)).requeued == (job.job_id,)

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -21,8 +20,9 @@ from afterwords.backends.memory import memory_bytes
 from afterwords.config import Config, load_config
 from afterwords.errors import BackendUnavailableError, InvalidOptionError
 from afterwords.server import failpoints
-from afterwords.server.dispatch.attempt import CLAIM_MAX_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, Attempt
+from afterwords.server.dispatch.attempt import Attempt
 from afterwords.server.dispatch.audio_stream import AudioListener, AudioStreams
+from afterwords.server.dispatch.claiming import ClaimLoop, RunningAttempts
 from afterwords.server.dispatch.worker_process import WorkerLimits
 from afterwords.server.dispatch.worker_slot import BackendInfo, WorkerSlot
 from afterwords.server.ports import JobQueue
@@ -53,13 +53,11 @@ class LocalDispatcher:
         self._backends, self._engines, self._obstacle = _find_backends(config)
         self._environment = environment_for(config, os.environ)
         self._slots: list[WorkerSlot] = []
-        self._attempts: dict[Attempt, asyncio.Task[None]] = {}
+        self._attempts = RunningAttempts[Attempt](self._end_attempt)
+        self._claims = ClaimLoop(self._start_next, interval_s=lambda: POLL_INTERVAL_S)
         self._streams = streams or AudioStreams(settings.folder)
         self._prepared: set[tuple[str, str]] = set()  # voice and backend whose prompt is, or was, stored
         self._wish: tuple[list[str], list[str]] | None = None  # of the claim in progress
-        self._woken = asyncio.Event()
-        self._stopping = asyncio.Event()
-        self._claiming: asyncio.Task[None] | None = None
         self._running: list[asyncio.Task[None]] = []
 
     @property
@@ -78,11 +76,11 @@ class LocalDispatcher:
     def is_ready(self) -> bool:
         if not self._settings.workers:
             return True
-        return not self._stopping.is_set() and any(slot.is_ready for slot in self._slots)
+        return not self._claims.is_closed and any(slot.is_ready for slot in self._slots)
 
     @property
     def state(self) -> str:
-        if self._stopping.is_set():
+        if self._claims.is_closed:
             return "stopping"
         if not self._backends or (self._settings.workers and not self._engines):
             return f"no backend can run here: {self._obstacle}"
@@ -107,7 +105,7 @@ class LocalDispatcher:
             slot = WorkerSlot(first, limits=limits, environment=self._environment, on_change=self.wake)
             self._slots.append(slot)
             self._running.append(asyncio.create_task(slot.run()))
-        self._claiming = asyncio.create_task(self._claim_jobs())
+        self._claims.start()
 
     @property
     def n_running(self) -> int:
@@ -116,11 +114,10 @@ class LocalDispatcher:
 
     async def finish(self) -> None:
         """Wait until no attempt runs."""
-        while self._attempts:
-            await asyncio.wait(self._attempts.values())
+        await self._attempts.wait()
 
     def wake(self) -> None:
-        self._woken.set()
+        self._claims.wake()
         if self._wish is not None and self._find_wish() != self._wish:
             self._queue.interrupt()
 
@@ -141,20 +138,15 @@ class LocalDispatcher:
         return JobProgress("loading" if is_loading else "waiting")
 
     def cancel(self, job_id: str) -> None:
-        for attempt in self._attempts_at(job_id):
+        for attempt in self._attempts.of_job(job_id):
             attempt.drop()
         self._streams.cancel(job_id)
 
     async def stop(self, *, grace_s: float) -> None:
-        self._stopping.set()
+        self._claims.close()
         self.wake()
-        if self._claiming:  # a claim in progress is not cut off: its job would wait until its lease expires
-            await asyncio.wait([self._claiming], timeout=CLAIM_MAX_S)
-            self._claiming.cancel()
-        if self._attempts:
-            await asyncio.wait(self._attempts.values(), timeout=grace_s)
-        unfinished = list(self._attempts)
-        await asyncio.gather(*(attempt.abandon() for attempt in unfinished))
+        await self._claims.wait_closed()
+        unfinished = await self._attempts.stop(grace_s=grace_s)
         for slot in self._slots:
             slot.close()
         await asyncio.gather(*self._running)
@@ -163,37 +155,23 @@ class LocalDispatcher:
 
     # -- claiming
 
-    async def _claim_jobs(self) -> None:
-        pause_s = FIRST_PAUSE_S
-        while not self._stopping.is_set():
-            self._woken.clear()  # before the claim, so that a job submitted meanwhile is not missed
-            try:
-                claim = await self._claim()
-                if claim:
-                    await self._start_attempt(claim)
-                pause_s = FIRST_PAUSE_S
-            except Exception as error:  # noqa: BLE001 - whatever ails the job queue, the next claim may succeed
-                _log.warning("no job could be claimed: %s; trying again in %.2g s", type(error).__name__, pause_s)
-                await _wait(self._stopping, timeout_s=pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-                continue
-            if claim is None:
-                await _wait(self._woken, timeout_s=POLL_INTERVAL_S)
-
-    async def _claim(self) -> Claim | None:
-        """Claim the next job that can start now, if any."""
+    async def _start_next(self) -> bool:
+        """Claim the next job that can start now, if any, and start it; return whether there was one."""
         self._wish = self._find_wish()
         if self._wish is None:
-            return None
+            return False
         try:
             backends, skip_voices = self._wish
-            return await self._queue.claim(backends=backends, worker=f"local-{os.getpid()}", skip_voices=skip_voices)
+            claim = await self._queue.claim(backends=backends, worker=f"local-{os.getpid()}", skip_voices=skip_voices)
         finally:
             self._wish = None
+        if claim:
+            await self._start_attempt(claim)
+        return claim is not None
 
     def _find_wish(self) -> tuple[list[str], list[str]] | None:
         """Return the backends of which a job could start now, and the voices to skip. None: no job could start."""
-        if self._stopping.is_set() or len(self._attempts) >= ATTEMPTS_MAX * self._settings.workers:
+        if self._claims.is_closed or len(self._attempts) >= ATTEMPTS_MAX * self._settings.workers:
             return None
         if any(attempt.is_held_up for attempt in self._attempts):
             return None  # more audio could not be stored either
@@ -215,8 +193,6 @@ class LocalDispatcher:
         backend = self._backends[job.backend]
         # If the capacity is gone since the claim, the attempt waits for it.
         slot = self._find_slot(backend) or min(self._slots, key=lambda slot: slot.n_active)
-        for older in self._attempts_at(job.job_id):
-            older.drop()  # its lease expired, or the job would not have been claimed again
         voice = (claim.voice.voice_id, backend.name)
         attempt = Attempt(
             claim,
@@ -228,12 +204,11 @@ class LocalDispatcher:
             has_prompt=voice in self._prepared,
             on_prompt=partial(self._note_prepared, voice),
         )
-        if self._stopping.is_set():
+        if self._claims.is_closed:
             await attempt.release()
             self._streams.end(job.job_id, attempt.audio, will_be_retried=True)
             return
-        self._attempts[attempt] = attempt.start()
-        self._attempts[attempt].add_done_callback(lambda _: self._remove(attempt))
+        self._attempts.start(attempt)
 
     def _note_prepared(self, voice: tuple[str, str]) -> None:
         """Let jobs of a voice run at the same time, and look for those that waited."""
@@ -242,19 +217,10 @@ class LocalDispatcher:
         self._prepared.add(voice)
         self.wake()
 
-    def _remove(self, attempt: Attempt) -> None:
+    def _end_attempt(self, attempt: Attempt) -> None:
         attempt.leave()
-        del self._attempts[attempt]
         self._streams.end(attempt.claim.job.job_id, attempt.audio, will_be_retried=attempt.will_be_retried)
         self.wake()
-
-    def _attempts_at(self, job_id: str) -> list[Attempt]:
-        return [attempt for attempt in self._attempts if attempt.claim.job.job_id == job_id]
-
-
-async def _wait(event: asyncio.Event, *, timeout_s: float) -> None:
-    with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), timeout_s)
 
 
 def environment_for(config: Config, environ: Mapping[str, str]) -> dict[str, str]:

@@ -18,8 +18,8 @@ from typing import BinaryIO, Final
 from cachetools import TTLCache
 
 from afterwords.errors import InvalidRequestError, StaleAttemptError
-from afterwords.server.dispatch.attempt import CLAIM_MAX_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, OUTAGE
 from afterwords.server.dispatch.audio_stream import AudioListener, AudioStream, AudioStreams
+from afterwords.server.dispatch.claiming import OUTAGE, ClaimLoop
 from afterwords.server.dispatch.protocol import ClaimBody, EndBody, HeartbeatBody, Offer
 from afterwords.server.ports import AttemptQueue, Dispatcher, Listener
 from afterwords.server.records import Claim, JobProgress, StoredJob
@@ -92,9 +92,8 @@ class RemoteDispatcher:
         self._given: TTLCache[str, Claim] = TTLCache(GIVEN_MAX, ttl=GIVEN_S)
         self._numbers: TTLCache[str, int] = TTLCache(GIVEN_MAX, ttl=GIVEN_S)  # of the last requests, by claim ID
         self._attempts: dict[str, _RemoteAttempt] = {}  # by job
-        self._woken = asyncio.Event()
-        self._is_stopping = False
-        self._running: list[asyncio.Task[None]] = []
+        self._claims = ClaimLoop(self._give_jobs, interval_s=lambda: LOOK_INTERVAL_S if self._polls else None)
+        self._ending: asyncio.Task[None] | None = None
 
     # -- the port Dispatcher
 
@@ -120,7 +119,7 @@ class RemoteDispatcher:
 
     @property
     def is_ready(self) -> bool:
-        return bool(self.workers) and not self._is_stopping
+        return bool(self.workers) and not self._claims.is_closed
 
     @property
     def state(self) -> str:
@@ -128,10 +127,11 @@ class RemoteDispatcher:
         return f"{n_workers} remote worker{'' if n_workers == 1 else 's'}" if n_workers else "no remote workers"
 
     async def start(self) -> None:
-        self._running = [asyncio.create_task(work) for work in (self._give_jobs(), self._end_lost_attempts())]
+        self._claims.start()
+        self._ending = asyncio.create_task(self._end_lost_attempts())
 
     def wake(self) -> None:
-        self._woken.set()
+        self._claims.wake()
 
     def listen(self, job_id: str) -> AudioListener:
         return self._streams.listen(job_id)
@@ -148,15 +148,13 @@ class RemoteDispatcher:
 
     async def stop(self, *, grace_s: float) -> None:
         """Give no more jobs, and finish open streams. Workers keep their attempts, and deliver to the next server."""
-        self._is_stopping = True
+        self._claims.close()
         for poll in self._polls.values():
             poll.end()
-        self.wake()
-        if self._running:  # a claim in progress is not cut off: its job would wait until its lease expires
-            await asyncio.wait(self._running[:1], timeout=CLAIM_MAX_S)
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._claims.wait_closed()
+        if self._ending:
+            self._ending.cancel()
+            await asyncio.wait([self._ending])
         streams = [attempt.stream for attempt in self._attempts.values() if attempt.stream.n_listeners]
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
@@ -181,7 +179,7 @@ class RemoteDispatcher:
             self._numbers[claim_id] = body.number
             if older := self._polls.pop(claim_id, None):
                 older.end()
-        if (claim := self._given.get(claim_id)) or is_late or self._is_stopping or not body.backends:
+        if (claim := self._given.get(claim_id)) or is_late or self._claims.is_closed or not body.backends:
             return claim
         poll = self._polls[claim_id] = _Poll(worker, body, asyncio.get_running_loop().create_future())
         self.wake()
@@ -209,23 +207,8 @@ class RemoteDispatcher:
         attempt = self._attempts.get(job_id)
         return attempt is not None and attempt.stream.n_listeners > 0
 
-    async def _give_jobs(self) -> None:
+    async def _give_jobs(self) -> bool:
         """Claim jobs for the workers that wait, with one look at the queue for all that want the same."""
-        pause_s = FIRST_PAUSE_S
-        while not self._is_stopping:
-            self._woken.clear()
-            try:
-                await self._give_waiting_jobs()
-                pause_s = FIRST_PAUSE_S
-            except Exception as error:  # noqa: BLE001 - whatever ails the job queue, the next claim may succeed
-                _log.warning("no job could be claimed: %s; trying again in %.2g s", type(error).__name__, pause_s)
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-                continue
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), LOOK_INTERVAL_S if self._polls else None)
-
-    async def _give_waiting_jobs(self) -> None:
         unfulfilled = set()
         for claim_id, poll in [*self._polls.items()]:
             if poll.given.done():
@@ -245,6 +228,7 @@ class RemoteDispatcher:
                 self._begin(claim, poll.worker)
                 self._given[claim_id] = claim
                 poll.given.set_result(claim)
+        return False
 
     def _begin(self, claim: Claim, worker: str) -> None:
         job_id = claim.job.job_id

@@ -59,8 +59,8 @@ class StoredJobQueue(Completion):
     def interrupt(self) -> None:
         pass  # no claim waits
 
-    async def heartbeat(self, job_id: str, attempt: int) -> bool:
-        return await self.store.heartbeat(job_id, attempt, lease_s=self.lease_s)
+    async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float | None = None) -> bool:
+        return await self.store.heartbeat(job_id, attempt, lease_s=lease_s or self.lease_s)
 
     async def reference(self, claim: Claim) -> bytes:
         wav = await self.recordings.get(claim.voice)
