@@ -34,6 +34,7 @@ SETTINGS: Final = frozenset(
         "cors_origins",
         "database_url",
         "dispatcher",
+        "dispatchers",
         "drain_s",
         "home",
         "host",

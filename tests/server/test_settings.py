@@ -8,6 +8,8 @@ import pytest
 
 from afterwords.errors import InvalidInputError, InvalidOptionError, ServerSetupError
 from afterwords.server import Settings, load_settings
+from afterwords.server.app_state import find_dispatchers
+from afterwords.server.dispatch.local import LocalDispatcher
 from tests.error_codes import has_code
 
 STRONG = "x" * 32
@@ -48,10 +50,21 @@ def test_lists_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().backends == ("tone", "lite")
 
 
+def test_each_dispatcher_has_its_own_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_BACKENDS", "other")
+    monkeypatch.setenv("AFTERWORDS_DISPATCHERS", "tone=local, lite = local,")
+    [(create, settings)] = find_dispatchers(load_settings())
+    assert (create, settings.backends) == (LocalDispatcher, ("tone", "lite"))
+    with pytest.raises(InvalidOptionError, match="AFTERWORDS_DISPATCHERS is 'nothing', but must be local"):
+        find_dispatchers(load_settings(dispatchers={"lite": "nothing"}))
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "rule"),
     [
         ("PORT", "abc", "a valid integer"),
+        ("DISPATCHERS", "lite", "pairs of a backend and its dispatcher"),
+        ("DISPATCHERS", "lite=local, lite=modal", "pairs of a backend and its dispatcher"),
         ("PORT", "65536", "less than or equal to 65535"),
         ("PORT", "-1", "greater than or equal to 0"),
         ("WORKERS", "1.5", "a valid integer"),

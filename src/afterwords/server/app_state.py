@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Final
+from typing import Final, TypeAlias
 
 from afterwords.errors import AfterwordsError, InvalidOptionError
 from afterwords.library.library import Library
@@ -21,7 +21,7 @@ from afterwords.server.dispatch.audio_stream import AudioStreams
 from afterwords.server.dispatch.local import LocalDispatcher
 from afterwords.server.dispatch.remote import CombinedDispatcher, RemoteDispatcher
 from afterwords.server.metrics import Metrics
-from afterwords.server.ports import Blobs, Clock, Dispatcher, JobQueue, Store
+from afterwords.server.ports import AttemptQueue, Blobs, Clock, Dispatcher, Store
 from afterwords.server.records import ACTOR, Actor, QueueLimits
 from afterwords.server.services.audio_cache import ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES, AudioCache
 from afterwords.server.services.backend_choice import BackendCatalog
@@ -46,6 +46,7 @@ log = logging.getLogger("afterwords.server")
 
 DISPATCHERS: Final = "afterwords.dispatchers"
 """Group of the entry points of plug-ins: callables with the arguments of `LocalDispatcher`."""
+CreateDispatcher: TypeAlias = Callable[[Settings, AttemptQueue, AudioStreams], Dispatcher]
 MAX_ENCODING: Final = 2
 """Concurrent encoding steps."""
 MAX_UPLOADS: Final = 4
@@ -147,7 +148,8 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
     )
     streams = AudioStreams(settings.folder, metrics)
     remote = RemoteDispatcher(settings, queue, streams)
-    dispatcher: Dispatcher = CombinedDispatcher(find_dispatcher(settings)(settings, queue, streams), remote)
+    found = [create(theirs, queue, streams) for create, theirs in find_dispatchers(settings)]
+    dispatcher: Dispatcher = CombinedDispatcher(found, remote)
     catalog = BackendCatalog(dispatcher)
 
     def on_final(job_id: str) -> None:
@@ -197,19 +199,31 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
     )
 
 
-def find_dispatcher(settings: Settings) -> Callable[[Settings, JobQueue, AudioStreams], Dispatcher]:
-    """Return the dispatcher that the settings name: our own, or that of a plug-in.
+def find_dispatchers(settings: Settings) -> list[tuple[CreateDispatcher, Settings]]:
+    """Return the dispatchers that the settings name, our own or plug-ins, each with the settings for its backends.
 
     Raises:
         InvalidOptionError: No installed dispatcher has this name.
     """
-    if settings.dispatcher == "local":
+    if not settings.dispatchers:
+        return [(_load_dispatcher(settings.dispatcher, "AFTERWORDS_DISPATCHER"), settings)]
+    backends: dict[str, list[str]] = {}
+    for backend, name in settings.dispatchers.items():
+        backends.setdefault(name, []).append(backend)
+    return [
+        (_load_dispatcher(name, "AFTERWORDS_DISPATCHERS"), settings.model_copy(update={"backends": tuple(theirs)}))
+        for name, theirs in backends.items()
+    ]
+
+
+def _load_dispatcher(name: str, option: str) -> CreateDispatcher:
+    if name == "local":
         return LocalDispatcher
     installed = entry_points(group=DISPATCHERS)
-    if settings.dispatcher not in installed.names:
+    if name not in installed.names:
         allowed = ", ".join(["local", *sorted(installed.names)])
-        raise InvalidOptionError.for_option("AFTERWORDS_DISPATCHER", value=settings.dispatcher, allowed=allowed)
-    found: Callable[[Settings, JobQueue, AudioStreams], Dispatcher] = installed[settings.dispatcher].load()
+        raise InvalidOptionError.for_option(option, value=name, allowed=allowed)
+    found: CreateDispatcher = installed[name].load()
     return found
 
 

@@ -31,8 +31,7 @@ from afterwords.errors import (
     StorageUnavailableError,
 )
 from afterwords.server.app import create_app
-from afterwords.server.app_state import ServerState, find_dispatcher, open_storage, open_store
-from afterwords.server.dispatch.local import LocalDispatcher, check_backends
+from afterwords.server.app_state import ServerState, find_dispatchers, open_storage, open_store
 from afterwords.server.ports import Dispatcher
 from afterwords.server.records import ACTOR, Actor
 from afterwords.server.routing import Lifetime, unrouted_response
@@ -84,8 +83,9 @@ def serve(
         settings = settings.model_copy(update={"max_requests_per_key": maximum})
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_to_stderr(settings))
-        if find_dispatcher(settings) is LocalDispatcher:
-            check_backends(settings)
+        for create, theirs in find_dispatchers(settings):
+            if check := getattr(create, "check", None):
+                check(theirs)
         asyncio.run(_check_bucket(settings))
         os.umask(0o077)
         sys.setswitchinterval(SWITCH_INTERVAL_S)

@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     dispatcher: str = Field(
         default="local", description="Where jobs run besides remote workers: local, or the name of a plug-in."
     )
+    dispatchers: Annotated[dict[str, str] | None, NoDecode] = Field(
+        default=None,
+        description="Several dispatchers, each with its backends: qwen3-1.7b=modal, lite=local; replaces "
+        "dispatcher and backends.",
+    )
     workers: int = Field(default=1, ge=0, le=64, description="Worker processes; 0: jobs are only accepted.")
     recycle_after: int = Field(default=500, ge=1, description="Jobs after which a worker process is replaced.")
     worker_memory_mb: int | None = Field(
@@ -123,6 +128,17 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("dispatchers", mode="before")
+    @classmethod
+    def _split_pairs(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [[side.strip() for side in part.split("=")] for part in value.split(",") if part.strip()]
+        names = [pair[0] for pair in pairs]
+        if not all(len(pair) == 2 and all(pair) for pair in pairs) or len(set(names)) < len(names):
+            raise ValueError("pairs of a backend and its dispatcher, such as qwen3-1.7b=modal, lite=local")
+        return dict(pairs)
 
     @field_validator("audio_redirect")
     @classmethod

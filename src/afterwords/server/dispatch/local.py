@@ -60,6 +60,35 @@ class LocalDispatcher:
         self._wish: tuple[list[str], list[str]] | None = None  # of the claim in progress
         self._running: list[asyncio.Task[None]] = []
 
+    @staticmethod
+    def check(settings: Settings) -> None:
+        """Refuse to start a server on which no job could ever run.
+
+        Raises:
+            BackendUnavailableError: This server has workers, and no engine can run here.
+            InvalidOptionError: It only accepts jobs, and the backends of other machines are not set, or not known here.
+        """
+        config = load_worker_config(settings)
+        if settings.workers:
+            try:
+                registry.choose(config=config)
+            except BackendUnavailableError as error:
+                error.hint = f"{error.hint}; or set AFTERWORDS_WORKERS=0 if workers run on other machines"
+                raise
+            return
+        listed = registry.backends(config if settings.backends else replace(config, backends=None))
+        names = [backend.name for backend in listed if backend.engine is not None]
+        unknown = [name for name in settings.backends or () if name not in names]
+        if unknown:
+            known = [backend.name for backend in registry.backends(replace(config, backends=None))]
+            allowed = f"the names of installed backends ({', '.join(known)})"
+            raise InvalidOptionError.for_option("AFTERWORDS_BACKENDS", value=unknown[0], allowed=allowed)
+        if not settings.backends and not any(backend.is_available for backend in listed):
+            raise InvalidOptionError(
+                "No backend can run on this machine, and AFTERWORDS_BACKENDS does not name those of other machines.",
+                hint=f"set AFTERWORDS_BACKENDS to the backends of your workers, out of {', '.join(names)}.",
+            )
+
     @property
     def backends(self) -> Mapping[str, frozenset[str]]:
         return {backend.name: backend.languages for backend in self._backends.values()}
@@ -247,35 +276,6 @@ def environment_for(config: Config, environ: Mapping[str, str]) -> dict[str, str
     if config.is_testing:
         environment["AFTERWORDS_TESTING"] = "1"
     return environment
-
-
-def check_backends(settings: Settings) -> None:
-    """Refuse to start a server on which no job could ever run.
-
-    Raises:
-        BackendUnavailableError: This server has workers, and no engine can run here.
-        InvalidOptionError: It only accepts jobs, and the backends of other machines are not set, or not known here.
-    """
-    config = load_worker_config(settings)
-    if settings.workers:
-        try:
-            registry.choose(config=config)
-        except BackendUnavailableError as error:
-            error.hint = f"{error.hint}; or set AFTERWORDS_WORKERS=0 if workers run on other machines"
-            raise
-        return
-    listed = registry.backends(config if settings.backends else replace(config, backends=None))
-    names = [backend.name for backend in listed if backend.engine is not None]
-    unknown = [name for name in settings.backends or () if name not in names]
-    if unknown:
-        known = [backend.name for backend in registry.backends(replace(config, backends=None))]
-        allowed = f"the names of installed backends ({', '.join(known)})"
-        raise InvalidOptionError.for_option("AFTERWORDS_BACKENDS", value=unknown[0], allowed=allowed)
-    if not settings.backends and not any(backend.is_available for backend in listed):
-        raise InvalidOptionError(
-            "No backend can run on this machine, and AFTERWORDS_BACKENDS does not name those of other machines.",
-            hint=f"set AFTERWORDS_BACKENDS to the backends of your workers, out of {', '.join(names)}.",
-        )
 
 
 def load_worker_config(settings: Settings) -> Config:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -328,56 +328,59 @@ class RemoteDispatcher:
 
 
 class CombinedDispatcher:
-    """The dispatcher of a server together with its remote workers; implements the port Dispatcher.
+    """The dispatchers of a server together with its remote workers; implements the port Dispatcher.
 
-    Both claim jobs from the same queue and write the same streams.
+    All claim jobs from the same queue and write the same streams.
     """
 
-    def __init__(self, main: Dispatcher, remote: RemoteDispatcher) -> None:
-        self._main = main
+    def __init__(self, own: Sequence[Dispatcher], remote: RemoteDispatcher) -> None:
+        self._own = own
         self._remote = remote
+        self._all: Sequence[Dispatcher] = [*own, remote]
 
     @property
     def backends(self) -> Mapping[str, frozenset[str]]:
-        backends = dict(self._main.backends)
-        for name, languages in self._remote.backends.items():
-            backends.setdefault(name, languages)
+        backends: dict[str, frozenset[str]] = {}
+        for each in self._all:
+            backends |= {name: langs for name, langs in each.backends.items() if name not in backends}
         return backends
 
     def unspoken(self, backend: str, text: str) -> list[str]:
-        return self._main.unspoken(backend, text)
+        return next((each.unspoken(backend, text) for each in self._own if backend in each.backends), [])
 
     @property
     def prompt_versions(self) -> Mapping[str, str]:
-        return {**self._remote.prompt_versions, **self._main.prompt_versions}
+        return {name: version for each in reversed(self._all) for name, version in each.prompt_versions.items()}
 
     @property
     def is_ready(self) -> bool:
-        return self._main.is_ready or self._remote.is_ready
+        return any(each.is_ready for each in self._all)
 
     @property
     def state(self) -> str:
-        return f"{self._main.state}; {self._remote.state}" if self._remote.workers else self._main.state
+        return "; ".join(each.state for each in (self._all if self._remote.workers else self._own))
 
     async def start(self) -> None:
-        await self._main.start()
-        await self._remote.start()
+        for each in self._all:
+            await each.start()
 
     def wake(self) -> None:
-        self._main.wake()
-        self._remote.wake()
+        for each in self._all:
+            each.wake()
 
     def listen(self, job_id: str) -> Listener | None:
-        return self._main.listen(job_id) or self._remote.listen(job_id)
+        return next((listener for each in self._all if (listener := each.listen(job_id))), None)
 
     def progress(self, job: StoredJob) -> JobProgress:
-        progress = self._remote.progress(job)
-        return self._main.progress(job) if progress.step == "waiting" else progress
+        for each in (self._remote, *self._own):
+            if (progress := each.progress(job)).step != "waiting":
+                return progress
+        return JobProgress("waiting")
 
     def cancel(self, job_id: str) -> None:
-        self._main.cancel(job_id)
-        self._remote.cancel(job_id)
+        for each in self._all:
+            each.cancel(job_id)
 
     async def stop(self, *, grace_s: float) -> None:
-        await self._remote.stop(grace_s=grace_s)
-        await self._main.stop(grace_s=grace_s)
+        for each in reversed(self._all):
+            await each.stop(grace_s=grace_s)
