@@ -7,12 +7,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from threading import Event
+from typing import Any, Protocol
 
 from afterwords.audio.wav import pcm16, read_wav
 from afterwords.backends import registry
-from afterwords.backends.base import Engine, Progress, Reference, ResumableEngine, SaveCheckpoint, ignore_progress
+from afterwords.backends.base import (
+    Engine,
+    InvalidPromptError,
+    Progress,
+    Reference,
+    ResumableEngine,
+    SaveCheckpoint,
+    ignore_progress,
+)
+from afterwords.errors import AfterwordsError
 from afterwords.models import SpeechResult, SpeechTask
+from afterwords.server.dispatch.messages import INVALID_PROMPT, Message
 from afterwords.speech import speak
 
 
@@ -49,6 +62,26 @@ class Work:
         if self.prompt is None and self.reference is None:
             raise ValueError("work needs a prompt or a reference")
 
+    @classmethod
+    def from_message(cls, message: Message) -> Work:
+        """Return the work of a message `speak`: its parts follow each other in the body."""
+        parts: dict[str, Any] = {}
+        start = 0
+        for name, n_bytes in message.facts["parts"].items():
+            parts[name] = message.body[start : start + n_bytes]
+            start += n_bytes
+        return cls(**message.facts["work"], **parts)
+
+
+class Send(Protocol):
+    """Sends a message: a kind, facts that JSON can hold, and bytes."""
+
+    def __call__(self, kind: str, body: bytes = b"", **facts: Any) -> None: ...
+
+
+class UtteranceCancelledError(Exception):
+    """Raised through an engine's `prepare` to cancel it."""
+
 
 class Worker:
     """The engines of this process. Its methods may be called from several threads."""
@@ -65,6 +98,34 @@ class Worker:
         if backend not in self._engines:  # a look through the installed engines takes milliseconds
             self._engines[backend] = registry.engine_for(registry.choose(backend))
         return self._engines[backend]
+
+    def speak(self, work: Work, cancelled: Event, send: Send) -> dict[str, Any]:
+        """Speak, and send messages meanwhile: `preparing` and `checkpoint`, then `speaking`, then `audio`.
+
+        Args:
+            cancelled: Set by another thread to stop.
+
+        Returns:
+            Facts for the message `ended`: `synth_ms`, or the error. Empty: it was cancelled.
+        """
+
+        def progress(fraction: float, step: str) -> None:
+            if cancelled.is_set():
+                raise UtteranceCancelledError
+            send("preparing", fraction=clip(fraction), step=step)
+
+        try:
+            with closing(self.start(work, progress, lambda checkpoint: send("checkpoint", checkpoint))) as stream:
+                send("speaking", stream.new_prompt or b"", is_new=stream.new_prompt is not None)
+                for pcm in stream:
+                    if cancelled.is_set():
+                        return {}
+                    send("audio", pcm, sample_rate=stream.sample_rate)
+            return {"synth_ms": stream.result.synth_ms} if stream.result else {}
+        except UtteranceCancelledError:
+            return {}
+        except Exception as error:  # noqa: BLE001 - engines fail in any way; the server decides what follows
+            return describe_error(error)
 
     def start(
         self, work: Work, progress: Progress = ignore_progress, save: SaveCheckpoint = lambda _checkpoint: None
@@ -150,6 +211,24 @@ class PcmStream:
     def close(self) -> None:
         """Stop; other utterances of the engine continue."""
         self._chunks.close()
+
+
+def clip(fraction: float) -> float:
+    """Return a fraction in [0, 1]; 0 for NaN."""
+    return min(1.0, max(0.0, float(fraction)))
+
+
+def describe_error(error: Exception) -> dict[str, Any]:
+    """Return the code and class of an error, and its message only if afterwords wrote it: others may quote the text."""
+    code, words = (error.code, str(error)) if isinstance(error, AfterwordsError) else ("synthesis_failed", "")
+    if isinstance(error.__cause__ or error, InvalidPromptError):
+        code = INVALID_PROMPT
+    return {
+        "error": code,
+        "words": words,
+        "error_kind": type(error.__cause__ or error).__name__,
+        "is_out_of_memory": is_out_of_memory(error),
+    }
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
