@@ -118,7 +118,7 @@ class TestHosts:
     WRONG = ("evil.example", "127.0.0.1.evil.example", "", "localhost.evil", "[::1].evil", "8.8.8.8", "127.0.0.2", "*")
 
     @pytest.mark.parametrize("host", WRONG)
-    @pytest.mark.parametrize("path", ["/v1/health", "/healthz", "/readyz", "/openapi.json", "/v1/voices"])
+    @pytest.mark.parametrize("path", ["/v1/health", "/healthz", "/readyz", "/openapi.json", "/docs", "/v1/voices"])
     def test_foreign_host_returns_400_on_every_route(
         self, served: Served, key: tuple[str, str], path: str, host: str
     ) -> None:

@@ -31,7 +31,7 @@ WAV: Final = canonical_wav(tone(5), RATE)
 ROUTES: Final = [route for route in create_app().routes if isinstance(route, APIRoute)]
 CALLS: Final = [(method, route.path_format) for route in ROUTES for method in sorted(route.methods or ())]
 WORKERS: Final = (Credential.WORKER, Credential.ATTEMPT, Credential.WORKER_TOKEN)
-PUBLIC: Final = {"/v1/health", "/healthz", "/readyz", "/openapi.json"}
+PUBLIC: Final = {"/v1/health", "/healthz", "/readyz", "/openapi.json", "/docs"}
 
 
 def requirements_of(method: str, path: str) -> Requirements:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cache
 from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
@@ -16,7 +17,9 @@ from afterwords import __version__
 from afterwords.errors import NotFoundError, ServerSetupError
 from afterwords.server.app_state import open_server
 from afterwords.server.auth import Credential, Requirements, requires
+from afterwords.server.concurrency import in_thread
 from afterwords.server.routes import health, keys, metrics, speech, voices, workers
+from afterwords.server.routes.reference import page_response, render_page
 from afterwords.server.routes.responses import COMMON, FORBIDDEN
 from afterwords.server.routing import ApiRoute, Lifetime, unrouted_response
 from afterwords.server.settings import Settings, load_settings
@@ -79,7 +82,8 @@ def router(settings: Settings | None = None) -> APIRouter:
     """
     lifetime = Lifetime()
     api = APIRouter(lifespan=_lifespan(lifetime, settings))
-    _add_routes(api, lifetime)
+    route_class = _add_routes(api, lifetime)
+    _add_page(api, route_class, lambda: render_page(create_app(settings).openapi()))
     return api
 
 
@@ -115,6 +119,7 @@ def create_app(settings: Settings | None = None) -> AfterwordsApp:
         await unrouted_response(NotFoundError())(scope, receive, send)
 
     app.router.add_api_route("/openapi.json", openapi, include_in_schema=False, route_class_override=route_class)
+    _add_page(app.router, route_class, lambda: render_page(app.openapi(), document_url="openapi.json"))
     app.router.default = not_found
     return app
 
@@ -146,6 +151,18 @@ def _add_routes(to: APIRouter, lifetime: Lifetime) -> type[ApiRoute]:
                 route_class_override=ServerRoute,
             )
     return ServerRoute
+
+
+def _add_page(to: APIRouter, route_class: type[ApiRoute], render: Callable[[], bytes]) -> None:
+    """Add the reference of the API, which is rendered at its first request."""
+    render = cache(render)
+
+    @requires(Credential.PUBLIC)
+    async def docs(request: Request) -> Response:
+        """Return the reference of this API as a page."""
+        return page_response(request, await in_thread(render))
+
+    to.add_api_route("/docs", docs, include_in_schema=False, route_class_override=route_class)
 
 
 def _lifespan(lifetime: Lifetime, settings: Settings | None) -> Callable[[Any], AbstractAsyncContextManager[None]]:
