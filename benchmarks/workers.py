@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.e2e.test_workers import World, open_world
+from tests.e2e.workers import World, open_world
 
 WARM_UP = 20
 REQUESTS = 300

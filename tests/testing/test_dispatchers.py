@@ -15,7 +15,7 @@ from afterwords.server.app_state import open_store
 from afterwords.server.services.keys import KeyService
 from afterwords.testing import DispatcherContract, RunningServer
 from tests.cli.program import run
-from tests.e2e.test_workers import WorkerProgram
+from tests.e2e.workers import WorkerProgram
 
 MODULE = "afterwords.server.dispatch.worker_main"
 

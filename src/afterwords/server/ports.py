@@ -464,7 +464,7 @@ class AttemptQueue(JobQueue, Protocol):
         """Renew a lease, for as long as the process that continues the attempt may take to start, if given."""
 
     async def find_claim(self, job_id: str, attempt: int, *, may_be_final: bool = False) -> Claim:
-        """Return the claim of an attempt, optionally also after it ended the job.
+        """Return the claim of an attempt; optionally also after it ended the job, for the length of a lease.
 
         Raises:
             StaleAttemptError: It does not hold the job, or the job was deleted with its voice.
@@ -518,6 +518,10 @@ class Dispatcher(Protocol):
 
 class Listener(Protocol):
     """The audio of one job while it is synthesized."""
+
+    @property
+    def attempt(self) -> int:
+        """Number of the attempt whose audio this is, once it has started."""
 
     async def wait_until_started(self) -> int | None:
         """Wait for the first audio, and return the sample rate in Hz. None: the job runs elsewhere or was closed."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from afterwords.errors import StaleAttemptError
 from afterwords.server.blobs import open_blobs
 from afterwords.server.ports import Blobs
 from afterwords.server.records import Claim
@@ -80,3 +81,15 @@ async def test_lease_is_stretched_until_the_next_heartbeat(world: World, queue: 
     assert await queue.heartbeat(job.job_id, job.attempt)
     world.clock.advance(16)
     assert (await world.store.reap(max_attempts=3)).requeued == (job.job_id,)
+
+
+async def test_ended_attempt_may_store_its_prompt_for_a_lease(
+    world: World, queue: StoredJobQueue, claim: Claim
+) -> None:
+    job = claim.job
+    await queue.fail(job.job_id, job.attempt, error="synthesis_failed")
+    world.clock.advance(14)
+    assert (await queue.find_claim(job.job_id, job.attempt, may_be_final=True)).job.job_id == job.job_id
+    world.clock.advance(2)
+    with pytest.raises(StaleAttemptError):
+        await queue.find_claim(job.job_id, job.attempt, may_be_final=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from afterwords.audio.wav import wav_header
 from afterwords.errors import SynthesisError
@@ -23,6 +22,7 @@ class AudioStream:
 
     Attributes:
         file: In memory while it is short, then on disk; its header is valid once it is finished.
+        attempt: Number of the attempt that writes it.
         sample_rate: In Hz; None before the first chunk.
         has_writer: An attempt writes it, or is about to.
         on_start: Called with the backend after the first chunk.
@@ -31,6 +31,7 @@ class AudioStream:
     def __init__(self, folder: Path) -> None:
         self.changed = Condition()
         self.file = Spool(folder)
+        self.attempt = 0
         self.sample_rate: int | None = None
         self.backend = ""
         self.is_finished = False
@@ -74,18 +75,6 @@ class AudioStream:
         self.is_finished = True
         self.changed.notify_all()
 
-    def finish_from(self, wav: BinaryIO, *, backend: str) -> None:
-        """Append what is missing from a whole WAV file of the same audio, written by another stream, and finish."""
-        if self.is_finished:
-            return
-        wav.seek(0)
-        header = wav.read(_HEADER_BYTES)
-        sample_rate = int.from_bytes(header[24:28], "little")
-        wav.seek(max(_HEADER_BYTES, self.file.size_bytes))
-        while header[36:40] == b"data" and (pcm := wav.read(_READ_BYTES)):
-            self.write(pcm, sample_rate=sample_rate, backend=backend)
-        self.finish()
-
     def abort(self) -> None:
         """End the stream: the audio is incomplete. A finished stream stays as it is."""
         if not self.is_finished:
@@ -111,6 +100,10 @@ class AudioListener:
         self._on_close = on_close
         self._is_closed = False
         stream.n_listeners += 1
+
+    @property
+    def attempt(self) -> int:
+        return self._stream.attempt
 
     async def wait_until_started(self) -> int | None:
         stream = self._stream
@@ -163,7 +156,7 @@ class AudioStreams:
         stream = self._streams.get(job_id)
         if stream is None or stream.has_started or stream.has_writer:
             stream = self._streams[job_id] = AudioStream(self._folder)
-        stream.has_writer = True
+        stream.has_writer, stream.attempt = True, job.attempt
         stream.on_start = partial(self._metrics.observe_first_audio, submitted_at=job.created_at)
         return stream
 

@@ -257,7 +257,7 @@ class RemoteDispatcher:
     async def receive(self, job_id: str, number: int, pcm: AsyncIterator[bytes], *, sample_rate: int) -> None:
         """Pass the audio of an attempt on to its listeners while it arrives: mono 16-bit little-endian PCM.
 
-        If the connection is lost, `complete` adds what is missing.
+        If the connection is lost, listeners get the rest once the job is ready.
 
         Raises:
             StaleAttemptError: The attempt is not one of this server, or its audio has been received before.
@@ -282,8 +282,6 @@ class RemoteDispatcher:
         """Complete an attempt with its audio; raises like `JobQueue.complete`."""
         try:
             await self.queue.complete(job_id, number, wav, synth_ms=synth_ms)
-            if number is not None and (attempt := self._find(job_id, number)) and attempt.stream.n_listeners:
-                attempt.stream.finish_from(wav, backend=attempt.claim.job.backend)
         except OUTAGE:  # the worker delivers it again
             raise
         except BaseException:

@@ -208,15 +208,8 @@ async def _encode(
 
     head = BytesIO(await audio.read(0, _HEAD_BYTES))
     sample_rate, start = sound_start(head)
-
-    async def steps() -> AsyncGenerator[bytes, None]:
-        position = start
-        while pcm := await audio.read(position, STEP_BYTES):
-            yield pcm
-            position += len(pcm)
-
-    n_frames, is_first = (audio.size_bytes - start) // 2, True
-    async with aclosing(encode_stream(request, steps(), sample_rate, speech_format, read_info(head), sink)) as encoded:
+    n_frames, is_first, pcm = (audio.size_bytes - start) // 2, True, read_pcm(audio, 0)
+    async with aclosing(encode_stream(request, pcm, sample_rate, speech_format, read_info(head), sink)) as encoded:
         async for ready in encoded:
             if is_first and ready[:4] == b"fLaC":
                 # The encoder learns the number of samples too late. Source: RFC 9639, 8.2: the 36 bits after 28 bits of
@@ -226,6 +219,16 @@ async def _encode(
             else:
                 yield ready
             is_first = False
+
+
+async def read_pcm(audio: BlobReader, position: int) -> AsyncGenerator[bytes, None]:
+    """Yield the PCM of a stored WAV file, from a byte of the PCM to its end."""
+    from afterwords.audio.wav_chunks import sound_start
+
+    _, start = sound_start(BytesIO(await audio.read(0, _HEAD_BYTES)))
+    while pcm := await audio.read(start + position, STEP_BYTES):
+        yield pcm
+        position += len(pcm)
 
 
 async def encode_stream(

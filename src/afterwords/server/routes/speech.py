@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncGenerator
 from typing import Annotated, Final
 from urllib.parse import quote
 
@@ -14,8 +15,9 @@ from afterwords.models import JobStatus, SpeechFormat
 from afterwords.provenance import mark_tags
 from afterwords.server.auth import Credential, requires
 from afterwords.server.concurrency import while_connected
+from afterwords.server.ports import Listener
 from afterwords.server.records import Scope, StoredJob
-from afterwords.server.routes.audio import ChunkedAudioResponse, audio_response, encode_stream
+from afterwords.server.routes.audio import ChunkedAudioResponse, audio_response, encode_stream, read_pcm
 from afterwords.server.routes.responses import (
     MEDIA_TYPES,
     IdempotencyKey,
@@ -219,10 +221,32 @@ async def _stream(request: Request, accepted: AcceptedJob) -> Response:
             raise
         tags = mark_tags(backend=job.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=job.created_at)
         headers = {**_job_headers(job), "Cache-Control": "private, no-store", "Accept-Ranges": "none"}
-        chunks = encode_stream(request, aiter(listener), sample_rate, job.response_format, tags)
+        chunks = encode_stream(request, _read_stream(request, job, listener), sample_rate, job.response_format, tags)
         return ChunkedAudioResponse(chunks, 200, headers, MEDIA_TYPES[job.response_format], close=close)
 
     return await while_connected(request.receive, start())
+
+
+async def _read_stream(request: Request, job: StoredJob, listener: Listener) -> AsyncGenerator[bytes, None]:
+    """Yield the audio of a stream, and if it ends early although the job is ready, the rest of the stored audio.
+
+    The connection of a remote worker may be lost, or its audio be delivered to another server.
+    """
+    state, n_bytes = state_of(request), 0
+    try:
+        async for pcm in listener:
+            yield pcm
+            n_bytes += len(pcm)
+    except SynthesisError:
+        final = await state.synthesis.get_job(caller_of(request), job.job_id)
+        if final.status is not JobStatus.READY or final.attempt != listener.attempt:
+            raise
+        audio = await state.synthesis.open_audio(final)
+        try:
+            async for pcm in read_pcm(audio, n_bytes):
+                yield pcm
+        finally:
+            audio.close()
 
 
 async def _job_audio(request: Request, job: StoredJob, headers: dict[str, str]) -> Response:

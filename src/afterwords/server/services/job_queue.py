@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from hashlib import sha256
 from typing import Final
@@ -48,7 +49,10 @@ class StoredJobQueue(Completion):
     async def find_claim(self, job_id: str, attempt: int, *, may_be_final: bool = False) -> Claim:
         job = await self.open_job(job_id, attempt)
         if job is None and may_be_final:
-            job = await self.store.get_job(job_id)
+            final = await self.store.get_job(job_id)
+            latest = self.clock.now() - timedelta(seconds=self.lease_s)
+            if final and final.completed_at and final.completed_at >= latest:
+                job = final
         if job is None:
             raise StaleAttemptError
         voice = await self.store.get_voice(job.voice_id, account_id=job.account_id)

@@ -1,0 +1,98 @@
+"""Remote workers of several servers: claims, streams and results at different ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from threading import Event
+from typing import Any
+
+import pytest
+
+from tests.e2e.served import DEADLINE_S, RECORDING, Served
+from tests.e2e.workers import SLOW, World, claim_body, open_world, unique
+
+PCM = RECORDING[44:]
+"""The audio that workers of these tests deliver."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with open_world(tmp_path_factory.mktemp("several")) as world:
+        yield world
+
+
+@pytest.fixture(scope="module")
+def other(world: World) -> Iterator[Served]:
+    """Return a second server with the same database and storage."""
+    served = Served(world.served.home, world.served.settings)
+    served.log = world.folder / "second.log"
+    try:
+        yield served.start()
+    finally:
+        if served.is_running:
+            served.stop()
+
+
+def claim(served: Served, token: str, **fields: Any) -> dict[str, Any]:
+    with served.client(token) as worker:
+        answer = worker.post("/v1/workers/claim", json=claim_body(wait_s=20, **fields)).raise_for_status()
+    return dict(answer.json()["job"])
+
+
+def deliver(served: Served, job: dict[str, Any]) -> None:
+    with served.client(job["token"]) as attempt:
+        headers = {"X-Content-SHA256": sha256(RECORDING).hexdigest()}
+        attempt.put(f"/v1/jobs/{job['job_id']}/audio", content=RECORDING, headers=headers).raise_for_status()
+
+
+class Listening:
+    """A client that receives a stream in a thread."""
+
+    def __init__(self, world: World, pool: ThreadPoolExecutor) -> None:
+        self.has_begun = Event()
+        self.received = pool.submit(self._receive, world)
+
+    def _receive(self, world: World) -> bytes:
+        body = {"voice_id": world.voice_id, "text": unique(SLOW), "stream": True, "response_format": "pcm"}
+        received = bytearray()
+        with world.served.client() as client, client.stream("POST", "/v1/synthesize", json=body) as answer:
+            for chunk in answer.iter_raw():
+                received += chunk
+                self.has_begun.set()
+        return bytes(received)
+
+
+def test_stream_continues_if_another_server_gets_the_audio(world: World, other: Served) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        client = Listening(world, pool)
+        job = claim(world.served, world.token)
+        assert job["is_streamed"]
+        is_over = Event()
+
+        def half() -> Iterator[bytes]:
+            yield PCM[: len(PCM) // 4 * 2]
+            is_over.wait(DEADLINE_S)
+
+        def send() -> None:
+            with world.served.client(job["token"]) as attempt:
+                attempt.post(f"/v1/jobs/{job['job_id']}/stream", params={"sample_rate": 16_000}, content=half())
+
+        try:
+            sending = pool.submit(send)
+            assert client.has_begun.wait(DEADLINE_S)
+            deliver(other, job)
+            assert client.received.result(DEADLINE_S) == PCM
+        finally:
+            is_over.set()
+        sending.result(DEADLINE_S)
+
+
+def test_stream_of_a_job_of_another_server_follows(world: World, other: Served) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        client = Listening(world, pool)
+        job = claim(other, world.token)
+        assert not job["is_streamed"]
+        deliver(other, job)
+        assert client.received.result(DEADLINE_S) == PCM
