@@ -248,4 +248,4 @@ class JobContract:
         with pytest.raises(ConflictError, check=has_code("idempotency_conflict")):
             await world.store.find_repeated_job(request(ann, key="young", body="other"))
         await world.store.delete_voice(voice.voice_id, account_id=ann.account_id)
-        assert [voice_id for voice_id, _ in await world.store.list_unpurged()] == [voice.voice_id]
+        assert list(await world.store.list_unpurged()) == [voice.voice_id]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from afterwords.errors import ConflictError, VoiceNotFoundError
-from afterwords.models import Provenance
+from afterwords.models import Provenance, new_id
 from afterwords.server.cache_key import cache_path, prompt_path
-from afterwords.server.records import CacheEntry, FinishStatus, VoiceChanges
+from afterwords.server.records import Actor, CacheEntry, FinishStatus, VoiceChanges
+from afterwords.server.store import SqlStore, voices
 from tests.contracts.store_world import MANY, World, audio, digest, request
 from tests.error_codes import has_code
 
@@ -189,6 +192,53 @@ class VoiceContract:
         assert await world.claim() is None
         assert await world.store.delete_voice(voice.voice_id, account_id=ann.account_id) is None
 
+    async def test_interrupted_deletion_of_many_rows_is_finished(self, world: World) -> None:
+        store, ann = world.store, await world.caller()
+        assert isinstance(store, SqlStore)
+        voice, asked = world.new_voice(ann, home_id=new_id()), request(ann, route="voices")
+        await store.add_voice(voice, idempotency=asked)
+        done = await world.add_claimed_job(caller=ann, voice=voice)
+        await store.finish(done.job_id, 1, audio(f"jobs/{done.job_id}.wav"))
+        waiting = [world.new_job(ann, voice) for _ in range(voices.BATCH + 1)]
+        await asyncio.gather(*[store.submit(job, limits=MANY) for job in waiting])
+        job_ids = [done.job_id, *(job.job_id for job in waiting)]
+        actor, now = Actor("ann"), world.clock.now()
+        delete_first = partial(voices.delete_voice, account_id=ann.account_id, actor=actor, now=now)
+        assert await store.database.free(delete_first, voice.voice_id)  # the server crashes after this
+
+        assert await store.get_job(done.job_id) is not None
+        assert await store.get_voice(voice.voice_id, account_id=ann.account_id) is None
+        assert await store.find_voices(voice.name, account_id=ann.account_id) == []
+        assert await store.list_voices(account_id=ann.account_id, limit=None, after=None) == []
+        assert await store.find_repeated_voice(asked) is None
+        assert await store.delete_voice(voice.voice_id, account_id=ann.account_id) is None
+        with pytest.raises(VoiceNotFoundError):
+            await world.add_job(ann, voice)
+        again = await world.add_voice(ann, home_id=voice.home_id)
+        unpurged = await store.list_unpurged()
+
+        assert set(unpurged[voice.voice_id]) == {f"jobs/{job_id}.wav" for job_id in job_ids}
+        assert await store.list_jobs(account_id=ann.account_id, status=None, limit=None, after=None) == []
+        assert await store.get_cached(voice.voice_id, done.cache_key) is None
+        assert await world.characters_used() == done.char_count
+        assert await store.list_voices(account_id=ann.account_id, limit=None, after=None) == [again]
+        await store.mark_purged(voice.voice_id)
+        assert await store.list_unpurged() == {}
+
+    async def test_two_deletions_of_many_rows_at_once_add_up(self, world: World) -> None:
+        ann = await world.caller()
+        voice = await world.add_voice(ann)
+        waiting = [world.new_job(ann, voice) for _ in range(2 * voices.BATCH)]
+        await asyncio.gather(*[world.store.submit(job, limits=MANY) for job in waiting])
+
+        deletions = [world.store.delete_voice(voice.voice_id, account_id=ann.account_id) for _ in range(2)]
+        one, two, unpurged = await asyncio.gather(*deletions, world.store.list_unpurged())
+
+        (found,) = [paths for paths in (one, two) if paths is not None]
+        assert len(found) == 2 * voices.BATCH
+        assert unpurged in ({}, {voice.voice_id: found})
+        assert await world.characters_used() == 0
+
     async def test_deletion_refunds_pending_jobs_only(self, world: World) -> None:
         ann = await world.caller()
         voice, other = await world.add_voice(ann), await world.add_voice(ann)
@@ -225,9 +275,9 @@ class VoiceContract:
         voice = await world.add_voice()
         paths = await world.store.delete_voice(voice.voice_id, account_id=voice.account_id)
 
-        assert await world.store.list_unpurged() == [(voice.voice_id, paths)]
+        assert await world.store.list_unpurged() == {voice.voice_id: paths}
         await world.store.mark_purged(voice.voice_id)
-        assert await world.store.list_unpurged() == []
+        assert await world.store.list_unpurged() == {}
 
     async def test_paths_are_known_while_a_row_refers_to_them(self, world: World) -> None:
         voice = await world.add_voice()

@@ -197,12 +197,17 @@ class Store(Protocol):
     async def delete_voice(self, voice_id: str, *, account_id: str) -> list[str] | None:
         """Delete a voice with its jobs, cache and idempotency rows, refund its pending jobs, and add a tombstone.
 
+        The voice is gone at once, its rows in several transactions, so that none locks the account for long.
+
         Returns:
             Paths of the audio of its jobs. Its other blobs are below `voice_prefix`. None: the voice does not exist.
         """
 
-    async def list_unpurged(self) -> list[tuple[str, list[str]]]:
-        """Return the deleted voices that may still have blobs: (voice_id, paths of the audio of its jobs)."""
+    async def list_unpurged(self) -> Mapping[str, Sequence[str]]:
+        """Return the deleted voices that may still have blobs, with the paths of the audio of their jobs.
+
+        Finishes a deletion first that a crash has interrupted.
+        """
 
     async def mark_purged(self, voice_id: str) -> None:
         """Record that the blobs of a deleted voice are gone."""

@@ -111,6 +111,10 @@ async def test_database_of_the_first_schema_keeps_its_rows(folder: Path) -> None
             "VALUES ('k', 'a', ?, '', 'k', '2026-01-01 00:00:00')",
             (digest("old"),),
         )
+        connection.exec_driver_sql(
+            "INSERT INTO tombstones (voice_id, deleted_at, audio_paths) "
+            "VALUES ('v', '2026-01-01 00:00:00', '[\"jobs/a.wav\"]')"
+        )
     store = store_in(folder)
 
     assert not await store.open()
@@ -118,6 +122,7 @@ async def test_database_of_the_first_schema_keeps_its_rows(folder: Path) -> None
     caller = await store.find_caller(digest("old"))
     assert caller is not None
     assert caller.key_id == "k"
+    assert await store.list_unpurged() == {"v": ["jobs/a.wav"]}
     await store.check()
     await store.delete_expired()
     await store.close()

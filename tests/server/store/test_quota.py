@@ -126,6 +126,7 @@ async def test_migration_counts_the_bytes_of_existing_rows(world: World, folder:
             DROP TABLE servers;
             DROP TABLE worker_tokens;
             DROP TABLE audit;
+            DROP INDEX ix_voices_account_id_name;
             """
         )
         database.execute("UPDATE alembic_version SET version_num = '0005'")

@@ -78,7 +78,7 @@ class Housekeeping:
             self.dispatcher.wake()
         unpurged = await self.store.list_unpurged()
         if unpurged and await self.ownership.holds():
-            for voice_id, paths in unpurged:
+            for voice_id, paths in unpurged.items():
                 await self.voices.purge(voice_id, paths)
 
     async def sweep(self) -> int:

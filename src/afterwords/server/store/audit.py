@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, insert, select
 
 from afterwords.server.records import Actor, AuditAction, AuditEntry
 from afterwords.server.store.schema import audit
@@ -33,7 +33,3 @@ def add(
 def list_newest(connection: Connection, *, limit: int | None) -> list[AuditEntry]:
     statement = select(*_COLUMNS).order_by(audit.c.seq.desc()).limit(limit)
     return [AuditEntry(*row) for row in connection.execute(statement)]
-
-
-def delete_old(connection: Connection, *, now: datetime) -> None:
-    connection.execute(delete(audit).where(audit.c.at < now - AUDIT_AGE))

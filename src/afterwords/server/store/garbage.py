@@ -8,11 +8,11 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import Final
 
-from sqlalchemy import Connection, case, delete, func, insert, or_, select
+from sqlalchemy import Connection, case, delete, func, insert, or_, select, tuple_
 
 from afterwords.server.cache_key import cache_path, voice_prefix
-from afterwords.server.store import audit
-from afterwords.server.store.schema import cache, idempotency, jobs, storage_marks, strays, tombstones, voices
+from afterwords.server.store.audit import AUDIT_AGE
+from afterwords.server.store.schema import audit, cache, idempotency, jobs, storage_marks, strays, tombstones, voices
 from afterwords.server.store.statements import Insert
 
 IDEMPOTENCY_AGE: Final = timedelta(days=1)
@@ -22,7 +22,7 @@ STRAY_AGE_S: Final = 86_400.0
 N_MARKS: Final = 32
 """Marks that are kept. Servers that share the database may each have written one since the last was read."""
 CHUNK: Final = 500
-"""Values in one statement. SQLite takes 32,766, but takes longer to plan."""
+"""Values in one statement, and rows of a table that one transaction deletes."""
 
 _ADD_STRAY = Insert(
     strays,
@@ -86,12 +86,20 @@ def has_mark(connection: Connection, token: str) -> bool:
     return connection.execute(select(storage_marks.c.seq).where(storage_marks.c.token == token)).first() is not None
 
 
-def delete_expired(connection: Connection, *, now: datetime, monotonic: float) -> None:
-    is_old = or_(strays.c.last_seen < monotonic - STRAY_AGE_S, strays.c.last_seen > monotonic + STRAY_AGE_S)
-    connection.execute(delete(strays).where(is_old))
-    connection.execute(delete(idempotency).where(idempotency.c.created_at < now - IDEMPOTENCY_AGE))
-    connection.execute(delete(tombstones).where(tombstones.c.purged_at < now - TOMBSTONE_AGE))
-    audit.delete_old(connection, now=now)
+def delete_expired(connection: Connection, *, now: datetime, monotonic: float) -> bool:
+    """Delete rows that have expired. Return whether there may be more, for another transaction."""
+    expired = [
+        or_(strays.c.last_seen < monotonic - STRAY_AGE_S, strays.c.last_seen > monotonic + STRAY_AGE_S),
+        idempotency.c.created_at < now - IDEMPOTENCY_AGE,
+        tombstones.c.purged_at < now - TOMBSTONE_AGE,
+        audit.c.at < now - AUDIT_AGE,
+    ]
+    has_more = False
+    for table, is_expired in zip((strays, idempotency, tombstones, audit), expired, strict=True):
+        key = tuple_(*table.primary_key.columns)
+        chunk = select(*table.primary_key.columns).where(is_expired).limit(CHUNK)
+        has_more |= connection.execute(delete(table).where(key.in_(chunk))).rowcount == CHUNK
+    return has_more
 
 
 def _chunks(paths: Iterable[str]) -> Iterator[list[str]]:

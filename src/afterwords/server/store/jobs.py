@@ -16,7 +16,7 @@ from afterwords.server.records import Idempotency, NewJob, QueueLimits, QueueSta
 from afterwords.server.store import idempotency
 from afterwords.server.store import usage as usage_rows
 from afterwords.server.store.locks import lock_account, lock_account_of_job
-from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, usage, voices, webhooks
+from afterwords.server.store.schema import IS_KEPT, IS_PENDING, accounts, cache, jobs, usage, voices, webhooks
 from afterwords.server.store.statements import Insert, Query
 
 _NEW_COLUMNS = [field.name for field in fields(NewJob) if field.name != "character_limit"]
@@ -28,7 +28,7 @@ _INSERT = Insert(jobs, [*_NEW_COLUMNS, "status", "period", "created_at"])
 _ADMISSION = Query(
     select(
         select(literal(1))
-        .where(voices.c.voice_id == bindparam("voice_id"), voices.c.account_id == bindparam("account_id"))
+        .where(voices.c.voice_id == bindparam("voice_id"), voices.c.account_id == bindparam("account_id"), IS_KEPT)
         .scalar_subquery(),
         select(jobs.c.job_id)
         .where(jobs.c.voice_id == bindparam("voice_id"), jobs.c.flight_key == bindparam("flight_key"), IS_PENDING)

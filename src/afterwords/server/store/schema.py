@@ -20,6 +20,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    exists,
     literal_column,
     text,
 )
@@ -135,6 +136,7 @@ voices: Final = Table(
     Column("home_id", ID, index=True, unique=True),  # NULL: the recording is in storage
     Column("ref_grade", String(1)),  # NULL: registered before grades were stored
     Index(None, "account_id", "seq"),
+    Index(None, "account_id", "name"),
     sqlite_autoincrement=True,
 )
 
@@ -256,11 +258,15 @@ strays: Final = Table(  # blobs that no row refers to, and when this database sa
     Column("last_seen", Float, nullable=False),
 )
 
-tombstones: Final = Table(
+tombstones: Final = Table(  # of a deleted voice; one for each transaction that deletes rows of it
     "tombstones",
     metadata,
-    Column("voice_id", ID, primary_key=True),
+    Column("seq", SEQUENCE, primary_key=True),
+    Column("voice_id", ID, nullable=False, index=True),
     Column("deleted_at", UtcTime, nullable=False),
-    Column("purged_at", UtcTime),  # NULL: blobs may remain
+    Column("purged_at", UtcTime, index=True),  # NULL: blobs may remain
     Column("audio_paths", JSON(none_as_null=True)),
+    sqlite_autoincrement=True,
 )
+IS_KEPT: Final = ~exists().where(tombstones.c.voice_id == voices.c.voice_id)
+"""The voice was not deleted. Rows of a deleted voice may remain for a while."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,6 +43,8 @@ POSTGRES: Final = frozenset({"postgresql", "postgres", "postgresql+psycopg"})
 """Schemes of Postgres; hosting services print `postgres`."""
 SHORT_LIST: Final = 100
 """Rows that are read on the event loop: this takes well under 10 ms."""
+PAUSE_S: Final = 0.02
+"""Pause between the transactions of a long deletion, in which other processes get the lock of a SQLite file."""
 
 
 class SqlStore:
@@ -228,14 +231,23 @@ class SqlStore:
         return voice
 
     async def delete_voice(self, voice_id: str, *, account_id: str) -> list[str] | None:
-        paths = await self.database.free(
+        has_more = await self.database.free(
             voices.delete_voice, voice_id, account_id=account_id, actor=ACTOR.get(), now=self._clock.now()
         )
-        if paths is not None:
-            await self.database.scrub()
-        return paths
+        if has_more is None:
+            return None
+        if has_more:
+            await self._delete_rows(voice_id)
+        await self.database.scrub()
+        return (await self.database.read(voices.list_unpurged, voice_id)).get(voice_id, [])
 
-    async def list_unpurged(self) -> list[tuple[str, list[str]]]:
+    async def _delete_rows(self, voice_id: str) -> None:
+        while await self.database.free(voices.delete_rows, voice_id, now=self._clock.now()):
+            await asyncio.sleep(PAUSE_S)
+
+    async def list_unpurged(self) -> dict[str, list[str]]:
+        for voice_id in await self.database.read(voices.list_unfinished):
+            await self._delete_rows(voice_id)
         return await self.database.read(voices.list_unpurged)
 
     async def mark_purged(self, voice_id: str) -> None:
@@ -371,7 +383,8 @@ class SqlStore:
         return await self.database.read(garbage.has_mark, token)
 
     async def delete_expired(self) -> None:
-        await self.database.free(garbage.delete_expired, **self._times())
+        while await self.database.free(garbage.delete_expired, **self._times()):
+            await asyncio.sleep(PAUSE_S)
         await self.database.scrub()
 
 

@@ -5,24 +5,49 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from datetime import datetime
 from itertools import groupby
+from typing import Final
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, union_all, update
+from sqlalchemy import Connection, bindparam, delete, exists, insert, not_, select, union_all, update
 
 from afterwords.models import new_id
 from afterwords.server.cache_key import job_path
 from afterwords.server.records import Actor, AuditAction, CacheEntry, Idempotency, StoredVoice, VoiceChanges
 from afterwords.server.store import audit, idempotency, usage
 from afterwords.server.store.locks import lock_account, lock_account_of_voice
-from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, tombstones, voices
+from afterwords.server.store.schema import IS_KEPT, IS_PENDING, accounts, cache, jobs, tombstones, voices
 from afterwords.server.store.statements import Query
+
+BATCH: Final = 200
+"""Jobs, and cache entries, that one transaction deletes. This takes about 20 ms."""
 
 _NAMES = [field.name for field in fields(StoredVoice)]
 _CACHE_COLUMNS = [cache.c[field.name] for field in fields(CacheEntry)]
-_SELECT = select(*[voices.c[name] for name in _NAMES])
+_SELECT = select(*[voices.c[name] for name in _NAMES]).where(IS_KEPT)
 _GET = Query(_SELECT.where(voices.c.voice_id == bindparam("voice_id")))
 _GET_OWN = Query(
     _SELECT.where(voices.c.voice_id == bindparam("voice_id"), voices.c.account_id == bindparam("account_id"))
 )
+_JOBS = (
+    select(
+        jobs.c.seq,
+        jobs.c.job_id,
+        jobs.c.attempt,
+        jobs.c.audio_key,
+        jobs.c.spending_id,
+        jobs.c.period,
+        jobs.c.char_count,
+    )
+    .where(jobs.c.voice_id == bindparam("voice"))
+    .limit(bindparam("n_rows"))
+)
+_PENDING_JOBS = (
+    _JOBS.where(IS_PENDING)
+    .order_by(jobs.c.spending_id, jobs.c.period)
+    .with_for_update(key_share=True)  # a job that fails meanwhile is refunded there
+)
+_FINAL_JOBS = _JOBS.where(not_(IS_PENDING))
+_CACHED = select(cache.c.cache_key).where(cache.c.voice_id == bindparam("voice")).limit(BATCH)
+_DELETE_CACHED = delete(cache).where(cache.c.voice_id == bindparam("voice"), cache.c.cache_key.in_(_CACHED))
 _GET_CACHED = Query(
     select(*_CACHE_COLUMNS).where(
         cache.c.voice_id == bindparam("voice_id"), cache.c.cache_key == bindparam("cache_key")
@@ -123,42 +148,64 @@ def update_voice(
     return after
 
 
-def delete_voice(
-    connection: Connection, voice_id: str, *, account_id: str, actor: Actor, now: datetime
-) -> list[str] | None:
-    """Delete a voice. Foreign keys delete its other rows."""
+def delete_voice(connection: Connection, voice_id: str, *, account_id: str, actor: Actor, now: datetime) -> bool | None:
+    """Delete a voice, which no longer exists from then on, and the first of its rows.
+
+    Returns:
+        Whether there are more rows, for `delete_rows`. None: there is no such voice.
+    """
     lock_account(connection, account_id=account_id)
     if get(connection, voice_id, account_id=account_id) is None:
         return None
-    rows = select(jobs.c.job_id, jobs.c.attempt, jobs.c.audio_key).where(jobs.c.voice_id == voice_id)
-    found: set[str] = set()
-    for job_id, attempt, audio_key in connection.execute(rows):
-        # Interrupted attempts may have written their audio, too.
-        found.update(job_path(job_id, number) for number in range(1, max(1, attempt) + 1))
-        found.update({audio_key} if audio_key else ())
-    paths = sorted(found)
-    connection.execute(insert(tombstones).values(voice_id=voice_id, deleted_at=now, audio_paths=paths))
-    reserved = (
-        select(jobs.c.spending_id, jobs.c.period, jobs.c.char_count)
-        .where(jobs.c.voice_id == voice_id, IS_PENDING)
-        .order_by(jobs.c.spending_id, jobs.c.period)
-        .with_for_update(key_share=True)  # a job that fails meanwhile is refunded there
-    )
-    for (spending_id, period), of_period in groupby(connection.execute(reserved).all(), key=lambda row: row[:2]):
+    connection.execute(update(voices).where(voices.c.voice_id == voice_id).values(home_id=None, ref_text=None))
+    audit.add(connection, AuditAction.VOICE_DELETED, voice_id, account_id=account_id, actor=actor, now=now)
+    return delete_rows(connection, voice_id, now=now)
+
+
+def delete_rows(connection: Connection, voice_id: str, *, now: datetime) -> bool:
+    """Delete rows of a deleted voice, pending jobs first, and add a tombstone with their audio.
+
+    Returns:
+        Whether there are more rows, for another transaction: this one would lock the account for too long.
+    """
+    lock_account_of_voice(connection, voice_id=voice_id)
+    found = connection.execute(_PENDING_JOBS, {"voice": voice_id, "n_rows": BATCH}).all()
+    for (spending_id, period), of_period in groupby(found, key=lambda row: (row.spending_id, row.period)):
         characters = sum(row.char_count for row in of_period)
         usage.refund(connection, spending_id=spending_id, period=period, characters=characters)
+    found = [*found, *connection.execute(_FINAL_JOBS, {"voice": voice_id, "n_rows": BATCH - len(found)})]
+    paths: set[str] = set()
+    for row in found:
+        # Interrupted attempts may have written their audio, too.
+        paths.update(job_path(row.job_id, number) for number in range(1, max(1, row.attempt) + 1))
+        paths.update({row.audio_key} if row.audio_key else ())
+    connection.execute(insert(tombstones).values(voice_id=voice_id, deleted_at=now, audio_paths=sorted(paths)))
+    connection.execute(delete(jobs).where(jobs.c.seq.in_([row.seq for row in found])))
+    if len(found) == BATCH or connection.execute(_DELETE_CACHED, {"voice": voice_id}).rowcount == BATCH:
+        return True
     connection.execute(delete(voices).where(voices.c.voice_id == voice_id))
-    audit.add(connection, AuditAction.VOICE_DELETED, voice_id, account_id=account_id, actor=actor, now=now)
-    return paths
+    return False
 
 
-def list_unpurged(connection: Connection) -> list[tuple[str, list[str]]]:
-    rows = connection.execute(
+def list_unfinished(connection: Connection) -> list[str]:
+    """Return the deleted voices with more rows: another transaction deletes them now, or a server has crashed."""
+    statement = select(voices.c.voice_id).join(tombstones, tombstones.c.voice_id == voices.c.voice_id).distinct()
+    return list(connection.execute(statement.where(tombstones.c.purged_at.is_(None))).scalars())
+
+
+def list_unpurged(connection: Connection, voice_id: str | None = None) -> dict[str, list[str]]:
+    """Return the audio of deleted voices without rows, or of one voice, by voice."""
+    statement = (
         select(tombstones.c.voice_id, tombstones.c.audio_paths)
-        .where(tombstones.c.purged_at.is_(None))
-        .order_by(tombstones.c.deleted_at)
+        .where(tombstones.c.purged_at.is_(None), ~exists().where(voices.c.voice_id == tombstones.c.voice_id))
+        .order_by(tombstones.c.seq)
     )
-    return [(voice_id, paths or []) for voice_id, paths in rows]
+    if voice_id is not None:
+        statement = statement.where(tombstones.c.voice_id == voice_id)
+    unpurged: dict[str, list[str]] = {}
+    for deleted, paths in connection.execute(statement):
+        unpurged.setdefault(deleted, []).extend(paths or [])
+    return unpurged
 
 
 def mark_purged(connection: Connection, voice_id: str, *, now: datetime) -> None:
