@@ -25,6 +25,11 @@ from tests.watched import Watched, has_strace
 
 CALLBACK_SECRET: Final = "a-callback-secret-that-workers-share"
 STORAGE_SECRET: Final = "a-storage-secret-of-the-operator"
+SERVICE_SECRETS: Final = {
+    "AFTERWORDS_MODAL_PROXY_TOKEN": "wk-proxy-key:ws-proxy-secret",
+    "MODAL_TOKEN_SECRET": "as-a-secret-of-modal",
+    "RUNPOD_API_KEY": "rpa_a-key-of-runpod",
+}
 NOISE: Final = np.random.default_rng(1).uniform(-0.5, 0.5, 48_000).astype(np.float32)
 WAV: Final = canonical_wav(NOISE, 8_000)
 CANARY: Final = "canary7f3a"
@@ -42,6 +47,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, temp: Path) -> Iterator[Ser
     settings = {
         "AFTERWORDS_CALLBACK_SECRET": CALLBACK_SECRET,
         "AWS_SECRET_ACCESS_KEY": STORAGE_SECRET,
+        **SERVICE_SECRETS,
         "TMPDIR": str(temp),
         "AFTERWORDS_MAX_ATTEMPTS": "1",
         "AFTERWORDS_BODY_TIMEOUT_S": "1",
@@ -115,7 +121,7 @@ def test_row_of_a_final_job_has_no_text(served: Served, client: httpx.Client) ->
 def test_errors_and_logs_contain_no_text_or_secret(served: Served, client: httpx.Client) -> None:
     answers = list(send_invalid_requests(served, client))
     assert {answer.status_code for answer in answers} >= {400, 401, 404, 409, 413, 416, 422, 500, 503}
-    secrets = [CANARY, served.key, ADMIN_SECRET, CALLBACK_SECRET, STORAGE_SECRET]
+    secrets = [CANARY, served.key, ADMIN_SECRET, CALLBACK_SECRET, STORAGE_SECRET, *SERVICE_SECRETS.values()]
     for answer in answers:
         assert set(answer.json()["error"]) == {"code", "message", "type", "param", "request_id"}
         shown = f"{answer.headers} {answer.text}"
@@ -216,7 +222,8 @@ def test_worker_process_has_no_secrets(served: Served) -> None:
     environments = [child.environ() for child in children]
     assert any(environment.get("AFTERWORDS_HOME") for environment in environments)
     for environment in environments:
-        assert not {ADMIN_SECRET, CALLBACK_SECRET, STORAGE_SECRET} & set(environment.values())
+        secrets = {ADMIN_SECRET, CALLBACK_SECRET, STORAGE_SECRET, *SERVICE_SECRETS.values()}
+        assert not secrets & set(environment.values())
     assert all(ADMIN_SECRET not in " ".join(child.cmdline()) for child in children)
 
 

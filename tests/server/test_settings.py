@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from afterwords.errors import InvalidInputError, InvalidOptionError, ServerSetupError
+from afterwords.errors import AfterwordsError, InvalidInputError, InvalidOptionError, ServerSetupError
 from afterwords.server import Settings, load_settings
 from afterwords.server.app_state import find_dispatchers
 from afterwords.server.dispatch.local import LocalDispatcher
+from afterwords.server.dispatch.modal import ModalDispatcher
 from tests.error_codes import has_code
 
 STRONG = "x" * 32
@@ -57,6 +58,22 @@ def test_each_dispatcher_has_its_own_backends(monkeypatch: pytest.MonkeyPatch) -
     assert (create, settings.backends) == (LocalDispatcher, ("tone", "lite"))
     with pytest.raises(InvalidOptionError, match="AFTERWORDS_DISPATCHERS is 'nothing', but must be local"):
         find_dispatchers(load_settings(dispatchers={"lite": "nothing"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({}, "AFTERWORDS_MODAL_TRIGGER_URL is 'not set'"),
+        ({"modal_trigger_url": "example.com/trigger"}, "AFTERWORDS_MODAL_TRIGGER_URL is '***'"),
+        ({"modal_trigger_url": "https://x.modal.run"}, "no public URL is set"),
+        ({"modal_trigger_url": "http://localhost:1", "backends": "nothing"}, "AFTERWORDS_BACKENDS is 'nothing'"),
+    ],
+)
+def test_service_needs_complete_settings(options: dict[str, str], problem: str) -> None:
+    with pytest.raises(AfterwordsError) as caught:
+        ModalDispatcher.check(load_settings(**options))
+    assert problem in caught.value.message
+    ModalDispatcher.check(load_settings(modal_trigger_url="https://x.modal.run", public_url="https://voice.example"))
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
     encoded = AudioCache(ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES)
     recordings = Recordings(blobs, Library(settings.home) if settings.offers_library else None)
     queue = StoredJobQueue(
-        store, blobs, clock, events, recordings, settings.lease_s, settings.max_attempts, metrics=metrics
+        store, blobs, clock, events, recordings, secret, settings.lease_s, settings.max_attempts, metrics=metrics
     )
     streams = AudioStreams(settings.folder, metrics)
     remote = RemoteDispatcher(settings, queue, streams)

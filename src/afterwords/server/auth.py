@@ -39,7 +39,7 @@ from afterwords.errors import (
 from afterwords.server import records
 from afterwords.server.concurrency import ConcurrencyLimit
 from afterwords.server.services.keys import KeyService, digest
-from afterwords.server.services.signing import read_worker_token, worker_token
+from afterwords.server.services.signing import read_worker_token
 from afterwords.server.settings import LOCAL_NAMES, SECRET_MIN_CHARS, Settings
 
 CHECK_KEYS_S: Final = 0.4
@@ -250,10 +250,6 @@ class Authenticator:
         elif credential is Credential.WORKER and _is_equal(self._callback, secret):
             return Identity()
         raise UnauthorizedError
-
-    def attempt_token(self, job_id: str, attempt: int, *, claimed_with: str) -> str:
-        """Return the token for an attempt that a remote worker claimed."""
-        return worker_token(self._worker_secret, job_id, attempt, claimed_with=claimed_with)
 
     def _is_local(self, peer: str) -> bool:
         """Return whether a connection comes from this machine, and not from a proxy on it as far as is known."""

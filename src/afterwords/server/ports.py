@@ -475,6 +475,16 @@ class AttemptQueue(JobQueue, Protocol):
             StaleAttemptError: It does not hold the job, or the job was deleted with its voice.
         """
 
+    def attempt_token(self, job_id: str, attempt: int, *, claimed_with: str | None = None) -> str:
+        """Return the token with which another machine may fetch the voice of an attempt and deliver its result.
+
+        Args:
+            claimed_with: ID of the token of a remote worker, without which it is not valid.
+        """
+
+    def subscribe(self, on_final: Callable[[str], None]) -> None:
+        """Call back with the ID of each job that is final, if this process ended it."""
+
 
 class Dispatcher(Protocol):
     """Claims jobs from a `JobQueue` and synthesizes them."""

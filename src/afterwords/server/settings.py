@@ -75,6 +75,13 @@ class Settings(BaseSettings):
         description="Several dispatchers, each with its backends: qwen3-1.7b=modal, lite=local; replaces "
         "dispatcher and backends.",
     )
+    modal_trigger_url: str | None = Field(
+        default=None, repr=False, description="URL of an app on Modal that starts jobs, for the dispatcher modal."
+    )
+    modal_proxy_token: SecretStr | None = Field(
+        default=None, description="KEY:SECRET of Modal's proxy authentication, if the trigger requires it."
+    )
+    max_remote_jobs: int = Field(default=64, ge=1, description="Jobs that a called service has at once.")
     workers: int = Field(default=1, ge=0, le=64, description="Worker processes; 0: jobs are only accepted.")
     recycle_after: int = Field(default=500, ge=1, description="Jobs after which a worker process is replaced.")
     worker_memory_mb: int | None = Field(
@@ -274,7 +281,7 @@ def load_settings(**overrides: object) -> Settings:
     variable = f"AFTERWORDS_{field.upper()}"
     name = field if field in overrides else variable if os.environ.get(variable) else f"config.toml: {field}"
     rule = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable")[0]
-    value = "***" if field.endswith("secret") else first["input"]
+    value = "***" if field.endswith(("secret", "token", "api_key")) else first["input"]
     if field.endswith("url") and isinstance(value, str):
         value = without_secrets(value)
     raise InvalidOptionError.for_option(name, value=value, allowed=rule)

@@ -36,7 +36,7 @@ def blobs(tmp_path: Path) -> Blobs:
 
 @pytest.fixture
 def queue(world: World, blobs: Blobs) -> StoredJobQueue:
-    return StoredJobQueue(world.store, blobs, world.clock, JobEvents(), Recordings(blobs, None), 15, 3)
+    return StoredJobQueue(world.store, blobs, world.clock, JobEvents(), Recordings(blobs, None), b"secret", 15, 3)
 
 
 async def stored(blobs: Blobs) -> list[str]:

@@ -29,7 +29,15 @@ _log = logging.getLogger(__name__)
 
 ATTEMPTS_MAX: Final = 32
 """Attempts at once for each process, including those whose audio is being delivered and waits in memory."""
-_SECRET_PREFIXES: Final = ("AFTERWORDS_API_KEY", "AFTERWORDS_STRIPE_", "AFTERWORDS_WORKER_TOKEN", "AWS_", "PGPASS")
+_SECRET_PREFIXES: Final = (
+    "AFTERWORDS_API_KEY",
+    "AFTERWORDS_STRIPE_",
+    "AFTERWORDS_WORKER_TOKEN",
+    "AWS_",
+    "MODAL_TOKEN_",
+    "PGPASS",
+    "RUNPOD_API_KEY",
+)
 """Beginnings of variables that engines, which may be plug-ins, don't get; nor do they get the server's settings."""
 
 

@@ -153,7 +153,7 @@ async def claim(request: Request) -> Response:
         await state.workers.take_back(body, claim, token_id=token_id)
         raise ClientDisconnect
     job = claim.job
-    token = state.authenticator.attempt_token(job.job_id, job.attempt, claimed_with=token_id)
+    token = state.workers.queue.attempt_token(job.job_id, job.attempt, claimed_with=token_id)
     is_streamed = state.workers.is_streamed(job.job_id)
     claimed = ClaimedJob.from_claim(claim, token=token, lease_s=state.settings.lease_s, is_streamed=is_streamed)
     return json_response(ClaimAnswer(job=claimed))

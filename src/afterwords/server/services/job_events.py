@@ -29,17 +29,25 @@ class JobEvents:
     def __init__(self) -> None:
         self.is_closed = False
         self._watches: dict[str, _Watch] = {}
+        self._subscribers: list[Callable[[str], None]] = []
+
+    def subscribe(self, on_final: Callable[[str], None]) -> None:
+        """Call back with the ID of each job that is published."""
+        self._subscribers.append(on_final)
 
     def publish(self, *job_ids: str) -> None:
         """Wake the requests that wait for these jobs, which are final or deleted."""
         for job_id in job_ids:
             if watch := self._watches.get(job_id):
                 watch.changed.set()
+            for on_final in self._subscribers:
+                on_final(job_id)
 
     def close(self) -> None:
         """Wake all waiting requests, because the server stops."""
         self.is_closed = True
-        self.publish(*self._watches)
+        for watch in self._watches.values():
+            watch.changed.set()
 
     async def wait_until_final(
         self, job_id: str, read: Callable[[], Awaitable[StoredJob | None]], *, wait_s: float

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from hashlib import sha256
@@ -16,6 +16,7 @@ from afterwords.server.ports import Blobs
 from afterwords.server.records import Claim, StoredVoice
 from afterwords.server.services.completion import Completion
 from afterwords.server.services.recordings import Recordings
+from afterwords.server.services.signing import worker_token
 
 _DIGEST_BYTES: Final = 32
 
@@ -33,6 +34,7 @@ class StoredJobQueue(Completion):
     """The port `JobQueue` on the store."""
 
     recordings: Recordings
+    secret: bytes = field(repr=False)
     lease_s: float
     max_attempts: int
 
@@ -65,6 +67,12 @@ class StoredJobQueue(Completion):
 
     async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float | None = None) -> bool:
         return await self.store.heartbeat(job_id, attempt, lease_s=lease_s or self.lease_s)
+
+    def attempt_token(self, job_id: str, attempt: int, *, claimed_with: str | None = None) -> str:
+        return worker_token(self.secret, job_id, attempt, claimed_with=claimed_with)
+
+    def subscribe(self, on_final: Callable[[str], None]) -> None:
+        self.events.subscribe(on_final)
 
     async def reference(self, claim: Claim) -> bytes:
         wav = await self.recordings.get(claim.voice)
