@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 TIMEOUT_S: Final = 30.0
 """How long the server may take to answer, beyond a wait that was asked for."""
 FIRST_PAUSE_S: Final = 0.5
-LONGEST_PAUSE_S: Final = 30.0
+LONGEST_PAUSE_S: Final = 2.0
 SETTLE_S: Final = 5.0
 """How long a poll may take to end after its claim was settled."""
 CACHE_MAX_BYTES: Final = 64 << 20
