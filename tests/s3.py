@@ -39,9 +39,28 @@ class S3:
     def storage_url(self, path: str) -> str:
         return f"s3://{path}?endpoint={self.url}&region=auto"
 
+    def read(self, storage_url: str, path: str) -> bytes | None:
+        """Return an object below a prefix, or None."""
+        answer = self._http.get(f"/{_place(storage_url)}/{path}", headers=_signed_for("s3"))
+        return None if answer.status_code == 404 else answer.raise_for_status().content
+
+    def list(self, storage_url: str) -> set[str]:
+        """Return the paths of all objects below a prefix."""
+        bucket, _, prefix = f"{_place(storage_url)}/".partition("/")
+        found: set[str] = set()
+        token: dict[str, str] = {}
+        while True:
+            params = {"list-type": "2", "prefix": prefix, **token}
+            answer = self._http.get(f"/{bucket}", params=params).raise_for_status().text
+            found.update(name.removeprefix(prefix) for name in re.findall("<Key>(.+?)</Key>", answer))
+            following = re.search("<NextContinuationToken>(.+?)</NextContinuationToken>", answer)
+            if following is None:
+                return found
+            token = {"continuation-token": following[1]}
+
     def unfinished_uploads(self, storage_url: str) -> int:
         """Return how many uploads in parts a bucket has, which a listing does not show."""
-        bucket = storage_url.removeprefix("s3://").partition("/")[0]
+        bucket = _place(storage_url).partition("/")[0]
         answer = self._http.get(f"/{bucket}", params="uploads").raise_for_status().text
         assert "ListMultipartUploadsResult" in answer
         return answer.count("<Upload>")
@@ -73,6 +92,11 @@ class S3:
     def _iam(self, action: str, **fields: str) -> str:
         data = {"Action": action, "Version": "2010-05-08", **fields}
         return self._http.post("/", data=data, headers=_signed_for("iam")).raise_for_status().text
+
+
+def _place(storage_url: str) -> str:
+    """Return the bucket and the prefix."""
+    return storage_url.removeprefix("s3://").partition("?")[0]
 
 
 def _signed_for(service: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
     python -m tests.e2e.chaos --jobs 500 --kills 60
 
 prints a Markdown table, and fails if anything was lost, charged twice, or left over. The test suite runs a short one.
+`chaos_cluster.py` does the same to Postgres, two servers and remote workers.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
+from typing import ClassVar
 from uuid import uuid4
 
 import httpx
@@ -26,9 +29,7 @@ import psutil
 
 from afterwords.server import failpoints
 from tests.e2e.invariants import (
-    blob_folder,
     check_invariants,
-    count_attempts,
     find_corrupt,
     find_orphans,
     find_wrong_charges,
@@ -36,6 +37,7 @@ from tests.e2e.invariants import (
     is_speech_of,
     query,
     query_one,
+    read_blob,
     wait_until_gone,
     worker_processes,
 )
@@ -64,7 +66,10 @@ class Report:
     """The results of a run."""
 
     n_jobs: int
-    kills: Counter[str] = field(default_factory=Counter)
+    seed: int
+    kills: dict[str, int]
+    faults: dict[str, int]
+    """Other than kills."""
     n_lost: int = 0
     n_twice: int = 0
     n_wrongly_charged: int = 0
@@ -84,7 +89,8 @@ class Report:
         """Yield the lines of a Markdown table."""
         yield from ("| what | number |", "|---|---|")
         yield f"| jobs accepted | {self.n_jobs} |"
-        yield from (f"| kills {kind} | {self.kills[kind]} |" for kind in (WORKER, SERVER, AT_FAILPOINT))
+        yield from (f"| kills {kind} | {number} |" for kind, number in self.kills.items())
+        yield from (f"| {kind} | {number} |" for kind, number in self.faults.items())
         yield f"| most attempts of a job | {self.most_attempts} |"
         yield f"| **jobs lost** | {self.n_lost} |"
         yield f"| **jobs made twice for one request** | {self.n_twice} |"
@@ -94,37 +100,52 @@ class Report:
         yield f"| **blobs without a row after the sweep** | {self.n_orphans} |"
         yield f"| **processes left over** | {self.n_processes} |"
         yield f"| seconds | {self.duration_s:.0f} |"
+        yield f"| seed | {self.seed} |"
 
 
-class Chaos:
-    """A run on a new server."""
+class ChaosRun(ABC):
+    """A run on new servers. Subclasses start them and kill them."""
 
-    def __init__(self, home: Path, *, n_jobs: int, n_kills: int, seed: int) -> None:
-        self.report = Report(n_jobs)
-        self._served = Served(home, SETTINGS)
-        self._random = random.Random(seed)
+    kills: ClassVar[tuple[str, ...]]
+    faults: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, *, n_jobs: int, n_kills: int, seed: int) -> None:
+        self.report = Report(n_jobs, seed, dict.fromkeys(self.kills, 0), dict.fromkeys(self.faults, 0))
+        self.servers: list[Served] = []
+        self.random = random.Random(seed)
+        self.seen: set[psutil.Process] = set()
         self._n_kills = n_kills
         self._jobs: dict[str, str] = {}  # text by job
-        self._seen: set[psutil.Process] = set()
         self._other = ""  # a key whose voices are created and deleted
-        self._has_failpoint = False
+
+    @abstractmethod
+    def running(self) -> AbstractContextManager[object]:
+        """Set `servers`, and run them; the last one is used for queries."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Kill a process at a random time, start again what was killed before, and count it."""
+
+    @abstractmethod
+    def end_kills(self) -> None:
+        """Start everything again, so that nothing dies any more."""
+
+    @abstractmethod
+    def start_sweeping(self) -> None:
+        """Start a server again with the settings SWEEPING."""
 
     def run(self) -> Report:
         """Submit jobs, kill processes, wait for all jobs, and count."""
         began = time.monotonic()
-        try:
-            self._served.start().ready()
-            self._other = self._served.new_key()
-            with self._served.client() as client:
+        with self.running():
+            self._other = self.servers[0].new_key()
+            with self.servers[0].client() as client:
                 voice_id = register(client)
             self._submit_and_kill(voice_id)
             self._count()
-        finally:
-            if self._served.is_running:
-                self._served.kill()
         with suppress(AssertionError):
-            wait_until_gone(*self._seen)
-        self.report.n_processes = sum(map(is_alive, self._seen))
+            wait_until_gone(*self.seen)
+        self.report.n_processes = sum(map(is_alive, self.seen))
         self.report.duration_s = time.monotonic() - began
         return self.report
 
@@ -133,6 +154,7 @@ class Chaos:
     def _submit_and_kill(self, voice_id: str) -> None:
         texts = [self._text(number) for number in range(self.report.n_jobs)]
         shares = [texts[number :: self._n_kills] for number in range(self._n_kills)]
+        self._urls = cycle(self.servers)
         with ThreadPoolExecutor(CLIENTS) as pool:
             requests: list[Future[None]] = []
             for number, share in enumerate(shares):
@@ -140,28 +162,28 @@ class Chaos:
                 requests += [pool.submit(self._submit, voice_id, text) for text in share]
                 if number % 2 == 0:
                     requests.append(pool.submit(self._create_and_delete))
-                self._kill()
+                self.kill()
             while sum(self.report.kills.values()) < self._n_kills:  # some kills found no process
-                self._kill()
-            self._start_without_failpoint()
+                self.kill()
+            self.end_kills()
             for future in requests:
                 future.result()
-        wait_until(lambda: not query_one(self._served, PENDING), deadline_s=600, what="the end of all jobs")
+        wait_until(lambda: not query_one(self.servers[-1], PENDING), deadline_s=600, what="the end of all jobs")
 
     def _catch_up(self, n_pending: int) -> None:
-        """Give the server a moment to start new jobs, and not only retry old ones."""
-        end = time.monotonic() + CATCHES_UP_WITHIN_S
-        while self._served.is_running and time.monotonic() < end and query_one(self._served, PENDING) > n_pending:
+        """Give the servers a moment to start new jobs, and not only retry old ones."""
+        served, end = self.servers[-1], time.monotonic() + CATCHES_UP_WITHIN_S
+        while served.is_running and time.monotonic() < end and query_one(served, PENDING) > n_pending:
             threading.Event().wait(0.05)
 
     def _text(self, number: int) -> str:
         """Return a unique text, long or short, spoken slowly or at once."""
-        words = "and so on " * self._random.randrange(1, 6)
-        return f"{self._random.choice(['fault-slow', 'quickly'])}, {number}: {words}"
+        words = "and so on " * self.random.randrange(1, 6)
+        return f"{self.random.choice(['fault-slow', 'quickly'])}, {number}: {words}"
 
     def _submit(self, voice_id: str, text: str) -> None:
         ask = {"voice_id": voice_id, "text": text}
-        headers = {"Authorization": f"Bearer {self._served.key}", "Idempotency-Key": str(uuid4())}
+        headers = {"Authorization": f"Bearer {self.servers[0].key}", "Idempotency-Key": str(uuid4())}
         answer = self._retry(lambda url: httpx.post(f"{url}/v1/synthesize", json=ask, headers=headers, verify=False))
         assert answer.status_code == 202, answer.text
         self._jobs[answer.json()["job_id"]] = text
@@ -178,23 +200,61 @@ class Chaos:
         assert gone.status_code in (204, 404), gone.text
 
     def _retry(self, send: Callable[[str], httpx.Response]) -> httpx.Response:
-        """Repeat a request until the server answers."""
+        """Repeat a request until a server answers."""
 
         def look() -> httpx.Response | None:
             try:
-                answer = send(self._served.url)
+                answer = send(next(self._urls).url)
             except httpx.TransportError:
                 return None
             return None if answer.status_code == 503 else answer
 
         return wait_until(look, deadline_s=ANSWERED_WITHIN_S, what="an answer")
 
-    # -- killing ---------------------------------------------------------------------------------------------
+    def pause(self, shortest_s: float, longest_s: float) -> None:
+        threading.Event().wait(self.random.uniform(shortest_s, longest_s))
 
-    def _kill(self) -> None:
+    # -- results ---------------------------------------------------------------------------------------------
+
+    def _count(self) -> None:
+        served, report = self.servers[-1], self.report
+        ready = dict(query(served, "SELECT job_id, audio_key FROM jobs WHERE status = 'ready'"))
+        report.n_lost = report.n_jobs - len(ready.keys() & self._jobs.keys())
+        report.n_twice = query_one(served, "SELECT count(*) FROM jobs") - len(self._jobs)
+        report.n_wrongly_charged = len(find_wrong_charges(served))
+        report.most_attempts = query_one(served, "SELECT max(attempt) FROM jobs")
+        report.n_orphans_before = len(find_orphans(served))
+        report.n_corrupt = len(find_corrupt(served)) + sum(
+            not is_speech_of(read_blob(served, path) or b"", self._jobs[job_id]) for job_id, path in ready.items()
+        )
+        self.start_sweeping()
+        check_invariants(served)
+        report.n_orphans = len(find_orphans(served))
+
+
+class Chaos(ChaosRun):
+    """One server, with SQLite and a folder."""
+
+    kills = (WORKER, SERVER, AT_FAILPOINT)
+
+    def __init__(self, home: Path, *, n_jobs: int, n_kills: int, seed: int) -> None:
+        super().__init__(n_jobs=n_jobs, n_kills=n_kills, seed=seed)
+        self._served = Served(home, SETTINGS)
+        self._has_failpoint = False
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self.servers = [self._served.start().ready()]
+        try:
+            yield
+        finally:
+            if self._served.is_running:
+                self._served.kill()
+
+    def kill(self) -> None:
         """Kill a process at a random time. A server with a failpoint may kill itself."""
-        threading.Event().wait(self._random.uniform(0.02, 0.6))
-        if self._random.random() < 2 / 5:
+        self.pause(0.02, 0.6)
+        if self.random.random() < 2 / 5:
             self._kill_worker()
         elif self._has_failpoint and self._dies_at_failpoint():
             self.report.kills[AT_FAILPOINT] += 1
@@ -203,63 +263,54 @@ class Chaos:
             self._end_server()
             self._start_again()
 
+    def end_kills(self) -> None:
+        if self._has_failpoint:
+            self._end_server()
+            self._served.start()
+
+    def start_sweeping(self) -> None:
+        self._served.kill()
+        self._served.start(**SWEEPING)
+
     def _kill_worker(self) -> None:
         wait_until(lambda: worker_processes(self._served) or not self._served.is_running, what="a process to kill")
         for process in worker_processes(self._served):  # none if the server has just died at its failpoint
-            self._seen.add(process)
+            self.seen.add(process)
             with suppress(psutil.NoSuchProcess):
                 process.kill()
                 self.report.kills[WORKER] += 1
 
     def _end_server(self) -> None:
         if self._served.is_running:
-            self._seen.update(worker_processes(self._served))
+            self.seen.update(worker_processes(self._served))
         self._served.kill()
         self.report.kills[SERVER] += 1
 
     def _start_again(self) -> None:
-        place = self._random.choice([*failpoints.PLACES, ""])
-        self._has_failpoint = bool(place)
-        self._served.start(AFTERWORDS_FAILPOINT=f"{place}:{self._random.randrange(1, 4)}")
-
-    def _start_without_failpoint(self) -> None:
-        if self._has_failpoint:
-            self._end_server()
-            self._served.start()
+        failpoint = random_failpoint(self.random)
+        self._has_failpoint = not failpoint.startswith(":")
+        self._served.start(AFTERWORDS_FAILPOINT=failpoint)
 
     def _dies_at_failpoint(self) -> bool:
         """Return whether the server dies in time."""
         end = time.monotonic() + DIES_WITHIN_S
         while self._served.is_running and time.monotonic() < end:
-            self._seen.update(worker_processes(self._served))
+            self.seen.update(worker_processes(self._served))
             threading.Event().wait(0.02)
         if self._served.is_running:
             return False
         self._served.died()
         return True
 
-    # -- results ---------------------------------------------------------------------------------------------
 
-    def _count(self) -> None:
-        served, report = self._served, self.report
-        ready = dict(query(served, "SELECT job_id, audio_key FROM jobs WHERE status = 'ready'"))
-        report.n_lost = report.n_jobs - len(ready.keys() & self._jobs.keys())
-        report.n_twice = query_one(served, "SELECT count(*) FROM jobs") - len(self._jobs)
-        report.n_wrongly_charged = len(find_wrong_charges(served))
-        report.most_attempts = max(count_attempts(served, job_id) for job_id in self._jobs)
-        report.n_orphans_before = len(find_orphans(served))
-        report.n_corrupt = len(find_corrupt(served)) + sum(
-            not is_speech_of((blob_folder(served) / path).read_bytes(), self._jobs[job_id])
-            for job_id, path in ready.items()
-        )
-        served.kill()
-        served.start(**SWEEPING)
-        check_invariants(served)
-        report.n_orphans = len(find_orphans(served))
+def random_failpoint(chance: random.Random) -> str:
+    """Return a value of AFTERWORDS_FAILPOINT. One that begins with a colon has no effect."""
+    return f"{chance.choice([*failpoints.PLACES, ''])}:{chance.randrange(1, 4)}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(run: Callable[..., ChaosRun], *, doc: str | None) -> None:
+    """Run it from the command line."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=500)
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument(
@@ -267,10 +318,10 @@ def main() -> None:
     )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="afterwords-chaos-") as folder:
-        report = Chaos(Path(folder) / "home", n_jobs=args.jobs, n_kills=args.kills, seed=args.seed).run()
+        report = run(Path(folder) / "home", n_jobs=args.jobs, n_kills=args.kills, seed=args.seed).run()
     sys.stdout.writelines(f"{line}\n" for line in report.table())
     sys.exit(not report.is_clean)
 
 
 if __name__ == "__main__":
-    main()
+    main(Chaos, doc=__doc__)

@@ -40,9 +40,15 @@ class Served:
     """A server process, which can be started again with the same home folder."""
 
     def __init__(
-        self, home: Path, settings: Mapping[str, str] | None = None, *, before: Sequence[str | Path] = ()
+        self,
+        home: Path,
+        settings: Mapping[str, str] | None = None,
+        *,
+        before: Sequence[str | Path] = (),
+        port: int = 0,
     ) -> None:
         self.home = home
+        self.port = port  # 0: a free one at each start
         self.before = before  # a command to run the server under
         self.settings = dict(settings or {})
         self.log = home.parent / f"{home.name}.server.log"
@@ -51,7 +57,7 @@ class Served:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, **more: str) -> Served:
-        """Start the server on a free port and wait until it responds."""
+        """Start the server and wait until it responds."""
         env = {
             **os.environ,
             "AFTERWORDS_HOME": str(self.home),
@@ -65,7 +71,7 @@ class Served:
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.before, sys.executable, "-m", "afterwords", "serve", "--port", "0"],
+                [*self.before, sys.executable, "-m", "afterwords", "serve", "--port", str(self.port)],
                 env=env,
                 stdout=subprocess.PIPE,
                 stderr=log,

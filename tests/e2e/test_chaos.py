@@ -1,4 +1,4 @@
-"""A short chaos run; `make soak` runs a long one."""
+"""A short chaos run; `make soak` runs long ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from tests.e2e.chaos import Chaos
 
 
 def test_chaos_loses_and_charges_nothing_twice(tmp_path: Path) -> None:
-    report = Chaos(tmp_path / "home", n_jobs=40, n_kills=6, seed=1).run()
+    report = Chaos(tmp_path / "home", n_jobs=40, n_kills=6, seed=8).run()
     assert report.is_clean, "\n".join(report.table())
     assert sum(report.kills.values()) >= 6
