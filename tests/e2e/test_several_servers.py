@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from afterwords.client.profiles import Access
+from afterwords.server.dispatch.http_queue import HttpJobQueue
 from tests.e2e.served import DEADLINE_S, RECORDING, Served
 from tests.e2e.workers import SLOW, World, claim_body, open_world, unique
 
@@ -96,3 +99,19 @@ def test_stream_of_a_job_of_another_server_follows(world: World, other: Served) 
         assert not job["is_streamed"]
         deliver(other, job)
         assert client.received.result(DEADLINE_S) == PCM
+
+
+def test_cancel_reaches_a_worker_that_sends_no_heartbeat(world: World, other: Served) -> None:
+    async def run() -> None:
+        queue, cancelled = HttpJobQueue(Access(other.url), world.token, name="test"), asyncio.Queue[str]()
+        queue.cancel = cancelled.put_nowait
+        job_id = world.submit(SLOW)
+        try:
+            claim = await queue.claim(backends=["tone"], worker="")
+            assert claim is not None
+            world.client.delete(f"/v1/jobs/{job_id}").raise_for_status()
+            assert await asyncio.wait_for(cancelled.get(), DEADLINE_S) == job_id
+        finally:
+            await queue.close()
+
+    asyncio.run(run())

@@ -468,6 +468,9 @@ class AttemptQueue(JobQueue, Protocol):
     async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float | None = None) -> bool:
         """Renew a lease, for as long as the process that continues the attempt may take to start, if given."""
 
+    async def is_wanted(self, job_id: str, attempt: int, *, wait_s: float) -> bool:
+        """Wait until a job ends, at most `wait_s` seconds, and return whether the attempt still holds it."""
+
     async def find_claim(self, job_id: str, attempt: int, *, may_be_final: bool = False) -> Claim:
         """Return the claim of an attempt; optionally also after it ended the job, for the length of a lease.
 

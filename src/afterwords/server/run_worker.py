@@ -51,6 +51,7 @@ async def _run(settings: Settings, access: Access, token: str, *, once: bool, ma
         name: Offer(languages=dispatcher.backends[name], prompt_version=versions[name]) for name in versions
     }
     queue.progress, queue.n_running = dispatcher.progress, lambda: dispatcher.n_running
+    queue.cancel = dispatcher.cancel
     signals: list[int] = []
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -40,9 +40,9 @@ from afterwords.server.dispatch.protocol import (
     ClaimBody,
     ClaimedJob,
     EndBody,
-    HeartbeatAnswer,
     HeartbeatBody,
     Offer,
+    WantedAnswer,
 )
 from afterwords.server.records import Claim, JobProgress, StoredJob
 
@@ -74,6 +74,7 @@ class HttpJobQueue:
         streams: The streams that the dispatcher writes.
         progress: Returns the progress of a job.
         n_running: Returns how many jobs run.
+        cancel: Stops the attempt at a job.
         is_over: Set when no more jobs are claimed.
         failure: Why, if the server does not accept the worker any more.
 
@@ -89,6 +90,7 @@ class HttpJobQueue:
         self.streams: AudioStreams | None = None
         self.progress: Callable[[StoredJob], JobProgress] = lambda _: JobProgress("waiting")
         self.n_running: Callable[[], int] = lambda: 0
+        self.cancel: Callable[[str], None] = lambda _: None
         self.is_over = asyncio.Event()
         self.failure: AfterwordsError | None = None
         self._access = access
@@ -103,14 +105,18 @@ class HttpJobQueue:
         self._claims: TTLCache[tuple[str, int], tuple[Claim, str]] = TTLCache(CLAIMS_MAX, CLAIM_TTL_S)
         self._cache: TTLCache[tuple[str, ...], bytes] = TTLCache(CACHE_MAX_BYTES, CACHE_TTL_S, getsizeof=len)
         self._uploads: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._watches: dict[str, asyncio.Task[None]] = {}  # by job
         with explain_network_errors():
-            self._http = httpx.AsyncClient(**client_settings(access))
+            # Each attempt may have several requests open, and the dispatcher limits the attempts.
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+            self._http = httpx.AsyncClient(**{**client_settings(access), "limits": limits})
 
     async def close(self) -> None:
         """Close all connections."""
-        for task in [*self._uploads.values()]:
+        tasks = [*self._uploads.values(), *self._watches.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._uploads.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._http.aclose()
 
     async def check(self) -> None:
@@ -148,6 +154,8 @@ class HttpJobQueue:
             upload = asyncio.create_task(self._upload(claim, self.streams.listen(claim.job.job_id)))
             self._uploads[number] = upload
             upload.add_done_callback(lambda _: self._uploads.pop(number, None))
+        self._stop_watch(claim.job.job_id)
+        self._watches[claim.job.job_id] = asyncio.create_task(self._watch(claim))
         if self._n_left is not None:
             self._n_left -= 1
             if not self._n_left:
@@ -166,7 +174,7 @@ class HttpJobQueue:
             response = await self._send(claim, "POST", "heartbeat", json=HeartbeatBody.model_validate(body))
         except StaleAttemptError:
             return False
-        return _parse(HeartbeatAnswer, response).is_wanted
+        return _parse(WantedAnswer, response).is_wanted
 
     async def reference(self, claim: Claim) -> bytes:
         wav = await self._fetch(claim, "reference", claim.voice.ref_sha256)
@@ -209,6 +217,7 @@ class HttpJobQueue:
         if synth_ms is not None:
             headers["X-Synthesis-Time-Ms"] = str(synth_ms)
         await self._send(claim, "PUT", "audio", headers=headers, content=content())
+        self._stop_watch(job_id)
 
     async def fail(self, job_id: str, attempt: int | None, *, error: str) -> None:
         await self._end(job_id, attempt, EndBody(outcome="failed", error=error))
@@ -320,7 +329,28 @@ class HttpJobQueue:
         claim, _ = self._find(job_id, attempt)
         if upload := self._uploads.get((job_id, attempt or 0)):
             upload.cancel()
+        self._stop_watch(job_id)
         await self._send(claim, "POST", "end", json=body)
+
+    async def _watch(self, claim: Claim) -> None:
+        """Stop the attempt once its job is cancelled: the next heartbeat would notice it later."""
+        is_wanted = True
+        while is_wanted:
+            try:
+                params = {"wait_s": str(POLL_MAX_S)}
+                response = await self._send(claim, "GET", "wanted", params=params, wait_s=POLL_MAX_S)
+                is_wanted = _parse(WantedAnswer, response).is_wanted
+            except StaleAttemptError:
+                is_wanted = False
+            except AfterwordsError as error:
+                _log.debug("job %s: it is not watched: %s", claim.job.job_id, error.code)
+            await asyncio.sleep(FIRST_PAUSE_S if is_wanted else 0)  # a server that stops answers at once
+        del self._watches[claim.job.job_id]
+        self.cancel(claim.job.job_id)
+
+    def _stop_watch(self, job_id: str) -> None:
+        if watch := self._watches.pop(job_id, None):
+            watch.cancel()
 
     async def _fetch(self, claim: Claim, name: str, cache_key: str, **params: str) -> bytes | None:
         """Fetch what belongs to a voice, or take it from the cache."""

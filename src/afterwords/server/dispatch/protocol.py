@@ -156,8 +156,8 @@ class HeartbeatBody(_Part):
     fraction: Annotated[float, Field(ge=0, le=1)] | None
 
 
-class HeartbeatAnswer(_Part):
-    """Whether the job is still wanted."""
+class WantedAnswer(_Part):
+    """Whether the job is still wanted: the answer to a heartbeat, and to a wait for the end of the job."""
 
     is_wanted: bool
 

@@ -141,7 +141,7 @@ class RemoteDispatcher:
         return attempt.progress if attempt else JobProgress("waiting")
 
     def cancel(self, job_id: str) -> None:
-        """End the stream of a job. Its worker stops with its next heartbeat."""
+        """End the stream of a job. Its worker waits for the end of the job, and stops."""
         if attempt := self._attempts.pop(job_id, None):
             self._end(attempt, will_be_retried=False)
         self._streams.cancel(job_id)

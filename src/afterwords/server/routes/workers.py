@@ -20,14 +20,15 @@ from afterwords.server.auth import JSON_MAX_BYTES, Credential, requires
 from afterwords.server.concurrency import while_connected
 from afterwords.server.dispatch.protocol import (
     PART_MAX_BYTES,
+    POLL_MAX_S,
     PROTOCOL,
     ClaimAnswer,
     ClaimBody,
     ClaimedJob,
     EndBody,
-    HeartbeatAnswer,
     HeartbeatBody,
     Hello,
+    WantedAnswer,
 )
 from afterwords.server.records import Claim, StoredJob
 from afterwords.server.routes.responses import (
@@ -166,7 +167,16 @@ async def heartbeat(request: Request, job_id: JobId) -> Response:
     context_of(request).is_routine = True
     body = _parse_body(HeartbeatBody, await request.body())
     is_wanted = await state_of(request).workers.heartbeat(job_id, _attempt(request), body)
-    return json_response(HeartbeatAnswer(is_wanted=is_wanted))
+    return json_response(WantedAnswer(is_wanted=is_wanted))
+
+
+@router.get("/v1/jobs/{job_id}/wanted", include_in_schema=False)
+@requires(Credential.ATTEMPT)
+async def wanted(request: Request, job_id: JobId, wait_s: Annotated[float, Query(ge=0, le=POLL_MAX_S)]) -> Response:
+    """Return whether the job is still wanted, as soon as it is not: between heartbeats, a worker learns of its end."""
+    context_of(request).is_routine = True
+    waiting = state_of(request).workers.queue.is_wanted(job_id, _attempt(request), wait_s=wait_s)
+    return json_response(WantedAnswer(is_wanted=await while_connected(request.receive, waiting)))
 
 
 @router.post("/v1/jobs/{job_id}/end", include_in_schema=False)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
+from functools import partial
 from hashlib import sha256
 from typing import Final
 
@@ -73,6 +74,10 @@ class StoredJobQueue(Completion):
 
     def subscribe(self, on_final: Callable[[str], None]) -> None:
         self.events.subscribe(on_final)
+
+    async def is_wanted(self, job_id: str, attempt: int, *, wait_s: float) -> bool:
+        job = await self.events.wait_until_final(job_id, partial(self.store.get_job, job_id), wait_s=wait_s)
+        return job is not None and not job.status.is_final and job.attempt == attempt
 
     async def reference(self, claim: Claim) -> bytes:
         wav = await self.recordings.get(claim.voice)
