@@ -10,10 +10,12 @@ import subprocess
 import sys
 import threading
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -285,6 +287,50 @@ def test_clock_of_the_worker_does_not_matter(tmp_path: Path, world: World, hours
     job_id = world.submit(SLOW)
     assert world.wait_for(job_id) == "ready"
     assert count_attempts(world.served, job_id) == 1
+
+
+def test_claims_of_a_token_are_limited(tmp_path: Path) -> None:
+    with open_world(tmp_path, AFTERWORDS_MAX_REQUESTS_PER_KEY="1") as world, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(post_claim, world)
+        wait_until(lambda: "1 remote worker" in httpx.get(f"{world.served.url}/readyz").text, what="the claim")
+        worker = world.start_worker()
+        worker.wait_for_log("answered 429")
+        job_id = world.submit("For the claim that waits.")
+        job = waiting.result(DEADLINE_S)
+        assert job["job_id"] == job_id
+        with world.served.client(job["token"]) as attempt:
+            attempt.post(f"/v1/jobs/{job_id}/end", json={"outcome": "released"}).raise_for_status()
+        assert world.wait_for(job_id) == "ready"
+        assert count_attempts(world.served, job_id) == 2
+
+
+def test_results_of_a_token_are_limited(tmp_path: Path) -> None:
+    with open_world(tmp_path, AFTERWORDS_MAX_REQUESTS_PER_KEY="1") as world, ThreadPoolExecutor(1) as pool:
+        jobs = {world.submit(f"Result {number}.") for number in range(2)}
+        first, second = (post_claim(world) for _ in jobs)
+        has_refused = threading.Event()
+
+        def slowly() -> Iterator[bytes]:
+            yield RECORDING[:1000]
+            has_refused.wait(DEADLINE_S)
+            yield RECORDING[1000:]
+
+        def put(job: Mapping[str, Any], content: Any, digest: str) -> int:
+            with world.served.client(job["token"]) as attempt:
+                headers = {"X-Content-SHA256": digest}
+                return attempt.put(f"/v1/jobs/{job['job_id']}/audio", content=content, headers=headers).status_code
+
+        digest = sha256(RECORDING).hexdigest()
+        delivering = pool.submit(put, first, slowly(), digest)
+        wait_until(lambda: put(second, RECORDING, "not the digest") == 429, what="the refusal")
+        has_refused.set()
+        assert delivering.result(DEADLINE_S) == 200
+        assert put(second, RECORDING, digest) == 200
+
+
+def post_claim(world: World) -> dict[str, Any]:
+    with world.served.client(world.token) as worker:
+        return dict(worker.post("/v1/workers/claim", json=claim_body(wait_s=20)).raise_for_status().json()["job"])
 
 
 # -- ending by itself -----------------------------------------------------------------------------------------

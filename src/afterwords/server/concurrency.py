@@ -77,15 +77,17 @@ class FairSemaphore:
 
 
 class ConcurrencyLimit:
-    """A limit of concurrent operations per key or account.
+    """A limit of concurrent operations per account, or per another owner.
 
     Args:
         doing: Name of the operations in the error, as in "uploads under way".
+        owner: What has the limit, in the error.
     """
 
-    def __init__(self, maximum: int, *, doing: str) -> None:
+    def __init__(self, maximum: int, *, doing: str, owner: str = "account") -> None:
         self._maximum = maximum
         self._doing = doing
+        self._owner = owner
         self._n_open: dict[str, int] = {}
 
     @contextmanager
@@ -106,7 +108,7 @@ class ConcurrencyLimit:
         n_open = self._n_open.get(owner_id, 0)
         if n_open >= self._maximum:
             raise LimitError(
-                f"The account already has {self._maximum:,} {self._doing}, which is its limit.",
+                f"The {self._owner} already has {self._maximum:,} {self._doing}, which is its limit.",
                 code="too_many_concurrent_requests",
                 limit=self._maximum,
                 retry_after_s=1,

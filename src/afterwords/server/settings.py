@@ -102,7 +102,7 @@ class Settings(BaseSettings):
     auth_failure_limit: int = Field(
         default=30, ge=0, description="Failed authentications per minute and client address; 0: unlimited."
     )
-    max_requests_per_key: int = Field(default=256, ge=1, description="Concurrent requests per key.")
+    max_requests_per_key: int = Field(default=256, ge=1, description="Concurrent requests per key or worker token.")
     processes: int = Field(default=1, ge=1, description="Server processes that share these limits.")
     storage_per_account_mb: int = Field(
         default=10_000,

@@ -18,6 +18,7 @@ from typing import BinaryIO, Final
 from cachetools import TTLCache
 
 from afterwords.errors import InvalidRequestError, StaleAttemptError
+from afterwords.server.concurrency import ConcurrencyLimit
 from afterwords.server.dispatch.audio_stream import AudioListener, AudioStream, AudioStreams
 from afterwords.server.dispatch.claiming import OUTAGE, ClaimLoop
 from afterwords.server.dispatch.protocol import ClaimBody, EndBody, HeartbeatBody, Offer
@@ -34,6 +35,8 @@ WORKER_GONE_S: Final = 60.0
 """Time without a request after which a worker counts as gone, and its backends are not offered any more."""
 LOOK_MAX_S: Final = 5.0
 """Longest wait of a worker that does not wait for a job: one look at the queue."""
+WAITS_MAX: Final = 4
+"""Requests of one attempt that wait or stream at the same time; some may be left from lost connections."""
 GIVEN_MAX: Final = 1024
 GIVEN_S: Final = 60.0
 """How many claims are remembered for how long, for workers that did not get the answer and ask again."""
@@ -81,11 +84,17 @@ class RemoteDispatcher:
 
     Attributes:
         queue: The queue of the jobs.
+        claiming, delivering, waiting: Limits of concurrent requests: claims and results of a worker token, and requests
+            of an attempt that take long.
     """
 
     def __init__(self, settings: Settings, queue: AttemptQueue, streams: AudioStreams) -> None:
         self._lease_s = settings.lease_s
         self.queue = queue
+        maximum = settings.max_requests_per_key
+        self.claiming = ConcurrencyLimit(maximum, doing="claims under way", owner="worker token")
+        self.delivering = ConcurrencyLimit(maximum, doing="results under way", owner="worker token")
+        self.waiting = ConcurrencyLimit(WAITS_MAX, doing="requests under way", owner="attempt")
         self._streams = streams
         self._workers: dict[str, RemoteWorker] = {}
         self._polls: dict[str, _Poll] = {}  # by claim ID, longest waiting first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from codecs import BOM_UTF8
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from io import BytesIO
 from typing import Annotated, BinaryIO, Final, TypeVar
@@ -62,6 +63,7 @@ RESULT: Final = {
         _404="job_not_found",
         _409="stale_attempt",
         _410="voice_deleted",
+        _429="too_many_concurrent_requests",
         _422="invalid_field, runaway_audio, empty_data, not_wav, malformed_wav, no_fmt, truncated, too_many_chunks, "
         "bad_channels, bad_sample_rate, bad_bits, bad_block_align, unsupported_encoding, non_finite_audio",
     ),
@@ -77,7 +79,7 @@ RESULT: Final = {
 async def complete(request: Request, job_id: JobId) -> Response:
     """Complete a job with audio in base64, or with an error. The first result wins; later ones change nothing."""
     job = await state_of(request).completion.open_job(job_id, identity_of(request).attempt)
-    with open_spool(state_of(request).settings.folder) as file:
+    with _delivering(request, job_id), open_spool(state_of(request).settings.folder) as file:
         await _spool_body(request, job, file, expansion=4 / 3)
         content = file.read()
     if job is None:
@@ -121,7 +123,7 @@ async def put_audio(
     job = await state_of(request).completion.open_job(job_id, identity_of(request).attempt)
     if digest is None:
         raise InvalidRequestError.missing_field("X-Content-SHA256")
-    with open_spool(state_of(request).settings.folder) as file:
+    with _delivering(request, job_id), open_spool(state_of(request).settings.folder) as file:
         if await _spool_body(request, job, file) != digest.lower():
             raise InvalidRequestError.invalid_field("X-Content-SHA256", rule="it must be the SHA-256 of the body")
         if job is not None:
@@ -147,7 +149,8 @@ async def claim(request: Request) -> Response:
             code="worker_protocol",
         )
     body = _parse_body(ClaimBody, content)
-    claim = await while_connected(request.receive, state.workers.claim(body, token_id=token_id))
+    with state.workers.claiming.hold(token_id):
+        claim = await while_connected(request.receive, state.workers.claim(body, token_id=token_id))
     if claim is None:
         return json_response(ClaimAnswer(job=None))
     if await request.is_disconnected():
@@ -175,8 +178,10 @@ async def heartbeat(request: Request, job_id: JobId) -> Response:
 async def wanted(request: Request, job_id: JobId, wait_s: Annotated[float, Query(ge=0, le=POLL_MAX_S)]) -> Response:
     """Return whether the job is still wanted, as soon as it is not: between heartbeats, a worker learns of its end."""
     context_of(request).is_routine = True
-    waiting = state_of(request).workers.queue.is_wanted(job_id, _attempt(request), wait_s=wait_s)
-    return json_response(WantedAnswer(is_wanted=await while_connected(request.receive, waiting)))
+    workers = state_of(request).workers
+    with workers.waiting.hold(job_id):
+        ended = workers.queue.is_wanted(job_id, _attempt(request), wait_s=wait_s)
+        return json_response(WantedAnswer(is_wanted=await while_connected(request.receive, ended)))
 
 
 @router.post("/v1/jobs/{job_id}/end", include_in_schema=False)
@@ -250,8 +255,14 @@ async def put_checkpoint(request: Request, job_id: JobId, version: PromptVersion
 async def stream(request: Request, job_id: JobId, sample_rate: Annotated[int, Query(ge=8_000, le=192_000)]) -> Response:
     """Pass on the audio of an attempt while it is generated: mono 16-bit PCM."""
     workers = state_of(request).workers
-    await workers.receive(job_id, _attempt(request), request.stream(), sample_rate=sample_rate)
+    with workers.waiting.hold(job_id):
+        await workers.receive(job_id, _attempt(request), request.stream(), sample_rate=sample_rate)
     return _ok()
+
+
+def _delivering(request: Request, job_id: str) -> AbstractContextManager[None]:
+    """Count a result of a worker token; in the hosted dispatch form, which has no such tokens, of a job."""
+    return state_of(request).workers.delivering.hold(identity_of(request).worker_token_id or job_id)
 
 
 def _attempt(request: Request) -> int:
