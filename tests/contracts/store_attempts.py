@@ -93,6 +93,16 @@ class AttemptContract:
         assert Counter(claim.job.job_id for claim in claims if claim).most_common(1)[0][1] == 1
         assert sum(claim is not None for claim in claims) == 20
 
+    async def test_claim_is_found_by_its_worker_until_the_lease_ends(self, world: World) -> None:
+        job = await world.add_claimed_job()
+        found = await world.store.find_claimed("w1")
+        assert found is not None
+        assert (found.job, found.voice.voice_id) == (await world.reload(job), job.voice_id)
+        assert await world.store.find_claimed("w2") is None
+
+        world.clock.advance(15)
+        assert await world.store.find_claimed("w1") is None
+
     async def test_heartbeat_renews_only_the_lease_of_its_attempt(self, world: World) -> None:
         job = await world.add_claimed_job()
         world.clock.advance(10)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from threading import Event
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -115,3 +116,26 @@ def test_cancel_reaches_a_worker_that_sends_no_heartbeat(world: World, other: Se
             await queue.close()
 
     asyncio.run(run())
+
+
+def test_lost_claim_is_found_by_another_server(world: World, other: Served) -> None:
+    jobs = {world.submit(f"A claim whose answer is lost, {number}") for number in range(2)}
+    claim_id = str(uuid4())
+    lost = claim(other, world.token, claim_id=claim_id)
+    again = claim(world.served, world.token, claim_id=claim_id, number=2, is_repeated=True)
+    assert (again["job_id"], again["attempt"], again["token"]) == (lost["job_id"], 1, lost["token"])
+    deliver(world.served, again)
+    second = claim(world.served, world.token, claim_id=str(uuid4()), is_repeated=True)
+    assert {again["job_id"], second["job_id"]} == jobs
+    deliver(world.served, second)
+
+
+def test_lost_claim_is_not_found_with_another_token(world: World, other: Served) -> None:
+    job_id = world.submit("Claimed with one token.")
+    claim_id = str(uuid4())
+    job = claim(other, world.token, claim_id=claim_id)
+    again = claim_body(claim_id=claim_id, number=2, is_repeated=True)
+    with world.served.client(world.new_token()) as unknown:
+        assert unknown.post("/v1/workers/claim", json=again).json() == {"job": None}
+    assert job["job_id"] == job_id
+    deliver(world.served, job)

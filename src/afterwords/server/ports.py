@@ -255,6 +255,9 @@ class Store(Protocol):
         The account that was served longest ago is first, then its oldest job. Two processes never claim the same job.
         """
 
+    async def find_claimed(self, worker: str) -> Claim | None:
+        """Return a claim that a worker holds, and whose lease has not expired."""
+
     async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float) -> bool:
         """Renew a lease. Return False if this attempt no longer holds the job: the worker must stop."""
 
@@ -470,6 +473,9 @@ class AttemptQueue(JobQueue, Protocol):
 
     async def is_wanted(self, job_id: str, attempt: int, *, wait_s: float) -> bool:
         """Wait until a job ends, at most `wait_s` seconds, and return whether the attempt still holds it."""
+
+    async def find_claimed(self, worker: str) -> Claim | None:
+        """Return a claim that a worker holds."""
 
     async def find_claim(self, job_id: str, attempt: int, *, may_be_final: bool = False) -> Claim:
         """Return the claim of an attempt; optionally also after it ended the job, for the length of a lease.

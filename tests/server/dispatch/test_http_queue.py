@@ -111,3 +111,22 @@ async def test_idle_worker_forgets_recordings(monkeypatch: pytest.MonkeyPatch) -
         queue.interrupt()
         await waiting
         await queue.close()
+
+
+async def test_claim_after_a_lost_answer_says_so() -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def answer(body: dict[str, Any]) -> object:
+        bodies.append(body)
+        if len(bodies) == 1:
+            raise ConnectionResetError
+        return JOB if len(bodies) == 2 else None
+
+    with serve_claims(answer) as url:
+        queue = HttpJobQueue(Access(url), "awp_x", name="test", once=True)
+        assert await queue.claim(backends=["tone"], worker="w")
+        assert await queue.claim(backends=["tone"], worker="w") is None
+        await queue.close()
+    lost, repeated, next_one = bodies
+    assert lost["claim_id"] == repeated["claim_id"] != next_one["claim_id"]
+    assert [body["is_repeated"] for body in bodies] == [False, True, False]

@@ -100,6 +100,7 @@ class HttpJobQueue:
         self._n_left = max_jobs
         self._claim_id = new_id()
         self._n_requests = 0
+        self._n_unanswered = 0  # with this ID
         self._interrupted = asyncio.Event()
         self._is_away = False
         self._claims: TTLCache[tuple[str, int], tuple[Claim, str]] = TTLCache(CLAIMS_MAX, CLAIM_TTL_S)
@@ -146,7 +147,7 @@ class HttpJobQueue:
             if self._once and not self.n_running() and not self._interrupted.is_set():
                 self.is_over.set()
             return None
-        self._claim_id = new_id()
+        self._claim_id, self._n_unanswered = new_id(), 0
         claim = claimed.as_claim()
         number = claim.job.job_id, claim.job.attempt
         self._claims[number] = claim, claimed.token
@@ -286,12 +287,14 @@ class HttpJobQueue:
             version=__version__,
             worker=self._name,
             claim_id=self._claim_id,
+            is_repeated=self._n_unanswered > 0,
             number=self._n_requests,
             offers=dict(self.offers),
             backends=list(backends),
             skip_voices=list(skip_voices),
             wait_s=wait_s,
         )
+        self._n_unanswered += 1
         try:
             response = await self._request("POST", "/v1/workers/claim", self._token, json=body, wait_s=wait_s)
         except NotFoundError as error:
@@ -308,6 +311,7 @@ class HttpJobQueue:
                 f"{self._access.base_url} refuses the worker token: it is wrong or was revoked.",
                 hint="create one on the machine of the server: afterwords workers token create",
             ) from None
+        self._n_unanswered -= 1
         return _parse(ClaimAnswer, response).job
 
     async def _find_version(self) -> str:

@@ -47,6 +47,7 @@ class ClaimBody(Hello):
     Attributes:
         claim_id: Chosen by the worker for each job: if it asks again with the same ID, because an answer was lost or
             its wishes changed, it gets the same job.
+        is_repeated: An earlier answer to this ID may have been lost.
         number: Counts the requests of the worker: one that a later request with the same ID has overtaken is ignored.
         offers: All backends of the worker.
         backends: Those that can start a job now. Empty: only return what was claimed with this ID before.
@@ -56,6 +57,7 @@ class ClaimBody(Hello):
 
     worker: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,64}$")]
     claim_id: Annotated[str, Field(pattern=r"^[0-9a-f-]{36}$")]
+    is_repeated: bool = False
     number: Annotated[int, Field(ge=0)]
     offers: Annotated[dict[Name, Offer], Field(max_length=64)]
     backends: Annotated[list[Name], Field(max_length=64)]

@@ -188,6 +188,8 @@ class RemoteDispatcher:
             self._numbers[claim_id] = body.number
             if older := self._polls.pop(claim_id, None):
                 older.end()
+        if body.is_repeated and not is_late and claim_id not in self._given:
+            await self._find_given(body, worker, claim_id)
         if (claim := self._given.get(claim_id)) or is_late or self._claims.is_closed or not body.backends:
             return claim
         poll = self._polls[claim_id] = _Poll(worker, body, asyncio.get_running_loop().create_future())
@@ -204,6 +206,13 @@ class RemoteDispatcher:
         finally:
             if self._polls.get(claim_id) is poll:
                 del self._polls[claim_id]
+
+    async def _find_given(self, body: ClaimBody, worker: str, claim_id: str) -> None:
+        """Continue a claim of another server, or of this one before a restart, whose answer was lost."""
+        claim = await self.queue.find_claimed(_claimed_by(worker, body))
+        if claim and await self.queue.heartbeat(claim.job.job_id, claim.job.attempt):
+            self._begin(claim, worker)
+            self._given[claim_id] = claim
 
     async def take_back(self, body: ClaimBody, claim: Claim, *, token_id: str) -> None:
         """Put a job back into the queue, because its worker was gone before the answer."""
@@ -225,7 +234,8 @@ class RemoteDispatcher:
             claim = None
             if poll.wish not in unfulfilled:
                 backends, skip_voices = poll.wish
-                claim = await self.queue.claim(backends=backends, worker=poll.worker, skip_voices=skip_voices)
+                claimed_by = _claimed_by(poll.worker, poll.body)
+                claim = await self.queue.claim(backends=backends, worker=claimed_by, skip_voices=skip_voices)
             if claim is None:
                 unfulfilled.add(poll.wish)
                 if not poll.body.wait_s:
@@ -332,6 +342,11 @@ class RemoteDispatcher:
                     self._forget(job_id, attempt.claim.job.attempt, will_be_retried=True)
                 except Exception as error:  # noqa: BLE001 - the database may answer next time
                     _log.warning("job %s: its lease could not be checked: %s", job_id, type(error).__name__)
+
+
+def _claimed_by(worker: str, body: ClaimBody) -> str:
+    """Return what is stored with a claim: the worker, and by what it asks for the claim again."""
+    return f"{worker}:{body.claim_id}"
 
 
 class CombinedDispatcher:

@@ -63,6 +63,9 @@ class StoredJobQueue(Completion):
             raise StaleAttemptError(code="voice_deleted")
         return Claim(job, voice)
 
+    async def find_claimed(self, worker: str) -> Claim | None:
+        return await self.store.find_claimed(worker)
+
     def interrupt(self) -> None:
         pass  # no claim waits
 

@@ -73,6 +73,9 @@ _START = (
 )
 _CLAIM = _START.where(jobs.c.seq == _UNLOCKED.where(jobs.c.seq == bindparam("which")).scalar_subquery())
 _CLAIM_ANY = _START.where(jobs.c.seq == _ANY_UNLOCKED.scalar_subquery())
+_CLAIMED = select(*JOB).where(
+    IS_PENDING, jobs.c.lease_expires > bindparam("monotonic"), jobs.c.worker == bindparam("claimed_by")
+)
 _LAST_TURN = Query(select(func.max(turns.c.turn)))
 _SET_TURN = Insert(turns, turns.c.keys(), key=("account_id",), update=lambda new: {"turn": new.turn})
 
@@ -160,6 +163,12 @@ def claim(
     _SET_TURN(connection, {"account_id": job.account_id, "turn": (last_turn or 0) + 1})
     voice = voices.get(connection, job.voice_id)
     return Claim(job, voice) if voice else None
+
+
+def find_claimed(connection: Connection, worker: str, *, monotonic: float) -> Claim | None:
+    row = connection.execute(_CLAIMED, {"monotonic": monotonic, "claimed_by": worker}).first()
+    voice = row and voices.get(connection, row.voice_id)
+    return Claim(StoredJob(*row), voice) if row and voice else None
 
 
 def _first(

@@ -312,6 +312,9 @@ class SqlStore:
             monotonic=self._clock.monotonic(),
         )
 
+    async def find_claimed(self, worker: str) -> Claim | None:
+        return await self.database.read(leases.find_claimed, worker, monotonic=self._clock.monotonic())
+
     async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float) -> bool:
         return await self.database.write(
             leases.heartbeat, job_id, attempt, lease_s=lease_s, monotonic=self._clock.monotonic()
