@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from afterwords.errors import ConflictError, InsufficientScopeError, QuotaExceededError
+from afterwords.errors import ConflictError, InsufficientScopeError, QuotaExceededError, UnauthorizedError
 from afterwords.server.records import NewKey
 from tests.contracts.store_world import MANY, START, TEXT, World, audio, digest
 from tests.error_codes import has_code
@@ -84,6 +84,15 @@ class KeyContract:
 
         assert await world.store.find_caller(digest("ann")) is None
         assert key.revoked_at == START
+
+    async def test_revoked_key_submits_no_job_although_it_was_found(self, world: World) -> None:
+        ann = await world.caller("ann")
+        voice = await world.add_voice(ann)
+        await world.store.revoke_key(ann.key_id, account_id=None)
+
+        with pytest.raises(UnauthorizedError):
+            await world.add_job(ann, voice)
+        assert await world.store.list_jobs(account_id=ann.account_id, status=None, limit=None, after=None) == []
 
     async def test_key_of_another_account_is_missing(self, world: World) -> None:
         ann, bob = await world.caller("ann"), await world.caller("bob")

@@ -227,6 +227,7 @@ class Store(Protocol):
 
         Raises:
             VoiceNotFoundError: The voice was deleted.
+            UnauthorizedError: The key was revoked.
             QuotaExceededError, LimitError: A limit is reached.
             QuotaExceededError: The account has reached its storage quota.
             ConflictError: The idempotency key was used with another body.

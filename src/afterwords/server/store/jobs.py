@@ -10,13 +10,13 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, func, literal, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from afterwords.errors import LimitError, QuotaExceededError, VoiceNotFoundError
+from afterwords.errors import LimitError, QuotaExceededError, UnauthorizedError, VoiceNotFoundError
 from afterwords.models import JobStatus
 from afterwords.server.records import Idempotency, NewJob, QueueLimits, QueueState, StoredJob, SubmittedJob
 from afterwords.server.store import idempotency
 from afterwords.server.store import usage as usage_rows
 from afterwords.server.store.locks import lock_account, lock_account_of_job
-from afterwords.server.store.schema import IS_KEPT, IS_PENDING, accounts, cache, jobs, usage, voices, webhooks
+from afterwords.server.store.schema import IS_KEPT, IS_PENDING, accounts, cache, jobs, keys, usage, voices, webhooks
 from afterwords.server.store.statements import Insert, Query
 
 _NEW_COLUMNS = [field.name for field in fields(NewJob) if field.name != "character_limit"]
@@ -30,6 +30,7 @@ _ADMISSION = Query(
         select(literal(1))
         .where(voices.c.voice_id == bindparam("voice_id"), voices.c.account_id == bindparam("account_id"), IS_KEPT)
         .scalar_subquery(),
+        select(literal(1)).where(keys.c.key_id == bindparam("key_id"), keys.c.revoked_at.is_(None)).scalar_subquery(),
         select(jobs.c.job_id)
         .where(jobs.c.voice_id == bindparam("voice_id"), jobs.c.flight_key == bindparam("flight_key"), IS_PENDING)
         .scalar_subquery(),
@@ -44,7 +45,7 @@ _ADMISSION = Query(
         select(accounts.c.stored_bytes).where(accounts.c.account_id == bindparam("account_id")).scalar_subquery(),
     )
 )
-"""Everything that decides on admission: the voice, a duplicate job, characters used, pending jobs, bytes stored."""
+"""What decides on admission: the voice, the key, a duplicate job, characters used, pending jobs, bytes stored."""
 
 
 # -- final states --------------------------------------------------------------------------------------------
@@ -181,11 +182,14 @@ def _admit(
     values = {
         "voice_id": job.voice_id,
         "account_id": job.account_id,
+        "key_id": job.key_id,
         "flight_key": job.flight_key,
         "spending_id": job.spending_id,
         "period": period,
     }
-    has_voice, duplicate, used, n_own, n_all, stored_bytes = _ADMISSION(connection, **values) or [None] * 6
+    has_voice, has_key, duplicate, used, n_own, n_all, stored_bytes = _ADMISSION(connection, **values) or [None] * 7
+    if not has_key:  # it was revoked since the request was authenticated
+        raise UnauthorizedError
     if not has_voice:
         raise VoiceNotFoundError
     if duplicate is not None:
