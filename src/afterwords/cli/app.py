@@ -61,6 +61,11 @@ COMMANDS: Final = {
     "backup": Entry("Server", "backup", "Back up the server's database and audio into one file, while it runs."),
     "restore": Entry("Server", "backup", "Restore the server on this machine from a backup. Stop the server first."),
     "db": Entry("Server", "db", "Migrate, check, copy, back up and restore the database of the server."),
+    "import-cloudflare": Entry(
+        "Server",
+        "import_cloudflare",
+        "Import accounts, keys, voices, jobs and audio of the hosted service on Cloudflare.",
+    ),
     "accounts": Entry(
         "Server", "keys", "List the accounts of the server on this machine, with their voices and this month's use."
     ),
@@ -139,7 +144,7 @@ class RootGroup(HelpGroup):
 
 def load_command(name: str) -> Any:
     """Import a command or a group from its module, where it has the same name."""
-    source = getattr(import_module(f"afterwords.cli.{COMMANDS[name].module}"), name)
+    source = getattr(import_module(f"afterwords.cli.{COMMANDS[name].module}"), name.replace("-", "_"))
     parent = typer.Typer()
     if isinstance(source, typer.Typer):
         parent.add_typer(source, name=name, help=COMMANDS[name].help)

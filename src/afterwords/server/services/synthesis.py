@@ -108,15 +108,23 @@ class Synthesis:
         """
         text = check_text(request.text)
         voice = await find_voice(self.store, caller, request.voice_id)
-        backend, lang = self.catalog.for_speech(
-            request.backend, request.lang, voice_backend=voice.backend, voice_lang=voice.lang
-        )
+        make_key = partial(cache_key, text, speed=request.speed, seed=request.seed)
+        backend, lang = request.backend or voice.backend, request.lang or voice.lang
+        cached = None
+        if backend not in self.catalog.backends:  # its audio is kept, for example that of the hosted service
+            key = make_key(lang=lang, backend=backend)
+            cached = await self._open_cached(voice, key)
+        if cached is None:
+            backend, lang = self.catalog.for_speech(
+                request.backend, request.lang, voice_backend=voice.backend, voice_lang=voice.lang
+            )
+            key = make_key(lang=lang, backend=backend)
+            cached = await self._open_cached(voice, key)
         left_out = self.dispatcher.unspoken(backend, text)
-        key = cache_key(text, lang=lang, backend=backend, speed=request.speed, seed=request.seed)
         idempotency = None
         if idempotency_key:
             idempotency = Idempotency(caller.account_id, "synthesize", idempotency_key, request.digest)
-        if cached := await self._open_cached(voice, key):
+        if cached is not None:
             entry, audio = cached
             try:
                 job_id = await self.store.find_repeated_job(idempotency) if idempotency else None

@@ -55,6 +55,13 @@ accounts: Final = Table(
     Column("stored_bytes", BigInteger, nullable=False, server_default="0"),  # updated by triggers, see migration 0006
 )
 
+customers: Final = Table(  # of Stripe
+    "customers",
+    metadata,
+    Column("customer_id", Text, primary_key=True),
+    Column("account_id", ForeignKey("accounts.account_id"), nullable=False, unique=True),
+)
+
 turns: Final = Table(  # not a column of `accounts`: a claim must not wait for other writes of the account
     "turns",
     metadata,
