@@ -21,9 +21,11 @@ from tests.e2e.cluster import Cluster
 SERVER = "of a server"
 REMOTE_WORKER, ENGINE = "of a remote worker", "of a process that speaks, of a server or a worker"
 POSTGRES, SESSION = "of Postgres, all processes", "of a process of Postgres, which ends all its sessions"
+FROZEN = "times that Postgres froze, for up to 4 s"
 TERMINATED, LOST_ANSWER = "times that all sessions were terminated", "commits whose answer was lost"
-WEIGHTS = {SERVER: 5, REMOTE_WORKER: 4, ENGINE: 3, POSTGRES: 3, SESSION: 1, TERMINATED: 1, LOST_ANSWER: 4}
+WEIGHTS = {SERVER: 5, REMOTE_WORKER: 4, ENGINE: 3, POSTGRES: 3, SESSION: 1, FROZEN: 1, TERMINATED: 1, LOST_ANSWER: 4}
 LONGEST_OUTAGE_S = 1.5
+LONGEST_FREEZE_S = 4.0
 CUT_WITHIN_S = 0.5
 
 
@@ -31,7 +33,7 @@ class ClusterChaos(ChaosRun):
     """Postgres with fsync, a bucket, two servers and two remote workers."""
 
     kills = (SERVER, AT_FAILPOINT, REMOTE_WORKER, ENGINE, POSTGRES, SESSION)
-    faults = (TERMINATED, LOST_ANSWER)
+    faults = (FROZEN, TERMINATED, LOST_ANSWER)
 
     def __init__(self, folder: Path, *, n_jobs: int, n_kills: int, seed: int) -> None:
         super().__init__(n_jobs=n_jobs, n_kills=n_kills, seed=seed)
@@ -71,6 +73,11 @@ class ClusterChaos(ChaosRun):
             return 1
         if kind == SESSION:
             return cluster.postgres.kill_session(self.random.randrange(100))
+        if kind == FROZEN:
+            cluster.postgres.freeze()
+            self.pause(0, LONGEST_FREEZE_S)
+            cluster.postgres.thaw()
+            return 1
         if kind == TERMINATED:
             return self._terminate_sessions()
         return self._cut_answer()
