@@ -59,6 +59,7 @@ SETTINGS: Final = frozenset(
         "processes",
         "public_url",
         "rate_limit",
+        "ray_address",
         "reap_interval_s",
         "recycle_after",
         "serve_library",

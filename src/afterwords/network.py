@@ -17,6 +17,7 @@ from afterwords.errors import RemoteError
 TELEMETRY_SWITCHES: Final = {
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime 1.29 and later
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, hf_xet and transformers
+    "RAY_USAGE_STATS_ENABLED": "0",
 }
 _PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy")
 

@@ -76,6 +76,7 @@ COMMANDS: Final = {
         "Server", "workers", "Run the jobs of a server elsewhere on this machine. Ctrl-C stops it after running jobs."
     ),
     "workers": Entry("Server", "workers", "Manage the tokens of remote workers."),
+    "cluster": Entry("Server", "cluster", "Run engines in a Ray cluster, show and stop them."),
     "audit": Entry(
         "Server", "audit", "Show what was done to keys, worker tokens and voices of the server on this machine."
     ),

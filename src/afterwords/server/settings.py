@@ -82,6 +82,9 @@ class Settings(BaseSettings):
         default=None, description="KEY:SECRET of Modal's proxy authentication, if the trigger requires it."
     )
     max_remote_jobs: int = Field(default=64, ge=1, description="Jobs that a called service has at once.")
+    ray_address: str | None = Field(
+        default=None, description="Host and port of the head of a Ray cluster; unset: that of this machine."
+    )
     workers: int = Field(default=1, ge=0, le=64, description="Worker processes; 0: jobs are only accepted.")
     recycle_after: int = Field(default=500, ge=1, description="Jobs after which a worker process is replaced.")
     worker_memory_mb: int | None = Field(

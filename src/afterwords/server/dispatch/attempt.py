@@ -17,7 +17,7 @@ from afterwords.server.dispatch.claiming import OUTAGE, LeasedAttempt, retry_dur
 from afterwords.server.dispatch.messages import INVALID_PROMPT, Message
 from afterwords.server.dispatch.worker import Work
 from afterwords.server.dispatch.worker_process import WorkerCrashedError, WorkerError
-from afterwords.server.dispatch.worker_slot import BackendInfo, PromptVersionError, SlotUnavailableError, WorkerSlot
+from afterwords.server.dispatch.worker_slot import BackendInfo, PromptVersionError, Slot, SlotUnavailableError
 from afterwords.server.ports import JobQueue
 from afterwords.server.records import Claim, JobProgress
 from afterwords.server.settings import Settings
@@ -49,7 +49,7 @@ class Attempt(LeasedAttempt):
         backend: BackendInfo,
         *,
         queue: JobQueue,
-        slot: WorkerSlot,
+        slot: Slot,
         audio: AudioStream,
         settings: Settings,
         has_prompt: bool = False,

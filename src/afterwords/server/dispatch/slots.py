@@ -13,7 +13,7 @@ from afterwords.server import failpoints
 from afterwords.server.dispatch.attempt import Attempt
 from afterwords.server.dispatch.audio_stream import AudioStreams
 from afterwords.server.dispatch.claiming import ClaimLoop, RunningAttempts
-from afterwords.server.dispatch.worker_slot import BackendInfo, WorkerSlot
+from afterwords.server.dispatch.worker_slot import BackendInfo, Slot
 from afterwords.server.ports import JobQueue
 from afterwords.server.records import Claim, JobProgress, StoredJob
 from afterwords.server.settings import Settings
@@ -32,7 +32,7 @@ class SlotDispatcher(ABC):
     """
 
     kind: str
-    _slots: Sequence[WorkerSlot]
+    _slots: Sequence[Slot]
 
     def __init__(self, settings: Settings, queue: JobQueue, streams: AudioStreams | None) -> None:
         self._settings = settings
@@ -133,7 +133,7 @@ class SlotDispatcher(ABC):
         unprepared = {attempt.claim.voice.voice_id for attempt in self._attempts if not attempt.has_prompt}
         return (startable, sorted(unprepared)) if startable else None
 
-    def _find_slot(self, backend: BackendInfo) -> WorkerSlot | None:
+    def _find_slot(self, backend: BackendInfo) -> Slot | None:
         """Return the slot with the fewest attempts where one more could start now."""
         return min(
             (slot for slot in self._slots if slot.has_capacity(backend)),

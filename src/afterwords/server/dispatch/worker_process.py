@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Self
 
 from afterwords.backends.base import Progress
 from afterwords.backends.memory import resident_bytes
@@ -148,6 +148,8 @@ class WorkerProcess:
         is_lost: It is dead, or about to be.
     """
 
+    command: ClassVar[tuple[str, ...]] = COMMAND
+
     def __init__(self, process: asyncio.subprocess.Process, limits: WorkerLimits) -> None:
         self.changed = Condition()
         self.capacity: dict[str, int] = {}
@@ -166,14 +168,15 @@ class WorkerProcess:
         self._watching = asyncio.create_task(self._watch())
 
     @classmethod
-    async def start(cls, limits: WorkerLimits, environment: Mapping[str, str]) -> WorkerProcess:
+    async def start(cls, limits: WorkerLimits, environment: Mapping[str, str], *arguments: str) -> Self:
         """Start a process. Its stderr is dropped: a library may print the text that it speaks.
 
         Raises:
             OSError: The system can't start another process.
         """
         process = await asyncio.create_subprocess_exec(
-            *COMMAND,
+            *cls.command,
+            *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
@@ -207,8 +210,8 @@ class WorkerProcess:
             self.changed.notify_all()
         await asyncio.shield(self._loadings[backend].done)
 
-    def speak(self, work: Work, *, engine: str) -> WorkerUtterance:
-        """Start an utterance with a loaded backend."""
+    def speak(self, work: Work, *, engine: str, **options: object) -> WorkerUtterance:
+        """Start an utterance with a loaded backend; `options` go into the message."""
         self._n_started += 1
         self.is_retired = self.is_retired or self._n_started >= self._limits.recycle_after
         utterance = WorkerUtterance(self._n_started, engine, is_preparing=work.prompt is None)
@@ -217,7 +220,8 @@ class WorkerProcess:
         parts = {name: facts.pop(name) for name in ("prompt", "checkpoint", "reference")}
         parts = {name: part for name, part in parts.items() if part is not None}
         lengths = {name: len(part) for name, part in parts.items()}
-        self._send(messages.pack("speak", b"".join(parts.values()), number=utterance.number, work=facts, parts=lengths))
+        body = b"".join(parts.values())
+        self._send(messages.pack("speak", body, number=utterance.number, work=facts, parts=lengths, **options))
         self.changed.notify_all()
         return utterance
 

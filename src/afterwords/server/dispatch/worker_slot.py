@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,31 +56,52 @@ class PromptVersionError(Exception):
     """The process takes prompts of another version: its weights are newer or older than expected."""
 
 
-class WorkerSlot:
-    """A slot for one worker process.
+class Slot(ABC):
+    """A place where attempts run: a process of this machine, or a process that is connected to a cluster.
 
     Attributes:
         state: What it is doing, for people to read.
         is_ready: Whether a process is loaded, or was and is being replaced.
+
+    Args:
+        failure: What to log, with the reason, if no process becomes ready.
     """
 
-    def __init__(
-        self, first: BackendInfo, *, limits: WorkerLimits, environment: Mapping[str, str], on_change: Callable[[], None]
-    ) -> None:
+    def __init__(self, *, failure: str, environment: Mapping[str, str], on_change: Callable[[], None]) -> None:
+        self._failure = failure
         self.state = "starting"
         self.is_ready = False
-        self._first = first
-        self._limits = limits
         self._environment = environment
         self._on_change = on_change
         self._changed = Condition()
         self._closed = asyncio.Event()
         self._process: WorkerProcess | None = None
-        self._worker: WorkerProcess | None = None  # the process while it takes work
         self._attempts: set[Attempt] = set()
         self._waiting: set[Attempt] = set()  # attempts that have not started to speak
 
-    # -- the process
+    @abstractmethod
+    async def _run_process(self) -> str | None:
+        """Start a process and wait until it is over; return why it never became ready."""
+
+    @abstractmethod
+    def has_capacity(self, backend: BackendInfo) -> bool:
+        """Return whether one more attempt with that backend could start now."""
+
+    @abstractmethod
+    def prompt_version(self, backend: BackendInfo) -> str:
+        """Return the version of the prompts that a backend takes."""
+
+    @abstractmethod
+    async def speak(
+        self, attempt: Attempt, work: Work, *, prompt_version: str
+    ) -> tuple[WorkerProcess, WorkerUtterance]:
+        """Wait until the attempt may start, and start it.
+
+        Raises:
+            PromptVersionError: The work was written for another version; the attempt remains acquired.
+            WorkerCrashedError: The process died while loading the backend, or could not load it, or took too long.
+            SlotUnavailableError: No process can be started.
+        """
 
     async def run(self) -> None:
         """Keep a process running until the slot is closed."""
@@ -90,7 +112,7 @@ class WorkerSlot:
                 pause_s = FIRST_PAUSE_S
                 continue
             self.is_ready = False
-            self.state = f"{self._first.name} can't be loaded ({reason}); trying again in {pause_s:.0f} s"
+            self.state = f"{self._failure} ({reason}); trying again in {pause_s:.0f} s"
             _log.error("%s", self.state)
             self._notify()
             with suppress(TimeoutError):
@@ -103,9 +125,38 @@ class WorkerSlot:
         if self._process:
             self._process.kill()
 
-    async def _run_process(self) -> str | None:
-        """Start a process, load it, and wait until it is retired or dead; return why it never became ready."""
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        self._on_change()
 
+    @property
+    def n_active(self) -> int:
+        return len(self._attempts)
+
+    def acquire(self, attempt: Attempt) -> None:
+        """Count an attempt as active here until it is released."""
+        self._attempts.add(attempt)
+        self._waiting.add(attempt)
+
+    def release(self, attempt: Attempt) -> None:
+        """Make room for other attempts; an attempt may be released twice."""
+        self._attempts.discard(attempt)
+        self._waiting.discard(attempt)
+        self._notify()
+
+
+class WorkerSlot(Slot):
+    """A slot for one worker process of this machine."""
+
+    def __init__(
+        self, first: BackendInfo, *, limits: WorkerLimits, environment: Mapping[str, str], on_change: Callable[[], None]
+    ) -> None:
+        super().__init__(failure=f"{first.name} can't be loaded", environment=environment, on_change=on_change)
+        self._first = first
+        self._limits = limits
+        self._worker: WorkerProcess | None = None  # the process while it takes work
+
+    async def _run_process(self) -> str | None:
         def show_progress(fraction: float, step: str) -> None:  # noqa: ARG001 - the steps are for callers who wait
             self.state = f"loading {self._first.name}, {100 * fraction:.0f} %"
 
@@ -133,18 +184,7 @@ class WorkerSlot:
             await worker.end()
         return None
 
-    def _notify(self) -> None:
-        self._changed.notify_all()
-        self._on_change()
-
-    # -- the attempts
-
-    @property
-    def n_active(self) -> int:
-        return len(self._attempts)
-
     def has_capacity(self, backend: BackendInfo) -> bool:
-        """Return whether one more attempt with that backend could start now."""
         worker = self._worker
         if worker is None or worker.is_retired or worker.is_lost or any(attempt.is_alone for attempt in self._attempts):
             return False
@@ -160,27 +200,9 @@ class WorkerSlot:
         loaded = self._worker.loaded if self._worker else {}
         return loaded.get(backend.name, backend.prompt_version)
 
-    def acquire(self, attempt: Attempt) -> None:
-        """Count an attempt as active here until it is released."""
-        self._attempts.add(attempt)
-        self._waiting.add(attempt)
-
-    def release(self, attempt: Attempt) -> None:
-        """Make room for other attempts; an attempt may be released twice."""
-        self._attempts.discard(attempt)
-        self._waiting.discard(attempt)
-        self._notify()
-
     async def speak(
         self, attempt: Attempt, work: Work, *, prompt_version: str
     ) -> tuple[WorkerProcess, WorkerUtterance]:
-        """Wait until the attempt may start, load its backend if needed, and start it.
-
-        Raises:
-            PromptVersionError: The work was written for another version; the attempt remains acquired.
-            WorkerCrashedError: The process died while loading the backend, or could not load it, or took too long.
-            SlotUnavailableError: No process can be started.
-        """
         while True:
             await self._changed.wait_for(lambda: self._may_start(attempt) or not self.is_ready)
             worker = self._worker
