@@ -69,6 +69,7 @@ SETTINGS: Final = frozenset(
         "storage_url",
         "sweep_grace_s",
         "sweep_interval_s",
+        "tracing",
         "trusted_proxies",
         "whisper",
         "worker_memory_mb",

@@ -16,7 +16,7 @@ from afterwords.library.library import Library
 from afterwords.server.auth import Authenticator
 from afterwords.server.blobs import open_blobs
 from afterwords.server.clock import SystemClock
-from afterwords.server.concurrency import ConcurrencyLimit, FairSemaphore
+from afterwords.server.concurrency import ConcurrencyLimit, FairSemaphore, in_thread
 from afterwords.server.dispatch.audio_stream import AudioStreams
 from afterwords.server.dispatch.local import LocalDispatcher
 from afterwords.server.dispatch.remote import CombinedDispatcher, RemoteDispatcher
@@ -40,6 +40,7 @@ from afterwords.server.services.synthesis import Synthesis
 from afterwords.server.services.voices import VoiceService
 from afterwords.server.settings import Settings
 from afterwords.server.store import SqlStore
+from afterwords.server.tracing import TRACER, Tracer
 from afterwords.server.webhooks import deliver
 
 log = logging.getLogger("afterwords.server")
@@ -75,6 +76,7 @@ class ServerState:
     home: HomeVoices
     ownership: Ownership
     encoded: AudioCache
+    tracer: Tracer | None
     encoding: FairSemaphore = field(default_factory=lambda: FairSemaphore(MAX_ENCODING), init=False)
     uploading: FairSemaphore = field(default_factory=lambda: FairSemaphore(MAX_UPLOADS), init=False)
     receiving: ConcurrencyLimit = field(
@@ -115,6 +117,10 @@ async def open_server(settings: Settings) -> AsyncIterator[ServerState]:
     """
     ACTOR.set(Actor("server"))  # of what the tasks below do
     async with contextlib.AsyncExitStack() as stack:
+        tracer = Tracer("afterwords") if settings.tracing else None
+        if tracer is not None:
+            stack.push_async_callback(in_thread, tracer.close)
+        TRACER.set(tracer)  # of the tasks below, too
         clock = SystemClock()
         store = open_store(settings, clock)
         await store.open()
@@ -196,6 +202,7 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
         home=home,
         ownership=ownership,
         encoded=encoded,
+        tracer=TRACER.get(),
     )
 
 

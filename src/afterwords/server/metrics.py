@@ -140,7 +140,7 @@ class Metrics:
         return iter(self._all)
 
     def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
-        method = method if method in METHODS else "other"
+        method = known_method(method)
         self.requests.add(route, method, str(status))
         self.request_seconds.observe(seconds, route, method)
 
@@ -161,6 +161,11 @@ class Metrics:
     def _histogram(self, name: str, description: str, *labels: str, buckets: tuple[float, ...]) -> Histogram:
         self._all.append(histogram := Histogram(f"afterwords_{name}", description, *labels, buckets=buckets))
         return histogram
+
+
+def known_method(method: str) -> str:
+    """Return an HTTP method, or "other" for one that a client made up."""
+    return method if method in METHODS else "other"
 
 
 def _known(code: str) -> str:

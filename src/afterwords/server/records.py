@@ -202,6 +202,7 @@ class NewJob:
     Attributes:
         flight_key: Two pending jobs of a voice with the same flight key are one job.
         char_count: Characters to charge.
+        traceparent: The span that it belongs to; None if tracing is off.
     """
 
     job_id: str
@@ -219,6 +220,7 @@ class NewJob:
     seed: int | None = None
     response_format: SpeechFormat = SpeechFormat.WAV
     webhook_url: str | None = None
+    traceparent: str | None = None
     character_limit: int | None = None
 
 
@@ -232,6 +234,7 @@ class StoredJob:
         lease_expires: Monotonic time in seconds. None: no worker holds the job.
         error: Error code of the API, if the job failed.
         worker: The last worker that held the job; None while it waits.
+        traceparent: The span that submitted it; None if tracing was off.
     """
 
     job_id: str
@@ -257,6 +260,7 @@ class StoredJob:
     text: str | None = field(default=None, repr=False)
     returned: int = 0
     worker: str | None = None
+    traceparent: str | None = None
 
     @property
     def worker_kind(self) -> str:

@@ -38,8 +38,10 @@ from afterwords.errors import (
 from afterwords.models import parse_id
 from afterwords.server.app_state import ServerState
 from afterwords.server.auth import Identity, RequestTask, Requirements
+from afterwords.server.metrics import known_method
 from afterwords.server.records import ACTOR, Actor
 from afterwords.server.records import Scope as KeyScope
+from afterwords.server.tracing import RequestSpan
 
 log = logging.getLogger("afterwords.server")
 
@@ -147,6 +149,9 @@ class ApiRoute(APIRoute):
             if (state := self.lifetime.state) is None:
                 raise ServiceError(code="not_opened")
             context.state = scope.setdefault("state", {})["afterwords"] = state
+            if state.tracer is not None:
+                traceparents = context.headers.get(b"traceparent", ())
+                context.span = RequestSpan(state.tracer, known_method(scope["method"]), context.route, traceparents)
             if context.is_head:
                 scope = {**scope, "method": "GET"}
             if scope["method"] not in (self.methods or ()):
@@ -241,6 +246,7 @@ class RequestContext:
     status: int = 0
     is_routine: bool = False
     job_id: str | None = None
+    span: RequestSpan | None = None
     request_id: str = field(default_factory=lambda: str(uuid4()))
     headers: dict[bytes, list[bytes]] = field(init=False)
     _started: float = field(default_factory=time.perf_counter)
@@ -349,7 +355,11 @@ class RequestContext:
         elapsed_s = time.perf_counter() - self._started
         if self.state is not None:
             self.state.metrics.count_request(self.route, self.scope["method"], self.status, elapsed_s)
-        level = logging.DEBUG if self.is_routine and self.status == 200 else logging.INFO
+        is_routine = self.is_routine and self.status == 200
+        job_id = self.job_id or parse_id(self.scope["path_params"].get("job_id", ""))
+        if self.span is not None:
+            self.span.end(self.status, is_recorded=not is_routine, request_id=self.request_id, job_id=job_id)
+        level = logging.DEBUG if is_routine else logging.INFO
         if not log.isEnabledFor(level):
             return
         identity = self.identity or Identity()
@@ -363,7 +373,7 @@ class RequestContext:
             "request_id": self.request_id,
         }
         line = "%(method)s %(route)s %(status)d %(ms).1fms account=%(account)s key=%(key)s request_id=%(request_id)s"
-        if job_id := self.job_id or parse_id(self.scope["path_params"].get("job_id", "")):
+        if job_id:
             facts["job_id"] = job_id
             line += " job_id=%(job_id)s"
         log.log(level, line, facts)

@@ -38,6 +38,7 @@ from afterwords.server.routing import Lifetime, unrouted_response
 from afterwords.server.services.home import HomeVoices
 from afterwords.server.services.keys import KeyService, MintedKey
 from afterwords.server.settings import Settings
+from afterwords.server.tracing import check_installed
 
 log = logging.getLogger("afterwords.server")
 
@@ -77,6 +78,8 @@ def serve(
         BackendUnavailableError, InvalidOptionError: No backend can run.
     """
     settings.check_is_safe()
+    if settings.tracing:
+        check_installed()
     n_connections = _raise_descriptor_limit()
     if n_connections is not None:  # with few descriptors, one key must not take them all
         maximum = min(settings.max_requests_per_key, max(1, n_connections // 2))
@@ -132,6 +135,7 @@ def log_to_stderr(settings: Settings) -> Iterator[None]:
     handler.setFormatter(line)
     others.setFormatter(line)
     others.setLevel(logging.ERROR)
+    others.addFilter(lambda record: not record.name.startswith("opentelemetry."))  # `tracing` logs its failures
     others.addFilter(_remove_message)
     logging.getLogger().addHandler(others)
     ours = [(logging.getLogger("afterwords.server"), logging.DEBUG), (logging.getLogger("uvicorn"), logging.WARNING)]

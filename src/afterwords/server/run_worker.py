@@ -17,6 +17,7 @@ from afterwords.server.dispatch.local import LocalDispatcher, load_worker_config
 from afterwords.server.dispatch.protocol import Offer
 from afterwords.server.run import log_to_stderr
 from afterwords.server.settings import Settings
+from afterwords.server.tracing import TRACER, Tracer
 
 
 def run_worker(
@@ -65,6 +66,8 @@ async def _run(settings: Settings, access: Access, token: str, *, once: bool, ma
             loop.add_signal_handler(signum, stop, signum)
         except NotImplementedError:  # Windows
             signal.signal(signum, lambda number, _: loop.call_soon_threadsafe(stop, number))
+    tracer = Tracer("afterwords-worker") if settings.tracing else None
+    TRACER.set(tracer)
     try:
         await _until(stopped, queue.check())
         if not stopped.is_set():
@@ -74,6 +77,8 @@ async def _run(settings: Settings, access: Access, token: str, *, once: bool, ma
             await dispatcher.stop(grace_s=settings.drain_s)
     finally:
         await queue.close()
+        if tracer is not None:
+            tracer.close()
     if queue.failure:
         raise queue.failure
     return signals[0] if signals else None

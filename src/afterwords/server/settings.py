@@ -125,6 +125,8 @@ class Settings(BaseSettings):
         default="info", description="Lowest level that is logged."
     )
 
+    tracing: bool = Field(default=False, description="Export traces with OpenTelemetry; OTEL_* variables say where.")
+
     reap_interval_s: Seconds = Field(default=1, gt=0, description="Interval of checking leases and webhooks.")
     sweep_interval_s: Seconds = Field(default=600, gt=0, description="Interval of sweeping the storage.")
     sweep_grace_s: Seconds = Field(default=3600, ge=0, description="Age at which unreferenced audio is removed.")

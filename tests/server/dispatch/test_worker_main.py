@@ -181,7 +181,7 @@ def test_worker_process_gets_the_model_settings(tmp_path: Path) -> None:
 
 def test_secrets_in_any_case_are_left_out(tmp_path: Path) -> None:
     ours = ("AFTERWORDS_ADMIN_SECRET", "AFTERWORDS_CALLBACK_SECRET", "AFTERWORDS_DATABASE_URL", "AFTERWORDS_API_KEY")
-    names = (*ours, "PGPASSWORD", "AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN")
+    names = (*ours, "PGPASSWORD", "AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS")
     spellings = {spelling(name) for name in names for spelling in (str.upper, str.lower, str.title)}
     environ = dict.fromkeys(spellings, "canary") | {"PATH": "/bin", "MY_ENGINE": "set"}
 

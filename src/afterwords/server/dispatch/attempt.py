@@ -21,6 +21,7 @@ from afterwords.server.dispatch.worker_slot import BackendInfo, PromptVersionErr
 from afterwords.server.ports import JobQueue
 from afterwords.server.records import Claim, JobProgress
 from afterwords.server.settings import Settings
+from afterwords.server.tracing import note, span
 from afterwords.speech import EXPECTED_SECONDS_PER_CHARACTER
 from afterwords.text import max_speech_s
 
@@ -109,14 +110,16 @@ class Attempt(LeasedAttempt):
 
     async def _speak_and_deliver(self) -> None:
         try:
-            synth_ms = await self._speak()
+            with span("synthesize"):
+                synth_ms = await self._speak()
         except WorkerError as error:
             if error.code != INVALID_PROMPT:
                 raise
             _log.warning("voice %s: its prompt for %s is invalid", self.claim.voice.voice_id, self.backend.name)
             self._ignores_prompt = True
             self._slot.acquire(self)
-            synth_ms = await self._speak()
+            with span("synthesize"):
+                synth_ms = await self._speak()
         self.leave()  # another attempt may speak while this one delivers
         if not self.audio.has_started:
             await self._fail("synthesis_failed")
@@ -125,8 +128,11 @@ class Attempt(LeasedAttempt):
         wav = cast("BinaryIO", self.audio.file)
         self._is_reporting = True
         try:
-            await self._retry_held_up(lambda: self._queue.complete(job.job_id, job.attempt, wav, synth_ms=synth_ms))
+            with span("deliver"):
+                await self._retry_held_up(lambda: self._queue.complete(job.job_id, job.attempt, wav, synth_ms=synth_ms))
+            note(outcome="delivered")
         except (RecordingError, SynthesisError) as error:
+            note(outcome="refused", error=error.code)
             _log.warning("job %s: its audio was refused: %s", job.job_id, error.code)
 
     # -- speaking
@@ -177,6 +183,8 @@ class Attempt(LeasedAttempt):
             while (message := await utterance.next()) is not None:
                 if message.kind == "preparing":
                     fraction = message.facts["fraction"]
+                    if self.progress.step != "preparing":
+                        note("preparing")
                     self.progress = JobProgress("preparing", fraction)
                     percent = int(100 * fraction)
                     if percent >= self._logged_percent + _LOG_STEP_PERCENT:
@@ -188,10 +196,13 @@ class Attempt(LeasedAttempt):
                         self._checkpoint_task = asyncio.create_task(self._save_checkpoints(version))
                 elif message.kind == "speaking":
                     self.must_prepare = False
+                    note("speaking")
                     self.progress = JobProgress("speaking", 0.0)
                     if message.facts["is_new"]:
                         self._prompt_task = asyncio.create_task(self._save_prompt(message.body, version))
                 elif message.kind == "audio":
+                    if not self.audio.has_started:
+                        note("first_audio")
                     await self._retry_held_up(partial(self._write, message))
                     self.progress = JobProgress("speaking", min(0.99, self.audio.duration_s / self._expected_s))
                 if self.audio.duration_s > self._longest_s:

@@ -12,6 +12,7 @@ from typing import Final, Generic, TypeVar
 from afterwords.errors import AfterwordsError, ServiceUnavailableError, StaleAttemptError, StorageFullError
 from afterwords.server.ports import JobQueue
 from afterwords.server.records import Claim, JobProgress
+from afterwords.server.tracing import note, span
 
 _log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ class LeasedAttempt(ABC):
 
     def start(self) -> asyncio.Task[None]:
         """Start; the task ends with the attempt and raises nothing."""
-        self._task = asyncio.create_task(self._run())
+        self._task = asyncio.create_task(self._run_traced())
         return self._task
 
     def drop(self) -> None:
@@ -155,7 +156,21 @@ class LeasedAttempt(ABC):
         """Return the job to the queue as if the attempt had not started."""
         job = self.claim.job
         self.will_be_retried = True
+        note(outcome="released")
         await self._report(lambda: self._queue.release(job.job_id, job.attempt))
+
+    async def _run_traced(self) -> None:
+        job = self.claim.job
+        with span(
+            "attempt",
+            kind="CONSUMER",
+            parent=job.traceparent,
+            job_id=job.job_id,
+            voice_id=job.voice_id,
+            backend=job.backend,
+            attempt=job.attempt,
+        ):
+            await self._run()
 
     async def _run(self) -> None:
         heartbeats = asyncio.create_task(self._send_heartbeats())
@@ -189,10 +204,12 @@ class LeasedAttempt(ABC):
     async def _retry(self, error: str, *, max_attempts: int | None = None) -> None:
         job = self.claim.job
         self.will_be_retried = True
+        note(outcome="retry", error=error)
         await self._report(lambda: self._queue.retry(job.job_id, job.attempt, error=error, max_attempts=max_attempts))
 
     async def _fail(self, error: str) -> None:
         job = self.claim.job
+        note(outcome="failed", error=error)
         await self._report(lambda: self._queue.fail(job.job_id, job.attempt, error=error))
 
     async def _report(self, call: Callable[[], Awaitable[None]]) -> None:

@@ -45,6 +45,7 @@ from afterwords.server.dispatch.protocol import (
     WantedAnswer,
 )
 from afterwords.server.records import Claim, JobProgress, StoredJob
+from afterwords.server.tracing import current_traceparent
 
 _log = logging.getLogger(__name__)
 
@@ -397,6 +398,8 @@ class HttpJobQueue:
             StaleAttemptError: The attempt is not wanted any more.
         """
         _, token = self._find(claim.job.job_id, claim.job.attempt)
+        if traceparent := current_traceparent() or claim.job.traceparent:
+            options["headers"] = {**options.get("headers", {}), "traceparent": traceparent}
         try:
             return await self._request(method, f"/v1/jobs/{claim.job.job_id}/{what}", token, **options)
         except (NotFoundError, UnauthorizedError):

@@ -35,6 +35,7 @@ _SECRET_PREFIXES: Final = (
     "AFTERWORDS_WORKER_TOKEN",
     "AWS_",
     "MODAL_TOKEN_",
+    "OTEL_",
     "PGPASS",
     "RUNPOD_API_KEY",
 )

@@ -71,6 +71,7 @@ class ClaimedJob(_Part):
     Attributes:
         token: Authorizes everything else that concerns the attempt.
         is_streamed: A client of the server listens to the audio while it is generated.
+        traceparent: The span of the request.
     """
 
     token: str = Field(repr=False)
@@ -88,6 +89,7 @@ class ClaimedJob(_Part):
     voice_lang: str
     ref_sha256: str
     ref_text: str | None = Field(repr=False)
+    traceparent: str | None = None
 
     @classmethod
     def from_claim(cls, claim: Claim, *, token: str, lease_s: float, is_streamed: bool) -> ClaimedJob:
@@ -108,6 +110,7 @@ class ClaimedJob(_Part):
             voice_lang=voice.lang,
             ref_sha256=voice.ref_sha256,
             ref_text=voice.ref_text,
+            traceparent=job.traceparent,
         )
 
     def as_claim(self) -> Claim:
@@ -128,6 +131,7 @@ class ClaimedJob(_Part):
             created_at=now(),
             text=self.text,
             returned=self.returned,
+            traceparent=self.traceparent,
         )
         voice = StoredVoice(
             voice_id=self.voice_id,

@@ -18,6 +18,7 @@ from afterwords.server.records import Claim, StoredVoice
 from afterwords.server.services.completion import Completion
 from afterwords.server.services.recordings import Recordings
 from afterwords.server.services.signing import worker_token
+from afterwords.server.tracing import record
 
 _DIGEST_BYTES: Final = 32
 
@@ -47,6 +48,9 @@ class StoredJobQueue(Completion):
             if job.attempt == 1:
                 waited_s = (self.clock.now() - job.created_at).total_seconds()
                 self.metrics.queue_wait.observe(max(0.0, waited_s), job.backend)
+                record(
+                    "wait", parent=job.traceparent, began_at=job.created_at, job_id=job.job_id, worker=job.worker_kind
+                )
         return claim
 
     async def find_claim(self, job_id: str, attempt: int, *, may_be_final: bool = False) -> Claim:

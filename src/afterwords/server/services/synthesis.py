@@ -23,6 +23,7 @@ from afterwords.server.services.job_events import JobEvents
 from afterwords.server.services.recordings import Recordings
 from afterwords.server.services.voices import find_voice
 from afterwords.server.spool import MemoryReader
+from afterwords.server.tracing import current_traceparent, note, span
 from afterwords.text import check_text
 
 
@@ -161,7 +162,11 @@ class Synthesis:
             webhook_url=request.webhook_url,
             character_limit=caller.character_limit,
         )
-        return replace(await self._submit_new(new, idempotency, listen=listen), left_out=left_out)
+        with span("submit", backend=backend):
+            new = replace(new, traceparent=current_traceparent())
+            accepted = await self._submit_new(new, idempotency, listen=listen)
+            note(job_id=accepted.job.job_id, is_new=accepted.is_new)
+        return replace(accepted, left_out=left_out)
 
     async def _submit_new(self, new: NewJob, idempotency: Idempotency | None, *, listen: bool) -> AcceptedJob:
         listener = self.dispatcher.listen(new.job_id) if listen else None

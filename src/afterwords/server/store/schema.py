@@ -180,6 +180,7 @@ jobs: Final = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("completed_at", UtcTime),
     Column("text", VanishingText),
+    Column("traceparent", String(55)),
     Index(None, "account_id", "seq"),
     Index(None, "account_id", "status", "seq"),
     sqlite_autoincrement=True,
