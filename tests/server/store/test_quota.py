@@ -126,6 +126,7 @@ async def test_migration_counts_the_bytes_of_existing_rows(world: World, folder:
             DROP TABLE servers;
             DROP TABLE worker_tokens;
             DROP TABLE audit;
+            DROP TABLE customers;
             ALTER TABLE jobs DROP COLUMN traceparent;
             DROP INDEX ix_voices_account_id_name;
             """
