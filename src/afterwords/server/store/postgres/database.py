@@ -43,6 +43,8 @@ DEADLINE_S: Final = 1.8
 LONG_DEADLINE_S: Final = 30.0
 MIGRATION_DEADLINE_S: Final = 600.0
 SESSION_TIMEOUT_S: Final = 3600.0
+SEND_PAUSE_S: Final = 0.01
+"""Pause between messages to other servers. What is to be sent meanwhile is sent together."""
 MIGRATION_LOCK: Final = 0x6166_7465_7277_6F72
 """Key of the advisory lock under which one server migrates; the bytes of "afterwor"."""
 _SEND: Final = text(f"SELECT pg_notify('{CHANNEL}', message) FROM unnest(CAST(:messages AS text[])) AS message")
@@ -180,10 +182,7 @@ class PostgresDatabase:
         return []
 
     def notify(self, message: str) -> None:
-        """Send a message in a transaction of its own: commits with a NOTIFY wait for each other.
-
-        What is to be sent meanwhile is sent together.
-        """
+        """Send a message in a transaction of its own: commits with a NOTIFY wait for each other."""
         self._messages.add(f"{self._sender} {message}")
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send())
@@ -193,6 +192,7 @@ class PostgresDatabase:
             messages, self._messages = list(self._messages), set()
             with contextlib.suppress(DatabaseUnavailableError):  # the other servers poll
                 await self.read(_send, messages)
+            await asyncio.sleep(SEND_PAUSE_S)
 
     def listen(self, on_message: Callable[[str], None]) -> None:
         engine, loop = self._engine, asyncio.get_running_loop()
