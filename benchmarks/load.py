@@ -40,25 +40,39 @@ def request(url: str, method: str = "GET", *, body: bytes = b"", key: str = "") 
 
 def load(url: str, make: Callable[[int], bytes], *, n: int, expect: int, clients: int = CLIENTS) -> Load:
     """Send the requests `make(0)` to `make(n - 1)`; each response must have the status `expect`."""
-    return asyncio.run(_load(url, make, n=n, expect=expect, clients=clients))
+    return asyncio.run(send_all(url, make, n=n, expect=expect, clients=clients))
 
 
-async def _load(url: str, make: Callable[[int], bytes], *, n: int, expect: int, clients: int) -> Load:
+async def send_all(
+    url: str, make: Callable[[int], bytes], *, n: int, expect: int | None, clients: int, pause_s: float = 0
+) -> Load:
+    """Send requests as `load` does.
+
+    Args:
+        expect: None allows any status.
+        pause_s: Time from one request of a client to its next one, if the response comes sooner.
+    """
     parts = urlsplit(url)
     numbers = iter(range(n))
     latencies: list[float] = []
     started = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for _ in range(clients):
-            group.create_task(_client(str(parts.hostname), parts.port or 80, numbers, make, expect, latencies))
+            group.create_task(_client(str(parts.hostname), parts.port or 80, numbers, make, expect, pause_s, latencies))
     return Load(n / (time.perf_counter() - started), latencies)
 
 
 async def _client(
-    host: str, port: int, numbers: Iterator[int], make: Callable[[int], bytes], expect: int, latencies: list[float]
+    host: str,
+    port: int,
+    numbers: Iterator[int],
+    make: Callable[[int], bytes],
+    expect: int | None,
+    pause_s: float,
+    latencies: list[float],
 ) -> None:
     reader, writer = await asyncio.open_connection(host, port, limit=1 << 22)
-    status_line = f"HTTP/1.1 {expect} ".encode()
+    status_line = f"HTTP/1.1 {expect or ''}".encode()
     for number in numbers:
         started = time.perf_counter()
         writer.write(make(number))
@@ -68,4 +82,9 @@ async def _client(
         latencies.append(1000 * (time.perf_counter() - started))
         if not head.startswith(status_line):
             raise AssertionError(f"{head.splitlines()[0]!r}: {body[:300]!r}")
+        if b"connection: close" in head.lower():
+            writer.close()
+            reader, writer = await asyncio.open_connection(host, port, limit=1 << 22)
+        if pause_s:
+            await asyncio.sleep(started + pause_s - time.perf_counter())
     writer.close()

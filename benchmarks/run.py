@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 
-from benchmarks import client, likeness, server, speed, startup, workers
+from benchmarks import client, likeness, server, servers, speed, startup, tenants, volume, workers
 
 
 def main() -> None:
@@ -13,6 +13,9 @@ def main() -> None:
     tables = {
         "Start-up": startup,
         "Server": server,
+        "Accounts": tenants,
+        "Large databases": volume,
+        "Several servers": servers,
         "Remote workers": workers,
         "Client": client,
         "lite: speed": speed,
