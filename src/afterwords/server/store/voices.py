@@ -17,8 +17,8 @@ from afterwords.server.store.locks import lock_account, lock_account_of_voice
 from afterwords.server.store.schema import IS_KEPT, IS_PENDING, accounts, cache, jobs, tombstones, voices
 from afterwords.server.store.statements import Query
 
-BATCH: Final = 200
-"""Jobs, and cache entries, that one transaction deletes. This takes about 20 ms."""
+BATCH: Final = 500
+"""Jobs, and cache entries, that one transaction deletes. This takes about 11 ms of CPU time, and a sync to the disk."""
 
 _NAMES = [field.name for field in fields(StoredVoice)]
 _CACHE_COLUMNS = [cache.c[field.name] for field in fields(CacheEntry)]
