@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -88,6 +89,19 @@ async def test_cancelled_utterance_ends_within_two_chunks() -> None:
         assert further <= 3  # one that was on its way, and two
         assert len(await read_pcm(other)) == 2 * 24 * 24_000 * 6 // 100
         assert not worker.is_lost
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uvloop does not run on Windows")
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
+async def test_work_for_a_process_that_has_just_died_is_lost() -> None:
+    """uvloop, which servers run on, refuses to write to a pipe that it has closed."""
+    async with start_worker("tone") as worker:
+        os.kill(worker.pid, signal.SIGKILL)
+        while not worker.is_lost:
+            last = say(worker, "hello")
+            await asyncio.sleep(0)
+        with pytest.raises(WorkerCrashedError):
+            await last.next()
 
 
 async def test_preparation_can_be_cancelled(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,7 +262,7 @@ class WorkerProcess:
 
     def _send(self, data: bytes) -> None:
         assert self._process.stdin is not None
-        if not self.is_lost:  # callers learn of the end from the reader
+        if not self.is_lost and not self._process.stdin.is_closing():  # callers learn of the end from the reader
             self._process.stdin.write(data)
 
     # -- messages from the process
