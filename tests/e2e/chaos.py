@@ -226,8 +226,11 @@ class ChaosRun(ABC):
         report.n_wrongly_charged = len(find_wrong_charges(served))
         report.most_attempts = query_one(served, "SELECT max(attempt) FROM jobs")
         report.n_orphans_before = len(find_orphans(served))
-        report.n_corrupt = len(find_corrupt(served)) + sum(
-            not is_speech_of(read_blob(served, path) or b"", self._jobs[job_id]) for job_id, path in ready.items()
+        corrupt = find_corrupt(served)
+        report.n_corrupt = len(corrupt) + sum(
+            not is_speech_of(read_blob(served, path) or b"", self._jobs[job_id])
+            for job_id, path in ready.items()
+            if path not in corrupt
         )
         self.start_sweeping()
         check_invariants(served)

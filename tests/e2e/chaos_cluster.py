@@ -19,7 +19,7 @@ from tests.e2e.chaos import AT_FAILPOINT, SETTINGS, SWEEPING, ChaosRun, main, ra
 from tests.e2e.cluster import Cluster
 
 SERVER = "of a server"
-REMOTE_WORKER, ENGINE = "of a remote worker", "of a process that speaks, of a server or a worker"
+REMOTE_WORKER, ENGINE = "of a remote worker", "of a worker process, of a server or a remote worker"
 POSTGRES, SESSION = "of Postgres, all processes", "of a process of Postgres, which ends all its sessions"
 FROZEN = "times that Postgres froze, for up to 4 s"
 TERMINATED, LOST_ANSWER = "times that all sessions were terminated", "commits whose answer was lost"

@@ -37,7 +37,7 @@ class Cluster:
         self.workers: list[WorkerProgram] = []
         self._killed: set[Served] = set()
         self.seen: set[psutil.Process] = set()
-        """All processes that speak, on the machines of servers and workers."""
+        """All worker processes, of servers and remote workers."""
 
     def __enter__(self) -> Cluster:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ class Cluster:
         return True
 
     def engines(self) -> list[psutil.Process]:
-        """Return the processes that speak, and remember them."""
+        """Return the worker processes of servers and remote workers, and remember them."""
         found = [process for served in self.servers if served.is_running for process in worker_processes(served)]
         for worker in self.workers:
             with suppress(psutil.NoSuchProcess):
