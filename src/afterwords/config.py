@@ -48,6 +48,7 @@ SETTINGS: Final = frozenset(
         "max_pending_jobs_per_account",
         "max_remote_jobs",
         "max_requests_per_key",
+        "metrics_token",
         "mlx_weights",
         "modal_proxy_token",
         "modal_trigger_url",

@@ -62,6 +62,13 @@ def test_token_in_argv_is_warned_of_and_not_from_stdin(env: dict[str, str]) -> N
     assert "awp_secret" not in from_stdin
 
 
+def test_empty_stdin_is_not_replaced_by_the_variable(env: dict[str, str]) -> None:
+    for stdin in (b"", b"\n"):
+        done = worker({**env, "AFTERWORDS_WORKER_TOKEN": "awp_x"}, "--token", "-", stdin=stdin)
+        assert done.code == 2
+        assert "No worker token is given." in done.err
+
+
 def test_token_over_http_is_warned_of(env: dict[str, str]) -> None:
     done = run("worker", "--server", "http://voices.example.com", env={**env, "AFTERWORDS_WORKER_TOKEN": "awp_x"})
     assert "over http" in done.err

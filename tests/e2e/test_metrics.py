@@ -117,14 +117,19 @@ def test_metrics_show_the_queue_and_ends_of_jobs(tmp_path: Path) -> None:
 
 
 def test_metrics_answer_only_this_machine_or_the_admin(tmp_path: Path) -> None:
-    settings = {"AFTERWORDS_WORKERS": "0", "AFTERWORDS_PUBLIC_URL": "https://voice.example"}
+    token = "a-metrics-token-of-the-operator-0"
+    public = {"AFTERWORDS_PUBLIC_URL": "https://voice.example", "AFTERWORDS_METRICS_TOKEN": token}
+    settings = {"AFTERWORDS_WORKERS": "0", **public}
     with serving(tmp_path / "home", settings) as served:
         url = f"{served.url}/metrics"
         assert httpx.get(url).status_code == 401
         assert httpx.get(url, headers={"Authorization": f"Bearer {served.key}"}).status_code == 401
-        assert httpx.get(url, headers={"Authorization": f"Bearer {ADMIN_SECRET}"}).status_code == 200
+        for secret in (ADMIN_SECRET, token):
+            assert httpx.get(url, headers={"Authorization": f"Bearer {secret}"}).status_code == 200
+        assert httpx.get(f"{served.url}/status", headers={"Authorization": f"Bearer {token}"}).status_code == 401
         assert served.stop() == 0
-        served.settings.pop("AFTERWORDS_PUBLIC_URL")
+        for name in public:
+            del served.settings[name]
         served.start()
         assert httpx.get(f"{served.url}/metrics").status_code == 200
         forwarded = httpx.get(f"{served.url}/metrics", headers={"X-Forwarded-For": "127.0.0.1"})

@@ -26,6 +26,7 @@ from tests.watched import Watched, has_strace
 CALLBACK_SECRET: Final = "a-callback-secret-that-workers-share"
 STORAGE_SECRET: Final = "a-storage-secret-of-the-operator"
 SERVICE_SECRETS: Final = {
+    "AFTERWORDS_METRICS_TOKEN": "a-metrics-token-of-the-operator-0",
     "AFTERWORDS_MODAL_PROXY_TOKEN": "wk-proxy-key:ws-proxy-secret",
     "MODAL_TOKEN_SECRET": "as-a-secret-of-modal",
     "RUNPOD_API_KEY": "rpa_a-key-of-runpod",
@@ -166,7 +167,7 @@ def send_invalid_requests(served: Served, client: httpx.Client) -> Iterator[http
             "/v1/synthesize", json={"voice_id": voice, "text": f"{CANARY} {text}"}, headers={"Idempotency-Key": CANARY}
         )
     yield repeated
-    for secret in (CANARY, served.key + CANARY, f"{ADMIN_SECRET}x", f"{CALLBACK_SECRET}x"):
+    for secret in (CANARY, served.key + CANARY, f"{ADMIN_SECRET}x", f"{CALLBACK_SECRET}x", *SERVICE_SECRETS.values()):
         with served.client(secret) as other_client:
             yield other_client.get("/v1/voices")
             yield other_client.post("/v1/keys", json={"label": CANARY})

@@ -42,7 +42,7 @@ def requirements_of(method: str, path: str) -> Requirements:
 
 
 LOCAL: Final = {"/metrics", "/status"}
-OPEN_HERE: Final = (Credential.PUBLIC, Credential.LOCAL_OR_ADMIN)
+OPEN_HERE: Final = (Credential.PUBLIC, Credential.LOCAL_OR_ADMIN, Credential.METRICS)
 GUARDED: Final = [call for call in CALLS if requirements_of(*call).credential not in OPEN_HERE]
 OF_USERS: Final = [
     call for call in GUARDED if requirements_of(*call).credential in (Credential.USER, Credential.USER_OR_ADMIN)

@@ -137,16 +137,34 @@ def test_local_route_is_open_to_this_machine_only(
     settings: dict[str, Any], peer: str, is_proxied: bool, opens: bool
 ) -> None:
     authenticator = make_authenticator(admin_secret=ADMIN, **settings)
-    needed = Requirements(Credential.LOCAL_OR_ADMIN)
-    if opens:
-        assert authenticate(authenticator, needed, peer=peer, is_proxied=is_proxied) == Identity()
-    else:
+    for needed in (Requirements(Credential.LOCAL_OR_ADMIN), Requirements(Credential.METRICS)):
+        if opens:
+            assert authenticate(authenticator, needed, peer=peer, is_proxied=is_proxied) == Identity()
+        else:
+            with pytest.raises(UnauthorizedError):
+                authenticate(authenticator, needed, peer=peer, is_proxied=is_proxied)
+        for wrong in (b"Bearer aw_good", b"Bearer wrong"):
+            with pytest.raises(UnauthorizedError):
+                authenticate(authenticator, needed, wrong, peer=peer)
+        assert authenticate(authenticator, needed, f"Bearer {ADMIN}".encode(), peer=peer).is_admin
+
+
+def test_metrics_token_opens_metrics_alone() -> None:
+    authenticator = make_authenticator(admin_secret=ADMIN, metrics_token="scrape")
+    metrics, token = Requirements(Credential.METRICS), b"Bearer scrape"
+    assert authenticate(authenticator, metrics, token, peer="192.0.2.1") == Identity()
+    assert authenticate(authenticator, metrics, f"Bearer {ADMIN}".encode(), peer="192.0.2.1").is_admin
+    with pytest.raises(UnauthorizedError):  # a proxy on this machine may have sent no header
+        authenticate(authenticator, metrics, peer="127.0.0.1")
+    for credential in (
+        Credential.USER,
+        Credential.ADMIN,
+        Credential.LOCAL_OR_ADMIN,
+        Credential.WORKER,
+        Credential.ATTEMPT,
+    ):
         with pytest.raises(UnauthorizedError):
-            authenticate(authenticator, needed, peer=peer, is_proxied=is_proxied)
-    for wrong in (b"Bearer aw_good", b"Bearer wrong"):
-        with pytest.raises(UnauthorizedError):
-            authenticate(authenticator, needed, wrong, peer=peer)
-    assert authenticate(authenticator, needed, f"Bearer {ADMIN}".encode(), peer=peer).is_admin
+            authenticate(authenticator, Requirements(credential), token, peer="127.0.0.1")
 
 
 def test_unset_secrets_match_nothing() -> None:

@@ -248,6 +248,7 @@ def test_dependencies_run_on_every_route(tmp_path: Path, where: str) -> None:
         secrets = {
             Credential.ADMIN: ADMIN_SECRET,
             Credential.LOCAL_OR_ADMIN: ADMIN_SECRET,
+            Credential.METRICS: ADMIN_SECRET,
             Credential.WORKER: WORKER_SECRET,
             Credential.ATTEMPT: worker_token(secret, UNKNOWN_ID, 1),
             Credential.WORKER_TOKEN: create.out.strip(),

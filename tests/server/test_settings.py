@@ -173,7 +173,7 @@ def test_repr_hides_urls_with_credentials() -> None:
     ],
 )
 def test_public_name_requires_strong_secrets(names: dict[str, str], is_public: bool) -> None:
-    for weak in ({"admin_secret": "x" * 31}, {"admin_secret": STRONG, "callback_secret": "x"}):
+    for weak in ({"admin_secret": "x" * 31}, {"admin_secret": STRONG, "callback_secret": "x"}, {"metrics_token": "x"}):
         settings = load_settings(**names, **weak)
         if is_public:
             with pytest.raises(ServerSetupError, match="at least 32 characters", check=has_code("insecure_server")):

@@ -63,8 +63,8 @@ def worker(
             "[bold yellow]Warning:[/bold yellow] other users of this machine can see the arguments of a command; "
             f"use --token - or {VARIABLE}."
         )
-    secret = token or os.environ.get(VARIABLE)
-    if not secret:
+    secret = os.environ.get(VARIABLE, "") if token is None else token
+    if not secret.strip():
         raise output.UsageError(
             "No worker token is given.",
             hint=f"create one on the machine of the server (afterwords workers token create), and set {VARIABLE}.",

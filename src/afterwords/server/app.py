@@ -65,6 +65,7 @@ SECURITY: Final = {
     Credential.ADMIN: ("admin",),
     Credential.USER_OR_ADMIN: ("key", "admin"),
     Credential.LOCAL_OR_ADMIN: ("admin",),
+    Credential.METRICS: ("admin",),
     Credential.WORKER: ("worker",),
     Credential.ATTEMPT: ("worker",),
     Credential.WORKER_TOKEN: ("worker",),

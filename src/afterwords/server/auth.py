@@ -64,6 +64,7 @@ class Credential(StrEnum):
     ADMIN = "admin"
     USER_OR_ADMIN = "user or admin"
     LOCAL_OR_ADMIN = "this machine or admin"
+    METRICS = "metrics token or admin; without a token this machine"
     WORKER = "token of an attempt, or the callback secret"
     ATTEMPT = "token of an attempt"
     WORKER_TOKEN = "token of remote workers"
@@ -152,6 +153,7 @@ class Authenticator:
         self._worker_secret = worker_secret
         self._admin = _digest_of(settings.admin_secret)
         self._callback = _digest_of(settings.callback_secret)
+        self._metrics = _digest_of(settings.metrics_token)
         public = urlsplit(settings.public_url or "").hostname
         names = {*settings.allowed_hosts, settings.host, *([public] if public else []), *LOCAL_NAMES}
         self._hosts = frozenset(name.lower() for name in names)
@@ -210,7 +212,10 @@ class Authenticator:
         credential = requirements.credential
         if credential is Credential.PUBLIC:
             return Identity()
-        if credential is Credential.LOCAL_OR_ADMIN and not authorization and not is_proxied and self._is_local(peer):
+        is_open_here = credential is Credential.LOCAL_OR_ADMIN or (
+            credential is Credential.METRICS and self._metrics is None
+        )
+        if is_open_here and not authorization and not is_proxied and self._is_local(peer):
             return Identity()
         bearer = _BEARER.fullmatch(authorization[0].decode("latin-1").strip()) if len(authorization) == 1 else None
         if bearer is None:
@@ -219,6 +224,8 @@ class Authenticator:
         try:
             if credential in (Credential.WORKER, Credential.ATTEMPT, Credential.WORKER_TOKEN):
                 return await self._authenticate_worker(credential, job_id, secret)
+            if credential is Credential.METRICS and _is_equal(self._metrics, secret):
+                return Identity()
             if credential is not Credential.USER and _is_equal(self._admin, secret):
                 if self._is_guessable and self._failures:
                     self._failures.check(self._client_address(peer, forwarded))
@@ -230,7 +237,7 @@ class Authenticator:
             if self._failures:
                 self._failures.count(self._client_address(peer, forwarded))
             raise
-        if credential in (Credential.ADMIN, Credential.LOCAL_OR_ADMIN):
+        if credential in (Credential.ADMIN, Credential.LOCAL_OR_ADMIN, Credential.METRICS):
             raise UnauthorizedError(code="admin_required")
         if requirements.scope and caller.scopes and requirements.scope not in caller.scopes:
             scope = requirements.scope

@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="The address to listen on.")
     port: int = Field(default=7860, ge=0, le=65535, description="The port to listen on; 0 takes a free one.")
     admin_secret: SecretStr | None = Field(default=None, description="Opens the admin routes.")
+    metrics_token: SecretStr | None = Field(
+        default=None, description="Opens /metrics alone, which then requires it on this machine, too."
+    )
     callback_secret: SecretStr | None = Field(
         default=None, description="Secret of remote workers; without it their routes answer 401."
     )
@@ -248,7 +251,7 @@ class Settings(BaseSettings):
         reached = self.host if not self.is_loopback else next(iter(self.public_names), None)
         if reached is None:
             return
-        for name in ("admin_secret", "callback_secret"):
+        for name in ("admin_secret", "callback_secret", "metrics_token"):
             secret: SecretStr | None = getattr(self, name)
             is_needed = name == "admin_secret" and not self.is_loopback
             n_chars = len(secret.get_secret_value()) if secret else 0

@@ -1,4 +1,4 @@
-"""Routes for operators: metrics and status, for this machine or the admin."""
+"""Routes for operators: metrics and status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ router = APIRouter()
 
 
 @router.get("/metrics", include_in_schema=False)
-@requires(Credential.LOCAL_OR_ADMIN)
+@requires(Credential.METRICS)
 async def metrics(request: Request) -> Response:
     """Return metrics for Prometheus."""
     context_of(request).is_routine = True
