@@ -191,6 +191,8 @@ class VoiceContract:
         assert await world.store.claim_webhooks(limit=10) == []
         assert await world.claim() is None
         assert await world.store.delete_voice(voice.voice_id, account_id=ann.account_id) is None
+        kept = await world.add_voice(ann)
+        assert await world.store.find_deleted([kept.voice_id, voice.voice_id]) == {voice.voice_id}
 
     async def test_interrupted_deletion_of_many_rows_is_finished(self, world: World) -> None:
         store, ann = world.store, await world.caller()

@@ -14,7 +14,7 @@ import pytest
 
 from afterwords.client.profiles import Access
 from afterwords.server.dispatch.http_queue import HttpJobQueue
-from tests.e2e.served import DEADLINE_S, RECORDING, Served
+from tests.e2e.served import DEADLINE_S, RECORDING, Served, register
 from tests.e2e.workers import SLOW, World, claim_body, open_world, unique
 
 PCM = RECORDING[44:]
@@ -139,3 +139,19 @@ def test_lost_claim_is_not_found_with_another_token(world: World, other: Served)
         assert unknown.post("/v1/workers/claim", json=again).json() == {"job": None}
     assert job["job_id"] == job_id
     deliver(world.served, job)
+
+
+def test_workers_ask_which_voices_are_deleted(world: World, other: Served) -> None:
+    voice_id = register(world.client)
+    world.client.delete(f"/v1/voices/{voice_id}").raise_for_status()
+
+    async def find(*voice_ids: str) -> set[str]:
+        queue = HttpJobQueue(Access(other.url), world.token, name="test")
+        try:
+            return await queue.find_deleted(voice_ids)
+        finally:
+            await queue.close()
+
+    assert asyncio.run(find(world.voice_id, voice_id, str(uuid4()))) == {voice_id}
+    with world.served.client() as user:
+        assert user.post("/v1/workers/deleted", json={"voice_ids": [voice_id]}).status_code == 401

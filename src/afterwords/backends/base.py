@@ -184,6 +184,15 @@ SaveCheckpoint = Callable[[bytes], None]
 
 
 @runtime_checkable
+class CachingEngine(Engine, Protocol):
+    """An engine that keeps voices in memory between utterances."""
+
+    def forget_voices(self) -> None:
+        """Remove all voices from memory, because one of them was deleted. Utterances in progress continue."""
+        ...
+
+
+@runtime_checkable
 class ResumableEngine(Engine, Protocol):
     """An engine whose long preparation can resume after an interruption, even in another process.
 

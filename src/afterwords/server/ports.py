@@ -203,6 +203,9 @@ class Store(Protocol):
             Paths of the audio of its jobs. Its other blobs are below `voice_prefix`. None: the voice does not exist.
         """
 
+    async def find_deleted(self, voice_ids: Sequence[str]) -> set[str]:
+        """Return which of these voices have been deleted within 30 days."""
+
     async def list_unpurged(self) -> Mapping[str, Sequence[str]]:
         """Return the deleted voices that may still have blobs, with the paths of the audio of their jobs.
 
@@ -433,6 +436,9 @@ class JobQueue(Protocol):
 
     async def save_prompt(self, claim: Claim, *, version: str, prompt: bytes, is_fast: bool = False) -> None:
         """Store the prompt of the job's backend for its voice, and remove its checkpoint."""
+
+    async def find_deleted(self, voice_ids: Sequence[str]) -> set[str]:
+        """Return which of these voices have been deleted, so that nothing of them stays in memory."""
 
     async def checkpoint(self, claim: Claim, *, version: str) -> bytes | None:
         """Return the checkpoint of a preparation that was interrupted."""

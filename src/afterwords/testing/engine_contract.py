@@ -11,13 +11,15 @@ class TestMyEngine(EngineContract):
 
 from __future__ import annotations
 
+import gc
+import sys
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from afterwords.backends.base import Available, Chunk, Engine, Reference, Unavailable
+from afterwords.backends.base import Available, CachingEngine, Chunk, Engine, Reference, Unavailable
 from afterwords.models import SpeechTask
 from afterwords.text import LANGS
 
@@ -117,6 +119,18 @@ class EngineContract:
 
     def test_one_character_is_spoken(self, engine: Engine, prompt: bytes) -> None:
         assert len(self.speak(engine, self.task(engine, prompt, text="A"))) > 0
+
+    def test_forgotten_voice_is_not_kept_in_memory(self, engine: Engine, prompt: bytes) -> None:
+        if not isinstance(engine, CachingEngine):
+            pytest.skip("this engine keeps no voices")
+        own = bytes(bytearray(prompt))
+        n_before = sys.getrefcount(own)
+        self.speak(engine, self.task(engine, own, text=SHORT_TEXT))
+        assert sys.getrefcount(own) > n_before
+        engine.forget_voices()
+        gc.collect()
+        assert sys.getrefcount(own) == n_before
+        assert len(self.speak(engine, self.task(engine, own, text=SHORT_TEXT)))
 
     def test_closed_engine_speaks_again(self, engine: Engine, prompt: bytes) -> None:
         engine.close()

@@ -37,6 +37,7 @@ class MemoryQueue:
     errors: dict[str, Exception] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
     claimed: set[str] = field(default_factory=set)
+    deleted: set[str] = field(default_factory=set)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     # -- what a test calls
@@ -127,6 +128,9 @@ class MemoryQueue:
         self.prompts[_key(claim, version)] = prompt
         self.checkpoints.pop(_key(claim, version), None)
         self.fast[claim.voice.voice_id] = is_fast
+
+    async def find_deleted(self, voice_ids: Sequence[str]) -> set[str]:
+        return self.deleted & {*voice_ids}
 
     async def checkpoint(self, claim: Claim, *, version: str) -> bytes | None:
         self._note("checkpoint", claim.voice.voice_id)

@@ -35,6 +35,9 @@ class Odd(ToneEngine):
     backends = ("odd",)
     max_concurrent = 1
 
+    def forget_voices(self):
+        note("forget")
+
     def load(self, backend, progress=lambda fraction, step: None):
         if (Path(os.environ["AFTERWORDS_HOME"]) / "broken").exists():
             raise ModelError.for_file("odd.bin", why="is missing", hint="wait")

@@ -13,6 +13,7 @@ import pytest
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
 from afterwords.config import Config
 from afterwords.errors import AudioMissingError, SynthesisError
+from afterwords.server.dispatch import slots
 from afterwords.server.dispatch.local import LocalDispatcher
 from afterwords.server.ports import Dispatcher
 from afterwords.server.settings import Settings
@@ -245,3 +246,22 @@ def test_state_says_why_no_backend_can_run(queue: MemoryQueue, home: Path) -> No
     assert dispatcher.backends == {}
     assert not dispatcher.is_ready
     assert dispatcher.state == "no backend can run here: none is installed"
+
+
+async def test_processes_forget_a_deleted_voice(
+    queue: MemoryQueue, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "FORGET_INTERVAL_S", 0.05)
+    install_odd(home, monkeypatch)
+
+    def notes() -> list[str]:
+        return (home / "odd.log").read_text().split()
+
+    async with running_dispatcher(queue, backends=("odd",)):
+        await queue.wait_for(*(queue.submit("A text.", voice=voice, backend="odd") for voice in ("me", "you")))
+        queue.deleted |= {"me", "unknown"}
+        await eventually(lambda: "forget" in notes())
+        await queue.wait_for(queue.submit("Another text.", voice="you", backend="odd"))
+        queue.deleted.add("you")
+        await eventually(lambda: notes().count("forget") == 2)
+    assert notes().count("forget") == 2, "only what was spoken since is forgotten again"

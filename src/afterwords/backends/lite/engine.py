@@ -62,6 +62,9 @@ class LiteEngine:
             return not_installed(missing[:1], extra="lite")
         return Available("CPU, 24 kHz, English; resembles the speaker, not their identity")
 
+    def forget_voices(self) -> None:
+        _profile.cache_clear()
+
     def load(self, backend: str, progress: Progress = ignore_progress) -> None:  # noqa: ARG002 - one backend
         progress(0.0, "loading the network")
         with self._lock:

@@ -115,6 +115,12 @@ class Qwen3Engine(ABC):
             raise SynthesisError.for_backend(task.backend, why=str(error)) from error
         yield from LongTextStream(model, scheduler, voice, task).chunks()
 
+    def forget_voices(self) -> None:
+        """See `CachingEngine.forget_voices`."""
+        with self._lock:
+            if self._loaded:
+                self._loaded[0].forget_voices()
+
     def close(self) -> None:
         with self._lock:
             parts, self._loaded, self._is_warm = self._loaded, None, False

@@ -42,6 +42,7 @@ from afterwords.server.dispatch.protocol import (
     EndBody,
     HeartbeatBody,
     Offer,
+    Voices,
     WantedAnswer,
 )
 from afterwords.server.records import Claim, JobProgress, StoredJob
@@ -192,6 +193,14 @@ class HttpJobQueue:
         params = {**_prompt_params(claim, version), "is_fast": str(is_fast).lower()}
         await self._send(claim, "PUT", "prompt", params=params, content=prompt)
         self._keep(("prompt", claim.voice.voice_id, params["digest"]), prompt)
+
+    async def find_deleted(self, voice_ids: Sequence[str]) -> set[str]:
+        body = Voices(voice_ids=list(voice_ids))
+        deleted = _parse(Voices, await self._request("POST", "/v1/workers/deleted", self._token, json=body)).voice_ids
+        for key in [*self._cache]:
+            if key[1] in deleted:
+                del self._cache[key]
+        return set(deleted)
 
     async def checkpoint(self, claim: Claim, *, version: str) -> bytes | None:
         response = await self._send(claim, "GET", "checkpoint", params=_prompt_params(claim, version))

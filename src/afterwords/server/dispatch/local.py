@@ -138,6 +138,7 @@ class LocalDispatcher(SlotDispatcher):
             for _ in range(self._settings.workers)
         ]
         self._running = [asyncio.create_task(slot.run()) for slot in self._slots]
+        self._forgetting = asyncio.create_task(self._forget_deleted())
         self._claims.start()
 
     def listen(self, job_id: str) -> AudioListener | None:

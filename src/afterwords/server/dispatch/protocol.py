@@ -16,8 +16,12 @@ POLL_MAX_S: Final = 25.0
 PART_MAX_BYTES: Final = 64 << 20
 """Largest prompt or checkpoint."""
 
+VOICES_MAX: Final = 1024
+"""Most voices that a worker asks for at once."""
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A backend, or a prompt version."""
+VoiceId = Annotated[str, Field(pattern="^[0-9a-f-]{36}$")]
 Lang = Annotated[str, Field(pattern="^[a-z]{2}$")]
 
 
@@ -61,7 +65,7 @@ class ClaimBody(Hello):
     number: Annotated[int, Field(ge=0)]
     offers: Annotated[dict[Name, Offer], Field(max_length=64)]
     backends: Annotated[list[Name], Field(max_length=64)]
-    skip_voices: Annotated[list[Annotated[str, Field(pattern="^[0-9a-f-]{36}$")]], Field(max_length=1024)]
+    skip_voices: Annotated[list[VoiceId], Field(max_length=VOICES_MAX)]
     wait_s: Annotated[float, Field(ge=0, le=POLL_MAX_S, allow_inf_nan=False)]
 
 
@@ -153,6 +157,12 @@ class ClaimAnswer(_Part):
     """The answer to a claim. None: no job waits."""
 
     job: ClaimedJob | None
+
+
+class Voices(_Part):
+    """Voices that a worker keeps in memory; in the answer, those that have been deleted."""
+
+    voice_ids: Annotated[list[VoiceId], Field(max_length=VOICES_MAX)]
 
 
 class HeartbeatBody(_Part):

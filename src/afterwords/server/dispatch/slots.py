@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,15 +14,22 @@ from afterwords.server import failpoints
 from afterwords.server.dispatch.attempt import Attempt
 from afterwords.server.dispatch.audio_stream import AudioStreams
 from afterwords.server.dispatch.claiming import ClaimLoop, RunningAttempts
+from afterwords.server.dispatch.protocol import VOICES_MAX
 from afterwords.server.dispatch.worker_slot import BackendInfo, Slot
 from afterwords.server.ports import JobQueue
 from afterwords.server.records import Claim, JobProgress, StoredJob
 from afterwords.server.settings import Settings
 
+_log = logging.getLogger(__name__)
+
 POLL_INTERVAL_S: Final = 1.0
 """Time between looks for jobs of which no `wake` tells: other servers submit to the same database."""
 PREPARED_MAX: Final = 10_000
 """Voices that are known to have their prompts; to ask for one again costs a look into the storage."""
+
+
+FORGET_INTERVAL_S: Final = 10.0
+"""Time between looks for deleted voices, which the processes must not keep in memory."""
 
 
 class SlotDispatcher(ABC):
@@ -44,6 +52,7 @@ class SlotDispatcher(ABC):
         self._prepared: set[tuple[str, str]] = set()  # voice and backend whose prompt is, or was, stored
         self._wish: tuple[list[str], list[str]] | None = None  # of the claim in progress
         self._running: list[asyncio.Task[None]] = []
+        self._forgetting: asyncio.Task[None] | None = None
 
     @property
     @abstractmethod
@@ -99,6 +108,8 @@ class SlotDispatcher(ABC):
         self.wake()
         await self._claims.wait_closed()
         unfinished = await self._attempts.stop(grace_s=grace_s)
+        if self._forgetting:
+            self._forgetting.cancel()
         for slot in self._slots:
             slot.close()
         await asyncio.gather(*self._running)
@@ -163,6 +174,20 @@ class SlotDispatcher(ABC):
             self._streams.end(job.job_id, attempt.audio, will_be_retried=True)
             return
         self._attempts.start(attempt)
+
+    async def _forget_deleted(self) -> None:
+        """Let the processes forget voices that any server has deleted."""
+        while True:
+            await asyncio.sleep(FORGET_INTERVAL_S)
+            processes = [slot.process for slot in self._slots if slot.process]
+            voices = sorted({voice_id for process in processes for voice_id in process.voices})
+            try:
+                for start in range(0, len(voices), VOICES_MAX):
+                    deleted = await self._queue.find_deleted(voices[start : start + VOICES_MAX])
+                    for process in processes:
+                        process.forget(deleted)
+            except Exception as error:  # noqa: BLE001 - the queue may answer next time
+                _log.warning("deleted voices could not be looked up: %s", type(error).__name__)
 
     def _note_prepared(self, voice: tuple[str, str]) -> None:
         """Let jobs of a voice run at the same time, and look for those that waited."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from afterwords.audio.wav import pcm16, read_wav
 from afterwords.backends import registry
 from afterwords.backends.base import (
+    CachingEngine,
     Engine,
     InvalidPromptError,
     Progress,
@@ -126,6 +127,12 @@ class Worker:
             return {}
         except Exception as error:  # noqa: BLE001 - engines fail in any way; the server decides what follows
             return describe_error(error)
+
+    def forget_voices(self) -> None:
+        """Remove all voices from the memory of the engines."""
+        for engine in [*self._engines.values()]:
+            if isinstance(engine, CachingEngine):
+                engine.forget_voices()
 
     def start(
         self, work: Work, progress: Progress = ignore_progress, save: SaveCheckpoint = lambda _checkpoint: None

@@ -46,6 +46,8 @@ class MessageServer:
             elif message.kind == "speak":
                 self._cancelled[message.facts["number"]] = threading.Event()
                 self._start_thread(self._speak, message)
+            elif message.kind == "forget":
+                self._start_thread(lambda _: self._worker.forget_voices(), None)
             elif message.kind == "cancel" and (cancelled := self._cancelled.get(message.facts["number"])):
                 cancelled.set()
 

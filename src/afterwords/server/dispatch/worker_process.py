@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Final, Self
@@ -144,6 +144,7 @@ class WorkerProcess:
         prepares_alongside: Engines that speak while they prepare a voice.
         loaded: Loaded backends, each with the version of the prompts that it takes.
         utterances: Utterances that are not over, cancelled ones included.
+        voices: IDs of the voices that its engines may keep in memory.
         is_retired: It gets no more work.
         is_lost: It is dead, or about to be.
     """
@@ -156,6 +157,7 @@ class WorkerProcess:
         self.prepares_alongside: set[str] = set()
         self.loaded: dict[str, str] = {}
         self.utterances: dict[int, WorkerUtterance] = {}
+        self.voices: set[str] = set()
         self.is_retired = False
         self.is_lost = False
         self._was_stopped = False
@@ -216,6 +218,7 @@ class WorkerProcess:
         self.is_retired = self.is_retired or self._n_started >= self._limits.recycle_after
         utterance = WorkerUtterance(self._n_started, engine, is_preparing=work.prompt is None)
         self.utterances[utterance.number] = utterance
+        self.voices.add(work.voice_id)
         facts = asdict(work)
         parts = {name: facts.pop(name) for name in ("prompt", "checkpoint", "reference")}
         parts = {name: part for name, part in parts.items() if part is not None}
@@ -229,6 +232,12 @@ class WorkerProcess:
         """Stop an utterance; others continue. It is over when the process confirms it."""
         if not utterance.is_over:
             self._send(messages.pack("cancel", number=utterance.number))
+
+    def forget(self, deleted: Set[str]) -> None:
+        """Remove voices from the memory of the process. The other ones are read again when they speak."""
+        if self.voices & deleted:
+            self._send(messages.pack("forget"))
+            self.voices.clear()
 
     def retire(self) -> None:
         """Give the process no more work."""

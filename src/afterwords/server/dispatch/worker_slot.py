@@ -119,6 +119,11 @@ class Slot(ABC):
                 await asyncio.wait_for(self._closed.wait(), pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
+    @property
+    def process(self) -> WorkerProcess | None:
+        """The process, from its start to its end."""
+        return self._process
+
     def close(self) -> None:
         """Kill the process and start no other."""
         self._closed.set()

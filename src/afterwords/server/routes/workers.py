@@ -29,6 +29,7 @@ from afterwords.server.dispatch.protocol import (
     EndBody,
     HeartbeatBody,
     Hello,
+    Voices,
     WantedAnswer,
 )
 from afterwords.server.records import Claim, StoredJob
@@ -161,6 +162,16 @@ async def claim(request: Request) -> Response:
     is_streamed = state.workers.is_streamed(job.job_id)
     claimed = ClaimedJob.from_claim(claim, token=token, lease_s=state.settings.lease_s, is_streamed=is_streamed)
     return json_response(ClaimAnswer(job=claimed))
+
+
+@router.post("/v1/workers/deleted", include_in_schema=False)
+@requires(Credential.WORKER_TOKEN)
+async def find_deleted(request: Request) -> Response:
+    """Return which voices of a worker have been deleted."""
+    context_of(request).is_routine = True
+    voices = _parse_body(Voices, await request.body())
+    deleted = await state_of(request).workers.queue.find_deleted(voices.voice_ids)
+    return json_response(Voices(voice_ids=sorted(deleted)))
 
 
 @router.post("/v1/jobs/{job_id}/heartbeat", include_in_schema=False)

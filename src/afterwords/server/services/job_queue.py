@@ -102,6 +102,9 @@ class StoredJobQueue(Completion):
         await self._save(claim, version, PromptKind.FAST if is_fast else PromptKind.FULL, prompt)
         await self.blobs.delete(prompt_path_of(claim.voice, claim.job.backend, version, PromptKind.CHECKPOINT))
 
+    async def find_deleted(self, voice_ids: Sequence[str]) -> set[str]:
+        return await self.store.find_deleted(voice_ids)
+
     async def checkpoint(self, claim: Claim, *, version: str) -> bytes | None:
         path = prompt_path_of(claim.voice, claim.job.backend, version, PromptKind.CHECKPOINT)
         return await _read(self.blobs, path)

@@ -245,6 +245,9 @@ class SqlStore:
         while await self.database.free(voices.delete_rows, voice_id, now=self._clock.now()):
             await asyncio.sleep(PAUSE_S)
 
+    async def find_deleted(self, voice_ids: Sequence[str]) -> set[str]:
+        return await self.database.read(voices.find_deleted, voice_ids)
+
     async def list_unpurged(self) -> dict[str, list[str]]:
         for voice_id in await self.database.read(voices.list_unfinished):
             await self._delete_rows(voice_id)

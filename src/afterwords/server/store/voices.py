@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from datetime import datetime
 from itertools import groupby
@@ -191,6 +192,10 @@ def list_unfinished(connection: Connection) -> list[str]:
     """Return the deleted voices with more rows: another transaction deletes them now, or a server has crashed."""
     statement = select(voices.c.voice_id).join(tombstones, tombstones.c.voice_id == voices.c.voice_id).distinct()
     return list(connection.execute(statement.where(tombstones.c.purged_at.is_(None))).scalars())
+
+
+def find_deleted(connection: Connection, voice_ids: Sequence[str]) -> set[str]:
+    return {*connection.scalars(select(tombstones.c.voice_id).where(tombstones.c.voice_id.in_(voice_ids)))}
 
 
 def list_unpurged(connection: Connection, voice_id: str | None = None) -> dict[str, list[str]]:

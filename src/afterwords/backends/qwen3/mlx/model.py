@@ -123,6 +123,12 @@ class MlxModel:
                 self._prompts[prompt] = ReferencePrompt.from_bytes(prompt, self.format)
             return self._prompts[prompt]
 
+    def forget_voices(self) -> None:
+        """Remove all voices from the caches."""
+        with self._voice_lock:
+            self._prompts.clear()
+        self._device_thread.run(self._voices_on_device.clear)
+
     def n_tokens(self, text: str) -> int:
         """Return the number of tokens of a text."""
         return len(self._tokenizer.encode(text))

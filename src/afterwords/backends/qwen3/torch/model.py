@@ -124,6 +124,11 @@ class TorchModel:
                 self._voices[prompt] = self.to_device(ReferencePrompt.from_bytes(prompt, self.format))
             return self._voices[prompt]
 
+    def forget_voices(self) -> None:
+        """Remove all voices from the cache."""
+        with self._voice_lock:
+            self._voices.clear()
+
     @torch.inference_mode()
     def to_device(self, prompt: ReferencePrompt) -> VoiceOnDevice:
         """Copy a voice to the device and prefill the codec with its reference."""
