@@ -23,7 +23,7 @@ PCM = RECORDING[44:]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with open_world(tmp_path_factory.mktemp("several")) as world:
+    with open_world(tmp_path_factory.mktemp("several"), AFTERWORDS_LEASE_S="10") as world:
         yield world
 
 
@@ -132,10 +132,10 @@ def test_lost_claim_is_found_by_another_server(world: World, other: Served) -> N
 
 def test_lost_claim_is_not_found_with_another_token(world: World, other: Served) -> None:
     job_id = world.submit("Claimed with one token.")
-    claim_id = str(uuid4())
+    claim_id, token = str(uuid4()), world.new_token()
     job = claim(other, world.token, claim_id=claim_id)
-    again = claim_body(claim_id=claim_id, number=2, is_repeated=True)
-    with world.served.client(world.new_token()) as unknown:
+    again = claim_body(claim_id=claim_id, number=2, is_repeated=True, backends=[])
+    with world.served.client(token) as unknown:
         assert unknown.post("/v1/workers/claim", json=again).json() == {"job": None}
     assert job["job_id"] == job_id
     deliver(world.served, job)
