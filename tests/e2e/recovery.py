@@ -8,6 +8,7 @@ prints a Markdown table, and fails if something took longer than it may.
 from __future__ import annotations
 
 import random
+import re
 import sys
 import tempfile
 import threading
@@ -89,7 +90,7 @@ class Recovery:
         wait_until(lambda: query_one(direct, IS_HELD, job_id, 0), what="the first attempt")
         threading.Event().wait(self._random.uniform(0, 1.5))
         holder, n_attempts = query_one(direct, HOLDER, job_id), count_attempts(direct, job_id)
-        [number] = [n for n, each in enumerate(self._cluster.workers) if holder.endswith(f"-{each.process.pid}")]
+        [number] = [n for n, each in enumerate(self._cluster.workers) if re.search(rf"-{each.process.pid}\b", holder)]
         self._cluster.kill_worker(number)
         killed_at = time.monotonic()
         wait_until(lambda: query_one(direct, IS_HELD, job_id, n_attempts), what="the next attempt")
