@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 
-from benchmarks import client, likeness, server, servers, speed, startup, tenants, volume, workers
+from benchmarks import calls, client, likeness, server, servers, speed, startup, tenants, volume, workers
 
 
 def main() -> None:
@@ -17,6 +17,7 @@ def main() -> None:
         "Large databases": volume,
         "Several servers": servers,
         "Remote workers": workers,
+        "Called services": calls,
         "Client": client,
         "lite: speed": speed,
         "lite: likeness": likeness,

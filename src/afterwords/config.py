@@ -63,6 +63,8 @@ SETTINGS: Final = frozenset(
         "ray_address",
         "reap_interval_s",
         "recycle_after",
+        "runpod_api_key",
+        "runpod_url",
         "serve_library",
         "stall_s",
         "start_allowance_s",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -30,6 +35,7 @@ def hosted() -> Callable[[dict[str, Any]], None]:
                 speed=form.get("speed", 1),
                 reference=base64.b64decode(form["ref_audio_b64"]),
                 ref_text=form["ref_text"],
+                is_fast=os.environ.get("AFTERWORDS_PREPARE") == "fast",
             )
             stream = worker.start(work)
             pcm = b"".join(stream)
@@ -44,7 +50,36 @@ def hosted() -> Callable[[dict[str, Any]], None]:
     return synthesize_job
 
 
-KINDS = {"hosted": hosted}
+def deployed(service: str, name: str, *options: str) -> Any:
+    """Return the program that `afterwords deploy` writes, as a module."""
+    folder = Path(os.environ["AFTERWORDS_HOME"]) / "deployed"
+    if not folder.exists():
+        out = folder if service == "runpod" else folder / name
+        command = ["deploy", service, "--backend", "tone", "--out", str(out), *options]
+        subprocess.run([sys.executable, "-m", "afterwords", *command], check=True, capture_output=True)
+    spec = spec_from_file_location(f"deployed_{service}", folder / name)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[spec.name] = module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def runpod() -> Callable[[dict[str, Any]], object]:
+    """Return the handler that `afterwords deploy runpod` writes."""
+    handler = deployed("runpod", "handler.py").load()
+    return lambda given: asyncio.run(handler({"input": given}))
+
+
+def modal() -> Callable[[dict[str, Any]], object]:
+    """Return the method of the app that `afterwords deploy modal` writes."""
+    speaker = deployed("modal", "app.py", "--gpu", "none", "--write-only").Speaker()
+    speaker.run.local  # noqa: B018 - loads the model
+    run: Callable[[dict[str, Any]], object] = speaker.run.local
+    return run
+
+
+KINDS = {"hosted": hosted, "runpod": runpod, "modal": modal}
 
 
 def main() -> None:
@@ -57,6 +92,7 @@ def main() -> None:
             run(call["input"])
         except Exception as failure:  # noqa: BLE001 - the edge reports it
             error = repr(failure)
+            sys.stderr.write(f"{error}\n")
         with lock:
             sys.stdout.write(json.dumps({"id": call["id"], "error": error}) + "\n")
             sys.stdout.flush()

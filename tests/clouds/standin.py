@@ -21,6 +21,7 @@ import httpx
 import psutil
 
 KEY: Final = "rpa_a-key-of-runpod-for-tests"
+MODAL_TOKEN: Final = "as-a-secret-of-modal-for-tests"
 FORM: Final = {
     "job_id", "voice_id", "ref_audio_b64", "ref_text", "text", "lang", "backend_name", "cache_key", "callback_url",
     "callback_secret",
@@ -87,6 +88,11 @@ class Edge(ThreadingHTTPServer):
         self.container = Container(kind)
         self.answer: tuple[int, dict[str, str]] | None = None
         self.received: list[tuple[dict[str, str], dict[str, Any]]] = []
+        self.modal_url = ""
+        if kind == "modal":
+            from tests.clouds import modal_api
+
+            self.modal_url = modal_api.serve(self.container)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -114,7 +120,7 @@ class Handler(BaseHTTPRequestHandler):
         container = self.server.container
         if self.path == "/control":
             facts = {"received": self.server.received, "pid": container.process.pid, "states": container.states}
-            return self.respond(200, facts)
+            return self.respond(200, {**facts, "modal_url": self.server.modal_url})
         return self.runpod({})
 
     def runpod(self, body: dict[str, Any]) -> None:
@@ -169,6 +175,7 @@ class StandIn:
 @contextmanager
 def running(kind: str, home: Path, environment: dict[str, str]) -> Iterator[StandIn]:
     """Run a stand-in as a process."""
+    home.mkdir(parents=True)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.clouds.standin", kind],
         env={**environment, "AFTERWORDS_HOME": str(home), "AFTERWORDS_TESTING": "1", "AFTERWORDS_BACKENDS": "tone"},

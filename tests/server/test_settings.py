@@ -63,7 +63,7 @@ def test_each_dispatcher_has_its_own_backends(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({}, "AFTERWORDS_MODAL_TRIGGER_URL is 'not set'"),
+        ({}, "no public URL is set"),
         ({"modal_trigger_url": "example.com/trigger"}, "AFTERWORDS_MODAL_TRIGGER_URL is '***'"),
         ({"modal_trigger_url": "https://x.modal.run"}, "no public URL is set"),
         ({"modal_trigger_url": "http://localhost:1", "backends": "nothing"}, "AFTERWORDS_BACKENDS is 'nothing'"),

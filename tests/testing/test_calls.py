@@ -1,11 +1,14 @@
-"""The contract of dispatchers, for services that are called: an app with the hosted dispatch form."""
+"""The contract of dispatchers, for services that are called: an app with the hosted dispatch form, RunPod, and Modal.
+
+Of Modal, the client and the app are real; its API is a stand-in. Image, deployment and snapshots can't be tested here.
+"""
 
 from __future__ import annotations
 
 import base64
 import os
+import signal
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,11 +18,12 @@ import pytest
 
 from afterwords.audio.wav import canonical_wav, read_wav
 from afterwords.models import new_id
+from afterwords.server.dispatch.protocol import PROTOCOL
 from afterwords.testing import DispatcherContract, RunningServer
 from afterwords.testing.dispatcher_contract import ENDLESS
 from tests.clouds import standin
 from tests.clouds.standin import StandIn
-from tests.e2e.served import wait_until
+from tests.e2e.served import READER, wait_until
 
 
 class ServiceContract(DispatcherContract):
@@ -51,6 +55,14 @@ class ServiceContract(DispatcherContract):
         """Return the settings that name the stand-in."""
         raise NotImplementedError
 
+    def client_of(self, server: RunningServer) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {server.api_key}"}
+        return httpx.Client(base_url=server.url, headers=headers, trust_env=False, timeout=60)
+
+    def new_voice(self, client: httpx.Client) -> str:
+        upload = {"ref_audio": ("me.wav", READER.read_bytes(), "audio/wav")}
+        return str(client.post("/v1/voices", data={"name": "me"}, files=upload).json()["voice_id"])
+
 
 class TestTrigger(ServiceContract):
     kind = "hosted"
@@ -80,17 +92,11 @@ class TestTrigger(ServiceContract):
         samples, _ = read_wav(base64.b64decode(form["ref_audio_b64"]))
         assert len(samples)
 
-    def test_shared_secret_and_proxy_token_are_sent(self) -> None:
+    def test_shared_secret_and_proxy_token_are_sent(self, tmp_path: Path) -> None:
         secret = "a-callback-secret-that-workers-share"
-        with (
-            RunningServer(self.home, **self.service(), callback_secret=secret, modal_proxy_token="wk-1:ws-2") as other,
-            httpx.Client(
-                base_url=other.url, headers={"Authorization": f"Bearer {other.api_key}"}, trust_env=False, timeout=60
-            ) as client,
-        ):
-            reference = (files("afterwords") / "data" / "reader.wav").read_bytes()
-            made = client.post("/v1/voices", data={"name": "me"}, files={"ref_audio": ("me.wav", reference)})
-            job_id = self.submit(client, made.json()["voice_id"], "With the shared secret.")
+        options = {**self.service(), "callback_secret": secret, "modal_proxy_token": "wk-1:ws-2"}
+        with RunningServer(tmp_path / "home", **options) as other, self.client_of(other) as client:
+            job_id = self.submit(client, self.new_voice(client), "With the shared secret.")
             assert self.wait_for(client, job_id) == "ready"
         headers, form = self.cloud.look()["received"][-1]
         assert form["callback_secret"] == secret
@@ -127,7 +133,7 @@ class TestTrigger(ServiceContract):
         self, server: RunningServer, client: httpx.Client, voice_id: str
     ) -> None:
         self.cloud.fail(0)
-        body = {"voice_id": voice_id, "text": "Spoken later.", "speed": 4}
+        body = {"voice_id": voice_id, "text": "Spoken later.", "speed": 2}
         job_id = client.post("/v1/synthesize", json=body).json()["job_id"]
         wait_until(lambda: self.cloud.requests_for(job_id), what="the first call")
         self.cloud.work()
@@ -161,3 +167,68 @@ def deliver(form: dict[str, Any], *, job_id: str) -> httpx.Response:
         trust_env=False,
         timeout=60,
     )
+
+
+class TestRunPod(ServiceContract):
+    kind = "runpod"
+    settings: ClassVar[Mapping[str, Any]] = {}
+
+    def service(self) -> dict[str, Any]:
+        options = {"runpod_url": f"{self.cloud.url}/v2/voices/", "runpod_api_key": standin.KEY}
+        return {"dispatcher": "runpod", **options}
+
+    def test_container_fetches_the_text_with_its_token(
+        self, server: RunningServer, client: httpx.Client, voice_id: str
+    ) -> None:
+        job_id = self.submit(client, voice_id, "This text is not in the request.")
+        assert self.wait_for(client, job_id) == "ready"
+        [body] = self.cloud.requests_for(job_id)
+        assert body["input"].keys() == {"server", "job_id", "token", "voice_id", "backend"}
+        token = body["input"]["token"]
+
+        def begin(token: str, protocol: int) -> tuple[int, str]:
+            hello = {"protocol": protocol, "version": "0"}
+            headers = {"Authorization": f"Bearer {token}"}
+            answer = httpx.post(f"{server.url}/v1/jobs/{job_id}/begin", json=hello, headers=headers, trust_env=False)
+            return answer.status_code, answer.json()["error"]["code"]
+
+        assert begin(token, PROTOCOL) == (409, "stale_attempt")
+        assert begin(token, PROTOCOL - 1) == (426, "worker_protocol")
+        assert begin(server.api_key, PROTOCOL) == (401, "unauthorized")
+
+    def test_wrong_key_is_named(self, tmp_path: Path) -> None:
+        options = {**self.service(), "runpod_api_key": "rpa_another"}
+        with RunningServer(tmp_path / "home", **options) as other, self.client_of(other) as client:
+            voice_id = self.new_voice(client)
+            job_id = self.submit(client, voice_id, "It waits for the right key.")
+            expected = "runpod: refuses this server (status 401): check AFTERWORDS_RUNPOD_API_KEY"
+            wait_until(lambda: client.get("/readyz").json()["backend"] == expected, what="the problem")
+            assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "pending"
+            client.delete(f"/v1/jobs/{job_id}")
+
+    def kill_worker(self, server: RunningServer) -> None:  # noqa: ARG002 - the stand-in replaces it
+        os.kill(self.cloud.look()["pid"], signal.SIGKILL)
+
+
+class TestModal(ServiceContract):
+    kind = "modal"
+    settings: ClassVar[Mapping[str, Any]] = {}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MODAL_TOKEN_ID", "ak-of-modal-for-tests")
+            patch.setenv("MODAL_TOKEN_SECRET", standin.MODAL_TOKEN)
+            folder = tmp_path_factory.mktemp(cls.kind)
+            with standin.running(cls.kind, folder / "container", dict(os.environ)) as cloud:
+                patch.setenv("MODAL_SERVER_URL", cloud.look()["modal_url"])
+                cls.cloud, cls.home = cloud, folder / "home"
+                with cls().new_server(cls.home) as server:
+                    yield server
+
+    def service(self) -> dict[str, Any]:
+        return {"dispatcher": "modal"}
+
+    def kill_worker(self, server: RunningServer) -> None:  # noqa: ARG002 - the stand-in replaces it
+        os.kill(self.cloud.look()["pid"], signal.SIGKILL)

@@ -77,6 +77,7 @@ COMMANDS: Final = {
     ),
     "workers": Entry("Server", "workers", "Manage the tokens of remote workers."),
     "cluster": Entry("Server", "cluster", "Run engines in a Ray cluster, show and stop them."),
+    "deploy": Entry("Server", "deploy", "Deploy an app that runs the jobs of a server on Modal or RunPod."),
     "audit": Entry(
         "Server", "audit", "Show what was done to keys, worker tokens and voices of the server on this machine."
     ),

@@ -84,6 +84,12 @@ class Settings(BaseSettings):
     modal_proxy_token: SecretStr | None = Field(
         default=None, description="KEY:SECRET of Modal's proxy authentication, if the trigger requires it."
     )
+    runpod_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="URL of an endpoint of RunPod, https://api.runpod.ai/v2/ID, for the dispatcher runpod.",
+    )
+    runpod_api_key: SecretStr | None = Field(default=None, description="Key of RunPod's API.")
     max_remote_jobs: int = Field(default=64, ge=1, description="Jobs that a called service has at once.")
     ray_address: str | None = Field(
         default=None, description="Host and port of the head of a Ray cluster; unset: that of this machine."

@@ -13,16 +13,17 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from afterwords.backends import registry
 from afterwords.backends.base import unspoken
 from afterwords.client.profiles import Access
-from afterwords.errors import InvalidOptionError, ServerSetupError
+from afterwords.errors import InvalidOptionError, ServerSetupError, StaleAttemptError
 from afterwords.server.concurrency import Condition
 from afterwords.server.dispatch.claiming import OUTAGE, ClaimLoop, LeasedAttempt, RunningAttempts
 from afterwords.server.dispatch.local import load_worker_config
+from afterwords.server.dispatch.protocol import HandedJob
 from afterwords.server.ports import AttemptQueue
 from afterwords.server.records import Claim, JobProgress, StoredJob
 from afterwords.server.services.backend_choice import DEFAULT_BACKEND
@@ -57,11 +58,13 @@ class CallError(Exception):
     Attributes:
         problem: What happened and how to fix it, for the log and for /readyz.
         retry_after_s: When to call again, if the service says so.
+        status: Of the HTTP response, if there was one.
     """
 
-    def __init__(self, problem: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(self, problem: str, *, retry_after_s: float | None = None, status: int | None = None) -> None:
         super().__init__(problem)
         self.problem = problem
+        self.status = status
         self.retry_after_s = retry_after_s
 
 
@@ -264,12 +267,13 @@ class CallAttempt(LeasedAttempt):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.settled.wait(), interval_s)
                 break
-            self._must_cancel = True
             try:
-                await queue.find_claim(job.job_id, job.attempt)  # raises StaleAttemptError if the lease is over
+                await queue.find_claim(job.job_id, job.attempt)
             except OUTAGE:
                 continue
-            self._must_cancel = False
+            except StaleAttemptError:  # the lease is over
+                self._must_cancel = True
+                raise
             state = await self._state()
             if state is CallState.WAITING:
                 await queue.heartbeat(job.job_id, job.attempt, lease_s=self._allowance_s)
@@ -288,6 +292,18 @@ class CallAttempt(LeasedAttempt):
             return await self._dispatcher.service.state(self._call_id)
         except CallError:  # the lease decides
             return CallState.RUNNING
+
+
+def hand(settings: Settings, queue: AttemptQueue, claim: Claim) -> dict[str, Any]:
+    """Return an attempt as `Container.run` takes it: the text stays on the server until the container fetches it."""
+    job = claim.job
+    return HandedJob(
+        server=settings.base_url,
+        job_id=job.job_id,
+        token=queue.attempt_token(job.job_id, job.attempt),
+        voice_id=job.voice_id,
+        backend=job.backend,
+    ).model_dump()
 
 
 def check_service(settings: Settings, url: str, *, name: str) -> None:

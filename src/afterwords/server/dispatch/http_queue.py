@@ -150,20 +150,11 @@ class HttpJobQueue:
                 self.is_over.set()
             return None
         self._claim_id, self._n_unanswered = new_id(), 0
-        claim = claimed.as_claim()
-        number = claim.job.job_id, claim.job.attempt
-        self._claims[number] = claim, claimed.token
-        if claimed.is_streamed and self.streams is not None:
-            upload = asyncio.create_task(self._upload(claim, self.streams.listen(claim.job.job_id)))
-            self._uploads[number] = upload
-            upload.add_done_callback(lambda _: self._uploads.pop(number, None))
-        self._stop_watch(claim.job.job_id)
-        self._watches[claim.job.job_id] = asyncio.create_task(self._watch(claim))
         if self._n_left is not None:
             self._n_left -= 1
             if not self._n_left:
                 self.is_over.set()
-        return claim
+        return self._accept(claimed)
 
     def interrupt(self) -> None:
         self._interrupted.set()
@@ -306,7 +297,9 @@ class HttpJobQueue:
         )
         self._n_unanswered += 1
         try:
-            response = await self._request("POST", "/v1/workers/claim", self._token, json=body, wait_s=wait_s)
+            response = await self._request(
+                "POST", f"{self._access.base_url}/v1/workers/claim", self._token, json=body, wait_s=wait_s
+            )
         except NotFoundError as error:
             raise ServerSetupError(
                 f"{self._access.base_url} is not an afterwords server, or is older than this worker.",
@@ -327,11 +320,27 @@ class HttpJobQueue:
     async def _find_version(self) -> str:
         """Return what to install in order to fit the server."""
         with suppress(AfterwordsError, ValueError, KeyError):
-            health = (await self._request("GET", "/v1/health", "")).json()
+            health = (await self._request("GET", f"{self._access.base_url}/v1/health", "")).json()
             return f'on this machine: pip install "afterwords=={health["version"]}".'
         return "install the version of the server on this machine."
 
     # -- attempts
+
+    def _accept(self, claimed: ClaimedJob) -> Claim:
+        """Keep what the requests for an attempt need, and stream its audio if a client listens."""
+        claim = claimed.as_claim()
+        number = claim.job.job_id, claim.job.attempt
+        self._claims[number] = claim, claimed.token
+        if claimed.is_streamed and self.streams is not None:
+            upload = asyncio.create_task(self._upload(claim, self.streams.listen(claim.job.job_id)))
+            self._uploads[number] = upload
+            upload.add_done_callback(lambda _: self._uploads.pop(number, None))
+        self._stop_watch(claim.job.job_id)
+        self._watches[claim.job.job_id] = asyncio.create_task(self._watch(claim))
+        return claim
+
+    def _url(self, job_id: str) -> str:
+        return f"{self._access.base_url}/v1/jobs/{job_id}"
 
     def _find(self, job_id: str, attempt: int | None) -> tuple[Claim, str]:
         found = self._claims.get((job_id, attempt or 0))
@@ -410,13 +419,14 @@ class HttpJobQueue:
         if traceparent := current_traceparent() or claim.job.traceparent:
             options["headers"] = {**options.get("headers", {}), "traceparent": traceparent}
         try:
-            return await self._request(method, f"/v1/jobs/{claim.job.job_id}/{what}", token, **options)
+            return await self._request(method, f"{self._url(claim.job.job_id)}/{what}", token, **options)
         except (NotFoundError, UnauthorizedError):
             raise StaleAttemptError from None
 
     async def _request(
-        self, method: str, path: str, token: str, *, json: BaseModel | None = None, wait_s: float = 0, **options: Any
+        self, method: str, url: str, token: str, *, json: BaseModel | None = None, wait_s: float = 0, **options: Any
     ) -> httpx.Response:
+        server, _, path = url.partition("/v1/")
         headers = dict(options.pop("headers", {}))
         if token:
             headers["Authorization"] = f"Bearer {token}"
@@ -424,18 +434,17 @@ class HttpJobQueue:
             headers["Content-Type"] = "application/json"
             options["content"] = json.model_dump_json().encode()
         timeout = httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=TIMEOUT_S + wait_s, pool=None)
-        url = f"{self._access.base_url}{path}"
         try:
             response = await self._http.request(method, url, headers=headers, timeout=timeout, **options)
         except httpx.TransportError as error:
             why = getattr(root_cause(error), "strerror", None) or type(error).__name__
-            raise ServiceUnavailableError(f"Can't reach {self._access.base_url}: {str(why).lower()}.") from error
+            raise ServiceUnavailableError(f"Can't reach {server}: {str(why).lower()}.") from error
         if response.is_success:
             return response
         facts = Response(response.status_code, response_headers(response), response.content)
-        refusal = parse_error(facts, Request(method, path))
+        refusal = parse_error(facts, Request(method, f"/v1/{path}"))
         if response.status_code in _UNAVAILABLE and refusal.code not in ("reference_missing", "audio_lost"):
-            raise ServiceUnavailableError(f"{self._access.base_url} answered {response.status_code}.") from refusal
+            raise ServiceUnavailableError(f"{server} answered {response.status_code}.") from refusal
         raise refusal
 
 

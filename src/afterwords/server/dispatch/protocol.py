@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -151,6 +152,39 @@ class ClaimedJob(_Part):
             ref_text=self.ref_text,
         )
         return Claim(job, voice, self.lease_s)
+
+
+class HandedJob(_Part):
+    """An attempt that a server hands to a service, whose container fetches the rest with the token.
+
+    Attributes:
+        server: Address of the server.
+    """
+
+    server: Annotated[str, Field(pattern=r"^https?://[^?#]+$")]
+    job_id: Annotated[str, Field(pattern="^[0-9a-f-]{36}$")]
+    token: Annotated[str, Field(pattern="^awt_", repr=False)]
+    voice_id: str
+    backend: Name
+
+    @classmethod
+    def from_form(cls, form: Mapping[str, Any]) -> HandedJob:
+        """Return the attempt that a request in the hosted dispatch form is about.
+
+        Raises:
+            ValueError: A field is missing, or the server sends a shared secret and not the token of an attempt.
+        """
+        server, _, _ = str(form.get("callback_url")).partition("/v1/jobs/")
+        token = str(form.get("callback_secret"))
+        if not token.startswith("awt_"):
+            raise ValueError("callback_secret is not the token of an attempt: unset AFTERWORDS_CALLBACK_SECRET")
+        return cls(
+            server=server,
+            job_id=form.get("job_id", ""),
+            token=token,
+            voice_id=form.get("voice_id", ""),
+            backend=form.get("backend_name", ""),
+        )
 
 
 class ClaimAnswer(_Part):

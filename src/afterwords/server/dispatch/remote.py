@@ -261,6 +261,19 @@ class RemoteDispatcher:
 
     # -- attempts
 
+    async def begin(self, job_id: str, number: int) -> Claim:
+        """Return the claim of an attempt that was handed to a service, whose container renews the lease from now on.
+
+        Raises:
+            StaleAttemptError: The attempt is not wanted any more.
+        """
+        claim = await self.queue.find_claim(job_id, number)
+        if not await self.queue.heartbeat(job_id, number):
+            raise StaleAttemptError
+        if self._find(job_id, number) is None:
+            self._begin(claim, claim.job.worker or "")
+        return claim
+
     async def heartbeat(self, job_id: str, number: int, body: HeartbeatBody) -> bool:
         """Renew the lease of an attempt; return whether its result is still wanted."""
         is_wanted = await self.queue.heartbeat(job_id, number)

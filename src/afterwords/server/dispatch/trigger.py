@@ -76,7 +76,9 @@ class HttpCaller:
         if status in (401, 403):
             raise NotCalledError(f"refuses this server (status {status}): check {self._secret}")
         if response.is_redirect or status in (404, 405):
-            raise NotCalledError(f"has no app there (status {status}): deploy it, and check {self._address}")
+            raise NotCalledError(
+                f"has no app there (status {status}): deploy it, and check {self._address}", status=status
+            )
         raise CallFailedError(f"failed (status {status}): its log says why")
 
     async def close(self) -> None:

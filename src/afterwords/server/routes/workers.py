@@ -143,12 +143,7 @@ async def claim(request: Request) -> Response:
     state, token_id = state_of(request), identity_of(request).worker_token_id
     assert token_id is not None, "the route requires it"
     content = await request.body()
-    if (spoken := _parse_body(Hello, content)).protocol != PROTOCOL:
-        raise InvalidRequestError(
-            f"The worker speaks protocol {spoken.protocol} (afterwords {spoken.version}), but this server "
-            f"{PROTOCOL} (afterwords {__version__}).",
-            code="worker_protocol",
-        )
+    _check_protocol(content)
     body = _parse_body(ClaimBody, content)
     with state.workers.claiming.hold(token_id):
         claim = await while_connected(request.receive, state.workers.claim(body, token_id=token_id))
@@ -157,11 +152,17 @@ async def claim(request: Request) -> Response:
     if await request.is_disconnected():
         await state.workers.take_back(body, claim, token_id=token_id)
         raise ClientDisconnect
-    job = claim.job
-    token = state.workers.queue.attempt_token(job.job_id, job.attempt, claimed_with=token_id)
-    is_streamed = state.workers.is_streamed(job.job_id)
-    claimed = ClaimedJob.from_claim(claim, token=token, lease_s=state.settings.lease_s, is_streamed=is_streamed)
-    return json_response(ClaimAnswer(job=claimed))
+    return _give(request, claim, token_id=token_id)
+
+
+@router.post("/v1/jobs/{job_id}/begin", include_in_schema=False)
+@requires(Credential.ATTEMPT)
+async def begin(request: Request, job_id: JobId) -> Response:
+    """Return the job of an attempt that was handed to a service, and renew its lease."""
+    _check_protocol(await request.body())
+    state = state_of(request)
+    claim = await state.workers.begin(job_id, _attempt(request))
+    return _give(request, claim, token_id=identity_of(request).worker_token_id)
 
 
 @router.post("/v1/workers/deleted", include_in_schema=False)
@@ -274,6 +275,24 @@ async def stream(request: Request, job_id: JobId, sample_rate: Annotated[int, Qu
 def _delivering(request: Request, job_id: str) -> AbstractContextManager[None]:
     """Count a result of a worker token; in the hosted dispatch form, which has no such tokens, of a job."""
     return state_of(request).workers.delivering.hold(identity_of(request).worker_token_id or job_id)
+
+
+def _check_protocol(content: bytes) -> None:
+    if (spoken := _parse_body(Hello, content)).protocol != PROTOCOL:
+        raise InvalidRequestError(
+            f"The worker speaks protocol {spoken.protocol} (afterwords {spoken.version}), but this server "
+            f"{PROTOCOL} (afterwords {__version__}).",
+            code="worker_protocol",
+        )
+
+
+def _give(request: Request, claim: Claim, *, token_id: str | None) -> Response:
+    """Return a job to the worker that holds it."""
+    state, job = state_of(request), claim.job
+    token = state.workers.queue.attempt_token(job.job_id, job.attempt, claimed_with=token_id)
+    is_streamed = state.workers.is_streamed(job.job_id)
+    claimed = ClaimedJob.from_claim(claim, token=token, lease_s=state.settings.lease_s, is_streamed=is_streamed)
+    return json_response(ClaimAnswer(job=claimed))
 
 
 def _attempt(request: Request) -> int:
