@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -20,10 +21,11 @@ from typing import Any
 import httpx
 import pytest
 
+from afterwords import __version__
 from afterwords.server.dispatch.protocol import PROTOCOL
 from tests.cli.program import run
 from tests.e2e.invariants import count_attempts, query_one
-from tests.e2e.served import DEADLINE_S, RECORDING, Served, register, submit_text, wait_until
+from tests.e2e.served import ADMIN_SECRET, DEADLINE_S, RECORDING, Served, register, submit_text, wait_until
 from tests.e2e.workers import SLOW, World, claim_body, open_world, unique
 
 
@@ -505,3 +507,20 @@ def test_worker_token_is_in_no_log_and_no_engine(world: World) -> None:
         content = path.read_bytes()
         assert world.token.encode() not in content, path
         assert not attempt.search(content), path
+
+
+def test_connected_workers_are_listed(world: World) -> None:
+    worker = world.start_worker()
+    job_id = world.submit(SLOW)
+    world.wait_for_step(job_id)
+    admin = {"AFTERWORDS_ADMIN_SECRET": ADMIN_SECRET}
+    done = run("workers", "list", "--url", world.served.url, "--json", env=admin)
+    table = run("workers", "list", "--url", world.served.url, env=admin)
+    refused = run("workers", "list", "--url", world.served.url, env={"AFTERWORDS_ADMIN_SECRET": "wrong"})
+    [found] = [each for each in json.loads(done.out) if each["name"].endswith(f"-{worker.process.pid}")]
+    assert (found["version"], found["backends"], found["running_jobs"]) == (__version__, ["tone"], 1)
+    assert found["token_label"] is None
+    assert found["name"] in table.out
+    assert 0 <= found["seen_s"] < 60
+    assert refused.code == 3
+    assert world.wait_for(job_id) == "ready"

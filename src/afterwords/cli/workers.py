@@ -1,10 +1,11 @@
-"""`afterwords worker`: run the jobs of a server elsewhere. `afterwords workers`: the tokens of such workers."""
+"""`afterwords worker`: run the jobs of a server elsewhere. `afterwords workers`: such workers and their tokens."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
@@ -23,6 +24,7 @@ tokens = typer.Typer(cls=HelpGroup, no_args_is_help=True)
 T = TypeVar("T")
 VARIABLE: Final = "AFTERWORDS_WORKER_TOKEN"
 TOKEN_MAX_BYTES: Final = 1024
+TIMEOUT_S: Final = 15.0
 
 
 def _workers() -> typer.Typer:
@@ -32,6 +34,45 @@ def _workers() -> typer.Typer:
 
 
 workers = _workers()
+
+
+@workers.command("list", cls=HelpCommand)
+def list_workers(
+    url: Annotated[
+        str | None, typer.Option("--url", help="Address of the server. (default: as for other commands)")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the remote workers that are connected to a running server.
+
+    This needs the admin secret in AFTERWORDS_ADMIN_SECRET. Of several servers that share a database, each lists only
+    its own.
+    """
+    from afterwords.client._sync.session import Session
+    from afterwords.client.parsing import parse_object
+    from afterwords.client.profiles import find_access
+    from afterwords.client.requests import Request
+
+    request = Request("GET", "/v1/workers", is_admin=True, feature="listing its workers")
+    with closing(Session(find_access(url), timeout_s=TIMEOUT_S)) as session:
+        found = parse_object(session.request(request))["workers"]
+    if as_json:
+        output.result_json(found)
+    elif found:
+        rows = [
+            (
+                each["name"],
+                each["version"],
+                each["token_label"] or each["token_id"],
+                " ".join(each["backends"]),
+                str(each["running_jobs"]),
+                f"{each['seen_s']:.0f} s ago",
+            )
+            for each in found
+        ]
+        output.result_table(("name", "version", "token", "backends", "running", "last request"), rows)
+    else:
+        output.note("No remote worker is connected. Start one: afterwords worker --server URL")
 
 
 def worker(

@@ -46,6 +46,9 @@ GIVEN_S: Final = 60.0
 class RemoteWorker:
     """A connected worker, with what it offered last."""
 
+    name: str
+    version: str
+    token_id: str
     offers: Mapping[str, Offer]
     seen: float
 
@@ -115,6 +118,10 @@ class RemoteDispatcher:
                 del self._workers[worker_id]
         return list(self._workers.values())
 
+    def count_running(self, worker: RemoteWorker) -> int:
+        """Return the number of attempts that a worker runs for this server."""
+        return sum(self._workers.get(attempt.worker) is worker for attempt in self._attempts.values())
+
     @property
     def backends(self) -> Mapping[str, frozenset[str]]:
         return {name: offer.languages for worker in self.workers for name, offer in worker.offers.items()}
@@ -181,7 +188,7 @@ class RemoteDispatcher:
         If it is cancelled, because the worker disconnects, its job goes back to the queue.
         """
         worker = f"{token_id[:8]}:{body.worker}"
-        self._workers[worker] = RemoteWorker(body.offers, time.monotonic())
+        self._workers[worker] = RemoteWorker(body.worker, body.version, token_id, body.offers, time.monotonic())
         claim_id = f"{token_id}:{body.claim_id}"
         is_late = body.number < self._numbers.get(claim_id, 0)
         if not is_late:

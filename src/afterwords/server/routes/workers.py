@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from codecs import BOM_UTF8
 from contextlib import AbstractContextManager
 from hashlib import sha256
@@ -10,7 +11,7 @@ from io import BytesIO
 from typing import Annotated, BinaryIO, Final, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
@@ -173,6 +174,27 @@ async def find_deleted(request: Request) -> Response:
     voices = _parse_body(Voices, await request.body())
     deleted = await state_of(request).workers.queue.find_deleted(voices.voice_ids)
     return json_response(Voices(voice_ids=sorted(deleted)))
+
+
+@router.get("/v1/workers", include_in_schema=False)
+@requires(Credential.ADMIN)
+async def list_workers(request: Request) -> Response:
+    """Return the remote workers that are connected to this server process."""
+    state = state_of(request)
+    labels = {token.token_id: token.label for token in await state.keys.list_worker_tokens()}
+    workers = [
+        {
+            "name": worker.name,
+            "version": worker.version,
+            "token_id": worker.token_id,
+            "token_label": labels.get(worker.token_id),
+            "backends": sorted(worker.offers),
+            "running_jobs": state.workers.count_running(worker),
+            "seen_s": round(time.monotonic() - worker.seen, 1),
+        }
+        for worker in state.workers.workers
+    ]
+    return JSONResponse({"workers": workers}, headers=NO_STORE)
 
 
 @router.post("/v1/jobs/{job_id}/heartbeat", include_in_schema=False)
