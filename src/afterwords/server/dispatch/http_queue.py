@@ -187,7 +187,8 @@ class HttpJobQueue:
 
     async def find_deleted(self, voice_ids: Sequence[str]) -> set[str]:
         body = Voices(voice_ids=list(voice_ids))
-        deleted = _parse(Voices, await self._request("POST", "/v1/workers/deleted", self._token, json=body)).voice_ids
+        response = await self._request("POST", f"{self._access.base_url}/v1/workers/deleted", self._token, json=body)
+        deleted = _parse(Voices, response).voice_ids
         for key in [*self._cache]:
             if key[1] in deleted:
                 del self._cache[key]
