@@ -544,7 +544,7 @@ def child(code: str, home: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def finished(process: subprocess.Popen[str]) -> int:
-    stderr = process.communicate(timeout=60)[1]
+    stderr = process.communicate(timeout=120)[1]
     assert process.returncode in (0, -9), stderr
     return process.returncode
 
@@ -601,17 +601,17 @@ def test_reader_always_sees_a_voice_being_replaced(library: Library) -> None:
     assert library.list() == [voice]
 
 
-# The process kills itself right before its nth rename or removal. A patch, because a kill from outside can't be
+# A process kills itself right before its nth rename, removal or sync. A patch, because a kill from outside can't be
 # aimed at each of these moments.
 DIE_AT = (
     "import shutil\n"
-    "left = int(sys.argv[2])\n"
+    "moment, n_calls = int(sys.argv[2]), 0\n"
     "def dying(call):\n"
     "    def counted(*args, **options):\n"
-    "        global left\n"
-    "        left -= 1\n"
-    "        if left < 0:\n"
+    "        global n_calls\n"
+    "        if n_calls == moment:\n"
     "            os.kill(os.getpid(), signal.SIGKILL)\n"
+    "        n_calls += 1\n"
     "        return call(*args, **options)\n"
     "    return counted\n"
     "Path.rename, Path.replace = dying(Path.rename), dying(Path.replace)\n"
@@ -619,41 +619,56 @@ DIE_AT = (
 )
 
 
+def killed_at_each_moment(folder: Path, setup: str, change: str, *, step: int = 1) -> list[Library]:
+    """Set up and change one library without a kill and one for each moment; return all.
+
+    The killed processes are forks of the first, which has imported everything.
+
+    Args:
+        step: How far the moments are apart before the last ten.
+    """
+    code = (
+        f"{DIE_AT}folder = library.home\n"
+        "def set_up_and_change(at):\n"
+        "    global moment, n_calls\n"
+        "    library = helpers.Library(folder / f'killed at {at}')\n"
+        f"    {setup}\n"
+        "    moment, n_calls = at, 0\n"
+        f"    {change}\n"
+        "    return n_calls\n"
+        "end = set_up_and_change(-1)\n"
+        f"for at in sorted({{*range(0, end, {step}), *range(max(0, end - 10), end)}}):\n"
+        "    if not (forked := os.fork()):\n"
+        "        set_up_and_change(at)\n"
+        "        os._exit(1)\n"
+        "    assert os.waitpid(forked, 0)[1] == signal.SIGKILL\n"
+    )
+    assert finished(child(code, folder, "-1")) == 0
+    return [Library(home) for home in folder.iterdir()]
+
+
 def test_kill_during_a_save_leaves_a_whole_voice_or_none(tmp_path: Path) -> None:
     seen: set[tuple[str, ...]] = set()
-    for moment in range(100):
-        library = Library(tmp_path / str(moment))
-        ended = finished(child(DIE_AT + "helpers.saved(library, 'me')\n", library.home, str(moment)))
+    for library in killed_at_each_moment(tmp_path, "pass", "helpers.saved(library, 'me')"):
         voices, damaged = library.scan()
         assert damaged == []
         assert all(library.reference(voice) == WAV for voice in voices)
         assert not list(library.home.glob("voices/.*"))
         seen.add(tuple(voice.name for voice in voices))
-        if ended == 0:
-            break
     assert seen == {(), ("me",)}
 
 
-@pytest.mark.parametrize("has_same_id", [False, True])
-def test_kill_during_a_replacement_leaves_old_or_new(tmp_path: Path, has_same_id: bool) -> None:
+@pytest.mark.parametrize("fields", ["", "voice_id=library.get('me').voice_id"], ids=["new ID", "same ID"])
+def test_kill_during_a_replacement_leaves_old_or_new(tmp_path: Path, fields: str) -> None:
     seen: set[bytes] = set()
-    code = (
-        "fields = {'voice_id': library.get('me').voice_id} if sys.argv[3] == 'True' else {}\n"
-        "voice = helpers.voice_of('me', b'new', **fields)\n"
-        "library.save(voice, reference_wav=b'new', replace=True)\n"
-    )
-    for moment in range(100):
-        library = Library(tmp_path / str(moment))
-        saved(library, "me")
-        library.set_default("me")
-        ended = finished(child(DIE_AT + code, library.home, str(moment), str(has_same_id)))
+    setup = f"helpers.saved(library, 'me'); library.set_default('me'); voice = helpers.voice_of('me', b'new', {fields})"
+    change = "library.save(voice, reference_wav=b'new', replace=True)"
+    for library in killed_at_each_moment(tmp_path, setup, change):
         voices, damaged = library.scan()
         assert (len(voices), damaged) == (1, [])
         assert library.default() == voices[0]
         assert [path.name for path in (library.home / "voices").iterdir()] == [voices[0].voice_id]
         seen.add(library.reference(voices[0]))
-        if ended == 0:
-            break
     assert seen == {WAV, b"new"}
 
 
@@ -778,15 +793,16 @@ def test_two_processes_migrate_an_old_library_once(library: Library) -> None:
     assert len(list(library.home.glob("voices-schema1-*"))) == 1
 
 
-# Through the copy, through the new voices, and at each step of the exchange at the end.
-@pytest.mark.parametrize("moment", [0, 10, 25, 26, 45, *range(63, 73)])
-def test_kill_during_a_migration_loses_no_voice(library: Library, moment: int) -> None:
-    older_library(library.home)
-    before = contents(library.home / "voices")
-    finished(child(DIE_AT + "library.list()\n", library.home, str(moment)))
-    assert names(library) == ["me", "me 2", "other"]
-    assert before in [contents(copy) for copy in library.home.glob("voices-schema1-*")]
-    assert not list(library.home.glob(".[!l]*"))
+def test_kill_during_a_migration_loses_no_voice(tmp_path: Path) -> None:
+    older_library(tmp_path / "before")
+    before = contents(tmp_path / "before" / "voices")
+    (tmp_path / "killed").mkdir()
+    setup = "shutil.copytree(library.home.parents[1] / 'before', library.home)"
+    # The copy and the new voices have many equal moments; the exchange at the end has few.
+    for library in killed_at_each_moment(tmp_path / "killed", setup, "library.list()", step=6):
+        assert names(library) == ["me", "me 2", "other"]
+        assert before in [contents(copy) for copy in library.home.glob("voices-schema1-*")]
+        assert not list(library.home.glob(".[!l]*"))
 
 
 def test_library_with_unusable_lock_can_be_read(library: Library) -> None:
