@@ -36,22 +36,23 @@ class ServiceContract(DispatcherContract):
     kind: ClassVar[str]
     settings: ClassVar[Mapping[str, Any]] = {"start_allowance_s": 1, "max_attempts": 2}
     cloud: ClassVar[StandIn]
-    home: ClassVar[Path]
 
     @pytest.fixture(scope="class")
     @classmethod
     def server(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         folder = tmp_path_factory.mktemp(cls.kind)
         with standin.running(cls.kind, folder / "container", dict(os.environ)) as cloud:
-            cls.cloud, cls.home = cloud, folder / "home"
-            with cls().new_server(cls.home) as server:
+            cls.cloud = cloud
+            with cls.new_server(folder / "home") as server:
                 yield server
 
-    def new_server(self, home: Path) -> RunningServer:  # noqa: ARG002 - all share one
-        more = {"lease_s": 2, **self.settings, **self.service()}
-        return RunningServer(self.home, **more)
+    @classmethod
+    def new_server(cls, home: Path) -> RunningServer:
+        more = {"lease_s": 2, **cls.settings, **cls.service()}
+        return RunningServer(home, **more)
 
-    def service(self) -> dict[str, Any]:
+    @classmethod
+    def service(cls) -> dict[str, Any]:
         """Return the settings that name the stand-in."""
         raise NotImplementedError
 
@@ -67,8 +68,9 @@ class ServiceContract(DispatcherContract):
 class TestTrigger(ServiceContract):
     kind = "hosted"
 
-    def service(self) -> dict[str, Any]:
-        return {"dispatchers": {"tone": "modal"}, "modal_trigger_url": f"{self.cloud.url}/trigger"}
+    @classmethod
+    def service(cls) -> dict[str, Any]:
+        return {"dispatchers": {"tone": "modal"}, "modal_trigger_url": f"{cls.cloud.url}/trigger"}
 
     def submit(self, client: httpx.Client, voice_id: str, text: str) -> str:
         """Shorten the lease of a job that never ends: its length is that of the longest speech."""
@@ -173,8 +175,9 @@ class TestRunPod(ServiceContract):
     kind = "runpod"
     settings: ClassVar[Mapping[str, Any]] = {}
 
-    def service(self) -> dict[str, Any]:
-        options = {"runpod_url": f"{self.cloud.url}/v2/voices/", "runpod_api_key": standin.KEY}
+    @classmethod
+    def service(cls) -> dict[str, Any]:
+        options = {"runpod_url": f"{cls.cloud.url}/v2/voices/", "runpod_api_key": standin.KEY}
         return {"dispatcher": "runpod", **options}
 
     def test_container_fetches_the_text_with_its_token(
@@ -223,11 +226,12 @@ class TestModal(ServiceContract):
             folder = tmp_path_factory.mktemp(cls.kind)
             with standin.running(cls.kind, folder / "container", dict(os.environ)) as cloud:
                 patch.setenv("MODAL_SERVER_URL", cloud.look()["modal_url"])
-                cls.cloud, cls.home = cloud, folder / "home"
-                with cls().new_server(cls.home) as server:
+                cls.cloud = cloud
+                with cls.new_server(folder / "home") as server:
                     yield server
 
-    def service(self) -> dict[str, Any]:
+    @classmethod
+    def service(cls) -> dict[str, Any]:
         return {"dispatcher": "modal"}
 
     def kill_worker(self, server: RunningServer) -> None:  # noqa: ARG002 - the stand-in replaces it

@@ -30,29 +30,36 @@ class TestLocalDispatcher(DispatcherContract):
 class TestRemoteDispatcher(DispatcherContract):
     settings: ClassVar[Mapping[str, Any]] = {"workers": 0}
 
-    @pytest.fixture
-    def server(self, tmp_path: Path) -> Iterator[RunningServer]:
-        with self.new_server(tmp_path / "home") as server:
+    start_worker: ClassVar[Callable[[], WorkerProgram]]
+    worker: ClassVar[WorkerProgram]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+        folder = tmp_path_factory.mktemp("remote")
+        with cls.new_server(folder / "home") as server:
             token = asyncio.run(create_token(server))
-            self.start_worker = lambda: WorkerProgram(
-                tmp_path, token=token, url=server.url, AFTERWORDS_DRAIN_S="0", AFTERWORDS_STALL_S="1"
+            cls.start_worker = lambda: WorkerProgram(
+                folder, token=token, url=server.url, AFTERWORDS_DRAIN_S="0", AFTERWORDS_STALL_S="1"
             )
-            self.worker = self.start_worker()
+            cls.worker = cls.start_worker()
             try:
                 yield server
             finally:
-                self.worker.process.kill()
-                self.worker.process.wait()
+                cls.worker.process.kill()
+                cls.worker.process.wait()
 
-    start_worker: Callable[[], WorkerProgram]
+    @classmethod
+    def replace_worker(cls, sig: signal.Signals) -> int:
+        code = cls.worker.stop(sig)
+        cls.worker = cls.start_worker()
+        return code
 
     def kill_worker(self, server: RunningServer) -> None:  # noqa: ARG002 - there is one worker
-        self.worker.stop(signal.SIGKILL)
-        self.worker = self.start_worker()
+        self.replace_worker(signal.SIGKILL)
 
     def drain_worker(self, server: RunningServer) -> None:  # noqa: ARG002 - likewise
-        assert self.worker.stop() == 0
-        self.worker = self.start_worker()
+        assert self.replace_worker(signal.SIGTERM) == 0
 
 
 async def create_token(server: RunningServer) -> str:

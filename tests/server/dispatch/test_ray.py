@@ -48,18 +48,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
 
 class TestRayDispatcher(DispatcherContract):
     cluster: ClassVar[RayCluster]
-    home: ClassVar[Path]
 
     @pytest.fixture(scope="class")
     @classmethod
     def server(cls, cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-        cls.cluster, cls.home = cluster, tmp_path_factory.mktemp("ray") / "home"
+        cls.cluster = cluster
         cls.settings = {"dispatcher": "ray", "ray_address": cluster.address, "max_attempts": ATTEMPTS}
-        with cls().new_server(cls.home) as server:
+        with cls.new_server(tmp_path_factory.mktemp("ray") / "home") as server:
             yield server
-
-    def new_server(self, home: Path) -> RunningServer:  # noqa: ARG002 - see below
-        return super().new_server(self.home)  # a second server shares the database of the first
 
     def kill_worker(self, server: RunningServer) -> None:  # noqa: ARG002 - it is in the cluster
         for replica in self.cluster.replicas():
