@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from importlib.resources import files
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from afterwords.audio.audio import Audio, decode
 from afterwords.models import Voice
+from tests.lite_voice import Enrolment, enroll_once
 from tests.weights.loopback_hub import LoopbackHub, running_hub
 
 if TYPE_CHECKING:
@@ -35,11 +38,11 @@ CLEARED = (
 )
 READER = Path(str(files("afterwords") / "data" / "reader.wav"))
 LONGEST = (
-    "e2e/test_readme.py",
     "backends/lite/test_engine.py",
+    "backends/qwen3/mlx/test_mlx.py",
     "e2e/test_faults_server.py",
     "docs/test_docs.py",
-    "backends/qwen3/mlx/test_mlx.py",
+    "e2e/test_readme.py",
     "e2e/test_faults_worker.py",
     "library/test_library.py",
     "backends/lite/test_speech.py",
@@ -132,8 +135,27 @@ def clipped(path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def german() -> Audio:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of the session, shared by parallel test processes."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def enrolment(shared_folder: Path) -> Enrolment:
+    """Return the reader's voice for `lite`."""
+    return enroll_once(shared_folder / "lite")
+
+
+@pytest.fixture(scope="session")
+def german(shared_folder: Path) -> Audio:
     """Return some seconds of German by the network of lite, from the phonemes of eSpeak NG."""
+    path = shared_folder / "german.wav"
+    with FileLock(path.with_suffix(".lock")):
+        return decode(path if path.exists() else _speak_german().save(path))
+
+
+def _speak_german() -> Audio:
     from afterwords.backends.lite.g2p import _symbols
     from afterwords.backends.lite.kokoro import SAMPLE_RATE, Kokoro, model_file
     from afterwords.backends.lite.styles import style_space

@@ -22,6 +22,7 @@ from afterwords.provenance import verify
 from afterwords.reference.transcription import transcribe
 from tests.docs.pages import environment, run_blocks
 from tests.e2e.served import READER, serving
+from tests.lite_voice import Enrolment
 from tests.watched import Watched
 
 PAGE = Path(__file__).parents[2] / "README.md"
@@ -58,13 +59,17 @@ def run_shell(folder: Path, home: Path, lines: str) -> str:
 
 
 def test_blocks_run_and_the_voice_is_served_to_curl(
-    tmp_path: Path, whisper: Path, monkeypatch: pytest.MonkeyPatch
+    enrolment: Enrolment, tmp_path: Path, whisper: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Use the prompt of the shared enrollment, which had a process of its own."""
+    home = tmp_path / "home"
+    shutil.copytree(enrolment.home, home, ignore=shutil.ignore_patterns("models"))
+    (home / "models").symlink_to(enrolment.home / "models")
+    assert (enrolment.files, enrolment.addresses) == ([], [])
     watched = Watched(tmp_path, monkeypatch)
     run_blocks(PAGE, tmp_path, environment(tmp_path, {}), before=watched.before)
     assert (watched.files, watched.addresses) == ([], set())
     shutil.copy(READER, tmp_path / "friend.m4a")  # the file name does not matter
-    home = tmp_path / "home"
     with serving(home, {"AFTERWORDS_BACKENDS": "lite", "AFTERWORDS_TESTING": "0"}) as served:
         shown = run_shell(tmp_path, home, curl_commands().replace("http://127.0.0.1:7860", served.url))
         prompts = list((home / "server").rglob("prompts"))

@@ -9,9 +9,9 @@ import pytest
 
 from afterwords import local
 from afterwords.backends.lite import PROMPT_VERSION
-from tests.backends.lite.conftest import Enrolment
 from tests.cli.program import run
 from tests.conftest import READER
+from tests.lite_voice import Enrolment
 from tests.watched import Watched
 
 

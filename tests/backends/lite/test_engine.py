@@ -17,9 +17,9 @@ from afterwords.errors import RecordingError, SynthesisError, TextError, pip_ins
 from afterwords.models import SpeechTask
 from afterwords.reference import prepare
 from afterwords.testing import EngineContract
-from tests.backends.lite.conftest import Enrolment
 from tests.conftest import READER
 from tests.error_codes import has_code
+from tests.lite_voice import Enrolment
 
 
 class TestLite(EngineContract):
@@ -30,8 +30,8 @@ class TestLite(EngineContract):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def reference(cls, first_half: Reference) -> Reference:
-        return first_half
+    def reference(cls, enrolled: Reference) -> Reference:
+        return enrolled
 
     @pytest.fixture(scope="class")
     @classmethod

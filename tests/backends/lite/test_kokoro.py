@@ -30,7 +30,7 @@ from afterwords.backends.lite.styles import style_space
 from afterwords.config import load_config
 from afterwords.errors import ModelError
 from afterwords.models import SpeechTask
-from tests.backends.lite.conftest import Enrolment
+from tests.lite_voice import Enrolment
 
 MAKE = "import sys; from pathlib import Path; from afterwords.backends.lite.kokoro import model_file;"
 

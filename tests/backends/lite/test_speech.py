@@ -21,7 +21,7 @@ from afterwords.backends.lite.speaker import embed
 from afterwords.backends.lite.styles import style_space
 from afterwords.models import SpeechTask
 from afterwords.reference.transcription import transcribe
-from tests.backends.lite.conftest import Enrolment
+from tests.lite_voice import Enrolment
 
 TEXT = (
     "The old farmer, who lived alone, walked to the market with his dog. "
@@ -42,9 +42,9 @@ ENGINE = LiteEngine()
 
 
 @pytest.fixture(scope="module")
-def chunks(enrolment: Enrolment, shared_home: Path) -> list[Array]:
+def chunks(enrolment: Enrolment) -> list[Array]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AFTERWORDS_HOME", str(shared_home))
+        patch.setenv("AFTERWORDS_HOME", str(enrolment.home))
         return say(TEXT, enrolment.prompt)
 
 
@@ -66,17 +66,17 @@ def test_passage_is_intelligible(passage: Array, whisper: Path) -> None:
 
 
 def test_voice_beats_the_nearest_stock_voice(
-    passage: Array, enrolment: Enrolment, second_half: Reference, kokoro: Kokoro
+    passage: Array, enrolment: Enrolment, unused: Reference, kokoro: Kokoro
 ) -> None:
     ids, space = tokens(TEXT[:150]), style_space()
     stock = space.voices[space.names.index(LiteProfile.from_bytes(enrolment.prompt).nearest_stock)]
-    target = embed(second_half.samples, second_half.sample_rate)
+    target = embed(unused.samples, unused.sample_rate)
     plain = embed(kokoro.speak(ids, stock[len(ids) - 1]).samples, RATE) @ target
     assert embed(passage, RATE) @ target > plain + 0.05
 
 
-def test_pitch_matches_the_speaker(passage: Array, first_half: Reference) -> None:
-    own = measure_pitch(first_half.samples, first_half.sample_rate).median_hz
+def test_pitch_matches_the_speaker(passage: Array, enrolled: Reference) -> None:
+    own = measure_pitch(enrolled.samples, enrolled.sample_rate).median_hz
     assert abs(12 * np.log2(measure_pitch(passage, RATE).median_hz / own)) < 2
 
 
