@@ -9,6 +9,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import numpy as np
 import psutil
@@ -76,9 +77,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an empty home folder for one test, without downloads."""
-    folder = tmp_path / "home"
+def home(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Return an empty home folder for one test, without downloads: in `tmp_path`, if the test uses it."""
+    if "tmp_path" in request.fixturenames:
+        folder: Path = request.getfixturevalue("tmp_path") / "home"
+    else:  # creating `tmp_path` takes longer than many tests
+        folder = tmp_path_factory.getbasetemp() / f"home-{uuid4().hex}" / "home"
+        folder.parent.mkdir(mode=0o700)
     monkeypatch.setenv("AFTERWORDS_HOME", str(folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")  # not the developer's keyring
