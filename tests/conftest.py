@@ -66,8 +66,8 @@ settings.load_profile("afterwords")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return one more than the number of cores: many tests wait for processes."""
-    return (psutil.cpu_count(logical=False) or 1) + 1
+    """Return two more than the number of cores: a third of the time, tests wait."""
+    return (psutil.cpu_count(logical=False) or 1) + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
