@@ -125,6 +125,13 @@ class Provenance(Model):
     )
 
 
+class VoiceStatus(StrEnum):
+    """Whether a server has prepared a voice for its backend. Either way, the voice can speak."""
+
+    PREPARING = "preparing"
+    READY = "ready"
+
+
 class Voice(Model):
     """A voice: a name, a reference recording, its transcript and language, and the consent to use it."""
 
@@ -146,6 +153,10 @@ class Voice(Model):
     provenance: Provenance | None = Field(default=None, description="Origin and seal of the voice.")
     created_at: UtcTime = Field(default_factory=now, description="Creation time, UTC.")
     metadata: dict[str, Any] = Field(default_factory=dict, repr=False, description="Free-form fields of the owner.")
+    status: VoiceStatus | None = Field(
+        default=None,
+        description="Whether the server has prepared the voice for its backend; absent if it does not report it.",
+    )
 
     @property
     def ref_sha256(self) -> str | None:

@@ -24,7 +24,7 @@ def test_list_shows_voices_of_the_server(args: tuple[str, ...], client: httpx.Cl
 
     head, row = run(*args).out.splitlines()
 
-    assert head.split() == ["name", "lang", "backend", "made", "id"]
+    assert head.split() == ["name", "lang", "backend", "status", "made", "id"]
     assert (row.split()[:3], row.split()[-1]) == (["me", "en", "tone"], voice_id)
     assert [voice["voice_id"] for voice in json.loads(run("voices", "list", "--remote", "--json").out)] == [voice_id]
 

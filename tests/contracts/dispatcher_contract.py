@@ -13,13 +13,48 @@ import pytest
 
 from afterwords.audio.wav import read_wav
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
-from afterwords.errors import SynthesisError
+from afterwords.errors import AudioMissingError, SynthesisError
 from afterwords.server.ports import Dispatcher
 from afterwords.text import LANGS
 from tests.server.dispatch.memory_queue import DEADLINE_S, MemoryQueue
 from tests.server.dispatch.running import ENDLESS, eventually
 
 TEXT = "A text that is spoken."
+
+
+@pytest.mark.anyio
+class PreparationContract:
+    """For dispatchers that ask their job queue for preparations."""
+
+    async def test_voice_is_prepared_without_a_job(self, dispatcher: Dispatcher, queue: MemoryQueue) -> None:
+        job_id = queue.prepare("me")
+        dispatcher.wake()
+        assert await queue.wait_for(job_id) == ["ready"]
+        assert list(queue.prompts) == [("me", "tone", "1")]
+        assert queue.calls_for(job_id) == ["claimed", "end_preparation"]
+        assert await queue.wait_for(queue.submit(TEXT)) == ["ready"]
+        assert [call for call, _ in queue.calls].count("save_prompt") == 1
+
+    async def test_jobs_go_before_preparations(self, dispatcher: Dispatcher, queue: MemoryQueue) -> None:
+        preparations = [queue.prepare(f"voice-{number}") for number in range(20)]
+        job_id = queue.submit(TEXT)
+        dispatcher.wake()
+        assert set(await queue.wait_for(job_id, *preparations)) == {"ready"}
+        assert next(name for call, name in queue.calls if call == "claimed") == job_id
+
+    @pytest.mark.usefixtures("dispatcher")
+    async def test_stored_prompt_ends_the_preparation(self, queue: MemoryQueue) -> None:
+        queue.prompts["me", "tone", "1"] = b"known"
+        assert await queue.wait_for(queue.prepare("me")) == ["ready"]
+        assert ("save_prompt", "me") not in queue.calls
+
+    @pytest.mark.usefixtures("dispatcher")
+    async def test_failed_preparation_ends_and_does_not_fail_jobs(self, queue: MemoryQueue) -> None:
+        queue.errors["reference"] = AudioMissingError(code="reference_missing")
+        job_id = queue.prepare("me")
+        assert await queue.wait_for(job_id) == ["ready"]
+        assert queue.calls_for(job_id) == ["claimed", "end_preparation"]
+        assert await queue.wait_for(queue.submit(TEXT)) == ["reference_missing"]
 
 
 @pytest.mark.anyio

@@ -9,13 +9,16 @@ from tests.contracts.store_attempts import AttemptContract
 from tests.contracts.store_audit import AuditContract
 from tests.contracts.store_jobs import JobContract
 from tests.contracts.store_keys import KeyContract
+from tests.contracts.store_preparations import PreparationContract
 from tests.contracts.store_voices import VoiceContract
 from tests.contracts.store_webhooks import WebhookContract
 from tests.contracts.store_world import ManualClock, World
 
 
 @pytest.mark.anyio
-class StoreContract(KeyContract, AuditContract, VoiceContract, JobContract, AttemptContract, WebhookContract):
+class StoreContract(
+    KeyContract, AuditContract, VoiceContract, PreparationContract, JobContract, AttemptContract, WebhookContract
+):
     """All tests of stores. `store` is open and empty, and uses the fixture `clock`."""
 
     @pytest.fixture

@@ -302,12 +302,12 @@ class TestVoices:
         kept = served.home / "server" / "blobs" / "voices" / made / "ref.wav"
         assert kept.read_bytes() == canonical
 
-    def test_list_has_five_fields_and_own_voices_only(self, served: Served) -> None:
+    def test_list_has_few_fields_and_own_voices_only(self, served: Served) -> None:
         with served.client(served.new_key()) as user:
             assert user.get("/v1/voices").json() == []
             made = register(user, name="only")
             listed = user.get("/v1/voices").json()
-        assert [set(voice) for voice in listed] == [{"voice_id", "name", "backend", "lang", "created_at"}]
+        assert [set(voice) for voice in listed] == [{"voice_id", "name", "backend", "lang", "status", "created_at"}]
         assert listed[0]["voice_id"] == made
 
     def test_voice_list_is_paginated(self, served: Served) -> None:

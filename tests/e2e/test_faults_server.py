@@ -30,6 +30,7 @@ TEXT = "Accepted before the server died."
 LONG = f"fault-slow, {'so that it lasts a second, ' * 3}"
 ONCE = {"Idempotency-Key": "asked-once"}
 IN_UPLOADS = ("reference-stored", "voice-committed")
+IN_PREPARATIONS = ("preparation-claimed",)
 IN_JOBS = ("job-committed", "job-claimed", "audio-stored", "job-finished")
 IN_DELETIONS = ("voice-tombstoned",)
 
@@ -73,7 +74,7 @@ def references(served: Served) -> list[str]:
 
 class TestKilled:
     def test_every_failpoint_is_tested(self) -> None:
-        assert {*IN_UPLOADS, *IN_JOBS, *IN_DELETIONS} == set(failpoints.PLACES)
+        assert {*IN_UPLOADS, *IN_PREPARATIONS, *IN_JOBS, *IN_DELETIONS} == set(failpoints.PLACES)
 
     @pytest.mark.parametrize("place", IN_UPLOADS)
     def test_kill_during_an_upload_leaves_one_voice_and_recording(self, place: str, tmp_path: Path) -> None:
@@ -90,6 +91,21 @@ class TestKilled:
                 assert len(made) == 1
                 assert set(listed) <= made
                 assert len(client.get("/v1/voices").json()) == 1
+            check_invariants(served)
+
+    @pytest.mark.parametrize("place", IN_PREPARATIONS)
+    def test_kill_during_a_preparation_is_recovered(self, place: str, tmp_path: Path) -> None:
+        with serving_with_failpoint(place, tmp_path / "home") as served:
+            die(served, upload)
+            [(voice_id, attempt)] = query(served, "SELECT voice_id, attempt FROM preparations")
+            assert attempt == 1
+            served.start()
+            with served.client() as client:
+                wait_until(
+                    lambda: client.get(f"/v1/voices/{voice_id}").json()["status"] == "ready", what="a prepared voice"
+                )
+            assert [path for path in list_blobs(served) if path.startswith(f"voices/{voice_id}/prompts/")]
+            assert query(served, "SELECT voice_id FROM preparations") == []
             check_invariants(served)
 
     @pytest.mark.parametrize("place", IN_JOBS)

@@ -161,8 +161,9 @@ def fields_of(response: httpx.Response) -> set[str]:
 
 
 def status_of(response: httpx.Response) -> object:
-    """Return the status in a body, of the service or of a job."""
-    return response.json().get("status") if "status" in fields_of(response) else None
+    """Return the status in a body, of the service or of a job. Only our voices have one."""
+    fields = fields_of(response)
+    return response.json()["status"] if "status" in fields and "name" not in fields else None
 
 
 OUR_CODES = {"a key for a user": "admin_required", "a voice of no WAV file": "unsupported_audio"}

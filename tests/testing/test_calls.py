@@ -23,7 +23,7 @@ from afterwords.testing import DispatcherContract, RunningServer
 from afterwords.testing.dispatcher_contract import ENDLESS
 from tests.clouds import standin
 from tests.clouds.standin import StandIn
-from tests.e2e.served import READER, wait_until
+from tests.e2e.served import READER, register, wait_until
 
 
 class ServiceContract(DispatcherContract):
@@ -93,6 +93,10 @@ class TestTrigger(ServiceContract):
         assert form["callback_secret"].startswith("awt_1.")
         samples, _ = read_wav(base64.b64decode(form["ref_audio_b64"]))
         assert len(samples)
+
+    def test_new_voice_is_not_prepared_in_the_background(self, client: httpx.Client) -> None:
+        made = register(client, name="new")
+        assert client.get(f"/v1/voices/{made}").json()["status"] == "ready"
 
     def test_shared_secret_and_proxy_token_are_sent(self, tmp_path: Path) -> None:
         secret = "a-callback-secret-that-workers-share"

@@ -31,6 +31,8 @@ def push(
         question = f"{client.base_url} has another voice named {name}."
         result = _copy(transfer.send, name, client, replace=replace, question=question, as_json=as_json)
     if result.voice is not None:
+        if result.voice.status == "preparing":
+            output.note("The server is preparing the voice; until it is ready, speech waits for it.")
         say = command("say", "Hello from anywhere.", "--voice", result.name, "--remote", profile=profile)
         output.note(f"Next: {output.shown(say)}")
 

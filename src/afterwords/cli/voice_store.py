@@ -197,11 +197,11 @@ class RemoteVoices:
         """Return all voices, oldest first."""
         with output.waiting(ASKING):
             voices = list(self._client.voices.list())
-        rows = [(v.name, v.lang, v.backend, f"{v.created_at:%Y-%m-%d}", v.voice_id) for v in voices]
+        rows = [(v.name, v.lang, v.backend, v.status or "-", f"{v.created_at:%Y-%m-%d}", v.voice_id) for v in voices]
         facts = [voice.model_dump(mode="json", exclude_none=True) for voice in voices]
         push = output.shown(command("push", "NAME", profile=self._profile))
         hint = f"{output.shown(self._client.base_url)} has no voices yet. Copy one there: {push}"
-        return VoiceList(("name", "lang", "backend", "made", "id"), rows, facts, hint)
+        return VoiceList(("name", "lang", "backend", "status", "made", "id"), rows, facts, hint)
 
     def show(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         with output.waiting(ASKING):

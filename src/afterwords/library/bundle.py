@@ -122,7 +122,7 @@ def pack(voice: Voice, reference_wav: bytes, prompts: Sequence[BundledPrompt] = 
     """Pack a voice into a bundle. Equal voices give equal bytes.
 
     Args:
-        voice: All of its fields are included.
+        voice: All of its fields are included, except for the status on a server.
         reference_wav: Its recording, a canonical WAV.
         prompts: Its prompts; the first four within the size limit are included.
 
@@ -144,7 +144,7 @@ def pack(voice: Voice, reference_wav: bytes, prompts: Sequence[BundledPrompt] = 
             for name, p in named.items()
         },
         members={name: _Member(sha256=sha256(d).hexdigest(), size_bytes=len(d)) for name, d in others.items()},
-        voice=voice.model_dump(mode="json", exclude={"ref_text"}),
+        voice=voice.model_dump(mode="json", exclude={"ref_text", "status"}),
     )
     facts = manifest.model_dump(exclude=None if named else {"prompts"})
     stated = json.dumps(facts, sort_keys=True, indent=2, allow_nan=False).encode() + b"\n"

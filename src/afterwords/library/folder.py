@@ -84,8 +84,9 @@ class VoiceFolder:
         self.write_voice(voice)
 
     def write_voice(self, voice: Voice) -> None:
-        """Write voice.json."""
-        disk.write(self.path / "voice.json", [voice.model_dump_json(indent=2).encode(), b"\n"])
+        """Write voice.json, without the status on a server."""
+        facts = voice.model_dump_json(indent=2, exclude={"status"})
+        disk.write(self.path / "voice.json", [facts.encode(), b"\n"])
 
     def read(self, voice_id: str) -> Voice:
         """Read and validate voice.json, and check that the recording exists.

@@ -16,6 +16,7 @@ PLACES: Final = (
     "voice-committed",  # the row is written, the response is not sent
     "job-committed",  # a job is accepted, but neither answered nor dispatched
     "job-claimed",  # an attempt is open, nothing is synthesized
+    "preparation-claimed",  # the same, of a preparation
     "audio-stored",  # a result's blob is written, its row is not
     "job-finished",  # the row is final, no event is published
     "voice-tombstoned",  # a voice is deleted, its blobs are not

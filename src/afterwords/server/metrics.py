@@ -102,7 +102,10 @@ class Metrics:
         self.cache_misses = self._counter("cache_misses", "Synthesis requests that became a job.", "backend")
         self.attempts = self._counter("attempts", "Attempts at jobs that workers began.", "backend", "worker")
         self.retries = self._counter("attempt_retries", "Attempts that failed, but may succeed if repeated.", "code")
-        self.releases = self._counter("attempt_releases", "Attempts that a stopping worker returned to the queue.")
+        self.releases = self._counter(
+            "attempt_releases",
+            "Attempts that went back to the queue: a worker stops, or a job interrupts a preparation.",
+        )
         self.expired = self._counter("leases_expired", "Leases that expired because a worker was lost.", "outcome")
         self.jobs_ended = self._counter(
             "jobs_ended",

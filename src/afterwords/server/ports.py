@@ -5,7 +5,7 @@ Every method is atomic. Adapters live in `store/`, `blobs/` and `dispatch/`; tes
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence, Set
 from datetime import datetime
 from typing import BinaryIO, Protocol
 
@@ -166,8 +166,12 @@ class Store(Protocol):
 
     # voices and cache
 
-    async def add_voice(self, voice: StoredVoice, *, idempotency: Idempotency | None = None) -> StoredVoice:
-        """Store a voice. A repeated request returns the voice that it created before.
+    async def add_voice(
+        self, voice: StoredVoice, *, idempotency: Idempotency | None = None, prepare: bool = False
+    ) -> StoredVoice:
+        """Store a voice, and queue its preparation if it needs one.
+
+        A repeated request returns the voice that it created before.
 
         A home voice is stored once: if its row exists, that row is returned. It gets another id if its own is taken.
 
@@ -191,8 +195,14 @@ class Store(Protocol):
     async def list_voices(self, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
         """Return voices of an account, oldest first, starting after the voice with the id `after`."""
 
-    async def update_voice(self, voice_id: str, changes: VoiceChanges, *, account_id: str) -> StoredVoice | None:
-        """Update a voice. Another transcript or language removes its cache entries."""
+    async def update_voice(
+        self, voice_id: str, changes: VoiceChanges, *, account_id: str, prepare: bool = False
+    ) -> StoredVoice | None:
+        """Update a voice. Another transcript or language removes its cache entries.
+
+        Args:
+            prepare: With another transcript, language or backend, the voice has to be prepared.
+        """
 
     async def delete_voice(self, voice_id: str, *, account_id: str) -> list[str] | None:
         """Delete a voice with its jobs, cache and idempotency rows, refund its pending jobs, and add a tombstone.
@@ -257,10 +267,31 @@ class Store(Protocol):
         """Claim the next waiting job of these backends, except for these voices, for a new attempt.
 
         The account that was served longest ago is first, then its oldest job. Two processes never claim the same job.
+        Jobs whose voice another worker prepares are skipped while its lease lasts.
         """
 
     async def find_claimed(self, worker: str) -> Claim | None:
         """Return a claim that a worker holds, and whose lease has not expired."""
+
+    async def claim_preparation(
+        self,
+        *,
+        backends: Sequence[str],
+        lease_s: float,
+        worker: str,
+        max_attempts: int,
+        skip_voices: Sequence[str] = (),
+    ) -> Claim | None:
+        """Claim a voice to prepare for one of these backends, unless a pending job prepares it.
+
+        Preparations without attempts left are removed. `heartbeat`, `release` and `retry` also take preparations.
+        """
+
+    async def get_preparation(self, job_id: str) -> Claim | None:
+        """Return the last claim of a preparation, whose lease may have expired. None: it has ended."""
+
+    async def end_preparation(self, job_id: str, attempt: int) -> None:
+        """End a preparation that this attempt holds: the voice is ready. So does a finished job of its backend."""
 
     async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float) -> bool:
         """Renew a lease. Return False if this attempt no longer holds the job: the worker must stop."""
@@ -415,8 +446,15 @@ class Blobs(Protocol):
 class JobQueue(Protocol):
     """The source of a dispatcher's jobs, and the receiver of its results."""
 
-    async def claim(self, *, backends: Sequence[str], worker: str, skip_voices: Sequence[str] = ()) -> Claim | None:
-        """Claim the next waiting job, except for these voices. A queue may wait for one until it is interrupted."""
+    async def claim(
+        self, *, backends: Sequence[str], worker: str, skip_voices: Sequence[str] = (), prepare: Sequence[str] = ()
+    ) -> Claim | None:
+        """Claim the next waiting job, except for these voices. A queue may wait for one until it is interrupted.
+
+        Args:
+            prepare: Backends for which a preparation may be claimed, if no job waits. Such a claim ends with
+                `end_preparation`, `retry` or `release`.
+        """
 
     def interrupt(self) -> None:
         """Make a claim that waits for a job return, because other jobs can start now."""
@@ -471,6 +509,9 @@ class JobQueue(Protocol):
     async def release(self, job_id: str, attempt: int) -> None:
         """Put a job back into the queue, because the worker stops."""
 
+    async def end_preparation(self, job_id: str, attempt: int) -> None:
+        """End a preparation: the prompt is stored, or the first speech will show why the voice can't be prepared."""
+
 
 class AttemptQueue(JobQueue, Protocol):
     """A queue whose attempts may be continued by a process that did not claim them."""
@@ -519,6 +560,10 @@ class Dispatcher(Protocol):
     @property
     def prompt_versions(self) -> Mapping[str, str]:
         """The prompt version of each backend, if it is known without loading the backend."""
+
+    @property
+    def prepares(self) -> Set[str]:
+        """The backends for which it claims preparations, now or once its workers run."""
 
     @property
     def is_ready(self) -> bool:

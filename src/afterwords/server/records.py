@@ -10,7 +10,7 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Any, Final
 
-from afterwords.models import Consent, JobStatus, Provenance, SpeechFormat
+from afterwords.models import Consent, JobStatus, Provenance, SpeechFormat, VoiceStatus
 
 # -- accounts and keys ---------------------------------------------------------------------------------------
 
@@ -143,6 +143,7 @@ class StoredVoice:
     Attributes:
         home_id: Id in the library of the home folder, which holds the recording. None: the recording is in storage.
         ref_grade: Quality of the recording, A to F. None: not graded.
+        is_preparing: It has a row in `preparations`.
     """
 
     voice_id: str
@@ -162,6 +163,11 @@ class StoredVoice:
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     home_id: str | None = None
     ref_grade: str | None = None
+    is_preparing: bool = False
+
+    @property
+    def status(self) -> VoiceStatus:
+        return VoiceStatus.PREPARING if self.is_preparing else VoiceStatus.READY
 
     def prompt_digest(self, *kind: str, backend: str, version: str) -> str:
         """Return a digest of everything that a prompt depends on, among it the recording and the transcript."""
@@ -306,11 +312,13 @@ class Claim:
 
     Attributes:
         lease_s: Time without a heartbeat after which the claim ends. None: as in the settings.
+        is_preparation: The job has no text: the attempt stores the prompt of the voice, and has no audio.
     """
 
     job: StoredJob
     voice: StoredVoice
     lease_s: float | None = None
+    is_preparation: bool = False
 
 
 @dataclass(frozen=True, slots=True)

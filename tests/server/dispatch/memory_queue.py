@@ -66,6 +66,12 @@ class MemoryQueue:
         )
         return job_id
 
+    def prepare(self, voice: str = "me", *, backend: str = "tone") -> str:
+        """Add a preparation; return the id of its job."""
+        job_id = self.submit("", voice=voice, backend=backend)
+        self.jobs[job_id] = replace(self.jobs[job_id], text=None)
+        return job_id
+
     def cancel(self, job_id: str) -> None:
         self._end(job_id, status=JobStatus.CANCELLED)
 
@@ -97,15 +103,19 @@ class MemoryQueue:
 
     # -- the port
 
-    async def claim(self, *, backends: Sequence[str], worker: str, skip_voices: Sequence[str] = ()) -> Claim | None:
+    async def claim(
+        self, *, backends: Sequence[str], worker: str, skip_voices: Sequence[str] = (), prepare: Sequence[str] = ()
+    ) -> Claim | None:
         self._note("claim", worker)
-        for job in self.jobs.values():
-            is_free = job.status is JobStatus.PENDING and job.job_id not in self.claimed
-            if is_free and job.backend in backends and job.voice_id not in skip_voices:
+        pending = [job for job in self.jobs.values() if job.status is JobStatus.PENDING]
+        running = {job.voice_id for job in pending if job.text is None and job.job_id in self.claimed}
+        for job in sorted(pending, key=lambda job: job.text is None):
+            may_run = job.backend in prepare if job.text is None else job.backend in backends
+            if may_run and job.job_id not in self.claimed and job.voice_id not in {*skip_voices, *running}:
                 self.claimed.add(job.job_id)
                 self.jobs[job.job_id] = replace(job, attempt=job.attempt + 1)
                 self._note("claimed", job.job_id)
-                return Claim(self.jobs[job.job_id], self._voice(job.voice_id))
+                return Claim(self.jobs[job.job_id], self._voice(job.voice_id), is_preparation=job.text is None)
         return None
 
     def interrupt(self) -> None:
@@ -178,6 +188,11 @@ class MemoryQueue:
         if self._holds(job_id, attempt):
             self.claimed.discard(job_id)
             self.jobs[job_id] = replace(self.jobs[job_id], attempt=attempt - 1)
+
+    async def end_preparation(self, job_id: str, attempt: int) -> None:
+        self._note("end_preparation", job_id)
+        if self._holds(job_id, attempt):
+            self._end(job_id, status=JobStatus.READY)
 
     # -- private
 

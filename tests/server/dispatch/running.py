@@ -141,7 +141,14 @@ def ignore_other_children() -> None:
 
 def install_odd(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Install the engines above in a folder on the path of this process and of its children."""
-    folder.mkdir()
+    write_odd(folder)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def write_odd(folder: Path) -> None:
+    """Write the engines above into a folder, for processes that have it on their path."""
+    folder.mkdir(exist_ok=True)
     (folder / "odd.py").write_text(ODD, "utf-8")
     info = folder / "odd-1.0.dist-info"
     info.mkdir()
@@ -149,5 +156,3 @@ def install_odd(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (info / "entry_points.txt").write_text(
         "[afterwords.engines]\nodd = odd:Odd\nslow = odd:Slow\nother = odd:Other\n", "utf-8"
     )
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", str(folder))

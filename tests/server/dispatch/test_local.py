@@ -17,14 +17,14 @@ from afterwords.server.dispatch import slots
 from afterwords.server.dispatch.local import LocalDispatcher
 from afterwords.server.ports import Dispatcher
 from afterwords.server.settings import Settings
-from tests.contracts.dispatcher_contract import JobQueueUserContract
+from tests.contracts.dispatcher_contract import JobQueueUserContract, PreparationContract
 from tests.server.dispatch.memory_queue import MemoryQueue
 from tests.server.dispatch.running import ENDLESS, LONG, children, eventually, install_odd, running_dispatcher
 
 pytestmark = pytest.mark.anyio
 
 
-class TestLocalDispatcher(JobQueueUserContract):
+class TestLocalDispatcher(JobQueueUserContract, PreparationContract):
     @pytest.fixture
     async def dispatcher(self, queue: MemoryQueue) -> AsyncIterator[Dispatcher]:
         async with running_dispatcher(queue, lease_s=3) as dispatcher:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -29,8 +28,8 @@ class SlowQueue(MemoryQueue):
         super().__init__()
         self.may_answer = asyncio.Event()
 
-    async def claim(self, *, backends: Sequence[str], worker: str, skip_voices: Sequence[str] = ()) -> Claim | None:
-        claim = await super().claim(backends=backends, worker=worker, skip_voices=skip_voices)
+    async def claim(self, **wish: Any) -> Claim | None:
+        claim = await super().claim(**wish)
         await self.may_answer.wait()
         return claim
 

@@ -129,6 +129,7 @@ async def test_migration_counts_the_bytes_of_existing_rows(world: World, folder:
             DROP TABLE customers;
             ALTER TABLE jobs DROP COLUMN traceparent;
             DROP INDEX ix_voices_account_id_name;
+            DROP TABLE preparations;
             """
         )
         database.execute("UPDATE alembic_version SET version_num = '0005'")

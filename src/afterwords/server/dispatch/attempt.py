@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import BinaryIO, Final, cast
 
-from afterwords.errors import RecordingError, SynthesisError
+from afterwords.errors import RecordingError, ServiceUnavailableError, SynthesisError
 from afterwords.server.dispatch.audio_stream import AudioStream
 from afterwords.server.dispatch.claiming import OUTAGE, LeasedAttempt, retry_during_outage
 from afterwords.server.dispatch.messages import INVALID_PROMPT, Message
@@ -69,7 +69,7 @@ class Attempt(LeasedAttempt):
         self._longest_s = max_speech_s(claim.job.text or "", speed=claim.job.speed)
         self._expected_s = EXPECTED_SECONDS_PER_CHARACTER * len(claim.job.text or " ") / claim.job.speed
         self._timeout_s = settings.start_allowance_s + 2 * self._longest_s
-        self._prompt_task: asyncio.Task[None] | None = None
+        self._prompt_task: asyncio.Task[bool] | None = None
         self._checkpoint: bytes | None = None
         self._checkpoint_task: asyncio.Task[None] | None = None
         self._logged_percent = -_LOG_STEP_PERCENT
@@ -77,7 +77,7 @@ class Attempt(LeasedAttempt):
     @property
     def is_alone(self) -> bool:
         """Whether no other attempt may share its process: an earlier try of the job may have killed one."""
-        return self.claim.job.attempt - self.claim.job.returned > 1
+        return not self.claim.is_preparation and self.claim.job.attempt - self.claim.job.returned > 1
 
     def start(self) -> asyncio.Task[None]:
         self._slot.acquire(self)
@@ -90,7 +90,7 @@ class Attempt(LeasedAttempt):
     async def _work(self) -> None:
         job_id = self.claim.job.job_id
         try:
-            await self._speak_and_deliver()
+            await (self._prepare() if self.claim.is_preparation else self._speak_and_deliver())
         except SlotUnavailableError:
             await self.release()
         except (WorkerError, WorkerCrashedError) as error:
@@ -107,6 +107,14 @@ class Attempt(LeasedAttempt):
         self.leave()
         if unfinished := [task for task in (self._prompt_task, self._checkpoint_task) if task]:
             await asyncio.wait(unfinished)
+
+    async def _prepare(self) -> None:
+        job = self.claim.job
+        await self._speak()
+        self.leave()
+        if self._prompt_task and not await self._prompt_task:
+            raise ServiceUnavailableError
+        await self._report(lambda: self._queue.end_preparation(job.job_id, job.attempt))
 
     async def _speak_and_deliver(self) -> None:
         try:
@@ -140,7 +148,7 @@ class Attempt(LeasedAttempt):
     async def _fetch_work(self, version: str) -> Work:
         """Return the work, with a prompt of this version if there is one."""
         job, voice = self.claim.job, self.claim.voice
-        assert job.text is not None, "a pending job has its text"
+        assert (job.text is None) == self.claim.is_preparation, "a pending job has its text"
         prompt = reference = checkpoint = None
         if not self._ignores_prompt:
             prompt = await retry_during_outage(
@@ -170,10 +178,15 @@ class Attempt(LeasedAttempt):
         )
 
     async def _speak(self) -> int | None:
-        """Collect the audio; return the time to synthesize it, in ms, or None if the engine did not stop."""
+        """Collect the audio; return the time to synthesize it, in ms, or None if the engine did not stop.
+
+        Without a text, only the prompt is made, unless it is stored.
+        """
         while True:
             version = self._slot.prompt_version(self.backend)
             work = await self._fetch_work(version)
+            if work.text is None and work.prompt is not None:
+                return None
             try:
                 worker, utterance = await self._slot.speak(self, work, prompt_version=version)
                 break
@@ -236,8 +249,13 @@ class Attempt(LeasedAttempt):
             self.has_prompt = True
             self._on_prompt()
 
-    async def _save_prompt(self, prompt: bytes, version: str) -> None:
-        """Store a new prompt at once: the speech may fail, and the prompt may have taken minutes."""
+    async def _save_prompt(self, prompt: bytes, version: str) -> bool:
+        """Store a new prompt at once: the speech may fail, and the prompt may have taken minutes.
+
+        Returns:
+            Whether it is stored.
+        """
+        is_stored = False
         is_fast = self._is_fast and not self._ignores_prompt  # or the invalid one, a full one, would be found first
         if self._checkpoint_task:
             await asyncio.wait([self._checkpoint_task])  # or a late checkpoint would stay beyond the prompt
@@ -246,9 +264,11 @@ class Attempt(LeasedAttempt):
                 lambda: self._queue.save_prompt(self.claim, version=version, prompt=prompt, is_fast=is_fast),
                 timeout_s=self._lease_s,
             )
+            is_stored = True
         except Exception as error:  # noqa: BLE001 - a prompt is a cache, and can be made again
             _log.warning("voice %s: its prompt is not kept: %s", self.claim.voice.voice_id, type(error).__name__)
         self._note_prompt()
+        return is_stored
 
     async def _save_checkpoints(self, version: str) -> None:
         """Store the latest checkpoint, and the one that arrived meanwhile."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
@@ -123,6 +123,10 @@ class CallDispatcher:
     @property
     def prompt_versions(self) -> Mapping[str, str]:
         return {name: backend.engine.prompt_version for name, backend in self._offered.items() if backend.engine}
+
+    @property
+    def prepares(self) -> Set[str]:
+        return frozenset()  # the first call for a voice prepares it
 
     @property
     def is_ready(self) -> bool:

@@ -210,7 +210,11 @@ class LeasedAttempt(ABC):
     async def _fail(self, error: str) -> None:
         job = self.claim.job
         note(outcome="failed", error=error)
-        await self._report(lambda: self._queue.fail(job.job_id, job.attempt, error=error))
+        if self.claim.is_preparation:
+            _log.warning("voice %s can't be prepared for %s: %s", job.voice_id, job.backend, error)
+            await self._report(lambda: self._queue.end_preparation(job.job_id, job.attempt))
+        else:
+            await self._report(lambda: self._queue.fail(job.job_id, job.attempt, error=error))
 
     async def _report(self, call: Callable[[], Awaitable[None]]) -> None:
         """Report the end; if that fails, the lease expires and the reaper requeues the job."""

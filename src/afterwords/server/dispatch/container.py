@@ -118,7 +118,14 @@ class _HandedJobs(HttpJobQueue):
         if found := self._handed.pop(job_id, None):
             found[1].set()
 
-    async def claim(self, *, backends: Sequence[str], worker: str, skip_voices: Sequence[str] = ()) -> Claim | None:  # noqa: ARG002 - as the server knows it
+    async def claim(
+        self,
+        *,
+        backends: Sequence[str],
+        worker: str,  # noqa: ARG002 - as the server knows it
+        skip_voices: Sequence[str] = (),
+        prepare: Sequence[str] = (),  # noqa: ARG002 - no preparation is handed over
+    ) -> Claim | None:
         for handed in [*self._waiting]:
             if handed.backend not in backends or handed.voice_id in skip_voices:
                 continue

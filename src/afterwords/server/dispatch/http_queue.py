@@ -129,18 +129,25 @@ class HttpJobQueue:
             UnauthorizedError: The token is wrong or revoked.
             ServerSetupError: The server speaks another protocol.
         """
-        await self._poll([], [], wait_s=0)
+        await self._poll([], [], [], wait_s=0)
         _log.info("connected to %s as %s", self._access.base_url, self._name)
 
     # -- the port JobQueue
 
-    async def claim(self, *, backends: Sequence[str], worker: str, skip_voices: Sequence[str] = ()) -> Claim | None:  # noqa: ARG002 - it has its own name
+    async def claim(
+        self,
+        *,
+        backends: Sequence[str],
+        worker: str,  # noqa: ARG002 - it has its own name
+        skip_voices: Sequence[str] = (),
+        prepare: Sequence[str] = (),
+    ) -> Claim | None:
         self._interrupted.clear()
         if self.is_over.is_set():
             return None
         wait_s = 0 if self._once else POLL_MAX_S
         try:
-            claimed = await self._wait_for_job(backends, skip_voices, wait_s=wait_s)
+            claimed = await self._wait_for_job(backends, skip_voices, prepare, wait_s=wait_s)
         except (UnauthorizedError, ServerSetupError) as error:
             self.failure = error
             self.is_over.set()
@@ -150,7 +157,7 @@ class HttpJobQueue:
                 self.is_over.set()
             return None
         self._claim_id, self._n_unanswered = new_id(), 0
-        if self._n_left is not None:
+        if self._n_left is not None and not claimed.is_preparation:
             self._n_left -= 1
             if not self._n_left:
                 self.is_over.set()
@@ -231,17 +238,20 @@ class HttpJobQueue:
     async def release(self, job_id: str, attempt: int) -> None:
         await self._end(job_id, attempt, EndBody(outcome="released"))
 
+    async def end_preparation(self, job_id: str, attempt: int) -> None:
+        await self._end(job_id, attempt, EndBody(outcome="prepared"))
+
     # -- claims
 
     async def _wait_for_job(
-        self, backends: Sequence[str], skip_voices: Sequence[str], *, wait_s: float
+        self, backends: Sequence[str], skip_voices: Sequence[str], prepare: Sequence[str], *, wait_s: float
     ) -> ClaimedJob | None:
         """Poll until there is a job, the queue is interrupted, or, with `wait_s` 0, there is no job.
 
         An interrupted poll is ended by a second claim with the same ID, which wishes for nothing and so returns only
         what the first one was given. So no job is given to a worker that stopped waiting, and connections stay open.
         """
-        poll = asyncio.create_task(self._poll(backends, skip_voices, wait_s=wait_s))
+        poll = asyncio.create_task(self._poll(backends, skip_voices, prepare, wait_s=wait_s))
         interruption = asyncio.create_task(self._interrupted.wait())
         try:
             await asyncio.wait({poll, interruption}, return_when=asyncio.FIRST_COMPLETED)
@@ -249,7 +259,7 @@ class HttpJobQueue:
                 return poll.result()
             if self._is_away:
                 return None
-            settled = await self._request_claim([], [], wait_s=0)
+            settled = await self._request_claim([], [], [], wait_s=0)
             await asyncio.wait({poll}, timeout=SETTLE_S)
             if settled is None and poll.done():  # given by another server, which does not know the second claim
                 return poll.result()
@@ -259,12 +269,14 @@ class HttpJobQueue:
                 task.cancel()
             await asyncio.gather(poll, interruption, return_exceptions=True)
 
-    async def _poll(self, backends: Sequence[str], skip_voices: Sequence[str], *, wait_s: float) -> ClaimedJob | None:
+    async def _poll(
+        self, backends: Sequence[str], skip_voices: Sequence[str], prepare: Sequence[str], *, wait_s: float
+    ) -> ClaimedJob | None:
         """Ask for a job until there is one, also while the server is away."""
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                claimed = await self._request_claim(backends, skip_voices, wait_s=wait_s)
+                claimed = await self._request_claim(backends, skip_voices, prepare, wait_s=wait_s)
             except ServiceUnavailableError as error:
                 if not self._is_away:
                     _log.warning("the server is away: %s It is tried again until it is back.", error.message)
@@ -279,7 +291,7 @@ class HttpJobQueue:
                 return claimed
 
     async def _request_claim(
-        self, backends: Sequence[str], skip_voices: Sequence[str], *, wait_s: float
+        self, backends: Sequence[str], skip_voices: Sequence[str], prepare: Sequence[str], *, wait_s: float
     ) -> ClaimedJob | None:
         self._cache.expire()
         self._claims.expire()
@@ -294,6 +306,7 @@ class HttpJobQueue:
             offers=dict(self.offers),
             backends=list(backends),
             skip_voices=list(skip_voices),
+            prepare=list(prepare),
             wait_s=wait_s,
         )
         self._n_unanswered += 1

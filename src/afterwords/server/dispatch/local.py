@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from typing import Final
 
@@ -87,6 +87,10 @@ class LocalDispatcher(SlotDispatcher):
     @property
     def _offered(self) -> Mapping[str, BackendInfo]:
         return self._backends
+
+    @property
+    def prepares(self) -> Set[str]:
+        return self._backends.keys()
 
     @property
     def _runnable(self) -> Iterable[str]:

@@ -57,6 +57,7 @@ class ClaimBody(Hello):
         offers: All backends of the worker.
         backends: Those that can start a job now. Empty: only return what was claimed with this ID before.
         skip_voices: Voices that it prepares at the moment.
+        prepare: Backends for which it can prepare a voice now. Older workers don't send it, and get no preparations.
         wait_s: How long the answer may take.
     """
 
@@ -67,6 +68,7 @@ class ClaimBody(Hello):
     offers: Annotated[dict[Name, Offer], Field(max_length=64)]
     backends: Annotated[list[Name], Field(max_length=64)]
     skip_voices: Annotated[list[VoiceId], Field(max_length=VOICES_MAX)]
+    prepare: Annotated[list[Name], Field(max_length=64)] = []
     wait_s: Annotated[float, Field(ge=0, le=POLL_MAX_S, allow_inf_nan=False)]
 
 
@@ -77,6 +79,7 @@ class ClaimedJob(_Part):
         token: Authorizes everything else that concerns the attempt.
         is_streamed: A client of the server listens to the audio while it is generated.
         traceparent: The span of the request.
+        is_preparation: There is no text to speak: the voice is prepared.
     """
 
     token: str = Field(repr=False)
@@ -95,6 +98,7 @@ class ClaimedJob(_Part):
     ref_sha256: str
     ref_text: str | None = Field(repr=False)
     traceparent: str | None = None
+    is_preparation: bool = False
 
     @classmethod
     def from_claim(cls, claim: Claim, *, token: str, lease_s: float, is_streamed: bool) -> ClaimedJob:
@@ -116,6 +120,7 @@ class ClaimedJob(_Part):
             ref_sha256=voice.ref_sha256,
             ref_text=voice.ref_text,
             traceparent=job.traceparent,
+            is_preparation=claim.is_preparation,
         )
 
     def as_claim(self) -> Claim:
@@ -134,7 +139,7 @@ class ClaimedJob(_Part):
             response_format=SpeechFormat.WAV,
             attempt=self.attempt,
             created_at=now(),
-            text=self.text,
+            text=None if self.is_preparation else self.text,
             returned=self.returned,
             traceparent=self.traceparent,
         )
@@ -151,7 +156,7 @@ class ClaimedJob(_Part):
             created_at=now(),
             ref_text=self.ref_text,
         )
-        return Claim(job, voice, self.lease_s)
+        return Claim(job, voice, self.lease_s, self.is_preparation)
 
 
 class HandedJob(_Part):
@@ -213,8 +218,8 @@ class WantedAnswer(_Part):
 
 
 class EndBody(_Part):
-    """The end of an attempt without audio."""
+    """The end of an attempt without audio. Preparations are `prepared`, also if it is impossible."""
 
-    outcome: Literal["failed", "retry", "released"]
+    outcome: Literal["failed", "retry", "released", "prepared"]
     error: Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,63}$")] = "synthesis_failed"
     max_attempts: Annotated[int, Field(ge=1, le=100)] | None = None

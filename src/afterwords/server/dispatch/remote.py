@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -67,8 +67,8 @@ class _Poll:
             self.given.set_result(None)
 
     @property
-    def wish(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        return tuple(self.body.backends), tuple(self.body.skip_voices)
+    def wish(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        return tuple(self.body.backends), tuple(self.body.skip_voices), tuple(self.body.prepare)
 
 
 @dataclass(slots=True, eq=False)
@@ -134,6 +134,10 @@ class RemoteDispatcher:
         return {name: offer.prompt_version for worker in self.workers for name, offer in worker.offers.items()}
 
     @property
+    def prepares(self) -> Set[str]:
+        return self.backends.keys()
+
+    @property
     def is_ready(self) -> bool:
         return bool(self.workers) and not self._claims.is_closed
 
@@ -153,8 +157,14 @@ class RemoteDispatcher:
         return self._streams.listen(job_id)
 
     def progress(self, job: StoredJob) -> JobProgress:
-        attempt = self._attempts.get(job.job_id)
-        return attempt.progress if attempt else JobProgress("waiting")
+        if attempt := self._attempts.get(job.job_id):
+            return attempt.progress
+        for attempt in self._attempts.values():  # one that prepares the voice prepares it for this job, too
+            claim = attempt.claim
+            is_for_it = (claim.voice.voice_id, claim.job.backend) == (job.voice_id, job.backend)
+            if is_for_it and attempt.progress.step == "preparing":
+                return attempt.progress
+        return JobProgress("waiting")
 
     def cancel(self, job_id: str) -> None:
         """End the stream of a job. Its worker waits for the end of the job, and stops."""
@@ -240,9 +250,13 @@ class RemoteDispatcher:
                 continue
             claim = None
             if poll.wish not in unfulfilled:
-                backends, skip_voices = poll.wish
-                claimed_by = _claimed_by(poll.worker, poll.body)
-                claim = await self.queue.claim(backends=backends, worker=claimed_by, skip_voices=skip_voices)
+                backends, skip_voices, prepare = poll.wish
+                claim = await self.queue.claim(
+                    backends=backends,
+                    worker=_claimed_by(poll.worker, poll.body),
+                    skip_voices=skip_voices,
+                    prepare=prepare,
+                )
             if claim is None:
                 unfulfilled.add(poll.wish)
                 if not poll.body.wait_s:
@@ -334,9 +348,11 @@ class RemoteDispatcher:
             await self.queue.fail(job_id, number, error=body.error)
         elif body.outcome == "retry":
             await self.queue.retry(job_id, number, error=body.error, max_attempts=body.max_attempts)
+        elif body.outcome == "prepared":
+            await self.queue.end_preparation(job_id, number)
         else:
             await self.queue.release(job_id, number)
-        self._forget(job_id, number, will_be_retried=body.outcome != "failed")
+        self._forget(job_id, number, will_be_retried=body.outcome in ("retry", "released"))
         self.wake()
 
     def _forget(self, job_id: str, number: int | None, *, will_be_retried: bool = False) -> None:
@@ -393,6 +409,10 @@ class CombinedDispatcher:
     @property
     def prompt_versions(self) -> Mapping[str, str]:
         return {name: version for each in reversed(self._all) for name, version in each.prompt_versions.items()}
+
+    @property
+    def prepares(self) -> Set[str]:
+        return frozenset().union(*(each.prepares for each in self._all))
 
     @property
     def is_ready(self) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Final
 
@@ -50,7 +50,7 @@ class SlotDispatcher(ABC):
         self._claims = ClaimLoop(self._start_next, interval_s=lambda: POLL_INTERVAL_S)
         self._streams = streams or AudioStreams(settings.folder)
         self._prepared: set[tuple[str, str]] = set()  # voice and backend whose prompt is, or was, stored
-        self._wish: tuple[list[str], list[str]] | None = None  # of the claim in progress
+        self._wish: tuple[list[str], list[str], list[str]] | None = None  # of the claim in progress
         self._running: list[asyncio.Task[None]] = []
         self._forgetting: asyncio.Task[None] | None = None
 
@@ -72,6 +72,10 @@ class SlotDispatcher(ABC):
     @property
     def backends(self) -> Mapping[str, frozenset[str]]:
         return {backend.name: backend.languages for backend in self._offered.values()}
+
+    @property
+    def prepares(self) -> Set[str]:
+        return frozenset()
 
     @property
     def n_running(self) -> int:
@@ -107,6 +111,9 @@ class SlotDispatcher(ABC):
         self._claims.close()
         self.wake()
         await self._claims.wait_closed()
+        preparations = [attempt for attempt in self._attempts if attempt.claim.is_preparation]
+        await asyncio.gather(*(attempt.abandon() for attempt in preparations))
+        await asyncio.gather(*(attempt.release() for attempt in preparations))
         unfinished = await self._attempts.stop(grace_s=grace_s)
         if self._forgetting:
             self._forgetting.cancel()
@@ -124,9 +131,9 @@ class SlotDispatcher(ABC):
         if self._wish is None:
             return False
         try:
-            backends, skip_voices = self._wish
+            backends, skip_voices, prepare = self._wish
             claim = await self._queue.claim(
-                backends=backends, worker=f"{self.kind}-{os.getpid()}", skip_voices=skip_voices
+                backends=backends, worker=f"{self.kind}-{os.getpid()}", skip_voices=skip_voices, prepare=prepare
             )
         finally:
             self._wish = None
@@ -134,30 +141,33 @@ class SlotDispatcher(ABC):
             await self._start_attempt(claim)
         return claim is not None
 
-    def _find_wish(self) -> tuple[list[str], list[str]] | None:
-        """Return the backends of which a job could start now, and the voices to skip. None: no job could start."""
+    def _find_wish(self) -> tuple[list[str], list[str], list[str]] | None:
+        """Return the backends of which a job could start now, the voices to skip, and the backends of preparations.
+
+        None: no job could start.
+        """
         if self._claims.is_closed or len(self._attempts) >= self._attempts_max:
             return None
         if any(attempt.is_held_up for attempt in self._attempts):
             return None  # more audio could not be stored either
         startable = [name for name in self._runnable if self._find_slot(self._offered[name])]
         unprepared = {attempt.claim.voice.voice_id for attempt in self._attempts if not attempt.has_prompt}
-        return (startable, sorted(unprepared)) if startable else None
+        preparable = [name for name in startable if self._find_slot(self._offered[name], is_preparation=True)]
+        return (startable, sorted(unprepared), preparable) if startable else None
 
-    def _find_slot(self, backend: BackendInfo) -> Slot | None:
+    def _find_slot(self, backend: BackendInfo, *, is_preparation: bool = False) -> Slot | None:
         """Return the slot with the fewest attempts where one more could start now."""
-        return min(
-            (slot for slot in self._slots if slot.has_capacity(backend)),
-            key=lambda slot: slot.n_active,
-            default=None,
-        )
+        slots = [s for s in self._slots if (s.can_prepare(backend) if is_preparation else s.has_capacity(backend))]
+        return min(slots, key=lambda slot: slot.n_active, default=None)
 
     async def _start_attempt(self, claim: Claim) -> None:
-        failpoints.reach("job-claimed")
+        failpoints.reach("preparation-claimed" if claim.is_preparation else "job-claimed")
         job = claim.job
         backend = self._offered[job.backend]
         # If the capacity is gone since the claim, the attempt waits for it.
-        slot = self._find_slot(backend) or min(self._slots, key=lambda slot: slot.n_active)
+        slot = self._find_slot(backend, is_preparation=claim.is_preparation) or min(
+            self._slots, key=lambda slot: slot.n_active
+        )
         voice = (claim.voice.voice_id, backend.name)
         attempt = Attempt(
             claim,

@@ -1,4 +1,4 @@
-"""Synthesize one piece of work: a text and a voice in, PCM out.
+"""Do one piece of work: a text and a voice in, PCM out; or a voice in, its prompt out.
 
 Worker processes of a server and machines elsewhere run the same code. It knows no pipe, no request and no database.
 """
@@ -35,6 +35,7 @@ class Work:
     """One utterance to synthesize, with every choice made.
 
     Attributes:
+        text: None: only the prompt is made.
         lang: Language of the text, two letters.
         voice_id: Key for the engine's caches.
         speed: 0.25 to 4.
@@ -46,7 +47,7 @@ class Work:
         ref_lang: Language of the recording.
     """
 
-    text: str = field(repr=False)
+    text: str | None = field(repr=False)
     lang: str
     backend: str
     voice_id: str
@@ -107,8 +108,11 @@ class Worker:
             cancelled: Set by another thread to stop.
 
         Returns:
-            Facts for the message `ended`: `synth_ms`, or the error. Empty: it was cancelled.
+            Facts for the message `ended`: `synth_ms`, or the error. Empty: there was no text, or it was cancelled.
         """
+
+        def save(checkpoint: bytes) -> None:
+            send("checkpoint", checkpoint)
 
         def progress(fraction: float, step: str) -> None:
             if cancelled.is_set():
@@ -116,7 +120,10 @@ class Worker:
             send("preparing", fraction=clip(fraction), step=step)
 
         try:
-            with closing(self.start(work, progress, lambda checkpoint: send("checkpoint", checkpoint))) as stream:
+            if work.text is None:
+                send("speaking", self.prepare(work, progress, save), is_new=True)
+                return {}
+            with closing(self.start(work, progress, save)) as stream:
                 send("speaking", stream.new_prompt or b"", is_new=stream.new_prompt is not None)
                 for pcm in stream:
                     if cancelled.is_set():
@@ -134,10 +141,20 @@ class Worker:
             if isinstance(engine, CachingEngine):
                 engine.forget_voices()
 
+    def prepare(self, work: Work, progress: Progress, save: SaveCheckpoint) -> bytes:
+        """Return the prompt made from the reference; see `start`."""
+        engine = self.engine(work.backend)
+        assert work.reference is not None, "checked by Work"
+        samples, sample_rate = read_wav(work.reference, source="the reference")
+        reference = Reference(samples, sample_rate, work.ref_text, work.ref_lang)
+        if isinstance(engine, ResumableEngine) and not work.is_fast:
+            return engine.resume(reference, progress, checkpoint=work.checkpoint, save=save)
+        return engine.prepare(reference, progress, fast=work.is_fast)
+
     def start(
         self, work: Work, progress: Progress = ignore_progress, save: SaveCheckpoint = lambda _checkpoint: None
     ) -> PcmStream:
-        """Make the prompt if needed, and return the audio, which is synthesized while it is read.
+        """Make the prompt if needed, and return the audio of the text, which is synthesized while it is read.
 
         Args:
             progress: Called with the progress of the preparation; an exception that it raises ends it.
@@ -148,20 +165,14 @@ class Worker:
             InvalidInputError, BackendUnavailableError: The backend can't run here.
             InvalidPromptError: The engine can't read the prompt.
         """
+        assert work.text is not None, "there is a text to speak"
         engine = self.engine(work.backend)
         new_prompt = None
         if work.prompt is not None:
             engine.describe(work.prompt)  # it may come from anyone, with a voice
             prompt = work.prompt
         else:
-            assert work.reference is not None, "checked by Work"
-            samples, sample_rate = read_wav(work.reference, source="the reference")
-            reference = Reference(samples, sample_rate, work.ref_text, work.ref_lang)
-            if isinstance(engine, ResumableEngine) and not work.is_fast:
-                prompt = engine.resume(reference, progress, checkpoint=work.checkpoint, save=save)
-            else:
-                prompt = engine.prepare(reference, progress, fast=work.is_fast)
-            new_prompt = prompt
+            prompt = new_prompt = self.prepare(work, progress, save)
         task = SpeechTask(
             text=work.text,
             lang=work.lang,

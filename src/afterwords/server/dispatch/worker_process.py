@@ -93,6 +93,7 @@ class WorkerUtterance:
     Attributes:
         engine: Its engine, as in `BackendInfo`.
         is_preparing: The voice is being prepared first.
+        is_silent: Only the prompt is wanted.
         position: Fraction and step of the preparation.
         idle_s: Time without progress.
         is_stuck: Its process was killed because it made no progress.
@@ -101,6 +102,7 @@ class WorkerUtterance:
     number: int
     engine: str
     is_preparing: bool
+    is_silent: bool = False
     position: tuple[float, str] = (0.0, "")
     idle_s: float = 0.0
     is_stuck: bool = False
@@ -216,7 +218,9 @@ class WorkerProcess:
         """Start an utterance with a loaded backend; `options` go into the message."""
         self._n_started += 1
         self.is_retired = self.is_retired or self._n_started >= self._limits.recycle_after
-        utterance = WorkerUtterance(self._n_started, engine, is_preparing=work.prompt is None)
+        utterance = WorkerUtterance(
+            self._n_started, engine, is_preparing=work.prompt is None, is_silent=work.text is None
+        )
         self.utterances[utterance.number] = utterance
         self.voices.add(work.voice_id)
         facts = asdict(work)

@@ -87,6 +87,10 @@ class Slot(ABC):
     def has_capacity(self, backend: BackendInfo) -> bool:
         """Return whether one more attempt with that backend could start now."""
 
+    def can_prepare(self, backend: BackendInfo) -> bool:  # noqa: ARG002 - most don't
+        """Return whether a preparation could start now, without delaying a job."""
+        return False
+
     @abstractmethod
     def prompt_version(self, backend: BackendInfo) -> str:
         """Return the version of the prompts that a backend takes."""
@@ -200,6 +204,16 @@ class WorkerSlot(Slot):
         )
         return _n_speaking(worker, backend) + n_waiting < worker.capacity.get(backend.engine, 1)
 
+    def can_prepare(self, backend: BackendInfo) -> bool:
+        worker = self._worker
+        return (
+            worker is not None
+            and self.has_capacity(backend)
+            and not any(attempt.claim.is_preparation for attempt in self._attempts)
+            and not any(_will_prepare_alongside(worker, attempt) for attempt in self._waiting)
+            and not any(_prepares_alongside(worker, utterance) for utterance in worker.utterances.values())
+        )
+
     def prompt_version(self, backend: BackendInfo) -> str:
         """Return the version of the prompts that a backend takes: the process's if it is loaded, else the known one."""
         loaded = self._worker.loaded if self._worker else {}
@@ -208,7 +222,14 @@ class WorkerSlot(Slot):
     async def speak(
         self, attempt: Attempt, work: Work, *, prompt_version: str
     ) -> tuple[WorkerProcess, WorkerUtterance]:
+        """Load the backend if needed. A preparation that can't start is refused, since jobs of its voice would wait.
+
+        A job that would wait for a preparation interrupts it: there, the utterance raises SlotUnavailableError.
+        """
         while True:
+            if attempt.claim.is_preparation and not self._may_start(attempt):
+                raise SlotUnavailableError
+            self._interrupt_preparation(attempt)
             await self._changed.wait_for(lambda: self._may_start(attempt) or not self.is_ready)
             worker = self._worker
             if worker is None or not self.is_ready:
@@ -225,9 +246,21 @@ class WorkerSlot(Slot):
                 worker.retire()
                 raise WorkerCrashedError(is_out_of_memory=error.is_out_of_memory) from error
 
+    def _interrupt_preparation(self, attempt: Attempt) -> None:
+        """Interrupt a preparation that would delay a job for long. What was done of it is kept as a checkpoint."""
+        worker = self._worker
+        if worker and (attempt.is_alone or _will_prepare_alongside(worker, attempt)):
+            for utterance in worker.utterances.values():
+                if utterance.is_silent and _prepares_alongside(worker, utterance):
+                    utterance.received.put_nowait(SlotUnavailableError())
+
     def _may_start(self, attempt: Attempt) -> bool:
         worker = self._worker
         if worker is None or worker.is_retired or worker.is_lost:
+            return False
+        if attempt.claim.is_preparation and any(
+            other.is_alone or _will_prepare_alongside(worker, other) for other in self._waiting - {attempt}
+        ):
             return False
         if attempt.is_alone:
             return not worker.utterances and all(other.is_alone for other in self._waiting)

@@ -15,6 +15,7 @@ from afterwords.models import (
     SpeechFormat,
     Speed,
     UtcTime,
+    VoiceStatus,
 )
 from afterwords.server.records import Scope
 
@@ -96,6 +97,9 @@ class VoiceListed(VoiceCreated):
     """A voice in a list."""
 
     lang: str = Field(description="Language of the reference, two letters.")
+    status: VoiceStatus = Field(
+        description="`preparing` until the voice has been prepared for its backend; it can speak at once."
+    )
 
 
 class VoiceShown(VoiceListed):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +29,11 @@ class BackendCatalog:
     def prompt_versions(self) -> Mapping[str, str]:
         """The prompt version of each backend, as far as it is known."""
         return self.dispatcher.prompt_versions
+
+    @property
+    def prepares(self) -> Set[str]:
+        """The backends for which new voices are prepared."""
+        return self.dispatcher.prepares
 
     def for_voice(self, backend: str | None, lang: str) -> tuple[str, str]:
         """Return the backend and language of a new voice.

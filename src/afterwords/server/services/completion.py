@@ -54,10 +54,13 @@ class Completion:
             raise StaleAttemptError
         if job.status.is_final:
             return None
-        is_held = job.lease_expires is not None and job.lease_expires > self.clock.monotonic()
-        if job.attempt and not is_held:  # 0: completed without a claim, as in the hosted dispatch form
+        if job.attempt and not self.is_held(job):  # 0: completed without a claim, as in the hosted dispatch form
             raise StaleAttemptError
         return job
+
+    def is_held(self, job: StoredJob) -> bool:
+        """Return whether a worker has the lease of a job."""
+        return job.lease_expires is not None and job.lease_expires > self.clock.monotonic()
 
     async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:
         """Complete a job with its audio; see `JobQueue.complete` in `ports`.

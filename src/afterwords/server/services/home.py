@@ -79,11 +79,12 @@ class HomeVoices:
                 await self._delete(row)
             elif (row.name, row.backend) != (wanted.name, wanted.backend):
                 changes = VoiceChanges(name=wanted.name, backend=wanted.backend)
-                await self.store.update_voice(row.voice_id, changes, account_id=account_id)
+                prepare = await self.voices.must_prepare(wanted)
+                await self.store.update_voice(row.voice_id, changes, account_id=account_id, prepare=prepare)
         for home_id, wanted in new.items():
             exists = home_id in old and _identity(old[home_id]) == _identity(wanted)
             if not exists and wanted.ref_sha256 not in pushed:  # the same recording is the same voice
-                await self.store.add_voice(wanted)
+                await self.store.add_voice(wanted, prepare=await self.voices.must_prepare(wanted))
         self._signature = signature
 
     async def _delete(self, row: StoredVoice) -> None:

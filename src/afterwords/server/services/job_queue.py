@@ -14,7 +14,7 @@ from afterwords.errors import AudioMissingError, StaleAttemptError
 from afterwords.models import JobStatus
 from afterwords.server.cache_key import prompt_path
 from afterwords.server.ports import Blobs
-from afterwords.server.records import Claim, StoredVoice
+from afterwords.server.records import Claim, StoredJob, StoredVoice
 from afterwords.server.services.completion import Completion
 from afterwords.server.services.recordings import Recordings
 from afterwords.server.services.signing import worker_token
@@ -40,7 +40,9 @@ class StoredJobQueue(Completion):
     lease_s: float
     max_attempts: int
 
-    async def claim(self, *, backends: Sequence[str], worker: str, skip_voices: Sequence[str] = ()) -> Claim | None:
+    async def claim(
+        self, *, backends: Sequence[str], worker: str, skip_voices: Sequence[str] = (), prepare: Sequence[str] = ()
+    ) -> Claim | None:
         claim = await self.store.claim(backends=backends, lease_s=self.lease_s, worker=worker, skip_voices=skip_voices)
         if claim:
             job = claim.job
@@ -51,9 +53,22 @@ class StoredJobQueue(Completion):
                 record(
                     "wait", parent=job.traceparent, began_at=job.created_at, job_id=job.job_id, worker=job.worker_kind
                 )
-        return claim
+            return claim
+        if not prepare:
+            return None
+        return await self.store.claim_preparation(
+            backends=prepare,
+            lease_s=self.lease_s,
+            worker=worker,
+            max_attempts=self.max_attempts,
+            skip_voices=skip_voices,
+        )
 
     async def find_claim(self, job_id: str, attempt: int, *, may_be_final: bool = False) -> Claim:
+        if await self.store.get_job(job_id) is None and (claim := await self.store.get_preparation(job_id)):
+            if claim.job.attempt != attempt or not self.is_held(claim.job):
+                raise StaleAttemptError
+            return claim
         job = await self.open_job(job_id, attempt)
         if job is None and may_be_final:
             final = await self.store.get_job(job_id)
@@ -83,8 +98,15 @@ class StoredJobQueue(Completion):
         self.events.subscribe(on_final)
 
     async def is_wanted(self, job_id: str, attempt: int, *, wait_s: float) -> bool:
-        job = await self.events.wait_until_final(job_id, partial(self.store.get_job, job_id), wait_s=wait_s)
+        job = await self.events.wait_until_final(job_id, partial(self._read_job, job_id), wait_s=wait_s)
         return job is not None and not job.status.is_final and job.attempt == attempt
+
+    async def _read_job(self, job_id: str) -> StoredJob | None:
+        """Return a job, or that of a preparation."""
+        if job := await self.store.get_job(job_id):
+            return job
+        claim = await self.store.get_preparation(job_id)
+        return claim.job if claim else None
 
     async def reference(self, claim: Claim) -> bytes:
         wav = await self.recordings.get(claim.voice)
@@ -133,6 +155,9 @@ class StoredJobQueue(Completion):
     async def release(self, job_id: str, attempt: int) -> None:
         if await self.store.release(job_id, attempt):
             self.metrics.releases.add()
+
+    async def end_preparation(self, job_id: str, attempt: int) -> None:
+        await self.store.end_preparation(job_id, attempt)
 
 
 async def read_prompt(

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Final
 
@@ -92,6 +92,7 @@ class VoiceService:
             canonical,
             reference,
             idempotency,
+            prepare=backend in self.catalog.prepares,
             name=fields.name,
             backend=backend,
             lang=lang,
@@ -116,26 +117,31 @@ class VoiceService:
         grade = await self.decoding.grade(bundle.wav)
         wanted = voice.backend if voice.backend in self.catalog.backends else None
         backend, lang = self.catalog.for_voice(wanted, voice.lang)
+        ref_text = _check_transcript(voice.ref_text)
+        prompts = []
+        for prompt in bundle.prompts:  # the engine validates the bytes when it reads them
+            version = self.catalog.prompt_versions.get(prompt.backend, prompt.version)  # unknown for remote workers
+            is_offered = prompt.backend in self.catalog.backends and version == prompt.version
+            if is_offered and (lang, ref_text) == (voice.lang, voice.ref_text):
+                prompts.append(prompt)
+            else:
+                log.info("a prompt for %s does not fit this server, or the imported voice", prompt.backend)
         stored = await self._add(
             caller,
             bundle.wav,
             voice.reference.model_copy(update={"grade": grade}),
             idempotency,
+            prepare=backend in self.catalog.prepares and all(prompt.backend != backend for prompt in prompts),
             name=check_name(voice.name),
             backend=backend,
             lang=lang,
-            ref_text=_check_transcript(voice.ref_text),
+            ref_text=ref_text,
             family=voice.family,
             consent=voice.consent,
             provenance=voice.provenance,
             metadata=voice.metadata,
         )
-        is_changed = (stored.lang, stored.ref_text) != (voice.lang, voice.ref_text)
-        for prompt in bundle.prompts:  # the engine validates the bytes when it reads them
-            version = self.catalog.prompt_versions.get(prompt.backend, prompt.version)  # unknown for remote workers
-            if is_changed or prompt.backend not in self.catalog.backends or version != prompt.version:
-                log.info("voice %s: the prompt for %s does not fit this server", stored.voice_id, prompt.backend)
-                continue
+        for prompt in prompts:
             kind = PromptKind.FAST if prompt.is_fast else PromptKind.FULL
             path = prompt_path_of(stored, prompt.backend, prompt.version, kind)
             with suppress(AfterwordsError):  # a prompt is a cache: it can be made again
@@ -145,7 +151,7 @@ class VoiceService:
     async def update(self, caller: Caller, name_or_id: str, changes: VoiceChanges) -> StoredVoice:
         """Update the fields of a voice, but not its recording.
 
-        Another transcript or language removes its cached audio and prompts.
+        Another transcript or language removes its cached audio and prompts. The voice is prepared again if needed.
 
         Raises:
             VoiceNotFoundError, ConflictError, InvalidInputError: The voice or a value is invalid.
@@ -173,7 +179,11 @@ class VoiceService:
             family=None if changes.family is None else check_name(changes.family),
             metadata=changes.metadata,
         )
-        after = await self.store.update_voice(voice_id, changes, account_id=caller.account_id)
+        prepare = (backend or before.backend) in self.catalog.prepares
+        keeps_prompts = lang in (None, before.lang) and changes.ref_text in (None, before.ref_text)
+        if backend is not None and keeps_prompts:
+            prepare = await self.must_prepare(replace(before, backend=backend))
+        after = await self.store.update_voice(voice_id, changes, account_id=caller.account_id, prepare=prepare)
         if after is None:
             raise VoiceNotFoundError
         if (after.ref_text, after.lang) != (before.ref_text, before.lang):
@@ -181,7 +191,20 @@ class VoiceService:
                 if await self.ownership.holds():
                     await self.blobs.delete_all(f"{voice_prefix(voice_id)}cache/")
                     await self.blobs.delete_all(f"{voice_prefix(voice_id)}prompts/")
+        if after.is_preparing:
+            self.catalog.dispatcher.wake()
         return after
+
+    async def must_prepare(self, voice: StoredVoice) -> bool:
+        """Return whether a voice has to be prepared for its backend: it has no prompt, as far as is known."""
+        backend, version = voice.backend, self.catalog.prompt_versions.get(voice.backend)
+        if backend not in self.catalog.prepares:
+            return False
+        if version is None:
+            return True  # a worker finds out
+        if await read_prompt(self.blobs, voice, backend=backend, version=version):
+            return False
+        return await self.recordings.prompt(voice, backend=backend, version=version) is None
 
     async def export_bundle(self, caller: Caller, name_or_id: str, *, with_prompts: bool = False) -> tuple[str, bytes]:
         """Return a voice's id, and its bundle.
@@ -238,7 +261,14 @@ class VoiceService:
         return True
 
     async def _add(
-        self, caller: Caller, wav: bytes, reference: ReferenceInfo, idempotency: Idempotency | None, **fields: Any
+        self,
+        caller: Caller,
+        wav: bytes,
+        reference: ReferenceInfo,
+        idempotency: Idempotency | None,
+        *,
+        prepare: bool,
+        **fields: Any,
     ) -> StoredVoice:
         """Write the recording, then the row: a voice that is listed has its recording."""
         voice_id = new_id()
@@ -257,7 +287,7 @@ class VoiceService:
         await self.blobs.put(path, wav)
         reach("reference-stored")
         try:
-            stored = await self.store.add_voice(voice, idempotency=idempotency)
+            stored = await self.store.add_voice(voice, idempotency=idempotency, prepare=prepare)
         except AfterwordsError:
             with suppress(AfterwordsError):  # the sweep removes what remains
                 await self.blobs.delete(path)
@@ -265,6 +295,8 @@ class VoiceService:
         if stored.voice_id != voice_id:
             await self.blobs.delete(path)
         reach("voice-committed")
+        if stored.is_preparing:
+            self.catalog.dispatcher.wake()
         return stored
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, literal, select, update
+from sqlalchemy import Connection, bindparam, delete, func, literal, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from afterwords.errors import LimitError, QuotaExceededError, UnauthorizedError, VoiceNotFoundError
@@ -16,7 +16,18 @@ from afterwords.server.records import Idempotency, NewJob, QueueLimits, QueueSta
 from afterwords.server.store import idempotency
 from afterwords.server.store import usage as usage_rows
 from afterwords.server.store.locks import lock_account, lock_account_of_job
-from afterwords.server.store.schema import IS_KEPT, IS_PENDING, accounts, cache, jobs, keys, usage, voices, webhooks
+from afterwords.server.store.schema import (
+    IS_KEPT,
+    IS_PENDING,
+    accounts,
+    cache,
+    jobs,
+    keys,
+    preparations,
+    usage,
+    voices,
+    webhooks,
+)
 from afterwords.server.store.statements import Insert, Query
 
 _NEW_COLUMNS = [field.name for field in fields(NewJob) if field.name != "character_limit"]
@@ -56,6 +67,11 @@ _CACHE = Insert(
     key=("voice_id", "cache_key"),
     update=lambda new: {name: new[name] for name in ("sha256", "size_bytes", "synth_ms", "created_at")},
 )
+_PREPARATION = Query(
+    select(preparations.c.job_id).where(
+        preparations.c.voice_id == bindparam("voice_id"), preparations.c.backend == bindparam("backend")
+    )
+)
 _ADD_WEBHOOK = Insert(webhooks, webhooks.c.keys())
 
 
@@ -67,6 +83,7 @@ def ending(status: JobStatus, **values: Any) -> ReturningUpdate[Any]:
         .returning(
             jobs.c.job_id,
             jobs.c.voice_id,
+            jobs.c.backend,
             jobs.c.cache_key,
             jobs.c.flight_key,
             jobs.c.spending_id,
@@ -106,6 +123,8 @@ def end(
                 "created_at": now,
             }
             _CACHE(connection, entry)
+            if _PREPARATION(connection, voice_id=row.voice_id, backend=row.backend):  # not needed any more
+                connection.execute(delete(preparations).where(preparations.c.voice_id == row.voice_id))
         if row.webhook_url is not None:
             webhook = {"job_id": row.job_id, "url": row.webhook_url, "tries": 0, "next_at": monotonic}
             _ADD_WEBHOOK(connection, webhook)

@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from afterwords.models import JobStatus
 from afterwords.server.records import AttemptResult, Claim, FinishStatus, ReapResult, StoredJob
-from afterwords.server.store import voices
+from afterwords.server.store import preparations, voices
 from afterwords.server.store.jobs import JOB, end, ending, get
 from afterwords.server.store.locks import lock_account_of_job
 from afterwords.server.store.schema import IS_PENDING, jobs, turns
@@ -129,7 +129,10 @@ _FAIL_EXPIRED = ending(JobStatus.FAILED, error="worker_lost").where(
 )
 
 
-def is_any_waiting(connection: Connection, backends: Sequence[str], skip_voices: Sequence[str]) -> bool:
+def is_any_waiting(
+    connection: Connection, backends: Sequence[str], skip_voices: Sequence[str], *, monotonic: float
+) -> bool:
+    skip_voices = [*skip_voices, *preparations.find_running(connection, backends, monotonic=monotonic)]
     return _first(connection, _WAITING, _WAITING_OF_OTHERS, backends, skip_voices) is not None
 
 
@@ -142,6 +145,8 @@ def claim(
     skip_voices: Sequence[str],
     monotonic: float,
 ) -> Claim | None:
+    # Jobs of a voice that is being prepared wait until it is ready, or until its worker has lost its lease.
+    skip_voices = [*skip_voices, *preparations.find_running(connection, backends, monotonic=monotonic)]
     found = _first(connection, _NEXT, _NEXT_OF_OTHERS, backends, skip_voices)
     if found is None:
         return None
@@ -167,8 +172,10 @@ def claim(
 
 def find_claimed(connection: Connection, worker: str, *, monotonic: float) -> Claim | None:
     row = connection.execute(_CLAIMED, {"monotonic": monotonic, "claimed_by": worker}).first()
-    voice = row and voices.get(connection, row.voice_id)
-    return Claim(StoredJob(*row), voice) if row and voice else None
+    if row is None:
+        return preparations.find_claimed(connection, worker, monotonic=monotonic)
+    voice = voices.get(connection, row.voice_id)
+    return Claim(StoredJob(*row), voice) if voice else None
 
 
 def _first(
@@ -185,7 +192,9 @@ def _first(
 
 def heartbeat(connection: Connection, job_id: str, attempt: int, *, lease_s: float, monotonic: float) -> bool:
     values = {"which": job_id, "number": attempt, "expires": monotonic + lease_s, "length_s": lease_s}
-    return connection.execute(_RENEW, values).rowcount == 1
+    if connection.execute(_RENEW, values).rowcount == 1:
+        return True
+    return preparations.heartbeat(connection, job_id, attempt, lease_s=lease_s, monotonic=monotonic)
 
 
 def finish(
@@ -221,7 +230,9 @@ def finish(
 
 
 def release(connection: Connection, job_id: str, attempt: int) -> bool:
-    return connection.execute(_RELEASE, {"which": job_id, "number": attempt}).rowcount == 1
+    if connection.execute(_RELEASE, {"which": job_id, "number": attempt}).rowcount == 1:
+        return True
+    return preparations.release(connection, job_id, attempt)
 
 
 def retry(
@@ -238,8 +249,9 @@ def retry(
     requeued = connection.execute(_REQUEUE.where(_HAS_ATTEMPTS), {**held, "max_attempts": max_attempts})
     if requeued.rowcount == 1:
         return JobStatus.PENDING
-    failed = end(connection, _FAIL_HELD, {**held, "code": error}, now=now, monotonic=monotonic)
-    return JobStatus.FAILED if failed else None
+    if end(connection, _FAIL_HELD, {**held, "code": error}, now=now, monotonic=monotonic):
+        return JobStatus.FAILED
+    return preparations.retry(connection, job_id, attempt, max_attempts=max_attempts)
 
 
 def is_any_expired(connection: Connection, *, monotonic: float) -> bool:

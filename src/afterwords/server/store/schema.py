@@ -208,6 +208,20 @@ flights: Final = Index(
     postgresql_where=_PENDING,
 )
 
+preparations: Final = Table(  # voices that are to be prepared for their backends, or are being prepared
+    "preparations",
+    metadata,
+    Column("voice_id", ForeignKey("voices.voice_id", ondelete="CASCADE"), primary_key=True),
+    Column("job_id", ID, nullable=False, unique=True),  # not one of `jobs`: no client sees it
+    Column("backend", Text, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("returned", Integer, nullable=False, server_default="0"),
+    Column("worker", Text),
+    Column("lease_s", Float),
+    Column("lease_expires", Float),  # monotonic time
+)
+
 cache: Final = Table(
     "cache",
     metadata,

@@ -36,7 +36,18 @@ from afterwords.server.records import (
     WorkerToken,
 )
 from afterwords.server.settings import without_secrets
-from afterwords.server.store import audit, garbage, jobs, keys, leases, usage, voices, webhooks, worker_tokens
+from afterwords.server.store import (
+    audit,
+    garbage,
+    jobs,
+    keys,
+    leases,
+    preparations,
+    usage,
+    voices,
+    webhooks,
+    worker_tokens,
+)
 from afterwords.server.store.database import Database
 
 POSTGRES: Final = frozenset({"postgresql", "postgres", "postgresql+psycopg"})
@@ -197,10 +208,20 @@ class SqlStore:
 
     # -- voices and cache ------------------------------------------------------------------------------------
 
-    async def add_voice(self, voice: StoredVoice, *, idempotency: Idempotency | None = None) -> StoredVoice:
-        return await self.database.write(
-            voices.add, voice, request=idempotency, quota_bytes=self._quota_bytes, now=self._clock.now()
+    async def add_voice(
+        self, voice: StoredVoice, *, idempotency: Idempotency | None = None, prepare: bool = False
+    ) -> StoredVoice:
+        added = await self.database.write(
+            voices.add,
+            voice,
+            request=idempotency,
+            prepare=prepare,
+            quota_bytes=self._quota_bytes,
+            now=self._clock.now(),
         )
+        if prepare:
+            self.database.notify("")
+        return added
 
     async def find_repeated_voice(self, idempotency: Idempotency) -> StoredVoice | None:
         return await self.database.read(voices.find_repeated, idempotency)
@@ -224,8 +245,14 @@ class SqlStore:
             voices.list_voices, account_id=account_id, limit=limit, after=after, shows_home=self._shows_home
         )
 
-    async def update_voice(self, voice_id: str, changes: VoiceChanges, *, account_id: str) -> StoredVoice | None:
-        voice = await self.database.write(voices.update_voice, voice_id, changes, account_id=account_id)
+    async def update_voice(
+        self, voice_id: str, changes: VoiceChanges, *, account_id: str, prepare: bool = False
+    ) -> StoredVoice | None:
+        voice = await self.database.write(
+            voices.update_voice, voice_id, changes, account_id=account_id, prepare=prepare, now=self._clock.now()
+        )
+        if prepare:
+            self.database.notify("")
         if changes.ref_text is not None:
             await self.database.scrub()
         return voice
@@ -304,7 +331,8 @@ class SqlStore:
     async def claim(
         self, *, backends: Sequence[str], lease_s: float, worker: str, skip_voices: Sequence[str] = ()
     ) -> Claim | None:
-        if not await self.database.read(leases.is_any_waiting, backends, skip_voices):
+        monotonic = self._clock.monotonic()
+        if not await self.database.read(leases.is_any_waiting, backends, skip_voices, monotonic=monotonic):
             return None
         return await self.database.write(
             leases.claim,
@@ -317,6 +345,35 @@ class SqlStore:
 
     async def find_claimed(self, worker: str) -> Claim | None:
         return await self.database.read(leases.find_claimed, worker, monotonic=self._clock.monotonic())
+
+    async def claim_preparation(
+        self,
+        *,
+        backends: Sequence[str],
+        lease_s: float,
+        worker: str,
+        max_attempts: int,
+        skip_voices: Sequence[str] = (),
+    ) -> Claim | None:
+        monotonic = self._clock.monotonic()
+        if not await self.database.read(preparations.is_any_waiting, backends, skip_voices, monotonic=monotonic):
+            return None
+        return await self.database.write(
+            preparations.claim,
+            backends=backends,
+            lease_s=lease_s,
+            worker=worker,
+            skip_voices=skip_voices,
+            max_attempts=max_attempts,
+            monotonic=self._clock.monotonic(),
+        )
+
+    async def get_preparation(self, job_id: str) -> Claim | None:
+        return await self.database.read(preparations.get, job_id)
+
+    async def end_preparation(self, job_id: str, attempt: int) -> None:
+        if await self.database.write(preparations.end, job_id, attempt):
+            self.database.notify("")
 
     async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float) -> bool:
         return await self.database.write(

@@ -15,15 +15,18 @@ from afterwords.server.cache_key import job_path
 from afterwords.server.records import Actor, AuditAction, CacheEntry, Idempotency, StoredVoice, VoiceChanges
 from afterwords.server.store import audit, idempotency, usage
 from afterwords.server.store.locks import lock_account, lock_account_of_voice
-from afterwords.server.store.schema import IS_KEPT, IS_PENDING, accounts, cache, jobs, tombstones, voices
+from afterwords.server.store.schema import IS_KEPT, IS_PENDING, accounts, cache, jobs, preparations, tombstones, voices
 from afterwords.server.store.statements import Query
 
 BATCH: Final = 500
 """Jobs, and cache entries, that one transaction deletes. This takes about 11 ms of CPU time, and a sync to the disk."""
 
-_NAMES = [field.name for field in fields(StoredVoice)]
+_NAMES = [field.name for field in fields(StoredVoice) if field.name in voices.c]
 _CACHE_COLUMNS = [cache.c[field.name] for field in fields(CacheEntry)]
-_SELECT = select(*[voices.c[name] for name in _NAMES]).where(IS_KEPT)
+_SELECT = select(
+    *[voices.c[name] for name in _NAMES],
+    exists().where(preparations.c.voice_id == voices.c.voice_id).label("is_preparing"),  # the last field
+).where(IS_KEPT)
 _GET = Query(_SELECT.where(voices.c.voice_id == bindparam("voice_id")))
 _GET_OWN = Query(
     _SELECT.where(voices.c.voice_id == bindparam("voice_id"), voices.c.account_id == bindparam("account_id"))
@@ -61,6 +64,7 @@ def add(
     voice: StoredVoice,
     *,
     request: Idempotency | None = None,
+    prepare: bool = False,
     quota_bytes: int | None = None,
     now: datetime,
 ) -> StoredVoice:
@@ -82,7 +86,14 @@ def add(
         check_quota(connection, voice.account_id, quota_bytes=quota_bytes)
     if request:
         idempotency.add(connection, request, now=now, voice_id=voice.voice_id)
-    return voice
+    if prepare:
+        _add_preparation(connection, voice, now=now)
+    return replace(voice, is_preparing=prepare)
+
+
+def _add_preparation(connection: Connection, voice: StoredVoice, *, now: datetime) -> None:
+    row = insert(preparations).values(voice_id=voice.voice_id, job_id=new_id(), backend=voice.backend, created_at=now)
+    connection.execute(row)
 
 
 def check_quota(connection: Connection, account_id: str, *, quota_bytes: int | None) -> None:
@@ -130,7 +141,13 @@ def list_voices(
 
 
 def update_voice(
-    connection: Connection, voice_id: str, changes: VoiceChanges, *, account_id: str
+    connection: Connection,
+    voice_id: str,
+    changes: VoiceChanges,
+    *,
+    account_id: str,
+    prepare: bool = False,
+    now: datetime,
 ) -> StoredVoice | None:
     lock_account(connection, account_id=account_id)
     before = get(connection, voice_id, account_id=account_id)
@@ -146,6 +163,11 @@ def update_voice(
         # Pending jobs still use the old transcript: their audio must not be cached or shared.
         connection.execute(delete(cache).where(cache.c.voice_id == voice_id))
         connection.execute(update(jobs).where(jobs.c.voice_id == voice_id, IS_PENDING).values(flight_key=None))
+    if after and (after.backend, after.ref_text, after.lang) != (before.backend, before.ref_text, before.lang):
+        connection.execute(delete(preparations).where(preparations.c.voice_id == voice_id))  # its worker stops
+        if prepare:
+            _add_preparation(connection, after, now=now)
+        return replace(after, is_preparing=prepare)
     return after
 
 
@@ -159,6 +181,7 @@ def delete_voice(connection: Connection, voice_id: str, *, account_id: str, acto
     if get(connection, voice_id, account_id=account_id) is None:
         return None
     connection.execute(update(voices).where(voices.c.voice_id == voice_id).values(home_id=None, ref_text=None))
+    connection.execute(delete(preparations).where(preparations.c.voice_id == voice_id))
     audit.add(connection, AuditAction.VOICE_DELETED, voice_id, account_id=account_id, actor=actor, now=now)
     return delete_rows(connection, voice_id, now=now)
 
