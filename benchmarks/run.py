@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 
-from benchmarks import calls, client, likeness, server, servers, speed, startup, tenants, volume, workers
+from benchmarks import calls, client, likeness, ray_cluster, server, servers, speed, startup, tenants, volume, workers
 
 
 def main() -> None:
@@ -18,6 +18,7 @@ def main() -> None:
         "Several servers": servers,
         "Remote workers": workers,
         "Called services": calls,
+        "Ray clusters": ray_cluster,
         "Client": client,
         "lite: speed": speed,
         "lite: likeness": likeness,

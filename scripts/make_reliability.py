@@ -13,12 +13,13 @@ from typing import Protocol
 
 from tests.e2e.chaos import Chaos
 from tests.e2e.chaos_cluster import ClusterChaos
+from tests.e2e.ray_kills import RayKills
 from tests.e2e.recovery import Recovery
 from tests.e2e.soak import Soak
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- begin: make soak -->", "<!-- end: make soak -->"
-JOBS, KILLS, REQUESTS = 500, 60, 50_000
+JOBS, KILLS, RAY_JOBS, REQUESTS = 500, 60, 200, 50_000
 
 
 class Report(Protocol):
@@ -48,6 +49,7 @@ def main() -> None:
                 folder / "postgres", n_jobs=JOBS, n_kills=KILLS, seed=JOBS
             ),
             "Recovery": Recovery(folder / "recovery", seed=JOBS),
+            f"Ray cluster: {RAY_JOBS} jobs": RayKills(folder / "ray", n_jobs=RAY_JOBS),
             f"Soak: {REQUESTS:,} requests": Soak(folder, n_requests=REQUESTS, seed=REQUESTS),
         }
         for title, run in runs.items():

@@ -45,7 +45,6 @@ def connect(address: str | None) -> None:
     turn_off_telemetry()
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
     check_address(address)
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # read when it is imported
     if address != "auto":
         host, _, port = address.rpartition(":")
         try:  # Ray would wait for minutes
@@ -54,7 +53,9 @@ def connect(address: str | None) -> None:
             why = (error.strerror or str(error)).lower()
             raise UnreachableError(f"No Ray cluster answers at {address}: {why}.", hint=HINT) from None
     import ray
+    from ray import serve  # noqa: F401 - the import sets the level of its logger
 
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         ray.init(address=address, namespace="serve", log_to_driver=False, logging_level=logging.CRITICAL)
     except Exception as error:

@@ -74,7 +74,7 @@ class GatewayProcess(WorkerProcess):
     def _handle(self, message: Message) -> None:
         facts = message.facts
         if message.kind == "connected":
-            self.was_connected = True
+            self.was_connected, self.problem = True, "looking for backends in the Ray cluster"
         elif message.kind == "unreachable":
             self.problem = f"{facts['why']} {facts['hint']}"
         elif message.kind == "lost":
