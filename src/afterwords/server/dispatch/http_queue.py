@@ -42,8 +42,8 @@ from afterwords.server.dispatch.protocol import (
     EndBody,
     HeartbeatBody,
     Offer,
-    Voices,
     WantedAnswer,
+    WorkerVoices,
 )
 from afterwords.server.records import Claim, JobProgress, StoredJob
 from afterwords.server.tracing import current_traceparent
@@ -193,9 +193,9 @@ class HttpJobQueue:
         self._keep(("prompt", claim.voice.voice_id, params["digest"]), prompt)
 
     async def find_deleted(self, voice_ids: Sequence[str]) -> set[str]:
-        body = Voices(voice_ids=list(voice_ids))
+        body = WorkerVoices(voice_ids=list(voice_ids))
         response = await self._request("POST", f"{self._access.base_url}/v1/workers/deleted", self._token, json=body)
-        deleted = _parse(Voices, response).voice_ids
+        deleted = _parse(WorkerVoices, response).voice_ids
         for key in [*self._cache]:
             if key[1] in deleted:
                 del self._cache[key]

@@ -198,7 +198,7 @@ class ClaimAnswer(_Part):
     job: ClaimedJob | None
 
 
-class Voices(_Part):
+class WorkerVoices(_Part):
     """Voices that a worker keeps in memory; in the answer, those that have been deleted."""
 
     voice_ids: Annotated[list[VoiceId], Field(max_length=VOICES_MAX)]

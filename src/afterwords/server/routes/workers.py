@@ -30,8 +30,8 @@ from afterwords.server.dispatch.protocol import (
     EndBody,
     HeartbeatBody,
     Hello,
-    Voices,
     WantedAnswer,
+    WorkerVoices,
 )
 from afterwords.server.records import Claim, StoredJob
 from afterwords.server.routes.responses import (
@@ -171,9 +171,9 @@ async def begin(request: Request, job_id: JobId) -> Response:
 async def find_deleted(request: Request) -> Response:
     """Return which voices of a worker have been deleted."""
     context_of(request).is_routine = True
-    voices = _parse_body(Voices, await request.body())
+    voices = _parse_body(WorkerVoices, await request.body())
     deleted = await state_of(request).workers.queue.find_deleted(voices.voice_ids)
-    return json_response(Voices(voice_ids=sorted(deleted)))
+    return json_response(WorkerVoices(voice_ids=sorted(deleted)))
 
 
 @router.get("/v1/workers", include_in_schema=False)
