@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import psycopg
 import pytest
@@ -221,6 +222,21 @@ async def test_server_is_woken_by_a_job_and_by_its_end(world: World, second: Wor
         assert other is not None
         await world.store.finish(other.job.job_id, 1, audio("jobs/two.wav"))
         assert await final.get() == other.job.job_id, "a server receives no message of its own"
+
+
+async def test_refused_message_does_not_end_the_sending(
+    world: World, second: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    received = asyncio.Queue[str]()
+    second.store.subscribe(on_waiting=lambda: None, on_final=received.put_nowait)
+    sender = cast(SqlStore, world.store).database
+    sender.notify(9000 * "x")  # Postgres refuses more than 8,000 bytes
+    async with asyncio.timeout(DEADLINE_S):
+        while received.empty():
+            sender.notify("a job")
+            await asyncio.sleep(0.05)
+    assert await received.get() == "a job"
+    assert "other servers are not notified" in caplog.text
 
 
 async def test_server_listens_again_after_its_connection_broke(world: World, second: World, shared_url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 import psycopg
 from sqlalchemy import URL, Connection, Engine, text, update
+from sqlalchemy.exc import DBAPIError
 
 from afterwords.errors import DatabaseUnavailableError, ServerSetupError
 from afterwords.models import new_id
@@ -35,6 +37,8 @@ from afterwords.server.store.postgres.connections import (
 )
 from afterwords.server.store.postgres.listener import CHANNEL, Listener
 from afterwords.server.store.schema import server
+
+log = logging.getLogger("afterwords.server")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -190,8 +194,11 @@ class PostgresDatabase:
     async def _send(self) -> None:
         while self._messages:
             messages, self._messages = list(self._messages), set()
-            with contextlib.suppress(DatabaseUnavailableError):  # the other servers poll
-                await self.read(_send, messages)
+            try:
+                with contextlib.suppress(DatabaseUnavailableError):  # the other servers poll
+                    await self.read(_send, messages)
+            except DBAPIError as error:  # the queue of messages is full, for example
+                log.warning("other servers are not notified, and must poll error=%s", type(error.orig).__name__)
             await asyncio.sleep(SEND_PAUSE_S)
 
     def listen(self, on_message: Callable[[str], None]) -> None:
