@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -71,9 +72,13 @@ def test_download_is_redirected_to_a_signed_url(client: httpx.Client, path: str,
     assert "X-Amz" not in served.log.read_text()
 
 
-def test_clients_follow_the_redirect_without_their_key(client: httpx.Client, served: Served, path: str) -> None:
-    with Client(served.url, api_key=served.key) as sdk:
+def test_clients_follow_the_redirect_without_their_key(
+    client: httpx.Client, served: Served, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Client(served.url, api_key=served.key) as sdk, caplog.at_level(logging.INFO, "httpx"):
         audio = sdk.jobs.data(path.split("/")[3])
+    assert len(caplog.messages) == 2
+    assert "X-Amz" not in caplog.text  # anyone can use a signed URL
     with httpx.Client(follow_redirects=True, headers=client.headers) as browser:
         assert browser.get(f"{served.url}{path}").content == audio
     assert audio.startswith(b"RIFF")

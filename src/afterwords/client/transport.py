@@ -6,6 +6,7 @@ which a server may keep elsewhere. A server on this machine is not asked through
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,8 +34,27 @@ HEADERS: Final = {
 }
 
 
+class _SignatureFilter(logging.Filter):
+    """Remove signatures from the URLs that httpx logs: with one, anyone can read the audio for some minutes."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(_without_signature(value) for value in record.args)
+        return True
+
+
+def _without_signature(value: object) -> object:
+    if isinstance(value, httpx.URL) and b"signature=" in value.query.lower():
+        return value.copy_with(query=None)
+    return value
+
+
+_SIGNATURE_FILTER: Final = _SignatureFilter()
+
+
 def client_settings(access: Access) -> dict[str, Any]:
     """Return the arguments of the httpx client."""
+    logging.getLogger("httpx").addFilter(_SIGNATURE_FILTER)
     settings: dict[str, Any] = {
         "headers": HEADERS,
         "follow_redirects": False,
