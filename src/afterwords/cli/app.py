@@ -64,7 +64,7 @@ COMMANDS: Final = {
     "import-cloudflare": Entry(
         "Server",
         "import_cloudflare",
-        "Import accounts, keys, voices, jobs and audio of the hosted service on Cloudflare.",
+        "Import accounts, keys, voices, jobs and audio of the hosted service on Cloudflare. Stop the server first.",
     ),
     "accounts": Entry(
         "Server", "keys", "List the accounts of the server on this machine, with their voices and this month's use."

@@ -39,7 +39,7 @@ def import_cloudflare(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read everything, and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Import accounts, keys, voices, jobs and audio of the hosted service. Stop the server first.
+    """Import accounts, keys, voices, jobs and audio of the hosted service on Cloudflare. Stop the server first.
 
     Keys go on working. What was imported before is left alone, so the command can be repeated.
     """
