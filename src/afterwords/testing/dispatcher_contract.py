@@ -26,7 +26,8 @@ from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
 from afterwords.testing.running import RunningServer
 
 DEADLINE_S: Final = 120.0
-LEASE_S: Final = 5.0
+LEASE_S: Final = 2.0
+"""Short, since a worker reports the step of a job at each renewal, and the shortest job takes a second."""
 SLOW: Final = "fault-slow, four characters take 50 ms, so that this takes about a second to say: and on and on"
 ENDLESS: Final = SLOW + 40 * " and so on, and so on, and so on, and so on"
 
