@@ -155,7 +155,7 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
     streams = AudioStreams(settings.folder, metrics)
     remote = RemoteDispatcher(settings, queue, streams)
     found = [create(theirs, queue, streams) for create, theirs in find_dispatchers(settings)]
-    dispatcher: Dispatcher = CombinedDispatcher(found, remote)
+    dispatcher: Dispatcher = CombinedDispatcher(found, remote, streams)
     catalog = BackendCatalog(dispatcher)
 
     def on_final(job_id: str) -> None:

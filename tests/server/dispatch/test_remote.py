@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -11,8 +12,9 @@ import pytest
 
 from afterwords import __version__
 from afterwords.server.dispatch.audio_stream import AudioStreams
+from afterwords.server.dispatch.local import LocalDispatcher
 from afterwords.server.dispatch.protocol import PROTOCOL, ClaimBody
-from afterwords.server.dispatch.remote import RemoteDispatcher
+from afterwords.server.dispatch.remote import CombinedDispatcher, RemoteDispatcher
 from afterwords.server.ports import AttemptQueue
 from afterwords.server.records import Claim
 from afterwords.server.settings import Settings
@@ -34,10 +36,8 @@ class SlowQueue(MemoryQueue):
         return claim
 
 
-async def test_job_claimed_while_the_server_stops_is_given_back(tmp_path: Path) -> None:
-    queue = SlowQueue()
-    remote = RemoteDispatcher(Settings(home=tmp_path), cast("AttemptQueue", queue), AudioStreams(tmp_path))
-    body = ClaimBody(
+def new_claim() -> ClaimBody:
+    return ClaimBody(
         protocol=PROTOCOL,
         version=__version__,
         worker="w",
@@ -48,12 +48,46 @@ async def test_job_claimed_while_the_server_stops_is_given_back(tmp_path: Path) 
         skip_voices=[],
         wait_s=25,
     )
+
+
+async def test_job_claimed_while_the_server_stops_is_given_back(tmp_path: Path) -> None:
+    queue = SlowQueue()
+    remote = RemoteDispatcher(Settings(home=tmp_path), cast("AttemptQueue", queue), AudioStreams(tmp_path))
     job_id = queue.submit("A text.")
     await remote.start()
-    polling = asyncio.create_task(remote.claim(body, token_id=str(uuid4())))
+    polling = asyncio.create_task(remote.claim(new_claim(), token_id=str(uuid4())))
     await queue.wait_until(lambda: job_id in queue.claimed)
     stopping = asyncio.create_task(remote.stop(grace_s=DEADLINE_S))
     assert await polling is None
     queue.may_answer.set()
     await stopping
     assert queue.calls_for(job_id) == ["claimed", "release"]
+
+
+async def test_all_dispatchers_stop_at_once_and_finish_streams(tmp_path: Path, queue: MemoryQueue) -> None:
+    settings, streams = Settings(home=tmp_path, backends=("tone",), workers=0), AudioStreams(tmp_path)
+    busy, idle = (RemoteDispatcher(settings, cast("AttemptQueue", queue), streams) for _ in range(2))
+    all_of_them = CombinedDispatcher([busy, LocalDispatcher(settings, queue, streams)], idle, streams)
+    job_id = queue.submit("A text.")
+    await all_of_them.start()
+    listener = streams.listen(job_id)
+    never = streams.listen("never submitted")
+    assert await busy.claim(new_claim(), token_id=str(uuid4()))
+    audio = asyncio.Queue[bytes | None]()
+
+    async def pcm() -> AsyncIterator[bytes]:
+        while piece := await audio.get():
+            yield piece
+
+    receiving = asyncio.create_task(busy.receive(job_id, 1, pcm(), sample_rate=8_000))
+    await audio.put(bytes(200))
+    await listener.wait_until_started()
+    stopping = asyncio.create_task(all_of_them.stop(grace_s=DEADLINE_S))
+    assert await busy.claim(new_claim(), token_id=str(uuid4())) is None
+    await audio.put(bytes(100))
+    await audio.put(None)
+    await receiving
+    assert b"".join([piece async for piece in listener]) == bytes(300)
+    listener.close()
+    await stopping
+    assert await never.wait_until_started() is None

@@ -391,9 +391,10 @@ class CombinedDispatcher:
     All claim jobs from the same queue and write the same streams.
     """
 
-    def __init__(self, own: Sequence[Dispatcher], remote: RemoteDispatcher) -> None:
+    def __init__(self, own: Sequence[Dispatcher], remote: RemoteDispatcher, streams: AudioStreams) -> None:
         self._own = own
         self._remote = remote
+        self._streams = streams
         self._all: Sequence[Dispatcher] = [*own, remote]
 
     @property
@@ -444,5 +445,5 @@ class CombinedDispatcher:
             each.cancel(job_id)
 
     async def stop(self, *, grace_s: float) -> None:
-        for each in reversed(self._all):
-            await each.stop(grace_s=grace_s)
+        await asyncio.gather(*(each.stop(grace_s=grace_s) for each in self._all))
+        self._streams.close()

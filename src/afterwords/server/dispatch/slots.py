@@ -49,6 +49,7 @@ class SlotDispatcher(ABC):
         self._attempts = RunningAttempts[Attempt](self._end_attempt)
         self._claims = ClaimLoop(self._start_next, interval_s=lambda: POLL_INTERVAL_S)
         self._streams = streams or AudioStreams(settings.folder)
+        self._owns_streams = streams is None
         self._prepared: set[tuple[str, str]] = set()  # voice and backend whose prompt is, or was, stored
         self._wish: tuple[list[str], list[str], list[str]] | None = None  # of the claim in progress
         self._running: list[asyncio.Task[None]] = []
@@ -121,7 +122,8 @@ class SlotDispatcher(ABC):
             slot.close()
         await asyncio.gather(*self._running)
         await asyncio.gather(*(attempt.release() for attempt in unfinished))
-        self._streams.close()
+        if self._owns_streams:
+            self._streams.close()
 
     # -- claiming
 
