@@ -126,6 +126,11 @@ class WavBlocks:
     _start: int
     _source: str
 
+    @property
+    def is_pcm16_mono(self) -> bool:
+        """Whether the samples are stored as mono 16-bit PCM."""
+        return self._layout.bits == 16 and self._layout.channels == 1
+
     def __iter__(self) -> Iterator[Samples]:
         """Yield samples of shape (n_samples,), as `read_wav` returns them.
 

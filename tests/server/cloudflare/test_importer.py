@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,7 +19,7 @@ import soundfile
 from afterwords.errors import FileError, InvalidInputError, ServerSetupError
 from afterwords.server import load_settings
 from afterwords.server.cache_key import cache_key
-from afterwords.server.cloudflare.importer import ImportResult, import_cloudflare
+from afterwords.server.cloudflare.importer import UNKNOWN_FILES, ImportResult, import_cloudflare
 from afterwords.server.settings import Settings
 from afterwords.testing.running import RunningServer
 from tests.cli.program import run
@@ -84,11 +85,11 @@ def rows(settings: Settings) -> list[str]:
 
 
 @contextmanager
-def old_client(settings: Settings) -> Iterator[httpx.Client]:
+def old_client(settings: Settings, *, key: str = OLD_KEY) -> Iterator[httpx.Client]:
     """Run a server on the imported data, and yield a client with an old key."""
     with (
         RunningServer(settings.home) as server,
-        httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {OLD_KEY}"}, trust_env=False) as client,
+        httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False) as client,
     ):
         yield client
 
@@ -162,8 +163,58 @@ async def test_import_in_place_copies_only_what_must_change(settings: Settings, 
     result = await run_import(in_place, r2)
     assert result.copied_files == 1  # the stereo recording, in the form that servers store
     assert {path: path.read_bytes() for path in before} == before
+    assert (r2 / f"voices/{STEREO}/ref-imported.wav").is_file()
+    assert not (r2 / "owner.json").exists()  # it would remove the files that no row names
+    for path in result.findings.by_problem[UNKNOWN_FILES]:
+        (r2 / path).unlink()
+    await run_import(in_place, r2)
     assert (r2 / "owner.json").is_file()
-    assert (r2 / f"voices/{STEREO}/ref-canonical.wav").is_file()
+
+
+async def test_other_file_at_the_path_is_kept(settings: Settings, r2: Path) -> None:
+    """A storage into which the bucket was copied before has the stereo recording at the path of the canonical one."""
+    shutil.copytree(r2, settings.folder / "blobs")
+    result = await run_import(settings, r2)
+    assert result.new["voices"] == 2
+    with old_client(settings, key="aw_old-key-of-the-second-account") as client:
+        body = {"voice_id": STEREO, "text": TEXT}
+        assert client.post("/v1/synthesize", json=body, headers={"Prefer": "wait=60"}).status_code == 200
+
+
+async def test_float_audio_becomes_pcm(settings: Settings, r2: Path) -> None:
+    file = BytesIO()
+    soundfile.write(file, np.full(8000, 0.25, np.float32), 8000, format="WAV", subtype="FLOAT")
+    (r2 / f"jobs/{JOB}.wav").write_bytes(file.getvalue())
+    await run_import(settings, r2)
+    samples, _ = soundfile.read(settings.folder / f"blobs/jobs/{JOB}.wav", dtype="int16")
+    assert (len(samples), samples[0]) == (8000, 8192)
+
+
+async def test_key_with_an_expiration_expires(settings: Settings, r2: Path, tmp_path: Path) -> None:
+    entries = json.loads(KV.read_text())
+    entries[0]["expiration"] = 1_800_000_000
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps(entries))
+    await run_import(settings, r2, kv=keys)
+    assert any(line.startswith('INSERT INTO "keys"') and "2027-01-15 08:00:00" in line for line in rows(settings))
+
+
+async def test_customer_of_two_keys_is_imported_once(settings: Settings, r2: Path, tmp_path: Path) -> None:
+    dump = tmp_path / "changed.sql"
+    second = "INSERT INTO \"subscriptions\" VALUES(2,'{}','cus_test2','b@example.com','active');\n"
+    text = D1.read_text("utf-8").replace("stripe_customer_id TEXT UNIQUE", "stripe_customer_id TEXT")
+    dump.write_text(
+        text + "\n" + second.format(json.loads(KV.read_text())[1]["name"]).replace("cus_test2", "cus_test1")
+    )
+    for _ in range(2):
+        result = await run_import(settings, r2, d1=dump)
+    assert result.new["customers"] == 0
+
+
+async def test_dry_run_reads_an_empty_postgres(settings: Settings, r2: Path, postgres: PostgresServer) -> None:
+    url = postgres.url(postgres.create_database())
+    empty = load_settings(home=settings.home, backends="tone", database_url=url)
+    assert (await run_import(empty, r2, is_dry_run=True)).new["voices"] == 2
 
 
 async def test_import_into_postgres(settings: Settings, r2: Path, postgres: PostgresServer) -> None:

@@ -37,11 +37,13 @@ _ALLOWED: Final = {
     sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE,
     sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_INDEX, sqlite3.SQLITE_REINDEX, sqlite3.SQLITE_TRANSACTION,
 }  # fmt: skip
+_FUNCTIONS: Final = ("replace", "char", "length", "lower", "upper", "typeof", "json_valid", "glob", "like")
 _ALLOWED_CALLS: Final = {
     (sqlite3.SQLITE_PRAGMA, "defer_foreign_keys", "TRUE"),
-    (sqlite3.SQLITE_FUNCTION, None, "replace"),
-    (sqlite3.SQLITE_FUNCTION, None, "char"),
+    *((sqlite3.SQLITE_FUNCTION, None, name) for name in _FUNCTIONS),
 }
+_IGNORED: Final = re.compile(r"\s*CREATE\s+(?:UNIQUE\s+)?(INDEX|TRIGGER|VIEW)\s", re.IGNORECASE)
+"""Statements that add nothing to the rows."""
 
 
 @dataclass(slots=True)
@@ -62,6 +64,7 @@ class HostedKey:
     sha256: bytes
     label: str | None = None
     created_at: datetime | None = None
+    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +197,8 @@ class Dump:
                     if len(statement) > STATEMENT_MAX_CHARS:
                         raise self._invalid(f"a statement before line {n_lines} is too long")
                     if line.rstrip().endswith(";") and sqlite3.complete_statement(statement):
-                        self._rows.execute(statement)
+                        if not _IGNORED.match(statement):
+                            self._rows.execute(statement)
                         statement = ""
         except OSError as error:
             raise FileError.unreadable(file, why=str(error.strerror)) from error
@@ -282,6 +286,7 @@ class Dump:
     def _metadata(self, value: object, voice_id: str) -> Mapping[str, Any]:
         try:
             metadata = json.loads(str(value or "{}"))
+            json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode()  # as responses contain it
         except (ValueError, RecursionError):
             metadata = None
         if isinstance(metadata, dict):
@@ -320,11 +325,14 @@ def read_keys(file: Path, *, findings: Findings) -> list[HostedKey]:
             findings.add("names in KV that are not the hash of a key", name)
             continue
         facts = {**_mapping(entry.get("value")), **_mapping(entry.get("metadata"))}
-        label = facts.get("label")
+        if any(fact.startswith(("revoked", "expire", "disabled")) and value for fact, value in facts.items()):
+            findings.add("keys whose value mentions an end, imported as valid: check them", name[:8])
+        label, expiration = facts.get("label"), _mapping(entry).get("expiration")
         keys[name.lower()] = HostedKey(
             bytes.fromhex(name),
             label=label[:200] if isinstance(label, str) and label.isprintable() else None,
             created_at=_parse_time(facts.get("created_at")),
+            expires_at=datetime.fromtimestamp(expiration, UTC) if isinstance(expiration, int) else None,
         )
     return list(keys.values())
 

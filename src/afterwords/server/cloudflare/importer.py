@@ -18,13 +18,13 @@ from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import UUID, uuid5
 
 from sqlalchemy import Column, Table, insert, select, update
 
-from afterwords.audio.wav import canonical_wav, check_reference_wav, wav_blocks
-from afterwords.errors import AfterwordsError, FileError, ServerSetupError
+from afterwords.audio.wav import canonical_wav, check_reference_wav, read_wav, wav_blocks
+from afterwords.errors import FileError, RecordingError, ServerSetupError
 from afterwords.models import JobStatus, ReferenceInfo, SpeechFormat
 from afterwords.server.app_state import open_storage, open_store
 from afterwords.server.blobs import open_blobs
@@ -33,13 +33,14 @@ from afterwords.server.cache_key import cache_path, job_path, reference_path
 from afterwords.server.cloudflare.export import Dump, Findings, HostedJob, HostedKey, HostedVoice, read_keys
 from afterwords.server.databases import announce_alone
 from afterwords.server.ports import Blobs
+from afterwords.server.records import AuditAction
 from afterwords.server.services.decoding import RATE_MAX, DecodingPool
 from afterwords.server.services.ownership import MARK_PATH, Ownership, OwnershipStatus, database_id
 from afterwords.server.settings import Settings
 from afterwords.server.store import usage as usage_rows
 from afterwords.server.store.database import Database
 from afterwords.server.store.migrate import check_version, find_version
-from afterwords.server.store.schema import accounts, cache, customers, jobs, keys, tombstones, voices
+from afterwords.server.store.schema import accounts, audit, cache, customers, jobs, keys, tombstones, voices
 from afterwords.server.store.store import SqlStore
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ CONCURRENCY: Final = 16
 BATCH: Final = 500
 PENDING: Final = "The job was pending when the server was moved. Submit the text again."
 AUDIO_MISSING: Final = "The audio was missing when the server was moved."
+UNKNOWN_FILES: Final = "files that no row names: the server removes nothing until `afterwords storage adopt`"
 UNKNOWN_CACHE_KEY: Final = ""
 """The hosted service does not keep the cache key of a job."""
 IDENTITY: Final[dict[Table, tuple[Column[Any], ...]]] = {
@@ -147,11 +149,12 @@ class _Import:
     owners: dict[str, tuple[str, str]] = field(default_factory=dict)  # account and key of each hash
     present: dict[Table, set[Any]] = field(default_factory=lambda: defaultdict(set))
     known_paths: set[str] = field(default_factory=set)
+    customer_ids: set[str] = field(default_factory=set)
     decoding: DecodingPool = field(default_factory=DecodingPool)
 
     async def dry_run(self, database: Database, on_progress: OnProgress) -> None:
         if database.path is None or database.path.is_file():
-            await asyncio.to_thread(self._read_present, database)
+            await asyncio.to_thread(self._read_present, database, may_be_empty=True)
         await self._read_export(on_progress)
 
     async def run(self, store: SqlStore, on_progress: OnProgress) -> None:
@@ -167,17 +170,26 @@ class _Import:
                     self.known_paths |= await store.find_known_paths([blob.path for blob in batch])
             await self._read_export(on_progress)
             await asyncio.to_thread(self._insert, store.database)
-            await ownership.adopt()
+            for path in (unknown := await ownership.list_unknown()):
+                self.result.findings.add(UNKNOWN_FILES, path)
+            if not unknown:  # a server removes from its own storage what no row names
+                await ownership.adopt()
         finally:
             await store.close()
 
-    def _read_present(self, database: Database) -> None:
-        """Read which rows an earlier import, or the server, has inserted."""
+    def _read_present(self, database: Database, *, may_be_empty: bool = False) -> None:
+        """Read which rows an earlier import, or the server, has inserted or deleted."""
         with database.session() as connection:
-            check_version(find_version(connection))
+            version = find_version(connection)
+            if version is None and may_be_empty:
+                return
+            check_version(version)
             for table, columns in IDENTITY.items():
                 found = connection.execute(select(*columns))
                 self.present[table] = {row[0] if len(columns) == 1 else tuple(row) for row in found}
+            deleted = select(audit.c.target_id).where(audit.c.action == AuditAction.VOICE_DELETED)
+            self.present[tombstones] |= set(connection.execute(deleted).scalars())
+            self.customer_ids |= set(connection.execute(select(customers.c.customer_id)).scalars())
             for row in connection.execute(select(keys.c.sha256, keys.c.account_id, keys.c.key_id)):
                 self.owners[row.sha256.hex()] = (row.account_id, row.key_id)
 
@@ -227,22 +239,22 @@ class _Import:
                     "scopes": "",
                     "spending_id": key_id,
                     "created_at": created_at,
+                    "expires_at": key and key.expires_at,
                     "revoked_at": None if key else now,
                 }
             )
             if key is None:
                 self.result.findings.add("keys that own voices but are not in KV, imported as revoked", key_hash[:8])
-        customer_ids: set[str] = set()
         for key_hash, customer_id in self.dump.customers().items():
             account_id, _ = self.owners.get(key_hash, ("", ""))
             if not account_id:
                 self.result.findings.add("Stripe customers of a key that does not exist", customer_id)
             elif account_id in self.present[customers]:
                 self.result.n_present += 1
-            elif customer_id in customer_ids:
+            elif customer_id in self.customer_ids:
                 self.result.findings.add("Stripe customers of several keys, of which the first has it", customer_id)
             else:
-                customer_ids.add(customer_id)
+                self.customer_ids.add(customer_id)
                 self.rows[customers].append({"customer_id": customer_id, "account_id": account_id})
 
     async def _add_voice(self, voice: HostedVoice, progress: _Progress) -> bool:
@@ -260,14 +272,10 @@ class _Import:
             return False
         try:
             wav, reference = await self._canonical(data)
-        except AfterwordsError as error:
+        except RecordingError as error:
             self.result.findings.add(f"voices whose recording is refused ({error.code}), not imported", voice.voice_id)
             return False
-        is_same = self.is_in_place and wav == data
-        path = voice.ref_audio_key if is_same else reference_path(voice.voice_id)
-        if self.is_in_place and not is_same:  # the hosted service may still be using the object
-            path = path.removesuffix(".wav") + "-canonical.wav"
-        await self._put(path, wav, is_there=is_same)
+        path = await self._put(reference_path(voice.voice_id), wav)
         account_id, _ = self.owners[voice.key_hash]
         self.rows[voices].append(
             {
@@ -292,10 +300,16 @@ class _Import:
         path = cache_path(voice_id, key)
         if voice is None:
             self.result.findings.add("cached audio of voices that are not imported", path)
-        elif (voice_id, key) in self.present[cache]:
-            self.result.n_present += 1
+        elif voice_id in self.present[voices]:  # a change of the voice may have removed cached speech since
+            if (voice_id, key) in self.present[cache]:
+                self.result.n_present += 1
+            else:
+                self.result.findings.add("cached audio of voices that were here before, not imported", path)
         elif (facts := await self._copy_audio(path, path)) is not None:
-            digest, size_bytes = facts
+            stored_path, digest, size_bytes = facts
+            if stored_path != path:  # its row has no path of its own
+                self.result.findings.add("cached audio whose file differs in the storage, not imported", path)
+                return
             self.rows[cache].append(
                 {
                     "voice_id": voice_id,
@@ -341,9 +355,9 @@ class _Import:
                 "spending_id": key_id,
                 "period": f"{job.created_at:%Y-%m}",
                 "attempt": 1,
-                "audio_key": job_path(job.job_id, 1) if facts else None,
-                "audio_sha256": facts and facts[0],
-                "audio_bytes": facts and facts[1],
+                "audio_key": facts and facts[0],
+                "audio_sha256": facts and facts[1],
+                "audio_bytes": facts and facts[2],
                 "synth_ms": 0 if facts else None,
                 "error": None if facts else error or "The hosted service gave no reason.",
                 "created_at": job.created_at,
@@ -351,30 +365,35 @@ class _Import:
             }
         )
 
-    async def _copy_audio(self, path: str, new_path: str) -> tuple[str, int] | None:
-        """Copy an audio file, and return its SHA-256 and size. None: it is missing or not a WAV file."""
+    async def _copy_audio(self, path: str, new_path: str) -> tuple[str, str, int] | None:
+        """Copy an audio file, and return its path, SHA-256 and size. None: it is missing or not a WAV file."""
         data = await self._get(path)
         if data is None:
             self.result.findings.add("audio that is missing", path)
             return None
         try:
-            wav_blocks(BytesIO(data))
-        except AfterwordsError as error:
+            blocks = wav_blocks(BytesIO(data))
+            if not blocks.is_pcm16_mono:  # the form that responses are made from
+                data = canonical_wav(*read_wav(data))
+        except RecordingError as error:
             self.result.findings.add(f"audio that is not a WAV file ({error.code})", path)
             return None
-        await self._put(new_path, data, is_there=self.is_in_place and path == new_path)
-        return sha256(data).hexdigest(), len(data)
+        return await self._put(new_path, data), sha256(data).hexdigest(), len(data)
 
     async def _get(self, path: str) -> bytes | None:
         return await self.source.get(path) if is_path(path) else None
 
-    async def _put(self, path: str, data: bytes, *, is_there: bool) -> None:
-        if is_there:
-            return
-        if not self.is_dry_run and not await self.target.exists(path):
+    async def _put(self, path: str, data: bytes) -> str:
+        """Write a file unless it is there, and return its path: another one if a different file has that path."""
+        if await self.target.get(path, sha256=sha256(data).hexdigest()) is not None:
+            return path
+        if await self.target.exists(path):
+            path = path.removesuffix(".wav") + "-imported.wav"
+        if not self.is_dry_run:
             await self.target.put(path, data)
         self.result.copied_files += 1
         self.result.copied_bytes += len(data)
+        return path
 
     async def _canonical(self, data: bytes) -> tuple[bytes, ReferenceInfo]:
         """Return a recording as servers store it. Other forms than that are decoded in a process of their own."""
@@ -468,4 +487,8 @@ def _folder_of(url: str) -> Path | None:
 def _locate(url: str) -> str:
     """Return the same string for two URLs of one storage."""
     folder = _folder_of(url)
-    return str(folder.resolve()) if folder is not None else url.rstrip("/")
+    if folder is not None:
+        return str(folder.resolve())
+    parts = urlsplit(url)
+    endpoint = parse_qs(parts.query).get("endpoint", [""])[-1]
+    return f"{parts.netloc}/{parts.path.strip('/')} {endpoint.rstrip('/')}"
