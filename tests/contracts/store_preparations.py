@@ -115,6 +115,17 @@ class PreparationContract:
         second = await world.claim()
         assert (second and second.job.job_id) == asked.job_id
 
+    async def test_job_of_another_backend_does_not_wait(self, world: World) -> None:
+        voice = await add_unprepared(world)
+        assert await claim(world) is not None
+        await world.add_job(voice=voice)
+        job = await world.add_job(voice=voice, backend="lite")
+
+        taken = await world.store.claim(backends=["tone", "lite"], lease_s=LEASE_S, worker="w2")
+
+        assert (taken and taken.job.job_id) == job.job_id
+        assert await world.store.claim(backends=["tone", "lite"], lease_s=LEASE_S, worker="w2") is None
+
     async def test_job_waits_for_a_dead_worker_one_lease_at_most(self, world: World) -> None:
         voice = await add_unprepared(world)
         await claim(world)

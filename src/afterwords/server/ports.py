@@ -267,7 +267,7 @@ class Store(Protocol):
         """Claim the next waiting job of these backends, except for these voices, for a new attempt.
 
         The account that was served longest ago is first, then its oldest job. Two processes never claim the same job.
-        Jobs whose voice another worker prepares are skipped while its lease lasts.
+        Jobs whose voice another worker prepares for their backend are skipped while its lease lasts.
         """
 
     async def find_claimed(self, worker: str) -> Claim | None:

@@ -108,10 +108,11 @@ class MemoryQueue:
     ) -> Claim | None:
         self._note("claim", worker)
         pending = [job for job in self.jobs.values() if job.status is JobStatus.PENDING]
-        running = {job.voice_id for job in pending if job.text is None and job.job_id in self.claimed}
+        running = {(job.voice_id, job.backend) for job in pending if job.text is None and job.job_id in self.claimed}
         for job in sorted(pending, key=lambda job: job.text is None):
             may_run = job.backend in prepare if job.text is None else job.backend in backends
-            if may_run and job.job_id not in self.claimed and job.voice_id not in {*skip_voices, *running}:
+            is_held_back = job.voice_id in skip_voices or (job.voice_id, job.backend) in running
+            if may_run and job.job_id not in self.claimed and not is_held_back:
                 self.claimed.add(job.job_id)
                 self.jobs[job.job_id] = replace(job, attempt=job.attempt + 1)
                 self._note("claimed", job.job_id)

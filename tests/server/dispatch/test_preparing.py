@@ -100,6 +100,16 @@ async def test_job_waits_for_the_preparation_of_its_voice(queue: MemoryQueue, ho
     assert [call for call, _ in queue.calls].count("save_prompt") == 1
 
 
+async def test_voice_speaks_with_another_backend_meanwhile(queue: MemoryQueue, home: Path) -> None:
+    async with running_dispatcher(queue, backends=("slow", "tone")):
+        preparation = queue.prepare(backend="slow")
+        await eventually(lambda: KEY in queue.checkpoints)
+        assert await queue.wait_for(queue.submit("hello", backend="tone")) == ["ready"]
+        assert not queue.is_final(preparation)
+        (home / "go").touch()
+        assert await queue.wait_for(preparation) == ["ready"]
+
+
 async def test_preparation_gives_way_to_job_of_another_voice(queue: MemoryQueue, home: Path) -> None:
     async with running_dispatcher(queue, backends=("slow",)):
         preparation = queue.prepare(backend="slow")

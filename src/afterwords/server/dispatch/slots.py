@@ -153,7 +153,8 @@ class SlotDispatcher(ABC):
         if any(attempt.is_held_up for attempt in self._attempts):
             return None  # more audio could not be stored either
         startable = [name for name in self._runnable if self._find_slot(self._offered[name])]
-        unprepared = {attempt.claim.voice.voice_id for attempt in self._attempts if not attempt.has_prompt}
+        speaking = [attempt for attempt in self._attempts if not attempt.claim.is_preparation]
+        unprepared = {attempt.claim.voice.voice_id for attempt in speaking if not attempt.has_prompt}
         preparable = [name for name in startable if self._find_slot(self._offered[name], is_preparation=True)]
         return (startable, sorted(unprepared), preparable) if startable else None
 

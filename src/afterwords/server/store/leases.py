@@ -32,7 +32,8 @@ from afterwords.server.store.statements import Insert, Query
 
 _BACKENDS = jobs.c.backend.in_(bindparam("backends", expanding=True))
 _WAITS = (IS_PENDING, jobs.c.lease_expires.is_(None))
-_OTHER_VOICES = jobs.c.voice_id.not_in(bindparam("voices", expanding=True))
+# Jobs of a voice that is being prepared wait until it is ready, or until its worker has lost its lease.
+_OTHER_VOICES = and_(jobs.c.voice_id.not_in(bindparam("voices", expanding=True)), ~preparations.IS_BEING_PREPARED)
 _WAITING = select(jobs.c.seq).where(*_WAITS, _BACKENDS).limit(1)
 _WAITING_OF_OTHERS = _WAITING.where(_OTHER_VOICES)  # a statement of its own, since no index has the voice
 
@@ -132,8 +133,7 @@ _FAIL_EXPIRED = ending(JobStatus.FAILED, error="worker_lost").where(
 def is_any_waiting(
     connection: Connection, backends: Sequence[str], skip_voices: Sequence[str], *, monotonic: float
 ) -> bool:
-    skip_voices = [*skip_voices, *preparations.find_running(connection, backends, monotonic=monotonic)]
-    return _first(connection, _WAITING, _WAITING_OF_OTHERS, backends, skip_voices) is not None
+    return _first(connection, _WAITING, _WAITING_OF_OTHERS, backends, skip_voices, monotonic=monotonic) is not None
 
 
 def claim(
@@ -145,9 +145,7 @@ def claim(
     skip_voices: Sequence[str],
     monotonic: float,
 ) -> Claim | None:
-    # Jobs of a voice that is being prepared wait until it is ready, or until its worker has lost its lease.
-    skip_voices = [*skip_voices, *preparations.find_running(connection, backends, monotonic=monotonic)]
-    found = _first(connection, _NEXT, _NEXT_OF_OTHERS, backends, skip_voices)
+    found = _first(connection, _NEXT, _NEXT_OF_OTHERS, backends, skip_voices, monotonic=monotonic)
     if found is None:
         return None
     values: dict[str, Any] = {
@@ -159,7 +157,7 @@ def claim(
     row = connection.execute(_CLAIM, values).first()
     if row is None:  # another server claims this job right now
         del values["which"]
-        values |= {"backends": list(backends), "voices": list(skip_voices)}
+        values |= {"backends": list(backends), "voices": list(skip_voices), "monotonic": monotonic}
         row = connection.execute(_CLAIM_ANY, values).first()
     if row is None:
         return None
@@ -184,10 +182,13 @@ def _first(
     other_voices: Select[Any],
     backends: Sequence[str],
     skip_voices: Sequence[str],
+    *,
+    monotonic: float,
 ) -> Row[Any] | None:
-    if not skip_voices:
+    if not skip_voices and not preparations.is_any_running(connection, backends, monotonic=monotonic):
         return connection.execute(any_voice, {"backends": list(backends)}).first()
-    return connection.execute(other_voices, {"backends": list(backends), "voices": list(skip_voices)}).first()
+    values = {"backends": list(backends), "voices": list(skip_voices), "monotonic": monotonic}
+    return connection.execute(other_voices, values).first()
 
 
 def heartbeat(connection: Connection, job_id: str, attempt: int, *, lease_s: float, monotonic: float) -> bool:

@@ -19,14 +19,14 @@ from afterwords.server.store.statements import Query
 
 _ANY = Query(select(preparations.c.voice_id).limit(1))
 _NOW: ColumnElement[float] = bindparam("monotonic", type_=Float)
-_IS_FREE = or_(
+IS_FREE = or_(
     preparations.c.lease_expires.is_(None),
     preparations.c.lease_expires <= _NOW,
     preparations.c.lease_expires > _NOW + 2 * preparations.c.lease_s,  # the clock was set back
 )
 _BACKENDS = preparations.c.backend.in_(bindparam("backends", expanding=True))
 _WAITS = (
-    _IS_FREE,
+    IS_FREE,
     _BACKENDS,
     preparations.c.voice_id.not_in(bindparam("voices", expanding=True)),
     ~exists().where(  # otherwise that job prepares the voice
@@ -49,7 +49,7 @@ _NEXT = (
 )
 _START = (
     update(preparations)
-    .where(preparations.c.job_id == bindparam("which"), preparations.c.attempt == bindparam("before"), _IS_FREE)
+    .where(preparations.c.job_id == bindparam("which"), preparations.c.attempt == bindparam("before"), IS_FREE)
     .values(
         attempt=preparations.c.attempt + 1,
         lease_expires=bindparam("expires"),
@@ -58,8 +58,11 @@ _START = (
     )
     .returning(*preparations.c)
 )
-_BEING_PREPARED = select(preparations.c.voice_id).where(not_(_IS_FREE), _BACKENDS)
-_CLAIMED = select(*preparations.c).where(not_(_IS_FREE), preparations.c.worker == bindparam("claimed_by"))
+_RUNNING = select(preparations.c.voice_id).where(not_(IS_FREE), _BACKENDS).limit(1)
+IS_BEING_PREPARED = exists().where(  # the voice of a job, for its backend
+    preparations.c.voice_id == jobs.c.voice_id, preparations.c.backend == jobs.c.backend, not_(IS_FREE)
+)
+_CLAIMED = select(*preparations.c).where(not_(IS_FREE), preparations.c.worker == bindparam("claimed_by"))
 _GET = select(*preparations.c).where(preparations.c.job_id == bindparam("which"))
 
 _IS_HELD = (
@@ -68,7 +71,7 @@ _IS_HELD = (
     preparations.c.lease_expires.is_not(None),
 )
 _HAS_ATTEMPTS = preparations.c.attempt - preparations.c.returned < bindparam("max_attempts")
-_GIVE_UP = delete(preparations).where(_IS_FREE, not_(_HAS_ATTEMPTS))
+_GIVE_UP = delete(preparations).where(IS_FREE, not_(_HAS_ATTEMPTS))
 _RENEW = update(preparations).where(*_IS_HELD).values(lease_expires=bindparam("expires"), lease_s=bindparam("length_s"))
 _REQUEUE = update(preparations).where(*_IS_HELD).values(lease_expires=None, worker=None)
 _RELEASE = _REQUEUE.values(returned=preparations.c.returned + 1)
@@ -84,11 +87,11 @@ def is_any_waiting(
     return connection.execute(_WAITING, values).first() is not None
 
 
-def find_running(connection: Connection, backends: Sequence[str], *, monotonic: float) -> Sequence[str]:
-    """Return the voices that workers prepare for these backends now."""
+def is_any_running(connection: Connection, backends: Sequence[str], *, monotonic: float) -> bool:
+    """Return whether a worker prepares a voice for one of these backends now."""
     if _ANY(connection) is None:
-        return ()
-    return connection.execute(_BEING_PREPARED, {"backends": list(backends), "monotonic": monotonic}).scalars().all()
+        return False
+    return connection.execute(_RUNNING, {"backends": list(backends), "monotonic": monotonic}).first() is not None
 
 
 def claim(
