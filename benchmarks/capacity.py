@@ -98,7 +98,7 @@ def first_audio(device: Device, n_devices: int, load: Load, quantile: float = 0.
         queued = max(seconds - device.latency(device.max_rows), 0.0)
         return (late + waiting * math.exp(-(capacity - load.jobs_per_s) * queued)) / total
 
-    low, high = 0.0, device.latency(device.max_rows)
+    low, high = 0.0, max(device.latency(device.max_rows), 0.001)
     while share_after(high) > 1 - quantile:
         high *= 2
     for _ in range(50):
