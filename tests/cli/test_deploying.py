@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
+
+import pytest
 
 from afterwords import __version__
 from tests.cli.program import run
@@ -34,3 +38,43 @@ def test_unknown_backend_is_refused(tmp_path: Path) -> None:
     done = run("deploy", "modal", "--backend", "other", "--out", str(tmp_path / "app.py"))
     assert "qwen3-1.7b" in done.expect_error(5, "invalid_option")
     assert not list(tmp_path.iterdir())
+
+
+def test_download_of_weights_is_a_command(tmp_path: Path) -> None:
+    app, folder = tmp_path / "app.py", tmp_path / "runpod"
+    done = run("deploy", "modal", "--write-only", "--out", app)
+    assert f"Next: modal run {app}::download, then modal deploy {app}, then on the server:" in " ".join(
+        done.err.split()
+    )
+    assert run("deploy", "runpod", "--out", folder).code == 0
+    in_app = re.search(r'\["afterwords", "(\w+)", "(\w+)", BACKEND\]', app.read_text("utf-8"))
+    in_image = re.search(r"(?m)^RUN afterwords (\w+) (\w+) qwen3-1.7b$", (folder / "Dockerfile").read_text("utf-8"))
+    assert in_app
+    assert in_image
+    assert in_app.groups() == in_image.groups()
+    assert run(*in_app.groups(), "--help").code == 0
+
+
+def test_missing_client_is_named_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "modal", None)
+    run("deploy", "modal", "--out", tmp_path / "app.py").expect_error(1, "missing_extra")
+    assert not list(tmp_path.iterdir())
+
+
+def test_wheel_is_copied_into_the_image(tmp_path: Path) -> None:
+    out, wheel = tmp_path / "image", tmp_path / "é-1-py3-none-any.whl"
+    missing = run("deploy", "runpod", "--backend", "tone", "--out", out, "--package", f"{wheel}[server]")
+    assert (missing.code, out.exists()) == (2, False)
+    wheel.write_bytes(b"a wheel")
+    done = run("deploy", "runpod", "--backend", "tone", "--out", out, "--package", f"{wheel}[server]")
+    assert done.code == 0, done.err
+    assert (out / wheel.name).read_bytes() == b"a wheel"
+    image = (out / "Dockerfile").read_text("utf-8")
+    assert f'COPY {wheel.name} /tmp/\nRUN pip install --no-cache-dir "/tmp/{wheel.name}[server]"\n' in image
+    (out / "handler.py").unlink()
+    again = run("deploy", "runpod", "--backend", "tone", "--out", out)
+    assert "Dockerfile exists already" in again.err
+    assert not (out / "handler.py").exists()
+    app = tmp_path / "app.py"
+    assert run("deploy", "modal", "--write-only", "--out", app, "--package", wheel).code == 0
+    compile(app.read_text("utf-8"), app, "exec")

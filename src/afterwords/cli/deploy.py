@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -40,6 +42,12 @@ def modal(
     write_only: Annotated[bool, typer.Option("--write-only", help="Write the file, and deploy nothing.")] = False,
 ) -> None:
     """Write an app for Modal, put the model into a volume, and deploy the app."""
+    if not write_only and find_spec("modal") is None:
+        from afterwords.errors import MissingExtraError
+
+        raise MissingExtraError.for_extra("modal", purpose="Deploying")
+    commands = [("modal", "run", f"{out}::download")] if backend.startswith("qwen3") else []
+    commands.append(("modal", "deploy", str(out)))
     constants = {
         "BACKEND": backend,
         "PACKAGE": package or _package(backend),
@@ -51,15 +59,14 @@ def modal(
         "MAX_INPUTS": _max_inputs(backend),
     }
     _write("modal_app.py", out, constants)
-    if not write_only:
-        if find_spec("modal") is None:
-            from afterwords.errors import MissingExtraError
+    steps = "".join(f"{shlex.join(command)}, then " for command in commands)
+    for command in () if write_only else commands:
+        if subprocess.run([sys.executable, "-m", *command], check=False).returncode:
+            from afterwords.errors import RemoteError
 
-            raise MissingExtraError.for_extra("modal", purpose="Deploying")
-        if backend.startswith("qwen3"):
-            _run("modal", "run", f"{out}::download")
-        _run("modal", "deploy", str(out))
-    output.note(f"Next: {f'modal deploy {output.shown(str(out))}, then ' if write_only else ''}on the server:")
+            hint = f"see its output above; log in with modal setup; then: {steps.removesuffix(', then ')}"
+            raise RemoteError(f"{' '.join(command[:2])} failed.", hint=hint)
+    output.note(f"Next: {output.shown(steps) if write_only else ''}on the server:")
     output.result(f'AFTERWORDS_DISPATCHERS="{backend}=modal" afterwords serve')
 
 
@@ -70,13 +77,22 @@ def runpod(
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("afterwords_runpod"),
 ) -> None:
     """Write a handler and a Dockerfile for a serverless endpoint of RunPod."""
-    _write("runpod_handler.py", out / "handler.py", {"BACKEND": backend, "MAX_INPUTS": _max_inputs(backend)})
     requirement = package or _package(backend, "runpod")
+    wheel = Path(requirement.partition("[")[0])
+    is_wheel = wheel.suffix == ".whl" and "://" not in requirement
+    if is_wheel and not wheel.is_file():
+        raise output.UsageError(
+            f"{wheel} does not exist.", hint="give --package the path of a wheel, or a requirement."
+        )
+    _check_absent(out / "Dockerfile")
+    _write("runpod_handler.py", out / "handler.py", {"BACKEND": backend, "MAX_INPUTS": _max_inputs(backend)})
     copied = ""
-    if ".whl" in requirement:
-        copied = f"COPY {Path(requirement.partition('[')[0]).name} /tmp/\n"
-        requirement = f"/tmp/{Path(requirement).name}"
-    download = f"RUN afterwords models download {backend}\n" if backend.startswith("qwen3") else ""
+    if is_wheel:
+        if not (out / wheel.name).exists():
+            shutil.copy(wheel, out)
+        copied = f"COPY {wheel.name} /tmp/\n"
+        requirement = f"/tmp/{wheel.name}{requirement.removeprefix(str(wheel))}"
+    download = f"RUN afterwords models pull {backend}\n" if backend.startswith("qwen3") else ""
     (out / "Dockerfile").write_text(
         f'FROM python:3.12-slim\n{copied}RUN pip install --no-cache-dir "{requirement}"\n{download}'
         'COPY handler.py /\nCMD ["python", "-u", "/handler.py"]\n',
@@ -91,20 +107,21 @@ def runpod(
 
 def _write(name: str, out: Path, constants: Mapping[str, object]) -> None:
     """Write a program of the package with other values for its constants."""
-    if out.exists():
-        raise output.UsageError(f"{out} exists already.", hint="deploy it as it is, remove it, or give another --out.")
+    import json
+
+    _check_absent(out)
     text = (files("afterwords") / "data" / "deploy" / name).read_text("utf-8")
     for constant, value in constants.items():
-        text, n_found = re.subn(rf"(?m)^({constant}\b.*?) = (.*?)(?=$|  #)", rf"\1 = {_literal(value)}", text)
+        literal = (json.dumps(value) if isinstance(value, str) else repr(value)).replace("\\", r"\\")
+        text, n_found = re.subn(rf"(?m)^({constant}\b.*?) = (.*?)(?=$|  #)", rf"\1 = {literal}", text)
         assert n_found == 1, constant
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, "utf-8")
 
 
-def _literal(value: object) -> str:
-    import json
-
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+def _check_absent(out: Path) -> None:
+    if out.exists():
+        raise output.UsageError(f"{out} exists already.", hint="deploy it as it is, remove it, or give another --out.")
 
 
 def _max_inputs(backend: str) -> int:
@@ -127,11 +144,3 @@ def _package(backend: str, *more: str) -> str:
 
     engine = {"lite": ["lite"], "tone": []}.get(backend, ["cuda"])
     return f"afterwords[{','.join(['server', *engine, *more])}]=={__version__}"
-
-
-def _run(*arguments: str) -> None:
-    """Run a module, whose output the user sees."""
-    if subprocess.run([sys.executable, "-m", *arguments], check=False).returncode:
-        from afterwords.errors import RemoteError
-
-        raise RemoteError(f"{' '.join(arguments[:2])} failed.", hint="see its output above; log in with: modal setup")

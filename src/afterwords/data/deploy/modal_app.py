@@ -34,7 +34,7 @@ image = base.uv_pip_install(REQUIREMENT, "fastapi").env(
 @app.function(image=image, volumes={"/models": models}, timeout=JOB_TIMEOUT_S)
 def download() -> None:
     """Put the weights into the volume."""
-    subprocess.run(["afterwords", "models", "download", BACKEND], check=True)
+    subprocess.run(["afterwords", "models", "pull", BACKEND], check=True)
     models.commit()
 
 
