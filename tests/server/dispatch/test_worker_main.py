@@ -17,7 +17,7 @@ import pytest
 from afterwords.backends.base import ignore_progress
 from afterwords.config import Config, load_config
 from afterwords.server.dispatch import messages
-from afterwords.server.dispatch.local import environment_for
+from afterwords.server.dispatch.local import CLUSTER_SECRETS, environment_for
 from afterwords.server.dispatch.worker import Work
 from afterwords.server.dispatch.worker_process import (
     COMMAND,
@@ -195,7 +195,8 @@ def test_worker_process_gets_the_model_settings(tmp_path: Path) -> None:
 
 def test_secrets_in_any_case_are_left_out(tmp_path: Path) -> None:
     ours = ("AFTERWORDS_ADMIN_SECRET", "AFTERWORDS_CALLBACK_SECRET", "AFTERWORDS_DATABASE_URL", "AFTERWORDS_API_KEY")
-    names = (*ours, "PGPASSWORD", "AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS")
+    clouds = ("MODAL_IDENTITY_TOKEN", "RAY_AUTH_TOKEN", "RUNPOD_AI_API_KEY", "RUNPOD_JWT")
+    names = (*ours, *clouds, "PGPASSWORD", "AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS")
     spellings = {spelling(name) for name in names for spelling in (str.upper, str.lower, str.title)}
     environ = dict.fromkeys(spellings, "canary") | {"PATH": "/bin", "MY_ENGINE": "set"}
 
@@ -203,3 +204,5 @@ def test_secrets_in_any_case_are_left_out(tmp_path: Path) -> None:
     given = environment_for(Config(home=tmp_path), environ)
     assert "canary" not in given.values()
     assert (given["PATH"], given["MY_ENGINE"]) == ("/bin", "set")
+    kept = environment_for(Config(home=tmp_path), environ, kept=CLUSTER_SECRETS)
+    assert {name.upper() for name, value in kept.items() if value == "canary"} == {"RAY_AUTH_TOKEN"}

@@ -29,15 +29,18 @@ _log = logging.getLogger(__name__)
 
 ATTEMPTS_MAX: Final = 32
 """Attempts at once for each process, including those whose audio is being delivered and waits in memory."""
+CLUSTER_SECRETS: Final = "RAY_AUTH_"
+"""Beginning of the variables that processes of a Ray cluster need."""
 _SECRET_PREFIXES: Final = (
+    CLUSTER_SECRETS,
     "AFTERWORDS_API_KEY",
     "AFTERWORDS_STRIPE_",
     "AFTERWORDS_WORKER_TOKEN",
     "AWS_",
-    "MODAL_TOKEN_",
+    "MODAL_",
     "OTEL_",
     "PGPASS",
-    "RUNPOD_API_KEY",
+    "RUNPOD_",
 )
 """Beginnings of variables that engines, which may be plug-ins, don't get; nor do they get the server's settings."""
 
@@ -151,13 +154,18 @@ class LocalDispatcher(SlotDispatcher):
         return self._streams.listen(job_id)
 
 
-def environment_for(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a worker process: the server's without its secrets, with the settings of engines."""
+def environment_for(config: Config, environ: Mapping[str, str], *, kept: str | None = None) -> dict[str, str]:
+    """Return the environment of a worker process: the server's without its secrets, with the settings of engines.
+
+    Args:
+        kept: Beginning of secrets that it gets all the same.
+    """
+    dropped = tuple(prefix for prefix in _SECRET_PREFIXES if prefix != kept)
     server_settings = {f"AFTERWORDS_{name.upper()}" for name in Settings.model_fields}
     environment = {
         name: value
         for name, value in environ.items()
-        if name.upper() not in server_settings and not name.upper().startswith(_SECRET_PREFIXES)
+        if name.upper() not in server_settings and not name.upper().startswith(dropped)
     }
     environment["AFTERWORDS_HOME"] = str(config.home)
     if config.backends is not None:

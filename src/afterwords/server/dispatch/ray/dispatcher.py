@@ -19,7 +19,7 @@ from afterwords.backends.base import unspoken
 from afterwords.errors import MissingExtraError, UnreachableError
 from afterwords.server.dispatch import messages
 from afterwords.server.dispatch.audio_stream import AudioListener, AudioStreams
-from afterwords.server.dispatch.local import environment_for, load_worker_config
+from afterwords.server.dispatch.local import CLUSTER_SECRETS, environment_for, load_worker_config
 from afterwords.server.dispatch.messages import Message
 from afterwords.server.dispatch.slots import SlotDispatcher
 from afterwords.server.dispatch.worker import Work
@@ -199,7 +199,9 @@ class RayDispatcher(SlotDispatcher):
             for name, engine in self._engines.items()
             if name in (settings.backends or ())
         }
-        self._pool = RayPool(settings, environment=environment_for(config, os.environ), on_change=self.wake)
+        self._pool = RayPool(
+            settings, environment=environment_for(config, os.environ, kept=CLUSTER_SECRETS), on_change=self.wake
+        )
         self._slots = [self._pool]
 
     @staticmethod
@@ -217,7 +219,7 @@ class RayDispatcher(SlotDispatcher):
 
         if settings.ray_address:
             check_address(settings.ray_address)
-        environment = environment_for(load_worker_config(settings), os.environ)
+        environment = environment_for(load_worker_config(settings), os.environ, kept=CLUSTER_SECRETS)
         command = [*COMMAND, *([settings.ray_address] if settings.ray_address else [])]
         why, hint = "The Ray cluster does not answer.", HINT
         try:

@@ -18,7 +18,7 @@ from ray import serve
 
 from afterwords import __version__
 from afterwords.config import load_config
-from afterwords.server.dispatch.local import environment_for
+from afterwords.server.dispatch.local import CLUSTER_SECRETS, environment_for
 from afterwords.server.dispatch.worker import Work, Worker
 
 Event = tuple[str, dict[str, Any], bytes]
@@ -54,7 +54,7 @@ class Replica:
 
     def __init__(self, backend: str, max_replicas: int) -> None:
         os.environ["AFTERWORDS_BACKENDS"] = backend
-        clean = environment_for(load_config(), os.environ)
+        clean = environment_for(load_config(), os.environ, kept=CLUSTER_SECRETS)
         os.environ.clear()  # an engine may be a plug-in, and `ray start` may have inherited the secrets of a server
         os.environ.update(clean)
         self._backend = backend
