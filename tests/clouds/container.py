@@ -73,10 +73,11 @@ def runpod() -> Callable[[dict[str, Any]], object]:
 
 def modal() -> Callable[[dict[str, Any]], object]:
     """Return the method of the app that `afterwords deploy modal` writes."""
+    from modal._utils.async_utils import synchronizer
+
     speaker = deployed("modal", "app.py", "--gpu", "none", "--write-only").Speaker()
-    speaker.run.local  # noqa: B018 - loads the model
-    run: Callable[[dict[str, Any]], object] = speaker.run.local
-    return run
+    synchronizer._translate_in(speaker)._enter()  # type: ignore[no-untyped-call] # loads the model
+    return lambda given: asyncio.run(speaker.run.local(given))
 
 
 KINDS = {"hosted": hosted, "runpod": runpod, "modal": modal}

@@ -63,9 +63,9 @@ class Speaker:
         self.container.start()
 
     @modal.method()
-    def run(self, job: dict[str, Any]) -> None:
-        """Run a job, and return after its end."""
-        self.container.run(job)
+    async def run(self, job: dict[str, Any]) -> None:
+        """Run a job, and return after its end. If it were not async, Modal would stop the container to cancel it."""
+        await self.container.run(job)
 
     @modal.exit()
     def stop(self) -> None:

@@ -1,6 +1,5 @@
 """The handler of afterwords for a serverless endpoint of RunPod, written by `afterwords deploy runpod`."""
 
-import asyncio
 from typing import Any
 
 BACKEND = "qwen3-1.7b"
@@ -16,7 +15,7 @@ def load() -> Any:
 
     async def handler(event: dict[str, Any]) -> dict[str, str]:
         """Run a job, and return after its end; the audio goes to the server and not through the result."""
-        await asyncio.to_thread(container.run, event["input"])
+        await container.run(event["input"])
         return {"status": "done"}
 
     return handler

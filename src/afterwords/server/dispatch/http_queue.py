@@ -175,7 +175,7 @@ class HttpJobQueue:
             response = await self._send(claim, "POST", "heartbeat", json=HeartbeatBody.model_validate(body))
         except StaleAttemptError:
             return False
-        return _parse(WantedAnswer, response).is_wanted
+        return parse_answer(WantedAnswer, response).is_wanted
 
     async def reference(self, claim: Claim) -> bytes:
         wav = await self._fetch(claim, "reference", claim.voice.ref_sha256)
@@ -195,7 +195,7 @@ class HttpJobQueue:
     async def find_deleted(self, voice_ids: Sequence[str]) -> set[str]:
         body = WorkerVoices(voice_ids=list(voice_ids))
         response = await self._request("POST", f"{self._access.base_url}/v1/workers/deleted", self._token, json=body)
-        deleted = _parse(WorkerVoices, response).voice_ids
+        deleted = parse_answer(WorkerVoices, response).voice_ids
         for key in [*self._cache]:
             if key[1] in deleted:
                 del self._cache[key]
@@ -329,7 +329,7 @@ class HttpJobQueue:
                 hint="create one on the machine of the server: afterwords workers token create",
             ) from None
         self._n_unanswered -= 1
-        return _parse(ClaimAnswer, response).job
+        return parse_answer(ClaimAnswer, response).job
 
     async def _find_version(self) -> str:
         """Return what to install in order to fit the server."""
@@ -376,7 +376,7 @@ class HttpJobQueue:
             try:
                 params = {"wait_s": str(POLL_MAX_S)}
                 response = await self._send(claim, "GET", "wanted", params=params, wait_s=POLL_MAX_S)
-                is_wanted = _parse(WantedAnswer, response).is_wanted
+                is_wanted = parse_answer(WantedAnswer, response).is_wanted
             except StaleAttemptError:
                 is_wanted = False
             except AfterwordsError as error:
@@ -467,7 +467,12 @@ def _prompt_params(claim: Claim, version: str) -> dict[str, str]:
     return {"version": version, "digest": claim.voice.prompt_digest(backend=claim.job.backend, version=version)}
 
 
-def _parse(model: type[M], response: httpx.Response) -> M:
+def parse_answer(model: type[M], response: httpx.Response) -> M:
+    """Return the answer of a server.
+
+    Raises:
+        InvalidResponseError: It does not follow the protocol.
+    """
     try:
         return model.model_validate_json(response.content)
     except ValidationError:
