@@ -246,7 +246,7 @@ class CallAttempt(LeasedAttempt):
             dispatcher.note_failure(error)
             await self._retry("worker_lost")
             return
-        except UnknownOutcomeError as error:
+        except CallError as error:  # the service may have taken the job
             dispatcher.note_failure(error)
         finally:
             self.is_calling = False

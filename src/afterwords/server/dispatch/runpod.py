@@ -10,7 +10,6 @@ from afterwords.errors import ServerSetupError
 from afterwords.server.dispatch.audio_stream import AudioStreams
 from afterwords.server.dispatch.calls import (
     CallDispatcher,
-    CallError,
     CallState,
     NotCalledError,
     UnknownOutcomeError,
@@ -99,5 +98,5 @@ def _parse(content: bytes) -> dict[str, Any]:
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise CallError(f"did not answer with JSON: check {_OPTION}")
+        raise UnknownOutcomeError(f"did not answer with JSON: check {_OPTION}")
     return answer

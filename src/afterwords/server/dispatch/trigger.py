@@ -21,6 +21,7 @@ from afterwords.server.dispatch.calls import (
     NotCalledError,
     UnknownOutcomeError,
 )
+from afterwords.server.dispatch.claiming import OUTAGE, retry_during_outage
 from afterwords.server.ports import AttemptQueue
 from afterwords.server.records import Claim
 from afterwords.server.settings import Settings
@@ -61,7 +62,13 @@ class HttpCaller:
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:
             why = getattr(root_cause(error), "strerror", None) or type(error).__name__
             raise NotCalledError(f"can't be reached ({str(why).lower()}): check {self._address}") from error
-        except (httpx.TransportError, TimeoutError) as error:
+        except (httpx.LocalProtocolError, httpx.UnsupportedProtocol) as error:
+            raise NotCalledError(
+                f"can't be called: check {self._secret} for line breaks, and {self._address}"
+            ) from error
+        except httpx.DecodingError as error:
+            raise UnknownOutcomeError(f"answered what can't be decoded: check {self._address}") from error
+        except (httpx.RequestError, TimeoutError) as error:
             raise UnknownOutcomeError(
                 f"did not answer within {CALL_TIMEOUT_S:g} s: check that the app at {self._address} starts jobs in the "
                 "background"
@@ -104,7 +111,12 @@ class Trigger:
         )
 
     async def call(self, claim: Claim) -> None:
-        reference = await self._queue.reference(claim)
+        try:
+            reference = await retry_during_outage(
+                lambda: self._queue.reference(claim), timeout_s=self._settings.lease_s
+            )
+        except OUTAGE as error:
+            raise NotCalledError(f"gets no jobs while the recordings can't be read ({error.code})") from error
         job, secret = claim.job, self._settings.callback_secret
         token = secret.get_secret_value() if secret else self._queue.attempt_token(job.job_id, job.attempt)
         form: dict[str, Any] = {
