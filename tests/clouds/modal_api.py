@@ -15,18 +15,18 @@ from modal._serialization import deserialize_data_format, serialize_data_format
 from modal_proto import api_pb2
 from modal_proto.api_grpc import ModalClientBase
 
-from tests.clouds.standin import MODAL_TOKEN, Container
+from tests.clouds.standin import MODAL_TOKEN, Container, Edge
 
 Answer = Callable[[Any], Any]
 
 
-def serve(container: Container) -> str:
+def serve(edge: Edge) -> str:
     """Serve in a thread, and return the address."""
     started = threading.Event()
     url = []
 
     async def run() -> None:
-        server = Server([create_api(container)])
+        server = Server([create_api(edge)])
         await server.start("127.0.0.1", 0)
         assert server._server is not None
         url.append(f"http://127.0.0.1:{server._server.sockets[0].getsockname()[1]}")  # type: ignore[attr-defined]
@@ -38,9 +38,9 @@ def serve(container: Container) -> str:
     return url[0]
 
 
-def create_api(container: Container) -> Any:
+def create_api(edge: Edge) -> Any:
     """Return the service, in which the methods of `Api` answer, and all others are unknown."""
-    api = Api(container)
+    api = Api(edge.container)
     answers: dict[str, Answer] = {
         "ClassGet": api.class_get,
         "FunctionGet": api.function_get,
@@ -48,15 +48,18 @@ def create_api(container: Container) -> Any:
         "FunctionGetOutputs": api.function_get_outputs,
         "FunctionCallCancel": api.function_call_cancel,
     }
-    methods = {name: answering(name, answers.get(name)) for name in ModalClientBase.__abstractmethods__}
+    methods = {name: answering(name, answers.get(name), edge) for name in ModalClientBase.__abstractmethods__}
     return type("Service", (ModalClientBase,), methods)()
 
 
-def answering(name: str, answer: Answer | None) -> Callable[[Any, Any], Awaitable[None]]:
+def answering(name: str, answer: Answer | None, edge: Edge) -> Callable[[Any, Any], Awaitable[None]]:
     async def respond(_: Any, stream: Any) -> None:
         message = await stream.recv_message()
         if answer is None:
             raise GRPCError(Status.UNIMPLEMENTED, name)
+        if edge.answer is not None:
+            edge.refused.append(name)
+            raise GRPCError(Status.RESOURCE_EXHAUSTED, "the API is busy")
         if stream.metadata.get("x-modal-token-secret") != MODAL_TOKEN:
             raise GRPCError(Status.UNAUTHENTICATED, "the token is wrong")
         await stream.send_message(await asyncio.to_thread(answer, message))

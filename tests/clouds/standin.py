@@ -77,7 +77,8 @@ class Edge(ThreadingHTTPServer):
     """The HTTP edge.
 
     Attributes:
-        answer: The status of every answer, with its headers; 0: it never answers.
+        answer: The status of every answer, with its headers; 0: it never answers. The API of Modal is busy.
+        refused: The methods of Modal that were called meanwhile.
     """
 
     daemon_threads = True
@@ -87,12 +88,13 @@ class Edge(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.container = Container(kind)
         self.answer: tuple[int, dict[str, str]] | None = None
+        self.refused: list[str] = []
         self.received: list[tuple[dict[str, str], dict[str, Any]]] = []
         self.modal_url = ""
         if kind == "modal":
             from tests.clouds import modal_api
 
-            self.modal_url = modal_api.serve(self.container)
+            self.modal_url = modal_api.serve(self)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -120,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
         container = self.server.container
         if self.path == "/control":
             facts = {"received": self.server.received, "pid": container.process.pid, "states": container.states}
-            return self.respond(200, {**facts, "modal_url": self.server.modal_url})
+            return self.respond(200, {**facts, "modal_url": self.server.modal_url, "refused": self.server.refused})
         return self.runpod({})
 
     def runpod(self, body: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from afterwords.audio.wav import canonical_wav, read_wav
 from afterwords.models import new_id
 from afterwords.server.dispatch.protocol import PROTOCOL
 from afterwords.testing import DispatcherContract, RunningServer
-from afterwords.testing.dispatcher_contract import ENDLESS
+from afterwords.testing.dispatcher_contract import ENDLESS, SLOW
 from tests.clouds import standin
 from tests.clouds.standin import StandIn
 from tests.e2e.served import READER, register, wait_until
@@ -240,3 +240,12 @@ class TestModal(ServiceContract):
 
     def kill_worker(self, server: RunningServer) -> None:  # noqa: ARG002 - the stand-in replaces it
         os.kill(self.cloud.look()["pid"], signal.SIGKILL)
+
+    def test_busy_api_does_not_end_an_attempt(self, server: RunningServer, client: httpx.Client, voice_id: str) -> None:
+        job_id = self.submit(client, voice_id, SLOW)
+        self.wait_until_speaking(client, job_id)
+        self.cloud.fail(429)
+        wait_until(lambda: "FunctionGetOutputs" in self.cloud.look()["refused"], what="a look at the call")
+        self.cloud.work()
+        assert self.wait_for(client, job_id) == "ready"
+        assert self.attempts(server, job_id) == [1]

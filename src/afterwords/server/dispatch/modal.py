@@ -79,12 +79,16 @@ class App:
 
     async def state(self, call_id: str) -> CallState:
         from modal import FunctionCall
-        from modal.exception import AuthError, ConnectionError
+        from modal import exception as reasons
 
+        of_the_api = (
+            *(reasons.AuthError, reasons.PermissionDeniedError, reasons.ResourceExhaustedError),
+            *(reasons.ServiceError, reasons.InternalError, reasons.ConnectionError, reasons.ClientClosed),
+        )
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 await FunctionCall.from_id(call_id).get.aio(timeout=0)
-        except (TimeoutError, OSError, AuthError, ConnectionError):  # not done, or not known
+        except (TimeoutError, OSError, *of_the_api):  # not done, or not known
             return CallState.RUNNING
         except Exception:  # noqa: BLE001 - the error of the call, whatever it is
             return CallState.OVER
@@ -128,8 +132,11 @@ class App:
             if isinstance(error, reasons.NotFoundError):
                 self._methods.clear()
                 raise NotCalledError("has no such app: run: afterwords deploy modal") from error
-            if isinstance(error, reasons.ConnectionError | reasons.ResourceExhaustedError):
-                raise NotCalledError(f"is busy or away ({type(error).__name__})") from error
+            problem = f"is busy or away ({type(error).__name__})"
+            if isinstance(error, reasons.ResourceExhaustedError):
+                raise NotCalledError(problem) from error
+            if isinstance(error, reasons.ServiceError | reasons.InternalError | reasons.ConnectionError):
+                raise (UnknownOutcomeError if is_sent else NotCalledError)(problem) from error
             raise CallFailedError(f"failed ({type(error).__name__}): its log says why") from error
 
 
