@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from afterwords.errors import StaleAttemptError, StorageUnavailableError
-from afterwords.models import new_id
+from afterwords.models import JobStatus, new_id
 from afterwords.server.dispatch.calls import CallDispatcher
 from afterwords.server.dispatch.runpod import RunPodDispatcher
 from afterwords.server.dispatch.trigger import Trigger
@@ -146,3 +146,21 @@ async def test_key_with_a_line_break_is_named_and_uses_no_attempt(edge: Edge, qu
         await queue.wait_until(lambda: queue.calls_for(job_id) == ["claimed", "release"])
         await eventually(lambda: "check AFTERWORDS_RUNPOD_API_KEY" in dispatcher.state)
         assert edge.received == []
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "is_stopped"), [("ready", "COMPLETED", False), ("cancelled", "IN_PROGRESS", True)]
+)
+async def test_call_that_goes_on_after_its_job_is_stopped(
+    edge: Edge, queue: CallQueue, status: str, state: str, is_stopped: bool
+) -> None:
+    edge.answers |= {"/run": b'{"id": "c1"}', "/status/c1": b'{"status": "IN_PROGRESS"}'}
+    async with running(runpod(edge, queue)) as dispatcher:
+        job_id = queue.submit("hello", voice=new_id())
+        await eventually(lambda: "/status/c1" in edge.received)
+        edge.received.clear()
+        edge.answers["/status/c1"] = b'{"status": "%s"}' % state.encode()
+        queue._end(job_id, status=JobStatus(status))  # by another server
+        dispatcher.cancel(job_id)
+        await eventually(lambda: edge.received[-1:] == ["/cancel/c1" if is_stopped else "/status/c1"])
+    assert ("/cancel/c1" in edge.received) is is_stopped

@@ -151,8 +151,7 @@ class CallDispatcher:
         return JobProgress("waiting")
 
     def cancel(self, job_id: str) -> None:
-        for attempt in self._attempts.of_job(job_id):
-            attempt.drop()
+        self._settle(job_id)  # a job that is ready or cancelled ends its call by itself
 
     async def stop(self, *, grace_s: float) -> None:  # noqa: ARG002 - what runs elsewhere delivers to the next server
         self._claims.close()
