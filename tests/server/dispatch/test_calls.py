@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import pytest
 from pydantic import SecretStr
 
-from afterwords.errors import StaleAttemptError, StorageUnavailableError
+from afterwords.errors import ServerSetupError, StaleAttemptError, StorageUnavailableError
 from afterwords.models import JobStatus, new_id
-from afterwords.server.dispatch.calls import CallDispatcher
+from afterwords.server.dispatch.calls import CallDispatcher, NotCalledError
 from afterwords.server.dispatch.runpod import RunPodDispatcher
 from afterwords.server.dispatch.trigger import Trigger
 from afterwords.server.records import Claim
@@ -164,3 +164,29 @@ async def test_call_that_goes_on_after_its_job_is_stopped(
         dispatcher.cancel(job_id)
         await eventually(lambda: edge.received[-1:] == ["/cancel/c1" if is_stopped else "/status/c1"])
     assert ("/cancel/c1" in edge.received) is is_stopped
+
+
+async def test_backend_without_an_app_does_not_hold_up_others(edge: Edge, queue: CallQueue) -> None:
+    class OneApp(Trigger):
+        async def call(self, claim: Claim) -> None:
+            if claim.job.backend == "lite":
+                raise NotCalledError("has no such app")
+            await super().call(claim)
+
+    settings = Settings(backends=("lite", "tone"))
+    service = OneApp(settings, queue, f"{edge.url}/trigger")
+    async with running(CallDispatcher(settings, queue, service)) as dispatcher:
+        waiting = queue.submit("hello", backend="lite")
+        await eventually(lambda: dispatcher.state == "modal: lite has no such app")
+        assert dispatcher.is_ready
+        job_id = queue.submit("hello")
+        dispatcher.wake()
+        await eventually(lambda: edge.received == ["/trigger"])
+        assert queue.calls_for(job_id) == ["claimed"]
+        assert queue.calls_for(waiting)[:2] == ["claimed", "release"]
+
+
+def test_several_backends_are_refused_for_an_endpoint() -> None:
+    settings = Settings(backends=("lite", "tone"), runpod_url="http://127.0.0.1:1", runpod_api_key=SecretStr("rpa_1"))
+    with pytest.raises(ServerSetupError, match="runs one backend"):
+        RunPodDispatcher.check(settings)

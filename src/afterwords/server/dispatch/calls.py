@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Mapping, Set
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -96,6 +96,15 @@ class Service(Protocol):
         """Close all connections."""
 
 
+@dataclass
+class _Calls:
+    """How the calls for a backend go: why they fail, and when the next one is made."""
+
+    problem: str = ""
+    pause_s: float = FIRST_PAUSE_S
+    paused_until: float = 0.0
+
+
 class CallDispatcher:
     """Run jobs by calling a service; implements the port Dispatcher."""
 
@@ -107,9 +116,7 @@ class CallDispatcher:
         self._attempts = RunningAttempts[CallAttempt](lambda _: self.wake())
         self._claims = ClaimLoop(self._start_next, interval_s=self._interval_s)
         self._changed = Condition()
-        self._problem = ""
-        self._pause_s = FIRST_PAUSE_S
-        self._paused_until = 0.0
+        self._calls = {name: _Calls() for name in self._offered}
         queue.subscribe(self._settle)
 
     @property
@@ -130,11 +137,16 @@ class CallDispatcher:
 
     @property
     def is_ready(self) -> bool:
-        return not self._problem and not self._claims.is_closed
+        return not self._claims.is_closed and any(not calls.problem for calls in self._calls.values())
 
     @property
     def state(self) -> str:
-        what = "stopping" if self._claims.is_closed else self._problem or "ready"
+        problems = [
+            calls.problem if len(self._calls) == 1 else f"{backend} {calls.problem}"
+            for backend, calls in self._calls.items()
+            if calls.problem
+        ]
+        what = "stopping" if self._claims.is_closed else "; ".join(problems) or "ready"
         return f"{self.service.name}: {what}"
 
     async def start(self) -> None:
@@ -164,21 +176,24 @@ class CallDispatcher:
 
     # -- what attempts call
 
-    def note_success(self) -> None:
+    def note_success(self, backend: str) -> None:
         """Record that the service took a job."""
-        if self._problem:
-            _log.info("%s works again", self.service.name)
-        self._problem, self._pause_s = "", FIRST_PAUSE_S
+        if self._calls[backend].problem:
+            _log.info("%s works again for %s", self.service.name, backend)
+        self._calls[backend] = _Calls()
 
-    def note_failure(self, error: CallError) -> None:
-        """Record why the service did not take a job, and call it again after a pause."""
-        pause_s = self._pause_s if error.retry_after_s is None else min(error.retry_after_s, LONGEST_PAUSE_S)
-        if error.problem != self._problem:
-            _log.warning("%s: %s. Jobs wait, and it is called again until it works.", self.service.name, error.problem)
+    def note_failure(self, backend: str, error: CallError) -> None:
+        """Record why the service did not take a job, and call it again for this backend after a pause."""
+        calls, name = self._calls[backend], self.service.name
+        pause_s = calls.pause_s if error.retry_after_s is None else min(error.retry_after_s, LONGEST_PAUSE_S)
+        if error.problem != calls.problem:
+            _log.warning(
+                "%s: %s. Jobs for %s wait, and it is called again until it works.", name, error.problem, backend
+            )
         now = asyncio.get_running_loop().time()
-        if now >= self._paused_until:  # calls that fail together count once
-            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-        self._problem, self._paused_until = error.problem, now + pause_s
+        if now >= calls.paused_until:  # calls that fail together count once
+            calls.pause_s = min(2 * calls.pause_s, LONGEST_PAUSE_S)
+        calls.problem, calls.paused_until = error.problem, now + pause_s
 
     # -- claims
 
@@ -187,20 +202,24 @@ class CallDispatcher:
         return sum(attempt.is_calling for attempt in self._attempts)
 
     def _interval_s(self) -> float:
-        return max(0.0, min(LOOK_INTERVAL_S, self._pause_left_s or LOOK_INTERVAL_S))
-
-    @property
-    def _pause_left_s(self) -> float:
-        return max(0.0, self._paused_until - asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        pauses = (calls.paused_until - now for calls in self._calls.values())
+        return min([LOOK_INTERVAL_S, *(pause_s for pause_s in pauses if pause_s > 0)])
 
     async def _start_next(self) -> bool:
         n_open = sum(not attempt.settled.is_set() for attempt in self._attempts)
-        if self._pause_left_s or n_open >= self.settings.max_remote_jobs or self._n_calling >= CALLING_MAX:
+        if n_open >= self.settings.max_remote_jobs or self._n_calling >= CALLING_MAX:
             return False
-        if self._problem and self._n_calling:  # one call finds out whether it works again
+        now = asyncio.get_running_loop().time()
+        called = {attempt.claim.job.backend for attempt in self._attempts if attempt.is_calling}
+        backends = [
+            backend
+            for backend, calls in self._calls.items()  # one call finds out whether it works again
+            if now >= calls.paused_until and not (calls.problem and backend in called)
+        ]
+        if not backends:
             return False
-        worker = f"{self.service.name}-{os.getpid()}"
-        claim = await self.queue.claim(backends=list(self._offered), worker=worker)
+        claim = await self.queue.claim(backends=backends, worker=f"{self.service.name}-{os.getpid()}")
         if claim:
             self._attempts.start(CallAttempt(claim, self))
         return claim is not None
@@ -236,17 +255,17 @@ class CallAttempt(LeasedAttempt):
             if not await dispatcher.queue.heartbeat(job.job_id, job.attempt, lease_s=self._allowance_s):
                 return
             self._call_id = await dispatcher.service.call(self.claim)
-            dispatcher.note_success()
+            dispatcher.note_success(job.backend)
         except NotCalledError as error:
-            dispatcher.note_failure(error)
+            dispatcher.note_failure(job.backend, error)
             await self.release()
             return
         except CallFailedError as error:
-            dispatcher.note_failure(error)
+            dispatcher.note_failure(job.backend, error)
             await self._retry("worker_lost")
             return
         except CallError as error:  # the service may have taken the job
-            dispatcher.note_failure(error)
+            dispatcher.note_failure(job.backend, error)
         finally:
             self.is_calling = False
             dispatcher.wake()

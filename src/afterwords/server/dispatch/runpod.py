@@ -41,6 +41,12 @@ class RunPodDispatcher(CallDispatcher):
             InvalidOptionError, ServerSetupError: They are incomplete.
         """
         check_service(settings, check_url(settings.runpod_url, _OPTION), name="RunPod")
+        if len(settings.backends or ()) > 1:
+            raise ServerSetupError(
+                f"An endpoint of RunPod runs one backend, and {len(settings.backends or ())} are to be offered.",
+                hint="name one in AFTERWORDS_BACKENDS, or give the others another dispatcher in "
+                "AFTERWORDS_DISPATCHERS.",
+            )
         if settings.runpod_api_key is None:
             raise ServerSetupError(
                 "The dispatcher runpod needs a key of RunPod.",
