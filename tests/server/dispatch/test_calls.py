@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from pydantic import SecretStr
@@ -26,8 +27,10 @@ pytestmark = pytest.mark.anyio
 class CallQueue(MemoryQueue):
     """Implements the part of the port AttemptQueue that calls need."""
 
-    async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float | None = None) -> bool:  # noqa: ARG002
-        return await super().heartbeat(job_id, attempt)
+    async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float | None = None) -> bool:
+        is_held = await super().heartbeat(job_id, attempt)
+        self.jobs[job_id] = replace(self.jobs[job_id], lease_expires=time.monotonic() + (lease_s or 0.3))
+        return is_held
 
     async def is_wanted(self, job_id: str, attempt: int, *, wait_s: float) -> bool:
         raise NotImplementedError
@@ -117,14 +120,15 @@ async def test_short_outage_of_the_storage_delays_a_call(edge: Edge, queue: Call
         await queue.wait_until(lambda: queue.calls.count(("reference", "me")) >= 2)
         queue.errors.clear()
         await eventually(lambda: edge.received == ["/trigger"])
-        assert queue.calls_for(job_id) == ["claimed"]
+        assert queue.calls_for(job_id)[:2] == ["claimed", "find_claim"]
+        assert "release" not in queue.calls_for(job_id)
 
 
 async def test_lasting_outage_of_the_storage_uses_no_attempt(edge: Edge, queue: CallQueue) -> None:
     queue.errors["reference"] = StorageUnavailableError()
     async with running(trigger(edge, queue, lease_s=0.1)) as dispatcher:
         job_id = queue.submit("hello")
-        await queue.wait_until(lambda: queue.calls_for(job_id) == ["claimed", "release"])
+        await queue.wait_until(lambda: queue.calls_for(job_id) == ["claimed", "find_claim", "release"])
         await eventually(lambda: "recordings can't be read (storage_unavailable)" in dispatcher.state)
         queue.errors.clear()
         await eventually(lambda: edge.received == ["/trigger"])
@@ -135,7 +139,7 @@ async def test_answer_that_is_not_json_leaves_the_job_to_its_lease(edge: Edge, q
     edge.answers["/run"] = b"<html>"
     async with running(runpod(edge, queue)) as dispatcher:
         job_id = queue.submit("hello", voice=new_id())
-        await queue.wait_until(lambda: ("find_claim", job_id) in queue.calls)
+        await queue.wait_until(lambda: queue.calls.count(("find_claim", job_id)) >= 2)
         assert dispatcher.state == "runpod: did not answer with JSON: check AFTERWORDS_RUNPOD_URL"
         assert queue.outcome(job_id) == "pending"
 
@@ -143,7 +147,7 @@ async def test_answer_that_is_not_json_leaves_the_job_to_its_lease(edge: Edge, q
 async def test_key_with_a_line_break_is_named_and_uses_no_attempt(edge: Edge, queue: CallQueue) -> None:
     async with running(runpod(edge, queue, key="rpa_1\r\n")) as dispatcher:
         job_id = queue.submit("hello", voice=new_id())
-        await queue.wait_until(lambda: queue.calls_for(job_id) == ["claimed", "release"])
+        await queue.wait_until(lambda: queue.calls_for(job_id) == ["claimed", "find_claim", "release"])
         await eventually(lambda: "check AFTERWORDS_RUNPOD_API_KEY" in dispatcher.state)
         assert edge.received == []
 
@@ -182,11 +186,24 @@ async def test_backend_without_an_app_does_not_hold_up_others(edge: Edge, queue:
         job_id = queue.submit("hello")
         dispatcher.wake()
         await eventually(lambda: edge.received == ["/trigger"])
-        assert queue.calls_for(job_id) == ["claimed"]
-        assert queue.calls_for(waiting)[:2] == ["claimed", "release"]
+        assert queue.calls_for(job_id)[:2] == ["claimed", "find_claim"]
+        assert "release" not in queue.calls_for(job_id)
+        assert queue.calls_for(waiting)[:3] == ["claimed", "find_claim", "release"]
 
 
 def test_several_backends_are_refused_for_an_endpoint() -> None:
     settings = Settings(backends=("lite", "tone"), runpod_url="http://127.0.0.1:1", runpod_api_key=SecretStr("rpa_1"))
     with pytest.raises(ServerSetupError, match="runs one backend"):
         RunPodDispatcher.check(settings)
+
+
+async def test_lease_is_renewed_until_a_container_begins(edge: Edge, queue: CallQueue) -> None:
+    edge.answers |= {"/run": b'{"id": "c1"}', "/status/c1": b'{"status": "IN_PROGRESS"}'}
+    async with running(runpod(edge, queue)):
+        job_id = queue.submit("hello", voice=new_id())
+        await queue.wait_until(lambda: queue.calls.count(("heartbeat", job_id)) >= 3)
+        await eventually(lambda: queue.calls[-1] == ("find_claim", job_id))
+        await queue.heartbeat(job_id, 1)  # by a container
+        begun = len(queue.calls)
+        await queue.wait_until(lambda: queue.calls[begun:].count(("find_claim", job_id)) >= 3)
+        assert ("heartbeat", job_id) not in queue.calls[begun:]

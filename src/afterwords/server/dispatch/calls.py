@@ -40,6 +40,8 @@ LOOK_INTERVAL_S: Final = 1.0
 """Time between looks for jobs without `wake`: other servers submit to the same database."""
 WATCH_INTERVAL_S: Final = 5.0
 """Time between looks at a job that runs elsewhere."""
+QUEUED_MAX_S: Final = 3600.0
+"""How long a call may wait for a container. A service may report a call that waits as one that runs."""
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 
@@ -245,6 +247,7 @@ class CallAttempt(LeasedAttempt):
         self._dispatcher = dispatcher
         self._call_id: str | None = None
         self._must_cancel = False
+        self._lease_expires: float | None = None
 
     async def _send_heartbeats(self) -> None:
         """Send none: the lease must end if the service is lost."""
@@ -252,8 +255,7 @@ class CallAttempt(LeasedAttempt):
     async def _work(self) -> None:
         job, dispatcher = self.claim.job, self._dispatcher
         try:
-            if not await dispatcher.queue.heartbeat(job.job_id, job.attempt, lease_s=self._allowance_s):
-                return
+            await self._renew()
             self._call_id = await dispatcher.service.call(self.claim)
             dispatcher.note_success(job.backend)
         except NotCalledError as error:
@@ -281,25 +283,37 @@ class CallAttempt(LeasedAttempt):
         job = self.claim.job
         return self._dispatcher.settings.start_allowance_s + max_speech_s(job.text or "", speed=job.speed)
 
+    async def _renew(self) -> None:
+        """Renew the lease for as long as the job may take to start and to be spoken.
+
+        Raises:
+            StaleAttemptError: The attempt does not hold the job any more.
+        """
+        job, queue = self.claim.job, self._dispatcher.queue
+        await queue.heartbeat(job.job_id, job.attempt, lease_s=self._allowance_s)
+        self._lease_expires = (await queue.find_claim(job.job_id, job.attempt)).job.lease_expires
+
     async def _watch(self) -> None:
         """Wait until the job is over, and find out if the call ended without a result."""
         job, service, queue = self.claim.job, self._dispatcher.service, self._dispatcher.queue
         interval_s = min(WATCH_INTERVAL_S, self._lease_s / 3)
+        queued_until = asyncio.get_running_loop().time() + QUEUED_MAX_S
         while not self.settled.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.settled.wait(), interval_s)
                 break
             try:
-                await queue.find_claim(job.job_id, job.attempt)
+                state = await self._state()
+                lease_expires = (await queue.find_claim(job.job_id, job.attempt)).job.lease_expires
+                has_begun = lease_expires != self._lease_expires or self._call_id is None  # a container renews it
+                may_wait = not has_begun and asyncio.get_running_loop().time() < queued_until
+                if state is CallState.WAITING or (state is CallState.RUNNING and may_wait):
+                    await self._renew()
             except OUTAGE:
                 continue
-            except StaleAttemptError:  # the lease is over
-                self._must_cancel = True
-                raise
-            state = await self._state()
-            if state is CallState.WAITING:
-                await queue.heartbeat(job.job_id, job.attempt, lease_s=self._allowance_s)
-            elif state is CallState.OVER:
+            except StaleAttemptError:  # the job ended at another server, or the lease is over
+                break
+            if state is CallState.OVER:
                 _log.warning("job %s: the call of %s ended without a result", job.job_id, service.name)
                 await self._retry("worker_lost")
                 return
