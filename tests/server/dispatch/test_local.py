@@ -265,3 +265,16 @@ async def test_processes_forget_a_deleted_voice(
         queue.deleted.add("you")
         await eventually(lambda: notes().count("forget") == 2)
     assert notes().count("forget") == 2, "only what was spoken since is forgotten again"
+
+
+async def test_deleted_voice_is_forgotten_after_its_speech(
+    queue: MemoryQueue, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "FORGET_INTERVAL_S", 0.05)
+    install_odd(home, monkeypatch)
+    log = home / "odd.log"
+    async with running_dispatcher(queue, backends=("odd",)):
+        queue.submit(ENDLESS, backend="odd")
+        await eventually(lambda: log.exists() and "begin" in log.read_text())
+        queue.deleted.add("me")
+        await eventually(lambda: log.read_text().count("forget") >= 2)  # as long as the engine may read it again

@@ -92,6 +92,7 @@ class WorkerUtterance:
 
     Attributes:
         engine: Its engine, as in `BackendInfo`.
+        voice_id: Its voice, which the engine may read, or read again, at any time until the end.
         is_preparing: The voice is being prepared first.
         is_silent: Only the prompt is wanted.
         position: Fraction and step of the preparation.
@@ -101,6 +102,7 @@ class WorkerUtterance:
 
     number: int
     engine: str
+    voice_id: str
     is_preparing: bool
     is_silent: bool = False
     position: tuple[float, str] = (0.0, "")
@@ -219,7 +221,11 @@ class WorkerProcess:
         self._n_started += 1
         self.is_retired = self.is_retired or self._n_started >= self._limits.recycle_after
         utterance = WorkerUtterance(
-            self._n_started, engine, is_preparing=work.prompt is None, is_silent=work.text is None
+            self._n_started,
+            engine,
+            work.voice_id,
+            is_preparing=work.prompt is None,
+            is_silent=work.text is None,
         )
         self.utterances[utterance.number] = utterance
         self.voices.add(work.voice_id)
@@ -241,7 +247,7 @@ class WorkerProcess:
         """Remove voices from the memory of the process. The other ones are read again when they speak."""
         if self.voices & deleted:
             self._send(messages.pack("forget"))
-            self.voices.clear()
+            self.voices = {utterance.voice_id for utterance in self.utterances.values()}
 
     def retire(self) -> None:
         """Give the process no more work."""
