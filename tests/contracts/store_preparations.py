@@ -206,6 +206,19 @@ class PreparationContract:
         assert await claim(world) is None
         assert await status(world, voice) is VoiceStatus.READY
 
+    async def test_preparation_that_waits_for_a_day_ends(self, world: World) -> None:
+        waiting, running = [await add_unprepared(world, backend=backend) for backend in ("lite", "tone")]
+        world.clock.advance(86_399)
+        await world.store.delete_expired()
+        assert await status(world, waiting) is VoiceStatus.PREPARING
+
+        assert await claim(world) is not None
+        world.clock.advance(2)
+        await world.store.delete_expired()
+
+        assert await status(world, waiting) is VoiceStatus.READY
+        assert await status(world, running) is VoiceStatus.PREPARING
+
     async def test_lease_granted_before_the_clock_went_back_expires(self, world: World) -> None:
         await add_unprepared(world)
         await claim(world)

@@ -365,8 +365,8 @@ class Store(Protocol):
         """Return whether this database wrote the token. A copy or an older backup of the database did not."""
 
     async def delete_expired(self) -> None:
-        """Delete idempotency rows after a day, tombstones of purged voices after 30 days, audit entries after 400
-        days, and old strays."""
+        """Delete idempotency rows and preparations that no worker has after a day, tombstones of purged voices after
+        30 days, audit entries after 400 days, and old strays."""
 
 
 class BlobSource(Protocol):

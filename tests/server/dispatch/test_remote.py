@@ -13,7 +13,7 @@ import pytest
 from afterwords import __version__
 from afterwords.server.dispatch.audio_stream import AudioStreams
 from afterwords.server.dispatch.local import LocalDispatcher
-from afterwords.server.dispatch.protocol import PROTOCOL, ClaimBody
+from afterwords.server.dispatch.protocol import PROTOCOL, ClaimBody, Offer
 from afterwords.server.dispatch.remote import CombinedDispatcher, RemoteDispatcher
 from afterwords.server.ports import AttemptQueue
 from afterwords.server.records import Claim
@@ -48,6 +48,22 @@ def new_claim() -> ClaimBody:
         skip_voices=[],
         wait_s=25,
     )
+
+
+async def test_only_workers_with_preparations_get_new_voices(tmp_path: Path, queue: MemoryQueue) -> None:
+    remote = RemoteDispatcher(Settings(home=tmp_path), cast("AttemptQueue", queue), AudioStreams(tmp_path))
+    offer = Offer(languages=frozenset({"en"}), prompt_version="1")
+    token_id = str(uuid4())
+
+    async def claim(**facts: object) -> set[str]:
+        body = new_claim().model_copy(update={"offers": {"tone": offer, "lite": offer}, "backends": [], **facts})
+        assert await remote.claim(body, token_id=token_id) is None
+        return {*remote.prepares}
+
+    assert await claim() == set()
+    assert await claim(prepare=["tone"]) == {"tone"}
+    assert await claim() == {"tone"}, "it is only busy"
+    assert await claim(offers={"lite": offer}) == set()
 
 
 async def test_job_claimed_while_the_server_stops_is_given_back(tmp_path: Path) -> None:

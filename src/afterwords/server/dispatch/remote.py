@@ -44,12 +44,13 @@ GIVEN_S: Final = 60.0
 
 @dataclass(slots=True, eq=False)
 class RemoteWorker:
-    """A connected worker, with what it offered last."""
+    """A connected worker, with what it offered last, and the backends for which it once had room for a preparation."""
 
     name: str
     version: str
     token_id: str
     offers: Mapping[str, Offer]
+    prepares: Set[str]
     seen: float
 
 
@@ -135,7 +136,7 @@ class RemoteDispatcher:
 
     @property
     def prepares(self) -> Set[str]:
-        return self.backends.keys()
+        return frozenset().union(*(worker.prepares for worker in self.workers))
 
     @property
     def is_ready(self) -> bool:
@@ -198,7 +199,11 @@ class RemoteDispatcher:
         If it is cancelled, because the worker disconnects, its job goes back to the queue.
         """
         worker = f"{token_id[:8]}:{body.worker}"
-        self._workers[worker] = RemoteWorker(body.worker, body.version, token_id, body.offers, time.monotonic())
+        known = self._workers.get(worker)
+        prepares = body.offers.keys() & {*body.prepare, *(known.prepares if known else ())}
+        self._workers[worker] = RemoteWorker(
+            body.worker, body.version, token_id, body.offers, prepares, time.monotonic()
+        )
         claim_id = f"{token_id}:{body.claim_id}"
         is_late = body.number < self._numbers.get(claim_id, 0)
         if not is_late:

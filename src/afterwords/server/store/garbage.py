@@ -8,14 +8,27 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import Final
 
-from sqlalchemy import Connection, case, delete, func, insert, or_, select, tuple_
+from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, tuple_
 
 from afterwords.server.cache_key import cache_path, voice_prefix
 from afterwords.server.store.audit import AUDIT_AGE
-from afterwords.server.store.schema import audit, cache, idempotency, jobs, storage_marks, strays, tombstones, voices
+from afterwords.server.store.preparations import IS_FREE
+from afterwords.server.store.schema import (
+    audit,
+    cache,
+    idempotency,
+    jobs,
+    preparations,
+    storage_marks,
+    strays,
+    tombstones,
+    voices,
+)
 from afterwords.server.store.statements import Insert
 
 IDEMPOTENCY_AGE: Final = timedelta(days=1)
+PREPARATION_AGE: Final = timedelta(days=1)
+"""How long a voice waits to be prepared: perhaps no worker has its backend any more. Its first speech prepares it."""
 TOMBSTONE_AGE: Final = timedelta(days=30)
 STRAY_AGE_S: Final = 86_400.0
 """How long a stray stays in its table after it was last seen."""
@@ -93,12 +106,14 @@ def delete_expired(connection: Connection, *, now: datetime, monotonic: float) -
         idempotency.c.created_at < now - IDEMPOTENCY_AGE,
         tombstones.c.purged_at < now - TOMBSTONE_AGE,
         audit.c.at < now - AUDIT_AGE,
+        and_(preparations.c.created_at < now - PREPARATION_AGE, IS_FREE),
     ]
     has_more = False
-    for table, is_expired in zip((strays, idempotency, tombstones, audit), expired, strict=True):
+    for table, is_expired in zip((strays, idempotency, tombstones, audit, preparations), expired, strict=True):
         key = tuple_(*table.primary_key.columns)
         chunk = select(*table.primary_key.columns).where(is_expired).limit(CHUNK)
-        has_more |= connection.execute(delete(table).where(key.in_(chunk))).rowcount == CHUNK
+        deleted = connection.execute(delete(table).where(key.in_(chunk)), {"monotonic": monotonic})
+        has_more |= deleted.rowcount == CHUNK
     return has_more
 
 
