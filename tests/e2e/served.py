@@ -168,6 +168,11 @@ def register(client: httpx.Client, *, name: str = "me", wav: bytes | None = None
     return str(answer.json()["voice_id"])
 
 
+def wait_until_prepared(client: httpx.Client, voice_id: str) -> None:
+    """Wait for the preparation of a new voice."""
+    wait_until(lambda: client.get(f"/v1/voices/{voice_id}").json()["status"] == "ready", what="the preparation")
+
+
 def submit_text(client: httpx.Client, voice_id: str, text: str, **fields: Any) -> str:
     """Submit a text and return the job's ID."""
     answer = client.post("/v1/synthesize", json={"voice_id": voice_id, "text": text, **fields})

@@ -28,7 +28,16 @@ from tests.e2e.invariants import (
     is_speech_of,
     list_blobs,
 )
-from tests.e2e.served import READER, Served, register, serving, submit_text, wait_for_job, wait_until
+from tests.e2e.served import (
+    READER,
+    Served,
+    register,
+    serving,
+    submit_text,
+    wait_for_job,
+    wait_until,
+    wait_until_prepared,
+)
 
 ANSWER_S = 2.0
 SLOW = "fault-slow, so that it is still running when the fault comes"
@@ -203,6 +212,7 @@ class TestFullDisk:
             process.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
 
     def test_upload_to_a_full_disk_leaves_nothing(self, served: Served, client: httpx.Client, voice_id: str) -> None:
+        wait_until_prepared(client, voice_id)
         with self.limit_file_size(served, READER.stat().st_size // 2):
             before = list_blobs(served)
             assert_refused(client, "POST", "/v1/voices", **UPLOAD, status=507, code="storage_full")

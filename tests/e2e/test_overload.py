@@ -119,11 +119,11 @@ def test_concurrent_uploads_of_one_key_are_limited(served: Served) -> None:
 
 def test_aborted_upload_is_discarded(served: Served) -> None:
     with served.client() as client:
-        before = client.get("/v1/voices").json()
+        before = [voice["voice_id"] for voice in client.get("/v1/voices").json()]
         for _ in range(20):
             with pytest.raises(httpx.HTTPError):
                 client.post("/v1/voices", content=aborting(), headers=dict([FORM]))
-        assert client.get("/v1/voices").json() == before
+        assert [voice["voice_id"] for voice in client.get("/v1/voices").json()] == before
         assert register(client)
 
 

@@ -21,6 +21,16 @@ def reader() -> Audio:
 
 
 @pytest.fixture(scope="session")
+def first_half(reader: Audio) -> Reference:
+    return Reference(reader.samples[: len(reader.samples) // 2], reader.sample_rate)
+
+
+@pytest.fixture(scope="session")
+def second_half(reader: Audio) -> Reference:
+    return Reference(reader.samples[len(reader.samples) // 2 :], reader.sample_rate)
+
+
+@pytest.fixture(scope="session")
 def enrolled(reader: Audio) -> Reference:
     """Return the window of the recording that enrollment used."""
     return Reference(reader.samples[round(WINDOW_START_S * reader.sample_rate) :], reader.sample_rate)
