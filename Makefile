@@ -46,6 +46,7 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 soak: $(VENV)/.dev floors
+	$(BIN)/python -m pytest -m soak
 	$(BIN)/python -m scripts.make_reliability
 
 # The lowest versions that pyproject.toml allows, in an environment of their own: they install, and the parts that lean

@@ -70,8 +70,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return (psutil.cpu_count(logical=False) or 1) + 2
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move the longest files to the front, in this order."""
+    """Mark the tests that a class names in `soak`, and move the longest files to the front, in this order."""
+    for item in items:
+        if item.name in getattr(getattr(item, "cls", None), "soak", ()):
+            item.add_marker(pytest.mark.soak)
     order = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
 

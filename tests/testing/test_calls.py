@@ -22,6 +22,7 @@ from afterwords.server.dispatch.protocol import PROTOCOL
 from afterwords.testing import DispatcherContract, RunningServer
 from afterwords.testing.dispatcher_contract import ENDLESS, SLOW
 from tests.clouds import standin
+from tests.clouds.soak import FAULTS
 from tests.clouds.standin import StandIn
 from tests.e2e.served import READER, register, wait_until
 
@@ -177,6 +178,7 @@ def deliver(form: dict[str, Any], *, job_id: str) -> httpx.Response:
 
 class TestRunPod(ServiceContract):
     kind = "runpod"
+    soak: ClassVar = FAULTS | {"test_stream_is_the_audio_of_the_job"}  # its container is that of Modal
     settings: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
@@ -219,6 +221,7 @@ class TestRunPod(ServiceContract):
 
 class TestModal(ServiceContract):
     kind = "modal"
+    soak: ClassVar = FAULTS
     settings: ClassVar[Mapping[str, Any]] = {}
 
     @pytest.fixture(scope="class")

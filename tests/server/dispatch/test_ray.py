@@ -19,6 +19,7 @@ from afterwords.server.dispatch.ray.dispatcher import RayDispatcher
 from afterwords.server.settings import Settings
 from afterwords.testing import DispatcherContract
 from afterwords.testing.running import RunningServer
+from tests.clouds.soak import FAULTS
 from tests.server.dispatch.ray_cluster import DEADLINE_S, RayCluster
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a Ray cluster needs Linux or macOS")
@@ -48,6 +49,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
 
 class TestRayDispatcher(DispatcherContract):
     cluster: ClassVar[RayCluster]
+    soak: ClassVar = FAULTS | {"test_hanging_engine_is_replaced"}
 
     @pytest.fixture(scope="class")
     @classmethod
