@@ -40,6 +40,8 @@ CLEARED = (
 READER = Path(str(files("afterwords") / "data" / "reader.wav"))
 LONGEST = (
     "backends/lite/test_engine.py",
+    "e2e/test_workers.py",
+    "testing/test_calls.py",
     "backends/qwen3/mlx/test_mlx.py",
     "e2e/test_faults_server.py",
     "docs/test_docs.py",
@@ -48,10 +50,8 @@ LONGEST = (
     "library/test_library.py",
     "backends/lite/test_speech.py",
     "e2e/test_slow_clients.py",
-    "backends/qwen3/mlx/test_program.py",
     "backends/qwen3/torch/test_program.py",
     "backends/lite/test_kokoro.py",
-    "e2e/test_chaos.py",
     "e2e/test_terminal.py",
     "client/test_calls.py",
     "reference/test_whisper_download.py",

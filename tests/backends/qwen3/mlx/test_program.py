@@ -20,6 +20,8 @@ from scripts.make_qwen3_tiny import make_checkpoint
 from tests.cli.program import environment, run, run_and_interrupt
 from tests.e2e.served import READER, Served, serving, submit_text, wait_for_job
 
+pytestmark = pytest.mark.soak  # the same commands are tested with the tiny checkpoint on torch
+
 TEXT, SEED = "In the sun.", 3
 WORDS = READER.parent / "reader.txt"
 SERVER_DEADLINE_S = 60.0
