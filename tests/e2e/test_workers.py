@@ -114,7 +114,7 @@ def test_local_and_remote_workers_share_the_jobs(tmp_path: Path) -> None:
         world.speak("The voice is prepared now.")
         worker = world.start_worker()
         worker.wait_for_log("is ready")
-        jobs = [world.submit(f"{SLOW} {number}") for number in range(12)]
+        jobs = [world.submit(f"{SLOW} {number}") for number in range(40)]  # the local engine speaks 16 at once
         assert {world.wait_for(job_id) for job_id in jobs} == {"ready"}
         names = {query_one(world.served, "SELECT worker FROM jobs WHERE job_id = ?", job_id) for job_id in jobs}
         assert {name.startswith("local-") for name in names} == {True, False}
