@@ -197,6 +197,13 @@ def test_several_backends_are_refused_for_an_endpoint() -> None:
         RunPodDispatcher.check(settings)
 
 
+def test_key_outside_ascii_is_refused() -> None:
+    url = "http://127.0.0.1:1"
+    settings = Settings(public_url=url, backends=("tone",), runpod_url=url, runpod_api_key=SecretStr("rpa_…"))
+    with pytest.raises(ServerSetupError, match="characters outside ASCII"):
+        RunPodDispatcher.check(settings)
+
+
 async def test_lease_is_renewed_until_a_container_begins(edge: Edge, queue: CallQueue) -> None:
     edge.answers |= {"/run": b'{"id": "c1"}', "/status/c1": b'{"status": "IN_PROGRESS"}'}
     async with running(runpod(edge, queue)):

@@ -52,6 +52,11 @@ class RunPodDispatcher(CallDispatcher):
                 "The dispatcher runpod needs a key of RunPod.",
                 hint="create one in RunPod's console, and set AFTERWORDS_RUNPOD_API_KEY.",
             )
+        if not settings.runpod_api_key.get_secret_value().isascii():
+            raise ServerSetupError(
+                "AFTERWORDS_RUNPOD_API_KEY is not a key of RunPod: it has characters outside ASCII.",
+                hint="copy the key from RunPod's console again.",
+            )
 
 
 class _Endpoint:
