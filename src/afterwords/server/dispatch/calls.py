@@ -22,7 +22,7 @@ from afterwords.client.profiles import Access
 from afterwords.errors import InvalidOptionError, ServerSetupError, StaleAttemptError
 from afterwords.server.concurrency import Condition
 from afterwords.server.dispatch.claiming import OUTAGE, ClaimLoop, LeasedAttempt, RunningAttempts
-from afterwords.server.dispatch.local import load_worker_config
+from afterwords.server.dispatch.local import load_worker_config, unknown_backend
 from afterwords.server.dispatch.protocol import HandedJob
 from afterwords.server.ports import AttemptQueue
 from afterwords.server.records import Claim, JobProgress, StoredJob
@@ -355,9 +355,7 @@ def check_service(settings: Settings, url: str, *, name: str) -> None:
     known = [backend.name for backend in _find_backends(settings)]
     for backend in settings.backends or ():
         if backend not in known:
-            names = [each.name for each in registry.backends(replace(load_worker_config(settings), backends=None))]
-            allowed = f"the names of installed backends ({', '.join(names)})"
-            raise InvalidOptionError.for_option("AFTERWORDS_BACKENDS", value=backend, allowed=allowed)
+            raise unknown_backend(settings, backend)
     if settings.public_url is None and not Access(url).is_loopback:
         raise ServerSetupError(
             f"{name} fetches recordings from this server and delivers audio to it, but no public URL is set.",

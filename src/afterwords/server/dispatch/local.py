@@ -78,9 +78,7 @@ class LocalDispatcher(SlotDispatcher):
         names = [backend.name for backend in listed if backend.engine is not None]
         unknown = [name for name in settings.backends or () if name not in names]
         if unknown:
-            known = [backend.name for backend in registry.backends(replace(config, backends=None))]
-            allowed = f"the names of installed backends ({', '.join(known)})"
-            raise InvalidOptionError.for_option("AFTERWORDS_BACKENDS", value=unknown[0], allowed=allowed)
+            raise unknown_backend(settings, unknown[0])
         if not settings.backends and not any(backend.is_available for backend in listed):
             raise InvalidOptionError(
                 "No backend can run on this machine, and AFTERWORDS_BACKENDS does not name those of other machines.",
@@ -183,6 +181,13 @@ def environment_for(config: Config, environ: Mapping[str, str], *, kept: str | N
     if config.is_testing:
         environment["AFTERWORDS_TESTING"] = "1"
     return environment
+
+
+def unknown_backend(settings: Settings, name: str) -> InvalidOptionError:
+    """Return the error for a backend in AFTERWORDS_BACKENDS that no installed engine has."""
+    installed = registry.backends(replace(load_worker_config(settings), backends=None))
+    allowed = f"the names of installed backends ({', '.join(backend.name for backend in installed)})"
+    return InvalidOptionError.for_option("AFTERWORDS_BACKENDS", value=name, allowed=allowed)
 
 
 def load_worker_config(settings: Settings) -> Config:
