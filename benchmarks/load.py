@@ -13,6 +13,13 @@ from urllib.parse import urlsplit
 
 CLIENTS = 16
 
+UNLIMITED = {
+    "AFTERWORDS_RATE_LIMIT": "0",
+    "AFTERWORDS_MAX_PENDING_JOBS": "10000000",
+    "AFTERWORDS_MAX_PENDING_JOBS_PER_ACCOUNT": "10000000",
+}
+"""Settings of a server without limits."""
+
 
 @dataclass(frozen=True)
 class Load:

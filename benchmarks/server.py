@@ -24,7 +24,7 @@ import psutil
 
 from afterwords.audio.wav import check_reference_wav
 from afterwords.errors import AfterwordsError
-from benchmarks.load import Load, load, request
+from benchmarks.load import UNLIMITED, Load, load, request
 from tests.e2e.served import register, serving, submit_text, wait_for_job
 
 ROUNDS = 9
@@ -45,11 +45,6 @@ async def poll(): return {"job_id": "00000000-0000-4000-8000-000000000000", "sta
 print("ready", flush=True)
 uvicorn.run(app, port=int(sys.argv[2]), log_level="error", access_log=False)
 """
-LIMITS = {
-    "AFTERWORDS_RATE_LIMIT": "0",
-    "AFTERWORDS_MAX_PENDING_JOBS": "10000000",
-    "AFTERWORDS_MAX_PENDING_JOBS_PER_ACCOUNT": "10000000",
-}
 
 
 @contextmanager
@@ -88,7 +83,7 @@ def row(name: str, mine: Load, peer: Load, ratio: float, target: str) -> str:
 
 def against_static(folder: Path) -> list[str]:
     """Measure cache hits, durable submits and polls."""
-    with serving(folder / "speaking", LIMITS) as served, served.client() as client:
+    with serving(folder / "speaking", UNLIMITED) as served, served.client() as client:
         voice_id = register(client)
         job_id = submit_text(client, voice_id, TEXT)
         wait_for_job(client, job_id)
@@ -122,7 +117,7 @@ def against_static(folder: Path) -> list[str]:
 def _measure_submits(folder: Path, audio: Path) -> tuple[Load, Load, float]:
     """Measure submits, durable through a power cut; no worker runs, and each round has its own voice."""
     serial = itertools.count()
-    with serving(folder / "accepting", {**LIMITS, "AFTERWORDS_WORKERS": "0"}) as served, served.client() as client:
+    with serving(folder / "accepting", {**UNLIMITED, "AFTERWORDS_WORKERS": "0"}) as served, served.client() as client:
 
         def submit_round() -> Load:
             voice_id = register(client)
@@ -144,7 +139,7 @@ def _measure_submits(folder: Path, audio: Path) -> tuple[Load, Load, float]:
 def latency(folder: Path) -> list[str]:
     """Measure the time from submit to ready with an engine that takes no time, one job after the other."""
     durations_ms: list[float] = []
-    with serving(folder / "latency", LIMITS) as served, served.client() as client:
+    with serving(folder / "latency", UNLIMITED) as served, served.client() as client:
         voice_id = register(client)
         for number in range(220):
             started = time.perf_counter()

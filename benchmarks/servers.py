@@ -18,19 +18,13 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.load import request, send_all
+from benchmarks.load import UNLIMITED, request, send_all
 from tests.e2e.served import Served, register, serving
 from tests.postgres import running_postgres
 
 ROUNDS = 7
 REQUESTS = 400
 CLIENTS = 16
-LIMITS = {
-    "AFTERWORDS_RATE_LIMIT": "0",
-    "AFTERWORDS_WORKERS": "0",
-    "AFTERWORDS_MAX_PENDING_JOBS": "10000000",
-    "AFTERWORDS_MAX_PENDING_JOBS_PER_ACCOUNT": "10000000",
-}
 
 _serial = itertools.count()
 
@@ -69,7 +63,8 @@ def table() -> list[str]:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         postgres = stack.enter_context(running_postgres())
         shared = {
-            **LIMITS,
+            **UNLIMITED,
+            "AFTERWORDS_WORKERS": "0",
             "AFTERWORDS_DATABASE_URL": postgres.url(postgres.create_database()),
             "AFTERWORDS_STORAGE_URL": str(Path(name) / "storage"),
         }

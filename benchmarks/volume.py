@@ -26,7 +26,7 @@ from afterwords.server.cache_key import job_path, reference_path
 from afterwords.server.clock import SystemClock
 from afterwords.server.store import SqlStore
 from afterwords.server.store.schema import idempotency, jobs, keys, voices
-from benchmarks.load import load, request
+from benchmarks.load import UNLIMITED, load, request
 from tests.e2e.served import Served, serving
 from tests.postgres import running_postgres
 
@@ -39,12 +39,7 @@ ROUNDS = 5
 REQUESTS = 200
 CLIENTS = 4
 CHUNK = 500
-LIMITS = {
-    "AFTERWORDS_RATE_LIMIT": "0",
-    "AFTERWORDS_WORKERS": "0",
-    "AFTERWORDS_MAX_PENDING_JOBS": "10000000",
-    "AFTERWORDS_MAX_PENDING_JOBS_PER_ACCOUNT": "10000000",
-}
+LIMITS = {**UNLIMITED, "AFTERWORDS_WORKERS": "0"}
 
 _serial = itertools.count()
 
