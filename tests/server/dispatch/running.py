@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -156,3 +159,30 @@ def write_odd(folder: Path) -> None:
     (info / "entry_points.txt").write_text(
         "[afterwords.engines]\nodd = odd:Odd\nslow = odd:Slow\nother = odd:Other\n", "utf-8"
     )
+
+
+class JsonHandler(BaseHTTPRequestHandler):
+    """Answers requests with JSON."""
+
+    def respond(self, answer: object) -> None:
+        content = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving_requests(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Answer requests in threads, and yield the URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from afterwords.server.dispatch import container
 from afterwords.server.dispatch.container import Container, _HandedJobs
 from afterwords.server.dispatch.protocol import HandedJob
 from tests.server.dispatch.memory_queue import DEADLINE_S
+from tests.server.dispatch.running import JsonHandler, serving_requests
 from tests.server.dispatch.test_http_queue import JOB
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +30,7 @@ def serving(begin: Callable[[str, int], object]) -> Iterator[str]:
     """Answer the begin of an attempt, whose number is in its token; nothing that it fetches arrives."""
     is_over = threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(JsonHandler, BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             _, _, attempt = self.headers["Authorization"].rpartition(".")
@@ -41,25 +41,11 @@ def serving(begin: Callable[[str, int], object]) -> Iterator[str]:
         def do_GET(self) -> None:
             is_over.wait(DEADLINE_S)
 
-        def respond(self, answer: object) -> None:
-            content = json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving_requests(Handler) as url:
         try:
-            yield f"http://127.0.0.1:{server.server_port}"
+            yield url
         finally:
             is_over.set()
-            server.shutdown()
-            thread.join()
 
 
 def give(job_id: str, attempt: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from afterwords.client.profiles import Access
 from afterwords.server.dispatch import http_queue
 from afterwords.server.dispatch.http_queue import HttpJobQueue
 from tests.server.dispatch.memory_queue import DEADLINE_S
+from tests.server.dispatch.running import JsonHandler, serving_requests
 
 pytestmark = pytest.mark.anyio
 JOB = {
@@ -42,28 +43,15 @@ JOB = {
 def serve_claims(answer: Callable[[dict[str, Any]], object]) -> Iterator[str]:
     """Answer each claim with a job, and yield the URL."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(JsonHandler, BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            content = json.dumps({"job": answer(body)}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.respond({"job": answer(body)})
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving_requests(Handler) as url:
+        yield url
 
 
 async def test_job_that_another_server_gives_late_is_taken() -> None:
