@@ -8,11 +8,12 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -30,6 +31,22 @@ LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 Names = Annotated[tuple[str, ...], NoDecode]
 """Comma-separated in the environment."""
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Plan(BaseModel):
+    """What an account may use in a billing period, and what that costs. An account without a plan is unlimited."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    characters: int | None = Field(default=None, ge=0, description="Characters per period; unset: unlimited.")
+    rate_limit: int | None = Field(
+        default=None, ge=1, description="Requests per minute of all keys together; unset: that of the server, per key."
+    )
+    max_pending_jobs: int | None = Field(
+        default=None, ge=1, description="Pending jobs; unset: as the server's setting."
+    )
+    price_id: str | None = Field(default=None, description="ID of the price at Stripe; unset: it can't be bought.")
+    price: str | None = Field(default=None, max_length=80, description="The price in words, such as 9 USD a month.")
 
 
 class Settings(BaseSettings):
@@ -116,6 +133,27 @@ class Settings(BaseSettings):
     )
     max_requests_per_key: int = Field(default=256, ge=1, description="Concurrent requests per key or worker token.")
     processes: int = Field(default=1, ge=1, description="Server processes that share these limits.")
+    plans: dict[str, Plan] = Field(
+        default_factory=dict,
+        description="Plans by name, in addition to free and hobby, or instead of them; JSON in the environment.",
+    )
+    plan_hobby_characters: int | None = Field(
+        default=None, ge=0, description="Characters per period of the plan hobby; unset: 100,000."
+    )
+    stripe_secret_key: SecretStr | None = Field(
+        default=None, description="Key of Stripe's API; unset: no plan can be bought here."
+    )
+    stripe_webhook_secret: SecretStr | None = Field(default=None, description="Signs the events that Stripe sends.")
+    stripe_price_id: str | None = Field(default=None, description="ID of the price of the plan hobby.")
+    stripe_meter_event: str | None = Field(
+        default=None, description="Name of the meter events that report characters to Stripe; unset: none are sent."
+    )
+    stripe_api_url: str = Field(default="https://api.stripe.com", description="URL of Stripe's API, for tests.")
+    smtp_url: SecretStr | None = Field(
+        default=None,
+        description="Mail server, smtps://USER:PASSWORD@HOST; unset: a local server prints mail on its terminal.",
+    )
+    mail_from: str | None = Field(default=None, description="Sender of mail to customers.")
     storage_per_account_mb: int = Field(
         default=10_000,
         ge=0,
@@ -219,6 +257,16 @@ class Settings(BaseSettings):
         """The folder of database and blobs, unless their URLs are set."""
         return self.home / "server"
 
+    @cached_property
+    def all_plans(self) -> dict[str, Plan]:
+        """The plans by name, with the two defaults."""
+        hobby = 100_000 if self.plan_hobby_characters is None else self.plan_hobby_characters
+        defaults = {
+            "free": Plan(characters=10_000),
+            "hobby": Plan(characters=hobby, price_id=self.stripe_price_id),
+        }
+        return defaults | self.plans
+
     @property
     def offers_library(self) -> bool:
         """Whether the voices of the library are offered. Servers that share Postgres have different libraries."""
@@ -295,7 +343,7 @@ def load_settings(**overrides: object) -> Settings:
     variable = f"AFTERWORDS_{field.upper()}"
     name = field if field in overrides else variable if os.environ.get(variable) else f"config.toml: {field}"
     rule = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable")[0]
-    value = "***" if field.endswith(("secret", "token", "api_key")) else first["input"]
+    value = "***" if field.endswith(("secret", "token", "_key")) else first["input"]
     if field.endswith("url") and isinstance(value, str):
         value = without_secrets(value)
     raise InvalidOptionError.for_option(name, value=value, allowed=rule)

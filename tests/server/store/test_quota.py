@@ -108,7 +108,7 @@ async def test_audio_over_the_quota_changes_nothing(world: World, folder: Path) 
     assert await world.store.finish(job.job_id, 1, AttemptResult(error="storage_quota_exceeded")) is FinishStatus.DONE
 
 
-async def test_migration_counts_the_bytes_of_existing_rows(world: World, folder: Path, clock: ManualClock) -> None:
+async def test_migrations_keep_and_count_existing_rows(world: World, folder: Path, clock: ManualClock) -> None:
     ann = await world.caller("ann")
     job = await world.add_claimed_job(caller=ann)
     await finish(world, job)
@@ -130,6 +130,25 @@ async def test_migration_counts_the_bytes_of_existing_rows(world: World, folder:
             ALTER TABLE jobs DROP COLUMN traceparent;
             DROP INDEX ix_voices_account_id_name;
             DROP TABLE preparations;
+            ALTER TABLE accounts DROP COLUMN plan;
+            ALTER TABLE accounts DROP COLUMN period_start;
+            ALTER TABLE accounts DROP COLUMN period_end;
+            ALTER TABLE accounts DROP COLUMN suspended_at;
+            ALTER TABLE accounts DROP COLUMN closed_at;
+            DROP TABLE checkouts;
+            DROP TABLE stripe_events;
+            DROP TABLE meter_batches;
+            CREATE TABLE old_usage (
+                spending_id VARCHAR(36) NOT NULL,
+                period VARCHAR(7) NOT NULL,
+                account_id VARCHAR(36) NOT NULL,
+                characters BIGINT NOT NULL,
+                CONSTRAINT pk_usage PRIMARY KEY (spending_id, period)
+            );
+            INSERT INTO old_usage SELECT spending_id, period, account_id, characters FROM usage;
+            DROP TABLE usage;
+            ALTER TABLE old_usage RENAME TO usage;
+            CREATE INDEX ix_usage_account_id_period ON usage (account_id, period);
             """
         )
         database.execute("UPDATE alembic_version SET version_num = '0005'")
@@ -138,5 +157,9 @@ async def test_migration_counts_the_bytes_of_existing_rows(world: World, folder:
     again = SqlStore(f"sqlite:///{NAME}", clock=clock, folder=folder)
     await again.open()
     assert counted(folder) == {ann.account_id: before}
+    with closing(sqlite3.connect(folder / NAME)) as database:
+        [usage] = database.execute("SELECT period, day, characters FROM usage")
+    assert usage == ("2026-01", "2026-01-01", job.char_count)
+    assert (await again.get_usage(ann)).characters == job.char_count
     await again.close()
     await world.store.open()

@@ -413,17 +413,19 @@ class _Import:
                 batch = self.rows[table]
                 for start in range(0, len(batch), BATCH):
                     connection.execute(insert(table), batch[start : start + BATCH])
-            spent, stored = Counter[tuple[str, str, str]](), Counter[str]()
+            spent, stored = Counter[tuple[str, str, str, str]](), Counter[str]()
             for row in self.rows[jobs]:
                 if row["status"] is JobStatus.READY:
-                    spent[row["spending_id"], row["account_id"], row["period"]] += row["char_count"]
+                    day = usage_rows.day_of(row["created_at"])
+                    spent[row["spending_id"], row["account_id"], row["period"], day] += row["char_count"]
                     stored[row["account_id"]] += row["audio_bytes"]
-            for (spending_id, account_id, period), characters in spent.items():
+            for (spending_id, account_id, period, day), characters in spent.items():
                 usage_rows.charge(
                     connection,
                     spending_id=spending_id,
                     account_id=account_id,
                     period=period,
+                    day=day,
                     characters=characters,
                 )
             for account_id, n_bytes in stored.items():  # triggers count voices and cached speech, but not new jobs

@@ -7,7 +7,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, literal, select, update
+from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, literal, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from afterwords.errors import LimitError, QuotaExceededError, UnauthorizedError, VoiceNotFoundError
@@ -45,7 +45,7 @@ _ADMISSION = Query(
         select(jobs.c.job_id)
         .where(jobs.c.voice_id == bindparam("voice_id"), jobs.c.flight_key == bindparam("flight_key"), IS_PENDING)
         .scalar_subquery(),
-        select(usage.c.characters)
+        select(cast(func.sum(usage.c.characters), BigInteger))
         .where(usage.c.spending_id == bindparam("spending_id"), usage.c.period == bindparam("period"))
         .scalar_subquery(),
         select(func.count())
@@ -88,6 +88,7 @@ def ending(status: JobStatus, **values: Any) -> ReturningUpdate[Any]:
             jobs.c.flight_key,
             jobs.c.spending_id,
             jobs.c.period,
+            jobs.c.created_at,
             jobs.c.char_count,
             jobs.c.webhook_url,
             jobs.c.audio_sha256,
@@ -110,9 +111,15 @@ def end(
     The UPDATE is conditional, so a job is refunded once and its webhook becomes due once.
     """
     rows = connection.execute(statement, {**values, "ended_at": now}).all()
-    for row in sorted(rows, key=lambda row: (row.spending_id, row.period)):  # the order in which rows are locked
+    for row in sorted(rows, key=lambda row: (row.spending_id, row.created_at)):  # the order in which rows are locked
         if row.audio_sha256 is None:
-            usage_rows.refund(connection, spending_id=row.spending_id, period=row.period, characters=row.char_count)
+            usage_rows.refund(
+                connection,
+                spending_id=row.spending_id,
+                period=row.period,
+                day=usage_rows.day_of(row.created_at),
+                characters=row.char_count,
+            )
         elif row.flight_key is not None:
             entry = {
                 "voice_id": row.voice_id,
@@ -140,7 +147,7 @@ _MARK_AUDIO_LOST = (
     update(jobs)
     .where(jobs.c.job_id == bindparam("which"), jobs.c.status == JobStatus.READY)
     .values(status=JobStatus.FAILED, error="audio_lost", audio_key=None, audio_sha256=None, audio_bytes=None)
-    .returning(jobs.c.spending_id, jobs.c.period, jobs.c.char_count)
+    .returning(jobs.c.spending_id, jobs.c.period, jobs.c.created_at, jobs.c.char_count)
 )
 
 
@@ -167,6 +174,7 @@ def submit(
             spending_id=job.spending_id,
             account_id=job.account_id,
             period=period,
+            day=usage_rows.day_of(now),
             characters=job.char_count,
         )
     job_id = duplicate.job_id if duplicate else job.job_id
@@ -290,5 +298,6 @@ def cancel(
 
 def mark_audio_lost(connection: Connection, job_id: str) -> None:
     lock_account_of_job(connection, job_id=job_id)
-    for spending_id, period, characters in connection.execute(_MARK_AUDIO_LOST, {"which": job_id}).all():
-        usage_rows.refund(connection, spending_id=spending_id, period=period, characters=characters)
+    for spending_id, period, created_at, characters in connection.execute(_MARK_AUDIO_LOST, {"which": job_id}).all():
+        day = usage_rows.day_of(created_at)
+        usage_rows.refund(connection, spending_id=spending_id, period=period, day=day, characters=characters)

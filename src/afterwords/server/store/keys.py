@@ -139,8 +139,9 @@ def _per_account(figure: ColumnElement[Any], table: Table, *conditions: ColumnEl
 
 def list_keys(connection: Connection, *, account_id: str | None, now: datetime) -> list[ApiKey]:
     is_spent = (usage.c.spending_id == keys.c.spending_id) & (usage.c.period == period_of(now))
-    spent = func.coalesce(usage.c.characters, 0).label("characters")
-    statement: Select[Any] = select(*_COLUMNS, spent).outerjoin(usage, is_spent).order_by(keys.c.seq)
+    spent = select(func.sum(usage.c.characters)).where(is_spent).scalar_subquery()
+    characters = cast(func.coalesce(spent, 0), BigInteger).label("characters")
+    statement: Select[Any] = select(*_COLUMNS, characters).order_by(keys.c.seq)
     if account_id is not None:
         statement = statement.where(keys.c.account_id == account_id)
     rows = (row._asdict() for row in connection.execute(statement))

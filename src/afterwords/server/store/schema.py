@@ -10,6 +10,7 @@ from typing import Final
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Float,
     ForeignKey,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     exists,
+    false,
     literal_column,
     text,
 )
@@ -53,13 +55,68 @@ accounts: Final = Table(
     Column("account_id", ID, primary_key=True),
     Column("created_at", UtcTime, nullable=False),
     Column("stored_bytes", BigInteger, nullable=False, server_default="0"),  # updated by triggers, see migration 0006
+    Column("plan", Text),  # NULL: unlimited
+    Column("period_start", UtcTime),  # of the subscription; NULL: calendar months, UTC
+    Column("period_end", UtcTime),
+    Column("suspended_at", UtcTime),  # NULL: the keys are valid
+    Column("closed_at", UtcTime),
 )
 
-customers: Final = Table(  # of Stripe
+customers: Final = Table(  # of Stripe, with what it last said about their subscriptions
     "customers",
     metadata,
     Column("customer_id", Text, primary_key=True),
-    Column("account_id", ForeignKey("accounts.account_id"), nullable=False, unique=True),
+    Column("account_id", ForeignKey("accounts.account_id"), unique=True),  # NULL: the customer has not paid yet
+    Column("email", Text, unique=True),  # in lower case; NULL: unknown, or forgotten
+    Column("checkout_id", ID),  # the last one; only its session is open
+    Column("subscription_id", Text),
+    Column("status", Text),
+    Column("price_id", Text),
+    Column("is_ending", Boolean, nullable=False, server_default=false()),  # cancelled at the end of its period
+    Column("version", Integer, nullable=False, server_default="0"),  # increases with every write of what Stripe said
+    Column("synced_at", UtcTime),
+)
+
+checkouts: Final = Table(
+    "checkouts",
+    metadata,
+    Column("checkout_id", ID, primary_key=True),
+    Column("email", Text, nullable=False, index=True),
+    Column("plan", Text, nullable=False),
+    Column("browser_sha256", LargeBinary, nullable=False),  # of the cookie of the browser that began it
+    Column("tries", Integer, nullable=False, server_default="0"),  # part of the idempotency keys sent to Stripe
+    Column("customer_id", Text),
+    Column("session_id", Text, unique=True),
+    Column("account_id", ForeignKey("accounts.account_id")),  # may get a key; NULL: not paid, or not proven
+    Column("created_at", UtcTime, nullable=False, index=True),
+    Column("paid_at", UtcTime),
+    Column("shown_at", UtcTime),  # when its key was created and shown
+    Column("key_id", ForeignKey("keys.key_id")),
+)
+
+stripe_events: Final = Table(  # whose effects are stored
+    "stripe_events",
+    metadata,
+    Column("event_id", Text, primary_key=True),
+    Column("received_at", UtcTime, nullable=False, index=True),
+)
+
+meter_batches: Final = Table(  # characters to report to Stripe; the id makes sending a batch again harmless
+    "meter_batches",
+    metadata,
+    Column("batch_id", ID, primary_key=True),
+    Column("customer_id", Text, nullable=False),
+    Column("hour", UtcTime, nullable=False),
+    Column("characters", BigInteger, nullable=False),
+    Column("first_sent_at", UtcTime),  # NULL: characters may be added
+)
+open_batches: Final = Index(
+    "ix_meter_batches_open",
+    meter_batches.c.customer_id,
+    meter_batches.c.hour,
+    unique=True,
+    sqlite_where=text("first_sent_at IS NULL"),
+    postgresql_where=text("first_sent_at IS NULL"),
 )
 
 turns: Final = Table(  # not a column of `accounts`: a claim must not wait for other writes of the account
@@ -166,7 +223,7 @@ jobs: Final = Table(
     Column("webhook_url", Text),
     Column("char_count", Integer, nullable=False),
     Column("spending_id", ID, nullable=False),
-    Column("period", String(7), nullable=False),  # the month that it was charged to
+    Column("period", String(20).with_variant(String(7), "sqlite"), nullable=False),  # that it was charged to
     Column("attempt", Integer, nullable=False, server_default="0"),  # number of claims; never decreases
     Column("returned", Integer, nullable=False, server_default="0"),  # released attempts, which don't count
     Column("worker", Text),
@@ -237,7 +294,8 @@ usage: Final = Table(
     "usage",
     metadata,
     Column("spending_id", ID, primary_key=True),
-    Column("period", String(7), primary_key=True),  # calendar month, UTC: 2026-01
+    Column("period", String(20), primary_key=True),  # a calendar month, or when a subscription's period began
+    Column("day", String(10), primary_key=True),  # UTC: 2026-01-31
     Column("account_id", ForeignKey("accounts.account_id"), nullable=False),
     Column("characters", BigInteger, nullable=False),
     Index(None, "account_id", "period"),

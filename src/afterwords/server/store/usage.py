@@ -1,4 +1,4 @@
-"""Usage per calendar month (UTC). Characters are charged to the month in which their job was accepted."""
+"""Usage per period and day (UTC). Characters are charged to the period and day in which their job was accepted."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from afterwords.server.store.statements import Insert
 
 _CHARGE = Insert(
     usage,
-    ("spending_id", "account_id", "period", "characters"),
-    key=("spending_id", "period"),
+    ("spending_id", "account_id", "period", "day", "characters"),
+    key=("spending_id", "period", "day"),
     update=lambda new: {"characters": usage.c.characters + new.characters},
 )
 _CHARGED: Final = bindparam("char_count", type_=BigInteger)
 _REFUND = (
     update(usage)
-    .where(usage.c.spending_id == bindparam("spending"), usage.c.period == bindparam("month"))
+    .where(
+        usage.c.spending_id == bindparam("spending"),
+        usage.c.period == bindparam("charged_period"),
+        usage.c.day == bindparam("charged_day"),
+    )
     .values(characters=case((usage.c.characters > _CHARGED, usage.c.characters - _CHARGED), else_=0))
 )
 
@@ -44,14 +48,28 @@ def seconds_left(moment: datetime) -> int:
     return max(1, math.ceil((bounds(moment)[1] - moment).total_seconds()))
 
 
-def charge(connection: Connection, *, spending_id: str, account_id: str, period: str, characters: int) -> None:
-    values = {"spending_id": spending_id, "account_id": account_id, "period": period, "characters": characters}
+def day_of(moment: datetime) -> str:
+    """Return the day of a moment in the form of the column `day`."""
+    return f"{moment:%Y-%m-%d}"
+
+
+def charge(
+    connection: Connection, *, spending_id: str, account_id: str, period: str, day: str, characters: int
+) -> None:
+    values = {
+        "spending_id": spending_id,
+        "account_id": account_id,
+        "period": period,
+        "day": day,
+        "characters": characters,
+    }
     _CHARGE(connection, values)
 
 
-def refund(connection: Connection, *, spending_id: str, period: str, characters: int) -> None:
-    """Subtract a charge from the month that it was charged to."""
-    connection.execute(_REFUND, {"spending": spending_id, "month": period, "char_count": characters})
+def refund(connection: Connection, *, spending_id: str, period: str, day: str, characters: int) -> None:
+    """Subtract a charge from the period and day that it was charged to."""
+    values = {"spending": spending_id, "charged_period": period, "charged_day": day, "char_count": characters}
+    connection.execute(_REFUND, values)
 
 
 def get(connection: Connection, caller: Caller, *, now: datetime) -> Usage:

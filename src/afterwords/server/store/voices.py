@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from datetime import datetime
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, exists, insert, not_, select, union_all, update
 
@@ -39,6 +39,7 @@ _JOBS = (
         jobs.c.audio_key,
         jobs.c.spending_id,
         jobs.c.period,
+        jobs.c.created_at,
         jobs.c.char_count,
     )
     .where(jobs.c.voice_id == bindparam("voice"))
@@ -46,7 +47,7 @@ _JOBS = (
 )
 _PENDING_JOBS = (
     _JOBS.where(IS_PENDING)
-    .order_by(jobs.c.spending_id, jobs.c.period)
+    .order_by(jobs.c.spending_id, jobs.c.created_at)
     .with_for_update(key_share=True)  # a job that fails meanwhile is refunded there
 )
 _FINAL_JOBS = _JOBS.where(not_(IS_PENDING))
@@ -186,6 +187,10 @@ def delete_voice(connection: Connection, voice_id: str, *, account_id: str, acto
     return delete_rows(connection, voice_id, now=now)
 
 
+def _charge_of(job: Any) -> tuple[str, str, str]:
+    return job.spending_id, job.period, usage.day_of(job.created_at)
+
+
 def delete_rows(connection: Connection, voice_id: str, *, now: datetime) -> bool:
     """Delete rows of a deleted voice, pending jobs first, and add a tombstone with their audio.
 
@@ -194,9 +199,9 @@ def delete_rows(connection: Connection, voice_id: str, *, now: datetime) -> bool
     """
     lock_account_of_voice(connection, voice_id=voice_id)
     found = connection.execute(_PENDING_JOBS, {"voice": voice_id, "n_rows": BATCH}).all()
-    for (spending_id, period), of_period in groupby(found, key=lambda row: (row.spending_id, row.period)):
-        characters = sum(row.char_count for row in of_period)
-        usage.refund(connection, spending_id=spending_id, period=period, characters=characters)
+    for (spending_id, period, day), charged in groupby(found, key=_charge_of):
+        characters = sum(row.char_count for row in charged)
+        usage.refund(connection, spending_id=spending_id, period=period, day=day, characters=characters)
     found = [*found, *connection.execute(_FINAL_JOBS, {"voice": voice_id, "n_rows": BATCH - len(found)})]
     paths: set[str] = set()
     for row in found:
