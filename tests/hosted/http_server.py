@@ -53,10 +53,10 @@ class HttpError(Exception):
 
 
 class HttpServer:
-    """A server on a free port of 127.0.0.1. Closing it ends all threads and sockets."""
+    """A server on a port of 127.0.0.1; 0: a free one. Closing it ends all threads and sockets."""
 
-    def __init__(self, respond: Callable[[HttpRequest], HttpResponse]) -> None:
-        self._server = _Server(respond)
+    def __init__(self, respond: Callable[[HttpRequest], HttpResponse], port: int = 0) -> None:
+        self._server = _Server(respond, port)
         self._thread = Thread(target=self._server.serve_forever, args=(0.02,), name="hosted")
         self._thread.start()
 
@@ -76,8 +76,8 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = False  # so that server_close waits for them
     request_queue_size = 128
 
-    def __init__(self, respond: Callable[[HttpRequest], HttpResponse]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, respond: Callable[[HttpRequest], HttpResponse], port: int) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.respond = respond
         self._open: set[socket.socket] = set()
 
