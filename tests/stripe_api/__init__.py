@@ -4,7 +4,7 @@ It is written from Stripe's documentation and the declarations of the package `s
 
     with running_stripe() as stripe:
         price = stripe.create_price("price_hobby", 900)
-        stripe.webhooks.url = f"{server}/v1/webhooks/stripe"  # until it has a URL, events wait in `stripe.events`
+        stripe.webhooks.url = f"{server}/v1/webhooks/stripe"  # until then, events wait
         client = StripeClient(stripe.key, base_addresses={"api": stripe.url})
         session = client.v1.checkout.sessions.create({...})
         stripe.pay(session.id)  # as does a POST to session.url, or "Pay" in a browser
@@ -12,7 +12,7 @@ It is written from Stripe's documentation and the declarations of the package `s
 
 - Objects: `objects` by ID, `find("customer", email=...)`, and `count("customer")`.
 - What happens to them: `pay`, `settle`, `subscribe`, `advance_period`, `fail_next_invoice`, `pay_open_invoice`,
-  `change_status`, `cancel`, `delete_customer`, `dispute`, and `advance` for Stripe's clock.
+  `change_status`, `cancel`, `delete_customer`, `dispute`, `warn_of_fraud`, `refund`, and `advance` for Stripe's clock.
 - Webhooks: `webhooks.hold()` keeps events back, `webhooks.deliver(order, times)` sends them in any order, `release()`
   sends the rest. Failed ones are repeated until the endpoint takes them. `webhooks.request(event)` signs one for tests
   that send it themselves; `webhooks.secrets` and `webhooks.api_version` are the endpoint's.

@@ -17,7 +17,9 @@ Params = dict[str, Any]
 
 API_VERSION: Final = "2026-10-28.endive"
 DAY_S: Final = 86_400
+SEARCH_LAG_S: Final = 60
 DECLINED: Final = "Your card was declined."
+WITHOUT_METADATA: Final = ("billing.meter_event", "billing_portal.session", "event", "radar.early_fraud_warning")
 ENDED: Final = ("canceled", "incomplete_expired")
 
 
@@ -167,13 +169,17 @@ class Account:
         self.objects[customer_id] = gone
         return gone
 
+    def search_customers(self, params: Params) -> Object:
+        """Return the customers with an email, without those that the index does not have yet."""
+        email = params["query"].removeprefix('email:"').removesuffix('"')
+        found = [one for one in self.find("customer", email=email) if one["created"] <= self.now() - SEARCH_LAG_S]
+        page = as_list("/v1/customers/search", found[: params.get("limit", 10)])
+        return {**page, "object": "search_result", "next_page": None}
+
     # Checkout
 
     @locked
     def create_session(self, params: Params) -> Object:
-        for name in ("mode", "line_items", "success_url"):
-            if not params.get(name):
-                raise StripeError(f"Missing required param: {name}.", code="parameter_missing", param=name)
         if params.get("customer") and params.get("customer_email"):
             raise StripeError(
                 "You may only specify one of these parameters: customer, customer_email.", param="customer"
@@ -385,12 +391,19 @@ class Account:
         return found
 
     @locked
-    def fail_next_invoice(self, subscription_id: str, *, status: str = "past_due") -> Object:
-        """Renew a subscription with a card that is declined; what follows past_due is a setting in the Dashboard."""
+    def fail_next_invoice(
+        self, subscription_id: str, *, status: str = "past_due", needs_action: bool = False
+    ) -> Object:
+        """Renew a subscription with a card that is declined, or whose bank asks its owner to act.
+
+        The subscription is past_due and then gets the status, which is a setting in the Dashboard.
+        """
         found = self.advance_period(subscription_id, is_paid=False)
         invoice = self.objects[found["latest_invoice"]]
         invoice.update(attempt_count=1, attempted=True, next_payment_attempt=self.now() + 3 * DAY_S)
         self.emit("invoice.payment_failed", invoice)
+        if needs_action:
+            self.emit("invoice.payment_action_required", invoice)
         self.change_status(subscription_id, "past_due")
         return found if status == "past_due" else self.change_status(subscription_id, status)
 
@@ -404,8 +417,7 @@ class Account:
     @locked
     def dispute(self, subscription_id: str) -> Object:
         """Dispute the last charge of a subscription; its status stays."""
-        customer = self.get(subscription_id, "subscription")["customer"]
-        charge = self.find("charge", customer=customer)[-1]
+        charge = self._last_charge(subscription_id)
         charge["disputed"] = True
         made = self._add(
             self.new_id("du"), "dispute", amount=charge["amount"], balance_transactions=[], charge=charge["id"],
@@ -414,6 +426,30 @@ class Account:
         )  # fmt: skip
         self.emit("charge.dispute.created", made)
         return made
+
+    @locked
+    def warn_of_fraud(self, subscription_id: str) -> Object:
+        """Send the warning of a card's bank about the last charge of a subscription."""
+        fields = {
+            "actionable": True,
+            "charge": self._last_charge(subscription_id)["id"],
+            "fraud_type": "made_with_lost_card",
+        }
+        made = self._add(self.new_id("issfr"), "radar.early_fraud_warning", **fields)
+        self.emit("radar.early_fraud_warning.created", made)
+        return made
+
+    @locked
+    def refund(self, subscription_id: str) -> Object:
+        """Refund the last charge of a subscription; its status stays."""
+        charge = self._last_charge(subscription_id)
+        charge.update(refunded=True, amount_refunded=charge["amount"])
+        self.emit("charge.refunded", charge)
+        return charge
+
+    def _last_charge(self, subscription_id: str) -> Object:
+        customer = self.get(subscription_id, "subscription")["customer"]
+        return self.find("charge", customer=customer)[-1]
 
     def _item(self, subscription_id: str, price_id: str, start: int, end: int) -> Object:
         price = self.objects[price_id]
@@ -476,8 +512,6 @@ class Account:
 
     @locked
     def create_portal_session(self, params: Params) -> Object:
-        if not params.get("customer"):
-            raise StripeError("Missing required param: customer.", code="parameter_missing", param="customer")
         self.customer(params["customer"])
         portal_id = self.new_id("bps")
         fields = {"configuration": "bpc_1", "flow": None, "locale": None, "on_behalf_of": None, "return_url": None}
@@ -488,9 +522,6 @@ class Account:
     @locked
     def record_usage(self, params: Params) -> Object:
         """Add a meter event: its identifier is unique for 24 hours."""
-        for name in ("event_name", "payload"):
-            if not params.get(name):
-                raise StripeError(f"Missing required param: {name}.", code="parameter_missing", param=name)
         now, payload = self.now(), params["payload"]
         at = params.get("timestamp") or now
         if not now - 35 * DAY_S <= at <= now + 300:
@@ -545,7 +576,7 @@ class Account:
 
     def _add(self, object_id: str, kind: str, **fields: Any) -> Object:
         base: Object = {"id": object_id, "object": kind, "created": self.now(), "livemode": False}
-        if kind not in ("event", "billing.meter_event", "billing_portal.session"):
+        if kind not in WITHOUT_METADATA:
             base["metadata"] = {}
         self.objects[object_id] = base | fields
         return self.objects[object_id]

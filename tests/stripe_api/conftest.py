@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from stripe import HTTPXClient, StripeClient
 
@@ -23,3 +24,9 @@ def client(stripe: StripeServer) -> Iterator[StripeClient]:
     http = HTTPXClient(allow_sync_methods=True, timeout=60)
     yield StripeClient(stripe.key, base_addresses={"api": stripe.url}, max_network_retries=0, http_client=http)
     http.close()  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture
+def browser() -> Iterator[httpx.Client]:
+    with httpx.Client(trust_env=False, timeout=60) as http:
+        yield http

@@ -20,7 +20,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The parameters and the function of an endpoint; `{id}` in its route is an argument."""
+    """The parameters and the function of an endpoint; `{id}` in its route is an argument.
+
+    Names of parameters end with ! if they are required.
+    """
 
     parameters: Object
     respond: Callable[..., Object]
@@ -41,14 +44,14 @@ CUSTOMER: Final = {
     **EXPAND,
 }
 SESSION: Final = {
-    "mode": ("subscription",),
+    "mode!": ("subscription",),
     "customer": str,
     "customer_email": str,
     "client_reference_id": Text(200),
-    "line_items": [{"price": str, "quantity": int}],
+    "line_items!": [{"price!": str, "quantity!": int}],
     "metadata": METADATA,
     "subscription_data": {"description": str, "metadata": METADATA, "trial_period_days": int},
-    "success_url": str,
+    "success_url!": str,
     "cancel_url": str,
     "expires_at": int,
     "locale": str,
@@ -79,6 +82,7 @@ def _without_parameters(method: Callable[[Account, str], Object]) -> Callable[..
 ENDPOINTS: Final[dict[str, Endpoint]] = {
     "POST /v1/customers": Endpoint(CUSTOMER, Account.create_customer),
     "GET /v1/customers": Endpoint({"email": str, **PAGE}, _list("customer", "/v1/customers")),
+    "GET /v1/customers/search": Endpoint({"query!": str, "limit": int}, Account.search_customers),
     "GET /v1/customers/{id}": Endpoint(EXPAND, _retrieve("customer")),
     "POST /v1/customers/{id}": Endpoint(CUSTOMER, Account.update_customer),
     "DELETE /v1/customers/{id}": Endpoint({}, _without_parameters(Account.delete_customer)),
@@ -92,7 +96,7 @@ ENDPOINTS: Final[dict[str, Endpoint]] = {
     "GET /v1/checkout/sessions/{id}": Endpoint(EXPAND, _retrieve("checkout.session")),
     "POST /v1/checkout/sessions/{id}/expire": Endpoint(EXPAND, _without_parameters(Account.expire_session)),
     "POST /v1/subscriptions": Endpoint(
-        {"customer": str, "items": [{"price": str}], "metadata": METADATA, "trial_period_days": int, **EXPAND},
+        {"customer!": str, "items!": [{"price!": str}], "metadata": METADATA, "trial_period_days": int, **EXPAND},
         Account.create_subscription,
     ),
     "GET /v1/subscriptions": Endpoint(
@@ -104,7 +108,7 @@ ENDPOINTS: Final[dict[str, Endpoint]] = {
         {
             "cancel_at_period_end": bool,
             "description": str,
-            "items": [{"id": str, "price": str}],
+            "items": [{"id!": str, "price!": str}],
             "metadata": METADATA,
             "proration_behavior": ("always_invoice", "create_prorations", "none"),
             **EXPAND,
@@ -120,10 +124,10 @@ ENDPOINTS: Final[dict[str, Endpoint]] = {
     ),
     "GET /v1/invoices/{id}": Endpoint(EXPAND, _retrieve("invoice")),
     "POST /v1/billing_portal/sessions": Endpoint(
-        {"customer": str, "return_url": str, "locale": str, **EXPAND}, Account.create_portal_session
+        {"customer!": str, "return_url": str, "locale": str, **EXPAND}, Account.create_portal_session
     ),
     "POST /v1/billing/meter_events": Endpoint(
-        {"event_name": Text(100), "identifier": Text(100), "payload": METADATA, "timestamp": int, **EXPAND},
+        {"event_name!": Text(100), "identifier": Text(100), "payload!": METADATA, "timestamp": int, **EXPAND},
         Account.record_usage,
     ),
     "GET /v1/events": Endpoint({"type": str, "types": [str], **PAGE}, _list("event", "/v1/events")),
@@ -153,13 +157,19 @@ def parse(form: str, parameters: Object) -> Params:
 
 
 def _convert_fields(tree: Object, parameters: Object, parent: str) -> Object:
-    fields = {}
-    for name, value in tree.items():
-        param = f"{parent}[{name}]" if parent else name
-        if name not in parameters:
+    def full_name(name: str) -> str:
+        return f"{parent}[{name}]" if parent else name
+
+    for name in parameters:
+        if name.endswith("!") and not tree.get(name[:-1]):
+            param = full_name(name[:-1])
+            raise StripeError(f"Missing required param: {param}.", code="parameter_missing", param=param)
+    schemas = {name.removesuffix("!"): schema for name, schema in parameters.items()}
+    for name in tree:
+        if name not in schemas:
+            param = full_name(name)
             raise StripeError(f"Received unknown parameter: {param}", code="parameter_unknown", param=param)
-        fields[name] = _convert(value, parameters[name], param)
-    return fields
+    return {name: _convert(value, schemas[name], full_name(name)) for name, value in tree.items()}
 
 
 def _convert(value: Any, schema: Any, param: str) -> Any:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 from tests.hosted.http_server import HttpRequest, HttpResponse, HttpServer
 from tests.stripe_api import pages
-from tests.stripe_api.account import API_VERSION, DAY_S, DECLINED, Account, Object, Params, StripeError, shown
+from tests.stripe_api.account import API_VERSION, DAY_S, Account, Object, Params, StripeError, shown
 from tests.stripe_api.endpoints import ENDPOINTS, find_endpoint, parse
 from tests.stripe_api.webhooks import Webhooks
 
@@ -137,7 +137,10 @@ class StripeServer(Account):
 
     def _respond(self, request: HttpRequest) -> HttpResponse:
         if not request.path.startswith("/v1/"):
-            return self._show_page(request)
+            try:
+                return self._show_page(request)
+            except StripeError as error:
+                return _html(error.status, pages.message(str(error)))
         try:
             self._authenticate(request)
             route, ids = find_endpoint(request.method, request.path)
@@ -271,9 +274,10 @@ class StripeServer(Account):
             return _html(410, pages.message(f"This session is {session['status']}"))
         if not form:
             return _html(200, pages.checkout(session, customer))
-        if form.get("card") == pages.DECLINED_CARD:
-            return _html(402, pages.checkout(session, customer, DECLINED))
-        self.pay(session["id"], email=form.get("email", ""))
+        try:
+            self.pay(session["id"], email=form.get("email", ""), is_declined=form.get("card") == pages.DECLINED_CARD)
+        except StripeError as error:
+            return _html(error.status, pages.checkout(session, customer, str(error)))
         return _redirect(session["success_url"].replace("{CHECKOUT_SESSION_ID}", session["id"]))
 
     def _show_portal(self, portal: Object, form: dict[str, str]) -> HttpResponse:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from hashlib import sha256
 from threading import Condition, Thread
@@ -32,13 +32,12 @@ class Webhooks:
     """The endpoint at `url`, whose secret may be in change: then it has several.
 
     Attributes:
-        url: None: events are kept, and sent when there is one.
         api_version: Of what is sent; "2024-06-20" or older has periods on the subscription.
         attempts: What was sent, oldest first.
     """
 
     def __init__(self, api_version: str) -> None:
-        self.url: str | None = None
+        self._url: str | None = None
         self.secrets = [SECRET]
         self.api_version = api_version
         self.attempts: list[Attempt] = []
@@ -48,6 +47,17 @@ class Webhooks:
         self._http = httpx.Client(trust_env=False, timeout=30, headers={"User-Agent": "Stripe/1.0"})
         self._thread = Thread(target=self._send_due, name="stripe-webhooks")
         self._thread.start()
+
+    @property
+    def url(self) -> str | None:
+        """The URL; until it is set, events are kept."""
+        return self._url
+
+    @url.setter
+    def url(self, url: str | None) -> None:
+        with self._changed:
+            self._url = url
+            self._changed.notify_all()
 
     def request(self, event: Object, *, at: float | None = None) -> tuple[bytes, dict[str, str]]:
         """Return the body and headers with which an event is sent, signed now or at a time."""
@@ -84,18 +94,22 @@ class Webhooks:
         with self._changed:
             return [event for _, _, event in self._due]
 
-    def deliver(self, order: Callable[[list[Object]], Sequence[Object]] | None = None, *, times: int = 1) -> list[int]:
-        """Send the events that are kept, in another order or several times, and return the statuses.
+    def deliver(self, order: Callable[[list[Object]], Iterable[Object]] | None = None, *, times: int = 1) -> list[int]:
+        """Send the events that are kept, and return the statuses; those that fail every time stay.
 
         Args:
-            order: From the pending events, oldest first, to those to send; `reversed` works, and so does one that
-                leaves some out: they are lost.
+            order: From the pending events, oldest first, to those to send: `reversed`, or one that leaves some out,
+                which are lost.
             times: How often the whole sequence is sent.
         """
         with self._changed:
             kept, self._due = [event for _, _, event in self._due], []
         chosen = list(order(kept) if order else kept)
-        return [self.send(event) for _ in range(times) for event in chosen]
+        statuses = [self.send(event) for event in chosen * times]
+        taken = [event["id"] for event, status in zip(chosen * times, statuses, strict=True) if status // 100 == 2]
+        with self._changed:
+            self._due[:0] = [(0, 0, event) for event in chosen if event["id"] not in taken]
+        return statuses
 
     def send(self, event: Object) -> int:
         """Send an event now, and return the status of the answer, or 0."""
@@ -124,7 +138,7 @@ class Webhooks:
         while True:
             with self._changed:
                 while not self._is_closed and (self._is_held or self.url is None or not self._due):
-                    self._changed.wait(0.05)  # `url` is an attribute
+                    self._changed.wait()
                 if self._is_closed:
                     return
                 self._due.sort(key=lambda due: due[0])  # stable: in order, but for those that failed
@@ -137,7 +151,7 @@ class Webhooks:
             status = self.send(event)
             with self._changed:
                 self._is_sending = False
-                if not 200 <= status < 300:
+                if status // 100 != 2:
                     gap = min(FIRST_GAP_S * 2**failures, LONGEST_GAP_S)
                     self._due.append((time.monotonic() + gap, failures + 1, event))
                 self._changed.notify_all()
