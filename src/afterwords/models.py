@@ -7,7 +7,7 @@ transcripts are in no repr.
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 from uuid import uuid4
@@ -279,13 +279,22 @@ class SpeechResult(Model):
         return self.synth_ms / 1000 / self.duration_s if self.duration_s else float("inf")
 
 
+class DayUsage(Model):
+    """Characters spoken on one day."""
+
+    day: date = Field(description="The day, UTC.")
+    characters: int = Field(ge=0, description="Characters charged on this day.")
+
+
 class Usage(Model):
-    """Characters spoken in a billing period."""
+    """Characters spoken in a billing period: of a key with a limit or of its account, whichever has fewer left."""
 
     characters: int = Field(ge=0, description="Characters charged in the period.")
     limit: int | None = Field(default=None, ge=0, description="Characters allowed in the period; absent if unlimited.")
+    plan: str | None = Field(default=None, description="Plan of the account; absent if it has none.")
     period_start: UtcTime = Field(description="Start of the period, UTC.")
     period_end: UtcTime = Field(description="End of the period (exclusive), UTC.")
+    days: tuple[DayUsage, ...] = Field(default=(), description="Days of the period with usage, oldest first.")
 
 
 class ApiKey(Model):
@@ -298,13 +307,13 @@ class ApiKey(Model):
     expires_at: UtcTime | None = Field(default=None, description="Expiry time, UTC; absent if the key does not expire.")
     revoked_at: UtcTime | None = Field(default=None, description="Time at which the key was revoked, UTC.")
     character_limit: int | None = Field(
-        default=None, ge=0, description="Characters that the key may use in a calendar month."
+        default=None, ge=0, description="Characters that the key may use in a billing period."
     )
     account_id: str | None = Field(default=None, description="ID of the account of the key.")
     prefix: str | None = Field(default=None, description="First characters of the key, to recognize it.")
     used_at: UtcTime | None = Field(default=None, description="Time of the last use, UTC, to the minute.")
     characters: int | None = Field(
-        default=None, ge=0, description="Characters used this calendar month by the key and those that it replaced."
+        default=None, ge=0, description="Characters used this billing period by the key and those that it replaced."
     )
 
 
@@ -315,7 +324,7 @@ class Account(Model):
     created_at: UtcTime = Field(description="Creation time, UTC.")
     keys: int = Field(ge=0, description="Number of valid keys.")
     voices: int = Field(ge=0, description="Number of voices.")
-    characters: int = Field(ge=0, description="Characters used this calendar month (UTC).")
+    characters: int = Field(ge=0, description="Characters used this billing period.")
     storage_bytes: int = Field(ge=0, description="Bytes of stored recordings, job audio and cache.")
 
 

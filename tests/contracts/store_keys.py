@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -189,6 +189,36 @@ class KeyContract:
 
         assert usage.period_end == datetime(2027, 1, 1, tzinfo=UTC)
 
+    async def test_usage_is_counted_in_the_period_of_a_subscription(self, world: World) -> None:
+        ann, bob = await world.caller("ann", character_limit=60), await world.caller("bob")
+        await world.add_job(ann, char_count=50)
+        await world.add_job(bob, char_count=5)
+        began, ends = START.replace(day=14, hour=9, minute=30), datetime(2026, 2, 14, 9, 30, tzinfo=UTC)
+        await world.set_account(ann, period_start=began, period_end=ends)
+        await world.add_job(ann, char_count=11)
+        world.clock.advance(24 * 3600)
+        with pytest.raises(QuotaExceededError, match="11 of its 60") as refused:
+            await world.add_job(ann, char_count=50)
+        await world.add_job(ann, char_count=4)
+
+        usage = await world.store.get_usage(ann)
+
+        assert (usage.characters, usage.period_start, usage.period_end) == (15, began, ends)
+        assert [(f"{one.day}", one.characters) for one in usage.days] == [("2026-01-31", 11), ("2026-02-01", 4)]
+        assert refused.value.retry_after_s == (ends - world.clock.now()).total_seconds()
+        assert [key.characters for key in await world.store.list_keys(account_id=None)] == [15, 0]
+        assert [account.characters for account in await world.store.list_accounts()] == [15, 0]
+
+    async def test_usage_goes_to_an_ended_period_until_it_is_renewed(self, world: World) -> None:
+        ann = await world.caller()
+        await world.set_account(ann, period_start=START - timedelta(days=31), period_end=START - timedelta(minutes=5))
+        await world.add_job(ann, char_count=50)
+        before = await world.store.get_usage(ann)
+        await world.set_account(ann, period_start=START - timedelta(minutes=5), period_end=START + timedelta(days=28))
+
+        assert (before.characters, before.period_end) == (50, START - timedelta(minutes=5))
+        assert await world.characters_used() == 0
+
     async def test_usage_is_per_key_with_a_limit_else_per_account(self, world: World) -> None:
         ann = await world.caller("ann")
         capped = await world.caller("capped", account_id=ann.account_id, character_limit=500)
@@ -198,6 +228,23 @@ class KeyContract:
 
         assert (await world.store.get_usage(ann)).characters == 34
         assert (await world.store.get_usage(capped)).characters == 4
+
+    async def test_usage_shows_the_limit_with_fewer_characters_left(self, world: World) -> None:
+        ann = await world.caller("ann")
+        capped = await world.caller("capped", account_id=ann.account_id, character_limit=50)
+        await world.set_account(ann, plan="small")
+        voice = await world.add_voice(ann)
+        await world.add_job(capped, voice, char_count=4)
+        of_key = await world.store.get_usage(capped)
+        await world.add_job(ann, voice, char_count=51)
+        of_plan = await world.store.get_usage(capped)
+        await world.set_account(ann, plan="removed from the settings")
+
+        assert (of_key.characters, of_key.limit, of_key.plan) == (4, 50, "small")
+        assert [day.characters for day in of_key.days] == [4]
+        assert (of_plan.characters, of_plan.limit) == (55, 100)
+        assert [day.characters for day in of_plan.days] == [55]
+        assert (await world.store.get_usage(ann)).limit == 0
 
     async def test_character_limit_is_exact_and_survives_rotation(self, world: World) -> None:
         ann = await world.caller("ann", character_limit=50)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Any
+from typing import Any, cast
+
+from sqlalchemy import update
 
 from afterwords.models import Consent, ConsentKind, new_id
 from afterwords.server.ports import Store
@@ -20,9 +22,14 @@ from afterwords.server.records import (
     StoredJob,
     StoredVoice,
 )
+from afterwords.server.settings import Plan
+from afterwords.server.store import SqlStore
+from afterwords.server.store.schema import accounts
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
 MANY = QueueLimits(pending=10_000, pending_per_account=10_000)
+PLANS = {"small": Plan(characters=100, max_pending_jobs=3)}
+"""The plans of the stores under test."""
 TEXT = "A text that is not public."
 
 
@@ -72,6 +79,11 @@ class World:
             found = await self.store.find_caller(digest(name))
         assert found is not None
         return found
+
+    async def set_account(self, caller: Caller, **values: Any) -> None:
+        """Set columns of the account, as a change of its subscription does."""
+        statement = update(accounts).where(accounts.c.account_id == caller.account_id).values(**values)
+        await cast("SqlStore", self.store).database.write(lambda connection: connection.execute(statement))
 
     def new_voice(self, caller: Caller, **facts: Any) -> StoredVoice:
         """Return a voice that is not stored yet."""
@@ -140,7 +152,7 @@ class World:
         return found
 
     async def characters_used(self, name: str = "ann") -> int:
-        """Return the characters charged to the account of a caller in this month."""
+        """Return the characters charged to the account of a caller in this period."""
         return (await self.store.get_usage(await self.caller(name))).characters
 
 

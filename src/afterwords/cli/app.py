@@ -66,9 +66,7 @@ COMMANDS: Final = {
         "import_cloudflare",
         "Import accounts, keys, voices, jobs and audio of the hosted service on Cloudflare. Stop the server first.",
     ),
-    "accounts": Entry(
-        "Server", "keys", "List the accounts of the server on this machine, with their voices and this month's use."
-    ),
+    "accounts": Entry("Server", "keys", "List the accounts of the server on this machine, with their voices and use."),
     "keys": Entry(
         "Server", "keys", "List, create, rotate and revoke API keys of the server on this machine, or of another."
     ),

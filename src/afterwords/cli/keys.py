@@ -265,7 +265,7 @@ def rotate(
 
 
 def accounts(remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
-    """List the accounts of the server on this machine, with their voices and this month's use.
+    """List the accounts of the server on this machine, with their voices and use.
 
     With --remote, this needs the admin secret of the server.
     """
@@ -284,7 +284,7 @@ def accounts(remote: Remote = False, profile: Profile = None, as_json: AsJson = 
             )
             for account in found
         ]
-        output.result_table(("id", "keys", "voices", "characters this month", "storage", "created"), rows)
+        output.result_table(("id", "keys", "voices", "characters", "storage", "created"), rows)
     else:
         output.note("There are no accounts yet. Create one: afterwords keys create")
 

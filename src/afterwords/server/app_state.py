@@ -100,6 +100,7 @@ def open_store(settings: Settings, clock: Clock | None = None) -> SqlStore:
         clock=clock or SystemClock(),
         folder=settings.folder,
         storage_quota_bytes=settings.storage_per_account_mb * 10**6 or None,
+        plans=settings.all_plans,
         shows_home=settings.offers_library,
     )
 

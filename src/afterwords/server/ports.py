@@ -96,7 +96,7 @@ class Store(Protocol):
         """Set the time of last use of these keys to now."""
 
     async def list_accounts(self) -> list[Account]:
-        """Return all accounts, oldest first, with their usage in this calendar month."""
+        """Return all accounts, oldest first, with their usage in their billing period."""
 
     async def get_home_account(self) -> str | None:
         """Return the account that sees the voices of the home folder. None: no key was created for it."""
@@ -142,7 +142,7 @@ class Store(Protocol):
         """
 
     async def get_usage(self, caller: Caller) -> Usage:
-        """Return the usage in this calendar month (UTC) of a key with a limit, otherwise of the whole account."""
+        """Return the usage in the current period: of the key or the account, whichever has fewer characters left."""
 
     # tokens of remote workers
 

@@ -29,7 +29,7 @@ class Caller:
 
     Attributes:
         spending_id: Characters are counted under this id. Rotation keeps it, so that a limit can't be rotated away.
-        character_limit: Characters per calendar month. None: unlimited.
+        character_limit: Characters per billing period. None: unlimited.
     """
 
     account_id: str

@@ -12,7 +12,7 @@ import pytest
 from afterwords import disk
 from afterwords.server.ports import Store
 from afterwords.server.store import SqlStore
-from tests.contracts.store_world import ManualClock, World
+from tests.contracts.store_world import PLANS, ManualClock, World
 from tests.server.store.second_process import NAME
 
 
@@ -50,7 +50,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def store(migrated: Path, folder: Path, clock: ManualClock) -> AsyncIterator[Store]:
     disk.make_folder(folder)
     shutil.copy(migrated, folder)
-    store: Store = SqlStore(f"sqlite:///{NAME}", clock=clock, folder=folder)
+    store: Store = SqlStore(f"sqlite:///{NAME}", clock=clock, folder=folder, plans=PLANS)
     await store.open()
     yield store
     await store.close()

@@ -47,7 +47,7 @@ class AsyncKeys:
         return parse_model(await self._session.request(request), NewApiKey)
 
     async def accounts(self) -> list[Account]:
-        """Return all accounts with their limits and what they spent this month. Requires the admin secret."""
+        """Return all accounts with their limits and what they spent in this period. Requires the admin secret."""
         request = Request("GET", "/v1/accounts", is_admin=True, feature="listing accounts")
         return parse_models(await self._session.request(request), Account)
 

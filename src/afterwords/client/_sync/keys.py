@@ -48,7 +48,7 @@ class Keys:
         return parse_model(self._session.request(request), NewApiKey)
 
     def accounts(self) -> list[Account]:
-        """Return all accounts with their limits and what they spent this month. Requires the admin secret."""
+        """Return all accounts with their limits and what they spent in this period. Requires the admin secret."""
         request = Request("GET", "/v1/accounts", is_admin=True, feature="listing accounts")
         return parse_models(self._session.request(request), Account)
 

@@ -41,7 +41,7 @@ async def create_key(request: Request, body: NewKeyBody | None = None) -> Respon
 @router.get("/v1/accounts", responses={200: {"model": list[Account]}, **ADMIN})
 @requires(Credential.ADMIN)
 async def list_accounts(request: Request) -> Response:
-    """List all accounts, oldest first, with their keys, voices, storage and this month's characters."""
+    """List all accounts, oldest first, with their keys, voices, storage and characters."""
     return list_response(await state_of(request).keys.list_accounts(), request=request)
 
 
@@ -76,7 +76,10 @@ async def rotate_key(request: Request, key_id: KeyId, body: RotateBody | None = 
 @router.get("/v1/usage", responses={200: {"model": Usage}})
 @requires(Credential.USER)
 async def usage(request: Request) -> Response:
-    """Return the characters of this calendar month, UTC: of the key if it has a limit, else of its account."""
+    """Return the characters of this billing period: of the key or of its account, whichever has fewer left.
+
+    Without a limit they are those of the account. The period is a calendar month, UTC, without a subscription.
+    """
     return json_response(await state_of(request).store.get_usage(caller_of(request)))
 
 

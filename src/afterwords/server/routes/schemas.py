@@ -66,7 +66,7 @@ class NewKeyBody(RequestBody):
         default=[], max_length=8, description="Scopes of the key; empty: all."
     )
     character_limit: int | None = Field(
-        default=None, ge=0, lt=2**53, description="Characters per calendar month; omitted: unlimited."
+        default=None, ge=0, lt=2**53, description="Characters per billing period; omitted: unlimited."
     )
     account_id: StorableText | None = Field(
         default=None, max_length=36, description="Account of the key; omitted: a new one, or that of `for_key`."

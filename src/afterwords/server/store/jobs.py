@@ -160,20 +160,22 @@ def submit(
     quota_bytes: int | None = None,
     now: datetime,
 ) -> SubmittedJob:
-    lock_account(connection, account_id=job.account_id)
+    account = lock_account.read(connection, account_id=job.account_id)
+    if account is None:
+        raise UnauthorizedError
     before = idempotency.find(connection, request) if request else None
     if before and before.job_id and (stored := get(connection, before.job_id)):
         return SubmittedJob(stored, is_new=False)
-    period = usage_rows.period_of(now)
+    period = usage_rows.period_of(*account, now=now)
     duplicate = _admit(connection, job, limits, quota_bytes=quota_bytes, period=period, now=now)
     if duplicate is None:
         values: dict[str, Any] = {name: getattr(job, name) for name in _NEW_COLUMNS}
-        _INSERT(connection, values | {"status": JobStatus.PENDING, "period": period, "created_at": now})
+        _INSERT(connection, values | {"status": JobStatus.PENDING, "period": period.name, "created_at": now})
         usage_rows.charge(
             connection,
             spending_id=job.spending_id,
             account_id=job.account_id,
-            period=period,
+            period=period.name,
             day=usage_rows.day_of(now),
             characters=job.char_count,
         )
@@ -203,7 +205,13 @@ def submit(
 
 
 def _admit(
-    connection: Connection, job: NewJob, limits: QueueLimits, *, quota_bytes: int | None, period: str, now: datetime
+    connection: Connection,
+    job: NewJob,
+    limits: QueueLimits,
+    *,
+    quota_bytes: int | None,
+    period: usage_rows.Period,
+    now: datetime,
 ) -> StoredJob | None:
     """Return the pending job that is a duplicate of a new one, or check the limits."""
     values = {
@@ -212,7 +220,7 @@ def _admit(
         "key_id": job.key_id,
         "flight_key": job.flight_key,
         "spending_id": job.spending_id,
-        "period": period,
+        "period": period.name,
     }
     has_voice, has_key, duplicate, used, n_own, n_all, stored_bytes = _ADMISSION(connection, **values) or [None] * 7
     if not has_key:  # it was revoked since the request was authenticated
@@ -226,7 +234,7 @@ def _admit(
         raise QuotaExceededError(
             f"The key has used {used:,} of its {limit:,} characters, and this text has {job.char_count:,}.",
             limit=limit,
-            retry_after_s=usage_rows.seconds_left(now),
+            retry_after_s=period.seconds_left(now),
         )
     if quota_bytes is not None and stored_bytes >= quota_bytes:
         raise usage_rows.storage_exceeded(stored_bytes=stored_bytes, quota_bytes=quota_bytes)

@@ -40,7 +40,7 @@ from afterwords.server.store.jobs import end, ending
 from afterwords.server.store.locks import lock_account
 from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, keys, server, usage, voices, webhooks
 from afterwords.server.store.statements import Query, RowLock
-from afterwords.server.store.usage import period_of
+from afterwords.server.store.usage import current_period
 
 _COLUMNS = [keys.c[name] for name in ApiKey.model_fields if name != "characters"]
 _BY_DIGEST = Query(
@@ -104,14 +104,13 @@ def mark_used(connection: Connection, key_ids: Sequence[str], *, now: datetime) 
 
 def list_accounts(connection: Connection, *, now: datetime) -> list[Account]:
     is_valid = keys.c.revoked_at.is_(None) & or_(keys.c.expires_at.is_(None), keys.c.expires_at > now)
+    is_current = usage.c.period == current_period(connection, now=now)
     statement = select(
         accounts.c.account_id,
         accounts.c.created_at,
         _per_account(func.count(), keys, is_valid).label("keys"),
         _per_account(func.count(), voices).label("voices"),
-        _per_account(cast(func.sum(usage.c.characters), BigInteger), usage, usage.c.period == period_of(now)).label(
-            "characters"
-        ),
+        _per_account(cast(func.sum(usage.c.characters), BigInteger), usage, is_current).label("characters"),
         _per_account(func.sum(_REFERENCE_BYTES), voices, voices.c.home_id.is_(None)).label("references"),
         _per_account(cast(func.sum(jobs.c.audio_bytes), BigInteger), jobs).label("audio"),
         _per_account(
@@ -138,10 +137,10 @@ def _per_account(figure: ColumnElement[Any], table: Table, *conditions: ColumnEl
 
 
 def list_keys(connection: Connection, *, account_id: str | None, now: datetime) -> list[ApiKey]:
-    is_spent = (usage.c.spending_id == keys.c.spending_id) & (usage.c.period == period_of(now))
-    spent = select(func.sum(usage.c.characters)).where(is_spent).scalar_subquery()
+    is_spent = (usage.c.spending_id == keys.c.spending_id) & (usage.c.period == current_period(connection, now=now))
+    spent = select(func.sum(usage.c.characters)).where(is_spent).correlate(accounts, keys).scalar_subquery()
     characters = cast(func.coalesce(spent, 0), BigInteger).label("characters")
-    statement: Select[Any] = select(*_COLUMNS, characters).order_by(keys.c.seq)
+    statement: Select[Any] = select(*_COLUMNS, characters).join_from(keys, accounts).order_by(keys.c.seq)
     if account_id is not None:
         statement = statement.where(keys.c.account_id == account_id)
     rows = (row._asdict() for row in connection.execute(statement))

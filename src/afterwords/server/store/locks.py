@@ -14,7 +14,10 @@ from afterwords.server.store.schema import accounts, jobs, voices
 from afterwords.server.store.statements import RowLock
 
 _ACCOUNT = select(accounts.c.account_id)
-lock_account: Final = RowLock(_ACCOUNT.where(accounts.c.account_id == bindparam("account_id")), of=accounts)
+lock_account: Final = RowLock(
+    select(accounts.c.period_start, accounts.c.period_end).where(accounts.c.account_id == bindparam("account_id")),
+    of=accounts,
+)
 lock_account_of_job: Final = RowLock(
     _ACCOUNT.join(jobs, jobs.c.account_id == accounts.c.account_id).where(jobs.c.job_id == bindparam("job_id")),
     of=accounts,

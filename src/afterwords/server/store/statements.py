@@ -113,6 +113,10 @@ class RowLock:
         if connection.dialect.name != "sqlite":  # SQLite runs one writing transaction at a time
             self._query(connection, **values)
 
+    def read(self, connection: Connection, **values: Any) -> list[Any] | None:
+        """Lock the row and return it."""
+        return self._query(connection, **values)
+
 
 def continue_sequence(connection: Connection, table: Table) -> None:
     """Let the next row of a table follow those that were inserted with a `seq`. SQLite does so by itself."""

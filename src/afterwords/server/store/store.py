@@ -35,7 +35,7 @@ from afterwords.server.records import (
     WebhookCall,
     WorkerToken,
 )
-from afterwords.server.settings import without_secrets
+from afterwords.server.settings import Plan, without_secrets
 from afterwords.server.store import (
     audit,
     garbage,
@@ -66,6 +66,7 @@ class SqlStore:
         clock: The time.
         folder: Folder of the server.
         storage_quota_bytes: Storage quota of each account. None: unlimited.
+        plans: The plans that accounts may have, by name.
         shows_home: Whether voices of the home folder are visible. If not, their rows are kept.
 
     Raises:
@@ -80,11 +81,13 @@ class SqlStore:
         clock: Clock,
         folder: Path,
         storage_quota_bytes: int | None = None,
+        plans: Mapping[str, Plan] | None = None,
         shows_home: bool = True,
     ) -> None:
         self._clock = clock
         self._shows_home = shows_home
         self._quota_bytes = storage_quota_bytes
+        self._plans = plans or {}
         self.database = open_database(url, folder=folder)
 
     @property
@@ -182,7 +185,7 @@ class SqlStore:
         )
 
     async def get_usage(self, caller: Caller) -> Usage:
-        return await self.database.read(usage.get, caller, now=self._clock.now())
+        return await self.database.read(usage.get, caller, plans=self._plans, now=self._clock.now())
 
     # -- tokens of remote workers ----------------------------------------------------------------------------
 

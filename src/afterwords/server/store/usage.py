@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any, Final
 
-from sqlalchemy import BigInteger, Connection, bindparam, case, cast, func, select, update
+from sqlalchemy import BigInteger, ColumnElement, Connection, bindparam, case, cast, func, select, update
 
 from afterwords.errors import QuotaExceededError
-from afterwords.models import Usage
+from afterwords.models import DayUsage, Usage
 from afterwords.server.records import Caller
-from afterwords.server.store.schema import usage
+from afterwords.server.settings import Plan
+from afterwords.server.store.schema import accounts, usage
 from afterwords.server.store.statements import Insert
 
 _CHARGE = Insert(
@@ -32,20 +35,44 @@ _REFUND = (
 )
 
 
-def period_of(moment: datetime) -> str:
-    """Return the month of a moment in the form of the column `period`."""
-    return f"{moment.year:04}-{moment.month:02}"
+@dataclass(frozen=True, slots=True)
+class Period:
+    """The billing period of an account.
+
+    Attributes:
+        name: As in the column `period`: "2026-11", or "2026-11-14T09:30:00Z" of a subscription.
+        end: Past, if the subscription was not asked for its next period yet.
+    """
+
+    name: str
+    start: datetime
+    end: datetime
+
+    def seconds_left(self, now: datetime) -> int:
+        """Return the seconds until it ends, at least one."""
+        return max(1, math.ceil((self.end - now).total_seconds()))
 
 
-def bounds(moment: datetime) -> tuple[datetime, datetime]:
-    """Return the first moment of the month, and of the next one."""
-    start = datetime(moment.year, moment.month, 1, tzinfo=UTC)
-    return start, datetime(moment.year + moment.month // 12, moment.month % 12 + 1, 1, tzinfo=UTC)
+def period_of(start: datetime | None, end: datetime | None, *, now: datetime) -> Period:
+    """Return the period of an account with these columns: that of its subscription, else the month of `now`, UTC."""
+    if start is not None and end is not None:
+        return Period(f"{start:%Y-%m-%dT%H:%M:%SZ}", start, end)
+    month = datetime(now.year, now.month, 1, tzinfo=UTC)
+    return Period(_month_of(now), month, datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC))
 
 
-def seconds_left(moment: datetime) -> int:
-    """Return the seconds until the next month, at least one."""
-    return max(1, math.ceil((bounds(moment)[1] - moment).total_seconds()))
+def _month_of(now: datetime) -> str:
+    return f"{now.year:04}-{now.month:02}"
+
+
+def current_period(connection: Connection, *, now: datetime) -> ColumnElement[str]:
+    """Return the name of the period of an account as SQL, for queries over accounts."""
+    start = accounts.c.period_start
+    if connection.dialect.name == "sqlite":
+        name = func.strftime("%Y-%m-%dT%H:%M:%SZ", start)
+    else:
+        name = func.to_char(func.timezone("UTC", start), 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+    return case((start.is_(None), _month_of(now)), else_=name)
 
 
 def day_of(moment: datetime) -> str:
@@ -72,15 +99,61 @@ def refund(connection: Connection, *, spending_id: str, period: str, day: str, c
     connection.execute(_REFUND, values)
 
 
-def get(connection: Connection, caller: Caller, *, now: datetime) -> Usage:
-    statement = select(cast(func.sum(usage.c.characters), BigInteger))
-    if caller.character_limit is None:
-        statement = statement.where(usage.c.account_id == caller.account_id)
-    else:
-        statement = statement.where(usage.c.spending_id == caller.spending_id)
-    used = connection.execute(statement.where(usage.c.period == period_of(now))).scalar()
-    start, end = bounds(now)
-    return Usage(characters=used or 0, limit=caller.character_limit, period_start=start, period_end=end)
+def get(connection: Connection, caller: Caller, *, plans: Mapping[str, Plan], now: datetime) -> Usage:
+    is_own = usage.c.spending_id == caller.spending_id
+    rows = connection.execute(
+        select(
+            accounts.c.plan,
+            accounts.c.period_start,
+            accounts.c.period_end,
+            usage.c.day,
+            _sum(usage.c.characters).label("account"),
+            _sum(case((is_own, usage.c.characters), else_=0)).label("key"),
+        )
+        .outerjoin(
+            usage,
+            (usage.c.account_id == accounts.c.account_id) & (usage.c.period == current_period(connection, now=now)),
+        )
+        .where(accounts.c.account_id == caller.account_id)
+        .group_by(accounts.c.account_id, usage.c.day)
+        .order_by(usage.c.day)
+    ).all()
+    account, spent = rows[0], [row for row in rows if row.day is not None]
+    by_account, by_key = sum(row.account for row in spent), sum(row.key for row in spent)
+    is_of_key, limit = tighter(caller.character_limit, by_key, plan_of(account.plan, plans).characters, by_account)
+    period = period_of(account.period_start, account.period_end, now=now)
+    days = [(row.day, row.key if is_of_key else row.account) for row in spent]
+    return Usage(
+        characters=by_key if is_of_key else by_account,
+        limit=limit,
+        plan=account.plan,
+        period_start=period.start,
+        period_end=period.end,
+        days=tuple(
+            DayUsage(day=date.fromisoformat(day), characters=characters) for day, characters in days if characters
+        ),
+    )
+
+
+def _sum(characters: ColumnElement[int]) -> ColumnElement[Any]:
+    return cast(func.sum(characters), BigInteger)
+
+
+UNLIMITED: Final = Plan()
+_NOTHING: Final = Plan(characters=0)
+
+
+def plan_of(name: str | None, plans: Mapping[str, Plan]) -> Plan:
+    """Return the plan of an account. One that is not in the settings any more allows nothing."""
+    return UNLIMITED if name is None else plans.get(name, _NOTHING)
+
+
+def tighter(key_limit: int | None, by_key: int, plan_limit: int | None, by_account: int) -> tuple[bool, int | None]:
+    """Return whether the limit of the key is the one that is reached first, and the limit that is."""
+    if key_limit is None:
+        return False, plan_limit
+    is_of_key = plan_limit is None or key_limit - by_key <= plan_limit - by_account
+    return is_of_key, key_limit if is_of_key else plan_limit
 
 
 def storage_exceeded(*, stored_bytes: int, quota_bytes: int) -> QuotaExceededError:
