@@ -182,21 +182,19 @@ class StripeServer(Account):
     def _answer_once(self, logged: LoggedRequest, ids: Sequence[str], form: str, fault: Fault | None) -> HttpResponse:
         """Answer a request, or repeat the answer to the first one with its idempotency key."""
         key, kept = logged.idempotency_key, _Kept((logged.path, sorted(parse_qsl(form))), self.now())
-        if key is not None:
-            try:
-                if (answer := self._begin(key, kept)) is not None:
-                    return answer
-            except StripeError as error:
-                return _json(error.status, error.body)
-        answer, is_kept = self._perform(logged, ids, form, fault)
+        try:
+            replayed = None if key is None else self._begin(key, kept)
+        except StripeError as error:
+            return _json(error.status, error.body)
+        answer, is_kept = (replayed, True) if replayed else self._perform(logged, ids, form, fault)
         if fault is not None:
             fault.reached.set()
             fault.released.wait(GATE_S)
         with self.lock:
-            if key is not None and is_kept:
+            if key is not None and not replayed:
                 kept.answer = answer
-            elif key is not None:
-                del self._kept[key]
+                if not is_kept:
+                    del self._kept[key]
         if fault is not None and fault.status == 0:
             raise ConnectionResetError
         return answer

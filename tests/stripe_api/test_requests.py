@@ -154,3 +154,12 @@ def test_outage_ends(stripe: StripeServer, client: StripeClient) -> None:
     with stripe.outage(None), pytest.raises(APIConnectionError):
         client.v1.customers.list()
     client.v1.customers.list()
+
+
+def test_replayed_answer_can_be_lost_too(stripe: StripeServer, client: StripeClient) -> None:
+    stripe.fail("POST /v1/customers", times=2, performs=True)
+    for _ in range(2):
+        with pytest.raises(APIConnectionError):
+            client.v1.customers.create({}, {"idempotency_key": "key"})
+    client.v1.customers.create({}, {"idempotency_key": "key"})
+    assert stripe.count("customer") == 1
