@@ -19,7 +19,7 @@ import numpy as np
 
 SECONDS_PER_DAY: Final = 86_400
 AUDIO_S_PER_CHARACTER: Final = 0.068
-"""English read aloud; `afterwords.speech.EXPECTED_SECONDS_PER_CHARACTER`."""
+"""English read aloud; `afterwords.text.EXPECTED_S_PER_CHARACTER`."""
 LENGTH_VARIATION: Final = 0.8
 """Standard deviation of the length of a job, as a part of its mean, in the simulation."""
 

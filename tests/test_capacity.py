@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from afterwords.speech import EXPECTED_SECONDS_PER_CHARACTER
+from afterwords.text import EXPECTED_S_PER_CHARACTER
 from benchmarks.capacity import (
     AUDIO_S_PER_CHARACTER,
     DEVICES,
@@ -71,4 +71,4 @@ def test_page_has_the_devices_of_the_model() -> None:
 
 
 def test_speaking_rate_is_that_of_the_package() -> None:
-    assert AUDIO_S_PER_CHARACTER == EXPECTED_SECONDS_PER_CHARACTER
+    assert AUDIO_S_PER_CHARACTER == EXPECTED_S_PER_CHARACTER

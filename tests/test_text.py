@@ -15,6 +15,7 @@ from afterwords.text import (
     TINY_CHARS,
     check_name,
     check_text,
+    expected_speech_s,
     is_speakable,
     max_speech_s,
     normalize_lang,
@@ -105,6 +106,14 @@ def test_check_text_is_idempotent(text: str) -> None:
 )
 def test_max_speech_s_depends_on_length_and_speed(text: str, speed: float, seconds: float) -> None:
     assert max_speech_s(text, speed=speed) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "speed", "seconds"),
+    [("a" * 100, 1.0, 6.8), ("a" * 100, 2.0, 3.4), ("你好", 1.0, 0.4), ("カナ", 1.0, 0.4), ("한글 a", 1.0, 0.536)],
+)
+def test_expected_speech_s_depends_on_script_and_speed(text: str, speed: float, seconds: float) -> None:
+    assert expected_speech_s(text, speed=speed) == pytest.approx(seconds)
 
 
 def test_name_is_composed_and_stripped() -> None:

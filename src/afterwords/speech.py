@@ -9,7 +9,6 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from afterwords.audio.audio import Audio
 from afterwords.audio.effects import change_speed
@@ -18,9 +17,7 @@ from afterwords.audio.writer import AudioWriter
 from afterwords.backends.base import Chunk, Engine, Progress
 from afterwords.errors import AfterwordsError, StreamConsumedError, SynthesisError
 from afterwords.models import FormatName, SpeechFormat, SpeechResult, SpeechTask, Voice
-
-EXPECTED_SECONDS_PER_CHARACTER: Final = 0.068
-"""Speaking rate of English read aloud, used only for progress."""
+from afterwords.text import expected_speech_s
 
 
 @dataclass(slots=True, eq=False)
@@ -103,7 +100,7 @@ class Speech:
 
 def speak(engine: Engine, task: SpeechTask, speed: float, progress: Progress) -> Generator[Chunk, None, None]:
     """Generate the chunks of a task at a speed; an unexpected error of an engine becomes a SynthesisError."""
-    expected_s = len(task.text) * EXPECTED_SECONDS_PER_CHARACTER
+    expected_s = expected_speech_s(task.text)
     spoken_s = 0.0
     chunks = engine.synthesize(task)
 

@@ -22,8 +22,7 @@ from afterwords.server.ports import JobQueue
 from afterwords.server.records import Claim, JobProgress
 from afterwords.server.settings import Settings
 from afterwords.server.tracing import note, span
-from afterwords.speech import EXPECTED_SECONDS_PER_CHARACTER
-from afterwords.text import max_speech_s
+from afterwords.text import expected_speech_s, max_speech_s
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ class Attempt(LeasedAttempt):
         self._is_fast = settings.prepare == "fast"
         self._slot = slot
         self._longest_s = max_speech_s(claim.job.text or "", speed=claim.job.speed)
-        self._expected_s = EXPECTED_SECONDS_PER_CHARACTER * len(claim.job.text or " ") / claim.job.speed
+        self._expected_s = expected_speech_s(claim.job.text or " ", speed=claim.job.speed)
         self._timeout_s = settings.start_allowance_s + 2 * self._longest_s
         self._prompt_task: asyncio.Task[bool] | None = None
         self._checkpoint: bytes | None = None
