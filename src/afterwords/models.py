@@ -297,6 +297,27 @@ class Usage(Model):
     days: tuple[DayUsage, ...] = Field(default=(), description="Days of the period with usage, oldest first.")
 
 
+class Estimate(Model):
+    """What speaking a text would take and cost, before anything is spoken."""
+
+    characters: int = Field(ge=0, description="Characters of the text.")
+    charged_characters: int = Field(ge=0, description="Characters that would be charged; 0 if the audio is cached.")
+    is_cached: bool = Field(description="Whether the audio is in the cache.")
+    backend: str = Field(description="Backend that would speak.")
+    lang: str = Field(description="Language of the text, a two-letter code.")
+    duration_s: float = Field(ge=0, description="Expected length of the audio in seconds.")
+    synthesis_s: float | None = Field(
+        default=None,
+        ge=0,
+        description="Expected time to speak the text in seconds, without waiting in the queue, judged by the last "
+        "jobs of the backend; absent if it has had none.",
+    )
+    remaining_characters: int | None = Field(
+        default=None, ge=0, description="Characters left of the limit in this period; absent if unlimited."
+    )
+    is_within_limit: bool = Field(description="Whether these characters suffice.")
+
+
 class ApiKey(Model):
     """Facts about an API key, without the key."""
 

@@ -72,6 +72,16 @@ class JobContract:
             "other": QueueState("other", waiting=1, running=0, oldest_at=other.created_at),
         }
 
+    async def test_pace_is_that_of_spoken_jobs_of_the_backend(self, world: World) -> None:
+        await world.add_claimed_job()
+        assert await world.store.read_pace("tone") is None
+        for synth_ms in (100, 400, 0):  # imported jobs have 0
+            job = await world.add_claimed_job()
+            await world.store.finish(job.job_id, 1, replace(audio(), synth_ms=synth_ms))
+
+        assert await world.store.read_pace("tone") == pytest.approx(0.5 / (2 * len(TEXT)))
+        assert await world.store.read_pace("other") is None
+
     async def test_duplicate_of_a_pending_job_returns_that_job(self, world: World) -> None:
         ann = await world.caller()
         asked = world.new_job(ann, await world.add_voice(ann))

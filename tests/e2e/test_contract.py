@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import httpx
@@ -243,8 +243,9 @@ class TestKeys:
     def test_scopes_restrict_a_key(self, served: Served) -> None:
         with served.client(served.new_key(scopes=["voices:read"])) as user:
             assert user.get("/v1/voices").status_code == 200
-            answer = user.post("/v1/synthesize", json={"voice_id": UNKNOWN_ID, "text": "hi"})
-        assert (answer.status_code, error_code(answer)) == (403, "insufficient_scope")
+            for route in ("synthesize", "estimate"):
+                answer = user.post(f"/v1/{route}", json={"voice_id": UNKNOWN_ID, "text": "hi"})
+                assert (answer.status_code, error_code(answer)) == (403, "insufficient_scope")
 
 
 class TestVoices:
@@ -484,8 +485,9 @@ class TestSynthesize:
     def test_invalid_field_is_refused(
         self, client: httpx.Client, voice_id: str, fields: dict[str, Any], code: str
     ) -> None:
-        answer = client.post("/v1/synthesize", json={"voice_id": voice_id, "text": "hi", **fields})
-        assert (answer.status_code, error_code(answer)) == (422, code)
+        for route in ("synthesize", "estimate"):
+            answer = client.post(f"/v1/{route}", json={"voice_id": voice_id, "text": "hi", **fields})
+            assert (answer.status_code, error_code(answer)) == (422, code)
 
     def test_every_response_lists_skipped_words(self, client: httpx.Client, voice_id: str) -> None:
         ask = {"voice_id": voice_id, "text": "One\ffault-unspoken-Иван\x0btwo\x85\u2028three."}
@@ -507,8 +509,9 @@ class TestSynthesize:
     def test_missing_reference_returns_reference_missing(self, served: Served, client: httpx.Client) -> None:
         made = register(client)
         (served.home / "server" / "blobs" / "voices" / made / "ref.wav").unlink()
-        answer = client.post("/v1/synthesize", json={"voice_id": made, "text": "hi"})
-        assert (answer.status_code, error_code(answer)) == (500, "reference_missing")
+        for route in ("synthesize", "estimate"):
+            answer = client.post(f"/v1/{route}", json={"voice_id": made, "text": "hi"})
+            assert (answer.status_code, error_code(answer)) == (500, "reference_missing")
 
     def test_cache_paths_equal_the_hosted_service(self, served: Served, client: httpx.Client, voice_id: str) -> None:
         job_id = submit_text(client, voice_id, "Where does it lie?")
@@ -668,6 +671,48 @@ class TestJobs:
         wait_for_job(client, job_id)
         answer = client.delete(f"/v1/jobs/{job_id}")
         assert (answer.status_code, error_code(answer)) == (409, "job_final")
+
+
+class TestEstimate:
+    ASK: ClassVar = {"text": "What will it cost?", "lang": "en-US", "speed": 2}
+
+    def test_estimate_changes_nothing_and_follows_the_cache(self, served: Served) -> None:
+        with served.client(served.new_key()) as user:
+            ask = {"voice_id": "me", **self.ASK}
+            register(user)
+            before = user.post("/v1/estimate", json=ask)
+            assert (user.get("/v1/jobs").json(), user.get("/v1/usage").json()["characters"]) == ([], 0)
+            job_id = user.post("/v1/synthesize", json=ask).json()["job_id"]
+            wait_for_job(user, job_id)
+            hit = user.post("/v1/estimate", json=ask).json()
+            miss = user.post("/v1/estimate", json={**ask, "seed": 7}).json()
+        assert (before.status_code, before.headers["cache-control"]) == (200, "no-store")
+        facts = before.json()
+        assert (facts["characters"], facts["charged_characters"], facts["is_cached"]) == (18, 18, False)
+        assert (facts["backend"], facts["lang"], facts["duration_s"]) == ("tone", "en", pytest.approx(0.61))
+        assert (facts["remaining_characters"], facts["is_within_limit"]) == (None, True)
+        assert (hit["charged_characters"], hit["is_cached"], hit["synthesis_s"]) == (0, True, 0)
+        assert (miss["charged_characters"], miss["is_cached"], miss["synthesis_s"] >= 0) == (18, False, True)
+
+    def test_exceeded_limit_is_reported_and_no_error(self, served: Served) -> None:
+        with served.client(served.new_key(character_limit=20)) as user:
+            ask = {"voice_id": register(user), "text": "Fifteen letters"}
+            wait_for_job(user, submit_text(user, **ask))
+            over = user.post("/v1/estimate", json={**ask, "text": "Six more"})
+            cached = user.post("/v1/estimate", json=ask)
+        verdicts = [
+            (answer.status_code, answer.json()["remaining_characters"], answer.json()["is_within_limit"])
+            for answer in (over, cached)
+        ]
+        assert verdicts == [(200, 5, False), (200, 5, True)]
+
+    def test_lost_audio_still_counts_as_cached(self, served: Served, client: httpx.Client, voice_id: str) -> None:
+        ask = {"voice_id": voice_id, "text": "Lost, though not known."}
+        wait_for_job(client, submit_text(client, **ask))
+        key = cache_key(ask["text"], lang="en", backend="tone")
+        (served.home / "server" / "blobs" / "voices" / voice_id / "cache" / f"{key}.wav").unlink()
+        assert client.post("/v1/estimate", json=ask).json()["is_cached"]
+        submit_text(client, **ask)  # a new job
 
 
 class TestUsage:

@@ -122,7 +122,7 @@ def use_real_rows(case: schemathesis.Case[Any], rows: Rows) -> None:
         case.headers["X-Content-SHA256"] = sha256(WAV).hexdigest()
     body: Any = case.body
     if isinstance(body, dict):
-        if case.path == "/v1/synthesize" and "voice_id" in body:
+        if case.path in ("/v1/synthesize", "/v1/estimate") and "voice_id" in body:
             body["voice_id"] = rows.voice_id
             for name in ("backend", "lang", "webhook_url"):
                 body.pop(name, None)

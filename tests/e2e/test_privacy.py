@@ -151,6 +151,7 @@ def send_invalid_requests(served: Served, client: httpx.Client) -> Iterator[http
                    {"webhook_url": f"https://{CANARY}@x.example/"}, {"text": f"\x1b{CANARY}"},
                    {"text": CANARY * 1_000}, {"voice_id": CANARY}):  # fmt: skip
         yield client.post("/v1/synthesize", json={"voice_id": voice, "text": CANARY, **fields})
+        yield client.post("/v1/estimate", json={"voice_id": voice, "text": CANARY, **fields})
     for body in (f"{CANARY}", f'{{"{CANARY}": ', f'{{"text": "\\ud800{CANARY}"}}', f'["{CANARY}"]', CANARY * 20_000):
         yield client.post("/v1/synthesize", content=body, headers=json)
         yield client.patch(f"/v1/voices/{voice}", content=body, headers=json)

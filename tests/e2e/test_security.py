@@ -63,7 +63,7 @@ def call(client: httpx.Client, method: str, path: str, **ids: str) -> httpx.Resp
     body: dict[str, Any] = {}
     if method == "PATCH":
         body = {"json": {"name": "changed"}}
-    elif path == "/v1/synthesize":
+    elif path in ("/v1/synthesize", "/v1/estimate"):
         body = {"json": {"voice_id": ids.get("voice_id", UNKNOWN_ID), "text": "hi"}}
     return client.request(method, url, **body)
 
@@ -197,7 +197,7 @@ def gone(served: Served) -> Iterator[Tenant]:
         yield tenant
 
 
-IDS: Final = [*WITH_ID, ("POST", "/v1/synthesize")]
+IDS: Final = [*WITH_ID, ("POST", "/v1/synthesize"), ("POST", "/v1/estimate")]
 
 
 @pytest.mark.parametrize(("method", "path"), IDS)

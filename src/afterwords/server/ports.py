@@ -311,6 +311,12 @@ class Store(Protocol):
     async def read_queue(self) -> list[QueueState]:
         """Return the pending jobs of each backend that has any."""
 
+    async def read_pace(self, backend: str) -> float | None:
+        """Return the seconds of work per character of a backend's last 20 jobs, of any account.
+
+        None: it has spoken none of the last 1,000 jobs.
+        """
+
     async def cancel(self, job_id: str, *, account_id: str) -> StoredJob | None:
         """Cancel a job if it is pending, and refund it. Return the job as it is now."""
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 
 from afterwords.errors import AfterwordsError, ConflictError, SynthesisError
-from afterwords.models import JobStatus, SpeechFormat
+from afterwords.models import Estimate, JobStatus, SpeechFormat
 from afterwords.provenance import mark_tags
 from afterwords.server.auth import Credential, requires
 from afterwords.server.concurrency import while_connected
@@ -45,6 +45,11 @@ STREAM_WAIT_S: Final = 3600.0
 """How long a stream waits for its audio; it ends sooner if the client disconnects."""
 _WAIT: Final = re.compile(r"\s*wait\s*=\s*(\d{1,6})\s*", re.IGNORECASE)
 NOT_FOUND: Final = errors(_404="job_not_found")
+_INVALID_BODY: Final = "missing_field, invalid_json, bad_request, invalid_host"
+_INVALID_SPEECH: Final = (
+    "empty_text, unspeakable_text, text_too_long, control_character, invalid_unicode, invalid_backend, "
+    "unsupported_lang, invalid_field, invalid_webhook_url"
+)
 
 
 @router.post(
@@ -54,11 +59,10 @@ NOT_FOUND: Final = errors(_404="job_not_found")
         200: {"content": audio_content(), "description": "The audio: cached, waited for, or streamed."},
         202: {"model": JobAccepted, "description": "An accepted job."},
         **errors(
-            _400="missing_field, invalid_json, bad_request, invalid_host",
+            _400=_INVALID_BODY,
             _404="voice_not_found",
             _409="idempotency_conflict, ambiguous_voice_name",
-            _422="empty_text, unspeakable_text, text_too_long, control_character, invalid_unicode, invalid_backend, "
-            "unsupported_lang, invalid_field, invalid_webhook_url",
+            _422=_INVALID_SPEECH,
             _429="rate_limited, too_many_concurrent_requests, queue_full, quota_exceeded",
             _500="reference_missing, synthesis_failed, internal_error",
         ),
@@ -74,11 +78,7 @@ async def synthesize(
     ] = None,
 ) -> Response:
     """Synthesize a text. Returns the audio if it is cached, else a job to follow."""
-    state, caller = state_of(request), caller_of(request)
-    options = SynthesisRequest(
-        **body.model_dump(exclude={"stream", "webhook_url"}),
-        webhook_url=check_url(body.webhook_url) if body.webhook_url else None,
-    )
+    state, caller, options = state_of(request), caller_of(request), _options(body)
     result = await state.synthesis.submit(caller, options, idempotency_key=idempotency_key, listen=body.stream)
     if isinstance(result, AcceptedJob):
         context_of(request).job_id = result.job.job_id
@@ -109,6 +109,32 @@ async def synthesize(
     if result.left_out:
         response.headers["X-Left-Out"] = ",".join(quote(word[:40]) for word in result.left_out[:LEFT_OUT_MAX])
     return response
+
+
+@router.post(
+    "/v1/estimate",
+    responses={
+        200: {"model": Estimate},
+        **errors(
+            _400=_INVALID_BODY,
+            _404="voice_not_found",
+            _409="ambiguous_voice_name",
+            _422=_INVALID_SPEECH,
+            _500="reference_missing, internal_error",
+        ),
+    },
+)
+@requires(Credential.USER, Scope.SYNTHESIZE)
+async def estimate(request: Request, body: SynthesizeBody) -> Response:
+    """Return what a synthesis would take and cost. Creates no job and charges nothing."""
+    return json_response(await state_of(request).synthesis.estimate(caller_of(request), _options(body)))
+
+
+def _options(body: SynthesizeBody) -> SynthesisRequest:
+    return SynthesisRequest(
+        **body.model_dump(exclude={"stream", "webhook_url"}),
+        webhook_url=check_url(body.webhook_url) if body.webhook_url else None,
+    )
 
 
 @router.get(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
+from typing import Generic, TypeVar
 
 from afterwords.errors import AudioMissingError, ConflictError, NotFoundError, StorageUnavailableError
-from afterwords.models import JobStatus, SpeechFormat, new_id
+from afterwords.models import Estimate, JobStatus, SpeechFormat, new_id
 from afterwords.server.cache_key import cache_key, cache_path
 from afterwords.server.failpoints import reach
 from afterwords.server.metrics import Metrics
@@ -24,7 +25,9 @@ from afterwords.server.services.recordings import Recordings
 from afterwords.server.services.voices import find_voice
 from afterwords.server.spool import MemoryReader
 from afterwords.server.tracing import current_traceparent, note, span
-from afterwords.text import check_text
+from afterwords.text import check_text, expected_speech_s
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,19 @@ class SynthesisRequest:
             self.webhook_url,
         ]
         return sha256(json.dumps(values).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRequest(Generic[T]):
+    """A valid request with every choice made, and what was found in the cache."""
+
+    text: str = field(repr=False)
+    voice: StoredVoice
+    backend: str
+    lang: str
+    cache_key: str
+    cached: T | None
+    left_out: Sequence[str] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,26 +123,13 @@ class Synthesis:
             LimitError: A limit is reached.
             ConflictError: The idempotency key was used with another request.
         """
-        text = check_text(request.text)
-        voice = await find_voice(self.store, caller, request.voice_id)
-        make_key = partial(cache_key, text, speed=request.speed, seed=request.seed)
-        backend, lang = request.backend or voice.backend, request.lang or voice.lang
-        cached = None
-        if backend not in self.catalog.backends:  # its audio is kept, for example that of the hosted service
-            key = make_key(lang=lang, backend=backend)
-            cached = await self._open_cached(voice, key)
-        if cached is None:
-            backend, lang = self.catalog.for_speech(
-                request.backend, request.lang, voice_backend=voice.backend, voice_lang=voice.lang
-            )
-            key = make_key(lang=lang, backend=backend)
-            cached = await self._open_cached(voice, key)
-        left_out = self.dispatcher.unspoken(backend, text)
+        resolved = await self._resolve(caller, request, self._open_cached)
+        voice, backend, key, left_out = resolved.voice, resolved.backend, resolved.cache_key, resolved.left_out
         idempotency = None
         if idempotency_key:
             idempotency = Idempotency(caller.account_id, "synthesize", idempotency_key, request.digest)
-        if cached is not None:
-            entry, audio = cached
+        if resolved.cached is not None:
+            entry, audio = resolved.cached
             try:
                 job_id = await self.store.find_repeated_job(idempotency) if idempotency else None
                 job = await self.store.get_job(job_id, account_id=caller.account_id) if job_id else None
@@ -138,8 +141,6 @@ class Synthesis:
                 return CachedSpeech(audio, entry, backend, left_out)
             audio.close()
             return AcceptedJob(job, is_new=False, left_out=left_out)
-        if not await self.recordings.exists(voice):
-            raise AudioMissingError(code="reference_missing")
         flight_key = key
         if request.response_format is not SpeechFormat.WAV or request.webhook_url is not None:
             parts = [key, request.response_format, request.webhook_url or ""]
@@ -150,12 +151,12 @@ class Synthesis:
             voice_id=voice.voice_id,
             key_id=caller.key_id,
             spending_id=caller.spending_id,
-            text=text,
-            lang=lang,
+            text=resolved.text,
+            lang=resolved.lang,
             backend=backend,
             cache_key=key,
             flight_key=flight_key,
-            char_count=len(text),
+            char_count=len(resolved.text),
             speed=request.speed,
             seed=request.seed,
             response_format=request.response_format,
@@ -167,6 +168,58 @@ class Synthesis:
             accepted = await self._submit_new(new, idempotency, listen=listen)
             note(job_id=accepted.job.job_id, is_new=accepted.is_new)
         return replace(accepted, left_out=left_out)
+
+    async def estimate(self, caller: Caller, request: SynthesisRequest) -> Estimate:
+        """Return what `submit` would take and charge; it raises the same errors, except for limits.
+
+        Of the cache only the row is read: if its audio was lost, `submit` speaks the text again and charges it.
+        """
+        resolved = await self._resolve(caller, request, lambda voice, key: self.store.get_cached(voice.voice_id, key))
+        usage = await self.store.get_usage(caller)
+        characters, is_cached = len(resolved.text), resolved.cached is not None
+        charged = 0 if is_cached else characters
+        remaining = None if usage.limit is None else max(0, usage.limit - usage.characters)
+        pace_s = 0.0 if is_cached else await self.store.read_pace(resolved.backend)
+        return Estimate(
+            characters=characters,
+            charged_characters=charged,
+            is_cached=is_cached,
+            backend=resolved.backend,
+            lang=resolved.lang,
+            duration_s=round(expected_speech_s(resolved.text, speed=request.speed), 2),
+            synthesis_s=None if pace_s is None else round(pace_s * characters, 2),
+            remaining_characters=remaining,
+            is_within_limit=remaining is None or charged <= remaining,
+        )
+
+    async def _resolve(
+        self,
+        caller: Caller,
+        request: SynthesisRequest,
+        find_cached: Callable[[StoredVoice, str], Awaitable[T | None]],
+    ) -> ResolvedRequest[T]:
+        """Validate a request, choose its backend and language, and look for it in the cache.
+
+        The recording of the voice must exist unless the audio is cached.
+        """
+        text = check_text(request.text)
+        voice = await find_voice(self.store, caller, request.voice_id)
+        make_key = partial(cache_key, text, speed=request.speed, seed=request.seed)
+        backend, lang = request.backend or voice.backend, request.lang or voice.lang
+        cached: T | None = None
+        if backend not in self.catalog.backends:  # its audio is kept, for example that of the hosted service
+            key = make_key(lang=lang, backend=backend)
+            cached = await find_cached(voice, key)
+        if cached is None:
+            backend, lang = self.catalog.for_speech(
+                request.backend, request.lang, voice_backend=voice.backend, voice_lang=voice.lang
+            )
+            key = make_key(lang=lang, backend=backend)
+            cached = await find_cached(voice, key)
+        left_out = self.dispatcher.unspoken(backend, text)
+        if cached is None and not await self.recordings.exists(voice):
+            raise AudioMissingError(code="reference_missing")
+        return ResolvedRequest(text, voice, backend, lang, key, cached, left_out)
 
     async def _submit_new(self, new: NewJob, idempotency: Idempotency | None, *, listen: bool) -> AcceptedJob:
         listener = self.dispatcher.listen(new.job_id) if listen else None

@@ -7,7 +7,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, literal, select, update
+from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, literal, literal_column, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from afterwords.errors import LimitError, QuotaExceededError, UnauthorizedError, VoiceNotFoundError
@@ -294,6 +294,25 @@ _QUEUE = (
 
 def read_queue(connection: Connection) -> list[QueueState]:
     return [QueueState(*row) for row in connection.execute(_QUEUE)]
+
+
+_SPOKEN = (
+    select(jobs.c.synth_ms, jobs.c.char_count)
+    .where(
+        jobs.c.seq > select(func.max(jobs.c.seq)).scalar_subquery() - 1000,  # bounds the search
+        jobs.c.backend == bindparam("backend"),
+        jobs.c.synth_ms > literal_column("0"),  # imported jobs have 0
+    )
+    .order_by(jobs.c.seq.desc())
+    .limit(20)
+    .subquery()
+)
+_PACE = Query(select(func.sum(_SPOKEN.c.synth_ms), func.sum(_SPOKEN.c.char_count)))
+
+
+def read_pace(connection: Connection, backend: str) -> float | None:
+    synth_ms, characters = _PACE(connection, backend=backend) or (None, None)
+    return int(synth_ms) / 1000 / int(characters) if synth_ms and characters else None
 
 
 def cancel(

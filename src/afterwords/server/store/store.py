@@ -320,6 +320,9 @@ class SqlStore:
     async def read_queue(self) -> list[QueueState]:
         return await self.database.read(jobs.read_queue)
 
+    async def read_pace(self, backend: str) -> float | None:
+        return await self.database.read(jobs.read_pace, backend)
+
     async def cancel(self, job_id: str, *, account_id: str) -> StoredJob | None:
         job = await self.database.write(jobs.cancel, job_id, account_id=account_id, **self._times())
         if job:
