@@ -175,6 +175,16 @@ class TestSpeech:
         audio = client.say(TEXT, voice=voice, speed=2.0, seed=7, backend="tone", lang="de")
         assert audio.duration_s == pytest.approx(len(TEXT) * 0.03, rel=0.1)
 
+    def test_estimate_is_that_of_the_speech(self, client: Client, voice: Voice) -> None:
+        before = client.estimate(TEXT, voice="me", lang="fr", speed=0.5, seed=7)
+        client.say(TEXT, voice=voice, lang="fr", speed=0.5, seed=7)
+        after = client.estimate(TEXT, voice=voice, lang="fr", speed=0.5, seed=7)
+        assert (before.characters, before.charged_characters, before.is_cached) == (len(TEXT), len(TEXT), False)
+        assert (after.charged_characters, after.is_cached, after.synthesis_s) == (0, True, 0)
+        assert (after.backend, after.lang, after.remaining_characters) == ("tone", "fr", None)
+        with pytest.raises(VoiceNotFoundError):
+            client.estimate(TEXT, voice=UNKNOWN_ID)
+
     def test_stream_has_the_same_samples(self, client: Client, voice: Voice) -> None:
         with client.stream(TEXT, voice=voice) as speech:
             chunks = list(speech)

@@ -112,6 +112,7 @@ UNSUPPORTED: list[Callable[[Client], object]] = [
     lambda client: client.voices.export(UNKNOWN_ID),
     lambda client: client.voices.import_(b"PK"),
     lambda client: client.voices.update("me", name="you"),
+    lambda client: client.estimate(TEXT, voice="me"),
     lambda client: list(client.jobs.list()),
     lambda client: client.jobs.cancel(UNKNOWN_ID),
     lambda client: client.synthesize(TEXT, voice="me").cancel(),

@@ -200,6 +200,11 @@ def synthesis_request(voice_id: str, fields: dict[str, Any], *, key: str, wait_s
     )
 
 
+def estimate_request(voice_id: str, fields: dict[str, Any]) -> Request:
+    body = {"voice_id": voice_id, **fields}
+    return Request("POST", "/v1/estimate", json=body, missing_code="voice_not_found", feature="estimating speech")
+
+
 def long_poll_s(left_s: float) -> int:
     """Return how long the next request waits for a job, in whole seconds."""
     return max(0, round(min(LONG_POLL_S, left_s)))

@@ -36,12 +36,13 @@ from afterwords.client.requests import (
     Request,
     Response,
     ensure_idempotency_key,
+    estimate_request,
     long_poll_s,
     resource_path,
     speech_fields,
     synthesis_request,
 )
-from afterwords.models import FormatName, Health, Job, JobStatus, SpeechFormat, Usage, Voice
+from afterwords.models import Estimate, FormatName, Health, Job, JobStatus, SpeechFormat, Usage, Voice
 
 if TYPE_CHECKING:
     from afterwords.audio.audio import Audio
@@ -207,6 +208,27 @@ class Client:
             text, lang=lang, backend=backend, speed=speed, seed=seed, format=kind, webhook_url=webhook_url
         )
         return self._submit(voice, fields, key=ensure_idempotency_key(idempotency_key))
+
+    def estimate(
+        self,
+        text: str,
+        *,
+        voice: Voice | str,
+        lang: str | None = None,
+        backend: str | None = None,
+        speed: float = 1.0,
+        seed: int | None = None,
+    ) -> Estimate:
+        """Return what speaking a text would take and cost. Nothing is spoken or charged.
+
+        The arguments and errors are those of `say`, except for limits, which `is_within_limit` compares.
+
+        Raises:
+            UnsupportedByServerError: The hosted service has no estimates.
+        """
+        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed)
+        _, response = self.voices._request(voice, lambda voice_id: estimate_request(voice_id, fields))
+        return parse_model(response, Estimate)
 
     def health(self) -> Health:
         """Return the status of the server and its backends. Needs no key."""
