@@ -41,6 +41,7 @@ from afterwords.models import (
     Consent,
     ConsentKind,
     ConsentName,
+    Estimate,
     ReferenceInfo,
     SpeechOptions,
     SpeechTask,
@@ -51,7 +52,7 @@ from afterwords.provenance import mark_tags, seal
 from afterwords.reference import Finding, PreparedReference, Report, examine, prepare
 from afterwords.reference.preparation import SURPLUS_MAX
 from afterwords.speech import Speech, speak
-from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text, normalize_lang
+from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text, expected_speech_s, normalize_lang
 
 if TYPE_CHECKING:
     from afterwords.backends.registry import Backend
@@ -533,6 +534,36 @@ def stream(
     tags = mark_tags(backend=chosen.name, voice_name=speaker.name, voice_id=speaker.voice_id, made_at=now())
     chunks = speak(engine, task, options.speed, progress)
     return Speech(speaker, chosen.name, reason, engine.sample_rate, tags, chunks, left_out=tuple(words))
+
+
+def estimate(
+    text: str,
+    *,
+    voice: Voice | str | None = None,
+    lang: str | None = None,
+    backend: str | None = None,
+    speed: float = 1.0,
+    seed: int | None = None,
+) -> Estimate:
+    """Return how long the speech of a text would be. Nothing is spoken, and no model is loaded.
+
+    Args and errors are those of `say`.
+    """
+    text = check_text(text, max_chars=MAX_LOCAL_CHARS)
+    options = SpeechOptions.check(lang=lang, backend=backend, speed=speed, seed=seed)
+    speaker = _find_voice(library(), voice)
+    lang = normalize_lang(options.lang or speaker.lang)
+    chosen, _ = _choose_backend(speaker, options.backend, lang)
+    unspoken(registry.engine_for(chosen), text)  # raises if that is the whole text
+    return Estimate(
+        characters=len(text),
+        charged_characters=0,
+        is_cached=False,
+        backend=chosen.name,
+        lang=lang,
+        duration_s=round(expected_speech_s(text, speed=options.speed), 2),
+        is_within_limit=True,
+    )
 
 
 def _find_voice(voices: Library, voice: Voice | str | None) -> Voice:

@@ -235,6 +235,58 @@ def test_missing_text_file_is_refused(tmp_path: Path) -> None:
     assert "no such file" in run("say", "--file", tmp_path / "x", "-o", "-").expect_error(5, "unreadable_file")
 
 
+# -- dry runs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["file", "stdin"])
+def test_dry_run_speaks_and_writes_nothing(source: str, me: Voice, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("fault-crash " * 1_000)
+    before = list_files(tmp_path)
+    options = ("--dry-run", "--speed", "2")
+
+    if source == "file":
+        done = run("say", "-f", "long.txt", *options, cwd=tmp_path, env={"AFTERWORDS_TESTING": "1"})
+    else:
+        done = run("say", "-", *options, stdin=(tmp_path / "long.txt").read_bytes(), cwd=tmp_path)
+
+    assert (done.code, done.err, list_files(tmp_path)) == (0, "", before)
+    lines = dict(line.split(maxsplit=1) for line in done.out.splitlines())
+    assert lines == {
+        "voice": "me",
+        "backend": "tone",
+        "characters": "12,000",
+        "audio": "about 6 min 48 s",
+        "prepared": "yes",
+    }
+
+
+def test_dry_run_prints_json(me: Voice) -> None:
+    facts = json.loads(run("say", TEXT, "--dry-run", "--lang", "de", "--json").out)
+
+    assert (facts["voice"], facts["characters"], facts["charged_characters"]) == ("me", len(TEXT), 0)
+    assert (facts["backend"], facts["lang"], facts["is_prepared"]) == ("tone", "de", True)
+    assert facts["duration_s"] == pytest.approx(1.63)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("-o", "a.wav"), "--out"),
+        (("--format", "mp3"), "--format"),
+        (("--no-play",), "--play"),
+        (("--remote", "--timeout", "9"), "--timeout"),
+    ],
+)
+def test_dry_run_refuses_options_of_audio(options: tuple[str, ...], named: str) -> None:
+    assert f"combined with {named}" in run("say", TEXT, "--dry-run", *options).expect_error(2, "usage")
+
+
+def test_dry_run_refuses_what_say_refuses() -> None:
+    run("say", "?!", "--dry-run").expect_error(5, "empty_text")
+    run("say", TEXT, "--dry-run", "--voice", "missing").expect_error(4, "voice_not_found")
+    run("say", "fault-unspoken", "--dry-run", env={"AFTERWORDS_TESTING": "1"}).expect_error(5, "unspeakable_text")
+
+
 def test_several_voices_need_a_name_or_a_default(me: Voice) -> None:
     aw.clone(library().reference(me), name="you", consent="self")
     assert "--voice NAME (me, you)" in run("say", TEXT, "-o", "-").expect_error(2, "voice_required")

@@ -18,7 +18,7 @@ from afterwords.provenance import verify
 from tests.audio.test_devices import CARD, needs_alsa
 from tests.cli.conftest import UseServer
 from tests.cli.program import list_files, run
-from tests.e2e.served import Served, register
+from tests.e2e.served import Served, register, submit_text, wait_for_job
 from tests.hosted.service import HostedService
 
 TEXT = "Hello, this is my voice."
@@ -207,6 +207,32 @@ def test_server_without_one_voice_needs_a_name(server: Served, hosted: HostedSer
     message = run("say", TEXT, "--remote", "-o", "-").expect_error(2, "usage")
 
     assert r"--voice NAME (me, you\u202e)" in message
+
+
+# -- dry runs -------------------------------------------------------------------------------------------------
+
+
+def test_dry_run_prints_what_the_server_would_charge(server: Served) -> None:
+    key = server.new_key(character_limit=30)
+    with server.client(key) as client:
+        voice_id = register(client)
+        wait_for_job(client, submit_text(client, voice_id, TEXT))
+        settings = {"AFTERWORDS_API_KEY": key}
+        cached = run("say", TEXT, "--remote", "--dry-run", env=settings)
+        over = run("say", "Too long by one", "--remote", "--dry-run", env=settings)
+        facts = json.loads(run("say", "Seven..", "--remote", "--dry-run", "--json", env=settings).out)
+        used = client.get("/v1/usage").json()["characters"]
+
+    assert (cached.code, cached.err) == (0, "")
+    lines = dict(line.split(maxsplit=1) for line in cached.out.splitlines())
+    assert (lines["charged"], lines["left"]) == ("0, the audio is cached", "6 in this period")
+    assert (over.code, "would refuse this text" in over.err) == (0, True)
+    assert (facts["voice"], facts["charged_characters"], facts["is_within_limit"]) == ("me", 7, False)
+    assert used == len(TEXT)
+
+
+def test_dry_run_of_the_hosted_service_is_refused(hosted: HostedService) -> None:
+    run("say", TEXT, "--remote", "--dry-run").expect_error(5, "unsupported_by_server")
 
 
 # -- the hosted service ---------------------------------------------------------------------------------------

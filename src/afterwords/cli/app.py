@@ -112,6 +112,7 @@ EXAMPLES: Final = {
         "afterwords say --file story.txt --voice me -o story.mp3",
         "echo Hello | afterwords say - -o - --format mp3 > hello.mp3",
         'afterwords say "Hello" --voice me --remote -o hello.wav',
+        "afterwords say --file story.txt --voice me --remote --dry-run",
     ),
     "verify": ("afterwords verify hello.mp3",),
     "demo": ("afterwords demo",),

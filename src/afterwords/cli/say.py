@@ -52,6 +52,14 @@ Backend = Annotated[
 Play = Annotated[
     bool | None, typer.Option("--play/--no-play", help="Play the speech. (default: play, unless --out is given)")
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Speak nothing: print the characters, the expected length, and with --remote what it would cost. The exit "
+        "code is 0 even if the characters exceed the limit.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -80,12 +88,19 @@ def say(
     remote: Remote = False,
     profile: Profile = None,
     timeout: Timeout = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Speak a text with a voice, on this machine or on a server."""
     if (text is None) == (file is None):
         raise output.UsageError(
             "say needs exactly one text.", hint="give it once: in quotes, as - for stdin, or with --file FILE."
+        )
+    ways_out = {"--out": out, "--format": format, "--play/--no-play": play, "--timeout": timeout}
+    if dry_run and (useless := [name for name, value in ways_out.items() if value is not None]):
+        raise output.UsageError(
+            f"--dry-run writes and plays nothing, so it can't be combined with {', '.join(useless)}.",
+            hint="remove one of them.",
         )
     is_played = (out is None) if play is None else play
     if out is None and not is_played:
@@ -108,10 +123,15 @@ def say(
         is_played,
     )
     with output.without_text_warnings():
-        if is_remote(remote, profile):
-            facts, detail = _say_on_server(request, profile, job_timeout_s(timeout))
+        if dry_run:
+            _estimate(request, profile, on_server=is_remote(remote, profile), as_json=as_json)
+        elif is_remote(remote, profile):
+            _print_result(request, *_say_on_server(request, profile, job_timeout_s(timeout)), as_json=as_json)
         else:
-            facts, detail = _say_here(request)
+            _print_result(request, *_say_here(request), as_json=as_json)
+
+
+def _print_result(request: SayRequest, facts: dict[str, Any], detail: str, *, as_json: bool) -> None:
     if as_json:
         output.result_json(facts)
     destination = request.destination
@@ -124,6 +144,48 @@ def say(
     if destination and name is not None and destination.format != "pcm":
         output.note_how_to_listen(option_value(name))
         output.note(f"Next: afterwords verify {output.quoted(option_value(name))}")
+
+
+def _estimate(request: SayRequest, profile: str | None, *, on_server: bool, as_json: bool) -> None:
+    """Print what the speech would take and cost."""
+    options = request.options.model_dump()
+    shown: dict[str, str]
+    more: dict[str, Any] = {}
+    if on_server:
+        from afterwords.text import check_text
+
+        check_text(request.text)
+        with output.waiting("asking the server"), connect(profile) as client:
+            voice = _choose_voice(client, request.voice, profile)
+            found = client.estimate(request.text, voice=voice, **options)
+        charged = "0, the audio is cached" if found.is_cached else f"{found.charged_characters:,}"
+        left = "unlimited" if found.remaining_characters is None else f"{found.remaining_characters:,} in this period"
+        shown = {"charged": charged, "left": left}
+    else:
+        from afterwords import local
+
+        voice = local.library().choose(request.voice)
+        found = local.estimate(request.text, voice=voice, **options)
+        is_prepared = local.must_prepare(voice=voice, lang=found.lang, backend=found.backend) is None
+        shown = {"prepared": "yes" if is_prepared else "no, which takes more time, once"}
+        more = {"is_prepared": is_prepared}
+    name = voice if isinstance(voice, str) else voice.name
+    if as_json:
+        output.result_json({"voice": name, **found.model_dump(mode="json"), **more})
+        return
+    work = f"about {output.duration(found.synthesis_s)}" if found.synthesis_s else None
+    output.result_facts(
+        {
+            "voice": name,
+            "backend": found.backend,
+            "characters": f"{found.characters:,}",
+            "audio": f"about {output.duration(found.duration_s)}",
+            "synthesis": work,
+            **shown,
+        }
+    )
+    if not found.is_within_limit:
+        output.note("[yellow]![/yellow] The server would refuse this text, which has more characters than are left.")
 
 
 def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
@@ -166,18 +228,7 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
 
     check_text(request.text)
     with connect(profile) as client:
-        voice: Voice | str | None = request.voice
-        if voice is None:
-            voices = list(client.voices.list())
-            if not voices:
-                push = command("push", "NAME", profile=profile)
-                raise output.UsageError(f"{client.base_url} has no voices yet.", hint=f"copy one there: {push}")
-            if len(voices) > 1:
-                raise output.UsageError(
-                    f"{client.base_url} has {len(voices)} voices and none was named.",
-                    hint=f"add --voice NAME ({', '.join(output.plain(voice.name) for voice in voices[:5])}).",
-                )
-            voice = voices[0]
+        voice = _choose_voice(client, request.voice, profile)
         done: RemoteSpeech | RemoteJob
         duration_s: float | None
         if request.is_played:
@@ -204,6 +255,22 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
         "left_out": list(done.left_out),
     }
     return facts, ", ".join(filter(None, (done.backend, "from the cache, free of charge" if done.is_cached else "")))
+
+
+def _choose_voice(client: Client, name: str | None, profile: str | None) -> Voice | str:
+    """Return the voice with this name, or the only one of the server."""
+    if name is not None:
+        return name
+    voices = list(client.voices.list())
+    if not voices:
+        push = command("push", "NAME", profile=profile)
+        raise output.UsageError(f"{client.base_url} has no voices yet.", hint=f"copy one there: {push}")
+    if len(voices) > 1:
+        raise output.UsageError(
+            f"{client.base_url} has {len(voices)} voices and none was named.",
+            hint=f"add --voice NAME ({', '.join(output.plain(voice.name) for voice in voices[:5])}).",
+        )
+    return voices[0]
 
 
 def _download_speech(
