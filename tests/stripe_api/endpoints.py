@@ -123,6 +123,7 @@ ENDPOINTS: Final[dict[str, Endpoint]] = {
         _list("invoice", "/v1/invoices"),
     ),
     "GET /v1/invoices/{id}": Endpoint(EXPAND, _retrieve("invoice")),
+    "GET /v1/charges/{id}": Endpoint(EXPAND, _retrieve("charge")),
     "POST /v1/billing_portal/sessions": Endpoint(
         {"customer!": str, "return_url": str, "locale": str, **EXPAND}, Account.create_portal_session
     ),

@@ -183,7 +183,8 @@ def test_subscription_lives_and_ends(stripe: StripeServer, client: StripeClient)
         found.id,
     )
     stripe.pay_open_invoice(found.id)
-    stripe.dispute(found.id)
+    charge = stripe.dispute(found.id)["charge"]
+    assert client.v1.charges.retrieve(charge).customer == customer
     assert client.v1.subscriptions.retrieve(found.id).status == "active"
 
     updated = client.v1.subscriptions.update(found.id, {"cancel_at_period_end": True})

@@ -36,6 +36,7 @@ PARAMETERS: dict[str, Any] = {
     "DELETE /v1/subscriptions/{id}": params.SubscriptionCancelParams,
     "GET /v1/invoices": params.InvoiceListParams,
     "GET /v1/invoices/{id}": params.InvoiceRetrieveParams,
+    "GET /v1/charges/{id}": params.ChargeRetrieveParams,
     "POST /v1/billing_portal/sessions": billing_portal.SessionCreateParams,
     "POST /v1/billing/meter_events": billing.MeterEventCreateParams,
     "GET /v1/events": params.EventListParams,
