@@ -238,9 +238,12 @@ def test_meter_events_count_once(stripe: StripeServer, client: StripeClient) -> 
 
     send("one", "200", now - 34 * DAY_S)
     send("two", "40", now)
-    for at, value in ((now, "200"), (now - 36 * DAY_S, "1"), (now + 600, "1"), (now, "1.5"), (now, "9" * 16)):
+    with pytest.raises(InvalidRequestError, match="already exists with identifier one") as error:
+        send("one", "200", now)
+    assert error.value.code is None
+    for at, value in ((now - 36 * DAY_S, "1"), (now + 600, "1"), (now, "1.5"), (now, "9" * 16)):
         with pytest.raises(InvalidRequestError):
-            send("one" if value == "200" else "three", value, at)
+            send("three", value, at)
     assert stripe.meter_sums == {customer: 240}
     stripe.advance(DAY_S)
     send("one", "1", now)  # its identifier is free again after 24 hours
