@@ -98,7 +98,7 @@ COMMANDS: Final = {
         "transfer",
         "Sync voices both ways: copy those that only one side has. Nothing is removed or overwritten.",
     ),
-    "usage": Entry("Remote", "login", "Show the characters used in this billing period."),
+    "usage": Entry("Remote", "usage", "Show the characters used in this billing period, by day."),
     "profiles": Entry("Remote", "login", "List your logins on several servers, and choose one."),
     "jobs": Entry("Remote", "jobs", "List, show, wait for, cancel and download jobs of a server."),
     "backends": Entry("Setup", "backends", "List the backends that can run on this machine, and what the others need."),

@@ -1,4 +1,4 @@
-"""`afterwords login`, `logout`, `whoami`, `usage` and `profiles`: which server to use, and with which key.
+"""`afterwords login`, `logout`, `whoami` and `profiles`: which server to use, and with which key.
 
 A key is typed or piped in, never given as an option: other users of a machine can see the arguments of its processes.
 """
@@ -14,11 +14,11 @@ import typer
 from afterwords.cli import output
 from afterwords.cli.help import HelpCommand, HelpGroup
 from afterwords.cli.options import AsJson, Profile
-from afterwords.cli.remote import command, connect
+from afterwords.cli.remote import command
+from afterwords.cli.usage import facts
 
 if TYPE_CHECKING:
     from afterwords.client.profiles import Profiles
-    from afterwords.models import Usage
 
 KEY_MAX_BYTES = 4096
 
@@ -109,36 +109,18 @@ def whoami(profile: Profile = None, as_json: AsJson = False) -> None:
     else:
         profiles = _profiles()
         key_from = str(profiles.path) if profiles.get(access.profile).api_key else "keyring"
-    facts = {
+    shown = {
         "server": access.base_url,
         "profile": access.profile,
         "key_from": key_from,
         "version": health.version or "hosted",
         "backends": list(health.backends),
-        **_facts(usage),
+        **facts(usage),
     }
     if as_json:
-        output.result_json(facts)
+        output.result_json(shown)
     else:
-        output.result_facts({**facts, "backends": " ".join(health.backends)})
-
-
-def usage(profile: Profile = None, as_json: AsJson = False) -> None:
-    """Show the characters used in this billing period."""
-    with output.waiting("asking the server"), connect(profile) as client:
-        facts = _facts(client.usage())
-    if as_json:
-        output.result_json(facts)
-    else:
-        output.result_facts(facts)
-
-
-def _facts(usage: Usage) -> dict[str, object]:
-    return {
-        "characters": usage.characters,
-        "limit": usage.limit,
-        "period": f"{usage.period_start:%Y-%m-%d} to {usage.period_end:%Y-%m-%d}",
-    }
+        output.result_facts({**shown, "backends": " ".join(health.backends)})
 
 
 profiles = typer.Typer(cls=HelpGroup, invoke_without_command=True)
