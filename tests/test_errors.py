@@ -19,6 +19,7 @@ SOURCES = sorted(Path(errors.__file__).parent.rglob("*.py"))
 STATUSES = {
     (400, 5): "bad_request invalid_host invalid_json invalid_multipart missing_field",
     (401, 3): "admin_required not_logged_in unauthorized",
+    (402, 6): "subscription_inactive",
     (403, 3): "insufficient_scope",
     (404, 4): "hub_missing job_not_found job_not_ready key_not_found not_found unknown_model voice_not_found",
     (405, 5): "method_not_allowed",

@@ -20,7 +20,7 @@ transcript or a key.
     │   └── CorruptVoiceError · StorageFullError
     ├── ServiceError                a server refused a request, or failed (exit 8)
     │   ├── InvalidRequestError · InvalidBundleError
-    │   ├── UnauthorizedError · InsufficientScopeError
+    │   ├── UnauthorizedError · InsufficientScopeError · SubscriptionError
     │   ├── LimitError
     │   │   └── QuotaExceededError
     │   ├── ConflictError
@@ -523,6 +523,13 @@ class InsufficientScopeError(ServiceError, code="insufficient_scope", http_statu
     """The key is valid but lacks a scope."""
 
 
+class SubscriptionError(ServiceError, code="subscription_inactive", http_status=402, exit_code=6):
+    """The account is suspended, since its subscription is not active."""
+
+    message = "The subscription of this account is not active."
+    hint = "renew it; the key works again at once."
+
+
 class LimitError(ServiceError, code="limit_reached", http_status=429, exit_code=6):
     """A rate limit, a quota or the capacity of the server is used up."""
 
@@ -744,7 +751,13 @@ def error_from_code(
 
 def error_type(http_status: int) -> str:
     """Return the `type` of an error in the API, which follows from its status."""
-    types = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+    types = {
+        401: "authentication_error",
+        402: "permission_error",
+        403: "permission_error",
+        404: "not_found_error",
+        429: "rate_limit_error",
+    }
     return types.get(http_status) or ("invalid_request_error" if http_status < 500 else "server_error")
 
 

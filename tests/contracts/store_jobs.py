@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from afterwords.errors import ConflictError, LimitError, VoiceNotFoundError
+from afterwords.errors import ConflictError, LimitError, QuotaExceededError, SubscriptionError, VoiceNotFoundError
 from afterwords.models import JobStatus, SpeechFormat
-from afterwords.server.records import FinishStatus, QueueLimits, QueueState
-from tests.contracts.store_world import MANY, START, TEXT, World, audio, request
+from afterwords.server.records import FinishStatus, QueueLimits, QueueState, Quota
+from tests.contracts.store_world import MANY, START, TEXT, World, audio, digest, request
 from tests.error_codes import has_code
 
 
@@ -185,6 +185,80 @@ class JobContract:
 
         assert sum(not isinstance(end, BaseException) for end in ends) == 10
         assert (await world.store.get_usage(ann)).characters == 10 * len(TEXT)
+
+    async def test_concurrent_requests_respect_the_plan_of_their_account(self, world: World) -> None:
+        ann = await world.caller("ann")
+        others = [await world.caller(name, account_id=ann.account_id) for name in ("bob", "eve")]
+        await world.set_account(ann, plan="free")
+        voice = await world.add_voice(ann)
+        callers = [ann, *others]
+        many = [world.store.submit(world.new_job(callers[i % 3], voice, char_count=7), limits=MANY) for i in range(50)]
+
+        ends = await asyncio.gather(*many, return_exceptions=True)
+
+        refused = [end for end in ends if isinstance(end, BaseException)]
+        assert {type(end) for end in refused} == {QuotaExceededError}
+        assert len(refused) == 50 - 100 // 7
+        assert (await world.store.get_usage(ann)).characters == 100 // 7 * 7
+
+    async def test_concurrent_requests_respect_the_pending_jobs_of_a_plan(self, world: World) -> None:
+        ann = await world.caller("ann")
+        await world.set_account(ann, plan="small")
+        voice = await world.add_voice(ann)
+        many = [world.store.submit(world.new_job(ann, voice, char_count=1), limits=MANY) for _ in range(50)]
+
+        ends = await asyncio.gather(*many, return_exceptions=True)
+
+        assert sum(not isinstance(end, BaseException) for end in ends) == 3
+        assert {getattr(end, "code", "") for end in ends} == {"", "too_many_concurrent_requests"}
+
+    async def test_only_accepted_jobs_cost_characters_of_a_plan(self, world: World) -> None:
+        ann = await world.caller("ann")
+        await world.set_account(ann, plan="small")
+        voice = await world.add_voice(ann)
+        first = await world.store.submit(world.new_job(ann, voice, char_count=60, flight_key="same"), limits=MANY)
+        again = await world.store.submit(world.new_job(ann, voice, char_count=60, flight_key="same"), limits=MANY)
+        with pytest.raises(
+            QuotaExceededError, match=r"60 of the 100 characters of its plan small.*2026-02-01"
+        ) as refused:
+            await world.add_job(ann, voice, char_count=41)
+        await world.store.cancel(first.job.job_id, account_id=ann.account_id)
+        last = await world.store.submit(world.new_job(ann, voice, char_count=100), limits=MANY)
+
+        assert (first.quota, again.quota, last.quota) == (Quota(60, 100), Quota(60, 100), Quota(100, 100))
+        assert refused.value.headers == {"x-should-retry": "false"}
+
+    async def test_quota_is_that_with_fewer_characters_left(self, world: World) -> None:
+        ann = await world.caller("ann")
+        capped = await world.caller("capped", account_id=ann.account_id, character_limit=50)
+        voice = await world.add_voice(ann)
+        unlimited = await world.store.submit(world.new_job(ann, voice), limits=MANY)
+        await world.set_account(ann, plan="small")
+        of_key = await world.store.submit(world.new_job(capped, voice, char_count=3), limits=MANY)
+        with pytest.raises(QuotaExceededError, match="The key has used 3 of its 50"):
+            await world.add_job(capped, voice, char_count=48)
+
+        assert (unlimited.quota, of_key.quota) == (None, Quota(3, 50))
+
+    async def test_plan_that_is_not_configured_allows_nothing(self, world: World) -> None:
+        ann = await world.caller("ann")
+        voice = await world.add_voice(ann)
+        await world.set_account(ann, plan="gone")
+
+        with pytest.raises(QuotaExceededError, match="gone, is not in the settings"):
+            await world.add_job(ann, voice)
+        assert await world.store.count_plans() == {"gone": 1}
+
+    async def test_suspended_account_submits_no_job_although_it_was_found(self, world: World) -> None:
+        ann = await world.caller("ann")
+        voice = await world.add_voice(ann)
+        await world.set_account(ann, plan="small", suspended_at=START)
+        found = await world.store.find_caller(digest("ann"))
+
+        with pytest.raises(SubscriptionError):
+            await world.add_job(ann, voice)
+        assert found is not None
+        assert (found.is_suspended, found.plan) == (True, "small")
 
     async def test_jobs_are_listed_newest_first_by_status(self, world: World) -> None:
         ann = await world.caller()

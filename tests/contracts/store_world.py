@@ -28,7 +28,7 @@ from afterwords.server.store.schema import accounts
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
 MANY = QueueLimits(pending=10_000, pending_per_account=10_000)
-PLANS = {"small": Plan(characters=100, max_pending_jobs=3)}
+PLANS = {"small": Plan(characters=100, max_pending_jobs=3), "free": Plan(characters=100)}
 """The plans of the stores under test."""
 TEXT = "A text that is not public."
 

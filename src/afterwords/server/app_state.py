@@ -101,6 +101,7 @@ def open_store(settings: Settings, clock: Clock | None = None) -> SqlStore:
         folder=settings.folder,
         storage_quota_bytes=settings.storage_per_account_mb * 10**6 or None,
         plans=settings.all_plans,
+        account_url=settings.account_url,
         shows_home=settings.offers_library,
     )
 
@@ -133,6 +134,9 @@ async def open_server(settings: Settings) -> AsyncIterator[ServerState]:
         else:
             if n_servers > 1:
                 log.info("%d servers share this database", n_servers)
+        for name, n_accounts in (await store.count_plans()).items():
+            if name not in settings.all_plans:
+                log.warning("accounts have a plan that is not in the settings plan=%r accounts=%d", name, n_accounts)
         state = _build_state(settings, store, clock, await store.secret())
         stack.callback(state.voices.decoding.close)
         await state.home.refresh()

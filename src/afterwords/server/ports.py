@@ -98,6 +98,9 @@ class Store(Protocol):
     async def list_accounts(self) -> list[Account]:
         """Return all accounts, oldest first, with their usage in their billing period."""
 
+    async def count_plans(self) -> dict[str, int]:
+        """Return how many accounts have each plan that any account has."""
+
     async def get_home_account(self) -> str | None:
         """Return the account that sees the voices of the home folder. None: no key was created for it."""
 
@@ -241,6 +244,7 @@ class Store(Protocol):
         Raises:
             VoiceNotFoundError: The voice was deleted.
             UnauthorizedError: The key was revoked.
+            SubscriptionError: The account is suspended.
             QuotaExceededError, LimitError: A limit is reached.
             QuotaExceededError: The account has reached its storage quota.
             ConflictError: The idempotency key was used with another body.

@@ -30,6 +30,8 @@ class Caller:
     Attributes:
         spending_id: Characters are counted under this id. Rotation keeps it, so that a limit can't be rotated away.
         character_limit: Characters per billing period. None: unlimited.
+        plan: Plan of the account. None: unlimited.
+        is_suspended: The subscription of the account is not active.
     """
 
     account_id: str
@@ -37,6 +39,8 @@ class Caller:
     spending_id: str
     scopes: frozenset[str] = frozenset()
     character_limit: int | None = None
+    plan: str | None = None
+    is_suspended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,11 +295,29 @@ class QueueState:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """The characters of a billing period: of a key with a limit or of its account, whichever has fewer left."""
+
+    used: int
+    limit: int
+
+    @property
+    def left(self) -> int:
+        return max(0, self.limit - self.used)
+
+
+@dataclass(frozen=True, slots=True)
 class SubmittedJob:
-    """An accepted job. `is_new` is False if it is a duplicate pending job, or the job of a repeated request."""
+    """An accepted job.
+
+    Attributes:
+        is_new: False if it is a duplicate pending job, or the job of a repeated request.
+        quota: What the request left of the limit. None: there is no limit, or the request was a repeated one.
+    """
 
     job: StoredJob
     is_new: bool
+    quota: Quota | None = None
 
 
 @dataclass(frozen=True, slots=True)

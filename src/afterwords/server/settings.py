@@ -268,6 +268,12 @@ class Settings(BaseSettings):
         return defaults | self.plans
 
     @property
+    def account_url(self) -> str | None:
+        """Where customers change their plan; None if no plan can be bought."""
+        can_buy = self.stripe_secret_key and any(plan.price_id for plan in self.all_plans.values())
+        return f"{self.base_url}/v1/account" if can_buy else None
+
+    @property
     def offers_library(self) -> bool:
         """Whether the voices of the library are offered. Servers that share Postgres have different libraries."""
         return self.serve_library and not (self.database_url or "").startswith("postgres")

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, literal, literal_column, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from afterwords.errors import LimitError, QuotaExceededError, UnauthorizedError, VoiceNotFoundError
+from afterwords.errors import LimitError, SubscriptionError, UnauthorizedError, VoiceNotFoundError
 from afterwords.models import JobStatus
-from afterwords.server.records import Idempotency, NewJob, QueueLimits, QueueState, StoredJob, SubmittedJob
+from afterwords.server.records import Idempotency, NewJob, QueueLimits, QueueState, Quota, StoredJob, SubmittedJob
+from afterwords.server.settings import Plan
 from afterwords.server.store import idempotency
 from afterwords.server.store import usage as usage_rows
 from afterwords.server.store.locks import lock_account, lock_account_of_job
 from afterwords.server.store.schema import (
     IS_KEPT,
     IS_PENDING,
-    accounts,
     cache,
     jobs,
     keys,
@@ -48,15 +48,17 @@ _ADMISSION = Query(
         select(cast(func.sum(usage.c.characters), BigInteger))
         .where(usage.c.spending_id == bindparam("spending_id"), usage.c.period == bindparam("period"))
         .scalar_subquery(),
+        select(cast(func.sum(usage.c.characters), BigInteger))
+        .where(usage.c.account_id == bindparam("account_id"), usage.c.period == bindparam("period"))
+        .scalar_subquery(),
         select(func.count())
         .select_from(jobs)
         .where(jobs.c.account_id == bindparam("account_id"), IS_PENDING)
         .scalar_subquery(),
         select(func.count()).select_from(jobs).where(IS_PENDING).scalar_subquery(),
-        select(accounts.c.stored_bytes).where(accounts.c.account_id == bindparam("account_id")).scalar_subquery(),
     )
 )
-"""What decides on admission: the voice, the key, a duplicate job, characters used, pending jobs, bytes stored."""
+"""What decides on admission: the voice, the key, a duplicate job, characters of key and account, pending jobs."""
 
 
 # -- final states --------------------------------------------------------------------------------------------
@@ -157,25 +159,24 @@ def submit(
     *,
     limits: QueueLimits,
     request: Idempotency | None,
+    plans: Mapping[str, Plan],
+    account_url: str | None = None,
     quota_bytes: int | None = None,
     now: datetime,
 ) -> SubmittedJob:
-    account = lock_account.read(connection, account_id=job.account_id)
-    if account is None:
-        raise UnauthorizedError
+    terms = _lock(connection, job.account_id, plans=plans, now=now)
     before = idempotency.find(connection, request) if request else None
     if before and before.job_id and (stored := get(connection, before.job_id)):
         return SubmittedJob(stored, is_new=False)
-    period = usage_rows.period_of(*account, now=now)
-    duplicate = _admit(connection, job, limits, quota_bytes=quota_bytes, period=period, now=now)
+    duplicate, quota = _admit(connection, job, terms, limits, quota_bytes=quota_bytes, account_url=account_url, now=now)
     if duplicate is None:
         values: dict[str, Any] = {name: getattr(job, name) for name in _NEW_COLUMNS}
-        _INSERT(connection, values | {"status": JobStatus.PENDING, "period": period.name, "created_at": now})
+        _INSERT(connection, values | {"status": JobStatus.PENDING, "period": terms.period.name, "created_at": now})
         usage_rows.charge(
             connection,
             spending_id=job.spending_id,
             account_id=job.account_id,
-            period=period.name,
+            period=terms.period.name,
             day=usage_rows.day_of(now),
             characters=job.char_count,
         )
@@ -185,7 +186,7 @@ def submit(
     elif request:
         idempotency.add(connection, request, now=now, job_id=job_id)
     if duplicate:
-        return SubmittedJob(duplicate, is_new=False)
+        return SubmittedJob(duplicate, is_new=False, quota=quota)
     accepted = StoredJob(
         job_id=job.job_id,
         account_id=job.account_id,
@@ -201,48 +202,78 @@ def submit(
         created_at=now,
         text=job.text,
     )
-    return SubmittedJob(accepted, is_new=True)
+    return SubmittedJob(accepted, is_new=True, quota=quota)
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What an account may use, while it is locked."""
+
+    plan_name: str | None
+    plan: Plan
+    period: usage_rows.Period
+    stored_bytes: int
+
+
+def _lock(connection: Connection, account_id: str, *, plans: Mapping[str, Plan], now: datetime) -> _Terms:
+    row = lock_account.read(connection, account_id=account_id)
+    if row is None:
+        raise UnauthorizedError
+    plan_name, suspended_at, start, end, stored_bytes = row
+    if suspended_at is not None:  # since the request was authenticated
+        raise SubscriptionError
+    period = usage_rows.period_of(start, end, now=now)
+    return _Terms(plan_name, usage_rows.plan_of(plan_name, plans), period, stored_bytes)
 
 
 def _admit(
     connection: Connection,
     job: NewJob,
+    terms: _Terms,
     limits: QueueLimits,
     *,
     quota_bytes: int | None,
-    period: usage_rows.Period,
+    account_url: str | None,
     now: datetime,
-) -> StoredJob | None:
-    """Return the pending job that is a duplicate of a new one, or check the limits."""
+) -> tuple[StoredJob | None, Quota | None]:
+    """Check the limits. Return the pending job that is a duplicate of a new one, and the characters after this one."""
     values = {
         "voice_id": job.voice_id,
         "account_id": job.account_id,
         "key_id": job.key_id,
         "flight_key": job.flight_key,
         "spending_id": job.spending_id,
-        "period": period.name,
+        "period": terms.period.name,
     }
-    has_voice, has_key, duplicate, used, n_own, n_all, stored_bytes = _ADMISSION(connection, **values) or [None] * 7
+    has_voice, has_key, duplicate, by_key, by_account, n_own, n_all = _ADMISSION(connection, **values) or [None] * 7
     if not has_key:  # it was revoked since the request was authenticated
         raise UnauthorizedError
     if not has_voice:
         raise VoiceNotFoundError
+    charged = 0 if duplicate else job.char_count
+    is_of_key, quota = usage_rows.find_quota(
+        job.character_limit, (by_key or 0) + charged, terms.plan.characters, (by_account or 0) + charged
+    )
     if duplicate is not None:
-        return get(connection, duplicate)
-    limit, used = job.character_limit, used or 0
-    if limit is not None and used + job.char_count > limit:
-        raise QuotaExceededError(
-            f"The key has used {used:,} of its {limit:,} characters, and this text has {job.char_count:,}.",
-            limit=limit,
-            retry_after_s=period.seconds_left(now),
+        return get(connection, duplicate), quota
+    if quota is not None and quota.used > quota.limit:
+        raise usage_rows.characters_exceeded(
+            quota,
+            charged,
+            plan_name=None if is_of_key else terms.plan_name,
+            is_known=terms.plan is not usage_rows.NOTHING,
+            period=terms.period,
+            account_url=account_url,
+            now=now,
         )
-    if quota_bytes is not None and stored_bytes >= quota_bytes:
-        raise usage_rows.storage_exceeded(stored_bytes=stored_bytes, quota_bytes=quota_bytes)
-    if n_own >= limits.pending_per_account:
+    if quota_bytes is not None and terms.stored_bytes >= quota_bytes:
+        raise usage_rows.storage_exceeded(stored_bytes=terms.stored_bytes, quota_bytes=quota_bytes)
+    own_limit = terms.plan.max_pending_jobs or limits.pending_per_account
+    if n_own >= own_limit:
         raise LimitError(
-            f"The account already has {limits.pending_per_account:,} waiting jobs, which is its limit.",
+            f"The account already has {own_limit:,} waiting jobs, which is its limit.",
             code="too_many_concurrent_requests",
-            limit=limits.pending_per_account,
+            limit=own_limit,
             retry_after_s=1,
         )
     if n_all >= limits.pending:
@@ -252,7 +283,7 @@ def _admit(
             limit=limits.pending,
             retry_after_s=5,
         )
-    return None
+    return None, quota
 
 
 def find_repeated(connection: Connection, request: Idempotency) -> str | None:

@@ -53,7 +53,11 @@ _BY_DIGEST = Query(
         keys.c.spending_id,
         keys.c.scopes,
         keys.c.character_limit,
-    ).where(keys.c.sha256 == bindparam("sha256"))
+        accounts.c.plan,
+        accounts.c.suspended_at,
+    )
+    .join_from(keys, accounts)
+    .where(keys.c.sha256 == bindparam("sha256"))
 )
 _lock_server = RowLock(select(server.c.server_id), of=server)
 _REFERENCE_BYTES = voices.c.ref_duration_s * voices.c.ref_sample_rate * 2  # mono, 16-bit
@@ -95,7 +99,12 @@ def find_caller(connection: Connection, sha256: bytes, *, now: datetime) -> Call
     row = _BY_DIGEST(connection, sha256=sha256)
     if row is None or not compare_digest(row[0], sha256) or not _is_valid(row[1], row[2], now):
         return None
-    return Caller(row[3], row[4], row[5], frozenset(row[6].split()), row[7])
+    return Caller(row[3], row[4], row[5], frozenset(row[6].split()), row[7], row[8], row[9] is not None)
+
+
+def count_plans(connection: Connection) -> dict[str, int]:
+    statement = select(accounts.c.plan, func.count().label("n")).group_by(accounts.c.plan)
+    return {row.plan: row.n for row in connection.execute(statement.where(accounts.c.plan.is_not(None)))}
 
 
 def mark_used(connection: Connection, key_ids: Sequence[str], *, now: datetime) -> None:

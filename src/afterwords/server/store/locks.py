@@ -14,10 +14,9 @@ from afterwords.server.store.schema import accounts, jobs, voices
 from afterwords.server.store.statements import RowLock
 
 _ACCOUNT = select(accounts.c.account_id)
-lock_account: Final = RowLock(
-    select(accounts.c.period_start, accounts.c.period_end).where(accounts.c.account_id == bindparam("account_id")),
-    of=accounts,
-)
+_TERMS = [accounts.c[name] for name in ("plan", "suspended_at", "period_start", "period_end", "stored_bytes")]
+lock_account: Final = RowLock(select(*_TERMS).where(accounts.c.account_id == bindparam("account_id")), of=accounts)
+"""Its `read` returns what `jobs.submit` needs of the account."""
 lock_account_of_job: Final = RowLock(
     _ACCOUNT.join(jobs, jobs.c.account_id == accounts.c.account_id).where(jobs.c.job_id == bindparam("job_id")),
     of=accounts,

@@ -67,6 +67,7 @@ class SqlStore:
         folder: Folder of the server.
         storage_quota_bytes: Storage quota of each account. None: unlimited.
         plans: The plans that accounts may have, by name.
+        account_url: Where customers change their plan or renew it. None: no plan can be bought.
         shows_home: Whether voices of the home folder are visible. If not, their rows are kept.
 
     Raises:
@@ -82,12 +83,14 @@ class SqlStore:
         folder: Path,
         storage_quota_bytes: int | None = None,
         plans: Mapping[str, Plan] | None = None,
+        account_url: str | None = None,
         shows_home: bool = True,
     ) -> None:
         self._clock = clock
         self._shows_home = shows_home
         self._quota_bytes = storage_quota_bytes
         self._plans = plans or {}
+        self._account_url = account_url
         self.database = open_database(url, folder=folder)
 
     @property
@@ -145,6 +148,9 @@ class SqlStore:
 
     async def list_accounts(self) -> list[Account]:
         return await self.database.read_long(keys.list_accounts, now=self._clock.now())
+
+    async def count_plans(self) -> dict[str, int]:
+        return await self.database.read_long(keys.count_plans)
 
     async def get_home_account(self) -> str | None:
         return await self.database.read_cached(("home account",), keys.get_home_account)
@@ -297,7 +303,14 @@ class SqlStore:
 
     async def submit(self, job: NewJob, *, limits: QueueLimits, idempotency: Idempotency | None = None) -> SubmittedJob:
         submitted = await self.database.write(
-            jobs.submit, job, limits=limits, request=idempotency, quota_bytes=self._quota_bytes, now=self._clock.now()
+            jobs.submit,
+            job,
+            limits=limits,
+            request=idempotency,
+            plans=self._plans,
+            account_url=self._account_url,
+            quota_bytes=self._quota_bytes,
+            now=self._clock.now(),
         )
         if submitted.is_new:
             self.database.notify("")

@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, ColumnElement, Connection, bindparam, case, c
 
 from afterwords.errors import QuotaExceededError
 from afterwords.models import DayUsage, Usage
-from afterwords.server.records import Caller
+from afterwords.server.records import Caller, Quota
 from afterwords.server.settings import Plan
 from afterwords.server.store.schema import accounts, usage
 from afterwords.server.store.statements import Insert
@@ -120,12 +120,12 @@ def get(connection: Connection, caller: Caller, *, plans: Mapping[str, Plan], no
     ).all()
     account, spent = rows[0], [row for row in rows if row.day is not None]
     by_account, by_key = sum(row.account for row in spent), sum(row.key for row in spent)
-    is_of_key, limit = tighter(caller.character_limit, by_key, plan_of(account.plan, plans).characters, by_account)
+    is_of_key, quota = find_quota(caller.character_limit, by_key, plan_of(account.plan, plans).characters, by_account)
     period = period_of(account.period_start, account.period_end, now=now)
     days = [(row.day, row.key if is_of_key else row.account) for row in spent]
     return Usage(
         characters=by_key if is_of_key else by_account,
-        limit=limit,
+        limit=quota.limit if quota else None,
         plan=account.plan,
         period_start=period.start,
         period_end=period.end,
@@ -140,20 +140,53 @@ def _sum(characters: ColumnElement[int]) -> ColumnElement[Any]:
 
 
 UNLIMITED: Final = Plan()
-_NOTHING: Final = Plan(characters=0)
+NOTHING: Final = Plan(characters=0)
+"""The plan of accounts whose plan is not in the settings any more."""
 
 
 def plan_of(name: str | None, plans: Mapping[str, Plan]) -> Plan:
-    """Return the plan of an account. One that is not in the settings any more allows nothing."""
-    return UNLIMITED if name is None else plans.get(name, _NOTHING)
+    return UNLIMITED if name is None else plans.get(name, NOTHING)
 
 
-def tighter(key_limit: int | None, by_key: int, plan_limit: int | None, by_account: int) -> tuple[bool, int | None]:
-    """Return whether the limit of the key is the one that is reached first, and the limit that is."""
-    if key_limit is None:
-        return False, plan_limit
-    is_of_key = plan_limit is None or key_limit - by_key <= plan_limit - by_account
-    return is_of_key, key_limit if is_of_key else plan_limit
+def find_quota(
+    key_limit: int | None, by_key: int, plan_limit: int | None, by_account: int
+) -> tuple[bool, Quota | None]:
+    """Return whether a key or its account has fewer characters left, and how many were used. None: no limit."""
+    of_key = None if key_limit is None else Quota(by_key, key_limit)
+    of_account = None if plan_limit is None else Quota(by_account, plan_limit)
+    if of_key and (of_account is None or of_key.limit - by_key <= of_account.limit - by_account):
+        return True, of_key
+    return False, of_account
+
+
+def characters_exceeded(
+    quota: Quota,
+    characters: int,
+    *,
+    plan_name: str | None,
+    is_known: bool,
+    period: Period,
+    account_url: str | None,
+    now: datetime,
+) -> QuotaExceededError:
+    """Return the error for a text that goes beyond the limit of a key, or of a plan, which may not be known."""
+    used = f"has used {quota.used - characters:,} of"
+    ends = f"the period ends on {period.end:%Y-%m-%d at %H:%M} UTC"
+    larger = f"a larger plan is at {account_url}" if account_url else "the server's operator can give it a larger plan"
+    if plan_name is None:
+        why, advice = f"The key {used} its {quota.limit:,} characters", ends
+    elif is_known:
+        why = f"The account {used} the {quota.limit:,} characters of its plan {plan_name}"
+        advice = f"{ends}, and {larger}"
+    else:
+        why = f"The plan of the account, {plan_name}, is not in the settings of the server and allows no characters"
+        advice = "its operator can correct this"
+    return QuotaExceededError(
+        f"{why}, and this text has {characters:,}; {advice}.",
+        limit=quota.limit,
+        retry_after_s=period.seconds_left(now),
+        headers={"x-should-retry": "false"},
+    )
 
 
 def storage_exceeded(*, stored_bytes: int, quota_bytes: int) -> QuotaExceededError:
