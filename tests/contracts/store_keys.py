@@ -27,6 +27,8 @@ class KeyContract:
         assert (caller.scopes, caller.character_limit) == (frozenset({"voices:read", "synthesize"}), 100)
         assert (shown.label, shown.scopes, shown.created_at) == ("laptop", ("voices:read", "synthesize"), START)
         assert await world.store.find_caller(digest("another")) is None
+        assert await world.store.find_caller_by_id(shown.key_id) == caller
+        assert await world.store.find_caller_by_id("no such key") is None
 
     async def test_key_without_an_account_gets_a_new_one(self, world: World) -> None:
         ann, bob = await world.caller("ann"), await world.caller("bob")
@@ -83,6 +85,7 @@ class KeyContract:
         [key] = await world.store.list_keys(account_id=ann.account_id)
 
         assert await world.store.find_caller(digest("ann")) is None
+        assert await world.store.find_caller_by_id(ann.key_id) is None
         assert key.revoked_at == START
 
     async def test_revoked_key_submits_no_job_although_it_was_found(self, world: World) -> None:
@@ -122,6 +125,7 @@ class KeyContract:
         assert await world.store.find_caller(digest("ann")) == ann
         world.clock.advance(0.001)
         assert await world.store.find_caller(digest("ann")) is None
+        assert await world.store.find_caller_by_id(ann.key_id) is None
         again = await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("newer"), overlap_s=10)
         assert again is None
 

@@ -241,6 +241,7 @@ def test_dependencies_run_on_every_route(tmp_path: Path, where: str) -> None:
         client.headers["X-Pass"] = "good"
         key = client.post("/v1/keys", json={"label": "mine"}).json()["api_key"]
         wait_until(lambda: guard.finished == ["/voice/v1/keys"], what="the end of the dependency, after the response")
+        assert client.post("/v1/account/sign-in", data={"key": key}).status_code == 303  # the client keeps the cookie
         del client.headers["X-Pass"]
         create = run("workers", "token", "create", env={"AFTERWORDS_HOME": str(settings.home)})
         with contextlib.closing(sqlite3.connect(settings.folder / "afterwords.db")) as rows:

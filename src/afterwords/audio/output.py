@@ -22,7 +22,6 @@ _ENDINGS = {f".{format}": format for format in SpeechFormat} | {
     ".wave": SpeechFormat.WAV,
     ".ogg": SpeechFormat.OPUS,
     ".raw": SpeechFormat.PCM,
-    ".ulaw": SpeechFormat.MULAW,
 }
 
 

@@ -23,6 +23,7 @@ from afterwords.server.routes.reference import page_response, render_page
 from afterwords.server.routes.responses import COMMON, FORBIDDEN
 from afterwords.server.routing import ApiRoute, Lifetime, unrouted_response
 from afterwords.server.settings import Settings, load_settings
+from afterwords.server.web import account
 
 DESCRIPTION: Final = "Register a voice once and speak with it from anywhere."
 SCHEMES: Final = {
@@ -62,6 +63,7 @@ RESPONSE_HEADERS: Final = (
 SECURITY: Final = {
     Credential.PUBLIC: (),
     Credential.USER: ("key",),
+    Credential.SESSION: (),
     Credential.ADMIN: ("admin",),
     Credential.USER_OR_ADMIN: ("key", "admin"),
     Credential.LOCAL_OR_ADMIN: ("admin",),
@@ -132,7 +134,7 @@ def _add_routes(to: APIRouter, lifetime: Lifetime) -> type[ApiRoute]:
         pass
 
     ServerRoute.lifetime = lifetime
-    for part in (speech, health, voices, keys, workers, metrics):
+    for part in (speech, health, voices, keys, workers, metrics, account):
         for route in part.router.routes:
             assert isinstance(route, APIRoute)
             required: Requirements = route.endpoint.requirements  # type: ignore[attr-defined]

@@ -26,7 +26,8 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from pydantic import SecretStr
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request, cookie_parser
+from starlette.responses import Response
 
 from afterwords.errors import (
     AfterwordsError,
@@ -39,7 +40,7 @@ from afterwords.errors import (
 from afterwords.server import records
 from afterwords.server.concurrency import ConcurrencyLimit
 from afterwords.server.services.keys import KeyService, digest
-from afterwords.server.services.signing import read_worker_token
+from afterwords.server.services.signing import read_session_token, read_worker_token, session_token
 from afterwords.server.settings import LOCAL_NAMES, SECRET_MIN_CHARS, Settings
 
 CHECK_KEYS_S: Final = 0.4
@@ -49,6 +50,8 @@ _BEARER: Final = re.compile(r"[Bb]earer +([\x21-\x7e]{1,512})")
 _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^][:@/]*))(?::[0-9]{0,5})?")
 
 MINUTE_S: Final = 60.0
+SESSION_COOKIE: Final = "aw_session"
+SESSION_S: Final = 12 * 3600
 CLIENTS_MAX: Final = 10_000
 """Clients whose failures are counted: about 1 MB."""
 
@@ -61,6 +64,7 @@ class Credential(StrEnum):
 
     PUBLIC = "public"
     USER = "user"
+    SESSION = "cookie of a browser that signed in with a user's key"
     ADMIN = "admin"
     USER_OR_ADMIN = "user or admin"
     LOCAL_OR_ADMIN = "this machine or admin"
@@ -79,6 +83,7 @@ class Requirements:
         max_body_bytes: Limit of the body; None if the route counts by itself.
         is_upload: Whether a body over the limit is a file that is too large (422) and not a request (413).
         is_live: Whether the body is sent while it is generated, at any rate.
+        answer_error: Makes the response of an error; None: JSON.
     """
 
     credential: Credential
@@ -86,6 +91,7 @@ class Requirements:
     max_body_bytes: int | None = JSON_MAX_BYTES
     is_upload: bool = False
     is_live: bool = False
+    answer_error: Callable[[Request, AfterwordsError], Awaitable[Response]] | None = None
 
 
 def requires(
@@ -95,6 +101,7 @@ def requires(
     max_body_bytes: int | None = JSON_MAX_BYTES,
     is_upload: bool = False,
     is_live: bool = False,
+    answer_error: Callable[[Request, AfterwordsError], Awaitable[Response]] | None = None,
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
     """Declare what an endpoint requires; every endpoint of an `ApiRoute` does.
 
@@ -111,7 +118,9 @@ def requires(
             except Exception as error:
                 raise ServiceError from error
 
-        call.requirements = Requirements(credential, scope, max_body_bytes, is_upload, is_live)  # type: ignore[attr-defined]
+        call.requirements = Requirements(  # type: ignore[attr-defined]
+            credential, scope, max_body_bytes, is_upload, is_live, answer_error
+        )
         return call
 
     return declare
@@ -146,11 +155,11 @@ class Identity:
 class Authenticator:
     """Checks hosts and credentials, and limits rates."""
 
-    def __init__(self, settings: Settings, keys: KeyService, worker_secret: bytes) -> None:
+    def __init__(self, settings: Settings, keys: KeyService, secret: bytes) -> None:
         self.settings = settings
         self.requests = OpenRequests(keys, settings.max_requests_per_key)
         self._keys = keys
-        self._worker_secret = worker_secret
+        self.secret = secret
         self._admin = _digest_of(settings.admin_secret)
         self._callback = _digest_of(settings.callback_secret)
         self._metrics = _digest_of(settings.metrics_token)
@@ -190,6 +199,7 @@ class Authenticator:
         peer: str = "",
         forwarded: Sequence[bytes] = (),
         is_proxied: bool = False,
+        cookies: Sequence[bytes] = (),
     ) -> Identity:
         """Return who sent a request.
 
@@ -212,6 +222,11 @@ class Authenticator:
         credential = requirements.credential
         if credential is Credential.PUBLIC:
             return Identity()
+        if credential is Credential.SESSION:
+            if (caller := await self.find_session(cookies)) is None:
+                raise UnauthorizedError("You are not signed in.", hint="sign in with your API key.")
+            self._check_rate(caller)
+            return Identity(caller=caller)
         is_open_here = credential is Credential.LOCAL_OR_ADMIN or (
             credential is Credential.METRICS and self._metrics is None
         )
@@ -245,12 +260,41 @@ class Authenticator:
         self._check_rate(caller)
         return Identity(caller=caller, key_sha256=digest(secret))
 
+    async def sign_in(self, secret: str, *, peer: str, forwarded: Sequence[bytes]) -> str:
+        """Return the cookie of a session for a key without scopes and limit.
+
+        Raises:
+            UnauthorizedError: The key is not valid.
+            LimitError: As above, and the client had too many failures within a minute.
+            InsufficientScopeError: The key has scopes or a limit.
+        """
+        caller = await self._keys.find_caller(secret, is_cached=False)
+        if caller is None:
+            if self._failures:
+                self._failures.count(self._client_address(peer, forwarded))
+            raise UnauthorizedError("This API key is unknown, expired or revoked.", hint="check the key.")
+        if caller.scopes or caller.character_limit is not None:
+            raise InsufficientScopeError(
+                "This API key has scopes or a limit.", hint="sign in with a key of the account that has neither."
+            )
+        return self.create_session(caller.key_id)
+
+    def create_session(self, key_id: str) -> str:
+        """Return the cookie of a session: it ends when the key is no longer valid."""
+        return session_token(self.secret, key_id, int(time.time()) + SESSION_S)
+
+    async def find_session(self, cookies: Sequence[bytes]) -> records.Caller | None:
+        """Return the key with which the browser of these Cookie headers signed in, if it is still valid."""
+        token = cookie_parser(b"; ".join(cookies).decode("latin-1")).get(SESSION_COOKIE, "")
+        key_id = read_session_token(self.secret, token, now=time.time())
+        return await self._keys.find_by_id(key_id) if key_id else None
+
     async def _authenticate_worker(self, credential: Credential, job_id: str, secret: str) -> Identity:
         if credential is Credential.WORKER_TOKEN:
             if (token_id := await self._keys.find_worker_token(secret)) is None:
                 raise UnauthorizedError
             return Identity(worker_token_id=token_id)
-        if found := read_worker_token(self._worker_secret, job_id, secret):
+        if found := read_worker_token(self.secret, job_id, secret):
             attempt, claimed_with = found
             if claimed_with is None or await self._keys.is_worker_token_valid(claimed_with):
                 return Identity(attempt=attempt, worker_token_id=claimed_with)

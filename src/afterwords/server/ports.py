@@ -107,6 +107,9 @@ class Store(Protocol):
     async def find_caller(self, sha256: bytes) -> Caller | None:
         """Return the key with this digest if it is neither revoked nor expired."""
 
+    async def find_caller_by_id(self, key_id: str) -> Caller | None:
+        """Return the key with this ID if it is neither revoked nor expired."""
+
     async def list_keys(self, *, account_id: str | None) -> list[ApiKey]:
         """Return the keys of an account, or all keys, oldest first."""
 

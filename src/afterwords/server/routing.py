@@ -11,7 +11,7 @@ import logging
 import time
 import traceback
 from codecs import BOM_UTF8
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, cast
 from uuid import uuid4
@@ -144,7 +144,9 @@ class ApiRoute(APIRoute):
 
         Exceptions of the dependencies of an application that includes the router pass through to that application.
         """
-        context = scope["afterwords.context"] = RequestContext(scope, receive, send, self.path_format)
+        context = scope["afterwords.context"] = RequestContext(
+            scope, receive, send, self.path_format, self.requirements.answer_error
+        )
         try:
             if (state := self.lifetime.state) is None:
                 raise ServiceError(code="not_opened")
@@ -240,6 +242,7 @@ class RequestContext:
     _receive: Receive
     _send: Send
     route: str
+    _answer_error: Callable[[Request, AfterwordsError], Awaitable[Response]] | None = None
     state: ServerState | None = None
     identity: Identity | None = None
     task: RequestTask | None = None
@@ -288,6 +291,7 @@ class RequestContext:
             self.scope["path_params"].get("job_id", "").lower(),
             peer=(self.scope.get("client") or ("",))[0],
             forwarded=self.headers.get(b"x-forwarded-for", ()),
+            cookies=self.headers.get(b"cookie", ()),
             # Without settings, nginx sets no header, and speaks HTTP/1.0.
             is_proxied=not PROXY_HEADERS.isdisjoint(self.headers) or self.scope.get("http_version") == "1.0",
         )
@@ -307,6 +311,13 @@ class RequestContext:
     def _timed_out(self) -> InvalidRequestError:
         why = f"The body did not arrive: no data came for {self._timeout_s:g} s."
         return InvalidRequestError(why, code="request_timeout")
+
+    async def sign_in(self, secret: str) -> str:
+        """Return the cookie of a session for a key; raises like `Authenticator.sign_in`."""
+        assert self.state is not None
+        peer = (self.scope.get("client") or ("",))[0]
+        forwarded = self.headers.get(b"x-forwarded-for", ())
+        return await self.state.authenticator.sign_in(secret, peer=peer, forwarded=forwarded)
 
     async def receive(self) -> Message:
         """Receive a message, counted and timed while it belongs to the body."""
@@ -342,7 +353,10 @@ class RequestContext:
         """Answer with an error, or break the connection off where a response has begun."""
         if self.status:
             raise ConnectionAbortedError("the response broke off") from None
-        response = error_response(error, self.request_id)
+        if self._answer_error is not None and self.state is not None:
+            response = await self._answer_error(Request(self.scope), error)
+        else:
+            response = error_response(error, self.request_id)
         length = self.headers.get(b"content-length", [b"0"])[0]
         is_large = not length.isdigit() or int(length[:20]) > MULTIPART_OVERHEAD_BYTES
         is_unread = self._has_body and (is_large or b"transfer-encoding" in self.headers)

@@ -18,29 +18,37 @@ from afterwords.server.routes.responses import BINARY
 
 SCHEMAS: Final = "#/components/schemas/"
 LOCATIONS: Final = {"path": "in the path", "query": "in the query", "header": "header"}
-STYLESHEET: Final = """
+BASE_STYLE: Final = """
 :root { color-scheme: light dark; --text: light-dark(#1c2128, #dfe3e8); --soft: light-dark(#59636e, #9aa4af);
     --page: light-dark(#fff, #14171b); --panel: light-dark(#f4f6f8, #1d2126); --line: light-dark(#dde2e7, #30363d);
-    --link: light-dark(#0a58ca, #7ab3ff); --get: light-dark(#0a6b3b, #5fd39a); --post: light-dark(#0a58ca, #7ab3ff);
-    --put: light-dark(#8a5300, #e3b341); --delete: light-dark(#b3261e, #ff8f86) }
+    --link: light-dark(#0a58ca, #7ab3ff); --delete: light-dark(#b3261e, #ff8f86) }
 * { box-sizing: border-box }
-html { scroll-padding-top: 1rem }
 body { margin: 0 auto; max-width: 76rem; padding: 1rem; background: var(--page); color: var(--text);
     font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word }
 a { color: var(--link); text-decoration: none }
 a:hover, a:focus-visible { text-decoration: underline }
 h1, h2, h3, h4 { line-height: 1.25; margin: 0 }
 h1 { font-size: 1.75rem }
-h2 { font-size: 1.35rem; margin-top: 2.5rem; text-transform: capitalize }
+h2 { font-size: 1.35rem; margin-top: 2.5rem }
 h3 { font-size: 1.05rem }
+small { color: var(--soft); font-size: .85em; font-weight: normal }
+code, pre { font-family: ui-monospace, monospace; font-size: .9em }
+p { margin: .5rem 0; max-width: 46rem }
+p code { background: var(--panel); border-radius: .2rem; padding: .05rem .25rem }
+pre { background: var(--panel); border-radius: .4rem; margin: .75rem 0; overflow-x: auto; padding: .75rem }
+"""
+"""The style of all pages of the server."""
+STYLESHEET: Final = (
+    BASE_STYLE
+    + """
+:root { --get: light-dark(#0a6b3b, #5fd39a); --post: light-dark(#0a58ca, #7ab3ff); --put: light-dark(#8a5300, #e3b341) }
+html { scroll-padding-top: 1rem }
+h2 { text-transform: capitalize }
 h3 a, nav h2 a { color: inherit }
 h4 { font-size: .9rem; margin-top: 1rem }
-small { color: var(--soft); font-size: .85em; font-weight: normal }
-code, pre, dt, nav li, b { font-family: ui-monospace, monospace; font-size: .9em }
+dt, nav li, b { font-family: ui-monospace, monospace; font-size: .9em }
 code code, h3 code, dt code { font-size: 1em }
-p { margin: .5rem 0; max-width: 46rem }
-p code, dd code { background: var(--panel); border-radius: .2rem; padding: .05rem .25rem }
-pre { background: var(--panel); border-radius: .4rem; margin: .75rem 0; overflow-x: auto; padding: .75rem }
+dd code { background: var(--panel); border-radius: .2rem; padding: .05rem .25rem }
 article { border-top: 1px solid var(--line); margin-top: 1.25rem; padding-top: 1.25rem }
 article:target h3 { background: var(--panel); outline: .35rem solid var(--panel) }
 dl { display: grid; gap: .35rem 1.25rem; grid-template-columns: minmax(3rem, max-content) 1fr; margin: .5rem 0 }
@@ -68,6 +76,7 @@ main > h2:first-child { margin-top: 2rem }
     nav { align-self: start; max-height: 100vh; overflow-y: auto; padding-bottom: 2rem; position: sticky; top: 0 }
 }
 """
+)
 
 Json = Mapping[str, Any]
 

@@ -100,6 +100,10 @@ class KeyService:
         self._used.add(caller.key_id)
         return caller
 
+    async def find_by_id(self, key_id: str) -> Caller | None:
+        """Return the caller with the key of this ID if it is valid."""
+        return await self._store.find_caller_by_id(key_id)
+
     async def save_use(self) -> None:
         """Store which keys were used since the last call. This is one write a minute instead of one per request."""
         used, self._used = self._used, set()

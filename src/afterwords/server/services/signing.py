@@ -1,4 +1,4 @@
-"""Signatures of this server: webhooks, with a secret that the owner of the API key can derive, and worker tokens.
+"""Signatures of this server: webhooks, with a secret that the owner of the API key can derive, worker tokens, sessions.
 
 These are pure functions, so no secret is stored.
 """
@@ -11,6 +11,8 @@ import re
 
 _WEBHOOK = b"afterwords webhook v1"
 _WORKER = b"afterwords worker v1"
+_SESSION = b"afterwords session v1"
+_FORM = b"afterwords form v1"
 _TOKEN = re.compile(r"awt_(0|[1-9][0-9]{0,8})\.(?:([0-9a-f-]{36})\.)?([0-9a-f]{64})")
 
 
@@ -42,6 +44,25 @@ def read_worker_token(secret: bytes, job_id: str, token: str) -> tuple[int, str 
     attempt, claimed_with = int(parts[1]), parts[2]
     is_authentic = hmac.compare_digest(parts[3], _signature(secret, job_id, attempt, claimed_with))
     return (attempt, claimed_with) if is_authentic else None
+
+
+def session_token(secret: bytes, key_id: str, expires: int) -> str:
+    """Return the cookie of a browser that signed in with a key, valid until a Unix time in seconds."""
+    message = b"\0".join((_SESSION, key_id.encode(), str(expires).encode()))
+    return f"{key_id}.{expires}.{hmac.digest(secret, message, 'sha256').hex()}"
+
+
+def read_session_token(secret: bytes, token: str, *, now: float) -> str | None:
+    """Return the ID of the key of a session. None: the token is not ours, or has expired."""
+    parts = re.fullmatch(r"([0-9a-f-]{36})\.([0-9]{1,12})\.[0-9a-f]{64}", token)
+    if parts is None or not hmac.compare_digest(token, session_token(secret, parts[1], int(parts[2]))):
+        return None
+    return parts[1] if now < int(parts[2]) else None
+
+
+def form_token(secret: bytes, session: str) -> str:
+    """Return what every form of a session carries: a page of another site can't know it."""
+    return hmac.digest(secret, b"\0".join((_FORM, session.encode())), "sha256").hex()
 
 
 def _signature(secret: bytes, job_id: str, attempt: int, claimed_with: str | None) -> str:

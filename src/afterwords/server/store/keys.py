@@ -43,22 +43,20 @@ from afterwords.server.store.statements import Query, RowLock
 from afterwords.server.store.usage import current_period
 
 _COLUMNS = [keys.c[name] for name in ApiKey.model_fields if name != "characters"]
-_BY_DIGEST = Query(
-    select(
-        keys.c.sha256,
-        keys.c.revoked_at,
-        keys.c.expires_at,
-        keys.c.account_id,
-        keys.c.key_id,
-        keys.c.spending_id,
-        keys.c.scopes,
-        keys.c.character_limit,
-        accounts.c.plan,
-        accounts.c.suspended_at,
-    )
-    .join_from(keys, accounts)
-    .where(keys.c.sha256 == bindparam("sha256"))
-)
+_CALLER = select(
+    keys.c.sha256,
+    keys.c.revoked_at,
+    keys.c.expires_at,
+    keys.c.account_id,
+    keys.c.key_id,
+    keys.c.spending_id,
+    keys.c.scopes,
+    keys.c.character_limit,
+    accounts.c.plan,
+    accounts.c.suspended_at,
+).join_from(keys, accounts)
+_BY_DIGEST = Query(_CALLER.where(keys.c.sha256 == bindparam("sha256")))
+_BY_ID = Query(_CALLER.where(keys.c.key_id == bindparam("key_id")))
 _lock_server = RowLock(select(server.c.server_id), of=server)
 _REFERENCE_BYTES = voices.c.ref_duration_s * voices.c.ref_sample_rate * 2  # mono, 16-bit
 
@@ -97,7 +95,16 @@ def get_home_account(connection: Connection) -> str | None:
 
 def find_caller(connection: Connection, sha256: bytes, *, now: datetime) -> Caller | None:
     row = _BY_DIGEST(connection, sha256=sha256)
-    if row is None or not compare_digest(row[0], sha256) or not _is_valid(row[1], row[2], now):
+    return _caller(row, now=now) if row is not None and compare_digest(row[0], sha256) else None
+
+
+def find_caller_by_id(connection: Connection, key_id: str, *, now: datetime) -> Caller | None:
+    row = _BY_ID(connection, key_id=key_id)
+    return _caller(row, now=now) if row is not None else None
+
+
+def _caller(row: Sequence[Any], *, now: datetime) -> Caller | None:
+    if not _is_valid(row[1], row[2], now):
         return None
     return Caller(row[3], row[4], row[5], frozenset(row[6].split()), row[7], row[8], row[9] is not None)
 

@@ -158,6 +158,9 @@ class SqlStore:
     async def find_caller(self, sha256: bytes) -> Caller | None:
         return await self.database.read(keys.find_caller, sha256, now=self._clock.now())
 
+    async def find_caller_by_id(self, key_id: str) -> Caller | None:
+        return await self.database.read(keys.find_caller_by_id, key_id, now=self._clock.now())
+
     async def list_keys(self, *, account_id: str | None) -> list[ApiKey]:
         return await self.database.read_long(keys.list_keys, account_id=account_id, now=self._clock.now())
 
