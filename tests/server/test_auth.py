@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
 
 import pytest
 
-from afterwords.errors import InsufficientScopeError, InvalidRequestError, LimitError, UnauthorizedError
+from afterwords.errors import (
+    InsufficientScopeError,
+    InvalidRequestError,
+    LimitError,
+    SubscriptionError,
+    UnauthorizedError,
+)
 from afterwords.server import Settings
 from afterwords.server.auth import (
     CLIENTS_MAX,
@@ -24,7 +32,9 @@ from afterwords.server.clock import SystemClock
 from afterwords.server.records import Caller, Scope
 from afterwords.server.services.keys import KeyService
 from afterwords.server.services.signing import worker_token
+from afterwords.server.settings import Plan
 from afterwords.server.store import SqlStore
+from tests.contracts.store_world import START, ManualClock, World
 from tests.error_codes import has_code
 
 ADMIN: Final = "an-admin-secret-for-tests-0123456789"
@@ -37,12 +47,15 @@ CALLER: Final = Caller("account", "key", "spending", frozenset({Scope.VOICES_REA
 class OneKey:
     """A KeyService with one valid key."""
 
+    def __init__(self, **facts: Any) -> None:
+        self._caller = replace(CALLER, **facts)
+
     async def find_caller(self, secret: str, *, is_cached: bool = True) -> Caller | None:  # noqa: ARG002
-        return CALLER if secret == "aw_good" else None
+        return self._caller if secret == "aw_good" else None
 
 
-def make_authenticator(**settings: Any) -> Authenticator:
-    return Authenticator(Settings(**settings), cast(KeyService, OneKey()), SIGNING)
+def make_authenticator(keys: OneKey | None = None, **settings: Any) -> Authenticator:
+    return Authenticator(Settings(**settings), cast(KeyService, keys or OneKey()), SIGNING)
 
 
 def authenticate(
@@ -199,6 +212,45 @@ async def test_key_revoked_elsewhere_can_not_manage_keys(tmp_path: Path) -> None
     await elsewhere.close()
 
 
+def test_suspended_account_returns_402() -> None:
+    suspended = OneKey(plan="hobby", is_suspended=True)
+    shop: dict[str, Any] = {"public_url": "https://voice.example", "stripe_secret_key": "sk", "stripe_price_id": "p"}
+    for settings, advice in ((shop, "https://voice.example/v1/account"), ({}, "ask the operator")):
+        authenticator = make_authenticator(suspended, auth_failure_limit=1, **settings)
+        for credential in (Credential.USER, Credential.USER_OR_ADMIN, Credential.USER):
+            with pytest.raises(SubscriptionError, match=advice):
+                authenticate(authenticator, Requirements(credential), b"Bearer aw_good")
+
+
+@pytest.mark.anyio
+async def test_running_request_of_a_suspended_account_ends(tmp_path: Path) -> None:
+    store = SqlStore("sqlite:///keys.db", clock=SystemClock(), folder=tmp_path)
+    await store.open()
+    keys = KeyService(store)
+    minted = await keys.create()
+    authenticator = Authenticator(Settings(), keys, SIGNING)
+    identity = await authenticator.authenticate(Requirements(Credential.USER), [f"Bearer {minted.secret}".encode()])
+    assert identity.caller is not None
+    began = asyncio.Event()
+
+    async def run() -> BaseException | None:
+        request = authenticator.requests.enter(identity)
+        assert request is not None
+        began.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return request.take_revocation()
+
+    running = asyncio.create_task(run())
+    await began.wait()
+    watching = asyncio.create_task(authenticator.requests.watch())
+    await World(store, ManualClock()).set_account(identity.caller, suspended_at=START)
+    async with asyncio.timeout(60):
+        assert isinstance(await running, SubscriptionError)
+    watching.cancel()
+    await store.close()
+
+
 def test_missing_scope_is_named() -> None:
     assert (
         authenticate(make_authenticator(), Requirements(Credential.USER, Scope.VOICES_READ), b"Bearer aw_good").caller
@@ -219,6 +271,18 @@ def test_rate_limit_is_shared_by_processes() -> None:
         authenticate_often(authenticator, 4)  # a new minute may begin within
     assert caught.value.limit == 3
     assert 1 <= (caught.value.retry_after_s or 0) <= 61
+
+
+def test_rate_of_a_plan_is_shared_by_keys_and_processes() -> None:
+    plans = {"slow": Plan(rate_limit=6)}
+    ann = OneKey(plan="slow")
+    authenticator = make_authenticator(ann, plans=plans, processes=2)
+    authenticate_often(authenticator, 2)
+    ann._caller = replace(CALLER, plan="slow", key_id="another", spending_id="another")
+    with pytest.raises(LimitError, match="account, with the plan slow, has used its 3", check=has_code("rate_limited")):
+        authenticate_often(authenticator, 5)  # a new minute may begin within
+    ann._caller = replace(CALLER, plan="hobby")
+    authenticate_often(authenticator, 20)
 
 
 def authenticate_often(authenticator: Authenticator, times: int) -> None:

@@ -20,7 +20,7 @@ from afterwords.server.auth import Credential, Requirements, requires
 from afterwords.server.concurrency import in_thread
 from afterwords.server.routes import health, keys, metrics, speech, voices, workers
 from afterwords.server.routes.reference import page_response, render_page
-from afterwords.server.routes.responses import COMMON, FORBIDDEN
+from afterwords.server.routes.responses import COMMON, FORBIDDEN, SUSPENDED
 from afterwords.server.routing import ApiRoute, Lifetime, unrouted_response
 from afterwords.server.settings import Settings, load_settings
 from afterwords.server.web import account
@@ -146,6 +146,7 @@ def _add_routes(to: APIRouter, lifetime: Lifetime) -> type[ApiRoute]:
                 tags=route.tags,
                 responses={
                     **(COMMON if required.credential is not Credential.PUBLIC else {}),
+                    **(SUSPENDED if "key" in SECURITY[required.credential] else {}),
                     **(FORBIDDEN if required.scope else {}),
                     **route.responses,
                 },

@@ -35,6 +35,7 @@ from afterwords.errors import (
     InvalidRequestError,
     LimitError,
     ServiceError,
+    SubscriptionError,
     UnauthorizedError,
 )
 from afterwords.server import records
@@ -157,7 +158,7 @@ class Authenticator:
 
     def __init__(self, settings: Settings, keys: KeyService, secret: bytes) -> None:
         self.settings = settings
-        self.requests = OpenRequests(keys, settings.max_requests_per_key)
+        self.requests = OpenRequests(keys, settings)
         self._keys = keys
         self.secret = secret
         self._admin = _digest_of(settings.admin_secret)
@@ -166,9 +167,13 @@ class Authenticator:
         public = urlsplit(settings.public_url or "").hostname
         names = {*settings.allowed_hosts, settings.host, *([public] if public else []), *LOCAL_NAMES}
         self._hosts = frozenset(name.lower() for name in names)
-        self._rate = max(1, settings.rate_limit // settings.processes) if settings.rate_limit else 0
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
-        self._rate_item = RateLimitItemPerMinute(max(1, self._rate))
+        self._rate = _share_of(settings.rate_limit, settings) if settings.rate_limit else None
+        self._plan_rates = {
+            name: _share_of(plan.rate_limit, settings)
+            for name, plan in settings.all_plans.items()
+            if plan.rate_limit is not None
+        }
         maximum = settings.auth_failure_limit
         self._failures = AuthFailures(max(1, maximum // settings.processes)) if maximum else None
         self._is_guessable = len((settings.admin_secret or SecretStr("")).get_secret_value()) < SECRET_MIN_CHARS
@@ -216,8 +221,9 @@ class Authenticator:
             UnauthorizedError: The credential is missing, malformed or not valid for this route.
             LimitError: As above, and the client had too many failures within a minute.
             UnauthorizedError: The key is valid, but the route requires the admin secret.
+            SubscriptionError: The key is valid, but its account is suspended.
             InsufficientScopeError: The key is valid, but lacks the scope.
-            LimitError: The key had too many requests within a minute.
+            LimitError: The key or its account had too many requests within a minute.
         """
         credential = requirements.credential
         if credential is Credential.PUBLIC:
@@ -254,6 +260,8 @@ class Authenticator:
             raise
         if credential in (Credential.ADMIN, Credential.LOCAL_OR_ADMIN, Credential.METRICS):
             raise UnauthorizedError(code="admin_required")
+        if caller.is_suspended:
+            raise _suspended(self.settings)
         if requirements.scope and caller.scopes and requirements.scope not in caller.scopes:
             scope = requirements.scope
             raise InsufficientScopeError(f"The key lacks the scope {scope}.", hint=f"use a key with the scope {scope}.")
@@ -308,17 +316,23 @@ class Authenticator:
         return address is not None and address.is_loopback and not self.settings.public_names
 
     def _check_rate(self, caller: records.Caller) -> None:
-        if not self._rate or self._limiter.hit(self._rate_item, caller.spending_id):
-            return
-        reset_at = self._limiter.get_window_stats(self._rate_item, caller.spending_id).reset_time
-        wait_s = max(1, round(reset_at - time.time() + 0.5))
-        raise LimitError(
-            f"The key has used its {self._rate:,} requests for this minute.",
-            code="rate_limited",
-            hint=f"wait {wait_s} s.",
-            limit=self._rate,
-            retry_after_s=wait_s,
-        )
+        rates = [(self._rate, caller.spending_id, "key")]
+        if caller.plan is not None:
+            rates.append(
+                (self._plan_rates.get(caller.plan), caller.account_id, f"account, with the plan {caller.plan},")
+            )
+        for rate, spender, name in rates:
+            if rate is None or self._limiter.hit(rate, spender):
+                continue
+            reset_at = self._limiter.get_window_stats(rate, spender).reset_time
+            wait_s = max(1, round(reset_at - time.time() + 0.5))
+            raise LimitError(
+                f"The {name} has used its {rate.amount:,} requests for this minute.",
+                code="rate_limited",
+                hint=f"wait {wait_s} s.",
+                limit=rate.amount,
+                retry_after_s=wait_s,
+            )
 
     def _client_address(self, peer: str, forwarded: Sequence[bytes]) -> str:
         """Return the address of the client: the last one before the trusted proxies, or the network of an IPv6."""
@@ -332,15 +346,12 @@ class Authenticator:
 
 
 class OpenRequests:
-    """The running requests of keys and workers, cancelled once the key or token is revoked or expires.
+    """The running requests of keys and workers, cancelled once the key or token is revoked, expires or is suspended."""
 
-    Args:
-        maximum: Concurrent requests of one key and of those that replaced it.
-    """
-
-    def __init__(self, keys: KeyService, maximum: int) -> None:
+    def __init__(self, keys: KeyService, settings: Settings) -> None:
         self._keys = keys
-        self._limit = ConcurrencyLimit(maximum, doing="requests under way")
+        self._settings = settings
+        self._limit = ConcurrencyLimit(settings.max_requests_per_key, doing="requests under way")
         self._open: dict[bytes | str, set[RequestTask]] = {}
 
     def enter(self, identity: Identity) -> RequestTask | None:
@@ -372,13 +383,18 @@ class OpenRequests:
         while True:
             await asyncio.sleep(CHECK_KEYS_S)
             for secret_id, requests in [*self._open.items()]:
-                is_valid: Callable[[Any], Awaitable[bool]] = self._keys.is_valid
-                if isinstance(secret_id, str):
-                    is_valid = self._keys.is_worker_token_valid
                 with contextlib.suppress(AfterwordsError):  # the database is unavailable: check again next time
-                    if not await is_valid(secret_id):
+                    if (refusal := await self._find_refusal(secret_id)) is not None:
                         for request in [*requests]:
-                            request.revoke()
+                            request.revoke(refusal)
+
+    async def _find_refusal(self, secret_id: bytes | str) -> AfterwordsError | None:
+        if isinstance(secret_id, str):
+            return None if await self._keys.is_worker_token_valid(secret_id) else UnauthorizedError()
+        caller = await self._keys.find_by_digest(secret_id)
+        if caller is None:
+            return UnauthorizedError()
+        return _suspended(self._settings) if caller.is_suspended else None
 
 
 class RequestTask:
@@ -388,26 +404,26 @@ class RequestTask:
         secret_id: Digest of the key, or id of the token of remote workers.
     """
 
-    __slots__ = ("_is_revoked", "_started", "_task", "secret_id", "spending_id")
+    __slots__ = ("_refusal", "_started", "_task", "secret_id", "spending_id")
 
     def __init__(self, spending_id: str | None, secret_id: bytes | str) -> None:
         self.spending_id = spending_id
         self.secret_id = secret_id
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._started = time.monotonic()
-        self._is_revoked = False
+        self._refusal: AfterwordsError | None = None
 
-    def revoke(self) -> None:
+    def revoke(self, refusal: AfterwordsError) -> None:
         """Cancel the task, unless it is so young that it may be the request that revokes its own key."""
-        if not self._is_revoked and time.monotonic() - self._started >= CHECK_KEYS_S:
-            self._is_revoked = True
+        if self._refusal is None and time.monotonic() - self._started >= CHECK_KEYS_S:
+            self._refusal = refusal
             self._task.cancel()
 
-    def take_revocation(self) -> bool:
-        """Return whether the task was revoked, and let it go on in order to answer."""
-        if self._is_revoked:
+    def take_revocation(self) -> AfterwordsError | None:
+        """Return why the task was revoked, if it was, and let it go on in order to answer."""
+        if self._refusal is not None:
             self._task.uncancel()
-        return self._is_revoked
+        return self._refusal
 
 
 @dataclass(slots=True)
@@ -449,6 +465,16 @@ class AuthFailures:
                 limit=self._maximum,
                 retry_after_s=wait_s,
             )
+
+
+def _share_of(rate: int, settings: Settings) -> RateLimitItemPerMinute:
+    """Return the rate that each server process allows."""
+    return RateLimitItemPerMinute(max(1, rate // settings.processes))
+
+
+def _suspended(settings: Settings) -> SubscriptionError:
+    how = f"renew it at {settings.account_url}" if settings.account_url else "ask the operator of the server"
+    return SubscriptionError(f"The subscription of this account is not active: {how}.")
 
 
 def _digest_of(secret: SecretStr | None) -> bytes | None:

@@ -32,7 +32,6 @@ from afterwords.errors import (
     RecordingError,
     ServiceError,
     TextError,
-    UnauthorizedError,
     error_type,
 )
 from afterwords.models import parse_id
@@ -174,9 +173,10 @@ class ApiRoute(APIRoute):
         except ClientDisconnect:
             context.status = context.status or 499
         except asyncio.CancelledError:
-            if context.task is None or not context.task.take_revocation():
+            refusal = context.task.take_revocation() if context.task is not None else None
+            if refusal is None:
                 raise
-            await context.answer(UnauthorizedError())
+            await context.answer(refusal)
         except AfterwordsError as error:
             if error.code == "not_opened":
                 log.error("%s %s", error.message, error.hint)

@@ -135,6 +135,8 @@ COMMON: Final = errors(
     _507="storage_full, storage_quota_exceeded",
 )
 """Errors of every route with a credential."""
+SUSPENDED: Final = errors(_402="subscription_inactive")
+"""Errors of every route that a key opens."""
 FORBIDDEN: Final = errors(_403="insufficient_scope")
 """Errors of every route with a scope."""
 BINARY: Final = {"type": "string", "format": "binary"}

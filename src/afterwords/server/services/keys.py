@@ -152,9 +152,9 @@ class KeyService:
     async def list_accounts(self) -> Sequence[Account]:
         return await self._store.list_accounts()
 
-    async def is_valid(self, sha256: bytes) -> bool:
-        """Return whether the key with this digest is valid now."""
-        return await self._store.find_caller(sha256) is not None
+    async def find_by_digest(self, sha256: bytes) -> Caller | None:
+        """Return the caller with the key with this digest if it is valid now."""
+        return await self._store.find_caller(sha256)
 
     async def list(self, *, account_id: str | None) -> list[ApiKey]:
         """Return the keys of an account, or all keys, oldest first."""
