@@ -17,16 +17,17 @@ HOSTILE = "a\x1b[2J\u202e\nb"
 SOURCES = sorted(Path(errors.__file__).parent.rglob("*.py"))
 
 STATUSES = {
-    (400, 5): "bad_request invalid_host invalid_json invalid_multipart missing_field",
+    (400, 5): "bad_request invalid_event invalid_host invalid_json invalid_multipart invalid_signature missing_field",
     (401, 3): "admin_required not_logged_in unauthorized",
     (402, 6): "subscription_inactive",
     (403, 3): "insufficient_scope",
-    (404, 4): "hub_missing job_not_found job_not_ready key_not_found not_found unknown_model voice_not_found",
+    (404, 4): "billing_disabled customer_not_found hub_missing job_not_found job_not_ready key_not_found not_found "
+    "unknown_model voice_not_found",
     (405, 5): "method_not_allowed",
     (426, 5): "worker_protocol",
     (408, 8): "request_timeout",
-    (409, 5): "ambiguous_voice_name conflict home_voice idempotency_conflict job_final key_replaced stale_attempt "
-    "voice_exists",
+    (409, 5): "ambiguous_voice_name checkout_replaced conflict email_in_use home_voice idempotency_conflict job_final "
+    "key_replaced stale_attempt voice_exists",
     (410, 4): "voice_deleted",
     (413, 5): "request_too_large",
     (416, 5): "range_not_satisfiable",
@@ -53,8 +54,8 @@ STATUSES = {
     (503, 1): "backend_unavailable library_busy missing_extra model_busy model_not_here no_audio_device offline "
     "precision too_little_memory transcriber_unavailable unavailable",
     (503, 6): "hub_busy",
-    (503, 8): "database_unavailable hub_unreachable network_setting not_opened service_unavailable "
-    "storage_unavailable unreachable",
+    (503, 8): "database_unavailable hub_unreachable mail_unavailable network_setting not_opened payments_failed "
+    "payments_unavailable service_unavailable storage_unavailable unreachable",
     (504, 9): "job_timeout measurement_timeout server_silent",
     (507, 1): "storage_full",
     (507, 6): "storage_quota_exceeded",

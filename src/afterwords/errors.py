@@ -308,7 +308,7 @@ class NotFoundError(AfterwordsError, code="not_found", http_status=404, exit_cod
         "job_not_found": Code(message="There is no such job.", hint="`GET /v1/jobs` lists the jobs."),
         "job_not_ready": Code(hint="wait until its status is ready."),
         "key_not_found": Code(message="There is no such key.", hint="`afterwords keys list` lists the keys."),
-        "unknown_model": Code(),
+        **dict.fromkeys(("unknown_model", "billing_disabled", "customer_not_found"), Code()),
     }
 
 
@@ -352,9 +352,7 @@ class ModelError(AfterwordsError, code="model_file"):
     """The weights of a model are missing or damaged, or can't be loaded."""
 
     codes: ClassVar[Mapping[str, Code]] = {
-        "model_not_here": Code(503),
-        "too_little_memory": Code(503),
-        "offline": Code(503),
+        **dict.fromkeys(("model_not_here", "too_little_memory", "offline"), Code(503)),
         "model_busy": Code(503, hint="wait until it has finished, or stop it."),
         "precision": Code(503, hint="unset AFTERWORDS_PRECISION."),
         "foreign_model": Code(hint="change or remove that folder yourself."),
@@ -446,7 +444,7 @@ class InvalidRequestError(ServiceError, code="bad_request", http_status=400, exi
 
     hint = "see the API reference."
     codes: ClassVar[Mapping[str, Code]] = {
-        "missing_field": Code(),
+        **dict.fromkeys(("missing_field", "invalid_signature", "invalid_event"), Code()),
         "invalid_json": Code(
             message="The body is not a JSON object: it can't be parsed.", hint="send one JSON object in UTF-8."
         ),
@@ -460,8 +458,7 @@ class InvalidRequestError(ServiceError, code="bad_request", http_status=400, exi
         "request_timeout": Code(408, 8, hint="send the request again."),
         "request_too_large": Code(413, hint="send less at once."),
         "range_not_satisfiable": Code(416, hint="request one range within it."),
-        "invalid_field": Code(422),
-        "bad_content_type": Code(422),
+        **dict.fromkeys(("invalid_field", "bad_content_type"), Code(422)),
         "invalid_webhook_url": Code(422, hint="use an https:// URL of a public host."),
     }
 
@@ -534,8 +531,7 @@ class LimitError(ServiceError, code="limit_reached", http_status=429, exit_code=
     """A rate limit, a quota or the capacity of the server is used up."""
 
     codes: ClassVar[Mapping[str, Code]] = {
-        "rate_limited": Code(),
-        "too_many_auth_failures": Code(),
+        **dict.fromkeys(("rate_limited", "too_many_auth_failures"), Code()),
         "too_many_concurrent_requests": Code(hint="wait until some have finished."),
         "queue_full": Code(hint="try again later."),
     }
@@ -546,9 +542,7 @@ class QuotaExceededError(LimitError, code="quota_exceeded"):
 
     hint = "wait for the next period, or ask for a higher limit."
     codes: ClassVar[Mapping[str, Code]] = {
-        "storage_quota_exceeded": Code(
-            507, hint="delete a voice with its audio and cache, or raise AFTERWORDS_STORAGE_PER_ACCOUNT_MB."
-        )
+        "storage_quota_exceeded": Code(507, hint="delete a voice, or raise AFTERWORDS_STORAGE_PER_ACCOUNT_MB.")
     }
 
 
@@ -561,6 +555,7 @@ class ConflictError(ServiceError, code="conflict", http_status=409, exit_code=5)
             hint="use a new key for a new request.",
         ),
         "job_final": Code(hint="there is nothing left to cancel."),
+        **dict.fromkeys(("checkout_replaced", "email_in_use"), Code()),
         "ambiguous_voice_name": Code(
             message="Several voices have this name.", hint="use the voice_id; GET /v1/voices lists them."
         ),
@@ -603,6 +598,9 @@ class ServiceUnavailableError(ServiceError, code="service_unavailable", http_sta
     message = "The server is shutting down; nothing was changed."
     hint = "try again in a moment."
     retry_after_s = 1
+    codes: ClassVar[Mapping[str, Code]] = dict.fromkeys(
+        ("payments_unavailable", "payments_failed", "mail_unavailable"), Code()
+    )
 
 
 class DatabaseUnavailableError(ServiceUnavailableError, code="database_unavailable"):

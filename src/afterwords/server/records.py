@@ -394,6 +394,150 @@ class WebhookCall:
     signing_key: bytes = field(repr=False)
 
 
+# -- billing -------------------------------------------------------------------------------------------------
+
+ENTITLED: Final = frozenset({"trialing", "active", "past_due"})
+"""Statuses of a subscription that give access."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One item of a subscription, as Stripe has it now.
+
+    Attributes:
+        checkout_id: The checkout that began it, if it was one of ours.
+    """
+
+    subscription_id: str
+    customer_id: str
+    status: str
+    price_id: str
+    period_start: datetime
+    period_end: datetime
+    is_ending: bool
+    created_at: datetime
+    checkout_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerState:
+    """A customer as Stripe has it now, with every item of every subscription."""
+
+    email: str | None = field(repr=False)
+    is_deleted: bool
+    subscriptions: tuple[Subscription, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentSession:
+    """A Checkout Session at Stripe.
+
+    Attributes:
+        url: The page on which it is paid. None: it is not open.
+        checkout_id: The checkout that it belongs to. None: it is not one of ours.
+    """
+
+    session_id: str
+    url: str | None = field(repr=False)
+    checkout_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentEvent:
+    """A webhook of Stripe.
+
+    Attributes:
+        object_id: What it is about.
+        customer_id: The customer, if it names one.
+        charge_id: The charge, if it is a dispute or a warning.
+    """
+
+    event_id: str
+    type: str
+    object_id: str | None = None
+    customer_id: str | None = None
+    charge_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCustomer:
+    """A row of `customers`.
+
+    Attributes:
+        account_id: None: the customer has not paid yet.
+        checkout_id: The last checkout, which alone may have an open session.
+        is_ending: The subscription ends with its period.
+        version: Increases with every write of what Stripe said.
+    """
+
+    customer_id: str
+    account_id: str | None
+    email: str | None = field(repr=False)
+    checkout_id: str | None
+    subscription_id: str | None
+    status: str | None
+    price_id: str | None
+    is_ending: bool
+    version: int
+    synced_at: datetime | None
+
+    @property
+    def is_entitled(self) -> bool:
+        """Whether the subscription gives access."""
+        return self.status in ENTITLED
+
+    @property
+    def is_subscribed(self) -> bool:
+        """Whether there is a subscription that can be paid: another one would be a second."""
+        return self.is_entitled or self.status in ("unpaid", "paused")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCheckout:
+    """A row of `checkouts`: one attempt of a browser to buy a plan.
+
+    Attributes:
+        tries: Part of the idempotency key with which its session is created.
+        account_id: The account that its key is for. None: not paid, or the account existed before and needs proof.
+        shown_at: When its key was created and shown.
+    """
+
+    checkout_id: str
+    email: str = field(repr=False)
+    plan: str
+    browser_sha256: bytes = field(repr=False)
+    tries: int
+    customer_id: str | None
+    session_id: str | None
+    account_id: str | None
+    created_at: datetime
+    paid_at: datetime | None
+    shown_at: datetime | None
+    key_id: str | None
+
+
+class CheckoutState(StrEnum):
+    """What the success page of a checkout shows."""
+
+    WAITING = "waiting"  # not paid yet, as far as Stripe says
+    READY = "ready"  # its key can be shown
+    NEEDS_CONFIRMATION = "needs_confirmation"  # the account existed before: the email address must be confirmed
+    SHOWN = "shown"  # its key was shown
+    EXPIRED = "expired"  # there is no such checkout, or it was paid more than an hour ago
+    WRONG_BROWSER = "wrong_browser"  # another browser began it
+
+
+@dataclass(frozen=True, slots=True)
+class MeterBatch:
+    """Characters of a customer in an hour, to report to Stripe; `batch_id` makes repeating that harmless."""
+
+    batch_id: str
+    customer_id: str
+    hour: datetime
+    characters: int
+    first_sent_at: datetime
+
+
 # -- blobs ---------------------------------------------------------------------------------------------------
 
 

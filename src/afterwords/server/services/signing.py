@@ -1,4 +1,4 @@
-"""Signatures of this server: webhooks, with a secret that the owner of the API key can derive, worker tokens, sessions.
+"""Signatures of this server: webhooks, with a secret that the owner of the API key can derive, and its own tokens.
 
 These are pure functions, so no secret is stored.
 """
@@ -13,6 +13,7 @@ _WEBHOOK = b"afterwords webhook v1"
 _WORKER = b"afterwords worker v1"
 _SESSION = b"afterwords session v1"
 _FORM = b"afterwords form v1"
+_CHECKOUT = b"afterwords checkout v1"
 _TOKEN = re.compile(r"awt_(0|[1-9][0-9]{0,8})\.(?:([0-9a-f-]{36})\.)?([0-9a-f]{64})")
 
 
@@ -70,3 +71,17 @@ def _signature(secret: bytes, job_id: str, attempt: int, claimed_with: str | Non
     if claimed_with is not None:
         message.append(claimed_with.encode())
     return hmac.digest(secret, b"\0".join(message), "sha256").hex()
+
+
+def checkout_token(secret: bytes, purpose: str, checkout_id: str) -> str:
+    """Return a token for a page of a checkout."""
+    mark = hmac.digest(secret, b"\0".join([_CHECKOUT, purpose.encode(), checkout_id.encode()]), "sha256").hex()
+    return f"{checkout_id}.{mark}"
+
+
+def read_checkout_token(secret: bytes, purpose: str, token: str) -> str | None:
+    """Return the checkout of a token. None: it is not a token for this purpose."""
+    checkout_id = token.partition(".")[0]
+    if not token.isascii() or not hmac.compare_digest(token, checkout_token(secret, purpose, checkout_id)):
+        return None
+    return checkout_id

@@ -11,6 +11,7 @@ from typing import Final
 from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, tuple_
 
 from afterwords.server.cache_key import cache_path, voice_prefix
+from afterwords.server.store import billing
 from afterwords.server.store.audit import AUDIT_AGE
 from afterwords.server.store.preparations import IS_FREE
 from afterwords.server.store.schema import (
@@ -101,15 +102,16 @@ def has_mark(connection: Connection, token: str) -> bool:
 
 def delete_expired(connection: Connection, *, now: datetime, monotonic: float) -> bool:
     """Delete rows that have expired. Return whether there may be more, for another transaction."""
-    expired = [
-        or_(strays.c.last_seen < monotonic - STRAY_AGE_S, strays.c.last_seen > monotonic + STRAY_AGE_S),
-        idempotency.c.created_at < now - IDEMPOTENCY_AGE,
-        tombstones.c.purged_at < now - TOMBSTONE_AGE,
-        audit.c.at < now - AUDIT_AGE,
-        and_(preparations.c.created_at < now - PREPARATION_AGE, IS_FREE),
-    ]
+    expired = {
+        strays: or_(strays.c.last_seen < monotonic - STRAY_AGE_S, strays.c.last_seen > monotonic + STRAY_AGE_S),
+        idempotency: idempotency.c.created_at < now - IDEMPOTENCY_AGE,
+        tombstones: tombstones.c.purged_at < now - TOMBSTONE_AGE,
+        audit: audit.c.at < now - AUDIT_AGE,
+        preparations: and_(preparations.c.created_at < now - PREPARATION_AGE, IS_FREE),
+        **billing.expired(now),
+    }
     has_more = False
-    for table, is_expired in zip((strays, idempotency, tombstones, audit, preparations), expired, strict=True):
+    for table, is_expired in expired.items():
         key = tuple_(*table.primary_key.columns)
         chunk = select(*table.primary_key.columns).where(is_expired).limit(CHUNK)
         deleted = connection.execute(delete(table).where(key.in_(chunk)), {"monotonic": monotonic})

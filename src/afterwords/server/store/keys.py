@@ -37,9 +37,9 @@ from afterwords.models import Account, ApiKey, JobStatus, new_id
 from afterwords.server.records import Actor, AuditAction, Caller, NewKey
 from afterwords.server.store import audit
 from afterwords.server.store.jobs import end, ending
-from afterwords.server.store.locks import lock_account
+from afterwords.server.store.locks import lock_account, lock_server
 from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, keys, server, usage, voices, webhooks
-from afterwords.server.store.statements import Query, RowLock
+from afterwords.server.store.statements import Query
 from afterwords.server.store.usage import current_period
 
 _COLUMNS = [keys.c[name] for name in ApiKey.model_fields if name != "characters"]
@@ -57,7 +57,6 @@ _CALLER = select(
 ).join_from(keys, accounts)
 _BY_DIGEST = Query(_CALLER.where(keys.c.sha256 == bindparam("sha256")))
 _BY_ID = Query(_CALLER.where(keys.c.key_id == bindparam("key_id")))
-_lock_server = RowLock(select(server.c.server_id), of=server)
 _REFERENCE_BYTES = voices.c.ref_duration_s * voices.c.ref_sample_rate * 2  # mono, 16-bit
 
 
@@ -71,7 +70,7 @@ def add(connection: Connection, key: NewKey, *, by: str | None, actor: Actor, no
             raise NotFoundError(code="key_not_found")
         account_id = sibling.account_id
     if key.is_home:
-        _lock_server(connection)
+        lock_server(connection)
         account_id = get_home_account(connection)
     if account_id is None:
         account_id = new_id()
@@ -84,8 +83,7 @@ def add(connection: Connection, key: NewKey, *, by: str | None, actor: Actor, no
             raise InvalidRequestError.invalid_field("account_id", rule="there is no such account")
     if requesting and not key.scopes:
         raise UnauthorizedError(code="admin_required")
-    key_id = new_id()
-    return _insert(connection, key, key_id, account_id=account_id, spending_id=key_id, actor=actor, now=now)
+    return insert_key(connection, key, account_id=account_id, actor=actor, now=now)
 
 
 def get_home_account(connection: Connection) -> str | None:
@@ -216,9 +214,7 @@ def rotate(
     connection.execute(update(keys).where(keys.c.key_id == key_id).values(expires_at=expires_at))
     new = NewKey(sha256, old.label, tuple(old.scopes.split()), old.character_limit, prefix=prefix)
     audit.add(connection, AuditAction.KEY_ROTATED, key_id, account_id=old.account_id, actor=actor, now=now)
-    return _insert(
-        connection, new, new_id(), account_id=old.account_id, spending_id=old.spending_id, actor=actor, now=now
-    )
+    return insert_key(connection, new, account_id=old.account_id, spending_id=old.spending_id, actor=actor, now=now)
 
 
 def _check_may_manage(connection: Connection, by: str) -> Row[Any]:
@@ -238,16 +234,17 @@ def _check_may_manage(connection: Connection, by: str) -> Row[Any]:
     return row
 
 
-def _insert(
+def insert_key(
     connection: Connection,
     key: NewKey,
-    key_id: str,
     *,
     account_id: str,
-    spending_id: str,
+    spending_id: str | None = None,
     actor: Actor,
     now: datetime,
 ) -> ApiKey:
+    """Insert a key of an account that exists."""
+    key_id = new_id()
     values = {
         "key_id": key_id,
         "account_id": account_id,
@@ -255,7 +252,7 @@ def _insert(
         "label": key.label,
         "scopes": " ".join(key.scopes),
         "character_limit": key.character_limit,
-        "spending_id": spending_id,
+        "spending_id": spending_id or key_id,
         "prefix": key.prefix,
         "created_at": now,
     }

@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from afterwords.models import JobStatus
 from afterwords.server.records import AttemptResult, Claim, FinishStatus, ReapResult, StoredJob
-from afterwords.server.store import preparations, voices
+from afterwords.server.store import billing, preparations, voices
 from afterwords.server.store.jobs import JOB, end, ending, get
 from afterwords.server.store.locks import lock_account_of_job
 from afterwords.server.store.schema import IS_PENDING, jobs, turns
@@ -205,6 +205,7 @@ def finish(
     result: AttemptResult,
     *,
     quota_bytes: int | None = None,
+    has_meter: bool = False,
     now: datetime,
     monotonic: float,
 ) -> FinishStatus:
@@ -222,6 +223,8 @@ def finish(
         ended = end(connection, _READY, values | audio, now=now, monotonic=monotonic)
         if ended and (ready := get(connection, job_id)):
             voices.check_quota(connection, ready.account_id, quota_bytes=quota_bytes)
+            if has_meter:
+                billing.meter(connection, ready.account_id, ready.char_count, now=now)
     if ended:
         return FinishStatus.DONE
     job = get(connection, job_id)

@@ -10,10 +10,11 @@ from typing import Final
 
 from sqlalchemy import bindparam, select
 
-from afterwords.server.store.schema import accounts, jobs, voices
+from afterwords.server.store.schema import accounts, jobs, server, voices
 from afterwords.server.store.statements import RowLock
 
 _ACCOUNT = select(accounts.c.account_id)
+lock_server: Final = RowLock(select(server.c.server_id), of=server)
 _TERMS = [accounts.c[name] for name in ("plan", "suspended_at", "period_start", "period_end", "stored_bytes")]
 lock_account: Final = RowLock(select(*_TERMS).where(accounts.c.account_id == bindparam("account_id")), of=accounts)
 """Its `read` returns what `jobs.submit` needs of the account."""

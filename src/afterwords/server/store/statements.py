@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Dialect, Select, Table, bindparam, func, select
+from sqlalchemy import ColumnElement, Connection, Dialect, Select, Table, TextClause, bindparam, func, select
 
 
 class Query:
@@ -58,6 +58,7 @@ class Insert:
     Args:
         columns: The columns that every row has a value for.
         key: Columns of a unique key. A row whose key exists is updated instead.
+        where: The condition of the unique key, if it is one of some rows only.
         update: Returns the new values of that row from the columns of the one that was to be inserted.
     """
 
@@ -67,11 +68,13 @@ class Insert:
         columns: Iterable[str],
         *,
         key: Iterable[str] = (),
+        where: TextClause | None = None,
         update: Callable[[Any], Mapping[str, ColumnElement[Any]]] | None = None,
     ) -> None:
         self._table = table
         self._columns = list(columns)
         self._key = list(key)
+        self._where = where
         self._update = update
         self._compiled: dict[str, tuple[str, list[tuple[str, Any]]]] = {}
 
@@ -89,7 +92,7 @@ class Insert:
         statement = insert.values({name: bindparam(name) for name in self._columns})
         if self._update is not None:
             statement = statement.on_conflict_do_update(
-                index_elements=self._key, set_=dict(self._update(statement.excluded))
+                index_elements=self._key, index_where=self._where, set_=dict(self._update(statement.excluded))
             )
         compiled = statement.compile(dialect=dialect)
         kinds = {name: bind.type.dialect_impl(dialect) for name, bind in compiled.binds.items()}

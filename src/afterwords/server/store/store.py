@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -21,16 +22,21 @@ from afterwords.server.records import (
     CacheEntry,
     Caller,
     Claim,
+    CustomerState,
     FinishStatus,
     Idempotency,
+    MeterBatch,
     NewJob,
     NewKey,
     QueueLimits,
     QueueState,
     ReapResult,
+    StoredCheckout,
+    StoredCustomer,
     StoredJob,
     StoredVoice,
     SubmittedJob,
+    Subscription,
     VoiceChanges,
     WebhookCall,
     WorkerToken,
@@ -38,6 +44,7 @@ from afterwords.server.records import (
 from afterwords.server.settings import Plan, without_secrets
 from afterwords.server.store import (
     audit,
+    billing,
     garbage,
     jobs,
     keys,
@@ -69,6 +76,7 @@ class SqlStore:
         plans: The plans that accounts may have, by name.
         account_url: Where customers change their plan or renew it. None: no plan can be bought.
         shows_home: Whether voices of the home folder are visible. If not, their rows are kept.
+        has_meter: Whether the characters of finished jobs are stored, to report them to Stripe.
 
     Raises:
         InvalidOptionError: The URL is malformed, or not that of a SQLite file or a Postgres database.
@@ -85,12 +93,14 @@ class SqlStore:
         plans: Mapping[str, Plan] | None = None,
         account_url: str | None = None,
         shows_home: bool = True,
+        has_meter: bool = False,
     ) -> None:
         self._clock = clock
         self._shows_home = shows_home
         self._quota_bytes = storage_quota_bytes
         self._plans = plans or {}
         self._account_url = account_url
+        self._has_meter = has_meter
         self.database = open_database(url, folder=folder)
 
     @property
@@ -404,7 +414,13 @@ class SqlStore:
 
     async def finish(self, job_id: str, attempt: int | None, result: AttemptResult) -> FinishStatus:
         status = await self.database.write(
-            leases.finish, job_id, attempt, result, quota_bytes=self._quota_bytes, **self._times()
+            leases.finish,
+            job_id,
+            attempt,
+            result,
+            quota_bytes=self._quota_bytes,
+            has_meter=self._has_meter,
+            **self._times(),
         )
         if status is FinishStatus.DONE:
             self._notify_final(job_id)
@@ -435,6 +451,99 @@ class SqlStore:
         if reaped.requeued:
             self.database.notify("")
         return reaped
+
+    # -- billing ---------------------------------------------------------------------------------------------
+
+    async def begin_checkout(
+        self, *, email: str, plan: str, browser_sha256: bytes, account_id: str | None, since: datetime
+    ) -> StoredCheckout:
+        return await self.database.write(
+            billing.begin_checkout,
+            email=email,
+            plan=plan,
+            browser_sha256=browser_sha256,
+            account_id=account_id,
+            since=since,
+            now=self._clock.now(),
+        )
+
+    async def get_checkout(self, checkout_id: str) -> StoredCheckout | None:
+        return await self.database.read(billing.get_checkout, checkout_id)
+
+    async def bind_customer(self, checkout_id: str, customer_id: str, *, email: str | None) -> StoredCustomer:
+        return await self.database.write(billing.bind_customer, checkout_id, customer_id, email=email)
+
+    async def save_session(self, checkout_id: str, session_id: str | None) -> bool:
+        return await self.database.write(billing.save_session, checkout_id, session_id)
+
+    async def mint_checkout_key(
+        self, checkout_id: str, key: NewKey, *, since: datetime, is_confirmed: bool = False
+    ) -> ApiKey | None:
+        return await self.database.write(
+            billing.mint,
+            checkout_id,
+            key,
+            is_confirmed=is_confirmed,
+            since=since,
+            actor=ACTOR.get(),
+            now=self._clock.now(),
+        )
+
+    async def reissue_key(self, customer_id: str, key: NewKey) -> tuple[ApiKey, list[str]] | None:
+        reissued = await self.database.write(billing.reissue, customer_id, key, actor=ACTOR.get(), **self._times())
+        if reissued is not None:
+            self._notify_final(*reissued[1])
+        return reissued
+
+    async def find_customer(
+        self, *, customer_id: str | None = None, email: str | None = None, account_id: str | None = None
+    ) -> StoredCustomer | None:
+        return await self.database.read(
+            billing.find_customer, customer_id=customer_id, email=email, account_id=account_id
+        )
+
+    async def list_customers(self, *, due_again_s: float | None = None) -> list[str]:
+        due_at = None if due_again_s is None else self._clock.now()
+        return await self.database.read_long(billing.list_customers, due_at=due_at, again_s=due_again_s or 0)
+
+    async def add_customer(self, customer_id: str, *, email: str | None) -> None:
+        await self.database.write(billing.add_customer, customer_id, email=email)
+
+    async def save_customer_state(
+        self,
+        customer_id: str,
+        state: CustomerState,
+        chosen: Subscription | None,
+        *,
+        plan: str | None,
+        version: int,
+        event_id: str | None = None,
+    ) -> StoredCustomer | None:
+        return await self.database.write(
+            billing.save_state,
+            customer_id,
+            state,
+            chosen,
+            plan=plan,
+            version=version,
+            event_id=event_id,
+            now=self._clock.now(),
+        )
+
+    async def detach_customer(self, account_id: str) -> None:
+        await self.database.write(billing.detach_customer, account_id)
+
+    async def has_event(self, event_id: str) -> bool:
+        return await self.database.read(billing.has_event, event_id)
+
+    async def add_event(self, event_id: str) -> None:
+        await self.database.write(billing.add_event, event_id, now=self._clock.now())
+
+    async def close_meter_batches(self, *, limit: int) -> Sequence[MeterBatch]:
+        return await self.database.write(billing.close_meter_batches, limit=limit, now=self._clock.now())
+
+    async def delete_meter_batch(self, batch_id: str) -> None:
+        await self.database.write(billing.delete_meter_batch, batch_id)
 
     # -- webhooks and housekeeping ---------------------------------------------------------------------------
 

@@ -1,0 +1,350 @@
+"""Customers of Stripe, checkouts with the keys that they show, events, and characters to report to a meter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, insert, select, text, update
+
+from afterwords.models import ApiKey, new_id
+from afterwords.server.records import (
+    ENTITLED,
+    Actor,
+    CustomerState,
+    MeterBatch,
+    NewKey,
+    StoredCheckout,
+    StoredCustomer,
+    Subscription,
+)
+from afterwords.server.store import keys as key_rows
+from afterwords.server.store.locks import lock_account, lock_server
+from afterwords.server.store.schema import accounts, checkouts, customers, keys, meter_batches, stripe_events
+from afterwords.server.store.statements import Insert
+
+EVENT_AGE: Final = timedelta(days=35)
+"""How long events are known: longer than Stripe repeats them, which is 30 days by hand."""
+CHECKOUT_AGE: Final = timedelta(days=2)
+"""How long unpaid checkouts are kept: Stripe's sessions expire after 24 hours."""
+
+_CUSTOMER: Final = [customers.c[field.name] for field in fields(StoredCustomer)]
+_CHECKOUT: Final = [checkouts.c[field.name] for field in fields(StoredCheckout)]
+_BIND = Insert(
+    customers,
+    ("customer_id", "email", "checkout_id"),
+    key=("email",),
+    update=lambda new: {"checkout_id": new.checkout_id},
+)
+_ADD_EVENT = Insert(
+    stripe_events,
+    stripe_events.c.keys(),
+    key=("event_id",),
+    update=lambda _: {"received_at": stripe_events.c.received_at},
+)
+_METER = Insert(
+    meter_batches,
+    ("batch_id", "customer_id", "hour", "characters"),
+    key=("customer_id", "hour"),
+    where=text("first_sent_at IS NULL"),
+    update=lambda new: {"characters": meter_batches.c.characters + new.characters},
+)
+
+
+def expired(now: datetime) -> dict[Any, ColumnElement[bool]]:
+    """Return which rows of the tables are not needed any more."""
+    is_pending = exists().where(customers.c.customer_id == checkouts.c.customer_id, customers.c.status == "incomplete")
+    return {
+        stripe_events: stripe_events.c.received_at < now - EVENT_AGE,
+        checkouts: and_(
+            checkouts.c.paid_at.is_(None), checkouts.c.created_at < now - CHECKOUT_AGE, ~is_pending
+        ),  # a bank debit takes days
+        customers: and_(
+            customers.c.account_id.is_(None),
+            customers.c.subscription_id.is_(None),
+            ~exists().where(checkouts.c.customer_id == customers.c.customer_id),
+        ),
+    }
+
+
+# -- checkouts -----------------------------------------------------------------------------------------------
+
+
+def begin_checkout(
+    connection: Connection,
+    *,
+    email: str,
+    plan: str,
+    browser_sha256: bytes,
+    account_id: str | None,
+    since: datetime,
+    now: datetime,
+) -> StoredCheckout:
+    lock_server(connection)  # two clicks are one checkout
+    same = _find_checkout(
+        checkouts.c.browser_sha256 == browser_sha256,
+        checkouts.c.email == email,
+        checkouts.c.plan == plan,
+        checkouts.c.account_id.is_not_distinct_from(account_id),
+        checkouts.c.paid_at.is_(None),
+        checkouts.c.created_at >= since,
+    )
+    row = connection.execute(same.order_by(checkouts.c.created_at.desc()).limit(1)).first()
+    if row is None:
+        values = {
+            "checkout_id": new_id(),
+            "email": email,
+            "plan": plan,
+            "browser_sha256": browser_sha256,
+            "account_id": account_id,
+            "created_at": now,
+        }
+        row = connection.execute(insert(checkouts).values(values).returning(*_CHECKOUT)).one()
+    return StoredCheckout(*row)
+
+
+def get_checkout(connection: Connection, checkout_id: str) -> StoredCheckout | None:
+    row = connection.execute(_find_checkout(checkouts.c.checkout_id == checkout_id)).first()
+    return StoredCheckout(*row) if row else None
+
+
+def bind_customer(connection: Connection, checkout_id: str, customer_id: str, *, email: str | None) -> StoredCustomer:
+    known = update(customers).where(customers.c.customer_id == customer_id).values(checkout_id=checkout_id)
+    row = connection.execute(known.returning(*_CUSTOMER)).first()
+    if row is None:
+        _BIND(connection, {"customer_id": customer_id, "email": email, "checkout_id": checkout_id})
+        row = connection.execute(select(*_CUSTOMER).where(customers.c.checkout_id == checkout_id)).one()
+    customer = StoredCustomer(*row)
+    of_checkout = checkouts.c.checkout_id == checkout_id
+    connection.execute(update(checkouts).where(of_checkout).values(customer_id=customer.customer_id))
+    return customer
+
+
+def save_session(connection: Connection, checkout_id: str, session_id: str | None) -> bool:
+    changed = update(checkouts).where(checkouts.c.checkout_id == checkout_id).values(session_id=session_id)
+    if session_id is None:
+        changed = changed.values(tries=checkouts.c.tries + 1)
+    connection.execute(changed)
+    is_last = select(customers.c.customer_id).where(customers.c.checkout_id == checkout_id)
+    return connection.execute(is_last).first() is not None
+
+
+def mint(
+    connection: Connection,
+    checkout_id: str,
+    key: NewKey,
+    *,
+    is_confirmed: bool,
+    since: datetime,
+    actor: Actor,
+    now: datetime,
+) -> ApiKey | None:
+    account_id = _account_to_show(connection, checkout_id, is_confirmed=is_confirmed)
+    if account_id is None:
+        return None
+    lock_account(connection, account_id=account_id)
+    of_checkout = checkouts.c.checkout_id == checkout_id
+    claim = update(checkouts).where(of_checkout, checkouts.c.shown_at.is_(None), checkouts.c.paid_at >= since)
+    if not connection.execute(claim.values(shown_at=now, account_id=account_id)).rowcount:
+        return None
+    minted = key_rows.insert_key(connection, key, account_id=account_id, actor=actor, now=now)
+    connection.execute(update(checkouts).where(of_checkout).values(key_id=minted.key_id))
+    return minted
+
+
+def _account_to_show(connection: Connection, checkout_id: str, *, is_confirmed: bool) -> str | None:
+    """Return the account of a paid checkout, if it is proven that the browser may have a key of it."""
+    account = func.coalesce(checkouts.c.account_id, customers.c.account_id) if is_confirmed else checkouts.c.account_id
+    found = (
+        select(account)
+        .outerjoin_from(checkouts, customers, customers.c.customer_id == checkouts.c.customer_id)
+        .where(checkouts.c.checkout_id == checkout_id)
+    )
+    account_id: str | None = connection.execute(found).scalar()
+    return account_id
+
+
+def reissue(
+    connection: Connection, customer_id: str, key: NewKey, *, actor: Actor, now: datetime, monotonic: float
+) -> tuple[ApiKey, list[str]] | None:
+    """Return a new key in place of those of the customer's last paid checkout, and the cancelled jobs of these."""
+    account_id = connection.execute(
+        select(customers.c.account_id).where(customers.c.customer_id == customer_id)
+    ).scalar()
+    if account_id is None:
+        return None
+    lock_account(connection, account_id=account_id)
+    of_customer = _find_checkout(checkouts.c.customer_id == customer_id, checkouts.c.paid_at.is_not(None))
+    row = connection.execute(of_customer.order_by(checkouts.c.paid_at.desc()).limit(1)).first()
+    if row is None:  # the customer was imported, or subscribed in the Dashboard
+        values = {"checkout_id": new_id(), "email": "", "plan": "", "browser_sha256": b"", "customer_id": customer_id}
+        made = insert(checkouts).values(**values, created_at=now, paid_at=now)
+        row = connection.execute(made.returning(*_CHECKOUT)).one()
+    checkout = StoredCheckout(*row)
+    spending = select(keys.c.spending_id).where(keys.c.key_id == checkout.key_id).scalar_subquery()
+    earlier = select(keys.c.key_id).where(keys.c.spending_id == spending, keys.c.revoked_at.is_(None))  # or rotated
+    cancelled: list[str] = []
+    for key_id in connection.execute(earlier).scalars().all():
+        cancelled += (
+            key_rows.revoke(
+                connection, key_id, account_id=account_id, by=None, actor=actor, now=now, monotonic=monotonic
+            )
+            or ()
+        )
+    minted = key_rows.insert_key(connection, key, account_id=account_id, actor=actor, now=now)
+    of_checkout = update(checkouts).where(checkouts.c.checkout_id == checkout.checkout_id)
+    connection.execute(of_checkout.values(key_id=minted.key_id, account_id=account_id, shown_at=now))
+    return minted, cancelled
+
+
+def _find_checkout(*conditions: ColumnElement[bool]) -> Select[Any]:
+    return select(*_CHECKOUT).where(*conditions)
+
+
+# -- customers -----------------------------------------------------------------------------------------------
+
+
+def find_customer(
+    connection: Connection, *, customer_id: str | None = None, email: str | None = None, account_id: str | None = None
+) -> StoredCustomer | None:
+    names = {"customer_id": customer_id, "email": email, "account_id": account_id}
+    conditions = [customers.c[name] == value for name, value in names.items() if value is not None]
+    assert conditions
+    row = connection.execute(select(*_CUSTOMER).where(*conditions)).first()
+    return StoredCustomer(*row) if row else None
+
+
+def list_customers(connection: Connection, *, due_at: datetime | None, again_s: float) -> list[str]:
+    statement = select(customers.c.customer_id).order_by(customers.c.synced_at, customers.c.customer_id)
+    if due_at is not None:
+        statement = statement.join(accounts, accounts.c.account_id == customers.c.account_id).where(
+            customers.c.status.in_(sorted(ENTITLED)),
+            accounts.c.period_end <= due_at,
+            customers.c.synced_at < due_at - timedelta(seconds=again_s),
+        )
+    return list(connection.execute(statement).scalars())
+
+
+def add_customer(connection: Connection, customer_id: str, *, email: str | None) -> None:
+    if find_customer(connection, customer_id=customer_id) is not None:
+        return
+    is_taken = connection.execute(select(customers.c.customer_id).where(customers.c.email == email)).first()
+    connection.execute(insert(customers).values(customer_id=customer_id, email=None if is_taken else email))
+
+
+def save_state(
+    connection: Connection,
+    customer_id: str,
+    state: CustomerState,
+    chosen: Subscription | None,
+    *,
+    plan: str | None,
+    version: int,
+    event_id: str | None,
+    now: datetime,
+) -> StoredCustomer | None:
+    """Write what Stripe says of a customer, unless another look was written since. Return the row as it is then."""
+    values: dict[str, Any] = {"version": version + 1, "synced_at": now}
+    if chosen is not None:
+        names = ("subscription_id", "status", "price_id", "is_ending")
+        values |= {name: getattr(chosen, name) for name in names}
+    elif state.is_deleted:
+        values["status"] = "canceled"
+    is_other = and_(customers.c.email == state.email, customers.c.customer_id != customer_id)
+    if state.is_deleted:
+        values["email"] = None
+    elif state.email and connection.execute(select(customers.c.customer_id).where(is_other)).first() is None:
+        values["email"] = state.email
+    same = update(customers).where(customers.c.customer_id == customer_id, customers.c.version == version)
+    row = connection.execute(same.values(values).returning(*_CUSTOMER)).first()
+    if row is None:
+        return None
+    customer = StoredCustomer(*row)
+    if state.is_deleted:
+        connection.execute(update(checkouts).where(checkouts.c.customer_id == customer_id).values(email=""))
+    if event_id is not None:
+        add_event(connection, event_id, now=now)
+    if chosen is not None and customer.is_entitled:
+        _give_access(connection, customer, chosen, plan=plan, now=now)
+    elif customer.account_id is not None:
+        lock_account(connection, account_id=customer.account_id)
+        suspended = update(accounts).where(accounts.c.account_id == customer.account_id)
+        connection.execute(suspended.values(suspended_at=func.coalesce(accounts.c.suspended_at, now)))
+    return find_customer(connection, customer_id=customer_id)
+
+
+def _give_access(
+    connection: Connection, customer: StoredCustomer, chosen: Subscription, *, plan: str | None, now: datetime
+) -> None:
+    """Open the account of a customer, and create it if there is none: then the checkout that paid may show a key."""
+    of_checkout = and_(checkouts.c.checkout_id == chosen.checkout_id, checkouts.c.customer_id == customer.customer_id)
+    is_open = accounts.c.closed_at.is_(None)
+    own = select(accounts.c.account_id).where(accounts.c.account_id == customer.account_id, is_open)
+    account_id: str | None = connection.execute(own).scalar()
+    proven: str | None = None
+    if account_id is None:
+        has_access = exists().where(
+            customers.c.account_id == accounts.c.account_id, customers.c.status.in_(sorted(ENTITLED))
+        )
+        begun_by = (  # the account that was signed in when the checkout began
+            select(accounts.c.account_id)
+            .join(checkouts, checkouts.c.account_id == accounts.c.account_id)
+            .where(of_checkout, is_open, ~has_access)
+        )
+        account_id = connection.execute(begun_by).scalar()
+        if account_id is None:
+            account_id = new_id()
+            connection.execute(insert(accounts).values(account_id=account_id, created_at=now))
+        else:
+            detach_customer(connection, account_id)  # one that was deleted at Stripe
+        proven = account_id
+        is_own = customers.c.customer_id == customer.customer_id
+        connection.execute(update(customers).where(is_own).values(account_id=account_id))
+    lock_account(connection, account_id=account_id)
+    connection.execute(
+        update(accounts)
+        .where(accounts.c.account_id == account_id)
+        .values(plan=plan, period_start=chosen.period_start, period_end=chosen.period_end, suspended_at=None)
+    )
+    paid = update(checkouts).where(of_checkout, checkouts.c.paid_at.is_(None)).values(paid_at=now)
+    if proven is not None:
+        paid = paid.values(account_id=proven)
+    connection.execute(paid)
+
+
+def detach_customer(connection: Connection, account_id: str) -> None:
+    connection.execute(update(customers).where(customers.c.account_id == account_id).values(account_id=None))
+
+
+# -- events and meters ---------------------------------------------------------------------------------------
+
+
+def has_event(connection: Connection, event_id: str) -> bool:
+    return connection.execute(select(stripe_events).where(stripe_events.c.event_id == event_id)).first() is not None
+
+
+def add_event(connection: Connection, event_id: str, *, now: datetime) -> None:
+    _ADD_EVENT(connection, {"event_id": event_id, "received_at": now})
+
+
+def meter(connection: Connection, account_id: str, characters: int, *, now: datetime) -> None:
+    """Add characters of a finished job to the batch of its hour, if the account has a customer."""
+    customer = find_customer(connection, account_id=account_id)
+    if customer is not None and characters:
+        hour = now.replace(minute=0, second=0, microsecond=0)
+        values = {"batch_id": new_id(), "customer_id": customer.customer_id, "hour": hour, "characters": characters}
+        _METER(connection, values)
+
+
+def close_meter_batches(connection: Connection, *, limit: int, now: datetime) -> Sequence[MeterBatch]:
+    is_open = meter_batches.c.first_sent_at.is_(None)
+    connection.execute(update(meter_batches).where(is_open).values(first_sent_at=now))
+    columns = [meter_batches.c[field.name] for field in fields(MeterBatch)]
+    oldest = select(*columns).order_by(meter_batches.c.first_sent_at, meter_batches.c.batch_id).limit(limit)
+    return [MeterBatch(*row) for row in connection.execute(oldest)]
+
+
+def delete_meter_batch(connection: Connection, batch_id: str) -> None:
+    connection.execute(delete(meter_batches).where(meter_batches.c.batch_id == batch_id))
