@@ -17,17 +17,24 @@ from afterwords.server.records import (
     CacheEntry,
     Caller,
     Claim,
+    CustomerState,
     FinishStatus,
     Idempotency,
     JobProgress,
+    MeterBatch,
     NewJob,
     NewKey,
+    PaymentEvent,
+    PaymentSession,
     QueueLimits,
     QueueState,
     ReapResult,
+    StoredCheckout,
+    StoredCustomer,
     StoredJob,
     StoredVoice,
     SubmittedJob,
+    Subscription,
     VoiceChanges,
     WebhookCall,
     WorkerToken,
@@ -346,6 +353,97 @@ class Store(Protocol):
     async def mark_audio_lost(self, job_id: str) -> None:
         """Fail a ready job whose audio is missing or altered (`audio_lost`)."""
 
+    # billing
+
+    async def begin_checkout(
+        self, *, email: str, plan: str, browser_sha256: bytes, account_id: str | None, since: datetime
+    ) -> StoredCheckout:
+        """Add a checkout, or return the same one that was begun since and is not paid.
+
+        Args:
+            account_id: The account that is signed in, which gets the subscription and the key.
+        """
+
+    async def get_checkout(self, checkout_id: str) -> StoredCheckout | None: ...
+
+    async def bind_customer(self, checkout_id: str, customer_id: str, *, email: str | None) -> StoredCustomer:
+        """Make a checkout the last one of a customer, and return that customer.
+
+        A new customer is stored with the address, unless another customer has it, who is returned instead.
+        """
+
+    async def save_session(self, checkout_id: str, session_id: str | None) -> bool:
+        """Store the session of a checkout; None: the next one needs another idempotency key.
+
+        Returns:
+            Whether it is still the last checkout of its customer.
+        """
+
+    async def mint_checkout_key(
+        self, checkout_id: str, key: NewKey, *, since: datetime, is_confirmed: bool = False
+    ) -> ApiKey | None:
+        """Store the one key of a checkout that was paid since. None: it has one already, or may not get one.
+
+        Args:
+            is_confirmed: The address of the customer is confirmed, so the key may be for an account that existed.
+        """
+
+    async def reissue_key(self, customer_id: str, key: NewKey) -> tuple[ApiKey, list[str]] | None:
+        """Revoke the key of a customer's last paid checkout with those that replaced it, and store another one.
+
+        Returns:
+            The key, and the ids of the cancelled jobs. None: the customer has no account.
+        """
+
+    async def find_customer(
+        self, *, customer_id: str | None = None, email: str | None = None, account_id: str | None = None
+    ) -> StoredCustomer | None:
+        """Return the customer with all of these."""
+
+    async def list_customers(self, *, due_again_s: float | None = None) -> list[str]:
+        """Return the ids of all customers, those first that were looked at longest ago.
+
+        Args:
+            due_again_s: Only those with access whose period has ended, and that were not looked at for so long.
+        """
+
+    async def add_customer(self, customer_id: str, *, email: str | None) -> None:
+        """Store a customer that began no checkout here, without the address if another one has it."""
+
+    async def save_customer_state(
+        self,
+        customer_id: str,
+        state: CustomerState,
+        chosen: Subscription | None,
+        *,
+        plan: str | None,
+        version: int,
+        event_id: str | None = None,
+    ) -> StoredCustomer | None:
+        """Store what Stripe says of a customer, with the event that was the reason to look.
+
+        An entitled customer gets an account, or theirs is opened; the account of another one is suspended.
+
+        Args:
+            chosen: The subscription that decides. None: the customer has none of our prices.
+            version: The version of the customer before the look. None is returned, and nothing stored, if it changed.
+        """
+
+    async def detach_customer(self, account_id: str) -> None:
+        """Separate an account that is closed from its customer, who gets a new one with the next subscription."""
+
+    async def has_event(self, event_id: str) -> bool:
+        """Return whether the effect of an event is stored."""
+
+    async def add_event(self, event_id: str) -> None:
+        """Store an event that has no other effect."""
+
+    async def close_meter_batches(self, *, limit: int) -> Sequence[MeterBatch]:
+        """Add no more characters to the batches there are, and return the oldest ones."""
+
+    async def delete_meter_batch(self, batch_id: str) -> None:
+        """Remove a batch: it was reported or given up."""
+
     # webhooks and housekeeping
 
     async def claim_webhooks(
@@ -378,8 +476,78 @@ class Store(Protocol):
         """Return whether this database wrote the token. A copy or an older backup of the database did not."""
 
     async def delete_expired(self) -> None:
-        """Delete idempotency rows and preparations that no worker has after a day, tombstones of purged voices after
-        30 days, audit entries after 400 days, and old strays."""
+        """Delete idempotency rows and preparations that no worker has after a day, unpaid checkouts after two days,
+        tombstones of purged voices after 30 days, events of Stripe after 35 days, audit entries after 400 days, and
+        old strays."""
+
+
+class Payments(Protocol):
+    """Stripe. Its state is always read anew, since events are lost and reordered.
+
+    All methods raise ServiceUnavailableError: `payments_unavailable` if there was no answer, so that the outcome is
+    unknown, and `payments_failed` if the answer was an error.
+    """
+
+    async def find_customers(self, email: str) -> list[str]:
+        """Return the ids of the customers with exactly this address, newest first."""
+
+    async def create_customer(self, email: str, *, key: str) -> str:
+        """Create a customer; the same idempotency key returns the same one."""
+
+    async def delete_customer(self, customer_id: str) -> None: ...
+
+    async def read_customer(self, customer_id: str) -> CustomerState:
+        """Return a customer with all subscriptions."""
+
+    async def list_subscribers(self, price_id: str) -> list[str]:
+        """Return the ids of the customers with a subscription of a price, also one that has ended."""
+
+    async def cancel_subscription(self, subscription_id: str) -> None:
+        """End a subscription now, unless it has ended."""
+
+    async def create_session(
+        self, customer_id: str, *, checkout_id: str, price_id: str, success_url: str, cancel_url: str, key: str
+    ) -> PaymentSession:
+        """Create the session of a checkout; the same idempotency key returns the same one.
+
+        Raises:
+            NotFoundError: The customer was deleted.
+        """
+
+    async def list_open_sessions(self, customer_id: str) -> list[PaymentSession]: ...
+
+    async def expire_session(self, session_id: str) -> bool:
+        """Expire a session. Return False if it was not open any more."""
+
+    async def create_portal(self, customer_id: str, *, return_url: str) -> str:
+        """Return the short-lived URL of the billing portal of a customer."""
+
+    async def send_meter_event(self, batch: MeterBatch, *, at: datetime) -> None:
+        """Report a batch. Reporting it again changes nothing.
+
+        Raises:
+            InvalidRequestError: Stripe refuses it for good.
+        """
+
+    def read_event(self, body: bytes, signature: str) -> PaymentEvent:
+        """Check the signature of a webhook, and return its event.
+
+        Raises:
+            InvalidRequestError: The signature is wrong or too old, or the body is not an event.
+        """
+
+    async def close(self) -> None: ...
+
+
+class Mailer(Protocol):
+    """Mail to customers."""
+
+    async def send(self, to: str, *, subject: str, text: str) -> None:
+        """Send a mail.
+
+        Raises:
+            ServiceUnavailableError: The mail server did not take it.
+        """
 
 
 class BlobSource(Protocol):
