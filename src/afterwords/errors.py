@@ -278,9 +278,7 @@ class TextError(InvalidInputError, code="invalid_text"):
     """A text can't be spoken. The message never repeats the text."""
 
     codes: ClassVar[Mapping[str, Code]] = {
-        "empty_text": Code(
-            message="The text contains nothing that can be spoken.", hint="add at least one letter or digit."
-        ),
+        "empty_text": Code(message="The text contains nothing that can be spoken.", hint="add a letter or a digit."),
         "unspeakable_text": Code(
             hint="choose the language of the text and a backend that speaks it, for example "
             "--lang ru --backend qwen3-1.7b; `afterwords backends` lists them."
@@ -446,7 +444,7 @@ class InvalidRequestError(ServiceError, code="bad_request", http_status=400, exi
     codes: ClassVar[Mapping[str, Code]] = {
         **dict.fromkeys(("missing_field", "invalid_signature", "invalid_event"), Code()),
         "invalid_json": Code(
-            message="The body is not a JSON object: it can't be parsed.", hint="send one JSON object in UTF-8."
+            message="The body is not a JSON object: it can't be parsed.", hint="send one JSON object."
         ),
         "invalid_multipart": Code(hint="send multipart/form-data."),
         "invalid_host": Code(
@@ -556,9 +554,7 @@ class ConflictError(ServiceError, code="conflict", http_status=409, exit_code=5)
         ),
         "job_final": Code(hint="there is nothing left to cancel."),
         **dict.fromkeys(("checkout_replaced", "email_in_use"), Code()),
-        "ambiguous_voice_name": Code(
-            message="Several voices have this name.", hint="use the voice_id; GET /v1/voices lists them."
-        ),
+        "ambiguous_voice_name": Code(message="Several voices have this name.", hint="use its ID: GET /v1/voices."),
         "key_replaced": Code(
             message="This key was replaced: until its overlap ends it is valid, but can't replace or revoke keys.",
             hint="use the key that replaced it; `afterwords keys list` shows both.",
@@ -587,7 +583,7 @@ class AudioMissingError(ServiceError, code="audio_lost"):
     hint = "synthesize it again."
     codes: ClassVar[Mapping[str, Code]] = {
         "reference_missing": Code(
-            message="The reference recording is missing from storage or was altered.", hint="create the voice again."
+            message="The reference recording is missing or altered.", hint="create the voice again."
         )
     }
 
@@ -749,14 +745,8 @@ def error_from_code(
 
 def error_type(http_status: int) -> str:
     """Return the `type` of an error in the API, which follows from its status."""
-    types = {
-        401: "authentication_error",
-        402: "permission_error",
-        403: "permission_error",
-        404: "not_found_error",
-        429: "rate_limit_error",
-    }
-    return types.get(http_status) or ("invalid_request_error" if http_status < 500 else "server_error")
+    kinds = {401: "authentication", 402: "permission", 403: "permission", 404: "not_found", 429: "rate_limit"}
+    return f"{kinds.get(http_status) or ('invalid_request' if http_status < 500 else 'server')}_error"
 
 
 @cache

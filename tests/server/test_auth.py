@@ -367,7 +367,7 @@ def test_client_address_comes_from_trusted_proxies(
     settings: dict[str, Any], peer: str, forwarded: list[str], client: str
 ) -> None:
     headers = [header.encode() for header in forwarded]
-    assert make_authenticator(**settings)._client_address(peer, headers) == client
+    assert make_authenticator(**settings).client_address(peer, headers) == client
 
 
 def test_auth_failures_expire_and_are_bounded() -> None:

@@ -18,7 +18,7 @@ from afterwords.errors import NotFoundError, ServerSetupError
 from afterwords.server.app_state import open_server
 from afterwords.server.auth import Credential, Requirements, requires
 from afterwords.server.concurrency import in_thread
-from afterwords.server.routes import health, keys, metrics, speech, voices, workers
+from afterwords.server.routes import billing, health, keys, metrics, speech, voices, workers
 from afterwords.server.routes.reference import page_response, render_page
 from afterwords.server.routes.responses import COMMON, FORBIDDEN, SUSPENDED
 from afterwords.server.routing import ApiRoute, Lifetime, unrouted_response
@@ -30,6 +30,12 @@ SCHEMES: Final = {
     "key": "An API key: `aw_…`.",
     "admin": "The admin secret, `AFTERWORDS_ADMIN_SECRET`.",
     "worker": "The token of the attempt, or the secret that all workers share, `AFTERWORDS_CALLBACK_SECRET`.",
+}
+STRIPE_SCHEME: Final = {
+    "type": "apiKey",
+    "in": "header",
+    "name": "Stripe-Signature",
+    "description": "Stripe's signature of the body, with `AFTERWORDS_STRIPE_WEBHOOK_SECRET`.",
 }
 REQUEST_HEADERS: Final = (
     "Authorization",
@@ -71,6 +77,7 @@ SECURITY: Final = {
     Credential.WORKER: ("worker",),
     Credential.ATTEMPT: ("worker",),
     Credential.WORKER_TOKEN: ("worker",),
+    Credential.STRIPE_SIGNATURE: ("stripe",),
 }
 
 
@@ -134,7 +141,7 @@ def _add_routes(to: APIRouter, lifetime: Lifetime) -> type[ApiRoute]:
         pass
 
     ServerRoute.lifetime = lifetime
-    for part in (speech, health, voices, keys, workers, metrics, account):
+    for part in (speech, health, voices, keys, billing, workers, metrics, account):
         for route in part.router.routes:
             assert isinstance(route, APIRoute)
             required: Requirements = route.endpoint.requirements  # type: ignore[attr-defined]
@@ -236,7 +243,7 @@ class AfterwordsApp(FastAPI):
             components = document["components"]
             components["securitySchemes"] = {
                 name: {"type": "http", "scheme": "bearer", "description": text} for name, text in SCHEMES.items()
-            }
+            } | {"stripe": STRIPE_SCHEME}
             for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own 422, which we never send
                 components["schemas"].pop(name, None)
             for route in self.routes:

@@ -20,11 +20,13 @@ from afterwords.server.concurrency import ConcurrencyLimit, FairSemaphore, in_th
 from afterwords.server.dispatch.audio_stream import AudioStreams
 from afterwords.server.dispatch.local import LocalDispatcher
 from afterwords.server.dispatch.remote import CombinedDispatcher, RemoteDispatcher
+from afterwords.server.mail import ConsoleMailer, SmtpMailer
 from afterwords.server.metrics import Metrics
-from afterwords.server.ports import AttemptQueue, Blobs, Clock, Dispatcher, Store
+from afterwords.server.ports import AttemptQueue, Blobs, Clock, Dispatcher, Mailer, Store
 from afterwords.server.records import ACTOR, Actor, QueueLimits
 from afterwords.server.services.audio_cache import ENCODED_MAX_BYTES, ENCODED_MAX_ENTRY_BYTES, AudioCache
 from afterwords.server.services.backend_choice import BackendCatalog
+from afterwords.server.services.billing import Billing
 from afterwords.server.services.completion import Completion
 from afterwords.server.services.decoding import DecodingPool
 from afterwords.server.services.deliveries import Deliveries
@@ -40,6 +42,7 @@ from afterwords.server.services.synthesis import Synthesis
 from afterwords.server.services.voices import VoiceService
 from afterwords.server.settings import Settings
 from afterwords.server.store import SqlStore
+from afterwords.server.stripe_payments import StripePayments
 from afterwords.server.tracing import TRACER, Tracer
 from afterwords.server.webhooks import deliver
 
@@ -77,6 +80,8 @@ class ServerState:
     ownership: Ownership
     encoded: AudioCache
     tracer: Tracer | None
+    billing: Billing | None
+    """None: this server sells no plans."""
     encoding: FairSemaphore = field(default_factory=lambda: FairSemaphore(MAX_ENCODING), init=False)
     uploading: FairSemaphore = field(default_factory=lambda: FairSemaphore(MAX_UPLOADS), init=False)
     receiving: ConcurrencyLimit = field(
@@ -103,7 +108,38 @@ def open_store(settings: Settings, clock: Clock | None = None) -> SqlStore:
         plans=settings.all_plans,
         account_url=settings.account_url,
         shows_home=settings.offers_library,
+        has_meter=settings.stripe_meter_event is not None,
     )
+
+
+def open_billing(
+    settings: Settings,
+    store: Store,
+    clock: Clock,
+    secret: bytes,
+    *,
+    metrics: Metrics | None = None,
+    on_cancelled: Callable[[Sequence[str]], None] = lambda _: None,
+) -> Billing | None:
+    """Return the billing of a server; None: it has no key of Stripe.
+
+    Raises:
+        MissingExtraError: The package of Stripe is not installed.
+    """
+    if settings.stripe_secret_key is None:
+        return None
+    payments = StripePayments(
+        settings.stripe_secret_key,
+        settings.stripe_webhook_secret,
+        api_url=settings.stripe_api_url,
+        meter_event=settings.stripe_meter_event,
+    )
+    mailer: Mailer | None = None
+    if settings.smtp_url is not None:
+        mailer = SmtpMailer(settings.smtp_url, sender=settings.mail_from or "")
+    elif settings.is_loopback and not settings.public_names:
+        mailer = ConsoleMailer()
+    return Billing(settings, store, payments, mailer, clock, secret, metrics=metrics, on_cancelled=on_cancelled)
 
 
 def open_storage(settings: Settings) -> Blobs:
@@ -139,6 +175,8 @@ async def open_server(settings: Settings) -> AsyncIterator[ServerState]:
                 log.warning("accounts have a plan that is not in the settings plan=%r accounts=%d", name, n_accounts)
         state = _build_state(settings, store, clock, await store.secret())
         stack.callback(state.voices.decoding.close)
+        if state.billing is not None:
+            stack.push_async_callback(state.billing.payments.close)
         await state.home.refresh()
         await state.dispatcher.start()
         stack.push_async_callback(state.begin_stop)
@@ -176,6 +214,7 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
     keys = KeyService(store, on_cancelled=on_cancelled)
     voices = VoiceService(store, blobs, recordings, clock, catalog, decoding, (audio_cache, encoded), ownership)
     home = HomeVoices(recordings.library, store, voices, catalog)
+    billing = open_billing(settings, store, clock, secret, metrics=metrics, on_cancelled=on_cancelled)
     limits = QueueLimits(settings.max_pending_jobs, settings.max_pending_jobs_per_account)
     return ServerState(
         settings=settings,
@@ -201,6 +240,7 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
             deliveries=Deliveries(store, clock, lambda call: deliver(call, clock=clock), metrics=metrics),
             settings=settings,
             metrics=metrics,
+            billing=billing,
         ),
         metrics=metrics,
         monitoring=Monitoring(store, clock, dispatcher, metrics, ownership, settings, lambda: len(remote.workers)),
@@ -208,6 +248,7 @@ def _build_state(settings: Settings, store: Store, clock: Clock, secret: bytes) 
         ownership=ownership,
         encoded=encoded,
         tracer=TRACER.get(),
+        billing=billing,
     )
 
 

@@ -73,6 +73,7 @@ class Credential(StrEnum):
     WORKER = "token of an attempt, or the callback secret"
     ATTEMPT = "token of an attempt"
     WORKER_TOKEN = "token of remote workers"
+    STRIPE_SIGNATURE = "Stripe signature"  # of the body, which the route checks
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,7 @@ class Authenticator:
             LimitError: The key or its account had too many requests within a minute.
         """
         credential = requirements.credential
-        if credential is Credential.PUBLIC:
+        if credential in (Credential.PUBLIC, Credential.STRIPE_SIGNATURE):
             return Identity()
         if credential is Credential.SESSION:
             if (caller := await self.find_session(cookies)) is None:
@@ -249,14 +250,14 @@ class Authenticator:
                 return Identity()
             if credential is not Credential.USER and _is_equal(self._admin, secret):
                 if self._is_guessable and self._failures:
-                    self._failures.check(self._client_address(peer, forwarded))
+                    self._failures.check(self.client_address(peer, forwarded))
                 return Identity(is_admin=True)
             caller = await self._keys.find_caller(secret, is_cached=credential is Credential.USER)
             if caller is None:
                 raise UnauthorizedError
         except UnauthorizedError:
             if self._failures:
-                self._failures.count(self._client_address(peer, forwarded))
+                self._failures.count(self.client_address(peer, forwarded))
             raise
         if credential in (Credential.ADMIN, Credential.LOCAL_OR_ADMIN, Credential.METRICS):
             raise UnauthorizedError(code="admin_required")
@@ -334,7 +335,7 @@ class Authenticator:
                 retry_after_s=wait_s,
             )
 
-    def _client_address(self, peer: str, forwarded: Sequence[bytes]) -> str:
+    def client_address(self, peer: str, forwarded: Sequence[bytes]) -> str:
         """Return the address of the client: the last one before the trusted proxies, or the network of an IPv6."""
         hops = b",".join(forwarded).decode("latin-1").split(",") if forwarded else []
         address = _parse_address(peer)

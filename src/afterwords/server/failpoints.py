@@ -21,6 +21,14 @@ PLACES: Final = (
     "job-finished",  # the row is final, no event is published
     "voice-tombstoned",  # a voice is deleted, its blobs are not
 )
+IN_BILLING: Final = (
+    "customer-created",  # at Stripe, but not stored
+    "customer-stored",  # a checkout has a customer, and no session
+    "session-created",  # at Stripe, but not stored
+    "customer-read",  # what Stripe says is not stored
+    "customer-synced",  # it is stored, and Stripe's event is not answered
+    "checkout-key-stored",  # a key exists that no page has shown
+)
 
 _reached: Counter[str] = Counter()
 

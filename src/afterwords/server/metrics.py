@@ -137,6 +137,10 @@ class Metrics:
         )
         self.webhooks = self._counter("webhook_deliveries", "Tries to deliver a webhook.", "outcome")
         self.housekeeping_failures = self._counter("housekeeping_failures", "Failures of background work.", "work")
+        self.payment_alerts = self._counter("payment_alerts", "Disputes and fraud warnings of Stripe.", "type")
+        self.meters_lost = self._counter(
+            "meter_characters_lost", "Characters that could not be reported to Stripe, and were given up."
+        )
         self.swept = self._counter("swept_files", "Files without a row that the sweep removed.")
 
     def __iter__(self) -> Iterator[Counter | Histogram]:

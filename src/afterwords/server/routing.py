@@ -13,13 +13,15 @@ import traceback
 from codecs import BOM_UTF8
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final, TypeVar, cast
+from urllib.parse import parse_qsl
 from uuid import uuid4
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -44,6 +46,8 @@ from afterwords.server.tracing import RequestSpan
 
 log = logging.getLogger("afterwords.server")
 
+M = TypeVar("M", bound=BaseModel)
+
 MULTIPART_OVERHEAD_BYTES: Final = 64 * 1024
 """How much a multipart form may add to the file that it carries: text fields, headers, boundaries."""
 BODY_RATE_MIN: Final = 8 * 1024
@@ -51,6 +55,8 @@ BODY_RATE_MIN: Final = 8 * 1024
 PROXY_HEADERS: Final = frozenset(
     {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip", b"via"}
 )
+FORM: Final = "application/x-www-form-urlencoded"
+FIELDS_MAX: Final = 16
 _LONE_SURROGATE: Final = ("surrogate", "end of hex escape")
 """How pydantic's JSON parser reports an escape that stands for half a character."""
 
@@ -207,6 +213,24 @@ def _parse_json(content: bytes) -> Any:
         if any(sign in str(error) for sign in _LONE_SURROGATE):
             raise TextError(code="invalid_unicode") from None
         raise InvalidRequestError(code="invalid_json") from None
+
+
+def parse_body(kind: type[M], content: bytes, request: Request) -> M:
+    """Return the body of a route that also takes forms.
+
+    Raises:
+        AfterwordsError: It is neither JSON nor a form, or a field is invalid.
+    """
+    is_form = request.headers.get("content-type", "").partition(";")[0].strip().lower() == FORM
+    try:
+        if is_form:
+            return kind.model_validate(dict(parse_qsl(content.decode(errors="replace"), max_num_fields=FIELDS_MAX)))
+        return kind.model_validate(_parse_json(content) if _is_json(request) else None)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _validation_error({**first, "loc": ("body", *first["loc"])}, request) from None
+    except ValueError:
+        raise InvalidRequestError.invalid_form(f"it has more than {FIELDS_MAX} fields") from None
 
 
 def _is_json(request: Request) -> bool:

@@ -306,8 +306,9 @@ class Settings(BaseSettings):
         A server on loopback with a public name counts as reachable, because a proxy may forward requests.
 
         Raises:
-            ServerSetupError: A secret is missing or too short.
+            ServerSetupError: A secret is missing or too short, or plans can't be sold like this.
         """
+        self._check_billing()
         reached = self.host if not self.is_loopback else next(iter(self.public_names), None)
         if reached is None:
             return
@@ -323,6 +324,29 @@ class Settings(BaseSettings):
                     hint=f'export AFTERWORDS_{name.upper()}="$(openssl rand -hex 32)", or serve this machine alone: on '
                     "127.0.0.1, without a public URL and allowed hosts.",
                 )
+
+    def _check_billing(self) -> None:
+        """Refuse to sell plans without what that takes, or with a live key on a server that is not a public one."""
+        if self.stripe_secret_key is None:
+            return
+        public = urlsplit(self.public_url or "")
+        is_live = self.stripe_secret_key.get_secret_value().startswith(("sk_live_", "rk_live_"))
+        missing = {
+            "STRIPE_WEBHOOK_SECRET": self.stripe_webhook_secret is None,
+            "STRIPE_PRICE_ID": not any(plan.price_id for plan in self.all_plans.values()),
+            "MAIL_FROM": self.smtp_url is not None and self.mail_from is None,
+        }
+        if is_live and (public.scheme != "https" or _is_local(public.hostname or "localhost")):
+            raise ServerSetupError(
+                "The key of Stripe is a live one, which moves money, but the public URL names no public server.",
+                code="insecure_server",
+                hint="set AFTERWORDS_PUBLIC_URL to its https:// address, or use a test key: sk_test_…",
+            )
+        for name in (name for name, is_missing in missing.items() if is_missing):
+            raise ServerSetupError(
+                f"The server has a key of Stripe, but AFTERWORDS_{name} is not set.",
+                hint=f"set AFTERWORDS_{name}: see docs/billing.md.",
+            )
 
 
 def _is_local(host: str) -> bool:

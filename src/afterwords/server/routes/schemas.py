@@ -172,6 +172,33 @@ class JobListed(JobShown):
     char_count: int = Field(description="Characters that were charged.")
 
 
+class CheckoutBody(RequestBody):
+    """Parameters of a checkout."""
+
+    email: str = Field(description="Email address of the customer.")
+    plan: str | None = Field(default=None, description="Name of the plan; omitted: the first that can be bought.")
+
+
+class CheckoutStarted(ResponseBody):
+    """Where a checkout continues."""
+
+    url: str = Field(
+        description="Page of Stripe to pay on; or that of this server which says that the customer has a plan."
+    )
+
+
+class CheckoutReady(ResponseBody):
+    """The state of a checkout."""
+
+    ready: bool = Field(description="Whether its page can show the key to the browser that began it.")
+
+
+class EventReceived(ResponseBody):
+    """Confirmation of an event."""
+
+    received: bool = Field(description="`true`.")
+
+
 class CompleteBody(RequestBody):
     """The result of a job: audio or an error."""
 

@@ -1,4 +1,4 @@
-"""Periodic work: expired leases, webhooks, deleted voices, home voices, and orphaned blobs."""
+"""Periodic work: expired leases, webhooks, deleted voices, home voices, orphaned blobs, and subscriptions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Final
 from afterwords.errors import AfterwordsError
 from afterwords.server.metrics import Metrics
 from afterwords.server.ports import Blobs, Clock, Dispatcher, Store
+from afterwords.server.services.billing import Billing
 from afterwords.server.services.deliveries import Deliveries
 from afterwords.server.services.home import HomeVoices
 from afterwords.server.services.job_events import JobEvents
@@ -24,6 +25,8 @@ from afterwords.server.settings import Settings
 log = logging.getLogger("afterwords.server")
 
 KEY_USE_INTERVAL_S: Final = 60
+BILLING_INTERVAL_S: Final = 60
+RECONCILE_INTERVAL_S: Final = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class Housekeeping:
     deliveries: Deliveries
     settings: Settings
     metrics: Metrics = field(default_factory=Metrics)
+    billing: Billing | None = None
 
     async def run(self) -> None:
         """Run until cancelled. A failure is logged, and the work is repeated at the next interval."""
@@ -51,6 +55,10 @@ class Housekeeping:
             group.create_task(self._repeat("library", self.settings.reap_interval_s, self.home.refresh))
             group.create_task(self._repeat("sweep", self.settings.sweep_interval_s, self.sweep))
             group.create_task(self._repeat("key use", KEY_USE_INTERVAL_S, self.keys.save_use))
+            if billing := self.billing:
+                group.create_task(self._repeat("reconcile", RECONCILE_INTERVAL_S, billing.reconcile))
+                group.create_task(self._repeat("renewals", BILLING_INTERVAL_S, billing.renew_due))
+                group.create_task(self._repeat("meters", BILLING_INTERVAL_S, billing.send_meters))
 
     async def _repeat(self, name: str, interval_s: float, work: Callable[[], Awaitable[object]]) -> None:
         while True:

@@ -1,0 +1,160 @@
+"""Routes of selling plans: a checkout begins, its page polls, and Stripe sends events."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass, field
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import RedirectResponse, Response
+
+from afterwords.errors import NotFoundError
+from afterwords.server.auth import Credential, requires
+from afterwords.server.records import CheckoutState
+from afterwords.server.routes.responses import context_of, errors, json_response, state_of
+from afterwords.server.routes.schemas import CheckoutBody, CheckoutReady, CheckoutStarted, EventReceived
+from afterwords.server.routing import FORM, parse_body
+from afterwords.server.services.billing import Billing
+
+router = APIRouter(tags=["billing"])
+
+EVENT_MAX_BYTES: Final = 512 * 1024
+"""Of an event of Stripe: some pass 128 KiB."""
+COOKIE: Final = "aw_checkout"
+COOKIE_LIFE_S: Final = 86_400
+DISABLED: Final = errors(_400="invalid_host", _404="billing_disabled")
+PAYMENTS: Final = errors(_500="internal_error", _503="payments_unavailable, payments_failed, database_unavailable")
+PRIVATE: Final = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+"""Headers of pages whose URL has a token."""
+
+
+def billing_of(request: Request) -> Billing:
+    """Return the billing of the server that handles a request.
+
+    Raises:
+        NotFoundError: It sells no plans.
+    """
+    billing = state_of(request).billing
+    if billing is None:
+        raise NotFoundError(
+            "This server sells no plans.",
+            code="billing_disabled",
+            hint="set AFTERWORDS_STRIPE_SECRET_KEY and the other settings of docs/billing.md.",
+        )
+    return billing
+
+
+def browser_of(request: Request) -> str | None:
+    """Return the cookie of the browser that began a checkout."""
+    value = request.cookies.get(COOKIE, "")
+    return value if re.fullmatch("[A-Za-z0-9_-]{43}", value) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A checkout that has begun: where it continues, and the browser that may see its key."""
+
+    url: str
+    browser: str = field(repr=False)
+
+    def answer(self, response: Response, request: Request) -> Response:
+        """Set the cookie of the browser."""
+        base = urlsplit(state_of(request).settings.base_url)
+        response.set_cookie(
+            COOKIE,
+            self.browser,
+            max_age=COOKIE_LIFE_S,
+            path=f"{base.path}/v1/checkout",
+            secure=base.scheme == "https",
+            httponly=True,
+            samesite="lax",  # Stripe's page leads back to ours
+        )
+        return response
+
+
+async def start_checkout(
+    request: Request, email: str, plan: str | None = None, *, account_id: str | None = None
+) -> Started:
+    """Begin a checkout for the browser that sent a request; see `Billing.begin_checkout`."""
+    billing, context = billing_of(request), context_of(request)
+    billing.limit(
+        state_of(request).authenticator.client_address(
+            (request.scope.get("client") or ("",))[0], context.headers.get(b"x-forwarded-for", ())
+        )
+    )
+    browser = browser_of(request) or secrets.token_urlsafe(32)
+    return Started(await billing.begin_checkout(email, plan, browser, account_id=account_id), browser)
+
+
+@router.post(
+    "/v1/checkout",
+    responses={
+        200: {"model": CheckoutStarted},
+        303: {"description": "The same URL, for a form."},
+        **errors(
+            _400="missing_field, invalid_json, invalid_multipart, invalid_host",
+            _404="billing_disabled",
+            _408="request_timeout",
+            _409="checkout_replaced, email_in_use",
+            _413="request_too_large",
+            _422="invalid_field, invalid_unicode",
+            _429="rate_limited",
+        ),
+        **PAYMENTS,
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {kind: {"schema": CheckoutBody.model_json_schema()} for kind in ("application/json", FORM)},
+        }
+    },
+)
+@requires(Credential.PUBLIC, max_body_bytes=16 * 1024)
+async def checkout(request: Request) -> Response:
+    """Begin to buy a plan, and return the page on which it is paid.
+
+    The cookie that is set lets this browser alone see the key later. With the same cookie, address and plan, the same
+    checkout is returned for 30 minutes.
+    """
+    body = parse_body(CheckoutBody, await request.body(), request)
+    started = await start_checkout(request, body.email, body.plan)
+    if request.headers.get("content-type", "").startswith(FORM):
+        return started.answer(RedirectResponse(started.url, 303, headers=PRIVATE), request)
+    return started.answer(json_response(CheckoutStarted(url=started.url)), request)
+
+
+@router.get("/v1/checkout/success", responses={200: {"model": CheckoutReady}, **DISABLED, **PAYMENTS})
+@requires(Credential.PUBLIC)
+async def success(
+    request: Request, token: Annotated[str, Query(max_length=200, description="From the URL of the page.")] = ""
+) -> Response:
+    """Return whether the page of a checkout can show its key. This uses nothing up, and may be polled."""
+    billing, context_of(request).is_routine = billing_of(request), True
+    state = await billing.success(token, browser_of(request))
+    return json_response(CheckoutReady(ready=state is CheckoutState.READY), headers=PRIVATE)
+
+
+@router.post(
+    "/v1/webhooks/stripe",
+    responses={
+        200: {"model": EventReceived},
+        **errors(
+            _400="invalid_signature, invalid_event, invalid_host",
+            _404="billing_disabled",
+            _408="request_timeout",
+            _413="request_too_large",
+        ),
+        **PAYMENTS,
+    },
+    openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}},
+)
+@requires(Credential.STRIPE_SIGNATURE, max_body_bytes=EVENT_MAX_BYTES)
+async def receive_event(request: Request) -> Response:
+    """Receive an event of Stripe. After 503, Stripe repeats it."""
+    billing = billing_of(request)
+    event = billing.payments.read_event(await request.body(), request.headers.get("stripe-signature", ""))
+    await billing.handle_event(event)
+    return json_response(EventReceived(received=True))

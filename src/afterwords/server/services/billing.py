@@ -1,0 +1,600 @@
+"""Selling plans: checkouts, the keys that they show, and subscriptions as Stripe has them.
+
+An event is only the reason to look: `sync` reads what is true at Stripe now, so duplicates, order and loss of events
+change nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+from hmac import compare_digest
+from typing import Final
+
+from limits import RateLimitItemPerHour, RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+
+from afterwords.errors import (
+    AfterwordsError,
+    ConflictError,
+    InvalidRequestError,
+    LimitError,
+    NotFoundError,
+    ServiceUnavailableError,
+)
+from afterwords.server.failpoints import reach
+from afterwords.server.metrics import Metrics
+from afterwords.server.ports import Clock, Mailer, Payments, Store
+from afterwords.server.records import (
+    ENTITLED,
+    CheckoutState,
+    NewKey,
+    PaymentEvent,
+    StoredCheckout,
+    StoredCustomer,
+    Subscription,
+)
+from afterwords.server.services.keys import PREFIX, SHOWN_CHARS, MintedKey, digest
+from afterwords.server.services.signing import checkout_token, read_checkout_token
+from afterwords.server.settings import Settings
+
+log = logging.getLogger("afterwords.server")
+
+EMAIL_MAX_CHARS: Final = 254
+"""Source: RFC 5321, 4.5.3.1.3, errata 1690."""
+SAME_CHECKOUT: Final = timedelta(minutes=30)
+"""How long the same browser, email and plan continue a checkout."""
+TOKEN_LIFE: Final = timedelta(hours=1)
+"""How long the pages of a checkout work after it was paid."""
+UNPAID_LIFE: Final = timedelta(days=2)
+LOOKS_MAX: Final = 5
+LOOK_AGAIN_S: Final = 2
+"""How long an answer of Stripe is used again for a success page that polls."""
+RENEW_AGAIN_S: Final = 600
+"""How long an account whose period has ended, and which Stripe has not renewed, is not looked at again."""
+CHECKOUTS_PER_MINUTE: Final = 10
+MAILS_PER_HOUR: Final = 3
+BATCHES: Final = 100
+METER_GIVE_UP: Final = timedelta(hours=23)
+"""Stripe recognizes a repeated meter event for 24 hours."""
+
+SUCCESS: Final = "success"
+CONFIRM: Final = "confirm"
+
+SYNCED: Final = frozenset(
+    {
+        "checkout.session.completed",
+        "checkout.session.async_payment_succeeded",
+        "checkout.session.async_payment_failed",
+        "checkout.session.expired",
+        "customer.deleted",
+        "customer.updated",
+        "customer.subscription.created",
+        "customer.subscription.updated",
+        "customer.subscription.deleted",
+        "customer.subscription.paused",
+        "customer.subscription.resumed",
+        "invoice.paid",
+        "invoice.payment_failed",
+        "invoice.payment_action_required",
+    }
+)
+"""Events after which a customer is looked at."""
+UNPAID: Final = {
+    "invoice.payment_failed": "Your payment failed",
+    "invoice.payment_action_required": "Your bank asks you to confirm a payment",
+}
+"""Events that the customer is told of, with the subject of the mail."""
+ALERTS: Final = frozenset({"charge.dispute.created", "radar.early_fraud_warning.created"})
+"""Events that the operator is told of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What `reconcile` did: customers looked at, those that changed, were new, or could not be read."""
+
+    customers: int
+    changed: int
+    added: int
+    failed: int
+
+
+class Billing:
+    """The rules of selling plans.
+
+    Args:
+        mailer: None: no mail server is set, so that mail fails.
+        secret: Secret of the server, which signs the tokens of checkouts.
+        on_cancelled: Called with the jobs of keys that were replaced.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        payments: Payments,
+        mailer: Mailer | None,
+        clock: Clock,
+        secret: bytes,
+        *,
+        metrics: Metrics | None = None,
+        on_cancelled: Callable[[Sequence[str]], None] = lambda _: None,
+    ) -> None:
+        self.settings = settings
+        self.payments = payments
+        self._store = store
+        self._mailer = mailer
+        self._clock = clock
+        self._secret = secret
+        self._metrics = metrics or Metrics()
+        self._on_cancelled = on_cancelled
+        self._prices = {plan.price_id: name for name, plan in settings.all_plans.items() if plan.price_id}
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._checkout_limit = RateLimitItemPerMinute(max(1, CHECKOUTS_PER_MINUTE // settings.processes))
+        self._mail_limit = RateLimitItemPerHour(MAILS_PER_HOUR)
+
+    def limit(self, client: str) -> None:
+        """Count a checkout that a client begins, since each creates objects at Stripe.
+
+        Raises:
+            LimitError: The client began too many within a minute.
+        """
+        if not self._limiter.hit(self._checkout_limit, client):
+            raise _limited(
+                f"Only {CHECKOUTS_PER_MINUTE} checkouts may begin from one address within a minute.", wait_s=60
+            )
+
+    # -- checkout
+
+    async def begin_checkout(self, email: str, plan: str | None, browser: str, *, account_id: str | None = None) -> str:
+        """Return the URL at which the browser continues: Stripe's page, or that for customers who have a plan.
+
+        Args:
+            email: As typed: it proves nothing.
+            plan: None: the plan that can be bought, the first of several.
+            browser: Value of the browser's cookie.
+            account_id: The account that is signed in.
+
+        Raises:
+            InvalidRequestError: The address or the plan is invalid.
+            ConflictError: `checkout_replaced`: another checkout of the same customer began meanwhile;
+                `email_in_use`: the address is that of another account.
+            ServiceUnavailableError: Stripe does not answer, or with an error. Nothing was changed.
+        """
+        email, plan = normalize_email(email), self._check_plan(plan)
+        own = await self._store.find_customer(account_id=account_id) if account_id else None
+        checkout = await self._store.begin_checkout(
+            email=email,
+            plan=plan,
+            browser_sha256=sha256(browser.encode()).digest(),
+            account_id=account_id,
+            since=self._clock.now() - SAME_CHECKOUT,
+        )
+        try:
+            return await self._continue_checkout(checkout, own)
+        except NotFoundError:  # the customer was deleted at Stripe: the address is free again
+            customer_id = (await self._reload(checkout)).customer_id
+            if customer_id is not None:
+                await self.sync(customer_id)
+            await self._store.save_session(checkout.checkout_id, None)
+            return await self._continue_checkout(await self._reload(checkout), None)
+        except ServiceUnavailableError as error:
+            if error.code == "payments_failed":  # Stripe repeats the answer to the same idempotency key for a day
+                await self._store.save_session(checkout.checkout_id, None)
+            raise
+
+    async def _continue_checkout(self, checkout: StoredCheckout, customer: StoredCustomer | None) -> str:
+        customer = await self._bind_customer(checkout, customer)
+        if checkout.account_id and customer.account_id not in (None, checkout.account_id):
+            raise ConflictError(
+                "Another account uses this email address.",
+                code="email_in_use",
+                hint="use another address, or sign in with a key of that account.",
+            )
+        if customer.is_subscribed:
+            return f"{self.settings.base_url}/v1/checkout/already-subscribed"
+        return await self._open_session(checkout, customer.customer_id)
+
+    async def _open_session(self, checkout: StoredCheckout, customer_id: str) -> str:
+        """Return the URL of the only open session of a customer: that of this checkout."""
+        checkout_id, session = checkout.checkout_id, None
+        for one in await self.payments.list_open_sessions(customer_id):
+            if one.checkout_id == checkout_id:
+                session = one
+            elif one.checkout_id and await self._store.get_checkout(one.checkout_id):
+                if not await self.payments.expire_session(one.session_id):  # it was paid a moment ago
+                    raise _replaced()
+                await self._store.save_session(one.checkout_id, None)
+        if session is None:
+            if checkout.session_id is not None:  # it has expired, and its idempotency key would return it
+                await self._store.save_session(checkout_id, None)
+                checkout = await self._reload(checkout)
+            session = await self.payments.create_session(
+                customer_id,
+                checkout_id=checkout_id,
+                price_id=self.settings.all_plans[checkout.plan].price_id or "",
+                success_url=self._url(SUCCESS, checkout_id),
+                cancel_url=f"{self.settings.base_url}/v1/signup",
+                key=f"{checkout_id}-{checkout.tries}",
+            )
+            reach("session-created")
+        if session.url is None or not await self._store.save_session(checkout_id, session.session_id):
+            await self.payments.expire_session(session.session_id)
+            await self._store.save_session(checkout_id, None)
+            raise _replaced()
+        return session.url
+
+    async def _bind_customer(self, checkout: StoredCheckout, customer: StoredCustomer | None) -> StoredCustomer:
+        """Return the one customer with the address of a checkout, as Stripe has it now, with this as the last one."""
+        email, made = checkout.email, None
+        customer = customer or await self._store.find_customer(email=email)
+        if customer is not None:
+            customer_id = customer.customer_id
+        else:
+            found = await self.payments.find_customers(email)
+            known = [one for one in found if await self._store.find_customer(customer_id=one)]
+            if not found:
+                made = await self.payments.create_customer(
+                    email, key=f"{checkout.checkout_id}-customer-{checkout.tries}"
+                )
+                reach("customer-created")
+            customer_id = made or (known or found)[0]
+        bound = await self._store.bind_customer(checkout.checkout_id, customer_id, email=email)
+        reach("customer-stored")
+        if made is not None:
+            if bound.customer_id != made:  # another checkout was faster
+                await self.payments.delete_customer(made)
+            return bound
+        return await self.sync(bound.customer_id) or bound
+
+    async def _reload(self, checkout: StoredCheckout) -> StoredCheckout:
+        found = await self._store.get_checkout(checkout.checkout_id)
+        if found is None:
+            raise _replaced()
+        return found
+
+    def _check_plan(self, plan: str | None) -> str:
+        sold = list(self._prices.values())
+        if plan is None and sold:
+            return sold[0]
+        if plan not in sold:
+            rule = f"it must be one of: {', '.join(sold)}" if sold else "no plan can be bought here"
+            raise InvalidRequestError.invalid_field("plan", rule=rule)
+        return plan
+
+    def _url(self, purpose: str, checkout_id: str) -> str:
+        token = checkout_token(self._secret, purpose, checkout_id)
+        return f"{self.settings.base_url}/v1/checkout/{purpose}?token={token}"
+
+    # -- the pages after it
+
+    async def success(self, token: str, browser: str | None) -> CheckoutState:
+        """Return what the success page shows. This uses nothing up, and looks at Stripe while it waits.
+
+        Args:
+            browser: Value of the browser's cookie, if it sent one.
+        """
+        checkout = await self._find_checkout(SUCCESS, token)
+        if checkout is None:
+            return CheckoutState.EXPIRED
+        if not compare_digest(sha256((browser or "").encode()).digest(), checkout.browser_sha256):
+            return CheckoutState.WRONG_BROWSER
+        if checkout.paid_at is None and checkout.customer_id is not None:
+            await self._look_again(checkout.customer_id)
+            checkout = await self._reload(checkout)
+        return self._state(checkout)
+
+    async def show_key(self, token: str, browser: str | None) -> MintedKey | None:
+        """Return the key of a checkout that is ready. None: it is not, or another request has shown the key."""
+        if await self.success(token, browser) is not CheckoutState.READY:
+            return None
+        return await self._mint(token.partition(".")[0])
+
+    async def send_confirmation(self, token: str, browser: str | None) -> None:
+        """Mail a link to the customer's address, which proves that the browser may have a key of the account.
+
+        Raises:
+            ConflictError: The checkout needs no confirmation.
+            LimitError: Too many mails were sent for it.
+            ServiceUnavailableError: The mail server did not take it.
+        """
+        if await self.success(token, browser) is not CheckoutState.NEEDS_CONFIRMATION:
+            raise ConflictError("This checkout needs no confirmation.", hint="reload its page.")
+        checkout_id = token.partition(".")[0]
+        if not self._limiter.hit(self._mail_limit, checkout_id):
+            raise _limited(f"Only {MAILS_PER_HOUR} mails are sent for one checkout.", wait_s=3600)
+        checkout = await self._find_checkout(SUCCESS, token)
+        customer_id = checkout.customer_id if checkout else None
+        customer = await self._store.find_customer(customer_id=customer_id) if customer_id else None
+        if customer is None or customer.email is None:
+            raise ServiceUnavailableError("The address of the customer is unknown.", code="mail_unavailable")
+        await self._mail(
+            customer.email,
+            "Confirm your address",
+            "A plan was bought with this address, which already has an account. To get a key of that account, open:\n\n"
+            f"{self._url(CONFIRM, checkout_id)}\n\n"
+            "The link works once, for an hour. If this was not you, ignore this mail: nobody gets a key without it.",
+        )
+
+    async def confirmation(self, token: str) -> CheckoutState:
+        """Return whether a link that was mailed still gives a key: NEEDS_CONFIRMATION, SHOWN or EXPIRED."""
+        checkout = await self._find_checkout(CONFIRM, token)
+        state = self._state(checkout) if checkout else CheckoutState.EXPIRED
+        return state if state in (CheckoutState.NEEDS_CONFIRMATION, CheckoutState.SHOWN) else CheckoutState.EXPIRED
+
+    async def confirm(self, token: str) -> MintedKey | None:
+        """Return the key of a checkout whose link was mailed. None: the link has expired, or was used."""
+        if await self.confirmation(token) is not CheckoutState.NEEDS_CONFIRMATION:
+            return None
+        return await self._mint(token.partition(".")[0], is_confirmed=True)
+
+    async def _find_checkout(self, purpose: str, token: str) -> StoredCheckout | None:
+        checkout_id = read_checkout_token(self._secret, purpose, token)
+        return await self._store.get_checkout(checkout_id) if checkout_id else None
+
+    def _state(self, checkout: StoredCheckout) -> CheckoutState:
+        now = self._clock.now()
+        if checkout.shown_at is not None:
+            return CheckoutState.SHOWN
+        if checkout.paid_at is None:
+            return CheckoutState.WAITING if now < checkout.created_at + UNPAID_LIFE else CheckoutState.EXPIRED
+        if now >= checkout.paid_at + TOKEN_LIFE:
+            return CheckoutState.EXPIRED
+        return CheckoutState.READY if checkout.account_id else CheckoutState.NEEDS_CONFIRMATION
+
+    async def _look_again(self, customer_id: str) -> None:
+        customer = await self._store.find_customer(customer_id=customer_id)
+        if customer is None:
+            return
+        age = self._clock.now() - customer.synced_at if customer.synced_at else None
+        if age is None or not timedelta(0) <= age < timedelta(seconds=LOOK_AGAIN_S):
+            try:
+                await self.sync(customer_id)
+            except ServiceUnavailableError as error:  # the page waits, and asks again
+                log.warning("a checkout waits, because Stripe can't be read code=%s", error.code)
+
+    async def _mint(self, checkout_id: str, *, is_confirmed: bool = False) -> MintedKey | None:
+        secret, new = _new_key()
+        since = self._clock.now() - TOKEN_LIFE
+        key = await self._store.mint_checkout_key(checkout_id, new, since=since, is_confirmed=is_confirmed)
+        reach("checkout-key-stored")
+        return MintedKey(secret, key) if key else None
+
+    # -- subscriptions
+
+    async def sync(self, customer_id: str, *, event_id: str | None = None) -> StoredCustomer | None:
+        """Store what Stripe says of a customer now: the one function that changes access. None: unknown customer.
+
+        A look that another one overtook is repeated, so that a slow answer never replaces a newer one.
+
+        Raises:
+            ServiceUnavailableError: Stripe does not answer. Nothing is changed.
+        """
+        for _ in range(LOOKS_MAX):
+            customer = await self._store.find_customer(customer_id=customer_id)
+            if customer is None:
+                return None
+            state = await self.payments.read_customer(customer_id)
+            reach("customer-read")
+            chosen = self._choose(state.subscriptions)
+            saved = await self._store.save_customer_state(
+                customer_id,
+                state,
+                chosen,
+                plan=self._prices[chosen.price_id] if chosen else None,
+                version=customer.version,
+                event_id=event_id,
+            )
+            reach("customer-synced")
+            if saved is not None:
+                return saved
+        raise ServiceUnavailableError("This customer changes too often at the moment.")
+
+    def _choose(self, subscriptions: Sequence[Subscription]) -> Subscription | None:
+        """Return the subscription of our prices that decides: one that gives access, then the newest."""
+        ours = [one for one in subscriptions if one.price_id in self._prices]
+        return max(ours, key=lambda one: (one.status in ENTITLED, one.created_at), default=None)
+
+    async def handle_event(self, event: PaymentEvent) -> None:
+        """Handle an event of Stripe, once; others than those of our customers are ignored.
+
+        Raises:
+            ServiceUnavailableError: Stripe does not answer. It repeats the event later.
+        """
+        if event.type in ALERTS:
+            if not await self._store.has_event(event.event_id):
+                await self._store.add_event(event.event_id)
+                self._metrics.payment_alerts.add(event.type)
+                log.warning("Stripe reports type=%s id=%s charge=%s", event.type, event.object_id, event.charge_id)
+            return
+        if event.type not in SYNCED or event.customer_id is None or await self._store.has_event(event.event_id):
+            return
+        customer = await self.sync(event.customer_id, event_id=event.event_id)
+        if customer is not None and customer.account_id and customer.email and event.type in UNPAID:
+            try:
+                await self._mail(
+                    customer.email,
+                    UNPAID[event.type],
+                    "Your plan needs your attention, so that your keys stay valid. Sign in and open the billing "
+                    "portal:\n\n"
+                    f"{self.settings.base_url}/v1/account",
+                )
+            except ServiceUnavailableError:  # it is in the log; Stripe can send mail of its own
+                self._metrics.housekeeping_failures.add("mail")
+
+    async def renew(self, account_id: str) -> None:
+        """Look at the customer of an account whose period has ended; a failure is only logged."""
+        try:
+            if customer := await self._store.find_customer(account_id=account_id):
+                await self._look_again(customer.customer_id)
+        except AfterwordsError as error:
+            log.warning("an account could not be renewed account=%s code=%s", account_id, error.code)
+
+    async def renew_due(self) -> None:
+        """Look at the customers whose period has ended."""
+        for customer_id in await self._store.list_customers(due_again_s=RENEW_AGAIN_S):
+            await self.sync(customer_id)
+
+    async def reconcile(self) -> Reconciled:
+        """Look at every customer, and add those who subscribed elsewhere: repairs what lost events left.
+
+        Raises:
+            ServiceUnavailableError: Stripe does not answer. Nobody loses access by that.
+        """
+        changed = added = failed = 0
+        known = await self._store.list_customers()
+        subscribers = [one for price in self._prices for one in await self.payments.list_subscribers(price)]
+        for customer_id in dict.fromkeys([*known, *subscribers]):
+            before = await self._store.find_customer(customer_id=customer_id)
+            try:
+                if before is None:
+                    state = await self.payments.read_customer(customer_id)
+                    if state.is_deleted:
+                        continue
+                    await self._store.add_customer(customer_id, email=state.email)
+                    added += 1
+                after = await self.sync(customer_id)
+            except ServiceUnavailableError as error:
+                if error.code != "payments_failed":
+                    raise
+                failed += 1
+                continue
+            changed += before is not None and after is not None and _facts(before) != _facts(after)
+        return Reconciled(len({*known, *subscribers}), changed, added, failed)
+
+    # -- accounts
+
+    async def customer(self, account_id: str) -> StoredCustomer | None:
+        """Return the customer of an account."""
+        return await self._store.find_customer(account_id=account_id)
+
+    async def portal(self, account_id: str) -> str:
+        """Return the URL of the billing portal, which opens for anyone for some minutes: neither store nor log it.
+
+        Raises:
+            NotFoundError: The account has no customer.
+        """
+        customer = await self._store.find_customer(account_id=account_id)
+        if customer is None:
+            raise _no_customer()
+        return await self.payments.create_portal(
+            customer.customer_id, return_url=f"{self.settings.base_url}/v1/account"
+        )
+
+    async def reissue(self, customer: str) -> MintedKey:
+        """Return a new key for a customer whose page was lost; that of the same checkout is revoked.
+
+        Args:
+            customer: Email address, or id at Stripe.
+
+        Raises:
+            NotFoundError: There is no such customer, or they never paid.
+        """
+        by = {"customer_id": customer} if customer.startswith("cus_") else {"email": normalize_email(customer)}
+        found = await self._store.find_customer(**by)
+        if found is None or (found := await self.sync(found.customer_id)) is None:
+            raise _no_customer()
+        secret, new = _new_key()
+        reissued = await self._store.reissue_key(found.customer_id, new)
+        if reissued is None:
+            raise NotFoundError(
+                "The customer never had a plan.", code="customer_not_found", hint="they can sign up at /v1/signup."
+            )
+        key, cancelled = reissued
+        self._on_cancelled(cancelled)
+        return MintedKey(secret, key)
+
+    async def cancel(self, account_id: str) -> None:
+        """End the subscriptions of an account that is being closed, and separate it from its customer.
+
+        Raises:
+            ServiceUnavailableError: Stripe does not answer. The account must not be closed then.
+        """
+        customer = await self._store.find_customer(account_id=account_id)
+        if customer is None:
+            return
+        state = await self.payments.read_customer(customer.customer_id)
+        for one in state.subscriptions:
+            if one.price_id in self._prices and one.status not in ("canceled", "incomplete_expired"):
+                await self.payments.cancel_subscription(one.subscription_id)
+        await self.sync(customer.customer_id)
+        await self._store.detach_customer(account_id)
+
+    # -- meter
+
+    async def send_meters(self) -> None:
+        """Report characters to Stripe. What Stripe did not answer is repeated, and given up before it counts twice."""
+        for batch in await self._store.close_meter_batches(limit=BATCHES):
+            if self._clock.now() - batch.first_sent_at >= METER_GIVE_UP:
+                await self._give_up(batch.batch_id, batch.customer_id, batch.characters, "no answer for 23 hours")
+                continue
+            try:
+                at = min(batch.hour + timedelta(hours=1), batch.first_sent_at)
+                await self.payments.send_meter_event(batch, at=at)
+            except InvalidRequestError as error:
+                await self._give_up(batch.batch_id, batch.customer_id, batch.characters, error.message)
+            else:
+                await self._store.delete_meter_batch(batch.batch_id)
+
+    async def _give_up(self, batch_id: str, customer_id: str, characters: int, why: str) -> None:
+        self._metrics.meters_lost.add(amount=characters)
+        log.error(
+            "characters were not reported to Stripe batch=%s customer=%s characters=%d: %s",
+            batch_id,
+            customer_id,
+            characters,
+            why,
+        )
+        await self._store.delete_meter_batch(batch_id)
+
+    async def _mail(self, to: str, subject: str, text: str) -> None:
+        if self._mailer is None:
+            log.error("a mail was not sent: AFTERWORDS_SMTP_URL is not set")
+            raise ServiceUnavailableError(
+                "This server can't send mail.", code="mail_unavailable", hint="ask its operator for a key."
+            )
+        await self._mailer.send(to, subject=subject, text=text)
+
+
+def normalize_email(text: str) -> str:
+    """Return an email address as it is stored.
+
+    Raises:
+        InvalidRequestError: It is not one.
+    """
+    email = text.strip().lower()
+    name, _, domain = email.partition("@")
+    is_plain = email.isprintable() and not any(sign.isspace() or sign in ',;<>"()[]\\' for sign in email)
+    if not (name and domain and "@" not in domain and is_plain and len(email) <= EMAIL_MAX_CHARS):
+        raise InvalidRequestError.invalid_field("email", rule="it must be an email address")
+    return email
+
+
+def _new_key() -> tuple[str, NewKey]:
+    secret = PREFIX + secrets.token_urlsafe(32)
+    return secret, NewKey(digest(secret), prefix=secret[:SHOWN_CHARS])
+
+
+def _facts(customer: StoredCustomer) -> tuple[object, ...]:
+    return (customer.account_id, customer.email, customer.subscription_id, customer.status, customer.price_id)
+
+
+def _no_customer() -> NotFoundError:
+    return NotFoundError("There is no such customer.", code="customer_not_found", hint="check the address or the id.")
+
+
+def _replaced() -> ConflictError:
+    return ConflictError(
+        "Another checkout with this address has begun.",
+        code="checkout_replaced",
+        hint="continue there, or sign up again.",
+    )
+
+
+def _limited(message: str, *, wait_s: int) -> LimitError:
+    return LimitError(message, code="rate_limited", hint=f"wait {wait_s} s.", retry_after_s=wait_s)
