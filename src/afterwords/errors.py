@@ -443,9 +443,7 @@ class InvalidRequestError(ServiceError, code="bad_request", http_status=400, exi
     hint = "see the API reference."
     codes: ClassVar[Mapping[str, Code]] = {
         **dict.fromkeys(("missing_field", "invalid_signature", "invalid_event"), Code()),
-        "invalid_json": Code(
-            message="The body is not a JSON object: it can't be parsed.", hint="send one JSON object."
-        ),
+        "invalid_json": Code(message="The body is not a JSON object: it can't be parsed.", hint="send JSON in UTF-8."),
         "invalid_multipart": Code(hint="send multipart/form-data."),
         "invalid_host": Code(
             message="The Host header does not name this server.",
@@ -582,9 +580,7 @@ class AudioMissingError(ServiceError, code="audio_lost"):
     message = "The audio is missing from storage or was altered."
     hint = "synthesize it again."
     codes: ClassVar[Mapping[str, Code]] = {
-        "reference_missing": Code(
-            message="The reference recording is missing or altered.", hint="create the voice again."
-        )
+        "reference_missing": Code(message="The reference is missing or altered.", hint="create the voice again.")
     }
 
 

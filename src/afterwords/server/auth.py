@@ -280,7 +280,7 @@ class Authenticator:
         caller = await self._keys.find_caller(secret, is_cached=False)
         if caller is None:
             if self._failures:
-                self._failures.count(self._client_address(peer, forwarded))
+                self._failures.count(self.client_address(peer, forwarded))
             raise UnauthorizedError("This API key is unknown, expired or revoked.", hint="check the key.")
         if caller.scopes or caller.character_limit is not None:
             raise InsufficientScopeError(

@@ -482,7 +482,7 @@ class Store(Protocol):
 
 
 class Payments(Protocol):
-    """Stripe. Its state is always read anew, since events are lost and reordered.
+    """Stripe. Its state is always read again, since events are lost and reordered.
 
     All methods raise ServiceUnavailableError: `payments_unavailable` if there was no answer, so that the outcome is
     unknown, and `payments_failed` if the answer was an error.

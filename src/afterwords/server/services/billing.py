@@ -89,9 +89,9 @@ UNPAID: Final = {
     "invoice.payment_failed": "Your payment failed",
     "invoice.payment_action_required": "Your bank asks you to confirm a payment",
 }
-"""Events that the customer is told of, with the subject of the mail."""
+"""Events after which the customer gets a mail, with its subject."""
 ALERTS: Final = frozenset({"charge.dispute.created", "radar.early_fraud_warning.created"})
-"""Events that the operator is told of."""
+"""Events that are logged for the operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +318,7 @@ class Billing:
             "Confirm your address",
             "A plan was bought with this address, which already has an account. To get a key of that account, open:\n\n"
             f"{self._url(CONFIRM, checkout_id)}\n\n"
-            "The link works once, for an hour. If this was not you, ignore this mail: nobody gets a key without it.",
+            "The link works once, for an hour. If this was not you, ignore this mail: no key was shown.",
         )
 
     async def confirmation(self, token: str) -> CheckoutState:
@@ -441,10 +441,10 @@ class Billing:
             await self.sync(customer_id)
 
     async def reconcile(self) -> Reconciled:
-        """Look at every customer, and add those who subscribed elsewhere: repairs what lost events left.
+        """Look at every customer, and add customers that subscribed elsewhere: repairs what lost events left.
 
         Raises:
-            ServiceUnavailableError: Stripe does not answer. Nobody loses access by that.
+            ServiceUnavailableError: Stripe does not answer. That takes no access away.
         """
         changed = added = failed = 0
         known = await self._store.list_customers()
