@@ -60,6 +60,8 @@ RESPONSE_HEADERS: Final = (
     "Retry-After",
     "X-Backend",
     "X-Cache",
+    "X-Characters-Remaining",
+    "X-Characters-Used",
     "X-Job-Id",
     "X-Request-Id",
     "X-Synthesis-Time-Ms",

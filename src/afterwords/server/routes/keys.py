@@ -80,7 +80,7 @@ async def usage(request: Request) -> Response:
 
     Without a limit they are those of the account. The period is a calendar month, UTC, without a subscription.
     """
-    return json_response(await state_of(request).store.get_usage(caller_of(request)))
+    return json_response(await state_of(request).synthesis.get_usage(caller_of(request)))
 
 
 def _check_may_change(request: Request, key_id: str) -> Identity:

@@ -45,6 +45,13 @@ STREAM_WAIT_S: Final = 3600.0
 """How long a stream waits for its audio; it ends sooner if the client disconnects."""
 _WAIT: Final = re.compile(r"\s*wait\s*=\s*(\d{1,6})\s*", re.IGNORECASE)
 NOT_FOUND: Final = errors(_404="job_not_found")
+QUOTA_HEADERS: Final = {
+    f"X-Characters-{name}": {"schema": {"type": "integer"}, "description": f"{what}; absent without a limit."}
+    for name, what in (
+        ("Used", "Characters used in the billing period, with this request"),
+        ("Remaining", "Characters left in it"),
+    )
+}
 _INVALID_BODY: Final = "missing_field, invalid_json, bad_request, invalid_host"
 _INVALID_SPEECH: Final = (
     "empty_text, unspeakable_text, text_too_long, control_character, invalid_unicode, invalid_backend, "
@@ -56,8 +63,12 @@ _INVALID_SPEECH: Final = (
     "/v1/synthesize",
     status_code=202,
     responses={
-        200: {"content": audio_content(), "description": "The audio: cached, waited for, or streamed."},
-        202: {"model": JobAccepted, "description": "An accepted job."},
+        200: {
+            "content": audio_content(),
+            "description": "The audio: cached, waited for, or streamed.",
+            "headers": QUOTA_HEADERS,
+        },
+        202: {"model": JobAccepted, "description": "An accepted job.", "headers": QUOTA_HEADERS},
         **errors(
             _400=_INVALID_BODY,
             _404="voice_not_found",
@@ -106,6 +117,9 @@ async def synthesize(
         else:
             headers = _speech_headers(job.voice_id, job.backend, cache="MISS", synth_ms=-1)
             response = json_response(JobAccepted(job_id=job.job_id, status=job.status), 202, headers)
+    if result.quota:
+        response.headers["X-Characters-Used"] = str(result.quota.used)
+        response.headers["X-Characters-Remaining"] = str(result.quota.left)
     if result.left_out:
         response.headers["X-Left-Out"] = ",".join(quote(word[:40]) for word in result.left_out[:LEFT_OUT_MAX])
     return response

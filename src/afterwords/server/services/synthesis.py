@@ -5,19 +5,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from typing import Generic, TypeVar
 
-from afterwords.errors import AudioMissingError, ConflictError, NotFoundError, StorageUnavailableError
-from afterwords.models import Estimate, JobStatus, SpeechFormat, new_id
+from afterwords.errors import (
+    AfterwordsError,
+    AudioMissingError,
+    ConflictError,
+    NotFoundError,
+    QuotaExceededError,
+    StorageUnavailableError,
+)
+from afterwords.models import Estimate, JobStatus, SpeechFormat, Usage, new_id
 from afterwords.server.cache_key import cache_key, cache_path
 from afterwords.server.failpoints import reach
 from afterwords.server.metrics import Metrics
 from afterwords.server.ports import BlobReader, Blobs, Clock, Dispatcher, Listener, Store
-from afterwords.server.records import CacheEntry, Caller, Idempotency, NewJob, QueueLimits, StoredJob, StoredVoice
+from afterwords.server.records import (
+    CacheEntry,
+    Caller,
+    Idempotency,
+    NewJob,
+    QueueLimits,
+    Quota,
+    StoredJob,
+    StoredVoice,
+)
 from afterwords.server.services.audio_cache import AudioCache
 from afterwords.server.services.backend_choice import BackendCatalog
 from afterwords.server.services.job_events import JobEvents
@@ -26,6 +43,8 @@ from afterwords.server.services.voices import find_voice
 from afterwords.server.spool import MemoryReader
 from afterwords.server.tracing import current_traceparent, note, span
 from afterwords.text import check_text, expected_speech_s
+
+log = logging.getLogger("afterwords.server")
 
 T = TypeVar("T")
 
@@ -80,6 +99,7 @@ class CachedSpeech:
     entry: CacheEntry
     backend: str
     left_out: Sequence[str] = field(default=(), repr=False)
+    quota: Quota | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +110,11 @@ class AcceptedJob:
     is_new: bool
     listener: Listener | None = None
     left_out: Sequence[str] = field(default=(), repr=False)
+    quota: Quota | None = None
+
+
+async def _renew_nothing(account_id: str) -> bool:  # noqa: ARG001 - nothing can be bought
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +131,8 @@ class Synthesis:
     events: JobEvents
     audio_cache: AudioCache
     metrics: Metrics = field(default_factory=Metrics)
+    renew: Callable[[str], Awaitable[bool]] = _renew_nothing
+    """Ask for the next billing period of an account. Return whether there may be one now."""
     _streams: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
     """Jobs with an open stream, and whether another request shares the job."""
 
@@ -133,14 +160,15 @@ class Synthesis:
             try:
                 job_id = await self.store.find_repeated_job(idempotency) if idempotency else None
                 job = await self.store.get_job(job_id, account_id=caller.account_id) if job_id else None
+                quota = await self._read_quota(caller)
             except BaseException:
                 audio.close()
                 raise
             if job is None:
                 self.metrics.cache_hits.add(backend)
-                return CachedSpeech(audio, entry, backend, left_out)
+                return CachedSpeech(audio, entry, backend, left_out, quota)
             audio.close()
-            return AcceptedJob(job, is_new=False, left_out=left_out)
+            return AcceptedJob(job, is_new=False, left_out=left_out, quota=quota)
         flight_key = key
         if request.response_format is not SpeechFormat.WAV or request.webhook_url is not None:
             parts = [key, request.response_format, request.webhook_url or ""]
@@ -165,9 +193,29 @@ class Synthesis:
         )
         with span("submit", backend=backend):
             new = replace(new, traceparent=current_traceparent())
-            accepted = await self._submit_new(new, idempotency, listen=listen)
+            accepted = await self._submit_new(caller, new, idempotency, listen=listen)
             note(job_id=accepted.job.job_id, is_new=accepted.is_new)
         return replace(accepted, left_out=left_out)
+
+    async def get_usage(self, caller: Caller) -> Usage:
+        """Return the usage in the current period, after asking for it if the last one has ended."""
+        usage = await self.store.get_usage(caller)
+        return await self.store.get_usage(caller) if await self._is_renewed(caller, usage) else usage
+
+    async def _is_renewed(self, caller: Caller, usage: Usage) -> bool:
+        if usage.period_end > self.clock.now():
+            return False
+        try:
+            return await self.renew(caller.account_id)
+        except AfterwordsError as error:  # it can't be known now, and the next request asks again
+            log.warning("the next period of an account is unknown account=%s code=%s", caller.account_id, error.code)
+            return False
+
+    async def _read_quota(self, caller: Caller) -> Quota | None:
+        if caller.character_limit is None and caller.plan is None:
+            return None
+        usage = await self.store.get_usage(caller)
+        return None if usage.limit is None else Quota(usage.characters, usage.limit)
 
     async def estimate(self, caller: Caller, request: SynthesisRequest) -> Estimate:
         """Return what `submit` would take and charge; it raises the same errors, except for limits.
@@ -175,7 +223,7 @@ class Synthesis:
         Of the cache only the row is read: if its audio was lost, `submit` speaks the text again and charges it.
         """
         resolved = await self._resolve(caller, request, lambda voice, key: self.store.get_cached(voice.voice_id, key))
-        usage = await self.store.get_usage(caller)
+        usage = await self.get_usage(caller)
         characters, is_cached = len(resolved.text), resolved.cached is not None
         charged = 0 if is_cached else characters
         remaining = None if usage.limit is None else max(0, usage.limit - usage.characters)
@@ -221,10 +269,21 @@ class Synthesis:
             raise AudioMissingError(code="reference_missing")
         return ResolvedRequest(text, voice, backend, lang, key, cached, left_out)
 
-    async def _submit_new(self, new: NewJob, idempotency: Idempotency | None, *, listen: bool) -> AcceptedJob:
+    async def _submit_new(
+        self, caller: Caller, new: NewJob, idempotency: Idempotency | None, *, listen: bool
+    ) -> AcceptedJob:
         listener = self.dispatcher.listen(new.job_id) if listen else None
+        submit = partial(self.store.submit, new, limits=self.limits, idempotency=idempotency)
         try:
-            submitted = await self.store.submit(new, limits=self.limits, idempotency=idempotency)
+            try:
+                submitted = await submit()
+            except QuotaExceededError:
+                if not await self._is_renewed(caller, await self.store.get_usage(caller)):
+                    raise
+                submitted = await submit()
+            quota = submitted.quota
+            if quota is None and not submitted.is_new:  # a repeated request
+                quota = await self._read_quota(caller)
         except BaseException:
             if listener:
                 listener.close()
@@ -241,7 +300,7 @@ class Synthesis:
             listener.close()
             listener = None
         self.dispatcher.wake()
-        return AcceptedJob(submitted.job, submitted.is_new, listener)
+        return AcceptedJob(submitted.job, submitted.is_new, listener, quota=quota)
 
     async def _open_cached(self, voice: StoredVoice, key: str) -> tuple[CacheEntry, BlobReader] | None:
         """Open cached audio. A damaged file is dropped; unavailable storage counts as a cache miss."""

@@ -40,7 +40,7 @@ async def account(request: Request) -> Response:
         if request.headers.get("sec-fetch-site") == "cross-site":  # the browser withholds the cookie: open it again
             return await render(request, "reload.html")
         return await render(request, "sign_in.html", error=None)
-    usage = await state.store.get_usage(caller)
+    usage = await state.synthesis.get_usage(caller)
     keys = await _list_keys(request, caller.account_id)
     return await render(
         request,
