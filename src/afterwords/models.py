@@ -209,16 +209,24 @@ class Job(Model):
 
 
 class SpeechFormat(StrEnum):
-    """Audio formats of speech; `pcm` is raw little-endian 16-bit mono."""
+    """Audio formats of speech, all mono.
+
+    `opus` is Opus in Ogg, `webm` is Opus in WebM, `aac` is a stream of ADTS frames, `pcm` is raw little-endian 16-bit,
+    `mulaw` and `alaw` are raw G.711 at 8 kHz, for telephony.
+    """
 
     WAV = "wav"
     MP3 = "mp3"
     OPUS = "opus"
     FLAC = "flac"
     PCM = "pcm"
+    AAC = "aac"
+    WEBM = "webm"
+    MULAW = "mulaw"
+    ALAW = "alaw"
 
 
-FormatName = Literal["wav", "mp3", "opus", "flac", "pcm"]
+FormatName = Literal["wav", "mp3", "opus", "flac", "pcm", "aac", "webm", "mulaw", "alaw"]
 """The values of `SpeechFormat`, for editors and type checkers."""
 
 SPEED_MIN, SPEED_MAX = 0.25, 4.0

@@ -477,7 +477,7 @@ class TestSynthesize:
             ({"lang": "xx"}, "unsupported_lang"),
             ({"speed": 5}, "invalid_field"),
             ({"seed": -1}, "invalid_field"),
-            ({"response_format": "aac"}, "invalid_field"),
+            ({"response_format": "aiff"}, "invalid_field"),
             ({"webhook_url": "http://example.com/"}, "invalid_webhook_url"),
             ({"webhook_url": "https://127.0.0.1/"}, "invalid_webhook_url"),
         ],

@@ -9,25 +9,26 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 import numpy as np
 
+from afterwords.audio.encoding import UNTAGGED, Encoding
 from afterwords.audio.wav import Samples, pcm16, wav_header
 from afterwords.models import SpeechFormat
 
 if TYPE_CHECKING:
-    import soxr
     from av import AudioStream
 
-# container, encoder, sample format, bits per second (0: variable), supported rates in Hz (none: all)
+# container, encoder, sample format, default bits per second (0: variable or fixed)
 _LIBAV = {
-    SpeechFormat.MP3: (
-        "mp3",
-        "libmp3lame",
-        "fltp",
-        128_000,
-        (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
-    ),
-    SpeechFormat.OPUS: ("ogg", "libopus", "flt", 64_000, (8_000, 12_000, 16_000, 24_000, 48_000)),
-    SpeechFormat.FLAC: ("flac", "flac", "s16", 0, ()),
+    SpeechFormat.MP3: ("mp3", "libmp3lame", "fltp", 128_000),
+    SpeechFormat.OPUS: ("ogg", "libopus", "flt", 64_000),
+    SpeechFormat.WEBM: ("webm", "libopus", "flt", 64_000),
+    SpeechFormat.AAC: ("adts", "aac", "fltp", 96_000),
+    SpeechFormat.FLAC: ("flac", "flac", "s16", 0),
+    SpeechFormat.MULAW: ("mulaw", "pcm_mulaw", "s16", 0),
+    SpeechFormat.ALAW: ("alaw", "pcm_alaw", "s16", 0),
 }
+# Options of a container in a pipe. A Xing header would state a length of 0; the others limit how much audio is held
+# back, in µs and ms: 1 s and 5 s by default.
+_STREAMED = {"mp3": {"write_xing": "0"}, "ogg": {"page_duration": "40000"}, "webm": {"cluster_time_limit": "40"}}
 
 
 class Encoder(Protocol):
@@ -43,23 +44,23 @@ class Encoder(Protocol):
         """Release everything without another write."""
 
 
-def make_encoder(file: BinaryIO, *, format: SpeechFormat, sample_rate: int, tags: Mapping[str, str]) -> Encoder:
-    """Return an encoder for a format, with its header written.
+def make_encoder(file: BinaryIO, encoding: Encoding, *, sample_rate: int, tags: Mapping[str, str]) -> Encoder:
+    """Return an encoder, with the header written.
 
     Args:
         file: Written from its current position.
-        format: The format. An encoder that doesn't support the rate uses the next higher one.
-        sample_rate: Rate of the samples in Hz.
-        tags: Texts by the names of `wav_chunks.INFO_IDS`; pcm has no tags.
+        encoding: Its format and bit rate are used.
+        sample_rate: Rate of the samples in Hz; the format must have it.
+        tags: Texts by the names of `wav_chunks.INFO_IDS`, left out by the formats of `encoding.UNTAGGED`.
 
     Raises:
         OSError: A write failed, here or in any call of the encoder.
     """
-    if format is SpeechFormat.PCM:
+    if encoding.format is SpeechFormat.PCM:
         return PcmEncoder(file)
-    if format is SpeechFormat.WAV:
+    if encoding.format is SpeechFormat.WAV:
         return WavEncoder(file, sample_rate=sample_rate, tags=tags)
-    return LibavEncoder(file, format=format, sample_rate=sample_rate, tags=tags)
+    return LibavEncoder(file, encoding, sample_rate=sample_rate, tags=tags)
 
 
 class PcmEncoder:
@@ -101,49 +102,35 @@ class WavEncoder(PcmEncoder):
 
 
 class LibavEncoder:
-    """mp3, Ogg Opus and flac."""
+    """Every other format."""
 
-    def __init__(self, file: BinaryIO, *, format: SpeechFormat, sample_rate: int, tags: Mapping[str, str]) -> None:
+    def __init__(self, file: BinaryIO, encoding: Encoding, *, sample_rate: int, tags: Mapping[str, str]) -> None:
         import av
 
-        container, codec, self._sample_format, bit_rate, rates = _LIBAV[format]
+        container, codec, self._sample_format, bit_rate = _LIBAV[encoding.format]
         self._rate = sample_rate
-        self._resampler: soxr.ResampleStream | None = None
-        if rates and sample_rate not in rates:
-            import soxr
-
-            self._rate = min((rate for rate in rates if rate > sample_rate), default=max(rates))
-            self._resampler = soxr.ResampleStream(sample_rate, self._rate, 1, dtype="float32")
         self._sink = _SeekableSink(file) if file.seekable() else _Sink(file)
+        options = {"flush_packets": "1"}  # a listener at the end of a pipe gets every packet at once
+        if not file.seekable():
+            options |= _STREAMED.get(container, {})
+        if container == "mp3" and not tags:
+            options["id3v2_version"] = "0"
         with self._file_errors():
-            # a listener at the end of a pipe gets every packet at once
-            self._container = av.open(self._sink, "w", format=container, options={"flush_packets": "1"})
+            self._container = av.open(self._sink, "w", format=container, options=options)
             stream = self._container.add_stream(
-                codec, rate=self._rate, layout="mono", format=self._sample_format, bit_rate=bit_rate
+                codec,
+                rate=sample_rate,
+                layout="mono",
+                format=self._sample_format,
+                bit_rate=encoding.bit_rate or bit_rate,
             )
             self._stream = cast("AudioStream", stream)
-            self._container.metadata.update(tags)
+            if encoding.format not in UNTAGGED:
+                self._container.metadata.update(tags)
             self._container.start_encoding()
         self._n_frames = 0
 
     def write(self, samples: Samples) -> None:
-        self._encode(samples if self._resampler is None else self._resampler.resample_chunk(samples))
-
-    def finish(self) -> None:
-        if self._resampler is not None:
-            self._encode(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-        with self._file_errors():
-            self._container.mux(self._stream.encode(None))
-            self._container.close()
-
-    def abandon(self) -> None:
-        import av
-
-        self._sink.is_quiet = True
-        with suppress(av.FFmpegError):  # libav reports the failed write again
-            self._container.close()
-
-    def _encode(self, samples: Samples) -> None:
         import av
 
         if not len(samples):
@@ -158,6 +145,18 @@ class LibavEncoder:
         self._n_frames += len(samples)
         with self._file_errors():
             self._container.mux(self._stream.encode(frame))
+
+    def finish(self) -> None:
+        with self._file_errors():
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+
+    def abandon(self) -> None:
+        import av
+
+        self._sink.is_quiet = True
+        with suppress(av.FFmpegError):  # libav reports the failed write again
+            self._container.close()
 
     @contextmanager
     def _file_errors(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ _ENDINGS = {f".{format}": format for format in SpeechFormat} | {
     ".wave": SpeechFormat.WAV,
     ".ogg": SpeechFormat.OPUS,
     ".raw": SpeechFormat.PCM,
+    ".ulaw": SpeechFormat.MULAW,
 }
 
 

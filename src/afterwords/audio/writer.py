@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
 
 from afterwords.audio.encoders import make_encoder
+from afterwords.audio.encoding import Encoding
 from afterwords.audio.output import format_of, open_destination, parse_format, translate_write_errors
 from afterwords.audio.wav import Samples
 from afterwords.audio.wav_chunks import INFO_IDS
 from afterwords.errors import InvalidOptionError, RecordingError
 from afterwords.models import SpeechFormat
+
+if TYPE_CHECKING:
+    import soxr
 
 
 class AudioWriter:
@@ -29,9 +33,10 @@ class AudioWriter:
 
     Args:
         target: A path, or an open binary stream, which stays open.
-        format: One of `SpeechFormat`; None: by the extension of the path.
-        sample_rate: Rate of the samples in Hz. An encoder that doesn't support it uses the next higher one.
-        tags: Texts by the names of `wav_chunks.INFO_IDS`; pcm has no tags.
+        format: One of `SpeechFormat`, or an `Encoding`; None: by the extension of the path.
+        sample_rate: Rate of the samples in Hz. They are resampled to the rate of the encoding; a format that doesn't
+            have the rate uses the next higher one.
+        tags: Texts by the names of `wav_chunks.INFO_IDS`; raw formats and aac have no tags.
 
     Raises:
         InvalidInputError: The format is unknown.
@@ -46,14 +51,16 @@ class AudioWriter:
         self,
         target: Path | BinaryIO,
         *,
-        format: SpeechFormat | str | None = None,
+        format: Encoding | SpeechFormat | str | None = None,
         sample_rate: int,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        if format is None:
-            self.format = format_of(target) if isinstance(target, Path) else SpeechFormat.WAV
+        if isinstance(format, Encoding):
+            self._encoding = format
+        elif format is not None:
+            self._encoding = Encoding(parse_format(format))
         else:
-            self.format = parse_format(format)
+            self._encoding = Encoding(format_of(target) if isinstance(target, Path) else SpeechFormat.WAV)
         if not 0 < sample_rate < 2**31:
             raise InvalidOptionError.for_option("sample_rate", value=sample_rate, allowed="a positive number of Hz")
         self._tags = {}
@@ -65,6 +72,7 @@ class AudioWriter:
                 self._tags[name] = clean
         self._target = target
         self._sample_rate = sample_rate
+        self._resampler: soxr.ResampleStream | None = None
         self._n_frames = 0
 
     @property
@@ -73,12 +81,15 @@ class AudioWriter:
         return self._n_frames / self._sample_rate
 
     def __enter__(self) -> Self:
+        rate = self._encoding.rate_for(self._sample_rate)
+        if rate != self._sample_rate:
+            import soxr
+
+            self._resampler = soxr.ResampleStream(self._sample_rate, rate, 1, dtype="float32")
         self._output = open_destination(self._target)
         try:
             with translate_write_errors(self._target):
-                self._encoder = make_encoder(
-                    self._output.file, format=self.format, sample_rate=self._sample_rate, tags=self._tags
-                )
+                self._encoder = make_encoder(self._output.file, self._encoding, sample_rate=rate, tags=self._tags)
         except BaseException:
             self._output.discard()
             raise
@@ -88,10 +99,12 @@ class AudioWriter:
         """Write samples of shape (n_samples,), float32 in [-1, 1]."""
         if not np.isfinite(samples).all():
             raise RecordingError.non_finite("the audio")
+        self._n_frames += len(samples)
+        if self._resampler is not None:
+            samples = self._resampler.resample_chunk(samples)
         with translate_write_errors(self._target):
             self._encoder.write(samples)
             self._output.send()
-        self._n_frames += len(samples)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -99,6 +112,8 @@ class AudioWriter:
         try:
             if kind is None:
                 with translate_write_errors(self._target):
+                    if self._resampler is not None:
+                        self._encoder.write(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
                     self._encoder.finish()
                     self._output.commit()
         finally:  # no effect after a commit

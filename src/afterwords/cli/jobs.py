@@ -101,7 +101,9 @@ def cancel(job_id: JobId, profile: Profile = None, as_json: AsJson = False) -> N
 def download(
     job_id: JobId,
     out: OutFile = None,
-    format: Annotated[str | None, typer.Option("--format", help="wav, mp3, opus, flac or pcm.")] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="wav, mp3, opus, webm, flac, aac, pcm, mulaw or alaw.")
+    ] = None,
     timeout: Timeout = None,
     profile: Profile = None,
     as_json: AsJson = False,
@@ -138,7 +140,7 @@ def download(
     if destination.file is not None:
         length = "" if duration_s is None else f": {duration_s:.1f} s"
         output.note(f"[bold green]✓[/bold green] {output.shown(destination.file)}{length}")
-        if destination.format != "pcm":
+        if destination.is_tagged:
             output.note(f"Next: afterwords verify {output.quoted(option_value(destination.file))}")
 
 

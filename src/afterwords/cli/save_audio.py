@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from afterwords.audio.encoding import UNTAGGED
 from afterwords.cli import output
 from afterwords.errors import MalformedWavError
 from afterwords.models import SpeechFormat
@@ -23,6 +24,7 @@ _MAGIC: Final = {
     b"fLaC": SpeechFormat.FLAC,
     b"OggS": SpeechFormat.OPUS,
     b"ID3": SpeechFormat.MP3,
+    b"\x1aE\xdf\xa3": SpeechFormat.WEBM,
 }
 _FMT_BYTES: Final = 16
 
@@ -43,6 +45,11 @@ class AudioOutput:
         """The path, or None for stdout."""
         return None if self.out == "-" else self.out
 
+    @property
+    def is_tagged(self) -> bool:
+        """Whether files in the format have the mark of synthetic speech."""
+        return self.format not in UNTAGGED
+
 
 def parse_output(out: str, format: str | None) -> AudioOutput:
     """Check --out and --format before any work.
@@ -62,7 +69,7 @@ def parse_output(out: str, format: str | None) -> AudioOutput:
 
 
 def detect_format(data: bytes) -> SpeechFormat | None:
-    """Return the format of an audio file by its first bytes, or None for raw samples and some MP3 files."""
+    """Return the format of an audio file by its first bytes, or None for one without a header."""
     return next((format for magic, format in _MAGIC.items() if data.startswith(magic)), None)
 
 
@@ -82,7 +89,7 @@ def save_audio(sound: SpeechResponse, destination: AudioOutput, *, voice: str | 
         StorageFullError, FileError: The file can't be written; an existing one is kept.
     """
     format = detect_format(sound.data)
-    if format is None and destination.format in (SpeechFormat.MP3, SpeechFormat.PCM):
+    if format is None and destination.format in (SpeechFormat.MP3, *UNTAGGED):
         format = destination.format
     header = read_wav_header(sound.data) if format is SpeechFormat.WAV else None
     if format is destination.format and (format is not SpeechFormat.WAV or (header is not None and header.is_marked)):

@@ -40,7 +40,11 @@ Out = Annotated[
     typer.Option("--out", "-o", help="Audio file to write; - writes to stdout. Without it, the speech is played."),
 ]
 Format = Annotated[
-    str | None, typer.Option("--format", help="wav, mp3, opus, flac or pcm. (default: by the file extension of --out)")
+    str | None,
+    typer.Option(
+        "--format",
+        help="wav, mp3, opus, webm, flac, aac, pcm, mulaw or alaw. (default: by the file extension of --out)",
+    ),
 ]
 Speed = Annotated[float, typer.Option("--speed", help="0.25 to 4. The pitch stays the same.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Random seed: the same seed gives the same speech.")]
@@ -141,7 +145,7 @@ def _print_result(request: SayRequest, facts: dict[str, Any], detail: str, *, as
     detail = f" ({output.shown(detail)})" if detail else ""
     output.note(f"[bold green]✓[/bold green] {subject}{length}in the voice {output.shown(facts['voice'])}{detail}")
     output.note_left_out(facts["backend"] or "the server", facts["left_out"])
-    if destination and name is not None and destination.format != "pcm":
+    if destination and name is not None and destination.is_tagged:
         output.note_how_to_listen(option_value(name))
         output.note(f"Next: afterwords verify {output.quoted(option_value(name))}")
 

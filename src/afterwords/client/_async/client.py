@@ -175,7 +175,7 @@ class AsyncClient:
 
         Args:
             text: As for `say`; so are the other arguments and errors.
-            format: wav, mp3, opus, flac or pcm (16-bit little-endian mono).
+            format: wav, mp3, opus, webm, flac, aac, pcm (16-bit little-endian mono), mulaw or alaw.
         """
         kind = parse_option(SpeechFormat, format, name="format")
         fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed, format=kind)
@@ -198,7 +198,7 @@ class AsyncClient:
 
         Args:
             text: As for `say`; so are the other arguments.
-            format: wav, mp3, opus, flac or pcm, for `job.download`.
+            format: As for `stream_bytes`; the format of `job.download`.
             webhook_url: A public https address that is called when the job has ended.
             idempotency_key: Requests with the same key and content create one job. None generates a key for this call.
         """

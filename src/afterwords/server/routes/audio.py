@@ -8,18 +8,25 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final, TypeAlias, cast
+from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from afterwords.errors import InvalidRequestError
-from afterwords.models import SpeechFormat
+from afterwords.audio.encoding import Encoding
+from afterwords.errors import AfterwordsError, ConflictError, InvalidRequestError, SynthesisError
+from afterwords.models import JobStatus, SpeechFormat
+from afterwords.provenance import mark_tags
 from afterwords.server.concurrency import in_thread, while_connected
-from afterwords.server.ports import BlobReader
-from afterwords.server.routes.responses import MEDIA_TYPES, caller_of, context_of, state_of
+from afterwords.server.ports import BlobReader, Listener
+from afterwords.server.records import StoredJob
+from afterwords.server.routes.responses import caller_of, context_of, state_of
+from afterwords.server.services.synthesis import AcceptedJob, CachedSpeech
+from afterwords.server.services.voices import find_voice
 from afterwords.server.spool import MemoryReader
 
 WHOLE_MAX_BYTES: Final = 256 * 1024
@@ -30,6 +37,11 @@ STEP_BYTES: Final = 128 * 1024
 """PCM encoded per step: 2.7 s at 24 kHz."""
 _HEAD_BYTES: Final = 16 * 1024
 RANGES_MAX: Final = 16
+LEFT_OUT_MAX: Final = 20
+"""Words that X-Left-Out lists at most."""
+STREAM_WAIT_S: Final = 3600.0
+"""How long a stream waits for its audio; it ends sooner if the client disconnects."""
+Wrap: TypeAlias = Callable[[AsyncGenerator[bytes, None]], AsyncGenerator[bytes, None]]
 _RANGE: Final = re.compile(r"(\d{0,4000})-(\d{0,4000})", re.ASCII)  # int() takes 4,300 digits
 
 
@@ -74,42 +86,173 @@ class ChunkedAudioResponse(Response):
         await while_connected(receive, send_all())
 
 
-async def audio_response(
+async def speech_response(
     request: Request,
-    audio: BlobReader,
-    speech_format: SpeechFormat,
+    result: CachedSpeech | AcceptedJob,
+    encoding: Encoding,
     *,
-    voice_id: str,
-    sha256: str,
-    headers: Mapping[str, str],
+    is_tagged: bool = True,
+    wrap: Wrap | None = None,
 ) -> Response:
-    """Return a stored WAV file in a format.
+    """Return the audio of a synthesis: cached, while it is generated, or once it is ready if this process can't listen.
 
-    WAV supports ranges; other formats are encoded while they are sent, and always sent in full.
+    Cancels the job if the client disconnects.
 
     Args:
-        audio: The WAV file, closed when it was sent.
-        voice_id: The voice, under which encoded audio is cached.
-        sha256: Digest of the WAV file.
+        is_tagged: Whether audio that is sent in chunks has tags. A file that is sent at once always has.
+        wrap: Makes server-sent events of the chunks.
+    """
+    if isinstance(result, CachedSpeech):
+        entry = result.entry
+        headers = speech_headers(entry.voice_id, result.backend, cache="HIT", synth_ms=entry.synth_ms)
+        stored = StoredAudio(result.audio, entry.voice_id, entry.sha256, is_tagged, wrap)
+        response = await audio_response(request, stored, encoding, headers)
+    else:
+        response = await _follow(request, result, encoding, is_tagged, wrap)
+    add_result_headers(response, result)
+    return response
+
+
+async def _follow(
+    request: Request, accepted: AcceptedJob, encoding: Encoding, is_tagged: bool, wrap: Wrap | None
+) -> Response:
+    state, caller, job, listener = state_of(request), caller_of(request), accepted.job, accepted.listener
+
+    async def close(is_complete: bool) -> None:
+        if listener:
+            listener.close()
+        if accepted.is_new:
+            await state.synthesis.end_stream(caller, job.job_id, is_whole=is_complete)
+
+    async def start() -> Response:
+        try:
+            sample_rate = None
+            if listener:
+                sample_rate = await state.synthesis.wait_for_audio(job, listener, wait_s=STREAM_WAIT_S)
+            if sample_rate is None or listener is None:
+                final = await state.synthesis.get_job(caller, job.job_id, wait_s=STREAM_WAIT_S)
+                if final.status is JobStatus.CANCELLED:
+                    raise ConflictError(
+                        f"The job is already {final.status}, so it can't be cancelled.", code="job_final"
+                    )
+                if final.status is not JobStatus.READY:
+                    raise SynthesisError.for_backend(final.backend, why=final.error or "it took too long")
+                stored = await _open_job(request, final, is_tagged, wrap)
+                response = await audio_response(request, stored, encoding, job_headers(final))
+                await close(True)
+                return response
+            voice = await find_voice(state.store, caller, job.voice_id)
+        except BaseException as error:
+            await close(isinstance(error, AfterwordsError))
+            raise
+        tags = mark_tags(backend=job.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=job.created_at)
+        headers = {**job_headers(job), "Cache-Control": "private, no-store", "Accept-Ranges": "none"}
+        pcm = _read_stream(request, job, listener)
+        chunks = encode_stream(request, pcm, sample_rate, encoding, tags if is_tagged else {})
+        return _chunked_response(chunks, encoding, headers, wrap, close)
+
+    return await while_connected(request.receive, start())
+
+
+async def _read_stream(request: Request, job: StoredJob, listener: Listener) -> AsyncGenerator[bytes, None]:
+    """Yield the audio of a stream, and if it ends early although the job is ready, the rest of the stored audio.
+
+    The connection of a remote worker may be lost, or its audio be delivered to another server.
+    """
+    state, n_bytes = state_of(request), 0
+    try:
+        async for pcm in listener:
+            yield pcm
+            n_bytes += len(pcm)
+    except SynthesisError:
+        final = await state.synthesis.get_job(caller_of(request), job.job_id)
+        if final.status is not JobStatus.READY or final.attempt != listener.attempt:
+            raise
+        audio = await state.synthesis.open_audio(final)
+        try:
+            async for pcm in read_pcm(audio, n_bytes):
+                yield pcm
+        finally:
+            audio.close()
+
+
+def speech_headers(voice_id: str, backend: str, *, cache: str, synth_ms: int) -> dict[str, str]:
+    """Return the headers that describe a synthesis."""
+    return {
+        "X-Cache": cache,
+        "X-Voice-Id": voice_id,
+        "X-Backend": backend,
+        "X-Synthesis-Time-Ms": str(synth_ms),
+    }
+
+
+def job_headers(job: StoredJob) -> dict[str, str]:
+    """Return the headers that describe the synthesis of a job."""
+    synth_ms = -1 if job.synth_ms is None else job.synth_ms
+    return {**speech_headers(job.voice_id, job.backend, cache="MISS", synth_ms=synth_ms), "X-Job-Id": job.job_id}
+
+
+def add_result_headers(response: Response, result: CachedSpeech | AcceptedJob) -> None:
+    """Add headers with the characters of the account, and the words that the backend can't speak."""
+    if result.quota:
+        response.headers["X-Characters-Used"] = str(result.quota.used)
+        response.headers["X-Characters-Remaining"] = str(result.quota.left)
+    if result.left_out:
+        response.headers["X-Left-Out"] = ",".join(quote(word[:40]) for word in result.left_out[:LEFT_OUT_MAX])
+
+
+# -- stored audio ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAudio:
+    """A stored WAV file, its voice and digest, and how it is sent, as for `speech_response`."""
+
+    reader: BlobReader
+    voice_id: str
+    sha256: str
+    is_tagged: bool = True
+    wrap: Wrap | None = None
+
+    async def close(self, _is_complete: bool = True) -> None:
+        self.reader.close()
+
+
+async def job_audio_response(request: Request, job: StoredJob, headers: dict[str, str]) -> Response:
+    """Return the audio of a job that is ready, in its format."""
+    return await audio_response(request, await _open_job(request, job), Encoding(job.response_format), headers)
+
+
+async def _open_job(request: Request, job: StoredJob, is_tagged: bool = True, wrap: Wrap | None = None) -> StoredAudio:
+    reader = await state_of(request).synthesis.open_audio(job)
+    return StoredAudio(reader, job.voice_id, job.audio_sha256 or "", is_tagged, wrap)
+
+
+async def audio_response(
+    request: Request, audio: StoredAudio, encoding: Encoding, headers: Mapping[str, str]
+) -> Response:
+    """Return stored audio, which is closed when it was sent.
+
+    WAV as stored supports ranges; other encodings are made while they are sent, and always sent in full.
     """
     headers = {"Cache-Control": "private, no-store", **headers}
     try:
-        if speech_format is SpeechFormat.WAV:
-            tag = f'"{sha256}"'
+        if encoding == Encoding(SpeechFormat.WAV) and not audio.wrap:
+            size_bytes, tag = audio.reader.size_bytes, f'"{audio.sha256}"'
             headers |= {"Accept-Ranges": "bytes", "ETag": tag}
             is_get = request.method == "GET" and not context_of(request).is_head
             header = request.headers.get("range") if is_get else None
             part = None
             if header is not None and request.headers.get("if-range", tag) == tag:
-                part = parse_range(header, audio.size_bytes)
-            first, last = part or (0, audio.size_bytes - 1)
+                part = parse_range(header, size_bytes)
+            first, last = part or (0, size_bytes - 1)
             if part is not None:
-                headers["Content-Range"] = f"bytes {first}-{last}/{audio.size_bytes}"
-            return await _send_range(audio, first, last + 1, 200 if part is None else 206, headers, "audio/wav")
+                headers["Content-Range"] = f"bytes {first}-{last}/{size_bytes}"
+            return await _send_range(audio.reader, first, last + 1, 200 if part is None else 206, headers, "audio/wav")
         headers["Accept-Ranges"] = "none"
-        return await _encoded_response(request, audio, speech_format, voice_id, sha256, headers)
+        return await _encoded_response(request, audio, encoding, headers)
     except BaseException:
-        audio.close()
+        audio.reader.close()
         raise
 
 
@@ -127,7 +270,10 @@ async def _send_range(
         for position in range(start, end, step):
             yield await audio.read(position, min(step, end - position))
 
-    return ChunkedAudioResponse(chunks(), status, headers, media_type, close=_closing(audio), size_bytes=end - start)
+    async def close(_is_complete: bool) -> None:
+        audio.close()
+
+    return ChunkedAudioResponse(chunks(), status, headers, media_type, close=close, size_bytes=end - start)
 
 
 def parse_range(header: str, size: int) -> tuple[int, int] | None:
@@ -165,51 +311,62 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
 
 
 async def _encoded_response(
-    request: Request,
-    audio: BlobReader,
-    speech_format: SpeechFormat,
-    voice_id: str,
-    sha256: str,
-    headers: Mapping[str, str],
+    request: Request, audio: StoredAudio, encoding: Encoding, headers: Mapping[str, str]
 ) -> Response:
-    media_type = MEDIA_TYPES[speech_format]
-    cache, name = state_of(request).encoded, f"{sha256}.{speech_format}"
-    data = cache.get(voice_id, name)
-    if data is None and not context_of(request).is_head and audio.size_bytes <= ENCODE_WHOLE_MAX_BYTES:
+    if audio.wrap:
+        return _chunked_response(_encode(request, audio, encoding, _Sink()), encoding, headers, audio.wrap, audio.close)
+    cache, name = state_of(request).encoded, f"{audio.sha256}.{encoding}.{audio.is_tagged}"
+    data = cache.get(audio.voice_id, name)
+    if data is None and not context_of(request).is_head and audio.reader.size_bytes <= ENCODE_WHOLE_MAX_BYTES:
         sink = _WholeSink()
 
         async def encode_whole() -> None:
-            async for _ in _encode(request, audio, speech_format, sink):
+            async for _ in _encode(request, audio, encoding, sink):
                 pass
 
         await while_connected(request.receive, encode_whole())
         data = sink.getvalue()
-        cache.put(voice_id, name, data)
+        cache.put(audio.voice_id, name, data)
     if data is not None:
-        audio.close()
-        return await _send_range(MemoryReader(data), 0, len(data), 200, headers, media_type)
+        audio.reader.close()
+        return await _send_range(MemoryReader(data), 0, len(data), 200, headers, encoding.media_type)
 
     async def chunks() -> AsyncGenerator[bytes, None]:
-        with cache.collect(voice_id, name) as collected:
-            async with aclosing(_encode(request, audio, speech_format, _Sink())) as encoded:
+        with cache.collect(audio.voice_id, name) as collected:
+            async with aclosing(_encode(request, audio, encoding, _Sink())) as encoded:
                 async for chunk in encoded:
                     collected.add(chunk)
                     yield chunk
             collected.finish()
 
-    return ChunkedAudioResponse(chunks(), 200, headers, media_type, close=_closing(audio))
+    return _chunked_response(chunks(), encoding, headers, None, audio.close)
+
+
+def _chunked_response(
+    chunks: AsyncGenerator[bytes, None],
+    encoding: Encoding,
+    headers: Mapping[str, str],
+    wrap: Wrap | None,
+    close: Callable[[bool], Awaitable[None]],
+) -> Response:
+    if wrap:
+        return ChunkedAudioResponse(wrap(chunks), 200, headers, "text/event-stream", close=close)
+    return ChunkedAudioResponse(chunks, 200, headers, encoding.media_type, close=close)
 
 
 async def _encode(
-    request: Request, audio: BlobReader, speech_format: SpeechFormat, sink: _Sink | _WholeSink
+    request: Request, audio: StoredAudio, encoding: Encoding, sink: _Sink | _WholeSink
 ) -> AsyncGenerator[bytes, None]:
     """Encode a stored WAV file, with its tags."""
     from afterwords.audio.wav_chunks import read_info, sound_start
 
-    head = BytesIO(await audio.read(0, _HEAD_BYTES))
+    head = BytesIO(await audio.reader.read(0, _HEAD_BYTES))
     sample_rate, start = sound_start(head)
-    n_frames, is_first, pcm = (audio.size_bytes - start) // 2, True, read_pcm(audio, 0)
-    async with aclosing(encode_stream(request, pcm, sample_rate, speech_format, read_info(head), sink)) as encoded:
+    is_first, pcm = True, read_pcm(audio.reader, 0)
+    tags = read_info(head) if audio.is_tagged or isinstance(sink, _WholeSink) else {}
+    n_samples = (audio.reader.size_bytes - start) // 2
+    n_frames = int(n_samples * encoding.rate_for(sample_rate) / sample_rate + 0.5)  # as soxr rounds
+    async with aclosing(encode_stream(request, pcm, sample_rate, encoding, tags, sink)) as encoded:
         async for ready in encoded:
             if is_first and ready[:4] == b"fLaC":
                 # The encoder learns the number of samples too late. Source: RFC 9639, 8.2: the 36 bits after 28 bits of
@@ -235,7 +392,7 @@ async def encode_stream(
     request: Request,
     pcm: AsyncIterator[bytes],
     sample_rate: int,
-    speech_format: SpeechFormat,
+    encoding: Encoding,
     tags: Mapping[str, str],
     sink: _Sink | _WholeSink | None = None,
 ) -> AsyncGenerator[bytes, None]:
@@ -243,28 +400,21 @@ async def encode_stream(
     from afterwords.audio.wav import float_from_pcm16
     from afterwords.audio.writer import AudioWriter
 
-    encoding, account_id = state_of(request).encoding, caller_of(request).account_id
+    turns, account_id = state_of(request).encoding, caller_of(request).account_id
     sink = _Sink() if sink is None else sink
     file = cast("BinaryIO", sink)
-    with AudioWriter(file, format=speech_format, sample_rate=sample_rate, tags=dict(tags)) as writer:
+    with AudioWriter(file, format=encoding, sample_rate=sample_rate, tags=dict(tags)) as writer:
 
         def write(chunk: bytes) -> None:
             writer.write(float_from_pcm16(chunk))
 
         async for chunk in pcm:
-            async with encoding.slot(account_id):
+            async with turns.slot(account_id):
                 await in_thread(write, chunk)
             if ready := sink.take():
                 yield ready
     if ready := sink.take():
         yield ready
-
-
-def _closing(audio: BlobReader) -> Callable[[bool], Awaitable[None]]:
-    async def close(_is_complete: bool) -> None:
-        audio.close()
-
-    return close
 
 
 class _WholeSink(BytesIO):

@@ -11,6 +11,7 @@ from fastapi import Header, Path, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, BaseModel
 
+from afterwords.audio.encoding import MEDIA_TYPES
 from afterwords.errors import InvalidRequestError, NotFoundError
 from afterwords.models import SpeechFormat, parse_id
 from afterwords.server.app_state import ServerState
@@ -18,14 +19,6 @@ from afterwords.server.auth import Identity
 from afterwords.server.records import Caller
 from afterwords.server.routes.schemas import ErrorBody
 from afterwords.server.routing import RequestContext
-
-MEDIA_TYPES: Final = {
-    SpeechFormat.WAV: "audio/wav",
-    SpeechFormat.MP3: "audio/mpeg",
-    SpeechFormat.OPUS: "audio/ogg",
-    SpeechFormat.FLAC: "audio/flac",
-    SpeechFormat.PCM: "audio/pcm",
-}
 
 # -- requests -------------------------------------------------------------------------------------------------
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
 from typing import Annotated, Final
-from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 
-from afterwords.errors import AfterwordsError, ConflictError, SynthesisError
+from afterwords.audio.encoding import MEDIA_TYPES, Encoding
 from afterwords.models import Estimate, JobStatus, SpeechFormat
-from afterwords.provenance import mark_tags
 from afterwords.server.auth import Credential, requires
 from afterwords.server.concurrency import while_connected
-from afterwords.server.ports import Listener
 from afterwords.server.records import Scope, StoredJob
-from afterwords.server.routes.audio import ChunkedAudioResponse, audio_response, encode_stream, read_pcm
+from afterwords.server.routes.audio import (
+    add_result_headers,
+    job_audio_response,
+    job_headers,
+    speech_headers,
+    speech_response,
+)
 from afterwords.server.routes.responses import (
-    MEDIA_TYPES,
     IdempotencyKey,
     JobId,
     audio_content,
@@ -33,16 +34,11 @@ from afterwords.server.routes.responses import (
 )
 from afterwords.server.routes.schemas import JobAccepted, JobListed, JobShown, StorableText, SynthesizeBody
 from afterwords.server.services.synthesis import AcceptedJob, CachedSpeech, SynthesisRequest
-from afterwords.server.services.voices import find_voice
 from afterwords.server.webhooks import check_url
 
 router = APIRouter(tags=["speech"])
 
 WAIT_MAX_S: Final = 60
-LEFT_OUT_MAX: Final = 20
-"""Words that X-Left-Out lists at most."""
-STREAM_WAIT_S: Final = 3600.0
-"""How long a stream waits for its audio; it ends sooner if the client disconnects."""
 _WAIT: Final = re.compile(r"\s*wait\s*=\s*(\d{1,6})\s*", re.IGNORECASE)
 NOT_FOUND: Final = errors(_404="job_not_found")
 QUOTA_HEADERS: Final = {
@@ -93,35 +89,20 @@ async def synthesize(
     result = await state.synthesis.submit(caller, options, idempotency_key=idempotency_key, listen=body.stream)
     if isinstance(result, AcceptedJob):
         context_of(request).job_id = result.job.job_id
-    if isinstance(result, CachedSpeech):
-        entry = result.entry
-        response = await audio_response(
-            request,
-            result.audio,
-            options.response_format,
-            voice_id=entry.voice_id,
-            sha256=entry.sha256,
-            headers=_speech_headers(entry.voice_id, result.backend, cache="HIT", synth_ms=entry.synth_ms),
-        )
-    elif body.stream:
-        response = await _stream(request, result)
+    if body.stream or isinstance(result, CachedSpeech):
+        return await speech_response(request, result, Encoding(options.response_format))
+    job = result.job
+    waits = (_WAIT.fullmatch(preference) for preference in (prefer or "").split(","))
+    wait_s = next((min(int(match[1]), WAIT_MAX_S) for match in waits if match), 0)
+    if wait_s:
+        waiting = state.synthesis.get_job(caller, job.job_id, wait_s=wait_s)
+        job = await while_connected(request.receive, waiting)
+    if wait_s and job.status is JobStatus.READY:
+        response = await job_audio_response(request, job, job_headers(job))
     else:
-        job = result.job
-        waits = (_WAIT.fullmatch(preference) for preference in (prefer or "").split(","))
-        wait_s = next((min(int(match[1]), WAIT_MAX_S) for match in waits if match), 0)
-        if wait_s:
-            waiting = state.synthesis.get_job(caller, job.job_id, wait_s=wait_s)
-            job = await while_connected(request.receive, waiting)
-        if wait_s and job.status is JobStatus.READY:
-            response = await _job_audio(request, job, _job_headers(job))
-        else:
-            headers = _speech_headers(job.voice_id, job.backend, cache="MISS", synth_ms=-1)
-            response = json_response(JobAccepted(job_id=job.job_id, status=job.status), 202, headers)
-    if result.quota:
-        response.headers["X-Characters-Used"] = str(result.quota.used)
-        response.headers["X-Characters-Remaining"] = str(result.quota.left)
-    if result.left_out:
-        response.headers["X-Left-Out"] = ",".join(quote(word[:40]) for word in result.left_out[:LEFT_OUT_MAX])
+        headers = speech_headers(job.voice_id, job.backend, cache="MISS", synth_ms=-1)
+        response = json_response(JobAccepted(job_id=job.job_id, status=job.status), 202, headers)
+    add_result_headers(response, result)
     return response
 
 
@@ -210,7 +191,7 @@ async def job_audio(request: Request, job_id: JobId) -> Response:
         if path and (url := await state.blobs.signed_url(path)):
             headers |= {"Location": url, "ETag": f'"{job.audio_sha256}"', "Cache-Control": "private, no-store"}
             return Response(None, 307, headers, media_type=MEDIA_TYPES[SpeechFormat.WAV])
-    return await _job_audio(request, job, headers)
+    return await job_audio_response(request, job, headers)
 
 
 @router.delete(
@@ -223,94 +204,7 @@ async def cancel_job(request: Request, job_id: JobId) -> Response:
     return json_response(_job_body(request, await state_of(request).synthesis.cancel(caller_of(request), job_id)))
 
 
-# -- audio ----------------------------------------------------------------------------------------------------
-
-
-async def _stream(request: Request, accepted: AcceptedJob) -> Response:
-    """Return the audio while it is generated; or, if this process can't listen to the job, once it is ready.
-
-    Cancels the job if the client disconnects.
-    """
-    state, caller, job, listener = state_of(request), caller_of(request), accepted.job, accepted.listener
-
-    async def close(is_complete: bool) -> None:
-        if listener:
-            listener.close()
-        if accepted.is_new:
-            await state.synthesis.end_stream(caller, job.job_id, is_whole=is_complete)
-
-    async def start() -> Response:
-        try:
-            sample_rate = None
-            if listener:
-                sample_rate = await state.synthesis.wait_for_audio(job, listener, wait_s=STREAM_WAIT_S)
-            if sample_rate is None or listener is None:
-                final = await state.synthesis.get_job(caller, job.job_id, wait_s=STREAM_WAIT_S)
-                if final.status is JobStatus.CANCELLED:
-                    raise ConflictError(
-                        f"The job is already {final.status}, so it can't be cancelled.", code="job_final"
-                    )
-                if final.status is not JobStatus.READY:
-                    raise SynthesisError.for_backend(final.backend, why=final.error or "it took too long")
-                response = await _job_audio(request, final, _job_headers(final))
-                await close(True)
-                return response
-            voice = await find_voice(state.store, caller, job.voice_id)
-        except BaseException as error:
-            await close(isinstance(error, AfterwordsError))
-            raise
-        tags = mark_tags(backend=job.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=job.created_at)
-        headers = {**_job_headers(job), "Cache-Control": "private, no-store", "Accept-Ranges": "none"}
-        chunks = encode_stream(request, _read_stream(request, job, listener), sample_rate, job.response_format, tags)
-        return ChunkedAudioResponse(chunks, 200, headers, MEDIA_TYPES[job.response_format], close=close)
-
-    return await while_connected(request.receive, start())
-
-
-async def _read_stream(request: Request, job: StoredJob, listener: Listener) -> AsyncGenerator[bytes, None]:
-    """Yield the audio of a stream, and if it ends early although the job is ready, the rest of the stored audio.
-
-    The connection of a remote worker may be lost, or its audio be delivered to another server.
-    """
-    state, n_bytes = state_of(request), 0
-    try:
-        async for pcm in listener:
-            yield pcm
-            n_bytes += len(pcm)
-    except SynthesisError:
-        final = await state.synthesis.get_job(caller_of(request), job.job_id)
-        if final.status is not JobStatus.READY or final.attempt != listener.attempt:
-            raise
-        audio = await state.synthesis.open_audio(final)
-        try:
-            async for pcm in read_pcm(audio, n_bytes):
-                yield pcm
-        finally:
-            audio.close()
-
-
-async def _job_audio(request: Request, job: StoredJob, headers: dict[str, str]) -> Response:
-    audio = await state_of(request).synthesis.open_audio(job)
-    return await audio_response(
-        request, audio, job.response_format, voice_id=job.voice_id, sha256=job.audio_sha256 or "", headers=headers
-    )
-
-
 # -- headers and bodies ---------------------------------------------------------------------------------------
-
-
-def _speech_headers(voice_id: str, backend: str, *, cache: str, synth_ms: int) -> dict[str, str]:
-    return {
-        "X-Cache": cache,
-        "X-Voice-Id": voice_id,
-        "X-Backend": backend,
-        "X-Synthesis-Time-Ms": str(synth_ms),
-    }
-
-
-def _job_headers(job: StoredJob) -> dict[str, str]:
-    synth_ms = -1 if job.synth_ms is None else job.synth_ms
-    return {**_speech_headers(job.voice_id, job.backend, cache="MISS", synth_ms=synth_ms), "X-Job-Id": job.job_id}
 
 
 def _job_body(request: Request, job: StoredJob) -> JobShown:
