@@ -366,7 +366,7 @@ class Store(Protocol):
 
     async def get_checkout(self, checkout_id: str) -> StoredCheckout | None: ...
 
-    async def bind_customer(self, checkout_id: str, customer_id: str, *, email: str | None) -> StoredCustomer:
+    async def bind_customer(self, checkout_id: str, customer_id: str, *, email: str) -> StoredCustomer:
         """Make a checkout the last one of a customer, and return that customer.
 
         A new customer is stored with the address, unless another customer has it, who is returned instead.

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import pytest
 
+from afterwords.errors import ConflictError, LimitError
 from afterwords.server.records import CheckoutState
-from tests.server.billing.conftest import Shop, together, token_of
+from tests.error_codes import has_code
+from tests.server.billing.conftest import LaterClock, Shop, confirmation_in, together, token_of
 
 pytestmark = pytest.mark.anyio
+
+HOSTILE = [
+    "",
+    "ann",
+    "@example.com",
+    "ann@",
+    "a@b@example.com",
+    "ann@example.com\r\nBcc: all@example.com",
+    "ann @example.com",
+    "ann@exam\0ple.com",
+    "ann@example.com,bob@example.com",
+    '"<script>alert(1)</script>"@example.com',
+    "\u202eann@example.com",
+    f"{'a' * 250}@example.com",
+]
 
 
 async def test_paid_checkout_shows_one_key(shop: Shop) -> None:
     async with shop.browser() as browser, shop.browser() as other:
         answer = await browser.sign_up("Ann@Example.com ")
-        assert "aw_checkout=" in (cookie := answer.headers["set-cookie"])
-        assert {"HttpOnly", "SameSite=lax", "Path=/v1/checkout"} <= set(cookie.split("; "))
+        cookie = answer.headers["set-cookie"].split("; ")
+        assert {"HttpOnly", "SameSite=lax", "Path=/v1/checkout"} <= set(cookie)
         session = shop.stripe.objects[answer.json()["url"].rpartition("/")[2]]
         token = token_of(session)
         poll = await browser.get("/v1/checkout/success", params={"token": token})
@@ -31,9 +48,183 @@ async def test_paid_checkout_shows_one_key(shop: Shop) -> None:
         [minted] = [one for one in shown if one is not None]
         assert await shop.billing.success(token, browser.cookie) is CheckoutState.SHOWN
         assert await shop.status(minted.secret) == 200
-        assert minted.secret.encode() not in b"".join(
-            path.read_bytes() for path in shop.database.parent.glob("afterwords.db*")
-        )
+        files = [path.read_bytes() for path in shop.database.parent.glob("afterwords.db*")]
+        assert minted.secret.encode() not in b"".join(files)
+        assert cookie[0].partition("=")[2].encode() not in b"".join(files)
         assert shop.stripe.count("customer", email="ann@example.com") == 1
         again = await browser.sign_up("ann@example.com")
         assert again.json()["url"].endswith("/v1/checkout/already-subscribed")
+
+
+async def test_poll_alone_finds_the_payment(shop: Shop) -> None:
+    async with shop.browser() as browser:
+        session = await shop.session(browser, "poll@example.com")
+        shop.stripe.pay(session["id"])
+        shop.drop_events()
+        assert await shop.billing.success(token_of(session), browser.cookie) is CheckoutState.READY
+
+
+async def test_same_browser_gets_its_session_back(shop: Shop) -> None:
+    async with shop.browser() as browser:
+        first = await shop.session(browser, "same@example.com")
+        assert await shop.session(browser, "Same@example.com") is first
+        clicks = await together(*(browser.sign_up("same@example.com") for _ in range(3)))
+        assert {answer.json()["url"] for answer in clicks} == {first["url"]}
+    assert shop.stripe.count("checkout.session", customer=first["customer"]) == 1
+
+
+@pytest.mark.parametrize("is_at_once", [False, True])
+async def test_two_browsers_have_one_open_session(shop: Shop, is_at_once: bool) -> None:
+    email = f"two{is_at_once}@example.com".lower()
+    async with shop.browser() as one, shop.browser() as two:
+        if is_at_once:
+            answers = await together(one.sign_up(email), two.sign_up(email))
+            assert {answer.status_code for answer in answers} <= {200, 409}
+        else:
+            old = await shop.session(one, email)
+            await shop.session(two, email)
+            assert shop.stripe.objects[old["id"]]["status"] == "expired"
+            back = await shop.session(one, email)  # with another idempotency key, or Stripe would repeat the old one
+            assert back["id"] != old["id"]
+    [customer] = shop.stripe.find("customer", email=email)
+    assert shop.stripe.count("checkout.session", customer=customer["id"], status="open") == 1
+
+
+async def test_session_paid_in_another_tab_is_the_only_one(shop: Shop) -> None:
+    async with shop.browser() as one, shop.browser() as two:
+        session = await shop.session(one, "tabs@example.com")
+        shop.stripe.pay(session["id"])  # its events are late
+        answer = await two.sign_up("tabs@example.com")
+    assert answer.json()["url"].endswith("/v1/checkout/already-subscribed")
+
+
+@pytest.mark.parametrize("email", HOSTILE)
+async def test_hostile_address_is_refused_and_not_shown(shop: Shop, email: str) -> None:
+    before = len(shop.stripe.requests)
+    async with shop.browser() as browser:
+        json = await browser.post("/v1/checkout", json={"email": email})
+        form = await browser.post("/v1/checkout", data={"email": email})
+    for answer in (json, form):
+        assert answer.status_code in (400, 422), answer.text
+        assert not email or email not in answer.text
+    assert len(shop.stripe.requests) == before
+
+
+async def test_form_is_redirected_to_the_page_of_stripe(shop: Shop) -> None:
+    async with shop.browser() as browser:
+        answer = await browser.post("/v1/checkout", data={"email": "form+tag@example.com"})
+    assert (answer.status_code, "aw_checkout=" in answer.headers["set-cookie"]) == (303, True)
+    assert shop.stripe.objects[answer.headers["location"].rpartition("/")[2]]["status"] == "open"
+
+
+async def test_clients_are_limited_by_address(shop: Shop) -> None:
+    async with shop.browser("10.0.0.2") as busy, shop.browser("10.0.0.3") as other:
+        statuses = [(await busy.sign_up("busy@example.com")).status_code for _ in range(12)]
+        assert statuses == [200] * 10 + [429] * 2
+        assert (await other.sign_up("other@example.com")).status_code == 200
+
+
+async def test_unknown_plan_and_forged_token_are_refused(shop: Shop) -> None:
+    async with shop.browser() as browser:
+        refused = await browser.sign_up("plan@example.com", plan="free")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "plan")
+        token = token_of(await shop.session(browser, "plan@example.com"))
+        for forged in ("", "x", token[:-1], f"{token[:-1]}é", token.replace("-", "0", 1), token + "0"):
+            assert await shop.billing.success(forged, browser.cookie) is CheckoutState.EXPIRED
+        assert await shop.billing.confirmation(token) is CheckoutState.EXPIRED  # of another purpose
+
+
+async def test_former_customer_confirms_the_address(shop: Shop) -> None:
+    old_key = await shop.buy_key("former@example.com")
+    [customer] = shop.stripe.find("customer", email="former@example.com")
+    [subscription] = shop.stripe.find("subscription", customer=customer["id"])
+    shop.stripe.cancel(subscription["id"])
+    assert set(await shop.deliver()) == {200}
+    assert await shop.status(old_key) == 402
+    async with shop.browser() as browser:
+        token = await shop.buy(browser, "former@example.com")
+        assert await shop.status(old_key) == 200  # by itself
+        assert await shop.billing.success(token, browser.cookie) is CheckoutState.NEEDS_CONFIRMATION
+        assert await shop.billing.show_key(token, browser.cookie) is None
+        for _ in range(3):
+            await shop.billing.send_confirmation(token, browser.cookie)
+        with pytest.raises(LimitError):
+            await shop.billing.send_confirmation(token, browser.cookie)
+    mail = shop.outbox.mails[-1]
+    assert mail[0] == "former@example.com"
+    link = confirmation_in(mail)
+    assert await shop.billing.confirmation(link) is CheckoutState.NEEDS_CONFIRMATION
+    assert await shop.billing.confirm(token) is None
+    minted = [one for one in await together(*(shop.billing.confirm(link) for _ in range(3))) if one]
+    assert len(minted) == 1
+    assert await shop.billing.confirmation(link) is CheckoutState.SHOWN
+    assert await shop.status(minted[0].secret) == 200
+    assert minted[0].key.account_id == await account_of(shop, "former@example.com")
+    with pytest.raises(ConflictError):
+        await shop.billing.send_confirmation(token, browser.cookie)
+
+
+async def account_of(shop: Shop, email: str) -> str | None:
+    found = await shop.state.store.find_customer(email=email)
+    return found.account_id if found else None
+
+
+async def test_signed_in_account_needs_no_confirmation(shop: Shop) -> None:
+    own = (await shop.state.keys.create()).key
+    async with shop.browser() as browser:
+        browser.cookies.set("aw_checkout", "b" * 43)
+        begin = shop.billing.begin_checkout
+        url = await begin("signed-in@example.com", None, "b" * 43, account_id=own.account_id)
+        session = shop.stripe.pay(url.rpartition("/")[2])
+        assert await shop.billing.success(token_of(session), "b" * 43) is CheckoutState.READY
+        assert await account_of(shop, "signed-in@example.com") == own.account_id
+        url = await begin("elsewhere@example.com", None, "b" * 43, account_id=own.account_id)
+        assert url.endswith("/already-subscribed")  # the customer of the account counts, not the address
+        another = (await shop.state.keys.create()).key.account_id
+        with pytest.raises(ConflictError, check=has_code("email_in_use")):
+            await begin("signed-in@example.com", None, "b" * 43, account_id=another)
+
+
+async def test_deleted_customer_is_forgotten_and_may_come_back(shop: Shop) -> None:
+    key = await shop.buy_key("deleted@example.com")
+    [customer] = shop.stripe.find("customer", email="deleted@example.com")
+    shop.stripe.delete_customer(customer["id"])
+    async with shop.browser() as browser:
+        token = await shop.buy(browser, "deleted@example.com")  # the event of the deletion comes with the others
+        assert await shop.billing.success(token, browser.cookie) is CheckoutState.READY  # an account of its own
+        minted = await shop.billing.show_key(token, browser.cookie)
+    assert minted is not None
+    assert (await shop.status(key), await shop.status(minted.secret)) == (402, 200)
+    gone = await shop.state.store.find_customer(customer_id=customer["id"])
+    assert gone is not None
+    assert (gone.email, gone.status) == (None, "canceled")
+
+
+async def test_address_is_unknown_after_it_moved(shop: Shop) -> None:
+    await shop.buy_key("old@example.com")
+    [customer] = shop.stripe.find("customer", email="old@example.com")
+    shop.stripe.update_customer(customer["id"], {"email": "New@example.com"})
+    assert set(await shop.deliver()) == {200}
+    assert await account_of(shop, "new@example.com") is not None
+    async with shop.browser() as browser:
+        token = await shop.buy(browser, "old@example.com")
+        assert await shop.billing.success(token, browser.cookie) is CheckoutState.READY
+    assert await account_of(shop, "old@example.com") != await account_of(shop, "new@example.com")
+
+
+async def test_customer_of_another_product_is_used(shop: Shop) -> None:
+    customer = shop.stripe.create_customer({"email": "elsewhere@example.com"})
+    shop.stripe.subscribe(customer["id"], "price_other")
+    async with shop.browser() as browser:
+        session = await shop.session(browser, "elsewhere@example.com")
+        assert session["customer"] == customer["id"]
+        assert set(await shop.deliver()) == {200}  # events of the other product change nothing
+        assert await shop.billing.success(token_of(session), browser.cookie) is CheckoutState.WAITING
+
+
+async def test_pages_end_an_hour_after_the_payment(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with shop.browser() as browser:
+        token = await shop.buy(browser, "late@example.com")
+        monkeypatch.setattr(shop.billing, "_clock", LaterClock(3600))
+        assert await shop.billing.success(token, browser.cookie) is CheckoutState.EXPIRED
+        assert await shop.billing.show_key(token, browser.cookie) is None

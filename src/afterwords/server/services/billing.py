@@ -6,6 +6,7 @@ change nothing.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Sequence
@@ -14,13 +15,13 @@ from datetime import timedelta
 from hashlib import sha256
 from hmac import compare_digest
 from typing import Final
+from weakref import WeakValueDictionary
 
 from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
 from afterwords.errors import (
-    AfterwordsError,
     ConflictError,
     InvalidRequestError,
     LimitError,
@@ -134,6 +135,8 @@ class Billing:
         self._metrics = metrics or Metrics()
         self._on_cancelled = on_cancelled
         self._prices = {plan.price_id: name for name, plan in settings.all_plans.items() if plan.price_id}
+        self._looks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Customers that are being looked at: one look at a time spares Stripe; the version decides."""
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._checkout_limit = RateLimitItemPerMinute(max(1, CHECKOUTS_PER_MINUTE // settings.processes))
         self._mail_limit = RateLimitItemPerHour(MAILS_PER_HOUR)
@@ -356,7 +359,7 @@ class Billing:
             try:
                 await self.sync(customer_id)
             except ServiceUnavailableError as error:  # the page waits, and asks again
-                log.warning("a checkout waits, because Stripe can't be read code=%s", error.code)
+                log.warning("a customer is shown as before, because Stripe can't be read code=%s", error.code)
 
     async def _mint(self, checkout_id: str, *, is_confirmed: bool = False) -> MintedKey | None:
         secret, new = _new_key()
@@ -370,15 +373,22 @@ class Billing:
     async def sync(self, customer_id: str, *, event_id: str | None = None) -> StoredCustomer | None:
         """Store what Stripe says of a customer now: the one function that changes access. None: unknown customer.
 
-        A look that another one overtook is repeated, so that a slow answer never replaces a newer one.
+        A look that one of another server overtook is repeated, so that a slow answer never replaces a newer one.
+
+        Args:
+            event_id: The event that is the reason; nothing is done if it is known.
 
         Raises:
             ServiceUnavailableError: Stripe does not answer. Nothing is changed.
         """
+        async with self._looks.setdefault(customer_id, asyncio.Lock()):
+            return await self._look(customer_id, event_id)
+
+    async def _look(self, customer_id: str, event_id: str | None) -> StoredCustomer | None:
         for _ in range(LOOKS_MAX):
             customer = await self._store.find_customer(customer_id=customer_id)
-            if customer is None:
-                return None
+            if customer is None or (event_id and await self._store.has_event(event_id)):
+                return customer
             state = await self.payments.read_customer(customer_id)
             reach("customer-read")
             chosen = self._choose(state.subscriptions)
@@ -427,13 +437,12 @@ class Billing:
             except ServiceUnavailableError:  # it is in the log; Stripe can send mail of its own
                 self._metrics.housekeeping_failures.add("mail")
 
-    async def renew(self, account_id: str) -> None:
-        """Look at the customer of an account whose period has ended; a failure is only logged."""
-        try:
-            if customer := await self._store.find_customer(account_id=account_id):
-                await self._look_again(customer.customer_id)
-        except AfterwordsError as error:
-            log.warning("an account could not be renewed account=%s code=%s", account_id, error.code)
+    async def renew(self, account_id: str) -> bool:
+        """Look at the customer of an account whose period has ended. Return whether there is one."""
+        customer = await self._store.find_customer(account_id=account_id)
+        if customer is not None:
+            await self._look_again(customer.customer_id)
+        return customer is not None
 
     async def renew_due(self) -> None:
         """Look at the customers whose period has ended."""

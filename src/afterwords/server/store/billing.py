@@ -110,12 +110,12 @@ def get_checkout(connection: Connection, checkout_id: str) -> StoredCheckout | N
     return StoredCheckout(*row) if row else None
 
 
-def bind_customer(connection: Connection, checkout_id: str, customer_id: str, *, email: str | None) -> StoredCustomer:
+def bind_customer(connection: Connection, checkout_id: str, customer_id: str, *, email: str) -> StoredCustomer:
     known = update(customers).where(customers.c.customer_id == customer_id).values(checkout_id=checkout_id)
     row = connection.execute(known.returning(*_CUSTOMER)).first()
     if row is None:
         _BIND(connection, {"customer_id": customer_id, "email": email, "checkout_id": checkout_id})
-        row = connection.execute(select(*_CUSTOMER).where(customers.c.checkout_id == checkout_id)).one()
+        row = connection.execute(select(*_CUSTOMER).where(customers.c.email == email)).one()
     customer = StoredCustomer(*row)
     of_checkout = checkouts.c.checkout_id == checkout_id
     connection.execute(update(checkouts).where(of_checkout).values(customer_id=customer.customer_id))
@@ -127,7 +127,11 @@ def save_session(connection: Connection, checkout_id: str, session_id: str | Non
     if session_id is None:
         changed = changed.values(tries=checkouts.c.tries + 1)
     connection.execute(changed)
-    is_last = select(customers.c.customer_id).where(customers.c.checkout_id == checkout_id)
+    is_last = select(checkouts.c.checkout_id).where(
+        checkouts.c.checkout_id == checkout_id,
+        customers.c.customer_id == checkouts.c.customer_id,
+        customers.c.checkout_id == checkout_id,
+    )
     return connection.execute(is_last).first() is not None
 
 

@@ -470,7 +470,7 @@ class SqlStore:
     async def get_checkout(self, checkout_id: str) -> StoredCheckout | None:
         return await self.database.read(billing.get_checkout, checkout_id)
 
-    async def bind_customer(self, checkout_id: str, customer_id: str, *, email: str | None) -> StoredCustomer:
+    async def bind_customer(self, checkout_id: str, customer_id: str, *, email: str) -> StoredCustomer:
         return await self.database.write(billing.bind_customer, checkout_id, customer_id, email=email)
 
     async def save_session(self, checkout_id: str, session_id: str | None) -> bool:

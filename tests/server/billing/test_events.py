@@ -1,0 +1,267 @@
+"""Events of Stripe: whatever arrives, the state is Stripe's; and what the customer and the operator hear of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from itertools import permutations
+from typing import Any
+
+import pytest
+
+from afterwords.server.app_state import open_billing
+from afterwords.server.clock import SystemClock
+from afterwords.server.records import CheckoutState
+from tests.server.billing.conftest import Object, Shop, token_of
+
+pytestmark = pytest.mark.anyio
+
+ORDERS = list(permutations(range(4)))
+
+
+async def subscription_of(shop: Shop, email: str) -> Object:
+    [customer] = shop.stripe.find("customer", email=email)
+    return shop.stripe.find("subscription", customer=customer["id"])[-1]
+
+
+async def events_of_a_month(shop: Shop, email: str) -> tuple[str, list[Object]]:
+    """Buy, fail to pay, pay, and cancel at the end of the period. Return the key and the events, which were lost."""
+    key = await shop.buy_key(email)
+    subscription = await subscription_of(shop, email)
+    shop.stripe.fail_next_invoice(subscription["id"], status="unpaid")
+    shop.stripe.pay_open_invoice(subscription["id"])
+    shop.stripe.update_subscription(subscription["id"], {"cancel_at_period_end": True})
+    return key, shop.drop_events()
+
+
+async def test_any_order_and_duplicates_end_in_the_state_of_stripe(shop: Shop) -> None:
+    key, events = await events_of_a_month(shop, "order@example.com")
+    before = await shop.state.store.find_customer(email="order@example.com")
+    assert before is not None
+    account = (before.account_id, before.subscription_id)
+    n_keys = len(await shop.state.keys.list(account_id=before.account_id))
+    chosen = [event for event in events if event["type"] != "invoice.created"][:4]
+    for order in ORDERS:
+        for place in order:
+            event = {**chosen[place], "id": f"{chosen[place]['id']}_{order}"}  # otherwise only the first is handled
+            assert await shop.deliver(event) == [200]
+    reads = len(shop.stripe.requests)
+    assert set(await shop.deliver(*(events * 5))) == {200}
+    looks = [one for one in shop.stripe.requests[reads:] if one.route == "GET /v1/subscriptions"]
+    assert len(looks) == len({event["id"] for event in events if event["type"] in LOOKED_AT})
+    after = await shop.state.store.find_customer(email="order@example.com")
+    assert after is not None
+    assert (after.account_id, after.subscription_id, after.status, after.is_ending) == (*account, "active", True)
+    assert len(await shop.state.keys.list(account_id=after.account_id)) == n_keys
+    assert await shop.status(key) == 200
+
+
+LOOKED_AT = {
+    "customer.subscription.updated",
+    "invoice.paid",
+    "invoice.payment_failed",
+}
+
+
+async def test_five_duplicates_at_once_make_one_account(shop: Shop) -> None:
+    async with shop.browser() as browser:
+        session = await shop.session(browser, "dup@example.com")
+        shop.stripe.pay(session["id"])
+        events = shop.drop_events()
+        answers = await asyncio.gather(*(shop.deliver(event) for event in events for _ in range(5)))
+        assert {status for statuses in answers for status in statuses} == {200}
+        assert await shop.billing.success(token_of(session), browser.cookie) is CheckoutState.READY
+    owned = {one.account_id for one in await shop.state.store.list_accounts()}
+    customer = await shop.state.store.find_customer(email="dup@example.com")
+    assert customer is not None
+    assert customer.account_id in owned
+
+
+async def test_unpaid_suspends_and_paying_restores_the_key(shop: Shop) -> None:
+    key = await shop.buy_key("unpaid@example.com")
+    subscription = await subscription_of(shop, "unpaid@example.com")
+    for status, answer in (
+        ("past_due", 200),
+        ("unpaid", 402),
+        ("active", 200),
+        ("paused", 402),
+        ("trialing", 200),
+        ("incomplete_expired", 402),
+        ("active", 200),
+    ):
+        shop.stripe.change_status(subscription["id"], status)
+        assert set(await shop.deliver()) == {200}
+        assert await shop.status(key) == answer, status
+    shop.stripe.cancel(subscription["id"])
+    shop.stripe.subscribe(subscription["customer"], "price_hobby")  # and the late event of the first
+    assert set(await shop.deliver()) == {200}
+    assert await shop.status(key) == 200
+
+
+async def test_lost_events_are_reconciled(shop: Shop) -> None:
+    async with shop.browser() as browser:
+        session = await shop.session(browser, "lost@example.com")
+        key = await shop.buy_key("lost-too@example.com")
+        shop.stripe.pay(session["id"])
+        shop.stripe.change_status((await subscription_of(shop, "lost-too@example.com"))["id"], "unpaid")
+        outside = shop.stripe.create_customer({"email": "dashboard@example.com"})
+        shop.stripe.subscribe(outside["id"], "price_hobby")
+        assert shop.drop_events()
+
+        done = await shop.billing.reconcile()
+
+        assert (done.changed, done.added, done.failed) == (2, 1, 0)
+        assert await shop.billing.success(token_of(session), browser.cookie) is CheckoutState.READY
+    assert await shop.status(key) == 402
+    added = await shop.state.store.find_customer(email="dashboard@example.com")
+    assert added is not None
+    assert added.account_id is not None
+    assert await shop.status((await shop.billing.reissue("Dashboard@example.com")).secret) == 200
+    with shop.stripe.outage(), pytest.raises(Exception, match="Stripe"):
+        await shop.billing.reconcile()
+    assert await shop.status(key) == 402  # as before
+
+
+async def test_slow_look_does_not_replace_a_later_one(shop: Shop) -> None:
+    key = await shop.buy_key("slow@example.com")
+    subscription = await subscription_of(shop, "slow@example.com")
+    other = open_billing(shop.state.settings, shop.state.store, SystemClock(), b"of another server")
+    assert other is not None
+    slow = shop.stripe.delay("GET /v1/subscriptions")
+    first = asyncio.create_task(other.sync(subscription["customer"]))
+    await asyncio.to_thread(slow.reached.wait, 60)
+    shop.stripe.change_status(subscription["id"], "unpaid")
+    assert set(await shop.deliver()) == {200}
+    slow.released.set()
+    synced = await first
+    assert synced is not None
+    assert synced.status == "unpaid"
+    assert await shop.status(key) == 402
+    await other.payments.close()
+
+
+async def test_renewal_moves_the_period(shop: Shop) -> None:
+    await shop.buy_key("renewed@example.com")
+    subscription = await subscription_of(shop, "renewed@example.com")
+    customer = await shop.billing.sync(subscription["customer"])
+    assert customer is not None
+    assert customer.account_id is not None
+    before = await period_of(shop, customer.account_id)
+    shop.stripe.advance_period(subscription["id"])
+    shop.stripe.webhooks.api_version = "2024-06-20"  # an event has the period elsewhere
+    try:
+        assert set(await shop.deliver()) == {200}
+    finally:
+        shop.stripe.webhooks.api_version = "2026-10-28.endive"
+    after = await period_of(shop, customer.account_id)
+    assert before[1] == after[0] < after[1]
+
+
+async def period_of(shop: Shop, account_id: str) -> tuple[Any, Any]:
+    minted = await shop.state.keys.create(account_id=account_id)
+    async with shop.browser() as client:
+        usage = (await client.get("/v1/usage", headers={"Authorization": f"Bearer {minted.secret}"})).json()
+    return usage["period_start"], usage["period_end"]
+
+
+async def test_customer_hears_of_failed_payments(shop: Shop) -> None:
+    await shop.buy_key("failed@example.com")
+    subscription = await subscription_of(shop, "failed@example.com")
+    shop.outbox.mails.clear()
+    shop.stripe.fail_next_invoice(subscription["id"])
+    events = shop.drop_events()
+    assert set(await shop.deliver(*(events * 2))) == {200}
+    [(to, subject, text)] = shop.outbox.mails
+    assert (to, "payment failed" in subject, "/v1/account" in text) == ("failed@example.com", True, True)
+    shop.outbox.fails = True
+    try:
+        shop.stripe.fail_next_invoice(subscription["id"])
+        assert set(await shop.deliver()) == {200}  # mail that fails is not repeated with the event
+    finally:
+        shop.outbox.fails = False
+
+
+async def test_operator_hears_of_disputes(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    await shop.buy_key("dispute@example.com")
+    dispute = shop.stripe.dispute((await subscription_of(shop, "dispute@example.com"))["id"])
+    caplog.set_level(logging.WARNING, "afterwords.server")
+    assert set(await shop.deliver(*(shop.drop_events() * 2))) == {200}
+    [line] = [record.getMessage() for record in caplog.records]
+    assert dispute["id"] in line
+    assert dispute["charge"] in line
+    assert "@" not in line
+    assert sum(shop.state.metrics.payment_alerts.sums.values()) == 1
+
+
+async def test_events_that_are_not_ours_are_taken(shop: Shop) -> None:
+    foreign = shop.stripe.create_customer({"email": "foreign@example.com"})
+    shop.stripe.subscribe(foreign["id"], "price_other")
+    shop.stripe.emit("product.created", {"id": "prod_x", "object": "product"})
+    shop.stripe.emit("customer.subscription.updated", {"id": "sub_x", "object": "subscription", "customer": None})
+    requests = len(shop.stripe.requests)
+    assert set(await shop.deliver()) == {200}
+    assert len(shop.stripe.requests) == requests
+    assert await shop.state.store.find_customer(customer_id=foreign["id"]) is None
+
+
+async def test_invalid_events_are_refused(shop: Shop) -> None:
+    event = shop.stripe.emit("product.created", {"id": "prod_y", "object": "product"})
+    shop.drop_events()
+    good, headers = shop.stripe.webhooks.request(event)
+    signature = headers["Stripe-Signature"]
+    bodies = [b"null", b"[]", b'"x"', b"1", b"{}", b"[" * 100_000, b'{"id": NaN}', b"\xff", b"", b'{"object":"event"}']
+    bodies.append(json.dumps({"object": "v2.core.event", "id": "evt_1", "type": "v1.billing.x"}).encode())
+    bodies.append(json.dumps({"object": "event", "id": "evt_1", "type": "x", "data": None}).encode())
+    for body in bodies:
+        assert await send(shop, body, sign(shop, body)) == 400, body[:40]
+    for changed in (good[:-1], good + b" ", good.replace(b"product", b"customer")):
+        assert await send(shop, changed, signature) == 400
+    now = int(time.time())
+    for bad in (
+        "",
+        "x",
+        "t=1",
+        "t=,v1=",
+        f"t={now},v0=1",
+        "t=é,v1=é",
+        f"t={'9' * 5000},v1=1",
+        signature.replace("t=", "t=1"),
+    ):
+        assert await send(shop, good, bad) == 400, bad[:40]
+    for at in (now - 400, now + 86_400):
+        assert await send(shop, good, shop.stripe.webhooks.request(event, at=at)[1]["Stripe-Signature"]) == 400
+    shop.stripe.webhooks.secrets.insert(0, "whsec_the-next-one")  # while it is rolled, either fits
+    try:
+        body, headers = shop.stripe.webhooks.request({**event, "id": "evt_rolled"})
+    finally:
+        del shop.stripe.webhooks.secrets[0]
+    assert await send(shop, body, headers["Stripe-Signature"]) == 200
+
+
+async def test_large_events_are_taken_and_huge_ones_not(shop: Shop) -> None:
+    for size, status in ((400_000, 200), (600_000, 413)):
+        event = {
+            "id": f"evt_{size}",
+            "type": "product.updated",
+            "object": "event",
+            "data": {"object": {"x": "y" * size}},
+        }
+        body = json.dumps(event).encode()
+        assert await send(shop, body, sign(shop, body)) == status
+
+
+def sign(shop: Shop, body: bytes) -> str:
+    from stripe import WebhookSignature
+
+    stamp = int(time.time())
+    signed = WebhookSignature._compute_signature
+    text = body.decode(errors="replace")
+    return f"t={stamp},v1={signed(f'{stamp}.{text}', shop.stripe.webhooks.secrets[0])}"
+
+
+async def send(shop: Shop, body: bytes, signature: str) -> int:
+    async with shop.browser() as sender:
+        headers = {"Stripe-Signature": signature.encode("utf-8")}
+        return (await sender.post("/v1/webhooks/stripe", content=body, headers=headers)).status_code  # type: ignore[arg-type]

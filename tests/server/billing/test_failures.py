@@ -1,0 +1,140 @@
+"""Stripe down, answers lost, and kills between payment and page: nothing half-made, and at most one key."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+
+from afterwords.server import failpoints
+from afterwords.server.records import CheckoutState
+from tests.server.billing.conftest import Shop, token_of
+
+pytestmark = pytest.mark.anyio
+
+CREATED = ("customer", "checkout.session")
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: nothing after it runs."""
+
+
+def counts(shop: Shop) -> list[int]:
+    return [shop.stripe.count(kind) for kind in CREATED]
+
+
+@pytest.mark.parametrize("status", [500, 503, 429, 0])
+async def test_stripe_down_is_503_and_leaves_nothing(shop: Shop, status: int) -> None:
+    before = counts(shop)
+    async with shop.browser() as browser:
+        with shop.stripe.outage(status):
+            answer = await browser.sign_up(f"down{status}@example.com")
+        assert answer.status_code == 503, answer.text
+        assert answer.headers["retry-after"]
+        code = answer.json()["error"]["code"]
+        assert code == ("payments_failed" if status else "payments_unavailable")
+        assert counts(shop) == before
+        await shop.session(browser, f"down{status}@example.com")
+    assert counts(shop) == [before[0] + 1, before[1] + 1]
+
+
+@pytest.mark.parametrize("route", ["POST /v1/customers", "POST /v1/checkout/sessions"])
+@pytest.mark.parametrize("status", [500, 0])
+async def test_lost_answer_makes_no_second_object(shop: Shop, route: str, status: int) -> None:
+    before = counts(shop)
+    email = f"lost{status}{route[-3:]}@example.com"
+    shop.stripe.fail(route, status, times=3, performs=True)  # as often as the package tries
+    async with shop.browser() as browser:
+        browser.cookies.set("aw_checkout", "c" * 43)
+        assert (await browser.sign_up(email)).status_code == 503
+        await shop.session(browser, email)
+    assert counts(shop) == [before[0] + 1, before[1] + 1]
+
+
+async def test_event_is_repeated_after_stripe_was_down(shop: Shop) -> None:
+    async with shop.browser() as browser:
+        session = await shop.session(browser, "repeat@example.com")
+        shop.stripe.pay(session["id"])
+        events = shop.drop_events()
+        completed = [event for event in events if event["type"] == "checkout.session.completed"]
+        with shop.stripe.outage():
+            assert await shop.deliver(*completed) == [503]
+            assert await shop.billing.success(token_of(session), browser.cookie) is CheckoutState.WAITING
+        assert await shop.deliver(*completed) == [200]
+        assert await shop.billing.success(token_of(session), browser.cookie) is CheckoutState.READY
+
+
+@pytest.mark.parametrize("place", failpoints.IN_BILLING)
+async def test_kill_leaves_one_customer_session_and_key(
+    shop: Shop, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kill once at a place, then do everything again, as browser, Stripe and operator would."""
+    email, before = f"{place}@example.com", counts(shop)
+    killed: list[str] = []
+
+    def kill(reached: str) -> None:
+        if reached == place and not killed:
+            killed.append(place)
+            raise KilledError
+
+    monkeypatch.setattr("afterwords.server.services.billing.reach", kill)
+    async with shop.browser() as browser:
+        browser.cookies.set("aw_checkout", "k" * 43)
+        session = None
+        for _ in range(2):
+            with suppress(KilledError):
+                url = await shop.billing.begin_checkout(email, None, "k" * 43)
+                session = shop.stripe.objects[url.rpartition("/")[2]]
+        assert session is not None
+        shop.stripe.pay(session["id"])
+        events = shop.drop_events()
+        for _ in range(2):
+            with suppress(KilledError, BaseExceptionGroup):
+                await shop.deliver(*events)
+        shown = []
+        for _ in range(2):
+            with suppress(KilledError):
+                shown.append(await shop.billing.show_key(token_of(session), "k" * 43))
+    assert killed == [place]
+    assert counts(shop) == [before[0] + 1, before[1] + 1]
+    customer = await shop.state.store.find_customer(email=email)
+    assert customer is not None
+    [key] = await shop.state.keys.list(account_id=customer.account_id)
+    assert len([one for one in shown if one]) == (0 if place == "checkout-key-stored" else 1)
+    again = await shop.billing.reissue(email)  # a page that was lost
+    keys = {one.key_id: one for one in await shop.state.keys.list(account_id=customer.account_id)}
+    assert (keys[key.key_id].revoked_at is not None, keys[again.key.key_id].revoked_at) == (True, None)
+
+
+async def test_reissue_replaces_only_the_key_of_its_checkout(shop: Shop) -> None:
+    key = await shop.buy_key("reissue@example.com")
+    customer = await shop.state.store.find_customer(email="reissue@example.com")
+    assert customer is not None
+    own = await shop.state.keys.create(account_id=customer.account_id)
+    [bought] = [
+        one for one in await shop.state.keys.list(account_id=customer.account_id) if key.startswith(one.prefix or "-")
+    ]
+    rotated = await shop.state.keys.rotate(bought.key_id, account_id=None, overlap_s=3600)
+    first = await shop.billing.reissue("reissue@example.com")
+    second = await shop.billing.reissue(customer.customer_id)
+    statuses = [await shop.status(one) for one in (key, rotated.secret, first.secret, second.secret, own.secret)]
+    assert statuses == [401, 401, 401, 200, 200]
+
+
+async def test_closing_cancels_and_separates_the_customer(shop: Shop) -> None:
+    await shop.buy_key("close@example.com")
+    customer = await shop.state.store.find_customer(email="close@example.com")
+    assert customer is not None
+    assert customer.account_id is not None
+    with shop.stripe.outage(), pytest.raises(Exception, match="Stripe"):
+        await shop.billing.cancel(customer.account_id)
+    assert (await shop.billing.customer(customer.account_id)) is not None
+    await shop.billing.cancel(customer.account_id)
+    assert shop.stripe.find("subscription", customer=customer.customer_id)[0]["status"] == "canceled"
+    assert set(await shop.deliver()) == {200}
+    async with shop.browser() as browser:  # a new subscription is that of a new account
+        token = await shop.buy(browser, "close@example.com")
+        minted = await shop.billing.show_key(token, browser.cookie)
+    assert minted is not None
+    assert minted.key.account_id != customer.account_id
+    assert shop.stripe.count("customer", email="close@example.com") == 1
