@@ -184,6 +184,38 @@ def test_public_name_requires_strong_secrets(names: dict[str, str], is_public: b
     load_settings(**names, admin_secret=STRONG, callback_secret=STRONG).check_is_safe()
 
 
+SELLS = {
+    "stripe_secret_key": "sk_test_x",
+    "stripe_webhook_secret": "whsec_x",
+    "stripe_price_id": "price_x",
+    "smtp_url": "smtps://me:hunter2@mail.example",
+    "mail_from": "voice@voice.example",
+}
+
+
+@pytest.mark.parametrize("missing", ["stripe_webhook_secret", "stripe_price_id", "mail_from"])
+def test_selling_plans_needs_complete_settings(missing: str) -> None:
+    load_settings(**SELLS).check_is_safe()
+    with pytest.raises(ServerSetupError, match=f"AFTERWORDS_{missing.upper()} is not set"):
+        load_settings(**(SELLS | {missing: None})).check_is_safe()
+
+
+@pytest.mark.parametrize("kind", ["sk", "rk"])
+@pytest.mark.parametrize("url", [None, "http://voice.example", "https://localhost", "https://127.0.0.1:7860"])
+def test_live_key_needs_a_public_https_url(kind: str, url: str | None) -> None:
+    live = SELLS | {"stripe_secret_key": f"{kind}_live_hunter2"}
+    with pytest.raises(ServerSetupError, match="live", check=has_code("insecure_server")) as caught:
+        load_settings(**live, public_url=url).check_is_safe()
+    assert "hunter2" not in caught.value.message
+    load_settings(**live, public_url="https://voice.example").check_is_safe()
+
+
+@pytest.mark.parametrize("url", ["mail.example", "https://mail.example", "smtp://"])
+def test_mail_server_is_a_url_of_smtp(url: str) -> None:
+    with pytest.raises(InvalidOptionError, match=r"smtp_url is .*, but must be smtps:// or smtp://"):
+        load_settings(smtp_url=url)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.5.5.5", "::1", "localhost"])
 def test_loopback_needs_no_secret(host: str) -> None:
     load_settings(host=host).check_is_safe()

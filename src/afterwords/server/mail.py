@@ -8,7 +8,7 @@ import ssl
 import sys
 from email.message import EmailMessage
 from email.policy import SMTP
-from email.utils import formatdate, make_msgid
+from email.utils import formatdate, make_msgid, parseaddr
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
@@ -38,9 +38,9 @@ class SmtpMailer:
     async def send(self, to: str, *, subject: str, text: str) -> None:
         """Send a mail."""
         try:
-            message = EmailMessage(policy=SMTP)
+            message, domain = EmailMessage(policy=SMTP), parseaddr(self._sender)[1].rpartition("@")[2]
             message["From"], message["To"], message["Subject"] = self._sender, to, subject
-            message["Date"], message["Message-ID"] = formatdate(), make_msgid(domain=self._sender.rpartition("@")[2])
+            message["Date"], message["Message-ID"] = formatdate(), make_msgid(domain=domain)
             message["Auto-Submitted"] = "auto-generated"
             message.set_content(text)
             await in_thread(self._send, message)

@@ -230,6 +230,15 @@ class Settings(BaseSettings):
             raise ValueError("an http(s):// address without query and fragment")
         return value.rstrip("/")
 
+    @field_validator("smtp_url")
+    @classmethod
+    def _is_a_mail_server(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parts = urlsplit(value.get_secret_value())
+            if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
+                raise ValueError("smtps:// or smtp://, followed by USER:PASSWORD@HOST:PORT")
+        return value
+
     @field_validator("trusted_proxies")
     @classmethod
     def _are_networks(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -113,10 +113,6 @@ class AcceptedJob:
     quota: Quota | None = None
 
 
-async def _renew_nothing(account_id: str) -> bool:  # noqa: ARG001 - nothing can be bought
-    return False
-
-
 @dataclass(frozen=True, slots=True)
 class Synthesis:
     """The use cases of clients."""
@@ -131,8 +127,8 @@ class Synthesis:
     events: JobEvents
     audio_cache: AudioCache
     metrics: Metrics = field(default_factory=Metrics)
-    renew: Callable[[str], Awaitable[bool]] = _renew_nothing
-    """Ask for the next billing period of an account. Return whether there may be one now."""
+    renew: Callable[[str], Awaitable[bool]] | None = None
+    """Ask for the next billing period of an account. Return whether there may be one now. None: nothing is sold."""
     _streams: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
     """Jobs with an open stream, and whether another request shares the job."""
 
@@ -203,7 +199,7 @@ class Synthesis:
         return await self.store.get_usage(caller) if await self._is_renewed(caller, usage) else usage
 
     async def _is_renewed(self, caller: Caller, usage: Usage) -> bool:
-        if usage.period_end > self.clock.now():
+        if self.renew is None or usage.period_end > self.clock.now():
             return False
         try:
             return await self.renew(caller.account_id)
