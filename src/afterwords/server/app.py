@@ -23,7 +23,7 @@ from afterwords.server.routes.reference import page_response, render_page
 from afterwords.server.routes.responses import COMMON, FORBIDDEN, SUSPENDED
 from afterwords.server.routing import ApiRoute, Lifetime, unrouted_response
 from afterwords.server.settings import Settings, load_settings
-from afterwords.server.web import account
+from afterwords.server.web import account, checkout
 
 DESCRIPTION: Final = "Register a voice once and speak with it from anywhere."
 SCHEMES: Final = {
@@ -143,7 +143,7 @@ def _add_routes(to: APIRouter, lifetime: Lifetime) -> type[ApiRoute]:
         pass
 
     ServerRoute.lifetime = lifetime
-    for part in (speech, health, voices, keys, billing, workers, metrics, account):
+    for part in (speech, health, voices, keys, billing, checkout, workers, metrics, account):
         for route in part.router.routes:
             assert isinstance(route, APIRoute)
             required: Requirements = route.endpoint.requirements  # type: ignore[attr-defined]

@@ -35,11 +35,14 @@ async def test_paid_checkout_shows_one_key(shop: Shop) -> None:
         session = shop.stripe.objects[answer.json()["url"].rpartition("/")[2]]
         token = token_of(session)
         poll = await browser.get("/v1/checkout/success", params={"token": token})
-        assert (poll.json(), poll.headers["referrer-policy"]) == ({"ready": False}, "no-referrer")
+        assert (poll.json(), poll.headers["referrer-policy"]) == ({"ready": False, "state": "waiting"}, "no-referrer")
         shop.stripe.pay(session["id"])
         assert set(await shop.deliver()) == {200}
         for _ in range(3):  # polling uses nothing up
-            assert (await browser.get("/v1/checkout/success", params={"token": token})).json() == {"ready": True}
+            assert (await browser.get("/v1/checkout/success", params={"token": token})).json() == {
+                "ready": True,
+                "state": "ready",
+            }
         assert await shop.billing.success(token, other.cookie) is CheckoutState.WRONG_BROWSER
         assert await shop.billing.show_key(token, other.cookie) is None
 

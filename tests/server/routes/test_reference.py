@@ -4,106 +4,24 @@ from __future__ import annotations
 
 import html
 import itertools
-import json
-import os
 import re
 import shlex
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final, Literal
 
 import httpx
 import pytest
 from fastapi import Cookie, FastAPI
+from playwright.sync_api import Browser, ViewportSize
 
 from afterwords.server import create_app, load_settings, router
 from afterwords.server.settings import Settings
-from tests.e2e.served import wait_until
 from tests.server.test_embedding import RunningApp, common
 
-BROWSER: Final = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PHONE, DESKTOP = (360, 800), (1440, 900)
-FAULTS: Final = {"Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Network.loadingFailed"}
-
-
-class Browser:
-    """Headless Chromium, which takes commands of the DevTools Protocol from a pipe.
-
-    Attributes:
-        events: What happened, in the order of its arrival.
-    """
-
-    def __init__(self, profile: Path) -> None:
-        assert BROWSER is not None
-        commands, self._commands = os.pipe()
-        self._answers, answers = os.pipe()
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
-        self._process = subprocess.Popen(
-            ["/bin/bash", "-c", f'exec "$@" 3<&{commands} 4>&{answers}', "-", BROWSER, *flags, "about:blank"],
-            pass_fds=(commands, answers),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(commands)
-        os.close(answers)
-        self._read = os.fdopen(self._answers, "rb")
-        self._rest = b""
-        self._session: str | None = None
-        self._number = 0
-        self.events: list[dict[str, Any]] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Network", "Runtime", "Log"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send a command, and return its result."""
-        self._number += 1
-        command = {"id": self._number, "method": method, "params": parameters}
-        if self._session:
-            command["sessionId"] = self._session
-        os.write(self._commands, json.dumps(command).encode() + b"\0")
-        while (message := self._receive()).get("id") != self._number:
-            self.events.append(message)
-        assert "error" not in message, message
-        result: dict[str, Any] = message["result"]
-        return result
-
-    def open(self, url: str, size: tuple[int, int], *, is_dark: bool = False) -> None:
-        """Open a page in a window of a size in pixels, and wait until it is loaded."""
-        self.events.clear()
-        width, height = size
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=url)
-        while all(event.get("method") != "Page.loadEventFired" for event in self.events):
-            self.events.append(self._receive())
-
-    def evaluate(self, expression: str) -> Any:
-        """Return the value of a JavaScript expression."""
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
-
-    def close(self) -> None:
-        """Close the browser, and wait for its exit."""
-        self._session = None
-        self.call("Browser.close")
-        self._process.wait(30)
-        os.close(self._commands)
-        self._read.close()
-
-    def _receive(self) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            piece = self._read.read1(1 << 20)
-            assert piece, "the browser has exited"
-            self._rest += piece
-        message, _, self._rest = self._rest.partition(b"\0")
-        parsed: dict[str, Any] = json.loads(message)
-        return parsed
+PHONE: Final[ViewportSize] = {"width": 360, "height": 800}
+DESKTOP: Final[ViewportSize] = {"width": 1440, "height": 900}
+SCHEMES: Final[tuple[Literal["light", "dark"], ...]] = ("light", "dark")
 
 
 def fetch(url: str, method: str = "GET", *, if_none_match: str = "") -> httpx.Response:
@@ -125,15 +43,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
 @pytest.fixture(scope="module")
 def page(running: RunningApp) -> str:
     return fetch(f"{running.url}/docs").text
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    if BROWSER is None:
-        pytest.skip("Chromium is not installed")
-    browser = Browser(tmp_path / "profile")
-    yield browser
-    browser.close()
 
 
 def test_page_describes_every_operation_and_schema(page: str) -> None:
@@ -194,16 +103,18 @@ def test_routes_of_the_application_are_escaped(settings: Settings) -> None:
 
 
 def test_page_works_in_a_browser(running: RunningApp, browser: Browser) -> None:
-    url = f"{running.url}/docs"
-    for size, is_dark in itertools.product((PHONE, DESKTOP), (False, True)):
-        browser.open(url, size, is_dark=is_dark)
-        assert [event for event in browser.events if event["method"] in FAULTS] == []
-        requests = [event["params"] for event in browser.events if event["method"] == "Network.requestWillBeSent"]
-        assert [request["request"]["url"] for request in requests] == [url]
-        assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off"
-        background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert background == ("rgb(20, 23, 27)" if is_dark else "rgb(255, 255, 255)")
-    assert browser.evaluate("getComputedStyle(document.querySelector('nav')).position") == "sticky"
-    browser.evaluate("document.querySelector('nav li a').click()")
-    heading = "document.querySelector(':target h3')?.textContent"
-    assert wait_until(lambda: browser.evaluate(heading), what="the jump") == "POST /v1/synthesize"
+    url, events = f"{running.url}/docs", list[str]()
+    for size, scheme in itertools.product((PHONE, DESKTOP), SCHEMES):
+        with browser.new_context(viewport=size, color_scheme=scheme) as context:
+            page = context.new_page()
+            page.on("console", lambda message: events.append(message.text))
+            page.on("request", lambda request: events.append(request.url))
+            page.goto(url)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off"
+            background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert background == ("rgb(20, 23, 27)" if scheme == "dark" else "rgb(255, 255, 255)")
+            if size == DESKTOP:
+                assert page.evaluate("getComputedStyle(document.querySelector('nav')).position") == "sticky"
+            page.locator("nav li a").first.click()
+            assert page.locator(":target h3").inner_text() == "POST /v1/synthesize"
+    assert events == [url] * 4

@@ -15,7 +15,8 @@ from fastapi import FastAPI
 
 from afterwords.server import create_app, load_settings, router
 from afterwords.server.services.signing import read_session_token, session_token
-from tests.server.test_embedding import UNKNOWN_ID, RunningApp, common
+from tests.e2e.served import register
+from tests.server.test_embedding import UNKNOWN_ID, WAV, RunningApp, common
 
 HOSTILE: Final = "<script>alert(1)</script> & \"'>{{ 7 * 7 }}"
 
@@ -29,7 +30,14 @@ class Person:
         self.running = running
         self.key: str = self.created["api_key"]
         limits = httpx.Limits(max_keepalive_connections=0)  # no connection stays open
-        self.browser = httpx.Client(base_url=running.url, limits=limits, timeout=60, trust_env=False, verify=False)
+        self.browser = httpx.Client(
+            base_url=running.url,
+            headers={"Accept": "text/html"},
+            limits=limits,
+            timeout=60,
+            trust_env=False,
+            verify=False,
+        )
 
     def page(self, path: str = "/v1/account") -> str:
         return self.browser.get(path).text
@@ -82,9 +90,13 @@ def test_signing_in_sets_a_cookie_for_the_account_page_only(running: RunningApp)
 
 
 def test_signed_in_browser_sees_usage_and_keys(ann: Person) -> None:
+    with ann.running.client(ann.key) as user:
+        user.post("/v1/synthesize", json={"voice_id": register(user, wav=WAV), "text": "Twenty-one characters"})
     page = ann.page()
     assert "<h1>Account</h1>" in page
     assert "first" in page
+    assert "<strong>21</strong>" in page
+    assert re.search(r"<title>\d+ \w+ \d+: 21 characters</title>", page)
     assert f"<code>{ann.key[:8]}…</code>" in page
     assert ann.key not in page
     assert page.count("<rect ") in range(28, 32)
@@ -261,7 +273,7 @@ def test_every_page_keeps_other_sites_out(ann: Person) -> None:
         ann.browser.get("/v1/account"),
         ann.send("/v1/account/create-key", token="wrong"),
         ann.browser.get("/v1/account/create-key"),
-        ann.browser.post("/v1/account/sign-out", content=bytes(9000)),
+        ann.browser.post("/v1/account/sign-out", content=bytes(20_000)),
         ann.send("/v1/account/create-key", label="new", synthesize="on"),
     ]
     assert [response.status_code for response in responses] == [200, 400, 405, 413, 200]

@@ -1,22 +1,20 @@
-"""Routes of selling plans: a checkout begins, its page polls, and Stripe sends events."""
+"""Selling plans: the start of a checkout, which pages in `web/` share, and the route for events of Stripe."""
 
 from __future__ import annotations
 
 import re
 import secrets
 from dataclasses import dataclass, field
-from typing import Annotated, Final
+from typing import Final
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Query, Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
 
 from afterwords.errors import NotFoundError
 from afterwords.server.auth import Credential, requires
-from afterwords.server.records import CheckoutState
 from afterwords.server.routes.responses import context_of, errors, json_response, state_of
-from afterwords.server.routes.schemas import CheckoutBody, CheckoutReady, CheckoutStarted, EventReceived
-from afterwords.server.routing import FORM, parse_body
+from afterwords.server.routes.schemas import EventReceived
 from afterwords.server.services.billing import Billing
 
 router = APIRouter(tags=["billing"])
@@ -87,54 +85,6 @@ async def start_checkout(
     )
     browser = browser_of(request) or secrets.token_urlsafe(32)
     return Started(await billing.begin_checkout(email, plan, browser, account_id=account_id), browser)
-
-
-@router.post(
-    "/v1/checkout",
-    responses={
-        200: {"model": CheckoutStarted},
-        303: {"description": "The same URL, for a form."},
-        **errors(
-            _400="missing_field, invalid_json, invalid_multipart, invalid_host",
-            _404="billing_disabled",
-            _408="request_timeout",
-            _409="checkout_replaced, email_in_use",
-            _413="request_too_large",
-            _422="invalid_field, invalid_unicode",
-            _429="rate_limited",
-        ),
-        **PAYMENTS,
-    },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {kind: {"schema": CheckoutBody.model_json_schema()} for kind in ("application/json", FORM)},
-        }
-    },
-)
-@requires(Credential.PUBLIC, max_body_bytes=16 * 1024)
-async def checkout(request: Request) -> Response:
-    """Begin to buy a plan, and return the page on which it is paid.
-
-    The cookie that is set lets this browser alone see the key later. With the same cookie, address and plan, the same
-    checkout is returned for 30 minutes.
-    """
-    body = parse_body(CheckoutBody, await request.body(), request)
-    started = await start_checkout(request, body.email, body.plan)
-    if request.headers.get("content-type", "").startswith(FORM):
-        return started.answer(RedirectResponse(started.url, 303, headers=PRIVATE), request)
-    return started.answer(json_response(CheckoutStarted(url=started.url)), request)
-
-
-@router.get("/v1/checkout/success", responses={200: {"model": CheckoutReady}, **DISABLED, **PAYMENTS})
-@requires(Credential.PUBLIC)
-async def success(
-    request: Request, token: Annotated[str, Query(max_length=200, description="From the URL of the page.")] = ""
-) -> Response:
-    """Return whether the page of a checkout can show its key. This uses nothing up, and may be polled."""
-    billing, context_of(request).is_routine = billing_of(request), True
-    state = await billing.success(token, browser_of(request))
-    return json_response(CheckoutReady(ready=state is CheckoutState.READY), headers=PRIVATE)
 
 
 @router.post(

@@ -17,7 +17,7 @@ from afterwords.models import (
     UtcTime,
     VoiceStatus,
 )
-from afterwords.server.records import Scope
+from afterwords.server.records import CheckoutState, Scope
 
 
 def _without_nul(value: str) -> str:
@@ -191,6 +191,7 @@ class CheckoutReady(ResponseBody):
     """The state of a checkout."""
 
     ready: bool = Field(description="Whether its page can show the key to the browser that began it.")
+    state: CheckoutState = Field(description="What the page shows.")
 
 
 class EventReceived(ResponseBody):

@@ -1,1 +1,1 @@
-"""Pages for people, rendered on the server: the account page. They work without scripts."""
+"""Pages for people, rendered on the server: the account, and buying a plan. They work without scripts."""

@@ -14,6 +14,7 @@ from afterwords.errors import ConflictError, InvalidRequestError, NotFoundError,
 from afterwords.models import ApiKey, Usage, parse_id
 from afterwords.server.auth import Credential
 from afterwords.server.records import Scope
+from afterwords.server.routes.billing import billing_of, start_checkout
 from afterwords.server.routes.responses import base_url, caller_of, context_of, state_of
 from afterwords.server.routes.schemas import NewKeyBody
 from afterwords.server.web.pages import format_date, page, read_form, redirect, render, set_session
@@ -41,11 +42,13 @@ async def account(request: Request) -> Response:
             return await render(request, "reload.html")
         return await render(request, "sign_in.html", error=None)
     usage = await state.synthesis.get_usage(caller)
+    customer = await state.billing.customer(caller.account_id) if state.billing is not None else None
     keys = await _list_keys(request, caller.account_id)
     return await render(
         request,
         "account.html",
         me=caller,
+        customer=customer,
         usage=usage,
         first_day=usage.period_start,
         last_day=usage.period_end - INSTANT,
@@ -81,6 +84,24 @@ async def sign_out(request: Request) -> Response:
     response = redirect("../account")
     set_session(request, response, "")
     return response
+
+
+@router.post("/v1/account/portal")
+@page(Credential.SESSION)
+async def portal(request: Request) -> Response:
+    """Open Stripe's billing portal. Its URL opens for anyone, for some minutes: it is neither stored nor logged."""
+    await read_form(request)
+    return redirect(await billing_of(request).portal(caller_of(request).account_id))
+
+
+@router.post("/v1/account/subscribe")
+@page(Credential.SESSION)
+async def subscribe(request: Request) -> Response:
+    """Begin a checkout for the account."""
+    form = await read_form(request)
+    account_id = caller_of(request).account_id
+    started = await start_checkout(request, form.get("email", ""), form.get("plan"), account_id=account_id)
+    return started.answer(redirect(started.url), request)
 
 
 @router.post("/v1/account/create-key")

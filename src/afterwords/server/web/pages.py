@@ -21,12 +21,17 @@ from afterwords.server.auth import SESSION_COOKIE, SESSION_S, Credential, requir
 from afterwords.server.concurrency import in_thread
 from afterwords.server.routes.reference import BASE_STYLE
 from afterwords.server.routes.responses import context_of, state_of
+from afterwords.server.routing import error_response
 from afterwords.server.services.signing import form_token
+from afterwords.server.settings import Plan
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-FORM_MAX_BYTES: Final = 8 * 1024
+FORM_MAX_BYTES: Final = 16 * 1024
+STRIPE_PAGES: Final = ("https://checkout.stripe.com", "https://billing.stripe.com")
+PAGE: Final[dict[str, Any]] = {"description": "The page.", "content": {"text/html": {"schema": {"type": "string"}}}}
+"""Documents a response that is a page."""
 FOLDER: Final = Path(__file__).parent
 
 P = ParamSpec("P")
@@ -43,10 +48,11 @@ async def render(request: Request, template: str, *, status: int = 200, **values
     values["root"] = "../" * context_of(request).route.rpartition("/v1/")[2].count("/")
     values["session"] = session = request.cookies.get(SESSION_COOKIE, "")
     values["token"] = form_token(state_of(request).authenticator.secret, session)
+    values["plans_for_sale"] = plans_for_sale(request)
     page = await in_thread(lambda: _environment().get_template(template).render(nonce=nonce, style=_style(), **values))
     policy = (
         f"default-src 'none'; style-src 'sha256-{_style_digest()}'; script-src 'nonce-{nonce}'; img-src data:; "
-        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        f"connect-src 'self'; form-action {_form_targets(request)}; base-uri 'none'; frame-ancestors 'none'"
     )
     headers = {
         "Cache-Control": "no-store",
@@ -58,9 +64,11 @@ async def render(request: Request, template: str, *, status: int = 200, **values
 
 
 async def error_page(request: Request, error: AfterwordsError) -> Response:
-    """Return the page for an error."""
-    hint = error.hint[:1].upper() + error.hint[1:]
-    response = await render(request, "message.html", status=error.http_status, title=error.message, text=hint)
+    """Return an error as a page, or as JSON for a program."""
+    if not accepts_page(request):
+        return error_response(error, context_of(request).request_id)
+    values = {"title": error.message, "text": error.hint}
+    response = await render(request, "message.html", status=error.http_status, **values)
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     response.headers.update(error.headers)
@@ -98,25 +106,58 @@ async def read_form(request: Request) -> dict[str, str]:
         InvalidRequestError: A page of another site sent it, or it belongs to another session.
     """
     form = dict(parse_qsl((await request.body()).decode("utf-8", "replace"), keep_blank_values=True))
-    if session := request.cookies.get(SESSION_COOKIE):
-        expected = form_token(state_of(request).authenticator.secret, session)
-        is_ours = hmac.compare_digest(form.get("token", "").encode(), expected.encode())
-    else:
-        is_ours = is_same_origin(request)
-    if not is_ours:
-        raise InvalidRequestError(
-            "The form was not sent by a page of this session.", hint="reload the page, and try again."
-        )
+    session = request.cookies.get(SESSION_COOKIE)
+    if session is None:
+        check_origin(request)
+        return form
+    expected = form_token(state_of(request).authenticator.secret, session)
+    if not hmac.compare_digest(form.get("token", "").encode(), expected.encode()):
+        raise _foreign_form()
     return form
 
 
-def is_same_origin(request: Request) -> bool:
-    """Return whether the browser says that one of our pages, or no page, sent a request."""
+def check_origin(request: Request) -> None:
+    """Refuse a form of another site, as far as the browser names the sender.
+
+    Raises:
+        InvalidRequestError: A page of another site sent it.
+    """
     if site := request.headers.get("sec-fetch-site"):
-        return site in ("same-origin", "none")
-    origin = request.headers.get("origin", "null")  # null: our pages send no referrer, so browsers hide their origin
-    public = urlsplit(state_of(request).settings.base_url).netloc
-    return origin == "null" or urlsplit(origin).netloc in (request.headers.get("host"), public)
+        is_ours = site in ("same-origin", "none")
+    else:  # over http, an older browser: our pages send no referrer, so that it sends the origin null
+        origin = request.headers.get("origin", "null")
+        public = urlsplit(state_of(request).settings.base_url).netloc
+        is_ours = origin == "null" or urlsplit(origin).netloc in (request.headers.get("host"), public)
+    if not is_ours:
+        raise _foreign_form()
+
+
+def _foreign_form() -> InvalidRequestError:
+    return InvalidRequestError(
+        "The form was not sent by a page of this session.", hint="reload the page, and try again."
+    )
+
+
+def accepts_page(request: Request) -> bool:
+    """Return whether a browser opens a page, and not a program that expects JSON."""
+    return "text/html" in request.headers.get("accept", "")
+
+
+def plans_for_sale(request: Request) -> dict[str, Plan]:
+    """Return the plans that can be bought here."""
+    state = state_of(request)
+    plans = state.settings.all_plans if state.billing is not None else {}
+    return {name: plan for name, plan in plans.items() if plan.price_id}
+
+
+def _form_targets(request: Request) -> str:
+    """Return the origins that a form may lead to, as Chromium also checks where its response redirects to."""
+    state = state_of(request)
+    if state.billing is None:
+        return "'self'"
+    api = urlsplit(state.settings.stripe_api_url)
+    pages = STRIPE_PAGES if api.hostname == "api.stripe.com" else (f"{api.scheme}://{api.netloc}",)
+    return " ".join(("'self'", *pages))
 
 
 @cache
@@ -142,6 +183,7 @@ def _environment() -> Environment:
     )
     environment.filters["number"] = lambda number: f"{number:,}"
     environment.filters["date"] = format_date
+    environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     return environment
 
 
