@@ -7,6 +7,7 @@ import pytest
 from afterwords.server.ports import Store
 from tests.contracts.store_attempts import AttemptContract
 from tests.contracts.store_audit import AuditContract
+from tests.contracts.store_billing import BillingContract
 from tests.contracts.store_jobs import JobContract
 from tests.contracts.store_keys import KeyContract
 from tests.contracts.store_preparations import PreparationContract
@@ -17,7 +18,14 @@ from tests.contracts.store_world import ManualClock, World
 
 @pytest.mark.anyio
 class StoreContract(
-    KeyContract, AuditContract, VoiceContract, PreparationContract, JobContract, AttemptContract, WebhookContract
+    KeyContract,
+    AuditContract,
+    VoiceContract,
+    PreparationContract,
+    JobContract,
+    AttemptContract,
+    WebhookContract,
+    BillingContract,
 ):
     """All tests of stores. `store` is open and empty, and uses the fixture `clock`."""
 

@@ -56,12 +56,18 @@ async def mail_server(
 
     def authenticate(_server: SMTP, _session: Any, _envelope: Any, _mechanism: str, given: Any) -> AuthResult:
         is_known = isinstance(given, LoginPassword) and given.password == PASSWORD.encode()
-        return AuthResult(success=is_known)
+        return AuthResult(success=is_known, handled=False)
 
     def serve() -> SMTP:
         options: dict[str, Any] = {"tls_context": tls, "require_starttls": True} if is_starttls else {}
         return SMTP(
-            inbox, authenticator=authenticate, auth_required=True, auth_require_tls=is_starttls, loop=loop, **options
+            inbox,
+            authenticator=authenticate,
+            auth_required=True,
+            auth_require_tls=is_starttls,
+            auth_exclude_mechanism=["LOGIN"],
+            loop=loop,
+            **options,
         )
 
     loop = asyncio.get_running_loop()

@@ -295,6 +295,7 @@ class Account:
         debit: str | None = None,
     ) -> Object:
         """Start a subscription, whose first invoice is paid, and return it."""
+        self.customer(customer_id)
         now = self.now()
         anchor = now + trial_days * DAY_S if trial_days else now
         period_end = anchor if trial_days else month_after(anchor, 1)
@@ -321,7 +322,6 @@ class Account:
 
     def create_subscription(self, params: Params) -> Object:
         """Subscribe a customer without a page, as in the Dashboard."""
-        self.customer(params["customer"])
         prices = [item["price"] for item in params["items"]]
         for place, price_id in enumerate(prices):
             self.get(price_id, "price", param=f"items[{place}][price]", status=400)

@@ -50,7 +50,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def store(migrated: Path, folder: Path, clock: ManualClock) -> AsyncIterator[Store]:
     disk.make_folder(folder)
     shutil.copy(migrated, folder)
-    store: Store = SqlStore(f"sqlite:///{NAME}", clock=clock, folder=folder, plans=PLANS)
+    store: Store = SqlStore(f"sqlite:///{NAME}", clock=clock, folder=folder, plans=PLANS, has_meter=True)
     await store.open()
     yield store
     await store.close()

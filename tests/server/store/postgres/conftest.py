@@ -48,7 +48,7 @@ def shared_url(postgres: PostgresServer) -> str:
 async def store(postgres: PostgresServer, shared_url: str, clock: ManualClock, tmp_path: Path) -> AsyncIterator[Store]:
     names = ", ".join(name for name in metadata.tables if name != "server")
     postgres.execute(f"TRUNCATE {names} CASCADE", shared_url.rpartition("/")[2])
-    store = SqlStore(shared_url, clock=clock, folder=tmp_path, plans=PLANS)
+    store = SqlStore(shared_url, clock=clock, folder=tmp_path, plans=PLANS, has_meter=True)
     await store.open()
     yield store
     await store.close()
