@@ -14,8 +14,9 @@ It is written from Stripe's documentation and the declarations of the package `s
 - What happens to them: `pay`, `settle`, `subscribe`, `advance_period`, `fail_next_invoice`, `pay_open_invoice`,
   `change_status`, `cancel`, `delete_customer`, `dispute`, `warn_of_fraud`, `refund`, and `advance` for Stripe's clock.
 - Webhooks: `webhooks.hold()` keeps events back, `webhooks.deliver(order, times)` sends them in any order, `release()`
-  sends the rest. Failed ones are repeated until the endpoint takes them. `webhooks.request(event)` signs one for tests
-  that send it themselves; `webhooks.secrets` and `webhooks.api_version` are the endpoint's.
+  sends the rest. Failed ones are repeated until the endpoint takes them. A test that sends events itself gets them by
+  `webhooks.take()`, and signs each with `webhooks.request(event)`. `webhooks.secrets` and `webhooks.api_version` are
+  the endpoint's.
 - Requests: `requests` logs them. `fail(route, status)` answers with an error, `fail(route, performs=True)` performs a
   request and cuts the connection, `delay(route)` answers later with what was true when asked, `outage()` is down.
 

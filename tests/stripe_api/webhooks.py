@@ -94,6 +94,12 @@ class Webhooks:
         with self._changed:
             return [event for _, _, event in self._due]
 
+    def take(self) -> list[Object]:
+        """Return the events that no endpoint has taken, oldest first; they are not sent any more."""
+        with self._changed:
+            taken, self._due = [event for _, _, event in self._due], []
+        return taken
+
     def deliver(self, order: Callable[[list[Object]], Iterable[Object]] | None = None, *, times: int = 1) -> list[int]:
         """Send the events that are kept, and return the statuses; those that fail every time stay.
 
@@ -102,8 +108,7 @@ class Webhooks:
                 which are lost.
             times: How often the whole sequence is sent.
         """
-        with self._changed:
-            kept, self._due = [event for _, _, event in self._due], []
+        kept = self.take()
         chosen = list(order(kept) if order else kept)
         statuses = [self.send(event) for event in chosen * times]
         taken = [event["id"] for event, status in zip(chosen * times, statuses, strict=True) if status // 100 == 2]

@@ -116,6 +116,7 @@ class Buyer:
     def __init__(self, world: World) -> None:
         self.world, self.stripe = world, world.stripe
         self.stripe.objects.clear()
+        self.stripe.webhooks.take()
         with world.database.begin() as connection:
             for table in (checkouts, customers):
                 connection.execute(delete(table))
@@ -126,7 +127,6 @@ class Buyer:
         self.token = ""
         self.pending: list[Object] = []
         self.arrived: list[Object] = []
-        self._seen: set[str] = set()
         self._accounts: set[str] = set()
         self._key: str | None = None
 
@@ -137,17 +137,12 @@ class Buyer:
         (session,) = self.stripe.find("checkout.session")
         self.token = parse_qs(urlsplit(session["success_url"]).query)["token"][0]
         self.stripe.pay(session["id"])
-        self.collect()
+        self.pending += self.stripe.webhooks.take()
 
     def do(self, step: str) -> None:
         """Let something happen at Stripe."""
         STEPS[step](self)
-        self.collect()
-
-    def collect(self) -> None:
-        """Take the new events."""
-        self.pending += [event for event in self.stripe.events if event["id"] not in self._seen]
-        self._seen.update(event["id"] for event in self.pending)
+        self.pending += self.stripe.webhooks.take()
 
     @property
     def current(self) -> str:
