@@ -351,10 +351,20 @@ class Account(Model):
 
     account_id: str = Field(description="ID of the account, a UUID.")
     created_at: UtcTime = Field(description="Creation time, UTC.")
+    plan: str | None = Field(default=None, description="Plan of the account; absent if it has none.")
     keys: int = Field(ge=0, description="Number of valid keys.")
     voices: int = Field(ge=0, description="Number of voices.")
     characters: int = Field(ge=0, description="Characters used this billing period.")
+    limit: int | None = Field(default=None, ge=0, description="Characters of the plan; absent if unlimited.")
+    period_start: UtcTime | None = Field(default=None, description="Start of the billing period, UTC.")
+    period_end: UtcTime | None = Field(default=None, description="End of the billing period (exclusive), UTC.")
     storage_bytes: int = Field(ge=0, description="Bytes of stored recordings, job audio and cache.")
+    suspended_at: UtcTime | None = Field(
+        default=None, description="Time at which its keys stopped working since its subscription ended, UTC."
+    )
+    closed_at: UtcTime | None = Field(default=None, description="Time at which the account was closed, UTC.")
+    customer_id: str | None = Field(default=None, description="ID of its customer at Stripe.")
+    subscription: str | None = Field(default=None, description="Status of its subscription at Stripe.")
 
 
 class NewApiKey(Model):

@@ -64,6 +64,12 @@ def test_key_creates_scoped_key_without_admin_secret(key: str, served: Served) -
             assert client.get("/v1/voices").json() == []
     accounts = json.loads(run("accounts", "--remote", "--json", env=ADMIN).out)
     assert {account["keys"] for account in accounts} >= {2}
+    account = next(account for account in accounts if account["keys"] == 2)["account_id"]
+    shown = json.loads(run("accounts", "show", account, "--remote", "--json", env=ADMIN).out)
+    assert {key["account_id"] for key in shown["keys"]} == {account}
+    made = run("keys", "create", "--remote", "--plan", "hobby", "--json", env=ADMIN)
+    with served.client(json.loads(made.out)["api_key"]) as client:
+        assert client.get("/v1/usage").json()["plan"] == "hobby"
 
 
 def test_key_lists_rotates_and_revokes_own_keys(key: str) -> None:

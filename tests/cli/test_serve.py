@@ -230,6 +230,31 @@ class TestKeys:
         assert row.split()[:5] == [account, "3", "0", "0", "0.0"]
         assert account in {each["account_id"] for each in json.loads(run("accounts", "--json", env=shared).out)}
 
+    def test_account_is_shown_limited_and_closed(self, shared: dict[str, str]) -> None:
+        _, key_id = create_key(shared, "--plan", "free")
+        account = str(list_keys(shared)[key_id]["account_id"])
+        assert run("accounts", "set-plan", account, "hobby", env=shared).code == 0
+        shown = run("accounts", "show", account, env=shared).out
+        assert [line.split()[1:] for line in shown.splitlines()[1:5:3]] == [["open"], ["0", "/", "100,000"]]
+        assert key_id in shown
+        facts = json.loads(run("accounts", "show", account, "--json", env=shared).out)
+        assert (facts["plan"], [key["key_id"] for key in facts["keys"]]) == ("hobby", [key_id])
+
+        run("accounts", "close", account, env=shared).expect_error(2, "usage")
+        done = run("accounts", "close", account, "--yes", env=shared)
+
+        assert (done.code, done.out) == (0, "")
+        assert list_keys(shared)[key_id]["revoked_at"]
+        assert "closed" in run("accounts", "show", account, env=shared).out
+        run("accounts", "set-plan", account, "none", env=shared).expect_error(5, "conflict")
+        run("accounts", "set-plan", account, "unknown", env=shared).expect_error(5, "invalid_field")
+        run("keys", "create", "--plan", "unknown", env=shared).expect_error(5, "invalid_field")
+        for command in (("show",), ("close", "--yes"), ("set-plan", "free")):
+            run("accounts", command[0], UNKNOWN_ID, *command[1:], env=shared).expect_error(4, "not_found")
+
+    def test_json_precedes_no_subcommand(self, shared: dict[str, str]) -> None:
+        run("accounts", "--json", "list", env=shared).expect_error(2, "usage")
+
     def test_storage_is_adopted(self, shared: dict[str, str]) -> None:
         create_key(shared)
         assert run("storage", env=shared).out == "sweep not begun: a server marks the storage when it starts\n"

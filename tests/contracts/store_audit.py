@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from datetime import timedelta
 
 import pytest
 
 from afterwords.errors import ConflictError
-from afterwords.server.records import ACTOR, Actor, AuditAction, NewKey
+from afterwords.server.records import ACTOR, Actor, AuditAction, CustomerState, NewKey, Subscription
 from afterwords.server.store.audit import AUDIT_AGE
 from tests.contracts.store_world import START, World, digest
 
@@ -49,6 +49,21 @@ class AuditContract:
         entries = await store.list_audit(limit=None)
         assert [astuple(entry) for entry in reversed(entries)] == expected
         assert await store.list_audit(limit=2) == entries[:2]
+
+    async def test_suspensions_are_recorded_once(self, world: World) -> None:
+        caller = await world.caller("ann")
+        await world.add_customer(caller)
+        state = CustomerState(email=None, is_deleted=False, subscriptions=())
+        active = Subscription("sub_1", "cus_1", "active", "price_1", START, START, False, START)
+        statuses = ["unpaid", "canceled", "active", "past_due"]
+        for version, status in enumerate(statuses):
+            chosen = replace(active, status=status)
+            await world.store.save_customer_state("cus_1", state, chosen, plan="small", version=version)
+
+        first, second, *_ = await world.store.list_audit(limit=None)
+        assert (first.action, second.action) == (AuditAction.ACCOUNT_RESUMED, AuditAction.ACCOUNT_SUSPENDED)
+        assert {(entry.target_id, entry.actor) for entry in (first, second)} == {(caller.account_id, "stripe")}
+        assert len(await world.store.list_audit(limit=None)) == 3
 
     async def test_refused_action_is_not_recorded(self, world: World) -> None:
         caller = await world.caller("ann")

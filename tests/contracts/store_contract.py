@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from afterwords.server.ports import Store
+from tests.contracts.store_accounts import AccountContract
 from tests.contracts.store_attempts import AttemptContract
 from tests.contracts.store_audit import AuditContract
 from tests.contracts.store_billing import BillingContract
@@ -19,6 +20,7 @@ from tests.contracts.store_world import ManualClock, World
 @pytest.mark.anyio
 class StoreContract(
     KeyContract,
+    AccountContract,
     AuditContract,
     VoiceContract,
     PreparationContract,

@@ -37,7 +37,7 @@ class KeyContract:
         assert ann.account_id == again.account_id
         assert ann.account_id != bob.account_id
 
-    async def test_home_keys_share_an_account(self, world: World) -> None:
+    async def test_home_keys_share_an_account_that_stays_open(self, world: World) -> None:
         assert await world.store.get_home_account() is None
         await world.caller("ann")
         for name in ("home", "again"):
@@ -49,6 +49,9 @@ class KeyContract:
         assert second is not None
         assert first.account_id == second.account_id == await world.store.get_home_account()
         assert bob.account_id != first.account_id
+        with pytest.raises(ConflictError, match="library"):
+            await world.store.close_account(first.account_id)
+        assert await world.store.find_caller(digest("home")) == first
 
     async def test_worker_token_is_valid_until_it_is_revoked(self, world: World) -> None:
         store = world.store

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any, cast
 
-from sqlalchemy import update
+from sqlalchemy import insert, update
 
 from afterwords.models import Consent, ConsentKind, new_id
 from afterwords.server.ports import Store
@@ -24,7 +24,7 @@ from afterwords.server.records import (
 )
 from afterwords.server.settings import Plan
 from afterwords.server.store import SqlStore
-from afterwords.server.store.schema import accounts
+from afterwords.server.store.schema import accounts, customers
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
 MANY = QueueLimits(pending=10_000, pending_per_account=10_000)
@@ -83,6 +83,16 @@ class World:
     async def set_account(self, caller: Caller, **values: Any) -> None:
         """Set columns of the account, as a change of its subscription does."""
         statement = update(accounts).where(accounts.c.account_id == caller.account_id).values(**values)
+        await cast("SqlStore", self.store).database.write(lambda connection: connection.execute(statement))
+
+    async def add_customer(self, caller: Caller, **values: Any) -> None:
+        """Add the customer of an account, with the ID cus_1."""
+        statement = insert(customers).values(customer_id="cus_1", account_id=caller.account_id, **values)
+        await cast("SqlStore", self.store).database.write(lambda connection: connection.execute(statement))
+
+    async def set_customer(self, caller: Caller, **values: Any) -> None:
+        """Set columns of the customer of an account."""
+        statement = update(customers).where(customers.c.account_id == caller.account_id).values(**values)
         await cast("SqlStore", self.store).database.write(lambda connection: connection.execute(statement))
 
     def new_voice(self, caller: Caller, **facts: Any) -> StoredVoice:

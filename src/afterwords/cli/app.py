@@ -66,7 +66,9 @@ COMMANDS: Final = {
         "import_cloudflare",
         "Import accounts, keys, voices, jobs and audio of the hosted service on Cloudflare. Stop the server first.",
     ),
-    "accounts": Entry("Server", "keys", "List the accounts of the server on this machine, with their voices and use."),
+    "accounts": Entry(
+        "Server", "keys", "List, show and close the accounts of the server on this machine, and set their plans."
+    ),
     "keys": Entry(
         "Server", "keys", "List, create, rotate and revoke API keys of the server on this machine, or of another."
     ),
@@ -77,7 +79,9 @@ COMMANDS: Final = {
     "cluster": Entry("Server", "cluster", "Run engines in a Ray cluster, show and stop them."),
     "deploy": Entry("Server", "deploy", "Deploy an app that runs the jobs of a server on Modal or RunPod."),
     "audit": Entry(
-        "Server", "audit", "Show what was done to keys, worker tokens and voices of the server on this machine."
+        "Server",
+        "audit",
+        "Show what was done to keys, worker tokens, voices and accounts of the server on this machine.",
     ),
     "storage": Entry(
         "Server", "storage", "Check that the storage belongs to the server on this machine, and adopt it."
@@ -121,7 +125,6 @@ EXAMPLES: Final = {
     "status": ("afterwords status", "afterwords status --url https://voice.example.com --json"),
     "backup": ("afterwords backup /backups/afterwords.tar",),
     "restore": ("afterwords restore /backups/afterwords.tar",),
-    "accounts": ("afterwords accounts",),
     "worker": ("afterwords worker --server https://voices.example.com --token - < token.txt",),
     "login": ("afterwords login https://voices.example.com",),
     "push": ("afterwords push me",),

@@ -25,7 +25,7 @@ audit = typer.Typer(cls=HelpGroup, no_args_is_help=True)
 def list_entries(
     limit: Annotated[int, typer.Option(min=1, help="Number of entries.")] = 100, as_json: AsJson = False
 ) -> None:
-    """List what was done to keys, worker tokens and voices, and by which key; newest first."""
+    """List what was done to keys, worker tokens, voices and accounts, and by which key; newest first."""
 
     def read(_settings: Settings, store: Store) -> Awaitable[list[AuditEntry]]:
         return store.list_audit(limit=limit)

@@ -10,13 +10,15 @@ import typer
 
 from afterwords.cli import output
 from afterwords.cli.help import HelpCommand, HelpGroup, examples
-from afterwords.cli.options import AsJson, Profile, Remote, check_group_options, check_label, is_remote
+from afterwords.cli.options import AsJson, Profile, Remote, Yes, check_group_options, check_label, is_remote
 from afterwords.cli.remote import connect
 from afterwords.cli.serve import run_with_store
 
 if TYPE_CHECKING:
     from afterwords.models import Account, ApiKey
+    from afterwords.server.ports import Store
     from afterwords.server.services.keys import KeyService, MintedKey
+    from afterwords.server.settings import Settings
 
 keys = typer.Typer(cls=HelpGroup, invoke_without_command=True)
 
@@ -174,6 +176,7 @@ def create(
         str | None, typer.Option(help="ID of its account, from `afterwords accounts`. (default: a new account)")
     ] = None,
     for_key: Annotated[str | None, typer.Option("--for", help="ID of a key whose account it joins.")] = None,
+    plan: Annotated[str | None, typer.Option(help="Plan of its new account. (default: unlimited)")] = None,
     home: Annotated[
         bool, typer.Option("--home", help="Give access to the voices of this machine and those pushed to it.")
     ] = False,
@@ -199,6 +202,7 @@ def create(
         character_limit=character_limit,
         account_id=account,
         for_key=for_key,
+        plan=plan,
     )
     _print_key(key, as_json=as_json)
 
@@ -206,8 +210,6 @@ def create(
 @keys.command("list", cls=HelpCommand)
 def list_keys(remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
     """List the API keys with their limits and use, without the secrets."""
-    from afterwords.models import now
-
     found = _open(remote, profile).list()
     if as_json:
         output.result_json([key.model_dump(mode="json") for key in found])
@@ -215,11 +217,14 @@ def list_keys(remote: Remote = False, profile: Profile = None, as_json: AsJson =
     if not found:
         output.note("There are no keys yet. Create one: afterwords keys create")
         return
+    _print_keys(found)
+
+
+def _print_keys(found: Sequence[ApiKey]) -> None:
+    from afterwords.models import now
+
     rows = []
     for key in found:
-        spent = "-" if key.characters is None else f"{key.characters:,}"
-        if key.character_limit is not None:
-            spent += f" / {key.character_limit:,}"
         if key.revoked_at is not None:
             state = "revoked"
         elif key.expires_at is None:
@@ -233,7 +238,7 @@ def list_keys(remote: Remote = False, profile: Profile = None, as_json: AsJson =
                 key.label or "-",
                 key.account_id[:8] if key.account_id else "-",
                 " ".join(key.scopes) or "all",
-                spent,
+                _spent(key.characters, key.character_limit),
                 f"{key.used_at:%Y-%m-%d %H:%M}" if key.used_at else "-",
                 f"{key.created_at:%Y-%m-%d}",
                 state,
@@ -264,8 +269,25 @@ def rotate(
         output.note("If you are logged in with the old key: afterwords login")
 
 
-def accounts(remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
-    """List the accounts of the server on this machine, with their voices and use.
+# -- accounts -------------------------------------------------------------------------------------------------
+
+accounts = typer.Typer(cls=HelpGroup, invoke_without_command=True)
+AccountId = Annotated[str, typer.Argument(help="ID of the account, from `accounts list`.")]
+
+
+@accounts.callback()
+def account_options(
+    context: typer.Context, remote: Remote = False, profile: Profile = None, as_json: AsJson = False
+) -> None:
+    if context.invoked_subcommand is None:
+        list_accounts(remote=remote, profile=profile, as_json=as_json)
+    else:
+        check_group_options(context, remote=remote, profile=profile, as_json=as_json)
+
+
+@accounts.command("list", cls=HelpCommand)
+def list_accounts(remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
+    """List the accounts with their plans, voices and use.
 
     With --remote, this needs the admin secret of the server.
     """
@@ -278,15 +300,116 @@ def accounts(remote: Remote = False, profile: Profile = None, as_json: AsJson = 
                 account.account_id,
                 str(account.keys),
                 str(account.voices),
-                f"{account.characters:,}",
+                _spent(account.characters, account.limit),
                 f"{account.storage_bytes / 1e6:,.1f} MB",
+                account.plan or "-",
                 f"{account.created_at:%Y-%m-%d}",
+                _state(account),
             )
             for account in found
         ]
-        output.result_table(("id", "keys", "voices", "characters", "storage", "created"), rows)
+        output.result_table(("id", "keys", "voices", "characters", "storage", "plan", "created", "state"), rows)
     else:
         output.note("There are no accounts yet. Create one: afterwords keys create")
+
+
+@accounts.command(cls=HelpCommand)
+def show(account_id: AccountId, remote: Remote = False, profile: Profile = None, as_json: AsJson = False) -> None:
+    """Show an account with its plan, billing period, use, subscription and keys.
+
+    With --remote, this needs the admin secret of the server.
+    """
+    store = _open(remote, profile)
+    account = next((one for one in store.accounts() if one.account_id == account_id), None)
+    if account is None:
+        from afterwords.errors import NotFoundError
+
+        raise NotFoundError("There is no such account.", hint="`afterwords accounts` lists the accounts.")
+    keys = [key for key in store.list() if key.account_id == account_id]
+    if as_json:
+        facts = account.model_dump(mode="json")
+        output.result_json({**facts, "keys": [key.model_dump(mode="json") for key in keys]})
+        return
+    period = None
+    if account.period_start and account.period_end:
+        period = f"{account.period_start:%Y-%m-%d} to {account.period_end:%Y-%m-%d}"
+    output.result_facts(
+        {
+            "account": account.account_id,
+            "state": _state(account),
+            "plan": account.plan or "none",
+            "period": period,
+            "characters": _spent(account.characters, account.limit),
+            "voices": account.voices,
+            "storage": f"{account.storage_bytes / 1e6:,.1f} MB",
+            "customer": account.customer_id,
+            "subscription": account.subscription,
+            "created": f"{account.created_at:%Y-%m-%d}",
+        }
+    )
+    if keys:
+        output.result("")
+        _print_keys(keys)
+
+
+@accounts.command("set-plan", cls=HelpCommand, epilog=examples("afterwords accounts set-plan ACCOUNT_ID hobby"))
+def set_plan(
+    account_id: AccountId, plan: Annotated[str, typer.Argument(help="Name of the plan; none: unlimited.")]
+) -> None:
+    """Give an account of the server on this machine another plan.
+
+    The plan of an account with a subscription follows the subscription, and can't be set here.
+    """
+
+    async def change(_settings: Settings, store: Store) -> None:
+        from afterwords.server.services.accounts import account_not_found
+
+        if not await store.set_plan(account_id, None if plan == "none" else plan):
+            raise account_not_found()
+
+    run_with_store(change, purpose="Managing accounts")
+    output.note("The account is unlimited now." if plan == "none" else f"The plan is {output.shown(plan)} now.")
+
+
+@accounts.command(cls=HelpCommand)
+def close(account_id: AccountId, yes: Yes = False) -> None:
+    """Close an account of the server on this machine: revoke its keys, and delete its voices and audio.
+
+    Its subscription at Stripe is cancelled first.
+    """
+    if not yes:
+        output.confirm_removal(
+            f"The keys of account [bold]{output.shown(account_id)}[/bold] are revoked, and its voices, jobs and audio "
+            "are deleted for good."
+        )
+
+    async def end(settings: Settings, store: Store) -> int:
+        from afterwords.server.app_state import open_billing, open_storage
+        from afterwords.server.clock import SystemClock
+        from afterwords.server.services.accounts import close_account
+        from afterwords.server.services.ownership import Ownership, database_id
+
+        blobs, secret = open_storage(settings), await store.secret()
+        ownership = Ownership(store, blobs, database_id(secret))
+        billing = open_billing(settings, store, SystemClock(), secret)
+        if billing is None:
+            return await close_account(store, blobs, ownership, account_id)
+        try:
+            return await close_account(store, blobs, ownership, account_id, cancel_subscription=billing.cancel)
+        finally:
+            await billing.payments.close()
+
+    n_voices = run_with_store(end, purpose="Managing accounts")
+    output.note(f"The account is closed. Voices that were deleted with it: {n_voices}")
+
+
+def _state(account: Account) -> str:
+    return "closed" if account.closed_at else "suspended" if account.suspended_at else "open"
+
+
+def _spent(characters: int | None, limit: int | None) -> str:
+    spent = "-" if characters is None else f"{characters:,}"
+    return spent if limit is None else f"{spent} / {limit:,}"
 
 
 def _print_key(key: CreatedKey, *, as_json: bool) -> None:

@@ -59,10 +59,12 @@ def check_label(label: str | None) -> None:
         )
 
 
-def check_group_options(context: typer.Context, *, remote: bool = False, profile: str | None = None) -> None:
-    """Raise UsageError if --remote or --profile precedes the subcommand, which would ignore it."""
-    if is_remote(remote, profile):
-        option = "--remote" if profile is None else f"--profile {profile}"
+def check_group_options(
+    context: typer.Context, *, remote: bool = False, profile: str | None = None, as_json: bool = False
+) -> None:
+    """Raise UsageError if --remote, --profile or --json precedes the subcommand, which would ignore it."""
+    if is_remote(remote, profile) or as_json:
+        option = f"--profile {profile}" if profile is not None else "--remote" if remote else "--json"
         raise output.UsageError(
             f"{option.split(maxsplit=1)[0]} must come after the subcommand.",
             hint=f"put it last: {context.command_path} {context.invoked_subcommand} … {option}.",

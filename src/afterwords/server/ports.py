@@ -93,7 +93,7 @@ class Store(Protocol):
             by: Id of the requesting key, which may only create keys with scopes for its own account. None: the admin.
 
         Raises:
-            NotFoundError, InvalidRequestError: The key or account does not exist or belongs to another account.
+            NotFoundError, InvalidRequestError: The key, account or plan does not exist, or belongs to another account.
             ConflictError: The requesting key was rotated, and is valid only for its overlap.
             InsufficientScopeError: The requesting key has scopes or a limit.
             UnauthorizedError: The new key has no scopes.
@@ -107,6 +107,20 @@ class Store(Protocol):
 
     async def count_plans(self) -> dict[str, int]:
         """Return how many accounts have each plan that any account has."""
+
+    async def set_plan(self, account_id: str, plan: str | None) -> bool:
+        """Set the plan of an account. Return False if there is no such account.
+
+        Raises:
+            InvalidRequestError, ConflictError: There is no such plan; the account is closed, or has a subscription.
+        """
+
+    async def close_account(self, account_id: str) -> list[str] | None:
+        """Close an account and revoke its keys. Return the ids of the cancelled jobs; None: there is no such account.
+
+        Raises:
+            ConflictError: The account sees the voices of the home folder.
+        """
 
     async def get_home_account(self) -> str | None:
         """Return the account that sees the voices of the home folder. None: no key was created for it."""
@@ -253,10 +267,8 @@ class Store(Protocol):
 
         Raises:
             VoiceNotFoundError: The voice was deleted.
-            UnauthorizedError: The key was revoked.
-            SubscriptionError: The account is suspended.
+            UnauthorizedError, SubscriptionError: The key was revoked, or the account is suspended.
             QuotaExceededError, LimitError: A limit is reached.
-            QuotaExceededError: The account has reached its storage quota.
             ConflictError: The idempotency key was used with another body.
         """
 
@@ -340,8 +352,7 @@ class Store(Protocol):
     async def retry(self, job_id: str, attempt: int, *, error: str, max_attempts: int) -> JobStatus | None:
         """Put a job back into the queue, or fail it with the error code if no attempts are left.
 
-        Returns:
-            The new status. None: this attempt does not hold the job.
+        Return the new status. None: this attempt does not hold the job.
         """
 
     async def reap(self, *, max_attempts: int) -> ReapResult:
@@ -464,10 +475,7 @@ class Store(Protocol):
         """Return the paths that rows refer to: references, audio of jobs, cache entries, prompts of known voices."""
 
     async def find_strays(self, paths: Sequence[str], *, grace_s: float) -> set[str]:
-        """Return the paths that no row refers to, and that this database first saw so at least `grace_s` ago.
-
-        The other ones are stored with the time at which they were seen.
-        """
+        """Return the paths that no row refers to, and that this database first saw so at least `grace_s` ago."""
 
     async def add_mark(self, token: str) -> None:
         """Store a token before it is written into the storage. The last 32 are kept."""

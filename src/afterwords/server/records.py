@@ -50,6 +50,7 @@ class NewKey:
     Attributes:
         account_id: Owner of the key. With `for_key`, the owner of that key; with neither, a new account.
         is_home: Use the account that sees the voices of the home folder, and create it if there is none.
+        plan: Plan of the new account. None: unlimited.
     """
 
     sha256: bytes = field(repr=False)
@@ -60,6 +61,7 @@ class NewKey:
     for_key: str | None = None
     prefix: str | None = None
     is_home: bool = False
+    plan: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class Actor:
     """The one who changes something.
 
     Attributes:
-        name: The ID of a key; "admin"; "cli", the command line on a machine of the server; or "server" itself.
+        name: The ID of a key; "admin"; "cli", the command line on a machine of the server; "server"; or "stripe".
         request_id: ID of the request, as in the log.
     """
 
@@ -117,6 +119,10 @@ class AuditAction(StrEnum):
     VOICE_DELETED = "voice_deleted"
     WORKER_TOKEN_CREATED = "worker_token_created"
     WORKER_TOKEN_REVOKED = "worker_token_revoked"
+    PLAN_CHANGED = "plan_changed"
+    ACCOUNT_SUSPENDED = "account_suspended"
+    ACCOUNT_RESUMED = "account_resumed"
+    ACCOUNT_CLOSED = "account_closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +130,7 @@ class AuditEntry:
     """An action. A rotated key is recorded with its old ID, and the new key as created.
 
     Attributes:
-        target_id: ID of the key, worker token or voice.
+        target_id: ID of the key, worker token, voice or account.
         account_id: The account that it belongs to; None for worker tokens.
         actor: See `Actor.name`.
     """

@@ -28,6 +28,7 @@ class Keys:
         character_limit: int | None = None,
         account_id: str | None = None,
         for_key: str | None = None,
+        plan: str | None = None,
     ) -> NewApiKey:
         """Create a key, which is shown only here. The admin's new key gets a new account if none is given.
 
@@ -37,12 +38,17 @@ class Keys:
             character_limit: Characters that the key may spend in a month.
             account_id: The account of the key, which owns its voices.
             for_key: The ID of another key of that account, instead of `account_id`.
+            plan: The plan of a new account.
         """
         options = drop_none(
-            scopes=list(scopes) or None, character_limit=character_limit, account_id=account_id, for_key=for_key
+            scopes=list(scopes) or None,
+            character_limit=character_limit,
+            account_id=account_id,
+            for_key=for_key,
+            plan=plan,
         )
         if options:
-            self._session.check_supports("keys with scopes, limits or a given account")
+            self._session.check_supports("keys with scopes, limits, plans or a given account")
         fields = {**drop_none(label=label), **options}
         request = Request("POST", "/v1/keys", json=fields, is_repeatable=False, is_admin=True)
         return parse_model(self._session.request(request), NewApiKey)

@@ -74,6 +74,9 @@ class NewKeyBody(RequestBody):
     for_key: StorableText | None = Field(
         default=None, max_length=36, description="ID of a key whose account the key joins."
     )
+    plan: StorableText | None = Field(
+        default=None, max_length=NAME_MAX_CHARS, description="Plan of a new account; omitted: unlimited."
+    )
 
 
 class RotateBody(RequestBody):

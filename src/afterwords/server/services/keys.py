@@ -58,6 +58,7 @@ class KeyService:
         account_id: str | None = None,
         for_key: str | None = None,
         is_home: bool = False,
+        plan: str | None = None,
         by: str | None = None,
     ) -> MintedKey:
         """Create a key for an account; see `NewKey`, and `Store.add_key` for the errors.
@@ -75,6 +76,7 @@ class KeyService:
             for_key=for_key,
             prefix=secret[:SHOWN_CHARS],
             is_home=is_home,
+            plan=plan,
         )
         return MintedKey(secret, await self._store.add_key(new, by=by))
 

@@ -255,9 +255,7 @@ class VoiceService:
             cache.discard_voice(voice_id)
         if not await self.ownership.holds():
             return False
-        await self.blobs.delete(*paths)
-        await self.blobs.delete_all(voice_prefix(voice_id))
-        await self.store.mark_purged(voice_id)
+        await purge_voice(self.store, self.blobs, voice_id, paths)
         return True
 
     async def _add(
@@ -353,3 +351,10 @@ def _idempotency(caller: Caller, key: str | None, *parts: bytes) -> Idempotency 
         return None
     digest = sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).hexdigest()
     return Idempotency(account_id=caller.account_id, route="voices", key=key, body_sha256=digest)
+
+
+async def purge_voice(store: Store, blobs: Blobs, voice_id: str, paths: Sequence[str]) -> None:
+    """Remove all audio of a deleted voice from the storage, which must belong to the database."""
+    await blobs.delete(*paths)
+    await blobs.delete_all(voice_prefix(voice_id))
+    await store.mark_purged(voice_id)

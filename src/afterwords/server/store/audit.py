@@ -1,4 +1,4 @@
-"""The audit log: when keys, worker tokens and voices were created or removed, and by which key. It has no content."""
+"""The audit log: what was done to keys, worker tokens, voices and accounts, and by which key. It has no content."""
 
 from __future__ import annotations
 

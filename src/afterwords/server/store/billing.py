@@ -13,6 +13,7 @@ from afterwords.models import ApiKey, new_id
 from afterwords.server.records import (
     ENTITLED,
     Actor,
+    AuditAction,
     CustomerState,
     MeterBatch,
     NewKey,
@@ -20,6 +21,7 @@ from afterwords.server.records import (
     StoredCustomer,
     Subscription,
 )
+from afterwords.server.store import audit
 from afterwords.server.store import keys as key_rows
 from afterwords.server.store.locks import lock_account, lock_server
 from afterwords.server.store.schema import accounts, checkouts, customers, keys, meter_batches, stripe_events
@@ -274,8 +276,7 @@ def save_state(
         _give_access(connection, customer, chosen, plan=plan, now=now)
     elif customer.account_id is not None:
         lock_account(connection, account_id=customer.account_id)
-        suspended = update(accounts).where(accounts.c.account_id == customer.account_id)
-        connection.execute(suspended.values(suspended_at=func.coalesce(accounts.c.suspended_at, now)))
+        _set_suspended(connection, customer.account_id, is_suspended=True, now=now)
     return find_customer(connection, customer_id=customer_id)
 
 
@@ -310,12 +311,21 @@ def _give_access(
     connection.execute(
         update(accounts)
         .where(accounts.c.account_id == account_id)
-        .values(plan=plan, period_start=chosen.period_start, period_end=chosen.period_end, suspended_at=None)
+        .values(plan=plan, period_start=chosen.period_start, period_end=chosen.period_end)
     )
+    _set_suspended(connection, account_id, is_suspended=False, now=now)
     paid = update(checkouts).where(of_checkout, checkouts.c.paid_at.is_(None)).values(paid_at=now)
     if proven is not None:
         paid = paid.values(account_id=proven)
     connection.execute(paid)
+
+
+def _set_suspended(connection: Connection, account_id: str, *, is_suspended: bool, now: datetime) -> None:
+    action = AuditAction.ACCOUNT_SUSPENDED if is_suspended else AuditAction.ACCOUNT_RESUMED
+    is_other = accounts.c.suspended_at.is_(None) if is_suspended else accounts.c.suspended_at.is_not(None)
+    changed = update(accounts).where(accounts.c.account_id == account_id, is_other)
+    if connection.execute(changed.values(suspended_at=now if is_suspended else None)).rowcount:
+        audit.add(connection, action, account_id, account_id=account_id, actor=Actor("stripe"), now=now)
 
 
 def detach_customer(connection: Connection, account_id: str) -> None:

@@ -9,19 +9,15 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
-    ColumnElement,
     Connection,
     Row,
-    ScalarSelect,
     Select,
-    Table,
     bindparam,
     cast,
     delete,
     exists,
     func,
     insert,
-    or_,
     select,
     update,
 )
@@ -33,12 +29,12 @@ from afterwords.errors import (
     NotFoundError,
     UnauthorizedError,
 )
-from afterwords.models import Account, ApiKey, JobStatus, new_id
+from afterwords.models import ApiKey, JobStatus, new_id
 from afterwords.server.records import Actor, AuditAction, Caller, NewKey
 from afterwords.server.store import audit
 from afterwords.server.store.jobs import end, ending
 from afterwords.server.store.locks import lock_account, lock_server
-from afterwords.server.store.schema import IS_PENDING, accounts, cache, jobs, keys, server, usage, voices, webhooks
+from afterwords.server.store.schema import IS_PENDING, accounts, jobs, keys, server, usage, webhooks
 from afterwords.server.store.statements import Query
 from afterwords.server.store.usage import current_period
 
@@ -57,7 +53,6 @@ _CALLER = select(
 ).join_from(keys, accounts)
 _BY_DIGEST = Query(_CALLER.where(keys.c.sha256 == bindparam("sha256")))
 _BY_ID = Query(_CALLER.where(keys.c.key_id == bindparam("key_id")))
-_REFERENCE_BYTES = voices.c.ref_duration_s * voices.c.ref_sample_rate * 2  # mono, 16-bit
 
 
 def add(connection: Connection, key: NewKey, *, by: str | None, actor: Actor, now: datetime) -> ApiKey:
@@ -74,11 +69,15 @@ def add(connection: Connection, key: NewKey, *, by: str | None, actor: Actor, no
         account_id = get_home_account(connection)
     if account_id is None:
         account_id = new_id()
-        connection.execute(insert(accounts).values(account_id=account_id, created_at=now))
+        connection.execute(insert(accounts).values(account_id=account_id, created_at=now, plan=key.plan))
         if key.is_home:
             connection.execute(update(server).values(home_account_id=account_id))
     else:
-        account = select(accounts.c.account_id).where(accounts.c.account_id == account_id)
+        if key.plan is not None:
+            raise InvalidRequestError.invalid_field("plan", rule="the account exists; `accounts set-plan` changes it")
+        account = select(accounts.c.account_id).where(
+            accounts.c.account_id == account_id, accounts.c.closed_at.is_(None)
+        )
         if account_id != (own or account_id) or connection.execute(account).first() is None:
             raise InvalidRequestError.invalid_field("account_id", rule="there is no such account")
     if requesting and not key.scopes:
@@ -107,47 +106,8 @@ def _caller(row: Sequence[Any], *, now: datetime) -> Caller | None:
     return Caller(row[3], row[4], row[5], frozenset(row[6].split()), row[7], row[8], row[9] is not None)
 
 
-def count_plans(connection: Connection) -> dict[str, int]:
-    statement = select(accounts.c.plan, func.count().label("n")).group_by(accounts.c.plan)
-    return {row.plan: row.n for row in connection.execute(statement.where(accounts.c.plan.is_not(None)))}
-
-
 def mark_used(connection: Connection, key_ids: Sequence[str], *, now: datetime) -> None:
     connection.execute(update(keys).where(keys.c.key_id.in_(key_ids)).values(used_at=now))
-
-
-def list_accounts(connection: Connection, *, now: datetime) -> list[Account]:
-    is_valid = keys.c.revoked_at.is_(None) & or_(keys.c.expires_at.is_(None), keys.c.expires_at > now)
-    is_current = usage.c.period == current_period(connection, now=now)
-    statement = select(
-        accounts.c.account_id,
-        accounts.c.created_at,
-        _per_account(func.count(), keys, is_valid).label("keys"),
-        _per_account(func.count(), voices).label("voices"),
-        _per_account(cast(func.sum(usage.c.characters), BigInteger), usage, is_current).label("characters"),
-        _per_account(func.sum(_REFERENCE_BYTES), voices, voices.c.home_id.is_(None)).label("references"),
-        _per_account(cast(func.sum(jobs.c.audio_bytes), BigInteger), jobs).label("audio"),
-        _per_account(
-            cast(func.sum(cache.c.size_bytes), BigInteger), voices, voices.c.voice_id == cache.c.voice_id
-        ).label("cached"),
-    ).order_by(accounts.c.created_at, _per_account(func.min(keys.c.seq), keys))
-    return [
-        Account(
-            account_id=row.account_id,
-            created_at=row.created_at,
-            keys=row.keys,
-            voices=row.voices,
-            characters=row.characters or 0,
-            storage_bytes=round((row.references or 0) + (row.audio or 0) + (row.cached or 0)),
-        )
-        for row in connection.execute(statement)
-    ]
-
-
-def _per_account(figure: ColumnElement[Any], table: Table, *conditions: ColumnElement[bool]) -> ScalarSelect[Any]:
-    """Return a subquery of one figure per account, for a query over accounts."""
-    is_own = table.c.account_id == accounts.c.account_id
-    return select(figure).where(is_own, *conditions).correlate(accounts).scalar_subquery()
 
 
 def list_keys(connection: Connection, *, account_id: str | None, now: datetime) -> list[ApiKey]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from afterwords.errors import InvalidOptionError, MissingExtraError
+from afterwords.errors import InvalidOptionError, InvalidRequestError, MissingExtraError
 from afterwords.models import Account, ApiKey, JobStatus, Usage
 from afterwords.server.ports import Clock
 from afterwords.server.records import (
@@ -43,6 +43,7 @@ from afterwords.server.records import (
 )
 from afterwords.server.settings import Plan, without_secrets
 from afterwords.server.store import (
+    accounts,
     audit,
     billing,
     garbage,
@@ -151,16 +152,30 @@ class SqlStore:
     # -- keys ------------------------------------------------------------------------------------------------
 
     async def add_key(self, key: NewKey, *, by: str | None = None) -> ApiKey:
+        self._check_plan(key.plan)
         return await self.database.write(keys.add, key, by=by, actor=ACTOR.get(), now=self._clock.now())
 
     async def mark_keys_used(self, key_ids: Sequence[str]) -> None:
         await self.database.write(keys.mark_used, key_ids, now=self._clock.now())
 
     async def list_accounts(self) -> list[Account]:
-        return await self.database.read_long(keys.list_accounts, now=self._clock.now())
+        return await self.database.read_long(accounts.list_accounts, plans=self._plans, now=self._clock.now())
 
     async def count_plans(self) -> dict[str, int]:
-        return await self.database.read_long(keys.count_plans)
+        return await self.database.read_long(accounts.count_plans)
+
+    async def set_plan(self, account_id: str, plan: str | None) -> bool:
+        self._check_plan(plan)
+        return await self.database.write(accounts.set_plan, account_id, plan, actor=ACTOR.get(), now=self._clock.now())
+
+    async def close_account(self, account_id: str) -> list[str] | None:
+        cancelled = await self.database.write(accounts.close, account_id, actor=ACTOR.get(), **self._times())
+        self._notify_final(*(cancelled or ()))
+        return cancelled
+
+    def _check_plan(self, plan: str | None) -> None:
+        if plan is not None and plan not in self._plans:
+            raise InvalidRequestError.invalid_field("plan", rule=f"it must be one of {', '.join(self._plans)}")
 
     async def get_home_account(self) -> str | None:
         return await self.database.read_cached(("home account",), keys.get_home_account)
