@@ -72,6 +72,9 @@ COMMANDS: Final = {
     "keys": Entry(
         "Server", "keys", "List, create, rotate and revoke API keys of the server on this machine, or of another."
     ),
+    "billing": Entry(
+        "Server", "billing", "Read subscriptions from Stripe again, and create a key for a customer who lost theirs."
+    ),
     "worker": Entry(
         "Server", "workers", "Run the jobs of a server elsewhere on this machine. Ctrl-C stops it after running jobs."
     ),

@@ -11,11 +11,10 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from afterwords.errors import NotFoundError
 from afterwords.server.auth import Credential, requires
 from afterwords.server.routes.responses import context_of, errors, json_response, state_of
 from afterwords.server.routes.schemas import EventReceived
-from afterwords.server.services.billing import Billing
+from afterwords.server.services.billing import Billing, billing_disabled
 
 router = APIRouter(tags=["billing"])
 
@@ -37,11 +36,7 @@ def billing_of(request: Request) -> Billing:
     """
     billing = state_of(request).billing
     if billing is None:
-        raise NotFoundError(
-            "This server sells no plans.",
-            code="billing_disabled",
-            hint="set AFTERWORDS_STRIPE_SECRET_KEY and the other settings of docs/billing.md.",
-        )
+        raise billing_disabled()
     return billing
 
 

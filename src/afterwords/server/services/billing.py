@@ -593,6 +593,15 @@ def _facts(customer: StoredCustomer) -> tuple[object, ...]:
     return (customer.account_id, customer.email, customer.subscription_id, customer.status, customer.price_id)
 
 
+def billing_disabled() -> NotFoundError:
+    """Return the error of a server that sells no plans."""
+    return NotFoundError(
+        "This server sells no plans.",
+        code="billing_disabled",
+        hint="set AFTERWORDS_STRIPE_SECRET_KEY and the other settings of docs/billing.md.",
+    )
+
+
 def _no_customer() -> NotFoundError:
     return NotFoundError("There is no such customer.", code="customer_not_found", hint="check the address or the id.")
 
