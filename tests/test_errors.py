@@ -21,13 +21,13 @@ STATUSES = {
     (401, 3): "admin_required not_logged_in unauthorized",
     (402, 6): "subscription_inactive",
     (403, 3): "insufficient_scope",
-    (404, 4): "billing_disabled customer_not_found hub_missing job_not_found job_not_ready key_not_found not_found "
-    "unknown_model voice_not_found",
+    (404, 4): "billing_disabled customer_not_found hub_missing job_not_found job_not_ready key_not_found "
+    "model_not_found not_found unknown_model voice_not_found",
     (405, 5): "method_not_allowed",
     (426, 5): "worker_protocol",
     (408, 8): "request_timeout",
-    (409, 5): "ambiguous_voice_name checkout_replaced conflict email_in_use home_voice idempotency_conflict job_final "
-    "key_replaced stale_attempt voice_exists",
+    (409, 5): "alias_taken ambiguous_voice_name checkout_replaced conflict email_in_use home_voice "
+    "idempotency_conflict job_final key_replaced stale_attempt voice_exists",
     (410, 4): "voice_deleted",
     (413, 5): "request_too_large",
     (416, 5): "range_not_satisfiable",

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from afterwords.models import (
     Account,
+    Alias,
     ApiKey,
     Consent,
     ConsentKind,
@@ -56,6 +57,7 @@ EXAMPLES: list[Model] = [
     SpeechOptions(lang="en", backend="lite", speed=2, seed=7),
     SpeechTask(text=CANARY, lang="en", backend="lite", voice_id="1", prompt=CANARY.encode()),
     SpeechResult(backend="lite", sample_rate=24_000, duration_s=2, synth_ms=500),
+    Alias(alias="alloy", voice_id="1", voice="me"),
     Usage(characters=1, period_start=NOON, period_end=NOON, days=(DayUsage(day=NOON.date(), characters=1),)),
     DayUsage(day=NOON.date(), characters=1),
     Estimate(

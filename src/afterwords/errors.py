@@ -306,7 +306,7 @@ class NotFoundError(AfterwordsError, code="not_found", http_status=404, exit_cod
         "job_not_found": Code(message="There is no such job.", hint="`GET /v1/jobs` lists the jobs."),
         "job_not_ready": Code(hint="wait until its status is ready."),
         "key_not_found": Code(message="There is no such key.", hint="`afterwords keys list` lists the keys."),
-        **dict.fromkeys(("unknown_model", "billing_disabled", "customer_not_found"), Code()),
+        **dict.fromkeys(("unknown_model", "billing_disabled", "customer_not_found", "model_not_found"), Code()),
     }
 
 
@@ -550,6 +550,7 @@ class ConflictError(ServiceError, code="conflict", http_status=409, exit_code=5)
             message="This Idempotency-Key was already used for another request.",
             hint="use a new key for a new request.",
         ),
+        "alias_taken": Code(message="A voice of this account has this name.", hint="choose another alias."),
         "job_final": Code(hint="there is nothing left to cancel."),
         **dict.fromkeys(("checkout_replaced", "email_in_use"), Code()),
         "ambiguous_voice_name": Code(message="Several voices have this name.", hint="use its ID: GET /v1/voices."),
@@ -559,7 +560,7 @@ class ConflictError(ServiceError, code="conflict", http_status=409, exit_code=5)
         ),
         "home_voice": Code(
             message="This voice belongs to the library on the server's machine and can't be changed over HTTP.",
-            hint="run `afterwords voices rename` or `afterwords voices rm` on that machine.",
+            hint="run `afterwords voices` on that machine.",
         ),
     }
 

@@ -164,6 +164,14 @@ class Voice(Model):
         return self.reference.sha256 if self.reference else None
 
 
+class Alias(Model):
+    """A further name of a voice, for programs that send names of their own."""
+
+    alias: str = Field(description="The name that programs send, for example alloy.")
+    voice_id: str = Field(description="ID of the voice that speaks.")
+    voice: str = Field(description="Name of the voice.")
+
+
 class JobStatus(StrEnum):
     """State of a job; all but `pending` are final."""
 

@@ -57,6 +57,28 @@ class VoiceContract:
         assert await world.store.find_voices("me", account_id=ann.account_id) == kept[:2]
         assert await world.store.find_voices("me", account_id=bob.account_id) == []
 
+    async def test_alias_names_a_voice_until_it_is_deleted(self, world: World) -> None:
+        store, ann, bob = world.store, await world.caller(), await world.caller("bob")
+        me, mum = await world.add_voice(ann, name="me"), await world.add_voice(ann, name="mum")
+
+        assert await store.set_alias("nova", me.voice_id, account_id=ann.account_id)
+        assert await store.set_alias("alloy", me.voice_id, account_id=ann.account_id)
+        assert await store.set_alias("alloy", mum.voice_id, account_id=ann.account_id)
+        assert not await store.set_alias("alloy", me.voice_id, account_id=bob.account_id)
+        assert await store.find_by_alias("alloy", account_id=ann.account_id) == mum
+        assert await store.find_by_alias("alloy", account_id=bob.account_id) is None
+        assert [
+            (alias.alias, alias.voice_id, alias.voice) for alias in await store.list_aliases(account_id=ann.account_id)
+        ] == [
+            ("alloy", mum.voice_id, "mum"),
+            ("nova", me.voice_id, "me"),
+        ]
+        assert not await store.remove_alias("nova", account_id=bob.account_id)
+        assert await store.remove_alias("nova", account_id=ann.account_id)
+        await store.delete_voice(mum.voice_id, account_id=ann.account_id)
+        assert await store.find_by_alias("alloy", account_id=ann.account_id) is None
+        assert await store.list_aliases(account_id=ann.account_id) == []
+
     async def test_home_voice_is_stored_once_with_a_free_id(self, world: World) -> None:
         ann = await world.caller()
         other = await world.add_voice(await world.caller("bob"))

@@ -107,6 +107,9 @@ COMMANDS: Final = {
     ),
     "usage": Entry("Remote", "usage", "Show the characters used in this billing period, by day."),
     "profiles": Entry("Remote", "login", "List your logins on several servers, and choose one."),
+    "alias": Entry(
+        "Remote", "alias", "Give a voice of a server a further name, such as alloy, for programs made for OpenAI."
+    ),
     "jobs": Entry("Remote", "jobs", "List, show, wait for, cancel and download jobs of a server."),
     "backends": Entry("Setup", "backends", "List the backends that can run on this machine, and what the others need."),
     "models": Entry("Setup", "models", "List, download, verify and remove model weights."),
@@ -133,6 +136,7 @@ EXAMPLES: Final = {
     "push": ("afterwords push me",),
     "pull": ("afterwords pull me",),
     "sync": ("afterwords sync --dry-run",),
+    "alias": ("afterwords alias alloy me", "afterwords alias", "afterwords alias alloy --remove"),
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import BinaryIO, Protocol
 
-from afterwords.models import Account, ApiKey, JobStatus, Usage
+from afterwords.models import Account, Alias, ApiKey, JobStatus, Usage
 from afterwords.server.records import (
     AttemptResult,
     AuditEntry,
@@ -218,6 +218,18 @@ class Store(Protocol):
 
     async def find_voices(self, name: str, *, account_id: str) -> list[StoredVoice]:
         """Return the voices of an account with exactly this name, oldest first, at most two."""
+
+    async def find_by_alias(self, alias: str, *, account_id: str) -> StoredVoice | None:
+        """Return the voice of an account that has this alias."""
+
+    async def list_aliases(self, *, account_id: str) -> list[Alias]:
+        """Return the aliases of an account, sorted."""
+
+    async def set_alias(self, alias: str, voice_id: str, *, account_id: str) -> bool:
+        """Add or change an alias, which ends with its voice. Return False if the account has no such voice."""
+
+    async def remove_alias(self, alias: str, *, account_id: str) -> bool:
+        """Remove an alias. Return False if the account has none of this name."""
 
     async def list_voices(self, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
         """Return voices of an account, oldest first, starting after the voice with the id `after`."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import unicodedata
 from collections.abc import AsyncIterator, Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
 from afterwords.client._async.session import AsyncSession
 from afterwords.client.files import parse_option, read_recording, read_source
-from afterwords.client.parsing import parse_object, parse_voice
+from afterwords.client.parsing import parse_model, parse_models, parse_object, parse_voice
 from afterwords.client.requests import PAGE_MAX, Request, Response, drop_none, ensure_idempotency_key, voice_request
 from afterwords.errors import VoiceNotFoundError
-from afterwords.models import BUNDLE_TYPE, NAME_MAX_CHARS, ConsentKind, ConsentName, Voice, parse_id
+from afterwords.models import BUNDLE_TYPE, NAME_MAX_CHARS, Alias, ConsentKind, ConsentName, Voice, parse_id
 
 
 class AsyncVoices:
@@ -119,6 +121,28 @@ class AsyncVoices:
             voice, lambda voice_id: voice_request("DELETE", voice_id, is_done_if_gone=True)
         )
         self._forget(voice_id)
+
+    async def aliases(self) -> builtins.list[Alias]:
+        """Return the further names of voices, which programs made for OpenAI may send."""
+        request = Request("GET", "/v1/aliases", feature="aliases")
+        return parse_models(await self._session.request(request), Alias)
+
+    async def set_alias(self, alias: str, voice: Voice | str) -> Alias:
+        """Give a voice a further name, such as `alloy`, for programs made for OpenAI.
+
+        Raises:
+            ConflictError: A voice has this name.
+        """
+        path = f"/v1/aliases/{quote(alias, safe='')}"
+        _, response = await self._request(
+            voice, lambda voice_id: Request("PUT", path, json={"voice": voice_id}, feature="aliases")
+        )
+        return parse_model(response, Alias)
+
+    async def remove_alias(self, alias: str) -> None:
+        """Remove a further name; its voice stays."""
+        path = f"/v1/aliases/{quote(alias, safe='')}"
+        await self._session.request(Request("DELETE", path, feature="aliases"))
 
     async def export(self, voice: Voice | str) -> bytes:
         """Return a voice as one portable file.

@@ -133,6 +133,12 @@ class VoicePatch(RequestBody):
     metadata: dict[str, Any] | None = Field(default=None, description="Free fields, at most 16 KiB as JSON.")
 
 
+class AliasBody(RequestBody):
+    """What an alias names."""
+
+    voice: str = Field(description="ID or exact name of the voice.")
+
+
 class SynthesizeBody(RequestBody):
     """Parameters of a synthesis."""
 

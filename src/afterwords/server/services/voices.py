@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
+from difflib import get_close_matches
 from hashlib import sha256
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from afterwords.errors import (
     VoiceNotFoundError,
 )
 from afterwords.library.bundle import BundledPrompt, holds_nul, pack, unpack
-from afterwords.models import Consent, ConsentKind, ReferenceInfo, Voice, new_id, parse_id
+from afterwords.models import NAME_MAX_CHARS, Consent, ConsentKind, ReferenceInfo, Voice, new_id, parse_id
 from afterwords.server.cache_key import reference_path, voice_prefix
 from afterwords.server.failpoints import reach
 from afterwords.server.ports import Blobs, Clock, Store
@@ -36,6 +37,8 @@ from afterwords.text import check_name, check_text
 log = logging.getLogger("afterwords.server")
 
 METADATA_MAX_BYTES: Final = 16 * 1024
+NEAREST_OF: Final = 100
+"""Voices of an account, of which an error names the nearest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +321,29 @@ async def find_voice(store: Store, caller: Caller, name_or_id: str) -> StoredVoi
     if len(found) > 1:
         raise ConflictError(code="ambiguous_voice_name")
     return found[0]
+
+
+async def find_speaker(store: Store, caller: Caller, name_or_id: str) -> StoredVoice:
+    """Return a voice as `find_voice` does, or else by its alias. The error names the nearest voices of the account.
+
+    Raises:
+        VoiceNotFoundError, ConflictError: As for `find_voice`.
+    """
+    try:
+        return await find_voice(store, caller, name_or_id)
+    except VoiceNotFoundError:
+        with suppress(InvalidInputError):
+            if voice := await store.find_by_alias(check_name(name_or_id), account_id=caller.account_id):
+                return voice
+    names = [
+        voice.name for voice in await store.list_voices(account_id=caller.account_id, limit=NEAREST_OF, after=None)
+    ]
+    if not names:
+        raise VoiceNotFoundError("This account has no voices yet.", hint="create one: `afterwords clone`.")
+    nearest = get_close_matches(name_or_id[:NAME_MAX_CHARS], names, n=3) or names[:3]
+    message = f"This account has no such voice; the nearest: {', '.join(nearest)}."
+    hint = "`afterwords alias NAME VOICE` gives a voice a further name."
+    raise VoiceNotFoundError(f"{message} {hint}", hint=hint)
 
 
 def as_voice(stored: StoredVoice) -> Voice:

@@ -204,6 +204,14 @@ voices: Final = Table(
     sqlite_autoincrement=True,
 )
 
+aliases: Final = Table(  # further names of voices, for programs that send names of their own
+    "aliases",
+    metadata,
+    Column("account_id", ForeignKey("accounts.account_id"), primary_key=True),
+    Column("alias", Text, primary_key=True),
+    Column("voice_id", ForeignKey("voices.voice_id", ondelete="CASCADE"), nullable=False, index=True),
+)
+
 jobs: Final = Table(
     "jobs",
     metadata,

@@ -13,7 +13,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from afterwords.errors import InvalidOptionError, InvalidRequestError, MissingExtraError
-from afterwords.models import Account, ApiKey, JobStatus, Usage
+from afterwords.models import Account, Alias, ApiKey, JobStatus, Usage
 from afterwords.server.ports import Clock
 from afterwords.server.records import (
     ACTOR,
@@ -275,6 +275,19 @@ class SqlStore:
 
     def _is_hidden(self, voice: StoredVoice) -> bool:
         return voice.home_id is not None and not self._shows_home
+
+    async def find_by_alias(self, alias: str, *, account_id: str) -> StoredVoice | None:
+        voice = await self.database.read(voices.find_by_alias, alias, account_id=account_id)
+        return None if voice is None or self._is_hidden(voice) else voice
+
+    async def list_aliases(self, *, account_id: str) -> list[Alias]:
+        return await self.database.read_long(voices.list_aliases, account_id=account_id)
+
+    async def set_alias(self, alias: str, voice_id: str, *, account_id: str) -> bool:
+        return await self.database.write(voices.set_alias, alias, voice_id, account_id=account_id)
+
+    async def remove_alias(self, alias: str, *, account_id: str) -> bool:
+        return await self.database.write(voices.remove_alias, alias, account_id=account_id)
 
     async def list_voices(self, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
         read = self.database.read if limit is not None and limit <= SHORT_LIST else self.database.read_long

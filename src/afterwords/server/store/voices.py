@@ -10,12 +10,22 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, exists, insert, not_, select, union_all, update
 
-from afterwords.models import new_id
+from afterwords.models import Alias, new_id
 from afterwords.server.cache_key import job_path
 from afterwords.server.records import Actor, AuditAction, CacheEntry, Idempotency, StoredVoice, VoiceChanges
 from afterwords.server.store import audit, idempotency, usage
 from afterwords.server.store.locks import lock_account, lock_account_of_voice
-from afterwords.server.store.schema import IS_KEPT, IS_PENDING, accounts, cache, jobs, preparations, tombstones, voices
+from afterwords.server.store.schema import (
+    IS_KEPT,
+    IS_PENDING,
+    accounts,
+    aliases,
+    cache,
+    jobs,
+    preparations,
+    tombstones,
+    voices,
+)
 from afterwords.server.store.statements import Query
 
 BATCH: Final = 500
@@ -127,6 +137,36 @@ def get(connection: Connection, voice_id: str, *, account_id: str | None = None)
 def find_by_name(connection: Connection, name: str, *, account_id: str) -> list[StoredVoice]:
     is_named = (voices.c.account_id == account_id, voices.c.name == name)
     return [StoredVoice(*row) for row in connection.execute(_SELECT.where(*is_named).order_by(voices.c.seq).limit(2))]
+
+
+def find_by_alias(connection: Connection, alias: str, *, account_id: str) -> StoredVoice | None:
+    is_alias = (aliases.c.account_id == account_id, aliases.c.alias == alias)
+    row = connection.execute(_SELECT.join(aliases, aliases.c.voice_id == voices.c.voice_id).where(*is_alias)).first()
+    return StoredVoice(*row) if row else None
+
+
+def list_aliases(connection: Connection, *, account_id: str) -> list[Alias]:
+    statement = (
+        select(aliases.c.alias, voices.c.voice_id, voices.c.name.label("voice"))
+        .join(voices, aliases.c.voice_id == voices.c.voice_id)
+        .where(aliases.c.account_id == account_id, IS_KEPT)
+        .order_by(aliases.c.alias)
+    )
+    return [Alias(**row) for row in connection.execute(statement).mappings()]
+
+
+def set_alias(connection: Connection, alias: str, voice_id: str, *, account_id: str) -> bool:
+    lock_account(connection, account_id=account_id)
+    if get(connection, voice_id, account_id=account_id) is None:
+        return False
+    remove_alias(connection, alias, account_id=account_id)
+    connection.execute(insert(aliases).values(account_id=account_id, alias=alias, voice_id=voice_id))
+    return True
+
+
+def remove_alias(connection: Connection, alias: str, *, account_id: str) -> bool:
+    is_alias = (aliases.c.account_id == account_id, aliases.c.alias == alias)
+    return connection.execute(delete(aliases).where(*is_alias)).rowcount > 0
 
 
 def list_voices(
