@@ -68,6 +68,7 @@ SETTINGS: Final = frozenset(
         "recycle_after",
         "runpod_api_key",
         "runpod_url",
+        "list_voices_of",
         "serve_library",
         "smtp_url",
         "stall_s",

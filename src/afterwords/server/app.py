@@ -18,7 +18,8 @@ from afterwords.errors import NotFoundError, ServerSetupError
 from afterwords.server.app_state import open_server
 from afterwords.server.auth import Credential, Requirements, requires
 from afterwords.server.concurrency import in_thread
-from afterwords.server.routes import billing, health, keys, metrics, speech, voices, workers
+from afterwords.server.faces import openai
+from afterwords.server.routes import aliases, billing, health, keys, metrics, speech, voices, workers
 from afterwords.server.routes.reference import page_response, render_page
 from afterwords.server.routes.responses import COMMON, FORBIDDEN, SUSPENDED
 from afterwords.server.routing import ApiRoute, Lifetime, unrouted_response
@@ -71,6 +72,7 @@ RESPONSE_HEADERS: Final = (
 SECURITY: Final = {
     Credential.PUBLIC: (),
     Credential.USER: ("key",),
+    Credential.LIST: ("key",),
     Credential.SESSION: (),
     Credential.ADMIN: ("admin",),
     Credential.USER_OR_ADMIN: ("key", "admin"),
@@ -143,7 +145,7 @@ def _add_routes(to: APIRouter, lifetime: Lifetime) -> type[ApiRoute]:
         pass
 
     ServerRoute.lifetime = lifetime
-    for part in (speech, health, voices, keys, billing, checkout, workers, metrics, account):
+    for part in (speech, health, openai, voices, aliases, keys, billing, checkout, workers, metrics, account):
         for route in part.router.routes:
             assert isinstance(route, APIRoute)
             required: Requirements = route.endpoint.requirements  # type: ignore[attr-defined]

@@ -65,6 +65,7 @@ class Credential(StrEnum):
 
     PUBLIC = "public"
     USER = "user"
+    LIST = "user; nothing where AFTERWORDS_LIST_VOICES_OF is set"
     SESSION = "cookie of a browser that signed in with a user's key"
     ADMIN = "admin"
     USER_OR_ADMIN = "user or admin"
@@ -237,6 +238,8 @@ class Authenticator:
         is_open_here = credential is Credential.LOCAL_OR_ADMIN or (
             credential is Credential.METRICS and self._metrics is None
         )
+        if credential is Credential.LIST and not authorization and self.settings.list_voices_of:
+            return Identity()
         if is_open_here and not authorization and not is_proxied and self._is_local(peer):
             return Identity()
         bearer = _BEARER.fullmatch(authorization[0].decode("latin-1").strip()) if len(authorization) == 1 else None
@@ -248,11 +251,12 @@ class Authenticator:
                 return await self._authenticate_worker(credential, job_id, secret)
             if credential is Credential.METRICS and _is_equal(self._metrics, secret):
                 return Identity()
-            if credential is not Credential.USER and _is_equal(self._admin, secret):
+            is_of_users = credential in (Credential.USER, Credential.LIST)
+            if not is_of_users and _is_equal(self._admin, secret):
                 if self._is_guessable and self._failures:
                     self._failures.check(self.client_address(peer, forwarded))
                 return Identity(is_admin=True)
-            caller = await self._keys.find_caller(secret, is_cached=credential is Credential.USER)
+            caller = await self._keys.find_caller(secret, is_cached=is_of_users)
             if caller is None:
                 raise UnauthorizedError
         except UnauthorizedError:

@@ -31,6 +31,7 @@ from starlette.types import Message, Receive, Scope, Send
 from afterwords.errors import (
     AfterwordsError,
     InvalidRequestError,
+    QuotaExceededError,
     RecordingError,
     ServiceError,
     TextError,
@@ -447,6 +448,8 @@ def error_response(error: AfterwordsError, request_id: str) -> Response:
             "RateLimit-Remaining": "0",
             "RateLimit-Reset": str(error.retry_after_s),
         }
+    if isinstance(error, QuotaExceededError):  # openai's clients would try twice more
+        headers["X-Should-Retry"] = "false"
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse({"error": body}, status, headers={**headers, **error.headers})

@@ -86,6 +86,10 @@ class Settings(BaseSettings):
     )
     backends: Names | None = Field(default=None, description="Backends to offer, best first; unset: all that can run.")
 
+    list_voices_of: str | None = Field(
+        default=None,
+        description="ID of an account whose voices the OpenAI API lists without a key, names only.",
+    )
     serve_library: bool = Field(default=True, description="Offer the voices of the library in the data folder.")
     dispatcher: str = Field(
         default="local", description="Where jobs run besides remote workers: local, or the name of a plug-in."

@@ -59,7 +59,7 @@ class ChunkedAudioResponse(Response):
         chunks: AsyncGenerator[bytes, None],
         status: int,
         headers: Mapping[str, str],
-        media_type: str,
+        media_type: str | None,
         *,
         close: Callable[[bool], Awaitable[None]],
         size_bytes: int | None = None,
@@ -350,7 +350,8 @@ def _chunked_response(
     close: Callable[[bool], Awaitable[None]],
 ) -> Response:
     if wrap:
-        return ChunkedAudioResponse(wrap(chunks), 200, headers, "text/event-stream", close=close)
+        headers = {**headers, "Content-Type": "text/event-stream"}  # without a charset, which some clients don't expect
+        return ChunkedAudioResponse(wrap(chunks), 200, headers, None, close=close)
     return ChunkedAudioResponse(chunks, 200, headers, encoding.media_type, close=close)
 
 
