@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from afterwords.errors import ConflictError, LimitError
+from afterwords.server.app_state import open_billing
+from afterwords.server.clock import SystemClock
 from afterwords.server.records import CheckoutState
 from tests.error_codes import has_code
 from tests.server.billing.conftest import LaterClock, Shop, confirmation_in, together, token_of
@@ -91,6 +95,24 @@ async def test_two_browsers_have_one_open_session(shop: Shop, is_at_once: bool) 
             assert back["id"] != old["id"]
     [customer] = shop.stripe.find("customer", email=email)
     assert shop.stripe.count("checkout.session", customer=customer["id"], status="open") == 1
+
+
+async def test_overtaken_checkout_leaves_the_later_session_open(shop: Shop) -> None:
+    email = "overtaken@example.com"
+    other = open_billing(shop.state.settings, shop.state.store, SystemClock(), b"of another server")
+    assert other is not None
+    async with shop.browser() as one, shop.browser() as two:
+        await shop.session(one, email)
+        slow = shop.stripe.delay("GET /v1/subscriptions")
+        overtaken = asyncio.create_task(two.sign_up(email))
+        assert await asyncio.to_thread(slow.reached.wait, 60)
+        url = await other.begin_checkout(email, None, "a cookie")
+        slow.released.set()
+        answer = await overtaken
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "checkout_replaced")
+    [customer] = shop.stripe.find("customer", email=email)
+    assert [one["url"] for one in shop.stripe.find("checkout.session", customer=customer["id"], status="open")] == [url]
+    await other.payments.close()
 
 
 async def test_session_paid_in_another_tab_is_the_only_one(shop: Shop) -> None:

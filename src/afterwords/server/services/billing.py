@@ -206,7 +206,11 @@ class Billing:
     async def _open_session(self, checkout: StoredCheckout, customer_id: str) -> str:
         """Return the URL of the only open session of a customer: that of this checkout."""
         checkout_id, session = checkout.checkout_id, None
-        for one in await self.payments.list_open_sessions(customer_id):
+        found = await self.payments.list_open_sessions(customer_id)
+        customer = await self._store.find_customer(customer_id=customer_id)
+        if customer is None or customer.checkout_id != checkout_id:  # those found may be of a later checkout
+            raise _replaced()
+        for one in found:
             if one.checkout_id == checkout_id:
                 session = one
             elif one.checkout_id and await self._store.get_checkout(one.checkout_id):
