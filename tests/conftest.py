@@ -55,6 +55,7 @@ LONGEST = (
     "e2e/test_terminal.py",
     "client/test_calls.py",
     "reference/test_whisper_download.py",
+    "server/web/test_browser.py",
     "cli/test_serve.py",
 )
 """Files that take 20 s or more run first: started last, one of them would keep a single process busy at the end."""

@@ -50,11 +50,9 @@ async def account(request: Request) -> Response:
         me=caller,
         customer=customer,
         usage=usage,
-        first_day=usage.period_start,
         last_day=usage.period_end - INSTANT,
         bars=_bars(usage),
         keys=keys,
-        newest=keys[-1].key_id,
         overlaps=OVERLAPS,
         scopes=SCOPES,
     )
@@ -110,7 +108,9 @@ async def create_key(request: Request) -> Response:
     """Create a key with scopes for the account, and show it once."""
     form, caller = await read_form(request), caller_of(request)
     keys = await _list_keys(request, caller.account_id)
-    if keys[-1].key_id != form.get("newest"):  # otherwise, reloading the page of a new key would create another one
+    if not keys or keys[-1].key_id != form.get(
+        "newest"
+    ):  # otherwise, reloading the page of a new key would create another one
         raise ConflictError("The account has a newer key than this form.", hint="open the account page again.")
     try:
         body = NewKeyBody(

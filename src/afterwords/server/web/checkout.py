@@ -104,7 +104,8 @@ async def success(request: Request, token: Token = "") -> Response:
     if not accepts_page(request):
         context_of(request).is_routine = True
         return json_response(CheckoutReady(ready=state is CheckoutState.READY, state=state), headers=PRIVATE)
-    is_early = context_of(request).is_head or "prefetch" in request.headers.get("sec-purpose", "")
+    purposes = [request.headers.get(name, "") for name in ("sec-purpose", "purpose", "x-moz")]
+    is_early = context_of(request).is_head or any("prefetch" in purpose for purpose in purposes)
     if state is CheckoutState.READY and not is_early:
         minted = await billing.show_key(token, browser)
         if minted is not None:

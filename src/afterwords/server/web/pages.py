@@ -46,8 +46,7 @@ async def render(request: Request, template: str, *, status: int = 200, **values
     """Return a page that no cache stores, no other page frames, and that runs only the scripts of its template."""
     nonce = token_urlsafe(16)
     values["root"] = "../" * context_of(request).route.rpartition("/v1/")[2].count("/")
-    values["session"] = session = request.cookies.get(SESSION_COOKIE, "")
-    values["token"] = form_token(state_of(request).authenticator.secret, session)
+    values["token"] = form_token(state_of(request).authenticator.secret, request.cookies.get(SESSION_COOKIE, ""))
     values["plans_for_sale"] = plans_for_sale(request)
     page = await in_thread(lambda: _environment().get_template(template).render(nonce=nonce, style=_style(), **values))
     policy = (
@@ -67,8 +66,8 @@ async def error_page(request: Request, error: AfterwordsError) -> Response:
     """Return an error as a page, or as JSON for a program."""
     if not accepts_page(request):
         return error_response(error, context_of(request).request_id)
-    values = {"title": error.message, "text": error.hint}
-    response = await render(request, "message.html", status=error.http_status, **values)
+    status = error.http_status
+    response = await render(request, "message.html", status=status, title=error.message, text=error.hint)
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     response.headers.update(error.headers)
@@ -80,23 +79,16 @@ def redirect(location: str) -> Response:
     return Response(status_code=303, headers={"Location": location, "Cache-Control": "no-store"})
 
 
-def set_cookie(request: Request, response: Response, name: str, value: str, *, max_age_s: int, is_strict: bool) -> None:
-    """Set a cookie for the folder of the request's path: as the browser sees it, also behind a proxy with a prefix."""
-    is_https = "https" in (request.url.scheme, urlsplit(state_of(request).settings.base_url).scheme)
-    response.set_cookie(
-        name,
-        value,
-        max_age=max_age_s,
-        path=None,
-        secure=is_https,
-        httponly=True,
-        samesite="strict" if is_strict else "lax",
-    )
-
-
 def set_session(request: Request, response: Response, session: str) -> None:
-    """Sign the browser in; an empty session signs it out."""
-    set_cookie(request, response, SESSION_COOKIE, session, max_age_s=SESSION_S if session else 0, is_strict=True)
+    """Sign the browser in; an empty session signs it out.
+
+    Without a path, the cookie belongs to the folder of the request's path, as the browser sees it behind any proxy.
+    """
+    is_https = "https" in (request.url.scheme, urlsplit(state_of(request).settings.base_url).scheme)
+    max_age_s = SESSION_S if session else 0
+    response.set_cookie(
+        SESSION_COOKIE, session, max_age=max_age_s, path=None, secure=is_https, httponly=True, samesite="strict"
+    )
 
 
 async def read_form(request: Request) -> dict[str, str]:
