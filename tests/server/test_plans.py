@@ -81,6 +81,18 @@ def test_unlimited_key_gets_no_numbers(running: RunningApp, home: Path) -> None:
     assert characters(response) == (None, None)
 
 
+@pytest.mark.anyio
+async def test_start_names_plans_that_are_not_configured(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = load_settings(**{**common(), "home": tmp_path, "plans": PLANS})
+    for plan, is_named in (("small", False), ("gone", True)):
+        async with open_server(settings) as state:
+            world = World(state.store, ManualClock())
+            await world.set_account(await world.caller(), plan=plan)
+        caplog.clear()
+        async with open_server(settings):
+            assert ("plan='gone' accounts=1" in caplog.text) is is_named
+
+
 # -- the next period ------------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ M = TypeVar("M", bound=Model)
 _CODES: Final = {
     400: "bad_request",
     401: "unauthorized",
+    402: "subscription_inactive",
     403: "insufficient_scope",
     405: "method_not_allowed",
     408: "request_timeout",
@@ -52,6 +53,7 @@ _HINTS: Final = {
     "job_not_found": "list the server's jobs with `afterwords jobs list`.",
     "key_not_found": "list the server's keys with `afterwords keys list --remote`.",
     "quota_exceeded": "see with `afterwords usage` when the next period begins, or ask for a higher limit.",
+    "subscription_inactive": "renew the subscription on the server's account page; the key then works again.",
     "storage_quota_exceeded": "delete a voice, or ask the operator of the server for more storage.",
 }
 _WORD: Final = re.compile(r"[!-~]{1,80}")

@@ -65,6 +65,7 @@ RESPONSE_HEADERS: Final = (
     "X-Characters-Used",
     "X-Job-Id",
     "X-Request-Id",
+    "X-Should-Retry",
     "X-Synthesis-Time-Ms",
     "X-Voice-Id",
 )

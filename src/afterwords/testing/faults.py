@@ -22,6 +22,7 @@ _N_SLOW_CHUNKS: Final = 4
 _CODES: Final = {
     400: "bad_request",
     401: "unauthorized",
+    402: "subscription_inactive",
     403: "insufficient_scope",
     404: "not_found",
     409: "conflict",
