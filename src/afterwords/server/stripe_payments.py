@@ -152,9 +152,7 @@ class StripePayments:
 
         async with _calling("expire a Checkout Session"):
             try:
-                await self._client.v1.checkout.sessions.expire_async(
-                    session_id, {}, {"idempotency_key": f"{session_id}-expire"}
-                )
+                await self._client.v1.checkout.sessions.expire_async(session_id)
             except Refused:  # it is not open
                 return False
         return True

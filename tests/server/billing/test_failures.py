@@ -51,6 +51,14 @@ async def test_lost_answer_makes_no_second_object(shop: Shop, route: str, status
     assert counts(shop) == [before[0] + 1, before[1] + 1]
 
 
+async def test_failed_expiry_is_tried_again(shop: Shop) -> None:
+    async with shop.browser() as one, shop.browser() as two:
+        await shop.session(one, "expiry@example.com")
+        shop.stripe.fail("POST /v1/checkout/sessions/{id}/expire", 500)
+        assert (await two.sign_up("expiry@example.com")).status_code == 503
+        await shop.session(two, "expiry@example.com")
+
+
 async def test_event_is_repeated_after_stripe_was_down(shop: Shop) -> None:
     async with shop.browser() as browser:
         session = await shop.session(browser, "repeat@example.com")
