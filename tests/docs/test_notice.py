@@ -16,7 +16,7 @@ def test_notice_lists_exactly_the_data_files() -> None:
     files = {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*")
-        if path.is_file() and path.suffix not in (".py", ".pyc", ".mako")
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".mako", ".html", ".css")
     }
     assert set(re.findall(r"^([\w./-]+\.\w+)$", ENTRIES, re.M)) == files
 

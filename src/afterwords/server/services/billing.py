@@ -141,6 +141,11 @@ class Billing:
         self._checkout_limit = RateLimitItemPerMinute(max(1, CHECKOUTS_PER_MINUTE // settings.processes))
         self._mail_limit = RateLimitItemPerHour(MAILS_PER_HOUR)
 
+    @property
+    def can_mail(self) -> bool:
+        """Whether a link can be mailed."""
+        return self._mailer is not None
+
     def limit(self, client: str) -> None:
         """Count a checkout that a client begins, since each creates objects at Stripe.
 

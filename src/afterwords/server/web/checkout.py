@@ -112,7 +112,7 @@ async def success(request: Request, token: Token = "") -> Response:
             return await show_key(request, minted.secret)
         state = CheckoutState.SHOWN
     if state is CheckoutState.NEEDS_CONFIRMATION:
-        return await render(request, "send_confirmation.html", checkout=token)
+        return await render(request, "send_confirmation.html", checkout=token, can_mail=billing.can_mail)
     if state in MESSAGES:
         title, text = MESSAGES[state]
         return await render(request, "message.html", title=title, text=text)
