@@ -77,6 +77,10 @@ class Credential(StrEnum):
     STRIPE_SIGNATURE = "Stripe signature"  # of the body, which the route checks
 
 
+OPEN: Final = frozenset({Credential.PUBLIC, Credential.STRIPE_SIGNATURE})
+"""Credentials that are not checked before the route."""
+
+
 @dataclass(frozen=True, slots=True)
 class Requirements:
     """What a route requires of a request.
@@ -228,7 +232,7 @@ class Authenticator:
             LimitError: The key or its account had too many requests within a minute.
         """
         credential = requirements.credential
-        if credential in (Credential.PUBLIC, Credential.STRIPE_SIGNATURE):
+        if credential in OPEN:
             return Identity()
         if credential is Credential.SESSION:
             if (caller := await self.find_session(cookies)) is None:

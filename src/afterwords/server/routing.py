@@ -39,7 +39,7 @@ from afterwords.errors import (
 )
 from afterwords.models import parse_id
 from afterwords.server.app_state import ServerState
-from afterwords.server.auth import Identity, RequestTask, Requirements
+from afterwords.server.auth import OPEN, Identity, RequestTask, Requirements
 from afterwords.server.metrics import known_method
 from afterwords.server.records import ACTOR, Actor
 from afterwords.server.records import Scope as KeyScope
@@ -321,7 +321,8 @@ class RequestContext:
             is_proxied=not PROXY_HEADERS.isdisjoint(self.headers) or self.scope.get("http_version") == "1.0",
         )
         if requirements.scope is not KeyScope.SYNTHESIZE:  # with this scope nothing is audited
-            ACTOR.set(Actor(self.identity.key_id or ("admin" if self.identity.is_admin else "worker"), self.request_id))
+            others = "server" if requirements.credential in OPEN else "worker"
+            ACTOR.set(Actor(self.identity.key_id or ("admin" if self.identity.is_admin else others), self.request_id))
         self._max_bytes, self._is_upload = requirements.max_body_bytes, requirements.is_upload
         settings = self.state.settings
         self._timeout_s = settings.stall_s if requirements.is_live else settings.body_timeout_s

@@ -6,19 +6,19 @@ import asyncio
 import json
 import logging
 import time
-from itertools import permutations
-from typing import Any
+from datetime import datetime
 
 import pytest
+from sqlalchemy import insert
 
-from afterwords.server.app_state import open_billing
-from afterwords.server.clock import SystemClock
 from afterwords.server.records import CheckoutState
-from tests.server.billing.conftest import Object, Shop, token_of
+from afterwords.server.services.billing import SYNCED
+from afterwords.server.store import SqlStore
+from afterwords.server.store.schema import customers
+from tests.server.billing.conftest import LaterClock, Object, Shop, token_of
+from tests.stripe_api.account import DAY_S
 
 pytestmark = pytest.mark.anyio
-
-ORDERS = list(permutations(range(4)))
 
 
 async def subscription_of(shop: Shop, email: str) -> Object:
@@ -26,43 +26,18 @@ async def subscription_of(shop: Shop, email: str) -> Object:
     return shop.stripe.find("subscription", customer=customer["id"])[-1]
 
 
-async def events_of_a_month(shop: Shop, email: str) -> tuple[str, list[Object]]:
-    """Buy, fail to pay, pay, and cancel at the end of the period. Return the key and the events, which were lost."""
-    key = await shop.buy_key(email)
-    subscription = await subscription_of(shop, email)
+async def test_duplicates_are_looked_at_once(shop: Shop) -> None:
+    key = await shop.buy_key("dup5@example.com")
+    subscription = await subscription_of(shop, "dup5@example.com")
     shop.stripe.fail_next_invoice(subscription["id"], status="unpaid")
     shop.stripe.pay_open_invoice(subscription["id"])
-    shop.stripe.update_subscription(subscription["id"], {"cancel_at_period_end": True})
-    return key, shop.drop_events()
+    events, asked = shop.drop_events(), len(shop.stripe.requests)
 
-
-async def test_any_order_and_duplicates_end_in_the_state_of_stripe(shop: Shop) -> None:
-    key, events = await events_of_a_month(shop, "order@example.com")
-    before = await shop.state.store.find_customer(email="order@example.com")
-    assert before is not None
-    account = (before.account_id, before.subscription_id)
-    n_keys = len(await shop.state.keys.list(account_id=before.account_id))
-    chosen = [event for event in events if event["type"] != "invoice.created"][:4]
-    for order in ORDERS:
-        for place in order:
-            event = {**chosen[place], "id": f"{chosen[place]['id']}_{order}"}  # otherwise only the first is handled
-            assert await shop.deliver(event) == [200]
-    reads = len(shop.stripe.requests)
     assert set(await shop.deliver(*(events * 5))) == {200}
-    looks = [one for one in shop.stripe.requests[reads:] if one.route == "GET /v1/subscriptions"]
-    assert len(looks) == len({event["id"] for event in events if event["type"] in LOOKED_AT})
-    after = await shop.state.store.find_customer(email="order@example.com")
-    assert after is not None
-    assert (after.account_id, after.subscription_id, after.status, after.is_ending) == (*account, "active", True)
-    assert len(await shop.state.keys.list(account_id=after.account_id)) == n_keys
+
+    looks = [one for one in shop.stripe.requests[asked:] if one.route == "GET /v1/subscriptions"]
+    assert len(looks) == len([event for event in events if event["type"] in SYNCED])
     assert await shop.status(key) == 200
-
-
-LOOKED_AT = {
-    "customer.subscription.updated",
-    "invoice.paid",
-    "invoice.payment_failed",
-}
 
 
 async def test_five_duplicates_at_once_make_one_account(shop: Shop) -> None:
@@ -124,46 +99,52 @@ async def test_lost_events_are_reconciled(shop: Shop) -> None:
     assert await shop.status(key) == 402  # as before
 
 
-async def test_slow_look_does_not_replace_a_later_one(shop: Shop) -> None:
-    key = await shop.buy_key("slow@example.com")
-    subscription = await subscription_of(shop, "slow@example.com")
-    other = open_billing(shop.state.settings, shop.state.store, SystemClock(), b"of another server")
-    assert other is not None
-    slow = shop.stripe.delay("GET /v1/subscriptions")
-    first = asyncio.create_task(other.sync(subscription["customer"]))
-    await asyncio.to_thread(slow.reached.wait, 60)
-    shop.stripe.change_status(subscription["id"], "unpaid")
-    assert set(await shop.deliver()) == {200}
-    slow.released.set()
-    synced = await first
-    assert synced is not None
-    assert synced.status == "unpaid"
-    assert await shop.status(key) == 402
-    await other.payments.close()
-
-
-async def test_renewal_moves_the_period(shop: Shop) -> None:
-    await shop.buy_key("renewed@example.com")
-    subscription = await subscription_of(shop, "renewed@example.com")
+@pytest.mark.parametrize("how", ["event", "request", "housekeeping"])
+async def test_renewal_moves_the_period(shop: Shop, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = await shop.buy_key(f"{how}@example.com")
+    subscription = await subscription_of(shop, f"{how}@example.com")
+    [item] = subscription["items"]["data"]
+    item.update(
+        current_period_start=item["current_period_start"] - 40 * DAY_S, current_period_end=shop.stripe.now() - 1
+    )
     customer = await shop.billing.sync(subscription["customer"])
     assert customer is not None
     assert customer.account_id is not None
-    before = await period_of(shop, customer.account_id)
     shop.stripe.advance_period(subscription["id"])
-    shop.stripe.webhooks.api_version = "2024-06-20"  # an event has the period elsewhere
-    try:
-        assert set(await shop.deliver()) == {200}
-    finally:
-        shop.stripe.webhooks.api_version = "2026-10-28.endive"
-    after = await period_of(shop, customer.account_id)
-    assert before[1] == after[0] < after[1]
+    events = shop.drop_events()
+    if how == "event":
+        shop.stripe.webhooks.api_version = "2024-06-20"  # such an event has the period elsewhere
+        try:
+            assert set(await shop.deliver(*events)) == {200}
+        finally:
+            shop.stripe.webhooks.api_version = "2026-10-28.endive"
+    else:
+        monkeypatch.setattr(shop.state.store, "_clock", LaterClock(700))
+        monkeypatch.setattr(shop.billing, "_clock", LaterClock(700))
+    if how == "housekeeping":
+        await shop.billing.renew_due()
+    async with shop.browser() as client:  # the request itself asks Stripe if the period has ended
+        usage = (await client.get("/v1/usage", headers={"Authorization": f"Bearer {key}"})).json()
+    [renewed] = subscription["items"]["data"]
+    assert datetime.fromisoformat(usage["period_end"]).timestamp() == renewed["current_period_end"]
 
 
-async def period_of(shop: Shop, account_id: str) -> tuple[Any, Any]:
-    minted = await shop.state.keys.create(account_id=account_id)
-    async with shop.browser() as client:
-        usage = (await client.get("/v1/usage", headers={"Authorization": f"Bearer {minted.secret}"})).json()
-    return usage["period_start"], usage["period_end"]
+async def test_imported_customer_is_reconciled(shop: Shop) -> None:
+    minted, store = await shop.state.keys.create(), shop.state.store
+    customer = shop.stripe.create_customer({"email": "imported@example.com"})
+    subscription = shop.stripe.subscribe(customer["id"], "price_hobby")
+    shop.drop_events()
+    row = {"customer_id": customer["id"], "account_id": minted.key.account_id}  # as the import writes it
+    assert isinstance(store, SqlStore)
+    await store.database.write(lambda connection: connection.execute(insert(customers).values(row)) and None)
+    await shop.billing.reconcile()
+    synced = await store.find_customer(customer_id=customer["id"])
+    assert synced is not None
+    assert (synced.email, synced.status, synced.account_id) == ("imported@example.com", "active", minted.key.account_id)
+    shop.stripe.cancel(subscription["id"])
+    shop.drop_events()
+    await shop.billing.reconcile()
+    assert await shop.status(minted.secret) == 402
 
 
 async def test_customer_hears_of_failed_payments(shop: Shop) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from contextlib import suppress
+from pathlib import Path
 
+import httpx
 import pytest
 
 from afterwords.server import failpoints
+from afterwords.server.app import create_app
 from afterwords.server.records import CheckoutState
+from afterwords.server.settings import load_settings
 from tests.server.billing.conftest import Shop, token_of
 
 pytestmark = pytest.mark.anyio
@@ -146,3 +152,46 @@ async def test_closing_cancels_and_separates_the_customer(shop: Shop) -> None:
     assert minted is not None
     assert minted.key.account_id != customer.account_id
     assert shop.stripe.count("customer", email="close@example.com") == 1
+
+
+async def test_server_starts_and_answers_while_stripe_is_down(tmp_path: Path) -> None:
+    nowhere = {"stripe_secret_key": "sk_test_x", "stripe_webhook_secret": "whsec_x", "stripe_price_id": "price_x"}
+    settings = load_settings(
+        home=tmp_path / "home", backends=("tone",), workers=0, stripe_api_url="http://127.0.0.1:1", **nowhere
+    )
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        state = app.lifetime.state
+        assert state is not None
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as client:
+            assert (await client.get("/v1/health")).status_code == 200
+        async with asyncio.timeout(60):
+            while not state.metrics.housekeeping_failures.sums[("reconcile",)]:
+                await asyncio.sleep(0.05)
+
+
+async def test_log_has_no_address_token_or_secret(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with shop.browser() as browser:
+        token = await shop.buy(browser, "logged@example.com")
+        minted = await shop.billing.show_key(token, browser.cookie)
+        assert minted is not None
+        with shop.stripe.outage():
+            await browser.sign_up("unlogged@example.com")
+        shop.stripe.fail("POST /v1/checkout/sessions", 500, times=3)
+        await browser.sign_up("unlogged@example.com")
+    secrets = [
+        minted.secret,
+        token,
+        browser.cookie,
+        shop.stripe.key,
+        shop.stripe.webhooks.secrets[0],
+        "logged@",
+        "/pay/",
+    ]
+    ours = "\n".join(
+        record.getMessage() for record in caplog.records if record.name.startswith(("afterwords", "stripe"))
+    )
+    assert "Stripe refused" in ours
+    assert not [secret for secret in [*secrets, "logged@", "/pay/"] if secret and secret in ours]

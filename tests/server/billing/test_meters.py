@@ -47,7 +47,7 @@ async def test_batch_without_an_answer_is_given_up(
 ) -> None:
     customer = shop.stripe.create_customer({"email": "silent@example.com"})
     batch_id = await add_batch(shop, customer["id"], 7)
-    with shop.stripe.outage(), pytest.raises(Exception, match="Stripe"):
+    with shop.stripe.outage():
         await shop.billing.send_meters()
     monkeypatch.setattr(shop.billing, "_clock", LaterClock(23 * 3600 + 60))
     await shop.billing.send_meters()

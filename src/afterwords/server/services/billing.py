@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
 from hmac import compare_digest
-from typing import Final
+from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
 from limits import RateLimitItemPerHour, RateLimitItemPerMinute
@@ -34,6 +35,7 @@ from afterwords.server.ports import Clock, Mailer, Payments, Store
 from afterwords.server.records import (
     ENTITLED,
     CheckoutState,
+    MeterBatch,
     NewKey,
     PaymentEvent,
     StoredCheckout,
@@ -45,6 +47,8 @@ from afterwords.server.services.signing import checkout_token, read_checkout_tok
 from afterwords.server.settings import Settings
 
 log = logging.getLogger("afterwords.server")
+
+T = TypeVar("T")
 
 EMAIL_MAX_CHARS: Final = 254
 """Source: RFC 5321, 4.5.3.1.3, errata 1690."""
@@ -455,8 +459,7 @@ class Billing:
 
     async def renew_due(self) -> None:
         """Look at the customers whose period has ended."""
-        for customer_id in await self._store.list_customers(due_again_s=RENEW_AGAIN_S):
-            await self.sync(customer_id)
+        await _visit(await self._store.list_customers(due_again_s=RENEW_AGAIN_S), self.sync)
 
     async def reconcile(self) -> Reconciled:
         """Look at every customer, and add customers that subscribed elsewhere: repairs what lost events left.
@@ -464,26 +467,26 @@ class Billing:
         Raises:
             ServiceUnavailableError: Stripe does not answer. That takes no access away.
         """
-        changed = added = failed = 0
+        done: Counter[str] = Counter()
+
+        async def visit(customer_id: str) -> None:
+            before = await self._store.find_customer(customer_id=customer_id)
+            if before is None:
+                state = await self.payments.read_customer(customer_id)
+                if state.is_deleted:
+                    return
+                await self._store.add_customer(customer_id, email=state.email)
+            after = await self.sync(customer_id)
+            if before is None:
+                done["added"] += 1
+            elif after is not None and _facts(before) != _facts(after):
+                done["changed"] += 1
+
         known = await self._store.list_customers()
         subscribers = [one for price in self._prices for one in await self.payments.list_subscribers(price)]
-        for customer_id in dict.fromkeys([*known, *subscribers]):
-            before = await self._store.find_customer(customer_id=customer_id)
-            try:
-                if before is None:
-                    state = await self.payments.read_customer(customer_id)
-                    if state.is_deleted:
-                        continue
-                    await self._store.add_customer(customer_id, email=state.email)
-                    added += 1
-                after = await self.sync(customer_id)
-            except ServiceUnavailableError as error:
-                if error.code != "payments_failed":
-                    raise
-                failed += 1
-                continue
-            changed += before is not None and after is not None and _facts(before) != _facts(after)
-        return Reconciled(len({*known, *subscribers}), changed, added, failed)
+        customers = dict.fromkeys([*known, *subscribers])
+        failed = await _visit(customers, visit)
+        return Reconciled(len(customers), done["changed"], done["added"], failed)
 
     # -- accounts
 
@@ -547,28 +550,28 @@ class Billing:
 
     async def send_meters(self) -> None:
         """Report characters to Stripe. What Stripe did not answer is repeated, and given up before it counts twice."""
-        for batch in await self._store.close_meter_batches(limit=BATCHES):
-            if self._clock.now() - batch.first_sent_at >= METER_GIVE_UP:
-                await self._give_up(batch.batch_id, batch.customer_id, batch.characters, "no answer for 23 hours")
-                continue
+        await _visit(await self._store.close_meter_batches(limit=BATCHES), self._send_meter)
+
+    async def _send_meter(self, batch: MeterBatch) -> None:
+        why_lost = ""
+        if self._clock.now() - batch.first_sent_at >= METER_GIVE_UP:
+            why_lost = "no answer for 23 hours"
+        else:
             try:
                 at = min(batch.hour + timedelta(hours=1), batch.first_sent_at)
                 await self.payments.send_meter_event(batch, at=at)
             except InvalidRequestError as error:
-                await self._give_up(batch.batch_id, batch.customer_id, batch.characters, error.message)
-            else:
-                await self._store.delete_meter_batch(batch.batch_id)
-
-    async def _give_up(self, batch_id: str, customer_id: str, characters: int, why: str) -> None:
-        self._metrics.meters_lost.add(amount=characters)
-        log.error(
-            "characters were not reported to Stripe batch=%s customer=%s characters=%d: %s",
-            batch_id,
-            customer_id,
-            characters,
-            why,
-        )
-        await self._store.delete_meter_batch(batch_id)
+                why_lost = error.message
+        if why_lost:
+            self._metrics.meters_lost.add(amount=batch.characters)
+            log.error(
+                "characters were not reported to Stripe batch=%s customer=%s characters=%d: %s",
+                batch.batch_id,
+                batch.customer_id,
+                batch.characters,
+                why_lost,
+            )
+        await self._store.delete_meter_batch(batch.batch_id)
 
     async def _mail(self, to: str, subject: str, text: str) -> None:
         if self._mailer is None:
@@ -591,6 +594,23 @@ def normalize_email(text: str) -> str:
     if not (name and domain and "@" not in domain and is_plain and len(email) <= EMAIL_MAX_CHARS):
         raise InvalidRequestError.invalid_field("email", rule="it must be an email address")
     return email
+
+
+async def _visit(items: Iterable[T], visit: Callable[[T], Awaitable[object]]) -> int:
+    """Visit items one after the other, which keeps below Stripe's rate. Return how many it answered with an error.
+
+    Raises:
+        ServiceUnavailableError: Stripe does not answer; the others would not be answered either.
+    """
+    n_failed = 0
+    for item in items:
+        try:
+            await visit(item)
+        except ServiceUnavailableError as error:
+            if error.code != "payments_failed":
+                raise
+            n_failed += 1
+    return n_failed
 
 
 def _new_key() -> tuple[str, NewKey]:
