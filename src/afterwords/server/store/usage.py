@@ -185,7 +185,6 @@ def characters_exceeded(
         f"{why}, and this text has {characters:,}; {advice}.",
         limit=quota.limit,
         retry_after_s=period.seconds_left(now),
-        headers={"x-should-retry": "false"},
     )
 
 
