@@ -84,10 +84,11 @@ def speaker_encoder(archive: Path) -> bytes:
 
 
 def pitch_fragment() -> bytes:
-    """Return the nodes that replace the graph's pitch curve with a controllable one.
+    """Return the nodes that replace the graph's pitch curve with a controllable one, and two outputs.
 
     The curve is voiced where it exceeds 30 Hz. The mean of its logarithm over the voiced part is the source pitch
-    (unless f0_src is set); the distance from it is scaled by f0_gamma and added to f0_dst (natural logarithms).
+    (unless f0_src is set); the distance from it is scaled by f0_gamma and added to f0_dst (natural logarithms). The
+    outputs are the curve before that, and the frames that the graph gives each token.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -120,7 +121,8 @@ def pitch_fragment() -> bytes:
         graph.initializer.append(numpy_helper.from_array(np.array([value], np.float32), name))
     for name in ("f0_src", "f0_dst", "f0_gamma", "f0_auto"):
         graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]))
-    graph.output.append(helper.make_tensor_value_info(raw, TensorProto.FLOAT, None))
+    for name in (raw, "/encoder/Clip_output_0"):
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     model = onnx.ModelProto()
     model.graph.CopyFrom(graph)
     fragment: bytes = model.SerializeToString(deterministic=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from afterwords.errors import (
     SynthesisError,
     TextError,
     TextWarning,
+    UnavailableError,
     UnsupportedLangError,
     VoiceExistsError,
     VoiceNotFoundError,
+    pip_install,
 )
 from tests.conftest import READER, clipped
 from tests.error_codes import has_code
@@ -407,3 +410,57 @@ def test_removed_voice_is_named() -> None:
     local.library().remove("me")
     with pytest.raises(VoiceNotFoundError, match="me"):
         aw.say("Hello", voice=voice)
+
+
+# -- timestamps ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("speed", [0.5, 1.0, 2.0])
+def test_timestamps_follow_the_speed(speed: float) -> None:
+    clone()
+    speech = aw.say("Good morning, everyone.", speed=speed, timestamps=True)
+    found = speech.alignment
+    assert found is not None
+    assert found.confidence == 1
+    per_character = SECONDS_PER_CHARACTER / speed
+    assert found.start_s == pytest.approx([at * per_character for at in range(len(found.characters))])
+    assert found.end_s[-1] == pytest.approx(speech.duration_s)
+    assert [(word.text, word.start_s) for word in found.words] == [
+        ("Good", 0),
+        ("morning", pytest.approx(5 * per_character)),
+        ("everyone", pytest.approx(14 * per_character)),
+    ]
+
+
+def test_alignment_has_the_text_as_given() -> None:
+    clone()
+    text = "\ufeffOne\r\ntwo\u2029three"
+    found = aw.say(text, timestamps=True).alignment
+    assert found is not None
+    assert "".join(found.characters) == text
+    spoken_at = [word.start_s / SECONDS_PER_CHARACTER for word in found.words]  # in "One\ntwo\n\nthree"
+    assert spoken_at == pytest.approx([0, 4, 9])
+
+
+def test_speech_without_timestamps_has_no_alignment() -> None:
+    clone()
+    assert aw.say("Hello.").alignment is None
+
+
+def test_timestamps_of_other_engines_need_whisper(monkeypatch: pytest.MonkeyPatch) -> None:
+    clone()
+    # Patched, because every engine that runs here reports its timing, and the tests have faster-whisper.
+    monkeypatch.setattr(ToneEngine, "has_timing", False)
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
+    with pytest.raises(UnavailableError, check=has_code("timestamps_unavailable")) as caught:
+        aw.stream("Hello.", timestamps=True)
+    assert caught.value.http_status == 422
+    assert caught.value.hint == pip_install("transcribe")
+
+
+@pytest.mark.usefixtures("whisper")
+def test_unrecognized_speech_has_no_timestamps(monkeypatch: pytest.MonkeyPatch) -> None:
+    clone()
+    monkeypatch.setattr(ToneEngine, "has_timing", False)  # so that Whisper listens to the tone
+    with pytest.raises(UnavailableError, check=has_code("timestamps_unavailable")):
+        aw.say("Hello.", timestamps=True)

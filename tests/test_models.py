@@ -8,11 +8,14 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from afterwords.models import (
     Account,
     Alias,
+    Alignment,
     ApiKey,
     Consent,
     ConsentKind,
@@ -35,10 +38,12 @@ from afterwords.models import (
     Speed,
     Usage,
     Voice,
+    WordTiming,
     is_id,
     new_id,
     now,
     parse_id,
+    word_spans,
 )
 from afterwords.provenance import Mark
 
@@ -73,6 +78,8 @@ EXAMPLES: list[Model] = [
     Account(account_id="1", created_at=NOON, voices=1, keys=1, characters=1, storage_bytes=1),
     NewApiKey(api_key=CANARY, created_at=NOON, webhook_secret=CANARY),
     Health(status="ok", backends=("lite",)),
+    WordTiming(text=CANARY, start=0, start_s=0, end_s=1),
+    Alignment(characters=tuple(CANARY), start_s=(0,) * len(CANARY), end_s=(1,) * len(CANARY)),
     Mark(is_synthetic=True),
 ]
 
@@ -213,3 +220,48 @@ def test_real_time_factor_is_synthesis_time_per_audio_time(duration_s: float, fa
 def test_literal_types_match_the_enums() -> None:
     assert set(get_args(ConsentName)) == set(ConsentKind)
     assert set(get_args(FormatName)) == set(SpeechFormat)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("“Well,” she said — it's 5% off…now!", ["Well", "she", "said", "it's", "5%", "off", "now"]),
+        ("明日は\n晴れ。", ["明", "日", "は", "晴", "れ"]),
+        (" … — ?! ", []),
+    ],
+)
+def test_words_have_no_punctuation_around_them(text: str, words: list[str]) -> None:
+    assert [text[start:end] for start, end in word_spans(text)] == words
+
+
+def test_pause_belongs_to_characters_between_words() -> None:
+    words = [
+        WordTiming(text="Hi", start=1, start_s=0.5, end_s=0.9),
+        WordTiming(text="you", start=5, start_s=1.1, end_s=1.7),
+    ]
+    aligned = Alignment.from_words("“Hi, you”", words, 2.0)
+    assert aligned.characters == tuple("“Hi, you”")
+    assert aligned.start_s == pytest.approx((0, 0.5, 0.7, 0.9, 1.0, 1.1, 1.3, 1.5, 1.7))
+    assert aligned.end_s == pytest.approx((*aligned.start_s[1:], 2.0))
+    assert [(word.text, word.start) for word in aligned.words] == [("Hi", 1), ("you", 5)]
+    assert [word.start_s for word in aligned.words] == pytest.approx([0.5, 1.1])
+    assert [word.end_s for word in aligned.words] == pytest.approx([0.9, 1.7])
+
+
+@given(text=st.text(max_size=60), times=st.lists(st.floats(0, 30)), duration_s=st.floats(0, 20))
+def test_alignment_is_within_audio_for_any_times(text: str, times: list[float], duration_s: float) -> None:
+    spans = zip(word_spans(text), times, reversed(times), strict=False)
+    words = [WordTiming(text=text[a:b], start=a, start_s=first, end_s=last) for (a, b), first, last in spans]
+    aligned = Alignment.from_words(text, words, duration_s)
+    assert "".join(aligned.characters) == text
+    assert max(aligned.end_s, default=0) <= duration_s + 1e-9
+    assert len(aligned.words) == len(word_spans(text))
+
+
+@pytest.mark.parametrize(
+    ("start_s", "end_s"),
+    [((0.0,), (1.0,)), ((0.0, 2.0), (3.0, 1.0)), ((1.0, 0.5), (1.0, 1.0)), ((1.0, 1.0), (0.5, 2.0))],
+)
+def test_inconsistent_alignment_is_refused(start_s: tuple[float, ...], end_s: tuple[float, ...]) -> None:
+    with pytest.raises(ValidationError):
+        Alignment(characters=("a", "b"), start_s=start_s, end_s=end_s)

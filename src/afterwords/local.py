@@ -51,7 +51,7 @@ from afterwords.models import (
 from afterwords.provenance import mark_tags, seal
 from afterwords.reference import Finding, PreparedReference, Report, examine, prepare
 from afterwords.reference.preparation import SURPLUS_MAX
-from afterwords.speech import Speech, speak
+from afterwords.speech import Aligner, Speech, speak
 from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text, expected_speech_s, normalize_lang
 
 if TYPE_CHECKING:
@@ -477,6 +477,7 @@ def say(
     backend: str | None = None,
     speed: float = 1.0,
     seed: int | None = None,
+    timestamps: bool = False,
     progress: Progress = ignore_progress,
 ) -> Audio:
     """Speak a text with a voice of the library, and return the audio.
@@ -488,16 +489,27 @@ def say(
         backend: Backend to use; None takes the voice's, or the best one here if that can't run.
         speed: Speaking rate, 0.25 to 4, 1 = the voice's own; the pitch is kept.
         seed: Makes a sampled result repeatable.
+        timestamps: Set `alignment`: when each character and word is spoken. Backends other than lite need
+            faster-whisper for it, which listens to the finished speech.
         progress: Called with a fraction and a step.
 
     Raises:
         TextError: The text can't be spoken.
         VoiceNotFoundError, InvalidInputError: The voice is unknown or ambiguous.
         UnsupportedLangError: The backend does not speak the language.
-        UnavailableError: No engine can run on this machine.
+        UnavailableError: No engine can run on this machine, or timestamps need faster-whisper.
         SynthesisError: The engine failed.
     """
-    return stream(text, voice=voice, lang=lang, backend=backend, speed=speed, seed=seed, progress=progress).audio()
+    return stream(
+        text,
+        voice=voice,
+        lang=lang,
+        backend=backend,
+        speed=speed,
+        seed=seed,
+        timestamps=timestamps,
+        progress=progress,
+    ).audio()
 
 
 def stream(
@@ -508,13 +520,14 @@ def stream(
     backend: str | None = None,
     speed: float = 1.0,
     seed: int | None = None,
+    timestamps: bool = False,
     progress: Progress = ignore_progress,
 ) -> Speech:
     """Speak a text like `say`, but while it is read: iterate over the result for its chunks.
 
     Arguments are checked before the first chunk. Warns with TextWarning if the backend leaves out words of the text.
     """
-    text = check_text(text, max_chars=MAX_LOCAL_CHARS)
+    given, text = text, check_text(text, max_chars=MAX_LOCAL_CHARS)
     options = SpeechOptions.check(lang=lang, backend=backend, speed=speed, seed=seed)
     voices = library()
     speaker = _find_voice(voices, voice)
@@ -532,8 +545,17 @@ def stream(
         seed=options.seed,
     )
     tags = mark_tags(backend=chosen.name, voice_name=speaker.name, voice_id=speaker.voice_id, made_at=now())
-    chunks = speak(engine, task, options.speed, progress)
-    return Speech(speaker, chosen.name, reason, engine.sample_rate, tags, chunks, left_out=tuple(words))
+    return Speech(
+        speaker,
+        chosen.name,
+        reason,
+        engine.sample_rate,
+        tags,
+        speak(engine, task, options.speed, progress),
+        left_out=tuple(words),
+        _aligner=Aligner(engine, task, given) if timestamps else None,
+        _progress=progress,
+    )
 
 
 def estimate(

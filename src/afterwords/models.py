@@ -7,9 +7,11 @@ transcripts are in no repr.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
 from uuid import uuid4
 
 from pydantic import (
@@ -293,6 +295,103 @@ class SpeechResult(Model):
     def real_time_factor(self) -> float:
         """Synthesis time divided by audio duration; below 1 is faster than real time."""
         return self.synth_ms / 1000 / self.duration_s if self.duration_s else float("inf")
+
+
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+"""Scripts without spaces, Thai to Han, as ranges for a pattern."""
+_RUN = re.compile(rf"[{UNSPACED}][^\w\s]*|[^\s{UNSPACED}—…]+")
+_MARKS = ".,;:!?\"'()[]{}“”‘’«»‹›„…—–-¡¿、。，．！？：；・「」『』（）【】《》"
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Return start and end of each word of a text without the punctuation around it.
+
+    In scripts without spaces each character is a word.
+    """
+    spans = []
+    for run in _RUN.finditer(text):
+        if word := run[0].strip(_MARKS):
+            start = run.start() + run[0].index(word)
+            spans.append((start, start + len(word)))
+    return spans
+
+
+class WordTiming(Model):
+    """When a word is spoken."""
+
+    text: str = Field(min_length=1, repr=False, description="The word as written, without punctuation around it.")
+    start: int = Field(ge=0, description="Position of its first character in the text, in code points.")
+    start_s: float = Field(ge=0, description="Time at which the word starts, in seconds from the start of the audio.")
+    end_s: float = Field(ge=0, description="Time at which the word ends.")
+
+
+class Alignment(Model):
+    """When each character of a text is spoken. A pause belongs to the spaces and punctuation between two words."""
+
+    characters: tuple[str, ...] = Field(repr=False, description="The code points of the text.")
+    start_s: tuple[float, ...] = Field(
+        description="Time at which each character starts, in seconds from the start of the audio; never decreases."
+    )
+    end_s: tuple[float, ...] = Field(description="Time at which each character ends; never decreases.")
+    confidence: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="1 if the engine reported the times; if speech recognition found them, the share of the words that "
+        "it recognized. Times of the other words are interpolated.",
+    )
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if not len(self.characters) == len(self.start_s) == len(self.end_s):
+            raise ValueError("the lists differ in length")
+        times = (self.start_s, self.end_s)
+        if any(earlier > later for every in times for earlier, later in pairwise((0.0, *every))):
+            raise ValueError("the times decrease")
+        if any(start > end for start, end in zip(*times, strict=True)):
+            raise ValueError("a character ends before it starts")
+        return self
+
+    @classmethod
+    def from_words(cls, text: str, words: Iterable[WordTiming], duration_s: float, *, confidence: float = 1.0) -> Self:
+        """Return the alignment of a text with timed words; characters within and between words have equal shares.
+
+        Args:
+            text: The text.
+            words: Words of the text, in order; their times are limited to the duration.
+            duration_s: Length of the audio in seconds.
+            confidence: Share of the words with reliable times.
+        """
+        start_s: list[float] = []
+        end_s: list[float] = []
+        now_s = 0.0
+
+        def advance(end: int, until_s: float) -> None:
+            """Give the characters before a position the time until a moment."""
+            nonlocal now_s
+            count, length_s = end - len(start_s), min(until_s, duration_s) - now_s
+            if count > 0 and length_s > 0:
+                edges = [now_s + length_s * step / count for step in range(count)] + [now_s + length_s]
+            else:
+                edges = [now_s] * (count + 1)
+            start_s.extend(edges[:-1])
+            end_s.extend(edges[1:])
+            now_s += max(0.0, length_s)
+
+        for word in words:
+            advance(word.start, word.start_s)
+            advance(word.start + len(word.text), word.end_s)
+        advance(len(text), duration_s)
+        return cls(characters=tuple(text), start_s=tuple(start_s), end_s=tuple(end_s), confidence=confidence)
+
+    @property
+    def words(self) -> tuple[WordTiming, ...]:
+        """The words of the text with their times."""
+        text = "".join(self.characters)
+        return tuple(
+            WordTiming(text=text[start:end], start=start, start_s=self.start_s[start], end_s=self.end_s[end - 1])
+            for start, end in word_spans(text)
+        )
 
 
 class DayUsage(Model):

@@ -14,10 +14,65 @@ from afterwords.audio.audio import Audio
 from afterwords.audio.effects import change_speed
 from afterwords.audio.wav import Samples
 from afterwords.audio.writer import AudioWriter
-from afterwords.backends.base import Chunk, Engine, Progress
+from afterwords.backends.base import Chunk, Engine, Progress, has_timing, ignore_progress
 from afterwords.errors import AfterwordsError, StreamConsumedError, SynthesisError
-from afterwords.models import FormatName, SpeechFormat, SpeechResult, SpeechTask, Voice
+from afterwords.models import Alignment, FormatName, SpeechFormat, SpeechResult, SpeechTask, Voice, WordTiming
+from afterwords.reference.transcription import align, check_aligner
 from afterwords.text import expected_speech_s
+
+
+class Aligner:
+    """Finds the alignment of speech: from the words of its chunks, else by speech recognition of all samples.
+
+    Args:
+        engine: The engine that speaks.
+        task: What it speaks.
+        text: The text as the user gave it, before it was validated.
+
+    Raises:
+        UnavailableError: The engine reports no times, and faster-whisper is not installed.
+    """
+
+    def __init__(self, engine: Engine, task: SpeechTask, text: str) -> None:
+        self._is_timed = has_timing(engine)
+        if not self._is_timed:
+            check_aligner(f"The backend {task.backend} reports")
+        self._sample_rate, self._task, self._text = engine.sample_rate, task, text
+        self._words: list[WordTiming] = []
+        self._samples: list[Samples] = []
+        self._n_samples = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Add the next chunk."""
+        self._n_samples += len(chunk.samples)
+        if self._is_timed:
+            self._words += chunk.words
+        else:
+            self._samples.append(chunk.samples)
+
+    def alignment(self, progress: Progress) -> Alignment:
+        """Return the alignment of the text with the chunks, once all were added.
+
+        Raises:
+            UnavailableError: As for `align`.
+        """
+        if self._is_timed:
+            words = _in_given_text(self._words, self._task.text, self._text)
+            return Alignment.from_words(self._text, words, self._n_samples / self._sample_rate)
+        import numpy as np
+
+        audio = Audio(np.concatenate([np.zeros(0, np.float32), *self._samples]), self._sample_rate)
+        return align(audio, self._text, lang=self._task.lang, progress=progress)
+
+
+def _in_given_text(words: list[WordTiming], validated: str, given: str) -> list[WordTiming]:
+    """Return words with their positions in the text before its validation, which changed only spaces and line ends."""
+    if validated == given:
+        return words
+    first = len(given) - len(given.lstrip("\ufeff"))
+    places = [[at for at, c in enumerate(text) if not c.isspace()] for text in (validated, given[first:])]
+    moved = dict(zip(*places, strict=True))
+    return [word.model_copy(update={"start": first + moved[word.start]}) for word in words]
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +89,7 @@ class Speech:
         tags: Tags that mark files of this speech as synthetic.
         result: Duration and timing, once everything was read.
         left_out: Words of the text that the backend can't speak.
+        alignment: When each character is spoken, once everything was read, if timestamps were requested.
     """
 
     voice: Voice
@@ -44,6 +100,9 @@ class Speech:
     _chunks: Generator[Chunk, None, None] = field(repr=False)
     result: SpeechResult | None = None
     left_out: tuple[str, ...] = field(default=(), repr=False)
+    alignment: Alignment | None = field(default=None, init=False, repr=False)
+    _aligner: Aligner | None = field(default=None, repr=False)
+    _progress: Progress = field(default=ignore_progress, repr=False)
     _is_started: bool = field(default=False, init=False, repr=False)
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -57,7 +116,8 @@ class Speech:
         import numpy as np
 
         parts = [chunk.samples for chunk in self]
-        return Audio(np.concatenate(parts) if parts else np.zeros(0, np.float32), self.sample_rate, self.tags)
+        samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        return Audio(samples, self.sample_rate, self.tags, alignment=self.alignment)
 
     def save(self, path: Path | str, *, format: SpeechFormat | FormatName | None = None) -> Path:
         """Write the speech to a file while it is generated, and return the path. The file appears when it is complete.
@@ -85,10 +145,14 @@ class Speech:
                 if first_ms is None:
                     first_ms = round((ready - started) * 1000)
                 n_samples += len(chunk.samples)
+                if self._aligner:
+                    self._aligner.add(chunk)
                 yield chunk
                 waited_s += time.perf_counter() - ready
         finally:
             self._chunks.close()
+        if self._aligner:
+            self.alignment = self._aligner.alignment(self._progress)
         self.result = SpeechResult(
             backend=self.backend,
             sample_rate=self.sample_rate,
@@ -103,6 +167,7 @@ def speak(engine: Engine, task: SpeechTask, speed: float, progress: Progress) ->
     expected_s = expected_speech_s(task.text)
     spoken_s = 0.0
     chunks = engine.synthesize(task)
+    words: list[WordTiming] = []  # of the chunks that were read, with times at the engine's speed
 
     def samples_of_chunks() -> Iterator[Samples]:
         nonlocal spoken_s
@@ -117,11 +182,14 @@ def speak(engine: Engine, task: SpeechTask, speed: float, progress: Progress) ->
                 return
             spoken_s += len(chunk.samples) / engine.sample_rate
             progress(min(0.99, spoken_s / expected_s), "speaking")
+            words.extend(chunk.words)
             yield chunk.samples
 
     try:
         for samples in change_speed(samples_of_chunks(), engine.sample_rate, speed):
-            yield Chunk(samples)
+            times = [{"start_s": word.start_s / speed, "end_s": word.end_s / speed} for word in words]
+            yield Chunk(samples, tuple(word.model_copy(update=at) for word, at in zip(words, times, strict=True)))
+            words.clear()
     finally:
         chunks.close()
     progress(1.0, "done")

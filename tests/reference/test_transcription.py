@@ -18,6 +18,7 @@ from afterwords.errors import MissingExtraError, UnavailableError, pip_install
 from afterwords.reference.transcription import (
     Transcript,
     Word,
+    align,
     coverage,
     held_words,
     join_words,
@@ -82,6 +83,18 @@ def test_word_times_are_in_order_and_in_range(reader: Audio, recognized: Transcr
     assert all(word.start_s <= word.end_s <= reader.duration_s for word in recognized.words)
     assert [word.start_s for word in recognized.words] == sorted(word.start_s for word in recognized.words)
     assert all(0 <= word.confidence <= 1 for word in recognized.words)
+
+
+def test_text_is_aligned_with_its_recording(reader: Audio, recognized: Transcript) -> None:
+    six_s = Audio(reader.samples[: 6 * reader.sample_rate], reader.sample_rate)
+    text = "And Mr. John Dashwood\nhad then leisure 2 consider"
+    aligned = align(six_s, text, lang="en", model=MODEL)
+    assert "".join(aligned.characters) == text
+    assert 0.7 < aligned.confidence < 1  # "2" is not in the recording
+    recorded = {word.text: word.start_s for word in recognized.words[:8]}
+    found = {word.text: word.start_s for word in aligned.words}
+    assert found["leisure"] == pytest.approx(recorded["leisure"], abs=0.2)
+    assert found["leisure"] < found["2"] < found["consider"]
 
 
 def test_hyphenated_words_are_joined(recognized: Transcript) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from afterwords.models import SpeechTask
+    from afterwords.models import SpeechTask, WordTiming
 
 Progress = Callable[[float, str], None]
 """Callback for the progress of long work: a fraction in [0, 1] and the current step in a few words."""
@@ -53,9 +53,16 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of speech: samples of shape (n_samples,), float32 mono in [-1, 1], at the rate of the engine."""
+    """A piece of speech.
+
+    Attributes:
+        samples: Shape (n_samples,), float32 mono in [-1, 1], at the rate of the engine.
+        words: The words that this chunk speaks, in order, with times from the start of the utterance, if the engine
+            knows them. A word that two chunks share is in the first one. Its attribute `has_timing` must be True.
+    """
 
     samples: NDArray[np.float32] = field(repr=False)
+    words: tuple[WordTiming, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +108,11 @@ def unspoken(engine: Engine, text: str) -> list[str]:
     """
     find = getattr(engine, "unspoken", None)
     return list(find(text)) if find is not None else []
+
+
+def has_timing(engine: Engine) -> bool:
+    """Return whether the chunks of an engine have words with times, by its optional attribute `has_timing`."""
+    return bool(getattr(engine, "has_timing", False))
 
 
 @runtime_checkable

@@ -28,6 +28,7 @@ from afterwords.backends.base import (
 )
 from afterwords.config import load_config
 from afterwords.errors import SynthesisError, TextError
+from afterwords.models import WordTiming, word_spans
 from afterwords.text import LANGS
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class ToneEngine:
     sample_rate = SAMPLE_RATE
     max_concurrent = 16
     prompt_version = "1"
+    has_timing = True
 
     def languages(self, backend: str) -> frozenset[str]:  # noqa: ARG002 - one backend
         return frozenset(LANGS)
@@ -92,6 +94,7 @@ class ToneEngine:
         length = round(SECONDS_PER_CHARACTER * len(task.text) * SAMPLE_RATE)
         if is_testing and RUNAWAY in task.text:
             length *= 100
+        word_at = [(length * at // len(task.text), at, end) for at, end in word_spans(task.text)]
         frequency = 200 + int.from_bytes(hashlib.sha256(task.text.encode()).digest()[:2], "big") % 600
         step = round(CHUNK_S * SAMPLE_RATE)
         for start in range(0, length, step):
@@ -113,7 +116,17 @@ class ToneEngine:
                         time.sleep(SLOW_S)
                         _leaked.append(b"\1" * LEAK_BYTES)
             time_s = np.arange(start, min(start + step, length)) / SAMPLE_RATE
-            yield Chunk((0.2 * np.sin(2 * np.pi * frequency * time_s)).astype(np.float32))
+            words = tuple(
+                WordTiming(
+                    text=task.text[at:end],
+                    start=at,
+                    start_s=sample / SAMPLE_RATE,
+                    end_s=length * end / len(task.text) / SAMPLE_RATE,
+                )
+                for sample, at, end in word_at
+                if start <= sample < start + step
+            )
+            yield Chunk((0.2 * np.sin(2 * np.pi * frequency * time_s)).astype(np.float32), words)
 
     def unspoken(self, text: str) -> list[str]:
         if UNSPOKEN not in text or not load_config().is_testing:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from functools import lru_cache
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from afterwords.audio.audio import Audio
 from afterwords.audio.effects import resample
 from afterwords.config import load_config
-from afterwords.errors import MissingExtraError, UnavailableError
+from afterwords.errors import MissingExtraError, UnavailableError, pip_install
+from afterwords.models import UNSPACED, Alignment, WordTiming, word_spans
 from afterwords.network import turn_off_telemetry
 
 if TYPE_CHECKING:
@@ -41,9 +43,8 @@ inventions for German, Spanish, Dutch and Hindi 0.36 to 0.69, unless it repeated
 _REPETITION_MAX = 2.4
 """Compression ratio above which Whisper considers its own text a loop."""
 _WHISPER_RATE = 16_000  # Hz; the only rate of Whisper
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Thai to Han
-_UNIT = re.compile(rf"[{_UNSPACED}][^\w\s]*|[^\s{_UNSPACED}]+")
-_PIECE = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:'[^\W_{_UNSPACED}]+)*")
+_UNIT = re.compile(rf"[{UNSPACED}][^\w\s]*|[^\s{UNSPACED}]+")
+_PIECE = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+(?:'[^\W_{UNSPACED}]+)*")
 _CLINGS = tuple("-'’‐‑")  # start of the second part of a word that Whisper splits, as in ill|-disposed
 _SPELLED = {"mr": "mister", "mrs": "missus", "dr": "doctor"}  # Whisper writes titles, people write them out
 
@@ -231,12 +232,62 @@ def join_words(texts: Iterable[str]) -> str:
     """Join words with spaces, except in scripts without spaces."""
     joined = ""
     for text in texts:
-        is_unspaced = bool(joined) and re.search(rf"[{_UNSPACED}]\W*$", joined) and re.match(rf"[{_UNSPACED}]", text)
+        is_unspaced = bool(joined) and re.search(rf"[{UNSPACED}]\W*$", joined) and re.match(rf"[{UNSPACED}]", text)
         joined += text if not joined or is_unspaced else f" {text}"
     return joined
 
 
 # -- aligning a given transcript -----------------------------------------------------------------------------
+
+
+def align(
+    audio: Audio,
+    text: str,
+    *,
+    lang: str,
+    model: str | None = None,
+    progress: Callable[[float, str], None] = lambda _fraction, _step: None,
+) -> Alignment:
+    """Return when each character of a text is spoken in audio, by the word times of faster-whisper.
+
+    The recognized words are matched with those of the text; characters within a word have equal shares. Starts of words
+    that were recognized are about 0.1 s off, and the times of others are interpolated: `confidence` is the share of the
+    first. Numbers and abbreviations count as others where Whisper writes them differently.
+
+    Args:
+        audio: Mono, at any rate.
+        text: What is spoken.
+        lang: Its two-letter language code.
+        model: As for `transcribe`, like `progress`.
+        progress: Called with the progress.
+
+    Raises:
+        UnavailableError: faster-whisper is not installed, or recognizes no word; or as for `transcribe`.
+    """
+    check_aligner("The audio has")
+    recognized = transcribe(audio, lang=lang, model=model, progress=progress).words
+    spans = [span for span in word_spans(text) if _pieces(text[slice(*span)])]
+    matched = match_words(" ".join(text[slice(*span)] for span in spans), recognized)
+    if not matched:
+        why = "The timestamps can't be found: no word was recognized in the speech."
+        raise UnavailableError(why, code="timestamps_unavailable", hint="use a larger model: set AFTERWORDS_WHISPER.")
+    words = [
+        WordTiming(text=text[start:end], start=start, start_s=word.start_s, end_s=word.end_s)
+        for (start, end), word in zip(spans, matched, strict=True)
+    ]
+    confidence = sum(word.confidence > 0 for word in matched) / len(matched)
+    return Alignment.from_words(text, words, audio.duration_s, confidence=confidence)
+
+
+def check_aligner(subject: str) -> None:
+    """Raise if `align` can't run.
+
+    Raises:
+        UnavailableError: faster-whisper is not installed.
+    """
+    if find_spec("faster_whisper") is None:
+        why = f"{subject} no timestamps, and faster-whisper, which finds them, is not installed."
+        raise UnavailableError(why, code="timestamps_unavailable", hint=pip_install("transcribe"))
 
 
 def coverage(given_text: str, words: Sequence[Word]) -> float:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from afterwords.backends.base import Available, CachingEngine, Chunk, Engine, Reference, Unavailable
-from afterwords.models import SpeechTask
+from afterwords.backends.base import Available, CachingEngine, Chunk, Engine, Reference, Unavailable, has_timing
+from afterwords.models import SpeechTask, word_spans
 from afterwords.text import LANGS
 
 if TYPE_CHECKING:
@@ -106,6 +106,17 @@ class EngineContract:
         samples = np.concatenate([chunk.samples for chunk in chunks])
         assert 0.03 * len(TEXT) < len(samples) / engine.sample_rate < 0.3 * len(TEXT)
         assert float(np.sqrt(np.mean(samples**2))) > 0.005
+
+    def test_words_have_times_within_the_speech(self, engine: Engine, chunks: list[Chunk]) -> None:
+        words = [word for chunk in chunks for word in chunk.words]
+        if not has_timing(engine):
+            assert not words
+            return
+        assert [(word.start, word.start + len(word.text)) for word in words] == word_spans(TEXT)
+        assert [word.text for word in words] == [TEXT[start:end] for start, end in word_spans(TEXT)]
+        edges = [edge for word in words for edge in (word.start_s, word.end_s)]
+        assert edges == sorted(edges)
+        assert edges[-1] <= sum(len(chunk.samples) for chunk in chunks) / engine.sample_rate + 1e-6
 
     def test_same_seed_gives_the_same_audio(self, engine: Engine, prompt: bytes, chunks: list[Chunk]) -> None:
         first = np.concatenate([chunk.samples for chunk in chunks])

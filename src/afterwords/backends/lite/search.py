@@ -74,8 +74,14 @@ def voice_table() -> Table:
 
 def trim(samples: NDArray[np.float32], threshold: float = 0.01) -> NDArray[np.float32]:
     """Trim silence before and after speech to 30 ms."""
+    start, end = speech_range(samples, threshold)
+    return samples[start:end]
+
+
+def speech_range(samples: NDArray[np.float32], threshold: float = 0.01) -> tuple[int, int]:
+    """Return where speech starts and ends, with 30 ms of silence on both sides."""
     loud = np.flatnonzero(np.abs(samples) > threshold)
-    return samples[max(0, loud[0] - _PAD) : loud[-1] + _PAD] if len(loud) else samples
+    return (max(0, loud[0] - _PAD), min(len(samples), loud[-1] + _PAD)) if len(loud) else (0, len(samples))
 
 
 class Ridge:
