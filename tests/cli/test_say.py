@@ -99,6 +99,50 @@ def test_closed_pipe_prints_no_traceback() -> None:
     assert (process.returncode, err) == (1, b"")
 
 
+# -- subtitles and times -------------------------------------------------------------------------------------
+
+
+def test_subtitles_and_times_follow_the_speed(tmp_path: Path) -> None:
+    files = ("--srt", "a.srt", "--vtt", "a.vtt", "--timing", "a.json")
+    done = run("say", TEXT, "--speed", "0.5", "-o", "a.wav", "--json", *files, cwd=tmp_path)
+
+    assert done.code == 0
+    facts = json.loads(done.out)
+    assert (facts["srt"], facts["vtt"], facts["timing"]) == ("a.srt", "a.vtt", "a.json")
+    end = f"{(len(TEXT) - 1) * 2 * SECONDS_PER_CHARACTER:.3f}"  # without the period
+    assert (tmp_path / "a.srt").read_text() == f"1\n00:00:00,000 --> 00:00:0{end.replace('.', ',')}\n{TEXT}\n"
+    assert (tmp_path / "a.vtt").read_text() == f"WEBVTT\n\n00:00:00.000 --> 00:00:0{end}\n{TEXT}\n"
+    times = json.loads((tmp_path / "a.json").read_text())
+    assert "".join(times["characters"]) == TEXT
+    assert times["end_s"][-1] == pytest.approx(decode(tmp_path / "a.wav").duration_s)
+    assert times["words"][1] == {
+        "text": "this",
+        "start": 7,
+        "start_s": pytest.approx(7 * 2 * SECONDS_PER_CHARACTER),
+        "end_s": pytest.approx(11 * 2 * SECONDS_PER_CHARACTER),
+    }
+    assert not [name for name in list_files(tmp_path) if name.endswith(".part")]
+
+
+def test_subtitles_need_no_audio_file(tmp_path: Path) -> None:
+    assert run("say", TEXT, "--no-play", "--srt", "a.srt", cwd=tmp_path).code == 0
+    assert "a.srt" in list_files(tmp_path)
+
+
+def test_unwritable_subtitles_are_refused_before_speaking(tmp_path: Path) -> None:
+    run("say", TEXT, "-o", "a.wav", "--srt", "nowhere/a.srt", cwd=tmp_path).expect_error(5, "unwritable_output")
+    assert "a.wav" not in list_files(tmp_path)
+
+
+def test_subtitles_of_a_server_are_refused(tmp_path: Path) -> None:
+    done = run("say", TEXT, "-o", "a.wav", "--vtt", "a.vtt", "--remote", cwd=tmp_path)
+    assert done.code == 2
+    assert "--remote can't be combined with --vtt" in done.err
+
+
+# -- failures ------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full: Linux's")
 def test_full_stdout_is_one_line_error() -> None:
     with Path("/dev/full").open("wb") as full:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from afterwords.audio.writer import AudioWriter
     from afterwords.cli.save_audio import AudioOutput
     from afterwords.client import Client, RemoteJob, RemoteSpeech
-    from afterwords.models import SpeechOptions, Voice
+    from afterwords.models import Alignment, SpeechOptions, Voice
     from afterwords.speech import Speech
 
 Text = Annotated[str | None, typer.Argument(help="Text to speak, in quotes; - reads stdin.")]
@@ -56,6 +56,12 @@ Backend = Annotated[
 Play = Annotated[
     bool | None, typer.Option("--play/--no-play", help="Play the speech. (default: play, unless --out is given)")
 ]
+Srt = Annotated[Path | None, typer.Option("--srt", help="Subtitle file to write, in SRT format.")]
+Vtt = Annotated[Path | None, typer.Option("--vtt", help="Subtitle file to write, in WebVTT format.")]
+Timing = Annotated[
+    Path | None,
+    typer.Option("--timing", help="JSON file to write, with the times of characters and words. (--json is the result)"),
+]
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -76,6 +82,7 @@ class SayRequest:
     options: SpeechOptions
     destination: AudioOutput | None
     is_played: bool
+    timing: dict[str, Path]
 
 
 def say(
@@ -89,6 +96,9 @@ def say(
     lang: Lang = None,
     backend: Backend = None,
     play: Play = None,
+    srt: Srt = None,
+    vtt: Vtt = None,
+    timing: Timing = None,
     remote: Remote = False,
     profile: Profile = None,
     timeout: Timeout = None,
@@ -100,19 +110,26 @@ def say(
         raise output.UsageError(
             "say needs exactly one text.", hint="give it once: in quotes, as - for stdin, or with --file FILE."
         )
-    ways_out = {"--out": out, "--format": format, "--play/--no-play": play, "--timeout": timeout}
+    times: dict[str, Path | None] = {"--srt": srt, "--vtt": vtt, "--timing": timing}
+    ways_out = {"--out": out, "--format": format, "--play/--no-play": play, **times, "--timeout": timeout}
     if dry_run and (useless := [name for name, value in ways_out.items() if value is not None]):
         raise output.UsageError(
             f"--dry-run writes and plays nothing, so it can't be combined with {', '.join(useless)}.",
             hint="remove one of them.",
         )
     is_played = (out is None) if play is None else play
-    if out is None and not is_played:
+    if out is None and not is_played and not any(times.values()):
         raise output.UsageError("The speech would go nowhere.", hint="add -o FILE, or remove --no-play.")
     if out == "-" and as_json:
         raise output.UsageError("stdout can't carry both audio and JSON.", hint="name a file: -o hello.wav.")
     if timeout is not None and not is_remote(remote, profile):
         raise output.UsageError("--timeout is for jobs of a server.", hint="add --remote, or remove --timeout.")
+    if is_remote(remote, profile) and (local := [name for name, value in times.items() if value is not None]):
+        raise output.UsageError(
+            f"Servers send no timestamps, so --remote can't be combined with {', '.join(local)}.",
+            hint="remove one of them.",
+        )
+    from afterwords.audio.output import check_writable
     from afterwords.cli.save_audio import parse_output
     from afterwords.models import SpeechOptions
     from afterwords.text import read_text
@@ -125,7 +142,10 @@ def say(
         SpeechOptions.check(lang=lang, backend=backend, speed=speed, seed=seed),
         parse_output(out, format) if out is not None else None,
         is_played,
+        {name.removeprefix("--"): value for name, value in times.items() if value is not None},
     )
+    for path in request.timing.values():
+        check_writable(path)
     with output.without_text_warnings():
         if dry_run:
             _estimate(request, profile, on_server=is_remote(remote, profile), as_json=as_json)
@@ -203,7 +223,9 @@ def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
         about = ", about 40 s on two cores" if preparing == "lite" else ""
         output.note(f"Preparing the voice for {output.shown(preparing)}, once{about}.")
     with output.progress_bar() as progress, ExitStack() as stack:
-        speech = local.stream(request.text, voice=voice, **options.model_dump(), progress=progress)
+        speech = local.stream(
+            request.text, voice=voice, **options.model_dump(), timestamps=bool(request.timing), progress=progress
+        )
         samples = _SampleStream(speech, request.destination, stack)
         if request.is_played:
             from afterwords.audio.devices import play
@@ -211,6 +233,8 @@ def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
             play(samples, speech.sample_rate)
         else:
             samples.write()
+    if speech.alignment is not None:
+        _write_times(speech.alignment, request.timing)
     done = speech.result
     assert done is not None, "the speech was read to its end"
     facts = {
@@ -220,10 +244,27 @@ def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
         "left_out": list(speech.left_out),
         "real_time_factor": round(done.real_time_factor, 3),
         **done.model_dump(mode="json"),
+        **{kind: str(path) for kind, path in request.timing.items()},
     }
     if speech.backend != speech.voice.backend:
         output.note(f"Spoken with {done.backend}: {output.shown(speech.reason)}")
     return facts, f"{done.backend}, took {output.duration(done.synth_ms / 1000)}"
+
+
+def _write_times(alignment: Alignment, files: dict[str, Path]) -> None:
+    import json
+
+    from afterwords.audio.output import write_atomically
+    from afterwords.audio.subtitles import to_srt, to_vtt
+
+    words = [word.model_dump() for word in alignment.words]
+    content = {
+        "srt": to_srt(alignment),
+        "vtt": to_vtt(alignment),
+        "timing": json.dumps({"words": words, **alignment.model_dump()}),
+    }
+    for kind, path in files.items():
+        write_atomically(path, content[kind].encode())
 
 
 def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -> tuple[dict[str, Any], str]:
