@@ -78,6 +78,7 @@ def test_modules_have_no_side_effects_at_import() -> None:
 
 SAFE_SINCE: Final = {
     "filelock": "3.20.3",  # CVE-2025-68146, CVE-2026-22701
+    "jinja2": "3.1.6",  # CVE-2024-34064, CVE-2025-27516
     "python-multipart": "0.0.27",  # CVE-2026-24486, CVE-2026-40347, CVE-2026-42561
     "starlette": "1.3.1",  # CVE-2025-62727, CVE-2026-48710, CVE-2026-54282
     "torch": "2.6",  # CVE-2025-32434
