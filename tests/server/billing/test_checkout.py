@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -12,6 +13,7 @@ from afterwords.server.clock import SystemClock
 from afterwords.server.records import CheckoutState
 from tests.error_codes import has_code
 from tests.server.billing.conftest import LaterClock, Shop, confirmation_in, together, token_of
+from tests.stripe_api.account import StripeError
 
 pytestmark = pytest.mark.anyio
 
@@ -113,6 +115,20 @@ async def test_overtaken_checkout_leaves_the_later_session_open(shop: Shop) -> N
     [customer] = shop.stripe.find("customer", email=email)
     assert [one["url"] for one in shop.stripe.find("checkout.session", customer=customer["id"], status="open")] == [url]
     await other.payments.close()
+
+
+async def test_payment_during_another_checkout_is_seen(shop: Shop) -> None:
+    async with shop.browser() as one, shop.browser() as two:
+        session = await shop.session(one, "during@example.com")
+        slow = shop.stripe.delay("GET /v1/subscriptions")
+        late = asyncio.create_task(two.sign_up("during@example.com"))
+        assert await asyncio.to_thread(slow.reached.wait, 60)
+        with suppress(StripeError):  # the session has expired
+            shop.stripe.pay(session["id"])
+        slow.released.set()
+        await late
+    payable = shop.stripe.count("checkout.session", customer=session["customer"], status="open")
+    assert payable + shop.stripe.count("subscription", customer=session["customer"]) == 1
 
 
 async def test_session_paid_in_another_tab_is_the_only_one(shop: Shop) -> None:

@@ -201,19 +201,17 @@ class Billing:
             raise
 
     async def _continue_checkout(self, checkout: StoredCheckout, customer: StoredCustomer | None) -> str:
-        customer = await self._bind_customer(checkout, customer)
+        customer, is_new = await self._bind_customer(checkout, customer)
         if checkout.account_id and customer.account_id not in (None, checkout.account_id):
             raise ConflictError(
                 "Another account uses this email address.",
                 code="email_in_use",
                 hint="use another address, or sign in with a key of that account.",
             )
-        if customer.is_subscribed:
-            return f"{self.settings.base_url}/v1/checkout/already-subscribed"
-        return await self._open_session(checkout, customer.customer_id)
+        return await self._open_session(checkout, customer.customer_id, is_new=is_new)
 
-    async def _open_session(self, checkout: StoredCheckout, customer_id: str) -> str:
-        """Return the URL of the only open session of a customer: that of this checkout."""
+    async def _open_session(self, checkout: StoredCheckout, customer_id: str, *, is_new: bool) -> str:
+        """Return the URL of the only open session of a customer, that of this checkout, unless there is a plan."""
         checkout_id, session = checkout.checkout_id, None
         found = await self.payments.list_open_sessions(customer_id)
         customer = await self._store.find_customer(customer_id=customer_id)
@@ -226,6 +224,9 @@ class Billing:
                 if not await self.payments.expire_session(one.session_id):  # it was paid a moment ago
                     raise _replaced()
                 await self._store.save_session(one.checkout_id, None)
+        # Only now: a session that was not among them may have been paid.
+        if not is_new and (customer := await self.sync(customer_id)) and customer.is_subscribed:
+            return f"{self.settings.base_url}/v1/checkout/already-subscribed"
         if session is None:
             if checkout.session_id is not None:  # it has expired, and its idempotency key would return it
                 await self._store.save_session(checkout_id, None)
@@ -245,8 +246,10 @@ class Billing:
             raise _replaced()
         return session.url
 
-    async def _bind_customer(self, checkout: StoredCheckout, customer: StoredCustomer | None) -> StoredCustomer:
-        """Return the one customer with the address of a checkout, as Stripe has it now, with this as the last one."""
+    async def _bind_customer(
+        self, checkout: StoredCheckout, customer: StoredCustomer | None
+    ) -> tuple[StoredCustomer, bool]:
+        """Return the one customer with the address of a checkout, with this as the last one, and whether it is new."""
         email, made = checkout.email, None
         customer = customer or await self._store.find_customer(email=email)
         if customer is not None:
@@ -262,11 +265,9 @@ class Billing:
             customer_id = made or (known or found)[0]
         bound = await self._store.bind_customer(checkout.checkout_id, customer_id, email=email)
         reach("customer-stored")
-        if made is not None:
-            if bound.customer_id != made:  # another checkout was faster
-                await self.payments.delete_customer(made)
-            return bound
-        return await self.sync(bound.customer_id) or bound
+        if made is not None and bound.customer_id != made:  # another checkout was faster
+            await self.payments.delete_customer(made)
+        return bound, bound.customer_id == made
 
     async def _reload(self, checkout: StoredCheckout) -> StoredCheckout:
         found = await self._store.get_checkout(checkout.checkout_id)
