@@ -494,8 +494,8 @@ class StoredCustomer:
 
     @property
     def is_subscribed(self) -> bool:
-        """Whether there is a subscription that can be paid: another one would be a second."""
-        return self.is_entitled or self.status in ("unpaid", "paused")
+        """Whether there is a subscription that is or may yet be paid: another one would be a second."""
+        return self.is_entitled or self.status in ("incomplete", "unpaid", "paused")
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,8 @@ class StripePayments:
         except ImportError:
             raise MissingExtraError.for_extra("billing", purpose="Selling plans") from None
         stripe.enable_telemetry = False
-        logging.getLogger("stripe").setLevel(logging.WARNING)  # it logs the address of each request
+        logging.getLogger("stripe").setLevel(logging.WARNING)  # it logs URLs, of which some have an email address
+        logging.getLogger("httpx").addFilter(lambda record: api_url not in record.getMessage())  # so does this one
         self._webhook_secret, self._meter_event = webhook_secret, meter_event or ""
         self._http = stripe.HTTPXClient(timeout=CALL_TIMEOUT_S)
         self._client: StripeClient = stripe.StripeClient(

@@ -139,6 +139,18 @@ async def test_session_paid_in_another_tab_is_the_only_one(shop: Shop) -> None:
     assert answer.json()["url"].endswith("/v1/checkout/already-subscribed")
 
 
+async def test_bank_debit_is_waited_for(shop: Shop) -> None:
+    async with shop.browser() as browser:
+        session = await shop.session(browser, "debit@example.com")
+        shop.stripe.pay(session["id"], debit="incomplete")
+        assert set(await shop.deliver()) == {200}
+        assert await shop.billing.success(token_of(session), browser.cookie) is CheckoutState.WAITING
+        assert (await browser.sign_up("debit@example.com")).json()["url"].endswith("/already-subscribed")
+        shop.stripe.settle(session["id"])
+        assert set(await shop.deliver()) == {200}
+        assert await shop.billing.success(token_of(session), browser.cookie) is CheckoutState.READY
+
+
 @pytest.mark.parametrize("email", HOSTILE)
 async def test_hostile_address_is_refused_and_not_shown(shop: Shop, email: str) -> None:
     before = len(shop.stripe.requests)
