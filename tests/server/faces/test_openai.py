@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
+import subprocess
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +22,7 @@ import soundfile
 from afterwords.audio.decoding import read_tags
 from afterwords.audio.wav import Samples, read_wav
 from afterwords.provenance import read_mark
-from tests.e2e.served import Served, register, serving, wait_for_job, wait_until
+from tests.e2e.served import RECORDING, Served, register, serving, wait_for_job, wait_until
 
 REQUESTS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("openai_requests.json").read_text())
 MEDIA_TYPES = {
@@ -138,7 +141,8 @@ def test_audio_arrives_before_the_end_of_the_synthesis(client: openai.OpenAI, ht
     with client.audio.speech.with_streaming_response.create(
         model="tone", voice="me", input=SLOW, response_format="pcm"
     ) as answer:
-        first = next(answer.iter_bytes(1024))
+        chunks = answer.iter_bytes(1024)  # the connection is closed once the iterator is gone
+        first = next(chunks)
         job = http.get(f"/v1/jobs/{answer.headers['x-job-id']}").json()
         assert (len(first), job["status"]) == (1024, "pending")
 
@@ -299,3 +303,56 @@ def test_alias_never_shadows_a_voice(served: Served) -> None:
 def test_lists_need_a_key_by_default(served: Served) -> None:
     for path in ("/v1/models", "/v1/models/tts-1", "/v1/audio/models", "/v1/audio/voices"):
         assert httpx.get(f"{served.url}{path}").status_code == 401
+
+
+def test_voice_is_created_and_deleted_by_the_official_client(served: Served) -> None:
+    with connect(served, served.new_key()) as client:
+        sample = ("me.wav", RECORDING, "audio/wav")
+        voice = client.audio.voices.create(name="me", audio_sample=sample, consent="self")
+        assert (voice.object, voice.name, voice.created_at > 0) == ("audio.voice", "me", True)
+        check_tone(client.audio.speech.create(model="tts-1", voice={"id": voice.id}, input="Hi.").content, "mp3", "Hi.")
+        with pytest.raises(openai.UnprocessableEntityError, match="consent"):
+            client.audio.voices.create(name="me", audio_sample=sample, consent="cons_1")
+        assert client.audio.voices.delete(voice.id).deleted
+        with pytest.raises(openai.NotFoundError, match="no voices yet"):
+            client.audio.speech.create(model="tts-1", voice=voice.id, input="Hi.")
+
+
+def test_open_lists_have_the_names_of_one_account(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server, server.client() as http, server.admin as admin:
+        register(http, name="me")
+        account_id = admin.get("/v1/accounts").json()[0]["account_id"]
+    with serving(tmp_path / "home", {"AFTERWORDS_LIST_VOICES_OF": account_id}) as server:
+        voices = httpx.get(f"{server.url}/v1/audio/voices").json()
+        assert voices == {"object": "list", "data": [], "voices": [{"id": "me", "name": "me", "voice_id": None}]}
+        assert httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"] == "tone"
+        unknown = httpx.get(f"{server.url}/v1/audio/voices", headers={"Authorization": "Bearer unknown"})
+        assert unknown.status_code == 401
+        assert httpx.get(f"{server.url}/v1/voices").status_code == 401
+
+
+@pytest.mark.soak
+def test_javascript_clients_speak(served: Served, tmp_path: Path) -> None:
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if not node or not npm:
+        pytest.skip("needs node and npm")
+    packages = ("openai@7", "ai@7", "@ai-sdk/openai@4")
+    install = [npm, "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(tmp_path), *packages]
+    if subprocess.run(install, capture_output=True, timeout=300, check=False).returncode:
+        pytest.skip("npm can't install the clients here")
+    script = shutil.copy(Path(__file__).with_name("openai_clients.mjs"), tmp_path)
+    environment = {**os.environ, "URL": served.url, "KEY": served.key}
+    done = subprocess.run([node, script], env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["whole"] == 2 * 24_000 * SECONDS_PER_CHARACTER * len("From JavaScript.")
+    assert seen["streamed"] == 2 * 24_000 * SECONDS_PER_CHARACTER * len("Streamed to JavaScript.")
+    assert seen["models"] == ["tone", "tts-1", "tts-1-hd", "gpt-4o-mini-tts"]
+    assert (seen["error"]["isNotFound"], seen["error"]["code"], seen["error"]["hasId"]) == (
+        True,
+        "voice_not_found",
+        True,
+    )
+    assert seen["aiSdk"]["mediaType"] == "audio/mpeg"
+    assert seen["aiSdk"]["size"] > 5_000

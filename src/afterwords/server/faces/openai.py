@@ -17,22 +17,26 @@ from pydantic import Field
 
 from afterwords.audio.encoding import Encoding
 from afterwords.errors import InvalidOptionError, InvalidRequestError, NotFoundError
-from afterwords.models import NAME_MAX_CHARS, Seed, SpeechFormat, Speed
+from afterwords.models import NAME_MAX_CHARS, ConsentKind, Seed, SpeechFormat, Speed
 from afterwords.server.auth import Credential, requires
 from afterwords.server.records import Scope
 from afterwords.server.routes.audio import Wrap, speech_response
 from afterwords.server.routes.responses import (
+    BINARY,
+    VoiceId,
     audio_content,
     caller_of,
     context_of,
     errors,
     identity_of,
     json_response,
+    request_body,
     state_of,
 )
 from afterwords.server.routes.schemas import RequestBody, ResponseBody, VoiceListed
+from afterwords.server.routes.voices import CHANGE, FORM_MAX_BYTES, UPLOAD, register_from_form
 from afterwords.server.services.synthesis import AcceptedJob, SynthesisRequest
-from afterwords.server.services.voices import find_speaker
+from afterwords.server.services.voices import find_speaker, find_voice
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -206,6 +210,24 @@ class OpenAIVoices(ResponseBody):
     voices: list[OpenAIVoice] = Field(description="The voices to choose from.")
 
 
+class OpenAICreatedVoice(ResponseBody):
+    """A new voice."""
+
+    id: str = Field(description="ID of the voice.")
+    object: Literal["audio.voice"] = Field(default="audio.voice", description="`audio.voice`.")
+    type: Literal["audio_sample"] = Field(default="audio_sample", description="`audio_sample`.")
+    name: str = Field(description="Name of the voice.")
+    created_at: int = Field(description="When the voice was created, in seconds since 1970.")
+
+
+class OpenAIDeletedVoice(ResponseBody):
+    """A voice that was deleted."""
+
+    id: str = Field(description="ID of the voice.")
+    object: Literal["audio.voice.deleted"] = Field(default="audio.voice.deleted", description="`audio.voice.deleted`.")
+    deleted: Literal[True] = Field(default=True, description="True.")
+
+
 @router.get("/v1/models", responses={200: {"model": OpenAIModels}})
 @router.get("/v1/audio/models", responses={200: {"model": OpenAIModels}})
 @requires(Credential.LIST)
@@ -223,6 +245,39 @@ async def show_model(
     """Return a model of OpenAI's API."""
     _find_backend(model, state_of(request).dispatcher.backends)
     return json_response(OpenAIModel(id=model))
+
+
+_FORM: Final = request_body(
+    "multipart/form-data",
+    {
+        "type": "object",
+        "required": ["name", "audio_sample"],
+        "properties": {
+            "name": {"type": "string", "maxLength": 200, "description": "Name of the voice."},
+            "audio_sample": {**BINARY, "description": "Recording of 5 to 60 s, in the formats of `POST /v1/voices`."},
+            "ref_text": {"type": "string", "description": "Transcript of the recording."},
+            "consent": {"type": "string", "enum": list(ConsentKind), "description": "Consent of the speaker."},
+        },
+    },
+)
+
+
+@router.post("/v1/audio/voices", responses={200: {"model": OpenAICreatedVoice}, **UPLOAD}, openapi_extra=_FORM)
+@requires(Credential.USER, Scope.VOICES_WRITE, max_body_bytes=FORM_MAX_BYTES, is_upload=True)
+async def create_voice(request: Request) -> Response:
+    """Register a voice from a recording, as OpenAI's API does."""
+    voice = await register_from_form(request, "audio_sample")
+    created_at = int(voice.created_at.timestamp())
+    return json_response(OpenAICreatedVoice(id=voice.voice_id, name=voice.name, created_at=created_at))
+
+
+@router.delete("/v1/audio/voices/{voice_id}", responses={200: {"model": OpenAIDeletedVoice}, **CHANGE})
+@requires(Credential.USER, Scope.VOICES_WRITE)
+async def delete_voice(request: Request, voice_id: VoiceId) -> Response:
+    """Delete a voice with its recording, jobs and audio, as OpenAI's API does."""
+    voice = await find_voice(state_of(request).store, caller_of(request), voice_id)
+    await state_of(request).voices.delete(caller_of(request), voice.voice_id)
+    return json_response(OpenAIDeletedVoice(id=voice.voice_id))
 
 
 @router.get("/v1/audio/voices", responses={200: {"model": OpenAIVoices}})

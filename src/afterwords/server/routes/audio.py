@@ -35,6 +35,8 @@ ENCODE_WHOLE_MAX_BYTES: Final = 2 << 20
 """A WAV up to this size (44 s at 24 kHz) is encoded before it is sent, so that Content-Length is known."""
 STEP_BYTES: Final = 128 * 1024
 """PCM encoded per step: 2.7 s at 24 kHz."""
+FIRST_STEP_BYTES: Final = 8 * 1024
+"""PCM encoded in the first step, which a client waits for: 0.17 s at 24 kHz."""
 _HEAD_BYTES: Final = 16 * 1024
 RANGES_MAX: Final = 16
 LEFT_OUT_MAX: Final = 20
@@ -410,10 +412,12 @@ async def encode_stream(
             writer.write(float_from_pcm16(chunk))
 
         async for chunk in pcm:
-            async with turns.slot(account_id):
-                await in_thread(write, chunk)
-            if ready := sink.take():
-                yield ready
+            end = 0 if writer.duration_s else FIRST_STEP_BYTES
+            for part in filter(None, (chunk[:end], chunk[end:])):
+                async with turns.slot(account_id):
+                    await in_thread(write, part)
+                if ready := sink.take():
+                    yield ready
     if ready := sink.take():
         yield ready
 

@@ -73,12 +73,17 @@ _FORM: Final = request_body(
 @requires(Credential.USER, Scope.VOICES_WRITE, max_body_bytes=FORM_MAX_BYTES, is_upload=True)
 async def create_voice(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
     """Register a voice from a recording, which is stored as mono 16-bit WAV; the uploaded file is discarded."""
+    return _created_response(await register_from_form(request, "ref_audio", idempotency_key=idempotency_key))
+
+
+async def register_from_form(request: Request, file_field: str, *, idempotency_key: str | None = None) -> StoredVoice:
+    """Register a voice from a form, whose recording is in the field `file_field`."""
     state, caller = state_of(request), caller_of(request)
     with state.receiving.hold(caller.account_id), open_spool(state.settings.folder) as file:
         form = await read_form(
-            request, file, max_file_bytes=REFERENCE_MAX_BYTES, file_field="ref_audio", fields=TEXT_FIELDS
+            request, file, max_file_bytes=REFERENCE_MAX_BYTES, file_field=file_field, fields=TEXT_FIELDS
         )
-        for name, is_present in (("name", "name" in form.fields), ("ref_audio", form.has_file)):
+        for name, is_present in (("name", "name" in form.fields), (file_field, form.has_file)):
             if not is_present:
                 raise InvalidRequestError.missing_field(name)
         consent = form.fields.get("consent") or None
@@ -88,8 +93,7 @@ async def create_voice(request: Request, idempotency_key: IdempotencyKey = None)
         fields = VoiceFields(**{**form.fields, **chosen})
         async with state.uploading.slot(caller.account_id):
             file.seek(0)
-            voice = await state.voices.register(caller, fields, file.read(), idempotency_key=idempotency_key)
-    return _created_response(voice)
+            return await state.voices.register(caller, fields, file.read(), idempotency_key=idempotency_key)
 
 
 @router.get("/v1/voices", responses={200: {"model": list[VoiceListed]}, **errors(_422="invalid_field")})
