@@ -381,25 +381,17 @@ class Store(Protocol):
     async def begin_checkout(
         self, *, email: str, plan: str, browser_sha256: bytes, account_id: str | None, since: datetime
     ) -> StoredCheckout:
-        """Add a checkout, or return the same one that was begun since and is not paid.
-
-        Args:
-            account_id: The account that is signed in, which gets the subscription and the key.
-        """
+        """Add a checkout of the account that is signed in, or return the same one that was begun since, if not paid."""
 
     async def get_checkout(self, checkout_id: str) -> StoredCheckout | None: ...
 
     async def bind_customer(self, checkout_id: str, customer_id: str, *, email: str) -> StoredCustomer:
-        """Make a checkout the last one of a customer, and return that customer.
-
-        A new customer is stored with the address, unless another customer has it, who is returned instead.
-        """
+        """Make a checkout the last one of a customer, or of another one who has the address. Return that customer."""
 
     async def save_session(self, checkout_id: str, session_id: str | None) -> bool:
-        """Store the session of a checkout; None: the next one needs another idempotency key.
+        """Store the session of a checkout, and return whether it is still the last one of its customer.
 
-        Returns:
-            Whether it is still the last checkout of its customer.
+        None: the next session needs another idempotency key.
         """
 
     async def mint_checkout_key(
@@ -424,11 +416,7 @@ class Store(Protocol):
         """Return the customer with all of these."""
 
     async def list_customers(self, *, due_again_s: float | None = None) -> list[str]:
-        """Return the ids of all customers, those first that were looked at longest ago.
-
-        Args:
-            due_again_s: Only those with access whose period has ended, and that were not looked at for so long.
-        """
+        """Return the ids of all, or of those whose period has ended and that were read more than `due_again_s` ago."""
 
     async def add_customer(self, customer_id: str, *, email: str | None) -> None:
         """Store a customer that began no checkout here, without the address if another one has it."""

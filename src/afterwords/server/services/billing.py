@@ -40,7 +40,6 @@ from afterwords.server.records import (
     PaymentEvent,
     StoredCheckout,
     StoredCustomer,
-    Subscription,
 )
 from afterwords.server.services.keys import PREFIX, SHOWN_CHARS, MintedKey, digest
 from afterwords.server.services.signing import checkout_token, read_checkout_token
@@ -405,7 +404,9 @@ class Billing:
                 return customer
             state = await self.payments.read_customer(customer_id)
             reach("customer-read")
-            chosen = self._choose(state.subscriptions)
+            # That which gives access decides, then the newest.
+            ours = [one for one in state.subscriptions if one.price_id in self._prices]
+            chosen = max(ours, key=lambda one: (one.status in ENTITLED, one.created_at), default=None)
             saved = await self._store.save_customer_state(
                 customer_id,
                 state,
@@ -418,11 +419,6 @@ class Billing:
             if saved is not None:
                 return saved
         raise ServiceUnavailableError("This customer changes too often at the moment.")
-
-    def _choose(self, subscriptions: Sequence[Subscription]) -> Subscription | None:
-        """Return the subscription of our prices that decides: one that gives access, then the newest."""
-        ours = [one for one in subscriptions if one.price_id in self._prices]
-        return max(ours, key=lambda one: (one.status in ENTITLED, one.created_at), default=None)
 
     async def handle_event(self, event: PaymentEvent) -> None:
         """Handle an event of Stripe, once; others than those of our customers are ignored.
