@@ -109,7 +109,7 @@ class Cluster:
                     raise
         for number, worker in enumerate(self.workers):
             if worker.ended():
-                assert worker.process.returncode == -signal.SIGKILL, worker.log.read_text()
+                assert worker.process.poll() == -signal.SIGKILL, worker.log.read_text()
                 self.workers[number] = self._new_worker(number)
         return n_died
 

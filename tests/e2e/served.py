@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +14,7 @@ from typing import Any, Final, TypeVar
 import httpx
 
 from afterwords.audio.wav import canonical_wav, read_wav
+from tests.forked import Program, start_afterwords
 
 READER = Path(str(files("afterwords") / "data" / "reader.wav"))
 RECORDING: Final = canonical_wav(read_wav(READER.read_bytes())[0][:88_000], 16_000)
@@ -54,7 +53,7 @@ class Served:
         self.log = home.parent / f"{home.name}.server.log"
         self.key = ""
         self.url = ""
-        self.process: subprocess.Popen[str] | None = None
+        self.process: Program | None = None
 
     def start(self, **more: str) -> Served:
         """Start the server and wait until it responds."""
@@ -69,14 +68,7 @@ class Served:
             **self.settings,
             **more,
         }
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*self.before, sys.executable, "-m", "afterwords", "serve", "--port", str(self.port)],
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
+        self.process = start_afterwords(["serve", "--port", str(self.port)], env, self.log, before=self.before)
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("aw_"):

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
@@ -25,7 +22,7 @@ from afterwords import __version__
 from afterwords.server.dispatch.protocol import PROTOCOL
 from tests.cli.program import run
 from tests.e2e.invariants import count_attempts, query_one
-from tests.e2e.served import ADMIN_SECRET, DEADLINE_S, RECORDING, Served, register, submit_text, wait_until
+from tests.e2e.served import ADMIN_SECRET, DEADLINE_S, RECORDING, register, submit_text, wait_until
 from tests.e2e.workers import SLOW, World, claim_body, open_world, unique
 
 
@@ -177,7 +174,7 @@ def test_terminated_worker_releases_long_jobs(world: World) -> None:
 
 def test_worker_waits_for_a_server_that_restarts(tmp_path: Path) -> None:
     with open_world(tmp_path) as world:
-        port = world.served.url.rpartition(":")[2]
+        world.served.port = int(world.served.url.rpartition(":")[2])
         worker = world.start_worker()
         world.speak("The voice is prepared now.")
         job_id = world.submit(SLOW)
@@ -185,31 +182,11 @@ def test_worker_waits_for_a_server_that_restarts(tmp_path: Path) -> None:
         world.served.stop()
         worker.wait_for_log("the server is away")
         world.client.close()
-        restart(world.served, port)
+        world.served.start()
         world.client = world.served.client()
         assert world.wait_for(job_id) == "ready"
         world.speak("After the restart.")
         assert worker.log.read_text().count("the server is away") == 1
-
-
-def restart(served: Served, port: str) -> None:
-    """Start a server again at the same port."""
-    env = {**os.environ, "AFTERWORDS_HOME": str(served.home), "AFTERWORDS_BACKENDS": "tone", **served.settings}
-    with served.log.open("ab") as log:
-        served.process = subprocess.Popen(
-            [sys.executable, "-m", "afterwords", "serve", "--port", port],
-            env={**env, "AFTERWORDS_TESTING": "1"},
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    wait_until(lambda: _answers(served.url), what="the server")
-
-
-def _answers(url: str) -> bool:
-    with suppress(httpx.TransportError):
-        return httpx.get(f"{url}/healthz", verify=False).status_code == 200
-    return False
 
 
 def test_cut_upload_of_audio_is_repeated(world: World) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -18,6 +16,7 @@ import psutil
 from afterwords.server.dispatch.protocol import PROTOCOL
 from tests.cli.program import run
 from tests.e2e.served import DEADLINE_S, Served, register, submit_text, wait_for_job, wait_until
+from tests.forked import start_afterwords
 
 SLOW = "fault-slow, four characters every 50 ms, so that this lasts about two seconds: " + "and on " * 12
 LEASE_S = 3
@@ -41,14 +40,10 @@ class WorkerProgram:
             "AFTERWORDS_WORKER_TOKEN": token,
             "AFTERWORDS_LOG_LEVEL": "debug",
         }
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "afterwords", "worker", "--server", url, *options],
-                env={**os.environ, **settings, **env},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        arguments = ["worker", "--server", url, *options]
+        self.process = start_afterwords(arguments, {**os.environ, **settings, **env}, self.log)
+        assert self.process.stdout is not None
+        self.process.stdout.close()  # it has no result
 
     def wait_for_log(self, words: str) -> None:
         wait_until(lambda: words in self.log.read_text() or self.ended(), what=f"{words!r} in the log of the worker")
