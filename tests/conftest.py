@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -63,6 +64,18 @@ LONGEST = (
 # Examples have no time limit: a busy machine takes 200 ms for any of them.
 settings.register_profile("afterwords", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("afterwords")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection() -> None:
+    """Search for no garbage while tests are collected: they stay."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was collected out of all later searches for garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
