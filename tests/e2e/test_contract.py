@@ -80,19 +80,21 @@ class TestHealth:
 class TestCors:
     """CORS, as a browser uses it."""
 
-    @pytest.mark.parametrize("path", sorted(create_app().openapi()["paths"]))
-    def test_preflight_allows_headers_of_every_route(self, served: Served, path: str) -> None:
-        for method in create_app().openapi()["paths"][path]:
+    def test_preflight_allows_headers_of_every_route(self, served: Served) -> None:
+        paths = create_app().openapi()["paths"]
+        browser = httpx.Client(base_url=served.url)  # without a key
+        for path, method in [(path, method.upper()) for path, methods in paths.items() for method in methods]:
             asked = {
                 "Origin": ORIGIN,
-                "Access-Control-Request-Method": method.upper(),
+                "Access-Control-Request-Method": method,
                 "Access-Control-Request-Headers": "authorization,content-type,idempotency-key",
             }
-            answer = httpx.options(served.url + path.replace("{", "").replace("}", ""), headers=asked)
-            assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, ORIGIN)
-            assert method.upper() in answer.headers["access-control-allow-methods"]
-            assert "idempotency-key" in answer.headers["access-control-allow-headers"].lower()
-            assert "access-control-allow-credentials" not in answer.headers
+            answer = browser.options(path.replace("{", "").replace("}", ""), headers=asked)
+            assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, ORIGIN), path
+            assert method in answer.headers["access-control-allow-methods"], path
+            assert "idempotency-key" in answer.headers["access-control-allow-headers"].lower(), path
+            assert "access-control-allow-credentials" not in answer.headers, path
+        browser.close()
 
     def test_only_listed_origins_may_read_responses(self, client: httpx.Client, voice_id: str) -> None:
         wait_for_job(client, submit_text(client, voice_id, "Played in a browser."))
