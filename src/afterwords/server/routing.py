@@ -13,6 +13,7 @@ import traceback
 from codecs import BOM_UTF8
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Final, TypeVar, cast
 from urllib.parse import parse_qsl
 from uuid import uuid4
@@ -70,7 +71,31 @@ class Lifetime:
     methods: dict[str, set[str]] = field(default_factory=dict)  # by path, for the Allow header
 
 
-class ApiRoute(APIRoute):
+class DocumentedRoute(APIRoute):
+    """A route whose response models, which only the OpenAPI document needs, are made with that document.
+
+    FastAPI makes them with the route, which takes four fifths of the time to create an application.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        endpoint: Callable[..., Any],
+        *,
+        responses: dict[int | str, dict[str, Any]] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(path, endpoint, **options)
+        self.responses = responses or {}
+        del self.response_fields  # which was empty
+
+    @cached_property
+    def response_fields(self) -> dict[int | str, Any]:  # type: ignore[override]
+        """The fields of the response models, by status."""
+        return APIRoute(self.path, self.endpoint, methods=self.methods, responses=self.responses).response_fields
+
+
+class ApiRoute(DocumentedRoute):
     """A route of the API.
 
     Before FastAPI reads the body, the route checks the Host header, the credential, the rate limit and the announced

@@ -35,10 +35,11 @@ from afterwords.server.routes.responses import (
 )
 from afterwords.server.routes.schemas import RequestBody, ResponseBody, VoiceListed
 from afterwords.server.routes.voices import CHANGE, FORM_MAX_BYTES, UPLOAD, register_from_form
+from afterwords.server.routing import DocumentedRoute
 from afterwords.server.services.synthesis import AcceptedJob, SynthesisRequest
 from afterwords.server.services.voices import find_speaker, find_voice
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(route_class=DocumentedRoute, tags=["OpenAI"])
 
 PCM_RATE: Final = 24_000
 """Sample rate of `pcm` in Hz, which has no header that could state another."""

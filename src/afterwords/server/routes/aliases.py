@@ -13,10 +13,11 @@ from afterwords.server.auth import Credential, requires
 from afterwords.server.records import Scope
 from afterwords.server.routes.responses import caller_of, errors, json_response, list_response, state_of
 from afterwords.server.routes.schemas import AliasBody
+from afterwords.server.routing import DocumentedRoute
 from afterwords.server.services.voices import find_voice
 from afterwords.text import check_name
 
-router = APIRouter(tags=["voices"])
+router = APIRouter(route_class=DocumentedRoute, tags=["voices"])
 
 AliasName = Annotated[str, Path(max_length=NAME_MAX_CHARS, description="The name that programs send.")]
 

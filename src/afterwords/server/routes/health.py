@@ -9,8 +9,9 @@ from afterwords import __version__
 from afterwords.models import Health
 from afterwords.server.auth import Credential, requires
 from afterwords.server.routes.responses import context_of, errors, json_response, state_of
+from afterwords.server.routing import DocumentedRoute
 
-router = APIRouter()
+router = APIRouter(route_class=DocumentedRoute)
 
 
 @router.get("/v1/health", tags=["service"], responses={200: {"model": Health}, **errors(_400="invalid_host")})

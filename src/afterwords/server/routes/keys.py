@@ -18,10 +18,11 @@ from afterwords.server.routes.responses import (
     state_of,
 )
 from afterwords.server.routes.schemas import NewKeyBody, RotateBody
+from afterwords.server.routing import DocumentedRoute
 from afterwords.server.services.keys import MintedKey, digest
 from afterwords.server.services.signing import signing_secret
 
-router = APIRouter(tags=["keys"])
+router = APIRouter(route_class=DocumentedRoute, tags=["keys"])
 CHANGE = errors(_403="insufficient_scope", _404="key_not_found", _409="key_replaced")
 MINT = {201: {"model": NewApiKey}, **errors(_422="invalid_field"), **CHANGE}
 ADMIN = errors(_401="unauthorized, admin_required")

@@ -9,10 +9,11 @@ from fastapi.responses import JSONResponse, Response
 
 from afterwords.server.auth import Credential, requires
 from afterwords.server.routes.responses import context_of, state_of
+from afterwords.server.routing import DocumentedRoute
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-router = APIRouter()
+router = APIRouter(route_class=DocumentedRoute)
 
 
 @router.get("/metrics", include_in_schema=False)

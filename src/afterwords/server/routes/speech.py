@@ -33,10 +33,11 @@ from afterwords.server.routes.responses import (
     state_of,
 )
 from afterwords.server.routes.schemas import JobAccepted, JobListed, JobShown, StorableText, SynthesizeBody
+from afterwords.server.routing import DocumentedRoute
 from afterwords.server.services.synthesis import AcceptedJob, CachedSpeech, SynthesisRequest
 from afterwords.server.webhooks import check_url
 
-router = APIRouter(tags=["speech"])
+router = APIRouter(route_class=DocumentedRoute, tags=["speech"])
 
 WAIT_MAX_S: Final = 60
 _WAIT: Final = re.compile(r"\s*wait\s*=\s*(\d{1,6})\s*", re.IGNORECASE)

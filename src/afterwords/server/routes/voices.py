@@ -26,11 +26,11 @@ from afterwords.server.routes.responses import (
     state_of,
 )
 from afterwords.server.routes.schemas import StorableText, VoiceCreated, VoiceListed, VoicePatch, VoiceShown
-from afterwords.server.routing import MULTIPART_OVERHEAD_BYTES
+from afterwords.server.routing import MULTIPART_OVERHEAD_BYTES, DocumentedRoute
 from afterwords.server.services.voices import VoiceFields, find_voice
 from afterwords.server.spool import open_spool
 
-router = APIRouter(tags=["voices"])
+router = APIRouter(route_class=DocumentedRoute, tags=["voices"])
 
 FORM_MAX_BYTES: Final = REFERENCE_MAX_BYTES + MULTIPART_OVERHEAD_BYTES
 TEXT_FIELDS: Final = ("name", "backend", "ref_text", "lang", "family", "consent")

@@ -44,10 +44,11 @@ from afterwords.server.routes.responses import (
     state_of,
 )
 from afterwords.server.routes.schemas import CompleteBody, Completed
+from afterwords.server.routing import DocumentedRoute
 from afterwords.server.spool import open_spool
 from afterwords.text import MAX_REQUEST_CHARS, max_speech_s
 
-router = APIRouter(tags=["workers"])
+router = APIRouter(route_class=DocumentedRoute, tags=["workers"])
 
 M = TypeVar("M", bound=BaseModel)
 PromptVersion = Annotated[str, Query(min_length=1, max_length=200)]
