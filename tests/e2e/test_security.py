@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import sqlite3
 from collections.abc import Iterator
 from functools import cache
@@ -59,7 +60,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def call(client: httpx.Client, method: str, path: str, **ids: str) -> httpx.Response:
     """Call a route with a body that is valid up to the row that an ID names."""
-    url = path.format(**{"voice_id": UNKNOWN_ID, "job_id": UNKNOWN_ID, "key_id": UNKNOWN_ID, **ids})
+    url = re.sub(r"{(\w+)}", lambda found: ids.get(found[1], UNKNOWN_ID), path)
     body: dict[str, Any] = {}
     if method == "PATCH":
         body = {"json": {"name": "changed"}}
