@@ -164,21 +164,21 @@ async def _list_keys(request: Request, account_id: str) -> list[ApiKey]:
     return [key for key in keys if key.revoked_at is None and (key.expires_at is None or now < key.expires_at)]
 
 
-class Bar(NamedTuple):
+class DayBar(NamedTuple):
     """A day in the chart of a period."""
 
     height: int
     title: str
 
 
-def _bars(usage: Usage) -> list[Bar]:
+def _bars(usage: Usage) -> list[DayBar]:
     """Return a bar for each day of the period, the highest with a height of BAR_HEIGHT."""
     characters = {day.day: day.characters for day in usage.days}
     first, last = usage.period_start.date(), (usage.period_end - INSTANT).date()
     days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
     peak = max(characters.values(), default=0) or 1
     return [
-        Bar(
+        DayBar(
             round(BAR_HEIGHT * characters.get(day, 0) / peak),
             f"{format_date(day)}: {characters.get(day, 0):,} characters",
         )
