@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from sqlalchemy import insert
 
 from afterwords.server.records import CheckoutState
-from afterwords.server.services.billing import SYNCED
+from afterwords.server.services.billing import ALERTS, SYNCED
 from afterwords.server.store import SqlStore
 from afterwords.server.store.schema import customers
 from tests.server.billing.conftest import LaterClock, Object, Shop, token_of
@@ -185,6 +187,11 @@ async def test_events_that_are_not_ours_are_taken(shop: Shop) -> None:
     assert set(await shop.deliver()) == {200}
     assert len(shop.stripe.requests) == requests
     assert await shop.state.store.find_customer(customer_id=foreign["id"]) is None
+
+
+def test_docs_name_every_event() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "billing.md").read_text("utf-8")
+    assert set(re.findall(r"`((?:checkout|customer|invoice|charge|radar)\.[a-z_.]+)`", page)) == SYNCED | ALERTS
 
 
 async def test_invalid_events_are_refused(shop: Shop) -> None:

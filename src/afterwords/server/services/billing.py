@@ -629,7 +629,11 @@ def billing_disabled() -> NotFoundError:
 
 
 def _no_customer() -> NotFoundError:
-    return NotFoundError("There is no such customer.", code="customer_not_found", hint="check the address or the id.")
+    return NotFoundError(
+        "There is no such customer.",
+        code="customer_not_found",
+        hint="check the address; `afterwords billing reconcile` adds customers that subscribed elsewhere.",
+    )
 
 
 def _replaced() -> ConflictError:
