@@ -5,7 +5,20 @@ from __future__ import annotations
 import os
 import platform
 
-from benchmarks import calls, client, likeness, ray_cluster, server, servers, speed, startup, tenants, volume, workers
+from benchmarks import (
+    calls,
+    client,
+    likeness,
+    ray_cluster,
+    server,
+    servers,
+    speed,
+    startup,
+    tenants,
+    timestamps,
+    volume,
+    workers,
+)
 
 
 def main() -> None:
@@ -22,6 +35,7 @@ def main() -> None:
         "Client": client,
         "lite: speed": speed,
         "lite: likeness": likeness,
+        "lite: timestamps": timestamps,
     }
     for title, module in tables.items():
         print(f"### {title}\n", *module.table(), "", sep="\n", flush=True)
